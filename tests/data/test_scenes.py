@@ -10,6 +10,7 @@ import numpy as np
 import processes
 import pytest
 from paths import ROOT, SUPPORT
+from PIL import ImageColor
 from scene_digest import digest_of_scenes
 
 from dcdctl.core.data import scenes
@@ -164,10 +165,10 @@ def test_a_bag_of_words_does_not_find_the_image(test_scenes):
 def test_a_shape_is_drawn_in_its_color_inside_its_cell(shape):
     thing = scenes.SceneObject(shape, "red", "large", column=1, row=2, shift=(0.0, 0.0))
     pixels = np.asarray(scenes.draw_scene(scenes.Scene((thing,), scenes.BACKGROUNDS[0]), 128)).astype(int)
-    is_drawn = (np.abs(pixels - scenes.BACKGROUNDS[0]) > 20).any(axis=2)
+    is_drawn = (np.abs(pixels - ImageColor.getrgb(scenes.BACKGROUNDS[0])) > 20).any(axis=2)
     rows, columns = np.nonzero(is_drawn)
     assert (rows.min() >= 64, rows.max() < 96, columns.min() >= 32, columns.max() < 64) == (True,) * 4
-    assert (pixels == scenes.COLORS["red"]).all(axis=2).sum() > 100
+    assert (pixels == ImageColor.getrgb(scenes.COLORS["red"])).all(axis=2).sum() > 100
     if shape not in ("moon", "arrow"):
         cell = is_drawn[64:96, 32:64]
         # Apart from a few pixels at the edges.

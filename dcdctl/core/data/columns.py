@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -32,16 +32,6 @@ MAX_NAME_BYTES = 60
 _AS_UTF8 = "save the file as UTF-8"
 _DAY = r"\d{4}-\d{2}-\d{2}"
 _WHOLE = r"[+-]?(0|[1-9]\d*)"
-_FORMS: dict[pa.DataType, re.Pattern[str]] = {
-    pa.bool_(): re.compile("true|false", re.IGNORECASE),
-    # Not 007: such numbers are codes, whose zeros count.
-    pa.int64(): re.compile(_WHOLE),
-    pa.float64(): re.compile(rf"({_WHOLE}(\.\d*)?|[+-]?\.\d+)(e[+-]?\d+)?|nan", re.IGNORECASE),
-    pa.date32(): re.compile(_DAY),
-    MOMENT: re.compile(rf"{_DAY}[T ]\d{{2}}:\d{{2}}(:\d{{2}}(\.\d+)?)?(Z|[+-]\d{{2}}:?\d{{2}})?"),
-}
-"""How the cells of a text file are written, by the type of their column; the first type whose form all cells have is
-taken."""
 
 
 @dataclass(frozen=True)
@@ -105,18 +95,16 @@ def by_first_row(images: Sequence[str | None], cells: Mapping[str, pa.Array | No
     for row, image in enumerate(images):
         if image:
             first.setdefault(image, row)
-    of_image = pa.array([first[image] if image else None for image in images], pa.int64())
+    of_image = pa.array([first[image] if image else None for image in images], "int64")
     columns, notes = {}, []
     for name, column in cells.items():
         if column is None or column.null_count == len(column):
             reason = (
-                "it has no values"
-                if column is not None
-                else "its values are not texts, numbers, dates, or true and false"
+                "its values are not texts, numbers, dates, or true and false" if column is None else "it has no values"
             )
             notes.append(f"column {name} of {where} is left out: {reason}")
             continue
-        columns[name] = column.take(pa.array(first.values(), pa.int64()))
+        columns[name] = column.take(pa.array(first.values(), "int64"))
         others = pc.indices_nonzero(pc.fill_null(pc.not_equal(column, column.take(of_image)), False))
         if count := len({images[row] for row in others.to_pylist()}):
             notes.append(
@@ -135,8 +123,10 @@ def check_chosen(chosen: Sequence[str], named: Sequence[str], where: str) -> Non
             )
             raise InputError(f"{where} has no column {name!r}", hint=known)
         if problem := problem_of_name(name):
-            hint = "rename it, or name the other columns with --columns"
-            raise InputError(f"the column {name!r:.80} of {where} {problem}", hint=hint)
+            raise InputError(
+                f"the column {name!r:.80} of {where} {problem}",
+                hint="rename it, or name the other columns with --columns",
+            )
 
 
 def problem_of_name(name: str) -> str:
@@ -161,19 +151,19 @@ def typed_column(values: pa.Array) -> pa.Array | None:
     if pa.types.is_integer(type_):
         # uint64 has numbers that int64 lacks.
         is_wide = type_ == pa.uint64() and (pc.max(values).as_py() or 0) >= 2**63
-        return values.cast(pa.string() if is_wide else pa.int64())
+        return values.cast("string" if is_wide else "int64")
     if pa.types.is_floating(type_) or pa.types.is_decimal(type_):
-        numbers = values.cast(pa.float64(), safe=False)
+        numbers = values.cast("float64", safe=False)
         return pc.if_else(pc.is_finite(numbers), numbers, None)
     if pa.types.is_date(type_):
-        return values.cast(pa.date32(), safe=False)
+        return values.cast("date32", safe=False)
     if pa.types.is_timestamp(type_):
         # With a time zone or without one, the numbers count from 1970 in UTC.
         return values.cast(pa.timestamp("us", type_.tz), safe=False).cast(MOMENT)
     if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
-        texts = values.cast(pa.string())
+        texts = values.cast("string")
         return pc.if_else(pc.equal(texts, ""), None, texts)
-    return values.cast(pa.bool_()) if pa.types.is_boolean(type_) or pa.types.is_null(type_) else None
+    return values.cast("bool") if type_ in ("bool", "null") else None
 
 
 def from_cells(texts: Sequence[str]) -> pa.Array:
@@ -184,33 +174,32 @@ def from_cells(texts: Sequence[str]) -> pa.Array:
     """
     cells = [text.strip() or None for text in texts]
     filled = [cell for cell in cells if cell is not None]
-    for type_, form in _FORMS.items():
-        if filled and all(map(form.fullmatch, filled)):
+    for type_, parse, form in _FORMS:
+        if filled and all(re.fullmatch(form, cell) for cell in filled):
             try:
                 # NaN counts as missing, and so does a number that is too large for a float.
-                return typed_column(pa.array([None if cell is None else _parsed(cell, type_) for cell in cells], type_))
+                return typed_column(pa.array([None if cell is None else parse(cell) for cell in cells], type_))
             except (ValueError, OverflowError):  # 2024-02-31, or a number that needs more bits
                 break
-    return pa.array(cells, pa.string())
-
-
-def _parsed(cell: str, type_: pa.DataType) -> Any:
-    """A cell as a value of a type; ValueError if it is none."""
-    if type_ == pa.bool_():
-        return cell.lower() == "true"
-    if type_ == pa.int64():
-        return int(cell)
-    if type_ == pa.float64():
-        return float(cell)
-    if type_ == pa.date32():
-        return date.fromisoformat(cell)
-    return moment_of(cell)
+    return pa.array(cells, "string")
 
 
 def moment_of(text: str) -> datetime:
     """A moment in ISO 8601, in UTC and without its zone; ValueError if the text is none."""
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+_FORMS: list[tuple[Any, Callable[[str], Any], str]] = [
+    ("bool", lambda cell: cell.lower() == "true", "(?i)true|false"),
+    # Not 007: such numbers are codes, whose zeros count.
+    ("int64", int, _WHOLE),
+    ("float64", float, rf"(?i)({_WHOLE}(\.\d*)?|[+-]?\.\d+)(e[+-]?\d+)?|nan"),
+    ("date32", date.fromisoformat, _DAY),
+    (MOMENT, moment_of, rf"{_DAY}[T ]\d{{2}}:\d{{2}}(:\d{{2}}(\.\d+)?)?(Z|[+-]\d{{2}}:?\d{{2}})?"),
+]
+"""How the cells of a text file are written and read, by the type of their column; the first type whose form all cells
+have is taken."""
 
 
 def from_json(values: Sequence[Any]) -> pa.Array | None:
@@ -226,14 +215,14 @@ def from_json(values: Sequence[Any]) -> pa.Array | None:
         return None
     if kinds == {str}:
         cells = from_cells([value or "" for value in values])
-        return cells if cells.type in (pa.date32(), MOMENT) else typed_column(pa.array(values, pa.string()))
+        return cells if cells.type in (pa.date32(), MOMENT) else typed_column(pa.array(values, "string"))
     if kinds == {float, int} or len(kinds) <= 1:
         try:
             return typed_column(pa.array(values))
         except (OverflowError, pa.ArrowInvalid):  # a number of more than 64 bits
             pass
     return pa.array(
-        [value if value is None or isinstance(value, str) else json.dumps(value) for value in values], pa.string()
+        [value if value is None or isinstance(value, str) else json.dumps(value) for value in values], "string"
     )
 
 

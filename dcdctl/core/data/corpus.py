@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 
 from dcdctl.core import files
@@ -179,31 +179,27 @@ class Corpus:
     @cached_property
     def captions(self) -> list[str]:
         """The text of each caption, or of each text of a pool."""
-        return self._of_captions("captions", "text", pa.string()).to_pylist()
+        return self._of_captions("captions", "text", "string").to_pylist()
 
     @cached_property
-    def caption_ids(self) -> npt.NDArray[np.int64]:
+    def caption_ids(self) -> Index:
         """The source's number of each caption."""
-        return self._of_captions("caption_ids", "caption_id", pa.int64()).to_numpy()
+        return self._of_captions("caption_ids", "caption_id", "int64").to_numpy()
 
     @cached_property
     def caption_sources(self) -> list[str] | None:
         """Who wrote each caption: human, synthetic, ..., empty where the table does not say; None without sources."""
-        return (
-            self._of_captions("caption_sources", "", pa.string()).to_pylist() if self._has("caption_sources") else None
-        )
+        return self._of_captions("caption_sources", "", "string").to_pylist() if self._has("caption_sources") else None
 
     @cached_property
-    def caption_weights(self) -> npt.NDArray[np.float64] | None:
+    def caption_weights(self) -> NDArray[np.float64] | None:
         """How often training draws each caption, beside the others; None if all are equal."""
-        return (
-            self._of_captions("caption_weights", "", pa.float64()).to_numpy() if self._has("caption_weights") else None
-        )
+        return self._of_captions("caption_weights", "", "float64").to_numpy() if self._has("caption_weights") else None
 
     @cached_property
     def captions_by_source(self) -> dict[str, Index]:
         """The captions of each source, the source with most first, at most `MAX_SOURCES`; empty without sources."""
-        sources = pa.array([name or "unknown" for name in self.caption_sources or ()], pa.string()).dictionary_encode()
+        sources = pa.array([name or "unknown" for name in self.caption_sources or ()], "string").dictionary_encode()
         names, source_T = sources.dictionary.to_pylist(), sources.indices.to_numpy()
         order = np.argsort(-np.bincount(source_T, minlength=len(names)), kind="stable")
         groups = {names[i]: np.flatnonzero(source_T == i) for i in order[:MAX_SOURCES]}
@@ -211,7 +207,7 @@ class Corpus:
         return groups | ({"others": others} if len(others) else {})
 
     @cached_property
-    def caption_image(self) -> npt.NDArray[np.int64]:
+    def caption_image(self) -> Index:
         """The image index of each caption, ascending; -1 for the texts of a pool."""
         if self.is_pool:
             return np.full(self.num_captions, -1)
@@ -268,15 +264,13 @@ class Corpus:
         Every image is decoded, ids and captions are counted, and the fingerprint is computed again.
         """
         where = f"split {self.split} of {shown(self.folder)}"
-        digests: list[bytes] = []
-        ids: set[str] = set()
-        num_captions = 0
+        digests, ids, num_captions = list[bytes](), set[str](), 0
         for shard in range(len(self._shards)):
             for row in read_shard(self.shard_path(shard)):
                 digests.append(row.digest())
                 num_captions += len(row.captions)
-                faults = _row_faults(row, is_pool=self.is_pool)
-                yield from (f"image {row.image_id!r} of {where} {fault}" for fault in faults)
+                for fault in _row_faults(row, is_pool=self.is_pool):
+                    yield f"image {row.image_id!r} of {where} {fault}"
                 if row.image_id in ids:
                     # Ids name images in caches and rankings: two images of one id could not be told apart.
                     yield f"image {row.image_id!r} of {where} is there twice"
@@ -320,16 +314,16 @@ class Corpus:
         return CORPUS.checked(self.folder / self._shards[shard].file, self._shards[shard].sha256)
 
     @cached_property
-    def _caption_starts(self) -> npt.NDArray[np.int64]:
+    def _caption_starts(self) -> Index:
         """The index of each image's first caption, and the number of captions: num_images + 1 entries."""
         counts = [column.value_lengths().to_numpy() for column in self._column("captions")]
         return offsets_of(np.concatenate([*counts, np.empty(0, np.int64)])[: self.num_images])
 
     def _has(self, name: str) -> bool:
         """Whether it has a column of `LABEL_COLUMNS`, as all shards or none."""
-        return not self.is_pool and name in self._file(0)[0].schema_arrow.names
+        return not self.is_pool and name in self.parquet_file(0).schema_arrow.names
 
-    def _of_captions(self, name: str, name_of_texts: str, kind: pa.DataType) -> pa.ChunkedArray:
+    def _of_captions(self, name: str, name_of_texts: str, kind: str) -> pa.ChunkedArray:
         """A column with a value for each caption, and for each text of a pool."""
         chunks = (column.flatten() for column in self._column(name))
         if self.is_pool:
@@ -340,7 +334,7 @@ class Corpus:
         for shard, end in enumerate(self._shard_ends):
             with self._readable(self._shards[shard]):
                 # In this thread: a remote file has one position.
-                table = self._file(shard)[0].read(columns=[name], use_threads=not self.is_remote)
+                table = self.parquet_file(shard).read(columns=[name], use_threads=not self.is_remote)
             yield from table.column(name.partition(".")[0]).chunks
             # A subset may end inside a shard; callers cut off the rest.
             if end >= self.num_images:
@@ -364,7 +358,7 @@ class Corpus:
             # The old row group is released first, so that only one is in memory.
             self._open.group_key = self._open.group = None
             with self._readable(self._shards[shard]):
-                table = self._file(shard)[0].read_row_group(
+                table = self.parquet_file(shard).read_row_group(
                     group, columns=["image.bytes"], use_threads=not self.is_remote
                 )
             self._open.group_key, self._open.group = (shard, group), table.column("image").chunk(0).field("bytes")

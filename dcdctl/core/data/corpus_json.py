@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from dcdctl.core import config
 from dcdctl.core.artifacts import Kind
-from dcdctl.core.config import Key
+from dcdctl.core.config import OMITTED, Key
 from dcdctl.core.data import urls
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.errors import CorpusError
@@ -57,7 +57,7 @@ class CorpusSplit:
     captions: int
     fingerprint: str
     shards: tuple[ShardFile, ...]
-    texts: Annotated[ShardFile | None, Key(omits_default=True)] = None
+    texts: Annotated[ShardFile | None, OMITTED] = None
     """The texts of a pool; None for captioned images, and for a pool of images alone."""
 
     @property
@@ -99,7 +99,7 @@ class CorpusDocument:
     skipped: tuple[SkippedRow, ...] = ()
     plan: str = ""
     """Digest of what the corpus was made from."""
-    columns: Annotated[dict[str, CorpusFile], Key(omits_default=True)] = field(default_factory=dict)
+    columns: Annotated[dict[str, CorpusFile], OMITTED] = field(default_factory=dict)
     """By split; empty without columns."""
 
     def split(self, name: str, folder: Path, requested: str) -> CorpusSplit:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import kind_of_folder, other_folder_error
-from dcdctl.core.config import Key
+from dcdctl.core.config import OMITTED
 from dcdctl.core.data.captions import text_key, words_of
 from dcdctl.core.data.corpus import Corpus
 from dcdctl.core.data.corpus_json import CORPUS_FILE, read_corpus_json
@@ -68,7 +68,7 @@ class SplitInspection:
     images: int
     captions: int
     """Or the texts of a pool."""
-    is_pool: Annotated[bool, Key(omits_default=True)] = False
+    is_pool: Annotated[bool, OMITTED] = False
     """Whether no text belongs to an image."""
     fingerprint: str
     image_bytes: int
@@ -85,7 +85,7 @@ class SplitInspection:
     """The number of captions with 0, 1, 2, ... words; the last bin, `MAX_WORDS_COUNTED`, includes longer ones."""
     different_words: int
     """Words as in `captions.words_of`: they hold a letter or a digit, and case makes no difference."""
-    captions_by_source: Annotated[dict[str, int], Key(omits_default=True)] = field(default_factory=dict)
+    captions_by_source: Annotated[dict[str, int], OMITTED] = field(default_factory=dict)
     """Empty for a corpus without sources of captions."""
     repeated: float
     """The share of captions with the text of another caption of the split (`captions.text_key`)."""
@@ -113,10 +113,10 @@ def artifact_kind(folder: Path) -> Kind:
     them."""
     kind = kind_of_folder(folder)
     # Of what dcdctl writes, only a corpus is read from a URL.
-    if url_of(folder) is not None:
+    if url_of(folder) is not None or kind == "a corpus":
         return "corpus"
-    if kind in ("a corpus", "an index"):
-        return "corpus" if kind == "a corpus" else "index"
+    if kind == "an index":
+        return "index"
     # The plan of an unfinished cache.
     if kind == "a teacher cache" or (not kind and (folder / "plan.json").is_file()):
         return "cache"
@@ -159,28 +159,24 @@ def summarize_corpus(
 
 
 def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
-    formats: Counter[str] = Counter()
-    texts: Counter[str] = Counter()
-    words: set[str] = set()
-    lengths: list[int] = []
-    # With an empty array each, because np.concatenate refuses an empty list.
-    widths, heights = ([np.empty(0, np.int32)] for _ in range(2))
-    num_bytes = 0
+    formats, texts = Counter[str](), Counter[str]()
+    words, lengths = set[str](), list[int]()
+    # With an empty array, because np.concatenate refuses an empty list.
+    sizes, num_bytes = [np.empty((2, 0), np.int32)], 0
 
     for rows in _rows(corpus):
         data = rows.column("image").field("bytes")
-        num_bytes += pc.sum(pc.binary_length(data).cast(pa.int64())).as_py()
+        num_bytes += pc.sum(pc.binary_length(data).cast("int64")).as_py()
         # Only the first bytes become Python objects.
         formats.update(format_of(head) for head in pc.binary_slice(data, 0, _SIGNATURE_BYTES).to_pylist())
-        widths.append(rows.column("width").to_numpy())
-        heights.append(rows.column("height").to_numpy())
+        sizes.append(np.stack([rows.column("width"), rows.column("height")]))
         advance(rows.num_rows)
     for text in corpus.captions:
         caption_words = words_of(text)
         lengths.append(len(caption_words))
         words.update(caption_words)
         texts[text_key(text)] += 1
-    width, height = np.concatenate(widths), np.concatenate(heights)
+    width, height = np.concatenate(sizes, axis=1)
     return SplitInspection(
         images=corpus.num_images,
         captions=len(lengths),
@@ -237,14 +233,13 @@ def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
     """Names and values, in words, of the facts about the whole corpus."""
     left_out = [f"{count:,} x {reason}" for reason, count in inspection.left_out.items()]
     more = [f"more in {CORPUS_FILE}"] if len(left_out) > MAX_REASONS else []
-    facts = [
+    return [
         ("source", inspection.source or "unknown"),
         ("license", inspection.license or "unknown"),
         ("skipped rows", "; ".join([f"{inspection.num_left_out:,}", *left_out[:MAX_REASONS], *more])),
+        *([("protocol", inspection.protocol)] if inspection.protocol else []),
+        *inspection.leakage.facts(),
     ]
-    if inspection.protocol:
-        facts.append(("protocol", inspection.protocol))
-    return facts + inspection.leakage.facts()
 
 
 def corpus_table(inspection: CorpusInspection) -> tuple[list[str], list[list[str]]]:

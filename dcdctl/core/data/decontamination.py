@@ -46,9 +46,9 @@ def open_measured(folders: Sequence[Path], listing: Listing) -> tuple[list[Corpu
     if not opened:
         return opened, listing
     if not trained_pools(listing):
-        hint = "add --queries, or leave --decontaminate out"
         raise InputError(
-            "--decontaminate leaves images and texts out of a pool, and there is none to train on", hint=hint
+            "--decontaminate leaves images and texts out of a pool, and there is none to train on",
+            hint="add --queries, or leave --decontaminate out",
         )
     fingerprints = [[f"{corpus.name} {corpus.split}", corpus.fingerprint] for corpus in opened]
     return opened, replace(listing, provenance={**listing.provenance, "decontaminate": fingerprints})

@@ -132,8 +132,8 @@ class DataChoice:
         """
         # Karpathy's files are named dataset_NAME.json. The query of a URL may hold a credential.
         stem = Path(path.name.partition("?")[0]).stem.removeprefix("dataset_")
-        names = ([] if self.folder is None else [self.folder.resolve().name]) + [stem]
-        return next((name for name in map(files.to_file_name, names) if name), "corpus")
+        folder = "" if self.folder is None else files.to_file_name(self.folder.resolve().name)
+        return folder or files.to_file_name(stem) or "corpus"
 
 
 def manifests_folder() -> Path:
@@ -164,13 +164,15 @@ def choose_manifest(choice: DataChoice) -> Manifest:
     """The data set that a user names; InputError unless there is exactly one."""
     flags = {"--karpathy": choice.karpathy, "--csv": choice.csv, "--jsonl": choice.jsonl}
     tables = {flag: path for flag, path in flags.items() if path is not None}
-    given = [*(["a manifest"] if choice.manifest is not None else []), *tables]
+    given = [*["a manifest"] * (choice.manifest is not None), *tables]
     places = {"images": list(map(str, choice.images)), "queries": list(map(str, choice.queries))}
     is_pool = not given and any(places.values())
     if len(given) != 1 and not is_pool:
         problem = f"{' and '.join(given)} are both given" if given else "no data set is given"
-        message = f"{problem}: expected one of a manifest name, --karpathy, --csv or --jsonl, or --queries for a pool"
-        raise InputError(message, hint="dcdctl prepare --list shows the manifests")
+        raise InputError(
+            f"{problem}: expected one of a manifest name, --karpathy, --csv or --jsonl, or --queries for a pool",
+            hint="dcdctl prepare --list shows the manifests",
+        )
     if choice.manifest is not None:
         if any(places.values()):
             raise InputError(
@@ -215,7 +217,7 @@ def path_fields(source: type[SourceConfig]) -> dict[str, Any]:
     """The fields of a source that are paths, and their types: Path, Path | None, Paths, or a dict of Path or Paths by
     split.
 
-    >>> from dcdctl.core.data.readers.lavis import LavisSource
+    >>> from dcdctl.core.data.readers import LavisSource
     >>> list(path_fields(LavisSource))
     ['queries', 'annotations', 'images']
     """
@@ -239,44 +241,39 @@ def _read_manifest(path: Path, sets: Sequence[str]) -> Manifest:
 
 
 def _parse_manifest(table: Mapping[str, Any], default_name: str, folder: Path) -> Manifest:
-    """A manifest from its TOML tables; relative paths start at the folder."""
+    """A manifest from its TOML tables; relative paths start at the folder. Its sources are those of `[[sources]]`, or a
+    single one whose fields stand among its own."""
     keys = {field.name for field in fields(Manifest)} - {"sources"}
     described = config.build(Manifest, {"name": default_name, **{key: table[key] for key in table if key in keys}})
     rest = {key: value for key, value in table.items() if key not in keys}
-    return replace(described, sources=_parse_sources(rest, described.files, folder))
-
-
-def _parse_sources(table: Mapping[str, Any], files: Mapping[str, SourceFile], folder: Path) -> dict[str, SourceConfig]:
-    """The sources by name, from `[[sources]]`, or from the fields of a single source."""
-    rest = {key: value for key, value in table.items() if key != "sources"}
-    is_single = "sources" not in table
+    is_single = "sources" not in rest
+    tables = [rest] if is_single else rest.pop("sources")
     if not is_single and rest:
         raise ConfigError(
             f"{next(iter(rest))} is outside [[sources]]", hint="move the fields of a source into its [[sources]] table"
         )
-    tables = [rest] if is_single else table["sources"]
     if not isinstance(tables, list) or not tables or not all(isinstance(item, Mapping) for item in tables):
         raise ConfigError("sources must be a list of tables", hint="write [[sources]] before each")
+
+    def to_path(text: str) -> Path:
+        # The name of a file to download stays as it is, so that `source_files` finds it.
+        return Path(text) if text in described.files or url_of(text) is not None else folder / text
+
     sources: dict[str, SourceConfig] = {}
     for number, item in enumerate(tables, start=1):
         name = str(item.get("format", number) if is_single else item.get("name", number))
         if name in sources:
             raise ConfigError(f"two sources have the name {name!r}")
-        sources[name] = _parse_source({key: value for key, value in item.items() if key != "name"}, files, folder)
-    return sources
+        sources[name] = _parse_source(item, to_path)
+    return replace(described, sources=sources)
 
 
-def _parse_source(table: Mapping[str, Any], files: Mapping[str, SourceFile], folder: Path) -> SourceConfig:
+def _parse_source(table: Mapping[str, Any], to_path: Callable[[str], Path]) -> SourceConfig:
     if table.get("format") not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {table.get('format')!r}")
     source = FORMATS[table["format"]]
     types = path_fields(source)
-
-    def to_path(text: str) -> Path:
-        # The name of a file to download stays as it is, so that `source_files` finds it.
-        return Path(text) if text in files or url_of(text) is not None else folder / text
-
-    values = {key: value for key, value in table.items() if key != "format"}
+    values = {key: value for key, value in table.items() if key not in ("format", "name")}
     paths = {key: _to_paths(value, types[key], to_path) for key, value in values.items() if key in types}
     return config.build(source, values | paths)
 

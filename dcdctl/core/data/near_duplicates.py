@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 
-from dcdctl.core.config import Key
+from dcdctl.core.config import OMITTED
 from dcdctl.core.data.shards import RowFacts
 
 # The first is the one that makes a published number wrong: the model has seen the images that it is measured on.
@@ -82,7 +82,7 @@ class Leakage:
     repeats: dict[str, int] = field(default_factory=dict)
     """By split: images with the same file as an earlier row of the split."""
 
-    left_out: Annotated[dict[str, LeftOut], Key(omits_default=True)] = field(default_factory=dict)
+    left_out: Annotated[dict[str, LeftOut], OMITTED] = field(default_factory=dict)
     """By split that is a pool to train on: what it was left without."""
 
     def facts(self) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from dcdctl.core import config, files
 from dcdctl.core.artifacts import Build, seal_of, sha256_of
-from dcdctl.core.config import Count, Key
+from dcdctl.core.config import OMITTED, Count
 from dcdctl.core.data import decontamination, images, near_duplicates, source_files
 from dcdctl.core.data.columns import ImageColumns
 from dcdctl.core.data.corpus_json import (
@@ -193,9 +193,8 @@ def prepare_corpus(
         pools, left_out = decontamination.leave_texts_out(listing, held_out)
         entries = {split: _entry(out, split, shards[split], rows[split], pools.get(split, {})) for split in rows}
         skipped = tuple(skip for notes in shards.values() for note in notes for skip in note.skipped)
-        document = _document(manifest, located, listing, entries, (*listing.skipped, *skipped), options)
         document = replace(
-            document,
+            _document(manifest, located, listing, entries, (*listing.skipped, *skipped), options),
             plan=digest,
             leakage=_leakage(shards, rows, left_out),
             columns={} if listing.columns is None else _write_columns(out, listing.columns, rows),
@@ -289,8 +288,8 @@ def _write_columns(out: Path, columns: ImageColumns, rows: Mapping[str, Sequence
     written = {}
     for split, facts in rows.items():
         path = out / f"columns-{split}.parquet"
-        ids = pa.array([row.image_id for row in facts], pa.string())
-        places = pc.index_in(ids, value_set=pa.array(columns.images, pa.string()))
+        ids = pa.array([row.image_id for row in facts], "string")
+        places = pc.index_in(ids, value_set=pa.array(columns.images, "string"))
         with files.atomic_path(path) as partial:
             pq.write_table(columns.table.take(places), partial, compression="zstd")
         written[split] = CorpusFile(file=path.name, **seal_of(path))
@@ -300,24 +299,26 @@ def _write_columns(out: Path, columns: ImageColumns, rows: Mapping[str, Sequence
 def _already_there(out: Path, digest: str) -> CorpusSummary:
     document = read_corpus_json(out)
     if document.plan != digest:
-        message = f"{out} holds a finished corpus, {document.name}, made from other files or with other options"
-        raise InputError(message, hint="remove it, or write elsewhere with --out")
-    for shard in (shard for split in document.splits.values() for shard in split.parts):
-        CORPUS.check_part(out, shard.file, shard.bytes)
+        raise InputError(
+            f"{out} holds a finished corpus, {document.name}, made from other files or with other options",
+            hint="remove it, or write elsewhere with --out",
+        )
+    for split in document.splits.values():
+        for part in split.parts:
+            CORPUS.check_part(out, part.file, part.bytes)
     # A run that is killed after the seal leaves the plan.
     (out / CORPUS.plan_file).unlink(missing_ok=True)
     return _summary(out, document, already_there=True)
 
 
 def _summary(out: Path, document: CorpusDocument, notes: Sequence[str] = (), *, already_there: bool) -> CorpusSummary:
-    splits = {
-        name: config.to_table(split) | {"shards": len(split.shards), "is_pool": split.is_pool}
-        for name, split in document.splits.items()
-    }
     return CorpusSummary(
         name=document.name,
         folder=str(out),
-        splits=splits,
+        splits={
+            name: config.to_table(split) | {"shards": len(split.shards), "is_pool": split.is_pool}
+            for name, split in document.splits.items()
+        },
         protocol=document.protocol,
         leakage=document.leakage,
         skipped=document.skipped,
@@ -363,7 +364,7 @@ class ShardNote:
     skipped: tuple[SkippedRow, ...]
     hashes: tuple[str, ...]
     """In hex. They are kept because computing them again would decode every image."""
-    left_out: Annotated[tuple[Match, ...], Key(omits_default=True)] = ()
+    left_out: Annotated[tuple[Match, ...], OMITTED] = ()
     """Images of a pool that are measured on."""
 
 
@@ -430,9 +431,7 @@ def _write_shard(
     options: PrepareOptions,
     advance: Advance,
 ) -> tuple[ShardNote, list[RowFacts]]:
-    hashes: list[int] = []
-    skipped: list[SkippedRow] = []
-    left_out: list[Match] = []
+    hashes, skipped, left_out = list[int](), list[SkippedRow](), list[Match]()
 
     def check(row: SourceRow) -> CheckedImage | str:
         """The image file, shrunk if it is too large, or why it cannot be used."""
@@ -460,9 +459,8 @@ def _write_shard(
     # Closed here, because the traceback of an error would keep the generator, and with it the threads.
     with closing(read_in_threads(check, rows, readers, ahead=AHEAD_PER_WORKER * readers)) as results:
         written = [RowFacts.of(row, hashes[i]) for i, row in enumerate(write_shard(path, usable_rows(results), labels))]
-    entry = ShardFile(file=path.name, **seal_of(path, rows=len(written)))
     note = ShardNote(
-        entry=entry,
+        entry=ShardFile(file=path.name, **seal_of(path, rows=len(written))),
         skipped=tuple(skipped),
         hashes=tuple(f"{value:016x}" for value in hashes),
         left_out=tuple(left_out),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,20 +23,20 @@ from PIL import Image, ImageDraw
 # 16 cells for at most 5 objects, so that every relation of two of them occurs.
 GRID = 4
 FAMILY_SIZE = 4
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 39, 40),
-    "orange": (255, 140, 20),
-    "yellow": (240, 205, 20),
-    "green": (50, 160, 60),
-    "teal": (20, 175, 185),
-    "blue": (40, 80, 210),
-    "purple": (125, 60, 170),
-    "pink": (250, 130, 190),
-    "brown": (130, 85, 45),
-    "black": (30, 30, 30),
+COLORS = {
+    "red": "#d62728",
+    "orange": "#ff8c14",
+    "yellow": "#f0cd14",
+    "green": "#32a03c",
+    "teal": "#14afb9",
+    "blue": "#2850d2",
+    "purple": "#7d3caa",
+    "pink": "#fa82be",
+    "brown": "#82552d",
+    "black": "#1e1e1e",
 }
 # Pale, so that no color of an object is lost.
-BACKGROUNDS = ((245, 245, 240), (228, 238, 246), (240, 230, 214), (226, 240, 226), (240, 228, 240))
+BACKGROUNDS = ("#f5f5f0", "#e4eef6", "#f0e6d6", "#e2f0e2", "#f0e4f0")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring", "moon", "arrow")
 SIZES: dict[str, tuple[str, ...]] = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
 ANY = None
@@ -82,7 +83,7 @@ class Scene:
     """The content of an image."""
 
     objects: tuple[SceneObject, ...]
-    background: tuple[int, int, int]
+    background: str
 
 
 @dataclass(frozen=True)
@@ -177,10 +178,8 @@ class DescribedScene:
 
 def describe_scenes(seed: int, split: str, num_captions: int = 5) -> Iterator[DescribedScene]:
     """An endless sequence of the scenes of a split, one family after the other."""
-    index = 0
-    while True:
+    for index in itertools.count():
         yield from describe_family(seed, split, index, num_captions)
-        index += 1
 
 
 def describe_family(seed: int, split: str, index: int, num_captions: int = 5) -> list[DescribedScene]:
@@ -210,10 +209,9 @@ def split_of(scene: Scene) -> str:
 
 
 def _draw_family(rng: random.Random, split: str) -> list[Scene]:
-    while True:
+    first = _draw_scene(rng)
+    while split_of(first) != split:
         first = _draw_scene(rng)
-        if split_of(first) == split:
-            break
     reflected = tuple(
         replace(thing, column=GRID - 1 - thing.column, row=GRID - 1 - thing.row) for thing in first.objects
     )

@@ -3,6 +3,7 @@ end."""
 
 from __future__ import annotations
 
+import itertools
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -92,10 +93,9 @@ def read_samples(shard: StreamShard, columns: ParquetSource, start: int = 0) -> 
 
     InputError if the shard is missing, empty, cut off or damaged, SourceError if it cannot be fetched.
     """
-    samples = _tar_samples(shard) if shard.is_tar else _parquet_samples(shard, columns, start)
-    for number, sample in enumerate(samples):
-        if not shard.is_tar or number >= start:
-            yield sample
+    if shard.is_tar:
+        return itertools.islice(_tar_samples(shard), start, None)
+    return _parquet_samples(shard, columns, start)
 
 
 def _tar_samples(shard: StreamShard) -> Iterator[StreamSample]:
@@ -149,11 +149,10 @@ class _TarSample:
             return
         try:
             reject_large_file(info.size)
+            if reason := why_refused(info):
+                raise RowError(f"{reason} ({info.name})")
         except RowError as error:
             self.refused = str(error)
-            return
-        if reason := why_refused(info):
-            self.refused = f"{reason} ({info.name})"
             return
         file.seek(info.offset_data)
         data = file.read(info.size)

@@ -23,16 +23,18 @@ ROW_GROUP_BYTES = 2 << 20
 """Row groups are small because reading one image reads its row group."""
 LABEL_COLUMNS = ("caption_sources", "caption_weights")
 """Columns of a corpus whose table says who wrote a caption, or how often to draw it; each has a value per caption."""
-_COLUMNS = [
-    ("image_id", pa.string()),
-    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-    ("width", pa.int32()),
-    ("height", pa.int32()),
-    ("captions", pa.list_(pa.string())),
-    ("caption_ids", pa.list_(pa.int64())),
-    ("caption_sources", pa.list_(pa.string())),
-    ("caption_weights", pa.list_(pa.float64())),
-]
+_COLUMNS = pa.schema(
+    [
+        ("image_id", "string"),
+        ("image", pa.struct([("bytes", "binary"), ("path", "string")])),
+        ("width", "int32"),
+        ("height", "int32"),
+        ("captions", pa.list_(pa.string())),
+        ("caption_ids", pa.list_(pa.int64())),
+        ("caption_sources", pa.list_(pa.string())),
+        ("caption_weights", pa.list_(pa.float64())),
+    ]
+)
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     if pa.types.is_list(kind):
         # Not its newer name "List", because every version of `datasets` reads it.
         return {"feature": _feature(kind.value_type), "_type": "Sequence"}
-    dtype = "float64" if kind == pa.float64() else str(kind)
+    dtype = "float64" if kind == "float64" else str(kind)
     return {"_type": "Image"} if pa.types.is_struct(kind) else {"dtype": dtype, "_type": "Value"}
 
 
@@ -91,7 +93,7 @@ def text_digest(text: str) -> bytes:
     return hashlib.sha256(b"text " + text.encode()).digest()
 
 
-_TEXTS_SCHEMA = pa.schema([("text", pa.string()), ("caption_id", pa.int64())])
+_TEXTS_SCHEMA = pa.schema([("text", "string"), ("caption_id", "int64")])
 
 
 def write_texts(path: Path, texts: Sequence[str], caption_ids: Sequence[int]) -> None:
@@ -113,8 +115,8 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
 def write_shard(path: Path, rows: Iterable[CorpusRow], labels: Sequence[str] = ()) -> Iterator[CorpusRow]:
     """Write rows to a shard atomically, and yield each row once it is written; `labels` are those of `LABEL_COLUMNS`
     that the corpus has."""
-    columns = [(name, kind) for name, kind in _COLUMNS if name not in LABEL_COLUMNS or name in labels]
-    features = {name: _feature(kind) for name, kind in columns}
+    columns = [column for column in _COLUMNS if column.name not in LABEL_COLUMNS or column.name in labels]
+    features = {column.name: _feature(column.type) for column in columns}
     schema = pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
     # Not the image bytes, which are compressed already.
     # Checksums of pages, because a corpus at a URL is compared with them instead of its SHA-256.
@@ -122,7 +124,7 @@ def write_shard(path: Path, rows: Iterable[CorpusRow], labels: Sequence[str] = (
     compression = {
         "image_id": "zstd",
         "image.path": "zstd",
-        **{f"{name}.list.element": "zstd" for name, kind in columns if pa.types.is_list(kind)},
+        **{f"{column.name}.list.element": "zstd" for column in columns if pa.types.is_list(column.type)},
     }
     with (
         files.atomic_path(path) as partial,
@@ -167,6 +169,6 @@ def _row_groups(rows: Iterable[CorpusRow]) -> Iterator[list[CorpusRow]]:
 def _to_table(rows: Sequence[CorpusRow], schema: pa.Schema) -> pa.Table:
     columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in schema.names if name != "image"}
     # Not a list of dicts, which takes twice as long.
-    parts = [pa.array([row.data for row in rows], pa.binary()), pa.array([row.path for row in rows], pa.string())]
+    parts = [pa.array([row.data for row in rows], "binary"), pa.array([row.path for row in rows], "string")]
     columns["image"] = pa.StructArray.from_arrays(parts, fields=list(schema.field("image").type))
     return pa.Table.from_pydict(columns, schema=schema)

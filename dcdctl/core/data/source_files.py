@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core.data.download import cache, http
-from dcdctl.core.data.download.cache import RemoteFile
 from dcdctl.core.data.manifest import Manifest, SourceFile, path_fields
 from dcdctl.core.data.readers.rows import Paths, SourceConfig
 from dcdctl.core.data.urls import copy_to, expand, refuse_password
@@ -84,8 +83,9 @@ def _sources_to_try(manifest: Manifest, options: SourceOptions) -> list[str]:
     first."""
     if options.source:
         if options.source not in manifest.sources:
-            message = f"{manifest.name} has no source {options.source!r}"
-            raise InputError(message, hint=f"its sources: {', '.join(manifest.sources)}")
+            raise InputError(
+                f"{manifest.name} has no source {options.source!r}", hint=f"its sources: {', '.join(manifest.sources)}"
+            )
         return [options.source]
     names = list(manifest.sources)
     if options.placed is None:
@@ -117,33 +117,28 @@ def _placed_files(file: SourceFile, name: str, options: SourceOptions) -> list[P
 
 
 def _locate_source(manifest: Manifest, name: str, options: SourceOptions, track: Track) -> LocatedSource:
-    needed = files_needed(manifest, name)
-    placed = {file: _placed_files(manifest.files[file], file, options) for file in needed}
-    for file in needed:
+    files = {file: manifest.files[file] for file in files_needed(manifest, name)}
+    paths = {file: _placed_files(described, file, options) for file, described in files.items()}
+    for file, described in files.items():
         # Checked before the first download, which may be large.
-        if not placed[file] and not manifest.files[file].url:
-            request = f"; request it at {manifest.files[file].by_hand}" if manifest.files[file].by_hand else ""
+        if not paths[file] and not described.url:
+            request = f"; request it at {described.by_hand}" if described.by_hand else ""
             raise SourceError(f"{file} cannot be downloaded{request}")
-    paths: dict[str, list[Path]] = {}
     urls: dict[str, str] = {}
     notes = []
-    for file in needed:
-        if placed[file]:
-            paths[file] = placed[file]
-            notes += [
-                f"{path.name}: placed by hand, {_check_placed(path, manifest.files[file], track)}"
-                for path in paths[file]
-            ]
+    for file, described in files.items():
+        if paths[file]:
+            notes += [f"{path.name}: placed by hand, {_check_placed(path, described, track)}" for path in paths[file]]
             continue
-        described = manifest.files[file]
         if "*" in described.url:
             remote_files = cache.expand(described.url, offline=options.offline)
         else:
-            remote_files = [RemoteFile(url=described.url, size=described.size, checksum=described.checksum)]
-        fetched = [cache.fetch_file(remote, offline=options.offline, track=track) for remote in remote_files]
-        paths[file] = [local.path for local in fetched]
-        urls |= {remote.name: remote.url for remote in remote_files}
-        notes += [f"{remote.name}: {local.check}" for remote, local in zip(remote_files, fetched, strict=True)]
+            remote_files = [cache.RemoteFile(url=described.url, size=described.size, checksum=described.checksum)]
+        for remote in remote_files:
+            local = cache.fetch_file(remote, offline=options.offline, track=track)
+            paths[file].append(local.path)
+            urls[remote.name] = remote.url
+            notes.append(f"{remote.name}: {local.check}")
     source = _with_paths(manifest.sources[name], lambda path: paths.get(str(path)) or _expand(path, options, track))
     return LocatedSource(name=name, source=source, urls=urls, notes=tuple(notes))
 
@@ -183,7 +178,7 @@ def _fetch(url: str, options: SourceOptions, track: Track) -> Path:
     """The file of a URL, in the cache of downloads."""
     # A query may be a credential, which the messages of an ordinary download would show.
     if url.startswith(("http://", "https://", "hf://")) and "?" not in url:
-        return cache.fetch_file(RemoteFile(url=url), offline=options.offline, track=track).path
+        return cache.fetch_file(cache.RemoteFile(url=url), offline=options.offline, track=track).path
     if options.offline:
         raise SourceError(
             f"{shown(url)} is looked up before it is read, and --offline is set", hint="leave --offline out"

@@ -37,6 +37,7 @@ from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.places import shown
 
 SKIP_HINT = "correct it, or leave such samples out with --set stream.on_error=skip"
+Samples = list[StreamSample]
 OPENERS = 16
 """Shards that are looked up at once when a stream is opened: each may be a request to a server."""
 
@@ -98,12 +99,14 @@ class ShardStream:
     """Usable samples of the shards, as far as they are known."""
     on_count: Callable[[ShardCount], None] = lambda count: None
     """Called once for each shard whose samples become known by reading."""
-    _first: list[StreamSample] | None = None
+    _first: Samples | None = None
 
     def __post_init__(self) -> None:
         if self.config.window < self.batch_size:
-            message = f"stream.window is {self.config.window}, less than batch.size {self.batch_size}"
-            raise ConfigError(message, hint="a window of many batches shuffles better")
+            raise ConfigError(
+                f"stream.window is {self.config.window}, less than batch.size {self.batch_size}",
+                hint="a window of many batches shuffles better",
+            )
 
     @property
     def window(self) -> int:
@@ -139,10 +142,9 @@ class ShardStream:
 
     def order(self, epoch: int) -> list[int]:
         """The shards in the order of an epoch."""
-        order: list[int] = self._rng(0, epoch).permutation(len(self.shards)).tolist()
-        return order
+        return list(self._rng(0, epoch).permutation(len(self.shards)).tolist())
 
-    def first_window(self) -> list[StreamSample]:
+    def first_window(self) -> Samples:
         """The samples of the first window, unshuffled; they stay in memory until the batches of the training are
         read."""
         if self._first is None:
@@ -152,11 +154,11 @@ class ShardStream:
             self._first = first
         return self._first
 
-    def first_batch(self) -> list[StreamSample]:
+    def first_batch(self) -> Samples:
         """The batch of step 0."""
         return next(self._cut(self.first_window(), 0, 0, 0))
 
-    def read(self, first_step: int) -> Generator[list[StreamSample], None, None]:
+    def read(self, first_step: int) -> Generator[Samples, None, None]:
         """The batches from a step on, without end, each a function of the seed, the shards and the step. The next
         window is read ahead."""
         step = first_step
@@ -178,8 +180,9 @@ class ShardStream:
         """ConfigError if the shards have fewer images than a batch."""
         if num_images < self.batch_size:
             usable = f"the {len(self.shards)} shards have {num_images} images that can be used"
-            hint = "set batch.size lower, or name more shards"
-            raise ConfigError(f"batch.size is {self.batch_size}, {usable}", hint=hint)
+            raise ConfigError(
+                f"batch.size is {self.batch_size}, {usable}", hint="set batch.size lower, or name more shards"
+            )
 
     def _locate(self, step: int) -> tuple[int, int]:
         """The epoch of a step, and its batch in it."""
@@ -189,14 +192,14 @@ class ShardStream:
         # At least one batch: `read` reports that there are too few images.
         return divmod(step, max(1, sum(self.counts.values()) // self.batch_size))
 
-    def _cut(self, samples: list[StreamSample], epoch: int, number: int, first: int) -> Iterator[list[StreamSample]]:
+    def _cut(self, samples: Samples, epoch: int, number: int, first: int) -> Iterator[Samples]:
         """The whole batches of a window from batch `first` on, shuffled."""
         order = self._rng(1, epoch, number).permutation(len(samples))
         for batch in range(first, len(samples) // self.batch_size):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [samples[row] for row in rows]
 
-    def _read_ahead(self, epoch: int, first: int) -> Iterator[list[StreamSample]]:
+    def _read_ahead(self, epoch: int, first: int) -> Iterator[Samples]:
         """The windows of an epoch from number `first` on, the next one read by a thread while one is in use."""
         stop = threading.Event()
         if (epoch, first) == (0, 0) and self._first is not None:
@@ -213,9 +216,9 @@ class ShardStream:
             finally:
                 stop.set()
 
-    def _windows(self, epoch: int, first: int, stop: threading.Event) -> Iterator[list[StreamSample]]:
+    def _windows(self, epoch: int, first: int, stop: threading.Event) -> Iterator[Samples]:
         """The unshuffled windows of an epoch from number `first` on; the last one may be smaller."""
-        window: list[StreamSample] = []
+        window: Samples = []
         for sample in self._samples(epoch, first * self.window):
             if stop.is_set():
                 return
@@ -265,12 +268,10 @@ class ShardStream:
     def _learn(self, count: ShardCount) -> None:
         total = count.samples + count.skipped
         if count.skipped > self.config.max_skipped * total:
-            message = (
-                f"{count.skipped:,} of {total:,} samples of {self.shards[count.shard].name} cannot be used, "
-                f"the first: {count.reason}"
-            )
             raise InputError(
-                message, hint=f"correct them, or raise stream.max_skipped, which is {self.config.max_skipped:g}"
+                f"{count.skipped:,} of {total:,} samples of {self.shards[count.shard].name} cannot be used, "
+                f"the first: {count.reason}",
+                hint=f"correct them, or raise stream.max_skipped, which is {self.config.max_skipped:g}",
             )
         known = self.counts.get(count.shard)
         if known is None:

@@ -61,8 +61,14 @@ def find_encoding(path: Path, forced: str | None = None, hint: str = FORCE) -> s
     marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     # A byte order mark would become a part of the first column's name.
     name = ("utf-8-sig" if forced == "utf-8" else forced) or marked or _without_mark(data) or "utf-8-sig"
-    if wrong := _fault(data, name):
-        raise InputError(f"{path} is not {name.removesuffix('-sig').upper()} text ({wrong})", hint=hint)
+    try:
+        data.decode(name)
+    except UnicodeError as error:
+        fault = str(error)  # of a codec of several bytes without their mark
+        if isinstance(error, UnicodeDecodeError):
+            line = data.count(b"\n", 0, error.start) + 1
+            fault = f"{error.reason} on line {line:,}"
+        raise InputError(f"{path} is not {name.removesuffix('-sig').upper()} text ({fault})", hint=hint) from error
     return name
 
 
@@ -110,16 +116,20 @@ def csv_rows(path: Path, encoding: str, delimiter: str = ",") -> Iterator[tuple[
                         raise InputError(f"{path} has the column {repeated!r} twice", hint="rename one of them")
                     yield line, names
                 elif len(cells) > len(names):
-                    message = f"{path} line {line} has {len(cells)} cells, and line 1 names {len(names)} columns"
-                    raise InputError(message, hint='a text with a comma needs quotation marks: "a dog, running"')
+                    raise InputError(
+                        f"{path} line {line} has {len(cells)} cells, and line 1 names {len(names)} columns",
+                        hint='a text with a comma needs quotation marks: "a dog, running"',
+                    )
                 # Spreadsheets end tables with blank lines, and leave out empty cells at the end of a line.
                 elif any(cells):
                     yield line, [*cells, *[""] * (len(names) - len(cells))]
                 # A quoted cell may contain line breaks.
                 line = reader.line_num + 1
         except csv.Error as error:
-            hint = "save the table again as CSV, with quotation marks around texts"
-            raise InputError(f"{path} line {line} cannot be read: {error}", hint=hint) from error
+            raise InputError(
+                f"{path} line {line} cannot be read: {error}",
+                hint="save the table again as CSV, with quotation marks around texts",
+            ) from error
 
 
 def find_column(where: Path | str, names: Sequence[str], known: Sequence[str], hint: str) -> str:
@@ -138,18 +148,6 @@ def describe_value(value: Any) -> str:
     words = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     shown = json.dumps(value, ensure_ascii=False, default=str)
     return f"{words.get(type(value), type(value).__name__)} ({shown if len(shown) <= 40 else shown[:37] + '...'})"
-
-
-def _fault(data: bytes, encoding: str) -> str:
-    """Why bytes do not decode, with the line; empty if they do."""
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        return f"{error.reason} on line {line:,}"
-    except UnicodeError as error:  # a codec of several bytes without their mark
-        return str(error)
-    return ""
 
 
 def _without_mark(data: bytes) -> str | None:

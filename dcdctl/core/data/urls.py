@@ -76,8 +76,9 @@ def _expand_braces(pattern: str) -> list[str]:
             parts.append((text.split(",") if position % 2 else [text], 0))
     num_names = math.prod(len(choices) for choices, _ in parts)
     if not 0 < num_names <= MAX_NAMES:
-        message = f"{shown(pattern)} names {num_names:,} files, expected 1 to {MAX_NAMES:,}"
-        raise ConfigError(message, hint="check the braces")
+        raise ConfigError(
+            f"{shown(pattern)} names {num_names:,} files, expected 1 to {MAX_NAMES:,}", hint="check the braces"
+        )
     choices_of_parts = ([str(choice).zfill(width) for choice in choices] for choices, width in parts)
     return ["".join(names) for names in itertools.product(*choices_of_parts)]
 
@@ -215,8 +216,9 @@ def _attempted(request: Callable[[], T], url: str) -> T:
             if attempt == http.ATTEMPTS:
                 # Not the text of the error, in which libraries quote URLs with their queries.
                 reason = str(error) if isinstance(error, _UnfinishedError) else type(error).__name__
-                message = f"{shown(url)}: gave up after {attempt} attempts ({reason})"
-                raise SourceError(message, hint="run the command again later") from error
+                raise SourceError(
+                    f"{shown(url)}: gave up after {attempt} attempts ({reason})", hint="run the command again later"
+                ) from error
             time.sleep(http.FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
     raise AssertionError("unreachable")
 
@@ -339,9 +341,9 @@ def _file_system(url: str) -> tuple[Any, str]:
             protocol
         )
         what = package or first_line(error)
-        hint = f"pip install {package}" if package else f"install what fsspec needs for {protocol}"
         raise MissingError(
-            f"{shown(url)} needs a package of {protocol}:// that is not installed: {what}", hint=hint
+            f"{shown(url)} needs a package of {protocol}:// that is not installed: {what}",
+            hint=f"pip install {package}" if package else f"install what fsspec needs for {protocol}",
         ) from error
     return system, path
 
@@ -353,8 +355,9 @@ def _asked(request: Callable[[], T], url: str) -> T:
     except (ValueError, TypeError, AttributeError) as error:
         known = "s3://, gs://, az://, https://, hf:// and the other protocols of fsspec"
         reason = "is unknown" if "not known" in str(error) else "names no files by a URL alone"
-        message = f"{shown(url)}: the protocol {urlsplit(url).scheme}:// {reason}"
-        raise ConfigError(message, hint=f"known are {known}") from error
+        raise ConfigError(
+            f"{shown(url)}: the protocol {urlsplit(url).scheme}:// {reason}", hint=f"known are {known}"
+        ) from error
 
 
 def refuse_password(url: str) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 from dcdctl.core import config
-from dcdctl.core.config import Key
+from dcdctl.core.config import OMITTED, Key
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.data.download.hub import HubPath
 from dcdctl.core.errors import RUN_AGAIN, ConfigError, InputError, SourceError, resumed_by
@@ -84,7 +84,7 @@ class DownloadRecord:
     modified_ns: int
     """Its size and time of change when it was hashed: while both are the same, it is not hashed again."""
     git_sha1: Annotated[str, Key("git-sha1", omits_default=True)] = ""
-    md5: Annotated[str, Key(omits_default=True)] = ""
+    md5: Annotated[str, OMITTED] = ""
     sha256: str
     """Of the first download: a later one is compared with it where no checksum is known."""
 
@@ -147,7 +147,7 @@ def _fetch_plain(file: RemoteFile, target: Path, offline_reason: str, track: Tra
     kinds = {"sha256", *_checksum_kind(file)}
     if target.exists():
         digests = _digests(target, kinds, record)
-        error = _difference(file, target, digests, record)
+        error = _difference(file, target, target, digests, record)
         if error is None:
             _write_record(file, target, target, digests)
             return LocalFile(path=target, check=_check(file, record))
@@ -160,13 +160,15 @@ def _fetch_plain(file: RemoteFile, target: Path, offline_reason: str, track: Tra
     with ExitStack() as bars:
 
         def begin(total: int | None, is_rest: bool) -> Advance:
-            label = f"download the rest of {file.name}" if is_rest else f"download {file.name}"
-            return bars.enter_context(track(label, total=total, unit="bytes"))
+            return bars.enter_context(
+                track(f"download {'the rest of ' if is_rest else ''}{file.name}", total=total, unit="bytes")
+            )
 
-        has_checksum = bool(file.checksum or record)
-        http.Transfer(url=file.url, partial=partial, size=file.size, has_checksum=has_checksum, begin=begin).run()
-    digests = _digests(partial, kinds, None)
-    error = _difference(file, partial, digests, record)
+        http.Transfer(
+            url=file.url, partial=partial, size=file.size, has_checksum=bool(file.checksum or record), begin=begin
+        ).run()
+    digests = http.digests_of(partial, kinds)
+    error = _difference(file, target, partial, digests, record)
     if error is not None:
         http.discard(partial)
         raise error
@@ -194,13 +196,13 @@ def _fetch_from_hub(file: RemoteFile, target: Path, offline_reason: str, track: 
         # huggingface_hub does not verify files of its cache: it would return the damaged file again.
         blob.unlink()
         path.unlink(missing_ok=True)
-        hint = "it was removed: run the same command again"
         raise SourceError(
-            f"{file.url} has {blob_hash} {digests[blob_hash]}, expected {blob.name} from the Hub", hint=hint
+            f"{file.url} has {blob_hash} {digests[blob_hash]}, expected {blob.name} from the Hub",
+            hint="it was removed: run the same command again",
         )
     # With the Hub's hash the record is not compared: a branch such as main may have moved to other content since the
     # first download.
-    error = _difference(file, path, digests, None if blob_hash else record)
+    error = _difference(file, target, path, digests, None if blob_hash else record)
     if error is not None:
         raise error
     _write_record(file, target, path, digests)
@@ -210,7 +212,7 @@ def _fetch_from_hub(file: RemoteFile, target: Path, offline_reason: str, track: 
 
 
 def _difference(
-    file: RemoteFile, path: Path, digests: dict[str, str], record: DownloadRecord | None
+    file: RemoteFile, target: Path, path: Path, digests: dict[str, str], record: DownloadRecord | None
 ) -> SourceError | None:
     """The error if this is not the expected file, with what was found and what was expected; None if it is."""
     size = path.stat().st_size
@@ -220,10 +222,9 @@ def _difference(
     if kind and digests[kind] != expected:
         return SourceError(f"{file.url} has {kind} {digests[kind]}, expected {expected}", hint="the file was not kept")
     if not kind and record and digests["sha256"] != record.sha256:
-        record_path = _record_path(cache_folder() / "downloads" / f"{_short(file.url)}-{file.name}")
-        hint = f"if the new file is right, delete {record_path} and run the same command again"
         return SourceError(
-            f"{file.url} has sha256 {digests['sha256']}, but had {record.sha256} at the first download", hint=hint
+            f"{file.url} has sha256 {digests['sha256']}, but had {record.sha256} at the first download",
+            hint=f"if the new file is right, delete {_record_path(target)} and run the same command again",
         )
     return None
 
@@ -255,8 +256,8 @@ def _record_path(target: Path) -> Path:
 
 def _write_record(file: RemoteFile, target: Path, path: Path, digests: dict[str, str]) -> None:
     state = path.stat()
-    facts = {"url": file.url, "size": state.st_size, "modified_ns": state.st_mtime_ns}
-    record = config.build(DownloadRecord, {**facts, **digests})
+    facts = {"url": file.url, "size": state.st_size, "modified_ns": state.st_mtime_ns, **digests}
+    record = config.build(DownloadRecord, facts)
     if record != _read_record(target):
         write_json(_record_path(target), config.to_table(record))
 
@@ -301,5 +302,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             # ENOTDIR and EEXIST: there is a file in the place of a folder.
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
                 raise
-            hint = "set DCDCTL_CACHE (and for files of the Hub HF_HOME) to a folder that can be written"
-            raise InputError(f"the cache cannot be written ({error})", hint=hint) from error
+            raise InputError(
+                f"the cache cannot be written ({error})",
+                hint="set DCDCTL_CACHE (and for files of the Hub HF_HOME) to a folder that can be written",
+            ) from error

@@ -109,9 +109,9 @@ class Transfer:
                 furthest = max(furthest, self.length())
                 if failures >= ATTEMPTS:
                     kept = f"{self.length():,} bytes are kept: " if self.length() else ""
-                    hint = f"{kept}run the same command again{' to resume' if kept else ' later'}"
                     raise SourceError(
-                        f"{self.url}: gave up after {failures} attempts ({failure})", hint=hint
+                        f"{self.url}: gave up after {failures} attempts ({failure})",
+                        hint=f"{kept}run the same command again{' to resume' if kept else ' later'}",
                     ) from failure
                 wait = FIRST_WAIT_SECONDS * 2 ** (failures - 1)
                 time.sleep(wait if failure.wait_seconds is None else failure.wait_seconds)
@@ -178,8 +178,10 @@ class Transfer:
             # A date, which servers may send too, is as good as nothing: the next attempts wait longer each.
             wait = float(asked) if asked.isdecimal() else None
             if wait is not None and wait > LONGEST_WAIT_SECONDS:
-                hint = f"run the same command again then: {self.length():,} bytes are kept"
-                raise SourceError(f"{self.url} asks to wait {wait:,.0f} seconds ({status_text})", hint=hint)
+                raise SourceError(
+                    f"{self.url} asks to wait {wait:,.0f} seconds ({status_text})",
+                    hint=f"run the same command again then: {self.length():,} bytes are kept",
+                )
             raise _RetryError(status_text, wait)
         if status in (404, 410):
             raise SourceError(

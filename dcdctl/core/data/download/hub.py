@@ -65,13 +65,6 @@ class HubPath:
         return f"{_endpoint() or 'https://huggingface.co'}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
 
 
-def cache_folder() -> Path:
-    """The download cache of huggingface_hub."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
 def get(file: HubPath, *, offline: bool, track: Track) -> Path:
     """The file in the cache of huggingface_hub, downloaded if it is not there, unless `offline`.
 
@@ -82,9 +75,7 @@ def get(file: HubPath, *, offline: bool, track: Track) -> Path:
 
     if offline:
         # Not hf_hub_download with local_files_only, which may still make a request to the Hub.
-        cached = try_to_load_from_cache(
-            file.repo, file.path, repo_type=file.kind, revision=file.revision, cache_dir=cache_folder()
-        )
+        cached = try_to_load_from_cache(file.repo, file.path, repo_type=file.kind, revision=file.revision)
         # Besides None, the result may be an object that stands for a file known not to exist.
         if not isinstance(cached, str):
             raise SourceError(f"{file.url} is not in the cache of the Hub")
@@ -157,9 +148,7 @@ def _explain(file: HubPath, error: Exception) -> SourceError:
     from huggingface_hub import errors
 
     # huggingface_hub reports an unreachable or refusing Hub as a missing local file; the cause holds the reason.
-    cause = (
-        error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None else error
-    )
+    cause = (isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__) or error
     status = getattr(getattr(cause, "response", None), "status_code", None)
     if refused := hub_refusal(cause, file.url, file.page):
         return SourceError(refused[0], hint=refused[1])
@@ -169,9 +158,10 @@ def _explain(file: HubPath, error: Exception) -> SourceError:
         )
     if status is not None:
         return SourceError(f"{file.url}: the Hub answered {status}", hint="run the same command again later")
-    reason = first_line(cause)
-    hint = "run the same command again, or with --offline if it is in the cache"
-    return SourceError(f"{file.url} is not available from {_endpoint() or 'the Hub'} ({reason})", hint=hint)
+    return SourceError(
+        f"{file.url} is not available from {_endpoint() or 'the Hub'} ({first_line(cause)})",
+        hint="run the same command again, or with --offline if it is in the cache",
+    )
 
 
 def hub_refusal(error: BaseException, name: str, page: str) -> tuple[str, str] | None:

@@ -16,6 +16,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -215,26 +216,24 @@ class ImageStore:
             ]
             or same_file_name
         )
-        searched = " or ".join(str(path) for path in self.paths)
+        searched = " or ".join(map(str, self.paths))
         if not matches:
             raise RowError(f"there is no such image in {searched}")
         if len(matches) > 1:
-            shown = [
+            shown = ", ".join(
                 member if len(self.paths) == 1 else f"{container.path.name}: {member}"
                 for container, member in matches[:2]
-            ]
-            raise RowError(
-                f"{len(matches)} images in {searched} have that name ({shown[0]}, {shown[1]}): give the full path"
             )
+            raise RowError(f"{len(matches)} images in {searched} have that name ({shown}): give the full path")
         return matches[0]
 
     @cached_property
     def _by_file_name(self) -> dict[str, list[tuple[_Container, str]]]:
-        by_file_name: dict[str, list[tuple[_Container, str]]] = {}
+        by_file_name = defaultdict(list)
         for container in self._containers:
             for member in container.names:
                 if not is_macos_metadata(member):
-                    by_file_name.setdefault(PurePosixPath(member).name, []).append((container, member))
+                    by_file_name[PurePosixPath(member).name].append((container, member))
         return by_file_name
 
 
@@ -309,8 +308,10 @@ def _is_tar(path: Path) -> bool:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
     for first_bytes, name in _COMPRESSIONS.items():
         if head.startswith(first_bytes):
-            hint = f"decompress it first: images are read in any order, which {name} does not allow"
-            raise InputError(f"{path} is compressed with {name}, expected a plain tar", hint=hint)
+            raise InputError(
+                f"{path} is compressed with {name}, expected a plain tar",
+                hint=f"decompress it first: images are read in any order, which {name} does not allow",
+            )
     # Tars of before POSIX (v7) have no signature; a zip may be named .tar by mistake.
     return head[257:262] == b"ustar" or (path.suffix == ".tar" and not head.startswith(b"PK"))
 
@@ -341,8 +342,10 @@ def check_tar_end(file: Any, end: int, name: str) -> None:
     file.seek(end)
     while block := file.read(1 << 20):
         if block.strip(b"\0"):
-            message = f"the tar {name} is damaged at byte {end:,}: it ends there, and data follows"
-            raise InputError(message, hint="a download may have been cut off, or several tars joined into one")
+            raise InputError(
+                f"the tar {name} is damaged at byte {end:,}: it ends there, and data follows",
+                hint="a download may have been cut off, or several tars joined into one",
+            )
 
 
 def why_refused(info: tarfile.TarInfo) -> str:

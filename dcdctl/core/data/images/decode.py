@@ -242,20 +242,18 @@ def _load(image: Image.Image, data: bytes) -> None:
     covered = sum((box[2] - box[0]) * (box[3] - box[1]) for _, box, *_ in getattr(image, "tile", ()) if box is not None)
     if image.format == "TIFF" and covered < image.width * image.height:
         raise ImageError(_SMALLER_THAN_HEADER)
-    size = image.width, image.height
+    size = image.size
     image.load()
     width, height = image.size
+    is_complete = True
     # Filled pixels are at the end. The second look takes as long as decoding, so images whose end is of another color
     # are spared it.
     if image.format in ("JPEG", "MPO"):
         last = image.getpixel((width - 1, height - 1))
         is_complete = not {127, 128}.issuperset(last if isinstance(last, tuple) else (last,)) or _is_complete_jpeg(data)
     elif image.format == "PNG":
-        is_complete = image.crop((0, height - 1, width, height)).getbbox(
-            alpha_only=False
-        ) is not None or _is_complete_png(data, *size)
-    else:
-        is_complete = True
+        last_row = image.crop((0, height - 1, width, height))
+        is_complete = last_row.getbbox(alpha_only=False) is not None or _is_complete_png(data, *size)
     if not is_complete:
         raise ImageError(_SMALLER_THAN_HEADER)
 
@@ -365,9 +363,12 @@ def _shrink(image: Image.Image, data: bytes, side_px: int) -> CheckedImage:
     else:
         # Lossless, because the errors of a JPEG show in drawings and text.
         smaller.save(buffer, format="PNG")
-    hash_bits = difference_hash(smaller)
     return CheckedImage(
-        data=buffer.getvalue(), width=smaller.width, height=smaller.height, hash=hash_bits, became_png=not is_jpeg
+        data=buffer.getvalue(),
+        width=smaller.width,
+        height=smaller.height,
+        hash=difference_hash(smaller),
+        became_png=not is_jpeg,
     )
 
 

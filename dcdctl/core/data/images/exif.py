@@ -51,11 +51,11 @@ def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
     make, model = _text(tags.get(Base.Make)), _text(tags.get(Base.Model))
     values["camera"] = (model if model.lower().startswith(make.lower()) else f"{make} {model}".strip()) or None
     if place:
-        values["latitude"] = _degrees(position, GPS.GPSLatitude, GPS.GPSLatitudeRef, "S", 90)
-        values["longitude"] = _degrees(position, GPS.GPSLongitude, GPS.GPSLongitudeRef, "W", 180)
+        latitude = _degrees(position, GPS.GPSLatitude, GPS.GPSLatitudeRef, "S", 90)
+        longitude = _degrees(position, GPS.GPSLongitude, GPS.GPSLongitudeRef, "W", 180)
         # Half a place is none, and programs that remove places write zeros.
-        if None in (values["latitude"], values["longitude"]) or values["latitude"] == values["longitude"] == 0:
-            values["latitude"] = values["longitude"] = None
+        if None not in (latitude, longitude) and (latitude or longitude):
+            values |= {"latitude": latitude, "longitude": longitude}
     return values
 
 

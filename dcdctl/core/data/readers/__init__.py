@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dcdctl.core.data.readers.csv_jsonl import CsvSource, JsonlSource
+from dcdctl.core.data.readers.csv_jsonl import CsvSource, JsonlSource, LavisSource
 from dcdctl.core.data.readers.karpathy import KarpathySource
-from dcdctl.core.data.readers.lavis import LavisSource
 from dcdctl.core.data.readers.parquet import ParquetSource
 from dcdctl.core.data.readers.pool import PoolSource, add_pool
 from dcdctl.core.data.readers.rows import SPLITS, Listing, RowCheck, SourceConfig, empty_split_hint

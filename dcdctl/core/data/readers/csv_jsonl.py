@@ -1,8 +1,9 @@
-"""Tables: a CSV or JSONL file with one image and caption per row, or with several captions in one cell.
+"""Tables: a CSV, JSONL or LAVIS JSON file with one image and caption per row, or with several captions in one cell.
 
 image,caption[,split]               or file_name and text, the names in the Hub's image folders
 filename,raw,sentids,split          nlphuji/flickr30k; raw and sentids hold JSON lists
 {"image": "a.jpg", "captions": ["a dog", "a brown dog"], "split": "val"}
+[{"image": "a.jpg", "caption": "a dog"}]      LAVIS: a list per split; val and test have a list of captions per image
 
 A table without splits is divided into train, val and test.
 """
@@ -10,7 +11,7 @@ A table without splits is divided into train, val and test.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ from dcdctl.core.data.columns import (
     problem_of_name,
 )
 from dcdctl.core.data.images import ImageStore, RowError
+from dcdctl.core.data.readers import json_stream
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
     HELD_OUT_BY_DEFAULT,
@@ -35,13 +37,14 @@ from dcdctl.core.data.readers.rows import (
     Listing,
     Paths,
     RowCheck,
+    SourceConfig,
     TextSource,
+    check_splits,
     divide,
     file_checksum,
     group_by_image,
     is_synthetic,
     make_listing,
-    read_caption,
     read_caption_ids,
     read_captions,
     read_labels,
@@ -65,6 +68,7 @@ _OF_CAPTIONS = ("sentids", "source", "weight")
 _WITH_A_ROLE = {*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_LIST_COLUMNS, "split", *_OF_CAPTIONS, *KEYS}
 _STARTS_OF_JSON = (*"[{-0123456789 \t\r\n", "true", "false", "null", "NaN", "Infinity")
 """How the text of a JSON value starts, unless it is a string."""
+_LAVIS_HINT = "an example of this format is coco_karpathy_val.json"
 _HEADER_HINT = "the first line names the columns: image,caption[,split]"
 
 
@@ -91,7 +95,10 @@ class CsvSource(TextSource):
     def list_rows(self, check: RowCheck) -> Listing:
         """The rows of the table; rows of the same image become one."""
         store, encoding = ImageStore(self.images), find_encoding(self.pairs, self.encoding)
-        rows = read_csv(self.pairs, encoding) if self.format == "csv" else _read_jsonl(self.pairs, encoding)
+        if self.format == "csv":
+            rows = read_csv(self.pairs, encoding)
+        else:
+            rows = [(line, cells_of(value)) for line, value in json_lines(self.pairs, encoding)]
         provenance: dict[str, Any] = {"kind": self.format, "pairs": file_checksum(self.pairs)}
         images = [_path_or_none(cells) for _, cells in rows]
         columns = _other_columns(self, rows, images)
@@ -124,6 +131,40 @@ class JsonlSource(CsvSource):
     format: ClassVar[str] = "jsonl"
 
 
+@dataclass(frozen=True, kw_only=True)
+class LavisSource(SourceConfig):
+    """JSON lists in the format of LAVIS: objects with `image` and `caption`, which is a caption or a list of
+    captions."""
+
+    format: ClassVar[str] = "lavis"
+    annotations: dict[str, Path]
+    """By split."""
+    images: Paths
+
+    def __post_init__(self) -> None:
+        check_splits("annotations", self.annotations)
+
+    def list_rows(self, check: RowCheck) -> Listing:
+        """The rows of each split's list."""
+        store = ImageStore(self.images)
+
+        def entries() -> Iterator[TableEntry]:
+            for split in check.requested(self.annotations):
+                path = self.annotations[split]
+                try:
+                    for i, value in enumerate(json_stream.items(path, "", _LAVIS_HINT)):
+                        if isinstance(value, dict):
+                            yield TableEntry(f"{path.name} [{i}]", cells_of(value) | {"split": split}, store, {})
+                        else:
+                            check.reject(f"{path.name} [{i}]", "", f"{describe_value(value)}, expected an object")
+                except json_stream.ArrayError as error:
+                    raise InputError(f"{path} is {error.actual}, expected a list of rows", hint=_LAVIS_HINT) from error
+
+        rows = group_by_image(entries(), check, merge=True)
+        annotations = {split: file_checksum(self.annotations[split]) for split in check.requested(self.annotations)}
+        return make_listing(rows, check, {"kind": "lavis", "annotations": annotations}, self.images)
+
+
 @dataclass(frozen=True, slots=True)
 class TableEntry(EntryWithFile):
     """A row: `value` has its cells by role, which are image, caption or captions, split, sentids, source, weight."""
@@ -138,12 +179,10 @@ class TableEntry(EntryWithFile):
         return _image_path(self.value)
 
     def captions(self) -> tuple[list[str], list[int] | None]:
-        if "captions" not in self.value:
-            texts = [read_caption(self.value.get("caption"), "the caption")]
-        elif not isinstance(self.value["captions"], list):
-            raise RowError(f"the captions are {describe_value(self.value['captions'])}, expected a list")
-        else:
-            texts = read_captions(self.value["captions"])
+        listed = self.value.get("captions")
+        if "captions" in self.value and not isinstance(listed, list):
+            raise RowError(f"the captions are {describe_value(listed)}, expected a list")
+        texts = read_captions(self.value.get("caption") if listed is None else listed)
         return texts, read_caption_ids(self.value.get("sentids"), len(texts))
 
     def labels(self, count: int) -> list[CaptionLabel]:
@@ -158,16 +197,13 @@ def _other_columns(source: CsvSource, rows: Rows, images: list[str | None]) -> I
         raise InputError(
             f"the column {of_captions[0]!r} of {where} is about its captions, not its images", hint="rename it"
         )
-    known = list(dict.fromkeys(name for _, cells in rows for name in cells.get("columns", {})))
-    chosen, notes = source.columns, list[str]()
-    if chosen is None:
-        problems = {name: problem_of_name(name) for name in known}
-        chosen = tuple(name for name in known if not problems[name])
-        notes = [f"column {name} of {where} is left out: it {problem}" for name, problem in problems.items() if problem]
+    known = list(dict.fromkeys(name for _, cells in rows for name in cells["columns"]))
+    problems = {name: problem_of_name(name) for name in known} if source.columns is None else {}
+    chosen = source.columns or tuple(name for name, problem in problems.items() if not problem)
+    notes = [f"column {name} of {where} is left out: it {problem}" for name, problem in problems.items() if problem]
     check_chosen(chosen, known, where)
-    make = from_cells if source.format == "csv" else from_json
-    empty = "" if source.format == "csv" else None
-    values = {name: make([cells.get("columns", {}).get(name, empty) for _, cells in rows]) for name in chosen}
+    make, empty = (from_cells, "") if source.format == "csv" else (from_json, None)
+    values = {name: make([cells["columns"].get(name, empty) for _, cells in rows]) for name in chosen}
     columns = by_first_row(images, values, where)
     return replace(columns, notes=(*columns.notes, *notes)) if columns.table.column_names else None
 
@@ -250,16 +286,10 @@ def _parse_cell(name: str, text: str) -> Any:
     return text if isinstance(value, str) else value
 
 
-def _read_jsonl(path: Path, encoding: str) -> Rows:
-    """Line number and cells of each object."""
-    return [(line, cells_of(value)) for line, value in json_lines(path, encoding)]
-
-
 def cells_of(value: Mapping[str, Any]) -> dict[str, Any]:
     """The cells of a JSON object, by role."""
     cells = {key: value[key] for key in ("split", *_OF_CAPTIONS) if key in value}
     cells["image"] = next((value[key] for key in _IMAGE_COLUMNS if key in value), None)
     caption = next((value[key] for key in (*_CAPTION_COLUMNS, *_LIST_COLUMNS) if key in value), None)
     others = {key: item for key, item in value.items() if key not in _WITH_A_ROLE}
-    cells |= {"columns": others} if others else {}
-    return cells | {"captions" if isinstance(caption, list) else "caption": caption}
+    return cells | {"columns": others, "captions" if isinstance(caption, list) else "caption": caption}

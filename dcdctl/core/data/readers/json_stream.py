@@ -60,7 +60,13 @@ def items(path: Path, key: str, hint: str) -> Iterator[Any]:
 
 
 def _items(scanner: _Scanner, key: str) -> Iterator[Any]:
-    _find_array(scanner, key)
+    if key:
+        _find_member(scanner, key)
+    if scanner.peek() != "[":
+        raise ArrayError(describe_value(scanner.value()))
+    scanner.take("[")
+    if scanner.peek() == "]":
+        raise ArrayError(describe_value([]))
     while True:
         yield scanner.value()
         if scanner.take(",]") == "]":
@@ -142,18 +148,6 @@ class _Scanner:
         self._column = len(consumed) - line_break - 1 + (self._column if line_break < 0 else 0)
         self._buffer, self._position = self._buffer[self._position :] + more, 0
         return True
-
-
-def _find_array(scanner: _Scanner, key: str) -> None:
-    """Move to the first item of the array."""
-    if key:
-        _find_member(scanner, key)
-    if scanner.peek() != "[":
-        raise ArrayError(describe_value(scanner.value()))
-    scanner.take("[")
-    if scanner.peek() == "]":
-        scanner.take("]")
-        raise ArrayError(describe_value([]))
 
 
 def _find_member(scanner: _Scanner, key: str) -> None:

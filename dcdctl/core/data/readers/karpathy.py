@@ -18,8 +18,8 @@ from dcdctl.core.data.readers.rows import (
     file_checksum,
     group_by_image,
     make_listing,
-    read_caption,
     read_caption_ids,
+    read_captions,
     read_split,
 )
 from dcdctl.core.data.text_encoding import describe_value
@@ -80,10 +80,8 @@ class KarpathyEntry(EntryWithFile):
         sentences = self.value.get("sentences")
         if not isinstance(sentences, list):
             raise RowError(f'"sentences" is {describe_value(sentences)}, expected a list')
-        if not sentences:
-            raise RowError("the image has no caption")
-        texts = (sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences)
-        return [read_caption(text, f"caption {i}") for i, text in enumerate(texts)], self.numbers
+        texts = [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences]
+        return read_captions(texts), self.numbers
 
 
 def read_images(path: Path) -> Iterator[Any]:

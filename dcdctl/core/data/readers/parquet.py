@@ -90,7 +90,7 @@ class ParquetSource(SourceConfig):
 class ParquetColumns:
     """The names of the columns in a file; empty if there is no such column."""
 
-    captions: tuple[str, ...]
+    captions: Sequence[str]
     """One column, or caption_0, caption_1, ...; a dot leads into a struct."""
     numbers: str
     split: str
@@ -158,9 +158,8 @@ def _entries(
             has_split = name == "all" and splits is None
             columns = find_columns(path, file.schema_arrow, source, has_split=has_split, has_captions=has_captions)
             # The image column is not read, except for the path in it: its bytes are read later, by the workers.
-            caption_columns = [name.partition(".")[0] for name in columns.captions]
             names = [
-                *caption_columns,
+                *(name.partition(".")[0] for name in columns.captions),
                 *filter(None, (columns.numbers, columns.split, columns.image_id)),
                 *columns.labels.values(),
             ]
@@ -186,8 +185,9 @@ def read_rows(
         for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        hint = "a download may have been cut off"
-        raise InputError(f"row group {group} of {name} cannot be read ({error})", hint=hint) from error
+        raise InputError(
+            f"row group {group} of {name} cannot be read ({error})", hint="a download may have been cut off"
+        ) from error
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -230,11 +230,11 @@ def find_columns(
     numbered = sorted(
         (name for name in schema.names if _NUMBERED.fullmatch(name)), key=lambda name: int(name.rpartition("_")[2])
     )
-    captions: tuple[str, ...] = ()
+    captions: Sequence[str] = ()
     if source.caption_column:
-        captions = (require(source.caption_column),)
+        captions = [require(source.caption_column)]
     elif has_captions:
-        captions = tuple(numbered) or (require(*_CAPTION_COLUMNS),)
+        captions = numbered or [require(*_CAPTION_COLUMNS)]
     numbers = next((name for name in _NUMBER_COLUMNS if name in schema.names), "")
     labels = {label: name for label, known in _LABEL_COLUMNS.items() for name in known if name in schema.names}
     return ParquetColumns(captions, numbers, require("split") if has_split else "", image_id, labels)

@@ -53,10 +53,11 @@ class PoolSource(TextSource):
         if self.images and len(images) < 2:
             what = f"only one, {next(iter(images))}" if images else "none"
             places = ", ".join(map(str, self.images))
-            hint = (
-                f"their names end with .{', .'.join(IMAGE_SUFFIXES)}; or name Parquet files: --images 'DIR/*.parquet'"
+            raise InputError(
+                f"a pool needs two images to choose from, and {places} has {what}",
+                hint=f"their names end with .{', .'.join(IMAGE_SUFFIXES)}; or name Parquet files: --images "
+                "'DIR/*.parquet'",
             )
-            raise InputError(f"a pool needs two images to choose from, and {places} has {what}", hint=hint)
         split_of_image, split_of_text = self._divide(images, texts, provenance)
         rows = {
             split: [row for image_id, row in images.items() if split_of_image[image_id] == split][: check.max_images]
@@ -139,10 +140,10 @@ def _list_images(places: Sequence[Path], check: RowCheck) -> Iterator[SourceRow]
 def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any]) -> dict[str, tuple[str, int]]:
     """The texts, each with its number among all texts, by `text_key`; the first of equal ones."""
     texts: dict[str, tuple[str, int]] = {}
-    number = 0
+    number, encoding = 0, getattr(source, "encoding", None)
     for path in source.queries:
         first = number
-        for line, value in _read_values(path, getattr(source, "encoding", None)):
+        for line, value in _read_values(path, encoding):
             where = f"{path.name} {'row' if path.suffix == '.parquet' else 'line'} {line}"
             try:
                 text = read_caption(value, "the text")
@@ -157,7 +158,7 @@ def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any
         files = [file_checksum(path) for path in source.queries]
         provenance["queries"] = {"files": files, "repeated": number - len(texts)}
         # Read with another encoding, the same file has other texts.
-        if encoding := getattr(source, "encoding", None):
+        if encoding:
             provenance["queries"]["encoding"] = encoding
     return texts
 

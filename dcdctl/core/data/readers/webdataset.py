@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from dcdctl.core.data.images import ImageFile, ImageStore, RowError
@@ -45,7 +44,14 @@ class WebDatasetSource(SourceConfig):
         def samples() -> Iterator[WebDatasetEntry]:
             for split in check.requested(self.shards):
                 for path in self.shards[split]:
-                    yield from _samples(path, split)
+                    store = ImageStore(path)
+                    # All of a tar, because the files of a sample need not be adjacent where it is read in any order.
+                    members: dict[str, dict[str, str]] = {}
+                    for name in store.members():
+                        key, suffix = key_and_suffix(name)
+                        members.setdefault(key, {})[suffix] = name
+                    for key, by_suffix in members.items():
+                        yield WebDatasetEntry(f"{path.name} {key}", by_suffix, store, split)
 
         rows = group_by_image(samples(), check, merge=False)
         files = [path for split in SPLITS for path in self.shards.get(split, ())]
@@ -129,14 +135,3 @@ def _decoded(data: bytes, suffix: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise RowError(f"its {suffix} is not UTF-8 text ({error.reason} on line {line}): save it as UTF-8") from error
-
-
-def _samples(path: Path, split: str) -> Iterator[WebDatasetEntry]:
-    store = ImageStore(path)
-    # All of a tar, because the files of a sample need not be adjacent where a tar is read in any order.
-    members: dict[str, dict[str, str]] = {}
-    for name in store.members():
-        key, suffix = key_and_suffix(name)
-        members.setdefault(key, {})[suffix] = name
-    for key, by_suffix in members.items():
-        yield WebDatasetEntry(f"{path.name} {key}", by_suffix, store, split)
