@@ -98,14 +98,8 @@ class LanceStore(Store):
 
     def rows_in(self, span: range) -> Rows:
         with self._errors():
-            rows = (
-                self._open()
-                .search()
-                .where(f"`row` >= {span.start} AND `row` < {span.stop}")
-                .select(["row"])
-                .limit(max(len(span), 1))
-            )
-            return np.sort(rows.to_arrow().column("row").to_numpy())
+            rows = self._open().search().where(f"`row` >= {span.start} AND `row` < {span.stop}").select(["row"])
+            return np.sort(rows.limit(max(len(span), 1)).to_arrow().column("row").to_numpy())
 
     def count(self, where: Condition | None = None) -> int:
         table = self._open()

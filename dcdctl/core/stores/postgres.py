@@ -139,8 +139,10 @@ class PostgresStore(Store):
             self._run("CREATE EXTENSION IF NOT EXISTS vector")
             ((version,),) = self._run("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
             if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LEAST_VERSION:
-                hint = "an administrator of the database runs: ALTER EXTENSION vector UPDATE"
-                raise InputError(f"the database has pgvector {version}, and 0.8 is needed", hint=hint)
+                raise InputError(
+                    f"the database has pgvector {version}, and 0.8 is needed",
+                    hint="an administrator of the database runs: ALTER EXTENSION vector UPDATE",
+                )
             self.drop()
             columns = sql.SQL(", ").join(_definition(column, facts.dims) for column in facts.image_schema)
             self._run("CREATE TABLE {table} ({columns})", columns=columns)
@@ -306,12 +308,16 @@ class PostgresStore(Store):
         state, text = error.sqlstate or "", " ".join(str(error).split())
         no_extension = errors.UndefinedFile | errors.FeatureNotSupported | errors.InsufficientPrivilege
         if isinstance(error, no_extension) and "extension" in text:
-            hint = "install postgresql-17-pgvector on the server; an administrator runs: CREATE EXTENSION vector"
-            return InputError(f"{self.location} has no pgvector ({text})", hint=hint)
+            return InputError(
+                f"{self.location} has no pgvector ({text})",
+                hint="install postgresql-17-pgvector on the server; an administrator runs: CREATE EXTENSION vector",
+            )
         is_lost = isinstance(error, psycopg.OperationalError) and not state
         if state.startswith(_PASSING) or (is_lost and not _REFUSED.search(str(error))):
-            hint = "is the server running, and are host and port right?" if is_lost else "run the same command again"
-            return UnavailableError(f"{self.location} does not answer: {text}", hint=hint)
+            return UnavailableError(
+                f"{self.location} does not answer: {text}",
+                hint="is the server running, and are host and port right?" if is_lost else "run the same command again",
+            )
         return InputError(
             f"{self.location} refuses: {text}",
             hint="check the URL, the password in PGPASSWORD or ~/.pgpass, and the rights",
@@ -328,7 +334,7 @@ def _definition(column: pa.Field, dims: int) -> sql.Composable:
     if column.name == "vector":
         return sql.SQL("vector halfvec({}) NOT NULL").format(sql.Literal(dims))
     # In bytes, as everywhere in dcdctl: the order of letters depends on the language of the database otherwise.
-    collation = ' COLLATE "C"' if column.type == pa.string() else ""
+    collation = ' COLLATE "C"' if column.type == "string" else ""
     ending = " PRIMARY KEY" if column.name == "row" else "" if column.nullable else " NOT NULL"
     return sql.SQL("{} " + TYPES[column.type] + collation + ending).format(_quoted(sql.Identifier(column.name)))
 
@@ -346,7 +352,7 @@ def _values(column: pa.ChunkedArray) -> Sequence[Any]:
     """The values of a column, as psycopg sends them."""
     if not pa.types.is_fixed_size_list(column.type):
         values: list[Any] = column.to_pylist()
-        if column.type == pa.string() and (
+        if column.type == "string" and (
             bad := next((value for value in values if value is not None and "\0" in value), None)
         ):
             raise InputError(

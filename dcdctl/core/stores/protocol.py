@@ -70,9 +70,7 @@ class StoreFacts:
     @property
     def image_schema(self) -> pa.Schema:
         """The columns of an upload and of an answer."""
-        vector = pa.field(
-            "vector", pa.list_(pa.field("element", pa.float16(), nullable=False), self.dims), nullable=False
-        )
+        vector = pa.field("vector", pa.list_(pa.field("element", "float16", nullable=False), self.dims), nullable=False)
         return pa.schema([*IMAGE_FIELDS, vector, *self.schema])
 
     def table(self, values: Mapping[str, Sequence[Any]], vectors_RD: Half) -> pa.Table:
@@ -95,21 +93,24 @@ class StoreFacts:
         try:
             document = json.loads(text or "")["dcdctl"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            message = f"{location} is there, and dcdctl did not make it"
-            raise StaleError(message, hint="name another one: nothing was changed") from error
+            raise StaleError(
+                f"{location} is there, and dcdctl did not make it", hint="name another one: nothing was changed"
+            ) from error
         try:
             if document["format"] != FORMAT:
                 raise ConfigError(f"its format is {document['format']!r}")
             return config.build(StoreFacts, document)
         except (ConfigError, LookupError, TypeError, RecursionError) as error:
             # It may quote all of a value.
-            message = f"{location} was filled by another version of dcdctl ({str(error)[:200]})"
-            raise StaleError(message, hint="update dcdctl, or upload the index again with --replace") from error
+            raise StaleError(
+                f"{location} was filled by another version of dcdctl ({str(error)[:200]})",
+                hint="update dcdctl, or upload the index again with --replace",
+            ) from error
 
 
 IMAGE_FIELDS = (
-    pa.field("row", pa.int64(), nullable=False),
-    pa.field("source", pa.int32(), nullable=False),
+    pa.field("row", "int64", nullable=False),
+    pa.field("source", "int32", nullable=False),
     *IMAGE_COLUMNS,
 )
 """What every store keeps of an image besides its vector: where it is, and what it is called. A row is the row of the
@@ -204,5 +205,6 @@ class Store(ABC):
 
     def not_there(self) -> MissingError:
         """The error for a store that nobody has filled."""
-        hint = f"fill it with `dcdctl index INDEX --to '{self.location}'`"
-        return MissingError(f"there are no images in {self.location}", hint=hint)
+        return MissingError(
+            f"there are no images in {self.location}", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`"
+        )

@@ -41,12 +41,12 @@ EXACT_INTEGERS = 2**53
 """Qdrant compares larger numbers as floating-point numbers."""
 _DRAFT = "__draft"
 _INDEXES = {
-    pa.string(): models.PayloadSchemaType.KEYWORD,
-    pa.bool_(): models.PayloadSchemaType.BOOL,
-    pa.int64(): models.PayloadSchemaType.INTEGER,
-    pa.float64(): models.PayloadSchemaType.FLOAT,
-    pa.date32(): models.PayloadSchemaType.DATETIME,
-    pa.timestamp("us"): models.PayloadSchemaType.DATETIME,
+    pa.string(): "keyword",
+    pa.bool_(): "bool",
+    pa.int64(): "integer",
+    pa.float64(): "float",
+    pa.date32(): "datetime",
+    pa.timestamp("us"): "datetime",
 }
 _RANGES = {"<": ("lt",), "<=": ("lte",), ">": ("gt",), ">=": ("gte",)}
 _EQUAL = ("gte", "lte")
@@ -108,7 +108,9 @@ class QdrantStore(Store):
             self._client.create_collection(collection, vectors_config=vectors, metadata={FACTS: facts.to_json()})
             # Before the points, so that the graph gets edges for these columns.
             for column in facts.schema:
-                self._client.create_payload_index(collection, _key(column.name), _INDEXES[column.type], wait=True)
+                self._client.create_payload_index(
+                    collection, _key(column.name), models.PayloadSchemaType(_INDEXES[column.type]), wait=True
+                )
             self._move(self._name, collection)
 
     def describe(self, facts: StoreFacts) -> None:
@@ -238,12 +240,12 @@ class QdrantStore(Store):
             or (status or 0) >= 500
         )
         if is_gone or is_passing:
-            hint = (
-                "is the server running, and are host and port right?"
+            return UnavailableError(
+                f"{self.location} does not answer: {text}",
+                hint="is the server running, and are host and port right?"
                 if status is None
-                else "run the same command again"
+                else "run the same command again",
             )
-            return UnavailableError(f"{self.location} does not answer: {text}", hint=hint)
         return InputError(f"{self.location} refuses: {text}", hint="check the URL, and the key in QDRANT_API_KEY")
 
 
@@ -274,7 +276,7 @@ def _table(points: list[Any], facts: StoreFacts) -> pa.Table:
 def _of_json(value: Any, type_: pa.DataType) -> Any:
     if value is None:
         return None
-    if type_ == pa.date32():
+    if type_ == "date32":
         return date.fromisoformat(value)
     return datetime.fromisoformat(value).replace(tzinfo=None) if pa.types.is_timestamp(type_) else value
 
@@ -317,7 +319,7 @@ def _compare(condition: Compare, value: Value, type_: pa.DataType) -> Any:
     key, ends = _key(condition.column), _RANGES.get(condition.operator, _EQUAL)
     if isinstance(value, date):
         return models.FieldCondition(key=key, range=models.DatetimeRange(**dict.fromkeys(ends, _moment(value))))
-    if ends == _EQUAL and type_ != pa.float64():
+    if ends == _EQUAL and type_ != "float64":
         return models.FieldCondition(key=key, match=models.MatchValue(value=value))
     if isinstance(value, str | bool):
         what = "texts" if isinstance(value, str) else "true and false"
@@ -325,7 +327,7 @@ def _compare(condition: Compare, value: Value, type_: pa.DataType) -> Any:
             f"Qdrant does not order {what}, which the condition asks of {condition.column}",
             hint="use =, IN or another store",
         )
-    if type_ == pa.int64() and abs(value) > EXACT_INTEGERS:
+    if type_ == "int64" and abs(value) > EXACT_INTEGERS:
         raise InputError(f"Qdrant does not order numbers as large as {value}", hint="use = or another store")
     return models.FieldCondition(key=key, range=models.Range(**dict.fromkeys(ends, value)))
 

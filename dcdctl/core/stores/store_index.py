@@ -7,6 +7,7 @@ the index. Shape letters: Q queries, D width, R rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,9 @@ class StoreIndex(ImageIndex):
     def model(self) -> Path:
         folder = self._model or Path(self.facts.model_folder)
         if not folder.is_dir():
-            message = f"the model {self.fingerprint[:8]} of {self.location} is not at {folder}"
             raise MissingError(
-                message, hint="copy the folder `model` of the index to this machine, and name it with --model"
+                f"the model {self.fingerprint[:8]} of {self.location} is not at {folder}",
+                hint="copy the folder `model` of the index to this machine, and name it with --model",
             )
         return folder
 
@@ -79,9 +80,8 @@ class StoreIndex(ImageIndex):
     def check(self) -> None:
         """StaleError if the store has another number of images than it had when an upload ended."""
         if (count := repeated(self.store.count, FOR_A_QUESTION)) != self.num_images:
-            message = f"{self.location} has {count:,} images, and its last upload ended with {self.num_images:,}"
             raise StaleError(
-                message,
+                f"{self.location} has {count:,} images, and its last upload ended with {self.num_images:,}",
                 hint="run `dcdctl index INDEX --to` again; does an upload run, or does another program write to it?",
             )
 
@@ -104,8 +104,10 @@ class StoreIndex(ImageIndex):
         k = min(k, max(self.facts.rows, 1))
         tables, model = self._ask(self.store.search, queries_QD, max(CANDIDATES, 2 * k), where)
         if model != self.fingerprint:
-            message = f"{self.location} was filled with another model ({model[:8]}, not {self.fingerprint[:8]})"
-            raise StaleError(message, hint="start again, to search with that model")
+            raise StaleError(
+                f"{self.location} was filled with another model ({model[:8]}, not {self.fingerprint[:8]})",
+                hint="start again, to search with that model",
+            )
         return [self._best(query_D, images, k) for query_D, images in zip(queries_QD, tables, strict=True)]
 
     def _ask(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -113,9 +115,9 @@ class StoreIndex(ImageIndex):
         try:
             return repeated(work, FOR_A_QUESTION, *arguments)
         except (pa.ArrowException, KeyError, ValueError) as error:
-            message = f"{self.location} does not hold what its facts say: {str(error)[:200]}"
             raise StaleError(
-                message, hint="does another program write to it? Fill it again with `dcdctl index INDEX --to --replace`"
+                f"{self.location} does not hold what its facts say: {str(error)[:200]}",
+                hint="does another program write to it? Fill it again with `dcdctl index INDEX --to --replace`",
             ) from error
 
     def _best(self, query_D: Floats, images: pa.Table, k: int) -> tuple[Hit, ...]:
@@ -162,3 +164,34 @@ class StoreIndex(ImageIndex):
             self._known.clear()
         self._known[values["row"]] = image
         return image
+
+
+def store_document(store: Store) -> dict[str, Any]:
+    """The summary of a store as a JSON-able document: the images that are there now, `expected` ones that the last
+    upload ended with, and the size on disk, None if the store cannot say. The errors of `StoreIndex.open`."""
+    facts = asdict(StoreIndex.open(store).facts)
+    return {
+        "location": store.location,
+        "kind": store.kind,
+        "images": repeated(store.count, FOR_A_QUESTION),
+        "expected": facts["images"],
+        **{name: facts[name] for name in ("dims", "model", "model_folder", "precision", "columns", "sources")},
+        "bytes": repeated(store.num_bytes, FOR_A_QUESTION),
+    }
+
+
+def store_facts(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of a summary, in words."""
+    images, expected, size = document["images"], document["expected"], document["bytes"]
+    sources = [
+        f"{source['kind']} {source['path']}" + (f", split {source['split']}" if source["split"] else "")
+        for source in document["sources"]
+    ]
+    columns = [f"{name} ({type_})" for name, type_ in document["columns"].items()]
+    return [
+        ("images", f"{images:,}" + (f", and the last upload ended with {expected:,}" if images != expected else "")),
+        *(("source", source) for source in sources),
+        ("vectors", f"{document['dims']:,} numbers" + ("" if size is None else f"; {size:,} bytes on disk")),
+        ("columns", ", ".join(columns) or "none"),
+        ("model", f"{document['model'][:8]}, precision {document['precision']}, at {document['model_folder']}"),
+    ]

@@ -53,23 +53,21 @@ def _upload(index: FolderIndex, store: Store, *, replace: bool, track: Track) ->
     published = repeated(store.facts, FOR_A_QUESTION)
     if published is not None and not replace:
         if not _continues(published, index):
-            hint = "name another table or collection, or replace what is there with --replace"
-            raise StaleError(f"{store.location} holds the images of another index than {index.folder}", hint=hint)
+            raise StaleError(
+                f"{store.location} holds the images of another index than {index.folder}",
+                hint="name another table or collection, or replace what is there with --replace",
+            )
         if (published.columns, published.values) == (wanted.columns, _values_digest(index, published.rows)):
-            return _fill(index, store, published, is_new=False, track=track)
+            return _fill(index, store, published, wanted, is_new=False, track=track)
     draft = store.draft()
     try:
         existing = repeated(draft.facts, FOR_A_QUESTION)
         # The draft of a killed upload is continued if the index still begins with its images.
-        if (
-            existing is None
-            or not _continues(existing, index)
-            or existing.values != _values_digest(index, existing.rows)
-        ):
+        if not (existing and _continues(existing, index) and existing.values == _values_digest(index, existing.rows)):
             repeated(draft.drop, FOR_A_BATCH)
             repeated(draft.create, FOR_A_BATCH, wanted)
             existing = wanted
-        upload = _fill(index, draft, existing, is_new=True, track=track)
+        upload = _fill(index, draft, existing, wanted, is_new=True, track=track)
         repeated(_write, FOR_A_BATCH, draft, [wanted], draft.publish)
         return upload
     finally:
@@ -130,10 +128,11 @@ def _continues(facts: StoreFacts, index: FolderIndex) -> bool:
     return is_same and facts.content == content_digest(index, facts.rows)
 
 
-def _fill(index: FolderIndex, store: Store, before: StoreFacts, *, is_new: bool, track: Track) -> Upload:
+def _fill(
+    index: FolderIndex, store: Store, before: StoreFacts, wanted: StoreFacts, *, is_new: bool, track: Track
+) -> Upload:
     """Send the rows that a store lacks, delete those that the index has no longer, and describe it when the numbers
     agree."""
-    wanted = facts_of(index)
     sent, deleted = 0, 0
     with track("upload", total=index.num_rows, unit="images") as advance:
         for first, table in _parts(index, wanted):
@@ -155,11 +154,11 @@ def _fill(index: FolderIndex, store: Store, before: StoreFacts, *, is_new: bool,
             repeated(store.finish, FOR_A_BATCH)
     count = repeated(store.count, FOR_A_BATCH)
     if count != wanted.images:
-        message = (
+        raise StaleError(
             f"{store.location} has {count:,} images after the upload, and the index {index.folder} has "
-            f"{wanted.images:,}"
+            f"{wanted.images:,}",
+            hint="does another program write to it? Fill it again with --replace",
         )
-        raise StaleError(message, hint="does another program write to it? Fill it again with --replace")
     # Both, because an answer that was lost may follow a change that was made.
     repeated(_write, FOR_A_BATCH, store, [before, wanted], store.describe, wanted)
     return Upload(location=store.location, kind=store.kind, images=count, sent=sent, deleted=deleted, is_new=is_new)
@@ -169,8 +168,8 @@ def _parts(index: FolderIndex, facts: StoreFacts) -> Iterator[tuple[int, pa.Tabl
     """The first row of each part, and its images as a store takes them."""
     first, columns = 0, index.stored_columns.table()
     for number, part in enumerate(index.parts):
-        table, rows = index.part_table(number), pa.array(range(first, first + part.rows), pa.int64())
-        source = pa.array(np.full(part.rows, part.source), pa.int32())
+        table, rows = index.part_table(number), pa.array(range(first, first + part.rows), "int64")
+        source = pa.array(np.full(part.rows, part.source), "int32")
         named = {"row": rows, "source": source} | {name: table.column(name) for name in table.column_names}
         named |= {name: columns.column(name).slice(first, part.rows) for name in facts.columns}
         yield first, pa.table([named[name] for name in facts.image_schema.names], schema=facts.image_schema)

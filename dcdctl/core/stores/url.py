@@ -51,8 +51,10 @@ class StoreUrl:
             self.parts = urlsplit(url)
         except ValueError as error:
             # Python's message may quote a password.
-            message = f"the {url.partition(':')[0]} URL cannot be read: its host is malformed, or it is not UTF-8"
-            raise InputError(message, hint="an IPv6 address stands in brackets: [::1]") from error
+            raise InputError(
+                f"the {url.partition(':')[0]} URL cannot be read: its host is malformed, or it is not UTF-8",
+                hint="an IPv6 address stands in brackets: [::1]",
+            ) from error
         # A plus sign is one in libpq too; only forms of the web write a blank so.
         self.parameters = parse_qsl(self.parts.query.replace("+", "%2B"), keep_blank_values=True)
         user, _, host = self.parts.netloc.rpartition("@")
@@ -75,11 +77,15 @@ class StoreUrl:
             host = ""
         if "@" in parts.path + parts.fragment + (parts.query if host else ""):
             # Not shown: the host is the beginning of a password.
-            hint = "write / ? # and @ in a password or a name as %2F, %3F, %23 and %40"
-            raise InputError(f"the {parts.scheme} URL has an @ behind its host", hint=hint)
+            raise InputError(
+                f"the {parts.scheme} URL has an @ behind its host",
+                hint="write / ? # and @ in a password or a name as %2F, %3F, %23 and %40",
+            )
         if host:
-            hint = "write HOST or HOST:PORT, with a port from 1 to 65535, and an IPv6 address in brackets: [::1]"
-            raise InputError(f"{self.shown} has the host or port {host.lstrip(':')!r}", hint=hint)
+            raise InputError(
+                f"{self.shown} has the host or port {host.lstrip(':')!r}",
+                hint="write HOST or HOST:PORT, with a port from 1 to 65535, and an IPv6 address in brackets: [::1]",
+            )
 
     def table(self, *, is_complete: bool) -> str:
         """The only parameter of this name; InputError with an example if there is none, or if the URL is not
@@ -89,8 +95,9 @@ class StoreUrl:
             return values[0]
         missing = "table" if is_complete else "place"
         form = _FORMS[_SCHEMES[self.parts.scheme.partition("+")[0]]]
-        hint = f"such as {form.replace('NAME', 'photos')}"
-        raise InputError(f"{self.shown} names no {missing}, or several", hint=hint)
+        raise InputError(
+            f"{self.shown} names no {missing}, or several", hint=f"such as {form.replace('NAME', 'photos')}"
+        )
 
 
 def _module_of(url: str) -> str | None:
