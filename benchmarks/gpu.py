@@ -52,7 +52,7 @@ from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.models.families.coattention import CoAttentionNetwork
 from dcdctl.core.models.preprocess import Preprocess, square_image_processor
 from dcdctl.core.scoring import CorpusSource, score_pairs
-from dcdctl.core.teacher.estimate import TOLERANCES, verify_scores
+from dcdctl.core.teacher.job import TOLERANCES, verify_scores
 from dcdctl.core.training import checkpoints, load_recipe
 
 RECIPE = "tiny-student"

@@ -79,8 +79,10 @@ class Key:
 OMITTED = Key(omits_default=True)
 """A field that tables leave out while it has its default."""
 Count = Annotated[int, at_least(1)]
+Natural = Annotated[int, at_least(0)]
 Positive = Annotated[float, above(0)]
 Share = Annotated[float, between(0, 1)]
+Fraction = Annotated[float, between(0, 1, "[)")]
 
 
 def check_fields(config: Any, section: str = "") -> None:

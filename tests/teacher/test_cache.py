@@ -35,7 +35,7 @@ from dcdctl.core.teacher import (
     summary,
 )
 from dcdctl.core.teacher import cache as teacher_cache
-from dcdctl.core.teacher import estimate as teacher_estimate
+from dcdctl.core.teacher import job as teacher_job
 from dcdctl.core.verify import verify
 
 CONFIG = CandidateConfig(per_query=4)
@@ -543,7 +543,7 @@ def test_a_cache_with_another_teacher_precision_or_image_size_is_not_extended(
 
 def test_an_estimate_writes_no_shard_and_its_plan_may_be_replaced(corpus, teacher, folder, tmp_path, sharded):
     job = plan_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=7), compute=COMPUTE)
-    estimate = teacher_estimate.estimate_cost(job)
+    estimate = teacher_job.estimate_cost(job)
     assert estimate.num_pairs == estimate.num_to_score > 32 * 7
     assert estimate.pairs_per_s > 0
     assert estimate.seconds == pytest.approx(estimate.num_to_score / estimate.pairs_per_s)
@@ -553,7 +553,7 @@ def test_an_estimate_writes_no_shard_and_its_plan_may_be_replaced(corpus, teache
 
 
 def test_verify_scores_pairs_again_and_finds_a_wrong_score(corpus, teacher, folder, copied, sharded):
-    assert teacher_estimate.verify_scores(folder, corpus, teacher, 50, compute=COMPUTE) < 1e-5
+    assert teacher_job.verify_scores(folder, corpus, teacher, 50, compute=COMPUTE) < 1e-5
     path, seal = copied / "pairs-00002.parquet", artifacts.read_document(copied / "cache.json")
     pairs = cache_format.read_pairs(path)
     wrong = cache_format.Pairs(pairs.image, pairs.text, pairs.score + np.float32(0.01), pairs.role)
@@ -562,9 +562,9 @@ def test_verify_scores_pairs_again_and_finds_a_wrong_score(corpus, teacher, fold
     seal["files"][path.name] = artifacts.seal_of(path, pairs=len(wrong))
     artifacts.write_document(copied / "cache.json", seal)
     with pytest.raises(StaleError, match=r"image 1\d with caption \d+ scores -?\d+\.\d+, and the cache has"):
-        teacher_estimate.verify_scores(copied, corpus, teacher, 1000, compute=COMPUTE)
+        teacher_job.verify_scores(copied, corpus, teacher, 1000, compute=COMPUTE)
     with pytest.raises(StaleError, match="another precision"):
-        teacher_estimate.verify_scores(folder, corpus, teacher, 5, compute=Compute(precision="bfloat16"))
+        teacher_job.verify_scores(folder, corpus, teacher, 5, compute=Compute(precision="bfloat16"))
 
 
 def test_a_second_writer_to_the_same_folder_is_refused(corpus, teacher, tmp_path):
@@ -628,9 +628,9 @@ def test_each_shard_of_a_cache_is_looked_up_a_few_times_however_many_there_are(c
         monkeypatch.setattr(CountedBuild, "num_asked", 0)
         folder = tmp_path / str(images_per_shard)
         job = plan_cache(corpus, teacher, folder, CandidateConfig(per_query=2), compute=COMPUTE)
-        teacher_estimate.estimate_cost(job)
+        teacher_job.estimate_cost(job)
         build.score_planned(job)
-        finished = teacher_estimate.estimate_cost(job)
+        finished = teacher_job.estimate_cost(job)
         assert (finished.num_to_score, finished.pairs_per_s, finished.seconds) == (0, 0, 0)
         return CountedBuild.num_asked / len(job.shards)
 

@@ -20,7 +20,8 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import DualScorer, ImageBatch, States
 from dcdctl.core.scoring import CorpusSource, score_pairs
-from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, build, estimate, read_cache, read_caches
+from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, build, read_cache, read_caches
+from dcdctl.core.teacher.job import verify_scores
 
 FOUR = "--recipe tiny-student --set candidates.per_query=4 --device cpu"
 CONFIG = CandidateConfig(per_query=4)
@@ -102,7 +103,7 @@ def test_stored_features_give_the_scores_of_their_vectors(folders, corpus, cache
     rounded = np.abs(cache.score_P - read_cache(cached["frozen"]).score_P).max()
     assert 0 < rounded < 0.05
     assert cache.plan["features"] == "float16"
-    worst = estimate.verify_scores(cache.folder, corpus, scorer, 50, compute=Compute(features=tmp_path / "features"))
+    worst = verify_scores(cache.folder, corpus, scorer, 50, compute=Compute(features=tmp_path / "features"))
     assert worst < 1e-5
 
 

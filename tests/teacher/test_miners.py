@@ -209,7 +209,7 @@ def test_repeats_and_false_negatives_are_replaced_by_the_next_candidates():
     def ranked(queries, width):
         return np.array([[0, 5, 5, 1, 9, 6, 7, 8]])
 
-    _, found, rank, num_dropped = miners.mine(ranked, 1, 10, 4, excluded)
+    found, rank, num_dropped = miners.mine(ranked, 1, 10, 4, excluded)
     assert found.tolist() == [5, 6, 7, 9]
     assert rank.tolist() == [0, 2, 3, 1]
     assert num_dropped[:3].tolist() == [0, 2, 0]

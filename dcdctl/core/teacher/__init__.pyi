@@ -3,10 +3,9 @@ from .cache_format import CACHE, WORK_FOLDER
 from .candidate_lists import Candidates
 from .candidates import CandidateConfig, mine_candidates
 from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers, products_of
-from .estimate import CacheCost
 from .external_scores import RowNames, plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter, text_classes
-from .job import CacheJob, cache_scores, verify_cache
+from .job import CacheCost, CacheJob, cache_scores, verify_cache
 from .score_files import READERS, read_batches
 from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread

@@ -39,6 +39,7 @@ from dcdctl.core.teacher.cache_format import (
     pairs_name,
     planned_name,
     read_pairs,
+    read_shard,
     shards_of,
     write_pairs,
 )
@@ -57,7 +58,7 @@ SAME = ("image_size_px", "max_text_len", "teacher", "precision", "features")
 """Fields of the plan that must be equal in a cache and the cache that it extends."""
 
 
-def write_items(path: Path, corpus: Corpus, track: Track = silent) -> None:
+def write_items(path: Path, corpus: Corpus, track: Track) -> None:
     """Write the digest of each image and of each of its captions to a file; the texts of a pool are those of a last row
     without an image."""
     images: list[bytes | None] = []
@@ -88,7 +89,7 @@ def reusable_pairs(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
     cache = read_cache(folder)
     artifacts.expect(folder, cache.plan, {key: plan[key] for key in SAME if key in plan})
     if cache.plan["corpus"] == plan["corpus"]:
-        return Pairs(cache.image_P, cache.text_P.astype(np.int64), cache.score_P, cache.role_P)
+        return Pairs(*cache.scored_pairs, cache.score_P, cache.role_P)
     items = CACHE.checked(folder / ITEMS_FILE, cache.seal["files"][ITEMS_FILE]["sha256"])
     new_image, new_text = _new_indices(items, corpus)
     image, text = new_image[cache.image_P], new_text[cache.text_P]
@@ -97,7 +98,7 @@ def reusable_pairs(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
     return Pairs(image[order], text[order], cache.score_P[order], cache.role_P[order])
 
 
-def without_refused_roles(old: Pairs, corpus: Corpus, config: CandidateConfig, track: Track = silent) -> Pairs:
+def without_refused_roles(old: Pairs, corpus: Corpus, config: CandidateConfig, track: Track) -> Pairs:
     """Pairs of an old cache with their scores, and with only the roles that the new plan allows.
 
     A pair is no candidate of a direction that the plan lacks, nor if the plan's filter calls it a false negative. A
@@ -171,7 +172,7 @@ class PlannedCache:
         return [shard for shard in self.shards if self.build.missing([pairs_name(shard)])]
 
 
-def plan_cache(job: CacheJob, corpus: Corpus, teacher: FusionScorer, track: Track = silent) -> PlannedCache:
+def plan_cache(job: CacheJob, corpus: Corpus, teacher: FusionScorer, track: Track) -> PlannedCache:
     """Write into the folder of a job which pairs are to be scored; nothing is scored.
 
     The teacher is put in eval mode, because dropout would make its scores random. StaleError if the folder holds a
@@ -230,10 +231,10 @@ def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:
             if missing
             else job.source
         )
-        total = sum(int(np.isnan(read_pairs(job.build.written(planned_name(shard))).score).sum()) for shard in mine)
+        total = sum(int(np.isnan(read_shard(job.build, shard).score).sum()) for shard in mine)
         with track("score", total=total, unit="pairs") as advance:
             for shard in mine:
-                pairs = read_pairs(job.build.written(planned_name(shard)))
+                pairs = read_shard(job.build, shard)
                 todo = np.isnan(pairs.score)
                 # Arrays that come from pyarrow are read-only.
                 scores = pairs.score.copy()
@@ -276,9 +277,9 @@ def begin(build: Build, job: CacheJob, corpus: Corpus, track: Track) -> dict[str
     notes = build.begin(restart=not has_scores)
     if build.is_sealed:
         return notes
-    shards = range(len(shards_of(build.plan)))
+    shards = shards_of(build.plan)
     # A shard that is scored does not need its planned file.
-    is_planned = all(len(build.missing([planned_name(shard), pairs_name(shard)])) < 2 for shard in shards)
+    is_planned = all(len(build.missing([planned_name(i), pairs_name(i)])) < 2 for i in range(len(shards)))
     if not is_planned or build.missing([DROPPED_FILE]):
         config, device = job.candidates, job.compute.device
         old = None if job.extend is None else reusable_pairs(job.extend, corpus, build.plan)
@@ -290,7 +291,7 @@ def begin(build: Build, job: CacheJob, corpus: Corpus, track: Track) -> dict[str
         if old is not None:
             pairs = merge(pairs, without_refused_roles(old, corpus, config, track), corpus.num_captions)
         artifacts.write_document(build.folder / DROPPED_FILE, drawn.dropped)
-        for shard, images in enumerate(shards_of(build.plan)):
+        for shard, images in enumerate(shards):
             inside = slice(*np.searchsorted(pairs.image, (images.start, images.stop)).tolist())
             if build.missing([pairs_name(shard)]):
                 with build.write(planned_name(shard)) as partial:

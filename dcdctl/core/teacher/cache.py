@@ -75,8 +75,9 @@ class TeacherCache(TeacherScores):
         return np.repeat(np.arange(self.num_images), np.diff(self._all().starts_I))
 
     @property
-    def text_P(self) -> NDArray[np.int32]:
-        return self._all()._text_P
+    def text_P(self) -> Index:
+        # Products with an image, such as the keys of pairs, do not fit into int32.
+        return self._all()._text_P.astype(np.int64)
 
     @property
     def score_P(self) -> NDArray[np.float32]:
@@ -87,11 +88,11 @@ class TeacherCache(TeacherScores):
         return self._all()._role_P
 
     @property
-    def scored_pairs(self) -> tuple[Index, NDArray[np.int32]]:
+    def scored_pairs(self) -> tuple[Index, Index]:
         """The images and the captions of all pairs, sorted."""
         return self.image_P, self.text_P
 
-    def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> NDArray[np.float32]:
+    def lookup(self, image_ix: Index, text_ix: Index) -> NDArray[np.float32]:
         """The scores of these pairs, in their shape; NaN for pairs that the teacher has not scored."""
         images, texts = np.broadcast_arrays(*in_range(image_ix, text_ix, self.num_images, self.num_texts))
         if not images.size or not self.num_pairs:
@@ -114,7 +115,7 @@ class TeacherCache(TeacherScores):
     def candidates(self) -> Candidates:
         """The negatives of every query, without those that score too close to the query's positives (the margins of the
         plan)."""
-        image_P, text_P = self.image_P, self.text_P.astype(np.int64)
+        image_P, text_P = self.scored_pairs
         margins = [self.plan["candidates"][f"{kind}_margin"] for kind in ("absolute", "relative")]
         lists, num_near = [], 0
         for direction, role in ROLES.items():
@@ -218,7 +219,7 @@ class TeacherEnsemble(AverageScores):
     teachers: Sequence[TeacherCache]
 
     @property
-    def scored_pairs(self) -> tuple[Index, NDArray[np.int32]]:
+    def scored_pairs(self) -> tuple[Index, Index]:
         """The images and the captions of the first cache's pairs that all teachers have scored."""
         first = self.teachers[0]
         return first.image_P[self._is_shared], first.text_P[self._is_shared]
@@ -234,7 +235,7 @@ class TeacherEnsemble(AverageScores):
     def _scores_KP(self) -> NDArray[np.float32]:
         """Scores of every teacher for the pairs of the first cache."""
         first = self.teachers[0]
-        return np.stack([cache.lookup(first.image_P, first.text_P) for cache in self.teachers])
+        return np.stack([cache.lookup(*first.scored_pairs) for cache in self.teachers])
 
     @cached_property
     def _is_shared(self) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import models, scoring
-from dcdctl.core.config import DISTINCT, NOT_EMPTY, Count, at_least, between, check_fields
+from dcdctl.core.config import DISTINCT, NOT_EMPTY, Count, Fraction, Natural, at_least, between, check_fields
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
@@ -45,7 +45,7 @@ class CandidateConfig:
     per_query: Count = 15
     """All kinds except blocks: negatives per query and direction. Take many more than batch.random_negatives, or every
     list of a query has the same ones."""
-    random_per_query: Annotated[int, at_least(0)] = 0
+    random_per_query: Natural = 0
     """embedding, lexical: so many of `per_query` are random, so that the teacher also scores what no miner proposes."""
     directions: Annotated[tuple[Direction, ...], NOT_EMPTY, DISTINCT] = tuple(Direction)
     """text: caption candidates for each image (the only direction of the released code); image: image candidates for
@@ -59,7 +59,7 @@ class CandidateConfig:
     absolute_margin: float | None = None
     """Removes negatives that score above the mean score of the query's positives minus this margin. Unset: no
     margin."""
-    relative_margin: Annotated[float, between(0, 1, "[)")] | None = None
+    relative_margin: Fraction | None = None
     """The same for sigmoids of the scores: removes negatives above the positives' mean times (1 - margin)."""
     block_size: Annotated[int, at_least(2)] = 32
     """blocks: images per block."""
@@ -70,7 +70,7 @@ class CandidateConfig:
     without a `model`."""
     captions_per_image: Count = 5
     """blocks: captions per image that are used in each round; in a pool, texts of a block per image."""
-    seed: Annotated[int, at_least(0)] = 0
+    seed: Natural = 0
     """Seed of the draws."""
 
     def __post_init__(self) -> None:
@@ -178,10 +178,9 @@ def mine_candidates(
         sizes = direction.query_first(num_images, num_texts)
         reason_against = false_negatives if direction == Direction.TEXT else false_negatives.for_captions
         num_mined = config.per_query - config.random_per_query
-        queries, values, rank_P, dropped = miners.mine(
-            _miner(corpus, config, direction, vectors), *sizes, num_mined, reason_against
-        )
-        key_P, ranks[direction] = queries * sizes[1] + values, rank_P + 0.5
+        miner = _miner(corpus, config, direction, vectors)
+        key_P, rank_P, dropped = miners.mine(miner, *sizes, num_mined, reason_against)
+        ranks[direction] = rank_P + 0.5
         num_dropped += dropped
         if config.random_per_query:
             other_P, rank_P, dropped = _random_others(config, direction, sizes, key_P, reason_against)
@@ -206,10 +205,7 @@ def _random_others(
         reasons[mined_P[np.searchsorted(mined_P, keys)] == keys] = _MINED
         return reasons
 
-    queries, values, rank_P, dropped = miners.mine(
-        _random_miner(config, direction, sizes), *sizes, config.random_per_query, reason_against_others
-    )
-    return queries * sizes[1] + values, rank_P, dropped
+    return miners.mine(_random_miner(config, direction, sizes), *sizes, config.random_per_query, reason_against_others)
 
 
 def _random_miner(config: CandidateConfig, direction: Direction, sizes: tuple[int, int]) -> Miner:

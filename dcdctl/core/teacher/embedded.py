@@ -12,11 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import distributed, models, scoring
@@ -72,7 +70,7 @@ class EmbeddedTeacher(TeacherScores):
         # It has given all that a training needs, which needs the memory.
         self._model = None
 
-    def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
+    def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
         """The scores of these pairs, in their common shape. A column of images and a row of captions cost one matrix
         product."""
         return self._scale * products_of(self._images_ID, self._texts_TD, image_ix, text_ix) + self._bias
@@ -156,7 +154,7 @@ def embedded_teachers(
     return EmbeddedTeachers([first, *others], weights) if others else first
 
 
-def products_of(images_ID: Tensor, texts_TD: Tensor, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
+def products_of(images_ID: Tensor, texts_TD: Tensor, image_ix: Index, text_ix: Index) -> Scores:
     """Inner products of pairs of vectors on the CPU, in the common shape of their indices. A column of images and a row
     of captions cost one matrix product."""
     images, texts = in_range(image_ix, text_ix, len(images_ID), len(texts_TD))

@@ -82,7 +82,7 @@ def text_classes(captions: list[str]) -> Index:
 _HASHES: WeakKeyDictionary[Corpus, NDArray[np.uint64]] = WeakKeyDictionary()
 
 
-def image_hashes(corpus: Corpus, track: Track = silent) -> NDArray[np.uint64]:
+def image_hashes(corpus: Corpus, track: Track) -> NDArray[np.uint64]:
     """The difference hash of every image; every image is decoded, once per process and opened corpus."""
     if corpus not in _HASHES:
         hashes = []

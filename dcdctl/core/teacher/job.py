@@ -1,23 +1,36 @@
 """One `dcdctl cache-teacher`: what needs no model is checked first, then the corpus is opened, and the teacher is
-loaded last."""
+loaded last. Also the cost of a planned cache, and a check of a finished one against its teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import distributed, files, models
+import numpy as np
+
+from dcdctl.core import artifacts, distributed, files, models
+from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import StaleError
+from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.teacher import build, estimate
+from dcdctl.core.scoring import PairScorer, measure_rate, open_source
+from dcdctl.core.teacher import build
+from dcdctl.core.teacher.budget import LEFT_OUT
+from dcdctl.core.teacher.build import BYTES_PER_PAIR, PlannedCache, kind_of, score_pairs
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
-from dcdctl.core.teacher.cache_format import CACHE
+from dcdctl.core.teacher.cache_format import CACHE, DROPPED_FILE, Pairs, read_shard
 from dcdctl.core.teacher.candidates import CandidateConfig, check_candidates
-from dcdctl.core.teacher.estimate import CacheCost
+
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+"""Largest allowed difference of a recomputed score, by precision, relative to max(1, |cached score|)."""
+HALF_WEIGHTS = {"bfloat16": 0.25, "float16": 0.03}
+"""The same for a model whose weights have this type. Its head rounds too: bfloat16 logits of 16 to 32 have steps of
+0.125."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +60,23 @@ class CacheJob:
         corpus = Corpus.open(self.data, self.split, self.max_images)
         check_candidates(corpus, self.candidates)
         return corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheCost:
+    """The cost of scoring a plan."""
+
+    num_pairs: int
+    num_to_score: int
+    """Pairs without a score. The others have one from the extended cache or from an earlier run."""
+    num_left_out: int
+    """Candidates that exceed `--max-pairs`."""
+    pairs_per_s: float
+    """Rate of a short trial by this process on this device."""
+    seconds: float
+    """Remaining time, with all processes at work."""
+    disk_bytes: int
+    """Upper bound."""
 
 
 def _resolve(job: CacheJob) -> dict[str, Any]:
@@ -86,7 +116,7 @@ def cache_scores(
     with distributed.lock(job.out):
         planned = build.plan_cache(job, corpus, teacher, track)
         if on_estimate is not None:
-            on_estimate(estimate.estimate_cost(planned))
+            on_estimate(estimate_cost(planned))
         return None if dry_run else build.score_planned(planned, track=track)
 
 
@@ -104,4 +134,78 @@ def verify_cache(job: CacheJob, count: int, *, track: Track = silent) -> float:
             hint="score some pairs again elsewhere: --scores compares them with the finished cache",
         )
     teacher = models.load_scorer(job.teacher, overrides, track)
-    return estimate.verify_scores(job.out, corpus, teacher, count, compute=job.compute, track=track)
+    return verify_scores(job.out, corpus, teacher, count, compute=job.compute, track=track)
+
+
+def estimate_cost(job: PlannedCache) -> CacheCost:
+    """Number of pairs, the rate of a short trial, and the time and space that the remaining pairs need."""
+    missing = job.find_missing()
+    planned = [read_shard(job.build, shard) for shard in missing]
+    whole = set(job.shards) - set(missing)
+    num_to_score = sum(int(np.isnan(pairs.score).sum()) for pairs in planned)
+    num_pairs = sum(map(len, planned)) + sum(len(read_shard(job.build, shard)) for shard in whole)
+    dropped_file = job.build.folder / DROPPED_FILE
+    dropped = artifacts.read_document(dropped_file, hint=CACHE.remake) if dropped_file.exists() else {}
+    rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None), num_to_score)
+    seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
+    return CacheCost(
+        num_pairs=num_pairs,
+        num_to_score=num_to_score,
+        num_left_out=dropped.get(LEFT_OUT, 0),
+        pairs_per_s=rate,
+        seconds=seconds,
+        disk_bytes=BYTES_PER_PAIR * num_pairs,
+    )
+
+
+def _trial(job: PlannedCache, pairs: Pairs | None, num_to_score: int) -> float:
+    """Pairs per second for the first images of a shard. The time includes the encoding of images and captions, as in
+    the full run."""
+    if pairs is None:
+        return 0.0
+    if job.teacher.keeps_states:
+        # Each image and caption is encoded once for all its pairs, which no trial on a few images can show.
+        num_images, num_texts = job.corpus.num_images, job.corpus.num_captions
+        trial = PairScorer(
+            scorer=job.teacher, source=job.source, images=range(num_images), texts=range(num_texts), compute=job.compute
+        )
+        return num_to_score / trial.workload(num_to_score, num_images, num_texts).seconds
+    todo = np.flatnonzero(np.isnan(pairs.score))
+    image_P, text_P = pairs.image[todo], pairs.text[todo]
+    images = np.unique(image_P)
+
+    def score_first(num_images: int) -> tuple[int, Callable[[], object]]:
+        chosen = np.isin(image_P, images[:num_images])
+        return int(chosen.sum()), partial(score_pairs, job, image_P[chosen], text_P[chosen])
+
+    return measure_rate(score_first, len(todo), job.compute.device)
+
+
+def verify_scores(
+    folder: Path, corpus: Corpus, teacher: FusionScorer, count: int, *, compute: Compute, track: Track = silent
+) -> float:
+    """Recompute `count` scores of a finished cache; the largest difference relative to max(1, |cached score|).
+
+    StaleError if the difference exceeds the rounding of the cache's precision, or if the cache belongs to another
+    corpus or teacher, or was scored with other settings.
+    """
+    cache = read_cache(folder, corpus=corpus, teacher=teacher.digest)
+    artifacts.expect(folder, cache.plan, {"precision": compute.precision, "features": kind_of(compute)})
+    # Always the same pairs, so that a second check gives the same difference.
+    chosen = np.sort(np.random.default_rng(0).permutation(cache.num_pairs)[:count])
+    image, text, cached = cache.image_P[chosen], cache.text_P[chosen], cache.score_P[chosen]
+    source = open_source(corpus, teacher, compute, track)
+    teacher.to(compute.device).eval()
+    recomputed = score_pairs(
+        PlannedCache(Build(folder, cache.plan, CACHE), corpus, teacher, source, compute), image, text
+    )
+    difference = np.abs(cached - recomputed) / np.maximum(1, np.abs(cached))
+    worst = int(difference.argmax())
+    types = {str(parameter.dtype).removeprefix("torch.") for parameter in teacher.parameters()}
+    if difference[worst] > max(TOLERANCES[compute.precision], *(HALF_WEIGHTS.get(name, 0.0) for name in types), 0.0):
+        pair = f"image {image[worst]} with caption {text[worst]}"
+        raise StaleError(
+            f"{folder}: {pair} scores {recomputed[worst]:.5f}, and the cache has {cached[worst]:.5f}",
+            hint="delete the cache and run `dcdctl cache-teacher` again",
+        )
+    return float(difference[worst])

@@ -133,15 +133,16 @@ def share_out(centroids_BD: Tensor, texts_TD: Tensor, size: int) -> list[Index]:
 
 def mine(
     miner: Miner, num_queries: int, population: int, count: int, reason_against: PairFilter
-) -> tuple[Index, Index, Index, Index]:
-    """The first `count` different allowed candidates of each query, or all of them if there are fewer: queries and
-    candidates, sorted by both; the rank of each candidate in the miner's order; and the number of pairs that would be
+) -> tuple[Index, Index, Index]:
+    """The first `count` different allowed candidates of each query, or all of them if there are fewer: their keys,
+    query * population + candidate, sorted; the rank of each in the miner's order; and the number of pairs that would be
     here but for each reason."""
-    parts = []
+    # Reasons are uint8, hence 256 counts.
+    keys, ranks, num_dropped = [], [], np.zeros(256, dtype=np.int64)
     for start in range(0, num_queries, QUERIES_PER_CHUNK):
         remaining = np.arange(start, min(start + QUERIES_PER_CHUNK, num_queries))
-        # Twice the count leaves room for repeats and false negatives. Reasons are uint8, hence 256 counts.
-        keys, ranks, num_dropped, width = [], [], np.zeros(256, dtype=np.int64), 2 * count + 8
+        # Twice the count leaves room for repeats and false negatives.
+        width = 2 * count + 8
         while len(remaining):
             short, num_at_once = [], max(1, MAX_MATRIX_ENTRIES // min(width, population))
             for first in range(0, len(remaining), num_at_once):
@@ -154,12 +155,9 @@ def mine(
                 num_dropped += dropped
                 short.append(queries[~is_enough])
             remaining, width = np.concatenate(short), 4 * width
-        all_keys = np.concatenate(keys)
-        order = np.argsort(all_keys)
-        sorted_keys = all_keys[order]
-        parts.append((sorted_keys // population, sorted_keys % population, np.concatenate(ranks)[order], num_dropped))
-    of_queries, candidates, rank_P, by_reason = zip(*parts, strict=True)
-    return np.concatenate(of_queries), np.concatenate(candidates), np.concatenate(rank_P), np.sum(by_reason, axis=0)
+    key_P = np.concatenate(keys)
+    order = np.argsort(key_P)
+    return key_P[order], np.concatenate(ranks)[order], num_dropped
 
 
 def _choose(

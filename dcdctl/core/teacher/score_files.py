@@ -45,7 +45,10 @@ BYTES_PER_BATCH = 2**25
 _ROWS_HINT = "give a row per pair with image_id, caption_id (or caption) and score (or relevance, or clicks)"
 
 
-def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+Batches = Iterator[pa.RecordBatch]
+
+
+def read_batches(path: Path) -> Batches:
     """The rows of a file, with the COLUMNS that it has, in their types, and a score that relevance or clicks give;
     InputError for a file that cannot be used."""
     try:
@@ -76,14 +79,14 @@ def _require_columns(path: Path, names: Sequence[str]) -> None:
         raise InputError(f"{path} has the column {repeated} twice", hint=_ROWS_HINT)
 
 
-def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
+def _read_parquet(path: Path) -> Batches:
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         _require_columns(path, names)
         yield from file.iter_batches(ROWS_PER_BATCH, columns=[name for name in names if name in COLUMNS])
 
 
-def _read_csv(path: Path) -> Iterator[pa.RecordBatch]:
+def _read_csv(path: Path) -> Batches:
     # Spreadsheets write a byte order mark.
     with path.open(encoding="utf-8-sig", newline="") as file:
         names = next(csv.reader(file), [])
@@ -102,7 +105,7 @@ def _read_csv(path: Path) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _read_json_lines(path: Path) -> Iterator[pa.RecordBatch]:
+def _read_json_lines(path: Path) -> Batches:
     with path.open("rb") as file:
         first = file.readline()
         # With a schema a missing column is a column of nulls, so the first row tells what there is.

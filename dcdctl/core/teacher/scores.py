@@ -31,12 +31,12 @@ class TeacherScores(ABC):
         return None
 
     @property
-    def scored_pairs(self) -> tuple[Index, NDArray[Any]] | None:
+    def scored_pairs(self) -> tuple[Index, Index] | None:
         """The images and the captions of all pairs that have a score; None if every pair has one."""
         return None
 
     @abstractmethod
-    def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
+    def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
         """The scores of these pairs, in their common shape; NaN for pairs without a score."""
 
 
@@ -70,7 +70,7 @@ class AverageScores(TeacherScores):
     def _moments(self) -> list[tuple[float, float]]:
         """Mean and standard deviation of each teacher's scores, over the pairs that all teachers have scored."""
 
-    def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
+    def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
         parts = zip(self.teachers, self.weights, self._moments, strict=True)
         total = sum(
             weight * (teacher.lookup(image_ix, text_ix) - mean) / spread for teacher, weight, (mean, spread) in parts
@@ -85,7 +85,7 @@ def check_weights(weights: Sequence[float], num_teachers: int, noun: str) -> Non
         raise ConfigError(f"teachers.weights has {len(weights)} numbers, and there are {num_teachers} {noun}")
 
 
-def in_range(image_ix: NDArray[Any], text_ix: NDArray[Any], num_images: int, num_texts: int) -> tuple[Index, Index]:
+def in_range(image_ix: Index, text_ix: Index, num_images: int, num_texts: int) -> tuple[Index, Index]:
     """The indices of pairs as int64; ValueError if one is outside of the corpus."""
     images, texts = np.asarray(image_ix, dtype=np.int64), np.asarray(text_ix, dtype=np.int64)
     for what, index, count in (("image", images, num_images), ("caption", texts, num_texts)):

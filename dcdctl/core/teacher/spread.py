@@ -121,7 +121,7 @@ def _own_pairs(scores: TeacherCache | TeacherEnsemble) -> tuple[Index, Index]:
     """The image and the caption of each positive; none in a pool."""
     first = scores if isinstance(scores, TeacherCache) else scores.teachers[0]
     own = np.flatnonzero(first.role_P & POSITIVE)
-    return first.image_P[own], first.text_P[own].astype(np.int64)
+    return first.image_P[own], first.text_P[own]
 
 
 def _lists(scores: TeacherCache | TeacherEnsemble) -> Lists:

@@ -80,7 +80,7 @@ def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
     is_negative = (cache.role_P & (TEXT_CANDIDATE | IMAGE_CANDIDATE)) > 0
     # One set of bins, so that positives and negatives can be laid over each other.
     edges = np.histogram_bin_edges(cache.score_P, NUM_BINS)
-    image_P, text_P = cache.image_P, cache.text_P.astype(np.int64)
+    image_P, text_P = cache.scored_pairs
     best_I = _best(image_P[is_own], cache.score_P[is_own], cache.num_images)
     best_T = _best(text_P[is_own], cache.score_P[is_own], cache.num_texts)
     return CacheSummary(
@@ -96,7 +96,7 @@ def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
         negatives=np.histogram(cache.score_P[is_negative], edges)[0].tolist(),
         spread=measure_spread(cache),
         lack_of_order=lack_of_order(cache.score_P),
-        hardest=_hardest(cache, image_P, text_P, best_I, num_hardest),
+        hardest=_hardest(cache, is_negative, best_I, num_hardest),
     )
 
 
@@ -123,10 +123,11 @@ def _summarize_direction(cache: TeacherCache, direction: Direction, best_Q: NDAr
 
 
 def _hardest(
-    cache: TeacherCache, image_P: NDArray[np.int64], text_P: NDArray[np.int64], best_I: NDArray[np.float32], count: int
+    cache: TeacherCache, is_negative: NDArray[np.bool_], best_I: NDArray[np.float32], count: int
 ) -> list[Negative]:
+    image_P, text_P = cache.scored_pairs
     # A pool has no positive that a negative could be compared with.
-    is_negative = ((cache.role_P & (TEXT_CANDIDATE | IMAGE_CANDIDATE)) > 0) & np.isfinite(best_I).any()
+    is_negative = is_negative & np.isfinite(best_I).any()
     lead_P = np.where(is_negative, cache.score_P - best_I[image_P], -np.inf)
     negatives = []
     for pair in np.argsort(-lead_P, kind="stable")[: min(count, int(is_negative.sum()))].tolist():
@@ -146,7 +147,7 @@ def _hardest(
     return negatives
 
 
-def cache_document(summary: CacheSummary, corpus: Corpus | None = None) -> dict[str, Any]:
+def cache_document(summary: CacheSummary, corpus: Corpus | None) -> dict[str, Any]:
     """The summary as a JSON document. With the corpus, hard negatives have their captions and image ids."""
     document = asdict(summary)
     for part in (*(direction.key for direction in Direction), "spread"):

@@ -14,10 +14,9 @@ from torch import Tensor
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import TeacherScores
-from dcdctl.core.training.batches.all_pairs import PairGrid, random_batches
+from dcdctl.core.training.batches.all_pairs import PairGrid, image_batches
 from dcdctl.core.training.batches.lists import Lists
 from dcdctl.core.training.batches.step_pairs import Coverage
-from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 _ROWS_AT_ONCE = 256
 """Texts whose scores with all images are looked up at once."""
@@ -33,13 +32,13 @@ class PoolPairs(PairGrid):
     counted, hint = "of the pool with two candidates or more", "pool.images lower"
     has_positives = False
 
-    def __init__(self, corpus: Corpus, recipe: Recipe, scores: TeacherScores | None) -> None:
-        batch, pool = recipe.batch, recipe.pool
-        super().__init__(corpus, batch, recipe.seed, scores)
-        num_images = min(pool.images or batch.size, corpus.num_images)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        corpus, pool = self.corpus, self.recipe.pool
+        num_images = min(pool.images or self.config.size, corpus.num_images)
         self.sizes = num_images, min(pool.texts or num_images, corpus.num_captions)
         self.batches_per_epoch = float(corpus.num_images // num_images)
-        self._lists = _scored_lists(scores, corpus)
+        self._lists = _scored_lists(self.scores, corpus)
 
     def _pairs(self, step: int) -> tuple[Index, Index]:
         image_Q, text_G = self._batch(step)
@@ -47,7 +46,7 @@ class PoolPairs(PairGrid):
 
     def _batches(self, rng: np.random.Generator) -> Iterator[tuple[Index, Index]]:
         if self._lists is None:
-            for image_Q in random_batches(np.ones(self.corpus.num_images, dtype=bool), self.sizes[0], rng):
+            for image_Q in image_batches(None, np.ones(self.corpus.num_images, dtype=bool), self.sizes[0], rng):
                 yield image_Q, rng.choice(self.corpus.num_captions, self.sizes[1], replace=False)
             return
         free = [np.ones(len(lists), dtype=bool) for lists in self._lists]
@@ -73,7 +72,7 @@ def _scored_lists(scores: TeacherScores | None, corpus: Corpus) -> tuple[RaggedA
     """The scored texts of each image, and the scored images of each text; None if every pair is scored."""
     if scores is None or scores.scored_pairs is None:
         return None
-    image_P, text_P = scores.scored_pairs[0], scores.scored_pairs[1].astype(np.int64)
+    image_P, text_P = scores.scored_pairs
     return (
         RaggedArray.from_pairs(image_P, text_P, corpus.num_images),
         RaggedArray.from_pairs(text_P, image_P, corpus.num_captions),
@@ -87,12 +86,12 @@ class PoolLists(Lists):
     order: column 0 is the best of them, and no positive.
     """
 
-    def __init__(self, corpus: Corpus, config: BatchConfig, seed: int, scores: TeacherScores | None) -> None:
-        super().__init__(corpus, config, seed, scores)
-        self._lists = _scored_lists(scores, corpus)
-        self._queries = {direction: self._with_enough(direction) for direction in config.directions}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._lists = _scored_lists(self.scores, self.corpus)
+        self._queries = {direction: self._with_enough(direction) for direction in self.config.directions}
         self._orders: dict[Direction, tuple[int, Index]] = {}
-        self.batches_per_epoch = sum(map(len, self._queries.values())) / config.size
+        self.batches_per_epoch = sum(map(len, self._queries.values())) / self.config.size
 
     def _select(self, teacher_BK: Tensor) -> tuple[Tensor, Tensor]:
         column_BN = teacher_BK.argsort(dim=1, descending=True, stable=True)[:, : self.config.hard_negatives + 1]
