@@ -48,6 +48,7 @@ from dcdctl.core import devices, models
 from dcdctl.core.data import Corpus
 from dcdctl.core.export import to_sentence_transformers
 from dcdctl.core.scoring import CorpusSource, Source
+from dcdctl.core.teacher import false_negative_filter
 from dcdctl.core.training import corpus_data, load_recipe, runs
 from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
@@ -110,7 +111,7 @@ class Indices:
 def drawn_batches(corpus: Corpus, recipe: Recipe, num_steps: int) -> Batches:
     """The batches that dcdctl draws."""
     indices: Any = Indices(corpus)
-    batches: Any = CorpusBatches(indices, AllPairs(corpus, recipe.batch, recipe.seed, None))
+    batches: Any = CorpusBatches(indices, AllPairs(corpus, recipe, None, false_negative_filter(corpus, None)))
     drawn = [batches[step] for step in range(num_steps)]
     return [(batch.images.tolist(), batch.texts[batch.text_ix_RC[0].numpy()].tolist()) for batch in drawn]
 
@@ -154,7 +155,7 @@ def ours(inputs: Inputs, num_steps: int, micro_batches: int) -> Callable[[], flo
     """A training by dcdctl, as its command does it; it returns the loss of the first step."""
     plan = MicroBatchPlan(micro_batches, range(micro_batches), by_side=True)
     model, source = copy.deepcopy(inputs.model), inputs.source()
-    pairs = AllPairs(source.corpus, inputs.recipe.batch, inputs.recipe.seed, None)
+    pairs = AllPairs(source.corpus, inputs.recipe, None, false_negative_filter(source.corpus, None))
     batches = CorpusBatches(source, pairs, plan, None)
     run = runs.start_run(Path(tempfile.mkdtemp(dir=inputs.folder)), inputs.recipe, "benchmark", {}, resume=False)
     unit, per_step = work_per_step(inputs.recipe, has_scores=False)

@@ -14,6 +14,7 @@ from dcdctl.core.training.batches.batch import UNSPLIT, MicroBatchPlan
 from dcdctl.core.training.batches.lists import CandidateLists
 from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.step_pairs import CorpusBatches
+from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 
@@ -26,7 +27,10 @@ def _batches(
     plan: MicroBatchPlan = UNSPLIT,
     **more: Any,
 ) -> CorpusBatches:
-    return CorpusBatches(source, pairs(source.corpus, config, seed, cache, **more), plan)
+    # A loss without a teacher lets `config` keep fewer negatives than its default.
+    recipe = Recipe(batch=config, seed=seed, loss=LossConfig(terms={"ranking": 1.0}))
+    more.setdefault("false_negatives", false_negative_filter(source.corpus, None))
+    return CorpusBatches(source, pairs(source.corpus, recipe, cache, **more), plan)
 
 
 list_batches, pair_batches = partial(_batches, CandidateLists), partial(_batches, AllPairs)

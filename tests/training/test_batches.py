@@ -19,7 +19,7 @@ from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, Candidates, TeacherCache, false_negative_filter
 from dcdctl.core.training import load_recipe
-from dcdctl.core.training.batches.all_pairs import find_neighbors, neighbor_batches
+from dcdctl.core.training.batches.all_pairs import find_neighbors, image_batches
 from dcdctl.core.training.batches.batch import Batch, MicroBatchPlan
 from dcdctl.core.training.recipe import BatchConfig
 
@@ -299,7 +299,7 @@ def test_images_that_share_most_scored_pairs_come_together():
     image, other = np.nonzero(counts)
     neighbors = (RaggedArray.from_sorted(image, other, 4), counts[image, other])
     for seed in range(8):
-        batches = neighbor_batches(neighbors, np.ones(len(neighbors[0]), dtype=bool), 2, np.random.default_rng(seed))
+        batches = image_batches(neighbors, np.ones(len(neighbors[0]), dtype=bool), 2, np.random.default_rng(seed))
         assert sorted(sorted(batch.tolist()) for batch in batches) == [[0, 3], [1, 2]]
 
 

@@ -16,14 +16,15 @@ from training_steps import distill
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, prepare_corpus
 from dcdctl.core.evaluation import evaluate, evaluation_tables
+from dcdctl.core.teacher import false_negative_filter
 from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.lists import CandidateLists
-from dcdctl.core.training.recipe import BatchConfig
+from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 CAPTIONS = [["a dog", "grass", "a brown dog"], ["a cat"], ["a bird", "sky"], ["a cow", "a field"]]
 WEIGHTS = np.array([3, 0.5, 0.5, 1, 1, 1, 0.25, 0.75])
-ALL_PAIRS = BatchConfig(size=4)
-LISTS = BatchConfig(size=4, random_negatives=1, hard_negatives=1)
+ALL_PAIRS = Recipe(seed=3, batch=BatchConfig(size=4))
+LISTS = Recipe(seed=3, batch=BatchConfig(size=4, random_negatives=1, hard_negatives=1))
 DUAL = [
     *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=16", "model.num_layers=1"),
     *("model.num_text_layers=1", "model.projection_dim=8", "model.vocab_size=100", "batch.size=4"),
@@ -38,6 +39,10 @@ TERMS = {
 @pytest.fixture
 def corpus(tmp_path) -> Corpus:
     return make_corpus(tmp_path / "corpus", CAPTIONS)
+
+
+def pairs_of(kind, corpus: Corpus, recipe: Recipe):
+    return kind(corpus, recipe, None, false_negative_filter(corpus, None))
 
 
 def weighted(corpus: Corpus, weights=WEIGHTS) -> Corpus:
@@ -56,7 +61,7 @@ def drawn(pairs, steps) -> np.ndarray:
 
 
 def test_a_caption_of_an_image_is_drawn_in_proportion_to_its_weight(corpus):
-    pairs, steps = AllPairs(weighted(corpus), ALL_PAIRS, 3, None), 4000
+    pairs, steps = pairs_of(AllPairs, weighted(corpus), ALL_PAIRS), 4000
     # By hand: 3, 0.5 and 0.5 of 4; 1 of 1; 1 and 1 of 2; 0.25 and 0.75 of 1. Every image is in every batch.
     expected = np.array([0.75, 0.125, 0.125, 1, 0.5, 0.5, 0.25, 0.75])
     assert drawn(pairs, range(steps)) / steps == pytest.approx(expected, abs=0.02)
@@ -64,7 +69,7 @@ def test_a_caption_of_an_image_is_drawn_in_proportion_to_its_weight(corpus):
 
 
 def test_the_caption_is_the_one_whose_stretch_has_the_random_point(corpus):
-    pairs = AllPairs(weighted(corpus), ALL_PAIRS, 3, None)
+    pairs = pairs_of(AllPairs, weighted(corpus), ALL_PAIRS)
     for step in range(20):
         points = np.random.default_rng([3, 1, step]).random(4)
         first = 0 if points[0] < 0.75 else 1 if points[0] < 0.875 else 2
@@ -73,7 +78,7 @@ def test_the_caption_is_the_one_whose_stretch_has_the_random_point(corpus):
 
 
 def test_an_epoch_of_lists_has_each_caption_as_often_as_its_weight_says(corpus):
-    pairs = CandidateLists(weighted(corpus), LISTS, 3, None)
+    pairs = pairs_of(CandidateLists, weighted(corpus), LISTS)
     epochs = np.array([drawn(pairs, [2 * epoch, 2 * epoch + 1]) for epoch in range(600)])
     assert (epochs.sum(axis=1) == 8).all()
     # The mean weight is 1. A caption has its weight in lists: a whole number of them exactly, else the next or the
@@ -85,17 +90,17 @@ def test_an_epoch_of_lists_has_each_caption_as_often_as_its_weight_says(corpus):
 
 @pytest.mark.parametrize(("make", "config"), [(AllPairs, ALL_PAIRS), (CandidateLists, LISTS)])
 def test_draws_depend_on_the_step_alone_and_not_on_the_unit_of_weights(corpus, make, config):
-    pairs = make(weighted(corpus), config, 0, None)
+    pairs = pairs_of(make, weighted(corpus), config)
     forward = [pairs.of_step(step).text_RC.tolist() for step in range(30)]
-    assert [make(corpus, config, 0, None).of_step(step).text_RC.tolist() for step in range(30)] == forward
-    again = make(weighted(corpus, 4 * WEIGHTS), config, 0, None)
+    assert [pairs_of(make, corpus, config).of_step(step).text_RC.tolist() for step in range(30)] == forward
+    again = pairs_of(make, weighted(corpus, 4 * WEIGHTS), config)
     assert [again.of_step(step).text_RC.tolist() for step in range(30)] == forward
 
 
 @pytest.mark.parametrize("weights", [np.array([1e9, 1e-9, 1e-9, 1, 1e-300, 1, 5e8, 5e8]), np.full(8, 1e-320)])
 @pytest.mark.parametrize(("make", "config"), [(AllPairs, ALL_PAIRS), (CandidateLists, LISTS)])
 def test_weights_of_any_size_draw_captions_of_the_image(corpus, make, config, weights):
-    pairs = make(weighted(corpus, weights), config, 0, None)
+    pairs = pairs_of(make, weighted(corpus, weights), config)
     for step in range(50):
         of_step = pairs.of_step(step)
         image, text = (of_step.image_RC[:, 0], of_step.text_RC[0] if make is AllPairs else of_step.text_RC[:, 0])

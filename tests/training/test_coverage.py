@@ -122,7 +122,7 @@ def test_a_sample_of_queries_is_counted_as_by_hand_and_the_same_one_each_time(co
             return super().samples_of(direction, queries, num_steps)
 
     batches = batches_of(corpus, caches[10])
-    batches.pairs = Seen(corpus, batches.pairs.config, 0, caches[10])
+    batches.pairs = Seen(corpus, batches.pairs.recipe, caches[10], batches.pairs.false_negatives)
     counted = coverage.count_different_negatives(batches.pairs, STEPS)
     assert [len(set(queries.tolist())) for _, queries in chosen] == [5, 5]
     by_hand = count_by_hand(batches, dict(chosen))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -244,23 +244,26 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_micro_batch(inpu
     assert len(set(drawn)) == 3
 
 
-@dataclass(frozen=True)
-class Draws(PairObjective):
-    """An objective that notes a random number for each micro-batch that it computes, as dropout would draw."""
+class Draws(nn.Linear):
+    """A model that notes a random number for each micro-batch that it computes, as dropout would draw."""
 
-    drawn: list[float] = field(default_factory=list)
+    def __init__(self) -> None:
+        super().__init__(2, 1)
+        self.drawn: list[float] = []
 
-    def outputs(self, model: nn.Linear, pairs: object) -> tuple[torch.Tensor, ...]:
+    def outputs(self, pairs: object) -> tuple[torch.Tensor, ...]:
         self.drawn.append(float(torch.rand(())))
-        return (model(torch.ones(1, 2)).float(),)
+        return (self(torch.ones(1, 2)).float(),)
 
-    def loss(self, model: nn.Linear, outputs: Sequence[torch.Tensor], batch: object) -> dict[str, torch.Tensor]:
+
+class SumOfOutputs(PairObjective):
+    def loss(self, model: nn.Module, outputs: Sequence[torch.Tensor], batch: object) -> dict[str, torch.Tensor]:
         return {"sum": outputs[0].sum()}
 
 
 def test_each_step_and_micro_batch_draws_its_own_dropout_and_the_second_pass_repeats_it(inputs):
     def drawn(step: int, seed: int, count: int) -> list[float]:
-        plan, objective = MicroBatchPlan(count, range(count)), Draws(LossConfig())
+        plan, model = MicroBatchPlan(count, range(count)), Draws()
         recipe = training_recipe.load_recipe("tiny-student", KINDS["fusion lists"])
         batch = recipe_batches(CorpusSource(inputs.corpus, inputs.teacher.preprocess), recipe, inputs.caches[0], plan)[
             step
@@ -271,8 +274,8 @@ def test_each_step_and_micro_batch_draws_its_own_dropout_and_the_second_pass_rep
         of_step = Step(number=step, seed=seed, micro_batch_plan=plan)
         # Whatever was drawn before must not matter.
         torch.rand(step + 3)
-        backward(nn.Linear(2, 1), objective, replace(batch, micro_batches=micro_batches), of_step)
-        return objective.drawn
+        backward(model, SumOfOutputs(LossConfig()), replace(batch, micro_batches=micro_batches), of_step)
+        return model.drawn
 
     first = drawn(0, 0, 3)
     # The last micro-batch keeps its graph, so it is computed once.

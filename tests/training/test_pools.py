@@ -17,7 +17,7 @@ from training_steps import TINY_DUAL, distill
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import TeacherScores
+from dcdctl.core.teacher import TeacherScores, false_negative_filter
 from dcdctl.core.training import TrainingJob, TrainingOptions, checkpoints, load_recipe, loop, preview
 from dcdctl.core.training.batches.batch import MicroBatchPlan, MixedBatch
 from dcdctl.core.training.batches.make import choose_pairs
@@ -81,7 +81,7 @@ def recipe(*sets: str) -> Any:
 
 def test_a_step_sees_all_pairs_of_some_images_and_texts(pool):
     scores = scores_of()
-    pairs = PoolPairs(pool, recipe("pool.images=4", "pool.texts=6"), scores)
+    pairs = PoolPairs(pool, recipe("pool.images=4", "pool.texts=6"), scores, false_negative_filter(pool, None))
     assert pairs.batches_per_epoch == 3
     steps = [pairs.of_step(step) for step in range(3)]
     for step in steps:
@@ -95,19 +95,21 @@ def test_a_step_sees_all_pairs_of_some_images_and_texts(pool):
 
 def test_the_batches_of_a_cache_are_its_neighborhoods(pool):
     scores = scores_of(blocks=3)
-    pairs = PoolPairs(pool, recipe("pool.images=4", "pool.texts=8"), scores)
+    pairs = PoolPairs(pool, recipe("pool.images=4", "pool.texts=8"), scores, false_negative_filter(pool, None))
     for step in range(6):
         batch = pairs.of_step(step)
         assert not np.isnan(batch.teacher_RC).any(), "images and texts of one block come together"
     coverage = pairs.coverage(6)
     assert (coverage.queries, coverage.scored) == (1.0, 1.0)
     # Two blocks in a batch: half of its pairs have no score.
-    wide = PoolPairs(pool, recipe("pool.images=8", "pool.texts=16"), scores).coverage(6)
+    wide = PoolPairs(
+        pool, recipe("pool.images=8", "pool.texts=16"), scores, false_negative_filter(pool, None)
+    ).coverage(6)
     assert (wide.queries, wide.scored) == (1.0, 0.5)
 
 
 def test_a_batch_is_no_larger_than_the_pool(pool):
-    batch = PoolPairs(pool, recipe("pool.images=500"), scores_of()).of_step(0)
+    batch = PoolPairs(pool, recipe("pool.images=500"), scores_of(), false_negative_filter(pool, None)).of_step(0)
     assert batch.teacher_RC.shape == (12, 12)
 
 
@@ -206,7 +208,7 @@ def test_a_mixed_step_is_the_weighted_sum_of_its_parts(pool, captioned, teacher)
     parts = []
     for corpus, seed in ((captioned, 1), (pool, 2)):
         matrix = np.random.default_rng(seed).normal(size=(corpus.num_images, corpus.num_captions))
-        pairs = choose_pairs(corpus, config, Table(matrix.astype(np.float32)), None)
+        pairs = choose_pairs(corpus, config, Table(matrix.astype(np.float32)), false_negative_filter(corpus, None))
         parts.append((CorpusSource(corpus, student.preprocess), pairs))
 
     def gradient(objective: PairObjective, batch: Any, plan: MicroBatchPlan) -> tuple[dict[str, float], list[Any]]:

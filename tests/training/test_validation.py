@@ -92,11 +92,11 @@ def test_dropout_goes_on_after_a_validation(corpus, teacher, tmp_path, monkeypat
     """It computes without dropout; a step that did too would train another model without a word."""
     modes: list[bool] = []
 
-    def outputs(objective: PairObjective, model: Any, pairs: Any, real: Any = PairObjective.outputs) -> Any:
+    def loss(objective: PairObjective, model: Any, *outputs: Any, real: Any = PairObjective.loss) -> Any:
         modes.append(all(module.training for module in model.modules()))
-        return real(objective, model, pairs)
+        return real(objective, model, *outputs)
 
-    monkeypatch.setattr(PairObjective, "outputs", outputs)
+    monkeypatch.setattr(PairObjective, "loss", loss)
     sets = [*DUAL, "model.dropout=0.1", "optimizer.steps=3", "validation.max_images=3", "validation.every=1"]
     cache = build_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=2))
     distill(OpenInputs(corpus, [cache], teacher), tmp_path / "run", *sets)

@@ -4,7 +4,7 @@ with dual teachers that embed it, or with no teacher."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,8 @@ class ScoredCorpus:
     caches: Sequence[TeacherCache]
     cached: TeacherCache | TeacherEnsemble | None
     source: Source | None = None
-    pairs: StepPairs | None = None
+    pairs: StepPairs = field(init=False)
+    """Chosen by `measure`."""
     embedded: EmbeddedScores | None = None
     """The dual teachers, if they score the batches or the loss compares vectors."""
 
@@ -194,7 +195,6 @@ class CorpusData(TrainingData):
                 # Dual teachers that are not loaded choose no batch: they choose among the drawn negatives.
                 scores = part.embedded if is_read else None
             part.pairs = choose_pairs(part.corpus, self.recipe, scores, false_negatives)
-        assert self.main.pairs is not None
         self.preview = measure_preview(
             self.recipe,
             self.main.caches,
@@ -211,7 +211,7 @@ class CorpusData(TrainingData):
             self.preview.coverage.check()
         yield from (*self.preview.lines(), *self.preview.warnings())
         for part in self.parts[1:]:
-            if part.pairs is not None and part.cached is not None:
+            if part.cached is not None:
                 coverage = part.pairs.coverage(self.preview.num_steps)
                 coverage.check()
                 yield f"the scores of the pool cover {coverage}"
@@ -223,7 +223,7 @@ class CorpusData(TrainingData):
     def _pseudo_lines(self, threshold: float) -> Iterator[str]:
         """How many texts have a pseudo positive, and how many of those of captioned images are right."""
         for part in self.parts:
-            if part.pairs is None or part.pairs.scores is None:
+            if part.pairs.scores is None:
                 continue
             image_T = pseudo_positives(part.pairs.scores, part.corpus, threshold)
             texts = np.flatnonzero(image_T >= 0)
@@ -276,7 +276,6 @@ class CorpusData(TrainingData):
 
     def _batches_of(self, part: ScoredCorpus, plan: MicroBatchPlan, run: Run | None) -> CorpusBatches:
         assert part.source is not None
-        assert part.pairs is not None
         pairs = part.pairs
         if run is not None and part is self.main and self.recipe.batch.negatives == "mined":
             mined = negatives.read_shared(run.folder, part.source, self.recipe)

@@ -163,10 +163,8 @@ class Preview:
         """The counts of different negatives and of captions by source, for run.json; not compared when a run
         resumes."""
         counts = {f"per_{direction.query}": asdict(count) for direction, count in self.negatives.items()}
-        return {
-            **({"different_negatives": counts} if counts else {}),
-            **({"captions_drawn": dict(self.captions_drawn)} if self.captions_drawn else {}),
-        }
+        measured = {"different_negatives": counts, "captions_drawn": dict(self.captions_drawn)}
+        return {name: value for name, value in measured.items() if value}
 
     def to_json(self) -> dict[str, Any]:
         """The same facts by the names of run.json, and the warnings."""
@@ -210,9 +208,11 @@ def measure_preview(
     num_steps = count_steps(recipe, pairs.batches_per_epoch)
     # Reported and not refused: scores of other candidates are correct too.
     differences = [
-        line
+        f"candidates.{name} is {json.dumps(expected)} in the recipe and {json.dumps(actual)} in "
+        f"{f'cache {number}' if caches[1:] else 'the cache'}"
         for number, cache in enumerate(caches, start=1)
-        for line in _differences(recipe, cache, number if caches[1:] else None)
+        for name, expected in to_table(recipe.candidates).items()
+        if (actual := cache.plan["candidates"][name]) != expected
     ]
     negatives: Mapping[Direction, DifferentNegatives] = {}
     not_counted = ""
@@ -241,17 +241,6 @@ def measure_preview(
         },
         not_counted=not_counted,
     )
-
-
-def _differences(recipe: Recipe, cache: TeacherCache, number: int | None) -> list[str]:
-    """A line for each field in which the recipe's candidates differ from those that a cache was made with."""
-    expected, actual = to_table(recipe.candidates), cache.plan["candidates"]
-    name = "the cache" if number is None else f"cache {number}"
-    return [
-        f"candidates.{field} is {json.dumps(expected[field])} in the recipe and {json.dumps(actual[field])} in {name}"
-        for field in expected
-        if expected[field] != actual[field]
-    ]
 
 
 def shown(number: float) -> str:

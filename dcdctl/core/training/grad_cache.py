@@ -88,7 +88,7 @@ def _backward_in_micro_batches(model: Any, objective: PairObjective, batch: Batc
     def outputs(number: int, micro_batch: MicroBatch) -> tuple[Tensor, ...]:
         step.seed_dropout(number)
         with step.compute.forward_pass():
-            return objective.outputs(model, micro_batch.to(step.compute.device))
+            return model.outputs(micro_batch.to(step.compute.device))
 
     with torch.no_grad():
         earlier_outputs = [outputs(*numbered) for numbered in earlier]

@@ -91,10 +91,14 @@ def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Fusi
             num_heads=config.num_heads,
             dropout=config.dropout or 0.0,
         )
-        sides = config.vision, config.text
-        length, dual_init = config.max_text_len, config.dual_init or None
         return models.new_coattention(
-            *sides, fusion, max_text_len=length, features=_feature_spec(config), seed=seed, dual_init=dual_init
+            config.vision,
+            config.text,
+            fusion,
+            max_text_len=config.max_text_len,
+            features=_feature_spec(config),
+            seed=seed,
+            dual_init=config.dual_init or None,
         )
     size = models.ViltSize(num_hidden_layers=config.num_layers, **_transformer_size(config))
     return models.new_vilt(size, models.word_piece(captions, config.vocab_size), seed)

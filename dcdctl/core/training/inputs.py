@@ -83,11 +83,15 @@ class InputRefs:
 
     def options(self) -> list[str]:
         """The options of a command line that name the same."""
-        named: list[Flag] = [("--pool", None if self.pool is None else shown(self.pool))]
-        named += [*(("--cache", cache) for cache in self.caches), *(("--teacher", ref) for ref in self.teachers)]
-        named += [("--validation-data", shown(folder)) for folder in self.validation_data]
-        named += [("--max-images", self.max_images), *(("--model-set", text) for text in self.model_set)]
-        return flags(*corpus_flags(self.places, self.split), *named)
+        return flags(
+            *corpus_flags(self.places, self.split),
+            ("--pool", None if self.pool is None else shown(self.pool)),
+            *(("--cache", cache) for cache in self.caches),
+            *(("--teacher", ref) for ref in self.teachers),
+            *(("--validation-data", shown(folder)) for folder in self.validation_data),
+            ("--max-images", self.max_images),
+            *(("--model-set", text) for text in self.model_set),
+        )
 
     def open(self) -> tuple[list[Corpus], list[TeacherCache]]:
         """The corpus, then the pool if there is one; and the caches, whose scores are read later."""
@@ -158,52 +162,43 @@ def embeds_corpus(recipe: Recipe, inputs: InputRefs) -> bool:
 def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
     """ConfigError or ModelError if the recipe's loss has no scores or has them twice, or if a teacher is of the wrong
     kind."""
-    losses, duals = ", ".join(recipe.loss.terms), [name for name, kind in inputs.teacher_kinds if kind == "dual"]
+    losses, num_models = ", ".join(recipe.loss.terms), len(inputs.teacher_kinds)
+    duals = [name for name, kind in inputs.teacher_kinds if kind == "dual"]
+    has_fusion = any(kind == "fusion" for _, kind in inputs.teacher_kinds)
     if duals and recipe.model.start == "teacher":
         raise ModelError(
             f"this model starts from its teacher, and {duals[0]} is a dual encoder",
             hint="name a fusion scorer with --teacher and its cache with --cache, or set model.start",
         )
-    if recipe.loss.vector_terms and (
-        not inputs.teacher_kinds or any(kind == "fusion" for _, kind in inputs.teacher_kinds)
-    ):
+    if recipe.loss.vector_terms and (not num_models or has_fusion):
         raise ConfigError(
             f"loss {', '.join(recipe.loss.vector_terms)} needs the vectors of a dual teacher",
             hint="name a dual encoder with --teacher",
         )
     if recipe.loss.needs_teacher and not inputs.caches:
-        return _check_dual_teachers(recipe, inputs, losses)
-    if recipe.loss.vector_terms:
-        return None
-    if duals and inputs.caches:
+        if not scores_batches(recipe, inputs) or has_fusion:
+            raise ConfigError(
+                f"loss {losses} needs the teacher's scores",
+                hint="name a cache with --cache, which `dcdctl cache-teacher` makes, or a dual encoder with --teacher, "
+                "which needs no cache",
+            )
+        check_weights(recipe.teachers.weights, num_models, "teachers")
+        # Margins remove candidates when a cache is read, by the scores of all of them.
+        for name in ("absolute_margin", "relative_margin"):
+            if getattr(recipe.candidates, name) is not None:
+                problem = f"candidates.{name} is for the candidates of a cache, and a dual --teacher has none"
+                raise ConfigError(problem, hint="leave it out")
+    elif recipe.loss.vector_terms:
+        return
+    elif duals and inputs.caches:
         raise ConfigError(
             f"--cache and the dual encoder {duals[0]} both give scores",
             hint="leave one out; to average both, cache the dual encoder too and name both caches",
         )
-    if duals:
-        problem = (
-            f"{duals[0]} is a dual encoder, expected a fusion scorer to start from: loss {losses} learns from no "
-            "teacher"
-        )
-        raise ModelError(problem, hint="leave --teacher out, or name a loss that has a teacher, such as kl")
-    if len(inputs.teacher_kinds) > 1:
-        problem = f"--teacher names {len(inputs.teacher_kinds)} models, expected the one that the student starts from"
+    elif duals:
+        problem = f"{duals[0]} is a dual encoder, expected a fusion scorer to start from: loss {losses} learns from no "
+        hint = "leave --teacher out, or name a loss that has a teacher, such as kl"
+        raise ModelError(problem + "teacher", hint=hint)
+    elif num_models > 1:
+        problem = f"--teacher names {num_models} models, expected the one that the student starts from"
         raise ConfigError(problem, hint="several teachers are several --cache, or dual encoders without a cache")
-
-
-def _check_dual_teachers(recipe: Recipe, inputs: InputRefs, losses: str) -> None:
-    """An error if the teacher models cannot score the batches of a recipe."""
-    if not scores_batches(recipe, inputs) or any(kind == "fusion" for _, kind in inputs.teacher_kinds):
-        raise ConfigError(
-            f"loss {losses} needs the teacher's scores",
-            hint="name a cache with --cache, which `dcdctl cache-teacher` makes, or a dual encoder with --teacher, "
-            "which needs no cache",
-        )
-    check_weights(recipe.teachers.weights, len(inputs.teacher_kinds), "teachers")
-    # Margins remove candidates when a cache is read, by the scores of all of them.
-    for name in ("absolute_margin", "relative_margin"):
-        if getattr(recipe.candidates, name) is not None:
-            raise ConfigError(
-                f"candidates.{name} is for the candidates of a cache, and a dual --teacher has none",
-                hint="leave it out",
-            )

@@ -36,9 +36,15 @@ def command_after_cache(job: CacheJob, recipe: str, sets: Sequence[str]) -> str:
 
 def command_after_plan(job: CacheJob, recipe: str, sets: Sequence[str]) -> str:
     """The command that takes the scores of a work list."""
-    named = [*_corpus(job), ("--recipe", recipe), *(("--set", text) for text in sets), ("--extend", job.extend)]
-    named += [("--max-pairs", job.max_pairs), ("--scores", "SCORES"), ("--teacher-name", "NAME"), ("--out", job.out)]
-    return shlex.join(["dcdctl", "cache-teacher", *flags(*named)])
+    words = flags(
+        *_corpus(job),
+        ("--recipe", recipe),
+        *(("--set", text) for text in sets),
+        ("--extend", job.extend),
+        ("--max-pairs", job.max_pairs),
+    )
+    given = ["--scores", "SCORES", "--teacher-name", "NAME", "--out", str(job.out)]
+    return shlex.join(["dcdctl", "cache-teacher", *words, *given])
 
 
 def _corpus(job: CacheJob) -> list[Flag]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dcdctl.core.models import Model, PairBatch
+from dcdctl.core.models import Model
 from dcdctl.core.training.batches.batch import Batch, MixedBatch
 from dcdctl.core.training.losses.matryoshka import mean_over_widths
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, LossConfig, TermInputs
@@ -32,7 +32,7 @@ class PairObjective:
 
     def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """The weighted loss terms of a whole batch."""
-        return self.loss(model, self.outputs(model, batch), batch)
+        return self.loss(model, model.outputs(batch), batch)
 
     def logged(self, batch: Batch | MixedBatch) -> dict[str, float]:
         """What is logged of a batch beside its loss: the share of its negatives with a teacher score, if the loss needs
@@ -43,12 +43,8 @@ class PairObjective:
             if objective.config.needs_teacher
         }
 
-    def outputs(self, model: Model, pairs: PairBatch) -> tuple[Tensor, ...]:
-        """The model's outputs for a micro-batch, from which `loss` computes the logits."""
-        return model.outputs(pairs)
-
     def loss(self, model: Model, outputs: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """The weighted loss terms, whose sum is minimized."""
+        """The weighted loss terms, whose sum is minimized, from the model's outputs for a whole batch."""
 
         def of_scores(outputs: Sequence[Tensor]) -> dict[str, Tensor]:
             logits_RC, all_IT = model.logits(outputs, batch)
@@ -56,8 +52,17 @@ class PairObjective:
 
         dims = self.config.dims
         terms = mean_over_widths(outputs, dims, of_scores) if dims else of_scores(outputs)
-        # Of full width: the teacher's vectors have one width, to which all numbers of the student's are projected.
-        return terms | _vector_terms(model, outputs, batch, self.config)
+        if self.config.vector_terms:
+            assert model.kind == "dual"
+            assert batch.teacher_images_IE is not None
+            assert batch.teacher_texts_TE is not None
+            # Of full width: the teacher's vectors have one width, to which all numbers of the student's are projected.
+            teachers = batch.teacher_images_IE, batch.teacher_texts_TE
+            sides = [(model.project(student), teacher) for student, teacher in zip(outputs, teachers, strict=True)]
+            for name in self.config.vector_terms:
+                of_sides = torch.stack([VECTOR_LOSSES[name](*side) for side in sides])
+                terms[name] = self.config.terms[name] * of_sides.mean()
+        return terms
 
 
 def loss_terms(
@@ -82,19 +87,3 @@ def loss_terms(
             student_RC = calibrated_RC if LOSSES[name].calibrated else logits_RC
             terms[name] = weight * LOSSES[name].term(TermInputs(student_RC, batch, config, all_IT))
     return terms
-
-
-def _vector_terms(model: Model, outputs: Sequence[Tensor], batch: Batch, config: LossConfig) -> dict[str, Tensor]:
-    """The weighted loss terms that compare a dual model's vectors, its `outputs`, with its teacher's: means of images
-    and captions."""
-    if not config.vector_terms:
-        return {}
-    assert model.kind == "dual"
-    assert batch.teacher_images_IE is not None
-    assert batch.teacher_texts_TE is not None
-    teachers = batch.teacher_images_IE, batch.teacher_texts_TE
-    sides = [(model.project(student), teacher) for student, teacher in zip(outputs, teachers, strict=True)]
-    return {
-        name: config.terms[name] * torch.stack([VECTOR_LOSSES[name](*side) for side in sides]).mean()
-        for name in config.vector_terms
-    }

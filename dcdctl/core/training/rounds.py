@@ -47,6 +47,8 @@ def train_in_rounds(
     learned = replace(inputs, teachers=teachers, model_set=inputs.model_set if teachers else ())
     folder, cache, run = Path(f"{job.out}-rounds"), None, Run(job.out)
     for number in range(1, rounds + 1):
+        # The first rounds score the pairs that are left over.
+        each, left = divmod(recipe.pool.max_pairs or 0, rounds)
         this = CacheJob(
             data=inputs.pool_place[0],
             split=inputs.pool_place[1],
@@ -55,7 +57,7 @@ def train_in_rounds(
             teacher=inputs.teachers[0],
             model_set=inputs.model_set,
             extend=cache,
-            max_pairs=_share(recipe, number),
+            max_pairs=recipe.pool.max_pairs and each + (number <= left),
             compute=replace(options.compute, precision="float32", features=None),
         )
         scored = cache_scores(this, track=track)
@@ -88,8 +90,8 @@ def _num_rounds(inputs: InputRefs, recipe: Recipe) -> int:
             hint="make it with `dcdctl cache-teacher --split val`, and name it with --cache",
         )
     if inputs.is_stream or len(inputs.teachers) != 1:
-        found = f"--teacher names {len(inputs.teachers)} models"
-        found = "--data names shards to stream" if inputs.is_stream else found
+        models = f"--teacher names {len(inputs.teachers)} models"
+        found = "--data names shards to stream" if inputs.is_stream else models
         raise ConfigError(
             f"pool.rounds is {rounds}, and {found}",
             hint="name a pool and the one model that scores it, or set pool.rounds to none and name a cache",
@@ -105,11 +107,3 @@ def _mined(candidates: CandidateConfig, run: Run, number: int) -> CandidateConfi
     if candidates.kind == "blocks":
         return mined
     return replace(mined, kind="embedding", random_per_query=candidates.random_per_query or candidates.per_query // 6)
-
-
-def _share(recipe: Recipe, number: int) -> int | None:
-    """New pairs of a round; the first rounds have those that are left over."""
-    if recipe.pool.max_pairs is None:
-        return None
-    each, left = divmod(recipe.pool.max_pairs, recipe.pool.rounds or 1)
-    return each + (number <= left)

@@ -157,10 +157,6 @@ class StreamData(TrainingData):
         """Note whose preprocessing the batches have."""
         self.model = model
 
-    def check(self) -> Iterator[str]:
-        """Nothing: a stream has no caches that could cover too little."""
-        return iter(())
-
     def facts(self, start: str, compute: Compute) -> dict[str, Any]:
         """The versions of the shards, and the fingerprint of the teacher."""
         teacher = self.stream_teacher

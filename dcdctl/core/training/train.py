@@ -77,11 +77,11 @@ def train_model(
         if inputs.is_stream and Run(job.out).is_finished:
             return Run(job.out)
         data = open_data(plan)
-        settings = settle(plan, data, say, track)
-        started = start(plan, data, settings, track)
+        settings = settle(data, say, track)
+        started = start(data, settings, track)
         if not started.is_finished:
             with memory.memory_errors(settings.options, plan.recipe.batch.size):
-                run(started, plan, data, settings, watch or step_bar(track), say)
+                run(started, data, settings, watch or step_bar(track), say)
     return started
 
 
@@ -143,9 +143,9 @@ def open_data(plan: TrainingPlan) -> TrainingData:
     return StreamData(plan) if plan.inputs.is_stream else CorpusData(plan)
 
 
-def settle(plan: TrainingPlan, data: TrainingData, say: Say, track: Track) -> Settings:
+def settle(data: TrainingData, say: Say, track: Track) -> Settings:
     """Load the models and choose the settings that depend on them, by a trial of the first step."""
-    recipe = plan.recipe
+    recipe, options = data.recipe, data.plan.options
     data.load_teachers(track)
     model = initial_model.make_model(recipe, data.captions, data.teacher, track)
     initial_model.check_dims(recipe.loss.dims, model)
@@ -159,7 +159,7 @@ def settle(plan: TrainingPlan, data: TrainingData, say: Say, track: Track) -> Se
         say(line)
     objective = data.objective(replace(recipe.loss, temperature=data.temperature or recipe.loss.temperature))
     # Before the trial, which measures what fits into memory with it.
-    if plan.options.checkpoint_activations:
+    if options.checkpoint_activations:
         model.checkpoint_activations()
     network = cast(nn.Module, model)  # the contract lists only the part of nn.Module that other rooms use
 
@@ -168,32 +168,32 @@ def settle(plan: TrainingPlan, data: TrainingData, say: Say, track: Track) -> Se
         step = Step(number=0, seed=recipe.seed, compute=options.compute, micro_batch_plan=micro_batches)
         grad_cache.backward(network, objective, data.batches(micro_batches)[0], step)
 
-    options = memory.settle(plan.options, network, recipe.batch.size, try_first_step, say)
+    options = memory.settle(options, network, recipe.batch.size, try_first_step, say)
     return Settings(model, objective, options)
 
 
-def start(plan: TrainingPlan, data: TrainingData, settings: Settings, track: Track) -> Run:
+def start(data: TrainingData, settings: Settings, track: Track) -> Run:
     """The run, started or resumed by the main process."""
-    job, options, preview = plan.job, settings.options, data.preview
+    job, options, preview = data.plan.job, settings.options, data.preview
     measured = {
         **preview.measured(),
         "micro_batches": options.micro_batches,
         "batches_per_epoch": preview.batches_per_epoch,
         "validated_on": list(data.validation),
-        **runs.equivalent_command(job, plan.inputs.options()),
+        **runs.equivalent_command(job, data.plan.inputs.options()),
     }
     with distributed.main_first():
         if distributed.is_main():
             # Mining comes before the folder is made, so that a failure leaves no folder.
             keep = data.collect(options.compute, track)
             facts = data.facts(settings.model.digest, options.compute)
-            keep(runs.start_run(job.out, plan.recipe, job.kind, facts, resume=job.resume, measured=measured))
+            keep(runs.start_run(job.out, data.recipe, job.kind, facts, resume=job.resume, measured=measured))
     return Run(job.out)
 
 
-def run(started: Run, plan: TrainingPlan, data: TrainingData, settings: Settings, watch: Watch, say: Say) -> None:
+def run(started: Run, data: TrainingData, settings: Settings, watch: Watch, say: Say) -> None:
     """Train the model, and save it or the best one by validation, averaged with its start if the recipe says so."""
-    recipe, model, options = plan.recipe, settings.model, settings.options
+    recipe, model, options = data.recipe, settings.model, settings.options
     validation = (
         Validation(started, data.validation, recipe, options.compute, data.validation_teachers)
         if data.validation
@@ -217,12 +217,10 @@ def run(started: Run, plan: TrainingPlan, data: TrainingData, settings: Settings
     )
     with distributed.main_first():
         if distributed.is_main():
-            finish(started, plan, data, model, validation, say)
+            finish(started, data, model, validation, say)
 
 
-def finish(
-    started: Run, plan: TrainingPlan, data: TrainingData, model: Model, validation: Validation | None, say: Say
-) -> None:
+def finish(started: Run, data: TrainingData, model: Model, validation: Validation | None, say: Say) -> None:
     """Choose and average the weights of a trained model, and save it."""
     # First, because the best weights were saved with the adapters still apart.
     if validation is not None:
@@ -230,10 +228,10 @@ def finish(
     # Before the average: the start has no adapters, and its weights have other names than adapted ones.
     if model.kind == "dual":
         model.merge_adapters()
-    share = plan.recipe.model.average_with_start
+    share = data.recipe.model.average_with_start
     if share:
         start = started.facts()["inputs"]["start"]
-        average = wise_ft.averages_with_start(model, plan.recipe, data.captions, data.teacher, start)
+        average = wise_ft.averages_with_start(model, data.recipe, data.captions, data.teacher, start)
         if share == "auto":
             assert validation is not None
             say(f"model.average_with_start is auto: {validation.choose_share(model, average):g}")

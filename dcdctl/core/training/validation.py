@@ -135,10 +135,8 @@ class Validation:
                 values[f"{key}_ndcg"] = evaluation.agreement_of(model, self.teachers[name], task).ndcg
                 continue
             measured = evaluation.evaluate_model(model, self.corpora[name], options=options)
-            for direction, measures in (
-                (Direction.TEXT, measured.text_retrieval),
-                (Direction.IMAGE, measured.image_retrieval),
-            ):
+            both = measured.text_retrieval, measured.image_retrieval
+            for direction, measures in zip(Direction, both, strict=True):
                 values |= {f"{key}_{direction}_r{k}": measures[f"R@{k}"] for k in KS}
             for source, recalls in measured.image_recalls_by_source.items():
                 values |= {f"{key}_image_r{k}_{source.replace(' ', '_')}": recalls[f"R@{k}"] for k in KS}
@@ -330,17 +328,11 @@ def validation_document(run: Run) -> dict[str, Any] | None:
 
 def validation_tables(document: Mapping[str, Any]) -> list[Table]:
     """The measure of start and saved model on each corpus, and the curve by which the share of the start was chosen."""
-    rows = [
-        [each["corpus"], *("-", f"{each['saved']:.2f}", "-")]
-        if each["start"] is None
-        else [
-            each["corpus"],
-            f"{each['start']:.2f}",
-            f"{each['saved']:.2f}",
-            f"{each['saved'] - each['start']:+.2f}",
-        ]
-        for each in document["corpora"]
-    ]
+    rows = []
+    for each in document["corpora"]:
+        start, saved = each["start"], each["saved"]
+        before, change = ("-", "-") if start is None else (f"{start:.2f}", f"{saved - start:+.2f}")
+        rows.append([each["corpus"], before, f"{saved:.2f}", change])
     stopped, note = document["stopped"], ""
     if stopped is not None:
         note = f"The training ended after step {stopped['step']:,}, where it had lost {stopped['lost']:.2f} elsewhere."

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, Index, RaggedArray
+from dcdctl.core.data import Index, RaggedArray
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.teacher import FalseNegativeFilter, TeacherScores
+from dcdctl.core.teacher import TeacherScores
 from dcdctl.core.training.batches.step_pairs import Coverage, PairsOfStep, StepPairs
-from dcdctl.core.training.recipe import BatchConfig
 
 COVERED_STEPS = 16
 """Batches over which coverage is measured before a training: a single batch varies by a few percent."""
@@ -86,6 +86,7 @@ class PairGrid(StepPairs):
         return self._of_epoch[position]
 
 
+@dataclass
 class AllPairs(PairGrid):
     """Images with one caption each, all pairs of which are candidates.
 
@@ -96,29 +97,26 @@ class AllPairs(PairGrid):
 
     counted, hint = "with a negative or more", "batch.size to candidates.block_size"
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        config: BatchConfig,
-        seed: int,
-        scores: TeacherScores | None,
-        false_negatives: FalseNegativeFilter | None = None,
-        image_T: Index | None = None,
-    ) -> None:
-        super().__init__(corpus, config, seed, scores, false_negatives)
-        owner_T = corpus.caption_image if image_T is None else image_T
+    image_T: Index | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        corpus = self.corpus
+        owner_T = corpus.caption_image if self.image_T is None else self.image_T
         texts = np.flatnonzero(owner_T >= 0)
         self._texts_of = RaggedArray.from_pairs(owner_T[texts], texts, corpus.num_images)
         self._has_text_I = self._texts_of.lengths > 0
-        weight_T = self.weight_T
-        self._sums = None if weight_T is None else np.concatenate([[0], weight_T[self._texts_of.values].cumsum()])
+        self._sums = (
+            None if self.weight_T is None else np.concatenate([[0], self.weight_T[self._texts_of.values].cumsum()])
+        )
         num_images = int(self._has_text_I.sum())
-        if num_images < config.size:
-            paired = "the split has only" if image_T is None else "pseudo positives have only"
-            raise ConfigError(f"batch.size is {config.size}, {paired} {num_images} images")
-        self.batches_per_epoch = float(num_images // config.size)
+        size = self.config.size
+        if num_images < size:
+            paired = "the split has only" if self.image_T is None else "pseudo positives have only"
+            raise ConfigError(f"batch.size is {size}, {paired} {num_images} images")
+        self.batches_per_epoch = float(num_images // size)
         # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
-        self._neighbors = None if scores is None else find_neighbors(scores, owner_T, corpus.num_images)
+        self._neighbors = None if self.scores is None else find_neighbors(self.scores, owner_T, corpus.num_images)
 
     @property
     def caption_shares(self) -> NDArray[np.float64]:
@@ -129,7 +127,6 @@ class AllPairs(PairGrid):
         return share_T
 
     def _pairs(self, step: int) -> tuple[Index, Index]:
-        # Sorting removes the order within a batch, in which `random_batches` and `neighbor_batches` differ.
         image_Q = np.sort(self._batch(step))
         texts_of, rng = self._texts_of, self._rng(1, step)
         first_Q, end_Q = texts_of.offsets[image_Q], texts_of.offsets[image_Q + 1]
@@ -143,10 +140,7 @@ class AllPairs(PairGrid):
         return image_Q[:, None], texts_of.values[chosen_Q][None]
 
     def _batches(self, rng: np.random.Generator) -> list[Index]:
-        is_free, size = self._has_text_I.copy(), self.config.size
-        if self._neighbors is None:
-            return random_batches(is_free, size, rng)
-        return neighbor_batches(self._neighbors, is_free, size, rng)
+        return image_batches(self._neighbors, self._has_text_I.copy(), self.config.size, rng)
 
 
 Neighbors = tuple[RaggedArray, Index]
@@ -170,41 +164,31 @@ def find_neighbors(scores: TeacherScores, owner_T: Index, num_images: int) -> Ne
     return RaggedArray.from_pairs(keys // num_images, keys % num_images, num_images), counts
 
 
-def neighbor_batches(
-    neighbors: Neighbors, is_free: NDArray[np.bool_], size: int, rng: np.random.Generator
+def image_batches(
+    neighbors: Neighbors | None, is_free: NDArray[np.bool_], size: int, rng: np.random.Generator
 ) -> list[Index]:
     """Batches of one size of the free images, in random order, each in at most one; `is_free` is changed.
 
-    A batch starts from a random image and adds the image that shares most scored pairs with it, ties broken at random.
-    Images that fill no batch at the end are left out.
+    A batch starts from a random image and adds the image that shares most scored pairs with it, ties broken at random;
+    without neighbors its images are random. Their order within a batch has no meaning. Images that fill no batch at the
+    end are left out.
     """
-    near, num_pairs = neighbors
-    num_images = len(near)
     batches = []
     for _ in range(int(is_free.sum()) // size):
         # Shared pairs are integers, so a random number in [0, 1) decides only between equal counts.
-        priority = np.where(is_free, rng.random(num_images), -np.inf)
-        # Minus infinity stays itself whatever is added to it, so an image that is taken is not chosen again.
-        batch: list[int] = []
-        while len(batch) < size:
-            image = int(priority.argmax())
-            batch.append(image)
-            row = slice(near.offsets[image], near.offsets[image + 1])
-            priority[near.values[row]] += num_pairs[row]
-            priority[image] = -np.inf
-        is_free[batch] = False
-        batches.append(np.array(batch, dtype=np.int64))
-    return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def random_batches(is_free: NDArray[np.bool_], size: int, rng: np.random.Generator) -> list[Index]:
-    """The batches of `neighbor_batches` for images without neighbors, up to the order within a batch, without its
-    search per image."""
-    batches = []
-    for _ in range(int(is_free.sum()) // size):
         priority = np.where(is_free, rng.random(len(is_free)), -np.inf)
-        # A partition and no sort: the order within a batch does not matter.
-        batch = np.argpartition(priority, -size)[-size:]
+        if neighbors is None:
+            # A partition, because a search per image would take longer and give the same images.
+            batch = np.argpartition(priority, -size)[-size:]
+        else:
+            near, num_pairs = neighbors
+            batch = np.empty(size, dtype=np.int64)
+            for place in range(size):
+                image = batch[place] = priority.argmax()
+                row = slice(near.offsets[image], near.offsets[image + 1])
+                priority[near.values[row]] += num_pairs[row]
+                # Minus infinity stays itself whatever is added to it, so an image that is taken is not chosen again.
+                priority[image] = -np.inf
         is_free[batch] = False
         batches.append(batch)
     return [batches[i] for i in rng.permutation(len(batches))]

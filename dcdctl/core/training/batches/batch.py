@@ -18,8 +18,8 @@ from dcdctl.core.devices import in_pinned_memory
 from dcdctl.core.models import ImageBatch, PairBatch, TextBatch
 
 NO_IMAGES = ImageBatch(torch.empty(0, 3, 0, 0))
-NO_TEXTS = TextBatch(torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.int64))
 NO_PAIRS = torch.empty(0, 0, dtype=torch.int64)
+NO_TEXTS = TextBatch(NO_PAIRS, NO_PAIRS)
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,20 @@ Shape letters as in `batches`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core.data import Corpus, Direction, Index
+from dcdctl.core.data import Direction, Index
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.teacher import Candidates, FalseNegativeFilter, TeacherScores
+from dcdctl.core.teacher import Candidates
 from dcdctl.core.training import negatives
 from dcdctl.core.training.batches.step_pairs import Coverage, PairsOfStep, StepPairs
 from dcdctl.core.training.losses.weights import select_as_official
-from dcdctl.core.training.recipe import BatchConfig
 
 
 class Lists(StepPairs):
@@ -69,6 +69,7 @@ class Lists(StepPairs):
         return direction.query_first(np.full(len(candidates), query), candidates)
 
 
+@dataclass
 class CandidateLists(Lists):
     """Candidate lists: a query, its positive and its hardest negatives.
 
@@ -76,27 +77,20 @@ class CandidateLists(Lists):
     kept. Without one they are drawn from `mined` negatives of the query, or from the whole corpus, and all are kept.
     """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        config: BatchConfig,
-        seed: int,
-        scores: TeacherScores | None,
-        false_negatives: FalseNegativeFilter | None = None,
-        mined: Candidates | None = None,
-    ) -> None:
-        super().__init__(corpus, config, seed, scores, false_negatives)
-        self.mined = mined
-        self._candidates = None if scores is None else scores.candidates
+    mined: Candidates | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._candidates = None if self.scores is None else self.scores.candidates
         if self._candidates is not None and self.false_negatives.knows_duplicates:
             # The cache may have been made without looking for duplicate images.
             reason_against = self.false_negatives
             self._candidates = self._candidates.where(lambda image, text: reason_against(image, text) == 0)
         self._captions = (
-            np.arange(corpus.num_captions) if self._candidates is None else self._with_enough(self._candidates)
+            np.arange(self.corpus.num_captions) if self._candidates is None else self._with_enough(self._candidates)
         )
         # Not rounded: a batch may end one epoch and begin the next.
-        self.batches_per_epoch = len(self._captions) / config.size
+        self.batches_per_epoch = len(self._captions) / self.config.size
 
     @property
     def caption_shares(self) -> NDArray[np.float64]:
@@ -189,11 +183,10 @@ class CandidateLists(Lists):
             # Distinct, as cached candidates are; the released code draws from all captions, with replacement.
             return rng.choice(self._candidates.lists(direction)[query], count, replace=False)
         text_class, duplicates_of = self.false_negatives.text_class, self.false_negatives.duplicates_of
-        draw: tuple[int, Callable[[int], bool], Callable[[int], int]]
         if direction == Direction.TEXT:
             duplicates = duplicates_of(query)
             classes = set(text_class[list(self.corpus.captions_of(query))].tolist())
-            draw = (
+            population, is_positive, class_of = (
                 self.corpus.num_captions,
                 lambda text: int(text_class[text]) in classes or int(owner_T[text]) in duplicates,
                 lambda text: int(text_class[text]),
@@ -201,8 +194,7 @@ class CandidateLists(Lists):
         else:
             # An image whose caption has the same text matches too, so it is no negative.
             positives = set(owner_T[text_class == text_class[query]].tolist()) | duplicates_of(int(owner_T[query]))
-            draw = self.corpus.num_images, positives.__contains__, int
-        population, is_positive, class_of = draw
+            population, is_positive, class_of = self.corpus.num_images, positives.__contains__, int
         if self.mined is None:
             return negatives.draw(rng, population, count, is_positive)
         mined = self.mined.lists(direction)[query]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dcdctl.core.data import Corpus
-from dcdctl.core.teacher import Candidates, FalseNegativeFilter, TeacherScores, text_classes
+from dcdctl.core.teacher import Candidates, FalseNegativeFilter, TeacherScores, false_negative_filter, text_classes
 from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.lists import CandidateLists
 from dcdctl.core.training.batches.pool import PoolLists, PoolPairs, pseudo_positives
@@ -26,13 +26,13 @@ def choose_pairs(
             image_T = pseudo_positives(scores, corpus, threshold)
             batch = replace(recipe.batch, size=recipe.pool.images or recipe.batch.size)
             matches = FalseNegativeFilter(image_T, text_classes(corpus.captions))
-            return AllPairs(corpus, batch, recipe.seed, scores, matches, image_T)
-        if recipe.loss.on_lists:
-            return PoolLists(corpus, recipe.batch, recipe.seed, scores)
-        return PoolPairs(corpus, recipe, scores)
+            return AllPairs(corpus, replace(recipe, batch=batch), scores, matches, image_T)
+        # A pool has no positives, so no image is looked for that is a duplicate of one.
+        kind = PoolLists if recipe.loss.on_lists else PoolPairs
+        return kind(corpus, recipe, scores, false_negative_filter(corpus, None))
     if recipe.loss.on_lists:
-        return CandidateLists(corpus, recipe.batch, recipe.seed, scores, false_negatives, mined)
-    return AllPairs(corpus, recipe.batch, recipe.seed, scores, false_negatives)
+        return CandidateLists(corpus, recipe, scores, false_negatives, mined)
+    return AllPairs(corpus, recipe, scores, false_negatives)
 
 
 def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from dcdctl.core.data import Corpus, Index
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Features, Reader, Source
-from dcdctl.core.teacher import EmbeddedScores, FalseNegativeFilter, TeacherScores, false_negative_filter
+from dcdctl.core.teacher import EmbeddedScores, FalseNegativeFilter, TeacherScores
 from dcdctl.core.training.batches.batch import (
     NO_IMAGES,
     NO_PAIRS,
@@ -30,7 +30,7 @@ from dcdctl.core.training.batches.batch import (
     MicroBatchPlan,
     MixedBatch,
 )
-from dcdctl.core.training.recipe import BatchConfig
+from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 LEAST_QUERIES = 1 / 3
 """Below this share of the queries a training is refused: the teacher would teach nothing about most of them
@@ -83,24 +83,21 @@ class PairsOfStep:
     true_IT: NDArray[np.bool_] | None = None
 
 
+@dataclass
 class StepPairs(ABC):
     """Which pairs each step of a training sees; a function of the corpus, the recipe, the scores and the step."""
 
-    batches_per_epoch: float
+    corpus: Corpus
+    recipe: Recipe
+    scores: TeacherScores | None
+    """None where the loss has no teacher, or before dual teachers are loaded."""
+    false_negatives: FalseNegativeFilter
+    batches_per_epoch: float = field(init=False)
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        config: BatchConfig,
-        seed: int,
-        scores: TeacherScores | None,
-        false_negatives: FalseNegativeFilter | None = None,
-    ) -> None:
-        """`scores` are None where the loss has no teacher, or before dual teachers are loaded."""
-        self.corpus, self.config, self.seed, self.scores = corpus, config, seed, scores
-        self.weight_T = corpus.caption_weights
-        """Captions are drawn in proportion to it; None if all are equal, and the draws are then the same as ever."""
-        self.false_negatives = false_negatives or false_negative_filter(corpus, None)
+    def __post_init__(self) -> None:
+        self.config, self.seed, self.weight_T = self.recipe.batch, self.recipe.seed, self.corpus.caption_weights
+        """Captions are drawn in proportion to the weights; None if all are equal, and the draws are then the same as
+        ever."""
         self._epoch = -1
 
     @abstractmethod
@@ -132,23 +129,23 @@ class StepPairs(ABC):
         return np.random.default_rng([self.seed, *key])
 
 
+@dataclass
 class CorpusBatches(torch.utils.data.Dataset[Batch]):
     """A data set whose item number s is the batch of step s.
 
     `vectors` are the dual teachers whose vectors the loss needs; they embed the corpus before the first batch is read.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        pairs: StepPairs,
-        plan: MicroBatchPlan = UNSPLIT,
-        vectors: EmbeddedScores | None = None,
-    ) -> None:
-        check_size(pairs.config, plan)
-        self.pairs, self.plan, self.vectors = pairs, plan, vectors
+    source: Source
+    pairs: StepPairs
+    plan: MicroBatchPlan = UNSPLIT
+    vectors: EmbeddedScores | None = None
+
+    def __post_init__(self) -> None:
+        check_size(self.pairs.config, self.plan)
         # A dual encoder reads one token of its stored features, so the others stay on disk.
-        self.source = replace(source, only_first=True) if plan.by_side and isinstance(source, Features) else source
+        if self.plan.by_side and isinstance(self.source, Features):
+            self.source = replace(self.source, only_first=True)
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step, as this process reads it: whole, or its micro-batches."""
@@ -160,11 +157,12 @@ class CorpusBatches(torch.utils.data.Dataset[Batch]):
         return replace(batch, teacher_images_IE=images_IE, teacher_texts_TE=texts_TE)
 
 
+@dataclass
 class MixedBatches(torch.utils.data.Dataset[MixedBatch]):
     """The batches of captioned images and those of a pool, step by step."""
 
-    def __init__(self, pairs: CorpusBatches, pool: CorpusBatches) -> None:
-        self.pairs, self.pool = pairs, pool
+    pairs: CorpusBatches
+    pool: CorpusBatches
 
     def __getitem__(self, step: int) -> MixedBatch:
         return MixedBatch(self.pairs[step], self.pool[step])

@@ -10,7 +10,8 @@ Shape letters as in `batches`; E width of the teacher's vectors.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from contextlib import closing
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -74,29 +75,25 @@ class StreamTeacher:
         return replace(batch, teacher_RC=scores_QG, official_teacher_RC=scores_QG)
 
 
+@dataclass
 class StreamBatches:
     """The batches of a stream; `read` gives those of a range of steps."""
 
-    def __init__(
-        self,
-        stream: ShardStream,
-        preprocess: Preprocessor,
-        config: BatchConfig,
-        plan: MicroBatchPlan = UNSPLIT,
-        teacher: StreamTeacher | None = None,
-    ) -> None:
-        self.stream, self.preprocess, self.config, self.plan, self.teacher = stream, preprocess, config, plan, teacher
-        check_size(config, plan)
+    stream: ShardStream
+    preprocess: Preprocessor
+    config: BatchConfig
+    plan: MicroBatchPlan = UNSPLIT
+    teacher: StreamTeacher | None = None
+
+    def __post_init__(self) -> None:
+        check_size(self.config, self.plan)
 
     def read(self, steps: range, workers: int, *, pin_memory: bool = False) -> Iterator[Batch]:
         """The batches of consecutive steps, decoded ahead by worker processes, or by this process if there are none."""
-        encoded = self._encoded(steps)
-        try:
+        with closing(self._encoded(steps)) as encoded:
             # The loader hands each key to a worker: here a key is the batch itself.
             for decoded in read_ahead(_Decoder(self), encoded, workers, pin_memory=pin_memory):
                 yield self._completed(decoded)
-        finally:
-            encoded.close()
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of step 0, for a trial; the window that it is from is kept for `read`."""
@@ -112,12 +109,9 @@ class StreamBatches:
     def _encoded(self, steps: range) -> Generator[Encoded, None, None]:
         if not steps:
             return
-        source = self.stream.read(steps.start)
-        try:
+        with closing(self.stream.read(steps.start)) as source:
             for step, samples in zip(steps, source, strict=False):
                 yield self._encode(step, samples)
-        finally:
-            source.close()
 
     def _encode(self, step: int, samples: Sequence[StreamSample]) -> Encoded:
         # The key 2 separates the choice of captions from the order of the stream, whose keys are 0 and 1.
@@ -181,13 +175,14 @@ class _Decoder(torch.utils.data.Dataset[_Decoded]):
         return batch, (source.images(self.rows), source.texts(self.rows))
 
 
+@dataclass
 class _BatchSource:
     """The images and captions of one batch by their position in it, preprocessed."""
 
-    def __init__(self, samples: Sequence[StreamSample], preprocess: Preprocessor) -> None:
-        self.samples, self.preprocess = samples, preprocess
-        # Student and teacher read the same images, which are decoded once.
-        self._decoded: dict[int, Any] = {}
+    samples: Sequence[StreamSample]
+    preprocess: Preprocessor
+    # Student and teacher read the same images, which are decoded once.
+    _decoded: dict[int, Any] = field(default_factory=dict)
 
     def images(self, image_ix: Sequence[int] | Index) -> ImageBatch:
         """The preprocessed images."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from dcdctl.core.config import ASCENDING, Count, Positive, Share, above, between, check_fields
+from dcdctl.core.config import ASCENDING, Count, Fraction, Positive, Share, above, check_fields
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses import all_pairs, lists, official, vectors
@@ -39,7 +39,7 @@ class LossConfig:
     """dcd, dcd-released, wsl-released: consecutive lists of a batch among which their weights are normalized, as the
     released code does in the micro-batch of one device; the whole batch if not set, in which the weights of the
     distillation fade as it grows."""
-    label_smoothing: Annotated[float, between(0, 1, "[)")] = 0.0
+    label_smoothing: Fraction = 0.0
     """infonce: share of the target that all pairs of the denominator get in equal parts, in [0, 1); the positive gets
     the rest."""
     dims: Annotated[tuple[Count, ...], ASCENDING] = ()
@@ -58,11 +58,8 @@ class LossConfig:
                 "loss.terms mixes losses on candidate lists with losses on all pairs of a batch: "
                 f"{', '.join(self.terms)}",
                 hint="; ".join(
-                    f"{on}: {names}"
-                    for on, names in {
-                        on: ", ".join(name for name, loss in LOSSES.items() if loss.on == on)
-                        for on in ("lists", "all pairs")
-                    }.items()
+                    f"{on}: {', '.join(name for name, loss in LOSSES.items() if loss.on == on)}"
+                    for on in ("lists", "all pairs")
                 ),
             )
         self._check_temperature()
@@ -200,10 +197,6 @@ def _infonce_hard(t: TermInputs) -> Tensor:
     return lists.infonce_hard(t.all_IT, t.batch.true_IT, t.batch.image_ix_RC, t.batch.text_ix_RC)
 
 
-def _infonce(t: TermInputs) -> Tensor:
-    return all_pairs.infonce(t.student_RC, t.batch.same_RC, label_smoothing=t.config.label_smoothing)
-
-
 _GROUPED = frozenset({"weight_group"})
 LOSSES: dict[str, Loss] = {
     "dcd": Loss(term=_dcd, on="lists", teacher=True, positive=True, calibrated=True, options=_GROUPED),
@@ -228,7 +221,12 @@ LOSSES: dict[str, Loss] = {
     "ground-truth": Loss(term=lambda t: lists.ground_truth(t.student_RC, "bce"), on="lists", positive=True),
     "ranking": Loss(term=lambda t: lists.ground_truth(t.student_RC, "softmax"), on="lists", positive=True),
     "infonce-hard": Loss(term=_infonce_hard, on="lists", positive=True),
-    "infonce": Loss(term=_infonce, on="all pairs", positive=True, options=frozenset({"label_smoothing"})),
+    "infonce": Loss(
+        term=lambda t: all_pairs.infonce(t.student_RC, t.batch.same_RC, label_smoothing=t.config.label_smoothing),
+        on="all pairs",
+        positive=True,
+        options=frozenset({"label_smoothing"}),
+    ),
     "kl": Loss(
         term=lambda t: all_pairs.kl(t.student_RC, *t.scored, temperature=t.temperature), on="all pairs", teacher=True
     ),

@@ -17,6 +17,8 @@ from dcdctl.core.config import (
     DISTINCT,
     NOT_EMPTY,
     Count,
+    Fraction,
+    Natural,
     Positive,
     Share,
     apply_sets,
@@ -36,7 +38,6 @@ from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe.packaged import check_recipe_name, names
 
-Decay = Annotated[float, between(0, 1, "[)")]
 LORA = TrainedParts(which="lora")
 """The defaults of adapters."""
 
@@ -113,7 +114,7 @@ class ModelConfig:
     """Maximum number of word pieces of a caption, special tokens included; the rest is cut off."""
     vocab_size: Count = 4000
     """new models: maximum number of word pieces, trained on the captions of the train split."""
-    dropout: Annotated[float, between(0, 1, "[)")] | None = None
+    dropout: Fraction | None = None
     """Dropout in training. Not set: none in new layers, while pretrained models and the teacher keep their own. A
     number holds for both. ViLT, and a dual encoder that is trained as a whole: embeddings and sublayer outputs, while
     attention probabilities have none. Co-attention and METER: the fusion layers, attention probabilities included;
@@ -280,7 +281,7 @@ class OptimizerConfig:
     rate, the last layer of N this factor, and the embeddings its power N + 1."""
     weight_decay: Annotated[float, at_least(0)] = 0.01
     """Not applied to biases and LayerNorms."""
-    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     """AdamW: decay of the averages of the gradient and of its square."""
     epochs: Positive = 10.0
     """Passes over the captions (lists) or images (all pairs); ignored if `steps` is set."""
@@ -303,7 +304,7 @@ class OptimizerConfig:
 class ValidationConfig:
     """The `[validation]` table: how a model is validated during its training."""
 
-    every: Annotated[int, at_least(0)] = 0
+    every: Natural = 0
     """Steps between validations, the last of which is always at the end; 0 for none, or with --validation-data for the
     last one alone."""
     at_start: bool = False
@@ -340,7 +341,7 @@ class Recipe:
 
     description: str = ""
     """What the recipe trains, in one line."""
-    seed: Annotated[int, at_least(0)] = 0
+    seed: Natural = 0
     """Seed of new weights, batches and dropout."""
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
     teachers: TeachersConfig = field(default_factory=TeachersConfig)
