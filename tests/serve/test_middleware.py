@@ -66,7 +66,7 @@ def test_a_request_that_ends_without_an_answer_counts_as_500(searcher, monkeypat
 
     async def work(client: httpx2.AsyncClient) -> str:
         with monkeypatch.context() as patch:
-            patch.setattr(app, "_app", fail)
+            patch.setattr(app, "app", fail)
             with pytest.raises(asyncio.CancelledError):
                 await client.get("/search?text=a+bus")
         return (await client.get("/metrics")).text

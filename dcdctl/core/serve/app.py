@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response, UploadFile
+from fastapi import FastAPI, Header, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from starlette.exceptions import HTTPException
@@ -20,7 +19,7 @@ from starlette.responses import JSONResponse
 from dcdctl import __version__
 from dcdctl.core.data import ImageError
 from dcdctl.core.errors import ConfigError, DcdError, InputError
-from dcdctl.core.search import Background, Condition, Hit, IndexSearcher, SearchAnswer, parse_all
+from dcdctl.core.search import Background, Condition, Hit, ImageIndex, IndexSearcher, SearchAnswer, parse_all
 from dcdctl.core.serve import images, logs, pages
 from dcdctl.core.serve.batch import BatchQuery, BatchReader, in_words
 from dcdctl.core.serve.config import ServiceConfig
@@ -97,25 +96,28 @@ class BatchResponse:
 class ServiceState:
     """The state that the routes share."""
 
-    def __init__(
-        self, searcher: IndexSearcher | LiveSearcher, config: ServiceConfig, shared: Shared | None = None
-    ) -> None:
-        self.searcher = live = searcher if isinstance(searcher, LiveSearcher) else LiveSearcher(searcher)
+    def __init__(self, searcher: IndexSearcher | LiveSearcher, config: ServiceConfig, shared: Shared | None) -> None:
+        self.searcher = searcher if isinstance(searcher, LiveSearcher) else LiveSearcher(searcher)
         self.config = config
-        self.metrics = Metrics(lambda: live.now().index, shared)
+        self.metrics = Metrics(lambda: self.index, shared)
         self.searching = Workers("search", config.search_workers, config.max_waiting, config.max_wait_s, self.metrics)
         self.reading = Workers(
             "image", config.image_workers, config.max_waiting_images, config.max_wait_s, self.metrics
         )
-        self.texts = TextBatcher(live, self.searching, config, self.metrics)
+        self.texts = TextBatcher(self.searcher, self.searching, config, self.metrics)
         self.ending = Event()
         """Set while it answers its last requests."""
         self._asked: asyncio.Task[bool] | None = None
 
+    @property
+    def index(self) -> ImageIndex:
+        """The index that is searched now."""
+        return self.searcher.now().index
+
     async def is_ready(self) -> bool:
         """Whether the index answers within `READY_S`; one call at a time: a silent store holds each for long."""
         if self._asked is None or self._asked.done():
-            self._asked = asyncio.create_task(asyncio.to_thread(self.searcher.now().index.is_ready))
+            self._asked = asyncio.create_task(asyncio.to_thread(self.index.is_ready))
         done, _ = await asyncio.wait([self._asked], timeout=READY_S)
         return any(task.result() for task in done)
 
@@ -158,9 +160,9 @@ def build(
         lifespan=lifespan,
         responses=errors,
     )
-    for router in (_search_routes(service), _image_routes(service), _state_routes(service)):
-        app.include_router(router)
-    pages.add_pages(app, lambda: service.searcher.now().index, config)
+    for add_routes in (_add_search, _add_bodies, _add_images, _add_state):
+        add_routes(app, service)
+    pages.add_pages(app, lambda: service.index, config)
     _add_error_handlers(app, service)
     if keys is not None:
         app.add_middleware(KeyMiddleware, keys=keys, config=config, metrics=service.metrics)
@@ -172,22 +174,28 @@ def build(
     return LimitsMiddleware(app, config, service.metrics, service.ending, keys)
 
 
-def _search_routes(service: ServiceState) -> APIRouter:
-    router, config = APIRouter(), service.config
-    number = Query(config.default_k, ge=1, le=config.max_k, description="Maximum number of images.")
-    condition = Query(
-        [], description="Only images whose columns meet this condition: year >= 2020. Several must all hold."
-    )
+def _number(config: ServiceConfig) -> Any:
+    """The parameter k of a search."""
+    return Query(config.default_k, ge=1, le=config.max_k, description="Maximum number of images.")
 
-    @router.get("/search", summary="Search by a text, or by an image of the index.")
+
+CONDITION: Any = Query(
+    [], description="Only images whose columns meet this condition: year >= 2020. Several must all hold."
+)
+
+
+def _add_search(app: FastAPI, service: ServiceState) -> None:
+    config = service.config
+
+    @app.get("/search", summary="Search by a text, or by an image of the index.")
     async def by_text(
         text: str | None = Query(None, max_length=config.max_text_chars, description="What the image shows."),
         row: int | None = Query(
             None, ge=0, le=MAX_ROW, description="Instead of a text: the row of an image of the index."
         ),
-        k: int = number,
+        k: int = _number(config),
         hybrid: bool = Query(False, description="Rank by the words of captions and file names too."),
-        where: list[str] = condition,
+        where: list[str] = CONDITION,
     ) -> SearchResponse:
         if hybrid:
             _check_words(service, text)
@@ -203,24 +211,21 @@ def _search_routes(service: ServiceState) -> APIRouter:
         )
         return await _response(service, answer, is_text=False)
 
-    _add_bodies(router, service, number, condition)
-    return router
 
-
-def _add_bodies(router: APIRouter, service: ServiceState, number: Any, condition: Any) -> None:
-    """Add the route of uploaded images and batches; `number` and `condition` are the parameters that both have."""
+def _add_bodies(app: FastAPI, service: ServiceState) -> None:
+    """Add the route of uploaded images and batches."""
     config = service.config
     batches = BatchReader(config, service.searching.num_slots)
 
     # One route for both kinds of body: a route is chosen by its path and method only.
-    @router.post(
+    @app.post(
         "/search",
         summary="Search by an uploaded image, or by many texts.",
         responses={408: {"model": ErrorResponse}, 413: {"model": ErrorResponse}},
         openapi_extra={"requestBody": {"content": {"application/json": {"schema": batches.schema()}}}},
     )
     async def by_body(
-        request: Request, image: UploadFile | None = None, k: int = number, where: list[str] = condition
+        request: Request, image: UploadFile | None = None, k: int = _number(config), where: list[str] = CONDITION
     ) -> SearchResponse | BatchResponse:
         if image is not None:
             data, met = await image.read(), _condition(service, where)
@@ -275,7 +280,7 @@ async def _response(service: ServiceState, answer: SearchAnswer, *, is_text: boo
 
 def _check_words(service: ServiceState, text: str | None = "") -> None:
     """InputError if a hybrid search has no text, or its index no words; without the path of the index."""
-    if text is None or not service.searcher.now().index.has_keywords:
+    if text is None or not service.index.has_keywords:
         reason = "hybrid search is for a text, and for an index with words"
         raise InputError(reason, hint="add them with `dcdctl index INDEX --keywords`")
 
@@ -286,7 +291,7 @@ def _condition(service: ServiceState, texts: Sequence[str]) -> Condition | None:
         raise InputError(
             f"the conditions have {length:,} characters, at most {service.config.max_where_chars:,} are read"
         )
-    return parse_all(texts, service.searcher.now().index.columns)
+    return parse_all(texts, service.index.columns)
 
 
 async def _by_image(
@@ -307,10 +312,8 @@ async def _by_image(
     return answer
 
 
-def _image_routes(service: ServiceState) -> APIRouter:
-    router = APIRouter()
-
-    @router.get(
+def _add_images(app: FastAPI, service: ServiceState) -> None:
+    @app.get(
         "/image/{row}",
         summary="An image of the index, as a thumbnail or as the original file.",
         response_class=Response,
@@ -326,21 +329,17 @@ def _image_routes(service: ServiceState) -> APIRouter:
         if_none_match: str = Header("", include_in_schema=False),
     ) -> Response:
         def work() -> Response:
-            return images.respond(service.searcher.now().index, row, size, if_none_match, service.config)
+            return images.respond(service.index, row, size, if_none_match, service.config)
 
         return await service.reading.run(work)
 
-    @router.get("/columns", summary="The columns of the images, for conditions: their types and most frequent values.")
+    @app.get("/columns", summary="The columns of the images, for conditions: their types and most frequent values.")
     async def columns() -> list[ColumnResponse]:
-        return await service.reading.run(lambda: columns_of(service.searcher.now().index))
-
-    return router
+        return await service.reading.run(lambda: columns_of(service.index))
 
 
-def _state_routes(service: ServiceState) -> APIRouter:
-    router = APIRouter()
-
-    @router.get(
+def _add_state(app: FastAPI, service: ServiceState) -> None:
+    @app.get(
         "/health",
         summary="Whether the service takes requests, and what it searches.",
         responses={
@@ -355,12 +354,12 @@ def _state_routes(service: ServiceState) -> APIRouter:
         second = reranker.ref if reranker else None
         return HealthResponse(status, index.num_images, index.kind, index.fingerprint[:12], second, __version__)
 
-    @router.get("/live", summary="Whether the service answers at all.")
+    @app.get("/live", summary="Whether the service answers at all.")
     # Also while the service stops: a balancer must not restart what is about to end.
     async def live() -> dict[str, str]:
         return {"status": "alive"}
 
-    @router.get(
+    @app.get(
         "/metrics",
         summary="Metrics for Prometheus.",
         response_class=Response,
@@ -368,8 +367,6 @@ def _state_routes(service: ServiceState) -> APIRouter:
     )
     async def metrics() -> Response:
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
-
-    return router
 
 
 def _add_error_handlers(app: FastAPI, service: ServiceState) -> None:
@@ -382,7 +379,7 @@ def _add_error_handlers(app: FastAPI, service: ServiceState) -> None:
             case BusyError():
                 return refusal(message, service.config, service.metrics)
             case UnavailableError():
-                logging.getLogger("dcdctl").error("a request failed: %s", error)
+                logs.OWN.error("a request failed: %s", error)
                 return refusal("the store does not answer", service.config, service.metrics)
             case RequestValidationError():
                 status, message = 422, in_words(error.errors())
@@ -391,7 +388,7 @@ def _add_error_handlers(app: FastAPI, service: ServiceState) -> None:
             case InputError() | ConfigError() | ImageError():
                 pass
             case _:
-                logging.getLogger("dcdctl").error("a request failed: %s", error)
+                logs.OWN.error("a request failed: %s", error)
                 status, message = 500, "the search failed; the service's log says why"
         return JSONResponse({"error": message}, status_code=status, headers=headers)
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from dcdctl.core.config import NOT_EMPTY, Count, Positive, at_least, between, check_fields
+from dcdctl.core.config import NOT_EMPTY, Count, Natural, Positive, at_least, between, check_fields
 from dcdctl.core.data import MAX_PIXELS
 from dcdctl.core.errors import ConfigError
 
@@ -61,13 +61,13 @@ class ServiceConfig:
     """Threads that run the model."""
     max_batch: Count = 32
     """Maximum number of waiting texts that are encoded together."""
-    max_waiting: Annotated[int, at_least(0)] = 64
+    max_waiting: Natural = 64
     """Maximum number of searches that wait for a thread, or share one; further ones are answered 503."""
     max_wait_s: Positive = 10.0
     """A search or an image request that has waited this long is answered 503 and not started."""
     image_workers: Count = 2
     """Threads that read images and make thumbnails."""
-    max_waiting_images: Annotated[int, at_least(0)] = 256
+    max_waiting_images: Natural = 256
     """Maximum number of image requests that wait for a thread: the pages of about ten users at the same time."""
     max_requests: Count = 512
     """Maximum number of requests in progress, unfinished uploads included; /health, /live and /metrics are always

@@ -7,7 +7,7 @@ occupies a socket, which is an open file, so without a cap some hundred such cli
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -69,13 +69,14 @@ class Activity(Enum):
     ANSWERING = "answering a request"
 
 
+@dataclass
 class ConnectionPool:
     """The open connections of a service, at most `max_connections`; used from one event loop."""
 
-    def __init__(self, config: ServiceConfig, metrics: Metrics) -> None:
-        self.config, self.metrics = config, metrics
-        self._activities: dict[Connection, Activity] = {}
-        """What each connection does, the longest unchanged first."""
+    config: ServiceConfig
+    metrics: Metrics
+    _activities: dict[Connection, Activity] = field(default_factory=dict)
+    """What each connection does, the longest unchanged first."""
 
     def set(self, connection: Connection, activity: Activity) -> None:
         """Note what a connection does now. A connection that starts something else becomes the youngest of those that

@@ -16,6 +16,8 @@ MAX_CHOICES = 50
 MAX_CHARS = 500
 """Maximum length of a condition that is offered, and of a text in an answer."""
 MOMENTS = ("date", "date and time")
+Facet = Literal["values", "range"]
+"""How the search page offers a column."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ class ColumnResponse:
     """The most frequent values."""
     low: str | bool | int | float | None
     high: str | bool | int | float | None
-    facet: Literal["values", "range"] | None
-    """How the search page offers the column, if it does."""
+    facet: Facet | None
 
 
 def columns_of(index: ImageIndex) -> list[ColumnResponse]:
@@ -55,10 +56,10 @@ def columns_of(index: ImageIndex) -> list[ColumnResponse]:
     return [_response(summary, facets.get(summary.name)) for summary in summaries]
 
 
-def choose_facets(summaries: Sequence[ColumnSummary]) -> dict[str, Literal["values", "range"]]:
+def choose_facets(summaries: Sequence[ColumnSummary]) -> dict[str, Facet]:
     """The columns that the page offers: those with the fewest values, from two on; dates and many numbers as a
     range."""
-    kinds: dict[str, Literal["values", "range"]] = {}
+    kinds: dict[str, Facet] = {}
     for summary in sorted(summaries, key=lambda summary: summary.distinct):
         is_short = summary.distinct <= MAX_CHOICES and summary.type not in ("number", *MOMENTS)
         if (
@@ -76,7 +77,7 @@ def shortened(value: Any) -> Any:
     return f"{value[:MAX_CHARS]}..." if isinstance(value, str) and len(value) > MAX_CHARS else value
 
 
-def _response(summary: ColumnSummary, facet: Literal["values", "range"] | None) -> ColumnResponse:
+def _response(summary: ColumnSummary, facet: Facet | None) -> ColumnResponse:
     name = quoted_name(summary.name)
     values = tuple(
         Choice(value=value_for_json(value), images=count, condition=condition)

@@ -47,12 +47,13 @@ def respond(index: ImageIndex, row: int, size: Size, if_none_match: str, config:
     # The size too: after a change of the settings browsers must not keep the old thumbnails.
     part = "original" if size == "original" else f"thumbnail {config.thumbnail_px}"
     tag = tag_of(data, part)
+    headers = caching(tag)
     if matches(tag, if_none_match):
-        return Response(status_code=304, headers=caching(tag))
+        return Response(status_code=304, headers=headers)
     try:
         if size == "original":
-            return Response(data, media_type=media_type(data), headers=caching(tag))
-        return Response(thumbnail(data, config.thumbnail_px), media_type="image/jpeg", headers=caching(tag))
+            return Response(data, media_type=media_type(data), headers=headers)
+        return Response(thumbnail(data, config.thumbnail_px), media_type="image/jpeg", headers=headers)
     except ImageError as error:
         raise _gone(row) from error
 

@@ -116,12 +116,12 @@ def to_stderr(config: ServiceConfig, process: int = 0) -> Iterator[None]:
     if root.handlers:
         yield
         return
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter(process) if config.log_format == "json" else TextFormatter())
+    handler, is_json = logging.StreamHandler(sys.stderr), config.log_format == "json"
+    handler.setFormatter(JsonFormatter(process) if is_json else TextFormatter())
     root.addHandler(handler)
-    if config.log_format == "json":
+    if is_json:
         logging.captureWarnings(True)
-    if config.access_log or config.log_format == "json":
+    if config.access_log or is_json:
         ACCESS.setLevel(logging.INFO)
         OWN.setLevel(logging.INFO)
     try:
@@ -130,5 +130,5 @@ def to_stderr(config: ServiceConfig, process: int = 0) -> Iterator[None]:
         root.removeHandler(handler)
         ACCESS.setLevel(level)
         OWN.setLevel(logging.NOTSET)
-        if config.log_format == "json":
+        if is_json:
             logging.captureWarnings(False)

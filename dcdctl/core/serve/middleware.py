@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass, field
 from threading import Event
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -39,6 +40,7 @@ HEADERS = {
 """Default headers of every response."""
 
 
+@dataclass(eq=False)
 class LimitsMiddleware:
     """An ASGI app around another.
 
@@ -46,17 +48,18 @@ class LimitsMiddleware:
     answer. `keys` are never logged, wherever a request has them.
     """
 
-    def __init__(
-        self, app: ASGIApp, config: ServiceConfig, metrics: Metrics, ending: Event, keys: Keys | None = None
-    ) -> None:
-        self._app, self._config, self._keys, self.metrics, self.ending = app, config, keys, metrics, ending
-        self._in_flight = 0
-        self._arriving: set[_LimitedBody] = set()
-        """Bodies that have not arrived yet."""
+    app: ASGIApp
+    config: ServiceConfig
+    metrics: Metrics
+    ending: Event
+    keys: Keys | None = None
+    _in_flight: int = 0
+    _arriving: set[_LimitedBody] = field(default_factory=set)
+    """Bodies that have not arrived yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         # 500 is what the client gets if the app fails before it responds.
         started, status = time.perf_counter(), 500
@@ -79,7 +82,7 @@ class LimitsMiddleware:
             await send(message)
 
         self._count(1)
-        body = _LimitedBody(scope, receive, self._config, self.metrics, self._arriving)
+        body = _LimitedBody(scope, receive, self.config, self.metrics, self._arriving)
         try:
             await self._answer(scope, body)(scope, body, send_with_headers)
         finally:
@@ -89,82 +92,85 @@ class LimitsMiddleware:
             # The route, never the path: single images are not counted, for privacy.
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.answered(route, _method(scope), status, seconds)
-            if self._config.access_log:
+            if self.config.access_log:
                 path = HAS_KEY if self._has_key(_address(scope)) else logs.printable(scope["path"])
-                _log(scope, notes, path, status, seconds, with_query=self._config.log_queries)
+                _log(scope, notes, path, status, seconds, with_query=self.config.log_queries)
 
     def _answer(self, scope: Scope, body: _LimitedBody) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
         # Of the request line and the headers. The parser compares it only while they are incomplete.
         num_bytes = len(scope["raw_path"]) + len(scope["query_string"])
         num_bytes += sum(len(name) + len(value) for name, value in scope["headers"])
-        if num_bytes > self._config.max_header_bytes:
-            self.metrics.rejected("headers too large")
-            error = (
-                f"the request line and headers are too large, at most {self._config.max_header_bytes / KiB:g} "
-                "KiB are accepted"
-            )
-            return JSONResponse({"error": error}, status_code=431, headers={"Connection": "close"})
-        if self._in_flight > self._config.max_requests and scope["path"] not in ALWAYS_ANSWERED:
-            return refusal("too many requests", self._config, self.metrics)
+        if num_bytes > self.config.max_header_bytes:
+            limit = f"at most {self.config.max_header_bytes / KiB:g} KiB are accepted"
+            error = f"the request line and headers are too large, {limit}"
+            return _rejected(self.metrics, "headers too large", error, 431, {"Connection": "close"})
+        if self._in_flight > self.config.max_requests and scope["path"] not in ALWAYS_ANSWERED:
+            return refusal("too many requests", self.config, self.metrics)
         # Slow uploads must leave room for searches.
-        if body in self._arriving and len(self._arriving) > (self._config.max_requests + 1) // 2:
-            return refusal("too many uploads", self._config, self.metrics)
-        return self._app
+        if body in self._arriving and len(self._arriving) > (self.config.max_requests + 1) // 2:
+            return refusal("too many uploads", self.config, self.metrics)
+        return self.app
 
     def _has_key(self, text: str) -> bool:
-        return self._keys is not None and self._keys.are_in(text)
+        return self.keys is not None and self.keys.are_in(text)
 
     def _count(self, change: int) -> None:
         self._in_flight += change
         self.metrics.in_flight.set(self._in_flight)
 
 
+@dataclass(eq=False)
 class KeyMiddleware:
     """An ASGI app around another that answers requests without a key itself."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, config: ServiceConfig, metrics: Metrics) -> None:
-        self._app, self._keys, self._config, self._metrics = app, keys, config, metrics
-        self._wrong = WrongKeys(config.max_wrong_keys)
+    app: ASGIApp
+    keys: Keys
+    config: ServiceConfig
+    metrics: Metrics
+
+    def __post_init__(self) -> None:
+        self._wrong = WrongKeys(self.config.max_wrong_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._refusal(scope) if scope["type"] == "http" else None
-        await (answer or self._app)(scope, receive, send)
+        await (answer or self.app)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         path = scope["path"]
-        if path in OPEN_PATHS or (path == "/metrics" and self._config.metrics_without_key):
+        if path in OPEN_PATHS or (path == "/metrics" and self.config.metrics_without_key):
             return None
         client = (scope.get("client") or ("",))[0]
         # Before any key is compared, right ones too: the answer must not say that a guess is right.
         if seconds := self._wrong.wait_s(client):
             error = f"too many wrong keys came from this address; ask again in {seconds} s"
-            return self._refused("too many wrong keys", error, 429, {"Retry-After": str(seconds)})
+            return _rejected(self.metrics, "too many wrong keys", error, 429, {"Retry-After": str(seconds)})
         headers = Headers(scope=scope)
         scheme, _, value = headers.get("authorization", "").partition(" ")
         # A proxy that checks passwords may pass `Authorization: Basic` on, and adds the key as X-API-Key.
         sent = value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not sent:
-            return self._refused("no key", NO_KEY, 401, CHALLENGE)
-        if not self._keys.accept(sent):
+            return _rejected(self.metrics, "no key", NO_KEY, 401, CHALLENGE)
+        if not self.keys.accept(sent):
             self._wrong.note(client)
-            return self._refused("wrong key", "this key is not accepted", 401, CHALLENGE)
+            return _rejected(self.metrics, "wrong key", "this key is not accepted", 401, CHALLENGE)
         # Only beside a right key: otherwise anyone could guess keys in addresses, thousands in each, without limit.
-        if self._keys.are_in(_address(scope)):
-            return self._refused("key in the address", KEY_IN_URL, 400, {})
+        if self.keys.are_in(_address(scope)):
+            return _rejected(self.metrics, "key in the address", KEY_IN_URL, 400, {})
         return None
-
-    def _refused(self, reason: str, error: str, status: int, headers: dict[str, str]) -> JSONResponse:
-        self._metrics.rejected(reason)
-        return JSONResponse({"error": error}, status_code=status, headers=headers)
 
 
 def refusal(reason: str, config: ServiceConfig, metrics: Metrics) -> JSONResponse:
     """The 503 response to a request beyond a limit."""
-    metrics.rejected(reason)
     seconds = config.retry_after_s
     error = f"the service is busy ({reason}); ask again in {seconds} s"
-    return JSONResponse({"error": error}, status_code=503, headers={"Retry-After": str(seconds)})
+    return _rejected(metrics, reason, error, 503, {"Retry-After": str(seconds)})
+
+
+def _rejected(metrics: Metrics, reason: str, error: str, status: int, headers: dict[str, str]) -> JSONResponse:
+    """A response that is counted as refused because of `reason`."""
+    metrics.rejected(reason)
+    return JSONResponse({"error": error}, status_code=status, headers=headers)
 
 
 class _LimitedBody:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from dcdctl.core.search import (
     SearchAnswer,
     measure_background,
 )
+from dcdctl.core.serve import logs
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
 from dcdctl.core.stores import UnavailableError
@@ -97,7 +97,7 @@ class LiveSearcher:
             index.check()
             index.num_shown = MAX_COLUMNS
         except DcdError as error:
-            logging.getLogger("dcdctl").error(
+            logs.OWN.error(
                 "the index has changed, but cannot be used; the service continues with the previous one: %s", error
             )
             return self._searcher
@@ -177,14 +177,19 @@ class WaitingText:
         return self.where, self.hybrid, self.k if self.hybrid else None
 
 
+@dataclass
 class TextBatcher:
     """Answers texts that arrive while the model is busy together, as soon as a thread is free. No text waits for others
     to arrive."""
 
-    def __init__(self, searcher: LiveSearcher, workers: Workers, config: ServiceConfig, metrics: Metrics) -> None:
-        self._searcher, self._workers, self._metrics = searcher, workers, metrics
+    searcher: LiveSearcher
+    workers: Workers
+    config: ServiceConfig
+    metrics: Metrics
+
+    def __post_init__(self) -> None:
         # A re-ranker processes each text by itself, so the first text would wait for the last.
-        self._max_size = 1 if searcher.now().reranker is not None else config.max_batch
+        self._max_size = 1 if self.searcher.now().reranker is not None else self.config.max_batch
         self._open: list[WaitingText] = []
         """The batch that further texts may join until it starts or is full; empty if there is none."""
         # Texts join in the event loop, and a batch starts in a thread.
@@ -203,7 +208,7 @@ class TextBatcher:
         Texts of the same condition are computed together, those of hybrid searches of the same k. BusyError like
         `Workers.run`.
         """
-        with self._workers.slot(len(waiting)):
+        with self.workers.slot(len(waiting)):
             opened = []
             groups = list(dict.fromkeys(text.group for text in waiting))
             for text in sorted(waiting, key=lambda text: groups.index(text.group)):
@@ -215,7 +220,7 @@ class TextBatcher:
                         opened.append(self._open)
             # Filled before they start; later texts of other requests may join the last one.
             for batch in opened:
-                self._workers.start(partial(self._answer_batch, batch))
+                self.workers.start(partial(self._answer_batch, batch))
             # With the errors: one of them must not leave the other answers without a reader.
             answers = await asyncio.gather(
                 *(asyncio.wrap_future(text.answer) for text in waiting), return_exceptions=True
@@ -232,7 +237,7 @@ class TextBatcher:
                 self._open = []
         # Cancelled texts are left out; from here on a future cannot be cancelled.
         texts = [text for text in batch if text.answer.set_running_or_notify_cancel()]
-        late = [text for text in texts if self._workers.is_late(text.queued)]
+        late = [text for text in texts if self.workers.is_late(text.queued)]
         for text in late:
             text.answer.set_exception(BusyError(LATE))
         self._answer([text for text in texts if text not in late])
@@ -242,7 +247,7 @@ class TextBatcher:
             return
         try:
             first, k = texts[0], max(text.k for text in texts)
-            answers = self._searcher.now().by_texts([text.text for text in texts], k, first.where, hybrid=first.hybrid)
+            answers = self.searcher.now().by_texts([text.text for text in texts], k, first.where, hybrid=first.hybrid)
         except Exception as error:  # any error is raised in the request of its text
             if len(texts) == 1 or isinstance(error, UnavailableError):
                 for text in texts:
@@ -253,5 +258,5 @@ class TextBatcher:
                 self._answer([text])
             return
         for text, answer in zip(texts, answers, strict=True):
-            self._metrics.searched(answer, len(texts))
+            self.metrics.searched(answer, len(texts))
             text.answer.set_result(replace(answer, hits=answer.hits[: text.k]))
