@@ -6,8 +6,6 @@ import os
 from dataclasses import KW_ONLY, asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-import typer
-
 from dcdctl.cli.declare import Ref, assignments, path
 from dcdctl.cli.options import (
     BatchSize,
@@ -19,6 +17,7 @@ from dcdctl.cli.options import (
     Split,
     Teacher,
     Threads,
+    argument,
     computes,
     configures,
     sizes,
@@ -37,9 +36,7 @@ Config: TypeAlias = "BenchConfig | None"
 class TimedModels:
     """The models to time, their pairs, and the device."""
 
-    student: Annotated[
-        Ref, typer.Argument(help="Run folder of the student, or another model reference.", metavar="RUN"), str
-    ]
+    student: Annotated[Ref, argument("Run folder of the student, or another model reference.", "RUN"), str]
     teacher: Teacher
     data: Data
     _: KW_ONLY
@@ -69,47 +66,33 @@ class TimedModels:
 class Timing:
     """Fields of `BenchConfig` with an option."""
 
-    num_images: Annotated[
-        int, configures("--num-images", help="Images of the corpus in the timed pairs.", min=1, metavar="N")
-    ] = 32
+    num_images: Annotated[int, configures("--num-images", "Images of the corpus in the timed pairs.", "N", min=1)] = 32
     batch_size: BatchSize = 32
     # Any, because Typer takes a list in one word by `parser`, not by its type.
     batch_sizes: Annotated[
-        Any, configures("--batch-sizes", help="Batch sizes whose throughput is timed.", parser=sizes, metavar="N,N,...")
+        Any, configures("--batch-sizes", "Batch sizes whose throughput is timed.", "N,N,...", parser=sizes)
     ] = (1, 8, 32)
     gallery_sizes: Annotated[
-        Any,
-        configures(
-            "--gallery-sizes", help="Gallery sizes that a query is timed against.", parser=sizes, metavar="N,N,..."
-        ),
+        Any, configures("--gallery-sizes", "Gallery sizes that a query is timed against.", "N,N,...", parser=sizes)
     ] = (100, 1000, 10_000, 100_000, 1_000_000)
     reference_gallery: Annotated[
-        int,
-        configures("--reference-gallery", help="Gallery size used for the headline speed-up.", min=1, metavar="N"),
+        int, configures("--reference-gallery", "Gallery size used for the headline speed-up.", "N", min=1)
     ] = 1000
-    budget_s: Annotated[
-        float, computes("--budget", help="Seconds for one measurement of one model.", metavar="SECONDS")
-    ] = 5.0
-    num_repeats: Annotated[
-        int, computes("--repeats", help="Maximum number of repeats of one measurement.", min=1, metavar="N")
-    ] = 100
+    budget_s: Annotated[float, computes("--budget", "Seconds for one measurement of one model.", "SECONDS")] = 5.0
+    num_repeats: Annotated[int, computes("--repeats", "Maximum number of repeats of one measurement.", "N", min=1)] = (
+        100
+    )
     clock: Annotated[
-        str,
-        computes(
-            "--clock", help="wall, or processor: CPU time only, for a busy machine without a GPU.", metavar="NAME"
-        ),
+        str, computes("--clock", "wall, or processor: CPU time only, for a busy machine without a GPU.", "NAME")
     ] = "wall"
     num_fresh_processes: Annotated[
         int,
         computes(
-            "--fresh-processes",
-            help="Processes per model that time a first query and its memory; 0 for none.",
-            min=0,
-            metavar="N",
+            "--fresh-processes", "Processes per model that time a first query and its memory; 0 for none.", "N", min=0
         ),
     ] = 3
     is_onnx_timed: Annotated[
-        bool, computes("--onnx/--no-onnx", help="Also time the student in ONNX Runtime (extra onnx).")
+        bool, computes("--onnx/--no-onnx", "Also time the student in ONNX Runtime (extra onnx).")
     ] = True
     num_threads: Threads = None
     precision: Precision = "fp32"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from dcdctl.cli import options
-from dcdctl.cli.completion import complete_recipe, complete_teacher
+from dcdctl.cli.completion import complete_recipe
 from dcdctl.cli.declare import Ref, assignments, optional_path, path
 from dcdctl.cli.options import reads, refuse, writes
 from dcdctl.cli.views.scoring import show_estimate
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from dcdctl.core.progress import Say
     from dcdctl.core.teacher import CacheCost, CacheJob, TeacherCache
 
+Outcome = tuple[str, dict[str, Any]]
+"""What a command prints, and its JSON document."""
+
 
 @dataclass(frozen=True)
 class CacheTeacher(options.Inference):
@@ -29,13 +32,7 @@ class CacheTeacher(options.Inference):
 
     teacher: Annotated[
         Ref,
-        reads(
-            "--teacher",
-            help=f"{options.TEACHER_HELP} Not with --plan-only and --scores.",
-            callback=options.announce_code,
-            autocompletion=complete_teacher,
-            metavar="REF",
-        ),
+        options.reads_model("--teacher", f"{options.TEACHER_HELP} Not with --plan-only and --scores.", "REF"),
         str | None,
     ]
     data: options.Data
@@ -45,28 +42,26 @@ class CacheTeacher(options.Inference):
         options.RecipeRef,
         reads(
             "--recipe",
-            help="Recipe of the student, whose [candidates] say what to score: a name or a .toml file. Required except "
+            "Recipe of the student, whose [candidates] say what to score: a name or a .toml file. Required except "
             "with --verify.",
+            "RECIPE",
             callback=options.check_recipe,
             autocompletion=complete_recipe,
-            metavar="RECIPE",
         ),
         str | None,
     ]
     split: options.Split = "train"
     max_images: options.MaxImages = None
     model_overrides: options.ModelSet = None
-    extend: Annotated[
-        Ref | None, reads("--extend", help="Finished cache whose scores are reused.", metavar="CACHE"), Path
-    ] = None
+    extend: Annotated[Ref | None, reads("--extend", "Finished cache whose scores are reused.", "CACHE"), Path] = None
 
     max_pairs: Annotated[
         int | None,
         options.configures(
             "--max-pairs",
-            help="Score at most N pairs, beside those of --extend: first where student and teacher may disagree.",
+            "Score at most N pairs, beside those of --extend: first where student and teacher may disagree.",
+            "N",
             min=1,
-            metavar="N",
         ),
     ] = None
 
@@ -96,28 +91,21 @@ class External:
     """Scores that another program gives."""
 
     plan_only: Annotated[
-        bool,
-        writes("--plan-only", help="Write the pairs without a score to OUT/work, for another program to score."),
+        bool, writes("--plan-only", "Write the pairs without a score to OUT/work, for another program to score.")
     ] = False
     with_columns: Annotated[
         str | None,
         writes(
-            "--with",
-            help="With --plan-only: also write captions, paths, bytes (of the images); comma-separated.",
-            metavar="NAMES",
+            "--with", "With --plan-only: also write captions, paths, bytes (of the images); comma-separated.", "NAMES"
         ),
     ] = None
     scores: Annotated[
         list[str] | None,
-        reads(
-            "--scores",
-            help="Take scores by ids: Parquet, CSV or JSON lines, a folder or a pattern; repeatable.",
-            metavar="FILE",
-        ),
+        reads("--scores", "Take scores by ids: Parquet, CSV or JSON lines, a folder or a pattern; repeatable.", "FILE"),
     ] = None
-    teacher_name: Annotated[
-        str | None, reads("--teacher-name", help="With --scores: the model that gave them.", metavar="NAME")
-    ] = None
+    teacher_name: Annotated[str | None, reads("--teacher-name", "With --scores: the model that gave them.", "NAME")] = (
+        None
+    )
 
     def check(self, of_teacher: Mapping[str, object]) -> None:
         """A usage error for options that do not go together; `of_teacher` are for a model that dcdctl runs."""
@@ -146,9 +134,7 @@ def cache_teacher(
     dry_run: options.DryRun = False,
     verify: Annotated[
         int | None,
-        options.configures(
-            "--verify", help="Compute N scores of a finished cache again and compare them.", min=1, metavar="N"
-        ),
+        options.configures("--verify", "Compute N scores of a finished cache again and compare them.", "N", min=1),
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -190,7 +176,7 @@ def cache_teacher(
         show(text)
 
 
-def _verify(job: CacheJob, num_pairs: int) -> tuple[str, dict[str, Any]]:
+def _verify(job: CacheJob, num_pairs: int) -> Outcome:
     from dcdctl.core.teacher import verify_cache
 
     difference = verify_cache(job, num_pairs, track=bar)
@@ -208,7 +194,7 @@ def _check_recipe(arguments: CacheTeacher, sets: list[str] | None, verify: int |
         require_recipe_of_cache()
 
 
-def _plan(job: CacheJob, with_columns: str | None) -> tuple[str, dict[str, Any]]:
+def _plan(job: CacheJob, with_columns: str | None) -> Outcome:
     from dcdctl.core.teacher import WORK_FOLDER, parse_extras, plan_work
 
     num_pairs, num_files = plan_work(job, parse_extras(with_columns), track=bar)
@@ -231,7 +217,7 @@ def _estimate(job: CacheJob) -> dict[str, Any]:
     return document
 
 
-def _score(job: CacheJob, external: External) -> tuple[str, dict[str, Any]]:
+def _score(job: CacheJob, external: External) -> Outcome:
     """The cache of a job, by its teacher or from the files of another program."""
     from dcdctl.core.teacher import CACHE, cache_scores, lack_of_order, take_scores
 

@@ -8,10 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from dcdctl.cli.declare import Ref, Refs, many, optional_path, path
-from dcdctl.cli.options import Json, Page, configures, reads, writes
+from dcdctl.cli.options import Json, Page, argument, configures, reads, refuse, writes
 from dcdctl.cli.views.terminal import note, show, show_facts, show_json, show_tables
 
 if TYPE_CHECKING:
@@ -24,45 +22,34 @@ class Compare:
 
     systems: Annotated[
         Sequence[Refs],
-        typer.Argument(
-            help="Two or more systems: a run or another folder with an evaluation, FOLDER:cascade, or a table of "
+        argument(
+            "Two or more systems: a run or another folder with an evaluation, FOLDER:cascade, or a table of "
             "ranks; A,B,C are seeds of one system.",
-            metavar="SYSTEM",
+            "SYSTEM",
         ),
         list[str],
     ]
     _: KW_ONLY
     base: Annotated[
-        Ref | None,
-        reads("--base", help="System that the others are compared with; by default the first.", metavar="SYSTEM"),
-        str,
+        Ref | None, reads("--base", "System that the others are compared with; by default the first.", "SYSTEM"), str
     ] = None
     data: Annotated[
-        Ref | None,
-        reads("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
-        Path,
+        Ref | None, reads("--data", "Corpus of the images on the page; by default that of the evaluation.", "DIR"), Path
     ] = None
     html: Page = None
     show_queries: Annotated[
-        int,
-        writes("--show-queries", help="Queries to show with images, per direction.", min=0, max=30, metavar="N"),
+        int, writes("--show-queries", "Queries to show with images, per direction.", "N", min=0, max=30)
     ] = 6
     resamples: Annotated[
         int,
-        configures(
-            "--resamples",
-            help="Resamples of the bootstrap and of the sign-flip test.",
-            min=100,
-            max=1_000_000,
-            metavar="N",
-        ),
+        configures("--resamples", "Resamples of the bootstrap and of the sign-flip test.", "N", min=100, max=1_000_000),
     ] = 10_000
-    seed: Annotated[int, configures("--seed", help="Seed of the resamples.", min=0, metavar="N")] = 0
+    seed: Annotated[int, configures("--seed", "Seed of the resamples.", "N", min=0)] = 0
     draw_seeds: Annotated[
         bool,
         configures(
             "--draw-seeds",
-            help="Draw the seeds of each system too, so that intervals cover them; needs two or more per system.",
+            "Draw the seeds of each system too, so that intervals cover them; needs two or more per system.",
         ),
     ] = False
 
@@ -95,10 +82,10 @@ def compare(arguments: Compare, json: Json = False) -> None:
     from dcdctl.core import evaluation
     from dcdctl.core.data import read_corpus_json
 
-    if (corpus := optional_path(arguments.data)) is not None:
-        if arguments.html is None:
-            # The corpus has no other use: ranks are in the evaluations.
-            raise typer.BadParameter("is the corpus of the page: name a file with --html", param_hint="--data")
+    if arguments.html is None:
+        # The corpus has no other use: ranks are in the evaluations.
+        refuse({"--data": optional_path(arguments.data)}, "is the corpus of the page: name a file with --html")
+    elif (corpus := optional_path(arguments.data)) is not None:
         read_corpus_json(corpus)  # a wrong folder is an error before the resamples
     comparison = arguments.run()
     if arguments.html is not None:

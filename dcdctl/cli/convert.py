@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from dcdctl.cli.declare import assignments, path
-from dcdctl.cli.options import Json, ModelSet, NewOut
+from dcdctl.cli.options import Json, ModelSet, NewOut, argument
 
-Checkpoint = Annotated[
-    str, typer.Argument(help="Official ViLT, METER or DCD .ckpt, or another model reference.", metavar="CKPT")
-]
+Checkpoint = Annotated[str, argument("Official ViLT, METER or DCD .ckpt, or another model reference.", "CKPT")]
 
 
-def convert(
-    checkpoint: Checkpoint,
-    out: NewOut,
-    model_set: ModelSet = None,
-    json: Json = False,
-) -> None:
+def convert(checkpoint: Checkpoint, out: NewOut, model_set: ModelSet = None, json: Json = False) -> None:
     """Save a model as a self-contained folder. It holds the weights, the tokenizer and all settings; it loads without
     --model-set."""
     from dcdctl.cli.views.terminal import bar, note, show, show_json

@@ -11,20 +11,11 @@ from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 if TYPE_CHECKING:
     from dcdctl.core.demo import DemoResult, QueryCost
 
-OutFolder = Annotated[
-    Path, writes("--out", "-o", help="Folder to write; steps finished in it are not repeated.", metavar="DIR")
-]
-Steps = Annotated[
-    int | None, configures("--steps", help="Training steps per student, for a shorter demo.", min=1, metavar="N")
-]
+OutFolder = Annotated[Path, writes("--out -o", "Folder to write; steps finished in it are not repeated.", "DIR")]
+Steps = Annotated[int | None, configures("--steps", "Training steps per student, for a shorter demo.", "N", min=1)]
 
 
-def demo(
-    out: OutFolder = Path("demo"),
-    steps: Steps = None,
-    device: Device = "auto",
-    json: Json = False,
-) -> None:
+def demo(out: OutFolder = Path("demo"), steps: Steps = None, device: Device = "auto", json: Json = False) -> None:
     """Run all steps on generated scenes. It takes minutes on a CPU."""
     from dcdctl.core import demo as core
     from dcdctl.core import devices

@@ -20,36 +20,32 @@ class Distill(options.TrainingRun):
         Refs,
         reads(
             "--data",
-            help="Folder written by `dcdctl prepare`, or its URL; or tars or Parquet files to stream: "
+            "Folder written by `dcdctl prepare`, or its URL; or tars or Parquet files to stream: "
             "'a-{000..331}.tar'; repeatable.",
-            metavar="DATA",
+            "DATA",
         ),
         list[str],
     ]
     _: KW_ONLY
     cache: Annotated[
         Refs | None,
-        reads("--cache", help="Folder written by `dcdctl cache-teacher`; repeat for several teachers.", metavar="DIR"),
+        reads("--cache", "Folder written by `dcdctl cache-teacher`; repeat for several teachers.", "DIR"),
         list[Path],
     ] = None
     teacher: Annotated[
         Refs | None,
         reads(
             "--teacher",
-            help="With --cache: the model that made it, from which a fusion student starts. Without: a dual encoder "
+            "With --cache: the model that made it, from which a fusion student starts. Without: a dual encoder "
             "to learn from; repeatable.",
+            "REF",
             autocompletion=complete_teacher,
-            metavar="REF",
         ),
         list[str],
     ] = None
     pool: Annotated[
         Ref | None,
-        reads(
-            "--pool",
-            help="Also learn from this pool: images without captions, and texts without images.",
-            metavar="DIR",
-        ),
+        reads("--pool", "Also learn from this pool: images without captions, and texts without images.", "DIR"),
         Path,
     ] = None
 

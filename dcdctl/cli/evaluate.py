@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 
-from dcdctl.cli.completion import complete_teacher
 from dcdctl.cli.declare import Ref, assignments, optional_path, path
 from dcdctl.cli.options import (
     CODES_HELP,
@@ -22,11 +21,11 @@ from dcdctl.cli.options import (
     Rerank,
     RerankSet,
     Split,
-    announce_code,
     check_output_file,
     configures,
     model_argument,
     reads,
+    reads_model,
     writes,
 )
 from dcdctl.cli.views.scoring import show_workload
@@ -52,25 +51,21 @@ class Evaluate(Inference):
         str,
         configures(
             "--protocol",
-            help="flickr30k-1k, coco-5k, coco-1k (five folds), whole or first-N; auto uses the corpus's own.",
-            metavar="NAME",
+            "flickr30k-1k, coco-5k, coco-1k (five folds), whole or first-N; auto uses the corpus's own.",
+            "NAME",
         ),
     ] = "auto"
     rerank: Rerank = None
     rerank_overrides: RerankSet = None
-    depth: Annotated[
-        int | Sequence[int] | None,
-        configures("--depth", help=DEPTH_HELP, show_default="50", metavar="N,..."),
-        str,
-    ] = None
+    depth: Annotated[int | Sequence[int] | None, configures("--depth", DEPTH_HELP, "N,...", show_default="50"), str] = (
+        None
+    )
     against: Annotated[
         Ref | None,
-        reads(
+        reads_model(
             "--against",
-            help="Teacher whose order is compared, without labels: a model, or a teacher cache of the split.",
-            callback=announce_code,
-            autocompletion=complete_teacher,
-            metavar="TEACHER",
+            "Teacher whose order is compared, without labels: a model, or a teacher cache of the split.",
+            "TEACHER",
         ),
         str,
     ] = None
@@ -78,33 +73,27 @@ class Evaluate(Inference):
         Ref | None,
         reads(
             "--relevance",
-            help="Parquet, CSV or JSON lines with image_id, caption_id and relevance: also measure nDCG@10.",
-            metavar="FILE",
+            "Parquet, CSV or JSON lines with image_id, caption_id and relevance: also measure nDCG@10.",
+            "FILE",
         ),
         Path,
     ] = None
     max_images: MaxImages = None
     model_overrides: ModelSet = None
     eccv: Annotated[
-        bool,
-        configures("--eccv", help="With coco-5k: also measure ECCV Caption and CrissCrossed Captions (extra eccv)."),
+        bool, configures("--eccv", "With coco-5k: also measure ECCV Caption and CrissCrossed Captions (extra eccv).")
     ] = False
     out: Annotated[
-        Ref | None,
-        writes("--out", "-o", help="Folder for the results; by default the run folder.", metavar="DIR"),
-        Path,
+        Ref | None, writes("--out -o", "Folder for the results; by default the run folder.", "DIR"), Path
     ] = None
     # One number in Python. With --vector-table, the command measures several.
-    dims: Annotated[int | None, configures("--dims", help=DIMS_HELP, metavar="N,..."), str] = None
+    dims: Annotated[int | None, configures("--dims", DIMS_HELP, "N,..."), str] = None
     vectors: Annotated[
-        Literal["float32", "int8", "binary"],
-        configures("--codes", help=CODES_HELP, metavar="float32|int8|binary"),
+        Literal["float32", "int8", "binary"], configures("--codes", CODES_HELP, "float32|int8|binary")
     ] = "float32"
     rescore: Annotated[
         int | None,
-        configures(
-            "--rescore", help="With int8 or binary: score the first N again by float32 vectors.", min=1, metavar="N"
-        ),
+        configures("--rescore", "With int8 or binary: score the first N again by float32 vectors.", "N", min=1),
     ] = None
 
     def job(self, say: Say, ranks: Path | None = None) -> EvalJob:
@@ -141,14 +130,12 @@ class Evaluate(Inference):
 def evaluate(
     arguments: Evaluate,
     ranks: Annotated[
-        Path | None,
-        writes("--ranks", help="Also write the ranks to this file.", callback=check_output_file, metavar="FILE"),
+        Path | None, writes("--ranks", "Also write the ranks to this file.", "FILE", callback=check_output_file)
     ] = None,
     vector_table: Annotated[
         bool,
         writes(
-            "--vector-table",
-            help="Only print what shorter, int8 and binary vectors cost, from one embedding of the split.",
+            "--vector-table", "Only print what shorter, int8 and binary vectors cost, from one embedding of the split."
         ),
     ] = False,
     json: Json = False,

@@ -25,41 +25,28 @@ class Export:
     # str for Typer, so that the core's error for a wrong word appears, with its hint.
     to: Annotated[
         Literal["transformers", "sentence-transformers", "open-clip", "onnx"],
-        writes(
-            "--to", help="transformers, sentence-transformers, open-clip or onnx (docs/export.md).", metavar="FORMAT"
-        ),
+        writes("--to", "transformers, sentence-transformers, open-clip or onnx (docs/export.md).", "FORMAT"),
         str,
     ]
     _: KW_ONLY
     data: Annotated[
         Ref | None,
-        reads(
-            "--data",
-            help="Corpus to check the export on; by default that of the evaluation, or scenes.",
-            metavar="DIR",
-        ),
+        reads("--data", "Corpus to check the export on; by default that of the evaluation, or scenes.", "DIR"),
         Path,
     ] = None
-    int8: Annotated[bool, writes("--int8/--no-int8", help="With --to onnx: also write towers with int8 weights.")] = (
-        True
-    )
+    int8: Annotated[bool, writes("--int8/--no-int8", "With --to onnx: also write towers with int8 weights.")] = True
     evaluations: Annotated[
         Refs | None,
-        reads(
-            "--evaluation",
-            help="Folder of `dcdctl eval --out` of its start or itself, for the card. Repeatable.",
-            metavar="DIR",
-        ),
+        reads("--evaluation", "Folder of `dcdctl eval --out` of its start or itself, for the card. Repeatable.", "DIR"),
         list[Path],
     ] = None
     license_id: Annotated[
-        str | None,
-        writes("--license", help="License of the weights, as the Hub names it: apache-2.0.", metavar="ID"),
+        str | None, writes("--license", "License of the weights, as the Hub names it: apache-2.0.", "ID")
     ] = None
-    push_to_hub: Annotated[
-        str | None, writes("--push-to-hub", help="Push the folder to this repository.", metavar="OWNER/NAME")
-    ] = None
-    private: Annotated[bool, writes("--private", help="With --push-to-hub: create a private repository.")] = False
+    push_to_hub: Annotated[str | None, writes("--push-to-hub", "Push the folder to this repository.", "OWNER/NAME")] = (
+        None
+    )
+    private: Annotated[bool, writes("--private", "With --push-to-hub: create a private repository.")] = False
     model_overrides: ModelSet = None
     progress: bool = False
     """Show bars. The command always shows them."""

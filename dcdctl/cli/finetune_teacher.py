@@ -16,9 +16,7 @@ class FinetuneTeacher(options.TrainingRun):
     data: options.Data
     _: KW_ONLY
     teacher: Annotated[
-        Ref | None,
-        options.reads("--teacher", help="Model to start from, instead of the recipe's model.start.", metavar="REF"),
-        str,
+        Ref | None, options.reads("--teacher", "Model to start from, instead of the recipe's model.start.", "REF"), str
     ] = None
 
     def own_refs(self) -> dict[str, Any]:

@@ -14,14 +14,15 @@ from dcdctl.cli.completion import complete_split
 from dcdctl.cli.declare import Ref, optional_path, path
 from dcdctl.cli.options import (
     CODES_HELP,
-    COLUMNS_HELP,
     DIMS_HELP,
     SPLIT_HELP,
     BatchSize,
+    ColumnNames,
     Device,
     Json,
     Threads,
     Workers,
+    argument,
     computes,
     configures,
     names_in,
@@ -51,18 +52,14 @@ class Columns:
         Metadata | None,
         configures(
             "--metadata",
-            help="Columns for conditions: CSV, JSON lines or Parquet with a column image and others, such as year.",
-            metavar="FILE",
+            "Columns for conditions: CSV, JSON lines or Parquet with a column image and others, such as year.",
+            "FILE",
         ),
         Path,
     ] = None
-    columns: Annotated[
-        Sequence[str] | None, configures("--columns", help=COLUMNS_HELP, show_default="all", metavar="NAMES"), str
-    ] = None
-    exif: Annotated[bool, configures("--exif", help="Read columns from the image files: taken, year and camera.")] = (
-        False
-    )
-    exif_place: Annotated[bool, configures("--exif-place", help="The same, and latitude and longitude.")] = False
+    columns: ColumnNames = None
+    exif: Annotated[bool, configures("--exif", "Read columns from the image files: taken, year and camera.")] = False
+    exif_place: Annotated[bool, configures("--exif-place", "The same, and latitude and longitude.")] = False
 
     def changes(self, drop: Sequence[str] = ()) -> ColumnChanges:
         """The same as the core takes it."""
@@ -85,30 +82,22 @@ class NewIndex(Columns):
 
     model: Annotated[
         Ref,
-        typer.Argument(
-            help="Dual encoder (run folder or another model reference); to change an index, its folder.",
-            metavar="RUN|INDEX",
-        ),
+        argument("Dual encoder (run folder or another model reference); to change an index, its folder.", "RUN|INDEX"),
         str,
     ]
     images: Annotated[
-        Ref,
-        reads("--images", help="Folder of images, or a folder written by `dcdctl prepare`.", metavar="DIR"),
-        Path | None,
+        Ref, reads("--images", "Folder of images, or a folder written by `dcdctl prepare`.", "DIR"), Path | None
     ]
-    out: Annotated[Ref, writes("--out", "-o", help="Folder of the new index.", metavar="INDEX"), Path | None]
+    out: Annotated[Ref, writes("--out -o", "Folder of the new index.", "INDEX"), Path | None]
     _: KW_ONLY
     settings: Settings = None
     """The command line has `--set`."""
     precision: Annotated[
         str | None,
-        computes(
-            "--precision", help="Precision of a new index: fp32, or bf16 if the hardware supports it.", metavar="NAME"
-        ),
+        computes("--precision", "Precision of a new index: fp32, or bf16 if the hardware supports it.", "NAME"),
     ] = None
     split: Annotated[
-        str | None,
-        reads("--split", help=SPLIT_HELP, show_default="all", autocompletion=complete_split, metavar="NAME"),
+        str | None, reads("--split", SPLIT_HELP, "NAME", show_default="all", autocompletion=complete_split)
     ] = None
     workers: Workers = None
     batch_size: BatchSize = 32
@@ -127,67 +116,49 @@ class NewIndex(Columns):
 class IndexChanges:
     """What changes in an index, or is special about a new one, and a store that follows it."""
 
-    add: Annotated[Path | None, reads("--add", help="Add the new images of a folder or a corpus.", metavar="DIR")] = (
-        None
-    )
+    add: Annotated[Path | None, reads("--add", "Add the new images of a folder or a corpus.", "DIR")] = None
     remove: Annotated[
-        list[str] | None,
-        reads("--remove", help="Remove an image by name, or several by a pattern; repeatable.", metavar="NAME"),
+        list[str] | None, reads("--remove", "Remove an image by name, or several by a pattern; repeatable.", "NAME")
     ] = None
-    remove_gone: Annotated[bool, reads("--remove-gone", help="Remove the images whose files no longer exist.")] = False
+    remove_gone: Annotated[bool, reads("--remove-gone", "Remove the images whose files no longer exist.")] = False
     vectors: Annotated[
         list[str] | None,
         reads(
             "--vectors",
-            help="Take the vectors of the images from Parquet files, in place of embedding; folder or pattern; "
-            "repeatable.",
-            metavar="FILE",
+            "Take the vectors of the images from Parquet files, in place of embedding; folder or pattern; repeatable.",
+            "FILE",
         ),
     ] = None
     verify: Annotated[
         int | None,
-        configures(
-            "--verify", help="With --vectors: embed N images again and compare.", show_default="4", min=0, metavar="N"
-        ),
+        configures("--verify", "With --vectors: embed N images again and compare.", "N", show_default="4", min=0),
     ] = None
     sets: Annotated[
         list[str] | None,
-        configures(
-            "--set",
-            help="Override a search setting: kind=flat, hnsw, int8 or binary; repeatable.",
-            metavar="KEY=VALUE",
-        ),
+        configures("--set", "Override a search setting: kind=flat, hnsw, int8 or binary; repeatable.", "KEY=VALUE"),
     ] = None
-    dims: Annotated[int | None, configures("--dims", help=DIMS_HELP, min=1, metavar="N")] = None
-    codes: Annotated[
-        Literal["int8", "binary"] | None, configures("--codes", help=CODES_HELP, metavar="int8|binary")
-    ] = None
+    dims: Annotated[int | None, configures("--dims", DIMS_HELP, "N", min=1)] = None
+    codes: Annotated[Literal["int8", "binary"] | None, configures("--codes", CODES_HELP, "int8|binary")] = None
     keywords: Annotated[
         bool,
         configures(
             "--keywords",
-            help="Index the words of captions and file names too, for `dcdctl search --hybrid`: --set keywords=true.",
+            "Index the words of captions and file names too, for `dcdctl search --hybrid`: --set keywords=true.",
         ),
     ] = False
     drop_column: Annotated[
-        list[str] | None, configures("--drop-column", help="Remove a column of the index; repeatable.", metavar="NAME")
+        list[str] | None, configures("--drop-column", "Remove a column of the index; repeatable.", "NAME")
     ] = None
 
     plan_only: Annotated[
-        bool,
-        writes("--plan-only", help="Write the list of images to the folder OUT, for another engine to embed."),
+        bool, writes("--plan-only", "Write the list of images to the folder OUT, for another engine to embed.")
     ] = False
     to: Annotated[
         str | None,
-        writes(
-            "--to",
-            help="Bring a store up to the index: PostgreSQL, LanceDB or Qdrant, by URL (docs/stores.md).",
-            metavar="URL",
-        ),
+        writes("--to", "Bring a store up to the index: PostgreSQL, LanceDB or Qdrant, by URL (docs/stores.md).", "URL"),
     ] = None
     replace: Annotated[
-        bool,
-        configures("--replace", help="With --to: fill the store again, in place of the images of another index."),
+        bool, configures("--replace", "With --to: fill the store again, in place of the images of another index.")
     ] = False
 
     def for_index(self, new: NewIndex) -> Changes:
@@ -270,15 +241,12 @@ def _plan(new: NewIndex, changes: IndexChanges, json: bool) -> None:
 
 def _document(change: IndexChange, uploaded: Upload | None) -> dict[str, Any]:
     index = change.index
-    counts = {
+    document = {
+        "index": str(index.folder),
         "images": index.num_images,
         "added": change.added,
         "removed": change.removed,
         "left_out": len(change.skipped),
-    }
-    document = {
-        "index": str(index.folder),
-        **counts,
         "dims": index.dim,
         "kind": index.kind,
         "keywords": index.has_keywords,

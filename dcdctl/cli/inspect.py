@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from dcdctl.cli.completion import complete_split
 from dcdctl.cli.declare import path
-from dcdctl.cli.options import SPLIT_HELP, Json, MaxImages, Page, reads, refuse, writes
+from dcdctl.cli.options import SPLIT_HELP, Json, MaxImages, Page, argument, reads, refuse, writes
 from dcdctl.cli.views.terminal import bar, note, show, show_facts, show_json, show_table
 
 
@@ -20,39 +18,31 @@ class Inspect:
 
     place: Annotated[
         str,
-        typer.Argument(
-            help="Folder written by `dcdctl prepare`, `cache-teacher` or `index`, or the URL of a store.",
-            metavar="DIR|CACHE|INDEX",
+        argument(
+            "Folder written by `dcdctl prepare`, `cache-teacher` or `index`, or the URL of a store.", "DIR|CACHE|INDEX"
         ),
     ]
     data: Annotated[
-        Path | None,
-        reads("--data", help="With a cache: its corpus, to show captions and image names.", metavar="DIR"),
+        Path | None, reads("--data", "With a cache: its corpus, to show captions and image names.", "DIR")
     ] = None
     split: Annotated[
         str | None,
         reads(
             "--split",
-            help=SPLIT_HELP,
+            SPLIT_HELP,
+            "NAME",
             show_default="all of a corpus, train of a cache",
             autocompletion=complete_split,
-            metavar="NAME",
         ),
     ] = None
     max_images: MaxImages = None
     hardest: Annotated[
-        int | None,
-        writes("--hardest", help="With a cache: number of hardest negatives to show (10).", min=0, metavar="N"),
+        int | None, writes("--hardest", "With a cache: number of hardest negatives to show (10).", "N", min=0)
     ] = None
     html: Page = None
     show_images: Annotated[
         int | None,
-        writes(
-            "--show-images",
-            help="With a corpus: images on the page, from --split or the first split (60).",
-            min=0,
-            metavar="N",
-        ),
+        writes("--show-images", "With a corpus: images on the page, from --split or the first split (60).", "N", min=0),
     ] = None
     json: Json = False
 

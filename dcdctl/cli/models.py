@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dcdctl.cli.options import Json
-from dcdctl.cli.views.terminal import show, show_json, show_table
+from dcdctl.cli.views.terminal import show, show_entries, show_json, show_table
 
 
 def list_models(json: Json = False) -> None:
     """List model families and named teachers. For each family: its kind and the extra that it needs."""
-    from dcdctl.cli.views.lists import show_entries
     from dcdctl.core import models
     from dcdctl.core.config import to_table
 

@@ -24,11 +24,19 @@ if TYPE_CHECKING:
     from dcdctl.core.progress import Say
     from dcdctl.core.training import InputRefs, Recipe, TrainingJob, TrainingOptions
 
+
+def _declare(panel: str, names: str, help: str, metavar: str | None = None, **more: Any) -> Any:
+    """An option in a panel of the help: its names ("--out -o"), its sentence, and what stands for its value."""
+    return typer.Option(*names.split(), help=help, metavar=metavar, rich_help_panel=panel, **more)
+
+
+def argument(help: str, metavar: str, **more: Any) -> Any:
+    """An argument of a command: its sentence, and what stands for it."""
+    return typer.Argument(help=help, metavar=metavar, **more)
+
+
 # An option is declared by what it is for, which is its panel in the help.
-reads = partial(typer.Option, rich_help_panel="Input")
-configures = partial(typer.Option, rich_help_panel="Settings")
-computes = partial(typer.Option, rich_help_panel="Compute")
-writes = partial(typer.Option, rich_help_panel="Output")
+reads, configures, computes, writes = (partial(_declare, panel) for panel in ("Input", "Settings", "Compute", "Output"))
 
 TrainingKind: TypeAlias = Literal["distill", "finetune-teacher"]
 READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
@@ -136,7 +144,6 @@ def announce_code(refs: Any) -> Any:
 
 # Texts of options that take a number in one command and a list in another
 DEPTH_HELP = "Number of candidates to re-rank per query."
-COLUMNS_HELP = "Take only these columns: year,owner."
 DIMS_HELP = "Use only the first N numbers of each vector."
 CODES_HELP = "Form in which vectors are compared; int8 and binary take less memory."
 SPLIT_HELP = "Split of the corpus; train+val reads two as one."
@@ -146,127 +153,96 @@ TEACHER_HELP = (
 )
 
 # What a command reads
-Data = Annotated[Ref, reads("--data", help="Folder written by `dcdctl prepare`.", metavar="DIR"), Path]
-Split = Annotated[str, reads("--split", help=SPLIT_HELP, autocompletion=complete_split, metavar="NAME")]
-MaxImages = Annotated[
-    int | None, reads("--max-images", help="Use only the first N images of a split.", min=1, metavar="N")
-]
+Data = Annotated[Ref, reads("--data", "Folder written by `dcdctl prepare`.", "DIR"), Path]
+Split = Annotated[str, reads("--split", SPLIT_HELP, "NAME", autocompletion=complete_split)]
+MaxImages = Annotated[int | None, reads("--max-images", "Use only the first N images of a split.", "N", min=1)]
 RecipeRef: TypeAlias = "Ref | Recipe"
 RecipeArgument = Annotated[
     RecipeRef,
-    typer.Argument(
-        help="Recipe: a name or a .toml file.", callback=check_recipe, autocompletion=complete_recipe, metavar="RECIPE"
-    ),
+    argument("Recipe: a name or a .toml file.", "RECIPE", callback=check_recipe, autocompletion=complete_recipe),
     str,
 ]
-model_argument = typer.Argument(help="Run folder, or another model reference.", callback=announce_code, metavar="RUN")
+reads_model = partial(reads, callback=announce_code, autocompletion=complete_teacher)
+model_argument = argument("Run folder, or another model reference.", "RUN", callback=announce_code)
 ModelRef = Annotated[Ref, model_argument, str]
 AnyIndex = Annotated[
-    str,
-    typer.Argument(help="Folder written by `dcdctl index`, or the URL of a store (docs/stores.md).", metavar="INDEX"),
+    str, argument("Folder written by `dcdctl index`, or the URL of a store (docs/stores.md).", "INDEX")
 ]
-Teacher = Annotated[
-    Ref,
-    reads("--teacher", help=TEACHER_HELP, callback=announce_code, autocompletion=complete_teacher, metavar="REF"),
-    str,
-]
+Teacher = Annotated[Ref, reads_model("--teacher", TEACHER_HELP, "REF"), str]
 Rerank = Annotated[
     Ref | None,
-    reads(
+    reads_model(
         "--rerank",
-        help="Model that re-ranks the first candidates of each query: fusion, dual, or module:function (code that "
-        "runs).",
-        callback=announce_code,
-        autocompletion=complete_teacher,
-        metavar="REF",
+        "Model that re-ranks the first candidates of each query: fusion, dual, or module:function (code that runs).",
+        "REF",
     ),
     str,
 ]
 RerankSet = Annotated[
     Overrides | None,
-    configures(
-        "--rerank-set", help="With --rerank: set what its files lack: dtype=bfloat16; repeatable.", metavar="NAME=VALUE"
-    ),
+    configures("--rerank-set", "With --rerank: set what its files lack: dtype=bfloat16; repeatable.", "NAME=VALUE"),
     list[str],
 ]
 Features = Annotated[
     Ref | None,
-    computes(
-        "--features",
-        help="Folder that stores the outputs of frozen encoders; created if it does not exist.",
-        metavar="DIR",
-    ),
+    computes("--features", "Folder that stores the outputs of frozen encoders; created if it does not exist.", "DIR"),
     Path,
 ]
 
 # Settings
+ColumnNames = Annotated[
+    Sequence[str] | None,
+    configures("--columns", "Take only these columns: year,owner.", "NAMES", show_default="all"),
+    str,
+]
 Sets = Annotated[
     list[str] | None,
     configures(
-        "--set",
-        help="Override a recipe field: loss.alpha=0.5; repeatable.",
-        autocompletion=complete_set,
-        metavar="KEY=VALUE",
+        "--set", "Override a recipe field: loss.alpha=0.5; repeatable.", "KEY=VALUE", autocompletion=complete_set
     ),
 ]
 ModelSet = Annotated[
     Overrides | None,
-    configures(
-        "--model-set", help="Set what the model's files lack: image_size=384; repeatable.", metavar="NAME=VALUE"
-    ),
+    configures("--model-set", "Set what the model's files lack: image_size=384; repeatable.", "NAME=VALUE"),
     list[str],
 ]
 
 # Where and how to compute
 Device = Annotated[
     str,
-    computes(
-        "--device",
-        help="auto (the GPU if there is one), cpu, cuda, cuda:1 or mps.",
-        callback=check_device,
-        metavar="NAME",
-    ),
+    computes("--device", "auto (the GPU if there is one), cpu, cuda, cuda:1 or mps.", "NAME", callback=check_device),
 ]
 Precision = Annotated[
-    str,
-    computes(
-        "--precision",
-        help="fp32, or bf16 or fp16 if the hardware supports it.",
-        callback=check_precision,
-        metavar="NAME",
-    ),
+    str, computes("--precision", "fp32, or bf16 or fp16 if the hardware supports it.", "NAME", callback=check_precision)
 ]
 BATCH_SIZE_HELP = "Images, captions or pairs in one forward pass."
-BatchSize = Annotated[int, computes("--batch-size", help=BATCH_SIZE_HELP, min=1, metavar="N")]
+BatchSize = Annotated[int, computes("--batch-size", BATCH_SIZE_HELP, "N", min=1)]
 PairBatchSize = Annotated[
-    int | None, computes("--batch-size", help=BATCH_SIZE_HELP, show_default="the model's, 256", min=1, metavar="N")
+    int | None, computes("--batch-size", BATCH_SIZE_HELP, "N", show_default="the model's, 256", min=1)
 ]
 Workers = Annotated[
     int | None,
     computes(
         "--workers",
-        help="Threads that read and decode images ahead; a training starts as many processes.",
+        "Threads that read and decode images ahead; a training starts as many processes.",
+        "N",
         show_default="one per core but one, at most 8; 0 processes",
         min=0,
-        metavar="N",
     ),
 ]
 # The most is machine.MOST_THREADS, which is not imported for --help.
 Threads = Annotated[
-    int | None,
-    computes("--threads", help="CPU threads of torch; by default torch decides.", min=1, max=1024, metavar="N"),
+    int | None, computes("--threads", "CPU threads of torch; by default torch decides.", "N", min=1, max=1024)
 ]
 
 # What a command writes
-Out = Annotated[Ref, writes("--out", "-o", help="Folder to write.", callback=check_output_folder, metavar="DIR"), Path]
-NewOut = Annotated[Ref, writes("--out", "-o", help="New folder to write.", metavar="DIR"), Path]
+Out = Annotated[Ref, writes("--out -o", "Folder to write.", "DIR", callback=check_output_folder), Path]
+NewOut = Annotated[Ref, writes("--out -o", "New folder to write.", "DIR"), Path]
 Page = Annotated[
-    Ref | None,
-    writes("--html", help="Also write a page with the images.", callback=check_output_file, metavar="FILE"),
-    Path,
+    Ref | None, writes("--html", "Also write a page with the images.", "FILE", callback=check_output_file), Path
 ]
-DryRun = Annotated[bool, writes("--dry-run", help="Show the steps and their cost, then stop.")]
-Json = Annotated[bool, writes("--json", help="Print the result as one JSON document.")]
+DryRun = Annotated[bool, writes("--dry-run", "Show the steps and their cost, then stop.")]
+Json = Annotated[bool, writes("--json", "Print the result as one JSON document.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,10 +291,10 @@ class Training(Machine):
         str,
         computes(
             "--precision",
-            help="auto (bf16 on a GPU where a step is faster in it, else fp32), fp32, or bf16 or fp16 if the hardware "
+            "auto (bf16 on a GPU where a step is faster in it, else fp32), fp32, or bf16 or fp16 if the hardware "
             "supports it.",
+            "NAME",
             callback=check_precision,
-            metavar="NAME",
         ),
     ] = "auto"
     workers: Workers = None
@@ -326,18 +302,16 @@ class Training(Machine):
         int | Literal["auto"],
         computes(
             "--accumulate",
-            help="Split each batch into N micro-batches to save memory (GradCache, same loss); auto doubles N until "
+            "Split each batch into N micro-batches to save memory (GradCache, same loss); auto doubles N until "
             "the first step fits.",
+            "N",
             callback=check_accumulate,
-            metavar="N",
         ),
         str,
     ] = "auto"
     checkpoint_activations: Annotated[
         bool,
-        computes(
-            "--checkpoint-activations", help="Recompute activations instead of storing them: less memory, more time."
-        ),
+        computes("--checkpoint-activations", "Recompute activations instead of storing them: less memory, more time."),
     ] = False
 
     def options(self, *, batch_size: int | None = None, wandb: str | None = None) -> TrainingOptions:
@@ -346,16 +320,18 @@ class Training(Machine):
         from dcdctl.core.training import TrainingOptions
 
         devices.use_threads(self.threads)
-        compute = devices.Compute(
-            device=devices.choose(self.device),
-            batch_size=batch_size,
-            workers=self.workers,
-            features=optional_path(self.features),
-        )
-        return TrainingOptions.choose(
-            compute,
-            self.precision,
-            None if self.accumulate == "auto" else int(self.accumulate),
+        tries_precision, tries_micro_batches = self.precision == "auto", self.accumulate == "auto"
+        return TrainingOptions(
+            micro_batches=1 if tries_micro_batches else int(self.accumulate),
+            compute=devices.Compute(
+                device=devices.choose(self.device),
+                precision=devices.precision("fp32" if tries_precision else self.precision),
+                batch_size=batch_size,
+                workers=self.workers,
+                features=optional_path(self.features),
+            ),
+            tries_micro_batches=tries_micro_batches,
+            tries_precision=tries_precision,
             checkpoint_activations=self.checkpoint_activations,
             wandb=wandb,
         )
@@ -376,17 +352,16 @@ class TrainingRun(Training, ABC):
         Refs | None,
         reads(
             "--validation-data",
-            help="Corpus to validate on, if it is not that of --data: folder or URL. Repeatable: the first chooses the "
+            "Corpus to validate on, if it is not that of --data: folder or URL. Repeatable: the first chooses the "
             "weights, and further ones show what is lost elsewhere.",
-            metavar="DIR",
+            "DIR",
         ),
         list[Path],
     ] = None
     wandb: Annotated[
-        str | None,
-        writes("--wandb", help="Also log to this Weights & Biases project (extra wandb).", metavar="PROJECT"),
+        str | None, writes("--wandb", "Also log to this Weights & Biases project (extra wandb).", "PROJECT")
     ] = None
-    resume: Annotated[bool, writes("--resume", help="Resume an interrupted run.")] = False
+    resume: Annotated[bool, writes("--resume", "Resume an interrupted run.")] = False
 
     @abstractmethod
     def own_refs(self) -> dict[str, Any]:
@@ -416,20 +391,18 @@ class SearchModels(Machine):
     model: Annotated[
         Ref | None,
         configures(
-            "--model",
-            help="With a store: the folder of its dual encoder, if the index is on another machine.",
-            metavar="DIR",
+            "--model", "With a store: the folder of its dual encoder, if the index is on another machine.", "DIR"
         ),
         Path,
     ] = None
     rerank: Rerank = None
     rerank_overrides: RerankSet = None
-    depth: Annotated[int | None, configures("--depth", help=DEPTH_HELP, show_default="50", min=1, metavar="N")] = None
+    depth: Annotated[int | None, configures("--depth", DEPTH_HELP, "N", show_default="50", min=1)] = None
 
     def check_depth(self) -> None:
         """A usage error for a depth without a re-ranker."""
-        if self.depth is not None and self.rerank is None:
-            raise typer.BadParameter("is the number of candidates to re-rank: add --rerank REF", param_hint="--depth")
+        if self.rerank is None:
+            refuse({"--depth": self.depth}, "is the number of candidates to re-rank: add --rerank REF")
 
     def reranking(self) -> dict[str, Any]:
         """The device and the re-ranker, for `Searcher.for_index` and a service."""

@@ -8,12 +8,10 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from dcdctl.cli.completion import complete_manifest
 from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, optional_path, path
-from dcdctl.cli.options import COLUMNS_HELP, Json, MaxImages, computes, configures, names_in, reads, writes
-from dcdctl.cli.views.terminal import bar, show, show_json
+from dcdctl.cli.options import ColumnNames, Json, MaxImages, argument, computes, configures, names_in, reads, writes
+from dcdctl.cli.views.terminal import bar, show, show_entries, show_json
 
 if TYPE_CHECKING:
     from dcdctl.core.data import CorpusSummary
@@ -26,38 +24,30 @@ class Prepare:
 
     manifest: Annotated[
         Ref | None,
-        typer.Argument(
-            help="Manifest: a name (--list shows them) or a .toml file.",
-            autocompletion=complete_manifest,
-            metavar="MANIFEST",
-        ),
+        argument("Manifest: a name (--list shows them) or a .toml file.", "MANIFEST", autocompletion=complete_manifest),
         str,
     ] = None
-    out: Annotated[
-        Ref | None, writes("--out", "-o", help="Folder to write; data/NAME by default.", metavar="DIR"), Path
-    ] = None
+    out: Annotated[Ref | None, writes("--out -o", "Folder to write; data/NAME by default.", "DIR"), Path] = None
     _: KW_ONLY
     karpathy: Annotated[
-        Ref | None, reads("--karpathy", help="Karpathy JSON, such as dataset_flickr30k.json.", metavar="FILE"), Path
+        Ref | None, reads("--karpathy", "Karpathy JSON, such as dataset_flickr30k.json.", "FILE"), Path
     ] = None
     csv: Annotated[
-        Ref | None,
-        reads("--csv", help="CSV file with one caption per row: image,caption[,split].", metavar="FILE"),
-        Path,
+        Ref | None, reads("--csv", "CSV file with one caption per row: image,caption[,split].", "FILE"), Path
     ] = None
-    jsonl: Annotated[
-        Ref | None, reads("--jsonl", help="JSON lines: image, caption or captions[, split].", metavar="FILE"), Path
-    ] = None
+    jsonl: Annotated[Ref | None, reads("--jsonl", "JSON lines: image, caption or captions[, split].", "FILE"), Path] = (
+        None
+    )
     images: Annotated[
-        Refs | None, reads("--images", help="Folder, zip or tar of the images; repeatable.", metavar="PATH"), list[Path]
+        Refs | None, reads("--images", "Folder, zip or tar of the images; repeatable.", "PATH"), list[Path]
     ] = None
     queries: Annotated[
         Refs | None,
         reads(
             "--queries",
-            help="Texts without an image, for a pool: .txt with one a line, or .csv, .tsv, .jsonl, .parquet with a "
+            "Texts without an image, for a pool: .txt with one a line, or .csv, .tsv, .jsonl, .parquet with a "
             "column query, caption or text; repeatable.",
-            metavar="FILE",
+            "FILE",
         ),
         list[Path],
     ] = None
@@ -65,77 +55,55 @@ class Prepare:
         Refs | None,
         reads(
             "--decontaminate",
-            help="Prepared corpus, whose val and test images and texts a pool is left without; repeatable.",
-            metavar="DIR",
+            "Prepared corpus, whose val and test images and texts a pool is left without; repeatable.",
+            "DIR",
         ),
         list[Path],
     ] = None
     data_name: Annotated[
-        str | None,
-        configures("--name", help="Name of the data set; by default that of --out, else of the file.", metavar="NAME"),
+        str | None, configures("--name", "Name of the data set; by default that of --out, else of the file.", "NAME")
     ] = None
     hold_out: Annotated[
         float | None,
         configures(
             "--hold-out",
-            help="Share of images, and of a pool's texts, for each of val and test in a source without splits (0.1).",
-            metavar="SHARE",
+            "Share of images, and of a pool's texts, for each of val and test in a source without splits (0.1).",
+            "SHARE",
         ),
     ] = None
     encoding: Annotated[
-        str | None,
-        configures("--encoding", help="Encoding of a table or of texts that are not Unicode.", metavar="NAME"),
+        str | None, configures("--encoding", "Encoding of a table or of texts that are not Unicode.", "NAME")
     ] = None
-    columns: Annotated[
-        Sequence[str] | None, configures("--columns", help=COLUMNS_HELP, show_default="all", metavar="NAMES"), str
-    ] = None
+    columns: ColumnNames = None
     placed: Annotated[
-        Ref | None,
-        reads("--from", help="Folder with manifest files that you downloaded yourself.", metavar="DIR"),
-        Path,
+        Ref | None, reads("--from", "Folder with manifest files that you downloaded yourself.", "DIR"), Path
     ] = None
-    source: Annotated[
-        str,
-        reads("--source", help="Source in the manifest; by default the first available one.", metavar="NAME"),
-    ] = ""
-    offline: Annotated[bool, reads("--offline", help="Download nothing: use only earlier downloads and --from.")] = (
-        False
+    source: Annotated[str, reads("--source", "Source in the manifest; by default the first available one.", "NAME")] = (
+        ""
     )
+    offline: Annotated[bool, reads("--offline", "Download nothing: use only earlier downloads and --from.")] = False
     splits: Annotated[
-        Sequence[str],
-        reads("--splits", help="Prepare only these splits: train,val.", metavar="NAMES", show_default=False),
-        str,
+        Sequence[str], reads("--splits", "Prepare only these splits: train,val.", "NAMES", show_default=False), str
     ] = ()
     max_images: MaxImages = None
     image_size: Annotated[
         int | None,
         configures(
-            "--image-size",
-            help="Shrink larger images to this shorter side; by default the originals are kept.",
-            min=1,
-            metavar="PX",
+            "--image-size", "Shrink larger images to this shorter side; by default the originals are kept.", "PX", min=1
         ),
     ] = None
     workers: Annotated[
         int | None,
-        computes(
-            "--workers",
-            help="Threads that read and check images ahead.",
-            show_default="one per core",
-            min=1,
-            metavar="N",
-        ),
+        computes("--workers", "Threads that read and check images ahead.", "N", show_default="one per core", min=1),
     ] = None
     # str for Typer, so that `PrepareOptions` refuses a wrong word, as in Python.
     on_error: Annotated[
         Literal["stop", "skip"],
-        configures("--on-error", help="What to do with an unusable row: stop, or skip it.", metavar="stop|skip"),
+        configures("--on-error", "What to do with an unusable row: stop, or skip it.", "stop|skip"),
         str,
     ] = "stop"
     overrides: Annotated[
-        Overrides | None,
-        configures("--set", help="Override a manifest field: counts.train=500.", metavar="KEY=VALUE"),
-        list[str],
+        Overrides | None, configures("--set", "Override a manifest field: counts.train=500.", "KEY=VALUE"), list[str]
     ] = None
     progress: bool = False
     """Show bars. The command always shows them."""
@@ -183,7 +151,7 @@ class Prepare:
 def prepare(
     arguments: Prepare,
     json: Json = False,
-    show_list: Annotated[bool, reads("--list", help="List the data sets and stop.")] = False,
+    show_list: Annotated[bool, reads("--list", "List the data sets and stop.")] = False,
 ) -> None:
     """Turn captioned images into a corpus. They are downloaded, checked, sharded and fingerprinted."""
     from dcdctl.core import models
@@ -198,8 +166,6 @@ def prepare(
 def _show_published(document: dict[str, Any], json: bool) -> None:
     if json:
         return show_json(document)
-    from dcdctl.cli.views.lists import show_entries
-
     facts = [
         (
             entry["name"],

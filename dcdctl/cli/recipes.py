@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from dcdctl.cli.completion import complete_recipe
-from dcdctl.cli.options import Json, Sets, check_recipe, refuse
-from dcdctl.cli.views.terminal import show, show_json
+from dcdctl.cli.options import Json, Sets, argument, check_recipe, refuse
+from dcdctl.cli.views.terminal import show, show_entries, show_json
 
 Name = Annotated[
     str | None,
-    typer.Argument(
-        help="Recipe to print with all its fields: a name or a .toml file.",
+    argument(
+        "Recipe to print with all its fields: a name or a .toml file.",
+        "RECIPE",
         callback=check_recipe,
         autocompletion=complete_recipe,
-        metavar="RECIPE",
     ),
 ]
 
@@ -37,7 +35,6 @@ def recipes(name: Name = None, sets: Sets = None, json: Json = False) -> None:
 
 
 def _list(json: bool) -> None:
-    from dcdctl.cli.views.lists import show_entries
     from dcdctl.core import training
     from dcdctl.core.config import to_table
 

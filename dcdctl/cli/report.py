@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from dcdctl.cli.options import Json, check_output_file, reads, writes
+from dcdctl.cli.options import Json, argument, check_output_file, reads, writes
 from dcdctl.cli.views.terminal import bar, note, show, show_json
 
 
@@ -16,41 +14,28 @@ from dcdctl.cli.views.terminal import bar, note, show, show_json
 class Report:
     """Runs, what they are compared with, and the files to write."""
 
-    runs: Annotated[
-        list[Path], typer.Argument(help="Run folders, or folders that `dcdctl eval --out` has written.", metavar="RUN")
-    ]
+    runs: Annotated[list[Path], argument("Run folders, or folders that `dcdctl eval --out` has written.", "RUN")]
     data: Annotated[
-        Path | None,
-        reads("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
+        Path | None, reads("--data", "Corpus of the images on the page; by default that of the evaluation.", "DIR")
     ] = None
     teacher_eval: Annotated[
-        Path | None,
-        reads("--teacher-eval", help="Run or other folder with the teacher's evaluation.", metavar="FOLDER"),
+        Path | None, reads("--teacher-eval", "Run or other folder with the teacher's evaluation.", "FOLDER")
     ] = None
     baseline: Annotated[
         Path | None,
-        reads(
-            "--baseline", help="Folder that the others are compared with; by default the first RUN.", metavar="FOLDER"
-        ),
+        reads("--baseline", "Folder that the others are compared with; by default the first RUN.", "FOLDER"),
     ] = None
-    out: Annotated[Path, writes("--out", "-o", help="Page to write.", callback=check_output_file, metavar="FILE")] = (
-        Path("report.html")
-    )
+    out: Annotated[Path, writes("--out -o", "Page to write.", "FILE", callback=check_output_file)] = Path("report.html")
     markdown: Annotated[
-        Path | None,
-        writes("--to-markdown", help="Also write the tables as Markdown.", callback=check_output_file, metavar="FILE"),
+        Path | None, writes("--to-markdown", "Also write the tables as Markdown.", "FILE", callback=check_output_file)
     ] = None
     csv: Annotated[
         Path | None,
-        writes(
-            "--to-csv", help="Also write the numbers, one model per row.", callback=check_output_file, metavar="FILE"
-        ),
+        writes("--to-csv", "Also write the numbers, one model per row.", "FILE", callback=check_output_file),
     ] = None
     show_queries: Annotated[
         int | None,
-        writes(
-            "--show-queries", help="Queries to show with images, per direction.", show_default="60", min=0, metavar="N"
-        ),
+        writes("--show-queries", "Queries to show with images, per direction.", "N", show_default="60", min=0),
     ] = None
     json: Json = False
 

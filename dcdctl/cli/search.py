@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcdctl.cli.declare import Ref, optional_path, path
-from dcdctl.cli.options import AnyIndex, Json, Page, SearchModels, configures, reads, writes
+from dcdctl.cli.options import AnyIndex, Json, Page, SearchModels, argument, configures, reads, refuse, writes
 from dcdctl.cli.views.terminal import bar, note, printable
 
 if TYPE_CHECKING:
@@ -24,25 +24,20 @@ class Query:
 
     text: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="What the images show; without a text and --image, one query per line of stdin.", metavar="TEXT"
-        ),
+        argument("What the images show; without a text and --image, one query per line of stdin.", "TEXT"),
     ] = None
-    image: Annotated[Path | None, reads("--image", help="Find images that resemble this one.", metavar="FILE")] = None
-    k: Annotated[int, writes("--k", "-k", help="Number of images to find.", min=1, metavar="N")] = 10
+    image: Annotated[Path | None, reads("--image", "Find images that resemble this one.", "FILE")] = None
+    k: Annotated[int, writes("--k -k", "Number of images to find.", "N", min=1)] = 10
     where: Annotated[
         str | None,
         configures(
-            "--where",
-            help="Only images whose columns meet a condition: \"year >= 2020 and owner = 'x'\".",
-            metavar="CONDITION",
+            "--where", "Only images whose columns meet a condition: \"year >= 2020 and owner = 'x'\".", "CONDITION"
         ),
     ] = None
     hybrid: Annotated[
         bool,
         configures(
-            "--hybrid",
-            help="Rank by the words of captions and file names too; the index needs `dcdctl index --keywords`.",
+            "--hybrid", "Rank by the words of captions and file names too; the index needs `dcdctl index --keywords`."
         ),
     ] = False
 
@@ -51,9 +46,7 @@ def search(index: AnyIndex, query: Query, models: SearchModels, html: Page = Non
     """Find images by a text or by an image. Without a query it answers each line of stdin."""
     from dcdctl.cli.views.search import answer_lines, show_answer
 
-    question = _question(query)
-    models.check_depth()
-    _check_usage(question, query, models, html)
+    question = _question(query, models, html)
     searcher, condition = _open(index, question, query, models)
     if question is None:
         raise typer.Exit(answer_lines(searcher, query.k, condition, hybrid=query.hybrid, as_json=json))
@@ -66,35 +59,28 @@ def search(index: AnyIndex, query: Query, models: SearchModels, html: Page = Non
         note(f"page -> {html}")
 
 
-def _question(query: Query) -> str | Path | None:
-    """The query: a text, of one argument or several, or an image file; None if queries come from stdin."""
-    if query.text and query.image is not None:
-        raise typer.BadParameter("cannot be combined with a text: give one of them", param_hint="--image")
-    if query.image is None and not query.text:
+def _question(query: Query, models: SearchModels, html: Ref | None) -> str | Path | None:
+    """The query: a text, of one argument or several, or an image file; None if queries come from stdin. A usage error
+    for options that would have no effect, before a model is loaded."""
+    question = " ".join(query.text) if query.text else query.image
+    if query.text:
+        refuse({"--image": query.image}, "cannot be combined with a text: give one of them")
+    if question is None:
         if sys.stdin.isatty():
-            raise typer.BadParameter(
-                "is missing: give a text or --image, or one query per line of stdin", param_hint="TEXT"
-            )
-        return None
-    from dcdctl.core.search import check_query, looks_like_a_path
+            refuse({"TEXT": ""}, "is missing: give a text or --image, or one query per line of stdin")
+    else:
+        from dcdctl.core.search import check_query, looks_like_a_path
 
-    question = query.image or " ".join(query.text or [])
-    if isinstance(question, str) and (warning := looks_like_a_path(question)):
-        note(printable(warning))
-    check_query(question)
+        if isinstance(question, str) and (warning := looks_like_a_path(question)):
+            note(printable(warning))
+        check_query(question)
+    models.check_depth()
+    if isinstance(question, Path):
+        refuse({"--rerank": models.rerank}, "scores an image with a text, and cannot re-rank what --image finds")
+        refuse({"--hybrid": query.hybrid or None}, "compares the words of a text, and --image has none")
+    if question is None:
+        refuse({"--html": html}, "shows the answer to one query: add a text or --image")
     return question
-
-
-def _check_usage(question: str | Path | None, query: Query, models: SearchModels, html: Ref | None) -> None:
-    """A usage error for options that would have no effect, before a model is loaded."""
-    if models.rerank is not None and isinstance(question, Path):
-        raise typer.BadParameter(
-            "scores an image with a text, and cannot re-rank what --image finds", param_hint="--rerank"
-        )
-    if query.hybrid and isinstance(question, Path):
-        raise typer.BadParameter("compares the words of a text, and --image has none", param_hint="--hybrid")
-    if html is not None and question is None:
-        raise typer.BadParameter("shows the answer to one query: add a text or --image", param_hint="--html")
 
 
 def _open(

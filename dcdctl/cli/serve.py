@@ -19,39 +19,30 @@ class Service:
     """Fields of `ServiceConfig` with an option of their own."""
 
     host: Annotated[
-        str,
-        configures("--host", help="Address to listen on; by default only this machine can connect.", metavar="ADDRESS"),
+        str, configures("--host", "Address to listen on; by default only this machine can connect.", "ADDRESS")
     ] = "127.0.0.1"
-    port: Annotated[
-        int, configures("--port", help="Port to listen on; 0 for any free port.", min=0, max=65535, metavar="N")
-    ] = 8000
+    port: Annotated[int, configures("--port", "Port to listen on; 0 for any free port.", "N", min=0, max=65535)] = 8000
     processes: Annotated[
         int,
         configures(
             "--processes",
-            help="Processes behind the port, each with a model of its own; they share the index in memory.",
+            "Processes behind the port, each with a model of its own; they share the index in memory.",
+            "N",
             min=1,
             max=256,
-            metavar="N",
         ),
     ] = 1
     allowed_hosts: Annotated[
         list[str] | None,
         configures(
-            "--allow-host",
-            help="Host name that a proxy uses for the service: search.example.org; repeatable.",
-            metavar="NAME",
+            "--allow-host", "Host name that a proxy uses for the service: search.example.org; repeatable.", "NAME"
         ),
     ] = None
     log_format: Annotated[
         str,
-        configures(
-            "--log-format",
-            help="Form of the log on stderr: text, or json for one object per line.",
-            metavar="text|json",
-        ),
+        configures("--log-format", "Form of the log on stderr: text, or json for one object per line.", "text|json"),
     ] = "text"
-    access_log: Annotated[bool, configures("--access-log", help="Log each request, without its query.")] = False
+    access_log: Annotated[bool, configures("--access-log", "Log each request, without its query.")] = False
 
 
 def serve(
@@ -60,9 +51,7 @@ def serve(
     models: SearchModels,
     limits: Annotated[
         list[str] | None,
-        configures(
-            "--set", help="Override a limit: max_k=500; repeatable. docs/deploy.md lists them.", metavar="KEY=VALUE"
-        ),
+        configures("--set", "Override a limit: max_k=500; repeatable. docs/deploy.md lists them.", "KEY=VALUE"),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dcdctl.cli import options
-from dcdctl.cli.completion import complete_split, complete_teacher
+from dcdctl.cli.completion import complete_split
 from dcdctl.cli.declare import Ref, Refs, assignments, many, path
 from dcdctl.cli.views.scoring import show_estimate, show_workload
 from dcdctl.cli.views.terminal import bar, clock, note, show, show_json, show_table, show_tables
@@ -25,12 +25,10 @@ class StudyArguments(options.Training):
     recipe: options.RecipeArgument
     teachers: Annotated[
         Refs,
-        options.reads(
+        options.reads_model(
             "--teacher",
-            help="Fusion scorer, whose scores are cached, or dual encoder, which needs no cache; repeatable.",
-            callback=options.announce_code,
-            autocompletion=complete_teacher,
-            metavar="REF",
+            "Fusion scorer, whose scores are cached, or dual encoder, which needs no cache; repeatable.",
+            "REF",
         ),
         list[str],
     ]
@@ -40,32 +38,24 @@ class StudyArguments(options.Training):
     start: Annotated[
         Ref | None,
         options.reads(
-            "--start",
-            help="Dual encoder to train: a Hub id, folder or run; by default the recipe's model.start.",
-            metavar="REF",
+            "--start", "Dual encoder to train: a Hub id, folder or run; by default the recipe's model.start.", "REF"
         ),
         str,
     ] = None
     # Any for Typer, which takes a list in one word by `parser`, not by its type.
     seeds: Annotated[
-        Sequence[int],
-        options.configures("--seeds", help="Seeds of the trainings.", parser=options.sizes, metavar="N,N,..."),
-        Any,
+        Sequence[int], options.configures("--seeds", "Seeds of the trainings.", "N,N,...", parser=options.sizes), Any
     ] = (0, 1, 2)
     train_split: Annotated[
         str,
         options.reads(
-            "--train-split",
-            help="Split to train on; train+val reads two as one.",
-            autocompletion=complete_split,
-            metavar="NAME",
+            "--train-split", "Split to train on; train+val reads two as one.", "NAME", autocompletion=complete_split
         ),
     ] = "train"
     split: options.Split = "test"
-    depth: Annotated[int, options.configures("--depth", help=options.DEPTH_HELP, min=1, metavar="N")] = 20
+    depth: Annotated[int, options.configures("--depth", options.DEPTH_HELP, "N", min=1)] = 20
     with_teacher: Annotated[
-        bool,
-        options.configures("--with-teacher", help="Also evaluate the teacher, which scores all pairs of the split."),
+        bool, options.configures("--with-teacher", "Also evaluate the teacher, which scores all pairs of the split.")
     ] = False
     model_overrides: options.ModelSet = None
     batch_size: options.PairBatchSize = None

@@ -7,14 +7,11 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.options import Json
+from dcdctl.cli.options import Json, argument
 from dcdctl.cli.views.terminal import bar, show, show_json, show_table
 
 Folder = Annotated[
-    Path,
-    typer.Argument(
-        help="Corpus, cache, features, index, run, model or evaluation, or a folder of them.", metavar="PATH"
-    ),
+    Path, argument("Corpus, cache, features, index, run, model or evaluation, or a folder of them.", "PATH")
 ]
 MOST_NAMED = 100
 """Files that belong to no artifact: a folder may be a whole disk."""

@@ -9,7 +9,7 @@ import processes
 import recipe_table
 from command_line import document_of, error_of, run
 
-from dcdctl.cli.views import lists
+from dcdctl.cli.views import terminal
 from dcdctl.core import models
 from dcdctl.core.models import load_save
 from dcdctl.core.training import load_recipe
@@ -71,9 +71,9 @@ def test_every_extra_of_a_family_has_its_module():
 
 def test_a_list_fits_a_terminal_of_eighty_columns(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(lists.sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True)
     words = " ".join(["word"] * 40)
-    lists.show_entries("title", [("name", {"": words, "needs": words})])
+    terminal.show_entries("title", [("name", {"": words, "needs": words})])
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert printed.split().count("word") == 80

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dcdctl.cli.views.terminal import show_table
@@ -67,29 +66,33 @@ def _show_footprints(result: Bench) -> None:
         f"{result.machine_name}, {result.settings.precision}, torch {machine['torch']}, transformers "
         f"{machine['transformers']}{_busy(result)}"
     )
-    rows: list[tuple[str, Callable[[ModelTimes], str]]] = [
-        ("model", lambda times: f"{times.kind}, {times.dtype}"),
-        ("parameters", lambda times: operations(times.footprint.num_parameters)),
-        ("weights", lambda times: size(times.footprint.weight_bytes)),
-        ("operations per image", lambda times: operations(times.footprint.flops.per_image)),
-        ("operations per caption", lambda times: operations(times.footprint.flops.per_caption)),
-        ("operations per pair, everything encoded", lambda times: operations(times.footprint.flops.per_pair)),
-        ("operations per additional encoded image", lambda times: operations(times.footprint.flops.per_ranked_image)),
-        (
-            "index of a million images, float32",
-            lambda times: size(times.footprint.index_bytes_per_million_images["float32"]),
-        ),
-        (
-            "index of a million images, float16",
-            lambda times: size(times.footprint.index_bytes_per_million_images["float16"]),
-        ),
-    ]
-    if result.teacher.first_query is not None:
-        rows += [(label, partial(_first, parts=parts)) for label, parts in FIRST_QUERY.items()]
-        rows.append(("peak memory of that process", _peak))
     caption = "operations: floating point, two per multiply-add, in matrix products, convolutions and attention"
-    cells = [[label, cell(result.teacher), cell(result.student)] for label, cell in rows]
-    show_table(title, ["", "teacher", "student"], cells, caption=caption)
+    student = _footprint(result.student)
+    rows = [[label, cell, student.get(label, NOT_TIMED)] for label, cell in _footprint(result.teacher).items()]
+    show_table(title, ["", "teacher", "student"], rows, caption=caption)
+
+
+def _footprint(times: ModelTimes) -> dict[str, str]:
+    """The cells of a model by the label of their row."""
+    footprint, flops = times.footprint, times.footprint.flops
+    cells = {
+        "model": f"{times.kind}, {times.dtype}",
+        "parameters": operations(footprint.num_parameters),
+        "weights": size(footprint.weight_bytes),
+        "operations per image": operations(flops.per_image),
+        "operations per caption": operations(flops.per_caption),
+        "operations per pair, everything encoded": operations(flops.per_pair),
+        "operations per additional encoded image": operations(flops.per_ranked_image),
+    }
+    for dtype in ("float32", "float16"):
+        cells[f"index of a million images, {dtype}"] = size(footprint.index_bytes_per_million_images[dtype])
+    if times.first_query is not None:
+        median = times.first_query.median
+        for label, parts in FIRST_QUERY.items():
+            cells[label] = seconds(sum(getattr(median, part) for part in parts))
+        gpu = "" if median.cuda_peak_mib is None else f", GPU {median.cuda_peak_mib:,.0f} MiB"
+        cells["peak memory of that process"] = f"{median.rss_peak_mib:,.0f} MiB{gpu}"
+    return cells
 
 
 def _busy(result: Bench) -> str:
@@ -104,20 +107,6 @@ def _busy(result: Bench) -> str:
         ", and short ones vary; --clock processor measures CPU time instead" if result.settings.clock == "wall" else ""
     )
     return f"\nbusy: {max(loads):.1f} processes needed {cores} cores; {affected} are upper bounds{advice}"
-
-
-def _first(times: ModelTimes, parts: Sequence[str]) -> str:
-    if times.first_query is None:
-        return NOT_TIMED
-    return seconds(sum(getattr(times.first_query.median, part) for part in parts))
-
-
-def _peak(times: ModelTimes) -> str:
-    if times.first_query is None:
-        return NOT_TIMED
-    median = times.first_query.median
-    gpu = "" if median.cuda_peak_mib is None else f", GPU {median.cuda_peak_mib:,.0f} MiB"
-    return f"{median.rss_peak_mib:,.0f} MiB{gpu}"
 
 
 def _latency_rows(times: Sequence[ModelTimes], gallery_size: int) -> list[Row]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
@@ -25,6 +27,7 @@ from dcdctl.core.progress import Advance, byte_size
 if TYPE_CHECKING:
     from dcdctl.core.templates import Table
 
+INDENT = "  "
 JOINERS = "\u200c\u200d"
 SECONDS_BETWEEN_LINES = 10.0
 """How often a bar prints a line if stderr is a file or a pipe."""
@@ -184,6 +187,27 @@ def show_tables(tables: Sequence[Table]) -> None:
     """Print tables on stdout, each with its title and the note below it."""
     for table in tables:
         show_table(table.title, table.columns, table.rows, caption=table.note)
+
+
+def show_entries(title: str, entries: Iterable[tuple[str, Mapping[str, str]]]) -> None:
+    """Print a title, then each name with its facts below it, "label: text"; a fact without a label is a line of text.
+
+    A terminal gets wrapped lines. A file has no width, so that a script never reads a broken line.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    show(f"{title}\n")
+    for name, facts in entries:
+        show(name)
+        for label, text in facts.items():
+            if text:
+                line = f"{label}: {text}" if label else text
+                # Names contain hyphens, and are copied from here.
+                show(
+                    textwrap.fill(
+                        line, width, initial_indent=INDENT, subsequent_indent=INDENT * 2, break_on_hyphens=False
+                    )
+                )
+        show("")
 
 
 @contextmanager

@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from dcdctl.core import devices, distributed
+from dcdctl.core import distributed
 from dcdctl.core.devices import ON_CPU, Compute, read_ahead
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualEncoder
@@ -51,32 +51,12 @@ class TrainingOptions:
     wandb: str | None = None
     """Weights & Biases project that also receives the logged numbers."""
 
-    @staticmethod
-    def choose(
-        compute: Compute,
-        precision: str,
-        micro_batches: int | None,
-        *,
-        checkpoint_activations: bool = False,
-        wandb: str | None = None,
-    ) -> TrainingOptions:
-        """The options of these names. A trial of the first step chooses a precision of auto, and the micro-batches if
-        they are None.
-
-        ConfigError for an unknown precision.
-        """
-        if micro_batches is not None and micro_batches < 1:
+    def __post_init__(self) -> None:
+        if self.micro_batches < 1:
             raise ConfigError(
-                f"a batch cannot be split into {micro_batches} micro-batches", hint="expected a number of at least 1"
+                f"a batch cannot be split into {self.micro_batches} micro-batches",
+                hint="expected a number of at least 1",
             )
-        return TrainingOptions(
-            compute=replace(compute, precision=devices.precision("fp32" if precision == "auto" else precision)),
-            micro_batches=micro_batches or 1,
-            tries_micro_batches=micro_batches is None,
-            tries_precision=precision == "auto",
-            checkpoint_activations=checkpoint_activations,
-            wandb=wandb,
-        )
 
     @property
     def is_settled(self) -> bool:
@@ -147,27 +127,26 @@ def train(
     model.eval()
 
 
+@dataclass
 class Learner:
     """A model in training, with its optimizer and its loss scale: what a step changes, and what a checkpoint holds."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        config: OptimizerConfig,
-        *,
-        num_steps: int,
-        seed: int,
-        options: TrainingOptions,
-    ) -> None:
+    model: nn.Module
+    objective: Objective
+    config: OptimizerConfig
+    _: KW_ONLY
+    num_steps: int
+    seed: int
+    options: TrainingOptions
+
+    def __post_init__(self) -> None:
+        compute = self.options.compute
         # Before the optimizer is made, which keeps the parameters that it is given.
-        self.model = model.to(options.compute.device).train()
-        self.objective, self.config, self.num_steps, self.seed = objective, config, num_steps, seed
-        self.options = options
-        _check_micro_batches(model, objective, options)
-        self.optimizer = make_optimizer(model, config)
+        self.model.to(compute.device).train()
+        _check_micro_batches(self.model, self.objective, self.options)
+        self.optimizer = make_optimizer(self.model, self.config)
         # Only small float16 gradients underflow; bfloat16 has the exponents of float32.
-        self.scaler = torch.amp.GradScaler(options.compute.device.type, enabled=options.compute.precision == "float16")
+        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "float16")
 
     def resume(self, run: Run) -> int:
         """The first step to compute, 0 if the run has no checkpoint to load; all processes then have the same
