@@ -64,9 +64,12 @@ def test_the_suite_passes_with_the_lowest_versions_that_are_allowed(tmp_path):
     venv.create(tmp_path / "resolver", with_pip=True)
     resolver = tmp_path / "resolver" / "bin"
     processes.run([resolver / "pip", "install", "--quiet", "uv"], check=True)
-    processes.run([resolver / "uv", "venv", "--quiet", "--python", sys.executable, tmp_path / "lowest"], check=True)
+    processes.run(
+        [resolver / "uv", "venv", "--seed", "--quiet", "--python", sys.executable, tmp_path / "lowest"], check=True
+    )
     python = tmp_path / "lowest" / "bin" / "python"
-    install = [resolver / "uv", "pip", "install", "--quiet", "--python", python, "--resolution", "lowest-direct"]
+    install = [resolver / "uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", python]
+    install += ["--resolution", "lowest-direct"]
     # Downloads and the whole suite take longer than any other process of a test.
     processes.run([*install, "--editable", f"{ROOT}[dev]"], check=True, timeout=processes.LONG_TIMEOUT_S)
     suite = [python, "-m", "pytest", "-q", "--numprocesses", "auto", "--maxprocesses", "8", "tests"]

@@ -334,6 +334,6 @@ def test_words_need_their_package_only_to_be_indexed(photos, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "bm25s", None)
     assert index.hybrid(["sofa"], unit_vectors(1), 1)[0][0].bm25
     with pytest.raises(
-        MissingError, match=r"an index of words needs bm25s, which is not installed; pip install 'bm25s>=0\.2\.7'"
+        MissingError, match=r"an index of words needs bm25s, which is not installed; pip install 'bm25s>=0\.2\.10'"
     ):
         update(plain.folder, sets=("keywords=true",))

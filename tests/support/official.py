@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 import torch
 from byte_level import byte_level_bpe
 from matrix_ranks import rank_matrix
@@ -211,6 +212,10 @@ def parameter_shapes(name: str) -> Iterator[Comparison]:
         )
 
 
+RESIZED = 0.0 if int(PIL.__version__.split(".")[0]) >= 13 else 0.01
+"""Pillow 13, with which the fixture was made, rounds some resized pixels otherwise than earlier ones, by one level."""
+
+
 def pixels(name: str = "preprocess_a") -> Iterator[Comparison]:
     """Preprocessed images of several sizes and modes, for ViLT and METER."""
     facts, tensors = fixture_json(name), load_file(FIXTURES / f"{name}.safetensors")
@@ -222,10 +227,18 @@ def pixels(name: str = "preprocess_a") -> Iterator[Comparison]:
         values = tensors[f"in.{i}"].numpy()
         image = Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values)
         yield Comparison(
-            name, "ViLT's pixels", vilts.images([image]).pixel_values[0], tensors[f"out.pixelbert96.{i}"], bound=0
+            name,
+            "ViLT's pixels",
+            vilts.images([image]).pixel_values[0],
+            tensors[f"out.pixelbert96.{i}"],
+            bound=RESIZED,
         )
         yield Comparison(
-            name, "METER's pixels", meters.images([image]).pixel_values[0], tensors[f"out.clip64.{i}"], bound=0
+            name,
+            "METER's pixels",
+            meters.images([image]).pixel_values[0],
+            tensors[f"out.clip64.{i}"],
+            bound=RESIZED,
         )
     full_size = Preprocess(tokenizer=None, image_processor=vilt_image_processor(), max_text_len=40)
     for input_size, official in facts["pixelbert_384_output_hw_of_input_hxw"].items():

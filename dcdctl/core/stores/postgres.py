@@ -12,7 +12,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -123,6 +123,9 @@ class PostgresStore(Store):
                 raise StaleError(f"another upload writes to {self.location}", hint="upload again when it has ended")
             yield
         finally:
+            # The server would notice a closed connection later than the next upload may ask.
+            with suppress(DcdError):
+                holder._run("ROLLBACK")
             holder.close()
 
     def draft(self) -> PostgresStore:
