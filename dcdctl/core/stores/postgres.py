@@ -45,14 +45,15 @@ LEAST_VERSION = (0, 8)
 # libpq would wait without end for a server that does not answer. A parameter of the URL counts more.
 _DEFAULTS = (("connect_timeout", "10"), ("application_name", "dcdctl"))
 TYPES = {
-    pa.int64(): "int8",
-    pa.int32(): "int4",
-    pa.string(): "text",
-    pa.bool_(): "bool",
-    pa.float64(): "float8",
-    pa.date32(): "date",
-    pa.timestamp("us"): "timestamp",
+    "int64": "int8",
+    "int32": "int4",
+    "string": "text",
+    "bool": "bool",
+    "double": "float8",
+    "date32[day]": "date",
+    "timestamp[us]": "timestamp",
 }
+"""Types of PostgreSQL, by the names of Arrow's."""
 _DRAFT = "__draft"
 _DISTANCE = "vector <=> %s::halfvec"
 _DELETE = 'DELETE FROM {table} WHERE "row" = ANY(%s)'
@@ -164,7 +165,7 @@ class PostgresStore(Store):
             copy_in = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(sql.SQL(self._regclass), names)
             with cursor.copy(copy_in) as copy:
                 # COPY names no types: the bytes of a vector arrive as they are, and the column reads them.
-                copy.set_types([TYPES.get(field.type, "bytea") for field in images.schema])
+                copy.set_types([TYPES.get(str(field.type), "bytea") for field in images.schema])
                 for values in zip(*columns, strict=True):
                     copy.write_row(values)
 
@@ -275,7 +276,7 @@ class PostgresStore(Store):
             if isinstance(value, str) and "\0" in value:
                 raise InputError("a text of a condition has the character NUL, which PostgreSQL does not keep")
             parameters.append(value)
-            return f"%s::{TYPES[type_]}"
+            return f"%s::{TYPES[str(type_)]}"
 
         def column(name: str) -> str:
             return _quoted(sql.Identifier(name)).as_string(None)
@@ -305,26 +306,25 @@ class PostgresStore(Store):
                 self._local.connection = connection
             yield connection
         except psycopg.Error as error:
-            raise self._as_ours(error) from error
-
-    def _as_ours(self, error: psycopg.Error) -> DcdError:
-        state, text = error.sqlstate or "", " ".join(str(error).split())
-        no_extension = errors.UndefinedFile | errors.FeatureNotSupported | errors.InsufficientPrivilege
-        if isinstance(error, no_extension) and "extension" in text:
-            return InputError(
-                f"{self.location} has no pgvector ({text})",
-                hint="install postgresql-17-pgvector on the server; an administrator runs: CREATE EXTENSION vector",
-            )
-        is_lost = isinstance(error, psycopg.OperationalError) and not state
-        if state.startswith(_PASSING) or (is_lost and not _REFUSED.search(str(error))):
-            return UnavailableError(
-                f"{self.location} does not answer: {text}",
-                hint="is the server running, and are host and port right?" if is_lost else "run the same command again",
-            )
-        return InputError(
-            f"{self.location} refuses: {text}",
-            hint="check the URL, the password in PGPASSWORD or ~/.pgpass, and the rights",
-        )
+            state, text = error.sqlstate or "", " ".join(str(error).split())
+            no_extension = errors.UndefinedFile | errors.FeatureNotSupported | errors.InsufficientPrivilege
+            if isinstance(error, no_extension) and "extension" in text:
+                raise InputError(
+                    f"{self.location} has no pgvector ({text})",
+                    hint="install postgresql-17-pgvector on the server; an administrator runs: CREATE EXTENSION vector",
+                ) from error
+            is_lost = isinstance(error, psycopg.OperationalError) and not state
+            if state.startswith(_PASSING) or (is_lost and not _REFUSED.search(str(error))):
+                raise UnavailableError(
+                    f"{self.location} does not answer: {text}",
+                    hint="is the server running, and are host and port right?"
+                    if is_lost
+                    else "run the same command again",
+                ) from error
+            raise InputError(
+                f"{self.location} refuses: {text}",
+                hint="check the URL, the password in PGPASSWORD or ~/.pgpass, and the rights",
+            ) from error
 
 
 def _close_all(connections: list[Connection]) -> None:
@@ -339,7 +339,7 @@ def _definition(column: pa.Field, dims: int) -> sql.Composable:
     # In bytes, as everywhere in dcdctl: the order of letters depends on the language of the database otherwise.
     collation = ' COLLATE "C"' if column.type == "string" else ""
     ending = " PRIMARY KEY" if column.name == "row" else "" if column.nullable else " NOT NULL"
-    return sql.SQL("{} " + TYPES[column.type] + collation + ending).format(_quoted(sql.Identifier(column.name)))
+    return sql.SQL("{} " + TYPES[str(column.type)] + collation + ending).format(_quoted(sql.Identifier(column.name)))
 
 
 def _names(facts: StoreFacts) -> sql.Composable:
@@ -362,17 +362,15 @@ def _values(column: pa.ChunkedArray) -> Sequence[Any]:
                 f"the text {bad!r} has the character NUL, which PostgreSQL does not keep", hint="change the column"
             )
         return values
-    vectors_RD = half_of(column)
     # pgvector's binary form: the number of dims, two unused bytes, and the numbers, the highest byte first.
-    header = struct.pack(">HH", vectors_RD.shape[1], 0)
-    return [header + vector_D.tobytes() for vector_D in vectors_RD.astype(">f2")]
+    header = struct.pack(">HH", column.type.list_size, 0)
+    return [header + vector_D.tobytes() for vector_D in half_of(column).astype(">f2")]
 
 
 def _table(rows: list[tuple[Any, ...]], facts: StoreFacts) -> pa.Table:
     """Rows as a table of `StoreFacts.image_schema`."""
     names = facts.image_schema.names
-    values: dict[str, Sequence[Any]] = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
+    values = {name: [row[place] for row in rows] for place, name in enumerate(names)}
     # After the number of dims and two unused bytes.
-    numbers = b"".join(value[4:] for value in values.get("vector", ()))
-    vectors = np.frombuffer(numbers, dtype=">f2").astype(np.float16)
-    return facts.table(values or dict.fromkeys(names, ()), vectors)
+    numbers = b"".join(value[4:] for value in values["vector"])
+    return facts.table(values, np.frombuffer(numbers, dtype=">f2").astype(np.float16))

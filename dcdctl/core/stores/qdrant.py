@@ -23,7 +23,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from dcdctl.core.errors import DcdError, InputError
+from dcdctl.core.errors import InputError
 from dcdctl.core.search import Compare, Condition, Floats, Joined, Rows, Value
 from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
 from dcdctl.core.stores.retry import UnavailableError
@@ -41,13 +41,14 @@ EXACT_INTEGERS = 2**53
 """Qdrant compares larger numbers as floating-point numbers."""
 _DRAFT = "__draft"
 _INDEXES = {
-    pa.string(): "keyword",
-    pa.bool_(): "bool",
-    pa.int64(): "integer",
-    pa.float64(): "float",
-    pa.date32(): "datetime",
-    pa.timestamp("us"): "datetime",
+    "string": "keyword",
+    "bool": "bool",
+    "int64": "integer",
+    "double": "float",
+    "date32[day]": "datetime",
+    "timestamp[us]": "datetime",
 }
+"""The index of a column, by the name of its type."""
 _RANGES = {"<": ("lt",), "<=": ("lte",), ">": ("gt",), ">=": ("gte",)}
 _EQUAL = ("gte", "lte")
 """Equality as a range: Qdrant matches neither floating-point numbers nor moments."""
@@ -109,7 +110,7 @@ class QdrantStore(Store):
             # Before the points, so that the graph gets edges for these columns.
             for column in facts.schema:
                 self._client.create_payload_index(
-                    collection, _key(column.name), models.PayloadSchemaType(_INDEXES[column.type]), wait=True
+                    collection, _key(column.name), models.PayloadSchemaType(_INDEXES[str(column.type)]), wait=True
                 )
             self._move(self._name, collection)
 
@@ -224,29 +225,24 @@ class QdrantStore(Store):
         try:
             yield
         except (UnexpectedResponse, ResponseHandlingException, ResourceExhaustedResponse, ValueError) as error:
-            raise self._as_ours(error) from error
-
-    def _as_ours(self, error: Exception) -> DcdError:
-        # An error may quote the whole request.
-        text = " ".join(str(error).split())[:500]
-        status = error.status_code if isinstance(error, UnexpectedResponse) else None
-        is_gone = status == 404 or (isinstance(error, ValueError) and "not found" in text)
-        if is_gone:
-            # Replaced by an upload: the next try asks which collection has the alias now.
-            self._behind = None
-        is_passing = (
-            isinstance(error, ResponseHandlingException | ResourceExhaustedResponse)
-            or status == 429
-            or (status or 0) >= 500
-        )
-        if is_gone or is_passing:
-            return UnavailableError(
-                f"{self.location} does not answer: {text}",
-                hint="is the server running, and are host and port right?"
-                if status is None
-                else "run the same command again",
-            )
-        return InputError(f"{self.location} refuses: {text}", hint="check the URL, and the key in QDRANT_API_KEY")
+            # An error may quote the whole request.
+            text = " ".join(str(error).split())[:500]
+            status = error.status_code if isinstance(error, UnexpectedResponse) else None
+            is_gone = status == 404 or (isinstance(error, ValueError) and "not found" in text)
+            if is_gone:
+                # Replaced by an upload: the next try asks which collection has the alias now.
+                self._behind = None
+            is_lost = isinstance(error, ResponseHandlingException | ResourceExhaustedResponse)
+            if is_gone or is_lost or status == 429 or (status or 0) >= 500:
+                raise UnavailableError(
+                    f"{self.location} does not answer: {text}",
+                    hint="is the server running, and are host and port right?"
+                    if status is None
+                    else "run the same command again",
+                ) from error
+            raise InputError(
+                f"{self.location} refuses: {text}", hint="check the URL, and the key in QDRANT_API_KEY"
+            ) from error
 
 
 def _without(alias: str) -> models.DeleteAliasOperation:

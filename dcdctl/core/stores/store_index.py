@@ -124,12 +124,12 @@ class StoreIndex(ImageIndex):
         scores = cosines(query_D, half_of(images.column("vector")))
         order = best_first(scores, images.column("row").to_numpy(), k)
         best = images.drop_columns(["vector"]).take(pa.array(order)).to_pylist()
-        return tuple(self._hit(values, float(scores[place])) for place, values in zip(order, best, strict=True))
-
-    def _hit(self, values: dict[str, Any], score: float) -> Hit:
-        _, image = self._remember(values)
-        columns = {name: values[name] for name in self.columns.names[: self.num_shown]}
-        return Hit(values["row"], image.image_id, image.path or image.image_id, score, columns=columns)
+        hits = []
+        for score, values in zip(scores[order].tolist(), best, strict=True):
+            _, image = self._remember(values)
+            columns = {name: values[name] for name in self.columns.names[: self.num_shown]}
+            hits.append(Hit(values["row"], image.image_id, image.path or image.image_id, score, columns=columns))
+        return tuple(hits)
 
     def spread_rows(self, count: int) -> list[int]:
         count, num_rows = min(count, self.facts.rows), self.facts.rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,33 +46,26 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
     """
     index.check_model()
     with store.lock():
-        return _upload(index, store, replace=replace, track=track)
-
-
-def _upload(index: FolderIndex, store: Store, *, replace: bool, track: Track) -> Upload:
-    wanted = facts_of(index)
-    published = repeated(store.facts, FOR_A_QUESTION)
-    if published is not None and not replace:
-        if not _continues(published, index):
-            raise StaleError(
-                f"{store.location} holds the images of another index than {index.folder}",
-                hint="name another table or collection, or replace what is there with --replace",
-            )
-        if (published.columns, published.values) == (wanted.columns, _values_digest(index, published.rows)):
-            return _fill(index, store, published, wanted, is_new=False, track=track)
-    draft = store.draft()
-    try:
-        existing = repeated(draft.facts, FOR_A_QUESTION)
-        # The draft of a killed upload is continued if the index still begins with its images.
-        if not (existing and _continues(existing, index) and existing.values == _values_digest(index, existing.rows)):
-            repeated(draft.drop, FOR_A_BATCH)
-            repeated(draft.create, FOR_A_BATCH, wanted)
-            existing = wanted
-        upload = _fill(index, draft, existing, wanted, is_new=True, track=track)
-        repeated(_write, FOR_A_BATCH, draft, [wanted], draft.publish)
-        return upload
-    finally:
-        draft.close()
+        wanted = facts_of(index)
+        published = repeated(store.facts, FOR_A_QUESTION)
+        if published is not None and not replace:
+            if not _continues(published, index):
+                raise StaleError(
+                    f"{store.location} holds the images of another index than {index.folder}",
+                    hint="name another table or collection, or replace what is there with --replace",
+                )
+            if (published.columns, published.values) == (wanted.columns, _values_digest(index, published.rows)):
+                return _fill(index, store, published, wanted, is_new=False, track=track)
+        with closing(store.draft()) as draft:
+            before = repeated(draft.facts, FOR_A_QUESTION)
+            # The draft of a killed upload is continued if the index still begins with its images.
+            if not (before and _continues(before, index) and before.values == _values_digest(index, before.rows)):
+                repeated(draft.drop, FOR_A_BATCH)
+                repeated(draft.create, FOR_A_BATCH, wanted)
+                before = wanted
+            upload = _fill(index, draft, before, wanted, is_new=True, track=track)
+            repeated(_write, FOR_A_BATCH, draft, [wanted], draft.publish)
+            return upload
 
 
 def _write(store: Store, expected: Sequence[StoreFacts], work: Callable[..., None], *arguments: Any) -> None:
