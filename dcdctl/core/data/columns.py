@@ -70,7 +70,7 @@ def columns_of_table(table: pa.Table, where: str, chosen: Sequence[str] | None =
     return columns_by_image(_typed(table), where, chosen)
 
 
-def columns_by_image(cells: Cells, where: str, chosen: Sequence[str] | None = None) -> ImageColumns:
+def columns_by_image(cells: Cells, where: str, chosen: Sequence[str] | None) -> ImageColumns:
     """Columns by the images that one of them names (`KEYS`)."""
     key = next((name for name in KEYS if name in cells), None)
     names = None if key is None else cells[key]

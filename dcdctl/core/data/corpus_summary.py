@@ -34,18 +34,16 @@ MAX_WORDS_COUNTED = 40
 # A summary is read on one screen; corpus.json has all of them.
 MAX_REASONS = 5
 _COLUMNS = ["width", "height", "image.bytes"]
-_SIGNATURES = {
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "GIF": rb"GIF8[79]a",
-    "WEBP": rb"RIFF....WEBP",
-    # A plus sign in place of the asterisk: BigTIFF.
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
-    "BMP": rb"BM",
-    "PPM": rb"P[1-7fF]\s",
-}
 _SIGNATURE = re.compile(
-    b"|".join(b"(?P<%s>%s)" % (name.encode(), head) for name, head in _SIGNATURES.items()), re.DOTALL
+    rb"(?P<JPEG>\xff\xd8\xff)"
+    rb"|(?P<PNG>\x89PNG\r\n\x1a\n)"
+    rb"|(?P<GIF>GIF8[79]a)"
+    rb"|(?P<WEBP>RIFF....WEBP)"
+    # A plus sign in place of the asterisk: BigTIFF.
+    rb"|(?P<TIFF>II[*+]\0|MM\0[*+])"
+    rb"|(?P<BMP>BM)"
+    rb"|(?P<PPM>P[1-7fF]\s)",
+    re.DOTALL,
 )
 # The end of the longest signature, WEBP's.
 _SIGNATURE_BYTES = 12

@@ -131,18 +131,13 @@ class SeenImages:
 
 def find_leakage(splits: Mapping[str, Sequence[RowFacts]]) -> Leakage:
     """The images that test and val share with train and with each other, and repeats within a split."""
-    overlaps = {
-        f"{held_out} in {other}": _overlap(splits[held_out], splits[other])
-        for held_out, other in PAIRS
-        if held_out in splits and other in splits
-    }
+    overlaps = {}
+    for held_out, other in PAIRS:
+        if held_out in splits and other in splits:
+            seen = SeenImages()
+            for row in splits[other]:
+                seen.add(row.image_id, row.image_digest, row.hash)
+            found = (seen.find(row.image_id, row.image_digest, row.hash) for row in splits[held_out])
+            overlaps[f"{held_out} in {other}"] = Overlap.of([match for match in found if match is not None])
     repeats = {split: len(rows) - len({row.image_digest for row in rows}) for split, rows in splits.items()}
     return Leakage(overlaps=overlaps, repeats=repeats)
-
-
-def _overlap(held_out: Sequence[RowFacts], other: Sequence[RowFacts]) -> Overlap:
-    seen = SeenImages()
-    for row in other:
-        seen.add(row.image_id, row.image_digest, row.hash)
-    found = (seen.find(row.image_id, row.image_digest, row.hash) for row in held_out)
-    return Overlap.of([match for match in found if match is not None])

@@ -99,39 +99,35 @@ def read_samples(shard: StreamShard, columns: ParquetSource, start: int = 0) -> 
 
 
 def _tar_samples(shard: StreamShard) -> Iterator[StreamSample]:
+    """The samples of a tar: consecutive files with the same key."""
+    sample = _TarSample(shard.name, "")
     with closing(urls.open_file(shard.place, buffer_bytes=urls.READ_BYTES)) as file:
         try:
             # "r:" refuses compressed tars.
             with tarfile.open(fileobj=file, mode="r:") as archive:
-                yield from _grouped(shard, archive, file)
+                while (info := archive.next()) is not None:
+                    # tarfile keeps the header of every member.
+                    archive.members.clear()  # type: ignore[attr-defined]
+                    if info.isdir() or is_macos_metadata(info.name):
+                        continue
+                    key, suffix = key_and_suffix(info.name)
+                    if key != sample.key:
+                        if sample.parts:
+                            yield sample.finish()
+                        sample = _TarSample(shard.name, key)
+                    sample.add(info, suffix, file)
+                # Before the last sample, whose captions may be missing because the file was cut off. A tar ends with
+                # zeros, but tarfile also takes the end of the file for its end.
+                check_tar_end(file, archive.offset, shard.name)
+                if archive.offset >= shard.size:
+                    raise InputError(f"the tar {shard.name} is incomplete at byte {archive.offset:,}", hint=_CUT_OFF)
+                if not sample.parts:
+                    raise InputError(f"{shard.name} has no samples", hint=_EMPTY)
+                yield sample.finish()
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             raise InputError(
                 f"{shard.name} cannot be read as a tar ({error})", hint=f"expected an uncompressed tar; {_CUT_OFF}"
             ) from error
-
-
-def _grouped(shard: StreamShard, archive: tarfile.TarFile, file: Any) -> Iterator[StreamSample]:
-    """The samples of a tar: consecutive files with the same key."""
-    sample = _TarSample(shard.name, "")
-    while (info := archive.next()) is not None:
-        # tarfile keeps the header of every member.
-        archive.members.clear()  # type: ignore[attr-defined]
-        if info.isdir() or is_macos_metadata(info.name):
-            continue
-        key, suffix = key_and_suffix(info.name)
-        if key != sample.key:
-            if sample.parts:
-                yield sample.finish()
-            sample = _TarSample(shard.name, key)
-        sample.add(info, suffix, file)
-    # Before the last sample, whose captions may be missing because the file was cut off. A tar ends with zeros, but
-    # tarfile also takes the end of the file for its end.
-    check_tar_end(file, archive.offset, shard.name)
-    if archive.offset >= shard.size:
-        raise InputError(f"the tar {shard.name} is incomplete at byte {archive.offset:,}", hint=_CUT_OFF)
-    if not sample.parts:
-        raise InputError(f"{shard.name} has no samples", hint=_EMPTY)
-    yield sample.finish()
 
 
 class _TarSample:

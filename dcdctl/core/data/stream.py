@@ -34,6 +34,7 @@ from dcdctl.core.data.shard_reader import (
     read_samples,
 )
 from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.machine import read_in_threads
 from dcdctl.core.places import shown
 
 SKIP_HINT = "correct it, or leave such samples out with --set stream.on_error=skip"
@@ -83,8 +84,7 @@ def is_stream(places: Sequence[str | Path]) -> bool:
 def open_shards(patterns: Sequence[str]) -> list[StreamShard]:
     """The shards that patterns name, in order, each looked up; InputError or SourceError names one that is missing."""
     places = [place for pattern in patterns for place in urls.expand(str(pattern))]
-    with ThreadPoolExecutor(OPENERS) as pool:
-        return list(pool.map(open_shard, places))
+    return list(read_in_threads(open_shard, places, OPENERS))
 
 
 @dataclass
@@ -132,8 +132,7 @@ class ShardStream:
         are not known."""
         if any(shard.is_tar for shard in self.shards):
             return None
-        with ThreadPoolExecutor(OPENERS) as pool:
-            rows = list(pool.map(count_rows, self.shards))
+        rows = list(read_in_threads(count_rows, self.shards, OPENERS))
         if self.config.on_error == "stop":  # otherwise some rows may not count
             # A resumed run then starts at its step without reading the shards before it.
             self.counts.update(enumerate(rows))

@@ -20,12 +20,12 @@ from dcdctl.core.files import unreadable
 
 FORCE = "name the encoding with --encoding, such as --encoding cp1252, or save the file as UTF-8"
 _WIDE = {
-    (False, True): "utf-16-le",
-    (True, False): "utf-16-be",
-    (False, True, True, True): "utf-32-le",
-    (True, True, True, False): "utf-32-be",
+    b"\0\1" * 4: "utf-16-le",
+    b"\1\0" * 4: "utf-16-be",
+    b"\0\1\1\1" * 2: "utf-32-le",
+    b"\1\1\1\0" * 2: "utf-32-be",
 }
-"""Encodings by the bytes of a Latin letter that are zero."""
+"""Encodings by which of the first eight bytes are zero (1), in a text that begins with Latin letters."""
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     # Before UTF-16, with whose mark the one of little-endian UTF-32 begins.
@@ -60,7 +60,8 @@ def find_encoding(path: Path, forced: str | None = None, hint: str = FORCE) -> s
         raise unreadable(path, error, hint="check the path") from error
     marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     # A byte order mark would become a part of the first column's name.
-    name = ("utf-8-sig" if forced == "utf-8" else forced) or marked or _without_mark(data) or "utf-8-sig"
+    wide = _WIDE.get(bytes(byte == 0 for byte in data[:8]))
+    name = ("utf-8-sig" if forced == "utf-8" else forced) or marked or wide or "utf-8-sig"
     try:
         data.decode(name)
     except UnicodeError as error:
@@ -148,9 +149,3 @@ def describe_value(value: Any) -> str:
     words = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     shown = json.dumps(value, ensure_ascii=False, default=str)
     return f"{words.get(type(value), type(value).__name__)} ({shown if len(shown) <= 40 else shown[:37] + '...'})"
-
-
-def _without_mark(data: bytes) -> str | None:
-    """UTF-16 or UTF-32 by the zero bytes of Latin letters; None for anything else."""
-    zeros = tuple(byte == 0 for byte in data[:8])  # a table begins with the name of a column, a line of JSON with {"
-    return {zeros_of * (8 // len(zeros_of)): name for zeros_of, name in _WIDE.items()}.get(zeros)

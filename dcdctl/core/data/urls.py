@@ -25,7 +25,7 @@ from dcdctl.core.data.download import http, hub
 from dcdctl.core.errors import ConfigError, InputError, MissingError, SourceError, StaleError, first_line
 from dcdctl.core.files import atomic_path, unreadable
 from dcdctl.core.places import links_of, local_path, shown, url_of
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Track
 
 if TYPE_CHECKING:
     import httpx2
@@ -146,7 +146,7 @@ def open_remote(url: str) -> Remote:
     return _WebFile(url) if url.startswith(("http://", "https://")) else _FileSystemFile(url)
 
 
-def copy_to(url: str, folder: Path, track: Track = silent) -> Path:
+def copy_to(url: str, folder: Path, track: Track) -> Path:
     """A remote file copied into a folder, unless this version of it is there. Its name begins with a digest of URL,
     size and version."""
     remote = open_remote(url)
@@ -180,9 +180,6 @@ class RangeFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.remote.size}[whence]
-        return self._position
-
-    def tell(self) -> int:
         return self._position
 
     def readinto(self, buffer: WriteableBuffer) -> int:

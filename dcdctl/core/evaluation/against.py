@@ -21,7 +21,7 @@ from dcdctl.core.evaluation.rankers import RankingTask
 from dcdctl.core.evaluation.ranking import Scores
 from dcdctl.core.evaluation.ranks import checked_scores
 from dcdctl.core.models import FusionScorer, Model
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Track
 from dcdctl.core.teacher import EmbeddedTeacher, TeacherScores, read_cache
 
 
@@ -47,7 +47,7 @@ def check_teacher(ref: str) -> None:
         models.check_ref(ref)
 
 
-def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track = silent) -> Against:
+def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track) -> Against:
     """The teacher that a reference names: a model that scores, or a teacher cache of the corpus. StaleError for a cache
     of another corpus."""
     if is_cache(ref):

@@ -51,8 +51,7 @@ class Shortlists:
     @property
     def pairs(self) -> tuple[Index, Index]:
         """Image and caption of each pair."""
-        image_P, text_P = np.divmod(self.pair_P, len(self.image_T))
-        return image_P, text_P
+        return np.divmod(self.pair_P, len(self.image_T))
 
     def num_pairs(self, depth: int) -> int:
         """Number of pairs at a smaller depth."""

@@ -184,8 +184,7 @@ class _OnSplit:
     @property
     def document(self) -> dict[str, Any]:
         """The contents of its JSON document as plain values."""
-        document: dict[str, Any] = to_table(dataclasses.replace(self, folder=None))
-        return document
+        return dict(to_table(dataclasses.replace(self, folder=None)))
 
     def _repr_html_(self) -> str:
         assert isinstance(self, Evaluation | PoolEvaluation)
@@ -372,7 +371,17 @@ def evaluation_tables(evaluation: Evaluation | PoolEvaluation) -> list[Table]:
     if evaluation.depths:
         tables.append(_depths(evaluation))
     if evaluation.eccv_caption and evaluation.cxc:
-        tables.append(_judgments({"ECCV Caption": evaluation.eccv_caption, "CrissCrossed Captions": evaluation.cxc}))
+        judgments = {"ECCV Caption": evaluation.eccv_caption, "CrissCrossed Captions": evaluation.cxc}
+        columns = (*RECALL_NAMES, "mAP@R", "R-Precision")
+        rows = [
+            [
+                f"{title}, {way.title}",
+                *(f"{both[way.key][name]:.2f}" if name in both[way.key] else "" for name in columns),
+            ]
+            for title, both in judgments.items()
+            for way in Direction
+        ]
+        tables.append(Table("including the positives that COCO's own pairs lack", ["", *columns], rows))
     if evaluation.agreement is not None:
         tables.append(_agreement(evaluation.agreement, evaluation))
     return tables
@@ -443,20 +452,6 @@ def _depths(evaluation: Evaluation) -> Table:
         "Query: one caption against the encoded images. *: on the Pareto front, no other depth is both as good "
         "and as fast.",
     )
-
-
-def _judgments(judgments: dict[str, dict[str, Measures]]) -> Table:
-    columns = (*RECALL_NAMES, "mAP@R", "R-Precision")
-    rows = [
-        [
-            f"{title}, {direction.title}",
-            *(f"{measures[column]:.2f}" if column in measures else "" for column in columns),
-        ]
-        for title, by_direction in judgments.items()
-        for direction in Direction
-        for measures in [by_direction[direction.key]]
-    ]
-    return Table("including the positives that COCO's own pairs lack", ["", *columns], rows)
 
 
 def vector_table(document: Mapping[str, Any]) -> Table:

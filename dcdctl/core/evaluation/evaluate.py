@@ -254,9 +254,7 @@ def run_evaluation(
         # Before the weights, because it may refuse the corpus, and it decides how many candidates are kept.
         judge = eccv.open_judge(corpus, protocol) if job.with_eccv else None
         graded = None if job.relevance is None else relevance.read_relevance(job.relevance, corpus)
-        num_top = max(
-            options.num_top, 0 if judge is None else judge.num_top, 0 if graded is None else relevance.NUM_TOP
-        )
+        num_top = max(options.num_top, judge.num_top if judge else 0, relevance.NUM_TOP if graded else 0)
         options = replace(options, protocol=protocol, num_top=num_top, keeps_order=job.against is not None)
         overrides = models.parse_overrides(job.model_sets)
         model = models.load(job.model, overrides, track) if job.loaded is None else job.loaded

@@ -128,9 +128,7 @@ def rank_embedded(
     ]
 
 
-def rank_by_fusion(
-    scorer: FusionScorer, task: RankingTask, kept_IT: Scores | None = None
-) -> tuple[list[Rankings], int]:
+def rank_by_fusion(scorer: FusionScorer, task: RankingTask, kept_IT: Scores | None) -> tuple[list[Rankings], int]:
     """The rankings of each fold by the logits of all pairs, and the number of pairs.
 
     `kept_IT` receives all logits, if the protocol has one fold.

@@ -16,9 +16,8 @@ candidates, D the depth of a cascade or the dimensions of a vector; B a block.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +28,7 @@ from dcdctl.core.data import Direction, Index
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation.ranking import NO_POSITION, NUM_TOP, Flags, Ranking, Rankings, Scores, is_positive
 from dcdctl.core.evaluation.tops import ColumnTops, RowTops, Waiting
+from dcdctl.core.machine import read_in_threads
 from dcdctl.core.scoring import BLOCK, GALLERY_BLOCK, finite_vectors, top_k_of_rows
 
 COSINE_ROUNDING = 1e-6
@@ -190,13 +190,10 @@ def _count_in_threads(counter: RankCounter, image_ID: Tensor, text_TD: Tensor, b
     Torch's own threads share the work of one product, and would have nothing to do while its scores are counted by
     NumPy.
     """
-    texts_BD = text_TD.split(GALLERY_BLOCK)
-    corners = [(image, number) for number in range(len(texts_BD)) for image in range(0, len(image_ID), block)]
-    num_threads = torch.get_num_threads()
-    num_ahead = min(num_threads, MOST_THREADS)
-    memory = threading.local()
+    texts_BD, memory = text_TD.split(GALLERY_BLOCK), threading.local()
 
-    def counted(image: int, number: int, kth_best_T: Scores) -> BlockCounts:
+    def counted(key: tuple[int, int, Scores]) -> BlockCounts:
+        image, number, kth_best_T = key
         images, texts = image_ID[image : image + block], texts_BD[number]
         if not hasattr(memory, "scores"):
             memory.scores = image_ID.new_empty(min(block, len(image_ID)) * len(texts_BD[0]))
@@ -204,17 +201,19 @@ def _count_in_threads(counter: RankCounter, image_ID: Tensor, text_TD: Tensor, b
         torch.mm(images, texts.T, out=scores_IT)
         return counter.count(scores_IT.cpu().numpy(), image, number * GALLERY_BLOCK, kth_best_T)
 
+    # The K-th best scores of the moment when a block is handed to the threads: when one gets to it, they depend on the
+    # speed of the others.
+    keys = (
+        (image, number, counter.kth_best_T)
+        for number in range(len(texts_BD))
+        for image in range(0, len(image_ID), block)
+    )
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(num_ahead) as pool:
-            coming: deque[Future[BlockCounts]] = deque()
-            for corner in corners:
-                # Of this moment: when a thread gets to the block, they depend on the speed of the others.
-                coming.append(pool.submit(counted, *corner, counter.kth_best_T))
-                if len(coming) > num_ahead:
-                    counter.merge(coming.popleft().result())
-            while coming:
-                counter.merge(coming.popleft().result())
+        with closing(read_in_threads(counted, keys, min(num_threads, MOST_THREADS))) as blocks:
+            for counts in blocks:
+                counter.merge(counts)
     finally:
         torch.set_num_threads(num_threads)
 

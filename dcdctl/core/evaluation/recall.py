@@ -38,13 +38,13 @@ def on_front(rsums: Sequence[float], times_ms: Sequence[float]) -> list[bool]:
     ]
 
 
-def recall_at_k(ranks: Index | Sequence[int], ks: Sequence[int] = KS) -> dict[str, float]:
-    """Recall@K for each K: the percentage of queries whose best positive has a rank of at most K.
+def recall_at_k(ranks: Index | Sequence[int]) -> dict[str, float]:
+    """Recall@K for each of `KS`: the percentage of queries whose best positive has a rank of at most K.
 
     >>> recall_at_k([1, 2, 7, 30])
     {'R@1': 25.0, 'R@5': 50.0, 'R@10': 75.0}
     """
-    return {f"R@{k}": 100 * int(np.count_nonzero(np.asarray(ranks) <= k)) / len(ranks) for k in ks}
+    return {f"R@{k}": 100 * int(np.count_nonzero(np.asarray(ranks) <= k)) / len(ranks) for k in KS}
 
 
 def average_precision_at_r(positions_QR: Index) -> Values:

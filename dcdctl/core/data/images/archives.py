@@ -263,13 +263,9 @@ class _Archive:
     """A zip or a tar."""
 
     def __init__(self, path: Path, members: Mapping[str, ImageFile | str]) -> None:
-        self.path = path
+        self.path, self.names = path, members.keys()
         self._members = members
         """The file of each name, or why it is not read, in archive order."""
-
-    @property
-    def names(self) -> Collection[str]:
-        return self._members.keys()
 
     def has(self, name: str) -> bool:
         return name in self._members

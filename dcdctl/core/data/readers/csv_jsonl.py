@@ -121,8 +121,7 @@ class CsvSource(TextSource):
             provenance["encoding"] = {"file": self.pairs.name, "name": encoding, "example": example}
         if check.num_synthetic:
             provenance["hold_out"]["synthetic_left_out"] = check.num_synthetic
-        listing = make_listing(grouped, check, provenance, self.images)
-        return replace(listing, columns=columns)
+        return replace(make_listing(grouped, check, provenance, self.images), columns=columns)
 
 
 class JsonlSource(CsvSource):

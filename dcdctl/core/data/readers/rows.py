@@ -365,15 +365,12 @@ def divide(image_ids: Iterable[str], share: float) -> dict[str, str]:
 
 def read_split(value: Any) -> str:
     """The split that a row names."""
-    split = SPLIT_ALIASES.get(value, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        raise RowError(f'"split" is {describe_value(value)}')
+    split = SPLIT_ALIASES.get(value, value)
     if split not in CAPTIONED_SPLITS:
-        known = ", ".join([*CAPTIONED_SPLITS, *SPLIT_ALIASES])
-        raise RowError(
-            f"unknown split {value!r} (known: {known})"
-            if isinstance(value, str)
-            else f'"split" is {describe_value(value)}'
-        )
-    return str(split)
+        raise RowError(f"unknown split {value!r} (known: {', '.join([*CAPTIONED_SPLITS, *SPLIT_ALIASES])})")
+    return split
 
 
 def read_captions(value: Any) -> list[str]:
@@ -422,12 +419,12 @@ def read_labels(cells: Mapping[str, Any], count: int) -> list[CaptionLabel]:
     if "source" not in cells and "weight" not in cells:
         return [NO_LABEL] * count
     columns: list[list[Any]] = []
-    for name, read in (("source", _read_source), ("weight", _read_weight)):
+    for name, default, read in zip(CaptionLabel._fields, NO_LABEL, (_read_source, _read_weight), strict=True):
         value = cells.get(name)
         values = value if isinstance(value, list) else [value] * count
         if len(values) != count:
             raise RowError(f'"{name}" has {len(values)} values for {count} captions')
-        columns.append([read(each) for each in values])
+        columns.append([default if each is None or each == "" else read(each) for each in values])
     return list(map(CaptionLabel, *columns))
 
 
@@ -441,8 +438,6 @@ def is_synthetic(source: Any) -> bool:
 
 
 def _read_source(value: Any) -> str:
-    if value is None or value == "":
-        return NO_LABEL.source
     source = read_caption(value, "the source").strip()
     if len(source) > MAX_SOURCE_LETTERS or not source.isprintable():
         raise RowError(f"the source is {source[:MAX_SOURCE_LETTERS]!r}, expected a short name such as synthetic")
@@ -450,8 +445,6 @@ def _read_source(value: Any) -> str:
 
 
 def _read_weight(value: Any) -> float:
-    if value is None or value == "":
-        return NO_LABEL.weight
     try:
         # Not isinstance, because a bool is an int.
         weight = float(value) if type(value) in (int, float, str) else math.nan

@@ -113,8 +113,7 @@ def captions_of(suffixes: Collection[str], read: Callable[[str], bytes]) -> list
     none."""
     if "txt" in suffixes:
         # Not splitlines, because a caption may contain a Unicode line separator.
-        lines = _decoded(read("txt"), "txt").split("\n")
-        return read_captions([line for line in lines if line.strip()])
+        return read_captions([line for line in _decoded(read("txt"), "txt").split("\n") if line.strip()])
     if "json" not in suffixes:
         raise RowError(
             f"there is no caption with that key, only {', '.join(sorted(suffixes))}; expected KEY.txt or KEY.json"
