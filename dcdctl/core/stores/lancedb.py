@@ -22,7 +22,7 @@ from lancedb.index import BTree, HnswSq
 from dcdctl.core import locks
 from dcdctl.core.errors import InputError
 from dcdctl.core.search import Condition, Floats, Rows, Value, quoted_value
-from dcdctl.core.stores.protocol import Store, StoreFacts
+from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of
 from dcdctl.core.stores.retry import UnavailableError
 from dcdctl.core.stores.sql import condition_sql
 from dcdctl.core.stores.url import StoreUrl
@@ -92,9 +92,9 @@ class LanceStore(Store):
             self._open().merge_insert("row").when_matched_update_all().when_not_matched_insert_all().execute(images)
 
     def delete(self, rows: Rows) -> None:
-        for start in range(0, len(rows), ROWS_PER_QUESTION):
+        for asked in batches_of(rows, ROWS_PER_QUESTION):
             with self._errors():
-                self._open().delete(_one_of(rows[start : start + ROWS_PER_QUESTION]))
+                self._open().delete(_one_of(asked))
 
     def rows_in(self, span: range) -> Rows:
         with self._errors():
@@ -110,8 +110,7 @@ class LanceStore(Store):
         table = self._open()
         schema = self._facts_of(table).image_schema
         tables = [schema.empty_table()]
-        for start in range(0, len(rows), ROWS_PER_QUESTION):
-            asked = rows[start : start + ROWS_PER_QUESTION]
+        for asked in batches_of(rows, ROWS_PER_QUESTION):
             with self._errors():
                 tables.append(_cast(table.search().where(_one_of(asked)).limit(len(asked)).to_arrow(), schema))
         return pa.concat_tables(tables).sort_by("row").combine_chunks()

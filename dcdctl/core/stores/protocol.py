@@ -124,6 +124,11 @@ def half_of(column: pa.ChunkedArray) -> Half:
     return np.concatenate([np.empty((0, width), dtype=np.float16), *chunks])
 
 
+def batches_of(rows: Rows, size: int) -> Iterator[Rows]:
+    """The rows in order, `size` at a time."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
 class Store(ABC):
     """Vectors with their images under one name. Safe to call from threads.
 

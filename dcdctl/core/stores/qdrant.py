@@ -25,7 +25,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from dcdctl.core.errors import InputError
 from dcdctl.core.search import Compare, Condition, Floats, Joined, Rows, Value
-from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
+from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of, half_of
 from dcdctl.core.stores.retry import UnavailableError
 from dcdctl.core.stores.url import StoreUrl
 
@@ -158,10 +158,9 @@ class QdrantStore(Store):
     def fetch(self, rows: Rows) -> pa.Table:
         collection, facts = self._known()
         points: list[Any] = []
-        for start in range(0, len(rows), ROWS_PER_QUESTION):
-            asked = rows[start : start + ROWS_PER_QUESTION].tolist()
+        for asked in batches_of(rows, ROWS_PER_QUESTION):
             with self._errors():
-                points += self._client.retrieve(collection, asked, with_payload=True, with_vectors=True)
+                points += self._client.retrieve(collection, asked.tolist(), with_payload=True, with_vectors=True)
         return _table(points, facts).sort_by("row").combine_chunks()
 
     def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> tuple[list[pa.Table], str]:

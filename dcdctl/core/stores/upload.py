@@ -19,7 +19,7 @@ import pyarrow as pa
 from dcdctl.core.errors import StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import FolderIndex
-from dcdctl.core.stores.protocol import Store, StoreFacts
+from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of
 from dcdctl.core.stores.retry import FOR_A_BATCH, FOR_A_QUESTION, repeated
 
 
@@ -138,8 +138,7 @@ def _fill(
                 deleted += len(gone)
             missing = np.setdiff1d(live, there)
             advance(len(table) - len(missing))
-            for start in range(0, len(missing), store.batch_rows):
-                rows = missing[start : start + store.batch_rows]
+            for rows in batches_of(missing, store.batch_rows):
                 repeated(_write, FOR_A_BATCH, store, [before], store.upsert, table.take(pa.array(rows - first)))
                 advance(len(rows))
             sent += len(missing)

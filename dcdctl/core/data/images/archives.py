@@ -17,7 +17,7 @@ import threading
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
@@ -259,13 +259,16 @@ class _Folder:
         return FolderImageFile(self.path, name)
 
 
+_Members = dict[str, ImageFile | str]
+"""The file of each name, or why it is not read, in archive order."""
+
+
 class _Archive:
     """A zip or a tar."""
 
-    def __init__(self, path: Path, members: Mapping[str, ImageFile | str]) -> None:
+    def __init__(self, path: Path, members: _Members) -> None:
         self.path, self.names = path, members.keys()
         self._members = members
-        """The file of each name, or why it is not read, in archive order."""
 
     def has(self, name: str) -> bool:
         return name in self._members
@@ -312,10 +315,10 @@ def _is_tar(path: Path) -> bool:
     return head[257:262] == b"ustar" or (path.suffix == ".tar" and not head.startswith(b"PK"))
 
 
-def _tar_members(path: Path) -> dict[str, ImageFile | str]:
+def _tar_members(path: Path) -> _Members:
     """All members except folders, or why one is not read, in archive order, by name without a leading `./`; the later
     of two with one name, as when unpacking."""
-    members: dict[str, ImageFile | str] = {}
+    members: _Members = {}
     try:
         # "r:" refuses compressed tars, whose members cannot be read at an offset.
         with tarfile.open(path, "r:") as archive:
@@ -356,9 +359,9 @@ def why_refused(info: tarfile.TarInfo) -> str:
     return "" if info.isreg() and not info.issparse() else "it is a device or another special file in the tar"
 
 
-def _zip_members(path: Path) -> dict[str, ImageFile | str]:
+def _zip_members(path: Path) -> _Members:
     """All files in a zip, or why one is not read, in archive order; InputError if it is not a zip."""
-    members: dict[str, ImageFile | str] = {}
+    members: _Members = {}
     try:
         # May hold a name twice; zipfile reads the later one.
         for info in _open_zip(path).infolist():

@@ -33,6 +33,8 @@ from dcdctl.core.data.readers.webdataset import IMAGE_SUFFIXES
 from dcdctl.core.data.text_encoding import csv_rows, find_column, find_encoding, json_lines
 from dcdctl.core.errors import InputError
 
+Texts = dict[str, tuple[str, int]]
+"""Each text with its number among all texts, by `text_key`."""
 _COLUMNS = ("query", "caption", "text")
 _TEXTS_HINT = "--queries takes a .txt with one text a line, or a .csv, .tsv, .jsonl or .parquet with a column query"
 
@@ -70,7 +72,7 @@ class PoolSource(TextSource):
         return make_listing(rows, check, provenance, self.images, pools)
 
     def _divide(
-        self, images: dict[str, SourceRow], texts: dict[str, tuple[str, int]], provenance: dict[str, Any]
+        self, images: dict[str, SourceRow], texts: Texts, provenance: dict[str, Any]
     ) -> tuple[dict[str, str], dict[str, str]]:
         """The split of each image and of each text. Both are held out or neither, as an evaluation needs both."""
         sides = [len(side) for side in (images, texts) if side]
@@ -137,9 +139,9 @@ def _list_images(places: Sequence[Path], check: RowCheck) -> Iterator[SourceRow]
             yield SourceRow(place.name, image_id, name, file, [], [])
 
 
-def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any]) -> dict[str, tuple[str, int]]:
+def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any]) -> Texts:
     """The texts, each with its number among all texts, by `text_key`; the first of equal ones."""
-    texts: dict[str, tuple[str, int]] = {}
+    texts: Texts = {}
     number, encoding = 0, getattr(source, "encoding", None)
     for path in source.queries:
         first = number
