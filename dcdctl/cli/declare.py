@@ -38,7 +38,12 @@ def as_typer(function: Callable[..., None]) -> Callable[..., None]:
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         if dataclasses.is_dataclass(parameter.annotation):
-            options = _options(parameter.annotation)
+            defaults = {field.name: field.default for field in dataclasses.fields(parameter.annotation)}
+            options = [
+                _option(name, annotation, defaults[name])
+                for name, annotation in _annotations(parameter.annotation).items()
+                if get_origin(annotation) is Annotated
+            ]
             declared[parameter.name] = parameter.annotation, [option.name for option in options]
             parameters += options
         else:
@@ -83,12 +88,6 @@ def _annotations(declared: Any) -> dict[str, Any]:
         for name, annotation in inspect.get_annotations(base, eval_str=True).items():
             annotations.setdefault(name, annotation)
     return annotations
-
-
-def _options(declared: Any) -> list[inspect.Parameter]:
-    defaults = {field.name: field.default for field in dataclasses.fields(declared)}
-    annotations = {name: each for name, each in _annotations(declared).items() if get_origin(each) is Annotated}
-    return [_option(name, annotation, defaults[name]) for name, annotation in annotations.items()]
 
 
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:

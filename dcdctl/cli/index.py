@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from dcdctl.cli.completion import complete_split
 from dcdctl.cli.declare import Ref, optional_path, path
 from dcdctl.cli.options import (
     CODES_HELP,
     DIMS_HELP,
-    SPLIT_HELP,
     BatchSize,
     ColumnNames,
     Device,
@@ -27,6 +25,7 @@ from dcdctl.cli.options import (
     configures,
     names_in,
     reads,
+    reads_split,
     refuse,
     writes,
 )
@@ -96,9 +95,7 @@ class NewIndex(Columns):
         str | None,
         computes("--precision", "Precision of a new index: fp32, or bf16 if the hardware supports it.", "NAME"),
     ] = None
-    split: Annotated[
-        str | None, reads("--split", SPLIT_HELP, "NAME", show_default="all", autocompletion=complete_split)
-    ] = None
+    split: Annotated[str | None, reads_split(show_default="all")] = None
     workers: Workers = None
     batch_size: BatchSize = 32
     device: Device = "auto"

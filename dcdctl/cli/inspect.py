@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from dcdctl.cli.completion import complete_split
 from dcdctl.cli.declare import path
-from dcdctl.cli.options import SPLIT_HELP, Json, MaxImages, Page, argument, reads, refuse, writes
+from dcdctl.cli.options import Json, MaxImages, Page, argument, reads, reads_split, refuse, writes
 from dcdctl.cli.views.terminal import bar, note, show, show_facts, show_json, show_table
 
 
@@ -25,16 +24,7 @@ class Inspect:
     data: Annotated[
         Path | None, reads("--data", "With a cache: its corpus, to show captions and image names.", "DIR")
     ] = None
-    split: Annotated[
-        str | None,
-        reads(
-            "--split",
-            SPLIT_HELP,
-            "NAME",
-            show_default="all of a corpus, train of a cache",
-            autocompletion=complete_split,
-        ),
-    ] = None
+    split: Annotated[str | None, reads_split(show_default="all of a corpus, train of a cache")] = None
     max_images: MaxImages = None
     hardest: Annotated[
         int | None, writes("--hardest", "With a cache: number of hardest negatives to show (10).", "N", min=0)

@@ -146,7 +146,6 @@ def announce_code(refs: Any) -> Any:
 DEPTH_HELP = "Number of candidates to re-rank per query."
 DIMS_HELP = "Use only the first N numbers of each vector."
 CODES_HELP = "Form in which vectors are compared; int8 and binary take less memory."
-SPLIT_HELP = "Split of the corpus; train+val reads two as one."
 TEACHER_HELP = (
     "Name (dcdctl models), Hub id, transformers folder, official .ckpt, run folder, or module:function "
     "(code that runs)."
@@ -154,14 +153,14 @@ TEACHER_HELP = (
 
 # What a command reads
 Data = Annotated[Ref, reads("--data", "Folder written by `dcdctl prepare`.", "DIR"), Path]
-Split = Annotated[str, reads("--split", SPLIT_HELP, "NAME", autocompletion=complete_split)]
+reads_split = partial(
+    reads, "--split", "Split of the corpus; train+val reads two as one.", "NAME", autocompletion=complete_split
+)
+Split = Annotated[str, reads_split()]
 MaxImages = Annotated[int | None, reads("--max-images", "Use only the first N images of a split.", "N", min=1)]
 RecipeRef: TypeAlias = "Ref | Recipe"
-RecipeArgument = Annotated[
-    RecipeRef,
-    argument("Recipe: a name or a .toml file.", "RECIPE", callback=check_recipe, autocompletion=complete_recipe),
-    str,
-]
+recipe_argument = partial(argument, metavar="RECIPE", callback=check_recipe, autocompletion=complete_recipe)
+RecipeArgument = Annotated[RecipeRef, recipe_argument("Recipe: a name or a .toml file."), str]
 reads_model = partial(reads, callback=announce_code, autocompletion=complete_teacher)
 model_argument = argument("Run folder, or another model reference.", "RUN", callback=announce_code)
 ModelRef = Annotated[Ref, model_argument, str]

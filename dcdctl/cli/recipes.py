@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from dcdctl.cli.completion import complete_recipe
-from dcdctl.cli.options import Json, Sets, argument, check_recipe, refuse
+from dcdctl.cli.options import Json, Sets, recipe_argument, refuse
 from dcdctl.cli.views.terminal import show, show_entries, show_json
 
-Name = Annotated[
-    str | None,
-    argument(
-        "Recipe to print with all its fields: a name or a .toml file.",
-        "RECIPE",
-        callback=check_recipe,
-        autocompletion=complete_recipe,
-    ),
-]
+Name = Annotated[str | None, recipe_argument("Recipe to print with all its fields: a name or a .toml file.")]
 
 
 def recipes(name: Name = None, sets: Sets = None, json: Json = False) -> None:

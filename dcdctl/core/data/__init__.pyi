@@ -43,7 +43,7 @@ from .manifest import (
     manifests_folder,
 )
 from .prepare import CorpusSummary, PrepareOptions, prepare_corpus
-from .ragged_array import Index, RaggedArray, offsets_of
+from .ragged_array import Flags, Index, RaggedArray, Scores, Values, offsets_of
 from .scenes import (
     describe_scenes,
     draw_scene,
@@ -67,6 +67,7 @@ __all__ = [
     "CorpusSummary",
     "DataChoice",
     "Direction",
+    "Flags",
     "FolderImageFile",
     "ImageColumns",
     "ImageError",
@@ -75,11 +76,13 @@ __all__ = [
     "RaggedArray",
     "RemoteFile",
     "RowError",
+    "Scores",
     "ShardCount",
     "ShardStream",
     "SourceOptions",
     "StreamConfig",
     "StreamSample",
+    "Values",
     "all_splits",
     "artifact_kind",
     "choose_manifest",

@@ -1,4 +1,4 @@
-"""Lists of different lengths in one array."""
+"""The types of arrays, and lists of different lengths in one array."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 Index = NDArray[np.int64]
 """Indices of images or captions, or positions of values; any shape."""
+Scores = NDArray[np.float32]
+Values = NDArray[np.float64]
+"""Numbers that are computed from scores: statistics, weights, shares."""
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from dcdctl import __version__
 from dcdctl.core.data import ImageError
 from dcdctl.core.errors import ConfigError, DcdError, InputError
-from dcdctl.core.search import Background, Condition, Hit, ImageIndex, IndexSearcher, SearchAnswer, parse_all
+from dcdctl.core.search import Condition, Hit, ImageIndex, IndexSearcher, SearchAnswer, parse_all
 from dcdctl.core.serve import images, logs, pages
 from dcdctl.core.serve.batch import BatchQuery, BatchReader, in_words
 from dcdctl.core.serve.config import ServiceConfig
@@ -51,20 +51,6 @@ class SearchResponse:
     """For each result, where its score lies in the index, from 0 to 1 (`Background.share`)."""
     weak: bool
     """Whether texts that no image of the index shows score as high as the best result."""
-
-    @staticmethod
-    def of(answer: SearchAnswer, background: Background | None, *, is_text: bool) -> SearchResponse:
-        scores = [hit.score for hit in answer.hits]
-        stages = (answer.encode_seconds, answer.find_seconds, answer.rerank_seconds)
-        encode_ms, find_ms, rerank_ms = (round(1000 * seconds, 3) for seconds in stages)
-        bars = [] if background is None else [round(background.share(score, is_text=is_text), 4) for score in scores]
-        # A file that is found by its name is no weak match, whatever its cosine.
-        is_hybrid = any(hit.fused is not None for hit in answer.hits)
-        weak = is_text and not is_hybrid and background is not None and bool(scores) and max(scores) <= background.limit
-        hits = tuple(
-            replace(hit, columns={name: shortened(value) for name, value in hit.columns.items()}) for hit in answer.hits
-        )
-        return SearchResponse(hits, encode_ms, find_ms, rerank_ms, answer.notes, tuple(bars), weak)
 
 
 @dataclass(frozen=True)
@@ -275,7 +261,17 @@ async def _response(service: ServiceState, answer: SearchAnswer, *, is_text: boo
     logs.note_hits(len(answer.hits))
     live = service.searcher
     background = live.background() if live.is_measured else await service.searching.run(live.background)
-    return SearchResponse.of(answer, background, is_text=is_text)
+    scores = [hit.score for hit in answer.hits]
+    stages = (answer.encode_seconds, answer.find_seconds, answer.rerank_seconds)
+    encode_ms, find_ms, rerank_ms = (round(1000 * seconds, 3) for seconds in stages)
+    bars = [] if background is None else [round(background.share(score, is_text=is_text), 4) for score in scores]
+    # A file that is found by its name is no weak match, whatever its cosine.
+    is_hybrid = any(hit.fused is not None for hit in answer.hits)
+    weak = is_text and not is_hybrid and background is not None and bool(scores) and max(scores) <= background.limit
+    hits = tuple(
+        replace(hit, columns={name: shortened(value) for name, value in hit.columns.items()}) for hit in answer.hits
+    )
+    return SearchResponse(hits, encode_ms, find_ms, rerank_ms, answer.notes, tuple(bars), weak)
 
 
 def _check_words(service: ServiceState, text: str | None = "") -> None:

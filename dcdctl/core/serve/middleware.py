@@ -93,8 +93,7 @@ class LimitsMiddleware:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.answered(route, _method(scope), status, seconds)
             if self.config.access_log:
-                path = HAS_KEY if self._has_key(_address(scope)) else logs.printable(scope["path"])
-                _log(scope, notes, path, status, seconds, with_query=self.config.log_queries)
+                self._log(scope, notes, status, seconds)
 
     def _answer(self, scope: Scope, body: _LimitedBody) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
@@ -111,6 +110,23 @@ class LimitsMiddleware:
         if body in self._arriving and len(self._arriving) > (self.config.max_requests + 1) // 2:
             return refusal("too many uploads", self.config, self.metrics)
         return self.app
+
+    def _log(self, scope: Scope, notes: logs.RequestNotes, status: int, seconds: float) -> None:
+        client = scope.get("client")
+        path = HAS_KEY if self._has_key(_address(scope)) else logs.printable(scope["path"])
+        facts = {
+            "request_id": notes.id,
+            "method": _method(scope),
+            "path": path[: logs.MAX_PATH_CHARS],
+            "status": status,
+            "ms": round(1000 * seconds, 1),
+            "hits": notes.hits,
+            "client": client[0] if client else None,
+        }
+        # A query that is refused may hold a wrong key, such as the previous one.
+        if self.config.log_queries and path != HAS_KEY and status not in (400, 401, 429):
+            facts["query"] = logs.printable(scope["query_string"].decode("latin-1"))
+        logs.ACCESS.info("request", extra={"facts": facts})
 
     def _has_key(self, text: str) -> bool:
         return self.keys is not None and self.keys.are_in(text)
@@ -214,23 +230,6 @@ class _LimitedBody:
             raise HTTPException(
                 413, f"the upload is too large, at most {self._config.max_upload_bytes / MiB:g} MiB are accepted"
             )
-
-
-def _log(scope: Scope, notes: logs.RequestNotes, path: str, status: int, seconds: float, *, with_query: bool) -> None:
-    client = scope.get("client")
-    facts = {
-        "request_id": notes.id,
-        "method": _method(scope),
-        "path": path[: logs.MAX_PATH_CHARS],
-        "status": status,
-        "ms": round(1000 * seconds, 1),
-        "hits": notes.hits,
-        "client": client[0] if client else None,
-    }
-    # A query that is refused may hold a wrong key, such as the previous one.
-    if with_query and path != HAS_KEY and status not in (400, 401, 429):
-        facts["query"] = logs.printable(scope["query_string"].decode("latin-1"))
-    logs.ACCESS.info("request", extra={"facts": facts})
 
 
 def _address(scope: Scope) -> str:

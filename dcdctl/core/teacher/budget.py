@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, Direction, Index
+from dcdctl.core.data import Corpus, Direction, Index, Values
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher.candidate_lists import Candidates
 
@@ -41,7 +41,7 @@ def num_candidates(corpus: Corpus, max_pairs: int, scored_P: Index) -> int:
 
 
 def within_budget(
-    drawn: Candidates, count: int, scored_P: Index, weights: Mapping[Direction, NDArray[np.float64]], seed: int
+    drawn: Candidates, count: int, scored_P: Index, weights: Mapping[Direction, Values], seed: int
 ) -> Candidates:
     """The first `count` unscored candidates by priority, and all scored ones; a pair of two queries counts once, with
     its higher priority. Pairs of equal priority are chosen at random."""
@@ -80,9 +80,7 @@ def num_blocks(count: int, block_P: Index, total: int) -> tuple[int, int]:
     return kept, int(costs[-1] - costs[kept - 1])
 
 
-def disagreement(
-    query_P: Index, teacher_P: NDArray[Any], student_P: NDArray[Any], num_queries: int
-) -> NDArray[np.float64]:
+def disagreement(query_P: Index, teacher_P: NDArray[Any], student_P: NDArray[Any], num_queries: int) -> Values:
     """KL(teacher || student) of each query in nats, from the logits of its pairs; the mean of the others for a query
     of fewer than two pairs, and 1 for all if no query has any.
 
@@ -93,7 +91,7 @@ def disagreement(
     order = np.argsort(query_P, kind="stable")
     queries, starts, counts = np.unique(query_P[order], return_index=True, return_counts=True)
 
-    def log_softmax(logit_P: NDArray[Any]) -> NDArray[np.float64]:
+    def log_softmax(logit_P: NDArray[Any]) -> Values:
         logit_P = logit_P[order].astype(np.float64)
         logit_P = logit_P - np.repeat(np.maximum.reduceat(logit_P, starts), counts)
         return logit_P - np.repeat(np.log(np.add.reduceat(np.exp(logit_P), starts)), counts)

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from dcdctl.core import artifacts, distributed, files, scoring
 from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Corpus, Index
+from dcdctl.core.data import Corpus, Index, Scores
 from dcdctl.core.devices import ON_CPU, Compute, versions
 from dcdctl.core.errors import StaleError
 from dcdctl.core.models import FusionScorer
@@ -80,7 +79,7 @@ def write_items(path: Path, corpus: Corpus, track: Track) -> None:
     )
 
 
-def reusable_pairs(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
+def reusable_pairs(folder: Path, corpus: Corpus, plan: artifacts.Document) -> Pairs:
     """The scored pairs of a finished cache whose image and caption are in this corpus, with their indices in it,
     sorted.
 
@@ -200,7 +199,7 @@ def plan_cache(job: CacheJob, corpus: Corpus, teacher: FusionScorer, track: Trac
     return PlannedCache(build, corpus, teacher, source, compute)
 
 
-def plan_of(job: CacheJob, corpus: Corpus, scorer: Mapping[str, Any]) -> dict[str, Any]:
+def plan_of(job: CacheJob, corpus: Corpus, scorer: Mapping[str, Any]) -> artifacts.Document:
     """Everything that a cache's content depends on: the corpus, its candidates, and what is known of the scorer."""
     return {
         "format": CACHE.format,
@@ -252,9 +251,7 @@ def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:
     return cache.read_cache(job.build.folder, corpus=job.corpus, teacher=job.teacher.digest)
 
 
-def score_pairs(
-    job: PlannedCache, image_P: Index, text_P: Index, advance: Advance | None = None
-) -> NDArray[np.float32]:
+def score_pairs(job: PlannedCache, image_P: Index, text_P: Index, advance: Advance | None = None) -> Scores:
     """The teacher's scores of pairs, computed with the options of a job; StaleError if one is not finite."""
     scores_P = scoring.score_pairs(job.teacher, job.source, image_P, text_P, compute=job.compute, advance=advance)
     if not np.isfinite(scores_P).all():
@@ -265,7 +262,7 @@ def score_pairs(
     return scores_P
 
 
-def begin(build: Build, job: CacheJob, corpus: Corpus, track: Track) -> dict[str, Any]:
+def begin(build: Build, job: CacheJob, corpus: Corpus, track: Track) -> artifacts.Document:
     """Make the folder this plan's, with the pairs of every shard that is not scored, and return the notes of the plan.
 
     Another plan is replaced if none of it is scored.

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
-from dcdctl.core.data import Corpus, Index, RaggedArray, offsets_of
+from dcdctl.core.data import Corpus, Flags, Index, RaggedArray, Scores, Values, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import (
     CACHE,
@@ -34,7 +34,7 @@ from dcdctl.core.teacher.scores import AverageScores, TeacherScores, check_weigh
 class TeacherCache(TeacherScores):
     """Scored pairs, sorted by image and text, and the candidate lists derived from them."""
 
-    def __init__(self, folder: Path, plan: dict[str, Any], seal: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, plan: artifacts.Document, seal: artifacts.Document) -> None:
         self.folder, self.plan, self.seal = folder, plan, seal
         self.num_images, self.num_texts = int(plan["images"]), int(plan["captions"])
         self._shards = shards_of(plan)
@@ -80,7 +80,7 @@ class TeacherCache(TeacherScores):
         return self._all()._text_P.astype(np.int64)
 
     @property
-    def score_P(self) -> NDArray[np.float32]:
+    def score_P(self) -> Scores:
         return self._all()._score_P
 
     @property
@@ -92,7 +92,7 @@ class TeacherCache(TeacherScores):
         """The images and the captions of all pairs, sorted."""
         return self.image_P, self.text_P
 
-    def lookup(self, image_ix: Index, text_ix: Index) -> NDArray[np.float32]:
+    def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
         """The scores of these pairs, in their shape; NaN for pairs that the teacher has not scored."""
         images, texts = np.broadcast_arrays(*in_range(image_ix, text_ix, self.num_images, self.num_texts))
         if not images.size or not self.num_pairs:
@@ -134,7 +134,7 @@ class TeacherCache(TeacherScores):
 
     def _is_near(
         self, query_P: NDArray[Any], num_queries: int, absolute: float | None, relative: float | None
-    ) -> NDArray[np.bool_]:
+    ) -> Flags:
         """Whether a pair's score is within the plan's margins of the mean score of its query's positives."""
         is_positive = (self.role_P & POSITIVE) > 0
         sums = np.bincount(query_P[is_positive], self.score_P[is_positive], num_queries)
@@ -204,7 +204,7 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
     return cache
 
 
-def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+def _sigmoid(logits: NDArray[Any]) -> Values:
     import torch  # for margins alone: caches are inspected and verified without it
 
     # In float64: in float32 the sigmoid of every logit above about 17 is 1, and a margin could not tell them apart.
@@ -232,14 +232,14 @@ class TeacherEnsemble(AverageScores):
         )
 
     @cached_property
-    def _scores_KP(self) -> NDArray[np.float32]:
+    def _scores_KP(self) -> Scores:
         """Scores of every teacher for the pairs of the first cache."""
         first = self.teachers[0]
         return np.stack([cache.lookup(*first.scored_pairs) for cache in self.teachers])
 
     @cached_property
-    def _is_shared(self) -> NDArray[np.bool_]:
-        shared: NDArray[np.bool_] = np.logical_and.reduce(~np.isnan(self._scores_KP))
+    def _is_shared(self) -> Flags:
+        shared: Flags = np.logical_and.reduce(~np.isnan(self._scores_KP))
         if not shared.any():
             raise StaleError("no pair is scored in all caches", hint="make both with the same candidates")
         return shared

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import Build, Kind
-from dcdctl.core.data import Index
+from dcdctl.core.data import Flags, Index, Scores
 
 ITEMS_FILE, DROPPED_FILE, WORK_FOLDER = "items.parquet", "dropped.json", "work"
 POOLING = "candidates_pooling"
@@ -65,13 +65,13 @@ class Pairs:
 
     image: Index
     text: Index
-    score: NDArray[np.float32]
+    score: Scores
     role: NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.image)
 
-    def at(self, where: slice | NDArray[np.bool_]) -> Pairs:
+    def at(self, where: slice | Flags) -> Pairs:
         """Some of the pairs."""
         return Pairs(self.image[where], self.text[where], self.score[where], self.role[where])
 

@@ -311,15 +311,15 @@ def _texts_of_blocks(
     last."""
     if not corpus.is_pool:
         count = config.captions_per_image
-        return (np.concatenate([_some_captions(rng, corpus, int(i), count) for i in images]) for images in blocks)
+
+        def some_captions(image: Any) -> Index:
+            own = np.array(corpus.captions_of(int(image)), dtype=np.int64)
+            return own if len(own) <= count else np.sort(rng.choice(own, count, replace=False))
+
+        return (np.concatenate(list(map(some_captions, images))) for images in blocks)
     size = min(len(blocks[0]) * config.captions_per_image, corpus.num_captions)
     if vectors is None:
         order = rng.permutation(corpus.num_captions)
         return np.resize(order, len(blocks) * size).reshape(-1, size)
     centroids_BD = torch.stack([vectors.images_ID[torch.from_numpy(images)].mean(dim=0) for images in blocks])
     return miners.share_out(centroids_BD, vectors.texts_TD, size)
-
-
-def _some_captions(rng: np.random.Generator, corpus: Corpus, image: int, count: int) -> Index:
-    positives = np.array(corpus.captions_of(image), dtype=np.int64)
-    return positives if len(positives) <= count else np.sort(rng.choice(positives, count, replace=False))

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from dcdctl.core import distributed, models, scoring
-from dcdctl.core.data import Corpus, Index
+from dcdctl.core.data import Corpus, Index, Scores
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualEncoder
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.teacher.scores import AverageScores, Scores, TeacherScores, check_weights, in_range
+from dcdctl.core.teacher.scores import AverageScores, TeacherScores, check_weights, in_range
 
 ROWS_AT_A_TIME = 8192
 """Vectors converted to float64 at a time, so that no copy of all of them is made."""

@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from dcdctl.core import distributed, files
 from dcdctl.core.artifacts import Build
-from dcdctl.core.data import Corpus, Index, offsets_of
+from dcdctl.core.data import Corpus, Flags, Index, offsets_of
 from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, MissingError, StaleError
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
@@ -213,7 +212,7 @@ class _GivenScores:
         is_planned = (self._key_P[position_B] == key_B) & (image_B >= 0) & (text_B >= 0)
         is_open = np.ones(len(score_B), dtype=bool)
 
-        def fault(kind: str, is_wrong: NDArray[np.bool_], column: str = column, other_B: Any = None) -> None:
+        def fault(kind: str, is_wrong: Flags, column: str = column, other_B: Any = None) -> None:
             nonlocal is_open
             rows, examples = np.flatnonzero(is_wrong & is_open), []
             for row in rows[:NUM_EXAMPLES].tolist():

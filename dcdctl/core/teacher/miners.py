@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import scoring
-from dcdctl.core.data import Corpus, Index, tokens_of
+from dcdctl.core.data import Corpus, Flags, Index, Scores, tokens_of
 from dcdctl.core.errors import require_extra
 from dcdctl.core.teacher.false_negatives import Reasons
 
@@ -76,7 +75,7 @@ def lexical_miner(queries: Sequence[str], documents: Sequence[str]) -> Miner:
     return lambda chunk, width: np.stack([best(queries[query], width) for query in chunk])
 
 
-def _first(scores: NDArray[np.float32], count: int) -> Index:
+def _first(scores: Scores, count: int) -> Index:
     """Positions of the highest scores, best first, ties by position. A partition alone would leave ties to the
     processor."""
     if count >= len(scores):
@@ -162,7 +161,7 @@ def mine(
 
 def _choose(
     matrix_QK: Index, queries: Index, population: int, count: int, reason_against: PairFilter
-) -> tuple[NDArray[np.bool_], Index, Index, Index]:
+) -> tuple[Flags, Index, Index, Index]:
     """Which queries have enough candidates or have seen all; the keys of their pairs, and the rank of each; for each
     reason, how many pairs it removed."""
     query_QK = np.broadcast_to(queries[:, None], matrix_QK.shape)
@@ -181,7 +180,7 @@ def _choose(
     )
 
 
-def _is_first(matrix_QK: Index) -> NDArray[np.bool_]:
+def _is_first(matrix_QK: Index) -> Flags:
     """Whether an entry is the first of its value in its row."""
     # Stable, so that among equal entries the first in the row stays first.
     order_QK = np.argsort(matrix_QK, axis=1, kind="stable")
@@ -193,7 +192,7 @@ def _is_first(matrix_QK: Index) -> NDArray[np.bool_]:
     return first_QK
 
 
-def clusters(corpus: Corpus, cluster_size: int, vectors_ID: NDArray[np.float32] | None = None) -> list[Index]:
+def clusters(corpus: Corpus, cluster_size: int, vectors_ID: Scores | None = None) -> list[Index]:
     """Clusters of similar images; every image is in one cluster.
 
     Similarity is the inner product of `vectors_ID` (I x D), or by default of the words of the captions, each weighted
@@ -221,7 +220,7 @@ def clusters(corpus: Corpus, cluster_size: int, vectors_ID: NDArray[np.float32] 
     return result
 
 
-def _word_vectors(corpus: Corpus) -> NDArray[np.float32]:
+def _word_vectors(corpus: Corpus) -> Scores:
     """One unit vector per image: the words of its captions, weighted by inverse document frequency."""
     words: dict[str, int] = {}
     rows, columns = [], []
@@ -229,15 +228,16 @@ def _word_vectors(corpus: Corpus) -> NDArray[np.float32]:
         for word in text.lower().split():
             rows.append(image)
             columns.append(words.setdefault(word, len(words)))
-    pairs = np.unique(np.array([rows, columns]), axis=1)
-    frequency = np.bincount(pairs[1], minlength=len(words))
+    image_P, word_P = np.unique(np.array([rows, columns]), axis=1)
+    frequency = np.bincount(word_P, minlength=len(words))
     # Stable, so that the processor does not decide which of equally frequent words are kept.
     common = np.argsort(-frequency, kind="stable")[:_MAX_WORDS]
     column_of_word = np.full(len(words), -1)
     column_of_word[common] = np.arange(len(common))
     vectors = np.zeros((corpus.num_images, len(common)), dtype=np.float32)
-    kept = column_of_word[pairs[1]] >= 0
-    vectors[pairs[0][kept], column_of_word[pairs[1][kept]]] = np.log(1 + corpus.num_images / frequency[pairs[1][kept]])
+    kept = column_of_word[word_P] >= 0
+    image_P, word_P = image_P[kept], word_P[kept]
+    vectors[image_P, column_of_word[word_P]] = np.log(1 + corpus.num_images / frequency[word_P])
     norms = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
     # An image none of whose words is kept has a vector of zeros.
     return vectors / np.maximum(norms, np.float32(1e-12))

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dcdctl.core.data import Index
+from dcdctl.core.data import Index, Scores
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.candidate_lists import Candidates
-
-Scores = NDArray[np.float32]
 
 
 class TeacherScores(ABC):

@@ -18,9 +18,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dcdctl.core.data import Direction, Index, RaggedArray
+from dcdctl.core.data import Direction, Index, RaggedArray, Scores, Values
 from dcdctl.core.teacher.cache import TeacherCache, TeacherEnsemble
 from dcdctl.core.teacher.candidate_lists import POSITIVE
 
@@ -30,7 +29,7 @@ MAX_LISTS = 4096
 """Lists that are measured per direction, evenly spaced over the captions."""
 ENTROPY_SHARE = 0.5
 """Of log K: the mean entropy at the recommended temperature. The teacher then hesitates between sqrt(K) of K pairs."""
-Lists = NDArray[np.float64]
+Lists = Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ def measure_spread(scores: TeacherCache | TeacherEnsemble) -> ScoreSpread:
     )
 
 
-def lack_of_order(score_P: NDArray[np.float32]) -> str | None:
+def lack_of_order(score_P: Scores) -> str | None:
     """Why nothing can be learned from the order of scores; None if something can."""
     if not len(score_P) or not (np.isin(score_P, (0, 1)).all() or (score_P == score_P[0]).all()):
         return None
@@ -106,7 +105,7 @@ def _share(lists_LK: Lists, temperature: float) -> float:
     return float((_entropy(lists_LK, temperature) / np.log((~np.isnan(lists_LK)).sum(axis=1))).mean())
 
 
-def _entropy(lists_LK: Lists, temperature: float) -> NDArray[np.float64]:
+def _entropy(lists_LK: Lists, temperature: float) -> Values:
     """The entropy of the softmax of each list, in nats."""
     logits = np.where(
         np.isnan(lists_LK), -np.inf, (lists_LK - np.nanmax(lists_LK, axis=1, keepdims=True)) / temperature

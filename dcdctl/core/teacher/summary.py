@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.data import Corpus, Direction, Flags, Index, Scores
 from dcdctl.core.teacher.cache import TeacherCache
 from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
 from dcdctl.core.teacher.spread import ENTROPY_SHARE, NUM_NEGATIVES, ScoreSpread, lack_of_order, measure_spread
@@ -100,14 +99,14 @@ def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
     )
 
 
-def _best(query_P: NDArray[np.int64], score_P: NDArray[np.float32], num_queries: int) -> NDArray[np.float32]:
+def _best(query_P: Index, score_P: Scores, num_queries: int) -> Scores:
     best_Q = np.full(num_queries, -np.inf, dtype=np.float32)
     # Not best_Q[query_P] = ..., which keeps one score of a query that repeats.
     np.maximum.at(best_Q, query_P, score_P)
     return best_Q
 
 
-def _summarize_direction(cache: TeacherCache, direction: Direction, best_Q: NDArray[np.float32]) -> DirectionSummary:
+def _summarize_direction(cache: TeacherCache, direction: Direction, best_Q: Scores) -> DirectionSummary:
     negatives = cache.candidates.lists(direction)
     query = negatives.rows
     outranks = cache.lookup(*direction.query_first(query, negatives.values)) >= best_Q[query]
@@ -122,9 +121,7 @@ def _summarize_direction(cache: TeacherCache, direction: Direction, best_Q: NDAr
     )
 
 
-def _hardest(
-    cache: TeacherCache, is_negative: NDArray[np.bool_], best_I: NDArray[np.float32], count: int
-) -> list[Negative]:
+def _hardest(cache: TeacherCache, is_negative: Flags, best_I: Scores, count: int) -> list[Negative]:
     image_P, text_P = cache.scored_pairs
     # A pool has no positive that a negative could be compared with.
     is_negative = is_negative & np.isfinite(best_I).any()

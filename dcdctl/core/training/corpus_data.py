@@ -239,6 +239,11 @@ class CorpusData(TrainingData):
         return {**self._facts_of_files(start, compute), **self.preview.inputs()}
 
     def _facts_of_files(self, start: str, compute: Compute) -> dict[str, Any]:
+        more = {
+            "pool": self.parts[1].facts() if self.parts[1:] else None,
+            "teachers": self.main.embedded and self.main.embedded.plan,
+            "temperature": self.temperature,
+        }
         return {
             **self.main.facts(),
             "start": start,
@@ -246,9 +251,7 @@ class CorpusData(TrainingData):
             # Stored features are rounded to float16, so they change numbers; their folder does not.
             "features": None if compute.features is None else "float16",
             **validation.facts_of(self.validation, self.validation_teachers),
-            **({"pool": self.parts[1].facts()} if self.parts[1:] else {}),
-            **({} if self.main.embedded is None else {"teachers": self.main.embedded.plan}),
-            **({} if self.temperature is None else {"temperature": self.temperature}),
+            **{name: value for name, value in more.items() if value is not None},
         }
 
     def collect(self, compute: Compute, track: Track) -> Callable[[Run], None]:
@@ -271,16 +274,16 @@ class CorpusData(TrainingData):
     def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> CorpusBatches | MixedBatches:
         """A trial has random negatives in the place of mined ones, which take the same time and memory."""
         plan = replace(plan, by_side=self.recipe.model.kind == "dual")
-        batches = [self._batches_of(part, plan, run) for part in self.parts]
+        batches = []
+        for part in self.parts:
+            assert part.source is not None
+            pairs = part.pairs
+            if run is not None and part is self.main and self.recipe.batch.negatives == "mined":
+                mined = negatives.read_shared(run.folder, part.source, self.recipe)
+                pairs = choose_pairs(part.corpus, self.recipe, None, pairs.false_negatives, mined)
+            vectors = part.embedded if self.recipe.loss.vector_terms else None
+            batches.append(CorpusBatches(part.source, pairs, plan, vectors))
         return MixedBatches(*batches) if self.parts[1:] else batches[0]
-
-    def _batches_of(self, part: ScoredCorpus, plan: MicroBatchPlan, run: Run | None) -> CorpusBatches:
-        assert part.source is not None
-        pairs = part.pairs
-        if run is not None and part is self.main and self.recipe.batch.negatives == "mined":
-            mined = negatives.read_shared(run.folder, part.source, self.recipe)
-            pairs = choose_pairs(part.corpus, self.recipe, None, pairs.false_negatives, mined)
-        return CorpusBatches(part.source, pairs, plan, part.embedded if self.recipe.loss.vector_terms else None)
 
 
 def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:

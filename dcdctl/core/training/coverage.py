@@ -65,14 +65,14 @@ def count_different_negatives(lists: CandidateLists, num_steps: int) -> dict[Dir
     """What each direction of the recipe shows a query in a training of `num_steps`."""
     # The key 2 separates the choice of queries from the draws of the batches, whose keys are 0 and 1.
     rng = np.random.default_rng([lists.seed, 2])
-    counted = {}
-    for direction in lists.config.directions:
+    config, counted = lists.config, {}
+    for direction in config.directions:
         queries = lists.queries(direction)
-        lists_per_query = num_steps * lists.config.size / len(lists.config.directions) / len(queries)
+        lists_per_query = num_steps * config.size / len(config.directions) / len(queries)
         num_queries = min(MAX_QUERIES, len(queries), max(1, int(MAX_LISTS / lists_per_query)))
         queries = rng.choice(queries, num_queries, replace=False)
         samples = lists.samples_of(direction, queries, num_steps)
-        pairs, kept = np.empty((0, 2), dtype=np.int64), lists.config.random_negatives
+        pairs, kept = np.empty((0, 2), dtype=np.int64), config.random_negatives
         if len(samples):
             image_BN, text_BN, *_ = lists.kept(samples.tolist())
             kept = image_BN.shape[1] - 1
@@ -81,7 +81,7 @@ def count_different_negatives(lists: CandidateLists, num_steps: int) -> dict[Dir
             queries=num_queries,
             lists=round(len(samples) / num_queries, 2),
             candidates=round(float(np.mean([lists.num_candidates(direction, int(query)) for query in queries])), 2),
-            drawn=lists.config.random_negatives,
+            drawn=config.random_negatives,
             kept=kept,
             # A pair names its query and its negative.
             different=round(len(np.unique(pairs, axis=0)) / num_queries, 2),
@@ -126,26 +126,21 @@ class Preview:
             yield "; ".join(f"each {direction.query} meets {count}" for direction, count in self.negatives.items())
 
     def warnings(self) -> Iterator[str]:
-        """A line for each direction in which the cache is drawn empty, with the way out."""
+        """A line for each direction in which the cache is drawn empty, with the way out: more candidates."""
+        config, enough = self.recipe.candidates, FRESH * self.recipe.batch.random_negatives
         for direction, count in self.negatives.items():
             if self.has_cache and count.is_drained:
-                problem = (
-                    f"{count.drawn} of the {shown(count.candidates)} cached candidates of each {direction.query} "
-                    "are drawn for every list"
-                )
+                more = f"per_query={enough}"
+                if config.kind == "blocks":
+                    # A block of n images has n - 1 candidates for a caption, and the captions of as many images for an
+                    # image.
+                    per_image = config.captions_per_image if direction == Direction.TEXT else 1
+                    more = f"block_size={-(-enough // per_image) + 1}"
                 yield (
-                    f"warning: {problem}, so all {shown(count.lists)} lists have nearly the same negatives; "
-                    f"{self._more(direction)}"
+                    f"warning: {count.drawn} of the {shown(count.candidates)} cached candidates of each "
+                    f"{direction.query} are drawn for every list, so all {shown(count.lists)} lists have nearly the "
+                    f"same negatives; cache more: --set candidates.{more}"
                 )
-
-    def _more(self, direction: Direction) -> str:
-        """How to cache candidates that last."""
-        config, count = self.recipe.candidates, FRESH * self.recipe.batch.random_negatives
-        if config.kind != "blocks":
-            return f"cache more: --set candidates.per_query={count}"
-        # A block of n images has n - 1 candidates for a caption, and the captions of as many images for an image.
-        per_image = config.captions_per_image if direction == Direction.TEXT else 1
-        return f"cache more: --set candidates.block_size={-(-count // per_image) + 1}"
 
     def inputs(self) -> dict[str, Any]:
         """What a resumed run must find again, for run.json."""

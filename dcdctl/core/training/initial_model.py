@@ -31,8 +31,26 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
     """The model that a recipe trains, with its first weights, downloaded if necessary. The teacher is copied, not
     changed."""
     config = recipe.model
+    model: Model
     if config.kind == "fusion":
-        model: Model = _make_fusion(recipe, captions, teacher, track)
+        check(recipe, has_teacher=teacher is not None)
+        if teacher is None:
+            teacher = (
+                _new_fusion(config, captions, recipe.seed)
+                if config.start == "new"
+                else models.load_fusion(config.start, track=track)
+            )
+        # A copy, because a saved model may be averaged with the teacher that it starts from.
+        # A scorer without fusion layers, such as a dual encoder, says why it has no student.
+        is_chosen = config.layers or not teacher.num_layers
+        model = teacher.student(config.layers) if is_chosen else copy.deepcopy(teacher).requires_grad_(True)
+        if config.frozen_encoders:
+            if model.encoders is None:
+                raise ConfigError(
+                    "model.frozen_encoders is set, and the model has no separate encoders: a ViLT fuses pixels and "
+                    "words"
+                )
+            model.encoders.freeze()
     else:
         is_new = config.start == "new"
         model = _new_dual(config, captions, recipe.seed) if is_new else models.load_dual(config.start)
@@ -59,28 +77,6 @@ def check_dims(dims: Sequence[int], model: Model) -> None:
             f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers",
             hint=f"end it with {model.embedding_dim}, the full width",
         )
-
-
-def _make_fusion(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track) -> FusionScorer:
-    config = recipe.model
-    check(recipe, has_teacher=teacher is not None)
-    if teacher is None:
-        teacher = (
-            _new_fusion(config, captions, recipe.seed)
-            if config.start == "new"
-            else models.load_fusion(config.start, track=track)
-        )
-    # A copy, because a saved model may be averaged with the teacher that it starts from.
-    # A scorer without fusion layers, such as a dual encoder, says why it has no student.
-    is_chosen = config.layers or not teacher.num_layers
-    model = teacher.student(config.layers) if is_chosen else copy.deepcopy(teacher).requires_grad_(True)
-    if config.frozen_encoders:
-        if model.encoders is None:
-            raise ConfigError(
-                "model.frozen_encoders is set, and the model has no separate encoders: a ViLT fuses pixels and words"
-            )
-        model.encoders.freeze()
-    return model
 
 
 def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> FusionScorer:

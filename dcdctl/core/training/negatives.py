@@ -131,7 +131,7 @@ def _config(recipe: Recipe) -> CandidateConfig:
     return dataclasses.replace(recipe.candidates, directions=recipe.batch.directions)
 
 
-def _plan(corpus: Corpus, recipe: Recipe) -> dict[str, Any]:
+def _plan(corpus: Corpus, recipe: Recipe) -> artifacts.Document:
     """Everything that mined negatives depend on, as JSON values."""
     settings = {f"candidates.{name}": value for name, value in to_table(_config(recipe)).items()}
     return {"format": FORMAT, "corpus": corpus.fingerprint, **settings}

@@ -75,7 +75,7 @@ class Run:
     def is_finished(self) -> bool:
         return self.model_folder.is_dir()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> artifacts.Document:
         """run.json; InputError if it is damaged, or if the model in the folder is another run's."""
         return models.read_run(self.folder, error=InputError)[0]
 
@@ -84,7 +84,7 @@ class Run:
         """Names the run in its other files: SHA-256 of run.json."""
         return files.digest_of(self.facts())
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[artifacts.Document]:
         """The logged steps, oldest first; see `read_lines`.
 
         InputError that names a damaged line, or the file if a run has another one than it wrote.
@@ -105,7 +105,7 @@ class Run:
         with (self.folder / name).open("a", encoding="utf-8", newline="\n") as file:
             file.write(self.log_line(values))
 
-    def read_lines(self, name: str, hint: str) -> list[dict[str, Any]]:
+    def read_lines(self, name: str, hint: str) -> list[artifacts.Document]:
         """The lines that `log_line` made, without a last one that a killed run left incomplete; none without a file.
 
         InputError with `hint` names a damaged line, or one of another run.
@@ -128,9 +128,9 @@ class Run:
     def _line_checksum(self, values: Mapping[str, Any]) -> str:
         return files.digest_of({**values, artifacts.RUN: self.digest})[:SHORT]
 
-    def _read_line(self, path: Path, number: int, line: bytes, hint: str) -> dict[str, Any]:
+    def _read_line(self, path: Path, number: int, line: bytes, hint: str) -> artifacts.Document:
         try:
-            values = json.loads(line.decode())
+            values: artifacts.Document = json.loads(line.decode())
             is_intact = isinstance(values, dict) and values.pop(artifacts.CHECKSUM, "") == self._line_checksum(values)
         # RecursionError: a damaged line may hold any number of brackets.
         except (ValueError, RecursionError):
@@ -139,8 +139,7 @@ class Run:
             raise InputError(
                 f"line {number} of {path} is damaged, or of another run: it does not match its checksum", hint=hint
             )
-        result: dict[str, Any] = values
-        return result
+        return values
 
     def log_damages(self) -> Iterator[str]:
         """What is wrong with metrics.jsonl and shards.jsonl, every damaged line included; InputError for a damaged
@@ -166,9 +165,8 @@ class Run:
     def checkpoint_steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
         paths = (self.folder / "checkpoints").glob("step-*")
-        return sorted(
-            int(path.name.removeprefix("step-")) for path in paths if path.name.removeprefix("step-").isdigit()
-        )
+        steps = (path.name.removeprefix("step-") for path in paths)
+        return sorted(int(step) for step in steps if step.isdigit())
 
 
 ELSEWHERE = "name another folder with --out"
@@ -190,7 +188,7 @@ class SeededConfig(Protocol):
     def seed(self) -> int: ...
 
 
-def check_folder(folder: Path, facts: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
+def check_folder(folder: Path, facts: Mapping[str, Any], *, resume: bool) -> artifacts.Document | None:
     """run.json of the run that `folder` holds, None if it is vacant; StaleError if it cannot take a run of these facts:
     it holds one with others, any run at all without `resume`, or something that is not a run.
 
@@ -223,7 +221,7 @@ def start_run(
     folder: Path,
     recipe: SeededConfig,
     kind: str,
-    inputs: dict[str, Any],
+    inputs: artifacts.Document,
     *,
     resume: bool,
     measured: Mapping[str, Any] | None = None,

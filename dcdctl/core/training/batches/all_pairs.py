@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dcdctl.core.data import Index, RaggedArray
+from dcdctl.core.data import Flags, Index, RaggedArray, Values
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import TeacherScores
 from dcdctl.core.training.batches.step_pairs import Coverage, PairsOfStep, StepPairs
@@ -68,7 +67,7 @@ class PairGrid(StepPairs):
             hint=f"make a cache with the student's recipe (dcdctl cache-teacher --recipe), or set {self.hint}",
         )
 
-    def _is_same(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
+    def _is_same(self, image_QG: Index, text_QG: Index) -> Flags:
         """Off the diagonal: whether the caption of another image also matches this one."""
         same_QG = np.zeros(image_QG.shape, dtype=bool)
         # A text that occurs once matches only its own image, on the diagonal, and the duplicates of that.
@@ -119,7 +118,7 @@ class AllPairs(PairGrid):
         self._neighbors = None if self.scores is None else find_neighbors(self.scores, owner_T, corpus.num_images)
 
     @property
-    def caption_shares(self) -> NDArray[np.float64]:
+    def caption_shares(self) -> Values:
         """Images have equal shares, which their captions divide by their weights."""
         texts, images, share_T = self._texts_of.values, self._texts_of.rows, np.zeros(self.corpus.num_captions)
         weights = np.ones(len(texts)) if self.weight_T is None else self.weight_T[texts]
@@ -164,9 +163,7 @@ def find_neighbors(scores: TeacherScores, owner_T: Index, num_images: int) -> Ne
     return RaggedArray.from_pairs(keys // num_images, keys % num_images, num_images), counts
 
 
-def image_batches(
-    neighbors: Neighbors | None, is_free: NDArray[np.bool_], size: int, rng: np.random.Generator
-) -> list[Index]:
+def image_batches(neighbors: Neighbors | None, is_free: Flags, size: int, rng: np.random.Generator) -> list[Index]:
     """Batches of one size of the free images, in random order, each in at most one; `is_free` is changed.
 
     A batch starts from a random image and adds the image that shares most scored pairs with it, ties broken at random;

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core.data import Direction, Index
+from dcdctl.core.data import Direction, Index, Scores, Values
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import Candidates
 from dcdctl.core.training import negatives
@@ -49,7 +48,7 @@ class Lists(StepPairs):
             true_IT=self._is_match(*np.broadcast_arrays(np.unique(image_BN)[:, None], np.unique(text_BN))),
         )
 
-    def kept(self, samples: Iterable[int]) -> tuple[Index, Index, NDArray[np.float32], NDArray[np.float32]]:
+    def kept(self, samples: Iterable[int]) -> tuple[Index, Index, Scores, Scores]:
         """Images and captions of the lists of these numbers, the positive in column 0, and the teacher's scores in two
         orders (`Batch`)."""
         image_BK, text_BK = (np.stack(indices) for indices in zip(*map(self._list, samples), strict=True))
@@ -93,7 +92,7 @@ class CandidateLists(Lists):
         self.batches_per_epoch = len(self._captions) / self.config.size
 
     @property
-    def caption_shares(self) -> NDArray[np.float64]:
+    def caption_shares(self) -> Values:
         """Proportional to the weights of the captions that lists are made for."""
         share_T = np.zeros(self.corpus.num_captions)
         share_T[self._captions] = 1 if self.weight_T is None else self.weight_T[self._captions]

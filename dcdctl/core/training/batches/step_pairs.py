@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core.data import Corpus, Index
+from dcdctl.core.data import Corpus, Flags, Index, Scores, Values
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Features, Reader, Source
@@ -77,10 +76,10 @@ class PairsOfStep:
     image_RC: Index
     """For all pairs a column, and `text_RC` a row."""
     text_RC: Index
-    teacher_RC: NDArray[np.float32]
-    official_RC: NDArray[np.float32]
-    same_RC: NDArray[np.bool_]
-    true_IT: NDArray[np.bool_] | None = None
+    teacher_RC: Scores
+    official_RC: Scores
+    same_RC: Flags
+    true_IT: Flags | None = None
 
 
 @dataclass
@@ -105,7 +104,7 @@ class StepPairs(ABC):
         """The pairs of a step."""
 
     @property
-    def caption_shares(self) -> NDArray[np.float64]:
+    def caption_shares(self) -> Values:
         """(T,): how often each caption is drawn, on average; sums to 1. The texts of a pool have equal shares."""
         return np.full(self.corpus.num_captions, 1 / self.corpus.num_captions)
 
@@ -113,12 +112,12 @@ class StepPairs(ABC):
     def coverage(self, num_steps: int) -> Coverage:
         """How far the cache covers the queries of a training of `num_steps`."""
 
-    def _is_match(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
+    def _is_match(self, image_QG: Index, text_QG: Index) -> Flags:
         """Whether each caption belongs to its image, or cannot be its negative for another reason
         (`FalseNegativeFilter`)."""
         return self.false_negatives(image_QG, text_QG) > 0
 
-    def _known(self, image_RC: Index, text_RC: Index) -> NDArray[np.float32]:
+    def _known(self, image_RC: Index, text_RC: Index) -> Scores:
         """The teacher's scores of pairs; NaN where it has none."""
         if self.scores is None:
             return np.full(np.broadcast_shapes(image_RC.shape, text_RC.shape), np.nan, dtype=np.float32)

@@ -16,12 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional
 
 from dcdctl.core import distributed, scoring
-from dcdctl.core.data import ImageError, Index, ShardStream, StreamSample, decode_image, text_key
+from dcdctl.core.data import Flags, ImageError, Index, ShardStream, StreamSample, decode_image, text_key
 from dcdctl.core.devices import Compute, read_ahead
 from dcdctl.core.errors import InputError
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, TextBatch
@@ -34,7 +32,7 @@ TEACHER_ROWS = 256
 SKIP_HINT = "leave such samples out with --set stream.on_error=skip"
 
 
-Encoded = tuple[Sequence[StreamSample], NDArray[np.bool_]]
+Encoded = tuple[Sequence[StreamSample], Flags]
 """The samples of a step as worker processes receive them: each with one caption, and an empty file for an image of
 another process; and where a caption also matches another image."""
 
@@ -49,20 +47,15 @@ class StreamTeacher:
     """Whether the loss compares vectors; otherwise it takes scores."""
 
     @torch.no_grad()
-    def _embed(self, images: ImageBatch, texts: TextBatch) -> tuple[Tensor, Tensor]:
-        """The unit vectors of some rows of a batch, in float32, whatever the precision of the training."""
-        compute = replace(self.compute, precision="float32")
-        vectors = (
-            torch.cat([scoring.embed_batch(embed, part, compute) for part in _parts(batch)])
-            for embed, batch in ((self.model.embed_images, images), (self.model.embed_texts, texts))
-        )
-        return tuple(scoring.finite_vectors(functional.normalize(side, dim=-1)) for side in vectors)  # type: ignore[return-value]
-
     def complete(self, batch: Batch, inputs: tuple[ImageBatch, TextBatch], rows: range, size: int) -> Batch:
         """The batch with the teacher's scores or vectors; `inputs` are those of the rows of this process, `size` is
         that of the batch."""
         sides = []
-        for local in self._embed(*inputs):
+        # Whatever the precision of the training.
+        compute = replace(self.compute, precision="float32")
+        for embed, side in zip((self.model.embed_images, self.model.embed_texts), inputs, strict=True):
+            local = torch.cat([scoring.embed_batch(embed, part, compute) for part in _parts(side)])
+            local = scoring.finite_vectors(functional.normalize(local, dim=-1))
             vectors = local.new_zeros(size, local.shape[1])
             vectors[rows.start : rows.stop] = local
             # Rows of other processes are zeros here, so the sum over processes holds every row once.
@@ -130,7 +123,7 @@ class StreamBatches:
         return self.teacher.complete(batch, inputs, self._rows, self.config.size)
 
 
-def _is_same(samples: Sequence[StreamSample], captions: Sequence[str]) -> NDArray[np.bool_]:
+def _is_same(samples: Sequence[StreamSample], captions: Sequence[str]) -> Flags:
     """Off the diagonal: whether an image has a caption of equal text, or the same file as the caption's image."""
     same_QG = np.zeros((len(captions), len(captions)), dtype=bool)
     with_text: dict[str, list[int]] = {}

@@ -62,10 +62,6 @@ class LossConfig:
                     for on in ("lists", "all pairs")
                 ),
             )
-        self._check_temperature()
-        self._check_options()
-
-    def _check_temperature(self) -> None:
         if self.temperature == "auto":
             if not self.needs_teacher:
                 raise ConfigError(
@@ -78,6 +74,7 @@ class LossConfig:
                 f"loss.temperature must {above(0).demand}, got {self.temperature}",
                 hint="or auto, which takes it from the cache",
             )
+        self._check_options()
 
     def _check_options(self) -> None:
         # A setting that no loss reads would have no effect, and nobody would notice.

@@ -55,19 +55,16 @@ def _table(config: Any, name: str) -> Iterator[str]:
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for key, value in values.items():
         if not dataclasses.is_dataclass(value):
-            yield from ["", *_comment(docs.get(key, ""), hints[key]), f"{key} = {toml_value(to_table(value))}"]
+            doc, hint = docs.get(key, ""), hints[key]
+            choices = [str(choice) for choice in typing.get_args(hint)] if typing.get_origin(hint) is Literal else []
+            if not all(choice in doc for choice in choices):
+                doc = f"{doc} One of {', '.join(choices)}.".strip()
+            yield from ["", *_lines(doc), f"{key} = {toml_value(to_table(value))}"]
     for key, value in values.items():
         if dataclasses.is_dataclass(value):
             title = (type(value).__doc__ or "").split(": ", 1)[-1]
             yield from ["", "", *_lines(f"{title[:1].upper()}{title[1:]}"), f"[{name}{key}]"]
             yield from _table(value, f"{name}{key}.")
-
-
-def _comment(doc: str, hint: Any) -> list[str]:
-    choices = [str(choice) for choice in typing.get_args(hint)] if typing.get_origin(hint) is Literal else []
-    if not all(choice in doc for choice in choices):
-        doc = f"{doc} One of {', '.join(choices)}.".strip()
-    return _lines(doc)
 
 
 def _lines(text: str) -> list[str]:
