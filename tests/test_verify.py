@@ -315,6 +315,13 @@ def test_weights_and_features_that_are_not_finite_are_named(copied):
     assert f"numbers of the weights {name} are not finite" in second
 
 
+def test_artifacts_are_in_the_order_of_their_folders(tmp_path):
+    for name in "fbhadgce":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plan.json").touch()
+    assert [artifact.path.name for artifact in verify.verify(tmp_path).artifacts] == list("abcdefgh")
+
+
 def test_a_path_without_artifacts_is_the_users_error(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(InputError, match=r"holds no artifact of dcdctl, but letter\.txt; name a corpus"):

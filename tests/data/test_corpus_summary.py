@@ -115,6 +115,13 @@ def test_long_captions_share_the_last_bin(tmp_path):
     assert '<th scope="row">40+</th>' in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.parametrize(("make", "name"), [(tiny.make_corpus, "captions"), (tiny.make_pool, "texts")])
+def test_the_page_counts_the_captions_of_a_corpus_and_the_texts_of_a_pool(tmp_path, make, name):
+    corpus = make(tmp_path / "made", [["a dog"], ["a dog", "a cat"]])
+    pages.write_corpus_page(tmp_path / "page.html", corpus_summary.summarize_corpus(corpus.folder), corpus, "made")
+    assert f'title="3 {name}"' in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_a_format_is_known_by_the_first_bytes(file_format):
     assert corpus_summary.format_of(file_of((9, 5), file_format)[:12]) == file_format

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.search import IndexSearcher
-from dcdctl.core.serve import ServiceConfig, connections, logs
+from dcdctl.core.serve import Job, ServiceConfig, child, connections, logs, serve
 from dcdctl.core.serve import app as serve_app
 from dcdctl.core.serve import listener as sockets
 from dcdctl.core.serve.metrics import Metrics
@@ -270,6 +270,18 @@ def test_malformed_requests_are_counted_and_not_logged(searcher, logged, capfd, 
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_malformed_upload_is_answered_and_not_logged(made, searcher, logged, monkeypatch):
+    logged.set_level(logging.NOTSET, logger="python_multipart")
+    client, answers = served.client_of(searcher, PATIENT), []
+    sent = {"Content-Type": "multipart/form-data; boundary=x"}
+    monkeypatch.setattr(
+        child, "run", lambda *_: answers.append(client.post("/search", content=b"--y\r\n", headers=sent))
+    )
+    serve(Job(str(made.index), ServiceConfig(port=0), device="cpu"), on_start=print)
+    assert [answer.status_code for answer in answers] == [400]
+    assert logged.text == ""
+
+
 def test_headers_that_arrive_at_once_and_are_too_large_are_refused(searcher):
     with serving(searcher, replace(PATIENT, max_header_bytes=1000)) as address:
         answer = httpx2.get(
@@ -333,6 +345,17 @@ def test_a_log_of_requests_has_neither_their_queries_nor_control_characters(sear
     )
     assert "path=/\\n\\x1b[2Jxyyy" in second
     assert len(second) < 400
+
+
+@pytest.mark.parametrize("access_log", [True, False])
+def test_requests_are_written_to_stderr_on_request(searcher, capsys, monkeypatch, access_log):
+    config = replace(PATIENT, access_log=access_log)
+    client = served.client_of(searcher, config)
+    with monkeypatch.context() as patch:
+        patch.setattr(logging.root, "handlers", [])
+        with logs.to_stderr(config):
+            client.get("/search?text=a+bus")
+    assert capsys.readouterr().err.count("path=/search status=200") == access_log
 
 
 def test_a_log_of_requests_has_queries_on_request_and_never_refused_ones(searcher, logged):
