@@ -18,12 +18,14 @@ from processes import make_once
 from dcdctl.cli import demo as demo_command
 from dcdctl.core import demo, files, models
 from dcdctl.core.bench import BenchConfig, ModelTimes, footprint
+from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.data.scenes import FAMILY_SIZE
 from dcdctl.core.demo import DemoJob
 from dcdctl.core.evaluation import EvalOptions, Evaluation, cascade, evaluate_model
 from dcdctl.core.report import report
 from dcdctl.core.teacher import read_cache
+from dcdctl.core.training import load_recipe
 
 QUICK = BenchConfig(
     num_images=4,
@@ -104,6 +106,14 @@ def test_the_fusion_student_meets_scenes_of_the_same_family_as_negatives(
         )
 
     assert share_with_sibling("cache-fusion") > 0.8
+
+
+def test_each_cache_has_the_candidates_of_its_students_recipe_with_the_settings(
+    finished: tuple[Path, demo.DemoResult],
+) -> None:
+    out, _ = finished
+    for name, folder in demo.CACHES.items():
+        assert read_cache(out / folder).plan["candidates"] == to_table(load_recipe(name, SETS).candidates)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,13 @@ def test_a_copy_of_the_ranks_is_written_to_the_given_file(folders, run, run_eval
     assert (tmp_path / "copy.parquet").read_bytes() == (run / "ranks.parquet").read_bytes()
 
 
+def test_only_the_evaluation_that_ranks_belong_to_replaces_them_by_a_copy(folders, run, run_eval):
+    assert run_eval(run, "--max-images", 3).exit_code == 0
+    refused = run_eval(run, "--rerank", folders / "vilt", "--max-images", 3, "--ranks", run / "ranks.parquet")
+    assert "result.json belongs to the ranks in" in " ".join(refused.stderr.split())
+    assert run_eval(run, "--max-images", 3, "--ranks", run / "ranks.parquet").exit_code == 0
+
+
 def test_a_failed_evaluation_keeps_the_earlier_results(run, run_eval, monkeypatch):
     assert run_eval(run).exit_code == 0
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}

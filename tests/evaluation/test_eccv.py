@@ -196,6 +196,11 @@ def test_as_many_candidates_are_wanted_as_a_query_has_positives_at_most(metrics)
     assert Judge(metrics, more).num_top == 58
 
 
+def test_the_judgments_are_opened_for_the_gallery_that_they_are_of(metrics, monkeypatch):
+    monkeypatch.setattr(eccv, "load_package", lambda: lambda: metrics)
+    assert eccv.open_judge(coco(metrics), SimpleNamespace(name="coco-5k")).num_top == 48
+
+
 def test_a_corpus_with_numbers_of_its_own_is_refused(metrics):
     corpus = coco(metrics)
     corpus.caption_ids = np.arange(25000)

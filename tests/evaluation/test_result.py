@@ -10,8 +10,8 @@ from evaluations import change_json
 from made_runs import cascade_changes, scores_of, write_evaluation
 
 from dcdctl.core.data import Direction
-from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation import CASCADE_FILES, Estimate, SavedEvaluation
+from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.evaluation import CASCADE_FILES, Estimate, SavedEvaluation, check_comparable
 from dcdctl.core.evaluation.significance import Interval
 
 
@@ -51,6 +51,14 @@ def test_depths_of_a_cascade_come_in_their_order_and_without_that_of_no_cascade(
 
 def test_absent_documents_are_none(tmp_path):
     assert read(tmp_path) is None
+
+
+def test_two_results_on_other_splits_are_not_comparable(corpus, folder, tmp_path):
+    other = read(write_evaluation(tmp_path / "other", corpus, scores_of(corpus, 2), split="val"))
+    check_comparable([("one", read(folder)), ("again", read(folder))], "report them apart")
+    message = r"other was evaluated on split val of .*, one on split train of .*, or report them apart"
+    with pytest.raises(StaleError, match=message):
+        check_comparable([("one", read(folder)), ("other", other)], "report them apart")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '"rsum"'])

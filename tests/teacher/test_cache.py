@@ -552,6 +552,16 @@ def test_an_estimate_writes_no_shard_and_its_plan_may_be_replaced(corpus, teache
     assert contents(tmp_path / "cache") == contents(folder)
 
 
+def test_an_estimate_of_an_unfinished_cache_counts_the_pairs_that_have_a_score(
+    corpus, teacher, folder, unfinished, tmp_path, sharded
+):
+    shutil.copytree(unfinished, tmp_path / "cache")
+    estimate = teacher_job.estimate_cost(plan_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE))
+    finished = teacher_cache.read_cache(folder)
+    assert estimate.num_pairs == finished.num_pairs
+    assert estimate.num_to_score == (finished.image_P >= 15).sum()  # three shards of five images are scored
+
+
 def test_verify_scores_pairs_again_and_finds_a_wrong_score(corpus, teacher, folder, copied, sharded):
     assert teacher_job.verify_scores(folder, corpus, teacher, 50, compute=COMPUTE) < 1e-5
     path, seal = copied / "pairs-00002.parquet", artifacts.read_document(copied / "cache.json")

@@ -63,6 +63,16 @@ def test_an_ensemble_of_one_teacher_twice_equals_that_teacher(caches):
     )
 
 
+def test_a_teacher_whose_scores_are_all_equal_counts_with_a_spread_of_1(caches, monkeypatch):
+    first, second = caches
+    lookup = second.lookup
+    monkeypatch.setattr(second, "lookup", lambda *pair: np.where(np.isnan(lookup(*pair)), np.nan, 2))
+    pairs = TeacherEnsemble(caches).scored_pairs
+    scores = first.lookup(*pairs).astype(np.float64)
+    expected = (scores - scores.mean()) / scores.std() / 2 * (scores.std() + 1) / 2 + (scores.mean() + 2) / 2
+    np.testing.assert_allclose(TeacherEnsemble(caches).lookup(*pairs), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_candidates_are_those_of_the_first_cache_that_all_teachers_scored(caches):
     ensemble = TeacherEnsemble(caches)
     for image in range(32):

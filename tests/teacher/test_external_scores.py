@@ -17,7 +17,7 @@ from tiny import contents
 from dcdctl.core import scoring, training
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import InputError, MissingError, StaleError
+from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import (
     CacheJob,
@@ -355,6 +355,21 @@ def test_an_external_cache_is_extended_by_scores_of_the_same_teacher(corpus, tea
         plan_work(CacheJob(data=job.data, out=tmp_path / "third", candidates=CONFIG, extend=own.folder))
     with pytest.raises(StaleError, match=r"was made with another image_size_px \(null, not 64\)"):
         build_cache(corpus, teacher, tmp_path / "fourth", CONFIG, compute=COMPUTE, extend=job.out)
+
+
+def test_an_extended_cache_without_a_new_pair_is_finished_by_a_score_that_it_has(own, scored, job, tmp_path):
+    take_scores(job, [write(tmp_path / "first.csv", scored)], NAME)
+    same = CacheJob(data=job.data, out=tmp_path / "same", candidates=CONFIG, extend=job.out)
+    assert plan_work(same)[0] == 0
+    cache = take_scores(same, [write(tmp_path / "again.csv", scored[:1])], NAME)
+    assert cache.score_P.tobytes() == own.score_P.tobytes()
+
+
+@pytest.mark.parametrize("start", [plan_work, lambda job: take_scores(job, ["absent.csv"], NAME)])
+def test_several_processes_are_refused_before_anything_is_read(job, monkeypatch, start):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="are for one process, and there are 2; start it without torchrun"):
+        start(job)
 
 
 def test_an_external_cache_is_averaged_like_any_and_cannot_be_verified(corpus, teacher, own, scored, job, tmp_path):
