@@ -65,6 +65,13 @@ def test_a_loss_with_several_parts_is_drawn_with_them_and_a_single_loss_once(fou
     assert told(fusion).startswith("dcd: from 2 at step 0")
 
 
+def test_eight_parts_of_a_loss_have_eight_colors(found):
+    parts = dict.fromkeys("abcdefgh", 0.5)
+    metrics = [{"step": step, "loss": 4.0, **parts, "lr": 0.1} for step in (0, 10)]
+    chart, *_ = report_charts.training_curves(replace(found, trainings=(replace(found.trainings[0], metrics=metrics),)))
+    assert set(re.findall(r"--(c\d)", chart)) == {f"c{number}" for number in range(8)}
+
+
 def test_the_recalls_of_the_start_are_no_parts_of_a_loss(found):
     first, *others = found.trainings
     start = {f"start_R@{k}_{side}": 1.0 for side in ("text", "image") for k in (1, 5, 10)} | {"start_rsum": 6.0}
