@@ -68,6 +68,13 @@ def test_the_product_of_a_dual_encoder_is_in_float32_under_autocast(corpus, tiny
     torch.testing.assert_close(row, gallery @ texts[0], rtol=0, atol=0)
 
 
+def test_the_score_of_a_pair_is_the_product_of_its_vectors(corpus, tiny_dual):
+    timed = bench_model(tiny_dual, corpus)
+    with torch.inference_mode():
+        images, texts = timed.steps.encode_images(timed.images[2]), timed.steps.encode_texts(timed.texts[2])
+    torch.testing.assert_close(timed.steps.score_matching(images, texts), (images @ texts.T).diagonal())
+
+
 def block(num_tokens: int, width: int, inner: int) -> int:
     """Multiply-adds of a transformer block: four projections, attention, feed-forward."""
     return num_tokens * (4 * width * width + 2 * width * inner) + 2 * num_tokens * num_tokens * width

@@ -478,6 +478,16 @@ def test_inspect_shows_a_pool_in_its_own_words(beside):
     assert (facts["captions per image"]["pool"], facts["words per text"]["pool"]) == ("", "2")
 
 
+def test_the_document_of_inspect_marks_pools_alone(beside):
+    splits = json.loads(run("inspect", beside, "--json").stdout)["splits"]
+    assert {name: split.get("is_pool") for name, split in splits.items()} == {
+        "train": None,
+        "val": None,
+        "test": None,
+        "pool": True,
+    }
+
+
 @pytest.mark.parametrize("side", ["images", "queries"])
 def test_inspect_of_a_pool_of_one_side(tmp_path, photos, queries, side):
     folder = Path(prepare(tmp_path / "out", **{side: {"images": photos, "queries": queries}[side]}))

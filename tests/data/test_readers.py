@@ -151,6 +151,13 @@ def test_the_parquet_files_of_the_hub(folder, form):
     assert contents(out) == expected
 
 
+def test_images_of_parquet_are_named_by_their_path_whatever_the_order_of_fields(folder):
+    rows = [{"image": {"path": NAMES[i], "bytes": DATA[i]}, "captions": CAPTIONS[i]} for i in range(3)]
+    write_parquet(folder / "train-0.parquet", rows)
+    out = made(folder, 'format = "parquet"\n[rows]\ntrain = "train-0.parquet"\n')
+    assert Corpus.open(out, "train").image_ids == NAMES
+
+
 def test_parquet_with_karpathys_splits(folder):
     rows = [{"image": {"bytes": DATA[i], "path": None}, "filename": NAMES[i], "caption": CAPTIONS[i]} for i in range(3)]
     write_parquet(folder / "test-0.parquet", [rows[2], rows[0], {**rows[0], "filename": "other.jpg"}, rows[1]])

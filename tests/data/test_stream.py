@@ -148,6 +148,8 @@ def test_tars_parquet_and_urls_of_the_same_samples_give_the_same_batches(tmp_pat
             SourceError, match=r"hf://datasets/me/birds/0.tar was refused \(401 Unauthorized\); it may need a login"
         ):
             stream_of(["hf://datasets/me/birds/0.tar"])
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        assert captions_of(stream_of(["hf://datasets/me/birds/{0..3}.tar"]), range(10)) == expected
 
 
 def test_a_server_that_fails_for_a_while_is_asked_again(tars, monkeypatch):

@@ -83,6 +83,11 @@ def test_a_list_in_place_of_a_size_is_named_with_the_folder(folders, tmp_path):
         models.load(folder)
 
 
+def test_a_size_that_is_null_is_left_to_the_library(folders, tmp_path):
+    folder = with_value(folders, tmp_path, "vilt", "num_key_value_heads", "null")
+    assert models.load(folder).kind == "fusion"
+
+
 def test_missing_weights_are_not_allocated_in_a_size_from_config_json(folders, tmp_path):
     folder = with_value(folders, tmp_path, "dual", "projection_dim", str(2**30))
     weights = load_file(folder / "model.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from encoders import save_text, save_vision
@@ -101,6 +102,32 @@ def test_int8_embeddings_are_close_to_float32_ones(corpus, dual, towers, tmp_pat
     assert 0.98 < cosines.min() < 1 - 1e-6  # close but not equal
     assert b"MatMulInteger" in (tmp_path / "text.onnx").read_bytes()
     assert b"MatMulInteger" not in (towers / "text.onnx").read_bytes()
+
+
+def test_small_columns_of_a_matrix_keep_their_digits_in_int8(tmp_path):
+    import onnx
+    import onnxruntime
+
+    weights = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32) * np.float32([1, 1e-4])
+    row = np.linspace(0.5, 1.5, 8, dtype=np.float32)[None]
+    inputs, outputs = (
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, size])]
+        for name, size in (("row", 8), ("product", 2))
+    )
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["row", "weights"], ["product"])],
+        "product",
+        inputs,
+        outputs,
+        [onnx.numpy_helper.from_array(weights, "weights")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    for name in models.TOWERS:
+        onnx.save(model, tmp_path / name)
+    models_onnx.quantize_dynamic(tmp_path, tmp_path / "int8")
+    session = onnxruntime.InferenceSession(str(tmp_path / "int8" / "text.onnx"))
+    (found,) = session.run(None, {"row": row})
+    assert found == pytest.approx(row @ weights, rel=0.05)
 
 
 def test_a_fusion_model_is_refused_without_a_file_written(teacher, tmp_path):

@@ -24,7 +24,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.progress import byte_size
-from dcdctl.core.scoring import CorpusSource, features, open_or_build
+from dcdctl.core.scoring import CorpusSource, features, find_faults, open_or_build
 from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, recipe
 
@@ -214,7 +214,9 @@ def test_the_whole_split_takes_the_full_files_of_its_first_images(tmp_path, kept
     assert torch.equal(open_or_build(tmp_path, corpus, pair).images([0, 31]).tokens, kept.images([0, 31]).tokens)
 
 
-def test_captions_are_encoded_once_for_all_image_sizes(tmp_path, corpus, pair, monkeypatch):
+@pytest.mark.parametrize("num_images", [32, 24])  # the last file is part full, or full
+def test_captions_are_encoded_once_for_all_image_sizes(num_images, tmp_path, corpus, pair, monkeypatch):
+    corpus = corpus.subset(num_images)
     first = open_or_build(tmp_path, corpus, pair)
     processor = copy.deepcopy(pair.preprocess.image_processor)
     processor.image_mean = [0.1, 0.2, 0.3]
@@ -222,15 +224,16 @@ def test_captions_are_encoded_once_for_all_image_sizes(tmp_path, corpus, pair, m
     other.preprocess = dataclasses.replace(pair.preprocess, image_processor=processor)
     counts = runs_of(monkeypatch, pair)
     second = open_or_build(tmp_path, corpus, other)
-    assert counts == {"image_features": 1 + 32, "text_features": 0}
+    assert counts == {"image_features": 1 + num_images, "text_features": 0}
     assert second.folder != first.folder
     assert not torch.equal(second.images([3]).tokens, first.images([3]).tokens)
-    assert torch.equal(second.texts([0, 159]).tokens, first.texts([0, 159]).tokens)
+    text_ix = [0, corpus.num_captions - 1]
+    assert torch.equal(second.texts(text_ix).tokens, first.texts(text_ix).tokens)
     # Captions that are cut elsewhere are others.
     third = copy.copy(pair)
     third.preprocess = dataclasses.replace(pair.preprocess, max_text_len=pair.preprocess.max_text_len - 1)
     open_or_build(tmp_path, corpus, third)
-    assert counts["text_features"] == 160
+    assert counts["text_features"] == corpus.num_captions
 
 
 def test_another_corpus_shares_nothing(tmp_path, pair, monkeypatch):
@@ -294,6 +297,17 @@ def test_features_that_another_run_is_writing_are_awaited_and_not_encoded_again(
         lock.enter_context(locks.lock(folder))
         assert open_or_build(tmp_path, corpus, pair, track=track).parts == kept.parts
     assert labels == [f"wait for another run that is writing to {folder}"]
+
+
+@pytest.mark.parametrize(
+    ("planned", "kinds"), [("images", ["images"]), ("text_tokens", ["texts", "lengths"])], ids=["images", "texts"]
+)
+def test_files_that_hold_more_than_is_planned_are_named(kept, planned, kinds):
+    count = kept.plan[planned]
+    assert list(find_faults(kept.folder, kept.plan, kept.parts)) == []
+    assert list(find_faults(kept.folder, kept.plan | {planned: count - 1}, kept.parts)) == [
+        f"{kept.folder} has {count:,} {kind}, expected {count - 1:,}" for kind in kinds
+    ]
 
 
 def test_a_model_without_encoders_is_refused(tmp_path, corpus, teacher):

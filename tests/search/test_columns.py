@@ -166,6 +166,13 @@ def test_types_of_parquet_become_those_of_columns(tmp_path):
     assert read.table.to_pydict()["taken"] == [datetime(2024, 1, 1), None]
 
 
+def test_nanoseconds_of_moments_are_dropped(tmp_path):
+    late = np.array(["2024-01-01T00:00:00.000001999"], "datetime64[ns]")
+    pq.write_table(pa.table({"image": ["a"], "taken": late}), tmp_path / "m.parquet")
+    read = read_columns(tmp_path / "m.parquet")
+    assert read.table.to_pydict() == {"taken": [datetime(2024, 1, 1, microsecond=1)]}
+
+
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
