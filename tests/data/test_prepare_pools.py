@@ -23,8 +23,6 @@ from dcdctl.core.data.corpus_summary import corpus_table, summarize_corpus
 from dcdctl.core.data.readers.rows import MAX_TEXT_BYTES, divide
 from dcdctl.core.errors import ConfigError, CorpusError, InputError
 from dcdctl.core.export.check import samples_of
-from dcdctl.core.study import StudyJob
-from dcdctl.core.study import plan as study_plan
 from dcdctl.core.verify import verify
 
 NAMES = [f"{'sub/' if number % 2 else ''}{number}.jpg" for number in range(30)]
@@ -512,11 +510,7 @@ def test_an_export_is_checked_with_images_and_texts_of_a_pool(beside):
     assert len(samples.images) == len(samples.captions)
 
 
-def test_bench_needs_images_and_texts_and_a_study_captions(tmp_path, photos, queries):
+def test_bench_needs_images_and_texts(tmp_path, queries):
     texts = Path(prepare(tmp_path / "texts", queries=queries))
     result = run("bench scenes-vilt --teacher scenes-vilt --split train --data", texts, code=1)
     assert f"error: {texts} has 0 images and 40 texts in train; a search needs both" in result.stderr
-    pool = Path(prepare(tmp_path / "pool", images=photos, queries=queries))
-    job = StudyJob(recipe="x", data=pool, teachers=("x",), out=tmp_path / "study")
-    with pytest.raises(CorpusError, match=r"split train of .* is a pool, and a study compares recalls"):
-        study_plan._open(job)

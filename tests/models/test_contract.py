@@ -19,7 +19,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models import DualEncoder, FusionScorer, PairBatch, States
 from dcdctl.core.models.protocols import Encoders
 
-BASES = {"fusion": FusionScorer, "dual": DualEncoder}
+BASES = {"fusion": FusionScorer, "dual": DualEncoder, "late": FusionScorer}
 # Each of three images with two of four captions; all rows differ.
 IMAGE_IX = torch.tensor([[0, 0], [1, 1], [2, 2]])
 TEXT_IX = torch.tensor([[0, 3], [1, 0], [2, 1]])
@@ -106,6 +106,17 @@ def test_logits_equal_those_of_each_pair_alone(model, pairs):
             assert_close(torch.cat([images_ID, texts_TD]).norm(dim=1), torch.ones(7))
             bias = 0 if model.logit_bias is None else model.logit_bias
             alone = model.logit_scale * (images_ID[IMAGE_IX] * texts_TD[TEXT_IX]).sum(dim=-1) + bias
+        elif pairs.images.grid is not None:  # `score` takes images of one size
+            zero = torch.zeros(1, 1, dtype=torch.long)
+            each = zip(IMAGE_IX.flatten().tolist(), TEXT_IX.flatten().tolist(), strict=True)
+            alone = torch.cat(
+                [
+                    logits_of(
+                        model, PairBatch(pairs.images[image : image + 1], pairs.texts[text : text + 1], zero, zero)
+                    )
+                    for image, text in each
+                ]
+            ).view(3, 2)
         else:
             rows = IMAGE_IX.flatten(), TEXT_IX.flatten()
             inputs = (
@@ -120,7 +131,7 @@ def test_logits_equal_those_of_each_pair_alone(model, pairs):
 
 
 @of_all_families
-def test_only_a_dual_encoder_returns_the_logits_of_all_pairs(model, pairs):
+def test_only_a_model_that_encodes_items_apart_returns_the_logits_of_all_pairs(model, pairs):
     with torch.no_grad():
         logits_RC, all_IT = model.logits(model.outputs(pairs), pairs)
     assert (all_IT is None) == (model.kind == "fusion")
@@ -133,7 +144,7 @@ def test_outputs_of_micro_batches_equal_rows_of_the_outputs_of_the_batch(model, 
     preprocess = model.preprocess
     with torch.no_grad():
         expected = model.outputs(pairs)
-        if model.kind == "dual":
+        if model.kind != "fusion":
             parts = [PairBatch(preprocess.images(pil_images[:1]), preprocess.texts(captions[:3]), IMAGE_IX, TEXT_IX)]
             parts.append(
                 PairBatch(preprocess.images(pil_images[1:]), preprocess.texts(captions[3:]), IMAGE_IX, TEXT_IX)
@@ -177,7 +188,7 @@ def test_the_digest_depends_on_every_scoring_weight_and_not_on_the_mode(model):
 
 
 def test_dropout_acts_in_train_mode_only_is_saved_and_is_no_part_of_the_digest(own, pairs, tmp_path):
-    if own.kind == "dual" and own.config["model_type"] in WITHOUT_DROPOUT:
+    if own.kind != "fusion" and own.config["model_type"] in WITHOUT_DROPOUT:
         with pytest.raises(ModelError, match="has dropout that can be set"):
             own.set_dropout(0.25)
         return
@@ -263,7 +274,7 @@ def test_recomputed_activations_give_the_same_gradient(own, pairs):
         }, len(calls)
 
     plain, recomputing = copy.deepcopy(own), own
-    if own.kind == "dual" and own.encoders is not None:
+    if own.kind != "fusion" and own.encoders is not None:
         with pytest.raises(ModelError, match="cannot compute activations again"):
             recomputing.checkpoint_activations()
         return

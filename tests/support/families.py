@@ -48,6 +48,18 @@ def saved_open_clip(kind: str, captions: list[str], folder: Path) -> models.Dual
     return models.load_dual(save_open_clip(kind, captions, folder, num_layers=1))
 
 
+def late(dual: models.DualEncoder, **options: bool) -> models.LateInteraction:
+    model = models.new_late(dual, token_dim=6, **{"is_pooled": True, **options})
+    with torch.no_grad():
+        # A scale at which the cosine of whole vectors does not drown MaxSim.
+        model.tokens.logit_scale.fill_(3.0)
+    return model
+
+
+def late_from(kind: str, captions: list[str], folder: Path) -> models.LateInteraction:
+    return late(FAMILIES[kind](captions, folder), is_pooled=kind in ("CLIP", "frozen dual"))
+
+
 DUAL_SIZE = models.DualSize(
     hidden_size=16,
     num_vision_layers=1,
@@ -72,6 +84,8 @@ FAMILIES: dict[str, Any] = {
     "frozen dual": lambda captions, folder: frozen_dual(captions, folder, "map"),
     "frozen dual over CLIP": lambda captions, folder: frozen_dual(captions, folder, "clip"),
     **{kind: partial(saved_dual, kind) for kind in DUALS},
+    "late": lambda captions, folder: late(FAMILIES["dual"](captions, folder)),
+    **{f"late from {kind}": partial(late_from, kind) for kind in ("CLIP", "SigLIP 2", "ALIGN", "frozen dual")},
     **{kind: partial(saved_open_clip, kind) for kind in ("open_clip SigLIP", "open_clip with BERT")},
 }
 READ_ONLY: dict[str, Any] = {

@@ -235,8 +235,8 @@ def onnx_student(
         models.require_onnx()
     except MissingError as error:
         return None, OnnxTimes(note=str(error))
-    if model.kind == "fusion":
-        return None, OnnxTimes(note="does not export: the shapes of a fusion model depend on the data")
+    if model.kind != "dual":
+        return None, OnnxTimes(note=f"does not export: the shapes of a {model.kind} model depend on the data")
     try:
         # The files hold float32, whatever the autocast precision of the benchmark.
         with torch.inference_mode(False), torch.autocast(device_of(model).type, enabled=False):

@@ -54,7 +54,7 @@ def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track) -> Ag
         cache = read_cache(Path(ref), corpus=corpus)
         return Against(name=ref, fingerprint=cache.plan["teacher"], teacher=cache)
     model = models.load(ref, track=track)
-    if model.kind == "fusion":
+    if model.kind != "dual":
         return Against(name=ref, fingerprint=model.digest, teacher=model)
     embedded = EmbeddedTeacher(model, corpus, compute)
     embedded.embed(track)

@@ -32,7 +32,7 @@ from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.places import shown, url_of
 from dcdctl.core.templates import Table
 
-Kind = Literal["dual", "fusion", "cascade"]
+Kind = Literal["dual", "late", "fusion", "cascade"]
 Bounds = tuple[float, float]
 Measures = dict[str, float]
 """`recall.measures`: R@1, R@5, R@10 and mAP@R in percent, median_rank and mean_rank."""

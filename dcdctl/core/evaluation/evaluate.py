@@ -65,7 +65,7 @@ def evaluate_model(
     _check_options(model, rerank, options)
     task = RankingTask(corpus, options, track, on_workload)
     order: Lookup | None = None
-    if model.kind == "fusion":
+    if model.kind != "dual":
         kept_IT = np.empty((corpus.num_images, corpus.num_captions), np.float32) if options.keeps_order else None
         folds, num_pairs = rankers.rank_by_fusion(model, task, kept_IT)
         order = None if kept_IT is None else lambda image_ix, text_ix: kept_IT[image_ix, text_ix]
@@ -107,15 +107,15 @@ def _how(model: Model, rerank: FusionScorer | None, options: EvalOptions) -> How
 
 
 def _check_options(model: Model, rerank: FusionScorer | None, options: EvalOptions) -> None:
-    if options.form != FULL_VECTORS and (model.kind == "fusion" or rerank is not None):
+    if options.form != FULL_VECTORS and (model.kind != "dual" or rerank is not None):
         raise _no_vectors()
     if options.compute.features is not None and model.kind == "dual" and model.encoders is None and rerank is None:
         raise ModelError(
             "a dual encoder's features are its vectors, which are computed only once anyway",
             hint="leave --features out",
         )
-    if model.kind == "fusion" and rerank is not None:
-        raise ModelError("only a dual encoder's results can be re-ranked, and the model is a fusion scorer")
+    if model.kind != "dual" and rerank is not None:
+        raise ModelError(f"only a dual encoder's results can be re-ranked, and the model is a {model.kind} scorer")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, new_dual
 from .fusion import FusionScorer
 from .inputs import ImageBatch, PairBatch, RefusedTextError, States, TextBatch
+from .late import LateInteraction, new_late
 from .load_save import (
     check_ref,
     convert,
@@ -65,6 +66,7 @@ __all__ = [
     "FusionScorer",
     "FusionSize",
     "ImageBatch",
+    "LateInteraction",
     "Model",
     "OnnxDual",
     "PairBatch",
@@ -106,6 +108,7 @@ __all__ = [
     "new_coattention",
     "new_dual",
     "new_frozen_dual",
+    "new_late",
     "new_vilt",
     "num_text_positions",
     "pair_products",

@@ -75,6 +75,14 @@ def prefix_vectors(vectors_ND: Tensor, dims: int) -> Tensor:
     return vectors_ND.float() if dims == vectors_ND.shape[1] else unit_vectors(vectors_ND[:, :dims])
 
 
+def of_pairs(all_IT: Tensor, pairs: PairBatch) -> Tensor:
+    """The logits of the pairs, R x C, among those of all images with all texts."""
+    # Flat positions, so that `select_rows` can be used: the gradient of `all_IT[image, text]` is not repeatable on a
+    # CPU.
+    flat_ix_RC = pairs.image_ix_RC * all_IT.shape[1] + pairs.text_ix_RC
+    return select_rows(all_IT.flatten(), flat_ix_RC.flatten()).view(flat_ix_RC.shape)
+
+
 class DualEncoder(RetrievalModel):
     """A model that embeds images and captions separately; a score is the cosine of two vectors times `logit_scale`,
     plus `logit_bias`."""
@@ -88,6 +96,11 @@ class DualEncoder(RetrievalModel):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.network).__name__}, {self.embedding_dim} numbers per vector)"
+
+    @property
+    def as_dual(self) -> DualEncoder:
+        """Itself."""
+        return self
 
     @property
     @abstractmethod
@@ -112,6 +125,19 @@ class DualEncoder(RetrievalModel):
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. A model with `encoders` takes their features as well."""
 
+    def image_tokens(self, images: ImageBatch | States) -> States:
+        """What the image encoder gives for each token, I x N x W, and the unit vectors; a model with `encoders` that
+        keep tokens takes their features as well. ModelError for a family without token states."""
+        raise self._without_tokens()
+
+    def text_tokens(self, texts: TextBatch | States) -> States:
+        """The same of the text encoder, T x L x W."""
+        raise self._without_tokens()
+
+    def _without_tokens(self) -> ModelError:
+        problem = f"a {self.config['model_type']} gives no state for each token, which late interaction compares"
+        return ModelError(problem, hint="start from a dual encoder of transformers, or from two encoders")
+
     def forward(self, images: ImageBatch | States, texts: TextBatch | States) -> tuple[Tensor, Tensor]:
         """The vectors of a batch, I x D and T x D."""
         return self.embed_images(images), self.embed_texts(texts)
@@ -129,10 +155,7 @@ class DualEncoder(RetrievalModel):
             all_IT = self.logit_scale * images_ID.float() @ texts_TD.float().T
             if self.logit_bias is not None:
                 all_IT = all_IT + self.logit_bias
-        # Flat positions, so that `select_rows` can be used: the gradient of `all_IT[image, text]` is not repeatable on
-        # a CPU.
-        flat_ix_RC = pairs.image_ix_RC * all_IT.shape[1] + pairs.text_ix_RC
-        return select_rows(all_IT.flatten(), flat_ix_RC.flatten()).view(flat_ix_RC.shape), all_IT
+        return of_pairs(all_IT, pairs), all_IT
 
     def calibrate(self, logits: Tensor) -> Tensor:
         """The logits on the teacher's scale, float32."""

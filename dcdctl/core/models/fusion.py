@@ -22,7 +22,7 @@ from dcdctl.core.models.networks.attention import enable_checkpointing
 class FusionScorer(RetrievalModel):
     """A cross-encoder: it reads an image and a caption together and gives a raw logit, higher is better."""
 
-    kind: Literal["fusion"] = "fusion"
+    kind: Literal["fusion", "late"] = "fusion"
     pairs_per_batch = 256
     """Pairs in one call of `score_pairs`, unless the user sets a batch size."""
     groups_by_image = False
@@ -31,6 +31,8 @@ class FusionScorer(RetrievalModel):
     keeps_states = False
     """Whether states are small enough to keep for a whole corpus, such as unit vectors; then each item is encoded
     once for all its pairs."""
+    keeps_tokens = False
+    """Whether these states have a vector for each token, and not one alone."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.network).__name__})"
@@ -99,7 +101,7 @@ class FusionScorer(RetrievalModel):
         logits_P = self(pairs.images, pairs.texts, image_ix_RC.flatten(), text_ix_RC.flatten())
         return (logits_P.view(pairs.image_ix_RC.shape).float(),)
 
-    def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, None]:
+    def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, Tensor | None]:
         """The logits of the pairs; those of all images with all texts would each need a pass through the fusion
         layers."""
         return outputs[0], None

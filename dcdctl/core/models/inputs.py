@@ -188,14 +188,20 @@ class States(_Rows):
         room = States(tokens, self.mask.new_zeros(count, num_tokens), vectors)
         return with_copies(room, mask_on_cpu=torch.zeros(count, num_tokens, dtype=torch.bool))
 
-    def put(self, start: int, part: States) -> None:
-        """Overwrite the states from `start` on, which must be padding as far as the part has fewer tokens."""
-        rows, width = slice(start, start + len(part)), part.tokens.shape[1]
-        self.tokens[rows, :width] = part.tokens
-        self.mask[rows, :width] = part.mask
+    def put(self, rows: Tensor, part: States) -> None:
+        """Overwrite the states of these rows, which must be padding as far as the part has fewer tokens."""
+        width, on_device = part.tokens.shape[1], rows.to(self.tokens.device, non_blocking=True)
+        self.tokens[on_device, :width] = part.tokens
+        self.mask[on_device, :width] = part.mask
         self.mask_on_cpu[rows, :width] = part.mask_on_cpu
         if self.vectors is not None and part.vectors is not None:
-            self.vectors[rows] = part.vectors
+            self.vectors[on_device] = part.vectors
+
+    def summed(self, all_sum: Callable[[Tensor], Tensor]) -> States:
+        """The sum over processes, of which each has put rows of its own."""
+        vectors = None if self.vectors is None else all_sum(self.vectors)
+        tokens = all_sum(self.tokens) if self.tokens.numel() else self.tokens
+        return States(tokens, all_sum(self.mask.float()).bool(), vectors)
 
     @staticmethod
     def cat(parts: Sequence[States]) -> States:

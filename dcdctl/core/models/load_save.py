@@ -54,6 +54,7 @@ FAMILIES = {
     "bridgetower": Family("fusion", "bridgetower"),
     CROSS_ENCODER: Family("fusion", "cross_encoder", *_SENTENCE_TRANSFORMERS, takes_prompt=True),
     OPEN_CLIP: Family("dual", "open_clip", "open-clip", "open_clip", folders.open_clip_weights),
+    folders.LATE: Family("late", "late_dual"),
     SENTENCE_TRANSFORMER: Family("dual", "sentence_transformer", *_SENTENCE_TRANSFORMERS, reads_modules=True),
 }
 """Families by the type of a folder's model (`folders.type_of`). A model is saved by its own `save_network`."""
@@ -73,7 +74,7 @@ ALWAYS_OPEN = (
 )
 """The hint for a model whose family does not load."""
 _TEACHERS = files.packaged("teachers")
-_KINDS: dict[Kind, str] = {"fusion": "a fusion scorer", "dual": "a dual encoder"}
+_KINDS: dict[Kind, str] = {"fusion": "a fusion scorer", "dual": "a dual encoder", "late": "a late-interaction model"}
 
 
 def load(
@@ -92,8 +93,8 @@ def load(
     """
     settings = dict(overrides or {})
     form, source = _locate_checked(ref, settings)
-    if form in ("checkpoint", "published", "function") and kind == "dual":
-        raise _wrong_kind(ref, "fusion")
+    if form in ("checkpoint", "published", "function") and kind not in (None, "fusion"):
+        raise _wrong_kind(ref, "fusion", kind)
     if form == "function":
         return _python_function().load(source, settings)
     is_official = form == "checkpoint"
@@ -124,8 +125,8 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
         _python_function().check(source)
     if form == "folder":
         actual = _family(Path(source), ref).kind
-    if kind not in (None, actual):
-        raise _wrong_kind(ref, actual)
+    if kind is not None and kind != actual:
+        raise _wrong_kind(ref, actual, kind)
     return actual
 
 
@@ -163,7 +164,7 @@ def _locate_checked(ref: str | Path, overrides: Mapping[str, Any]) -> tuple[Form
 def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
     """The fusion scorer that a reference names; ModelError if it names another kind of model."""
     model = load(ref, overrides, track, kind="fusion")
-    assert model.kind == "fusion"
+    assert model.kind != "dual"
     return model
 
 
@@ -172,7 +173,7 @@ def load_scorer(ref: str | Path, overrides: Mapping[str, Any] | None = None, tra
     from dcdctl.core.models.dual_scorer import DualScorer
 
     model = load(ref, overrides, track)
-    return model if model.kind == "fusion" else DualScorer(model)
+    return DualScorer(model) if model.kind == "dual" else model
 
 
 def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> DualEncoder:
@@ -308,8 +309,8 @@ def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family:
         raise ModelError(problem, hint="name it as candidates.model; a dual encoder embeds images and texts")
     if family is None:
         raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)
-    if kind not in (None, family.kind):
-        raise _wrong_kind(ref, family.kind)
+    if kind is not None and kind != family.kind:
+        raise _wrong_kind(ref, family.kind, kind)
     return family
 
 
@@ -330,8 +331,7 @@ def _checked_type(folder: Path) -> str | None:
     return folders.type_of(folder)
 
 
-def _wrong_kind(ref: str | Path, actual: Kind) -> ModelError:
-    expected: Kind = "dual" if actual == "fusion" else "fusion"
+def _wrong_kind(ref: str | Path, actual: Kind, expected: Kind) -> ModelError:
     return ModelError(f"{ref} is {_KINDS[actual]}, expected {_KINDS[expected]}")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.inputs import PairBatch
 from dcdctl.core.models.protocols import Encoders, ExportSpec
+
+if TYPE_CHECKING:
+    from dcdctl.core.models.dual import DualEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,11 @@ class RetrievalModel(nn.Module, ABC):
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
         """Encoders of other libraries in the network, the vision encoder first; none unless a family has them."""
         return ()
+
+    @property
+    def as_dual(self) -> DualEncoder | None:
+        """The dual encoder that the model is, or has inside; None for one without."""
+        return None
 
     @abstractmethod
     def outputs(self, pairs: PairBatch) -> tuple[Tensor, ...]:

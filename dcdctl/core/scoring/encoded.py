@@ -1,8 +1,5 @@
 """A corpus encoded once for all its pairs, by a scorer whose states are small enough to keep: the unit vectors of a
-dual encoder.
-
-Shape letters: I images, T texts, D width of a vector.
-"""
+dual encoder, or the token vectors of late interaction."""
 
 from __future__ import annotations
 
@@ -11,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from dcdctl.core import distributed
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute
 from dcdctl.core.memory import Fitting
-from dcdctl.core.models import FusionScorer, States, vector_states
+from dcdctl.core.models import FusionScorer, States
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring.features import Features, Source, images_ahead, in_memory
 
@@ -27,19 +23,19 @@ IMAGE_CHUNK, TEXT_CHUNK = 64, 512
 
 @dataclass(frozen=True)
 class EncodedCorpus:
-    """The unit vectors of a corpus as the states of its images and captions; a scorer encodes them no more."""
+    """The states of all images and captions of a corpus, which a scorer encodes no more."""
 
     corpus: Corpus
-    images_ID: Tensor
-    texts_TD: Tensor
+    of_images: States
+    of_texts: States
 
     def images(self, image_ix: Sequence[int] | Index) -> States:
         """The states of these images, in the order given."""
-        return vector_states(self.images_ID[torch.as_tensor(image_ix, device=self.images_ID.device)])
+        return self.of_images.take(torch.as_tensor(image_ix))
 
     def texts(self, text_ix: Sequence[int] | Index) -> States:
         """The states of these captions, in the order given."""
-        return vector_states(self.texts_TD[torch.as_tensor(text_ix, device=self.texts_TD.device)])
+        return self.of_texts.take(torch.as_tensor(text_ix))
 
 
 @torch.inference_mode()
@@ -59,35 +55,37 @@ def encode_corpus(
     corpus = source.corpus
     text_order: Sequence[int] = range(corpus.num_captions)
     if isinstance(source, Features):
-        # One token of an image is enough; and features are read fastest in the order in which they are stored.
-        source = replace(source, only_first=True)
+        # One token of an image may be enough; and features are read fastest in the order in which they are stored.
+        source = replace(source, only_first=not scorer.keeps_tokens)
     else:
         # Captions of similar length share a batch, so that little of it is padding.
         text_order = sorted(text_order, key=lambda text: len(corpus.captions[text]))
 
-    def encode(noun: Literal["images", "captions"], order: Sequence[int], step: int) -> Tensor:
+    def encode(noun: Literal["images", "captions"], order: Sequence[int], step: int) -> States:
         fitting = Fitting()
 
-        def vectors_of(batches: Iterable[Sequence[int]]) -> Iterator[Any]:
+        def states_of(batches: Iterable[Sequence[int]]) -> Iterator[States]:
             read: Iterable[Any] = (source.texts(batch).to(compute.device) for batch in batches)
             work: Callable[..., States] = scorer.encode_texts
             if noun == "images":
                 read, work = images_ahead(source, batches, compute), scorer.encode_images
             for batch in read:
-                yield in_memory(batch, step, work, fitting).vectors
+                yield in_memory(batch, step, work, fitting)
 
         batches = [order[start : start + step] for start in range(0, len(order), step)]
         with track(f"encode {noun}", total=len(order), unit=noun) as advance, compute.forward_pass():
-            # Every process needs the width of the vectors, also one without a batch of its own.
-            first_1D = next(vectors_of([batches[0][:1]]))
-            vectors_ND = first_1D.new_zeros(len(order), first_1D.shape[1])
+            # Every process needs the widths, also one without a batch of its own.
+            first = next(states_of([batches[0][:1]]))
+            is_padded = scorer.keeps_tokens and noun == "captions"
+            num_tokens = scorer.preprocess.max_text_len if is_padded else first.tokens.shape[1]
+            room = first.room_for(len(order), num_tokens)
             numbers = distributed.local_indices(len(batches)) if is_shared else range(len(batches))
             local = [batches[number] for number in numbers]
-            for batch, vectors in zip(local, vectors_of(local), strict=True):
-                vectors_ND[torch.tensor(batch, device=vectors_ND.device)] = vectors
+            for batch, states in zip(local, states_of(local), strict=True):
+                room.put(torch.tensor(batch), states)
                 advance(len(batch))
         # Rows of other processes are zeros here.
-        return distributed.all_sum(vectors_ND) if is_shared else vectors_ND
+        return room.summed(distributed.all_sum) if is_shared else room
 
-    images_ID = encode("images", range(corpus.num_images), IMAGE_CHUNK)
-    return EncodedCorpus(corpus, images_ID, encode("captions", text_order, TEXT_CHUNK))
+    of_images = encode("images", range(corpus.num_images), IMAGE_CHUNK)
+    return EncodedCorpus(corpus, of_images, encode("captions", text_order, TEXT_CHUNK))

@@ -91,8 +91,8 @@ def encode_texts(scorer: FusionScorer, source: Source, text_ix: Index, compute: 
                 if room is None or room.tokens.shape[1] < part.tokens.shape[1]:
                     narrow, room = room, part.room_for(len(text_ix), part.tokens.shape[1])
                     if narrow is not None:
-                        room.put(0, narrow)
-                room.put(at, part)
+                        room.put(torch.arange(len(narrow)), narrow)
+                room.put(torch.arange(at, at + len(part)), part)
                 at += len(part)
     assert room is not None
     return room

@@ -273,7 +273,7 @@ class CorpusData(TrainingData):
 
     def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> CorpusBatches | MixedBatches:
         """A trial has random negatives in the place of mined ones, which take the same time and memory."""
-        plan = replace(plan, by_side=self.recipe.model.kind == "dual")
+        plan = replace(plan, by_side=self.recipe.model.kind != "fusion")
         batches = []
         for part in self.parts:
             assert part.source is not None

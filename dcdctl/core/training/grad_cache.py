@@ -9,6 +9,7 @@ outputs, compute the same loss, and sum their gradients.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,9 +113,11 @@ def _gather_outputs(local: Sequence[tuple[Tensor, ...]], micro_batches: Sequence
     """The outputs of all micro-batches of all processes, row by row, as leaves that accumulate a gradient."""
     leaves = []
     for number, outputs in enumerate(zip(*local, strict=True)):
-        rows = outputs[0].new_zeros(micro_batches[0].totals[number], *outputs[0].shape[1:])
+        # Late interaction has two outputs of each side.
+        side = number % len(micro_batches[0].totals)
+        rows = outputs[0].new_zeros(micro_batches[0].totals[side], *outputs[0].shape[1:])
         for micro_batch, output in zip(micro_batches, outputs, strict=True):
-            row_range = micro_batch.row_ranges[number]
+            row_range = micro_batch.row_ranges[side]
             # Detached: the gradient of the loss stops at the leaves, and each micro-batch propagates its share later.
             rows[row_range.start : row_range.stop] = output.detach()[: len(row_range)]
         # Rows of other processes are zeros here, so the sum over processes holds every row once.
@@ -126,7 +129,7 @@ def _backprop_micro_batch(outputs: Sequence[Tensor], leaves: Sequence[Tensor], r
     """Add a micro-batch's share of the gradient to the parameters."""
     with_gradient = [
         (output[: len(row_range)], leaf.grad[row_range.start : row_range.stop])
-        for output, leaf, row_range in zip(outputs, leaves, row_ranges, strict=True)
+        for output, leaf, row_range in zip(outputs, leaves, itertools.cycle(row_ranges), strict=False)
         if leaf.grad is not None and output.requires_grad
     ]
     torch.autograd.backward([output for output, _ in with_gradient], [gradient for _, gradient in with_gradient])

@@ -19,8 +19,9 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
     if recipe.model.kind == "fusion" and recipe.model.start == "teacher" and not has_teacher:
         raise ModelError("this model starts from its teacher, and no teacher is given", hint="name it with --teacher")
     # A fusion model whose teacher is given starts from that one, so its start is not looked up.
-    if recipe.model.start not in ("teacher", "new") and (recipe.model.kind == "dual" or not has_teacher):
-        models.check_ref(recipe.model.start, kind=recipe.model.kind)
+    if recipe.model.start not in ("teacher", "new") and (recipe.model.kind != "fusion" or not has_teacher):
+        # A late student starts from a dual encoder, or from another late one.
+        models.check_ref(recipe.model.start, kind=None if recipe.model.kind == "late" else recipe.model.kind)
     if recipe.model.trained == "lora":
         models.require_peft()
     if recipe.model.dual_init:
@@ -51,14 +52,16 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
                     "words"
                 )
             model.encoders.freeze()
+    elif config.start == "new":
+        model = _new_dual(config, captions, recipe.seed)
     else:
-        is_new = config.start == "new"
-        model = _new_dual(config, captions, recipe.seed) if is_new else models.load_dual(config.start)
-        model.keep_layers(config.vision_layers, config.text_layers)
+        model = models.load(config.start, track=track, kind="dual" if config.kind == "dual" else None)
+    if (dual := model.as_dual) is not None:
+        dual.keep_layers(config.vision_layers, config.text_layers)
     if config.dropout is not None:
         model.set_dropout(config.dropout)
     # After the dropout, whose setting copies the network: an adapted one has other modules.
-    if model.kind == "dual":
+    if dual is not None:
         parts = TrainedParts(
             which=config.trained,
             num_layers=config.trained_layers or 0,
@@ -66,7 +69,9 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
             alpha=config.lora_alpha,
             seed=recipe.seed,
         )
-        model.set_trained(parts)
+        dual.set_trained(parts)
+    if config.kind == "late" and model.kind == "dual":
+        model = models.new_late(model, config.token_dim, is_pooled=config.pooled, seed=recipe.seed)
     return model
 
 

@@ -164,7 +164,7 @@ def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
     kind."""
     losses, num_models = ", ".join(recipe.loss.terms), len(inputs.teacher_kinds)
     duals = [name for name, kind in inputs.teacher_kinds if kind == "dual"]
-    has_fusion = any(kind == "fusion" for _, kind in inputs.teacher_kinds)
+    has_fusion = any(kind in ("fusion", "late") for _, kind in inputs.teacher_kinds)
     if duals and recipe.model.start == "teacher":
         raise ModelError(
             f"this model starts from its teacher, and {duals[0]} is a dual encoder",

@@ -188,7 +188,7 @@ class StreamData(TrainingData):
     def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> StreamBatches:
         """The batches of the stream; a trial keeps the window that it has read for the training."""
         assert self.model is not None
-        plan = replace(plan, by_side=self.recipe.model.kind == "dual")
+        plan = replace(plan, by_side=self.recipe.model.kind != "fusion")
         return StreamBatches(self.stream, self.model.preprocess, self.recipe.batch, plan, self.stream_teacher)
 
     def _counted_before(self, run: Run) -> list[ShardCount]:

@@ -226,8 +226,8 @@ def finish(started: Run, data: TrainingData, model: Model, validation: Validatio
     if validation is not None:
         validation.choose(model, say)
     # Before the average: the start has no adapters, and its weights have other names than adapted ones.
-    if model.kind == "dual":
-        model.merge_adapters()
+    if model.as_dual is not None:
+        model.as_dual.merge_adapters()
     share = data.recipe.model.average_with_start
     if share:
         start = started.facts()["inputs"]["start"]

@@ -90,20 +90,20 @@ class ClipDual(VisionTextDual):
         bias: Tensor | None = getattr(self.network, "logit_bias", None)
         return None if bias is None else bias.reshape(())
 
-    def pool_images(self, images: ImageBatch) -> Tensor:
-        """The pooled output for images; SigLIP 2 with variable resolution reads their grids too."""
+    def _image_output(self, images: ImageBatch) -> Any:
+        # SigLIP 2 with variable resolution reads the grids too.
         if images.grid is None:
-            return super().pool_images(images)
+            return super()._image_output(images)
         pixels, mask = images.pixel_values, images.pixel_mask
-        output = self.network.vision_model(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=images.grid)
-        return output.pooler_output
+        return self.network.vision_model(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=images.grid)
 
-    def pool_texts(self, texts: TextBatch) -> Tensor:
-        """The token that stands for a caption, or the pooled output."""
+    def _text_output(self, texts: TextBatch) -> Any:
         encoder = self.network.text_model
         # A model that attends to the padding gets no mask, and all its captions have one length.
         mask = None if self.variant.pads_texts else attention_mask(encoder, texts)
-        output = encoder(input_ids=texts.input_ids, attention_mask=mask)
+        return encoder(input_ids=texts.input_ids, attention_mask=mask)
+
+    def _pooled_texts(self, output: Any) -> Tensor:
         position = self.variant.text_position
         return output.pooler_output if position is None else output.last_hidden_state[:, position]
 

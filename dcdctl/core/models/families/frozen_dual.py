@@ -77,6 +77,17 @@ class FrozenDual(ModelOverEncoders, DualEncoder):
         features = self.encoders.text_features(texts) if isinstance(texts, TextBatch) else texts
         return self.network.projections.project_texts(features.tokens, features.mask)
 
+    def image_tokens(self, images: ImageBatch | States) -> States:
+        """The features of images, I x V x W, and the unit vectors."""
+        features = self.encoders.image_features(images) if isinstance(images, ImageBatch) else images
+        return features.with_tokens(features.tokens, self.network.projections.project_images(features.tokens))
+
+    def text_tokens(self, texts: TextBatch | States) -> States:
+        """The features of captions, T x L x W, and the unit vectors."""
+        features = self.encoders.text_features(texts) if isinstance(texts, TextBatch) else texts
+        vectors = self.network.projections.project_texts(features.tokens, features.mask)
+        return features.with_tokens(features.tokens, vectors)
+
     def export_spec(self) -> ExportSpec:
         """A class in a file of code: no class of transformers reads stages, the mean of tokens and normalized
         features."""

@@ -20,7 +20,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.fingerprint import digest_of, text_settings
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.lora import add_adapters
 from dcdctl.core.models.model import TransformerSize, seeded
 from dcdctl.core.models.networks import backbones
@@ -192,13 +192,42 @@ class VisionTextDual(DualEncoder):
 
     def pool_images(self, images: ImageBatch) -> Tensor:
         """What the image encoder gives for whole images, I x W, before the projection."""
-        encoder = self.network.vision_model
-        return encoder(pixel_values=backbones.in_kernel_order(encoder, images.pixel_values)).pooler_output
+        return self._image_output(images).pooler_output
 
     def pool_texts(self, texts: TextBatch) -> Tensor:
         """What the text encoder gives for whole captions, T x W, before the projection."""
+        return self._pooled_texts(self._text_output(texts))
+
+    def image_tokens(self, images: ImageBatch | States) -> States:
+        """The last hidden states, I x N x W, and the unit vectors."""
+        images = unencoded(images)
+        output = self._image_output(images)
+        tokens = output.last_hidden_state
+        # A convolutional network has a map of states.
+        tokens = tokens.flatten(2).mT if tokens.ndim == 4 else tokens
+        mask = images.pixel_mask
+        if images.grid is None or mask is None:
+            mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+        return States(tokens, mask.bool(), unit_vectors(self.project_images(output.pooler_output)))
+
+    def text_tokens(self, texts: TextBatch | States) -> States:
+        """The last hidden states, T x L x W, and the unit vectors; padding is no token, also if the model attends to
+        it."""
+        texts = unencoded(texts)
+        output = self._text_output(texts)
+        states = texts.states(output.last_hidden_state)
+        return states.with_tokens(states.tokens, unit_vectors(self.project_texts(self._pooled_texts(output))))
+
+    def _image_output(self, images: ImageBatch) -> Any:
+        encoder = self.network.vision_model
+        return encoder(pixel_values=backbones.in_kernel_order(encoder, images.pixel_values))
+
+    def _text_output(self, texts: TextBatch) -> Any:
         encoder = self.network.text_model
-        return encoder(input_ids=texts.input_ids, attention_mask=backbones.attention_mask(encoder, texts)).pooler_output
+        return encoder(input_ids=texts.input_ids, attention_mask=backbones.attention_mask(encoder, texts))
+
+    def _pooled_texts(self, output: Any) -> Tensor:
+        return output.pooler_output
 
     def project_images(self, pooled_IW: Tensor) -> Tensor:
         """Vectors of any length, I x D."""

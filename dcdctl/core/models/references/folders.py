@@ -12,6 +12,8 @@ from dcdctl.core.errors import ModelError
 
 CONFIG_FILE, MODULES_FILE = "config.json", "modules.json"
 SETTINGS_FILE = "dcdctl.json"
+LATE, LATE_FILE = "dcdctl-late", "late_interaction.safetensors"
+"""A late-interaction model of ours, and the file that it has beside those of its dual encoder."""
 OPEN_CLIP, OPEN_CLIP_FILE = "open_clip", "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = (
     *(
@@ -28,7 +30,7 @@ CROSS_ENCODER, SENTENCE_TRANSFORMERS_FILE = "CrossEncoder", "config_sentence_tra
 SENTENCE_TRANSFORMER = "SentenceTransformer"
 MODULE_CONFIG_FILE = "sentence_bert_config.json"
 """The settings of the first module."""
-DECIDING = (CONFIG_FILE, OPEN_CLIP_FILE, SENTENCE_TRANSFORMERS_FILE, MODULES_FILE, MODULE_CONFIG_FILE)
+DECIDING = (LATE_FILE, CONFIG_FILE, OPEN_CLIP_FILE, SENTENCE_TRANSFORMERS_FILE, MODULES_FILE, MODULE_CONFIG_FILE)
 """The files that decide the type."""
 Pooling = Literal["mean", "cls"]
 """The vector of a text: the mean of its tokens, or the first one."""
@@ -62,6 +64,11 @@ def type_of(folder: Path) -> str | None:
     A folder that both transformers and open_clip read, as LAION's are, is one of transformers. A SentenceTransformer
     has the type of its network if it gives that network's own vectors, or embeds texts alone.
     """
+    return LATE if (folder / LATE_FILE).is_file() else dual_type(folder)
+
+
+def dual_type(folder: Path) -> str | None:
+    """The same, of the dual encoder of a late-interaction model."""
     if is_cross_encoder(folder):
         return CROSS_ENCODER
     network = network_folder(folder)

@@ -1,8 +1,8 @@
 """What a model family is, and the families of other packages, by entry points of the group `dcdctl.models`.
 
-The name of an entry point is the `model_type` in config.json. Its object is a pair: "fusion" or "dual", and a function
-`load(ref, overrides, saved)` that returns a `FusionScorer` or a `DualEncoder`, where `saved` is dcdctl.json, None
-where there is no such file.
+The name of an entry point is the `model_type` in config.json. Its object is a pair: a `Kind`, and a function
+`load(ref, overrides, saved)` that returns a `FusionScorer` or a `DualEncoder`, where `saved` is dcdctl.json, None where
+there is no such file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import families
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch takes a second
     from dcdctl.core.models.dual import Model
 
 GROUP = "dcdctl.models"
-Kind = Literal["fusion", "dual"]
+Kind = Literal["fusion", "dual", "late"]
 Loader = Callable[[str, Mapping[str, Any], Mapping[str, Any] | None], "Model"]
 
 
@@ -85,7 +85,7 @@ def find(model_type: str) -> Family | None:
             f"({type(error).__name__}: {error})"
         )
         raise ModelError(problem, hint=hint) from error
-    if not (isinstance(family, tuple) and len(family) == 2 and family[0] in ("fusion", "dual") and callable(family[1])):
+    if not (isinstance(family, tuple) and len(family) == 2 and family[0] in get_args(Kind) and callable(family[1])):
         problem = (
             f"the package {_package(point)} brings {model_type}, but {point.value} is {family!r}, expected a "
             "kind and a function"

@@ -46,8 +46,9 @@ LORA = TrainedParts(which="lora")
 class ModelConfig:
     """The `[model]` table: what is trained."""
 
-    kind: Literal["fusion", "dual"] = "fusion"
-    """fusion: reads an image and a caption together. dual: one vector per image and one per caption."""
+    kind: Literal["fusion", "dual", "late"] = "fusion"
+    """fusion: reads an image and a caption together. dual: one vector per image and one per caption. late: one vector
+    per token, compared by MaxSim; it starts from what a dual starts from, and settings of a dual hold for it."""
     start: str = "teacher"
     """teacher: the cached teacher, reduced to `layers` (fusion only). new: random weights of the sizes below, or
     `vision` and `text`. Anything else is the reference of the initial model."""
@@ -93,6 +94,10 @@ class ModelConfig:
     empty for none."""
     projection_dim: Count = 256
     """dual: width of the vectors."""
+    token_dim: Count = 64
+    """late: width of the token vectors."""
+    pooled: bool = True
+    """late: add the dual encoder's scaled cosine to the logit, which trains the vectors that choose candidates."""
     hidden_size: Count = 128
     """new models: width of the layers."""
     num_layers: Count = 6
@@ -124,14 +129,15 @@ class ModelConfig:
         check_fields(self, "model")
         if bool(self.vision) != bool(self.text):
             raise ConfigError("model.vision and model.text go together, and one of them is empty")
-        if self.kind == "dual" and self.layers:
+        if self.kind != "fusion" and self.layers:
             raise ConfigError(
-                "model.layers chooses layers of a fusion model, and model.kind is dual",
+                f"model.layers chooses layers of a fusion model, and model.kind is {self.kind}",
                 hint="choose layers of a dual encoder with model.vision_layers and model.text_layers",
             )
-        if self.kind == "dual" and self.start == "teacher":
+        if self.kind != "fusion" and self.start == "teacher":
             raise ConfigError(
-                "a dual encoder cannot start from a fusion teacher", hint="set model.start to new, or to a dual encoder"
+                f"a {self.kind} model cannot start from a fusion teacher",
+                hint="set model.start to new, or to a dual encoder",
             )
         if self.vision and self.start != "new":
             raise ConfigError(f"model.vision and model.text are for model.start new, and it is {self.start}")
@@ -153,7 +159,7 @@ class ModelConfig:
 
     @property
     def _is_pretrained_dual(self) -> bool:
-        return self.kind == "dual" and (self.start != "new" or (bool(self.vision) and not self.frozen_encoders))
+        return self.kind != "fusion" and (self.start != "new" or (bool(self.vision) and not self.frozen_encoders))
 
     def _check_start(self) -> None:
         """ConfigError for settings of the start that this kind of model does not have."""
@@ -165,6 +171,11 @@ class ModelConfig:
                 )
         if self.average_with_start != "auto" and not between(0, 1).admits(self.average_with_start):
             raise ConfigError(f"model.average_with_start must lie in [0, 1] or be auto, got {self.average_with_start}")
+        if self.average_with_start and self.kind == "late":
+            raise ConfigError(
+                "model.average_with_start is for models that their start gives all weights of, and model.kind is late",
+                hint="set it to 0",
+            )
         if self.average_with_start and self.start == "new":
             raise ConfigError(
                 "model.average_with_start is for a pretrained model.start, and it is new", hint="set it to 0"
@@ -383,7 +394,7 @@ class Recipe:
         if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.random_negatives:
             counts = f"{self.batch.hard_negatives} of {self.batch.random_negatives}"
             raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {counts}")
-        if self.optimizer.layer_decay < 1 and self.model.kind != "dual":
+        if self.optimizer.layer_decay < 1 and self.model.kind == "fusion":
             raise ConfigError(
                 "optimizer.layer_decay is for dual encoders, and model.kind is fusion",
                 hint="set it to 1; optimizer.lr_factors sets the rates of parts of a fusion model",

@@ -1,0 +1,64 @@
+"""MaxSim, the score of late interaction: for each token of a text, the largest inner product with a token of an image,
+averaged over the text's tokens (Khattab & Zaharia 2020, ColBERT, arXiv 2004.12832, who add them up; FILIP, arXiv
+2111.07783, averages).
+
+All texts times all images have hundreds of products of tokens each, so they are computed for some texts at a time, and
+with a graph once more in the backward pass.
+
+Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D length of a token vector, P pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+PRODUCTS_AT_A_TIME = 1 << 21
+"""Products of tokens in memory on a CPU: 8 MB, which stay in its cache."""
+PRODUCTS_ON_GPU = 1 << 27
+FILLED = -1e4
+"""The product with a token that is padding: below any product of unit vectors."""
+
+
+def all_maxsims(images_IND: Tensor, mask_IN: Tensor | None, texts_TLD: Tensor, mask_TL: Tensor) -> Tensor:
+    """The MaxSim of every image with every text, I x T, float32, also under autocast; 0 for a text without tokens.
+
+    `mask_IN` is None if no token of an image is padding.
+    """
+    (num_images, num_tokens, _), (num_texts, length, _) = images_IND.shape, texts_TLD.shape
+    limit = PRODUCTS_AT_A_TIME if images_IND.device.type == "cpu" else PRODUCTS_ON_GPU
+    step = max(1, limit // max(1, num_images * num_tokens * length))
+    parts = zip(texts_TLD.split(step), mask_TL.split(step), strict=True)
+    if not torch.is_grad_enabled() or step >= num_texts:
+        blocks = [_block(images_IND, mask_IN, *part) for part in parts]
+    else:
+        blocks = [checkpoint(_block, images_IND, mask_IN, *part, use_reentrant=False) for part in parts]
+    return torch.cat(blocks, dim=1) if blocks else images_IND.new_zeros(num_images, 0)
+
+
+def _block(images_IND: Tensor, mask_IN: Tensor | None, texts_TLD: Tensor, mask_TL: Tensor) -> Tensor:
+    with torch.autocast(images_IND.device.type, enabled=False):
+        (num_images, num_tokens, width), (num_texts, length, _) = images_IND.shape, texts_TLD.shape
+        # Image tokens first: the maximum is then over rows, which a processor reads in order.
+        products = images_IND.float().reshape(-1, width) @ texts_TLD.float().reshape(-1, width).T
+        products_INC = products.view(num_images, num_tokens, num_texts * length)
+        if mask_IN is not None:
+            products_INC = products_INC.masked_fill(~mask_IN[:, :, None], FILLED)
+        largest_ITL = products_INC.amax(dim=1).view(num_images, num_texts, length)
+        return _mean(largest_ITL, mask_TL)
+
+
+def pair_maxsims(images_PND: Tensor, mask_PN: Tensor | None, texts_PLD: Tensor, mask_PL: Tensor) -> Tensor:
+    """The MaxSim of P aligned pairs, float32, also under autocast."""
+    with torch.autocast(images_PND.device.type, enabled=False):
+        products_PNL = images_PND.float() @ texts_PLD.float().mT
+        if mask_PN is not None:
+            products_PNL = products_PNL.masked_fill(~mask_PN[:, :, None], FILLED)
+        return _mean(products_PNL.amax(dim=1), mask_PL)
+
+
+def _mean(largest: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the real tokens of texts."""
+    weights = mask.to(largest.dtype)
+    return (largest * weights).sum(dim=-1) / weights.sum(dim=-1).clamp(min=1)
