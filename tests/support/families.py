@@ -48,7 +48,7 @@ def saved_open_clip(kind: str, captions: list[str], folder: Path) -> models.Dual
     return models.load_dual(save_open_clip(kind, captions, folder, num_layers=1))
 
 
-def late(dual: models.DualEncoder, **options: bool) -> models.LateInteraction:
+def late(dual: models.DualEncoder, **options: bool) -> Any:
     model = models.new_late(dual, token_dim=6, **{"is_pooled": True, **options})
     with torch.no_grad():
         # A scale at which the cosine of whole vectors does not drown MaxSim.
@@ -56,7 +56,7 @@ def late(dual: models.DualEncoder, **options: bool) -> models.LateInteraction:
     return model
 
 
-def late_from(kind: str, captions: list[str], folder: Path) -> models.LateInteraction:
+def late_from(kind: str, captions: list[str], folder: Path) -> Any:
     return late(FAMILIES[kind](captions, folder), is_pooled=kind in ("CLIP", "frozen dual"))
 
 

@@ -70,6 +70,7 @@ DUAL = [
     ),
     *("model.projection_dim=16", "model.vocab_size=200", *BATCH),
 ]
+LATE = [*DUAL, "model.kind=late", "model.token_dim=8"]
 KINDS = {
     "fusion lists": [*FUSION, "loss.terms={ dcd = 1.0 }"],
     "fusion all pairs": [*FUSION, "loss.terms={ kl = 1.0 }"],
@@ -80,6 +81,8 @@ KINDS = {
     "dual hard": [*DUAL, "loss.terms={ infonce-hard = 1.0 }"],
     "dual widths": [*DUAL, "loss.terms={ infonce = 1.0, margin-mse = 0.1 }", "loss.dims=[4, 16]"],
     "dual widths of lists": [*DUAL, "loss.terms={ dcd = 1.0 }", "loss.dims=[4, 16]"],
+    "late dual all pairs": [*LATE, "loss.terms={ infonce = 1.0, margin-mse = 0.1 }"],
+    "late dual lists": [*LATE, "loss.terms={ dcd = 1.0 }", "model.pooled=false"],
 }
 """Recipes by what their loss works on."""
 STARTED = ["model.kind=dual", "model.layers=[]", *BATCH]
@@ -93,6 +96,7 @@ STARTS = {
     ],
     "CLIP LoRA": [*STARTED, "loss.terms={ infonce = 1.0, kl = 1.0 }", "model.trained=lora", "model.lora_rank=2"],
     # Squared errors of logits have a gradient with respect to the bias, which a softmax cancels.
+    "CLIP late": [*STARTED, "model.kind=late", "loss.terms={ infonce = 1.0, kl = 1.0 }"],
     "SigLIP": [*STARTED, "loss.terms={ ranking = 1.0, mse = 0.1 }"],
     "SigLIP LoRA": [
         *STARTED,

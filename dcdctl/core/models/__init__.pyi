@@ -5,6 +5,7 @@ from .dual_scorer import DualScorer, pair_products, vector_states
 from .families.coattention import FusionSize
 from .families.coattention_scorer import CoAttentionScorer
 from .families.frozen_dual import FrozenDual, new_frozen_dual
+from .families.late_dual import new_late
 from .families.new_coattention import new_coattention
 from .families.open_clip import quiet_open_clip
 from .families.raw_pairs import RawPairScorer, RawPreprocess
@@ -12,7 +13,6 @@ from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, new_dual
 from .fusion import FusionScorer
 from .inputs import ImageBatch, PairBatch, RefusedTextError, States, TextBatch
-from .late import LateInteraction, new_late
 from .load_save import (
     check_ref,
     convert,
@@ -66,7 +66,6 @@ __all__ = [
     "FusionScorer",
     "FusionSize",
     "ImageBatch",
-    "LateInteraction",
     "Model",
     "OnnxDual",
     "PairBatch",

@@ -3,35 +3,22 @@
 It lies between the other two kinds of model. As in a dual encoder each item is encoded once; as in a fusion model words
 are compared with places of the image. So it is a scorer whose states are token vectors.
 
-Shape letters: I images, T texts, N tokens of an image, L tokens of a text, W width of an encoder, D length of a token
-vector, P pairs.
+Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D length of a token vector, P pairs.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
+from typing import Literal, NoReturn
 
 import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import to_dtype
-from dcdctl.core.models.dual import Calibration, DualEncoder, of_pairs, unit_vectors
 from dcdctl.core.models.dual_scorer import pair_products
-from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.fusion import FusionScorer
-from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch
-from dcdctl.core.models.model import seeded
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.maxsim import all_maxsims, pair_maxsims
-from dcdctl.core.models.networks.projections import FIRST_LOGIT_SCALE, MAX_LOGIT_SCALE
-from dcdctl.core.models.protocols import Encoders
-from dcdctl.core.models.references.folders import LATE_FILE
 
 DENSE_FACTOR = 4
 """All images times all texts is computed at once if that has at most this many times the pairs asked for."""
@@ -39,107 +26,27 @@ PAIRS_AT_A_TIME = 1024
 """Pairs whose tokens are gathered at a time."""
 
 
-class TokenProjections(nn.Module):
-    """A linear map for the tokens of each side, and the scale of the scores."""
-
-    def __init__(self, image_width: int, text_width: int, token_dim: int) -> None:
-        super().__init__()
-        self.images = nn.Linear(image_width, token_dim, bias=False)
-        self.texts = nn.Linear(text_width, token_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(FIRST_LOGIT_SCALE)))
-
-    @staticmethod
-    def vectors(projection: nn.Linear, states: States) -> States:
-        """Unit vectors of the tokens, zeros for padding, float32, also under autocast."""
-        with torch.autocast(states.tokens.device.type, enabled=False):
-            projected = unit_vectors(projection(states.tokens.to(projection.weight.dtype)))
-            return states.with_tokens(projected * states.mask[:, :, None], states.vectors)
-
-
-class LateNetwork(nn.Module):
-    """The network of a dual encoder, whose encoders give the tokens, and the projections of these."""
-
-    def __init__(self, dual: nn.Module, tokens: TokenProjections) -> None:
-        super().__init__()
-        self.dual = dual
-        self.tokens = tokens
-
-
 class LateInteraction(FusionScorer):
-    """Compares the tokens of a caption with those of an image: the logit is the MaxSim of unit vectors times a learned
-    scale, plus the dual encoder's own logit if `is_pooled`."""
+    """Compares the tokens of a text with those of an image: the logit is their MaxSim times `logit_scale`. A family
+    gives the states, whose tokens are vectors, zeros for padding; with `vectors_scale`, the cosine of their vectors
+    counts too."""
 
     kind: Literal["late"] = "late"
     pairs_per_batch = 65_536
     keeps_states = True
     keeps_tokens = True
-    dual: DualEncoder
-    """The dual encoder, whose vectors may choose the candidates of a search."""
-
-    def __init__(self, dual: DualEncoder, tokens: TokenProjections, *, is_pooled: bool) -> None:
-        """The dual encoder is shared, not copied."""
-        # Not as an attribute of the module, which would list every parameter twice.
-        object.__setattr__(self, "dual", dual)
-        super().__init__(LateNetwork(dual.network, tokens), dual.preprocess, dual.unused_keys)
-        self.calibration = Calibration()
-        self.is_pooled = is_pooled
-
-    def __repr__(self) -> str:
-        return f"LateInteraction({self.dual!r}, {self.token_dim} numbers per token)"
-
-    @property
-    def as_dual(self) -> DualEncoder:
-        """The dual encoder."""
-        return self.dual
-
-    @property
-    def tokens(self) -> TokenProjections:
-        tokens: TokenProjections = self.network.tokens
-        return tokens
-
-    @property
-    def token_dim(self) -> int:
-        """Length D of a token vector."""
-        return self.tokens.images.out_features
+    is_mean = True
+    """Whether MaxSim is the mean over the tokens of a text, and not the sum."""
 
     @property
     def logit_scale(self) -> Tensor:
-        """Factor from MaxSim to logit; learned, 0-dimensional, at most 100."""
-        return self.tokens.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        """Factor from MaxSim to logit, 0-dimensional."""
+        return torch.ones(())
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The dual encoder's."""
-        return self.dual.config
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The dual encoder's, the width of the token vectors, and whether its logit counts."""
-        return {**self.dual.settings, "kind": self.kind, "token_dim": self.token_dim, "is_pooled": self.is_pooled}
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of weights and settings; with adapters, that of the model that they are merged into."""
-        tokens = digest_of(self.tokens, config={}, preprocess={}, settings=self.settings)
-        return digest_of(nn.Module(), config={"dual": self.dual.digest, "tokens": tokens}, preprocess={}, settings={})
-
-    @property
-    def encoders(self) -> Encoders | None:
-        """The dual encoder's, if their features have all tokens."""
-        encoders = self.dual.encoders
-        return None if encoders is None or encoders.pools_texts else encoders
-
-    def encode_images(self, images: ImageBatch | States) -> States:
-        """The token vectors of I images, of their features, or of images that are encoded already."""
-        if isinstance(images, States) and images.vectors is not None:
-            return images
-        return self.tokens.vectors(self.tokens.images, self.dual.image_tokens(images))
-
-    def encode_texts(self, texts: TextBatch | States) -> States:
-        """The token vectors of T captions, of their features, or of captions that are encoded already."""
-        if isinstance(texts, States) and texts.vectors is not None:
-            return texts
-        return self.tokens.vectors(self.tokens.texts, self.dual.text_tokens(texts))
+    def vectors_scale(self) -> Tensor | None:
+        """Factor of the cosine that is added; None for MaxSim alone."""
+        return None
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, float32, also under autocast."""
@@ -147,10 +54,9 @@ class LateInteraction(FusionScorer):
         texts, text_ix_P = texts.distinct(text_ix_P)
         mask_IN = None if images.is_full else images.mask
         if len(images) * len(texts) <= DENSE_FACTOR * len(image_ix_P):
-            all_IT = all_maxsims(images.tokens, mask_IN, texts.tokens, texts.mask)
+            all_IT = all_maxsims(images.tokens, mask_IN, texts.tokens, texts.mask, is_mean=self.is_mean)
             maxsim_P = all_IT.flatten().index_select(0, image_ix_P * len(texts) + text_ix_P)
         else:
-            parts = zip(image_ix_P.split(PAIRS_AT_A_TIME), text_ix_P.split(PAIRS_AT_A_TIME), strict=True)
             maxsim_P = torch.cat(
                 [
                     pair_maxsims(
@@ -158,20 +64,21 @@ class LateInteraction(FusionScorer):
                         None if mask_IN is None else mask_IN[image_ix],
                         texts.tokens[text_ix],
                         texts.mask[text_ix],
+                        is_mean=self.is_mean,
                     )
-                    for image_ix, text_ix in parts
+                    for image_ix, text_ix in zip(
+                        image_ix_P.split(PAIRS_AT_A_TIME), text_ix_P.split(PAIRS_AT_A_TIME), strict=True
+                    )
                 ]
             )
-        logits_P = self.logit_scale * maxsim_P
-        if self.is_pooled:
+        logits_P = self.logit_scale.to(maxsim_P.device) * maxsim_P
+        if self.vectors_scale is not None:
             assert images.vectors is not None
             assert texts.vectors is not None
-            logits_P = logits_P + self._pooled(pair_products(images.vectors, texts.vectors, image_ix_P, text_ix_P))
+            logits_P = logits_P + self.vectors_scale * pair_products(
+                images.vectors, texts.vectors, image_ix_P, text_ix_P
+            )
         return logits_P.detach()
-
-    def _pooled(self, cosines: Tensor) -> Tensor:
-        """The dual encoder's logits; its offset changes no ranking."""
-        return self.dual.logit_scale * cosines
 
     def score(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
@@ -182,55 +89,14 @@ class LateInteraction(FusionScorer):
         logits = []
         for row in range(len(images)):
             products_LN = texts.tokens[row, texts.mask[row]] @ images.tokens[row, images.mask[row]].T
-            logits.append(self.logit_scale * products_LN.max(dim=1).values.mean())
-        scores_B = torch.stack(logits)
-        if self.is_pooled:
-            assert images.vectors is not None
-            assert texts.vectors is not None
-            scores_B = scores_B + self._pooled((images.vectors * texts.vectors).sum(dim=-1))
-        return scores_B
-
-    def outputs(self, pairs: PairBatch) -> tuple[Tensor, ...]:
-        """The token vectors of all images and texts, I x N x D and T x L x D, padding as zeros, and with `is_pooled`
-        the vectors of both; float32. L is the maximum of all batches, so that micro-batches fit together."""
-        images, texts = self.encode_images(pairs.images), self.encode_texts(pairs.texts)
-        missing = self.preprocess.max_text_len - texts.tokens.shape[1]
-        tokens = images.tokens, functional.pad(texts.tokens, (0, 0, 0, missing))
-        if not self.is_pooled:
-            return tokens
-        assert images.vectors is not None
-        assert texts.vectors is not None
-        return *tokens, images.vectors.float(), texts.vectors.float()
-
-    def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, Tensor]:
-        """The logits of the pairs, R x C, and of all images with all texts, I x T; float32, also under autocast."""
-        images_IND, texts_TLD, *pooled = outputs
-        mask_IN, mask_TL = ((tokens.detach() != 0).any(dim=-1) for tokens in (images_IND, texts_TLD))
-        # One wait for a GPU, which the padding of all captions to the maximum would cost many times.
-        length = int(mask_TL.any(dim=0).sum())
-        is_full = bool(mask_IN.all())
-        maxsim_IT = all_maxsims(images_IND, None if is_full else mask_IN, texts_TLD[:, :length], mask_TL[:, :length])
-        all_IT = self.logit_scale * maxsim_IT
-        if pooled:
-            with torch.autocast(images_IND.device.type, enabled=False):
-                all_IT = all_IT + self._pooled(pooled[0] @ pooled[1].T)
-        return of_pairs(all_IT, pairs), all_IT
-
-    def calibrate(self, logits: Tensor) -> Tensor:
-        """The logits on the teacher's scale, float32."""
-        calibrated: Tensor = self.calibration(logits)
-        return calibrated
-
-    def train(self, mode: bool = True) -> Self:
-        """Train mode, except for what the dual encoder keeps in eval mode."""
-        super().train(mode)
-        self.dual.train(mode)
-        return self
-
-    def depth_of(self, parameter: str) -> int:
-        """Distance of a parameter from the top of its tower; 0 for the projections of tokens."""
-        prefix = "network.dual."
-        return self.dual.depth_of(f"network.{parameter.removeprefix(prefix)}") if parameter.startswith(prefix) else 0
+            largest_L = products_LN.max(dim=1).values
+            logit = self.logit_scale * (largest_L.mean() if self.is_mean else largest_L.sum())
+            if self.vectors_scale is not None:
+                assert images.vectors is not None
+                assert texts.vectors is not None
+                logit = logit + self.vectors_scale * (images.vectors[row] @ texts.vectors[row])
+            logits.append(logit)
+        return torch.stack(logits)
 
     def student(self, layers: Sequence[int]) -> NoReturn:
         """ModelError: there are no fusion layers."""
@@ -238,35 +104,3 @@ class LateInteraction(FusionScorer):
             "a late-interaction model has no fusion layers to choose a student's from",
             hint="start from it with model.kind late and model.start",
         )
-
-    def set_dropout(self, probability: float) -> None:
-        """Set the dropout of the dual encoder."""
-        self.dual.set_dropout(probability)
-
-    def checkpoint_activations(self) -> None:
-        """Compute activations of the encoders again in the backward pass."""
-        self.dual.checkpoint_activations()
-
-    def export_copy(self) -> LateInteraction:
-        """The same model over the dual encoder's copy."""
-        return LateInteraction(self.dual.export_copy(), self.tokens, is_pooled=self.is_pooled)
-
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """Write the dual encoder's own files, which other libraries read as that, and the projections of tokens."""
-        self.dual.save_network(folder, half=half)
-        state = to_dtype(self.tokens.state_dict(), torch.float16 if half else torch.float32)
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / LATE_FILE)
-
-
-@torch.no_grad()
-def new_late(dual: DualEncoder, token_dim: int, *, is_pooled: bool, seed: int = 0) -> LateInteraction:
-    """A late-interaction model over the encoders of a dual encoder, with new projections of tokens. Equal seeds give
-    equal weights; the global random state is not touched. ModelError for a dual encoder without token states."""
-    side = dual.preprocess.image_size_px
-    widths = (
-        dual.image_tokens(dual.preprocess.images([Image.new("RGB", (side, side))])).tokens.shape[2],
-        dual.text_tokens(dual.preprocess.texts(["a"])).tokens.shape[2],
-    )
-    with seeded(seed):
-        tokens = TokenProjections(*widths, token_dim)
-    return LateInteraction(dual, tokens, is_pooled=is_pooled)

@@ -55,6 +55,10 @@ FAMILIES = {
     CROSS_ENCODER: Family("fusion", "cross_encoder", *_SENTENCE_TRANSFORMERS, takes_prompt=True),
     OPEN_CLIP: Family("dual", "open_clip", "open-clip", "open_clip", folders.open_clip_weights),
     folders.LATE: Family("late", "late_dual"),
+    **dict.fromkeys(
+        (folders.MULTI_VECTOR, "colpali", "colqwen2", "colmodernvbert"),
+        Family("late", "multi_vector", *_SENTENCE_TRANSFORMERS, reads_modules=True),
+    ),
     SENTENCE_TRANSFORMER: Family("dual", "sentence_transformer", *_SENTENCE_TRANSFORMERS, reads_modules=True),
 }
 """Families by the type of a folder's model (`folders.type_of`). A model is saved by its own `save_network`."""

@@ -76,12 +76,19 @@ def encode_corpus(
         with track(f"encode {noun}", total=len(order), unit=noun) as advance, compute.forward_pass():
             # Every process needs the widths, also one without a batch of its own.
             first = next(states_of([batches[0][:1]]))
-            is_padded = scorer.keeps_tokens and noun == "captions"
-            num_tokens = scorer.preprocess.max_text_len if is_padded else first.tokens.shape[1]
-            room = first.room_for(len(order), num_tokens)
             numbers = distributed.local_indices(len(batches)) if is_shared else range(len(batches))
             local = [batches[number] for number in numbers]
-            for batch, states in zip(local, states_of(local), strict=True):
+            encoded: Iterable[States] = states_of(local)
+            if scorer.keeps_tokens:
+                # How many tokens the longest item has is known at the end.
+                encoded = list(encoded)
+                widths = torch.zeros(distributed.world_size(), device=first.tokens.device)
+                widths[distributed.rank()] = max([first, *encoded], key=lambda each: each.tokens.shape[1]).tokens.shape[
+                    1
+                ]
+                widest = int((distributed.all_sum(widths) if is_shared else widths).max())
+            room = first.room_for(len(order), widest if scorer.keeps_tokens else 1)
+            for batch, states in zip(local, encoded, strict=True):
                 room.put(torch.tensor(batch), states)
                 advance(len(batch))
         # Rows of other processes are zeros here.

@@ -21,23 +21,25 @@ FILLED = -1e4
 """The product with a token that is padding: below any product of unit vectors."""
 
 
-def all_maxsims(images_IND: Tensor, mask_IN: Tensor | None, texts_TLD: Tensor, mask_TL: Tensor) -> Tensor:
+def all_maxsims(
+    images_IND: Tensor, mask_IN: Tensor | None, texts_TLD: Tensor, mask_TL: Tensor, *, is_mean: bool = True
+) -> Tensor:
     """The MaxSim of every image with every text, I x T, float32, also under autocast; 0 for a text without tokens.
 
-    `mask_IN` is None if no token of an image is padding.
+    `mask_IN` is None if no token of an image is padding. Without `is_mean`, the products are added up.
     """
     (num_images, num_tokens, _), (num_texts, length, _) = images_IND.shape, texts_TLD.shape
     limit = PRODUCTS_AT_A_TIME if images_IND.device.type == "cpu" else PRODUCTS_ON_GPU
     step = max(1, limit // max(1, num_images * num_tokens * length))
     parts = zip(texts_TLD.split(step), mask_TL.split(step), strict=True)
     if not torch.is_grad_enabled() or step >= num_texts:
-        blocks = [_block(images_IND, mask_IN, *part) for part in parts]
+        blocks = [_block(images_IND, mask_IN, *part, is_mean) for part in parts]
     else:
-        blocks = [checkpoint(_block, images_IND, mask_IN, *part, use_reentrant=False) for part in parts]
+        blocks = [checkpoint(_block, images_IND, mask_IN, *part, is_mean, use_reentrant=False) for part in parts]
     return torch.cat(blocks, dim=1) if blocks else images_IND.new_zeros(num_images, 0)
 
 
-def _block(images_IND: Tensor, mask_IN: Tensor | None, texts_TLD: Tensor, mask_TL: Tensor) -> Tensor:
+def _block(images_IND: Tensor, mask_IN: Tensor | None, texts_TLD: Tensor, mask_TL: Tensor, is_mean: bool) -> Tensor:
     with torch.autocast(images_IND.device.type, enabled=False):
         (num_images, num_tokens, width), (num_texts, length, _) = images_IND.shape, texts_TLD.shape
         # Image tokens first: the maximum is then over rows, which a processor reads in order.
@@ -46,19 +48,22 @@ def _block(images_IND: Tensor, mask_IN: Tensor | None, texts_TLD: Tensor, mask_T
         if mask_IN is not None:
             products_INC = products_INC.masked_fill(~mask_IN[:, :, None], FILLED)
         largest_ITL = products_INC.amax(dim=1).view(num_images, num_texts, length)
-        return _mean(largest_ITL, mask_TL)
+        return _over_tokens(largest_ITL, mask_TL, is_mean=is_mean)
 
 
-def pair_maxsims(images_PND: Tensor, mask_PN: Tensor | None, texts_PLD: Tensor, mask_PL: Tensor) -> Tensor:
+def pair_maxsims(
+    images_PND: Tensor, mask_PN: Tensor | None, texts_PLD: Tensor, mask_PL: Tensor, *, is_mean: bool = True
+) -> Tensor:
     """The MaxSim of P aligned pairs, float32, also under autocast."""
     with torch.autocast(images_PND.device.type, enabled=False):
         products_PNL = images_PND.float() @ texts_PLD.float().mT
         if mask_PN is not None:
             products_PNL = products_PNL.masked_fill(~mask_PN[:, :, None], FILLED)
-        return _mean(products_PNL.amax(dim=1), mask_PL)
+        return _over_tokens(products_PNL.amax(dim=1), mask_PL, is_mean=is_mean)
 
 
-def _mean(largest: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the real tokens of texts."""
+def _over_tokens(largest: Tensor, mask: Tensor, *, is_mean: bool) -> Tensor:
+    """The mean, or the sum, over the real tokens of texts."""
     weights = mask.to(largest.dtype)
-    return (largest * weights).sum(dim=-1) / weights.sum(dim=-1).clamp(min=1)
+    total = (largest * weights).sum(dim=-1)
+    return total / weights.sum(dim=-1).clamp(min=1) if is_mean else total

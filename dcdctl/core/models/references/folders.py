@@ -28,6 +28,9 @@ OPEN_CLIP_WEIGHTS = (
 CROSS_ENCODER, SENTENCE_TRANSFORMERS_FILE = "CrossEncoder", "config_sentence_transformers.json"
 """The `model_type` in that file; config.json has the type of the network inside."""
 SENTENCE_TRANSFORMER = "SentenceTransformer"
+MULTI_VECTOR = "MultiVectorEncoder"
+MULTI_VECTOR_TYPES = (MULTI_VECTOR, "ColBERT")
+"""The `model_type` in that file of sentence-transformers, and of PyLate, whose models it reads."""
 MODULE_CONFIG_FILE = "sentence_bert_config.json"
 """The settings of the first module."""
 DECIDING = (LATE_FILE, CONFIG_FILE, OPEN_CLIP_FILE, SENTENCE_TRANSFORMERS_FILE, MODULES_FILE, MODULE_CONFIG_FILE)
@@ -71,6 +74,8 @@ def dual_type(folder: Path) -> str | None:
     """The same, of the dual encoder of a late-interaction model."""
     if is_cross_encoder(folder):
         return CROSS_ENCODER
+    if _read(folder / SENTENCE_TRANSFORMERS_FILE).get("model_type") in MULTI_VECTOR_TYPES:
+        return MULTI_VECTOR
     network = network_folder(folder)
     model_type = _read(network / CONFIG_FILE).get("model_type")
     if (

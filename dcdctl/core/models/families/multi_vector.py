@@ -1,0 +1,143 @@
+"""Late-interaction models of sentence-transformers (MultiVectorEncoder, also of PyLate) and of transformers (ColPali,
+ColQwen2, ColModernVBERT), which are not trained here.
+
+`MultiVectorEncoder` computes the token vectors: a caption is a query, an image is a document. Prefixes, augmentation
+tokens, skip lists and token pooling are the model's.
+
+Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D length of a token vector.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Never
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dcdctl.core.errors import ModelError, require_extra
+from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, check_read, pictures_of, processor_table
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
+from dcdctl.core.models.late import LateInteraction
+from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides, refuse
+from dcdctl.core.models.preprocess import hub_errors, quiet_sentence_transformers
+from dcdctl.core.models.references.folders import MODULES_FILE, MULTI_VECTOR, module_types
+
+OWN_MODULES = ("sentence_transformers.", "pylate.")
+"""Packages whose modules sentence-transformers reads by classes of its own."""
+
+
+class MultiVectorScorer(LateInteraction):
+    """Scores pairs with a MultiVectorEncoder; `ref` is where it was loaded from, for messages."""
+
+    preprocess: RawPreprocess
+
+    def __init__(self, encoder: nn.Module, ref: str) -> None:
+        super().__init__(encoder, RawPreprocess())
+        self.ref = ref
+        self.is_mean = self.encoder.similarity_fn_name == "meanmaxsim"
+        # One image and one text show whether the processor reads both.
+        image, text = self.encode_images(self.preprocess.images([Image.new("RGB", (64, 64))])), self._texts(["a"])
+        if image.tokens.shape[2] != text.tokens.shape[2]:
+            raise ModelError(f"{ref} has tokens of {image.tokens.shape[2]} and of {text.tokens.shape[2]} numbers")
+
+    @property
+    def encoder(self) -> Any:
+        """The MultiVectorEncoder."""
+        return self.network
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The modules and their settings, and the configuration of the network of transformers."""
+        modules = [[type(module).__name__, module.get_config_dict()] for module in self.encoder]
+        network = self.encoder[0].model.config.to_dict()
+        return {"model_type": MULTI_VECTOR, "modules": modules, "network": network}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All further settings that decide a score, those of the processor among them."""
+        encoder = self.encoder
+        return {
+            "kind": self.kind,
+            "prompts": encoder.prompts,
+            "default_prompt": encoder.default_prompt_name,
+            "similarity": str(encoder.similarity_fn_name),
+            **processor_table(encoder[0].processor),
+        }
+
+    def encode_images(self, images: ImageBatch | States) -> States:
+        """The token vectors of I images; ValueError for features."""
+        if isinstance(images, States) and images.tokens.dtype == torch.float32:
+            return images
+        pictures = [{"image": picture} for picture in pictures_of(unencoded(images))]
+        return self._states(self.encoder.encode_document(pictures, **self._options(len(pictures))))
+
+    def encode_texts(self, texts: TextBatch | States) -> States:
+        """The token vectors of T captions; ValueError for features."""
+        if isinstance(texts, States) and texts.tokens.dtype == torch.float32:
+            return texts
+        return self._texts(captions_of(unencoded(texts)))
+
+    def _texts(self, texts: Sequence[str]) -> States:
+        # As dictionaries: a caption that is the path or the address of an image would be read as that image.
+        queries = [{"text": text} for text in texts]
+        return self._states(self.encoder.encode_query(queries, **self._options(len(queries))))
+
+    @staticmethod
+    def _options(count: int) -> dict[str, Any]:
+        return {"batch_size": count, "convert_to_numpy": False, "show_progress_bar": False}
+
+    def _states(self, tokens: Sequence[Tensor]) -> States:
+        # Copies, because the library computes in inference mode.
+        rows = [each.clone().float() for each in tokens]
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows], device=padded.device)
+        return States(padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None])
+
+    def set_dropout(self, probability: float) -> Never:
+        """ModelError: such a model is not trained here."""
+        raise ModelError(
+            f"{self.ref} is a multi-vector model, which cannot be trained here",
+            hint="use it as a teacher or to re-rank; a student starts from a dual encoder with model.kind late",
+        )
+
+    def checkpoint_activations(self) -> Never:
+        """ModelError: such a model is not trained here."""
+        self.set_dropout(0.0)
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write the folder of a MultiVectorEncoder."""
+        encoder = copy.deepcopy(self.encoder).half() if half else self.encoder
+        with quiet_sentence_transformers():
+            encoder.save_pretrained(str(folder), create_model_card=False)
+
+
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> MultiVectorScorer:
+    """The model of a folder; `table` are the user's overrides, of which it takes none.
+
+    MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, for modules with code
+    of their own, and for a setting. No code of the folder is run.
+    """
+    overrides = read_overrides(table)
+    check_no_text_encoder(overrides, ref)
+    fixed = ("image_size", "max_text_len", "tokenizer", "num_attention_heads")
+    refuse(overrides, fixed, lambda name: f"{ref} is a multi-vector model, whose {name} is its own")
+    if foreign := [name for name in module_types(Path(ref)) if not name.startswith(OWN_MODULES)]:
+        problem = f"{ref} has a module {foreign[0]}, whose code is not run"
+        raise ModelError(problem, hint=f"{MODULES_FILE} names it; take another model")
+    require_extra("sentence-transformers", "sentence_transformers", needed_by=f"{ref}, a multi-vector model,")
+    from sentence_transformers import MultiVectorEncoder
+
+    with quiet_sentence_transformers(), hub_errors(ref, hint=f"try `MultiVectorEncoder({ref!r})`"):
+        encoder = MultiVectorEncoder(
+            ref, device="cpu", trust_remote_code=False, local_files_only=True, model_kwargs={"dtype": torch.float32}
+        ).float()
+        if not {"image", "text"} <= set(encoder.modalities):
+            modalities = ", ".join(map(str, encoder.modalities))
+            problem = f"{ref} reads {modalities} alone, and a scorer of pairs reads images and texts"
+            raise ModelError(problem, hint="take a model such as ColPali, ColQwen2 or ColModernVBERT")
+        check_read(encoder[0], ref, "its network")
+        return MultiVectorScorer(encoder.requires_grad_(False).eval(), ref)
