@@ -179,9 +179,9 @@ def indexes() -> dict[str, Index]:
 def index(made, student, indexes) -> Index:
     """An index by the family's dual encoder; for a fusion scorer, which does not decide its vectors, by the student of
     any."""
-    name = made.origin.kind if made.origin.kind == "fusion" else made.ref
+    name = "scorers" if made.origin.kind != "dual" else made.ref
     if name not in indexes:
-        made_index = Index(made.folder / "index", student if made.origin.kind == "fusion" else Path(made.ref))
+        made_index = Index(made.folder / "index", student if made.origin.kind != "dual" else Path(made.ref))
         images = f"--images {made.corpus.folder} --split train --workers 0 --device cpu"
         run(f"index {made_index.model} {images} --out {made_index.folder}")
         indexes[name] = made_index
@@ -278,7 +278,7 @@ def test_the_service_answers_with_the_scores_of_the_library(made, index):
         made.corpus.captions.index(QUERY),
         {"k": len(CAPTIONS)},
     )
-    if made.origin.kind == "fusion":
+    if made.origin.kind != "dual":
         reranker = Reranker.open(made.ref, depth=DEPTH, device=CPU)
         client = TestClient(
             service.build(replace(searcher, reranker=reranker), ServiceConfig()), base_url="http://localhost"
@@ -336,7 +336,7 @@ def first_step(made: Made, splits: Corpus, start: Made, teacher: Made) -> dict[s
 
 
 def test_a_student_starts_as_the_encoder_of_the_library(made, splits, guide):
-    if made.origin.kind == "fusion":
+    if made.origin.kind != "dual":
         return
     if made.origin.model_type == "SentenceTransformer":
         line = f"distill {made.recipe} --teacher {guide.ref} --set model.start={made.ref} {made.on_data}"
@@ -360,7 +360,7 @@ def test_a_dual_encoder_teaches_without_a_cache_the_logits_of_its_library(made, 
 
 
 def test_hard_candidates_are_the_nearest_by_the_vectors_of_the_library(made):
-    if made.origin.kind == "fusion":
+    if made.origin.kind != "dual":
         return
     with pytest.MonkeyPatch.context() as patch:
         (made.folder / f"{OWN_MODULE}.py").write_text(OWN_SOURCE)

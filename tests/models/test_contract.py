@@ -134,7 +134,7 @@ def test_logits_equal_those_of_each_pair_alone(model, pairs):
 def test_only_a_model_that_encodes_items_apart_returns_the_logits_of_all_pairs(model, pairs):
     with torch.no_grad():
         logits_RC, all_IT = model.logits(model.outputs(pairs), pairs)
-    assert (all_IT is None) == (model.kind == "fusion")
+    assert (all_IT is None) == (model.as_dual is None)
     if all_IT is not None:
         assert torch.equal(all_IT[IMAGE_IX, TEXT_IX], logits_RC)
 
@@ -144,7 +144,7 @@ def test_outputs_of_micro_batches_equal_rows_of_the_outputs_of_the_batch(model, 
     preprocess = model.preprocess
     with torch.no_grad():
         expected = model.outputs(pairs)
-        if model.kind != "fusion":
+        if model.as_dual is not None:
             parts = [PairBatch(preprocess.images(pil_images[:1]), preprocess.texts(captions[:3]), IMAGE_IX, TEXT_IX)]
             parts.append(
                 PairBatch(preprocess.images(pil_images[1:]), preprocess.texts(captions[3:]), IMAGE_IX, TEXT_IX)

@@ -12,7 +12,7 @@ from encoders import make_pair, save_text, save_vision
 from matching import make_blip, make_blip2, make_bridgetower
 from official import load_meter
 from open_clips import save_open_clip
-from vlm import save_reranker
+from vlm import save_multi_vector, save_reranker
 
 from dcdctl.core import models
 
@@ -93,6 +93,7 @@ READ_ONLY: dict[str, Any] = {
     "SentenceTransformer": lambda captions, folder: models.load(
         save_sentence_transformer(captions, folder, with_dense=True)
     ),
+    "MultiVectorEncoder": lambda captions, folder: models.load(save_multi_vector(folder / "vectors", captions)),
 }
 """Families that are teachers and re-rankers only, by their name in `load_save.FAMILIES`: they are not trained."""
 VARIANTS: dict[str, Any] = {

@@ -27,6 +27,8 @@ SOURCES = {
     "dcdctl-co-attention": "a run or a converted METER .ckpt",
     "dcdctl-encoder-dual": "a run over frozen encoders",
     "open_clip": "folder or Hub id of open_clip",
+    "dcdctl-late": "a run",
+    "MultiVectorEncoder": "folder or Hub id of sentence-transformers or PyLate that reads images",
     "CrossEncoder": "folder or Hub id of sentence-transformers that reads images",
     "SentenceTransformer": "folder or Hub id of sentence-transformers that embeds images and texts",
     "module:function": "a Python function of yours",

@@ -34,7 +34,7 @@ from transformers import (
     BridgeTowerForImageAndTextRetrieval,
     ViltForImageAndTextRetrieval,
 )
-from vlm import save_reranker
+from vlm import save_colqwen2, save_multi_vector, save_reranker
 
 from dcdctl.core import models
 
@@ -205,7 +205,7 @@ def _predicted(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Ten
 def _plain_logits(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
     """By the plain forward pass of a model of dcdctl's own format; tests/models compares that with the official
     code."""
-    model = models.load_fusion(ref)
+    model = models.load_scorer(ref)
     pixels, words = model.preprocess.images(images), model.preprocess.texts(texts)
     rows = []
     for image in torch.arange(len(images))[:, None].expand(-1, len(texts)):
@@ -220,6 +220,13 @@ def _plain_vectors(ref: str, images: Sequence[Image.Image], texts: list[str]) ->
     model = models.load_dual(ref)
     vectors = model.embed_images(model.preprocess.images(images)), model.embed_texts(model.preprocess.texts(texts))
     return OwnVectors(*vectors, model.logit_scale)
+
+
+def _token_logits(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
+    from sentence_transformers import MultiVectorEncoder
+
+    encoder = MultiVectorEncoder(ref, device="cpu")
+    return encoder.similarity(encoder.encode_query(texts), encoder.encode_document(list(images))).T
 
 
 def _source_logits(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
@@ -295,6 +302,20 @@ ORIGINS: dict[str, Origin] = {
     "METER .ckpt": _official("meter_tiny_a.ckpt", "METER .ckpt", "meter-flickr30k", ["text.num_attention_heads=3"]),
     "ViLT .ckpt": _official("vilt_tiny_a.ckpt", "ViLT .ckpt", "vilt-flickr30k"),
     "CrossEncoder": Origin("CrossEncoder", "fusion", "sentence-transformers", _save_cross_encoder, _predicted, PREDICT),
+    "late": Origin(
+        "dcdctl-late", "late", "dcdctl", partial(_save_own, lambda *made: FAMILIES["late"](*made)), _plain_logits, PLAIN
+    ),
+    **{
+        name: Origin(name, "late", saved_by, save, _token_logits, "`MultiVectorEncoder.similarity`")
+        for name, saved_by, save in (
+            ("colqwen2", "transformers", lambda captions, folder: str(save_colqwen2(folder, captions))),
+            (
+                "MultiVectorEncoder",
+                "sentence-transformers",
+                lambda captions, folder: str(save_multi_vector(folder, captions)),
+            ),
+        )
+    },
     "own scorer": Origin(
         "module:function", "fusion", "its author", _save_source, _source_logits, "the function's numbers"
     ),

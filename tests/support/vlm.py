@@ -1,4 +1,5 @@
-"""A tiny Qwen3-VL as a cross-encoder, saved by sentence-transformers itself, as Qwen3-VL-Reranker is."""
+"""Tiny vision-language models of other libraries, as they save them: a Qwen3-VL as a cross-encoder, like
+Qwen3-VL-Reranker, and a ColQwen2."""
 
 from __future__ import annotations
 
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 from byte_level import byte_level_bpe
 from transformers import (
+    Qwen2VLConfig,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
+from transformers.models.colqwen2 import ColQwen2Config, ColQwen2ForRetrieval, ColQwen2Processor
 
 MARKS = (
     "<|im_start|>",
@@ -104,6 +107,49 @@ def save_reranker(
     encoder = CrossEncoder(
         modules=modules, device="cpu", prompts={"query": "Is it a good caption?"}, default_prompt_name="query"
     )
+    encoder.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+def save_colqwen2(folder: Path, captions: Sequence[str]) -> Path:
+    """A folder of transformers with a random ColQwen2, a vector of 8 numbers per token."""
+    tokenizer = byte_level_bpe([*captions, "Query: Describe the image. user\n", *map(chr, range(32, 127))], 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*MARKS[:6], "<|endoftext|>"]})
+    tokenizer.pad_token = "<|endoftext|>"
+    ids = {mark: tokenizer.convert_tokens_to_ids(mark) for mark in MARKS}
+    config = Qwen2VLConfig(
+        text_config={
+            **TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": 512,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections(8)},
+        },
+        vision_config={
+            "depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 8,
+            "spatial_merge_size": 2,
+        },
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = ColQwen2ForRetrieval(ColQwen2Config(vlm_config=config, embedding_dim=8)).eval()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(6)
+    size = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
+    images = Qwen2VLImageProcessor(size=size, patch_size=8, merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    network.save_pretrained(folder)
+    ColQwen2Processor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def save_multi_vector(folder: Path, captions: Sequence[str]) -> Path:
+    """The same as a MultiVectorEncoder of sentence-transformers, with a mean over tokens and a skip list."""
+    from sentence_transformers import MultiVectorEncoder
+
+    bare = save_colqwen2(folder.with_name(f"{folder.name}-bare"), captions)
+    encoder = MultiVectorEncoder(str(bare), device="cpu", similarity_fn_name="meanmaxsim")
+    encoder[1].skiplist_words, encoder[1].skiplist_tasks = ["a"], ["query"]
     encoder.save_pretrained(str(folder), create_model_card=False)
     return folder
 

@@ -21,13 +21,13 @@ MiB = 2**20
 
 
 class TimedFusion:
-    """The steps of a cross-encoder: every pair passes through the fusion layers, in batches. Its gallery, what it
-    stores for many encoded images, repeats indices, not states."""
-
-    kind = "fusion"
+    """The steps of a scorer of pairs, in batches. The gallery of a cross-encoder, what it stores for many encoded
+    images, repeats indices, not states: every pair passes through the fusion layers. Late interaction computes a pair
+    once however often it is asked for, so its gallery repeats the states."""
 
     def __init__(self, model: FusionScorer, batch_size: int) -> None:
         self._model, self._size = model, batch_size
+        self.kind = model.kind
 
     # Callers pass what one step returns to the next, whichever kind of model it is: hence Any.
     def encode_images(self, batch: Any) -> Any:
@@ -44,11 +44,13 @@ class TimedFusion:
     def gallery(self, images: States, count: int) -> Any:
         """A gallery of `count` encoded images: the given ones, repeated."""
         # On the CPU, as in `scoring`: reading positions from a GPU would wait for it.
-        return images, torch.arange(count) % len(images)
+        index = torch.arange(count)
+        return (images.take(index % len(images)), index) if self._model.keeps_states else (images, index % len(images))
 
     def gallery_bytes(self, images: States, count: int) -> int:
         """Bytes of such a gallery in this benchmark."""
-        return torch.int64.itemsize * count
+        kept = images.tokens[0].numel() * images.tokens.element_size() if self._model.keeps_states else 0
+        return (torch.int64.itemsize + kept) * count
 
     def index_floats(self, images: States) -> float:
         """Mean count of numbers that an index stores per image."""

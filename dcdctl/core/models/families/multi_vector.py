@@ -70,14 +70,14 @@ class MultiVectorScorer(LateInteraction):
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The token vectors of I images; ValueError for features."""
-        if isinstance(images, States) and images.tokens.dtype == torch.float32:
+        if isinstance(images, States) and images.vectors is not None:
             return images
         pictures = [{"image": picture} for picture in pictures_of(unencoded(images))]
         return self._states(self.encoder.encode_document(pictures, **self._options(len(pictures))))
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The token vectors of T captions; ValueError for features."""
-        if isinstance(texts, States) and texts.tokens.dtype == torch.float32:
+        if isinstance(texts, States) and texts.vectors is not None:
             return texts
         return self._texts(captions_of(unencoded(texts)))
 
@@ -95,7 +95,9 @@ class MultiVectorScorer(LateInteraction):
         rows = [each.clone().float() for each in tokens]
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows], device=padded.device)
-        return States(padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None])
+        mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+        # Vectors without numbers tell these states from the features of an encoder, which it takes none of.
+        return States(padded, mask, padded.new_empty(len(rows), 0))
 
     def set_dropout(self, probability: float) -> Never:
         """ModelError: such a model is not trained here."""
