@@ -1,0 +1,152 @@
+"""Late interaction: MaxSim against a plain loop, sentence-transformers' own and hand-worked numbers; what is computed in
+blocks, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES, late
+from sentence_transformers.util import maxsim, mean_maxsim
+from tiny import make_corpus
+from torch.testing import assert_close
+from training_steps import TINY_DUAL, distill
+
+from dcdctl.core import models
+from dcdctl.core.devices import ON_CPU
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.evaluation import evaluate_model
+from dcdctl.core.models.networks import maxsim as ours
+from dcdctl.core.models.networks.maxsim import all_maxsims, pair_maxsims
+from dcdctl.core.scoring import CorpusSource, encode_corpus
+
+CAPTIONS = ["a red car", "a small dog in the deep snow", "two people"]
+
+
+def tokens(seed: int, counts: list[int], width: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors, zeros for padding, and the mask; `counts` are the tokens of each item."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.nn.functional.normalize(torch.randn(len(counts), max(counts), width, generator=generator), dim=-1)
+    mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    return vectors * mask[:, :, None], mask
+
+
+IMAGES, TEXTS = tokens(0, [4, 7, 3, 6]), tokens(1, [2, 5, 1, 3, 4])
+
+
+def plain(images, texts, *, is_mean: bool) -> torch.Tensor:
+    """One pair after another."""
+    scores = torch.zeros(len(images[0]), len(texts[0]))
+    for i, (image, real) in enumerate(zip(*images, strict=True)):
+        for t, (text, read) in enumerate(zip(*texts, strict=True)):
+            largest = torch.stack([max(token @ other for other in image[real]) for token in text[read]])
+            scores[i, t] = largest.mean() if is_mean else largest.sum()
+    return scores
+
+
+def test_maxsim_of_a_pair_by_hand():
+    # The first token of the text is nearest to the second of the image (0.8), the second to the first (1.0).
+    image = torch.tensor([[[1.0, 0.0], [0.6, 0.8]]])
+    text = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [9.0, 9.0]]])
+    mask = torch.tensor([[True, True, False]])
+    assert_close(all_maxsims(image, None, text, mask), torch.tensor([[0.9]]))
+    assert_close(pair_maxsims(image, None, text, mask, is_mean=False), torch.tensor([1.8]))
+
+
+@pytest.mark.parametrize("is_mean", [True, False])
+def test_maxsim_is_that_of_a_loop_and_of_sentence_transformers(is_mean):
+    found = all_maxsims(*IMAGES, *TEXTS, is_mean=is_mean)
+    assert_close(found, plain(IMAGES, TEXTS, is_mean=is_mean))
+    theirs = (mean_maxsim if is_mean else maxsim)(TEXTS[0], IMAGES[0], a_mask=TEXTS[1], b_mask=IMAGES[1])
+    assert_close(found, theirs.T)
+    rows, columns = torch.arange(4).repeat(5), torch.arange(5).repeat_interleave(4)
+    pairs = pair_maxsims(IMAGES[0][rows], IMAGES[1][rows], TEXTS[0][columns], TEXTS[1][columns], is_mean=is_mean)
+    assert_close(pairs, found[rows, columns])
+
+
+@pytest.mark.parametrize("limit", [1, 200, 1 << 20])
+def test_blocks_change_neither_scores_nor_gradients(monkeypatch, limit):
+    def of_limit(limit: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(ours, "PRODUCTS_AT_A_TIME", limit)
+        leaves = [side[0].clone().requires_grad_() for side in (IMAGES, TEXTS)]
+        scores = all_maxsims(leaves[0], IMAGES[1], leaves[1], TEXTS[1])
+        scores.square().sum().backward()
+        return [scores.detach(), *(leaf.grad for leaf in leaves)]
+
+    for found, expected in zip(of_limit(limit), of_limit(1 << 30), strict=True):
+        assert_close(found, expected)
+
+
+def test_a_text_without_tokens_scores_zero():
+    none = torch.zeros(1, 3, dtype=torch.bool)
+    assert all_maxsims(*IMAGES, TEXTS[0][:1, :3], none[:, : TEXTS[0].shape[1]]).eq(0).all()
+
+
+@pytest.mark.parametrize("is_pooled", [True, False])
+def test_few_pairs_and_all_pairs_have_the_same_logits(tmp_path, is_pooled):
+    model = late(FAMILIES["dual"](CAPTIONS, tmp_path), is_pooled=is_pooled)
+    corpus = make_corpus(tmp_path / "corpus", [CAPTIONS, CAPTIONS[:2], CAPTIONS[1:]])
+    encoded = encode_corpus(model, CorpusSource(corpus, model.preprocess), ON_CPU)
+    images, texts = encoded.images(range(3)), encoded.texts(range(7))
+    rows, columns = torch.arange(3).repeat_interleave(7), torch.arange(7).repeat(3)
+    dense = model.score_pairs(images, texts, rows, columns)
+    # One pair of twenty-one is less than a fourth of them.
+    alone = [model.score_pairs(images, texts, rows[[0, k]], columns[[6, k]])[1] for k in range(21)]
+    assert_close(torch.stack(alone), dense)
+    assert dense.unique().numel() > 6
+
+
+def test_encoded_once_or_for_every_pair_the_recalls_are_equal(tmp_path, monkeypatch):
+    model = late(FAMILIES["dual"](CAPTIONS, tmp_path))
+    corpus = make_corpus(tmp_path / "corpus", [[caption] for caption in CAPTIONS], has_colors=True)
+    kept = evaluate_model(model, corpus)
+    monkeypatch.setattr(type(model), "keeps_states", False)
+    again = evaluate_model(model, corpus)
+    assert kept.rsum == again.rsum
+    assert_close(torch.tensor(kept.table.scores["text"]), torch.tensor(again.table.scores["text"]))
+
+
+def test_the_scale_is_learned_and_ends_at_100(tmp_path):
+    model = late(FAMILIES["dual"](CAPTIONS, tmp_path))
+    with torch.no_grad():
+        model.tokens.logit_scale.fill_(9.0)
+    assert model.logit_scale.item() == 100.0
+
+
+def test_what_late_interaction_has_not_is_an_error(tmp_path):
+    model = late(FAMILIES["dual"](CAPTIONS, tmp_path))
+    models.save(model, tmp_path / "late")
+    with pytest.raises(ModelError, match="is a late-interaction model, expected a dual encoder"):
+        models.load_dual(tmp_path / "late")
+    with pytest.raises(ModelError, match="no fusion layers"):
+        model.student([0])
+    with pytest.raises(ModelError, match="gives no state for each token"):
+        models.new_late(FAMILIES["open_clip SigLIP"](CAPTIONS, tmp_path / "clip"), 4, is_pooled=True)
+    (tmp_path / "late" / "dcdctl.json").unlink()
+    with pytest.raises(ModelError, match=r"has late_interaction\.safetensors and no dcdctl\.json"):
+        models.load(tmp_path / "late")
+
+
+def test_its_folder_is_that_of_its_dual_encoder_too(tmp_path):
+    model = late(FAMILIES["dual"](CAPTIONS, tmp_path))
+    models.save(model, tmp_path / "late")
+    (tmp_path / "late" / "late_interaction.safetensors").unlink()
+    (tmp_path / "late" / "dcdctl.json").unlink()
+    assert models.load_dual(tmp_path / "late").digest == model.dual.digest
+
+
+def test_a_late_student_continues_from_a_late_run(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", [[caption] for caption in CAPTIONS * 4], has_colors=True)
+    first = distill(corpus, tmp_path / "first", *TINY_DUAL, "model.kind=late", "model.token_dim=4", "optimizer.steps=1")
+    more = [word for word in TINY_DUAL if not word.startswith("model.")]
+    start = f"model.start={first.model_folder}"
+    second = distill(corpus, tmp_path / "second", *more, "model.kind=late", "model.layers=[]", start,
+                     "optimizer.steps=1", "optimizer.lr=1e-12")  # fmt: skip
+    expected = models.load(first.model_folder).state_dict()
+    for name, weight in models.load(second.model_folder).state_dict().items():
+        assert_close(weight, expected[name])
+
+
+def test_an_average_with_its_start_is_refused(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", [[caption] for caption in CAPTIONS * 4])
+    with pytest.raises(ConfigError, match=r"model\.kind is late"):
+        distill(corpus, tmp_path / "run", *TINY_DUAL, "model.kind=late", "model.average_with_start=0.5")
