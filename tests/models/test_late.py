@@ -1,5 +1,5 @@
-"""Late interaction: MaxSim against a plain loop, sentence-transformers' own and hand-worked numbers; what is computed in
-blocks, and what is refused."""
+"""Late interaction: MaxSim against a plain loop, sentence-transformers' own and hand-worked numbers; what is computed
+in blocks, and what is refused."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ KINDS = {
     "dual widths": [*DUAL, "loss.terms={ infonce = 1.0, margin-mse = 0.1 }", "loss.dims=[4, 16]"],
     "dual widths of lists": [*DUAL, "loss.terms={ dcd = 1.0 }", "loss.dims=[4, 16]"],
     "late dual all pairs": [*LATE, "loss.terms={ infonce = 1.0, margin-mse = 0.1 }"],
-    "late dual lists": [*LATE, "loss.terms={ dcd = 1.0 }", "model.pooled=false"],
+    "late dual lists": [*LATE, "loss.terms={ dcd = 1.0 }", "model.pooled=true"],
 }
 """Recipes by what their loss works on."""
 STARTED = ["model.kind=dual", "model.layers=[]", *BATCH]
@@ -96,7 +96,7 @@ STARTS = {
     ],
     "CLIP LoRA": [*STARTED, "loss.terms={ infonce = 1.0, kl = 1.0 }", "model.trained=lora", "model.lora_rank=2"],
     # Squared errors of logits have a gradient with respect to the bias, which a softmax cancels.
-    "CLIP late": [*STARTED, "model.kind=late", "loss.terms={ infonce = 1.0, kl = 1.0 }"],
+    "CLIP late": [*STARTED, "model.kind=late", "model.pooled=true", "loss.terms={ infonce = 1.0, kl = 1.0 }"],
     "SigLIP": [*STARTED, "loss.terms={ ranking = 1.0, mse = 0.1 }"],
     "SigLIP LoRA": [
         *STARTED,

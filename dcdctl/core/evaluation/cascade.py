@@ -1,5 +1,5 @@
-"""The cascade: a dual encoder finds candidates, a fusion scorer orders them. Which pairs that scores, and what each
-depth gains and costs.
+"""The cascade: a model that encodes items once finds candidates, a scorer orders them. Which pairs that scores, and
+what each depth gains and costs.
 
 Shape letters: I images, T texts (captions); Q queries; P pairs; K candidates of a query; D dimensions.
 """
@@ -20,7 +20,7 @@ from dcdctl.core import devices
 from dcdctl.core.data import Corpus, Direction, Index
 from dcdctl.core.evaluation.ranking import NUM_TOP, Ranking, Rankings, Scores, is_positive
 from dcdctl.core.evaluation.ranks import rerank
-from dcdctl.core.models import DualEncoder, TextBatch
+from dcdctl.core.models import Model, TextBatch
 from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer
 
 TIMED_CAPTIONS, TIMED_IMAGES = 16, 64
@@ -29,12 +29,12 @@ depths."""
 MIN_ROUNDS, MAX_ROUNDS, BUDGET_S = 5, 50, 5.0
 """Rounds of timing: as many as fit into the seconds, within these bounds."""
 Query = tuple[TextBatch, TextBatch]
-"""A caption as the dual encoder reads it, and as the fusion scorer does."""
+"""A caption as the first model reads it, and as the scorer does."""
 
 
 @dataclass(frozen=True)
 class Shortlists:
-    """The candidates that a dual encoder finds in a gallery for queries of both directions, and the pairs to score."""
+    """The candidates that the first model finds in a gallery for queries of both directions, and the pairs to score."""
 
     rankings: Rankings
     """With the first K candidates of every query; K is at least `depth`, or the gallery size."""
@@ -80,35 +80,38 @@ class Shortlists:
 
 @torch.inference_mode()
 def query_ms(
-    dual: DualEncoder, image_ID: Tensor, fusion: PairScorer, corpus: Corpus, depths: Sequence[int]
+    first: Model,
+    scores_of: Callable[[TextBatch], Tensor],
+    fusion: PairScorer,
+    corpus: Corpus,
+    depths: Sequence[int],
 ) -> list[float]:
     """Milliseconds that a caption takes to find its images, for each depth: medians over rounds, in each of which all
     depths are timed.
 
-    The dual encoder embeds the caption, multiplies it with all vectors and takes the first candidates. The fusion
-    scorer encodes the caption and scores it with as many images as the depth, which were encoded before. Captions are
-    tokenized before.
+    `scores_of` gives the scores of a caption with all images by the first model, whose first candidates are taken. The
+    fusion scorer encodes the caption and scores it with as many images as the depth, which were encoded before. Captions
+    are tokenized before.
     """
     compute = fusion.compute
     # Over the whole split, because captions differ in length.
     spread = np.unique(np.linspace(fusion.texts.start, fusion.texts.stop - 1, TIMED_CAPTIONS).astype(int)).tolist()
     queries = [
         (
-            dual.preprocess.texts([corpus.captions[text]]).to(compute.device),
+            first.preprocess.texts([corpus.captions[text]]).to(compute.device),
             fusion.scorer.preprocess.texts([corpus.captions[text]]).to(compute.device),
         )
         for text in spread
     ]
-    deepest = min(max(depths), len(image_ID))
+    deepest = min(max(depths), len(fusion.images))
     # At depth 0 an answer still has its first candidates.
-    num_first = max(deepest, min(NUM_TOP, len(image_ID)))
+    num_first = max(deepest, min(NUM_TOP, len(fusion.images)))
     # Encoded before the timing, as an index holds them.
     states = fusion.encode_images(np.arange(min(deepest, TIMED_IMAGES)))
 
     def find(query: Query) -> object:
         with compute.forward_pass():
-            text_1D = dual.embed_texts(query[0])
-        return (image_ID @ text_1D.float()[0]).topk(num_first)
+            return scores_of(query[0]).topk(num_first)
 
     def score(query: Query, depth: int) -> object:
         with compute.forward_pass():

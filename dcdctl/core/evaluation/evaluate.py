@@ -65,16 +65,16 @@ def evaluate_model(
     _check_options(model, rerank, options)
     task = RankingTask(corpus, options, track, on_workload)
     order: Lookup | None = None
-    if model.kind != "dual":
-        kept_IT = np.empty((corpus.num_images, corpus.num_captions), np.float32) if options.keeps_order else None
-        folds, num_pairs = rankers.rank_by_fusion(model, task, kept_IT)
-        order = None if kept_IT is None else lambda image_ix, text_ix: kept_IT[image_ix, text_ix]
-    elif rerank is None:
+    if rerank is not None:
+        folds, num_pairs, depths = rankers.rank_by_cascade(model, rerank, task)
+    elif model.kind == "dual":
         embedded = rankers.embed(model, task, [options.form])
         folds = rankers.rank_embedded(embedded, task, options.form)
         order = rankers.vector_order(embedded) if options.keeps_order else None
     else:
-        folds, num_pairs, depths = rankers.rank_by_cascade(model, rerank, task)
+        kept_IT = np.empty((corpus.num_images, corpus.num_captions), np.float32) if options.keeps_order else None
+        folds, num_pairs = rankers.rank_by_fusion(model, task, kept_IT)
+        order = None if kept_IT is None else lambda image_ix, text_ix: kept_IT[image_ix, text_ix]
     # The rankings of all folds, with candidates as indices of the corpus.
     rankings = Rankings(
         ranks.concatenate([fold.text for fold in folds], [fold.texts.start for fold in task.folds]),
@@ -114,8 +114,9 @@ def _check_options(model: Model, rerank: FusionScorer | None, options: EvalOptio
             "a dual encoder's features are its vectors, which are computed only once anyway",
             hint="leave --features out",
         )
-    if model.kind != "dual" and rerank is not None:
-        raise ModelError(f"only a dual encoder's results can be re-ranked, and the model is a {model.kind} scorer")
+    if model.kind == "fusion" and rerank is not None:
+        problem = "a re-ranker orders what a model finds that encodes images once, and the model is a fusion scorer"
+        raise ModelError(problem, hint="name a dual encoder or a late-interaction model, or leave --rerank out")
 
 
 @dataclass(frozen=True, kw_only=True)

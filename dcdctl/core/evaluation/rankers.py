@@ -21,6 +21,8 @@ from functools import cached_property, partial
 from typing import Annotated
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dcdctl.core import scoring
 from dcdctl.core.config import ASCENDING, NOT_EMPTY, at_least, check_fields
@@ -35,7 +37,7 @@ from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings, Scores
 from dcdctl.core.evaluation.ranks import RankCounter, checked_scores
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.evaluation.vectors import rank_vectors
-from dcdctl.core.models import DualEncoder, FusionScorer, Model
+from dcdctl.core.models import DualEncoder, FusionScorer, Model, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import (
     LOGIT_ROUNDING,
@@ -166,15 +168,33 @@ def vector_order(vectors: Vectors) -> Lookup:
     return partial(products_of, finite_vectors(vectors.images_ID).cpu(), finite_vectors(vectors.texts_TD).cpu())
 
 
-def rank_by_cascade(
-    model: DualEncoder, scorer: FusionScorer, task: RankingTask
-) -> tuple[list[Rankings], int, tuple[Depth, ...]]:
-    """The rankings of each fold by the logits of what a dual encoder finds, at the last depth; the number of scored
-    pairs; with several depths, also what each gains and costs."""
-    depths, num_top = task.options.depths, task.options.num_top
-    vectors = embed(model, task)
+def _first_stage(model: Model, task: RankingTask) -> tuple[list[Rankings], Callable[[TextBatch], Tensor]]:
+    """The rankings of each fold by what finds the candidates of a cascade, and what gives the scores of a caption with
+    the images of the first fold, which are encoded before."""
     # The result keeps `num_top` candidates, also at a smaller depth.
-    firsts = rank_embedded(vectors, task, num_top=depths[-1])
+    num_top, fold = max(task.options.depths[-1], task.options.num_top), task.folds[0]
+    if model.kind == "dual":
+        vectors = embed(model, task)
+        images_ID = vectors.images_ID[: len(fold.images)]
+        ranked = rank_embedded(vectors, task, num_top=num_top)
+        return ranked, lambda text: images_ID @ model.embed_texts(text).float()[0]
+    open_fold = fold_scorers(model, task)
+    num_pairs = sum(len(each.images) * len(each.texts) for each in task.folds)
+    with task.track("score", total=num_pairs, unit="pairs") as advance:
+        ranked = [_rank_all_pairs(open_fold(each), task.image_T(each), num_top, advance, None) for each in task.folds]
+    states, image_ix = open_fold(fold).encode_images(np.arange(len(fold.images))), torch.arange(len(fold.images))
+    return ranked, lambda text: model.score_pairs(
+        states, model.encode_texts(text), image_ix, torch.zeros_like(image_ix)
+    )
+
+
+def rank_by_cascade(
+    model: Model, scorer: FusionScorer, task: RankingTask
+) -> tuple[list[Rankings], int, tuple[Depth, ...]]:
+    """The rankings of each fold by the logits of what a model that encodes items once finds, at the last depth; the
+    number of scored pairs; with several depths, also what each gains and costs."""
+    depths, num_top = task.options.depths, task.options.num_top
+    firsts, scores_of = _first_stage(model, task)
     shortlists = [
         cascade.Shortlists(first, task.image_T(fold), depths[-1])
         for first, fold in zip(firsts, task.folds, strict=True)
@@ -196,9 +216,7 @@ def rank_by_cascade(
 
     if len(depths) == 1:
         return at(depths[-1]), num_pairs, ()
-    times_ms = cascade.query_ms(
-        model, vectors.images_ID[: len(task.folds[0].images)], open_fold(task.folds[0]), task.corpus, depths
-    )
+    times_ms = cascade.query_ms(model, scores_of, open_fold(task.folds[0]), task.corpus, depths)
     ranked = [at(depth) for depth in depths]
     measures = [recall.mean_measures(folds) for folds in ranked]
     rsums = [recall.rsum(**both) for both in measures]

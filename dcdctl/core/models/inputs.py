@@ -165,6 +165,8 @@ class States(_Rows):
         Give positions on the CPU: reading them from a GPU waits for it.
         """
         used, at_P = index_P.cpu().unique(return_inverse=True)
+        if len(used) == len(self):
+            return self, at_P.to(self.tokens.device, non_blocking=True)
         return self.take(used), at_P.to(self.tokens.device, non_blocking=True)
 
     @cached_property

@@ -96,7 +96,7 @@ class ModelConfig:
     """dual: width of the vectors."""
     token_dim: Count = 64
     """late: width of the token vectors."""
-    pooled: bool = True
+    pooled: bool = False
     """late: add the dual encoder's scaled cosine to the logit, which trains the vectors that choose candidates."""
     hidden_size: Count = 128
     """new models: width of the layers."""
