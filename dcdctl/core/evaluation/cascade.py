@@ -90,8 +90,8 @@ def query_ms(
     depths are timed.
 
     `scores_of` gives the scores of a caption with all images by the first model, whose first candidates are taken. The
-    fusion scorer encodes the caption and scores it with as many images as the depth, which were encoded before. Captions
-    are tokenized before.
+    fusion scorer encodes the caption and scores it with as many images as the depth, which were encoded before.
+    Captions are tokenized before.
     """
     compute = fusion.compute
     # Over the whole split, because captions differ in length.
