@@ -48,7 +48,7 @@ def built(root: Path) -> dict[str, Any]:
     for name, build in FAMILIES.items():
         if " over " not in name and " from " not in name:  # other encoders of the same family
             model = build(CAPTIONS, root / name)
-            found.setdefault(model.config["model_type"], model)
+            found.setdefault(folders.LATE if model.kind == "late" else model.config["model_type"], model)
     return (
         found
         | {name: build(CAPTIONS, root / name) for name, build in READ_ONLY.items()}
@@ -114,9 +114,9 @@ def _student(model: Any) -> str:
     if model is None:
         return "no"
     try:
-        if model.kind == "dual":
-            model.set_trained(TrainedParts())
-            return "dual"
+        if model.as_dual is not None:
+            model.as_dual.set_trained(TrainedParts())
+            return str(model.kind)
         model.student([0])
     except ModelError:
         return "no"
