@@ -90,7 +90,7 @@ def test_stored_features_of_a_dual_encoder_without_frozen_encoders_are_an_error(
 
 
 def test_nan_scores_and_a_fusion_scorer_that_is_reranked_are_errors(corpus, fusion):
-    with pytest.raises(ModelError, match="re-ranked"):
+    with pytest.raises(ModelError, match="a re-ranker orders what a model finds that encodes images once"):
         evaluate.evaluate_model(fusion, corpus, rerank=fusion)
     fusion.table_IT[3, 4] = float("nan")
     with pytest.raises(ModelError, match="NaN"):

@@ -55,7 +55,7 @@ class FakeModel(nn.Module):
 
 
 class FakeFusion(FakeModel):
-    kind, num_weights = "fusion", 7
+    kind, num_weights, keeps_states = "fusion", 7, False
 
     def encode_images(self, images: ImageBatch) -> States:
         # An image costs its own number times the price, so that images can differ.

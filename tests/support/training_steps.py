@@ -126,10 +126,9 @@ def gradients_of(
     weights."""
     model, recipe = student
     model.zero_grad()
-    weight, own_scale = (
-        (None, None) if scale is None else (model.network.logit_scale.data, model.network.logit_scale.data.clone())
-    )
     if scale is not None:
+        weight = (model.tokens if model.kind == "late" else model.network).logit_scale.data
+        own_scale = weight.clone()
         weight.fill_(math.log(scale))
     batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
     computed = Step(number=step, seed=0, compute=Compute(precision=precision), micro_batch_plan=plan)
@@ -167,7 +166,7 @@ def prepare_without_numbers(inputs: OpenInputs, student: Student, count: int) ->
     does the step, when it reads its loss.
     """
     model, recipe = copy.deepcopy(student)
-    plan = MicroBatchPlan(count, range(count), by_side=model.kind == "dual")
+    plan = MicroBatchPlan(count, range(count), by_side=model.kind != "fusion")
     batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[1]
     step = Step(number=1, seed=0, compute=WithoutAutocast(device=torch.device("meta")), micro_batch_plan=plan)
     return model, lambda: backward(model.to("meta"), PairObjective(recipe.loss), batch, step)

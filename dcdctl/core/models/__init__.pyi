@@ -1,7 +1,7 @@
 from .catalog import list_families, list_teachers
 from .checkpoint import check_finite
 from .dual import DualEncoder, Model, prefix_vectors
-from .dual_scorer import DualScorer, pair_products, vector_states
+from .dual_scorer import DualScorer, pair_products
 from .families.coattention import FusionSize
 from .families.coattention_scorer import CoAttentionScorer
 from .families.frozen_dual import FrozenDual, new_frozen_dual
@@ -124,7 +124,6 @@ __all__ = [
     "seal_again",
     "silence_transformers",
     "text_pooling",
-    "vector_states",
     "without_bars",
     "word_piece",
 ]
