@@ -36,7 +36,7 @@ SMALL, LARGE = (340, 230), (430, 320)
 _FONT_PX = 11.0
 # Shapes that differ in print too, and to readers who cannot tell the colors apart.
 _MARKERS = "osD^vPX*"
-_NOT_A_LOSS = {"step", "loss", "lr", "seconds", "scored"}
+_NOT_A_LOSS = {"step", "loss", "lr", "seconds", "scored", "pool_scored"}
 """Keys of metrics.jsonl that are not a part of the loss."""
 _VARIABLES = ("text", "quiet", "line", "page", *(f"c{number}" for number in range(NUM_COLORS)))
 # Colors that nothing else uses; each is replaced by its variable in the finished SVG.
@@ -129,7 +129,7 @@ def _loss(number: int, training: Training) -> Markup:
     names = {"loss": "all" if len(parts) > 1 else (parts or ["loss"])[0]}
     # From -1, because the first key is the loss, which has the color of the text.
     series = [
-        _curve(training, key, names.get(key, key), "text" if key == "loss" else f"c{color}")
+        _curve(training, key, names.get(key, key), "text" if key == "loss" else f"c{color % NUM_COLORS}")
         for color, key in enumerate(keys, start=-1)
     ]
     labels = ChartLabels(
