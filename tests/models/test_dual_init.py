@@ -181,7 +181,7 @@ def test_operations_on_states_keep_the_vectors():
     states = States(torch.zeros(3, 4, 5), torch.ones(3, 4, dtype=torch.bool), vectors_ND)
     assert states.take(torch.tensor([2, 0, 2])).vectors.tolist() == [[4, 5], [0, 1], [4, 5]]
     assert States.cat([states, states.take(torch.tensor([1]))]).vectors.tolist() == [[0, 1], [2, 3], [4, 5], [2, 3]]
-    (room := states.room_for(4, 4)).put(1, states)
+    (room := states.room_for(4, 4)).put(torch.arange(1, 1 + len(states)), states)
     assert room.vectors.tolist() == [[0, 0], [0, 1], [2, 3], [4, 5]]
     index = torch.zeros(1, 1, dtype=torch.int64)
     moved = devices.on_device(MicroBatch(states, states, index, index, (), ()), torch.device("meta"))

@@ -124,8 +124,8 @@ def test_a_corpus_that_is_encoded_once_is_encoded_in_halves(corpus):
     small.to = lambda device: small
     small.eval = lambda: small
     encoded, expected = (encode_corpus(each, source, Compute()) for each in (small, scorer))
-    torch.testing.assert_close(encoded.images_ID, expected.images_ID)
-    torch.testing.assert_close(encoded.texts_TD, expected.texts_TD)
+    torch.testing.assert_close(encoded.of_images.vectors, expected.of_images.vectors)
+    torch.testing.assert_close(encoded.of_texts.vectors, expected.of_texts.vectors)
     assert small.refused == [("encode_images", 32), ("encode_texts", 160)]
 
 

@@ -76,18 +76,11 @@ def encode_corpus(
         with track(f"encode {noun}", total=len(order), unit=noun) as advance, compute.forward_pass():
             # Every process needs the widths, also one without a batch of its own.
             first = next(states_of([batches[0][:1]]))
-            numbers = distributed.local_indices(len(batches)) if is_shared else range(len(batches))
-            local = [batches[number] for number in numbers]
-            encoded: Iterable[States] = states_of(local)
-            if scorer.keeps_tokens:
-                # How many tokens the longest item has is known at the end.
-                encoded = list(encoded)
-                widths = torch.zeros(distributed.world_size(), device=first.tokens.device)
-                widths[distributed.rank()] = max([first, *encoded], key=lambda each: each.tokens.shape[1]).tokens.shape[
-                    1
-                ]
-                widest = int((distributed.all_sum(widths) if is_shared else widths).max())
-            room = first.room_for(len(order), widest if scorer.keeps_tokens else 1)
+            local = [batches[i] for i in (distributed.local_indices if is_shared else range)(len(batches))]
+            # How many tokens the longest item has is known at the end.
+            encoded = list(states_of(local)) if scorer.keeps_tokens else states_of(local)
+            longest = _longest([first, *encoded], is_shared=is_shared) if isinstance(encoded, list) else 1
+            room = first.room_for(len(order), longest)
             for batch, states in zip(local, encoded, strict=True):
                 room.put(torch.tensor(batch), states)
                 advance(len(batch))
@@ -96,3 +89,10 @@ def encode_corpus(
 
     of_images = encode("images", range(corpus.num_images), IMAGE_CHUNK)
     return EncodedCorpus(corpus, of_images, encode("captions", text_order, TEXT_CHUNK))
+
+
+def _longest(encoded: Sequence[States], *, is_shared: bool) -> int:
+    """The tokens of the longest item, of all processes if they share the work."""
+    lengths = torch.zeros(distributed.world_size(), device=encoded[0].tokens.device)
+    lengths[distributed.rank()] = max(states.tokens.shape[1] for states in encoded)
+    return int((distributed.all_sum(lengths) if is_shared else lengths).max())

@@ -181,8 +181,7 @@ def resolve(job: StudyJob) -> StudyPlan:
     if caches:
         recipe.candidates.require_packages()
     corpora = [Corpus.open(job.data, split) for split in (job.train_split, job.split)]
-    if corpora[1].is_pool:
-        _check_pool(job, has_fusion=bool(fusions))
+    _check_pool(job, corpora[1], has_fusion=bool(fusions))
     distilled = Variant(
         name=DISTILLED,
         sets=sets,
@@ -205,8 +204,10 @@ def resolve(job: StudyJob) -> StudyPlan:
     return plan
 
 
-def _check_pool(job: StudyJob, *, has_fusion: bool) -> None:
+def _check_pool(job: StudyJob, evaluated: Corpus, *, has_fusion: bool) -> None:
     """ConfigError for what needs captions, where the evaluated split is a pool."""
+    if not evaluated.is_pool:
+        return
     about = f"split {job.split} is a pool, on which models are compared by their agreement with the teacher"
     if job.with_teacher:
         raise ConfigError(f"{about}: --with-teacher would compare it with itself", hint="leave --with-teacher out")
