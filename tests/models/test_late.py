@@ -15,9 +15,13 @@ from dcdctl.core import models
 from dcdctl.core.devices import ON_CPU
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import evaluate_model
+from dcdctl.core.export.export import export_model
+from dcdctl.core.export.target import ExportJob
 from dcdctl.core.models.networks import maxsim as ours
 from dcdctl.core.models.networks.maxsim import all_maxsims, pair_maxsims
 from dcdctl.core.scoring import CorpusSource, encode_corpus
+from dcdctl.core.study import StudyJob
+from dcdctl.core.study.plan import resolve
 
 CAPTIONS = ["a red car", "a small dog in the deep snow", "two people"]
 
@@ -124,6 +128,16 @@ def test_what_late_interaction_has_not_is_an_error(tmp_path):
     (tmp_path / "late" / "dcdctl.json").unlink()
     with pytest.raises(ModelError, match=r"has late_interaction\.safetensors and no dcdctl\.json"):
         models.load(tmp_path / "late")
+
+
+def test_an_export_and_a_study_of_late_interaction_are_one_line(tmp_path):
+    models.save(late(FAMILIES["dual"](CAPTIONS, tmp_path)), tmp_path / "late")
+    for to in ("transformers", "sentence-transformers"):
+        with pytest.raises(ModelError, match="is a late-interaction model, which is not exported"):
+            export_model(ExportJob(ref=str(tmp_path / "late"), out=tmp_path / to, to=to))
+    job = StudyJob(recipe="demo-late", teachers=("x",), data=tmp_path, out=tmp_path / "study")
+    with pytest.raises(ConfigError, match="recipe demo-late trains a late model, and a study needs a dual student"):
+        resolve(job)
 
 
 def test_its_folder_is_that_of_its_dual_encoder_too(tmp_path):

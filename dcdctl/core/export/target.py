@@ -71,6 +71,8 @@ class Target(ABC):
         if self.name in spec.refusals:
             message = f"{ref} is a model of {spec.library}, and cannot be exported to {self.name}"
             raise ModelError(f"{message}: {spec.refusals[self.name]}", hint=f"export it with --to {spec.library}")
+        if self.model.kind == "late":
+            raise ModelError(f"{ref} is a late-interaction model, which is not exported", hint="read it with dcdctl")
         if self.model.kind == "fusion" and self.no_fusion:
             raise ModelError(
                 f"{ref} is a fusion model, which {self.no_fusion}",

@@ -222,8 +222,8 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
     given = training.load_recipe(job.recipe, job.sets)
     if given.model.kind != "dual":
         problem = (
-            f"recipe {job.recipe} trains a fusion model, and a study needs a dual student, which can search "
-            "without its teacher"
+            f"recipe {job.recipe} trains a {given.model.kind} model, and a study needs a dual student, which can "
+            "search without its teacher"
         )
         raise ConfigError(problem, hint="take a recipe with model.kind dual")
     if not given.loss.needs_teacher and not given.loss.vector_terms:
