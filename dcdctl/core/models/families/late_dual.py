@@ -152,9 +152,10 @@ class LateDual(LateInteraction):
         images_IND, texts_TLD, *pooled = outputs
         mask_IN, mask_TL = ((tokens.detach() != 0).any(dim=-1) for tokens in (images_IND, texts_TLD))
         # One wait for a GPU, which the padding of all captions to the maximum would cost many times.
-        length = int(mask_TL.any(dim=0).sum())
-        is_full = bool(mask_IN.all())
-        maxsim_IT = all_maxsims(images_IND, None if is_full else mask_IN, texts_TLD[:, :length], mask_TL[:, :length])
+        length, num_padding = torch.stack([mask_TL.any(dim=0).sum(), (~mask_IN).sum()]).tolist()
+        maxsim_IT = all_maxsims(
+            images_IND, mask_IN if num_padding else None, texts_TLD[:, :length], mask_TL[:, :length]
+        )
         all_IT = self.logit_scale * maxsim_IT
         if self.vectors_scale is not None:
             with torch.autocast(images_IND.device.type, enabled=False):
