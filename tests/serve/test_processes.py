@@ -121,7 +121,8 @@ def assert_metrics_are_those_of_all_processes(url: str, log: Log) -> None:
     for one in ids:
         answer = get(f"{url}search?text=a+secret+bus", {"X-Request-ID": one})
         assert (answer.status_code, answer.headers["x-request-id"]) == (200, one)
-    assert count(url, SEARCHES) == len(ids)
+    # A response is counted after it was sent.
+    until(lambda: count(url, SEARCHES) == len(ids))
     assert count(url, "dcdctl_processes") == 2
     assert [count(url, f'process_resident_memory_bytes{{process="{number}"}}') > 2**20 for number in range(4)] == [
         True,
