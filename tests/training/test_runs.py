@@ -16,7 +16,7 @@ from dcdctl.core import models
 from dcdctl.core.artifacts import write_document
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.training import checkpoints, loggers, runs
+from dcdctl.core.training import checkpoints, loggers, loop, runs
 from dcdctl.core.training.grad_cache import UNSCALED
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import Recipe
@@ -142,6 +142,26 @@ def test_a_finished_run_names_metrics_that_it_did_not_write(tmp_path, monkeypatc
     (run.folder / "metrics.jsonl").write_bytes(content[: content.index(b"\n") + 1])  # every line of it is intact
     with pytest.raises(InputError, match=r"metrics\.jsonl is damaged: it has \d+ bytes, not \d+; restore it, or"):
         run.metrics()
+
+
+def test_a_log_that_lost_its_last_lines_is_named_and_one_that_was_deleted_is_not(tmp_path):
+    run, steps = start(tmp_path / "run"), [0, 10, 20]
+    with loggers.open_logs(run, 0) as log:
+        for step in steps:
+            log(step, {"loss": 1.0})
+    loop._check_log(run, steps)
+    content = (run.folder / "metrics.jsonl").read_bytes()
+    for kept, lost in ((2, 20), (1, 10), (0, 0)):
+        (run.folder / "metrics.jsonl").write_bytes(b"".join(content.splitlines(keepends=True)[:kept]))
+        with pytest.raises(
+            InputError, match=rf"metrics\.jsonl has lost the line of step {lost}; restore it, or delete"
+        ):
+            loop._check_log(run, steps)
+    (run.folder / "metrics.jsonl").unlink()
+    loop._check_log(run, steps)
+    with loggers.open_logs(run, 30) as log:
+        log(30, {"loss": 1.0})
+    loop._check_log(run, [*steps, 30])
 
 
 def test_a_log_drops_what_comes_after_the_step_it_goes_on_from(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 
 from dcdctl.core import distributed
 from dcdctl.core.devices import ON_CPU, Compute, read_ahead
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.models import DualEncoder
 from dcdctl.core.progress import Watch, silent, step_bar
 from dcdctl.core.training import checkpoints, grad_cache, loggers
@@ -27,7 +28,7 @@ from dcdctl.core.training.batches.stream import StreamBatches
 from dcdctl.core.training.grad_cache import Objective, Step
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import OptimizerConfig
-from dcdctl.core.training.runs import Run
+from dcdctl.core.training.runs import METRICS_FILE, RESTORE_METRICS, Run
 from dcdctl.core.training.validation import Validation
 
 LOG_EVERY = 10
@@ -74,6 +75,15 @@ class TrainingOptions:
         return MicroBatchPlan(distributed.world_size() * self.micro_batches, range(first, first + self.micro_batches))
 
 
+def _check_log(run: Run, steps: Iterable[int]) -> None:
+    """InputError if the log has lost the line of one of these steps, which were logged before the checkpoint. It may
+    have been deleted as a whole, and then begins later."""
+    logged = {line["step"] for line in run.metrics()}
+    missing = [step for step in steps if step not in logged and step >= min(logged, default=0)]
+    if missing and (run.folder / METRICS_FILE).exists():
+        raise InputError(f"{run.folder / METRICS_FILE} has lost the line of step {missing[0]}", hint=RESTORE_METRICS)
+
+
 EPS = 1e-8
 """Adam's eps in the released code."""
 UNWATCHED = step_bar(silent)
@@ -93,6 +103,12 @@ def train(
     """
     model, num_steps, options = learner.model, learner.num_steps, learner.options
     first = learner.resume(run)
+
+    def is_logged(step: int) -> bool:
+        return step % LOG_EVERY == 0 or (validation is not None and validation.is_due(step + 1))
+
+    if distributed.is_main():
+        _check_log(run, [step for step in range(first) if is_logged(step)])
     # A stream reads itself: its batches follow from each other.
     read = batches.read if isinstance(batches, StreamBatches) else functools.partial(read_ahead, batches)
     ahead = read(
