@@ -103,12 +103,7 @@ def train(
     """
     model, num_steps, options = learner.model, learner.num_steps, learner.options
     first = learner.resume(run)
-
-    def is_logged(step: int) -> bool:
-        return step % LOG_EVERY == 0 or (validation is not None and validation.is_due(step + 1))
-
-    if distributed.is_main():
-        _check_log(run, [step for step in range(first) if is_logged(step)])
+    _check_log(run, [i for i in range(first) if i % LOG_EVERY == 0 or (validation and validation.is_due(i + 1))])
     # A stream reads itself: its batches follow from each other.
     read = batches.read if isinstance(batches, StreamBatches) else functools.partial(read_ahead, batches)
     ahead = read(
