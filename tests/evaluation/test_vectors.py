@@ -16,7 +16,7 @@ from dcdctl.cli.app import app
 from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.evaluation import EvalOptions, document, evaluate
+from dcdctl.core.evaluation import EvalOptions, evaluate, tables
 from dcdctl.core.evaluation.ranks import rank_embeddings
 from dcdctl.core.evaluation.vector_form import VectorForm
 from dcdctl.core.evaluation.vectors import rank_vectors
@@ -127,7 +127,7 @@ def test_the_table_has_the_recalls_of_each_form_and_leaves_the_run_as_it_is(scen
         for kind, count in (("float32", None), ("int8", None), ("binary", None), ("binary", 3))
     ]
     assert [rows[4, kind, None]["bytes_per_image"] for kind in ("float32", "int8", "binary")] == [16, 4, 1]
-    kinds = [row[0] for row in document.vector_table(table).rows]
+    kinds = [row[0] for row in tables.vector_table(table).rows]
     assert kinds == ["float32", "int8", "binary", "binary, first 3 by float32"] * 2
     for words, key in (
         ((), (width, "float32", None)),

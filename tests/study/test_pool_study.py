@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench_fakes import QUICK
 from duals import save_dual
 from tiny import make_corpus, make_teacher, write_pool
 
 from dcdctl.core import models
 from dcdctl.core.artifacts import read_document, write_document
-from dcdctl.core.bench import BenchConfig
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
@@ -43,19 +43,6 @@ size = 4
 lr = 1e-3
 steps = 3
 """
-QUICK = BenchConfig(
-    num_images=2,
-    batch_size=2,
-    batch_sizes=(2,),
-    num_warmup=1,
-    num_repeats=2,
-    min_rounds=1,
-    budget_s=0.01,
-    gallery_sizes=(2,),
-    reference_gallery=2,
-    num_fresh_processes=0,
-    is_onnx_timed=False,
-)
 
 
 @pytest.fixture(scope="module")

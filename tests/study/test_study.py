@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bench_fakes import QUICK
 from duals import save_dual
 from tiny import make_teacher
 from typer.testing import CliRunner
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import evaluation, models, training
 from dcdctl.core.artifacts import write_document
-from dcdctl.core.bench import BenchConfig, footprint
+from dcdctl.core.bench import footprint
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, DcdError, MissingError, ModelError, StaleError
@@ -55,19 +56,6 @@ lr = 1e-3
 steps = 3
 save_every = 1
 """
-QUICK = BenchConfig(
-    num_images=2,
-    batch_size=2,
-    batch_sizes=(2,),
-    num_warmup=1,
-    num_repeats=2,
-    min_rounds=1,
-    budget_s=0.01,
-    gallery_sizes=(2,),
-    reference_gallery=2,
-    num_fresh_processes=0,
-    is_onnx_timed=False,
-)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,21 @@ from dcdctl.core.bench import Bench, BenchConfig
 from dcdctl.core.bench.bench import compare
 from dcdctl.core.models import ImageBatch, States, TextBatch
 
+QUICK = BenchConfig(
+    num_images=2,
+    batch_size=2,
+    batch_sizes=(2,),
+    num_warmup=1,
+    num_repeats=2,
+    min_rounds=1,
+    budget_s=0.01,
+    gallery_sizes=(2,),
+    reference_gallery=2,
+    num_fresh_processes=0,
+    is_onnx_timed=False,
+)
+"""The shortest benchmark of real models."""
+
 
 class Clock:
     """Seconds that pass only when a model works."""

@@ -20,8 +20,6 @@ from .document import (
     Measured,
     PoolEvaluation,
     check_comparable,
-    evaluation_tables,
-    vector_table,
 )
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
 from .files import SavedEvaluation, read_pool, write_evaluation
@@ -36,6 +34,7 @@ from .significance import (
     compare_agreements,
     compare_ranks,
 )
+from .tables import evaluation_tables, vector_table
 
 __all__ = [
     "ALPHA",

@@ -39,7 +39,7 @@ from dcdctl.core.evaluation.comparison import (
 )
 from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation, FileNames
 from dcdctl.core.evaluation.files import SavedEvaluation, read_ranks
-from dcdctl.core.evaluation.ranking import RankTable
+from dcdctl.core.evaluation.ranking import RankTable, check_queries
 from dcdctl.core.places import shown
 
 CASCADE_SUFFIX = ":cascade"
@@ -150,7 +150,7 @@ def read_systems(names: Sequence[str]) -> list[System]:
         "were evaluated differently",
         "evaluate both the same way with `dcdctl eval`",
     )
-    significance.check_queries({run.ref: run.table for run in runs if run.table is not None})
+    check_queries({run.ref: run.table for run in runs if run.table is not None})
     return systems
 
 

@@ -7,12 +7,14 @@ Shape letters: I images, T texts (captions); Q queries; R positives of the query
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core.data import Corpus, Direction, Index
+from dcdctl.core.errors import StaleError
 
 Scores = NDArray[np.float32]
 Values = NDArray[np.float64]
@@ -99,3 +101,27 @@ def is_positive(direction: Direction, top_QK: Index, image_T: Index) -> Flags:
     if direction == Direction.TEXT:
         return image_T[top_QK] == np.arange(len(top_QK))[:, None]
     return top_QK == image_T[:, None]
+
+
+def check_queries(named: Mapping[str, RankTable]) -> None:
+    """StaleError that names both if a table has other queries than the first one."""
+    (first_name, first), *others = named.items()
+    for name, table in others:
+        # Lists of different lengths differ in their first entry, the counts.
+        pairs = zip(_queries(table), _queries(first), strict=False)
+        if difference := next((f"{query}, not {expected}" for query, expected in pairs if query != expected), None):
+            raise StaleError(
+                f"{name} has other queries than {first_name}: {difference}",
+                hint="evaluate both on the same corpus and split",
+            )
+
+
+def _queries(table: RankTable) -> list[str]:
+    """The number of queries, then the name of each."""
+    caption_keys = zip(table.caption_image.tolist(), table.caption_ids.tolist(), strict=True)
+    captions = [f"caption {number} of {table.image_ids[image]!r}" for image, number in caption_keys]
+    return [
+        f"{len(table.image_ids):,} images and {len(captions):,} captions",
+        *map("image {!r}".format, table.image_ids),
+        *captions,
+    ]

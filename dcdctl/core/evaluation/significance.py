@@ -33,10 +33,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dcdctl.core.data import Direction, Index
-from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.agreement import NDCG, NDCG_NAME, Agreements
 from dcdctl.core.evaluation.bootstrap import MIN_RUNS, bootstrap_sums, sign_flip_test, welch_test
-from dcdctl.core.evaluation.ranking import RankTable, Values
+from dcdctl.core.evaluation.ranking import RankTable, Values, check_queries
 from dcdctl.core.evaluation.recall import KS, RECALL_NAMES, recall_at_k, rsum
 
 Runs = Sequence[RankTable]
@@ -293,30 +293,6 @@ def _with_ndcg(comparison: RankComparison, ours: Runs, base: Runs, resamples: in
             sides[name] = sides[name].with_ndcg(direction, estimate)
         tests[direction.key] = compare_means(ours_Q, base_Q, image_Q, resamples, seed)
     return replace(comparison, **sides, ndcg_tests=tests)
-
-
-def check_queries(named: Mapping[str, RankTable]) -> None:
-    """StaleError that names both if a table has other queries than the first one."""
-    (first_name, first), *others = named.items()
-    for name, table in others:
-        # Lists of different lengths differ in their first entry, the counts.
-        pairs = zip(_queries(table), _queries(first), strict=False)
-        if difference := next((f"{query}, not {expected}" for query, expected in pairs if query != expected), None):
-            raise StaleError(
-                f"{name} has other queries than {first_name}: {difference}",
-                hint="evaluate both on the same corpus and split",
-            )
-
-
-def _queries(table: RankTable) -> list[str]:
-    """The number of queries, then the name of each."""
-    caption_keys = zip(table.caption_image.tolist(), table.caption_ids.tolist(), strict=True)
-    captions = [f"caption {number} of {table.image_ids[image]!r}" for image, number in caption_keys]
-    return [
-        f"{len(table.image_ids):,} images and {len(captions):,} captions",
-        *map("image {!r}".format, table.image_ids),
-        *captions,
-    ]
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dcdctl.core.errors import ModelError, require_extra
+from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, check_read, pictures_of, processor_table
+from dcdctl.core.models.families.sentence_transformer import check_folder
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.late import LateInteraction
-from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides, refuse
 from dcdctl.core.models.preprocess import hub_errors, quiet_sentence_transformers
-from dcdctl.core.models.references.folders import MODULES_FILE, MULTI_VECTOR, module_types
+from dcdctl.core.models.references.folders import MULTI_VECTOR
 
 OWN_MODULES = ("sentence_transformers.", "pylate.")
 """Packages whose modules sentence-transformers reads by classes of its own."""
@@ -123,14 +123,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, for modules with code
     of their own, and for a setting. No code of the folder is run.
     """
-    overrides = read_overrides(table)
-    check_no_text_encoder(overrides, ref)
-    fixed = ("image_size", "max_text_len", "tokenizer", "num_attention_heads")
-    refuse(overrides, fixed, lambda name: f"{ref} is a multi-vector model, whose {name} is its own")
-    if foreign := [name for name in module_types(Path(ref)) if not name.startswith(OWN_MODULES)]:
-        problem = f"{ref} has a module {foreign[0]}, whose code is not run"
-        raise ModelError(problem, hint=f"{MODULES_FILE} names it; take another model")
-    require_extra("sentence-transformers", "sentence_transformers", needed_by=f"{ref}, a multi-vector model,")
+    check_folder(ref, table, "a multi-vector model", OWN_MODULES)
     from sentence_transformers import MultiVectorEncoder
 
     with quiet_sentence_transformers(), hub_errors(ref, hint=f"try `MultiVectorEncoder({ref!r})`"):

@@ -149,24 +149,28 @@ class SentenceTransformerDual(DualEncoder):
             encoder.save_pretrained(str(folder), create_model_card=False)
 
 
+def check_folder(ref: str, table: Mapping[str, Any], what: str, owners: tuple[str, ...]) -> None:
+    """ModelError for a setting, and for a module of another package than `owners`; MissingError if
+    sentence-transformers is not installed."""
+    overrides = read_overrides(table)
+    check_no_text_encoder(overrides, ref)
+    fixed = ("image_size", "max_text_len", "tokenizer", "num_attention_heads")
+    refuse(overrides, fixed, lambda name: f"{ref} is {what}, whose {name} is its own")
+    if foreign := [name for name in module_types(Path(ref)) if not name.startswith(owners)]:
+        raise ModelError(
+            f"{ref} has a module {foreign[0]}, whose code is not run",
+            hint=f"{MODULES_FILE} names it; take another model",
+        )
+    require_extra("sentence-transformers", "sentence_transformers", needed_by=f"{ref}, {what},")
+
+
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> SentenceTransformerDual:
     """The model of a SentenceTransformer's folder; `table` are the user's overrides, of which it takes none.
 
     MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, for modules with code
     of their own, and for a setting. No code of the folder is run.
     """
-    overrides = read_overrides(table)
-    check_no_text_encoder(overrides, ref)
-    fixed = ("image_size", "max_text_len", "tokenizer", "num_attention_heads")
-    refuse(overrides, fixed, lambda name: f"{ref} is a model of sentence-transformers, whose {name} is its own")
-    if foreign := [name for name in module_types(Path(ref)) if not name.startswith("sentence_transformers.")]:
-        raise ModelError(
-            f"{ref} has a module {foreign[0]}, whose code is not run",
-            hint=f"{MODULES_FILE} names it; take another model",
-        )
-    require_extra(
-        "sentence-transformers", "sentence_transformers", needed_by=f"{ref}, a model of sentence-transformers,"
-    )
+    check_folder(ref, table, "a model of sentence-transformers", ("sentence_transformers.",))
     from sentence_transformers import SentenceTransformer
 
     with quiet_sentence_transformers(), hub_errors(ref, hint=f"try `SentenceTransformer({ref!r})`"):
