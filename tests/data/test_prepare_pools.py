@@ -16,11 +16,20 @@ from command_line import run
 from PIL import Image
 from shards import parquet_of
 
-from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, near_duplicates, prepare_corpus
+from dcdctl.core.data import (
+    Corpus,
+    DataChoice,
+    PrepareOptions,
+    choose_manifest,
+    near_duplicates,
+    prepare_corpus,
+    split_writer,
+)
 from dcdctl.core.data import prepare as prepare_module
 from dcdctl.core.data.corpus_json import all_splits, split_to_measure
 from dcdctl.core.data.corpus_summary import corpus_table, summarize_corpus
-from dcdctl.core.data.readers.rows import MAX_TEXT_BYTES, divide
+from dcdctl.core.data.readers.captions import MAX_TEXT_BYTES
+from dcdctl.core.data.readers.rows import divide
 from dcdctl.core.errors import ConfigError, CorpusError, InputError
 from dcdctl.core.export.check import samples_of
 from dcdctl.core.verify import verify
@@ -417,7 +426,7 @@ def test_a_killed_preparation_of_a_pool_resumes_to_the_same_bytes(tmp_path, mixe
     mixed |= {"decontaminate": [Path(other)], "options": {"shard_size": 2}}
     prepare(tmp_path / "whole", name="x", **mixed)
     whole = contents(tmp_path / "whole")
-    write_shard, num_kills = prepare_module._write_shard, 0
+    write_shard, num_kills = split_writer._write_shard, 0
     for kill_after in range(1, 20):
         written = []
 
@@ -427,13 +436,13 @@ def test_a_killed_preparation_of_a_pool_resumes_to_the_same_bytes(tmp_path, mixe
             written.append(path)
             return write_shard(path, *arguments)
 
-        monkeypatch.setattr(prepare_module, "_write_shard", killed)
+        monkeypatch.setattr(split_writer, "_write_shard", killed)
         out = tmp_path / f"killed-{kill_after}"
         try:
             prepare(out, name="x", **mixed)
         except KeyboardInterrupt:
             num_kills += 1
-            monkeypatch.setattr(prepare_module, "_write_shard", write_shard)
+            monkeypatch.setattr(split_writer, "_write_shard", write_shard)
             prepare(out, name="x", **mixed)
         assert contents(out) == whole
     assert 3 < num_kills < 19

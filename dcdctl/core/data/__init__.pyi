@@ -42,7 +42,7 @@ from .manifest import (
     known_manifests,
     manifests_folder,
 )
-from .prepare import CorpusSummary, PrepareOptions, prepare_corpus
+from .prepare import CorpusSummary, prepare_corpus
 from .ragged_array import Flags, Index, RaggedArray, Scores, Values, offsets_of
 from .scenes import (
     describe_scenes,
@@ -50,6 +50,7 @@ from .scenes import (
 )
 from .shard_reader import StreamSample
 from .source_files import SourceOptions
+from .split_writer import PrepareOptions
 from .stream import ShardCount, ShardStream, StreamConfig, is_stream, open_shards
 
 __all__ = [

@@ -28,11 +28,11 @@ from dcdctl.core.data.columns import (
 )
 from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers import json_stream
+from dcdctl.core.data.readers.captions import CaptionLabel, is_synthetic, read_caption_ids, read_captions, read_labels
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
     HELD_OUT_BY_DEFAULT,
     SPLITS,
-    CaptionLabel,
     EntryWithFile,
     Listing,
     Paths,
@@ -43,11 +43,7 @@ from dcdctl.core.data.readers.rows import (
     divide,
     file_checksum,
     group_by_image,
-    is_synthetic,
     make_listing,
-    read_caption_ids,
-    read_captions,
-    read_labels,
     read_split,
 )
 from dcdctl.core.data.text_encoding import (

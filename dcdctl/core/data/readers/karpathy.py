@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers import json_stream
+from dcdctl.core.data.readers.captions import read_caption_ids, read_captions
 from dcdctl.core.data.readers.rows import (
     EntryWithFile,
     Listing,
@@ -18,8 +19,6 @@ from dcdctl.core.data.readers.rows import (
     file_checksum,
     group_by_image,
     make_listing,
-    read_caption_ids,
-    read_captions,
     read_split,
 )
 from dcdctl.core.data.text_encoding import describe_value

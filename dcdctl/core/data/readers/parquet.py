@@ -15,11 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dcdctl.core.data.images import ImageFile, ParquetImageFile, RowError, refuse_inflation, reject_large_file
+from dcdctl.core.data.readers.captions import (
+    NO_LABEL,
+    CaptionLabel,
+    read_caption,
+    read_caption_ids,
+    read_captions,
+    read_labels,
+)
 from dcdctl.core.data.readers.karpathy import splits_by_name
 from dcdctl.core.data.readers.rows import (
-    NO_LABEL,
     SPLITS,
-    CaptionLabel,
     Entry,
     Listing,
     Paths,
@@ -30,10 +36,6 @@ from dcdctl.core.data.readers.rows import (
     file_checksum,
     group_by_image,
     make_listing,
-    read_caption,
-    read_caption_ids,
-    read_captions,
-    read_labels,
     read_split,
 )
 from dcdctl.core.data.text_encoding import describe_value, find_column

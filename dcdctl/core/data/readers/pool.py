@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from dcdctl.core.data.captions import text_key
 from dcdctl.core.data.images import ImageStore, RowError
+from dcdctl.core.data.readers.captions import read_caption
 from dcdctl.core.data.readers.parquet import LISTED_ROWS, list_images, open_parquet, read_rows
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
@@ -27,7 +28,6 @@ from dcdctl.core.data.readers.rows import (
     divide,
     file_checksum,
     make_listing,
-    read_caption,
 )
 from dcdctl.core.data.readers.webdataset import IMAGE_SUFFIXES
 from dcdctl.core.data.text_encoding import csv_rows, find_column, find_encoding, json_lines

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dcdctl.core.data.images import ImageFile, ImageStore, RowError
+from dcdctl.core.data.readers.captions import read_captions, reject_large_text
 from dcdctl.core.data.readers.rows import (
     SPLITS,
     EntryWithFile,
@@ -19,8 +20,6 @@ from dcdctl.core.data.readers.rows import (
     check_splits,
     group_by_image,
     make_listing,
-    read_captions,
-    reject_large_text,
 )
 from dcdctl.core.data.text_encoding import describe_value
 
