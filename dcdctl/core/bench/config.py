@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dcdctl.core.config import NOT_EMPTY, Count, Key, Positive, at_least, check_fields
+from dcdctl.core.config import NOT_EMPTY, Count, Key, Natural, Positive, check_fields
 from dcdctl.core.errors import ConfigError
 
 # From a folder of photos to a catalog, a power of ten apart: the curve is drawn on a logarithmic axis.
@@ -51,7 +51,7 @@ class BenchConfig:
     """A larger gallery of a dual model is not allocated, and its query is extrapolated."""
     clock: Literal["wall", "processor"] = "wall"
     """wall, or processor: CPU seconds of this process over all its threads; for models on a CPU."""
-    num_fresh_processes: Annotated[int, at_least(0)] = 3
+    num_fresh_processes: Natural = 3
     """Processes per model that load it and answer, for first-query time and peak memory; 0 for neither."""
     is_onnx_timed: bool = True
     """Whether the student is also timed in ONNX Runtime, if it can be exported."""

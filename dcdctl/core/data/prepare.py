@@ -36,18 +36,8 @@ from dcdctl.core.data.decontamination import HeldOut
 from dcdctl.core.data.manifest import Manifest, check_protocol
 from dcdctl.core.data.near_duplicates import Leakage, LeftOut
 from dcdctl.core.data.readers import list_source
-from dcdctl.core.data.readers.rows import (
-    Listing,
-    RowCheck,
-    SplitCounts,
-    empty_split_hint,
-)
-from dcdctl.core.data.shards import (
-    RowFacts,
-    fingerprint_of,
-    text_digest,
-    write_texts,
-)
+from dcdctl.core.data.readers.rows import Listing, RowCheck, SplitCounts, empty_split_hint
+from dcdctl.core.data.shards import RowFacts, fingerprint_of, text_digest, write_texts
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.data.split_writer import PrepareOptions, ShardNote, write_splits
 from dcdctl.core.errors import InputError

@@ -17,27 +17,12 @@ from dcdctl.core import config
 from dcdctl.core.artifacts import Build, seal_of, sha256_of
 from dcdctl.core.config import OMITTED, Count
 from dcdctl.core.data import decontamination, images
-from dcdctl.core.data.corpus_json import (
-    ShardFile,
-    SkippedRow,
-)
+from dcdctl.core.data.corpus_json import ShardFile, SkippedRow
 from dcdctl.core.data.decontamination import HeldOut
 from dcdctl.core.data.images import CheckedImage, ImageError, RowError
 from dcdctl.core.data.near_duplicates import Match
-from dcdctl.core.data.readers.rows import (
-    HELD_OUT,
-    SKIP_HINT,
-    SPLITS,
-    Listing,
-    SourceRow,
-)
-from dcdctl.core.data.shards import (
-    CorpusRow,
-    RowFacts,
-    read_shard,
-    shard_name,
-    write_shard,
-)
+from dcdctl.core.data.readers.rows import HELD_OUT, SKIP_HINT, SPLITS, Listing, SourceRow
+from dcdctl.core.data.shards import CorpusRow, RowFacts, read_shard, shard_name, write_shard
 from dcdctl.core.errors import RUN_AGAIN, InputError, resumed_by
 from dcdctl.core.machine import num_cores, read_in_threads
 from dcdctl.core.progress import Advance, Track

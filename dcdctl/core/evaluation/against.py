@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from dcdctl.core import artifacts, models
-from dcdctl.core.data import Corpus, Index
+from dcdctl.core.data import Corpus, Index, Scores
 from dcdctl.core.devices import Compute
 from dcdctl.core.evaluation import agreement, rankers
 from dcdctl.core.evaluation.agreement import Agreements, Lookup
 from dcdctl.core.evaluation.rankers import RankingTask
-from dcdctl.core.evaluation.ranking import Scores
 from dcdctl.core.evaluation.ranks import checked_scores
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track

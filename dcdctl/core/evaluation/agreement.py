@@ -21,9 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, offsets_of
+from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, Scores, Values, offsets_of
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation.ranking import Scores, Values
 
 Lookup = Callable[[Index, Index], Scores]
 """The scores of pairs, given as images and texts of shapes that broadcast."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.evaluation.ranking import Values
+from dcdctl.core.data import Values
 
 BLOCK_IMAGES = 1 << 16
 """Images drawn at a time, over all draws of a block: few enough for a processor's cache."""

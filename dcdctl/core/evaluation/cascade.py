@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dcdctl.core import devices
-from dcdctl.core.data import Corpus, Direction, Index
-from dcdctl.core.evaluation.ranking import NUM_TOP, Ranking, Rankings, Scores, is_positive
+from dcdctl.core.data import Corpus, Direction, Index, Scores
+from dcdctl.core.evaluation.ranking import NUM_TOP, Ranking, Rankings, is_positive
 from dcdctl.core.evaluation.ranks import rerank
 from dcdctl.core.models import Model, TextBatch
 from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer

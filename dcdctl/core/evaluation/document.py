@@ -14,13 +14,7 @@ from dcdctl.core.config import OMITTED, to_table
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import recall, significance
-from dcdctl.core.evaluation.agreement import (
-    MEASURES,
-    PERCENT,
-    Agreements,
-    Lookup,
-    Over,
-)
+from dcdctl.core.evaluation.agreement import MEASURES, PERCENT, Agreements, Lookup, Over
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.recall import RECALL_NAMES
 from dcdctl.core.evaluation.significance import LEVEL, RECIPROCAL_RANK, Estimate, Interval

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Direction, Index
+from dcdctl.core.data import Corpus, Direction, Flags, Index
 from dcdctl.core.errors import ConfigError, CorpusError, require_extra
 from dcdctl.core.evaluation.protocols import Protocol
-from dcdctl.core.evaluation.ranking import Flags, Ranking, Rankings
+from dcdctl.core.evaluation.ranking import Ranking, Rankings
 from dcdctl.core.evaluation.recall import KS
 from dcdctl.core.places import shown
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import build_document
-from dcdctl.core.data import Direction, Index
+from dcdctl.core.data import Direction, Flags, Index, Scores
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement
 from dcdctl.core.evaluation.document import (
@@ -40,7 +40,7 @@ from dcdctl.core.evaluation.document import (
     Measured,
     PoolEvaluation,
 )
-from dcdctl.core.evaluation.ranking import NUM_TOP, RANKS_HINT, Flags, RankTable, Scores, is_positive
+from dcdctl.core.evaluation.ranking import NUM_TOP, RANKS_HINT, RankTable, is_positive
 
 Result = TypeVar("Result", Evaluation, PoolEvaluation)
 TABLES_HINT = "`dcdctl eval` writes the tables again"

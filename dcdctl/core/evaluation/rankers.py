@@ -25,15 +25,15 @@ import torch
 from torch import Tensor
 
 from dcdctl.core import scoring
-from dcdctl.core.config import ASCENDING, NOT_EMPTY, at_least, check_fields
-from dcdctl.core.data import Corpus, Index
+from dcdctl.core.config import ASCENDING, NOT_EMPTY, Natural, check_fields
+from dcdctl.core.data import Corpus, Index, Scores
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import cascade, recall
 from dcdctl.core.evaluation.agreement import Lookup
 from dcdctl.core.evaluation.document import Depth
 from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol, folds_of
-from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings, Scores
+from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings
 from dcdctl.core.evaluation.ranks import RankCounter, checked_scores
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.evaluation.vectors import rank_vectors
@@ -60,7 +60,7 @@ class EvalOptions:
     """How a model is evaluated."""
 
     protocol: Protocol = WHOLE
-    depths: Annotated[tuple[Annotated[int, at_least(0)], ...], NOT_EMPTY, ASCENDING] = (50,)
+    depths: Annotated[tuple[Natural, ...], NOT_EMPTY, ASCENDING] = (50,)
     """cascade: candidates per query that are re-ranked. The result is that of the last depth; all are listed beside
     it."""
     compute: Compute = ON_CPU

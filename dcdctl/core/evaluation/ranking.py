@@ -11,15 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, Direction, Index
+from dcdctl.core.data import Corpus, Direction, Flags, Index, Scores, Values
 from dcdctl.core.errors import StaleError
 
-Scores = NDArray[np.float32]
-Values = NDArray[np.float64]
-"""Numbers of a statistic: measures of queries, sums of draws."""
-Flags = NDArray[np.bool_]
 NUM_TOP = 10
 """Candidates of each query that are kept: as far as R@10 looks."""
 NO_POSITION = int(np.iinfo(np.int64).max)

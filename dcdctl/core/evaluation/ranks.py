@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcdctl.core.data import Direction, Index
+from dcdctl.core.data import Direction, Flags, Index, Scores
 from dcdctl.core.errors import ModelError
-from dcdctl.core.evaluation.ranking import NO_POSITION, NUM_TOP, Flags, Ranking, Rankings, Scores, is_positive
+from dcdctl.core.evaluation.ranking import NO_POSITION, NUM_TOP, Ranking, Rankings, is_positive
 from dcdctl.core.evaluation.tops import ColumnTops, RowTops, Waiting
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.scoring import BLOCK, GALLERY_BLOCK, finite_vectors, top_k_of_rows

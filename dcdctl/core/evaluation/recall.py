@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dcdctl.core.data import Direction, Index
-from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings, Values
+from dcdctl.core.data import Direction, Index, Values
+from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings
 
 KS = (1, 5, 10)
 """The K of Recall@K that papers on image-text retrieval report."""

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Direction, Index
+from dcdctl.core.data import Corpus, Direction, Index, Values
 from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError
 from dcdctl.core.evaluation.agreement import DEPTH, DISCOUNTS
-from dcdctl.core.evaluation.ranking import Ranking, Values
+from dcdctl.core.evaluation.ranking import Ranking
 from dcdctl.core.teacher import READERS, RowNames, read_batches
 
 NUM_TOP = DEPTH + 1

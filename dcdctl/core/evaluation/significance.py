@@ -32,11 +32,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcdctl.core.data import Direction, Index
+from dcdctl.core.data import Direction, Index, Values
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.agreement import NDCG, NDCG_NAME, Agreements
 from dcdctl.core.evaluation.bootstrap import MIN_RUNS, bootstrap_sums, sign_flip_test, welch_test
-from dcdctl.core.evaluation.ranking import RankTable, Values, check_queries
+from dcdctl.core.evaluation.ranking import RankTable, check_queries
 from dcdctl.core.evaluation.recall import KS, RECALL_NAMES, recall_at_k, rsum
 
 Runs = Sequence[RankTable]

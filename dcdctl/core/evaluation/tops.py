@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcdctl.core.data import Index
-from dcdctl.core.evaluation.ranking import Scores
+from dcdctl.core.data import Index, Scores
 
 MOST_WAITING = 4
 """Candidates of a block that wait, in multiples of the number that is kept."""

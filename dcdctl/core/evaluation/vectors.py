@@ -18,10 +18,10 @@ from torch import Tensor
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Index
+from dcdctl.core.data import Index, Scores
 from dcdctl.core.evaluation import ranks, recall
 from dcdctl.core.evaluation.cascade import Shortlists
-from dcdctl.core.evaluation.ranking import Rankings, Scores
+from dcdctl.core.evaluation.ranking import Rankings
 from dcdctl.core.evaluation.vector_form import VectorForm
 from dcdctl.core.scoring import VectorKind, bytes_per_vector, decoded
 

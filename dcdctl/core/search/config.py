@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Literal
 
-from dcdctl.core.config import Count, at_least, check_fields
+from dcdctl.core.config import Count, Natural, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class IndexConfig:
     dims: Count | None = None
     """Only the first numbers of each vector are stored and searched, divided by their length; None for all. Fixed when
     an index is made."""
-    flat_up_to: Annotated[int, at_least(0)] = 50_000
+    flat_up_to: Natural = 50_000
     """Up to this many vectors are searched exactly for every kind, which is fast enough: all vectors of a small index,
     or the last ones."""
     segment_rows: Count = 262_144

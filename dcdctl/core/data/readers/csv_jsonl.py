@@ -46,13 +46,7 @@ from dcdctl.core.data.readers.rows import (
     make_listing,
     read_split,
 )
-from dcdctl.core.data.text_encoding import (
-    csv_rows,
-    describe_value,
-    find_column,
-    find_encoding,
-    json_lines,
-)
+from dcdctl.core.data.text_encoding import csv_rows, describe_value, find_column, find_encoding, json_lines
 from dcdctl.core.errors import ConfigError, InputError
 
 Rows = list[tuple[int, dict[str, Any]]]

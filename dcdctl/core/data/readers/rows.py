@@ -20,11 +20,7 @@ from dcdctl.core.config import between, check_fields
 from dcdctl.core.data.columns import ImageColumns
 from dcdctl.core.data.corpus_json import SkippedRow
 from dcdctl.core.data.images import ImageFile, ImageStore, RowError
-from dcdctl.core.data.readers.captions import (
-    NO_LABEL,
-    CaptionLabel,
-    is_synthetic,
-)
+from dcdctl.core.data.readers.captions import NO_LABEL, CaptionLabel, is_synthetic
 from dcdctl.core.data.shards import LABEL_COLUMNS
 from dcdctl.core.data.text_encoding import check_encoding, describe_value
 from dcdctl.core.errors import ConfigError, InputError

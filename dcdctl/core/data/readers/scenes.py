@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from dcdctl.core.config import at_least, between, check_fields
+from dcdctl.core.config import Natural, between, check_fields
 from dcdctl.core.data import scenes
 from dcdctl.core.data.readers.rows import SPLITS, Listing, RowCheck, SourceConfig, SourceRow, SplitCounts, check_splits
 
@@ -16,7 +16,7 @@ class ScenesSource(SourceConfig):
     """The built-in corpus, see `dcdctl.core.data.scenes`."""
 
     format: ClassVar[str] = "scenes"
-    counts: dict[str, Annotated[int, at_least(0)]]
+    counts: dict[str, Natural]
     """Images per split; 0 leaves a split out."""
     side_px: Annotated[int, between(16, 4096)] = 128
     seed: int = 0

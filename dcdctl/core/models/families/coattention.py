@@ -18,13 +18,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dcdctl.core.config import Count, between, check_fields
+from dcdctl.core.config import Count, Fraction, check_fields
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.inputs import States, select_rows
 from dcdctl.core.models.networks import backbones
@@ -49,7 +49,7 @@ class FusionSize:
     num_heads: Count = 12
     mlp_ratio: Count = 4
     """Width of the feed-forward layer divided by the width of the stream."""
-    dropout: Annotated[float, between(0, 1, "[)")] = 0.1
+    dropout: Fraction = 0.1
     """Dropout of each sublayer's output and of attention probabilities."""
 
     def __post_init__(self) -> None:

@@ -49,15 +49,6 @@ class TokenProjections(nn.Module):
             return states.with_tokens(projected * states.mask[:, :, None], states.vectors)
 
 
-class LateNetwork(nn.Module):
-    """The network of a dual encoder, whose encoders give the tokens, and the projections of these."""
-
-    def __init__(self, dual: nn.Module, tokens: TokenProjections) -> None:
-        super().__init__()
-        self.dual = dual
-        self.tokens = tokens
-
-
 class LateDual(LateInteraction):
     """A dual encoder with a projection of the tokens of each side. The scale is learned; if `is_pooled`, the dual
     encoder's own logit is added."""
@@ -69,7 +60,8 @@ class LateDual(LateInteraction):
         """The dual encoder is shared, not copied."""
         # Not as an attribute of the module, which would list every parameter twice.
         object.__setattr__(self, "dual", dual)
-        super().__init__(LateNetwork(dual.network, tokens), dual.preprocess, dual.unused_keys)
+        network = nn.ModuleDict({"dual": dual.network, "tokens": tokens})
+        super().__init__(network, dual.preprocess, dual.unused_keys)
         self.calibration = Calibration()
         self.is_pooled = is_pooled
 

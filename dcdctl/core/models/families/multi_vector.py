@@ -10,7 +10,7 @@ Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D le
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Never
 
@@ -40,7 +40,8 @@ class MultiVectorScorer(LateInteraction):
         self.ref = ref
         self.is_mean = self.encoder.similarity_fn_name == "meanmaxsim"
         # One image and one text show whether the processor reads both.
-        image, text = self.encode_images(self.preprocess.images([Image.new("RGB", (64, 64))])), self._texts(["a"])
+        image = self.encode_images(self.preprocess.images([Image.new("RGB", (64, 64))]))
+        text = self.encode_texts(self.preprocess.texts(["a"]))
         if image.tokens.shape[2] != text.tokens.shape[2]:
             raise ModelError(f"{ref} has tokens of {image.tokens.shape[2]} and of {text.tokens.shape[2]} numbers")
 
@@ -72,25 +73,19 @@ class MultiVectorScorer(LateInteraction):
         """The token vectors of I images; ValueError for features."""
         if isinstance(images, States) and images.vectors is not None:
             return images
-        pictures = [{"image": picture} for picture in pictures_of(unencoded(images))]
-        return self._states(self.encoder.encode_document(pictures, **self._options(len(pictures))))
+        return self._states(
+            self.encoder.encode_document, [{"image": picture} for picture in pictures_of(unencoded(images))]
+        )
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The token vectors of T captions; ValueError for features."""
         if isinstance(texts, States) and texts.vectors is not None:
             return texts
-        return self._texts(captions_of(unencoded(texts)))
-
-    def _texts(self, texts: Sequence[str]) -> States:
         # As dictionaries: a caption that is the path or the address of an image would be read as that image.
-        queries = [{"text": text} for text in texts]
-        return self._states(self.encoder.encode_query(queries, **self._options(len(queries))))
+        return self._states(self.encoder.encode_query, [{"text": text} for text in captions_of(unencoded(texts))])
 
-    @staticmethod
-    def _options(count: int) -> dict[str, Any]:
-        return {"batch_size": count, "convert_to_numpy": False, "show_progress_bar": False}
-
-    def _states(self, tokens: Sequence[Tensor]) -> States:
+    def _states(self, encode: Callable[..., list[Tensor]], inputs: list[dict[str, Any]]) -> States:
+        tokens = encode(inputs, batch_size=len(inputs), show_progress_bar=False)
         # Copies, because the library computes in inference mode.
         rows = [each.clone().float() for each in tokens]
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dcdctl.core.config import Count, between, check_fields
+from dcdctl.core.config import Count, Fraction, check_fields
 
 # Of the order of the first scale of CLIP, 1/0.07; it is trained.
 FIRST_LOGIT_SCALE = 20.0
@@ -28,7 +27,7 @@ class ProjectionSize:
 
     projection_dim: Count = 512
     """Length of the vectors."""
-    dropout: Annotated[float, between(0, 1, "[)")] = 0.5
+    dropout: Fraction = 0.5
     """Dropout of the features: without it a linear layer memorizes a few thousand captions."""
 
     def __post_init__(self) -> None:
