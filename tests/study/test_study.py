@@ -16,7 +16,7 @@ import pytest
 import torch
 from bench_fakes import QUICK
 from duals import save_dual
-from tiny import make_teacher
+from tiny import make_pool, make_teacher
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -26,7 +26,16 @@ from dcdctl.core.bench import footprint
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, DcdError, MissingError, ModelError, StaleError
-from dcdctl.core.evaluation import RECALL_NAMES, EvalOptions, Evaluation, RankTable, cascade, compare_ranks
+from dcdctl.core.evaluation import (
+    RECALL_NAMES,
+    EvalJob,
+    EvalOptions,
+    Evaluation,
+    RankTable,
+    cascade,
+    compare_ranks,
+    run_evaluation,
+)
 from dcdctl.core.evaluation.bootstrap import holm
 from dcdctl.core.evaluation.significance import RankComparison
 from dcdctl.core.progress import OnStep
@@ -468,6 +477,22 @@ def test_an_evaluation_without_its_ranks_is_made_again(stage: Stage, finished: P
     assert [line for line in lines if "finished before" not in line] == [
         f"9/11 distilled, seed 1: {out / 'runs' / 'distilled-seed1'}"
     ]
+    assert without_times(out) == without_times(finished)
+
+
+def test_the_agreement_of_a_run_on_a_pool_is_no_part_of_a_study_with_labels(
+    stage: Stage, finished: Path, tmp_path: Path
+):
+    out = shutil.copytree(finished, tmp_path / "study")
+    texts = [["a red circle", "a blue square"]] * 4
+    pool = make_pool(tmp_path / "pool", texts, has_colors=True)
+    run = out / "runs" / "distilled-seed0"
+    found = run_evaluation(
+        EvalJob(model=str(run), data=pool.folder, split="train", against=str(stage.folder / "siglip"))
+    )
+    assert (run / "pool.json").exists()
+    assert found.agreement.ndcg > 0
+    run_study(stage.job(out))
     assert without_times(out) == without_times(finished)
 
 

@@ -159,8 +159,7 @@ class DualEncoder(RetrievalModel):
 
     def calibrate(self, logits: Tensor) -> Tensor:
         """The logits on the teacher's scale, float32."""
-        calibrated: Tensor = self.calibration(logits)
-        return calibrated
+        return self.calibration(logits)
 
     def add_projection(self, teacher_width: int) -> None:
         """Add a learned linear map to the width of a teacher's vectors, for training alone: it is neither saved nor in
@@ -171,8 +170,7 @@ class DualEncoder(RetrievalModel):
         """The vectors after that map, N x E, float32. ValueError before `add_projection`."""
         if self.projection is None:
             raise ValueError("add_projection comes before project")
-        projected_NE: Tensor = self.projection(vectors_ND)
-        return projected_NE
+        return self.projection(vectors_ND)
 
     def set_trained(self, parts: TrainedParts) -> None:
         """Let training change only these parts; ModelError for a family that has no such parts.

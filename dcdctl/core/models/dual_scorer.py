@@ -71,8 +71,7 @@ class DualScorer(FusionScorer):
     @property
     def dual(self) -> DualEncoder:
         """The dual encoder."""
-        dual: DualEncoder = self.network
-        return dual
+        return self.network
 
     @property
     def digest(self) -> str:

@@ -134,8 +134,10 @@ class Study:
         }
 
 
-def read_rows(models: Mapping[str, Sequence[Path]], timed_in: Mapping[str, Path]) -> dict[str, StudyRow]:
-    """The rows of a study by name, read from the folders of its evaluations.
+def read_rows(
+    models: Mapping[str, Sequence[Path]], timed_in: Mapping[str, Path], *, is_pool: bool = False
+) -> dict[str, StudyRow]:
+    """The rows of a study by name, read from the folders of its evaluations; a folder may have those of a pool too.
 
     `timed_in` names the folder whose bench.json has the time of a model; a cascade's is in its evaluation. InputError
     for a damaged evaluation; StaleError for evaluations on different corpora, splits or protocols.
@@ -146,7 +148,7 @@ def read_rows(models: Mapping[str, Sequence[Path]], timed_in: Mapping[str, Path]
     }
     teacher = times.get(TEACHER)
     rows = {
-        name: _row(name, folders, times.get(name), None if teacher is None else teacher.query_ms)
+        name: _row(name, folders, times.get(name), None if teacher is None else teacher.query_ms, is_pool)
         for name, folders in models.items()
     }
     named = [(result.model, result) for row in rows.values() for result in row.results]
@@ -221,10 +223,14 @@ def _as_training(name: str) -> str:
     return first.replace("fine-tuned", "fine-tuning") + (f" with {rest}" if rest else "")
 
 
-def _row(name: str, folders: Sequence[Path], times: QueryTimes | None, teacher_ms: float | None) -> StudyRow:
+def _row(
+    name: str, folders: Sequence[Path], times: QueryTimes | None, teacher_ms: float | None, is_pool: bool
+) -> StudyRow:
     is_cascade = name == CASCADE
     names = CASCADE_FILES if is_cascade else MODEL_FILES
-    evaluations = [read_pool(folder) or _read_evaluation(SavedEvaluation.load(folder, names)) for folder in folders]
+    evaluations = [
+        (is_pool and read_pool(folder)) or _read_evaluation(SavedEvaluation.load(folder, names)) for folder in folders
+    ]
     results, tables = zip(*evaluations, strict=True) if evaluations else ((), ())
     query_ms = None if times is None else times.query_ms
     # The benchmark of a study times single models; the evaluation of a cascade times its query.

@@ -248,12 +248,10 @@ def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> Non
         if options.tries_precision and first.folder != folder and first.is_finished:
             compute = replace(options.compute, precision=first.facts()["inputs"]["precision"])
             options = replace(options, compute=compute, tries_precision=False)
-        job = plan.training_job(variant, seed)
-        training.train_model(
-            job, plan.inputs(variant), options=options, track=view.track, watch=view.watch, say=view.say
-        )
-    done = EvalJob(model=str(folder), data=plan.job.data, split=plan.job.split, against=plan.against)
-    _evaluate(plan, done, None, view)
+        job, inputs = plan.training_job(variant, seed), plan.inputs(variant)
+        training.train_model(job, inputs, options=options, track=view.track, watch=view.watch, say=view.say)
+    evaluated = EvalJob(model=str(folder), data=plan.job.data, split=plan.job.split, against=plan.against)
+    _evaluate(plan, evaluated, None, view)
 
 
 def _evaluate(plan: StudyPlan, job: EvalJob, out: Path | None, view: StudyView) -> None:
@@ -324,7 +322,7 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     if plan.reranker is not None and plan.against is None:
         folders[CASCADE] = folders[DISTILLED]
     folders[TEACHER] = [job.out / "evaluations" / TEACHER] if job.with_teacher else []
-    rows = report.read_rows(folders, timed_in)
+    rows = report.read_rows(folders, timed_in, is_pool=plan.corpus.is_pool)
     baselines = [variant.name for variant in plan.variants if variant.name != DISTILLED]
     contrasts = [
         *((DISTILLED, name) for name in baselines or [ZERO_SHOT]),

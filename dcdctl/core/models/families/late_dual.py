@@ -75,8 +75,7 @@ class LateDual(LateInteraction):
 
     @property
     def tokens(self) -> TokenProjections:
-        tokens: TokenProjections = self.network.tokens
-        return tokens
+        return self.network.tokens
 
     @property
     def token_dim(self) -> int:
@@ -156,8 +155,7 @@ class LateDual(LateInteraction):
 
     def calibrate(self, logits: Tensor) -> Tensor:
         """The logits on the teacher's scale, float32."""
-        calibrated: Tensor = self.calibration(logits)
-        return calibrated
+        return self.calibration(logits)
 
     def train(self, mode: bool = True) -> Self:
         """Train mode, except for what the dual encoder keeps in eval mode."""
