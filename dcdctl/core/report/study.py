@@ -151,8 +151,9 @@ def read_rows(
         name: _row(name, folders, times.get(name), None if teacher is None else teacher.query_ms, is_pool)
         for name, folders in models.items()
     }
-    named = [(result.model, result) for row in rows.values() for result in row.results]
-    check_comparable(named, "run the study into another folder")
+    check_comparable(
+        [(result.model, result) for row in rows.values() for result in row.results], "run the study into another folder"
+    )
     return rows
 
 
