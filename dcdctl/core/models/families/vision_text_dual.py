@@ -20,7 +20,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.fingerprint import digest_of, text_settings
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.lora import add_adapters
 from dcdctl.core.models.model import TransformerSize, seeded
 from dcdctl.core.models.networks import backbones
@@ -68,20 +68,21 @@ class DualSize(TransformerSize):
 
 
 @dataclass(frozen=True)
-class PooledTowers:
+class FrozenTowers:
     """The `encoders` of a dual encoder whose towers are frozen and whose projections are trained.
 
-    A feature is one pooled output for each image and each caption. Shape letters: I images, T texts, W width of a
-    tower.
+    A feature is one pooled output for each image and each caption, or for late interaction the states of all tokens.
+    Shape letters: I images, T texts, V and L tokens, W width of a tower.
     """
 
     model: VisionTextDual
+    pools_texts: bool = True
+    """Whether images and captions are pooled."""
     is_frozen = True
-    pools_texts = True
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides the pooled outputs. Projections do not count, so a trained model shares the
+        """SHA-256 of all that decides the features. Projections do not count, so a trained model shares the
         features of its start."""
         vision, text = self.model.towers
         both = nn.ModuleDict({"vision": vision.module, "text": text.module})
@@ -90,7 +91,7 @@ class PooledTowers:
 
     @property
     def text_digest(self) -> str:
-        """SHA-256 of all that decides the pooled output of a caption."""
+        """SHA-256 of all that decides the features of a caption."""
         vision, text = self.model.towers
         table = {"text": config_tables(vision.module, text.module)["text"]}
         return self._digest_of(text.module, table, text_settings(self.model.preprocess.settings))
@@ -98,25 +99,26 @@ class PooledTowers:
     def _digest_of(self, encoders: nn.Module, config: Any, preprocess: Any, prefix: str = "") -> str:
         text = self.model.towers[1]
         inside = text.projection.removeprefix(f"{text.name}.")
-        settings = {"features": "pooled", "model_type": self.model.network.config.model_type}
+        kind = "pooled" if self.pools_texts else "tokens"
+        settings = {"features": kind, "model_type": self.model.network.config.model_type}
         leave_out = f"{prefix}{inside}." if inside else ""
         return digest_of(encoders, config=config, preprocess=preprocess, settings=settings, leave_out=leave_out)
 
     @property
     def text_width(self) -> int:
-        """Width of the text encoder's pooled output."""
+        """Width of the text encoder's output."""
         return int(self.model.towers[1].module.config.hidden_size)
 
     def freeze(self) -> None:
         """Does nothing: `set_trained` has frozen them."""
 
     def image_features(self, images: ImageBatch) -> States:
-        """Features of I images, I x 1 x W."""
-        return _one_token(self.model.pool_images(images))
+        """Features of I images, I x 1 x W, or I x V x W."""
+        return _one_token(self.model.pool_images(images)) if self.pools_texts else self.model.image_tokens(images)
 
     def text_features(self, texts: TextBatch) -> States:
-        """Features of T captions, T x 1 x W."""
-        return _one_token(self.model.pool_texts(texts))
+        """Features of T captions, T x 1 x W, or T x L x W."""
+        return _one_token(self.model.pool_texts(texts)) if self.pools_texts else self.model.text_tokens(texts)
 
 
 def _one_token(pooled: Tensor) -> States:
@@ -182,12 +184,12 @@ class VisionTextDual(DualEncoder):
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D. ValueError for features, unless only projections are trained."""
-        pooled_IW = self._stored(images) if isinstance(images, States) else self.pool_images(images)
+        pooled_IW = self._stored(images)[:, 0] if isinstance(images, States) else self.pool_images(images)
         return unit_vectors(self.project_images(pooled_IW))
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. ValueError for features, unless only projections are trained."""
-        pooled_TW = self._stored(texts) if isinstance(texts, States) else self.pool_texts(texts)
+        pooled_TW = self._stored(texts)[:, 0] if isinstance(texts, States) else self.pool_texts(texts)
         return unit_vectors(self.project_texts(pooled_TW))
 
     def pool_images(self, images: ImageBatch) -> Tensor:
@@ -199,8 +201,9 @@ class VisionTextDual(DualEncoder):
         return self._pooled_texts(self._text_output(texts))
 
     def image_tokens(self, images: ImageBatch | States) -> States:
-        """The last hidden states, I x N x W, and the unit vectors."""
-        images = unencoded(images)
+        """The last hidden states, I x N x W, and the unit vectors; of features without vectors."""
+        if isinstance(images, States):
+            return self._stored_tokens(images)
         output = self._image_output(images)
         tokens = output.last_hidden_state
         # A convolutional network has a map of states.
@@ -212,11 +215,13 @@ class VisionTextDual(DualEncoder):
 
     def text_tokens(self, texts: TextBatch | States) -> States:
         """The last hidden states, T x L x W, and the unit vectors; padding is no token, also if the model attends to
-        it."""
-        texts = unencoded(texts)
+        it. Features are without vectors."""
+        if isinstance(texts, States):
+            return self._stored_tokens(texts)
         output = self._text_output(texts)
-        states = texts.states(output.last_hidden_state)
-        return states.with_tokens(states.tokens, unit_vectors(self.project_texts(self._pooled_texts(output))))
+        return self._states_of(
+            texts, output.last_hidden_state, unit_vectors(self.project_texts(self._pooled_texts(output)))
+        )
 
     def _image_output(self, images: ImageBatch) -> Any:
         encoder = self.network.vision_model
@@ -237,10 +242,14 @@ class VisionTextDual(DualEncoder):
         """Vectors of any length, T x D."""
         return self.network.text_projection(pooled_TW)
 
+    def _stored_tokens(self, features: States) -> States:
+        # Vectors without numbers, because states with none are not encoded.
+        return features.with_tokens(self._stored(features), features.tokens.new_empty(len(features), 0))
+
     def _stored(self, features: States) -> Tensor:
         if self.encoders is None:
             raise ValueError("this dual encoder takes pixels and tokens, not the features of an encoder")
-        return features.tokens[:, 0].float()
+        return features.tokens.float()
 
     @property
     def _encoder_modules(self) -> tuple[Any, ...]:
@@ -253,9 +262,9 @@ class VisionTextDual(DualEncoder):
         return Tower("image", "network.vision_model", vision), Tower("text", "network.text_model", text)
 
     @property
-    def encoders(self) -> PooledTowers | None:
+    def encoders(self) -> FrozenTowers | None:
         """The towers, with pooled outputs as features, if only projections are trained; else None."""
-        return PooledTowers(self) if self._parts.which == "projections" else None
+        return FrozenTowers(self) if self._parts.which == "projections" else None
 
     def set_trained(self, parts: TrainedParts) -> None:
         """Let training change only these parts of both towers."""
