@@ -17,7 +17,13 @@ def list_models(json: Json = False) -> None:
         listed = [{"name": name, **{fact: getattr(it, fact) for fact in facts}} for name, it in teachers.items()]
         return show_json({"families": [to_table(it) for it in families], "teachers": listed})
     rows = [
-        [it.name, it.kind, it.needs or "-", "loads" if it.loads else f"not installed: {it.hint}"] for it in families
+        [
+            it.name,
+            it.kind,
+            it.needs or "-",
+            f"loads, {it.hint}".removesuffix(", ") if it.loads else f"not installed: {it.hint}",
+        ]
+        for it in families
     ]
     show_table("model families: folders, runs and Hub ids", ["family", "kind", "needs", "state"], rows)
     show("")

@@ -1,17 +1,22 @@
-"""CLIP and its relatives: the vectors and scores of their own library, texts padded and cut as in their training."""
+"""Dual encoders of transformers, named and not named: the vectors and scores of their own library, texts padded and cut
+as in their training."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from duals import DUALS, save_dual, vectors_of
+from duals import DUALS, OTHERS, save_dual, vectors_of
 from sentence_transformers import SentenceTransformer
+from tiny import make_corpus
 from torch.nn import functional
 from torch.testing import assert_close
-from transformers import AutoModel
+from training_steps import TINY_DUAL, distill
+from transformers import AutoConfig, AutoModel
 
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
+from dcdctl.core.evaluation import evaluate_model
+from dcdctl.core.models.networks import backbones
 
 CAPTIONS = [
     "a dog runs over grass",
@@ -21,14 +26,16 @@ CAPTIONS = [
 ]
 
 
-@pytest.fixture(scope="module", params=DUALS)
+@pytest.fixture(scope="module", params=[*DUALS, *OTHERS])
 def folder(request, tmp_path_factory):
     return save_dual(request.param, CAPTIONS, tmp_path_factory.mktemp("dual"))
 
 
 def test_vectors_equal_those_of_sentence_transformers(folder, photos):
     images_ID, texts_TD = vectors_of(models.load_dual(folder), photos, CAPTIONS)
-    oracle = SentenceTransformer(str(folder), processor_kwargs={"backend": "pil"}, device="cpu")
+    oracle = SentenceTransformer(
+        str(folder), processor_kwargs={"backend": "pil"}, model_kwargs={"attn_implementation": "eager"}, device="cpu"
+    )
     expected = torch.from_numpy(oracle.encode(photos, normalize_embeddings=True))
     assert_close(images_ID, expected, rtol=1e-5, atol=1e-5)
     if (
@@ -42,7 +49,8 @@ def test_vectors_equal_those_of_sentence_transformers(folder, photos):
 
 @torch.no_grad()
 def test_logits_equal_those_of_the_plain_forward_pass(folder, photos):
-    model, network = models.load_dual(folder), AutoModel.from_pretrained(folder).eval()
+    # Plain attention: the fused one of AIMv2 has no causal mask for captions without padding.
+    model, network = models.load_dual(folder), AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     is_siglip = "siglip" in network.config.model_type
     length = network.config.text_config.max_position_embeddings
     padding = {"padding": "max_length", "max_length": length} if is_siglip else {"padding": "longest"}
@@ -85,12 +93,54 @@ def test_a_saved_model_is_a_folder_of_its_own_library(folder, photos, tmp_path):
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in expected.state_dict().items())
 
 
+def test_the_attention_of_text_encoders_is_the_fused_one_where_it_has_its_mask(folder):
+    text = models.load_dual(folder).network.text_model.config
+    assert text._attn_implementation == ("eager" if text.model_type.startswith("aimv2") else "sdpa")
+
+
 def test_long_captions_are_cut_to_the_length_of_training(folder):
     model = models.load_dual(folder)
-    expected = {"chinese_clip": 52, "align": 64}.get(model.config["model_type"], 24)
+    # 20 are what the tokenizer of a family that is not named says.
+    expected = {"chinese_clip": 52, "align": 64, "aimv2": 20, "altclip": 20, "clipseg": 20}
+    expected = expected.get(model.config["model_type"], 24)
     assert model.preprocess.texts([" ".join(["dog"] * 200)]).input_ids.shape == (1, expected)
 
 
 def test_a_size_that_the_weights_fix_is_refused(folder):
     with pytest.raises(ModelError, match="image_size is fixed by its weights"):
         models.load_dual(folder, {"image_size": 64})
+
+
+@pytest.fixture(params=OTHERS)
+def other(request, tmp_path):
+    return save_dual(request.param, CAPTIONS, tmp_path / "other", num_layers=1)
+
+
+def test_a_dual_encoder_without_a_family_is_a_teacher_and_the_start_of_a_late_student(other, tmp_path, capsys):
+    corpus = make_corpus(tmp_path / "corpus", [[caption] for caption in CAPTIONS * 3], has_colors=True)
+    assert models.check_ref(other) == "dual"
+    teacher = models.load_scorer(other)
+    kind = AutoConfig.from_pretrained(other).model_type
+    assert f"{other} loads; its family ({kind}) is not tested\n" in capsys.readouterr().err
+    assert evaluate_model(teacher, corpus).rsum > 0
+    sets = [word for word in TINY_DUAL if not word.startswith("model.")]
+    sets += ["model.kind=late", "model.layers=[]", "model.token_dim=4", f"model.start={other}", "optimizer.steps=1"]
+    run = distill(corpus, tmp_path / "run", *sets)
+    late = models.load(run.model_folder)
+    assert late.encode_texts(late.preprocess.texts(CAPTIONS[:2])).mask.sum(dim=1).tolist() == [7, 4]
+    assert late.config["model_type"] == kind
+
+
+def test_vectors_that_are_not_the_networks_own_are_refused(tmp_path, monkeypatch):
+    folder = save_dual("AltCLIP", CAPTIONS, tmp_path / "clip", num_layers=1)
+    # Without a mask a caption depends on its padding, which the model attends to.
+    monkeypatch.setattr(backbones, "attention_mask", lambda encoder, texts: None)
+    with pytest.raises(ModelError, match="is a altclip model, whose vectors are not those of get_image_features"):
+        models.load(folder)
+
+
+def test_captions_without_positions_for_them_are_refused(tmp_path):
+    folder = save_dual("AltCLIP", CAPTIONS, tmp_path / "clip", num_layers=1)
+    with pytest.raises(ModelError, match=r"does not embed an image, or a caption of 24 tokens: .* max_text_len=N"):
+        models.load(folder, {"max_text_len": 24})
+    assert models.load(folder, {"max_text_len": 22}).preprocess.max_text_len == 22

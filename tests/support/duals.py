@@ -12,12 +12,15 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from transformers import (
+    Aimv2Config,
     AlignConfig,
+    AltCLIPConfig,
     AutoModel,
     ChineseCLIPConfig,
     ChineseCLIPImageProcessorPil,
     CLIPConfig,
     CLIPImageProcessorPil,
+    CLIPSegConfig,
     EfficientNetImageProcessorPil,
     MetaClip2Config,
     Siglip2Config,
@@ -89,6 +92,14 @@ DUALS = {
 }
 
 
+OTHERS = {
+    "AIMv2": partial(_clip, Aimv2Config),
+    "AltCLIP": partial(_clip, AltCLIPConfig, project_dim=12),
+    "CLIPSeg": partial(_clip, CLIPSegConfig),
+}
+"""Dual encoders that no code of dcdctl names."""
+
+
 def save_sentence_transformer(captions: list[str], folder: Path, *, with_dense: bool) -> Path:
     """The folder of a SentenceTransformer over a CLIP, as that library saves it; with or without a layer behind the
     CLIP."""
@@ -108,6 +119,9 @@ def save_dual(kind: str, captions: list[str], folder: Path, num_layers: int = 2)
     """A folder with weights large enough that vectors depend on their input, a tokenizer that has learned the captions,
     and a processor."""
     tokenizer = models.word_piece(captions, 120)
+    if kind in OTHERS:
+        # Shorter than there are positions, as that of AltCLIP, whose RoBERTa has two positions less than its table.
+        tokenizer.model_max_length = 20
     # transformers reads it as the tokenizer of SigLIP 2 there, which adds two tokens.
     text = {
         **_SMALL,
@@ -118,7 +132,7 @@ def save_dual(kind: str, captions: list[str], folder: Path, num_layers: int = 2)
         "eos_token_id": 3,
         "pad_token_id": 0,
     }
-    config, processor = DUALS[kind](text)
+    config, processor = (DUALS | OTHERS)[kind](text)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(5)
         network = AutoModel.from_config(config)

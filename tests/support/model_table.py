@@ -74,6 +74,11 @@ def table(by_type: dict[str, Any]) -> str:
             _tested(model_type),
         ]
         rows.append(f"| {' | '.join(cells)} |")
+    named = "`aimv2`, `altclip`, `clipseg`: equal to transformers' own forward pass; saved by transformers"
+    rows.append(
+        "| others of transformers with `get_image_features` and `get_text_features` | folder or Hub id of transformers "
+        f"| loads, family not tested | dual | its own class | {named} |"
+    )
     return "\n" + "\n".join(rows) + "\n\n"
 
 

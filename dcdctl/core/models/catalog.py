@@ -28,7 +28,8 @@ class FamilyEntry:
     loads: bool
     """Whether what it needs is installed."""
     hint: str
-    """How to install what it needs, or the error of the other package; empty if it loads."""
+    """How to install what it needs, or the error of the other package; for the dual encoders of transformers without a
+    family of their own, that they are not tested."""
 
 
 def list_families() -> list[FamilyEntry]:
@@ -38,7 +39,8 @@ def list_families() -> list[FamilyEntry]:
         loads = not family.extra or is_installed(family.module)
         hint = "" if loads else install_command(family.extra)
         ours.append(FamilyEntry(name, family.kind, f"extra {family.extra}" if family.extra else "", loads, hint))
-    return [*ours, *_of_other_packages()]
+    others = FamilyEntry("other dual encoders of transformers", "dual", "", True, "family not tested")
+    return [*ours, others, *_of_other_packages()]
 
 
 def _of_other_packages() -> Iterator[FamilyEntry]:

@@ -45,7 +45,7 @@ FAMILIES = {
     "vilt": Family("fusion", "vilt"),
     **dict.fromkeys(
         ("vision-text-dual-encoder", "clip", "metaclip_2", "siglip", "siglip2", "chinese_clip", "align"),
-        Family("dual", "clip"),
+        Family("dual", "vision_text_dual"),
     ),
     "dcdctl-co-attention": Family("fusion", "coattention_scorer"),
     "dcdctl-encoder-dual": Family("dual", "frozen_dual"),
@@ -62,8 +62,6 @@ FAMILIES = {
     SENTENCE_TRANSFORMER: Family("dual", "sentence_transformer", *_SENTENCE_TRANSFORMERS, reads_modules=True),
 }
 """Families by the type of a folder's model (`folders.type_of`). A model is saved by its own `save_network`."""
-DUAL_TYPES = frozenset(name for name, family in FAMILIES.items() if family.kind == "dual")
-"""The `model_type` of all dual encoders that load."""
 BUILT_IN = ("scenes-vilt",)
 _NAMES = ", ".join(name for name in FAMILIES if not name.startswith("dcdctl-"))
 ACCEPTED = (
@@ -72,7 +70,7 @@ ACCEPTED = (
     f"module:function (Python code of yours), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl models` shows"
 )
 ALWAYS_OPEN = (
-    f"these families load: {_NAMES}; any other model is a teacher by a "
+    f"these families load: {_NAMES}, and other dual encoders of transformers; any other model is a teacher by a "
     "Python function (`--teacher module:function`), or by its scores (`dcdctl cache-teacher --plan-only`, then "
     "`--scores`)"
 )
@@ -136,7 +134,8 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
 
 def is_dual(ref: str | Path) -> bool:
     """Whether a folder holds, or a Hub id names, a dual encoder; the small files of a Hub id are fetched."""
-    return _read_small(ref, lambda folder: _checked_type(folder) in DUAL_TYPES, otherwise=False)
+    family = _read_small(ref, lambda folder: find_family(_checked_type(folder) or ""), otherwise=None)
+    return family is not None and family.kind == "dual"
 
 
 def text_pooling(ref: str | Path) -> folders.Pooling:
@@ -301,13 +300,27 @@ def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Kind | None) 
         return _load_folder(folder, family, overrides)
 
 
+def find_family(model_type: str) -> Family | None:
+    """The family of a type: dcdctl's, an installed package's, or that of all dual encoders of transformers; None for
+    any other."""
+    if family := FAMILIES.get(model_type) or plugins.find(model_type):
+        return family
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+    if model_type not in CONFIG_MAPPING or (config := CONFIG_MAPPING[model_type]) not in MODEL_MAPPING:
+        return None
+    has_towers = {"vision_config", "text_config"} <= config.sub_configs.keys()
+    has_methods = {"get_image_features", "get_text_features"} <= set(dir(MODEL_MAPPING[config]))
+    return FAMILIES["clip"] if has_towers and has_methods else None
+
+
 def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family:
     """The family of the model in a folder; ModelError if neither dcdctl nor an installed package has it, or if it is of
     another kind."""
     model_type = _checked_type(folder)
     if model_type is None:
         raise ModelError(f"{ref} has no model_type in {CONFIG_FILE}", hint=ACCEPTED)
-    family = FAMILIES.get(model_type) or plugins.find(model_type)
+    family = find_family(model_type)
     if family is None and (folder / folders.MODULES_FILE).is_file():
         problem = f"{ref} is a SentenceTransformer over a {model_type}, which embeds texts alone"
         raise ModelError(problem, hint="name it as candidates.model; a dual encoder embeds images and texts")

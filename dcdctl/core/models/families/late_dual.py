@@ -6,7 +6,6 @@ Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D le
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from dcdctl.core.models.dual import Calibration, DualEncoder, of_pairs, unit_vec
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch
 from dcdctl.core.models.late import LateInteraction
+from dcdctl.core.models.load_save import find_family
 from dcdctl.core.models.model import seeded
 from dcdctl.core.models.networks.maxsim import all_maxsims
 from dcdctl.core.models.networks.projections import FIRST_LOGIT_SCALE, MAX_LOGIT_SCALE
@@ -111,13 +111,9 @@ class LateDual(LateInteraction):
 
     @property
     def encoders(self) -> Encoders | None:
-        """The dual encoder's, with all tokens as features; None if the whole vectors count too, which these do not
-        give, and if padding would be stored."""
-        encoders: Any = self.dual.encoders
-        if encoders is None or not encoders.pools_texts:
-            return encoders
-        has_all = not self.is_pooled and self.dual.export_spec().padded_length is None
-        return dataclasses.replace(encoders, pools_texts=False) if has_all else None
+        """The dual encoder's, if their features have all tokens."""
+        encoders = self.dual.encoders
+        return None if encoders is None or encoders.pools_texts else encoders
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The token vectors of I images, of their features, or of images that are encoded already."""
@@ -209,11 +205,11 @@ def new_late(dual: DualEncoder, token_dim: int, *, is_pooled: bool, seed: int = 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> LateDual:
     """The model of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its
     dcdctl.json."""
-    from dcdctl.core.models.load_save import FAMILIES  # it imports no family by itself
-
     if saved is None:
         raise ModelError(f"{ref} has {folders.LATE_FILE} and no {folders.SETTINGS_FILE}", hint=REMAKE)
-    dual: Any = FAMILIES[folders.dual_type(Path(ref)) or ""].load(ref, table, saved)
+    family = find_family(folders.dual_type(Path(ref)) or "")
+    assert family is not None
+    dual: Any = family.load(ref, table, saved)
     state = load_file(Path(ref) / folders.LATE_FILE)
     check_complete(ref, {"images.weight", "texts.weight", "logit_scale"} - set(state), "a late-interaction model")
     tokens = TokenProjections(state["images.weight"].shape[1], state["texts.weight"].shape[1], saved["token_dim"])

@@ -1,5 +1,8 @@
-"""Dual encoders over a VisionTextDualEncoderModel of transformers, all or some of whose weights are trained; `clip`
-loads them.
+"""Dual encoders of transformers, all or some of whose weights are trained: any model with `get_image_features` and
+`get_text_features`, such as CLIP, SigLIP or a VisionTextDualEncoderModel.
+
+Vectors and scores are the library's own. The trained projections are kept, so a student that starts from such a model
+has its zero-shot quality.
 
 Shape letters: I images, T texts, W width of an encoder, D length of the vectors.
 """
@@ -7,25 +10,36 @@ Shape letters: I images, T texts, W width of an encoder, D length of the vectors
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoModel, BeitConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+from transformers import (
+    PROCESSOR_MAPPING,
+    AutoModel,
+    AutoProcessor,
+    BeitConfig,
+    BertConfig,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
 
-from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import save_pretrained
+from dcdctl.core.errors import ModelError, first_line
+from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.dual import DualEncoder, unit_vectors
-from dcdctl.core.models.fingerprint import digest_of, text_settings
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
+from dcdctl.core.models.load_save import FAMILIES
 from dcdctl.core.models.lora import add_adapters
 from dcdctl.core.models.model import TransformerSize, seeded
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import set_hidden_dropout
-from dcdctl.core.models.networks.backbones import config_tables
+from dcdctl.core.models.networks.over_encoders import PooledTowers
 from dcdctl.core.models.networks.projections import MAX_LOGIT_SCALE
 from dcdctl.core.models.networks.towers import (
     Tower,
@@ -33,12 +47,17 @@ from dcdctl.core.models.networks.towers import (
     depth_of,
     freeze_others,
     keep_layers,
+    keep_statistics,
     use_eval_mode_where_frozen,
 )
+from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
+    FOLDER_HINT,
     Preprocess,
     fitted_preprocess,
+    hub_errors,
     load_image_processor,
+    load_own_tokenizer,
     load_tokenizer,
     square_image_processor,
 )
@@ -46,11 +65,21 @@ from dcdctl.core.models.protocols import ExportSpec
 
 MAX_TEXT_LEN = 40
 """Tokens of a caption unless set otherwise, as in the official retrieval models."""
+# Chinese-CLIP and ALIGN have a BERT with 512 positions for their captions, which were shorter in training: 52 tokens in
+# the code of Chinese-CLIP, and 64 in the processor of ALIGN.
+TEXT_LENGTHS = {"vision-text-dual-encoder": MAX_TEXT_LEN, "chinese_clip": 52, "align": 64}
+"""Tokens of a caption, special ones included, by `model_type`; others take as many as they have positions."""
+PADS_TEXTS = ("siglip", "siglip2")
+"""Types that attend to the padding of captions, all of which have the maximum length, as in their training."""
+ATTENTION = {"align": "sdpa", "aimv2": "eager"}
+"""Attention of text encoders where it is not the default of transformers: the fused kernel of the others for ALIGN; the
+plain one for AIMv2, whose fused one has no causal mask for captions without padding (5.24)."""
 POSITION_STD = 0.2
 """Standard deviation of a new image encoder's position embeddings. A narrow encoder learns positions late if they are
 small beside its patches."""
-
-
+LARGEST_DIFFERENCE = 1e-4
+"""Between numbers of unit vectors of a network whose type is not tested, computed here and by its two methods."""
+UNTESTED_HINT = "shorten captions by `--model-set max_text_len=N`, or name Python code of yours (module:function)"
 FROZEN_HINT = (
     "set model.frozen_encoders = true, or take a ViT, DINOv2, CLIP or SigLIP with a text encoder such as "
     "BERT or RoBERTa"
@@ -67,189 +96,107 @@ class DualSize(TransformerSize):
     """Length of the vectors."""
 
 
-@dataclass(frozen=True)
-class FrozenTowers:
-    """The `encoders` of a dual encoder whose towers are frozen and whose projections are trained.
-
-    A feature is one pooled output for each image and each caption, or for late interaction the states of all tokens.
-    Shape letters: I images, T texts, V and L tokens, W width of a tower.
-    """
-
-    model: VisionTextDual
-    pools_texts: bool = True
-    """Whether images and captions are pooled."""
-    is_frozen = True
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all that decides the features. Projections do not count, so a trained model shares the
-        features of its start."""
-        vision, text = self.model.towers
-        both = nn.ModuleDict({"vision": vision.module, "text": text.module})
-        tables = config_tables(vision.module, text.module)
-        return self._digest_of(both, tables, self.model.preprocess.settings, "text.")
-
-    @property
-    def text_digest(self) -> str:
-        """SHA-256 of all that decides the features of a caption."""
-        vision, text = self.model.towers
-        table = {"text": config_tables(vision.module, text.module)["text"]}
-        return self._digest_of(text.module, table, text_settings(self.model.preprocess.settings))
-
-    def _digest_of(self, encoders: nn.Module, config: Any, preprocess: Any, prefix: str = "") -> str:
-        text = self.model.towers[1]
-        inside = text.projection.removeprefix(f"{text.name}.")
-        kind = "pooled" if self.pools_texts else "tokens"
-        settings = {"features": kind, "model_type": self.model.network.config.model_type}
-        leave_out = f"{prefix}{inside}." if inside else ""
-        return digest_of(encoders, config=config, preprocess=preprocess, settings=settings, leave_out=leave_out)
-
-    @property
-    def text_width(self) -> int:
-        """Width of the text encoder's output."""
-        return int(self.model.towers[1].module.config.hidden_size)
-
-    def freeze(self) -> None:
-        """Does nothing: `set_trained` has frozen them."""
-
-    def image_features(self, images: ImageBatch) -> States:
-        """Features of I images, I x 1 x W, or I x V x W."""
-        return _one_token(self.model.pool_images(images)) if self.pools_texts else self.model.image_tokens(images)
-
-    def text_features(self, texts: TextBatch) -> States:
-        """Features of T captions, T x 1 x W, or T x L x W."""
-        return _one_token(self.model.pool_texts(texts)) if self.pools_texts else self.model.text_tokens(texts)
-
-
-def _one_token(pooled: Tensor) -> States:
-    return States(pooled[:, None], torch.ones(len(pooled), 1, dtype=torch.bool, device=pooled.device))
-
-
-@dataclass(frozen=True, kw_only=True)
-class DualVariant:
-    """How models of one type read captions, and what reads the models."""
-
-    model_class: str
-    processor_class: str
-    max_text_len: int | None = None
-    """Tokens of a caption, special ones included; None for as many as the model has positions."""
-    text_position: int | None = None
-    """The token that stands for a caption; None for the pooled output of the text encoder."""
-    pads_texts: bool = False
-    """Every caption is padded to the maximum length, and the model attends to the padding, as in its training."""
-
-
-VARIANTS = {
-    "vision-text-dual-encoder": DualVariant(
-        model_class="VisionTextDualEncoderModel",
-        processor_class="VisionTextDualEncoderProcessor",
-        max_text_len=MAX_TEXT_LEN,
-    ),
-    "clip": DualVariant(model_class="CLIPModel", processor_class="CLIPProcessor"),
-    "metaclip_2": DualVariant(model_class="MetaClip2Model", processor_class="CLIPProcessor"),
-    "siglip": DualVariant(
-        model_class="SiglipModel", processor_class="SiglipProcessor", text_position=-1, pads_texts=True
-    ),
-    # SigLIP 2 with variable resolution (NaFlex); with a fixed one it has the type siglip.
-    "siglip2": DualVariant(
-        model_class="Siglip2Model", processor_class="Siglip2Processor", text_position=-1, pads_texts=True
-    ),
-    # Both have a BERT with 512 positions for their captions, which were shorter in training: 52 tokens in
-    # Chinese-CLIP's code, and 64 in the processor of ALIGN.
-    "chinese_clip": DualVariant(
-        model_class="ChineseCLIPModel", processor_class="ChineseCLIPProcessor", text_position=0, max_text_len=52
-    ),
-    "align": DualVariant(model_class="AlignModel", processor_class="AlignProcessor", text_position=0, max_text_len=64),
-}
-"""By `model_type` in config.json."""
-
-
 class VisionTextDual(DualEncoder):
-    """Embeds images and captions with a VisionTextDualEncoderModel of transformers."""
+    """Embeds images and captions with the two methods of a network of transformers."""
 
-    network: Any  # a VisionTextDualEncoderModel, or another network of transformers with two encoders of these names
+    network: Any  # a network with a `vision_model`, a `text_model` and the two methods
     _parts = TrainedParts()
     _adapted: Any = None
     """PEFT's model around the network, while it has adapters."""
 
+    def __init__(self, network: nn.Module, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
+        super().__init__(network, preprocess, unused_keys)
+        kind, text = self.network.config.model_type, self.network.text_model
+        text.config._attn_implementation = ATTENTION.get(kind, text.config._attn_implementation)
+        for module in text.modules() if kind == "align" else ():
+            # Without this entry transformers takes the attention of a batch without padding for a causal one.
+            module.is_causal = False
+
     @property
     def embedding_dim(self) -> int:
         """Length D of the vectors."""
-        return int(self.network.config.projection_dim)
+        config = self.network.config
+        # SigLIP has no projection of images: the vectors have the width of its image encoder.
+        return int(getattr(config, "projection_dim", None) or config.vision_config.hidden_size)
 
     @property
     def logit_scale(self) -> Tensor:
-        """Factor from cosine to logit; learned, 0-dimensional, at most 100."""
-        return self.network.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        """Factor from cosine to logit; learned, 0-dimensional. Models that were trained as CLIP was have at most
+        100."""
+        network = self.network
+        if hasattr(network, "temperature"):
+            # ALIGN divides by a temperature where the others multiply by a scale.
+            return torch.as_tensor(1 / network.temperature.reshape(()))
+        # SigLIP stores a vector of one number.
+        scale: Tensor = network.logit_scale.reshape(()).exp()
+        return scale.clamp(max=MAX_LOGIT_SCALE) if self.logit_bias is None else scale
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """SigLIP's learned offset of all logits, 0-dimensional; None for other models."""
+        bias: Tensor | None = getattr(self.network, "logit_bias", None)
+        return None if bias is None else bias.reshape(())
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D. ValueError for features, unless only projections are trained."""
-        pooled_IW = self._stored(images)[:, 0] if isinstance(images, States) else self.pool_images(images)
-        return unit_vectors(self.project_images(pooled_IW))
+        if isinstance(images, States):
+            return unit_vectors(self._project(0, images))
+        return unit_vectors(self.image_output(images).pooler_output)
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. ValueError for features, unless only projections are trained."""
-        pooled_TW = self._stored(texts)[:, 0] if isinstance(texts, States) else self.pool_texts(texts)
-        return unit_vectors(self.project_texts(pooled_TW))
-
-    def pool_images(self, images: ImageBatch) -> Tensor:
-        """What the image encoder gives for whole images, I x W, before the projection."""
-        return self._image_output(images).pooler_output
-
-    def pool_texts(self, texts: TextBatch) -> Tensor:
-        """What the text encoder gives for whole captions, T x W, before the projection."""
-        return self._pooled_texts(self._text_output(texts))
+        if isinstance(texts, States):
+            return unit_vectors(self._project(1, texts))
+        return unit_vectors(self.text_output(texts).pooler_output)
 
     def image_tokens(self, images: ImageBatch | States) -> States:
-        """The last hidden states, I x N x W, and the unit vectors; of features without vectors."""
-        if isinstance(images, States):
-            return self._stored_tokens(images)
-        output = self._image_output(images)
+        """The last hidden states, I x N x W, and the unit vectors."""
+        images = unencoded(images)
+        output = self.image_output(images)
         tokens = output.last_hidden_state
         # A convolutional network has a map of states.
         tokens = tokens.flatten(2).mT if tokens.ndim == 4 else tokens
         mask = images.pixel_mask
         if images.grid is None or mask is None:
             mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-        return States(tokens, mask.bool(), unit_vectors(self.project_images(output.pooler_output)))
+        return States(tokens, mask.bool(), unit_vectors(output.pooler_output))
 
     def text_tokens(self, texts: TextBatch | States) -> States:
         """The last hidden states, T x L x W, and the unit vectors; padding is no token, also if the model attends to
-        it. Features are without vectors."""
-        if isinstance(texts, States):
-            return self._stored_tokens(texts)
-        output = self._text_output(texts)
-        return self._states_of(
-            texts, output.last_hidden_state, unit_vectors(self.project_texts(self._pooled_texts(output)))
+        it."""
+        texts = unencoded(texts)
+        output = self.text_output(texts)
+        states = texts.states(output.last_hidden_state)
+        return states.with_tokens(states.tokens, unit_vectors(output.pooler_output))
+
+    def image_output(self, images: ImageBatch) -> Any:
+        """The network's output for images: their states, and vectors of any length as `pooler_output`."""
+        pixels = backbones.in_kernel_order(self.network.vision_model, images.pixel_values)
+        # SigLIP 2 with variable resolution reads the grids too.
+        options = (
+            {} if images.grid is None else {"pixel_attention_mask": images.pixel_mask, "spatial_shapes": images.grid}
         )
+        return self.network.get_image_features(pixel_values=pixels, **options)
 
-    def _image_output(self, images: ImageBatch) -> Any:
-        encoder = self.network.vision_model
-        return encoder(pixel_values=backbones.in_kernel_order(encoder, images.pixel_values))
+    def text_output(self, texts: TextBatch) -> Any:
+        """The same for captions."""
+        # A model that attends to the padding gets no mask, and all its captions have one length.
+        mask = None if self.preprocess.pads_texts else backbones.attention_mask(self.network.text_model, texts)
+        return self.network.get_text_features(input_ids=texts.input_ids, attention_mask=mask)
 
-    def _text_output(self, texts: TextBatch) -> Any:
-        encoder = self.network.text_model
-        return encoder(input_ids=texts.input_ids, attention_mask=backbones.attention_mask(encoder, texts))
+    @property
+    def projections(self) -> tuple[nn.Module | None, nn.Module | None]:
+        """What maps the pooled outputs of the image and the text encoder to vectors; None where they are vectors, as
+        the images of SigLIP and ALIGN. SigLIP has the projection of texts in its text encoder."""
+        network = self.network
+        text = getattr(network, "text_projection", None) or getattr(network.text_model, "head", None)
+        return getattr(network, "visual_projection", None), text
 
-    def _pooled_texts(self, output: Any) -> Tensor:
-        return output.pooler_output
-
-    def project_images(self, pooled_IW: Tensor) -> Tensor:
-        """Vectors of any length, I x D."""
-        return self.network.visual_projection(pooled_IW)
-
-    def project_texts(self, pooled_TW: Tensor) -> Tensor:
-        """Vectors of any length, T x D."""
-        return self.network.text_projection(pooled_TW)
-
-    def _stored_tokens(self, features: States) -> States:
-        # Vectors without numbers, because states with none are not encoded.
-        return features.with_tokens(self._stored(features), features.tokens.new_empty(len(features), 0))
-
-    def _stored(self, features: States) -> Tensor:
+    def _project(self, side: int, features: States) -> Tensor:
         if self.encoders is None:
             raise ValueError("this dual encoder takes pixels and tokens, not the features of an encoder")
-        return features.tokens.float()
+        pooled, projection = features.tokens[:, 0].float(), self.projections[side]
+        return pooled if projection is None else projection(pooled)
 
     @property
     def _encoder_modules(self) -> tuple[Any, ...]:
@@ -257,14 +204,15 @@ class VisionTextDual(DualEncoder):
 
     @property
     def towers(self) -> tuple[Tower, Tower]:
-        """The image and the text encoder."""
+        """The image and the text encoder; SigLIP's has the projection inside."""
         vision, text = self._encoder_modules
-        return Tower("image", "network.vision_model", vision), Tower("text", "network.text_model", text)
+        inside = "network.text_model.head" if self.projections[1] is getattr(text, "head", 0) else ""
+        return Tower("image", "network.vision_model", vision), Tower("text", "network.text_model", text, inside)
 
     @property
-    def encoders(self) -> FrozenTowers | None:
+    def encoders(self) -> PooledTowers | None:
         """The towers, with pooled outputs as features, if only projections are trained; else None."""
-        return FrozenTowers(self) if self._parts.which == "projections" else None
+        return PooledTowers(self) if self._parts.which == "projections" else None
 
     def set_trained(self, parts: TrainedParts) -> None:
         """Let training change only these parts of both towers."""
@@ -302,9 +250,10 @@ class VisionTextDual(DualEncoder):
                 keep_layers(tower, kept, config)
 
     def train(self, mode: bool = True) -> Self:
-        """Train mode, except for frozen parts, which have no dropout."""
+        """Train mode, except for frozen parts, which have no dropout, and BatchNorms, as ALIGN has them."""
         super().train(mode)
         use_eval_mode_where_frozen(self.network)
+        keep_statistics(self.network)
         return self
 
     def set_dropout(self, probability: float) -> None:
@@ -315,17 +264,12 @@ class VisionTextDual(DualEncoder):
                 f"no encoder of this dual encoder has dropout that can be set ({types})", hint="leave model.dropout out"
             )
 
-    @property
-    def variant(self) -> DualVariant:
-        """What is particular to models of this type."""
-        return VARIANTS[self.network.config.model_type]
-
     def export_spec(self) -> ExportSpec:
         """A class of transformers."""
-        variant, length = self.variant, self.preprocess.max_text_len
-        padded = length if variant.pads_texts else None
         return ExportSpec(
-            model_class=variant.model_class, processor_class=variant.processor_class, padded_length=padded
+            model_class=type(self.network).__name__,
+            processor_class=PROCESSOR_MAPPING[type(self.network.config)].__name__,
+            padded_length=self.preprocess.max_text_len if self.preprocess.pads_texts else None,
         )
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
@@ -412,3 +356,61 @@ def _check_trainable(ref: str, side: str, config: Any) -> None:
             f"VisionTextDualEncoderModel: {problem}"
         )
         raise ModelError(message, hint=FROZEN_HINT)
+
+
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> VisionTextDual:
+    """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if
+    there is one.
+
+    A type that `load_save.FAMILIES` does not name is compared with its own two methods (`_check_vectors`).
+    """
+    overrides = read_overrides(table)
+    check_fixed_overrides(overrides, ref)
+    with hub_errors(ref, hint=FOLDER_HINT):
+        network, report = AutoModel.from_pretrained(
+            ref, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+    check_complete(ref, report["missing_keys"], f"a {type(network).__name__}")
+    kind, tokenizer = network.config.model_type, load_own_tokenizer(ref, network.config, overrides.tokenizer)
+    is_tested = kind in FAMILIES
+    preprocess = fitted_preprocess(
+        tokenizer,
+        load_image_processor(ref),
+        network.config.text_config,
+        max_text_len=overrides.max_text_len or (saved["max_text_len"] if saved else None),
+        default=TEXT_LENGTHS.get(kind) if is_tested else tokenizer.model_max_length,
+    )
+    preprocess = dataclasses.replace(preprocess, pads_texts=kind in PADS_TEXTS)
+    dual = VisionTextDual(network, preprocess, tuple(sorted(report["unexpected_keys"])))
+    if not is_tested:
+        _check_vectors(dual, ref)
+        logging.getLogger("dcdctl").warning("%s loads; its family (%s) is not tested", ref, kind)
+    return dual
+
+
+@torch.no_grad()
+def _check_vectors(dual: VisionTextDual, ref: str) -> None:
+    """ModelError unless an image, a short caption and one that is cut have the vectors that the network's two methods
+    give for the output of its own processor."""
+    network, length, kind = dual.network, dual.preprocess.max_text_len, dual.config["model_type"]
+    # Not square and not of one color, so that resizing and cropping count.
+    image, texts = Image.linear_gradient("L").resize((160, 96)).convert("RGB"), ["a dog", "a dog " * length]
+    processor = AutoProcessor.from_pretrained(ref, backend="pil", trust_remote_code=False)
+    try:
+        vectors = dual.embed_images(dual.preprocess.images([image])), dual.embed_texts(dual.preprocess.texts(texts))
+        expected = (
+            network.get_image_features(**processor(images=[image], return_tensors="pt")).pooler_output,
+            # The short caption alone, padded as the processor pads by itself.
+            network.get_text_features(**processor(text=texts[:1], return_tensors="pt")).pooler_output,
+        )
+        differences = [
+            float((ours[:1] - unit_vectors(own)).abs().max()) for ours, own in zip(vectors, expected, strict=True)
+        ]
+    # Networks have no common error for an input that they do not support.
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        problem = f"{ref} is a {kind} model, which does not embed an image, or a caption of {length} tokens"
+        raise ModelError(f"{problem}: {first_line(error)}", hint=UNTESTED_HINT) from error
+    # Not `>`, which would let a NaN pass.
+    if not max(differences) <= LARGEST_DIFFERENCE:
+        problem = f"{ref} is a {kind} model, whose vectors are not those of get_image_features and get_text_features"
+        raise ModelError(f"{problem}: they differ by {max(differences):.1e}", hint=UNTESTED_HINT)

@@ -13,6 +13,7 @@ M tokens of the long side, D width, H heads, d width of a head, C = S x H folded
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -236,9 +237,11 @@ def set_hidden_dropout(network: Any, probability: float, part: str = "") -> bool
         return False
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = probability, 0.0
     # A network without storage has the settings that the configuration gives. Architectures keep them under many names,
-    # some as numbers.
+    # some as numbers. Its attention computes nothing, and each architecture has the plain one.
+    settings = copy.deepcopy(network.config)
+    settings._attn_implementation = "eager"
     with torch.device("meta"):
-        twin: nn.Module = type(network)(network.config)
+        twin: nn.Module = type(network)(settings)
     for name, module in network.named_modules():
         for key, value in vars(twin.get_submodule(name)).items():
             if isinstance(value, float) and (key == "p" or "drop" in key):

@@ -1,9 +1,10 @@
-"""What models over two encoders share that dcdctl itself reads and writes: their features may be stored, and their
-folders are dcdctl's own."""
+"""Features of encoders that may be stored: the pooled outputs of two towers, and what models over two encoders share
+that dcdctl itself reads and writes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, to_dtype
+from dcdctl.core.models.fingerprint import digest_of, text_settings
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.model import RetrievalModel
-from dcdctl.core.models.networks.backbones import EncoderPair
+from dcdctl.core.models.networks.backbones import EncoderPair, config_tables
 from dcdctl.core.models.preprocess import hub_errors
 
 
@@ -73,3 +76,69 @@ class ModelOverEncoders(RetrievalModel):
         files.write_json(folder / "config.json", self.config)
         # safetensors refuses tensors that are not contiguous.
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+
+
+@dataclass(frozen=True)
+class PooledTowers:
+    """The `encoders` of a dual encoder whose towers are frozen and whose projections are trained.
+
+    A feature is one pooled output for each image and each caption. Shape letters: I images, T texts, W width of a
+    tower.
+    """
+
+    model: Any
+    is_frozen = True
+    pools_texts = True
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides the pooled outputs. Projections do not count, so a trained model shares the
+        features of its start."""
+        vision, text = self.model.towers
+        both = nn.ModuleDict({"vision": vision.module, "text": text.module})
+        tables = config_tables(vision.module, text.module)
+        return self._digest_of(both, tables, self.model.preprocess.settings, "text.")
+
+    @property
+    def text_digest(self) -> str:
+        """SHA-256 of all that decides the pooled output of a caption."""
+        vision, text = self.model.towers
+        table = {"text": config_tables(vision.module, text.module)["text"]}
+        return self._digest_of(text.module, table, text_settings(self.model.preprocess.settings))
+
+    def _digest_of(self, encoders: nn.Module, config: Any, preprocess: Any, prefix: str = "") -> str:
+        text = self.model.towers[1]
+        inside = text.projection.removeprefix(f"{text.name}.")
+        settings = {"features": "pooled", "model_type": self.model.network.config.model_type}
+        leave_out = f"{prefix}{inside}." if inside else ""
+        return digest_of(encoders, config=config, preprocess=preprocess, settings=settings, leave_out=leave_out)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text encoder's pooled output."""
+        text = self.model.towers[1].module.config.hidden_size
+        return int(getattr(self.model.projections[1], "in_features", text))
+
+    def freeze(self) -> None:
+        """Does nothing: `set_trained` has frozen them."""
+
+    def image_features(self, images: ImageBatch) -> States:
+        """Features of I images, I x 1 x W."""
+        return _pooled(self.model.projections[0], lambda: self.model.image_output(images))
+
+    def text_features(self, texts: TextBatch) -> States:
+        """Features of T captions, T x 1 x W."""
+        return _pooled(self.model.projections[1], lambda: self.model.text_output(texts))
+
+
+def _pooled(projection: nn.Module | None, encode: Callable[[], Any]) -> States:
+    """What a projection is given while an output is computed, one token for each item; without one, the vectors of the
+    output."""
+    inputs: list[Tensor] = []
+    if projection is None:
+        inputs.append(encode().pooler_output)
+    else:
+        with projection.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
+            encode()
+    tokens = inputs[0][:, None]
+    return States(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))

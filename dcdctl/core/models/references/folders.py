@@ -37,19 +37,6 @@ DECIDING = (LATE_FILE, CONFIG_FILE, OPEN_CLIP_FILE, SENTENCE_TRANSFORMERS_FILE, 
 """The files that decide the type."""
 Pooling = Literal["mean", "cls"]
 """The vector of a text: the mean of its tokens, or the first one."""
-SAME_VECTORS = frozenset(
-    {
-        "clip",
-        "metaclip_2",
-        "siglip",
-        "siglip2",
-        "chinese_clip",
-        "align",
-        "vision-text-dual-encoder",
-        "dcdctl-encoder-dual",
-    }
-)
-"""Types of networks whose own vectors a SentenceTransformer without further modules gives."""
 
 
 def holds_model(folder: Path) -> bool:
@@ -164,10 +151,10 @@ def _is_network_alone(folder: Path, model_type: object) -> bool:
         if isinstance(each, dict)
     }
     return (
-        model_type in SAME_VECTORS
-        and first in ("Transformer", "CLIPModel")
+        (first == "CLIPModel" or methods == {name: f"get_{name}_features" for name in ("text", "image")})
         and set(others) <= {"Normalize"}
-        and all(method == f"get_{name}_features" for name, method in methods.items())
+        # The families of these types are cross-encoders.
+        and model_type not in ("blip", "blip-2")
         # Such settings cut or change captions, and may cut vectors.
         and not any((settings.get("max_seq_length"), prompts.get("default_prompt_name"), prompts.get("truncate_dim")))
         # dcdctl's own are those of the network, and its file lists the settings with their checksum.
