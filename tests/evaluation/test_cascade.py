@@ -74,19 +74,24 @@ class Clock:
         return timed
 
 
-@pytest.mark.parametrize("timed_images", [64, 4])
-def test_the_time_of_a_query_is_the_dual_encoders_and_that_of_so_many_pairs(monkeypatch, timed_images):
-    # A few images stand in for more candidates than they are.
+@pytest.mark.parametrize(("timed_images", "keeps_states"), [(64, False), (4, False), (4, True)])
+def test_the_time_of_a_query_is_the_dual_encoders_and_that_of_so_many_pairs(monkeypatch, timed_images, keeps_states):
+    # A few images stand in for more candidates than they are; not for a scorer that computes equal pairs once.
     monkeypatch.setattr(cascade, "TIMED_IMAGES", timed_images)
     clock, dual, fusion = Clock(monkeypatch), make_dual(), make_fusion()
+    monkeypatch.setattr(rankers.scoring, "encode_corpus", lambda scorer, source, *settings, **more: source)
+    monkeypatch.setattr(fusion, "keeps_states", keeps_states)
     monkeypatch.setattr(dual, "embed_texts", clock.takes(dual.embed_texts, lambda texts: 0.002 * len(texts)))
     monkeypatch.setattr(fusion, "encode_texts", clock.takes(fusion.encode_texts, lambda texts: 0.010 * len(texts)))
     monkeypatch.setattr(
         fusion,
         "score_pairs",
-        clock.takes(fusion.score_pairs, lambda images, texts, image_P, text_P: 0.001 * len(image_P)),
+        clock.takes(
+            fusion.score_pairs,
+            lambda images, texts, image_P, text_P: 0.001 * len(image_P.unique() if keeps_states else image_P),
+        ),
     )
-    options = EvalOptions(depths=(0, 1, 4, 100), compute=Compute(batch_size=3))
+    options = EvalOptions(depths=(0, 1, 4, 100), compute=Compute(batch_size=5))
     evaluation = evaluate.evaluate_model(dual, Numbers(OWNER), rerank=fusion, options=options)
     # 2 ms to embed a caption; 10 ms to encode it for the fusion scorer and 1 ms a pair; there are ten images.
     assert [result.ms_per_query for result in evaluation.depths] == pytest.approx(

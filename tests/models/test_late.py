@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, late
+from families import FAMILIES, READ_ONLY, late, refs
 from sentence_transformers.util import maxsim, mean_maxsim
 from tiny import make_corpus
 from torch.testing import assert_close
 from training_steps import TINY_DUAL, distill
 
 from dcdctl.core import models
-from dcdctl.core.devices import ON_CPU
+from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import evaluate_model
 from dcdctl.core.export.export import export_model
@@ -22,6 +22,7 @@ from dcdctl.core.models.networks.maxsim import all_maxsims, pair_maxsims
 from dcdctl.core.scoring import CorpusSource, encode_corpus
 from dcdctl.core.study import StudyJob
 from dcdctl.core.study.plan import resolve
+from dcdctl.core.training import TrainingOptions
 
 CAPTIONS = ["a red car", "a small dog in the deep snow", "two people"]
 
@@ -124,7 +125,7 @@ def test_what_late_interaction_has_not_is_an_error(tmp_path):
     with pytest.raises(ModelError, match="no fusion layers"):
         model.student([0])
     with pytest.raises(ModelError, match="gives no state for each token"):
-        models.new_late(FAMILIES["open_clip SigLIP"](CAPTIONS, tmp_path / "clip"), 4, is_pooled=True)
+        models.new_late(READ_ONLY["SentenceTransformer"](CAPTIONS, tmp_path / "encoder"), 4, is_pooled=True)
     (tmp_path / "late" / "dcdctl.json").unlink()
     with pytest.raises(ModelError, match=r"has late_interaction\.safetensors and no dcdctl\.json"):
         models.load(tmp_path / "late")
@@ -160,7 +161,33 @@ def test_a_late_student_continues_from_a_late_run(tmp_path):
         assert_close(weight, expected[name])
 
 
-def test_an_average_with_its_start_is_refused(tmp_path):
-    corpus = make_corpus(tmp_path / "corpus", [[caption] for caption in CAPTIONS * 4])
-    with pytest.raises(ConfigError, match=r"model\.kind is late"):
-        distill(corpus, tmp_path / "run", *TINY_DUAL, "model.kind=late", "model.average_with_start=0.5")
+def test_a_late_student_is_averaged_with_a_late_start_alone(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", [[caption] for caption in CAPTIONS * 4], has_colors=True)
+    more = [word for word in TINY_DUAL if not word.startswith("model.")]
+    sets = [*more, "model.kind=late", "model.layers=[]", "optimizer.steps=2", "model.average_with_start=0.25"]
+    models.save(late(FAMILIES["dual"](CAPTIONS, tmp_path)), tmp_path / "start")
+    models.save(FAMILIES["dual"](CAPTIONS, tmp_path), tmp_path / "dual")
+    run = distill(corpus, tmp_path / "run", *sets, f"model.start={tmp_path / 'start'}")
+    trained = distill(corpus, tmp_path / "trained", *sets[:-1], f"model.start={tmp_path / 'start'}")
+    start, last = (models.load(folder).state_dict() for folder in (tmp_path / "start", trained.model_folder))
+    for name, weight in models.load(run.model_folder).state_dict().items():
+        if weight.is_floating_point():
+            assert_close(weight, 0.25 * start[name] + 0.75 * last[name])
+    assert not torch.equal(start["network.tokens.texts.weight"], last["network.tokens.texts.weight"])
+    with pytest.raises(ConfigError, match="is a dual encoder, without the projections of tokens"):
+        distill(corpus, tmp_path / "other", *sets, f"model.start={tmp_path / 'dual'}")
+
+
+def test_a_late_student_reads_all_tokens_of_stored_features(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", [[caption] for caption in CAPTIONS * 4], has_colors=True)
+    vision, text = refs(corpus.captions, tmp_path, "tokens")
+    more = [word for word in TINY_DUAL if not word.startswith("model.")]
+    sets = [*more, "model.kind=late", "model.layers=[]", "model.start=new", "model.frozen_encoders=true",
+            f"model.vision={vision}", f"model.text={text}", "model.max_text_len=12", "optimizer.steps=2"]  # fmt: skip
+    losses = []
+    for features in (None, tmp_path / "features"):
+        options = TrainingOptions(compute=Compute(features=features))
+        run = distill(corpus, tmp_path / f"run-{len(losses)}", *sets, options=options)
+        losses.append([line["loss"] for line in run.metrics()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] != losses[1]  # rounded to float16

@@ -78,6 +78,33 @@ def test_vectors_and_logits_equal_those_of_open_clip(folder, photos):
     assert_close(scorer.score_pairs(*states, rows, columns), expected_IT[rows, columns].detach(), rtol=1e-5, atol=1e-4)
 
 
+@torch.no_grad()
+def test_token_states_are_what_open_clip_pools(folder, photos):
+    dual = models.load_dual(folder)
+    network, visual = dual.network, dual.network.visual
+    images, texts = dual.preprocess.images(photos), dual.preprocess.texts([*CAPTIONS, "no!!"])
+    of_images, of_texts = dual.image_tokens(images), dual.text_tokens(texts)
+    assert_close(of_images.vectors, dual.embed_images(images))
+    assert_close(of_texts.vectors, dual.embed_texts(texts))
+    assert of_images.is_full
+    # Start, words and end: the exclamation marks of CLIP's own tokenizer have the id that it pads with, at times.
+    lengths = [len(dual.preprocess.tokenizer(text)["input_ids"]) for text in [*CAPTIONS, "no!!"]]
+    assert of_texts.mask.sum(dim=1).tolist() == [min(length, dual.preprocess.max_text_len) for length in lengths]
+    assert of_texts.mask.int().diff(dim=1).max() <= 0  # padding is at the end
+    if hasattr(visual, "attn_pool") and visual.attn_pool is None:
+        visual.output_tokens = True
+        assert_close(of_images.tokens, visual(images.pixel_values)[1])
+    if hasattr(visual, "trunk"):  # the mean over the positions of the last map, before its last convolution
+        side = visual.trunk.forward_features(images.pixel_values).shape[2]
+        assert of_images.tokens.shape[1] == side**2
+    if hasattr(network, "text") and getattr(network.text, "cls_emb", None) is None:
+        network.text.output_tokens = True
+        assert_close(of_texts.tokens, network.text(texts.input_ids)[1])
+    elif not hasattr(network, "text"):
+        last = of_texts.tokens[torch.arange(5), of_texts.mask.sum(dim=1) - 1]
+        assert_close(torch.nn.functional.normalize(last @ network.text_projection, dim=-1), of_texts.vectors)
+
+
 def test_a_saved_model_is_a_folder_of_open_clip(folder, photos, tmp_path):
     model = models.load_dual(folder)
     models.save(model, tmp_path / "model")

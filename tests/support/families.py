@@ -85,8 +85,11 @@ FAMILIES: dict[str, Any] = {
     "frozen dual over CLIP": lambda captions, folder: frozen_dual(captions, folder, "clip"),
     **{kind: partial(saved_dual, kind) for kind in DUALS},
     "late": lambda captions, folder: late(FAMILIES["dual"](captions, folder)),
-    **{f"late from {kind}": partial(late_from, kind) for kind in ("CLIP", "SigLIP 2", "ALIGN", "frozen dual")},
     **{kind: partial(saved_open_clip, kind) for kind in ("open_clip SigLIP", "open_clip with BERT")},
+    **{
+        f"late from {kind}": partial(late_from, kind)
+        for kind in ("CLIP", "SigLIP 2", "ALIGN", "frozen dual", "open_clip with BERT")
+    },
 }
 READ_ONLY: dict[str, Any] = {
     "CrossEncoder": lambda captions, folder: models.load(save_reranker(folder / "reranker", captions)),

@@ -97,6 +97,13 @@ STARTS = {
     "CLIP LoRA": [*STARTED, "loss.terms={ infonce = 1.0, kl = 1.0 }", "model.trained=lora", "model.lora_rank=2"],
     # Squared errors of logits have a gradient with respect to the bias, which a softmax cancels.
     "CLIP late": [*STARTED, "model.kind=late", "model.pooled=true", "loss.terms={ infonce = 1.0, kl = 1.0 }"],
+    "CLIP late LoRA": [
+        *STARTED,
+        "model.kind=late",
+        "loss.terms={ infonce = 1.0, kl = 1.0 }",
+        "model.trained=lora",
+        "model.lora_rank=2",
+    ],
     "SigLIP": [*STARTED, "loss.terms={ ranking = 1.0, mse = 0.1 }"],
     "SigLIP LoRA": [
         *STARTED,

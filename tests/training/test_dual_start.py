@@ -381,9 +381,11 @@ def test_vectors_from_pooled_features_equal_those_from_inputs(start, corpus):
     assert model.encoders.digest != digest
 
 
-@pytest.mark.parametrize("kind", ["CLIP", "SigLIP"])
-def test_projections_are_trained_from_stored_features(kind, corpus, start_of, tmp_path):
-    start, sets = start_of(kind), ["model.trained=projections"]
+@pytest.mark.parametrize(
+    ("kind", "student"), [("CLIP", "dual"), ("SigLIP", "dual"), ("CLIP", "late"), ("ALIGN", "late")]
+)
+def test_projections_are_trained_from_stored_features(kind, student, corpus, start_of, tmp_path):
+    start, sets = start_of(kind), ["model.trained=projections", f"model.kind={student}"]
     stored = train(corpus, start, tmp_path / "stored", *sets, features=tmp_path / "features")
     plain = train(corpus, start, tmp_path / "plain", *sets)
     losses = [[line["loss"] for line in run.metrics()] for run in (stored, plain)]
@@ -391,7 +393,12 @@ def test_projections_are_trained_from_stored_features(kind, corpus, start_of, tm
     assert losses[0] != losses[1]  # rounded to float16
     assert losses[0][-1] != losses[0][0]
     (folder,) = (tmp_path / "features").iterdir()
-    assert folder.joinpath("texts-00000.npy").stat().st_size == 128 + 2 * 16 * corpus.num_captions
+    dual = models.load_dual(start)
+    num_tokens = corpus.num_captions
+    if student == "late":
+        num_tokens = int(dual.text_tokens(dual.preprocess.texts(corpus.captions)).mask.sum())
+    width = dual.towers[1].module.config.hidden_size
+    assert folder.joinpath("texts-00000.npy").stat().st_size == 128 + 2 * width * num_tokens
 
 
 def test_features_of_trained_towers_are_refused(clip, corpus, tmp_path):

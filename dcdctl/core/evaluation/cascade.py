@@ -24,8 +24,8 @@ from dcdctl.core.models import Model, TextBatch
 from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer
 
 TIMED_CAPTIONS, TIMED_IMAGES = 16, 64
-"""Captions that are timed, spread over the split, and images that stand in for their candidates, repeated at larger
-depths."""
+"""Captions that are timed, spread over the split, and images that stand in for the candidates of a fusion scorer,
+repeated at larger depths."""
 MIN_ROUNDS, MAX_ROUNDS, BUDGET_S = 5, 50, 5.0
 """Rounds of timing: as many as fit into the seconds, within these bounds."""
 Query = tuple[TextBatch, TextBatch]
@@ -106,8 +106,9 @@ def query_ms(
     deepest = min(max(depths), len(fusion.images))
     # At depth 0 an answer still has its first candidates.
     num_first = max(deepest, min(NUM_TOP, len(fusion.images)))
-    # Encoded before the timing, as an index holds them.
-    states = fusion.encode_images(np.arange(min(deepest, TIMED_IMAGES)))
+    # Encoded before the timing, as an index holds them. Kept states are small, and repeats of one would be scored once.
+    num_states = deepest if fusion.scorer.keeps_states else min(deepest, TIMED_IMAGES)
+    states = fusion.encode_images(np.arange(num_states))
 
     def find(query: Query) -> object:
         with compute.forward_pass():

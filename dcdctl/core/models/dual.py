@@ -134,9 +134,20 @@ class DualEncoder(RetrievalModel):
         """The same of the text encoder, T x L x W."""
         raise self._without_tokens()
 
+    def _states_of(self, texts: TextBatch, tokens_TLW: Tensor, vectors_TD: Tensor) -> States:
+        """The states of captions. Padding is no token, also for a model that attends to it."""
+        states = texts.states(tokens_TLW).with_tokens(tokens_TLW, vectors_TD)
+        if self.export_spec().padded_length is None:
+            return states
+        is_word_TL = texts.input_ids != self.preprocess.tokenizer.pad_token_id
+        # Up to the last other token: CLIP's own tokenizer of open_clip pads with the id of an exclamation mark.
+        return States(tokens_TLW, is_word_TL.long().flip(1).cummax(dim=1).values.flip(1).bool(), vectors_TD)
+
     def _without_tokens(self) -> ModelError:
         problem = f"a {self.config['model_type']} gives no state for each token, which late interaction compares"
-        return ModelError(problem, hint="start from a dual encoder of transformers, or from two encoders")
+        return ModelError(
+            problem, hint="start from a dual encoder of transformers or of open_clip, or from two encoders"
+        )
 
     def forward(self, images: ImageBatch | States, texts: TextBatch | States) -> tuple[Tensor, Tensor]:
         """The vectors of a batch, I x D and T x D."""

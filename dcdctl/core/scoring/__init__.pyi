@@ -11,7 +11,7 @@ from .embed import (
 )
 from .encoded import encode_corpus
 from .feature_files import FEATURES, find_faults
-from .features import CorpusSource, Features, Reader, Source, open_or_build, open_source
+from .features import CorpusSource, Reader, Source, open_or_build, open_source
 from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, PairScorer, Workload, measure_rate, score_pairs
 from .quantize import HIGHEST, VectorKind, binary_codes, bytes_per_vector, decoded, int8_codes
 from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, top_k, top_k_of_rows
@@ -24,7 +24,6 @@ __all__ = [
     "IMAGE_CHUNK",
     "LOGIT_ROUNDING",
     "CorpusSource",
-    "Features",
     "PairScorer",
     "Reader",
     "Source",

@@ -232,7 +232,7 @@ def open_or_build(
         opened = Features(corpus, build.folder, plan, seal["files"])
     for name, part in opened.parts.items():
         FEATURES.check_part(opened.folder, name, part["bytes"])
-    return replace(opened, corpus=corpus)
+    return replace(opened, corpus=corpus, only_first=model.kind == "dual")
 
 
 def _stored_nearby(root: Path, corpus: Corpus) -> list[Features]:

@@ -71,6 +71,12 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
         )
         dual.set_trained(parts)
     if config.kind == "late" and model.kind == "dual":
+        if config.average_with_start:
+            raise ConfigError(
+                f"model.average_with_start averages all weights, and {config.start} is a dual encoder, without the "
+                "projections of tokens",
+                hint="set it to 0, or start from a late-interaction model",
+            )
         model = models.new_late(model, config.token_dim, is_pooled=config.pooled, seed=recipe.seed)
     return model
 

@@ -6,6 +6,7 @@ Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D le
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,9 +112,13 @@ class LateDual(LateInteraction):
 
     @property
     def encoders(self) -> Encoders | None:
-        """The dual encoder's, if their features have all tokens."""
-        encoders = self.dual.encoders
-        return None if encoders is None or encoders.pools_texts else encoders
+        """The dual encoder's, with all tokens as features; None if the whole vectors count too, which these do not
+        give, and if padding would be stored."""
+        encoders: Any = self.dual.encoders
+        if encoders is None or not encoders.pools_texts:
+            return encoders
+        has_all = not self.is_pooled and self.dual.export_spec().padded_length is None
+        return dataclasses.replace(encoders, pools_texts=False) if has_all else None
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The token vectors of I images, of their features, or of images that are encoded already."""

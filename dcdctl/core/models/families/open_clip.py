@@ -184,6 +184,35 @@ class OpenClipDual(DualEncoder):
         """Unit vectors, T x D. ValueError for features."""
         return unit_vectors(self.network.encode_text(unencoded(texts).input_ids))
 
+    def image_tokens(self, images: ImageBatch | States) -> States:
+        """The states of the patches, or of the positions of the last map, before pooling, I x N x W; and the unit
+        vectors."""
+        visual = self.network.visual
+        # The final norm of a CoCa comes after its pooling, at another width.
+        has_norm = getattr(visual, "attn_pool", None) is None
+        output = self.network.forward_intermediates(
+            in_kernel_order(visual, unencoded(images).pixel_values), image_indices=1, normalize_intermediates=has_norm
+        )
+        tokens = output["image_intermediates"][-1].flatten(2).mT
+        mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+        return States(tokens, mask, output["image_features"])
+
+    def text_tokens(self, texts: TextBatch | States) -> States:
+        """The last hidden states, T x L x W, and the unit vectors."""
+        texts = unencoded(texts)
+        if self._text_config is None:
+            output = self.network.forward_intermediates(
+                text=texts.input_ids, text_indices=1, normalize_intermediates=True
+            )
+            return self._states_of(texts, output["text_intermediates"][-1], output["text_features"])
+        # open_clip's class for encoders of transformers gives no intermediate states.
+        encoder = self.network.text
+        mask = (texts.input_ids != self._text_config.pad_token_id).long()
+        output = encoder.transformer(input_ids=texts.input_ids, attention_mask=mask)
+        return self._states_of(
+            texts, output.last_hidden_state, unit_vectors(encoder.proj(encoder.pooler(output, mask)))
+        )
+
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
         return self.network.visual, getattr(self.network, "text", self.network)

@@ -33,13 +33,13 @@ from transformers import (
 from dcdctl.core.errors import ModelError, first_line
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.dual import DualEncoder, unit_vectors
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.load_save import FAMILIES
 from dcdctl.core.models.lora import add_adapters
 from dcdctl.core.models.model import TransformerSize, seeded
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import set_hidden_dropout
-from dcdctl.core.models.networks.over_encoders import PooledTowers
+from dcdctl.core.models.networks.over_encoders import FrozenTowers
 from dcdctl.core.models.networks.projections import MAX_LOGIT_SCALE
 from dcdctl.core.models.networks.towers import (
     Tower,
@@ -150,8 +150,9 @@ class VisionTextDual(DualEncoder):
         return unit_vectors(self.text_output(texts).pooler_output)
 
     def image_tokens(self, images: ImageBatch | States) -> States:
-        """The last hidden states, I x N x W, and the unit vectors."""
-        images = unencoded(images)
+        """The last hidden states, I x N x W, and the unit vectors; of features without vectors."""
+        if isinstance(images, States):
+            return self._stored_tokens(images)
         output = self.image_output(images)
         tokens = output.last_hidden_state
         # A convolutional network has a map of states.
@@ -163,11 +164,11 @@ class VisionTextDual(DualEncoder):
 
     def text_tokens(self, texts: TextBatch | States) -> States:
         """The last hidden states, T x L x W, and the unit vectors; padding is no token, also if the model attends to
-        it."""
-        texts = unencoded(texts)
+        it. Features are without vectors."""
+        if isinstance(texts, States):
+            return self._stored_tokens(texts)
         output = self.text_output(texts)
-        states = texts.states(output.last_hidden_state)
-        return states.with_tokens(states.tokens, unit_vectors(output.pooler_output))
+        return self._states_of(texts, output.last_hidden_state, unit_vectors(output.pooler_output))
 
     def image_output(self, images: ImageBatch) -> Any:
         """The network's output for images: their states, and vectors of any length as `pooler_output`."""
@@ -193,10 +194,17 @@ class VisionTextDual(DualEncoder):
         return getattr(network, "visual_projection", None), text
 
     def _project(self, side: int, features: States) -> Tensor:
+        pooled, projection = self._stored(features)[:, 0], self.projections[side]
+        return pooled if projection is None else projection(pooled)
+
+    def _stored_tokens(self, features: States) -> States:
+        # Vectors without numbers, because states with none are not encoded.
+        return features.with_tokens(self._stored(features), features.tokens.new_empty(len(features), 0))
+
+    def _stored(self, features: States) -> Tensor:
         if self.encoders is None:
             raise ValueError("this dual encoder takes pixels and tokens, not the features of an encoder")
-        pooled, projection = features.tokens[:, 0].float(), self.projections[side]
-        return pooled if projection is None else projection(pooled)
+        return features.tokens.float()
 
     @property
     def _encoder_modules(self) -> tuple[Any, ...]:
@@ -210,9 +218,9 @@ class VisionTextDual(DualEncoder):
         return Tower("image", "network.vision_model", vision), Tower("text", "network.text_model", text, inside)
 
     @property
-    def encoders(self) -> PooledTowers | None:
+    def encoders(self) -> FrozenTowers | None:
         """The towers, with pooled outputs as features, if only projections are trained; else None."""
-        return PooledTowers(self) if self._parts.which == "projections" else None
+        return FrozenTowers(self) if self._parts.which == "projections" else None
 
     def set_trained(self, parts: TrainedParts) -> None:
         """Let training change only these parts of both towers."""

@@ -79,20 +79,21 @@ class ModelOverEncoders(RetrievalModel):
 
 
 @dataclass(frozen=True)
-class PooledTowers:
+class FrozenTowers:
     """The `encoders` of a dual encoder whose towers are frozen and whose projections are trained.
 
-    A feature is one pooled output for each image and each caption. Shape letters: I images, T texts, W width of a
-    tower.
+    A feature is one pooled output for each image and each caption, or for late interaction the states of all tokens.
+    Shape letters: I images, T texts, V and L tokens, W width of a tower.
     """
 
     model: Any
+    pools_texts: bool = True
+    """Whether images and captions are pooled."""
     is_frozen = True
-    pools_texts = True
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides the pooled outputs. Projections do not count, so a trained model shares the
+        """SHA-256 of all that decides the features. Projections do not count, so a trained model shares the
         features of its start."""
         vision, text = self.model.towers
         both = nn.ModuleDict({"vision": vision.module, "text": text.module})
@@ -101,7 +102,7 @@ class PooledTowers:
 
     @property
     def text_digest(self) -> str:
-        """SHA-256 of all that decides the pooled output of a caption."""
+        """SHA-256 of all that decides the features of a caption."""
         vision, text = self.model.towers
         table = {"text": config_tables(vision.module, text.module)["text"]}
         return self._digest_of(text.module, table, text_settings(self.model.preprocess.settings))
@@ -109,13 +110,14 @@ class PooledTowers:
     def _digest_of(self, encoders: nn.Module, config: Any, preprocess: Any, prefix: str = "") -> str:
         text = self.model.towers[1]
         inside = text.projection.removeprefix(f"{text.name}.")
-        settings = {"features": "pooled", "model_type": self.model.network.config.model_type}
+        kind = "pooled" if self.pools_texts else "tokens"
+        settings = {"features": kind, "model_type": self.model.network.config.model_type}
         leave_out = f"{prefix}{inside}." if inside else ""
         return digest_of(encoders, config=config, preprocess=preprocess, settings=settings, leave_out=leave_out)
 
     @property
     def text_width(self) -> int:
-        """Width of the text encoder's pooled output."""
+        """Width of the text encoder's output."""
         text = self.model.towers[1].module.config.hidden_size
         return int(getattr(self.model.projections[1], "in_features", text))
 
@@ -123,11 +125,15 @@ class PooledTowers:
         """Does nothing: `set_trained` has frozen them."""
 
     def image_features(self, images: ImageBatch) -> States:
-        """Features of I images, I x 1 x W."""
+        """Features of I images, I x 1 x W, or I x V x W."""
+        if not self.pools_texts:
+            return self.model.image_tokens(images)
         return _pooled(self.model.projections[0], lambda: self.model.image_output(images))
 
     def text_features(self, texts: TextBatch) -> States:
-        """Features of T captions, T x 1 x W."""
+        """Features of T captions, T x 1 x W, or T x L x W."""
+        if not self.pools_texts:
+            return self.model.text_tokens(texts)
         return _pooled(self.model.projections[1], lambda: self.model.text_output(texts))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from dcdctl.core.data import Corpus, Flags, Index, Scores, Values
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
-from dcdctl.core.scoring import Features, Reader, Source
+from dcdctl.core.scoring import Reader, Source
 from dcdctl.core.teacher import EmbeddedScores, FalseNegativeFilter, TeacherScores
 from dcdctl.core.training.batches.batch import (
     NO_IMAGES,
@@ -142,9 +142,6 @@ class CorpusBatches(torch.utils.data.Dataset[Batch]):
 
     def __post_init__(self) -> None:
         check_size(self.pairs.config, self.plan)
-        # A dual encoder reads one token of its stored features, so the others stay on disk.
-        if self.plan.by_side and isinstance(self.source, Features):
-            self.source = replace(self.source, only_first=True)
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step, as this process reads it: whole, or its micro-batches."""

@@ -171,11 +171,6 @@ class ModelConfig:
                 )
         if self.average_with_start != "auto" and not between(0, 1).admits(self.average_with_start):
             raise ConfigError(f"model.average_with_start must lie in [0, 1] or be auto, got {self.average_with_start}")
-        if self.average_with_start and self.kind == "late":
-            raise ConfigError(
-                "model.average_with_start is for models that their start gives all weights of, and model.kind is late",
-                hint="set it to 0",
-            )
         if self.average_with_start and self.start == "new":
             raise ConfigError(
                 "model.average_with_start is for a pretrained model.start, and it is new", hint="set it to 0"
