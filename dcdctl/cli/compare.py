@@ -71,7 +71,7 @@ class Compare:
         from dcdctl.core import report
 
         assert self.html is not None
-        corpus = report.open_corpus(comparison, optional_path(self.data))
+        corpus = report.open_corpus(comparison.evaluation, optional_path(self.data))
         report.write_comparison_page(path(self.html), comparison, corpus)
         return corpus is not None
 

@@ -12,8 +12,8 @@ from dcdctl.cli.declare import Ref, assignments, optional_path, path
 from dcdctl.cli.options import (
     CODES_HELP,
     DEPTH_HELP,
-    DIMS_HELP,
     Data,
+    Dims,
     Inference,
     Json,
     MaxImages,
@@ -21,7 +21,6 @@ from dcdctl.cli.options import (
     Rerank,
     RerankSet,
     Split,
-    check_output_file,
     configures,
     model_argument,
     reads,
@@ -86,8 +85,7 @@ class Evaluate(Inference):
     out: Annotated[
         Ref | None, writes("--out -o", "Folder for the results; by default the run folder.", "DIR"), Path
     ] = None
-    # One number in Python. With --vector-table, the command measures several.
-    dims: Annotated[int | None, configures("--dims", DIMS_HELP, "N,..."), str] = None
+    dims: Dims = None
     vectors: Annotated[
         Literal["float32", "int8", "binary"], configures("--codes", CODES_HELP, "float32|int8|binary")
     ] = "float32"
@@ -96,7 +94,7 @@ class Evaluate(Inference):
         configures("--rescore", "With int8 or binary: score the first N again by float32 vectors.", "N", min=1),
     ] = None
 
-    def job(self, say: Say, ranks: Path | None = None) -> EvalJob:
+    def job(self, say: Say) -> EvalJob:
         """The same as the core takes it."""
         from dcdctl.core.evaluation import EvalJob
 
@@ -118,20 +116,16 @@ class Evaluate(Inference):
             depth=depths if depths is None or isinstance(depths, str) else ",".join(map(str, depths)),
             model_sets=assignments(self.model_overrides),
             with_eccv=self.eccv,
-            dims=None if self.dims is None else str(self.dims),
+            dims=self.dims,
             codes=self.vectors,
             rescore=self.rescore,
             compute=self.compute(say),
             out=optional_path(self.out),
-            ranks=ranks,
         )
 
 
 def evaluate(
     arguments: Evaluate,
-    ranks: Annotated[
-        Path | None, writes("--ranks", "Also write the ranks to this file.", "FILE", callback=check_output_file)
-    ] = None,
     vector_table: Annotated[
         bool,
         writes(
@@ -145,7 +139,7 @@ def evaluate(
     from dcdctl.core.evaluation import evaluation_tables, run_evaluation, run_vector_table
     from dcdctl.core.evaluation import vector_table as vector_costs
 
-    job = arguments.job(note, ranks)
+    job = arguments.job(note)
     if vector_table:
         costs = run_vector_table(job, track=bar, say=note)
         return show_json(costs) if json else show_tables([vector_costs(costs)])

@@ -13,10 +13,10 @@ import typer
 from dcdctl.cli.declare import Ref, optional_path, path
 from dcdctl.cli.options import (
     CODES_HELP,
-    DIMS_HELP,
     BatchSize,
     ColumnNames,
     Device,
+    Dims,
     Json,
     Threads,
     Workers,
@@ -134,7 +134,7 @@ class IndexChanges:
         list[str] | None,
         configures("--set", "Override a search setting: kind=flat, hnsw, int8 or binary; repeatable.", "KEY=VALUE"),
     ] = None
-    dims: Annotated[int | None, configures("--dims", DIMS_HELP, "N", min=1)] = None
+    dims: Dims = None
     codes: Annotated[Literal["int8", "binary"] | None, configures("--codes", CODES_HELP, "int8|binary")] = None
     keywords: Annotated[
         bool,

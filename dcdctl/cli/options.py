@@ -142,9 +142,8 @@ def announce_code(refs: Any) -> Any:
     return refs
 
 
-# Texts of options that take a number in one command and a list in another
+# Texts of options whose type differs between commands
 DEPTH_HELP = "Number of candidates to re-rank per query."
-DIMS_HELP = "Use only the first N numbers of each vector."
 CODES_HELP = "Form in which vectors are compared; int8 and binary take less memory."
 TEACHER_HELP = (
     "Name (dcdctl models), Hub id, transformers folder, official .ckpt, run folder, or module:function "
@@ -189,6 +188,7 @@ Features = Annotated[
 ]
 
 # Settings
+Dims = Annotated[int | None, configures("--dims", "Use only the first N numbers of each vector.", "N", min=1)]
 ColumnNames = Annotated[
     Sequence[str] | None,
     configures("--columns", "Take only these columns: year,owner.", "NAMES", show_default="all"),

@@ -131,18 +131,6 @@ def test_results_of_a_model_that_is_not_a_run_are_written_to_out(folders, run_ev
     assert f"results -> {tmp_path / 'teacher'}" in result.stderr
 
 
-def test_a_copy_of_the_ranks_is_written_to_the_given_file(folders, run, run_eval, tmp_path):
-    assert run_eval(run, "--ranks", tmp_path / "copy.parquet").exit_code == 0
-    assert (tmp_path / "copy.parquet").read_bytes() == (run / "ranks.parquet").read_bytes()
-
-
-def test_only_the_evaluation_that_ranks_belong_to_replaces_them_by_a_copy(folders, run, run_eval):
-    assert run_eval(run, "--max-images", 3).exit_code == 0
-    refused = run_eval(run, "--rerank", folders / "vilt", "--max-images", 3, "--ranks", run / "ranks.parquet")
-    assert "result.json belongs to the ranks in" in " ".join(refused.stderr.split())
-    assert run_eval(run, "--max-images", 3, "--ranks", run / "ranks.parquet").exit_code == 0
-
-
 def test_a_failed_evaluation_keeps_the_earlier_results(run, run_eval, monkeypatch):
     assert run_eval(run).exit_code == 0
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
@@ -281,11 +269,11 @@ def test_a_pool_has_an_agreement_and_no_recalls(folders, run, run_eval, pool, te
     assert "pool-agreement.parquet" in CliRunner().invoke(app, ["verify", str(run)]).output
 
 
-def test_a_pool_without_a_teacher_or_with_ranks_is_one_line(folders, run, pool, tmp_path):
+def test_a_pool_without_a_teacher_or_with_relevance_is_one_line(folders, run, pool):
     for options, message in (
         ((), "is a pool, whose images and texts are not paired: there are no recalls"),
         (("--vector-table",), "is a pool"),
-        (("--against", str(folders / "vilt"), "--ranks", str(tmp_path / "ranks.parquet")), "leave --ranks and"),
+        (("--against", str(folders / "vilt"), "--relevance", str(pool / "corpus.json")), "leave --relevance"),
     ):
         result = CliRunner().invoke(app, ["eval", str(run), "--data", str(pool), "--device", "cpu", *options])
         assert result.exit_code == 1, result.output

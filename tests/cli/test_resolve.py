@@ -123,7 +123,6 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--html": PAGE,
     "--to-markdown": [PAGE[1]],
     "--to-csv": [PAGE[1]],
-    "--ranks": PAGE,
     "--teacher": [MODEL],
     "model": [MODEL],
     "student": [MODEL],
@@ -327,8 +326,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         ),
     ],
     ("eval", "--dims"): [
-        Mistake("many", r"--dims must be a number.* got many; for example --dims 64,128"),
-        Mistake("8,16", r"--dims 8,16 names several widths, .*; add --vector-table"),
+        Mistake("8,16", r"--dims.* valid integer", code=2),
     ],
     ("eval", "--codes"): [
         Mistake("int4", r"'int4'", code=2),

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from evaluations import write_evaluation, write_ranks, write_top
+from evaluations import write_evaluation, write_top
 from html_page import Page
 from tiny import make_corpus
 from typer.testing import CliRunner
@@ -15,7 +15,7 @@ from dcdctl.cli.app import app
 from dcdctl.core.errors import CorpusError, StaleError
 from dcdctl.core.evaluation import compare
 from dcdctl.core.evaluation.bootstrap import holm
-from dcdctl.core.report import compare_page
+from dcdctl.core.report import compare_page, open_corpus
 
 SCRIPT = '"><script>alert(1)</script>'
 CAPTIONS = [["a dog", SCRIPT], ["b & <b>c</b>"], ["d"], ["e", "f"], ["g"]]
@@ -207,15 +207,6 @@ def test_a_cascade_is_named_with_its_depth(here, made):
     assert (side["runs"], side["kind"], side["depth"]) == (["base:cascade"], "cascade", 50)
 
 
-def test_tables_of_ranks_alone_are_compared_and_nothing_more_is_claimed(here, made):
-    for name, ranks in (("one", BASE), ("two", GAIN)):
-        write_ranks(here / f"{name}.parquet", made, *ranks)
-    result = run_cli("one.parquet", "two.parquet", "--resamples", 100)
-    assert result.exit_code == 0, result.stderr
-    assert "5 images, 7 captions; split and protocol unknown: no result.json next to the ranks" in result.stdout
-    assert document_of("one.parquet", "two.parquet")["split"] is None
-
-
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -305,18 +296,16 @@ def test_names_of_sides_are_escaped_too(here, made):
 
 def test_the_corpus_of_the_page_is_found_or_named(here, made, tmp_path):
     report = compare.compare_systems(["base", "gain"], resamples=100)
-    assert compare_page.open_corpus(report).folder == made.folder
+    assert open_corpus(report.evaluation, None).folder == made.folder
     write_evaluation(here / "moved", made, *BASE, data="gone/corpus")
     moved = compare.compare_systems(["moved", "moved"], resamples=100)
-    assert compare_page.open_corpus(moved) is None
-    assert compare_page.open_corpus(moved, made.folder).split == "train"
+    assert open_corpus(moved.evaluation, None) is None
+    assert open_corpus(moved.evaluation, made.folder).split == "train"
     other = make_corpus(tmp_path / "other", [["x"]] * 5)
-    with pytest.raises(
-        StaleError, match="other does not have the 5 images and 7 captions of the ranks in train; name their corpus"
-    ):
-        compare_page.open_corpus(moved, other.folder)
+    with pytest.raises(StaleError, match=r"other is the corpus .*, the results are on split train of .*; name theirs"):
+        open_corpus(moved.evaluation, other.folder)
     with pytest.raises(CorpusError, match="dcdctl prepare"):
-        compare_page.open_corpus(moved, here / "absent")
+        open_corpus(moved.evaluation, here / "absent")
 
 
 def test_the_page_of_a_corpus_that_is_gone_has_names_and_no_images(here, made):
@@ -340,15 +329,6 @@ def test_the_page_of_a_corpus_that_is_gone_has_names_and_no_images(here, made):
     # The captions are those of the table of ranks, and the first answers of a caption are named by their ids.
     assert '<span dir="auto">✓ e</span>' in first
     assert '<span dir="auto">i0</span>' in text
-
-
-def test_the_split_of_ranks_alone_is_found_by_their_images(here, made, scenes_corpus_dir):
-    write_ranks(here / "one.parquet", made, *BASE)
-    report = compare.compare_systems(["one.parquet", "one.parquet"], resamples=100)
-    assert compare_page.open_corpus(report, made.folder).split == "train"
-    assert compare_page.open_corpus(report) is None
-    with pytest.raises(StaleError, match="in train or val or test"):
-        compare_page.open_corpus(report, scenes_corpus_dir)
 
 
 def test_a_page_of_many_sides_shows_fewer_queries_of_each(here, made, monkeypatch):

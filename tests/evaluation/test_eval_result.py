@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
-from evaluations import reseal
 from made_runs import own_pairs, scores_of, write_evaluation
 
-from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.files import SavedEvaluation, TopCandidates
 
 
@@ -17,11 +14,6 @@ def written(corpus, tmp_path):
     """An evaluation folder, and the scores that it is of."""
     scores_IT = scores_of(corpus, 2)
     return write_evaluation(tmp_path / "run", corpus, scores_IT), scores_IT
-
-
-def rewrite(path, change):
-    change(pd.read_parquet(path)).to_parquet(path, index=False)
-    reseal(path.parent)
 
 
 def test_best_positive_scores_are_those_of_the_matrix(written, corpus):
@@ -60,37 +52,6 @@ def test_a_query_whose_first_answers_are_all_its_own_has_no_hardest_negative():
     np.testing.assert_array_equal(top.hardest_negative_Q, [np.nan, 9])
 
 
-def test_rows_in_any_order_are_read_alike(written):
-    folder, _ = written
-    before = SavedEvaluation.load(folder).top["image"].candidate_QK
-    rewrite(folder / "top.parquet", lambda table: table.sample(frac=1, random_state=0))
-    np.testing.assert_array_equal(SavedEvaluation.load(folder).top["image"].candidate_QK, before)
-
-
 def test_without_ranks_there_are_no_answers(tmp_path):
     found = SavedEvaluation.load(tmp_path)
     assert (found.evaluation, found.table, found.top) == (None, None, {})
-
-
-def test_scores_and_captions_that_a_table_of_another_program_lacks_are_empty(written):
-    folder, _ = written
-    rewrite(folder / "ranks.parquet", lambda table: table.drop(columns=["score", "caption"]))
-    (folder / "top.parquet").unlink()
-    found = SavedEvaluation.load(folder)
-    assert np.isnan(found.table.scores["text"]).all()
-    assert (set(found.table.captions), found.top) == ({""}, {})
-
-
-def test_a_column_that_first_answers_lack_is_named(written):
-    folder, _ = written
-    rewrite(folder / "top.parquet", lambda table: table.drop(columns="is_own"))
-    with pytest.raises(InputError, match=r"top\.parquet .* no column 'is_own'; `dcdctl eval"):
-        _ = SavedEvaluation.load(folder).top
-
-
-def test_a_file_that_is_no_table_is_refused_by_name(written):
-    folder, _ = written
-    (folder / "top.parquet").write_text("no Parquet")
-    reseal(folder)
-    with pytest.raises(InputError, match=r"top.parquet is not a table of best candidates"):
-        _ = SavedEvaluation.load(folder).top

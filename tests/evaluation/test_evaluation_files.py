@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from tables import OWNER, Numbers, make_dual, make_fusion
 
@@ -18,8 +16,7 @@ from dcdctl.core import artifacts, files
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Measured, evaluate
 from dcdctl.core.evaluation import files as evaluation_files
-from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES
-from dcdctl.core.evaluation.files import SavedEvaluation, check_copy
+from dcdctl.core.evaluation.files import SavedEvaluation
 
 CORPUS = Numbers(OWNER)
 
@@ -129,16 +126,6 @@ def test_an_evaluation_that_fails_while_it_writes_leaves_no_numbers_of_other_ran
     assert json.loads((tmp_path / "result.json").read_text())["protocol"]["kind"] == "fusion"
 
 
-def test_a_copy_of_the_ranks_never_replaces_those_that_numbers_belong_to(tmp_path, alone):
-    write(tmp_path / "run", alone)
-    for folder, names in ((None, MODEL_FILES), (tmp_path / "other", MODEL_FILES), (tmp_path / "run", CASCADE_FILES)):
-        with pytest.raises(InputError, match=r"result\.json belongs to the ranks in .*name another file with --ranks"):
-            check_copy(tmp_path / "run" / "ranks.parquet", folder, names)
-    check_copy(tmp_path / "run" / "ranks.parquet", tmp_path / "run", MODEL_FILES)
-    check_copy(tmp_path / "run" / "mine.parquet", None, MODEL_FILES)
-    check_copy(tmp_path / "ranks.parquet", None, MODEL_FILES)
-
-
 def is_json(content: bytes) -> bool:
     with contextlib.suppress(ValueError):
         json.loads(content)
@@ -162,28 +149,9 @@ def test_a_flipped_bit_in_any_file_of_an_evaluation_is_named(tmp_path, alone, na
     assert SavedEvaluation.load(tmp_path).top
 
 
-def test_a_flipped_bit_in_the_rows_of_a_copy_of_the_ranks_is_found(tmp_path, alone):
-    path = tmp_path / "copy.parquet"
-    evaluation_files.write_ranks(path, alone.table)
-    content = path.read_bytes()
-    # The pages of a column end where those of the next one begin; the last byte of each is one of its values.
-    columns = pq.ParquetFile(path).metadata.row_group(0).to_dict()["columns"]
-    for column in columns:
-        last = column["data_page_offset"] + column["total_compressed_size"] - 1
-        last -= column["data_page_offset"] - (column["dictionary_page_offset"] or column["data_page_offset"])
-        path.write_bytes(content[:last] + bytes([content[last] ^ 1]) + content[last + 1 :])
-        with pytest.raises(InputError, match=r"copy\.parquet is not a table of ranks"):
-            evaluation_files.read_ranks(path)
-    pq.write_table(pq.read_table(pa.BufferReader(content)), path)  # without checksums, as by another program
-    assert evaluation_files.read_ranks(path).text_ranks.tolist() == alone.table.text_ranks.tolist()
-
-
-def test_tables_that_a_document_does_not_list_do_not_belong_to_it(tmp_path, alone):
+def test_tables_that_a_document_does_not_list_are_not_read(tmp_path, alone):
     write(tmp_path, alone)
     document = artifacts.read_document(tmp_path / "result.json")
     del document["files"]["top.parquet"]
     artifacts.write_document(tmp_path / "result.json", document)
-    with pytest.raises(InputError, match=r"top\.parquet does not belong to result\.json beside it"):
-        assert SavedEvaluation.load(tmp_path).top
-    (tmp_path / "top.parquet").unlink()
     assert SavedEvaluation.load(tmp_path).top == {}

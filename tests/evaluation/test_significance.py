@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -357,7 +356,7 @@ def test_intervals_with_drawn_seeds_hold_the_truth_where_runs_differ():
 
 @pytest.fixture
 def written(tmp_path):
-    """Ranks on a corpus whose images have 2, 1 and 3 captions, as `dcdctl eval --ranks` writes them."""
+    """Ranks on a corpus whose images have 2, 1 and 3 captions, as `dcdctl eval` writes them."""
     corpus = make_corpus(tmp_path / "corpus", [["a", "b"], ["c"], ["d", "e", "f"]])
     text, image = (
         Ranking(
@@ -395,43 +394,6 @@ def test_ranks_come_back_from_their_file(written):
         for name in recall.RECALL_NAMES:
             assert values.of(direction)[name].value == pytest.approx(expected[name])
     assert values.rsum.value == pytest.approx(recall.rsum(*measures))
-
-
-def test_a_file_that_is_not_there_or_not_parquet_is_the_users_error(tmp_path):
-    with pytest.raises(InputError, match=r"no file .*absent.*eval .*--ranks"):
-        read_ranks(tmp_path / "absent.parquet")
-    (tmp_path / "text.parquet").write_text("image,rank\n")
-    with pytest.raises(InputError, match=r"text.parquet is not a table of ranks .*eval .*--ranks"):
-        read_ranks(tmp_path / "text.parquet")
-
-
-SPOILED = {
-    "no column 'rank'": lambda ranks: ranks.drop(columns="rank"),
-    "directions are .'text'., expected text and image": lambda ranks: ranks[:3],
-    "directions are .'text', 'sound'.": lambda ranks: ranks.replace({"direction": {"image": "sound"}}),
-    "'caption_id' has empty fields": lambda ranks: ranks.assign(
-        caption_id=ranks.caption_id.where(ranks.caption_id != 10)
-    ),
-    "'rank' has empty fields": lambda ranks: ranks.assign(
-        rank=ranks["rank"].astype("Int64").where(ranks["rank"] != 12)
-    ),
-    "text queries are not numbered from 0 to 2": lambda ranks: ranks.iloc[[1, 0, *range(2, 9)]],
-    "image queries are not numbered from 0 to 4": lambda ranks: ranks.drop(index=4),
-    "the rank 0, ranks start at 1": lambda ranks: ranks.assign(rank=ranks["rank"] - 1),
-    "3 images have 2 different ids": lambda ranks: ranks.replace({"image_id": {"i1": "i0"}}),
-    "image 'i1' is in one direction only": lambda ranks: ranks.assign(
-        image_id=ranks.image_id.where(ranks["query"] != 2, "i2")
-    ),
-    "is not a table of ranks .*one": lambda ranks: ranks.assign(rank="one"),
-}
-
-
-@pytest.mark.parametrize("message", SPOILED)
-def test_a_table_that_is_not_one_of_ranks_is_refused(written, message):
-    path = written[0]
-    SPOILED[message](pd.read_parquet(path)).to_parquet(path, index=False)
-    with pytest.raises(InputError, match=message):
-        read_ranks(path)
 
 
 def test_runs_of_other_queries_are_not_compared():

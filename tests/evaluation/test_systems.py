@@ -50,13 +50,6 @@ def test_a_folder_whose_name_ends_like_a_cascade_is_itself(here, made):
     assert text_ranks("odd,one") == [BAD[0]]
 
 
-def test_a_table_alone_is_a_system_of_which_nothing_else_is_known(here, made):
-    write_ranks(here / "other.parquet", made, *BAD)
-    alone, with_result = compare.read_systems(["other.parquet", "good/ranks.parquet"])
-    assert alone.evaluation is None
-    assert with_result.evaluation.split == "train"
-
-
 def test_the_best_candidates_are_found_where_they_were_kept(here, made):
     assert compare.read_systems(["good"])[0].runs[0].top == {}
     write_top(here / "good" / "top.parquet", made, [[0]] * 3, [[0]] * 4)
@@ -65,7 +58,7 @@ def test_the_best_candidates_are_found_where_they_were_kept(here, made):
 
 def test_names_with_commas_between_them_are_runs_of_one_system(here, made):
     write_evaluation(here / "bad", made, *BAD)
-    assert text_ranks("good,bad,good/ranks.parquet") == [GOOD[0], BAD[0], GOOD[0]]
+    assert text_ranks("good,bad,good/") == [GOOD[0], BAD[0], GOOD[0]]
 
 
 def test_a_system_is_found_by_its_name():
@@ -94,14 +87,14 @@ def test_what_was_measured_otherwise_is_refused_by_both_names(here, made, messag
         compare.read_systems(["good,bad"])
 
 
-def test_other_queries_are_refused_by_both_names(here, tmp_path):
+def test_other_queries_are_refused_by_both_names(here, made, tmp_path):
     other = make_corpus(tmp_path / "other", [["a"], ["c"], ["d"]])
-    write_ranks(here / "other.parquet", other, [1, 1, 1], [1, 1, 1])
+    write_evaluation(here / "other", other, [1, 1, 1], [1, 1, 1], corpus_fingerprint=made.fingerprint)
     with pytest.raises(
         StaleError,
-        match=r"other.parquet has other queries than good: 3 images and 3 captions, not 3 images and 4 captions",
+        match=r"other has other queries than good: 3 images and 3 captions, not 3 images and 4 captions",
     ):
-        compare.read_systems(["good", "other.parquet"])
+        compare.read_systems(["good", "other"])
 
 
 @pytest.mark.parametrize(
@@ -128,7 +121,6 @@ def test_what_is_not_there_is_the_users_error_and_says_what_makes_it(here, made)
     (here / "cut" / "result.json").unlink()
     for name, message in {
         "absent": "no folder absent.*dcdctl eval RUN",
-        "absent.parquet": "no file absent.parquet",
         "empty": "empty has no ranks.parquet.*dcdctl eval empty --data DIR`",
         "good:cascade": "good has no cascade-ranks.parquet.*dcdctl eval good --data DIR --rerank REF",
         "absent:cascade": "no folder absent,",

@@ -119,20 +119,20 @@ def test_the_table_has_the_recalls_of_each_form_and_leaves_the_run_as_it_is(scen
         assert result.exit_code == 0, result.stderr
         return json.loads(result.stdout)
 
-    table, width = evaluated("--vector-table", "--rescore", "3"), dual.embedding_dim
+    table, width = evaluated("--vector-table"), dual.embedding_dim
     rows = {(row["dims"], row["kind"], row["rescore"]): row for row in table["rows"]}
     assert list(rows) == [
         (dims, kind, count)
         for dims in (4, width)
-        for kind, count in (("float32", None), ("int8", None), ("binary", None), ("binary", 3))
+        for kind, count in (("float32", None), ("int8", None), ("binary", None), ("binary", 50))
     ]
     assert [rows[4, kind, None]["bytes_per_image"] for kind in ("float32", "int8", "binary")] == [16, 4, 1]
     kinds = [row[0] for row in tables.vector_table(table).rows]
-    assert kinds == ["float32", "int8", "binary", "binary, first 3 by float32"] * 2
+    assert kinds == ["float32", "int8", "binary", "binary, first 50 by float32"] * 2
     for words, key in (
         ((), (width, "float32", None)),
         (("--dims", "4"), (4, "float32", None)),
-        (("--dims", "4", "--codes", "binary", "--rescore", "3"), (4, "binary", 3)),
+        (("--dims", "4", "--codes", "binary", "--rescore", "50"), (4, "binary", 50)),
     ):
         alone, row = evaluated(*words), rows[key]
         assert (alone["text_retrieval"], alone["image_retrieval"]) == (row["text_retrieval"], row["image_retrieval"])

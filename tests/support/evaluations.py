@@ -79,7 +79,7 @@ def reseal(folder: Path) -> None:
 def write_ranks(
     path: Path, corpus: Corpus, text: Sequence[int], image: Sequence[int], **columns: Sequence[float]
 ) -> Path:
-    """The ranks of images, then of captions; `columns` are further ones in that order."""
+    """The ranks of images, then of captions; `columns` are further ones in that order, such as other scores than 1."""
     owner = corpus.caption_image
     texts = pd.DataFrame({"direction": "text", "query": range(len(text)), "image_id": corpus.image_ids, "rank": text})
     captions = {"caption_id": pd.array(corpus.caption_ids, dtype="Int64"), "caption": corpus.captions, "rank": image}
@@ -87,7 +87,7 @@ def write_ranks(
         {"direction": "image", "query": range(len(image)), "image_id": np.array(corpus.image_ids)[owner], **captions}
     )
     texts = texts.assign(caption_id=pd.array([pd.NA] * len(text), dtype="Int64"), caption=None)
-    pd.concat([texts, images], ignore_index=True).assign(**columns).to_parquet(path, index=False)
+    pd.concat([texts, images], ignore_index=True).assign(**{"score": 1.0, **columns}).to_parquet(path, index=False)
     return path
 
 

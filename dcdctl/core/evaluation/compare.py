@@ -6,7 +6,6 @@ A system is an evaluation on disk, or several evaluations that differ only in th
     FOLDER           ranks.parquet and result.json, as `dcdctl eval` writes them; the cascade's files if there are
         no others
     FOLDER:cascade   cascade-ranks.parquet and cascade.json
-    FILE             a table of ranks; with the usual names, the document and the other table beside it are read too
     REF,REF,REF      the seeds of one system, each any of the above
 
 All systems must have the same queries and the same protocol.
@@ -37,8 +36,8 @@ from dcdctl.core.evaluation.comparison import (
     refs_of,
     short_names,
 )
-from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation, FileNames
-from dcdctl.core.evaluation.files import SavedEvaluation, read_ranks
+from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation
+from dcdctl.core.evaluation.files import SavedEvaluation
 from dcdctl.core.evaluation.ranking import RankTable, check_queries
 from dcdctl.core.places import shown
 
@@ -164,27 +163,14 @@ def index_of(names: Sequence[str], name: str) -> int:
 
 
 def _read(ref: str) -> SavedEvaluation:
-    folder, names = _find(ref)
-    run = SavedEvaluation.load(folder, names, ref)
-    if run.table is None:
-        read_ranks(run.ranks_file)  # an error that there is no such file
-    return run
-
-
-def _find(ref: str) -> tuple[Path, FileNames]:
-    """The folder of an evaluation, and the names of its files."""
     path, is_cascade = Path(ref), False
     # A folder may really have such a name.
     if not path.exists() and ref.endswith(CASCADE_SUFFIX):
         path, is_cascade = Path(ref.removesuffix(CASCADE_SUFFIX)), True
-    # A folder may end so as well.
-    if path.suffix == ".parquet" and not path.is_dir():
-        known = {names.ranks: names for names in (MODEL_FILES, CASCADE_FILES)}
-        return path.parent, known.get(path.name, FileNames(path.name))
     choices = (CASCADE_FILES,) if is_cascade else (MODEL_FILES, CASCADE_FILES)
     names = next((names for names in choices if (path / names.ranks).is_file()), None)
     if names is not None and (path / names.result).is_file():
-        return path, names
+        return SavedEvaluation.load(path, names, ref)
     if not path.is_dir():
         fault = f"there is no folder {shown(path)}, expected an evaluation"
     elif names is not None:
@@ -201,7 +187,7 @@ def _find(ref: str) -> tuple[Path, FileNames]:
 def _check_alike(
     runs: Sequence[SavedEvaluation], facts_of: Callable[[Evaluation], dict[str, Any]], fault: str, hint: str
 ) -> None:
-    """StaleError if a run with a document differs from the first one."""
+    """StaleError if a run differs from the first one."""
     known = [(run.ref, facts_of(run.evaluation)) for run in runs if run.evaluation is not None]
     for ref, facts in known[1:]:
         first_ref, first = known[0]

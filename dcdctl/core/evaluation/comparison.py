@@ -29,16 +29,18 @@ class System:
 
     name: str
     runs: tuple[SavedEvaluation, ...]
-    """Each with a table of ranks."""
+    """Each with a document and a table of ranks."""
 
     @property
     def tables(self) -> list[RankTable]:
         return [run.table for run in self.runs if run.table is not None]
 
     @property
-    def evaluation(self) -> Evaluation | None:
-        """The document of the first run that has one."""
-        return next((run.evaluation for run in self.runs if run.evaluation is not None), None)
+    def evaluation(self) -> Evaluation:
+        """The document of the first run."""
+        evaluation = self.runs[0].evaluation
+        assert evaluation is not None
+        return evaluation
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,9 @@ class Comparison:
         return self.systems[self.base].tables[0]
 
     @property
-    def evaluation(self) -> Evaluation | None:
-        """A document, for the split and the protocol that all systems share; None if only tables of ranks are
-        compared."""
-        return next((system.evaluation for system in self.systems.values() if system.evaluation is not None), None)
+    def evaluation(self) -> Evaluation:
+        """A document, for the split and the protocol that all systems share."""
+        return self.systems[self.base].evaluation
 
     @property
     def estimates(self) -> dict[str, Estimates]:
@@ -162,30 +163,31 @@ def refs_of(name: str) -> list[str]:
 
 def comparison_document(comparison: Comparison) -> dict[str, Any]:
     """The comparison for JSON; recalls and mean reciprocal ranks in percent, intervals as [low, high]."""
-    evaluation, queries = comparison.evaluation, comparison.queries
+    evaluation = comparison.evaluation
     return {
-        "split": None if evaluation is None else evaluation.split,
-        "images": len(queries.image_ids),
-        "captions": len(queries.caption_ids),
-        "protocol": None if evaluation is None else evaluation.protocol.name,
-        "corpus_fingerprint": None if evaluation is None else evaluation.corpus_fingerprint,
+        "split": evaluation.split,
+        "images": evaluation.images,
+        "captions": evaluation.captions,
+        "protocol": evaluation.protocol.name,
+        "corpus_fingerprint": evaluation.corpus_fingerprint,
         "level": LEVEL,
         "resamples": comparison.num_resamples,
         "seed": comparison.seed,
         "draws_seeds": comparison.draws_seeds,
         "base": comparison.base,
         "sides": [
-            {"side": letter, **_system(system), **to_table(comparison.estimates[letter])}
+            {
+                "side": letter,
+                "name": system.name,
+                "runs": [run.ref for run in system.runs],
+                "kind": system.evaluation.protocol.kind,
+                "depth": system.evaluation.protocol.depth,
+                **to_table(comparison.estimates[letter]),
+            }
             for letter, system in comparison.systems.items()
         ],
         "comparisons": [_pairwise(comparison, pairwise) for pairwise in comparison.comparisons],
     }
-
-
-def _system(system: System) -> dict[str, Any]:
-    protocol = None if system.evaluation is None else system.evaluation.protocol
-    kind, depth = (None, None) if protocol is None else (protocol.kind, protocol.depth)
-    return {"name": system.name, "runs": [run.ref for run in system.runs], "kind": kind, "depth": depth}
 
 
 def _pairwise(comparison: Comparison, pairwise: PairwiseComparison) -> dict[str, Any]:
@@ -232,13 +234,9 @@ def _query(ranks: RankTable, direction: Direction, shift: RankShift) -> dict[str
 
 def comparison_facts(comparison: Comparison) -> list[tuple[str, str]]:
     """The systems and the corpus of a comparison."""
-    evaluation, queries = comparison.evaluation, comparison.queries
-    counts = f"{len(queries.image_ids):,} images, {len(queries.caption_ids):,} captions"
-    measured = (
-        "split and protocol unknown: no result.json next to the ranks"
-        if evaluation is None
-        else f"split {evaluation.split}; protocol {evaluation.protocol.name}"
-    )
+    evaluation = comparison.evaluation
+    counts = f"{evaluation.images:,} images, {evaluation.captions:,} captions"
+    measured = f"split {evaluation.split}; protocol {evaluation.protocol.name}"
     draws = f"{comparison.num_resamples:,} of images{' and of runs' if comparison.draws_seeds else ''}"
     return [
         *(
@@ -251,11 +249,10 @@ def comparison_facts(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _about(system: System, *, is_base: bool) -> str:
-    protocol = None if system.evaluation is None else system.evaluation.protocol
-    kind = "" if protocol is None else f"{protocol.kind} of depth {protocol.depth}" if protocol.depth else protocol.kind
+    protocol = system.evaluation.protocol
+    kind = f"{protocol.kind} of depth {protocol.depth}" if protocol.depth else protocol.kind
     words = [kind, f"mean of {len(system.runs)} runs" if len(system.runs) > 1 else "", "the base" if is_base else ""]
-    about = ", ".join(filter(None, words))
-    return ", ".join(run.ref for run in system.runs) + (f" ({about})" if about else "")
+    return f"{', '.join(run.ref for run in system.runs)} ({', '.join(filter(None, words))})"
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:

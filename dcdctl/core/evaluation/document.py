@@ -35,13 +35,13 @@ class FileNames:
     """The names of the files of an evaluation; empty for a file that it does not have."""
 
     ranks: str
-    top: str = ""
-    result: str = ""
-    agreement: str = ""
+    top: str
+    result: str
+    agreement: str
 
 
 MODEL_FILES = FileNames("ranks.parquet", "top.parquet", "result.json", "agreement.parquet")
-CASCADE_FILES = FileNames("cascade-ranks.parquet", "cascade-top.parquet", "cascade.json")
+CASCADE_FILES = FileNames("cascade-ranks.parquet", "cascade-top.parquet", "cascade.json", "")
 POOL_FILES = FileNames("", "", "pool.json", "pool-agreement.parquet")
 """The files of a pool, whose queries have no ranks."""
 

@@ -22,8 +22,6 @@ from dcdctl.core.evaluation import against as teachers
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, relevance, vectors
 from dcdctl.core.evaluation.agreement import NDCG_NAME, Lookup
 from dcdctl.core.evaluation.document import (
-    CASCADE_FILES,
-    MODEL_FILES,
     TIES,
     Agreement,
     Depth,
@@ -32,11 +30,11 @@ from dcdctl.core.evaluation.document import (
     Measured,
     PoolEvaluation,
 )
-from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_ranks
+from dcdctl.core.evaluation.files import write_evaluation
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
-from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm, parse_widths
+from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, silent, unsaid
@@ -140,8 +138,8 @@ class EvalJob:
     """Settings of the model, such as "image_size=384"."""
     with_eccv: bool = False
     """Also measure ECCV Caption and CrissCrossed Captions."""
-    dims: str | None = None
-    """Width of a dual encoder's vectors, or for a table several: "64,128"; None for the full width."""
+    dims: int | None = None
+    """Width of a dual encoder's vectors; None for the full width."""
     codes: VectorKind = "float32"
     rescore: int | None = None
     """int8, binary: first candidates of each query that are scored again by their float32 vectors."""
@@ -154,8 +152,6 @@ class EvalJob:
     compute: Compute = ON_CPU
     out: Path | None = None
     """Folder of the results; None for the model's run if it is one, else for none."""
-    ranks: Path | None = None
-    """File for another copy of the ranks."""
 
 
 def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
@@ -165,12 +161,7 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
     ModelError for a reference that names nothing, ConfigError for a wrong setting of the model or a wrong depth,
     MissingError if ECCV Caption is asked for and not installed, InputError if the results cannot be written.
     """
-    widths = parse_widths(job.dims)
-    if len(widths) > 1:
-        raise ConfigError(
-            f"--dims {job.dims} names several widths, and one is measured", hint="add --vector-table for a table"
-        )
-    form = VectorForm(dims=next(iter(widths), None), kind=job.codes, rescore=job.rescore)
+    form = VectorForm(dims=job.dims, kind=job.codes, rescore=job.rescore)
     options = EvalOptions(compute=job.compute, form=form, depths=_depths(job))
     overrides = models.parse_overrides(job.model_sets)
     rerank_overrides = models.parse_overrides(job.rerank_sets, RERANK_SET)
@@ -204,9 +195,6 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
         models.run_of(folder)  # an error before any work if the run's own run.json is damaged
     for path in filter(None, (folder, job.compute.features)):
         files.check_output_folder(path)
-    if job.ranks is not None:
-        check_copy(job.ranks, folder, MODEL_FILES if job.rerank is None else CASCADE_FILES)
-        files.check_output_file(job.ranks)
     return options, folder
 
 
@@ -277,8 +265,6 @@ def run_evaluation(
         if job.relevance is not None:
             more["relevance"] = artifacts.sha256_of(job.relevance)
         evaluation = measured.evaluation(job.model, reranker=job.rerank, **more)
-        if job.ranks is not None:
-            write_ranks(job.ranks, measured.table)
         return evaluation if folder is None else write_evaluation(folder, evaluation, measured, agreements)
 
 
@@ -313,24 +299,23 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
     """What shorter and quantized vectors cost, from one embedding of the split: a JSON-able document with a row for
     each form.
 
-    The widths come from the job; without any, from `loss.dims` in the recipe of a run, or else halves of the
-    full width.
+    The widths come from `loss.dims` in the recipe of a run; without it, they are halves of the full width.
 
     Raises what `resolve` raises before anything is opened; ModelError for a fusion scorer.
     """
-    given = (job.codes, job.rerank, job.with_eccv, job.out, job.ranks, job.against, job.relevance)
-    if given != ("float32", None, False, None, None, None, None):
+    options, _ = resolve(job)
+    given = (options.form, job.rerank, job.with_eccv, job.out, job.against, job.relevance)
+    if given != (FULL_VECTORS, None, False, None, None, None):
         raise ConfigError(
             "--vector-table measures all kinds of vectors of one model, and writes no file",
             hint="leave all options of one evaluation out",
         )
-    options, _ = resolve(replace(job, dims=None, rescore=None))
-    widths = parse_widths(job.dims) or vectors.facts_of(job.model, "recipe").get("loss", {}).get("dims", ())
     corpus, protocol = _open_split(job, say)
     model = models.load(job.model, models.parse_overrides(job.model_sets), track)
     if model.kind != "dual":
         raise _no_vectors()
-    forms = vectors.forms_of(model.embedding_dim, widths, job.rescore)
+    widths = vectors.facts_of(job.model, "recipe").get("loss", {}).get("dims", ())
+    forms = vectors.forms_of(model.embedding_dim, widths)
     task = RankingTask(corpus, replace(options, protocol=protocol), track)
     embedded = rankers.embed(model, task, forms)
     ranked = [rankers.rank_embedded(embedded, task, form) for form in forms]
@@ -362,8 +347,8 @@ def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
             )
         if not (corpus.num_images and corpus.num_captions):
             raise CorpusError(f"{where} without {'texts' if corpus.num_images else 'images'}: nothing can be ranked")
-        if (job.ranks, job.relevance) != (None, None):
-            raise ConfigError(f"{where}, which has no ranks", hint="leave --ranks and --relevance out")
+        if job.relevance is not None:
+            raise ConfigError(f"{where}, which has no ranks", hint="leave --relevance out")
     if (job.against, job.relevance) != (None, None) and protocol.num_folds > 1:
         raise ConfigError(
             f"--against and --relevance are for one gallery, and the protocol {protocol.name} has {protocol.num_folds}",

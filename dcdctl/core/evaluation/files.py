@@ -8,9 +8,8 @@ reads them back.
 
 The files of a cascade are cascade-ranks.parquet, cascade-top.parquet and cascade.json, so they never replace those of
 its dual encoder; those of a pool are pool-agreement.parquet and pool.json alone. docs/formats.md describes the columns.
-The document lists size and SHA-256 of the tables, which are compared before a table is read. The pages of a table also
-have checksums, for copies without a document. The old document is removed first: a killed evaluation leaves no
-document, and never one that belongs to other ranks.
+The document lists size and SHA-256 of the tables, which are compared before a table is read. The old document is
+removed first: a killed evaluation leaves no document, and never one that belongs to other ranks.
 """
 
 from __future__ import annotations
@@ -40,29 +39,12 @@ from dcdctl.core.evaluation.document import (
     Measured,
     PoolEvaluation,
 )
-from dcdctl.core.evaluation.ranking import NUM_TOP, RANKS_HINT, RankTable, is_positive
+from dcdctl.core.evaluation.ranking import NUM_TOP, RankTable, is_positive
 
 Result = TypeVar("Result", Evaluation, PoolEvaluation)
 TABLES_HINT = "`dcdctl eval` writes the tables again"
-_RANKS = {
-    "direction": "string",
-    "query": "int64",
-    "image_id": "string",
-    "caption_id": "int64",
-    "rank": "int64",
-}
 AGREEMENT_COLUMNS = ("same_first", "ndcg", "spearman")
 """Of the MEASURES of `agreement`."""
-_OPTIONAL = {"caption": "string", "score": "float32", "ndcg": "float64"}
-"""Columns that a table of ranks by another program may lack: a comparison needs ranks alone."""
-_TOP = {
-    "direction": "string",
-    "query": "int64",
-    "place": "int16",
-    "candidate": "int64",
-    "score": "float32",
-    "is_own": "bool",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +78,7 @@ class SavedEvaluation:
     ref: str
     """Its name, as the user gave it."""
     evaluation: Evaluation | None = None
-    """None without a document: a table of ranks alone, or nothing."""
+    """None without a document."""
     listed: dict[str, artifacts.Document] = field(default_factory=dict)
     """Size and SHA-256 of the tables beside the document, by file name."""
 
@@ -105,7 +87,7 @@ class SavedEvaluation:
         """The evaluation in a folder: of a model, or of a cascade with `CASCADE_FILES`. InputError for a
         damaged document."""
         ref = ref or str(folder)
-        if not names.result or not (folder / names.result).exists():
+        if not (folder / names.result).exists():
             return SavedEvaluation(folder, names, ref)
         return SavedEvaluation(folder, names, ref, *_read_document(Evaluation, folder / names.result))
 
@@ -114,29 +96,22 @@ class SavedEvaluation:
         return self.folder / self.names.ranks
 
     @cached_property
+    def _tables(self) -> list[str]:
+        """The names of the tables that the document lists and that are there. InputError for a damaged one."""
+        present = {name: entry for name, entry in self.listed.items() if (self.folder / name).exists()}
+        artifacts.check_files(self.folder, present, error=InputError, hint=TABLES_HINT)
+        return list(present)
+
+    @cached_property
     def table(self) -> RankTable | None:
-        """The ranks of all queries; None without a table of ranks. InputError for a damaged table."""
-        if not self.ranks_file.exists():
-            return None
-        # Without a document, any table is right.
-        for name in () if self.evaluation is None else (self.names.ranks, self.names.top, self.names.agreement):
-            if not name or not (self.folder / name).exists():
-                continue
-            if name not in self.listed:
-                raise InputError(
-                    f"{self.folder / name} does not belong to {self.names.result} beside it, which does not list it",
-                    hint=TABLES_HINT,
-                )
-            artifacts.check_files(self.folder, {name: self.listed[name]}, error=InputError, hint=TABLES_HINT)
-        return read_ranks(self.ranks_file)
+        """The ranks of all queries; None without their table. InputError for a damaged one."""
+        return read_ranks(self.ranks_file) if self.names.ranks in self._tables else None
 
     @cached_property
     def top(self) -> dict[Direction, TopCandidates]:
         """The best candidates of all queries by direction; empty without their table. InputError for a damaged one."""
-        path = self.folder / self.names.top
-        if self.table is None or not self.names.top or not path.exists():
+        if self.table is None or self.names.top not in self._tables:
             return {}
-        table = _read(path, "a table of best candidates", _TOP, TABLES_HINT)
         return {
             direction: TopCandidates(
                 # Booleans are bits in Arrow, so they cannot be read without a copy.
@@ -145,9 +120,7 @@ class SavedEvaluation:
                     for name in ("candidate", "score", "is_own")
                 )
             )
-            for direction, rows in _by_direction(
-                table.sort_by([("query", "ascending"), ("place", "ascending")])
-            ).items()
+            for direction, rows in _by_direction(_read(self.folder / self.names.top)).items()
         }
 
 
@@ -168,105 +141,43 @@ def read_pool(folder: Path) -> tuple[PoolEvaluation, Agreements] | None:
         return None
     evaluation, listed = _read_document(PoolEvaluation, folder / POOL_FILES.result)
     artifacts.check_files(folder, listed, error=InputError, hint=TABLES_HINT)
-    columns = {"direction": "string", "query": "int64", "candidates": "int64"}
-    columns |= dict.fromkeys(AGREEMENT_COLUMNS, "float64")
-    table = _read(folder / POOL_FILES.agreement, "a table of agreement", columns, TABLES_HINT)
     by_direction = {
         direction: QueryAgreement(
             rows["query"].to_numpy(),
             rows["candidates"].to_numpy(),
             np.column_stack([rows[name].to_numpy() for name in AGREEMENT_COLUMNS]),
         )
-        for direction, rows in _by_direction(table).items()
+        for direction, rows in _by_direction(_read(folder / POOL_FILES.agreement)).items()
         if rows.num_rows
     }
     return evaluation, Agreements(evaluation.agreement.over, by_direction)
 
 
 def read_ranks(path: Path) -> RankTable:
-    """The table of ranks that `write_ranks` wrote, or another program; InputError for another file, or none."""
-    if not path.is_file():
-        raise InputError(f"there is no file {path}, expected a table of ranks", hint=RANKS_HINT)
-    table = _read(path, "a table of ranks", _RANKS, RANKS_HINT, optional=_OPTIONAL)
-    if fault := _fault(table):
-        raise InputError(f"{path} is not a table of ranks: {fault}", hint=RANKS_HINT)
-    rows_of = _by_direction(table)
+    """The table of ranks that `write_ranks` wrote; its checksum is not compared here."""
+    rows_of = _by_direction(_read(path))
     text, image = rows_of.values()
-    captions = image["caption"].fill_null("").to_pylist() if "caption" in table.column_names else [""] * image.num_rows
     return RankTable(
         tuple(text["image_id"].to_pylist()),
         image["caption_id"].to_numpy(),
-        # By id, because another program may number its images otherwise.
         pc.index_in(image["image_id"], value_set=text["image_id"]).to_numpy().astype(np.int64),
         text["rank"].to_numpy(),
         image["rank"].to_numpy(),
-        tuple(captions),
-        {
-            direction: rows["score"].to_numpy()
-            if "score" in rows.column_names
-            else np.full(rows.num_rows, np.nan, "f4")
-            for direction, rows in rows_of.items()
-        },
+        tuple(image["caption"].to_pylist()),
+        {direction: rows["score"].to_numpy() for direction, rows in rows_of.items()},
         {direction: rows["ndcg"].to_numpy() for direction, rows in rows_of.items() if "ndcg" in rows.column_names},
     )
 
 
-def _read(
-    path: Path, what: str, columns: dict[str, str], hint: str, *, optional: dict[str, str] | None = None
-) -> pa.Table:
-    """The columns of a table, in this order, with those optional ones that it has. InputError for another file, and
-    for a damaged one."""
-    try:
-        # pyarrow takes a relative path with a colon for an address.
-        with pq.ParquetFile(path.absolute(), page_checksum_verification=True) as file:
-            present = set(file.schema_arrow.names)
-            if missing := set(columns) - present:
-                raise InputError(f"{path} is not {what}: it has no column {min(missing)!r}", hint=hint)
-            schema = pa.schema(columns | {name: kind for name, kind in (optional or {}).items() if name in present})
-            # pyarrow reads columns in the order of the file, and casts only columns in the order of the schema.
-            return file.read(schema.names).select(schema.names).cast(schema)
-    except PermissionError as error:
-        raise files.unreadable(path, error) from error
-    # pyarrow reports a damaged page as OSError, which is no ArrowException.
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not {what} ({error})", hint=hint) from error
+def _read(path: Path) -> pa.Table:
+    """A table whose checksum was compared."""
+    # pyarrow takes a relative path with a colon for an address.
+    with pq.ParquetFile(path.absolute()) as file:
+        return file.read()
 
 
 def _by_direction(table: pa.Table) -> dict[Direction, pa.Table]:
     return {direction: table.filter(pc.field("direction") == direction.value) for direction in Direction}
-
-
-def _fault(table: pa.Table) -> str | None:
-    """What is wrong with a table of ranks that has the right columns."""
-    text, image = _by_direction(table).values()
-    if 0 in (text.num_rows, image.num_rows) or text.num_rows + image.num_rows != table.num_rows:
-        return f"its directions are {table['direction'].unique().to_pylist()}, expected text and image"
-    for rows, required in ((text, set(_RANKS) - {"caption_id"}), (image, set(_RANKS))):
-        if empty := [name for name in rows.column_names if name in required and rows[name].null_count]:
-            return f"its column {empty[0]!r} has empty fields"
-        if rows["query"].to_pylist() != list(range(rows.num_rows)):
-            return f"its {rows['direction'][0]} queries are not numbered from 0 to {rows.num_rows - 1}"
-    if (lowest := pc.min(table["rank"]).as_py()) < 1:
-        return f"it has the rank {lowest}, ranks start at 1"
-    image_ids = set(text["image_id"].to_pylist())
-    if len(image_ids) != text.num_rows:
-        return f"its {text.num_rows} images have {len(image_ids)} different ids"
-    in_one = image_ids ^ set(image["image_id"].to_pylist())
-    return f"the image {min(in_one)!r} is in one direction only" if in_one else None
-
-
-def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:
-    """InputError if a copy of the ranks at `path` would replace ranks that belong to the document of another
-    evaluation."""
-    for other in (MODEL_FILES, CASCADE_FILES):
-        is_own = folder is not None and other == names and path.resolve() == (folder / names.ranks).resolve()
-        document = path.with_name(other.result)
-        if path.name == other.ranks and document.exists() and not is_own:
-            raise InputError(
-                f"{document} belongs to the ranks in {path}, which --ranks would replace by those of another "
-                "evaluation",
-                hint="name another file with --ranks",
-            )
 
 
 def write_evaluation(
@@ -356,4 +267,4 @@ def _top_table(direction: Direction, measured: Measured) -> pd.DataFrame:
 def _write(path: Path, frames: list[pd.DataFrame]) -> None:
     table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False)
     with files.atomic_path(path) as partial:
-        pq.write_table(table, partial, write_page_checksum=True)
+        pq.write_table(table, partial)

@@ -19,7 +19,6 @@ NUM_TOP = 10
 """Candidates of each query that are kept: as far as R@10 looks."""
 NO_POSITION = int(np.iinfo(np.int64).max)
 """Position of a positive that a query does not have, where other queries have more positives."""
-RANKS_HINT = "`dcdctl eval ... --ranks FILE` writes such a table"
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,9 @@ class RankTable:
     image_ranks: Index
     """(T,): rank of each caption's image."""
     captions: tuple[str, ...] = ()
-    """(T,): empty strings if the table of ranks has no captions; none if it was not read for them."""
+    """(T,): none if it was not made for them."""
     scores: dict[Direction, Scores] = field(default_factory=dict)
-    """(Q,): score of each query's best positive, by direction; NaN if the table of ranks has no scores."""
+    """(Q,): score of each query's best positive, by direction."""
     ndcg: dict[Direction, Values] = field(default_factory=dict)
     """(Q,): nDCG@10 by a file of relevance, from 0 to 1; NaN for queries without a relevant candidate. Empty if there
     was no file."""

@@ -29,13 +29,3 @@ class VectorForm:
 
 
 FULL_VECTORS = VectorForm()
-
-
-def parse_widths(dims: str | None) -> tuple[int, ...]:
-    """The widths in "64,128", ascending; empty for None. ConfigError if they are not numbers above 0."""
-    words = [] if dims is None else [word.strip() for word in dims.split(",")]
-    if not all(word.isdecimal() and int(word) for word in words):
-        raise ConfigError(
-            f"--dims must be a number, or for --vector-table a list, got {dims}", hint="for example --dims 64,128"
-        )
-    return tuple(sorted(set(map(int, words))))

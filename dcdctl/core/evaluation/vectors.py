@@ -31,7 +31,7 @@ NUM_HALVINGS = 3
 """Widths of a table below the full one, each half of the one above, for a model that was trained without
 `loss.dims`."""
 RESCORED = 50
-"""Candidates of a table that are scored again, unless the user sets a number: as many as an index takes."""
+"""Candidates of a table that are scored again: as many as an index takes."""
 
 
 def rank_vectors(image_ID: Tensor, text_TD: Tensor, image_T: Index, form: VectorForm, *, num_top: int) -> Rankings:
@@ -74,11 +74,11 @@ def facts_of(ref: str, part: str) -> dict[str, Any]:
     return dict(artifacts.read_document(path, hint="restore it").get(part, {})) if path.exists() else {}
 
 
-def forms_of(width: int, dims: Sequence[int], rescore: int | None) -> list[VectorForm]:
+def forms_of(width: int, dims: Sequence[int]) -> list[VectorForm]:
     """The rows of a table: for each width, and last the full one, float32, int8, binary, and binary with candidates
     scored again.
 
-    >>> [form.dims for form in forms_of(256, (), None)][::4]
+    >>> [form.dims for form in forms_of(256, ())][::4]
     [32, 64, 128, 256]
     """
     widths = {*(dims or (width >> halvings for halvings in range(NUM_HALVINGS + 1) if width >> halvings)), width}
@@ -88,7 +88,7 @@ def forms_of(width: int, dims: Sequence[int], rescore: int | None) -> list[Vecto
         for each in sorted(widths)
         for form in (
             *(VectorForm(dims=each, kind=kind) for kind in kinds),
-            VectorForm(dims=each, kind="binary", rescore=rescore or RESCORED),
+            VectorForm(dims=each, kind="binary", rescore=RESCORED),
         )
     ]
 

@@ -1,7 +1,7 @@
-from .compare_page import open_corpus, write_comparison_page
+from .compare_page import write_comparison_page
 from .gallery import NUM_QUERIES
 from .pages import NUM_IMAGES, write_cache_page, write_corpus_page, write_search_page
-from .report import MissingPart, read_report, teachers_of
+from .report import MissingPart, open_corpus, read_report, teachers_of
 from .study import (
     CASCADE,
     DISTILLED,

@@ -167,7 +167,7 @@ def read_report(
     )
     report = Report(models=tuple(models), trainings=trainings, missing=(), corpus=None)
     report = replace(report, models=_with_teacher_times(report))
-    corpus = _corpus(report.result, data)
+    corpus = None if report.result is None else open_corpus(report.result, data)
     missing = [part for model in report.models for part in _missing_of_model(model, report)]
     missing += [
         MissingPart(f"training curves of {training.label}", shlex.join(training.command))
@@ -249,11 +249,9 @@ def _compared(report: Report) -> tuple[ModelResults, ...]:
     )
 
 
-def _corpus(result: Evaluation | None, data: Path | None) -> Corpus | None:
-    """The split that the results are on, in `data` or where it was; None if it is gone or has changed. StaleError for
+def open_corpus(result: Evaluation, data: Path | None) -> Corpus | None:
+    """The split that a result is on, in `data` or where it was; None if it is gone or has changed. StaleError for
     another `data`."""
-    if result is None:
-        return None
     folder = Path(result.data) if data is None else data
     if data is None and not (folder / CORPUS_FILE).exists():
         return None
