@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from threading import Event
 from typing import Any
 
 from fastapi import FastAPI, Header, Path, Query, Request, Response, UploadFile
@@ -85,14 +84,12 @@ class ServiceState:
     def __init__(self, searcher: IndexSearcher | LiveSearcher, config: ServiceConfig, shared: Shared | None) -> None:
         self.searcher = searcher if isinstance(searcher, LiveSearcher) else LiveSearcher(searcher)
         self.config = config
-        self.metrics = Metrics(lambda: self.index, shared)
+        self.metrics = Metrics(shared)
         self.searching = Workers("search", config.search_workers, config.max_waiting, config.max_wait_s, self.metrics)
         self.reading = Workers(
             "image", config.image_workers, config.max_waiting_images, config.max_wait_s, self.metrics
         )
         self.texts = TextBatcher(self.searcher, self.searching, config, self.metrics)
-        self.ending = Event()
-        """Set while it answers its last requests."""
         self._asked: asyncio.Task[bool] | None = None
 
     @property
@@ -137,7 +134,7 @@ def build(
         title="dcdctl serve",
         version=__version__,
         description="Searches the images of an index by a text or by an image.",
-        # FastAPI's pages load scripts from another host; ours is made from the same OpenAPI document.
+        # FastAPI's pages load scripts from another host.
         docs_url=None,
         redoc_url=None,
         # Its spans and logs would send the texts of searches, and keys in addresses, to a collector that the
@@ -157,7 +154,7 @@ def build(
         hosts = [*LOOPBACK_NAMES, *config.allowed_hosts]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     # The outermost layer, so that requests with a wrong host are counted and get the headers too.
-    return LimitsMiddleware(app, config, service.metrics, service.ending, keys)
+    return LimitsMiddleware(app, config, service.metrics, keys)
 
 
 def _number(config: ServiceConfig) -> Any:
@@ -338,20 +335,18 @@ def _add_state(app: FastAPI, service: ServiceState) -> None:
     @app.get(
         "/health",
         summary="Whether the service takes requests, and what it searches.",
-        responses={
-            503: {"model": HealthResponse, "description": "The service is about to end, or its store does not answer."}
-        },
+        responses={503: {"model": HealthResponse, "description": "The store does not answer."}},
     )
     async def health(response: Response) -> HealthResponse:
         searcher = service.searcher.now()
         index, reranker = searcher.index, searcher.reranker
-        status = "stopping" if service.ending.is_set() else "ok" if await service.is_ready() else "store unavailable"
+        status = "ok" if await service.is_ready() else "store unavailable"
         response.status_code = 200 if status == "ok" else 503
         second = reranker.ref if reranker else None
         return HealthResponse(status, index.num_images, index.kind, index.fingerprint[:12], second, __version__)
 
+    # A balancer must not restart a service whose store does not answer.
     @app.get("/live", summary="Whether the service answers at all.")
-    # Also while the service stops: a balancer must not restart what is about to end.
     async def live() -> dict[str, str]:
         return {"status": "alive"}
 

@@ -33,8 +33,6 @@ class ServiceConfig:
     """Whether each request is logged. For privacy it is not, unless this is set."""
     log_queries: bool = False
     """Whether the log of requests has the query string, which holds the text of a search."""
-    metrics_without_key: bool = False
-    """Whether /metrics needs no key, where keys are required."""
     # Who types a key, or forgot to replace it in one program, needs fewer; 10 a minute find no key of 16 characters.
     max_wrong_keys: Count = 10
     """Wrong keys from an address within a minute, after which it is answered 429 for a minute."""
@@ -89,9 +87,6 @@ class ServiceConfig:
     """The Retry-After of a 503 answer."""
     thumbnail_px: Count = 320
     """Longer side of the thumbnails."""
-    drain_s: Annotated[float, at_least(0)] = 0.0
-    """Time in which a service that is stopped still answers, while /health says 503, so that a balancer sends its
-    requests elsewhere."""
     shutdown_s: Positive = 10.0
     """Time that requests in progress get when the service is stopped."""
 

@@ -6,13 +6,10 @@ Importing this module imports no web framework.
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import ipaddress
 import math
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -64,19 +61,9 @@ def url_of(listener: socket.socket) -> str:
 def _bind_errors(host: str, port: int) -> Iterator[None]:
     try:
         yield
-    except socket.gaierror as error:
-        raise InputError(
-            f"host {host} is not known here ({error.strerror})", hint="--host 127.0.0.1 is this machine only"
-        ) from error
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            hint = f"name another with --port {port + 1}, or any free port with --port 0"
-            raise InputError(f"port {port} of {host} is used by another program", hint=hint) from error
-        if error.errno == errno.EACCES:
-            raise InputError(f"this user may not use port {port}", hint="use a port from 1024: --port 8000") from error
-        raise InputError(
-            f"cannot listen on {host}, port {port} ({error.strerror})", hint="--host must be an address of this machine"
-        ) from error
+        hint = "--host must be an address of this machine, and --port a free port from 1024; 0 is any"
+        raise InputError(f"cannot listen on {host}, port {port} ({error.strerror})", hint=hint) from error
 
 
 def http_server(
@@ -100,13 +87,6 @@ def http_server(
                 for listener in sockets or ():
                     listener.listen(BACKLOG)
             on_ready()
-
-        async def main_loop(self) -> None:
-            await super().main_loop()
-            app.ending.set()
-            ends = time.monotonic() + config.drain_s
-            while time.monotonic() < ends and not self.force_exit:
-                await asyncio.sleep(0.05)
 
     settings = uvicorn.Config(
         app,

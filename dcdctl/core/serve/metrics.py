@@ -1,14 +1,12 @@
 """The metrics of the service for Prometheus, by the official client.
 
-The client also reports memory and CPU time of each process. Each service has its own registries, so that a process may
-run several. The processes of one service share their numbers through files (`Shared`), so that each of them answers
-with the sums.
+Each service has its own registry, so that a process may run several. The processes of one service share their numbers
+through files (`Shared`), so that each of them answers with the sums.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +21,11 @@ from prometheus_client import (
     generate_latest,
     values,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import ImageIndex, SearchAnswer
+    from dcdctl.core.search import SearchAnswer
 
 __all__ = ["CONTENT_TYPE", "Metrics", "Shared"]
 # From a search in a small index to the time limit of a request, 1, 2.5, 5 in each decade.
@@ -49,38 +45,25 @@ class Shared:
         # one that ended.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
         values.ValueClass = values.MultiProcessValue(lambda: self.number)
-        self.note_pid()
-
-    def note_pid(self) -> None:
-        """Let memory and CPU time of this process be reported, too; the parent is number 0."""
-        self._pid_file.write_text(str(os.getpid()), encoding="ascii")
 
     def leave(self) -> None:
         """Remove what counts only while the process lives; called when it has ended, by its parent."""
         mark_process_dead(self.number, str(self.folder))
-        self._pid_file.unlink(missing_ok=True)
-
-    @property
-    def _pid_file(self) -> Path:
-        return self.folder / f"{self.number}.pid"
 
 
 class Metrics:
     """The metrics of one service; safe to use from any thread."""
 
-    def __init__(self, index: Callable[[], ImageIndex], shared: Shared | None = None) -> None:
-        """`index` returns the index that is searched now; `shared` is for a service of several processes."""
+    def __init__(self, shared: Shared | None = None) -> None:
+        """`shared` is for a service of several processes."""
         disable_created_metrics()  # creation times, which double the number of series
-        counted, self._own = CollectorRegistry(), CollectorRegistry()
-        self._own.register(_Searched(index))
+        own = self._answered = CollectorRegistry()
         if shared is None:
-            self._counted = counted
-            ProcessCollector(registry=self._own)
+            ProcessCollector(registry=own)  # memory and CPU time
         else:
-            self._counted = CollectorRegistry()
-            MultiProcessCollector(self._counted, str(shared.folder))
-            self._own.register(_Processes(shared))
-        names: dict[str, Any] = {"registry": counted, "namespace": "dcdctl"}
+            self._answered = CollectorRegistry()
+            MultiProcessCollector(self._answered, str(shared.folder))
+        names: dict[str, Any] = {"registry": own, "namespace": "dcdctl"}
         self._requests = Counter("requests", "Requests answered.", ["route", "method", "status"], **names)
         self._seconds = Histogram(
             "request_seconds", "Time until a request was answered completely.", ["route"], buckets=SECONDS, **names
@@ -123,36 +106,4 @@ class Metrics:
 
     def text(self) -> bytes:
         """All metrics in the text format; of several processes the sums."""
-        return generate_latest(self._counted) + generate_latest(self._own)
-
-
-class _Searched(Collector):
-    """The index as it is now, which may have another model after a reload."""
-
-    def __init__(self, index: Callable[[], ImageIndex]) -> None:
-        self._index = index
-
-    def collect(self) -> Iterable[Metric]:
-        index = self._index()
-        yield GaugeMetricFamily("dcdctl_index_images", "Images that are searched.", value=index.num_images)
-        info = GaugeMetricFamily("dcdctl_index_info", "The model and the kind of the index.", labels=["model", "kind"])
-        info.add_metric([index.fingerprint[:12], index.kind], 1)
-        yield info
-
-
-class _Processes(Collector):
-    """Memory, CPU time and open files of each process of a service, with its number as a label."""
-
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-
-    def collect(self) -> Iterable[Metric]:
-        families: dict[str, Metric] = {}
-        files = self._shared.folder.glob("*.pid")
-        pids = {int(path.stem): int(path.read_text(encoding="ascii") or 0) for path in files}
-        for number, pid in sorted(pids.items()):
-            for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
-                family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
-                for sample in metric.samples:
-                    family.add_sample(sample.name, {"process": str(number)}, sample.value)
-        return families.values()
+        return generate_latest(self._answered)

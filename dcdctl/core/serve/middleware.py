@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from threading import Event
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -13,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dcdctl.core.serve import logs
-from dcdctl.core.serve.config import KiB, MiB, ServiceConfig
+from dcdctl.core.serve.config import MiB, ServiceConfig
 from dcdctl.core.serve.keys import Keys, WrongKeys
 from dcdctl.core.serve.metrics import Metrics
 
@@ -42,16 +41,11 @@ HEADERS = {
 
 @dataclass(eq=False)
 class LimitsMiddleware:
-    """An ASGI app around another.
-
-    While `ending` is set, it answers the requests that arrive, says so in /health, and ends each connection with its
-    answer. `keys` are never logged, wherever a request has them.
-    """
+    """An ASGI app around another. `keys` are never logged, wherever a request has them."""
 
     app: ASGIApp
     config: ServiceConfig
     metrics: Metrics
-    ending: Event
     keys: Keys | None = None
     _in_flight: int = 0
     _arriving: set[_LimitedBody] = field(default_factory=set)
@@ -77,8 +71,6 @@ class LimitsMiddleware:
                 headers["X-Request-ID"] = request_id
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                if self.ending.is_set():
-                    headers["Connection"] = "close"
             await send(message)
 
         self._count(1)
@@ -97,13 +89,9 @@ class LimitsMiddleware:
 
     def _answer(self, scope: Scope, body: _LimitedBody) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
-        # Of the request line and the headers. The parser compares it only while they are incomplete.
-        num_bytes = len(scope["raw_path"]) + len(scope["query_string"])
-        num_bytes += sum(len(name) + len(value) for name, value in scope["headers"])
-        if num_bytes > self.config.max_header_bytes:
-            limit = f"at most {self.config.max_header_bytes / KiB:g} KiB are accepted"
-            error = f"the request line and headers are too large, {limit}"
-            return _rejected(self.metrics, "headers too large", error, 431, {"Connection": "close"})
+        # The parser compares the size of headers only while they are incomplete.
+        if len(_address(scope)) > self.config.max_header_bytes:
+            return _rejected(self.metrics, "address too long", "the address is too long", 414, {})
         if self._in_flight > self.config.max_requests and scope["path"] not in ALWAYS_ANSWERED:
             return refusal("too many requests", self.config, self.metrics)
         # Slow uploads must leave room for searches.
@@ -154,7 +142,7 @@ class KeyMiddleware:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         path = scope["path"]
-        if path in OPEN_PATHS or (path == "/metrics" and self.config.metrics_without_key):
+        if path in OPEN_PATHS:
             return None
         client = (scope.get("client") or ("",))[0]
         # Before any key is compared, right ones too: the answer must not say that a guess is right.

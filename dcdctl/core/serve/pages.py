@@ -1,39 +1,32 @@
-"""The pages of the service: image search, and how to use the service from a program. They load nothing from
-elsewhere."""
+"""The page of the service: image search. It loads nothing from elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
 from dcdctl.core import files, templates
 from dcdctl.core.search import ImageIndex
 from dcdctl.core.serve import images
-from dcdctl.core.serve.config import MiB, ServiceConfig
+from dcdctl.core.serve.config import ServiceConfig
 
 ASSETS = files.packaged("assets")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""What the pages may load: their own files, and images that the user has selected."""
+"""What the page may load: their own files, and images that the user has selected."""
 MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 def add_pages(app: FastAPI, index: Callable[[], ImageIndex], config: ServiceConfig) -> None:
-    """Add the pages to an app that has all its other routes; `index` returns the index that is searched now.
-
-    The page about the routes is made when it is first asked for: its schema takes longer than all other parts of an
-    app.
-    """
+    """Add the page and its files to an app; `index` returns the index that is searched now."""
     _add(app, "/", lambda: search_page(index(), config).encode(), "text/html")
     for suffix, media_type in MEDIA_TYPES.items():
         _add(app, f"/search{suffix}", partial(bytes, (ASSETS / f"search{suffix}").read_bytes()), media_type)
-    _add(app, "/docs", cache(lambda: docs_page(app.openapi(), config).encode()), "text/html")
 
 
 NUM_SAMPLE, NUM_EXAMPLES = 12, 4
@@ -58,28 +51,6 @@ def search_page(index: ImageIndex, config: ServiceConfig) -> str:
         max_chars=config.max_text_chars,
         has_keywords=index.has_keywords,
     )
-
-
-def docs_page(schema: dict[str, Any], config: ServiceConfig) -> str:
-    """The HTML of the page about the routes, from their OpenAPI document."""
-    size = f"{config.max_upload_bytes / MiB:g}"
-    return templates.render(
-        "search-docs.html", config=config, max_upload_mib=size, paths=schema["paths"], limits_of=_limits
-    )
-
-
-def _limits(schema: dict[str, Any]) -> Iterator[str]:
-    """The values that a parameter may have, in words."""
-    for option in schema.get("anyOf", [schema]):
-        if (kind := option.get("type")) not in (None, "null"):
-            yield " or ".join(map(str, option["enum"])) if "enum" in option else str(kind)
-        # The maximum of a row is the largest int64, which tells a reader nothing.
-        if "maximum" in option and option["maximum"] < 2**32:
-            yield f"{option.get('minimum', 0)} to {option['maximum']}"
-        if "maxLength" in option:
-            yield f"at most {option['maxLength']} characters"
-    if "default" in schema:
-        yield f"{schema['default']} if not given"
 
 
 def _add(app: FastAPI, path: str, content: Callable[[], bytes], media_type: str) -> None:

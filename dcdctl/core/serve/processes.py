@@ -82,7 +82,6 @@ def supervise(job: Job, listener: socket.socket, on_ready: Callable[[int], None]
         arrived,
         handled(dict.fromkeys(numbers, lambda number, _: arrived.send(number))),
     ):
-        Shared(Path(folder), 0).note_pid()
         supervisor = _Supervisor(job, listener, Path(folder), on_ready)
         try:
             supervisor.run(signals)
@@ -144,7 +143,7 @@ class _Supervisor:
         # A terminal and a supervisor may both have sent the signal.
         while signals.poll():
             signals.recv()
-        ends = time.monotonic() + self._job.config.drain_s + self._job.config.shutdown_s + GRACE_S
+        ends = time.monotonic() + self._job.config.shutdown_s + GRACE_S
         while running and time.monotonic() < ends and not signals.poll():
             happened = connection.wait(
                 [signals, *(process.sentinel for process in running)], max(0.0, ends - time.monotonic())
@@ -210,10 +209,10 @@ class _Supervisor:
         if child.num_failed >= MAX_FAILED_STARTS and all(one.ready_since is None for one in self._children):
             raise error
         # The first end may be chance; a process that ends again and again must not use all the time for starts.
-        delay = min(MAX_DELAY_S, 2.0 ** (child.num_failed - 1)) if child.num_failed else 0.0
+        delay = min(MAX_DELAY_S, 2.0**child.num_failed - 1)
         child.num_failed += 1
         child.ready_since, child.starts_at = None, now + delay
-        logs.OWN.error("%s; it starts again %s", child.error or how, f"in {delay:g} s" if delay else "now")
+        logs.OWN.error("%s; it starts again in %g s", child.error or how, delay)
         if self._to_reload and self._to_reload[0] is child:
             self._reload_next()
 
