@@ -48,19 +48,18 @@ SIZES = (
 )
 BATCH = ("batch.size=8", "batch.random_negatives=4", "batch.hard_negatives=2")
 CHECKPOINTS = ("optimizer.steps=6", "optimizer.save_every=2", "validation.every=3", "validation.max_images=4")
-BENCH = (
-    "--num-images",
-    2,
-    "--batch-sizes",
-    1,
-    "--gallery-sizes",
-    10,
-    "--reference-gallery",
-    10,
-    "--repeats",
-    1,
-    "--fresh-processes",
-    0,
+BENCH = tuple(
+    f"--set={setting}"
+    for setting in (
+        "num_images=2",
+        "batch_sizes=[1]",
+        "gallery_sizes=[10]",
+        "reference_gallery=10",
+        "num_repeats=1",
+        "num_fresh_processes=0",
+        "budget_s=0.05",
+        "is_onnx_timed=false",
+    )
 )
 TIMES = {"seconds", "ms_per_query", "pairs_per_s", "checksum", "images_per_s", "queries_per_s"}
 """Entries of documents that differ from run to run."""
@@ -273,7 +272,7 @@ class Stage:
         pair = ("--teacher", self.fusion, "--data", self.corpus, "--split", "test")
         bench = Job(
             "bench",
-            lambda out: ["bench", out, *pair, "--budget", 0.05, "--no-onnx", *BENCH, *CPU],
+            lambda out: ["bench", out, *pair, *BENCH, *CPU],
             listing,
             lambda out: shutil.copytree(self.dual, out),
         )

@@ -201,16 +201,16 @@ def test_the_processor_clock_does_not_advance_while_the_process_sleeps():
 
 
 def test_the_processor_clock_is_refused_for_a_gpu():
-    with pytest.raises(ConfigError, match=r"say nothing of work on cuda; use --clock wall"):
+    with pytest.raises(ConfigError, match=r"say nothing of work on cuda; use --set clock=wall"):
         bench_bench._clock(BenchConfig(clock="processor"), torch.device("cuda"))
 
 
 def test_the_page_names_the_default_sizes():
     config, page = BenchConfig(), (DOCS / "bench.md").read_text()
     *smaller, largest = config.batch_sizes
-    assert f"batches of {', '.join(map(str, smaller))} and {largest} (`--batch-sizes`)" in page
-    assert f"N is {config.gallery_sizes[0]:,} to {config.gallery_sizes[-1]:,} (`--gallery-sizes`)" in page
-    assert f"the first {config.num_images} of the split (`--num-images`)" in page
+    assert f"batches of {', '.join(map(str, smaller))} and {largest}, each" in page
+    assert f"N is {config.gallery_sizes[0]:,} to {config.gallery_sizes[-1]:,}.\n" in page
+    assert f"the first {config.num_images} of the split, repeated" in page
 
 
 @pytest.mark.parametrize(

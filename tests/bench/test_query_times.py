@@ -26,7 +26,7 @@ def test_a_missing_benchmark_reads_as_none(tmp_path):
 def test_a_benchmark_without_its_reference_gallery_is_refused(tmp_path):
     write_bench(tmp_path, "scenes-vilt")
     path = tmp_path / "bench.json"
-    change_json(path, settings={"headline_size": 12345})
+    change_json(path, settings={"reference_gallery": 12345})
     with pytest.raises(InputError, match=r"bench\.json is not as this dcdctl writes it: .* gallery sizes"):
         read_times(path, "student")
 

@@ -103,4 +103,3 @@ def test_arithmetic_on_quantities_applies_to_each_draw():
     assert (two * 10 / five).draws_R == pytest.approx([2, 5])
     excess = two.excess_over(Quantity(2.0, np.array([2.0, 1.0])))
     assert (excess.value, *excess.draws_R) == (0, 0, 2)
-    assert two.inverse(6).draws_R == pytest.approx([6, 2])

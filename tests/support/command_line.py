@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 
 QUICK_BENCH = (
-    "--num-images 2 --batch-size 2 --batch-sizes 2 --gallery-sizes 10 --reference-gallery 10 --budget 0.02 "
-    "--fresh-processes 0 --repeats 2 --no-onnx --device cpu"
+    "--set num_images=2 --batch-size 2 --set batch_sizes=[2] --set gallery_sizes=[10] --set reference_gallery=10 "
+    "--set budget_s=0.02 --set num_fresh_processes=0 --set num_repeats=2 --set is_onnx_timed=false --device cpu"
 )
 """Options of `bench` for the shortest measurements, in no other process."""
 

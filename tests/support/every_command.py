@@ -46,7 +46,7 @@ COMMANDS = {
     "distill --resume": f"distill {STUDENT} --out run --resume",
     "convert": "convert teacher --out NEW",
     "eval": f"eval dual {DATA}",
-    "bench": f"bench dual --teacher teacher {DATA} --budget 0.1 --num-images 2",
+    "bench": f"bench dual --teacher teacher {DATA} --set budget_s=0.1 --set num_images=2",
     "compare": "compare evaluation evaluation2 --html compared.html --data corpus",
     "report": "report evaluation evaluation2 run --out report.html",
     "export": "export dual --out NEW --to transformers",

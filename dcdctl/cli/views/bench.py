@@ -19,7 +19,6 @@ FIRST_QUERY = {
     "- loading the model": ["load_s"],
     "- first answer": ["first_answer_s"],
     "- CPU time of these": ["processor_s"],
-    "second answer of that process": ["second_answer_s"],
 }
 """Rows of the first query: the fields of `FirstQuery` that each adds."""
 Row = Sequence[str]
@@ -102,11 +101,10 @@ def _busy(result: Bench) -> str:
     if not loads or max(loads) <= cores:
         return ""
     # CPU time does not count waiting, except for processes of their own, which are timed from outside.
-    affected = "all times" if result.settings.clock == "wall" else "times of fresh processes"
-    advice = (
-        ", and short ones vary; --clock processor measures CPU time instead" if result.settings.clock == "wall" else ""
-    )
-    return f"\nbusy: {max(loads):.1f} processes needed {cores} cores; {affected} are upper bounds{advice}"
+    affected = "times of fresh processes"
+    if result.settings.clock == "wall":
+        affected = "all times (--set clock=processor measures CPU time instead)"
+    return f"\nbusy: {max(loads):.1f} processes needed {cores} cores; upper bounds: {affected}"
 
 
 def _latency_rows(times: Sequence[ModelTimes], gallery_size: int) -> list[Row]:

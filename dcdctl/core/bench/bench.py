@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -139,7 +139,7 @@ def _clock(config: BenchConfig, device: torch.device) -> Callable[[], float]:
         return time.perf_counter
     if device.type != "cpu":
         raise ConfigError(
-            f"a processor's seconds say nothing of work on {device.type}", hint="use --clock wall or --device cpu"
+            f"a processor's seconds say nothing of work on {device.type}", hint="use --set clock=wall or --device cpu"
         )
     return time.process_time
 
@@ -186,10 +186,7 @@ def _query_duration(model: BenchModel, num_images: int, *, is_cached: bool) -> D
 
 
 def _throughput(model: BenchModel, size: int) -> Throughput:
-    rates: dict[str, Any] = {}
-    for kind, repeats in model.batch_times[size].items():
-        rate = repeats.median.inverse(size)
-        rates |= {f"{kind}_per_s": rate.value, f"{kind}_interval": rate.interval}
+    rates = {f"{kind}_per_s": size / repeats.median.value for kind, repeats in model.batch_times[size].items()}
     return Throughput(batch_size=size, **rates)
 
 

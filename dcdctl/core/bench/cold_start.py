@@ -18,7 +18,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dcdctl.core import devices, files, models
 from dcdctl.core.bench.config import STUDENT, TEACHER, BenchConfig, ModelPair
@@ -74,7 +73,7 @@ def run(name: str, pair: ModelPair, config: BenchConfig, device: torch.device) -
         )
         raise ModelError(
             f"a fresh process that loads {getattr(pair, name)} could not answer: {reason}",
-            hint="--fresh-processes 0 leaves this measurement out",
+            hint="--set num_fresh_processes=0 leaves this measurement out",
         )
     # The last line, because a library may have printed to stdout before.
     return build(ColdStartTimes, json.loads(done.stdout.splitlines()[-1]))
@@ -89,7 +88,7 @@ def _median(processes: Sequence[ColdStartTimes]) -> ColdStartTimes:
 def answer(
     begun: float, started: float, name: str, pair_table: dict[str, Any], config_table: dict[str, Any], device_name: str
 ) -> None:
-    """Run in a fresh process: load, encode, answer twice, and write `ColdStartTimes` to stdout as one line of JSON."""
+    """Run in a fresh process: load, encode, answer, and write `ColdStartTimes` to stdout as one line of JSON."""
     imported = time.time()
     pair, config, device = build(ModelPair, pair_table), build(BenchConfig, config_table), devices.choose(device_name)
     if config.num_threads is not None:
@@ -100,13 +99,12 @@ def answer(
     loaded, worked = time.time(), time.process_time()
     corpus = Corpus.open(pair.data, pair.split)
     with torch.inference_mode(), Compute(device=device, precision=config.precision).forward_pass():
-        first, second, first_worked = _answer_twice(model, corpus, config, device)
+        first, first_worked = _answer(model, corpus, config, device)
     parts = {
         "start_s": begun - started,
         "import_s": imported - begun,
         "load_s": loaded - imported,
         "first_answer_s": first,
-        "second_answer_s": second,
         "total_s": loaded - started + first,
         "processor_s": worked + first_worked,
         "rss_peak_mib": peak_rss_mib(),
@@ -115,10 +113,8 @@ def answer(
     sys.stdout.write(json.dumps(parts) + "\n")
 
 
-def _answer_twice(
-    model: Model, corpus: Corpus, config: BenchConfig, device: torch.device
-) -> tuple[float, float, float]:
-    """Seconds for the first and the second answer of a caption, and CPU seconds of the first."""
+def _answer(model: Model, corpus: Corpus, config: BenchConfig, device: torch.device) -> tuple[float, float]:
+    """Seconds and CPU seconds for the answer of a caption."""
     steps = timed_model(model, config.batch_size)
     # One batch of images; the gallery repeats them if it is larger.
     batch = corpus.images(range(min(config.batch_size, config.num_images, corpus.num_images)))
@@ -126,16 +122,10 @@ def _answer_twice(
     gallery = steps.gallery(images, config.num_images)
     devices.synchronize(device)
     encoded, worked = time.perf_counter(), time.process_time()
-
-    def search() -> Tensor:
-        text = steps.encode_texts(model.preprocess.texts([corpus.captions[0]]).to(device))
-        # The copy to the CPU waits for the GPU, so both times are of finished work.
-        return steps.rank(gallery, text).topk(min(FIRST, config.num_images)).indices.cpu()
-
-    search()
-    answered, worked = time.perf_counter(), time.process_time() - worked
-    search()
-    return answered - encoded, time.perf_counter() - answered, worked
+    text = steps.encode_texts(model.preprocess.texts([corpus.captions[0]]).to(device))
+    # The copy to the CPU waits for the GPU, so the time is of finished work.
+    steps.rank(gallery, text).topk(min(FIRST, config.num_images)).indices.cpu()
+    return time.perf_counter() - encoded, time.process_time() - worked
 
 
 def peak_rss_mib() -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dcdctl.core.config import NOT_EMPTY, Count, Key, Natural, Positive, check_fields
+from dcdctl.core.config import NOT_EMPTY, Count, Natural, Positive, check_fields
 from dcdctl.core.errors import ConfigError
 
 # From a folder of photos to a catalog, a power of ten apart: the curve is drawn on a logarithmic axis.
@@ -44,8 +44,7 @@ class BenchConfig:
     """Seconds for the repeats of one measurement of one model; a query that takes longer is extrapolated."""
     gallery_sizes: Annotated[tuple[Count, ...], NOT_EMPTY] = DEFAULT_SIZES
     """Numbers of images N that a query is timed against."""
-    # `headline_size` is the name in bench.json.
-    reference_gallery: Annotated[int, Key("headline_size")] = 1000
+    reference_gallery: int = 1000
     """The gallery size of the reported speed-up per query."""
     max_gallery_mib: int = 1024
     """A larger gallery of a dual model is not allocated, and its query is extrapolated."""

@@ -10,8 +10,7 @@ vectors of an index.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -49,33 +48,18 @@ def count_flops(work: Callable[[], object]) -> int:
 
 def of_model(model: FusionScorer | DualEncoder, bench_model: BenchModel) -> Footprint:
     """The footprint of a model, measured on its inputs."""
-    with _without_gradients(model):
-        num_floats, flops = bench_model.steps.index_floats(bench_model.encoded_images), _flops(bench_model)
+    num_floats = bench_model.steps.index_floats(bench_model.encoded_images)
     return Footprint(
         num_parameters=sum(parameter.numel() for name, parameter in model.named_parameters() if _is_saved(name)),
         weight_bytes=sum(
             tensor.numel() * tensor.element_size() for name, tensor in model.state_dict().items() if _is_saved(name)
         ),
-        flops=flops,
+        flops=_flops(bench_model),
         index_bytes_per_million_images={
             name: round(MILLION * num_floats * size)
             for name, size in (("float32", FLOAT32_BYTES), ("float16", FLOAT32_BYTES // 2))
         },
     )
-
-
-@contextmanager
-def _without_gradients(model: FusionScorer | DualEncoder) -> Iterator[None]:
-    """No parameter requires a gradient. In inference mode a view of one that does has no history, and torch's counter
-    fails on it."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def _is_saved(name: str) -> bool:

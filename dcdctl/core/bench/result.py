@@ -59,8 +59,6 @@ class ColdStartTimes:
     """To load the model and move it to its device."""
     first_answer_s: float
     """To tokenize and encode a caption, and to rank all encoded images for the first ten."""
-    second_answer_s: float
-    """The same once more."""
     total_s: float
     """Start, import, load and first answer."""
     processor_s: float
@@ -118,16 +116,13 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """Rates in batches of one size, with intervals."""
+    """Rates in batches of one size."""
 
     batch_size: int
     pairs_per_s: float
-    pairs_interval: Interval
     """Encoding included."""
     images_per_s: float
-    images_interval: Interval
     captions_per_s: float
-    captions_interval: Interval
 
 
 @dataclass(frozen=True, kw_only=True)

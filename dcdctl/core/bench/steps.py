@@ -202,9 +202,10 @@ def device_of(model: FusionScorer | DualEncoder) -> torch.device:
 
 
 def prepare_model(model: FusionScorer | DualEncoder, corpus: Corpus, config: BenchConfig) -> BenchModel:
-    """A model in evaluation mode with the first images of a corpus and their captions (of a pool, its first texts),
-    preprocessed: singly, in batches, and the remainders of the galleries."""
-    model.eval()
+    """A model in evaluation mode, without gradients, with the first images of a corpus and their captions (of a pool,
+    its first texts), preprocessed: singly, in batches, and the remainders of the galleries."""
+    # In inference mode a view of a parameter that requires a gradient has no history, and torch's counter fails on it.
+    model.eval().requires_grad_(False)
     preprocess, device, batch_size = model.preprocess, device_of(model), config.batch_size
     images = corpus.images(range(min(config.num_images, corpus.num_images)))
 

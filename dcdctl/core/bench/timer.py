@@ -52,10 +52,6 @@ class Quantity:
         """max(self - other, 0)."""
         return Quantity(max(0.0, self.value - other.value), np.maximum(0.0, self.draws_R - other.draws_R))
 
-    def inverse(self, count: float = 1.0) -> Quantity:
-        """count / self: a rate."""
-        return Quantity(count / self.value, count / self.draws_R)
-
     @property
     def interval(self) -> tuple[float, float]:
         """The middle `LEVEL` of the resamples."""

@@ -10,7 +10,7 @@ from .embed import (
     load_embedder,
 )
 from .encoded import encode_corpus
-from .feature_files import FEATURES, find_faults
+from .feature_files import FEATURES
 from .features import CorpusSource, Reader, Source, open_or_build, open_source
 from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, PairScorer, Workload, measure_rate, score_pairs
 from .quantize import HIGHEST, VectorKind, binary_codes, bytes_per_vector, decoded, int8_codes
@@ -41,7 +41,6 @@ __all__ = [
     "embed_with_model",
     "embeds_by_first_token",
     "encode_corpus",
-    "find_faults",
     "finite_vectors",
     "int8_codes",
     "load_embedder",
