@@ -47,6 +47,7 @@ from dcdctl.core.search import FolderIndex, Hit, ImageIndex, ImageSource, parse_
 from dcdctl.core.search import commit as search_commit
 from dcdctl.core.search.columns.table import write_columns
 from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.exact import token_type
 from dcdctl.core.search.part_files import ROWS_PER_PART, SourceImage
 from dcdctl.core.search.storage import IndexDocument, IndexedModel, Part
 from dcdctl.core.stores import location_of, open_index, open_store, upload_index
@@ -95,7 +96,7 @@ def write_vectors(folder: Path, num_images: int, mixture: Mixture) -> list[Part]
         path = folder / "vectors" / part_files.part_name(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         part_files.write_part(path, [SourceImage(image_id=name, path=name) for name in paths], vectors)
-        parts.append(part_files.describe_part(path, 0, mixture.dim)[0])
+        parts.append(part_files.describe_part(path, 0, token_type(mixture.dim, "float16"))[0])
     return parts
 
 

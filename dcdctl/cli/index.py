@@ -81,7 +81,10 @@ class NewIndex(Columns):
 
     model: Annotated[
         Ref,
-        argument("Dual encoder (run folder or another model reference); to change an index, its folder.", "RUN|INDEX"),
+        argument(
+            "Dual or late-interaction model (run folder or another reference); to change an index, its folder.",
+            "RUN|INDEX",
+        ),
         str,
     ]
     images: Annotated[
@@ -186,7 +189,7 @@ NUM_SKIPPED_SHOWN = 5
 
 
 def index(new: NewIndex, changes: IndexChanges, threads: Threads = None, json: Json = False) -> None:
-    """Make images searchable, or change an index. A dual encoder embeds the images of a folder or a corpus once."""
+    """Make images searchable, or change an index. A model embeds the images of a folder or a corpus once."""
     # Typer knows no options that depend on each other.
     if changes.replace and changes.to is None:
         raise typer.BadParameter("replaces the images of a store: name it with --to", param_hint="--replace")
@@ -269,10 +272,8 @@ def _show(change: IndexChange, uploaded: Upload | None) -> None:
     counts = _counts(added=change.added, removed=change.removed)
     words = " and by words" if index.has_keywords else ""
     columns = f", columns {', '.join(map(printable, index.columns.names))}" if index.columns.names else ""
-    show(
-        f"{index.num_images:,} images{counts}, {index.dim} numbers each, search by {index.kind}{words}{columns} -> "
-        f"{index.folder}"
-    )
+    numbers = f"{index.dim} numbers {'per token' if index.is_late else 'each'}"
+    show(f"{index.num_images:,} images{counts}, {numbers}, search by {index.kind}{words}{columns} -> {index.folder}")
     if uploaded is not None:
         changes = _counts(sent=uploaded.sent, deleted=uploaded.deleted)
         show(f"{uploaded.images:,} images{changes} -> {uploaded.location}")

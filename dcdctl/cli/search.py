@@ -34,6 +34,9 @@ class Query:
             "--where", "Only images whose columns meet a condition: \"year >= 2020 and owner = 'x'\".", "CONDITION"
         ),
     ] = None
+    exact: Annotated[
+        bool, configures("--exact", "Compare all images, in place of the candidates of graphs and codes.")
+    ] = False
     hybrid: Annotated[
         bool,
         configures(
@@ -91,9 +94,12 @@ def _open(
     if models.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(models.threads)  # read by NumPy's and torch's libraries when imported
     from dcdctl.core.search import parse_where
-    from dcdctl.core.stores import open_index
+    from dcdctl.core.stores import is_store, open_index
 
+    if is_store(place):
+        refuse({"--exact": query.exact or None}, "compares all images of an index in a folder, and this is a store")
     index = open_index(place, optional_path(models.model))
+    index.compares_all = query.exact
     condition = None if query.where is None else parse_where(query.where, index.columns)
     if query.hybrid:
         index.check_hybrid()

@@ -14,7 +14,11 @@ def found(vectors, queries, k, block, is_gone=None):
         (first, search_exact.unit_rows(vectors[first : first + block])) for first in range(0, len(vectors), block)
     )
     candidates = search_exact.rough(search_exact.unit(queries, vectors.shape[1]), blocks, k, is_gone)
-    return search_exact.exact(search_exact.unit(queries, vectors.shape[1]), candidates, lambda rows: vectors[rows], k)
+
+    def score(query, rows):
+        return search_exact.cosines(query, vectors[rows])
+
+    return search_exact.exact(search_exact.unit(queries, vectors.shape[1]), candidates, score, k)
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])

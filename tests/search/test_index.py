@@ -15,6 +15,7 @@ from dcdctl.core import artifacts
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.search import FolderIndex, part_files
 from dcdctl.core.search import index as search_index
+from dcdctl.core.search.exact import token_type
 
 VECTORS = unit_vectors(60)
 PARTS = [VECTORS[:17], VECTORS[17:18], VECTORS[18:]]
@@ -137,7 +138,7 @@ def test_a_path_out_of_the_folder_is_refused_even_if_the_index_has_it(tmp_path):
     for path in ("../secret", str(tmp_path / "secret")):
         part_files.write_part(part, [part_files.SourceImage(image_id="x", path=path)], VECTORS[:1])
         first, _, *others = index.parts
-        parts = (first, part_files.describe_part(part, 0, 16)[0], *others)
+        parts = (first, part_files.describe_part(part, 0, token_type(16, "float16"))[0], *others)
         index = FolderIndex(tmp_path / "index", replace(index.document, parts=parts))
         with pytest.raises(MissingError, match="leads out of the folder"):
             index.image_bytes(17)

@@ -20,6 +20,7 @@ from dcdctl.core.data import Corpus, tokens_of
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.search import FolderIndex, IndexSearcher, keywords, part_files
 from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.exact import token_type
 from dcdctl.core.search.keywords import Keywords, best, fuse, words_of_name
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.storage import ImageSource
@@ -59,7 +60,7 @@ def captioned(
     for number, first in enumerate(range(0, len(images), 2)):
         path = folder / "vectors" / part_files.part_name(number)
         part_files.write_part(path, images[first : first + 2], vectors_RD[first : first + 2])
-        entries.append(part_files.describe_part(path, 0, vectors_RD.shape[1])[0])
+        entries.append(part_files.describe_part(path, 0, token_type(vectors_RD.shape[1], "float16"))[0])
     settings = {"kind": "flat", **settings}
     return seal_index(folder, source, entries, dim=vectors_RD.shape[1], removed=removed or None, **settings)
 

@@ -13,6 +13,7 @@ from made_index import unit_vectors
 from dcdctl.core import artifacts
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.search import part_files, storage
+from dcdctl.core.search.exact import token_type
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
 
 
@@ -31,8 +32,9 @@ def write(path, count, dim=5, skipped=()):
 def test_mapped_vectors_equal_those_of_parquet_readers(tmp_path, count, dim):
     path = tmp_path / "vectors" / "part-00000.parquet"
     vectors, places = write(path, count, dim)
-    part, _ = part_files.describe_part(path, 3, dim)
-    np.testing.assert_array_equal(np.concatenate(part_files.mapped(tmp_path, part, dim)), vectors)
+    part, _ = part_files.describe_part(path, 3, token_type(dim, "float16"))
+    mapped = part_files.mapped(tmp_path, part, token_type(dim, "float16"))
+    np.testing.assert_array_equal(np.concatenate(mapped), vectors)
     table = pq.read_table(path)
     np.testing.assert_array_equal(np.stack(table.column("vector").to_numpy()), vectors)
     assert part_files.read_images(path) == places
@@ -54,16 +56,16 @@ def test_mapped_vectors_equal_those_of_parquet_readers(tmp_path, count, dim):
 def test_a_part_with_other_rows_or_vectors_elsewhere_is_named(tmp_path, change):
     path = tmp_path / "vectors" / "part.parquet"
     write(path, 1200)
-    part, _ = part_files.describe_part(path, 0, 5)
+    part, _ = part_files.describe_part(path, 0, token_type(5, "float16"))
     wrong, message = (
         change(part),
-        r"part\.parquet is damaged: index\.json says that it has [\d,]+ rows with vectors of \d numbers at byte",
+        r"part\.parquet is damaged: index\.json says that it has [\d,]+ rows with vectors of \d+ bytes at byte",
     )
     with pytest.raises(StaleError, match=message):
-        part_files.mapped(tmp_path, wrong, 5)
+        part_files.mapped(tmp_path, wrong, token_type(5, "float16"))
     with pytest.raises(StaleError, match=message):
-        part_files.mapped(tmp_path, part, 4)
-    assert len(part_files.mapped(tmp_path, part, 5)) == 2
+        part_files.mapped(tmp_path, part, token_type(4, "float16"))
+    assert len(part_files.mapped(tmp_path, part, token_type(5, "float16"))) == 2
 
 
 def test_a_part_that_is_not_parquet_is_named(tmp_path):
@@ -72,7 +74,7 @@ def test_a_part_that_is_not_parquet_is_named(tmp_path):
     path.write_bytes(b"no vectors")
     part = storage.Part(file=path.name, source=0, rows=1, vectors_at=(4,), **artifacts.seal_of(path))
     with pytest.raises(StaleError, match=r"part\.parquet is damaged: it is not a Parquet file"):
-        part_files.mapped(tmp_path, part, 5)
+        part_files.mapped(tmp_path, part, token_type(5, "float16"))
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
@@ -82,13 +84,13 @@ def test_vectors_of_a_part_that_are_not_finite_are_refused(tmp_path, bad):
     vectors[1100, 3] = bad
     path.parent.mkdir()
     part_files.write_part(path, [SourceImage(image_id=str(row), path=str(row)) for row in range(1200)], vectors)
-    part, _ = part_files.describe_part(path, 0, 5)
+    part, _ = part_files.describe_part(path, 0, token_type(5, "float16"))
     for _ in range(2):
         with pytest.raises(
             StaleError,
             match=r"part\.parquet is damaged: it has vectors that are NaN or infinite; delete the folder and run",
         ):
-            part_files.mapped(tmp_path, part, 5)
+            part_files.mapped(tmp_path, part, token_type(5, "float16"))
 
 
 def test_every_finite_float16_is_finite():
@@ -108,7 +110,7 @@ def test_duckdb_reads_the_vectors(tmp_path):
 def test_a_part_lists_skipped_files_and_may_be_empty(tmp_path):
     lost = [SkippedFile(path="x.txt", reason="no picture")]
     write(tmp_path / "part.parquet", 0, skipped=lost)
-    part, found = part_files.describe_part(tmp_path / "part.parquet", 0, 5)
+    part, found = part_files.describe_part(tmp_path / "part.parquet", 0, token_type(5, "float16"))
     assert (part.rows, part.vectors_at, found) == (0, (), lost)
 
 

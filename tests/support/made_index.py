@@ -23,6 +23,7 @@ from dcdctl.core.search import (
     run_index_job,
 )
 from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.exact import token_type
 from dcdctl.core.search.part_files import SourceImage, part_name
 from dcdctl.core.search.storage import IndexDocument, IndexedModel, Part
 
@@ -53,7 +54,7 @@ def write_index(
         path = folder / "vectors" / part_name(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         part_files.write_part(path, [SourceImage(image_id=name, path=name) for name in names], vectors)
-        entries.append(part_files.describe_part(path, 0, vectors.shape[1])[0])
+        entries.append(part_files.describe_part(path, 0, token_type(vectors.shape[1], "float16"))[0])
         first += len(vectors)
     source = ImageSource(kind="folder", path=str(images or folder.parent / "nowhere"))
     return seal_index(folder, source, entries, dim=parts[0].shape[1], removed=removed, **settings)
@@ -67,12 +68,13 @@ def seal_index(
     dim: int,
     removed: Sequence[int] | None = None,
     fingerprint: str = 64 * "a",
+    model_kind: Any = "dual",
     **settings: object,
 ) -> FolderIndex:
     """The index of files of vectors that are written, of images of one source."""
     document = IndexDocument(
         generation=1,
-        model=IndexedModel(dim=dim, fingerprint=fingerprint),
+        model=IndexedModel(kind=model_kind, dim=dim, fingerprint=fingerprint),
         precision="float32",
         settings=config.build(IndexConfig, settings),
         sources=(source,),
@@ -107,6 +109,11 @@ def build(
         verify=verify,
     )
     return run_index_job(str(ref), changes, images=images, out=folder, compute=compute, track=track).index
+
+
+def build_of(ref: Path, images: Path, folder: Path, *sets: str) -> FolderIndex:
+    """The same with these settings alone."""
+    return run_index_job(str(ref), Changes(sets=sets), images=images, out=folder, compute=BATCHES).index
 
 
 def update(folder: Path, *, compute: Compute = BATCHES, track: Track = silent, **changes: Any) -> FolderIndex:

@@ -8,6 +8,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import postgres
 import pytest
@@ -54,24 +55,27 @@ def _duals_read_once() -> Iterator[None]:
     if IS_PLAIN:
         yield
         return
-    read = models.load_dual
 
-    def load_dual(ref: str | Path) -> models.DualEncoder:
-        if not Path(ref).is_dir():
-            return read(ref)
-        key = pickle.dumps(contents(Path(ref)))
-        model, digest = _DUALS.get(key, (None, ""))
-        if model is None or model.digest != digest:
-            model = read(ref)
-            _DUALS[key] = model, model.digest
-        return model
+    def read_once(read: Callable[..., Any]) -> Callable[..., Any]:
+        def load(ref: str | Path) -> Any:
+            if not Path(ref).is_dir():
+                return read(ref)
+            key = pickle.dumps(contents(Path(ref)))
+            model, digest = _DUALS.get(key, (None, ""))
+            if model is None or model.digest != digest:
+                model = read(ref)
+                _DUALS[key] = model, model.digest
+            return model
+
+        return load
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "load_dual", load_dual)
+        for name in ("load_dual", "load_searchable"):
+            patch.setattr(models, name, read_once(getattr(models, name)))
         yield
 
 
-_DUALS: dict[bytes, tuple[models.DualEncoder, str]] = {}
+_DUALS: dict[bytes, tuple[Any, str]] = {}
 """Models and their digests by their files."""
 
 

@@ -13,6 +13,7 @@ from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, new_dual
 from .fusion import FusionScorer
 from .inputs import ImageBatch, PairBatch, RefusedTextError, States, TextBatch
+from .late import Searchable
 from .load_save import (
     check_ref,
     convert,
@@ -21,6 +22,7 @@ from .load_save import (
     load_dual,
     load_fusion,
     load_scorer,
+    load_searchable,
     save,
     text_pooling,
 )
@@ -75,6 +77,7 @@ __all__ = [
     "RawPairScorer",
     "RawPreprocess",
     "RefusedTextError",
+    "Searchable",
     "States",
     "TextBatch",
     "TextEncoder",
@@ -103,6 +106,7 @@ __all__ = [
     "load_dual",
     "load_fusion",
     "load_scorer",
+    "load_searchable",
     "load_tokenizer",
     "new_coattention",
     "new_dual",

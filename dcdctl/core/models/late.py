@@ -8,6 +8,7 @@ Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D le
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal, NoReturn
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.dual_scorer import pair_products
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
@@ -47,6 +49,24 @@ class LateInteraction(FusionScorer):
     def vectors_scale(self) -> Tensor | None:
         """Factor of the cosine that is added; None for MaxSim alone."""
         return None
+
+    @property
+    @abstractmethod
+    def token_dim(self) -> int:
+        """Length D of a token vector."""
+
+    def embed_texts(self, texts: TextBatch | States) -> Tensor:
+        """Queries of an index, T x L x D, float32: token vectors whose largest products with the tokens of an image add
+        up to their MaxSim; zeros for padding."""
+        return self._queries(self.encode_texts(texts))
+
+    def embed_images(self, images: ImageBatch | States) -> Tensor:
+        """Queries by images, I x N x D: MaxSim with the tokens of an image in place of a text's."""
+        return self._queries(self.encode_images(images))
+
+    def _queries(self, states: States) -> Tensor:
+        weights = states.mask[:, :, None].float()
+        return states.tokens.float() * (weights / weights.sum(dim=1, keepdim=True) if self.is_mean else weights)
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, float32, also under autocast."""
@@ -104,3 +124,7 @@ class LateInteraction(FusionScorer):
             "a late-interaction model has no fusion layers to choose a student's from",
             hint="start from it with model.kind late and model.start",
         )
+
+
+Searchable = DualEncoder | LateInteraction
+"""Models whose images are encoded once and put into an index."""

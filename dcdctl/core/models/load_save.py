@@ -37,8 +37,10 @@ from dcdctl.core.progress import Track, silent
 if TYPE_CHECKING:  # torch takes a second
     from dcdctl.core.models.dual import DualEncoder, Model
     from dcdctl.core.models.fusion import FusionScorer
+    from dcdctl.core.models.late import Searchable
 
 T = TypeVar("T")
+Wanted = Kind | Literal["searchable"]
 Form = Literal["folder", "checkpoint", "published", "function", "hub"]
 _SENTENCE_TRANSFORMERS = ("sentence-transformers", "sentence_transformers")
 FAMILIES = {
@@ -76,7 +78,12 @@ ALWAYS_OPEN = (
 )
 """The hint for a model whose family does not load."""
 _TEACHERS = files.packaged("teachers")
-_KINDS: dict[Kind, str] = {"fusion": "a fusion scorer", "dual": "a dual encoder", "late": "a late-interaction model"}
+_KINDS = {
+    "fusion": "a fusion scorer",
+    "dual": "a dual encoder",
+    "late": "a late-interaction model",
+    "searchable": "a dual encoder or a late-interaction model",
+}
 
 
 def load(
@@ -84,7 +91,7 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     track: Track = silent,
     *,
-    kind: Kind | None = None,
+    kind: Wanted | None = None,
 ) -> Model:
     """The model that a reference names, in eval mode, in float32 on the CPU; ModelError for a model of another kind
     than `kind`, before its weights are downloaded or opened.
@@ -95,8 +102,8 @@ def load(
     """
     settings = dict(overrides or {})
     form, source = _locate_checked(ref, settings)
-    if form in ("checkpoint", "published", "function") and kind not in (None, "fusion"):
-        raise _wrong_kind(ref, "fusion", kind)
+    if form in ("checkpoint", "published", "function"):
+        _check_kind(ref, "fusion", kind)
     if form == "function":
         return _python_function().load(source, settings)
     is_official = form == "checkpoint"
@@ -113,7 +120,9 @@ def load(
     return model
 
 
-def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, kind: Kind | None = None) -> Kind | None:
+def check_ref(
+    ref: str | Path, overrides: Mapping[str, Any] | None = None, *, kind: Wanted | None = None
+) -> Kind | None:
     """The kind of model that a reference names; None for a Hub id, whose kind is not known before it is loaded.
 
     Opens no weights and fetches nothing. ModelError if the reference names nothing here and cannot be a Hub id, or if
@@ -127,8 +136,7 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
         _python_function().check(source)
     if form == "folder":
         actual = _family(Path(source), ref).kind
-    if kind is not None and kind != actual:
-        raise _wrong_kind(ref, actual, kind)
+    _check_kind(ref, actual, kind)
     return actual
 
 
@@ -183,6 +191,12 @@ def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> Du
     """The dual encoder that a reference names; ModelError if it names another kind of model."""
     model = load(ref, overrides, kind="dual")
     assert model.kind == "dual"
+    return model
+
+
+def load_searchable(ref: str | Path) -> Searchable:
+    """The dual encoder or the late-interaction model that a reference names; ModelError if it names another model."""
+    model: Any = load(ref, kind="searchable")
     return model
 
 
@@ -287,7 +301,7 @@ def _load_official(path: Path, table: Mapping[str, Any]) -> FusionScorer:
     raise ModelError(f"{path} is no official checkpoint of ViLT or METER: it has {', '.join(sorted(state)[:3])}, ...")
 
 
-def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Kind | None) -> Model:
+def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Wanted | None) -> Model:
     """The model of a folder or of a Hub id; ModelError for a model of another kind."""
     if Path(ref).is_dir():
         return _load_folder(Path(ref), _family(Path(ref), ref, kind), overrides)
@@ -314,7 +328,7 @@ def find_family(model_type: str) -> Family | None:
     return FAMILIES["clip"] if has_towers and has_methods else None
 
 
-def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family:
+def _family(folder: Path, ref: str | Path, kind: Wanted | None = None) -> Family:
     """The family of the model in a folder; ModelError if neither dcdctl nor an installed package has it, or if it is of
     another kind."""
     model_type = _checked_type(folder)
@@ -326,8 +340,7 @@ def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family:
         raise ModelError(problem, hint="name it as candidates.model; a dual encoder embeds images and texts")
     if family is None:
         raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)
-    if kind is not None and kind != family.kind:
-        raise _wrong_kind(ref, family.kind, kind)
+    _check_kind(ref, family.kind, kind)
     return family
 
 
@@ -348,8 +361,9 @@ def _checked_type(folder: Path) -> str | None:
     return folders.type_of(folder)
 
 
-def _wrong_kind(ref: str | Path, actual: Kind, expected: Kind) -> ModelError:
-    return ModelError(f"{ref} is {_KINDS[actual]}, expected {_KINDS[expected]}")
+def _check_kind(ref: str | Path, actual: Kind, expected: Wanted | None) -> None:
+    if expected not in (None, actual) and (expected != "searchable" or actual == "fusion"):
+        raise ModelError(f"{ref} is {_KINDS[actual]}, expected {_KINDS[str(expected)]}")
 
 
 def _hub_errors(ref: str, *, hint: str) -> AbstractContextManager[None]:

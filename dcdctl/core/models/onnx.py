@@ -40,6 +40,7 @@ from dcdctl.core.errors import MissingError, ModelError, first_line, is_installe
 from dcdctl.core.models import text_tower
 from dcdctl.core.models.dual import DualEncoder, Model
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
+from dcdctl.core.models.late import Searchable
 from dcdctl.core.models.protocols import Preprocessor
 from dcdctl.core.models.text_tower import Padding, TextSettings, TextTower
 
@@ -108,7 +109,7 @@ class _ImageTower(nn.Module):
 
 
 class _TextTower(nn.Module):
-    def __init__(self, model: DualEncoder) -> None:
+    def __init__(self, model: Searchable) -> None:
         super().__init__()
         self.model = model
 
@@ -201,8 +202,8 @@ def exports_text_towers() -> bool:
     return all(map(is_installed, TEXT_PACKAGES))
 
 
-def export_text_tower(model: DualEncoder, folder: Path) -> float:
-    """Write the text side of a dual encoder as `text_tower` describes, atomically; the largest difference from torch on
+def export_text_tower(model: Searchable, folder: Path) -> float:
+    """Write the text side of a model as `text_tower` describes, atomically; the largest difference from torch on
     `PROBES`.
 
     ModelError for a model whose texts cannot be prepared or computed without it, and if a token, or a number of a
@@ -210,7 +211,7 @@ def export_text_tower(model: DualEncoder, folder: Path) -> float:
     `exports_text_towers`.
     """
     require_extra("index", *TEXT_PACKAGES, needed_by="the text side for ONNX Runtime")
-    if reason := model.export_spec().refusals.get("onnx"):
+    if reason := (model.as_dual or model).export_spec().refusals.get("onnx"):
         raise ModelError(f"its text side does not export to ONNX: {reason}")
     settings = _text_settings(model)
     # A copy, because a tokenizer keeps how it cut and padded its last texts, and would be saved with that.
@@ -235,7 +236,7 @@ def export_text_tower(model: DualEncoder, folder: Path) -> float:
     return difference
 
 
-def _text_settings(model: DualEncoder) -> TextSettings:
+def _text_settings(model: Searchable) -> TextSettings:
     """How a model's texts become tokens; ModelError if anything but a tokenizer of the library tokenizers takes
     part."""
     tokenizer = model.preprocess.tokenizer
@@ -251,7 +252,7 @@ def _text_settings(model: DualEncoder) -> TextSettings:
             token=tokenizer.pad_token,
             type_id=tokenizer.pad_token_type_id,
             side=tokenizer.padding_side,
-            to_maximum=model.export_spec().padded_length is not None,
+            to_maximum=(model.as_dual or model).export_spec().padded_length is not None,
         ),
         splits_special_tokens=bool(tokenizer.split_special_tokens),
         # For transformers the unknown token is special too, but it stands for a word of the text.
@@ -261,7 +262,7 @@ def _text_settings(model: DualEncoder) -> TextSettings:
     )
 
 
-def _export_text_graph(model: DualEncoder, preprocess: Preprocessor, folder: Path, settings: TextSettings) -> float:
+def _export_text_graph(model: Searchable, preprocess: Preprocessor, folder: Path, settings: TextSettings) -> float:
     """Write the graph of the text side; the largest difference from torch."""
     texts = preprocess.texts(PROBES[-2:]).to(next(iter(model.parameters())).device)
     inputs = {"input_ids": texts.input_ids}
@@ -286,7 +287,7 @@ def _export_text_graph(model: DualEncoder, preprocess: Preprocessor, folder: Pat
     raise refusal
 
 
-def _compare_texts(tower: TextTower, model: DualEncoder, preprocess: Preprocessor) -> float:
+def _compare_texts(tower: TextTower, model: Searchable, preprocess: Preprocessor) -> float:
     """The largest difference of a coordinate from torch's vectors over `PROBES`, each alone and together; ModelError if
     it is too large."""
     device, difference = next(iter(model.parameters())).device, 0.0
@@ -436,7 +437,7 @@ def _write(
         )
         assert program is not None
         # What makes a logit of a cosine.
-        numbers = {"logit_scale": tower.model.logit_scale, "logit_bias": tower.model.logit_bias}
+        numbers: dict[str, Any] = {"logit_scale": tower.model.logit_scale, "logit_bias": tower.model.logit_bias}
         program.model.metadata_props.update(
             {name: repr(float(number)) for name, number in numbers.items() if number is not None}
         )

@@ -24,11 +24,15 @@ CODES = 8192
 """Codes that are converted and compared at a time: they fit a processor's cache."""
 
 
-def open_segment(folder: Path, segment: Segment, dim: int, config: IndexConfig) -> Graph | Int8Codes | BinaryCodes:
+def open_segment(
+    folder: Path, segment: Segment, dim: int, config: IndexConfig
+) -> Graph | Int8Codes | BinaryCodes | Centroids:
     """A memory-mapped segment, which several threads may search at once; StaleError if the file is damaged, or is of
     other vectors than index.json says."""
     if segment.kind == "hnsw":
         return Graph(folder, segment, dim, config.hnsw)
+    if segment.kind == "centroids":
+        return Centroids(folder, segment, dim)
     return (Int8Codes if segment.kind == "int8" else BinaryCodes)(_codes(folder, segment, dim))
 
 
@@ -127,6 +131,50 @@ class BinaryCodes:
             keys_R = unequal_R * num_rows + rows_R
             best.append(np.sort(np.partition(keys_R, count - 1)[:count]) % num_rows)
         return np.stack(best)
+
+
+class Centroids:
+    """The tokens of a segment of a late index as numbers of centroids: MaxSim with the centroids in place of the tokens
+    proposes images (Santhanam et al. 2022, PLAID, arXiv 2205.09707, who also skip most of the images).
+
+    A mean or another single vector per image, as of MUVERA, would fit the other kinds of segments, and misses most of
+    the best images (docs/indexing.md).
+    """
+
+    def __init__(self, folder: Path, segment: Segment, dim: int) -> None:
+        path = INDEX.checked(folder / segment.file, segment.sha256)
+        try:
+            with path.open("rb") as file:
+                centroids_KD, self._codes_NR = (np.load(file, allow_pickle=False) for _ in range(2))
+        except (ValueError, OSError) as error:
+            raise INDEX.damaged(path, str(error)) from error
+        if centroids_KD.shape[1:] != (dim,) or self._codes_NR.shape[1:] != (segment.rows,):
+            raise INDEX.damaged(path, f"it has no centroids of {segment.rows:,} images with {dim} numbers per token")
+        self._centroids_KD = centroids_KD.astype(np.float32)
+
+    def candidates(self, queries_QLD: Floats, count: int) -> Rows:
+        scores_QR = np.stack([self._scores(query_LD[query_LD.any(axis=1)]) for query_LD in queries_QLD])
+        return np.argpartition(-scores_QR, min(count, scores_QR.shape[1]) - 1, axis=1)[:, :count]
+
+    def _scores(self, query_LD: Floats) -> Floats:
+        products_KL = self._centroids_KD @ query_LD.T
+        products_KL -= products_KL.min()
+        num_centroids, length = products_KL.shape
+        # A byte per product finds as much as a float. Rows of 16 and 32 bytes are copied fastest. The last row is of
+        # missing tokens.
+        table_KL = np.zeros((num_centroids + 1, 16 * -(-length // 16)), dtype=np.uint8)
+        table_KL[:-1, :length] = products_KL * (255 / max(float(products_KL.max()), 1e-9))
+        scores_R = np.empty(self._codes_NR.shape[1], dtype=np.float32)
+        ones_L = np.ones(table_KL.shape[1], dtype=np.float32)
+        for first in range(0, len(scores_R), CODES):
+            codes_NR = self._codes_NR[:, first : first + CODES].astype(np.intp)
+            largest_RL = table_KL.take(codes_NR[0], axis=0, mode="clip")
+            products_RL = np.empty_like(largest_RL)
+            for codes_R in codes_NR[1:]:
+                table_KL.take(codes_R, axis=0, out=products_RL, mode="clip")
+                np.maximum(largest_RL, products_RL, out=largest_RL)
+            scores_R[first : first + CODES] = largest_RL.astype(np.float32) @ ones_L
+        return scores_R
 
 
 def binary_words(vectors_ND: Floats) -> NDArray[np.uint64]:

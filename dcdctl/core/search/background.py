@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dcdctl.core.search import exact
+from dcdctl.core.search.exact import maxsims
 from dcdctl.core.search.searcher import IndexSearcher
 
 # The 95th percentile is then about the fourth highest score.
@@ -73,19 +75,27 @@ def measure_background(searcher: IndexSearcher) -> Background | None:
     rows = index.spread_rows(SAMPLE)
     if not rows:
         return None
-    images_SD = index.vectors(np.array(rows, dtype=np.int64)).astype(np.float32)
-    images_SD /= np.linalg.norm(images_SD, axis=1, keepdims=True)
     batch, _ = searcher.texts.tokenize(probe_texts())
-    probes_PD = searcher.texts.vectors(batch)[:, : index.dim]
+    probes_PD = searcher.texts.vectors(batch)[..., : index.dim]
     # A model may have no vector for words that it does not know.
-    probes_PD = probes_PD[np.isfinite(probes_PD).all(axis=1) & probes_PD.any(axis=1)]
+    numbers = probes_PD.reshape(len(probes_PD), -1)
+    probes_PD = probes_PD[np.isfinite(numbers).all(axis=1) & numbers.any(axis=1)]
     if not len(probes_PD):
         return None
     best_P = [hits[0].score for hits in index.search(probes_PD, 1)]
-    probes_PD = probes_PD / np.linalg.norm(probes_PD, axis=1, keepdims=True)
-    pairs = (images_SD @ images_SD.T)[np.triu_indices(len(images_SD), k=1)]
+    if index.is_late:
+        tokens, counts_S = index.tokens(np.array(rows, dtype=np.int64))
+        scores = [maxsims(probe, tokens, counts_S) for probe in probes_PD]
+        images = np.split(tokens, np.cumsum(counts_S)[:-1])[:NUM_PROBES]
+        pairs = np.concatenate(
+            [np.delete(maxsims(image / len(image), tokens, counts_S), number) for number, image in enumerate(images)]
+        )
+    else:
+        images_SD = exact.unit_rows(index.vectors(np.array(rows, dtype=np.int64)))
+        scores = probes_PD / np.linalg.norm(probes_PD, axis=1, keepdims=True) @ images_SD.T
+        pairs = (images_SD @ images_SD.T)[np.triu_indices(len(images_SD), k=1)]
     return Background(
-        typical=float(np.median(probes_PD @ images_SD.T)),
+        typical=float(np.median(scores)),
         limit=float(np.quantile(best_P, LEVEL)),
         typical_of_images=float(np.median(pairs)) if len(pairs) else 1.0,
     )

@@ -46,6 +46,8 @@ from dcdctl.core.search.storage import (
 BOTH_WAYS = (
     "a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or --remove NAME"
 )
+LATE = ("kind=centroids", "flat_up_to=2000", "candidates=200")
+"""Settings of the index of a late-interaction model, unless the user sets them. Measured: docs/indexing.md."""
 SHOWN = 3
 """Unknown names in an error message."""
 
@@ -164,26 +166,50 @@ def _source(folder: Path, images: Path, split: str | None) -> ImageSource:
     return source
 
 
-def _new_index(ref: str, folder: Path, source: ImageSource, changes: Changes) -> tuple[FolderIndex, models.DualEncoder]:
+def _new_index(ref: str, folder: Path, source: ImageSource, changes: Changes) -> tuple[FolderIndex, models.Searchable]:
     """An index without images, whose generation of 0 is never written, and its model."""
-    settings = configs.build(IndexConfig, configs.apply_sets({}, changes.sets))
+    kind = models.check_ref(ref, kind="searchable")
+    # What a Hub id names is known when it is loaded.
+    model = models.load_searchable(ref) if kind is None else None
+    is_late = "late" in (kind, model and model.kind)
+    settings = configs.build(IndexConfig, configs.apply_sets({}, (*(LATE if is_late else ()), *changes.sets)))
+    _check_kind(settings, is_late=is_late)
+    if is_late and changes.vectors:
+        raise ConfigError(f"--vectors has a vector per image, and {ref} one per token", hint="leave --vectors out")
     # Before the model is loaded, which takes seconds. As many images are counted as decide whether a graph is made.
     first = itertools.islice(sources.list_images(source, folder), settings.flat_up_to + 1)
     _check_packages(settings, sum(isinstance(item, SourceImage) for item in first))
-    models.check_ref(ref, kind="dual")
     INDEX.check_folder(folder)
-    model = models.load_dual(ref)
-    if settings.dims is not None and settings.dims > model.embedding_dim:
-        message = f"dims is {settings.dims}, and the vectors of the model have {model.embedding_dim} numbers"
-        raise ConfigError(message, hint=f"set it to at most {model.embedding_dim}, or leave it out")
+    model = model or models.load_searchable(ref)
+    if model.kind == "late" and model.vectors_scale is not None:
+        message = f"the scores of {ref} add the cosine of whole vectors to MaxSim, and an index compares tokens alone"
+        raise ModelError(message, hint="train it with model.pooled=false, or re-rank with it: --rerank")
+    dim = model.token_dim if model.kind == "late" else model.embedding_dim
+    if settings.dims is not None and settings.dims > dim:
+        message = f"dims is {settings.dims}, and the vectors of the model have {dim} numbers"
+        raise ConfigError(message, hint=f"set it to at most {dim}, or leave it out")
     document = IndexDocument(
         generation=0,
-        model=IndexedModel(dim=settings.dims or model.embedding_dim, fingerprint=model.digest),
+        model=IndexedModel(kind=model.kind, dim=settings.dims or dim, fingerprint=model.digest),
         precision=changes.precision or "float32",
         settings=settings,
         sources=(),
     )
     return FolderIndex(folder, document), model
+
+
+def _check_kind(settings: IndexConfig, *, is_late: bool) -> None:
+    """ConfigError for settings of the other kind of model."""
+    kinds = ("flat", "centroids") if is_late else ("flat", "hnsw", "int8", "binary")
+    if settings.kind not in kinds:
+        model = "late-interaction model" if is_late else "dual encoder"
+        message = f"kind {settings.kind} does not search the index of a {model}"
+        raise ConfigError(message, hint=f"set kind to {', '.join(kinds[:-1])} or {kinds[-1]}")
+    if is_late and settings.dims is not None:
+        raise ConfigError(
+            "dims shortens the vectors of a dual encoder, and this is a late-interaction model",
+            hint="train it with another model.token_dim, or set tokens.codes=int8",
+        )
 
 
 def _check_packages(config: IndexConfig, num_rows: int) -> None:
@@ -207,6 +233,10 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
     if settings.dims != document.settings.dims:
         message = f"the vectors of {folder} have {document.model.dim} numbers, and dims is fixed when an index is made"
         raise ConfigError(message, hint="make a new index with --dims")
+    if settings.tokens.codes != document.settings.tokens.codes:
+        message = f"{folder} has tokens as {document.settings.tokens.codes}, and tokens.codes is fixed when it is made"
+        raise ConfigError(message, hint=f"make a new index with --set tokens.codes={settings.tokens.codes}")
+    _check_kind(settings, is_late=document.model.kind == "late")
     _check_packages(settings, document.num_rows)
     removed = rows_to_remove(index, changes.remove, gone=changes.remove_gone)
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
@@ -264,7 +294,7 @@ def _add(
     index: FolderIndex,
     source: ImageSource,
     changes: Changes,
-    model: models.DualEncoder | None,
+    model: models.Searchable | None,
     compute: Compute,
     track: Track,
 ) -> FolderIndex:
@@ -274,16 +304,16 @@ def _add(
     if planned is None:
         return FolderIndex.open(folder)  # the same build has ended before
     if model is None:
-        model = models.load_dual(index.model)
+        model = models.load_searchable(index.model)
         index.expect(model.digest)
     _check_packages(document.settings, index.num_rows + sum(planned.rows))
     # All vectors of an index have one precision, whatever --precision says now.
-    task = EmbeddingTask(build, source, planned, model, index.dim, replace(compute, precision=document.precision))
+    task = EmbeddingTask(build, source, planned, model, document, replace(compute, precision=document.precision))
     if changes.vectors:
         vector_files.take(task, changes.vectors, changes.verify, track)
     else:
         embed.embed(task, track)
-    parts, skipped_now = part_files.describe_parts(task.build, planned)
+    parts, skipped_now = part_files.describe_parts(task.build, planned, document.vector_type)
     if not (parts or document.parts):
         first = "; ".join(f"{file.path}: {file.reason}" for file in skipped_now[:2])
         raise InputError(f"none of {len(skipped_now):,} files in {source.path} is an image that can be read: {first}")
@@ -298,7 +328,7 @@ def _add(
     return FolderIndex(folder, commit.commit(folder, changed, skipped=skipped, track=track))
 
 
-def _text_side(folder: Path, document: IndexDocument, model: models.DualEncoder | None = None) -> TextSide | None:
+def _text_side(folder: Path, document: IndexDocument, model: models.Searchable | None = None) -> TextSide | None:
     """The entry of the text side of the model, which the main process writes if the index has none.
 
     Without `model`, that of the index is loaded. None if it is gone or damaged, because a removal of images does not
@@ -308,7 +338,7 @@ def _text_side(folder: Path, document: IndexDocument, model: models.DualEncoder 
     if document.text is not None or not models.exports_text_towers() or not distributed.is_main():
         return document.text
     try:
-        model = model or models.load_dual(folder / "model")
+        model = model or models.load_searchable(folder / "model")
     except DcdError:
         return None
     # An addition refuses another model in its place; a removal does not need it.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dcdctl.core.config import Count, Natural, check_fields
+from dcdctl.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +25,27 @@ class HnswConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenConfig:
+    """The token vectors of a late-interaction model."""
+
+    codes: Literal["float16", "int8"] = "float16"
+    """int8: a byte per number, and a scale per token. Fixed when an index is made."""
+    centroids: Count = 1024
+    """Centroids of the tokens of a segment, of kind `centroids`."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "tokens")
+        if self.centroids >= 2**16:
+            raise ConfigError(f"tokens.centroids must be below 65,536, got {self.centroids:,}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class IndexConfig:
     """How vectors are searched. Candidates of all kinds but `flat` are scored again with the stored vectors."""
 
-    kind: Literal["flat", "hnsw", "int8", "binary"] = "hnsw"
+    kind: Literal["flat", "hnsw", "int8", "binary", "centroids"] = "hnsw"
     """flat: exact search over all vectors. int8, binary: search over the codes of all vectors, see
-    `scoring.quantize`."""
+    `scoring.quantize`. centroids: of tokens, see `ann.Centroids`."""
     dims: Count | None = None
     """Only the first numbers of each vector are stored and searched, divided by their length; None for all. Fixed when
     an index is made."""
@@ -44,6 +60,7 @@ class IndexConfig:
     keywords: bool = False
     """Whether the words of captions and file names are indexed too, for hybrid search."""
     hnsw: HnswConfig = field(default_factory=HnswConfig)
+    tokens: TokenConfig = field(default_factory=TokenConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -55,6 +72,6 @@ class IndexConfig:
         def relevant(config: IndexConfig) -> tuple[object, ...]:
             # The width of a query is set when a graph is opened.
             graph = replace(config.hnsw, search_width=1) if config.kind == "hnsw" else None
-            return config.kind, config.dims, config.segment_rows, graph
+            return config.kind, config.dims, config.segment_rows, graph or config.tokens.centroids
 
         return relevant(self) == relevant(other)

@@ -1,4 +1,4 @@
-"""The vectors of texts and images by a dual encoder and torch.
+"""The vectors of texts and images by the model of an index and torch.
 
 Shape letters: T texts, L tokens, D length of the vectors.
 """
@@ -18,9 +18,9 @@ from dcdctl.core import models
 
 
 class DualVectors:
-    """A dual encoder on a device: a `models.TextEncoder` that also encodes images."""
+    """A model on a device: a `models.TextEncoder` that also encodes images."""
 
-    def __init__(self, model: models.DualEncoder, device: torch.device) -> None:
+    def __init__(self, model: models.Searchable, device: torch.device) -> None:
         self.model, self.device = model, device
         # A tokenizer changes its state while it works, so two threads must not use it at once.
         self._tokenizing = threading.Lock()

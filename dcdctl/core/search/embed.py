@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,13 +23,13 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting
-from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, prefix_vectors
+from dcdctl.core.models import ImageBatch, Preprocessor, Searchable, prefix_vectors
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import embed_batch
-from dcdctl.core.search import part_files
-from dcdctl.core.search.exact import Half
+from dcdctl.core.search import exact, part_files
+from dcdctl.core.search.exact import Half, Rows
 from dcdctl.core.search.part_files import PlannedParts, SkippedFile, SourceImage
-from dcdctl.core.search.storage import ImageSource
+from dcdctl.core.search.storage import ImageSource, IndexDocument
 
 MAX_ASPECT = 200
 """Maximum aspect ratio. The shorter side is resized to the input size of the model, so a longer strip would take
@@ -77,9 +79,9 @@ class EmbeddingTask:
     build: Build
     source: ImageSource
     planned: PlannedParts
-    model: DualEncoder
-    dim: int
-    """Numbers of a stored vector."""
+    model: Searchable
+    document: IndexDocument
+    """The index before."""
     compute: Compute
     """With the precision of the index."""
     fitting: Fitting = field(default_factory=Fitting)
@@ -118,27 +120,41 @@ def embed(task: EmbeddingTask, track: Track) -> None:
 
 def _embed_part(task: EmbeddingTask, part: int, count: int, reading: Iterator[ReadImages], advance: Advance) -> None:
     # A part without a readable image is written empty, so that a resumed run does not read its files again.
-    vectors: list[Half] = [np.empty((0, task.dim), dtype=np.float16)]
+    vectors = [np.empty(0, task.document.vector_type)]
+    counts: list[Rows] = []
     images: list[SourceImage] = []
     skipped: list[SkippedFile] = []
     while len(images) + len(skipped) < count:
         pixels, read, failed = next(reading)
         if pixels is not None:
-            vectors.append(embed_stored(task, pixels))
+            stored, count_I = embed_stored(task, pixels)
+            vectors.append(stored)
+            counts += [count_I] if count_I is not None else []
         images += read
         skipped += failed
         advance(len(read) + len(failed))
     with task.build.write(part_files.vectors_name(part)) as partial:
-        part_files.write_part(partial, images, np.concatenate(vectors), skipped)
+        counts_R = np.concatenate(counts or [np.empty(0, np.int64)]) if task.model.kind == "late" else None
+        part_files.write_part(partial, images, np.concatenate(vectors), skipped, counts_R)
 
 
-def embed_stored(task: EmbeddingTask, images: ImageBatch) -> Half:
-    """The vectors of images as an index stores them, I x D; ModelError if one is zero or not finite."""
-    stored_ID = stored(embed_batch(task.model.embed_images, images, task.compute, task.fitting), task.dim)
-    if not bool((np.isfinite(stored_ID).all(axis=1) & stored_ID.any(axis=1)).all()):
+def embed_stored(task: EmbeddingTask, images: ImageBatch) -> tuple[NDArray[Any], Rows | None]:
+    """The vectors of images as an index stores them, I x D; of a late-interaction model the tokens of all images, and
+    their counts. ModelError if one is zero or not finite."""
+    model, document, counts_I = task.model, task.document, None
+    if model.kind == "late":
+        tokens_IND = embed_batch(lambda batch: model.encode_images(batch).tokens, images, task.compute, task.fitting)
+        is_token_IN = tokens_IND.ne(0).any(dim=-1)
+        counts_I, found = is_token_IN.sum(dim=1).cpu().numpy(), tokens_IND[is_token_IN].cpu().numpy()
+        vectors = exact.encoded(found, document.settings.tokens.codes)
+        is_good = np.isfinite(found).all() and (counts_I > 0).all()
+    else:
+        vectors = stored(embed_batch(model.embed_images, images, task.compute, task.fitting), document.model.dim)
+        is_good = (np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)).all()
+    if not is_good:
         hint = "try --precision fp32; if that does not help, its training diverged"
         raise ModelError("the model gives vectors that are zero, NaN or infinite", hint=hint)
-    return stored_ID
+    return vectors, counts_I
 
 
 def stored(vectors_ID: Tensor, dims: int) -> Half:

@@ -1,15 +1,20 @@
 """The nearest vectors by cosine: candidates are scored exactly, so scores and ties do not depend on how the candidates
 were found.
 
-Shape letters: Q queries, R rows of vectors, D width, K answers per query, C candidates.
+A late index has a vector for each token, and compares by MaxSim (`models.networks.maxsim`).
+
+Shape letters: Q queries, R rows of vectors, D width, K answers per query, C candidates, L tokens of a query, N tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dcdctl.core.scoring import HIGHEST, int8_codes
 
 Floats = NDArray[np.float32]
 Half = NDArray[np.float16]
@@ -20,7 +25,10 @@ NO_ROW = -1
 
 
 def unit(vectors_QD: NDArray[np.floating], dim: int) -> Floats:
-    """Queries as float32 unit vectors; ValueError if they are not Q x `dim`, not finite, or zero."""
+    """Queries as float32 unit vectors, or Q x L x `dim` for MaxSim as they are; ValueError if they are not Q x `dim`,
+    not finite, or zero."""
+    if np.ndim(vectors_QD) == 3:
+        return _token_queries(vectors_QD, dim)
     # In float64, so that the numbers are rounded only once, at the end.
     queries = np.asarray(vectors_QD, dtype=np.float64)
     if queries.ndim != 2 or queries.shape[1] != dim:
@@ -72,10 +80,11 @@ def rough(
             # The second comparison drops removed rows while `lowest` is still -inf.
             rows = np.flatnonzero((scores_R >= lowest) & (scores_R > -np.inf))
             parts.append((rows + first, scores_R[rows]))
-    return [_best_of(parts, k) for parts in kept]
+    return [best_of(parts, k) for parts in kept]
 
 
-def _best_of(parts: list[tuple[Rows, Floats]], k: int) -> Rows:
+def best_of(parts: list[tuple[Rows, Floats]], k: int) -> Rows:
+    """The rows that may be among the k best: all within the rounding error of the k-th score."""
     if not parts:
         return np.empty(0, dtype=np.int64)
     rows, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -91,17 +100,72 @@ def best_first(scores_C: Floats, rows_C: Rows, k: int) -> Rows:
 
 
 def exact(
-    queries_QD: Floats, candidates: list[Rows], vectors_of: Callable[[Rows], Half], k: int
+    queries_QD: Floats, candidates: list[Rows], score: Callable[[Floats, Rows], Floats], k: int
 ) -> tuple[Floats, Rows]:
-    """The cosines and the rows of the k best candidates of each query, Q x K; `vectors_of` returns the stored vectors
-    of rows.
+    """The scores and the rows of the k best candidates of each query, Q x K; `score` gives the scores of a query with
+    rows.
 
     The best come first, and the smaller row among equal scores. If there are fewer than K, -inf and the row -1 follow.
     """
     scores_QK = np.full((len(queries_QD), k), -np.inf, dtype=np.float32)
     rows_QK = np.full((len(queries_QD), k), NO_ROW, dtype=np.int64)
     for query, (query_D, rows) in enumerate(zip(queries_QD, candidates, strict=True)):
-        scores = cosines(query_D, vectors_of(rows))
+        scores = score(query_D, rows)
         order = best_first(scores, rows, k)
         scores_QK[query, : len(order)], rows_QK[query, : len(order)] = scores[order], rows[order]
     return scores_QK, rows_QK
+
+
+def token_type(dim: int, codes: Literal["float16", "int8"]) -> np.dtype[Any]:
+    """How a token is stored."""
+    return np.dtype([("codes", "i1", dim), ("scale", "<f2")] if codes == "int8" else ("<f2", (dim,)))
+
+
+def encoded(tokens_ND: Floats, codes: Literal["float16", "int8"]) -> NDArray[Any]:
+    """Tokens as they are stored."""
+    if codes == "float16":
+        return tokens_ND.astype("<f2")
+    records = np.empty(len(tokens_ND), token_type(tokens_ND.shape[1], codes))
+    records["codes"], records["scale"] = int8_codes(tokens_ND), np.abs(tokens_ND).max(axis=1) / HIGHEST
+    return records
+
+
+def decoded(records: NDArray[Any]) -> Floats:
+    """Stored tokens as float32.
+
+    >>> decoded(encoded(np.array([[0.5, -0.25]], np.float32), "int8")).round(2).tolist()
+    [[0.5, -0.25]]
+    """
+    if records.dtype.names is None:
+        return records.astype(np.float32)
+    return records["codes"].astype(np.float32) * records["scale"].astype(np.float32)[:, None]
+
+
+def maxsims(query_LD: Floats, tokens_ND: Floats, counts_R: Rows, *, is_precise: bool = False) -> Floats:
+    """The sum over the tokens of a query of the largest product with a token of each item, R; an item has `counts_R`
+    tokens, one after another, at least one. If it is precise, equal items have equal scores in every position.
+
+    >>> tokens = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
+    >>> maxsims(np.array([[0.5, 0], [0, 0.5]], np.float32), tokens, np.array([2, 1])).round(2).tolist()
+    [1.0, 0.7]
+    """
+    query_LD = query_LD[query_LD.any(axis=1)]
+    if is_precise:
+        # As in `cosines`.
+        products_NL = (tokens_ND.astype(np.float64)[:, None] * query_LD).sum(axis=2)
+    else:
+        products_NL = tokens_ND @ query_LD.T
+    if (counts_R == counts_R[0]).all():
+        largest_RL = products_NL.reshape(len(counts_R), counts_R[0], -1).max(axis=1)
+    else:
+        largest_RL = np.maximum.reduceat(products_NL, np.cumsum(counts_R) - counts_R, axis=0)
+    return largest_RL.sum(axis=1).astype(np.float32)
+
+
+def _token_queries(tokens_QLD: NDArray[np.floating], dim: int) -> Floats:
+    queries = np.asarray(tokens_QLD, dtype=np.float32)
+    if queries.shape[2] != dim:
+        raise ValueError(f"queries must be a Q x L x {dim} array, got {queries.shape}")
+    if not (np.isfinite(queries).all() and queries.any(axis=(1, 2)).all()):
+        raise ValueError("a query has a number that is not finite, or is zero")
+    return queries

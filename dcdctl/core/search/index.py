@@ -42,6 +42,8 @@ MANY = 0.05
 for each."""
 GATHERED = 8192
 """Vectors that are gathered together."""
+TOKENS_OF = 256
+"""Images whose tokens are compared together: 1 MB of float32 at 17 tokens of 64 numbers, which fits a cache."""
 FLOAT_BYTES = 2 << 30
 """Exactly searched vectors are kept as float32 up to this size; beyond it they are converted for each query."""
 
@@ -59,6 +61,8 @@ class FolderIndex(ImageIndex):
         self.dim, self.fingerprint = document.model.dim, document.model.fingerprint
         self.kind, self.num_images, self.has_keywords = document.kind, document.images, document.keywords is not None
         self.config, self.parts, self.segments = document.settings, document.parts, document.segments
+        self.is_late = document.model.kind == "late"
+        self._rows_in_segments = self.segments[-1].stop if self.segments else 0
         self._ends = list(itertools.accumulate(part.rows for part in self.parts))
         self.num_rows = document.num_rows
         self.is_removed = storage.removed_rows(folder, document)
@@ -71,11 +75,13 @@ class FolderIndex(ImageIndex):
         # 1,024 groups of 1,024 rows: a column of a million images.
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
         self._footer = lru_cache(maxsize=OPEN_FILES)(pq.read_metadata)
-        self._mapped = lru_cache(maxsize=OPEN_FILES)(lambda part: part_files.mapped(folder, self.parts[part], self.dim))
+        type_ = document.vector_type
+        self._mapped = lru_cache(maxsize=OPEN_FILES)(lambda part: part_files.mapped(folder, self.parts[part], type_))
         # Unbounded, because each query asks every segment.
         open_segment = partial(ann.open_segment, folder / "ann", dim=self.dim, config=self.config)
         self._segment = lru_cache(maxsize=None)(open_segment)
         self._words = lru_cache(maxsize=1)(keywords.open_keywords)
+        self._token_places = lru_cache(maxsize=1)(self._read_token_places)
         self.stored_columns = StoredColumns(folder, document.columns, self.num_rows)
         self.columns = self.stored_columns.schema
         self.summarize_columns = lru_cache(maxsize=1)(self._summarize_columns)
@@ -142,36 +148,50 @@ class FolderIndex(ImageIndex):
         return INDEX.checked(self.folder / storage.TEXT / sealed.file, sealed.sha256).parent
 
     def nearest(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> tuple[Floats, Rows]:
-        """The cosines and the rows of the k images nearest to each query, as `exact.exact` gives them, exact over the
-        float16 vectors. Safe to call from threads.
+        """The scores and the rows of the k images nearest to each query, as `exact.exact` gives them, exact over the
+        stored vectors: cosines, or MaxSims of a late index, whose queries are Q x L x D. Safe to call from threads.
 
         With a condition, all rows that meet it are compared; graphs and codes are not used.
-        ValueError for queries that are not Q x D finite numbers, and for k below 1. InputError for a condition on
-        unknown columns.
+        ValueError for queries that are not finite numbers of these shapes, and for k below 1. InputError for a
+        condition on unknown columns.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         queries_QD = exact.unit(vectors_QD, self.dim)
-        rows = None if where is None else self._matching(where)
+        if queries_QD.ndim != 2 + self.is_late:
+            raise ValueError(f"queries have {queries_QD.ndim} axes, expected {2 + self.is_late}")
+        rows = np.flatnonzero(self.is_live) if self.compares_all else None
+        rows = rows if where is None else self._matching(where)
         results = []
         # At least one block, so that no queries give empty arrays of the right shape.
         for start in range(0, max(len(queries_QD), 1), QUERY_BLOCK):
             block_QD = queries_QD[start : start + QUERY_BLOCK]
             proposed = self._proposed(block_QD, k) if rows is None else self._proposed_of(block_QD, k, rows)
-            results.append(exact.exact(block_QD, proposed, self.vectors, k))
+            results.append(exact.exact(block_QD, proposed, self._scores, k))
         scores, rows_found = zip(*results, strict=True)
         return np.concatenate(scores), np.concatenate(rows_found)
 
     def _proposed(self, queries_QD: Floats, k: int) -> list[Rows]:
         """Candidate rows of each query."""
         proposals = [self._proposed_in(segment, queries_QD, k) for segment in self.segments]
-        proposals.append(exact.rough(queries_QD, self._unit_blocks(), k, self.is_removed))
-        return [np.concatenate(rows) for rows in zip(*proposals, strict=True)]
+        if not self.is_late:
+            proposals.append(exact.rough(queries_QD, self._unit_blocks(), k, self.is_removed))
+            return [np.concatenate(rows) for rows in zip(*proposals, strict=True)]
+        rest = np.flatnonzero(self.is_live[(stop := self._rows_in_segments) :]) + stop
+        proposed = [np.concatenate(rows) for rows in zip(*proposals, [rest] * len(queries_QD), strict=True)]
+        return [self._may_be_best(*each, k) for each in zip(queries_QD, proposed, strict=True)]
+
+    def _may_be_best(self, query_LD: Floats, rows: Rows, k: int) -> Rows:
+        """The rows of a late index that may be among the k best of some."""
+        parts = np.split(rows, range(TOKENS_OF, len(rows), TOKENS_OF))
+        return exact.best_of([(part, exact.maxsims(query_LD, *self.tokens(part))) for part in parts if len(part)], k)
 
     def _proposed_of(self, queries_QD: Floats, k: int, rows: Rows) -> list[Rows]:
         """Candidates among some rows, which ascend."""
+        if self.is_late:
+            return [self._may_be_best(query_LD, rows, k) for query_LD in queries_QD]
         if len(rows) > MANY * self.num_rows:
-            in_segments = self._read_unit(range(self.segments[-1].stop if self.segments else 0))
+            in_segments = self._read_unit(range(self._rows_in_segments))
             blocks = itertools.chain(in_segments, self._unit_blocks())
             return exact.rough(queries_QD, blocks, k, self._all_but(rows))
         gathered = (
@@ -234,8 +254,8 @@ class FolderIndex(ImageIndex):
             bm25_R = words.scores(text)
             by_words = keywords.best(bm25_R, depth, is_out)
             rows, fused = keywords.fuse(near_K[near_K >= 0], by_words, k, has_captions)
-            cosines = exact.cosines(query_D, self.vectors(rows))
-            facts = zip(rows.tolist(), cosines.tolist(), bm25_R[rows].tolist(), fused.tolist(), strict=True)
+            scores = self._scores(query_D, rows)
+            facts = zip(rows.tolist(), scores.tolist(), bm25_R[rows].tolist(), fused.tolist(), strict=True)
             hits_Q.append(
                 # None, not 0, for an image without a word of the text.
                 tuple(replace(self._hit(row, score), bm25=bm25 or None, fused=sum_) for row, score, bm25, sum_ in facts)
@@ -252,6 +272,27 @@ class FolderIndex(ImageIndex):
         # The middles of stretches of equal length.
         rows = ((2 * part + 1) * self.num_rows // (2 * count) for part in range(count))
         return [row for row in rows if not self.is_removed[row]]
+
+    def _scores(self, query_D: Floats, rows: Rows) -> Floats:
+        if self.is_late:
+            return exact.maxsims(query_D, *self.tokens(rows), is_precise=True)
+        return exact.cosines(query_D, self.vectors(rows))
+
+    def tokens(self, rows: Rows) -> tuple[Floats, Rows]:
+        starts_R, counts_R = self._token_places()
+        found = []
+        for row, start, count in zip(rows.tolist(), starts_R[rows].tolist(), counts_R[rows].tolist(), strict=True):
+            part, group, _ = self._locate(row)
+            found.append(self._mapped(part)[group][start : start + count])
+        return exact.decoded(np.concatenate(found or [np.empty(0, self.document.vector_type)])), counts_R[rows]
+
+    def _read_token_places(self) -> tuple[Rows, Rows]:
+        """Where the tokens of each row begin in its row group, and their number."""
+        counts = [part_files.token_counts(self.folder, part) for part in self.parts]
+        starts, size = [np.cumsum(counts_R) - counts_R for counts_R in counts], part_files.ROWS_PER_GROUP
+        starts = [starts_R - np.repeat(starts_R[::size], size)[: len(starts_R)] for starts_R in starts]
+        none = np.empty(0, dtype=np.int64)
+        return np.concatenate([none, *starts]), np.concatenate([none, *counts])
 
     def vectors(self, rows: Rows) -> Half:
         vectors_RD = np.empty((len(rows), self.dim), dtype=np.float16)
@@ -304,7 +345,7 @@ class FolderIndex(ImageIndex):
 
     def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
         """Vectors outside the segments, as float32 unit vectors in blocks, each with its first row."""
-        rows = range(self.segments[-1].stop if self.segments else 0, self.num_rows)
+        rows = range(self._rows_in_segments, self.num_rows)
         if 4 * self.dim * len(rows) > FLOAT_BYTES:
             yield from self._read_unit(rows)
             return
@@ -314,5 +355,5 @@ class FolderIndex(ImageIndex):
         yield from self._unit.items()
 
     def _read_unit(self, rows: range) -> Iterator[tuple[int, Floats]]:
-        for first, block_RD in part_files.read_blocks(self.folder, self.parts, self.dim, rows):
+        for first, block_RD in part_files.read_blocks(self.folder, self.parts, self.document.vector_type, rows):
             yield first, exact.unit_rows(block_RD)

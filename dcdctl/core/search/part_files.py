@@ -1,13 +1,16 @@
 """The files of vectors of an index: written once, compared with index.json, and memory-mapped.
 
 A part's vectors are stored plain, one page per row group: the numbers have the same layout in the file as in memory.
-The places and the numbers of the vectors of a part are checked when a process first maps it. Shape letters: R rows, D
-width.
+The places and the numbers of the vectors of a part are checked when a process first maps it. A late index has a column
+of tokens in place of the vectors, and before it the number of tokens of each row.
+
+Shape letters: R rows, D width.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,19 +18,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import Build, seal_of
-from dcdctl.core.search.exact import Half
+from dcdctl.core.search import exact
+from dcdctl.core.search.exact import Floats, Half, Rows
 from dcdctl.core.search.storage import INDEX, INDEX_FILE, PLANNED, IndexDocument, Part
 
 ROWS_PER_PART = 8192
 """Images in a file of vectors; a killed run loses at most this much work."""
 ROWS_PER_GROUP = 1024
 """Rows of a row group. The name of a hit is read with all names of its group."""
+COUNTS = "num_tokens"
 _SKIPPED = b"dcdctl.skipped"
-_CHECKED: set[tuple[Part, int]] = set()
-"""The parts that this process has checked, with the width of their vectors; a part has its SHA-256."""
+_CHECKED: set[tuple[Part, np.dtype[Any]]] = set()
+"""The parts that this process has checked, with the type of their vectors; a part has its SHA-256."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +87,12 @@ def schema(dim: int) -> pa.Schema:
     return pa.schema([*IMAGE_COLUMNS, pa.field("vector", vector, nullable=False)])
 
 
+def token_schema(num_bytes: int) -> pa.Schema:
+    """The columns of a part of a late index: the bytes of each token."""
+    tokens = pa.list_(pa.field("element", pa.binary(num_bytes), nullable=False))
+    return pa.schema([*IMAGE_COLUMNS, pa.field(COUNTS, pa.int32(), False), pa.field("tokens", tokens, False)])
+
+
 def part_name(number: int) -> str:
     """
     >>> part_name(3)
@@ -100,15 +113,28 @@ def vectors_name(number: int) -> str:
 
 
 def write_part(
-    path: Path, images: Sequence[SourceImage], vectors_RD: Half, skipped: Sequence[SkippedFile] = ()
+    path: Path,
+    images: Sequence[SourceImage],
+    vectors_RD: NDArray[Any],
+    skipped: Sequence[SkippedFile] = (),
+    counts_R: Rows | None = None,
 ) -> None:
-    """Write a file of vectors; its metadata lists the skipped files."""
-    dim = vectors_RD.shape[1]
-    vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), type=schema(dim).field("vector").type)
+    """Write a file of vectors, or of the tokens of all rows with their counts; its metadata lists the skipped files."""
+    if counts_R is None:
+        columns = schema(vectors_RD.shape[1])
+        numbers = pa.array(vectors_RD.reshape(-1))
+        vectors = [pa.FixedSizeListArray.from_arrays(numbers, type=columns.field("vector").type)]
+    else:
+        columns = token_schema(vectors_RD.dtype.itemsize * math.prod(vectors_RD.shape[1:]))
+        type_, data = columns.field("tokens").type, pa.py_buffer(np.ascontiguousarray(vectors_RD))
+        tokens = pa.FixedSizeBinaryArray.from_buffers(type_.value_type, len(vectors_RD), [None, data])
+        ends = np.cumsum([0, *counts_R], dtype=np.int32)
+        vectors = [pa.array(counts_R, pa.int32()), pa.ListArray.from_arrays(pa.array(ends), tokens, type=type_)]
     metadata = {_SKIPPED: json.dumps([asdict(file) for file in skipped])}
-    table = pa.Table.from_arrays([*_columns(images), vector], schema=schema(dim).with_metadata(metadata))
+    table = pa.Table.from_arrays([*_columns(images), *vectors], schema=columns.with_metadata(metadata))
     # Numbers of unit vectors hardly shrink, and only plain ones can be memory-mapped.
-    compression = {name: "zstd" for name in IMAGE_COLUMNS.names} | {"vector.list.element": "none"}
+    plain = dict.fromkeys(("vector.list.element", "tokens.list.element"), "none")
+    compression = {name: "zstd" for name in IMAGE_COLUMNS.names} | plain
     pq.write_table(
         table,
         path,
@@ -122,31 +148,32 @@ def write_part(
         data_page_size=1 << 30,
     )
     # The offsets rely on how pyarrow lays out a page, so each file is compared with the given numbers.
-    raw, first = path.read_bytes(), 0
-    for rows, offset in _layout(pq.read_metadata(path), dim):
-        if not np.array_equal(_at(raw, offset, rows, dim), vectors_RD[first : first + rows], equal_nan=True):
+    raw, first, type_ = path.read_bytes(), 0, np.dtype((vectors_RD.dtype, vectors_RD.shape[1:]))
+    for _, count, offset in _layout(pq.ParquetFile(path), type_):
+        if _at(raw, offset, count, type_).tobytes() != vectors_RD[first : first + count].tobytes():
             raise AssertionError("this version of pyarrow lays out vectors in another way")
-        first += rows
+        first += count
 
 
 def _columns(images: Sequence[SourceImage]) -> list[pa.Array]:
     return [pa.array([getattr(image, field.name) for image in images], type=field.type) for field in IMAGE_COLUMNS]
 
 
-def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[SkippedFile]]:
+def describe_part(path: Path, source: int, type_: np.dtype[Any]) -> tuple[Part, list[SkippedFile]]:
     """The entry in index.json of a written part, and the files that were skipped when it was written."""
     file = pq.ParquetFile(path)
-    offsets = tuple(offset for _, offset in _layout(file.metadata, dim))
+    _, counts, offsets = zip(*_layout(file, type_), strict=True) if file.metadata.num_rows else ((), (), ())
     skipped = [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
-    part = Part(file=path.name, source=source, rows=file.metadata.num_rows, **seal_of(path), vectors_at=offsets)
-    return part, skipped
+    tokens = counts if COUNTS in file.schema_arrow.names else ()
+    rows, seal = file.metadata.num_rows, seal_of(path)
+    return Part(file=path.name, source=source, rows=rows, **seal, vectors_at=offsets, num_tokens=tokens), skipped
 
 
-def describe_parts(build: Build, planned: PlannedParts) -> tuple[list[Part], list[SkippedFile]]:
+def describe_parts(build: Build, planned: PlannedParts, type_: np.dtype[Any]) -> tuple[list[Part], list[SkippedFile]]:
     """The entries of the planned parts that have images, after all are written, and all files that were skipped."""
     parts, skipped = [], list(planned.skipped)
     for name in map(vectors_name, planned.part_numbers):
-        part, skipped_in_part = describe_part(build.written(name), build.plan["source"], build.plan["model"]["dim"])
+        part, skipped_in_part = describe_part(build.written(name), build.plan["source"], type_)
         skipped += skipped_in_part
         parts += [part] if part.rows else []
     return parts, skipped
@@ -168,78 +195,111 @@ def part_path(folder: Path, part: Part) -> Path:
     return INDEX.checked(folder / "vectors" / part.file, part.sha256)
 
 
-def mapped(folder: Path, part: Part, dim: int) -> tuple[Half, ...]:
+def mapped(folder: Path, part: Part, type_: np.dtype[Any]) -> tuple[NDArray[Any], ...]:
     """The vectors of each row group of a part, memory-mapped. StaleError if its rows and the places of its vectors are
     not those of index.json, and if a number is not finite."""
-    path, is_checked = part_path(folder, part), (part, dim) in _CHECKED
+    path, is_checked = part_path(folder, part), (part, type_) in _CHECKED
     if not is_checked:
-        _check_layout(path, part, dim)
+        _check_layout(path, part, type_)
     raw = np.memmap(path, dtype=np.uint8, mode="r")
     # Plain arrays, because indexing a np.memmap takes longer than reading a few vectors.
-    groups = tuple(_at(raw, offset, count, dim) for count, offset in _groups_of(part))
+    groups = tuple(_at(raw, offset, count, type_) for _, count, offset in _groups_of(part))
     if not is_checked and not all(map(_all_finite, groups)):
         raise INDEX.damaged(path, "it has vectors that are NaN or infinite")
     # Once per process, because it reads the whole file.
-    _CHECKED.add((part, dim))
+    _CHECKED.add((part, type_))
     return groups
 
 
-def _groups_of(part: Part) -> list[tuple[int, int]]:
-    """The number of rows of each row group of a part, and the file offset of its numbers, as index.json says."""
-    counts = (min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP))
-    return list(zip(counts, part.vectors_at, strict=False))
+def token_counts(folder: Path, part: Part) -> Rows:
+    """The number of tokens of each row of a part of a late index; StaleError if they are not those of index.json."""
+    path = part_path(folder, part)
+    counts_R = pq.read_table(path, columns=[COUNTS]).column(0).to_numpy().astype(np.int64)
+    if (np.add.reduceat(counts_R, range(0, part.rows, ROWS_PER_GROUP)) != part.num_tokens).any() or counts_R.min() < 1:
+        raise INDEX.damaged(path, f"it has other numbers of tokens than {INDEX_FILE} says")
+    return counts_R
 
 
-def _check_layout(path: Path, part: Part, dim: int) -> None:
+def _groups_of(part: Part) -> list[tuple[int, int, int]]:
+    """The number of rows of each row group of a part, the number of its vectors, and their file offset, as index.json
+    says."""
+    rows = [min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP)]
+    return list(zip(rows, part.num_tokens or rows, part.vectors_at, strict=False))
+
+
+def _check_layout(path: Path, part: Part, type_: np.dtype[Any]) -> None:
     try:
-        groups = _layout(pq.read_metadata(path), dim)
+        groups = _layout(pq.ParquetFile(path), type_)
     except pa.ArrowException as error:
         raise INDEX.damaged(path, f"it is not a Parquet file ({error})") from error
     if groups != _groups_of(part) or len(groups) != len(part.vectors_at):
-        expected = f"{part.rows:,} rows with vectors of {dim} numbers at byte {', '.join(map(str, part.vectors_at))}"
+        places = ", ".join(map(str, part.vectors_at))
+        expected = f"{part.rows:,} rows with vectors of {type_.itemsize} bytes at byte {places}"
         raise INDEX.damaged(path, f"{INDEX_FILE} says that it has {expected}, and it has not")
 
 
-def _layout(metadata: pq.FileMetaData, dim: int) -> list[tuple[int, int]]:
-    """The number of rows of each row group that is not empty, and the file offset of its numbers."""
+def _layout(file: pq.ParquetFile, type_: np.dtype[Any]) -> list[tuple[int, int, int]]:
+    """The number of rows of each row group that is not empty, the number of its vectors, and their file offset."""
     layout = []
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        if group.num_rows:
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        if rows := group.num_rows:
+            is_late = COUNTS in file.schema_arrow.names
+            count = pc.sum(file.read_row_group(number, columns=[COUNTS]).column(0)).as_py() if is_late else rows
             # The numbers are at the end of the only page of the group, after its header and levels.
             column = group.column(group.num_columns - 1)
             end = column.data_page_offset + column.total_compressed_size
-            layout.append((group.num_rows, int(end - 2 * dim * group.num_rows)))
+            layout.append((rows, count, int(end - type_.itemsize * count)))
     return layout
 
 
-def _at(raw: Any, offset: int, rows: int, dim: int) -> Half:
+def _at(raw: Any, offset: int, count: int, type_: np.dtype[Any]) -> NDArray[Any]:
     """The vectors at an offset of a file."""
     # Parquet stores numbers as little-endian on every machine.
-    return np.frombuffer(raw, dtype="<f2", count=rows * dim, offset=offset).reshape(rows, dim)
+    return np.frombuffer(raw, dtype=type_, count=count, offset=offset)
 
 
-def _all_finite(vectors_RD: Half) -> bool:
+def _all_finite(vectors_RD: NDArray[Any]) -> bool:
     """Whether all numbers are finite.
 
     >>> _all_finite(np.array([[6e4, -6e4]], np.float16)), _all_finite(np.array([[-np.inf]], np.float16))
     (True, False)
     """
+    if vectors_RD.dtype.names is not None:
+        return bool(np.isfinite(vectors_RD["scale"]).all())
     # np.isfinite takes 20 times as long for float16. As whole numbers, the infinities and NaN are the largest of each
     # sign.
     return bool(vectors_RD.view("<i2").max() < 0x7C00 and vectors_RD.view("<u2").max() < 0xFC00)
 
 
-def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> Iterator[tuple[int, Half]]:
+def read_blocks(folder: Path, parts: Sequence[Part], type_: np.dtype[Any], rows: range) -> Iterator[tuple[int, Half]]:
     """The stored vectors of a range of rows in blocks of at most a part, each with its first row."""
     first = 0
     for part in parts:
         start, stop = max(rows.start, first), min(rows.stop, first + part.rows)
         if start < stop:
-            yield start, np.concatenate(mapped(folder, part, dim))[start - first : stop - first]
+            yield start, np.concatenate(mapped(folder, part, type_))[start - first : stop - first]
+        first += part.rows
+
+
+def read_tokens(
+    folder: Path, parts: Sequence[Part], type_: np.dtype[Any], rows: range
+) -> Iterator[tuple[Floats, Rows]]:
+    """The tokens of a range of rows, N x D, and their counts, in blocks of at most a row group."""
+    first = 0
+    for part in parts:
+        if first < rows.stop and rows.start < first + part.rows:
+            counts_R = token_counts(folder, part)
+            for begin, tokens in zip(range(0, part.rows, ROWS_PER_GROUP), mapped(folder, part, type_), strict=True):
+                count_G = counts_R[begin : begin + ROWS_PER_GROUP]
+                start, stop = max(rows.start - first - begin, 0), min(rows.stop - first - begin, len(count_G))
+                if start < stop:
+                    ends = np.cumsum([0, *count_G])
+                    yield exact.decoded(tokens[ends[start] : ends[stop]]), count_G[start:stop]
         first += part.rows
 
 
 def check_vectors(folder: Path, document: IndexDocument) -> None:
     """StaleError for the first file of vectors that is damaged, laid out in another way, or not finite."""
     for part in document.parts:
-        mapped(folder, part, document.model.dim)
+        mapped(folder, part, document.vector_type)

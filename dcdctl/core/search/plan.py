@@ -33,7 +33,7 @@ PLANNED_ENTRIES = ("format", "generation", "model", "sources", "precision", "set
 
 
 def plan_images(
-    index: FolderIndex, source: ImageSource, new: models.DualEncoder | None, *, are_given: bool
+    index: FolderIndex, source: ImageSource, new: models.Searchable | None, *, are_given: bool
 ) -> tuple[Build, PlannedParts | None]:
     """The build that adds a source, and which of its images become which parts, None if the same build of a new index
     has ended before.
@@ -78,7 +78,7 @@ def with_source(index: FolderIndex, source: ImageSource) -> tuple[ImageSource, .
     return (*listed, source)
 
 
-def _write_plan(build: Build, index: FolderIndex, new: models.DualEncoder | None) -> None:
+def _write_plan(build: Build, index: FolderIndex, new: models.Searchable | None) -> None:
     """The plan of another change is replaced; for a new index, only if none of its images is embedded."""
     folder, kept = build.folder, index.document.files
     if new is not None and build.is_sealed:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.columns.where import Condition, Value
-from dcdctl.core.search.exact import Half, Rows
+from dcdctl.core.search.exact import Floats, Half, Rows
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.sources import SourceImages
 from dcdctl.core.search.storage import TEXT
@@ -28,7 +28,7 @@ class Hit:
     image_id: str
     name: str
     score: float
-    """Cosine of the query vector and the image vector."""
+    """Cosine of the query vector and the image vector, or their MaxSim."""
     reranked: float | None = None
     """Logit of the re-ranker; None if it has not scored this image."""
     columns: Mapping[str, Value | None] = field(default_factory=dict)
@@ -55,6 +55,10 @@ class ImageIndex(ABC):
     columns: pa.Schema
     """The columns that conditions may read, besides `where.BUILT_IN`; the types are keys of `where.TYPES`."""
     images: SourceImages
+    is_late: bool = False
+    """Whether it has a vector for each token, compared by MaxSim (`models.LateInteraction.embed_texts`)."""
+    compares_all: bool = False
+    """Whether a search compares all images, in place of the candidates of graphs and codes."""
     num_shown: int | None = None
     """Columns of a hit, the first ones; all if None."""
     has_keywords: bool = False
@@ -70,7 +74,7 @@ class ImageIndex(ABC):
     @property
     @abstractmethod
     def model(self) -> Path:
-        """The folder of the dual encoder that made the vectors; MissingError if it is gone."""
+        """The folder of the model that made the vectors; MissingError if it is gone."""
 
     @property
     @abstractmethod
@@ -129,6 +133,10 @@ class ImageIndex(ABC):
     @abstractmethod
     def vectors(self, rows: Rows) -> Half:
         """(R, D): the stored vectors of rows, in the given order."""
+
+    def tokens(self, rows: Rows) -> tuple[Floats, Rows]:
+        """The tokens of rows of a late index one after another, N x D, and how many each row has."""
+        raise NotImplementedError
 
     @abstractmethod
     def source_image(self, row: int) -> tuple[int, SourceImage]:

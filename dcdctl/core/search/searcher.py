@@ -42,7 +42,7 @@ NO_WORD = "no word of the text is in the captions or names of these images: they
 
 
 class IndexModel:
-    """The dual encoder of an index, loaded when it is first needed. Thread-safe."""
+    """The model of an index, loaded when it is first needed. Thread-safe."""
 
     def __init__(self, index: ImageIndex, device: str | torch.device, threads: int | None = None) -> None:
         """MissingError if the index lacks its model. `device` is a name for `devices.choose`, or a device; `threads`
@@ -64,7 +64,7 @@ class IndexModel:
                 from dcdctl.core.search.dual_vectors import DualVectors  # torch, which takes seconds to import
 
                 device = self.device()
-                model = models.load_dual(self._folder).to(device).eval()
+                model = models.load_searchable(self._folder).to(device).eval()
                 self._index.expect(model.digest)
                 self._loaded = DualVectors(model, device)
             return self._loaded
@@ -84,7 +84,7 @@ class IndexSearcher:
     index: ImageIndex
     texts: TextEncoder
     encoder: IndexModel
-    """The dual encoder of the index; texts need it only if the index has no text side for ONNX Runtime."""
+    """The model of the index; texts need it only if the index has no text side for ONNX Runtime."""
     reranker: Reranker | None = None
 
     @staticmethod
@@ -104,10 +104,10 @@ class IndexSearcher:
         depth: int | None = None,
         rerank_set: Sequence[str] = (),
     ) -> IndexSearcher:
-        """A searcher with the dual encoder of an index.
+        """A searcher with the model of an index.
 
         On the CPU, and on a device `auto`, ONNX Runtime encodes texts on the CPU if the index has a text side, and the
-        dual encoder is loaded for the first image. Otherwise, and with a re-ranker, it is loaded now.
+        model is loaded for the first image. Otherwise, and with a re-ranker, it is loaded now.
 
         `rerank` is a fusion scorer or another dual encoder, named as for `models.load`, and `rerank_set` its settings
         (`Reranker.open`). It orders the first `depth` candidates, `DEPTH` if None. `threads` is the number of CPU
@@ -141,7 +141,7 @@ class IndexSearcher:
 
     @staticmethod
     def with_model(index: ImageIndex, *, device: str | torch.device, threads: int | None = None) -> IndexSearcher:
-        """A searcher whose dual encoder is loaded now and encodes texts too, for a query by an image: no text side is
+        """A searcher whose model is loaded now and encodes texts too, for a query by an image: no text side is
         opened.
 
         Errors and settings as in `for_index`.
@@ -150,8 +150,8 @@ class IndexSearcher:
         return IndexSearcher(index, encoder.load(), encoder)
 
     @property
-    def model(self) -> models.DualEncoder:
-        """The dual encoder of the index, which is loaded if it was not needed before."""
+    def model(self) -> models.Searchable:
+        """The model of the index, which is loaded if it was not needed before."""
         return self.encoder.load().model
 
     def ask(
@@ -240,8 +240,8 @@ class IndexSearcher:
     ) -> list[SearchAnswer]:
         """What `find` gives for vectors whose encoding began at `started`."""
         # An index of short vectors is searched by the first numbers alone, which may be zero where the others are not.
-        vectors_QD = vectors_QD[:, : self.index.dim]
-        if not (np.isfinite(vectors_QD).all() and vectors_QD.any(axis=1).all()):
+        vectors_QD = vectors_QD[..., : self.index.dim]
+        if not (np.isfinite(vectors_QD).all() and vectors_QD.reshape(len(vectors_QD), -1).any(axis=1).all()):
             hint = "its training diverged: index the images with another model"
             raise ModelError("the model gives vectors of queries that are zero, NaN or infinite", hint=hint)
         encoded = time.perf_counter()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +22,16 @@ from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search import ann, exact, part_files
 from dcdctl.core.search.config import IndexConfig
-from dcdctl.core.search.exact import Floats
+from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.storage import INDEX, IndexDocument, Segment, save_array
 
 # 2 MB of float32 at 512 numbers per vector.
 BLOCK = 1024
 """Vectors passed to a segment together."""
-Blocks = Callable[[], Iterator[Floats]]
-"""Reads the vectors of a segment; again at each call."""
+SAMPLES, ROUNDS = 40, 8
+"""Tokens per centroid from which k-means starts, and its rounds."""
+Blocks = Callable[[], Iterator[Any]]
+"""Reads the vectors of a segment, or the tokens and their counts; again at each call."""
 
 
 def segment_ranges(num_rows: int, existing: Sequence[Segment], config: IndexConfig) -> list[range]:
@@ -86,10 +89,11 @@ def _build_all(build: Build, document: IndexDocument, rows_by_name: dict[str, ra
     def build_one(name: str, rows: range) -> None:
         # A killed build left complete segments; one that was damaged since is built again.
         if not build.is_written(name):
+            blocks: Blocks = partial(_unit_blocks, build.folder, document, rows)
+            if document.model.kind == "late":
+                blocks = partial(part_files.read_tokens, build.folder, document.parts, document.vector_type, rows)
             with build.write(name) as path:
-                BUILDERS[document.settings.kind](
-                    path, partial(_unit_blocks, build.folder, document, rows), document, report
-                )
+                BUILDERS[document.settings.kind](path, blocks, document, report)
 
     with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(rows_by_name)))) as pool:
         try:
@@ -104,7 +108,7 @@ def _build_all(build: Build, document: IndexDocument, rows_by_name: dict[str, ra
 
 def _unit_blocks(folder: Path, document: IndexDocument, rows: range) -> Iterator[Floats]:
     """Unit vectors in the order of rows, read part by part: they may be more than fit into memory."""
-    for _, block_RD in part_files.read_blocks(folder, document.parts, document.model.dim, rows):
+    for _, block_RD in part_files.read_blocks(folder, document.parts, document.vector_type, rows):
         for start in range(0, len(block_RD), BLOCK):
             yield exact.unit_rows(block_RD[start : start + BLOCK])
 
@@ -145,8 +149,41 @@ def _build_codes(path: Path, blocks: Blocks, document: IndexDocument, advance: A
     save_array(np.concatenate(parts), path)
 
 
+def _build_centroids(path: Path, blocks: Blocks, document: IndexDocument, advance: Advance) -> None:
+    """Two arrays: K centroids of a sample of the tokens, by k-means, and the nearest one of each token, N x R. An image
+    of fewer than N tokens ends with K."""
+    rng, size = np.random.default_rng(0), document.settings.tokens.centroids
+    counts = [counts_R for _, counts_R in blocks()]
+    share, most = SAMPLES * size / sum(map(np.sum, counts)), max(map(np.max, counts))
+    sample_SD = np.concatenate([tokens_ND[rng.random(len(tokens_ND)) < share] for tokens_ND, _ in blocks()])
+    centroids_KD = rng.permutation(sample_SD)[:size]
+    for _ in range(ROUNDS):
+        nearest_S = _nearest(sample_SD, centroids_KD)
+        sums_KD, num_K = np.zeros_like(centroids_KD), np.bincount(nearest_S, minlength=len(centroids_KD))
+        torch.from_numpy(sums_KD).index_add_(0, torch.from_numpy(nearest_S), torch.from_numpy(sample_SD))
+        centroids_KD = np.where(num_K[:, None] > 0, sums_KD / np.maximum(num_K, 1)[:, None], centroids_KD)
+        centroids_KD = centroids_KD.astype(np.float16).astype(np.float32)
+    codes = []
+    for tokens_ND, counts_R in blocks():
+        codes_RN = np.full((len(counts_R), most), len(centroids_KD), dtype=np.uint16)
+        codes_RN[np.arange(most) < counts_R[:, None]] = _nearest(tokens_ND, centroids_KD)
+        codes.append(codes_RN.T)
+        advance(len(counts_R))
+    with path.open("wb") as file:
+        np.save(file, centroids_KD.astype(np.float16))
+        np.save(file, np.concatenate(codes, axis=1))
+
+
+def _nearest(tokens_ND: Floats, centroids_KD: Floats) -> Rows:
+    """The nearest centroid of each token."""
+    halves_K = np.square(centroids_KD).sum(axis=1) / 2
+    parts = np.split(tokens_ND, range(BLOCK, len(tokens_ND), BLOCK))
+    return np.concatenate([(part_BD @ centroids_KD.T - halves_K).argmax(axis=1) for part_BD in parts])
+
+
 BUILDERS: dict[str, Callable[[Path, Blocks, IndexDocument, Advance], None]] = {
     "hnsw": _build_graph,
     "int8": _build_codes,
     "binary": _build_codes,
+    "centroids": _build_centroids,
 }

@@ -2,7 +2,7 @@
 
     INDEX/index.json                       replaced atomically, last; files that it does not name are not part of
         the index
-    INDEX/model/                           the dual encoder that made the vectors
+    INDEX/model/                           the model that made the vectors
     INDEX/text/                            the text side of the model for ONNX Runtime (`models.text_tower`), if it
         could be made
     INDEX/vectors/part-00000.parquet ...   one row per image, in source order
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ from dcdctl.core import models
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.config import Key
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.search import exact
 from dcdctl.core.search.columns.where import COLUMN_TYPES
 from dcdctl.core.search.config import IndexConfig
 
@@ -67,7 +68,9 @@ class Part:
     bytes: int
     sha256: str
     vectors_at: tuple[int, ...]
-    """File offset of the numbers of each row group."""
+    """File offset of the vectors of each row group, of a late index the tokens."""
+    num_tokens: Annotated[tuple[int, ...], Key(omits_default=True)] = ()
+    """Tokens of each row group of a late index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +102,11 @@ class ImageSource:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedModel:
-    """The dual encoder that made the vectors."""
+    """The model that made the vectors."""
 
-    kind: str = "dual"
+    kind: Literal["dual", "late"] = "dual"
     dim: int
-    """Numbers of a stored vector."""
+    """Numbers of a stored vector, or of a token."""
     fingerprint: str
 
 
@@ -200,6 +203,11 @@ class IndexDocument:
     columns: Annotated[ColumnsFile | None, Key(omits_default=True)] = None
     text: Annotated[TextSide | None, Key(omits_default=True)] = None
     keywords: Annotated[WordFiles | None, Key(omits_default=True)] = None
+
+    @property
+    def vector_type(self) -> np.dtype[Any]:
+        """How a vector is stored, or a token of a late index: little-endian float16, or int8 and a scale."""
+        return exact.token_type(self.model.dim, self.settings.tokens.codes if self.model.kind == "late" else "float16")
 
     @property
     def num_rows(self) -> int:

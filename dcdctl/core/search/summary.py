@@ -39,6 +39,7 @@ def index_document(index: FolderIndex) -> dict[str, Any]:
         "removed": document.removed.count,
         "skipped": document.skipped.count,
         "dims": index.dim,
+        "tokens": sum(sum(part.num_tokens) for part in index.parts),
         "kind": index.kind,
         "segments": len(index.segments),
         "segment_rows": in_segments,
@@ -70,8 +71,9 @@ def index_facts(index: FolderIndex) -> list[tuple[str, str]]:
         searches.append(f"by words with --hybrid, {document['word_bytes']:,} bytes")
     counts = ((document["removed"], "removed"), (document["skipped"], "files left out"))
     images = [f"{index.num_images:,}", *(f"{count:,} {name}" for count, name in counts if count)]
-    # float16: two bytes a number.
-    vectors = f"{index.dim:,} numbers, {2 * index.dim:,} bytes each; files of {document['vector_bytes']:,} bytes"
+    per = f" for each of {document['tokens']:,} tokens" if index.is_late else ""
+    size = index.document.vector_type.itemsize
+    vectors = f"{index.dim:,} numbers{per}, {size:,} bytes each; files of {document['vector_bytes']:,} bytes"
     texts = f"searched without torch, by a text side for ONNX Runtime of {document['text_bytes']:,} bytes"
     return [
         ("images", ", ".join(images)),

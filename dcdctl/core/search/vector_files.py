@@ -113,7 +113,7 @@ class _GivenVectors:
     """The given vectors by planned image, in a file that is mapped."""
 
     def __init__(self, task: EmbeddingTask) -> None:
-        self.task = task
+        self.task, self.dim = task, task.document.model.dim
         parts = [task.build.written(part_files.planned_name(part)) for part in task.planned.part_numbers]
         columns = [pq.read_table(part, columns=["image_id"]).column(0) for part in parts]
         self.ids = pa.chunked_array(
@@ -125,7 +125,7 @@ class _GivenVectors:
         # end.
         path = task.build.folder / PLANNED / "vectors.f16"
         # An empty file cannot be mapped.
-        self.vectors_ND = np.memmap(path, dtype=np.float16, mode="w+", shape=(max(len(self.ids), 1), task.dim))
+        self.vectors_ND = np.memmap(path, dtype=np.float16, mode="w+", shape=(max(len(self.ids), 1), self.dim))
         self.is_given: Flags = np.zeros(len(self.ids), dtype=np.bool_)
         self.faults = Faults("the vectors cannot be used")
 
@@ -185,7 +185,7 @@ class _GivenVectors:
         is_valid = column.is_valid().to_numpy(zero_copy_only=False)
         row_B = row_B[is_valid]
         widths = np.unique(pc.list_value_length(column.drop_null()).to_numpy(zero_copy_only=False))
-        accepted = {self.task.model.embedding_dim, self.task.dim}
+        accepted: set[Any] = {self.task.model.embedding_dim, self.dim}
         if len(row_B) == 0:
             return
         if len(widths) > 1 or int(widths[0]) not in accepted:
@@ -197,7 +197,7 @@ class _GivenVectors:
         values = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
         # A copy, because torch warns about arrays that are not writable, and Arrow's are not.
         vectors_BD = torch.from_numpy(values.reshape(len(row_B), -1).copy())
-        stored_BD = embed.stored(vectors_BD, self.task.dim)
+        stored_BD = embed.stored(vectors_BD, self.dim)
         # As they are stored: squares may be too large, and the first numbers zero.
         is_good = np.isfinite(stored_BD).all(axis=1) & stored_BD.any(axis=1)
         wrong = row_B[~is_good]
@@ -231,7 +231,9 @@ class _GivenVectors:
         if not readable:
             return
         self.task.model.to(self.task.compute.device).eval()
-        computed = embed.embed_stored(self.task, ImageBatch.cat([pixels for _, pixels in readable])).astype(np.float32)
+        computed = embed.embed_stored(self.task, ImageBatch.cat([pixels for _, pixels in readable]))[0].astype(
+            np.float32
+        )
         theirs = self.vectors_ND[[row for row, _ in readable]].astype(np.float32)
         cosines = (computed * theirs).sum(axis=1) / (np.linalg.norm(computed, axis=1) * np.linalg.norm(theirs, axis=1))
         if (least := float(cosines.min())) < LEAST_COSINE:

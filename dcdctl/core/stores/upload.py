@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dcdctl.core.errors import StaleError
+from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import FolderIndex
 from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of
@@ -45,6 +45,10 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
     another upload writes to it. MissingError if the index lacks its model.
     """
     index.check_model()
+    if index.is_late:
+        raise ConfigError(
+            f"{index.folder} has a vector for each token, and a store takes one per image", hint="search the folder"
+        )
     with store.lock():
         wanted = facts_of(index)
         published = repeated(store.facts, FOR_A_QUESTION)

@@ -44,6 +44,12 @@ class MultiVectorScorer(LateInteraction):
         text = self.encode_texts(self.preprocess.texts(["a"]))
         if image.tokens.shape[2] != text.tokens.shape[2]:
             raise ModelError(f"{ref} has tokens of {image.tokens.shape[2]} and of {text.tokens.shape[2]} numbers")
+        self._token_dim = image.tokens.shape[2]
+
+    @property
+    def token_dim(self) -> int:
+        """Length D of a token vector."""
+        return self._token_dim
 
     @property
     def encoder(self) -> Any:

@@ -1,0 +1,196 @@
+"""An index of a late-interaction model: token vectors, candidates by centroids, and exact MaxSim."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import torch
+from families import FAMILIES, late, with_noise
+from image_files import png, put
+from made_index import build_of, killed_before, seal_index, searcher_of, update
+from PIL import Image
+from tiny import contents
+
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError, ModelError, StaleError
+from dcdctl.core.search import FolderIndex, ImageSource, part_files
+from dcdctl.core.search.exact import decoded, encoded, maxsims, token_type
+from dcdctl.core.search.part_files import SourceImage
+
+pytestmark = pytest.mark.usefixtures("_duals_read_once")
+CAPTIONS = ["a red circle left of a blue square", "a small green triangle", "two dogs"]
+ALL = ("flat_up_to=0", "segment_rows=4", "candidates=4")
+"""Centroids that propose all images."""
+
+
+@pytest.fixture(scope="module")
+def late_ref(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    models.save(with_noise(late(FAMILIES["dual"](CAPTIONS, folder), is_pooled=False)), folder / "late")
+    return folder / "late"
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return put(tmp_path / "pictures", {f"{seed}.png": png(seed) for seed in range(7)})
+
+
+def ragged(counts, width=6, seed=0):
+    tokens = np.random.default_rng(seed).normal(size=(sum(counts), width)).astype(np.float32)
+    return tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+
+
+def plain_maxsims(query_LD, tokens_ND, counts):
+    """One image and one token after another."""
+    images = np.split(tokens_ND, np.cumsum(counts)[:-1])
+    return np.array([sum(max(float(t @ q) for t in image) for q in query_LD) for image in images])
+
+
+def write_late(folder, counts, codes="float16", **settings):
+    """An index of random tokens: the index, and its tokens."""
+    tokens, entries, ends = ragged(counts), [], np.cumsum([0, *counts])
+    for number, first in enumerate(range(0, len(counts), 3)):
+        rows = range(first, min(first + 3, len(counts)))
+        path = folder / "vectors" / part_files.part_name(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images = [SourceImage(image_id=f"{row}.png", path=f"{row}.png") for row in rows]
+        here = encoded(tokens[ends[first] : ends[rows.stop]], codes)
+        part_files.write_part(path, images, here, counts_R=np.array(counts[first : rows.stop]))
+        entries.append(part_files.describe_part(path, 0, token_type(6, codes))[0])
+    source = ImageSource(kind="folder", path=str(folder.parent / "nowhere"))
+    settings = {"kind": "centroids", "tokens": {"codes": codes}, **settings}
+    return seal_index(folder, source, entries, dim=6, model_kind="late", **settings), tokens
+
+
+def test_maxsims_are_those_of_a_loop():
+    counts, query = [2, 5, 1, 3], ragged([4], seed=1)
+    tokens = ragged(counts)
+    for is_precise in (False, True):
+        found = maxsims(query, tokens, np.array(counts), is_precise=is_precise)
+        np.testing.assert_allclose(found, plain_maxsims(query, tokens, counts), atol=1e-6)
+    # Of one length, and a query with padding.
+    padded = np.concatenate([query, np.zeros((3, 6), np.float32)])
+    np.testing.assert_allclose(
+        maxsims(padded, tokens[:10], np.array([5, 5])), plain_maxsims(query, tokens[:10], [5, 5]), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("codes", "error"), [("float16", 5e-4), ("int8", 5e-3)])
+def test_stored_tokens_are_near_the_tokens(codes, error):
+    tokens = 3 * ragged([200])
+    records = encoded(tokens, codes)
+    assert records.dtype == token_type(6, codes) or records.shape == (200, 6)
+    np.testing.assert_allclose(decoded(records), tokens, atol=3 * error)
+
+
+@pytest.mark.parametrize("codes", ["float16", "int8"])
+@pytest.mark.parametrize("settings", [{}, {"flat_up_to": 0, "segment_rows": 5, "candidates": 5}, {"kind": "flat"}])
+def test_images_of_any_number_of_tokens_are_ranked_by_maxsim(tmp_path, codes, settings):
+    counts = [4, 1, 7, 3, 3, 5, 2, 6]
+    index, tokens = write_late(tmp_path / "index", counts, codes, **settings)
+    stored, stored_counts = index.tokens(np.arange(8))
+    assert stored_counts.tolist() == counts
+    np.testing.assert_allclose(stored, tokens, atol=5e-3)
+    queries = ragged([5, 5], seed=2).reshape(2, 5, 6)
+    queries[1, 3:] = 0
+    scores, rows = index.nearest(queries, 8)
+    for query, score, row in zip(queries, scores, rows, strict=True):
+        expected = plain_maxsims(query, stored, counts)
+        assert row.tolist() == np.argsort(-expected).tolist()
+        np.testing.assert_allclose(score, np.sort(expected)[::-1], atol=1e-5)
+
+
+# 180 tokens: a centroid each, and few. Ten of sixty images at random would have 17 of the 100 best.
+@pytest.mark.parametrize(("centroids", "least", "most"), [(180, 98, 100), (40, 50, 90)])
+def test_centroids_are_good_candidates_and_all_can_be_compared(tmp_path, centroids, least, most):
+    counts = [3] * 60
+    settings = {"flat_up_to": 0, "candidates": 10, "tokens": {"centroids": centroids}}
+    index, _ = write_late(tmp_path / "index", counts, **settings)
+    queries = ragged([4] * 20, seed=3).reshape(20, 4, 6)
+    scores, rows = index.nearest(queries, 5)
+    index.compares_all = True
+    all_scores, all_rows = index.nearest(queries, 5)
+    found = [len({*some} & {*every}) for some, every in zip(rows.tolist(), all_rows.tolist(), strict=True)]
+    assert least <= sum(found) <= most
+    assert (scores[:, 0] <= all_scores[:, 0]).all()
+
+
+@pytest.mark.parametrize("sets", [("tokens.codes=int8",), ALL])
+def test_an_index_of_a_late_model_answers_by_the_scores_of_the_model(late_ref, pictures, tmp_path, sets):
+    index = build_of(late_ref, pictures, tmp_path / "index", *sets)
+    searcher, model = searcher_of(index.folder), models.load(late_ref)
+    batch = model.preprocess.images([Image.open(pictures / index.name(row)) for row in range(7)])
+    with torch.no_grad():
+        images, texts = model.encode_images(batch), model.encode_texts(model.preprocess.texts(CAPTIONS))
+        by_image = model.embed_images(batch[:1])
+    for text, answer in enumerate(searcher.by_texts(CAPTIONS, 7)):
+        expected = model.score_pairs(images, texts, torch.arange(7), torch.full((7,), text)) / model.logit_scale
+        assert [hit.score for hit in answer.hits] == pytest.approx(expected.sort(descending=True)[0].tolist(), abs=5e-3)
+        assert answer.hits[0].row == expected.argmax()
+    # By an image: its tokens in place of a text's.
+    answer = searcher.ask(pictures / index.name(0), 7)
+    assert answer.hits[0].row == 0
+    assert answer.hits[0].score == pytest.approx(float((by_image.norm(dim=-1)).sum()), abs=5e-3)
+
+
+def test_a_late_index_grows_shrinks_and_resumes(late_ref, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "exports_text_towers", lambda: False)
+    whole, number = build_of(late_ref, pictures, tmp_path / "whole", *ALL), 0
+    while killed_before(
+        monkeypatch,
+        number,
+        lambda: build_of(late_ref, pictures, tmp_path / f"{number}", *ALL),  # noqa: B023
+    ):
+        build_of(late_ref, pictures, tmp_path / f"{number}", *ALL)
+        assert contents(tmp_path / f"{number}") == contents(whole.folder), number
+        number += 3
+    more = put(tmp_path / "more", {"new.png": png(30)})
+    update(whole.folder, add=more, remove=("0.png",))
+    grown = searcher_of(whole.folder)
+    assert grown.ask(more / "new.png", 1).hits[0].name == "new.png"
+    assert {hit.name for hit in grown.by_text("two dogs", 10).hits} == {"new.png", *(f"{n}.png" for n in range(1, 7))}
+    assert update(whole.folder, sets=("kind=flat",)).kind == "flat"
+
+
+@pytest.mark.parametrize("name", ["vectors/part-00001.parquet", "ann/centroids-000000000000-4-1"])
+def test_a_damaged_file_of_a_late_index_is_named(tmp_path, name):
+    index, _ = write_late(tmp_path / "index", [3] * 8, flat_up_to=0, segment_rows=4)
+    path = index.folder / name
+    data = path.read_bytes()
+    path.write_bytes(data[:-300] + bytes(4) + data[-296:])
+    with pytest.raises(StaleError, match=name.split("/")[1]):
+        FolderIndex.open(index.folder).nearest(np.ones((1, 2, 6)), 8)
+
+
+def test_what_a_late_index_refuses(late_ref, pictures, tmp_path):
+    for sets, message in {
+        ("kind=hnsw",): "kind hnsw does not search the index of a late-interaction model",
+        ("dims=4",): "dims shortens the vectors of a dual encoder",
+        ("tokens.centroids=70000",): "tokens.centroids must be below 65,536",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            build_of(late_ref, pictures, tmp_path / "index", *sets)
+    index, _ = write_late(tmp_path / "made", [2, 2])
+    with pytest.raises(ConfigError, match=r"tokens\.codes is fixed"):
+        update(index.folder, sets=("tokens.codes=int8",))
+    with pytest.raises(ValueError, match="queries have 2 axes, expected 3"):
+        index.nearest(np.ones((1, 6)), 1)
+    pooled = late(FAMILIES["dual"](CAPTIONS, tmp_path), is_pooled=True)
+    models.save(pooled, tmp_path / "pooled")
+    with pytest.raises(ModelError, match="an index compares tokens alone"):
+        build_of(tmp_path / "pooled", pictures, tmp_path / "index")
+
+
+def test_tokens_in_the_file_are_those_that_were_given(tmp_path):
+    index, tokens = write_late(tmp_path / "index", [4, 1, 7])
+    table = index.part_table(0)
+    assert table.column_names == ["image_id", "path", "corpus_row", "num_tokens", "tokens"]
+    found = np.frombuffer(b"".join(pc.list_flatten(table["tokens"]).to_pylist()), "<f2")
+    np.testing.assert_array_equal(found.reshape(-1, 6), tokens.astype(np.float16))
