@@ -238,8 +238,9 @@ def test_the_settings_of_an_index_are_on_its_page_with_their_defaults():
     for names, values in re.findall(r"^\| `([a-z].*?)` \| (.*?) \|", section, re.MULTILINE):
         shown |= zip(names.split("`, `"), values.split(", "), strict=True)
     settings = dict(vars(IndexConfig()))
-    settings |= {f"hnsw.{name}": value for name, value in vars(settings.pop("hnsw")).items()}
-    words = {"hnsw": '`"hnsw"`', None: "none", False: "false"}
+    for table in ("hnsw", "tokens"):
+        settings |= {f"{table}.{name}": value for name, value in vars(settings.pop(table)).items()}
+    words = {"hnsw": '`"hnsw"`', "float16": '`"float16"`', None: "none", False: "false"}
     assert shown == {name: words.get(value) or f"{value:,}" for name, value in settings.items()}
 
 

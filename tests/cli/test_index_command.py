@@ -94,7 +94,7 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
         (["DUAL", "--images", "ABSENT", "--out", "NEW"], "ABSENT does not exist; --images takes a folder"),
         (
             ["DUAL", "--images", "IMAGES", "--out", "NEW", "--set", "kind=magic"],
-            "kind must be one of flat, hnsw, int8, binary, got 'magic'",
+            "kind must be one of flat, hnsw, int8, binary, centroids, got 'magic'",
         ),
         (
             ["DUAL", "--images", "IMAGES", "--out", "NEW", "--precision", "fp8"],

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import FAMILIES, READ_ONLY, late, refs
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
 from sentence_transformers.util import maxsim, mean_maxsim
 from tiny import make_corpus
 from torch.testing import assert_close
@@ -79,6 +80,17 @@ def test_blocks_change_neither_scores_nor_gradients(monkeypatch, limit):
 
     for found, expected in zip(of_limit(limit), of_limit(1 << 30), strict=True):
         assert_close(found, expected)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 30])
+def test_pooled_tokens_are_those_of_sentence_transformers(factor):
+    vectors, _ = tokens(2, [9, 4, 1, 12, 7])
+    theirs = HierarchicalTokenPooling(float(factor), num_protected_tokens=0).pool(vectors)
+    for found, expected in zip(models.pool_tokens(vectors, factor), theirs, strict=True):
+        found, expected = (each[each.ne(0).any(dim=1)] for each in (found, expected))
+        assert len(found) == len(expected)
+        # In another order.
+        assert_close(found[(found @ expected.T).argmax(dim=0)], expected)
 
 
 def test_a_text_without_tokens_scores_zero():

@@ -140,6 +140,19 @@ def test_an_index_of_a_late_model_answers_by_the_scores_of_the_model(late_ref, p
     assert answer.hits[0].score == pytest.approx(float((by_image.norm(dim=-1)).sum()), abs=5e-3)
 
 
+def test_tokens_are_pooled_by_the_factor_of_the_model_or_of_the_index(late_ref, pictures, tmp_path):
+    model = models.load(late_ref)
+    model.token_pooling = 4
+    models.save(model, tmp_path / "late")
+    assert models.load(tmp_path / "late").token_pooling == 4
+    assert models.load(tmp_path / "late").digest != models.load(late_ref).digest
+    with torch.no_grad():
+        num_tokens = model.encode_images(model.preprocess.images([Image.new("RGB", (8, 8))])).tokens.shape[1]
+    for sets, factor in (((), 4), (("tokens.pooling=2",), 2), (("tokens.pooling=1",), 1)):
+        index = build_of(tmp_path / "late", pictures, tmp_path / f"{factor}", *sets)
+        assert index.tokens(np.arange(7))[1].tolist() == [num_tokens // factor] * 7
+
+
 def test_a_late_index_grows_shrinks_and_resumes(late_ref, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "exports_text_towers", lambda: False)
     whole, number = build_of(late_ref, pictures, tmp_path / "whole", *ALL), 0

@@ -29,6 +29,7 @@ from .load_save import (
 from .lora import require_peft
 from .networks.backbones import FeatureSpec
 from .networks.projections import ProjectionSize
+from .networks.token_pooling import pool_tokens
 from .networks.towers import TrainedParts
 from .onnx import (
     ONNX_OUTPUT,
@@ -116,6 +117,7 @@ __all__ = [
     "num_text_positions",
     "pair_products",
     "parse_overrides",
+    "pool_tokens",
     "prefix_vectors",
     "quantize_dynamic",
     "quiet_open_clip",

@@ -40,6 +40,9 @@ class LateInteraction(FusionScorer):
     is_mean = True
     """Whether MaxSim is the mean over the tokens of a text, and not the sum."""
 
+    token_pooling = 1
+    """An index stores the tokens of an image divided by this number (`networks.token_pooling`)."""
+
     @property
     def logit_scale(self) -> Tensor:
         """Factor from MaxSim to logit, 0-dimensional."""

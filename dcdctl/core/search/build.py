@@ -233,9 +233,9 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
     if settings.dims != document.settings.dims:
         message = f"the vectors of {folder} have {document.model.dim} numbers, and dims is fixed when an index is made"
         raise ConfigError(message, hint="make a new index with --dims")
-    if settings.tokens.codes != document.settings.tokens.codes:
-        message = f"{folder} has tokens as {document.settings.tokens.codes}, and tokens.codes is fixed when it is made"
-        raise ConfigError(message, hint=f"make a new index with --set tokens.codes={settings.tokens.codes}")
+    if replace(settings.tokens, centroids=1) != replace(document.settings.tokens, centroids=1):
+        message = f"tokens.codes and tokens.pooling of {folder} are fixed when an index is made"
+        raise ConfigError(message, hint="make a new index with --set")
     _check_kind(settings, is_late=document.model.kind == "late")
     _check_packages(settings, document.num_rows)
     removed = rows_to_remove(index, changes.remove, gone=changes.remove_gone)

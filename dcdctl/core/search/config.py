@@ -30,6 +30,9 @@ class TokenConfig:
 
     codes: Literal["float16", "int8"] = "float16"
     """int8: a byte per number, and a scale per token. Fixed when an index is made."""
+    pooling: Count | None = None
+    """The number of tokens of an image is divided by this, see `models.pool_tokens`; None for the model's own. Fixed
+    when an index is made."""
     centroids: Count = 1024
     """Centroids of the tokens of a segment, of kind `centroids`."""
 

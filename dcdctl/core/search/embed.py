@@ -23,7 +23,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting
-from dcdctl.core.models import ImageBatch, Preprocessor, Searchable, prefix_vectors
+from dcdctl.core.models import ImageBatch, Preprocessor, Searchable, pool_tokens, prefix_vectors
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import embed_batch
 from dcdctl.core.search import exact, part_files
@@ -144,6 +144,8 @@ def embed_stored(task: EmbeddingTask, images: ImageBatch) -> tuple[NDArray[Any],
     model, document, counts_I = task.model, task.document, None
     if model.kind == "late":
         tokens_IND = embed_batch(lambda batch: model.encode_images(batch).tokens, images, task.compute, task.fitting)
+        if (factor := document.settings.tokens.pooling or model.token_pooling) > 1:
+            tokens_IND = pool_tokens(tokens_IND, factor)
         is_token_IN = tokens_IND.ne(0).any(dim=-1)
         counts_I, found = is_token_IN.sum(dim=1).cpu().numpy(), tokens_IND[is_token_IN].cpu().numpy()
         vectors = exact.encoded(found, document.settings.tokens.codes)

@@ -77,7 +77,13 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
                 "projections of tokens",
                 hint="set it to 0, or start from a late-interaction model",
             )
-        model = models.new_late(model, config.token_dim, is_pooled=config.pooled, seed=recipe.seed)
+        model = models.new_late(
+            model,
+            config.token_dim,
+            is_pooled=config.pooled,
+            token_pooling=config.token_pooling,
+            seed=recipe.seed,
+        )
     return model
 
 

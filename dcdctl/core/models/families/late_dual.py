@@ -58,14 +58,14 @@ class LateDual(LateInteraction):
     dual: DualEncoder
     """The dual encoder, whose vectors may choose the candidates of a search."""
 
-    def __init__(self, dual: DualEncoder, tokens: TokenProjections, *, is_pooled: bool) -> None:
+    def __init__(self, dual: DualEncoder, tokens: TokenProjections, *, is_pooled: bool, token_pooling: int = 1) -> None:
         """The dual encoder is shared, not copied."""
         # Not as an attribute of the module, which would list every parameter twice.
         object.__setattr__(self, "dual", dual)
         network = nn.ModuleDict({"dual": dual.network, "tokens": tokens})
         super().__init__(network, dual.preprocess, dual.unused_keys)
         self.calibration = Calibration()
-        self.is_pooled = is_pooled
+        self.is_pooled, self.token_pooling = is_pooled, token_pooling
 
     def __repr__(self) -> str:
         return f"LateDual({self.dual!r}, {self.token_dim} numbers per token)"
@@ -101,8 +101,10 @@ class LateDual(LateInteraction):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The dual encoder's, the width of the token vectors, and whether its logit counts."""
-        return {**self.dual.settings, "kind": self.kind, "token_dim": self.token_dim, "is_pooled": self.is_pooled}
+        """The dual encoder's, the width of the token vectors, whether its logit counts, and token pooling."""
+        pooling = {} if self.token_pooling == 1 else {"token_pooling": self.token_pooling}
+        own = {"kind": self.kind, "token_dim": self.token_dim, "is_pooled": self.is_pooled, **pooling}
+        return {**self.dual.settings, **own}
 
     @property
     def digest(self) -> str:
@@ -184,7 +186,9 @@ class LateDual(LateInteraction):
 
     def export_copy(self) -> LateDual:
         """The same model over the dual encoder's copy."""
-        return LateDual(self.dual.export_copy(), self.tokens, is_pooled=self.is_pooled)
+        return LateDual(
+            self.dual.export_copy(), self.tokens, is_pooled=self.is_pooled, token_pooling=self.token_pooling
+        )
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write the dual encoder's own files, which other libraries read as that, and the projections of tokens."""
@@ -194,7 +198,7 @@ class LateDual(LateInteraction):
 
 
 @torch.no_grad()
-def new_late(dual: DualEncoder, token_dim: int, *, is_pooled: bool, seed: int = 0) -> LateDual:
+def new_late(dual: DualEncoder, token_dim: int, *, is_pooled: bool, token_pooling: int = 1, seed: int = 0) -> LateDual:
     """A late-interaction model over the encoders of a dual encoder, with new projections of tokens. Equal seeds give
     equal weights; the global random state is not touched. ModelError for a dual encoder without token states."""
     side = dual.preprocess.image_size_px
@@ -204,7 +208,7 @@ def new_late(dual: DualEncoder, token_dim: int, *, is_pooled: bool, seed: int = 
     )
     with seeded(seed):
         tokens = TokenProjections(*widths, token_dim)
-    return LateDual(dual, tokens, is_pooled=is_pooled)
+    return LateDual(dual, tokens, is_pooled=is_pooled, token_pooling=token_pooling)
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> LateDual:
@@ -219,4 +223,4 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     check_complete(ref, {"images.weight", "texts.weight", "logit_scale"} - set(state), "a late-interaction model")
     tokens = TokenProjections(state["images.weight"].shape[1], state["texts.weight"].shape[1], saved["token_dim"])
     tokens.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    return LateDual(dual, tokens, is_pooled=saved["is_pooled"])
+    return LateDual(dual, tokens, is_pooled=saved["is_pooled"], token_pooling=saved.get("token_pooling", 1))

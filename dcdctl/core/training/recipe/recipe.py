@@ -98,6 +98,9 @@ class ModelConfig:
     """late: width of the token vectors."""
     pooled: bool = False
     """late: add the dual encoder's scaled cosine to the logit, which trains the vectors that choose candidates."""
+    token_pooling: Count = 1
+    """late: an index stores the token vectors of an image divided by this number, as clusters; training and scores have
+    all."""
     hidden_size: Count = 128
     """new models: width of the layers."""
     num_layers: Count = 6
