@@ -191,7 +191,7 @@ def test_what_a_late_index_refuses(late_ref, pictures, tmp_path):
         with pytest.raises(ConfigError, match=message):
             build_of(late_ref, pictures, tmp_path / "index", *sets)
     index, _ = write_late(tmp_path / "made", [2, 2])
-    with pytest.raises(ConfigError, match=r"tokens\.codes is fixed"):
+    with pytest.raises(ConfigError, match=r"tokens\.codes and tokens\.pooling of .* are fixed"):
         update(index.folder, sets=("tokens.codes=int8",))
     with pytest.raises(ValueError, match="queries have 2 axes, expected 3"):
         index.nearest(np.ones((1, 6)), 1)
