@@ -145,9 +145,9 @@ def maxsims(query_LD: Floats, tokens_ND: Floats, counts_R: Rows, *, is_precise: 
     """The sum over the tokens of a query of the largest product with a token of each item, R; an item has `counts_R`
     tokens, one after another, at least one. If it is precise, equal items have equal scores in every position.
 
-    >>> tokens = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
+    >>> tokens = np.array([[1, 0], [0, 1], [0.5, 0.5]], np.float32)
     >>> maxsims(np.array([[0.5, 0], [0, 0.5]], np.float32), tokens, np.array([2, 1])).round(2).tolist()
-    [1.0, 0.7]
+    [1.0, 0.5]
     """
     query_LD = query_LD[query_LD.any(axis=1)]
     if is_precise:
