@@ -88,7 +88,10 @@ def measure_background(searcher: IndexSearcher) -> Background | None:
         scores = [maxsims(probe, tokens, counts_S) for probe in probes_PD]
         images = np.split(tokens, np.cumsum(counts_S)[:-1])[:NUM_PROBES]
         pairs = np.concatenate(
-            [np.delete(maxsims(image / len(image), tokens, counts_S), number) for number, image in enumerate(images)]
+            [
+                np.delete(maxsims(image / np.float32(len(image)), tokens, counts_S), number)
+                for number, image in enumerate(images)
+            ]
         )
     else:
         images_SD = exact.unit_rows(index.vectors(np.array(rows, dtype=np.int64)))
