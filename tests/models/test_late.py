@@ -18,6 +18,7 @@ from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import evaluate_model
 from dcdctl.core.export.export import export_model
 from dcdctl.core.export.target import ExportJob
+from dcdctl.core.models.inputs import States
 from dcdctl.core.models.networks import maxsim as ours
 from dcdctl.core.models.networks.maxsim import all_maxsims, pair_maxsims
 from dcdctl.core.scoring import CorpusSource, encode_corpus
@@ -127,6 +128,26 @@ def test_the_scale_is_learned_and_ends_at_100(tmp_path):
     with torch.no_grad():
         model.tokens.logit_scale.fill_(9.0)
     assert model.logit_scale.item() == 100.0
+
+
+def test_with_positions_equal_tokens_at_other_places_have_other_vectors(tmp_path):
+    dual = FAMILIES["dual"](CAPTIONS, tmp_path)
+    without, model = (late(dual, position_norm=norm) for norm in (0.0, 0.7))
+    assert without.tokens.positions is None
+    assert_close(model.tokens.images.weight, without.tokens.images.weight)
+    lengths_N = model.tokens.positions.norm(dim=1)
+    assert 0.4 < lengths_N.mean() < 1.0
+    mask = torch.ones(1, len(lengths_N), dtype=torch.bool)
+    states = States(torch.ones(1, len(lengths_N), 16), mask)
+    projected = torch.nn.functional.normalize(model.tokens.images(states.tokens[0, 0]), dim=0)
+    found = model.tokens.vectors(model.tokens.images, states, model.tokens.positions).tokens[0]
+    for vector, position in zip(found, model.tokens.positions, strict=True):
+        assert_close(vector, (projected + position) / (projected + position).norm())
+
+
+def test_positions_need_images_of_one_size(tmp_path):
+    with pytest.raises(ModelError, match=r"model\.position_norm is 0\.7, and the images of this model have grids"):
+        late(FAMILIES["SigLIP 2"](CAPTIONS, tmp_path), position_norm=0.7)
 
 
 def test_what_late_interaction_has_not_is_an_error(tmp_path):

@@ -48,7 +48,7 @@ def saved_open_clip(kind: str, captions: list[str], folder: Path) -> models.Dual
     return models.load_dual(save_open_clip(kind, captions, folder, num_layers=1))
 
 
-def late(dual: models.DualEncoder, **options: bool) -> Any:
+def late(dual: models.DualEncoder, **options: Any) -> Any:
     model = models.new_late(dual, token_dim=6, **{"is_pooled": True, **options})
     with torch.no_grad():
         # A scale at which the cosine of whole vectors does not drown MaxSim.
@@ -57,7 +57,9 @@ def late(dual: models.DualEncoder, **options: bool) -> Any:
 
 
 def late_from(kind: str, captions: list[str], folder: Path) -> Any:
-    return late(FAMILIES[kind](captions, folder), is_pooled=kind in ("CLIP", "frozen dual"))
+    # Positions where images have one size: a SigLIP 2 has grids of several.
+    position_norm = 0.5 if kind in ("CLIP", "frozen dual") else 0.0
+    return late(FAMILIES[kind](captions, folder), is_pooled=bool(position_norm), position_norm=position_norm)
 
 
 DUAL_SIZE = models.DualSize(

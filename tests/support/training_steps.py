@@ -82,7 +82,7 @@ KINDS = {
     "dual widths": [*DUAL, "loss.terms={ infonce = 1.0, margin-mse = 0.1 }", "loss.dims=[4, 16]"],
     "dual widths of lists": [*DUAL, "loss.terms={ dcd = 1.0 }", "loss.dims=[4, 16]"],
     "late dual all pairs": [*LATE, "loss.terms={ infonce = 1.0, margin-mse = 0.1 }"],
-    "late dual lists": [*LATE, "loss.terms={ dcd = 1.0 }", "model.pooled=true"],
+    "late dual lists": [*LATE, "loss.terms={ dcd = 1.0 }", "model.pooled=true", "model.position_norm=0.7"],
 }
 """Recipes by what their loss works on."""
 STARTED = ["model.kind=dual", "model.layers=[]", *BATCH]

@@ -81,6 +81,7 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
             model,
             config.token_dim,
             is_pooled=config.pooled,
+            position_norm=config.position_norm,
             token_pooling=config.token_pooling,
             seed=recipe.seed,
         )

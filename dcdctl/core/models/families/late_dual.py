@@ -35,19 +35,23 @@ from dcdctl.core.models.saved_folder import REMAKE
 
 
 class TokenProjections(nn.Module):
-    """A linear map for the tokens of each side, and the scale of the scores."""
+    """A linear map for the tokens of each side, vectors for the places of an image's tokens if there are any, and the
+    scale of the scores."""
 
-    def __init__(self, image_width: int, text_width: int, token_dim: int) -> None:
+    def __init__(self, image_width: int, text_width: int, token_dim: int, positions_ND: Tensor | None = None) -> None:
         super().__init__()
         self.images = nn.Linear(image_width, token_dim, bias=False)
         self.texts = nn.Linear(text_width, token_dim, bias=False)
+        self.positions = None if positions_ND is None else nn.Parameter(positions_ND)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(FIRST_LOGIT_SCALE)))
 
     @staticmethod
-    def vectors(projection: nn.Linear, states: States) -> States:
+    def vectors(projection: nn.Linear, states: States, positions_ND: Tensor | None = None) -> States:
         """Unit vectors of the tokens, zeros for padding, float32, also under autocast."""
         with torch.autocast(states.tokens.device.type, enabled=False):
             projected = unit_vectors(projection(states.tokens.to(projection.weight.dtype)))
+            if positions_ND is not None:
+                projected = unit_vectors(projected + positions_ND)
             return states.with_tokens(projected * states.mask[:, :, None], states.vectors)
 
 
@@ -126,7 +130,7 @@ class LateDual(LateInteraction):
         """The token vectors of I images, of their features, or of images that are encoded already."""
         if isinstance(images, States) and images.vectors is not None:
             return images
-        return self.tokens.vectors(self.tokens.images, self.dual.image_tokens(images))
+        return self.tokens.vectors(self.tokens.images, self.dual.image_tokens(images), self.tokens.positions)
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The token vectors of T captions, of their features, or of captions that are encoded already."""
@@ -198,16 +202,32 @@ class LateDual(LateInteraction):
 
 
 @torch.no_grad()
-def new_late(dual: DualEncoder, token_dim: int, *, is_pooled: bool, token_pooling: int = 1, seed: int = 0) -> LateDual:
-    """A late-interaction model over the encoders of a dual encoder, with new projections of tokens. Equal seeds give
-    equal weights; the global random state is not touched. ModelError for a dual encoder without token states."""
+def new_late(
+    dual: DualEncoder,
+    token_dim: int,
+    *,
+    is_pooled: bool,
+    position_norm: float = 0.0,
+    token_pooling: int = 1,
+    seed: int = 0,
+) -> LateDual:
+    """A late-interaction model over the encoders of a dual encoder, with new projections of tokens and, if they have a
+    length, positions for those of an image. Equal seeds give equal weights; the global random state is not touched.
+    ModelError for a dual encoder without token states, and for positions in images of variable resolution."""
     side = dual.preprocess.image_size_px
-    widths = (
-        dual.image_tokens(dual.preprocess.images([Image.new("RGB", (side, side))])).tokens.shape[2],
-        dual.text_tokens(dual.preprocess.texts(["a"])).tokens.shape[2],
-    )
+    image = dual.preprocess.images([Image.new("RGB", (side, side))])
+    if position_norm and image.grid is not None:
+        raise ModelError(
+            f"model.position_norm is {position_norm}, and the images of this model have grids of several sizes",
+            hint="set it to 0, or start from a model with images of one size",
+        )
+    _, num_tokens, width = dual.image_tokens(image).tokens.shape
+    text_width = dual.text_tokens(dual.preprocess.texts(["a"])).tokens.shape[2]
     with seeded(seed):
-        tokens = TokenProjections(*widths, token_dim)
+        tokens = TokenProjections(width, text_width, token_dim)
+        if position_norm:
+            std = position_norm / math.sqrt(token_dim)
+            tokens.positions = nn.Parameter(torch.randn(num_tokens, token_dim) * std)
     return LateDual(dual, tokens, is_pooled=is_pooled, token_pooling=token_pooling)
 
 
@@ -219,8 +239,9 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     family = find_family(folders.dual_type(Path(ref)) or "")
     assert family is not None
     dual: Any = family.load(ref, table, saved)
-    state = load_file(Path(ref) / folders.LATE_FILE)
+    state = {name: tensor.float() for name, tensor in load_file(Path(ref) / folders.LATE_FILE).items()}
     check_complete(ref, {"images.weight", "texts.weight", "logit_scale"} - set(state), "a late-interaction model")
-    tokens = TokenProjections(state["images.weight"].shape[1], state["texts.weight"].shape[1], saved["token_dim"])
-    tokens.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    widths = state["images.weight"].shape[1], state["texts.weight"].shape[1]
+    tokens = TokenProjections(*widths, saved["token_dim"], state.get("positions"))
+    tokens.load_state_dict(state)
     return LateDual(dual, tokens, is_pooled=saved["is_pooled"], token_pooling=saved.get("token_pooling", 1))

@@ -96,6 +96,9 @@ class ModelConfig:
     """dual: width of the vectors."""
     token_dim: Count = 64
     """late: width of the token vectors."""
+    position_norm: Annotated[float, at_least(0)] = 0.0
+    """late: length at the start of a learned vector for each place of an image, which is added to the token's vector;
+    0 for none. Token vectors tell places too weakly to say what is left of what."""
     pooled: bool = False
     """late: add the dual encoder's scaled cosine to the logit, which trains the vectors that choose candidates."""
     token_pooling: Count = 1
