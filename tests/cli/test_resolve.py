@@ -294,14 +294,13 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("distill", "--teacher"): [
         MODEL,
         Mistake(
-            "DUAL", r"DUAL is a dual encoder.*fusion scorer.*loss infonce learns from no teacher; leave --teacher out"
+            "DUAL",
+            r"DUAL has no fusion layers to start from, and loss infonce learns from no teacher; leave --teacher out",
         ),
-        Mistake(
-            "DUAL", r"--cache and the dual encoder DUAL both give scores; leave one out", f"{TAUGHT} --cache=CACHE"
-        ),
+        Mistake("DUAL", r"--cache and --teacher DUAL both give scores; leave one out", f"{TAUGHT} --cache=CACHE"),
         Mistake(
             "DUAL",
-            r"starts from its teacher, and DUAL is a dual encoder; name a fusion scorer",
+            r"starts from its teacher, and DUAL has no fusion layers; name a fusion scorer",
             "recipe=tiny-student",
         ),
         Mistake(

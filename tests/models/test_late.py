@@ -14,7 +14,7 @@ from training_steps import TINY_DUAL, distill
 
 from dcdctl.core import models
 from dcdctl.core.devices import ON_CPU, Compute
-from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import evaluate_model
 from dcdctl.core.export.export import export_model
 from dcdctl.core.export.target import ExportJob
@@ -22,8 +22,6 @@ from dcdctl.core.models.inputs import States
 from dcdctl.core.models.networks import maxsim as ours
 from dcdctl.core.models.networks.maxsim import all_maxsims, pair_maxsims
 from dcdctl.core.scoring import CorpusSource, encode_corpus
-from dcdctl.core.study import StudyJob
-from dcdctl.core.study.plan import resolve
 from dcdctl.core.training import TrainingOptions
 
 CAPTIONS = ["a red car", "a small dog in the deep snow", "two people"]
@@ -164,14 +162,11 @@ def test_what_late_interaction_has_not_is_an_error(tmp_path):
         models.load(tmp_path / "late")
 
 
-def test_an_export_and_a_study_of_late_interaction_are_one_line(tmp_path):
+def test_an_export_of_late_interaction_is_one_line(tmp_path):
     models.save(late(FAMILIES["dual"](CAPTIONS, tmp_path)), tmp_path / "late")
     for to in ("transformers", "sentence-transformers"):
         with pytest.raises(ModelError, match="is a late-interaction model, which is not exported"):
             export_model(ExportJob(ref=str(tmp_path / "late"), out=tmp_path / to, to=to))
-    job = StudyJob(recipe="demo-late", teachers=("x",), data=tmp_path, out=tmp_path / "study")
-    with pytest.raises(ConfigError, match="recipe demo-late trains a late model, and a study needs a dual student"):
-        resolve(job)
 
 
 def test_its_folder_is_that_of_its_dual_encoder_too(tmp_path):
@@ -207,7 +202,7 @@ def test_a_late_student_is_averaged_with_a_late_start_alone(tmp_path):
         if weight.is_floating_point():
             assert_close(weight, 0.25 * start[name] + 0.75 * last[name])
     assert not torch.equal(start["network.tokens.texts.weight"], last["network.tokens.texts.weight"])
-    with pytest.raises(ConfigError, match="is a dual encoder, without the projections of tokens"):
+    with pytest.raises(ModelError, match="is a dual encoder, expected a late-interaction model"):
         distill(corpus, tmp_path / "other", *sets, f"model.start={tmp_path / 'dual'}")
 
 

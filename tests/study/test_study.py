@@ -16,6 +16,7 @@ import pytest
 import torch
 from bench_fakes import QUICK
 from duals import save_dual
+from families import late
 from tiny import make_pool, make_teacher
 from typer.testing import CliRunner
 
@@ -365,7 +366,7 @@ def test_a_folder_with_something_else_is_refused(stage: Stage, tmp_path: Path):
         (
             {"recipe": "tiny-student"},
             ConfigError,
-            "recipe tiny-student trains a fusion model, and a study needs a dual student",
+            "recipe tiny-student trains a fusion model, and a study needs a student that can search",
         ),
         ({"recipe": "demo-dual-alone"}, ConfigError, r"learns from no teacher: loss\.terms has infonce"),
         (
@@ -409,21 +410,26 @@ def test_what_a_study_cannot_use_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
-def test_a_dual_teacher_needs_no_cache_and_has_no_cascade(stage: Stage, tmp_path: Path):
-    out = tmp_path / "study"
-    job = stage.job(out, teachers=(str(stage.folder / "siglip"),), seeds=(0,), with_teacher=True)
+@pytest.mark.parametrize("kind", ["dual", "late"])
+def test_a_teacher_that_encodes_items_once_needs_no_cache_and_has_no_cascade(kind, stage: Stage, tmp_path: Path):
+    """Also with a student of that kind, which starts from a dual encoder."""
+    out, teacher = tmp_path / "study", stage.folder / "siglip"
+    if kind == "late":
+        models.save(late(models.load_dual(teacher)), tmp_path / "late")
+        teacher = tmp_path / "late"
+    job = stage.job(out, teachers=(str(teacher),), seeds=(0,), with_teacher=True, sets=[f"model.kind={kind}"])
     run_study(job)
+    ms = [row["query_ms"] for row in rows(out).values()]
+    assert (ms[0] is None) == (kind == "late")
+    assert None not in ms[1:]
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"evaluations", "runs"}
     assert {path.name for path in (out / "runs").iterdir() if path.is_dir()} == {"fine-tuned-seed0", "distilled-seed0"}
     assert list(rows(out)) == ["zero-shot", "fine-tuned", "distilled", "teacher"]
     assert any(
-        line.startswith("cascade: a dual teacher is a dual encoder itself") for line in document(out)["left_out"]
+        line.startswith("cascade: the teacher encodes each image once itself") for line in document(out)["left_out"]
     )
-    assert recalls(rows(out)["teacher"]) == pytest.approx(recalls_of([evaluate(stage.folder / "siglip", stage)]))
-    assert (
-        Run(out / "runs" / "distilled-seed0").facts()["inputs"]["teachers"]["teacher"]
-        == models.load(stage.folder / "siglip").digest
-    )
+    assert recalls(rows(out)["teacher"]) == pytest.approx(recalls_of([evaluate(teacher, stage)]))
+    assert Run(out / "runs" / "distilled-seed0").facts()["inputs"]["teachers"]["teacher"] == models.load(teacher).digest
 
 
 def test_lists_of_the_baseline_have_as_many_negatives_which_no_teacher_chose(stage: Stage, tmp_path: Path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcdctl.core.data import Corpus
-from dcdctl.core.models import DualEncoder, FusionScorer
+from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache
 from dcdctl.core.training import inputs
@@ -22,7 +22,7 @@ class OpenInputs:
     """Each of the corpus or of the pool."""
     teacher: FusionScorer | None
     """The model that a student starts from, if there is one."""
-    dual_teachers: Sequence[DualEncoder] = ()
+    dual_teachers: Sequence[Model] = ()
     """The models that score the batches, if no cache does."""
     validation_data: Sequence[Path] = ()
     pool: Corpus | None = None
@@ -52,6 +52,6 @@ class OpenInputs:
         """The teacher, which is loaded."""
         return self.teacher
 
-    def load_dual_teachers(self) -> list[tuple[str, DualEncoder]]:
+    def load_dual_teachers(self, *, with_vectors: bool = False) -> list[tuple[str, Model]]:
         """The dual teachers, which are loaded."""
         return [(f"dual teacher {number}", model) for number, model in enumerate(self.dual_teachers, start=1)]

@@ -13,6 +13,7 @@ import torch
 from batches import recipe_batches
 from duals import save_dual
 from encoders import save_text, save_vision
+from families import late
 from open_inputs import OpenInputs
 from tiny import contents, make_wide_dual, model_contents
 
@@ -22,7 +23,7 @@ from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import ImageBatch, ProjectionSize, TextBatch
 from dcdctl.core.progress import silent
 from dcdctl.core.report import read_report, tables, teachers_of
-from dcdctl.core.scoring import CorpusSource
+from dcdctl.core.scoring import CorpusSource, score_pairs
 from dcdctl.core.teacher import (
     EmbeddedTeacher,
     EmbeddedTeachers,
@@ -152,6 +153,28 @@ def test_scores_are_the_logits_of_the_model_for_any_shape_of_pairs(duals, embedd
         for outside in ((-1, 0), (0, 160), (32, 0)):
             with pytest.raises(ValueError, match="indices must lie in"):
                 teacher.lookup(*map(np.array, outside))
+
+
+@pytest.mark.parametrize("is_pooled", [True, False])
+def test_a_late_interaction_teacher_has_the_scores_of_its_cache_of_all_pairs(duals, corpus, tmp_path, is_pooled):
+    model = late(duals[0], is_pooled=is_pooled)
+    source = CorpusSource(corpus, model.preprocess)
+    image, text = (index.flatten() for index in np.indices((32, 160)))
+    scores = score_pairs(model, source, image, text, compute=Compute()).reshape(32, 160)
+    cache = cache_of(scores, corpus, tmp_path / "cache")
+    teacher = embedded_teachers([("late", model)], corpus, Compute(precision="bf16"))
+    teacher.embed()
+    rows, columns = np.array([[3], [7], [3]]), np.array([[9, 0, 159]])
+    for pairs in ((rows, columns), (rows[:, 0], columns[0]), np.indices((32, 160))):
+        np.testing.assert_allclose(teacher.lookup(*pairs), cache.lookup(*pairs), rtol=1e-5, atol=1e-5)
+    recipe = load_recipe("tiny-student", [*DUAL, "loss.terms={ infonce = 1.0, kl = 1.0 }"])
+    losses = []
+    for each in (teacher, cache):
+        student, batches = batches_of(corpus, recipe, each)
+        losses.append(float(PairObjective(recipe.loss)(student, batches[0])["kl"].detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    with pytest.raises(ConfigError, match="late is a late-interaction model, and only scores of dual encoders are"):
+        embedded_teachers([("dual", duals[1]), ("late", model)], corpus, Compute())
 
 
 @pytest.mark.parametrize("loss", ["kl", "dcd-kl", "margin-mse", "dcd", "dcd-released", "wsl"])
@@ -340,16 +363,16 @@ def test_vectors_that_are_not_finite_are_refused_and_leave_no_run(duals, corpus,
 @pytest.mark.parametrize(
     ("dual_teachers", "caches", "sets", "message"),
     [
-        (2, 1, [], "--cache and the dual encoder dual teacher 1 both give scores"),
-        (1, 0, ["loss.terms={ infonce = 1.0 }"], "dual teacher 1 is a dual encoder, expected a fusion scorer"),
+        (2, 1, [], "--cache and --teacher dual teacher 1 both give scores"),
+        (1, 0, ["loss.terms={ infonce = 1.0 }"], "dual teacher 1 has no fusion layers to start from"),
         (1, 0, ["candidates.absolute_margin=1.0"], r"candidates\.absolute_margin is for the candidates of a cache"),
         (2, 0, ["teachers.weights=[1, 2, 3]"], r"teachers\.weights has 3 numbers, and there are 2 teachers"),
         (
             0,
             0,
             [],
-            "needs the teacher's scores; name a cache with --cache.*or a dual encoder with --teacher, which needs no "
-            "cache",
+            "needs the teacher's scores; name a cache with --cache.*or with --teacher a dual encoder or a "
+            "late-interaction model, which needs no cache",
         ),
     ],
 )

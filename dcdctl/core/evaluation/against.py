@@ -1,6 +1,6 @@
 """Teachers that a model's order is compared with, and what each costs.
 
-- dual encoder: it embeds the split once, and all candidates of every query are compared.
+- dual encoder, late-interaction model: it encodes the split once, and all candidates of every query are compared.
 - teacher cache: the pairs that it has scores of; no model is loaded.
 - fusion scorer: it scores a sample of the candidates of every query (`agreement.sampled_lists`), each pair once.
 """
@@ -21,7 +21,7 @@ from dcdctl.core.evaluation.rankers import RankingTask
 from dcdctl.core.evaluation.ranks import checked_scores
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track
-from dcdctl.core.teacher import EmbeddedTeacher, TeacherScores, read_cache
+from dcdctl.core.teacher import TeacherScores, embedded_teachers, read_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track) -> Ag
         cache = read_cache(Path(ref), corpus=corpus)
         return Against(name=ref, fingerprint=cache.plan["teacher"], teacher=cache)
     model = models.load(ref, track=track)
-    if model.kind != "dual":
+    if model.kind == "fusion":
         return Against(name=ref, fingerprint=model.digest, teacher=model)
-    embedded = EmbeddedTeacher(model, corpus, compute)
+    embedded = embedded_teachers([(ref, model)], corpus, compute)
     embedded.embed(track)
     return Against(name=ref, fingerprint=model.digest, teacher=embedded)
 

@@ -49,12 +49,12 @@ class StudyJob:
     """What to study."""
 
     recipe: str | Recipe
-    """A recipe of a dual student with a loss that has a teacher."""
+    """A recipe of a dual or late student with a loss that has a teacher."""
     teachers: Sequence[str]
     data: Path
     out: Path
     start: str | None = None
-    """The dual encoder that is trained; None for the recipe's `model.start`."""
+    """The model that is trained; None for the recipe's `model.start`."""
     sets: Sequence[str] = ()
     """Recipe fields to override."""
     model_set: Sequence[str] = ()
@@ -80,7 +80,7 @@ class Variant:
     sets: tuple[str, ...]
     caches: tuple[Path, ...] = ()
     teachers: tuple[str, ...] = ()
-    """Dual encoders that give scores or vectors without a cache."""
+    """Teachers that give scores or vectors without a cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class StudyPlan:
     caches: Mapping[Path, str]
     """The teacher of each cache."""
     reranker: str | None
-    """The fusion teacher that re-ranks; None if all teachers are dual encoders."""
+    """The fusion teacher that re-ranks; None if all teachers encode items once."""
     corpus: Corpus
     """The evaluated split."""
     settings: dict[str, Any]
@@ -168,7 +168,7 @@ def resolve(job: StudyJob) -> StudyPlan:
         raise ConfigError(f"--teacher names one model twice: {', '.join(job.teachers)}", hint="name each teacher once")
     if not job.teachers:
         raise ConfigError("a study needs a teacher", hint="name it with --teacher")
-    models.check_ref(recipe.model.start, kind="dual")
+    models.check_ref(recipe.model.start, kind=recipe.model.start_kind)
     kinds = {
         ref: models.check_ref(ref, overrides) or ("dual" if models.is_dual(ref) else "fusion") for ref in job.teachers
     }
@@ -220,12 +220,12 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
     if fixed := next((line for line in job.sets if line.partition("=")[0].strip() == "seed"), None):
         raise ConfigError(f"--set {fixed} sets one seed, and a study trains several", hint="name them with --seeds")
     given = training.load_recipe(job.recipe, job.sets)
-    if given.model.kind != "dual":
+    if given.model.kind == "fusion":
         problem = (
-            f"recipe {job.recipe} trains a {given.model.kind} model, and a study needs a dual student, which can "
-            "search without its teacher"
+            f"recipe {job.recipe} trains a fusion model, and a study needs a student that can search without its "
+            "teacher"
         )
-        raise ConfigError(problem, hint="take a recipe with model.kind dual")
+        raise ConfigError(problem, hint="take a recipe with model.kind dual or late")
     if not given.loss.needs_teacher and not given.loss.vector_terms:
         problem = f"recipe {job.recipe} learns from no teacher: loss.terms has {', '.join(given.loss.terms)}"
         raise ConfigError(

@@ -316,8 +316,10 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     for variant in plan.variants:
         folders[variant.name] = [plan.run_folder(variant.name, seed) for seed in job.seeds]
     timed_in = dict.fromkeys([*folders, TEACHER], folders[DISTILLED][0])
-    # A start of more layers than its students is slower, so their times are not its own.
-    if plan.recipe.model.vision_layers or plan.recipe.model.text_layers:
+    # A start of more layers than its students is slower, and one of another kind takes other steps: their times are not
+    # its own.
+    model = plan.recipe.model
+    if model.vision_layers or model.text_layers or model.kind == "late":
         del timed_in[ZERO_SHOT]
     if plan.reranker is not None and plan.against is None:
         folders[CASCADE] = folders[DISTILLED]
@@ -346,7 +348,7 @@ def _not_asked_for(plan: StudyPlan) -> Iterator[str]:
         return
     if plan.reranker is None:
         yield (
-            "cascade: a dual teacher is a dual encoder itself, so it can search all images as fast as it could "
+            "cascade: the teacher encodes each image once itself, so it can search all images as fast as it could "
             "re-rank the first ones"
         )
     if not plan.job.with_teacher:

@@ -1,8 +1,9 @@
-"""Dual teachers without a cache: each embeds a corpus once, and then the score of any pair is a product of two vectors.
+"""Teachers without a cache. A dual teacher embeds a corpus once, and then the score of any pair is a product of two
+vectors; a late-interaction teacher keeps a vector per token, and the score of a pair is their MaxSim.
 
-The vectors are float32 and stay in memory: 4 x D bytes per image and per caption, with D = 512 1.4 GB for COCO's
-113,287 training images and their 566,747 captions. Half of that in float16 would change logits of a scale of 100 in the
-third decimal.
+The vectors are float32 and stay in memory: 4 x D bytes per image and per caption, or per token, with D = 512 1.4 GB
+for COCO's 113,287 training images and their 566,747 captions. Half of that in float16 would change logits of a scale of
+100 in the third decimal.
 
 Shape letters: I images, T texts, D width of a vector.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +21,9 @@ from torch import Tensor
 
 from dcdctl.core import distributed, models, scoring
 from dcdctl.core.data import Corpus, Index, Scores
-from dcdctl.core.devices import Compute
+from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import DualEncoder
+from dcdctl.core.models import Model
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher.scores import AverageScores, TeacherScores, check_weights, in_range
 
@@ -35,23 +37,26 @@ class EmbeddedTeacher(TeacherScores):
     `embed` comes before the first score. Until then, making one costs nothing but the fingerprint of the model.
     """
 
-    def __init__(self, model: DualEncoder, corpus: Corpus, compute: Compute) -> None:
+    def __init__(self, model: Model, corpus: Corpus, compute: Compute) -> None:
         """The model reads its stored features where `compute` names a folder and it has encoders; otherwise images and
         captions."""
         self._compute = compute if model.encoders is not None else replace(compute, features=None)
         self._corpus = corpus
-        self._model: DualEncoder | None = model
+        self._model: Model | None = model
         # The precision of the training is none of its teacher's: vectors are always computed in float32.
         features = None if self._compute.features is None else "float16"
         self.plan = {"teacher": model.digest, "corpus": corpus.fingerprint, "features": features}
-        self._scale, self._bias = model.logit_scale.item(), 0.0 if model.logit_bias is None else model.logit_bias.item()
-        self.width = model.embedding_dim
+        if model.kind == "dual":
+            bias = model.logit_bias
+            self._scale, self._bias = model.logit_scale.item(), 0.0 if bias is None else bias.item()
+            self.width = model.embedding_dim
         self._images_ID, self._texts_TD = torch.empty(0), torch.empty(0)
 
     def embed(self, track: Track = silent) -> None:
         """Embed the corpus; the main process of several does so and gives the others its vectors. ModelError if one is
         not finite."""
         assert self._model is not None
+        assert self._model.kind == "dual"
         # By one process, because others could round differently, and would then keep other negatives of a list.
         with distributed.main_first():
             if distributed.is_main():
@@ -95,6 +100,32 @@ class EmbeddedTeacher(TeacherScores):
         return self._scale * mean + self._bias, self._scale * variance**0.5 or 1.0
 
 
+class LateTeacher(EmbeddedTeacher):
+    """The scores of a late-interaction model for every image with every caption of a corpus. Each lookup computes
+    MaxSim, on the CPU. It has no vectors and no moments, which would take the scores of all pairs."""
+
+    def embed(self, track: Track = silent) -> None:
+        """Encode the corpus; of several processes each does its share. ModelError if a number is not finite."""
+        assert self._model is not None
+        assert self._model.kind != "dual"
+        self._scorer, compute = self._model, replace(self._compute, precision="float32")
+        # The main one stores the features, if they are asked for.
+        with distributed.main_first():
+            source = scoring.open_source(self._corpus, self._scorer, compute, track)
+        encoded: Any = scoring.encode_corpus(self._scorer, source, compute, track=track, is_shared=True)
+        self._images, self._texts = encoded.of_images.to(CPU), encoded.of_texts.to(CPU)
+        for states in (self._images, self._texts):
+            scoring.finite_vectors(states.tokens)
+        self._scorer.to(CPU)
+
+    @torch.inference_mode()
+    def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
+        """The scores of these pairs, in their common shape."""
+        pairs = np.broadcast_arrays(*in_range(image_ix, text_ix, len(self._images), len(self._texts)))
+        flat = (torch.tensor(index.flatten()) for index in pairs)
+        return self._scorer.score_pairs(self._images, self._texts, *flat).numpy().reshape(pairs[0].shape)
+
+
 class EmbeddedTeachers(AverageScores):
     """Several dual teachers as one, averaged over all pairs."""
 
@@ -134,11 +165,12 @@ EmbeddedScores = EmbeddedTeacher | EmbeddedTeachers
 
 
 def embedded_teachers(
-    named: Sequence[tuple[str, DualEncoder]], corpus: Corpus, compute: Compute, weights: Sequence[float] = ()
+    named: Sequence[tuple[str, Model]], corpus: Corpus, compute: Compute, weights: Sequence[float] = ()
 ) -> EmbeddedScores:
-    """One dual teacher, or the average of several.
+    """One teacher, a dual encoder or a late-interaction model, or the average of several dual encoders.
 
-    ConfigError if the number of weights differs from the number of teachers, or if two of them are the same model.
+    ConfigError if the number of weights differs from the number of teachers, if two of them are the same model, or if
+    one of several is a late-interaction model.
     """
     check_weights(weights, len(named), "teachers")
     teachers: dict[str, tuple[str, EmbeddedTeacher]] = {}
@@ -149,7 +181,15 @@ def embedded_teachers(
                 f"the teachers {teachers[model.digest][0]} and {name} are one model, by their fingerprints",
                 hint="name each teacher once; teachers.weights gives the teachers different shares",
             )
-        teachers[model.digest] = name, EmbeddedTeacher(model, corpus, compute)
+        if model.kind != "dual" and len(named) > 1:
+            raise ConfigError(
+                f"{name} is a late-interaction model, and only scores of dual encoders are averaged without caches",
+                hint="cache each teacher with `dcdctl cache-teacher`, and name the caches",
+            )
+        teachers[model.digest] = (
+            name,
+            (EmbeddedTeacher if model.kind == "dual" else LateTeacher)(model, corpus, compute),
+        )
     first, *others = (teacher for _, teacher in teachers.values())
     return EmbeddedTeachers([first, *others], weights) if others else first
 

@@ -158,7 +158,7 @@ class CorpusData(TrainingData):
             return
         # With caches the weights are the caches' shares, and the dual teachers have equal ones.
         weights = () if inputs.caches else recipe.teachers.weights
-        duals = inputs.load_dual_teachers()
+        duals = inputs.load_dual_teachers(with_vectors=bool(recipe.loss.vector_terms))
         for part in self.parts:
             part.embedded = embedded_teachers(duals, part.corpus, self.plan.options.compute, weights)
             self.vector_width = part.embedded.width if recipe.loss.vector_terms else None

@@ -20,8 +20,7 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
         raise ModelError("this model starts from its teacher, and no teacher is given", hint="name it with --teacher")
     # A fusion model whose teacher is given starts from that one, so its start is not looked up.
     if recipe.model.start not in ("teacher", "new") and (recipe.model.kind != "fusion" or not has_teacher):
-        # A late student starts from a dual encoder, or from another late one.
-        models.check_ref(recipe.model.start, kind=None if recipe.model.kind == "late" else recipe.model.kind)
+        models.check_ref(recipe.model.start, kind=recipe.model.start_kind)
     if recipe.model.trained == "lora":
         models.require_peft()
     if recipe.model.dual_init:
@@ -55,7 +54,7 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
     elif config.start == "new":
         model = _new_dual(config, captions, recipe.seed)
     else:
-        model = models.load(config.start, track=track, kind="dual" if config.kind == "dual" else None)
+        model = models.load(config.start, track=track, kind=config.start_kind)
     if (dual := model.as_dual) is not None:
         dual.keep_layers(config.vision_layers, config.text_layers)
     if config.dropout is not None:
@@ -71,12 +70,6 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
         )
         dual.set_trained(parts)
     if config.kind == "late" and model.kind == "dual":
-        if config.average_with_start:
-            raise ConfigError(
-                f"model.average_with_start averages all weights, and {config.start} is a dual encoder, without the "
-                "projections of tokens",
-                hint="set it to 0, or start from a late-interaction model",
-            )
         model = models.new_late(
             model,
             config.token_dim,

@@ -1,6 +1,7 @@
 """What a training reads: a corpus, the caches of its teachers' scores, and the teachers themselves, by name.
 
-A teacher model is one of two things. Dual encoders score the batches of a loss that needs scores, where no cache does.
+A teacher model is one of two things. Dual encoders, or one late-interaction model, score the batches of a loss that
+needs scores, where no cache does.
 Otherwise the only one is the fusion scorer that the student starts from.
 """
 
@@ -14,13 +15,13 @@ from typing import Literal
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus, is_stream, read_corpus_json, split_to_measure
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
-from dcdctl.core.models import DualEncoder, FusionScorer
+from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache, check_weights, read_cache
 from dcdctl.core.training.recipe import Recipe
 
-NamedKind = tuple[str, Literal["fusion", "dual"] | None]
+NamedKind = tuple[str, Literal["fusion", "dual", "late"] | None]
 """The name of a teacher model and its kind; None for a Hub id, whose kind is not known before it is loaded."""
 
 
@@ -117,10 +118,14 @@ class InputRefs:
             )
         return model
 
-    def load_dual_teachers(self) -> list[tuple[str, DualEncoder]]:
-        """Load the weights of all teachers; ModelError if one is no dual encoder."""
-        overrides = models.parse_overrides(self.model_set)
-        return [(ref, models.load_dual(ref, overrides)) for ref in self.teachers]
+    def load_dual_teachers(self, *, with_vectors: bool) -> list[tuple[str, Model]]:
+        """Load the weights of all teachers; ModelError if one is neither a dual encoder nor, unless `with_vectors`, a
+        late-interaction model."""
+        overrides, loaded = models.parse_overrides(self.model_set), []
+        for ref, kind in self.teacher_kinds:
+            is_dual = with_vectors or kind == "dual" or (kind is None and models.is_dual(ref))
+            loaded.append((ref, models.load(ref, overrides, kind="dual" if is_dual else "late")))
+        return loaded
 
 
 def caches_of(corpora: Sequence[Corpus], caches: Sequence[TeacherCache]) -> list[list[TeacherCache]]:
@@ -163,24 +168,24 @@ def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
     """ConfigError or ModelError if the recipe's loss has no scores or has them twice, or if a teacher is of the wrong
     kind."""
     losses, num_models = ", ".join(recipe.loss.terms), len(inputs.teacher_kinds)
-    duals = [name for name, kind in inputs.teacher_kinds if kind == "dual"]
-    has_fusion = any(kind in ("fusion", "late") for _, kind in inputs.teacher_kinds)
+    duals = [name for name, kind in inputs.teacher_kinds if kind in ("dual", "late")]
+    kinds = {kind for _, kind in inputs.teacher_kinds}
     if duals and recipe.model.start == "teacher":
         raise ModelError(
-            f"this model starts from its teacher, and {duals[0]} is a dual encoder",
+            f"this model starts from its teacher, and {duals[0]} has no fusion layers",
             hint="name a fusion scorer with --teacher and its cache with --cache, or set model.start",
         )
-    if recipe.loss.vector_terms and (not num_models or has_fusion):
+    if recipe.loss.vector_terms and (not num_models or kinds & {"fusion", "late"}):
         raise ConfigError(
             f"loss {', '.join(recipe.loss.vector_terms)} needs the vectors of a dual teacher",
             hint="name a dual encoder with --teacher",
         )
     if recipe.loss.needs_teacher and not inputs.caches:
-        if not scores_batches(recipe, inputs) or has_fusion:
+        if not scores_batches(recipe, inputs) or "fusion" in kinds:
             raise ConfigError(
                 f"loss {losses} needs the teacher's scores",
-                hint="name a cache with --cache, which `dcdctl cache-teacher` makes, or a dual encoder with --teacher, "
-                "which needs no cache",
+                hint="name a cache with --cache, which `dcdctl cache-teacher` makes, or with --teacher a dual encoder "
+                "or a late-interaction model, which needs no cache",
             )
         check_weights(recipe.teachers.weights, num_models, "teachers")
         # Margins remove candidates when a cache is read, by the scores of all of them.
@@ -192,11 +197,11 @@ def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
         return
     elif duals and inputs.caches:
         raise ConfigError(
-            f"--cache and the dual encoder {duals[0]} both give scores",
-            hint="leave one out; to average both, cache the dual encoder too and name both caches",
+            f"--cache and --teacher {duals[0]} both give scores",
+            hint="leave one out; to average both, cache that teacher too and name both caches",
         )
     elif duals:
-        problem = f"{duals[0]} is a dual encoder, expected a fusion scorer to start from: loss {losses} learns from no "
+        problem = f"{duals[0]} has no fusion layers to start from, and loss {losses} learns from no "
         hint = "leave --teacher out, or name a loss that has a teacher, such as kl"
         raise ModelError(problem + "teacher", hint=hint)
     elif num_models > 1:

@@ -143,12 +143,13 @@ class StreamData(TrainingData):
         self.stream.counts.update((count.shard, count.samples) for count in self.counted)
         self.stream.on_count = self._count
         if self.has_scores:
-            duals = self.refs.load_dual_teachers()
+            duals = self.refs.load_dual_teachers(with_vectors=True)
             embedded = {name: embedded_teachers(duals, corpus, compute) for name, corpus in self.judged.items()}
             for scores in embedded.values():
                 scores.embed(track)
             self.validation_teachers = embedded
             ((_, dual),) = duals
+            assert dual.kind == "dual"
             dual.to(compute.device).eval()
             self.stream_teacher = StreamTeacher(dual, compute, bool(self.recipe.loss.vector_terms))
             self.vector_width = dual.embedding_dim if self.recipe.loss.vector_terms else None

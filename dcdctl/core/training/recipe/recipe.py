@@ -164,6 +164,12 @@ class ModelConfig:
         self._check_trained()
 
     @property
+    def start_kind(self) -> Literal["fusion", "dual", "late"] | None:
+        """The kind of model that `start` names; None for a late student's, a dual encoder or a late one. To be averaged
+        with, it must have all weights."""
+        return None if self.kind == "late" and not self.average_with_start else self.kind
+
+    @property
     def _is_pretrained_dual(self) -> bool:
         return self.kind != "fusion" and (self.start != "new" or (bool(self.vision) and not self.frozen_encoders))
 
