@@ -305,7 +305,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         ),
         Mistake(
             "FUSION",
-            r"loss kl needs the teacher's scores; .*`dcdctl cache-teacher`.*a dual encoder with --teacher, wh",
+            r"loss kl needs the teacher's scores; .*`dcdctl cache-teacher`.*with --teacher a dual encoder or a late",
             TAUGHT,
         ),
         Mistake(
