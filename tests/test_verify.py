@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -12,21 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 from encoders import make_pair
 from made_caches import build_cache
 from made_index import unit_vectors, write_index
 from made_runs import scores_of, write_bench, write_evaluation
-from safetensors.torch import load_file, save_file
 from tiny import make_corpus, make_teacher, make_wide_dual
 from torch import nn
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models, search, verify
-from dcdctl.core.data.shards import LABEL_COLUMNS, read_shard, write_shard
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.evaluation import SavedEvaluation
 from dcdctl.core.scoring import FEATURES, open_or_build
@@ -87,11 +83,7 @@ def test_intact_artifacts_of_every_kind_are_well(intact):
     kinds = ["corpus", "evaluation", "features", "index", "index", *["model"] * 4, "run", "teacher cache"]
     assert sorted(item.kind for item in found.artifacts) == kinds
     assert found.problems == []
-    assert found.unknown == ()
     assert found.is_well
-    present = {path for path in intact.rglob("*") if path.is_file() and not path.name.startswith(".")}
-    assert {path for item in found.artifacts for path in item.files} == present
-    assert sum(item.num_bytes for item in found.artifacts) == sum(path.stat().st_size for path in present)
 
 
 def flipped(path: Path) -> None:
@@ -143,16 +135,11 @@ def test_all_damages_are_named_and_not_only_the_first(copied, run_verify):
     damaged += [copied / "run" / "checkpoints" / "step-1" / name for name in ("weights.safetensors", "optimizer.pt")]
     for path in damaged:
         flipped(path)
-    metrics = copied / "run" / "metrics.jsonl"
-    metrics.write_text(metrics.read_text().replace("loss", "lose", 2))
     result = run_verify(copied)
     assert result.exit_code == 1
     problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
     for path in damaged:
         assert sum(f"{path} is damaged: its SHA-256 is" in line for line in problems) == 1
-    for number in (1, 2):
-        assert sum(f"line {number} of {metrics} is damaged" in line for line in problems) == 1
-    assert sum("metrics.jsonl" in line for line in problems) == 3  # the file and both lines
 
 
 @pytest.fixture
@@ -167,29 +154,14 @@ def test_the_table_and_the_json_say_what_was_checked(intact, run_verify):
     result = run_verify(intact / "run", "--json")
     document = json.loads(result.stdout)
     assert document["ok"]
-    assert document["not_part"] == []
     kinds = {row["kind"]: row for row in document["artifacts"]}
     assert set(kinds) == {"run", "evaluation", "model"}
     assert kinds["evaluation"] == {
-        "path": str(intact / "run"), "kind": "evaluation", "files": 3, "state": "ok", "damages": [],
-        "bytes": sum((intact / "run" / name).stat().st_size for name in ("ranks.parquet", "top.parquet",
-        "result.json")),
-    }  # fmt: skip
-
-
-def test_files_that_no_artifact_names_are_listed_and_do_no_harm(copied, run_verify):
-    strange = [
-        copied / "notes.txt",
-        copied / "data" / "cache" / "pairs-00009.parquet",
-        copied / "run" / "model.77.partial",
-    ]
-    for path in strange:
-        path.write_text("dear")
-    result = run_verify(copied)
-    assert result.exit_code == 0
-    assert [line for line in result.stdout.splitlines() if line.startswith("not part of it: ")] == [
-        f"not part of it: {path}" for path in sorted(strange)
-    ]
+        "path": str(intact / "run"),
+        "kind": "evaluation",
+        "state": "ok",
+        "damages": [],
+    }
 
 
 def test_unfinished_artifacts_are_said_to_be_so(copied):
@@ -242,14 +214,6 @@ def test_an_index_with_the_model_of_another_one_is_named_by_verify_inspect_and_a
         upload_index(index, cast(Any, None))
 
 
-def test_a_lock_and_a_checksum_that_a_kill_left_are_listed(copied):
-    left = [copied / "data" / ".cache.lock-0", copied / "data" / "cache" / "pairs-00000.parquet.sha256"]
-    for path in left:
-        path.touch()
-    assert verify.verify(copied).unknown == tuple(sorted(left))
-    assert verify.verify(copied / "data" / "cache").unknown == tuple(sorted(left))
-
-
 def test_an_evaluation_whose_table_is_gone_and_an_index_without_model_are_damaged(copied):
     (copied / "run" / "top.parquet").unlink()
     shutil.rmtree(copied / "index" / "model")
@@ -265,54 +229,14 @@ def test_an_evaluation_whose_table_is_gone_and_an_index_without_model_are_damage
     assert SavedEvaluation.load(copied / "run").top == {}
 
 
-def resealed_corpus(folder: Path, change: Callable[[list], None]) -> None:
-    """Write the shard of a corpus again with checksums that fit, as a program with a bug would."""
-    path = folder / "train-00000-of-00001.parquet"
-    rows = list(read_shard(path))
-    change(rows)
-    labels = [name for name in LABEL_COLUMNS if any(getattr(row, name) for row in rows)]
-    list(write_shard(path, rows, labels))
-    document = artifacts.read_document(folder / "corpus.json")
-    document["splits"]["train"]["shards"][0] |= artifacts.seal_of(path, rows=len(rows))
-    artifacts.write_document(folder / "corpus.json", document)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"data": b"no image"}, r"image 'i2' of split train of .* cannot be decoded"),
-        ({"width": 31}, r"image 'i2' .* is 32 x 32 pixels, and its row says 31 x 32"),
-        ({"captions": []}, r"image 'i2' .* has no caption"),
-        ({"caption_ids": [7]}, r"image 'i2' .* has 2 captions and 1 caption ids"),
-        ({"caption_weights": [1.0]}, r"image 'i2' .* has 2 captions and 1 caption weights"),
-        ({"image_id": "i3"}, r"image 'i3' .* is there twice"),
-        ({"captions": ["other", "words"]}, r"corpus\.json has fingerprint [0-9a-f]+, and its rows have [0-9a-f]+"),
-    ],
-)
-def test_rows_of_a_corpus_that_contradict_each_other_are_named(copied, change, message):
-    folder = copied / "data" / "corpus"
-    resealed_corpus(folder, lambda rows: rows.__setitem__(2, dataclasses.replace(rows[2], **change)))
-    problems = verify.verify(folder).problems
-    assert any(re.search(message, problem) for problem in problems), problems
-
-
-def test_weights_and_features_that_are_not_finite_are_named(copied):
-    path = copied / "models" / "dual" / "model.safetensors"
-    weights = load_file(path)
-    name = next(name for name, tensor in weights.items() if tensor.ndim == 2)
-    weights[name][0, 0] = float("nan")
-    save_file(weights, path, metadata={"format": "pt"})
-    models.seal_again(path.parent)
-    (features,) = (copied / "data" / "features").iterdir()
-    array = np.load(features / "images-00000.npy")
-    array[0, 0, 0] = np.inf
-    np.save(features / "images-00000.npy", array)
-    seal = artifacts.read_document(features / "features.json")
-    seal["files"]["images-00000.npy"] = artifacts.seal_of(features / "images-00000.npy")
-    artifacts.write_document(features / "features.json", seal)
-    first, second = sorted(verify.verify(copied).problems)
-    assert "images-00000.npy: 1 of " in first
-    assert f"numbers of the weights {name} are not finite" in second
+def test_other_files_and_the_folders_of_a_model_are_no_artifacts(copied):
+    (copied / "notes.txt").touch()
+    inner = copied / "models" / "dual" / "0_Transformer"
+    inner.mkdir()
+    shutil.copy(copied / "models" / "dual" / "model.safetensors", inner)
+    assert verify.verify(copied).problems == [
+        f"{inner / 'model.safetensors'} was added to a saved model, and a loader might read it"
+    ]
 
 
 def test_artifacts_are_in_the_order_of_their_folders(tmp_path):
@@ -353,13 +277,6 @@ def test_what_cannot_be_read_is_skipped_and_named(copied, run_verify, monkeypatc
     (copied / "locked").mkdir()
     with pytest.raises(InputError, match="locked cannot be read: Permission denied; change its permissions"):
         verify.verify(copied / "locked")
-
-
-def test_files_of_no_artifact_are_counted_after_the_first(copied, run_verify):
-    for number in range(103):
-        (copied / f"note-{number:03}").touch()
-    lines = [line for line in run_verify(copied).stdout.splitlines() if line.startswith("not part of it: ")]
-    assert lines[-2:] == [f"not part of it: {copied}/note-099", "not part of it: 3 more files, which --json names"]
 
 
 @pytest.mark.parametrize("kind", ["corpus", "cache", "index"])

@@ -13,8 +13,6 @@ from dcdctl.cli.views.terminal import bar, show, show_json, show_table
 Folder = Annotated[
     Path, argument("Corpus, cache, features, index, run, model or evaluation, or a folder of them.", "PATH")
 ]
-MOST_NAMED = 100
-"""Files that belong to no artifact: a folder may be a whole disk."""
 
 
 def verify(path: Folder, json: Json = False) -> None:
@@ -25,15 +23,8 @@ def verify(path: Folder, json: Json = False) -> None:
     if json:
         show_json(verification.to_json())
     else:
-        rows = [
-            [item.path, item.kind, f"{len(item.files):,}", f"{item.num_bytes:,}", item.state]
-            for item in verification.artifacts
-        ]
-        show_table("", ["path", "kind", "files", "bytes", "state"], rows)
-        for unknown in verification.unknown[:MOST_NAMED]:
-            show(f"not part of it: {unknown}")
-        if (more := len(verification.unknown) - MOST_NAMED) > 0:
-            show(f"not part of it: {more:,} more files, which --json names")
+        rows = [[item.path, item.kind, item.state] for item in verification.artifacts]
+        show_table("", ["path", "kind", "state"], rows)
         for skipped in verification.skipped:
             show(f"skipped: {skipped}")
         for problem in verification.problems:

@@ -53,7 +53,7 @@ LIGHT = {
     "search index dog": ["onnxruntime"],
     "inspect corpus": ["pandas"],
     "inspect cache": ["pandas"],
-    "verify cache": ["pandas"],
+    "verify cache": [],
     "verify evaluation": ["pandas"],
     "prepare --csv pairs.csv --images photos --out NEW --workers 1": ["pandas"],
     "models": ["huggingface_hub"],

@@ -64,7 +64,6 @@ def test_a_pool_at_a_url_is_the_same(pool):
 
 def test_verify_reads_the_texts_of_a_pool(pool):
     assert list(verify(pool.folder).problems) == []
-    assert list(pool.find_faults(lambda count: None)) == []
     path = pool.folder / "texts-train.parquet"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -72,14 +71,6 @@ def test_verify_reads_the_texts_of_a_pool(pool):
     assert "texts-train.parquet" in "".join(verify(pool.folder).problems)
     with pytest.raises(CorpusError, match=r"texts-train\.parquet"):
         _ = Corpus.open(pool.folder, "train").captions
-
-
-def test_a_text_that_is_not_the_fingerprinted_one_is_found(pool):
-    document = read_document(pool.folder / "corpus.json", hint="")
-    document["splits"]["train"]["fingerprint"] = "0" * 64
-    write_document(pool.folder / "corpus.json", document)
-    (fault,) = Corpus.open(pool.folder, "train").find_faults(lambda count: None)
-    assert "has fingerprint 0000" in fault
 
 
 def test_a_pool_and_captioned_images_are_not_read_as_one(tmp_path):

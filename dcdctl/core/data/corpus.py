@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +30,8 @@ from dcdctl.core import files
 from dcdctl.core.data import images, urls
 from dcdctl.core.data.corpus_json import CORPUS, CORPUS_FILE, JOIN, CorpusFile, ShardFile, read_corpus_json
 from dcdctl.core.data.ragged_array import Index, offsets_of
-from dcdctl.core.data.shards import LABEL_COLUMNS, CorpusRow, fingerprint_of, read_shard, text_digest
 from dcdctl.core.errors import CorpusError
 from dcdctl.core.places import local_path, shown, url_of
-from dcdctl.core.progress import Advance
 
 Side = TypeVar("Side")
 _COPY_AGAIN = "copy the corpus to its place again"
@@ -152,7 +150,7 @@ class Corpus:
     @cached_property
     def image_ids(self) -> list[str]:
         """The id of each image."""
-        return [image_id for column in self._column("image_id") for image_id in column.to_pylist()][: self.num_images]
+        return self._of_images("image_id", "string").to_pylist()
 
     @cached_property
     def columns(self) -> pa.Table | None:
@@ -172,9 +170,16 @@ class Corpus:
     @cached_property
     def image_paths(self) -> list[str]:
         """The path of each image's file in its source, relative to the folder or the archive of the images."""
-        return [path for column in self._column("image.path") for path in column.field("path").to_pylist()][
-            : self.num_images
-        ]
+        return [image["path"] for image in self._of_images("image.path", pa.struct([("path", "string")])).to_pylist()]
+
+    def sizes(self, side: Literal["width", "height"]) -> NDArray[np.int32]:
+        """The width or the height of each image, in pixels."""
+        return self._of_images(side, "int32").to_numpy()
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of its files, of a subset those of the whole."""
+        return sum(file.bytes for file in (*self._shards, *self._texts))
 
     @cached_property
     def captions(self) -> list[str]:
@@ -258,36 +263,6 @@ class Corpus:
         first.whole, first.is_pool, first._texts = self.whole, self.is_pool, self._texts
         return first
 
-    def find_faults(self, advance: Advance) -> Iterator[str]:
-        """What is wrong with the rows of a whole split whose shards have the right checksums.
-
-        Every image is decoded, ids and captions are counted, and the fingerprint is computed again.
-        """
-        where = f"split {self.split} of {shown(self.folder)}"
-        digests, ids, num_captions = list[bytes](), set[str](), 0
-        for shard in range(len(self._shards)):
-            for row in read_shard(self.shard_path(shard)):
-                digests.append(row.digest())
-                num_captions += len(row.captions)
-                for fault in _row_faults(row, is_pool=self.is_pool):
-                    yield f"image {row.image_id!r} of {where} {fault}"
-                if row.image_id in ids:
-                    # Ids name images in caches and rankings: two images of one id could not be told apart.
-                    yield f"image {row.image_id!r} of {where} is there twice"
-                ids.add(row.image_id)
-                advance(1)
-        entry = read_corpus_json(self.folder).splits[self.split]
-        if self.is_pool:
-            num_captions += self.num_captions
-            digests += [text_digest(text) for text in self.captions]
-        for what, actual, expected in (
-            ("images", len(ids), entry.images),
-            ("captions", num_captions, entry.captions),
-            ("fingerprint", fingerprint_of(digests), entry.fingerprint),
-        ):
-            if actual != expected:
-                yield f"{where}: {CORPUS_FILE} has {what} {expected}, and its rows have {actual}"
-
     @cached_property
     def _text_tables(self) -> list[pa.Table]:
         """The files of a pool's texts."""
@@ -301,18 +276,6 @@ class Corpus:
                 )
         return tables
 
-    @property
-    def num_shards(self) -> int:
-        return len(self._shards)
-
-    def parquet_file(self, shard: int) -> pq.ParquetFile:
-        """The open file of a shard, for this thread; CorpusError if it is damaged."""
-        return self._file(shard)[0]
-
-    def shard_path(self, shard: int) -> Path:
-        """The file of a shard of a local corpus; CorpusError if it is damaged."""
-        return CORPUS.checked(self.folder / self._shards[shard].file, self._shards[shard].sha256)
-
     @cached_property
     def _caption_starts(self) -> Index:
         """The index of each image's first caption, and the number of captions: num_images + 1 entries."""
@@ -321,7 +284,7 @@ class Corpus:
 
     def _has(self, name: str) -> bool:
         """Whether it has a column of `LABEL_COLUMNS`, as all shards or none."""
-        return not self.is_pool and name in self.parquet_file(0).schema_arrow.names
+        return not self.is_pool and name in self._file(0)[0].schema_arrow.names
 
     def _of_captions(self, name: str, name_of_texts: str, kind: str) -> pa.ChunkedArray:
         """A column with a value for each caption, and for each text of a pool."""
@@ -330,11 +293,15 @@ class Corpus:
             chunks = (chunk for table in self._text_tables for chunk in table[name_of_texts].chunks)
         return pa.chunked_array(chunks, kind).slice(0, self.num_captions)
 
+    def _of_images(self, name: str, kind: str | pa.DataType) -> pa.ChunkedArray:
+        """A column with a value for each image."""
+        return pa.chunked_array(self._column(name), kind).slice(0, self.num_images)
+
     def _column(self, name: str) -> Iterator[pa.Array]:
         for shard, end in enumerate(self._shard_ends):
             with self._readable(self._shards[shard]):
                 # In this thread: a remote file has one position.
-                table = self.parquet_file(shard).read(columns=[name], use_threads=not self.is_remote)
+                table = self._file(shard)[0].read(columns=[name], use_threads=not self.is_remote)
             yield from table.column(name.partition(".")[0]).chunks
             # A subset may end inside a shard; callers cut off the rest.
             if end >= self.num_images:
@@ -358,7 +325,7 @@ class Corpus:
             # The old row group is released first, so that only one is in memory.
             self._open.group_key = self._open.group = None
             with self._readable(self._shards[shard]):
-                table = self.parquet_file(shard).read_row_group(
+                table = self._file(shard)[0].read_row_group(
                     group, columns=["image.bytes"], use_threads=not self.is_remote
                 )
             self._open.group_key, self._open.group = (shard, group), table.column("image").chunk(0).field("bytes")
@@ -370,7 +337,11 @@ class Corpus:
         if getattr(self._open, "process", None) != os.getpid():
             self._open.process, self._open.files, self._open.group_key = os.getpid(), {}, None
         if shard not in self._open.files:
-            file = self._open_remote(self._shards[shard]) if self.is_remote else pq.ParquetFile(self.shard_path(shard))
+            entry = self._shards[shard]
+            if self.is_remote:
+                file = self._open_remote(entry)
+            else:
+                file = pq.ParquetFile(CORPUS.checked(self.folder / entry.file, entry.sha256))
             sizes = (file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             self._open.files[shard] = file, list(itertools.accumulate(sizes))
         return self._open.files[shard]
@@ -403,21 +374,3 @@ class Corpus:
                 raise
             where = f"{shown(self.folder)}/{entry.file}"
             raise CorpusError(f"{where} is damaged ({error})", hint=_COPY_AGAIN) from error
-
-
-def _row_faults(row: CorpusRow, *, is_pool: bool) -> Iterator[str]:
-    if not row.captions and not is_pool:
-        yield "has no caption"
-    if len(row.caption_ids) not in (0, len(row.captions)):
-        yield f"has {len(row.captions)} captions and {len(row.caption_ids)} caption ids"
-    for name in LABEL_COLUMNS:
-        values = getattr(row, name)
-        if values is not None and len(values) != len(row.captions):
-            yield f"has {len(row.captions)} captions and {len(values)} {name.replace('_', ' ')}"
-    try:
-        size = images.decode_image(row.data).size
-    except images.ImageError as error:
-        yield f"cannot be decoded: {error}"
-        return
-    if size != (row.width, row.height):
-        yield f"is {size[0]} x {size[1]} pixels, and its row says {row.width} x {row.height}"

@@ -51,7 +51,6 @@ from .references.published import list_published
 from .run_documents import expect_run, read_run, run_of
 from .saved_folder import find_damages, saved_fingerprint, seal_again
 from .text_tower import TextEncoder, TextTower
-from .weights_file import check_finite_file
 
 __all__ = [
     "MODULE_CONFIG_FILE",
@@ -87,7 +86,6 @@ __all__ = [
     "ViltScorer",
     "ViltSize",
     "check_finite",
-    "check_finite_file",
     "check_onnx",
     "check_ref",
     "convert",

@@ -9,7 +9,7 @@ Shape letters: P pairs of the whole cache, I images.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from dcdctl.core.teacher.cache_format import (
     read_pairs,
     shards_of,
 )
-from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, ROLES, TEXT_CANDIDATE, Candidates
+from dcdctl.core.teacher.candidate_lists import POSITIVE, ROLES, Candidates
 from dcdctl.core.teacher.scores import AverageScores, TeacherScores, check_weights, in_range
 
 
@@ -145,27 +145,6 @@ class TeacherCache(TeacherScores):
         if relative is not None:
             is_near |= _sigmoid(self.score_P) > _sigmoid(mean_P) * (1 - relative)
         return is_near
-
-    def find_faults(self) -> Iterator[str]:
-        """What is wrong with the pairs of files that have the right checksums. StaleError for scores that are not
-        finite."""
-        self._all()
-        for shard, images in enumerate(self._shards):
-            pairs = read_pairs(self.folder / pairs_name(shard))
-            key = pairs.image * self.num_texts + pairs.text
-            is_outside = (pairs.image < images.start) | (pairs.image >= images.stop)
-            # An extended cache keeps the scores of pairs that its plan no longer allows as candidates.
-            least_role = POSITIVE if self.plan["extends"] is None else 0
-            is_roleless = (pairs.role < least_role) | (pairs.role > POSITIVE + TEXT_CANDIDATE + IMAGE_CANDIDATE)
-            faults = {
-                f"images outside of {images.start} to {images.stop - 1}": is_outside,
-                f"captions outside of 0 to {self.num_texts - 1}": (pairs.text < 0) | (pairs.text >= self.num_texts),
-                "pairs that are not in order, or twice": np.diff(key, prepend=-1) <= 0,
-                "pairs without a role": is_roleless,
-            }
-            for fault, is_wrong in faults.items():
-                if is_wrong.any():
-                    yield f"{self.folder / pairs_name(shard)} has {fault}: {int(is_wrong.sum()):,} of {len(pairs):,}"
 
     def _all(self) -> TeacherCache:
         self._read(np.arange(len(self._shards)))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import to_table
-from dcdctl.core.errors import DcdError, InputError, StaleError
+from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.places import shown
 
 if TYPE_CHECKING:  # a run is read without torch
@@ -110,20 +110,14 @@ class Run:
 
         InputError with `hint` names a damaged line, or one of another run.
         """
-        path = self.folder / name
-        return [self._read_line(path, number, line, hint) for number, line in _complete_lines(path)]
-
-    def _line_damages(self, name: str, hint: str) -> Iterator[str]:
-        """What is wrong with each damaged line of a file of `log_line`; one sentence if all lines are another run's."""
-        damages, lines = [], list(_complete_lines(self.folder / name))
-        for number, line in lines:
-            try:
-                self._read_line(self.folder / name, number, line, hint)
-            except InputError as error:
-                damages.append(str(error.args[0]))
-        if len(damages) == len(lines) > 1:
-            damages = [f"{self.folder / name} does not belong to the run of run.json beside it: no line matches"]
-        yield from damages
+        path, lines = self.folder / name, []
+        if path.exists():
+            # Bytes, because a damaged line may be no UTF-8. A killed run leaves at most one line without its end.
+            with path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.endswith(b"\n"):
+                        lines.append(self._read_line(path, number, line, hint))
+        return lines
 
     def _line_checksum(self, values: Mapping[str, Any]) -> str:
         return files.digest_of({**values, artifacts.RUN: self.digest})[:SHORT]
@@ -141,17 +135,12 @@ class Run:
             )
         return values
 
-    def log_damages(self) -> Iterator[str]:
-        """What is wrong with metrics.jsonl and shards.jsonl, every damaged line included; InputError for a damaged
-        run.json."""
-        path = self.folder / METRICS_FILE
-        if self.is_finished and ((self.folder / METRICS_SEAL).exists() or path.exists()):
-            try:
-                yield from artifacts.damages(self.folder, self.metrics_seal())
-            except DcdError as error:
-                yield str(error.args[0])
-        yield from self._line_damages(METRICS_FILE, RESTORE_METRICS)
-        yield from self._line_damages(SHARDS_FILE, RECOUNT_SHARDS)
+    def check_logs(self) -> None:
+        """InputError for a damaged or a missing metrics.jsonl, or a damaged shards.jsonl."""
+        if self.is_finished and (self.folder / METRICS_SEAL).exists():
+            artifacts.check_files(self.folder, self.metrics_seal(), error=InputError, hint=RESTORE_METRICS)
+        self.metrics()
+        self.read_lines(SHARDS_FILE, RECOUNT_SHARDS)
 
     def metrics_seal(self) -> dict[str, artifacts.Document]:
         """What metrics.json of a finished run lists."""
@@ -172,13 +161,6 @@ class Run:
 ELSEWHERE = "name another folder with --out"
 RECOUNT_SHARDS = "delete it: the shards are then counted again"
 RESTORE_METRICS = f"restore it, or delete {METRICS_FILE}: the curves of a report need it, and nothing else does"
-
-
-def _complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    if path.exists():
-        # Bytes, because a damaged line may be no UTF-8. A killed run leaves at most one line without its end.
-        with path.open("rb") as file:
-            yield from ((number, line) for number, line in enumerate(file, start=1) if line.endswith(b"\n"))
 
 
 class SeededConfig(Protocol):
