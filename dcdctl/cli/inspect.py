@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from dcdctl.cli.declare import path
 from dcdctl.cli.options import Json, MaxImages, Page, argument, reads, reads_split, refuse, writes
-from dcdctl.cli.views.terminal import bar, note, show, show_facts, show_json, show_table
+from dcdctl.cli.views.terminal import note, show, show_facts, show_json, show_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def _inspect_corpus(folder: Path, arguments: Inspect) -> None:
     from dcdctl.core.places import shown
 
     max_images, num_images = arguments.max_images, arguments.show_images
-    summary = data.summarize_corpus(folder, arguments.split, max_images=max_images, track=bar)
+    summary = data.summarize_corpus(folder, arguments.split, max_images=max_images)
     if arguments.html is not None:
         corpus = Corpus.open(folder, next(iter(summary.splits)), max_images)
         num_images = report.NUM_IMAGES if num_images is None else num_images

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,7 +123,6 @@ def test_a_cache_of_a_pool_has_the_score_of_every_candidate_and_no_positive(pool
     np.testing.assert_allclose(cache.lookup(*cache.scored_pairs), scores, atol=1e-5)
     for direction in Direction:
         assert lists_of(cache.candidates, direction) == lists_of(drawn, direction)
-    assert list(cache.find_faults()) == []
     assert list(verify(folder).problems) == []
 
 
@@ -240,8 +238,8 @@ def test_the_spread_of_a_pool_is_that_of_lists_of_candidates(folder):
         for query in range(len(lists))
     ]
     measured = measure_spread(cache)
-    assert (measured.num_lists, math.isnan(measured.gap)) == (12 + 18, True)
-    assert measured.within_list_std == pytest.approx(np.mean(stds), rel=1e-5)
+    assert measured.num_lists == 12 + 18
+    assert measured.std == pytest.approx(np.mean(stds), rel=1e-5)
     assert measured.temperature is not None
 
 
@@ -255,8 +253,7 @@ def test_a_list_of_a_pool_has_as_many_pairs_as_one_with_an_own_pair(pool, rerank
 
 def test_a_single_candidate_of_a_pool_is_no_list(pool, reranker, tmp_path):
     one = replace(CONFIG, per_query=1, directions=(Direction.TEXT,))
-    measured = measure_spread(build_cache(pool, reranker, tmp_path / "cache", one, compute=COMPUTE))
-    assert (measured.num_lists, measured.temperature) == (0, None)
+    assert measure_spread(build_cache(pool, reranker, tmp_path / "cache", one, compute=COMPUTE)) is None
 
 
 def test_inspect_shows_no_comparison_with_positives(folder):

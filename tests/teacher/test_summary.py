@@ -82,12 +82,9 @@ def test_the_spread_equals_the_one_worked_out_by_hand(folder):
     """Lists of images: 5 6, 4 6, 7 5. Lists of captions: 5 -1 5, 2 6. The own pair is first."""
     found = summary.summarize_cache(cache.read_cache(folder)).spread
     assert found.num_lists == 5
-    assert found.std == pytest.approx(np.std([5, 4, 6, -1, 2, 5, 7]))
-    assert found.within_list_std == pytest.approx((0.5 + 1 + 1 + 8**0.5 + 2) / 5)
-    assert found.gap == pytest.approx((-1 - 2 + 2 + 0 - 4) / 5)
+    assert found.std == pytest.approx((0.5 + 1 + 1 + 8**0.5 + 2) / 5)
     # Two scores that differ by d have the entropy ln(1 + e^-d) + d / (1 + e^d): 0.5822, 0.3653 twice, 0.0901. For 5 -1
-    # 5 it is 0.7018.
-    assert found.entropy == pytest.approx((0.5822 + 2 * 0.3653 + 0.0901 + 0.7018) / 5, abs=1e-4)
+    # 5 it is 0.7018. The largest possible ones are ln 2 and ln 3.
     assert found.entropy_share == pytest.approx((0.8399 + 2 * 0.5271 + 0.1300 + 0.6388) / 5, abs=1e-4)
 
 
@@ -103,7 +100,7 @@ def test_inspect_prints_json_with_captions(folder, corpus):
     assert document["hardest"][0]["caption"] == "a cat & a dog"
     assert document["hardest"][0]["own_caption"] == "a dog"
     assert document["hardest"][0]["image_id"] == "i0"
-    assert document["spread"]["gap"] == -1.0
+    assert document["spread"]["num_lists"] == 5
 
 
 def test_inspect_shows_tables_and_writes_a_page_with_images(folder, corpus, tmp_path):
@@ -111,7 +108,7 @@ def test_inspect_shows_tables_and_writes_a_page_with_images(folder, corpus, tmp_
     assert result.exit_code == 0, result.stderr
     assert "text retrieval: 2 queries, 2 negatives: positive first 50.0%, negatives above it 50.00%" in result.stdout
     assert "removed: 2 by equal text" in result.stdout
-    assert "deviation 2.51 of all, 1.47 within a list; positive -1.00 to the hardest" in result.stdout
+    assert "deviation 1.47 within a list, entropy 53% of the largest possible at temperature 1" in result.stdout
     temperature = summary.summarize_cache(cache.read_cache(folder)).spread.temperature
     assert f"loss.temperature: {temperature:g}, where the entropy is 50% of the largest possible" in result.stdout
     assert "a cat & a dog" in result.stdout

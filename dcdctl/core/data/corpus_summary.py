@@ -1,20 +1,14 @@
-"""Summary of a prepared corpus: counts, captions, sizes and formats of images, and the origin from corpus.json.
-
-A few image files are in memory at a time, and none is decoded.
-"""
+"""Summary of a prepared corpus: counts, captions, sizes of images, and the origin from corpus.json. Reads no image
+file."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import kind_of_folder, other_folder_error
@@ -23,30 +17,15 @@ from dcdctl.core.data.captions import text_key, words_of
 from dcdctl.core.data.corpus import Corpus
 from dcdctl.core.data.corpus_json import CORPUS_FILE, read_corpus_json
 from dcdctl.core.data.near_duplicates import Leakage
-from dcdctl.core.data.shards import ROW_GROUP_ROWS
 from dcdctl.core.errors import InputError
 from dcdctl.core.places import url_of
-from dcdctl.core.progress import Advance, Track, byte_size, silent
+from dcdctl.core.progress import byte_size
 
 Kind = Literal["cache", "corpus", "index"]
 MAX_WORDS_COUNTED = 40
 """The last bin of the histogram of caption lengths: so many words or more."""
 # A summary is read on one screen; corpus.json has all of them.
 MAX_REASONS = 5
-_COLUMNS = ["width", "height", "image.bytes"]
-_SIGNATURE = re.compile(
-    rb"(?P<JPEG>\xff\xd8\xff)"
-    rb"|(?P<PNG>\x89PNG\r\n\x1a\n)"
-    rb"|(?P<GIF>GIF8[79]a)"
-    rb"|(?P<WEBP>RIFF....WEBP)"
-    # A plus sign in place of the asterisk: BigTIFF.
-    rb"|(?P<TIFF>II[*+]\0|MM\0[*+])"
-    rb"|(?P<BMP>BM)"
-    rb"|(?P<PPM>P[1-7fF]\s)",
-    re.DOTALL,
-)
-# The end of the longest signature, WEBP's.
-_SIGNATURE_BYTES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +48,10 @@ class SplitInspection:
     is_pool: Annotated[bool, OMITTED] = False
     """Whether no text belongs to an image."""
     fingerprint: str
-    image_bytes: int
-    """The size of all image files together."""
-    formats: dict[str, int]
-    """Images of each format, by the first bytes of their files; "other" if these are unknown."""
+    bytes: int
+    """The size of the split's files on disk, also of those of the images that are left out."""
     width_px: Spread | None
     height_px: Spread | None
-    shorter_side_px: Spread | None
     captions_per_image: Spread | None
     """None for a pool."""
     words_per_caption: Spread | None
@@ -97,10 +73,8 @@ class CorpusInspection:
     license: str
     source: str
     """The format of the source, such as karpathy or csv."""
-    num_left_out: int
-    """Rows of the source that `prepare --on-error skip` skipped."""
     left_out: dict[str, int]
-    """The same by reason, the most frequent first."""
+    """Rows of the source that `prepare --on-error skip` skipped, by reason, the most frequent first."""
     protocol: str
     leakage: Leakage
     splits: dict[str, SplitInspection]
@@ -120,71 +94,43 @@ def artifact_kind(folder: Path) -> Kind:
         return "cache"
     if other := other_folder_error(folder, "corpus, a teacher cache or an index", error=InputError):
         raise other
-    if not folder.exists():
-        problem = f"there is no folder {folder}"
-    elif not folder.is_dir():
-        problem = f"{folder} is a file"
-    else:
-        inside = sorted(path.name for path in folder.iterdir())
-        content = ", ".join(inside[:3]) + (f" and {len(inside) - 3:,} more" if len(inside) > 3 else "")
-        problem = f"{folder} holds {content or 'nothing'}"
-    expected = f"expected a corpus ({CORPUS_FILE}), a teacher cache (cache.json) or an index (index.json)"
     raise InputError(
-        f"{problem}; {expected}",
+        f"{folder} does not exist, or holds no corpus ({CORPUS_FILE}), no teacher cache (cache.json) and no index "
+        "(index.json)",
         hint="name a folder written by `dcdctl prepare`, `dcdctl cache-teacher` or `dcdctl index`",
     )
 
 
-def summarize_corpus(
-    folder: Path, split: str | None = None, *, max_images: int | None = None, track: Track = silent
-) -> CorpusInspection:
+def summarize_corpus(folder: Path, split: str | None = None, *, max_images: int | None = None) -> CorpusInspection:
     """The summary of a corpus, or of one split; CorpusError if there is no corpus, or if it is damaged."""
     document = read_corpus_json(folder)
-    opened = {name: Corpus.open(folder, name, max_images) for name in ([split] if split else document.splits)}
-    reasons = Counter(row.reason for row in document.skipped)
-    with track("inspect", total=sum(corpus.num_images for corpus in opened.values()), unit="images") as advance:
-        splits = {name: _inspect_split(corpus, advance) for name, corpus in opened.items()}
+    names = [split] if split else list(document.splits)
     return CorpusInspection(
         name=document.name,
         license=document.license,
         source=document.source.get("kind", ""),
-        num_left_out=reasons.total(),
-        left_out=dict(reasons.most_common()),
+        left_out=dict(Counter(row.reason for row in document.skipped).most_common()),
         protocol=document.protocol,
         leakage=document.leakage,
-        splits=splits,
+        splits={name: _inspect_split(Corpus.open(folder, name, max_images)) for name in names},
     )
 
 
-def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
-    formats, texts = Counter[str](), Counter[str]()
-    words, lengths = set[str](), list[int]()
-    # With an empty array, because np.concatenate refuses an empty list.
-    sizes, num_bytes = [np.empty((2, 0), np.int32)], 0
-
-    for rows in _rows(corpus):
-        data = rows.column("image").field("bytes")
-        num_bytes += pc.sum(pc.binary_length(data).cast("int64")).as_py()
-        # Only the first bytes become Python objects.
-        formats.update(format_of(head) for head in pc.binary_slice(data, 0, _SIGNATURE_BYTES).to_pylist())
-        sizes.append(np.stack([rows.column("width"), rows.column("height")]))
-        advance(rows.num_rows)
+def _inspect_split(corpus: Corpus) -> SplitInspection:
+    texts, words, lengths = Counter[str](), set[str](), list[int]()
     for text in corpus.captions:
         caption_words = words_of(text)
         lengths.append(len(caption_words))
         words.update(caption_words)
         texts[text_key(text)] += 1
-    width, height = np.concatenate(sizes, axis=1)
     return SplitInspection(
         images=corpus.num_images,
         captions=len(lengths),
         is_pool=corpus.is_pool,
         fingerprint=corpus.fingerprint,
-        image_bytes=num_bytes,
-        formats=dict(formats.most_common()),
-        width_px=_spread(width),
-        height_px=_spread(height),
-        shorter_side_px=_spread(np.minimum(width, height)),
+        bytes=corpus.num_bytes,
+        width_px=_spread(corpus.sizes("width")),
+        height_px=_spread(corpus.sizes("height")),
         captions_per_image=None if corpus.is_pool else _spread(np.bincount(corpus.caption_image)),
         words_per_caption=_spread(np.array(lengths)),
         captions_by_words=np.bincount(np.minimum(np.array(lengths, np.int64), MAX_WORDS_COUNTED)).tolist(),
@@ -192,21 +138,6 @@ def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
         captions_by_source={name: len(of_source) for name, of_source in corpus.captions_by_source.items()},
         repeated=sum(count for count in texts.values() if count > 1) / max(len(lengths), 1),
     )
-
-
-def _rows(corpus: Corpus) -> Iterator[pa.RecordBatch]:
-    """The rows of a split, a few at a time."""
-    num_left = corpus.num_images
-    for shard in range(corpus.num_shards):
-        # Batches of a row group's size: larger ones would hold more images in memory.
-        batches = corpus.parquet_file(shard).iter_batches(
-            batch_size=ROW_GROUP_ROWS, columns=_COLUMNS, use_threads=not corpus.is_remote
-        )
-        for batch in batches:
-            yield batch.slice(0, num_left)
-            num_left -= batch.num_rows
-            if num_left <= 0:
-                return
 
 
 def _spread(values: NDArray[Any]) -> Spread | None:
@@ -217,16 +148,6 @@ def _spread(values: NDArray[Any]) -> Spread | None:
     )
 
 
-def format_of(head: bytes) -> str:
-    """The format of an image file by its first 12 bytes; "other" for a format that is not supported.
-
-    >>> format_of(bytes.fromhex("ffd8ffe0")), format_of(b"%PDF-1.7")
-    ('JPEG', 'other')
-    """
-    match = _SIGNATURE.match(head)
-    return "other" if match is None else str(match.lastgroup)
-
-
 def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
     """Names and values, in words, of the facts about the whole corpus."""
     left_out = [f"{count:,} x {reason}" for reason, count in inspection.left_out.items()]
@@ -234,7 +155,7 @@ def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
     return [
         ("source", inspection.source or "unknown"),
         ("license", inspection.license or "unknown"),
-        ("skipped rows", "; ".join([f"{inspection.num_left_out:,}", *left_out[:MAX_REASONS], *more])),
+        ("skipped rows", "; ".join([f"{sum(inspection.left_out.values()):,}", *left_out[:MAX_REASONS], *more])),
         *([("protocol", inspection.protocol)] if inspection.protocol else []),
         *inspection.leakage.facts(),
     ]
@@ -259,9 +180,7 @@ def _split_facts(split: SplitInspection) -> dict[str, str]:
         "repeated captions": "" if split.is_pool else f"{split.repeated:.1%}",
         "width [px]": _in_words(split.width_px),
         "height [px]": _in_words(split.height_px),
-        "shorter side [px]": _in_words(split.shorter_side_px),
-        "image files": byte_size(split.image_bytes),
-        "formats": ", ".join(f"{name} {count:,}" for name, count in split.formats.items()),
+        "files": byte_size(split.bytes),
         "fingerprint": split.fingerprint[:8],
     }
 

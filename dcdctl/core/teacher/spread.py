@@ -34,38 +34,26 @@ Lists = Values
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSpread:
-    """How far scores are apart, in logits; NaN where a cache has no lists."""
+    """How far the scores of a list are apart, in logits."""
 
     num_lists: int
     std: float
-    """Standard deviation of all scores."""
-    within_list_std: float
-    """The same within a list, as a mean over lists: what a softmax over a list sees."""
-    gap: float
-    """Score of the own pair minus the score of the hardest negative of its list, as a mean over lists; NaN for a
-    pool."""
-    entropy: float
-    """Entropy of the softmax of a list at temperature 1, in nats, as a mean over lists."""
+    """Standard deviation within a list, as a mean over lists: what a softmax over a list sees."""
     entropy_share: float
-    """Its share of log K, as a mean over lists: 0 for one-hot, 1 for uniform."""
+    """Entropy of the softmax of a list at temperature 1 as a share of log K, as a mean over lists: 0 for one-hot, 1 for
+    uniform."""
     temperature: float | None
     """Recommended: three digits; None if the scores of lists tie so often that no temperature gives the entropy."""
 
 
-def measure_spread(scores: TeacherCache | TeacherEnsemble) -> ScoreSpread:
-    """The spread of the scores of a cache, or of the average of several."""
+def measure_spread(scores: TeacherCache | TeacherEnsemble) -> ScoreSpread | None:
+    """The spread of the scores of a cache, or of the average of several; None for one without lists."""
     lists = _lists(scores)
-    image_P, text_P = scores.scored_pairs
-    std = float(np.std(scores.lookup(image_P, text_P), dtype=np.float64)) if len(image_P) else math.nan
     if not len(lists):
-        unknown = dict.fromkeys(("within_list_std", "gap", "entropy", "entropy_share"), math.nan)
-        return ScoreSpread(num_lists=0, std=std, temperature=None, **unknown)
+        return None
     return ScoreSpread(
         num_lists=len(lists),
-        std=std,
-        within_list_std=float(np.nanstd(lists, axis=1).mean()),
-        gap=float((lists[:, 0] - np.nanmax(lists[:, 1:], axis=1)).mean()) if len(_own_pairs(scores)[0]) else math.nan,
-        entropy=float(_entropy(lists, 1.0).mean()),
+        std=float(np.nanstd(lists, axis=1).mean()),
         entropy_share=_share(lists, 1.0),
         temperature=recommend_temperature(lists),
     )

@@ -8,7 +8,6 @@ Shape letters: P pairs, Q queries.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,7 +64,8 @@ class CacheSummary:
     """Edges of the histogram bins, ascending; one more than there are bins."""
     positives: list[int]
     negatives: list[int]
-    spread: ScoreSpread
+    spread: ScoreSpread | None
+    """None for a cache without lists."""
     lack_of_order: str | None
     """Why nothing can be learned from the order of the scores, if that is so."""
     hardest: list[Negative]
@@ -147,7 +147,7 @@ def _hardest(cache: TeacherCache, is_negative: Flags, best_I: Scores, count: int
 def cache_document(summary: CacheSummary, corpus: Corpus | None) -> dict[str, Any]:
     """The summary as a JSON document. With the corpus, hard negatives have their captions and image ids."""
     document = asdict(summary)
-    for part in (*(direction.key for direction in Direction), "spread"):
+    for part in (direction.key for direction in Direction):
         # JSON has no NaN, the only value that differs from itself.
         document[part] = {key: None if value != value else value for key, value in document[part].items()}
     if corpus is not None:
@@ -155,21 +155,6 @@ def cache_document(summary: CacheSummary, corpus: Corpus | None) -> dict[str, An
             entry["image_id"] = corpus.image_ids[entry["image"]]
             entry["caption"], entry["own_caption"] = corpus.captions[entry["text"]], corpus.captions[entry["own_text"]]
     return document
-
-
-def _spread_facts(spread: ScoreSpread) -> list[tuple[str, str]]:
-    if not spread.num_lists:
-        return []
-    apart = f"standard deviation {spread.std:.2f} of all, {spread.within_list_std:.2f} within a list" + (
-        "" if math.isnan(spread.gap) else f"; positive {spread.gap:+.2f} to the hardest"
-    )
-    entropy = f"{spread.entropy:.2f} nats, {spread.entropy_share:.0%} of the largest possible, at temperature 1"
-    if spread.temperature is None:
-        advice = "none: the best scores of too many lists are equal"
-    else:
-        advice = f"{spread.temperature:g}, where the entropy is {ENTROPY_SHARE:.0%} of the largest possible"
-    lists = f"scores in {spread.num_lists:,} lists of at most {1 + NUM_NEGATIVES}"
-    return [(lists, apart), ("entropy", entropy), ("loss.temperature", advice)]
 
 
 def cache_facts(summary: CacheSummary) -> list[tuple[str, str]]:
@@ -187,7 +172,20 @@ def cache_facts(summary: CacheSummary) -> list[tuple[str, str]]:
             shares = f": positive first {direction.positive_first:.1%}, negatives above it {direction.outranking:.2%}"
             counts = f"{direction.num_queries:,} queries, {direction.num_negatives:,} "
             facts.append((name, f"{counts}candidates" if is_pool else f"{counts}negatives{shares}"))
-    facts += _spread_facts(summary.spread)
+    if (spread := summary.spread) is not None:
+        facts += [
+            (
+                f"scores in {spread.num_lists:,} lists of at most {1 + NUM_NEGATIVES}",
+                f"standard deviation {spread.std:.2f} within a list, entropy {spread.entropy_share:.0%} of the largest "
+                "possible at temperature 1",
+            ),
+            (
+                "loss.temperature",
+                "none: the best scores of too many lists are equal"
+                if spread.temperature is None
+                else f"{spread.temperature:g}, where the entropy is {ENTROPY_SHARE:.0%} of the largest possible",
+            ),
+        ]
     if summary.lack_of_order:
         facts.append(("note", summary.lack_of_order))
     if summary.dropped:

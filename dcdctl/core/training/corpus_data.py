@@ -92,7 +92,8 @@ class CorpusData(TrainingData):
         validation.check_judged(self.judged, self.judged if self._embeds else self.validation_teachers)
         # From the scores alone, so that a preview shows it without a model.
         if recipe.loss.temperature == "auto":
-            self.temperature = measure_spread(next(part.cached for part in self.parts if part.cached)).temperature
+            spread = measure_spread(next(part.cached for part in self.parts if part.cached))
+            self.temperature = None if spread is None else spread.temperature
             if self.temperature is None:
                 raise ConfigError(
                     "loss.temperature is auto, and the best scores of too many lists of the cache are equal",
