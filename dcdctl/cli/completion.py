@@ -1,4 +1,4 @@
-"""What the shell completes: recipes and their fields, data sets, teachers, and the splits of a corpus. Nothing here
+"""What the shell completes: recipes, data sets, teachers, and the splits of a corpus. Nothing here
 imports torch."""
 
 from __future__ import annotations
@@ -44,13 +44,6 @@ def complete_split(ctx: typer.Context) -> list[str]:
         return list(json.loads((Path(folder) / "corpus.json").read_text(encoding="utf-8"))["splits"])  # type: ignore[arg-type]
     except (OSError, TypeError, ValueError, KeyError):  # no corpus yet: nothing to propose
         return []
-
-
-def complete_set() -> list[str]:
-    """The fields of a recipe as `table.field=`."""
-    from dcdctl.core import training
-
-    return [f"{name}=" for name in training.field_names()]
 
 
 def _or_paths(names: list[str], suffix: str, incomplete: str) -> list[str]:

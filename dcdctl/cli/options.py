@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from dcdctl.cli.completion import complete_recipe, complete_set, complete_split, complete_teacher
+from dcdctl.cli.completion import complete_recipe, complete_split, complete_teacher
 from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, optional_path, path
 
 if TYPE_CHECKING:
@@ -196,9 +196,7 @@ ColumnNames = Annotated[
 ]
 Sets = Annotated[
     list[str] | None,
-    configures(
-        "--set", "Override a recipe field: loss.alpha=0.5; repeatable.", "KEY=VALUE", autocompletion=complete_set
-    ),
+    configures("--set", "Override a recipe field: loss.alpha=0.5; repeatable.", "KEY=VALUE"),
 ]
 ModelSet = Annotated[
     Overrides | None,

@@ -105,7 +105,6 @@ COMPLETED = {
     "cache-teacher --data x --teacher scenes": "scenes-vilt",
     "eval run --data DIR/corpus --split t": "test train",
     "eval run --data DIR/absent --split t": "",
-    "distill demo-dual --set loss.t": "loss.temperature= loss.terms=",
 }
 """Lines, and the words that are proposed for their last one."""
 

@@ -152,8 +152,6 @@ def test_pseudo_positives_are_the_best_images_above_a_threshold(pool, monkeypatc
         np.testing.assert_array_equal(chosen, np.where(score_T > 1.0, best_T, -1))
         sets = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=1.0", "batch.size=3"]
         pairs = choose_pairs(pool, recipe(*sets), scores, None)
-        assert pairs.caption_shares.sum() == pytest.approx(1)
-        np.testing.assert_array_equal(pairs.caption_shares > 0, chosen >= 0)
         for step in range(8):
             batch = pairs.of_step(step)
             images, texts = batch.image_RC.ravel(), batch.text_RC.ravel()

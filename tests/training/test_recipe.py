@@ -74,14 +74,6 @@ def test_every_field_of_a_recipe_has_a_sentence(cls):
     assert [name for name in values if not docs.get(name, "").endswith(".")] == []
 
 
-def test_the_names_for_completion_are_those_of_the_classes():
-    tables = to_table(Recipe())
-    names = [
-        [f"{key}.{field}" for field in value] if isinstance(value, dict) else [key] for key, value in tables.items()
-    ]
-    assert packaged.field_names() == [name for part in names for name in part]
-
-
 @pytest.mark.parametrize("teacher", ["vilt", "meter"])
 def test_the_papers_setting_is_the_papers(teacher):
     flickr, coco = recipe.load_recipe(f"{teacher}-flickr30k"), recipe.load_recipe(f"{teacher}-coco")

@@ -108,20 +108,15 @@ class Preview:
     dual_teachers: DualTeachers = "none"
     negatives: Mapping[Direction, DifferentNegatives] = field(default_factory=dict)
     """Empty where they are not counted."""
-    captions_drawn: Mapping[str, int] = field(default_factory=dict)
-    """How many captions of each source a training draws, on average; empty without sources."""
     not_counted: str = ""
     """Why they are not; empty if there is nothing to say."""
 
     def lines(self) -> Iterator[str]:
-        """What the caches cover, which captions are drawn, and what the queries meet."""
+        """What the caches cover, and what the queries meet."""
         if self.coverage is not None:
             yield f"the cache covers {self.coverage}"
         if self.dual_teachers != "none":
             yield "the dual teacher scores every pair, so batches are drawn as without a teacher"
-        if self.captions_drawn:
-            counts = ", ".join(f"{name} {count:,}" for name, count in self.captions_drawn.items())
-            yield f"captions drawn by source, on average: {counts}"
         if self.negatives:
             yield "; ".join(f"each {direction.query} meets {count}" for direction, count in self.negatives.items())
 
@@ -155,11 +150,9 @@ class Preview:
         return table
 
     def measured(self) -> dict[str, Any]:
-        """The counts of different negatives and of captions by source, for run.json; not compared when a run
-        resumes."""
+        """The counts of different negatives, for run.json; not compared when a run resumes."""
         counts = {f"per_{direction.query}": asdict(count) for direction, count in self.negatives.items()}
-        measured = {"different_negatives": counts, "captions_drawn": dict(self.captions_drawn)}
-        return {name: value for name, value in measured.items() if value}
+        return {"different_negatives": counts} if counts else {}
 
     def to_json(self) -> dict[str, Any]:
         """The same facts by the names of run.json, and the warnings."""
@@ -230,10 +223,6 @@ def measure_preview(
         coverage=pairs.coverage(num_steps) if caches and recipe.loss.needs_teacher else None,
         dual_teachers=dual_teachers,
         negatives=negatives,
-        captions_drawn={
-            name: round(num_steps * recipe.batch.size * float(pairs.caption_shares[of_source].sum()))
-            for name, of_source in pairs.corpus.captions_by_source.items()
-        },
         not_counted=not_counted,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core.data import Flags, Index, RaggedArray, Values
+from dcdctl.core.data import Flags, Index, RaggedArray
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import TeacherScores
 from dcdctl.core.training.batches.step_pairs import Coverage, PairsOfStep, StepPairs
@@ -116,14 +116,6 @@ class AllPairs(PairGrid):
         self.batches_per_epoch = float(num_images // size)
         # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
         self._neighbors = None if self.scores is None else find_neighbors(self.scores, owner_T, corpus.num_images)
-
-    @property
-    def caption_shares(self) -> Values:
-        """Images have equal shares, which their captions divide by their weights."""
-        texts, images, share_T = self._texts_of.values, self._texts_of.rows, np.zeros(self.corpus.num_captions)
-        weights = np.ones(len(texts)) if self.weight_T is None else self.weight_T[texts]
-        share_T[texts] = weights / np.bincount(images, weights)[images] / self._has_text_I.sum()
-        return share_T
 
     def _pairs(self, step: int) -> tuple[Index, Index]:
         image_Q = np.sort(self._batch(step))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcdctl.core.data import Direction, Index, Scores, Values
+from dcdctl.core.data import Direction, Index, Scores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import Candidates
 from dcdctl.core.training import negatives
@@ -90,13 +90,6 @@ class CandidateLists(Lists):
         )
         # Not rounded: a batch may end one epoch and begin the next.
         self.batches_per_epoch = len(self._captions) / self.config.size
-
-    @property
-    def caption_shares(self) -> Values:
-        """Proportional to the weights of the captions that lists are made for."""
-        share_T = np.zeros(self.corpus.num_captions)
-        share_T[self._captions] = 1 if self.weight_T is None else self.weight_T[self._captions]
-        return share_T / share_T.sum()
 
     def coverage(self, num_steps: int) -> Coverage:
         """How many captions lists are made for; every negative of a list has a teacher score."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcdctl.core.data import Corpus, Flags, Index, Scores, Values
+from dcdctl.core.data import Corpus, Flags, Index, Scores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Reader, Source
@@ -102,11 +102,6 @@ class StepPairs(ABC):
     @abstractmethod
     def of_step(self, step: int) -> PairsOfStep:
         """The pairs of a step."""
-
-    @property
-    def caption_shares(self) -> Values:
-        """(T,): how often each caption is drawn, on average; sums to 1. The texts of a pool have equal shares."""
-        return np.full(self.corpus.num_captions, 1 / self.corpus.num_captions)
 
     @abstractmethod
     def coverage(self, num_steps: int) -> Coverage:

@@ -1,4 +1,4 @@
-from .packaged import RecipeEntry, check_recipe_name, field_names, list_recipes
+from .packaged import RecipeEntry, check_recipe_name, list_recipes
 from .recipe import (
     LORA,
     BatchConfig,
@@ -22,7 +22,6 @@ __all__ = [
     "TeachersConfig",
     "ValidationConfig",
     "check_recipe_name",
-    "field_names",
     "list_recipes",
     "load_recipe",
     "recipe_text",

@@ -3,8 +3,6 @@ and lists."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,24 +68,3 @@ def _read_entry(path: Path) -> RecipeEntry:
             facts[label.lower()] = text
     commands = tuple(line for line in head if line.startswith("dcdctl "))
     return RecipeEntry(name=path.stem, description=read_toml(path)["description"], commands=commands, **facts)
-
-
-def field_names() -> list[str]:
-    """The fields of a recipe by dotted name, read from the source, because an import of the classes takes seconds."""
-    # Completion calls this at every press of Tab.
-    core = Path(__file__).parents[2]
-    sources = ("training/recipe/recipe.py", "training/losses/table.py", "teacher/candidates.py", "data/stream.py")
-    classes = {
-        node.name: node
-        for name in sources
-        for node in ast.parse((core / name).read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    }
-
-    def of(name: str, prefix: str) -> Iterator[str]:
-        for node in classes[name].body:
-            if isinstance(node, ast.AnnAssign):
-                field, kind = ast.unparse(node.target), ast.unparse(node.annotation)
-                yield from of(kind, f"{prefix}{field}.") if kind in classes else [f"{prefix}{field}"]
-
-    return list(of("Recipe", ""))
