@@ -329,6 +329,18 @@ class GradingBatch:
         return on_device(self, device)
 
 
+def agreement(statement: scenes.Statement, scene: scenes.Scene) -> int:
+    """How well a scene agrees with a statement, from 0 to 9: up to 3 for each of its two objects, and 3 if it is true.
+
+    An object gets 1 for its shape, 1 for its color, and 1 if everything fits, from the best object of the scene.
+    """
+    of_objects = (
+        max((thing.shape == named.shape) + (thing.color == named.color) + named.fits(thing) for thing in scene.objects)
+        for named in (statement.subject, statement.object)
+    )
+    return sum(of_objects) + 3 * statement.holds(scene)
+
+
 class GradingBatches(Dataset[GradingBatch]):
     """Batches of new scenes; a batch is a function of seed and step."""
 
@@ -341,7 +353,7 @@ class GradingBatches(Dataset[GradingBatch]):
         described, statements, images, texts = draw_families(self.preprocess, rng, self.config.seed, families)
         text_ix_BK = candidate_texts(rng, count, self.config.other_negatives)
         rows = zip(described, text_ix_BK.tolist(), strict=True)
-        agreements = [[statements[text].agreement(item.scene) for text in row] for item, row in rows]
+        agreements = [[agreement(statements[text], item.scene) for text in row] for item, row in rows]
         return GradingBatch(images, texts, text_ix_BK, torch.tensor(agreements, dtype=torch.float32))
 
 

@@ -54,7 +54,7 @@ RED_STAR, BLUE_RING = Mention("star", "red", None, None), Mention("ring", "blue"
     ids=["true", "wrong-relation", "wrong-size", "wrong-color", "one-color-there"],
 )
 def test_agreement_counts_what_holds(subject: Mention, relation: str, thing: Mention, expected: int) -> None:
-    assert Statement("", subject, relation, thing).agreement(SCENE) == expected
+    assert scenes_teacher.agreement(Statement("", subject, relation, thing), SCENE) == expected
 
 
 def test_only_the_own_caption_agrees_in_full_and_the_family_comes_nearest(teacher: models.ViltScorer) -> None:

@@ -134,7 +134,7 @@ def test_an_index_is_built_with_columns_and_changed_without_embedding(noise_inde
     )
     assert json.loads(done.stdout)["columns"] == ["year"]
     wrong = run("index", tmp_path / "index", "--metadata", metadata, "--columns", "yaer")
-    assert wrong.stderr == f"error: {metadata} has no column 'yaer'; did you mean year?\n"
+    assert wrong.stderr == f"error: {metadata} has no column 'yaer'; it has year, owner, day\n"
 
 
 def test_images_that_are_added_later_have_no_values_until_they_get_some(noise_index, tmp_path):

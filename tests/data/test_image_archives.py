@@ -179,7 +179,7 @@ def test_members_that_lead_out_of_a_zip_are_rejected_by_name(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"a text", bytes(100), b"x" * 2000])
 def test_a_file_that_is_not_a_tar_is_rejected(tmp_path, data):
     (tmp_path / "images.tar").write_bytes(data)
-    with pytest.raises(InputError, match=r"images.tar is not a tar \("):
+    with pytest.raises(InputError, match=r"images.tar cannot be read as a zip or an uncompressed tar \("):
         ImageStore(tmp_path / "images.tar")
 
 
@@ -187,9 +187,7 @@ def test_a_file_that_is_not_a_tar_is_rejected(tmp_path, data):
 def test_a_truncated_tar_is_rejected(tmp_path, keep):
     path = write_tar(tmp_path / "images.tar", {"a.jpg": b"a" * 600, "b.jpg": b"b" * 600})
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(
-        InputError, match=r"images.tar is not a tar \(unexpected end of data\).*a download may have been cut off"
-    ):
+    with pytest.raises(InputError, match=r"tar \(unexpected end of data\).*a download may have been cut off"):
         ImageStore(path)
 
 
@@ -214,7 +212,7 @@ def test_a_tar_that_shrank_after_listing_is_an_error(tmp_path):
 def test_the_error_for_a_compressed_tar_says_to_decompress_it(tmp_path, name):
     write_tar(tmp_path / "plain", {"a.jpg": b"a"})
     (tmp_path / name).write_bytes(gzip.compress((tmp_path / "plain").read_bytes()))
-    with pytest.raises(InputError, match=r"is compressed with gzip, expected a plain tar; decompress it first"):
+    with pytest.raises(InputError, match=r"an uncompressed tar \(.*\); decompress a compressed tar first"):
         ImageStore(tmp_path / name)
 
 

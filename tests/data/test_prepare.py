@@ -329,7 +329,7 @@ def test_missing_files_are_named(tmp_path, images, karpathy):
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 cut off", b"a text"])
 def test_images_that_are_not_a_zip_are_an_error(tmp_path, karpathy, data):
     (tmp_path / "images.zip").write_bytes(data)
-    with pytest.raises(InputError, match=r"images.zip is not a zip"):
+    with pytest.raises(InputError, match=r"images.zip cannot be read as a zip"):
         karpathy([entry("a.jpg")], images=tmp_path / "images.zip")
 
 

@@ -39,7 +39,7 @@ def test_a_named_encoding_is_taken_or_refused_with_the_line(tmp_path):
         find_encoding(tmp_path / "a.csv", "utf-8")
 
 
-def test_a_named_encoding_is_in_the_summary_and_in_corpus_json_with_a_caption(tmp_path):
+def test_a_named_encoding_is_in_the_summary_and_in_corpus_json(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded("JPEG"))
     (tmp_path / "rows.csv").write_bytes("image,caption\na.jpg,a dog\na.jpg,größer\n".encode("cp1252"))
 
@@ -47,15 +47,14 @@ def test_a_named_encoding_is_in_the_summary_and_in_corpus_json_with_a_caption(tm
         manifest = choose_manifest(DataChoice(csv=tmp_path / "rows.csv", images=[tmp_path], encoding=encoding))
         return prepare_corpus(manifest, tmp_path / folder, options=PrepareOptions(workers=1))
 
-    note = "rows.csv was read as cp1252; if this caption is wrong, name another with --encoding: größer"
+    note = "rows.csv was read as cp1252; --encoding names another"
     assert note in str(prepare("named", "cp1252"))
     assert note in str(prepare("named", "windows-1252"))  # the same corpus
     assert json.loads((tmp_path / "named" / "corpus.json").read_text())["source"]["encoding"] == {
         "file": "rows.csv",
         "name": "cp1252",
-        "example": "größer",
     }
-    assert "grцЯer" in str(prepare("other", "cp1251"))
+    prepare("other", "cp1251")
     assert Corpus.open(tmp_path / "other", "train").captions == ["a dog", "grцЯer"]
 
 

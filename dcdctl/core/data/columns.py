@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -117,11 +116,8 @@ def check_chosen(chosen: Sequence[str], named: Sequence[str], where: str) -> Non
     """InputError for a chosen column that is not among those that a table names, or whose name no column can have."""
     for name in chosen:
         if name not in named:
-            near = difflib.get_close_matches(name, named, n=1)
-            known = (
-                f"did you mean {near[0]}?" if near else f"it has {', '.join(named[:12]) or 'only the names of images'}"
-            )
-            raise InputError(f"{where} has no column {name!r}", hint=known)
+            known = ", ".join(named[:12]) or "only the names of images"
+            raise InputError(f"{where} has no column {name!r}", hint=f"it has {known}")
         if problem := problem_of_name(name):
             raise InputError(
                 f"the column {name!r:.80} of {where} {problem}",

@@ -36,7 +36,7 @@ from dcdctl.core.places import local_path, shown, url_of
 Side = TypeVar("Side")
 _COPY_AGAIN = "copy the corpus to its place again"
 MAX_SOURCES = 10
-"""Sources of captions that reports name; the others are counted together."""
+"""Sources of captions that reports name."""
 
 
 class Direction(StrEnum):
@@ -207,9 +207,7 @@ class Corpus:
         sources = pa.array([name or "unknown" for name in self.caption_sources or ()], "string").dictionary_encode()
         names, source_T = sources.dictionary.to_pylist(), sources.indices.to_numpy()
         order = np.argsort(-np.bincount(source_T, minlength=len(names)), kind="stable")
-        groups = {names[i]: np.flatnonzero(source_T == i) for i in order[:MAX_SOURCES]}
-        others = np.flatnonzero(np.isin(source_T, order[MAX_SOURCES:]))
-        return groups | ({"others": others} if len(others) else {})
+        return {names[i]: np.flatnonzero(source_T == i) for i in order[:MAX_SOURCES]}
 
     @cached_property
     def caption_image(self) -> Index:

@@ -79,20 +79,12 @@ class Leakage:
     """Images count as near if their hashes differ in at most so many bits."""
     overlaps: dict[str, Overlap] = field(default_factory=dict)
     """By pair of splits that the corpus has: "test in train", "val in train", "test in val"."""
-    repeats: dict[str, int] = field(default_factory=dict)
-    """By split: images with the same file as an earlier row of the split."""
-
     left_out: Annotated[dict[str, LeftOut], OMITTED] = field(default_factory=dict)
     """By split that is a pool to train on: what it was left without."""
 
     def facts(self) -> list[tuple[str, str]]:
-        """Names and values, in words; empty if no split shares an image with another and none has one twice."""
+        """Names and values, in words; empty if no split shares an image with another."""
         facts = [(f"images of {pair}", str(found)) for pair, found in self.overlaps.items() if found.examples]
-        facts += [
-            (f"repeated images in {split}", f"{count:,}, by their files")
-            for split, count in self.repeats.items()
-            if count
-        ]
         return facts + [
             (f"left out of {split}", str(left))
             for split, left in self.left_out.items()
@@ -130,7 +122,7 @@ class SeenImages:
 
 
 def find_leakage(splits: Mapping[str, Sequence[RowFacts]]) -> Leakage:
-    """The images that test and val share with train and with each other, and repeats within a split."""
+    """The images that test and val share with train and with each other."""
     overlaps = {}
     for held_out, other in PAIRS:
         if held_out in splits and other in splits:
@@ -139,5 +131,4 @@ def find_leakage(splits: Mapping[str, Sequence[RowFacts]]) -> Leakage:
                 seen.add(row.image_id, row.image_digest, row.hash)
             found = (seen.find(row.image_id, row.image_digest, row.hash) for row in splits[held_out])
             overlaps[f"{held_out} in {other}"] = Overlap.of([match for match in found if match is not None])
-    repeats = {split: len(rows) - len({row.image_digest for row in rows}) for split, rows in splits.items()}
-    return Leakage(overlaps=overlaps, repeats=repeats)
+    return Leakage(overlaps=overlaps)

@@ -293,8 +293,6 @@ def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
         else:
             yield f"held out: nothing, because {hold_out['share']:.0%} of so few {what} is less than one"
     if (encoding := source.get("encoding")) is not None:
-        example = encoding["example"]
-        wrong = f"; if this caption is wrong, name another with --encoding: {example}" if example else ""
-        yield f"{encoding['file']} was read as {encoding['name']}{wrong}"
+        yield f"{encoding['file']} was read as {encoding['name']}; --encoding names another"
     if repeated := source.get("queries", {}).get("repeated"):
         yield f"repeated texts: {repeated:,}, each kept once"

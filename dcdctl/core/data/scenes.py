@@ -137,13 +137,6 @@ class Mention:
             and self.quarter in (None, thing.quarter)
         )
 
-    def agreement(self, scene: Scene) -> int:
-        """How well the best object of a scene agrees, from 0 to 3: 1 for the shape, 1 for the color, and 1 if
-        everything fits."""
-        return max(
-            (thing.shape == self.shape) + (thing.color == self.color) + self.fits(thing) for thing in scene.objects
-        )
-
 
 @dataclass(frozen=True)
 class Statement:
@@ -162,10 +155,6 @@ class Statement:
             for first in scene.objects
             for second in scene.objects
         )
-
-    def agreement(self, scene: Scene) -> int:
-        """How well a scene agrees, from 0 to 9: up to 3 for each of the two objects, and 3 if the statement is true."""
-        return self.subject.agreement(scene) + self.object.agreement(scene) + 3 * self.holds(scene)
 
 
 @dataclass(frozen=True)

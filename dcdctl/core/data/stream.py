@@ -114,11 +114,6 @@ class ShardStream:
         return self.config.window // self.batch_size * self.batch_size
 
     @property
-    def num_bytes(self) -> int:
-        """The size of all shards."""
-        return sum(shard.size for shard in self.shards)
-
-    @property
     def fingerprint(self) -> str:
         """A digest of names, sizes and versions of the shards."""
         return files.digest_of(self.versions())

@@ -1,5 +1,4 @@
-"""Text files: UTF-8, UTF-16 or UTF-32 by their bytes, or in the encoding that the user names; lines of
-JSON, and rows of CSV.
+"""Text files: UTF-8, or UTF-16 with its mark, or in the encoding that the user names; lines of JSON, and rows of CSV.
 
 An encoding is never guessed: tables of spreadsheets in cp1252 or GB18030 need a name, because wrong characters in
 captions would go unnoticed.
@@ -19,21 +18,7 @@ from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.files import unreadable
 
 FORCE = "name the encoding with --encoding, such as --encoding cp1252, or save the file as UTF-8"
-_WIDE = {
-    b"\0\1" * 4: "utf-16-le",
-    b"\1\0" * 4: "utf-16-be",
-    b"\0\1\1\1" * 2: "utf-32-le",
-    b"\1\1\1\0" * 2: "utf-32-be",
-}
-"""Encodings by which of the first eight bytes are zero (1), in a text that begins with Latin letters."""
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    # Before UTF-16, with whose mark the one of little-endian UTF-32 begins.
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 def check_encoding(name: str) -> str:
@@ -50,7 +35,7 @@ def check_encoding(name: str) -> str:
 
 
 def find_encoding(path: Path, forced: str | None = None, hint: str = FORCE) -> str:
-    """The encoding that the whole file decodes in: `forced`, or the one that its bytes show; utf-8-sig for UTF-8.
+    """The encoding that the whole file decodes in: `forced`, or the one of its byte order mark; utf-8-sig for UTF-8.
 
     InputError if it cannot be read, and, with the hint, if it does not decode.
     """
@@ -60,8 +45,7 @@ def find_encoding(path: Path, forced: str | None = None, hint: str = FORCE) -> s
         raise unreadable(path, error, hint="check the path") from error
     marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     # A byte order mark would become a part of the first column's name.
-    wide = _WIDE.get(bytes(byte == 0 for byte in data[:8]))
-    name = ("utf-8-sig" if forced == "utf-8" else forced) or marked or wide or "utf-8-sig"
+    name = ("utf-8-sig" if forced == "utf-8" else forced) or marked or "utf-8-sig"
     try:
         data.decode(name)
     except UnicodeError as error:
@@ -71,13 +55,6 @@ def find_encoding(path: Path, forced: str | None = None, hint: str = FORCE) -> s
             fault = f"{error.reason} on line {line:,}"
         raise InputError(f"{path} is not {name.removesuffix('-sig').upper()} text ({fault})", hint=hint) from error
     return name
-
-
-def not_utf8(path: Path) -> InputError:
-    """The error for a file that is not UTF-8: what it looks like, or the first line that is not."""
-    hint = "save it as UTF-8"
-    wide = find_encoding(path, hint=hint)
-    return InputError(f"{path} is not UTF-8 text (it looks like {wide[:6].upper()})", hint=hint)
 
 
 def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -34,18 +34,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _NUMBERS = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_VERSION_KEYS = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "generation",
-    "LastModified",
-    "last_modified",
-    "mtime",
-    "updated",
-    "created",
-)
-"""What file systems of fsspec call the version of a file, the most exact first."""
 MAX_NAMES = 1_000_000
 """Files that a pattern may name: the pairs of LAION-5B in tars of 10,000 are 585,000 files. A training looks up each
 name before it starts."""
@@ -306,7 +294,8 @@ class _FileSystemFile:
         if facts.get("type") == "directory" or facts.get("size") is None:
             raise SourceError(f"{shown(url)} is not a file", hint="check the URL")
         self.size = int(facts["size"])
-        self.version = next((str(facts[key]) for key in _VERSION_KEYS if facts.get(key)), "")
+        # Their names differ: ETag, generation, mtime, ...
+        self.version = hashlib.sha256(repr(sorted(facts.items(), key=str)).encode()).hexdigest()[:16]
 
     def read_range(self, start: int, stop: int) -> bytes:
         def read() -> bytes:

@@ -108,8 +108,6 @@ class Preview:
     dual_teachers: DualTeachers = "none"
     negatives: Mapping[Direction, DifferentNegatives] = field(default_factory=dict)
     """Empty where they are not counted."""
-    not_counted: str = ""
-    """Why they are not; empty if there is nothing to say."""
 
     def lines(self) -> Iterator[str]:
         """What the caches cover, and what the queries meet."""
@@ -165,7 +163,6 @@ class Preview:
             "temperature": self.temperature,
             **self.inputs(),
             **self.measured(),
-            "not_counted": self.not_counted,
             "warnings": list(self.warnings()),
         }
 
@@ -179,8 +176,6 @@ class Preview:
         yield f"batch: {self.recipe.batch.size:,} {unit}"
         if self.temperature is not None:
             yield f"loss.temperature: auto: {self.temperature:g}"
-        if self.not_counted:
-            yield f"different negatives: {self.not_counted}"
         yield from (f"different in the cache: {line}" for line in self.differences)
 
 
@@ -203,15 +198,9 @@ def measure_preview(
         if (actual := cache.plan["candidates"][name]) != expected
     ]
     negatives: Mapping[Direction, DifferentNegatives] = {}
-    not_counted = ""
-    if not isinstance(pairs, CandidateLists):
-        # Grouping the images of all epochs takes as long as the batches of the whole training take.
-        not_counted = "counted for lists only, not for batches of all pairs"
-    elif recipe.batch.negatives == "mined":
-        not_counted = "mined negatives are not counted: they are mined when the training starts"
-    elif dual_teachers == "unread":
-        not_counted = "a dual teacher chooses the negatives: they are counted when the training starts"
-    else:
+    # Grouping the images of all epochs of all pairs takes as long as the batches of the whole training take. A dual
+    # teacher chooses among lists, and miners find negatives, when the training starts.
+    if isinstance(pairs, CandidateLists) and recipe.batch.negatives != "mined" and dual_teachers != "unread":
         negatives = count_different_negatives(pairs, num_steps)
     return Preview(
         recipe=recipe,
@@ -223,7 +212,6 @@ def measure_preview(
         coverage=pairs.coverage(num_steps) if caches and recipe.loss.needs_teacher else None,
         dual_teachers=dual_teachers,
         negatives=negatives,
-        not_counted=not_counted,
     )
 
 

@@ -18,7 +18,7 @@ from dcdctl.core.data import ShardCount, ShardStream, open_shards
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.models import Model
-from dcdctl.core.progress import Track, byte_size
+from dcdctl.core.progress import Track
 from dcdctl.core.teacher import embedded_teachers
 from dcdctl.core.training import runs, validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
@@ -122,14 +122,11 @@ class StreamData(TrainingData):
                 "optimizer.epochs counts passes over the data, and tars do not say how many samples they have",
                 hint="set optimizer.steps",
             )
-        num_shards = len(self.stream.shards)
         self.preview = Preview(
             recipe=self.recipe,
             num_steps=count_steps(self.recipe, batches or 0),
             batches_per_epoch=batches,
             dual_teachers="embedded" if self.has_scores else "none",
-            not_counted=f"those of a batch, of a stream of {num_shards:,} shards with "
-            f"{byte_size(self.stream.num_bytes)}",
         )
         return self.preview
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -157,16 +157,11 @@ def _fetch_plain(file: RemoteFile, target: Path, offline_reason: str, track: Tra
     if offline_reason:
         raise _not_cached(file, offline_reason)
     partial = target.with_name(target.name + PARTIAL_SUFFIX)
-    with ExitStack() as bars:
 
-        def begin(total: int | None, is_rest: bool) -> Advance:
-            return bars.enter_context(
-                track(f"download {'the rest of ' if is_rest else ''}{file.name}", total=total, unit="bytes")
-            )
+    def bar(total: int | None, is_rest: bool) -> AbstractContextManager[Advance]:
+        return track(f"download {'the rest of ' if is_rest else ''}{file.name}", total=total, unit="bytes")
 
-        http.Transfer(
-            url=file.url, partial=partial, size=file.size, has_checksum=bool(file.checksum or record), begin=begin
-        ).run()
+    http.Transfer(url=file.url, partial=partial, size=file.size, bar=bar).run()
     digests = http.digests_of(partial, kinds)
     error = _difference(file, target, partial, digests, record)
     if error is not None:

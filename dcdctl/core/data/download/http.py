@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,15 +28,15 @@ ATTEMPTS = 5
 FIRST_WAIT_SECONDS = 1.0
 """The wait after the first failed attempt; it doubles with each further one."""
 LONGEST_WAIT_SECONDS = 300.0
-"""A longer Retry-After of a server is an error."""
+"""The most that a server's Retry-After is waited for."""
 TIMEOUT_SECONDS = 30.0
 """The longest time without an answer from a server."""
 RETRY_STATUS = {408, 429, *range(500, 600)}
 """Status codes for which another attempt may help."""
 CONTENT_RANGE = re.compile(r"bytes (?P<first>\d{1,18})-(?P<last>\d{1,18})/(?P<size>\d{1,18}|\*)")
 BY_HAND_HINT = "it may need a login or accepted terms: download the file with a browser and place it by hand"
-Begin = Callable[[int | None, bool], Advance]
-"""Opens the progress bar: called once, with the number of bytes to download and whether they resume a partial file."""
+Bar = Callable[[int | None, bool], AbstractContextManager[Advance]]
+"""A progress bar of a request, for the number of bytes to download and whether they resume a partial file."""
 
 
 class _RetryError(Exception):
@@ -88,13 +89,7 @@ class Transfer:
     partial: Path
     size: int | None
     """Bytes, if known."""
-    has_checksum: bool
-    """Whether the caller detects a mixture of two versions of the file. Only then is a partial file resumed for which
-    the server gave no ETag or date."""
-    begin: Begin
-    advance: Advance | None = None
-    num_shown: int = 0
-    """Bytes reported to the progress bar."""
+    bar: Bar
 
     def run(self) -> None:
         """Complete the file; SourceError gives the reason for a failure and keeps the partial file."""
@@ -131,7 +126,7 @@ class Transfer:
         if not start or start != notes.get("size"):
             headers = {"Range": f"bytes={start}-"} if start else {}
             # If the file has changed, If-Range makes the server send all of it instead of the rest.
-            if start and notes["validator"]:
+            if start:
                 headers["If-Range"] = notes["validator"]
             try:
                 with client(os.getpid()).stream("GET", self.url, headers=headers, timeout=TIMEOUT_SECONDS) as response:
@@ -148,40 +143,27 @@ class Transfer:
                 raise SourceError(f"{self.url} cannot be requested ({error})") from error
 
     def _read_notes(self) -> dict[str, Any]:
-        """The notes of the partial file. Without enough notes to resume it safely, the file is dropped."""
+        """The notes of the partial file. One for which the server gave no ETag or date is dropped: two versions of the
+        file could be mixed."""
         try:
             notes = read_json(_notes_of(self.partial))
         except InputError:
             notes = {}
-        if not self.length() or not (notes.get("validator") or (notes and self.has_checksum)):
-            self._drop()
+        if not self.length() or not notes.get("validator"):
+            discard(self.partial)
         return notes
-
-    def _drop(self) -> None:
-        self._show(-self.num_shown)
-        discard(self.partial)
-
-    def _show(self, count: int) -> None:
-        if self.advance is not None and count:
-            self.num_shown += count
-            self.advance(count)
 
     def _check_response(self, response: httpx2.Response) -> None:
         """SourceError or _RetryError unless the response is the file."""
         status, status_text = response.status_code, f"{response.status_code} {response.reason_phrase}"
         # The partial file is longer than the server's file, which must have changed.
         if status == 416:
-            self._drop()
+            discard(self.partial)
             raise _RetryError(status_text)
         if status in RETRY_STATUS:
             asked = response.headers.get("retry-after", "").strip()
             # A date, which servers may send too, is as good as nothing: the next attempts wait longer each.
-            wait = float(asked) if asked.isdecimal() else None
-            if wait is not None and wait > LONGEST_WAIT_SECONDS:
-                raise SourceError(
-                    f"{self.url} asks to wait {wait:,.0f} seconds ({status_text})",
-                    hint=f"run the same command again then: {self.length():,} bytes are kept",
-                )
+            wait = min(float(asked), LONGEST_WAIT_SECONDS) if asked.isdecimal() else None
             raise _RetryError(status_text, wait)
         if status in (404, 410):
             raise SourceError(
@@ -205,20 +187,19 @@ class Transfer:
         if response.status_code == 206:
             self._check_rest(response.headers, start, notes)
         else:
-            self._drop()
+            discard(self.partial)
             start = 0
         total = _total(response.headers, start)
         if _differ(total, self.size):
-            self._drop()
+            discard(self.partial)
             raise SourceError(f"{self.url} has {total:,} bytes, expected {self.size:,}")
         # The notes precede the bytes: a killed run leaves a partial file that can be resumed.
         notes = {"url": self.url, "validator": _validator(response.headers), "size": total}
         write_json(_notes_of(self.partial), notes)
         expected = total if total is not None else self.size
-        if self.advance is None:
-            self.advance = self.begin(None if expected is None else expected - start, start > 0)
         received = start
-        with self.partial.open("ab") as file:
+        num_left = None if expected is None else expected - start
+        with self.partial.open("ab") as file, self.bar(num_left, start > 0) as advance:
             # Raw, because lengths and ranges count the bytes that are sent.
             for block in response.iter_raw():
                 received += len(block)
@@ -226,9 +207,9 @@ class Transfer:
                 if expected is not None and received > expected:
                     break
                 file.write(block)
-                self._show(len(block))
+                advance(len(block))
         if expected is not None and received > expected:
-            self._drop()
+            discard(self.partial)
             raise _RetryError(f"it sent more than the {expected:,} bytes of the file")
         if expected is not None and received < expected:
             raise _RetryError(f"it ended after {received:,} of {expected:,} bytes")
@@ -248,7 +229,7 @@ class Transfer:
             or notes.get("validator", "") != _validator(headers)
             or _differ(notes.get("size"), _total(headers, start))
         ):
-            self._drop()
+            discard(self.partial)
             raise _RetryError("it sent a part of the file that was not requested, or the file has changed")
 
 

@@ -29,15 +29,10 @@ from dcdctl.core.files import escapes_root
 MAX_FILE_BYTES = 256 << 20
 """Larger image files are rejected unread. An uncompressed 8-bit RGB image of 89 megapixels, the most that is decoded,
 has this size."""
-# By POSIX: headers and contents of a tar start at multiples of it.
-TAR_BLOCK_BYTES = 512
 ZIP_READ_BYTES = 1 << 14
 """How much is read at once: zipfile unpacks all of it for LZMA, to at most some 100 MB."""
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-"""The first bytes of a compressed file, and the name of the compression."""
 # zipfile counts its open members without a lock (until 3.11.8), and could close the file while another thread reads.
 _READ_ZIP = threading.Lock()
-_NOT_AN_ARCHIVE_HINT = "--images takes a folder or a zip or a tar; a download may have been cut off"
 
 
 class RowError(ValueError):
@@ -285,11 +280,22 @@ _Container = _Folder | _Archive
 
 
 def _open_container(path: Path) -> _Container:
-    if not path.exists():
-        raise InputError(f"the images {path} do not exist", hint="--images takes a folder or a zip or a tar")
     if path.is_dir():
         return _Folder(path)
-    return _Archive(path, _tar_members(path) if _is_tar(path) else _zip_members(path))
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(2) == b"PK"
+        return _Archive(path, _zip_members(path) if is_zip else _tar_members(path))
+    except FileNotFoundError as error:
+        raise InputError(f"the images {path} do not exist", hint="--images takes a folder or a zip or a tar") from error
+    except (
+        *(zipfile.BadZipFile, tarfile.TarError, struct.error),
+        *(OSError, EOFError, ValueError, OverflowError, NotImplementedError),
+    ) as error:
+        raise InputError(
+            f"{path} cannot be read as a zip or an uncompressed tar ({error})",
+            hint="decompress a compressed tar first; a download may have been cut off",
+        ) from error
 
 
 def is_macos_metadata(member: str) -> bool:
@@ -297,39 +303,18 @@ def is_macos_metadata(member: str) -> bool:
     return member.startswith("__MACOSX/") or member.rpartition("/")[2].startswith("._")
 
 
-def _is_tar(path: Path) -> bool:
-    """Whether a file is a tar, by its first bytes, or by its name if they do not tell; InputError if it is
-    compressed."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(TAR_BLOCK_BYTES)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    for first_bytes, name in _COMPRESSIONS.items():
-        if head.startswith(first_bytes):
-            raise InputError(
-                f"{path} is compressed with {name}, expected a plain tar",
-                hint=f"decompress it first: images are read in any order, which {name} does not allow",
-            )
-    # Tars of before POSIX (v7) have no signature; a zip may be named .tar by mistake.
-    return head[257:262] == b"ustar" or (path.suffix == ".tar" and not head.startswith(b"PK"))
-
-
 def _tar_members(path: Path) -> _Members:
     """All members except folders, or why one is not read, in archive order, by name without a leading `./`; the later
     of two with one name, as when unpacking."""
     members: _Members = {}
-    try:
-        # "r:" refuses compressed tars, whose members cannot be read at an offset.
-        with tarfile.open(path, "r:") as archive:
-            for info in archive:
-                if not info.isdir():
-                    name = PurePosixPath(info.name).as_posix()
-                    image = TarImageFile(path, name, info.offset_data, info.size, int(info.mtime))
-                    members[name] = why_refused(info) or image
-            end = archive.offset
-    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
-        raise InputError(f"{path} is not a tar ({error})", hint=_NOT_AN_ARCHIVE_HINT) from error
+    # "r:" refuses compressed tars, whose members cannot be read at an offset.
+    with tarfile.open(path, "r:") as archive:
+        for info in archive:
+            if not info.isdir():
+                name = PurePosixPath(info.name).as_posix()
+                image = TarImageFile(path, name, info.offset_data, info.size, int(info.mtime))
+                members[name] = why_refused(info) or image
+        end = archive.offset
     with path.open("rb") as file:
         check_tar_end(file, end, str(path))
     return members
@@ -360,23 +345,20 @@ def why_refused(info: tarfile.TarInfo) -> str:
 
 
 def _zip_members(path: Path) -> _Members:
-    """All files in a zip, or why one is not read, in archive order; InputError if it is not a zip."""
+    """All files in a zip, or why one is not read, in archive order."""
     members: _Members = {}
-    try:
-        # May hold a name twice; zipfile reads the later one.
-        for info in _open_zip(path).infolist():
-            name = info.filename
-            if info.is_dir():
-                continue
-            if escapes_root(name):
-                members[name] = "its path in the zip leads out of it"
-            # The upper 16 bits hold the Unix file mode.
-            elif stat.S_ISLNK(info.external_attr >> 16):
-                members[name] = "it is a link in the zip, expected a file"
-            else:
-                members[name] = ZipImageFile(path, name)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise InputError(f"{path} is not a zip ({error})", hint=_NOT_AN_ARCHIVE_HINT) from error
+    # May hold a name twice; zipfile reads the later one.
+    for info in _open_zip(path).infolist():
+        name = info.filename
+        if info.is_dir():
+            continue
+        if escapes_root(name):
+            members[name] = "its path in the zip leads out of it"
+        # The upper 16 bits hold the Unix file mode.
+        elif stat.S_ISLNK(info.external_attr >> 16):
+            members[name] = "it is a link in the zip, expected a file"
+        else:
+            members[name] = ZipImageFile(path, name)
     return members
 
 

@@ -6,7 +6,6 @@ import io
 import itertools
 import re
 import struct
-import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -65,10 +64,6 @@ _END_OF_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _SMALLER_THAN_HEADER = "the image is truncated or damaged (its data ends before the last pixels of its header)"
 _PADDING = bytes(16)
 """The decoder of a complete JPEG looks at most 8 bytes past the end of its data."""
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-"""First column, first row, column step and row step of the passes of an interlaced PNG."""
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Numbers of a pixel by the color type of a PNG."""
 _OTHER_FORMATS = {
     (b"<svg",): "an SVG drawing: save it as PNG",
     (b"<!doctype html", b"<html"): "a web page: the download may have failed",
@@ -159,76 +154,52 @@ def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
     return CheckedImage(data=data, width=width, height=height, hash=hash_bits)
 
 
-class _PillowWarnings:
-    """In the block, Pillow's warnings are ignored, for all threads, whose filters are one.
+def ignore_pillow_warnings() -> None:
+    """Ignore Pillow's warnings from now on, for the whole process: its threads share their filters.
 
-    Threads that enter and leave in any order would restore each other's filters with `warnings.catch_warnings` alone:
-    the first thread that enters sets them, and the last one that leaves restores them.
+    Most are about odd metadata, and the number of pixels is compared here.
     """
-
-    def __init__(self) -> None:
-        self._lock, self._num_inside = threading.Lock(), 0
-        self._saved = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._num_inside += 1
-            if self._num_inside == 1:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
-                warnings.simplefilter("ignore")
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._num_inside -= 1
-            if self._num_inside == 0:
-                self._saved.__exit__(None, None, None)
-
-
-_PILLOW_WARNINGS = _PillowWarnings()
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 @contextmanager
 def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
-    """The image in a file, not yet decoded; in the block, Pillow's many errors become ImageError.
-
-    Pillow's warnings are ignored: most are about odd metadata, and the number of pixels is compared here.
-    """
+    """The image in a file, not yet decoded; in the block, Pillow's many errors become ImageError."""
     limit = min(max_pixels or MAX_PIXELS, MAX_PIXELS)
     # A setting of the whole process: another library may have switched it on, and gray would then replace what is
     # missing.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    with _PILLOW_WARNINGS:
-        try:
-            if not data:
-                raise ImageError("the image file is empty (0 bytes)")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > limit:
-                    raise _too_many_pixels(f"{image.width * image.height:,}, ", limit)
-                # Not even one bit for each block of 8 x 8 pixels, although every Huffman code has at least one: refused
-                # before any memory for pixels is allocated.
-                num_blocks = -(-image.width // 8) * -(-image.height // 8)
-                is_jpeg = image.format in ("JPEG", "MPO")
-                if is_jpeg and 8 * len(data) < num_blocks and _find_scan(data)[0] in _HUFFMAN_FRAMES:
-                    raise ImageError(_SMALLER_THAN_HEADER)
-                yield image
-        except ImageError:
-            raise
-        except Image.DecompressionBombError as error:  # more than twice as many pixels as its warning is about
-            num_pixels = re.search(r"\d+", str(error))
-            raise _too_many_pixels(f"{int(num_pixels[0]):,}, " if num_pixels else "", limit) from error
-        # Before the errors of decoders, because it is an OSError.
-        except UnidentifiedImageError as error:
+    ignore_pillow_warnings()
+    try:
+        if not data:
+            raise ImageError("the image file is empty (0 bytes)")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > limit:
+                raise _too_many_pixels(f"{image.width * image.height:,}, ", limit)
+            # Not even one bit for each block of 8 x 8 pixels, although every Huffman code has at least one: refused
+            # before any memory for pixels is allocated.
+            num_blocks = -(-image.width // 8) * -(-image.height // 8)
+            is_jpeg = image.format in ("JPEG", "MPO")
+            if is_jpeg and 8 * len(data) < num_blocks and _find_scan(data)[0] in _HUFFMAN_FRAMES:
+                raise ImageError(_SMALLER_THAN_HEADER)
+            yield image
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:  # more than twice as many pixels as its warning is about
+        num_pixels = re.search(r"\d+", str(error))
+        raise _too_many_pixels(f"{int(num_pixels[0]):,}, " if num_pixels else "", limit) from error
+    # Before the errors of decoders, because it is an OSError.
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"not an image file of a supported format ({', '.join(FORMATS)}){_guess_other_format(data)}"
+        ) from error
+    except DECODE_ERRORS as error:
+        # Pillow raises a plain ValueError for this, with the name of its limit in the text.
+        if "MAX_TEXT" in str(error):
             raise ImageError(
-                f"not an image file of a supported format ({', '.join(FORMATS)}){_guess_other_format(data)}"
+                "its text or color profile unpacks to too many bytes, it may be a decompression bomb"
             ) from error
-        except DECODE_ERRORS as error:
-            # Pillow raises a plain ValueError for this, with the name of its limit in the text.
-            if "MAX_TEXT" in str(error):
-                raise ImageError(
-                    "its text or color profile unpacks to too many bytes, it may be a decompression bomb"
-                ) from error
-            raise ImageError(f"the image is truncated or damaged ({error})") from error
+        raise ImageError(f"the image is truncated or damaged ({error})") from error
 
 
 def _too_many_pixels(size: str, limit: int) -> ImageError:
@@ -242,20 +213,14 @@ def _load(image: Image.Image, data: bytes) -> None:
     covered = sum((box[2] - box[0]) * (box[3] - box[1]) for _, box, *_ in getattr(image, "tile", ()) if box is not None)
     if image.format == "TIFF" and covered < image.width * image.height:
         raise ImageError(_SMALLER_THAN_HEADER)
-    size = image.size
     image.load()
-    width, height = image.size
-    is_complete = True
-    # Filled pixels are at the end. The second look takes as long as decoding, so images whose end is of another color
-    # are spared it.
     if image.format in ("JPEG", "MPO"):
-        last = image.getpixel((width - 1, height - 1))
-        is_complete = not {127, 128}.issuperset(last if isinstance(last, tuple) else (last,)) or _is_complete_jpeg(data)
-    elif image.format == "PNG":
-        last_row = image.crop((0, height - 1, width, height))
-        is_complete = last_row.getbbox(alpha_only=False) is not None or _is_complete_png(data, *size)
-    if not is_complete:
-        raise ImageError(_SMALLER_THAN_HEADER)
+        # Filled pixels are at the end. The second look takes as long as decoding, so images whose end is of another
+        # color are spared it.
+        last = image.getpixel((image.width - 1, image.height - 1))
+        is_filled = {127, 128}.issuperset(last if isinstance(last, tuple) else (last,))
+        if is_filled and not _is_complete_jpeg(data):
+            raise ImageError(_SMALLER_THAN_HEADER)
 
 
 def _find_scan(data: bytes) -> tuple[int, int]:
@@ -290,23 +255,6 @@ def _is_complete_jpeg(data: bytes) -> bool:
         except OSError:
             return False
     return True
-
-
-def _is_complete_png(data: bytes, width: int, height: int) -> bool:
-    """Whether the data of a PNG unpack to all rows of its header."""
-    depth, color_type, *_, interlaced = data[24:29]
-    bits = depth * _PNG_CHANNELS[color_type]
-    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
-    sides = [(-(-(width - left) // across), -(-(height - top) // down)) for left, top, across, down in passes]
-    # Each row begins with a byte that names its filter.
-    num_left = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sides if columns > 0 and rows > 0)
-    unpacked, position = zlib.decompressobj(), 8
-    while position + 8 <= len(data) and num_left > 0:
-        length = int.from_bytes(data[position : position + 4], "big")
-        if data[position + 4 : position + 8] == b"IDAT":
-            num_left -= len(unpacked.decompress(data[position + 8 : position + 8 + length], num_left))
-        position += 12 + length
-    return num_left <= 0
 
 
 def _guess_other_format(data: bytes) -> str:

@@ -4,7 +4,6 @@ missing."""
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
@@ -14,7 +13,7 @@ from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
 from dcdctl.core.data.columns import MOMENT
-from dcdctl.core.data.images.decode import DECODE_ERRORS, FORMATS
+from dcdctl.core.data.images.decode import DECODE_ERRORS, FORMATS, ignore_pillow_warnings
 
 CAMERA_COLUMNS = {"taken": MOMENT, "year": pa.int64(), "camera": pa.string()}
 PLACE_COLUMNS = {"latitude": pa.float64(), "longitude": pa.float64()}
@@ -31,19 +30,18 @@ def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
     """The values of `CAMERA_COLUMNS`, and with `place` of `PLACE_COLUMNS`; None for those that the file lacks. Reads no
     pixels."""
     values: dict[str, Any] = dict.fromkeys([*CAMERA_COLUMNS, *(PLACE_COLUMNS if place else ())])
+    # Pillow warns about damaged data, which are expected here.
+    ignore_pillow_warnings()
     try:
-        # Pillow warns about damaged data, which are expected here.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(file, formats=FORMATS) as image:
-                exif = Image.Exif()
-                if image.format != "PNG":
-                    exif = image.getexif()
-                # Pillow would decode a PNG to its end, to look for EXIF data behind the pixels.
-                elif "exif" in image.info:
-                    exif.load(image.info["exif"])
-                tags = {**exif, **exif.get_ifd(IFD.Exif)}
-                position = exif.get_ifd(IFD.GPSInfo) if place else {}
+        with Image.open(file, formats=FORMATS) as image:
+            exif = Image.Exif()
+            if image.format != "PNG":
+                exif = image.getexif()
+            # Pillow would decode a PNG to its end, to look for EXIF data behind the pixels.
+            elif "exif" in image.info:
+                exif.load(image.info["exif"])
+            tags = {**exif, **exif.get_ifd(IFD.Exif)}
+            position = exif.get_ifd(IFD.GPSInfo) if place else {}
     except (*DECODE_ERRORS, Image.DecompressionBombError):
         return values
     values["taken"], values["year"] = _taken(tags)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dcdctl.core.data.text_encoding import describe_value, not_utf8
+from dcdctl.core.data.text_encoding import describe_value
 from dcdctl.core.errors import InputError
 
 FIRST_CHARS = 1 << 20
@@ -49,9 +49,10 @@ def items(path: Path, key: str, hint: str) -> Iterator[Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", hint=hint) from error
     except UnicodeDecodeError as error:
-        raise not_utf8(path) from error
+        raise InputError(f"{path} is not UTF-8 text ({error.reason})", hint="save it as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error.msg}: {scanner.locate(error.pos)}", hint=_CUT_OFF_HINT) from error
+        where = f"character {scanner.num_read + error.pos:,}"
+        raise InputError(f"{path} is not JSON: {error.msg} at {where}", hint=_CUT_OFF_HINT) from error
     except (
         ValueError,
         RecursionError,
@@ -86,8 +87,8 @@ class _Scanner:
     def __init__(self, file: IO[str]) -> None:
         self._file, self._decoder = file, json.JSONDecoder()
         self._buffer, self._position = "", 0
-        # Of the text before the buffer: characters, line breaks, and characters after the last line break.
-        self._num_chars = self._num_lines = self._column = 0
+        self.num_read = 0
+        """Characters of the text before the buffer."""
 
     def peek(self) -> str:
         """The next character that is not white space; empty at the end."""
@@ -128,24 +129,13 @@ class _Scanner:
         """An error at the next character."""
         return json.JSONDecodeError(message, self._buffer, self._position)
 
-    def locate(self, position: int) -> str:
-        """A position of the buffer as line, column and character of the file, in the words of `json`."""
-        before = self._buffer[:position]
-        line = self._num_lines + before.count("\n") + 1
-        column = position - before.rfind("\n") + (0 if "\n" in before else self._column)
-        return f"line {line} column {column} (char {self._num_chars + position})"
-
     def _read(self, size: int) -> bool:
         """Append more text to the buffer and drop what is consumed; False at the end of the file, and then nothing
         changes."""
         more = self._file.read(size)
         if not more:
             return False
-        consumed = self._buffer[: self._position]
-        line_break = consumed.rfind("\n")
-        self._num_chars += len(consumed)
-        self._num_lines += consumed.count("\n")
-        self._column = len(consumed) - line_break - 1 + (self._column if line_break < 0 else 0)
+        self.num_read += self._position
         self._buffer, self._position = self._buffer[self._position :] + more, 0
         return True
 
