@@ -164,11 +164,10 @@ def cache_teacher(
     else:
         text, document = _score(job, external)
     # What changes nothing has no next command.
-    if verify is None and not dry_run:
-        from dcdctl.core.training import command_after_cache, command_after_plan
+    if verify is None and not dry_run and not external.plan_only:
+        from dcdctl.core.training import command_after_cache
 
-        after = command_after_plan if external.plan_only else command_after_cache
-        document["next"] = after(job, os.fspath(cast("Ref", arguments.recipe)), sets or ())
+        document["next"] = command_after_cache(job, os.fspath(cast("Ref", arguments.recipe)), sets or ())
         text += f"; next: {document['next']}"
     if json:
         show_json(document)
@@ -199,7 +198,10 @@ def _plan(job: CacheJob, with_columns: str | None) -> Outcome:
 
     num_pairs, num_files = plan_work(job, parse_extras(with_columns), track=bar)
     folder = job.out / WORK_FOLDER
-    text = f"{num_pairs:,} pairs without a score in {num_files:,} files -> {folder}"
+    text = (
+        f"{num_pairs:,} pairs without a score in {num_files:,} files -> {folder}; next: the same command with "
+        "--scores FILES --teacher-name NAME in place of --plan-only"
+    )
     return text, {"work": str(folder), "pairs": num_pairs, "files": num_files}
 
 

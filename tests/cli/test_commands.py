@@ -200,7 +200,8 @@ def test_a_cache_is_planned_scored_elsewhere_and_sealed(scenes_corpus_dir, cache
     planned = run(f"{line} --plan-only --with captions,paths").stdout
     own = teacher_cache.read_cache(cache)
     work = f"{own.num_pairs} pairs without a score in 1 files -> {out / 'work'}"
-    assert planned.startswith(f"{work}; next: dcdctl cache-teacher --data ")
+    take = "the same command with --scores FILES --teacher-name NAME in place of --plan-only"
+    assert planned == f"{work}; next: {take}\n"
     rows = pq.read_table(out / "work" / "work-00000.parquet")
     assert rows.schema.names == ["image_id", "caption_id", "image_index", "caption_index", "caption", "image_path"]
     scores = own.lookup(rows["image_index"].to_numpy(), rows["caption_index"].to_numpy())

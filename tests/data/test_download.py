@@ -168,7 +168,10 @@ def test_a_dropped_connection_is_resumed_and_only_the_rest_is_sent(server, a_zip
     assert second.headers["range"] == "bytes=100000-"
     assert second.headers["if-range"] == f'"{hashlib.md5(BODY).hexdigest()}"'
     assert (second.status, second.sent) == (206, len(BODY) - 100_000)
-    assert (seen[0], sum(seen[1:])) == (("download a.zip", len(BODY), "bytes"), len(BODY))
+    bars = [one for one in seen if isinstance(one, tuple)]
+    rest = len(BODY) - 100_000
+    assert bars == [("download a.zip", len(BODY), "bytes"), ("download the rest of a.zip", rest, "bytes")]
+    assert sum(one for one in seen if isinstance(one, int)) == len(BODY)
     assert left(cache) == ["a.zip", "a.zip.sha256"]
 
 
@@ -183,7 +186,7 @@ def test_a_file_that_changed_meanwhile_is_downloaded_from_the_start(server, a_zi
     fetched = fetch_file(a_zip, track=track)
     assert fetched.path.read_bytes() == OTHER
     assert [(request.status, request.sent) for request in server.requests] == [(200, 100_000), (200, len(OTHER))]
-    assert sum(seen[1:]) == len(OTHER)
+    assert sum(seen[seen.index(("download a.zip", len(OTHER), "bytes")) + 1 :]) == len(OTHER)
 
 
 @pytest.mark.parametrize("checksum", ["", f"sha256:{sha256(BODY)}"])
@@ -300,8 +303,6 @@ RANGE_LIES = {
     "a weak ETag": {"ETag": 'W/"x"'},
     "another total": {"Content-Range": f"bytes 100000-{len(BODY) - 1}/{len(BODY) + 7}"},
     "another start": {"Content-Range": f"bytes 0-{REST - 1}/{len(BODY)}"},
-    "an end before its start": {"Content-Range": f"bytes 100000-99999/{len(BODY)}"},
-    "an end that does not fit its length": {"Content-Range": f"bytes 100000-{len(BODY) - 9}/{len(BODY)}"},
     "no range": {"Content-Range": ""},
     "a number of 5,000 digits": {"Content-Range": f"bytes {'1' * 5000}-2/3"},
 }

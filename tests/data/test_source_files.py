@@ -3,7 +3,6 @@ papers."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import subprocess
@@ -157,27 +156,10 @@ def test_placed_files_are_found_under_any_of_their_names(tmp_path, server):
         options=PrepareOptions(workers=1),
         source_options=SourceOptions(placed=placed, offline=True),
     )
-    assert list(summary.notes) == [f"{name}: placed by hand, no checksum is known" for name in FILES]
+    assert list(summary.notes) == [f"{name}: placed by hand" for name in FILES]
     assert not server.requests
     (placed / "images.zip").rename(placed / "images.tar")
     assert source_files.locate(data_set, SourceOptions(placed=placed)).name == "on request"
-
-
-def test_a_placed_file_is_compared_with_the_known_checksum(tmp_path, server):
-    placed = tmp_path / "placed"
-    placed.mkdir()
-    write_files(placed)
-    text = (birds(tmp_path, server.url), tmp_path / "birds.toml")[1].read_text()
-    right = hashlib.md5(FILES["images.zip"]).hexdigest()
-    for known, said in (
-        (f"md5:{right}", "checksum matches"),
-        ("md5:" + "0" * 32, "its md5 is not the known 000000000000...: packed again, or damaged"),
-    ):
-        (tmp_path / "birds.toml").write_text(text.replace('also = ["jpg"]', f'also = ["jpg"]\nchecksum = "{known}"', 1))
-        notes = source_files.locate(
-            manifest.find_manifest(str(tmp_path / "birds.toml")), SourceOptions(placed=placed)
-        ).notes
-        assert notes[1] == f"images.zip: placed by hand, {said}"
 
 
 # The papers' splits

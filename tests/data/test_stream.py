@@ -186,7 +186,7 @@ def test_secrets_in_urls_are_not_shown(monkeypatch):
         with pytest.raises(SourceError) as missing:
             open_shards([f"{server.url}/a.tar?signature=secret"])
         assert "secret" not in str(missing.value)
-        assert f"{server.url}/a.tar does not exist (404)" in str(missing.value)
+        assert f"{server.url}/a.tar does not exist (404 Not Found)" in str(missing.value)
         server.faults["/b.tar"] = loopback.Fault(status=500, times=None)
         with pytest.raises(SourceError) as failing:
             open_shards([f"{server.url}/b.tar?signature=secret"])

@@ -105,7 +105,7 @@ def test_temperature_auto_is_that_of_the_cache_and_trains_like_the_number(inputs
     preview = training.preview(
         replace(again, out=tmp_path / "new"), OpenInputs(inputs.corpus, inputs.caches, None), OPTIONS
     )
-    assert f"loss.temperature: auto: {found:g}" in preview.facts()
+    assert f"temperature: {found:g}" in preview.facts()
 
 
 def test_temperature_auto_without_a_cache_is_an_error(inputs, corpus, tmp_path):

@@ -50,7 +50,7 @@ def test_a_recipe_as_toml_has_every_field_below_its_sentences():
         "# Share of the steps in which the learning rate rises from 0; then it falls to 0.\nwarmup_share = 0.1\n"
         in text
     )
-    assert "# How the learning rate falls to 0 after the warm-up. One of linear, cosine.\nschedule = " in text
+    assert "# How the learning rate falls to 0 after the warm-up: linear, or cosine.\nschedule = " in text
     assert "\n# What is trained.\n[model]\n" in text
 
 

@@ -83,11 +83,6 @@ class Manifest:
             raise ConfigError(
                 f"name {self.name!r} is not the name of a folder", hint="write letters and digits, without / or .."
             )
-        for name, file in self.files.items():
-            if outside := next((other for other in file.also if files.escapes_root(other)), None):
-                raise ConfigError(
-                    f"files.{name}.also leads out of the folder of placed files ({outside!r})", hint="write a file name"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core.data.download import cache, http
+from dcdctl.core.data.download import cache
 from dcdctl.core.data.manifest import Manifest, SourceFile, path_fields
 from dcdctl.core.data.readers.rows import Paths, SourceConfig
 from dcdctl.core.data.urls import copy_to, expand, refuse_password
@@ -55,8 +55,6 @@ def locate(manifest: Manifest, options: SourceOptions, track: Track = silent) ->
         return dataclasses.replace(
             located, notes=(*(f"skipped source {failure}" for failure in failures), *located.notes)
         )
-    if len(names) == 1:
-        raise SourceError(f"{manifest.name} from {failures[0]}", hint=_placing_hint(manifest, names))
     raise SourceError(
         f"no source of {manifest.name} is available", hint=_placing_hint(manifest, names), details=failures
     )
@@ -128,7 +126,7 @@ def _locate_source(manifest: Manifest, name: str, options: SourceOptions, track:
     notes = []
     for file, described in files.items():
         if paths[file]:
-            notes += [f"{path.name}: placed by hand, {_check_placed(path, described, track)}" for path in paths[file]]
+            notes += [f"{path.name}: placed by hand" for path in paths[file]]
             continue
         if "*" in described.url:
             remote_files = cache.expand(described.url, offline=options.offline)
@@ -141,24 +139,6 @@ def _locate_source(manifest: Manifest, name: str, options: SourceOptions, track:
             notes.append(f"{remote.name}: {local.check}")
     source = _with_paths(manifest.sources[name], lambda path: paths.get(str(path)) or _expand(path, options, track))
     return LocatedSource(name=name, source=source, urls=urls, notes=tuple(notes))
-
-
-def _check_placed(path: Path, file: SourceFile, track: Track) -> str:
-    """Compare a placed file with its known checksum; the result in words.
-
-    A difference is not an error, because archives may be packed again. The counts and every image are checked in any
-    case.
-    """
-    if path.is_dir():
-        return "a folder, not checked"
-    if not file.checksum:
-        return "no checksum is known"
-    kind, _, expected = file.checksum.partition(":")
-    with track(f"check {path.name}", total=path.stat().st_size, unit="bytes") as advance:
-        digest = http.digests_of(path, [kind], advance)[kind]
-    if digest == expected:
-        return "checksum matches"
-    return f"its {kind} is not the known {expected[:12]}...: packed again, or damaged"
 
 
 def _expand(path: Path, options: SourceOptions, track: Track) -> list[Path]:

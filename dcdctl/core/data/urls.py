@@ -28,7 +28,6 @@ from dcdctl.core.places import links_of, local_path, shown, url_of
 from dcdctl.core.progress import Track
 
 if TYPE_CHECKING:
-    import httpx2
     from _typeshed import WriteableBuffer
 
 T = TypeVar("T")
@@ -181,10 +180,6 @@ class RangeFile(io.RawIOBase):
         return len(data)
 
 
-class _UnfinishedError(Exception):
-    """A failed request that may be repeated."""
-
-
 def _attempted(request: Callable[[], T], url: str) -> T:
     """The result of a request, repeated with increasing waits; SourceError if it fails for good, or as often as a
     download may."""
@@ -197,10 +192,10 @@ def _attempted(request: Callable[[], T], url: str) -> T:
             raise SourceError(f"{shown(url)} does not exist", hint="check the URL") from error
         except PermissionError as error:
             raise SourceError(f"{shown(url)} was refused", hint="check the credentials of its protocol") from error
-        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, httpx2.HTTPError, _UnfinishedError) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, httpx2.HTTPError, http.RetryError) as error:
             if attempt == http.ATTEMPTS:
                 # Not the text of the error, in which libraries quote URLs with their queries.
-                reason = str(error) if isinstance(error, _UnfinishedError) else type(error).__name__
+                reason = str(error) if isinstance(error, http.RetryError) else type(error).__name__
                 raise SourceError(
                     f"{shown(url)}: gave up after {attempt} attempts ({reason})", hint="run the command again later"
                 ) from error
@@ -218,7 +213,9 @@ class _WebFile:
 
     def _open(self, address: str, headers: dict[str, str]) -> None:
         self._address, self._headers = address, headers
-        head = _attempted(lambda: self._checked(http.client(os.getpid()).head(address, headers=headers)), self.url)
+        head = _attempted(
+            lambda: http.check_status(http.client(os.getpid()).head(address, headers=headers), self.url), self.url
+        )
         # The Hub stores large files elsewhere, and gives their size in a header of its own.
         length = str(head.headers.get("x-linked-size") or head.headers.get("content-length", ""))
         if not length.isdecimal():
@@ -239,7 +236,7 @@ class _WebFile:
     def _request(self, start: int, stop: int) -> bytes:
         headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}"}
         with http.client(os.getpid()).stream("GET", self._address, headers=headers) as response:
-            self._checked(response)
+            http.check_status(response, self.url)
             span = http.CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
             if response.status_code != 206 or span is None:
                 raise SourceError(f"{shown(self.url)}: the server sends no byte ranges", hint="download the file first")
@@ -249,21 +246,8 @@ class _WebFile:
                 raise StaleError(f"{shown(self.url)} has changed while it was read", hint="run the command again")
             data = response.read()
         if int(span["first"]) != start or len(data) != stop - start:
-            raise _UnfinishedError(f"it sent {len(data):,} of {stop - start:,} bytes")
+            raise http.RetryError(f"it sent {len(data):,} of {stop - start:,} bytes")
         return data
-
-    def _checked(self, response: httpx2.Response) -> httpx2.Response:
-        status = response.status_code
-        if status in http.RETRY_STATUS:
-            raise _UnfinishedError(f"{status} {response.reason_phrase}")
-        if status in (404, 410):
-            raise SourceError(f"{shown(self.url)} does not exist ({status})", hint="check the URL")
-        if status >= 400:
-            raise SourceError(
-                f"{shown(self.url)} was refused ({status} {response.reason_phrase})",
-                hint="it may need a login or a token",
-            )
-        return response
 
 
 class _HubFile(_WebFile):
@@ -301,7 +285,7 @@ class _FileSystemFile:
         def read() -> bytes:
             data: bytes = self._system.cat_file(self._path, start=start, end=stop)
             if len(data) != stop - start:
-                raise _UnfinishedError(f"it sent {len(data):,} of {stop - start:,} bytes")
+                raise http.RetryError(f"it sent {len(data):,} of {stop - start:,} bytes")
             return data
 
         return _attempted(read, self.url)

@@ -4,7 +4,7 @@ from .inputs import InputRefs
 from .loop import TrainingOptions
 from .losses.table import LossConfig
 from .negatives import read_mined
-from .next_step import command_after_cache, command_after_plan, command_after_training
+from .next_step import command_after_cache, command_after_training
 from .recipe import (
     BatchConfig,
     ModelConfig,
@@ -42,7 +42,6 @@ __all__ = [
     "check_best",
     "check_recipe_name",
     "command_after_cache",
-    "command_after_plan",
     "command_after_training",
     "command_of",
     "list_recipes",

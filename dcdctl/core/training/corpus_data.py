@@ -207,7 +207,6 @@ class CorpusData(TrainingData):
 
     def check(self) -> Iterator[str]:
         """The lines of the preview; ConfigError if the caches cover too little of what the recipe needs."""
-        yield from self.preview.differences
         if self.preview.coverage is not None:
             self.preview.coverage.check()
         yield from (*self.preview.lines(), *self.preview.warnings())
@@ -280,7 +279,7 @@ class CorpusData(TrainingData):
             assert part.source is not None
             pairs = part.pairs
             if run is not None and part is self.main and self.recipe.batch.negatives == "mined":
-                mined = negatives.read_shared(run.folder, part.source, self.recipe)
+                mined = negatives.read(run.folder, part.corpus, self.recipe)
                 pairs = choose_pairs(part.corpus, self.recipe, None, pairs.false_negatives, mined)
             vectors = part.embedded if self.recipe.loss.vector_terms else None
             batches.append(CorpusBatches(part.source, pairs, plan, vectors))

@@ -110,7 +110,8 @@ class Preview:
     """Empty where they are not counted."""
 
     def lines(self) -> Iterator[str]:
-        """What the caches cover, and what the queries meet."""
+        """How the caches differ from the recipe, what they cover, and what the queries meet."""
+        yield from self.differences
         if self.coverage is not None:
             yield f"the cache covers {self.coverage}"
         if self.dual_teachers != "none":
@@ -168,15 +169,9 @@ class Preview:
 
     def facts(self) -> Iterator[str]:
         """What a dry run shows beside `lines`: name and value of each fact."""
-        yield f"steps: {self.num_steps:,}"
-        if self.batches_per_epoch is not None:
-            yield f"batches per epoch: {shown(self.batches_per_epoch)}"
-            yield f"epochs: {shown(self.num_steps / self.batches_per_epoch)}"
-        unit = "lists" if self.recipe.loss.on_lists else "images, each with one caption"
-        yield f"batch: {self.recipe.batch.size:,} {unit}"
-        if self.temperature is not None:
-            yield f"loss.temperature: auto: {self.temperature:g}"
-        yield from (f"different in the cache: {line}" for line in self.differences)
+        for name, value in self.to_json().items():
+            if isinstance(value, float | int):
+                yield f"{name.replace('_', ' ')}: {value:,g}"
 
 
 def measure_preview(

@@ -8,7 +8,6 @@ Draws are a function of the given generator.
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from dcdctl.core import artifacts, distributed, files, scoring, teacher
+from dcdctl.core import artifacts, files, scoring, teacher
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Index, RaggedArray
 from dcdctl.core.devices import CPU
@@ -79,30 +78,25 @@ def mine(source: Source, recipe: Recipe, device: torch.device = CPU, track: Trac
 def read_or_mine(
     folder: Path, source: Source, recipe: Recipe, device: torch.device = CPU, track: Track = silent
 ) -> Candidates:
-    """The mined negatives of a run's folder, or newly mined ones if it has none.
+    """The mined negatives of a run's folder, or newly mined ones if it has none."""
+    if (folder / SEAL_FILE).exists():
+        return read(folder, source.corpus, recipe)
+    return mine(source, recipe, device, track)
+
+
+def read(folder: Path, corpus: Corpus, recipe: Recipe) -> Candidates:
+    """The mined negatives of a started run.
 
     StaleError if they were mined from another corpus or with other settings, because a run resumes with what it started
     with: the folder belongs to another run then. For the same reason a candidates.model that has changed under its name
     is not used again. StaleError if the file is damaged.
     """
-    if not (folder / SEAL_FILE).exists():
-        return mine(source, recipe, device, track)
     seal, arrays = read_mined(folder)
-    artifacts.expect(folder / SEAL_FILE, seal, _plan(source.corpus, recipe), hint="name another folder with --out")
+    artifacts.expect(folder / SEAL_FILE, seal, _plan(corpus, recipe), hint="name another folder with --out")
     texts_of_image, images_of_text = (
         RaggedArray(*(arrays[f"{name}.{part}"].astype(np.int64) for part in ("offsets", "values"))) for name in LISTS
     )
     return Candidates(texts_of_image, images_of_text, seal["dropped"])
-
-
-def read_shared(folder: Path, source: Source, recipe: Recipe) -> Candidates:
-    """The mined negatives of a started run; ConfigError if the processes read different ones."""
-    mined = read_or_mine(folder, source, recipe)
-    lists = (getattr(mined, name) for name in LISTS)
-    # Processes with other negatives would build different batches: a silently wrong loss.
-    checksum = zlib.crc32(b"".join(array.tobytes() for part in lists for array in (part.offsets, part.values)))
-    distributed.check_equal(checksum, "their mined negatives")
-    return mined
 
 
 def read_mined(folder: Path) -> tuple[artifacts.Document, dict[str, NDArray[Any]]]:

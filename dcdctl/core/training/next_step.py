@@ -34,18 +34,5 @@ def command_after_cache(job: CacheJob, recipe: str, sets: Sequence[str]) -> str:
     return shlex.join(["dcdctl", "distill", recipe, *flags(*named)])
 
 
-def command_after_plan(job: CacheJob, recipe: str, sets: Sequence[str]) -> str:
-    """The command that takes the scores of a work list."""
-    words = flags(
-        *_corpus(job),
-        ("--recipe", recipe),
-        *(("--set", text) for text in sets),
-        ("--extend", job.extend),
-        ("--max-pairs", job.max_pairs),
-    )
-    given = ["--scores", "SCORES", "--teacher-name", "NAME", "--out", str(job.out)]
-    return shlex.join(["dcdctl", "cache-teacher", *words, *given])
-
-
 def _corpus(job: CacheJob) -> list[Flag]:
     return [*corpus_flags([job.data], job.split), ("--max-images", job.max_images)]

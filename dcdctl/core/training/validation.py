@@ -261,7 +261,7 @@ def run_document(run: Run) -> dict[str, Any]:
     model has. InputError for a damaged log.
     """
     facts, metrics = run.facts(), run.metrics()
-    best = _best(metrics, facts.get("batches_per_epoch"))
+    best = _best(run, metrics, facts.get("batches_per_epoch"))
     return {
         "run": str(run.folder),
         "model": str(run.model_folder),
@@ -273,17 +273,14 @@ def run_document(run: Run) -> dict[str, Any]:
     }
 
 
-def _best(metrics: list[dict[str, Any]], batches_per_epoch: float | None) -> dict[str, Any] | None:
-    # The names of the initial model's recalls begin with start_, all others with val_.
-    lines = [("start", 0, line) for line in _lines(metrics, "start")]
-    # A higher value than the best one is of weights that lose too much elsewhere.
-    validated = _lines(metrics, "val")
-    if not validated:
+def _best(run: Run, metrics: list[dict[str, Any]], batches_per_epoch: float | None) -> dict[str, Any] | None:
+    seal = checkpoints.read_best_seal(run)
+    if seal is None:
         return None
-    name = chosen_by(validated[0])
-    lines += [("val", line["step"] + 1, line) for line in validated if line[f"val_{name}"] <= line[f"val_best_{name}"]]
-    # The first of equals: later weights replace earlier ones only if they are better.
-    prefix, step, line = max(lines, key=lambda each: float(each[2][f"{each[0]}_{name}"]))
+    # The names of the initial model's recalls begin with start_, all others with val_.
+    step, prefix = seal["step"], "val" if seal["step"] else "start"
+    line = next(line for line in _lines(metrics, prefix) if not step or line["step"] + 1 == step)
+    name = chosen_by(line, prefix)
     directions = Direction if name == "rsum" else ()
     recalls = {direction.key: {f"R@{k}": line[f"{prefix}_{direction}_r{k}"] for k in KS} for direction in directions}
     epoch = None if batches_per_epoch is None else round(step / batches_per_epoch, 3)

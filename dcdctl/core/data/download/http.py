@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dcdctl import __version__
 from dcdctl.core.errors import InputError, SourceError
 from dcdctl.core.files import read_json, write_json
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Advance
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ Bar = Callable[[int | None, bool], AbstractContextManager[Advance]]
 """A progress bar of a request, for the number of bytes to download and whether they resume a partial file."""
 
 
-class _RetryError(Exception):
+class RetryError(Exception):
     """A failed attempt that may be repeated; `wait_seconds` is the server's Retry-After."""
 
     def __init__(self, reason: str, wait_seconds: float | None = None) -> None:
@@ -98,7 +99,7 @@ class Transfer:
             try:
                 self.attempt()
                 return
-            except _RetryError as failure:
+            except RetryError as failure:
                 # A large file over a bad line may need many attempts; only those without progress count.
                 failures = 1 if self.length() > furthest else failures + 1
                 furthest = max(furthest, self.length())
@@ -116,7 +117,7 @@ class Transfer:
         return self.partial.stat().st_size if self.partial.exists() else 0
 
     def attempt(self) -> None:
-        """Make one request; _RetryError if another one may help."""
+        """Make one request; RetryError if another one may help."""
         import httpx2
 
         notes = self._read_notes()
@@ -138,7 +139,7 @@ class Transfer:
                 httpx2.RemoteProtocolError,
                 httpx2.ProxyError,
             ) as error:
-                raise _RetryError(str(error) or type(error).__name__) from error
+                raise RetryError(str(error) or type(error).__name__) from error
             except (httpx2.RequestError, httpx2.InvalidURL) as error:
                 raise SourceError(f"{self.url} cannot be requested ({error})") from error
 
@@ -154,23 +155,12 @@ class Transfer:
         return notes
 
     def _check_response(self, response: httpx2.Response) -> None:
-        """SourceError or _RetryError unless the response is the file."""
-        status, status_text = response.status_code, f"{response.status_code} {response.reason_phrase}"
+        """SourceError or RetryError unless the response is the file."""
         # The partial file is longer than the server's file, which must have changed.
-        if status == 416:
+        if response.status_code == 416:
             discard(self.partial)
-            raise _RetryError(status_text)
-        if status in RETRY_STATUS:
-            asked = response.headers.get("retry-after", "").strip()
-            # A date, which servers may send too, is as good as nothing: the next attempts wait longer each.
-            wait = min(float(asked), LONGEST_WAIT_SECONDS) if asked.isdecimal() else None
-            raise _RetryError(status_text, wait)
-        if status in (404, 410):
-            raise SourceError(
-                f"{self.url} does not exist ({status_text})", hint="it may have moved: find it and place it by hand"
-            )
-        if status not in (200, 206):
-            raise SourceError(f"{self.url} was refused ({status_text})", hint=BY_HAND_HINT)
+            raise RetryError("416")
+        check_status(response, self.url)
         # Although `identity` was requested. Ranges and checksums belong to the plain file.
         if (encoding := response.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
             raise SourceError(
@@ -210,27 +200,39 @@ class Transfer:
                 advance(len(block))
         if expected is not None and received > expected:
             discard(self.partial)
-            raise _RetryError(f"it sent more than the {expected:,} bytes of the file")
+            raise RetryError(f"it sent more than the {expected:,} bytes of the file")
         if expected is not None and received < expected:
-            raise _RetryError(f"it ended after {received:,} of {expected:,} bytes")
+            raise RetryError(f"it ended after {received:,} of {expected:,} bytes")
 
     def _check_rest(self, headers: Mapping[str, str], start: int, notes: Mapping[str, Any]) -> None:
-        """_RetryError, which starts again from the first byte, unless a response of status 206 is the rest of the
+        """RetryError, which starts again from the first byte, unless a response of status 206 is the rest of the
         partial file."""
         span = CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
-        length = headers.get("content-length", "")
         # Some servers send another part, or ignore If-Range: the rest may then come from another version of the file.
         if (
             span is None
             or int(span["first"]) != start
-            or not start
-            or int(span["last"]) < start
-            or (length.isdecimal() and int(length) != int(span["last"]) + 1 - start)
             or notes.get("validator", "") != _validator(headers)
             or _differ(notes.get("size"), _total(headers, start))
         ):
             discard(self.partial)
-            raise _RetryError("it sent a part of the file that was not requested, or the file has changed")
+            raise RetryError("it sent a part of the file that was not requested, or the file has changed")
+
+
+def check_status(response: httpx2.Response, url: str) -> httpx2.Response:
+    """The response itself; SourceError if it is not the file, RetryError if another attempt may help."""
+    status, status_text = response.status_code, f"{response.status_code} {response.reason_phrase}"
+    if status in RETRY_STATUS:
+        asked = response.headers.get("retry-after", "").strip()
+        # A date, which servers may send too, is as good as nothing: the next attempts wait longer each.
+        raise RetryError(status_text, min(float(asked), LONGEST_WAIT_SECONDS) if asked.isdecimal() else None)
+    if status in (404, 410):
+        raise SourceError(
+            f"{shown(url)} does not exist ({status_text})", hint="it may have moved: find it and place it by hand"
+        )
+    if status not in (200, 206):
+        raise SourceError(f"{shown(url)} was refused ({status_text})", hint=BY_HAND_HINT)
+    return response
 
 
 def _differ(size: int | None, other: int | None) -> bool:

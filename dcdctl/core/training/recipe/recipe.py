@@ -308,7 +308,7 @@ class OptimizerConfig:
     warmup_share: Share = 0.1
     """Share of the steps in which the learning rate rises from 0; then it falls to 0."""
     schedule: Literal["linear", "cosine"] = "linear"
-    """How the learning rate falls to 0 after the warm-up."""
+    """How the learning rate falls to 0 after the warm-up: linear, or cosine."""
     max_grad_norm: Positive | None = None
     """Clip the gradient to this norm; no clipping if not set."""
     save_every: Count = 500
@@ -335,8 +335,8 @@ class ValidationConfig:
     """Only the first images of the split, and their captions. A fusion model scores every image with every caption, so
     a few hundred images are practical."""
     metric: Literal["rsum", "agreement"] = "rsum"
-    """What is measured: the sum of recalls, or nDCG@10 against the order of the training's teacher, for which a corpus
-    may be a pool. A teacher that is no dual encoder needs a cache of the split (--cache)."""
+    """What is measured. rsum: the sum of recalls. agreement: nDCG@10 against the order of the training's teacher, for
+    which a corpus may be a pool. A teacher that is no dual encoder needs a cache of the split (--cache)."""
     keep: Literal["best", "last"] = "best"
     """The weights that become the model: the best ones by `metric` on the first corpus, or the last."""
     max_loss_elsewhere: Annotated[float, at_least(0)] | None = None

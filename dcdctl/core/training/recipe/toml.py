@@ -9,9 +9,8 @@ import inspect
 import json
 import re
 import textwrap
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from dcdctl.core.config import to_table
 from dcdctl.core.training.recipe.packaged import check_recipe_name, head_of
@@ -25,8 +24,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 def recipe_text(ref: str, sets: Sequence[str] = ()) -> str:
     """A recipe by name or from a .toml file with all its fields, as TOML that loads as an equal recipe.
 
-    It opens with the head of the file. Above each field are the sentences of its docstring, and its choices if no
-    sentence names them.
+    It opens with the head of the file. Above each field are the sentences of its docstring.
     """
     recipe = load_recipe(ref, sets)
     head = [f"# {line}".rstrip() for line in head_of(check_recipe_name(ref))]
@@ -50,16 +48,12 @@ def field_docs(cls: type) -> Mapping[str, str]:
 def _table(config: Any, name: str) -> Iterator[str]:
     """The lines of a table: its values, then its inner tables."""
     kind: Any = type(config)
-    docs, hints = field_docs(kind), typing.get_type_hints(kind)
+    docs = field_docs(kind)
     # Values first: in TOML a key after a table belongs to that table.
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for key, value in values.items():
         if not dataclasses.is_dataclass(value):
-            doc, hint = docs.get(key, ""), hints[key]
-            choices = [str(choice) for choice in typing.get_args(hint)] if typing.get_origin(hint) is Literal else []
-            if not all(choice in doc for choice in choices):
-                doc = f"{doc} One of {', '.join(choices)}.".strip()
-            yield from ["", *_lines(doc), f"{key} = {toml_value(to_table(value))}"]
+            yield from ["", *_lines(docs.get(key, "")), f"{key} = {toml_value(to_table(value))}"]
     for key, value in values.items():
         if dataclasses.is_dataclass(value):
             title = (type(value).__doc__ or "").split(": ", 1)[-1]
