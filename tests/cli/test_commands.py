@@ -98,7 +98,7 @@ def test_a_dry_run_of_a_training_shows_its_negatives_and_writes_nothing(scenes_c
     words = f"--data {scenes_corpus_dir} --out {tmp_path}/run {LISTS} --set optimizer.steps=60 --dry-run"
     # The teacher is not opened, so that any reference of a model will do.
     result = run(f"distill tiny-student --cache {cache} --teacher owner/absent {words}")
-    assert result.stdout.startswith("steps: 60\nbatches per epoch: 20\nepochs: 3\nbatch: 8 lists\n")
+    assert result.stdout.startswith("steps: 60\nbatches per epoch: 20\nepochs: 3\nbatch size: 8\n")
     assert "\nthe cache covers 100% of the captions" in result.stdout
     assert result.stdout.count("(4 of 4 candidates drawn, 2 kept)") == 2
     assert result.stderr.count("warning: 4 of the 4 cached candidates") == 1

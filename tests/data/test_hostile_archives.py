@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import struct
 import tarfile
 import tracemalloc
@@ -18,12 +19,7 @@ from dcdctl.core.data import PrepareOptions, RowError, manifest, prepare_corpus
 from dcdctl.core.data.images import ImageStore, ParquetImageFile, parquet
 from dcdctl.core.errors import DcdError, InputError
 
-COMPRESSIONS = {
-    "stored": zipfile.ZIP_STORED,
-    "deflate": zipfile.ZIP_DEFLATED,
-    "bzip2": zipfile.ZIP_BZIP2,
-    "lzma": zipfile.ZIP_LZMA,
-}
+COMPRESSIONS = {"stored": zipfile.ZIP_STORED, "deflate": zipfile.ZIP_DEFLATED}
 CONTENT = bytes(range(256)) * 5
 
 
@@ -38,23 +34,29 @@ def zip_that_says(path, size, compression, content=CONTENT):
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-@pytest.mark.parametrize("size", [0, 1, len(CONTENT) - 1, len(CONTENT) + 1, 200 << 20])
+@pytest.mark.parametrize("size", [1, len(CONTENT) - 1, len(CONTENT) + 1, 200 << 20])
 def test_a_zip_that_lies_about_the_size_of_a_member_is_an_error(tmp_path, compression, size):
     path = zip_that_says(tmp_path / "images.zip", size, COMPRESSIONS[compression])
-    with pytest.raises(
-        RowError, match=rf"cannot be read from images.zip \(the zip says {size:,} bytes, it holds (more|[\d,]+)\)"
-    ):
+    lie = f"the zip says {size:,} bytes, it holds 1,280" if size > len(CONTENT) else "Bad CRC-32 for file 'a.jpg'"
+    with pytest.raises(RowError, match=re.escape(f"cannot be read from images.zip ({lie})")):
         ImageStore(path).find("a.jpg").read()
     assert ImageStore(zip_that_says(path, len(CONTENT), COMPRESSIONS[compression])).find("a.jpg").read() == CONTENT
 
 
-@pytest.mark.parametrize("compression", ["deflate", "bzip2"])
-def test_a_member_that_unpacks_to_far_more_takes_no_memory(tmp_path, compression):
-    path = zip_that_says(tmp_path / "images.zip", 1000, COMPRESSIONS[compression], bytes(48 << 20))
+@pytest.mark.parametrize("compression", ["bzip2", "lzma"])
+def test_a_compression_that_unpacks_without_a_limit_is_refused(tmp_path, compression):
+    unbounded = {"bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}[compression]
+    path = zip_that_says(tmp_path / "images.zip", len(CONTENT), unbounded)
+    with pytest.raises(RowError, match="it is compressed by another method than deflate"):
+        ImageStore(path).find("a.jpg").read()
+
+
+def test_a_member_that_unpacks_to_far_more_takes_no_memory(tmp_path):
+    path = zip_that_says(tmp_path / "images.zip", 1000, zipfile.ZIP_DEFLATED, bytes(48 << 20))
     store = ImageStore(path)
     tracemalloc.start()
     try:
-        with pytest.raises(RowError, match="the zip says 1,000 bytes, it holds more"):
+        with pytest.raises(RowError, match="Bad CRC-32"):
             store.find("a.jpg").read()
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:

@@ -131,7 +131,7 @@ def test_the_requested_source_is_used_or_an_error(tmp_path, server):
     data_set = birds(tmp_path, server.url)
     with pytest.raises(
         SourceError,
-        match=r"birds from on request: images\.tar cannot be downloaded; request it at https://example.org/form",
+        match=r"no source of birds is available. on request: images\.tar cannot be downloaded; request it at https://example.org/form",
     ):
         source_files.locate(data_set, SourceOptions(source="on request"))
     assert not server.requests

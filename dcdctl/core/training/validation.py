@@ -261,7 +261,8 @@ def run_document(run: Run) -> dict[str, Any]:
     model has. InputError for a damaged log.
     """
     facts, metrics = run.facts(), run.metrics()
-    best = _best(run, metrics, facts.get("batches_per_epoch"))
+    seal = checkpoints.read_best_seal(run)
+    best = None if seal is None else _best(seal["step"], metrics, facts.get("batches_per_epoch"))
     return {
         "run": str(run.folder),
         "model": str(run.model_folder),
@@ -273,12 +274,10 @@ def run_document(run: Run) -> dict[str, Any]:
     }
 
 
-def _best(run: Run, metrics: list[dict[str, Any]], batches_per_epoch: float | None) -> dict[str, Any] | None:
-    seal = checkpoints.read_best_seal(run)
-    if seal is None:
-        return None
+def _best(step: int, metrics: list[dict[str, Any]], batches_per_epoch: float | None) -> dict[str, Any]:
+    """The validation after a step."""
     # The names of the initial model's recalls begin with start_, all others with val_.
-    step, prefix = seal["step"], "val" if seal["step"] else "start"
+    prefix = "val" if step else "start"
     line = next(line for line in _lines(metrics, prefix) if not step or line["step"] + 1 == step)
     name = chosen_by(line, prefix)
     directions = Direction if name == "rsum" else ()
