@@ -168,7 +168,7 @@ def test_a_cache_that_is_drawn_empty_is_a_warning_with_the_way_out(corpus, cache
     assert [line.rpartition("; ")[2] for line in for_blocks] == [
         f"cache more: --set candidates.block_size={size}" for size in (7, 31)
     ]
-    assert len(lines(caches[10], *random)) == 2
+    assert len(lines(caches[10], *random)) == 3
     # A query with one list meets nothing twice.
     assert len(lines(caches[1], *random, "batch.directions=['image']")) == 3
     few = load_recipe("tiny-student", [*TINY, "optimizer.steps=16", "batch.directions=['image']"])
