@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, late
 from forks import LIBRARIES, run_forked
 from huggingface_hub import constants
 from origins import ORIGINS
@@ -55,13 +56,16 @@ IN_EVERY_RUN = [
 that may go wrong."""
 LENGTH = 9
 """Tokens of a caption, fewer than the models have positions for, as a recipe may set it."""
-READ_BACK = """
+ALONE = """
 from huggingface_hub import constants
 
 constants.HF_HUB_OFFLINE = True
 assert "dcdctl" not in sys.modules
 sys.modules["dcdctl"] = None  # cannot be imported
-
+rgb = [picture.convert("RGB") for picture in pictures]
+"""
+READ_BACK = f"""{ALONE}"""
+READ_BACK += """
 
 def embedders(name, space):
     model = space.get("model")
@@ -85,7 +89,6 @@ def facts_of(name, space):
     value in found.items() if value is not None}}
 
 
-rgb = [picture.convert("RGB") for picture in pictures]
 for name, block in blocks.items():
     exec(block, space := {})
     embed_images, embed_texts = embedders(name, space)
@@ -121,15 +124,25 @@ def read_back(
         export.export_model(
             ExportJob(ref=str(sources[name]), out=place / folder, to=to, data=gallery.folder, with_int8=False)
         )
-        blocks[folder] = re.search(r"```python\n(.*?)```", (place / folder / "README.md").read_text(), re.DOTALL)[1]
+        blocks[folder] = code_of(place / folder)
+    run_blocks(blocks, READ_BACK, gallery, place)
+    return {pair: dict(np.load(place / f"{folder}.npz")) for pair, folder in zip(pairs, blocks, strict=True)}
+
+
+def code_of(folder: Path) -> str:
+    """The code on the model card of an export."""
+    return re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+
+
+def run_blocks(blocks: dict[str, str], script: str, gallery: Corpus, place: Path) -> None:
+    """Run a script on the code of exports, in a process with the images and captions of the gallery."""
     (place / "pictures").mkdir()
     for image, picture in enumerate([*gallery.images(range(gallery.num_images)), *odd_pictures()]):
         picture.save(place / "pictures" / f"{image:03}.png")
         picture.save(place / "photo.png")
     (place / "captions.json").write_text(json.dumps(gallery.captions))
     (place / "blocks.json").write_text(json.dumps(blocks))
-    run_forked(f"import os\nos.chdir({str(place)!r})\n{READ}{READ_BACK}", imported=LIBRARIES)
-    return {pair: dict(np.load(place / f"{folder}.npz")) for pair, folder in zip(pairs, blocks, strict=True)}
+    run_forked(f"import os\nos.chdir({str(place)!r})\n{READ}{script}", imported=LIBRARIES)
 
 
 def recalls_of_eval(ref: Path, gallery: Corpus, ranks: Path) -> dict[str, dict[str, float]]:
@@ -217,6 +230,43 @@ def test_each_export_ranks_like_eval_in_a_process_without_dcdctl(sources, galler
 def test_each_other_export_ranks_like_eval_in_a_process_without_dcdctl(sources, gallery, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     check_exports([pair for pair in HELD if pair not in IN_EVERY_RUN], sources, gallery, tmp_path)
+
+
+LATE = ("SigLIP", "dual of two encoders")
+"""A model that attends to padded captions, and two towers of different types."""
+READ_LATE = f"""{ALONE}
+for name, block in blocks.items():
+    exec(block, space := {{}})
+    model = space["model"]
+    keep(name, scores=model.similarity(model.encode_query(captions), model.encode_document(rgb)))
+"""
+
+
+def test_a_late_model_has_its_scores_in_a_process_without_dcdctl(gallery, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    pictures = [picture.convert("RGB") for picture in [*gallery.images(range(gallery.num_images)), *odd_pictures()]]
+    expected, blocks = {}, {}
+    for name in LATE:
+        ref, out = tmp_path / name.replace(" ", "-"), tmp_path / f"{name.replace(' ', '-')}-out"
+        model = late(FAMILIES[name](gallery.captions, tmp_path / "parts" / name), is_pooled=False)
+        models.save(model, ref)
+        done = export.export_model(ExportJob(ref=str(ref), out=out, to="sentence-transformers", data=gallery.folder))
+        assert (done.kind, done.checks[0].largest_difference < 1e-4) == ("late", True)
+        for said in ("late-interaction (multi-vector)", "a vector of 6 numbers for each token", "MaxSim"):
+            assert said in (out / "README.md").read_text()
+        blocks[out.name] = code_of(out)
+        index_IT = torch.cartesian_prod(torch.arange(len(pictures)), torch.arange(gallery.num_captions))
+        for scorer in (model, models.load(out)):  # dcdctl reads the export as a multi-vector model
+            with torch.no_grad():
+                images = scorer.encode_images(scorer.preprocess.images(pictures))
+                texts = scorer.encode_texts(scorer.preprocess.texts(gallery.captions))
+                logits_P = scorer.score_pairs(images, texts, *index_IT.T) / scorer.logit_scale
+            scores_IT = logits_P.view(len(pictures), -1).numpy()
+            np.testing.assert_allclose(scores_IT, expected.setdefault(out.name, scores_IT), atol=1e-5)
+    run_blocks(blocks, READ_LATE, gallery, tmp_path)
+    for name, scores_IT in expected.items():
+        assert scores_IT.std() > 0.01
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npz")["scores"].T, scores_IT, atol=1e-5, err_msg=name)
 
 
 REASONS = {

@@ -162,11 +162,23 @@ def test_what_late_interaction_has_not_is_an_error(tmp_path):
         models.load(tmp_path / "late")
 
 
-def test_an_export_of_late_interaction_is_one_line(tmp_path):
-    models.save(late(FAMILIES["dual"](CAPTIONS, tmp_path)), tmp_path / "late")
-    for to in ("transformers", "sentence-transformers"):
-        with pytest.raises(ModelError, match="is a late-interaction model, which is not exported"):
-            export_model(ExportJob(ref=str(tmp_path / "late"), out=tmp_path / to, to=to))
+@pytest.mark.parametrize(
+    ("to", "family", "is_pooled", "reason"),
+    [
+        ("transformers", "dual", False, "the form for token vectors is that of sentence-transformers"),
+        ("onnx", "dual", False, "the form for token vectors is that of sentence-transformers"),
+        ("sentence-transformers", "dual", True, "the cosine of whole vectors counts too"),
+        ("sentence-transformers", "frozen dual", False, "gives the token states of dcdctl-encoder-dual"),
+        ("sentence-transformers", "open_clip SigLIP", False, "gives the token states of open_clip"),
+        ("sentence-transformers", "SigLIP 2", False, "its images have padding, which no module there masks"),
+        ("sentence-transformers", "MultiVectorEncoder", False, "its own library reads its folder"),
+    ],
+)
+def test_an_export_that_cannot_hold_a_late_model_says_why(to, family, is_pooled, reason, tmp_path):
+    model = (FAMILIES | READ_ONLY)[family](CAPTIONS, tmp_path / "parts")
+    models.save(model if model.kind == "late" else late(model, is_pooled=is_pooled), tmp_path / "late")
+    with pytest.raises(ModelError, match=f"is a late-interaction model, which is not exported to {to}: .*{reason}"):
+        export_model(ExportJob(ref=str(tmp_path / "late"), out=tmp_path / "out", to=to))
 
 
 def test_its_folder_is_that_of_its_dual_encoder_too(tmp_path):

@@ -110,6 +110,8 @@ def _export(model_type: str, model: Any) -> str:
     if model is None or model_type == folders.CROSS_ENCODER:
         return "no"
     spec = model.export_spec()
+    if model_type == folders.LATE:
+        return "`--to sentence-transformers`"
     if spec.library:
         return f"`--to {spec.library}`"
     return f"`{spec.model_class}`" if spec.model_class else "read by dcdctl only"

@@ -39,7 +39,7 @@ class Exported:
     folder: Path
     to: str
     kind: str
-    """dual or fusion."""
+    """dual, late or fusion."""
     num_bytes: int
     checks: tuple[Check, ...]
     checked_on: str

@@ -20,7 +20,6 @@ from dcdctl.core.evaluation import RECALL_NAMES, Estimate, Evaluation
 from dcdctl.core.export.history import RunHistory, option_values, public
 from dcdctl.core.export.lineage import lineage_of
 from dcdctl.core.export.target import Target
-from dcdctl.core.models import Model
 from dcdctl.core.report import MissingPart, teachers_of
 from dcdctl.core.training import command_of
 
@@ -202,7 +201,7 @@ def _training_data(history: RunHistory) -> str:
     return f"{document.name}{citation}, {document.license or 'license unknown'}"
 
 
-def _title(model: Model) -> str:
+def _title(model: Any) -> str:
     length, side = model.preprocess.max_text_len, model.preprocess.image_size_px
     inputs = f"It reads images of {side} px and captions of up to {length} tokens."
     if model.kind == "dual":
@@ -211,6 +210,12 @@ def _title(model: Model) -> str:
             "their cosine"
         )
         return f"A dual encoder for image-text retrieval: {vectors}. {inputs}"
+    if model.kind == "late":
+        vectors = (
+            f"a vector of {model.token_dim} numbers for each token of an image and of a caption, compared by MaxSim "
+            "(the largest cosine to a token of the image, as a mean over the tokens of the caption)"
+        )
+        return f"A late-interaction (multi-vector) model for image-text retrieval: {vectors}. {inputs}"
     return (
         "A cross-encoder for image-text retrieval: it reads an image and a caption together and scores how well "
         f"they match. {inputs}"

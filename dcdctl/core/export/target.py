@@ -68,16 +68,22 @@ class Target(ABC):
     def check(self) -> None:
         """ModelError, with the target that fits, for a model that this one cannot hold."""
         ref, spec = self.job.ref, self.spec
+        if self.model.kind == "late" and self.no_late:
+            message = f"{ref} is a late-interaction model, which is not exported to {self.name}: {self.no_late}"
+            raise ModelError(message, hint="read it with dcdctl")
         if self.name in spec.refusals:
             message = f"{ref} is a model of {spec.library}, and cannot be exported to {self.name}"
             raise ModelError(f"{message}: {spec.refusals[self.name]}", hint=f"export it with --to {spec.library}")
-        if self.model.kind == "late":
-            raise ModelError(f"{ref} is a late-interaction model, which is not exported", hint="read it with dcdctl")
         if self.model.kind == "fusion" and self.no_fusion:
             raise ModelError(
                 f"{ref} is a fusion model, which {self.no_fusion}",
                 hint="export it with --to transformers, or a dual student to this format",
             )
+
+    @property
+    def no_late(self) -> str:
+        """Why a late-interaction model cannot be exported; empty if it can."""
+        return "the form for token vectors is that of sentence-transformers"
 
     @abstractmethod
     def write(self) -> None:

@@ -1,9 +1,10 @@
-"""A dual encoder as a folder that `SentenceTransformer(FOLDER)` reads; images and captions are encoded in separate
-calls.
+"""A dual encoder as a folder that `SentenceTransformer(FOLDER)` reads, a late-interaction model as one that
+`MultiVectorEncoder(FOLDER)` reads; images and captions are encoded in separate calls.
 
 It is the folder for transformers with four more small files, in the layout of sentence-transformers from version 5.4:
 there its Transformer module calls get_text_features and get_image_features of a model. So no module of dcdctl is
-needed. Only a network that transformers has no class for (`ExportSpec.code`) is code in the folder and needs
+needed. For late interaction that module gives the states of tokens, and the next ones project, mask and normalize
+them. Only a network that transformers has no class for (`ExportSpec.code`) is code in the folder and needs
 `trust_remote_code=True`.
 """
 
@@ -13,12 +14,14 @@ import importlib.util
 import logging
 from typing import Any
 
-from torch import Tensor
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
 from dcdctl.core import files, models
 from dcdctl.core.errors import MissingError, install_command, require_extra
 from dcdctl.core.export import to_transformers
-from dcdctl.core.export.check import Samples, embed_in_two_batches
+from dcdctl.core.export.check import Check, Samples, compare_logits, embed_in_two_batches
 from dcdctl.core.export.target import Target, with_timm
 from dcdctl.core.models import silence_transformers
 from dcdctl.core.scoring import Vectors
@@ -30,9 +33,8 @@ MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": NORMALIZE, "type": "sentence_transformers.models.Normalize"},
 ]
-MODALITIES = {
-    name: {"method": f"get_{name}_features", "method_output_name": "pooler_output"} for name in ("text", "image")
-}  # the methods of every dual encoder in transformers
+TOKENS = "token_embeddings"
+"""The output of a late-interaction model's modules."""
 
 
 _USAGE = """\
@@ -42,6 +44,15 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("{name}"{trust})
 images = model.encode([Image.open("photo.png").convert("RGB")])
 texts = model.encode(["a dog in the snow"])
+scores = model.similarity(texts, images)
+"""
+_LATE_USAGE = """\
+from PIL import Image
+from sentence_transformers import MultiVectorEncoder
+
+model = MultiVectorEncoder("{name}")
+images = model.encode_document([Image.open("photo.png").convert("RGB")])
+texts = model.encode_query(["a dog in the snow"])
 scores = model.similarity(texts, images)
 """
 
@@ -57,26 +68,47 @@ class SentenceTransformers(Target):
     @classmethod
     def require(cls) -> None:
         require_extra(cls.name, PACKAGE, needed_by=f"--to {cls.name}")
-        # This package exists from version 5.4 on.
-        if importlib.util.find_spec(f"{PACKAGE}.base") is None:
+        if importlib.util.find_spec(f"{PACKAGE}.multi_vector_encoder") is None:
             raise MissingError(
-                "the sentence-transformers installed here is older than 5.4", hint=install_command(cls.name)
+                "the sentence-transformers installed here is older than 6.0", hint=install_command(cls.name)
             )
+
+    @property
+    def no_late(self) -> str:
+        dual = self.model.as_dual
+        if dual is None:
+            return "its own library reads its folder"
+        if self.model.vectors_scale is not None:
+            return "MaxSim is not all of its score, the cosine of whole vectors counts too (model.pooled)"
+        if not self.spec.model_class or self.spec.code:
+            return f"no class of transformers gives the token states of {dual.config['model_type']}"
+        is_padded = dual.preprocess.images([Image.new("RGB", (64, 64))]).pixel_mask is not None
+        return "its images have padding, which no module there masks" if is_padded else ""
 
     def write(self) -> None:
         folder, spec = self.folder, self.spec
         if spec.library == self.name:
             models.save(self.model.export_copy(), folder)
             return
-        to_transformers.write(self.model, folder)
-        files.write_json(folder / "modules.json", MODULES)
+        is_late = self.model.kind == "late"
+        to_transformers.write(self.model.as_dual, folder)
+        files.write_json(folder / "modules.json", self._write_late() if is_late else MODULES)
         # Unit vectors, so that `similarity` gives the scores that the model was trained with.
         table: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
+        if is_late:
+            table |= {"model_type": "MultiVectorEncoder", "similarity_fn_name": "meanmaxsim"}
         files.write_json(folder / "config_sentence_transformers.json", {**table, "default_prompt_name": None})
         module = {
             "transformer_task": "feature-extraction",
-            "modality_config": MODALITIES,
-            "module_output_name": "sentence_embedding",
+            # The methods of every dual encoder in transformers.
+            "modality_config": {
+                name: {
+                    "method": f"get_{name}_features",
+                    "method_output_name": "last_hidden_state" if is_late else "pooler_output",
+                }
+                for name in ("text", "image")
+            },
+            "module_output_name": TOKENS if is_late else "sentence_embedding",
         }
         # torchvision, if it is installed, would resize images differently than Pillow.
         module |= {"processor_kwargs": {"backend": "pil"}}
@@ -84,8 +116,62 @@ class SentenceTransformers(Target):
             # The library pads captions to the longest of a batch, and hands a mask on where a tokenizer gives one.
             module |= {"processing_kwargs": {"text": {**spec.text_options, "return_attention_mask": False}}}
         files.write_json(folder / models.MODULE_CONFIG_FILE, module)
+        if is_late:
+            # The settings are those of the dual encoder, and the folder is none.
+            (folder / models.SETTINGS_FILE).unlink()
+            return
         files.write_json(folder / NORMALIZE / "config.json", {"module_input_name": "sentence_embedding"})
         models.seal_again(folder)
+
+    def _write_late(self) -> list[dict[str, Any]]:
+        """Write what follows the first module of a late-interaction model, and return the list of all modules."""
+        from sentence_transformers.base.modules import Dense, Normalize, Router
+        from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+        def route(projection: nn.Linear, *, has_mask: bool) -> list[Any]:
+            width, weight = projection.in_features, projection.weight.detach()
+            project = Dense(width, self.model.token_dim, False, None, weight, module_input_name=TOKENS)
+            # The library keeps the tokens of an attention mask. Where the network takes none, a layer gives 1 for each.
+            ones = Dense(width, 1, True, nn.Flatten(), torch.zeros(1, width), torch.ones(1), TOKENS, "attention_mask")
+            return [project] if has_mask else [ones, project]
+
+        tokens, is_padded = self.model.tokens, self.spec.padded_length is not None
+        routes = {
+            "text": route(tokens.texts, has_mask=not is_padded),
+            "image": route(tokens.images, has_mask=False),
+        }
+        pads = [self.model.preprocess.tokenizer.pad_token] if is_padded else []
+        modules = [Router(routes), MultiVectorMask(pads, skiplist_tasks=["query", "document"]), Normalize(TOKENS)]
+        listed: list[dict[str, Any]] = [
+            {"idx": 0, "name": "0", "path": "", "type": f"{PACKAGE}.base.modules.transformer.Transformer"}
+        ]
+        for index, module in enumerate(modules, start=1):
+            kind = type(module)
+            path = f"{index}_{kind.__name__}"
+            (self.folder / path).mkdir()
+            module.save(str(self.folder / path))
+            entry = {"idx": index, "name": str(index), "path": path, "type": f"{kind.__module__}.{kind.__name__}"}
+            listed.append(entry)
+        return listed
+
+    def compare(self, samples: Samples) -> tuple[Check, ...]:
+        if self.model.kind != "late":
+            return super().compare(samples)
+        from sentence_transformers import MultiVectorEncoder
+
+        with silence_transformers():
+            encoder = MultiVectorEncoder(str(self.folder), device="cpu")
+
+        def score(part: slice) -> Tensor:
+            texts = encoder.encode_query(samples.captions[part], show_progress_bar=False)
+            images = encoder.encode_document(samples.images[part], show_progress_bar=False)
+            scores: Tensor = encoder.similarity_pairwise(texts, images)
+            return scores
+
+        # In two batches, as vectors are compared.
+        maxsim = torch.cat([score(part) for part in (slice(0, 1), slice(1, None)) if samples.images[part]])
+        scale = self.model.logit_scale.detach().cpu()
+        return (compare_logits(scale * maxsim, to_transformers.scores_of(self.model, samples)),)
 
     def embed(self, samples: Samples) -> Vectors:
         from sentence_transformers import SentenceTransformer
@@ -101,7 +187,8 @@ class SentenceTransformers(Target):
         return embed_in_two_batches(samples, encode, encode)
 
     def usage(self) -> str:
-        return _USAGE.format(name=self.job.name, trust=self.trust_code)
+        usage = _LATE_USAGE if self.model.kind == "late" else _USAGE
+        return usage.format(name=self.job.name, trust=self.trust_code)
 
     def requirements(self) -> list[str]:
         return with_timm(["sentence-transformers>=6.0"], self.spec)

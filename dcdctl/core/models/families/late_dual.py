@@ -28,7 +28,7 @@ from dcdctl.core.models.load_save import find_family
 from dcdctl.core.models.model import seeded
 from dcdctl.core.models.networks.maxsim import all_maxsims
 from dcdctl.core.models.networks.projections import FIRST_LOGIT_SCALE, MAX_LOGIT_SCALE
-from dcdctl.core.models.protocols import Encoders
+from dcdctl.core.models.protocols import Encoders, ExportSpec
 from dcdctl.core.models.references import folders
 from dcdctl.core.models.references.folders import LATE_FILE
 from dcdctl.core.models.saved_folder import REMAKE
@@ -187,6 +187,10 @@ class LateDual(LateInteraction):
     def checkpoint_activations(self) -> None:
         """Compute activations of the encoders again in the backward pass."""
         self.dual.checkpoint_activations()
+
+    def export_spec(self) -> ExportSpec:
+        """The dual encoder's: its class gives the states of the tokens."""
+        return self.dual.export_spec()
 
     def export_copy(self) -> LateDual:
         """The same model over the dual encoder's copy."""
