@@ -10,13 +10,23 @@ from families import FAMILIES, late, with_noise
 from image_files import png, put
 from made_index import build_of, killed_before, seal_index, searcher_of, update
 from PIL import Image
+from starlette.testclient import TestClient
 from tiny import contents
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
-from dcdctl.core.search import FolderIndex, ImageSource, part_files
+from dcdctl.core.search import (
+    Changes,
+    ColumnChanges,
+    FolderIndex,
+    ImageSource,
+    parse_where,
+    part_files,
+    run_index_job,
+)
 from dcdctl.core.search.exact import decoded, encoded, maxsims, token_type
 from dcdctl.core.search.part_files import SourceImage
+from dcdctl.core.serve import ServiceConfig, app
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 CAPTIONS = ["a red circle left of a blue square", "a small green triangle", "two dogs"]
@@ -138,6 +148,34 @@ def test_an_index_of_a_late_model_answers_by_the_scores_of_the_model(late_ref, p
     answer = searcher.ask(pictures / index.name(0), 7)
     assert answer.hits[0].row == 0
     assert answer.hits[0].score == pytest.approx(float((by_image.norm(dim=-1)).sum()), abs=5e-3)
+
+
+def test_a_late_index_is_filtered_joined_with_words_reranked_and_served(late_ref, pictures, tmp_path):
+    table = tmp_path / "years.csv"
+    table.write_text("\n".join(["image,year", *(f"{n}.png,{2018 + n % 3}" for n in range(7))]))
+    sets = ("flat_up_to=0", "candidates=3", "keywords=true")
+    changes = Changes(sets=sets, columns=ColumnChanges(metadata=table))
+    index = run_index_job(str(late_ref), changes, images=pictures, out=tmp_path / "index").index
+    searcher, where = searcher_of(index.folder), parse_where("year = 2019", index.columns)
+    assert isinstance(searcher.texts, models.TextTower)
+    every = searcher_of(index.folder, rerank=None)
+    every.index.compares_all = True
+    ranked = every.by_text("two dogs", 7).hits
+    assert searcher.by_text("two dogs", 7, where).hits == tuple(hit for hit in ranked if hit.columns["year"] == 2019)
+    # Two answers of three candidates.
+    assert {hit.row for hit in searcher.by_text("two dogs", 2).hits} <= {hit.row for hit in ranked}
+    hybrid = searcher.by_text("two dogs 4", 7, hybrid=True).hits
+    assert hybrid[0].name == "4.png"
+    assert {hit.row: hit.score for hit in hybrid} == {hit.row: hit.score for hit in every.by_text("two dogs 4", 7).hits}
+    reranked = searcher_of(index.folder, rerank=str(late_ref), depth=4).by_text("two dogs", 7).hits
+    assert [hit.row for hit in reranked[:3]] == [hit.row for hit in every.by_text("two dogs", 3).hits]
+    with TestClient(app.build(searcher, ServiceConfig()), base_url="http://localhost") as client:
+        for query in ({"text": "two dogs", "where": "year = 2019"}, {"row": 3}):
+            answer = client.get("/search", params=query).json()
+            assert answer["results"][0]["row"] == (
+                3 if "row" in query else searcher.by_text("two dogs", 1, where).hits[0].row
+            )
+            assert all(0 <= bar <= 1 for bar in answer["bars"])
 
 
 def test_tokens_are_pooled_by_the_factor_of_the_model_or_of_the_index(late_ref, pictures, tmp_path):
