@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -83,22 +85,20 @@ def measure_background(searcher: IndexSearcher) -> Background | None:
     if not len(probes_PD):
         return None
     best_P = [hits[0].score for hits in index.search(probes_PD, 1)]
+    rows_S = np.array(rows, dtype=np.int64)
+    scores: Any
+    images: Any
     if index.is_late:
-        tokens, counts_S = index.tokens(np.array(rows, dtype=np.int64))
-        scores = [maxsims(probe, tokens, counts_S) for probe in probes_PD]
-        images = np.split(tokens, np.cumsum(counts_S)[:-1])[:NUM_PROBES]
-        pairs = np.concatenate(
-            [
-                np.delete(maxsims(image / np.float32(len(image)), tokens, counts_S), number)
-                for number, image in enumerate(images)
-            ]
-        )
+        tokens, counts_S = index.tokens(rows_S)
+        scores = partial(maxsims, tokens_ND=tokens, counts_R=counts_S)
+        images = [image / np.float32(len(image)) for image in np.split(tokens, np.cumsum(counts_S)[:NUM_PROBES])[:-1]]
     else:
-        images_SD = exact.unit_rows(index.vectors(np.array(rows, dtype=np.int64)))
-        scores = probes_PD / np.linalg.norm(probes_PD, axis=1, keepdims=True) @ images_SD.T
-        pairs = (images_SD @ images_SD.T)[np.triu_indices(len(images_SD), k=1)]
+        images = exact.unit_rows(index.vectors(rows_S))
+        scores = images.dot
+        probes_PD = probes_PD / np.linalg.norm(probes_PD, axis=1, keepdims=True)
+    pairs = np.concatenate([np.delete(scores(image), number) for number, image in enumerate(images)])
     return Background(
-        typical=float(np.median(scores)),
+        typical=float(np.median([scores(probe) for probe in probes_PD])),
         limit=float(np.quantile(best_P, LEVEL)),
         typical_of_images=float(np.median(pairs)) if len(pairs) else 1.0,
     )

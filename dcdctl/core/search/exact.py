@@ -27,16 +27,14 @@ NO_ROW = -1
 def unit(vectors_QD: NDArray[np.floating], dim: int) -> Floats:
     """Queries as float32 unit vectors, or Q x L x `dim` for MaxSim as they are; ValueError if they are not Q x `dim`,
     not finite, or zero."""
-    if np.ndim(vectors_QD) == 3:
-        return _token_queries(vectors_QD, dim)
     # In float64, so that the numbers are rounded only once, at the end.
     queries = np.asarray(vectors_QD, dtype=np.float64)
-    if queries.ndim != 2 or queries.shape[1] != dim:
+    if queries.ndim not in (2, 3) or queries.shape[-1] != dim:
         raise ValueError(f"queries must be a Q x {dim} array, got {queries.shape}")
-    lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+    lengths = np.linalg.norm(queries, axis=tuple(range(1, queries.ndim)), keepdims=True)
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
         raise ValueError("a query has a number that is not finite, or is zero")
-    return (queries / lengths).astype(np.float32)
+    return (queries / lengths if queries.ndim == 2 else queries).astype(np.float32)
 
 
 def unit_rows(vectors_RD: Half) -> Floats:
@@ -160,12 +158,3 @@ def maxsims(query_LD: Floats, tokens_ND: Floats, counts_R: Rows, *, is_precise: 
     else:
         largest_RL = np.maximum.reduceat(products_NL, np.cumsum(counts_R) - counts_R, axis=0)
     return largest_RL.sum(axis=1).astype(np.float32)
-
-
-def _token_queries(tokens_QLD: NDArray[np.floating], dim: int) -> Floats:
-    queries = np.asarray(tokens_QLD, dtype=np.float32)
-    if queries.shape[2] != dim:
-        raise ValueError(f"queries must be a Q x L x {dim} array, got {queries.shape}")
-    if not (np.isfinite(queries).all() and queries.any(axis=(1, 2)).all()):
-        raise ValueError("a query has a number that is not finite, or is zero")
-    return queries

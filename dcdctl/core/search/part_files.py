@@ -23,8 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import Build, seal_of
-from dcdctl.core.search import exact
-from dcdctl.core.search.exact import Floats, Half, Rows
+from dcdctl.core.search.exact import Half, Rows
 from dcdctl.core.search.storage import INDEX, INDEX_FILE, PLANNED, IndexDocument, Part
 
 ROWS_PER_PART = 8192
@@ -279,23 +278,6 @@ def read_blocks(folder: Path, parts: Sequence[Part], type_: np.dtype[Any], rows:
         start, stop = max(rows.start, first), min(rows.stop, first + part.rows)
         if start < stop:
             yield start, np.concatenate(mapped(folder, part, type_))[start - first : stop - first]
-        first += part.rows
-
-
-def read_tokens(
-    folder: Path, parts: Sequence[Part], type_: np.dtype[Any], rows: range
-) -> Iterator[tuple[Floats, Rows]]:
-    """The tokens of a range of rows, N x D, and their counts, in blocks of at most a row group."""
-    first = 0
-    for part in parts:
-        if first < rows.stop and rows.start < first + part.rows:
-            counts_R = token_counts(folder, part)
-            for begin, tokens in zip(range(0, part.rows, ROWS_PER_GROUP), mapped(folder, part, type_), strict=True):
-                count_G = counts_R[begin : begin + ROWS_PER_GROUP]
-                start, stop = max(rows.start - first - begin, 0), min(rows.stop - first - begin, len(count_G))
-                if start < stop:
-                    ends = np.cumsum([0, *count_G])
-                    yield exact.decoded(tokens[ends[start] : ends[stop]]), count_G[start:stop]
         first += part.rows
 
 

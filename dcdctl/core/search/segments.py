@@ -23,6 +23,7 @@ from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search import ann, exact, part_files
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Rows
+from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.storage import INDEX, IndexDocument, Segment, save_array
 
 # 2 MB of float32 at 512 numbers per vector.
@@ -89,9 +90,8 @@ def _build_all(build: Build, document: IndexDocument, rows_by_name: dict[str, ra
     def build_one(name: str, rows: range) -> None:
         # A killed build left complete segments; one that was damaged since is built again.
         if not build.is_written(name):
-            blocks: Blocks = partial(_unit_blocks, build.folder, document, rows)
-            if document.model.kind == "late":
-                blocks = partial(part_files.read_tokens, build.folder, document.parts, document.vector_type, rows)
+            read = _token_blocks if document.model.kind == "late" else _unit_blocks
+            blocks: Blocks = partial(read, build.folder, document, rows)
             with build.write(name) as path:
                 BUILDERS[document.settings.kind](path, blocks, document, report)
 
@@ -111,6 +111,12 @@ def _unit_blocks(folder: Path, document: IndexDocument, rows: range) -> Iterator
     for _, block_RD in part_files.read_blocks(folder, document.parts, document.vector_type, rows):
         for start in range(0, len(block_RD), BLOCK):
             yield exact.unit_rows(block_RD[start : start + BLOCK])
+
+
+def _token_blocks(folder: Path, document: IndexDocument, rows: range) -> Iterator[tuple[Floats, Rows]]:
+    """The tokens of a late index, and how many each row has."""
+    index = FolderIndex(folder, document)
+    return (index.tokens(np.arange(first, min(first + BLOCK, rows.stop))) for first in rows[::BLOCK])
 
 
 def _build_graph(path: Path, blocks: Blocks, document: IndexDocument, advance: Advance) -> None:
