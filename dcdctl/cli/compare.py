@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dcdctl.cli.declare import Ref, Refs, many, optional_path, path
-from dcdctl.cli.options import Json, Page, argument, configures, reads, refuse, writes
+from dcdctl.cli.options import Json, Page, argument, configures, reads, refuse
 from dcdctl.cli.views.terminal import note, show, show_facts, show_json, show_tables
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ class Compare:
         Ref | None, reads("--data", "Corpus of the images on the page; by default that of the evaluation.", "DIR"), Path
     ] = None
     html: Page = None
-    show_queries: Annotated[
-        int, writes("--show-queries", "Queries to show with images, per direction.", "N", min=0, max=30)
-    ] = 6
     resamples: Annotated[
         int,
         configures("--resamples", "Resamples of the bootstrap and of the sign-flip test.", "N", min=100, max=1_000_000),
@@ -63,7 +60,6 @@ class Compare:
             resamples=self.resamples,
             seed=self.seed,
             draw_seeds=self.draw_seeds,
-            num_queries=self.show_queries,
         )
 
     def write_page(self, comparison: Comparison) -> bool:

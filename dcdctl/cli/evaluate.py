@@ -50,7 +50,7 @@ class Evaluate(Inference):
         str,
         configures(
             "--protocol",
-            "flickr30k-1k, coco-5k, coco-1k (five folds), whole or first-N; auto uses the corpus's own.",
+            "flickr30k-1k, coco-5k, coco-1k (five folds) or whole; auto uses the corpus's own.",
             "NAME",
         ),
     ] = "auto"

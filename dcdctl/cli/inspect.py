@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from dcdctl.cli.declare import path
-from dcdctl.cli.options import Json, MaxImages, Page, argument, reads, reads_split, refuse, writes
+from dcdctl.cli.options import Json, MaxImages, Page, argument, reads, reads_split, refuse
 from dcdctl.cli.views.terminal import note, show, show_facts, show_json, show_table
+
+NUM_HARDEST = 10
+"""Hardest negatives of a cache that are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +29,7 @@ class Inspect:
     ] = None
     split: Annotated[str | None, reads_split(show_default="all of a corpus, train of a cache")] = None
     max_images: MaxImages = None
-    hardest: Annotated[
-        int | None, writes("--hardest", "With a cache: number of hardest negatives to show (10).", "N", min=0)
-    ] = None
     html: Page = None
-    show_images: Annotated[
-        int | None,
-        writes("--show-images", "With a corpus: images on the page, from --split or the first split (60).", "N", min=0),
-    ] = None
     json: Json = False
 
 
@@ -47,22 +43,16 @@ def inspect(arguments: Inspect) -> None:
     place, folder = arguments.place, Path(arguments.place)
     kind = "store" if is_store(place) else artifact_kind(folder)
     # An option without effect is an error, so that nobody trusts a result that ignored it.
-    of_corpus = {"--show-images": arguments.show_images}
-    of_cache = {"--data": arguments.data, "--hardest": arguments.hardest}
+    of_cache = {"--data": arguments.data}
     page = {"--html": arguments.html}
     if kind in ("index", "store"):
         others = {"--split": arguments.split, "--max-images": arguments.max_images}
-        refuse(
-            {**of_cache, **others, **page, **of_corpus}, f"is for a corpus or a teacher cache, and {place} is an index"
-        )
+        refuse({**of_cache, **others, **page}, f"is for a corpus or a teacher cache, and {place} is an index")
         _inspect_index(place, arguments.json, is_store=kind == "store")
     elif kind == "corpus":
         refuse(of_cache, f"is for a teacher cache, and {shown(folder)} is a corpus")
-        if arguments.html is None:
-            refuse(of_corpus, "is for the page: name a file with --html")
         _inspect_corpus(folder, arguments)
     else:
-        refuse(of_corpus, f"is for a corpus, and {folder} is a teacher cache")
         if arguments.data is None:
             refuse(page, "needs the images: name their corpus with --data")
         _inspect_cache(folder, arguments)
@@ -74,13 +64,10 @@ def _inspect_corpus(folder: Path, arguments: Inspect) -> None:
     from dcdctl.core.data import Corpus
     from dcdctl.core.places import shown
 
-    max_images, num_images = arguments.max_images, arguments.show_images
-    summary = data.summarize_corpus(folder, arguments.split, max_images=max_images)
+    summary = data.summarize_corpus(folder, arguments.split, max_images=arguments.max_images)
     if arguments.html is not None:
-        corpus = Corpus.open(folder, next(iter(summary.splits)), max_images)
-        num_images = report.NUM_IMAGES if num_images is None else num_images
-        title = f"Corpus {summary.name}, {shown(folder)}"
-        report.write_corpus_page(path(arguments.html), summary, corpus, title, num_images)
+        corpus = Corpus.open(folder, next(iter(summary.splits)), arguments.max_images)
+        report.write_corpus_page(path(arguments.html), summary, corpus, f"Corpus {summary.name}, {shown(folder)}")
         note(f"page -> {arguments.html}")
     if arguments.json:
         return show_json(to_table(summary))
@@ -96,8 +83,7 @@ def _inspect_cache(cache: Path, arguments: Inspect) -> None:
     corpus = None
     if arguments.data is not None:
         corpus = Corpus.open(arguments.data, arguments.split or "train", arguments.max_images)
-    hardest = 10 if arguments.hardest is None else arguments.hardest
-    summary = teacher.summarize_cache(teacher.read_cache(cache, corpus=corpus), hardest)
+    summary = teacher.summarize_cache(teacher.read_cache(cache, corpus=corpus), NUM_HARDEST)
     if arguments.html is not None and corpus is not None:
         report.write_cache_page(path(arguments.html), summary, corpus, f"Teacher cache {cache}")
         note(f"page -> {arguments.html}")

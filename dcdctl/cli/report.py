@@ -33,31 +33,18 @@ class Report:
         Path | None,
         writes("--to-csv", "Also write the numbers, one model per row.", "FILE", callback=check_output_file),
     ] = None
-    show_queries: Annotated[
-        int | None,
-        writes("--show-queries", "Queries to show with images, per direction.", "N", show_default="60", min=0),
-    ] = None
     json: Json = False
 
 
 def report(arguments: Report) -> None:
     """Show runs on one page. It has commands, recalls, speed, curves, scores, and queries with what each model
     retrieves."""
-    from dcdctl.core.report import (
-        NUM_QUERIES,
-        read_report,
-        report_document,
-        write_csv,
-        write_markdown,
-        write_report_page,
-    )
+    from dcdctl.core.report import read_report, report_document, write_csv, write_markdown, write_report_page
 
     result = read_report(
         arguments.runs, teacher=arguments.teacher_eval, baseline=arguments.baseline, data=arguments.data
     )
-    # Its default is a constant of the core, which no import may load before --help.
-    num_queries = NUM_QUERIES if arguments.show_queries is None else arguments.show_queries
-    write_report_page(arguments.out, result, num_queries=num_queries, track=bar)
+    write_report_page(arguments.out, result, bar)
     if arguments.markdown is not None:
         write_markdown(arguments.markdown, result)
     if arguments.csv is not None:

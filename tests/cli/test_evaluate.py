@@ -154,7 +154,7 @@ def test_two_evaluations_do_not_write_into_one_folder_at_once(run, run_eval):
             ["--protocol", "coco-1k"],
             "protocol coco-1k requires a test split of 5,000 images and 25,010 captions; split 'test' of",
         ),
-        (["--protocol", "coco"], "no protocol 'coco'; known: auto, whole, first-N, flickr30k-1k, coco-5k, coco-1k"),
+        (["--protocol", "coco"], "no protocol 'coco'; known: auto, whole, flickr30k-1k, coco-5k, coco-1k"),
         (
             ["--depth", "5"],
             "--depth 5 is the number of candidates to re-rank, and there is no re-ranker; add --rerank REF",

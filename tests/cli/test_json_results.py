@@ -176,7 +176,7 @@ def test_a_work_list_names_its_folder(scenes_corpus_dir, tmp_path):
 def test_a_report_prints_the_numbers_of_its_table(scenes_corpus_dir, tmp_path):
     teacher, dual, *_ = write_demo(tmp_path / "demo", Corpus.open(scenes_corpus_dir, "test"))
     page, table = tmp_path / "r.html", tmp_path / "r.csv"
-    found = document_of(f"report {dual} --teacher-eval {teacher} --out {page} --to-csv {table} --show-queries 1")
+    found = document_of(f"report {dual} --teacher-eval {teacher} --out {page} --to-csv {table}")
     assert (found["page"], found["csv"], "markdown" in found) == (str(page), str(table), False)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -18,9 +18,9 @@ def test_a_page_a_markdown_file_and_a_table_are_written_and_the_page_is_named(fo
     teacher, dual, fusion, alone = folders
     page, markdown, table = (tmp_path / f"r.{ending}" for ending in ("html", "md", "csv"))
     files = f"--out {page} --to-markdown {markdown} --to-csv {table}"
-    result = run(f"report {dual} {fusion} --teacher-eval {teacher} --baseline {alone} --show-queries 3 {files}")
+    result = run(f"report {dual} {fusion} --teacher-eval {teacher} --baseline {alone} {files}")
     assert result.stdout == f"report -> {page}\n"
-    assert page.read_text().count('<li class="query"') == 6
+    assert page.read_text().count('<li class="query"') == 76
     assert markdown.read_text().startswith("# Report\n")
     assert len(table.read_text().splitlines()) == 6
 

@@ -59,7 +59,7 @@ def test_inspect_shows_what_a_store_holds(url, noise_index):
     document = document_of(f"inspect '{url}'")
     assert (document["images"], document["expected"], document["columns"]) == (12, 12, {})
     assert document["bytes"] > 8192
-    assert "is for a corpus or a teacher cache" in error_of(f"inspect '{url}' --hardest 3", code=2)
+    assert "is for a corpus or a teacher cache" in error_of(f"inspect '{url}' --split val", code=2)
 
 
 def test_a_line_break_in_the_facts_of_a_store_does_not_forge_a_line(noise_index, postgres_url):

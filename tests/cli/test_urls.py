@@ -92,7 +92,7 @@ def remote(scenes_corpus_dir):
     ("line", "code", "said"),
     [
         ("inspect memory://scenes --html page.html", 0, "scenes, memory://scenes\n"),
-        ("inspect memory://scenes --hardest 3", 2, "memory://scenes is a corpus"),
+        ("inspect memory://scenes --data x", 2, "memory://scenes is a corpus"),
         ("inspect memory://absent", 1, "memory://absent/corpus.json does not exist"),
         ("eval DUAL --data memory://scenes --split absent", 1, "memory://scenes has no split 'absent'"),
         ("eval DUAL --data memory://scenes --split test --protocol coco-5k", 1, "memory://scenes"),

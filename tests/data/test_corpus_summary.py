@@ -165,30 +165,16 @@ def test_a_page_keeps_the_text_of_a_corpus_as_text_and_loads_nothing(folder, tmp
     assert text.index("<figure>") < text.index("<table>")
 
 
-def test_a_page_has_the_requested_number_of_images_and_stays_small(scenes_corpus_dir, tmp_path):
-    for count, expected in ((5, 5), (60, 32), (0, 0)):
-        result = run_cli(
-            scenes_corpus_dir, "--split", "train", "--html", tmp_path / "page.html", "--show-images", count
-        )
-        assert result.exit_code == 0, result.stderr
-        assert len(Page((tmp_path / "page.html").read_text()).all("img")) == expected
+def test_a_page_has_images_of_the_first_split_or_of_the_one_named(scenes_corpus_dir, tmp_path):
+    result = run_cli(scenes_corpus_dir, "--split", "train", "--html", tmp_path / "page.html")
+    assert result.exit_code == 0, result.stderr
+    assert len(Page((tmp_path / "page.html").read_text()).all("img")) == 32
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [(["--data", "x"], "--data"), (["--hardest", "3"], "--hardest"), (["--show-images", "3"], "--html")],
-)
-def test_options_that_a_corpus_does_not_have_are_usage_errors(folder, options, named):
-    result = run_cli(folder, *options)
+def test_a_corpus_of_a_corpus_is_a_usage_error(folder):
+    result = run_cli(folder, "--data", "x")
     assert result.exit_code == 2
-    assert named in result.stderr
-
-
-def test_images_of_a_cache_are_a_usage_error(tmp_path):
-    (tmp_path / "cache.json").write_text("{}")
-    result = run_cli(tmp_path, "--show-images", 3)
-    assert result.exit_code == 2
-    assert "is for a corpus" in result.stderr
+    assert "--data" in result.stderr
 
 
 def test_the_error_for_another_folder_says_what_it_holds_and_what_is_expected(tmp_path):

@@ -154,7 +154,7 @@ def test_the_command_for_a_cascade_has_its_reranker_and_depth(folders):
     (folders[1] / "cascade-top.parquet").unlink()
     found = read_demo(folders)
     assert (
-        f"dcdctl eval {folders[1]} --data {found.corpus.folder} --split test --rerank {folders[2]} --depth 10"
+        f"dcdctl eval {folders[1]} --data {found.corpus.folder} --split test --rerank {folders[2]} --depth 0,5,10"
         in commands(found)
     )
 

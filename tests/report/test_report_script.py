@@ -39,7 +39,7 @@ class Seen:
 @pytest.fixture(scope="module")
 def see(found, tmp_path_factory):
     folder = tmp_path_factory.mktemp("script")
-    write.write_report_page(folder / "report.html", found, num_queries=40)
+    write.write_report_page(folder / "report.html", found)
     page = (folder / "report.html").read_text(encoding="utf-8")
 
     @functools.cache
@@ -71,7 +71,7 @@ def test_at_first_twelve_caption_queries_and_the_filters_are_shown(see):
     seen = see()
     assert [way for way, _, _ in seen.shown] == ["image"] * 12
     assert '<form id="filters">' in seen.html
-    assert seen.told.startswith("40 of the 40 queries on this page.")
+    assert seen.told.startswith("60 of the 60 queries on this page.")
 
 
 def test_wins_are_those_of_the_student_over_the_baseline_largest_first(see):

@@ -93,7 +93,7 @@ def run_cli(*arguments):
 
 
 def test_inspect_prints_json_with_captions(folder, corpus):
-    result = run_cli(folder, "--data", corpus.folder, "--json", "--hardest", 1)
+    result = run_cli(folder, "--data", corpus.folder, "--json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     assert document["num_pairs"] == 7

@@ -76,11 +76,8 @@ class HelpCommand(TyperCommand):
         write_panels(formatter, panels)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The example, a command that runs when it is copied, continued with backslashes where the line is too
-        short."""
-        formatter.write(
-            "\nExample:\n\n" + "".join(f"{line}\n" for line in continued(self.epilog or "", formatter.width))
-        )
+        """The example, a command that runs when it is copied."""
+        formatter.write(f"\nExample:\n\n  {self.epilog}\n")
 
 
 def _arguments(command: Any) -> list[Any]:
@@ -108,24 +105,6 @@ def lines_of(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
         else:
             yield f"  {name}".ljust(column) + first
         yield from (" " * column + line for line in rest)
-
-
-def continued(command: str, width: int) -> list[str]:
-    """A command on lines of at most this width, as a shell reads it; options stay with their values.
-
-    >>> print("\\n".join(continued("dcdctl index runs/dual --images photos --out photos.index", 45)))
-      dcdctl index runs/dual --images photos \\
-        --out photos.index
-    """
-    lines: list[str] = []
-    # Between options only, so that each stays with its value.
-    for part in re.split(" (?=-)", command):
-        indent = "    " if lines else "  "
-        if lines and len(lines[-1]) + len(part) + 3 <= width:
-            lines[-1] += f" {part}"
-        else:
-            lines.append(indent + part)
-    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

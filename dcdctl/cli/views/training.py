@@ -1,4 +1,4 @@
-"""The view of a training on stderr: a live table on a terminal, otherwise a line every few seconds."""
+"""The view of a training on stderr: a moving line on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ from dcdctl.cli.views.terminal import (
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from dcdctl.core.progress import OnStep
     from dcdctl.core.training import InputRefs, Preview, TrainingJob, TrainingOptions
 
 SECONDS_BETWEEN_FRAMES = 0.2
-"""How often the table is redrawn."""
+"""How often the line is redrawn."""
 
 
 @dataclass
@@ -45,23 +43,6 @@ class TrainingProgress:
     values: dict[str, float] = field(default_factory=dict)
     """The newest value of each."""
 
-    def speed(self) -> str:
-        """Units per second; empty before the first step."""
-        return (
-            rate((self.done - self.first) * self.per_step, self.unit, self.seconds).removeprefix(", ")
-            if self.done > self.first
-            else ""
-        )
-
-    def left(self) -> str:
-        """The time left; empty if it is unknown or zero."""
-        steps = self.done - self.first
-        return (
-            f"{clock((self.total - self.done) * self.seconds / steps)} left"
-            if steps > 0 and self.done < self.total
-            else ""
-        )
-
     def line(self) -> str:
         """The state on one line.
 
@@ -69,9 +50,14 @@ class TrainingProgress:
         >>> TrainingProgress(100, 0, "pairs", 8, done=25, seconds=10.0, values=values).line()
         'train: 25/100 steps, loss 0.5000, 20 pairs/s, 0:30 left'
         """
+        steps = self.done - self.first
         loss = f"loss {self.values['loss']:.4f}" if "loss" in self.values else ""
-        parts = (f"{self.done:,}/{self.total:,} steps", loss, self.measured(), self.speed(), self.left())
-        return f"train: {', '.join(part for part in parts if part)}"
+        parts = [f"{self.done:,}/{self.total:,} steps", loss, self.measured()]
+        if steps:
+            parts.append(rate(steps * self.per_step, self.unit, self.seconds).removeprefix(", "))
+            if self.done < self.total:
+                parts.append(f"{clock((self.total - self.done) * self.seconds / steps)} left")
+        return f"train: {', '.join(filter(None, parts))}"
 
     def measured(self) -> str:
         """The last validation and the best one; empty if there was none."""
@@ -89,35 +75,12 @@ class TrainingProgress:
         own, best = self.values[f"val_{name}"], self.values[f"val_best_{name}"]
         return f"val {CHOSEN[name]} {own:.1f}, best {best:.1f}{''.join(others)}"
 
-    def table(self) -> Table:
-        """The state as a table, one loss per row."""
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(show_header=False)
-        table.add_column(justify="left")
-        table.add_column(justify="right")
-        rows = {"step": f"{self.done:,} of {self.total:,}"}
-        # Each has a row of its own below.
-        hidden = ("lr", "seconds")
-        rows |= {
-            name: f"{value:.4f}"
-            for name, value in self.values.items()
-            if name not in hidden and not name.rpartition("/")[2].startswith("val_")
-        }
-        rows |= {"learning rate": f"{self.values['lr']:.3g}"} if "lr" in self.values else {}
-        rows |= {"speed": self.speed(), "time": self.left(), "validation": self.measured()}
-        for name, value in rows.items():
-            if value:
-                table.add_row(Text(name), Text(value))
-        return table
-
 
 @contextmanager
 def view(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> Iterator[OnStep]:
     """A Watch (`core/progress.py`) on stderr; of several processes only the first shows its steps."""
     state = TrainingProgress(total, done, unit, per_step, done)
-    with _live_table(state) if is_main() and sys.stderr.isatty() else _sparse_lines(state) as show:
+    with _live_line(state) if is_main() and sys.stderr.isatty() else _sparse_lines(state) as show:
         started = time.monotonic()
 
         def on_step(steps: int, values: Mapping[str, float]) -> None:
@@ -129,14 +92,15 @@ def view(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> It
 
 
 @contextmanager
-def _live_table(state: TrainingProgress) -> Iterator[Callable[[], None]]:
+def _live_line(state: TrainingProgress) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.live import Live
+    from rich.text import Text
 
     drawn = 0.0
     # Rich would redirect stdout to this console, which is stderr: only right if both are the same screen.
     with Live(
-        state.table(),
+        "",
         console=Console(file=sys.stderr, highlight=False),
         auto_refresh=False,
         redirect_stdout=sys.stdout.isatty(),
@@ -148,10 +112,10 @@ def _live_table(state: TrainingProgress) -> Iterator[Callable[[], None]]:
             # Drawing takes milliseconds, and a step of a small model does not take longer.
             if now - drawn >= SECONDS_BETWEEN_FRAMES or state.done == state.total:
                 drawn = now
-                live.update(state.table(), refresh=True)
+                live.update(Text(state.line()), refresh=True)
 
         yield show
-        live.update(state.table(), refresh=True)
+        live.update(Text(state.line()), refresh=True)
 
 
 @contextmanager

@@ -42,6 +42,8 @@ from dcdctl.core.evaluation.ranking import RankTable, check_queries
 from dcdctl.core.places import shown
 
 CASCADE_SUFFIX = ":cascade"
+NUM_QUERIES = 6
+"""Better and worse queries that are listed for each direction."""
 DECIMALS = 9
 """Digits of a difference of mean logarithms that are kept: further digits are rounding."""
 
@@ -53,11 +55,10 @@ def compare_systems(
     resamples: int = 10_000,
     seed: int = 0,
     draw_seeds: bool = False,
-    num_queries: int = 6,
 ) -> Comparison:
     """Compare each system with the base, which is the first one unless named.
 
-    Up to `num_queries` queries that rank better, and as many that rank worse, are listed for each direction. InputError
+    Up to `NUM_QUERIES` queries that rank better, and as many that rank worse, are listed for each direction. InputError
     for a system that does not exist, or that has one run and seeds to draw; StaleError for systems that cannot be
     compared.
     """
@@ -80,7 +81,7 @@ def compare_systems(
             holm_sign_flip_p_value=holm_flip_p,
             holm_t_test_p_value=holm_t_p if draw_seeds else None,
             shifts={
-                direction: find_rank_shifts(others[letter], base_tables, direction, num_queries)
+                direction: find_rank_shifts(others[letter], base_tables, direction, NUM_QUERIES)
                 for direction in Direction
             },
         )

@@ -126,7 +126,7 @@ class EvalJob:
     """Folder of the corpus."""
     split: str = "test"
     protocol: str = "auto"
-    """A protocol of `PAPER_PROTOCOLS`, whole, or first-N; auto is the protocol that the corpus names, or whole."""
+    """A protocol of `PAPER_PROTOCOLS`, or whole; auto is the protocol that the corpus names, or whole."""
     max_images: int | None = None
     rerank: str | None = None
     """Re-ranker of a cascade: a fusion scorer, or another dual encoder."""

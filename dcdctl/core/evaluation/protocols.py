@@ -4,7 +4,6 @@ of the papers."""
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,6 @@ from dcdctl.core import data
 from dcdctl.core.data import Corpus, read_corpus_json
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.places import shown
-
-FIRST_N = re.compile(r"first-([1-9]\d*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +46,26 @@ PAPER_PROTOCOLS = (
 def open_split(folder: Path, split: str, name: str = "auto", max_images: int | None = None) -> tuple[Corpus, Protocol]:
     """A split and its protocol. ConfigError for an unknown protocol, CorpusError for one that does not fit the corpus.
 
-    `name` is one of `PAPER_PROTOCOLS`, whole, or first-N; auto is the protocol that the corpus names, or whole.
-    `max_images` is the N of first-N.
+    `name` is one of `PAPER_PROTOCOLS`, or whole; auto is the protocol that the corpus names, or whole. With
+    `max_images` it is that of the first images of a split.
     """
-    first = f"first-{max_images}"
-    if max_images is not None and name not in ("auto", first):
+    if max_images is not None and name != "auto":
         raise ConfigError(
-            f"--max-images {max_images} is the protocol {first}, but the protocol {name} is given", hint="leave one out"
+            f"--max-images {max_images} is a protocol of its own, but the protocol {name} is given",
+            hint="leave one out",
         )
     # After the check of the options, because a corpus at a URL takes seconds to open.
     whole = Corpus.open(folder, split)
-    if match := FIRST_N.fullmatch(name if max_images is None else first):
-        corpus = whole.subset(int(match[1]))
-        return corpus, WHOLE if corpus is whole else Protocol(name=match[0])
+    if max_images is not None:
+        corpus = whole.subset(max_images)
+        return corpus, WHOLE if corpus is whole else Protocol(name=f"first-{max_images}")
     served = _title(read_corpus_json(folder).protocol)
     if name == "auto":
         fitting = (protocol for protocol in PAPER_PROTOCOLS if split == "test" and served == _title_of(protocol))
         return whole, next(fitting, WHOLE)
     protocol = {protocol.name: protocol for protocol in (WHOLE, *PAPER_PROTOCOLS)}.get(name)
     if protocol is None:
-        known = ", ".join(("auto", WHOLE.name, "first-N", *(protocol.name for protocol in PAPER_PROTOCOLS)))
+        known = ", ".join(("auto", WHOLE.name, *(protocol.name for protocol in PAPER_PROTOCOLS)))
         raise ConfigError(f"no protocol {name!r}", hint=f"known: {known}")
     _check(whole, served, protocol)
     return whole, protocol

@@ -1,6 +1,5 @@
 from .compare_page import write_comparison_page
-from .gallery import NUM_QUERIES
-from .pages import NUM_IMAGES, write_cache_page, write_corpus_page, write_search_page
+from .pages import write_cache_page, write_corpus_page, write_search_page
 from .report import MissingPart, open_corpus, read_report, teachers_of
 from .study import (
     CASCADE,
@@ -18,8 +17,6 @@ from .write import report_document, write_csv, write_markdown, write_report_page
 __all__ = [
     "CASCADE",
     "DISTILLED",
-    "NUM_IMAGES",
-    "NUM_QUERIES",
     "TEACHER",
     "ZERO_SHOT",
     "MissingPart",

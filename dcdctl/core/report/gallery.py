@@ -139,15 +139,15 @@ def first_answers(table: RankTable, saved: SavedEvaluation, direction: Direction
     return [FirstAnswer(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
 
 
-def make_gallery(report: Report, colors: dict[str, str], num_queries: int, track: Track) -> Markup | None:
-    """The gallery of a report; None if the first answers of no model are known, or for 0 queries."""
+def make_gallery(report: Report, colors: dict[str, str], track: Track) -> Markup | None:
+    """The gallery of a report; None if the first answers of no model are known."""
     models = report.answering
-    if not models or not num_queries:
+    if not models:
         return None
     # A single model is compared with itself: there are no wins, so all of its queries are drawn at random.
     pairs = _pairs(models) or [(0, 0)]
     ranks = {direction: [model.table.ranks(direction) for model in models] for direction in Direction}
-    chosen = {direction: choose(ranks[direction], pairs, num_queries) for direction in Direction}
+    chosen = {direction: choose(ranks[direction], pairs, NUM_QUERIES) for direction in Direction}
     ours, base = pairs[0]
     return templates.render(
         "gallery.html",

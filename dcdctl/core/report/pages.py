@@ -21,9 +21,7 @@ CACHE_IMAGE_PX = 240
 SEARCH_IMAGE_PX = 240
 
 
-def write_corpus_page(
-    path: Path, inspection: CorpusInspection, corpus: Corpus, title: str, num_images: int = NUM_IMAGES
-) -> None:
+def write_corpus_page(path: Path, inspection: CorpusInspection, corpus: Corpus, title: str) -> None:
     """Write the page of a corpus: counts, caption lengths, and images spread evenly over `corpus`, one of the inspected
     splits."""
     counts = inspection.splits[corpus.split].captions_by_words
@@ -40,7 +38,7 @@ def write_corpus_page(
         is_pool=corpus.is_pool,
         words=Histogram("words", bins, {"texts" if corpus.is_pool else "captions": counts[shortest:]}),
         num_images=corpus.num_images,
-        cards=[_corpus_card(corpus, image) for image in spread_over(corpus.num_images, num_images)],
+        cards=[_corpus_card(corpus, image) for image in spread_over(corpus.num_images, NUM_IMAGES)],
     )
 
 

@@ -6,7 +6,7 @@ What a folder lacks is a `MissingPart` with the command that adds it. Results th
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -176,7 +176,7 @@ def read_report(
     ]
     if corpus is None and report.result is not None:
         missing.append(MissingPart("images", _command("report", *map(str, runs), "--data", "DIR")))
-    return replace(report, models=_compared(report), missing=_by_command(missing), corpus=corpus)
+    return replace(report, models=_compared(report), missing=tuple(missing), corpus=corpus)
 
 
 def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
@@ -268,55 +268,36 @@ def open_corpus(result: Evaluation, data: Path | None) -> Corpus | None:
 
 def _missing_of_model(model: ModelResults, report: Report) -> list[MissingPart]:
     """What an evaluation lacks."""
-    first = report.result
-    data, result = "DIR" if first is None else first.data, model.result
-    evaluate = _eval_command(model, data, "test" if first is None else first.split)
-    missing = []
-    if result is None:
-        missing.append(MissingPart(f"results of {model.label}", evaluate))
-    if model.saved.table is None:
-        missing.append(MissingPart(f"ranks of each query of {model.label}", evaluate))
-    elif not model.saved.top:
-        missing.append(MissingPart(f"scores and first answers of {model.label}", evaluate))
-    if model.times is None and not model.is_cascade:
-        missing.append(MissingPart(f"times of {model.label}", _bench_command(model, report, data)))
-    if model.is_cascade and result is not None and (not result.reranked or result.dual_query_ms is None):
-        depths = ",".join(map(str, sorted({0, result.protocol.depth or 0, *(part.depth for part in result.depths)})))
-        missing.append(
-            MissingPart(f"time of re-ranking of {model.label}", _eval_command(model, data, result.split, depths))
-        )
+    first, result, saved, teacher = report.result, model.result, model.saved, report.of_role("teacher")
+    data, split = ("DIR", "test") if first is None else (first.data, first.split)
+    ref = str(model.folder) if result is None else result.model
+    evaluate = ["eval", ref, "--data", data, "--split", split]
+    if model.is_cascade and result is not None:
+        depths = sorted({0, result.protocol.depth or 0, *(part.depth for part in result.depths)})
+        evaluate += ["--rerank", result.reranker or "REF", "--depth", ",".join(map(str, depths))]
+    elif ref != str(model.folder):
+        evaluate += ["--out", str(model.folder)]
+    lacks = {
+        "results": result is None,
+        "ranks of each query": result is not None and saved.table is None,
+        "scores and first answers": saved.table is not None and not saved.top,
+        "time of re-ranking": result is not None
+        and model.is_cascade
+        and (not result.reranked or result.dual_query_ms is None),
+    }
+    missing = [
+        MissingPart(f"{what} of {model.label}", _command(*evaluate)) for what, is_lacking in lacks.items() if is_lacking
+    ]
+    # A teacher is timed together with a student.
+    if model.times is None and model is not teacher and not model.is_cascade:
+        timed = "REF" if teacher is None else str(teacher.folder) if teacher.result is None else teacher.result.model
+        command = _command("bench", str(model.folder), "--teacher", timed, "--data", data)
+        missing.append(MissingPart(f"times of {model.label}", command))
     return missing
 
 
-def _eval_command(model: ModelResults, data: str, split: str, depths: str = "") -> str:
-    result = model.result
-    ref = str(model.folder) if result is None else result.model
-    words = [ref, "--data", data, "--split", split]
-    if model.is_cascade and result is not None:
-        words += ["--rerank", result.reranker or "REF", "--depth", depths or str(result.protocol.depth)]
-    elif ref != str(model.folder):
-        words += ["--out", str(model.folder)]
-    return _command("eval", *words)
-
-
-def _bench_command(model: ModelResults, report: Report, data: str) -> str:
-    teacher = report.of_role("teacher")
-    # A teacher is timed together with a student.
-    student = model if model is not teacher else next((other for other in report.models if other is not teacher), None)
-    ref = "REF" if teacher is None else str(teacher.folder) if teacher.result is None else teacher.result.model
-    return _command("bench", "RUN" if student is None else str(student.folder), "--teacher", ref, "--data", data)
-
-
-def _by_command(missing: Iterable[MissingPart]) -> tuple[MissingPart, ...]:
-    """The parts joined by their commands."""
-    by_command: dict[str, list[str]] = {}
-    for part in missing:
-        by_command.setdefault(part.command, []).append(part.what)
-    return tuple(MissingPart(", ".join(what), command) for command, what in by_command.items())
-
-
-def _command(name: str, *words: str) -> str:
-    return shlex.join(["dcdctl", name, *words])
+def _command(*words: str) -> str:
+    return shlex.join(["dcdctl", *words])
 
 
 def teachers_of(inputs: Mapping[str, Any]) -> list[str]:

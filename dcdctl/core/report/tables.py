@@ -114,13 +114,12 @@ def shown_ratio(ratio: float) -> str:
 
 
 def _runs(report: Report) -> Table:
-    """Command, seed, inputs, different negatives and versions of each training."""
+    """Command, seed, inputs and versions of each training."""
     trainings = report.trainings
     facts = {
         "trained by": [training.facts["what"] for training in trainings],
         "seed": [str(training.facts["seed"]) for training in trainings],
         **_transposed([_inputs(training) for training in trainings]),
-        **_transposed([_negatives(training) for training in trainings]),
         **_transposed(
             [{f"version: {name}": text for name, text in training.facts["versions"].items()} for training in trainings]
         ),
@@ -145,15 +144,6 @@ def _inputs(training: Training) -> dict[str, str]:
         if not name.startswith(("cache", "teachers"))
     }
     return {**others, "input: scores": ", ".join(map(_value, teachers_of(inputs))) or NOTHING}
-
-
-def _negatives(training: Training) -> dict[str, str]:
-    """How many different negatives an image and a caption met, if they were counted."""
-    counts = training.facts.get("different_negatives", {})
-    return {
-        f"different negatives {name.replace('_', ' ')}": f"{count['different']:g} in {count['lists']:g} lists"
-        for name, count in counts.items()
-    }
 
 
 def _recipes(report: Report) -> Table:

@@ -11,7 +11,7 @@ from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import Estimate
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import charts, gallery, html, tables
-from dcdctl.core.report.gallery import NUM_QUERIES, TITLES
+from dcdctl.core.report.gallery import TITLES
 from dcdctl.core.report.report import ModelResults, Report
 from dcdctl.core.report.tables import RECALLS
 from dcdctl.core.templates import Table
@@ -20,8 +20,8 @@ MAX_RSUM = 600
 """Six recalls of 100%."""
 
 
-def write_report_page(path: Path, report: Report, *, num_queries: int = NUM_QUERIES, track: Track = silent) -> None:
-    """Write the page of a report, with at most `num_queries` queries of each direction."""
+def write_report_page(path: Path, report: Report, track: Track = silent) -> None:
+    """Write the page of a report."""
     score_charts = charts.scores(report)
     html.write(
         path,
@@ -37,7 +37,7 @@ def write_report_page(path: Path, report: Report, *, num_queries: int = NUM_QUER
         training_charts=charts.training_curves(report),
         commands=[(training.label, shlex.join(training.command)) for training in report.trainings],
         runs=tables.run_tables(report),
-        gallery=gallery.make_gallery(report, charts.colors(report), num_queries, track),
+        gallery=gallery.make_gallery(report, charts.colors(report), track),
     )
 
 
@@ -100,11 +100,11 @@ def write_markdown(path: Path, report: Report) -> None:
     """Write the facts, the tables, the commands and the missing parts as Markdown."""
     facts = [f"- {name}: {_plain(value)}" for name, value in facts_of(report)]
     missing = (
-        ["## Left out", "", *(f"- {_plain(part.what)}: {_code(part.command)}" for part in report.missing)]
+        ["## Left out", "", *(f"- {_plain(part.what)}: `{part.command}`" for part in report.missing)]
         if report.missing
         else []
     )
-    commands = [f"- {_plain(training.label)}: {_code(shlex.join(training.command))}" for training in report.trainings]
+    commands = [f"- {_plain(training.label)}: `{shlex.join(training.command)}`" for training in report.trainings]
     if commands:
         commands = ["## Commands", "", *commands, ""]
     all_tables = map(_markdown_table, [*tables.result_tables(report), *tables.run_tables(report)])
@@ -150,14 +150,6 @@ def _cell(text: str) -> str:
 def _plain(text: str) -> str:
     """Text with Markdown's special characters escaped."""
     return re.sub(r"[\\`*_{}\[\]<>#|~]", r"\\\g<0>", text)
-
-
-def _code(text: str) -> str:
-    """A code span, for any text."""
-    # In CommonMark a code span may contain shorter runs of backticks than its fence.
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def _row(model: ModelResults) -> dict[str, object]:
