@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 from dcdctl.cli.declare import Ref, assignments, optional_path, path
 from dcdctl.cli.options import (
@@ -25,6 +25,7 @@ from dcdctl.cli.options import (
     model_argument,
     reads,
     reads_model,
+    sizes,
     writes,
 )
 from dcdctl.cli.views.scoring import show_workload
@@ -56,9 +57,12 @@ class Evaluate(Inference):
     ] = "auto"
     rerank: Rerank = None
     rerank_overrides: RerankSet = None
-    depth: Annotated[int | Sequence[int] | None, configures("--depth", DEPTH_HELP, "N,...", show_default="50"), str] = (
-        None
-    )
+    # Any for Typer, which takes a list in one word by `parser`, not by its type.
+    depth: Annotated[
+        int | Sequence[int] | None,
+        configures("--depth", DEPTH_HELP, "N,...", parser=sizes, show_default="50"),
+        Any,
+    ] = None
     against: Annotated[
         Ref | None,
         reads_model(
@@ -101,7 +105,6 @@ class Evaluate(Inference):
         # A loaded model has no reference: the document names its class and digest.
         loaded = None if isinstance(self.model, str | os.PathLike) else self.model
         name = self.model if loaded is None else f"{type(loaded).__name__} {loaded.digest[:8]}"
-        depths = [self.depth] if isinstance(self.depth, int) else self.depth
         return EvalJob(
             model=os.fspath(cast("Ref", name)),
             loaded=loaded,
@@ -113,7 +116,7 @@ class Evaluate(Inference):
             rerank_sets=assignments(self.rerank_overrides),
             against=None if self.against is None else os.fspath(self.against),
             relevance=optional_path(self.relevance),
-            depth=depths if depths is None or isinstance(depths, str) else ",".join(map(str, depths)),
+            depths=(self.depth,) if isinstance(self.depth, int) else tuple(self.depth or ()),
             model_sets=assignments(self.model_overrides),
             with_eccv=self.eccv,
             dims=self.dims,

@@ -157,9 +157,8 @@ def test_two_evaluations_do_not_write_into_one_folder_at_once(run, run_eval):
         (["--protocol", "coco"], "no protocol 'coco'; known: auto, whole, flickr30k-1k, coco-5k, coco-1k"),
         (
             ["--depth", "5"],
-            "--depth 5 is the number of candidates to re-rank, and there is no re-ranker; add --rerank REF",
+            "--rerank-set and --depth are for a re-ranker, and there is none; add --rerank REF",
         ),
-        (["--rerank", "vilt", "--depth", "5,many"], "--depth must be a number or a list of numbers, got 5,many"),
         (["--rerank", "vilt", "--depth", "0"], "depths must end above 0, got 0"),
         (["--eccv"], "ECCV Caption requires the protocol coco-5k, and"),
     ],

@@ -155,7 +155,7 @@ def test_a_page_keeps_the_text_of_a_corpus_as_text_and_loads_nothing(folder, tmp
     text = (tmp_path / "page.html").read_text()
     page = Page(text)
     assert [image["alt"] for image in page.all("img")] == ["A dog.", '"><script>alert(1)</script>', "a dog"]
-    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
+    assert all(image["src"].startswith("data:image/webp;base64,") for image in page.all("img"))
     assert not {"script", "link", "b", "iframe"} & {tag for tag, _ in page.tags}
     assert "&lt;img src=&#34;x&#34;&gt;.png" in text
     assert "CC0 &lt;b&gt;" in text

@@ -249,7 +249,7 @@ def test_the_page_keeps_text_as_text_and_loads_nothing(page):
     )  # as a caption of its image, as a place, as what stands for the picture
     assert page.count("&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;") >= 3
     assert "<script" not in page
-    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in html.all("img"))
+    assert all(image["src"].startswith("data:image/webp;base64,") for image in html.all("img"))
     assert "http" not in page
     assert "url(" not in page
 

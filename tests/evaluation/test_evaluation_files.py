@@ -38,7 +38,7 @@ def write(folder: Path, measured: Measured) -> None:
 def test_the_table_of_ranks_names_every_query(tmp_path, alone):
     write(tmp_path, alone)
     table = pd.read_parquet(tmp_path / "ranks.parquet")
-    assert list(table) == ["direction", "query", "image_id", "caption_id", "caption", "rank", "score"]
+    assert list(table) == ["direction", "query", "image_id", "rank", "score", "caption_id", "caption"]
     text, image = table[table.direction == "text"], table[table.direction == "image"]
     assert text["rank"].tolist() == alone.table.text_ranks.tolist()
     assert image["rank"].tolist() == alone.table.image_ranks.tolist()

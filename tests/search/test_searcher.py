@@ -256,7 +256,7 @@ def test_the_page_embeds_its_images_and_escapes_names_and_texts(index, searcher,
     page = Page(text)
     images = page.all("img")
     assert len(images) == len(NAMES)
-    assert all((image["src"] or "").startswith("data:image/jpeg;base64,") for image in images)
+    assert all((image["src"] or "").startswith("data:image/webp;base64,") for image in images)
     assert {image["alt"] for image in images} == {name if name.endswith(".png") else f"{name}.png" for name in NAMES}
     assert page.all("script") == []
     assert "http" not in text

@@ -132,7 +132,7 @@ def write_bench(folder: Path, teacher_model: str, *, student_ms: float = 2.0, te
     for side, ms, parameters in (("teacher", teacher_ms, 4_000_000), ("student", student_ms, 1_500_000)):
         document[side]["footprint"]["num_parameters"] = parameters
         for query in document[side]["queries"]:
-            query["duration"] |= {"seconds": ms * query["num_images"] / 1e6, "extrapolated": side == "teacher"}
+            query |= {"seconds": ms * query["num_images"] / 1e6, "extrapolated": side == "teacher"}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "bench.json", document)
 

@@ -163,9 +163,7 @@ def _model_times(
         latencies=latencies,
         throughput=tuple(_throughput(model, count) for count in model.batch_times),
         queries=tuple(
-            QueryTime(
-                num_images=count, is_cached=is_cached, duration=_query_duration(model, count, is_cached=is_cached)
-            )
+            _query_time(model, count, is_cached=is_cached)
             for count in sorted(config.gallery_sizes)
             for is_cached in (True, False)
         ),
@@ -175,9 +173,11 @@ def _model_times(
     )
 
 
-def _query_duration(model: BenchModel, num_images: int, *, is_cached: bool) -> Duration:
+def _query_time(model: BenchModel, num_images: int, *, is_cached: bool) -> QueryTime:
     seconds, timed = model.query_s(num_images, is_cached=is_cached), model.query_times[is_cached].get(num_images)
-    return Duration(
+    return QueryTime(
+        num_images=num_images,
+        is_cached=is_cached,
         seconds=seconds.value,
         extrapolated=timed is None,
         interval=seconds.interval,

@@ -90,11 +90,10 @@ class Duration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryTime:
+class QueryTime(Duration):
     num_images: int
     is_cached: bool
     """Whether the images were encoded before."""
-    duration: Duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +142,7 @@ class ModelTimes:
     """None without fresh processes, and for other runtimes than torch."""
 
     def query(self, num_images: int, *, is_cached: bool) -> Duration:
-        return next(
-            item.duration for item in self.queries if (item.num_images, item.is_cached) == (num_images, is_cached)
-        )
+        return next(item for item in self.queries if (item.num_images, item.is_cached) == (num_images, is_cached))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,8 +132,8 @@ class EvalJob:
     """Re-ranker of a cascade: a fusion scorer, or another dual encoder."""
     rerank_sets: tuple[str, ...] = ()
     """Settings of the re-ranker, such as "dtype=bfloat16"."""
-    depth: str | None = None
-    """Depth of the cascade, or several: "0,5,10"; None for 50."""
+    depths: tuple[int, ...] = ()
+    """Depth of the cascade, or several; empty for 50."""
     model_sets: tuple[str, ...] = ()
     """Settings of the model, such as "image_size=384"."""
     with_eccv: bool = False
@@ -162,7 +162,7 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
     MissingError if ECCV Caption is asked for and not installed, InputError if the results cannot be written.
     """
     form = VectorForm(dims=job.dims, kind=job.codes, rescore=job.rescore)
-    options = EvalOptions(compute=job.compute, form=form, depths=_depths(job))
+    options = EvalOptions(compute=job.compute, form=form, depths=tuple(sorted(set(job.depths))) or DEFAULT.depths)
     overrides = models.parse_overrides(job.model_sets)
     rerank_overrides = models.parse_overrides(job.rerank_sets, RERANK_SET)
     if job.loaded is None:
@@ -174,8 +174,8 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
         )
     if job.rerank is not None:
         models.check_ref(job.rerank, rerank_overrides)
-    elif rerank_overrides:
-        raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
+    elif rerank_overrides or job.depths:
+        raise ConfigError("--rerank-set and --depth are for a re-ranker, and there is none", hint="add --rerank REF")
     if job.against is not None:
         if job.rerank is not None or form != FULL_VECTORS:
             raise ConfigError(
@@ -207,23 +207,6 @@ def _check_model(ref: str, overrides: dict[str, Any]) -> None:
             raise
         raise ModelError(
             error.args[0], hint=f"make a run with `dcdctl distill`; {error.hint}".removesuffix("; ")
-        ) from error
-
-
-def _depths(job: EvalJob) -> tuple[int, ...]:
-    """The depths that a job names."""
-    if job.depth is None:
-        return DEFAULT.depths
-    if job.rerank is None:
-        raise ConfigError(
-            f"--depth {job.depth} is the number of candidates to re-rank, and there is no re-ranker",
-            hint="add --rerank REF",
-        )
-    try:
-        return tuple(sorted({int(word) for word in job.depth.split(",")}))
-    except ValueError as error:
-        raise ConfigError(
-            f"--depth must be a number or a list of numbers, got {job.depth}", hint="for example --depth 0,5,10,20"
         ) from error
 
 

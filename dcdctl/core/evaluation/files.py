@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -220,13 +220,12 @@ def write_ranks(path: Path, table: RankTable) -> None:
 
     `query` is an image index for text retrieval, which has no caption, and a caption index for image retrieval.
     """
-    num_images, image_ids = len(table.image_ids), np.array(table.image_ids, dtype=object)
-    # Nullable integers, because a missing value makes ordinary ones floats.
-    no_ids, no_captions = pd.array([pd.NA] * num_images, dtype="Int64"), pd.Series([None] * num_images, dtype="str")
-    named = {
-        Direction.TEXT: {"image_id": image_ids, "caption_id": no_ids, "caption": no_captions},
+    image_ids = np.array(table.image_ids, dtype=object)
+    named: dict[Direction, dict[str, Any]] = {
+        Direction.TEXT: {"image_id": image_ids},
         Direction.IMAGE: {
             "image_id": image_ids[table.caption_image],
+            # Nullable integers, because a missing value makes ordinary ones floats.
             "caption_id": pd.array(table.caption_ids, dtype="Int64"),
             "caption": table.captions,
         },

@@ -31,8 +31,6 @@ RANDOM_SHARE = 1 / 3
 SEED = 0
 # A photo can be recognized, and a page embeds hundreds of them.
 THUMBNAIL_PX = 96
-# At this size the loss does not show, and a page embeds hundreds of images.
-WEBP_QUALITY = 70
 READ_BATCH = 64
 """Images read together."""
 TITLES = ((Direction.IMAGE, "images of a caption"), (Direction.TEXT, "captions of an image"))
@@ -212,7 +210,7 @@ def _embedded(corpus: Corpus, images: Sequence[int], track: Track) -> dict[int, 
         for start in range(0, len(images), READ_BATCH):
             batch = images[start : start + READ_BATCH]
             for index, image in zip(batch, corpus.images(batch), strict=True):
-                embedded[index] = html.embed_image(image, THUMBNAIL_PX, encoding="WEBP", quality=WEBP_QUALITY)
+                embedded[index] = html.embed_image(image, THUMBNAIL_PX)
             advance(len(batch))
     return embedded
 

@@ -6,17 +6,14 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from dcdctl.core.config import flatten
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import LEVEL, RECALL_NAMES, Estimate
-from dcdctl.core.report.report import ModelResults, Report, Training, teachers_of
+from dcdctl.core.report.report import ModelResults, Report
 from dcdctl.core.templates import Table
 
 NOTHING = "\N{EN DASH}"
 """Shown for values that were not measured."""
 RECALLS = [(direction, name) for direction in Direction for name in RECALL_NAMES]
-# 48 bits: two of a million fingerprints share them with a chance of 0.2%.
-FINGERPRINT_DIGITS = 12
 
 
 def result_tables(report: Report) -> list[Table]:
@@ -114,36 +111,21 @@ def shown_ratio(ratio: float) -> str:
 
 
 def _runs(report: Report) -> Table:
-    """Command, seed, inputs and versions of each training."""
+    """Command, seed and versions of each training."""
     trainings = report.trainings
     facts = {
         "trained by": [training.facts["what"] for training in trainings],
         "seed": [str(training.facts["seed"]) for training in trainings],
-        **_transposed([_inputs(training) for training in trainings]),
         **_transposed(
             [{f"version: {name}": text for name, text in training.facts["versions"].items()} for training in trainings]
         ),
     }
     rows = tuple((name, *values) for name, values in facts.items() if any(value != NOTHING for value in values))
     return Table(
-        "Runs; inputs by the first digits of their fingerprints",
+        "Runs",
         ("fact", *(training.label for training in trainings)),
         rows if trainings else (),
     )
-
-
-def _inputs(training: Training) -> dict[str, str]:
-    """The inputs of a training, by the first digits of their fingerprints; the commands have their names.
-
-    For scores, the teachers. Their corpus and candidates are those of the training and its recipe.
-    """
-    inputs = training.facts["inputs"]
-    others = {
-        f"input: {name}": _value(value)
-        for name, value in flatten(inputs).items()
-        if not name.startswith(("cache", "teachers"))
-    }
-    return {**others, "input: scores": ", ".join(map(_value, teachers_of(inputs))) or NOTHING}
 
 
 def _recipes(report: Report) -> Table:
@@ -171,11 +153,10 @@ def _transposed(columns: Iterable[dict[str, str]]) -> dict[str, list[str]]:
 
 
 def _value(value: Any) -> str:
-    """A value as in a recipe; the first digits of a fingerprint."""
+    """A value as in a recipe."""
     if isinstance(value, str):
         # An empty cell would look like a field that the recipe lacks.
-        is_digest = len(value) == 64 and set(value) <= set("0123456789abcdef")
-        return value[:FINGERPRINT_DIGITS] if is_digest else value or '""'
+        return value or '""'
     return NOTHING if value is None else json.dumps(value, ensure_ascii=False)
 
 

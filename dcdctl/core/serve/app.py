@@ -238,7 +238,6 @@ async def _by_texts(service: ServiceState, queries: Sequence[BatchQuery | str], 
             asked.append(error)
     answers = iter(await service.texts.answer_all([one for one in asked if isinstance(one, WaitingText)]))
     responses: list[SearchResponse | ErrorResponse] = []
-    num_hits = 0
     for one in asked:
         answer = next(answers) if isinstance(one, WaitingText) else one
         # What is wrong with one query says nothing about the others; a failure of the service does.
@@ -248,14 +247,11 @@ async def _by_texts(service: ServiceState, queries: Sequence[BatchQuery | str], 
             raise answer
         else:
             responses.append(await _response(service, answer, is_text=True))
-            num_hits += len(answer.hits)
-    logs.note_hits(num_hits)
     return BatchResponse(tuple(responses))
 
 
 async def _response(service: ServiceState, answer: SearchAnswer, *, is_text: bool) -> SearchResponse:
     # Measured by a worker, once for each index; an answer that is computed must not wait for a worker again.
-    logs.note_hits(len(answer.hits))
     live = service.searcher
     background = live.background() if live.is_measured else await service.searching.run(live.background)
     scores = [hit.score for hit in answer.hits]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from pathlib import Path
 
 import h11
@@ -61,51 +60,36 @@ def open_file_limit() -> int | None:
     return None if soft == resource.RLIM_INFINITY or not OPEN_FILES.is_dir() else soft
 
 
-class Activity(Enum):
-    """What a connection is open for, in the order in which connections are closed when there are too many."""
-
-    WAITING = "waiting for a request"
-    SENDING = "waiting for the client to read the answer"
-    ANSWERING = "answering a request"
-
-
 @dataclass
 class ConnectionPool:
     """The open connections of a service, at most `max_connections`; used from one event loop."""
 
     config: ServiceConfig
     metrics: Metrics
-    _activities: dict[Connection, Activity] = field(default_factory=dict)
-    """What each connection does, the longest unchanged first."""
+    _answering: dict[Connection, bool] = field(default_factory=dict)
+    """Whether each connection is being answered, the longest unchanged first."""
 
-    def set(self, connection: Connection, activity: Activity) -> None:
-        """Note what a connection does now. A connection that starts something else becomes the youngest of those that
-        do the same."""
-        if self._activities.get(connection) is not activity:
-            self._activities.pop(connection, None)
-            self._activities[connection] = activity
-            self.metrics.connections.set(len(self._activities))
+    def set(self, connection: Connection, *, is_answering: bool) -> None:
+        """Note what a connection does now. A connection that starts something else becomes the youngest."""
+        if self._answering.get(connection) is not is_answering:
+            self._answering.pop(connection, None)
+            self._answering[connection] = is_answering
+            self.metrics.connections.set(len(self._answering))
 
     def add(self, connection: Connection) -> None:
-        """Add a new connection. If there are too many, the one that has waited longest is closed, which may be the new
-        one."""
-        self.set(connection, Activity.WAITING)
-        if len(self._activities) > self.config.max_connections:
-            # A connection that is being answered is never closed for another one.
-            by_age = [
-                one
-                for activity in (Activity.WAITING, Activity.SENDING)
-                for one, current in self._activities.items()
-                if current is activity
-            ]
-            # The new connection comes last: its request may be on its way, and may be answered in no time.
-            victim = next((one for one in by_age if one is not connection), connection)
+        """Add a new connection. If there are too many, the one that has waited longest, for a request or for its client
+        to read the answer, is closed, which may be the new one."""
+        self.set(connection, is_answering=False)
+        if len(self._answering) > self.config.max_connections:
+            # A connection that is being answered is never closed for another one. The new connection comes last: its
+            # request may be on its way, and may be answered in no time.
+            victim = next(one for one, is_answering in self._answering.items() if not is_answering)
             victim.drop("too many connections")
 
     def remove(self, connection: Connection) -> None:
         """Forget a closed connection."""
-        self._activities.pop(connection, None)
-        self.metrics.connections.set(len(self._activities))
+        self._answering.pop(connection, None)
+        self.metrics.connections.set(len(self._answering))
 
 
 class Connection(H11Protocol):
@@ -170,8 +154,7 @@ class Connection(H11Protocol):
         """Note what the connection does, and start the deadline of what it waits for."""
         if self.transport.is_closing() and self._send_timer is None:
             return
-        activity = Activity.WAITING if self._send_timer is None else Activity.SENDING
-        self.pool.set(self, Activity.ANSWERING if self._is_answering() else activity)
+        self.pool.set(self, is_answering=self._is_answering())
         # The part of a request that has yet to arrive; none while it is complete, or if none has begun after an answer.
         awaited = "body" if self.conn.their_state is h11.SEND_BODY else None
         # Between requests uvicorn's timer runs until the first byte arrives.

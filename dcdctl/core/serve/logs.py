@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,22 +28,8 @@ ACCESS = logging.getLogger("dcdctl.access")
 OWN = logging.getLogger("dcdctl")
 
 
-@dataclass
-class RequestNotes:
-    """What the log says of a request besides its status."""
-
-    id: str
-    hits: int | None = None
-
-
-CURRENT: ContextVar[RequestNotes | None] = ContextVar("request", default=None)
-"""The request that a task answers."""
-
-
-def note_hits(count: int) -> None:
-    """Let the log say how many images the answer to this request has."""
-    if (notes := CURRENT.get()) is not None:
-        notes.hits = count
+CURRENT: ContextVar[str] = ContextVar("request", default="")
+"""The id of the request that a task answers, as the log says it."""
 
 
 def request_id(sent: str) -> str:
@@ -97,8 +82,8 @@ class JsonFormatter(logging.Formatter):
         fields |= {"message": _shortened(record.getMessage().rstrip("\n"))}
         if self._process:
             fields["process"] = self._process
-        if (notes := CURRENT.get()) is not None:
-            fields["request_id"] = notes.id
+        if current := CURRENT.get():
+            fields["request_id"] = current
         fields |= getattr(record, "facts", {})
         if record.exc_info:
             fields["traceback"] = _shortened(self.formatException(record.exc_info))

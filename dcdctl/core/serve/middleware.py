@@ -59,9 +59,9 @@ class LimitsMiddleware:
         started, status = time.perf_counter(), 500
         request_id = logs.request_id(Headers(scope=scope).get("x-request-id", ""))
         # In the log only: a response that hides what is a key would tell who guesses.
-        notes = logs.RequestNotes(HAS_KEY if self._has_key(request_id) else request_id)
+        logged_id = HAS_KEY if self._has_key(request_id) else request_id
         # Not reset: the server logs an error of this request after this function has ended.
-        logs.CURRENT.set(notes)
+        logs.CURRENT.set(logged_id)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -85,7 +85,7 @@ class LimitsMiddleware:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.answered(route, _method(scope), status, seconds)
             if self.config.access_log:
-                self._log(scope, notes, status, seconds)
+                self._log(scope, logged_id, status, seconds)
 
     def _answer(self, scope: Scope, body: _LimitedBody) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
@@ -99,16 +99,15 @@ class LimitsMiddleware:
             return refusal("too many uploads", self.config, self.metrics)
         return self.app
 
-    def _log(self, scope: Scope, notes: logs.RequestNotes, status: int, seconds: float) -> None:
+    def _log(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         client = scope.get("client")
         path = HAS_KEY if self._has_key(_address(scope)) else logs.printable(scope["path"])
         facts = {
-            "request_id": notes.id,
+            "request_id": request_id,
             "method": _method(scope),
             "path": path[: logs.MAX_PATH_CHARS],
             "status": status,
             "ms": round(1000 * seconds, 1),
-            "hits": notes.hits,
             "client": client[0] if client else None,
         }
         # A query that is refused may hold a wrong key, such as the previous one.

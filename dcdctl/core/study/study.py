@@ -206,7 +206,7 @@ def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
         split=job.split,
         rerank=plan.reranker,
         rerank_sets=tuple(job.model_set),
-        depth=f"0,{job.depth}",
+        depths=(0, job.depth),
     )
     num_pairs = corpus.num_images * min(job.depth, corpus.num_captions) + corpus.num_captions * min(
         job.depth, corpus.num_images
