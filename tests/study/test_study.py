@@ -250,11 +250,7 @@ def test_a_time_is_that_of_the_benchmark_or_of_the_cascade(finished: Path):
     bench = json.loads((first / "bench.json").read_text())
     ms = {
         name: 1000
-        * next(
-            query["seconds"]
-            for query in bench[name]["queries"]
-            if query["is_cached"] and query["num_images"] == 16
-        )
+        * next(query["seconds"] for query in bench[name]["queries"] if query["is_cached"] and query["num_images"] == 16)
         for name in ("teacher", "student")
     }
     found = rows(finished)
