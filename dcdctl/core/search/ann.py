@@ -6,6 +6,7 @@ Shape letters: Q queries, R rows, D width, C candidates.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core import scoring
+from dcdctl.core import machine, scoring
 from dcdctl.core.errors import require_extra
 from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search.config import HnswConfig, IndexConfig
@@ -164,17 +165,20 @@ class Centroids:
         # missing tokens.
         table_KL = np.zeros((num_centroids + 1, 16 * -(-length // 16)), dtype=np.uint8)
         table_KL[:-1, :length] = products_KL * (255 / max(float(products_KL.max()), 1e-9))
-        scores_R = np.empty(self._codes_NR.shape[1], dtype=np.float32)
         ones_L = np.ones(table_KL.shape[1], dtype=np.float32)
-        for first in range(0, len(scores_R), CODES):
+
+        def scores(first: int) -> Floats:
             codes_NR = self._codes_NR[:, first : first + CODES].astype(np.intp)
             largest_RL = table_KL.take(codes_NR[0], axis=0, mode="clip")
             products_RL = np.empty_like(largest_RL)
             for codes_R in codes_NR[1:]:
                 table_KL.take(codes_R, axis=0, out=products_RL, mode="clip")
                 np.maximum(largest_RL, products_RL, out=largest_RL)
-            scores_R[first : first + CODES] = largest_RL.astype(np.float32) @ ones_L
-        return scores_R
+            return largest_RL.astype(np.float32) @ ones_L
+
+        # NumPy releases the lock of Python in both calls of the loop.
+        with ThreadPoolExecutor(machine.num_threads(None)) as pool:
+            return np.concatenate(list(pool.map(scores, range(0, self._codes_NR.shape[1], CODES))))
 
 
 def binary_words(vectors_ND: Floats) -> NDArray[np.uint64]:
