@@ -1,5 +1,5 @@
-"""SentenceTransformers that embed images and texts: the vectors of `encode`, and a CLIP inside that is loaded as a
-CLIP."""
+"""SentenceTransformers that embed images and texts: the vectors of `encode_document` and `encode_query`, and a CLIP
+inside that is loaded as a CLIP."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch.testing import assert_close
+from vlm import save_embedder
 
 from dcdctl.core import models, scoring
 from dcdctl.core.errors import ModelError
@@ -41,7 +42,8 @@ def dense(tmp_path_factory):
 
 def own_vectors(folder, images, texts, **options):
     encoder = SentenceTransformer(str(folder), device="cpu", **options)
-    return tuple(torch.from_numpy(encoder.encode(inputs, normalize_embeddings=True)) for inputs in (images, texts))
+    images_ID = encoder.encode_document(images, normalize_embeddings=True)
+    return torch.from_numpy(images_ID), torch.from_numpy(encoder.encode_query(texts, normalize_embeddings=True))
 
 
 def assert_equal_and_varied(found, expected):
@@ -67,6 +69,15 @@ def test_vectors_equal_those_of_encode_whatever_the_size_of_a_batch(dense, photo
     assert_close(alone, (expected[0][1:2], expected[1][2:3]), rtol=1e-4, atol=1e-5)
     assert model.embedding_dim == 6
     assert (float(model.logit_scale), model.logit_bias) == (1.0, None)
+
+
+def test_an_embedder_over_a_vision_language_model_reads_captions_as_queries(photos, tmp_path):
+    folder = save_embedder(tmp_path / "embedder", CAPTIONS)
+    model = models.load_dual(folder)
+    found = vectors_of(model, photos, CAPTIONS)
+    assert_equal_and_varied(found, own_vectors(folder, photos, CAPTIONS))
+    plain = torch.from_numpy(SentenceTransformer(str(folder), device="cpu").encode(CAPTIONS))
+    assert (found[1] - plain).abs().max() > 0.1  # without the prompt for queries
 
 
 def test_a_caption_longer_than_the_model_reads_is_cut(dense):
@@ -119,6 +130,7 @@ def test_a_network_in_a_folder_of_its_own_is_found(plain, photos, tmp_path):
             "config_sentence_transformers.json",
             lambda table: table.update(prompts={"query": "two "}, default_prompt_name="query"),
         ),
+        ("config_sentence_transformers.json", lambda table: table.update(prompts={"query": "two "})),
     ],
 )
 def test_settings_that_change_vectors_are_honored_and_in_the_digest(name, change, plain, photos, tmp_path):

@@ -188,9 +188,8 @@ def _encoded(ref: str, images: Sequence[Image.Image], texts: list[str]) -> OwnVe
     from sentence_transformers import SentenceTransformer
 
     encoder = SentenceTransformer(ref, device="cpu")
-    return OwnVectors(
-        *(torch.from_numpy(encoder.encode(list(items), normalize_embeddings=True)) for items in (images, texts))
-    )
+    vectors = encoder.encode_document(list(images)), encoder.encode_query(texts)
+    return OwnVectors(*(functional.normalize(torch.from_numpy(each), dim=-1) for each in vectors))
 
 
 def _predicted(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
@@ -326,7 +325,11 @@ ORIGINS: dict[str, Origin] = {
     **{kind: _clip_kind(kind, model_type) for kind, model_type in zip(DUALS, DUAL_TYPES, strict=True)},
     "open_clip": _dual("open_clip", "open_clip", _save_open_clip, _open_clip_vectors, "open_clip's own vectors"),
     "SentenceTransformer": _dual(
-        "SentenceTransformer", "sentence-transformers", _save_sentences, _encoded, "`SentenceTransformer.encode`"
+        "SentenceTransformer",
+        "sentence-transformers",
+        _save_sentences,
+        _encoded,
+        "`encode_document` and `encode_query`",
     ),
 }
 """By name; tests/cli/test_every_family.py runs each."""

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from byte_level import byte_level_bpe
 from transformers import (
+    PaliGemmaConfig,
     Qwen2VLConfig,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
+    SiglipImageProcessorPil,
 )
+from transformers.models.colpali import ColPaliConfig, ColPaliForRetrieval, ColPaliProcessor
 from transformers.models.colqwen2 import ColQwen2Config, ColQwen2ForRetrieval, ColQwen2Processor
 
 MARKS = (
@@ -43,6 +46,12 @@ TEMPLATE = (
     + "<|im_end|>{{ '\\n' }}<|im_start|>"
 )
 """The query, then the document, then a fixed end, as in the template of Qwen3-VL-Reranker."""
+CHAT = (
+    "{%- for message in messages -%}<|im_start|>{{ message.role }} {% for part in message.content -%}"
+    "{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>{%- else -%}{{ part.text }}{%- endif -%}"
+    "{%- endfor -%}<|im_end|>{%- endfor -%}"
+)
+"""Any conversation."""
 TEXT = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -111,6 +120,21 @@ def save_reranker(
     return folder
 
 
+def save_embedder(folder: Path, captions: Sequence[str]) -> Path:
+    """A folder of a SentenceTransformer with a random Qwen3-VL, as Qwen3-VL-Embedding: the last token's state, and a
+    prompt for queries."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    bare = save_reranker(folder.with_name("reranker"), captions, spread=4.0).with_name("reranker-bare")
+    (bare / "chat_template.jinja").write_text(CHAT)
+    modules = [Transformer(str(bare)), Pooling(TEXT["hidden_size"], "lasttoken"), Normalize()]
+    encoder = SentenceTransformer(modules=modules, device="cpu", prompts={"query": "Is it a good caption?"})
+    encoder.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
 def save_colqwen2(folder: Path, captions: Sequence[str]) -> Path:
     """A folder of transformers with a random ColQwen2, a vector of 8 numbers per token."""
     tokenizer = byte_level_bpe([*captions, "Query: Describe the image. user\n", *map(chr, range(32, 127))], 300)
@@ -140,6 +164,31 @@ def save_colqwen2(folder: Path, captions: Sequence[str]) -> Path:
     images = Qwen2VLImageProcessor(size=size, patch_size=8, merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     network.save_pretrained(folder)
     ColQwen2Processor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def save_colpali(folder: Path, captions: Sequence[str]) -> Path:
+    """A folder of transformers with a random ColPali, a vector of 8 numbers per token."""
+    tokenizer = byte_level_bpe([*captions, "Question: Describe the image.\n", *map(chr, range(32, 127))], 300)
+    tokenizer.add_special_tokens({"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"})
+    images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    images.image_seq_length = 16
+    processor = ColPaliProcessor(images, tokenizer)
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    vision = {**small, "model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8, "projection_dim": 32}
+    text = {**small, "model_type": "gemma", "num_key_value_heads": 2, "head_dim": 8, "vocab_size": len(tokenizer)}
+    config = PaliGemmaConfig(
+        vision_config={**vision, "vision_use_head": False}, text_config=text, projection_dim=32, hidden_size=32,
+        image_token_index=processor.image_token_id, vocab_size=len(tokenizer),
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        network = ColPaliForRetrieval(ColPaliConfig(vlm_config=config, embedding_dim=8)).eval()
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6)
+    network.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 

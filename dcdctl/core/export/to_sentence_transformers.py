@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,18 +40,9 @@ TOKENS = "token_embeddings"
 
 _USAGE = """\
 from PIL import Image
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import {kind}
 
-model = SentenceTransformer("{name}"{trust})
-images = model.encode([Image.open("photo.png").convert("RGB")])
-texts = model.encode(["a dog in the snow"])
-scores = model.similarity(texts, images)
-"""
-_LATE_USAGE = """\
-from PIL import Image
-from sentence_transformers import MultiVectorEncoder
-
-model = MultiVectorEncoder("{name}")
+model = {kind}("{name}"{trust})
 images = model.encode_document([Image.open("photo.png").convert("RGB")])
 texts = model.encode_query(["a dog in the snow"])
 scores = model.similarity(texts, images)
@@ -179,16 +171,15 @@ class SentenceTransformers(Target):
         # Its notes on progress would break the bar of the export.
         logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
         with silence_transformers():
-            encoder = SentenceTransformer(str(self.folder), device="cpu", trust_remote_code=bool(self.spec.code))
+            encoder: Any = SentenceTransformer(str(self.folder), device="cpu", trust_remote_code=bool(self.spec.code))
 
-        def encode(inputs: list[Any]) -> Tensor:
-            return encoder.encode(inputs, show_progress_bar=False, convert_to_tensor=True)
-
-        return embed_in_two_batches(samples, encode, encode)
+        options: dict[str, Any] = {"show_progress_bar": False, "convert_to_tensor": True}
+        images, texts = partial(encoder.encode_document, **options), partial(encoder.encode_query, **options)
+        return embed_in_two_batches(samples, images, texts)
 
     def usage(self) -> str:
-        usage = _LATE_USAGE if self.model.kind == "late" else _USAGE
-        return usage.format(name=self.job.name, trust=self.trust_code)
+        kind = "MultiVectorEncoder" if self.model.kind == "late" else "SentenceTransformer"
+        return _USAGE.format(kind=kind, name=self.job.name, trust=self.trust_code)
 
     def requirements(self) -> list[str]:
         return with_timm(["sentence-transformers>=6.0"], self.spec)

@@ -1,8 +1,8 @@
 """Models of sentence-transformers that embed images and texts, as dual encoders that are not trained here.
 
-`SentenceTransformer.encode` computes the vectors: images and captions reach it as they are, and it preprocesses them
-itself. A folder whose only network is a CLIP or one of its relatives is no such model: it is loaded by the family of
-that network (`folders.network_folder`).
+Its methods `encode_query` and `encode_document` compute the vectors of captions and of images, each with its prompt if
+the model has one: images and captions reach them as they are. A folder whose only network is a CLIP or one of its
+relatives is no such model: it is loaded by the family of that network (`folders.network_folder`).
 
 Shape letters: I images, T texts, D length of the vectors.
 """
@@ -10,7 +10,7 @@ Shape letters: I images, T texts, D length of the vectors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Never, Self, cast
 
@@ -54,7 +54,8 @@ class SentenceTransformerDual(DualEncoder):
         super().__init__(encoder, RawPreprocess(tokenizer=ByteTokens()))
         self.ref = ref
         # One image and one caption show whether the processor reads both.
-        image, text = self._encode([{"image": Image.new("RGB", (64, 64))}]), self._encode([{"text": "a"}])
+        image = self.embed_images(self.preprocess.images([Image.new("RGB", (64, 64))]))
+        text = self.embed_texts(self.preprocess.texts(["a"]))
         if image.shape != text.shape:
             raise ModelError(f"{ref} embeds images in {image.shape[1]} numbers and texts in {text.shape[1]}")
         self._width = text.shape[1]
@@ -100,17 +101,17 @@ class SentenceTransformerDual(DualEncoder):
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D. ValueError for features."""
-        return self._encode([{"image": picture} for picture in pictures_of(unencoded(images))])
+        pictures = [{"image": picture} for picture in pictures_of(unencoded(images))]
+        return self._encode(self.encoder.encode_document, pictures)
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. ValueError for features."""
-        return self._encode([{"text": caption} for caption in captions_of(unencoded(texts))])
-
-    def _encode(self, inputs: list[dict[str, Any]]) -> Tensor:
         # As dictionaries: a caption that is the path or the address of an image would be read as that image.
-        vectors: Tensor = self.encoder.encode(
-            inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False
-        )
+        captions = [{"text": caption} for caption in captions_of(unencoded(texts))]
+        return self._encode(self.encoder.encode_query, captions)
+
+    def _encode(self, encode: Callable[..., Tensor], inputs: list[dict[str, Any]]) -> Tensor:
+        vectors = encode(inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False)
         # A copy, because the library computes in inference mode, whose tensors take no part in a loss.
         return unit_vectors(vectors.clone())
 

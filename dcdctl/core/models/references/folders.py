@@ -157,6 +157,7 @@ def _is_network_alone(folder: Path, model_type: object) -> bool:
         and model_type not in ("blip", "blip-2")
         # Such settings cut or change captions, and may cut vectors.
         and not any((settings.get("max_seq_length"), prompts.get("default_prompt_name"), prompts.get("truncate_dim")))
+        and not any((prompts.get("prompts") or {}).values())
         # dcdctl's own are those of the network, and its file lists the settings with their checksum.
         and (not settings.get("processing_kwargs") or (folder / SETTINGS_FILE).is_file())
     )
