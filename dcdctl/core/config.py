@@ -133,25 +133,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 def parse_toml(path: Path, parse: Callable[[dict[str, Any]], T], sets: Sequence[str] = ()) -> T:
     """What `parse` makes of the tables of a TOML file, with `a.b=value` assignments applied.
 
-    Its errors name the file, unless an assignment is wrong.
+    Its errors name the file, unless there are assignments.
     """
-    table = read_toml(path)
-    changed = apply_sets(table, sets)
+    table = apply_sets(read_toml(path), sets)
     try:
-        return parse(changed)
+        return parse(table)
     except DcdError as error:
-        if not sets or _error_of(parse, table) == error.args:
-            raise type(error)(f"{path}: {error.args[0]}", hint=error.hint) from error
-        raise
-
-
-def _error_of(parse: Callable[[dict[str, Any]], Any], table: dict[str, Any]) -> tuple[Any, ...]:
-    """The message of the error for a table; empty if it has none."""
-    try:
-        parse(table)
-    except DcdError as error:
-        return error.args
-    return ()
+        # An assignment may be what is wrong.
+        where = "" if sets else f"{path}: "
+        raise type(error)(f"{where}{error.args[0]}", hint=error.hint) from error
 
 
 def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import hashlib
 import json
 import os
@@ -325,17 +324,6 @@ def test_a_part_of_the_file_that_nobody_asked_for_is_an_error(server, a_zip):
         SourceError, match=r"gave up after 5 attempts \(it sent a part of the file that was not requested, or"
     ):
         fetch_file(a_zip)
-
-
-@pytest.mark.parametrize("keep", [0, 100_000])
-@pytest.mark.parametrize("encoding", ["gzip", "br"])
-def test_a_compressed_transfer_is_an_error_and_not_the_file(server, a_zip, cache, encoding, keep):
-    if keep:
-        leave_partial(server, a_zip, keep)
-    server.faults["/a.zip"] = Fault(body=gzip.compress(BODY), headers={"Content-Encoding": encoding}, times=None)
-    with pytest.raises(SourceError, match=f"is sent with content-encoding {encoding}, expected the plain file"):
-        fetch_file(RemoteFile(url=f"{server.url}/a.zip", size=len(BODY)))
-    assert not (cache / "downloads" / "a.zip").exists()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

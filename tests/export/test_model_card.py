@@ -299,7 +299,6 @@ def test_what_the_training_validated_is_on_the_card(run, gallery, tmp_path):
     _, text = card_of(run, tmp_path)
     assert "Validation, RSUM, by the training itself:\n\n| corpus | start | saved model | change |\n" in text
     assert "| scenes | 60.00 | 90.00 | +30.00 |\n| other | 300.00 | 294.00 | -6.00 |\n" in text
-    assert "| 0.9 | 70.00 | 299.00 |\n| 0.4 | 90.00 | 294.00 |\n" in text
 
 
 def test_an_evaluation_of_another_model_is_refused(run, gallery, tmp_path):

@@ -11,6 +11,7 @@ from processes import TIMEOUT_S
 
 from dcdctl.core import machine
 from dcdctl.core.data import ImageError, decode_image
+from dcdctl.core.data.images.decode import ignore_pillow_warnings
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import CorpusError
 from dcdctl.core.machine import read_in_threads
@@ -86,7 +87,8 @@ def test_readers_by_cores(monkeypatch, cores, processes, readers):
     assert Compute(workers=5).readers == 5
 
 
-def test_decoding_threads_leave_the_filters_of_warnings_as_they_were():
+def test_decoding_threads_do_not_change_the_filters_of_warnings():
+    ignore_pillow_warnings()
     before = list(warnings.filters)
 
     def read(_: int) -> str:

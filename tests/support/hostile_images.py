@@ -96,7 +96,7 @@ LARGER = [TALLER, (96, 72), (128, 64), (3000, 3000), (8000, 1200)]
 UNNOTICED = {
     *(("webp", (128, 64)), ("jpeg in a tiff", (128, 64))),
     *(("progressive jpeg", size) for size in LARGER[:3]),
-    *(("png", size) for size in LARGER[:2]),
+    *((form, size) for form in ("png", "tiff") for size in LARGER[:2]),
 }
 """Their decoders invent the rest and do not say so: the sizes at which Pillow gives no sign."""
 

@@ -18,7 +18,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, InputError, StaleError
 from dcdctl.core.evaluation import evaluate
-from dcdctl.core.training import InputRefs, Run, checkpoints, validation, validation_document, validation_tables
+from dcdctl.core.training import InputRefs, Run, checkpoints, validation, validation_document, validation_table
 
 STEPS = [
     *("model.kind=dual", "model.layers=[]", "batch.size=8", "loss.terms={ infonce = 1.0 }", "optimizer.steps=6"),
@@ -82,8 +82,8 @@ def test_a_further_corpus_is_measured_at_the_start_and_as_it_is_saved(train, sce
         {"corpus": "scenes", "start": first["start_rsum"], "saved": last["saved_rsum"]},
         {"corpus": "made", "start": first["made/start_rsum"], "saved": last["made/saved_rsum"]},
     ]
-    assert (document["share"], document["curve"], document["stopped"]) == (0.0, [], None)
-    (table,) = validation_tables(document)
+    assert document["share"] == 0.0
+    table = validation_table(document)
     assert table.columns == ["corpus", "start", "saved model", "change"]
     before, after = first["made/start_rsum"], last["made/saved_rsum"]
     assert table.rows[1] == ["made", f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"]
@@ -101,7 +101,7 @@ def test_further_corpora_change_no_loss_and_no_weights(train, measured, tmp_path
 def test_without_validations_between_the_steps_start_and_end_are_measured(train, other, tmp_path):
     run = train(tmp_path / "run", data=(other,))
     assert [line["step"] for line in run.metrics() if "val_rsum" in line] == [5]
-    ((row,),) = [validation_tables(validation_document(run))[0].rows]
+    (row,) = validation_table(validation_document(run)).rows
     assert row == ["made", "-", f"{rsum(models.load(run.folder), other):.2f}", "-"]
 
 
@@ -127,7 +127,6 @@ def test_a_training_that_loses_too_much_elsewhere_ends_with_the_best_weights_bef
     assert rsum(models.load(run.folder), scenes_corpus_dir) == max(allowed)
     seal = checkpoints.read_best_seal(run)
     assert seal["step"] == allowed.index(max(allowed))
-    assert validation_document(run)["stopped"] == {"step": step + 1, "lost": losses(measured)[step]}
     assert f"ended after step {step + 1}: " in said[-1]
     assert f"the model has the weights after step {seal['step']}" in said[-1]
     assert validation.run_document(run)["best"]["step"] == seal["step"]
@@ -221,7 +220,11 @@ def test_the_share_of_the_start_is_the_best_of_eleven(train, averages, tmp_path,
     run = train(tmp_path / "run", "validation.every=1", "model.average_with_start=auto", *sets, say=said.append)
     expected, start, end = averages
     document = validation_document(run)
-    assert document["curve"] == expected
+    logged = [line for line in run.metrics() if "saved_rsum" in line]
+    # The last line is that of the saved model.
+    assert [
+        {"share": line["share"], "rsum": [line["saved_rsum"], line["made/saved_rsum"]]} for line in logged[:-1]
+    ] == expected
     best, best_value = 0, -1.0
     for i, (own, elsewhere) in enumerate(each["rsum"] for each in expected):
         value = own + elsewhere if bound is None else own
@@ -237,9 +240,6 @@ def test_the_share_of_the_start_is_the_best_of_eleven(train, averages, tmp_path,
         for name, tensor in end.items()
         if tensor.is_floating_point()
     )
-    curve = validation_tables(document)[1]
-    assert [row[0] for row in curve.rows] == ["0", *(f"0.{tenth}" for tenth in range(1, 10)), "1"]
-    assert curve.note == f"The saved model has the share {share:g}."
 
 
 @pytest.mark.parametrize(

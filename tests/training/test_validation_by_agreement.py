@@ -27,7 +27,7 @@ from dcdctl.core.training import (
     load_recipe,
     run_document,
     validation_document,
-    validation_tables,
+    validation_table,
 )
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ["red", "blue", "tan"]
@@ -106,7 +106,7 @@ def test_the_agreement_with_the_dual_teacher_chooses_the_weights(measured, folde
     assert document["validation"]["corpora"] == [
         {"corpus": "pool", "start": logged(measured, "start_ndcg")[0], "saved": best}
     ]
-    assert validation_tables(document["validation"])[0].title == "Validation, nDCG@10"
+    assert validation_table(document["validation"]).title == "Validation, nDCG@10"
     assert not any("rsum" in key for line in measured.metrics() for key in line)
 
 

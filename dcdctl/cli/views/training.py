@@ -145,7 +145,7 @@ def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *,
     run = training.train_in_rounds(job, refs, options=options, track=bar, watch=view, say=note)
     if not json:
         if is_main() and (validated := training.validation_document(run)) is not None:
-            show_tables(training.validation_tables(validated))
+            show_tables([training.validation_table(validated)])
         return show(
             f"{'student' if job.kind == 'distill' else 'teacher'} -> {run.model_folder}; next: "
             f"{command_after_training(job, refs)}"

@@ -16,7 +16,7 @@ from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import KS
 from dcdctl.core.export.history import RunHistory, is_same_model, public
 from dcdctl.core.report import MissingPart
-from dcdctl.core.training import Run, validation_document, validation_tables
+from dcdctl.core.training import Run, validation_document, validation_table
 
 _NAMES = tuple((direction, k) for direction in Direction for k in KS)
 """The six recalls, in the order of the columns."""
@@ -26,8 +26,8 @@ COLUMNS = ("", *(f"{direction.title.capitalize()} R@{k}" for direction, k in _NA
 def lineage_of(history: RunHistory) -> dict[str, Any] | None:
     """The part of the card on the start of a dual encoder, for its template; None for a model without a start.
 
-    `tables` have the recalls of the start and of the model on one split each, and their differences; `validation` are
-    those of `training.validation_tables`, and `missing` the recalls that were not measured (`MissingPart`).
+    `tables` have the recalls of the start and of the model on one split each, and their differences; `validation` has
+    that of `training.validation_table`, and `missing` the recalls that were not measured (`MissingPart`).
     """
     if history.start is None or history.facts is None:
         return None
@@ -43,7 +43,7 @@ def lineage_of(history: RunHistory) -> dict[str, Any] | None:
         "trained": _trained_in_words(history, 0 if validated is None else validated["share"]),
         "columns": COLUMNS,
         "tables": tables,
-        "validation": [] if validated is None else validation_tables(validated),
+        "validation": [] if validated is None else [validation_table(validated)],
         "missing": missing,
     }
 

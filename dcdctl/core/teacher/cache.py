@@ -1,9 +1,9 @@
 """The teacher's scores as a training reads them, from the folder that `build` writes and `cache_format` describes.
 
-Opening reads two small files. A shard is read, after its checksum is compared, when a pair of its images is first
-requested. Scores are found by image and caption index, never by position; there is no fallback for a missing score.
+Opening reads two small files. The shards are read, after their checksums are compared, when a pair is first requested.
+Scores are found by image and caption index, never by position; there is no fallback for a missing score.
 
-Shape letters: P pairs of the whole cache, I images.
+Shape letters: P pairs of the whole cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
-from dcdctl.core.data import Corpus, Flags, Index, RaggedArray, Scores, Values, offsets_of
+from dcdctl.core.data import Corpus, Flags, Index, RaggedArray, Scores, Values
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import (
     CACHE,
@@ -37,17 +37,8 @@ class TeacherCache(TeacherScores):
     def __init__(self, folder: Path, plan: artifacts.Document, seal: artifacts.Document) -> None:
         self.folder, self.plan, self.seal = folder, plan, seal
         self.num_images, self.num_texts = int(plan["images"]), int(plan["captions"])
-        self._shards = shards_of(plan)
-        counts = [seal["files"][pairs_name(shard)]["pairs"] for shard in range(len(self._shards))]
-        self._first = offsets_of(counts)
-        self.num_pairs = int(self._first[-1])
-        # Arrays of the whole cache, filled shard by shard: a lookup is one search, whatever has been read.
-        self._is_read = np.zeros(len(self._shards), dtype=bool)
-        self.starts_I = np.zeros(self.num_images + 1, dtype=np.int64)
-        """Offsets of the pairs of each image, and last their number. Valid for images whose shard has been read."""
-        self._text_P = np.empty(self.num_pairs, dtype=np.int32)
-        self._score_P = np.empty(self.num_pairs, dtype=np.float32)
-        self._role_P = np.empty(self.num_pairs, dtype=np.uint8)
+        self._shards = [pairs_name(shard) for shard in range(len(shards_of(plan)))]
+        self.num_pairs = sum(seal["files"][name]["pairs"] for name in self._shards)
 
     def __repr__(self) -> str:
         return (
@@ -72,20 +63,24 @@ class TeacherCache(TeacherScores):
 
     @property
     def image_P(self) -> Index:
-        return np.repeat(np.arange(self.num_images), np.diff(self._all().starts_I))
+        return self._key_P // self.num_texts
 
     @property
     def text_P(self) -> Index:
-        # Products with an image, such as the keys of pairs, do not fit into int32.
-        return self._all()._text_P.astype(np.int64)
+        return self._key_P % self.num_texts
 
     @property
     def score_P(self) -> Scores:
-        return self._all()._score_P
+        return self._read[1]
 
     @property
     def role_P(self) -> NDArray[np.uint8]:
-        return self._all()._role_P
+        return self._read[2]
+
+    @property
+    def _key_P(self) -> Index:
+        """One number for each pair, image * captions + caption, ascending."""
+        return self._read[0]
 
     @property
     def scored_pairs(self) -> tuple[Index, Index]:
@@ -97,19 +92,10 @@ class TeacherCache(TeacherScores):
         images, texts = np.broadcast_arrays(*in_range(image_ix, text_ix, self.num_images, self.num_texts))
         if not images.size or not self.num_pairs:
             return np.full(images.shape, np.nan, dtype=np.float32)
-        self._read(np.unique(images // self.plan["images_per_shard"]))
-        # A binary search for all pairs at once, each among the pairs of its image; np.searchsorted has one range for
-        # all.
-        low, end = self.starts_I[images], self.starts_I[images + 1]
-        high = end.copy()
-        while (open_ones := low < high).any():
-            middle = (low + high) // 2
-            # A search that has ended may point behind the last pair.
-            is_less = self._text_P[np.minimum(middle, self.num_pairs - 1)] < texts
-            low = np.where(open_ones & is_less, middle + 1, low)
-            high = np.where(open_ones & ~is_less, middle, high)
-        position = np.minimum(low, self.num_pairs - 1)
-        return np.where((low < end) & (self._text_P[position] == texts), self._score_P[position], np.float32(np.nan))
+        keys = images * self.num_texts + texts
+        # A key above all others would point behind the last pair.
+        position = np.minimum(np.searchsorted(self._key_P, keys), self.num_pairs - 1)
+        return np.where(self._key_P[position] == keys, self.score_P[position], np.float32(np.nan))
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -146,23 +132,21 @@ class TeacherCache(TeacherScores):
             is_near |= _sigmoid(self.score_P) > _sigmoid(mean_P) * (1 - relative)
         return is_near
 
-    def _all(self) -> TeacherCache:
-        self._read(np.arange(len(self._shards)))
-        return self
-
-    def _read(self, shards: Index) -> None:
-        for shard in shards[~self._is_read[shards]].tolist():
-            path, images = self.folder / pairs_name(shard), self._shards[shard]
-            pairs = read_pairs(CACHE.checked(path, self.seal["files"][path.name]["sha256"]))
+    @cached_property
+    def _read(self) -> tuple[Index, Scores, NDArray[np.uint8]]:
+        """Key, score and role of every pair."""
+        shards = []
+        for name in self._shards:
+            path = self.folder / name
+            pairs = read_pairs(CACHE.checked(path, self.seal["files"][name]["sha256"]))
             # The teacher's scores are checked when they are written; other programs may write NaN, which would count as
             # not scored.
             if num_bad := int(np.count_nonzero(~np.isfinite(pairs.score))):
                 raise CACHE.damaged(path, f"{num_bad:,} of its {len(pairs):,} scores are not finite")
-            here = slice(self._first[shard], self._first[shard + 1])
-            self._text_P[here], self._score_P[here], self._role_P[here] = pairs.text, pairs.score, pairs.role
-            starts = self._first[shard] + np.searchsorted(pairs.image, np.arange(images.start, images.stop + 1))
-            self.starts_I[images.start : images.stop + 1] = starts
-            self._is_read[shard] = True
+            # One number instead of two, because there may be 40 million pairs.
+            shards.append((pairs.image * self.num_texts + pairs.text, pairs.score, pairs.role))
+        key_P, score_P, role_P = map(np.concatenate, zip(*shards, strict=True))
+        return key_P, score_P, role_P
 
 
 def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | None = None) -> TeacherCache:

@@ -129,7 +129,7 @@ def _hardest(cache: TeacherCache, is_negative: Flags, best_I: Scores, count: int
     negatives = []
     for pair in np.argsort(-lead_P, kind="stable")[: min(count, int(is_negative.sum()))].tolist():
         image = int(image_P[pair])
-        start, end = cache.starts_I[image : image + 2].tolist()
+        start, end = np.searchsorted(image_P, (image, image + 1)).tolist()
         positives = np.flatnonzero((cache.role_P[start:end] & POSITIVE) > 0) + start
         best = int(positives[cache.score_P[positives].argmax()])
         negatives.append(

@@ -23,7 +23,7 @@ from .recipe import (
 from .rounds import train_in_rounds
 from .runs import Run, TrainingJob, command_of
 from .train import preview, resolve, train_model
-from .validation import run_document, validation_document, validation_tables
+from .validation import run_document, validation_document, validation_table
 
 __all__ = [
     "BatchConfig",
@@ -57,5 +57,5 @@ __all__ = [
     "train_in_rounds",
     "train_model",
     "validation_document",
-    "validation_tables",
+    "validation_table",
 ]

@@ -27,7 +27,7 @@ from dcdctl.core.teacher import (
     measure_spread,
     read_caches,
 )
-from dcdctl.core.training import negatives, runs, validation
+from dcdctl.core.training import negatives, validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.pool import pseudo_positives
@@ -178,9 +178,7 @@ class CorpusData(TrainingData):
                 part.source = make_source(model, part.corpus, self.plan.options.compute, track)
         out = self.plan.job.out
         if self._embeds and not Run(out).is_finished:
-            # Before the run folder is made, so that a failure leaves no folder, and after a folder of other teachers is
-            # refused.
-            runs.check_inputs(out, self._facts_of_files(model.digest, self.plan.options.compute))
+            # Before the run folder is made, so that a failure leaves no folder.
             for scores in (*(part.embedded for part in self.parts), *self.validation_teachers.values()):
                 if isinstance(scores, EmbeddedScores):
                     scores.embed(track)
@@ -236,9 +234,6 @@ class CorpusData(TrainingData):
 
     def facts(self, start: str, compute: Compute) -> dict[str, Any]:
         """The fingerprints of corpora, caches and teachers, and what the caches cover."""
-        return {**self._facts_of_files(start, compute), **self.preview.inputs()}
-
-    def _facts_of_files(self, start: str, compute: Compute) -> dict[str, Any]:
         more = {
             "pool": self.parts[1].facts() if self.parts[1:] else None,
             "teachers": self.main.embedded and self.main.embedded.plan,
@@ -252,6 +247,7 @@ class CorpusData(TrainingData):
             "features": None if compute.features is None else "float16",
             **validation.facts_of(self.validation, self.validation_teachers),
             **{name: value for name, value in more.items() if value is not None},
+            **self.preview.inputs(),
         }
 
     def collect(self, compute: Compute, track: Track) -> Callable[[Run], None]:

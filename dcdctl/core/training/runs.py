@@ -188,17 +188,6 @@ def check_folder(folder: Path, facts: Mapping[str, Any], *, resume: bool) -> art
     return known
 
 
-def check_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
-    """StaleError if the run in `folder`, if there is one, reads something else than `inputs`, which are known before
-    the others."""
-    if (folder / "run.json").exists():
-        known, expected = (
-            {f"inputs.{name}": value for name, value in part.items()}
-            for part in (Run(folder).facts()["inputs"], inputs)
-        )
-        artifacts.expect(folder, known, expected, hint=ELSEWHERE)
-
-
 def start_run(
     folder: Path,
     recipe: SeededConfig,

@@ -290,9 +290,7 @@ def validation_document(run: Run) -> dict[str, Any] | None:
     """What a finished run gained and lost; None without validation.
 
     `corpora` has the `measure` (RSUM or nDCG@10) of the start, None if it was not measured, and of the saved model on
-    each corpus. `share` is that of the start in the saved weights. `curve` has the RSUM of each share that was
-    compared, in the order of the corpora. `stopped` is the step at which the training ended because it lost too much
-    elsewhere, with that loss; None if it went to its end.
+    each corpus. `share` is that of the start in the saved weights.
     """
     facts, metrics = run.facts(), run.metrics()
     names, validated = facts.get("validated_on", []), _lines(metrics, "val")
@@ -305,39 +303,21 @@ def validation_document(run: Run) -> dict[str, Any] | None:
     else:
         kept, share = facts["recipe"]["validation"]["keep"], 0.0
         saved = [last[f"val_{name}" if kept == "last" else f"val_best_{name}"]]
-    stopped = None
-    bound = facts["recipe"]["validation"].get("max_loss_elsewhere")
-    # Further corpora are validated only if a loss there may end the training.
-    if bound is not None and f"{names[-1]}/val_rsum" in last:
-        lost = _loss_elsewhere(starts, _values(last, "val", names))
-        stopped = {"step": last["step"] + 1, "lost": lost} if lost > bound else None
     return {
         "measure": CHOSEN[name],
         "corpora": [
             {"corpus": name, "start": starts[i] if starts else None, "saved": saved[i]} for i, name in enumerate(names)
         ],
         "share": share,
-        "curve": [{"share": line["share"], "rsum": _values(line, "saved", names)} for line in compared[:-1]],
-        "stopped": stopped,
     }
 
 
-def validation_tables(document: Mapping[str, Any]) -> list[Table]:
-    """The measure of start and saved model on each corpus, and the curve by which the share of the start was chosen."""
+def validation_table(document: Mapping[str, Any]) -> Table:
+    """The measure of start and saved model on each corpus."""
     rows = []
     for each in document["corpora"]:
         start, saved = each["start"], each["saved"]
         before, change = ("-", "-") if start is None else (f"{start:.2f}", f"{saved - start:+.2f}")
         rows.append([each["corpus"], before, f"{saved:.2f}", change])
-    stopped, note = document["stopped"], ""
-    if stopped is not None:
-        note = f"The training ended after step {stopped['step']:,}, where it had lost {stopped['lost']:.2f} elsewhere."
-    tables = [
-        Table(f"Validation, {document['measure']}", ["corpus", "start", "saved model", "change"], rows, note=note)
-    ]
-    if document["curve"]:
-        names = [each["corpus"] for each in document["corpora"]]
-        rows = [[f"{each['share']:g}", *(f"{rsum:.2f}" for rsum in each["rsum"])] for each in document["curve"]]
-        note = f"The saved model has the share {document['share']:g}."
-        tables.append(Table("Averages with the start, RSUM", ["share of the start", *names], rows, note=note))
-    return tables
+    columns = ["corpus", "start", "saved model", "change"]
+    return Table(f"Validation, {document['measure']}", columns, rows)

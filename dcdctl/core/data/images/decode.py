@@ -209,10 +209,6 @@ def _too_many_pixels(size: str, limit: int) -> ImageError:
 def _load(image: Image.Image, data: bytes) -> None:
     """Decode an image to its end; ImageError if its data ends before the last pixels of its header, which Pillow fills
     in."""
-    # The tiles of an uncompressed TIFF may leave rows out.
-    covered = sum((box[2] - box[0]) * (box[3] - box[1]) for _, box, *_ in getattr(image, "tile", ()) if box is not None)
-    if image.format == "TIFF" and covered < image.width * image.height:
-        raise ImageError(_SMALLER_THAN_HEADER)
     image.load()
     if image.format in ("JPEG", "MPO"):
         # Filled pixels are at the end. The second look takes as long as decoding, so images whose end is of another
