@@ -197,7 +197,7 @@ def test_a_fusion_student_starts_from_no_dual_teacher(folders, cached, scenes_co
         f"distill tiny-student --data {scenes_corpus_dir} --cache {cached['whole']} --teacher {folders['whole']} "
         f"--out {tmp_path}/run --device cpu"
     )
-    assert "is a dual encoder" in error
+    assert "has no fusion layers" in error
     assert not (tmp_path / "run").exists()
 
 

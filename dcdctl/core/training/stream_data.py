@@ -156,9 +156,10 @@ class StreamData(TrainingData):
         """The versions of the shards, and the fingerprint of the teacher."""
         teacher = self.stream_teacher
         return {
+            # First, because a message names the first difference.
+            "shards": self.stream.versions(),
             "corpus": self.stream.fingerprint,
             "split": "stream",
-            "shards": self.stream.versions(),
             "cache": None,
             "start": start,
             "precision": compute.precision,
