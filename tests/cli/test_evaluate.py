@@ -102,7 +102,7 @@ def test_several_depths_are_shown_and_written(folders, run, run_eval):
     assert document["depths"][0]["on_front"]
     assert all(
         word in result.stdout
-        for word in ("0 (dual alone)", "query", "front", f"{document['depths'][1]['ms_per_query']:,.2f} ms")
+        for word in ("0 (first only)", "query", "front", f"{document['depths'][1]['ms_per_query']:,.2f} ms")
     )
 
 

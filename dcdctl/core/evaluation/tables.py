@@ -92,7 +92,7 @@ def _recalls(evaluation: Evaluation) -> Table:
 def _depths(evaluation: Evaluation) -> Table:
     rows = [
         [
-            str(depth.depth) if depth.depth else "0 (dual alone)",
+            str(depth.depth) if depth.depth else "0 (first only)",
             *map(_three_recalls, (depth.text_retrieval, depth.image_retrieval)),
             f"{depth.rsum:.2f}",
             f"{depth.ms_per_query:,.2f} ms",

@@ -34,12 +34,10 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
     model: Model
     if config.kind == "fusion":
         check(recipe, has_teacher=teacher is not None)
-        if teacher is None:
-            teacher = (
-                _new_fusion(config, captions, recipe.seed)
-                if config.start == "new"
-                else models.load_fusion(config.start, track=track)
-            )
+        if teacher is None and config.start == "new":
+            teacher = _new_fusion(config, captions, recipe.seed)
+        elif teacher is None:
+            teacher = models.load_fusion(config.start, track=track)
         # A copy, because a saved model may be averaged with the teacher that it starts from.
         # A scorer without fusion layers, such as a dual encoder, says why it has no student.
         is_chosen = config.layers or not teacher.num_layers
