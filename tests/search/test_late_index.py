@@ -204,10 +204,12 @@ def test_a_late_index_grows_shrinks_and_resumes(late_ref, pictures, tmp_path, mo
         number += 3
     more = put(tmp_path / "more", {"new.png": png(30)})
     update(whole.folder, add=more, remove=("0.png",))
-    grown = searcher_of(whole.folder)
-    assert grown.ask(more / "new.png", 1).hits[0].name == "new.png"
-    assert {hit.name for hit in grown.by_text("two dogs", 10).hits} == {"new.png", *(f"{n}.png" for n in range(1, 7))}
-    assert update(whole.folder, sets=("kind=flat",)).kind == "flat"
+    for sets in ((), ("kind=flat",)):
+        grown = searcher_of(update(whole.folder, sets=sets).folder)
+        assert grown.index.kind == ("flat" if sets else "centroids")
+        assert grown.ask(more / "new.png", 1).hits[0].name == "new.png"
+        found = {hit.name for hit in grown.by_text("two dogs", 10).hits}
+        assert found == {"new.png", *(f"{n}.png" for n in range(1, 7))}
 
 
 @pytest.mark.parametrize("name", ["vectors/part-00001.parquet", "ann/centroids-000000000000-4-1"])
