@@ -21,7 +21,7 @@ from training_steps import DUAL
 from dcdctl.core import models, training, verify
 from dcdctl.core.data import decode_image, stream
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, InputError, StaleError
+from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions
 from dcdctl.core.training.batches.batch import MicroBatchPlan
@@ -377,3 +377,15 @@ def test_several_teachers_and_features_are_refused(tars, tmp_path, dual_folder):
 def test_a_fusion_model_trains_on_a_stream(tars, tmp_path):
     trained = run(tars, tmp_path / "run", "model.kind=fusion", "model.image_size=32", "optimizer.steps=2")
     assert len(trained.metrics()) == 2
+
+
+def test_a_late_student_of_a_stream_resumes_to_the_same_weights_and_has_no_late_teacher(tars, tmp_path):
+    sets = ["model.kind=late", "model.token_dim=4", "optimizer.steps=4", "optimizer.save_every=2"]
+    whole = run(tars, tmp_path / "whole", *sets)
+    with pytest.raises(KilledError):
+        run(tars, tmp_path / "killed", *sets, watch=killed_after(3))
+    resumed = run(tars, tmp_path / "killed", *sets, resume=True)
+    assert models.load(resumed.model_folder).digest == models.load(whole.model_folder).digest
+    assert [line["loss"] for line in whole.metrics()] == [line["loss"] for line in resumed.metrics()]
+    with pytest.raises(ModelError, match="is a late-interaction model, expected a dual encoder"):
+        run(tars, tmp_path / "taught", *sets, "loss.terms={ kl = 1.0 }", teachers=[str(whole.model_folder)])
