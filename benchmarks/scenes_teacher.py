@@ -329,16 +329,35 @@ class GradingBatch:
         return on_device(self, device)
 
 
+def fits(mention: scenes.Mention, thing: scenes.SceneObject) -> bool:
+    """Whether a mention describes an object."""
+    return (
+        (thing.shape, thing.color) == (mention.shape, mention.color)
+        and mention.size in (None, thing.size)
+        and mention.quarter in (None, thing.quarter)
+    )
+
+
+def holds(statement: scenes.Statement, scene: scenes.Scene) -> bool:
+    """Whether a statement is true of a scene."""
+    relation = scenes.RELATIONS[statement.relation]
+    return any(
+        fits(statement.subject, first) and fits(statement.object, second) and relation.holds(first, second)
+        for first in scene.objects
+        for second in scene.objects
+    )
+
+
 def agreement(statement: scenes.Statement, scene: scenes.Scene) -> int:
     """How well a scene agrees with a statement, from 0 to 9: up to 3 for each of its two objects, and 3 if it is true.
 
     An object gets 1 for its shape, 1 for its color, and 1 if everything fits, from the best object of the scene.
     """
     of_objects = (
-        max((thing.shape == named.shape) + (thing.color == named.color) + named.fits(thing) for thing in scene.objects)
+        max((thing.shape == named.shape) + (thing.color == named.color) + fits(named, thing) for thing in scene.objects)
         for named in (statement.subject, statement.object)
     )
-    return sum(of_objects) + 3 * statement.holds(scene)
+    return sum(of_objects) + 3 * holds(statement, scene)
 
 
 class GradingBatches(Dataset[GradingBatch]):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from encoders import save_text, set_pooling
 from forks import run_forked
 from made_caches import build_cache, plan_cache
 from tiny import contents, make_corpus, make_teacher
@@ -262,32 +261,6 @@ def test_a_build_with_another_plan_does_not_resume(corpus, teacher, copied, shar
     with pytest.raises(StaleError, match=message):
         build_cache(other, scorer, copied, change.get("config", CONFIG), compute=change.get("compute", COMPUTE))
     assert contents(copied) == before
-
-
-def test_a_cache_mined_with_the_mean_of_tokens_is_stale_for_a_model_of_first_tokens(corpus, teacher, tmp_path):
-    config = CandidateConfig(
-        kind="embedding", per_query=4, model=save_text("bert", corpus.captions, tmp_path / "texts")
-    )
-
-    def build_again() -> dict[str, bytes]:
-        build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
-        return contents(tmp_path / "cache")
-
-    old = build_again()
-    set_pooling(config.model, "mean")
-    assert build_again() == old
-    set_pooling(config.model, "cls")
-    with pytest.raises(StaleError, match=r"another candidates_pooling"):
-        build_again()
-    assert contents(tmp_path / "cache") == old
-    shutil.rmtree(tmp_path / "cache")
-    new = build_again()
-    assert new["pairs-00000.parquet"] != old["pairs-00000.parquet"]
-    assert build_again() == new
-    assert json.loads(new["plan.json"])["candidates_pooling"] == "cls"
-    # A cache that is mined needs no model: it may be finished on another machine.
-    shutil.rmtree(config.model)
-    assert build_again() == new
 
 
 @pytest.mark.parametrize("name", ["pairs-00002.parquet", "items.parquet"])

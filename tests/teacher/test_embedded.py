@@ -22,7 +22,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import ImageBatch, ProjectionSize, TextBatch
 from dcdctl.core.progress import silent
-from dcdctl.core.report import read_report, tables, teachers_of
+from dcdctl.core.report import teachers_of
 from dcdctl.core.scoring import CorpusSource, score_pairs
 from dcdctl.core.teacher import (
     EmbeddedTeacher,
@@ -278,11 +278,6 @@ def test_a_run_names_its_teachers_and_resumes_with_them_alone(duals, corpus, tmp
     assert inputs["cache"] is None
     assert (inputs["covered_queries"], inputs["scored_share"]) == (1.0, 1.0)
     assert teachers_of(inputs) == [model.digest for model in duals]
-    shown = {row[0]: row[1] for row in tables._runs(read_report([whole.folder])).rows}
-    assert shown["input: scores"].split(", ") == [
-        model.digest[: len(part)] for model, part in zip(duals, shown["input: scores"].split(", "), strict=True)
-    ]
-    assert not [name for name in shown if "input: teachers" in name]
 
     def killed(*arguments: Any, save: Any = checkpoints.save_checkpoint) -> None:
         save(*arguments)
@@ -293,11 +288,9 @@ def test_a_run_names_its_teachers_and_resumes_with_them_alone(duals, corpus, tmp
         patch.setattr(checkpoints, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             train(corpus, folder, duals, weights)
-    with monkeypatch.context() as patch:
-        patch.setattr(EmbeddedTeacher, "embed", None)  # other teachers are refused before they embed anything
-        for others, named in ((duals[::-1], weights), (duals[:1], "teachers.weights=[1]")):
-            with pytest.raises(StaleError, match=r"made with another (inputs\.teachers|recipe\.teachers)"):
-                train(corpus, folder, others, named, resume=True)
+    for others, named in ((duals[::-1], weights), (duals[:1], "teachers.weights=[1]")):
+        with pytest.raises(StaleError, match=r"made with another (inputs\.teachers|recipe\.teachers)"):
+            train(corpus, folder, others, named, resume=True)
     resumed = train(corpus, folder, duals, weights, resume=True)
     assert losses_of(resumed) == losses_of(whole)
     assert model_contents(resumed.model_folder) == model_contents(whole.model_folder)

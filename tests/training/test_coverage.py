@@ -15,7 +15,6 @@ from open_inputs import OpenInputs
 from dcdctl.core import training
 from dcdctl.core.config import read_toml
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.report import report, tables
 from dcdctl.core.teacher import CandidateConfig, TeacherCache
 from dcdctl.core.training import TrainingJob, TrainingOptions, coverage, initial_model, recipe, runs
 from dcdctl.core.training.batches.lists import CandidateLists
@@ -162,12 +161,10 @@ def test_a_cache_that_is_drawn_empty_is_a_warning_with_the_way_out(corpus, cache
         "warning: 3 of the 3 cached candidates of each {} are drawn for every list, so all {} lists have nearly "
         "the same negatives; {}"
     )
-    more = "cache more: --set candidates.per_query=30"
+    more = "cache 10 for each drawn one, by a larger candidates.per_query"
     assert [first, second] == [found.format("image", 10, more), found.format("caption", 2, more)]
     for_blocks = lines(caches[1], "candidates.kind=blocks", "candidates.captions_per_image=5")[-2:]
-    assert [line.rpartition("; ")[2] for line in for_blocks] == [
-        f"cache more: --set candidates.block_size={size}" for size in (7, 31)
-    ]
+    assert all(line.endswith("by a larger candidates.block_size") for line in for_blocks)
     assert len(lines(caches[10], *random)) == 3
     # A query with one list meets nothing twice.
     assert len(lines(caches[1], *random, "batch.directions=['image']")) == 3
@@ -203,9 +200,6 @@ def test_a_dry_run_gives_the_numbers_of_run_json_and_writes_and_loads_nothing(
     assert facts["inputs"].items() >= preview.inputs().items()
     assert (preview.num_steps, preview.batches_per_epoch, run.metrics()[-1]["step"]) == (4, 16, 3)
     assert f"each image meets {preview.negatives[Direction.TEXT]}" in lines[-1]
-    shown = {row[0]: row[1] for row in tables._runs(report.read_report([run.folder])).rows}
-    count = preview.negatives[Direction.IMAGE]
-    assert shown["different negatives per caption"] == f"{count.different:g} in {count.lists:g} lists"
     assert next(preview.facts()) == "steps: 4"
 
 

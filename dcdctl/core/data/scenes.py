@@ -129,14 +129,6 @@ class Mention:
     size: str | None
     quarter: str | None
 
-    def fits(self, thing: SceneObject) -> bool:
-        """Whether it describes an object."""
-        return (
-            (thing.shape, thing.color) == (self.shape, self.color)
-            and self.size in (None, thing.size)
-            and self.quarter in (None, thing.quarter)
-        )
-
 
 @dataclass(frozen=True)
 class Statement:
@@ -146,15 +138,6 @@ class Statement:
     subject: Mention
     relation: str
     object: Mention
-
-    def holds(self, scene: Scene) -> bool:
-        """Whether the statement is true of a scene."""
-        relation = RELATIONS[self.relation]
-        return any(
-            self.subject.fits(first) and self.object.fits(second) and relation.holds(first, second)
-            for first in scene.objects
-            for second in scene.objects
-        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from .embed import (
     embed_corpus,
     embed_source,
     embed_with_model,
-    embeds_by_first_token,
     load_embedder,
 )
 from .encoded import encode_corpus
@@ -39,7 +38,6 @@ __all__ = [
     "embed_corpus",
     "embed_source",
     "embed_with_model",
-    "embeds_by_first_token",
     "encode_corpus",
     "finite_vectors",
     "int8_codes",

@@ -214,12 +214,6 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
     )
 
 
-def embeds_by_first_token(ref: str) -> bool:
-    """Whether a reference names a text encoder that reads its vector from the first token; the small files of a Hub id
-    are fetched."""
-    return not _is_ours(ref) and not models.is_dual(ref) and models.text_pooling(ref) == "cls"
-
-
 def _is_ours(ref: str) -> bool:
     """Whether a reference is a run, or a folder that `models.save` wrote, whose type transformers may not know."""
     return any((Path(ref) / name).exists() for name in ("run.json", models.SETTINGS_FILE))

@@ -33,7 +33,6 @@ from dcdctl.core.teacher.cache_format import (
     IMAGES_PER_SHARD,
     ITEMS_FILE,
     NUM_GIVEN,
-    POOLING,
     Pairs,
     pairs_name,
     planned_name,
@@ -209,8 +208,6 @@ def plan_of(job: CacheJob, corpus: Corpus, scorer: Mapping[str, Any]) -> artifac
         "captions": corpus.num_captions,
         **scorer,
         "candidates": to_table(job.candidates),
-        # No entry for other models, whose caches stay what they were.
-        **({POOLING: "cls"} if job.candidates.embeds_by_first_token else {}),
         # The seal holds the checksum of every shard, so its own checksum stands for the cache.
         "extends": None if job.extend is None else files.sha256_of(job.extend / CACHE.seal_file),
         "images_per_shard": IMAGES_PER_SHARD,

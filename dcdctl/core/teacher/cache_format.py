@@ -31,8 +31,6 @@ from dcdctl.core.artifacts import Build, Kind
 from dcdctl.core.data import Flags, Index, Scores
 
 ITEMS_FILE, DROPPED_FILE, WORK_FOLDER = "items.parquet", "dropped.json", "work"
-POOLING = "candidates_pooling"
-"""The entry of a plan for a `candidates.model` whose vector is its first token; without it, the mean of its tokens."""
 TEACHER_NAME, SCORES_FROM, SCORES_DIGEST, NUM_GIVEN = "teacher_name", "scores_from", "scores_sha256", "given_scores"
 """Notes in the plan of a cache whose scores come from elsewhere: its teacher, what the scores are if no model's, a
 digest of all scores, and, before that, their number."""

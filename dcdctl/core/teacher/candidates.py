@@ -19,7 +19,7 @@ from dcdctl.core import models, scoring
 from dcdctl.core.config import DISTINCT, NOT_EMPTY, Count, Fraction, Natural, at_least, between, check_fields
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.devices import CPU
-from dcdctl.core.errors import ConfigError, CorpusError, ModelError
+from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import budget, miners
@@ -94,15 +94,6 @@ class CandidateConfig:
         """MissingError if these candidates need a package that is not installed."""
         if self.kind == "lexical":
             miners.load_bm25s()
-
-    @property
-    def embeds_by_first_token(self) -> bool:
-        """Whether `model` is a text encoder whose vector is its first token. False for one that cannot be read: only
-        mining needs it."""
-        try:
-            return bool(self.model) and scoring.embeds_by_first_token(self.model)
-        except ModelError:
-            return False
 
 
 def check_candidates(corpus: Corpus, config: CandidateConfig) -> None:

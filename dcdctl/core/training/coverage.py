@@ -121,19 +121,13 @@ class Preview:
 
     def warnings(self) -> Iterator[str]:
         """A line for each direction in which the cache is drawn empty, with the way out: more candidates."""
-        config, enough = self.recipe.candidates, FRESH * self.recipe.batch.random_negatives
+        setting = "block_size" if self.recipe.candidates.kind == "blocks" else "per_query"
         for direction, count in self.negatives.items():
             if self.has_cache and count.is_drained:
-                more = f"per_query={enough}"
-                if config.kind == "blocks":
-                    # A block of n images has n - 1 candidates for a caption, and the captions of as many images for an
-                    # image.
-                    per_image = config.captions_per_image if direction == Direction.TEXT else 1
-                    more = f"block_size={-(-enough // per_image) + 1}"
                 yield (
                     f"warning: {count.drawn} of the {shown(count.candidates)} cached candidates of each "
                     f"{direction.query} are drawn for every list, so all {shown(count.lists)} lists have nearly the "
-                    f"same negatives; cache more: --set candidates.{more}"
+                    f"same negatives; cache {FRESH} for each drawn one, by a larger candidates.{setting}"
                 )
 
     def inputs(self) -> dict[str, Any]:

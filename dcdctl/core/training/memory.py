@@ -68,10 +68,7 @@ def settle(options: TrainingOptions, model: nn.Module, batch_size: int, trial: T
     seconds = [_seconds(each, model, trial) for each in fitting] if len(fitting) > 1 else [0.0]
     fastest = fitting[seconds.index(min(seconds))]
     if fastest.compute.precision != options.compute.precision:
-        measured = ", ".join(
-            f"{each.compute.precision} {time_s:.3f} s per step" for each, time_s in zip(fitting, seconds, strict=True)
-        )
-        say(f"--precision auto is {fastest.compute.precision}" + (f": {measured}" if len(fitting) > 1 else ""))
+        say(f"--precision auto is {fastest.compute.precision}")
     if fastest.micro_batches > options.micro_batches:
         say(
             f"--accumulate auto is {fastest.micro_batches}: a batch of {batch_size} does not fit into "
