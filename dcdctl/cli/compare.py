@@ -76,13 +76,10 @@ def compare(arguments: Compare, json: Json = False) -> None:
     """Test whether models differ, query by query. It prints differences with intervals and p-values, and the queries
     that differ most."""
     from dcdctl.core import evaluation
-    from dcdctl.core.data import read_corpus_json
 
     if arguments.html is None:
         # The corpus has no other use: ranks are in the evaluations.
         refuse({"--data": optional_path(arguments.data)}, "is the corpus of the page: name a file with --html")
-    elif (corpus := optional_path(arguments.data)) is not None:
-        read_corpus_json(corpus)  # a wrong folder is an error before the resamples
     comparison = arguments.run()
     if arguments.html is not None:
         if arguments.write_page(comparison):

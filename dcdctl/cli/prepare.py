@@ -179,5 +179,3 @@ def _show_published(document: dict[str, Any], json: bool) -> None:
         for entry in document["data_sets"]
     ]
     show_entries("data sets: dcdctl prepare NAME", facts)
-    show("teachers: dcdctl models lists them; --teacher NAME")
-    show(", ".join(entry["name"] for entry in document["teachers"]))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dcdctl.cli.views.terminal import show_table
+from dcdctl.core.progress import byte_size
 
 if TYPE_CHECKING:
     from dcdctl.core.bench import Bench, Duration, Latency, ModelTimes, Percentile, SpeedUp
@@ -77,14 +78,14 @@ def _footprint(times: ModelTimes) -> dict[str, str]:
     cells = {
         "model": f"{times.kind}, {times.dtype}",
         "parameters": operations(footprint.num_parameters),
-        "weights": size(footprint.weight_bytes),
+        "weights": byte_size(footprint.weight_bytes),
         "operations per image": operations(flops.per_image),
         "operations per caption": operations(flops.per_caption),
         "operations per pair, everything encoded": operations(flops.per_pair),
         "operations per additional encoded image": operations(flops.per_ranked_image),
     }
     for dtype in ("float32", "float16"):
-        cells[f"index of a million images, {dtype}"] = size(footprint.index_bytes_per_million_images[dtype])
+        cells[f"index of a million images, {dtype}"] = byte_size(footprint.index_bytes_per_million_images[dtype])
     if times.first_query is not None:
         median = times.first_query.median
         for label, parts in FIRST_QUERY.items():
@@ -201,12 +202,3 @@ def operations(value: float) -> str:
         if value >= unit:
             return f"{digits(value / unit)} {name}"
     return digits(value)
-
-
-def size(num_bytes: float) -> str:
-    """Bytes with a unit.
-
-    >>> size(1_024_000_000), size(5_200_000)
-    ('1.02 GB', '5.20 MB')
-    """
-    return f"{operations(num_bytes)}B"

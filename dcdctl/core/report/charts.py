@@ -288,22 +288,12 @@ def scatter(labels: ChartLabels, series: Sequence[Series], front: Sequence[tuple
         # Room for the names beside the outermost points.
         axes.margins(0.14, 0.12)
         axes.grid(which="major")
-        _label_times(axes, [x for points in series for x in points.x])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         _name_series(axes)
 
     return _chart(labels, LARGE, draw)
-
-
-def _label_times(axes: Axes, times: Sequence[float]) -> None:
-    """Ticks at 1, 2 and 5 times the powers of ten for times within two powers; at a few round numbers for times that
-    are close."""
-    span = max(times) / min(times)
-    if span < 4:
-        axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
-    elif span < 100:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _name_series(axes: Axes) -> None:

@@ -46,9 +46,11 @@ def respond(index: ImageIndex, row: int, size: Size, if_none_match: str, config:
     data = _image_bytes(index, row)
     # The size too: after a change of the settings browsers must not keep the old thumbnails.
     part = "original" if size == "original" else f"thumbnail {config.thumbnail_px}"
-    tag = tag_of(data, part)
-    headers = caching(tag)
-    if matches(tag, if_none_match):
+    # blake2b accepts at most 16 bytes as `person`.
+    tag = f'"{hashlib.blake2b(data, digest_size=16, person=part.encode()[:16]).hexdigest()}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    # Proxies that compress mark a tag as weak.
+    if tag in [known.strip().removeprefix("W/") for known in if_none_match.split(",")]:
         return Response(status_code=304, headers=headers)
     try:
         if size == "original":
@@ -56,22 +58,6 @@ def respond(index: ImageIndex, row: int, size: Size, if_none_match: str, config:
         return Response(thumbnail(data, config.thumbnail_px), media_type="image/jpeg", headers=headers)
     except ImageError as error:
         raise _gone(row) from error
-
-
-def tag_of(data: bytes, part: str = "") -> str:
-    """The ETag of a response made from these bytes."""
-    # blake2b accepts at most 16 bytes as `person`.
-    return f'"{hashlib.blake2b(data, digest_size=16, person=part.encode()[:16]).hexdigest()}"'
-
-
-def matches(tag: str, if_none_match: str) -> bool:
-    """Whether an If-None-Match header lists an ETag; proxies that compress mark it as weak."""
-    return tag in [known.strip().removeprefix("W/") for known in if_none_match.split(",")]
-
-
-def caching(tag: str) -> dict[str, str]:
-    """Headers of a response that browsers may keep, but must revalidate each time."""
-    return {"ETag": tag, "Cache-Control": "private, no-cache"}
 
 
 def _image_bytes(index: ImageIndex, row: int) -> bytes:

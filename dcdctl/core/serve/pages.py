@@ -6,11 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 
 from dcdctl.core import files, templates
 from dcdctl.core.search import ImageIndex
-from dcdctl.core.serve import images
 from dcdctl.core.serve.config import ServiceConfig
 
 ASSETS = files.packaged("assets")
@@ -54,12 +53,7 @@ def search_page(index: ImageIndex, config: ServiceConfig) -> str:
 
 
 def _add(app: FastAPI, path: str, content: Callable[[], bytes], media_type: str) -> None:
-    async def page(request: Request) -> Response:
-        body = content()
-        tag = images.tag_of(body)
-        headers = images.caching(tag) | {"Content-Security-Policy": POLICY}
-        if images.matches(tag, request.headers.get("if-none-match", "")):
-            return Response(status_code=304, headers=headers)
-        return Response(body, media_type=media_type, headers=headers)
+    async def page() -> Response:
+        return Response(content(), media_type=media_type, headers={"Content-Security-Policy": POLICY})
 
     app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
