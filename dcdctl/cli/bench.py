@@ -21,8 +21,7 @@ from dcdctl.cli.options import (
     configures,
 )
 from dcdctl.cli.views.bench import show_bench
-from dcdctl.cli.views.scoring import precision_on
-from dcdctl.cli.views.terminal import bar, show_json
+from dcdctl.cli.views.terminal import bar, note, show_json
 
 if TYPE_CHECKING:
     from dcdctl.core.bench import BenchConfig, ModelPair
@@ -78,7 +77,11 @@ def bench(
     from dcdctl.core.config import apply_sets, build
 
     device = devices.choose(timed.device)
-    settings = {"batch_size": batch_size, "precision": precision_on(precision, device), "num_threads": threads}
+    settings = {
+        "batch_size": batch_size,
+        "precision": devices.precision_on(precision, device, note),
+        "num_threads": threads,
+    }
     config = build(BenchConfig, settings | apply_sets({}, sets or []))
     result = compare_saved(timed.pair(), config, device=device, track=bar)
     if json:

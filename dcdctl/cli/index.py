@@ -29,7 +29,6 @@ from dcdctl.cli.options import (
     refuse,
     writes,
 )
-from dcdctl.cli.views.scoring import precision_on
 from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ class IndexChanges:
         settings = {"dims": self.dims, "kind": self.codes, "keywords": "true" if self.keywords else None}
         chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
         # None keeps the precision of an index that is changed.
-        precision = new.precision and precision_on(new.precision, devices.choose(new.device))
+        precision = new.precision and devices.precision_on(new.precision, devices.choose(new.device), note)
         return Changes(
             sets=(*(self.sets or ()), *chosen),
             remove=tuple(self.remove or ()),

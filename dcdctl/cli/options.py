@@ -246,11 +246,9 @@ class Inference(Machine):
 
         devices.use_threads(self.threads)
         device = devices.choose(self.device)
-        if slower := devices.slower_half(self.precision, device):
-            say(slower)
         return devices.Compute(
             device=device,
-            precision=devices.precision(self.precision),
+            precision=devices.precision_on(self.precision, device, say),
             batch_size=self.batch_size,
             workers=self.workers,
             features=optional_path(self.features),

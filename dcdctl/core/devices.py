@@ -4,7 +4,6 @@ describe it."""
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import platform
 import time
@@ -19,14 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 from dcdctl import __version__
 from dcdctl.core import artifacts, machine
 from dcdctl.core.errors import ConfigError, DcdError, InputError, first_line
+from dcdctl.core.progress import Say
 
 T = TypeVar("T")
 MOST_READERS = 8
 """Threads that read ahead by default; each has a batch of images in memory."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU = torch.device("cpu")
-_version_of = functools.cache(version)
-"""The version of a package. To find it takes milliseconds, and it stays."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,22 +174,22 @@ def precision(name: str) -> str:
     return PRECISIONS[name]
 
 
-def slower_half(name: str, device: torch.device, seconds_in: Callable[[str], float] | None = None) -> str | None:
-    """A sentence that a half precision is slower than float32 on this processor; None if it is not, and on a GPU.
+def precision_on(name: str, device: torch.device, say: Say) -> str:
+    """The torch name of a precision; `say` gets a line if it is a half precision that is slower than float32 on this
+    processor.
 
     A trial of a tenth of a second decides: processors differ in their instructions, and not every library has a kernel
     for each.
     """
-    precision_name = precision(name)
-    if precision_name == "float32" or device.type != "cpu":
-        return None
-    measure = seconds_in or _block_seconds
-    ratio = measure(precision_name) / measure("float32")
-    if ratio <= 1:
-        return None
-    return (
-        f"--precision {name} is slower than fp32 on this processor: a transformer block takes {ratio:.1f} times as long"
-    )
+    chosen = precision(name)
+    if chosen != "float32" and device.type == "cpu":
+        ratio = _block_seconds(chosen) / _block_seconds("float32")
+        if ratio > 1:
+            say(
+                f"--precision {name} is slower than fp32 on this processor: a transformer block takes {ratio:.1f} "
+                "times as long"
+            )
+    return chosen
 
 
 @torch.inference_mode()
@@ -270,7 +268,7 @@ def _with_fields(batch: T, method: str, *arguments: Any, **options: Any) -> T:
 
 def versions() -> dict[str, str]:
     """Versions of the software that results depend on, and the machine type."""
-    packages = {name: _version_of(name) for name in ("torch", "transformers", "numpy", "pillow")}
+    packages = {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")}
     return {"dcdctl": __version__, "python": platform.python_version(), **packages, "machine": platform.machine()}
 
 

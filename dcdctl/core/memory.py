@@ -71,11 +71,6 @@ class Fitting:
         larger = max(asked, self.grown)
         return larger if self.most is None else min(larger, self.most)
 
-    def begin(self) -> None:
-        """Note that a batch begins."""
-        if self.memory is not None:
-            self.memory.begin()
-
     def end(self, count: int, asked: int) -> None:
         """Note that a batch of this size fitted."""
         if self.memory is None or self.most is not None or not self.size(asked) <= count < MOST_GROWTH * asked:
@@ -96,7 +91,8 @@ def in_fitting_parts(
     start = 0
     while start < len(items):
         part: Any = items[start : start + fitting.size(size)]
-        fitting.begin()
+        if fitting.memory is not None:
+            fitting.memory.begin()
         try:
             result = work(part)
         except (RuntimeError, MemoryError) as error:

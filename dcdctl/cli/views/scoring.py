@@ -1,5 +1,4 @@
-"""What scores will cost, on stderr, before the model starts to score: pairs, time, and a precision that is slow
-here."""
+"""What scores will cost, on stderr, before the model starts to score: pairs and time."""
 
 from __future__ import annotations
 
@@ -8,8 +7,6 @@ from typing import TYPE_CHECKING
 from dcdctl.cli.views.terminal import amount, clock, note
 
 if TYPE_CHECKING:
-    import torch
-
     from dcdctl.core.scoring import Workload
     from dcdctl.core.teacher import CacheCost
 
@@ -32,12 +29,3 @@ def show_workload(workload: Workload) -> None:
     """The cost of an evaluation that scores pairs."""
     rate = f"{workload.pairs_per_s:,.0f}" if workload.pairs_per_s >= 10 else f"{workload.pairs_per_s:.2g}"
     note(f"{workload.num_pairs:,} pairs to score: {rate} pairs/s in a trial, about {clock(workload.seconds)}")
-
-
-def precision_on(name: str, device: torch.device) -> str:
-    """The torch name of a precision; a message if it is slower than fp32 on this processor."""
-    from dcdctl.core import devices
-
-    if slower := devices.slower_half(name, device):
-        note(slower)
-    return devices.precision(name)
