@@ -107,6 +107,26 @@ def check_output_folder(path: Path) -> Path:
     return path
 
 
+def check_device(name: str) -> str:
+    """Callback of `--device`: an error if this machine lacks the device. The names that every machine has need no
+    import of torch."""
+    if name not in ("auto", "cpu"):
+        from dcdctl.core import devices
+
+        devices.choose(name)
+    return name
+
+
+def check_precision(name: str) -> str:
+    """Callback of `--precision`: an error if there is no such precision. The defaults need no import of torch; auto is
+    that of a training."""
+    if name not in ("fp32", "auto"):
+        from dcdctl.core import devices
+
+        devices.precision(name)
+    return name
+
+
 def check_accumulate(text: str) -> str:
     """Callback of `--accumulate`: a usage error for anything but auto and a number of at least 1."""
     if text != "auto" and not (text.isdecimal() and int(text)):
@@ -187,9 +207,11 @@ ModelSet = Annotated[
 # Where and how to compute
 Device = Annotated[
     str,
-    computes("--device", "auto (the GPU if there is one), cpu, cuda, cuda:1 or mps.", "NAME"),
+    computes("--device", "auto (the GPU if there is one), cpu, cuda, cuda:1 or mps.", "NAME", callback=check_device),
 ]
-Precision = Annotated[str, computes("--precision", "fp32, or bf16 or fp16 if the hardware supports it.", "NAME")]
+Precision = Annotated[
+    str, computes("--precision", "fp32, or bf16 or fp16 if the hardware supports it.", "NAME", callback=check_precision)
+]
 BATCH_SIZE_HELP = "Images, captions or pairs in one forward pass."
 BatchSize = Annotated[int, computes("--batch-size", BATCH_SIZE_HELP, "N", min=1)]
 PairBatchSize = Annotated[
@@ -267,6 +289,7 @@ class Training(Machine):
             "auto (bf16 on a GPU where a step is faster in it, else fp32), fp32, or bf16 or fp16 if the hardware "
             "supports it.",
             "NAME",
+            callback=check_precision,
         ),
     ] = "auto"
     workers: Workers = None
