@@ -104,8 +104,16 @@ class SavedEvaluation:
 
     @cached_property
     def table(self) -> RankTable | None:
-        """The ranks of all queries; None without their table. InputError for a damaged one."""
-        return read_ranks(self.ranks_file) if self.names.ranks in self._tables else None
+        """The ranks of all queries; None without their table. InputError for a damaged one, and for one of another
+        document."""
+        if self.names.ranks in self._tables:
+            return read_ranks(self.ranks_file)
+        if self.evaluation is not None and self.ranks_file.exists():
+            raise InputError(
+                f"{self.ranks_file} does not belong to {self.names.result} beside it, which does not list it",
+                hint=TABLES_HINT,
+            )
+        return None
 
     @cached_property
     def top(self) -> dict[Direction, TopCandidates]:
