@@ -153,7 +153,7 @@ def maxsims(query_LD: Floats, tokens_ND: Floats, counts_R: Rows, *, is_precise: 
         products_NL = (tokens_ND.astype(np.float64)[:, None] * query_LD).sum(axis=2)
     else:
         products_NL = tokens_ND @ query_LD.T
-    if (counts_R == counts_R[0]).all():
+    if len(counts_R) and (counts_R == counts_R[0]).all():
         largest_RL = products_NL.reshape(len(counts_R), counts_R[0], -1).max(axis=1)
     else:
         largest_RL = np.maximum.reduceat(products_NL, np.cumsum(counts_R) - counts_R, axis=0)
