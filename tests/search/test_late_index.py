@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import FAMILIES, late, with_noise
 from image_files import png, put
-from made_index import build_of, killed_before, seal_index, searcher_of, update
+from made_index import build_of, killed_before, ragged, searcher_of, update, write_late
 from PIL import Image
 from starlette.testclient import TestClient
 from tiny import contents
@@ -19,13 +19,11 @@ from dcdctl.core.search import (
     Changes,
     ColumnChanges,
     FolderIndex,
-    ImageSource,
     parse_where,
     part_files,
     run_index_job,
 )
 from dcdctl.core.search.exact import decoded, encoded, maxsims, token_type
-from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.serve import ServiceConfig, app
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -52,31 +50,10 @@ def pictures(tmp_path):
     return put(tmp_path / "pictures", {f"{seed}.png": png(seed) for seed in range(7)})
 
 
-def ragged(counts, width=6, seed=0):
-    tokens = np.random.default_rng(seed).normal(size=(sum(counts), width)).astype(np.float32)
-    return tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
-
-
 def plain_maxsims(query_LD, tokens_ND, counts):
     """One image and one token after another."""
     images = np.split(tokens_ND, np.cumsum(counts)[:-1])
     return np.array([sum(max(float(t @ q) for t in image) for q in query_LD) for image in images])
-
-
-def write_late(folder, counts, codes="float16", **settings):
-    """An index of random tokens: the index, and its tokens."""
-    tokens, entries, ends = ragged(counts), [], np.cumsum([0, *counts])
-    for number, first in enumerate(range(0, len(counts), 3)):
-        rows = range(first, min(first + 3, len(counts)))
-        path = folder / "vectors" / part_files.part_name(number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        images = [SourceImage(image_id=f"{row}.png", path=f"{row}.png") for row in rows]
-        here = encoded(tokens[ends[first] : ends[rows.stop]], codes)
-        part_files.write_part(path, images, here, counts_R=np.array(counts[first : rows.stop]))
-        entries.append(part_files.describe_part(path, 0, token_type(6, codes))[0])
-    source = ImageSource(kind="folder", path=str(folder.parent / "nowhere"))
-    settings = {"kind": "centroids", "tokens": {"codes": codes}, **settings}
-    return seal_index(folder, source, entries, dim=6, model_kind="late", **settings), tokens
 
 
 def test_maxsims_are_those_of_a_loop():
@@ -162,6 +139,7 @@ def test_a_late_index_is_filtered_joined_with_words_reranked_and_served(late_ref
     every.index.compares_all = True
     ranked = every.by_text("two dogs", 7).hits
     assert searcher.by_text("two dogs", 7, where).hits == tuple(hit for hit in ranked if hit.columns["year"] == 2019)
+    assert searcher.by_text("two dogs", 7, parse_where("year = 1", index.columns)).hits == ()
     # Two answers of three candidates.
     assert {hit.row for hit in searcher.by_text("two dogs", 2).hits} <= {hit.row for hit in ranked}
     hybrid = searcher.by_text("two dogs 4", 7, hybrid=True).hits

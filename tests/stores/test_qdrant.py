@@ -8,12 +8,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pyarrow as pa
 import pytest
-from made_index import unit_vectors
+from made_index import unit_vectors, write_index, write_late
 from made_store import COLUMNS, DIM, made_facts, made_images
 
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search.columns.where import parse_where
-from dcdctl.core.stores import open_index, open_store, retry
+from dcdctl.core.stores import open_index, open_store, retry, upload_index
 from dcdctl.core.stores.retry import UnavailableError
 
 
@@ -110,6 +110,22 @@ def test_the_graph_is_searched_for_more_than_is_asked_and_exactly_if_it_gives_le
         params.clear()
         store.search(unit_vectors(1, DIM), count)
         assert params == expected
+
+
+def test_a_request_has_fewer_images_if_each_has_more_numbers(store, tmp_path, monkeypatch):
+    sent, upsert = [], type(store).upsert
+
+    def noted(self, images):
+        sent.append(len(images))
+        upsert(self, images)
+
+    monkeypatch.setattr(type(store), "upsert", noted)
+    monkeypatch.setattr(type(store), "batch_rows", 8)
+    upload_index(write_index(tmp_path / "short", [unit_vectors(12, 512)]), store)
+    upload_index(write_index(tmp_path / "long", [unit_vectors(9, 1024)]), store, replace=True)
+    # 2,400 numbers each, three to a part.
+    upload_index(write_late(tmp_path / "late", [400] * 4)[0], store, replace=True)
+    assert sent == [8, 4, 4, 4, 1, 1, 1, 1, 1]
 
 
 def test_what_qdrant_does_not_keep_or_compare_is_refused(store):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from families import FAMILIES, late, with_noise
+from made_index import build_of
 from made_store import URLS
 from noise_index import CAPTIONS
 from starlette.testclient import TestClient
 
 import dcdctl
+from dcdctl.core import models
 from dcdctl.core.search import Changes, ColumnChanges, FolderIndex, IndexSearcher, run_index_job
 from dcdctl.core.serve import ServiceConfig, app
 from dcdctl.core.stores import StoreIndex, open_store, upload_index
@@ -88,3 +91,18 @@ def test_python_uploads_an_index_and_searches_the_store_by_its_url(url, index, s
     assert found.image().size == expected.image().size
     moved = dcdctl.Searcher(url, model=index.folder / "model", device="cpu")
     assert list(moved.search(CAPTIONS[0], k=5)) == list(expected)
+
+
+def test_a_late_index_in_a_store_is_served_as_from_its_folder(noise_index, qdrant_url, tmp_path):
+    late_model = with_noise(late(FAMILIES["dual"](CAPTIONS, tmp_path), is_pooled=False))
+    models.save(late_model, tmp_path / "late")
+    index = build_of(tmp_path / "late", noise_index.parent / "images", tmp_path / "index")
+    opened = open_store(qdrant_url())
+    assert upload_index(index, opened).images == 12
+    with client_of(StoreIndex.open(opened)) as ours, client_of(index) as theirs:
+        for query in ({"text": CAPTIONS[0], "k": 5}, {"row": 3, "k": 4}):
+            found, expected = (client.get("/search", params=query).json() for client in (ours, theirs))
+            assert len(found["results"]) == query["k"]
+            assert [found[key] for key in ("results", "bars", "weak")] == [
+                expected[key] for key in ("results", "bars", "weak")
+            ]

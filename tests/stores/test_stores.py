@@ -8,13 +8,22 @@ import re
 import numpy as np
 import pytest
 from made_edges import CASES, EDGES, LIKES, ORDERS, PATTERNS, edge_condition, edge_facts, edge_images
-from made_index import Killed, exact, unit_vectors, write_index
+from made_index import Killed, exact, ragged, unit_vectors, write_index, write_late
 from made_store import COLUMNS, COUNT, DIM, URLS, made_facts, made_images, vectors_of
 
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search.columns.where import matches, parse_where
-from dcdctl.core.stores import StoreIndex, open_index, open_store, retry, store_document, store_facts, upload_index
+from dcdctl.core.stores import (
+    StoreIndex,
+    open_index,
+    open_store,
+    retry,
+    store_document,
+    store_facts,
+    store_index,
+    upload_index,
+)
 from dcdctl.core.stores.protocol import Store
 from dcdctl.core.stores.retry import UnavailableError
 
@@ -296,7 +305,8 @@ OTHER_COLUMNS = {"owner": "int64"}
 
 
 @pytest.mark.parametrize(
-    "values", [{"dims": 8}, {"columns": OTHER_COLUMNS}, {"columns": OTHER_COLUMNS | {"other": "bool"}}]
+    "values",
+    [{"dims": 8}, {"is_late": True}, {"columns": OTHER_COLUMNS}, {"columns": OTHER_COLUMNS | {"other": "bool"}}],
 )
 def test_facts_of_other_images_than_those_of_the_store_are_one_line(full, url, values):
     full.describe(changed(**values))
@@ -326,6 +336,36 @@ def test_an_uploaded_index_answers_like_the_index(index, store):
     assert not uploaded.has_image(3)
     with pytest.raises(MissingError, match=r"has no image 40"):
         uploaded.image_bytes(40)
+
+
+@pytest.mark.parametrize(("codes", "error"), [("float16", 0), ("int8", 1e-3)])
+def test_a_late_index_is_compared_by_maxsim_or_refused(store, tmp_path, monkeypatch, codes, error):
+    # More images than are proposed for 10 answers, and than LanceDB compares without an index.
+    monkeypatch.setattr(store_index, "CANDIDATES", 20)
+    index, _ = write_late(tmp_path / "index", [4, 1, 7, 3, 3, 5, 2, 6] * 5, codes, removed=[5])
+    if store.kind == "postgresql":
+        with pytest.raises(InputError, match=r"takes one vector per image, and .*; upload it to Qdrant or LanceDB"):
+            upload_index(index, store)
+        return
+    if store.kind == "lancedb":
+        monkeypatch.setattr("dcdctl.core.stores.lancedb.EXACT_UP_TO", 30)
+    assert upload_index(index, store).images == 39
+    assert upload_index(index, store).sent == 0
+    uploaded = StoreIndex.open(store)
+    assert "6 numbers per token" in dict(store_facts(store_document(store)))["vectors"]
+    # Of different lengths in an answer, and with padding.
+    queries = ragged([5] * 8, seed=2).reshape(8, 5, 6) / 5
+    queries[1::2, 3:] = 0
+    some, none = (
+        parse_where(f"image_id in ({names})", uploaded.columns) for names in ("'3.png', '5.png', '30.png'", "'99.png'")
+    )
+    for k, where, num_hits in ((10, None, 10), (99, None, 39), (10, some, 2), (10, none, 0)):
+        for found, expected in zip(uploaded.search(queries, k, where), index.search(queries, k, where), strict=True):
+            assert len(found) == num_hits
+            np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in expected], atol=error)
+            assert error or found == expected
+    for found, expected in zip(uploaded.tokens(np.array([9, 2])), index.tokens(np.array([9, 2])), strict=True):
+        np.testing.assert_allclose(found, expected, atol=error)
 
 
 def test_the_same_upload_again_sends_nothing_and_a_change_of_the_index_is_followed(index, store, tmp_path):

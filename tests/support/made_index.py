@@ -23,7 +23,7 @@ from dcdctl.core.search import (
     run_index_job,
 )
 from dcdctl.core.search.config import IndexConfig
-from dcdctl.core.search.exact import token_type
+from dcdctl.core.search.exact import encoded, token_type
 from dcdctl.core.search.part_files import SourceImage, part_name
 from dcdctl.core.search.storage import IndexDocument, IndexedModel, Part
 
@@ -58,6 +58,34 @@ def write_index(
         first += len(vectors)
     source = ImageSource(kind="folder", path=str(images or folder.parent / "nowhere"))
     return seal_index(folder, source, entries, dim=parts[0].shape[1], removed=removed, **settings)
+
+
+def ragged(counts: Sequence[int], width: int = 6, seed: int = 0) -> NDArray[np.float32]:
+    """Random unit vectors of items with so many tokens, one after another."""
+    tokens = np.random.default_rng(seed).normal(size=(sum(counts), width)).astype(np.float32)
+    return tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+
+
+def write_late(
+    folder: Path,
+    counts: Sequence[int],
+    codes: Any = "float16",
+    removed: Sequence[int] | None = None,
+    **settings: object,
+) -> tuple[FolderIndex, NDArray[np.float32]]:
+    """An index of random tokens: the index, and its tokens."""
+    tokens, entries, ends = ragged(counts), [], np.cumsum([0, *counts])
+    for number, first in enumerate(range(0, len(counts), 3)):
+        rows = range(first, min(first + 3, len(counts)))
+        path = folder / "vectors" / part_files.part_name(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images = [SourceImage(image_id=f"{row}.png", path=f"{row}.png") for row in rows]
+        here = encoded(tokens[ends[first] : ends[rows.stop]], codes)
+        part_files.write_part(path, images, here, counts_R=np.array(counts[first : rows.stop]))
+        entries.append(part_files.describe_part(path, 0, token_type(6, codes))[0])
+    source = ImageSource(kind="folder", path=str(folder.parent / "nowhere"))
+    settings = {"kind": "centroids", "tokens": {"codes": codes}, **settings}
+    return seal_index(folder, source, entries, dim=6, model_kind="late", removed=removed, **settings), tokens
 
 
 def seal_index(

@@ -15,7 +15,7 @@ from .columns.where import (
     quoted_value,
 )
 from .config import IndexConfig
-from .exact import Floats, Half, Rows, best_first, cosines, unit
+from .exact import Floats, Half, Rows, best_first, best_of, cosines, maxsims, unit
 from .index import FolderIndex
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
@@ -66,6 +66,7 @@ __all__ = [
     "answer_document",
     "as_text",
     "best_first",
+    "best_of",
     "check_model",
     "check_query",
     "check_vectors",
@@ -76,6 +77,7 @@ __all__ = [
     "index_facts",
     "like_regex",
     "looks_like_a_path",
+    "maxsims",
     "measure_background",
     "parse_all",
     "parse_where",

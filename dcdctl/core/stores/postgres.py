@@ -138,6 +138,11 @@ class PostgresStore(Store):
         return StoreFacts.of_json(row[0][0], self._name) if row else None
 
     def create(self, facts: StoreFacts) -> None:
+        if facts.is_late:
+            raise InputError(
+                f"{self._name} takes one vector per image, and the index has one for each token",
+                hint="upload it to Qdrant or LanceDB, or search its folder",
+            )
         # One transaction for all of it, because a thread has one connection.
         with self._connection() as connection, connection.transaction():
             self._run("CREATE EXTENSION IF NOT EXISTS vector")

@@ -1,6 +1,6 @@
 """What an upload and a search need of a store, whatever program keeps the vectors.
 
-Shape letters: Q queries, R rows, D width.
+Shape letters: Q queries, R rows, D width, N tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dcdctl.core import config
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
@@ -29,7 +30,7 @@ class StoreFacts:
 
     format: int = FORMAT
     model: str
-    """The fingerprint of the dual encoder that made the vectors."""
+    """The fingerprint of the model that made the vectors."""
     model_folder: str
     """The folder of that model, on the machine that filled the store."""
     dims: int
@@ -46,6 +47,8 @@ class StoreFacts:
     """Digest of the vectors and names of these rows: an index continues a store if its first rows have this digest."""
     values: str
     """Digest of the columns of these rows."""
+    is_late: bool = False
+    """Whether an image has a vector for each token (`ImageIndex.is_late`)."""
 
     def __post_init__(self) -> None:
         # Whoever may write to a store may write any facts. No system has paths of 4,096 characters.
@@ -70,13 +73,26 @@ class StoreFacts:
     @property
     def image_schema(self) -> pa.Schema:
         """The columns of an upload and of an answer."""
-        vector = pa.field("vector", pa.list_(pa.field("element", "float16", nullable=False), self.dims), nullable=False)
-        return pa.schema([*IMAGE_FIELDS, vector, *self.schema])
+        vector = pa.list_(pa.field("element", "float16", nullable=False), self.dims)
+        if self.is_late:
+            vector = pa.list_(pa.field("token", vector, nullable=False))
+        return pa.schema([*IMAGE_FIELDS, pa.field("vector", vector, nullable=False), *self.schema])
 
-    def table(self, values: Mapping[str, Sequence[Any]], vectors_RD: Half) -> pa.Table:
-        """A table of `image_schema` of the values of each column and the vectors."""
+    def vector_column(self, vectors_ND: Half, counts_R: Sequence[int]) -> pa.Array:
+        """The column of the vectors; of a late index R images have `counts_R` tokens, one after another."""
+        type_ = self.image_schema.field("vector").type
+        numbers = pa.array(vectors_ND.reshape(-1))
+        if not self.is_late:
+            return pa.FixedSizeListArray.from_arrays(numbers, type=type_)
+        tokens = pa.FixedSizeListArray.from_arrays(numbers, type=type_.value_type)
+        if len(tokens) != sum(counts_R):
+            raise ValueError(f"{len(tokens)} tokens, expected {sum(counts_R)}")
+        return pa.ListArray.from_arrays(np.cumsum([0, *counts_R], dtype=np.int32), tokens, type=type_)
+
+    def table(self, values: Mapping[str, Sequence[Any]], vectors_ND: Half, counts_R: Sequence[int] = ()) -> pa.Table:
+        """A table of `image_schema` of the values of each column and the vectors, as `vector_column` takes them."""
         arrays = [
-            pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), type=column.type)
+            self.vector_column(vectors_ND, counts_R)
             if column.name == "vector"
             else pa.array(values[column.name], column.type)
             for column in self.image_schema
@@ -124,6 +140,12 @@ def half_of(column: pa.ChunkedArray) -> Half:
     return np.concatenate([np.empty((0, width), dtype=np.float16), *chunks])
 
 
+def tokens_of(column: pa.ChunkedArray) -> tuple[Floats, Rows]:
+    """The tokens of a column of a late index one after another, N x D, and how many each image has."""
+    counts_R = pc.list_value_length(column).to_numpy().astype(np.int64)
+    return half_of(pc.list_flatten(column)).astype(np.float32), counts_R
+
+
 def batches_of(rows: Rows, size: int) -> Iterator[Rows]:
     """The rows in order, `size` at a time."""
     return (rows[start : start + size] for start in range(0, len(rows), size))
@@ -138,7 +160,7 @@ class Store(ABC):
 
     kind: str
     batch_rows: int
-    """Images to send together."""
+    """Images of up to 512 numbers to send together."""
     location: str
     """Its URL without a password."""
 

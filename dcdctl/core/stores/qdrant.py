@@ -25,7 +25,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from dcdctl.core.errors import InputError
 from dcdctl.core.search import Compare, Condition, Floats, Joined, Rows, Value
-from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of, half_of
+from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of, half_of, tokens_of
 from dcdctl.core.stores.retry import UnavailableError
 from dcdctl.core.stores.url import StoreUrl
 
@@ -105,6 +105,10 @@ class QdrantStore(Store):
         # No earlier upload had this name; the alias is what users see.
         collection = f"{self._name.removesuffix(_DRAFT)}-{secrets.token_hex(4)}"
         vectors = models.VectorParams(size=facts.dims, distance=models.Distance.DOT, datatype=models.Datatype.FLOAT16)
+        if facts.is_late:
+            vectors.multivector_config = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
+            # No graph: MaxSim is not the distance of two images, so all are compared.
+            vectors.hnsw_config = models.HnswConfigDiff(m=0)
         with self._errors():
             self._client.create_collection(collection, vectors_config=vectors, metadata={FACTS: facts.to_json()})
             # Before the points, so that the graph gets edges for these columns.
@@ -121,13 +125,18 @@ class QdrantStore(Store):
         self._behind = None
 
     def upsert(self, images: pa.Table) -> None:
-        collection, _ = self._known()
+        collection, facts = self._known()
         # A missing value is a missing entry.
         payloads = [
             {name: _as_json(name, value) for name, value in values.items() if value is not None}
             for values in images.drop_columns(["row", "vector"]).to_pylist()
         ]
-        vectors = half_of(images.column("vector")).astype(np.float32).tolist()
+        column = images.column("vector")
+        if facts.is_late:
+            tokens, counts_R = tokens_of(column)
+            vectors = [part.tolist() for part in np.split(tokens, np.cumsum(counts_R)[:-1])]
+        else:
+            vectors = half_of(column).astype(np.float32).tolist()
         points = models.Batch(ids=images.column("row").to_pylist(), vectors=vectors, payloads=payloads)
         with self._errors():
             # `wait`, because a server answers before the points can be found otherwise.
@@ -265,7 +274,9 @@ def _table(points: list[Any], facts: StoreFacts) -> pa.Table:
         for column in facts.image_schema
     }
     values["row"] = [int(point.id) for point in points]
-    return facts.table(values, np.array([point.vector for point in points], dtype=np.float16))
+    vectors = [point.vector for point in points]
+    numbers = [token for tokens in vectors for token in tokens] if facts.is_late else vectors
+    return facts.table(values, np.array(numbers, dtype=np.float16), [len(vector) for vector in vectors])
 
 
 def _of_json(value: Any, type_: pa.DataType) -> Any:

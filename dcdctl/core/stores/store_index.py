@@ -26,11 +26,13 @@ from dcdctl.core.search import (
     SourceImage,
     SourceImages,
     best_first,
+    best_of,
     cosines,
+    maxsims,
     text_side_beside,
     unit,
 )
-from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
+from dcdctl.core.stores.protocol import Store, StoreFacts, half_of, tokens_of
 from dcdctl.core.stores.retry import FOR_A_QUESTION, T, repeated
 
 CANDIDATES = 50
@@ -45,6 +47,7 @@ class StoreIndex(ImageIndex):
     def __init__(self, store: Store, facts: StoreFacts, model: Path | None = None) -> None:
         self.store, self.facts, self.location = store, facts, store.location
         self.dim, self.fingerprint, self.kind = facts.dims, facts.model, store.kind
+        self.is_late = facts.is_late
         self.num_images, self.columns = facts.images, facts.schema
         self.images = SourceImages(store.location, facts.sources)
         self._model = model
@@ -52,7 +55,7 @@ class StoreIndex(ImageIndex):
 
     @staticmethod
     def open(store: Store, model: Path | None = None) -> StoreIndex:
-        """The index of a store; `model` is the folder of its dual encoder, if it is not where the store was filled.
+        """The index of a store; `model` is the folder of its model, if it is not where the store was filled.
 
         MissingError if the store is empty, StaleError if another program filled it, UnavailableError if it does not
         answer.
@@ -94,7 +97,7 @@ class StoreIndex(ImageIndex):
         return facts is not None and facts.model == self.fingerprint
 
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
-        """For each query the k images of the highest exact cosines among the candidates of the engine; ties by row.
+        """For each query the k images of the highest exact scores among the candidates of the engine; ties by row.
 
         StaleError if the store was filled with another model since it was opened.
         """
@@ -121,7 +124,13 @@ class StoreIndex(ImageIndex):
             ) from error
 
     def _best(self, query_D: Floats, images: pa.Table, k: int) -> tuple[Hit, ...]:
-        scores = cosines(query_D, half_of(images.column("vector")))
+        if self.is_late:
+            # The precise comparison of a thousand tokens of each candidate would take gigabytes.
+            rough = maxsims(query_D, *tokens_of(images.column("vector")))
+            images = images.take(pa.array(best_of([(np.arange(len(images)), rough)], k)))
+            scores = maxsims(query_D, *tokens_of(images.column("vector")), is_precise=True)
+        else:
+            scores = cosines(query_D, half_of(images.column("vector")))
         order = best_first(scores, images.column("row").to_numpy(), k)
         best = images.drop_columns(["vector"]).take(pa.array(order)).to_pylist()
         hits = []
@@ -137,11 +146,17 @@ class StoreIndex(ImageIndex):
         return self._ask(self.store.fetch, rows).column("row").to_pylist()
 
     def vectors(self, rows: Rows) -> Half:
+        return half_of(self._vectors(rows))
+
+    def tokens(self, rows: Rows) -> tuple[Floats, Rows]:
+        return tokens_of(self._vectors(rows))
+
+    def _vectors(self, rows: Rows) -> pa.ChunkedArray:
         fetched = self._ask(self.store.fetch, rows)
         found_R = fetched.column("row").to_numpy()
         if len(missing := np.setdiff1d(rows, found_R)):
             raise IndexError(f"{self.location} has no row {missing[0]}")
-        return half_of(fetched.column("vector"))[np.searchsorted(found_R, rows)]
+        return fetched.column("vector").take(pa.array(np.searchsorted(found_R, rows)))
 
     def image_bytes(self, row: int) -> bytes:
         # Asked each time, so that a removed image is not shown.
@@ -175,7 +190,10 @@ def store_document(store: Store) -> dict[str, Any]:
         "kind": store.kind,
         "images": repeated(store.count, FOR_A_QUESTION),
         "expected": facts["images"],
-        **{name: facts[name] for name in ("dims", "model", "model_folder", "precision", "columns", "sources")},
+        **{
+            name: facts[name]
+            for name in ("dims", "is_late", "model", "model_folder", "precision", "columns", "sources")
+        },
         "bytes": repeated(store.num_bytes, FOR_A_QUESTION),
     }
 
@@ -187,11 +205,12 @@ def store_facts(document: dict[str, Any]) -> list[tuple[str, str]]:
         f"{source['kind']} {source['path']}" + (f", split {source['split']}" if source["split"] else "")
         for source in document["sources"]
     ]
+    per = " per token" if document["is_late"] else ""
     columns = [f"{name} ({type_})" for name, type_ in document["columns"].items()]
     return [
         ("images", f"{images:,}" + (f", and the last upload ended with {expected:,}" if images != expected else "")),
         *(("source", source) for source in sources),
-        ("vectors", f"{document['dims']:,} numbers" + ("" if size is None else f"; {size:,} bytes on disk")),
+        ("vectors", f"{document['dims']:,} numbers{per}" + ("" if size is None else f"; {size:,} bytes on disk")),
         ("columns", ", ".join(columns) or "none"),
         ("model", f"{document['model'][:8]}, precision {document['precision']}, at {document['model_folder']}"),
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.errors import StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import FolderIndex
 from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of
@@ -45,10 +45,6 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
     another upload writes to it. MissingError if the index lacks its model.
     """
     index.check_model()
-    if index.is_late:
-        raise ConfigError(
-            f"{index.folder} has a vector for each token, and a store takes one per image", hint="search the folder"
-        )
     with store.lock():
         wanted = facts_of(index)
         published = repeated(store.facts, FOR_A_QUESTION)
@@ -94,6 +90,7 @@ def facts_of(index: FolderIndex) -> StoreFacts:
         images=index.num_images,
         content=content_digest(index, index.num_rows) or "",
         values=_values_digest(index, index.num_rows),
+        is_late=index.is_late,
     )
 
 
@@ -142,7 +139,8 @@ def _fill(
                 deleted += len(gone)
             missing = np.setdiff1d(live, there)
             advance(len(table) - len(missing))
-            for rows in batches_of(missing, store.batch_rows):
+            per_image = table["vector"].nbytes // 2 // max(len(table), 1)
+            for rows in batches_of(missing, max(store.batch_rows * 512 // max(per_image, 512), 1)):
                 repeated(_write, FOR_A_BATCH, store, [before], store.upsert, table.take(pa.array(rows - first)))
                 advance(len(rows))
             sent += len(missing)
@@ -168,6 +166,9 @@ def _parts(index: FolderIndex, facts: StoreFacts) -> Iterator[tuple[int, pa.Tabl
         table, rows = index.part_table(number), pa.array(range(first, first + part.rows), "int64")
         source = pa.array(np.full(part.rows, part.source), "int32")
         named = {"row": rows, "source": source} | {name: table.column(name) for name in table.column_names}
+        if facts.is_late:
+            tokens, counts_R = index.tokens(rows.to_numpy())
+            named["vector"] = facts.vector_column(tokens.astype(np.float16), counts_R.tolist())
         named |= {name: columns.column(name).slice(first, part.rows) for name in facts.columns}
         yield first, pa.table([named[name] for name in facts.image_schema.names], schema=facts.image_schema)
         first += part.rows
