@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from dcdctl.core import data, evaluation, files, models, report, training
-from dcdctl.core.bench import BenchConfig, ModelPair, ModelTimes, compare_saved
-from dcdctl.core.data import Corpus, Direction
+import numpy as np
+
+from dcdctl.core import data, evaluation, files, models, report, scoring, training
+from dcdctl.core.bench import Bench, BenchConfig, ModelPair, compare_saved
+from dcdctl.core.data import Corpus, Index, Scores
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation import EvalOptions, Evaluation, Measured
+from dcdctl.core.evaluation import EvalOptions, Evaluation, Protocol
+from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Say, Track, silent, unsaid
 from dcdctl.core.teacher import CacheJob, cache_scores
 from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
 
 BUILT_IN_TEACHER = "scenes-vilt"
-FUSION, DUAL, DUAL_ALONE = "demo-fusion", "demo-dual", "demo-dual-alone"
-CACHES = {DUAL: "cache", FUSION: "cache-fusion"}
-"""Folder of the teacher's scores for each student. Scenes of one family are the best negatives for a fusion student,
-not for a dual."""
-TEACHER_FOLDER = "teacher"
-RowName = Literal["teacher", "cascade", "dual", "dual alone", "fusion", "fusion cascade"]
+LATE, ALONE, DUAL = "late", "late-alone", "dual"
+TEACHER, CASCADE, CACHE = "teacher", "cascade", "cache"
+RECIPES = {LATE: "demo-late", ALONE: "demo-late", DUAL: "demo-dual"}
+"""Recipe of each student, by the name of its folder. One cache serves all: their recipes have the same candidates."""
+WITHOUT_TEACHER = ("loss.terms={infonce=1.0}",)
+LABELS = {
+    TEACHER: "teacher (ViLT, 6 layers)",
+    CASCADE: "late interaction, top {} by the teacher",
+    LATE: "late interaction, with the teacher's scores",
+    ALONE: "late interaction, without a teacher",
+    DUAL: "dual, with the teacher's scores",
+}
+"""The rows of the final table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +45,16 @@ class DemoJob:
     """Few compared with the teacher's own training images, like a user's images compared with those of a pretrained
     model."""
     val_images: int = 32
-    test_images: int = 64
+    test_images: int = 1000
+    """The gallery of a query."""
+    ranked_images: int = 64
+    """Test images, the first ones, that all models rank with their captions in both directions."""
+    num_queries: int = 100
+    """Captions, the first ones, for which all models also rank the whole gallery."""
     image_size_px: int = 64
     """Size of the images for the models; they are resized once, not in every step."""
-    depths: tuple[int, ...] = (5, 10, 20)
-    """Candidates per query that the cascade re-ranks, ascending; the table shows the last."""
+    depth: int = 5
+    """Candidates per query that the cascade re-ranks."""
     steps: int | None = None
     """Training steps of each student; None for the recipes' own."""
     sets: tuple[str, ...] = ()
@@ -49,77 +63,62 @@ class DemoJob:
     """Training steps between measurements on the validation split. They do not affect the training."""
     bench: BenchConfig = field(
         default_factory=lambda: BenchConfig(
-            budget_s=1.0,
+            budget_s=3.0,
             num_repeats=5,
             batch_sizes=(32,),
-            gallery_sizes=(100, 1000, 10000),
+            gallery_sizes=(1000,),
             num_fresh_processes=0,
             is_onnx_timed=False,
         )
     )
-
-    def corpus(self, split: str) -> Corpus:
-        """A split of the drawn corpus."""
-        return Corpus.open(self.out / "data", split)
-
-    def folder(self, name: str) -> Path:
-        """The run folder of a student."""
-        return self.out / name.removeprefix("demo-")
-
-
-@dataclass(frozen=True, kw_only=True)
-class QueryCost:
-    """What a caption costs against a gallery of encoded images."""
-
-    num_images: int
-    ms: float
-    speed_up: float
-    """The teacher's time over this one."""
-    ms_extrapolated: bool
-    """Whether the time was computed from smaller galleries."""
-    speed_up_extrapolated: bool
-    """Whether this time or the teacher's was."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A row of the final table."""
 
-    name: RowName
+    name: str
+    """A key of `LABELS`."""
     model: str
     """Its label."""
     evaluation: Evaluation
-    query: QueryCost
-    """Against the reference gallery."""
-    large_query: QueryCost
-    """Against the largest gallery."""
+    """Of the ranked images and their captions."""
+    gallery_recall: float
+    """Image R@1 over the whole gallery, in percent."""
+    query_ms: float
+    """What a caption costs against the gallery, whose images are encoded."""
+    speed_up: float
+    """The teacher's time over this one."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
     rows: list[Row]
+    gallery_size: int
     machine: dict[str, Any]
     page: Path
     """The report."""
 
-    def row(self, name: RowName) -> Row:
+    def row(self, name: str) -> Row:
         """The row of this name."""
         return next(row for row in self.rows if row.name == name)
 
     @property
     def summary(self) -> str:
         """What was won and what was lost, in words."""
-        teacher, dual, alone, fusion = (self.row(name) for name in ("teacher", "dual", "dual alone", "fusion"))
-        cascade = self.row("cascade")
-        depth = cascade.evaluation.protocol.depth
+        teacher, cascade, late, alone, dual = self.rows
         return "\n".join(
             [
-                f"With the dual student's first {depth} re-ranked by the teacher, a search is {_speed(cascade)}. "
-                f"{_recall(cascade, teacher)}.",
-                f"Without re-ranking, the dual student is {_speed(dual)}. {_recall(dual, teacher)}.",
-                "The teacher's scores changed the dual student's RSUM by "
-                f"{dual.evaluation.rsum - alone.evaluation.rsum:+.1f}.",
-                f"The fusion student is {_speed(fusion)}. {_recall(fusion, teacher)}.",
+                f"Over {self.gallery_size:,} images, the late-interaction student with its first "
+                f"{cascade.evaluation.protocol.depth} re-ranked by the teacher has an image R@1 of "
+                f"{cascade.gallery_recall:.1f}, where the teacher has {teacher.gallery_recall:.1f}, and answers in "
+                f"{cascade.query_ms:.1f} ms in place of {teacher.query_ms:,.0f} ms: {cascade.speed_up:,.0f} times as "
+                "fast.",
+                f"Alone, it is {late.speed_up:,.0f} times as fast as the teacher, with an image R@1 of "
+                f"{late.gallery_recall:.1f}.",
+                "The teacher's scores changed its RSUM by "
+                f"{late.evaluation.rsum - alone.evaluation.rsum:+.1f}; one vector per item, in place of a vector per "
+                f"token, changes it by {dual.evaluation.rsum - late.evaluation.rsum:+.1f}.",
             ]
         )
 
@@ -129,14 +128,9 @@ class DemoResult:
         rows = []
         for row in self.rows:
             document = row.evaluation.document
-            costs = {"query_ms": row.query.ms, "speed_up": row.query.speed_up, "large_gallery": asdict(row.large_query)}
+            costs = {"gallery_recall": row.gallery_recall, "query_ms": row.query_ms, "speed_up": row.speed_up}
             rows.append({"name": row.name, "model": row.model, **{key: document[key] for key in keys}, **costs})
-        return {
-            "rows": rows,
-            "gallery_size": self.rows[0].query.num_images,
-            "machine": self.machine,
-            "summary": self.summary,
-        }
+        return {"rows": rows, "gallery_size": self.gallery_size, "machine": self.machine, "summary": self.summary}
 
 
 def run_demo(job: DemoJob, *, announce: Say = unsaid, track: Track = silent) -> DemoResult:
@@ -155,126 +149,95 @@ def run_demo(job: DemoJob, *, announce: Say = unsaid, track: Track = silent) -> 
     source = data.find_manifest("scenes", [f"counts.{split}={count}" for split, count in counts.items()])
     options = data.PrepareOptions(image_size_px=job.image_size_px)
     data.prepare_corpus(source, out / "data", options=options, track=track)
-    teacher_ref = BUILT_IN_TEACHER
-    teacher = models.load_fusion(teacher_ref).to(job.compute.device).eval()
-    announce("2. cache-teacher: score the candidates of both kinds of students once")
-    # Two caches, because each kind of student learns from other negatives.
-    for name, folder in CACHES.items():
-        candidates = training.load_recipe(name, job.sets).candidates
-        cache_job = CacheJob(
-            data=out / "data", out=out / folder, candidates=candidates, teacher=teacher_ref, compute=job.compute
-        )
-        cache_scores(cache_job, track=track)
-    announce("3. distill: a dual student, the same dual student without the teacher, and a fusion student")
-    students = {name: _distill(job, name, teacher_ref, track) for name in (DUAL, DUAL_ALONE, FUSION)}
-    announce("4. eval and bench: recall in both directions, time per query")
-    result = _measure(job, teacher_ref, teacher, students, track)
-    announce("5. report: all results on one page")
-    folders = [job.folder(name) for name in (DUAL, FUSION)]
-    report.write_report_page(
-        result.page, report.read_report(folders, teacher=out / TEACHER_FOLDER, baseline=job.folder(DUAL_ALONE))
+    announce("2. cache-teacher: score the students' candidates once")
+    cache_job = CacheJob(
+        data=out / "data",
+        out=out / CACHE,
+        candidates=training.load_recipe(RECIPES[LATE], job.sets).candidates,
+        teacher=BUILT_IN_TEACHER,
+        compute=job.compute,
     )
+    cache_scores(cache_job, track=track)
+    announce("3. distill: a late-interaction student, the same without the teacher, and a dual encoder")
+    for name in RECIPES:
+        _distill(job, name, track)
+    announce("4. eval and bench: recall in both directions, time per query")
+    result = _measure(job, track)
+    announce("5. report: all results on one page")
+    folders = [out / name for name in (LATE, DUAL)]
+    report.write_report_page(result.page, report.read_report(folders, teacher=out / TEACHER, baseline=out / ALONE))
     return result
 
 
-def _distill(job: DemoJob, name: str, teacher_ref: str, track: Track) -> Any:
+def _distill(job: DemoJob, name: str, track: Track) -> None:
     # keep=last, because the measurements must not choose the weights.
     sets = [f"validation.every={job.measure_every}", "validation.keep=last"]
     sets += [] if job.steps is None else [f"optimizer.steps={job.steps}"]
-    sets += job.sets
+    sets += [*job.sets, *(WITHOUT_TEACHER if name == ALONE else ())]
     # Neighborhoods need the teacher's scores. Without them batches are random, which is also better for that student.
-    inputs = InputRefs(
-        data=job.out / "data",
-        caches=[job.out / CACHES[name]] if name in CACHES else [],
-        teachers=[teacher_ref] if training.load_recipe(name).model.kind == "fusion" else [],
-    )
-    training_job = TrainingJob("distill", name, sets, job.folder(name), resume=True)
-    run = training.train_model(training_job, inputs, options=TrainingOptions(compute=job.compute), track=track)
-    return models.load(run.folder)
+    inputs = InputRefs(data=job.out / "data", caches=[] if name == ALONE else [job.out / CACHE])
+    training_job = TrainingJob("distill", RECIPES[name], sets, job.out / name, resume=True)
+    training.train_model(training_job, inputs, options=TrainingOptions(compute=job.compute), track=track)
 
 
-def _measure(job: DemoJob, teacher_ref: str, teacher: Any, students: Mapping[str, Any], track: Track) -> DemoResult:
-    """Evaluate all six and time the four that are not cascades, each in its folder; the cascade by the fusion student
-    has none."""
-    corpus = job.corpus("test")
-    folders = {name: job.folder(name) for name in students}
+def _measure(job: DemoJob, track: Track) -> DemoResult:
+    """Evaluate all five and time the four that are not the cascade, each in its folder."""
+    gallery = Corpus.open(job.out / "data", "test")
+    corpus = gallery.subset(job.ranked_images)
     # Depth 0 re-ranks nothing; the time of a depth is its difference from depth 0.
-    options = EvalOptions(compute=job.compute, depths=(0, *job.depths))
-    measured = evaluation.evaluate_model(teacher, corpus, options=options, track=track)
-    of_teacher = _write_evaluation(job.out / TEACHER_FOLDER, teacher_ref, measured)
-    evaluations, benches = {}, {}
-    for name, student in students.items():
-        measured = evaluation.evaluate_model(student, corpus, options=options, track=track)
-        evaluations[name] = _write_evaluation(folders[name], str(folders[name]), measured)
-        pair = ModelPair(
-            teacher=teacher_ref, student=str(folders[name]), overrides={}, data=corpus.folder, split=corpus.split
+    options = EvalOptions(
+        protocol=Protocol(name=f"first-{job.ranked_images}"), compute=job.compute, depths=(0, job.depth)
+    )
+    refs = {TEACHER: BUILT_IN_TEACHER, **{name: str(job.out / name) for name in RECIPES}}
+    scorers = {name: models.load_scorer(ref).to(job.compute.device).eval() for name, ref in refs.items()}
+    scores_IQ = {name: _gallery_scores(scorer, gallery, job, track) for name, scorer in scorers.items()}
+    evaluations: dict[str, Evaluation] = {}
+    benches: dict[str, Bench] = {}
+    for name, ref in refs.items():
+        measured = evaluation.evaluate_model(models.load(ref), corpus, options=options, track=track)
+        evaluations[name] = evaluation.write_evaluation(job.out / name, measured.evaluation(ref), measured)
+        if name != TEACHER:
+            pair = ModelPair(
+                teacher=BUILT_IN_TEACHER, student=ref, overrides={}, data=corpus.folder, split=corpus.split
+            )
+            benches[name] = compare_saved(pair, job.bench, device=job.compute.device, track=track)
+    measured = evaluation.evaluate_model(scorers[LATE], corpus, rerank=scorers[TEACHER], options=options, track=track)
+    by_teacher = measured.evaluation(refs[LATE], reranker=BUILT_IN_TEACHER)
+    evaluations[CASCADE] = evaluation.write_evaluation(job.out / LATE, by_teacher, measured)
+    rank_IQ = (-scores_IQ[LATE]).argsort(axis=0, kind="stable").argsort(axis=0)
+    scores_IQ[CASCADE] = np.where(rank_IQ < job.depth, scores_IQ[TEACHER], -np.inf)
+    ms = {name: 1000 * bench.student.query(len(rank_IQ), is_cached=True).seconds for name, bench in benches.items()}
+    ms[TEACHER] = 1000 * benches[LATE].teacher.query(len(rank_IQ), is_cached=True).seconds
+    # Re-ranking has the same number of candidates in a gallery of any size.
+    shallow, deep = evaluations[CASCADE].depths
+    ms[CASCADE] = ms[LATE] + deep.ms_per_query - shallow.ms_per_query
+    rows = [
+        Row(
+            name=name,
+            model=label,
+            evaluation=evaluations[name],
+            gallery_recall=_first_recall(scores_IQ[name], gallery.caption_image[: job.num_queries]),
+            query_ms=ms[name],
+            speed_up=ms[TEACHER] / ms[name],
         )
-        benches[name] = compare_saved(pair, job.bench, device=job.compute.device, track=track)
-    cascades = [
-        evaluation.evaluate_model(students[DUAL], corpus, rerank=scorer, options=options, track=track)
-        for scorer in (teacher, students[FUSION])
+        for name, label in {**LABELS, CASCADE: LABELS[CASCADE].format(job.depth)}.items()
     ]
-    by_teacher = _write_evaluation(folders[DUAL], str(folders[DUAL]), cascades[0], reranker=teacher_ref)
-    # Not written: the folder of the dual student holds one cascade, that of the teacher.
-    by_fusion = cascades[1].evaluation(str(folders[DUAL]), reranker=str(folders[FUSION]))
-    times = benches[DUAL].teacher
-    depth, num_layers = job.depths[-1], len(training.load_recipe(FUSION).model.layers)
-    labels: list[tuple[RowName, str, Evaluation, ModelTimes]] = [
-        ("teacher", "teacher (ViLT, 6 layers)", of_teacher, times),
-        ("cascade", f"dual, top {depth} by the teacher", by_teacher, benches[DUAL].student),
-        ("dual", "dual, with the teacher's scores", evaluations[DUAL], benches[DUAL].student),
-        ("dual alone", "dual, without a teacher", evaluations[DUAL_ALONE], benches[DUAL_ALONE].student),
-        ("fusion", f"fusion student ({num_layers} layers), DCD", evaluations[FUSION], benches[FUSION].student),
-        ("fusion cascade", f"dual, top {depth} by the fusion student", by_fusion, benches[DUAL].student),
-    ]
-    rows = [_row(name, label, measured, student, times, job.bench) for name, label, measured, student in labels]
-    result = DemoResult(rows, benches[DUAL].machine, job.out / "report.html")
+    result = DemoResult(rows, gallery.num_images, benches[LATE].machine, job.out / "report.html")
     files.write_json(job.out / "demo.json", result.to_json())
     return result
 
 
-def _row(
-    name: RowName, label: str, measured: Evaluation, student: ModelTimes, teacher: ModelTimes, config: BenchConfig
-) -> Row:
-    """A row of the table. A cascade takes the time of its dual encoder, which `student` has, and its re-ranking."""
-    # Re-ranking has the same number of candidates in a gallery of any size.
-    rerank_s = (measured.depths[-1].ms_per_query - measured.depths[0].ms_per_query) / 1000 if measured.depths else 0.0
-
-    def cost(num_images: int) -> QueryCost:
-        of_student, of_teacher = (times.query(num_images, is_cached=True) for times in (student, teacher))
-        seconds = of_student.seconds + rerank_s
-        return QueryCost(
-            num_images=num_images,
-            ms=1000 * seconds,
-            speed_up=of_teacher.seconds / seconds,
-            ms_extrapolated=of_student.extrapolated,
-            speed_up_extrapolated=of_student.extrapolated or of_teacher.extrapolated,
-        )
-
-    costs = (cost(config.reference_gallery), cost(max(config.gallery_sizes)))
-    return Row(name=name, model=label, evaluation=measured, query=costs[0], large_query=costs[1])
+def _gallery_scores(scorer: FusionScorer, gallery: Corpus, job: DemoJob, track: Track) -> Scores:
+    """The scores of all images with the first captions, I x Q."""
+    shape = gallery.num_images, job.num_queries
+    image_P, text_P = (index.ravel() for index in np.indices(shape))
+    source = scoring.open_source(gallery, scorer, job.compute, track)
+    with track(f"rank {shape[0]:,} images", total=len(image_P), unit="pairs") as advance:
+        scores_P = scoring.score_pairs(scorer, source, image_P, text_P, compute=job.compute, advance=advance)
+    return scores_P.reshape(shape)
 
 
-def _write_evaluation(folder: Path, model: str, measured: Measured, **more: Any) -> Evaluation:
-    """Write an evaluation into a folder, like `dcdctl eval`."""
-    return evaluation.write_evaluation(folder, measured.evaluation(model, **more), measured)
-
-
-def _speed(row: Row) -> str:
-    """How fast a query is compared with the teacher alone, over both galleries."""
-    words = [
-        f"{cost.speed_up:,.1f} times as fast as the teacher alone over {cost.num_images:,} images"
-        + (" (extrapolated)" if cost.speed_up_extrapolated else "")
-        for cost in (row.query, row.large_query)
-    ]
-    return " and ".join(words)
-
-
-def _recall(row: Row, base: Row) -> str:
-    """What R@1 has lost or won against another row."""
-    changes = [
-        f"{row.evaluation.measures(direction)['R@1'] - base.evaluation.measures(direction)['R@1']:+.1f} points in "
-        f"{direction} retrieval"
-        for direction in Direction
-    ]
-    return f"R@1 changes by {' and '.join(changes)}"
+def _first_recall(scores_IQ: Scores, image_Q: Index) -> float:
+    """R@1 in percent; a tie counts against the positive."""
+    positive_Q = scores_IQ[image_Q, np.arange(len(image_Q))]
+    return 100 * float(((scores_IQ >= positive_Q).sum(axis=0) == 1).mean())

@@ -26,7 +26,8 @@ class TimedFusion:
     once however often it is asked for, so its gallery repeats the states."""
 
     def __init__(self, model: FusionScorer, batch_size: int) -> None:
-        self._model, self._size = model, batch_size
+        # States that are kept are compared all at once, as a search compares them.
+        self._model, self._size = model, model.pairs_per_batch if model.keeps_states else batch_size
         self.kind = model.kind
 
     # Callers pass what one step returns to the next, whichever kind of model it is: hence Any.

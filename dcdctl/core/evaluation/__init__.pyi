@@ -23,6 +23,7 @@ from .document import (
 )
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
 from .files import SavedEvaluation, read_pool, write_evaluation
+from .protocols import Protocol
 from .rankers import EvalOptions, RankingTask
 from .ranking import RankTable
 from .recall import KS, RECALL_NAMES, on_front
@@ -56,6 +57,7 @@ __all__ = [
     "Measured",
     "PairwiseComparison",
     "PoolEvaluation",
+    "Protocol",
     "RankComparison",
     "RankShift",
     "RankTable",
