@@ -49,14 +49,14 @@ class DemoJob:
     """The gallery of a query."""
     ranked_images: int = 64
     """Test images, the first ones, that all models rank with their captions in both directions."""
-    num_queries: int = 100
+    num_queries: int = 60
     """Captions, the first ones, for which all models also rank the whole gallery."""
     image_size_px: int = 64
     """Size of the images for the models; they are resized once, not in every step."""
     depth: int = 5
     """Candidates per query that the cascade re-ranks."""
     steps: int | None = None
-    """Training steps of each student; None for the recipes' own."""
+    """Training steps of each student; None for half of the recipes' own, which late interaction does not miss."""
     sets: tuple[str, ...] = ()
     """More settings of all students' recipes, as `dcdctl distill --set` takes them."""
     measure_every: int = 50
@@ -172,8 +172,8 @@ def run_demo(job: DemoJob, *, announce: Say = unsaid, track: Track = silent) -> 
 def _distill(job: DemoJob, name: str, track: Track) -> None:
     # keep=last, because the measurements must not choose the weights.
     sets = [f"validation.every={job.measure_every}", "validation.keep=last"]
-    sets += [] if job.steps is None else [f"optimizer.steps={job.steps}"]
-    sets += [*job.sets, *(WITHOUT_TEACHER if name == ALONE else ())]
+    steps = job.steps or (training.load_recipe(RECIPES[name]).optimizer.steps or 0) // 2
+    sets += [f"optimizer.steps={steps}", *job.sets, *(WITHOUT_TEACHER if name == ALONE else ())]
     # Neighborhoods need the teacher's scores. Without them batches are random, which is also better for that student.
     inputs = InputRefs(data=job.out / "data", caches=[] if name == ALONE else [job.out / CACHE])
     training_job = TrainingJob("distill", RECIPES[name], sets, job.out / name, resume=True)
