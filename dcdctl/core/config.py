@@ -133,15 +133,14 @@ def read_toml(path: Path) -> dict[str, Any]:
 def parse_toml(path: Path, parse: Callable[[dict[str, Any]], T], sets: Sequence[str] = ()) -> T:
     """What `parse` makes of the tables of a TOML file, with `a.b=value` assignments applied.
 
-    Its errors name the file, unless there are assignments.
+    Its errors name the file, and say if there are assignments, one of which may be what is wrong.
     """
     table = apply_sets(read_toml(path), sets)
     try:
         return parse(table)
     except DcdError as error:
-        # An assignment may be what is wrong.
-        where = "" if sets else f"{path}: "
-        raise type(error)(f"{where}{error.args[0]}", hint=error.hint) from error
+        where = f"{path.name} with --set" if sets else path
+        raise type(error)(f"{where}: {error.args[0]}", hint=error.hint) from error
 
 
 def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

@@ -204,13 +204,13 @@ def test_a_wrong_recipe_names_the_field_and_the_value(sets, message):
         recipe.load_recipe("vilt-flickr30k", sets)
 
 
-def test_an_error_names_the_recipe_file_unless_a_set_may_be_wrong(tmp_path):
+def test_an_error_names_the_recipe_file_and_that_a_set_may_be_wrong(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text("[loss]\nalpha = 7\n")
     with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}: loss\.alpha must lie in "):
         recipe.load_recipe(str(path))
     path.write_text("[loss]\nalpha = 0.5\n")
-    with pytest.raises(ConfigError, match=r"^loss\.alpha must lie in .* got 7"):
+    with pytest.raises(ConfigError, match=r"^own\.toml with --set: loss\.alpha must lie in .* got 7"):
         recipe.load_recipe(str(path), ["loss.alpha=7"])
 
 
