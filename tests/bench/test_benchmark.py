@@ -9,14 +9,17 @@ import time
 import numpy as np
 import pytest
 import torch
-from bench_fakes import FakeCorpus, FakeFusion, bench
+from bench_fakes import QUICK, FakeCorpus, FakeFusion, bench
+from families import FAMILIES, late
 from paths import DOCS
 
+from dcdctl.core import models
 from dcdctl.core.bench import BenchConfig
 from dcdctl.core.bench import bench as bench_bench
-from dcdctl.core.bench.steps import BenchModel
+from dcdctl.core.bench.steps import BenchModel, prepare_model
 from dcdctl.core.bench.timer import Repeats
 from dcdctl.core.errors import ConfigError
+from dcdctl.core.models import ImageBatch
 
 
 def test_the_three_speed_ups_follow_from_the_known_costs():
@@ -166,7 +169,42 @@ def test_the_result_is_json_and_records_machine_and_settings():
 def test_a_missing_onnx_column_gives_the_reason():
     assert bench().onnx.note == "not asked for"
     fusion = bench(is_onnx_timed=True, student=FakeFusion).onnx
-    assert (fusion.times, fusion.note) == (None, "does not export: the shapes of a fusion model depend on the data")
+    assert fusion.times is None
+    assert "this fusion model does not export to ONNX: its shapes depend on the data" in fusion.note
+
+
+class Towers:
+    """The towers of a late-interaction model, which count what they encode."""
+
+    def __init__(self, model):
+        self.model, self.num_encoded = model, 0
+
+    def encode(self, batch):
+        self.num_encoded += len(batch)
+        is_image = isinstance(batch, ImageBatch)
+        return self.model.encode_images(batch) if is_image else self.model.encode_texts(batch)
+
+    encode_images = encode_texts = encode
+
+    def outputs(self, batch):
+        states = self.encode(batch)
+        return states.tokens + 1e-5, states.mask
+
+
+def test_a_late_student_is_timed_with_the_towers_of_onnx_runtime_and_its_own_maxsim(corpus, tmp_path, monkeypatch):
+    model = late(FAMILIES["dual"](corpus.captions, tmp_path), is_pooled=False)
+    towers = Towers(model)
+    monkeypatch.setattr(models, "export_onnx", lambda model, folder: None)
+    monkeypatch.setattr(models, "OnnxTowers", lambda folder, device: towers)
+    in_torch = prepare_model(model, corpus, QUICK)
+    timed, onnx = bench_bench.onnx_student(model, in_torch, tmp_path, is_timed=True)
+    assert (onnx.note, onnx.largest_difference) == ("", pytest.approx(1e-5, rel=0.01))
+    assert towers.num_encoded == 2 + 2
+    for name in ("rank", "block"):
+        scores = [getattr(each.steps, name)(each.gallery(3), each.encoded_texts[:1]) for each in (timed, in_torch)]
+        torch.testing.assert_close(*scores)
+    assert towers.num_encoded == 2 + 2 + 2 + 2
+    assert timed.steps.kind == "late"
 
 
 class AutocastRecorder(FakeFusion):

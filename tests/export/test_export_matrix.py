@@ -212,7 +212,7 @@ def check_by_dcdctl(folder: Path, model: models.DualEncoder, gallery: Corpus, *,
         assert models.load(folder).digest == model.digest, folder
         return
     assert not (folder / "int8").exists()
-    onnx = models.OnnxDual(folder, model.preprocess, device=torch.device("cpu"))
+    onnx = models.OnnxTowers(folder, device=torch.device("cpu"))
     for count in (1, 3):
         images, texts = (
             model.preprocess.images(gallery.images(range(count))),
@@ -232,11 +232,18 @@ def test_each_other_export_ranks_like_eval_in_a_process_without_dcdctl(sources, 
     check_exports([pair for pair in HELD if pair not in IN_EVERY_RUN], sources, gallery, tmp_path)
 
 
-LATE = ("SigLIP", "dual of two encoders")
-"""A model that attends to padded captions, and two towers of different types."""
+LATE = [
+    ("SigLIP", "sentence-transformers"),
+    ("dual of two encoders", "sentence-transformers"),
+    *({("SigLIP 2", "onnx")} - {*NO_PATCHES}),
+]
+"""A model that attends to padded captions, two towers of different types, and images with padding."""
 READ_LATE = f"""{ALONE}
 for name, block in blocks.items():
     exec(block, space := {{}})
+    if name.endswith("onnx"):
+        keep(name, scores=space["maxsim"](space["embed_texts"](captions), space["embed_images"](rgb)))
+        continue
     model = space["model"]
     keep(name, scores=model.similarity(model.encode_query(captions), model.encode_document(rgb)))
 """
@@ -246,20 +253,30 @@ def test_a_late_model_has_its_scores_in_a_process_without_dcdctl(gallery, tmp_pa
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     pictures = [picture.convert("RGB") for picture in [*gallery.images(range(gallery.num_images)), *odd_pictures()]]
     expected, blocks = {}, {}
-    for name in LATE:
-        ref, out = tmp_path / name.replace(" ", "-"), tmp_path / f"{name.replace(' ', '-')}-out"
+    for name, to in LATE:
+        ref, out = tmp_path / name.replace(" ", "-"), tmp_path / f"{name.replace(' ', '-')}-{to}"
         model = late(FAMILIES[name](gallery.captions, tmp_path / "parts" / name), is_pooled=False)
         models.save(model, ref)
-        done = export.export_model(ExportJob(ref=str(ref), out=out, to="sentence-transformers", data=gallery.folder))
-        assert (done.kind, done.checks[0].largest_difference < 1e-4) == ("late", True)
+        done = export.export_model(ExportJob(ref=str(ref), out=out, to=to, data=gallery.folder))
+        if to == "onnx":
+            assert [(check.precision, check.lowest_cosine > 0.98) for check in done.checks] == [
+                ("fp32", True),
+                ("int8", True),
+            ]
+            read = models.OnnxTowers(out, device=torch.device("cpu"))
+        else:
+            assert done.checks[0].largest_difference < 1e-4
+            read = models.load(out)  # dcdctl reads the export as a multi-vector model
+        assert done.kind == "late"
         for said in ("late-interaction (multi-vector)", "a vector of 6 numbers for each token", "MaxSim"):
             assert said in (out / "README.md").read_text()
         blocks[out.name] = code_of(out)
         index_IT = torch.cartesian_prod(torch.arange(len(pictures)), torch.arange(gallery.num_captions))
-        for scorer in (model, models.load(out)):  # dcdctl reads the export as a multi-vector model
+        for encoder in (model, read):
+            scorer = model if to == "onnx" else encoder
             with torch.no_grad():
-                images = scorer.encode_images(scorer.preprocess.images(pictures))
-                texts = scorer.encode_texts(scorer.preprocess.texts(gallery.captions))
+                images = encoder.encode_images(scorer.preprocess.images(pictures))
+                texts = encoder.encode_texts(scorer.preprocess.texts(gallery.captions))
                 logits_P = scorer.score_pairs(images, texts, *index_IT.T) / scorer.logit_scale
             scores_IT = logits_P.view(len(pictures), -1).numpy()
             np.testing.assert_allclose(scores_IT, expected.setdefault(out.name, scores_IT), atol=1e-5)

@@ -165,8 +165,9 @@ def test_what_late_interaction_has_not_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("to", "family", "is_pooled", "reason"),
     [
-        ("transformers", "dual", False, "the form for token vectors is that of sentence-transformers"),
-        ("onnx", "dual", False, "the form for token vectors is that of sentence-transformers"),
+        ("transformers", "dual", False, "the forms for token vectors are those of sentence-transformers and onnx"),
+        ("onnx", "dual", True, "the cosine of whole vectors counts too"),
+        ("onnx", "MultiVectorEncoder", False, "its own library reads its folder"),
         ("sentence-transformers", "dual", True, "the cosine of whole vectors counts too"),
         ("sentence-transformers", "frozen dual", False, "gives the token states of dcdctl-encoder-dual"),
         ("sentence-transformers", "open_clip SigLIP", False, "gives the token states of open_clip"),

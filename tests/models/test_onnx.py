@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from encoders import save_text, save_vision
+from families import late
 
 from dcdctl.core import models
 from dcdctl.core.errors import MissingError, ModelError
-from dcdctl.core.models import OnnxDual
+from dcdctl.core.models import OnnxTowers
 from dcdctl.core.models import onnx as models_onnx
 
 CPU = torch.device("cpu")
@@ -31,14 +32,14 @@ def texts_of(model, corpus, count):
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_embeddings_equal_those_of_torch_for_any_number_of_images_and_captions(corpus, dual, towers, count):
-    onnx = OnnxDual(towers, dual.preprocess, device=CPU)
+    onnx = OnnxTowers(towers, device=CPU)
     images = dual.preprocess.images(corpus.images(range(count)))
     texts = texts_of(dual, corpus, count)
     assert models_onnx.check_onnx(onnx, dual, images, texts) < 5e-6
 
 
 def test_caption_embeddings_do_not_depend_on_padding(corpus, dual, towers):
-    onnx = OnnxDual(towers, dual.preprocess, device=CPU)
+    onnx = OnnxTowers(towers, device=CPU)
     shortest, longest = dual.preprocess.texts([""]), dual.preprocess.texts([" ".join(corpus.captions[:3])])
     assert (shortest.input_ids.shape[1], longest.input_ids.shape[1]) == (2, dual.preprocess.max_text_len)
     together = onnx.embed_texts(dual.preprocess.texts(["", " ".join(corpus.captions[:3])]))
@@ -66,13 +67,15 @@ def test_the_files_have_the_documented_inputs_and_output(towers):
 
 
 @pytest.mark.slow
-def test_a_dual_encoder_over_two_frozen_encoders_exports(corpus, tmp_path):
+@pytest.mark.parametrize("finish", [lambda dual: dual, late], ids=["dual", "late with its vectors"])
+def test_a_model_over_two_frozen_encoders_exports(corpus, tmp_path, finish):
     refs = save_vision("map", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
-    dual = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=16), max_text_len=30)
+    dual = finish(models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=16), max_text_len=30))
     models_onnx.export_onnx(dual, tmp_path / "towers")
-    onnx = OnnxDual(tmp_path / "towers", dual.preprocess, device=CPU)
+    onnx = OnnxTowers(tmp_path / "towers", device=CPU)
     images = dual.preprocess.images(corpus.images(range(3)))
     assert models_onnx.check_onnx(onnx, dual, images, texts_of(dual, corpus, 4)) < 1e-5
+    assert len(onnx.outputs(images)) == (1 if dual.kind == "dual" else 3)
 
 
 def test_embeddings_that_differ_from_torch_are_an_error(corpus, dual, towers):
@@ -88,7 +91,7 @@ def test_embeddings_that_differ_from_torch_are_an_error(corpus, dual, towers):
         dual.preprocess.tokenizer,
         seed=1,
     )
-    onnx = OnnxDual(towers, dual.preprocess, device=CPU)
+    onnx = OnnxTowers(towers, device=CPU)
     images = dual.preprocess.images(corpus.images(range(2)))
     with pytest.raises(ModelError, match=r"vectors differ from torch's by .*, expected at most 1e-04"):
         models_onnx.check_onnx(onnx, other, images, texts_of(dual, corpus, 2))
@@ -96,7 +99,7 @@ def test_embeddings_that_differ_from_torch_are_an_error(corpus, dual, towers):
 
 def test_int8_embeddings_are_close_to_float32_ones(corpus, dual, towers, tmp_path):
     models_onnx.quantize_dynamic(towers, tmp_path)
-    exact, quantized = (OnnxDual(folder, dual.preprocess, device=CPU) for folder in (towers, tmp_path))
+    exact, quantized = (OnnxTowers(folder, device=CPU) for folder in (towers, tmp_path))
     texts = texts_of(dual, corpus, 6)
     cosines = (exact.embed_texts(texts) * quantized.embed_texts(texts)).sum(dim=1)
     assert 0.98 < cosines.min() < 1 - 1e-6  # close but not equal
@@ -131,7 +134,7 @@ def test_small_columns_of_a_matrix_keep_their_digits_in_int8(tmp_path):
 
 
 def test_a_fusion_model_is_refused_without_a_file_written(teacher, tmp_path):
-    with pytest.raises(ModelError, match="a fusion model does not export to ONNX: its shapes depend on the data"):
+    with pytest.raises(ModelError, match="this fusion model does not export to ONNX: its shapes depend on the data"):
         models_onnx.export_onnx(teacher, tmp_path / "towers")
     assert list(tmp_path.iterdir()) == []
 

@@ -70,7 +70,7 @@ class FakeModel(nn.Module):
 
 
 class FakeFusion(FakeModel):
-    kind, num_weights, keeps_states = "fusion", 7, False
+    kind, num_weights, keeps_states, as_dual = "fusion", 7, False, None
 
     def encode_images(self, images: ImageBatch) -> States:
         # An image costs its own number times the price, so that images can differ.

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -30,11 +29,11 @@ from dcdctl.core.bench.result import (
     Throughput,
     speed_up,
 )
-from dcdctl.core.bench.steps import BenchModel, TimedDual, device_of, prepare_model
+from dcdctl.core.bench.steps import BenchModel, device_of, prepare_model, timed_model
 from dcdctl.core.bench.timer import Timer
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, CorpusError, DcdError, MissingError
+from dcdctl.core.errors import ConfigError, CorpusError, DcdError
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Track, silent
 
@@ -229,20 +228,13 @@ def onnx_student(
     if not is_timed:
         return None, OnnxTimes(note="not asked for")
     try:
-        models.require_onnx()
-    except MissingError as error:
-        return None, OnnxTimes(note=str(error))
-    if model.kind != "dual":
-        return None, OnnxTimes(note=f"does not export: the shapes of a {model.kind} model depend on the data")
-    try:
         # The files hold float32, whatever the autocast precision of the benchmark.
         with torch.inference_mode(False), torch.autocast(device_of(model).type, enabled=False):
             models.export_onnx(model, towers := folder / "towers")
-            onnx = models.OnnxDual(towers, model.preprocess, device=device_of(model))
+            onnx = models.OnnxTowers(towers, device=device_of(model))
             size = in_torch.batch_size
             difference = models.check_onnx(onnx, model, in_torch.images[size], in_torch.texts[size])
     except DcdError as error:
-        return None, OnnxTimes(note=f"does not run: {error.args[0]}")
-    # It has only the members of a dual encoder that are timed.
-    timed = dataclasses.replace(in_torch, steps=TimedDual(cast(DualEncoder, onnx)))
+        return None, OnnxTimes(note=str(error))
+    timed = dataclasses.replace(in_torch, steps=timed_model(model, in_torch.batch_size, onnx))
     return timed, OnnxTimes(largest_difference=difference)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dcdctl.core.bench.config import BenchConfig
 from dcdctl.core.bench.timer import Quantity, Repeats
 from dcdctl.core.data import Corpus
-from dcdctl.core.models import DualEncoder, FusionScorer, States
+from dcdctl.core.models import DualEncoder, FusionScorer, OnnxTowers, States
 
 FIRST = 10
 """A query ends when its first ten images are known."""
@@ -25,17 +25,18 @@ class TimedFusion:
     images, repeats indices, not states: every pair passes through the fusion layers. Late interaction computes a pair
     once however often it is asked for, so its gallery repeats the states."""
 
-    def __init__(self, model: FusionScorer, batch_size: int) -> None:
+    def __init__(self, model: FusionScorer, batch_size: int, towers: Any = None) -> None:
+        self._model, self._towers = model, towers or model
         # States that are kept are compared all at once, as a search compares them.
-        self._model, self._size = model, model.pairs_per_batch if model.keeps_states else batch_size
+        self._size = model.pairs_per_batch if model.keeps_states else batch_size
         self.kind = model.kind
 
     # Callers pass what one step returns to the next, whichever kind of model it is: hence Any.
     def encode_images(self, batch: Any) -> Any:
-        return self._model.encode_images(batch)
+        return self._towers.encode_images(batch)
 
     def encode_texts(self, batch: Any) -> Any:
-        return self._model.encode_texts(batch)
+        return self._towers.encode_texts(batch)
 
     def score_matching(self, images: States, texts: States) -> Tensor:
         """The score of each image k with caption k."""
@@ -76,7 +77,7 @@ class TimedDual:
 
     kind = "dual"
 
-    def __init__(self, model: DualEncoder) -> None:
+    def __init__(self, model: DualEncoder | OnnxTowers) -> None:
         self._model = model
 
     def encode_images(self, batch: Any) -> Any:
@@ -189,11 +190,11 @@ class BenchModel:
         return self.steps.gallery_bytes(self.encoded_images, count) <= config.max_gallery_mib * MiB
 
 
-def timed_model(model: FusionScorer | DualEncoder, batch_size: int) -> TimedModel:
-    """The steps of a model; a cross-encoder scores pairs in batches of `batch_size`."""
+def timed_model(model: FusionScorer | DualEncoder, batch_size: int, towers: OnnxTowers | None = None) -> TimedModel:
+    """The steps of a model, encoding by `towers` if given; a cross-encoder scores pairs in batches of `batch_size`."""
     if model.kind == "dual":
-        return TimedDual(model)
-    return TimedFusion(model, batch_size)
+        return TimedDual(towers or model)
+    return TimedFusion(model, batch_size, towers)
 
 
 def device_of(model: FusionScorer | DualEncoder) -> torch.device:

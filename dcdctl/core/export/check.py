@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from dcdctl.core import models
 from dcdctl.core.data import Corpus, describe_scenes, draw_scene, read_corpus_json
 from dcdctl.core.errors import CorpusError, ModelError
-from dcdctl.core.models import DualEncoder
+from dcdctl.core.models import Searchable
 from dcdctl.core.scoring import Vectors
 
 # Enough to meet images and captions of different sizes; the check should not take longer than the export.
@@ -85,14 +86,19 @@ def samples_of(data: Path | None, split: str | None) -> Samples:
     return Samples(corpus.images(range(count)), captions, f"{count} images of {document.name}, split {corpus.split}")
 
 
-def vectors_of(model: DualEncoder, samples: Samples) -> Vectors:
-    """The vectors of samples by the original model."""
+def vectors_of(model: Searchable, samples: Samples) -> Vectors:
+    """The vectors of samples by the original model, or those of all of their tokens, without padding."""
     device = next(iter(model.parameters())).device
     with torch.no_grad():
-        images = model.embed_images(model.preprocess.images(samples.images).to(device))
-        texts = model.embed_texts(model.preprocess.texts(samples.captions).to(device))
+        batches = (model.preprocess.images(samples.images), model.preprocess.texts(samples.captions))
+        outputs = [models.tower_outputs(model, batch.to(device)) for batch in batches]
     # The model may be on a GPU; the libraries read the export on the CPU.
-    return Vectors(images.cpu(), texts.cpu())
+    return Vectors(*(real_vectors(*output).cpu() for output in outputs))
+
+
+def real_vectors(vectors: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Vectors, or those of all tokens in a row, without padding."""
+    return vectors if mask is None else vectors[mask]
 
 
 def compare_vectors(precision: str, exported: Vectors, original: Vectors, *, hint: str) -> Check:

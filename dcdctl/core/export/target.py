@@ -83,7 +83,16 @@ class Target(ABC):
     @property
     def no_late(self) -> str:
         """Why a late-interaction model cannot be exported; empty if it can."""
-        return "the form for token vectors is that of sentence-transformers"
+        if self.model.as_dual is None:
+            return "its own library reads its folder"
+        if self.model.vectors_scale is not None:
+            return "MaxSim is not all of its score, the cosine of whole vectors counts too (model.pooled)"
+        return self.no_tokens
+
+    @property
+    def no_tokens(self) -> str:
+        """Why this format has none of its token vectors; empty if it has."""
+        return "the forms for token vectors are those of sentence-transformers and onnx"
 
     @abstractmethod
     def write(self) -> None:

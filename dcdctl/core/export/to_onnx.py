@@ -1,5 +1,5 @@
-"""A dual encoder as a folder for ONNX Runtime and the preprocessing of transformers, which need no torch, or that of
-open_clip.
+"""A dual encoder, or a late-interaction model over one, as a folder for ONNX Runtime and the
+preprocessing of transformers, which need no torch, or that of open_clip.
 
 OUT/image.onnx, OUT/text.onnx             float32, as `models.export_onnx` writes them
 OUT/int8/image.onnx, OUT/int8/text.onnx   the same with int8 weights, if requested
@@ -27,6 +27,7 @@ from dcdctl.core.export.check import (
     Samples,
     compare_vectors,
     embed_in_two_batches,
+    real_vectors,
     vectors_of,
 )
 from dcdctl.core.export.target import Target, with_timm
@@ -47,22 +48,42 @@ text_tower = onnxruntime.InferenceSession(folder + "/text.onnx")
 
 
 def run(tower, inputs):
-    """The unit vectors of a tower."""
-    return tower.run(["vectors"], {{node.name: np.asarray(inputs[node.name]) for node in tower.get_inputs()}})[0]
+    """The result of a tower."""
+    return tower.run(None, {{node.name: np.asarray(inputs[node.name]) for node in tower.get_inputs()}}){part}
 
 
 def embed_images(images):
-    """A unit vector for each image."""
+    """{vectors} for each image."""
     return run(image_tower, {images})
 
 
 def embed_texts(captions):
-    """A unit vector for each caption."""
+    """{vectors} for each caption."""
     return run(text_tower, {texts})
 
 
-scores = embed_texts(["a dog in the snow"]) @ embed_images([Image.open("photo.png")]).T
+{score}
 '''
+_BY_COSINE = {
+    "vectors": "A unit vector",
+    "part": "[0]",
+    "score": """\
+scores = embed_texts(["a dog in the snow"]) @ embed_images([Image.open("photo.png")]).T""",
+}
+_BY_MAXSIM = {
+    "vectors": "A unit vector per token, and which are no padding,",
+    "part": "",
+    "score": '''\
+def maxsim(texts, images):
+    """Largest products with tokens of an image, as a mean over the tokens of a caption; captions x images."""
+    (texts, is_word), (images, is_token) = texts, images
+    products = np.einsum("tld,ind->tiln", texts, images)
+    largest = np.where(is_token[:, None], products, -1).max(axis=3)
+    return (largest * is_word[:, None]).sum(axis=2) / is_word.sum(axis=1, keepdims=True)
+
+
+scores = maxsim(embed_texts(["a dog in the snow"]), embed_images([Image.open("photo.png")]))''',
+}
 _BY_TRANSFORMERS = {
     "imports": """\
 import numpy as np
@@ -100,6 +121,10 @@ class Onnx(Target):
     name = "onnx"
     tags = ("onnx",)
     no_fusion = "does not export to ONNX: its shapes depend on the data"
+
+    @property
+    def no_tokens(self) -> str:
+        return ""
 
     @classmethod
     def require(cls) -> None:
@@ -141,7 +166,8 @@ class Onnx(Target):
         )
 
     def usage(self) -> str:
-        return _USAGE.format(folder=self.folder_code, **_preprocessing_code(self.spec))
+        score = _BY_MAXSIM if self.model.kind == "late" else _BY_COSINE
+        return _USAGE.format(folder=self.folder_code, **score, **_preprocessing_code(self.spec))
 
     def requirements(self) -> list[str]:
         if self.spec.library:
@@ -180,7 +206,5 @@ def _preprocessing(folder: Path, spec: ExportSpec) -> tuple[Prepare, Prepare]:
 
 def _run(session: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     # Only the inputs of the graph: a tower of captions that are padded to one length takes no mask.
-    (vectors,) = session.run(
-        [models.ONNX_OUTPUT], {node.name: np.asarray(inputs[node.name]) for node in session.get_inputs()}
-    )
-    return torch.from_numpy(vectors)
+    outputs = session.run(None, {node.name: np.asarray(inputs[node.name]) for node in session.get_inputs()})
+    return real_vectors(*map(torch.from_numpy, outputs))

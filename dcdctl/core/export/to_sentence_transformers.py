@@ -66,12 +66,8 @@ class SentenceTransformers(Target):
             )
 
     @property
-    def no_late(self) -> str:
+    def no_tokens(self) -> str:
         dual = self.model.as_dual
-        if dual is None:
-            return "its own library reads its folder"
-        if self.model.vectors_scale is not None:
-            return "MaxSim is not all of its score, the cosine of whole vectors counts too (model.pooled)"
         if not self.spec.model_class or self.spec.code:
             return f"no class of transformers gives the token states of {dual.config['model_type']}"
         is_padded = dual.preprocess.images([Image.new("RGB", (64, 64))]).pixel_mask is not None

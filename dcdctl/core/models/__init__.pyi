@@ -32,15 +32,15 @@ from .networks.projections import ProjectionSize
 from .networks.token_pooling import pool_tokens
 from .networks.towers import TrainedParts
 from .onnx import (
-    ONNX_OUTPUT,
     TOWERS,
-    OnnxDual,
+    OnnxTowers,
     check_onnx,
     export_onnx,
     export_text_tower,
     exports_text_towers,
     quantize_dynamic,
     require_onnx,
+    tower_outputs,
 )
 from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
@@ -54,7 +54,6 @@ from .text_tower import TextEncoder, TextTower
 
 __all__ = [
     "MODULE_CONFIG_FILE",
-    "ONNX_OUTPUT",
     "SETTINGS_FILE",
     "TOWERS",
     "CoAttentionScorer",
@@ -69,7 +68,7 @@ __all__ = [
     "FusionSize",
     "ImageBatch",
     "Model",
-    "OnnxDual",
+    "OnnxTowers",
     "PairBatch",
     "Preprocess",
     "Preprocessor",
@@ -128,6 +127,7 @@ __all__ = [
     "seal_again",
     "silence_transformers",
     "text_pooling",
+    "tower_outputs",
     "without_bars",
     "word_piece",
 ]

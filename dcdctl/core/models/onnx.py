@@ -1,4 +1,4 @@
-"""A dual encoder as two ONNX files, and ONNX Runtime as a model that reads them.
+"""A dual encoder or a late-interaction model over one as two ONNX files, and ONNX Runtime as a model that reads them.
 
 FOLDER/image.onnx    pixel_values float32, images x 3 x H x W                         ->  vectors float32, images x D
 FOLDER/text.onnx     input_ids int64, attention_mask int64, texts x tokens each       ->  vectors float32, texts x D
@@ -9,6 +9,10 @@ processor. A model that was trained on captions of one padded length (SigLIP, op
 number of tokens. SigLIP 2 with variable resolution takes patches: pixel_values float32, images x patches x values,
 pixel_attention_mask int32, images x patches, and spatial_shapes int64, images x 2, where the number of patches may
 vary.
+
+Of a late-interaction model, vectors has one for each token, images x N x D and texts x L x D, zeros for padding, and
+mask bool, images x N and texts x L, is true for the others. With `model.pooled` the dual encoder's vectors are beside,
+pooled, and the logit is MaxSim times `logit_scale` plus their cosine times `vectors_scale`.
 
 Preprocessing is not in the files: it needs the tokenizer and the image processor of the saved model. Fusion models
 cannot be exported. Their computation depends on the data (which pairs share an image, the length of the longest
@@ -26,7 +30,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,8 +42,8 @@ from torch import Tensor, nn
 from dcdctl.core import artifacts, config, files
 from dcdctl.core.errors import MissingError, ModelError, first_line, is_installed, require_extra
 from dcdctl.core.models import text_tower
-from dcdctl.core.models.dual import DualEncoder, Model
-from dcdctl.core.models.inputs import ImageBatch, TextBatch
+from dcdctl.core.models.dual import Model
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.late import Searchable
 from dcdctl.core.models.protocols import Preprocessor
 from dcdctl.core.models.text_tower import Padding, TextSettings, TextTower
@@ -49,9 +53,10 @@ TEXT_PACKAGES = ("onnx", "onnxruntime")
 """The packages that write and compare a text side. A search by it needs those of `TextTower` only."""
 LARGEST_DIFFERENCE = 1e-4
 """Largest accepted difference of a coordinate between torch and ONNX Runtime in float32, which sum in another order."""
-ONNX_OUTPUT = text_tower.GRAPH_OUTPUT
+ONNX_OUTPUTS = (text_tower.GRAPH_OUTPUT, "mask", "pooled")
+"""Those of a file, as many as the model has."""
 TOWERS = ("image.onnx", "text.onnx")
-"""The two files of a dual encoder in a folder."""
+"""The two files of a model in a folder."""
 NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 EXTERNAL_FROM_BYTES = 1_800_000_000
 """A single ONNX file may have at most 2 GiB; larger weights are written to a file beside it."""
@@ -97,36 +102,45 @@ treat differently."""
 
 
 class _ImageTower(nn.Module):
-    def __init__(self, model: DualEncoder) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
     def forward(
         self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, spatial_shapes: Tensor | None = None
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         mask = None if pixel_attention_mask is None else pixel_attention_mask.bool()
-        return self.model.embed_images(ImageBatch(pixel_values, mask, spatial_shapes))
+        return tower_outputs(self.model, ImageBatch(pixel_values, mask, spatial_shapes))
 
 
 class _TextTower(nn.Module):
-    def __init__(self, model: Searchable) -> None:
+    def __init__(self, model: Model, compute: Callable[[TextBatch], Any]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.compute = model, compute
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self.model.embed_texts(TextBatch(input_ids, mask))
+        return self.compute(TextBatch(input_ids, mask))
 
 
-class OnnxDual:
-    """The two files of a dual encoder in a folder, run by ONNX Runtime on the CPU or a CUDA device, with `embed_images`
-    and `embed_texts` as in `DualEncoder`."""
+def tower_outputs(model: Any, batch: ImageBatch | TextBatch) -> tuple[Tensor, ...]:
+    """What a file gives of a dual encoder or a late-interaction model, in the order of `ONNX_OUTPUTS`."""
+    is_image = isinstance(batch, ImageBatch)
+    if model.kind == "dual":
+        return (model.embed_images(batch) if is_image else model.embed_texts(batch),)
+    states = model.encode_images(batch) if is_image else model.encode_texts(batch)
+    return states.tokens, states.mask, *([] if model.vectors_scale is None else [states.vectors])
 
-    def __init__(self, folder: Path, preprocess: Preprocessor, *, device: torch.device) -> None:
+
+class OnnxTowers:
+    """The two files of a model in a folder, run by ONNX Runtime on the CPU or a CUDA device, with `embed_images` and
+    `embed_texts` as in `DualEncoder`, `encode_images` and `encode_texts` as in `LateInteraction`."""
+
+    def __init__(self, folder: Path, *, device: torch.device) -> None:
         require_onnx()
         import onnxruntime
 
-        self.preprocess, self._device = preprocess, device
+        self._device = device
         providers = _providers(device, onnxruntime.get_available_providers())
         self._image, self._text = (
             text_tower.open_session(folder / name, torch.get_num_threads(), providers) for name in TOWERS
@@ -134,20 +148,30 @@ class OnnxDual:
 
     def embed_images(self, images: ImageBatch) -> Tensor:
         """Unit vectors, I x D."""
-        return self._run(self._image, _image_inputs(images))
+        return self.outputs(images)[0].to(self._device)
 
     def embed_texts(self, texts: TextBatch) -> Tensor:
         """Unit vectors, T x D."""
-        return self._run(self._text, {"input_ids": texts.input_ids, "attention_mask": texts.attention_mask})
+        return self.outputs(texts)[0].to(self._device)
 
-    def _run(self, session: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        known = {
-            node.name for node in session.get_inputs()
-        }  # the graph of an encoder that ignores a mask lacks that input
-        (vectors,) = session.run(
-            [ONNX_OUTPUT], {name: tensor.cpu().numpy() for name, tensor in inputs.items() if name in known}
-        )
-        return torch.from_numpy(vectors).to(self._device)
+    def encode_images(self, images: ImageBatch) -> States:
+        """Token vectors of I images."""
+        return States(*self.outputs(images)).to(self._device)
+
+    def encode_texts(self, texts: TextBatch) -> States:
+        """Token vectors of T texts."""
+        return States(*self.outputs(texts)).to(self._device)
+
+    def outputs(self, batch: ImageBatch | TextBatch) -> tuple[Tensor, ...]:
+        """All that a file gives, in the order of `ONNX_OUTPUTS`, on the CPU."""
+        if isinstance(batch, ImageBatch):
+            session, inputs = self._image, _image_inputs(batch)
+        else:
+            session = self._text
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        # The graph of an encoder that ignores a mask lacks that input.
+        arrays = {node.name: inputs[node.name].cpu().numpy() for node in session.get_inputs()}
+        return tuple(map(torch.from_numpy, session.run(None, arrays)))
 
 
 def require_onnx() -> None:
@@ -156,14 +180,16 @@ def require_onnx() -> None:
 
 
 def export_onnx(model: Model, folder: Path) -> None:
-    """Write both files of a dual encoder, in float32, into a new folder, atomically.
+    """Write both files of a dual encoder, or of a late-interaction model over one, in float32, into a new folder,
+    atomically.
 
-    ModelError for a fusion scorer, for a model that torch cannot export, and for a folder that is not empty.
+    ModelError for other models, for a model that torch cannot export, and for a folder that is not empty.
     """
     require_onnx()
-    if model.kind != "dual":
+    if model.as_dual is None:
         raise ModelError(
-            "a fusion model does not export to ONNX: its shapes depend on the data", hint="export a dual student"
+            f"this {model.kind} model does not export to ONNX: its shapes depend on the data",
+            hint="export a dual student",
         )
     spec = model.export_spec()
     if reason := spec.refusals.get("onnx"):
@@ -192,7 +218,7 @@ def export_onnx(model: Model, folder: Path) -> None:
         try:
             model.eval()
             _write(_ImageTower(model), _image_inputs(images), free, image_file)
-            _write(_TextTower(model), text_inputs, free, text_file)
+            _write(_TextTower(model, lambda batch: tower_outputs(model, batch)), text_inputs, free, text_file)
         finally:
             model.train(was_training)
 
@@ -278,7 +304,7 @@ def _export_text_graph(model: Searchable, preprocess: Preprocessor, folder: Path
         try:
             # In eval mode itself, because tracing puts the module, and the model in it, into the mode that it had
             # before.
-            write(_TextTower(model).eval(), inputs, free, graph)
+            write(_TextTower(model, model.embed_texts).eval(), inputs, free, graph)
             return _compare_texts(TextTower(folder, settings), model, preprocess)
         except ModelError as error:
             refusal = error
@@ -314,14 +340,15 @@ def largest_difference(vectors: Tensor, expected: Tensor) -> float:
     return float((vectors.float() - expected.float()).abs().max())
 
 
-def check_onnx(onnx: OnnxDual, model: DualEncoder, images: ImageBatch, texts: TextBatch) -> float:
-    """The largest difference of a coordinate from torch's vectors; ModelError if it exceeds `LARGEST_DIFFERENCE`."""
+def check_onnx(onnx: OnnxTowers, model: Model, images: ImageBatch, texts: TextBatch) -> float:
+    """The largest difference of a coordinate from torch's vectors, or of masks; ModelError if it exceeds
+    `LARGEST_DIFFERENCE`."""
     with torch.no_grad():
-        pairs = (
-            (onnx.embed_images(images), model.embed_images(images)),
-            (onnx.embed_texts(texts), model.embed_texts(texts)),
+        difference = max(
+            largest_difference(output, expected.cpu())
+            for batch in (images, texts)
+            for output, expected in zip(onnx.outputs(batch), tower_outputs(model, batch), strict=True)
         )
-    difference = max(largest_difference(vectors, expected) for vectors, expected in pairs)
     # Written this way, NaN fails too.
     if not difference <= LARGEST_DIFFERENCE:
         problem = f"ONNX Runtime's vectors differ from torch's by {difference:.1e}"
@@ -418,8 +445,8 @@ def _image_inputs(images: ImageBatch) -> dict[str, Tensor]:
 
 def _trace(tower: _TextTower, example: Mapping[str, Tensor], free: Mapping[str, dict[int, str]], path: Path) -> None:
     """Write one file by following the computation of an example."""
-    names: dict[str, Any] = {"input_names": list(example), "output_names": [ONNX_OUTPUT]}
-    axes = {**free, ONNX_OUTPUT: {0: "texts"}}
+    names: dict[str, Any] = {"input_names": list(example), "output_names": [text_tower.GRAPH_OUTPUT]}
+    axes = {**free, text_tower.GRAPH_OUTPUT: {0: "texts"}}
     with _exporting(path):
         torch.onnx.export(tower, tuple(example.values()), str(path), dynamo=False, dynamic_axes=axes, **names)
 
@@ -430,14 +457,15 @@ def _write(
     """Write one file; `free` names the dimensions of each input that may vary."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tower.state_dict().values())
     shapes = tuple(free[name] for name in example)
-    names: dict[str, Any] = {"input_names": list(example), "output_names": [ONNX_OUTPUT]}
+    names: dict[str, Any] = {"input_names": list(example), "output_names": list(ONNX_OUTPUTS)}
     with _exporting(path):
         program = torch.onnx.export(
             tower, tuple(example.values()), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
         )
         assert program is not None
         # What makes a logit of a cosine.
-        numbers: dict[str, Any] = {"logit_scale": tower.model.logit_scale, "logit_bias": tower.model.logit_bias}
+        scales = ("logit_scale", "logit_bias", "vectors_scale")
+        numbers: dict[str, Any] = {name: getattr(tower.model, name, None) for name in scales}
         program.model.metadata_props.update(
             {name: repr(float(number)) for name, number in numbers.items() if number is not None}
         )
