@@ -42,7 +42,10 @@ def copied(folder, tmp_path, **changes):
     return tmp_path
 
 
-@pytest.mark.parametrize("kind", ["dual", "frozen dual", "CLIP", "SigLIP", "SigLIP 2", "Chinese-CLIP", "ALIGN"])
+KINDS = ("dual", "frozen dual", "CLIP", "SigLIP", "SigLIP 2", "Chinese-CLIP", "ALIGN", "late from SigLIP 2")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_tokens_and_vectors_are_those_of_the_model(kind, tmp_path):
     model = with_noise(FAMILIES[kind](CAPTIONS, tmp_path))
     assert onnx.export_text_tower(model, tmp_path / "text") <= 1e-5

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, describe_scenes, draw_scene, read_corpus_json
@@ -49,7 +50,8 @@ def embed_in_two_batches(
     first, rest = slice(0, 1), slice(1, None)
     images = [embed_images(samples.images[part]) for part in (first, rest) if samples.images[part]]
     texts = [embed_texts(samples.captions[part]) for part in (first, rest) if samples.captions[part]]
-    return Vectors(torch.cat(images), torch.cat(texts))
+    # The vectors of tokens are as many as the longest of a batch has.
+    return Vectors(*(pad_sequence([row for part in parts for row in part], True) for parts in (images, texts)))
 
 
 @dataclass(frozen=True)
@@ -87,18 +89,13 @@ def samples_of(data: Path | None, split: str | None) -> Samples:
 
 
 def vectors_of(model: Searchable, samples: Samples) -> Vectors:
-    """The vectors of samples by the original model, or those of all of their tokens, without padding."""
+    """The vectors of samples by the original model; the vectors of their tokens, one after another, if it has those."""
     device = next(iter(model.parameters())).device
     with torch.no_grad():
         batches = (model.preprocess.images(samples.images), model.preprocess.texts(samples.captions))
         outputs = [models.tower_outputs(model, batch.to(device)) for batch in batches]
     # The model may be on a GPU; the libraries read the export on the CPU.
-    return Vectors(*(real_vectors(*output).cpu() for output in outputs))
-
-
-def real_vectors(vectors: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Vectors, or those of all tokens in a row, without padding."""
-    return vectors if mask is None else vectors[mask]
+    return Vectors(*(vectors.flatten(1).cpu() for vectors, *_ in outputs))
 
 
 def compare_vectors(precision: str, exported: Vectors, original: Vectors, *, hint: str) -> Check:

@@ -27,7 +27,6 @@ from dcdctl.core.export.check import (
     Samples,
     compare_vectors,
     embed_in_two_batches,
-    real_vectors,
     vectors_of,
 )
 from dcdctl.core.export.target import Target, with_timm
@@ -206,5 +205,5 @@ def _preprocessing(folder: Path, spec: ExportSpec) -> tuple[Prepare, Prepare]:
 
 def _run(session: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     # Only the inputs of the graph: a tower of captions that are padded to one length takes no mask.
-    outputs = session.run(None, {node.name: np.asarray(inputs[node.name]) for node in session.get_inputs()})
-    return real_vectors(*map(torch.from_numpy, outputs))
+    vectors, *_ = session.run(None, {node.name: np.asarray(inputs[node.name]) for node in session.get_inputs()})
+    return torch.from_numpy(vectors).flatten(1)

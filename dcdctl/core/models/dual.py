@@ -141,7 +141,7 @@ class DualEncoder(RetrievalModel):
             return states
         is_word_TL = texts.input_ids != self.preprocess.tokenizer.pad_token_id
         # Up to the last other token: CLIP's own tokenizer of open_clip pads with the id of an exclamation mark.
-        return States(tokens_TLW, is_word_TL.flip(1).cumsum(dim=1).flip(1) > 0, vectors_TD)
+        return States(tokens_TLW, is_word_TL.long().flip(1).cumsum(dim=1).flip(1) > 0, vectors_TD)
 
     def _without_tokens(self) -> ModelError:
         problem = f"a {self.config['model_type']} gives no state for each token, which late interaction compares"
