@@ -10,8 +10,8 @@ number of tokens. SigLIP 2 with variable resolution takes patches: pixel_values 
 pixel_attention_mask int32, images x patches, and spatial_shapes int64, images x 2, where the number of patches may
 vary.
 
-Of a late-interaction model, vectors has one for each token, images x N x D and texts x L x D, zeros for padding, and
-mask bool, images x N and texts x L, is true for the others. With `model.pooled` the dual encoder's vectors are beside,
+A late-interaction model has a vector for each token, images x N x D and texts x L x D, zeros for padding, and mask
+bool, images x N and texts x L, is true for the others. With `model.pooled` the dual encoder's vectors are beside,
 pooled, and the logit is MaxSim times `logit_scale` plus their cosine times `vectors_scale`.
 
 Preprocessing is not in the files: it needs the tokenizer and the image processor of the saved model. Fusion models
