@@ -47,9 +47,9 @@ class DemoJob:
     val_images: int = 32
     test_images: int = 1000
     """The gallery of a query."""
-    ranked_images: int = 64
+    ranked_images: int = 48
     """Test images, the first ones, that all models rank with their captions in both directions."""
-    num_queries: int = 60
+    num_queries: int = 40
     """Captions, the first ones, for which all models also rank the whole gallery."""
     image_size_px: int = 64
     """Size of the images for the models; they are resized once, not in every step."""
