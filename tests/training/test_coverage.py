@@ -161,7 +161,7 @@ def test_a_cache_that_is_drawn_empty_is_a_warning_with_the_way_out(corpus, cache
         "warning: 3 of the 3 cached candidates of each {} are drawn for every list, so all {} lists have nearly "
         "the same negatives; {}"
     )
-    more = "cache 10 for each drawn one, by a larger candidates.per_query"
+    more = "cache 10 for each drawn one, --set candidates.per_query=30"
     assert [first, second] == [found.format("image", 10, more), found.format("caption", 2, more)]
     for_blocks = lines(caches[1], "candidates.kind=blocks", "candidates.captions_per_image=5")[-2:]
     assert all(line.endswith("by a larger candidates.block_size") for line in for_blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -322,9 +323,7 @@ def test_what_cannot_be_split_is_refused(inputs, tmp_path):
         match=r"batch\.size is 8, too few for 9 micro-batches in all processes together; set a smaller --accumulate",
     ):
         trained(inputs, "fusion lists", tmp_path / "small", micro_batches=9)
-    model = initial_model.make_model(
-        training_recipe.load_recipe("tiny-student", KINDS["dual all pairs"]), inputs.corpus.captions, None
-    )
+    model = copy.deepcopy(inputs.teacher)
     model.network.extra = nn.BatchNorm1d(3)
     with pytest.raises(
         ConfigError, match=r"network\.extra is a BatchNorm: its output would depend on how a batch is split"

@@ -121,13 +121,15 @@ class Preview:
 
     def warnings(self) -> Iterator[str]:
         """A line for each direction in which the cache is drawn empty, with the way out: more candidates."""
-        setting = "block_size" if self.recipe.candidates.kind == "blocks" else "per_query"
         for direction, count in self.negatives.items():
             if self.has_cache and count.is_drained:
+                way = f"--set candidates.per_query={FRESH * count.drawn}"
+                if self.recipe.candidates.kind == "blocks":
+                    way = "by a larger candidates.block_size"
                 yield (
                     f"warning: {count.drawn} of the {shown(count.candidates)} cached candidates of each "
                     f"{direction.query} are drawn for every list, so all {shown(count.lists)} lists have nearly the "
-                    f"same negatives; cache {FRESH} for each drawn one, by a larger candidates.{setting}"
+                    f"same negatives; cache {FRESH} for each drawn one, {way}"
                 )
 
     def inputs(self) -> dict[str, Any]:
