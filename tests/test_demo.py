@@ -149,7 +149,7 @@ def test_its_page_names_the_commands_that_train_the_same_students(finished: tupl
     out, _ = finished
     found = report.read_report([out / "late", out / "dual"], teacher=out / "teacher", baseline=out / "late-alone")
     commands = {training.label: training.command for training in found.trainings}
-    chosen = ["validation.every=50", "validation.keep=last", "optimizer.steps=2", *SETS]
+    chosen = ["validation.every=150", "validation.keep=last", "optimizer.steps=2", *SETS]
     sets = [word for assignment in chosen for word in ("--set", assignment)]
     named = ["--data", str(out / "data"), "--cache", str(out / "cache")]
     assert commands["late"] == ["dcdctl", "distill", "demo-late", *named, *sets, "--out", str(out / "late")]

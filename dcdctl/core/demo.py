@@ -49,7 +49,7 @@ class DemoJob:
     """The gallery of a query."""
     ranked_images: int = 48
     """Test images, the first ones, that all models rank with their captions in both directions."""
-    num_queries: int = 40
+    num_queries: int = 32
     """Captions, the first ones, for which all models also rank the whole gallery."""
     image_size_px: int = 64
     """Size of the images for the models; they are resized once, not in every step."""
@@ -59,7 +59,7 @@ class DemoJob:
     """Training steps of each student; None for half of the recipes' own, which late interaction does not miss."""
     sets: tuple[str, ...] = ()
     """More settings of all students' recipes, as `dcdctl distill --set` takes them."""
-    measure_every: int = 50
+    measure_every: int = 150
     """Training steps between measurements on the validation split. They do not affect the training."""
     bench: BenchConfig = field(
         default_factory=lambda: BenchConfig(
