@@ -288,7 +288,9 @@ def scatter(labels: ChartLabels, series: Sequence[Series], front: Sequence[tuple
         # Room for the names beside the outermost points.
         axes.margins(0.14, 0.12)
         axes.grid(which="major")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        times = [x for points in series for x in points.x]
+        # More labels would overlap on a long axis.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(times) < 100 * min(times) else (1.0,)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         _name_series(axes)
