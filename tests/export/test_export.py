@@ -36,7 +36,7 @@ from dcdctl.core.errors import (
 )
 from dcdctl.core.export import ExportJob, export, model_card, to_sentence_transformers, to_transformers
 from dcdctl.core.locks import lock
-from dcdctl.core.models import onnx
+from dcdctl.core.models import onnx_towers
 
 PAGE = DOCS / "export.md"
 BLOCKS = {
@@ -313,7 +313,7 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(sources, tm
 
 @pytest.mark.parametrize("to", ["sentence-transformers", "onnx"])
 def test_a_format_with_a_missing_package_is_refused_by_name(to, sources, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx, "PACKAGES", ("onnx", "no_such_package"))
+    monkeypatch.setattr(onnx_towers, "PACKAGES", ("onnx", "no_such_package"))
     monkeypatch.setattr(to_sentence_transformers, "PACKAGE", "no_such_package")
     with pytest.raises(MissingError, match=rf"which is not installed; {re.escape(install_command(to))}"):
         export.export_model(job_of(sources, tmp_path, to=to))

@@ -10,7 +10,7 @@ from families import late
 
 from dcdctl.core import models
 from dcdctl.core.errors import MissingError, ModelError
-from dcdctl.core.models import OnnxTowers
+from dcdctl.core.models import OnnxTowers, onnx_towers
 from dcdctl.core.models import onnx as models_onnx
 
 CPU = torch.device("cpu")
@@ -166,14 +166,14 @@ def test_a_folder_that_is_not_empty_is_refused_and_not_changed(dual, tmp_path):
 
 
 def test_a_missing_package_is_an_error_that_names_the_extra(dual, tmp_path, monkeypatch):
-    monkeypatch.setattr(models_onnx, "PACKAGES", ("onnx", "no_such_package"))
+    monkeypatch.setattr(onnx_towers, "PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(MissingError, match=r"ONNX needs no-such-package, which is not installed; pip install 'onnx>="):
         models_onnx.export_onnx(dual, tmp_path / "towers")
 
 
 def test_a_gpu_without_a_provider_is_an_error_that_lists_the_providers():
     with pytest.raises(MissingError, match=r"no provider for cuda \(it has CPUExecutionProvider\)"):
-        models_onnx._providers(torch.device("cuda"), ["CPUExecutionProvider"])
+        onnx_towers._providers(torch.device("cuda"), ["CPUExecutionProvider"])
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    assert models_onnx._providers(torch.device("cuda"), both) == both
-    assert models_onnx._providers(CPU, both) == ["CPUExecutionProvider"]
+    assert onnx_towers._providers(torch.device("cuda"), both) == both
+    assert onnx_towers._providers(CPU, both) == ["CPUExecutionProvider"]

@@ -13,7 +13,7 @@ from tiny import make_models
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.errors import ModelError, StaleError
-from dcdctl.core.models import TextTower, onnx
+from dcdctl.core.models import TextTower, onnx, onnx_towers
 
 CAPTIONS = ["a red circle left of a blue square", "a small green triangle"]
 LONG = " ".join(["a small green triangle"] * 30)
@@ -134,7 +134,7 @@ def test_a_graph_that_computes_something_else_is_not_kept(dual, tmp_path, monkey
 
     onnx_trace = onnx._trace
     monkeypatch.setattr(onnx, "_trace", wrong)
-    monkeypatch.setattr(onnx, "PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(onnx_towers, "PACKAGES", ("no_such_package",))
     with pytest.raises(ModelError, match="ONNX Runtime does not run its text side"):
         onnx.export_text_tower(dual, tmp_path / "text")
     assert not (tmp_path / "text").exists()
@@ -142,7 +142,7 @@ def test_a_graph_that_computes_something_else_is_not_kept(dual, tmp_path, monkey
 
 def test_vectors_that_differ_by_more_than_rounding_are_not_kept(dual, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, "LARGEST_DIFFERENCE", 1e-12)
-    monkeypatch.setattr(onnx, "PACKAGES", ("no_such_package",))  # of the slower exporter
+    monkeypatch.setattr(onnx_towers, "PACKAGES", ("no_such_package",))  # of the slower exporter
     with pytest.raises(ModelError, match=r"vectors of texts differ from torch's by .*, more than 1e-12"):
         onnx.export_text_tower(dual, tmp_path / "text")
 

@@ -32,16 +32,14 @@ from .networks.projections import ProjectionSize
 from .networks.token_pooling import pool_tokens
 from .networks.towers import TrainedParts
 from .onnx import (
-    TOWERS,
-    OnnxTowers,
     check_onnx,
     export_onnx,
     export_text_tower,
     exports_text_towers,
     quantize_dynamic,
-    require_onnx,
     tower_outputs,
 )
+from .onnx_towers import TOWERS, OnnxTowers, require_onnx
 from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
 from .protocols import Encoders, ExportSpec, Preprocessor

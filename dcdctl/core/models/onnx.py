@@ -40,23 +40,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core import artifacts, config, files
-from dcdctl.core.errors import MissingError, ModelError, first_line, is_installed, require_extra
-from dcdctl.core.models import text_tower
+from dcdctl.core.errors import ModelError, first_line, is_installed, require_extra
+from dcdctl.core.models import onnx_towers, text_tower
 from dcdctl.core.models.dual import Model
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.late import Searchable
+from dcdctl.core.models.onnx_towers import TOWERS, OnnxTowers, image_inputs, require_onnx
 from dcdctl.core.models.protocols import Preprocessor
 from dcdctl.core.models.text_tower import Padding, TextSettings, TextTower
 
-PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 TEXT_PACKAGES = ("onnx", "onnxruntime")
 """The packages that write and compare a text side. A search by it needs those of `TextTower` only."""
 LARGEST_DIFFERENCE = 1e-4
 """Largest accepted difference of a coordinate between torch and ONNX Runtime in float32, which sum in another order."""
 ONNX_OUTPUTS = (text_tower.GRAPH_OUTPUT, "mask", "pooled")
 """Those of a file, as many as the model has."""
-TOWERS = ("image.onnx", "text.onnx")
-"""The two files of a model in a folder."""
 NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 EXTERNAL_FROM_BYTES = 1_800_000_000
 """A single ONNX file may have at most 2 GiB; larger weights are written to a file beside it."""
@@ -132,53 +130,6 @@ def tower_outputs(model: Any, batch: ImageBatch | TextBatch) -> tuple[Tensor, ..
     return states.tokens, states.mask, *([] if model.vectors_scale is None else [states.vectors])
 
 
-class OnnxTowers:
-    """The two files of a model in a folder, run by ONNX Runtime on the CPU or a CUDA device, with `embed_images` and
-    `embed_texts` as in `DualEncoder`, `encode_images` and `encode_texts` as in `LateInteraction`."""
-
-    def __init__(self, folder: Path, *, device: torch.device) -> None:
-        require_onnx()
-        import onnxruntime
-
-        self._device = device
-        providers = _providers(device, onnxruntime.get_available_providers())
-        self._image, self._text = (
-            text_tower.open_session(folder / name, torch.get_num_threads(), providers) for name in TOWERS
-        )
-
-    def embed_images(self, images: ImageBatch) -> Tensor:
-        """Unit vectors, I x D."""
-        return self.outputs(images)[0].to(self._device)
-
-    def embed_texts(self, texts: TextBatch) -> Tensor:
-        """Unit vectors, T x D."""
-        return self.outputs(texts)[0].to(self._device)
-
-    def encode_images(self, images: ImageBatch) -> States:
-        """Token vectors of I images."""
-        return States(*self.outputs(images)).to(self._device)
-
-    def encode_texts(self, texts: TextBatch) -> States:
-        """Token vectors of T texts."""
-        return States(*self.outputs(texts)).to(self._device)
-
-    def outputs(self, batch: ImageBatch | TextBatch) -> tuple[Tensor, ...]:
-        """All that a file gives, in the order of `ONNX_OUTPUTS`, on the CPU."""
-        if isinstance(batch, ImageBatch):
-            session, inputs = self._image, _image_inputs(batch)
-        else:
-            session = self._text
-            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        # The graph of an encoder that ignores a mask lacks that input.
-        arrays = {node.name: inputs[node.name].cpu().numpy() for node in session.get_inputs()}
-        return tuple(map(torch.from_numpy, session.run(None, arrays)))
-
-
-def require_onnx() -> None:
-    """MissingError if a package of the extra is not installed."""
-    require_extra("onnx", *PACKAGES, needed_by="ONNX")
-
-
 def export_onnx(model: Model, folder: Path) -> None:
     """Write both files of a dual encoder, or of a late-interaction model over one, in float32, into a new folder,
     atomically.
@@ -217,7 +168,7 @@ def export_onnx(model: Model, folder: Path) -> None:
             free["input_ids"] = {0: "texts"}
         try:
             model.eval()
-            _write(_ImageTower(model), _image_inputs(images), free, image_file)
+            _write(_ImageTower(model), image_inputs(images), free, image_file)
             _write(_TextTower(model, lambda batch: tower_outputs(model, batch)), text_inputs, free, text_file)
         finally:
             model.train(was_training)
@@ -298,7 +249,7 @@ def _export_text_graph(model: Searchable, preprocess: Preprocessor, folder: Path
     graph, refusal = folder / text_tower.GRAPH_FILE, ModelError("no exporter")
     # Tracing takes a tenth of a second where the newer exporter takes three, and does not need onnxscript. It writes
     # constants where the computation depends on sizes, which the comparison on texts of many lengths finds.
-    for write in (_trace, *([_write] if all(map(is_installed, PACKAGES)) else [])):
+    for write in (_trace, *([_write] if all(map(is_installed, onnx_towers.PACKAGES)) else [])):
         for path in folder.glob(f"{graph.name}*"):
             path.unlink()
         try:
@@ -418,29 +369,6 @@ def _exporting(path: Path) -> Iterator[None]:
             del os.environ[NO_CHECKS]
         else:
             os.environ[NO_CHECKS] = before
-
-
-def _providers(device: torch.device, available: list[str]) -> list[str]:
-    if device.type == "cpu":
-        return ["CPUExecutionProvider"]
-    if device.type == "cuda" and "CUDAExecutionProvider" in available:
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    raise MissingError(
-        f"this ONNX Runtime has no provider for {device.type} (it has {', '.join(available)})",
-        hint="pip install onnxruntime-gpu",
-    )
-
-
-def _image_inputs(images: ImageBatch) -> dict[str, Tensor]:
-    """The inputs of an image tower, by the names and types that the image processors of transformers give them."""
-    if images.grid is None:
-        return {"pixel_values": images.pixel_values}
-    assert images.pixel_mask is not None
-    return {
-        "pixel_values": images.pixel_values,
-        "pixel_attention_mask": images.pixel_mask.int(),
-        "spatial_shapes": images.grid,
-    }
 
 
 def _trace(tower: _TextTower, example: Mapping[str, Tensor], free: Mapping[str, dict[int, str]], path: Path) -> None:
