@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from retrieval import peak_mib, vectors
+from scoring import peak_mib
 from side_by_side import Spent, facts, ratios, say, spent, table
 
 from dcdctl.core import devices
@@ -47,6 +47,16 @@ PACKAGES = ("sentence-transformers", "clip-benchmark")
 
 Found = dict[str, float]
 """R@K of both directions, in percent, by name."""
+
+
+def vectors(num_images: int, num_captions: int, dim: int) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Unit vectors of images and captions, and the image of each caption."""
+    generator = torch.Generator().manual_seed(0)
+    owner = np.arange(num_captions) * num_images // num_captions
+    image_ID, text_TD = (torch.randn(count, dim, generator=generator) for count in (num_images, num_captions))
+    image_ID /= image_ID.norm(dim=1, keepdim=True)
+    text_TD += 3.5 * image_ID[owner]
+    return image_ID, text_TD / text_TD.norm(dim=1, keepdim=True), owner
 
 
 def ours(image_ID: Tensor, text_TD: Tensor, owner: np.ndarray) -> Found:
@@ -137,14 +147,14 @@ def one(way: str, num_images: int, num_captions: int, args: argparse.Namespace) 
     devices.choose("cpu")  # like every command: the process keeps the memory that it frees
     WAYS[way](*vectors(64, 320, args.dim))  # its imports
     made = vectors(num_images, num_captions, args.dim)
-    before_mib, kept = peak_mib(), dict[str, Found]()
+    before_mib, kept = peak_mib(devices.CPU), dict[str, Found]()
     time = spent(lambda: kept.update(found=WAYS[way](*made)))
     return {
         "wall": time.wall,
         "processor": time.processor,
         "found": kept["found"],
-        "mib": peak_mib() - before_mib,
-        "peak_mib": peak_mib(),
+        "mib": peak_mib(devices.CPU) - before_mib,
+        "peak_mib": peak_mib(devices.CPU),
     }
 
 
