@@ -31,6 +31,7 @@ EXTRAS = {
     "peft": ("peft>=0.18",),
     "sentence-transformers": ("sentence-transformers>=6.0", "torchvision>=0.22"),
     "open-clip": ("open_clip_torch>=3.3", "ftfy>=6"),
+    "siglip": ("sentencepiece>=0.2", "protobuf>=4"),
     "onnx": ("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.7"),
     "eccv": ("eccv-caption>=0.1",),
     "index": ("usearch>=2.21", "onnx>=1.19", "onnxruntime>=1.23"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from duals import save_dual
+from duals import gemma, save_dual
 from encoders import save_text, save_vision
 from open_clips import save_open_clip
 from tiny import make_teacher
@@ -62,8 +64,14 @@ def test_scaled_embeddings_keep_the_effect_of_the_text_epsilon_of_vilt(corpus, s
     assert (to_transformers.score(tmp_path / "as it is", teacher, samples) - wanted).abs().max() > 1e-2
 
 
-def test_sentence_transformers_pads_short_captions_without_a_mask_as_siglip_does(corpus, samples, tmp_path):
-    siglip = models.load_dual(save_dual("SigLIP", corpus.captions, tmp_path / "siglip"))
+@pytest.mark.parametrize("tokenizer", [None, gemma])
+def test_sentence_transformers_pads_short_captions_without_a_mask_as_siglip_does(corpus, samples, tmp_path, tokenizer):
+    """With Gemma's tokenizer it is a SigLIP 2, which reads capitals as small letters."""
+    captions = corpus.captions
+    siglip = models.load_dual(
+        save_dual("SigLIP", captions, tmp_path / "siglip", tokenizer=tokenizer and tokenizer(captions))
+    )
+    samples = replace(samples, captions=list(map(str.upper, samples.captions)))
     job = ExportJob(ref="siglip", out=tmp_path / "out", to="sentence-transformers")
     target = to_sentence_transformers.SentenceTransformers(job, siglip, job.out)
     target.write()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
+from tokenizers.models import BPE
 from transformers import (
     Aimv2Config,
     AlignConfig,
@@ -22,6 +25,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPSegConfig,
     EfficientNetImageProcessorPil,
+    GemmaTokenizer,
     MetaClip2Config,
     Siglip2Config,
     Siglip2ImageProcessorPil,
@@ -115,10 +119,25 @@ def save_sentence_transformer(captions: list[str], folder: Path, *, with_dense: 
     return folder / "sentences"
 
 
-def save_dual(kind: str, captions: list[str], folder: Path, num_layers: int = 2) -> Path:
+def gemma(captions: list[str], length: int = 24) -> GemmaTokenizer:
+    """A tokenizer as the files of SigLIP 2 describe it: Gemma's byte pairs with case, `do_lower_case`, which Gemma's
+    class ignores, and an end that is never cut."""
+    made = Tokenizer(BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made.normalizer = normalizers.Replace(" ", "\u2581")
+    made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, show_progress=False)
+    made.train_from_iterator([*captions, *map(str.upper, captions)], trainer)
+    pairs = json.loads(made.to_str())["model"]
+    settings = {"padding_side": "right", "add_bos_token": False, "add_eos_token": True, "do_lower_case": True}
+    merges = list(map(tuple, pairs["merges"]))
+    return GemmaTokenizer(vocab=pairs["vocab"], merges=merges, model_max_length=length, **settings)
+
+
+def save_dual(kind: str, captions: list[str], folder: Path, num_layers: int = 2, tokenizer: Any = None) -> Path:
     """A folder with weights large enough that vectors depend on their input, a tokenizer that has learned the captions,
     and a processor."""
-    tokenizer = models.word_piece(captions, 120)
+    tokenizer = tokenizer or models.word_piece(captions, 120)
     if kind in OTHERS:
         # Shorter than there are positions, as that of AltCLIP, whose RoBERTa has two positions less than its table.
         tokenizer.model_max_length = 20
