@@ -8,6 +8,7 @@ from .families.frozen_dual import FrozenDual, new_frozen_dual
 from .families.late_dual import new_late
 from .families.new_coattention import new_coattention
 from .families.open_clip import quiet_open_clip
+from .families.query import QuerySize, new_query, with_queries
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, new_dual
@@ -43,6 +44,7 @@ from .onnx_towers import TOWERS, OnnxTowers, require_onnx
 from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
 from .protocols import Encoders, ExportSpec, Preprocessor
+from .query import QueryEncoder, QuerySpace
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
 from .references.hub import hub_source, without_bars
 from .references.published import list_published
@@ -71,6 +73,9 @@ __all__ = [
     "Preprocess",
     "Preprocessor",
     "ProjectionSize",
+    "QueryEncoder",
+    "QuerySize",
+    "QuerySpace",
     "RawPairScorer",
     "RawPreprocess",
     "RefusedTextError",
@@ -108,6 +113,7 @@ __all__ = [
     "new_dual",
     "new_frozen_dual",
     "new_late",
+    "new_query",
     "new_vilt",
     "num_text_positions",
     "pair_products",
@@ -126,6 +132,7 @@ __all__ = [
     "silence_transformers",
     "text_pooling",
     "tower_outputs",
+    "with_queries",
     "without_bars",
     "word_piece",
 ]

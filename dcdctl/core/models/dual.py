@@ -75,6 +75,13 @@ def prefix_vectors(vectors_ND: Tensor, dims: int) -> Tensor:
     return vectors_ND.float() if dims == vectors_ND.shape[1] else unit_vectors(vectors_ND[:, :dims])
 
 
+def up_to_padding(texts: TextBatch, padding_id: int) -> Tensor:
+    """The tokens of texts up to the last that is no padding, T x L, of a model that attends to padding: CLIP's own
+    tokenizer of open_clip pads with the id of an exclamation mark."""
+    is_word_TL = texts.input_ids != padding_id
+    return is_word_TL.long().flip(1).cumsum(dim=1).flip(1) > 0
+
+
 def of_pairs(all_IT: Tensor, pairs: PairBatch) -> Tensor:
     """The logits of the pairs, R x C, among those of all images with all texts."""
     # Flat positions, so that `select_rows` can be used: the gradient of `all_IT[image, text]` is not repeatable on a
@@ -139,9 +146,7 @@ class DualEncoder(RetrievalModel):
         states = texts.states(tokens_TLW).with_tokens(tokens_TLW, vectors_TD)
         if self.export_spec().padded_length is None:
             return states
-        is_word_TL = texts.input_ids != self.preprocess.tokenizer.pad_token_id
-        # Up to the last other token: CLIP's own tokenizer of open_clip pads with the id of an exclamation mark.
-        return States(tokens_TLW, is_word_TL.long().flip(1).cumsum(dim=1).flip(1) > 0, vectors_TD)
+        return States(tokens_TLW, up_to_padding(texts, self.preprocess.tokenizer.pad_token_id), vectors_TD)
 
     def _without_tokens(self) -> ModelError:
         problem = f"a {self.config['model_type']} gives no state for each token, which late interaction compares"

@@ -14,12 +14,13 @@ from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.dual import DualEncoder
+from dcdctl.core.models.dual import DualEncoder, of_pairs
 from dcdctl.core.models.dual_scorer import pair_products
 from dcdctl.core.models.fusion import FusionScorer
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch
 from dcdctl.core.models.networks.maxsim import all_maxsims, pair_maxsims
 
 DENSE_FACTOR = 4
@@ -120,6 +121,34 @@ class LateInteraction(FusionScorer):
                 logit = logit + self.vectors_scale * (images.vectors[row] @ texts.vectors[row])
             logits.append(logit)
         return torch.stack(logits)
+
+    def outputs(self, pairs: PairBatch) -> tuple[Tensor, ...]:
+        """The token vectors of all images and texts, I x N x D and T x L x D, padding as zeros, and with
+        `vectors_scale` the vectors of both; float32. L is the maximum of all batches, so that micro-batches fit
+        together."""
+        images, texts = self.encode_images(pairs.images), self.encode_texts(pairs.texts)
+        missing = self.preprocess.max_text_len - texts.tokens.shape[1]
+        tokens = images.tokens, functional.pad(texts.tokens, (0, 0, 0, missing))
+        if self.vectors_scale is None:
+            return tokens
+        assert images.vectors is not None
+        assert texts.vectors is not None
+        return *tokens, images.vectors.float(), texts.vectors.float()
+
+    def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, Tensor]:
+        """The logits of the pairs, R x C, and of all images with all texts, I x T; float32, also under autocast."""
+        images_IND, texts_TLD, *pooled = outputs
+        mask_IN, mask_TL = ((tokens.detach() != 0).any(dim=-1) for tokens in (images_IND, texts_TLD))
+        # One wait for a GPU, which the padding of all captions to the maximum would cost many times.
+        length, num_padding = torch.stack([mask_TL.any(dim=0).sum(), (~mask_IN).sum()]).tolist()
+        maxsim_IT = all_maxsims(
+            images_IND, mask_IN if num_padding else None, texts_TLD[:, :length], mask_TL[:, :length]
+        )
+        all_IT = self.logit_scale * maxsim_IT
+        if self.vectors_scale is not None:
+            with torch.autocast(images_IND.device.type, enabled=False):
+                all_IT = all_IT + self.vectors_scale * pooled[0] @ pooled[1].T
+        return of_pairs(all_IT, pairs), all_IT
 
     def student(self, layers: Sequence[int]) -> NoReturn:
         """ModelError: there are no fusion layers."""

@@ -57,6 +57,7 @@ FAMILIES = {
     CROSS_ENCODER: Family("fusion", "cross_encoder", *_SENTENCE_TRANSFORMERS, takes_prompt=True),
     OPEN_CLIP: Family("dual", "open_clip", "open-clip", "open_clip", folders.open_clip_weights),
     folders.LATE: Family("late", "late_dual"),
+    folders.QUERY: Family("query", "query"),
     **dict.fromkeys(
         (folders.MULTI_VECTOR, "colpali", "colqwen2", "colmodernvbert"),
         Family("late", "multi_vector", *_SENTENCE_TRANSFORMERS, reads_modules=True),
@@ -82,6 +83,7 @@ _KINDS = {
     "fusion": "a fusion scorer",
     "dual": "a dual encoder",
     "late": "a late-interaction model",
+    "query": "a query encoder",
     "searchable": "a dual encoder or a late-interaction model",
 }
 
@@ -362,6 +364,10 @@ def _checked_type(folder: Path) -> str | None:
 
 
 def _check_kind(ref: str | Path, actual: Kind, expected: Wanted | None) -> None:
+    if actual == "query" != expected:
+        raise ModelError(
+            f"{ref} is a query encoder, which embeds texts alone", hint=f"name its teacher, and --query-model {ref}"
+        )
     if expected not in (None, actual) and (expected != "searchable" or actual == "fusion"):
         raise ModelError(f"{ref} is {_KINDS[actual]}, expected {_KINDS[str(expected)]}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,17 +16,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import check_complete, to_dtype
-from dcdctl.core.models.dual import Calibration, DualEncoder, of_pairs, unit_vectors
+from dcdctl.core.models.dual import Calibration, DualEncoder, unit_vectors
 from dcdctl.core.models.fingerprint import digest_of
-from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.late import LateInteraction
 from dcdctl.core.models.load_save import find_family
 from dcdctl.core.models.model import seeded
-from dcdctl.core.models.networks.maxsim import all_maxsims
 from dcdctl.core.models.networks.projections import FIRST_LOGIT_SCALE, MAX_LOGIT_SCALE
 from dcdctl.core.models.protocols import Encoders, ExportSpec
 from dcdctl.core.models.references import folders
@@ -137,33 +135,6 @@ class LateDual(LateInteraction):
         if isinstance(texts, States) and texts.vectors is not None:
             return texts
         return self.tokens.vectors(self.tokens.texts, self.dual.text_tokens(texts))
-
-    def outputs(self, pairs: PairBatch) -> tuple[Tensor, ...]:
-        """The token vectors of all images and texts, I x N x D and T x L x D, padding as zeros, and with `is_pooled`
-        the vectors of both; float32. L is the maximum of all batches, so that micro-batches fit together."""
-        images, texts = self.encode_images(pairs.images), self.encode_texts(pairs.texts)
-        missing = self.preprocess.max_text_len - texts.tokens.shape[1]
-        tokens = images.tokens, functional.pad(texts.tokens, (0, 0, 0, missing))
-        if not self.is_pooled:
-            return tokens
-        assert images.vectors is not None
-        assert texts.vectors is not None
-        return *tokens, images.vectors.float(), texts.vectors.float()
-
-    def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, Tensor]:
-        """The logits of the pairs, R x C, and of all images with all texts, I x T; float32, also under autocast."""
-        images_IND, texts_TLD, *pooled = outputs
-        mask_IN, mask_TL = ((tokens.detach() != 0).any(dim=-1) for tokens in (images_IND, texts_TLD))
-        # One wait for a GPU, which the padding of all captions to the maximum would cost many times.
-        length, num_padding = torch.stack([mask_TL.any(dim=0).sum(), (~mask_IN).sum()]).tolist()
-        maxsim_IT = all_maxsims(
-            images_IND, mask_IN if num_padding else None, texts_TLD[:, :length], mask_TL[:, :length]
-        )
-        all_IT = self.logit_scale * maxsim_IT
-        if self.vectors_scale is not None:
-            with torch.autocast(images_IND.device.type, enabled=False):
-                all_IT = all_IT + self.vectors_scale * pooled[0] @ pooled[1].T
-        return of_pairs(all_IT, pairs), all_IT
 
     def calibrate(self, logits: Tensor) -> Tensor:
         """The logits on the teacher's scale, float32."""

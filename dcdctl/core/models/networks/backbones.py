@@ -359,6 +359,13 @@ def _output_width(encoder: Any) -> int:
     return int(sizes[-1])
 
 
+def drop_pooler(encoder: nn.Module) -> None:
+    """Remove a pooler with parameters, which would never have a gradient where tokens alone are read."""
+    pooler = getattr(encoder, "pooler", None)
+    if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
+        encoder.register_module("pooler", None)
+
+
 class NetworkOverEncoders(nn.Module):
     """A network over a vision and a text encoder whose tokens alone are read."""
 
@@ -369,10 +376,7 @@ class NetworkOverEncoders(nn.Module):
         super().__init__()
         self.vision, self.text = vision, text
         for encoder in (vision, text):
-            # A pooler with parameters, which would never have a gradient.
-            pooler = getattr(encoder, "pooler", None)
-            if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
-                encoder.register_module("pooler", None)
+            drop_pooler(encoder)
         self.image_width = image_width(vision)
 
     def to_table(self) -> dict[str, Any]:

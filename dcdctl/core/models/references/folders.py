@@ -14,6 +14,8 @@ CONFIG_FILE, MODULES_FILE = "config.json", "modules.json"
 SETTINGS_FILE = "dcdctl.json"
 LATE, LATE_FILE = "dcdctl-late", "late_interaction.safetensors"
 """A late-interaction model of ours, and the file that it has beside those of its dual encoder."""
+QUERY = "dcdctl-query"
+"""A query encoder."""
 OPEN_CLIP, OPEN_CLIP_FILE = "open_clip", "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = (
     *(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch takes a second
     from dcdctl.core.models.dual import Model
 
 GROUP = "dcdctl.models"
-Kind = Literal["fusion", "dual", "late"]
+Kind = Literal["fusion", "dual", "late", "query"]
 Loader = Callable[[str, Mapping[str, Any], Mapping[str, Any] | None], "Model"]
 
 
@@ -54,7 +54,8 @@ class Family:
         """
         load: Loader = self.loader or importlib.import_module(f"{families.__name__}.{self.file}").load
         model = load(ref, overrides, saved)
-        if getattr(model, "kind", None) != self.kind:
+        # A query encoder is a dual encoder or a late-interaction model, without images.
+        if getattr(model, "kind", None) != self.kind != "query":
             problem = (
                 f"the package {self.package} loads {ref} as {getattr(model, 'kind', type(model).__name__)}, and "
                 f"declares {self.kind}"

@@ -1,0 +1,271 @@
+"""Query encoders: a small text encoder that speaks the vector space of a frozen dual encoder, or the token space of a
+late-interaction model. It stands in front of that model's images, which the teacher embeds once.
+
+A query encoder is a dual encoder, or a late-interaction model, whose texts are its own and whose images are the
+teacher's. It is saved without the teacher; `families.query.with_queries` joins the two again.
+
+Shape letters: I images, T texts, L tokens of a text, D length of the teacher's vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dcdctl.core import config, files
+from dcdctl.core.errors import ModelError, StaleError
+from dcdctl.core.models.checkpoint import WEIGHTS_FILE, to_dtype
+from dcdctl.core.models.dual import Calibration, DualEncoder, unit_vectors, up_to_padding
+from dcdctl.core.models.fingerprint import digest_of, tokenizer_settings
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
+from dcdctl.core.models.late import LateInteraction, Searchable
+from dcdctl.core.models.model import RetrievalModel
+from dcdctl.core.models.networks.attention import set_hidden_dropout
+from dcdctl.core.models.networks.query_text import QueryText
+from dcdctl.core.models.networks.towers import Tower, depth_of
+from dcdctl.core.models.preprocess import Preprocess
+from dcdctl.core.models.protocols import ExportSpec, Preprocessor
+from dcdctl.core.models.references.folders import CONFIG_FILE, QUERY
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuerySpace:
+    """The space of a teacher's vectors, as a query encoder remembers it."""
+
+    kind: Literal["dual", "late"]
+    dim: int
+    """Length D of the teacher's vectors, or of its token vectors."""
+    logit_scale: float
+    logit_bias: float = 0.0
+    is_mean: bool = True
+    """late: whether MaxSim is the mean over the tokens of a text, and not the sum."""
+    teacher: str | None = None
+    """The teacher's digest; None for vectors from elsewhere."""
+    teacher_name: str | None = None
+    """Who gave the vectors, if they come from elsewhere."""
+
+    @staticmethod
+    def of(teacher: Searchable) -> QuerySpace:
+        """The space of a model; ModelError for late interaction to which the cosine of whole vectors is added."""
+        if teacher.kind == "dual":
+            bias = teacher.logit_bias
+            own: dict[str, Any] = {"dim": teacher.embedding_dim, "logit_bias": 0.0 if bias is None else bias.item()}
+        elif teacher.vectors_scale is None:
+            own = {"dim": teacher.token_dim, "is_mean": teacher.is_mean}
+        else:
+            problem = "the scores of this teacher add the cosine of whole vectors to MaxSim, and a query has tokens"
+            raise ModelError(problem, hint="train the teacher with model.pooled=false")
+        return QuerySpace(kind=teacher.kind, logit_scale=teacher.logit_scale.item(), teacher=teacher.digest, **own)
+
+    def check(self, teacher: Searchable, ref: object) -> None:
+        """StaleError if a model does not have this space; of vectors from elsewhere, whose model is known by its name
+        alone, kind and length count."""
+        actual = QuerySpace.of(teacher)
+        if self.teacher not in (None, actual.teacher):
+            problem = (
+                f"{ref} speaks the space of the model {str(self.teacher)[:8]}, and this is {str(actual.teacher)[:8]}"
+            )
+            raise StaleError(problem, hint="name its teacher, or train a query encoder for this model")
+        if (self.kind, self.dim) != (actual.kind, actual.dim):
+            problem = f"{ref} is for a {self.kind} model of {self.dim} numbers, and this one is {actual.kind}"
+            raise StaleError(f"{problem} with {actual.dim}", hint="name its teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryPreprocess(Preprocess):
+    """The texts of a query encoder, and the images of its teacher."""
+
+    image_processor: Any = None
+    of_images: Preprocessor | None = None
+
+    def images(self, images: Sequence[Image.Image]) -> ImageBatch:
+        """As the teacher reads them; ModelError without a teacher."""
+        return _joined(self.of_images).images(images)
+
+    @property
+    def image_size_px(self) -> int:
+        """The teacher's."""
+        return _joined(self.of_images).image_size_px
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the tokens of a text."""
+        return {
+            "max_text_len": self.max_text_len,
+            "pads_texts": self.pads_texts,
+            "tokenizer": tokenizer_settings(self.tokenizer),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the files of the tokenizer."""
+        self.tokenizer.save_pretrained(folder)
+
+
+def _joined(part: Any) -> Any:
+    """The teacher's part; ModelError without a teacher."""
+    if part is None:
+        problem = "a query encoder embeds texts alone, and its teacher the images"
+        raise ModelError(problem, hint="name its teacher, and the query encoder with --query-model")
+    return part
+
+
+class _QuerySide(RetrievalModel):
+    """What both kinds of query encoder share."""
+
+    network: QueryText
+    preprocess: QueryPreprocess
+    space: QuerySpace
+    is_word: Tensor
+    teacher: Any = None
+    """The model that embeds the images, once `join` has given it."""
+
+    def __init__(self, network: QueryText, preprocess: QueryPreprocess, space: QuerySpace) -> None:
+        super().__init__(network, preprocess)
+        self.space, self.calibration = space, Calibration()
+        tokenizer = preprocess.tokenizer
+        specials = sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+        # Not saved: it follows from the tokenizer.
+        self.register_buffer("is_word", torch.ones(len(tokenizer)).index_fill(0, torch.tensor(specials), 0), False)
+
+    def __repr__(self) -> str:
+        encoder = type(self.network.encoder).__name__
+        return f"{type(self).__name__}({encoder}, {self.space.dim} numbers per vector)"
+
+    def join(self, teacher: Searchable, ref: object = "the query encoder") -> Self:
+        """The model itself, whose images the teacher embeds from now on. StaleError for another teacher than that of
+        its space."""
+        self.space.check(teacher, ref)
+        # Not as an attribute of the module: the teacher's weights are neither trained nor saved.
+        object.__setattr__(self, "teacher", teacher.requires_grad_(False).eval())
+        self.preprocess = replace(self.preprocess, of_images=teacher.preprocess)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What moves the student to a device moves its teacher too.
+        if self.teacher is not None:
+            self.teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The type, and the configuration of the text encoder."""
+        return {"model_type": QUERY, "encoder": self.network.to_table()}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The length of texts, and the teacher's space."""
+        shape = {"max_text_len": self.preprocess.max_text_len, "pads_texts": self.preprocess.pads_texts}
+        return {"kind": "query", **shape, "space": config.to_table(self.space)}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of weights and settings, those of the teacher's space among them."""
+        table, read = self.config, self.preprocess.settings
+        return digest_of(self.network, config=table, preprocess=read, settings=self.settings)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The teacher's, 0-dimensional."""
+        return torch.tensor(self.space.logit_scale, device=self.is_word.device)
+
+    @property
+    def _encoder_modules(self) -> tuple[nn.Module, ...]:
+        return () if self.network.is_static else (self.network.encoder,)
+
+    def depth_of(self, parameter: str) -> int:
+        """Distance of a parameter from the top of the text encoder."""
+        return depth_of([Tower("text", "network.encoder", module) for module in self._encoder_modules], parameter)
+
+    def set_dropout(self, probability: float) -> None:
+        """Set the hidden dropout of the text encoder; ModelError if it has none."""
+        if not any(set_hidden_dropout(encoder, probability) for encoder in self._encoder_modules):
+            raise ModelError("this query encoder has no dropout that can be set", hint="leave model.dropout out")
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write config.json and the weights, which no other library reads."""
+        state = to_dtype(self.network.state_dict(), torch.float16 if half else torch.float32)
+        files.write_json(folder / CONFIG_FILE, self.config)
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+
+    def export_spec(self) -> ExportSpec:
+        """No class of another library reads the saved folder."""
+        padded = self.preprocess.max_text_len if self.preprocess.pads_texts else None
+        return ExportSpec(padded_length=padded)
+
+    def calibrate(self, logits: Tensor) -> Tensor:
+        """The logits on the scale of a teacher of pairs, float32."""
+        return self.calibration(logits)
+
+
+class QueryEncoder(_QuerySide, DualEncoder):
+    """A text encoder in front of a dual encoder's images."""
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length D of the vectors."""
+        return self.space.dim
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """The teacher's."""
+        return torch.tensor(self.space.logit_bias, device=self.is_word.device)
+
+    def embed_images(self, images: ImageBatch | States) -> Tensor:
+        """The teacher's vectors, I x D, of images, or of what it encoded before (`dual_scorer.vector_states`)."""
+        if isinstance(images, States) and images.vectors is not None:
+            return images.vectors
+        with torch.no_grad():
+            vectors_ID: Tensor = _joined(self.teacher).embed_images(images)
+        return vectors_ID
+
+    def embed_texts(self, texts: TextBatch | States) -> Tensor:
+        """Unit vectors, T x D, of the student."""
+        batch = unencoded(texts)
+        return unit_vectors(self.network.texts(batch, self.is_word[batch.input_ids] * batch.attention_mask))
+
+    def add_projection(self, teacher_width: int) -> None:
+        """Does nothing: the vectors have the teacher's width."""
+
+    def project(self, vectors_ND: Tensor) -> Tensor:
+        """The vectors themselves, float32."""
+        return vectors_ND.float()
+
+
+class QueryLate(_QuerySide, LateInteraction):
+    """A text encoder in front of a late-interaction model's images; it reads the tokens that its teacher reads."""
+
+    def __init__(self, network: QueryText, preprocess: QueryPreprocess, space: QuerySpace) -> None:
+        super().__init__(network, preprocess, space)
+        self.is_mean = space.is_mean
+
+    @property
+    def token_dim(self) -> int:
+        """Length D of a token vector."""
+        return self.space.dim
+
+    def encode_images(self, images: ImageBatch | States) -> States:
+        """The teacher's token vectors."""
+        if isinstance(images, States) and images.vectors is not None:
+            return images
+        with torch.no_grad():
+            states: States = _joined(self.teacher).encode_images(images)
+        return states
+
+    def encode_texts(self, texts: TextBatch | States) -> States:
+        """Unit vectors of the tokens of T texts, zeros for padding."""
+        if isinstance(texts, States):
+            return texts
+        states = texts.states(texts.input_ids[..., None])
+        if self.preprocess.pads_texts:
+            states = States(states.tokens, up_to_padding(texts, self.preprocess.tokenizer.pad_token_id))
+        vectors_TLD = unit_vectors(self.network.tokens(texts)) * states.mask[..., None]
+        # Vectors without numbers, because states with none are not encoded.
+        return states.with_tokens(vectors_TLD, vectors_TLD.new_empty(len(texts), 0))
