@@ -10,7 +10,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -147,6 +147,8 @@ class EvalJob:
     """Teacher whose order of candidates is compared: a model, or a teacher cache of the split."""
     relevance: Path | None = None
     """File with graded relevance of pairs, for nDCG@10."""
+    query_model: str | None = None
+    """A query encoder, which embeds the captions in the model's place."""
     loaded: Model | None = None
     """The model itself, if it is in memory; `model` is then only what results call it."""
     compute: Compute = ON_CPU
@@ -230,6 +232,8 @@ def run_evaluation(
         options = replace(options, protocol=protocol, num_top=num_top, keeps_order=job.against is not None)
         overrides = models.parse_overrides(job.model_sets)
         model = models.load(job.model, overrides, track) if job.loaded is None else job.loaded
+        if job.query_model is not None:
+            model = models.with_queries(cast(models.Searchable, model), job.query_model)
         overrides = models.parse_overrides(job.rerank_sets, RERANK_SET)
         reranker = None if job.rerank is None else models.load_scorer(job.rerank, overrides, track)
         against = None if job.against is None else teachers.open_teacher(job.against, corpus, job.compute, track)

@@ -44,7 +44,7 @@ from .onnx_towers import TOWERS, OnnxTowers, require_onnx
 from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
 from .protocols import Encoders, ExportSpec, Preprocessor
-from .query import QueryEncoder, QuerySpace
+from .query import QuerySpace
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
 from .references.hub import hub_source, without_bars
 from .references.published import list_published
@@ -73,7 +73,6 @@ __all__ = [
     "Preprocess",
     "Preprocessor",
     "ProjectionSize",
-    "QueryEncoder",
     "QuerySize",
     "QuerySpace",
     "RawPairScorer",

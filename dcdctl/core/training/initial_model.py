@@ -27,11 +27,13 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
         models.check_ref(recipe.model.dual_init, kind="dual")
 
 
-def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track = silent) -> Model:
+def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any, track: Track = silent) -> Model:
     """The model that a recipe trains, with its first weights, downloaded if necessary. The teacher is copied, not
-    changed."""
+    changed; of a query encoder it is the model, or the space alone (`models.QuerySpace`), whose vectors it learns."""
     config = recipe.model
     model: Model
+    if config.kind == "query":
+        return _query(recipe, captions, teacher)
     if config.kind == "fusion":
         check(recipe, has_teacher=teacher is not None)
         if teacher is None and config.start == "new":
@@ -77,6 +79,28 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
             seed=recipe.seed,
         )
     return model
+
+
+def _query(recipe: Recipe, captions: Sequence[str], of: models.Searchable | models.QuerySpace) -> Any:
+    """A query encoder for a space, or joined with the teacher that has it."""
+    config = recipe.model
+    space, teacher = (of, None) if isinstance(of, models.QuerySpace) else (models.QuerySpace.of(of), of)
+    query: Any
+    if config.start == "new":
+        size = models.QuerySize(
+            text=config.text,
+            layers=config.text_layers,
+            num_layers=config.num_text_layers,
+            hidden_size=config.hidden_size,
+            num_heads=config.num_heads,
+            dropout=config.dropout or 0.0,
+            max_text_len=config.max_text_len,
+        )
+        tokenizer = None if config.text else models.word_piece(captions, config.vocab_size)
+        query = models.new_query(space, size, tokenizer=tokenizer, teacher=teacher, seed=recipe.seed)
+    else:
+        query = models.load(config.start, kind="query")
+    return query if teacher is None else query.join(teacher, config.start)
 
 
 def check_dims(dims: Sequence[int], model: Model) -> None:

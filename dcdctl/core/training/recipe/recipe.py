@@ -46,9 +46,10 @@ LORA = TrainedParts(which="lora")
 class ModelConfig:
     """The `[model]` table: what is trained."""
 
-    kind: Literal["fusion", "dual", "late"] = "fusion"
+    kind: Literal["fusion", "dual", "late", "query"] = "fusion"
     """fusion: reads an image and a caption together. dual: one vector per image and one per caption. late: one vector
-    per token, compared by MaxSim; it starts from what a dual starts from, and settings of a dual hold for it."""
+    per token, compared by MaxSim; it starts from what a dual starts from, and settings of a dual hold for it. query: a
+    text encoder in front of the images of a dual or late teacher, whose vectors it learns."""
     start: str = "teacher"
     """teacher: the cached teacher, reduced to `layers` (fusion only). new: random weights of the sizes below, or
     `vision` and `text`. Anything else is the reference of the initial model."""
@@ -59,7 +60,7 @@ class ModelConfig:
     the sizes below."""
     text: str = ""
     """The same for the text encoder. fusion: the co-attention layers between the two have hidden_size, num_layers,
-    num_heads and dropout."""
+    num_heads and dropout. query: alone; empty for a new one, `teacher` for the teacher's own."""
     vision_levels: tuple[int, ...] = ()
     """frozen_encoders: stages of `vision` to read beside its output (for a timm model, entries of its feature_info)."""
     vision_grid: Count | None = None
@@ -108,8 +109,8 @@ class ModelConfig:
     """new models: width of the layers."""
     num_layers: Count = 6
     """fusion: layers; dual: layers of the image encoder."""
-    num_text_layers: Count = 2
-    """dual: layers of the text encoder."""
+    num_text_layers: Natural = 2
+    """dual, query: layers of the text encoder; query: 0 for a static one, the mean of its tokens' vectors."""
     num_heads: Count = 4
     """new models: attention heads per layer."""
     image_size: Count = 64
@@ -133,8 +134,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
-        if bool(self.vision) != bool(self.text):
+        if self.kind != "query" and bool(self.vision) != bool(self.text):
             raise ConfigError("model.vision and model.text go together, and one of them is empty")
+        if not self.num_text_layers and self.kind != "query":
+            raise ConfigError("model.num_text_layers is 0, which is for model.kind query", hint="set it to 1 or more")
         if self.kind != "fusion" and self.layers:
             raise ConfigError(
                 f"model.layers chooses layers of a fusion model, and model.kind is {self.kind}",
@@ -164,7 +167,7 @@ class ModelConfig:
         self._check_trained()
 
     @property
-    def start_kind(self) -> Literal["fusion", "dual", "late"] | None:
+    def start_kind(self) -> Literal["fusion", "dual", "late", "query"] | None:
         """The kind of model that `start` names; None for a late student's, a dual encoder or a late one. To be averaged
         with, it must have all weights."""
         return None if self.kind == "late" and not self.average_with_start else self.kind
