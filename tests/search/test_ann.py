@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ import pytest
 from made_index import exact, unit_vectors, write_index
 from tiny import contents
 
-from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError, install_command
 from dcdctl.core.search import FolderIndex, ann
 from dcdctl.core.search.config import HnswConfig, IndexConfig
@@ -160,32 +158,13 @@ def test_a_damaged_segment_is_named(tmp_path):
         opened.check()
 
 
-def test_a_segment_of_other_vectors_is_named(tmp_path):
-    pytest.importorskip("usearch")
-    settings = {"kind": "hnsw", "flat_up_to": 1000, "segment_rows": 1050}
-    index, other = (
-        write_index(tmp_path / "a", [unit_vectors(1100)], **settings),
-        write_index(tmp_path / "b", [unit_vectors(1040)], **settings),
-    )
-    path = index.folder / "ann" / index.segments[0].file
-    shutil.copyfile(other.folder / "ann" / other.segments[0].file, path)
-    document = artifacts.read_document(index.folder / "index.json")
-    document["segments"][0] |= artifacts.seal_of(path)
-    artifacts.write_document(index.folder / "index.json", document)
-    with pytest.raises(
-        StaleError,
-        match=f"{path.name} is damaged: index.json says that it has 1,050 vectors of 16 numbers, and it has 1,040",
-    ):
-        FolderIndex.open(index.folder).nearest(QUERIES, 3)
-
-
 def test_opening_an_index_opens_no_segment(graph, monkeypatch):
     monkeypatch.setattr(ann, "open_segment", lambda *arguments: pytest.fail("a segment is opened"))
     assert len(FolderIndex.open(graph.folder).segments) == 3
 
 
 def test_a_graph_stays_in_its_file_and_has_no_table_of_its_keys(graph):
-    opened = ann.Graph(graph.folder / "ann", graph.segments[0], 16, HnswConfig())
+    opened = ann.Graph(graph.folder / "ann", graph.segments[0], HnswConfig())
     (view,) = opened._views
     assert view.memory_usage < graph.segments[0].bytes
     assert not view.contains(0)

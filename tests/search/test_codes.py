@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from contextlib import contextmanager
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from tiny import contents, make_models
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import artifacts, models
+from dcdctl.core import models
 from dcdctl.core.errors import ModelError, StaleError
 from dcdctl.core.scoring import quantize
 from dcdctl.core.search import INDEX_FILE, FolderIndex, ann, part_files
@@ -72,7 +71,7 @@ def test_a_number_of_exactly_zero_has_the_bit_0_on_disk_in_a_search_and_in_an_ev
     words_RW = np.load(index.folder / "ann" / index.segments[0].file)
     assert np.unpackbits(words_RW.view(np.uint8), axis=1, count=70).astype(bool).tolist() == by_hand
 
-    segment = ann.open_segment(index.folder / "ann", index.segments[0], 70, index.document.settings)
+    segment = ann.open_segment(index.folder / "ann", index.segments[0], index.document.settings)
     equal_QR = [
         [sum((q > 0) == bit for q, bit in zip(query, bits, strict=True)) for bits in by_hand]
         for query in queries_QD.tolist()
@@ -198,26 +197,6 @@ def test_a_flipped_byte_of_any_file_is_an_error_and_never_another_answer(kind, t
             FolderIndex.open(folder).nearest(QUERIES, 1)
         with pytest.raises(StaleError, match=re.escape(name)):
             FolderIndex.open(folder).check()
-
-
-def test_an_index_mixes_neither_kinds_nor_widths(tmp_path):
-    index = write_index(tmp_path / "index", [VECTORS], kind="int8", **SETTINGS)
-    document = artifacts.read_document(index.folder / INDEX_FILE)
-    bits = asdict(write_index(tmp_path / "bits", [VECTORS], kind="binary", **SETTINGS).segments[-1])
-    for change, message in (
-        (
-            {"segments": [*document["segments"][:-1], bits]},
-            "settings of kind int8, and segments that are searched by binary, int8",
-        ),
-        (
-            {"settings": {**document["settings"], "kind": "hnsw"}},
-            "settings of kind hnsw, and segments that are searched by int8",
-        ),
-        ({"settings": {**document["settings"], "dims": 8}}, "settings for 8 numbers, and vectors of 70"),
-    ):
-        artifacts.write_document(index.folder / INDEX_FILE, {**document, **change})
-        with pytest.raises(StaleError, match=message):
-            FolderIndex.open(index.folder)
 
 
 def test_inspect_says_what_an_index_holds(tmp_path):

@@ -16,9 +16,8 @@ from made_index import exact, unit_vectors, write_index
 from PIL import Image
 from PIL.ExifTags import Base
 
-from dcdctl.core.artifacts import sha256_of
 from dcdctl.core.data import MOMENT, columns_of_table, read_columns
-from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.errors import InputError
 from dcdctl.core.search import Changes, ColumnChanges, FolderIndex, SourceImages, parse_where, run_index_job
 from dcdctl.core.search import index as index_module
 
@@ -337,18 +336,6 @@ def test_a_condition_on_a_column_that_is_gone_is_an_error(made):
     condition = parse_where("year = 1", index.columns)
     with pytest.raises(InputError, match="has no column year"):
         made.nearest(unit_vectors(1), 1, condition)
-
-
-def test_columns_of_other_rows_than_index_json_says_are_damaged(made):
-    index, _ = set_columns(made, {"image": ["0.png"], "year": [1]})
-    entry = index.document.columns
-    path = index.folder / entry.file
-    table = pq.read_table(path)
-    pq.write_table(table.slice(0, 3), path)
-    # A stranger's index.json, whose checksum fits the file.
-    document = replace(index.document, columns=replace(entry, sha256=sha256_of(path)))
-    with pytest.raises(StaleError, match="has not the rows and the columns"):
-        FolderIndex(index.folder, document).values("year")
 
 
 def test_values_of_all_types_come_back(made):

@@ -187,26 +187,6 @@ def test_a_manipulated_document_is_refused_by_name(tmp_path, change, message):
         FolderIndex.open(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda document: document.update(images=61), "61 images, and parts of 60 rows, 0 removed"),
-        (lambda document: document["parts"][1].update(source=1), "a part whose source it does not list"),
-        (lambda document: document["segments"][0].update(first_row=5), "segments that do not follow each other"),
-        (lambda document: document["segments"][0].update(rows=99), "segments that do not follow each other"),
-        (lambda document: document["keywords"].update(num_rows=59), "words of other rows"),
-        (lambda document: document["keywords"].update(removed=1), "words of other rows"),
-    ],
-)
-def test_a_document_that_contradicts_itself_is_named(tmp_path, change, message):
-    write_index(tmp_path, PARTS, flat_up_to=30, keywords=True)
-    document = artifacts.read_document(tmp_path / "index.json")
-    change(document)
-    artifacts.write_document(tmp_path / "index.json", document)
-    with pytest.raises(StaleError, match=rf"index\.json contradicts itself: it has {message}; delete the folder"):
-        FolderIndex.open(tmp_path)
-
-
 @pytest.mark.parametrize("k", [0, -3])
 def test_k_is_at_least_one(folder, k):
     with pytest.raises(ValueError, match="at least 1"):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from made_index import unit_vectors
 
-from dcdctl.core import artifacts
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.search import part_files, storage
 from dcdctl.core.search.exact import token_type
@@ -39,42 +36,6 @@ def test_mapped_vectors_equal_those_of_parquet_readers(tmp_path, count, dim):
     np.testing.assert_array_equal(np.stack(table.column("vector").to_numpy()), vectors)
     assert part_files.read_images(path) == places
     assert (part.rows, part.source, part.bytes) == (count, 3, path.stat().st_size)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda part: replace(part, vectors_at=(part.vectors_at[0] + 2, *part.vectors_at[1:])),
-        lambda part: replace(part, vectors_at=part.vectors_at[::-1]),
-        lambda part: replace(part, vectors_at=part.vectors_at[:1]),
-        lambda part: replace(part, vectors_at=(*part.vectors_at, 4)),
-        lambda part: replace(part, vectors_at=(part.bytes, *part.vectors_at[1:])),
-        lambda part: replace(part, rows=part.rows - 1),
-        lambda part: replace(part, rows=part.rows + 1024),
-    ],
-)
-def test_a_part_with_other_rows_or_vectors_elsewhere_is_named(tmp_path, change):
-    path = tmp_path / "vectors" / "part.parquet"
-    write(path, 1200)
-    part, _ = part_files.describe_part(path, 0, token_type(5, "float16"))
-    wrong, message = (
-        change(part),
-        r"part\.parquet is damaged: index\.json says that it has [\d,]+ rows with vectors of \d+ bytes at byte",
-    )
-    with pytest.raises(StaleError, match=message):
-        part_files.mapped(tmp_path, wrong, token_type(5, "float16"))
-    with pytest.raises(StaleError, match=message):
-        part_files.mapped(tmp_path, part, token_type(4, "float16"))
-    assert len(part_files.mapped(tmp_path, part, token_type(5, "float16"))) == 2
-
-
-def test_a_part_that_is_not_parquet_is_named(tmp_path):
-    (tmp_path / "vectors").mkdir()
-    path = tmp_path / "vectors" / "part.parquet"
-    path.write_bytes(b"no vectors")
-    part = storage.Part(file=path.name, source=0, rows=1, vectors_at=(4,), **artifacts.seal_of(path))
-    with pytest.raises(StaleError, match=r"part\.parquet is damaged: it is not a Parquet file"):
-        part_files.mapped(tmp_path, part, token_type(5, "float16"))
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])

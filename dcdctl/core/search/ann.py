@@ -19,22 +19,20 @@ from dcdctl.core.errors import require_extra
 from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search.config import HnswConfig, IndexConfig
 from dcdctl.core.search.exact import Floats, Rows
-from dcdctl.core.search.storage import INDEX, INDEX_FILE, Segment
+from dcdctl.core.search.storage import INDEX, Segment
 
 CODES = 8192
 """Codes that are converted and compared at a time: they fit a processor's cache."""
 
 
-def open_segment(
-    folder: Path, segment: Segment, dim: int, config: IndexConfig
-) -> Graph | Int8Codes | BinaryCodes | Centroids:
-    """A memory-mapped segment, which several threads may search at once; StaleError if the file is damaged, or is of
-    other vectors than index.json says."""
+def open_segment(folder: Path, segment: Segment, config: IndexConfig) -> Graph | Int8Codes | BinaryCodes | Centroids:
+    """A memory-mapped segment, which several threads may search at once; StaleError if the file is damaged."""
     if segment.kind == "hnsw":
-        return Graph(folder, segment, dim, config.hnsw)
+        return Graph(folder, segment, config.hnsw)
     if segment.kind == "centroids":
-        return Centroids(folder, segment, dim)
-    return (Int8Codes if segment.kind == "int8" else BinaryCodes)(_codes(folder, segment, dim))
+        return Centroids(folder, segment)
+    codes = np.load(INDEX.checked(folder / segment.file, segment.sha256), mmap_mode="r", allow_pickle=False)
+    return (Int8Codes if segment.kind == "int8" else BinaryCodes)(codes)
 
 
 def require(kind: str) -> None:
@@ -47,8 +45,8 @@ def require(kind: str) -> None:
 class Graph:
     """A graph of usearch. A view serves one call at a time, so parallel calls use separate views."""
 
-    def __init__(self, folder: Path, segment: Segment, dim: int, config: HnswConfig) -> None:
-        self._folder, self._segment, self._dim, self._width = folder, segment, dim, config.search_width
+    def __init__(self, folder: Path, segment: Segment, config: HnswConfig) -> None:
+        self._folder, self._segment, self._width = folder, segment, config.search_width
         self._views = [self._view()]
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
@@ -85,9 +83,6 @@ class Graph:
             view = Usearch.restore(str(path), view=True, enable_key_lookups=False)
         except (ValueError, RuntimeError, OSError) as error:
             raise INDEX.damaged(path, str(error)) from error
-        if (len(view), view.ndim) != (self._segment.rows, self._dim):
-            expected = f"{INDEX_FILE} says that it has {self._segment.rows:,} vectors of {self._dim} numbers"
-            raise INDEX.damaged(path, f"{expected}, and it has {len(view):,} of {view.ndim}")
         # Set here, not in the file: another search width needs no new graph.
         view.expansion_search = self._width
         return view
@@ -142,15 +137,9 @@ class Centroids:
     the best images (docs/indexing.md).
     """
 
-    def __init__(self, folder: Path, segment: Segment, dim: int) -> None:
-        path = INDEX.checked(folder / segment.file, segment.sha256)
-        try:
-            with path.open("rb") as file:
-                centroids_KD, self._codes_NR = (np.load(file, allow_pickle=False) for _ in range(2))
-        except (ValueError, OSError) as error:
-            raise INDEX.damaged(path, str(error)) from error
-        if centroids_KD.shape[1:] != (dim,) or self._codes_NR.shape[1:] != (segment.rows,):
-            raise INDEX.damaged(path, f"it has no centroids of {segment.rows:,} images with {dim} numbers per token")
+    def __init__(self, folder: Path, segment: Segment) -> None:
+        with INDEX.checked(folder / segment.file, segment.sha256).open("rb") as file:
+            centroids_KD, self._codes_NR = (np.load(file, allow_pickle=False) for _ in range(2))
         self._centroids_KD = centroids_KD.astype(np.float32)
 
     def candidates(self, queries_QLD: Floats, count: int) -> Rows:
@@ -185,16 +174,3 @@ def binary_words(vectors_ND: Floats) -> NDArray[np.uint64]:
     """The binary codes of vectors as words of 64 bits; zeros fill the last word."""
     codes_NB = scoring.binary_codes(vectors_ND)
     return np.pad(codes_NB, ((0, 0), (0, -codes_NB.shape[1] % 8))).view("<u8")
-
-
-def _codes(folder: Path, segment: Segment, dim: int) -> NDArray[Any]:
-    """The memory-mapped codes of a segment; StaleError if they are not those that index.json describes."""
-    path = INDEX.checked(folder / segment.file, segment.sha256)
-    dtype, width = (np.dtype(np.int8), dim) if segment.kind == "int8" else (np.dtype("<u8"), -(-dim // 64))
-    try:
-        codes: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise INDEX.damaged(path, str(error)) from error
-    if codes.dtype != dtype or codes.shape != (segment.rows, width):
-        raise INDEX.damaged(path, f"it has no {segment.kind} codes of {segment.rows:,} vectors of {dim} numbers")
-    return codes

@@ -78,7 +78,7 @@ class FolderIndex(ImageIndex):
         type_ = document.vector_type
         self._mapped = lru_cache(maxsize=OPEN_FILES)(lambda part: part_files.mapped(folder, self.parts[part], type_))
         # Unbounded, because each query asks every segment.
-        open_segment = partial(ann.open_segment, folder / "ann", dim=self.dim, config=self.config)
+        open_segment = partial(ann.open_segment, folder / "ann", config=self.config)
         self._segment = lru_cache(maxsize=None)(open_segment)
         self._words = lru_cache(maxsize=1)(keywords.open_keywords)
         self._token_places = lru_cache(maxsize=1)(self._read_token_places)

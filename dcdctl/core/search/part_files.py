@@ -1,7 +1,7 @@
 """The files of vectors of an index: written once, compared with index.json, and memory-mapped.
 
 A part's vectors are stored plain, one page per row group: the numbers have the same layout in the file as in memory.
-The places and the numbers of the vectors of a part are checked when a process first maps it. A late index has a column
+They are checked to be finite when a process first maps them. A late index has a column
 of tokens in place of the vectors, and before it the number of tokens of each row.
 
 Shape letters: R rows, D width.
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.search.exact import Half, Rows
-from dcdctl.core.search.storage import INDEX, INDEX_FILE, PLANNED, IndexDocument, Part
+from dcdctl.core.search.storage import INDEX, PLANNED, IndexDocument, Part
 
 ROWS_PER_PART = 8192
 """Images in a file of vectors; a killed run loses at most this much work."""
@@ -148,7 +148,7 @@ def write_part(
     )
     # The offsets rely on how pyarrow lays out a page, so each file is compared with the given numbers.
     raw, first, type_ = path.read_bytes(), 0, np.dtype((vectors_RD.dtype, vectors_RD.shape[1:]))
-    for _, count, offset in _layout(pq.ParquetFile(path), type_):
+    for count, offset in _layout(pq.ParquetFile(path), type_):
         if _at(raw, offset, count, type_).tobytes() != vectors_RD[first : first + count].tobytes():
             raise AssertionError("this version of pyarrow lays out vectors in another way")
         first += count
@@ -161,7 +161,7 @@ def _columns(images: Sequence[SourceImage]) -> list[pa.Array]:
 def describe_part(path: Path, source: int, type_: np.dtype[Any]) -> tuple[Part, list[SkippedFile]]:
     """The entry in index.json of a written part, and the files that were skipped when it was written."""
     file = pq.ParquetFile(path)
-    _, counts, offsets = zip(*_layout(file, type_), strict=True) if file.metadata.num_rows else ((), (), ())
+    counts, offsets = zip(*_layout(file, type_), strict=True) if file.metadata.num_rows else ((), ())
     skipped = [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
     tokens = counts if COUNTS in file.schema_arrow.names else ()
     rows, seal = file.metadata.num_rows, seal_of(path)
@@ -195,15 +195,15 @@ def part_path(folder: Path, part: Part) -> Path:
 
 
 def mapped(folder: Path, part: Part, type_: np.dtype[Any]) -> tuple[NDArray[Any], ...]:
-    """The vectors of each row group of a part, memory-mapped. StaleError if its rows and the places of its vectors are
-    not those of index.json, and if a number is not finite."""
-    path, is_checked = part_path(folder, part), (part, type_) in _CHECKED
-    if not is_checked:
-        _check_layout(path, part, type_)
+    """The vectors of each row group of a part, memory-mapped. StaleError if a number is not finite."""
+    path = part_path(folder, part)
     raw = np.memmap(path, dtype=np.uint8, mode="r")
+    rows = [min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP)]
     # Plain arrays, because indexing a np.memmap takes longer than reading a few vectors.
-    groups = tuple(_at(raw, offset, count, type_) for _, count, offset in _groups_of(part))
-    if not is_checked and not all(map(_all_finite, groups)):
+    groups = tuple(
+        _at(raw, offset, count, type_) for count, offset in zip(part.num_tokens or rows, part.vectors_at, strict=True)
+    )
+    if (part, type_) not in _CHECKED and not all(map(_all_finite, groups)):
         raise INDEX.damaged(path, "it has vectors that are NaN or infinite")
     # Once per process, because it reads the whole file.
     _CHECKED.add((part, type_))
@@ -211,34 +211,12 @@ def mapped(folder: Path, part: Part, type_: np.dtype[Any]) -> tuple[NDArray[Any]
 
 
 def token_counts(folder: Path, part: Part) -> Rows:
-    """The number of tokens of each row of a part of a late index; StaleError if they are not those of index.json."""
-    path = part_path(folder, part)
-    counts_R = pq.read_table(path, columns=[COUNTS]).column(0).to_numpy().astype(np.int64)
-    if (np.add.reduceat(counts_R, range(0, part.rows, ROWS_PER_GROUP)) != part.num_tokens).any() or counts_R.min() < 1:
-        raise INDEX.damaged(path, f"it has other numbers of tokens than {INDEX_FILE} says")
-    return counts_R
+    """The number of tokens of each row of a part of a late index."""
+    return pq.read_table(part_path(folder, part), columns=[COUNTS]).column(0).to_numpy().astype(np.int64)
 
 
-def _groups_of(part: Part) -> list[tuple[int, int, int]]:
-    """The number of rows of each row group of a part, the number of its vectors, and their file offset, as index.json
-    says."""
-    rows = [min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP)]
-    return list(zip(rows, part.num_tokens or rows, part.vectors_at, strict=False))
-
-
-def _check_layout(path: Path, part: Part, type_: np.dtype[Any]) -> None:
-    try:
-        groups = _layout(pq.ParquetFile(path), type_)
-    except pa.ArrowException as error:
-        raise INDEX.damaged(path, f"it is not a Parquet file ({error})") from error
-    if groups != _groups_of(part) or len(groups) != len(part.vectors_at):
-        places = ", ".join(map(str, part.vectors_at))
-        expected = f"{part.rows:,} rows with vectors of {type_.itemsize} bytes at byte {places}"
-        raise INDEX.damaged(path, f"{INDEX_FILE} says that it has {expected}, and it has not")
-
-
-def _layout(file: pq.ParquetFile, type_: np.dtype[Any]) -> list[tuple[int, int, int]]:
-    """The number of rows of each row group that is not empty, the number of its vectors, and their file offset."""
+def _layout(file: pq.ParquetFile, type_: np.dtype[Any]) -> list[tuple[int, int]]:
+    """The number of vectors of each row group that is not empty, and their file offset."""
     layout = []
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
@@ -248,7 +226,7 @@ def _layout(file: pq.ParquetFile, type_: np.dtype[Any]) -> list[tuple[int, int, 
             # The numbers are at the end of the only page of the group, after its header and levels.
             column = group.column(group.num_columns - 1)
             end = column.data_page_offset + column.total_compressed_size
-            layout.append((rows, count, int(end - type_.itemsize * count)))
+            layout.append((count, int(end - type_.itemsize * count)))
     return layout
 
 
@@ -282,6 +260,6 @@ def read_blocks(folder: Path, parts: Sequence[Part], type_: np.dtype[Any], rows:
 
 
 def check_vectors(folder: Path, document: IndexDocument) -> None:
-    """StaleError for the first file of vectors that is damaged, laid out in another way, or not finite."""
+    """StaleError for the first file of vectors that is damaged or not finite."""
     for part in document.parts:
         mapped(folder, part, document.vector_type)

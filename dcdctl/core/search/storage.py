@@ -246,9 +246,6 @@ def read_document(folder: Path) -> IndexDocument:
     except ConfigError as error:
         message = f"{path} is not as this dcdctl writes it: {error}"
         raise StaleError(message, hint="update dcdctl, or build the index again") from error
-    # A document of a stranger can have a checksum that fits.
-    if problem := _contradiction(document):
-        raise StaleError(f"{path} contradicts itself: it has {problem}", hint=INDEX.remake)
     # Names and sizes only, to open in milliseconds; checksums are compared when a file is first read.
     for name, (size, _) in document.files.items():
         INDEX.check_part(folder, name, size)
@@ -263,45 +260,6 @@ def check_model(folder: Path, document: IndexDocument) -> None:
     if models.saved_fingerprint(model) != document.model.fingerprint:
         message = f"{model} is not the model {document.model.fingerprint[:8]}, which made the vectors"
         raise StaleError(message, hint="restore it, or index the images again")
-
-
-def _contradiction(document: IndexDocument) -> str | None:
-    """Which entries of index.json do not fit together; None if all do."""
-    num_rows, removed, settings = document.num_rows, document.removed.count, document.settings
-    columns, words, segments = document.columns, document.keywords, document.segments
-    kinds = sorted({document.kind, *(segment.kind for segment in segments)})
-    starts, stops = [segment.first_row for segment in segments], [segment.stop for segment in segments]
-    for fits, problem in (
-        (
-            document.images == num_rows - removed,
-            f"{document.images:,} images, and parts of {num_rows:,} rows, {removed:,} removed",
-        ),
-        (
-            starts == [0, *stops][: len(starts)] and max(stops, default=0) <= num_rows,
-            "segments that do not follow each other",
-        ),
-        (
-            all(0 <= part.source < len(document.sources) for part in document.parts),
-            "a part whose source it does not list",
-        ),
-        (
-            kinds == [settings.kind if starts else "flat"],
-            f"settings of kind {settings.kind}, and segments that are searched by {', '.join(kinds)}",
-        ),
-        (words is None or (words.num_rows, words.removed) == (num_rows, removed), "words of other rows"),
-        (columns is None or columns.rows <= num_rows, "columns of more rows than its parts"),
-        (
-            columns is None or {column.type for column in columns.columns} <= set(COLUMN_TYPES),
-            "columns of unknown types",
-        ),
-        (
-            settings.dims in (None, document.model.dim),
-            f"settings for {settings.dims} numbers, and vectors of {document.model.dim}",
-        ),
-    ):
-        if not fits:
-            return problem
-    return None
 
 
 def removed_rows(folder: Path, document: IndexDocument) -> NDArray[np.bool_]:
