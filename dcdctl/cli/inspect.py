@@ -20,9 +20,7 @@ class Inspect:
 
     place: Annotated[
         str,
-        argument(
-            "Folder written by `dcdctl prepare`, `cache-teacher` or `index`, or the URL of a store.", "DIR|CACHE|INDEX"
-        ),
+        argument("Folder written by `dcdctl prepare`, `cache-teacher` or `index`.", "DIR|CACHE|INDEX"),
     ]
     data: Annotated[
         Path | None, reads("--data", "With a cache: its corpus, to show captions and image names.", "DIR")
@@ -38,17 +36,16 @@ def inspect(arguments: Inspect) -> None:
     negatives."""
     from dcdctl.core.data import artifact_kind
     from dcdctl.core.places import shown
-    from dcdctl.core.stores import is_store
 
     place, folder = arguments.place, Path(arguments.place)
-    kind = "store" if is_store(place) else artifact_kind(folder)
+    kind = artifact_kind(folder)
     # An option without effect is an error, so that nobody trusts a result that ignored it.
     of_cache = {"--data": arguments.data}
     page = {"--html": arguments.html}
-    if kind in ("index", "store"):
+    if kind == "index":
         others = {"--split": arguments.split, "--max-images": arguments.max_images}
         refuse({**of_cache, **others, **page}, f"is for a corpus or a teacher cache, and {place} is an index")
-        _inspect_index(place, arguments.json, is_store=kind == "store")
+        _inspect_index(folder, arguments.json)
     elif kind == "corpus":
         refuse(of_cache, f"is for a teacher cache, and {shown(folder)} is a corpus")
         _inspect_corpus(folder, arguments)
@@ -95,19 +92,14 @@ def _inspect_cache(cache: Path, arguments: Inspect) -> None:
     _show_scores(document)
 
 
-def _inspect_index(place: str, json: bool, *, is_store: bool) -> None:
-    from dcdctl.core import search, stores
+def _inspect_index(folder: Path, json: bool) -> None:
+    from dcdctl.core import search
 
-    if is_store:
-        document = stores.store_document(stores.open_store(place))
-        title, facts = f"{document['kind']} {document['location']}", stores.store_facts(document)
-    else:
-        index = search.FolderIndex.open(Path(place))
-        title, document, facts = f"index {place}", search.index_document(index), search.index_facts(index)
+    index = search.FolderIndex.open(folder)
     if json:
-        return show_json(document)
-    show(title)
-    show_facts(facts)
+        return show_json(search.index_document(index))
+    show(f"index {folder}")
+    show_facts(search.index_facts(index))
 
 
 def _show_scores(document: dict[str, Any]) -> None:

@@ -110,9 +110,9 @@ def test_hybrid_search_shows_bm25_and_finds_a_file_by_its_name(hybrid, tmp_path)
     page = tmp_path / "found.html"
     run_cli(hybrid, "brackets", "--hybrid", "--k", 2, "--html", page, *CPU)
     assert page.read_text().count("BM25 ") == 1
-    assert ("search", f"exact for 12 vectors; by words with --hybrid, {word_bytes(hybrid):,} bytes") in index_facts(
-        FolderIndex.open(hybrid)
-    )
+    facts = dict(index_facts(FolderIndex.open(hybrid)))
+    assert facts["search"] == "flat, and by words with --hybrid"
+    assert f"keywords {word_bytes(hybrid):,}" in facts["bytes"]
     lines = run_cli(hybrid, "--hybrid", "--k", 1, *CPU, stdin="brackets red\ngnp\n")
     assert lines.stdout == "brackets red\t[red]brackets[.png\ngnp\t\\u202egnp.png\n"
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import shutil
 from urllib.parse import unquote
 
-import psycopg
 import pytest
 from command_line import document_of, error_of, run
 from noise_index import CAPTIONS, NAMES
-from psycopg import sql
 
 
 def shown(url):
@@ -50,28 +48,6 @@ def test_a_store_on_another_machine_is_searched_with_a_model_that_is_named(noise
     assert "copy the folder `model` of the index to this machine, and name it with --model" in refused
     assert hits(url, f"{text} --model {noise_index}/model")["hits"] == expected
     run(f"search '{url}' {text} --device cpu --model {noise_index.parent}/fusion", code=1)
-
-
-def test_inspect_shows_what_a_store_holds(url, noise_index):
-    lines = run(f"inspect '{url}'").stdout.splitlines()
-    assert lines[:2] == [f"postgresql {shown(url)}", "  images: 12"]
-    assert f"  source: folder {noise_index.parent / 'images'}" in lines
-    document = document_of(f"inspect '{url}'")
-    assert (document["images"], document["expected"], document["columns"]) == (12, 12, {})
-    assert document["bytes"] > 8192
-    assert "is for a corpus or a teacher cache" in error_of(f"inspect '{url}' --split val", code=2)
-
-
-def test_a_line_break_in_the_facts_of_a_store_does_not_forge_a_line(noise_index, postgres_url):
-    url = f"{postgres_url}&table=forged"
-    run(f"index {noise_index} --to '{url}'")
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        (text,) = connection.execute("SELECT obj_description('forged'::regclass)").fetchone()
-        forged = text.replace('"model_folder": "', '"model_folder": "x\\n  images: 99\\u001b[31m')
-        connection.execute(sql.SQL("COMMENT ON TABLE forged IS {}").format(sql.Literal(forged)))
-    result = run(f"inspect '{url}'").stdout
-    assert "at x\\n  images: 99\\u001b[31m/" in result
-    assert "images: 99" not in [line.strip() for line in result.splitlines()]
 
 
 def test_an_upload_as_json_names_the_store(noise_index, url):

@@ -209,16 +209,17 @@ def test_inspect_says_what_an_index_holds(tmp_path):
     )
     shown = run("inspect", index.folder).splitlines()
     stored = sum(path.stat().st_size for path in (index.folder / "vectors").iterdir())
-    assert shown[:5] == [
+    assert shown[:6] == [
         f"index {index.folder}",
         "  images: 398, 2 removed",
         f"  source: folder {tmp_path / 'nowhere'}: 398 images",
-        f"  vectors: 70 numbers, 140 bytes each; files of {stored:,} bytes",
-        # A code has two words of 8 bytes, and each file a header of 128 bytes.
-        f"  search: binary in 2 segments of 300 vectors, {16 + 2 * 128 / 300:.1f} bytes each; exact for 100 vectors",
+        "  vectors: 70 numbers, 140 bytes each",
+        "  search: binary",
+        # A code of 300 has two words of 8 bytes, and each of two files a header of 128 bytes.
+        f"  bytes: vectors {stored:,}, ann {16 * 300 + 2 * 128:,}",
     ]
     document = json.loads(run("inspect", index.folder, "--json"))
-    assert (document["segment_bytes"], document["exact_rows"], document["dims"]) == (16 * 300 + 2 * 128, 100, 70)
+    assert (document["bytes"]["ann"], document["images"], document["dims"]) == (16 * 300 + 2 * 128, 398, 70)
     result = CliRunner().invoke(app, ["inspect", str(index.folder), "--split", "val"])
     assert result.exit_code == 2
     assert "is for a corpus or a teacher cache" in result.stderr

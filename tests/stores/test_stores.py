@@ -19,8 +19,6 @@ from dcdctl.core.stores import (
     open_index,
     open_store,
     retry,
-    store_document,
-    store_facts,
     store_index,
     upload_index,
 )
@@ -192,15 +190,11 @@ def test_images_come_back_as_they_were_sent(read_only):
     assert index.vectors(rows).tobytes() == vectors_of(images)[rows].tobytes()
 
 
-def test_a_summary_counts_the_images_and_names_the_columns(read_only):
-    document = store_document(read_only)
-    assert [document[key] for key in ("kind", "images", "expected", "dims")] == [read_only.kind, COUNT, COUNT, DIM]
-    assert list(document["columns"]) == COLUMNS.names
+def test_the_size_of_a_store_is_known_or_not(read_only):
     if type(read_only).num_bytes is Store.num_bytes:  # a store that cannot say
-        assert document["bytes"] is None
+        assert read_only.num_bytes() is None
     else:
-        assert document["bytes"] > 2 * DIM * COUNT  # the numbers of the vectors alone
-    assert ("images", f"{COUNT:,}") in store_facts(document)
+        assert read_only.num_bytes() > 2 * DIM * COUNT  # the numbers of the vectors alone
 
 
 def test_rows_that_are_sent_again_are_replaced_and_deleted_rows_are_gone(full):
@@ -352,7 +346,7 @@ def test_a_late_index_is_compared_by_maxsim_or_refused(store, tmp_path, monkeypa
     assert upload_index(index, store).images == 39
     assert upload_index(index, store).sent == 0
     uploaded = StoreIndex.open(store)
-    assert "6 numbers per token" in dict(store_facts(store_document(store)))["vectors"]
+    assert (uploaded.dim, uploaded.is_late) == (6, True)
     # Of different lengths in an answer, and with padding.
     queries = ragged([5] * 8, seed=2).reshape(8, 5, 6) / 5
     queries[1::2, 3:] = 0

@@ -1,8 +1,8 @@
-"""A summary of an index: its images by source, its vectors and codes in bytes, and how they are searched."""
+"""A summary of an index: its images by source, the bytes of its files, and how it is searched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,7 @@ from dcdctl.core import config
 from dcdctl.core.search.columns.table import ColumnSummary
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.query import shown, value_for_json
-from dcdctl.core.search.storage import ImageSource, Part, SealedFile, Segment, text_side_note
+from dcdctl.core.search.storage import text_side_note
 
 # A line of a terminal has room for as many.
 NUM_SHOWN = 4
@@ -23,8 +23,11 @@ def index_document(index: FolderIndex) -> dict[str, Any]:
     """The content of an open index as a JSON-able document; dates are texts. Reads no file besides those that opening
     read, the columns and the model's dcdctl.json; StaleError for another model, MissingError for none."""
     index.check_model()
-    document, words, text = index.document, index.document.keywords, index.document.text
-    in_segments = index.segments[-1].stop if index.segments else 0
+    document, num_bytes = index.document, Counter[str]()
+    for name, (size, _) in document.files.items():
+        num_bytes[name.partition("/")[0]] += size or 0
+    # Removed images are of no source.
+    images = np.bincount(index.source_R[index.is_live], minlength=len(document.sources)).tolist()
     columns = [
         {
             **asdict(column),
@@ -41,18 +44,15 @@ def index_document(index: FolderIndex) -> dict[str, Any]:
         "dims": index.dim,
         "tokens": sum(sum(part.num_tokens) for part in index.parts),
         "kind": index.kind,
-        "segments": len(index.segments),
-        "segment_rows": in_segments,
-        "exact_rows": index.num_rows - in_segments,
-        "vector_bytes": _num_bytes(index.parts),
-        "segment_bytes": _num_bytes(index.segments),
-        "word_bytes": 0 if words is None else _num_bytes(words.files),
-        "text_bytes": 0 if text is None else _num_bytes(text.files),
+        "keywords": index.has_keywords,
+        "bytes": {name: size for name, size in num_bytes.items() if size},
         "text_note": text_side_note(document),
         "model": index.fingerprint,
         "precision": document.precision,
         "settings": config.to_table(document.settings),
-        "sources": [{"source": asdict(source), "images": count} for source, count in _images_by_source(index)],
+        "sources": [
+            {"source": asdict(source), "images": count} for source, count in zip(document.sources, images, strict=True)
+        ],
         "columns": columns,
     }
 
@@ -60,41 +60,20 @@ def index_document(index: FolderIndex) -> dict[str, Any]:
 def index_facts(index: FolderIndex) -> list[tuple[str, str]]:
     """The content of an open index as names and values, in words."""
     document = index_document(index)
-    searches = []
-    if index.segments:
-        rows, num_bytes = document["segment_rows"], document["segment_bytes"]
-        segments = f"{len(index.segments):,} segments of {rows:,} vectors"
-        searches.append(f"{index.kind} in {segments}, {num_bytes / rows:,.1f} bytes each")
-    if document["exact_rows"]:
-        searches.append(f"exact for {document['exact_rows']:,} vectors")
-    if document["word_bytes"]:
-        searches.append(f"by words with --hybrid, {document['word_bytes']:,} bytes")
     counts = ((document["removed"], "removed"), (document["skipped"], "files left out"))
     images = [f"{index.num_images:,}", *(f"{count:,} {name}" for count, name in counts if count)]
     per = f" for each of {document['tokens']:,} tokens" if index.is_late else ""
     size = index.document.vector_type.itemsize
-    vectors = f"{index.dim:,} numbers{per}, {size:,} bytes each; files of {document['vector_bytes']:,} bytes"
-    texts = f"searched without torch, by a text side for ONNX Runtime of {document['text_bytes']:,} bytes"
     return [
         ("images", ", ".join(images)),
-        *(("source", _source(source, count)) for source, count in _images_by_source(index)),
-        ("vectors", vectors),
-        ("search", "; ".join(searches)),
+        *(("source", _source(entry)) for entry in document["sources"]),
+        ("vectors", f"{index.dim:,} numbers{per}, {size:,} bytes each"),
+        ("search", f"{index.kind}{', and by words with --hybrid' if index.has_keywords else ''}"),
+        ("bytes", ", ".join(f"{name} {count:,}" for name, count in document["bytes"].items())),
         ("model", f"{index.fingerprint[:8]}, precision {document['precision']}"),
-        ("texts", document["text_note"] or texts),
+        ("texts", document["text_note"] or "searched without torch, by a text side for ONNX Runtime"),
         *((f"column {column.name}", _column(column)) for column in index.summarize_columns()),
     ]
-
-
-def _num_bytes(files: Iterable[Part | Segment | SealedFile]) -> int:
-    return sum(file.bytes for file in files)
-
-
-def _images_by_source(index: FolderIndex) -> list[tuple[ImageSource, int]]:
-    """Each source, and how many of its images can be found."""
-    sources = index.document.sources
-    images = np.bincount(index.source_R[index.is_live], minlength=len(sources)).tolist()
-    return list(zip(sources, images, strict=True))
 
 
 def _column(summary: ColumnSummary) -> str:
@@ -112,6 +91,7 @@ def _column(summary: ColumnSummary) -> str:
     return f"{summary.type}{missing}; {frequent}{f' and {others:,} other values' if others > 0 else ''}"
 
 
-def _source(source: ImageSource, images: int) -> str:
-    split = "" if source.split is None else f", split {source.split}"
-    return f"{source.kind} {source.path}{split}: {images:,} images"
+def _source(entry: dict[str, Any]) -> str:
+    source = entry["source"]
+    split = "" if source["split"] is None else f", split {source['split']}"
+    return f"{source['kind']} {source['path']}{split}: {entry['images']:,} images"

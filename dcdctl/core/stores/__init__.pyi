@@ -1,6 +1,6 @@
 from .protocol import StoreFacts
 from .retry import UnavailableError
-from .store_index import StoreIndex, store_document, store_facts
+from .store_index import StoreIndex
 from .upload import Upload, upload_index
 from .url import is_store, location_of, open_index, open_store
 
@@ -13,7 +13,5 @@ __all__ = [
     "location_of",
     "open_index",
     "open_store",
-    "store_document",
-    "store_facts",
     "upload_index",
 ]

@@ -7,7 +7,6 @@ the index. Shape letters: Q queries, D width, R rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -179,38 +178,3 @@ class StoreIndex(ImageIndex):
             self._known.clear()
         self._known[values["row"]] = image
         return image
-
-
-def store_document(store: Store) -> dict[str, Any]:
-    """The summary of a store as a JSON-able document: the images that are there now, `expected` ones that the last
-    upload ended with, and the size on disk, None if the store cannot say. The errors of `StoreIndex.open`."""
-    facts = asdict(StoreIndex.open(store).facts)
-    return {
-        "location": store.location,
-        "kind": store.kind,
-        "images": repeated(store.count, FOR_A_QUESTION),
-        "expected": facts["images"],
-        **{
-            name: facts[name]
-            for name in ("dims", "is_late", "model", "model_folder", "precision", "columns", "sources")
-        },
-        "bytes": repeated(store.num_bytes, FOR_A_QUESTION),
-    }
-
-
-def store_facts(document: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and values of a summary, in words."""
-    images, expected, size = document["images"], document["expected"], document["bytes"]
-    sources = [
-        f"{source['kind']} {source['path']}" + (f", split {source['split']}" if source["split"] else "")
-        for source in document["sources"]
-    ]
-    per = " per token" if document["is_late"] else ""
-    columns = [f"{name} ({type_})" for name, type_ in document["columns"].items()]
-    return [
-        ("images", f"{images:,}" + (f", and the last upload ended with {expected:,}" if images != expected else "")),
-        *(("source", source) for source in sources),
-        ("vectors", f"{document['dims']:,} numbers{per}" + ("" if size is None else f"; {size:,} bytes on disk")),
-        ("columns", ", ".join(columns) or "none"),
-        ("model", f"{document['model'][:8]}, precision {document['precision']}, at {document['model_folder']}"),
-    ]
