@@ -84,7 +84,10 @@ def test_a_wrong_condition_is_one_line_before_a_model_is_loaded(index, monkeypat
     monkeypatch.setattr("dcdctl.core.models.load_dual", None)
     result = run("search", index, TEXT, "--where", "yaer = 2020", *CPU)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "error: the condition 'yaer = 2020' has the unknown column yaer; did you mean year?\n"
+    expected = (
+        "the condition 'yaer = 2020' has the unknown column yaer; the columns are year, owner, day, image_id, path"
+    )
+    assert result.stderr == f"error: {expected}\n"
 
 
 def test_inspect_lists_the_columns(index):

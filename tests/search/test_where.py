@@ -46,7 +46,6 @@ CONDITIONS = [
     "not (year < 2021 and not starred)",
     "year <> 2020",
     "not year = 2020",
-    "2020 < year",
     "year = 2020.0",
     "year between 2019 and 2020",
     "not year between 2019 and 2020",
@@ -60,12 +59,11 @@ CONDITIONS = [
     "owner is null",
     "owner is not null and not (rating is null)",
     "day >= '2024-01-01'",
-    "day = date '2020-02-29'",
+    "day = '2020-02-29'",
     "taken < '2024-01-31T08:30:01'",
     "taken between '2024-01-01' and '2024-12-31'",
     "\"owner name\" like 'B%'",
     "\"owner name\" not like '_nn'",
-    "\"owner name\" ilike 'b%'",
     "owner > 'o'",
 ]
 
@@ -99,7 +97,7 @@ def test_nested_conditions_have_the_rows_of_duckdb(text):
 
 
 def test_a_condition_is_read_into_plain_values():
-    condition = parse_where("not (owner in ('x', 'y') or 2020 > year)", TABLE.schema)
+    condition = parse_where("not (owner in ('x', 'y') or year < 2020)", TABLE.schema)
     assert condition == Joined("and", (Compare("owner", "not in", ("x", "y")), Compare("year", ">=", 2020)))
     assert columns_of(condition) == {"owner", "year"}
 
@@ -127,7 +125,9 @@ def test_a_condition_is_read_into_plain_values():
         ("owner = '\ud83d'", r"""the condition "owner = '\ud83d'" is not Unicode text"""),
         ("\udce9 = 1", r"the condition '\udce9 = 1' is not Unicode text"),
         ("owner like 'a\\'", r"has the pattern 'a\', which ends in a backslash; double it to find one"),
-        ("owner not ilike '\\\\\\'", r"has the pattern '\\\', which ends in a backslash"),
+        ("owner not like '\\\\\\'", r"has the pattern '\\\', which ends in a backslash"),
+        ("owner ilike 'a'", "not a test of a column"),
+        ("2020 < year", "has 2020 where a column is expected"),
         ("owner = 3", "compares owner, which is a text, with 3"),
         ("owner = year", "compares owner"),
         ("owner", "takes owner for true or false"),
@@ -208,10 +208,7 @@ def test_values_at_the_edges_of_their_types_compare_as_in_python(name, test):
         ("like", "a_b", ["a\\b", "a\nb", "a.b"]),
         ("like", "a.b", ["a.b"]),
         ("not like", "%b%", ["", "\\", "50%", "k", "K", "\u212a", "ΟΔΟΣ", "οδοσ", "οδος", "ẞ", "ß"]),
-        ("ilike", "K", ["k", "K", "\u212a"]),
-        ("ilike", "%οδος", ["ΟΔΟΣ", "οδοσ", "οδος"]),
-        ("ilike", "ß", ["ẞ", "ß"]),
-        ("ilike", "A.B", ["a.b"]),
+        ("like", "K", ["K"]),
     ],
 )
 def test_like_reads_a_backslash_and_the_case_of_letters(test, pattern, expected):
@@ -238,10 +235,10 @@ def test_like_reads_a_backslash_and_the_case_of_letters(test, pattern, expected)
     assert table["owner"].filter(matches(condition, table)).to_pylist() == expected
 
 
-def test_an_unknown_column_names_a_similar_one():
+def test_an_unknown_column_names_the_columns():
     with pytest.raises(InputError) as raised:
         parse_where("yaer = 2020", TABLE.schema)
-    assert raised.value.hint == "did you mean year?"
+    assert raised.value.hint == "the columns are year, owner, rating, starred, day, taken, owner name, image_id, path"
 
 
 def test_without_columns_the_hint_says_so():

@@ -114,8 +114,6 @@ OF_TEXTS = [
     "owner like '5\\_0'",
     "owner like '%\\\\%'",
     "owner like '%n%' and owner not like 'ann%'",
-    "owner ilike '%TÉ'",
-    "owner not ilike 'ZO_'",
 ]
 
 

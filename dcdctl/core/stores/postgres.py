@@ -287,7 +287,7 @@ class PostgresStore(Store):
             return _quoted(sql.Identifier(name)).as_string(None)
 
         _, facts, _ = self._version()
-        text = condition_sql(condition, facts.image_schema, column, parameter, has_regex=True)
+        text = condition_sql(condition, facts.image_schema, column, parameter)
         return sql.SQL(f" WHERE {text}"), parameters
 
     def _run(self, statement: str, parameters: Sequence[Any] = (), **named: sql.Composable) -> list[tuple[Any, ...]]:

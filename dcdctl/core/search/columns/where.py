@@ -7,14 +7,11 @@ comparison with a missing value does not hold, and neither does its opposite; on
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -29,9 +26,7 @@ if TYPE_CHECKING:
     from sqlglot import exp
 
 Value = str | bool | int | float | date | datetime
-Operator = Literal[
-    "=", "!=", "<", "<=", ">", ">=", "in", "not in", "like", "not like", "ilike", "not ilike", "is null", "is not null"
-]
+Operator = Literal["=", "!=", "<", "<=", ">", ">=", "in", "not in", "like", "not like", "is null", "is not null"]
 TYPES: dict[pa.DataType, str] = {
     pa.string(): "a text",
     pa.bool_(): "true or false",
@@ -54,11 +49,9 @@ _PAIRS: tuple[tuple[Operator, Operator], ...] = (
     (">", "<="),
     ("in", "not in"),
     ("like", "not like"),
-    ("ilike", "not ilike"),
     ("is null", "is not null"),
 )
 _OPPOSITE: dict[Operator, Operator] = {**dict(_PAIRS), **{second: first for first, second in _PAIRS}}
-_MIRRORED: dict[Operator, Operator] = {"=": "=", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _READ_AS: dict[str, Operator] = {"eq": "=", "neq": "!=", "lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 """The comparisons by the keys of sqlglot's expressions."""
 _COMPARE: dict[str, Callable[..., pa.ChunkedArray]] = {
@@ -113,7 +106,7 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
     try:
         # Bytes of a command line that are not UTF-8, and half of a surrogate pair in JSON, do not encode.
         text.encode()
-        # This dialect has ILIKE and quotes names by double quotes, as PostgreSQL does.
+        # This dialect quotes names by double quotes, as PostgreSQL does.
         parsed = sqlglot.parse_one(text, into=exp.Condition, dialect="duckdb")
         return _read(parsed, pa.schema([*columns, *BUILT_IN]))
     except errors.SqlglotError as error:
@@ -174,10 +167,10 @@ def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:
             # `is_in` distinguishes -0.0 from 0.0, and a sum with 0.0 is never -0.0.
             values, column = pc.add(values, 0.0), pc.add(column, 0.0)
         held = pc.if_else(pc.is_valid(column), pc.is_in(column, values), None)
-    elif test.endswith("like"):
+    elif test == "like":
         assert isinstance(value, str)
         # Not `pc.match_like`, which takes some backslashes for letters.
-        held = pc.match_substring_regex(column, like_regex(value, ignore_case=test == "ilike"))
+        held = pc.match_substring_regex(column, _like_regex(value))
     else:
         held = pc.is_null(column) if test == "is null" else pc.is_valid(column)
     if test != condition.operator:
@@ -185,29 +178,17 @@ def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:
     return np.asarray(pc.fill_null(held, False))
 
 
-def like_regex(pattern: str, *, ignore_case: bool) -> str:
-    """A pattern of LIKE or ILIKE as a regular expression that means the same to Arrow and PostgreSQL.
+def _like_regex(pattern: str) -> str:
+    """A pattern of LIKE as a regular expression.
 
-    >>> like_regex("5\\\\%_k%", ignore_case=True)
-    '(?s)^5%.[Kk\u212a].*$'
+    >>> _like_regex("5\\\\%_k%")
+    '(?s)^5%.k.*$'
     """
-    cases = _cases() if ignore_case else {}
     parts = [
-        ".*" if part[0] == "%" else "." if part == "_" else cases.get(part[-1]) or re.escape(part[-1])
+        ".*" if part[0] == "%" else "." if part == "_" else re.escape(part[-1])
         for part in re.findall(r"%+|\\.|.", pattern, re.DOTALL)
     ]
     return f"(?s)^{''.join(parts)}$"
-
-
-@cache
-def _cases() -> dict[str, str]:
-    """For each letter that has another case, the set of its cases as a regular expression; by the simple case folding
-    of Unicode, in which one letter stays one."""
-    groups: dict[str, str] = defaultdict(str)
-    # Letters above have one case.
-    for letter in map(chr, range(0x1F000)):
-        groups[folded if len(folded := letter.casefold()) == 1 else letter.lower()] += letter
-    return {letter: f"[{group}]" for group in groups.values() if len(group) > 1 for letter in group}
 
 
 def columns_of(condition: Condition) -> set[str]:
@@ -231,11 +212,8 @@ def _read(node: exp.Expr, columns: pa.Schema) -> Condition:
     if isinstance(node, exp.Column):
         return Compare(_column(node, columns, pa.bool_()), "=", True)
     if (operator := _READ_AS.get(node.key)) is not None:
-        left, right = node.this, node.expression
-        if isinstance(right, exp.Column) and not isinstance(left, exp.Column):
-            left, right, operator = right, left, _MIRRORED[operator]
-        column = _column(left, columns)
-        return Compare(column, operator, _value(right, column, columns))
+        column = _column(node.this, columns)
+        return Compare(column, operator, _value(node.expression, column, columns))
     if isinstance(node, exp.Between) and not node.args.get("symmetric"):
         column = _column(node.this, columns)
         low, high = (_value(node.args[end], column, columns) for end in ("low", "high"))
@@ -243,16 +221,8 @@ def _read(node: exp.Expr, columns: pa.Schema) -> Condition:
     if isinstance(node, exp.In) and node.expressions:
         column = _column(node.this, columns)
         return Compare(column, "in", tuple(_value(value, column, columns) for value in node.expressions))
-    if (
-        isinstance(node, exp.Like | exp.ILike)
-        and isinstance(node.expression, exp.Literal)
-        and node.expression.is_string
-    ):
-        like = Compare(
-            _column(node.this, columns, pa.string()),
-            "ilike" if isinstance(node, exp.ILike) else "like",
-            node.expression.name,
-        )
+    if isinstance(node, exp.Like) and isinstance(node.expression, exp.Literal) and node.expression.is_string:
+        like = Compare(_column(node.this, columns, pa.string()), "like", node.expression.name)
         if (len(node.expression.name) - len(node.expression.name.rstrip("\\"))) % 2:
             raise InputError(
                 f"has the pattern {_sql(node.expression)}, which ends in a backslash", hint="double it to find one"
@@ -271,10 +241,8 @@ def _column(node: exp.Expr, columns: pa.Schema, type_: pa.DataType | None = None
     if not isinstance(node, exp.Column) or node.table:
         raise InputError(f"has {_sql(node)} where a column is expected", hint=EXAMPLE)
     if node.name not in columns.names:
-        near = difflib.get_close_matches(node.name, columns.names, n=1)
-        known = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(columns.names)}"
         hint = (
-            known
+            f"the columns are {', '.join(columns.names)}"
             if len(columns) > len(BUILT_IN)
             else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
         )
@@ -308,8 +276,6 @@ def _literal(node: exp.Expr) -> str | bool | int | float:
     """The value of a literal of SQL; ValueError for anything else."""
     from sqlglot import exp
 
-    if isinstance(node, exp.Cast) and node.to.sql() in {"DATE", "TIMESTAMP"}:  # DATE '2024-05-01'
-        return _literal(node.this)
     if isinstance(node, exp.Neg):
         value = _literal(node.this)
         if isinstance(value, str | bool):
