@@ -27,6 +27,11 @@ def frozen_dual(captions: list[str], folder: Path, vision: str) -> models.Frozen
     )
 
 
+def with_bias(dual: models.DualEncoder) -> models.DualEncoder:
+    dual.start_as_siglip()
+    return dual
+
+
 def from_backbones(captions: list[str], folder: Path, vision: str) -> models.DualEncoder:
     return models.dual_from_backbones(*refs(captions, folder, vision), projection_dim=8)
 
@@ -105,6 +110,8 @@ VARIANTS: dict[str, Any] = {
     **FAMILIES,
     "co-attention over timm": lambda captions, folder: make_pair(captions, folder, "timm map", "distilbert"),
     "co-attention with a cosine": lambda captions, folder: with_cosine(captions, folder, "map"),
+    "dual with a bias": lambda captions, folder: with_bias(FAMILIES["dual"](captions, folder)),
+    "frozen dual with a bias": lambda captions, folder: with_bias(frozen_dual(captions, folder, "map")),
     "frozen dual over timm": lambda captions, folder: frozen_dual(captions, folder, "timm tokens"),
     "METER": lambda captions, folder: load_meter("meter_tiny_a"),
 }

@@ -75,6 +75,7 @@ KINDS = {
     "fusion lists": [*FUSION, "loss.terms={ dcd = 1.0 }"],
     "fusion all pairs": [*FUSION, "loss.terms={ kl = 1.0 }"],
     "dual all pairs": [*DUAL, "loss.terms={ infonce = 1.0, dcd-kl = 0.5 }"],
+    "dual sigmoid": [*DUAL, "loss.terms={ sigmoid = 1.0, sigmoid-kl = 0.5 }"],
     "dual calibrated": [*DUAL, "loss.terms={ margin-mse = 0.1 }"],
     # Groups of 3, 3 and 2 lists: no number of micro-batches or processes splits a batch of 8 like that.
     "dual lists": [*DUAL, "loss.terms={ dcd = 1.0 }", "loss.weight_group=3"],

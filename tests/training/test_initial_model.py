@@ -1,4 +1,4 @@
-"""The dropout of the model that a recipe trains, whatever it starts from."""
+"""The dropout, and the bias for the sigmoid losses, of the model that a recipe trains, whatever it starts from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import frozen_dual, refs
+from families import FAMILIES, frozen_dual, late, refs, with_bias
 from official import load_meter
 from open_inputs import OpenInputs
 from tiny import model_contents
@@ -16,7 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dcdctl.core import files, models, training
-from dcdctl.core.errors import ModelError
+from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.training import TrainingJob, TrainingOptions, checkpoints, initial_model, recipe
 
 STEPS = ["batch.size=4", "batch.random_negatives=3", "optimizer.steps=4", "optimizer.save_every=2", "optimizer.lr=1e-3"]
@@ -148,3 +148,64 @@ def test_a_dual_encoder_without_dropout_refuses_it(corpus, tmp_path):
     )
     with pytest.raises(ModelError, match=message):
         dual.set_dropout(0.1)
+
+
+SIGMOID = ["model.kind=dual", "model.layers=[]", "model.start=new", "loss.terms={ sigmoid = 1.0 }"]
+
+
+def new_dual_of(kind: str, corpus: Any, folder: Path, *sets: str) -> list[str]:
+    """The settings of a new dual encoder: alone, over two encoders, or over two frozen ones."""
+    sides = zip(("vision", "text"), refs(corpus.captions, folder, "tokens"), strict=True)
+    pair = [f"model.{side}={ref}" for side, ref in sides]
+    return [*SIGMOID, *{"alone": [], "over two": pair, "frozen": [*pair, "model.frozen_encoders=true"]}[kind], *sets]
+
+
+@pytest.mark.parametrize("kind", ["alone", "over two", "frozen"])
+def test_a_new_student_of_the_sigmoid_loss_starts_as_siglip_and_its_bias_is_saved(kind, corpus, tmp_path):
+    sets = new_dual_of(kind, corpus, tmp_path, "model.hidden_size=32", "model.num_layers=1", "model.vocab_size=200")
+    model = make(None, *sets, captions=corpus.captions, name="tiny-student")
+    assert (model.logit_scale.item(), model.logit_bias.item()) == pytest.approx((10, -10))
+    run = training.train_model(
+        TrainingJob("distill", "tiny-student", [*sets, *STEPS, "optimizer.warmup_share=0.0"], tmp_path / "run"),
+        OpenInputs(corpus, [], None),
+        options=TrainingOptions(),
+    )
+    trained = models.load_dual(run.model_folder)
+    # AdamW moves a parameter by about the rate in each of the first steps, down while most pairs are negatives.
+    assert 1e-4 < abs(trained.logit_bias.item() + 10) < 5e-3
+    assert files.read_json(run.model_folder / "dcdctl.json")["logit_bias"] == trained.logit_bias.item()
+    with torch.no_grad():
+        trained.sigmoid_bias += 0.5
+    assert trained.digest != models.load_dual(run.model_folder).digest
+    # The same model without it: another loss leaves no bias.
+    other = make(None, *sets, "loss.terms={ infonce = 1.0 }", captions=corpus.captions, name="tiny-student")
+    assert other.logit_bias is None
+    assert other.logit_scale.item() > 10.5
+
+
+def test_an_exported_folder_keeps_the_bias_for_dcdctl(corpus, tmp_path):
+    model = with_bias(FAMILIES["dual"](corpus.captions, tmp_path))
+    models.save(model.export_copy(), tmp_path / "exported")
+    assert models.load_dual(tmp_path / "exported").logit_bias.item() == -10
+
+
+def test_a_late_student_leaves_out_the_bias_of_the_dual_encoder_that_it_starts_from(corpus, tmp_path):
+    model = late(with_bias(FAMILIES["dual"](corpus.captions, tmp_path)))
+    models.save(model, tmp_path / "late")
+    assert "logit_bias" not in files.read_json(tmp_path / "late" / "dcdctl.json")
+    assert models.load(tmp_path / "late").digest == model.digest
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "sigmoid-kl"])
+@pytest.mark.parametrize("kind", ["dual", "late"])
+def test_a_model_whose_logits_have_no_bias_refuses_the_sigmoid_losses(loss, kind, corpus, tmp_path):
+    start = FAMILIES["dual"](corpus.captions, tmp_path)
+    models.save(start if kind == "dual" else with_bias(start), tmp_path / "start")
+    sets = [f"model.kind={kind}", "model.layers=[]", f"model.start={tmp_path / 'start'}"]
+    inputs = OpenInputs(corpus, [], None, [models.load_dual(tmp_path / "start")] if loss == "sigmoid-kl" else [])
+    job = TrainingJob("distill", "tiny-student", [*sets, f"loss.terms={{ {loss} = 1.0 }}", *STEPS], tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=rf"{loss}, and the logits of this {kind} model have no bias; start from a Sig"
+    ):
+        training.train_model(job, inputs, options=TrainingOptions())
+    assert not (tmp_path / "run").exists()

@@ -63,23 +63,25 @@ DIRECT: dict[str, Direct] = {
     "ranking": lambda s, c, b, a: lists.ground_truth(s, "softmax"),
     "infonce-hard": lambda s, c, b, a: lists.infonce_hard(a, b.true_IT, b.image_ix_RC, b.text_ix_RC),
     "infonce": lambda s, c, b, a: all_pairs.infonce(s, b.same_RC, label_smoothing=SMOOTHING),
+    "sigmoid": lambda s, c, b, a: all_pairs.sigmoid(s, b.same_RC),
+    "sigmoid-kl": lambda s, c, b, a: all_pairs.sigmoid_kl(s, *scored(b), temperature=T),
     "kl": lambda s, c, b, a: all_pairs.kl(s, *scored(b), temperature=T),
     "dcd-kl": lambda s, c, b, a: all_pairs.dcd_kl(s, *scored(b), temperature=T),
     "margin-mse": lambda s, c, b, a: all_pairs.margin_mse(c, *scored(b), temperature=T),
 }
 LISTS = {"dcd", "dcd-released", "mse", "wsl", "wsl-released", "ground-truth", "ranking", "infonce-hard"}
-TEACHER = LOSSES.keys() - {"ground-truth", "ranking", "infonce-hard", "infonce"}
+TEACHER = LOSSES.keys() - {"ground-truth", "ranking", "infonce-hard", "infonce", "sigmoid"}
 READERS = {
     "alpha": {"dcd", "dcd-released", "wsl-released"},
     # Not dcd, whose equation multiplies by the square of what it divides both sides by.
-    "temperature": {"mse", "wsl", "kl", "dcd-kl", "margin-mse"},
+    "temperature": {"mse", "wsl", "sigmoid-kl", "kl", "dcd-kl", "margin-mse"},
     "label_smoothing": {"infonce"},
     "weight_group": {"dcd", "dcd-released", "wsl-released"},
     "calibration": {"dcd", "mse", "margin-mse"},
     "a teacher's score": TEACHER - {"dcd-released", "wsl-released"},
     "which pairs are scored": TEACHER - {"dcd-released", "wsl-released"},
     "the official order": {"dcd-released", "wsl-released"},
-    "other matches": {"infonce"},
+    "other matches": {"infonce", "sigmoid"},
     "logits of all pairs": {"infonce-hard"},
     "matches of all pairs": {"infonce-hard"},
 }

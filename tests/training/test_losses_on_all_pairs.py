@@ -1,4 +1,4 @@
-"""Losses on all pairs beside InfoNCE: against loops, and by properties."""
+"""Losses on all pairs beside InfoNCE: against loops and other libraries, and by properties."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import math
 
 import pytest
 import torch
+from duals import save_dual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_inputs import CLOSE, SEEDS, draw
+from open_clip.loss import SigLipLoss
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import AutoModel
 
+from dcdctl.core import models
 from dcdctl.core.training.losses import all_pairs
 
 PAIR_LOSSES = {
     "margin_mse": lambda s, t, scored: all_pairs.margin_mse(s, t, scored, temperature=2.0),
     "kl": lambda s, t, scored: all_pairs.kl(s, t, scored, temperature=2.0),
+    "sigmoid_kl": lambda s, t, scored: all_pairs.sigmoid_kl(s, t, scored, temperature=2.0),
     "dcd_kl": lambda s, t, scored: all_pairs.dcd_kl(s, t, scored, temperature=2.0),
 }
 ALL = torch.ones(5, 5, dtype=torch.bool)
@@ -54,6 +59,54 @@ def test_dcd_kl_against_the_loop_over_rows():
 
     loss = all_pairs.dcd_kl(student, teacher, scored, temperature=2.0)
     assert_close(loss, both_ways(one_way, student, teacher, scored), **CLOSE)
+
+
+def unit(seed: int) -> Tensor:
+    return torch.nn.functional.normalize(draw(seed, 6, 4), dim=1)
+
+
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (117.33, -12.93), (0.5, 0.75)])
+def test_sigmoid_is_the_loss_of_open_clip(scale, bias):
+    images, texts = unit(0).requires_grad_(), unit(1)
+    losses = all_pairs.sigmoid(scale * images @ texts.T + bias), SigLipLoss()(images, texts, scale, bias)
+    assert_close(*losses, rtol=1e-6, atol=1e-6)
+    assert_close(*(torch.autograd.grad(loss, images)[0] for loss in losses), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["SigLIP", "SigLIP 2"])
+def test_sigmoid_is_the_loss_of_transformers_also_with_the_logits_of_our_model(kind, corpus, tmp_path):
+    folder = save_dual(kind, corpus.captions, tmp_path / "siglip")
+    model = models.load_dual(folder)
+    inputs = model.preprocess.images(corpus.images(range(4))), model.preprocess.texts(corpus.captions[:8:2])
+    grid = {} if inputs[0].grid is None else {"spatial_shapes": inputs[0].grid}
+    grid |= {} if inputs[0].pixel_mask is None else {"pixel_attention_mask": inputs[0].pixel_mask}
+    with torch.no_grad():
+        logits_IT = model.logit_scale * model.embed_images(inputs[0]) @ model.embed_texts(inputs[1]).T
+        own = AutoModel.from_pretrained(folder).eval()(
+            pixel_values=inputs[0].pixel_values, input_ids=inputs[1].input_ids, return_loss=True, **grid
+        )
+    assert_close(all_pairs.sigmoid(own.logits_per_image), own.loss, rtol=1e-6, atol=1e-6)
+    assert_close(all_pairs.sigmoid(logits_IT + model.logit_bias), own.loss, rtol=1e-6, atol=1e-6)
+
+
+def test_sigmoid_by_hand_leaves_out_pairs_that_match_too_but_not_the_diagonal():
+    logits_QG = torch.tensor([[math.log(3.0), 0.0], [math.log(2.0), math.log(4.0)]])
+    # Positives 3/4 and 4/5, negatives 1/2 and 1/3; divided by two images.
+    left, right = math.log(4 / 3) + math.log(5 / 4) + math.log(2), math.log(3)
+    assert all_pairs.sigmoid(logits_QG).item() == pytest.approx((left + right) / 2)
+    same = torch.tensor([[True, False], [True, True]])
+    assert all_pairs.sigmoid(logits_QG, same).item() == pytest.approx(left / 2)
+
+
+def test_sigmoid_kl_is_the_divergence_of_both_outcomes_and_its_gradient_the_difference_of_probabilities():
+    student, teacher, scored = draw(0, 5, 6).requires_grad_(), draw(1, 5, 6), draw(2, 5, 6) > 0
+    scored[3] = False  # four images count
+    value = all_pairs.sigmoid_kl(student, teacher, scored, temperature=2.0)
+    p, q = (torch.stack([odds.sigmoid(), (-odds).sigmoid()])[:, scored] for odds in (teacher / 2, student))
+    assert_close(value, (p * (p / q).log()).sum() / 4, **CLOSE)
+    value.backward()
+    assert_close(student.grad, (student.sigmoid() - (teacher / 2).sigmoid()).detach() * scored / 4, **CLOSE)
+    assert abs(all_pairs.sigmoid_kl(teacher / 2, teacher, scored, temperature=2.0).item()) < 1e-6
 
 
 @each_loss

@@ -6,9 +6,10 @@ Shape letters: I images, T texts, R x C pairs of a training step, D length of th
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,8 @@ class DualEncoder(RetrievalModel):
         super().__init__(network, preprocess, unused_keys)
         self.calibration = Calibration()
         self.projection: Projection | None = None
+        self.sigmoid_bias: nn.Parameter | None = None
+        """The `logit_bias` of a network that has none of its own, saved in dcdctl.json."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.network).__name__}, {self.embedding_dim} numbers per vector)"
@@ -122,7 +125,24 @@ class DualEncoder(RetrievalModel):
     @property
     def logit_bias(self) -> Tensor | None:
         """Offset of all logits, 0-dimensional, of a model that has one (SigLIP); it changes no ranking."""
-        return None
+        return self.sigmoid_bias
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As of every model, and the bias."""
+        bias = {} if self.sigmoid_bias is None else {"logit_bias": self.sigmoid_bias.item()}
+        return {**super().settings, **bias}
+
+    def start_as_siglip(self) -> None:
+        """Give a new model a bias, and the scale and bias with which SigLIP starts: 10 and -10 (Zhai et al. 2023,
+        section 3.2)."""
+        (scale,) = (each for name, each in self.network.named_parameters() if name.endswith("logit_scale"))
+        nn.init.constant_(scale, math.log(10))
+        self.add_bias(-10)
+
+    def add_bias(self, value: float) -> None:
+        """Give a model whose network has no bias a learned one."""
+        self.sigmoid_bias = nn.Parameter(torch.tensor(float(value)))
 
     @abstractmethod
     def embed_images(self, images: ImageBatch | States) -> Tensor:
@@ -187,6 +207,12 @@ class DualEncoder(RetrievalModel):
         if self.projection is None:
             raise ValueError("add_projection comes before project")
         return self.projection(vectors_ND)
+
+    def export_copy(self) -> Self:
+        """The copy of every model, with the bias, which dcdctl alone reads from its folder."""
+        exported = super().export_copy()
+        exported.sigmoid_bias = self.sigmoid_bias
+        return exported
 
     def set_trained(self, parts: TrainedParts) -> None:
         """Let training change only these parts; ModelError for a family that has no such parts.

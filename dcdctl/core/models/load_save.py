@@ -352,7 +352,10 @@ def _load_folder(folder: Path, family: Family, overrides: Mapping[str, Any]) -> 
         check_no_cross_encoder(read_overrides(overrides), folder)
     source = folder if family.reads_modules else folders.network_folder(folder)
     with _hub_errors(str(source), hint=ACCEPTED if saved is None else REMAKE):
-        return family.load(str(source), overrides, saved)
+        model: Any = family.load(str(source), overrides, saved)
+    if saved is not None and "logit_bias" in saved:
+        model.add_bias(saved["logit_bias"])
+    return model
 
 
 def _checked_type(folder: Path) -> str | None:

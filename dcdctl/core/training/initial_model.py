@@ -10,6 +10,7 @@ from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import DualEncoder, FeatureSpec, FusionScorer, Model, TrainedParts
 from dcdctl.core.progress import Track, silent
+from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import ModelConfig, Recipe
 
 
@@ -52,7 +53,7 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any, track: Tra
                 )
             model.encoders.freeze()
     elif config.start == "new":
-        model = _new_dual(config, captions, recipe.seed)
+        model = _new_dual(recipe, captions)
     else:
         model = models.load(config.start, track=track, kind=config.start_kind)
     if (dual := model.as_dual) is not None:
@@ -103,12 +104,21 @@ def _query(recipe: Recipe, captions: Sequence[str], of: models.Searchable | mode
     return query if teacher is None else query.join(teacher, config.start)
 
 
-def check_dims(dims: Sequence[int], model: Model) -> None:
-    """ConfigError if a width of `loss.dims` is above the width of the model's vectors."""
+def check_loss(loss: LossConfig, model: Model) -> None:
+    """ConfigError if a width of `loss.dims` is above the width of the model's vectors, or if a term needs a bias that
+    the model lacks."""
+    dims = loss.dims
     if dims and model.kind == "dual" and dims[-1] > model.embedding_dim:
         raise ConfigError(
             f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers",
             hint=f"end it with {model.embedding_dim}, the full width",
+        )
+    bias = model.logit_bias if model.kind == "dual" else None
+    # The head of a fusion model has one of its own.
+    if loss.needs_bias and bias is None and model.kind != "fusion":
+        raise ConfigError(
+            f"loss.terms has {', '.join(loss.terms)}, and the logits of this {model.kind} model have no bias",
+            hint="start from a SigLIP or from new, or take infonce and kl",
         )
 
 
@@ -148,19 +158,25 @@ def _feature_spec(config: ModelConfig) -> FeatureSpec:
     return FeatureSpec(levels=config.vision_levels, grid=config.vision_grid, size=config.vision_size)
 
 
-def _new_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualEncoder:
+def _new_dual(recipe: Recipe, captions: Sequence[str]) -> DualEncoder:
+    config, seed = recipe.model, recipe.seed
+    dual: DualEncoder
     if config.vision and config.frozen_encoders:
         projection = models.ProjectionSize(projection_dim=config.projection_dim, dropout=config.dropout or 0.0)
         sides = config.vision, config.text
-        return models.new_frozen_dual(
+        dual = models.new_frozen_dual(
             *sides, projection, max_text_len=config.max_text_len, features=_feature_spec(config), seed=seed
         )
-    if config.vision and config.text:
-        return models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
-    size = models.DualSize(
-        num_vision_layers=config.num_layers,
-        num_text_layers=config.num_text_layers,
-        projection_dim=config.projection_dim,
-        **_transformer_size(config),
-    )
-    return models.new_dual(size, models.word_piece(captions, config.vocab_size), seed)
+    elif config.vision and config.text:
+        dual = models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
+    else:
+        size = models.DualSize(
+            num_vision_layers=config.num_layers,
+            num_text_layers=config.num_text_layers,
+            projection_dim=config.projection_dim,
+            **_transformer_size(config),
+        )
+        dual = models.new_dual(size, models.word_piece(captions, config.vocab_size), seed)
+    if recipe.loss.needs_bias:
+        dual.start_as_siglip()
+    return dual

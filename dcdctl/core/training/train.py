@@ -148,7 +148,7 @@ def settle(data: TrainingData, say: Say, track: Track) -> Settings:
     recipe, options = data.recipe, data.plan.options
     data.load_teachers(track)
     model = initial_model.make_model(recipe, data.captions, data.teacher, track)
-    initial_model.check_dims(recipe.loss.dims, model)
+    initial_model.check_loss(recipe.loss, model)
     if data.vector_width is not None:
         assert model.kind == "dual"
         model.add_projection(data.vector_width)

@@ -203,6 +203,8 @@ def new_late(
         if position_norm:
             std = position_norm / math.sqrt(token_dim)
             tokens.positions = nn.Parameter(torch.randn(num_tokens, token_dim) * std)
+    # An offset changes no ranking, and no logit of this model has it.
+    dual.sigmoid_bias = None
     return LateDual(dual, tokens, is_pooled=is_pooled, token_pooling=token_pooling)
 
 

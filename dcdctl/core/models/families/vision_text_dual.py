@@ -133,8 +133,8 @@ class VisionTextDual(DualEncoder):
 
     @property
     def logit_bias(self) -> Tensor | None:
-        """SigLIP's learned offset of all logits, 0-dimensional; None for other models."""
-        bias: Tensor | None = getattr(self.network, "logit_bias", None)
+        """SigLIP's learned offset of all logits, 0-dimensional, or that of a student of its loss; None for others."""
+        bias: Tensor | None = getattr(self.network, "logit_bias", self.sigmoid_bias)
         return None if bias is None else bias.reshape(())
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:

@@ -49,6 +49,60 @@ def _uniform_cross_entropy(logits_QG: Tensor) -> Tensor:
     return mean_of_known(-logits_QG.log_softmax(dim=1), in_denominator_QG).mean()
 
 
+def sigmoid(logits_QG: Tensor, same_mask: Tensor | None = None) -> Tensor:
+    """SigLIP's loss: each pair of a batch by itself is a match (the diagonal) or not, and no softmax compares pairs.
+
+        loss = -(1 / Q) sum_ij log sigmoid(z_ij s_ij),   z_ij = 1 if i = j else -1
+
+    Equation 1 of Zhai et al., ICCV 2023, arXiv 2303.15343: a sum over pairs, divided by the number of images. `s` is
+    the logit with the model's scale and bias. Pairs in `same_mask` (as in `infonce`) are left out as false negatives.
+
+    When to use it: for SigLIPs and new dual students whose logits are to stand for probabilities, alone or beside
+    `sigmoid_kl`.
+
+    >>> sigmoid(torch.zeros(4, 4))  # 16 log 2 / 4
+    tensor(2.7726)
+    """
+    logits_QG = in_full_precision(logits_QG)
+    label_QG = torch.eye(len(logits_QG), dtype=logits_QG.dtype, device=logits_QG.device)
+    error_QG = functional.binary_cross_entropy_with_logits(logits_QG, label_QG, reduction="none")
+    if same_mask is not None:
+        # A mask that covers the diagonal would remove the positive.
+        error_QG = error_QG.masked_fill(same_mask & (label_QG == 0), 0)
+    return error_QG.sum() / len(logits_QG)
+
+
+def sigmoid_kl(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float) -> Tensor:
+    """Distillation of `sigmoid`: the teacher's probability that a pair matches is the label of each scored pair.
+
+        p_ij = sigmoid(t_ij / T),   q_ij = sigmoid(s_ij)
+        loss = (1 / n) sum over scored ij of p_ij log(p_ij / q_ij) + (1 - p_ij) log((1 - p_ij) / (1 - q_ij))
+
+    with the n images that have a scored pair. This is the binary cross-entropy of q with the label p, less the
+    teacher's entropy, which has no gradient: 0 where both agree. A loss of dcdctl. `t` must be log-odds, 0 where the
+    teacher hesitates; a temperature changes how sure it is, and not on which side it is.
+
+    When to use it: beside `sigmoid`, or alone on a pool, with a SigLIP or a classifier of pairs as teacher. Not with
+    scores that are above 0 for every pair, as a CLIP's.
+
+    >>> # p = 3/4 and q = 1/2: log 2 - (log 4 - 3/4 log 3); the pair without a score has no influence
+    >>> student, teacher = torch.tensor([[0.0, 9.0]]), torch.tensor([[3.0, torch.nan]]).log()
+    >>> sigmoid_kl(student, teacher, torch.tensor([[True, False]]), temperature=1.0)
+    tensor(0.1308)
+    """
+    # Filled with equal scores, an unscored pair has loss and gradient 0, also where it is NaN.
+    student_QG, teacher_QG = (
+        in_full_precision(scores_QG).masked_fill(~scored_QG, 0) for scores_QG in (student_QG, teacher_QG.detach())
+    )
+    teacher_QG = teacher_QG / temperature
+    label_QG = teacher_QG.sigmoid()
+    cross, entropy = (
+        functional.binary_cross_entropy_with_logits(scores_QG, label_QG, reduction="sum")
+        for scores_QG in (student_QG, teacher_QG)
+    )
+    return (cross - entropy) / scored_QG.any(dim=1).sum().clamp(min=1)
+
+
 def kl(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float) -> Tensor:
     """Listwise distillation over all pairs of a batch with a teacher score, mean of both directions.
 

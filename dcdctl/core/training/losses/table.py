@@ -112,6 +112,11 @@ class LossConfig:
         return any(loss.teacher for loss in self._of_scores)
 
     @property
+    def needs_bias(self) -> bool:
+        """Whether a term needs a model whose logits have a bias."""
+        return any(loss.bias for loss in self._of_scores)
+
+    @property
     def with_positive(self) -> list[str]:
         """The terms that need a positive of each query."""
         return [name for name in self.terms if name in LOSSES and LOSSES[name].positive]
@@ -171,6 +176,8 @@ class Loss:
     calibrated: bool = False
     """Whether it compares logits with logits: then it sees a dual model's on the teacher's scale
     (`DualEncoder.calibration`)."""
+    bias: bool = False
+    """Whether a logit stands for the log-odds of its pair, for which a dual model needs a bias."""
     options: frozenset[str] = frozenset()
     """Fields of `LossConfig` that only some losses have and that this one reads; a recipe may set them only for such a
     loss."""
@@ -223,6 +230,15 @@ LOSSES: dict[str, Loss] = {
         on="all pairs",
         positive=True,
         options=frozenset({"label_smoothing"}),
+    ),
+    "sigmoid": Loss(
+        term=lambda t: all_pairs.sigmoid(t.student_RC, t.batch.same_RC), on="all pairs", positive=True, bias=True
+    ),
+    "sigmoid-kl": Loss(
+        term=lambda t: all_pairs.sigmoid_kl(t.student_RC, *t.scored, temperature=t.temperature),
+        on="all pairs",
+        teacher=True,
+        bias=True,
     ),
     "kl": Loss(
         term=lambda t: all_pairs.kl(t.student_RC, *t.scored, temperature=t.temperature), on="all pairs", teacher=True
