@@ -6,13 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from dcdctl.cli.declare import Ref, optional_path, path
 from dcdctl.cli.options import (
-    CODES_HELP,
     BatchSize,
     ColumnNames,
     Device,
@@ -137,7 +136,6 @@ class IndexChanges:
         configures("--set", "Override a search setting: kind=flat, hnsw, int8 or binary; repeatable.", "KEY=VALUE"),
     ] = None
     dims: Dims = None
-    codes: Annotated[Literal["int8", "binary"] | None, configures("--codes", CODES_HELP, "int8|binary")] = None
     keywords: Annotated[
         bool,
         configures(
@@ -166,7 +164,7 @@ class IndexChanges:
         from dcdctl.core.search import NUM_VERIFIED, Changes
 
         # Options for the settings that users change most, after --set, so that they win.
-        settings = {"dims": self.dims, "kind": self.codes, "keywords": "true" if self.keywords else None}
+        settings = {"dims": self.dims, "keywords": "true" if self.keywords else None}
         chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
         # None keeps the precision of an index that is changed.
         precision = new.precision and devices.precision_on(new.precision, devices.choose(new.device), note)

@@ -12,7 +12,7 @@ import typer
 
 from dcdctl.cli.declare import Ref, optional_path, path
 from dcdctl.cli.options import AnyIndex, Json, Page, SearchModels, argument, configures, reads, refuse, writes
-from dcdctl.cli.views.terminal import bar, note, printable
+from dcdctl.cli.views.terminal import bar, note
 
 if TYPE_CHECKING:
     from dcdctl.core.search import Condition, IndexSearcher
@@ -50,7 +50,7 @@ def search(index: AnyIndex, query: Query, models: SearchModels, html: Page = Non
     from dcdctl.cli.views.search import answer_lines, show_answer
 
     question = _question(query, models, html)
-    searcher, condition = _open(index, question, query, models)
+    searcher, condition = _open(index, query, models)
     if question is None:
         raise typer.Exit(answer_lines(searcher, query.k, condition, hybrid=query.hybrid, as_json=json))
     answer = searcher.ask(question, query.k, condition, hybrid=query.hybrid)
@@ -72,10 +72,8 @@ def _question(query: Query, models: SearchModels, html: Ref | None) -> str | Pat
         if sys.stdin.isatty():
             refuse({"TEXT": ""}, "is missing: give a text or --image, or one query per line of stdin")
     else:
-        from dcdctl.core.search import check_query, looks_like_a_path
+        from dcdctl.core.search import check_query
 
-        if isinstance(question, str) and (warning := looks_like_a_path(question)):
-            note(printable(warning))
         check_query(question)
     models.check_depth()
     if isinstance(question, Path):
@@ -86,9 +84,7 @@ def _question(query: Query, models: SearchModels, html: Ref | None) -> str | Pat
     return question
 
 
-def _open(
-    place: str, question: str | Path | None, query: Query, models: SearchModels
-) -> tuple[IndexSearcher, Condition | None]:
+def _open(place: str, query: Query, models: SearchModels) -> tuple[IndexSearcher, Condition | None]:
     """The searcher of a place (`open_index`), and the condition. Both the index and the condition are checked before
     torch is imported, which takes seconds."""
     if models.threads is not None:
@@ -105,6 +101,4 @@ def _open(
         index.check_hybrid()
     from dcdctl.core.search import IndexSearcher
 
-    if isinstance(question, Path):  # which comes without a re-ranker
-        return IndexSearcher.with_model(index, device=models.device, threads=models.threads), condition
     return IndexSearcher.for_index(index, threads=models.threads, **models.reranking()), condition

@@ -72,7 +72,7 @@ OF_OLDER = ("sklearn", "torch._inductor.codecache") if version("transformers").s
 """What the oldest transformers that is allowed imports besides."""
 BESIDES = {
     "convert": [],
-    "search --image": [],
+    "search --image": ["onnxruntime"],
     "eval": ["pandas"],
     "bench": ["pandas"],
     "cache-teacher": ["pandas"],

@@ -331,7 +331,6 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("index", "--to"): [
         Mistake("absent", r"'absent' is not the URL of a store; write postgresql://.*, lancedb:.* or qdrant://")
     ],
-    ("index", "--codes"): [Mistake("int4", r"'int4'", code=2)],
     ("index", "--vectors"): [
         Mistake(
             "absent.parquet", r"absent.parquet does not exist; --vectors takes a file, a folder or a pattern in quotes"

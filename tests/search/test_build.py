@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,10 +238,7 @@ def test_without_images_the_build_is_an_error_and_leaves_no_folder(dual, tmp_pat
     assert not (tmp_path / "new" / "index.json").exists()
 
 
-def test_missing_disk_space_and_permissions_are_reported_before_embedding(dual, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7 * (200 + 3 * 8) - 1))
-    with pytest.raises(InputError, match=r"7 images need 1\.6 KB in .*, and 1\.6 KB are free"):
-        build(dual, pictures, tmp_path / "index", FLAT)
+def test_missing_permissions_are_reported_before_embedding(dual, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: path.exists() and mode != os.W_OK | os.X_OK)
     with pytest.raises(InputError, match=f"{tmp_path} cannot be written to: permission denied"):
         build(dual, pictures, tmp_path / "new" / "index", FLAT)
@@ -598,19 +594,17 @@ def test_damaged_json_of_an_index_is_named(dual, tmp_path):
 def test_a_changed_corpus_is_refused(dual, scenes_corpus_dir, tmp_path):
     data = shutil.copytree(scenes_corpus_dir, tmp_path / "data")
     index = build(dual, data, tmp_path / "index", FLAT, split="val")
-    assert index.has_image(0)
+    assert index.image_bytes(0)
     document = artifacts.read_document(data / "corpus.json")
     document["splits"]["val"]["fingerprint"] = "f" * 64
     artifacts.write_document(data / "corpus.json", document)
     with pytest.raises(StaleError, match="holds another corpus now"):
         FolderIndex.open(index.folder).image_bytes(0)
-    assert not FolderIndex.open(index.folder).has_image(0)
     with pytest.raises(StaleError, match="holds another corpus than the one that was indexed"):
         update(index.folder, add=data, split="val")
     shutil.rmtree(data)
     with pytest.raises(MissingError, match="images of the index are not where they were"):
         FolderIndex.open(index.folder).image_bytes(0)
-    assert not FolderIndex.open(index.folder).has_image(0)
 
 
 def test_two_changes_at_once_are_refused(dual, pictures, tmp_path):

@@ -115,7 +115,7 @@ def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(corpus, tmp_path
     images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(6)})
     made = ["index", tmp_path / "dual", "--images", images, "--device", "cpu", "--out"]
     run(*made, tmp_path / "full")
-    short = [*made, tmp_path / "short", "--dims", 3, "--codes", "binary", "--set", "flat_up_to=2"]
+    short = [*made, tmp_path / "short", "--dims", 3, "--set", "kind=binary", "--set", "flat_up_to=2"]
     assert run(*short).startswith("6 images, 3 numbers each, search by binary")
     assert run(*short).startswith("6 images, 3 numbers each")  # done already
     full, index = FolderIndex.open(tmp_path / "full"), FolderIndex.open(tmp_path / "short")

@@ -313,24 +313,6 @@ def test_summaries_of_all_columns_open_the_file_once(made, monkeypatch):
     assert len(opened) == 1
 
 
-def test_a_hit_reads_no_more_columns_than_are_shown(made, monkeypatch):
-    index, _ = set_columns(made, {"image": ["0.png"], "a": [1], "b": [2], "c": [3]})
-    read = []
-    read_row_group = pq.ParquetFile.read_row_group
-
-    def counted(file, group, **options):
-        read.append(options["columns"])
-        return read_row_group(file, group, **options)
-
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
-    index.num_shown = 2
-    ((hit,),) = index.search(unit_vectors(1), 1, parse_where("c = 3", index.columns))
-    assert (dict(hit.columns), read[-1]) == ({"a": 1, "b": 2}, ["a", "b"])
-    index.num_shown = None
-    ((hit,),) = index.search(unit_vectors(1), 1, parse_where("c = 3", index.columns))
-    assert dict(hit.columns) == {"a": 1, "b": 2, "c": 3}
-
-
 def test_a_condition_on_a_column_that_is_gone_is_an_error(made):
     index, _ = set_columns(made, {"image": ["0.png"], "year": [1]})
     condition = parse_where("year = 1", index.columns)

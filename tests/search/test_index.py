@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -112,7 +111,7 @@ def test_removed_rows_are_neither_found_nor_readable(tmp_path):
         index.image_bytes(17)
 
 
-def test_an_image_is_never_read_from_outside_its_folder_and_looked_for_without_reading(tmp_path, monkeypatch):
+def test_an_image_is_never_read_from_outside_its_folder(tmp_path):
     images = tmp_path / "pictures"
     images.mkdir()
     (tmp_path / "secret").write_bytes(b"secret")
@@ -126,8 +125,6 @@ def test_an_image_is_never_read_from_outside_its_folder_and_looked_for_without_r
     for row, why in ((0, "a link that leads out of the folder"), (1, "Is a directory"), (2, "No such file")):
         with pytest.raises(MissingError, match=why):
             index.image_bytes(row)
-    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
-    assert [row for row in range(-1, index.num_rows + 1) if index.has_image(row)] == [3, 4]
 
 
 def test_a_path_out_of_the_folder_is_refused_even_if_the_index_has_it(tmp_path):
@@ -142,7 +139,6 @@ def test_a_path_out_of_the_folder_is_refused_even_if_the_index_has_it(tmp_path):
         index = FolderIndex(tmp_path / "index", replace(index.document, parts=parts))
         with pytest.raises(MissingError, match="leads out of the folder"):
             index.image_bytes(17)
-        assert not index.has_image(17)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,13 @@ def without_text_side(index, folder):
     return folder
 
 
+def one_more(index, folder):
+    """A folder with one image."""
+    folder.mkdir()
+    shutil.copy(index.parent / "images" / "plain.png", folder)
+    return folder
+
+
 def test_a_search_by_a_text_imports_no_torch_and_answers_as_torch_does(noise_index, tmp_path):
     script = """
 import json, sys
@@ -99,14 +106,6 @@ def test_a_text_side_that_fits_its_own_checksums_but_not_the_index_is_refused(no
         searcher_of(copy)
 
 
-def test_an_index_of_an_earlier_version_gets_a_text_side_with_its_next_change(noise_index, tmp_path):
-    old = without_text_side(noise_index, tmp_path / "old")
-    assert FolderIndex.open(old).text_side is None
-    changed = update(old, remove=("plain.png",))
-    assert changed.text_side == old / "text"
-    assert isinstance(searcher_of(old).texts, TextTower)
-
-
 def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch(tmp_path, noise_index, monkeypatch):
     ref = save_open_clip("open_clip SigLIP", CAPTIONS, tmp_path)
     config = json.loads((ref / "open_clip_config.json").read_text(encoding="utf-8"))
@@ -118,7 +117,7 @@ def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch
     assert not (index.folder / "text").exists()
     assert isinstance(IndexSearcher.for_index(index, device="cpu").texts, DualVectors)
     monkeypatch.setattr(onnx, "export_text_tower", None)  # not tried again
-    assert update(index.folder, remove=("plain.png",)).num_images == 11
+    assert update(index.folder, add=one_more(noise_index, tmp_path / "more")).num_images == 13
 
 
 def test_inspect_shows_the_size_of_the_text_side_or_why_there_is_none(noise_index, tmp_path):
@@ -141,7 +140,7 @@ def test_without_a_package_an_index_is_made_without_a_text_side_and_gets_one_lat
     assert index.document.text is None
     assert "packages onnx and onnxruntime were missing" in text_side_note(index.document)
     assert isinstance(searcher_of(index.folder).texts, DualVectors)
-    changed = update(index.folder, remove=("plain.png",))
+    changed = update(index.folder, add=one_more(noise_index, tmp_path / "more"))
     assert text_side_note(changed.document) == ""
     assert isinstance(searcher_of(index.folder).texts, TextTower)
 

@@ -173,14 +173,12 @@ def test_columns_that_are_set_while_the_index_is_served_are_offered(tmp_path):
     assert client.get("/columns").json() == []
 
 
-def test_large_columns_do_not_make_answers_large(tmp_path):
+def test_large_texts_do_not_make_answers_large(tmp_path):
     """All requests wait while an answer is written."""
     names = "anna, " * 10_000
-    columns = {f"c{number:03}": [number] * len(served.NAMES) for number in range(60)}
-    made = served.make(tmp_path / "made").with_columns(names=[names] * len(served.NAMES), **columns)
+    made = served.make(tmp_path / "made").with_columns(names=[names] * len(served.NAMES))
     client = served.client_of(made.searcher, ServiceConfig())
     for hit in client.get("/search", params={"text": "a bus"}).json()["results"]:
-        assert list(hit["columns"]) == ["names", *sorted(columns)[:49]]
-        assert hit["columns"]["names"] == names[:500] + "..."
+        assert hit["columns"] == {"names": names[:500] + "..."}
     first = client.get("/columns").json()[0]
     assert (first["distinct"], first["values"], first["low"]) == (1, [], names[:500] + "...")

@@ -325,7 +325,6 @@ def test_an_uploaded_index_answers_like_the_index(index, store):
     assert uploaded.search(queries, 60) == index.search(queries, 60)
     assert uploaded.spread_rows(1000) == index.spread_rows(1000)
     assert uploaded.name(3) == index.name(3) == "3.png"
-    assert not uploaded.has_image(3)
     with pytest.raises(MissingError, match=r"has no image 40"):
         uploaded.image_bytes(40)
 

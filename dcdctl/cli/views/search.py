@@ -76,7 +76,6 @@ def _show_hits(index: ImageIndex, answer: SearchAnswer) -> None:
     for position, hit in enumerate(answer.hits, start=1):
         logit = f"{'-' if hit.reranked is None else f'{hit.reranked:.3f}':>8}  " if is_reranked else ""
         bm25 = f"{'-' if hit.bm25 is None else f'{hit.bm25:.3f}':>6}  " if is_hybrid else ""
-        gone = "" if index.has_image(hit.row) else "  (gone)"
-        show(f"{position:>4}  {logit}{hit.score:>6.4f}  {bm25}{printable(hit.name)}{gone}")
+        show(f"{position:>4}  {logit}{hit.score:>6.4f}  {bm25}{printable(hit.name)}")
         if columns := columns_text(hit):
             show(f"{'':>{14 + 10 * is_reranked + 8 * is_hybrid}}{printable(columns)}")

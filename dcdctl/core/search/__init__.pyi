@@ -25,7 +25,6 @@ from .query import (
     check_query,
     columns_text,
     image_of,
-    looks_like_a_path,
     read_image,
     value_for_json,
 )
@@ -74,7 +73,6 @@ __all__ = [
     "image_of",
     "index_document",
     "index_facts",
-    "looks_like_a_path",
     "maxsims",
     "measure_background",
     "parse_all",

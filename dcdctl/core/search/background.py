@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 
 from dcdctl.core.search import exact
-from dcdctl.core.search.exact import maxsims
 from dcdctl.core.search.searcher import IndexSearcher
 
 # The 95th percentile is then about the fourth highest score.
@@ -45,23 +42,16 @@ class Background:
     """Median score of a probe and an image."""
     limit: float
     """Best score in the index that 95 of 100 probes do not exceed; up to here, the best score of a text is weak."""
-    typical_of_images: float
-    """Median score of two images; 1 if there is only one."""
 
-    def share(self, score: float, *, is_text: bool) -> float:
-        """Where a score lies, from 0 to 1.
+    def share(self, score: float) -> float:
+        """Where the score of a text lies, from 0 to 1: 0 is the typical score and 0.5 the limit.
 
-        For a text, 0 is the typical score and 0.5 the limit; for an image, 1 is the image itself.
-
-        >>> background = Background(typical=0.0, limit=0.25, typical_of_images=0.5)
-        >>> [background.share(score, is_text=True) for score in (-0.1, 0.25, 0.4)]
+        >>> background = Background(typical=0.0, limit=0.25)
+        >>> [background.share(score) for score in (-0.1, 0.25, 0.4)]
         [0.0, 0.5, 0.8]
-        >>> background.share(0.75, is_text=False)
-        0.5
         """
-        low, high = (self.typical, 2 * self.limit - self.typical) if is_text else (self.typical_of_images, 1.0)
         # Images that are all equal have no spread to divide by.
-        return min(1.0, max(0.0, (score - low) / max(high - low, 1e-6)))
+        return min(1.0, max(0.0, (score - self.typical) / max(2 * (self.limit - self.typical), 1e-6)))
 
 
 def probe_texts() -> list[str]:
@@ -86,19 +76,10 @@ def measure_background(searcher: IndexSearcher) -> Background | None:
         return None
     best_P = [hits[0].score for hits in index.search(probes_PD, 1)]
     rows_S = np.array(rows, dtype=np.int64)
-    scores: Any
-    images: Any
     if index.is_late:
         tokens, counts_S = index.tokens(rows_S)
-        scores = partial(maxsims, tokens_ND=tokens, counts_R=counts_S)
-        images = [image / np.float32(len(image)) for image in np.split(tokens, np.cumsum(counts_S)[:NUM_PROBES])[:-1]]
+        scores = [exact.maxsims(probe, tokens, counts_S) for probe in probes_PD]
     else:
-        images = exact.unit_rows(index.vectors(rows_S))
-        scores = images.dot
-        probes_PD = probes_PD / np.linalg.norm(probes_PD, axis=1, keepdims=True)
-    pairs = np.concatenate([np.delete(scores(image), number) for number, image in enumerate(images)])
-    return Background(
-        typical=float(np.median([scores(probe) for probe in probes_PD])),
-        limit=float(np.quantile(best_P, LEVEL)),
-        typical_of_images=float(np.median(pairs)) if len(pairs) else 1.0,
-    )
+        vectors_SD = exact.unit_rows(index.vectors(rows_S))
+        scores = [vectors_SD @ probe / np.linalg.norm(probe) for probe in probes_PD]
+    return Background(typical=float(np.median(scores)), limit=float(np.quantile(best_P, LEVEL)))

@@ -21,7 +21,7 @@ from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import ImageColumns
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, DcdError, InputError, ModelError
+from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.places import refuse_url
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, commit, embed, keywords, part_files, plan, segments, sources, vector_files
@@ -249,7 +249,6 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
         document,
         generation=generation,
         settings=settings,
-        text=_text_side(folder, document),
         segments=document.segments if settings.builds_as(document.settings) else (),
     )
     return FolderIndex(folder, commit.commit(folder, changed, removed=removed, track=track))
@@ -328,22 +327,14 @@ def _add(
     return FolderIndex(folder, commit.commit(folder, changed, skipped=skipped, track=track))
 
 
-def _text_side(folder: Path, document: IndexDocument, model: models.Searchable | None = None) -> TextSide | None:
+def _text_side(folder: Path, document: IndexDocument, model: models.Searchable) -> TextSide | None:
     """The entry of the text side of the model, which the main process writes if the index has none.
 
-    Without `model`, that of the index is loaded. None if it is gone or damaged, because a removal of images does not
-    need it, and without the packages that export it. The entry holds the reason why a model has no text side, so that
-    it is not tried again.
+    None without the packages that export it. The entry holds the reason why a model has no text side, so that it is not
+    tried again.
     """
     if document.text is not None or not models.exports_text_towers() or not distributed.is_main():
         return document.text
-    try:
-        model = model or models.load_searchable(folder / "model")
-    except DcdError:
-        return None
-    # An addition refuses another model in its place; a removal does not need it.
-    if model.digest != document.model.fingerprint:
-        return None
     try:
         shutil.rmtree(folder / TEXT, ignore_errors=True)  # of a killed run
         models.export_text_tower(model, folder / TEXT)

@@ -264,7 +264,7 @@ class FolderIndex(ImageIndex):
 
     def _hit(self, row: int, score: float) -> Hit:
         _, image = self.source_image(row)
-        columns = self.stored_columns.values(row, self.num_shown)
+        columns = self.stored_columns.values(row)
         return Hit(row, image.image_id, image.path or image.image_id, score, columns=columns)
 
     def spread_rows(self, count: int) -> list[int]:

@@ -16,17 +16,10 @@ from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import share_split
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.progress import byte_size
 from dcdctl.core.search import part_files, sources, storage
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.part_files import PlannedParts, SkippedFile, SourceImage
 from dcdctl.core.search.storage import INDEX, PLANNED, ImageSource, IndexDocument
-
-# A graph takes some 150 bytes per image besides its codes (405 for 256 numbers, docs/scaling.md), and names and levels
-# take a few; the rest is room.
-BYTES_PER_IMAGE = 200
-"""On disk, besides three bytes per number of a vector: two in the file of vectors, one in a graph."""
-
 
 PLANNED_ENTRIES = ("format", "generation", "model", "sources", "precision", "settings")
 """The entries of the next index.json that a plan is compared by."""
@@ -39,8 +32,7 @@ def plan_images(
     has ended before.
 
     The main process writes the plan, unless a killed run has, and with it `new`, the model of a new index. `are_given`
-    says that the vectors are not embedded here. StaleError and InputError for a source that cannot be added, or that
-    needs more room than the disk has.
+    says that the vectors are not embedded here. StaleError and InputError for a source that cannot be added.
     """
     listed = with_source(index, source)
     table = configs.to_table(replace(index.document, generation=index.document.generation + 1, sources=listed))
@@ -141,8 +133,4 @@ def _plan_parts(build: Build, index: FolderIndex) -> PlannedParts:
         with build.write(part_files.planned_name(first + len(rows))) as partial:
             part_files.write_planned(partial, images)
         rows.append(len(images))
-    # A full disk is an error here, not after the images were embedded.
-    needed = sum(rows) * (BYTES_PER_IMAGE + 3 * index.dim)
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise InputError(f"{sum(rows):,} images need {byte_size(needed)} in {folder}, and {byte_size(free)} are free")
     return PlannedParts(first_part=first, rows=tuple(rows), skipped=tuple(skipped))

@@ -32,7 +32,7 @@ class Hit:
     reranked: float | None = None
     """Logit of the re-ranker; None if it has not scored this image."""
     columns: Mapping[str, Value | None] = field(default_factory=dict)
-    """The values of the image in the columns of the index (`ImageIndex.num_shown`)."""
+    """The values of the image in the columns of the index."""
     bm25: float | None = None
     """BM25 of the words of the query in the captions and the name of the image; None without hybrid search, or without
     a common word."""
@@ -59,8 +59,6 @@ class ImageIndex(ABC):
     """Whether it has a vector for each token, compared by MaxSim (`models.LateInteraction.embed_texts`)."""
     compares_all: bool = False
     """Whether a search compares all images, in place of the candidates of graphs and codes."""
-    num_shown: int | None = None
-    """Columns of a hit, the first ones; all if None."""
     has_keywords: bool = False
     """Whether the words of captions and file names are indexed too."""
 
@@ -151,13 +149,6 @@ class ImageIndex(ABC):
         """The image file of a row, read from its source; MissingError if it is gone, StaleError if its corpus has
         changed."""
         return self.images.read(*self.source_image(row))
-
-    def has_image(self, row: int) -> bool:
-        """Whether `image_bytes` finds the image file of a row, without reading the file."""
-        try:
-            return self.images.exists(*self.source_image(row))
-        except (MissingError, StaleError):
-            return False
 
     def captions(self, row: int) -> list[str]:
         """The captions of an image of a corpus; empty for one of a folder, or if the corpus is gone or has changed."""

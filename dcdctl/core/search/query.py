@@ -13,7 +13,6 @@ from dcdctl.core import data
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search.columns.where import Value
 from dcdctl.core.search.protocol import Hit, ImageIndex
-from dcdctl.core.search.storage import INDEX_FILE
 
 MAX_CHARACTERS = 10_000
 """Maximum length of a text. A model reads a few dozen words; a longer text is a file by mistake."""
@@ -67,7 +66,7 @@ def read_image(path: Path) -> Image.Image:
     """The image in a file, upright and RGB; InputError if there is none."""
     try:
         if not path.is_file():
-            problem = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+            problem = "is not a file" if path.exists() else "does not exist"
             raise InputError(f"{path} {problem}, it must be an image file")
         if (num_bytes := path.stat().st_size) > MAX_FILE_BYTES:
             raise InputError(f"{path} has {num_bytes:,} bytes, at most {MAX_FILE_BYTES:,} are read")
@@ -86,18 +85,6 @@ def query_image(question: Path | Image.Image) -> Image.Image:
         return data.upright_rgb(question)
     except data.ImageError as error:
         raise InputError(f"the query image cannot be used: {error}") from error
-
-
-def looks_like_a_path(text: str) -> str:
-    """A note for a text that may have been meant as an index or as an image file; empty for other texts."""
-    try:
-        if (Path(text) / INDEX_FILE).is_file():
-            return f"{text} is an index, but is searched for as a text; INDEX comes first"
-        if Path(text).suffix and Path(text).is_file():
-            return f"{text} is a file, but is searched for as a text; --image {text} finds similar images"
-    except OSError:  # too long for a name
-        pass
-    return ""
 
 
 def as_text(name: str) -> str:
@@ -160,7 +147,6 @@ def answer_document(question: str | Path, answer: SearchAnswer, index: ImageInde
                 "columns": {
                     name: None if value is None else value_for_json(value) for name, value in hit.columns.items()
                 },
-                "is_there": index.has_image(hit.row),
             }
             for rank, hit in enumerate(answer.hits, start=1)
         ],

@@ -139,16 +139,6 @@ class IndexSearcher:
             searcher, reranker=Reranker.open(rerank, depth=depth, device=encoder.device(), settings=rerank_set)
         )
 
-    @staticmethod
-    def with_model(index: ImageIndex, *, device: str | torch.device, threads: int | None = None) -> IndexSearcher:
-        """A searcher whose model is loaded now and encodes texts too, for a query by an image: no text side is
-        opened.
-
-        Errors and settings as in `for_index`.
-        """
-        encoder = IndexModel(index, device, threads)
-        return IndexSearcher(index, encoder.load(), encoder)
-
     @property
     def model(self) -> models.Searchable:
         """The model of the index, which is loaded if it was not needed before."""

@@ -136,14 +136,6 @@ class SourceImages:
             return io.BytesIO(self.read(source, image))
         return self._of_folder(source, image, FolderImageFile.open)
 
-    def exists(self, source: int, image: SourceImage) -> bool:
-        """Whether the image file is there, without reading it. Errors as for `read`."""
-        if image.corpus_row is not None:
-            # A corpus is compared as a whole: it has the image if it is the one that was indexed.
-            self._corpus(self.sources[source])
-            return True
-        return self._of_folder(source, image, FolderImageFile.exists)
-
     def read_captions(self, source: int, image: SourceImage) -> list[str]:
         """The captions of an image of a corpus; empty for one of a folder. MissingError or StaleError if the corpus is
         gone or another."""

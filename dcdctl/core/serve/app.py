@@ -47,7 +47,7 @@ class SearchResponse:
     rerank_ms: float
     notes: tuple[str, ...]
     bars: tuple[float, ...]
-    """For each result, where its score lies in the index, from 0 to 1 (`Background.share`)."""
+    """For each result of a text, where its score lies in the index, from 0 to 1 (`Background.share`)."""
     weak: bool
     """Whether texts that no image of the index shows score as high as the best result."""
 
@@ -257,7 +257,7 @@ async def _response(service: ServiceState, answer: SearchAnswer, *, is_text: boo
     scores = [hit.score for hit in answer.hits]
     stages = (answer.encode_seconds, answer.find_seconds, answer.rerank_seconds)
     encode_ms, find_ms, rerank_ms = (round(1000 * seconds, 3) for seconds in stages)
-    bars = [] if background is None else [round(background.share(score, is_text=is_text), 4) for score in scores]
+    bars = [round(background.share(score), 4) for score in scores] if is_text and background is not None else []
     # A file that is found by its name is no weak match, whatever its cosine.
     is_hybrid = any(hit.fused is not None for hit in answer.hits)
     weak = is_text and not is_hybrid and background is not None and bool(scores) and max(scores) <= background.limit

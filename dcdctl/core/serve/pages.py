@@ -37,7 +37,7 @@ EXAMPLES = ("a person", "an animal", "food on a table", "a street with cars")
 def search_page(index: ImageIndex, config: ServiceConfig) -> str:
     """The HTML of the search page: it names the index and, until there is a query, shows a sample of its images and
     example queries."""
-    rows = [row for row in index.spread_rows(2 * NUM_SAMPLE) if index.has_image(row)][:NUM_SAMPLE]
+    rows = index.spread_rows(NUM_SAMPLE)
     # An image that comes from a corpus has captions.
     first_captions = dict.fromkeys(captions[0] for row in rows if (captions := index.captions(row)))
     return templates.render(

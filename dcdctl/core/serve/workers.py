@@ -32,9 +32,6 @@ from dcdctl.core.stores import UnavailableError
 T = TypeVar("T")
 Stamp = tuple[int, int, int]
 LATE = "waited too long"
-# A thousand columns in each of 24 results would be megabytes, and all other requests wait while they are written.
-MAX_COLUMNS = 50
-"""Columns of a result, the first ones."""
 
 
 class LiveSearcher:
@@ -63,7 +60,6 @@ class LiveSearcher:
             # A store is searched as it is now, and is never opened again.
             self._path = searcher.index.folder / INDEX_FILE if isinstance(searcher.index, FolderIndex) else None
             self._searcher = searcher
-            searcher.index.num_shown = MAX_COLUMNS
             # The index may have changed on disk since it was opened, so it is opened again at first.
             self._stamp = None
 
@@ -95,7 +91,6 @@ class LiveSearcher:
             index = FolderIndex.open(Path(self._searcher.index.location))
             index.expect(self._searcher.index.fingerprint)
             index.check()
-            index.num_shown = MAX_COLUMNS
         except DcdError as error:
             logs.OWN.error(
                 "the index has changed, but cannot be used; the service continues with the previous one: %s", error

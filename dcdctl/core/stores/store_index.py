@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core.errors import DcdError, MissingError, StaleError
 from dcdctl.core.search import (
+    IMAGE_COLUMNS,
     Condition,
     Floats,
     Half,
@@ -36,8 +37,6 @@ from dcdctl.core.stores.retry import FOR_A_QUESTION, T, repeated
 
 CANDIDATES = 50
 """Minimum number of candidates of a query that are scored again; at least twice the number of answers."""
-REMEMBERED = 10_000
-"""Images whose names are kept in memory, because a page asks for the names of its hits."""
 
 
 class StoreIndex(ImageIndex):
@@ -50,7 +49,6 @@ class StoreIndex(ImageIndex):
         self.num_images, self.columns = facts.images, facts.schema
         self.images = SourceImages(store.location, facts.sources)
         self._model = model
-        self._known: dict[int, tuple[int, SourceImage]] = {}
 
     @staticmethod
     def open(store: Store, model: Path | None = None) -> StoreIndex:
@@ -134,9 +132,9 @@ class StoreIndex(ImageIndex):
         best = images.drop_columns(["vector"]).take(pa.array(order)).to_pylist()
         hits = []
         for score, values in zip(scores[order].tolist(), best, strict=True):
-            _, image = self._remember(values)
-            columns = {name: values[name] for name in self.columns.names[: self.num_shown]}
-            hits.append(Hit(values["row"], image.image_id, image.path or image.image_id, score, columns=columns))
+            columns = {name: values[name] for name in self.columns.names}
+            name = values["path"] or values["image_id"]
+            hits.append(Hit(values["row"], values["image_id"], name, score, columns=columns))
         return tuple(hits)
 
     def spread_rows(self, count: int) -> list[int]:
@@ -157,24 +155,9 @@ class StoreIndex(ImageIndex):
             raise IndexError(f"{self.location} has no row {missing[0]}")
         return fetched.column("vector").take(pa.array(np.searchsorted(found_R, rows)))
 
-    def image_bytes(self, row: int) -> bytes:
-        # Asked each time, so that a removed image is not shown.
-        self._known.pop(row, None)
-        return super().image_bytes(row)
-
     def source_image(self, row: int) -> tuple[int, SourceImage]:
-        known = self._known.get(row)
-        if known is not None:
-            return known
         fetched = self._ask(self.store.fetch, np.array([row], dtype=np.int64))
         if not len(fetched):
             raise MissingError(f"{self.location} has no image {row}")
-        return self._remember(fetched.drop_columns(["vector"]).to_pylist()[0])
-
-    def _remember(self, values: dict[str, Any]) -> tuple[int, SourceImage]:
-        image = values["source"], SourceImage(**{name: values[name] for name in ("image_id", "path", "corpus_row")})
-        # Cleared as a whole: names are asked for shortly after their search.
-        if len(self._known) >= REMEMBERED:
-            self._known.clear()
-        self._known[values["row"]] = image
-        return image
+        (values,) = fetched.drop_columns(["vector"]).to_pylist()
+        return values["source"], SourceImage(**{name: values[name] for name in IMAGE_COLUMNS.names})

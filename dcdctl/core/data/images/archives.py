@@ -67,14 +67,6 @@ class FolderImageFile:
         except OSError as error:
             raise RowError(f"its image cannot be read ({error.strerror})") from error
 
-    def exists(self) -> bool:
-        """Whether `read` finds the file, known without reading it."""
-        try:
-            path = self._checked_path()
-        except (RowError, OSError):
-            return False
-        return path.is_file() and os.access(path, os.R_OK)
-
     def _checked_path(self) -> Path:
         """The path; RowError for a link out of the folder and for a large file, OSError if there is no file."""
         path = self.root / self.name

@@ -40,16 +40,13 @@ class StoredColumns:
         """All columns of all rows."""
         return self._read(self.schema.names) if self.schema.names else self.schema.empty_table()
 
-    def values(self, row: int, limit: int | None = None) -> dict[str, Value | None]:
-        """The values of a row in the first `limit` columns, or in all; empty for an index without columns."""
-        names = self.schema.names[:limit]
+    def values(self, row: int) -> dict[str, Value | None]:
+        """The values of a row in all columns; empty for an index without columns."""
+        names = self.schema.names
         if row >= self.num_covered or not names:
             return dict.fromkeys(names)
         group, within = divmod(row, part_files.ROWS_PER_GROUP)
-        return {
-            name: column[within].as_py()
-            for name, column in zip(names, self._group(group, len(names)).columns, strict=True)
-        }
+        return {name: column[within].as_py() for name, column in zip(names, self._group(group).columns, strict=True)}
 
     def _read_column(self, name: str) -> pa.Array:
         """The values of all rows."""
@@ -62,10 +59,9 @@ class StoredColumns:
         missing = {field.name: pa.nulls(self._num_rows - self.num_covered, field.type) for field in table.schema}
         return pa.concat_tables([table, pa.table(missing)]).combine_chunks()
 
-    def _read_group(self, group: int, num_columns: int) -> pa.Table:
-        names = self.schema.names[:num_columns]
+    def _read_group(self, group: int) -> pa.Table:
         with self._file() as file:
-            return file.read_row_group(group, columns=names, use_threads=False).combine_chunks()
+            return file.read_row_group(group, use_threads=False).combine_chunks()
 
     def _file(self) -> pq.ParquetFile:
         assert self._entry is not None  # an index without columns has none to ask for
