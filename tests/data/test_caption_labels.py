@@ -30,18 +30,25 @@ from dcdctl.core.verify import verify
 
 NAMES = [f"{number}.jpg" for number in range(20)]
 ROWS = [
-    {"image": "0.jpg", "caption": "a dog", "source": "human", "weight": 2},
-    {"image": "0.jpg", "caption": "dog, grass", "source": "alt text", "weight": 0.5},
+    {"image": "0.jpg", "caption": "a dog", "source": "human", "weight": 2, "language": "en"},
+    {"image": "0.jpg", "caption": "dog, grass", "source": "alt text", "weight": 0.5, "language": "de"},
     {"image": "1.jpg", "caption": "a cat on a mat", "source": "synthetic", "weight": 0.25},
     {"image": "2.jpg", "caption": "a bird", "source": "human"},
 ]
 LISTS = [
-    {"image": "0.jpg", "captions": ["a dog", "dog, grass"], "source": ["human", "alt text"], "weight": [2, 0.5]},
+    {
+        "image": "0.jpg",
+        "captions": ["a dog", "dog, grass"],
+        "source": ["human", "alt text"],
+        "weight": [2, 0.5],
+        "language": ["en", "de"],
+    },
     {"image": "1.jpg", "captions": ["a cat on a mat"], "source": "synthetic", "weight": 0.25},
     {"image": "2.jpg", "captions": ["a bird"], "source": ["human"], "weight": [None]},
 ]
 SOURCES = ["human", "alt text", "synthetic", "human"]
 WEIGHTS = [2, 0.5, 0.25, 1]
+LANGUAGES = ["en", "de", None, None]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ def prepare_table(table, images, out, *, options=None, **settings):
 def labels_of(folder, split="train"):
     corpus = Corpus.open(folder, split)
     weights = corpus.caption_weights
-    return corpus.caption_sources, None if weights is None else weights.tolist()
+    return corpus.caption_sources, None if weights is None else weights.tolist(), corpus.languages
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
@@ -82,24 +89,43 @@ def labels_of(folder, split="train"):
 def test_each_caption_keeps_its_source_and_weight(tmp_path, images, ending, rows):
     table = write_table(tmp_path / f"rows.{ending}", rows)
     summary = prepare_table(table, images, tmp_path / "out", hold_out=0)
-    assert labels_of(tmp_path / "out") == (SOURCES, WEIGHTS)
-    assert labels_of(f"file://{tmp_path / 'out'}") == (SOURCES, WEIGHTS)
-    assert "captions have sources and weights" in str(summary)
+    assert labels_of(tmp_path / "out") == (SOURCES, WEIGHTS, LANGUAGES)
+    assert labels_of(f"file://{tmp_path / 'out'}") == (SOURCES, WEIGHTS, LANGUAGES)
+    assert "captions have sources, weights, languages" in str(summary)
     assert list(verify(tmp_path / "out").problems) == []
     first = Corpus.open(tmp_path / "out", "train", 1)
-    assert (first.caption_sources, first.caption_weights.tolist()) == (SOURCES[:2], WEIGHTS[:2])
+    assert (first.caption_sources, first.caption_weights.tolist(), first.languages) == (
+        *(SOURCES[:2], WEIGHTS[:2]),
+        LANGUAGES[:2],
+    )
+    counts = summarize_corpus(tmp_path / "out").splits["train"].captions_by_label["language"]
+    assert counts == {"unknown": 2, "en": 1, "de": 1}
 
 
 def test_parquet_has_a_row_per_caption_or_lists(tmp_path):
     image = {"bytes": encoded("JPEG"), "path": "0.jpg"}
     rows = [
-        {"image": image, "captions": ["a dog", "dog, grass"], "source": ["human", "alt text"], "weight": [2.0, 0.5]},
-        {"image": {**image, "path": "1.jpg"}, "captions": ["a cat"], "source": ["synthetic"], "weight": [0.25]},
+        {
+            "image": image,
+            "captions": ["a dog", "dog, grass"],
+            "source": ["human", "alt text"],
+            "weight": [2.0, 0.5],
+            "language": ["en", "de"],
+        },
+        {
+            "image": {**image, "path": "1.jpg"},
+            "captions": ["a cat"],
+            "source": ["synthetic"],
+            "weight": [0.25],
+            "language": [None],
+        },
     ]
     per_caption = [
-        {"image": row["image"], "caption": caption, "source": source, "weight": weight}
+        {"image": row["image"], "caption": caption, "source": source, "weight": weight, "language": language}
         for row in rows
-        for caption, source, weight in zip(row["captions"], row["source"], row["weight"], strict=True)
+        for caption, source, weight, language in zip(
+            *(row[name] for name in ("captions", "source", "weight", "language")), strict=True
+        )
     ]
     prints = []
     for number, table in enumerate([rows, per_caption, "a prepared corpus"]):
@@ -110,30 +136,36 @@ def test_parquet_has_a_row_per_caption_or_lists(tmp_path):
             pq.write_table(pa.Table.from_pylist(table), tmp_path / f"{number}.parquet")
         (tmp_path / "mine.toml").write_text(f'format = "parquet"\nrows = {{ train = "{number}.parquet" }}\n')
         prepare_corpus(find_manifest(str(tmp_path / "mine.toml")), out, options=PrepareOptions(workers=1))
-        assert labels_of(out) == (SOURCES[:3], WEIGHTS[:3])
+        assert labels_of(out) == (SOURCES[:3], WEIGHTS[:3], LANGUAGES[:3])
         prints.append(Corpus.open(out, "train").fingerprint)
     assert len(set(prints)) == 1
 
 
 def test_without_labels_rows_and_fingerprints_are_those_of_captions_alone(tmp_path, images):
     plain = [{name: row[name] for name in ("image", "caption")} for row in ROWS]
-    neutral = [{**row, "source": "", "weight": 1} for row in plain]
+    neutral = [{**row, "source": "", "weight": 1, "language": ""} for row in plain]
     for name, rows in (("plain", plain), ("neutral", neutral), ("labeled", ROWS)):
         prepare_table(write_table(tmp_path / f"{name}.jsonl", rows), images, tmp_path / name, hold_out=0)
     made = {name: Corpus.open(tmp_path / name, "train") for name in ("plain", "neutral", "labeled")}
     assert made["plain"].fingerprint == made["neutral"].fingerprint != made["labeled"].fingerprint
-    assert labels_of(tmp_path / "neutral") == (None, None)
+    assert labels_of(tmp_path / "neutral") == (None, None, [None] * 4)
     names = pq.read_schema(tmp_path / "neutral" / "train-00000-of-00001.parquet").names
     assert names == ["image_id", "image", "width", "height", "captions", "caption_ids"]
-    assert made["plain"].captions_by_source == {}
+    assert made["plain"].captions_by_label == {}
     data = made["plain"].image_bytes(0)
     row = CorpusRow(image_id="0.jpg", path="0.jpg", data=data, width=1, height=1, captions=["a dog"], caption_ids=[0])
     text = hashlib.sha256(b'["0.jpg", ["a dog"]]').digest()
     assert row.digest() == hashlib.sha256(text + hashlib.sha256(data).digest()).digest()
     digests = {replace(row, **labels).digest() for labels in (
-        {}, {"caption_sources": ["x"]}, {"caption_weights": [2.0]}, {"caption_sources": ["x"], "caption_weights": [2.0]}
+        {}, {"caption_sources": ["x"]}, {"caption_weights": [2.0]},
+        {"caption_sources": ["x"], "caption_weights": [2.0]},
+        {"caption_languages": ["x"]}, {"caption_sources": ["x"], "caption_languages": ["x"]},
     )}  # fmt: skip
-    assert len(digests) == 4
+    assert len(digests) == 6
+    # Labels as they were before there were languages.
+    text = hashlib.sha256(b'["0.jpg", ["a dog"], ["x"], [2.0]]').digest()
+    labels = {"caption_sources": ["x"], "caption_weights": [2.0]}
+    assert replace(row, **labels).digest() == hashlib.sha256(text + hashlib.sha256(data).digest()).digest()
 
 
 @pytest.mark.parametrize("weight", ["-1", "0", "nan", "inf", "1e10", "2 kg", "true", [1, 2], {"a": 1}])
@@ -147,9 +179,10 @@ def test_a_weight_that_is_no_positive_number_is_an_error_with_its_row(tmp_path, 
 
 
 @pytest.mark.parametrize("source", [{"a": 1}, ["human", "alt text"], "x" * 61, "two\nlines", "\ud800"])
-def test_a_source_that_is_no_name_is_an_error(tmp_path, images, source):
-    table = write_table(tmp_path / "rows.jsonl", [{**ROWS[0], "source": source}])
-    with pytest.raises(InputError, match=r"rows.jsonl line 1 .*source"):
+@pytest.mark.parametrize("label", ["source", "language"])
+def test_a_source_or_a_language_that_is_no_name_is_an_error(tmp_path, images, label, source):
+    table = write_table(tmp_path / "rows.jsonl", [{**ROWS[0], label: source}])
+    with pytest.raises(InputError, match=rf"rows.jsonl line 1 .*{label}"):
         prepare_table(table, images, tmp_path / "out", hold_out=0)
 
 
@@ -207,5 +240,5 @@ def test_inspect_counts_the_captions_of_each_source(tmp_path, images):
     rows += [{"image": NAMES[0], "caption": f"cat {number}", "source": "human"} for number in range(3)]
     rows += [{"image": NAMES[1], "caption": "a cow"}] * 2
     prepare_table(write_table(tmp_path / "rows.jsonl", rows), images, tmp_path / "out", hold_out=0)
-    counts = summarize_corpus(tmp_path / "out").splits["train"].captions_by_source
+    counts = summarize_corpus(tmp_path / "out").splits["train"].captions_by_label["source"]
     assert counts == {"human": 3, "unknown": 2, **{f"site {number}": 1 for number in range(8)}}

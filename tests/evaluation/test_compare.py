@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
-from evaluations import write_evaluation, write_top
+from evaluations import reseal, write_evaluation, write_ranks, write_top
 from html_page import Page
 from tiny import make_corpus
 from typer.testing import CliRunner
@@ -112,6 +113,36 @@ def test_p_values_are_adjusted_for_all_comparisons_of_the_call(here):
         )
     assert comparisons[0]["sign_flip"]["holm_p_value"] == 3 * comparisons[0]["sign_flip"]["p_value"]
     assert comparisons[2]["sign_flip"]["p_value"] == 1
+
+
+def test_image_retrieval_is_compared_in_each_language_of_the_captions(here, made):
+    languages = ["en", "de", "de", "en", "en", "de", None]
+    for name, ranks in (("base", BASE), ("gain", GAIN), ("mixed", MIXED)):
+        write_ranks(here / name / "ranks.parquet", made, *ranks, language=[None] * 5 + languages)
+        reseal(here / name)
+    gain, mixed = (one["image_retrieval_by_language"] for one in document_of("base", "gain", "mixed")["comparisons"])
+    assert list(gain) == ["en", "de", "unknown"]
+    # English captions of the images 0, 2 and 3: ranks 1, 4, 30 in the base, and 1, 1, 3.
+    for name in ("R@1", "R@5", "R@10"):
+        assert gain["en"]["difference"][name]["value"] == pytest.approx(100 / 3)
+    # Image 2 gains one hit and image 3 two: of the four patterns of signs, two are as far.
+    assert gain["en"]["sign_flip"]["p_value"] == 2 / 4
+    # German ones of the images 0, 1 and 3: ranks 2, 9, 30, and 1, 9, 40.
+    assert gain["de"]["difference"]["R@1"]["value"] == pytest.approx(100 / 3)
+    assert gain["de"]["sign_flip"]["p_value"] == gain["unknown"]["sign_flip"]["p_value"] == 1
+    differences = [one[language]["difference"]["R@1"]["value"] for one in (gain, mixed) for language in gain]
+    assert differences == pytest.approx([100 / 3, 100 / 3, 0, 100 / 3, 0, 0])
+    for test in ("sign_flip", "bootstrap"):
+        tests = [one[language][test] for language in gain for one in (gain, mixed)]
+        assert [one["holm_p_value"] for one in tests] == holm([one["p_value"] for one in tests])
+    shown = run_cli("base", "gain", "mixed", "--html", here / "page.html").stdout
+    assert re.search(r"image R@1, en +│ +33.33 │ +66.67 │ +\+33.33", shown)
+    assert "image retrieval, en: p 1.0000 and " in shown
+    assert "image R@1, de" in (here / "page.html").read_text()
+
+
+def test_a_comparison_without_languages_has_none(here):
+    assert document_of("base", "gain")["comparisons"][0]["image_retrieval_by_language"] == {}
 
 
 def test_the_base_is_the_first_or_the_one_named(here):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Measured, evaluate
 from dcdctl.core.evaluation import files as evaluation_files
 from dcdctl.core.evaluation.files import SavedEvaluation
+from dcdctl.core.evaluation.ranking import RankTable
 
 CORPUS = Numbers(OWNER)
 
@@ -47,6 +49,17 @@ def test_the_table_of_ranks_names_every_query(tmp_path, alone):
     assert image.image_id.tolist() == [f"image {owner}" for owner in OWNER]
     assert image.caption_id.tolist() == list(range(100, 118))
     assert image.caption.tolist() == CORPUS.captions
+
+
+def test_languages_of_captions_come_back(tmp_path, alone):
+    corpus = Numbers(OWNER)
+    corpus.languages = ["de", None, "fr"] * 6
+    write(tmp_path, replace(alone, table=RankTable.of(corpus, alone.rankings)))
+    table = SavedEvaluation.load(tmp_path).table
+    assert table.languages == ("de", None, "fr") * 6
+    first = table.of_captions(np.arange(0, 18, 3))
+    assert first.image_ranks.tolist() == alone.table.image_ranks[::3].tolist()
+    assert [first.image_ids[image] for image in first.caption_image] == [f"image {owner}" for owner in OWNER[::3]]
 
 
 def test_scores_are_those_of_the_best_positive(tmp_path, alone):

@@ -13,6 +13,7 @@ from typed_commands import parse
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import files, significance
 from dcdctl.core.report import report
+from dcdctl.core.report.tables import NOTHING, result_tables
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,17 @@ def test_a_complete_demo_has_five_models_with_their_roles_and_no_missing_part(fo
         ("dual-alone", "baseline"),
     ]
     assert found.missing == ()
+
+
+def test_recalls_by_language_have_a_table(folders):
+    recalls = {"R@1": 12.34, "R@5": 20.0, "R@10": 30.0}
+    change(folders[1] / "result.json", image_recalls_by_label={"language": {"de": recalls, "unknown": recalls}})
+    (table,) = (one for one in result_tables(read_demo(folders)) if "language" in one.title)
+    dual = table.columns.index("dual")
+    assert [(row[0], row[dual], row[dual + 1]) for row in table.rows] == [
+        ("language: de", "12.3", NOTHING),
+        ("language: unknown", "12.3", NOTHING),
+    ]
 
 
 def test_the_default_baseline_is_the_first_run_that_is_not_the_teacher(folders):

@@ -24,7 +24,8 @@ class Numbers:
         self.image_ids = [f"image {image}" for image in range(self.num_images)]
         self.caption_ids = np.arange(len(owner)) + 100
         self.fingerprint = f"numbers {len(owner)}"
-        self.captions_by_source: dict[str, np.ndarray] = {}
+        self.captions_by_label: dict[str, dict[str, np.ndarray]] = {}
+        self.languages = [None] * len(owner)
         self.folder, self.split, self.is_pool, self.whole = Path("numbers"), "test", False, self
 
     def images(self, image_ix):

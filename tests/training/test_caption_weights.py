@@ -121,6 +121,7 @@ def folder(tmp_path_factory) -> Path:
                 "image": f"{image}.png",
                 "caption": f"a {source} view of thing {image}",
                 "source": source,
+                "language": f"language {number}",
                 "weight": 1 + number,
                 "split": "train" if image < 12 else "val",
             }
@@ -156,17 +157,21 @@ def test_recalls_are_reported_for_the_captions_of_each_source(folder, tmp_path):
     run, val = distill(Corpus.open(folder, "train"), tmp_path / "run", *sets), Corpus.open(folder, "val")
     measured = evaluate.evaluate_model(models.load(run.folder), val)
     logged = run.metrics()[-1]
-    assert logged["val_image_r1_alt_text"] == measured.image_recalls_by_source["alt text"]["R@1"]
+    assert logged["val_image_r1_alt_text"] == measured.image_recalls_by_label["source"]["alt text"]["R@1"]
+    assert logged["val_image_r1_language_1"] == logged["val_image_r1_alt_text"]
     assert logged["val_image_r5"] == (logged["val_image_r5_human"] + logged["val_image_r5_alt_text"]) / 2
     # The captions of an image: one by a person, then its alt text.
     table = replace(measured.table, image_ranks=np.array([1, 2, 1, 6, 1, 2, 1, 2, 1, 2, 11, 2]))
     measured = replace(measured, table=table)
-    assert measured.image_recalls_by_source == {
+    assert measured.image_recalls_by_label["source"] == {
         "human": {f"R@{k}": pytest.approx(100 * 5 / 6) for k in (1, 5, 10)},
         "alt text": {"R@1": 0, "R@5": pytest.approx(100 * 5 / 6), "R@10": 100},
     }
+    of_language = measured.image_recalls_by_label["language"]
+    assert [*of_language.values()] == [*measured.image_recalls_by_label["source"].values()]
     evaluation = measured.evaluation("m")
-    assert evaluation.document["image_recalls_by_source"] == measured.image_recalls_by_source
+    assert evaluation.document["image_recalls_by_label"] == measured.image_recalls_by_label
+    assert evaluation_tables(evaluation)[2].rows[1] == ["language 1", "0.00", "83.33", "100.00"]
     assert evaluation_tables(evaluation)[1].rows == [
         ["human", "83.33", "83.33", "83.33"],
         ["alt text", "0.00", "83.33", "100.00"],

@@ -1,6 +1,6 @@
 from .captions import text_key, tokens_of
 from .columns import MOMENT, ImageColumns, columns_of_table, moment_of, read_columns
-from .corpus import Corpus, Direction
+from .corpus import Corpus, Direction, group_captions
 from .corpus_json import (
     CORPUS,
     CORPUS_FILE,
@@ -96,6 +96,7 @@ __all__ = [
     "draw_scene",
     "fetch_file",
     "find_manifest",
+    "group_captions",
     "hub_connection",
     "hub_refusal",
     "hub_requests",

@@ -35,8 +35,8 @@ from dcdctl.core.places import local_path, shown, url_of
 
 Side = TypeVar("Side")
 _COPY_AGAIN = "copy the corpus to its place again"
-MAX_SOURCES = 10
-"""Sources of captions that reports name."""
+MAX_GROUPS = 10
+"""Sources and languages of captions that reports name."""
 
 
 class Direction(StrEnum):
@@ -75,6 +75,20 @@ class Direction(StrEnum):
         Its own inverse: of queries and gallery, it gives what belongs to images first.
         """
         return (of_images, of_texts) if self == Direction.TEXT else (of_texts, of_images)
+
+
+def group_captions(labels: Sequence[str | None]) -> dict[str, Index]:
+    """The captions of each label, the label with most first, at most `MAX_GROUPS`; empty if all labels are None.
+
+    >>> group_captions(["de", None, "fr", "fr"])
+    {'fr': array([2, 3]), 'de': array([0]), 'unknown': array([1])}
+    """
+    if all(label is None for label in labels):
+        return {}
+    encoded = pa.array([label or "unknown" for label in labels], "string").dictionary_encode()
+    names, label_T = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    order = np.argsort(-np.bincount(label_T), kind="stable")
+    return {names[i]: np.flatnonzero(label_T == i) for i in order[:MAX_GROUPS]}
 
 
 class Corpus:
@@ -202,12 +216,18 @@ class Corpus:
         return self._of_captions("caption_weights", "", "float64").to_numpy() if self._has("caption_weights") else None
 
     @cached_property
-    def captions_by_source(self) -> dict[str, Index]:
-        """The captions of each source, the source with most first, at most `MAX_SOURCES`; empty without sources."""
-        sources = pa.array([name or "unknown" for name in self.caption_sources or ()], "string").dictionary_encode()
-        names, source_T = sources.dictionary.to_pylist(), sources.indices.to_numpy()
-        order = np.argsort(-np.bincount(source_T, minlength=len(names)), kind="stable")
-        return {names[i]: np.flatnonzero(source_T == i) for i in order[:MAX_SOURCES]}
+    def languages(self) -> list[str | None]:
+        """The language of each caption, or of each text of a pool, such as "de"; None where the table does not say."""
+        if not self._has("caption_languages"):
+            return [None] * self.num_captions
+        return [name or None for name in self._of_captions("caption_languages", "", "string").to_pylist()]
+
+    @cached_property
+    def captions_by_label(self) -> dict[str, dict[str, Index]]:
+        """The captions of each source, and of each language (`group_captions`), by "source" and "language"; without a
+        label that the table does not give."""
+        labels = {"source": self.caption_sources or (), "language": self.languages}
+        return {label: groups for label, names in labels.items() if (groups := group_captions(names))}
 
     @cached_property
     def caption_image(self) -> Index:

@@ -59,8 +59,8 @@ class SplitInspection:
     """The number of captions with 0, 1, 2, ... words; the last bin, `MAX_WORDS_COUNTED`, includes longer ones."""
     different_words: int
     """Words as in `captions.words_of`: they hold a letter or a digit, and case makes no difference."""
-    captions_by_source: Annotated[dict[str, int], OMITTED] = field(default_factory=dict)
-    """Empty for a corpus without sources of captions."""
+    captions_by_label: Annotated[dict[str, dict[str, int]], OMITTED] = field(default_factory=dict)
+    """The number of captions of each source and each language, by "source" and "language"."""
     repeated: float
     """The share of captions with the text of another caption of the split (`captions.text_key`)."""
 
@@ -135,7 +135,10 @@ def _inspect_split(corpus: Corpus) -> SplitInspection:
         words_per_caption=_spread(np.array(lengths)),
         captions_by_words=np.bincount(np.minimum(np.array(lengths, np.int64), MAX_WORDS_COUNTED)).tolist(),
         different_words=len(words),
-        captions_by_source={name: len(of_source) for name, of_source in corpus.captions_by_source.items()},
+        captions_by_label={
+            label: {name: len(of_name) for name, of_name in groups.items()}
+            for label, groups in corpus.captions_by_label.items()
+        },
         repeated=sum(count for count in texts.values() if count > 1) / max(len(lengths), 1),
     )
 
@@ -173,7 +176,10 @@ def _split_facts(split: SplitInspection) -> dict[str, str]:
     return {
         "images": f"{split.images:,}",
         texts: f"{split.captions:,}",
-        "captions by source": ", ".join(f"{name} {count:,}" for name, count in split.captions_by_source.items()),
+        **{
+            f"{texts} by {label}": ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            for label, counts in split.captions_by_label.items()
+        },
         "captions per image": _in_words(split.captions_per_image),
         f"words per {text}": _in_words(split.words_per_caption),
         "different words": f"{split.different_words:,}",

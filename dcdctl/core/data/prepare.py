@@ -274,8 +274,8 @@ def _summary(out: Path, document: CorpusDocument, notes: Sequence[str] = (), *, 
 def _column_notes(listing: Listing) -> Iterator[str]:
     """Which columns of a table are kept."""
     if listing.label_columns:
-        named = " and ".join(name.removeprefix("caption_") for name in listing.label_columns)
-        yield f"captions have {named}, from the columns source and weight"
+        named = ", ".join(name.removeprefix("caption_") for name in listing.label_columns)
+        yield f"captions have {named}, from the columns of these names"
     if listing.columns is not None:
         yield f"columns: {', '.join(listing.columns.table.column_names)}"
         yield from listing.columns.notes

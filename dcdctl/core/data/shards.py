@@ -21,8 +21,9 @@ from dcdctl.core import files
 ROW_GROUP_ROWS = 32
 ROW_GROUP_BYTES = 2 << 20
 """Row groups are small because reading one image reads its row group."""
-LABEL_COLUMNS = ("caption_sources", "caption_weights")
-"""Columns of a corpus whose table says who wrote a caption, or how often to draw it; each has a value per caption."""
+LABEL_COLUMNS = ("caption_sources", "caption_weights", "caption_languages")
+"""Columns of a corpus whose table says who wrote a caption, how often to draw it, or its language; each has a value per
+caption."""
 _COLUMNS = pa.schema(
     [
         ("image_id", "string"),
@@ -33,6 +34,7 @@ _COLUMNS = pa.schema(
         ("caption_ids", pa.list_(pa.int64())),
         ("caption_sources", pa.list_(pa.string())),
         ("caption_weights", pa.list_(pa.float64())),
+        ("caption_languages", pa.list_(pa.string())),
     ]
 )
 
@@ -59,11 +61,12 @@ class CorpusRow:
     caption_ids: Sequence[int]
     caption_sources: Sequence[str] | None = None
     caption_weights: Sequence[float] | None = None
+    caption_languages: Sequence[str] | None = None
 
     def digest(self, image_digest: bytes | None = None) -> bytes:
         """The SHA-256 of id, captions with their labels, and image bytes. A known `image_digest` saves hashing the
         image again."""
-        labels = [self.caption_sources, self.caption_weights]
+        labels = [self.caption_sources, self.caption_weights, *filter(None, [self.caption_languages])]
         # JSON, because it marks where each text ends: captions "ab", "c" must not equal "a", "bc".
         id_and_captions = json.dumps([self.image_id, list(self.captions), *(labels if any(labels) else [])]).encode()
         image_digest = image_digest or hashlib.sha256(self.data).digest()

@@ -15,19 +15,21 @@ Shape letters: Q queries of a direction, R runs of a system.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dcdctl.core.artifacts import kind_of_folder, other_folder_error
-from dcdctl.core.data import Direction
+from dcdctl.core.data import Direction, Index, group_captions
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation import significance
 from dcdctl.core.evaluation.bootstrap import holm
 from dcdctl.core.evaluation.comparison import (
     LETTERS,
+    AdjustedComparison,
     Comparison,
     PairwiseComparison,
     RankShift,
@@ -39,6 +41,7 @@ from dcdctl.core.evaluation.comparison import (
 from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation
 from dcdctl.core.evaluation.files import SavedEvaluation
 from dcdctl.core.evaluation.ranking import RankTable, check_queries
+from dcdctl.core.evaluation.significance import RankComparison, Runs
 from dcdctl.core.places import shown
 
 CASCADE_SUFFIX = ":cascade"
@@ -69,23 +72,21 @@ def compare_systems(
     base_tables = systems[base_letter].tables
     others = {letter: system.tables for letter, system in systems.items() if letter != base_letter}
     named = dict(zip(systems, short_names(names), strict=True))
-    tables = {named[letter]: of_system for letter, of_system in others.items()}
-    comparisons = significance.compare_all(tables, base_tables, resamples=resamples, seed=seed, draw_seeds=draw_seeds)
-    p_values = [(one.p_value, one.sign_flip_p_value, one.t_test_p_value or 0.0) for one in comparisons]
-    adjusted = map(holm, zip(*p_values, strict=True))
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "draw_seeds": draw_seeds}
+    compare = partial(_compare, {named[letter]: tables for letter, tables in others.items()}, base_tables, options)
+    languages = group_captions(base_tables[0].languages)
+    of_languages = compare(languages.values())
     pairwise = [
         PairwiseComparison(
+            **vars(one),
             letter=letter,
-            comparison=comparison,
-            holm_p_value=holm_p,
-            holm_sign_flip_p_value=holm_flip_p,
-            holm_t_test_p_value=holm_t_p if draw_seeds else None,
             shifts={
                 direction: find_rank_shifts(others[letter], base_tables, direction, NUM_QUERIES)
                 for direction in Direction
             },
+            by_language=dict(zip(languages, of_languages[number :: len(others)], strict=True)),
         )
-        for letter, comparison, holm_p, holm_flip_p, holm_t_p in zip(others, comparisons, *adjusted, strict=True)
+        for number, (letter, one) in enumerate(zip(others, compare([None]), strict=True))
     ]
     return Comparison(
         systems=systems,
@@ -95,6 +96,32 @@ def compare_systems(
         seed=seed,
         draws_seeds=draw_seeds,
     )
+
+
+def _compare(
+    systems: Mapping[str, Runs], base: Runs, options: Mapping[str, Any], groups: Iterable[Index | None]
+) -> list[AdjustedComparison]:
+    """Every system, by name, against the base on the captions of each group, on everything if it is None; adjusted for
+    all of them."""
+    comparisons: list[RankComparison] = []
+    for texts_T in groups:
+        *tables, of_base = [
+            runs if texts_T is None else [table.of_captions(texts_T) for table in runs]
+            for runs in (*systems.values(), base)
+        ]
+        comparisons += significance.compare_all(dict(zip(systems, tables, strict=True)), of_base, **options)
+    p_values = [(one.p_value, one.sign_flip_p_value, one.t_test_p_value or 0.0) for one in comparisons]
+    return [
+        AdjustedComparison(
+            comparison=comparison,
+            holm_p_value=holm_p,
+            holm_sign_flip_p_value=holm_flip_p,
+            holm_t_test_p_value=holm_t_p if options["draw_seeds"] else None,
+        )
+        for comparison, holm_p, holm_flip_p, holm_t_p in zip(
+            comparisons, *map(holm, zip(*p_values, strict=True)), strict=False
+        )
+    ]
 
 
 def find_rank_shifts(

@@ -66,17 +66,27 @@ class RankShifts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairwiseComparison:
-    """A system against the base."""
+class AdjustedComparison:
+    """The ranks of a system against the base's, with p-values adjusted for all comparisons of the report
+    (`bootstrap.holm`)."""
 
-    letter: str
     comparison: RankComparison
     holm_p_value: float
-    """p-value of the bootstrap, adjusted for all comparisons of the report (`bootstrap.holm`)."""
+    """Of the bootstrap."""
     holm_sign_flip_p_value: float
     holm_t_test_p_value: float | None
     """None unless the seeds are drawn: otherwise the comparison is about these trainings alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairwiseComparison(AdjustedComparison):
+    """A system against the base."""
+
+    letter: str
     shifts: dict[Direction, RankShifts]
+    by_language: dict[str, AdjustedComparison]
+    """In image retrieval alone (`RankTable.of_captions`), for the captions of each language; adjusted for all languages
+    and systems. Empty if the captions have no languages."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -196,16 +206,12 @@ def _pairwise(comparison: Comparison, pairwise: PairwiseComparison) -> dict[str,
         "side": pairwise.letter,
         "base": comparison.base,
         "difference": to_table(ranks.difference),
-        "sign_flip": {
-            "p_value": ranks.sign_flip_p_value,
-            "holm_p_value": pairwise.holm_sign_flip_p_value,
-            "exact": ranks.sign_flip_is_exact,
-        },
+        **_p_values(pairwise),
         **({"ndcg": to_table(ranks.ndcg_tests)} if ranks.ndcg_tests else {}),
-        "bootstrap": {"p_value": ranks.p_value, "holm_p_value": pairwise.holm_p_value},
-        "t_test": None
-        if pairwise.holm_t_test_p_value is None
-        else {"p_value": ranks.t_test_p_value, "holm_p_value": pairwise.holm_t_test_p_value},
+        "image_retrieval_by_language": {
+            language: {"difference": to_table(one.comparison.difference.image_retrieval), **_p_values(one)}
+            for language, one in pairwise.by_language.items()
+        },
         "seed_warning": ranks.seed_warning or None,
         **{
             f"{direction}_queries": {
@@ -217,6 +223,21 @@ def _pairwise(comparison: Comparison, pairwise: PairwiseComparison) -> dict[str,
             }
             for direction, shifts in pairwise.shifts.items()
         },
+    }
+
+
+def _p_values(pairwise: AdjustedComparison) -> dict[str, Any]:
+    ranks = pairwise.comparison
+    return {
+        "sign_flip": {
+            "p_value": ranks.sign_flip_p_value,
+            "holm_p_value": pairwise.holm_sign_flip_p_value,
+            "exact": ranks.sign_flip_is_exact,
+        },
+        "bootstrap": {"p_value": ranks.p_value, "holm_p_value": pairwise.holm_p_value},
+        "t_test": None
+        if pairwise.holm_t_test_p_value is None
+        else {"p_value": ranks.t_test_p_value, "holm_p_value": pairwise.holm_t_test_p_value},
     }
 
 
@@ -276,7 +297,7 @@ def _summary(comparison: Comparison) -> Table:
     return Table("", columns, rows)
 
 
-def _tests(pairwise: PairwiseComparison) -> list[tuple[float, float]]:
+def _tests(pairwise: AdjustedComparison) -> list[tuple[float, float]]:
     """p-values of the two tests that are shown, raw and adjusted: the bootstrap's last. The sign-flip test averages the
     runs, so the t-test takes its place where seeds are drawn."""
     ranks = pairwise.comparison
@@ -289,8 +310,12 @@ def _tests(pairwise: PairwiseComparison) -> list[tuple[float, float]]:
 def _details(comparison: Comparison, pairwise: PairwiseComparison) -> Table:
     """Recalls and mean reciprocal ranks of both systems with the differences, and how many queries rank better."""
     base_name, name = comparison.names[comparison.base], comparison.names[pairwise.letter]
-    ranks = pairwise.comparison
-    base, ours, difference = map(_flat, (ranks.base, ranks.ours, ranks.difference))
+    languages = pairwise.by_language.items()
+    base, ours, difference = (
+        _flat(getattr(pairwise.comparison, side))
+        | {f"image R@1, {name}": getattr(one.comparison, side).image_retrieval["R@1"] for name, one in languages}
+        for side in ("base", "ours", "difference")
+    )
     rows = [
         [row, f"{base[row].value:.2f}", f"{ours[row].value:.2f}", signed(change.value), _interval(change)]
         for row, change in difference.items()
@@ -299,6 +324,10 @@ def _details(comparison: Comparison, pairwise: PairwiseComparison) -> Table:
         f"ranks of {direction.query}s: {shifts.num_better:,} better with {name} than with {base_name}, "
         f"{shifts.num_equal:,} equal, {shifts.num_worse:,} worse"
         for direction, shifts in pairwise.shifts.items()
+    ]
+    changes += [
+        f"image retrieval, {name}: p {' and '.join(_p(holm) for _, holm in _tests(one))}, adjusted (Holm)"
+        for name, one in languages
     ]
     return Table("", ["", base_name, name, "difference", f"{100 * LEVEL:g} % interval"], rows, "\n".join(changes))
 

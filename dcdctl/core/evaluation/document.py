@@ -221,8 +221,9 @@ class Evaluation(_OnSplit):
     eccv_caption: Annotated[dict[str, Measures] | None, OMITTED] = None
     """By direction, including the positives that COCO's own pairs lack (`eccv`)."""
     cxc: Annotated[dict[str, Measures] | None, OMITTED] = None
-    image_recalls_by_source: Annotated[dict[str, Measures], OMITTED] = dataclasses.field(default_factory=dict)
-    """R@1, R@5 and R@10 of image retrieval for the captions of each source; empty for a split without sources."""
+    image_recalls_by_label: Annotated[dict[str, dict[str, Measures]], OMITTED] = dataclasses.field(default_factory=dict)
+    """By "source" and "language", if captions have them: R@1, R@5 and R@10 of image retrieval for the captions of
+    each."""
     agreement: Annotated[Agreement | None, OMITTED] = None
     """With a teacher, if one was named."""
     relevance: Annotated[str | None, OMITTED] = None
@@ -315,10 +316,12 @@ class Measured:
         return recall.rsum(self.text_retrieval, self.image_retrieval)
 
     @property
-    def image_recalls_by_source(self) -> dict[str, Measures]:
-        """R@1, R@5 and R@10 of image retrieval for the captions of each source, over all folds together."""
-        of_sources = self.corpus.captions_by_source
-        return {name: recall.recall_at_k(self.table.image_ranks[texts]) for name, texts in of_sources.items()}
+    def image_recalls_by_label(self) -> dict[str, dict[str, Measures]]:
+        """As in `Evaluation`, over all folds together."""
+        return {
+            label: {name: recall.recall_at_k(self.table.image_ranks[texts]) for name, texts in groups.items()}
+            for label, groups in self.corpus.captions_by_label.items()
+        }
 
     def evaluation(self, model: str, **more: Any) -> Evaluation:
         """The evaluation of the model of this name, with its intervals; `more` are further entries."""
@@ -342,6 +345,6 @@ class Measured:
             pairs_scored=self.pairs_scored,
             seconds=self.seconds,
             depths=self.depths,
-            image_recalls_by_source=self.image_recalls_by_source,
+            image_recalls_by_label=self.image_recalls_by_label,
             **more,
         )

@@ -1,7 +1,8 @@
 """The files of an evaluation: `dcdctl eval` writes them into a run's folder or another one, and `SavedEvaluation.load`
 reads them back.
 
-    DIR/ranks.parquet            direction, query, image_id, caption_id, caption, rank, score; ndcg with relevance
+    DIR/ranks.parquet            direction, query, image_id, caption_id, caption, rank, score; language if captions
+                                 have one; ndcg with relevance
     DIR/top.parquet              direction, query, place, candidate, score, is_own
     DIR/agreement.parquet        direction, query, candidates, same_first, ndcg, spearman; only with a teacher
     DIR/result.json              `Evaluation.document`, written last
@@ -174,6 +175,7 @@ def read_ranks(path: Path) -> RankTable:
         tuple(image["caption"].to_pylist()),
         {direction: rows["score"].to_numpy() for direction, rows in rows_of.items()},
         {direction: rows["ndcg"].to_numpy() for direction, rows in rows_of.items() if "ndcg" in rows.column_names},
+        tuple(image["language"].to_pylist()) if "language" in image.column_names else (),
     )
 
 
@@ -236,6 +238,7 @@ def write_ranks(path: Path, table: RankTable) -> None:
             # Nullable integers, because a missing value makes ordinary ones floats.
             "caption_id": pd.array(table.caption_ids, dtype="Int64"),
             "caption": table.captions,
+            **({"language": table.languages} if any(table.languages) else {}),
         },
     }
     frames = [

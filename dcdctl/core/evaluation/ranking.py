@@ -71,6 +71,8 @@ class RankTable:
     ndcg: dict[Direction, Values] = field(default_factory=dict)
     """(Q,): nDCG@10 by a file of relevance, from 0 to 1; NaN for queries without a relevant candidate. Empty if there
     was no file."""
+    languages: tuple[str | None, ...] = ()
+    """(T,): the language of each caption, None where it is not known; none if it was not made for them."""
 
     @staticmethod
     def of(corpus: Corpus, rankings: Rankings) -> RankTable:
@@ -83,7 +85,15 @@ class RankTable:
             rankings.image.ranks,
             tuple(corpus.captions),
             {direction: rankings.of(direction).positive_score_Q for direction in Direction},
+            languages=tuple(corpus.languages),
         )
+
+    def of_captions(self, texts_T: Index) -> RankTable:
+        """These captions and their images, to compare image retrieval alone: text retrieval has rank 1 throughout, so
+        that a difference of systems in RSUM is one in the three recalls of image retrieval."""
+        image_I, image_T = np.unique(self.caption_image[texts_T], return_inverse=True)
+        ids = tuple(self.image_ids[image] for image in image_I)
+        return RankTable(ids, self.caption_ids[texts_T], image_T, np.ones_like(image_I), self.image_ranks[texts_T])
 
     def ranks(self, direction: Direction) -> Index:
         """(Q,): rank of each query of a direction."""

@@ -13,17 +13,14 @@ from dcdctl.core.templates import Table
 
 
 def evaluation_tables(evaluation: Evaluation | PoolEvaluation) -> list[Table]:
-    """Recalls with their intervals, and by source of the captions; then the depths of a cascade, the judgments of ECCV
-    Caption, and the agreement with a teacher, if there are any. A pool has that alone."""
+    """Recalls with their intervals, and by source and language of the captions; then the depths of a cascade, the
+    judgments of ECCV Caption, and the agreement with a teacher, if there are any. A pool has that alone."""
     if isinstance(evaluation, PoolEvaluation):
         return [_agreement(evaluation.agreement, evaluation)]
     tables = [_recalls(evaluation)]
-    if evaluation.image_recalls_by_source:
-        rows = [
-            [name, *(f"{recalls[k]:.2f}" for k in RECALL_NAMES)]
-            for name, recalls in evaluation.image_recalls_by_source.items()
-        ]
-        tables.append(Table("image retrieval by source of the caption", ["", *RECALL_NAMES], rows))
+    for label, groups in evaluation.image_recalls_by_label.items():
+        rows = [[name, *(f"{recalls[k]:.2f}" for k in RECALL_NAMES)] for name, recalls in groups.items()]
+        tables.append(Table(f"image retrieval by {label} of the caption", ["", *RECALL_NAMES], rows))
     if evaluation.depths:
         tables.append(_depths(evaluation))
     if evaluation.eccv_caption and evaluation.cxc:

@@ -18,7 +18,9 @@ RECALLS = [(direction, name) for direction in Direction for name in RECALL_NAMES
 
 def result_tables(report: Report) -> list[Table]:
     """The tables of the results that have rows."""
-    return [table for table in (_quality(report), _differences(report), _speed(report)) if table.rows]
+    return [
+        table for table in (_quality(report), _by_label(report), _differences(report), _speed(report)) if table.rows
+    ]
 
 
 def run_tables(report: Report) -> list[Table]:
@@ -44,6 +46,25 @@ def _quality(report: Report) -> Table:
     names = (*RECALL_NAMES, "mAP@R", "median rank")
     return Table(
         caption, ("model", "RSUM", *(f"{direction}\n{name}" for direction in Direction for name in names)), tuple(rows)
+    )
+
+
+def _by_label(report: Report) -> Table:
+    measured = [(_name(model), model.result) for model in report.models if model.result is not None]
+    by_label = _transposed(
+        [
+            {
+                f"{label}: {name}": f"{recalls['R@1']:.1f}"
+                for label, groups in result.image_recalls_by_label.items()
+                for name, recalls in groups.items()
+            }
+            for _, result in measured
+        ]
+    )
+    return Table(
+        "Image R@1 by source and language of the caption",
+        ("captions", *(name for name, _ in measured)),
+        tuple((name, *values) for name, values in by_label.items()),
     )
 
 

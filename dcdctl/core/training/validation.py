@@ -138,8 +138,9 @@ class Validation:
             both = measured.text_retrieval, measured.image_retrieval
             for direction, measures in zip(Direction, both, strict=True):
                 values |= {f"{key}_{direction}_r{k}": measures[f"R@{k}"] for k in KS}
-            for source, recalls in measured.image_recalls_by_source.items():
-                values |= {f"{key}_image_r{k}_{source.replace(' ', '_')}": recalls[f"R@{k}"] for k in KS}
+            for groups in measured.image_recalls_by_label.values():
+                for name, recalls in groups.items():
+                    values |= {f"{key}_image_r{k}_{name.replace(' ', '_')}": recalls[f"R@{k}"] for k in KS}
             values[f"{key}_rsum"] = measured.rsum
         return values
 

@@ -14,8 +14,8 @@ MAX_TEXT_BYTES = 1 << 20
 its size."""
 MAX_WEIGHT = 1e9
 """The largest weight of a caption: sums of such weights keep their precision."""
-MAX_SOURCE_LETTERS = 60
-"""The longest name of a source, which tables show as a heading."""
+MAX_NAME_LETTERS = 60
+"""The longest name of a source or a language, which tables show as a heading."""
 
 
 class CaptionLabel(NamedTuple):
@@ -25,6 +25,8 @@ class CaptionLabel(NamedTuple):
     """Who wrote it: human, alt text, synthetic, ...; empty if the table does not say."""
     weight: float = 1.0
     """How often training draws it, beside the other captions."""
+    language: str = ""
+    """Such as "de"; empty if the table does not say."""
 
 
 NO_LABEL = CaptionLabel()
@@ -72,16 +74,16 @@ def read_caption_ids(value: Any, count: int) -> list[int] | None:
 
 
 def read_labels(cells: Mapping[str, Any], count: int) -> list[CaptionLabel]:
-    """The labels of `count` captions, from cells `source` and `weight`: one value for all, or a list."""
-    if "source" not in cells and "weight" not in cells:
+    """The labels of `count` captions, from cells `source`, `weight` and `language`: one value for all, or a list."""
+    if cells.keys().isdisjoint(CaptionLabel._fields):
         return [NO_LABEL] * count
     columns: list[list[Any]] = []
-    for name, default, read in zip(CaptionLabel._fields, NO_LABEL, (_read_source, _read_weight), strict=True):
+    for name, default in NO_LABEL._asdict().items():
         value = cells.get(name)
         values = value if isinstance(value, list) else [value] * count
         if len(values) != count:
             raise RowError(f'"{name}" has {len(values)} values for {count} captions')
-        columns.append([default if each is None or each == "" else read(each) for each in values])
+        columns.append([default if each is None or each == "" else _read_label(name, each) for each in values])
     return list(map(CaptionLabel, *columns))
 
 
@@ -94,11 +96,13 @@ def is_synthetic(source: Any) -> bool:
     return isinstance(source, str) and source.strip().lower().startswith("synthetic")
 
 
-def _read_source(value: Any) -> str:
-    source = read_caption(value, "the source").strip()
-    if len(source) > MAX_SOURCE_LETTERS or not source.isprintable():
-        raise RowError(f"the source is {source[:MAX_SOURCE_LETTERS]!r}, expected a short name such as synthetic")
-    return source
+def _read_label(label: str, value: Any) -> str | float:
+    if label == "weight":
+        return _read_weight(value)
+    name = read_caption(value, f"the {label}").strip()
+    if len(name) > MAX_NAME_LETTERS or not name.isprintable():
+        raise RowError(f"the {label} is {name[:MAX_NAME_LETTERS]!r}, expected a short name")
+    return name
 
 
 def _read_weight(value: Any) -> float:

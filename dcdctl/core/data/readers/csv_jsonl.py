@@ -53,7 +53,7 @@ Rows = list[tuple[int, dict[str, Any]]]
 _IMAGE_COLUMNS = ("image", "file_name", "filename")
 _CAPTION_COLUMNS = ("caption", "text")
 _LIST_COLUMNS = ("captions", "raw")
-_OF_CAPTIONS = ("sentids", "source", "weight")
+_OF_CAPTIONS = ("sentids", *CaptionLabel._fields)
 _WITH_A_ROLE = {*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_LIST_COLUMNS, "split", *_OF_CAPTIONS, *KEYS}
 _LAVIS_HINT = "an example of this format is coco_karpathy_val.json"
 _HEADER_HINT = "the first line names the columns: image,caption[,split]"
@@ -150,7 +150,8 @@ class LavisSource(SourceConfig):
 
 @dataclass(frozen=True, slots=True)
 class TableEntry(EntryWithFile):
-    """A row: `value` has its cells by role, which are image, caption or captions, split, sentids, source, weight."""
+    """A row: `value` has its cells by role, which are image, caption or captions, split, sentids, source, weight,
+    language."""
 
     splits: Mapping[str, str]
     """The split of an image by its path, for a row that names none; "train" for images that it lacks."""

@@ -43,7 +43,7 @@ from dcdctl.core.errors import InputError
 
 _CAPTION_COLUMNS = ("captions", "caption", "sentences", "raw", "text")
 _NUMBER_COLUMNS = ("caption_ids", "sentids")
-_LABEL_COLUMNS = {"source": ("source", "caption_sources"), "weight": ("weight", "caption_weights")}
+_LABEL_COLUMNS = {label: (label, f"caption_{label}s") for label in CaptionLabel._fields}
 """The second name is that of a prepared corpus, which can be read as Parquet files."""
 LISTED_ROWS = 1 << 14
 """Rows that are listed at a time: their texts are a few megabytes."""
