@@ -1,8 +1,9 @@
-"""`dcdctl cache-teacher`: score candidates with the teacher, once."""
+"""`dcdctl cache-teacher`: score candidates with the teacher, or encode texts, once."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -28,14 +29,21 @@ Outcome = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class CacheTeacher(options.Inference):
-    """A teacher, a corpus, and the pairs to score. On the command line, the teacher and the recipe may be None."""
+    """A teacher, a corpus, and the pairs to score. On the command line, the teacher, the corpus and the recipe may be
+    None."""
 
     teacher: Annotated[
         Ref,
-        options.reads_model("--teacher", f"{options.TEACHER_HELP} Not with --plan-only and --scores.", "REF"),
+        options.reads_model(
+            "--teacher", f"{options.TEACHER_HELP} Not with --plan-only, --scores and --vectors.", "REF"
+        ),
         str | None,
     ]
-    data: options.Data
+    data: Annotated[
+        Ref,
+        reads("--data", "Folder written by `dcdctl prepare`. Required except with --texts and --vectors.", "DIR"),
+        Path | None,
+    ]
     out: options.Out
     _: KW_ONLY
     recipe: Annotated[
@@ -43,7 +51,7 @@ class CacheTeacher(options.Inference):
         reads(
             "--recipe",
             "Recipe of the student, whose [candidates] say what to score: a name or a .toml file. Required except "
-            "with --verify.",
+            "with --verify, --texts and --vectors.",
             "RECIPE",
             callback=options.check_recipe,
             autocompletion=complete_recipe,
@@ -72,23 +80,29 @@ class CacheTeacher(options.Inference):
 
         return CacheJob(
             data=path(self.data),
-            out=path(self.out),
             candidates=CandidateConfig()
             if self.recipe is None
             else load_recipe(options.named(self.recipe), sets or ()).candidates,
-            teacher=os.fspath(self.teacher or ""),
-            split=self.split,
             max_images=self.max_images,
-            model_set=assignments(self.model_overrides),
-            extend=optional_path(self.extend),
             max_pairs=self.max_pairs,
-            compute=self.compute(say),
+            **self.with_teacher(say),
         )
+
+    def with_teacher(self, say: Say) -> dict[str, Any]:
+        """What every cache needs, by the fields of a `TeacherJob`."""
+        return {
+            "out": path(self.out),
+            "teacher": os.fspath(self.teacher or ""),
+            "split": self.split,
+            "model_set": assignments(self.model_overrides),
+            "extend": optional_path(self.extend),
+            "compute": self.compute(say),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class External:
-    """Scores that another program gives."""
+    """Scores or vectors that another program gives; and texts, whose vectors are cached in place of scores."""
 
     plan_only: Annotated[
         bool, writes("--plan-only", "Write the pairs without a score to OUT/work, for another program to score.")
@@ -103,28 +117,43 @@ class External:
         list[str] | None,
         reads("--scores", "Take scores by ids: Parquet, CSV or JSON lines, a folder or a pattern; repeatable.", "FILE"),
     ] = None
-    teacher_name: Annotated[str | None, reads("--teacher-name", "With --scores: the model that gave them.", "NAME")] = (
-        None
-    )
+    texts: Annotated[
+        list[str] | None,
+        reads(
+            "--texts",
+            "Cache the text vectors of the teacher, a dual encoder or a late-interaction model, for a query student: "
+            ".txt, .csv, .tsv, .jsonl or .parquet with a column text, or the folder of a corpus; repeatable.",
+            "PLACE",
+        ),
+    ] = None
+    vectors: Annotated[
+        list[str] | None,
+        reads(
+            "--vectors", "Take texts with their vectors: Parquet with the columns text and vector; repeatable.", "FILE"
+        ),
+    ] = None
+    teacher_name: Annotated[
+        str | None, reads("--teacher-name", "With --scores and --vectors: the model that gave them.", "NAME")
+    ] = None
 
     def check(self, of_teacher: Mapping[str, object]) -> None:
         """A usage error for options that do not go together; `of_teacher` are for a model that dcdctl runs."""
         if not self.plan_only:
             refuse({"--with": self.with_columns}, "is for a work list: add --plan-only")
-        if not self.scores:
-            refuse(
-                {"--teacher-name": self.teacher_name}, "is for scores from elsewhere: name their files with --scores"
-            )
-        if self.plan_only or self.scores:
-            refuse(of_teacher, "is for a model that dcdctl runs, and --plan-only and --scores run none")
+        given = self.scores or self.vectors
+        if not given:
+            why = "is for scores and vectors from elsewhere: name their files with --scores or --vectors"
+            refuse({"--teacher-name": self.teacher_name}, why)
+        if self.plan_only or given:
+            refuse(of_teacher, "is for a model that dcdctl runs, and --plan-only, --scores and --vectors run none")
         elif of_teacher["--teacher"] is None:
             raise typer.BadParameter(
-                "name the model that scores, or use --plan-only or --scores", param_hint="--teacher"
+                "name the model that scores, or use --plan-only, --scores or --vectors", param_hint="--teacher"
             )
         if self.plan_only:
             refuse({"--scores": self.scores}, "and --plan-only are two steps: plan first, then give the scores")
-        elif self.scores and not self.teacher_name:
-            raise typer.BadParameter("name the model that gave the scores", param_hint="--teacher-name")
+        elif given and not self.teacher_name:
+            raise typer.BadParameter("name the model that gave them", param_hint="--teacher-name")
 
 
 def cache_teacher(
@@ -138,11 +167,13 @@ def cache_teacher(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Score candidates with the teacher, once. Training reads the scores and never runs the teacher."""
+    """Score candidates or encode texts with a teacher. Training reads the scores or the vectors and never runs the
+    teacher."""
     # `refuse` lets None pass; a flag and an option with a default are None here unless they were given.
     external.check(
         {
             "--teacher": arguments.teacher,
+            "--texts": external.texts,
             "--model-set": arguments.model_overrides,
             "--features": arguments.features,
             "--dry-run": dry_run or None,
@@ -152,6 +183,35 @@ def cache_teacher(
             "--workers": arguments.workers,
         }
     )
+    if external.texts or external.vectors:
+        of_pairs = {
+            "--data": arguments.data,
+            "--recipe": arguments.recipe,
+            "--set": sets,
+            "--max-images": arguments.max_images,
+            "--max-pairs": arguments.max_pairs,
+            "--scores": external.scores,
+            "--plan-only": external.plan_only or None,
+            "--features": arguments.features,
+            "--workers": arguments.workers,
+            "--dry-run": dry_run or None,
+        }
+        refuse(of_pairs, "is for scores of images with captions, and a text cache has none")
+        text, document = _encode(arguments, external, verify)
+    elif arguments.data is None:
+        raise typer.BadParameter("name the corpus to score, or texts with --texts", param_hint="--data")
+    else:
+        text, document = _pairs(arguments, external, sets, dry_run=dry_run, verify=verify)
+    if json:
+        show_json(document)
+    elif text:
+        show(text)
+
+
+def _pairs(
+    arguments: CacheTeacher, external: External, sets: list[str] | None, *, dry_run: bool, verify: int | None
+) -> Outcome:
+    """The cache of scores, its plan, its cost, or its check."""
     # After the options, whose mistakes need no recipe to be told.
     _check_recipe(arguments, sets, verify)
     job = arguments.job(note, sets)
@@ -169,10 +229,31 @@ def cache_teacher(
 
         document["next"] = command_after_cache(job, os.fspath(cast("Ref", arguments.recipe)), sets or ())
         text += f"; next: {document['next']}"
-    if json:
-        show_json(document)
-    elif text:
-        show(text)
+    return text, document
+
+
+def _encode(arguments: CacheTeacher, external: External, verify: int | None) -> Outcome:
+    """The cache of the vectors of texts, or its check."""
+    from dcdctl.core.teacher import TEXTS, TextCacheJob, cache_texts, verify_texts
+
+    job = TextCacheJob(
+        texts=external.texts or (),
+        vectors=external.vectors or (),
+        teacher_name=external.teacher_name,
+        **arguments.with_teacher(note),
+    )
+    if verify is not None:
+        difference = verify_texts(job, verify, track=bar)
+        text = f"{job.out}: {verify:,} texts encoded again, the largest difference is {difference:.1e}"
+        return text, {"cache": str(job.out), "texts": verify, "largest_difference": difference}
+    started, already_there = time.monotonic(), (job.out / TEXTS.seal_file).exists()
+    cache = cache_texts(job, track=bar)
+    document = {"cache": str(job.out), "texts": cache.num_texts, "languages": cache.plan["languages"]}
+    document |= {"teacher": cache.teacher_name or cache.teacher, "already_there": already_there}
+    document |= {"seconds": round(time.monotonic() - started, 3)}
+    document["next"] = shlex.join(["dcdctl", "distill", "query-minilm", "--cache", str(job.out), "--out", "RUN"])
+    text = f"vectors of {cache.num_texts:,} texts, {cache.width} numbers each -> {job.out}; next: {document['next']}"
+    return text, document
 
 
 def _verify(job: CacheJob, num_pairs: int) -> Outcome:

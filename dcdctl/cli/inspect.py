@@ -1,4 +1,4 @@
-"""`dcdctl inspect`: what a corpus, a teacher cache or an index holds."""
+"""`dcdctl inspect`: what a corpus, a teacher cache, a text cache or an index holds."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ def inspect(arguments: Inspect) -> None:
     # An option without effect is an error, so that nobody trusts a result that ignored it.
     of_cache = {"--data": arguments.data}
     page = {"--html": arguments.html}
-    if kind == "index":
+    if kind in ("index", "texts"):
         others = {"--split": arguments.split, "--max-images": arguments.max_images}
-        refuse({**of_cache, **others, **page}, f"is for a corpus or a teacher cache, and {place} is an index")
-        _inspect_index(folder, arguments.json)
+        name = "a text cache" if kind == "texts" else "an index"
+        refuse({**of_cache, **others, **page}, f"is for a corpus or a teacher cache, and {place} is {name}")
+        (_inspect_texts if kind == "texts" else _inspect_index)(folder, arguments.json)
     elif kind == "corpus":
         refuse(of_cache, f"is for a teacher cache, and {shown(folder)} is a corpus")
         _inspect_corpus(folder, arguments)
@@ -100,6 +101,16 @@ def _inspect_index(folder: Path, json: bool) -> None:
         return show_json(search.index_document(index))
     show(f"index {folder}")
     show_facts(search.index_facts(index))
+
+
+def _inspect_texts(folder: Path, json: bool) -> None:
+    from dcdctl.core import teacher
+
+    plan = teacher.read_text_cache(folder).plan
+    if json:
+        return show_json(plan)
+    show(f"text cache {folder}")
+    show_facts(teacher.text_cache_facts(plan))
 
 
 def _show_scores(document: dict[str, Any]) -> None:

@@ -55,6 +55,7 @@ _FOLDERS = {
     "a corpus": (("corpus.json", "prepare.json"), "give it to --data or --images"),
     "an index": (("index.json",), "give it to `dcdctl search` or `dcdctl serve`"),
     "a teacher cache": (("cache.json",), "give it to --cache"),
+    "a text cache": (("texts.json",), "give it to --cache of a query student"),
     "stored features": (("features.json",), "give the folder above it to --features"),
     "a run": (("run.json",), "give it as RUN"),
     "a saved model": (("dcdctl.json", "config.json"), "give it as RUN or --teacher"),

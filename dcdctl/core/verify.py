@@ -1,8 +1,8 @@
 """Every file of an artifact, or of a folder of artifacts, compared with its checksum.
 
-A folder is recognized by its documents: corpus.json, cache.json, features.json, index.json, run.json, dcdctl.json,
-result.json, cascade.json. A folder may hold several artifacts, such as a run with its evaluation, and folders of
-artifacts.
+A folder is recognized by its documents: corpus.json, cache.json, texts.json, features.json, index.json, run.json,
+dcdctl.json, result.json, cascade.json. A folder may hold several artifacts, such as a run with its evaluation, and
+folders of artifacts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, POOL_FILES
 from dcdctl.core.progress import Track, silent
 
 State = Literal["ok", "damaged", "unfinished"]
-PLANNED: tuple[Kind, ...] = (teacher.CACHE, scoring.FEATURES, search.INDEX)
+PLANNED: tuple[Kind, ...] = (teacher.CACHE, teacher.TEXTS, scoring.FEATURES, search.INDEX)
 """The artifacts with a plan.json. Without a seal, the names of their parts tell which one it is."""
 
 
@@ -128,8 +128,9 @@ def _without_document(folder: Path, names: list[str]) -> Iterator[VerifiedArtifa
     """The artifacts of a folder that lost the document by which they are recognized."""
     # Patterns that only files of this kind have: many programs have a folder `text`.
     for kind, document, patterns in (
-        ("corpus", data.CORPUS_FILE, ("*-?????-of-?????.parquet", "texts-*.parquet")),
+        ("corpus", data.CORPUS_FILE, ("*-?????-of-?????.parquet", "texts-[!0-9]*.parquet")),
         ("teacher cache", teacher.CACHE.seal_file, ("pairs-*.parquet", "items.parquet")),
+        ("text cache", teacher.TEXTS.seal_file, (f"texts-{'[0-9]' * 5}.parquet",)),
         ("features", scoring.FEATURES.seal_file, scoring.FEATURES.files),
         ("index", search.INDEX.seal_file, ("vectors/part-*.parquet",)),
         ("run", "run.json", ("metrics.json", "metrics.jsonl", "checkpoints/*/checkpoint.json")),
@@ -230,7 +231,7 @@ def _evaluation(folder: Path, track: Track) -> VerifiedArtifact:
 
 CHECKS: list[tuple[tuple[str, ...], Callable[[Path, Track], VerifiedArtifact]]] = [
     ((data.CORPUS_FILE, data.CORPUS.plan_file), _corpus),
-    *(((kind.seal_file,), partial(_with_plan, kind)) for kind in (teacher.CACHE, scoring.FEATURES)),
+    *(((kind.seal_file,), partial(_with_plan, kind)) for kind in PLANNED[:-1]),
     ((search.INDEX.seal_file,), _index),
     (("run.json",), _run),
     ((models.SETTINGS_FILE,), _model),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import document_of, error_of, run
-from tiny import contents, make_teacher
+from tiny import contents, make_teacher, make_wide_dual
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
@@ -219,6 +219,23 @@ def test_a_cache_is_planned_scored_elsewhere_and_sealed(scenes_corpus_dir, cache
     assert "elsewhere" not in run(f"inspect {cache}").stdout
     refused = error_of(f"cache-teacher --data {scenes_corpus_dir} --teacher vilt-coco --out {out} --verify 5")
     assert "are those of a vilt, which dcdctl cannot compute again; score some pairs again elsewhere" in refused
+
+
+def test_texts_are_encoded_verified_and_inspected(tmp_path):
+    models.save(make_wide_dual(["a red circle"]), tmp_path / "dual")
+    (tmp_path / "a.csv").write_text("text,language\na red circle,en\nein roter Kreis,de\nA red circle.,en\n")
+    line = f"cache-teacher --teacher {tmp_path}/dual --texts {tmp_path}/a.csv --out {tmp_path}/q --device cpu"
+    following = f"{tmp_path}/q; next: dcdctl distill query-minilm --cache {tmp_path}/q --out RUN\n"
+    assert run(line).stdout == f"vectors of 2 texts, 8 numbers each -> {following}"
+    document = json.loads(run(f"{line} --json").stdout)
+    assert (document["texts"], document["already_there"]) == (2, True)
+    assert document["languages"] == {"de": 1, "en": 1}
+    assert "q: 2 texts encoded again, the largest difference is 0.0e+00\n" in run(f"{line} --verify 2").stdout
+    shown = run(f"inspect {tmp_path}/q").stdout
+    assert "texts: 2 of a.csv\n" in shown
+    assert "languages: 1 de, 1 en\n" in shown
+    assert json.loads(run(f"inspect {tmp_path}/q --json").stdout)["part_sizes"] == [2]
+    assert "is an index" not in error_of(f"inspect {tmp_path}/q --split val", code=2)
 
 
 def test_scores_without_an_order_get_a_note(scenes_corpus_dir, tmp_path):

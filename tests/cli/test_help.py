@@ -28,6 +28,7 @@ SEVERAL_MEANINGS = {
     "--teacher": "required or not, one or several",
     "--to": "export names a format, index a store",
     "--verify": "scores are computed again, or vectors",
+    "--vectors": "of images with --images, or of texts",
     "--workers": "prepare starts processes, and at least one",
 }
 """Options whose text differs between commands, with the reason."""

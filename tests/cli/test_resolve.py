@@ -131,7 +131,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--extend": [CACHE],
     "--cache": [CACHE],
     "--pool": [CORPUS, Mistake("CORPUS", r"CORPUS \(train\) has captions; --data names captioned images and --pool a")],
-    "--queries": [Mistake("ABSENT", r"ABSENT is no file of texts, .*; --queries takes a \.txt", "manifest=UNSET")],
+    "--queries": [Mistake("ABSENT", r"ABSENT is no file of texts, .*; a file of texts is a \.txt", "manifest=UNSET")],
     "--decontaminate": [replace(CORPUS, needs="manifest=UNSET --queries=PAIRS.csv")],
     "--against": [MODEL],
     "--relevance": [
@@ -195,14 +195,16 @@ KL = "recipe=photos-self"
 """A loss that needs scores, by an override and by a recipe."""
 PLAN, TAKE = "--teacher=UNSET --plan-only=", "--teacher=UNSET --scores=PAIRS.csv --teacher-name=a"
 """Two ways to make a cache without a model."""
+TEXTS, OF_TEXTS, GIVEN = "--texts=PAIRS.csv", "--data=UNSET --recipe=UNSET", "--teacher=UNSET --teacher-name=a"
+"""Options of a text cache."""
 OWN: dict[tuple[str, str], list[Mistake]] = {
     ("index", "model"): [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer.*dual encoder")],
     ("cache-teacher", "--teacher"): [
         MODEL,
-        Mistake("UNSET", r"--teacher: name the model that scores, or use --plan-only or --scores", code=2),
+        Mistake("UNSET", r"--teacher: name the model that scores, or use --plan-only, --scores or --vectors", code=2),
         Mistake(
             "FUSION",
-            r"--teacher: is for a model that dcdctl runs, and --plan-only and --scores run none",
+            r"--teacher: is for a model that dcdctl runs, and --plan-only, --scores and --vectors run none",
             "--plan-only=",
             code=2,
         ),
@@ -222,11 +224,40 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("FILE", r"FILE is no file of scores by its name; a file of scores ends with \.parquet, ", TAKE),
         Mistake("TAKEN", r"TAKEN holds no file of scores; ", TAKE),
         Mistake("PAIRS.csv", r"--scores: and --plan-only are two steps", PLAN, code=2),
-        Mistake("PAIRS.csv", r"--teacher-name: name the model that gave the scores", "--teacher=UNSET", code=2),
+        Mistake("PAIRS.csv", r"--teacher-name: name the model that gave them", "--teacher=UNSET", code=2),
     ],
     ("cache-teacher", "--teacher-name"): [
         Mistake("a\nb", r"--teacher-name must be a line of text, got 'a\\nb'; name the model", TAKE),
-        Mistake("a", r"--teacher-name: is for scores from elsewhere: name their files with --scores", code=2),
+        Mistake("a", r"--teacher-name: is for scores and vectors from elsewhere: name their files with", code=2),
+    ],
+    ("cache-teacher", "--data"): [
+        CORPUS,
+        Mistake("UNSET", r"--data: name the corpus to score, or texts with --texts", code=2),
+        Mistake("CORPUS", r"--data: is for scores of images with captions, and a text cache has none", TEXTS, code=2),
+    ],
+    ("cache-teacher", "--texts"): [
+        Mistake("ABSENT.txt", r"ABSENT\.txt does not exist; --texts takes a file, a folder or a pattern", OF_TEXTS),
+        Mistake("FILE", r"FILE is no file of texts by its name; a file of texts ends with \.txt, \.csv", OF_TEXTS),
+        Mistake("TAKEN", r"no corpus in TAKEN", OF_TEXTS),
+        Mistake("PAIRS.csv", r"FUSION is a fusion scorer, .*; it scores pairs, and has no vectors", OF_TEXTS),
+        Mistake("PAIRS.csv", r"no text cache in ABSENT.*--texts`", f"{OF_TEXTS} --extend=ABSENT"),
+        *(
+            Mistake(
+                "PAIRS.csv",
+                rf"{option.split('=')[0]}: is for scores of images",
+                f"{OF_TEXTS} {option}",
+                code=2,
+            )
+            for option in ("--recipe=tiny-student", "--max-pairs=5", "--dry-run=", "--max-images=3", "--workers=1")
+        ),
+        Mistake("PAIRS.csv", r"--texts: is for a model that dcdctl runs", f"{OF_TEXTS} {TAKE}", code=2),
+        Mistake("PAIRS.csv", r"--texts: is for a model that dcdctl runs", f"{OF_TEXTS} {PLAN}", code=2),
+    ],
+    ("cache-teacher", "--vectors"): [
+        Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; --vectors takes a file", f"{OF_TEXTS} {GIVEN}"),
+        Mistake("FILE", r"FILE is no file of vectors by its name", f"{OF_TEXTS} {GIVEN}"),
+        Mistake("FILE", r"--teacher-name: name the model that gave them", f"{OF_TEXTS} --teacher=UNSET", code=2),
+        Mistake("FILE", r"--teacher: is for a model that dcdctl runs", OF_TEXTS, code=2),
     ],
     ("prepare", "--csv"): [
         Mistake(

@@ -60,6 +60,7 @@ DOCUMENTS = {
     *(
         "corpus.json",
         "cache.json",
+        "texts.json",
         "features.json",
         "plan.json",
         "index.json",

@@ -17,12 +17,21 @@ from encoders import make_pair
 from made_caches import build_cache
 from made_index import unit_vectors, update, write_index
 from noise_index import CAPTIONS, make_index
-from tiny import make_corpus, make_teacher
+from tiny import make_corpus, make_teacher, make_wide_dual
 
+from dcdctl.core import models
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus, summarize_corpus
 from dcdctl.core.scoring import features, open_or_build
 from dcdctl.core.search import ColumnChanges, FolderIndex, IndexSearcher, commit, keywords, parse_where
-from dcdctl.core.teacher import CandidateConfig, build, read_cache, summarize_cache
+from dcdctl.core.teacher import (
+    CandidateConfig,
+    TextCacheJob,
+    build,
+    cache_texts,
+    read_cache,
+    read_text_cache,
+    summarize_cache,
+)
 from dcdctl.core.training import negatives
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
@@ -57,6 +66,21 @@ def cache_kind(folder: Path) -> Artifact:
         scores = cache.lookup(np.arange(12)[:, None], np.arange(24))
         reused = build.reusable_pairs(path, subset, {**plan, "corpus": subset.fingerprint})
         return scores, cache.candidates, summarize_cache(read_cache(path)), reused, cache.score_P, cache.role_P
+
+    return Artifact(folder / "made", folder / "other", read)
+
+
+def text_cache_kind(folder: Path) -> Artifact:
+    captions = [text for texts in TEXTS for text in texts]
+    models.save(make_wide_dual(captions), folder / "dual")
+    for name in ("made", "other"):
+        (folder / f"{name}.txt").write_text("".join(f"{text} {name}\n" for text in captions))
+        job = TextCacheJob(out=folder / name, teacher=str(folder / "dual"), texts=[str(folder / f"{name}.txt")])
+        cache_texts(job)
+
+    def read(path: Path) -> Any:
+        cache = read_text_cache(path)
+        return [vars(cache.part(number)) for number in range(len(cache.part_sizes))], cache.fingerprint
 
     return Artifact(folder / "made", folder / "other", read)
 
@@ -147,6 +171,7 @@ def negatives_kind(folder: Path) -> Artifact:
 KINDS: dict[str, Callable[[Path], Artifact]] = {
     "corpus": corpus_kind,
     "teacher cache": cache_kind,
+    "text cache": text_cache_kind,
     "features": features_kind,
     "image index": index_kind,
     "model of an image index": model_of_index_kind,

@@ -44,6 +44,7 @@ from .manifest import (
 )
 from .prepare import CorpusSummary, prepare_corpus
 from .ragged_array import Flags, Index, RaggedArray, Scores, Values, offsets_of
+from .readers.pool import LANGUAGE, TEXT_SUFFIXES, check_text, read_values
 from .scenes import (
     describe_scenes,
     draw_scene,
@@ -57,11 +58,13 @@ __all__ = [
     "CAMERA_COLUMNS",
     "CORPUS",
     "CORPUS_FILE",
+    "LANGUAGE",
     "MAX_PIXELS",
     "MAX_WORDS_COUNTED",
     "MOMENT",
     "PLACE_COLUMNS",
     "TEXT_FIELDS",
+    "TEXT_SUFFIXES",
     "Corpus",
     "CorpusDocument",
     "CorpusInspection",
@@ -86,6 +89,7 @@ __all__ = [
     "Values",
     "all_splits",
     "artifact_kind",
+    "check_text",
     "choose_manifest",
     "columns_of_table",
     "corpus_facts",
@@ -111,6 +115,7 @@ __all__ = [
     "read_columns",
     "read_corpus_json",
     "read_exif",
+    "read_values",
     "share_split",
     "split_to_measure",
     "summarize_corpus",

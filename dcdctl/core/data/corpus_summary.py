@@ -21,7 +21,7 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.places import url_of
 from dcdctl.core.progress import byte_size
 
-Kind = Literal["cache", "corpus", "index"]
+Kind = Literal["cache", "corpus", "index", "texts"]
 MAX_WORDS_COUNTED = 40
 """The last bin of the histogram of caption lengths: so many words or more."""
 # A summary is read on one screen; corpus.json has all of them.
@@ -87,8 +87,8 @@ def artifact_kind(folder: Path) -> Kind:
     # Of what dcdctl writes, only a corpus is read from a URL.
     if url_of(folder) is not None or kind == "a corpus":
         return "corpus"
-    if kind == "an index":
-        return "index"
+    if kind in ("an index", "a text cache"):
+        return "index" if kind == "an index" else "texts"
     # The plan of an unfinished cache.
     if kind == "a teacher cache" or (not kind and (folder / "plan.json").is_file()):
         return "cache"

@@ -18,6 +18,7 @@ from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.files import unreadable
 
 FORCE = "name the encoding with --encoding, such as --encoding cp1252, or save the file as UTF-8"
+_PIECE = 1 << 20
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -39,20 +40,26 @@ def find_encoding(path: Path, forced: str | None = None, hint: str = FORCE) -> s
 
     InputError if it cannot be read, and, with the hint, if it does not decode.
     """
+    line = 1
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            mark = file.read(len(codecs.BOM_UTF8))
+            marked = next((name for known, name in _MARKS.items() if mark.startswith(known)), None)
+            # A byte order mark would become a part of the first column's name.
+            name = ("utf-8-sig" if forced == "utf-8" else forced) or marked or "utf-8-sig"
+            decoder = codecs.getincrementaldecoder(name)()
+            file.seek(0)
+            # In pieces, because a log may be larger than the memory.
+            while piece := file.read(_PIECE):
+                decoder.decode(piece)
+                line += piece.count(b"\n")
+            decoder.decode(b"", final=True)
     except OSError as error:
         raise unreadable(path, error, hint="check the path") from error
-    marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
-    # A byte order mark would become a part of the first column's name.
-    name = ("utf-8-sig" if forced == "utf-8" else forced) or marked or "utf-8-sig"
-    try:
-        data.decode(name)
     except UnicodeError as error:
         fault = str(error)  # of a codec of several bytes without their mark
         if isinstance(error, UnicodeDecodeError):
-            line = data.count(b"\n", 0, error.start) + 1
-            fault = f"{error.reason} on line {line:,}"
+            fault = f"{error.reason} on line {line + error.object.count(10, 0, error.start):,}"
         raise InputError(f"{path} is not {name.removesuffix('-sig').upper()} text ({fault})", hint=hint) from error
     return name
 

@@ -372,7 +372,8 @@ def _check_kind(ref: str | Path, actual: Kind, expected: Wanted | None) -> None:
             f"{ref} is a query encoder, which embeds texts alone", hint=f"name its teacher, and --query-model {ref}"
         )
     if expected not in (None, actual) and (expected != "searchable" or actual == "fusion"):
-        raise ModelError(f"{ref} is {_KINDS[actual]}, expected {_KINDS[str(expected)]}")
+        hint = "it scores pairs, and has no vectors of images or texts" if actual == "fusion" else ""
+        raise ModelError(f"{ref} is {_KINDS[actual]}, expected {_KINDS[str(expected)]}", hint=hint)
 
 
 def _hub_errors(ref: str, *, hint: str) -> AbstractContextManager[None]:

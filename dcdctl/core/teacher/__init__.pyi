@@ -10,11 +10,20 @@ from .score_files import READERS, read_batches
 from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread
 from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
+from .text_cache import (
+    TEXTS,
+    TextCacheJob,
+    cache_texts,
+    read_text_cache,
+    text_cache_facts,
+    verify_texts,
+)
 from .work_list import parse_extras
 
 __all__ = [
     "CACHE",
     "READERS",
+    "TEXTS",
     "WORK_FOLDER",
     "CacheCost",
     "CacheJob",
@@ -30,9 +39,11 @@ __all__ = [
     "TeacherCache",
     "TeacherEnsemble",
     "TeacherScores",
+    "TextCacheJob",
     "cache_document",
     "cache_facts",
     "cache_scores",
+    "cache_texts",
     "check_weights",
     "embedded_teachers",
     "false_negative_filter",
@@ -45,8 +56,11 @@ __all__ = [
     "read_batches",
     "read_cache",
     "read_caches",
+    "read_text_cache",
     "summarize_cache",
     "take_scores",
+    "text_cache_facts",
     "text_classes",
     "verify_cache",
+    "verify_texts",
 ]

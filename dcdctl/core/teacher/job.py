@@ -16,7 +16,7 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import StaleError
-from dcdctl.core.models import FusionScorer
+from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import PairScorer, measure_rate, open_source
 from dcdctl.core.teacher import build
@@ -34,26 +34,32 @@ HALF_WEIGHTS = {"bfloat16": 0.25, "float16": 0.03}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheJob:
-    """Which pairs to score, with which teacher, into which folder."""
+class TeacherJob:
+    """What to compute with a teacher, once, into which folder."""
 
-    data: Path
     out: Path
-    candidates: CandidateConfig = field(default_factory=CandidateConfig)
-    """Not read by `verify_cache`: the finished cache has its own."""
     teacher: str = ""
-    """Empty where another program scores (`external_scores`)."""
+    """Empty where another program computes (`external_scores`)."""
     split: str = "train"
-    max_images: int | None = None
     model_set: Sequence[str] = ()
     """Settings that the teacher's files lack: image_size=384."""
     extend: Path | None = None
-    """Finished cache of the same teacher whose scores are reused."""
+    """Finished cache of the same teacher whose scores or vectors are reused."""
+    compute: Compute = ON_CPU
+    """Its folder of features is made if it does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheJob(TeacherJob):
+    """Which pairs to score."""
+
+    data: Path
+    candidates: CandidateConfig = field(default_factory=CandidateConfig)
+    """Not read by `verify_cache`: the finished cache has its own."""
+    max_images: int | None = None
     max_pairs: int | None = None
     """At most so many pairs are scored, beside those that have a score: the best candidates of each query, and the
     queries first about which `candidates.model` disagrees with the scores of `extend`."""
-    compute: Compute = ON_CPU
-    """Its folder of features is made if it does not exist."""
 
     def open_corpus(self) -> Corpus:
         """The corpus; an error for candidates that it cannot have."""
@@ -201,11 +207,16 @@ def verify_scores(
     )
     difference = np.abs(cached - recomputed) / np.maximum(1, np.abs(cached))
     worst = int(difference.argmax())
-    types = {str(parameter.dtype).removeprefix("torch.") for parameter in teacher.parameters()}
-    if difference[worst] > max(TOLERANCES[compute.precision], *(HALF_WEIGHTS.get(name, 0.0) for name in types), 0.0):
+    if difference[worst] > tolerance(teacher, compute.precision):
         pair = f"image {image[worst]} with caption {text[worst]}"
         raise StaleError(
             f"{folder}: {pair} scores {recomputed[worst]:.5f}, and the cache has {cached[worst]:.5f}",
             hint="delete the cache and run `dcdctl cache-teacher` again",
         )
     return float(difference[worst])
+
+
+def tolerance(model: Model, precision: str) -> float:
+    """Largest allowed difference of what a model computes twice, by precision and by the types of its weights."""
+    types = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
+    return max(TOLERANCES[precision], *(HALF_WEIGHTS.get(name, 0.0) for name in types), 0.0)

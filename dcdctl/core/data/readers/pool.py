@@ -6,7 +6,7 @@ Images are files in folders, zips and tars, or rows of Parquet files. Texts are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,7 +36,12 @@ from dcdctl.core.errors import InputError
 Texts = dict[str, tuple[str, int]]
 """Each text with its number among all texts, by `text_key`."""
 _COLUMNS = ("query", "caption", "text")
-_TEXTS_HINT = "--queries takes a .txt with one text a line, or a .csv, .tsv, .jsonl or .parquet with a column query"
+TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+LANGUAGE = "language"
+"""The column with the language of each text, such as "de"."""
+_TEXTS_HINT = (
+    "a file of texts is a .txt with one text per line, or a .csv, .tsv, .jsonl or .parquet with a column query"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +150,7 @@ def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any
     number, encoding = 0, getattr(source, "encoding", None)
     for path in source.queries:
         first = number
-        for line, value in _read_values(path, encoding):
-            where = f"{path.name} {'row' if path.suffix == '.parquet' else 'line'} {line}"
+        for where, value in read_values(path, encoding):
             try:
                 text = read_caption(value, "the text")
             except RowError as error:
@@ -165,26 +169,47 @@ def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any
     return texts
 
 
-def _read_values(path: Path, forced: str | None) -> Iterator[tuple[int, Any]]:
-    """The line, or the row of a Parquet, and the value of each text, unchecked; blank lines are left out."""
+def read_values(path: Path, forced: str | None = None, more: Sequence[str] = ()) -> Iterator[tuple[Any, ...]]:
+    """Of each text of a file where it stands ("log.csv line 3"), its value, and those of `more` columns, None where the
+    file lacks one; unchecked and streamed. Blank lines are left out.
+
+    `forced` names the encoding. InputError for a file of another kind, and for one without a column of texts.
+    """
     suffix = path.suffix.lower()
-    if suffix not in (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"):
+    if suffix not in TEXT_SUFFIXES:
         raise InputError(f"{path} is no file of texts, its name ends with {suffix or 'nothing'!r}", hint=_TEXTS_HINT)
+    for line, row in _rows_of(path, suffix, forced, more):
+        name = find_column(f"{path} line {line}", list(row), _COLUMNS, _TEXTS_HINT)
+        yield f"{path.name} {'row' if suffix == '.parquet' else 'line'} {line}", row[name], *map(row.get, more)
+
+
+def _rows_of(
+    path: Path, suffix: str, forced: str | None, more: Sequence[str]
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if suffix == ".parquet":
         with open_parquet(path) as file:
-            name = find_column(path, file.schema_arrow.names, _COLUMNS, _TEXTS_HINT)
-            groups = (read_rows(str(path), file, group, [name], LISTED_ROWS) for group in range(file.num_row_groups))
-            yield from enumerate(row[name] for rows in groups for row in rows)
+            names = file.schema_arrow.names
+            columns = [find_column(path, names, _COLUMNS, _TEXTS_HINT), *(name for name in more if name in names)]
+            groups = (read_rows(str(path), file, group, columns, LISTED_ROWS) for group in range(file.num_row_groups))
+            yield from enumerate(row for rows in groups for row in rows)
         return
     encoding = find_encoding(path, forced)
     if suffix == ".txt":
         with path.open(encoding=encoding) as lines:
-            yield from ((line, text.rstrip("\n")) for line, text in enumerate(lines, start=1) if text.strip())
+            yield from ((line, {"text": text.rstrip("\n")}) for line, text in enumerate(lines, 1) if text.strip())
     elif suffix in (".csv", ".tsv"):
         table = csv_rows(path, encoding, "," if suffix == ".csv" else "\t")
         _, names = next(table, (1, []))
-        place = names.index(find_column(path, names, _COLUMNS, _TEXTS_HINT))
-        yield from ((line, cells[place]) for line, cells in table)
+        find_column(path, names, _COLUMNS, _TEXTS_HINT)
+        yield from ((line, dict(zip(names, cells, strict=True))) for line, cells in table)
     else:
-        for line, value in json_lines(path, encoding):
-            yield line, value[find_column(f"{path} line {line}", list(value), _COLUMNS, _TEXTS_HINT)]
+        yield from json_lines(path, encoding)
+
+
+def check_text(where: str, value: Any, language: Any = None) -> tuple[str, str | None]:
+    """A text and its language, None for an empty one; InputError that says where it stands for a value that is no
+    text."""
+    try:
+        return read_caption(value, "the text"), None if language in (None, "") else read_caption(language, LANGUAGE)
+    except RowError as error:
+        raise InputError(f"{where}: {error}", hint=_TEXTS_HINT) from error

@@ -1,0 +1,348 @@
+"""Texts and the vectors that a teacher gives them: what a query student learns from, without images.
+
+    CACHE/plan.json                     written first: the teacher, its settings, and the sources of the texts; then the
+        number of texts of each part and of each language
+    CACHE/texts-00000.parquet           at most 8,192 texts, in the order given: text, language (or null), vectors
+    CACHE/texts-planned-00000.parquet   the same texts without vectors; removed when the cache is finished
+    CACHE/texts.json                    completion marker, written last: versions, size and SHA-256 of each part
+
+Vectors are float16: one of unit length per text, or, of a late-interaction model, one per token. Equal texts
+(`captions.text_key`) are kept once. One process encodes a part, so its bytes do not depend on the number of processes.
+
+Memory: a part, and a set with a hash of 8 bytes per text. Shape letters: N texts of a part, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from dcdctl.core import artifacts, data, distributed, files, models, scoring
+from dcdctl.core.artifacts import Build, Document, Kind
+from dcdctl.core.data import Corpus, Index
+from dcdctl.core.devices import Compute, versions
+from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.memory import Fitting
+from dcdctl.core.models import Searchable
+from dcdctl.core.places import url_of
+from dcdctl.core.progress import Advance, Track, silent
+from dcdctl.core.teacher.cache_format import TEACHER_NAME
+from dcdctl.core.teacher.job import TeacherJob, tolerance
+
+TEXTS = Kind(
+    name="text cache",
+    format=1,
+    seal_file="texts.json",
+    files=("texts-*.parquet",),
+    make="make one with `dcdctl cache-teacher --texts`",
+    make_again="run `dcdctl cache-teacher --texts` again with the same options",
+)
+TEXTS_PER_PART = 8192
+"""Texts that one process encodes and writes atomically: what a killed run loses at most per process."""
+BATCH_SIZE = 256
+"""Texts per forward pass, unless the user sets a batch size."""
+_ROUNDING = 2**-10
+"""Difference of equal numbers of unit vectors that float16 rounds to two sides."""
+_HINT = "give a row per text: text, vector (a list of numbers), and language if it is known"
+VECTOR = "vector"
+Half = NDArray[np.float16]
+Row = tuple[str, str | None, Half | None]
+"""A text, its language, and its vector where another program gave it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCacheJob(TeacherJob):
+    """Which texts to encode, or whose vectors to take. The teacher is a dual encoder or a late-interaction model."""
+
+    texts: Sequence[str] = ()
+    """Files of texts, and folders of corpora or pools, of which `split` is read."""
+    vectors: Sequence[str] = ()
+    """Parquet files of texts with vectors of another program, in place of `texts` and `teacher`."""
+    teacher_name: str | None = None
+    """The model that gave `vectors`."""
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Some texts of a cache, and their vectors."""
+
+    texts: list[str]
+    vectors: Half
+    """N x D; of a late-interaction teacher the tokens of all texts, one text after another."""
+    languages: list[str | None]
+    counts: Index | None
+    """The number of tokens of each text; None for a vector per text."""
+
+
+class TextCache:
+    """A finished cache, whose parts are read one by one."""
+
+    def __init__(self, folder: Path, plan: Document, seal: Document) -> None:
+        self.folder, self.plan, self.seal = folder, plan, seal
+        self.kind: Literal["dual", "late"] = plan["kind"]
+        """dual: one vector per text; late: one per token."""
+        self.width: int = plan["width"]
+        """Width D of a vector."""
+        self.teacher: str | None = plan["teacher"]
+        """The digest of the teacher; None for vectors from elsewhere."""
+        self.teacher_name: str | None = plan[TEACHER_NAME]
+        """Who gave the vectors, if they come from elsewhere."""
+        self.part_sizes: list[int] = plan["part_sizes"]
+        """The number of texts of each part."""
+        self.num_texts = sum(self.part_sizes)
+        self.fingerprint = files.digest_of(seal["files"])
+        """A digest of all texts and vectors."""
+
+    def part(self, number: int) -> TextPart:
+        """A part, from 0; StaleError if it is damaged."""
+        name, counts = _name(number), None
+        table = pq.read_table(TEXTS.checked(self.folder / name, self.seal["files"][name]["sha256"]))
+        vectors = table["vectors"].combine_chunks()
+        if self.kind == "late":
+            counts, vectors = vectors.value_lengths().to_numpy().astype(np.int64), vectors.flatten()
+        vectors_ND = vectors.flatten().to_numpy().reshape(-1, self.width)
+        return TextPart(table["text"].to_pylist(), vectors_ND, table[data.LANGUAGE].to_pylist(), counts)
+
+
+def read_text_cache(folder: Path) -> TextCache:
+    """The cache in a folder; MissingError if there is no finished one, StaleError if it is damaged."""
+    plan, seal = TEXTS.read_plan_and_seal(folder)
+    for name, part in artifacts.listed_files(folder / TEXTS.seal_file, seal, hint=TEXTS.remake).items():
+        TEXTS.check_part(folder, name, part["bytes"])
+    return TextCache(folder, plan, seal)
+
+
+def text_cache_facts(plan: Document) -> list[tuple[str, str]]:
+    """What the plan of a finished cache says, as pairs of name and value, in words."""
+    return [
+        ("teacher", plan[TEACHER_NAME] or plan["teacher"]),
+        ("vectors", f"{plan['width']} numbers per {'token' if plan['kind'] == 'late' else 'text'}"),
+        ("texts", f"{sum(plan['part_sizes']):,} of {', '.join(source['name'] for source in plan['sources'])}"),
+        ("languages", ", ".join(map("{0[1]:,} {0[0]}".format, plan["languages"].items())) or "not given"),
+    ]
+
+
+def cache_texts(job: TextCacheJob, *, track: Track = silent) -> TextCache:
+    """Encode the texts of a job, or take their vectors; or resume.
+
+    InputError for a file that cannot be used, ModelError for a teacher without text vectors, StaleError if `out` or
+    `extend` is of another teacher or has other settings, or if `out` is of other texts.
+    """
+    TEXTS.check_folder(job.out)
+    sources, width = _sources(job)
+    old = None if job.extend is None else read_text_cache(job.extend)
+    model = None if job.vectors else _load(job, track)
+    settings = _settings(job, model, width)
+    if old is not None:
+        artifacts.expect(old.folder, old.plan, settings, hint="extend a cache of this teacher")
+    named = [{"name": name, "sha256": digest} for name, digest, _ in sources]
+    build = Build(job.out, {**settings, "extends": old and old.fingerprint, "sources": named}, TEXTS)
+    with distributed.lock(job.out):
+        with distributed.main_first():
+            if distributed.is_main() and "part_sizes" not in build.begin():
+                _read_sources(build, old, itertools.chain.from_iterable(rows for *_, rows in sources), track)
+        sizes = TEXTS.read_plan(job.out)["part_sizes"]
+        if model is not None:
+            _encode_missing(build, sizes, model, job.compute, track)
+        # The seal needs the parts of all processes.
+        distributed.barrier()
+        with distributed.main_first():
+            if distributed.is_main() and not build.is_sealed:
+                parts = [_name(part) for part in range(len(sizes))]
+                listed = artifacts.list_files(job.out, parts)
+                build.seal({"format": TEXTS.format, "versions": versions(), "files": listed}, parts)
+    return read_text_cache(job.out)
+
+
+def verify_texts(job: TextCacheJob, count: int, *, track: Track = silent) -> float:
+    """The largest difference between the vectors of `count` texts of the finished cache in `out`, spread over its
+    parts, and the same vectors computed again; StaleError if rounding does not explain it, or if the cache is of
+    another teacher."""
+    cache = read_text_cache(job.out)
+    model = _load(job, track)
+    artifacts.expect(job.out, cache.plan, _settings(job, model, None))
+    largest, num_parts = 0.0, len(cache.part_sizes)
+    with track("encode", total=count, unit="texts") as advance:
+        for number in range(min(count, num_parts)):
+            part = cache.part(number)
+            # N texts of P parts: N / P of each, and one more of the first ones.
+            texts = part.texts[: (count - number - 1) // num_parts + 1]
+            again = np.vstack(_encode(model, texts, job.compute, advance)).astype(np.float32)
+            largest = max(largest, float(np.abs(again - part.vectors[: len(again)]).max()))
+    if largest > max(tolerance(model, job.compute.precision), _ROUNDING):
+        raise StaleError(f"{job.out}: vectors differ by {largest:.5f} when they are computed again", hint=TEXTS.remake)
+    return largest
+
+
+def _load(job: TextCacheJob, track: Track) -> Searchable:
+    """The teacher in eval mode, since dropout would make its vectors random."""
+    overrides = models.parse_overrides(job.model_set)
+    models.check_ref(job.teacher, overrides, kind="searchable")
+    model: Any = models.load(job.teacher, overrides, track, kind="searchable")
+    return model.to(job.compute.device).eval()
+
+
+def _settings(job: TextCacheJob, model: Searchable | None, width: int | None) -> Document:
+    """Everything that a vector depends on; None for what is not known of vectors from elsewhere."""
+    settings: Document = {"format": TEXTS.format, TEACHER_NAME: job.teacher_name}
+    if model is None:
+        unknown = dict.fromkeys(("max_text_len", "precision", "teacher", "logit_scale", "logit_bias"))
+        return {**settings, **unknown, "kind": "dual", "width": width}
+    bias = model.logit_bias if model.kind == "dual" else None
+    return settings | {
+        # Before the teacher, whose digest changes with it: the first difference is reported, and this is plainer.
+        "max_text_len": model.preprocess.max_text_len,
+        "precision": job.compute.precision,
+        "teacher": model.digest,
+        "kind": model.kind,
+        "width": model.token_dim if model.kind == "late" else model.embedding_dim,
+        "logit_scale": model.logit_scale.item(),
+        "logit_bias": bias and bias.item(),
+    }
+
+
+def _sources(job: TextCacheJob) -> tuple[list[tuple[str, str, Iterator[Row]]], int | None]:
+    """The name, the digest and the rows of each source, and the width of given vectors; InputError for a place that is
+    none."""
+    sources: list[tuple[str, str, Iterator[Row]]] = []
+    paths, width = [], None
+    if job.vectors:
+        paths = files.find_named(job.vectors, (".parquet",), what="file of vectors", option="--vectors")
+        # 0 for a file without a vector, which is an error when it is read.
+        width = len(next(data.read_values(paths[0], more=[VECTOR]), (None, None, None))[2] or ())
+    for place in job.texts:
+        if url_of(place) is None and not Path(place).expanduser().is_dir():
+            paths += files.find_named([place], data.TEXT_SUFFIXES, what="file of texts", option="--texts")
+            continue
+        corpus = Corpus.open(place, job.split)
+        nothing = itertools.repeat(None)
+        sources.append((f"{corpus.name} {job.split}", corpus.fingerprint, zip(corpus.captions, nothing, nothing)))  # noqa: B905
+    return sources + [(path.name, artifacts.sha256_of(path), _rows_of_file(path, width)) for path in paths], width
+
+
+def _rows_of_file(path: Path, width: int | None) -> Iterator[Row]:
+    """The rows of a file of texts; of one of vectors, which become unit vectors, if there is a width."""
+    row = half_D = None
+    for row in data.read_values(path, more=[data.LANGUAGE, *([] if width is None else [VECTOR])]):
+        if width is not None:
+            vector_D = np.array(row[3] or [], np.float64)
+            with np.errstate(all="ignore"):  # of zeros and of numbers that are too large, which give NaN or zeros
+                half_D = (vector_D / np.linalg.norm(vector_D)).astype(np.float16)
+            if half_D.shape != (width,) or not (np.isfinite(half_D).all() and half_D.any()):
+                expected = f"{width} finite numbers that are not all zero are expected"
+                raise InputError(f"{row[0]}: the vector has {len(vector_D)} numbers, {expected}", hint=_HINT)
+        yield *data.check_text(*row[:3]), half_D
+    if row is None:
+        raise InputError(f"{path} has no text", hint="name a file with texts")
+
+
+def _name(part: int, kind: str = "") -> str:
+    return f"texts-{kind}{part:05d}.parquet"
+
+
+_planned = partial(_name, kind="planned-")
+
+
+def _read_sources(build: Build, old: TextCache | None, rows: Iterable[Row], track: Track) -> None:
+    """Write the new texts as planned parts, or as parts where they have vectors; after the parts of an old cache."""
+    seen, sizes, languages = set[int](), [], Counter[str]()
+    if old is not None:
+        sizes, languages = old.part_sizes, Counter(old.plan["languages"])
+        for number in range(len(sizes)):
+            seen.update(map(_key, old.part(number).texts))
+            with build.write(_name(number)) as path:
+                shutil.copyfile(old.folder / _name(number), path)
+    unseen = _unseen(rows, seen)
+    with track("read texts", total=None, unit="texts") as advance:
+        while taken := list(itertools.islice(unseen, TEXTS_PER_PART)):
+            texts, spoken, vectors = zip(*taken, strict=True)
+            name = (_planned if vectors[0] is None else _name)(len(sizes))
+            _write(build, name, texts, spoken, vectors)
+            sizes = [*sizes, len(taken)]
+            languages.update(filter(None, spoken))
+            advance(len(taken))
+    if not sizes:
+        raise InputError("there is no text to encode", hint="name files or a corpus with texts")
+    build.note(part_sizes=sizes, languages=dict(sorted(languages.items())))
+
+
+def _unseen(rows: Iterable[Row], seen: set[int]) -> Iterator[Row]:
+    """The first row of each text that is not among those seen."""
+    for row in rows:
+        if (key := _key(row[0])) not in seen:
+            seen.add(key)
+            yield row
+
+
+def _key(text: str) -> int:
+    # Of ten million texts, two have one key with a chance of 3 in a million.
+    return int.from_bytes(hashlib.blake2b(data.text_key(text).encode(), digest_size=8).digest())
+
+
+def _encode_missing(build: Build, sizes: Sequence[int], model: Searchable, compute: Compute, track: Track) -> None:
+    """Encode this process's share of the planned parts."""
+    mine = [
+        part
+        for part in distributed.local_indices(len(sizes))
+        # A part that was damaged since a killed run wrote it is written again.
+        if not build.missing([_planned(part)]) and not build.is_written(_name(part))
+    ]
+    with track("encode", total=sum(sizes[part] for part in mine), unit="texts") as advance:
+        for part in mine:
+            columns = pq.read_table(build.written(_planned(part))).to_pydict()
+            vectors = _encode(model, columns["text"], compute, advance)
+            _write(build, _name(part), columns["text"], columns[data.LANGUAGE], vectors)
+
+
+@torch.inference_mode()
+def _encode(model: Searchable, texts: Sequence[str], compute: Compute, advance: Advance) -> list[Half]:
+    """The vector of each text, D, or the vectors of its tokens, L x D."""
+    encode: Any = model.embed_texts if model.kind == "dual" else lambda batch: model.encode_texts(batch).tokens
+    # Texts of similar length share a batch, so that little of it is padding.
+    order = sorted(range(len(texts)), key=lambda text: len(texts[text]))
+    encoded: dict[int, Half] = {}
+    fitting = Fitting()
+    size = compute.batch_size or BATCH_SIZE
+    for batch in (order[start : start + size] for start in range(0, len(order), size)):
+        tokenized = model.preprocess.texts([texts[text] for text in batch])
+        vectors = scoring.finite_vectors(scoring.embed_batch(encode, tokenized, compute, fitting))
+        # Padding is zeros.
+        encoded |= {
+            text: row if row.ndim == 1 else row[row.any(axis=1)]
+            for text, row in zip(batch, vectors.half().cpu().numpy(), strict=True)
+        }
+        advance(len(batch))
+    return [encoded[text] for text in range(len(texts))]
+
+
+def _write(
+    build: Build,
+    name: str,
+    texts: Sequence[str],
+    languages: Sequence[str | None],
+    vectors: Sequence[Half | None],
+) -> None:
+    """Write texts and their vectors, if they have any."""
+    columns: dict[str, Any] = {"text": texts, data.LANGUAGE: pa.array(languages, pa.string())}
+    rows = [vector for vector in vectors if vector is not None]
+    if rows:
+        numbers = pa.array(np.concatenate([row.reshape(-1) for row in rows]))
+        columns["vectors"] = pa.FixedSizeListArray.from_arrays(numbers, rows[0].shape[-1])
+        if rows[0].ndim == 2:
+            ends = pa.array(np.cumsum([0, *map(len, rows)]), pa.int32())
+            columns["vectors"] = pa.ListArray.from_arrays(ends, columns["vectors"])
+    with build.write(name) as path:
+        pq.write_table(pa.table(columns), path, compression="zstd", use_dictionary=[data.LANGUAGE])

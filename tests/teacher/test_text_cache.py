@@ -1,0 +1,295 @@
+"""Caches of the vectors of texts: those of the teacher, the same bytes however made, and refused when stale."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import families
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from forks import run_forked
+from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual
+
+from dcdctl.core import models
+from dcdctl.core.artifacts import Build
+from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, StaleError
+from dcdctl.core.teacher import TextCacheJob, cache_texts, read_cache, read_text_cache, text_cache, verify_texts
+from dcdctl.core.verify import verify
+
+TEXTS = [f"{'a ' * (number % 5)}dog number {number}" for number in range(23)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A dual encoder, a late-interaction model and a file of texts."""
+    folder = tmp_path_factory.mktemp("texts")
+    dual = make_wide_dual(TEXTS)
+    models.save(dual, folder / "dual")
+    models.save(families.late(dual, is_pooled=False), folder / "late")
+    (folder / "a.txt").write_text("".join(f"{text}\n" for text in TEXTS))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(text_cache, "TEXTS_PER_PART", 5)
+    monkeypatch.setattr(text_cache, "BATCH_SIZE", 3)
+
+
+def make(folder, out, *places, teacher="dual", **more):
+    return cache_texts(
+        TextCacheJob(out=out, texts=[str(place) for place in places], teacher=str(folder / teacher), **more)
+    )
+
+
+def parts(cache):
+    return [cache.part(number) for number in range(len(cache.part_sizes))]
+
+
+def texts_of(cache):
+    return [text for part in parts(cache) for text in part.texts]
+
+
+def test_vectors_are_those_of_embed_texts(folder, tmp_path):
+    dual = models.load_dual(folder / "dual")
+    cache = make(folder, tmp_path / "q", folder / "a.txt")
+    with torch.no_grad():
+        expected = dual.embed_texts(dual.preprocess.texts(TEXTS)).half().numpy()
+    np.testing.assert_allclose(np.concatenate([part.vectors for part in parts(cache)]), expected, atol=1e-3)
+    assert texts_of(cache) == TEXTS
+    assert (cache.part_sizes, cache.num_texts, cache.kind, cache.width) == ([5, 5, 5, 5, 3], 23, "dual", 8)
+    assert (cache.teacher, cache.teacher_name, cache.plan["max_text_len"]) == (dual.digest, None, 12)
+    assert cache.plan["logit_scale"] == dual.logit_scale.item()
+    assert parts(cache)[0].counts is None
+    assert verify(tmp_path / "q").is_well
+
+
+def test_a_late_teacher_gives_its_tokens_and_their_counts(folder, tmp_path):
+    late = models.load_searchable(folder / "late")
+    cache = make(folder, tmp_path / "q", folder / "a.txt", teacher="late")
+    first = 0
+    for part in parts(cache):
+        with torch.no_grad():
+            states = late.encode_texts(late.preprocess.texts(part.texts))
+        assert part.counts.tolist() == states.mask.sum(dim=1).tolist()
+        np.testing.assert_allclose(part.vectors, states.tokens[states.mask].half().numpy(), atol=1e-3)
+        first += len(part.texts)
+    assert (first, cache.kind, cache.width) == (23, "late", late.token_dim)
+    assert verify_texts(TextCacheJob(out=tmp_path / "q", teacher=str(folder / "late")), 9) < 1e-3
+
+
+def test_equal_texts_are_kept_once_with_the_first_language(folder, tmp_path):
+    rows = [("A dog.", "en"), ("ein Hund", "de"), ("a  DOG", "fr"), ("un chien", None)]
+    with (tmp_path / "a.jsonl").open("w") as file:
+        file.writelines(json.dumps({"text": text, "language": language}) + "\n" for text, language in rows)
+    (tmp_path / "b.csv").write_text("language,query\nde,Ein Hund\nde,eine Katze\n,a cat\n")
+    (tmp_path / "c.tsv").write_text("caption\tx\na bird\t1\n")
+    pq.write_table(
+        pa.table({"text": ["a fish"], "language": pa.array(["en"]).dictionary_encode()}), tmp_path / "d.parquet"
+    )
+    cache = make(folder, tmp_path / "q", *(tmp_path / name for name in ("a.jsonl", "b.csv", "c.tsv", "d.parquet")))
+    assert texts_of(cache) == ["A dog.", "ein Hund", "un chien", "eine Katze", "a cat", "a bird", "a fish"]
+    languages = [language for part in parts(cache) for language in part.languages]
+    assert languages == ["en", "de", None, "de", None, None, "en"]
+    assert cache.plan["languages"] == {"de": 2, "en": 2}
+
+
+def test_the_captions_of_a_corpus_and_the_texts_of_a_pool(folder, tmp_path):
+    captions = [["a dog", "A dog!"], ["a cat"], ["two birds", "a dog"]]
+    corpus = make_corpus(tmp_path / "corpus", captions)
+    cache = make(folder, tmp_path / "q", corpus.folder)
+    assert texts_of(cache) == ["a dog", "a cat", "two birds"]
+    pool = make_pool(tmp_path / "pool", captions)
+    assert texts_of(make(folder, tmp_path / "p", pool.folder)) == list(
+        {text.strip("!").lower(): 0 for text in pool.captions}
+    )
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from kills import kill_often
+from dcdctl.core.teacher import TextCacheJob, cache_texts, text_cache
+
+text_cache.TEXTS_PER_PART, text_cache.BATCH_SIZE = 5, 3
+
+def work(out):
+    cache_texts(TextCacheJob(out=out, texts=[f"{sys.argv[1]}/a.txt"], teacher=f"{sys.argv[1]}/dual"))
+
+kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=4)
+"""
+
+
+def test_a_build_killed_repeatedly_resumes_to_the_same_bytes(folder, tmp_path):
+    run_forked(SCRIPT, folder, tmp_path / "whole", tmp_path / "killed")
+    assert sorted(contents(tmp_path / "whole")) == [
+        "plan.json",
+        *(f"texts-0000{part}.parquet" for part in range(5)),
+        "texts.json",
+    ]
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_each_process_encodes_its_share(folder, tmp_path, monkeypatch):
+    """Two processes one after the other, each without the barriers."""
+    make(folder, tmp_path / "one", folder / "a.txt")
+    written = []
+    for rank in ("0", "1"):
+        with monkeypatch.context() as patch:
+            patch.setenv("RANK", rank)
+            patch.setenv("WORLD_SIZE", "2")
+            patch.setattr(text_cache.distributed, "barrier", lambda **_: None)
+            patch.setattr(text_cache.artifacts, "list_files", lambda *_: {})
+            patch.setattr(Build, "seal", lambda *_: None)
+            with pytest.raises(MissingError, match="not finished"):
+                make(folder, tmp_path / "two", folder / "a.txt")
+        written.append(sorted(path.name for path in (tmp_path / "two").glob("texts-0*.parquet")))
+    assert [len(names) for names in written] == [3, 5]
+    make(folder, tmp_path / "two", folder / "a.txt")
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_an_extended_cache_encodes_only_new_texts(folder, tmp_path, monkeypatch):
+    old = make(folder, tmp_path / "old", folder / "a.txt")
+    (tmp_path / "b.csv").write_text("text,language\nDOG number 0,en\neine Katze,de\n")
+    encoded, encode = [], text_cache._encode
+    monkeypatch.setattr(
+        text_cache, "_encode", lambda model, texts, *more: encoded.extend(texts) or encode(model, texts, *more)
+    )
+    cache = make(folder, tmp_path / "q", folder / "a.txt", tmp_path / "b.csv", extend=tmp_path / "old")
+    assert encoded == ["eine Katze"]
+    assert texts_of(cache) == [*TEXTS, "eine Katze"]
+    assert (cache.plan["extends"], cache.plan["languages"]) == (old.fingerprint, {"de": 1})
+    assert cache.fingerprint != old.fingerprint
+    # Again: nothing is left to do.
+    assert (
+        make(folder, tmp_path / "q", folder / "a.txt", tmp_path / "b.csv", extend=tmp_path / "old").seal == cache.seal
+    )
+    assert encoded == ["eine Katze"]
+
+
+def test_another_teacher_setting_or_file_is_refused(folder, tmp_path):
+    shutil.copy(folder / "a.txt", tmp_path / "a.txt")
+    make(folder, tmp_path / "q", tmp_path / "a.txt")
+    other = make_wide_dual([*TEXTS, "unlike words"])
+    models.save(other, tmp_path / "other")
+    with pytest.raises(StaleError, match="made with another teacher"):
+        make(tmp_path, tmp_path / "q", tmp_path / "a.txt", teacher="other")
+    with pytest.raises(StaleError, match=r"made with another teacher.*; extend a cache of this teacher"):
+        make(tmp_path, tmp_path / "new", tmp_path / "a.txt", teacher="other", extend=tmp_path / "q")
+    with pytest.raises(StaleError, match="made with another teacher"):
+        verify_texts(TextCacheJob(out=tmp_path / "q", teacher=str(tmp_path / "other")), 3)
+    (tmp_path / "a.txt").write_text("a cat\n")
+    with pytest.raises(StaleError, match="made with another sources"):
+        make(folder, tmp_path / "q", tmp_path / "a.txt")
+
+
+def test_the_prompt_and_the_length_of_texts_are_in_the_fingerprint(folder, tmp_path, monkeypatch):
+    make(folder, tmp_path / "q", folder / "a.txt")
+    shorter = models.load_dual(folder / "dual")
+    shorter.preprocess = type(shorter.preprocess)(**{**vars(shorter.preprocess), "max_text_len": 6})
+    models.save(shorter, tmp_path / "dual")
+    with pytest.raises(StaleError, match=r"another max_text_len \(12, not 6\)"):
+        make(tmp_path, tmp_path / "q", folder / "a.txt")
+
+
+def test_verify_computes_vectors_again_and_finds_wrong_ones(folder, tmp_path):
+    cache = make(folder, tmp_path / "q", folder / "a.txt")
+    job = TextCacheJob(out=tmp_path / "q", teacher=str(folder / "dual"))
+    assert verify_texts(job, 7) < 1e-3
+    name = "texts-00001.parquet"
+    table = pq.read_table(tmp_path / "q" / name)
+    half = pa.FixedSizeListArray.from_arrays(
+        pa.array(-np.concatenate([part.vectors for part in parts(cache)])[:5].reshape(-1)), 8
+    )
+    build = Build(tmp_path / "q", cache.plan, text_cache.TEXTS)
+    pq.write_table(table.set_column(2, "vectors", half), tmp_path / "q" / name)
+    with pytest.raises(StaleError, match="is damaged"):
+        verify_texts(job, 7)
+    listed = text_cache.artifacts.list_files(tmp_path / "q", cache.seal["files"])
+    build.seal({**cache.seal, "files": listed}, list(listed))
+    with pytest.raises(StaleError, match=r"vectors differ by [0-9.]+ when they are computed again"):
+        verify_texts(job, 7)
+
+
+def given(path, vectors, texts, **more):
+    pq.write_table(pa.table({"text": texts, "vector": vectors, **more}), path)
+    return TextCacheJob(out=path.parent / "q", vectors=[str(path)], teacher_name="a large model")
+
+
+def test_vectors_from_elsewhere_become_unit_vectors(tmp_path):
+    vectors = pa.array([[3.0, 4.0], [1e30, 0.0], [0.0, -2.0]], pa.list_(pa.float32()))
+    cache = cache_texts(given(tmp_path / "v.parquet", vectors, ["a", "b", "A"], language=["de", None, "en"]))
+    part = cache.part(0)
+    assert (part.texts, part.languages) == (["a", "b"], ["de", None])
+    np.testing.assert_allclose(part.vectors, [[0.6, 0.8], [1, 0]], atol=1e-3)
+    assert (cache.teacher, cache.teacher_name, cache.width) == (None, "a large model", 2)
+    pq.write_table(pa.table({"vector": vectors}), tmp_path / "w.parquet")
+    with pytest.raises(InputError, match=r"has no column query, caption, text"):
+        cache_texts(TextCacheJob(out=tmp_path / "n", vectors=[str(tmp_path / "w.parquet")], teacher_name="x"))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ([[1.0, 2.0], [3.0]], r"v\.parquet row 1: the vector has 1 numbers, 2 finite numbers that are not all zero"),
+        ([[1.0, 2.0], None], r"row 1: the vector has 0 numbers"),
+        ([[1.0, 2.0], [0.0, 0.0]], r"row 1: the vector has 2 numbers"),
+        ([[1.0, 2.0], [1.0, float("nan")]], r"row 1: the vector has 2 numbers"),
+        ([[1.0, 2.0], [1.0, float("inf")]], r"row 1: the vector has 2 numbers"),
+        ([[], []], r"row 0: the vector has 0 numbers, 0 finite"),
+    ],
+)
+def test_vectors_that_cannot_be_used_are_named(tmp_path, vectors, message):
+    with pytest.raises(InputError, match=message):
+        cache_texts(given(tmp_path / "v.parquet", pa.array(vectors, pa.list_(pa.float64())), ["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "\n \n", r"a\.txt has no text"),
+        ("a.csv", "", r"a\.csv has no column query, caption, text: it is empty"),
+        (
+            "a.csv",
+            "texts,x\na dog,1\n",
+            r"a\.csv has no column query, caption, text: its columns are texts, x",
+        ),
+        ("a.csv", "text\n' '\n\" \"\n", r"a\.csv line 3: the text is empty"),
+        ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', r"a\.jsonl line 2: the text is a number \(3\), expected text"),
+        ("a.jsonl", '{"text": "a", "language": 3}\n', r"a\.jsonl line 1: language is a number"),
+        ("a.jsonl", '{"txt": "a"}\n', r"a\.jsonl line 1 has no column query, caption, text"),
+    ],
+)
+def test_bad_files_are_named_with_the_line(folder, tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        make(folder, tmp_path / "q", tmp_path / name)
+
+
+def test_a_teacher_without_text_vectors_is_refused(folder, tmp_path):
+    models.save(make_teacher(TEXTS), tmp_path / "fusion")
+    with pytest.raises(ModelError, match=r"is a fusion scorer, expected .*; it scores pairs, and has no vectors"):
+        make(tmp_path, tmp_path / "q", folder / "a.txt", teacher="fusion")
+
+
+def test_a_missing_or_damaged_cache_says_what_to_do(folder, tmp_path):
+    with pytest.raises(MissingError, match=r"no text cache in .*; make one with `dcdctl cache-teacher --texts`"):
+        read_text_cache(tmp_path)
+    cache = make(folder, tmp_path / "q", folder / "a.txt")
+    with pytest.raises(
+        MissingError, match="q is a text cache, a teacher cache is expected; give it to --cache of a query"
+    ):
+        read_cache(tmp_path / "q")
+    path = tmp_path / "q" / "texts-00002.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert cache.part(1).texts == TEXTS[5:10]
+    with pytest.raises(DcdError, match=r"texts-00002\.parquet is damaged"):
+        cache.part(2)
+    assert "texts-00002.parquet" in "".join(verify(tmp_path / "q").problems)
