@@ -333,12 +333,22 @@ def test_requests_are_written_to_stderr_on_request(searcher, capsys, monkeypatch
     assert capsys.readouterr().err.count("path=/search status=200") == access_log
 
 
-def test_a_log_in_json_has_the_process_and_no_query(searcher, logged):
+def test_a_log_of_requests_has_queries_on_request_and_never_refused_ones(searcher, logged):
     logged.set_level(logging.INFO, logger="dcdctl.access")
-    served.client_of(searcher, replace(PATIENT, access_log=True)).get("/search?text=a+bus")
-    (found,) = [json.loads(logs.JsonFormatter(3).format(record)) for record in logged.records]
-    assert (found["path"], found["status"], found["process"]) == ("/search", 200, 3)
-    assert "bus" not in str(found)
+    with serving(searcher, replace(PATIENT, access_log=True, log_queries=True)) as address:
+        get(address, "/search?text=a+bus")
+        httpx2.get(
+            f"http://{address[0]}:{address[1]}/search?text=no",
+            headers={"Host": "evil.example"},
+            timeout=TIMEOUT_S,
+            verify=False,
+        )
+        until(lambda: len(logged.records) == 2)
+    found = [json.loads(logs.JsonFormatter(3).format(record)) for record in logged.records]
+    assert [(one["status"], one.get("query"), one["process"]) for one in found] == [
+        (200, "text=a+bus", 3),
+        (400, None, 3),
+    ]
 
 
 def test_the_open_files_of_the_process_limit_connections_and_requests(monkeypatch):

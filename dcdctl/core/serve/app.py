@@ -148,13 +148,13 @@ def build(
     pages.add_pages(app, lambda: service.index, config)
     _add_error_handlers(app, service)
     if keys is not None:
-        app.add_middleware(KeyMiddleware, keys=keys, metrics=service.metrics)
+        app.add_middleware(KeyMiddleware, keys=keys, config=config, metrics=service.metrics)
     # Another machine may use any name of this one, unless the settings list the names.
     if is_loopback or config.allowed_hosts:
         hosts = [*LOOPBACK_NAMES, *config.allowed_hosts]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     # The outermost layer, so that requests with a wrong host are counted and get the headers too.
-    return LimitsMiddleware(app, config, service.metrics)
+    return LimitsMiddleware(app, config, service.metrics, keys)
 
 
 def _number(config: ServiceConfig) -> Any:

@@ -1,7 +1,7 @@
 """What a service writes to stderr: its errors, and on request a line for each request; as text, or as one JSON object
 per line.
 
-Queries and keys are never logged.
+Queries are logged only if `log_queries` says so. Keys are never logged.
 """
 
 from __future__ import annotations

@@ -13,14 +13,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.config import MiB, ServiceConfig
-from dcdctl.core.serve.keys import Keys
+from dcdctl.core.serve.keys import Keys, WrongKeys
 from dcdctl.core.serve.metrics import Metrics
 
 ALWAYS_ANSWERED = ("/health", "/live", "/metrics")
 """Paths that no limit applies to."""
 OPEN_PATHS = ("/health", "/live")
 """Paths that need no key: balancers and containers ask them without one."""
+KEY_IN_URL = (
+    "addresses are logged and shared, so a key must not be in one: send the header Authorization: Bearer "
+    "KEY, and replace this key"
+)
 NO_KEY = "a key is required: send the header Authorization: Bearer KEY; a key in an address is not read"
+HAS_KEY = "(has a key)"
+"""What the log shows in place of an address or an id with a key."""
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="dcdctl"'}
 HEADERS = {
     # No other site may embed or read a response; responses other than our pages may run and load nothing.
@@ -35,11 +41,12 @@ HEADERS = {
 
 @dataclass(eq=False)
 class LimitsMiddleware:
-    """An ASGI app around another."""
+    """An ASGI app around another. `keys` are never logged, wherever a request has them."""
 
     app: ASGIApp
     config: ServiceConfig
     metrics: Metrics
+    keys: Keys | None = None
     _in_flight: int = 0
     _arriving: set[_LimitedBody] = field(default_factory=set)
     """Bodies that have not arrived yet."""
@@ -51,8 +58,10 @@ class LimitsMiddleware:
         # 500 is what the client gets if the app fails before it responds.
         started, status = time.perf_counter(), 500
         request_id = logs.request_id(Headers(scope=scope).get("x-request-id", ""))
+        # In the log only: a response that hides what is a key would tell who guesses.
+        logged_id = HAS_KEY if self._has_key(request_id) else request_id
         # Not reset: the server logs an error of this request after this function has ended.
-        logs.CURRENT.set(request_id)
+        logs.CURRENT.set(logged_id)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -76,7 +85,7 @@ class LimitsMiddleware:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.answered(route, _method(scope), status, seconds)
             if self.config.access_log:
-                self._log(scope, request_id, status, seconds)
+                self._log(scope, logged_id, status, seconds)
 
     def _answer(self, scope: Scope, body: _LimitedBody) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
@@ -92,16 +101,22 @@ class LimitsMiddleware:
 
     def _log(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         client = scope.get("client")
+        path = HAS_KEY if self._has_key(_address(scope)) else logs.printable(scope["path"])
         facts = {
             "request_id": request_id,
             "method": _method(scope),
-            # Without the query: it holds the text of a search.
-            "path": logs.printable(scope["path"])[: logs.MAX_PATH_CHARS],
+            "path": path[: logs.MAX_PATH_CHARS],
             "status": status,
             "ms": round(1000 * seconds, 1),
             "client": client[0] if client else None,
         }
+        # A query that is refused may hold a wrong key, such as the previous one.
+        if self.config.log_queries and path != HAS_KEY and status not in (400, 401, 429):
+            facts["query"] = logs.printable(scope["query_string"].decode("latin-1"))
         logs.ACCESS.info("request", extra={"facts": facts})
+
+    def _has_key(self, text: str) -> bool:
+        return self.keys is not None and self.keys.are_in(text)
 
     def _count(self, change: int) -> None:
         self._in_flight += change
@@ -114,15 +129,25 @@ class KeyMiddleware:
 
     app: ASGIApp
     keys: Keys
+    config: ServiceConfig
     metrics: Metrics
+
+    def __post_init__(self) -> None:
+        self._wrong = WrongKeys(self.config.max_wrong_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._refusal(scope) if scope["type"] == "http" else None
         await (answer or self.app)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
-        if scope["path"] in OPEN_PATHS:
+        path = scope["path"]
+        if path in OPEN_PATHS:
             return None
+        client = (scope.get("client") or ("",))[0]
+        # Before any key is compared, right ones too: the answer must not say that a guess is right.
+        if seconds := self._wrong.wait_s(client):
+            error = f"too many wrong keys came from this address; ask again in {seconds} s"
+            return _rejected(self.metrics, "too many wrong keys", error, 429, {"Retry-After": str(seconds)})
         headers = Headers(scope=scope)
         scheme, _, value = headers.get("authorization", "").partition(" ")
         # A proxy that checks passwords may pass `Authorization: Basic` on, and adds the key as X-API-Key.
@@ -130,7 +155,11 @@ class KeyMiddleware:
         if not sent:
             return _rejected(self.metrics, "no key", NO_KEY, 401, CHALLENGE)
         if not self.keys.accept(sent):
+            self._wrong.note(client)
             return _rejected(self.metrics, "wrong key", "this key is not accepted", 401, CHALLENGE)
+        # Only beside a right key: otherwise anyone could guess keys in addresses, thousands in each, without limit.
+        if self.keys.are_in(_address(scope)):
+            return _rejected(self.metrics, "key in the address", KEY_IN_URL, 400, {})
         return None
 
 
