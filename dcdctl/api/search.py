@@ -15,7 +15,7 @@ from PIL import Image
 from dcdctl.api import arguments as api
 from dcdctl.api import views
 from dcdctl.api.views import Query
-from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, path, takes
+from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, optional_ref, path, takes
 from dcdctl.cli.index import Columns, Metadata, NewIndex
 from dcdctl.core import config, devices, search, stores
 from dcdctl.core.errors import InputError
@@ -46,6 +46,7 @@ class Index(search.FolderIndex):
             sets=assignments(settings),
             split=arguments.split,
             precision=devices.precision(arguments.precision or "fp32"),
+            query_model=optional_ref(arguments.query_model),
             columns=_column_changes(arguments),
         )
         search.run_index_job(
@@ -85,6 +86,13 @@ class Index(search.FolderIndex):
     def remove(self, *names: str, gone: bool = False) -> IndexChange:
         """Remove images by name or pattern ("2019/*"), and with `gone` those whose files no longer exist."""
         return self._change(Changes(remove=names, remove_gone=gone))
+
+    def set_query_model(self, ref: Ref) -> IndexChange:
+        """Embed texts by a query encoder from now on, in place of the model of the index; no image is embedded again.
+
+        StaleError for a query encoder of another model.
+        """
+        return self._change(Changes(query_model=os.fspath(ref)))
 
     def set_columns(
         self,
@@ -180,7 +188,7 @@ class Searcher:
         self._searcher = search.IndexSearcher.for_index(
             self.index,
             device=device,
-            rerank=None if rerank is None else os.fspath(rerank),
+            rerank=optional_ref(rerank),
             depth=depth,
             rerank_set=assignments(rerank_overrides),
         )

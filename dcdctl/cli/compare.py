@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dcdctl.cli.declare import Ref, Refs, many, optional_path, path
+from dcdctl.cli.declare import Ref, Refs, many, optional_path, optional_ref, path
 from dcdctl.cli.options import Json, Page, argument, configures, reads, refuse
 from dcdctl.cli.views.terminal import note, show, show_facts, show_json, show_tables
 
@@ -56,7 +55,7 @@ class Compare:
 
         return compare_systems(
             [",".join(many(system)) for system in self.systems],
-            None if self.base is None else os.fspath(self.base),
+            optional_ref(self.base),
             resamples=self.resamples,
             seed=self.seed,
             draw_seeds=self.draw_seeds,

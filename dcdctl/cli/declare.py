@@ -127,6 +127,11 @@ def optional_path(ref: Ref | None) -> Path | None:
     return None if ref is None else path(ref)
 
 
+def optional_ref(ref: Ref | None) -> str | None:
+    """A reference as the core takes it, where there may be none."""
+    return None if ref is None else os.fspath(ref)
+
+
 def many(refs: Refs | None) -> list[str]:
     """The names of one reference, of several, or of none."""
     if refs is None:

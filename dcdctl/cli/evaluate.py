@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
-from dcdctl.cli.declare import Ref, assignments, optional_path, path
+from dcdctl.cli.declare import Ref, assignments, optional_path, optional_ref, path
 from dcdctl.cli.options import (
     CODES_HELP,
     DEPTH_HELP,
@@ -112,9 +112,9 @@ class Evaluate(Inference):
             split=self.split,
             protocol=self.protocol,
             max_images=self.max_images,
-            rerank=None if self.rerank is None else os.fspath(self.rerank),
+            rerank=optional_ref(self.rerank),
             rerank_sets=assignments(self.rerank_overrides),
-            against=None if self.against is None else os.fspath(self.against),
+            against=optional_ref(self.against),
             relevance=optional_path(self.relevance),
             depths=(self.depth,) if isinstance(self.depth, int) else tuple(self.depth or ()),
             model_sets=assignments(self.model_overrides),

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from dcdctl.cli.declare import Ref, optional_path, path
+from dcdctl.cli.declare import Ref, optional_path, optional_ref, path
 from dcdctl.cli.options import (
     BatchSize,
     ColumnNames,
     Device,
     Dims,
     Json,
+    QueryRef,
     Threads,
     Workers,
     argument,
@@ -97,6 +98,7 @@ class NewIndex(Columns):
         computes("--precision", "Precision of a new index: fp32, or bf16 if the hardware supports it.", "NAME"),
     ] = None
     split: Annotated[str | None, reads_split(show_default="all")] = None
+    query_model: QueryRef = None
     workers: Workers = None
     batch_size: BatchSize = 32
     device: Device = "auto"
@@ -178,6 +180,7 @@ class IndexChanges:
             vectors=tuple(self.vectors or ()),
             verify=NUM_VERIFIED if self.verify is None else self.verify,
             columns=new.changes(self.drop_column or ()),
+            query_model=optional_ref(new.query_model),
         )
 
 
@@ -269,6 +272,8 @@ def _show(change: IndexChange, uploaded: Upload | None) -> None:
     counts = _counts(added=change.added, removed=change.removed)
     words = " and by words" if index.has_keywords else ""
     columns = f", columns {', '.join(map(printable, index.columns.names))}" if index.columns.names else ""
+    if query := search.query_model_of(index.document):
+        columns += f", texts by {printable(query)}"
     numbers = f"{index.dim} numbers {'per token' if index.is_late else 'each'}"
     show(f"{index.num_images:,} images{counts}, {numbers}, search by {index.kind}{words}{columns} -> {index.folder}")
     if uploaded is not None:

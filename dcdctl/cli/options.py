@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from dcdctl.cli.completion import complete_recipe, complete_split, complete_teacher
-from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, optional_path, path
+from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, optional_path, optional_ref, path
 
 if TYPE_CHECKING:
     from dcdctl.core.devices import Compute
@@ -174,6 +174,11 @@ Rerank = Annotated[
         "Model that re-ranks the first candidates of each query: fusion, dual, or module:function (code that runs).",
         "REF",
     ),
+    str,
+]
+QueryRef = Annotated[
+    Ref | None,
+    reads_model("--query-model", "Query encoder that embeds texts in the model's place.", "REF"),
     str,
 ]
 RerankSet = Annotated[
@@ -403,7 +408,7 @@ class SearchModels(Machine):
         """The device and the re-ranker, for `Searcher.for_index` and a service."""
         return {
             "device": self.device,
-            "rerank": None if self.rerank is None else os.fspath(self.rerank),
+            "rerank": optional_ref(self.rerank),
             "depth": self.depth,
             "rerank_set": assignments(self.rerank_overrides),
         }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dcdctl.cli.completion import complete_manifest
-from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, optional_path, path
+from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, optional_path, optional_ref, path
 from dcdctl.cli.options import ColumnNames, Json, MaxImages, argument, computes, configures, names_in, reads, writes
 from dcdctl.cli.views.terminal import bar, show, show_entries, show_json
 
@@ -115,7 +114,7 @@ class Prepare:
 
         out = optional_path(self.out)
         choice = data.DataChoice(
-            manifest=None if self.manifest is None else os.fspath(self.manifest),
+            manifest=optional_ref(self.manifest),
             karpathy=optional_path(self.karpathy),
             csv=optional_path(self.csv),
             jsonl=optional_path(self.jsonl),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dcdctl.cli import options
 from dcdctl.cli.completion import complete_split
-from dcdctl.cli.declare import Ref, Refs, assignments, many, path
+from dcdctl.cli.declare import Ref, Refs, assignments, many, optional_ref, path
 from dcdctl.cli.views.scoring import show_estimate, show_workload
 from dcdctl.cli.views.terminal import bar, clock, note, show, show_json, show_table, show_tables
 
@@ -67,7 +66,7 @@ class StudyArguments(options.Training):
         training = self.options(batch_size=self.batch_size)
         return StudyJob(
             recipe=options.named(self.recipe),
-            start=None if self.start is None else os.fspath(self.start),
+            start=optional_ref(self.start),
             teachers=many(self.teachers),
             data=path(self.data),
             out=path(self.out),

@@ -36,10 +36,10 @@ def _text_sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         return
     kept = tmp_path_factory.mktemp("text-sides")
 
-    def export_once(model: models.DualEncoder, folder: Path) -> None:
-        exported = kept / model.digest
+    def export_once(model: models.DualEncoder, folder: Path, space: str | None = None) -> None:
+        exported = kept / f"{model.digest}{space}"
         if not exported.exists():
-            onnx.export_text_tower(model, exported)
+            onnx.export_text_tower(model, exported, space)
         with files.atomic_folder(folder) as partial:
             shutil.copytree(exported, partial, dirs_exist_ok=True)
 

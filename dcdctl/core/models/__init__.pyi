@@ -33,6 +33,7 @@ from .networks.projections import ProjectionSize
 from .networks.token_pooling import pool_tokens
 from .networks.towers import TrainedParts
 from .onnx import (
+    TEXT_PACKAGES,
     check_onnx,
     export_onnx,
     export_text_tower,
@@ -55,6 +56,7 @@ from .text_tower import TextEncoder, TextTower
 __all__ = [
     "MODULE_CONFIG_FILE",
     "SETTINGS_FILE",
+    "TEXT_PACKAGES",
     "TOWERS",
     "CoAttentionScorer",
     "DualEncoder",

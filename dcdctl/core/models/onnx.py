@@ -179,9 +179,9 @@ def exports_text_towers() -> bool:
     return all(map(is_installed, TEXT_PACKAGES))
 
 
-def export_text_tower(model: Searchable, folder: Path) -> float:
+def export_text_tower(model: Searchable, folder: Path, space: str | None = None) -> float:
     """Write the text side of a model as `text_tower` describes, atomically; the largest difference from torch on
-    `PROBES`.
+    `PROBES`. `space` is the digest of the model beside whose images a query encoder stands.
 
     ModelError for a model whose texts cannot be prepared or computed without it, and if a token, or a number of a
     vector by more than `LARGEST_DIFFERENCE`, is another than the model's. MissingError without the packages of
@@ -202,7 +202,8 @@ def export_text_tower(model: Searchable, folder: Path) -> float:
             names = sorted(path.name for path in partial.iterdir())
             document = {
                 "format": text_tower.FORMAT,
-                "model": model.digest,
+                "model": space or model.digest,
+                "query_model": None if space is None else model.digest,
                 "settings": config.to_table(settings),
                 "difference": difference,
                 artifacts.FILES: artifacts.list_files(partial, names),

@@ -5,8 +5,8 @@ tenths of a second.
         to one length
                           -> vectors float32, texts x D, of length 1
     TEXT/tokenizer.json   the tokenizer, by the library tokenizers
-    TEXT/text.json        how texts are cut and padded, the fingerprint of the dual encoder, and the size and
-        SHA-256 of the other files
+    TEXT/text.json        how texts are cut and padded, the fingerprint of the dual encoder, that of a query encoder
+        if it embeds the texts in the dual encoder's place, and the size and SHA-256 of the other files
 
 `onnx.export_text_tower` writes such a folder, after it has compared tokens and vectors with those of the dual encoder.
 Shape letters: T texts, D length of the vectors.
@@ -164,7 +164,8 @@ class TextTower:
     @staticmethod
     def open(folder: Path, fingerprint: str, threads: int | None = None) -> TextTower:
         """The text side in a folder. StaleError for a damaged file, and for the side of a dual encoder of another
-        fingerprint."""
+        fingerprint, MissingError without the packages."""
+        require_extra("index", *PACKAGES, needed_by="the text side of an index")
         document = artifacts.read_document(folder / TEXT_FILE, FORMAT, hint=HINT)
         listed = artifacts.listed_files(folder / TEXT_FILE, document, hint=HINT)
         if (actual := document.get("model")) != fingerprint:

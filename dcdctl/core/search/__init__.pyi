@@ -30,7 +30,7 @@ from .query import (
 )
 from .searcher import IndexSearcher
 from .sources import SourceImages
-from .storage import INDEX, INDEX_FILE, ImageSource, check_model, read_document, text_side_note
+from .storage import INDEX, INDEX_FILE, ImageSource, check_model, query_model_of, read_document, text_side_note
 from .summary import index_document, index_facts
 from .vector_files import NUM_VERIFIED, write_image_list
 
@@ -77,6 +77,7 @@ __all__ = [
     "measure_background",
     "parse_all",
     "parse_where",
+    "query_model_of",
     "quoted_name",
     "quoted_value",
     "read_document",

@@ -21,7 +21,7 @@ from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import ImageColumns
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, InputError, ModelError
+from dcdctl.core.errors import ConfigError, InputError, ModelError, require_extra
 from dcdctl.core.places import refuse_url
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, commit, embed, keywords, part_files, plan, segments, sources, vector_files
@@ -76,6 +76,8 @@ class Changes:
     """How many images are embedded again to compare."""
     columns: ColumnChanges = field(default_factory=ColumnChanges)
     """Made last, for a new index too."""
+    query_model: str | None = None
+    """A query encoder that embeds texts from now on, in the model's place (`models.QueryEncoder`)."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,17 @@ def run_index_job(
     compute: Compute = IN_SMALL_BATCHES,
     track: Track = silent,
 ) -> IndexChange:
-    """Build an index of `images` in `out` with the model `target`, or change the index `target`. Without changes the
-    index is only opened.
+    """Build an index of `images` in `out` with the model `target`, or change the index `target`.
 
-    Without a split, all splits of a corpus are read as one. A killed run resumes. ConfigError for a mix of both,
-    StaleError if `out` holds an index of other images, another model or other settings, InputError if there is no
-    image, or if a name to remove matches none.
+    Without changes it is only opened, without a split all of a corpus are read. A killed run resumes. ConfigError for a
+    mix of both, StaleError if `out` holds an index of other images, another model or other settings, and for a query
+    encoder of another model, InputError if there is no image, or if a name to remove matches none.
     """
     # Before anything is embedded, because a typing error in a table would come out hours later.
-    if changes.vectors and changes.add is None and images is None:
-        hint = "name the images with --images and --out, or with --add"
-        raise ConfigError("--vectors are the vectors of images that are new", hint=hint)
     if changes.vectors:
+        if changes.add is None and images is None:
+            hint = "name the images with --images and --out, or with --add"
+            raise ConfigError("--vectors are the vectors of images that are new", hint=hint)
         vector_files.find(changes.vectors)
     metadata = changes.columns.read()
     if images is None and out is None:
@@ -127,16 +128,17 @@ def run_index_job(
             raise ConfigError("--images and --out are for a new index only, and belong together", hint=BOTH_WAYS)
         source = _source(out.expanduser(), images, changes.split)
         before, model = _new_index(target, out.expanduser(), source, changes)
+    query = changes.query_model and _query_for(before.document, changes.query_model)
     notes: list[str] = []
     with distributed.lock(before.folder):
         # Read again, because another run may have changed the index before this one had the lock.
-        index = FolderIndex.open(before.folder) if model is None else before
-        if model is None:
-            index = _alter(index, changes, track)
+        index = _alter(FolderIndex.open(before.folder), changes, track) if model is None else before
         if source is not None:
             index = _add(index, source, changes, model, compute, track)
         # Last, because added images get values too.
         index = _set_columns(index, changes.columns, metadata, notes, track)
+        if query:
+            index = _set_query_model(index, query, str(changes.query_model))
     skipped = [] if source is None else commit.skipped_of(index.folder, index.document)
     before = index if model is not None else before  # a new index is no change
     added, removed = index.num_rows - before.num_rows, index.document.removed.count - before.document.removed.count
@@ -320,7 +322,9 @@ def _add(
     # The plan has read all files of this source again, so its entries are replaced.
     skipped = [file for file in before if file["source"] != number]
     skipped += [{**asdict(file), "source": number} for file in skipped_now]
-    changed = replace(document, parts=(*document.parts, *parts), text=_text_side(folder, document, model))
+    # A large model's own text side is not exported if a query encoder's is about to follow.
+    text = document.text if changes.query_model else _text_side(folder, document, model)
+    changed = replace(document, parts=(*document.parts, *parts), text=text)
     # If nothing is new, the index keeps its generation and its sources.
     if parts or skipped != before:
         changed = replace(changed, generation=build.plan["generation"], sources=plan.with_source(index, source))
@@ -336,12 +340,41 @@ def _text_side(folder: Path, document: IndexDocument, model: models.Searchable) 
     if document.text is not None or not models.exports_text_towers() or not distributed.is_main():
         return document.text
     try:
-        shutil.rmtree(folder / TEXT, ignore_errors=True)  # of a killed run
-        models.export_text_tower(model, folder / TEXT)
+        return _write_text_side(folder / TEXT, model)
     except ModelError as error:
         return TextSide(refused=str(error.args[0]))
-    paths = sorted((folder / TEXT).iterdir())
-    return TextSide(files=tuple(SealedFile(file=path.name, **artifacts.seal_of(path)) for path in paths))
+
+
+def _write_text_side(folder: Path, model: models.Searchable, space: str | None = None) -> TextSide:
+    """The entry of a text side that is written to a folder; see `models.export_text_tower`."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed run
+    models.export_text_tower(model, folder, space)
+    sealed = tuple(SealedFile(file=path.name, **artifacts.seal_of(path)) for path in sorted(folder.iterdir()))
+    return TextSide(folder=folder.name, files=sealed)
+
+
+def _query_for(document: IndexDocument, ref: str) -> Any:
+    """A query encoder of the model of an index; StaleError for one of another model, MissingError without the packages
+    that export it."""
+    require_extra("index", *models.TEXT_PACKAGES, needed_by="--query-model")
+    indexed = document.model
+    query: Any = models.load(ref, kind="query")
+    # Of an index of short vectors, the length of the model's is not known here; its fingerprint is.
+    dim = indexed.dim if document.settings.dims is None else query.space.dim
+    query.space.expect(indexed.kind, dim, indexed.fingerprint, ref)
+    return query
+
+
+def _set_query_model(index: FolderIndex, query: Any, ref: str) -> FolderIndex:
+    """The same index, whose texts a query encoder embeds."""
+    document, generation = index.document, index.document.generation + 1
+    with distributed.main_first():
+        if distributed.is_main():
+            # Beside the former one, which searches until index.json names this one.
+            text = _write_text_side(index.folder / f"{TEXT}-{generation}", query, index.fingerprint)
+            text = replace(text, query_model=query.digest, query_ref=ref)
+            commit.seal(index.folder, replace(document, generation=generation, text=text))
+    return FolderIndex.open(index.folder)
 
 
 def _set_columns(

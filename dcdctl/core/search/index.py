@@ -62,6 +62,7 @@ class FolderIndex(ImageIndex):
         self.kind, self.num_images, self.has_keywords = document.kind, document.images, document.keywords is not None
         self.config, self.parts, self.segments = document.settings, document.parts, document.segments
         self.is_late = document.model.kind == "late"
+        self.query_model = None if document.text is None else document.text.query_model
         self._rows_in_segments = self.segments[-1].stop if self.segments else 0
         self._ends = list(itertools.accumulate(part.rows for part in self.parts))
         self.num_rows = document.num_rows
@@ -145,7 +146,7 @@ class FolderIndex(ImageIndex):
             return None
         # It holds the checksums of the other files, which are compared when they are read.
         sealed = next(file for file in side.files if file.file == TextTower.FILE)
-        return INDEX.checked(self.folder / storage.TEXT / sealed.file, sealed.sha256).parent
+        return INDEX.checked(self.folder / side.folder / sealed.file, sealed.sha256).parent
 
     def nearest(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> tuple[Floats, Rows]:
         """The scores and the rows of the k images nearest to each query, as `exact.exact` gives them, exact over the

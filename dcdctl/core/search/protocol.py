@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dcdctl.core import files
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.columns.where import Condition, Value
@@ -59,6 +60,8 @@ class ImageIndex(ABC):
     """Whether it has a vector for each token, compared by MaxSim (`models.LateInteraction.embed_texts`)."""
     compares_all: bool = False
     """Whether a search compares all images, in place of the candidates of graphs and codes."""
+    query_model: str | None = None
+    """Fingerprint of the query encoder that embeds texts in the model's place, by the text side alone."""
     has_keywords: bool = False
     """Whether the words of captions and file names are indexed too."""
 
@@ -77,7 +80,8 @@ class ImageIndex(ABC):
     @property
     @abstractmethod
     def text_side(self) -> Path | None:
-        """The folder of the text side of that model for ONNX Runtime (`models.TextTower`); None if there is none."""
+        """The folder of the text side of that model, or of the query encoder, for ONNX Runtime (`models.TextTower`);
+        None if there is none."""
 
     @abstractmethod
     def check(self) -> None:
@@ -158,7 +162,11 @@ class ImageIndex(ABC):
             return []
 
 
-def text_side_beside(model: Path) -> Path | None:
-    """The folder of the text side of an index, beside its model's; None if there is none."""
-    folder = model.parent / TEXT
-    return folder if (folder / TextTower.FILE).is_file() else None
+def text_side_beside(model: Path, query_model: str | None) -> Path | None:
+    """The folder of the text side of an index, of a query encoder or of the model itself, beside its model's; None if
+    there is none."""
+    for path in sorted(model.parent.glob(f"{TEXT}*/{TextTower.FILE}")):
+        # Whatever else is there, and damage, `TextTower.open` finds.
+        if files.read_json(path, error=StaleError).get("query_model") == query_model:
+            return path.parent
+    return None

@@ -107,7 +107,8 @@ class IndexSearcher:
         """A searcher with the model of an index.
 
         On the CPU, and on a device `auto`, ONNX Runtime encodes texts on the CPU if the index has a text side, and the
-        model is loaded for the first image. Otherwise, and with a re-ranker, it is loaded now.
+        model is loaded for the first image. Otherwise, and with a re-ranker, it is loaded now. The texts of an index
+        with a query encoder have their text side alone, whatever the device.
 
         `rerank` is a fusion scorer or another dual encoder, named as for `models.load`, and `rerank_set` its settings
         (`Reranker.open`). It orders the first `depth` candidates, `DEPTH` if None. `threads` is the number of CPU
@@ -123,13 +124,9 @@ class IndexSearcher:
             raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
         encoder, tower = IndexModel(index, device, threads), None
         # A re-ranker needs torch anyway, and on a GPU that the user names, texts are encoded there.
-        if (
-            rerank is None
-            and str(device) in ("auto", "cpu")
-            and TextTower.is_available()
-            and index.text_side is not None
-        ):
-            tower = TextTower.open(index.text_side, index.fingerprint, threads)
+        is_best = rerank is None and str(device) in ("auto", "cpu") and TextTower.is_available()
+        if (is_best or index.query_model is not None) and (side := index.text_side) is not None:
+            tower = TextTower.open(side, index.fingerprint, threads)
         searcher = IndexSearcher(index, tower or encoder.load(), encoder)
         if rerank is None:
             return searcher

@@ -5,6 +5,7 @@
     INDEX/model/                           the model that made the vectors
     INDEX/text/                            the text side of the model for ONNX Runtime (`models.text_tower`), if it
         could be made
+    INDEX/text-N/                          that of a query encoder, in its place
     INDEX/vectors/part-00000.parquet ...   one row per image, in source order
     INDEX/ann/...                          graphs or codes over ranges of rows; none for small indices
     INDEX/keywords/...                     words of captions and file names, for hybrid search; none without the setting
@@ -49,7 +50,7 @@ INDEX = Kind(
         "removed-*.npy",
         "skipped-*.json",
         "columns-*.parquet",
-        f"{TEXT}/*",
+        f"{TEXT}*/*",
         PLANNED,
     ),
     make="make one with `dcdctl index RUN --images DIR --out INDEX`",
@@ -175,6 +176,11 @@ class ColumnsFile:
 class TextSide:
     """The entry of the text side of the model in index.json; an index without the packages has none."""
 
+    folder: Annotated[str, Key(omits_default=True)] = TEXT
+    query_model: Annotated[str | None, Key(omits_default=True)] = None
+    """Fingerprint of the query encoder that embeds texts in the model's place."""
+    query_ref: Annotated[str, Key(omits_default=True)] = ""
+    """What the user called it."""
     files: tuple[SealedFile, ...] = ()
     refused: str = ""
     """Why the model has no text side for ONNX Runtime; empty if it has one."""
@@ -222,7 +228,7 @@ class IndexDocument:
             "ann": self.segments,
             "keywords": self.keywords.files if self.keywords is not None else (),
             "": (self.columns,) if self.columns is not None else (),
-            TEXT: self.text.files if self.text is not None else (),
+            **({} if self.text is None else {self.text.folder: self.text.files}),
         }
         # Joined as paths, so that an absolute name stays one and is refused.
         sealed: dict[str, tuple[int | None, str]] = {
@@ -283,3 +289,9 @@ def text_side_note(document: IndexDocument) -> str:
     text, missing = document.text, "the packages onnx and onnxruntime were missing when the index was made"
     reason = missing if text is None else text.refused
     return f"a search starts with torch, in seconds: {reason}" if reason else ""
+
+
+def query_model_of(document: IndexDocument) -> str:
+    """The query encoder that embeds texts, for the user; empty if there is none."""
+    text = document.text
+    return f"{text.query_ref} ({text.query_model[:8]})" if text is not None and text.query_model else ""

@@ -12,7 +12,7 @@ from dcdctl.core import config
 from dcdctl.core.search.columns.table import ColumnSummary
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.query import shown, value_for_json
-from dcdctl.core.search.storage import text_side_note
+from dcdctl.core.search.storage import query_model_of, text_side_note
 
 # A line of a terminal has room for as many.
 NUM_SHOWN = 4
@@ -48,6 +48,7 @@ def index_document(index: FolderIndex) -> dict[str, Any]:
         "bytes": {name: size for name, size in num_bytes.items() if size},
         "text_note": text_side_note(document),
         "model": index.fingerprint,
+        "query_model": index.query_model,
         "precision": document.precision,
         "settings": config.to_table(document.settings),
         "sources": [
@@ -71,6 +72,7 @@ def index_facts(index: FolderIndex) -> list[tuple[str, str]]:
         ("search", f"{index.kind}{', and by words with --hybrid' if index.has_keywords else ''}"),
         ("bytes", ", ".join(f"{name} {count:,}" for name, count in document["bytes"].items())),
         ("model", f"{index.fingerprint[:8]}, precision {document['precision']}"),
+        *([("query model", name)] if (name := query_model_of(index.document)) else []),
         ("texts", document["text_note"] or "searched without torch, by a text side for ONNX Runtime"),
         *((f"column {column.name}", _column(column)) for column in index.summarize_columns()),
     ]

@@ -49,12 +49,14 @@ class StoreFacts:
     """Digest of the columns of these rows."""
     is_late: bool = False
     """Whether an image has a vector for each token (`ImageIndex.is_late`)."""
+    query_model: str | None = None
+    """The fingerprint of the query encoder that embeds texts (`ImageIndex.query_model`)."""
 
     def __post_init__(self) -> None:
         # Whoever may write to a store may write any facts. No system has paths of 4,096 characters.
         paths = [self.model_folder, *(source.path for source in self.sources)]
         is_right = {
-            "model": self.model.isascii() and self.model.isalnum(),
+            "model": all(each.isascii() and each.isalnum() for each in (self.model, self.query_model or self.model)),
             "paths": len(paths) > 1 and all("\0" not in path and len(path) < 4096 for path in paths),
             "dims": 0 < self.dims < 2**16,
             "rows": 0 <= self.images <= self.rows < 2**63,

@@ -45,7 +45,7 @@ class StoreIndex(ImageIndex):
     def __init__(self, store: Store, facts: StoreFacts, model: Path | None = None) -> None:
         self.store, self.facts, self.location = store, facts, store.location
         self.dim, self.fingerprint, self.kind = facts.dims, facts.model, store.kind
-        self.is_late = facts.is_late
+        self.is_late, self.query_model = facts.is_late, facts.query_model
         self.num_images, self.columns = facts.images, facts.schema
         self.images = SourceImages(store.location, facts.sources)
         self._model = model
@@ -75,7 +75,13 @@ class StoreIndex(ImageIndex):
     @property
     def text_side(self) -> Path | None:
         # The store was filled from the folder of an index, and its model may still be there.
-        return text_side_beside(self.model)
+        side = text_side_beside(self.model, self.query_model)
+        if side is None and self.query_model is not None:
+            raise MissingError(
+                f"the text side of the query model {self.query_model[:8]} is not beside {self.model}",
+                hint="upload the index again, or copy its folder `text-N` beside the folder of the model",
+            )
+        return side
 
     def check(self) -> None:
         """StaleError if the store has another number of images than it had when an upload ended."""

@@ -91,6 +91,7 @@ def facts_of(index: FolderIndex) -> StoreFacts:
         content=content_digest(index, index.num_rows) or "",
         values=_values_digest(index, index.num_rows),
         is_late=index.is_late,
+        query_model=index.query_model,
     )
 
 
