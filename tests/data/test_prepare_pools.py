@@ -145,6 +145,39 @@ def test_texts_of_each_format(tmp_path, suffix):
     assert (train.captions, train.caption_ids.tolist()) == (["a dog, running", 'a "big" cat', "grün"], [0, 1, 2])
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_texts_keep_their_languages(tmp_path, suffix):
+    rows = [{"query": f"text {number}", "language": "de" if number % 2 else ""} for number in range(20)]
+    path, table = tmp_path / f"log.{suffix}", pa.Table.from_pylist(rows)
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        path.write_text(table.to_pandas().to_csv() if suffix == "csv" else "\n".join(map(json.dumps, rows)))
+    (tmp_path / "log.txt").write_text("text 3\nanother\n")
+    prepare(tmp_path / "out", queries=[path, tmp_path / "log.txt"], hold_out=0.1)
+    prepare(tmp_path / "alone", queries=tmp_path / "log.txt", hold_out=0.1)
+    found = {}
+    for split in ("train", "val", "test", "train+val"):
+        for corpus in (Corpus.open(tmp_path / "out", split), Corpus.open(f"file://{tmp_path / 'out'}", split)):
+            found |= dict(zip(corpus.captions, corpus.languages, strict=True))
+    assert found == {row["query"]: row["language"] or None for row in rows} | {"another": None}
+    counts = summarize_corpus(tmp_path / "out").splits["train"].captions_by_label["language"]
+    assert sum(counts.values()) == Corpus.open(tmp_path / "out", "train").num_captions
+    prints = []
+    for name, rows in (("plain", [{"query": "a dog"}]), ("named", [{"query": "a dog", "language": "en"}])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"query": "a cat"}])))
+        prepare(tmp_path / name, queries=tmp_path / f"{name}.jsonl")
+        prints.append(Corpus.open(tmp_path / name, "train").fingerprint)
+    assert prints[0] != prints[1]
+    assert pq.read_schema(tmp_path / "plain" / "texts-train.parquet").names == ["text", "caption_id"]
+
+
+def test_a_language_of_a_text_that_is_no_name_is_an_error(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"query": "a dog", "language": ["en"]}\n')
+    with pytest.raises(InputError, match=r"log.jsonl line 1: the language is a list"):
+        prepare(tmp_path / "out", queries=tmp_path / "log.jsonl")
+
+
 def test_images_of_a_folder_a_zip_and_a_parquet(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").write_bytes(jpeg(1))

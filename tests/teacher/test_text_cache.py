@@ -16,6 +16,7 @@ from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual
 
 from dcdctl.core import models
 from dcdctl.core.artifacts import Build
+from dcdctl.core.data import DataChoice, choose_manifest, prepare_corpus
 from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.teacher import TextCacheJob, cache_texts, read_cache, read_text_cache, text_cache, verify_texts
 from dcdctl.core.verify import verify
@@ -103,6 +104,12 @@ def test_the_captions_of_a_corpus_and_the_texts_of_a_pool(folder, tmp_path):
     corpus = make_corpus(tmp_path / "corpus", captions)
     cache = make(folder, tmp_path / "q", corpus.folder)
     assert texts_of(cache) == ["a dog", "a cat", "two birds"]
+    rows = [{"query": "a dog", "language": "en"}, {"query": "ein Hund", "language": "de"}, {"query": "x"}]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    manifest = choose_manifest(DataChoice(queries=[tmp_path / "log.jsonl"], folder=tmp_path / "log"))
+    prepare_corpus(manifest, tmp_path / "log")
+    (part,) = parts(make(folder, tmp_path / "spoken", tmp_path / "log"))
+    assert (part.texts, part.languages) == (["a dog", "ein Hund", "x"], ["en", "de", None])
     pool = make_pool(tmp_path / "pool", captions)
     assert texts_of(make(folder, tmp_path / "p", pool.folder)) == list(
         {text.strip("!").lower(): 0 for text in pool.captions}

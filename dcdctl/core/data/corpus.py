@@ -218,9 +218,9 @@ class Corpus:
     @cached_property
     def languages(self) -> list[str | None]:
         """The language of each caption, or of each text of a pool, such as "de"; None where the table does not say."""
-        if not self._has("caption_languages"):
+        if not self.is_pool and not self._has("caption_languages"):
             return [None] * self.num_captions
-        return [name or None for name in self._of_captions("caption_languages", "", "string").to_pylist()]
+        return [name or None for name in self._of_captions("caption_languages", "language", "string").to_pylist()]
 
     @cached_property
     def captions_by_label(self) -> dict[str, dict[str, Index]]:
@@ -308,7 +308,14 @@ class Corpus:
         """A column with a value for each caption, and for each text of a pool."""
         chunks = (column.flatten() for column in self._column(name))
         if self.is_pool:
-            chunks = (chunk for table in self._text_tables for chunk in table[name_of_texts].chunks)
+            # A split without languages may be joined with one that has some.
+            chunks = (
+                chunk
+                for table in self._text_tables
+                for chunk in (
+                    table[name_of_texts].chunks if name_of_texts in table.column_names else [pa.nulls(len(table), kind)]
+                )
+            )
         return pa.chunked_array(chunks, kind).slice(0, self.num_captions)
 
     def _of_images(self, name: str, kind: str | pa.DataType) -> pa.ChunkedArray:

@@ -78,12 +78,14 @@ def trained_pools(listing: Listing) -> list[str]:
     return [split for split in listing.pools if split not in HELD_OUT]
 
 
-def leave_texts_out(listing: Listing, held_out: HeldOut) -> tuple[dict[str, Mapping[str, int]], dict[str, list[str]]]:
-    """The texts that each pool keeps, with their numbers; and those that each pool to train on is left without."""
+def leave_texts_out(
+    listing: Listing, held_out: HeldOut
+) -> tuple[dict[str, Mapping[str, tuple[int, str]]], dict[str, list[str]]]:
+    """The texts that each pool keeps, as in the listing; and those that each pool to train on is left without."""
     pools = dict(listing.pools)
     left_out: dict[str, list[str]] = {}
     for split in trained_pools(listing):
         left_out[split] = [text for text in pools[split] if text_key(text) in held_out.text_keys]
         unwanted = set(left_out[split])
-        pools[split] = {text: number for text, number in pools[split].items() if text not in unwanted}
+        pools[split] = {text: label for text, label in pools[split].items() if text not in unwanted}
     return pools, left_out

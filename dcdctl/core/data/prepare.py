@@ -210,18 +210,20 @@ def _leakage(
 
 
 def _entry(
-    out: Path, split: str, notes: Sequence[ShardNote], rows: Sequence[RowFacts], texts: Mapping[str, int]
+    out: Path, split: str, notes: Sequence[ShardNote], rows: Sequence[RowFacts], texts: Mapping[str, tuple[int, str]]
 ) -> CorpusSplit:
     """A split as corpus.json names it; writes the texts of a pool."""
     file = None
     if texts:
         path = out / f"texts-{split}.parquet"
-        write_texts(path, list(texts), list(texts.values()))
+        write_texts(path, list(texts), *zip(*texts.values(), strict=True))
         file = ShardFile(file=path.name, **seal_of(path, rows=len(texts)))
     return CorpusSplit(
         images=len(rows),
         captions=sum(row.num_captions for row in rows) + len(texts),
-        fingerprint=fingerprint_of([*(row.digest for row in rows), *map(text_digest, texts)]),
+        fingerprint=fingerprint_of(
+            [*(row.digest for row in rows), *(text_digest(text, language) for text, (_, language) in texts.items())]
+        ),
         shards=tuple(note.entry for note in notes),
         texts=file,
     )

@@ -91,17 +91,19 @@ class RowFacts:
         return RowFacts(row.image_id, len(row.captions), row.digest(image_digest), image_digest, hash_bits)
 
 
-def text_digest(text: str) -> bytes:
-    """The SHA-256 of a text of a pool; never that of a row."""
-    return hashlib.sha256(b"text " + text.encode()).digest()
+def text_digest(text: str, language: str = "") -> bytes:
+    """The SHA-256 of a text of a pool with its language; never that of a row."""
+    spoken = json.dumps([language]) if language else ""
+    return hashlib.sha256(f"text{spoken} {text}".encode()).digest()
 
 
-_TEXTS_SCHEMA = pa.schema([("text", "string"), ("caption_id", "int64")])
+_TEXT_COLUMNS = pa.schema([("text", "string"), ("caption_id", "int64"), ("language", "string")])
 
 
-def write_texts(path: Path, texts: Sequence[str], caption_ids: Sequence[int]) -> None:
-    """Write the texts of a pool with their numbers in the source, atomically."""
-    table = pa.table({"text": texts, "caption_id": caption_ids}, schema=_TEXTS_SCHEMA)
+def write_texts(path: Path, texts: Sequence[str], caption_ids: Sequence[int], languages: Sequence[str] = ()) -> None:
+    """Write the texts of a pool with their numbers in the source and their languages, if any is known, atomically."""
+    columns = {"text": texts, "caption_id": caption_ids, **({"language": languages} if any(languages) else {})}
+    table = pa.table(columns, schema=pa.schema([_TEXT_COLUMNS.field(name) for name in columns]))
     with files.atomic_path(path) as partial:
         pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 

@@ -228,8 +228,8 @@ def _sources(job: TextCacheJob) -> tuple[list[tuple[str, str, Iterator[Row]]], i
             paths += files.find_named([place], data.TEXT_SUFFIXES, what="file of texts", option="--texts")
             continue
         corpus = Corpus.open(place, job.split)
-        nothing = itertools.repeat(None)
-        sources.append((f"{corpus.name} {job.split}", corpus.fingerprint, zip(corpus.captions, nothing, nothing)))  # noqa: B905
+        rows = zip(corpus.captions, corpus.languages, itertools.repeat(None))
+        sources.append((f"{corpus.name} {job.split}", corpus.fingerprint, rows))
     return sources + [(path.name, artifacts.sha256_of(path), _rows_of_file(path, width)) for path in paths], width
 
 

@@ -83,7 +83,7 @@ def read_labels(cells: Mapping[str, Any], count: int) -> list[CaptionLabel]:
         values = value if isinstance(value, list) else [value] * count
         if len(values) != count:
             raise RowError(f'"{name}" has {len(values)} values for {count} captions')
-        columns.append([default if each is None or each == "" else _read_label(name, each) for each in values])
+        columns.append([default if each is None or each == "" else read_label(name, each) for each in values])
     return list(map(CaptionLabel, *columns))
 
 
@@ -96,7 +96,8 @@ def is_synthetic(source: Any) -> bool:
     return isinstance(source, str) and source.strip().lower().startswith("synthetic")
 
 
-def _read_label(label: str, value: Any) -> str | float:
+def read_label(label: str, value: Any) -> Any:
+    """The value of a field of `CaptionLabel`: a weight, or a short name."""
     if label == "weight":
         return _read_weight(value)
     name = read_caption(value, f"the {label}").strip()

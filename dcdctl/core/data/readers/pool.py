@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from dcdctl.core.data.captions import text_key
 from dcdctl.core.data.images import ImageStore, RowError
-from dcdctl.core.data.readers.captions import read_caption
+from dcdctl.core.data.readers.captions import read_caption, read_label
 from dcdctl.core.data.readers.parquet import LISTED_ROWS, list_images, open_parquet, read_rows
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
@@ -33,8 +33,8 @@ from dcdctl.core.data.readers.webdataset import IMAGE_SUFFIXES
 from dcdctl.core.data.text_encoding import csv_rows, find_column, find_encoding, json_lines
 from dcdctl.core.errors import InputError
 
-Texts = dict[str, tuple[str, int]]
-"""Each text with its number among all texts, by `text_key`."""
+Texts = dict[str, tuple[str, tuple[int, str]]]
+"""Each text with its number among all texts and its language, empty if it is not known, by `text_key`."""
 _COLUMNS = ("query", "caption", "text")
 TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 LANGUAGE = "language"
@@ -71,7 +71,7 @@ class PoolSource(TextSource):
             for split in check.requested(SPLITS)
         }
         pools = {
-            split: {text: number for key, (text, number) in texts.items() if split_of_text[key] == split}
+            split: {text: label for key, (text, label) in texts.items() if split_of_text[key] == split}
             for split in rows
         }
         return make_listing(rows, check, provenance, self.images, pools)
@@ -150,13 +150,13 @@ def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any
     number, encoding = 0, getattr(source, "encoding", None)
     for path in source.queries:
         first = number
-        for where, value in read_values(path, encoding):
+        for where, value, spoken in read_values(path, encoding, [LANGUAGE]):
             try:
-                text = read_caption(value, "the text")
+                text, language = read_caption(value, "the text"), read_label(LANGUAGE, spoken) if spoken else ""
             except RowError as error:
                 check.reject(where, "", str(error))
                 continue
-            texts.setdefault(text_key(text), (text, number))
+            texts.setdefault(text_key(text), (text, (number, language)))
             number += 1
         if number == first:
             raise InputError(f"{path} has no text", hint=_TEXTS_HINT)

@@ -165,8 +165,8 @@ class Listing:
     """Columns of the images by their ids, such as a year; None if there are none."""
     label_columns: tuple[str, ...] = ()
     """The columns of `LABEL_COLUMNS` that say something of a caption."""
-    pools: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """By split that is a pool: its texts, with their numbers in the source."""
+    pools: Mapping[str, Mapping[str, tuple[int, str]]] = field(default_factory=dict)
+    """By split that is a pool: its texts, with their numbers in the source and their languages."""
 
 
 @dataclass(kw_only=True)
@@ -269,7 +269,7 @@ def make_listing(
     check: RowCheck,
     provenance: dict[str, Any],
     images: Sequence[Path],
-    pools: Mapping[str, Mapping[str, int]] | None = None,
+    pools: Mapping[str, Mapping[str, tuple[int, str]]] | None = None,
 ) -> Listing:
     """A listing of rows that are all in memory; adds the files with the images to the provenance."""
     stamps, texts = hashlib.sha256(), pools or {}
