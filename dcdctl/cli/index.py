@@ -129,10 +129,6 @@ class IndexChanges:
             "FILE",
         ),
     ] = None
-    verify: Annotated[
-        int | None,
-        configures("--verify", "With --vectors: embed N images again and compare.", "N", show_default="4", min=0),
-    ] = None
     sets: Annotated[
         list[str] | None,
         configures("--set", "Override a search setting: kind=flat, hnsw, int8 or binary; repeatable.", "KEY=VALUE"),
@@ -163,7 +159,7 @@ class IndexChanges:
     def for_index(self, new: NewIndex) -> Changes:
         """The same as the core takes it."""
         from dcdctl.core import devices
-        from dcdctl.core.search import NUM_VERIFIED, Changes
+        from dcdctl.core.search import Changes
 
         # Options for the settings that users change most, after --set, so that they win.
         settings = {"dims": self.dims, "keywords": "true" if self.keywords else None}
@@ -178,7 +174,6 @@ class IndexChanges:
             split=new.split,
             precision=precision,
             vectors=tuple(self.vectors or ()),
-            verify=NUM_VERIFIED if self.verify is None else self.verify,
             columns=new.changes(self.drop_column or ()),
             query_model=optional_ref(new.query_model),
         )
@@ -193,8 +188,6 @@ def index(new: NewIndex, changes: IndexChanges, threads: Threads = None, json: J
     # Typer knows no options that depend on each other.
     if changes.replace and changes.to is None:
         raise typer.BadParameter("replaces the images of a store: name it with --to", param_hint="--replace")
-    if not changes.vectors:
-        refuse({"--verify": changes.verify}, "compares given vectors: add --vectors")
     from dcdctl.core import devices, search, stores
 
     # A wrong URL is an error before any work.

@@ -27,7 +27,6 @@ SEVERAL_MEANINGS = {
     "--set": "what a command lets one override",
     "--teacher": "required or not, one or several",
     "--to": "export names a format, index a store",
-    "--verify": "scores are computed again, or vectors",
     "--vectors": "of images with --images, or of texts",
     "--workers": "prepare starts processes, and at least one",
 }

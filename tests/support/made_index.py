@@ -123,7 +123,6 @@ def build(
     *,
     split: str | None = None,
     given: Path | None = None,
-    verify: int = 2,
     compute: Compute = BATCHES,
     track: Track = silent,
 ) -> FolderIndex:
@@ -134,7 +133,6 @@ def build(
         split=split,
         precision=compute.precision,
         vectors=() if given is None else (str(given),),
-        verify=verify,
     )
     return run_index_job(str(ref), changes, images=images, out=folder, compute=compute, track=track).index
 

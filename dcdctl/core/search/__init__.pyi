@@ -32,14 +32,13 @@ from .searcher import IndexSearcher
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, check_model, query_model_of, read_document, text_side_note
 from .summary import index_document, index_facts
-from .vector_files import NUM_VERIFIED, write_image_list
+from .vector_files import write_image_list
 
 __all__ = [
     "COLUMN_TYPES",
     "IMAGE_COLUMNS",
     "INDEX",
     "INDEX_FILE",
-    "NUM_VERIFIED",
     "Background",
     "Changes",
     "ColumnChanges",

@@ -72,8 +72,6 @@ class Changes:
     vectors: tuple[str, ...] = ()
     """Files, folders or patterns of the vectors of the images of a new index, or of those to add; empty: the model
     embeds them."""
-    verify: int = vector_files.NUM_VERIFIED
-    """How many images are embedded again to compare."""
     columns: ColumnChanges = field(default_factory=ColumnChanges)
     """Made last, for a new index too."""
     query_model: str | None = None
@@ -311,7 +309,7 @@ def _add(
     # All vectors of an index have one precision, whatever --precision says now.
     task = EmbeddingTask(build, source, planned, model, document, replace(compute, precision=document.precision))
     if changes.vectors:
-        vector_files.take(task, changes.vectors, changes.verify, track)
+        vector_files.take(task, changes.vectors, track)
     else:
         embed.embed(task, track)
     parts, skipped_now = part_files.describe_parts(task.build, planned, document.vector_type)

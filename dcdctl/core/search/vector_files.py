@@ -3,8 +3,8 @@ that become an index.
 
     LIST/images-00000.parquet ...          of `--plan-only`: `image_id`, `path` (absolute) and `model_digest` of
         each file of a folder
-    VECTORS/*.parquet                      of another engine: `image_id` or `path`, `vector`, and `model_digest`
-        where it was kept
+    VECTORS/*.parquet                      of another engine: `image_id`, `vector`, and `model_digest` where it was
+        kept
 
 A vector is stored with the bits that embedding here would give for the same numbers. The images must be there: they
 decide the order of rows, files that are no images are skipped as always, and a few are embedded again to compare. Shape
@@ -32,15 +32,14 @@ from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError, StaleError, fir
 from dcdctl.core.models import ImageBatch
 from dcdctl.core.progress import Track
 from dcdctl.core.search import embed, part_files, sources
-from dcdctl.core.search.columns.change import name_forms, position_in
+from dcdctl.core.search.columns.change import position_in
 from dcdctl.core.search.embed import EmbeddingTask, ImageReader
 from dcdctl.core.search.exact import Half, Rows
 from dcdctl.core.search.part_files import SkippedFile
 from dcdctl.core.search.storage import PLANNED
 
 SUFFIXES = (".parquet", ".pq")
-NAMES = ("image_id", "path")
-VECTOR, MODEL = "vector", "model_digest"
+NAME, VECTOR, MODEL = "image_id", "vector", "model_digest"
 # About 16 MB of float32 at 512 numbers per vector.
 ROWS_PER_BATCH = 8192
 # One wrong preprocessing shows in every image; a few rule out luck, and cost seconds.
@@ -48,7 +47,7 @@ NUM_VERIFIED = 4
 LEAST_COSINE = 0.99
 """Between a given vector and that of the model here. Other number formats and decoders stay above, another model or
 preprocessing below."""
-_HINT = "give a row per image with image_id or path, and vector: a list of numbers"
+_HINT = "give a row per image with image_id, and vector: a list of numbers"
 _FLOATS = (pa.float16(), pa.float32(), pa.float64())
 Flags = NDArray[np.bool_]
 
@@ -92,7 +91,7 @@ def write_image_list(ref: str, images: Path, folder: Path) -> dict[str, Any]:
     return {"list": str(folder), "images": num_images, "files": num_files, "model": digest}
 
 
-def take(task: EmbeddingTask, names: Sequence[str], verify: int, track: Track) -> None:
+def take(task: EmbeddingTask, names: Sequence[str], track: Track) -> None:
     """Write the planned parts with the vectors of files, in place of `embed`; some are embedded again to compare.
 
     InputError for rows that cannot be used, an image without a vector, and vectors that the model does not give;
@@ -103,7 +102,7 @@ def take(task: EmbeddingTask, names: Sequence[str], verify: int, track: Track) -
             gathered = _GivenVectors(task)
             gathered.read(find(names), track)
             skipped = gathered.check_missing()
-            gathered.verify(verify)
+            gathered.verify()
             # All parts: some may have been written from other files before a kill.
             gathered.write(skipped)
     distributed.barrier()
@@ -149,13 +148,6 @@ class _GivenVectors:
         twice, as faults."""
         names = pa.chunked_array(columns, pa.string()).combine_chunks()
         rows = position_in(names, self.ids)
-        unknown = np.flatnonzero(rows < 0)
-        if len(unknown) and self.task.source.kind == "folder":
-            # Only these: paths are taken apart one by one.
-            root = PurePosixPath(self.task.source.path)
-            for form in name_forms([str(name) for name in names.take(pa.array(unknown)).to_pylist()], root)[1:]:
-                places = position_in(pa.array(form, pa.string()), self.ids)
-                rows[unknown] = np.where(rows[unknown] < 0, places, rows[unknown])
         where = np.repeat([path.name for path in paths], [len(column) for column in columns])
         known = np.flatnonzero(rows >= 0)
         _, firsts = np.unique(rows[known], return_index=True)
@@ -221,11 +213,11 @@ class _GivenVectors:
         return skipped
 
     @torch.inference_mode()
-    def verify(self, count: int) -> None:
+    def verify(self) -> None:
         """Embed some images and compare; InputError if a vector is not that of the model."""
         # Spread over all files, because one of them may be of another model.
         given = np.flatnonzero(self.is_given)
-        places = np.unique(np.linspace(0, len(given) - 1, min(count, len(given))).astype(np.int64))
+        places = np.unique(np.linspace(0, len(given) - 1, min(NUM_VERIFIED, len(given))).astype(np.int64))
         rows = given[places].tolist()
         readable = [(row, pixels) for row, (pixels, _, _) in self._read_images(rows) if pixels is not None]
         if not readable:
@@ -242,9 +234,7 @@ class _GivenVectors:
                 f"the vector of {name!r} is not that of this model: the cosine is {least:.4f}, and at least "
                 f"{LEAST_COSINE} is expected"
             )
-            raise InputError(
-                message, hint="embed with this model and its image preprocessing; --verify 0 skips the comparison"
-            )
+            raise InputError(message, hint="embed with this model and its image preprocessing")
 
     def _read_images(self, rows: Sequence[int]) -> Iterator[tuple[int, embed.ReadImages]]:
         """The planned images of some rows, one by one."""
@@ -271,8 +261,7 @@ def _check_columns(path: Path) -> None:
     """InputError for a file without a name or a vector per row."""
     with _readable(path), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-    if not set(NAMES) & set(schema.names) or VECTOR not in schema.names:
-        missing = VECTOR if VECTOR not in schema.names else "image_id and no path"
+    if missing := next((name for name in (NAME, VECTOR) if name not in schema.names), None):
         raise InputError(f"{path} has no column {missing} (it has {', '.join(schema.names) or 'none'})", hint=_HINT)
     vector_type = schema.field(VECTOR).type
     type_ = vector_type.storage_type if isinstance(vector_type, pa.BaseExtensionType) else vector_type
@@ -286,10 +275,9 @@ def _check_columns(path: Path) -> None:
 def _read_names(path: Path) -> pa.Array:
     """The name of each row; InputError for a row without one."""
     with _readable(path), pq.ParquetFile(path) as file:
-        name = next(name for name in NAMES if name in file.schema_arrow.names)
-        column = file.read(columns=[name]).column(0).cast(pa.string()).combine_chunks()
+        column = file.read(columns=[NAME]).column(0).cast(pa.string()).combine_chunks()
     if column.null_count:
-        raise InputError(f"{column.null_count:,} rows of {path} have no {name}", hint=_HINT)
+        raise InputError(f"{column.null_count:,} rows of {path} have no {NAME}", hint=_HINT)
     return column
 
 
