@@ -84,11 +84,9 @@ def test_a_key_in_an_address_is_in_no_log_and_in_no_metric(searcher, logged, add
     logged.set_level(logging.INFO, logger="dcdctl.access")
     config = replace(CONFIG, access_log=True, log_queries=True)
     one, full = client_of(searcher, config), client_of(searcher, replace(config, max_header_bytes=1))
-    sent = {"Authorization": f"Bearer {NEW}", "X-Request-ID": NEW}
-    for headers in (sent, {**sent, "Host": "evil.example"}, {"X-Request-ID": NEW}, {"X-API-Key": WRONG}):
-        # A response that hid what is a key would tell who guesses.
-        answer = one.get(address, headers=headers)
-        assert (answer.headers["x-request-id"] == NEW) == ("X-Request-ID" in headers)
+    sent = {"Authorization": f"Bearer {NEW}"}
+    for headers in (sent, {**sent, "Host": "evil.example"}, {}, {"X-API-Key": WRONG}):
+        one.get(address, headers=headers)
     full.get(address, headers=sent)
     written = "".join(map(logs.TextFormatter().format, logged.records))
     assert written.count("path=(has a key)") == written.count(" request ") == 5
@@ -101,7 +99,7 @@ def test_an_error_in_a_request_logs_no_header(searcher, logged, monkeypatch):
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(IndexSearcher, "by_texts", fail)
-    sent = {"Authorization": f"Bearer {NEW}", "X-Request-ID": NEW}
+    sent = {"Authorization": f"Bearer {NEW}"}
     assert client_of(searcher).get("/search?text=a", headers=sent).status_code == 500
     assert "a bug" in logged.text
     assert NEW not in logged.text

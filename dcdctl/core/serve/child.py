@@ -82,15 +82,14 @@ def run_child(number: int, job: Job, listener: socket.socket, control: Connectio
             control.send(error)
 
 
-def reload(job: Job, searcher: LiveSearcher) -> bool:
-    """Open the index and the models again and answer from them; False if that fails, and nothing changes then."""
+def reload(job: Job, searcher: LiveSearcher) -> None:
+    """Open the index and the models again and answer from them; if that fails, nothing changes."""
     try:
         searcher.swap(_searcher_of(job, job.index(), with_images=searcher.now().encoder.is_loaded))
     except Exception as error:  # such as too little memory for a second model: the service must continue
         logs.OWN.error("the index is not reloaded; the service continues with the previous one: %s", error)
-        return False
-    logs.OWN.info("reloaded the index and its model")
-    return True
+    else:
+        logs.OWN.info("reloaded the index and its model")
 
 
 def _searcher_of(job: Job, index: ImageIndex, *, with_images: bool) -> IndexSearcher:
@@ -119,6 +118,6 @@ def _obey(job: Job, searcher: LiveSearcher, server: uvicorn.Server, control: Con
     """Do what the parent says; stop when it has ended."""
     try:
         while control.recv() == RELOAD:
-            control.send(reload(job, searcher))
+            reload(job, searcher)
     except (EOFError, OSError):
         server.should_exit = True

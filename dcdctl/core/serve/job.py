@@ -42,4 +42,4 @@ class Job:
 
 RELOAD = "reload"
 """The parent's message to a process: open the index and the models again. A process sends its number of images when it
-answers, or the `DcdError` that ends it; and after each reload whether it succeeded."""
+answers, or the `DcdError` that ends it."""

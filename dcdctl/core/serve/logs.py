@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,20 +23,6 @@ MAX_PATH_CHARS = 200
 ACCESS = logging.getLogger("dcdctl.access")
 """The logger of requests."""
 OWN = logging.getLogger("dcdctl")
-
-
-CURRENT: ContextVar[str] = ContextVar("request", default="")
-"""The id of the request that a task answers, as the log says it."""
-
-
-def request_id(sent: str) -> str:
-    """The id that a client or a proxy sent, or a new one if it sent none or one that is not safe to log.
-
-    >>> request_id("4bf92f3577b34da6"), len(request_id("two words"))
-    ('4bf92f3577b34da6', 16)
-    """
-    # 64 bits, so that no two requests of a log share an id.
-    return sent if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,99}", sent) else secrets.token_hex(8)
 
 
 def printable(line: str) -> str:
@@ -70,8 +53,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record: time, level, logger, message, the process, the request's id, and what the record
-    adds."""
+    """One JSON object per record: time, level, logger, message, the process, and what the record adds."""
 
     def __init__(self, process: int) -> None:
         super().__init__()
@@ -82,8 +64,6 @@ class JsonFormatter(logging.Formatter):
         fields |= {"message": _shortened(record.getMessage().rstrip("\n"))}
         if self._process:
             fields["process"] = self._process
-        if current := CURRENT.get():
-            fields["request_id"] = current
         fields |= getattr(record, "facts", {})
         if record.exc_info:
             fields["traceback"] = _shortened(self.formatException(record.exc_info))

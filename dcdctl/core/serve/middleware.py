@@ -26,7 +26,7 @@ KEY_IN_URL = (
 )
 NO_KEY = "a key is required: send the header Authorization: Bearer KEY; a key in an address is not read"
 HAS_KEY = "(has a key)"
-"""What the log shows in place of an address or an id with a key."""
+"""What the log shows in place of an address with a key."""
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="dcdctl"'}
 HEADERS = {
     # No other site may embed or read a response; responses other than our pages may run and load nothing.
@@ -57,18 +57,12 @@ class LimitsMiddleware:
             return
         # 500 is what the client gets if the app fails before it responds.
         started, status = time.perf_counter(), 500
-        request_id = logs.request_id(Headers(scope=scope).get("x-request-id", ""))
-        # In the log only: a response that hides what is a key would tell who guesses.
-        logged_id = HAS_KEY if self._has_key(request_id) else request_id
-        # Not reset: the server logs an error of this request after this function has ended.
-        logs.CURRENT.set(logged_id)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -85,7 +79,7 @@ class LimitsMiddleware:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.answered(route, _method(scope), status, seconds)
             if self.config.access_log:
-                self._log(scope, logged_id, status, seconds)
+                self._log(scope, status, seconds)
 
     def _answer(self, scope: Scope, body: _LimitedBody) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
@@ -99,11 +93,10 @@ class LimitsMiddleware:
             return refusal("too many uploads", self.config, self.metrics)
         return self.app
 
-    def _log(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    def _log(self, scope: Scope, status: int, seconds: float) -> None:
         client = scope.get("client")
         path = HAS_KEY if self._has_key(_address(scope)) else logs.printable(scope["path"])
         facts = {
-            "request_id": request_id,
             "method": _method(scope),
             "path": path[: logs.MAX_PATH_CHARS],
             "status": status,

@@ -14,7 +14,6 @@ import socket
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,14 +35,9 @@ PRELOADED = (
 )
 """Modules that are imported once for all processes. Loading a model imports most of transformers, which takes
 seconds."""
-# Starting and loading a model take seconds, so a process that ends within a minute probably ends at each start.
-STABLE_S = 60.0
-"""A process that has answered this long is replaced at once when it ends; one that ends earlier waits longer each
-time."""
-# A mended index is picked up within it; a broken one costs a start per half minute.
-MAX_DELAY_S = 30.0
-MAX_FAILED_STARTS = 3
-"""Failed starts in a row after which the service ends, if no other process answers."""
+# A start takes seconds of a core; a mended index is picked up within this time.
+RESTART_S = 30.0
+"""Wait before a process starts again that ended before it answered; one that has answered is replaced at once."""
 GRACE_S = 5.0
 """Time beyond `shutdown_s` after which a process that does not end is killed."""
 
@@ -55,16 +49,15 @@ class _Child:
     number: int
     process: BaseProcess
     control: connection.Connection
-    ready_since: float | None = None
-    num_failed: int = 0
-    """Ends in a row, each soon after its start."""
+    is_ready: bool = False
+    """Whether it answers."""
     starts_at: float | None = None
     """When it starts again; None while it runs."""
     error: DcdError | None = None
 
 
 def supervise(job: Job, listener: socket.socket, on_ready: Callable[[int], None]) -> None:
-    """Answer requests by `job.config.processes` processes until SIGINT or SIGTERM; SIGHUP reloads them one by one.
+    """Answer requests by `job.config.processes` processes until SIGINT or SIGTERM; SIGHUP reloads all of them.
 
     `on_ready` gets the number of images once all answer. The error of a process that cannot start.
     """
@@ -101,8 +94,6 @@ class _Supervisor:
         self._job, self._listener, self._folder = job, listener, folder
         self._on_ready: Callable[[int], None] | None = on_ready
         self._children: list[_Child] = []
-        self._to_reload: deque[_Child] = deque()
-        """The first one is reloading; the others wait, so that only one needs memory for two models."""
 
     def run(self, signals: connection.Connection) -> None:
         """Start all processes, and do what follows from a message, the end of a process or a signal, until SIGINT or
@@ -119,10 +110,11 @@ class _Supervisor:
             if signals in happened:
                 if signals.recv() != signal.SIGHUP:
                     return
-                is_reloading = bool(self._to_reload)
-                self._to_reload = deque([*list(self._to_reload)[:1], *self._children])
-                if not is_reloading:
-                    self._reload_next()
+                # One that starts later opens the index as it is then.
+                for child in running:
+                    if child.is_ready:
+                        with suppress(OSError):  # it has just ended
+                            child.control.send(RELOAD)
             for child in running:
                 if child.control in happened:
                     self._receive(child)
@@ -170,51 +162,26 @@ class _Supervisor:
             return
         if isinstance(message, DcdError):
             child.error = message
-        elif child.ready_since is None:
-            child.ready_since = time.monotonic()
+        else:
+            child.is_ready = True
             logs.OWN.info("process %d answers", child.number, extra={"facts": {"pid": child.process.pid}})
-            if self._on_ready is not None and all(one.ready_since is not None for one in self._children):
+            if self._on_ready is not None and all(one.is_ready for one in self._children):
                 self._on_ready(message)
                 self._on_ready = None
-        elif message:
-            self._to_reload.popleft()
-            self._reload_next()
-        else:
-            # The others would fail, too, and all answer from the same index now.
-            self._to_reload.clear()
-
-    def _reload_next(self) -> None:
-        # One that starts later opens the index as it is then.
-        while self._to_reload and self._to_reload[0].ready_since is None:
-            self._to_reload.popleft()
-        if self._to_reload:
-            # If it has just ended, its end is what happens next.
-            with suppress(OSError):
-                self._to_reload[0].control.send(RELOAD)
 
     def _ended(self, child: _Child) -> None:
-        """Let an ended process start again, at once or later; DcdError if the service cannot continue."""
+        """Let an ended process start again, at once or later; DcdError if the service has not answered yet."""
         child.process.join()
         child.control.close()
         Shared(self._folder, child.number).leave()
-        now, is_first_start = time.monotonic(), self._on_ready is not None
-        if child.ready_since is not None and now - child.ready_since > STABLE_S:
-            child.num_failed = 0
         code = child.process.exitcode or 0
         end = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         how = f"process {child.number} of {len(self._children)} {end}"
-        error = child.error or DcdError(f"{how} while it started", hint="its messages are above")
-        if is_first_start:
-            raise error
-        if child.num_failed >= MAX_FAILED_STARTS and all(one.ready_since is None for one in self._children):
-            raise error
-        # The first end may be chance; a process that ends again and again must not use all the time for starts.
-        delay = min(MAX_DELAY_S, 2.0**child.num_failed - 1)
-        child.num_failed += 1
-        child.ready_since, child.starts_at = None, now + delay
+        if self._on_ready is not None:
+            raise child.error or DcdError(f"{how} while it started", hint="its messages are above")
+        delay = 0.0 if child.is_ready else RESTART_S
+        child.is_ready, child.starts_at = False, time.monotonic() + delay
         logs.OWN.error("%s; it starts again in %g s", child.error or how, delay)
-        if self._to_reload and self._to_reload[0] is child:
-            self._reload_next()
 
 
 def _run(number: int, job: Job, listener: socket.socket, control: connection.Connection, shared: Shared) -> None:
