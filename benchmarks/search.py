@@ -185,7 +185,15 @@ def fill(index: FolderIndex, url: str) -> dict[str, Any]:
     wall, processor = time.perf_counter(), time.process_time()
     upload_index(index, store, replace=True)
     built = {"build_seconds": time.perf_counter() - wall, "build_processor_seconds": time.process_time() - processor}
-    return built | {"bytes": (store.num_bytes() or 0) / len(index)}
+    return built | {"bytes": num_bytes(store) / len(index)}
+
+
+def num_bytes(store: Any) -> int:
+    """The size of a store on disk; 0 for Qdrant, which cannot say."""
+    if store.kind == "postgresql":
+        ((size,),) = store._run("SELECT pg_total_relation_size(to_regclass(%s))", [store._regclass])
+        return int(size)
+    return int(store._open().stats()["total_bytes"]) if store.kind == "lancedb" else 0
 
 
 def recall(found: list[list[int]], true: list[list[int]]) -> float:

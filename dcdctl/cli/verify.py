@@ -25,8 +25,6 @@ def verify(path: Folder, json: Json = False) -> None:
     else:
         rows = [[item.path, item.kind, item.state] for item in verification.artifacts]
         show_table("", ["path", "kind", "state"], rows)
-        for skipped in verification.skipped:
-            show(f"skipped: {skipped}")
         for problem in verification.problems:
             show(f"problem: {problem}")
     # For scripts. A damage is the result of the command, on stdout, and no error of it.

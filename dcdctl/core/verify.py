@@ -61,8 +61,6 @@ class Verification:
     """What `verify` found."""
 
     artifacts: tuple[VerifiedArtifact, ...]
-    skipped: tuple[str, ...] = ()
-    """Folders that cannot be read, each with the reason."""
 
     @property
     def is_well(self) -> bool:
@@ -84,7 +82,7 @@ class Verification:
             {"path": str(item.path), "kind": item.kind, "state": item.state, "damages": item.damages}
             for item in self.artifacts
         ]
-        return {"ok": self.is_well, "artifacts": rows, "skipped": list(self.skipped)}
+        return {"ok": self.is_well, "artifacts": rows}
 
 
 def verify(path: Path, track: Track = silent) -> Verification:
@@ -95,8 +93,12 @@ def verify(path: Path, track: Track = silent) -> Verification:
             hint="name a folder of artifacts",
         )
     verified: list[VerifiedArtifact] = []
-    skipped: list[OSError] = []
-    for parent, folders, names in os.walk(path, onerror=skipped.append):
+
+    def note(folder: Path, error: OSError) -> None:
+        damage = files.unreadable(Path(error.filename or folder), error).args[0]
+        verified.append(VerifiedArtifact(path=folder, kind="folder", damages=[damage]))
+
+    for parent, folders, names in os.walk(path, onerror=partial(note, path)):
         folders.sort()  # os.walk descends in this order, and the order of a file system is by chance
         folder = Path(parent)
         checks = [check for markers, check in CHECKS if any(marker in names for marker in markers)]
@@ -106,22 +108,17 @@ def verify(path: Path, track: Track = silent) -> Verification:
             try:
                 verified.append(check(folder, track))
             except OSError as error:  # such as a folder whose files may be listed and not read
-                damage = files.unreadable(Path(error.filename or folder), error).args[0]
-                verified.append(VerifiedArtifact(path=folder, kind="artifact", damages=[damage]))
+                note(folder, error)
         verified += _without_document(folder, names)
         if models.SETTINGS_FILE in names:
             folders.clear()  # all below it belongs to the model
     if not verified:
-        if skipped and Path(skipped[0].filename) == path:
-            raise files.unreadable(path, skipped[0])
         content = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
         raise InputError(
             f"{path} holds no artifact of dcdctl, but {content}",
             hint="name a corpus, a cache, an index, a run or a model",
         )
-    return Verification(
-        artifacts=tuple(verified), skipped=tuple(f"{error.filename}: {error.strerror}" for error in skipped)
-    )
+    return Verification(artifacts=tuple(verified))
 
 
 def _without_document(folder: Path, names: list[str]) -> Iterator[VerifiedArtifact]:

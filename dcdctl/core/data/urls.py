@@ -307,13 +307,9 @@ def _file_system(url: str) -> tuple[Any, str]:
     except ImportError as error:
         # simplecache::s3://bucket needs what s3:// needs.
         protocol = urlsplit(links_of(url)[-1]).scheme
-        package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}.get(
-            protocol
-        )
-        what = package or first_line(error)
         raise MissingError(
-            f"{shown(url)} needs a package of {protocol}:// that is not installed: {what}",
-            hint=f"pip install {package}" if package else f"install what fsspec needs for {protocol}",
+            f"{shown(url)} needs a package that is not installed: {first_line(error)}",
+            hint=f"install what fsspec needs for {protocol}",
         ) from error
     return system, path
 

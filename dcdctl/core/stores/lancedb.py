@@ -139,11 +139,6 @@ class LanceStore(Store):
             # Joins small files, and adds new rows to the indexes.
             table.optimize()
 
-    def num_bytes(self) -> int | None:
-        table = self._open()
-        with self._errors():
-            return int(table.stats()["total_bytes"])
-
     def publish(self) -> None:
         table = self._open()
         published = LanceStore(self._uri, self._table.removesuffix(_DRAFT), self.location)

@@ -40,8 +40,6 @@ MAX_INDEXED_DIMS = 4000
 """Of an index of pgvector on halfvec."""
 MAX_NAME_BYTES = 63
 """PostgreSQL cuts longer names off without an error."""
-LEAST_VERSION = (0, 8)
-"""Of pgvector: the first that searches on under a filter until it has enough answers."""
 # libpq would wait without end for a server that does not answer. A parameter of the URL counts more.
 _DEFAULTS = (("connect_timeout", "10"), ("application_name", "dcdctl"))
 TYPES = {
@@ -146,12 +144,6 @@ class PostgresStore(Store):
         # One transaction for all of it, because a thread has one connection.
         with self._connection() as connection, connection.transaction():
             self._run("CREATE EXTENSION IF NOT EXISTS vector")
-            ((version,),) = self._run("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
-            if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LEAST_VERSION:
-                raise InputError(
-                    f"the database has pgvector {version}, and 0.8 is needed",
-                    hint="an administrator of the database runs: ALTER EXTENSION vector UPDATE",
-                )
             self.drop()
             columns = sql.SQL(", ").join(_definition(column, facts.dims) for column in facts.image_schema)
             self._run("CREATE TABLE {table} ({columns})", columns=columns)
@@ -240,10 +232,6 @@ class PostgresStore(Store):
             # PostgreSQL chooses a name that is free.
             self._run("CREATE INDEX ON {table} USING hnsw (vector halfvec_cosine_ops)")
 
-    def num_bytes(self) -> int | None:
-        ((size,),) = self._run("SELECT pg_total_relation_size(to_regclass(%s))", [self._regclass])
-        return size
-
     def publish(self) -> None:
         published = PostgresStore(self._conninfo, self._qualified.removesuffix(_DRAFT), self.location)
         name = sql.Identifier(published._qualified.rpartition(".")[2])
@@ -278,8 +266,6 @@ class PostgresStore(Store):
             return sql.SQL(""), parameters
 
         def parameter(value: Value, type_: pa.DataType) -> str:
-            if isinstance(value, str) and "\0" in value:
-                raise InputError("a text of a condition has the character NUL, which PostgreSQL does not keep")
             parameters.append(value)
             return f"%s::{TYPES[str(type_)]}"
 
@@ -360,12 +346,6 @@ def _values(column: pa.ChunkedArray) -> Sequence[Any]:
     """The values of a column, as psycopg sends them."""
     if not pa.types.is_fixed_size_list(column.type):
         values: list[Any] = column.to_pylist()
-        if column.type == "string" and (
-            bad := next((value for value in values if value is not None and "\0" in value), None)
-        ):
-            raise InputError(
-                f"the text {bad!r} has the character NUL, which PostgreSQL does not keep", hint="change the column"
-            )
         return values
     # pgvector's binary form: the number of dims, two unused bytes, and the numbers, the highest byte first.
     header = struct.pack(">HH", column.type.list_size, 0)

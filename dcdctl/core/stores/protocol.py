@@ -225,10 +225,6 @@ class Store(ABC):
     def finish(self) -> None:  # noqa: B027
         """Build what makes searches fast, after many images were written."""
 
-    def num_bytes(self) -> int | None:
-        """The size on disk; None if the store cannot say."""
-        return None
-
     def close(self) -> None:  # noqa: B027
         """End the connections."""
 

@@ -7,7 +7,6 @@ compares by cosine.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import secrets
@@ -63,10 +62,13 @@ def connect(url: str, key: str | None) -> QdrantClient:
 def open_url(url: StoreUrl) -> QdrantStore:
     """The store at qdrant://HOST:PORT/COLLECTION, or qdrants: with TLS."""
     name, protocol = unquote(url.parts.path.strip("/")), "https" if url.parts.scheme == "qdrants" else "http"
-    host = url.parts.hostname
-    if not host or "," in url.parts.netloc or not name or "/" in name:
-        raise InputError(f"{url.shown} names no collection", hint=f"such as qdrant://host:{PORT}/photos")
-    server = f"{protocol}://{f'[{host}]' if ':' in host else host}:{url.parts.port or PORT}"
+    try:
+        host, port = url.parts.hostname, url.parts.port or PORT
+    except ValueError:  # several hosts, or a port that is no number
+        host = None
+    if not host or not name or "/" in name:
+        raise InputError(f"{url.shown} names no host or no collection", hint=f"such as qdrant://host:{PORT}/photos")
+    server = f"{protocol}://{f'[{host}]' if ':' in host else host}:{port}"
     return QdrantStore(connect(server, os.environ.get("QDRANT_API_KEY")), name, url.shown)
 
 
@@ -128,7 +130,7 @@ class QdrantStore(Store):
         collection, facts = self._known()
         # A missing value is a missing entry.
         payloads = [
-            {name: _as_json(name, value) for name, value in values.items() if value is not None}
+            {name: _as_json(value) for name, value in values.items() if value is not None}
             for values in images.drop_columns(["row", "vector"]).to_pylist()
         ]
         column = images.column("vector")
@@ -257,11 +259,7 @@ def _without(alias: str) -> models.DeleteAliasOperation:
     return models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
 
 
-def _as_json(name: str, value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(
-            f"the column {name} has the number {value}, which Qdrant does not keep", hint="leave the value out"
-        )
+def _as_json(value: Any) -> Any:
     if isinstance(value, datetime):
         return f"{value.isoformat()}Z"
     return value.isoformat() if isinstance(value, date) else value

@@ -21,8 +21,6 @@ from dcdctl.core.stores.protocol import Store
 from dcdctl.core.stores.store_index import StoreIndex
 
 _SCHEME = re.compile(r"([a-z]+)(?:\+([a-z0-9]+))?:(.*)", re.DOTALL)
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]+\]|[\w.%~-]*)(?::([0-9]{0,5}))?")
-"""A host as the URL of a server has it, and its port."""
 
 _FORMS = {
     "postgres": "postgresql://user@host/database?table=NAME",
@@ -62,29 +60,13 @@ class StoreUrl:
         slashes = "//" if url.partition(":")[2].startswith("//") else ""
         self.shown = f"{self.parts.scheme}:{slashes}{user}{host}{self.parts.path}"
         """Without password and parameters, which may be credentials."""
-        if not self.parts.scheme.startswith("lancedb"):
-            self._check_hosts()
-
-    def _check_hosts(self) -> None:
-        """InputError for a host or a port that no server has. Several hosts are separated by commas, as in libpq."""
-        parts = self.parts
-        ports = ",".join(value for name, value in self.parameters if name == "port")
-        for host in [*parts.netloc.rpartition("@")[2].split(","), *(f":{port}" for port in ports.split(","))]:
-            match = _HOST.fullmatch(host)
-            if match is None or (match[1] and not 0 < int(match[1]) < 2**16):
-                break
-        else:
-            host = ""
-        if "@" in parts.path + parts.fragment + (parts.query if host else ""):
-            # Not shown: the host is the beginning of a password.
+        if "@" in self.parts.path + self.parts.query + self.parts.fragment and not self.parts.scheme.startswith(
+            "lancedb"
+        ):
+            # Not shown: what seems to be the host is the beginning of a password.
             raise InputError(
-                f"the {parts.scheme} URL has an @ behind its host",
+                f"the {self.parts.scheme} URL has an @ behind its host",
                 hint="write / ? # and @ in a password or a name as %2F, %3F, %23 and %40",
-            )
-        if host:
-            raise InputError(
-                f"{self.shown} has the host or port {host.lstrip(':')!r}",
-                hint="write HOST or HOST:PORT, with a port from 1 to 65535, and an IPv6 address in brackets: [::1]",
             )
 
     def table(self, *, is_complete: bool) -> str:
