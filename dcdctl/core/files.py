@@ -347,6 +347,9 @@ def _check_writable(folder: Path) -> None:
     if not existing.is_dir():
         raise InputError(f"{folder} cannot be written to: {existing} is a file", hint="name another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
+        # Windows has no statvfs.
+        if hasattr(os, "statvfs") and os.statvfs(existing).f_flag & os.ST_RDONLY:
+            raise InputError(f"{existing} cannot be written to: read-only file system", hint="name another folder")
         raise InputError(
             f"{existing} cannot be written to: permission denied", hint="change its permissions, or name another folder"
         )

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -341,4 +342,12 @@ def test_an_output_path_without_permission_is_refused(tmp_path, monkeypatch):
         with pytest.raises(
             InputError, match=f"{tmp_path} cannot be written to: permission denied; change its permissions"
         ):
+            check(tmp_path / "new" / "out")
+
+
+def test_a_read_only_file_system_is_not_called_a_permission(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK and path == tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    for check in (files.check_output_folder, files.check_output_file):
+        with pytest.raises(InputError, match=f"^{tmp_path} cannot be written to: read-only file system; name another"):
             check(tmp_path / "new" / "out")

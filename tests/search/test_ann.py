@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -111,7 +110,7 @@ def test_a_graph_that_reaches_fewer_vectors_than_asked_gives_minus_1_for_the_oth
             return SimpleNamespace(keys=keys_QC, counts=np.array([3, 1, 0], dtype=np.uint64))
 
     reached = object.__new__(ann.Graph)
-    reached._view, reached._lock = View(), threading.Lock()
+    reached._views = [View()]
     found = reached.candidates(np.ones((3, 4), np.float32), 3)
     assert found.tolist() == [[7, 3, 9], [4, -1, -1], [-1, -1, -1]]
 
@@ -166,8 +165,9 @@ def test_opening_an_index_opens_no_segment(graph, monkeypatch):
 
 def test_a_graph_stays_in_its_file_and_has_no_table_of_its_keys(graph):
     opened = ann.Graph(graph.folder / "ann", graph.segments[0], HnswConfig())
-    assert opened._view.memory_usage < graph.segments[0].bytes
-    assert not opened._view.contains(0)
+    (view,) = opened._views
+    assert view.memory_usage < graph.segments[0].bytes
+    assert not view.contains(0)
 
 
 def test_a_missing_package_is_named_when_an_index_is_opened(graph, monkeypatch):

@@ -5,8 +5,9 @@ Shape letters: Q queries, R rows, D width, C candidates.
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,32 +43,49 @@ def require(kind: str) -> None:
 
 
 class Graph:
-    """A graph of usearch, which serves one call at a time."""
+    """A graph of usearch. A view serves one call at a time, so parallel calls use separate views."""
 
     def __init__(self, folder: Path, segment: Segment, config: HnswConfig) -> None:
-        from usearch.index import Index as Usearch
-
-        # Before native code maps it, because a damaged graph would end the process by a signal.
-        path = INDEX.checked(folder / segment.file, segment.sha256)
-        try:
-            self._view: Any = Usearch.restore(str(path), view=True, enable_key_lookups=False)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise INDEX.damaged(path, str(error)) from error
-        # Set here, not in the file: another search width needs no new graph.
-        self._view.expansion_search = config.search_width
-        self._lock = threading.Lock()
+        self._folder, self._segment, self._width = folder, segment, config.search_width
+        self._views = [self._view()]
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
         """Q x C rows counted from the first row of the segment, nearest first; -1 if there are fewer. Codes have the
         same method."""
         # Each query has its own scale, which does not change the order of its inner products.
         codes_QD = np.rint(queries_QD * (HIGHEST / np.abs(queries_QD).max(axis=1, keepdims=True))).astype(np.int8)
-        with self._lock:
-            matches = self._view.search(codes_QD, min(count, len(self._view)), threads=1)
+        with self._borrowed() as view:
+            # One thread: parallel queries come from threads of their own.
+            matches = view.search(codes_QD, min(count, len(view)), threads=1)
         # For a single query usearch returns one-dimensional matches without counts.
         keys_QC = np.atleast_2d(matches.keys).astype(np.int64)
         counts_Q = np.atleast_1d(matches.counts if hasattr(matches, "counts") else keys_QC.shape[1])
         return np.where(np.arange(keys_QC.shape[1]) < counts_Q[:, None], keys_QC, -1)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[Any]:
+        try:
+            view = self._views.pop()
+        except IndexError:
+            view = self._view()
+        try:
+            yield view
+        finally:
+            self._views.append(view)
+
+    def _view(self) -> Any:
+        from usearch.index import Index as Usearch
+
+        # Before native code maps it, because a damaged graph would end the process by a signal; and for every view,
+        # because the file may have changed after the first one.
+        path = INDEX.checked(self._folder / self._segment.file, self._segment.sha256)
+        try:
+            view = Usearch.restore(str(path), view=True, enable_key_lookups=False)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise INDEX.damaged(path, str(error)) from error
+        # Set here, not in the file: another search width needs no new graph.
+        view.expansion_search = self._width
+        return view
 
 
 class Int8Codes:

@@ -40,6 +40,8 @@ MAX_INDEXED_DIMS = 4000
 """Of an index of pgvector on halfvec."""
 MAX_NAME_BYTES = 63
 """PostgreSQL cuts longer names off without an error."""
+LEAST_VERSION = (0, 8)
+"""Of pgvector: the first that searches on under a filter until it has enough answers."""
 # libpq would wait without end for a server that does not answer. A parameter of the URL counts more.
 _DEFAULTS = (("connect_timeout", "10"), ("application_name", "dcdctl"))
 TYPES = {
@@ -144,6 +146,12 @@ class PostgresStore(Store):
         # One transaction for all of it, because a thread has one connection.
         with self._connection() as connection, connection.transaction():
             self._run("CREATE EXTENSION IF NOT EXISTS vector")
+            ((version,),) = self._run("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+            if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LEAST_VERSION:
+                raise InputError(
+                    f"the database has pgvector {version}, and 0.8 is needed",
+                    hint="an administrator of the database runs: ALTER EXTENSION vector UPDATE",
+                )
             self.drop()
             columns = sql.SQL(", ").join(_definition(column, facts.dims) for column in facts.image_schema)
             self._run("CREATE TABLE {table} ({columns})", columns=columns)
