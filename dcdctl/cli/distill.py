@@ -17,14 +17,14 @@ class Distill(options.TrainingRun):
     """A student, its data, and the teachers that it learns from."""
 
     data: Annotated[
-        Refs,
+        Refs | None,
         reads(
             "--data",
             "Folder written by `dcdctl prepare`, or its URL; or tars or Parquet files to stream: "
-            "'a-{000..331}.tar'; repeatable.",
+            "'a-{000..331}.tar'; repeatable. Left out where --cache has texts.",
             "DATA",
         ),
-        list[str],
+        list[str] | None,
     ]
     _: KW_ONLY
     cache: Annotated[
@@ -37,7 +37,7 @@ class Distill(options.TrainingRun):
         reads(
             "--teacher",
             "With --cache: the model that made it, from which a fusion student starts. Without: a dual encoder "
-            "to learn from; repeatable.",
+            "to learn from; repeatable. Query encoder: the model of the images.",
             "REF",
             autocompletion=complete_teacher,
         ),

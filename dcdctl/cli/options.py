@@ -342,7 +342,7 @@ class TrainingRun(Training, ABC):
     """A run of its own: what it reads of a corpus, and how it is logged and resumed."""
 
     recipe: RecipeArgument
-    data: Refs
+    data: Refs | None
     out: Out
     _: KW_ONLY
     split: Split = "train"

@@ -11,7 +11,7 @@ Advance = Callable[[int], None]
 OnStep = Callable[[int, Mapping[str, float]], None]
 """Called after a training step with the number of steps done and the step's values: `loss`, its terms and `lr`, and
 after a validation also those of `chosen_by`, such as `val_rsum` and `val_best_rsum`."""
-CHOSEN = {"rsum": "RSUM", "ndcg": "nDCG@10"}
+CHOSEN = {"rsum": "RSUM", "ndcg": "nDCG@10", "cosine": "cosine"}
 """What a validation may choose weights by, as it is logged and in words."""
 
 

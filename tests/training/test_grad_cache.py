@@ -48,7 +48,7 @@ from dcdctl.core import models, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import CandidateConfig, build, cache
+from dcdctl.core.teacher import CandidateConfig, TextCacheJob, build, cache, cache_texts
 from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, initial_model
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training import runs as training_runs
@@ -433,6 +433,11 @@ rendezvous = {"rdzv_backend": "static", "rdzv_endpoint": f"localhost:{port}", "r
 place = LaunchConfig(1, 1, 2, run_id="two", start_method="fork", max_restarts=0, **rendezvous)
 elastic_launch(place, run)(json.loads(sys.argv[1]))
 """
+QUERY = [
+    *("model.kind=query", "model.start=new", "model.layers=[]", "model.hidden_size=16", "model.num_text_layers=1"),
+    *("model.num_heads=2", "model.vocab_size=200", "loss.terms={ embedding-cosine = 1.0 }", "batch.size=8"),
+    *("batch.random_negatives=7", "batch.hard_negatives=3"),
+]
 MEASURED = ["validation.every=2", "optimizer.save_every=2"]
 TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
     "lists": ("fusion lists", [], []),
@@ -442,6 +447,8 @@ TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
     "dual teacher": ("dual lists", [], []),
     "stream": ("dual all pairs", ["loss.terms={ infonce = 1.0, kl = 0.5 }", "stream.window=24"], []),
     "vectors": ("dual all pairs", ["loss.terms={ infonce = 1.0, embedding-cosine = 0.5 }"], []),
+    "texts": ("query of texts", [], []),
+    "images": ("query", ["loss.terms={ kl = 1.0, embedding-cosine = 1.0 }"], []),
 }
 """Trainings by two processes: what is trained, more of the recipe, more options."""
 
@@ -498,15 +505,18 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, student_of, corpu
         ["gradients", *map(str, (corpus_dir, folder / "teacher", cache_folder, students, folder / "gradients"))]
     )
     models.save(make_wide_dual(inputs.corpus.captions), folder / "dual")
+    cache_texts(TextCacheJob(out=folder / "texts-cache", texts=[str(corpus_dir)], teacher=str(folder / "dual")))
     commands.append(scoring(corpus_dir, folder / "dual", folder / "dual-cache"))
     shards = str(Path(write_shards(folder / "shards", rows_of(SHARD_SIZES))[0]).with_name("*.tar"))
     for name, (kind, more, options) in TOGETHER.items():
         data = [shards, "--validation-data", corpus_dir] if name == "stream" else [corpus_dir]
-        places = ["--data", *data, "--out", folder / name, "--device", "cpu"]
-        has_dual = name in ("dual teacher", "vectors", "stream")
-        places += ["--teacher", folder / "dual"] if has_dual else ["--cache", cache_folder]
+        places = [*([] if name == "texts" else ["--data", *data]), "--out", folder / name, "--device", "cpu"]
+        has_dual = name in ("dual teacher", "vectors", "stream", "images")
+        cached = folder / "texts-cache" if name == "texts" else cache_folder
+        places += ["--teacher", folder / "dual"] if has_dual else ["--cache", cached]
         places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
-        sets = [word for assignment in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
+        own = QUERY if kind.startswith("query") else KINDS[kind]
+        sets = [word for assignment in [*own, *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
     return folder, *run_forked(SCRIPT, json.dumps(commands))
 
@@ -595,6 +605,17 @@ def test_two_processes_train_on_a_stream_what_one_does(together, scenes_corpus_d
     shared = training_runs.Run(folder / "stream")
     assert_same_training(alone, shared)
     assert alone.read_lines("shards.jsonl", "") == shared.read_lines("shards.jsonl", "")
+
+
+@pytest.mark.parametrize("name", ["texts", "images"])
+def test_two_processes_train_a_query_encoder_like_one(together, scenes_corpus_dir, tmp_path, name):
+    more, dual = TOGETHER[name][1], str(together[0] / "dual")
+    refs = InputRefs(caches=[together[0] / "texts-cache"])
+    if name == "images":
+        refs = InputRefs(data=scenes_corpus_dir, teachers=[dual])
+    job = TrainingJob("distill", "tiny-student", [*QUERY, *SHORT, *MEASURED, *more], tmp_path / "alone")
+    alone = training.train_model(job, refs, options=TrainingOptions())
+    assert_same_training(alone, training_runs.Run(together[0] / name))
 
 
 def test_a_run_of_one_process_goes_on_with_two(together, whole_run):

@@ -1,7 +1,7 @@
 from .catalog import list_families, list_teachers
 from .checkpoint import check_finite
 from .dual import DualEncoder, Model, prefix_vectors
-from .dual_scorer import DualScorer, pair_products
+from .dual_scorer import DualScorer, pair_products, vector_states
 from .families.coattention import FusionSize
 from .families.coattention_scorer import CoAttentionScorer
 from .families.frozen_dual import FrozenDual, new_frozen_dual
@@ -133,6 +133,7 @@ __all__ = [
     "silence_transformers",
     "text_pooling",
     "tower_outputs",
+    "vector_states",
     "with_queries",
     "without_bars",
     "word_piece",

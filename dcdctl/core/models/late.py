@@ -142,7 +142,11 @@ class LateInteraction(FusionScorer):
         # One wait for a GPU, which the padding of all captions to the maximum would cost many times.
         length, num_padding = torch.stack([mask_TL.any(dim=0).sum(), (~mask_IN).sum()]).tolist()
         maxsim_IT = all_maxsims(
-            images_IND, mask_IN if num_padding else None, texts_TLD[:, :length], mask_TL[:, :length]
+            images_IND,
+            mask_IN if num_padding else None,
+            texts_TLD[:, :length],
+            mask_TL[:, :length],
+            is_mean=self.is_mean,
         )
         all_IT = self.logit_scale * maxsim_IT
         if self.vectors_scale is not None:

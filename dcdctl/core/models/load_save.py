@@ -137,7 +137,7 @@ def check_ref(
     if form == "function":
         _python_function().check(source)
     if form == "folder":
-        actual = _family(Path(source), ref).kind
+        actual = _family(Path(source), ref, kind).kind
     _check_kind(ref, actual, kind)
     return actual
 

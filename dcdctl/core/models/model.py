@@ -7,10 +7,11 @@ Shape letters: I images, T texts, R x C pairs of a training step, D length of th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.fingerprint import digest_of
-from dcdctl.core.models.inputs import PairBatch
+from dcdctl.core.models.inputs import PairBatch, States
 from dcdctl.core.models.protocols import Encoders, ExportSpec
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class RetrievalModel(nn.Module, ABC):
     """The module that holds all saved weights."""
     preprocess: Any
     """A `Preprocessor`."""
+    known_images: Mapping[str, States] = MappingProxyType({})
+    """What a query encoder's teacher gave the images of corpora, by fingerprint of the corpus."""
 
     def __init__(self, network: nn.Module, preprocess: Any, unused_keys: tuple[str, ...] = ()) -> None:
         """`unused_keys` are the entries of its checkpoint that the model does not need."""

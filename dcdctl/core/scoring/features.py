@@ -189,11 +189,28 @@ def in_memory(items: Any, size: int, encode: Callable[[Any], States], fitting: F
     return States.cat([states for _, states in in_fitting_parts(items, size, encode, fitting)])
 
 
-def open_source(corpus: Corpus, model: Model, compute: Compute, track: Track = silent) -> Source:
-    """What a model reads of a corpus: stored features if `compute.features` names a folder, else images and
-    captions."""
+class EmbeddedImages(CorpusSource):
+    """Images that a query encoder's teacher has embedded, and captions."""
+
+    def __init__(self, corpus: Corpus, preprocess: Preprocessor, states: States) -> None:
+        super().__init__(corpus, preprocess)
+        self._states = states
+
+    def images(self, image_ix: Sequence[int] | Index) -> Any:
+        """The states of these images, in the order given."""
+        index = torch.as_tensor(image_ix)
+        vectors = self._states.vectors
+        # Not `take`, which cuts off padding: micro-batches have equally many tokens.
+        return States(self._states.tokens[index], self._states.mask[index], None if vectors is None else vectors[index])
+
+
+def open_source(corpus: Corpus, model: Model, compute: Compute, track: Track = silent, memory_bytes: int = 0) -> Source:
+    """What a model reads of a corpus: stored features if `compute.features` names a folder, else images, which a query
+    encoder may know as vectors, and captions. Decoded images are kept up to `memory_bytes`."""
+    if (known := model.known_images.get(corpus.fingerprint)) is not None:
+        return EmbeddedImages(corpus, model.preprocess, known)
     if compute.features is None:
-        return CorpusSource(corpus, model.preprocess)
+        return CorpusSource(corpus, model.preprocess, memory_bytes)
     return open_or_build(compute.features, corpus, model, compute, track=track)
 
 

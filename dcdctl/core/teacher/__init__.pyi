@@ -12,6 +12,7 @@ from .spread import lack_of_order, measure_spread
 from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
 from .text_cache import (
     TEXTS,
+    TextCache,
     TextCacheJob,
     cache_texts,
     read_text_cache,
@@ -39,6 +40,7 @@ __all__ = [
     "TeacherCache",
     "TeacherEnsemble",
     "TeacherScores",
+    "TextCache",
     "TextCacheJob",
     "cache_document",
     "cache_facts",

@@ -23,7 +23,7 @@ from dcdctl.core import distributed, models, scoring
 from dcdctl.core.data import Corpus, Index, Scores
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import Model
+from dcdctl.core.models import Model, States
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher.scores import AverageScores, TeacherScores, check_weights, in_range
 
@@ -84,6 +84,11 @@ class EmbeddedTeacher(TeacherScores):
         """The unit vectors of these images and of these captions."""
         return self._images_ID[torch.from_numpy(image_ix)], self._texts_TD[torch.from_numpy(text_ix)]
 
+    @property
+    def image_states(self) -> States:
+        """All images as a query encoder of this teacher takes them."""
+        return models.vector_states(self._images_ID)
+
     @cached_property
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation of the scores of all images with all captions.
@@ -102,7 +107,7 @@ class EmbeddedTeacher(TeacherScores):
 
 class LateTeacher(EmbeddedTeacher):
     """The scores of a late-interaction model for every image with every caption of a corpus. Each lookup computes
-    MaxSim, on the CPU. It has no vectors and no moments, which would take the scores of all pairs."""
+    MaxSim, on the CPU. It has no moments, which would take the scores of all pairs."""
 
     def embed(self, track: Track = silent) -> None:
         """Encode the corpus; of several processes each does its share. ModelError if a number is not finite."""
@@ -124,6 +129,17 @@ class LateTeacher(EmbeddedTeacher):
         pairs = np.broadcast_arrays(*in_range(image_ix, text_ix, len(self._images), len(self._texts)))
         flat = (torch.tensor(index.flatten()) for index in pairs)
         return self._scorer.score_pairs(self._images, self._texts, *flat).numpy().reshape(pairs[0].shape)
+
+    def vectors(self, image_ix: Index, text_ix: Index) -> tuple[Tensor, Tensor]:
+        """The vectors of the tokens of these images and of these captions, zeros for padding."""
+        return self._images.tokens[torch.from_numpy(image_ix)], self._texts.tokens[torch.from_numpy(text_ix)]
+
+    @property
+    def image_states(self) -> States:
+        """All images as a query encoder of this teacher takes them."""
+        tokens = self._images.tokens
+        # Vectors without numbers, because states with none are not encoded.
+        return self._images.with_tokens(tokens, tokens.new_empty(len(tokens), 0))
 
 
 class EmbeddedTeachers(AverageScores):

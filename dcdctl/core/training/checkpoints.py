@@ -146,10 +146,10 @@ def _load_weights(path: Path, model: nn.Module, hint: str) -> None:
 
 
 def best_value(run: Run) -> float:
-    """The validation of the best weights saved so far, as `validation.metric` measures it; -1 if there are none."""
+    """The validation of the best weights saved so far, as `validation.metric` measures it; -101 if there are none."""
     seal = read_best_seal(run)
-    # Below every value, so the first validation is the best so far.
-    return -1.0 if seal is None else float(seal["value"])
+    # Below every value, also cosines in percent, so the first validation is the best so far.
+    return -101.0 if seal is None else float(seal["value"])
 
 
 def read_best_seal(run: Run) -> artifacts.Document | None:

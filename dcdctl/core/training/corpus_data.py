@@ -16,7 +16,7 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Model
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track
-from dcdctl.core.scoring import CorpusSource, Source
+from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import (
     EmbeddedScores,
     TeacherCache,
@@ -159,10 +159,13 @@ class CorpusData(TrainingData):
             return
         # With caches the weights are the caches' shares, and the dual teachers have equal ones.
         weights = () if inputs.caches else recipe.teachers.weights
-        duals = inputs.load_dual_teachers(with_vectors=bool(recipe.loss.vector_terms))
+        is_query = recipe.model.kind == "query"
+        needs_width = bool(recipe.loss.vector_terms) and not is_query
+        duals = inputs.load_dual_teachers(with_vectors=needs_width)
+        self.teacher = duals[0][1] if is_query else None
         for part in self.parts:
             part.embedded = embedded_teachers(duals, part.corpus, self.plan.options.compute, weights)
-            self.vector_width = part.embedded.width if recipe.loss.vector_terms else None
+            self.vector_width = part.embedded.width if needs_width else None
         self.validation_teachers = {
             name: self.validation_teachers.get(name)
             or embedded_teachers(duals, corpus, self.plan.options.compute, weights)
@@ -170,18 +173,16 @@ class CorpusData(TrainingData):
         }
 
     def read_for(self, model: Model, track: Track) -> None:
-        """Open the images, or the stored features of the model's encoders, and embed the corpora with dual teachers
-        that score the batches."""
+        """Embed the corpora with dual teachers that score the batches, and open the images, or the stored features of
+        the model's encoders."""
+        if self._embeds and not Run(self.plan.job.out).is_finished:
+            # Before the run folder is made, so that a failure leaves no folder.
+            scores = *(part.embedded for part in self.parts), *self.validation_teachers.values()
+            self.embed(model, scores, track)
         for part in self.parts:
             # The main process stores the features; the others then find them complete.
             with distributed.main_first():
                 part.source = make_source(model, part.corpus, self.plan.options.compute, track)
-        out = self.plan.job.out
-        if self._embeds and not Run(out).is_finished:
-            # Before the run folder is made, so that a failure leaves no folder.
-            for scores in (*(part.embedded for part in self.parts), *self.validation_teachers.values()):
-                if isinstance(scores, EmbeddedScores):
-                    scores.embed(track)
 
     def measure(self, track: Track) -> Preview:
         """Count the steps and, for lists, the different negatives."""
@@ -285,11 +286,9 @@ class CorpusData(TrainingData):
 def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:
     """What batches are read from: the corpus, or the features of the model's encoders; ConfigError if those are
     trained."""
-    if compute.features is None:
-        return CorpusSource(corpus, model.preprocess, IMAGE_CACHE_BYTES)
-    if model.encoders is not None and not model.encoders.is_frozen:
+    if compute.features is not None and model.encoders is not None and not model.encoders.is_frozen:
         raise ConfigError(
             "--features stores the outputs of frozen encoders, and these encoders are trained",
             hint="set model.frozen_encoders, model.layers or model.trained=projections, or leave --features out",
         )
-    return scoring.open_source(corpus, model, compute, track)
+    return scoring.open_source(corpus, model, compute, track, IMAGE_CACHE_BYTES)

@@ -94,20 +94,25 @@ def _query(recipe: Recipe, captions: Sequence[str], of: models.Searchable | mode
             num_layers=config.num_text_layers,
             hidden_size=config.hidden_size,
             num_heads=config.num_heads,
-            dropout=config.dropout or 0.0,
-            max_text_len=config.max_text_len,
+            # In late interaction, a text has the tokens that the teacher gives it.
+            max_text_len=teacher.preprocess.max_text_len if teacher and space.kind == "late" else config.max_text_len,
         )
         tokenizer = None if config.text else models.word_piece(captions, config.vocab_size)
         query = models.new_query(space, size, tokenizer=tokenizer, teacher=teacher, seed=recipe.seed)
     else:
         query = models.load(config.start, kind="query")
-    return query if teacher is None else query.join(teacher, config.start)
+        query.space.check(space, config.start)
+    if config.dropout is not None:
+        query.set_dropout(config.dropout)
+    return query if teacher is None else query.join(teacher)
 
 
 def check_loss(loss: LossConfig, model: Model) -> None:
-    """ConfigError if a width of `loss.dims` is above the width of the model's vectors, or if a term needs a bias that
-    the model lacks."""
+    """ConfigError if a width of `loss.dims` is above the width of the model's vectors, if these are of tokens, or if a
+    term needs a bias that the model lacks."""
     dims = loss.dims
+    if dims and model.kind == "late":
+        raise ConfigError("loss.dims is for a vector per text, and this teacher has one per token", hint="leave it out")
     if dims and model.kind == "dual" and dims[-1] > model.embedding_dim:
         raise ConfigError(
             f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers",

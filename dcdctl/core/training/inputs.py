@@ -29,9 +29,9 @@ NamedKind = tuple[str, Literal["fusion", "dual", "late"] | None]
 class InputRefs:
     """What a training reads, by name; ModelError if a teacher names no model, ConfigError for wrong model settings."""
 
-    data: Path | Sequence[str]
+    data: Path | Sequence[str] = ()
     """The folder of a prepared corpus, or its URL; or shards to stream: tars and Parquet files, as names, patterns and
-    URLs."""
+    URLs; or nothing, where `caches` names a text cache."""
     split: str = "train"
     max_images: int | None = None
     pool: Path | None = None
@@ -67,6 +67,11 @@ class InputRefs:
         return is_stream(self.places)
 
     @property
+    def is_texts(self) -> bool:
+        """Whether there are no images."""
+        return not self.places
+
+    @property
     def pool_place(self) -> tuple[Path, str]:
         """The folder and the split of the pool; the data themselves without `pool`."""
         if self.pool is None:
@@ -76,7 +81,7 @@ class InputRefs:
     @property
     def evaluation_flags(self) -> str:
         """The corpus and the split to evaluate on, as flags of `dcdctl eval`; its default split is test."""
-        if not self.validation_data and self.is_stream:
+        if not self.validation_data and (self.is_stream or self.is_texts):
             return "--data CORPUS"
         folder = self.validation_data[0] if self.validation_data else Path(*self.places)
         split = split_to_measure(folder, "" if self.validation_data else self.split)
@@ -121,11 +126,9 @@ class InputRefs:
     def load_dual_teachers(self, *, with_vectors: bool) -> list[tuple[str, Model]]:
         """Load the weights of all teachers; ModelError if one is neither a dual encoder nor, unless `with_vectors`, a
         late-interaction model."""
-        overrides, loaded = models.parse_overrides(self.model_set), []
-        for ref, kind in self.teacher_kinds:
-            is_dual = with_vectors or kind == "dual" or (kind is None and models.is_dual(ref))
-            loaded.append((ref, models.load(ref, overrides, kind="dual" if is_dual else "late")))
-        return loaded
+        overrides = models.parse_overrides(self.model_set)
+        kind: Literal["dual", "searchable"] = "dual" if with_vectors else "searchable"
+        return [(ref, models.load(ref, overrides, kind=kind)) for ref in self.teachers]
 
 
 def caches_of(corpora: Sequence[Corpus], caches: Sequence[TeacherCache]) -> list[list[TeacherCache]]:
@@ -159,9 +162,10 @@ def scores_batches(recipe: Recipe, inputs: InputRefs) -> bool:
 
 
 def embeds_corpus(recipe: Recipe, inputs: InputRefs) -> bool:
-    """Whether the teacher models are dual encoders that embed the corpus: to score the batches, or for a loss of their
-    vectors."""
-    return bool(inputs.teacher_kinds) and (scores_batches(recipe, inputs) or bool(recipe.loss.vector_terms))
+    """Whether the teacher models are dual encoders that embed the corpus: to score the batches, for a loss of their
+    vectors, or as the images of a query encoder."""
+    is_needed = scores_batches(recipe, inputs) or recipe.loss.vector_terms or recipe.model.kind == "query"
+    return bool(inputs.teacher_kinds) and bool(is_needed)
 
 
 def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
@@ -175,7 +179,13 @@ def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
             f"this model starts from its teacher, and {duals[0]} has no fusion layers",
             hint="name a fusion scorer with --teacher and its cache with --cache, or set model.start",
         )
-    if recipe.loss.vector_terms and (not num_models or kinds & {"fusion", "late"}):
+    is_query = recipe.model.kind == "query"
+    if is_query and (num_models != 1 or "fusion" in kinds):
+        raise ConfigError(
+            f"a query encoder speaks the space of one model, and --teacher names {num_models or 'none'}",
+            hint="name a dual encoder or a late-interaction model, which embeds the images",
+        )
+    if recipe.loss.vector_terms and not is_query and (not num_models or kinds & {"fusion", "late"}):
         raise ConfigError(
             f"loss {', '.join(recipe.loss.vector_terms)} needs the vectors of a dual teacher",
             hint="name a dual encoder with --teacher",
@@ -193,7 +203,7 @@ def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
             if getattr(recipe.candidates, name) is not None:
                 problem = f"candidates.{name} is for the candidates of a cache, and a dual --teacher has none"
                 raise ConfigError(problem, hint="leave it out")
-    elif recipe.loss.vector_terms:
+    elif recipe.loss.vector_terms or is_query:
         return
     elif duals and inputs.caches:
         raise ConfigError(

@@ -15,7 +15,11 @@ from dcdctl.core.training.runs import TrainingJob
 def command_after_training(job: TrainingJob, refs: InputRefs) -> str:
     """The command that uses the model of a training: an evaluation of a student, or the cache of a teacher."""
     if job.kind == "distill":
-        return f"dcdctl eval {shlex.quote(str(job.out))} {refs.evaluation_flags}"
+        run = shlex.quote(str(job.out))
+        if load_recipe(job.recipe, job.sets).model.kind == "query":
+            teacher = shlex.quote(next(iter(refs.teachers), "TEACHER"))
+            return f"dcdctl eval {teacher} {refs.evaluation_flags} --query-model {run}"
+        return f"dcdctl eval {run} {refs.evaluation_flags}"
     words = ["dcdctl", "cache-teacher", "--teacher", str(job.out), *flags(*corpus_flags(refs.places, refs.split))]
     return shlex.join([*words, "--recipe", "RECIPE", "--out", "CACHE"])
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from dcdctl.core import models
 from dcdctl.core.models import Model
 from dcdctl.core.training.batches.batch import Batch, MixedBatch
 from dcdctl.core.training.losses.matryoshka import mean_over_widths
@@ -46,15 +48,19 @@ class PairObjective:
     def loss(self, model: Model, outputs: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         """The weighted loss terms, whose sum is minimized, from the model's outputs for a whole batch."""
 
-        def of_scores(outputs: Sequence[Tensor]) -> dict[str, Tensor]:
-            logits_RC, all_IT = model.logits(outputs, batch)
-            return loss_terms(logits_RC, batch, self.config, calibrate=model.calibrate, all_IT=all_IT)
+        def of_width(outputs: Sequence[Tensor]) -> dict[str, Tensor]:
+            terms = {}
+            if self.config.of_scores:
+                logits_RC, all_IT = model.logits(outputs, batch)
+                terms = loss_terms(logits_RC, batch, self.config, calibrate=model.calibrate, all_IT=all_IT)
+            if self.config.vector_terms and batch.teacher_images_IE is None:
+                terms |= self._of_texts(outputs[1], batch)
+            return terms
 
         dims = self.config.dims
-        terms = mean_over_widths(outputs, dims, of_scores) if dims else of_scores(outputs)
-        if self.config.vector_terms:
+        terms = mean_over_widths(outputs, dims, of_width) if dims else of_width(outputs)
+        if batch.teacher_images_IE is not None:
             assert model.kind == "dual"
-            assert batch.teacher_images_IE is not None
             assert batch.teacher_texts_TE is not None
             # Of full width: the teacher's vectors have one width, to which all numbers of the student's are projected.
             teachers = batch.teacher_images_IE, batch.teacher_texts_TE
@@ -63,6 +69,17 @@ class PairObjective:
                 of_sides = torch.stack([VECTOR_LOSSES[name](*side) for side in sides])
                 terms[name] = self.config.terms[name] * of_sides.mean()
         return terms
+
+    def _of_texts(self, texts: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The terms that compare the vectors of a query encoder, T x D or T x L x D, with the teacher's first D."""
+        teacher = batch.teacher_texts_TE
+        assert teacher is not None
+        if teacher.ndim == 2:
+            teacher = models.prefix_vectors(teacher, texts.shape[1])
+        else:
+            teacher = functional.pad(teacher, (0, 0, 0, texts.shape[1] - teacher.shape[1]))
+        config = self.config
+        return {name: config.terms[name] * VECTOR_LOSSES[name](texts, teacher) for name in config.vector_terms}
 
 
 def loss_terms(

@@ -53,6 +53,8 @@ def _needs_corpus(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
     recipe, refs = plan.recipe, plan.inputs
     if plan.job.kind != "distill":
         yield "finetune-teacher draws negatives from the whole corpus", "use `dcdctl distill`"
+    if recipe.model.kind == "query":
+        yield "a query encoder reads the vectors of a corpus that its teacher has embedded", "set model.kind to dual"
     if refs.pool is not None:
         yield "--pool is for captioned images of a corpus", "leave it out"
     if refs.caches:

@@ -6,8 +6,8 @@ settle    teachers, initial model, temperature, precision and micro-batches; fin
 start     the run folder, new or resumed, with what the data keep in it
 run       the steps (`loop`), and the saved model
 
-Each step needs only the ones before it, and the cheap ones come first. A stream is a kind of data (`TrainingData`), and
-the fine-tuning of a teacher is a training by a recipe without one.
+Each step needs only the ones before it, and the cheap ones come first. A stream and texts alone are kinds of data
+(`TrainingData`), and the fine-tuning of a teacher is a training by a recipe without one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,18 @@ from dcdctl.core.config import to_table
 from dcdctl.core.errors import ConfigError, resumed_by
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
-from dcdctl.core.training import grad_cache, initial_model, loggers, loop, memory, negatives, runs, stream_data, wise_ft
+from dcdctl.core.training import (
+    grad_cache,
+    initial_model,
+    loggers,
+    loop,
+    memory,
+    negatives,
+    runs,
+    stream_data,
+    text_data,
+    wise_ft,
+)
 from dcdctl.core.training.batches.make import work_per_step
 from dcdctl.core.training.batches.step_pairs import check_size
 from dcdctl.core.training.corpus_data import CorpusData
@@ -35,6 +46,7 @@ from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import load_recipe
 from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.stream_data import StreamData
+from dcdctl.core.training.text_data import TextData
 from dcdctl.core.training.training_data import TrainingData, TrainingPlan
 from dcdctl.core.training.validation import Validation, check_corpora
 
@@ -110,7 +122,9 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
     """
     recipe = load_recipe(job.recipe, job.sets)
     plan = TrainingPlan(job, inputs, recipe, options)
-    if inputs.is_stream:
+    if inputs.is_texts:
+        text_data.check(plan)
+    elif inputs.is_stream:
         stream_data.check(plan)
     elif job.kind == "finetune-teacher" and (recipe.model.kind != "fusion" or recipe.loss.needs_teacher):
         raise ConfigError(
@@ -120,7 +134,8 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
     if options.wandb is not None:
         loggers.require()
     initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not embeds_corpus(recipe, inputs))
-    check_teachers(recipe, inputs)
+    if not inputs.is_texts:
+        check_teachers(recipe, inputs)
     check_corpora(recipe, inputs.validation_data)
     if recipe.loss.temperature == "auto" and not inputs.caches:
         raise ConfigError(
@@ -140,6 +155,8 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
 
 def open_data(plan: TrainingPlan) -> TrainingData:
     """The files of a training; they are read later."""
+    if plan.inputs.is_texts:
+        return TextData(plan)
     return StreamData(plan) if plan.inputs.is_stream else CorpusData(plan)
 
 

@@ -1,22 +1,22 @@
-"""What a training reads: its plan, and the contract of opened data: a corpus (`corpus_data`) or a stream
-(`stream_data`)."""
+"""What a training reads: its plan, and the contract of opened data: a corpus (`corpus_data`), a stream
+(`stream_data`) or texts alone (`text_data`)."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
-from dcdctl.core.models import FusionScorer, Model
+from dcdctl.core.models import Model
 from dcdctl.core.progress import Track
-from dcdctl.core.teacher import TeacherScores
+from dcdctl.core.teacher import EmbeddedScores, EmbeddedTeacher, TeacherScores
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
 from dcdctl.core.training.batches.stream import StreamBatches
+from dcdctl.core.training.batches.texts import TextBatches
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
@@ -25,7 +25,7 @@ from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
 from dcdctl.core.training.runs import Run, TrainingJob
 
-Batches = CorpusBatches | MixedBatches | StreamBatches
+Batches = CorpusBatches | MixedBatches | StreamBatches | TextBatches
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class TrainingPlan:
 class TrainingData(ABC):
     """The opened files of a training. `load_teachers` and then `read_for` complete it; its batches come last."""
 
-    validation: Mapping[str, Corpus] = MappingProxyType({})
-    """The splits that the model is validated on, by name; the first chooses the weights."""
+    validation: Mapping[str, Any] = MappingProxyType({})
+    """The splits that the model is validated on, by name, or held-out texts; the first chooses the weights."""
     validation_teachers: Mapping[str, TeacherScores] = MappingProxyType({})
     """The scores of these corpora that `validation.metric` agreement compares with."""
     temperature: float | None = None
     """What `loss.temperature` auto stands for; None if the recipe has a number."""
-    teacher: FusionScorer | None = None
-    """The model that the student starts from."""
+    teacher: Any = None
+    """The model that the student starts from; of a query encoder its teacher, or its space alone."""
     vector_width: int | None = None
     """Width of the teachers' vectors, if the loss compares vectors."""
 
@@ -59,9 +59,11 @@ class TrainingData(ABC):
         self.plan, self.recipe = plan, plan.recipe
 
     @property
-    def judged(self) -> Mapping[str, Corpus]:
-        """The validation corpora that need the teacher's scores."""
-        return self.validation if self.recipe.validation.metric == "agreement" else {}
+    def judged(self) -> Mapping[str, Any]:
+        """The validation corpora that need the teacher: its scores, or the images that it embeds for a query
+        encoder."""
+        needs_teacher = self.recipe.validation.metric == "agreement" or self.recipe.model.kind == "query"
+        return self.validation if needs_teacher else {}
 
     @property
     @abstractmethod
@@ -89,6 +91,14 @@ class TrainingData(ABC):
     @abstractmethod
     def read_for(self, model: Model, track: Track) -> None:
         """Read images and captions as this model does, and embed the corpus with dual teachers."""
+
+    def embed(self, model: Model, teachers: Iterable[TeacherScores | None], track: Track) -> None:
+        """Embed the corpora of these dual teachers, once; a query encoder gets their images."""
+        for scores in teachers:
+            if isinstance(scores, EmbeddedScores):
+                scores.embed(track)
+                if isinstance(scores, EmbeddedTeacher) and self.recipe.model.kind == "query":
+                    model.known_images = {**model.known_images, scores.plan["corpus"]: scores.image_states}
 
     @abstractmethod
     def facts(self, start: str, compute: Compute) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +20,7 @@ from dcdctl.core.progress import CHOSEN, Say, chosen_by
 from dcdctl.core.teacher import TeacherScores
 from dcdctl.core.templates import Table
 from dcdctl.core.training import checkpoints
+from dcdctl.core.training.batches.texts import HeldOutTexts
 from dcdctl.core.training.recipe import Recipe, ValidationConfig
 from dcdctl.core.training.runs import ELSEWHERE, METRICS_FILE, Run
 
@@ -33,11 +34,12 @@ class Validation:
     others wait.
 
     Recalls of the first corpus are logged as val_text_r1, ..., val_rsum, its agreement as val_ndcg, those of a further
-    one as NAME/val_rsum. The start has start_ in the place of val_, and the saved model saved_.
+    one as NAME/val_rsum, and the cosine of held-out texts as val_cosine. The start has start_ in the place of val_, and
+    the saved model saved_.
     """
 
     run: Run
-    corpora: Mapping[str, Corpus]
+    corpora: Mapping[str, Corpus | HeldOutTexts]
     """By name; the first chooses the best weights."""
     recipe: Recipe
     compute: Compute
@@ -130,11 +132,15 @@ class Validation:
         options = EvalOptions(compute=replace(self.compute, precision="float32"))
         values: dict[str, float] = {}
         for key, name in zip(_keys(when, self.corpora), names, strict=False):
-            if name in self.teachers:
-                task = RankingTask(self.corpora[name], options)
+            corpus = self.corpora[name]
+            if isinstance(corpus, HeldOutTexts):
+                values[f"{key}_cosine"] = corpus.cosine(model, options.compute)
+                continue
+            if self.recipe.validation.metric == "agreement":
+                task = RankingTask(corpus, options)
                 values[f"{key}_ndcg"] = evaluation.agreement_of(model, self.teachers[name], task).ndcg
                 continue
-            measured = evaluation.evaluate_model(model, self.corpora[name], options=options)
+            measured = evaluation.evaluate_model(model, corpus, options=options)
             both = measured.text_retrieval, measured.image_retrieval
             for direction, measures in zip(Direction, both, strict=True):
                 values |= {f"{key}_{direction}_r{k}": measures[f"R@{k}"] for k in KS}
@@ -246,7 +252,7 @@ def check_judged(judged: Mapping[str, Corpus], scored: Container[str]) -> None:
             )
 
 
-def facts_of(corpora: Mapping[str, Corpus], teachers: Mapping[str, TeacherScores]) -> dict[str, Any]:
+def facts_of(corpora: Mapping[str, Any], teachers: Mapping[str, TeacherScores]) -> dict[str, Any]:
     """The fingerprints of the validation corpora and their teachers, for run.json."""
     prints = {name: corpus.fingerprint for name, corpus in corpora.items()}
     first = prints.pop(next(iter(prints), ""), None)
@@ -267,12 +273,17 @@ def run_document(run: Run) -> dict[str, Any]:
     return {
         "run": str(run.folder),
         "model": str(run.model_folder),
-        "model_digest": models.load(str(run.folder)).digest,
+        "model_digest": models.load(str(run.folder), kind=_kind(facts)).digest,
         "steps": metrics[-1]["step"] + 1,
         "kept": "last" if best is None else facts["recipe"]["validation"]["keep"],
         "best": best,
         "validation": validation_document(run),
     }
+
+
+def _kind(facts: Mapping[str, Any]) -> Literal["query"] | None:
+    """What `models.load` is to be asked for: a query encoder is loaded only by name."""
+    return "query" if facts["recipe"]["model"]["kind"] == "query" else None
 
 
 def _best(step: int, metrics: list[dict[str, Any]], batches_per_epoch: float | None) -> dict[str, Any]:

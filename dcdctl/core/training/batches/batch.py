@@ -70,9 +70,9 @@ class Batch(PairBatch):
     """Lists: which of the batch's images and captions match, in the order of the indices of the pairs."""
     teacher_images_IE: Tensor | None = None
     """For losses of vectors: the dual teacher's unit vectors of the images, each once, in the order of the indices of
-    the pairs."""
+    the pairs. None for a query encoder, whose images have these vectors."""
     teacher_texts_TE: Tensor | None = None
-    """The same of the captions."""
+    """The same of the captions; of a late-interaction teacher those of their tokens, T x L x E, zeros for padding."""
 
     @property
     def scored_share(self) -> float:

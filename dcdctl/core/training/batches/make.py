@@ -44,10 +44,11 @@ def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
 
 
 def work_per_step(recipe: Recipe, *, has_scores: bool) -> tuple[str, int]:
-    """What a step computes, and how many: pairs for a fusion model, images for the others."""
+    """What a step computes, and how many: pairs for a fusion model, texts for a query encoder, images for the
+    others."""
     # These encode each image once, while a fusion model takes a forward pass per pair.
     size = recipe.batch.size
     if recipe.model.kind != "fusion":
-        return "images", size
+        return "texts" if recipe.model.kind == "query" else "images", size
     num_negatives = recipe.batch.hard_negatives if has_scores else recipe.batch.random_negatives
     return "pairs", size * (1 + num_negatives if recipe.loss.on_lists else size)

@@ -145,7 +145,8 @@ class CorpusBatches(torch.utils.data.Dataset[Batch]):
         if self.vectors is None:
             return batch
         images_IE, texts_TE = self.vectors.vectors(np.unique(pairs.image_RC), np.unique(pairs.text_RC))
-        return replace(batch, teacher_images_IE=images_IE, teacher_texts_TE=texts_TE)
+        is_query = self.pairs.recipe.model.kind == "query"
+        return replace(batch, teacher_images_IE=None if is_query else images_IE, teacher_texts_TE=texts_TE)
 
 
 @dataclass

@@ -44,8 +44,8 @@ class LossConfig:
     the rest."""
     dims: Annotated[tuple[Count, ...], ASCENDING] = ()
     """dual: widths at which the vectors must be good (Matryoshka). Each loss of scores is the mean of its values on the
-    first numbers of the vectors, for each width. Losses of vectors take all numbers. Empty: the full width alone, which
-    a list names as its last."""
+    first numbers of the vectors, for each width. Losses of vectors take all numbers, and for a query encoder the first
+    numbers of the teacher's too. Empty: the full width alone, which a list names as its last."""
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")
@@ -53,7 +53,7 @@ class LossConfig:
         if unknown or not self.terms:
             known = ", ".join([*LOSSES, *VECTOR_LOSSES])
             raise ConfigError(f"loss.terms has {', '.join(unknown) or 'nothing'}", hint=f"known losses: {known}")
-        if len({loss.on for loss in self._of_scores}) > 1:
+        if len({loss.on for loss in self.of_scores}) > 1:
             raise ConfigError(
                 "loss.terms mixes losses on candidate lists with losses on all pairs of a batch: "
                 f"{', '.join(self.terms)}",
@@ -89,32 +89,25 @@ class LossConfig:
                     f"{', '.join(readers)}",
                 )
 
-        if self.dims and not self._of_scores:
-            raise ConfigError(
-                f"loss.dims is for losses of scores, and loss.terms has {', '.join(self.terms)}, which take "
-                "vectors of full width",
-                hint="leave loss.dims out, or add a loss of scores, such as infonce",
-            )
-
     @property
-    def _of_scores(self) -> list[Loss]:
+    def of_scores(self) -> list[Loss]:
         """The losses of the terms that compare scores."""
         return [LOSSES[name] for name in self.terms if name in LOSSES]
 
     @property
     def on_lists(self) -> bool:
         """Whether the terms work on candidate lists; otherwise on all pairs of a batch."""
-        return any(loss.on == "lists" for loss in self._of_scores)
+        return any(loss.on == "lists" for loss in self.of_scores)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a term needs the teacher's scores."""
-        return any(loss.teacher for loss in self._of_scores)
+        return any(loss.teacher for loss in self.of_scores)
 
     @property
     def needs_bias(self) -> bool:
         """Whether a term needs a model whose logits have a bias."""
-        return any(loss.bias for loss in self._of_scores)
+        return any(loss.bias for loss in self.of_scores)
 
     @property
     def with_positive(self) -> list[str]:
@@ -256,6 +249,10 @@ LOSSES: dict[str, Loss] = {
     ),
 }
 
-VECTOR_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"embedding-cosine": vectors.embedding_cosine}
+VECTOR_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "embedding-cosine": vectors.embedding_cosine,
+    "embedding-mse": vectors.embedding_mse,
+}
 """Losses that compare a dual student's projected vectors with a dual teacher's, on the batches of the other terms. The
-mean of the images' term and of the captions' term enters the loss."""
+mean of the images' term and of the captions' term enters the loss. A query encoder, whose images are the teacher's, has
+the captions' term alone."""

@@ -40,6 +40,11 @@ from dcdctl.core.training.recipe.packaged import check_recipe_name, names
 
 LORA = TrainedParts(which="lora")
 """The defaults of adapters."""
+NOT_OF_QUERY = (
+    *("vision", "frozen_encoders", "trained", "vision_layers", "average_with_start", "dual_init", "projection_dim"),
+    *("token_dim", "position_norm", "pooled", "token_pooling"),
+)
+"""Settings of `[model]` that are for other kinds of models than query encoders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,7 @@ class ModelConfig:
     vision_layers: Annotated[tuple[int, ...], ASCENDING] = ()
     """dual: layers of the start's image encoder to keep, counted from 0; empty for all."""
     text_layers: Annotated[tuple[int, ...], ASCENDING] = ()
-    """dual: layers of the start's text encoder to keep, counted from 0; empty for all."""
+    """dual: layers of the start's text encoder to keep, counted from 0; empty for all. query: layers of `text`."""
     average_with_start: float | Literal["auto"] = 0.0
     """Share s of the start's weights in the saved model: s times the start's plus 1 - s times the trained ones
     (WiSE-FT, Wortsman et al. 2022). It returns some of the zero-shot quality that a training costs. auto: the best of
@@ -148,7 +153,7 @@ class ModelConfig:
                 f"a {self.kind} model cannot start from a fusion teacher",
                 hint="set model.start to new, or to a dual encoder",
             )
-        if self.vision and self.start != "new":
+        if self.text and self.start != "new":
             raise ConfigError(f"model.vision and model.text are for model.start new, and it is {self.start}")
         if self.frozen_encoders and self.start == "new" and not self.vision:
             raise ConfigError(
@@ -163,8 +168,15 @@ class ModelConfig:
             raise ConfigError(
                 "model.dual_init is for a new fusion model over model.vision and model.text, with model.frozen_encoders"
             )
+        self._check_query()
         self._check_start()
         self._check_trained()
+
+    def _check_query(self) -> None:
+        """ConfigError for settings that a query encoder does not have."""
+        for name in NOT_OF_QUERY if self.kind == "query" else ():
+            if getattr(self, name) != getattr(ModelConfig, name):
+                raise ConfigError(f"model.{name} is set, and a query encoder has none", hint="leave it out")
 
     @property
     def start_kind(self) -> Literal["fusion", "dual", "late", "query"] | None:
@@ -174,6 +186,8 @@ class ModelConfig:
 
     @property
     def _is_pretrained_dual(self) -> bool:
+        if self.kind == "query":
+            return bool(self.text)
         return self.kind != "fusion" and (self.start != "new" or (bool(self.vision) and not self.frozen_encoders))
 
     def _check_start(self) -> None:
@@ -376,16 +390,28 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.loss.vector_terms and self.model.kind != "dual":
+        has_vectors = self.model.kind in ("dual", "query")
+        if self.loss.vector_terms and not has_vectors:
             raise ConfigError(
                 f"loss {', '.join(self.loss.vector_terms)} compares vectors, and a {self.model.kind} model has none",
                 hint="set model.kind to dual, or leave it out",
             )
-        if self.loss.dims and self.model.kind != "dual":
+        if self.loss.dims and not self.loss.of_scores and self.model.kind != "query":
+            raise ConfigError(
+                f"loss.dims is for losses of scores, and loss.terms has {', '.join(self.loss.terms)}, which take "
+                "vectors of full width",
+                hint="leave loss.dims out, or add a loss of scores, such as infonce",
+            )
+        if self.loss.dims and not has_vectors:
             widths = ", ".join(map(str, self.loss.dims))
             raise ConfigError(
                 f"loss.dims is {widths}, which are widths of vectors, and a {self.model.kind} model has none",
                 hint="set model.kind to dual, or leave loss.dims out",
+            )
+        if self.pool.rounds is not None and self.model.kind == "query":
+            raise ConfigError(
+                "pool.rounds scores with --teacher, which embeds the images of a query encoder",
+                hint="make a cache with `dcdctl cache-teacher`, and leave it out",
             )
         if self.stops_elsewhere and self.validation.keep == "last":
             raise ConfigError(

@@ -1,0 +1,130 @@
+"""A training on texts alone: a query encoder learns the vectors that its teacher gave them, from a text cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from dcdctl.core.devices import Compute
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.models import Model, QuerySpace
+from dcdctl.core.progress import Track
+from dcdctl.core.teacher import embedded_teachers, read_text_cache
+from dcdctl.core.training import validation
+from dcdctl.core.training.batches.batch import MicroBatchPlan
+from dcdctl.core.training.batches.make import count_steps
+from dcdctl.core.training.batches.texts import HeldOutTexts, TextBatches
+from dcdctl.core.training.coverage import Preview
+from dcdctl.core.training.runs import Run
+from dcdctl.core.training.training_data import TrainingData, TrainingPlan
+
+NAMES_DATA = "name captioned images with --data"
+
+
+def check(plan: TrainingPlan) -> None:
+    """ConfigError for whatever needs images; opens nothing."""
+    recipe, refs = plan.recipe, plan.inputs
+    if recipe.model.kind != "query" or plan.job.kind != "distill":
+        raise ConfigError("no --data is named, and only a query encoder learns from texts alone", hint=NAMES_DATA)
+    for problem, hint in _needs_images(plan):
+        raise ConfigError(f"{problem}, and no --data is named", hint=f"{hint}, or {NAMES_DATA}")
+    if len(refs.caches) != 1:
+        raise ConfigError(
+            f"--cache names {len(refs.caches)} folders, expected one with texts and their vectors",
+            hint="make one with `dcdctl cache-teacher --texts`",
+        )
+
+
+def _needs_images(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
+    """What the training asks for that texts cannot give, with what to do."""
+    recipe, refs = plan.recipe, plan.inputs
+    if recipe.loss.of_scores:
+        yield f"loss {', '.join(recipe.loss.terms)} compares texts with images", "set loss.terms to embedding-cosine"
+    if refs.pool is not None:
+        yield "--pool has images", "leave it out"
+    if plan.options.compute.features is not None:
+        yield "--features stores the outputs for images", "leave it out"
+    if recipe.validation.metric == "agreement" and not refs.validation_data:
+        yield "validation.metric is agreement, which compares images", "leave it out"
+    if refs.validation_data and len(refs.teachers) != 1:
+        yield "--validation-data has images, which the teacher embeds", "name it with --teacher"
+
+
+class TextData(TrainingData):
+    """The texts of a cache, with their vectors."""
+
+    has_scores = False
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        super().__init__(plan)
+        self.cache = read_text_cache(plan.inputs.caches[0])
+        self.validation = validation.open_corpora(plan.recipe.validation, plan.inputs.validation_data)
+        holds_out = bool(plan.recipe.validation.every) and not self.validation
+        self.texts = TextBatches(self.cache, plan.recipe, holds_out=holds_out)
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """The texts of the first window; empty for a model that brings its own word pieces."""
+        return [] if self.recipe.model.start != "new" or self.recipe.model.text else self.texts.first_texts()
+
+    def measure(self, track: Track) -> Preview:
+        """Count the steps."""
+        batches = self.texts.batches_per_epoch
+        if batches < 1:
+            size = self.recipe.batch.size
+            raise ConfigError(f"batch.size is {size}, and the cache has only {self.cache.num_texts} texts")
+        self.preview = Preview(
+            recipe=self.recipe, num_steps=count_steps(self.recipe, batches), batches_per_epoch=batches
+        )
+        return self.preview
+
+    def load_teachers(self, track: Track) -> None:
+        """Load the teacher if it is named; without it the cache knows its space."""
+        plan = self.cache.plan
+        space = QuerySpace(
+            kind=plan["kind"],
+            dim=self.cache.width,
+            # Vectors from elsewhere have no scale.
+            logit_scale=plan["logit_scale"] or 1.0,
+            logit_bias=plan["logit_bias"] or 0.0,
+            teacher=self.cache.teacher,
+            teacher_name=self.cache.teacher_name,
+        )
+        self.teacher = space
+        teachers = self.plan.inputs.load_dual_teachers(with_vectors=False)
+        teacher: Any
+        for _, teacher in teachers:
+            space.check(teacher, self.cache.folder)
+            self.teacher = teacher
+        self.validation_teachers = {
+            name: embedded_teachers(teachers, corpus, self.plan.options.compute) for name, corpus in self.judged.items()
+        }
+
+    def read_for(self, model: Model, track: Track) -> None:
+        """Tokenize as this model does, and embed the images of the validation corpora once, with the teacher."""
+        self.texts.preprocess = model.preprocess
+        if not Run(self.plan.job.out).is_finished:
+            self.embed(model, self.validation_teachers.values(), track)
+        if self.texts.holds_out:
+            self.validation = {"texts": HeldOutTexts(self.texts)}
+
+    def facts(self, start: str, compute: Compute) -> dict[str, Any]:
+        """The fingerprint of the cache."""
+        return {
+            "corpus": self.cache.fingerprint,
+            "split": "texts",
+            "cache": None,
+            "start": start,
+            "precision": compute.precision,
+            "features": None,
+            **validation.facts_of(self.validation, self.validation_teachers),
+        }
+
+    def collect(self, compute: Compute, track: Track) -> Callable[[Run], None]:
+        """Nothing."""
+        return lambda run: None
+
+    def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> TextBatches:
+        """The same batches in a trial."""
+        self.texts.plan = plan
+        return self.texts
