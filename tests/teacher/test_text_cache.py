@@ -69,6 +69,13 @@ def test_vectors_are_those_of_embed_texts(folder, tmp_path):
     assert verify(tmp_path / "q").is_well
 
 
+@pytest.mark.parametrize("bias", [0.0, -10.0])
+def test_the_bias_of_logits_is_in_the_plan(folder, tmp_path, monkeypatch, bias):
+    dual = type(models.load_dual(folder / "dual"))
+    monkeypatch.setattr(dual, "logit_bias", property(lambda model: torch.tensor(bias)))
+    assert make(folder, tmp_path / "q", folder / "a.txt").plan["logit_bias"] == bias
+
+
 def test_a_late_teacher_gives_its_tokens_and_their_counts(folder, tmp_path):
     late = models.load_searchable(folder / "late")
     cache = make(folder, tmp_path / "q", folder / "a.txt", teacher="late")

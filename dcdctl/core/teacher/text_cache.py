@@ -197,21 +197,21 @@ def _load(job: TextCacheJob, track: Track) -> Searchable:
 
 def _settings(job: TextCacheJob, model: Searchable | None, width: int | None) -> Document:
     """Everything that a vector depends on; None for what is not known of vectors from elsewhere."""
-    settings: Document = {"format": TEXTS.format, TEACHER_NAME: job.teacher_name}
-    if model is None:
-        unknown = dict.fromkeys(("max_text_len", "precision", "teacher", "logit_scale", "logit_bias"))
-        return {**settings, **unknown, "kind": "dual", "width": width}
-    bias = model.logit_bias if model.kind == "dual" else None
-    return settings | {
-        # Before the teacher, whose digest changes with it: the first difference is reported, and this is plainer.
-        "max_text_len": model.preprocess.max_text_len,
-        "precision": job.compute.precision,
-        "teacher": model.digest,
-        "kind": model.kind,
-        "width": model.token_dim if model.kind == "late" else model.embedding_dim,
-        "logit_scale": model.logit_scale.item(),
-        "logit_bias": bias and bias.item(),
-    }
+    settings: Document = {"format": TEXTS.format, TEACHER_NAME: job.teacher_name, "kind": "dual", "width": width}
+    # Before the teacher, whose digest changes with it: the first difference is reported, and a length is plainer.
+    settings |= dict.fromkeys(("max_text_len", "precision", "teacher", "logit_scale", "logit_bias"))
+    if model is not None:
+        bias = model.logit_bias if model.kind == "dual" else None
+        settings |= {
+            "kind": model.kind,
+            "width": model.embedding_dim if model.kind == "dual" else model.token_dim,
+            "max_text_len": model.preprocess.max_text_len,
+            "precision": job.compute.precision,
+            "teacher": model.digest,
+            "logit_scale": model.logit_scale.item(),
+            "logit_bias": None if bias is None else bias.item(),
+        }
+    return settings
 
 
 def _sources(job: TextCacheJob) -> tuple[list[tuple[str, str, Iterator[Row]]], int | None]:

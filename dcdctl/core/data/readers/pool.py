@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from dcdctl.core.data.captions import text_key
 from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers.captions import read_caption, read_label
-from dcdctl.core.data.readers.parquet import LISTED_ROWS, list_images, open_parquet, read_rows
+from dcdctl.core.data.readers.parquet import list_images, open_parquet, read_rows
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
     HELD_OUT_BY_DEFAULT,
@@ -36,6 +36,8 @@ from dcdctl.core.errors import InputError
 Texts = dict[str, tuple[str, tuple[int, str]]]
 """Each text with its number among all texts and its language, empty if it is not known, by `text_key`."""
 _COLUMNS = ("query", "caption", "text")
+_ROWS_AT_ONCE = 1024
+"""Of a Parquet file: as lists of Python, 1,024 vectors of 2,048 numbers take 67 MB."""
 TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 LANGUAGE = "language"
 """The column with the language of each text, such as "de"."""
@@ -190,7 +192,7 @@ def _rows_of(
         with open_parquet(path) as file:
             names = file.schema_arrow.names
             columns = [find_column(path, names, _COLUMNS, _TEXTS_HINT), *(name for name in more if name in names)]
-            groups = (read_rows(str(path), file, group, columns, LISTED_ROWS) for group in range(file.num_row_groups))
+            groups = (read_rows(str(path), file, group, columns, _ROWS_AT_ONCE) for group in range(file.num_row_groups))
             yield from enumerate(row for rows in groups for row in rows)
         return
     encoding = find_encoding(path, forced)
