@@ -6,19 +6,23 @@ import os
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-from dcdctl.cli.declare import Ref, assignments, path
+import typer
+
+from dcdctl.cli.declare import Ref, assignments, optional_ref, path
 from dcdctl.cli.options import (
+    TEACHER_HELP,
     BatchSize,
     Data,
     Device,
     Json,
     ModelSet,
     Precision,
+    QueryRef,
     Split,
-    Teacher,
     Threads,
     argument,
     configures,
+    reads_model,
 )
 from dcdctl.cli.views.bench import show_bench
 from dcdctl.cli.views.terminal import bar, note, show_json
@@ -34,9 +38,10 @@ class TimedModels:
     """The models to time, their pairs, and the device."""
 
     student: Annotated[Ref, argument("Run folder of the student, or another model reference.", "RUN"), str]
-    teacher: Teacher
+    teacher: Annotated[Ref | None, reads_model("--teacher", TEACHER_HELP, "REF"), str | None]
     data: Data
     _: KW_ONLY
+    query_model: QueryRef = None
     split: Split = "test"
     model_overrides: ModelSet = None
     device: Device = "auto"
@@ -50,8 +55,12 @@ class TimedModels:
         from dcdctl.core import models
         from dcdctl.core.bench import ModelPair
 
+        if self.teacher is None and self.query_model is None:
+            raise typer.BadParameter("is missing: name the slow model, or --query-model", param_hint="--teacher")
         return ModelPair(
-            teacher=os.fspath(self.teacher),
+            # A query encoder is compared with the texts of its own teacher.
+            teacher=os.fspath(self.teacher or self.student),
+            query_model=optional_ref(self.query_model),
             student=os.fspath(self.student),
             overrides=models.parse_overrides(assignments(self.model_overrides)),
             data=path(self.data),

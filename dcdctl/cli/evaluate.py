@@ -18,6 +18,7 @@ from dcdctl.cli.options import (
     Json,
     MaxImages,
     ModelSet,
+    QueryRef,
     Rerank,
     RerankSet,
     Split,
@@ -55,6 +56,7 @@ class Evaluate(Inference):
             "NAME",
         ),
     ] = "auto"
+    query_model: QueryRef = None
     rerank: Rerank = None
     rerank_overrides: RerankSet = None
     # Any for Typer, which takes a list in one word by `parser`, not by its type.
@@ -112,6 +114,7 @@ class Evaluate(Inference):
             split=self.split,
             protocol=self.protocol,
             max_images=self.max_images,
+            query_model=optional_ref(self.query_model),
             rerank=optional_ref(self.rerank),
             rerank_sets=assignments(self.rerank_overrides),
             against=optional_ref(self.against),

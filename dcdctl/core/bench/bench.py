@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,14 +40,16 @@ from dcdctl.core.progress import Track, silent
 
 
 def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device, track: Track = silent) -> Bench:
-    """The benchmark of two saved models; saved as bench.json if the student is a run folder.
+    """The benchmark of two saved models; saved as bench.json if the student, or its query encoder, is a run folder.
 
     Before it opens a corpus or weights: ModelError for a reference that names nothing, ConfigError for a wrong setting
     of the teacher and for a clock that does not measure the device, InputError if the result cannot be written.
     """
     models.check_ref(pair.student)
     models.check_ref(pair.teacher, pair.overrides)
-    result_file = Path(pair.student, "bench.json") if Path(pair.student, "run.json").exists() else None
+    if (student := pair.student) and pair.query_model is not None:
+        models.check_ref(student := pair.query_model, kind="query")
+    result_file = Path(student, "bench.json") if Path(student, "run.json").exists() else None
     if result_file is not None:
         files.check_output_file(result_file)
         models.run_of(result_file.parent)  # an error before any work if run.json is damaged
@@ -57,12 +60,12 @@ def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device,
             f"{pair.data} has {corpus.num_images:,} images and {corpus.num_captions:,} texts in {pair.split}",
             hint="a search needs both: name another corpus, or a split with --split",
         )
-    saved = {TEACHER: models.load(pair.teacher, pair.overrides, track), STUDENT: models.load(pair.student)}
+    saved: Any = {TEACHER: pair.load(TEACHER, track), STUDENT: pair.load(STUDENT)}
     # Before the models are moved to a GPU, so that the processes have all of its memory.
     fresh = cold_start.measure(pair, config, device, track) if config.num_fresh_processes else {}
     on_device = {name: model.to(device) for name, model in saved.items()}
     bench = compare(on_device, corpus, config, fresh=fresh, clock=clock, track=track)
-    bench = dataclasses.replace(bench, student_model=pair.student, teacher_model=pair.teacher)
+    bench = dataclasses.replace(bench, student_model=student, teacher_model=pair.teacher)
     if result_file is not None:
         artifacts.write_document(result_file, {**bench.to_json(), **models.run_of(result_file.parent)})
     return bench

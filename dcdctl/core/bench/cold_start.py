@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dcdctl.core import devices, files, models
+from dcdctl.core import devices, files
 from dcdctl.core.bench.config import STUDENT, TEACHER, BenchConfig, ModelPair
 from dcdctl.core.bench.result import ColdStartTimes, FirstQuery
 from dcdctl.core.bench.steps import FIRST, MiB, timed_model
@@ -93,8 +93,7 @@ def answer(
     pair, config, device = build(ModelPair, pair_table), build(BenchConfig, config_table), devices.choose(device_name)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    overrides: Mapping[str, Any] = pair.overrides if name == TEACHER else {}
-    model = models.load(getattr(pair, name), overrides).to(device).eval()
+    model = pair.load(name).to(device).eval()
     devices.synchronize(device)
     loaded, worked = time.time(), time.process_time()
     corpus = Corpus.open(pair.data, pair.split)

@@ -144,6 +144,9 @@ class _OnSplit:
     """What every evaluation has."""
 
     model: str
+    query_model: Annotated[str | None, OMITTED] = None
+    """The query encoder that embedded the captions in the model's place."""
+    query_fingerprint: Annotated[str | None, OMITTED] = None
     split: str
     images: int
     captions: int

@@ -189,10 +189,13 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
         eccv.load_package()
     if form != FULL_VECTORS and job.rerank is not None:
         raise _no_vectors()
-    folder = job.out
+    folder, run = job.out, job.model if job.loaded is None else None
+    if job.query_model is not None:
+        # Not the run of the large model, whose own results are there.
+        models.check_ref(run := job.query_model, kind="query")
     # Results by other vectors do not describe the run, and would replace its own there.
-    if folder is None and form == FULL_VECTORS and job.loaded is None and Path(job.model, "run.json").exists():
-        folder = Path(job.model)
+    if folder is None and form == FULL_VECTORS and run is not None and Path(run, "run.json").exists():
+        folder = Path(run)
     if folder is not None:
         models.run_of(folder)  # an error before any work if the run's own run.json is damaged
     for path in filter(None, (folder, job.compute.features)):
@@ -230,21 +233,18 @@ def run_evaluation(
         graded = None if job.relevance is None else relevance.read_relevance(job.relevance, corpus)
         num_top = max(options.num_top, judge.num_top if judge else 0, relevance.NUM_TOP if graded else 0)
         options = replace(options, protocol=protocol, num_top=num_top, keeps_order=job.against is not None)
-        overrides = models.parse_overrides(job.model_sets)
-        model = models.load(job.model, overrides, track) if job.loaded is None else job.loaded
-        if job.query_model is not None:
-            model = models.with_queries(cast(models.Searchable, model), job.query_model)
+        model, about = _load(job, track)
         overrides = models.parse_overrides(job.rerank_sets, RERANK_SET)
         reranker = None if job.rerank is None else models.load_scorer(job.rerank, overrides, track)
         against = None if job.against is None else teachers.open_teacher(job.against, corpus, job.compute, track)
         task = RankingTask(corpus, options, track, on_workload)
         if corpus.is_pool:
             assert against is not None
-            return _evaluate_pool(job.model, model, against, task, folder)
+            return _evaluate_pool({"model": job.model, **about}, model, against, task, folder)
         measured = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
         if graded is not None:
             measured = _with_ndcg(measured, graded)
-        more: dict[str, Any] = {} if judge is None else judge.measure(measured.rankings)
+        more = about if judge is None else {**about, **judge.measure(measured.rankings)}
         agreements = None
         if against is not None and measured.order is not None:
             agreements = teachers.compare_with(against.teacher, measured.order, task)
@@ -253,6 +253,15 @@ def run_evaluation(
             more["relevance"] = artifacts.sha256_of(job.relevance)
         evaluation = measured.evaluation(job.model, reranker=job.rerank, **more)
         return evaluation if folder is None else write_evaluation(folder, evaluation, measured, agreements)
+
+
+def _load(job: EvalJob, track: Track) -> tuple[Model, dict[str, Any]]:
+    """The model to evaluate, and what the document says of its query encoder."""
+    model = models.load(job.model, models.parse_overrides(job.model_sets), track) if job.loaded is None else job.loaded
+    if job.query_model is None:
+        return model, {}
+    joined = models.with_queries(cast(models.Searchable, model), job.query_model)
+    return joined, {"query_model": job.query_model, "query_fingerprint": joined.digest}
 
 
 def _with_ndcg(measured: Measured, graded: relevance.Relevance) -> Measured:
@@ -268,13 +277,13 @@ def _with_ndcg(measured: Measured, graded: relevance.Relevance) -> Measured:
 
 
 def _evaluate_pool(
-    name: str, model: Model, against: teachers.Against, task: RankingTask, folder: Path | None
+    names: dict[str, Any], model: Model, against: teachers.Against, task: RankingTask, folder: Path | None
 ) -> PoolEvaluation:
     started, corpus = time.perf_counter(), task.corpus
     agreements = teachers.agreement_of(model, against.teacher, task)
     evaluation = PoolEvaluation(
         **PoolEvaluation.facts(corpus),
-        model=name,
+        **names,
         protocol=_how(model, None, task.options),
         agreement=Agreement.of(agreements, corpus, against.name, against.fingerprint),
         seconds=time.perf_counter() - started,
@@ -298,7 +307,7 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
             hint="leave all options of one evaluation out",
         )
     corpus, protocol = _open_split(job, say)
-    model = models.load(job.model, models.parse_overrides(job.model_sets), track)
+    model, _ = _load(job, track)
     if model.kind != "dual":
         raise _no_vectors()
     widths = vectors.facts_of(job.model, "recipe").get("loss", {}).get("dims", ())

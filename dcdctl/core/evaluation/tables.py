@@ -76,8 +76,9 @@ def _recalls(evaluation: Evaluation) -> Table:
     kind = f"{protocol.kind} of depth {protocol.depth}" if protocol.depth else protocol.kind
     folds = f" ({protocol.folds} folds)" if protocol.folds > 1 else ""
     precision = "" if protocol.precision == "float32" else f", {protocol.precision}"
+    texts = "" if evaluation.query_model is None else f", texts by {evaluation.query_model}"
     return Table(
-        f"{evaluation.model} ({kind}) on {evaluation.split}, protocol {protocol.name}{folds}: "
+        f"{evaluation.model}{texts} ({kind}) on {evaluation.split}, protocol {protocol.name}{folds}: "
         f"{evaluation.images:,} images, {evaluation.captions:,} captions{precision}",
         ["", *names, "mAP@R", "median rank", "mean rank"],
         rows,
