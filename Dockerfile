@@ -36,4 +36,4 @@ HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 ENTRYPOINT ["dcdctl"]
 # The host is that of the container: what can reach it is decided by the ports that are published.
-CMD ["serve", "/data/index", "--host", "0.0.0.0", "--log-format", "json"]
+CMD ["serve", "/data/index", "--host", "0.0.0.0", "--set", "log_format=json"]

@@ -85,6 +85,7 @@ def test_the_composed_service_ends_after_its_requests_and_needs_a_key():
         for before, word in zip(search["command"], search["command"][1:], strict=False)
         if before == "--set"
     )
+    assert settings.pop("log_format") == "json"
     config = build(ServiceConfig, {name: float(value) for name, value in settings.items()})
     assert float(search["stop_grace_period"].removesuffix("s")) > config.shutdown_s
     assert f"${{{VARIABLE}:?" in COMPOSE

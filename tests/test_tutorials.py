@@ -24,7 +24,7 @@ import dcdctl
 from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import describe_scenes, draw_scene
-from dcdctl.core.search import IndexSearcher
+from dcdctl.core.search import FolderIndex, IndexSearcher
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import app as serve_app
 from dcdctl.core.training import load_recipe
@@ -119,7 +119,8 @@ def test_the_commands_of_the_first_tutorial_lead_from_photos_to_a_search_page(ow
         assert result.exit_code == 0, f"{' '.join(words)}: {result.output}"
     config = ServiceConfig()
     with served.serving(
-        serve_app.build(IndexSearcher.open(Path("photos.index"), device=served.CPU), config), config
+        serve_app.build(IndexSearcher.for_index(FolderIndex.open(Path("photos.index")), device=served.CPU), config),
+        config,
     ) as url:
         answer = httpx2.get(f"{url}/search", params={"text": "a red circle", "k": "3"}).json()
     assert [len(answer["results"]), Path("photos", answer["results"][0]["name"]).is_file()] == [3, True]
@@ -147,7 +148,8 @@ def test_the_commands_of_the_tutorial_of_pools_lead_from_photos_and_queries_to_a
         assert result.exit_code == 0, f"{' '.join(words)}: {result.output}"
     config = ServiceConfig()
     with served.serving(
-        serve_app.build(IndexSearcher.open(Path("photos.index"), device=served.CPU), config), config
+        serve_app.build(IndexSearcher.for_index(FolderIndex.open(Path("photos.index")), device=served.CPU), config),
+        config,
     ) as url:
         answer = httpx2.get(f"{url}/search", params={"text": texts[0], "k": "3"}).json()
     assert [len(answer["results"]), Path("photos", answer["results"][0]["name"]).is_file()] == [3, True]

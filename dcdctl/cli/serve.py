@@ -38,11 +38,6 @@ class Service:
             "--allow-host", "Host name that a proxy uses for the service: search.example.org; repeatable.", "NAME"
         ),
     ] = None
-    log_format: Annotated[
-        str,
-        configures("--log-format", "Form of the log on stderr: text, or json for one object per line.", "text|json"),
-    ] = "text"
-    access_log: Annotated[bool, configures("--access-log", "Log each request, without its query.")] = False
 
 
 def serve(
@@ -51,7 +46,7 @@ def serve(
     models: SearchModels,
     limits: Annotated[
         list[str] | None,
-        configures("--set", "Override a limit: max_k=500; repeatable. docs/deploy.md lists them.", "KEY=VALUE"),
+        configures("--set", "Override a setting: max_k=500; repeatable. docs/deploy.md lists them.", "KEY=VALUE"),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -64,7 +59,7 @@ def serve(
     settings = asdict(service) | {"allowed_hosts": service.allowed_hosts or []}
     config = build(ServiceConfig, settings | apply_sets({}, limits or []))
     job = Job(index, config, own_model=optional_path(models.model), threads=models.threads, **models.reranking())
-    serve(job, on_start=partial(_show_start, json, is_logged=service.log_format == "json"))
+    serve(job, on_start=partial(_show_start, json, is_logged=config.log_format == "json"))
 
 
 def _show_start(json: bool, started: Started, *, is_logged: bool = False) -> None:

@@ -31,7 +31,7 @@ from torch.nn import functional
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ModelError
-from dcdctl.core.search import IndexSearcher
+from dcdctl.core.search import FolderIndex, IndexSearcher
 from dcdctl.core.search.reranker import Reranker
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import app as service
@@ -274,7 +274,7 @@ def test_search_ranks_by_the_logits_of_the_library(made, index):
 
 def test_the_service_answers_with_the_scores_of_the_library(made, index):
     searcher, text, everything = (
-        IndexSearcher.open(index.folder, device=CPU),
+        IndexSearcher.for_index(FolderIndex.open(index.folder), device=CPU),
         made.corpus.captions.index(QUERY),
         {"k": len(CAPTIONS)},
     )

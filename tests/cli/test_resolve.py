@@ -141,7 +141,6 @@ MISTAKES: dict[str, list[Mistake]] = {
     "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],
     "place": [Mistake("ABSENT", r"ABSENT.*; .*dcdctl prepare.*dcdctl cache-teacher")],
     "--model": [Mistake("RUN", r"INDEX has its model in it; leave --model out")],
-    "--log-format": [Mistake("absent", r"log_format .*text, json.*absent")],
     "systems": [EVALUATION],
     "runs": [EVALUATION],
     "--baseline": [EVALUATION],

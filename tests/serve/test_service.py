@@ -22,7 +22,7 @@ from tiny import make_models
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import images
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.search import IndexSearcher
+from dcdctl.core.search import FolderIndex, IndexSearcher
 from dcdctl.core.search.reranker import Reranker
 from dcdctl.core.serve import ServiceConfig, app
 
@@ -80,7 +80,7 @@ def test_an_image_of_the_index_and_the_same_file_uploaded_find_it_first(client, 
 @pytest.mark.parametrize("kind", ["int8", "binary", "hnsw"])
 def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kind, client, made, tmp_path):
     folder = shutil.copytree(made.index, tmp_path / "index")
-    changing = served.client_of(IndexSearcher.open(folder, device=served.CPU), CONFIG)
+    changing = served.client_of(IndexSearcher.for_index(FolderIndex.open(folder), device=served.CPU), CONFIG)
     assert changing.get("/health").json()["kind"] == "flat"
     update(folder, sets=(f"kind={kind}", "flat_up_to=0", "segment_rows=5"))
     assert changing.get("/health").json()["kind"] == kind
@@ -96,7 +96,7 @@ def worded(made, tmp_path_factory) -> IndexSearcher:
     """A searcher of the same index with the words of its file names."""
     folder = shutil.copytree(made.index, tmp_path_factory.mktemp("worded") / "index")
     update(folder, sets=("keywords=true",))
-    return IndexSearcher.open(folder, device=served.CPU)
+    return IndexSearcher.for_index(FolderIndex.open(folder), device=served.CPU)
 
 
 def test_a_hybrid_search_is_that_of_the_searcher_and_never_a_weak_match(worded):
@@ -179,7 +179,7 @@ NOT_TAKEN = {
         png((600, 501)),
         r"too many pixels, it may be a decompression bomb \(the limit is 300,000\)",
     ),
-    "a bomb": (b"P6 65535 65535 255\n", r"decompression bomb \(4,294,836,225, the limit is 300,000\)"),
+    "a bomb": (b"P6 65535 65535 255\n", r"decompression bomb \(the limit is 300,000\)"),
     "half a file": (png((40, 40))[:-30], "truncated"),
     "a taller size in the header": (OF_SIZE["jpeg"](*TALLER), "truncated or damaged"),
     "a large size in the header": (OF_SIZE["jpeg"](60_000, 60_000), "decompression bomb"),
@@ -260,7 +260,10 @@ def test_images_that_are_gone_or_damaged_are_not_served(own, own_client, tmp_pat
 
 def test_images_removed_during_service_are_neither_found_nor_shown(made, tmp_path):
     folder = shutil.copytree(made.index, tmp_path / "index")
-    row, client = made.row("03.png"), served.client_of(IndexSearcher.open(folder, device=served.CPU), CONFIG)
+    row, client = (
+        made.row("03.png"),
+        served.client_of(IndexSearcher.for_index(FolderIndex.open(folder), device=served.CPU), CONFIG),
+    )
     addresses = (f"/image/{row}", f"/image/{row}?size=original", f"/search?row={row}")
     assert [client.get(address).status_code for address in addresses] == [200] * 3
     update(folder, remove=("03.png",))
@@ -275,7 +278,7 @@ def test_images_removed_during_service_are_neither_found_nor_shown(made, tmp_pat
 @pytest.mark.parametrize("what", ["is being changed", "is of another model"])
 def test_while_an_index_cannot_be_opened_the_service_answers_from_the_previous_one(made, tmp_path, logged, what):
     folder = shutil.copytree(made.index, tmp_path / "index")
-    client = served.client_of(IndexSearcher.open(folder, device=served.CPU), CONFIG)
+    client = served.client_of(IndexSearcher.for_index(FolderIndex.open(folder), device=served.CPU), CONFIG)
     before = client.get("/search?text=a+bus").json()["results"]
     document = artifacts.read_document(folder / "index.json")
     (folder / "index.json").unlink()

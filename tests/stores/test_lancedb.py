@@ -9,7 +9,7 @@ import pytest
 from made_store import check_graph_search, made_facts, made_images, vectors_of
 
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.stores import StoreIndex, location_of, open_store
+from dcdctl.core.stores import StoreIndex, open_store
 
 MANY = 600
 
@@ -63,4 +63,4 @@ def test_names_that_lancedb_does_not_take_are_refused(store, tmp_path):
 
 
 def test_a_place_is_shown_without_what_may_be_a_secret(tmp_path):
-    assert location_of(f"lancedb:{tmp_path}?table=photos&key=secret") == f"lancedb:{tmp_path}?table=photos"
+    assert open_store(f"lancedb:{tmp_path}?table=photos&key=secret").location == f"lancedb:{tmp_path}?table=photos"

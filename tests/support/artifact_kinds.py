@@ -139,7 +139,7 @@ def model_of_index_kind(folder: Path) -> Artifact:
     index, other = make_index(folder / "made"), make_index(folder / "other")
 
     def read(path: Path) -> Any:
-        searcher = IndexSearcher.open(path, device="cpu")
+        searcher = IndexSearcher.for_index(FolderIndex.open(path), device="cpu")
         return [
             (hit.name, hit.score) for hit in replace(searcher, texts=searcher.encoder.load()).by_text(CAPTIONS[0]).hits
         ]
@@ -152,7 +152,10 @@ def text_side_of_index_kind(folder: Path) -> Artifact:
     index, other = make_index(folder / "made"), make_index(folder / "other")
 
     def read(path: Path) -> Any:
-        return [(hit.name, hit.score) for hit in IndexSearcher.open(path, device="cpu").by_text(CAPTIONS[0]).hits]
+        return [
+            (hit.name, hit.score)
+            for hit in IndexSearcher.for_index(FolderIndex.open(path), device="cpu").by_text(CAPTIONS[0]).hits
+        ]
 
     return Artifact(index, other, read, is_part=lambda path: path.parent.name == "text")
 

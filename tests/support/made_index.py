@@ -149,7 +149,7 @@ def update(folder: Path, *, compute: Compute = BATCHES, track: Track = silent, *
 
 def searcher_of(folder: Path, **options: Any) -> IndexSearcher:
     """The searcher of an index, on the CPU unless another device is named."""
-    return IndexSearcher.open(folder, **{"device": "cpu", **options})
+    return IndexSearcher.for_index(FolderIndex.open(folder), **{"device": "cpu", **options})
 
 
 def exact(

@@ -51,7 +51,7 @@ class Made:
 
     @property
     def searcher(self) -> IndexSearcher:
-        return IndexSearcher.open(self.index, device=CPU)
+        return IndexSearcher.for_index(FolderIndex.open(self.index), device=CPU)
 
     def with_columns(self, **columns: Sequence[object]) -> Made:
         """The same with these columns, whose values are in the order of `NAMES`."""

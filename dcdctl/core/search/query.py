@@ -18,8 +18,6 @@ MAX_CHARACTERS = 10_000
 """Maximum length of a text. A model reads a few dozen words; a longer text is a file by mistake."""
 MAX_SHOWN = 40
 """Characters of a value of a column that are shown beside a hit."""
-MAX_FILE_BYTES = 512 * 2**20
-"""Maximum size of an image file."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,6 @@ def read_image(path: Path) -> Image.Image:
         if not path.is_file():
             problem = "is not a file" if path.exists() else "does not exist"
             raise InputError(f"{path} {problem}, it must be an image file")
-        if (num_bytes := path.stat().st_size) > MAX_FILE_BYTES:
-            raise InputError(f"{path} has {num_bytes:,} bytes, at most {MAX_FILE_BYTES:,} are read")
         return data.decode_image(path.read_bytes())
     except data.ImageError as error:
         raise InputError(f"{path} cannot be used: {error}") from error
@@ -137,13 +133,7 @@ def answer_document(question: str | Path, answer: SearchAnswer, index: ImageInde
         "hits": [
             {
                 "place": rank,
-                "row": hit.row,
-                "image_id": hit.image_id,
-                "name": hit.name,
-                "score": hit.score,
-                "reranked": hit.reranked,
-                "bm25": hit.bm25,
-                "fused": hit.fused,
+                **vars(hit),
                 "columns": {
                     name: None if value is None else value_for_json(value) for name, value in hit.columns.items()
                 },

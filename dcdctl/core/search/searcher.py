@@ -24,7 +24,6 @@ from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models import TextEncoder, TextTower
 from dcdctl.core.search.columns.where import Condition
-from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.query import SearchAnswer, checked_text, query_image
 
@@ -86,13 +85,6 @@ class IndexSearcher:
     encoder: IndexModel
     """The model of the index; texts need it only if the index has no text side for ONNX Runtime."""
     reranker: Reranker | None = None
-
-    @staticmethod
-    def open(
-        folder: Path, *, device: str | torch.device, rerank: str | None = None, depth: int | None = None
-    ) -> IndexSearcher:
-        """The searcher of the index in a folder; see `for_index`. MissingError and StaleError of `FolderIndex.open`."""
-        return IndexSearcher.for_index(FolderIndex.open(folder), device=device, rerank=rerank, depth=depth)
 
     @staticmethod
     def for_index(

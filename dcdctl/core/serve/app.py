@@ -205,7 +205,6 @@ def _add_bodies(app: FastAPI, service: ServiceState) -> None:
         "/search",
         summary="Search by an uploaded image, or by many texts.",
         responses={408: {"model": ErrorResponse}, 413: {"model": ErrorResponse}},
-        openapi_extra={"requestBody": {"content": {"application/json": {"schema": batches.schema()}}}},
     )
     async def by_body(
         request: Request, image: UploadFile | None = None, k: int = _number(config), where: list[str] = CONDITION

@@ -61,17 +61,6 @@ class BatchReader:
             raise InputError(f"a batch must have 1 to {self.max_queries} queries, got {len(queries):,}")
         return [self._checked(query) for query in queries]
 
-    def schema(self) -> dict[str, Any]:
-        """The JSON schema of a batch, for the OpenAPI document."""
-        items = self.model.model_json_schema() | {"title": "Query"}
-        queries = {"type": "array", "minItems": 1, "maxItems": self.max_queries, "items": items}
-        return {
-            "type": "object",
-            "required": ["queries"],
-            "properties": {"queries": queries},
-            "additionalProperties": False,
-        }
-
     def _checked(self, query: object) -> BatchQuery | str:
         try:
             return self.model.model_validate(query)

@@ -22,7 +22,7 @@ from dcdctl.core.search import ImageIndex, IndexSearcher
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.app import build
 from dcdctl.core.serve.connections import fit_to_open_files
-from dcdctl.core.serve.job import RELOAD, Job
+from dcdctl.core.serve.job import Job
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.listener import http_server, is_loopback
 from dcdctl.core.serve.metrics import Shared
@@ -117,7 +117,7 @@ def _searcher_of(job: Job, index: ImageIndex, *, with_images: bool) -> IndexSear
 def _obey(job: Job, searcher: LiveSearcher, server: uvicorn.Server, control: Connection) -> None:
     """Do what the parent says; stop when it has ended."""
     try:
-        while control.recv() == RELOAD:
+        while control.recv() == "reload":
             reload(job, searcher)
     except (EOFError, OSError):
         server.should_exit = True

@@ -38,8 +38,3 @@ class Job:
         index = open_index(self.place, self.own_model)
         index.check()
         return index
-
-
-RELOAD = "reload"
-"""The parent's message to a process: open the index and the models again. A process sends its number of images when it
-answers, or the `DcdError` that ends it."""

@@ -71,9 +71,6 @@ class Metrics:
         self._stages = Histogram(
             "search_seconds", "Time of the stages of a search.", ["stage"], buckets=SECONDS, **names
         )
-        self._batches = Histogram(
-            "text_batch_size", "Texts encoded together.", buckets=(1, 2, 4, 8, 16, 32, 64), **names
-        )
         self._rejected = Counter(
             "rejected", "Requests and connections refused because of a limit.", ["reason"], **names
         )
@@ -95,14 +92,13 @@ class Metrics:
         """Count a request refused by a limit."""
         self._rejected.labels(reason).inc()
 
-    def searched(self, answer: SearchAnswer, num_together: int = 1) -> None:
-        """Record the stages of a search; `num_together` texts were encoded together."""
+    def searched(self, answer: SearchAnswer) -> None:
+        """Record the stages of a search."""
         stages = {"encode": answer.encode_seconds, "find": answer.find_seconds, "rerank": answer.rerank_seconds}
         for stage, seconds in stages.items():
             # Searches without a re-ranker would fill its histogram with zeros.
             if seconds or stage != "rerank":
                 self._stages.labels(stage).observe(seconds)
-        self._batches.observe(num_together)
 
     def text(self) -> bytes:
         """All metrics in the text format; of several processes the sums."""

@@ -24,7 +24,7 @@ from typing import Any
 
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.serve import logs
-from dcdctl.core.serve.job import RELOAD, Job
+from dcdctl.core.serve.job import Job
 from dcdctl.core.serve.metrics import Shared
 from dcdctl.core.serve.signals import handled
 
@@ -49,6 +49,7 @@ class _Child:
     number: int
     process: BaseProcess
     control: connection.Connection
+    """It sends its number of images when it answers, or the `DcdError` that ends it, and is told to `reload`."""
     is_ready: bool = False
     """Whether it answers."""
     starts_at: float | None = None
@@ -114,7 +115,7 @@ class _Supervisor:
                 for child in running:
                     if child.is_ready:
                         with suppress(OSError):  # it has just ended
-                            child.control.send(RELOAD)
+                            child.control.send("reload")
             for child in running:
                 if child.control in happened:
                     self._receive(child)

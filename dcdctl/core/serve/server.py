@@ -15,7 +15,7 @@ from dcdctl.core.serve import logs
 from dcdctl.core.serve.job import Job
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.listener import bound, is_loopback, url_of
-from dcdctl.core.stores import location_of, open_index
+from dcdctl.core.stores import open_index
 
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 """Import names of the packages of the extra `serve`."""
@@ -50,21 +50,19 @@ def serve(job: Job, *, on_start: Callable[[Started], None]) -> None:
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     keys, config = Keys.from_environment(), job.config
     with bound(config.host, config.port) as listener, logs.to_stderr(config):
+        # Errors of the index come now, before anything is imported; several processes check its files themselves.
+        index = job.index() if config.processes == 1 else open_index(job.place, job.own_model)
 
         def on_ready(num_images: int) -> None:
-            started = Started(
-                url_of(listener), location_of(job.place), num_images, is_loopback(listener), keys is not None
-            )
+            started = Started(url_of(listener), index.location, num_images, is_loopback(listener), keys is not None)
             logs.OWN.info("listening", extra={"facts": asdict(started) | {"pid": os.getpid()}})
             on_start(started)
 
         if config.processes > 1:
-            open_index(job.place, job.own_model)  # an error now, before anything is imported
             from dcdctl.core.serve.processes import supervise
 
             supervise(job, listener, on_ready)
         else:
-            index = job.index()
             from dcdctl.core.serve.child import run
 
             run(job, index, listener, on_ready)

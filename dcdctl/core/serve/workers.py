@@ -253,5 +253,5 @@ class TextBatcher:
                 self._answer([text])
             return
         for text, answer in zip(texts, answers, strict=True):
-            self.metrics.searched(answer, len(texts))
+            self.metrics.searched(answer)
             text.answer.set_result(replace(answer, hits=answer.hits[: text.k]))

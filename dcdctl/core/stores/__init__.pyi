@@ -2,7 +2,7 @@ from .protocol import StoreFacts
 from .retry import UnavailableError
 from .store_index import StoreIndex
 from .upload import Upload, upload_index
-from .url import is_store, location_of, open_index, open_store
+from .url import is_store, open_index, open_store
 
 __all__ = [
     "StoreFacts",
@@ -10,7 +10,6 @@ __all__ = [
     "UnavailableError",
     "Upload",
     "is_store",
-    "location_of",
     "open_index",
     "open_store",
     "upload_index",

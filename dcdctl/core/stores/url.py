@@ -128,8 +128,3 @@ def open_index(place: str | Path, model: Path | None = None) -> ImageIndex:
             f"the index {place} has its model in it", hint="leave --model out: it is for a store on another machine"
         )
     return FolderIndex.open(Path(place).expanduser())
-
-
-def location_of(place: str | Path) -> str:
-    """A place as it is shown: the URL of a store without a password, or a folder."""
-    return open_store(str(place)).location if is_store(str(place)) else str(place)

@@ -48,7 +48,7 @@ class RetryError(Exception):
         self.wait_seconds = wait_seconds
 
 
-def digests_of(path: Path, kinds: Collection[str], advance: Advance | None = None) -> dict[str, str]:
+def digests_of(path: Path, kinds: Collection[str]) -> dict[str, str]:
     """Digests of a file in hex, by kind: sha256, md5, or git-sha1, git's name of a file."""
     # usedforsecurity=False, because FIPS builds of OpenSSL refuse MD5 otherwise.
     hashes = {kind: hashlib.new(kind.removeprefix("git-"), usedforsecurity=False) for kind in sorted(kinds)}
@@ -60,8 +60,6 @@ def digests_of(path: Path, kinds: Collection[str], advance: Advance | None = Non
         while block := file.read(1 << 20):
             for value in hashes.values():
                 value.update(block)
-            if advance is not None:
-                advance(len(block))
     return {kind: value.hexdigest() for kind, value in hashes.items()}
 
 

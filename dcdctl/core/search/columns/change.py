@@ -4,9 +4,7 @@ embedded."""
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -19,7 +17,6 @@ from numpy.typing import NDArray
 
 from dcdctl.core.data import (
     CAMERA_COLUMNS,
-    MOMENT,
     PLACE_COLUMNS,
     Corpus,
     ImageColumns,
@@ -28,15 +25,14 @@ from dcdctl.core.data import (
     read_exif,
 )
 from dcdctl.core.errors import CorpusError, InputError, MissingError, StaleError
+from dcdctl.core.machine import read_in_threads
 from dcdctl.core.progress import Track
 from dcdctl.core.search.columns.where import TYPES
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
 
-EXIF_CHUNK, EXIF_THREADS = 256, 4
-"""Images whose EXIF data a thread reads in one go, and threads: most of the time they wait for the disk."""
-WIDER = {frozenset((pa.int64(), pa.float64())): pa.float64(), frozenset((pa.date32(), MOMENT)): MOMENT}
-"""The type that has the values of two types."""
+EXIF_THREADS = 4
+"""Threads that read EXIF data: most of the time they wait for the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,33 +149,21 @@ class _Columns:
             self._set(name, read.table.column(name).combine_chunks().take(places), is_named, read.where)
 
     def set_from_exif(self, types: Mapping[str, pa.DataType], track: Track) -> None:
-        """What the image files say, where a column has no value yet. Rows are read unless a column that only EXIF data
-        fill has a value."""
+        """What the image files say, where a column has no value yet."""
         index = self.index
-        missing = {
-            name: self.values[name].is_null().to_numpy(zero_copy_only=False) for name in types if name in self.values
-        }
-        is_read = index.is_live
-        if len(missing) == len(types):
-            for name in types:
-                if name != "year":  # a table often has years
-                    is_read &= missing[name]
-        rows = np.flatnonzero(is_read)
-        read: list[dict[str, Any]] = []
-        chunks = [rows[start : start + EXIF_CHUNK].tolist() for start in range(0, len(rows), EXIF_CHUNK)]
-        with (
-            track("read EXIF", total=len(rows), unit="images") as advance,
-            warnings.catch_warnings(),
-            ThreadPoolExecutor(EXIF_THREADS) as pool,
-        ):
-            warnings.simplefilter("ignore")  # Pillow's about damaged data
-            for chunk in pool.map(partial(_read_chunk, index, place="latitude" in types), chunks):
-                read += chunk
-                advance(len(chunk))
+        rows = np.flatnonzero(index.is_live)
+        read_row = partial(_read_row, index, place="latitude" in types)
+        read = {name: np.full(index.num_rows, None, dtype=object) for name in types}
+        with track("read EXIF", total=len(rows), unit="images") as advance:
+            for row, values in zip(rows, read_in_threads(read_row, rows.tolist(), EXIF_THREADS), strict=True):
+                for name in types:
+                    read[name][row] = values[name]
+                advance(1)
         for name, type_ in types.items():
-            values = np.full(index.num_rows, None, dtype=object)
-            values[rows] = [one[name] for one in read]
-            self._set(name, pa.array(values, type_), is_read & missing.get(name, True), "the image files")
+            is_set = index.is_live
+            if name in self.values:
+                is_set &= self.values[name].is_null().to_numpy(zero_copy_only=False)
+            self._set(name, pa.array(read[name], type_), is_set, "the image files")
 
     def _set(self, name: str, new: pa.Array, is_set: NDArray[np.bool_], where: str) -> None:
         """Give the rows that are set their new values, missing ones too; `where` the values are from, for the
@@ -187,29 +171,22 @@ class _Columns:
         old = self.values.get(name)
         if old is None or not pc.any(pc.and_(pc.is_valid(old), pa.array(~is_set))).as_py():
             old = pa.nulls(len(new), new.type)  # no value stays, so the type may be another
-        try:
-            # A KeyError if neither type has the values of both, pa.ArrowInvalid if it has not all of them.
-            type_ = old.type if old.type == new.type else WIDER[frozenset((old.type, new.type))]
-            self.values[name] = pc.if_else(pa.array(is_set), new.cast(type_), old.cast(type_))
-        except (KeyError, pa.ArrowInvalid) as error:
+        if old.type != new.type:
             message = (
                 f"column {name} of {self.index.folder} is {TYPES[old.type]}, and in {where} it is {TYPES[new.type]}"
             )
-            hint = f"rename it, or remove the old one with --drop-column {name}"
-            raise InputError(message, hint=hint) from error
+            raise InputError(message, hint=f"rename it, or remove the old one with --drop-column {name}")
+        self.values[name] = pc.if_else(pa.array(is_set), new, old)
 
 
-def _read_chunk(index: FolderIndex, rows: Sequence[int], *, place: bool) -> list[dict[str, Any]]:
-    """The EXIF data of some rows; of a file that is gone, those of an empty one."""
-    values = []
-    for row in rows:
-        try:
-            file = index.images.open(*index.source_image(row))
-        except (MissingError, StaleError):
-            file = io.BytesIO()
-        with file:
-            values.append(read_exif(file, place=place))
-    return values
+def _read_row(index: FolderIndex, row: int, *, place: bool) -> dict[str, Any]:
+    """The EXIF data of a row; of a file that is gone, those of an empty one."""
+    try:
+        file = index.images.open(*index.source_image(row))
+    except (MissingError, StaleError):
+        file = io.BytesIO()
+    with file:
+        return read_exif(file, place=place)
 
 
 def _rows_by_name(index: FolderIndex, names: Sequence[str]) -> Rows:
