@@ -234,7 +234,7 @@ def _pairs(
 
 def _encode(arguments: CacheTeacher, external: External, verify: int | None) -> Outcome:
     """The cache of the vectors of texts, or its check."""
-    from dcdctl.core.teacher import TEXTS, TextCacheJob, cache_texts, verify_texts
+    from dcdctl.core.teacher import TextCacheJob, cache_texts, verify_texts
 
     job = TextCacheJob(
         texts=external.texts or (),
@@ -246,11 +246,9 @@ def _encode(arguments: CacheTeacher, external: External, verify: int | None) -> 
         difference = verify_texts(job, verify, track=bar)
         text = f"{job.out}: {verify:,} texts encoded again, the largest difference is {difference:.1e}"
         return text, {"cache": str(job.out), "texts": verify, "largest_difference": difference}
-    started, already_there = time.monotonic(), (job.out / TEXTS.seal_file).exists()
     cache = cache_texts(job, track=bar)
     document = {"cache": str(job.out), "texts": cache.num_texts, "languages": cache.plan["languages"]}
-    document |= {"teacher": cache.teacher_name or cache.teacher, "already_there": already_there}
-    document |= {"seconds": round(time.monotonic() - started, 3)}
+    document["teacher"] = cache.teacher_name or cache.teacher
     document["next"] = shlex.join(["dcdctl", "distill", "query-minilm", "--cache", str(job.out), "--out", "RUN"])
     text = f"vectors of {cache.num_texts:,} texts, {cache.width} numbers each -> {job.out}; next: {document['next']}"
     return text, document

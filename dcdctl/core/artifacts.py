@@ -115,6 +115,13 @@ class Kind:
             raise self.error(f"{folder / self.plan_file} belongs to another build: {names}", hint=self.remake)
         return plan, seal
 
+    def open(self, folder: Path) -> tuple[Document, Document]:
+        """The same, after a look at the names and the sizes of all parts (`check_part`)."""
+        plan, seal = self.read_plan_and_seal(folder)
+        for name, part in listed_files(folder / self.seal_file, seal, error=self.error, hint=self.remake).items():
+            self.check_part(folder, name, part["bytes"])
+        return plan, seal
+
     def check_part(self, folder: Path, name: str, size: int | None) -> None:
         """`missing` if a part is not there, `error` if it lies outside the folder or has not the size of the seal.
 

@@ -228,11 +228,11 @@ def test_texts_are_encoded_verified_and_inspected(tmp_path):
     following = f"{tmp_path}/q; next: dcdctl distill query-minilm --cache {tmp_path}/q --out RUN\n"
     assert run(line).stdout == f"vectors of 2 texts, 8 numbers each -> {following}"
     document = json.loads(run(f"{line} --json").stdout)
-    assert (document["texts"], document["already_there"]) == (2, True)
+    assert document["texts"] == 2
     assert document["languages"] == {"de": 1, "en": 1}
     assert "q: 2 texts encoded again, the largest difference is 0.0e+00\n" in run(f"{line} --verify 2").stdout
     shown = run(f"inspect {tmp_path}/q").stdout
-    assert "texts: 2 of a.csv\n" in shown
+    assert "texts: 2, 8 numbers per text\n" in shown
     assert "languages: 1 de, 1 en\n" in shown
     assert json.loads(run(f"inspect {tmp_path}/q --json").stdout)["part_sizes"] == [2]
     assert "is an index" not in error_of(f"inspect {tmp_path}/q --split val", code=2)

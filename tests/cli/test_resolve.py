@@ -254,7 +254,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ],
     ("cache-teacher", "--vectors"): [
         Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; --vectors takes a file", f"{OF_TEXTS} {GIVEN}"),
-        Mistake("FILE", r"FILE is no file of vectors by its name", f"{OF_TEXTS} {GIVEN}"),
+        Mistake("FILE", r"FILE is no file of texts by its name", f"{OF_TEXTS} {GIVEN}"),
         Mistake("FILE", r"--teacher-name: name the model that gave them", f"{OF_TEXTS} --teacher=UNSET", code=2),
         Mistake("FILE", r"--teacher: is for a model that dcdctl runs", OF_TEXTS, code=2),
     ],

@@ -155,11 +155,7 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
     `corpus` and `teacher` (a fingerprint) are what the reader expects. StaleError names both sides if they differ, and
     a file that is damaged; MissingError if there is no finished cache, or if a file of it is missing.
     """
-    plan, seal = CACHE.read_plan_and_seal(folder)
-    listed = artifacts.listed_files(folder / CACHE.seal_file, seal, error=CACHE.error, hint=CACHE.remake)
-    for name, part in listed.items():
-        CACHE.check_part(folder, name, part["bytes"])
-    cache = TeacherCache(folder, plan, seal)
+    cache = TeacherCache(folder, *CACHE.open(folder))
     if corpus is not None:
         artifacts.expect(folder, cache.plan, {"corpus": corpus.fingerprint})
     if teacher is not None:

@@ -14,15 +14,15 @@ Memory: a part, and a set with a hash of 8 bytes per text. Shape letters: N text
 
 from __future__ import annotations
 
-import hashlib
 import itertools
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,7 +92,7 @@ class TextCache:
 
     def __init__(self, folder: Path, plan: Document, seal: Document) -> None:
         self.folder, self.plan, self.seal = folder, plan, seal
-        self.kind: Literal["dual", "late"] = plan["kind"]
+        self.kind: str = plan["kind"]
         """dual: one vector per text; late: one per token."""
         self.width: int = plan["width"]
         """Width D of a vector."""
@@ -119,19 +119,17 @@ class TextCache:
 
 def read_text_cache(folder: Path) -> TextCache:
     """The cache in a folder; MissingError if there is no finished one, StaleError if it is damaged."""
-    plan, seal = TEXTS.read_plan_and_seal(folder)
-    for name, part in artifacts.listed_files(folder / TEXTS.seal_file, seal, hint=TEXTS.remake).items():
-        TEXTS.check_part(folder, name, part["bytes"])
-    return TextCache(folder, plan, seal)
+    return TextCache(folder, *TEXTS.open(folder))
 
 
 def text_cache_facts(plan: Document) -> list[tuple[str, str]]:
     """What the plan of a finished cache says, as pairs of name and value, in words."""
+    token = "token" if plan["kind"] == "late" else "text"
     return [
         ("teacher", plan[TEACHER_NAME] or plan["teacher"]),
-        ("vectors", f"{plan['width']} numbers per {'token' if plan['kind'] == 'late' else 'text'}"),
-        ("texts", f"{sum(plan['part_sizes']):,} of {', '.join(source['name'] for source in plan['sources'])}"),
-        ("languages", ", ".join(map("{0[1]:,} {0[0]}".format, plan["languages"].items())) or "not given"),
+        ("texts", f"{sum(plan['part_sizes']):,}, {plan['width']} numbers per {token}"),
+        ("sources", ", ".join(source["name"] for source in plan["sources"])),
+        ("languages", ", ".join(f"{count:,} {name}" for name, count in plan["languages"].items()) or "not given"),
     ]
 
 
@@ -179,8 +177,8 @@ def verify_texts(job: TextCacheJob, count: int, *, track: Track = silent) -> flo
         for number in range(min(count, num_parts)):
             part = cache.part(number)
             # N texts of P parts: N / P of each, and one more of the first ones.
-            texts = part.texts[: (count - number - 1) // num_parts + 1]
-            again = np.vstack(_encode(model, texts, job.compute, advance)).astype(np.float32)
+            texts = part.texts[: -((number - count) // num_parts)]
+            again = np.vstack(_encode(model, texts, job.compute, advance))
             largest = max(largest, float(np.abs(again - part.vectors[: len(again)]).max()))
     if largest > max(tolerance(model, job.compute.precision), _ROUNDING):
         raise StaleError(f"{job.out}: vectors differ by {largest:.5f} when they are computed again", hint=TEXTS.remake)
@@ -218,35 +216,35 @@ def _sources(job: TextCacheJob) -> tuple[list[tuple[str, str, Iterator[Row]]], i
     """The name, the digest and the rows of each source, and the width of given vectors; InputError for a place that is
     none."""
     sources: list[tuple[str, str, Iterator[Row]]] = []
-    paths, width = [], None
-    if job.vectors:
-        paths = files.find_named(job.vectors, (".parquet",), what="file of vectors", option="--vectors")
-        # 0 for a file without a vector, which is an error when it is read.
-        width = len(next(data.read_values(paths[0], more=[VECTOR]), (None, None, None))[2] or ())
-    for place in job.texts:
-        if url_of(place) is None and not Path(place).expanduser().is_dir():
-            paths += files.find_named([place], data.TEXT_SUFFIXES, what="file of texts", option="--texts")
+    width, option = None, "--vectors" if job.vectors else "--texts"
+    for place in job.vectors or job.texts:
+        if not job.vectors and (url_of(place) is not None or Path(place).expanduser().is_dir()):
+            corpus = Corpus.open(place, job.split)
+            rows = zip(corpus.captions, corpus.languages, itertools.repeat(None))
+            sources.append((f"{corpus.name} {job.split}", corpus.fingerprint, rows))
             continue
-        corpus = Corpus.open(place, job.split)
-        rows = zip(corpus.captions, corpus.languages, itertools.repeat(None))
-        sources.append((f"{corpus.name} {job.split}", corpus.fingerprint, rows))
-    return sources + [(path.name, artifacts.sha256_of(path), _rows_of_file(path, width)) for path in paths], width
+        for path in files.find_named([place], data.TEXT_SUFFIXES, what="file of texts", option=option):
+            if job.vectors and width is None:
+                # 0 for a file without a vector, which is an error when it is read.
+                width = len(next(data.read_values(path, more=[VECTOR]), (None, None, None))[2] or ())
+            sources.append((path.name, artifacts.sha256_of(path), _rows_of_file(path, width)))
+    return sources, width
 
 
 def _rows_of_file(path: Path, width: int | None) -> Iterator[Row]:
     """The rows of a file of texts; of one of vectors, which become unit vectors, if there is a width."""
-    row = half_D = None
-    for row in data.read_values(path, more=[data.LANGUAGE, *([] if width is None else [VECTOR])]):
+    half_D = None
+    for where, text, language, *given in data.read_values(
+        path, more=[data.LANGUAGE, *([] if width is None else [VECTOR])]
+    ):
         if width is not None:
-            vector_D = np.array(row[3] or [], np.float64)
-            with np.errstate(all="ignore"):  # of zeros and of numbers that are too large, which give NaN or zeros
-                half_D = (vector_D / np.linalg.norm(vector_D)).astype(np.float16)
-            if half_D.shape != (width,) or not (np.isfinite(half_D).all() and half_D.any()):
+            vector = [number for number in given[0] or () if isinstance(number, int | float)]
+            length = math.hypot(*vector)
+            if len(vector) != width or not 0 < length < math.inf:
                 expected = f"{width} finite numbers that are not all zero are expected"
-                raise InputError(f"{row[0]}: the vector has {len(vector_D)} numbers, {expected}", hint=_HINT)
-        yield *data.check_text(*row[:3]), half_D
-    if row is None:
-        raise InputError(f"{path} has no text", hint="name a file with texts")
+                raise InputError(f"{where}: the vector has {len(vector)} numbers, {expected}", hint=_HINT)
+            half_D = (np.array(vector) / length).astype(np.float16)
+        yield *data.check_text(where, text, language), half_D
 
 
 def _name(part: int, kind: str = "") -> str:
@@ -262,34 +260,29 @@ def _read_sources(build: Build, old: TextCache | None, rows: Iterable[Row], trac
     if old is not None:
         sizes, languages = old.part_sizes, Counter(old.plan["languages"])
         for number in range(len(sizes)):
-            seen.update(map(_key, old.part(number).texts))
+            list(_unseen(zip(old.part(number).texts), seen))
             with build.write(_name(number)) as path:
                 shutil.copyfile(old.folder / _name(number), path)
     unseen = _unseen(rows, seen)
     with track("read texts", total=None, unit="texts") as advance:
         while taken := list(itertools.islice(unseen, TEXTS_PER_PART)):
-            texts, spoken, vectors = zip(*taken, strict=True)
-            name = (_planned if vectors[0] is None else _name)(len(sizes))
-            _write(build, name, texts, spoken, vectors)
+            _write(build, (_planned if taken[0][2] is None else _name)(len(sizes)), taken)
             sizes = [*sizes, len(taken)]
-            languages.update(filter(None, spoken))
+            languages.update(language for _, language, _ in taken if language)
             advance(len(taken))
     if not sizes:
-        raise InputError("there is no text to encode", hint="name files or a corpus with texts")
+        names = ", ".join(source["name"] for source in build.plan["sources"])
+        raise InputError(f"{names} has no text", hint="name files or a corpus with texts")
     build.note(part_sizes=sizes, languages=dict(sorted(languages.items())))
 
 
-def _unseen(rows: Iterable[Row], seen: set[int]) -> Iterator[Row]:
-    """The first row of each text that is not among those seen."""
+def _unseen(rows: Iterable[Any], seen: set[int]) -> Iterator[Any]:
+    """The first row of each text that is not among those seen, by a hash of its words."""
     for row in rows:
-        if (key := _key(row[0])) not in seen:
+        # Of 64 bits: of ten million texts, two have one with a chance of 3 in a million.
+        if (key := hash(data.text_key(row[0]))) not in seen:
             seen.add(key)
             yield row
-
-
-def _key(text: str) -> int:
-    # Of ten million texts, two have one key with a chance of 3 in a million.
-    return int.from_bytes(hashlib.blake2b(data.text_key(text).encode(), digest_size=8).digest())
 
 
 def _encode_missing(build: Build, sizes: Sequence[int], model: Searchable, compute: Compute, track: Track) -> None:
@@ -304,7 +297,7 @@ def _encode_missing(build: Build, sizes: Sequence[int], model: Searchable, compu
         for part in mine:
             columns = pq.read_table(build.written(_planned(part))).to_pydict()
             vectors = _encode(model, columns["text"], compute, advance)
-            _write(build, _name(part), columns["text"], columns[data.LANGUAGE], vectors)
+            _write(build, _name(part), list(zip(*columns.values(), vectors, strict=True)))
 
 
 @torch.inference_mode()
@@ -328,21 +321,15 @@ def _encode(model: Searchable, texts: Sequence[str], compute: Compute, advance: 
     return [encoded[text] for text in range(len(texts))]
 
 
-def _write(
-    build: Build,
-    name: str,
-    texts: Sequence[str],
-    languages: Sequence[str | None],
-    vectors: Sequence[Half | None],
-) -> None:
+def _write(build: Build, name: str, rows: Sequence[Row]) -> None:
     """Write texts and their vectors, if they have any."""
-    columns: dict[str, Any] = {"text": texts, data.LANGUAGE: pa.array(languages, pa.string())}
-    rows = [vector for vector in vectors if vector is not None]
-    if rows:
-        numbers = pa.array(np.concatenate([row.reshape(-1) for row in rows]))
-        columns["vectors"] = pa.FixedSizeListArray.from_arrays(numbers, rows[0].shape[-1])
-        if rows[0].ndim == 2:
-            ends = pa.array(np.cumsum([0, *map(len, rows)]), pa.int32())
+    texts, languages, vectors = zip(*rows, strict=True)
+    columns = {"text": pa.array(texts, pa.string()), data.LANGUAGE: pa.array(languages, pa.string())}
+    if vectors[0] is not None:
+        numbers = np.vstack(vectors)
+        columns["vectors"] = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), numbers.shape[1])
+        if vectors[0].ndim == 2:
+            ends = pa.array(np.cumsum([0, *map(len, vectors)]), pa.int32())
             columns["vectors"] = pa.ListArray.from_arrays(ends, columns["vectors"])
     with build.write(name) as path:
         pq.write_table(pa.table(columns), path, compression="zstd", use_dictionary=[data.LANGUAGE])
