@@ -78,7 +78,7 @@ def test_an_epoch_has_each_text_once_with_its_vector_and_holds_out_a_hundredth(f
     num_texts = batches.cache.num_texts
     assert len(batches._windows(0)) > 1
     assert len(batches._windows(0)) < len(batches.cache.part_sizes)
-    held = [text for text, _ in batches.held_out()]
+    held = [text for text, _ in batches.held_out]
     assert len(held) == -(-num_texts // 100)
     of_cache = dict(zip(*((part := batches.cache.part(0)).texts, part.vectors), strict=True))
     epochs = []

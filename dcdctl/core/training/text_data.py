@@ -13,7 +13,7 @@ from dcdctl.core.teacher import embedded_teachers, read_text_cache
 from dcdctl.core.training import validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.make import count_steps
-from dcdctl.core.training.batches.texts import HeldOutTexts, TextBatches
+from dcdctl.core.training.batches.texts import TextBatches
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.training_data import TrainingData, TrainingPlan
@@ -106,7 +106,7 @@ class TextData(TrainingData):
         if not Run(self.plan.job.out).is_finished:
             self.embed(model, self.validation_teachers.values(), track)
         if self.texts.holds_out:
-            self.validation = {"texts": HeldOutTexts(self.texts)}
+            self.validation = {"texts": self.texts}
 
     def facts(self, start: str, compute: Compute) -> dict[str, Any]:
         """The fingerprint of the cache."""

@@ -20,7 +20,7 @@ from dcdctl.core.progress import CHOSEN, Say, chosen_by
 from dcdctl.core.teacher import TeacherScores
 from dcdctl.core.templates import Table
 from dcdctl.core.training import checkpoints
-from dcdctl.core.training.batches.texts import HeldOutTexts
+from dcdctl.core.training.batches.texts import TextBatches
 from dcdctl.core.training.recipe import Recipe, ValidationConfig
 from dcdctl.core.training.runs import ELSEWHERE, METRICS_FILE, Run
 
@@ -39,7 +39,7 @@ class Validation:
     """
 
     run: Run
-    corpora: Mapping[str, Corpus | HeldOutTexts]
+    corpora: Mapping[str, Corpus | TextBatches]
     """By name; the first chooses the best weights."""
     recipe: Recipe
     compute: Compute
@@ -133,7 +133,7 @@ class Validation:
         values: dict[str, float] = {}
         for key, name in zip(_keys(when, self.corpora), names, strict=False):
             corpus = self.corpora[name]
-            if isinstance(corpus, HeldOutTexts):
+            if isinstance(corpus, TextBatches):
                 values[f"{key}_cosine"] = corpus.cosine(model, options.compute)
                 continue
             if self.recipe.validation.metric == "agreement":
@@ -268,22 +268,19 @@ def run_document(run: Run) -> dict[str, Any]:
     model has. InputError for a damaged log.
     """
     facts, metrics = run.facts(), run.metrics()
+    # A query encoder is loaded only by its kind.
+    kind: Literal["query"] | None = "query" if facts["recipe"]["model"]["kind"] == "query" else None
     seal = checkpoints.read_best_seal(run)
     best = None if seal is None else _best(seal["step"], metrics, facts.get("batches_per_epoch"))
     return {
         "run": str(run.folder),
         "model": str(run.model_folder),
-        "model_digest": models.load(str(run.folder), kind=_kind(facts)).digest,
+        "model_digest": models.load(str(run.folder), kind=kind).digest,
         "steps": metrics[-1]["step"] + 1,
         "kept": "last" if best is None else facts["recipe"]["validation"]["keep"],
         "best": best,
         "validation": validation_document(run),
     }
-
-
-def _kind(facts: Mapping[str, Any]) -> Literal["query"] | None:
-    """What `models.load` is to be asked for: a query encoder is loaded only by name."""
-    return "query" if facts["recipe"]["model"]["kind"] == "query" else None
 
 
 def _best(step: int, metrics: list[dict[str, Any]], batches_per_epoch: float | None) -> dict[str, Any]:

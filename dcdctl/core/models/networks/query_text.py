@@ -90,6 +90,7 @@ class QueryText(nn.Module):
 def masked_mean(states_TLH: Tensor, mask_TL: Tensor) -> Tensor:
     """The mean over the tokens of a mask, T x H; zeros for a text without one.
 
+    >>> import torch
     >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]]))
     tensor([[2.]])
     """

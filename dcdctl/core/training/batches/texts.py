@@ -77,6 +77,24 @@ class TextBatches(torch.utils.data.Dataset[Batch]):
         assert self.preprocess is not None
         return batch_of(list(self._of_step(step)), self.preprocess, self.cache.width, self.plan)
 
+    @property
+    def fingerprint(self) -> str:
+        """That of the cache."""
+        return self.cache.fingerprint
+
+    @torch.inference_mode()
+    def cosine(self, model: Any, compute: Compute) -> float:
+        """The mean cosine of the model's vectors of the held-out texts with the teacher's, in percent."""
+        model.to(compute.device).eval()
+        total, size = 0.0, compute.batch_size or 256
+        for first in range(0, len(self.held_out), size):
+            rows = self.held_out[first : first + size]
+            batch = batch_of(rows, model.preprocess, self.cache.width).to(compute.device)
+            terms = COSINE.loss(model, model.outputs(batch), batch)
+            total += (1 - terms["embedding-cosine"].item()) * len(rows)
+        return 100 * total / len(self.held_out)
+
+    @cached_property
     def held_out(self) -> list[Row]:
         """The texts that no batch has, in the order of the cache."""
         parts = [part for part, held in enumerate(self._held) if len(held)]
@@ -147,31 +165,3 @@ def batch_of(rows: Sequence[Row], preprocess: Preprocessor, width: int, plan: Mi
         )
     none_RC = torch.empty(0, 0)
     return Batch(*whole, none_RC, none_RC, none_RC, micro_batches, teacher_texts_TE=teacher)
-
-
-@dataclass(frozen=True)
-class HeldOutTexts:
-    """Texts that a training does not read, to validate on."""
-
-    batches: TextBatches
-
-    @property
-    def fingerprint(self) -> str:
-        """That of the cache."""
-        return self.batches.cache.fingerprint
-
-    @cached_property
-    def _rows(self) -> list[Row]:
-        return self.batches.held_out()
-
-    @torch.inference_mode()
-    def cosine(self, model: Any, compute: Compute) -> float:
-        """The mean cosine of the model's vectors with the teacher's, in percent."""
-        model.to(compute.device).eval()
-        total, size = 0.0, compute.batch_size or 256
-        for first in range(0, len(self._rows), size):
-            rows = self._rows[first : first + size]
-            batch = batch_of(rows, model.preprocess, self.batches.cache.width).to(compute.device)
-            terms = COSINE.loss(model, model.outputs(batch), batch)
-            total += (1 - terms["embedding-cosine"].item()) * len(rows)
-        return 100 * total / len(self._rows)
