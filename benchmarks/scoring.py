@@ -3,8 +3,8 @@
     python benchmarks/scoring.py [--captions 64] [--repeats 3] [--threads 2] [--device cpu] [--models meter-6
         meter-3 blip-base ...]
 
-Full-size models with random weights, one image against N captions. Plain: `score` encodes the image and the caption of
-every pair, with captions padded to 40 tokens as in the released code. Factorized: the image once, each caption once and
+Full-size models with random weights, one image against N captions. Plain: the image and the caption of every pair are
+encoded, with captions padded to 40 tokens as in the released code. Factorized: the image once, each caption once and
 unpadded, then `score_pairs`. Rounds alternate between the variants, each model runs in its own process, and rates are
 medians. Factorized bfloat16 is measured too where the processor has instructions for it. Ends with one JSON line.
 """
@@ -45,6 +45,9 @@ from dcdctl.core.models.families.bridgetower import BridgeTowerScorer
 from dcdctl.core.models.families.coattention import CoAttentionNetwork
 from dcdctl.core.models.families.vilt import BLOCK_EPS, build_network
 from dcdctl.core.scoring import pairs
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
+from plain_scores import plain_score
 
 RELEASED_TEXT_LEN = 40
 PLAIN_BATCH = 4
@@ -182,7 +185,7 @@ def plain(scorer: models.FusionScorer, image: Tensor, ids: Tensor) -> Tensor:
     mask[:, : ids.shape[1]] = 1
     chunks = zip(padded.split(PLAIN_BATCH), mask.split(PLAIN_BATCH), strict=True)
     return torch.cat(
-        [scorer.score(image.expand(len(chunk), -1, -1, -1).contiguous(), chunk, real) for chunk, real in chunks]
+        [plain_score(scorer, image.expand(len(chunk), -1, -1, -1).contiguous(), chunk, real) for chunk, real in chunks]
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matrix_ranks import rank_matrix
+from plain_scores import plain_score
 from tables import OWNER, Numbers, TableDual, TableFusion, make_dual, make_fusion
 from tiny import make_models
 from torch import Tensor
@@ -174,7 +175,7 @@ def test_a_tiny_vilt_is_ranked_as_by_its_plain_scores(scenes_corpus_dir):
     for image in range(6):
         pixels = images.pixel_values[image].expand(len(texts), -1, -1, -1)
         mask = None if images.pixel_mask is None else images.pixel_mask[image].expand(len(texts), -1, -1)
-        rows.append(fusion.score(pixels, texts.input_ids, texts.attention_mask, mask))
+        rows.append(plain_score(fusion, pixels, texts.input_ids, texts.attention_mask, mask))
     scores_IT, owner = torch.stack(rows).numpy(), corpus.caption_image[: len(texts)]
     counter = RankCounter(scores_IT[owner, range(len(texts))], owner, margin=pairs.LOGIT_ROUNDING)
     counter.add(scores_IT)

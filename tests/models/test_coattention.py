@@ -12,6 +12,7 @@ import official
 import pytest
 import torch
 from byte_level import byte_level_bpe
+from plain_scores import plain_score
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import CLIPVisionConfig, RobertaConfig
@@ -205,7 +206,7 @@ def test_pairs_score_as_each_alone_for_any_shape(num_layers, width, num_heads, i
     ids = torch.randint(3, 40, (3, 9)).masked_fill(mask == 0, 1)
     pixels = torch.randn(2, 3, image_size, image_size)
     image_ix, text_ix = torch.tensor([1, 0, 1, 0, 1]), torch.tensor([2, 0, 1, 2, 0])
-    expected = scorer.score(pixels[image_ix], ids[text_ix], mask[text_ix])
+    expected = plain_score(scorer, pixels[image_ix], ids[text_ix], mask[text_ix])
     assert_close(scorer(ImageBatch(pixels), TextBatch(ids, mask), image_ix, text_ix), expected, rtol=1e-5, atol=1e-5)
     single = scorer(ImageBatch(pixels), TextBatch(ids, mask), image_ix[2:3], text_ix[2:3])
     assert_close(single, expected[2:3], rtol=1e-5, atol=1e-5)
@@ -215,7 +216,7 @@ def test_gradients_of_pairs_equal_those_of_the_reference_forward():
     tensors = load_file(official.FIXTURES / "meter_tiny_a.safetensors")
     pixels, ids, mask = _inputs(tensors)
     reference, paired = official.load_meter("meter_tiny_a"), official.load_meter("meter_tiny_a")
-    reference.score(pixels, ids, mask).square().sum().backward()
+    plain_score(reference, pixels, ids, mask).square().sum().backward()
     paired(ImageBatch(pixels), TextBatch(ids, mask), torch.arange(4), torch.arange(4)).square().sum().backward()
     for (name, reference_weight), (_, weight) in zip(
         reference.named_parameters(), paired.named_parameters(), strict=True

@@ -11,6 +11,7 @@ import pytest
 import torch
 from encoders import save_text, save_vision
 from open_inputs import OpenInputs
+from plain_scores import plain_score
 from tiny import make_teacher
 from torch.testing import assert_close
 
@@ -87,7 +88,9 @@ def test_pairs_score_as_each_alone(captions, pil_images, tmp_path, vision, width
     make_dual(captions, tmp_path, vision)
     scorer = with_noise(scorer_from(tmp_path, FusionSize(hidden_size=width, num_layers=layers, num_heads=heads)))
     images, texts = scorer.preprocess.images(pil_images), scorer.preprocess.texts(captions)
-    expected = scorer.score(images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P])
+    expected = plain_score(
+        scorer, images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P]
+    )
     scores = scorer(images, texts, IMAGES_P, TEXTS_P)
     assert_close(scores, expected, rtol=1e-5, atol=1e-5)
     cosine, scorer.network.cosine = scorer.network.cosine, None
@@ -147,8 +150,8 @@ def test_gradients_equal_those_of_each_pair_alone(dual, pil_images, captions, tm
     if recomputes:
         paired.checkpoint_activations()
     images, texts = reference.preprocess.images(pil_images), reference.preprocess.texts(captions)
-    reference.score(
-        images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P]
+    plain_score(
+        reference, images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P]
     ).square().sum().backward()
     paired(images, texts, IMAGES_P, TEXTS_P).square().sum().backward()
     gradients = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from plain_scores import plain_score
 from torch.testing import assert_close
 
 from dcdctl.core import models
@@ -26,7 +27,7 @@ def test_without_a_pixel_mask_zero_pixels_count_as_padding(official_model):
     with_mask, without = scorer.encode_images(images), scorer.encode_images(ImageBatch(images.pixel_values))
     assert torch.equal(with_mask.mask, without.mask)
     assert torch.equal(with_mask.tokens, without.tokens)
-    scores = scorer.score(images.pixel_values, texts.input_ids, texts.attention_mask)
+    scores = plain_score(scorer, images.pixel_values, texts.input_ids, texts.attention_mask)
     assert_close(scores, official_model.tensors["out.rank_score"], **TOLERANCE)
 
 
@@ -36,7 +37,7 @@ def test_a_patch_of_zero_pixels_is_masked_as_in_transformers(vilt, pil_images, c
     images.pixel_values[0, :, 8:16, 16:24] = 0
     scores = vilt(ImageBatch(images.pixel_values), texts, torch.tensor([0]), torch.tensor([0]))
     assert vilt.encode_images(ImageBatch(images.pixel_values)).mask.sum() == 1 + 16 - 1
-    assert_close(scores, vilt.score(images.pixel_values, texts.input_ids, texts.attention_mask), **TOLERANCE)
+    assert_close(scores, plain_score(vilt, images.pixel_values, texts.input_ids, texts.attention_mask), **TOLERANCE)
 
 
 @torch.no_grad()
@@ -90,7 +91,7 @@ def test_pairs_score_as_each_alone_for_any_shape(num_layers, width, num_heads, t
         texts.attention_mask[text_ix],
         images.pixel_mask[image_ix],
     )
-    expected = vilt.score(*inputs)
+    expected = plain_score(vilt, *inputs)
     assert_close(vilt(images, texts, image_ix, text_ix), expected, **TOLERANCE)
     assert_close(vilt(images, texts, image_ix[:1], text_ix[:1]), expected[:1], **TOLERANCE)
 
@@ -104,7 +105,7 @@ def test_scores_are_bit_identical_for_any_seed_and_keep_the_random_state(vilt, p
         torch.manual_seed(seed)
         np.random.seed(seed)
         before = torch.get_rng_state()
-        plain = vilt.score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask)
+        plain = plain_score(vilt, images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask)
         scores.append(torch.stack([plain, vilt(images, texts, diagonal, diagonal)]))
         assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(*scores)
@@ -125,7 +126,9 @@ def test_scores_from_fused_tokens_equal_those_of_score_pairs(vilt, pil_images, c
 def test_gradients_of_pairs_equal_those_of_the_reference_forward(vilt, pil_images, captions):
     images, texts = vilt.preprocess.images(pil_images), vilt.preprocess.texts(captions[:3])
     diagonal = torch.arange(3)
-    vilt.score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask).square().sum().backward()
+    plain_score(
+        vilt, images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask
+    ).square().sum().backward()
     expected = {
         name: parameter.grad.clone() for name, parameter in vilt.named_parameters() if parameter.grad is not None
     }

@@ -13,6 +13,7 @@ from html_page import Page
 from made_index import searcher_of
 from noise_index import CAPTIONS, NAMES, make_index
 from PIL import Image
+from plain_scores import plain_score
 from tiny import make_models
 
 from dcdctl.core import models
@@ -119,12 +120,12 @@ def test_threads_get_the_answers_of_their_texts(searcher):
 
 @torch.no_grad()
 def logits_by_name(index: Path, names: list[str], text: str) -> dict[str, float]:
-    """The oracle: each pair scored alone with `score`."""
+    """The oracle: each pair scored alone."""
     scorer = models.load_fusion(index.parent / "fusion")
     words = scorer.preprocess.texts([text])
     images = [scorer.preprocess.images([picture_at(index, name)]) for name in names]
     return {
-        name: scorer.score(image.pixel_values, words.input_ids, words.attention_mask, image.pixel_mask).item()
+        name: plain_score(scorer, image.pixel_values, words.input_ids, words.attention_mask, image.pixel_mask).item()
         for name, image in zip(names, images, strict=True)
     }
 

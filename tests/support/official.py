@@ -21,6 +21,7 @@ from byte_level import byte_level_bpe
 from matrix_ranks import rank_matrix
 from paths import FIXTURES
 from PIL import Image
+from plain_scores import plain_score
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, RobertaConfig, ViltConfig, ViltForImageAndTextRetrieval
@@ -127,7 +128,7 @@ def meter(name: str) -> Iterator[Comparison]:
         }
     )
     network.rank_output.register_forward_pre_hook(lambda _, inputs: outputs.update(cls_feats=inputs[0]))
-    yield Comparison(name, "scores", scorer.score(pixels, ids, mask), official.pop("rank_score"))
+    yield Comparison(name, "scores", plain_score(scorer, pixels, ids, mask), official.pop("rank_score"))
     pooled = outputs.pop("cls_feats")
     for part, ours in zip(("pooled_text", "pooled_image"), pooled.chunk(2, dim=1), strict=True):
         yield Comparison(name, "pooled features", ours, official.pop(part))
@@ -141,7 +142,7 @@ def meter(name: str) -> Iterator[Comparison]:
     yield Comparison(
         name,
         "scores, captions padded with id 0",
-        scorer.score(pixels, ids * mask, mask),
+        plain_score(scorer, pixels, ids * mask, mask),
         official.pop("rank_score_pad0"),
     )
     matrix = official.pop("score_matrix_images_by_texts")
@@ -166,7 +167,7 @@ def vilt(name: str) -> Iterator[Comparison]:
             "cls_feats": network.pooler,
         }
     )
-    yield Comparison(name, "scores", scorer.score(pixels, ids, mask, area), official.pop("rank_score"))
+    yield Comparison(name, "scores", plain_score(scorer, pixels, ids, mask, area), official.pop("rank_score"))
     yield Comparison(name, "pooled features", outputs.pop("cls_feats"), official.pop("cls_feats"))
     for layer, ours in outputs.items():
         yield Comparison(name, "layer outputs", ours[:, : ids.shape[1]][mask.bool()], official.pop(layer)[mask.bool()])
@@ -177,7 +178,7 @@ def vilt(name: str) -> Iterator[Comparison]:
     for i, (height, width) in enumerate(fixture_json(name)["image_sizes_hw"]):
         image, length = pixels[i : i + 1, :, :height, :width], int(mask[i].sum())
         words = ids[i : i + 1, :length], mask[i : i + 1, :length]
-        yield Comparison(name, "scores, nothing padded", scorer.score(image, *words), unpadded[i : i + 1])
+        yield Comparison(name, "scores, nothing padded", plain_score(scorer, image, *words), unpadded[i : i + 1])
         alone = scorer(ImageBatch(image), TextBatch(*words), torch.tensor([0]), torch.tensor([0]))
         yield Comparison(name, "pair scores, nothing padded", alone, unpadded[i : i + 1])
     assert not official, f"not compared: {sorted(official)}"

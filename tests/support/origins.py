@@ -22,6 +22,7 @@ from families import FAMILIES, frozen_dual, with_noise
 from open_clips import save_open_clip
 from paths import FIXTURES
 from PIL import Image
+from plain_scores import plain_score
 from tiny import make_teacher
 from torch import Tensor
 from torch.nn import functional
@@ -209,7 +210,7 @@ def _plain_logits(ref: str, images: Sequence[Image.Image], texts: list[str]) -> 
     rows = []
     for image in torch.arange(len(images))[:, None].expand(-1, len(texts)):
         area = None if pixels.pixel_mask is None else pixels.pixel_mask[image]
-        rows.append(model.score(pixels.pixel_values[image], words.input_ids, words.attention_mask, area))
+        rows.append(plain_score(model, pixels.pixel_values[image], words.input_ids, words.attention_mask, area))
     return torch.stack(rows)
 
 

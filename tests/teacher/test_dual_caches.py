@@ -12,6 +12,7 @@ import torch
 from command_line import QUICK_BENCH, document_of, error_of, run
 from encoders import save_text, save_vision
 from made_caches import build_cache
+from plain_scores import plain_score
 from tiny import make_teacher, make_wide_dual
 
 from dcdctl.core import models, scoring
@@ -170,7 +171,7 @@ def test_scores_in_any_batches_equal_the_plain_way(folders, corpus):
     images: ImageBatch = scorer.preprocess.images(corpus.images(range(3)))
     texts = scorer.preprocess.texts(corpus.captions[:3])
     with torch.no_grad():
-        plain = scorer.score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask)
+        plain = plain_score(scorer, images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask)
         states = scorer.encode_images(images), scorer.encode_texts(texts)
         index = torch.tensor([0, 1, 2] * 200)
         torch.testing.assert_close(scorer.score_pairs(*states, index, index), plain.repeat(200), rtol=1e-6, atol=1e-6)

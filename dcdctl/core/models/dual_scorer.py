@@ -112,14 +112,6 @@ class DualScorer(FusionScorer):
         assert texts.vectors is not None
         return self._logits(pair_products(images.vectors, texts.vectors, image_ix_P, text_ix_P)).detach()
 
-    def score(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
-    ) -> Tensor:
-        """Scaled cosines of B aligned pairs."""
-        images_BD = self.dual.embed_images(ImageBatch(pixel_values, pixel_mask))
-        texts_BD = self.dual.embed_texts(TextBatch(input_ids, attention_mask))
-        return self._logits((images_BD * texts_BD).sum(dim=-1))
-
     def _logits(self, cosines: Tensor) -> Tensor:
         logits = self.dual.logit_scale * cosines
         return logits if self.dual.logit_bias is None else logits + self.dual.logit_bias

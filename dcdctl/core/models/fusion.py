@@ -50,12 +50,6 @@ class FusionScorer(RetrievalModel):
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
 
-    @abstractmethod
-    def score(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
-    ) -> Tensor:
-        """Logits of B aligned pairs by the plain, slow forward pass: the oracle of `score_pairs`."""
-
     @property
     def layers(self) -> Sequence[Any] | nn.ModuleList:
         """The fusion layers that a student may take over; none unless a family has them."""

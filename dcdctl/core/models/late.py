@@ -104,24 +104,6 @@ class LateInteraction(FusionScorer):
             )
         return logits_P.detach()
 
-    def score(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
-    ) -> Tensor:
-        """Logits of B aligned pairs, one after another. No images of variable resolution, which have a grid too."""
-        images = self.encode_images(ImageBatch(pixel_values, pixel_mask))
-        texts = self.encode_texts(TextBatch(input_ids, attention_mask))
-        logits = []
-        for row in range(len(images)):
-            products_LN = texts.tokens[row, texts.mask[row]] @ images.tokens[row, images.mask[row]].T
-            largest_L = products_LN.max(dim=1).values
-            logit = self.logit_scale * (largest_L.mean() if self.is_mean else largest_L.sum())
-            if self.vectors_scale is not None:
-                assert images.vectors is not None
-                assert texts.vectors is not None
-                logit = logit + self.vectors_scale * (images.vectors[row] @ texts.vectors[row])
-            logits.append(logit)
-        return torch.stack(logits)
-
     def outputs(self, pairs: PairBatch) -> tuple[Tensor, ...]:
         """The token vectors of all images and texts, I x N x D and T x L x D, padding as zeros, and with
         `vectors_scale` the vectors of both; float32. L is the maximum of all batches, so that micro-batches fit

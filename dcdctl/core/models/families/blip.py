@@ -4,7 +4,7 @@ pass.
 The image is encoded once. A text layer attends to the caption, then to the image. The first layer's attention to the
 caption does not depend on the image and is computed once per caption; keys and values of an image are computed once for
 all of its pairs in a call, or folded into the queries where that is cheaper; the last layer computes only the first
-token. `score` is the plain way.
+token.
 
 The scores are those of transformers. Its forward pass starts a caption with [CLS], where the original code puts [ENC]
 (id 30523) before it scores a pair (salesforce/BLIP train_retrieval.py; huggingface/transformers#25629), so published

@@ -5,7 +5,7 @@ The image is encoded once. The Q-Former's learned queries and the caption attend
 queries to the image in every second one; the head's rows are averaged over the queries. In the first layer nothing
 depends on the image before the queries attend to it, so that part is computed once per caption. Keys and values of an
 image are computed once for all of its pairs in a call, or folded into the queries where that is cheaper. The last layer
-computes only the queries. `score` is the plain way.
+computes only the queries.
 
 Shape letters: I images, T texts, P pairs, B aligned pairs, G groups of pairs of one image, Q queries, L text tokens, N
 = Q + L, M image tokens, D width.
@@ -129,16 +129,6 @@ class Blip2Scorer(MatchingScorer):
             tokens_PND = recomputed(self.network, run_layer, layer, *arguments)
         # The mean of the queries' logits is the logit of their mean, because the head is linear.
         return self.match(tokens_PND[:, : self.num_queries].mean(dim=1))
-
-    def score(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
-    ) -> Tensor:
-        """Logits of B aligned pairs by transformers' own forward pass: the oracle of `score_pairs`."""
-        if self.network.config.image_token_index is not None:
-            # The network then cuts off as many tokens as there are queries.
-            first = (self.num_queries, 0)
-            input_ids, attention_mask = functional.pad(input_ids, first), functional.pad(attention_mask, first, value=1)
-        return super().score(pixel_values, input_ids, attention_mask, pixel_mask)
 
     @classmethod
     def _check_config(cls, config: Any, ref: str) -> None:

@@ -8,7 +8,7 @@ link tower. No encoder layer reads the fusion.
 
 So the encoders' lower layers are computed once per image or caption, the upper ones once for all pairs of a call, and
 so is the self-attention of the first fusion layer. Projections are folded where that is cheaper (`attention`); the last
-fusion layer computes only the first tokens. `score` is the plain way. transformers pads no image stream and does not
+fusion layer computes only the first tokens. transformers pads no image stream and does not
 read the pixel mask, and neither does this file.
 
 Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, M image tokens, D width.

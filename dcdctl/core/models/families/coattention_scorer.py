@@ -119,18 +119,6 @@ class CoAttentionScorer(ModelOverEncoders, FusionScorer):
         """Logits of P pairs, given as positions in `images` and `texts`."""
         return coattention.score_pairs(self.network, images, texts, image_ix_P, text_ix_P)
 
-    def score(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
-    ) -> Tensor:
-        """Logits of B aligned pairs, each pair through all of every layer: the oracle of `score_pairs`."""
-        mask = attention_mask.bool()
-        images = self.encode_images(ImageBatch(pixel_values))
-        texts = self.encode_texts(TextBatch(input_ids, attention_mask))
-        image, text = images.tokens, texts.tokens
-        for text_layer, image_layer in self.layers:
-            text, image = text_layer(text, mask, image, None), image_layer(image, None, text, mask)
-        return self.network.add_cosine(self.network.rank(text, image), images.vectors, texts.vectors)
-
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> CoAttentionScorer:
     """The scorer of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its

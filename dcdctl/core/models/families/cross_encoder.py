@@ -110,9 +110,6 @@ class CrossEncoderScorer(RawPairScorer):
             scores_P[rest] = self._predict([self._pair(images[image_ix[pair]], texts[text_ix[pair]]) for pair in rest])
         return scores_P
 
-    def _score_alone(self, image: Image.Image, text: str) -> Tensor:
-        return self._predict([self._pair(image, text)])
-
     def _predict(self, pairs: list[Pair]) -> Tensor:
         """The logits of pairs by the library's own way, in one batch, on the CPU."""
         with _named_errors(self.ref):

@@ -105,13 +105,6 @@ class MatchingScorer(FusionScorer):
         texts = unencoded(texts)
         return texts.states(self._text_tokens(texts))
 
-    def score(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
-    ) -> Tensor:
-        """Logits of B aligned pairs by transformers' own forward pass: the oracle of `score_pairs`."""
-        batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
-        return log_odds(getattr(self.network(**batch, **self.options), self.output))
-
     def set_dropout(self, probability: float) -> None:
         """Set the hidden dropout of the text encoder and the fusion layers; vision encoders keep their
         own."""

@@ -156,18 +156,6 @@ class RawPairScorer(FusionScorer):
         captions = [_text(texts.tokens[text], texts.mask[text]) for text in used_texts.tolist()]
         return self._score(pictures, captions, image_at_P.tolist(), text_at_P.tolist())
 
-    def score(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
-    ) -> Tensor:
-        """Logits of B aligned pairs, each pair scored alone: the oracle of `score_pairs`."""
-        images = self.encode_images(ImageBatch(pixel_values, pixel_mask))
-        texts = self.encode_texts(TextBatch(input_ids, attention_mask))
-        alone = (
-            self._score([_image(images.tokens[b])], [_text(texts.tokens[b], texts.mask[b])], [0], [0])
-            for b in range(len(images))
-        )
-        return torch.cat(list(alone))
-
     def student(self, layers: Sequence[int]) -> Never:
         """ModelError: such a scorer has no student of fewer layers."""
         raise self._refusal("has no layers that a student could take over")

@@ -3,7 +3,7 @@
 Our forward pass gives the scores of transformers' forward pass with less work and without the random state: patches
 keep their order instead of being shuffled, and padding patches stay masked. Each image and caption is embedded once and
 projected once for the first layer's attention, whatever the number of its pairs. The last layer computes only the class
-token. `score` is the plain way.
+token.
 
 Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V image tokens (class token first), N = L +
 V, D width, H heads, d width of a head, h and w sides of the patch grid.
@@ -132,22 +132,18 @@ class ViltScorer(FusionScorer):
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
-        class_P1D = self._run_layers(images, texts, image_ix_P, text_ix_P, num_queries=1)
-        vilt, head = self.network.vilt, self.network.rank_output
-        pooled_PD = vilt.pooler(vilt.layernorm(class_P1D))
+        head = self.network.rank_output
+        pooled_PD = self.network.vilt.pooler(self.fuse(images, texts, image_ix_P, text_ix_P, num_queries=1))
         # Autocast would round the logit itself: to one of 128 steps between 8 and 16 in bfloat16, so that close
         # candidates tie.
         with torch.autocast(pooled_PD.device.type, enabled=False):
             return head(pooled_PD.to(head.weight.dtype)).squeeze(-1)
 
-    def fuse(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
-        """The tokens of P pairs after all layers and the final norm, P x N x D: text first, then image."""
-        return self.network.vilt.layernorm(self._run_layers(images, texts, image_ix_P, text_ix_P))
-
-    def _run_layers(
+    def fuse(
         self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor, num_queries: int | None = None
     ) -> Tensor:
-        """The first `num_queries` tokens of P pairs after all layers; all tokens if None."""
+        """The first `num_queries` tokens of P pairs after all layers and the final norm; all tokens, P x N x D, if
+        None: text first, then image."""
         texts, text_at_P = texts.distinct(text_ix_P)
         images, image_at_P = images.distinct(image_ix_P)
         # Every text and image that was taken is in a pair.
@@ -174,23 +170,7 @@ class ViltScorer(FusionScorer):
                 )
             else:
                 tokens_PND = recomputed(self.network, run_block, layer, tokens_PND, mask, count)
-        return tokens_PND
-
-    def score(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
-    ) -> Tensor:
-        """Logits of B aligned pairs by transformers' own forward pass: the oracle of `score_pairs`, for evaluation."""
-        pixel_mask = _mask_of(pixel_values) if pixel_mask is None else pixel_mask
-        # transformers draws the order of patches from the CPU generator.
-        with seeded(0):
-            # A length of -1 keeps all patches; a positive one drops random patches of larger images.
-            image_embeds, patch_mask, _ = self.network.vilt.embeddings.visual_embed(
-                pixel_values, pixel_mask, max_image_length=-1
-            )
-        logits_B1 = self.network(
-            input_ids=input_ids, attention_mask=attention_mask, image_embeds=image_embeds, pixel_mask=patch_mask
-        ).logits
-        return logits_B1.squeeze(-1)
+        return self.network.vilt.layernorm(tokens_PND)
 
     def set_dropout(self, probability: float) -> None:
         """Set the dropout of embeddings and sublayer outputs; attention has none in the official code either."""
