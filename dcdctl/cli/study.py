@@ -10,11 +10,11 @@ from dcdctl.cli import options
 from dcdctl.cli.completion import complete_split
 from dcdctl.cli.declare import Ref, Refs, assignments, many, optional_ref, path
 from dcdctl.cli.views.scoring import show_estimate, show_workload
-from dcdctl.cli.views.terminal import bar, clock, note, show, show_json, show_table, show_tables
+from dcdctl.cli.views.terminal import bar, note, show, show_json, show_tables
 
 if TYPE_CHECKING:
     from dcdctl.core.report import Study
-    from dcdctl.core.study import Step, StudyJob
+    from dcdctl.core.study import StudyJob
 
 
 @dataclass(frozen=True)
@@ -83,22 +83,17 @@ class StudyArguments(options.Training):
         )
 
 
-def study(
-    arguments: StudyArguments, sets: options.Sets = None, dry_run: options.DryRun = False, json: options.Json = False
-) -> None:
+def study(arguments: StudyArguments, sets: options.Sets = None, json: options.Json = False) -> None:
     """Find out whether a teacher pays on your data. It compares zero-shot, fine-tuned, distilled and cascade in one
     report."""
     options.check_overrides(arguments.recipe, sets)
     from dcdctl.cli.views.training import view as watch
-    from dcdctl.core.study import StudyView, preview_study, run_study
+    from dcdctl.core.study import StudyView, run_study
 
     job = arguments.request(sets)
     view = StudyView(
         announce=note, say=note, track=bar, watch=watch, on_estimate=show_estimate, on_workload=show_workload
     )
-    if dry_run:
-        steps = preview_study(job, view)
-        return show_json({"steps": [_step(step) for step in steps]}) if json else _show_steps(steps)
     result = run_study(job, view)
     if json:
         show_json(result.to_json())
@@ -106,27 +101,6 @@ def study(
         _show(result)
     # With --json, stdout holds one document and nothing else.
     (note if json else show)(f"report -> {job.out / 'report.html'}")
-
-
-def _step(step: Step) -> dict[str, Any]:
-    """A step for JSON."""
-    table = {
-        "name": step.name,
-        "folder": str(step.folder),
-        "work": step.work,
-        "seconds": step.seconds,
-        "finished": step.is_done(),
-    }
-    return table | ({"pairs": step.num_pairs} if step.num_pairs else {})
-
-
-def _show_steps(steps: list[Step]) -> None:
-    rows = []
-    for step in steps:
-        time = "" if step.seconds is None else f"about {clock(step.seconds)}"
-        rows.append([step.name, str(step.folder), step.work, "finished" if step.is_done() else time])
-    caption = "Times: by a short trial of the teacher; those of trainings and dual encoders are not estimated."
-    show_table("", ["step", "folder", "work", "time"], rows, caption=caption)
 
 
 def _show(study: Study) -> None:

@@ -20,9 +20,7 @@ from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement
 from dcdctl.core.evaluation.significance import compare_agreements, compare_means
 from dcdctl.core.report.study import Difference, verdict
-from dcdctl.core.study import StudyJob, StudyView, preview_study, run_study
-from dcdctl.core.study.plan import resolve
-from dcdctl.core.teacher import cache_scores, read_cache
+from dcdctl.core.study import StudyJob, StudyView, run_study
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
             for thing in ("car", "dog", "hat", "bus")]  # fmt: skip
@@ -129,19 +127,6 @@ def test_the_models_of_a_study_on_a_pool_have_the_agreement_that_eval_gives(
     lines: list[str] = []
     run_study(asked, StudyView(announce=lines.append))
     assert [line for line in lines if "finished before" not in line] == []
-
-
-def test_a_dry_run_of_a_study_on_a_pool_counts_the_pairs_of_both_caches(folder, tmp_path):
-    steps = {step.name: step for step in preview_study(job(folder, tmp_path / "study", "fusion"))}
-    assert list(tmp_path.iterdir()) == []
-    counts = {step.folder.name: step.num_pairs for step in steps.values() if step.num_pairs}
-    plan = resolve(job(folder, tmp_path / "study", "fusion"))
-    for name, split in (("cache", "unpaired"), ("against", "test")):
-        asked = plan.cache_job(str(folder / "fusion"), tmp_path / name)
-        assert asked.split == split
-        cache_scores(asked)
-        assert counts[name] == len(read_cache(tmp_path / name).score_P)
-    assert counts["against"] < counts["cache"]
 
 
 def test_what_a_pool_has_no_captions_for_is_refused(folder, tmp_path):

@@ -1,10 +1,8 @@
 from .plan import StudyJob
-from .study import Step, StudyView, preview_study, run_study
+from .study import StudyView, run_study
 
 __all__ = [
-    "Step",
     "StudyJob",
     "StudyView",
-    "preview_study",
     "run_study",
 ]

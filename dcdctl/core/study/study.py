@@ -15,8 +15,7 @@ Every folder is as its own command writes it, and a step whose folder is finishe
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +40,7 @@ from dcdctl.core.study.plan import (
     resolve,
 )
 from dcdctl.core.teacher import CACHE, CacheCost, cache_scores
-from dcdctl.core.training import Preview, Run
+from dcdctl.core.training import Run
 
 RESULT_FILE, PAGE_FILE = "study.json", "report.html"
 
@@ -68,15 +67,9 @@ class Step:
 
     name: str
     folder: Path
-    work: str
-    """What it computes, in words."""
     is_done: Callable[[], bool]
     run: Callable[[StudyView], str | None]
     """Returns a line on what could not be done."""
-    num_pairs: int = 0
-    """Pairs that the teacher scores, at most."""
-    seconds: float | None = None
-    """An estimate by a trial, where the teacher scores pairs."""
 
 
 def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
@@ -104,101 +97,54 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
     return study
 
 
-def preview_study(job: StudyJob, view: StudyView = UNSEEN) -> list[Step]:
-    """The steps of a study with estimates of their time, by a trial of the teacher if it has pairs to score; writes
-    nothing."""
-    plan = resolve(job)
-    preview = _preview_training(plan, view)
-    size, unit = plan.recipe.batch.size, "lists" if plan.recipe.loss.on_lists else "images"
-    work = "" if preview is None else f"{preview.num_steps:,} steps of {size:,} {unit}"
-    trained = {folder: work for _, _, folder in plan.runs}
-    steps = [replace(step, work=step.work or trained.get(step.folder, "")) for step in make_steps(plan)]
-    # A trial of the teacher says nothing if no pairs are left to score.
-    has_pairs = any(not step.is_done() and (step.num_pairs or step.folder in plan.caches) for step in steps)
-    trials = {folder: _trial(plan, ref, folder.name, view) for folder, ref in plan.caches.items()} if has_pairs else {}
-    return [_estimated(plan, step, trials) for step in steps]
-
-
-def _preview_training(plan: StudyPlan, view: StudyView) -> Preview | None:
-    """What a training does, from the first variant that needs no cache, None without one; opens all files that do not
-    depend on a teacher."""
+def _preview_training(plan: StudyPlan, view: StudyView) -> None:
+    """What the first training that needs no cache does, if there is one: it opens all files that do not depend on a
+    teacher."""
     variant = next((variant for variant in plan.variants if not variant.caches), None)
-    if variant is None:
-        return None
-    return training.preview(
-        plan.training_job(variant, plan.job.seeds[0]), plan.inputs(variant), plan.job.training, view.track
-    )
-
-
-def _trial(plan: StudyPlan, ref: str, name: str, view: StudyView) -> CacheCost:
-    """The cost of the cache of a teacher. The plan of the cache goes to a temporary folder."""
-    costs: list[CacheCost] = []
-    with tempfile.TemporaryDirectory(prefix="dcdctl-study-") as folder:
-        cache_scores(plan.cache_job(ref, Path(folder, name)), dry_run=True, track=view.track, on_estimate=costs.append)
-    return costs[0]
-
-
-def _estimated(plan: StudyPlan, step: Step, trials: Mapping[Path, CacheCost]) -> Step:
-    if step.is_done():
-        return step
-    if (estimate := trials.get(step.folder)) is not None:
-        return replace(
-            step, work=f"{estimate.num_pairs:,} pairs", num_pairs=estimate.num_pairs, seconds=estimate.seconds
+    if variant is not None:
+        training.preview(
+            plan.training_job(variant, plan.job.seeds[0]), plan.inputs(variant), plan.job.training, view.track
         )
-    rates = [estimate.pairs_per_s for folder, estimate in trials.items() if plan.caches[folder] == plan.teacher]
-    if step.num_pairs and rates and rates[0]:
-        return replace(step, seconds=step.num_pairs / rates[0])
-    return step
 
 
 def make_steps(plan: StudyPlan) -> list[Step]:
     """All steps in order. What they write is looked at when they are asked whether they are done."""
     steps = []
     for folder, ref in plan.caches.items():
-        run = partial(_score, plan, ref, folder)
         name = f"scores of {ref}{f' for {plan.job.split}' if folder.name == AGAINST else ''}"
-        steps.append(Step(name=name, folder=folder, work="", is_done=(folder / CACHE.seal_file).exists, run=run))
+        is_scored = (folder / CACHE.seal_file).exists
+        steps.append(Step(name=name, folder=folder, is_done=is_scored, run=partial(_score, plan, ref, folder)))
     # After the scores that the start is compared with, if there are any.
     steps.insert(0 if plan.against is None else len(steps), _evaluation_step(plan, ZERO_SHOT, plan.recipe.model.start))
     for variant, seed, folder in plan.runs:
-        run = partial(_train, plan, variant, seed)
-        steps.append(
-            Step(
-                name=f"{variant.name}, seed {seed}",
-                folder=folder,
-                work="",
-                is_done=partial(_is_evaluated, plan, folder),
-                run=run,
-            )
-        )
+        name, is_done = f"{variant.name}, seed {seed}", partial(_is_evaluated, plan, folder)
+        steps.append(Step(name=name, folder=folder, is_done=is_done, run=partial(_train, plan, variant, seed)))
         if variant.name == DISTILLED and plan.reranker is not None and plan.against is None:
             steps.append(_cascade_step(plan, seed, folder))
     if plan.job.with_teacher:
-        step = _evaluation_step(plan, TEACHER, plan.teacher, plan.job.model_set)
-        corpus = plan.corpus
-        is_pairwise = plan.reranker is not None
-        steps.append(replace(step, num_pairs=corpus.num_images * corpus.num_captions if is_pairwise else 0))
+        steps.append(_evaluation_step(plan, TEACHER, plan.teacher, plan.job.model_set))
     # Last, because it times a model that an earlier step has trained.
-    return [*steps, _bench_step(plan)]
+    timed = plan.run_folder(DISTILLED, plan.job.seeds[0])
+    is_done = partial(_is_timed, plan, timed)
+    return [*steps, Step(name="time per query", folder=timed, is_done=is_done, run=partial(_time, plan, timed))]
 
 
 def _evaluation_step(plan: StudyPlan, name: str, ref: str, model_set: Sequence[str] = ()) -> Step:
     """The evaluation of a model that is no run of the study."""
-    folder, corpus = plan.job.out / "evaluations" / name, plan.corpus
+    folder = plan.job.out / "evaluations" / name
     job = EvalJob(
         model=ref, data=plan.job.data, split=plan.job.split, model_sets=tuple(model_set), against=plan.against
     )
     return Step(
         name=name,
         folder=folder,
-        work=f"{corpus.num_images:,} images, {corpus.num_captions:,} captions",
         is_done=partial(_is_evaluated, plan, folder),
         run=partial(_evaluate, plan, job, folder),
     )
 
 
 def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
-    job, corpus = plan.job, plan.corpus
+    job = plan.job
     # Depth 0 adds the time of the dual encoder alone; a list of depths is what makes an evaluation take times.
     cascade = EvalJob(
         model=str(folder),
@@ -208,28 +154,11 @@ def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
         rerank_sets=tuple(job.model_set),
         depths=(0, job.depth),
     )
-    num_pairs = corpus.num_images * min(job.depth, corpus.num_captions) + corpus.num_captions * min(
-        job.depth, corpus.num_images
-    )
     return Step(
         name=f"{CASCADE}, seed {seed}",
         folder=folder,
-        work=f"at most {num_pairs:,} pairs",
         is_done=partial(_is_evaluated, plan, folder, is_cascade=True),
         run=partial(_evaluate, plan, cascade, None),
-        num_pairs=num_pairs,
-    )
-
-
-def _bench_step(plan: StudyPlan) -> Step:
-    folder = plan.run_folder(DISTILLED, plan.job.seeds[0])
-    work = f"one caption against {plan.corpus.num_images:,} images"
-    return Step(
-        name="time per query",
-        folder=folder,
-        work=work,
-        is_done=partial(_is_timed, plan, folder),
-        run=partial(_time, plan, folder),
     )
 
 
@@ -290,12 +219,11 @@ def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) ->
         basis = plan.corpus.fingerprint, plan.corpus.split, plan.against
         return found is not None and (*found[0].basis[:2], found[0].agreement.teacher) == basis
     names = CASCADE_FILES if is_cascade else MODEL_FILES
-    numbers = SavedEvaluation.load(folder, names).evaluation
-    if (
-        numbers is None
-        or not (folder / names.ranks).exists()
-        or (numbers.corpus_fingerprint, numbers.split) != (plan.corpus.fingerprint, plan.corpus.split)
-    ):
+    saved = SavedEvaluation.find(folder, names)
+    if saved is None or not (folder / names.ranks).exists():
+        return False
+    numbers = saved.evaluation
+    if (numbers.corpus_fingerprint, numbers.split) != (plan.corpus.fingerprint, plan.corpus.split):
         return False
     return not is_cascade or (numbers.protocol.depth, numbers.reranker, bool(numbers.reranked)) == (
         plan.job.depth,
