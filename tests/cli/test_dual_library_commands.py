@@ -80,7 +80,7 @@ def test_a_student_of_open_clip_is_trained_and_read_by_open_clip(folders, data, 
 def test_a_student_of_sentence_transformers_is_refused_by_name(folders, data, tmp_path):
     folder = folders["sentence-transformers"]
     error = error_of(f"{STUDENT} --set model.start={folder} --teacher {folder} --out {tmp_path}/run {data}")
-    said = "is a model of sentence-transformers, which cannot be trained here; use it for eval, index, candidates.model"
+    said = "a model of sentence-transformers, cannot be trained here; use it as a teacher or to re-rank"
     assert said in error
 
 

@@ -247,7 +247,7 @@ def test_a_student_has_the_chosen_layers_with_their_weights(own, pairs):
         return
     assert own.num_layers == 3
     if type(own).__name__ == "Blip2Scorer":
-        with pytest.raises(ModelError, match="a BLIP-2 has no student of fewer layers"):
+        with pytest.raises(ModelError, match="a Blip2Scorer has no student of fewer layers"):
             own.student([0, 2])
         return
     student = own.student([0, 2])

@@ -153,7 +153,7 @@ def test_what_late_interaction_has_not_is_an_error(tmp_path):
     models.save(model, tmp_path / "late")
     with pytest.raises(ModelError, match="is a late-interaction model, expected a dual encoder"):
         models.load_dual(tmp_path / "late")
-    with pytest.raises(ModelError, match="no fusion layers"):
+    with pytest.raises(ModelError, match="no student of fewer layers"):
         model.student([0])
     with pytest.raises(ModelError, match="gives no state for each token"):
         models.new_late(READ_ONLY["SentenceTransformer"](CAPTIONS, tmp_path / "encoder"), 4, is_pooled=True)

@@ -167,7 +167,7 @@ def test_it_is_refused_for_training_by_name(dense):
     for train in (lambda: model.set_dropout(0.1), model.checkpoint_activations):
         with pytest.raises(
             ModelError,
-            match="is a model of sentence-transformers, which cannot be trained here; use it for eval, index",
+            match="a model of sentence-transformers, cannot be trained here; use it as a teacher",
         ):
             train()
 

@@ -5,14 +5,12 @@ Shape letters: I images, T texts, N vectors, P pairs, D length of the vectors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcdctl.core.errors import ModelError
 from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
@@ -115,23 +113,6 @@ class DualScorer(FusionScorer):
     def _logits(self, cosines: Tensor) -> Tensor:
         logits = self.dual.logit_scale * cosines
         return logits if self.dual.logit_bias is None else logits + self.dual.logit_bias
-
-    def student(self, layers: Sequence[int]) -> NoReturn:
-        """ModelError: there are no fusion layers."""
-        raise ModelError(
-            "a dual encoder has no fusion layers to choose a student's from",
-            hint="train a dual student (model.kind dual), or name a fusion scorer with --teacher",
-        )
-
-    def set_dropout(self, probability: float) -> None:
-        """ModelError: as a scorer it is not trained."""
-        raise ModelError(
-            "a dual encoder that scores pairs is not trained", hint="train it as a dual encoder: model.kind dual"
-        )
-
-    def checkpoint_activations(self) -> None:
-        """ModelError: as a scorer it is not trained."""
-        self.set_dropout(0.0)
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write the dual encoder's own files."""

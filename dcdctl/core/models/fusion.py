@@ -60,10 +60,12 @@ class FusionScorer(RetrievalModel):
         """Number of fusion layers."""
         return len(self.layers)
 
-    @abstractmethod
     def student(self, layers: Sequence[int]) -> Self:
         """A scorer with only these fusion layers, the weights copied, trainable. ModelError unless the layers exist and
         ascend, and for a scorer that has no such student."""
+        raise ModelError(
+            f"{self.noun} has no student of fewer layers", hint="train a dual or a late student of it (model.kind)"
+        )
 
     def checked_layers(self, layers: Sequence[int]) -> list[int]:
         """The fusion layers of a student. ModelError unless the layers exist and ascend."""
@@ -79,6 +81,8 @@ class FusionScorer(RetrievalModel):
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass: those of the fusion layers, and of trained encoders that
         support it."""
+        if not self.layers:
+            raise self.not_trained()
         # The result does not matter: the fusion layers can always be computed again.
         enable_checkpointing(self._encoder_modules)
         self.network.recomputes = True

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NoReturn
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dcdctl.core.errors import ModelError
 from dcdctl.core.models.dual import DualEncoder, of_pairs
 from dcdctl.core.models.dual_scorer import pair_products
 from dcdctl.core.models.fusion import FusionScorer
@@ -135,13 +134,6 @@ class LateInteraction(FusionScorer):
             with torch.autocast(images_IND.device.type, enabled=False):
                 all_IT = all_IT + self.vectors_scale * pooled[0] @ pooled[1].T
         return of_pairs(all_IT, pairs), all_IT
-
-    def student(self, layers: Sequence[int]) -> NoReturn:
-        """ModelError: there are no fusion layers."""
-        raise ModelError(
-            "a late-interaction model has no fusion layers to choose a student's from",
-            hint="start from it with model.kind late and model.start",
-        )
 
 
 Searchable = DualEncoder | LateInteraction

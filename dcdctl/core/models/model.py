@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.inputs import PairBatch, States
@@ -126,12 +126,21 @@ class RetrievalModel(nn.Module, ABC):
     def calibrate(self, logits: Tensor) -> Tensor:
         """The logits on the teacher's scale, for losses that compare logits with logits."""
 
-    @abstractmethod
+    @property
+    def noun(self) -> str:
+        """What messages call the model, with its article."""
+        return f"a {type(self).__name__}"
+
+    def not_trained(self) -> ModelError:
+        """The error of a model that is not trained here."""
+        hint = "use it as a teacher or to re-rank; a student starts from a CLIP or SigLIP of transformers or open_clip"
+        return ModelError(f"{self.noun} cannot be trained here", hint=hint)
+
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass, to save memory; ModelError if no part of the model supports
         it."""
+        raise self.not_trained()
 
-    @abstractmethod
     def set_dropout(self, probability: float) -> None:
         """Set the dropout of training, as in a new model of this family; no score in eval mode changes. ModelError if
         there is none.
@@ -141,6 +150,7 @@ class RetrievalModel(nn.Module, ABC):
         features. Other parts keep their own. A saved model's config.json has the number; the digest does not depend on
         it.
         """
+        raise self.not_trained()
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights, float16 where `half`."""

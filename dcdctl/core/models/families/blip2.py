@@ -14,8 +14,8 @@ Shape letters: I images, T texts, P pairs, B aligned pairs, G groups of pairs of
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Never, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -64,13 +64,6 @@ class Blip2Scorer(MatchingScorer):
         for part in (self.layers[-1].intermediate, self.layers[-1].output):
             part.requires_grad_(False)
         return self
-
-    def student(self, layers: Sequence[int]) -> Never:
-        raise ModelError(
-            "a BLIP-2 has no student of fewer layers: its Q-Former attends to the image in every second layer",
-            hint="use it as the teacher of a dual student, or take a BLIP or BridgeTower as the teacher of a fusion "
-            "student",
-        )
 
     def export_copy(self) -> Self:
         """The same scores from a network that expects no image tokens before a caption."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import torch
 from PIL import Image
@@ -100,16 +100,10 @@ class MultiVectorScorer(LateInteraction):
         # Vectors without numbers tell these states from the features of an encoder, which it takes none of.
         return States(padded, mask, padded.new_empty(len(rows), 0))
 
-    def set_dropout(self, probability: float) -> Never:
-        """ModelError: such a model is not trained here."""
-        raise ModelError(
-            f"{self.ref} is a multi-vector model, which cannot be trained here",
-            hint="use it as a teacher or to re-rank; a student starts from a dual encoder with model.kind late",
-        )
-
-    def checkpoint_activations(self) -> Never:
-        """ModelError: such a model is not trained here."""
-        self.set_dropout(0.0)
+    @property
+    def noun(self) -> str:
+        """What messages call the model."""
+        return f"the multi-vector model {self.ref}"
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write the folder of a MultiVectorEncoder."""

@@ -121,11 +121,6 @@ class RawPairScorer(FusionScorer):
         """Raw logits of P pairs, given as positions in RGB images and captions that all occur in a pair."""
 
     @property
-    @abstractmethod
-    def noun(self) -> str:
-        """What messages call the scorer, with its article."""
-
-    @property
     def config(self) -> dict[str, Any]:
         """Settings of the network; none unless a subclass has them."""
         return {}
@@ -156,18 +151,6 @@ class RawPairScorer(FusionScorer):
         captions = [_text(texts.tokens[text], texts.mask[text]) for text in used_texts.tolist()]
         return self._score(pictures, captions, image_at_P.tolist(), text_at_P.tolist())
 
-    def student(self, layers: Sequence[int]) -> Never:
-        """ModelError: such a scorer has no student of fewer layers."""
-        raise self._refusal("has no layers that a student could take over")
-
-    def set_dropout(self, probability: float) -> Never:
-        """ModelError: such a scorer is not trained here."""
-        raise self._refusal("cannot be trained here")
-
-    def checkpoint_activations(self) -> Never:
-        """ModelError: such a scorer is not trained here."""
-        raise self._refusal("cannot be trained here")
-
     def save_network(self, folder: Path, *, half: bool = False) -> Never:
         """ModelError: such a scorer is used where it is."""
         raise ModelError(
@@ -177,10 +160,6 @@ class RawPairScorer(FusionScorer):
     def export_copy(self) -> Never:
         """ModelError: such a scorer is used where it is."""
         self.save_network(Path())
-
-    def _refusal(self, problem: str) -> ModelError:
-        hint = "use it as the teacher of a dual encoder (a recipe with model.kind = dual), or to re-rank"
-        return ModelError(f"{self.noun} {problem}", hint=hint)
 
 
 def check_read(network: nn.Module, ref: str, what: str) -> None:

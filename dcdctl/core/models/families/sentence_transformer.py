@@ -28,11 +28,6 @@ from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quiet_
 from dcdctl.core.models.protocols import ExportSpec
 from dcdctl.core.models.references.folders import MODULES_FILE, SENTENCE_TRANSFORMER, module_types
 
-HINT = (
-    "use it for eval, index, candidates.model, or as a teacher; start a student from a CLIP or SigLIP of "
-    "transformers or open_clip"
-)
-
 
 class ByteTokens:
     """The bytes of a caption where a tokenizer of transformers is expected; none of them is special or unknown."""
@@ -119,17 +114,18 @@ class SentenceTransformerDual(DualEncoder):
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
         return (self.encoder,)
 
+    @property
+    def noun(self) -> str:
+        """What messages call the model."""
+        return f"{self.ref}, a model of sentence-transformers,"
+
     def set_trained(self, parts: TrainedParts) -> Never:
         """ModelError: such a model is not trained here."""
-        raise ModelError(f"{self.ref} is a model of sentence-transformers, which cannot be trained here", hint=HINT)
-
-    def set_dropout(self, probability: float) -> Never:
-        """ModelError: such a model is not trained here."""
-        self.set_trained(TrainedParts())
+        raise self.not_trained()
 
     def checkpoint_activations(self) -> Never:
         """ModelError: such a model is not trained here."""
-        self.set_trained(TrainedParts())
+        raise self.not_trained()
 
     def export_spec(self) -> ExportSpec:
         """No class of transformers: sentence-transformers reads the saved folder."""
