@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from dcdctl.cli.declare import Ref, Refs, assignments, many, optional_path, path
 from dcdctl.cli.options import Json, ModelRef, ModelSet, NewOut, reads, writes
-from dcdctl.cli.views.terminal import amount, bar, note, show, show_json
+from dcdctl.cli.views.terminal import amount, bar, show, show_json
 
 if TYPE_CHECKING:
     from dcdctl.core.export import Exported
@@ -46,7 +46,6 @@ class Export:
     push_to_hub: Annotated[str | None, writes("--push-to-hub", "Push the folder to this repository.", "OWNER/NAME")] = (
         None
     )
-    private: Annotated[bool, writes("--private", "With --push-to-hub: create a private repository.")] = False
     model_overrides: ModelSet = None
     progress: bool = False
     """Show bars. The command always shows them."""
@@ -63,7 +62,6 @@ class Export:
             with_int8=self.int8,
             license=self.license_id,
             push_to=self.push_to_hub,
-            private=self.private,
             model_sets=assignments(self.model_overrides),
             evaluations=tuple(path(folder) for folder in many(self.evaluations)),
         )
@@ -84,7 +82,5 @@ def _show(outcome: Exported) -> None:
 
     show(f"{outcome.kind} model for {outcome.to} -> {outcome.folder} ({amount(outcome.num_bytes, 'bytes')})")
     show(f"checked on {outcome.checked_on}: {checks_in_words(outcome.checks)}")
-    for part in outcome.missing:
-        note(f"missing in its model card: {part.what}: `{part.command}`")
     if outcome.page is not None:
         show(f"pushed: {outcome.page}")

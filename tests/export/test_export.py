@@ -244,11 +244,6 @@ def job_of(sources, tmp_path, **changes) -> ExportJob:
             ConfigError,
             "--to gguf is not a format; known: transformers, sentence-transformers, open-clip, onnx",
         ),
-        (
-            {"license": "Apache License 2"},
-            ConfigError,
-            "--license Apache License 2 is not a license name of the Hub; for example apache-2.0",
-        ),
         ({"ref": "nowhere"}, ModelError, "nowhere does not exist"),
         ({"data": Path("nowhere")}, CorpusError, "nowhere"),
         (
@@ -319,7 +314,7 @@ def test_a_format_with_a_missing_package_is_refused_by_name(to, sources, tmp_pat
         export.export_model(job_of(sources, tmp_path, to=to))
 
 
-def test_the_command_says_what_it_wrote_and_what_the_card_lacks(sources, tmp_path):
+def test_the_command_says_what_it_wrote(sources, tmp_path):
     found = CliRunner().invoke(
         app,
         ["export", str(sources["dual"]), "--out", str(tmp_path / "out"), "--to", "transformers", "--license", "mit"],
@@ -329,7 +324,6 @@ def test_the_command_says_what_it_wrote_and_what_the_card_lacks(sources, tmp_pat
         "checked on 16 images of scenes, split test",
     )
     assert f"dual model for transformers -> {tmp_path / 'out'} (" in found.stdout
-    assert "missing in its model card: speed: `dcdctl bench dual --teacher REF --data DIR`" in found.stderr
 
 
 def test_json_has_the_checks(sources, tmp_path):
@@ -340,4 +334,3 @@ def test_json_has_the_checks(sources, tmp_path):
         [{"precision": "fp32", "lowest_cosine": None, "largest_difference": 0.0}],
     )
     assert told["checked_on"] == "32 images of the built-in corpus"
-    assert [part["what"] for part in told["missing"]] == ["recall", "speed", "license of the weights"]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import loopback_uploads
 import pytest
 from tiny import contents
 
 from dcdctl.core.errors import ConfigError, MissingError, SourceError
-from dcdctl.core.export import ExportJob, export
 from dcdctl.core.export import hub as export_hub
 
 # huggingface_hub sends large files in a way that its HTTP client warns about.
@@ -32,20 +29,14 @@ def folder(tmp_path):
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize("is_private", [False, True])
-def test_every_file_is_pushed_to_a_new_repository(hub, folder, is_private):
-    page = export_hub.push_folder(folder, "me/dual", private=is_private)
+def test_every_file_is_pushed_to_a_new_repository(hub, folder):
+    page = export_hub.push_folder(folder, "me/dual")
     assert page == f"{hub.url}/me/dual/commit/{40 * 'b'}"
-    assert (hub.repos["me/dual"].files, hub.repos["me/dual"].is_private) == (contents(folder), is_private)
+    assert hub.repos["me/dual"].files == contents(folder)
 
 
-def test_an_existing_repository_is_updated_but_a_public_one_refused_with_private(hub, folder):
+def test_an_existing_repository_is_updated(hub, folder):
     hub.repos["me/dual"] = loopback_uploads.Repository(files={"notes.md": b"mine"})
-    with pytest.raises(
-        SourceError, match=r"me/dual exists and is public, but --private was given; name another repository"
-    ):
-        export_hub.push_folder(folder, "me/dual", private=True)
-    assert hub.repos["me/dual"].files == {"notes.md": b"mine"}
     export_hub.push_folder(folder, "me/dual")
     assert hub.repos["me/dual"].files == {"notes.md": b"mine", **contents(folder)}
 
@@ -82,5 +73,3 @@ def test_without_a_token_or_a_valid_name_nothing_is_computed(monkeypatch):
     for name in ("dual", "me/du al", "me/dual/three"):
         with pytest.raises(ConfigError, match=r"--push-to-hub .*; use OWNER/NAME"):
             export_hub.check(name)
-    with pytest.raises(ConfigError, match="--private applies to a push, and there is none; add --push-to-hub"):
-        export.resolve(ExportJob(ref="dual", out=Path("out"), to="transformers", private=True))

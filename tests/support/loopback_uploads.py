@@ -22,7 +22,6 @@ from loopback import running
 
 @dataclass
 class Repository:
-    is_private: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -93,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = "/".join(filter(None, (requested.get("organization"), requested["name"])))
         if name in self.hub.repos:
             return 409, {"error": "it is there", "url": f"{self.hub.url}/{name}"}
-        self.hub.repos[name] = Repository(bool(requested.get("private")) or requested.get("visibility") == "private")
+        self.hub.repos[name] = Repository()
         return 200, {"url": f"{self.hub.url}/{name}", "name": name}
 
     def _repository(self, name: str, action: str | None, body: bytes) -> tuple[int, Any]:
@@ -101,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return 404, {"error": "no such repository"}
         if action is None:
-            return 200, {"id": name, "sha": 40 * "a", "private": repo.is_private, "tags": [], "siblings": []}
+            return 200, {"id": name, "sha": 40 * "a", "private": False, "tags": [], "siblings": []}
         if action == "preupload":
             modes = {True: "lfs", False: "regular"}
             files = [

@@ -6,7 +6,6 @@ its name.
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,11 @@ from dcdctl.core.export.to_open_clip import OpenClip
 from dcdctl.core.export.to_sentence_transformers import SentenceTransformers
 from dcdctl.core.export.to_transformers import Transformers
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.report import MissingPart
 
 TARGETS: dict[str, type[Target]] = {
     target.name: target for target in (Transformers, SentenceTransformers, OpenClip, Onnx)
 }
 """The values of `--to`."""
-# The form only: the Hub's list of names grows, and reading it would need a connection.
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 @dataclass(frozen=True)
@@ -43,8 +39,6 @@ class Exported:
     num_bytes: int
     checks: tuple[Check, ...]
     checked_on: str
-    missing: tuple[MissingPart, ...]
-    """Parts that the model card lacks."""
     page: str | None
     """The address where it was pushed."""
 
@@ -88,28 +82,20 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
                 advance(1)
             num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     # After the folder has its name, so that it stays if the push fails.
-    page = job.push_to and hub.push_folder(job.out, job.push_to, private=job.private, track=track)
-    missing = tuple(model_card.missing_parts(history, job.license))
-    return Exported(job.out, target.name, model.kind, num_bytes, checks, samples.source, missing, page)
+    page = job.push_to and hub.push_folder(job.out, job.push_to, track)
+    return Exported(job.out, target.name, model.kind, num_bytes, checks, samples.source, page)
 
 
 def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
     """The target of an export, and the settings of its model. Opens no corpus and no weights.
 
-    ConfigError for an unknown format, license or repository name, for a wrong model setting and for a folder that is
+    ConfigError for an unknown format or repository name, for a wrong model setting and for a folder that is
     not empty; ModelError for a reference that names nothing, MissingError for a package or a token, InputError if the
     folder cannot be written.
     """
     if job.to not in TARGETS:
         raise ConfigError(f"--to {job.to} is not a format", hint=f"known: {', '.join(TARGETS)}")
     target = TARGETS[job.to]
-    if job.license is not None and not _LICENSE.fullmatch(job.license):
-        raise ConfigError(
-            f"--license {job.license} is not a license name of the Hub",
-            hint="for example apache-2.0, mit, cc-by-4.0, other",
-        )
-    if job.private and job.push_to is None:
-        raise ConfigError("--private applies to a push, and there is none", hint="add --push-to-hub OWNER/NAME")
     if job.push_to is not None:
         # Before the model is loaded: a missing token should not cost an export.
         hub.check(job.push_to)

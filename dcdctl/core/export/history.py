@@ -84,7 +84,8 @@ def read_history(ref: str, data: Path | None = None, evaluations: Sequence[Path]
     """
     folder = Path(ref)
     facts = Run(folder).facts() if (folder / "run.json").exists() else None
-    result, times = SavedEvaluation.load(folder).evaluation, read_times(folder / "bench.json", "student")
+    saved, times = SavedEvaluation.find(folder), read_times(folder / "bench.json", "student")
+    result = None if saved is None else saved.evaluation
     history = RunHistory(ref=ref, facts=facts, result=result, times=times)
     if evaluations and history.start is None:
         raise ConfigError(
@@ -103,10 +104,6 @@ def read_history(ref: str, data: Path | None = None, evaluations: Sequence[Path]
 
 def _read_evaluation(path: Path, history: RunHistory) -> Evaluation:
     summary = SavedEvaluation.load(path).evaluation
-    if summary is None:
-        raise ConfigError(
-            f"--evaluation {path} holds no result.json", hint="name a folder that `dcdctl eval --out` wrote"
-        )
     known = [history.ref] + ([] if history.start is None else [history.start])
     if not any(is_same_model(summary.model, ref) for ref in known):
         raise ConfigError(

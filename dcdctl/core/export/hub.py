@@ -25,12 +25,9 @@ def check(repo: str) -> None:
         raise MissingError(f"pushing to {repo} needs a token for the Hub, and there is none", hint=hint)
 
 
-def push_folder(folder: Path, repo: str, *, private: bool = False, track: Track = silent) -> str:
-    """Push a folder, creating the repository if necessary. Returns the address of the commit.
-
-    SourceError if the Hub refuses, and for an existing public repository if a private one is requested: its visibility
-    is not changed.
-    """
+def push_folder(folder: Path, repo: str, track: Track = silent) -> str:
+    """Push a folder, creating the repository if necessary. Returns the address of the commit; SourceError if the Hub
+    refuses."""
     from huggingface_hub import HfApi
 
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -38,12 +35,7 @@ def push_folder(folder: Path, repo: str, *, private: bool = False, track: Track 
     with data.hub_connection(lambda error: _explain(repo, error, again)) as endpoint:
         api = HfApi(endpoint=endpoint)
         # A model may be exported again, with more evaluations on its card.
-        api.create_repo(repo, private=private, exist_ok=True)
-        if private and not api.repo_info(repo).private:
-            raise SourceError(
-                f"{repo} exists and is public, but --private was given",
-                hint=f"name another repository; the export is in {folder}",
-            )
+        api.create_repo(repo, exist_ok=True)
         with track(f"push to {repo}", total=num_bytes, unit="bytes") as advance, models.without_bars():
             commit: Any = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=COMMIT_MESSAGE)
             # At once: huggingface_hub reports its progress to its own bars only.

@@ -1,21 +1,18 @@
 """What a model started from, what its training changed, and the recalls of both: what was gained and lost, for the
 model card.
 
-Every number is one that the training logged or `dcdctl eval` saved. What was not measured is named, with the command
-that measures it.
+Every number is one that the training logged or `dcdctl eval` saved.
 """
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import KS
 from dcdctl.core.export.history import RunHistory, is_same_model, public
-from dcdctl.core.report import MissingPart
 from dcdctl.core.training import Run, validation_document, validation_table
 
 _NAMES = tuple((direction, k) for direction in Direction for k in KS)
@@ -27,7 +24,7 @@ def lineage_of(history: RunHistory) -> dict[str, Any] | None:
     """The part of the card on the start of a dual encoder, for its template; None for a model without a start.
 
     `tables` have the recalls of the start and of the model on one split each, and their differences; `validation` has
-    that of `training.validation_table`, and `missing` the recalls that were not measured (`MissingPart`).
+    that of `training.validation_table`.
     """
     if history.start is None or history.facts is None:
         return None
@@ -36,15 +33,13 @@ def lineage_of(history: RunHistory) -> dict[str, Any] | None:
     # A folder of this machine, or a recipe's own name, has no revision on the Hub.
     if Path(history.start).exists() or name.count("/") != 1:
         words = public(history.start)
-    tables, missing = _compared(history, history.start)
     validated = validation_document(Run(Path(history.ref)))
     return {
         "start": f"{words} (fingerprint {history.facts['inputs']['start'][:12]})",
         "trained": _trained_in_words(history, 0 if validated is None else validated["share"]),
         "columns": COLUMNS,
-        "tables": tables,
+        "tables": list(_compared(history, history.start)),
         "validation": [] if validated is None else [validation_table(validated)],
-        "missing": missing,
     }
 
 
@@ -78,38 +73,19 @@ def _trained_in_words(history: RunHistory, chosen: float) -> str:
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
-def _compared(history: RunHistory, start: str) -> tuple[list[dict[str, Any]], list[MissingPart]]:
-    """A table for each evaluation of the model with one of its start on the same basis, and what was not measured."""
+def _compared(history: RunHistory, start: str) -> Iterator[dict[str, Any]]:
+    """A table for each evaluation of the model with one of its start on the same basis."""
     starts = {each.basis: each for each in history.evaluations if is_same_model(each.model, start)}
     named = [each for each in history.evaluations if is_same_model(each.model, history.ref)]
     # An evaluation that the user names replaces the run's own on the same basis.
     students = {each.basis: each for each in ([] if history.result is None else [history.result]) + named}
-    tables, missing, has_other_corpus = [], [], False
-    for basis, student in students.items():
-        if basis not in starts:
-            words = ["eval", public(start), "--data", "DIR", "--split", student.split, "--out", "EVALUATION"]
-            what = f"recalls of the start on {history.measured_on(student)}"
-            missing.append(MissingPart(what, shlex.join(["dcdctl", *words])))
-            continue
+    for basis in [basis for basis in students if basis in starts]:
         before, after = (
-            [*(each.measures(way)[f"R@{k}"] for way, k in _NAMES), each.rsum] for each in (starts[basis], student)
+            [*(each.measures(way)[f"R@{k}"] for way, k in _NAMES), each.rsum]
+            for each in (starts[basis], students[basis])
         )
-        measured_on = f"On {history.measured_on(student)}, by `dcdctl eval`"
-        tables.append({"measured_on": measured_on, "rows": _rows(before, after)})
-        assert history.facts is not None
-        inputs = history.facts["inputs"]
-        trained_on = history.corpus(inputs["split"], inputs["corpus"], inputs.get("images"))
-        evaluated_on = history.corpus(student.split, student.corpus_fingerprint, student.images)
-        has_other_corpus |= bool(trained_on and evaluated_on and trained_on[0].name != evaluated_on[0].name)
-    # What training on one corpus loses shows only on another one.
-    if not has_other_corpus and "validation_elsewhere" not in (history.facts or {}).get("inputs", {}):
-        commands = (
-            shlex.join(["dcdctl", "eval", public(ref), "--data", "OTHER", "--out", f"EVALUATION{number}"])
-            for number, ref in enumerate((start, history.ref), start=1)
-        )
-        what = "losses: recalls of the start and of this model on another corpus"
-        missing.append(MissingPart(what, " && ".join(commands)))
-    return tables, missing
+        measured_on = f"On {history.measured_on(students[basis])}, by `dcdctl eval`"
+        yield {"measured_on": measured_on, "rows": _rows(before, after)}
 
 
 def _rows(start: Sequence[float], student: Sequence[float]) -> tuple[tuple[str, ...], ...]:

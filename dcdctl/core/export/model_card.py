@@ -20,25 +20,11 @@ from dcdctl.core.evaluation import RECALL_NAMES, Estimate, Evaluation
 from dcdctl.core.export.history import RunHistory, option_values, public
 from dcdctl.core.export.lineage import lineage_of
 from dcdctl.core.export.target import Target
-from dcdctl.core.report import MissingPart, teachers_of
+from dcdctl.core.report import teachers_of
 from dcdctl.core.training import command_of
 
 TASK = "image-text-retrieval"
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@.+)?")
-
-
-def missing_parts(history: RunHistory, license: str | None) -> list[MissingPart]:
-    """What the card lacks, and the commands that add it."""
-    missing = []
-    if history.result is None:
-        missing.append(MissingPart("recall", _command(history, "eval")))
-    if history.times is None:
-        missing.append(MissingPart("speed", _command(history, "bench", "--teacher", "REF")))
-    if (gains := lineage_of(history)) is not None:
-        missing += gains["missing"]
-    if license is None:
-        missing.append(MissingPart("license of the weights", "dcdctl export --license ID"))
-    return missing
 
 
 def _command(history: RunHistory, name: str, *options: str) -> str:

@@ -30,8 +30,6 @@ class ExportJob:
     """License of the weights, by its name on the Hub: apache-2.0."""
     push_to: str | None = None
     """The repository to push to, OWNER/NAME."""
-    private: bool = False
-    """Whether a new repository is visible to its owner only."""
     model_sets: tuple[str, ...] = ()
     evaluations: tuple[Path, ...] = ()
     """Folders of `dcdctl eval --out` for the model card: of the start, or of this model on other corpora."""
