@@ -53,7 +53,8 @@ def winners() -> list[str]:
         teacher = evidence_pools.TEACHERS[0]
         job = EvalJob(model=str(folder), data=EVERYTHING, split="val", against=teacher, compute=COMPUTE,
                       out=Path("agreement", folder.name))  # fmt: skip
-        found = SavedEvaluation.load(Path("agreement", folder.name)).evaluation or run_evaluation(job)
+        saved = SavedEvaluation.find(Path("agreement", folder.name))
+        found = run_evaluation(job) if saved is None else saved.evaluation
         assert isinstance(found, Evaluation)
         assert found.agreement is not None
         students.append((re.sub(r"-\d$", "", folder.name), found.rsum, found.agreement.ndcg))

@@ -226,7 +226,8 @@ def test_an_evaluation_whose_table_is_gone_and_an_index_without_model_are_damage
         search.index_document(index)
     with pytest.raises(MissingError, match=re.escape(named)):
         upload_index(index, cast(Any, None))
-    assert SavedEvaluation.load(copied / "run").top == {}
+    with pytest.raises(InputError, match=r"top\.parquet is missing"):
+        assert SavedEvaluation.load(copied / "run").top
 
 
 def test_other_files_and_the_folders_of_a_model_are_no_artifacts(copied):

@@ -50,8 +50,3 @@ def test_a_query_whose_first_answers_are_all_its_own_has_no_hardest_negative():
         np.array([[True, True], [False, True]]),
     )
     np.testing.assert_array_equal(top.hardest_negative_Q, [np.nan, 9])
-
-
-def test_without_ranks_there_are_no_answers(tmp_path):
-    found = SavedEvaluation.load(tmp_path)
-    assert (found.evaluation, found.table, found.top) == (None, None, {})

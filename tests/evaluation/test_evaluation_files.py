@@ -167,7 +167,8 @@ def test_tables_that_a_document_does_not_list_are_not_read(tmp_path, alone):
     document = artifacts.read_document(tmp_path / "result.json")
     del document["files"]["top.parquet"]
     artifacts.write_document(tmp_path / "result.json", document)
-    assert SavedEvaluation.load(tmp_path).top == {}
+    with pytest.raises(InputError, match=r"result\.json lists no top\.parquet"):
+        assert SavedEvaluation.load(tmp_path).top
 
 
 def test_the_document_of_another_evaluation_is_refused(tmp_path, alone):
@@ -175,5 +176,5 @@ def test_the_document_of_another_evaluation_is_refused(tmp_path, alone):
     document = artifacts.read_document(tmp_path / "result.json")
     document["files"] = {"cascade-ranks.parquet": document["files"]["ranks.parquet"]}
     artifacts.write_document(tmp_path / "result.json", document)
-    with pytest.raises(InputError, match=r"ranks\.parquet does not belong to result\.json beside it"):
+    with pytest.raises(InputError, match=r"result\.json lists no ranks\.parquet"):
         assert SavedEvaluation.load(tmp_path).table

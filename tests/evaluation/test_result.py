@@ -50,7 +50,7 @@ def test_depths_of_a_cascade_come_in_their_order_and_without_that_of_no_cascade(
 
 
 def test_absent_documents_are_none(tmp_path):
-    assert read(tmp_path) is None
+    assert SavedEvaluation.find(tmp_path) is None
 
 
 def test_two_results_on_other_splits_are_not_comparable(corpus, folder, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_demo(folders: list[Path]) -> report.Report:
 
 
 def commands(found: report.Report) -> list[str]:
-    return [part.command for part in found.missing]
+    return list(found.missing.values())
 
 
 def change(path: Path, **changes: object) -> None:
@@ -54,7 +55,7 @@ def test_a_complete_demo_has_five_models_with_their_roles_and_no_missing_part(fo
         ("fusion", "student"),
         ("dual-alone", "baseline"),
     ]
-    assert found.missing == ()
+    assert found.missing == {}
 
 
 def test_recalls_by_language_have_a_table(folders):
@@ -140,35 +141,17 @@ def test_an_empty_folder_is_refused_with_the_command_that_fills_it(folders, tmp_
 
 def test_missing_parts_have_commands_that_parse(folders, tmp_path):
     run = write_run(tmp_path / "a run", "demo-dual")
-    for name in ("top.parquet", "bench.json"):
-        (folders[2] / name).unlink()
-    (folders[1] / "metrics.jsonl").unlink()
+    (folders[2] / "bench.json").unlink()
+    depths = json.loads((folders[1] / "cascade.json").read_text())["depths"]
+    change(folders[1] / "cascade.json", depths=[row for row in depths if row["depth"]])
     found = report.read_report([*folders[1:], run], teacher=folders[0])
-    data = str(found.corpus.folder)
     assert commands(found) == [
-        f"dcdctl eval {folders[2]} --data {data} --split test",
-        f"dcdctl bench {folders[2]} --teacher scenes-vilt --data {data}",
-        f"dcdctl eval '{run}' --data {data} --split test",
-        f"dcdctl bench '{run}' --teacher scenes-vilt --data {data}",
-        f"dcdctl distill demo-dual --data 'data/my scenes' --out {folders[1]}",
+        f"dcdctl eval {folders[1]} --data DIR --rerank REF --depth 0,5,10",
+        f"dcdctl bench {folders[2]} --teacher REF --data DIR",
+        f"dcdctl eval '{run}' --data DIR",
     ]
     for command in commands(found):
         parse(command)
-
-
-def test_the_command_for_a_model_outside_a_run_writes_into_its_evaluation_folder(folders):
-    (folders[0] / "top.parquet").unlink()
-    found = read_demo(folders)
-    assert commands(found)[0] == f"dcdctl eval scenes-vilt --data {found.corpus.folder} --split test --out {folders[0]}"
-
-
-def test_the_command_for_a_cascade_has_its_reranker_and_depth(folders):
-    (folders[1] / "cascade-top.parquet").unlink()
-    found = read_demo(folders)
-    assert (
-        f"dcdctl eval {folders[1]} --data {found.corpus.folder} --split test --rerank {folders[2]} --depth 0,5,10"
-        in commands(found)
-    )
 
 
 def test_a_moved_corpus_is_a_missing_part_and_can_be_named(folders, split):
@@ -176,7 +159,7 @@ def test_a_moved_corpus_is_a_missing_part_and_can_be_named(folders, split):
         change(folder / "result.json", data="/nowhere")
     found = read_demo(folders)
     assert found.corpus is None
-    assert any(part.what == "images" and part.command.endswith("--data DIR") for part in found.missing)
+    assert found.missing["images"].endswith("--data DIR")
     again = report.read_report(folders, data=split.folder)
     assert again.corpus.fingerprint == split.fingerprint
 
@@ -196,7 +179,7 @@ def test_a_different_corpus_is_refused(folders, corpus, tmp_path):
 def test_a_run_that_was_never_evaluated_is_shown_by_its_training(tmp_path):
     found = report.read_report([write_run(tmp_path / "run", seed=3)])
     assert found.result is None
-    assert [(one.label, one.recipe["seed"], len(one.metrics)) for one in found.trainings] == [("run", 3, 4)]
+    assert [(one.label, one.facts["recipe"]["seed"], len(one.metrics)) for one in found.trainings] == [("run", 3, 4)]
     assert any(command.startswith("dcdctl eval") for command in commands(found))
 
 
@@ -204,4 +187,4 @@ def test_a_training_with_validation_misses_nothing(tmp_path, split):
     folder = write_run(tmp_path / "run", is_measured=True)
     write_evaluation(folder, split, scores_of(split, 2))
     write_bench(folder, "scenes-vilt")
-    assert report.read_report([folder]).missing == ()
+    assert report.read_report([folder]).missing == {}

@@ -48,7 +48,7 @@ def test_a_cascade_without_the_time_of_its_dual_alone_is_not_on_the_axis_of_anot
     assert "dual + fusion" not in chart
     assert "ms per query among 1,000 images" in chart
     assert report_charts.not_drawn(found) == ["dual + fusion, top 10, timed among 16 images"]
-    assert any(part.command.endswith("--depth 0,5,10") for part in found.missing)
+    assert any(command.endswith("--depth 0,5,10") for command in found.missing.values())
 
 
 def test_a_single_point_gives_no_chart(split, tmp_path):
@@ -96,9 +96,3 @@ def test_scores_are_drawn_for_models_and_not_for_cascades(found):
         f"{name}: images of a caption" for name in ("teacher", "dual", "fusion", "dual-alone")
     ]
     assert titles(scores["text"])[0] == "teacher: captions of an image"
-
-
-def test_a_model_without_scores_has_no_score_chart(split, tmp_path):
-    folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
-    (folder / "top.parquet").unlink()
-    assert report_charts.scores(report.read_report([folder])) == {"text": [], "image": []}

@@ -15,7 +15,7 @@ removed first: a killed evaluation leaves no document, and never one that belong
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,49 +78,37 @@ class SavedEvaluation:
     names: FileNames
     ref: str
     """Its name, as the user gave it."""
-    evaluation: Evaluation | None = None
-    """None without a document."""
-    listed: dict[str, artifacts.Document] = field(default_factory=dict)
+    evaluation: Evaluation
+    listed: dict[str, artifacts.Document]
     """Size and SHA-256 of the tables beside the document, by file name."""
 
     @staticmethod
     def load(folder: Path, names: FileNames = MODEL_FILES, ref: str = "") -> SavedEvaluation:
         """The evaluation in a folder: of a model, or of a cascade with `CASCADE_FILES`. InputError for a
-        damaged document."""
-        ref = ref or str(folder)
-        if not (folder / names.result).exists():
-            return SavedEvaluation(folder, names, ref)
-        return SavedEvaluation(folder, names, ref, *_read_document(Evaluation, folder / names.result))
+        missing or damaged document."""
+        return SavedEvaluation(folder, names, ref or str(folder), *_read_document(Evaluation, folder / names.result))
 
-    @property
-    def ranks_file(self) -> Path:
-        return self.folder / self.names.ranks
+    @staticmethod
+    def find(folder: Path, names: FileNames = MODEL_FILES) -> SavedEvaluation | None:
+        """The same; None for a folder without a document."""
+        return SavedEvaluation.load(folder, names) if (folder / names.result).exists() else None
+
+    def _checked(self, name: str) -> Path:
+        """A table of a folder whose tables are all as the document lists them. InputError for missing and damaged
+        ones."""
+        if name not in self.listed:
+            raise InputError(f"{self.folder / self.names.result} lists no {name}", hint=TABLES_HINT)
+        artifacts.check_files(self.folder, self.listed, error=InputError, hint=TABLES_HINT)
+        return self.folder / name
 
     @cached_property
-    def _tables(self) -> list[str]:
-        """The names of the tables that the document lists and that are there. InputError for a damaged one."""
-        present = {name: entry for name, entry in self.listed.items() if (self.folder / name).exists()}
-        artifacts.check_files(self.folder, present, error=InputError, hint=TABLES_HINT)
-        return list(present)
-
-    @cached_property
-    def table(self) -> RankTable | None:
-        """The ranks of all queries; None without their table. InputError for a damaged one, and for one of another
-        document."""
-        if self.names.ranks in self._tables:
-            return read_ranks(self.ranks_file)
-        if self.evaluation is not None and self.ranks_file.exists():
-            raise InputError(
-                f"{self.ranks_file} does not belong to {self.names.result} beside it, which does not list it",
-                hint=TABLES_HINT,
-            )
-        return None
+    def table(self) -> RankTable:
+        """The ranks of all queries."""
+        return read_ranks(self._checked(self.names.ranks))
 
     @cached_property
     def top(self) -> dict[Direction, TopCandidates]:
-        """The best candidates of all queries by direction; empty without their table. InputError for a damaged one."""
-        if self.table is None or self.names.top not in self._tables:
-            return {}
+        """The best candidates of all queries by direction."""
         return {
             direction: TopCandidates(
                 # Booleans are bits in Arrow, so they cannot be read without a copy.
@@ -129,7 +117,7 @@ class SavedEvaluation:
                     for name in ("candidate", "score", "is_own")
                 )
             )
-            for direction, rows in _by_direction(_read(self.folder / self.names.top)).items()
+            for direction, rows in _by_direction(_read(self._checked(self.names.top))).items()
         }
 
 

@@ -1,6 +1,6 @@
 from .compare_page import write_comparison_page
 from .pages import write_cache_page, write_corpus_page, write_search_page
-from .report import MissingPart, open_corpus, read_report, teachers_of
+from .report import open_corpus, read_report, teachers_of
 from .study import (
     CASCADE,
     DISTILLED,
@@ -19,7 +19,6 @@ __all__ = [
     "DISTILLED",
     "TEACHER",
     "ZERO_SHOT",
-    "MissingPart",
     "Study",
     "compare_rows",
     "open_corpus",

@@ -208,7 +208,7 @@ def scores(report: Report) -> dict[Direction, list[Markup]]:
 
     Cascades have none: their scores come from two models.
     """
-    scored = [model for model in report.answering if not model.is_cascade]
+    scored = [model for model in report.evaluated if not model.is_cascade]
     return {
         direction: [_scores(f"scores-{direction}-{number}", direction, model) for number, model in enumerate(scored)]
         for direction in Direction
@@ -216,7 +216,8 @@ def scores(report: Report) -> dict[Direction, list[Markup]]:
 
 
 def _scores(name: str, direction: Direction, model: ModelResults) -> Markup:
-    own_Q, other_Q = model.table.scores[direction], model.saved.top[direction].hardest_negative_Q
+    saved = model.evaluated
+    own_Q, other_Q = saved.table.scores[direction], saved.top[direction].hardest_negative_Q
     other_Q = other_Q[~np.isnan(other_Q)]
     edges = np.histogram_bin_edges(np.concatenate([own_Q, other_Q]), NUM_BINS)
     above, below = (

@@ -98,7 +98,7 @@ class ModelColumn:
     ranks: Sequence[int]
     """In each of its runs."""
     answers: list[FirstAnswer]
-    """Of its first run; empty if they were not kept."""
+    """Of its first run."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,7 @@ def captions_of(table: RankTable, image: int) -> list[str]:
 
 
 def first_answers(table: RankTable, saved: SavedEvaluation, direction: Direction, query: int) -> list[FirstAnswer]:
-    """The first answers to a query in an evaluation; empty if it did not keep them."""
-    if not saved.top:
-        return []
+    """The first answers to a query in an evaluation."""
     top, names = saved.top[direction], table.captions if direction == Direction.TEXT else table.image_ids
     columns = (top.candidate_QK, top.score_QK, top.is_positive_QK)
     rows = zip(*(column[query, :NUM_ANSWERS].tolist() for column in columns), strict=True)
@@ -138,13 +136,13 @@ def first_answers(table: RankTable, saved: SavedEvaluation, direction: Direction
 
 
 def make_gallery(report: Report, colors: dict[str, str], track: Track) -> Markup | None:
-    """The gallery of a report; None if the first answers of no model are known."""
-    models = report.answering
+    """The gallery of a report; None if no model was evaluated."""
+    models = report.evaluated
     if not models:
         return None
     # A single model is compared with itself: there are no wins, so all of its queries are drawn at random.
     pairs = _pairs(models) or [(0, 0)]
-    ranks = {direction: [model.table.ranks(direction) for model in models] for direction in Direction}
+    ranks = {direction: [model.evaluated.table.ranks(direction) for model in models] for direction in Direction}
     chosen = {direction: choose(ranks[direction], pairs, NUM_QUERIES) for direction in Direction}
     ours, base = pairs[0]
     return templates.render(
@@ -198,9 +196,9 @@ def _pairs(models: Sequence[ModelResults]) -> list[tuple[int, int]]:
 def _shown_images(models: Sequence[ModelResults], chosen: dict[Direction, list[int]]) -> list[int]:
     """The indices of the images on the page, ascending."""
     by_caption = chosen[Direction.IMAGE]
-    shown = {*chosen[Direction.TEXT], *models[0].table.caption_image[by_caption].tolist()}
+    shown = {*chosen[Direction.TEXT], *models[0].evaluated.table.caption_image[by_caption].tolist()}
     for model in models:
-        shown.update(model.saved.top[Direction.IMAGE].candidate_QK[by_caption, :NUM_ANSWERS].ravel().tolist())
+        shown.update(model.evaluated.top[Direction.IMAGE].candidate_QK[by_caption, :NUM_ANSWERS].ravel().tolist())
     return sorted(shown)
 
 
@@ -216,14 +214,14 @@ def _embedded(corpus: Corpus, images: Sequence[int], track: Track) -> dict[int, 
 
 
 def _queries(models: Sequence[ModelResults], chosen: dict[Direction, list[int]]) -> Iterator[Query]:
-    table = models[0].table
+    table = models[0].evaluated.table
     for direction, _ in TITLES:
         for query in chosen[direction]:
             columns = [
                 ModelColumn(
                     model.label,
-                    [int(model.table.ranks(direction)[query])],
-                    first_answers(table, model.saved, direction, query),
+                    [int(model.evaluated.table.ranks(direction)[query])],
+                    first_answers(table, model.evaluated, direction, query),
                 )
                 for model in models
             ]

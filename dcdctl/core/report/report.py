@@ -1,12 +1,12 @@
 """The data of a report: runs and evaluations read from their folders.
 
-What a folder lacks is a `MissingPart` with the command that adds it. Results that cannot be compared are an error.
+What a folder lacks is listed with the command that adds it. Results that cannot be compared are an error.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 from dcdctl.core import artifacts, evaluation
 from dcdctl.core.bench import QueryTimes, read_times
-from dcdctl.core.config import flatten
 from dcdctl.core.data import CORPUS_FILE, Corpus
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.evaluation import CASCADE_FILES, Evaluation, RankComparison, RankTable, SavedEvaluation
+from dcdctl.core.evaluation import CASCADE_FILES, Evaluation, RankComparison, SavedEvaluation
 from dcdctl.core.places import shown
 from dcdctl.core.training import Run, command_of
 
@@ -32,20 +31,21 @@ class ModelResults:
     """Unique in a report."""
     role: Role
     folder: Path
-    saved: SavedEvaluation
+    saved: SavedEvaluation | None
+    """None for a run that was not evaluated."""
     times: QueryTimes | None
     comparison: RankComparison | None = None
     """With the baseline."""
 
     @property
     def result(self) -> Evaluation | None:
-        return self.saved.evaluation
+        return None if self.saved is None else self.saved.evaluation
 
     @property
-    def table(self) -> RankTable:
-        """The ranks of a model of `Report.answering`, or of another one that has them."""
-        assert self.saved.table is not None
-        return self.saved.table
+    def evaluated(self) -> SavedEvaluation:
+        """The evaluation of a model of `Report.evaluated`."""
+        assert self.saved is not None
+        return self.saved
 
     @property
     def is_cascade(self) -> bool:
@@ -84,28 +84,13 @@ class Training:
         """The command line that trains such a run."""
         return command_of(self.facts)
 
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """Every field of the recipe by its dotted name."""
-        return flatten(self.facts["recipe"])
-
-
-@dataclass(frozen=True)
-class MissingPart:
-    """A part that a report or a model card leaves out, and the command that adds it."""
-
-    what: str
-    command: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: `{self.command}`"
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Report:
     models: tuple[ModelResults, ...]
     trainings: tuple[Training, ...]
-    missing: tuple[MissingPart, ...]
+    missing: Mapping[str, str]
+    """What a folder lacks, and the command that adds it."""
     corpus: Corpus | None
     """The source of the images."""
 
@@ -127,9 +112,9 @@ class Report:
         return next((model.result for model in self.models if model.result is not None), None)
 
     @cached_property
-    def answering(self) -> tuple[ModelResults, ...]:
-        """The models whose first ten answers are known."""
-        return tuple(model for model in self.models if model.saved.top)
+    def evaluated(self) -> tuple[ModelResults, ...]:
+        """The models that were evaluated."""
+        return tuple(model for model in self.models if model.saved is not None)
 
 
 def read_report(
@@ -165,34 +150,28 @@ def read_report(
     evaluation.check_comparable(
         [(model.folder, model.result) for model in models if model.result is not None], "report them apart"
     )
-    report = Report(models=tuple(models), trainings=trainings, missing=(), corpus=None)
+    report = Report(models=tuple(models), trainings=trainings, missing={}, corpus=None)
     report = replace(report, models=_with_teacher_times(report))
     corpus = None if report.result is None else open_corpus(report.result, data)
-    missing = [part for model in report.models for part in _missing_of_model(model, report)]
-    missing += [
-        MissingPart(f"training curves of {training.label}", shlex.join(training.command))
-        for training in trainings
-        if not training.metrics
-    ]
+    missing = {what: command for model in report.models for what, command in _missing_of_model(model)}
     if corpus is None and report.result is not None:
-        missing.append(MissingPart("images", _command("report", *map(str, runs), "--data", "DIR")))
-    return replace(report, models=_compared(report), missing=tuple(missing), corpus=corpus)
+        missing["images"] = _command("report", *map(str, runs), "--data", "DIR")
+    return replace(report, models=_compared(report), missing=missing, corpus=corpus)
 
 
 def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
     """The model of a folder, and the cascade that starts from it."""
-    alone, cascaded = SavedEvaluation.load(folder), SavedEvaluation.load(folder, CASCADE_FILES)
+    alone, cascaded = SavedEvaluation.find(folder), SavedEvaluation.find(folder, CASCADE_FILES)
     times = read_times(folder / "bench.json", "student")
-    cascade = cascaded.evaluation
-    is_empty = (alone.evaluation, alone.table, times, cascade) == (None,) * 4
-    if is_empty and not (folder / "run.json").exists():
+    if (alone, cascaded, times) == (None, None, None) and not (folder / "run.json").exists():
         raise artifacts.other_folder_error(folder, "run or an evaluation") or MissingError(
             f"{folder} holds nothing to show: neither a run (run.json) nor an evaluation (result.json)",
             hint=f"`dcdctl eval REF --data DIR --out {shlex.quote(str(folder))}` makes it an evaluation of any model",
         )
     model = ModelResults(label=label, role=role, folder=folder, saved=alone, times=times)
-    if cascade is None:
+    if cascaded is None:
         return [model]
+    cascade = cascaded.evaluation
     reranker = "re-ranked" if cascade.reranker is None else Path(cascade.reranker).name
     return [
         model,
@@ -239,12 +218,12 @@ def _with_teacher_times(report: Report) -> tuple[ModelResults, ...]:
 def _compared(report: Report) -> tuple[ModelResults, ...]:
     """The models, each with its comparison to the baseline."""
     base = report.of_role("baseline")
-    if base is None or base.saved.table is None:
+    if base is None or base.saved is None:
         return report.models
     return tuple(
         model
-        if model is base or model.saved.table is None
-        else replace(model, comparison=evaluation.compare_ranks([model.table], [base.table]))
+        if model is base or model.saved is None
+        else replace(model, comparison=evaluation.compare_ranks([model.saved.table], [base.saved.table]))
         for model in report.models
     )
 
@@ -266,34 +245,17 @@ def open_corpus(result: Evaluation, data: Path | None) -> Corpus | None:
     )
 
 
-def _missing_of_model(model: ModelResults, report: Report) -> list[MissingPart]:
-    """What an evaluation lacks."""
-    first, result, saved, teacher = report.result, model.result, model.saved, report.of_role("teacher")
-    data, split = ("DIR", "test") if first is None else (first.data, first.split)
-    ref = str(model.folder) if result is None else result.model
-    evaluate = ["eval", ref, "--data", data, "--split", split]
-    if model.is_cascade and result is not None:
-        depths = sorted({0, result.protocol.depth or 0, *(part.depth for part in result.depths)})
-        evaluate += ["--rerank", result.reranker or "REF", "--depth", ",".join(map(str, depths))]
-    elif ref != str(model.folder):
-        evaluate += ["--out", str(model.folder)]
-    lacks = {
-        "results": result is None,
-        "ranks of each query": result is not None and saved.table is None,
-        "scores and first answers": saved.table is not None and not saved.top,
-        "time of re-ranking": result is not None
-        and model.is_cascade
-        and (not result.reranked or result.dual_query_ms is None),
-    }
-    missing = [
-        MissingPart(f"{what} of {model.label}", _command(*evaluate)) for what, is_lacking in lacks.items() if is_lacking
-    ]
-    # A teacher is timed together with a student.
-    if model.times is None and model is not teacher and not model.is_cascade:
-        timed = "REF" if teacher is None else str(teacher.folder) if teacher.result is None else teacher.result.model
-        command = _command("bench", str(model.folder), "--teacher", timed, "--data", data)
-        missing.append(MissingPart(f"times of {model.label}", command))
-    return missing
+def _missing_of_model(model: ModelResults) -> Iterator[tuple[str, str]]:
+    """What an evaluation lacks, and the command that adds it."""
+    folder, result = str(model.folder), model.result
+    if result is None:
+        yield f"results of {model.label}", _command("eval", folder, "--data", "DIR")
+    elif model.is_cascade and (not result.reranked or result.dual_query_ms is None):
+        words = ["eval", folder, "--data", "DIR", "--rerank", "REF", "--depth", "0,5,10"]
+        yield f"time of re-ranking of {model.label}", _command(*words)
+    # A teacher is timed together with a student, and a cascade by its evaluation.
+    elif model.times is None and model.role != "teacher" and not model.is_cascade:
+        yield f"times of {model.label}", _command("bench", folder, "--teacher", "REF", "--data", "DIR")
 
 
 def _command(*words: str) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
-from dcdctl.core.errors import MissingError
 from dcdctl.core.evaluation import (
     ALPHA,
     CASCADE_FILES,
@@ -228,11 +227,8 @@ def _row(
     name: str, folders: Sequence[Path], times: QueryTimes | None, teacher_ms: float | None, is_pool: bool
 ) -> StudyRow:
     is_cascade = name == CASCADE
-    names = CASCADE_FILES if is_cascade else MODEL_FILES
-    evaluations = [
-        (is_pool and read_pool(folder)) or _read_evaluation(SavedEvaluation.load(folder, names)) for folder in folders
-    ]
-    results, tables = zip(*evaluations, strict=True) if evaluations else ((), ())
+    read = [_read(folder, is_cascade=is_cascade, is_pool=is_pool) for folder in folders]
+    results, tables = zip(*read, strict=True) if read else ((), ())
     query_ms = None if times is None else times.query_ms
     # The benchmark of a study times single models; the evaluation of a cascade times its query.
     if is_cascade and all(result.reranked for result in results):
@@ -248,13 +244,13 @@ def _row(
     )
 
 
-def _read_evaluation(saved: SavedEvaluation) -> tuple[Evaluation, RankTable]:
-    """An evaluation and its ranks. MissingError for a folder without them: means over different numbers of seeds
-    cannot be compared."""
-    if saved.evaluation is None or saved.table is None:
-        raise MissingError(
-            f"{saved.folder} has no evaluation with ranks", hint=f"`dcdctl eval {saved.folder} --data DIR` makes one"
-        )
+def _read(
+    folder: Path, *, is_cascade: bool, is_pool: bool
+) -> tuple[Evaluation, RankTable] | tuple[PoolEvaluation, Agreements]:
+    """An evaluation, and its ranks or its agreement query by query. InputError for a folder without it."""
+    if is_pool and (of_pool := read_pool(folder)) is not None:
+        return of_pool
+    saved = SavedEvaluation.load(folder, CASCADE_FILES if is_cascade else MODEL_FILES)
     return saved.evaluation, saved.table
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from typing import Any
-
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import LEVEL, RECALL_NAMES, Estimate
 from dcdctl.core.report.report import ModelResults, Report
@@ -21,11 +17,6 @@ def result_tables(report: Report) -> list[Table]:
     return [
         table for table in (_quality(report), _by_label(report), _differences(report), _speed(report)) if table.rows
     ]
-
-
-def run_tables(report: Report) -> list[Table]:
-    """The tables about the runs that have rows."""
-    return [table for table in (_runs(report), _recipes(report)) if table.rows]
 
 
 def _quality(report: Report) -> Table:
@@ -129,56 +120,6 @@ def shown_ratio(ratio: float) -> str:
     ('510', '1.3')
     """
     return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
-
-
-def _runs(report: Report) -> Table:
-    """Command, seed and versions of each training."""
-    trainings = report.trainings
-    facts = {
-        "trained by": [training.facts["what"] for training in trainings],
-        "seed": [str(training.facts["seed"]) for training in trainings],
-        **_transposed(
-            [{f"version: {name}": text for name, text in training.facts["versions"].items()} for training in trainings]
-        ),
-    }
-    rows = tuple((name, *values) for name, values in facts.items() if any(value != NOTHING for value in values))
-    return Table(
-        "Runs",
-        ("fact", *(training.label for training in trainings)),
-        rows if trainings else (),
-    )
-
-
-def _recipes(report: Report) -> Table:
-    """The fields in which the recipes differ; all fields of a single recipe."""
-    table = _transposed(
-        [{name: _value(value) for name, value in training.recipe.items()} for training in report.trainings]
-    )
-    rows = tuple(
-        (name, *table[name]) for name in sorted(table) if len(set(table[name])) > 1 or len(report.trainings) == 1
-    )
-    same = len(table) - len(rows)
-    return Table(
-        f"Recipes: the fields that differ; {same} fields are equal in all recipes",
-        ("field", *(training.label for training in report.trainings)),
-        rows,
-    )
-
-
-def _transposed(columns: Iterable[dict[str, str]]) -> dict[str, list[str]]:
-    """For each name in any column, its values by column."""
-    columns = list(columns)
-    # Not a set: rows keep the order of the first run.
-    names = dict.fromkeys(name for column in columns for name in column)
-    return {name: [column.get(name, NOTHING) for column in columns] for name in names}
-
-
-def _value(value: Any) -> str:
-    """A value as in a recipe."""
-    if isinstance(value, str):
-        # An empty cell would look like a field that the recipe lacks.
-        return value or '""'
-    return NOTHING if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _name(model: ModelResults) -> str:

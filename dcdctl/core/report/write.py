@@ -36,7 +36,6 @@ def write_report_page(path: Path, report: Report, track: Track = silent) -> None
         score_charts=[score_charts[direction] for direction, _ in TITLES if score_charts[direction]],
         training_charts=charts.training_curves(report),
         commands=[(training.label, shlex.join(training.command)) for training in report.trainings],
-        runs=tables.run_tables(report),
         gallery=gallery.make_gallery(report, charts.colors(report), track),
     )
 
@@ -100,14 +99,14 @@ def write_markdown(path: Path, report: Report) -> None:
     """Write the facts, the tables, the commands and the missing parts as Markdown."""
     facts = [f"- {name}: {_plain(value)}" for name, value in facts_of(report)]
     missing = (
-        ["## Left out", "", *(f"- {_plain(part.what)}: `{part.command}`" for part in report.missing)]
+        ["## Left out", "", *(f"- {_plain(what)}: `{command}`" for what, command in report.missing.items())]
         if report.missing
         else []
     )
     commands = [f"- {_plain(training.label)}: `{shlex.join(training.command)}`" for training in report.trainings]
     if commands:
         commands = ["## Commands", "", *commands, ""]
-    all_tables = map(_markdown_table, [*tables.result_tables(report), *tables.run_tables(report)])
+    all_tables = map(_markdown_table, tables.result_tables(report))
     lines = ["# Report", "", *map(_plain, headline(report)), "", *facts, "", *all_tables, *commands, *missing]
     files.write_text(path, "\n".join(lines).rstrip("\n") + "\n")
 
@@ -122,8 +121,7 @@ def write_csv(path: Path, report: Report) -> None:
 def report_document(report: Report) -> dict[str, object]:
     """The numbers of a report for JSON, with the names of the CSV file, and what is left out, with the command that
     adds it."""
-    left_out = [{"what": part.what, "command": part.command} for part in report.missing]
-    return {"models": [_row(model) for model in report.models], "left_out": left_out}
+    return {"models": [_row(model) for model in report.models], "left_out": dict(report.missing)}
 
 
 def _markdown_table(table: Table) -> str:
