@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dcdctl.cli import options
 from dcdctl.cli.completion import complete_split
-from dcdctl.cli.declare import Ref, Refs, assignments, many, optional_ref, path
+from dcdctl.cli.declare import Ref, assignments, optional_ref, path
 from dcdctl.cli.views.scoring import show_estimate, show_workload
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_tables
 
@@ -19,18 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyArguments(options.Training):
-    """A start, its teachers, and the data to study them on."""
+    """A start, its teacher, and the data to study them on."""
 
     recipe: options.RecipeArgument
-    teachers: Annotated[
-        Refs,
-        options.reads_model(
-            "--teacher",
-            "Fusion scorer, whose scores are cached, or dual encoder, which needs no cache; repeatable.",
-            "REF",
-        ),
-        list[str],
-    ]
+    teacher: options.Teacher
     data: options.Data
     out: options.Out
     _: KW_ONLY
@@ -67,7 +59,7 @@ class StudyArguments(options.Training):
         return StudyJob(
             recipe=options.named(self.recipe),
             start=optional_ref(self.start),
-            teachers=many(self.teachers),
+            teacher=os.fspath(self.teacher),
             data=path(self.data),
             out=path(self.out),
             sets=sets or (),

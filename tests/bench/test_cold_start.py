@@ -31,11 +31,8 @@ def times(pair):
     return cold_start.run("teacher", pair, CONFIG, DEVICE)
 
 
-def test_the_total_is_start_import_load_and_first_answer(times):
-    parts = (times.start_s, times.import_s, times.load_s, times.first_answer_s)
-    assert times.total_s == pytest.approx(sum(parts), abs=0.01)
+def test_the_total_is_no_less_than_the_work_of_one_thread(times):
     assert 0 < times.processor_s < 2 * times.total_s  # some of the work runs on two threads
-    assert min(parts) > 0
 
 
 def test_memory_is_that_of_the_process_on_a_cpu(times):
@@ -53,10 +50,10 @@ def test_peak_memory_is_that_of_the_process_and_not_of_its_parent(times):
 
 def test_the_median_is_taken_per_field():
     first = ColdStartTimes(**{field.name: 1.0 for field in dataclasses.fields(ColdStartTimes)})
-    second = dataclasses.replace(first, load_s=3.0, cuda_peak_mib=None)
-    third = dataclasses.replace(first, load_s=2.0, total_s=9.0)
+    second = dataclasses.replace(first, processor_s=3.0, cuda_peak_mib=None)
+    third = dataclasses.replace(first, processor_s=2.0, total_s=9.0)
     median = cold_start._median([first, second, third])
-    assert (median.load_s, median.total_s, median.cuda_peak_mib) == (2.0, 1.0, None)
+    assert (median.processor_s, median.total_s, median.cuda_peak_mib) == (2.0, 1.0, None)
 
 
 def test_a_process_that_fails_is_an_error_with_its_last_message(pair, monkeypatch):

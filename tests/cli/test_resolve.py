@@ -162,7 +162,6 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--image": [Mistake("ABSENT", r"ABSENT does not exist", "text=UNSET")],
     "--protocol": [Mistake("absent", r"protocol.*absent.*; .*auto, whole")],
     "--depth": [Mistake("x", r"'x' is not a list of whole numbers", "--rerank=FUSION", code=2)],
-    "--license": [Mistake("No Name", r"--license .*No Name.*; for example apache-2.0")],
     "--push-to-hub": [Mistake("absent", r"--push-to-hub .*absent.*OWNER/NAME")],
     "--allow-host": [Mistake("a b", r"allowed.host.*a b")],
     "--host": [Mistake("192.0.2.1", r"192\.0\.2\.1.*; .*--host")],

@@ -16,7 +16,6 @@ def load(ref, overrides, saved):
     return load_dual(ref + "/inner", overrides)
 
 family = ("dual", load)
-wrong_kind = ("fusion", load)
 no_pair = 3
 """
 
@@ -72,23 +71,12 @@ def test_a_package_does_not_hide_a_family_of_dcdctl(install, dual, tmp_path):
     [
         (
             "absent_family:family",
-            "the package dcdctl-birds brings birds, but absent_family:family cannot be imported .ModuleNotFoundError",
+            "the package dcdctl-birds brings birds, but absent_family:family cannot be used .ModuleNotFoundError",
         ),
-        (
-            "birds_family:no_pair",
-            "the package dcdctl-birds brings birds, but birds_family:no_pair is 3, expected a kind and a function",
-        ),
-        ("birds_family:wrong_kind", "the package dcdctl-birds loads .* as dual, and declares fusion"),
+        ("birds_family:no_pair", "birds, but birds_family:no_pair cannot be used .TypeError"),
     ],
 )
 def test_an_error_of_a_package_names_it(value, message, install, folder):
     install("dcdctl-birds", {"birds": value})
     with pytest.raises(ModelError, match=message):
-        models.load(folder)
-
-
-def test_two_packages_with_one_family_are_named(install, folder):
-    install("dcdctl-birds", {"birds": "birds_family:family"})
-    install("dcdctl-more-birds", {"birds": "birds_family:family"})
-    with pytest.raises(ModelError, match="several packages bring birds: dcdctl-birds, dcdctl-more-birds"):
         models.load(folder)

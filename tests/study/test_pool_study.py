@@ -65,7 +65,7 @@ def job(folder: Path, out: Path, teacher: str, train_split: str = "unpaired", **
     return StudyJob(
         recipe=str(folder / "recipe.toml"),
         start=str(folder / "clip"),
-        teachers=(str(folder / teacher),),
+        teacher=str(folder / teacher),
         data=folder / "data",
         out=out,
         seeds=(0, 1),

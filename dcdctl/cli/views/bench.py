@@ -14,14 +14,6 @@ if TYPE_CHECKING:
 NOT_TIMED = "-"
 INTERVAL = "(low-high): 95 % of bootstrap resamples of the repeats"
 EXTRAPOLATED = "~ extrapolated: measured rate x count"
-FIRST_QUERY = {
-    "first query of a fresh process": ["total_s"],
-    "- interpreter and imports": ["start_s", "import_s"],
-    "- loading the model": ["load_s"],
-    "- first answer": ["first_answer_s"],
-    "- CPU time of these": ["processor_s"],
-}
-"""Rows of the first query: the fields of `FirstQuery` that each adds."""
 Row = Sequence[str]
 
 
@@ -88,8 +80,8 @@ def _footprint(times: ModelTimes) -> dict[str, str]:
         cells[f"index of a million images, {dtype}"] = byte_size(footprint.index_bytes_per_million_images[dtype])
     if times.first_query is not None:
         median = times.first_query.median
-        for label, parts in FIRST_QUERY.items():
-            cells[label] = seconds(sum(getattr(median, part) for part in parts))
+        cells["first query of a fresh process"] = seconds(median.total_s)
+        cells["- CPU time of it"] = seconds(median.processor_s)
         gpu = "" if median.cuda_peak_mib is None else f", GPU {median.cuda_peak_mib:,.0f} MiB"
         cells["peak memory of that process"] = f"{median.rss_peak_mib:,.0f} MiB{gpu}"
     return cells

@@ -34,11 +34,7 @@ try:
     import resource
 except ImportError:  # not a POSIX system
     resource = None  # type: ignore[assignment]
-# The clock is read before anything else is imported.
-_SCRIPT = (
-    "import json, sys, time; begun = time.time(); from dcdctl.core.bench import cold_start; "
-    "cold_start.answer(begun, *json.loads(sys.argv[1]))"
-)
+_SCRIPT = "import json, sys; from dcdctl.core.bench import cold_start; cold_start.answer(*json.loads(sys.argv[1]))"
 
 
 def measure(pair: ModelPair, config: BenchConfig, device: torch.device, track: Track = silent) -> dict[str, FirstQuery]:
@@ -80,16 +76,15 @@ def run(name: str, pair: ModelPair, config: BenchConfig, device: torch.device) -
 
 
 def _median(processes: Sequence[ColdStartTimes]) -> ColdStartTimes:
-    """The median of each field; so the parts of a total may come from different processes."""
+    """The median of each field."""
     parts: dict[str, list[Any]] = {name: [asdict(times)[name] for times in processes] for name in asdict(processes[0])}
     return build(ColdStartTimes, {name: None if None in values else median(values) for name, values in parts.items()})
 
 
 def answer(
-    begun: float, started: float, name: str, pair_table: dict[str, Any], config_table: dict[str, Any], device_name: str
+    started: float, name: str, pair_table: dict[str, Any], config_table: dict[str, Any], device_name: str
 ) -> None:
     """Run in a fresh process: load, encode, answer, and write `ColdStartTimes` to stdout as one line of JSON."""
-    imported = time.time()
     pair, config, device = build(ModelPair, pair_table), build(BenchConfig, config_table), devices.choose(device_name)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -100,10 +95,6 @@ def answer(
     with torch.inference_mode(), Compute(device=device, precision=config.precision).forward_pass():
         first, first_worked = _answer(model, corpus, config, device)
     parts = {
-        "start_s": begun - started,
-        "import_s": imported - begun,
-        "load_s": loaded - imported,
-        "first_answer_s": first,
         "total_s": loaded - started + first,
         "processor_s": worked + first_worked,
         "rss_peak_mib": peak_rss_mib(),

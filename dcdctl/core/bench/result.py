@@ -52,15 +52,9 @@ class Footprint:
 class ColdStartTimes:
     """Time and memory of one process."""
 
-    start_s: float
-    """From the start by the parent process to the first line of Python."""
-    import_s: float
-    load_s: float
-    """To load the model and move it to its device."""
-    first_answer_s: float
-    """To tokenize and encode a caption, and to rank all encoded images for the first ten."""
     total_s: float
-    """Start, import, load and first answer."""
+    """From the start by the parent process: imports, loading the model, tokenizing and encoding a caption, and ranking
+    all encoded images for the first ten."""
     processor_s: float
     """CPU seconds of that, over all threads; the rest was waiting for files or for other processes."""
     rss_peak_mib: float

@@ -168,7 +168,7 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
     overrides = models.parse_overrides(job.model_sets)
     rerank_overrides = models.parse_overrides(job.rerank_sets, RERANK_SET)
     if job.loaded is None:
-        _check_model(job.model, overrides)
+        models.check_ref(job.model, overrides)
     elif overrides:
         raise ConfigError(
             "settings are for a model that is loaded by its name, and this one is in memory",
@@ -201,18 +201,6 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
     for path in filter(None, (folder, job.compute.features)):
         files.check_output_folder(path)
     return options, folder
-
-
-def _check_model(ref: str, overrides: dict[str, Any]) -> None:
-    """ModelError for a reference that names no model; a run that is not there may have to be made first."""
-    try:
-        models.check_ref(ref, overrides)
-    except ModelError as error:
-        if Path(ref).exists():
-            raise
-        raise ModelError(
-            error.args[0], hint=f"make a run with `dcdctl distill`; {error.hint}".removesuffix("; ")
-        ) from error
 
 
 def run_evaluation(

@@ -24,17 +24,8 @@ _REBUILDERS = {
     ("collections", "OrderedDict"),
 }
 # Placeholders would make these harmless too. A checkpoint that names them is refused because weights never need them.
-_HOSTILE_MODULES = {
-    *("os", "posix", "nt", "sys", "subprocess", "_posixsubprocess", "commands", "shutil", "pty", "signal"),
-    *("importlib", "_frozen_importlib", "imp", "runpy", "pkgutil", "code", "codeop", "ctypes", "_ctypes"),
-    *("pdb", "bdb", "timeit", "trace", "profile", "cProfile", "doctest", "pydoc"),
-    *("pip", "ensurepip", "venv", "setuptools", "socket", "_socket", "webbrowser", "pickle", "_pickle", "marshal"),
-}
-_BUILTINS = {"builtins", "__builtin__", "io", "_io"}
-_HOSTILE_BUILTINS = {
-    *("eval", "exec", "execfile", "compile", "__import__", "open", "file", "input", "breakpoint"),
-    *("getattr", "setattr", "delattr", "globals", "locals", "vars", "apply"),
-}
+_HOSTILE_MODULES = {"os", "posix", "nt", "sys", "subprocess", "shutil", "importlib", "runpy", "ctypes", "socket"}
+_HOSTILE_BUILTINS = {"eval", "exec", "compile", "__import__", "open", "getattr", "setattr"}
 
 
 def check_complete(source: object, missing: Iterable[str], what: str) -> None:
@@ -110,9 +101,8 @@ class _InertUnpickler(pickle.Unpickler):
         if (module, name) in _REBUILDERS:
             return super().find_class(module, name)
         # A dotted name may lead from one module to another.
-        *namespaces, last = name.split(".")
-        namespaces.append(module.partition(".")[0])
-        is_builtin = last in _HOSTILE_BUILTINS and not _BUILTINS.isdisjoint(namespaces)
+        *namespaces, last = module.partition(".")[0], *name.split(".")
+        is_builtin = last in _HOSTILE_BUILTINS and not {"builtins", "__builtin__", "io"}.isdisjoint(namespaces)
         if is_builtin or not _HOSTILE_MODULES.isdisjoint(namespaces):
             raise _HostileError(f"{module}.{name}")
         return type(name, (_Inert,), {"__module__": __name__})

@@ -42,20 +42,20 @@ def _quality(report: Report) -> Table:
 
 def _by_label(report: Report) -> Table:
     measured = [(_name(model), model.result) for model in report.models if model.result is not None]
-    by_label = _transposed(
-        [
-            {
-                f"{label}: {name}": f"{recalls['R@1']:.1f}"
-                for label, groups in result.image_recalls_by_label.items()
-                for name, recalls in groups.items()
-            }
-            for _, result in measured
-        ]
-    )
+    columns = [
+        {
+            f"{label}: {name}": f"{recalls['R@1']:.1f}"
+            for label, groups in result.image_recalls_by_label.items()
+            for name, recalls in groups.items()
+        }
+        for _, result in measured
+    ]
+    # Not a set: rows keep the order of the first model.
+    names = dict.fromkeys(name for column in columns for name in column)
     return Table(
         "Image R@1 by source and language of the caption",
         ("captions", *(name for name, _ in measured)),
-        tuple((name, *values) for name, values in by_label.items()),
+        tuple((name, *(column.get(name, NOTHING) for column in columns)) for name in names),
     )
 
 

@@ -40,7 +40,7 @@ BENCH = BenchConfig(
 AGAINST = "against"
 """The folder of a fusion teacher's scores of a pool that is evaluated."""
 PARTS = ("cache", AGAINST, "evaluations", "runs")
-"""The folders of results, without the caches of further teachers."""
+"""The folders of results."""
 NEXT = "name another folder with --out"
 
 
@@ -50,7 +50,7 @@ class StudyJob:
 
     recipe: str | Recipe
     """A recipe of a dual or late student with a loss that has a teacher."""
-    teachers: Sequence[str]
+    teacher: str
     data: Path
     out: Path
     start: str | None = None
@@ -58,7 +58,7 @@ class StudyJob:
     sets: Sequence[str] = ()
     """Recipe fields to override."""
     model_set: Sequence[str] = ()
-    """Settings that the teachers' files lack."""
+    """Settings that the teacher's files lack."""
     seeds: tuple[int, ...] = (0, 1, 2)
     train_split: str = "train"
     split: str = "test"
@@ -95,7 +95,7 @@ class StudyPlan:
     caches: Mapping[Path, str]
     """The teacher of each cache."""
     reranker: str | None
-    """The fusion teacher that re-ranks; None if all teachers encode items once."""
+    """The teacher, if it is a fusion teacher, which re-ranks."""
     corpus: Corpus
     """The evaluated split."""
     settings: dict[str, Any]
@@ -115,12 +115,7 @@ class StudyPlan:
         """What the models of a pool are compared with: a dual teacher, or the cache of a fusion teacher."""
         if not self.corpus.is_pool:
             return None
-        return self.job.teachers[0] if self.reranker is None else str(self.job.out / AGAINST)
-
-    @property
-    def teacher(self) -> str:
-        """The teacher that is timed and may be evaluated."""
-        return self.reranker or self.job.teachers[0]
+        return self.job.teacher if self.reranker is None else str(self.job.out / AGAINST)
 
     def inputs(self, variant: Variant) -> InputRefs:
         """What a training reads."""
@@ -164,36 +159,26 @@ def resolve(job: StudyJob) -> StudyPlan:
             f"--seeds must be different numbers of at least 0, got {','.join(map(str, job.seeds))}",
             hint="such as 0,1,2",
         )
-    if len(set(job.teachers)) < len(job.teachers):
-        raise ConfigError(f"--teacher names one model twice: {', '.join(job.teachers)}", hint="name each teacher once")
-    if not job.teachers:
-        raise ConfigError("a study needs a teacher", hint="name it with --teacher")
     models.check_ref(recipe.model.start, kind=recipe.model.start_kind)
-    kinds = {
-        ref: models.check_ref(ref, overrides) or ("dual" if models.is_dual(ref) else "fusion") for ref in job.teachers
-    }
-    fusions = [ref for ref in job.teachers if kinds[ref] == "fusion"]
-    # A dual encoder beside a fusion teacher is cached like it, unless the loss reads its vectors.
-    cached = [] if not fusions else fusions if recipe.loss.vector_terms else list(job.teachers)
-    caches = {
-        job.out / ("cache" if number == 1 else f"cache-{number}"): ref for number, ref in enumerate(cached, start=1)
-    }
+    kind = models.check_ref(job.teacher, overrides) or ("dual" if models.is_dual(job.teacher) else "fusion")
+    reranker = job.teacher if kind == "fusion" else None
+    caches = {} if reranker is None else {job.out / "cache": reranker}
     if caches:
         recipe.candidates.require_packages()
     corpora = [Corpus.open(job.data, split) for split in (job.train_split, job.split)]
-    _check_pool(job, corpora[1], has_fusion=bool(fusions))
+    _check_pool(job, corpora[1], has_fusion=reranker is not None)
     distilled = Variant(
         name=DISTILLED,
         sets=sets,
         caches=tuple(caches),
-        teachers=tuple(ref for ref in job.teachers if ref not in cached),
+        teachers=() if caches else (job.teacher,),
     )
     plan = StudyPlan(
         job=job,
         recipe=recipe,
         variants=(*([] if corpora[0].is_pool else _baselines(recipe, sets, tuple(caches))), distilled),
-        caches=caches | ({job.out / AGAINST: fusions[0]} if fusions and corpora[1].is_pool else {}),
-        reranker=fusions[0] if fusions else None,
+        caches=caches | ({job.out / AGAINST: reranker} if reranker is not None and corpora[1].is_pool else {}),
+        reranker=reranker,
         corpus=corpora[1],
         settings=_settings(job, recipe, corpora),
     )
@@ -285,7 +270,7 @@ def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> dict[
         "format": FORMAT,
         "recipe": {name: value for name, value in to_table(recipe).items() if name != "seed"},
         "start": {"ref": recipe.model.start, "digest": _digest(recipe.model.start)},
-        "teachers": [{"ref": ref, "digest": _digest(ref)} for ref in job.teachers],
+        "teachers": [{"ref": job.teacher, "digest": _digest(job.teacher)}],
         "model_set": list(job.model_set),
         "corpora": {corpus.split: corpus.fingerprint for corpus in corpora},
         "depth": job.depth,

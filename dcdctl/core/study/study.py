@@ -2,7 +2,7 @@
 
     OUT/settings.json                what the study is about; another study is refused (`plan`)
     OUT/evaluations/zero-shot        the start
-    OUT/cache                        the scores of a fusion teacher; cache-2, ... of further ones
+    OUT/cache                        the scores of a fusion teacher
     OUT/against                      the scores of a fusion teacher for a pool that is evaluated
     OUT/runs/fine-tuned-seed0        the recipe without the teacher's losses
     OUT/runs/fine-tuned-random-seed0 the same, with the batches of a training that has no cache
@@ -122,7 +122,7 @@ def make_steps(plan: StudyPlan) -> list[Step]:
         if variant.name == DISTILLED and plan.reranker is not None and plan.against is None:
             steps.append(_cascade_step(plan, seed, folder))
     if plan.job.with_teacher:
-        steps.append(_evaluation_step(plan, TEACHER, plan.teacher, plan.job.model_set))
+        steps.append(_evaluation_step(plan, TEACHER, plan.job.teacher, plan.job.model_set))
     # Last, because it times a model that an earlier step has trained.
     timed = plan.run_folder(DISTILLED, plan.job.seeds[0])
     is_done = partial(_is_timed, plan, timed)
@@ -197,7 +197,7 @@ def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
     scoring, job = plan.job.scoring, plan.job
     overrides = models.parse_overrides(job.model_set)
     size = plan.corpus.num_images
-    pair = ModelPair(teacher=plan.teacher, student=str(folder), overrides=overrides, data=job.data, split=job.split)
+    pair = ModelPair(teacher=plan.job.teacher, student=str(folder), overrides=overrides, data=job.data, split=job.split)
     try:
         compare_saved(
             pair,
@@ -234,7 +234,7 @@ def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) ->
 
 def _is_timed(plan: StudyPlan, folder: Path) -> bool:
     times = read_times(folder / "bench.json", "teacher")
-    return times is not None and (times.teacher_model, times.num_images) == (plan.teacher, plan.corpus.num_images)
+    return times is not None and (times.teacher_model, times.num_images) == (plan.job.teacher, plan.corpus.num_images)
 
 
 def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
@@ -289,7 +289,7 @@ def _facts(plan: StudyPlan) -> list[tuple[str, str]]:
     return [
         ("recipe", " ".join([str(job.recipe), *(f"--set {line}" for line in job.sets)])),
         ("start", plan.recipe.model.start),
-        ("teacher", ", ".join(job.teachers)),
+        ("teacher", job.teacher),
         ("trained on", f"{job.train_split} of {shown(job.data)}"),
         ("measured on", f"{corpus.split}: {corpus.num_images:,} images, {corpus.num_captions:,} captions"),
         ("seeds", ", ".join(map(str, job.seeds))),
@@ -301,8 +301,8 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
     several = len(plan.job.seeds) > 1
     if plan.against is not None:
         yield (
-            f"Agreement with {plan.teacher}: how near its order of candidates the model's is. It favors models that "
-            "learned from that teacher, and does not say how good the teacher is (docs/metrics.md)."
+            f"Agreement with {plan.job.teacher}: how near its order of candidates the model's is. It favors models "
+            "that learned from that teacher, and does not say how good the teacher is (docs/metrics.md)."
         )
     if plan.variants[0].name == DISTILLED:
         yield "There is no fine-tuned baseline: nothing can be learned from a pool without a teacher."

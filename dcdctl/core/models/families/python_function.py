@@ -2,8 +2,7 @@
 user, and it runs.
 
 `module:function` takes a list of P PIL images (RGB) and a list of P captions, and returns P numbers, higher is better.
-`module:Class`, or a function without parameters, makes an object with such a `score`; the object may have `version`,
-`fingerprint` and `pairs_per_batch`.
+`module:Class` makes an object with such a `score`, which may have `version`, `fingerprint` and `pairs_per_batch`.
 
 Shape letters: P pairs.
 """
@@ -29,7 +28,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess
 from dcdctl.core.models.overrides import read_overrides
 
-_REF = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_REF = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 FIND = "run the command in its folder, or install its package"
 EXAMPLE = "def score(images, texts): return one number per pair, higher is better"
 
@@ -110,7 +109,7 @@ def check(ref: str) -> None:
 def load(ref: str, table: Mapping[str, Any]) -> PythonScorer:
     """The scorer of module:function; `table` are the user's overrides. Imports the module, which runs its code.
 
-    ModelError if there is no such module or name, or if it is neither a scorer nor makes one.
+    ModelError if there is no such module, or if the name is no scorer.
     """
     overrides = read_overrides(table)
     if others := sorted(set(table) - {"max_text_len"}):
@@ -123,51 +122,19 @@ def load(ref: str, table: Mapping[str, Any]) -> PythonScorer:
         if not module_name.startswith(str(error.name)):
             raise  # an import of the user's module, whose traceback shows it
         raise ModelError(f"there is no Python module {module_name}", hint=FIND) from error
-    target = module
-    for part in name.split("."):
-        if not hasattr(target, part):
-            known = ", ".join(
-                sorted(each for each in vars(module) if callable(getattr(module, each)) and not each.startswith("_"))[
-                    :8
-                ]
-            )
-            raise ModelError(f"{module_name} has no {name}", hint=f"it has {known}" if known else EXAMPLE)
-        target = getattr(target, part)
-    scorer = _made(ref, target)
-    return PythonScorer(ref, scorer, _declared(ref, module, target, scorer), overrides.max_text_len or 0)
+    target = getattr(module, name, None)
+    scorer = target() if inspect.isclass(target) else target
+    if not callable(getattr(scorer, "score", scorer)):
+        raise ModelError(f"{ref} is no function or class of a scorer", hint=EXAMPLE)
+    return PythonScorer(ref, scorer, _declared(ref, module, scorer), overrides.max_text_len or 0)
 
 
-def _made(ref: str, target: Any) -> Any:
-    """A function of images and texts, or an object with `score`."""
-    if not inspect.isclass(target) and (callable(getattr(target, "score", None)) or _takes(target, 2)):
-        return target
-    if callable(target) and _takes(target, 0):
-        made = target()
-        if callable(getattr(made, "score", None)) or _takes(made, 2):
-            return made
-    raise ModelError(
-        f"{ref} neither takes images and texts nor makes an object with score(images, texts)", hint=EXAMPLE
-    )
-
-
-def _takes(target: Any, count: int) -> bool:
-    """Whether a call with this many positional arguments is possible."""
-    try:
-        inspect.signature(target).bind(*range(count))
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _declared(ref: str, module: Any, target: Any, scorer: Any) -> dict[str, Any]:
+def _declared(ref: str, module: Any, scorer: Any) -> dict[str, Any]:
     """What the digest of the scorer covers: the name, the source files of its module and class, and what it
     declares."""
     said = {name: str(getattr(scorer, name)) for name in ("name", "version", "fingerprint") if hasattr(scorer, name)}
-    modules = {
-        module,
-        inspect.getmodule(target),
-        inspect.getmodule(type(scorer)) if not inspect.isfunction(scorer) else None,
-    }
+    # A function or a class may come from another file than the module that names it.
+    modules = {module, inspect.getmodule(scorer if inspect.isfunction(scorer) else type(scorer))}
     paths = {Path(each.__file__) for each in modules if getattr(each, "__file__", None)}
     sources = sorted(files.sha256_of(path) for path in paths if path.suffix == ".py")
     if not sources and "fingerprint" not in said:

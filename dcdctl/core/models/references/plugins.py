@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import families
@@ -48,52 +48,23 @@ class Family:
     loader: Loader | None = None
 
     def load(self, ref: str, overrides: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Model:
-        """The model of a folder or Hub id; `saved` is dcdctl.json, None where there is no such file.
-
-        ModelError for a model of another kind than its package declares.
-        """
+        """The model of a folder or Hub id; `saved` is dcdctl.json, None where there is no such file."""
         load: Loader = self.loader or importlib.import_module(f"{families.__name__}.{self.file}").load
-        model = load(ref, overrides, saved)
-        # A query encoder is a dual encoder or a late-interaction model, without images.
-        if getattr(model, "kind", None) != self.kind != "query":
-            problem = (
-                f"the package {self.package} loads {ref} as {getattr(model, 'kind', type(model).__name__)}, and "
-                f"declares {self.kind}"
-            )
-            raise ModelError(problem, hint=f"report it to the authors of {self.package}")
-        return model
+        return load(ref, overrides, saved)
 
 
 def find(model_type: str) -> Family | None:
     """The family of another package; None if no package brings it. ModelError, which names the package, for one that
-    cannot be used."""
-    points = [point for point in entry_points(group=GROUP) if point.name == model_type]
-    if not points:
+    cannot be imported."""
+    # Of several packages that bring it, the first that Python finds.
+    point = next((point for point in entry_points(group=GROUP) if point.name == model_type), None)
+    if point is None:
         return None
-    if len(points) > 1:
-        raise ModelError(
-            f"several packages bring {model_type}: {', '.join(sorted(map(_package, points)))}",
-            hint="remove all but one",
-        )
-    (point,) = points
-    hint = f"update or remove {_package(point)}"
+    package = point.dist.name if point.dist is not None else point.value
     try:
-        family = point.load()
+        kind, loader = point.load()
     # The import of another package may fail in any way.
     except Exception as error:
-        problem = (
-            f"the package {_package(point)} brings {model_type}, but {point.value} cannot be imported "
-            f"({type(error).__name__}: {error})"
-        )
-        raise ModelError(problem, hint=hint) from error
-    if not (isinstance(family, tuple) and len(family) == 2 and family[0] in get_args(Kind) and callable(family[1])):
-        problem = (
-            f"the package {_package(point)} brings {model_type}, but {point.value} is {family!r}, expected a "
-            "kind and a function"
-        )
-        raise ModelError(problem, hint=hint)
-    return Family(family[0], package=_package(point), loader=family[1])
-
-
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.value
+        problem = f"the package {package} brings {model_type}, but {point.value} cannot be used ({error!r})"
+        raise ModelError(problem, hint=f"update or remove {package}") from error
+    return Family(kind, package=package, loader=loader)
