@@ -411,7 +411,7 @@ def stage(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-NOTHING_TO_CHECK = {"text", "--remove", "--wandb"}
+NOTHING_TO_CHECK = {"text", "--license", "--remove", "--wandb"}
 """Options that take any text. Numbers are compared with their limits by Typer."""
 PACKAGES = [
     ("cache-teacher", "--set=candidates.kind=lexical", "bm25s", "mine"),
