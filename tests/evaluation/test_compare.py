@@ -139,7 +139,7 @@ def test_image_retrieval_is_compared_in_each_language_of_the_captions(here, made
         assert [one["holm_p_value"] for one in tests] == holm([one["p_value"] for one in tests])
     shown = run_cli("base", "gain", "mixed", "--html", here / "page.html").stdout
     assert re.search(r"image R@1, en +│ +33.33 │ +66.67 │ +\+33.33", shown)
-    assert "image retrieval, en: p 1.0000 and " in shown
+    assert "image retrieval, en: p of both tests 1.0000 and " in shown
     assert "image R@1, de" in (here / "page.html").read_text()
 
 

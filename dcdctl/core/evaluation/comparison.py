@@ -326,7 +326,7 @@ def _details(comparison: Comparison, pairwise: PairwiseComparison) -> Table:
         for direction, shifts in pairwise.shifts.items()
     ]
     changes += [
-        f"image retrieval, {name}: p {' and '.join(_p(holm) for _, holm in _tests(one))}, adjusted (Holm)"
+        f"image retrieval, {name}: p of both tests {' and '.join(_p(holm) for _, holm in _tests(one))}, adjusted (Holm)"
         for name, one in languages
     ]
     return Table("", ["", base_name, name, "difference", f"{100 * LEVEL:g} % interval"], rows, "\n".join(changes))
