@@ -98,7 +98,6 @@ class Index(search.FolderIndex):
         self,
         metadata: Metadata | None = None,
         *,
-        columns: Sequence[str] | None = None,
         exif: bool = False,
         exif_place: bool = False,
         drop: Sequence[str] = (),
@@ -107,11 +106,10 @@ class Index(search.FolderIndex):
         """Set columns that conditions read, such as year and owner; nothing is embedded again. Its `notes` name images
         without values.
 
-        `metadata` names the image of each row in a column `image`, `image_id`, `path` or `filepath`; `columns` chooses
-        some of its columns. `exif` reads the date and the camera from the image files, `exif_place` also the place, and
-        `drop` removes columns.
+        `metadata` names the image of each row in a column `image`, `image_id`, `path` or `filepath`. `exif` reads the
+        date and the camera from the image files, `exif_place` also the place, and `drop` removes columns.
         """
-        given = Columns(metadata=metadata, columns=columns, exif=exif, exif_place=exif_place)
+        given = Columns(metadata=metadata, exif=exif, exif_place=exif_place)
         return self._change(Changes(columns=_column_changes(given, drop)), track=api.track(progress))
 
     def _change(self, changes: Changes, **how: Any) -> IndexChange:

@@ -13,7 +13,6 @@ import typer
 from dcdctl.cli.declare import Ref, optional_path, optional_ref, path
 from dcdctl.cli.options import (
     BatchSize,
-    ColumnNames,
     Device,
     Dims,
     Json,
@@ -23,7 +22,6 @@ from dcdctl.cli.options import (
     argument,
     computes,
     configures,
-    names_in,
     reads,
     reads_split,
     refuse,
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     from dcdctl.core.stores import Upload
 
 Metadata: TypeAlias = Ref | Sequence[Mapping[str, Any]] | Any
-"""Columns of images: a CSV, JSON lines or Parquet file; in Python also a table of pyarrow, a DataFrame of pandas, or a
+"""Columns of images: a CSV or Parquet file; in Python also a table of pyarrow, a DataFrame of pandas, or a
 list of dicts."""
 Settings: TypeAlias = "IndexConfig | None"
 
@@ -50,12 +48,11 @@ class Columns:
         Metadata | None,
         configures(
             "--metadata",
-            "Columns for conditions: CSV, JSON lines or Parquet with a column image and others, such as year.",
+            "Columns for conditions: CSV or Parquet with a column image and others, such as year.",
             "FILE",
         ),
         Path,
     ] = None
-    columns: ColumnNames = None
     exif: Annotated[bool, configures("--exif", "Read columns from the image files: taken, year and camera.")] = False
     exif_place: Annotated[bool, configures("--exif-place", "The same, and latitude and longitude.")] = False
 
@@ -67,7 +64,6 @@ class Columns:
         return ColumnChanges(
             drop=tuple(drop),
             metadata=path(metadata) if isinstance(metadata, str | os.PathLike) else metadata,
-            chosen=names_in(self.columns),
             exif=self.exif,
             place=self.exif_place,
         )

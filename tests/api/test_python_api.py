@@ -223,8 +223,8 @@ def test_an_index_is_built_changed_and_searched_in_place(own_index, tmp_path):
 
 def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tmp_path):
     rows = [{"image": "plain.png", "year": 2020, "owner": "<b>"}, {"image": "g.png", "year": 2021, "owner": "ann"}]
-    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    tables = [pa.Table.from_pylist(rows), pd.DataFrame(rows), rows, str(tmp_path / "m.jsonl")]
+    pd.DataFrame(rows).to_csv(tmp_path / "m.csv", index=False)
+    tables = [pa.Table.from_pylist(rows), pd.DataFrame(rows), rows, str(tmp_path / "m.csv")]
     for table in tables:
         change = own_index.set_columns(table)
         assert change.notes == (
@@ -233,8 +233,8 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
         assert own_index.values("year").drop_null().to_pylist() == [2021, 2020]
         own_index.set_columns(drop=["year", "owner"])
         assert own_index.columns.names == []
-    own_index.set_columns(rows, columns=["owner"], exif=True)
-    assert own_index.columns.names == ["owner", "taken", "year", "camera"]
+    own_index.set_columns(rows, exif=True)
+    assert own_index.columns.names == ["year", "owner", "taken", "camera"]
     searcher = dcdctl.Searcher(own_index)
     answer = searcher.search("a red circle", where="owner = '<b>'")
     assert [(hit.name, hit.columns["owner"]) for hit in answer] == [("plain.png", "<b>")]

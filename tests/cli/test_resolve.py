@@ -174,9 +174,8 @@ MISTAKES: dict[str, list[Mistake]] = {
     ],
     "--metadata": [
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; check the path"),
-        Mistake("FILE", r"FILE is no table of metadata, .*; a table of metadata is a \.csv, \.jsonl or \.parquet file"),
+        Mistake("FILE", r"FILE is no table of metadata, .*; a table of metadata is a \.csv or \.parquet file"),
     ],
-    "--columns": [Mistake("yaer", r"PAIRS\.csv has no column 'yaer'; it has caption", "--metadata=PAIRS.csv")],
     "--drop-column": [
         Mistake(
             "year",

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dcdctl.core.data.text_encoding import csv_rows, find_encoding, json_lines
+from dcdctl.core.data.text_encoding import csv_rows, find_encoding
 from dcdctl.core.errors import InputError
 
 Cells = dict[str, pa.Array | None]
@@ -46,30 +46,28 @@ class ImageColumns:
     """What the user should know: columns that were left out, images with several values."""
 
 
-def read_columns(path: Path, chosen: Sequence[str] | None = None) -> ImageColumns:
-    """The columns in a CSV, JSON lines or Parquet file, all of them or those that are `chosen`.
+def read_columns(path: Path) -> ImageColumns:
+    """The columns in a CSV or Parquet file.
 
     InputError if the file cannot be read, names no images, or lacks a column, and for a name that a column cannot have.
     """
-    hint = "a table of metadata is a .csv, .jsonl or .parquet file with a column that names images"
-    read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}.get(
-        path.suffix.lower()
-    )
+    hint = "a table of metadata is a .csv or .parquet file with a column that names images"
+    read = {".csv": _read_csv, ".parquet": _read_parquet}.get(path.suffix.lower())
     if read is None:
         raise InputError(f"{path} is no table of metadata, its name ends with {path.suffix or 'nothing'!r}", hint=hint)
     try:
         cells = read(path)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", hint=hint) from error
-    return columns_by_image(cells, str(path), chosen)
+    return columns_by_image(cells, str(path))
 
 
-def columns_of_table(table: pa.Table, where: str, chosen: Sequence[str] | None = None) -> ImageColumns:
+def columns_of_table(table: pa.Table, where: str) -> ImageColumns:
     """The columns of a table in memory, as for `read_columns`."""
-    return columns_by_image(_typed(table), where, chosen)
+    return columns_by_image(_typed(table), where)
 
 
-def columns_by_image(cells: Cells, where: str, chosen: Sequence[str] | None) -> ImageColumns:
+def columns_by_image(cells: Cells, where: str) -> ImageColumns:
     """Columns by the images that one of them names (`KEYS`)."""
     key = next((name for name in KEYS if name in cells), None)
     names = None if key is None else cells[key]
@@ -79,12 +77,13 @@ def columns_by_image(cells: Cells, where: str, chosen: Sequence[str] | None) -> 
             f"{where} names no images, its columns are {listed:.300}", hint=f"one column must: {', '.join(KEYS)}"
         )
     named = [name for name in cells if name not in KEYS]
-    kept = list(named if chosen is None else dict.fromkeys(chosen))
-    check_chosen(kept, named, where)
-    if not kept:
+    check_chosen(named, named, where)
+    if not named:
         raise InputError(f"{where} has no columns besides the names of images", hint="add some, such as year or owner")
     return by_first_row(
-        [None if name is None else str(name) for name in names.to_pylist()], {name: cells[name] for name in kept}, where
+        [None if name is None else str(name) for name in names.to_pylist()],
+        {name: cells[name] for name in named},
+        where,
     )
 
 
@@ -121,7 +120,7 @@ def check_chosen(chosen: Sequence[str], named: Sequence[str], where: str) -> Non
         if problem := problem_of_name(name):
             raise InputError(
                 f"the column {name!r:.80} of {where} {problem}",
-                hint="rename it, or name the other columns with --columns",
+                hint="rename it",
             )
 
 
@@ -228,12 +227,6 @@ def _read_csv(path: Path) -> Cells:
     return {
         name: pa.array(cells) if name in KEYS else from_cells(cells) for name, cells in zip(names, columns, strict=True)
     }
-
-
-def _read_jsonl(path: Path) -> Cells:
-    rows = [value for _, value in json_lines(path, find_encoding(path, hint=_AS_UTF8))]
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: from_json([row.get(name) for row in rows]) for name in names}
 
 
 def _read_parquet(path: Path) -> Cells:

@@ -42,10 +42,8 @@ class ColumnChanges:
     drop: tuple[str, ...] = ()
     """Columns to remove."""
     metadata: Path | pa.Table | None = None
-    """A CSV, JSON lines or Parquet file, or a table, that names an image in each row. Its values replace those of the
+    """A CSV or Parquet file, or a table, that names an image in each row. Its values replace those of the
     images it names."""
-    chosen: tuple[str, ...] | None = None
-    """The columns that are taken of it; None for all."""
     exif: bool = False
     """Read when and with what photos were taken from their files, where the columns have no value yet."""
     place: bool = False
@@ -54,8 +52,8 @@ class ColumnChanges:
     def read(self) -> ImageColumns | None:
         """The columns of the metadata; InputError if it is not as it must be."""
         if isinstance(self.metadata, pa.Table):
-            return columns_of_table(self.metadata, "the table of metadata", self.chosen)
-        return None if self.metadata is None else read_columns(self.metadata.expanduser(), self.chosen)
+            return columns_of_table(self.metadata, "the table of metadata")
+        return None if self.metadata is None else read_columns(self.metadata.expanduser())
 
 
 def changed_table(
@@ -69,7 +67,7 @@ def changed_table(
     """
     columns = _Columns(index)
     columns.drop(changes.drop)
-    columns.set_from_corpora(changes.chosen)
+    columns.set_from_corpora()
     if metadata is not None:
         columns.set_from_metadata(metadata, notes)
     if changes.exif or changes.place:
@@ -112,16 +110,15 @@ class _Columns:
                 raise InputError(f"the index {self.index.folder} has no column {name!r} to drop", hint=hint)
             del self.values[name]
 
-    def set_from_corpora(self, chosen: Sequence[str] | None) -> None:
-        """The columns of corpora, for rows that have not had a chance to get values; all of them or the chosen ones."""
+    def set_from_corpora(self) -> None:
+        """The columns of corpora, for rows that have not had a chance to get values."""
         ids = self.index.values("image_id")
         for rows, corpus, table in _new_corpora(self.index):
             is_set = np.zeros(self.index.num_rows, np.bool_)
             is_set[rows.start : rows.stop] = True
             places = pc.index_in(ids, value_set=pa.array(corpus.image_ids, pa.string()))
             for name in table.column_names:
-                if chosen is None or name in chosen:
-                    self._set(name, table.column(name).combine_chunks().take(places), is_set, str(corpus.folder))
+                self._set(name, table.column(name).combine_chunks().take(places), is_set, str(corpus.folder))
 
     def set_from_metadata(self, read: ImageColumns, notes: list[str]) -> None:
         """The values of a table of metadata; adds images that one of both sides lacks to the notes."""
