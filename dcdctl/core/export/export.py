@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import files, locks, models
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.export import check, hub, model_card
 from dcdctl.core.export.check import Check
 from dcdctl.core.export.history import read_history
 from dcdctl.core.export.target import ExportJob, Target
 from dcdctl.core.export.to_onnx import Onnx
 from dcdctl.core.export.to_open_clip import OpenClip
+from dcdctl.core.export.to_query import QUERY_TARGETS
 from dcdctl.core.export.to_sentence_transformers import SentenceTransformers
 from dcdctl.core.export.to_transformers import Transformers
 from dcdctl.core.progress import Track, silent
@@ -70,7 +71,7 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
             history = read_history(job.ref, job.data, job.evaluations)
             data = job.data or next(iter(history.data), None)
             samples = check.samples_of(data, None if history.result is None else history.result.split)
-            model = models.load(job.ref, overrides, track)
+            model = models.load(job.ref, overrides, track, kind="any")
             target = target_class(job, model, folder)
             target.check()
             with track(f"export to {target.name}", total=3, unit="steps") as advance:
@@ -101,7 +102,11 @@ def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
         hub.check(job.push_to)
     target.require()
     overrides = models.parse_overrides(job.model_sets)
-    models.check_ref(job.ref, overrides)
+    if models.check_ref(job.ref, overrides, kind="any") == "query":
+        if job.to not in QUERY_TARGETS:
+            message = f"{job.ref} is a query encoder, which embeds texts alone, and --to {job.to} holds images too"
+            raise ModelError(message, hint=f"export it with --to {' or '.join(QUERY_TARGETS)}")
+        target = QUERY_TARGETS[job.to]
     if job.out.is_file() or not files.is_vacant(job.out):
         raise ConfigError(
             f"{job.out} is {'a file' if job.out.is_file() else 'not empty'}, a new folder is expected",

@@ -92,7 +92,7 @@ def _body(target: Target, checked: str, history: RunHistory) -> str:
     return templates.render(
         "model_card.md",
         model_name=target.job.name,
-        title=_title(target.model),
+        title=target.title or _title(target.model),
         usage=target.usage(),
         requirements=" ".join(map(shlex.quote, target.requirements())),
         # The towers for ONNX Runtime are graphs, which hold no code.

@@ -106,6 +106,11 @@ class Target(ABC):
         exported, original = self.embed(samples), vectors_of(self.model, samples)
         return (compare_vectors("fp32", exported, original, hint=NOT_WRITTEN),)
 
+    @property
+    def title(self) -> str:
+        """The first paragraph of the model card; empty for that of its kind."""
+        return ""
+
     @abstractmethod
     def usage(self) -> str:
         """The Python code that loads the export and scores a caption with an image, for the model card."""

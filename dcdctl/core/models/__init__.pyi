@@ -30,6 +30,7 @@ from .load_save import (
 from .lora import require_peft
 from .networks.backbones import FeatureSpec
 from .networks.projections import ProjectionSize
+from .networks.query_text import OWN_POOLING
 from .networks.token_pooling import pool_tokens
 from .networks.towers import TrainedParts
 from .onnx import (
@@ -55,6 +56,7 @@ from .text_tower import TextEncoder, TextTower
 
 __all__ = [
     "MODULE_CONFIG_FILE",
+    "OWN_POOLING",
     "SETTINGS_FILE",
     "TEXT_PACKAGES",
     "TOWERS",

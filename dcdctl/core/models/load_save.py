@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # torch takes a second
     from dcdctl.core.models.late import Searchable
 
 T = TypeVar("T")
-Wanted = Kind | Literal["searchable"]
+Wanted = Kind | Literal["searchable", "any"]
 Form = Literal["folder", "checkpoint", "published", "function", "hub"]
 _SENTENCE_TRANSFORMERS = ("sentence-transformers", "sentence_transformers")
 FAMILIES = {
@@ -367,6 +367,8 @@ def _checked_type(folder: Path) -> str | None:
 
 
 def _check_kind(ref: str | Path, actual: Kind, expected: Wanted | None) -> None:
+    if expected == "any":
+        return
     if actual == "query" != expected:
         raise ModelError(
             f"{ref} is a query encoder, which embeds texts alone", hint=f"name its teacher, and --query-model {ref}"

@@ -1,0 +1,23 @@
+"""From a dual encoder to a search by its query student, in four commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from command_line import document_of, run
+
+from dcdctl.core import models
+from dcdctl.core.search import FolderIndex
+
+
+def test_four_commands_lead_from_a_dual_encoder_to_a_search_by_its_query_student(
+    dual_run: Path, scenes_corpus_dir: Path, tmp_path: Path
+) -> None:
+    cache, query, index = tmp_path / "cache", tmp_path / "query", tmp_path / "index"
+    run("cache-teacher", "--teacher", dual_run, "--texts", scenes_corpus_dir, "--out", cache, "--device", "cpu")
+    steps = ("--set", "optimizer.steps=2", "--set", "batch.size=4", "--device", "cpu", "--workers", "0")
+    run("distill", "query-static", "--cache", cache, "--out", query, *steps)
+    run("index", dual_run, "--images", scenes_corpus_dir, "--out", index, "--query-model", query, "--device", "cpu")
+    hits = document_of("search", index, "a red circle")["hits"]
+    assert len(hits) == 10
+    assert FolderIndex.open(index).query_model == models.load(query, kind="query").digest
