@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -44,35 +45,24 @@ class RunHistory:
         # `teacher` copies a fusion scorer, which has no recalls of a dual encoder to compare with.
         return None if start in ("new", "teacher") else str(start)
 
-    def corpus(self, split: str, fingerprint: str, num_images: int | None) -> tuple[CorpusDocument, str] | None:
-        """corpus.json and the name of a corpus: all of a split, or its first `num_images`. None if no folder holds the
-        same corpus."""
+    def corpus(self, split: str, fingerprint: str) -> CorpusDocument | None:
+        """corpus.json of a corpus; None if no folder holds the same."""
         for folder in self.data:
             document = read_corpus_json(folder)
-            try:
-                whole = Corpus.open(folder, split)
             # A corpus that was moved or changed is as good as none: the card then gives its fingerprint.
-            except DcdError:
-                continue
-            if whole.fingerprint == fingerprint:
-                return document, document.name
-            # A run or an evaluation with a maximum number of images has the fingerprint of these alone.
-            if (
-                num_images is not None
-                and num_images < whole.num_images
-                and whole.subset(num_images).fingerprint == fingerprint
-            ):
-                return document, f"{document.name}, first {num_images:,} images"
+            with suppress(DcdError):
+                if Corpus.open(folder, split).fingerprint == fingerprint:
+                    return document
         return None
 
-    def corpus_name(self, split: str, fingerprint: str, num_images: int | None) -> str:
-        """The name of a corpus, or its fingerprint if no folder holds it."""
-        corpus = self.corpus(split, fingerprint, num_images)
-        return f"a corpus that is not available (fingerprint {fingerprint[:12]})" if corpus is None else corpus[1]
+    def corpus_name(self, split: str, fingerprint: str) -> str:
+        """The name of a corpus, or its fingerprint if no folder holds it, nor for the first images of a split."""
+        corpus = self.corpus(split, fingerprint)
+        return f"a corpus with the fingerprint {fingerprint[:12]}" if corpus is None else corpus.name
 
     def measured_on(self, result: Evaluation) -> str:
         """The corpus and protocol of an evaluation, in words."""
-        corpus = self.corpus_name(result.split, result.corpus_fingerprint, result.images)
+        corpus = self.corpus_name(result.split, result.corpus_fingerprint)
         protocol = "" if result.protocol.name == "whole" else f", protocol {result.protocol.name}"
         return f"{corpus}, split {result.split}: {result.images:,} images, {result.captions:,} captions{protocol}"
 

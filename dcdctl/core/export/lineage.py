@@ -1,5 +1,4 @@
-"""What a model started from, what its training changed, and the recalls of both: what was gained and lost, for the
-model card.
+"""What a model started from, and the recalls of both: what was gained and lost, for the model card.
 
 Every number is one that the training logged or `dcdctl eval` saved.
 """
@@ -36,41 +35,22 @@ def lineage_of(history: RunHistory) -> dict[str, Any] | None:
     validated = validation_document(Run(Path(history.ref)))
     return {
         "start": f"{words} (fingerprint {history.facts['inputs']['start'][:12]})",
-        "trained": _trained_in_words(history, 0 if validated is None else validated["share"]),
+        "average": _average_in_words(history, 0 if validated is None else validated["share"]),
         "columns": COLUMNS,
         "tables": list(_compared(history, history.start)),
         "validation": [] if validated is None else [validation_table(validated)],
     }
 
 
-def _trained_in_words(history: RunHistory, chosen: float) -> str:
-    """Which weights the training changed, in sentences; `chosen` is the share of the start that its validation chose,
-    if the recipe has `auto`."""
-    recipe = history.recipe
-    last = "layer" if recipe["model.trained_layers"] == 1 else f"{recipe['model.trained_layers']} layers"
-    sentences = [
-        {
-            "all": "All weights were trained",
-            "last-layers": f"The last {last} of both encoders, heads and projections were trained",
-            "projections": "The projections were trained, and the encoders were not",
-            "lora": f"Adapters of both encoders (LoRA, rank {recipe['model.lora_rank']}, alpha "
-            f"{recipe['model.lora_alpha']}) and the "
-            "projections were trained, and the adapters are merged into the weights",
-        }[recipe["model.trained"]]
-    ]
-    kept = {side: recipe[f"model.{name}_layers"] for side, name in (("image", "vision"), ("text", "text"))}
-    sentences += [
-        f"The {side} encoder keeps only the layers {', '.join(map(str, layers))}"
-        for side, layers in kept.items()
-        if layers
-    ]
-    share = recipe["model.average_with_start"]
-    if share := chosen if share == "auto" else share:
-        average = (
-            f"The weights are {share:g} times those of the start plus {1 - share:g} times the trained ones (WiSE-FT)"
-        )
-        sentences.append(average)
-    return " ".join(f"{sentence}." for sentence in sentences)
+def _average_in_words(history: RunHistory, chosen: float) -> str:
+    """The share of the start in the weights, as a sentence, empty for none; `chosen` is the share that its validation
+    chose, if the recipe has `auto`."""
+    share = history.recipe["model.average_with_start"]
+    share = chosen if share == "auto" else share
+    average = (
+        f" The weights are {share:g} times those of the start plus {1 - share:g} times the trained ones (WiSE-FT)."
+    )
+    return average if share else ""
 
 
 def _compared(history: RunHistory, start: str) -> Iterator[dict[str, Any]]:

@@ -64,7 +64,7 @@ def _header(target: Target, history: RunHistory) -> ModelCardData:
 def _eval_results(result: Evaluation | None, history: RunHistory) -> list[huggingface_hub.EvalResult]:
     if result is None:
         return []
-    corpus = history.corpus_name(result.split, result.corpus_fingerprint, result.images)
+    corpus = history.corpus_name(result.split, result.corpus_fingerprint)
     return [
         huggingface_hub.EvalResult(
             task_type=TASK,
@@ -142,7 +142,7 @@ def _training(history: RunHistory) -> dict[str, Any] | None:
         description=history.recipe.get("description") or "",
         data=_stream(facts)
         if "shards" in inputs
-        else f"{history.corpus_name(inputs['split'], inputs['corpus'], None)}, split {inputs['split']}",
+        else f"{history.corpus_name(inputs['split'], inputs['corpus'])}, split {inputs['split']}",
         seed=facts["seed"],
         teacher=_teacher(facts),
         command=shlex.join(public(word) for word in command_of(facts)),
@@ -179,10 +179,9 @@ def _teacher(facts: dict[str, Any]) -> str:
 def _training_data(history: RunHistory) -> str:
     """Name, citation and license of the training corpus; empty if the corpus is not where it was."""
     inputs = None if history.facts is None else history.facts["inputs"]
-    corpus = None if inputs is None else history.corpus(inputs["split"], inputs["corpus"], None)
-    if corpus is None:
+    document = None if inputs is None else history.corpus(inputs["split"], inputs["corpus"])
+    if document is None:
         return ""
-    document, _ = corpus
     citation = f" ({document.citation})" if document.citation else ""
     return f"{document.name}{citation}, {document.license or 'license unknown'}"
 

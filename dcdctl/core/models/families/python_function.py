@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -66,26 +65,17 @@ class PythonScorer(RawPairScorer):
 
 def _checked(ref: str, result: Any, texts: Sequence[str]) -> Tensor:
     """The scores as float32, P. ModelError unless they are P finite numbers."""
-    expected = f"expected {len(texts)} numbers, one for each pair"
-    if isinstance(result, Tensor):
-        result = result.detach().cpu()
-    shape = tuple(getattr(result, "shape", ())) or None
-    if shape is not None and shape != (len(texts),):
-        raise ModelError(f"{ref} returned an array of shape {shape}, {expected}", hint=EXAMPLE)
-    if isinstance(result, str | bytes | Mapping) or not (hasattr(result, "__len__") and hasattr(result, "__iter__")):
-        raise ModelError(f"{ref} returned {type(result).__name__}, {expected}", hint=EXAMPLE)
-    values = [value.item() if hasattr(value, "item") else value for value in result]
-    if len(values) != len(texts):
-        raise ModelError(f"{ref} returned {len(values)} scores, {expected}", hint=EXAMPLE)
-    for value, text in zip(values, texts, strict=True):
-        # To Python a bool is an int, but a decision is no score.
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ModelError(f"{ref} returned {value!r} for the caption {text!r}, expected a number", hint=EXAMPLE)
-        if not math.isfinite(value):
-            raise ModelError(
-                f"{ref} returned {value} for the caption {text!r}, expected a finite number", hint="return a raw logit"
-            )
-    return torch.tensor(values, dtype=torch.float32)
+    try:
+        scores = torch.as_tensor(result, dtype=torch.float32, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):
+        scores = torch.empty(0)
+    if scores.shape != (len(texts),) or not scores.isfinite().all():
+        raise ModelError(
+            f"{ref} returned {' '.join(str(result).split())[:100]} for captions such as {texts[0]!r}, expected "
+            f"{len(texts)} finite numbers, one for each pair",
+            hint=EXAMPLE,
+        )
+    return scores
 
 
 def is_reference(ref: str) -> bool:
