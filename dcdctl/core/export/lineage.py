@@ -1,4 +1,4 @@
-"""What a model started from, and the recalls of both: what was gained and lost, for the model card.
+"""What a model started from, and its recalls beside those of the start: what was gained and lost, for the model card.
 
 Every number is one that the training logged or `dcdctl eval` saved.
 """
