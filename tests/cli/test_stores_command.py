@@ -53,11 +53,9 @@ def test_an_upload_as_json_names_the_store(noise_index, url):
     document = document_of(f"index {noise_index} --to '{url}' --replace")
     assert document["store"] == {
         "location": shown(url),
-        "kind": "postgresql",
         "images": len(NAMES),
         "sent": len(NAMES),
         "deleted": 0,
-        "is_new": True,
     }
 
 

@@ -312,7 +312,7 @@ def index(tmp_path):
 
 def test_an_uploaded_index_answers_like_the_index(index, store):
     done = upload_index(index, store)
-    assert (done.images, done.sent, done.deleted, done.is_new) == (53, 53, 0, True)
+    assert (done.images, done.sent, done.deleted) == (53, 53, 0)
     uploaded, queries = StoreIndex.open(store), unit_vectors(6, seed=3)
     assert uploaded.search(queries, 60) == index.search(queries, 60)
     assert uploaded.spread_rows(1000) == index.spread_rows(1000)
@@ -358,7 +358,7 @@ def test_the_same_upload_again_sends_nothing_and_a_change_of_the_index_is_follow
         tmp_path / "more", [unit_vectors(30), unit_vectors(25, seed=1), unit_vectors(9, seed=2)], removed=[4, 5, 40]
     )
     done = upload_index(more, store)
-    assert (done.images, done.sent, done.deleted, done.is_new) == (61, 9, 1, False)
+    assert (done.images, done.sent, done.deleted) == (61, 9, 1)
     queries = unit_vectors(6, seed=3)
     assert StoreIndex.open(store).search(queries, 60) == more.search(queries, 60)
     with pytest.raises(StaleError, match=r"holds the images of another index than"):
@@ -396,7 +396,7 @@ def test_another_index_replaces_a_store_only_if_it_is_told_to(index, store, tmp_
         upload_index(other, store)
     assert store.count() == 53
     done = upload_index(other, store, replace=True)
-    assert (done.images, done.sent, done.is_new) == (12, 12, True)
+    assert (done.images, done.sent) == (12, 12)
     assert StoreIndex.open(store).fingerprint == "b" * 64
 
 

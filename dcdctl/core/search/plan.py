@@ -100,11 +100,9 @@ def _write_plan(build: Build, index: FolderIndex, new: models.Searchable | None)
 def _expect(build: Build, document: IndexDocument) -> None:
     """StaleError if a finished index is not the planned one; images that were added later are no difference."""
     actual = configs.to_table(replace(document, sources=document.sources[:1]))
-    for keys, hint in (
-        (("model", "sources", "precision"), "name another folder with --out"),
-        (("settings",), f"change them with `dcdctl index {build.folder} --set ...`"),
-    ):
-        artifacts.expect(build.folder, actual, {key: build.plan[key] for key in keys}, hint=hint)
+    expected = {key: build.plan[key] for key in ("model", "sources", "precision", "settings")}
+    hint = f"name another folder with --out, or change settings with `dcdctl index {build.folder} --set ...`"
+    artifacts.expect(build.folder, actual, expected, hint=hint)
 
 
 def _plan_parts(build: Build, index: FolderIndex) -> PlannedParts:

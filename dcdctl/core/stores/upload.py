@@ -28,13 +28,10 @@ class Upload:
     """What an upload changed in a store."""
 
     location: str
-    kind: str
     images: int
     """Images in the store now."""
     sent: int
     deleted: int
-    is_new: bool
-    """Whether the store was filled as a whole, and has replaced any that had its name."""
 
 
 def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, track: Track = silent) -> Upload:
@@ -55,7 +52,7 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
                     hint="name another table or collection, or replace what is there with --replace",
                 )
             if (published.columns, published.values) == (wanted.columns, _values_digest(index, published.rows)):
-                return _fill(index, store, published, wanted, is_new=False, track=track)
+                return _fill(index, store, published, wanted, track)
         with closing(store.draft()) as draft:
             before = repeated(draft.facts, FOR_A_QUESTION)
             # The draft of a killed upload is continued if the index still begins with its images.
@@ -63,7 +60,7 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
                 repeated(draft.drop, FOR_A_BATCH)
                 repeated(draft.create, FOR_A_BATCH, wanted)
                 before = wanted
-            upload = _fill(index, draft, before, wanted, is_new=True, track=track)
+            upload = _fill(index, draft, before, wanted, track)
             repeated(_write, FOR_A_BATCH, draft, [wanted], draft.publish)
             return upload
 
@@ -124,9 +121,7 @@ def _continues(facts: StoreFacts, index: FolderIndex) -> bool:
     return is_same and facts.content == content_digest(index, facts.rows)
 
 
-def _fill(
-    index: FolderIndex, store: Store, before: StoreFacts, wanted: StoreFacts, *, is_new: bool, track: Track
-) -> Upload:
+def _fill(index: FolderIndex, store: Store, before: StoreFacts, wanted: StoreFacts, track: Track) -> Upload:
     """Send the rows that a store lacks, delete those that the index has no longer, and describe it when the numbers
     agree."""
     sent, deleted = 0, 0
@@ -157,7 +152,7 @@ def _fill(
         )
     # Both, because an answer that was lost may follow a change that was made.
     repeated(_write, FOR_A_BATCH, store, [before, wanted], store.describe, wanted)
-    return Upload(location=store.location, kind=store.kind, images=count, sent=sent, deleted=deleted, is_new=is_new)
+    return Upload(location=store.location, images=count, sent=sent, deleted=deleted)
 
 
 def _parts(index: FolderIndex, facts: StoreFacts) -> Iterator[tuple[int, pa.Table]]:
