@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
 from pathlib import Path
 
+import pytest
 from command_line import document_of, run
 
 from dcdctl.core import models
@@ -11,13 +15,22 @@ from dcdctl.core.search import FolderIndex
 
 
 def test_four_commands_lead_from_a_dual_encoder_to_a_search_by_its_query_student(
-    dual_run: Path, scenes_corpus_dir: Path, tmp_path: Path
+    dual_run: Path, scenes_corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, query, index = tmp_path / "cache", tmp_path / "query", tmp_path / "index"
     run("cache-teacher", "--teacher", dual_run, "--texts", scenes_corpus_dir, "--out", cache, "--device", "cpu")
     steps = ("--set", "optimizer.steps=2", "--set", "batch.size=4", "--device", "cpu", "--workers", "0")
+    monkeypatch.setattr(sys, "argv", ["dcdctl", "distill", "--cache", str(cache)])  # for run.json
     run("distill", "query-static", "--cache", cache, "--out", query, *steps)
     run("index", dual_run, "--images", scenes_corpus_dir, "--out", index, "--query-model", query, "--device", "cpu")
     hits = document_of("search", index, "a red circle")["hits"]
     assert len(hits) == 10
+    shutil.copytree(dual_run, tmp_path / "dual")
+    run("eval", tmp_path / "dual", "--data", scenes_corpus_dir, "--device", "cpu")
+    run("eval", tmp_path / "dual", "--query-model", query, "--data", scenes_corpus_dir, "--device", "cpu")
+    run("export", query, "--to", "onnx", "--out", tmp_path / "onnx")
+    card = (tmp_path / "onnx" / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"Trained on [\d,]+ texts; seed", card)
+    assert "The teacher's own image R@1 is" in card
+    assert "bench TEACHER --query-model" in card
     assert FolderIndex.open(index).query_model == models.load(query, kind="query").digest

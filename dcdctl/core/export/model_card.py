@@ -14,9 +14,9 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
 
-from dcdctl.core import templates
+from dcdctl.core import artifacts, templates
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import RECALL_NAMES, Estimate, Evaluation
+from dcdctl.core.evaluation import RECALL_NAMES, Estimate, Evaluation, SavedEvaluation
 from dcdctl.core.export.history import RunHistory, option_values, public
 from dcdctl.core.export.lineage import lineage_of
 from dcdctl.core.export.target import Target
@@ -29,7 +29,10 @@ _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@.+)?")
 
 def _command(history: RunHistory, name: str, *options: str) -> str:
     """The command that measures a part."""
-    return shlex.join(["dcdctl", name, public(history.ref), *options, "--data", "DIR"])
+    ref = public(history.ref)
+    if history.recipe.get("model.kind") == "query":
+        return shlex.join(["dcdctl", name, "TEACHER", "--query-model", ref, "--data", "DIR"])
+    return shlex.join(["dcdctl", name, ref, *options, "--data", "DIR"])
 
 
 def write(target: Target, checked: str, history: RunHistory) -> None:
@@ -117,6 +120,7 @@ def _recall(history: RunHistory) -> dict[str, Any] | None:
         return None
     return dict(
         measured_on=history.measured_on(result),
+        kept=_kept(result),
         rsum=_with_interval(result.rsum_estimate),
         columns=list(RECALL_NAMES),
         rows=[
@@ -127,6 +131,23 @@ def _recall(history: RunHistory) -> dict[str, Any] | None:
             for direction in Direction
         ],
     )
+
+
+def _kept(result: Evaluation) -> str:
+    """The share of its teacher's image R@1 that a query student keeps, if both were evaluated on the same."""
+    teacher = None if result.query_model is None else SavedEvaluation.load(Path(result.model)).evaluation
+    if teacher is None or teacher.basis != result.basis:
+        return ""
+    own, whole = (each.image_retrieval["R@1"] for each in (result, teacher))
+    return f"The teacher's own image R@1 is {whole:.2f}" + (f"; {own / whole:.1%} of it are kept." if whole else ".")
+
+
+def _texts(facts: dict[str, Any]) -> str:
+    """How many texts a query student learned from."""
+    # By the plan of the cache, because this room does not read caches.
+    plans = [cache / "plan.json" for cache in option_values(facts, "--cache")]
+    counts = [sum(artifacts.read_document(plan)["part_sizes"]) for plan in plans if plan.exists()]
+    return f"{counts[0]:,} texts" if counts else "texts that are not available"
 
 
 def _with_interval(estimate: Estimate) -> str:
@@ -142,6 +163,8 @@ def _training(history: RunHistory) -> dict[str, Any] | None:
         description=history.recipe.get("description") or "",
         data=_stream(facts)
         if "shards" in inputs
+        else _texts(facts)
+        if inputs["split"] == "texts"
         else f"{history.corpus_name(inputs['split'], inputs['corpus'])}, split {inputs['split']}",
         seed=facts["seed"],
         teacher=_teacher(facts),
