@@ -40,7 +40,7 @@ from dcdctl.core.models.query import QueryEncoder, QueryPreprocess
 QUERY = "a small brown dog runs after a red ball on the beach"
 PROMPT_TOKENS = 30
 SECONDS = 4.0
-"""Of measurement, for each tower, way and batch."""
+"""How long each tower is measured in each way and batch."""
 
 
 def bert(**sizes: int) -> nn.Module:

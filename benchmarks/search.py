@@ -50,7 +50,7 @@ from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import token_type
 from dcdctl.core.search.part_files import ROWS_PER_PART, SourceImage
 from dcdctl.core.search.storage import IndexDocument, IndexedModel, Part
-from dcdctl.core.stores import location_of, open_index, open_store, upload_index
+from dcdctl.core.stores import open_index, open_store, upload_index
 
 K = 10
 NUM_CENTERS = 2000
@@ -237,7 +237,7 @@ def run(root: Path, num_images: int, args: argparse.Namespace) -> list[dict[str,
         add(kind, {**built, "bytes": bytes_of_vectors + size}, measure(folder, queries_QD))
     for url in args.stores:
         built = fill(FolderIndex.open(flat), url)
-        say(f"{num_images:,} images, {location_of(url)}: filled in {built['build_seconds']:.1f} s")
+        say(f"{num_images:,} images, {open_store(url).location}: filled in {built['build_seconds']:.1f} s")
         add(open_store(url).kind, built, measure(url, queries_QD))
     shutil.rmtree(root)
     return results

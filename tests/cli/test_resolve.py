@@ -128,6 +128,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "student": [MODEL],
     "checkpoint": [MODEL],
     "--rerank": [MODEL],
+    "--query-model": [MODEL],
     "--extend": [CACHE],
     "--cache": [CACHE],
     "--pool": [CORPUS, Mistake("CORPUS", r"CORPUS \(train\) has captions; --data names captioned images and --pool a")],

@@ -1,7 +1,7 @@
 """A query encoder, which embeds texts alone, as a folder of other libraries.
 
-OUT for sentence-transformers: its own modules. Of an encoder with attention they are Transformer, Pooling, Dense and
-Normalize; of a static one StaticEmbedding, Dense, Dense and Normalize.
+OUT for sentence-transformers: its own modules. An encoder with attention gives Transformer, Pooling, Dense and
+Normalize; a static one StaticEmbedding, Dense, Dense and Normalize.
 OUT for onnx: model.onnx, tokenizer.json and text.json, as `models.TextTower` describes them.
 """
 

@@ -112,6 +112,8 @@ def run_index_job(
             hint = "name the images with --images and --out, or with --add"
             raise ConfigError("--vectors are the vectors of images that are new", hint=hint)
         vector_files.find(changes.vectors)
+    if changes.query_model is not None:
+        models.check_ref(changes.query_model, kind="query")
     metadata = changes.columns.read()
     if images is None and out is None:
         before, model = FolderIndex.open(_folder_to_change(target)), None

@@ -37,7 +37,7 @@ Texts = dict[str, tuple[str, tuple[int, str]]]
 """Each text with its number among all texts and its language, empty if it is not known, by `text_key`."""
 _COLUMNS = ("query", "caption", "text")
 _ROWS_AT_ONCE = 1024
-"""Of a Parquet file: as lists of Python, 1,024 vectors of 2,048 numbers take 67 MB."""
+"""Rows of a Parquet file. 1,024 vectors of 2,048 numbers take 67 MB as lists of Python."""
 TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 LANGUAGE = "language"
 """The column with the language of each text, such as "de"."""
