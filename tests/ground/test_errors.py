@@ -20,7 +20,7 @@ from paths import ROOT
 from safetensors import SafetensorError
 
 from dcdctl.core.errors import EXTRAS, DcdError, InputError, MissingError, ModelError, as_user_error, require_extra
-from dcdctl.core.models import onnx, onnx_towers, text_tower
+from dcdctl.core.models import onnx, onnx_towers
 from dcdctl.core.serve import server
 from dcdctl.core.stores import url as stores
 
@@ -156,7 +156,6 @@ def test_every_required_extra_lists_its_packages_in_pyproject():
         "*PACKAGES": {
             "onnx_towers.py": onnx_towers.PACKAGES,
             "server.py": server.PACKAGES,
-            "text_tower.py": text_tower.PACKAGES,
         },
         "*TEXT_PACKAGES": {"onnx.py": onnx.TEXT_PACKAGES},
         "*models.TEXT_PACKAGES": {"build.py": onnx.TEXT_PACKAGES},

@@ -165,7 +165,7 @@ class TextTower:
     def open(folder: Path, fingerprint: str, threads: int | None = None) -> TextTower:
         """The text side in a folder. StaleError for a damaged file, and for the side of a dual encoder of another
         fingerprint, MissingError without the packages."""
-        require_extra("index", *PACKAGES, needed_by="the text side of an index")
+        require_extra("index", "onnxruntime", needed_by="the text side of an index")
         document = artifacts.read_document(folder / TEXT_FILE, FORMAT, hint=HINT)
         listed = artifacts.listed_files(folder / TEXT_FILE, document, hint=HINT)
         if (actual := document.get("model")) != fingerprint:
