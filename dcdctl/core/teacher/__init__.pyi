@@ -1,5 +1,5 @@
 from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
-from .cache_format import CACHE, WORK_FOLDER
+from .cache_format import CACHE, TEXTS, WORK_FOLDER
 from .candidate_lists import Candidates
 from .candidates import CandidateConfig, mine_candidates
 from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers, products_of
@@ -11,7 +11,6 @@ from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread
 from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
 from .text_cache import (
-    TEXTS,
     TextCache,
     TextCacheJob,
     cache_texts,

@@ -44,6 +44,15 @@ CACHE = Kind(
     make="make one with `dcdctl cache-teacher`",
     make_again="run `dcdctl cache-teacher` again with the same options",
 )
+TEXTS = Kind(
+    name="text cache",
+    format=1,
+    seal_file="texts.json",
+    files=("texts-*.parquet",),
+    make="make one with `dcdctl cache-teacher --texts`",
+    make_again="run `dcdctl cache-teacher --texts` again with the same options",
+)
+"""The cache of text vectors (`text_cache`)."""
 IMAGES_PER_SHARD = 256
 """Images in a shard, which one process scores and writes atomically: what a killed run loses at most per process."""
 SCHEMA = pa.schema([("image", pa.int32()), ("text", pa.int32()), ("score", pa.float32()), ("role", pa.uint8())])

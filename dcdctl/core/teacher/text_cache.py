@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts, data, distributed, files, models, scoring
-from dcdctl.core.artifacts import Build, Document, Kind
+from dcdctl.core.artifacts import Build, Document
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute, versions
 from dcdctl.core.errors import InputError, StaleError
@@ -39,17 +39,9 @@ from dcdctl.core.memory import Fitting
 from dcdctl.core.models import Searchable
 from dcdctl.core.places import url_of
 from dcdctl.core.progress import Advance, Track, silent
-from dcdctl.core.teacher.cache_format import TEACHER_NAME
+from dcdctl.core.teacher.cache_format import TEACHER_NAME, TEXTS
 from dcdctl.core.teacher.job import TeacherJob, tolerance
 
-TEXTS = Kind(
-    name="text cache",
-    format=1,
-    seal_file="texts.json",
-    files=("texts-*.parquet",),
-    make="make one with `dcdctl cache-teacher --texts`",
-    make_again="run `dcdctl cache-teacher --texts` again with the same options",
-)
 TEXTS_PER_PART = 8192
 """Texts that one process encodes and writes atomically: what a killed run loses at most per process."""
 BATCH_SIZE = 256
