@@ -44,7 +44,7 @@ class QuerySpace:
     dim: int
     """Length D of the teacher's vectors, or of its token vectors."""
     logit_scale: float
-    logit_bias: float = 0.0
+    logit_bias: float | None = None
     is_mean: bool = True
     """late: whether MaxSim is the mean over the tokens of a text, and not the sum."""
     teacher: str | None = None
@@ -57,7 +57,7 @@ class QuerySpace:
         """The space of a model; ModelError for late interaction to which the cosine of whole vectors is added."""
         if teacher.kind == "dual":
             bias = teacher.logit_bias
-            own: dict[str, Any] = {"dim": teacher.embedding_dim, "logit_bias": 0.0 if bias is None else bias.item()}
+            own: dict[str, Any] = {"dim": teacher.embedding_dim, "logit_bias": None if bias is None else bias.item()}
         elif teacher.vectors_scale is None:
             own = {"dim": teacher.token_dim, "is_mean": teacher.is_mean}
         else:
@@ -218,7 +218,8 @@ class QueryEncoder(_QuerySide, DualEncoder):
     @property
     def logit_bias(self) -> Tensor | None:
         """The teacher's."""
-        return torch.tensor(self.space.logit_bias, device=self.is_word.device)
+        bias = self.space.logit_bias
+        return None if bias is None else torch.tensor(bias, device=self.is_word.device)
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """The teacher's vectors, I x D, of images, or of what it encoded before (`dual_scorer.vector_states`)."""

@@ -103,8 +103,8 @@ def run_index_job(
     """Build an index of `images` in `out` with the model `target`, or change the index `target`.
 
     Without changes it is only opened, without a split all of a corpus are read. A killed run resumes. ConfigError for a
-    mix of both, StaleError if `out` holds an index of other images, another model or other settings, and for a query
-    encoder of another model, InputError if there is no image, or if a name to remove matches none.
+    mix of both, StaleError if `out` holds another index, and for a query encoder of another model, InputError if there
+    is no image, or if a name to remove matches none.
     """
     # Before anything is embedded, because a typing error in a table would come out hours later.
     if changes.vectors:
@@ -118,8 +118,9 @@ def run_index_job(
     if images is None and out is None:
         before, model = FolderIndex.open(_folder_to_change(target)), None
         # A split or a precision alone changes nothing.
-        nothing = Changes(split=changes.split, precision=changes.precision)
-        if changes == nothing and not change.has_new_corpus_columns(before):
+        if changes == Changes(split=changes.split, precision=changes.precision) and not change.has_new_corpus_columns(
+            before
+        ):
             return IndexChange(before, [])
         source = None if changes.add is None else _source(before.folder, changes.add, changes.split)
     else:

@@ -47,10 +47,8 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any, track: Tra
         model = teacher.student(config.layers) if is_chosen else copy.deepcopy(teacher).requires_grad_(True)
         if config.frozen_encoders:
             if model.encoders is None:
-                raise ConfigError(
-                    "model.frozen_encoders is set, and the model has no separate encoders: a ViLT fuses pixels and "
-                    "words"
-                )
+                problem = "model.frozen_encoders is set, and the model has no separate encoders, as a ViLT has none"
+                raise ConfigError(problem)
             model.encoders.freeze()
     elif config.start == "new":
         model = _new_dual(recipe, captions)

@@ -86,7 +86,7 @@ class TextData(TrainingData):
             dim=self.cache.width,
             # Vectors from elsewhere have no scale.
             logit_scale=plan["logit_scale"] or 1.0,
-            logit_bias=plan["logit_bias"] or 0.0,
+            logit_bias=plan["logit_bias"],
             teacher=self.cache.teacher,
             teacher_name=self.cache.teacher_name,
         )
