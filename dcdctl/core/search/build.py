@@ -107,13 +107,7 @@ def run_index_job(
     is no image, or if a name to remove matches none.
     """
     # Before anything is embedded, because a typing error in a table would come out hours later.
-    if changes.vectors:
-        if changes.add is None and images is None:
-            hint = "name the images with --images and --out, or with --add"
-            raise ConfigError("--vectors are the vectors of images that are new", hint=hint)
-        vector_files.find(changes.vectors)
-    if changes.query_model is not None:
-        models.check_ref(changes.query_model, kind="query")
+    _check_named(changes, is_new=images is not None)
     metadata = changes.columns.read()
     if images is None and out is None:
         before, model = FolderIndex.open(_folder_to_change(target)), None
@@ -144,6 +138,17 @@ def run_index_job(
     before = index if model is not None else before  # a new index is no change
     added, removed = index.num_rows - before.num_rows, index.document.removed.count - before.document.removed.count
     return IndexChange(index, skipped, added, removed, tuple(notes))
+
+
+def _check_named(changes: Changes, *, is_new: bool) -> None:
+    """An error for vectors without images, and for files and models that are not there."""
+    if changes.vectors:
+        if changes.add is None and not is_new:
+            hint = "name the images with --images and --out, or with --add"
+            raise ConfigError("--vectors are the vectors of images that are new", hint=hint)
+        vector_files.find(changes.vectors)
+    if changes.query_model is not None:
+        models.check_ref(changes.query_model, kind="query")
 
 
 def _folder_to_change(target: str) -> Path:
