@@ -286,6 +286,14 @@ class Inference(Machine):
 class Training(Machine):
     """How to train; a trial of the first step chooses what is auto."""
 
+    vision: Annotated[
+        Ref | None,
+        reads("--vision", "Image encoder of a recipe of two encoders: a folder, timm or Hub id (model.vision).", "REF"),
+        str,
+    ] = None
+    text: Annotated[
+        Ref | None, reads("--text", "Text encoder of such a recipe: a folder or Hub id (model.text).", "REF"), str
+    ] = None
     features: Features = None
     precision: Annotated[
         str,
@@ -313,6 +321,11 @@ class Training(Machine):
         bool,
         computes("--checkpoint-activations", "Recompute activations instead of storing them: less memory, more time."),
     ] = False
+
+    def with_encoders(self, sets: Sequence[str] | None) -> list[str]:
+        """The overrides of the recipe, and after them, so that they win, its two encoders."""
+        given = {"model.vision": self.vision, "model.text": self.text}
+        return [*(sets or ()), *(f"{name}={os.fspath(ref)}" for name, ref in given.items() if ref is not None)]
 
     def options(self, *, batch_size: int | None = None, wandb: str | None = None) -> TrainingOptions:
         """The same as the core takes it, with the threads set."""
@@ -380,7 +393,7 @@ class TrainingRun(Training, ABC):
             validation_data=[path(folder) for folder in many(self.validation_data)],
             **self.own_refs(),
         )
-        job = TrainingJob(kind, named(self.recipe), sets or (), path(self.out), self.resume)
+        job = TrainingJob(kind, named(self.recipe), self.with_encoders(sets), path(self.out), self.resume)
         return job, refs, self.options(wandb=self.wandb)
 
 

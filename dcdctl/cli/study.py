@@ -63,7 +63,7 @@ class StudyArguments(options.Training):
             teacher=os.fspath(self.teacher),
             data=path(self.data),
             out=path(self.out),
-            sets=sets or (),
+            sets=self.with_encoders(sets),
             model_set=assignments(self.model_overrides),
             seeds=tuple(self.seeds),
             train_split=self.train_split,
@@ -79,7 +79,7 @@ class StudyArguments(options.Training):
 def study(arguments: StudyArguments, sets: options.Sets = None, json: options.Json = False) -> None:
     """Find out whether a teacher pays on your data. It compares zero-shot, fine-tuned, distilled and cascade in one
     report."""
-    options.check_overrides(arguments.recipe, sets)
+    options.check_overrides(arguments.recipe, arguments.with_encoders(sets))
     from dcdctl.cli.views.training import view as watch
     from dcdctl.core.study import StudyView, run_study
 

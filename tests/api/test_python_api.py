@@ -10,6 +10,8 @@ import operator
 import re
 import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import processes
@@ -23,6 +25,9 @@ from PIL import Image
 import dcdctl
 from dcdctl.cli.app import COMMANDS
 from dcdctl.cli.declare import as_typer
+from dcdctl.cli.distill import Distill
+from dcdctl.cli.study import StudyArguments
+from dcdctl.core import training
 from dcdctl.core.config import to_table
 from dcdctl.core.data import media_type
 from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError
@@ -148,6 +153,17 @@ def test_a_recipe_in_memory_trains_as_the_same_fields_set_on_the_command_line(sc
     assert ours.facts()["recipe"] == theirs.facts()["recipe"] == to_table(recipe)
     assert [step["loss"] for step in ours.metrics()] == [step["loss"] for step in theirs.metrics()]
     assert dcdctl.load(ours).digest == dcdctl.load(theirs).digest
+
+
+def test_the_two_encoders_of_a_recipe_win_over_its_settings():
+    sets, encoders = ["model.text=other", "seed=3"], {"vision": Path("new/vision"), "text": "new/text"}
+    run_, study_ = Distill("photos", "data", "out", **encoders), StudyArguments("photos", "t", "d", "out", **encoders)
+    for job in (run_.request("distill", sets)[0], study_.request(sets)):
+        recipe = dcdctl.load_recipe(job.recipe)
+        assert recipe.model.vision != "new/vision"
+        changed = training.load_recipe(job.recipe, job.sets)
+        model = replace(recipe.model, vision="new/vision", text="new/text")
+        assert changed == replace(recipe, model=model, seed=3)
 
 
 def test_overrides_of_the_wrong_name_or_range_are_errors_that_name_them():
