@@ -27,7 +27,7 @@ from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.objective import PairObjective
 
 SMALL = [
-    *("model.hidden_size=16", "model.vocab_size=200", "model.max_text_len=24", "batch.size=12"),
+    *("model.text=", "model.hidden_size=16", "model.vocab_size=200", "model.max_text_len=24", "batch.size=12"),
     *("optimizer.steps=6", "optimizer.lr=1e-2", "optimizer.warmup_share=0.0", "optimizer.save_every=2"),
     "validation.every=3",
 ]
