@@ -19,7 +19,8 @@ def test_four_commands_lead_from_a_dual_encoder_to_a_search_by_its_query_student
 ) -> None:
     cache, query, index = tmp_path / "cache", tmp_path / "query", tmp_path / "index"
     run("cache-teacher", "--teacher", dual_run, "--texts", scenes_corpus_dir, "--out", cache, "--device", "cpu")
-    steps = ("--set", "model.text=", "--set", "optimizer.steps=2", "--set", "batch.size=4", "--device", "cpu", "--workers", "0")
+    sets = [word for each in ("model.text=", "optimizer.steps=2", "batch.size=4") for word in ("--set", each)]
+    steps = (*sets, "--device", "cpu", "--workers", "0")
     monkeypatch.setattr(sys, "argv", ["dcdctl", "distill", "--cache", str(cache)])  # for run.json
     run("distill", "query-static", "--cache", cache, "--out", query, *steps)
     run("index", dual_run, "--images", scenes_corpus_dir, "--out", index, "--query-model", query, "--device", "cpu")
