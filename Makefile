@@ -42,7 +42,7 @@ docs: $(VENV)/.installed-docs
 constraints:
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet --editable '.[dev,docs]'
+	build/constraints/bin/python -m pip install --quiet --editable '.[dev]' --requirement docs/requirements.txt
 	build/constraints/bin/python -m pip freeze --exclude-editable > build/constraints/all.txt
 	grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' build/constraints/all.txt > constraints.txt
 	rm -rf build/constraints
@@ -60,8 +60,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) '.[dev]'
 	touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) '.[docs]'
+# Without dcdctl and torch: the reference is read from the source, which is not imported.
+$(VENV)/.installed-docs: docs/requirements.txt constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement docs/requirements.txt
 	touch $@
 
 $(BIN)/python:

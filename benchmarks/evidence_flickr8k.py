@@ -115,7 +115,7 @@ def _duals(seed: int) -> list[Step]:
         "recipe",
         seed,
         ALL_PHOTOS,
-        "InfoNCE + KL at T = 2, 100 epochs (dual-flickr8k-distilled)",
+        "InfoNCE + KL at T = 2, 100 epochs (photos-distilled)",
         sets(loss__temperature=2.0),
         caches=PAIRS,
     )

@@ -24,7 +24,7 @@ from typed_commands import PAGES, commands, commands_of_head, parse, typed_lines
 from dcdctl.cli.app import COMMANDS
 from dcdctl.core.config import to_table
 from dcdctl.core.search import IndexConfig
-from dcdctl.core.training import list_recipes, load_recipe
+from dcdctl.core.training import load_recipe
 from dcdctl.core.training.recipe import Recipe
 from dcdctl.core.training.recipe.packaged import names as recipe_names
 
@@ -164,7 +164,7 @@ def test_the_site_lists_every_page():
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
-    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    pytest.importorskip("mkdocstrings", reason="the packages of docs/requirements.txt are not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = processes.run(
         command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
@@ -226,12 +226,6 @@ def test_the_errors_quoted_in_the_questions_are_those_of_the_program(facts):
     assert [text for text in quoted if not is_known(text)] == []
 
 
-def test_every_recipe_has_its_needs_and_minutes_on_the_page_about_hardware():
-    page = (DOCS / "hardware.md").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in page.splitlines() if line.startswith("| `")]
-    assert rows == [[f"`{entry.name}`", entry.needs, entry.minutes] for entry in list_recipes()]
-
-
 def test_the_settings_of_an_index_are_on_its_page_with_their_defaults():
     section = (DOCS / "indexing.md").read_text(encoding="utf-8").split("\n## Settings\n")[1].split("\n## ")[0]
     shown: dict[str, str] = {}
@@ -254,10 +248,16 @@ def test_the_page_on_fidelity_says_what_became_of_each_fixture(fixture):
     assert f"`{fixture}`" in (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
 
 
+def section_of_differences() -> str:
+    """The section of docs/fidelity.md with the table of differences."""
+    page = (DOCS / "fidelity.md").read_text(encoding="utf-8")
+    return page.split("\n## Differences from the official code\n")[1].split("\n## ")[0]
+
+
 def differences_from_the_papers() -> list[list[str]]:
-    """The cells of each row of docs/paper-versus-here.md, without those that name a group."""
-    page = (DOCS / "paper-versus-here.md").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    """The cells of each row of the table, without those that name a group."""
+    lines = [line for line in section_of_differences().splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     return [row for row in rows[1:] if not row[0].startswith("**")]
 
 
@@ -273,12 +273,12 @@ def test_a_difference_from_the_papers_is_filled_in_and_its_numbers_have_a_source
         or has_source
         or effect == "see the previous row"
     )
-    assert not re.search(r"\d", effect) or re.search(r"\]\((?:results|performance|fidelity)\.md", effect)
+    assert not re.search(r"\d", effect) or re.search(r"\]\((?:(?:results|performance)\.md|#)", effect)
 
 
 def test_the_fields_on_the_page_of_differences_are_fields_of_a_recipe():
     tables = to_table(Recipe())
-    names = re.findall(r"`([a-z]+)\.([a-z_]+)`", (DOCS / "paper-versus-here.md").read_text(encoding="utf-8"))
+    names = re.findall(r"`([a-z]+)\.([a-z_]+)`", section_of_differences())
     assert len(names) > 10
     assert [f"{table}.{field}" for table, field in names if field not in tables[table]] == []
 

@@ -35,8 +35,8 @@ def test_the_dev_extra_brings_what_the_other_extras_need():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     own = re.fullmatch(r"dcdctl\[(.*)\]", extras["dev"][0])
     assert own is not None
-    # wandb is tested with a stand-in, and only `make docs` needs docs.
-    assert sorted(own[1].split(",")) == sorted(set(extras) - {"dev", "docs", "wandb"})
+    # wandb is tested with a stand-in.
+    assert sorted(own[1].split(",")) == sorted(set(extras) - {"dev", "wandb"})
 
 
 def test_every_package_is_constrained_to_a_version_that_is_allowed_but_the_builds_of_torch():
@@ -45,7 +45,9 @@ def test_every_package_is_constrained_to_a_version_that_is_allowed_but_the_build
     pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     # wandb is not installed for the tests.
     extras = [texts for name, texts in project["optional-dependencies"].items() if name != "wandb"]
-    needed = [Requirement(text) for texts in [project["dependencies"], *extras] for text in texts]
+    site = (ROOT / "docs" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert not [text for text in site if text.startswith(("dcdctl", "torch"))]
+    needed = [Requirement(text) for texts in [project["dependencies"], *extras, site] for text in texts]
     outside = [
         str(need)
         for need in needed

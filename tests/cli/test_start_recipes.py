@@ -126,7 +126,7 @@ def check_run(run: Run, name: str, line: str, workplace: Path) -> None:
 
 @pytest.mark.parametrize("name", START)
 def test_the_page_on_starts_has_the_hours_of_the_head(name):
-    (row,) = re.findall(rf"^\| `{name}` \|.*", (DOCS / "start.md").read_text(encoding="utf-8"), re.MULTILINE)
+    (row,) = re.findall(rf"^\| `{name}` \|.*", (DOCS / "clip-siglip.md").read_text(encoding="utf-8"), re.MULTILINE)
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     text = (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
     trainings = [line for line in text.splitlines() if line.startswith("# dcdctl distill")]

@@ -40,8 +40,9 @@ from dcdctl.core.models import onnx_towers
 
 PAGE = DOCS / "export.md"
 BLOCKS = {
-    re.search(r'"((?:dual|pair|vilt|co)-[a-z]+)"', block)[1]: block
+    name[1]: block
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    if (name := re.search(r'"((?:dual|pair|vilt|co)-[a-z]+)"', block))
 }
 """The page's Python, by the folder that it loads."""
 JOBS = {

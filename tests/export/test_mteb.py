@@ -1,4 +1,4 @@
-"""The script of docs/mteb.md: MTEB reads an exported folder, and finds the recalls of `dcdctl eval` on the same
+"""The script of docs/export.md: MTEB reads an exported folder, and finds the recalls of `dcdctl eval` on the same
 split."""
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def test_mteb_finds_the_recalls_of_eval(scenes_corpus_dir, tmp_path):
 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "scenes").symlink_to(scenes_corpus_dir)
-    _, script = re.findall(r"```python\n(.*?)```", (DOCS / "mteb.md").read_text(encoding="utf-8"), re.DOTALL)
+    scripts = re.findall(r"```python\n(.*?)```", (DOCS / "export.md").read_text(encoding="utf-8"), re.DOTALL)
+    (script,) = [script for script in scripts if "class CaptionsSearchImages" in script]
     lines = dict(line.split(" ", 1) for line in run_script(OFFLINE + script, tmp_path).splitlines() if " {" in line)
     for task, key in (("ImagesSearchCaptions", "text_retrieval"), ("CaptionsSearchImages", "image_retrieval")):
         assert ast.literal_eval(lines[task]) == {f"R@{k}": round(document[key][f"R@{k}"], 2) for k in (1, 5, 10)}

@@ -178,7 +178,7 @@ def test_the_install_commands_name_the_packages_of_pyproject():
     assert {name: list(packages) for name, packages in EXTRAS.items()} == {
         name: extras[name] for name in extras if name in EXTRAS
     }
-    assert set(extras) - set(EXTRAS) == {"dev", "docs"}
+    assert set(extras) - set(EXTRAS) == {"dev"}
 
 
 def test_nothing_says_to_install_dcdctl_from_an_index():
