@@ -1,7 +1,7 @@
 """Captions of the built-in scenes in German, French and Spanish, by rule: a corpus whose captions have languages.
 
     dcdctl prepare scenes --out data/scenes
-    python benchmarks/translate_scenes.py data/scenes --out translated [--cache caches/english]
+    python benchmarks/translate_scenes.py data/scenes --out translated [--cache cache/english]
     dcdctl prepare --jsonl translated/captions.jsonl --images translated/images.zip --out data/languages
 
 Every caption is followed by its three translations, with the articles, cases and endings that the nouns ask for. Words
