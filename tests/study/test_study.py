@@ -372,7 +372,6 @@ def test_a_folder_with_something_else_is_refused(stage: Stage, tmp_path: Path):
         ),
         ({"start": "scenes-vilt"}, ModelError, "scenes-vilt is a fusion scorer, expected a dual encoder"),
         ({"teacher": "absent"}, ModelError, "absent does not exist"),
-        ({"sets": ["batch.size=33"]}, ConfigError, r"batch\.size is 33, the split has only 32 images"),
         ({"sets": ["validation.every=1", "validation.split=absent"]}, CorpusError, "split 'absent'"),
         ({"seeds": (0, 0)}, ConfigError, "--seeds must be different numbers of at least 0, got 0,0"),
         ({"sets": ["seed=4"]}, ConfigError, "--set seed=4 sets one seed"),

@@ -174,9 +174,18 @@ def test_without_a_cache_all_drawn_are_kept_and_none_is_the_querys_own(corpus, k
 
 def test_more_negatives_than_cached_are_an_error_and_not_fewer(corpus, drawn):
     with pytest.raises(
-        ConfigError, match=r"batch\.random_negatives is 10, the cache has at most 9 candidates for a query"
+        ConfigError, match=r"is 10, the cache has at most 9 candidates for a query; --set batch\.random_negatives=9, or"
     ):
         list_batches(CorpusSource(corpus, Named()), BatchConfig(random_negatives=10), 0, drawn)
+
+
+def test_more_negatives_than_the_split_has_images_are_those_that_are_cached(corpus, drawn):
+    most, larger = (
+        list_batches(CorpusSource(corpus, Named()), BatchConfig(random_negatives=n, hard_negatives=kept), 0, drawn)
+        for n, kept in ((9, 9), (32, 12))
+    )
+    assert larger.pairs.adapted == {"batch.random_negatives": 9, "batch.hard_negatives": 9}
+    np.testing.assert_array_equal(larger.pairs.of_step(1).text_RC, most.pairs.of_step(1).text_RC)
 
 
 def test_captions_that_are_in_no_block_are_no_query(corpus, teacher, known, tmp_path):
@@ -409,9 +418,13 @@ def test_a_training_takes_duplicate_bits_from_its_recipe_in_micro_batches_too(cl
     assert marked == [0, 2]
 
 
-def test_a_batch_larger_than_the_split_is_an_error(corpus):
-    with pytest.raises(ConfigError, match=r"batch\.size is 33, the split has only 32 images"):
-        pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=33), 0, None)
+def test_a_batch_larger_than_the_split_is_the_whole_split(corpus):
+    all_of_it, larger = (pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=n), 0, None) for n in (32, 33))
+    assert (all_of_it.pairs.adapted, larger.pairs.adapted) == ({}, {"batch.size": 32})
+    assert larger.pairs.batches_per_epoch == 1
+    for step in range(3):
+        assert larger.pairs.of_step(step).image_RC.ravel().tolist() == list(range(32))
+        np.testing.assert_array_equal(all_of_it.pairs.of_step(step).text_RC, larger.pairs.of_step(step).text_RC)
 
 
 def test_pictures_are_read_again_where_there_is_no_room_to_keep_them(corpus, drawn, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from made_caches import build_cache
 from open_inputs import OpenInputs
-from tiny import contents, make_splits
+from tiny import contents, make_corpus, make_splits
 from training_steps import distill
 
 from dcdctl.core import models
@@ -16,7 +16,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.evaluation import Measured, evaluate
 from dcdctl.core.teacher import CandidateConfig
-from dcdctl.core.training import InputRefs, TrainingOptions, checkpoints, recipe, runs
+from dcdctl.core.training import InputRefs, TrainingOptions, checkpoints, initial_model, recipe, runs
 from dcdctl.core.training.objective import PairObjective
 
 DUAL = [
@@ -120,6 +120,24 @@ def test_a_split_that_is_not_there_is_an_error_before_anything_is_written(corpus
     with pytest.raises(CorpusError, match="has no split 'restval'; it has train, val, test"):
         train(corpus, tmp_path / "run", "validation.every=4", "validation.split=restval")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_split_of_few_images_adapts_batch_and_validation_and_says_so_before_the_model(corpus, tmp_path, monkeypatch):
+    said: list[str] = []
+    few, makes = make_corpus(tmp_path / "few", [[f"scene {number}"] for number in range(6)]), initial_model.make_model
+    monkeypatch.setattr(initial_model, "make_model", lambda *args: said.append("model") or makes(*args))
+    sets = [*DUAL, "batch.size=8", "validation.every=4", "validation.at_start=true"]
+    run = distill(few, tmp_path / "run", *sets, say=said.append)
+    adapted = "adapted to the data, which have no more: validation.every 0, batch.size 6; optimizer.lr is left at 0.001"
+    assert said[:2] == [adapted, "model"]
+    assert (run.facts()["adapted"], run.facts()["recipe"]["batch"]["size"]) == (
+        {"validation.every": 0, "batch.size": 6},
+        8,
+    )
+    own = distill(few, tmp_path / "own", *sets[:-3], "batch.size=6")
+    assert [line["loss"] for line in own.metrics()] == [line["loss"] for line in run.metrics()]
+    assert "adapted" not in own.facts()
+    assert distill(few, tmp_path / "run", *sets, resume=True).is_finished
 
 
 @pytest.mark.parametrize(("trained", "measured"), [("train+val", "val"), ("val+train", "test+val"), ("train", "train")])

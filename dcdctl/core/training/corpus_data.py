@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dcdctl.core import distributed, scoring
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, read_corpus_json
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Model
@@ -79,7 +79,9 @@ class CorpusData(TrainingData):
         # With dual teachers alone, teachers.weights are their shares.
         weights = () if self._embeds and not inputs.caches else recipe.teachers.weights
         corpora, caches = inputs.open()
-        self.validation = validation.open_corpora(recipe.validation, inputs.validation_data, corpora[0])
+        if not inputs.validation_data:
+            self._leave_validation_out(corpora[0])
+        self.validation = validation.open_corpora(self.recipe.validation, inputs.validation_data, corpora[0])
         groups = [
             (group, read_caches(group, weights if group or not caches else ()))
             for group in caches_of([*corpora, *self.judged.values()], caches)
@@ -99,6 +101,14 @@ class CorpusData(TrainingData):
                     "loss.temperature is auto, and the best scores of too many lists of the cache are equal",
                     hint="set a number",
                 )
+
+    def _leave_validation_out(self, corpus: Corpus) -> None:
+        """Train without validation on a corpus without a val split, unless the recipe needs one."""
+        config = self.recipe.validation
+        # Another split was named on purpose.
+        is_optional = config.split == "val" and self.recipe.model.average_with_start != "auto"
+        if config.every and is_optional and "val" not in read_corpus_json(corpus.folder).splits:
+            self.recipe = replace(self.recipe, validation=replace(config, every=0, at_start=False))
 
     def _check_pool(self) -> None:
         """ConfigError if the loss needs of a pool what it has not."""
@@ -152,7 +162,10 @@ class CorpusData(TrainingData):
         return self.main.cached is not None or self._scores_batches
 
     def load_teachers(self, track: Track) -> None:
-        """Load the dual teachers, or the model that the student starts from."""
+        """Load the dual teachers, or the model that the student starts from. ConfigError before that, if the caches
+        cover too little of what the recipe needs."""
+        if (coverage := self.measure(track).coverage) is not None:
+            coverage.check()
         recipe, inputs = self.recipe, self.plan.inputs
         if not self._embeds:
             self.teacher = inputs.load_teacher([cache for part in self.parts for cache in part.caches], track)
@@ -183,9 +196,14 @@ class CorpusData(TrainingData):
             # The main process stores the features; the others then find them complete.
             with distributed.main_first():
                 part.source = make_source(model, part.corpus, self.plan.options.compute, track)
+        if self._scores_batches:
+            self.measure(track)
 
     def measure(self, track: Track) -> Preview:
         """Count the steps and, for lists, the different negatives."""
+        # The recipe asks for a validation, and the corpus has none.
+        every = self.recipe.validation.every
+        adapted = {} if every == self.plan.recipe.validation.every else {"validation.every": every}
         is_read = self._embeds and self.main.source is not None and not Run(self.plan.job.out).is_finished
         for part in self.parts:
             # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
@@ -194,20 +212,22 @@ class CorpusData(TrainingData):
             if self._scores_batches:
                 # Dual teachers that are not loaded choose no batch: they choose among the drawn negatives.
                 scores = part.embedded if is_read else None
-            part.pairs = choose_pairs(part.corpus, self.recipe, scores, false_negatives)
-        self.preview = measure_preview(
+            part.pairs = choose_pairs(part.corpus, self.plan.recipe, scores, false_negatives)
+            adapted |= part.pairs.adapted
+        if not self.main.corpus.is_pool:
+            self.recipe = replace(self.recipe, batch=self.main.pairs.config)
+        preview = measure_preview(
             self.recipe,
             self.main.caches,
             self.main.pairs,
             dual_teachers="none" if not self._scores_batches else "embedded" if is_read else "unread",
             temperature=self.temperature,
         )
+        self.preview = replace(preview, adapted=adapted)
         return self.preview
 
     def check(self) -> Iterator[str]:
-        """The lines of the preview; ConfigError if the caches cover too little of what the recipe needs."""
-        if self.preview.coverage is not None:
-            self.preview.coverage.check()
+        """The lines of the preview; ConfigError if the caches cover too little of the pool."""
         yield from (*self.preview.lines(), *self.preview.warnings())
         for part in self.parts[1:]:
             if part.cached is not None:

@@ -108,6 +108,15 @@ class Preview:
     dual_teachers: DualTeachers = "none"
     negatives: Mapping[Direction, DifferentNegatives] = field(default_factory=dict)
     """Empty where they are not counted."""
+    adapted: Mapping[str, int] = field(default_factory=dict)
+    """Recipe fields that are other than in the recipe, because the data have no more."""
+
+    def adaptations(self) -> Iterator[str]:
+        """What the training has in place of the recipe's, if the data have no more."""
+        if self.adapted:
+            fields = ", ".join(f"{name} {value}" for name, value in self.adapted.items())
+            rate = self.recipe.optimizer.lr
+            yield f"adapted to the data, which have no more: {fields}; optimizer.lr is left at {rate:g}"
 
     def lines(self) -> Iterator[str]:
         """How the caches differ from the recipe, what they cover, and what the queries meet."""
@@ -145,9 +154,10 @@ class Preview:
         return table
 
     def measured(self) -> dict[str, Any]:
-        """The counts of different negatives, for run.json; not compared when a run resumes."""
+        """The adapted fields and the counts of different negatives, for run.json; not compared when a run resumes."""
         counts = {f"per_{direction.query}": asdict(count) for direction, count in self.negatives.items()}
-        return {"different_negatives": counts} if counts else {}
+        more = {"adapted": dict(self.adapted), "different_negatives": counts}
+        return {name: value for name, value in more.items() if value}
 
     def to_json(self) -> dict[str, Any]:
         """The same facts by the names of run.json, and the warnings."""
@@ -165,6 +175,7 @@ class Preview:
 
     def facts(self) -> Iterator[str]:
         """What a dry run shows beside `lines`: name and value of each fact."""
+        yield from self.adaptations()
         for name, value in self.to_json().items():
             if isinstance(value, float | int):
                 yield f"{name.replace('_', ' ')}: {value:,g}"

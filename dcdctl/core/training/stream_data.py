@@ -153,6 +153,7 @@ class StreamData(TrainingData):
     def read_for(self, model: Model, track: Track) -> None:
         """Note whose preprocessing the batches have."""
         self.model = model
+        self.measure(track)
 
     def facts(self, start: str, compute: Compute) -> dict[str, Any]:
         """The versions of the shards, and the fingerprint of the teacher."""

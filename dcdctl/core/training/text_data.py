@@ -70,16 +70,19 @@ class TextData(TrainingData):
     def measure(self, track: Track) -> Preview:
         """Count the steps."""
         batches = self.texts.batches_per_epoch
-        if batches < 1:
-            size = self.recipe.batch.size
-            raise ConfigError(f"batch.size is {size}, and the cache has only {self.cache.num_texts} texts")
+        self.recipe = self.texts.recipe
+        size = self.recipe.batch.size
         self.preview = Preview(
-            recipe=self.recipe, num_steps=count_steps(self.recipe, batches), batches_per_epoch=batches
+            recipe=self.recipe,
+            num_steps=count_steps(self.recipe, batches),
+            batches_per_epoch=batches,
+            adapted={"batch.size": size} if size < self.plan.recipe.batch.size else {},
         )
         return self.preview
 
     def load_teachers(self, track: Track) -> None:
         """Load the teacher if it is named; without it the cache knows its space."""
+        self.measure(track)
         plan = self.cache.plan
         space = QuerySpace(
             kind=plan["kind"],

@@ -92,7 +92,7 @@ def train_model(
         settings = settle(data, say, track)
         started = start(data, settings, track)
         if not started.is_finished:
-            with memory.memory_errors(settings.options, plan.recipe.batch.size):
+            with memory.memory_errors(settings.options, data.recipe.batch.size):
                 run(started, data, settings, watch or step_bar(track), say)
     return started
 
@@ -162,8 +162,11 @@ def open_data(plan: TrainingPlan) -> TrainingData:
 
 def settle(data: TrainingData, say: Say, track: Track) -> Settings:
     """Load the models and choose the settings that depend on them, by a trial of the first step."""
-    recipe, options = data.recipe, data.plan.options
+    options = data.plan.options
     data.load_teachers(track)
+    recipe = data.recipe
+    for line in data.preview.adaptations():
+        say(line)
     model = initial_model.make_model(recipe, data.captions, data.teacher, track)
     initial_model.check_loss(recipe.loss, model)
     if data.vector_width is not None:
@@ -171,7 +174,6 @@ def settle(data: TrainingData, say: Say, track: Track) -> Settings:
         model.add_projection(data.vector_width)
     # After the model, whose preprocessing and encoders decide what is read.
     data.read_for(model, track)
-    data.measure(track)
     for line in data.check():
         say(line)
     objective = data.objective(replace(recipe.loss, temperature=data.temperature or recipe.loss.temperature))
@@ -204,7 +206,7 @@ def start(data: TrainingData, settings: Settings, track: Track) -> Run:
             # Mining comes before the folder is made, so that a failure leaves no folder.
             keep = data.collect(options.compute, track)
             facts = data.facts(settings.model.digest, options.compute)
-            keep(runs.start_run(job.out, data.recipe, job.kind, facts, resume=job.resume, measured=measured))
+            keep(runs.start_run(job.out, data.plan.recipe, job.kind, facts, resume=job.resume, measured=measured))
     return Run(job.out)
 
 

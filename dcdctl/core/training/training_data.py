@@ -39,7 +39,8 @@ class TrainingPlan:
 
 
 class TrainingData(ABC):
-    """The opened files of a training. `load_teachers` and then `read_for` complete it; its batches come last."""
+    """The opened files of a training. `load_teachers` and then `read_for` complete it, and measure it as soon as they
+    can; its batches come last."""
 
     validation: Mapping[str, Any] = MappingProxyType({})
     """The splits that the model is validated on, by name, or held-out texts; the first chooses the weights."""
@@ -52,11 +53,10 @@ class TrainingData(ABC):
     vector_width: int | None = None
     """Width of the teachers' vectors, if the loss compares vectors."""
 
-    preview: Preview
-    """What `measure` found last."""
-
     def __init__(self, plan: TrainingPlan) -> None:
         self.plan, self.recipe = plan, plan.recipe
+        self.preview = Preview(recipe=plan.recipe, num_steps=0, batches_per_epoch=None)
+        """What `measure` found last."""
 
     @property
     def judged(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,10 +109,12 @@ class AllPairs(PairGrid):
             None if self.weight_T is None else np.concatenate([[0], self.weight_T[self._texts_of.values].cumsum()])
         )
         num_images = int(self._has_text_I.sum())
-        size = self.config.size
-        if num_images < size:
-            paired = "the split has only" if self.image_T is None else "pseudo positives have only"
-            raise ConfigError(f"batch.size is {size}, {paired} {num_images} images")
+        if num_images < 2:
+            way = "prepare more images" if self.image_T is None else "set pool.pseudo_positive_above lower"
+            raise ConfigError(f"a batch needs 2 or more images, and there is at most one ({num_images})", hint=way)
+        # All images of a small split in each step; the steps of an epoch are then one.
+        size = min(self.config.size, num_images)
+        self.config = replace(self.config, size=size)
         self.batches_per_epoch = float(num_images // size)
         # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
         self._neighbors = None if self.scores is None else find_neighbors(self.scores, owner_T, corpus.num_images)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -106,12 +106,19 @@ class CandidateLists(Lists):
         num_texts_I, num_images_T = candidates.texts_of_image.lengths, candidates.images_of_text.lengths
         counts = {Direction.TEXT: num_texts_I[self.corpus.caption_image], Direction.IMAGE: num_images_T}
         fewest_T = np.min([counts[direction] for direction in self.config.directions], axis=0)
+        most = int(fewest_T.max())
+        if most and most < self.config.random_negatives >= self.corpus.num_images:
+            # The split has no more. What nine of ten captions have: a few have less, such as those with equal texts.
+            count = max(1, int(np.quantile(fewest_T, 0.1)))
+            kept = min(self.config.hard_negatives, count)
+            self.config = replace(self.config, random_negatives=count, hard_negatives=kept)
         captions: Index = np.flatnonzero(fewest_T >= self.config.random_negatives)
         if not len(captions):
             raise ConfigError(
-                f"batch.random_negatives is {self.config.random_negatives}, the cache has at most {fewest_T.max()} "
-                "candidates for a query",
-                hint="set it lower, or cache more: --set candidates.per_query=N, or candidates.block_size=N for blocks",
+                f"batch.random_negatives is {self.config.random_negatives}, the cache has at most {most} candidates "
+                "for a query",
+                hint=f"--set batch.random_negatives={most}, or cache more: --set candidates.per_query=N, or "
+                "candidates.block_size=N for blocks",
             )
         return captions
 

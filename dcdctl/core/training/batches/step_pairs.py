@@ -99,6 +99,12 @@ class StepPairs(ABC):
         ever."""
         self._epoch = -1
 
+    @property
+    def adapted(self) -> dict[str, int]:
+        """The recipe fields that are lower than in the recipe, because the split has no more."""
+        asked = vars(self.recipe.batch)
+        return {f"batch.{name}": value for name, value in vars(self.config).items() if value != asked[name]}
+
     @abstractmethod
     def of_step(self, step: int) -> PairsOfStep:
         """The pairs of a step."""

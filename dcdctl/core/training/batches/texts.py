@@ -8,7 +8,7 @@ seen.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -56,7 +56,6 @@ class TextBatches(torch.utils.data.Dataset[Batch]):
     holds_out: bool = False
 
     def __post_init__(self) -> None:
-        check_size(self.recipe.batch, self.plan)
         sizes = np.array(self.cache.part_sizes)
         starts = sizes.cumsum() - sizes
         # Rounded up, so that a small cache has one too.
@@ -66,7 +65,12 @@ class TextBatches(torch.utils.data.Dataset[Batch]):
             held[(held >= first) & (held < first + size)] - first for first, size in zip(starts, sizes, strict=True)
         ]
         self._rows = [np.setdiff1d(np.arange(size), held) for size, held in zip(sizes, self._held, strict=True)]
-        self.batches_per_epoch = float((self.cache.num_texts - num_held) // self.recipe.batch.size)
+        num_texts = self.cache.num_texts - num_held
+        self.recipe = replace(
+            self.recipe, batch=replace(self.recipe.batch, size=min(self.recipe.batch.size, num_texts))
+        )
+        check_size(self.recipe.batch, self.plan)
+        self.batches_per_epoch = float(num_texts // self.recipe.batch.size)
         # Of one window in memory: its number, its parts, its texts and their order.
         self._number: tuple[int, int] | None = None
         self._parts: Index = np.array([-1])
