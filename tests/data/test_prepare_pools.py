@@ -268,7 +268,7 @@ def test_a_row_cannot_name_the_split_pool(tmp_path, photos):
         ("a.csv", b"id,words\n1,a dog\n", r"a\.csv has no column query, caption, text: its columns are id, words"),
         ("a.csv", b"", r"a\.csv has no column query, caption, text: it is empty"),
         ("a.csv", b"query\na dog, running\n", r"a\.csv line 2 has 2 cells, and line 1 names 1 columns"),
-        ("a.csv", b'query\n"a dog\n', r"a\.csv line 2 cannot be read: unexpected end of data"),
+        ("a.csv", b'query\n"a dog\n', r"a\.csv line 2: a cell starts with a quotation mark"),
         ("a.csv", b"id,query\n1,a dog\n2,\n", r"a\.csv line 3: the text is empty"),
         (
             "a.jsonl",

@@ -70,6 +70,39 @@ def test_a_table_with_one_caption_per_row(folder):
     assert contents(out) == {"train": EXPECTED["train"], "val": [("ü.jpg", DATA[2], ["two birds"])]}
 
 
+TABLE = "image,caption\na.jpg,a dog\nb c.jpg,two birds\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "to"),
+    [(",", ";"), (",", "\t"), ("image,caption", "Image,CAPTION"), ("a.jpg", "{folder}/jpg/a.jpg")],
+)
+def test_an_ordinary_table_gives_the_corpus_of_the_plain_one(folder, changed, to):
+    toml = 'format = "csv"\npairs = "rows.csv"\nimages = "jpg"\n'
+    (folder / "rows.csv").write_text(TABLE.replace(changed, to.format(folder=folder)), encoding="utf-8")
+    assert contents(made(folder, toml)) == {
+        "train": [("a.jpg", DATA[0], ["a dog"]), ("b c.jpg", DATA[1], ["two birds"])]
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TABLE.replace("a.jpg", "A.JPG"), r"rows.csv line 2 \"A.JPG\": there is no .* \(did you mean a.jpg\?\)"),
+        (TABLE.replace("a.jpg", "/elsewhere/a.jpg"), "line 2 .* leads out of the folder of images"),
+        (TABLE.replace("a.jpg", "{folder}/jpg/../rows.csv"), "line 2 .* leads out of the folder of images"),
+        ("image,caption\n", "rows.csv has no row under its column names; add one per caption: photo.jpg,a dog runs"),
+        (TABLE.replace("a dog", '"a dog" runs'), "line 2: a cell starts with a quotation mark .*, up to line 2; put"),
+        (TABLE.replace("two birds", '"two birds'), "line 3: a cell starts with a quotation mark .*, up to line 3; put"),
+        (TABLE.replace(",", ";").replace("a dog", "a dog; a cat"), "line 2 has 3 cells, .* 2 columns; a text with ';'"),
+    ],
+)
+def test_a_table_that_is_wrong_says_where_and_what_to_write(folder, text, message):
+    (folder / "rows.csv").write_text(text.replace("{folder}", str(folder)), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        made(folder, 'format = "csv"\npairs = "rows.csv"\nimages = "jpg"\n')
+
+
 def test_a_column_of_single_captions_wins_over_one_of_lists(folder):
     (folder / "metadata.csv").write_text("image,caption,captions\na.jpg,a dog,[]\n")
     out = made(folder, 'format = "csv"\npairs = "metadata.csv"\nimages = "jpg"\n')

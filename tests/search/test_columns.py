@@ -168,7 +168,11 @@ def test_nanoseconds_of_moments_are_dropped(tmp_path):
         (f"image,{'x' * 61}\na,1\n", "more than 60 bytes", "rename it"),
         ("image,year,year\na,1,2\n", "has the column 'year' twice", "rename one"),
         ("image,owner\na,b, c\n", "line 2 has 3 cells, and line 1 names 2", "quotation marks"),
-        ('image,owner\na,"b\n', "cannot be read: unexpected end of data", "quotation marks"),
+        (
+            'image,owner\na,"b\n',
+            "line 2: a cell starts with a quotation mark and does not end with one",
+            "quotation marks",
+        ),
     ],
 )
 def test_a_table_that_is_no_metadata_is_refused(tmp_path, text, message, hint):

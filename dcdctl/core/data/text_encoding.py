@@ -81,9 +81,9 @@ def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]
             yield line, value
 
 
-def csv_rows(path: Path, encoding: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: Path, encoding: str, delimiters: str = ",;\t") -> Iterator[tuple[int, list[str]]]:
     """The first line and the cells of each row that is not blank: the names of the columns first, then rows with a cell
-    for each.
+    for each. Between cells stands the delimiter that the first line has most, the first one of equals.
 
     InputError for a name that is there twice, for a row with more cells than names, and for damaged quotes.
     """
@@ -91,6 +91,9 @@ def csv_rows(path: Path, encoding: str, delimiter: str = ",") -> Iterator[tuple[
     csv.field_size_limit(2**31 - 1)
     names: list[str] = []
     with path.open(encoding=encoding, newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        delimiter = max(delimiters, key=header.count)
         # strict, because a quotation mark that is never closed would swallow the rows after it.
         reader, line = csv.reader(file, delimiter=delimiter, strict=True), 1
         try:
@@ -103,7 +106,7 @@ def csv_rows(path: Path, encoding: str, delimiter: str = ",") -> Iterator[tuple[
                 elif len(cells) > len(names):
                     raise InputError(
                         f"{path} line {line} has {len(cells)} cells, and line 1 names {len(names)} columns",
-                        hint='a text with a comma needs quotation marks: "a dog, running"',
+                        hint=f'a text with {delimiter!r} needs quotation marks: "a dog{delimiter} running"',
                     )
                 # Spreadsheets end tables with blank lines, and leave out empty cells at the end of a line.
                 elif any(cells):
@@ -112,8 +115,9 @@ def csv_rows(path: Path, encoding: str, delimiter: str = ",") -> Iterator[tuple[
                 line = reader.line_num + 1
         except csv.Error as error:
             raise InputError(
-                f"{path} line {line} cannot be read: {error}",
-                hint="save the table again as CSV, with quotation marks around texts",
+                f"{path} line {line}: a cell starts with a quotation mark and does not end with one, up to line "
+                f"{reader.line_num}",
+                hint='put quotation marks around the whole text, and two for each inside: "a ""big"" dog"',
             ) from error
 
 

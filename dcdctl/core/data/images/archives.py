@@ -165,6 +165,18 @@ class ImageStore:
         container, member = self._match(name)
         return container.image_file(member)
 
+    def relative(self, name: str) -> str:
+        """An absolute path in one of the folders, relative to it; another name as it is."""
+        if name.startswith("/"):
+            for folder in self._roots:
+                if PurePosixPath(name).is_relative_to(folder):
+                    return PurePosixPath(name).relative_to(folder).as_posix()
+        return name
+
+    @cached_property
+    def _roots(self) -> list[Path]:
+        return [folder for path in self.paths for folder in (path.absolute(), path.resolve())]
+
     def members(self) -> list[str]:
         """The names of all files, in archive order, sorted in folders, without macOS metadata. `find` accepts or
         rejects each of them."""
@@ -183,7 +195,8 @@ class ImageStore:
         )
         searched = " or ".join(map(str, self.paths))
         if not matches:
-            raise RowError(f"there is no such image in {searched}")
+            near = self._other_case.get(PurePosixPath(name).name.lower())
+            raise RowError(f"there is no such image in {searched}{f' (did you mean {near}?)' if near else ''}")
         if len(matches) > 1:
             shown = ", ".join(
                 member if len(self.paths) == 1 else f"{container.path.name}: {member}"
@@ -200,6 +213,11 @@ class ImageStore:
                 if not is_macos_metadata(member):
                     by_file_name[PurePosixPath(member).name].append((container, member))
         return by_file_name
+
+    @cached_property
+    def _other_case(self) -> dict[str, str]:
+        """The file names by their small letters."""
+        return {name.lower(): name for name in self._by_file_name}
 
 
 class _Folder:

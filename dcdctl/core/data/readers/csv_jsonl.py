@@ -87,6 +87,9 @@ class CsvSource(TextSource):
         else:
             rows = [(line, cells_of(value)) for line, value in json_lines(self.pairs, encoding)]
         provenance: dict[str, Any] = {"kind": self.format, "pairs": file_checksum(self.pairs)}
+        for _, cells in rows:
+            if isinstance(image := cells["image"], str):
+                cells["image"] = store.relative(image.strip())
         images = [_path_or_none(cells) for _, cells in rows]
         columns = _other_columns(self, rows, images)
         if columns is not None:
@@ -236,6 +239,8 @@ def read_csv(path: Path, encoding: str) -> Rows:
     column."""
     table = csv_rows(path, encoding)
     _, names = next(table, (1, []))
+    # Spreadsheets of all kinds write Image and Caption.
+    names = [name.lower() if name.lower() in _WITH_A_ROLE else name for name in names]
     find_column(path, names, _IMAGE_COLUMNS, _HEADER_HINT)
     is_list = find_column(path, names, (*_CAPTION_COLUMNS, *_LIST_COLUMNS), _HEADER_HINT) in _LIST_COLUMNS
     rows = []
@@ -245,6 +250,8 @@ def read_csv(path: Path, encoding: str) -> Rows:
             # A list in another notation than JSON's would be taken for one caption.
             row.setdefault("captions", row.pop("caption", None))
         rows.append((line, row))
+    if not rows:
+        raise InputError(f"{path} has no row under its column names", hint="add one per caption: photo.jpg,a dog runs")
     return rows
 
 

@@ -200,7 +200,7 @@ def _rows_of(
         with path.open(encoding=encoding) as lines:
             yield from ((line, {"text": text.rstrip("\n")}) for line, text in enumerate(lines, 1) if text.strip())
     elif suffix in (".csv", ".tsv"):
-        table = csv_rows(path, encoding, "," if suffix == ".csv" else "\t")
+        table = csv_rows(path, encoding, ",;\t" if suffix == ".csv" else "\t")
         _, names = next(table, (1, []))
         find_column(path, names, _COLUMNS, _TEXTS_HINT)
         yield from ((line, dict(zip(names, cells, strict=True))) for line, cells in table)
