@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import typed_commands
 from processes import make_once
+from speed_ups import check_speed_ups
 
 from dcdctl.cli import demo as demo_command
 from dcdctl.core import demo, files, models
@@ -167,6 +169,13 @@ def test_its_page_has_a_time_for_every_model_and_a_measured_training(finished: t
     shown = result.row("cascade")
     assert cascade.gallery_size == 8
     assert (cascade.query_ms[-1], cascade.times.speed_up) == pytest.approx((shown.query_ms, shown.speed_up))
+    # Every student was timed with a teacher of its own; page and terminal divide by one.
+    table = re.findall(
+        r"<td[^>]*>(~?[\d,.]+)<br><small>among 8 images</small></td><td[^>]*>(\S+)\N{MULTIPLICATION SIGN}",
+        result.page.read_text(encoding="utf-8"),
+    )
+    assert len(table) == 4
+    check_speed_ups([*table, (f"{result.rows[0].query_ms:.3f}", "1")])
     assert all("val_rsum" in one.metrics[-1] for one in found.trainings)
 
 
@@ -220,7 +229,7 @@ def made_up(tmp_path: Path) -> demo.DemoResult:
 def test_the_summary_says_what_was_won_and_lost(tmp_path: Path) -> None:
     assert made_up(tmp_path).summary.splitlines() == [
         "Over 1,000 images, the late-interaction student with its first 5 re-ranked by the teacher has an image R@1 of "
-        "96.0, where the teacher has 97.0, and answers in 4.0 ms in place of 600 ms: 150 times as fast.",
+        "96.0, where the teacher has 97.0, and answers in 4.00 ms in place of 600 ms: 150 times as fast.",
         "Alone, it is 400 times as fast as the teacher, with an image R@1 of 45.0.",
         "The teacher's scores changed its RSUM by +15.0; one vector per item, in place of a vector per token, changes "
         "it by -165.0.",
@@ -234,5 +243,5 @@ def test_the_command_shows_the_table_and_the_summary(tmp_path: Path, capsys: pyt
     assert "New scenes; Made-up CPU, threads: 2" in shown
     assert "among 64 scenes" in shown
     cascade = next(line for line in shown.splitlines() if line.startswith("│ cascade"))
-    assert [cell.strip() for cell in cascade.strip("│").split("│")][-3:] == ["96.0", "4.0 ms", "150x"]
+    assert [cell.strip() for cell in cascade.strip("│").split("│")][-3:] == ["96.0", "4.00 ms", "150x"]
     assert result.summary in shown

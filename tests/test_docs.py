@@ -19,6 +19,7 @@ import yaml
 from markdown.extensions.toc import slugify
 from paths import DOCS, ROOT
 from source_facts import SourceFacts, all_facts
+from speed_ups import check_speed_ups
 from typed_commands import PAGES, commands, commands_of_head, parse, typed_lines
 
 from dcdctl.cli.app import COMMANDS
@@ -128,6 +129,16 @@ def test_the_make_targets_in_the_docs_exist():
     named = {line.split()[1] for page in PAGES for line in typed_lines(page) if re.match(r"make [a-z]", line)}
     named |= {target for page in PAGES for target in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}
     assert named <= targets
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.name)
+def test_in_a_table_of_the_docs_time_and_speed_up_give_the_time_of_the_teacher(page):
+    lines = [[cell.strip() for cell in re.split("[|│┃]", line)] for line in page.read_text().splitlines()]
+    for start, heads in enumerate(lines):
+        if "speed-up" in heads and (times := [i for i, head in enumerate(heads) if head.startswith("query")]):
+            rest = lines[start + 2 :]
+            table = rest[: next(row for row, cells in enumerate(rest) if len(cells) != len(heads))]
+            check_speed_ups([(cells[times[-1]], cells[heads.index("speed-up")]) for cells in table])
 
 
 def test_the_links_between_pages_lead_somewhere():

@@ -87,6 +87,7 @@ def compare(arguments: Compare, json: Json = False) -> None:
             note(f"page without images -> {arguments.html}; their corpus was not found, --data DIR names it")
     if json:
         return show_json(evaluation.comparison_document(comparison))
+    show("\n".join(comparison.verdicts))
     show_facts(evaluation.comparison_facts(comparison))
     show_tables(evaluation.comparison_tables(comparison))
     for line in evaluation.how_to_read(comparison):

@@ -35,6 +35,7 @@ def demo(out: OutFolder = Path("demo"), steps: Steps = None, device: Device = "a
 def _show(result: DemoResult, out: Path) -> None:
     from dcdctl.core.data import Direction
     from dcdctl.core.evaluation import RECALL_NAMES
+    from dcdctl.core.progress import digits
 
     rows = []
     for row in result.rows:
@@ -42,7 +43,7 @@ def _show(result: DemoResult, out: Path) -> None:
             " ".join(f"{row.evaluation.measures(direction)[name]:4.1f}" for name in RECALL_NAMES)
             for direction in Direction
         ]
-        cost = f"{row.query_ms:,.1f} ms", f"{row.speed_up:,.0f}x"
+        cost = f"{digits(row.query_ms)} ms", f"{digits(row.speed_up)}x"
         rows.append([row.model, *both, f"{row.evaluation.rsum:.1f}", f"{row.gallery_recall:.1f}", *cost])
     machine, num_ranked = result.machine, result.rows[0].evaluation.images
     title = f"New scenes; {machine['cpu']}, threads: {machine['threads']}"

@@ -39,7 +39,7 @@ class Report:
 def report(arguments: Report) -> None:
     """Show runs on one page. It has commands, recalls, speed, curves, scores, and queries with what each model
     retrieves."""
-    from dcdctl.core.report import read_report, report_document, write_csv, write_markdown, write_report_page
+    from dcdctl.core.report import headline, read_report, report_document, write_csv, write_markdown, write_report_page
 
     result = read_report(
         arguments.runs, teacher=arguments.teacher_eval, baseline=arguments.baseline, data=arguments.data
@@ -56,4 +56,4 @@ def report(arguments: Report) -> None:
         return show_json(
             {name: str(path) for name, path in files.items() if path is not None} | report_document(result)
         )
-    show(f"report -> {arguments.out}")
+    show("\n".join([*headline(result), f"report -> {arguments.out}"]))

@@ -99,7 +99,7 @@ def study(arguments: StudyArguments, sets: options.Sets = None, json: options.Js
 def _show(study: Study) -> None:
     from dcdctl.core.report import study_tables
 
+    show(f"{study.verdict}\n")
     show_tables(study_tables(study))
     for line in (*study.notes, *(f"left out: {part}" for part in study.left_out)):
         show(line)
-    show(f"\n{study.verdict}\n")

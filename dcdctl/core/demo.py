@@ -15,7 +15,7 @@ from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation, Protocol
 from dcdctl.core.models import FusionScorer
-from dcdctl.core.progress import Say, Track, silent, unsaid
+from dcdctl.core.progress import Say, Track, digits, silent, unsaid
 from dcdctl.core.teacher import CacheJob, cache_scores
 from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
 
@@ -112,9 +112,9 @@ class DemoResult:
                 f"Over {self.gallery_size:,} images, the late-interaction student with its first "
                 f"{cascade.evaluation.protocol.depth} re-ranked by the teacher has an image R@1 of "
                 f"{cascade.gallery_recall:.1f}, where the teacher has {teacher.gallery_recall:.1f}, and answers in "
-                f"{cascade.query_ms:.1f} ms in place of {teacher.query_ms:,.0f} ms: {cascade.speed_up:,.0f} times as "
-                "fast.",
-                f"Alone, it is {late.speed_up:,.0f} times as fast as the teacher, with an image R@1 of "
+                f"{digits(cascade.query_ms)} ms in place of {digits(teacher.query_ms)} ms: "
+                f"{digits(cascade.speed_up)} times as fast.",
+                f"Alone, it is {digits(late.speed_up)} times as fast as the teacher, with an image R@1 of "
                 f"{late.gallery_recall:.1f}.",
                 "The teacher's scores changed its RSUM by "
                 f"{late.evaluation.rsum - alone.evaluation.rsum:+.1f}; one vector per item, in place of a vector per "

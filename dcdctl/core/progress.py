@@ -65,6 +65,16 @@ def byte_size(num_bytes: float) -> str:
     return f"{num_bytes:,.0f} B"
 
 
+def digits(value: float) -> str:
+    """Three significant digits, or all digits before the point.
+
+    >>> digits(0.01234), digits(1.5), digits(9.996), digits(99.96), digits(12345.6)
+    ('0.0123', '1.50', '10.0', '100', '12,346')
+    """
+    # 99.95 rounds up to 100, which has no digit after the point.
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
 def unsaid(line: str) -> None:
     """A `Say` that shows nothing."""
 

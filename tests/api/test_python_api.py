@@ -201,7 +201,8 @@ def test_a_comparison_has_the_numbers_of_the_command(dual_run, scenes_corpus_dir
         == theirs["difference"]["rsum"]["value"]
         == pytest.approx(other.rsum - rsum_of(dual_run))
     )
-    assert f"{ours.comparison.difference.rsum.value:+.2f} RSUM" in repr(found)
+    (verdict,) = found.verdicts
+    assert repr(found) == f"Comparison({verdict})"
     assert f"<td>{ours.comparison.difference.rsum.value:+.2f}</td>" in found._repr_html_()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from typing import Any
 
 import pytest
 from bench_fakes import FakeFusion
 from bench_fakes import bench as fake_bench
+from speed_ups import check_speed_ups
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -72,6 +74,11 @@ def test_bench_shows_tables_that_mark_extrapolated_times(scenes_corpus_dir, fold
     assert result.exit_code == 0, result.stderr
     (million,) = [line for line in result.stdout.splitlines() if "1,000,000 encoded with it" in line]
     assert million.count("~") == 3  # teacher, student, speed-up
+    # The teacher's time in the row is the other two multiplied.
+    rows = [line.split("│")[2:5] for line in result.stdout.splitlines() if re.match(r"│ [\d,]+ encoded ", line)]
+    for teacher, student, speed_up in rows:
+        check_speed_ups([(teacher.strip(), "1"), (student.strip(), speed_up.strip())])
+    assert len(rows) > 1
     assert ">= 129x" in result.stdout
     assert "ONNX Runtime: not asked for" in result.stdout
     assert "first query" not in result.stdout

@@ -8,6 +8,7 @@ import json
 
 import pytest
 from made_runs import scores_of, write_evaluation
+from speed_ups import check_speed_ups
 
 from dcdctl.core.data import Direction
 from dcdctl.core.report import report, write
@@ -38,32 +39,48 @@ def test_the_difference_is_signed_and_the_baseline_has_none(found):
 
 
 @pytest.mark.parametrize(
-    ("p_value", "shown"), [(0.00019, "<\N{NO-BREAK SPACE}0.001"), (0.0318, "0.032"), (1.0, "1.000")]
+    ("p_values", "shown", "word"),
+    [
+        ((0.00019, 0.0001), "0.00019", "Better"),
+        ((0.0318, 0.2), "0.2", "Not shown to differ"),
+        ((0.06, 0.01), "0.06", ""),
+    ],
 )
-def test_a_small_p_value_is_shown_as_a_bound(found, p_value, shown):
-    system = found.models[1]
-    changed = dataclasses.replace(system, comparison=dataclasses.replace(system.comparison, p_value=p_value))
-    table = table_named(dataclasses.replace(found, models=(changed,)), "Difference")
-    assert cells(table, "dual", "p") == shown
+def test_the_first_sentence_has_the_p_value_of_the_table_which_both_tests_have_to_show(found, p_values, shown, word):
+    system, base = found.models[1], found.models[-1]
+    tests = dict(zip(("p_value", "sign_flip_p_value"), p_values, strict=True))
+    changed = dataclasses.replace(system, comparison=dataclasses.replace(system.comparison, **tests))
+    one = dataclasses.replace(found, models=(changed, base))
+    assert cells(table_named(one, "Difference"), "dual", "p") == shown
+    assert write.headline(one)[0].startswith(word or "Not shown to differ")
+    assert write.headline(one)[0].endswith(f"p {shown}.")
 
 
 def test_times_have_the_gallery_size_and_a_mark_if_extrapolated(found):
     table = table_named(found, "Size and speed")
-    assert cells(table, "teacher", "ms per query") == "~100.0\namong 1,000 images"
-    assert cells(table, "dual", "ms per query") == "1.0\namong 1,000 images"
+    assert cells(table, "teacher", "ms per query") == "~100\namong 1,000 images"
+    assert cells(table, "dual", "ms per query") == "1.00\namong 1,000 images"
     assert cells(table, "dual", "speed-up over the teacher") == "100\N{MULTIPLICATION SIGN}"
+    check_speed_ups((row[2], row[3] if row[0] != "teacher\nteacher" else "1") for row in table.rows)
     # The dual's 1 ms and 5.5 ms for re-ranking; 100 / 6.5.
-    assert cells(table, "dual + fusion, top 10", "ms per query") == "6.5\namong 1,000 images"
-    assert cells(table, "dual + fusion, top 10", "speed-up over the teacher") == "15\N{MULTIPLICATION SIGN}"
+    assert cells(table, "dual + fusion, top 10", "ms per query") == "6.50\namong 1,000 images"
+    assert cells(table, "dual + fusion, top 10", "speed-up over the teacher") == "15.4\N{MULTIPLICATION SIGN}"
     assert cells(table, "dual", "parameters") == "1.50 M"
     assert "Made-up CPU, 2 threads" in table.title
 
 
 def test_the_report_opens_with_what_the_student_and_its_cascade_won_and_lost(found, tmp_path):
     dual, teacher = found.models[1].result.rsum, found.models[0].result.rsum
+    changes = [(one.comparison.difference.rsum, one.comparison.trainings_p_value) for one in found.models[1:3]]
+    verdicts = [
+        f"Better: {name} against dual-alone, RSUM {change.value:+.1f} ({change.interval.low:.1f} to "
+        f"{change.interval.high:.1f}), p {p_value:.2g}."
+        for name, (change, p_value) in zip(("dual", "dual + fusion, top 10"), changes, strict=True)
+    ]
     expected = [
-        f"The dual student answers in 1.0 ms, 100 times faster than the teacher, and keeps {dual:.0f} of 600.",
-        f"The cascade dual + fusion, top 10, answers in 6.5 ms, 15 times faster than the teacher, "
+        *verdicts,
+        f"The dual student answers in 1.00 ms, 100 times faster than the teacher, and keeps {dual:.0f} of 600.",
+        f"The cascade dual + fusion, top 10, answers in 6.50 ms, 15.4 times faster than the teacher, "
         f"and keeps {found.models[2].result.rsum:.0f} of 600.",
         f"600 is the highest sum of recalls (RSUM); the teacher has {teacher:.0f}; time: one caption among 1,000 "
         "encoded images.",
@@ -71,6 +88,7 @@ def test_the_report_opens_with_what_the_student_and_its_cascade_won_and_lost(fou
     assert write.headline(found) == expected
     write.write_markdown(tmp_path / "report.md", found)
     assert (tmp_path / "report.md").read_text().splitlines()[2] == expected[0]
+    assert write.report_document(found)["headline"] == expected
 
 
 def test_a_student_without_a_teacher_reaches_its_recall(split, tmp_path):
@@ -122,7 +140,7 @@ def test_csv_read_back_is_what_was_measured(found, tmp_path):
     assert float(dual["rsum"]) == system.result.rsum
     assert float(dual["text_R@1_low"]) == system.result.recall(Direction.TEXT, "R@1").interval.low
     assert float(dual["rsum_difference_high"]) == system.comparison.difference.rsum.interval.high
-    assert float(dual["p_value"]) == system.comparison.p_value
+    assert float(dual["p_value"]) == system.comparison.trainings_p_value
     assert (dual["corpus_fingerprint"], dual["role"], dual["ms_gallery_images"]) == (
         system.result.corpus_fingerprint,
         "student",

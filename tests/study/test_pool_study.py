@@ -113,12 +113,9 @@ def test_the_models_of_a_study_on_a_pool_have_the_agreement_that_eval_gives(
         if found:
             means = [one.agreement.image_retrieval["spearman"] for one in found]
             assert row["image_retrieval"]["spearman"] == pytest.approx(np.mean(means))
-    baseline = "fine-tun" if train_split == "train" else "the start"
-    assert (
-        f"nDCG@10 of agreement with it {'over' if 'added' in document(out)['verdict'] else 'by'}"
-        in (document(out)["verdict"])
-    )
-    assert baseline in document(out)["verdict"]
+    baseline = "fine-tuned" if train_split == "train" else "the start"
+    assert f"distilled against {baseline}" in document(out)["verdict"]
+    assert ", nDCG@10 of agreement with the teacher " in document(out)["verdict"]
     assert "It favors models that learned from that teacher" in " ".join(document(out)["notes"])
     assert rows["distilled"]["query_ms"] > 0
     page = (out / "report.html").read_text()
@@ -191,4 +188,7 @@ def test_a_verdict_by_agreement_says_so():
     ours, base = [agreements([0.6] * 5, [0.6] * 5)] * 3, [agreements([0.5] * 5, [0.5] * 5)] * 3
     comparison = compare_agreements(ours, base, draw_seeds=True)
     found = verdict([Difference("distilled", "zero-shot", comparison, "queries and seeds")], 50.0)
-    assert found == "The teacher added 10.0 [10.0, 10.0] points of nDCG@10 of agreement with it over the start."
+    assert found == (
+        "The teacher paid: distilled against the start, nDCG@10 of agreement with the teacher +10.0 (10.0 to 10.0), "
+        "p 0.0002."
+    )

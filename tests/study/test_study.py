@@ -4,6 +4,7 @@ study resumes."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 from bench_fakes import QUICK
 from duals import save_dual
 from families import late
+from speed_ups import check_speed_ups
 from tiny import make_pool, make_teacher
 from typer.testing import CliRunner
 
@@ -123,6 +125,10 @@ def finished(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def document(out: Path) -> dict[str, Any]:
     return json.loads((out / "study.json").read_text())
+
+
+def page_of(out: Path) -> str:
+    return (out / "report.html").read_text()
 
 
 def rows(out: Path) -> dict[str, dict[str, Any]]:
@@ -257,6 +263,9 @@ def test_a_time_is_that_of_the_benchmark_or_of_the_cascade(finished: Path):
     assert found["teacher"]["query_ms"] == pytest.approx(ms["teacher"])
     assert found["distilled"]["query_ms"] == found["zero-shot"]["query_ms"] == pytest.approx(ms["student"])
     assert found["distilled"]["speed_up"] == pytest.approx(ms["teacher"] / ms["student"])
+    table = re.findall(r"<td[^>]*>(~?[\d,.]+ ms)</td><td[^>]*>([\d,.]+)\N{MULTIPLICATION SIGN}", page_of(finished))
+    assert len(table) == len(found)
+    check_speed_ups(table)
     depths = [
         json.loads((finished / "runs" / f"distilled-seed{seed}" / "cascade.json").read_text())["depths"]
         for seed in (0, 1)
@@ -265,10 +274,10 @@ def test_a_time_is_that_of_the_benchmark_or_of_the_cascade(finished: Path):
 
 
 def test_the_page_and_other_commands_read_what_it_leaves(finished: Path):
-    page, found = (finished / "report.html").read_text(), document(finished)
+    page, found = page_of(finished), document(finished)
     assert found["verdict"] in page
     best = max(rows(finished)[name]["rsum"] for name in ("distilled", "fine-tuned", "fine-tuned, random batches"))
-    assert ("the start without any training" in found["verdict"]) == (rows(finished)["zero-shot"]["rsum"] > best)
+    assert ("The start without any training" in found["verdict"]) == (rows(finished)["zero-shot"]["rsum"] > best)
     assert all(f'<th scope="row">{name}' in page for name in rows(finished))
     assert "recalls of the teacher: it was not evaluated, 1,280 pairs; add --with-teacher" in found["left_out"]
     read = read_report([finished / "runs" / "distilled-seed0"], baseline=finished / "evaluations" / "zero-shot")
@@ -516,55 +525,39 @@ def difference_of_runs(ours: list[RankTable], base: list[RankTable], name: str =
 def test_the_verdict_says_in_words_whether_the_teacher_paid():
     # Rank 2 misses R@1 in both directions: 200 of 600 points.
     best, second = ranks(1, 1), ranks(2, 2)
-    assert (
-        verdict([difference(best, second)], 0.0)
-        == "The teacher added 200.0 [200.0, 200.0] points of RSUM over fine-tuning."
-    )
-    lost = (
-        "The teacher did not pay: distillation changed RSUM by -200.0 [-200.0, -200.0] points compared with "
-        "fine-tuning."
-    )
-    assert verdict([difference(second, best)], 0.0) == lost
-    same = "No difference was shown: distillation changed RSUM by +0.0 [0.0, 0.0] points compared with fine-tuning."
-    assert verdict([difference(best, best)], 0.0) == same
+    p = "p 0.0002."
+    added = f"The teacher paid: distilled against fine-tuned, RSUM +200.0 (200.0 to 200.0), {p}"
+    lost = f"The teacher did not pay: distilled against fine-tuned, RSUM -200.0 (-200.0 to -200.0), {p}"
+    same = "Not shown to differ: distilled against fine-tuned, RSUM +0.0 (0.0 to 0.0), p 1."
+    assert [verdict([difference(*pair)], 0.0) for pair in ((best, second), (second, best), (best, best))] == [
+        added,
+        lost,
+        same,
+    ]
 
 
 def test_a_verdict_from_one_seed_is_about_these_trainings():
-    best, second = ranks(1, 1), ranks(2, 2)
-    more = "Fewer than 3 seeds per system: a claim about methods needs at least 3."
-    added, lost, same = (
-        verdict([difference_of_runs([ours], [base])], 0.0)
-        for ours, base in ((best, second), (second, best), (best, best))
+    assert verdict([difference_of_runs([ranks(1, 1)], [ranks(2, 2)])], 0.0) == (
+        "The teacher paid: distilled against fine-tuned in these trainings, RSUM +200.0 (200.0 to 200.0), p 0.0002. "
+        "Fewer than 3 seeds per system: a claim about methods needs at least 3."
     )
-    assert added == (
-        f"For these trainings, the teacher added 200.0 [200.0, 200.0] points of RSUM over fine-tuning. {more}"
-    )
-    assert lost.startswith("For these trainings, the teacher did not pay: distillation changed RSUM by -200.0 ")
-    assert same.startswith("For these trainings, no difference was shown: distillation changed RSUM by +0.0 ")
-    assert lost.endswith(f" {more}")
-    assert same.endswith(f" {more}")
 
 
 def test_a_verdict_from_two_seeds_says_that_they_are_few():
     found = verdict([difference_of_runs([ranks(1, 1), ranks(2, 2)], [ranks(2, 2), ranks(2, 6)])], 0.0)
-    assert found.startswith("No difference was shown: distillation changed RSUM by +150.0 [")
-    assert found.endswith(
-        "compared with fine-tuning. Fewer than 3 seeds per system: a claim about methods needs at least 3."
-    )
+    assert found.startswith("Not shown to differ: distilled against fine-tuned, RSUM +150.0 (")
+    assert found.endswith("Fewer than 3 seeds per system: a claim about methods needs at least 3.")
 
 
 def test_an_interval_without_zero_is_no_difference_if_seeds_differ_too_much():
     # RSUM 600, 400 and 300 against 200: every draw is above 0, but t = 233.3 / 88.2 with 2 degrees of freedom, and
     # p = 1 - t / sqrt(2 + t^2) = 0.118.
     runs = difference_of_runs([ranks(1, 1), ranks(2, 2), ranks(2, 6)], [ranks(6, 6)] * 3)
-    expected = (
-        "No difference was shown: distillation changed RSUM by +233.3 [100.0, 400.0] points (adjusted p 0.12) "
-        "compared with fine-tuning."
-    )
+    expected = "Not shown to differ: distilled against fine-tuned, RSUM +233.3 (100.0 to 400.0), p 0.12."
     assert verdict([runs], 0.0) == expected
     # Beside a weaker baseline the larger p-value stays; that of an equal baseline doubles it.
     assert verdict([runs, difference(ranks(1, 1), ranks(11, 11), "other")], 0.0) == expected
-    assert "(adjusted p 0.24)" in verdict([runs, replace(runs, base="other")], 0.0)
+    assert verdict([runs, replace(runs, base="other")], 0.0).endswith("p 0.24.")
 
 
 def test_the_verdict_is_against_the_better_baseline():
@@ -572,17 +565,16 @@ def test_the_verdict_is_against_the_better_baseline():
         difference(ranks(1, 1), ranks(20, 20)),
         difference(ranks(1, 1), ranks(1, 2), "fine-tuned, random batches"),
     )
-    expected = "The teacher added 100.0 [100.0, 100.0] points of RSUM over fine-tuning with random batches."
-    assert verdict([weak, strong], 0.0) == verdict([strong, weak], 0.0) == expected
+    expected = "The teacher paid: distilled against fine-tuned with random batches, RSUM +100.0 (100.0 to 100.0), p 0."
+    assert verdict([weak, strong], 0.0) == verdict([strong, weak], 0.0)
+    assert verdict([weak, strong], 0.0).startswith(expected)
 
 
 def test_the_verdict_says_if_the_start_is_better_than_what_was_trained():
     # RSUM 600 and 400, and a start between them and above them.
     both = [difference(ranks(1, 1), ranks(2, 2))]
-    assert verdict(both, 599.0).endswith("points of RSUM over fine-tuning.")
-    assert verdict(both, 601.0).endswith(
-        "over fine-tuning; the start without any training has a higher RSUM than both."
-    )
+    assert verdict(both, 599.0).endswith("p 0.0002.")
+    assert verdict(both, 601.0).endswith("p 0.0002. The start without any training has a higher RSUM than both.")
 
 
 def test_the_spread_is_the_sample_standard_deviation(finished: Path):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dcdctl.cli.views.terminal import show_table
-from dcdctl.core.progress import byte_size
+from dcdctl.core.progress import byte_size, digits
 
 if TYPE_CHECKING:
     from dcdctl.core.bench import Bench, Duration, Latency, ModelTimes, Percentile, SpeedUp
@@ -160,16 +160,6 @@ def _factor(item: SpeedUp) -> str:
 def _time(duration: Duration) -> str:
     """A time in the unit that fits it, with a leading ~ if it was extrapolated."""
     return f"{'~' if duration.extrapolated else ''}{seconds(duration.seconds)}"
-
-
-def digits(value: float) -> str:
-    """Three significant digits, or all digits before the point.
-
-    >>> digits(0.01234), digits(1.5), digits(9.996), digits(99.96), digits(12345.6)
-    ('0.0123', '1.50', '10.0', '100', '12,346')
-    """
-    # 99.95 rounds up to 100, which has no digit after the point.
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def seconds(value: float) -> str:

@@ -1,6 +1,6 @@
 from .against import agreement_of
 from .agreement import MEASURES, NDCG_NAME, Agreements
-from .bootstrap import ALPHA, holm
+from .bootstrap import holm
 from .compare import compare_systems
 from .comparison import (
     Comparison,
@@ -34,11 +34,11 @@ from .significance import (
     RankComparison,
     compare_agreements,
     compare_ranks,
+    outcome,
 )
 from .tables import evaluation_tables, vector_table
 
 __all__ = [
-    "ALPHA",
     "CASCADE_FILES",
     "KS",
     "LEVEL",
@@ -76,6 +76,7 @@ __all__ = [
     "holm",
     "how_to_read",
     "on_front",
+    "outcome",
     "read_pool",
     "run_evaluation",
     "run_vector_table",

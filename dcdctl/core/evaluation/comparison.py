@@ -16,7 +16,7 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.document import Evaluation
 from dcdctl.core.evaluation.files import SavedEvaluation
 from dcdctl.core.evaluation.ranking import RankTable
-from dcdctl.core.evaluation.significance import LEVEL, RECIPROCAL_RANK, Estimate, Estimates, RankComparison
+from dcdctl.core.evaluation.significance import LEVEL, RECIPROCAL_RANK, Estimate, Estimates, RankComparison, outcome
 from dcdctl.core.templates import Table
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -125,21 +125,29 @@ class Comparison:
         # The base is estimated in every comparison, on the same draws.
         return {letter: compared.get(letter, self.comparisons[0].comparison.base) for letter in self.systems}
 
-    def __repr__(self) -> str:
-        differences = [
-            f"{self.systems[pairwise.letter].name!r} {pairwise.comparison.difference.rsum.value:+.2f} RSUM, p "
-            f"{_tests(pairwise)[0][1]:.2g}"
+    @property
+    def verdicts(self) -> list[str]:
+        """Whether each system differs from the base, a sentence each. Its p-value is the larger one of both tests,
+        adjusted for all comparisons (Holm)."""
+        return [
+            outcome(
+                f"{self.names[pairwise.letter]} against {self.names[self.base]}, RSUM",
+                pairwise.comparison.difference.rsum,
+                max(holm for _, holm in _tests(pairwise)),
+            )
             for pairwise in self.comparisons
         ]
-        return f"Comparison(against {self.systems[self.base].name!r}: {'; '.join(differences)})"
+
+    def __repr__(self) -> str:
+        return f"Comparison({' '.join(self.verdicts)})"
 
     def _repr_html_(self) -> str:
         return templates.render(
             "notebook.html",
-            title="; ".join(f"{name}: {value}" for name, value in comparison_facts(self)),
+            title=" ".join(self.verdicts),
             tables=comparison_tables(self),
             cards=[],
-            notes=how_to_read(self),
+            notes=[": ".join(fact) for fact in comparison_facts(self)] + how_to_read(self),
         )
 
 
@@ -175,6 +183,7 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
     """The comparison for JSON; recalls and mean reciprocal ranks in percent, intervals as [low, high]."""
     evaluation = comparison.evaluation
     return {
+        "verdicts": comparison.verdicts,
         "split": evaluation.split,
         "images": evaluation.images,
         "captions": evaluation.captions,

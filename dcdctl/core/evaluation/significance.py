@@ -35,7 +35,7 @@ import numpy as np
 from dcdctl.core.data import Direction, Index, Values
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.agreement import NDCG, NDCG_NAME, Agreements
-from dcdctl.core.evaluation.bootstrap import MIN_RUNS, bootstrap_sums, sign_flip_test, welch_test
+from dcdctl.core.evaluation.bootstrap import ALPHA, MIN_RUNS, bootstrap_sums, sign_flip_test, welch_test
 from dcdctl.core.evaluation.ranking import RankTable, check_queries
 from dcdctl.core.evaluation.recall import KS, RECALL_NAMES, recall_at_k, rsum
 
@@ -144,6 +144,11 @@ class RankComparison(RunTest):
     ndcg_tests: dict[str, MeanTest] = field(default_factory=dict)
     """By direction, if both systems were evaluated with relevance."""
 
+    @property
+    def trainings_p_value(self) -> float:
+        """The larger one of bootstrap and sign-flip test: a difference between these trainings has to show in both."""
+        return max(self.p_value, self.sign_flip_p_value)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AgreementComparison(RunTest):
@@ -153,6 +158,18 @@ class AgreementComparison(RunTest):
     difference: Estimate
     ours: Estimate
     base: Estimate
+
+
+def outcome(about: str, change: Estimate, p_value: float, words: Sequence[str] = ("Better", "Worse")) -> str:
+    """Whether a difference was shown, in one sentence: the answer, the difference with its interval, and the p-value.
+    `words` are the answers for a gain and a loss.
+
+    >>> outcome("a against b, RSUM", Estimate(6.3, Interval(-7.4, 20.3)), 0.39)
+    'Not shown to differ: a against b, RSUM +6.3 (-7.4 to 20.3), p 0.39.'
+    """
+    word = words[change.value < 0] if p_value <= ALPHA else "Not shown to differ"
+    low, high = change.interval
+    return f"{word}: {about} {change.value:+.1f} ({low:.1f} to {high:.1f}), p {p_value:.2g}."
 
 
 def compare_ranks(

@@ -12,7 +12,7 @@ from .study import (
     study_tables,
     write_study_page,
 )
-from .write import report_document, write_csv, write_markdown, write_report_page
+from .write import headline, report_document, write_csv, write_markdown, write_report_page
 
 __all__ = [
     "CASCADE",
@@ -21,6 +21,7 @@ __all__ = [
     "ZERO_SHOT",
     "Study",
     "compare_rows",
+    "headline",
     "open_corpus",
     "read_report",
     "read_rows",

@@ -40,6 +40,7 @@ def write_comparison_page(path: Path, comparison: Comparison, corpus: Corpus | N
         path,
         "comparison.html",
         title=f"Compared with {base}",
+        verdicts=comparison.verdicts,
         facts=evaluation.comparison_facts(comparison),
         summary=summary,
         details={

@@ -194,25 +194,29 @@ def _cascade_times(dual: QueryTimes | None, cascade: Evaluation) -> QueryTimes |
     if dual is None or cascade.dual_query_ms is None or not cascade.reranked:
         return None
     # The time in cascade.json includes the dual encoder's in the gallery of the evaluation.
-    query_ms = dual.query_ms + cascade.reranked[-1].ms_per_query - cascade.dual_query_ms
-    speed_up = None if dual.speed_up is None else dual.speed_up * dual.query_ms / query_ms
-    return replace(dual, query_ms=query_ms, speed_up=speed_up)
+    return replace(dual, query_ms=dual.query_ms + cascade.reranked[-1].ms_per_query - cascade.dual_query_ms)
 
 
 def _with_teacher_times(report: Report) -> tuple[ModelResults, ...]:
-    """The models, the teacher with the times in its students' bench.json."""
+    """The models, the teacher with the times in its students' bench.json, and all others with their speed-up over one
+    time of their teacher: that of the first benchmark with it in a gallery of that size."""
     models, teacher = report.models, report.of_role("teacher")
-    if teacher is None:
-        return models
-    names = {teacher.folder, *([] if teacher.result is None else [Path(teacher.result.model)])}
-    # `dcdctl bench` writes the times of both models into the folder of the student.
-    paths = (
-        model.folder / "bench.json"
-        for model in models
-        if model.times is not None and Path(model.times.teacher_model) in names
-    )
-    times = next((read_times(path, "teacher") for path in paths), None)
-    return tuple(replace(model, times=times) if model is teacher else model for model in models)
+    # `dcdctl bench` writes the times of both models into the folder of the student, so a teacher has many.
+    first: dict[tuple[str, int], QueryTimes] = {}
+    for model in models:
+        if model.times is not None and (times := read_times(model.folder / "bench.json", "teacher")) is not None:
+            first.setdefault((times.teacher_model, times.num_images), times)
+
+    def timed(model: ModelResults) -> QueryTimes | None:
+        if model is teacher:
+            names = {model.folder, *([] if model.result is None else [Path(model.result.model)])}
+            return next((times for (name, _), times in first.items() if Path(name) in names), None)
+        if (times := model.times) is None:
+            return None
+        of_teacher = first[times.teacher_model, times.num_images]
+        return replace(times, speed_up=of_teacher.query_ms / times.query_ms)
+
+    return tuple(replace(model, times=timed(model)) for model in models)
 
 
 def _compared(report: Report) -> tuple[ModelResults, ...]:

@@ -17,7 +17,6 @@ from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import (
-    ALPHA,
     CASCADE_FILES,
     LEVEL,
     MEASURES,
@@ -36,8 +35,10 @@ from dcdctl.core.evaluation import (
     compare_agreements,
     compare_ranks,
     holm,
+    outcome,
     read_pool,
 )
+from dcdctl.core.progress import digits
 from dcdctl.core.report import html
 from dcdctl.core.report.tables import NOTHING, RECALLS
 from dcdctl.core.templates import Table
@@ -122,6 +123,7 @@ class Study:
     def to_json(self) -> dict[str, Any]:
         """The contents of study.json; recalls in percent, intervals as [low, high]."""
         return {
+            "verdict": self.verdict,
             **{name.replace(" ", "_"): text for name, text in self.facts},
             "models": [_row_document(row) for row in self.rows],
             "differences": [_difference_document(difference) for difference in self.differences],
@@ -129,7 +131,6 @@ class Study:
             "level": LEVEL,
             "notes": list(self.notes),
             "left_out": list(self.left_out),
-            "verdict": self.verdict,
         }
 
 
@@ -190,37 +191,19 @@ def verdict(differences: Sequence[Difference], untrained: float) -> str:
     start, which is the baseline of a training on a pool.
 
     The baseline with the highest total counts: a teacher that only beats the weaker one adds nothing that is not free.
-    With one seed, the verdict is about these trainings, not about the method.
+    With one seed, the verdict is about these trainings, not about the method. Its p-value is adjusted.
     """
     strongest = max(differences, key=lambda difference: difference.totals[1].value)
     comparison, p_value = strongest.comparison, planned_p_values(differences)[strongest.base]
     ours, theirs, gain = strongest.totals
-    base = "the start" if strongest.base == ZERO_SHOT else _as_training(strongest.base)
-    total = f"{NDCG_NAME} of agreement with it" if isinstance(comparison, AgreementComparison) else "RSUM"
-    is_shown = p_value <= ALPHA
-    interval = f"[{gain.interval.low:.1f}, {gain.interval.high:.1f}] points"
-    if not is_shown and not gain.interval.low <= 0 <= gain.interval.high:
-        interval += f" (adjusted p {p_value:.2g})"
-    is_start_best = untrained > max(ours.value, theirs.value)
-    end = f"; the start without any training has a higher {total} than both." if is_start_best else "."
-    if is_shown and gain.value > 0:
-        text = f"The teacher added {gain.value:.1f} {interval} of {total} over {base}{end}"
-    else:
-        outcome = "The teacher did not pay" if is_shown else "No difference was shown"
-        text = f"{outcome}: distillation changed {total} by {gain.value:+.1f} {interval} compared with {base}{end}"
-    if comparison.num_runs == 1:
-        text = f"For these trainings, {text[0].lower()}{text[1:]}"
-    return f"{text} {comparison.seed_warning}".rstrip()
-
-
-def _as_training(name: str) -> str:
-    """The name of a baseline as the act of training it.
-
-    >>> _as_training("fine-tuned, random batches")
-    'fine-tuning with random batches'
-    """
-    first, _, rest = name.partition(", ")
-    return first.replace("fine-tuned", "fine-tuning") + (f" with {rest}" if rest else "")
+    base = "the start" if strongest.base == ZERO_SHOT else strongest.base.replace(",", " with")
+    total = f"{NDCG_NAME} of agreement with the teacher" if isinstance(comparison, AgreementComparison) else "RSUM"
+    scope = " in these trainings" if comparison.num_runs == 1 else ""
+    about = f"{DISTILLED} against {base}{scope}, {total}"
+    lines = [outcome(about, gain, p_value, ("The teacher paid", "The teacher did not pay")), comparison.seed_warning]
+    if untrained > max(ours.value, theirs.value):
+        lines.append(f"The start without any training has a higher {total} than both.")
+    return " ".join(filter(None, lines))
 
 
 def _row(
@@ -272,8 +255,8 @@ def _models_table(rows: Sequence[StudyRow]) -> Table:
         spread = "" if row.spread is None else f" \N{PLUS-MINUS SIGN} {row.spread:.1f}"
         total = f"{statistics.fmean(row.totals):.1f}{spread}" if row.results else NOTHING
         mark = "~" if row.is_extrapolated else ""
-        query = NOTHING if row.query_ms is None else f"{mark}{row.query_ms:,.2f} ms"
-        speed_up = NOTHING if row.speed_up is None else f"{row.speed_up:,.1f}\N{MULTIPLICATION SIGN}"
+        query = NOTHING if row.query_ms is None else f"{mark}{digits(row.query_ms)} ms"
+        speed_up = NOTHING if row.speed_up is None else f"{digits(row.speed_up)}\N{MULTIPLICATION SIGN}"
         cells.append((row.name, *shown, total, query, speed_up))
     names = [f"{direction} {name.replace('_', ' ')}" for direction, name in measures]
     columns = ("model", *names, NDCG_NAME if is_pool else "RSUM", "query", "speed-up")

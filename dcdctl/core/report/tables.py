@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import LEVEL, RECALL_NAMES, Estimate
+from dcdctl.core.progress import digits
 from dcdctl.core.report.report import ModelResults, Report
 from dcdctl.core.templates import Table
 
@@ -66,14 +67,13 @@ def _differences(report: Report) -> Table:
             continue
         difference = model.comparison.difference
         cells = [_with_interval(difference.of(direction)[name], "+") for direction, name in RECALLS]
-        p_value = model.comparison.p_value
-        shown_p = "<\N{NO-BREAK SPACE}0.001" if p_value < 0.001 else f"{p_value:.3f}"
-        rows.append((_name(model), _with_interval(difference.rsum, "+"), shown_p, *cells))
+        p_value = f"{model.comparison.trainings_p_value:.2g}"
+        rows.append((_name(model), _with_interval(difference.rsum, "+"), p_value, *cells))
     baseline = report.of_role("baseline")
     label = NOTHING if baseline is None else baseline.label
     caption = (
         f"Difference to {label} in percentage points; small print: {LEVEL:.0%} paired bootstrap interval; "
-        "p: two-sided, for no difference in RSUM"
+        "p: two-sided, for no difference in RSUM; the larger one of bootstrap and sign-flip test"
     )
     return Table(caption, ("model", "RSUM", "p", *(f"{direction}\n{name}" for direction, name in RECALLS)), tuple(rows))
 
@@ -89,10 +89,10 @@ def _speed(report: Report) -> Table:
         speed_up = (
             NOTHING
             if times is None or times.speed_up is None
-            else f"{mark}{shown_ratio(times.speed_up)}\N{MULTIPLICATION SIGN}"
+            else f"{mark}{digits(times.speed_up)}\N{MULTIPLICATION SIGN}"
         )
         parameters = NOTHING if times is None or model.is_cascade else f"{times.num_parameters / 1e6:,.2f} M"
-        query_ms = f"{mark}{shown_ms(model.query_ms[-1])}\namong {model.gallery_size:,} images"
+        query_ms = f"{mark}{digits(model.query_ms[-1])}\namong {model.gallery_size:,} images"
         rows.append((_name(model), parameters, query_ms, speed_up))
     machines = dict.fromkeys(model.times.machine for model in report.models if model.times is not None)
     caption = "; ".join(
@@ -102,24 +102,6 @@ def _speed(report: Report) -> Table:
         ]
     )
     return Table(caption, ("model", "parameters", "ms per query", "speed-up over the teacher"), tuple(rows))
-
-
-def shown_ms(milliseconds: float) -> str:
-    """Milliseconds with one decimal, or with two digits below 1.
-
-    >>> shown_ms(8.94), shown_ms(0.0312), shown_ms(1234.5)
-    ('8.9', '0.031', '1,234.5')
-    """
-    return f"{milliseconds:,.1f}" if milliseconds >= 1 else f"{milliseconds:.2g}"
-
-
-def shown_ratio(ratio: float) -> str:
-    """How many times as fast, without decimals from 10 on.
-
-    >>> shown_ratio(510.3), shown_ratio(1.26)
-    ('510', '1.3')
-    """
-    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
 def _name(model: ModelResults) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dcdctl.core import files, templates
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import Estimate
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.evaluation import Estimate, outcome
+from dcdctl.core.progress import Track, digits, silent
 from dcdctl.core.report import charts, gallery, html, tables
 from dcdctl.core.report.gallery import TITLES
 from dcdctl.core.report.report import ModelResults, Report
@@ -41,7 +41,8 @@ def write_report_page(path: Path, report: Report, track: Track = silent) -> None
 
 
 def headline(report: Report) -> list[str]:
-    """What the first student won and lost, then its cascade, in a sentence each; a last line says what was measured.
+    """Whether the first student and its cascade differ from the baseline; what they won and lost; and in a last line
+    what was measured. A sentence each.
 
     Empty without a student that was evaluated.
     """
@@ -58,7 +59,17 @@ def headline(report: Report) -> list[str]:
     sizes = dict.fromkeys(model.gallery_size for model in shown if model.gallery_size is not None)
     if sizes:
         notes.append(f"time: one caption among {' or '.join(f'{size:,}' for size in sizes)} encoded images")
-    return [*(_sentence(model, teacher) for model in shown), f"{'; '.join(notes)}."]
+    # First, because a high count says nothing where the baseline has it too.
+    verdicts = [
+        outcome(
+            f"{model.label} against {base.label}, RSUM",
+            model.comparison.difference.rsum,
+            model.comparison.trainings_p_value,
+        )
+        for model in shown
+        if model.comparison is not None and (base := report.of_role("baseline")) is not None
+    ]
+    return [*verdicts, *(_sentence(model, teacher) for model in shown), f"{'; '.join(notes)}."]
 
 
 def _sentence(model: ModelResults, teacher: ModelResults | None) -> str:
@@ -69,10 +80,10 @@ def _sentence(model: ModelResults, teacher: ModelResults | None) -> str:
     outcome = f"keeps {rsum}" if loses else f"reaches {rsum}"
     if not model.query_ms:
         return f"{subject} {outcome}."
-    answers, times = f"answers in {tables.shown_ms(model.query_ms[-1])} ms", model.times
+    answers, times = f"answers in {digits(model.query_ms[-1])} ms", model.times
     if times is None or times.speed_up is None:
         return f"{subject} {answers} and {outcome}."
-    mark, ratio = "about " if times.is_extrapolated else "", tables.shown_ratio(max(times.speed_up, 1 / times.speed_up))
+    mark, ratio = "about " if times.is_extrapolated else "", digits(max(times.speed_up, 1 / times.speed_up))
     than = "faster" if times.speed_up >= 1 else "slower"
     return f"{subject} {answers}, {mark}{ratio} times {than} than the teacher, and {outcome}."
 
@@ -121,7 +132,11 @@ def write_csv(path: Path, report: Report) -> None:
 def report_document(report: Report) -> dict[str, object]:
     """The numbers of a report for JSON, with the names of the CSV file, and what is left out, with the command that
     adds it."""
-    return {"models": [_row(model) for model in report.models], "left_out": dict(report.missing)}
+    return {
+        "headline": headline(report),
+        "models": [_row(model) for model in report.models],
+        "left_out": dict(report.missing),
+    }
 
 
 def _markdown_table(table: Table) -> str:
@@ -178,7 +193,7 @@ def _row(model: ModelResults) -> dict[str, object]:
             "ms_gallery_images": result.gallery_size,
         }
     if (comparison := model.comparison) is not None:
-        row |= _with_ends("rsum_difference", comparison.difference.rsum) | {"p_value": comparison.p_value}
+        row |= _with_ends("rsum_difference", comparison.difference.rsum) | {"p_value": comparison.trainings_p_value}
     return row
 
 
