@@ -10,7 +10,7 @@ from PIL import Image
 
 from dcdctl.core import data, templates
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.search import ImageIndex, SearchAnswer, columns_text
+from dcdctl.core.search import ImageIndex, SearchAnswer, caption_of, columns_text
 
 Query = str | os.PathLike[str] | Image.Image
 """A text, the path of an image file, or an image in memory."""
@@ -29,6 +29,7 @@ def answer_html(query: Query, answer: SearchAnswer, index: ImageIndex) -> str:
             "name": hit.name,
             "score": f"{hit.score if hit.reranked is None else hit.reranked:.3f}",
             "columns": columns_text(hit),
+            "caption": caption_of(index, hit.row),
         }
         for hit in shown
     ]

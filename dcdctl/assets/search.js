@@ -89,17 +89,16 @@
     queryName.textContent = upload ? `Images like ${upload.name || "the pasted image"}` : `Images like number ${row}`;
   }
 
-  function showAnswer({ results: hits, encode_ms, find_ms, rerank_ms, notes, bars, weak }, query) {
+  function showAnswer({ results: hits, encode_ms, find_ms, rerank_ms, notes, bars, weak, captions }, query) {
     const ms = (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0));
     const parts = [`encoding ${ms(encode_ms)}`, `finding ${ms(find_ms)}`, ...(rerank_ms ? [`re-ranking ${ms(rerank_ms)}`] : [])];
     const count = hits.length === 1 ? "1 image" : `${hits.length} images`;
     const empty = conditions().length ? [] : ["This index has no images left."];
     const summary = hits.length ? [`${count} in ${ms(encode_ms + find_ms + rerank_ms)} ms (${parts.join(", ")})`] : empty;
-    const verdict = weak ? ["Weak match: texts that these images do not show score as high"] : [];
-    say([...verdict, ...summary, ...notes].join("; "));
+    say([...(weak ? [notes.shift()] : []), ...summary, ...notes].join("; "));
     results.classList.toggle("weak", weak);
     results.classList.toggle("by-text", query.text !== undefined);
-    results.replaceChildren(...hits.map((hit, position) => card(hit, bars[position])));
+    results.replaceChildren(...hits.map((hit, position) => card({ ...hit, caption: captions[position] }, bars[position])));
     more.hidden = hits.length < k || k >= limits.maxK;
     const itself = hits.find(({ row }) => String(row) === query.row);
     if (itself) queryName.textContent = `Images like ${itself.name}`;
@@ -115,7 +114,7 @@
   }
 
   // An image of the sample has no score.
-  function card({ row, name, score, reranked, bm25, columns = {} }, share) {
+  function card({ row, name, caption, score, reranked, bm25, columns = {} }, share) {
     const item = document.createElement("li");
     const link = add(item, "a", "image");
     link.href = `?${new URLSearchParams([["row", row], ...conditions().map((condition) => ["where", condition])])}`;
@@ -131,6 +130,7 @@
     label.dir = "auto";
     const original = add(label, "a");
     Object.assign(original, { href: `image/${row}?size=original`, target: "_blank", rel: "noopener", title: name, textContent: shortened(name) });
+    if (caption) Object.assign(add(item, "p", "caption"), { textContent: caption, title: caption, dir: "auto" });
     const numbers = score === undefined ? [] : [...(reranked === null ? [] : [`${reranked.toFixed(2)} re-ranked`]), score.toFixed(3)];
     if (bm25) numbers.push(`words ${bm25.toFixed(2)}`);
     if (numbers.length) add(item, "p", "numbers").textContent = numbers.join(", ");
@@ -159,13 +159,23 @@
   const bound = (column, sign, text) => `${column.quoted} ${sign} ${isDate(column) ? `'${text}'` : text}`;
   const endOfDay = ({ type }, text) => (type === "date and time" ? `${text}T23:59:59.999999` : text);
 
-  function addFacet(column) {
-    const label = add(facets, "label");
+  // Any part of a text; % and _ stand for themselves.
+  const quotedPart = (text) => text.replace(/[\\%_]/g, "\\$&").replaceAll("'", "''");
+  const unquotedPart = (text) => text.replaceAll("''", "'").replace(/\\(.)/g, "$1");
+
+  function addFacet(column, place) {
+    // More than two would push the images out of a phone's screen.
+    const parent = place < 2 ? facets : (facets.querySelector("details") ?? add(facets, "details"));
+    if (parent !== facets && !parent.children.length) add(parent, "summary").textContent = "More filters";
+    const label = add(parent, "label");
     add(label, "span").textContent = column.name;
-    const fields = column.facet === "values" ? [add(label, "select")] : [add(label, "input"), add(label, "input")];
+    const fields = column.facet === "values" ? [add(label, "select")] : Array.from({ length: column.facet === "part" ? 1 : 2 }, () => add(label, "input"));
     if (column.facet === "values") {
       fields[0].append(new Option("any", ""));
       column.values.forEach(({ value, images, condition }) => fields[0].append(new Option(`${shortened(shownValue(value))} (${images})`, condition)));
+    } else if (column.facet === "part") {
+      Object.assign(fields[0], { type: "text", title: `a part of ${column.name}` });
+      Object.assign(fields[0].dataset, { start: `${column.quoted} like '%`, end: "%'" });
     } else {
       fields.forEach((field, end) => {
         const limit = String([column.low, column.high][end]);
@@ -178,6 +188,7 @@
     fields.forEach((field, end) => {
       field.condition = () => {
         if (column.facet === "values" || !field.value) return field.value;
+        if (column.facet === "part") return field.dataset.start + quotedPart(field.value) + field.dataset.end;
         return field.dataset.start + (end ? endOfDay(column, field.value) : field.value) + field.dataset.end;
       };
       field.addEventListener("change", () => {
@@ -201,7 +212,9 @@
       const isShown = (condition) =>
         field.tagName === "SELECT" ? [...field.options].some(({ value }) => value === condition) : condition.startsWith(field.dataset.start);
       field.shown = where.find((condition) => condition && isShown(condition)) ?? "";
-      field.value = field.tagName === "SELECT" ? field.shown : field.shown.slice(field.dataset.start.length).replace(/(T.*)?'?$/, "");
+      const value = field.shown.slice(field.dataset.start?.length ?? 0);
+      if (field.type === "text") field.value = unquotedPart(value.slice(0, -2));
+      else field.value = field.tagName === "SELECT" ? value : value.replace(/(T.*)?'?$/, "");
       left.delete(field.shown);
     });
     facets.querySelectorAll("button").forEach((button) => button.remove());
@@ -216,7 +229,7 @@
   async function loadFacets() {
     try {
       const response = await fetch("columns");
-      if (response.ok) (await response.json()).filter(({ facet }) => facet).forEach(addFacet);
+      if (response.ok) (await response.json()).filter(({ facet }) => facet).sort((a, b) => a.distinct - b.distinct).forEach(addFacet);
     } catch {
       return; // the search itself says that the server does not answer
     }

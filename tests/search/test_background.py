@@ -7,8 +7,9 @@ import pytest
 import served
 import torch
 from made_index import update
+from PIL import Image
 
-from dcdctl.core.search import FolderIndex, IndexSearcher, background
+from dcdctl.core.search import WEAK, FolderIndex, IndexSearcher, background
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
@@ -36,6 +37,19 @@ def by_hand(searcher: IndexSearcher) -> list[float]:
 def test_the_background_is_that_of_all_probes_and_images(made):
     found = background.measure_background(made.searcher)
     assert [found.typical, found.limit] == pytest.approx(by_hand(made.searcher), abs=2e-3)
+
+
+def test_a_text_is_weak_up_to_the_limit_and_the_page_and_python_say_so(made):
+    searcher = made.searcher
+    limit = by_hand(searcher)[1]
+    texts = [*background.probe_texts(), *served.CAPTIONS, "red"]
+    answers = searcher.by_texts(texts, 1)
+    for answer in answers:
+        assert (WEAK in answer.notes) == (answer.hits[0].score <= limit + 2e-3)
+        assert answer.background == searcher.background
+    assert len({WEAK in answer.notes for answer in answers}) == 2
+    image = searcher.by_image(Image.new("RGB", (8, 8)), 1)
+    assert (image.notes, image.background) == ((), None)
 
 
 def test_removed_images_are_no_background(made, tmp_path):

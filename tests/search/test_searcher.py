@@ -20,13 +20,18 @@ from dcdctl.core import models
 from dcdctl.core.data import images as data_images
 from dcdctl.core.errors import ConfigError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.report import pages
-from dcdctl.core.search import answer_document, as_text, read_image
+from dcdctl.core.search import WEAK, SearchAnswer, answer_document, as_text, read_image
 from dcdctl.core.search.query import MAX_CHARACTERS
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
 CPU = torch.device("cpu")
 TEXT = CAPTIONS[0]
+
+
+def told(answer: SearchAnswer) -> list[str]:
+    """The notes but that on a weak match, which most texts are for a model with random weights."""
+    return [note for note in answer.notes if note != WEAK]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,7 @@ def test_a_text_finds_the_images_of_the_highest_cosines(index, searcher):
     assert [hit.name for hit in answer.hits] == sorted(wanted, key=lambda name: -wanted[name])[:5]
     np.testing.assert_allclose([hit.score for hit in answer.hits], sorted(wanted.values(), reverse=True)[:5], atol=1e-5)
     assert {hit.reranked for hit in answer.hits} == {None}
-    assert answer.notes == ()
+    assert told(answer) == []
 
 
 @pytest.mark.parametrize("batch", [64, 2])
@@ -101,12 +106,12 @@ def test_a_text_without_tokens_is_an_error(searcher, text):
 
 def test_unread_parts_of_a_text_are_noted(searcher):
     most = searcher.model.preprocess.max_text_len
-    (note,) = searcher.by_text("red " * 40, 1).notes
+    (note,) = told(searcher.by_text("red " * 40, 1))
     assert note == f"the text has 42 tokens, and the model reads the first {most}"
     exact = searcher.by_text("red " * (most - 2), 1)
-    assert exact.notes == ()
-    assert "the hits are random" in searcher.by_text("\u72ac \U0001f436", 1).notes[0]
-    assert searcher.by_text("red \u72ac", 1).notes == ()
+    assert told(exact) == []
+    assert "the hits are random" in searcher.by_text("\u72ac \U0001f436", 1).notes[-1]
+    assert told(searcher.by_text("red \u72ac", 1)) == []
 
 
 def test_threads_get_the_answers_of_their_texts(searcher):
@@ -141,7 +146,7 @@ def test_a_reranker_orders_the_first_answers_only(index, searcher, reranking, ba
     assert {hit.name: hit.reranked for hit in hits[:5]} == pytest.approx(logits, abs=1e-4)
     assert [hit.reranked for hit in hits[5:]] == [None, None]
     assert [hit.name for hit in hits[:5]] != first[:5]
-    assert reranking.by_text(TEXT, 7).notes == ()
+    assert told(reranking.by_text(TEXT, 7)) == []
     assert reranking.by_text(TEXT, 2).hits == hits[:2]
 
 
@@ -154,7 +159,7 @@ def test_images_that_are_gone_rank_below_reranked_images(index, tmp_path):
     answer = searcher.by_text(TEXT, 6)
     assert [hit.name for hit in answer.hits[:2]] == [before[2].name, before[4].name]
     assert {hit.name for hit in answer.hits[2:5]} == {before[i].name for i in (0, 1, 3)}
-    assert answer.notes == ("3 of 5 candidates are not re-ranked: their images are gone or damaged",)
+    assert told(answer) == ["3 of 5 candidates are not re-ranked: their images are gone or damaged"]
     pages.write_search_page(tmp_path / "sheet.html", searcher.index, TEXT, answer)
     text = (tmp_path / "sheet.html").read_text()
     assert text.count("the image is gone") == 3

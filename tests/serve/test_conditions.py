@@ -13,7 +13,7 @@ from PIL import Image
 
 from dcdctl.core.search import ColumnChanges, ColumnSummary
 from dcdctl.core.serve import ServiceConfig
-from dcdctl.core.serve.facets import choose_facets
+from dcdctl.core.serve.facets import facet_of
 
 NUM = len(served.NAMES)
 YEARS = [2020 + place % 3 for place in range(NUM)]
@@ -128,7 +128,7 @@ def test_columns_are_listed_with_conditions_that_are_read_back(client):
     assert {name: (one["type"], one["facet"]) for name, one in columns.items()} == {
         "year": ("whole number", "values"),
         "owner": ("text", "values"),
-        "day": ("date", None),
+        "day": ("date", "range"),
         "taken": ("date and time", None),
     }
     assert (columns["owner"]["missing"], columns["owner"]["distinct"], columns["day"]["low"]) == (1, 2, "2024-01-01")
@@ -142,22 +142,22 @@ def test_columns_are_listed_with_conditions_that_are_read_back(client):
             assert len(found) == value["images"]
 
 
-def test_the_page_offers_the_columns_with_the_fewest_values():
-    def summary(name, type_, distinct):
-        return ColumnSummary(name=name, type=type_, missing=0, distinct=distinct, frequent=(), low=None, high=None)
-
-    columns = [
-        ("same", "text", 1),
-        ("many", "text", 51),
-        ("owner", "text", 50),
-        ("taken", "date and time", 12),
-        ("f", "number", 3000),
-    ]
-    assert choose_facets([summary(*column) for column in columns]) == {"taken": "range", "owner": "values"}
-    assert choose_facets([summary("n", "whole number", 51), summary("flag", "true or false", 2)]) == {
-        "flag": "values",
-        "n": "range",
-    }
+@pytest.mark.parametrize(
+    ("type_", "distinct", "facet"),
+    [
+        ("text", 1, None),
+        ("text", 50, "values"),
+        ("text", 51, "part"),
+        ("date and time", 12, "range"),
+        ("number", 3, "range"),
+        ("whole number", 50, "values"),
+        ("whole number", 51, "range"),
+        ("true or false", 2, "values"),
+    ],
+)
+def test_every_column_with_two_values_is_offered(type_, distinct, facet):
+    summary = ColumnSummary(name="c", type=type_, missing=0, distinct=distinct, frequent=(), low=None, high=None)
+    assert facet_of(summary) == facet
 
 
 def test_columns_that_are_set_while_the_index_is_served_are_offered(tmp_path):
@@ -176,9 +176,11 @@ def test_columns_that_are_set_while_the_index_is_served_are_offered(tmp_path):
 def test_large_texts_do_not_make_answers_large(tmp_path):
     """All requests wait while an answer is written."""
     names = "anna, " * 10_000
-    made = served.make(tmp_path / "made").with_columns(names=[names] * len(served.NAMES))
+    more = {f"c{number:02}": [number] * len(served.NAMES) for number in range(60)}
+    made = served.make(tmp_path / "made").with_columns(names=[names] * len(served.NAMES), **more)
     client = served.client_of(made.searcher, ServiceConfig())
     for hit in client.get("/search", params={"text": "a bus"}).json()["results"]:
-        assert hit["columns"] == {"names": names[:500] + "..."}
+        assert list(hit["columns"]) == ["names", *sorted(more)[:49]]
+        assert hit["columns"]["names"] == names[:500] + "..."
     first = client.get("/columns").json()[0]
     assert (first["distinct"], first["values"], first["low"]) == (1, [], names[:500] + "...")

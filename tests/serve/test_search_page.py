@@ -21,8 +21,9 @@ import pytest
 import served
 from html_page import Page
 
+from dcdctl.core.search import WEAK
 from dcdctl.core.search.background import probe_texts
-from dcdctl.core.serve import ServiceConfig, pages
+from dcdctl.core.serve import ServiceConfig, facets, pages
 from dcdctl.core.serve import app as serve_app
 
 pytestmark = browser.is_installed
@@ -30,6 +31,7 @@ pytestmark = browser.is_installed
 NUM = len(served.NAMES)
 OWNERS = ["ann", "<b>'bob'</b>", None, *["ann"] * (NUM - 3)]
 DAYS = [date(2024, 1, 1 + number) for number in range(NUM)]
+TITLES = [f"50% of_it's {number:02}" for number in range(NUM)]
 DEEDS = """
 const choose = (field, value) => {
   field.value = value;
@@ -43,6 +45,7 @@ const deeds = {
     await new Promise((resolve) => setTimeout(resolve, 500));
     choose(document.querySelectorAll("#facets input")[1], "2024-01-05");
   },
+  "#part": () => choose(document.querySelector("#facets details input"), "_it's 03"),
   "#remove": () => document.querySelector("#facets .condition").click(),
   "#click": () => document.querySelector("#results a.image").click(),
   "#type": () => {
@@ -84,10 +87,11 @@ def url(tmp_path_factory):
         with (folder / "assets" / "search.js").open("a", encoding="utf-8") as script:
             script.write(DEEDS)
         patch.setattr(pages, "ASSETS", folder / "assets")
-        made = served.make(folder / "all").with_columns(owner=OWNERS, day=DAYS)
+        made = served.make(folder / "all").with_columns(owner=OWNERS, day=DAYS, title=TITLES)
         app = serve_app.build(made.searcher, ServiceConfig(default_k=NUM, max_upload_bytes=100_000))
-    with served.serving(app) as url:
-        yield url
+        patch.setattr(facets, "MAX_CHOICES", NUM - 1)
+        with served.serving(app) as url:
+            yield url
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +161,7 @@ def test_a_text_that_scores_as_nonsense_is_a_weak_match(see, url):
         ask(text)["results"][0]["score"] <= limit for text in (weak, strong)
     ]
     pages = [see(f"?{urlencode({'q': text})}")[0] for text in (weak, strong)]
-    assert [told(html).startswith("Weak match: ") for html in pages] == [True, False]
+    assert [told(html).startswith(WEAK) for html in pages] == [True, False]
     shares = [[float(share) for share in re.findall(r"--share: ([\d.]+)", html)] for html in pages]
     assert shares[1] == pytest.approx(ask(strong)["bars"], abs=1e-3)
     assert shares[1][0] > 0.5 >= shares[0][0]
@@ -209,7 +213,15 @@ def test_a_choice_filters_and_its_value_cannot_become_markup(see):
     assert alts(page) == {served.NAMES[1]}
     assert "&lt;b&gt;'bob'&lt;/b&gt; (1)</option>" in html
     assert page.all("b") == []
-    assert "owner &lt;b&gt;'bob'&lt;/b&gt;, day 2024-01-02</p>" in html
+    assert "owner &lt;b&gt;'bob'&lt;/b&gt;, day 2024-01-02, title 50% of_it's 01</p>" in html
+
+
+def test_a_third_column_is_under_more_filters_and_is_found_by_a_part_of_its_text(see):
+    html, page = see("?q=a+red+bus#part")
+    assert address(page) == {"q": ["a red bus"], "where": ["\"title\" like '%\\_it''s 03%'"]}
+    assert alts(page) == {served.NAMES[3]}
+    hidden = r"<details><summary>More filters</summary><label><span>title</span><input[^>]*></label></details>"
+    assert re.search(hidden, html)
 
 
 def test_a_range_filters_and_the_address_keeps_it(see):

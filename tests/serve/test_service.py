@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from tiny import make_models
 
 from dcdctl.core import artifacts, models
-from dcdctl.core.data import images
+from dcdctl.core.data import Corpus, images
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.search import FolderIndex, IndexSearcher
 from dcdctl.core.search.reranker import Reranker
@@ -405,3 +405,19 @@ def test_with_a_reranker_texts_are_reranked_and_images_are_not(searcher, kind):
 def test_invalid_settings_are_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong)).replace("allowed_hosts", "an allowed host")):
         ServiceConfig(**wrong)
+
+
+def test_results_have_their_first_caption_as_long_as_the_corpus_is_there(scenes_corpus_dir, tmp_path):
+    made = served.make(tmp_path / "all")
+    moved = shutil.copytree(scenes_corpus_dir, tmp_path / "corpus")
+    update(made.index, add=moved, split="val")
+    corpus = Corpus.open(moved, "val")
+    client = served.client_of(made.searcher, CONFIG)
+    first = {name: corpus.captions[corpus.captions_of(row)[0]] for row, name in enumerate(corpus.image_ids)}
+    answers = [client.get("/search", params={"text": "a red bus", "k": 50}).json() for _ in range(2)]
+    for found in answers:
+        assert found["captions"] == [first.get(hit["image_id"], "") for hit in found["results"]]
+        assert {"", *first.values()} >= {*found["captions"]} != {""}
+    shutil.rmtree(moved)
+    found = served.client_of(made.searcher, CONFIG).get("/search", params={"text": "a red bus", "k": 50}).json()
+    assert {*found["captions"]} == {""}

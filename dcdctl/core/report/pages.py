@@ -9,7 +9,7 @@ from dcdctl.core.data import MAX_WORDS_COUNTED, Corpus, CorpusInspection, corpus
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.report import html
 from dcdctl.core.report.html import Histogram
-from dcdctl.core.search import ImageIndex, SearchAnswer, as_text, columns_text, image_of, read_image
+from dcdctl.core.search import ImageIndex, SearchAnswer, as_text, caption_of, columns_text, image_of, read_image
 from dcdctl.core.teacher import CacheSummary, Negative, cache_facts
 
 NUM_IMAGES = 60
@@ -116,5 +116,6 @@ def _hit_cards(index: ImageIndex, answer: SearchAnswer, advance: Advance) -> Ite
             "name": as_text(hit.name),
             "scores": " \N{MIDDLE DOT} ".join([*logit, f"cosine {hit.score:.4f}", *bm25]),
             "columns": columns_text(hit),
+            "caption": caption_of(index, hit.row),
         }
         advance(1)

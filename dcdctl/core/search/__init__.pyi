@@ -1,7 +1,7 @@
 from .background import Background, measure_background
 from .build import Changes, IndexChange, run_index_job
 from .columns.change import ColumnChanges
-from .columns.table import ColumnSummary
+from .columns.table import NUM_SHOWN, ColumnSummary
 from .columns.where import (
     COLUMN_TYPES,
     Compare,
@@ -22,13 +22,14 @@ from .query import (
     SearchAnswer,
     answer_document,
     as_text,
+    caption_of,
     check_query,
     columns_text,
     image_of,
     read_image,
     value_for_json,
 )
-from .searcher import IndexSearcher
+from .searcher import WEAK, IndexSearcher
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, check_model, query_model_of, read_document, text_side_note
 from .summary import index_document, index_facts
@@ -39,6 +40,8 @@ __all__ = [
     "IMAGE_COLUMNS",
     "INDEX",
     "INDEX_FILE",
+    "NUM_SHOWN",
+    "WEAK",
     "Background",
     "Changes",
     "ColumnChanges",
@@ -64,6 +67,7 @@ __all__ = [
     "as_text",
     "best_first",
     "best_of",
+    "caption_of",
     "check_model",
     "check_query",
     "check_vectors",

@@ -2,19 +2,22 @@
 
 The scale of cosines differs between models, so no fixed number tells a match from a chance. The probes are texts
 without visible things, such as "tax policy theory": their best scores in the index are what a query reaches that no
-image answers. They are computed for the first search of a service in an index, and are not stored, so that they fit
-every index, also after images were added or removed.
+image answers. They are computed for the first text that a searcher answers, and are not stored, so that they fit every
+index, also after images were added or removed.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dcdctl.core.search import exact
-from dcdctl.core.search.searcher import IndexSearcher
+
+if TYPE_CHECKING:
+    from dcdctl.core.search.searcher import IndexSearcher
 
 # The 95th percentile is then about the fourth highest score.
 NUM_PROBES = 64

@@ -33,7 +33,7 @@ class Hit:
     reranked: float | None = None
     """Logit of the re-ranker; None if it has not scored this image."""
     columns: Mapping[str, Value | None] = field(default_factory=dict)
-    """The values of the image in the columns of the index."""
+    """The values of the image in the first columns of the index (`columns.table.NUM_SHOWN`)."""
     bm25: float | None = None
     """BM25 of the words of the query in the captions and the name of the image; None without hybrid search, or without
     a common word."""

@@ -11,11 +11,13 @@ from PIL import Image
 
 from dcdctl.core import data
 from dcdctl.core.errors import InputError, MissingError, StaleError
+from dcdctl.core.search.background import Background
 from dcdctl.core.search.columns.where import Value
 from dcdctl.core.search.protocol import Hit, ImageIndex
 
 MAX_CHARACTERS = 10_000
 """Maximum length of a text. A model reads a few dozen words; a longer text is a file by mistake."""
+MAX_CAPTION = 200
 MAX_SHOWN = 40
 """Characters of a value of a column that are shown beside a hit."""
 
@@ -30,7 +32,9 @@ class SearchAnswer:
     find_seconds: float
     rerank_seconds: float = 0.0
     notes: tuple[str, ...] = ()
-    """What the user should know: words that were not read, images that could not be scored."""
+    """What the user should know: a weak match, words that were not read, images that could not be scored."""
+    background: Background | None = None
+    """The scores of the index that mean nothing; None for the answer to an image, or of an index without images."""
 
 
 def check_query(question: str | Path) -> None:
@@ -98,6 +102,14 @@ def image_of(index: ImageIndex, row: int) -> Image.Image | None:
         return data.decode_image(index.image_bytes(row))
     except (MissingError, StaleError, data.ImageError):
         return None
+
+
+def caption_of(index: ImageIndex, row: int) -> str:
+    """The first caption of a row of a corpus, of which at most `MAX_CAPTION` characters; empty if there is none.
+
+    The captions of a corpus are read with the first: ask where images are shown, not in a search.
+    """
+    return next(iter(index.captions(row)), "")[:MAX_CAPTION]
 
 
 def columns_text(hit: Hit) -> str:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from PIL import Image
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models import TextEncoder, TextTower
+from dcdctl.core.search.background import Background, measure_background
 from dcdctl.core.search.columns.where import Condition
 from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.query import SearchAnswer, checked_text, query_image
@@ -37,6 +39,7 @@ NUM_ANSWERS = 10
 TEXT_BATCH = 64
 """Texts encoded together."""
 NO_IMAGE = "no image meets the condition"
+WEAK = "Probably not among these images: unrelated texts score as high"
 NO_WORD = "no word of the text is in the captions or names of these images: they are ordered by vectors alone"
 
 
@@ -128,6 +131,11 @@ class IndexSearcher:
             searcher, reranker=Reranker.open(rerank, depth=depth, device=encoder.device(), settings=rerank_set)
         )
 
+    @cached_property
+    def background(self) -> Background | None:
+        """What is a weak match in the index, measured once; None for an index without images."""
+        return measure_background(self)
+
     @property
     def model(self) -> models.Searchable:
         """The model of the index, which is loaded if it was not needed before."""
@@ -205,7 +213,13 @@ class IndexSearcher:
                 notes[number].append(NO_IMAGE)
             elif hybrid and all(hit.bm25 is None for hit in answer.hits):
                 notes[number].append(NO_WORD)
-        answers = [replace(answer, notes=tuple(note)) for answer, note in zip(answers, notes, strict=True)]
+            # A file that is found by its name is no weak match, whatever its cosine.
+            if not hybrid and answer.hits and self.background and answer.hits[0].score <= self.background.limit:
+                notes[number].insert(0, WEAK)
+        answers = [
+            replace(answer, notes=tuple(note), background=self.background)
+            for answer, note in zip(answers, notes, strict=True)
+        ]
         if self.reranker is None:
             return answers
         answers = [self.reranker.apply(text, answer, self.index) for text, answer in zip(texts, answers, strict=True)]

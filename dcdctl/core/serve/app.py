@@ -18,7 +18,17 @@ from starlette.responses import JSONResponse
 from dcdctl import __version__
 from dcdctl.core.data import ImageError
 from dcdctl.core.errors import ConfigError, DcdError, InputError
-from dcdctl.core.search import Condition, Hit, ImageIndex, IndexSearcher, SearchAnswer, parse_all
+from dcdctl.core.search import (
+    WEAK,
+    Condition,
+    FolderIndex,
+    Hit,
+    ImageIndex,
+    IndexSearcher,
+    SearchAnswer,
+    caption_of,
+    parse_all,
+)
 from dcdctl.core.serve import images, logs, pages
 from dcdctl.core.serve.batch import BatchQuery, BatchReader, in_words
 from dcdctl.core.serve.config import ServiceConfig
@@ -50,6 +60,8 @@ class SearchResponse:
     """For each result of a text, where its score lies in the index, from 0 to 1 (`Background.share`)."""
     weak: bool
     """Whether texts that no image of the index shows score as high as the best result."""
+    captions: tuple[str, ...]
+    """The first caption of each result, empty without one; none of a store."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +196,7 @@ def _add_search(app: FastAPI, service: ServiceState) -> None:
             _check_words(service, text)
         if text is not None and row is None:
             answer = await service.texts.answer(WaitingText(text, k, _condition(service, where), hybrid))
-            return await _response(service, answer, is_text=True)
+            return await _response(service, answer)
         if row is None or text is not None:
             raise InputError(
                 "the request must have a text or a row, and not both", hint="for example /search?text=a+red+bus"
@@ -192,7 +204,7 @@ def _add_search(app: FastAPI, service: ServiceState) -> None:
         answer = await _by_image(
             service, lambda searcher: images.image_of(searcher.index, row), k, _condition(service, where)
         )
-        return await _response(service, answer, is_text=False)
+        return await _response(service, answer)
 
 
 def _add_bodies(app: FastAPI, service: ServiceState) -> None:
@@ -212,7 +224,7 @@ def _add_bodies(app: FastAPI, service: ServiceState) -> None:
         if image is not None:
             data, met = await image.read(), _condition(service, where)
             answer = await _by_image(service, lambda _: images.uploaded(data, config), k, met)
-            return await _response(service, answer, is_text=False)
+            return await _response(service, answer)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
             return await _by_texts(service, await batches.read(request), where)
         raise InputError("image: Field required", hint="or send a batch of texts as application/json")
@@ -245,25 +257,27 @@ async def _by_texts(service: ServiceState, queries: Sequence[BatchQuery | str], 
         elif isinstance(answer, BaseException):
             raise answer
         else:
-            responses.append(await _response(service, answer, is_text=True))
+            responses.append(await _response(service, answer))
     return BatchResponse(tuple(responses))
 
 
-async def _response(service: ServiceState, answer: SearchAnswer, *, is_text: bool) -> SearchResponse:
-    # Measured by a worker, once for each index; an answer that is computed must not wait for a worker again.
-    live = service.searcher
-    background = live.background() if live.is_measured else await service.searching.run(live.background)
-    scores = [hit.score for hit in answer.hits]
+async def _response(service: ServiceState, answer: SearchAnswer) -> SearchResponse:
+    index = service.index
+    # A store would be asked for each; a corpus reads all its captions for the first.
+    captions = (
+        await asyncio.to_thread(lambda: [caption_of(index, hit.row) for hit in answer.hits])
+        if isinstance(index, FolderIndex)
+        else []
+    )
     stages = (answer.encode_seconds, answer.find_seconds, answer.rerank_seconds)
     encode_ms, find_ms, rerank_ms = (round(1000 * seconds, 3) for seconds in stages)
-    bars = [round(background.share(score), 4) for score in scores] if is_text and background is not None else []
-    # A file that is found by its name is no weak match, whatever its cosine.
-    is_hybrid = any(hit.fused is not None for hit in answer.hits)
-    weak = is_text and not is_hybrid and background is not None and bool(scores) and max(scores) <= background.limit
+    bars = [] if answer.background is None else [round(answer.background.share(hit.score), 4) for hit in answer.hits]
     hits = tuple(
         replace(hit, columns={name: shortened(value) for name, value in hit.columns.items()}) for hit in answer.hits
     )
-    return SearchResponse(hits, encode_ms, find_ms, rerank_ms, answer.notes, tuple(bars), weak)
+    return SearchResponse(
+        hits, encode_ms, find_ms, rerank_ms, answer.notes, tuple(bars), WEAK in answer.notes, tuple(captions)
+    )
 
 
 def _check_words(service: ServiceState, text: str | None = "") -> None:

@@ -1,22 +1,19 @@
-"""The columns of an index for programs and for the search page: which of them the page offers, and conditions with
-quoted values."""
+"""The columns of an index for programs and for the search page: how the page offers each, and conditions with quoted
+values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from dcdctl.core.search import ColumnSummary, FolderIndex, ImageIndex, quoted_name, quoted_value, value_for_json
 
-NUM_FACETS = 2
-"""Columns that the page offers: more would push the images out of a phone's screen."""
 MAX_CHOICES = 50
 """Maximum number of values of a column that are offered as choices."""
 MAX_CHARS = 500
 """Maximum length of a condition that is offered, and of a text in an answer."""
 MOMENTS = ("date", "date and time")
-Facet = Literal["values", "range"]
+Facet = Literal["values", "range", "part"]
 """How the search page offers a column."""
 
 
@@ -52,24 +49,19 @@ class ColumnResponse:
 def columns_of(index: ImageIndex) -> list[ColumnResponse]:
     """The columns of an index; none for a store, whose columns are not summarized."""
     summaries = index.summarize_columns() if isinstance(index, FolderIndex) else []
-    facets = choose_facets(summaries)
-    return [_response(summary, facets.get(summary.name)) for summary in summaries]
+    return [_response(summary) for summary in summaries]
 
 
-def choose_facets(summaries: Sequence[ColumnSummary]) -> dict[str, Facet]:
-    """The columns that the page offers: those with the fewest values, from two on; dates and many numbers as a
-    range."""
-    kinds: dict[str, Facet] = {}
-    for summary in sorted(summaries, key=lambda summary: summary.distinct):
-        is_short = summary.distinct <= MAX_CHOICES and summary.type not in ("number", *MOMENTS)
-        if (
-            # A single value filters nothing.
-            summary.distinct >= 2
-            and (is_short or summary.type in ("whole number", "number", *MOMENTS))
-            and len(kinds) < NUM_FACETS
-        ):
-            kinds[summary.name] = "values" if is_short else "range"
-    return kinds
+def facet_of(summary: ColumnSummary) -> Facet | None:
+    """How the page offers a column; None for one with a single value, which filters nothing.
+
+    Few values are a list, dates and many numbers a range, and many texts are found by a part of them.
+    """
+    if summary.distinct < 2:
+        return None
+    if summary.distinct <= MAX_CHOICES and summary.type not in ("number", *MOMENTS):
+        return "values"
+    return "part" if summary.type == "text" else "range"
 
 
 def shortened(value: Any) -> Any:
@@ -77,7 +69,7 @@ def shortened(value: Any) -> Any:
     return f"{value[:MAX_CHARS]}..." if isinstance(value, str) and len(value) > MAX_CHARS else value
 
 
-def _response(summary: ColumnSummary, facet: Facet | None) -> ColumnResponse:
+def _response(summary: ColumnSummary) -> ColumnResponse:
     name = quoted_name(summary.name)
     values = tuple(
         Choice(value=value_for_json(value), images=count, condition=condition)
@@ -86,4 +78,4 @@ def _response(summary: ColumnSummary, facet: Facet | None) -> ColumnResponse:
     )
     low, high = (None if end is None else shortened(value_for_json(end)) for end in (summary.low, summary.high))
     facts = summary.name, name, summary.type, summary.missing, summary.distinct
-    return ColumnResponse(*facts, values=values, low=low, high=high, facet=facet)
+    return ColumnResponse(*facts, values=values, low=low, high=high, facet=facet_of(summary))

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastapi import FastAPI, Response
 
 from dcdctl.core import files, templates
-from dcdctl.core.search import ImageIndex
+from dcdctl.core.search import ImageIndex, caption_of
 from dcdctl.core.serve.config import ServiceConfig
 
 ASSETS = files.packaged("assets")
@@ -39,14 +39,17 @@ def search_page(index: ImageIndex, config: ServiceConfig) -> str:
     example queries."""
     rows = index.spread_rows(NUM_SAMPLE)
     # An image that comes from a corpus has captions.
-    first_captions = dict.fromkeys(captions[0] for row in rows if (captions := index.captions(row)))
+    captions = [caption_of(index, row) for row in rows]
     return templates.render(
         "search.html",
         config=config,
         index_name=Path(index.location).resolve().name,
         num_images=index.num_images,
-        sample=[{"row": row, "name": index.name(row)} for row in rows],
-        examples=list(first_captions)[:NUM_EXAMPLES] or EXAMPLES,
+        sample=[
+            {"row": row, "name": index.name(row), "caption": caption}
+            for row, caption in zip(rows, captions, strict=True)
+        ],
+        examples=list(dict.fromkeys(filter(None, captions)))[:NUM_EXAMPLES] or EXAMPLES,
         max_chars=config.max_text_chars,
         has_keywords=index.has_keywords,
     )

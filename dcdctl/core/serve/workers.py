@@ -16,13 +16,10 @@ from typing import TypeVar
 from dcdctl.core.errors import DcdError
 from dcdctl.core.search import (
     INDEX_FILE,
-    Background,
     Condition,
     FolderIndex,
-    ImageIndex,
     IndexSearcher,
     SearchAnswer,
-    measure_background,
 )
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.config import ServiceConfig
@@ -40,8 +37,7 @@ class LiveSearcher:
 
     def __init__(self, searcher: IndexSearcher) -> None:
         self._stamp: Stamp | None = None
-        self._measured: tuple[ImageIndex, Background | None] | None = None
-        self._lock, self._measuring = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
         self.swap(searcher)
 
     def now(self) -> IndexSearcher:
@@ -62,19 +58,6 @@ class LiveSearcher:
             self._searcher = searcher
             # The index may have changed on disk since it was opened, so it is opened again at first.
             self._stamp = None
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether `background` only looks up what it measured."""
-        return self._measured is not None and self._measured[0] is self.now().index
-
-    def background(self) -> Background | None:
-        """What is a weak match in the index on disk, measured once for each index; None for an index without images."""
-        searcher = self.now()
-        with self._measuring:
-            if self._measured is None or self._measured[0] is not searcher.index:
-                self._measured = searcher.index, measure_background(searcher)
-            return self._measured[1]
 
     def _read_stamp(self) -> Stamp | None:
         if self._path is None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dcdctl.core.errors import DcdError, MissingError, StaleError
 from dcdctl.core.search import (
     IMAGE_COLUMNS,
+    NUM_SHOWN,
     Condition,
     Floats,
     Half,
@@ -138,7 +139,7 @@ class StoreIndex(ImageIndex):
         best = images.drop_columns(["vector"]).take(pa.array(order)).to_pylist()
         hits = []
         for score, values in zip(scores[order].tolist(), best, strict=True):
-            columns = {name: values[name] for name in self.columns.names}
+            columns = {name: values[name] for name in self.columns.names[:NUM_SHOWN]}
             name = values["path"] or values["image_id"]
             hits.append(Hit(values["row"], values["image_id"], name, score, columns=columns))
         return tuple(hits)
