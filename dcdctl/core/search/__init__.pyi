@@ -1,4 +1,3 @@
-from .background import Background, measure_background
 from .build import Changes, IndexChange, run_index_job
 from .columns.change import ColumnChanges
 from .columns.table import NUM_SHOWN, ColumnSummary
@@ -42,7 +41,6 @@ __all__ = [
     "INDEX_FILE",
     "NUM_SHOWN",
     "WEAK",
-    "Background",
     "Changes",
     "ColumnChanges",
     "ColumnSummary",
@@ -77,7 +75,6 @@ __all__ = [
     "index_document",
     "index_facts",
     "maxsims",
-    "measure_background",
     "parse_all",
     "parse_where",
     "query_model_of",
