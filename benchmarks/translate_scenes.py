@@ -274,8 +274,7 @@ def write_vectors(path: Path, cache: Path) -> None:
     """Every text of a cache of English captions and its translations, each with the vector of the English text."""
     english, columns = read_text_cache(cache), {name: list[Any]() for name in ("text", "language", "vector")}
     for number in range(len(english.part_sizes)):
-        part = english.part(number)
-        for caption, vector in zip(part.texts, part.vectors, strict=True):
+        for caption, _, vector in english.part(number):
             for language, text in translations_of(caption).items():
                 for name, value in (("text", text), ("language", language), ("vector", vector.astype("float32"))):
                     columns[name].append(value)

@@ -281,13 +281,17 @@ def test_it_is_checked_as_a_fusion_scorer_without_opening_weights(folder, tmp_pa
         load_save.check_ref(empty, kind="dual")
 
 
+def test_a_published_cross_encoder_takes_the_settings_of_its_kind():
+    assert load_save.check_ref("qwen3-vl-reranker-2b", {"dtype": "bfloat16"}) == "fusion"
+
+
 def test_its_settings_are_refused_for_other_models_and_theirs_for_it(folder, tmp_path, tokenizer):
     models.save(
         models.new_vilt(models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=1), tokenizer),
         tmp_path / "vilt",
     )
     for use in (models.load, models.check_ref):
-        with pytest.raises(ModelError, match="prompt is for cross-encoders of sentence-transformers"):
+        with pytest.raises(ModelError, match="vilt takes no prompt; it takes image_size"):
             use(tmp_path / "vilt", {"prompt": "Which?"})
     with pytest.raises(ModelError, match="takes no image_size") as error:
         models.load(folder, {"image_size": 224})

@@ -213,8 +213,8 @@ def test_a_folder_without_the_right_files_says_what_is_missing(saved, tmp_path, 
 @pytest.mark.parametrize(
     ("kind", "setting", "message"),
     [
-        ("open_clip ViT", {"max_text_len": 10}, "is a model of open_clip, whose max_text_len is fixed by its weights"),
-        ("open_clip ViT", {"image_size": 64}, "whose image_size is fixed by its weights"),
+        ("open_clip ViT", {"max_text_len": 10}, "takes no max_text_len; it takes tokenizer"),
+        ("open_clip ViT", {"image_size": 64}, "takes no image_size"),
         ("open_clip ViT", {"tokenizer": "words"}, "has CLIP's own tokenizer, which takes no other vocabulary"),
     ],
 )

@@ -223,7 +223,7 @@ def test_no_code_of_a_folder_is_run(dense, tmp_path):
 
 @pytest.mark.parametrize("name", ["image_size", "max_text_len", "tokenizer"])
 def test_it_takes_no_settings(name, dense):
-    with pytest.raises(ModelError, match=f"is a model of sentence-transformers, whose {name} is its own"):
+    with pytest.raises(ModelError, match=f"takes no {name}; it takes no setting"):
         models.load_dual(dense, {name: "words" if name == "tokenizer" else 8})
 
 

@@ -48,12 +48,14 @@ def make(folder, out, *places, teacher="dual", **more):
     )
 
 
-def parts(cache):
-    return [cache.part(number) for number in range(len(cache.part_sizes))]
+def columns_of(cache):
+    """The texts, their languages and their vectors."""
+    rows = [row for part in range(len(cache.part_sizes)) for row in cache.part(part)]
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def texts_of(cache):
-    return [text for part in parts(cache) for text in part.texts]
+    return columns_of(cache)[0]
 
 
 def test_vectors_are_those_of_embed_texts(folder, tmp_path):
@@ -61,12 +63,11 @@ def test_vectors_are_those_of_embed_texts(folder, tmp_path):
     cache = make(folder, tmp_path / "q", folder / "a.txt")
     with torch.no_grad():
         expected = dual.embed_texts(dual.preprocess.texts(TEXTS)).half().numpy()
-    np.testing.assert_allclose(np.concatenate([part.vectors for part in parts(cache)]), expected, atol=1e-3)
+    np.testing.assert_allclose(columns_of(cache)[2], expected, atol=1e-3)
     assert texts_of(cache) == TEXTS
     assert (cache.part_sizes, cache.num_texts, cache.kind, cache.width) == ([5, 5, 5, 5, 3], 23, "dual", 8)
     assert (cache.teacher, cache.teacher_name, cache.plan["max_text_len"]) == (dual.digest, None, 12)
     assert cache.plan["logit_scale"] == dual.logit_scale.item()
-    assert parts(cache)[0].counts is None
     assert verify(tmp_path / "q").is_well
 
 
@@ -80,14 +81,12 @@ def test_the_bias_of_logits_is_in_the_plan(folder, tmp_path, monkeypatch, bias):
 def test_a_late_teacher_gives_its_tokens_and_their_counts(folder, tmp_path):
     late = models.load_searchable(folder / "late")
     cache = make(folder, tmp_path / "q", folder / "a.txt", teacher="late")
-    first = 0
-    for part in parts(cache):
-        with torch.no_grad():
-            states = late.encode_texts(late.preprocess.texts(part.texts))
-        assert part.counts.tolist() == states.mask.sum(dim=1).tolist()
-        np.testing.assert_allclose(part.vectors, states.tokens[states.mask].half().numpy(), atol=1e-3)
-        first += len(part.texts)
-    assert (first, cache.kind, cache.width) == (23, "late", late.token_dim)
+    texts, _, vectors = columns_of(cache)
+    with torch.no_grad():
+        states = late.encode_texts(late.preprocess.texts(texts))
+    assert list(map(len, vectors)) == states.mask.sum(dim=1).tolist()
+    np.testing.assert_allclose(np.concatenate(vectors), states.tokens[states.mask].half().numpy(), atol=1e-3)
+    assert (len(texts), cache.kind, cache.width) == (23, "late", late.token_dim)
     assert verify_texts(TextCacheJob(out=tmp_path / "q", teacher=str(folder / "late")), 9) < 1e-3
 
 
@@ -102,8 +101,7 @@ def test_equal_texts_are_kept_once_with_the_first_language(folder, tmp_path):
     )
     cache = make(folder, tmp_path / "q", *(tmp_path / name for name in ("a.jsonl", "b.csv", "c.tsv", "d.parquet")))
     assert texts_of(cache) == ["A dog.", "ein Hund", "un chien", "eine Katze", "a cat", "a bird", "a fish"]
-    languages = [language for part in parts(cache) for language in part.languages]
-    assert languages == ["en", "de", None, "de", None, None, "en"]
+    assert columns_of(cache)[1] == ["en", "de", None, "de", None, None, "en"]
     assert cache.plan["languages"] == {"de": 2, "en": 2}
 
 
@@ -116,8 +114,8 @@ def test_the_captions_of_a_corpus_and_the_texts_of_a_pool(folder, tmp_path):
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
     manifest = choose_manifest(DataChoice(queries=[tmp_path / "log.jsonl"], folder=tmp_path / "log"))
     prepare_corpus(manifest, tmp_path / "log")
-    (part,) = parts(make(folder, tmp_path / "spoken", tmp_path / "log"))
-    assert (part.texts, part.languages) == (["a dog", "ein Hund", "x"], ["en", "de", None])
+    spoken = columns_of(make(folder, tmp_path / "spoken", tmp_path / "log"))
+    assert spoken[:2] == [["a dog", "ein Hund", "x"], ["en", "de", None]]
     pool = make_pool(tmp_path / "pool", captions)
     assert texts_of(make(folder, tmp_path / "p", pool.folder)) == list(
         {text.strip("!").lower(): 0 for text in pool.captions}
@@ -219,9 +217,7 @@ def test_verify_computes_vectors_again_and_finds_wrong_ones(folder, tmp_path):
     assert verify_texts(job, 7) < 1e-3
     name = "texts-00001.parquet"
     table = pq.read_table(tmp_path / "q" / name)
-    half = pa.FixedSizeListArray.from_arrays(
-        pa.array(-np.concatenate([part.vectors for part in parts(cache)])[:5].reshape(-1)), 8
-    )
+    half = pa.FixedSizeListArray.from_arrays(pa.array(-np.stack(columns_of(cache)[2])[:5].reshape(-1)), 8)
     build = Build(tmp_path / "q", cache.plan, text_cache.TEXTS)
     pq.write_table(table.set_column(2, "vectors", half), tmp_path / "q" / name)
     with pytest.raises(StaleError, match="is damaged"):
@@ -240,9 +236,9 @@ def given(path, vectors, texts, **more):
 def test_vectors_from_elsewhere_become_unit_vectors(tmp_path):
     vectors = pa.array([[3.0, 4.0], [1e30, 0.0], [0.0, -2.0]], pa.list_(pa.float32()))
     cache = cache_texts(given(tmp_path / "v.parquet", vectors, ["a", "b", "A"], language=["de", None, "en"]))
-    part = cache.part(0)
-    assert (part.texts, part.languages) == (["a", "b"], ["de", None])
-    np.testing.assert_allclose(part.vectors, [[0.6, 0.8], [1, 0]], atol=1e-3)
+    texts, languages, vectors = columns_of(cache)
+    assert (texts, languages) == (["a", "b"], ["de", None])
+    np.testing.assert_allclose(vectors, [[0.6, 0.8], [1, 0]], atol=1e-3)
     assert (cache.teacher, cache.teacher_name, cache.width) == (None, "a large model", 2)
     pq.write_table(pa.table({"vector": vectors}), tmp_path / "w.parquet")
     with pytest.raises(InputError, match=r"has no column query, caption, text"):
@@ -305,7 +301,7 @@ def test_a_missing_or_damaged_cache_says_what_to_do(folder, tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert cache.part(1).texts == TEXTS[5:10]
+    assert [text for text, *_ in cache.part(1)] == TEXTS[5:10]
     with pytest.raises(DcdError, match=r"texts-00002\.parquet is damaged"):
         cache.part(2)
     assert "texts-00002.parquet" in "".join(verify(tmp_path / "q").problems)

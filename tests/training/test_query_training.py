@@ -80,7 +80,7 @@ def test_an_epoch_has_each_text_once_with_its_vector_and_holds_out_a_hundredth(f
     assert len(batches._windows(0)) < len(batches.cache.part_sizes)
     held = [text for text, _ in batches.held_out]
     assert len(held) == -(-num_texts // 100)
-    of_cache = dict(zip(*((part := batches.cache.part(0)).texts, part.vectors), strict=True))
+    of_cache = {text: vector for text, _, vector in batches.cache.part(0)}
     epochs = []
     for epoch in range(2):
         first = epoch * int(batches.batches_per_epoch)

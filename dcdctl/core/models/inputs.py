@@ -42,7 +42,7 @@ class _Rows:
     def __len__(self) -> int:
         return len(self._values()[0])
 
-    def __getitem__(self, rows: slice) -> Self:
+    def __getitem__(self, rows: slice | Tensor) -> Self:
         """Some of them."""
         part = self._changed(lambda tensor: tensor[rows])
         if "mask_on_cpu" in vars(self) and self.mask_on_cpu is not None:

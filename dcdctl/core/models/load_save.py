@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import run_documents, saved_folder
-from dcdctl.core.models.overrides import check_no_cross_encoder, parse_overrides, read_overrides
+from dcdctl.core.models.overrides import (
+    OF_CROSS_ENCODERS,
+    OF_METER,
+    OF_VILT,
+    check_taken,
+    parse_overrides,
+    read_overrides,
+)
 from dcdctl.core.models.references import folders, hub, plugins, published
 from dcdctl.core.models.references.folders import (
     CONFIG_FILE,
@@ -44,25 +51,25 @@ Wanted = Kind | Literal["searchable", "any"]
 Form = Literal["folder", "checkpoint", "published", "function", "hub"]
 _SENTENCE_TRANSFORMERS = ("sentence-transformers", "sentence_transformers")
 FAMILIES = {
-    "vilt": Family("fusion", "vilt"),
+    "vilt": Family("fusion", "vilt", takes=OF_VILT),
     **dict.fromkeys(
         ("vision-text-dual-encoder", "clip", "metaclip_2", "siglip", "siglip2", "chinese_clip", "align"),
         Family("dual", "vision_text_dual"),
     ),
-    "dcdctl-co-attention": Family("fusion", "coattention_scorer"),
+    "dcdctl-co-attention": Family("fusion", "coattention_scorer", takes=OF_METER),
     "dcdctl-encoder-dual": Family("dual", "frozen_dual"),
     "blip": Family("fusion", "blip"),
     "blip-2": Family("fusion", "blip2"),
     "bridgetower": Family("fusion", "bridgetower"),
-    CROSS_ENCODER: Family("fusion", "cross_encoder", *_SENTENCE_TRANSFORMERS, takes_prompt=True),
-    OPEN_CLIP: Family("dual", "open_clip", "open-clip", "open_clip", folders.open_clip_weights),
+    CROSS_ENCODER: Family("fusion", "cross_encoder", *_SENTENCE_TRANSFORMERS, takes=OF_CROSS_ENCODERS),
+    OPEN_CLIP: Family("dual", "open_clip", "open-clip", "open_clip", folders.open_clip_weights, takes=("tokenizer",)),
     folders.LATE: Family("late", "late_dual"),
-    folders.QUERY: Family("query", "query"),
+    folders.QUERY: Family("query", "query", takes=()),
     **dict.fromkeys(
         (folders.MULTI_VECTOR, "colpali", "colqwen2", "colmodernvbert"),
-        Family("late", "multi_vector", *_SENTENCE_TRANSFORMERS, reads_modules=True),
+        Family("late", "multi_vector", *_SENTENCE_TRANSFORMERS, reads_modules=True, takes=()),
     ),
-    SENTENCE_TRANSFORMER: Family("dual", "sentence_transformer", *_SENTENCE_TRANSFORMERS, reads_modules=True),
+    SENTENCE_TRANSFORMER: Family("dual", "sentence_transformer", *_SENTENCE_TRANSFORMERS, reads_modules=True, takes=()),
 }
 """Families by the type of a folder's model (`folders.type_of`). A model is saved by its own `save_network`."""
 BUILT_IN = ("scenes-vilt",)
@@ -103,7 +110,8 @@ def load(
     (`OWNER/NAME`, or `OWNER/NAME@REVISION` for a branch, tag or commit).
     """
     settings = dict(overrides or {})
-    form, source = _locate_checked(ref, settings)
+    read_overrides(settings)
+    form, source = _locate(ref)
     if form in ("checkpoint", "published", "function"):
         _check_kind(ref, "fusion", kind)
     if form == "function":
@@ -130,14 +138,17 @@ def check_ref(
     Opens no weights and fetches nothing. ModelError if the reference names nothing here and cannot be a Hub id, or if
     it names a model of another kind than `kind`; ConfigError for a wrong model setting.
     """
-    form, source = _locate_checked(ref, overrides or {})
+    read_overrides(overrides or {})
+    form, source = _locate(ref)
     if form == "hub":
         return None
     actual: Kind = "fusion"  # official checkpoints, published teachers and Python functions
     if form == "function":
         _python_function().check(source)
     if form == "folder":
-        actual = _family(Path(source), ref, kind).kind
+        family = _family(Path(source), ref, kind)
+        check_taken(overrides or {}, family.takes, ref)
+        actual = family.kind
     _check_kind(ref, actual, kind)
     return actual
 
@@ -162,16 +173,6 @@ def _read_small(ref: str | Path, read: Callable[[Path], T], *, otherwise: T) -> 
         return otherwise
     with _hub_errors(str(ref), hint=ACCEPTED):
         return read(hub.fetch(str(ref)))
-
-
-def _locate_checked(ref: str | Path, overrides: Mapping[str, Any]) -> tuple[Form, str]:
-    """`_locate`, before anything is downloaded or opened; ModelError for a setting of another kind of model than the
-    reference names. What a Hub id names is checked when it is known."""
-    settings = read_overrides(overrides)
-    form, source = _locate(ref)
-    if form != "hub" and not (form == "folder" and folders.is_cross_encoder(Path(source))):
-        check_no_cross_encoder(settings, ref)
-    return form, source
 
 
 def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
@@ -296,7 +297,9 @@ def _load_official(path: Path, table: Mapping[str, Any]) -> FusionScorer:
 
     overrides = read_overrides(table)
     state, hyper = official.unpack(read_checkpoint(path), path)
-    if any(name.startswith("cross_modal_") for name in state):
+    is_meter = any(name.startswith("cross_modal_") for name in state)
+    check_taken(table, OF_METER if is_meter else OF_VILT, path)
+    if is_meter:
         return official_meter.from_state(state, hyper, overrides, path)
     if "transformer.pos_embed" in state:
         return official_vilt.from_state(state, hyper, overrides, path)
@@ -348,8 +351,6 @@ def _family(folder: Path, ref: str | Path, kind: Wanted | None = None) -> Family
 
 def _load_folder(folder: Path, family: Family, overrides: Mapping[str, Any]) -> Model:
     saved = saved_folder.read_settings(folder)
-    if not family.takes_prompt:
-        check_no_cross_encoder(read_overrides(overrides), folder)
     source = folder if family.reads_modules else folders.network_folder(folder)
     with _hub_errors(str(source), hint=ACCEPTED if saved is None else REMAKE):
         model: Any = family.load(str(source), overrides, saved)

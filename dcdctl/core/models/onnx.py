@@ -132,7 +132,7 @@ def tower_outputs(model: Any, batch: ImageBatch | TextBatch) -> tuple[Tensor, ..
 
 def export_onnx(model: Model, folder: Path) -> None:
     """Write both files of a dual encoder, or of a late-interaction model over one, in float32, into a new folder,
-    atomically.
+    atomically. The model is put in eval mode.
 
     ModelError for other models, for a model that torch cannot export, and for a folder that is not empty.
     """
@@ -148,7 +148,7 @@ def export_onnx(model: Model, folder: Path) -> None:
     if not files.is_vacant(folder):
         raise ModelError(f"{folder} is not empty, a new folder is expected", hint="name another folder")
     device = next(iter(model.parameters())).device
-    was_training = model.training
+    model.eval()
     with files.atomic_folder(folder) as partial:
         image_file, text_file = (partial / name for name in TOWERS)
         # Two of each, since torch takes a size of 1 as fixed.
@@ -166,12 +166,8 @@ def export_onnx(model: Model, folder: Path) -> None:
             text_inputs["attention_mask"] = texts.attention_mask
         else:
             free["input_ids"] = {0: "texts"}
-        try:
-            model.eval()
-            _write(_ImageTower(model), image_inputs(images), free, image_file)
-            _write(_TextTower(model, lambda batch: tower_outputs(model, batch)), text_inputs, free, text_file)
-        finally:
-            model.train(was_training)
+        _write(_ImageTower(model), image_inputs(images), free, image_file)
+        _write(_TextTower(model, lambda batch: tower_outputs(model, batch)), text_inputs, free, text_file)
 
 
 def exports_text_towers() -> bool:
@@ -193,24 +189,20 @@ def export_text_tower(model: Searchable, folder: Path, space: str | None = None)
     settings = _text_settings(model)
     # A copy, because a tokenizer keeps how it cut and padded its last texts, and would be saved with that.
     preprocess = copy.deepcopy(model.preprocess)
-    was_training = model.training
-    try:
-        model.eval()
-        with files.atomic_folder(folder) as partial:
-            preprocess.tokenizer.backend_tokenizer.save(str(partial / text_tower.TOKENIZER_FILE))
-            difference = _export_text_graph(model, preprocess, partial, settings)
-            names = sorted(path.name for path in partial.iterdir())
-            document = {
-                "format": text_tower.FORMAT,
-                "model": space or model.digest,
-                "query_model": None if space is None else model.digest,
-                "settings": config.to_table(settings),
-                "difference": difference,
-                artifacts.FILES: artifacts.list_files(partial, names),
-            }
-            artifacts.write_document(partial / text_tower.TEXT_FILE, document)
-    finally:
-        model.train(was_training)
+    model.eval()
+    with files.atomic_folder(folder) as partial:
+        preprocess.tokenizer.backend_tokenizer.save(str(partial / text_tower.TOKENIZER_FILE))
+        difference = _export_text_graph(model, preprocess, partial, settings)
+        names = sorted(path.name for path in partial.iterdir())
+        document = {
+            "format": text_tower.FORMAT,
+            "model": space or model.digest,
+            "query_model": None if space is None else model.digest,
+            "settings": config.to_table(settings),
+            "difference": difference,
+            artifacts.FILES: artifacts.list_files(partial, names),
+        }
+        artifacts.write_document(partial / text_tower.TEXT_FILE, document)
     return difference
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -12,8 +12,12 @@ from dcdctl.core.config import Count, Key, at_least
 from dcdctl.core.errors import ConfigError, ModelError
 
 IMAGE_FIRST: Literal["image-first"] = "image-first"
-OF_CROSS_ENCODERS = ("dtype", "prompt", "order", "max_pixels")
-"""Settings of a CrossEncoder of sentence-transformers that no other model has."""
+OF_TEXTS = ("max_text_len", "tokenizer")
+"""Settings that leave the network as it is."""
+OF_VILT = ("image_size", *OF_TEXTS, "num_attention_heads")
+OF_METER = (*OF_VILT, "text.num_attention_heads")
+OF_CROSS_ENCODERS = ("dtype", "prompt", "order", "max_pixels", "max_text_len")
+"""Those of a CrossEncoder of sentence-transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,33 +55,12 @@ def read_overrides(table: Mapping[str, Any], option: str = "model-set") -> Overr
     return config.build(Overrides, table, option)
 
 
-def check_no_text_encoder(overrides: Overrides, ref: object) -> None:
-    """ModelError if a setting of the text encoder is given for a model without one, or whose files give it."""
-    problem = f"text.num_attention_heads is for METER checkpoints, and {ref} is none"
-    refuse(overrides, ["text_num_attention_heads"], lambda _: problem)
-
-
-def refuse(
-    overrides: Overrides, names: Iterable[str], problem: Callable[[str], str], hint: str = "leave that setting out"
-) -> None:
-    """ModelError if one of these settings is given; `problem` makes the message of its name."""
-    for name in names:
-        if getattr(overrides, name) is not None:
-            raise ModelError(problem(name), hint=hint)
-
-
-def check_no_cross_encoder(overrides: Overrides, ref: object) -> None:
-    """ModelError if a setting is given that only a cross-encoder of sentence-transformers has."""
-    problem = "is for cross-encoders of sentence-transformers, and"
-    refuse(overrides, OF_CROSS_ENCODERS, lambda name: f"{name} {problem} {ref} is none")
-
-
-def check_fixed_overrides(overrides: Overrides, ref: object, what: str = "a dual encoder") -> None:
-    """ModelError if a setting is given that the weights of `what` fix."""
-    check_no_text_encoder(overrides, ref)
-    fixed = ("image_size", "num_attention_heads")
-    hint = f"{what} takes max_text_len and tokenizer"
-    refuse(overrides, fixed, lambda name: f"{ref} is {what}, whose {name} is fixed by its weights", hint)
+def check_taken(table: Mapping[str, Any], takes: Collection[str], ref: object) -> None:
+    """ModelError if a setting is given that the model of a reference does not take; ConfigError for a wrong one."""
+    read_overrides(table)
+    for name in table:
+        if name not in takes:
+            raise ModelError(f"{ref} takes no {name}", hint=f"it takes {', '.join(takes) or 'no setting'}")
 
 
 def parse_overrides(assignments: Sequence[str], option: str = "model-set") -> dict[str, Any]:

@@ -17,23 +17,21 @@ from typing import Any, Literal, Self
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dcdctl.core import config, files
+from dcdctl.core import config
 from dcdctl.core.errors import ModelError, StaleError
-from dcdctl.core.models.checkpoint import WEIGHTS_FILE, to_dtype
 from dcdctl.core.models.dual import Calibration, DualEncoder, unit_vectors, up_to_padding
 from dcdctl.core.models.fingerprint import digest_of, tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.late import LateInteraction, Searchable
-from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.attention import set_hidden_dropout
+from dcdctl.core.models.networks.over_encoders import OwnFormat
 from dcdctl.core.models.networks.query_text import QueryText
 from dcdctl.core.models.networks.towers import Tower, depth_of
 from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import ExportSpec, Preprocessor
-from dcdctl.core.models.references.folders import CONFIG_FILE, QUERY
+from dcdctl.core.models.references.folders import QUERY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +117,7 @@ def _joined(part: Any) -> Any:
     return part
 
 
-class _QuerySide(RetrievalModel):
+class _QuerySide(OwnFormat):
     """What both kinds of query encoder share."""
 
     network: QueryText
@@ -190,12 +188,6 @@ class _QuerySide(RetrievalModel):
         """Set the hidden dropout of the text encoder; ModelError if it has none."""
         if not any(set_hidden_dropout(encoder, probability) for encoder in self._encoder_modules):
             raise ModelError("this query encoder has no dropout that can be set", hint="leave model.dropout out")
-
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """Write config.json and the weights, which no other library reads."""
-        state = to_dtype(self.network.state_dict(), torch.float16 if half else torch.float32)
-        files.write_json(folder / CONFIG_FILE, self.config)
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
 
     def export_spec(self) -> ExportSpec:
         """No class of another library reads the saved folder."""

@@ -198,10 +198,8 @@ class EmbeddedImages(CorpusSource):
 
     def images(self, image_ix: Sequence[int] | Index) -> Any:
         """The states of these images, in the order given."""
-        index = torch.as_tensor(image_ix)
-        vectors = self._states.vectors
         # Not `take`, which cuts off padding: micro-batches have equally many tokens.
-        return States(self._states.tokens[index], self._states.mask[index], None if vectors is None else vectors[index])
+        return self._states[torch.as_tensor(image_ix)]
 
 
 def open_source(corpus: Corpus, model: Model, compute: Compute, track: Track = silent, memory_bytes: int = 0) -> Source:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core import artifacts, data, distributed, files, models, scoring
 from dcdctl.core.artifacts import Build, Document
-from dcdctl.core.data import Corpus, Index
+from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute, versions
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.memory import Fitting
@@ -67,18 +67,6 @@ class TextCacheJob(TeacherJob):
     """The model that gave `vectors`."""
 
 
-@dataclass(frozen=True)
-class TextPart:
-    """Some texts of a cache, and their vectors."""
-
-    texts: list[str]
-    vectors: Half
-    """N x D; of a late-interaction teacher the tokens of all texts, one text after another."""
-    languages: list[str | None]
-    counts: Index | None
-    """The number of tokens of each text; None for a vector per text."""
-
-
 class TextCache:
     """A finished cache, whose parts are read one by one."""
 
@@ -98,15 +86,17 @@ class TextCache:
         self.fingerprint = files.digest_of(seal["files"])
         """A digest of all texts and vectors."""
 
-    def part(self, number: int) -> TextPart:
-        """A part, from 0; StaleError if it is damaged."""
-        name, counts = _name(number), None
+    def part(self, number: int) -> list[Row]:
+        """The texts of a part, from 0, with their vectors, D, or those of their tokens, L x D; StaleError if it is
+        damaged."""
+        name, starts = _name(number), None
         table = pq.read_table(TEXTS.checked(self.folder / name, self.seal["files"][name]["sha256"]))
         vectors = table["vectors"].combine_chunks()
         if self.kind == "late":
-            counts, vectors = vectors.value_lengths().to_numpy().astype(np.int64), vectors.flatten()
+            starts, vectors = vectors.offsets.to_numpy()[1:-1], vectors.flatten()
         vectors_ND = vectors.flatten().to_numpy().reshape(-1, self.width)
-        return TextPart(table["text"].to_pylist(), vectors_ND, table[data.LANGUAGE].to_pylist(), counts)
+        of_texts = vectors_ND if starts is None else np.split(vectors_ND, starts)
+        return list(zip(table["text"].to_pylist(), table[data.LANGUAGE].to_pylist(), of_texts, strict=True))
 
 
 def read_text_cache(folder: Path) -> TextCache:
@@ -167,11 +157,10 @@ def verify_texts(job: TextCacheJob, count: int, *, track: Track = silent) -> flo
     largest, num_parts = 0.0, len(cache.part_sizes)
     with track("encode", total=count, unit="texts") as advance:
         for number in range(min(count, num_parts)):
-            part = cache.part(number)
             # N texts of P parts: N / P of each, and one more of the first ones.
-            texts = part.texts[: -((number - count) // num_parts)]
+            texts, _, vectors = zip(*cache.part(number)[: -((number - count) // num_parts)], strict=True)
             again = np.vstack(_encode(model, texts, job.compute, advance))
-            largest = max(largest, float(np.abs(again - part.vectors[: len(again)]).max()))
+            largest = max(largest, float(np.abs(again - np.vstack(vectors)).max()))
     if largest > max(tolerance(model, job.compute.precision), _ROUNDING):
         raise StaleError(f"{job.out}: vectors differ by {largest:.5f} when they are computed again", hint=TEXTS.remake)
     return largest
@@ -252,7 +241,7 @@ def _read_sources(build: Build, old: TextCache | None, rows: Iterable[Row], trac
     if old is not None:
         sizes, languages = old.part_sizes, Counter(old.plan["languages"])
         for number in range(len(sizes)):
-            list(_unseen(zip(old.part(number).texts), seen))
+            list(_unseen(old.part(number), seen))
             with build.write(_name(number)) as path:
                 shutil.copyfile(old.folder / _name(number), path)
     unseen = _unseen(rows, seen)
@@ -268,7 +257,7 @@ def _read_sources(build: Build, old: TextCache | None, rows: Iterable[Row], trac
     build.note(part_sizes=sizes, languages=dict(sorted(languages.items())))
 
 
-def _unseen(rows: Iterable[Any], seen: set[int]) -> Iterator[Any]:
+def _unseen(rows: Iterable[Row], seen: set[int]) -> Iterator[Row]:
     """The first row of each text that is not among those seen, by a hash of its words."""
     for row in rows:
         # Of 64 bits: of ten million texts, two have one with a chance of 3 in a million.

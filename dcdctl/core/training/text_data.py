@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dcdctl.core.devices import Compute
@@ -122,10 +122,6 @@ class TextData(TrainingData):
             "features": None,
             **validation.facts_of(self.validation, self.validation_teachers),
         }
-
-    def collect(self, compute: Compute, track: Track) -> Callable[[Run], None]:
-        """Nothing."""
-        return lambda run: None
 
     def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> TextBatches:
         """The same batches in a trial."""

@@ -24,16 +24,12 @@ from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess, 
 from dcdctl.core.models.families.shared_prefix import TOLERANCES, Pair, SharedPrefix, SharingError
 from dcdctl.core.models.overrides import (
     IMAGE_FIRST,
-    OF_CROSS_ENCODERS,
     Overrides,
-    check_no_text_encoder,
     read_overrides,
-    refuse,
 )
 from dcdctl.core.models.preprocess import hub_errors, quiet_sentence_transformers
 
 EXTRA = "sentence-transformers"
-SETTINGS = f"it takes {', '.join((*OF_CROSS_ENCODERS, 'max_text_len'))}"
 NUM_CHECKED = 2
 """Captions whose scores are compared with those of the plain way before a prefix is shared."""
 
@@ -156,14 +152,6 @@ class CrossEncoderScorer(RawPairScorer):
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> CrossEncoderScorer:
     """The cross-encoder of a folder or Hub id; `table` are the user's settings. No code of the folder is run."""
     overrides = read_overrides(table)
-    check_no_text_encoder(overrides, ref)
-    foreign = ("image_size", "tokenizer", "num_attention_heads")
-    refuse(
-        overrides,
-        foreign,
-        lambda name: f"{ref} is a cross-encoder of sentence-transformers, which takes no {name}",
-        SETTINGS,
-    )
     require_extra(EXTRA, "sentence_transformers", needed_by=f"the cross-encoder {ref}")
     encoder = _load_encoder(ref, overrides)
     _check(encoder, ref)

@@ -19,7 +19,7 @@ from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.backbones import AS_IT_IS, FeatureSpec, NetworkOverEncoders
 from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_weights, read_folder
 from dcdctl.core.models.networks.projections import EncoderProjections, ProjectionSize
-from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
+from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
     fitted_preprocess,
@@ -127,7 +127,6 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     dcdctl.json."""
     assert saved is not None
     folder, overrides = Path(ref), read_overrides(table)
-    check_fixed_overrides(overrides, folder)
     config, weights = read_folder(ref)
     network = FrozenDualNetwork(*backbones.new_pair(config, folder), ProjectionSize(**config["projection"]))
     load_weights(network, weights, folder, "a dual encoder")

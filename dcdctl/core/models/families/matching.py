@@ -23,7 +23,7 @@ from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, set_hidden_dropout
-from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
+from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
     FOLDER_HINT,
     Preprocess,
@@ -133,7 +133,6 @@ class MatchingScorer(FusionScorer):
         """The scorer of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json if
         the folder has one."""
         overrides = read_overrides(table)
-        check_fixed_overrides(overrides, ref, f"a {cls.family}")
         with hub_errors(ref, hint=FOLDER_HINT):
             config = cls.network_class.config_class.from_pretrained(ref)
             cls._check_config(config, ref)

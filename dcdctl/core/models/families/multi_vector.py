@@ -115,10 +115,10 @@ class MultiVectorScorer(LateInteraction):
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> MultiVectorScorer:
     """The model of a folder; `table` are the user's overrides, of which it takes none.
 
-    MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, for modules with code
-    of their own, and for a setting. No code of the folder is run.
+    MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, and for modules with
+    code of their own. No code of the folder is run.
     """
-    check_folder(ref, table, "a multi-vector model", OWN_MODULES)
+    check_folder(ref, "a multi-vector model", OWN_MODULES)
     from sentence_transformers import MultiVectorEncoder
 
     with quiet_sentence_transformers(), hub_errors(ref, hint=f"try `MultiVectorEncoder({ref!r})`"):

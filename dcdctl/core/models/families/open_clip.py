@@ -41,7 +41,7 @@ from dcdctl.core.models.networks.towers import (
     use_eval_mode_where_frozen,
 )
 from dcdctl.core.models.open_clip_tokenizer import OpenClipTokenizer
-from dcdctl.core.models.overrides import Overrides, check_no_text_encoder, read_overrides, refuse
+from dcdctl.core.models.overrides import Overrides, read_overrides
 from dcdctl.core.models.preprocess import TOKENIZER_HINT, check_words, hub_errors
 from dcdctl.core.models.protocols import ExportSpec
 from dcdctl.core.models.references.folders import OPEN_CLIP, OPEN_CLIP_FILE, OPEN_CLIP_WEIGHTS, open_clip_weights
@@ -286,19 +286,12 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     """The dual encoder of an open_clip folder; `table` are the user's overrides, `saved` is dcdctl.json, which adds
     nothing here.
 
-    MissingError if open_clip is not installed, ModelError for a folder that it cannot read or a setting that the
-    weights fix.
+    MissingError if open_clip is not installed, ModelError for a folder that it cannot read.
     """
     require_extra("open-clip", "open_clip", needed_by=f"{ref}, a model of open_clip,")
     from open_clip.transform import PreprocessCfg
 
     overrides, folder = read_overrides(table), Path(ref)
-    check_no_text_encoder(overrides, ref)
-    refuse(
-        overrides,
-        ("image_size", "num_attention_heads", "max_text_len"),
-        lambda name: f"{ref} is a model of open_clip, whose {name} is fixed by its weights",
-    )
     with hub_errors(ref, hint=HINT), quiet_open_clip():
         config = files.read_json(folder / OPEN_CLIP_FILE, error=ModelError, hint=HINT)
         if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config.get("model_cfg", {})):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess
-from dcdctl.core.models.overrides import read_overrides
+from dcdctl.core.models.overrides import check_taken, read_overrides
 
 _REF = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 FIND = "run the command in its folder, or install its package"
@@ -102,8 +102,7 @@ def load(ref: str, table: Mapping[str, Any]) -> PythonScorer:
     ModelError if there is no such module, or if the name is no scorer.
     """
     overrides = read_overrides(table)
-    if others := sorted(set(table) - {"max_text_len"}):
-        raise ModelError(f"{ref} is Python code, which has no setting {others[0]}", hint="it takes max_text_len only")
+    check_taken(table, ("max_text_len",), ref)
     check(ref)
     module_name, _, name = ref.partition(":")
     try:

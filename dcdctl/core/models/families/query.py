@@ -21,8 +21,7 @@ from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.over_encoders import load_weights, read_folder
 from dcdctl.core.models.networks.query_text import QueryText, StaticText
 from dcdctl.core.models.networks.towers import Tower, keep_layers
-from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
-from dcdctl.core.models.preprocess import Preprocess, check_text_length, load_tokenizer, num_text_positions
+from dcdctl.core.models.preprocess import Preprocess, load_tokenizer, num_text_positions
 from dcdctl.core.models.query import QueryEncoder, QueryLate, QueryPreprocess, QuerySpace
 
 ATTENTION = ("align_text_model", "aimv2_text_model")
@@ -73,9 +72,7 @@ def new_query(
     length = size.max_text_len
     if not network.is_static:
         positions = num_text_positions(network.encoder.config)
-        length = (
-            positions if pads_texts else check_text_length(min(length, positions) if encoder else length, positions)
-        )
+        length = positions if pads_texts else min(length, positions)
     preprocess = QueryPreprocess(tokenizer=tokenizer, max_text_len=length, pads_texts=pads_texts)
     return (QueryEncoder if space.kind == "dual" else QueryLate)(network, preprocess, space)
 
@@ -125,7 +122,6 @@ def _encoder(pretrained: Any, size: QuerySize, tokenizer: Any) -> nn.Module:
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Any:
     """The query encoder of a folder that `load_save.save` wrote, without its teacher; `saved` is its dcdctl.json."""
     assert saved is not None
-    check_fixed_overrides(read_overrides(table), Path(ref))
     document, weights = read_folder(ref)
     space = config.build(QuerySpace, saved["space"])
     network = QueryText.of_table(document["encoder"], space.dim)

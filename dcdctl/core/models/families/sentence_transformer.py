@@ -23,7 +23,6 @@ from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, check_read, pictures_of, processor_table
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.networks.towers import TrainedParts
-from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides, refuse
 from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quiet_sentence_transformers
 from dcdctl.core.models.protocols import ExportSpec
 from dcdctl.core.models.references.folders import MODULES_FILE, SENTENCE_TRANSFORMER, module_types
@@ -146,13 +145,9 @@ class SentenceTransformerDual(DualEncoder):
             encoder.save_pretrained(str(folder), create_model_card=False)
 
 
-def check_folder(ref: str, table: Mapping[str, Any], what: str, owners: tuple[str, ...]) -> None:
-    """ModelError for a setting, and for a module of another package than `owners`; MissingError if
-    sentence-transformers is not installed."""
-    overrides = read_overrides(table)
-    check_no_text_encoder(overrides, ref)
-    fixed = ("image_size", "max_text_len", "tokenizer", "num_attention_heads")
-    refuse(overrides, fixed, lambda name: f"{ref} is {what}, whose {name} is its own")
+def check_folder(ref: str, what: str, owners: tuple[str, ...]) -> None:
+    """ModelError for a module of another package than `owners`; MissingError if sentence-transformers is not
+    installed."""
     if foreign := [name for name in module_types(Path(ref)) if not name.startswith(owners)]:
         raise ModelError(
             f"{ref} has a module {foreign[0]}, whose code is not run",
@@ -164,10 +159,10 @@ def check_folder(ref: str, table: Mapping[str, Any], what: str, owners: tuple[st
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> SentenceTransformerDual:
     """The model of a SentenceTransformer's folder; `table` are the user's overrides, of which it takes none.
 
-    MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, for modules with code
-    of their own, and for a setting. No code of the folder is run.
+    MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, and for modules with
+    code of their own. No code of the folder is run.
     """
-    check_folder(ref, table, "a model of sentence-transformers", ("sentence_transformers.",))
+    check_folder(ref, "a model of sentence-transformers", ("sentence_transformers.",))
     from sentence_transformers import SentenceTransformer
 
     with quiet_sentence_transformers(), hub_errors(ref, hint=f"try `SentenceTransformer({ref!r})`"):

@@ -27,7 +27,7 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, select_rows
 from dcdctl.core.models.model import TransformerSize, seeded
 from dcdctl.core.models.networks import attention
 from dcdctl.core.models.networks.attention import Heads, recomputed, set_hidden_dropout
-from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
+from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
     FOLDER_HINT,
     Preprocess,
@@ -308,7 +308,6 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     """The scorer of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json if the
     folder has one."""
     overrides = read_overrides(table)
-    check_no_text_encoder(overrides, ref)
     with hub_errors(ref, hint=FOLDER_HINT):
         config = ViltConfig.from_pretrained(ref)
         # A converted file, not ours: its one epsilon is that of the text embeddings.

@@ -50,7 +50,7 @@ from dcdctl.core.models.networks.towers import (
     keep_statistics,
     use_eval_mode_where_frozen,
 )
-from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
+from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
     FOLDER_HINT,
     Preprocess,
@@ -373,7 +373,6 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     A type that `load_save.FAMILIES` does not name is compared with its own two methods (`_check_vectors`).
     """
     overrides = read_overrides(table)
-    check_fixed_overrides(overrides, ref)
     with hub_errors(ref, hint=FOLDER_HINT):
         network, report = AutoModel.from_pretrained(
             ref, dtype=torch.float32, output_loading_info=True, trust_remote_code=False

@@ -43,7 +43,18 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: obje
     return sorted(set(weights) - set(state))
 
 
-class ModelOverEncoders(RetrievalModel):
+class OwnFormat(RetrievalModel):
+    """A model whose folder no other library reads."""
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write config.json and the weights."""
+        state = to_dtype(self.network.state_dict(), torch.float16 if half else torch.float32)
+        files.write_json(folder / "config.json", self.config)
+        # safetensors refuses tensors that are not contiguous.
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+
+
+class ModelOverEncoders(OwnFormat):
     """A model whose network is a `NetworkOverEncoders`."""
 
     model_type: ClassVar[str]
@@ -69,13 +80,6 @@ class ModelOverEncoders(RetrievalModel):
         super().train(mode)
         self.encoders.restore_eval_mode()
         return self
-
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """Write config.json and the weights, which no other library reads."""
-        state = to_dtype(self.network.state_dict(), torch.float16 if half else torch.float32)
-        files.write_json(folder / "config.json", self.config)
-        # safetensors refuses tensors that are not contiguous.
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from transformers import ViltConfig
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.families.vilt import BLOCK_EPS, ViltScorer, build_network
 from dcdctl.core.models.official import by_prefix, make_preprocess, num_heads, num_layers, renamed
-from dcdctl.core.models.overrides import Overrides, check_no_text_encoder
+from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import vilt_image_processor
 
 TOKENIZER = "bert-base-uncased"
@@ -41,7 +41,6 @@ _PREFIXES = {
 
 def from_state(state: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, path: Path) -> ViltScorer:
     """The scorer of an official checkpoint's weights and configuration. ModelError names what is missing."""
-    check_no_text_encoder(overrides, path)
     weights, unused = to_transformers(state)
     config = _config_of(weights, hyper, overrides.num_attention_heads, path)
     network = build_network(config)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import families
+from dcdctl.core.models.overrides import OF_METER, OF_TEXTS, check_taken
 from dcdctl.core.models.references import hub
 
 if TYPE_CHECKING:  # torch takes a second
@@ -41,14 +42,16 @@ class Family:
     """Which files of a Hub repository hold its weights."""
     reads_modules: bool = False
     """Whether its library reads the whole folder of several modules; others read the folder of the first network."""
-    takes_prompt: bool = False
-    """Whether it takes the settings of a cross-encoder, `overrides.OF_CROSS_ENCODERS`."""
+    takes: Sequence[str] = OF_TEXTS
+    """The settings of `overrides` that change how its models are loaded."""
     package: str = ""
     """The other package, and its function that loads a model."""
     loader: Loader | None = None
 
     def load(self, ref: str, overrides: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Model:
-        """The model of a folder or Hub id; `saved` is dcdctl.json, None where there is no such file."""
+        """The model of a folder or Hub id; `saved` is dcdctl.json, None where there is no such file. ModelError for a
+        setting that the family does not take."""
+        check_taken(overrides, self.takes, ref)
         load: Loader = self.loader or importlib.import_module(f"{families.__name__}.{self.file}").load
         return load(ref, overrides, saved)
 
@@ -67,4 +70,4 @@ def find(model_type: str) -> Family | None:
     except Exception as error:
         problem = f"the package {package} brings {model_type}, but {point.value} cannot be used ({error!r})"
         raise ModelError(problem, hint=f"update or remove {package}") from error
-    return Family(kind, package=package, loader=loader)
+    return Family(kind, takes=OF_METER, package=package, loader=loader)

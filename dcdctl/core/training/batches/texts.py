@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dcdctl.core.data import Index
 from dcdctl.core.devices import Compute
-from dcdctl.core.models import ImageBatch, Preprocessor, States, TextBatch
+from dcdctl.core.models import Preprocessor, States, TextBatch
 from dcdctl.core.teacher import TextCache
 from dcdctl.core.training.batches.batch import (
     NO_IMAGES,
@@ -143,8 +143,7 @@ class TextBatches(torch.utils.data.Dataset[Batch]):
     def _read(self, rows: Sequence[Index], parts: Sequence[int] | Index) -> Iterator[Row]:
         for number in parts:
             part = self.cache.part(int(number))
-            vectors = part.vectors if part.counts is None else np.split(part.vectors, part.counts.cumsum()[:-1])
-            yield from ((part.texts[row], vectors[row]) for row in rows[number])
+            yield from ((text, vector) for text, _, vector in (part[row] for row in rows[number]))
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self.recipe.seed, *key])
@@ -156,16 +155,11 @@ def batch_of(rows: Sequence[Row], preprocess: Preprocessor, width: int, plan: Mi
     texts, vectors = zip(*rows, strict=True)
     teacher = pad_sequence([torch.tensor(vector) for vector in vectors], batch_first=True)
 
-    def inputs(rows: range) -> tuple[ImageBatch | States, TextBatch, Tensor, Tensor]:
+    def inputs(rows: range) -> tuple[States, TextBatch, Tensor, Tensor]:
         return States(*none), preprocess.texts(texts[rows.start : rows.stop]), NO_PAIRS, NO_PAIRS
 
-    whole: tuple[ImageBatch | States, TextBatch, Tensor, Tensor] = NO_IMAGES, NO_TEXTS, NO_PAIRS, NO_PAIRS
-    micro_batches: tuple[MicroBatch, ...] = ()
+    known = NO_PAIRS, NO_PAIRS, NO_PAIRS
     if plan.count == 1:
-        whole = inputs(range(len(texts)))
-    else:
-        micro_batches = tuple(
-            MicroBatch(*inputs(rows), (range(0), rows), (0, len(texts))) for rows in plan.row_ranges(len(texts))
-        )
-    none_RC = torch.empty(0, 0)
-    return Batch(*whole, none_RC, none_RC, none_RC, micro_batches, teacher_texts_TE=teacher)
+        return Batch(*inputs(range(len(texts))), *known, teacher_texts_TE=teacher)
+    parts = (MicroBatch(*inputs(rows), (range(0), rows), (0, len(texts))) for rows in plan.row_ranges(len(texts)))
+    return Batch(NO_IMAGES, NO_TEXTS, NO_PAIRS, NO_PAIRS, *known, tuple(parts), teacher_texts_TE=teacher)
