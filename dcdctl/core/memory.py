@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,17 +15,6 @@ MOST_GROWTH = 8
 """Most times that a batch size which the user did not set grows: beyond that a GPU gains little."""
 ROOM_FOR_DOUBLE = 3
 """Free memory, in times what a batch took, from which the next one has twice the size: later captions are longer."""
-
-
-class Sliced(Protocol):
-    """A sequence, an array, a tensor or a batch."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: slice, /) -> Any: ...
-
-
-S = TypeVar("S", bound=Sliced)
 
 
 class GpuMemory:
@@ -80,17 +69,17 @@ class Fitting:
 
 
 def in_fitting_parts(
-    items: S, size: int, work: Callable[[S], T], fitting: Fitting | None = None
-) -> Iterator[tuple[S, T]]:
-    """The items in parts of at most `size`, in order, each with the result of the work; `fitting` is kept for the next
-    call.
+    items: Any, size: int, work: Callable[[Any], T], fitting: Fitting | None = None
+) -> Iterator[tuple[Any, T]]:
+    """The items (a sequence, an array, a tensor or a batch) in parts of at most `size`, in order, each with the result
+    of the work; `fitting` is kept for the next call.
 
     Where memory runs out, the size is halved for this part and all that follow. The error of a single item is raised.
     """
     fitting = Fitting() if fitting is None else fitting
     start = 0
     while start < len(items):
-        part: Any = items[start : start + fitting.size(size)]
+        part = items[start : start + fitting.size(size)]
         if fitting.memory is not None:
             fitting.memory.begin()
         try:

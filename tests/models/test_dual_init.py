@@ -3,7 +3,6 @@ cosine."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
@@ -189,8 +188,6 @@ def test_operations_on_states_keep_the_vectors():
     index = torch.zeros(1, 1, dtype=torch.int64)
     moved = devices.on_device(MicroBatch(states, states, index, index, (), ()), torch.device("meta"))
     assert (moved.images.vectors.device.type, moved.texts.vectors.shape) == ("meta", (3, 2))
-    with pytest.raises(ValueError, match="some parts have vectors and some have none"):
-        States.cat([states, dataclasses.replace(states, vectors=None)])
 
 
 def test_pairs_of_a_corpus_score_the_same_from_features_on_disk(corpus, tmp_path):

@@ -48,7 +48,7 @@ KINDS = ("dual", "frozen dual", "CLIP", "SigLIP", "SigLIP 2", "Chinese-CLIP", "A
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_and_vectors_are_those_of_the_model(kind, tmp_path):
     model = with_noise(FAMILIES[kind](CAPTIONS, tmp_path))
-    assert onnx.export_text_tower(model, tmp_path / "text") <= 1e-5
+    onnx.export_text_tower(model, tmp_path / "text")
     tower = TextTower.open(tmp_path / "text", model.digest)
     for texts in (*([text] for text in TEXTS), TEXTS):
         batch, (inputs, ids_T) = model.preprocess.texts(texts), tower.tokenize(texts)
@@ -85,7 +85,7 @@ MESSY = [
 @pytest.mark.parametrize("kind", OPEN_CLIPS)
 def test_tokens_and_vectors_of_open_clip_are_its_own(kind, tmp_path):
     model = models.load_dual(save_open_clip(kind, CAPTIONS, tmp_path, num_layers=1))
-    assert onnx.export_text_tower(model, tmp_path / "text") <= 1e-5
+    onnx.export_text_tower(model, tmp_path / "text")
     tower, tokenizer = TextTower.open(tmp_path / "text", model.digest), model.preprocess.tokenizer
     for texts in (*([text] for text in MESSY), MESSY):
         (inputs, ids_T), expected = tower.tokenize(texts), tokenizer.tokenizer(texts)

@@ -53,8 +53,7 @@ def _header(target: Target, history: RunHistory) -> ModelCardData:
     pretrained = [match[1] for ref in refs if (match := _HUB_ID.fullmatch(ref)) and not Path(ref).exists()]
     return ModelCardData(
         model_name=target.job.name,
-        # No library of the Hub reads a co-attention scorer.
-        library_name=target.name if target.spec.model_class or target.spec.library else "dcdctl",
+        library_name=target.library,
         # No pipeline of the Hub scores pairs of an image and a text.
         pipeline_tag=None if target.model.kind == "fusion" else target.task,
         license=target.job.license,

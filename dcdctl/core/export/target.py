@@ -107,6 +107,11 @@ class Target(ABC):
         return (compare_vectors("fp32", exported, original, hint=NOT_WRITTEN),)
 
     @property
+    def library(self) -> str:
+        """The library of the model card: no library of the Hub reads a co-attention scorer."""
+        return self.name if self.spec.model_class or self.spec.library else "dcdctl"
+
+    @property
     def title(self) -> str:
         """The first paragraph of the model card; empty for that of its kind."""
         return ""

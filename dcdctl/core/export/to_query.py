@@ -8,7 +8,6 @@ OUT for onnx: model.onnx, tokenizer.json and text.json, as `models.TextTower` de
 from __future__ import annotations
 
 import copy
-import dataclasses
 import tempfile
 from abc import abstractmethod
 from typing import Any
@@ -21,7 +20,7 @@ from transformers import MODEL_MAPPING
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
 from dcdctl.core.export.check import NOT_WRITTEN, Check, Samples, compare_vectors
-from dcdctl.core.export.target import ExportJob, Target
+from dcdctl.core.export.target import Target
 from dcdctl.core.export.to_onnx import Onnx
 from dcdctl.core.export.to_sentence_transformers import SentenceTransformers
 from dcdctl.core.models import silence_transformers
@@ -65,10 +64,9 @@ inputs = {{"input_ids": [text.ids for text in texts], "attention_mask": [text.at
 class QueryTarget(Target):
     """An export of texts alone."""
 
-    def __init__(self, job: ExportJob, model: Any, folder: Any) -> None:
-        super().__init__(job, model, folder)
-        # The Hub's library of the card.
-        self.spec = dataclasses.replace(self.spec, library=self.name)
+    @property
+    def library(self) -> str:
+        return self.name
 
     @property
     def title(self) -> str:

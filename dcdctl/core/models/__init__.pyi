@@ -30,7 +30,7 @@ from .load_save import (
 from .lora import require_peft
 from .networks.backbones import FeatureSpec
 from .networks.projections import ProjectionSize
-from .networks.query_text import OWN_POOLING
+from .networks.query_text import OWN_POOLING, masked_mean
 from .networks.token_pooling import pool_tokens
 from .networks.towers import TrainedParts
 from .onnx import (
@@ -112,6 +112,7 @@ __all__ = [
     "load_scorer",
     "load_searchable",
     "load_tokenizer",
+    "masked_mean",
     "new_coattention",
     "new_dual",
     "new_frozen_dual",

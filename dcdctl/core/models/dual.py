@@ -203,9 +203,8 @@ class DualEncoder(RetrievalModel):
         self.projection = Projection(self.embedding_dim, teacher_width)
 
     def project(self, vectors_ND: Tensor) -> Tensor:
-        """The vectors after that map, N x E, float32. ValueError before `add_projection`."""
-        if self.projection is None:
-            raise ValueError("add_projection comes before project")
+        """The vectors after that map, N x E, float32."""
+        assert self.projection is not None
         return self.projection(vectors_ND)
 
     def export_copy(self) -> Self:

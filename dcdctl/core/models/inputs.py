@@ -207,14 +207,12 @@ class States(_Rows):
 
     @staticmethod
     def cat(parts: Sequence[States]) -> States:
-        """All states in order, padded to the longest part. ValueError if only some parts have vectors."""
+        """All states in order, padded to the longest part."""
         longest = max(part.tokens.shape[1] for part in parts)
         missing = [longest - part.tokens.shape[1] for part in parts]
         tokens = [functional.pad(part.tokens, (0, 0, 0, count)) for part, count in zip(parts, missing, strict=True)]
         masks = [functional.pad(part.mask, (0, count)) for part, count in zip(parts, missing, strict=True)]
         vectors = [part.vectors for part in parts if part.vectors is not None]
-        if len(vectors) not in (0, len(parts)):
-            raise ValueError("some parts have vectors and some have none")
         joined = States(torch.cat(tokens), torch.cat(masks), torch.cat(vectors) if vectors else None)
         if not all("mask_on_cpu" in vars(part) for part in parts):
             return joined

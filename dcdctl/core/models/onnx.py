@@ -175,9 +175,9 @@ def exports_text_towers() -> bool:
     return all(map(is_installed, TEXT_PACKAGES))
 
 
-def export_text_tower(model: Searchable, folder: Path, space: str | None = None) -> float:
-    """Write the text side of a model as `text_tower` describes, atomically; the largest difference from torch on
-    `PROBES`. `space` is the digest of the model beside whose images a query encoder stands.
+def export_text_tower(model: Searchable, folder: Path, space: str | None = None) -> None:
+    """Write the text side of a model as `text_tower` describes, atomically, compared with torch on `PROBES`.
+    `space` is the digest of the model beside whose images a query encoder stands.
 
     ModelError for a model whose texts cannot be prepared or computed without it, and if a token, or a number of a
     vector by more than `LARGEST_DIFFERENCE`, is another than the model's. MissingError without the packages of
@@ -192,18 +192,16 @@ def export_text_tower(model: Searchable, folder: Path, space: str | None = None)
     model.eval()
     with files.atomic_folder(folder) as partial:
         preprocess.tokenizer.backend_tokenizer.save(str(partial / text_tower.TOKENIZER_FILE))
-        difference = _export_text_graph(model, preprocess, partial, settings)
+        _export_text_graph(model, preprocess, partial, settings)
         names = sorted(path.name for path in partial.iterdir())
         document = {
             "format": text_tower.FORMAT,
             "model": space or model.digest,
             "query_model": None if space is None else model.digest,
             "settings": config.to_table(settings),
-            "difference": difference,
             artifacts.FILES: artifacts.list_files(partial, names),
         }
         artifacts.write_document(partial / text_tower.TEXT_FILE, document)
-    return difference
 
 
 def _text_settings(model: Searchable) -> TextSettings:
@@ -232,8 +230,8 @@ def _text_settings(model: Searchable) -> TextSettings:
     )
 
 
-def _export_text_graph(model: Searchable, preprocess: Preprocessor, folder: Path, settings: TextSettings) -> float:
-    """Write the graph of the text side; the largest difference from torch."""
+def _export_text_graph(model: Searchable, preprocess: Preprocessor, folder: Path, settings: TextSettings) -> None:
+    """Write the graph of the text side, compared with torch."""
     texts = preprocess.texts(PROBES[-2:]).to(next(iter(model.parameters())).device)
     inputs = {"input_ids": texts.input_ids}
     if not settings.padding.to_maximum:
@@ -249,7 +247,8 @@ def _export_text_graph(model: Searchable, preprocess: Preprocessor, folder: Path
             # In eval mode itself, because tracing puts the module, and the model in it, into the mode that it had
             # before.
             write(_TextTower(model, model.embed_texts).eval(), inputs, free, graph)
-            return _compare_texts(TextTower(folder, settings), model, preprocess)
+            _compare_texts(TextTower(folder, settings), model, preprocess)
+            return
         except ModelError as error:
             refusal = error
         except Exception as error:  # those of ONNX Runtime have no class of their own
@@ -257,9 +256,9 @@ def _export_text_graph(model: Searchable, preprocess: Preprocessor, folder: Path
     raise refusal
 
 
-def _compare_texts(tower: TextTower, model: Searchable, preprocess: Preprocessor) -> float:
-    """The largest difference of a coordinate from torch's vectors over `PROBES`, each alone and together; ModelError if
-    it is too large."""
+def _compare_texts(tower: TextTower, model: Searchable, preprocess: Preprocessor) -> None:
+    """ModelError if a token is another than the model's or a coordinate differs too much from torch's, over `PROBES`,
+    each alone and together."""
     device, difference = next(iter(model.parameters())).device, 0.0
     for texts in (*([text] for text in PROBES), PROBES):
         (tokens, _), batch = tower.tokenize(texts), preprocess.texts(texts)
@@ -276,7 +275,6 @@ def _compare_texts(tower: TextTower, model: Searchable, preprocess: Preprocessor
             f"ONNX Runtime's vectors of texts differ from torch's by {difference:.1e}, more than "
             f"{LARGEST_DIFFERENCE:.0e}"
         )
-    return difference
 
 
 def largest_difference(vectors: Tensor, expected: Tensor) -> float:

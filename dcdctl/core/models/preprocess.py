@@ -69,8 +69,6 @@ class Preprocess:
 
     def images(self, images: Sequence[Image.Image]) -> ImageBatch:
         """Images of any size and mode as one batch: pixel values, I x 3 x H x W, and the mask if sizes may differ."""
-        if not images:
-            raise ValueError("no images to preprocess")
         if self.image_transform == METER:
             return self._normalize_and_pad([_meter_crop(image, self.image_size_px, self._resample) for image in images])
         rgb_images = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
@@ -86,8 +84,6 @@ class Preprocess:
     def texts(self, texts: Sequence[str]) -> TextBatch:
         """Captions as token ids, T x L, cut to `max_text_len` tokens including special ones, padded to the longest or
         by `pads_texts`."""
-        if not texts:
-            raise ValueError("no texts to preprocess")
         tokens = self.tokenizer(
             list(texts),
             padding="max_length" if self.pads_texts else "longest",

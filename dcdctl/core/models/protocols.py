@@ -23,44 +23,35 @@ class Preprocessor(Protocol):
     @property
     def tokenizer(self) -> Any:
         """A tokenizer of transformers."""
-        ...
 
     @property
     def image_processor(self) -> Any:
         """An image processor of transformers."""
-        ...
 
     @property
     def max_text_len(self) -> int:
         """Maximum number of tokens of a caption, including special ones."""
-        ...
 
     @property
     def image_size_px(self) -> int:
         """Shorter side of a preprocessed image."""
-        ...
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the tensors of an image and a caption, JSON-able; part of a model's digest."""
-        ...
 
     def images(self, images: Sequence[Image.Image]) -> ImageBatch:
         """One batch of images of any size and mode."""
-        ...
 
     def texts(self, texts: Sequence[str]) -> TextBatch:
         """One batch of captions, cut to `max_text_len` tokens, padded to the longest."""
-        ...
 
     def save(self, folder: Path) -> None:
         """Write the files of the tokenizer and the image processor."""
-        ...
 
     def self_contained(self) -> Self:
         """A copy whose saved files also contain the steps that this class adds to the tokenizer and the image
         processor."""
-        ...
 
 
 class Encoders(Protocol):
@@ -71,40 +62,32 @@ class Encoders(Protocol):
     def digest(self) -> str:
         """SHA-256, in hex, of all that decides the features of an image and a caption; models with equal digests share
         them."""
-        ...
 
     @property
     def text_digest(self) -> str:
         """The same for the features of a caption alone, so that models for several image sizes share these."""
-        ...
 
     @property
     def text_width(self) -> int:
         """Width of the text features."""
-        ...
 
     @property
     def pools_texts(self) -> bool:
         """Whether the features of a caption are one token, its pooled output; otherwise one for each token of the
         caption."""
-        ...
 
     @property
     def is_frozen(self) -> bool:
         """Whether training leaves both encoders unchanged."""
-        ...
 
     def freeze(self) -> None:
         """Leave both encoders unchanged in training."""
-        ...
 
     def image_features(self, images: ImageBatch) -> States:
         """Features of I images, I x V x W; the first of V tokens stands for the whole image."""
-        ...
 
     def text_features(self, texts: TextBatch) -> States:
         """Features of T captions, T x L x W; T x 1 x W if the encoders pool texts."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

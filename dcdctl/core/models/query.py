@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dcdctl.core import config
 from dcdctl.core.errors import ModelError, StaleError
 from dcdctl.core.models.dual import Calibration, DualEncoder, unit_vectors, up_to_padding
-from dcdctl.core.models.fingerprint import digest_of, tokenizer_settings
+from dcdctl.core.models.fingerprint import tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.late import LateInteraction, Searchable
 from dcdctl.core.models.networks.attention import set_hidden_dropout
@@ -164,12 +164,6 @@ class _QuerySide(OwnFormat):
         """The length of texts, and the teacher's space."""
         shape = {"max_text_len": self.preprocess.max_text_len, "pads_texts": self.preprocess.pads_texts}
         return {"kind": "query", **shape, "space": config.to_table(self.space)}
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of weights and settings, those of the teacher's space among them."""
-        table, read = self.config, self.preprocess.settings
-        return digest_of(self.network, config=table, preprocess=read, settings=self.settings)
 
     @property
     def logit_scale(self) -> Tensor:

@@ -221,9 +221,5 @@ def _is_ours(ref: str) -> bool:
 
 def _pooled(network: Any, batch: Texts, pooling: Literal["mean", "cls"]) -> Tensor:
     assert isinstance(batch, TextBatch)
-    mask_TL1 = batch.attention_mask[..., None]
     states_TLD: Tensor = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-    if pooling == "cls":
-        return states_TLD[:, 0]
-    summed_TD: Tensor = (states_TLD * mask_TL1).sum(dim=1)
-    return summed_TD / mask_TL1.sum(dim=1)
+    return states_TLD[:, 0] if pooling == "cls" else models.masked_mean(states_TLD, batch.attention_mask)

@@ -9,9 +9,7 @@ Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D le
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, check_read, pictures_of, processor_table
-from dcdctl.core.models.families.sentence_transformer import check_folder
+from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, check_read, pictures_of
+from dcdctl.core.models.families.sentence_transformer import LibraryModel, check_folder
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.late import LateInteraction
 from dcdctl.core.models.preprocess import hub_errors, quiet_sentence_transformers
@@ -30,10 +28,10 @@ OWN_MODULES = ("sentence_transformers.", "pylate.")
 """Packages whose modules sentence-transformers reads by classes of its own."""
 
 
-class MultiVectorScorer(LateInteraction):
+class MultiVectorScorer(LibraryModel, LateInteraction):
     """Scores pairs with a MultiVectorEncoder; `ref` is where it was loaded from, for messages."""
 
-    preprocess: RawPreprocess
+    model_type = MULTI_VECTOR
 
     def __init__(self, encoder: nn.Module, ref: str) -> None:
         super().__init__(encoder, RawPreprocess())
@@ -52,28 +50,9 @@ class MultiVectorScorer(LateInteraction):
         return self._token_dim
 
     @property
-    def encoder(self) -> Any:
-        """The MultiVectorEncoder."""
-        return self.network
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The modules and their settings, and the configuration of the network of transformers."""
-        modules = [[type(module).__name__, module.get_config_dict()] for module in self.encoder]
-        network = self.encoder[0].model.config.to_dict()
-        return {"model_type": MULTI_VECTOR, "modules": modules, "network": network}
-
-    @property
     def settings(self) -> dict[str, Any]:
-        """All further settings that decide a score, those of the processor among them."""
-        encoder = self.encoder
-        return {
-            "kind": self.kind,
-            "prompts": encoder.prompts,
-            "default_prompt": encoder.default_prompt_name,
-            "similarity": str(encoder.similarity_fn_name),
-            **processor_table(encoder[0].processor),
-        }
+        """Those of the library's models, and whether MaxSim is a mean."""
+        return {**super().settings, "similarity": str(self.encoder.similarity_fn_name)}
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The token vectors of I images; ValueError for features."""
@@ -104,12 +83,6 @@ class MultiVectorScorer(LateInteraction):
     def noun(self) -> str:
         """What messages call the model."""
         return f"the multi-vector model {self.ref}"
-
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """Write the folder of a MultiVectorEncoder."""
-        encoder = copy.deepcopy(self.encoder).half() if half else self.encoder
-        with quiet_sentence_transformers():
-            encoder.save_pretrained(str(folder), create_model_card=False)
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> MultiVectorScorer:

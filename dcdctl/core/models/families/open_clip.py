@@ -89,15 +89,11 @@ class OpenClipPreprocess:
 
     def images(self, images: Sequence[Image.Image]) -> ImageBatch:
         """Images of any size and mode as one batch, I x 3 x H x W."""
-        if not images:
-            raise ValueError("no images to preprocess")
         return ImageBatch(torch.stack([self._transform(image) for image in images]))
 
     def texts(self, texts: Sequence[str]) -> TextBatch:
         """Captions as token ids, T x L, all cut and padded to L tokens; ModelError for an id that the model has no
         embedding of."""
-        if not texts:
-            raise ValueError("no texts to preprocess")
         ids = self.tokenizer.tokenizer(list(texts))
         if (largest := int(ids.max())) >= self.vocab_size:
             problem = (

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess
-from dcdctl.core.models.overrides import check_taken, read_overrides
+from dcdctl.core.models.overrides import check_taken
 
 _REF = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 FIND = "run the command in its folder, or install its package"
@@ -101,7 +101,6 @@ def load(ref: str, table: Mapping[str, Any]) -> PythonScorer:
 
     ModelError if there is no such module, or if the name is no scorer.
     """
-    overrides = read_overrides(table)
     check_taken(table, ("max_text_len",), ref)
     check(ref)
     module_name, _, name = ref.partition(":")
@@ -115,7 +114,7 @@ def load(ref: str, table: Mapping[str, Any]) -> PythonScorer:
     scorer = target() if inspect.isclass(target) else target
     if not callable(getattr(scorer, "score", scorer)):
         raise ModelError(f"{ref} is no function or class of a scorer", hint=EXAMPLE)
-    return PythonScorer(ref, scorer, _declared(ref, module, scorer), overrides.max_text_len or 0)
+    return PythonScorer(ref, scorer, _declared(ref, module, scorer), table.get("max_text_len") or 0)
 
 
 def _declared(ref: str, module: Any, scorer: Any) -> dict[str, Any]:

@@ -46,8 +46,6 @@ class RawPreprocess:
 
     def images(self, images: Sequence[Image.Image]) -> ImageBatch:
         """The pixels of the images, I x 3 x H x W, uint8, with a mask."""
-        if not images:
-            raise ValueError("no images to preprocess")
         width, height = (max(image.size[side] for image in images) for side in (0, 1))
         pixels, mask = (
             np.zeros((len(images), 3, height, width), dtype=np.uint8),
@@ -63,8 +61,6 @@ class RawPreprocess:
 
         RefusedTextError for a caption that holds a text of `refused`.
         """
-        if not texts:
-            raise ValueError("no texts to preprocess")
         cut = [self._cut(text) for text in texts]
         for position, text in enumerate(cut):
             if token := next((token for token in self.refused if token in text), None):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Never, Self, cast
+from typing import Any, ClassVar, Never, Self, cast
 
 import torch
 from PIL import Image
@@ -22,6 +22,7 @@ from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, check_read, pictures_of, processor_table
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
+from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.towers import TrainedParts
 from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quiet_sentence_transformers
 from dcdctl.core.models.protocols import ExportSpec
@@ -39,10 +40,49 @@ class ByteTokens:
         return {"input_ids": list(text.encode())}
 
 
-class SentenceTransformerDual(DualEncoder):
+class LibraryModel(RetrievalModel):
+    """What the models share that sentence-transformers computes, whole images and texts to vectors."""
+
+    model_type: ClassVar[str]
+    preprocess: RawPreprocess
+
+    @property
+    def encoder(self) -> Any:
+        """The model of the library: a list of modules."""
+        return self.network
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The modules and their settings, and the configuration of a network of transformers."""
+        modules = [[type(module).__name__, module.get_config_dict()] for module in self.encoder]
+        network = getattr(self.encoder[0], "model", None)
+        return {
+            "model_type": self.model_type,
+            "modules": modules,
+            "network": network.config.to_dict() if network is not None else {},
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Further settings that decide a vector, those of the processor among them."""
+        return {
+            "kind": self.kind,
+            "prompts": self.encoder.prompts,
+            "default_prompt": self.encoder.default_prompt_name,
+            **processor_table(self.encoder[0].processor),
+        }
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write the folder of the library."""
+        encoder = copy.deepcopy(self.encoder).half() if half else self.encoder
+        with quiet_sentence_transformers():
+            encoder.save_pretrained(str(folder), create_model_card=False)
+
+
+class SentenceTransformerDual(LibraryModel, DualEncoder):
     """Embeds images and captions with a SentenceTransformer; `ref` is where it was loaded from, for messages."""
 
-    preprocess: RawPreprocess
+    model_type = SENTENCE_TRANSFORMER
 
     def __init__(self, encoder: nn.Module, ref: str) -> None:
         super().__init__(encoder, RawPreprocess(tokenizer=ByteTokens()))
@@ -55,33 +95,10 @@ class SentenceTransformerDual(DualEncoder):
         self._width = text.shape[1]
 
     @property
-    def encoder(self) -> Any:
-        """The SentenceTransformer."""
-        return self.network
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The modules and their settings, and the configuration of a network of transformers."""
-        modules = [[type(module).__name__, module.get_config_dict()] for module in self.encoder]
-        network = getattr(self.encoder[0], "model", None)
-        return {
-            "model_type": SENTENCE_TRANSFORMER,
-            "modules": modules,
-            "network": network.config.to_dict() if network is not None else {},
-        }
-
-    @property
     def settings(self) -> dict[str, Any]:
-        """All further settings that decide a vector, those of the processor among them."""
-        encoder = self.encoder
-        return {
-            "kind": "dual",
-            "prompts": encoder.prompts,
-            "default_prompt": encoder.default_prompt_name,
-            "truncate_dim": encoder.truncate_dim,
-            "max_seq_length": encoder.max_seq_length,
-            **processor_table(encoder[0].processor),
-        }
+        """Those of the library's models, and how vectors and captions are cut."""
+        cuts = {"truncate_dim": self.encoder.truncate_dim, "max_seq_length": self.encoder.max_seq_length}
+        return {**super().settings, **cuts}
 
     @property
     def embedding_dim(self) -> int:
@@ -137,12 +154,6 @@ class SentenceTransformerDual(DualEncoder):
     def export_copy(self) -> Self:
         """The same model: its folder needs no dcdctl."""
         return self
-
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """Write the folder of a SentenceTransformer."""
-        encoder = copy.deepcopy(self.encoder).half() if half else self.encoder
-        with quiet_sentence_transformers():
-            encoder.save_pretrained(str(folder), create_model_card=False)
 
 
 def check_folder(ref: str, what: str, owners: tuple[str, ...]) -> None:
