@@ -109,7 +109,7 @@ def test_long_captions_are_cut_to_the_length_of_training(folder):
 
 
 def test_a_size_that_the_weights_fix_is_refused(folder):
-    with pytest.raises(ModelError, match="image_size is fixed by its weights"):
+    with pytest.raises(ModelError, match="takes no image_size; it takes max_text_len, tokenizer"):
         models.load_dual(folder, {"image_size": 64})
 
 

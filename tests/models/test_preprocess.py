@@ -110,13 +110,6 @@ def test_captions_are_padded_to_the_longest_and_truncated_including_special_toke
     assert batch.input_ids[1, -1] == end
 
 
-def test_empty_input_is_an_error(vilt):
-    with pytest.raises(ValueError, match="no images"):
-        vilt.preprocess.images([])
-    with pytest.raises(ValueError, match="no texts"):
-        vilt.preprocess.texts([])
-
-
 def test_preprocessing_survives_pickling(vilt, pil_images, captions):
     copy = pickle.loads(pickle.dumps(vilt.preprocess))
     assert torch.equal(copy.images(pil_images).pixel_values, vilt.preprocess.images(pil_images).pixel_values)

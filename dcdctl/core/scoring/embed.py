@@ -73,15 +73,22 @@ class Embedder:
     """The logit of two vectors is this times their cosine; None for a text encoder."""
 
 
-def embed_batch(embed: Callable[[B], Tensor], batch: B, compute: Compute, fitting: Fitting | None = None) -> Tensor:
-    """Float32 vectors of one batch, on the device; a batch that does not fit into memory is halved, as are later ones
-    of its `fitting`."""
+def embed_batch(
+    embed: Callable[[B], Tensor],
+    batch: B,
+    compute: Compute,
+    fitting: Fitting | None = None,
+    *,
+    size: int | None = None,
+) -> Tensor:
+    """Float32 vectors of one batch, on the device, at most `size` at a time; a batch that does not fit into memory is
+    halved, as are later ones of its `fitting`."""
 
     def work(part: B) -> Tensor:
         with compute.forward_pass():
             return embed(part.to(compute.device, non_blocking=True)).float()
 
-    return torch.cat([vectors for _, vectors in in_fitting_parts(batch, len(batch), work, fitting)])
+    return torch.cat([vectors for _, vectors in in_fitting_parts(batch, size or len(batch), work, fitting)])
 
 
 @torch.inference_mode()

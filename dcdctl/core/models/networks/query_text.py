@@ -31,6 +31,10 @@ class StaticText(nn.Module):
         # Four times the width, as the feed-forward layers of transformers.
         self.dense = nn.Linear(hidden_size, 4 * hidden_size)
 
+    def forward(self, vectors: Tensor) -> Tensor:
+        """What the hidden layer makes of vectors of tokens or of their means."""
+        return functional.gelu(self.dense(vectors))
+
 
 class QueryText(nn.Module):
     """An encoder of texts, and its projection."""
@@ -55,7 +59,7 @@ class QueryText(nn.Module):
         """The projected texts, T x D; of a static encoder `word_TL` are the tokens that count."""
         if self.is_static:
             mean_TH = masked_mean(self.encoder.embeddings(batch.input_ids), word_TL)
-            return self.projection(functional.gelu(self.encoder.dense(mean_TH)))
+            return self.projection(self.encoder(mean_TH))
         output = self._output(batch)
         if self.encoder.config.model_type in OWN_POOLING:
             return self.projection(output.pooler_output)
@@ -64,7 +68,7 @@ class QueryText(nn.Module):
     def tokens(self, batch: TextBatch) -> Tensor:
         """The projected tokens, T x L x D."""
         if self.is_static:
-            return self.projection(functional.gelu(self.encoder.dense(self.encoder.embeddings(batch.input_ids))))
+            return self.projection(self.encoder(self.encoder.embeddings(batch.input_ids)))
         return self.projection(self._output(batch).last_hidden_state)
 
     def _output(self, batch: TextBatch) -> Any:

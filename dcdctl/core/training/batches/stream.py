@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,14 +47,14 @@ class StreamTeacher:
     """Whether the loss compares vectors; otherwise it takes scores."""
 
     @torch.no_grad()
-    def complete(self, batch: Batch, inputs: tuple[ImageBatch, TextBatch], rows: range, size: int) -> Batch:
+    def complete(self, batch: Batch, inputs: tuple[Any, Any], rows: range, size: int) -> Batch:
         """The batch with the teacher's scores or vectors; `inputs` are those of the rows of this process, `size` is
         that of the batch."""
         sides = []
         # Whatever the precision of the training.
         compute = replace(self.compute, precision="float32")
         for embed, side in zip((self.model.embed_images, self.model.embed_texts), inputs, strict=True):
-            local = torch.cat([scoring.embed_batch(embed, part, compute) for part in _parts(side)])
+            local = scoring.embed_batch(embed, side, compute, size=TEACHER_ROWS)
             local = scoring.finite_vectors(functional.normalize(local, dim=-1))
             vectors = local.new_zeros(size, local.shape[1])
             vectors[rows.start : rows.stop] = local
@@ -193,14 +193,3 @@ class _BatchSource:
             except ImageError as error:
                 raise InputError(f"{sample.where}: {error}", hint=SKIP_HINT) from error
         return self._decoded[row]
-
-
-def _parts(batch: Any) -> Iterator[Any]:
-    """A batch of images or captions in parts of `TEACHER_ROWS`."""
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    size = len(next(value for value in values.values() if value is not None))
-    for start in range(0, size, TEACHER_ROWS):
-        yield replace(
-            batch,
-            **{name: None if value is None else value[start : start + TEACHER_ROWS] for name, value in values.items()},
-        )
