@@ -79,7 +79,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
         "cache-teacher --data data/flickr30k --teacher runs/teacher --recipe vilt-flickr30k --out cache/flickr30k",
     ),
     ("inspect", "Teacher", inspect, "inspect data/flickr30k --html flickr30k.html"),
-    ("distill", "Student", distill, "distill demo-dual --data data/scenes --cache cache/scenes --out runs/dual"),
+    ("distill", "Student", distill, "distill photos --data data/photos --features features --out runs/photos"),
     (
         "study",
         "Proof",
@@ -92,7 +92,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("compare", "Proof", compare, "compare runs/student runs/teacher --html compared.html"),
     ("report", "Proof", report, "report runs/student --teacher-eval runs/teacher --out report.html"),
     ("export", "Search", export, "export runs/dual --to onnx --out dual-onnx"),
-    ("index", "Search", index, "index runs/dual --images photos --out photos.index"),
+    ("index", "Search", index, "index runs/photos --images photos --out photos.index"),
     ("search", "Search", search, 'search photos.index "a dog in the snow"'),
     ("serve", "Search", serve, "serve photos.index"),
 ]

@@ -88,7 +88,7 @@ def test_help_ends_with_an_example_that_parses_when_it_is_copied(command, exampl
 
 def test_options_are_in_panels_in_one_order():
     headings = re.findall(r"^(\w+):$", shown("index"), re.MULTILINE)
-    assert headings == ["Arguments", "Input", "Settings", "Compute", "Output", "Other", "Example"]
+    assert headings == ["Arguments", "Common", "Input", "Settings", "Compute", "Output", "Other", "Example"]
     compute = shown("index").partition("Compute:\n")[2].partition("\n\n")[0]
     assert re.findall(r"^  (--[a-z-]+)", compute, re.MULTILINE) == [
         "--precision",
@@ -97,6 +97,16 @@ def test_options_are_in_panels_in_one_order():
         "--device",
         "--threads",
     ]
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_the_options_of_the_example_are_among_the_first(command):
+    first = shown(command).partition("Common:\n")[2].partition("\n\n")[0]
+    example = next(example for name, *_, example in COMMANDS if name == command)
+    for option in re.findall(r"--[a-z-]+", example):
+        # What a command is about alone, such as the format of an export, is not.
+        assert option in first or len([name for name in NAMES if option in shown(name)]) < 3, option
+    assert set(layout.COMMON) <= {one.opts[0].lstrip("-") for name in NAMES for one in options(name)}
 
 
 def test_an_option_is_in_one_panel_in_all_commands():

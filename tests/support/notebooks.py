@@ -79,23 +79,18 @@ def execute_all(paths: Sequence[Path], folder: Path) -> dict[Path, NotebookNode]
     """The notebooks with the outputs of their cells, by one kernel in a fork of the test process, with the numbers of
     `SMALLER`.
 
-    Each notebook runs in a folder of its own, and without the names of the one before. CellExecutionError if a cell
-    fails.
+    All run in one folder, as a reader runs them, and each without the names of the one before. CellExecutionError if a
+    cell fails.
     """
     notebooks, cells = {path: nbformat.read(path, as_version=4) for path in paths}, []
     whole = "".join(cell.source for notebook in notebooks.values() for cell in notebook.cells)
     assert [number for number in SMALLER if number not in whole] == []
     for path, notebook in notebooks.items():
-        (folder / path.stem).mkdir()
         for cell in notebook.cells:
             cell.id = f"{path.stem}-{cell.id}"
             for number, smaller in SMALLER.items():
                 cell.source = cell.source.replace(number, smaller)
-        cells += [
-            new_code_cell("%reset -f"),
-            new_code_cell(f"import os\nos.chdir({str(folder / path.stem)!r})\ndel os"),
-            *notebook.cells,
-        ]
+        cells += [new_code_cell("%reset -f"), *notebook.cells]
     execute(
         new_notebook(cells=cells, metadata=notebooks[paths[0]].metadata), folder, kernel_manager_class=_ForkingManager
     )

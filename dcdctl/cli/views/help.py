@@ -23,7 +23,34 @@ NAME_COLUMNS = 26
 """Longest name that has its text on the same line."""
 PATHS = re.compile("CACHE|CKPT|DATA|DIR|FILE|FOLDER|INDEX|MANIFEST|PATH|RECIPE|REF|RUN|SYSTEM")
 """Metavars of parameters that name a file or a folder."""
-ORDER = ("Input", "Settings", "Compute", "Output", "Other")
+ORDER = ("Common", "Input", "Settings", "Compute", "Output", "Other")
+COMMON = [
+    "data",
+    "images",
+    "csv",
+    "recipe",
+    "teacher",
+    "cache",
+    "vision",
+    "text",
+    "start",
+    "split",
+    "add",
+    "metadata",
+    "image",
+    "where",
+    "rerank",
+    "features",
+    "set",
+    "to",
+    "to html",
+    "out",
+    "resume",
+    "dry-run",
+    "port",
+    "k",
+]
+"""Options that come first, in every command that has them."""
 
 
 class HelpCommand(TyperCommand):
@@ -65,14 +92,15 @@ class HelpCommand(TyperCommand):
         formatter.write("\n" + "".join(f"  {line}\n" for line in lines))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """The arguments, then the options by panel."""
+        """The arguments, the options that most people use, and the others by panel."""
         panels: dict[str, list[tuple[str, str]]] = {panel: [] for panel in ("Arguments", *ORDER)}
         for argument in _arguments(self):
             # The record's name has the type, and its text the notes on default and range.
             panels["Arguments"].append((argument.metavar, (argument.get_help_record(ctx) or ("", ""))[1]))
         for parameter in self.get_params(ctx):
             if parameter.param_type_name == "option" and (record := parameter.get_help_record(ctx)) is not None:
-                panels[getattr(parameter, "rich_help_panel", None) or "Other"].append(record)
+                is_first = parameter.opts[0].lstrip("-") in COMMON
+                panels["Common" if is_first else parameter.rich_help_panel or "Other"].append(record)
         write_panels(formatter, panels)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
