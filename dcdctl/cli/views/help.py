@@ -100,7 +100,7 @@ class HelpCommand(TyperCommand):
         for parameter in self.get_params(ctx):
             if parameter.param_type_name == "option" and (record := parameter.get_help_record(ctx)) is not None:
                 is_first = parameter.opts[0].lstrip("-") in COMMON
-                panels["Common" if is_first else parameter.rich_help_panel or "Other"].append(record)
+                panels["Common" if is_first else getattr(parameter, "rich_help_panel", None) or "Other"].append(record)
         write_panels(formatter, panels)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
