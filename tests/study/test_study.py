@@ -17,6 +17,7 @@ import pytest
 import torch
 from bench_fakes import QUICK
 from duals import save_dual
+from encoders import save_text, save_vision
 from families import late
 from speed_ups import check_speed_ups
 from tiny import make_pool, make_teacher
@@ -47,6 +48,7 @@ from dcdctl.core.report.study import Difference, read_rows, verdict
 from dcdctl.core.scoring import pairs
 from dcdctl.core.study import StudyJob, StudyView, run_study, study
 from dcdctl.core.study.plan import DISTILLED, FINE_TUNED, RANDOM, SETTINGS_FILE, resolve
+from dcdctl.core.teacher import read_cache
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, load_recipe
 
 RECIPE = """
@@ -168,6 +170,7 @@ def recalls_of(found: Sequence[Evaluation]) -> list[float]:
         ("zero-shot", ["clip"]),
         ("fine-tuned", ["runs/fine-tuned-seed0", "runs/fine-tuned-seed1"]),
         ("fine-tuned, random batches", ["runs/fine-tuned-random-seed0", "runs/fine-tuned-random-seed1"]),
+        ("taught by itself", ["runs/itself-seed0", "runs/itself-seed1"]),
         ("distilled", ["runs/distilled-seed0", "runs/distilled-seed1"]),
     ],
 )
@@ -213,7 +216,7 @@ def test_without_the_weight_of_its_teacher_distillation_is_fine_tuning(stage: St
 
     def weights(name: str) -> torch.Tensor:
         variant = next(variant for variant in plan.variants if variant.name == name)
-        run = training.train_model(plan.training_job(variant, 0), plan.inputs(variant), options=TrainingOptions())
+        run = training.train_model(plan.training_job(variant, 0), plan.inputs(variant, 0), options=TrainingOptions())
         return models.load(run.folder).network.state_dict()["visual_projection.weight"]
 
     fine_tuned = weights(FINE_TUNED)
@@ -236,7 +239,7 @@ def test_the_differences_are_paired_over_all_seeds(finished: Path):
     assert found["distilled", "fine-tuned"]["interval_over"] == "images and seeds"
     # Only the differences from the baselines decide, adjusted for their number; a t-test needs seeds of both.
     planned = document(finished)["planned_p_values"]
-    assert list(planned) == ["fine-tuned", "fine-tuned, random batches"]
+    assert list(planned) == ["fine-tuned", "fine-tuned, random batches", "taught by itself"]
     raw = [max(found["distilled", base]["p_value"], found["distilled", base]["t_test_p_value"]) for base in planned]
     assert list(planned.values()) == holm(raw)
     assert found["fine-tuned", "zero-shot"]["t_test_p_value"] is None
@@ -245,8 +248,10 @@ def test_the_differences_are_paired_over_all_seeds(finished: Path):
     assert list(found) == [
         ("distilled", "fine-tuned"),
         ("distilled", "fine-tuned, random batches"),
+        ("distilled", "taught by itself"),
         ("fine-tuned", "zero-shot"),
         ("fine-tuned, random batches", "zero-shot"),
+        ("taught by itself", "zero-shot"),
         ("cascade", "distilled"),
     ]
 
@@ -276,7 +281,8 @@ def test_a_time_is_that_of_the_benchmark_or_of_the_cascade(finished: Path):
 def test_the_page_and_other_commands_read_what_it_leaves(finished: Path):
     page, found = page_of(finished), document(finished)
     assert found["verdict"] in page
-    best = max(rows(finished)[name]["rsum"] for name in ("distilled", "fine-tuned", "fine-tuned, random batches"))
+    trained = ("distilled", "fine-tuned", "fine-tuned, random batches", "taught by itself")
+    best = max(rows(finished)[name]["rsum"] for name in trained)
     assert ("The start without any training" in found["verdict"]) == (rows(finished)["zero-shot"]["rsum"] > best)
     assert all(f'<th scope="row">{name}' in page for name in rows(finished))
     assert "recalls of the teacher: it was not evaluated, 1,280 pairs; add --with-teacher" in found["left_out"]
@@ -374,11 +380,6 @@ def test_a_folder_with_something_else_is_refused(stage: Stage, tmp_path: Path):
             "recipe tiny-student trains a fusion model, and a study needs a student that can search",
         ),
         ({"recipe": "demo-dual-alone"}, ConfigError, r"learns from no teacher: loss\.terms has infonce"),
-        (
-            {"recipe": "demo-dual", "start": None},
-            ConfigError,
-            "starts from new weights, which have no zero-shot quality",
-        ),
         ({"start": "scenes-vilt"}, ModelError, "scenes-vilt is a fusion scorer, expected a dual encoder"),
         ({"teacher": "absent"}, ModelError, "absent does not exist"),
         ({"sets": ["validation.every=1", "validation.split=absent"]}, CorpusError, "split 'absent'"),
@@ -421,13 +422,45 @@ def test_a_teacher_that_encodes_items_once_needs_no_cache_and_has_no_cascade(kin
     assert (ms[0] is None) == (kind == "late")
     assert None not in ms[1:]
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"evaluations", "runs"}
-    assert {path.name for path in (out / "runs").iterdir() if path.is_dir()} == {"fine-tuned-seed0", "distilled-seed0"}
-    assert list(rows(out)) == ["zero-shot", "fine-tuned", "distilled", "teacher"]
+    assert {path.name for path in (out / "runs").iterdir() if path.is_dir()} == {
+        "fine-tuned-seed0",
+        "itself-seed0",
+        "distilled-seed0",
+    }
+    assert list(rows(out)) == ["zero-shot", "fine-tuned", "taught by itself", "distilled", "teacher"]
+    # Nothing but the teacher differs.
+    itself, taught = (Run(out / "runs" / f"{name}-seed0").facts() for name in ("itself", "distilled"))
+    assert itself["inputs"].pop("teachers")["teacher"] == models.load(out / "runs" / "fine-tuned-seed0").digest
+    assert taught["inputs"].pop("teachers")["teacher"] == models.load(teacher).digest
+    assert (itself["recipe"], itself["inputs"]) == (taught["recipe"], taught["inputs"])
     assert any(
         line.startswith("cascade: the teacher encodes each image once itself") for line in document(out)["left_out"]
     )
     assert recalls(rows(out)["teacher"]) == pytest.approx(recalls_of([evaluate(teacher, stage)]))
-    assert Run(out / "runs" / "distilled-seed0").facts()["inputs"]["teachers"]["teacher"] == models.load(teacher).digest
+
+
+def test_a_recipe_of_two_encoders_is_compared_with_itself_and_has_no_zero_shot_row(stage: Stage, tmp_path: Path):
+    captions = Corpus.open(stage.data, "train").captions
+    encoders = {
+        "vision": save_vision("tokens", tmp_path / "vision"),
+        "text": save_text("bert", captions, tmp_path / "t"),
+    }
+    sets = [f"model.{name}={encoder}" for name, encoder in encoders.items()]
+    out = tmp_path / "study"
+    run_study(stage.job(out, start=None, seeds=(0,), sets=[*sets, "model.start=new", "optimizer.steps=1"]))
+    names = ["fine-tuned", "fine-tuned, random batches", "taught by itself", "distilled"]
+    assert [name for name, row in rows(out).items() if row["folders"]] == [*names, "cascade"]
+    for run in (out / "runs").iterdir():
+        model = Run(run).facts()["recipe"]["model"]
+        assert [model[name] for name in encoders] == list(encoders.values())
+    # The cache of the control has the candidates of the teacher's, and scores of the fine-tuned model.
+    teacher, own = (read_cache(out / name) for name in ("cache", "cache-itself-seed0"))
+    assert own.plan["teacher"] == models.load(out / "runs" / "fine-tuned-seed0").digest
+    assert own.plan["candidates"] == teacher.plan["candidates"]
+    assert (
+        f" against {max(names[:3], key=lambda name: rows(out)[name]['rsum']).replace(',', ' with')} in"
+        in (document(out)["verdict"])
+    )
 
 
 def test_lists_of_the_baseline_have_as_many_negatives_which_no_teacher_chose(stage: Stage, tmp_path: Path):
@@ -438,7 +471,8 @@ def test_lists_of_the_baseline_have_as_many_negatives_which_no_teacher_chose(sta
         "loss.weight_group=2",
     ]
     plan = resolve(stage.job(tmp_path / "study", sets=sets))
-    baseline, distilled = plan.variants
+    baseline, itself, distilled = plan.variants
+    assert itself.sets == distilled.sets
     recipe = load_recipe(stage.recipe, baseline.sets)
     assert (baseline.caches, distilled.caches) == ((), (tmp_path / "study" / "cache",))
     assert (recipe.loss.terms, recipe.batch.random_negatives) == ({"infonce-hard": 1.0}, 2)
@@ -453,7 +487,7 @@ def test_all_runs_have_the_precision_that_the_first_one_chose(stage: Stage, tmp_
     write_document(plan.job.out / SETTINGS_FILE, plan.settings)
     # As on a GPU where bfloat16 is faster.
     in_bf16 = TrainingOptions(compute=Compute(precision="bfloat16"))
-    training.train_model(plan.training_job(plan.variants[0], 0), plan.inputs(plan.variants[0]), options=in_bf16)
+    training.train_model(plan.training_job(plan.variants[0], 0), plan.inputs(plan.variants[0], 0), options=in_bf16)
     run_study(job)
     assert Run(tmp_path / "study" / "runs" / "distilled-seed0").facts()["inputs"]["precision"] == "bfloat16"
 
@@ -479,7 +513,7 @@ def test_an_evaluation_without_its_ranks_is_made_again(stage: Stage, finished: P
     lines: list[str] = []
     run_study(stage.job(out), StudyView(announce=lines.append))
     assert [line for line in lines if "finished before" not in line] == [
-        f"9/11 distilled, seed 1: {out / 'runs' / 'distilled-seed1'}"
+        f"13/15 distilled, seed 1: {out / 'runs' / 'distilled-seed1'}"
     ]
     assert without_times(out) == without_times(finished)
 
@@ -605,7 +639,7 @@ def words(stage: Stage, out: Path) -> list[object]:
 def test_the_command_prints_the_study_and_its_verdict(stage: Stage, finished: Path):
     result = run_cli(*words(stage, finished), "--json")
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.count("(finished before)") == 11
+    assert result.stderr.count("(finished before)") == 15
     assert json.loads(result.stdout)["verdict"] == document(finished)["verdict"]
     shown = run_cli(*words(stage, finished))
     assert document(finished)["verdict"] in shown.stdout

@@ -118,7 +118,8 @@ class Study:
     def verdict(self) -> str:
         """Whether the teacher paid, in a sentence. Several baselines: against the one with the highest total."""
         about = [difference for difference in self.differences if difference.ours == DISTILLED]
-        return verdict(about, next(statistics.fmean(row.totals) for row in self.rows if row.name == ZERO_SHOT))
+        starts = [statistics.fmean(row.totals) for row in self.rows if row.name == ZERO_SHOT]
+        return verdict(about, max(starts, default=0.0))
 
     def to_json(self) -> dict[str, Any]:
         """The contents of study.json; recalls in percent, intervals as [low, high]."""

@@ -9,6 +9,10 @@ seeds. A training on a pool has none, because nothing can be learned from a pool
 - Losses on all pairs, with dual teachers: both trainings have the same random batches.
 - Losses on lists: distillation keeps the negatives that the teacher scores highest. The baseline draws as many at
   random.
+
+The control is taught by itself: the same training with the fine-tuned model of its seed in place of the teacher
+(born-again networks, Furlanello et al. 2018). It tells the knowledge of a teacher from the regularization by soft
+targets, which every model can give. It is a baseline too, because it needs no teacher.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from dcdctl.core.training import InputRefs, Recipe, TrainingJob, TrainingOptions
 
 FORMAT = 1
 SETTINGS_FILE = "settings.json"
-FINE_TUNED, RANDOM = "fine-tuned", "fine-tuned, random batches"
+FINE_TUNED, RANDOM, ITSELF = "fine-tuned", "fine-tuned, random batches", "taught by itself"
 """The baselines."""
 BENCH = BenchConfig(
     budget_s=2.0, num_repeats=20, batch_sizes=(32,), gallery_sizes=(1000,), num_fresh_processes=0, is_onnx_timed=False
@@ -108,7 +112,13 @@ class StudyPlan:
         ]
 
     def run_folder(self, name: str, seed: int) -> Path:
-        return self.job.out / "runs" / f"{name.replace(', ', '-').removesuffix(' batches')}-seed{seed}"
+        name = name.replace(", ", "-").removesuffix(" batches").removeprefix("taught by ")
+        return self.job.out / "runs" / f"{name}-seed{seed}"
+
+    def own_cache(self, seed: int) -> Path:
+        """The folder of the scores of a fine-tuned model for the student that it teaches, as candidates of a fusion
+        teacher have scores of a cache."""
+        return self.job.out / f"cache-itself-seed{seed}"
 
     @property
     def against(self) -> str | None:
@@ -117,12 +127,15 @@ class StudyPlan:
             return None
         return self.job.teacher if self.reranker is None else str(self.job.out / AGAINST)
 
-    def inputs(self, variant: Variant) -> InputRefs:
-        """What a training reads."""
+    def inputs(self, variant: Variant, seed: int) -> InputRefs:
+        """What a training reads. ModelError for the control of a dual teacher before its own teacher is trained."""
         job, model_set = self.job, self.job.model_set if variant.teachers else ()
-        return InputRefs(
-            data=job.data, split=job.train_split, caches=variant.caches, teachers=variant.teachers, model_set=model_set
-        )
+        caches, teachers = variant.caches, variant.teachers
+        if variant.name == ITSELF and self.reranker is None:
+            teachers = (str(self.run_folder(FINE_TUNED, seed)),)
+        elif variant.name == ITSELF:
+            caches = (self.own_cache(seed),)
+        return InputRefs(data=job.data, split=job.train_split, caches=caches, teachers=teachers, model_set=model_set)
 
     def training_job(self, variant: Variant, seed: int) -> TrainingJob:
         """A training that resumes if it was interrupted."""
@@ -142,7 +155,7 @@ class StudyPlan:
             split=self.job.split if folder.name == AGAINST else self.job.train_split,
             out=folder,
             candidates=self.recipe.candidates,
-            model_set=self.job.model_set,
+            model_set=self.job.model_set if ref == self.job.teacher else (),
             compute=self.job.scoring,
         )
 
@@ -159,7 +172,8 @@ def resolve(job: StudyJob) -> StudyPlan:
             f"--seeds must be different numbers of at least 0, got {','.join(map(str, job.seeds))}",
             hint="such as 0,1,2",
         )
-    models.check_ref(recipe.model.start, kind=recipe.model.start_kind)
+    if recipe.model.start != "new":
+        models.check_ref(recipe.model.start, kind=recipe.model.start_kind)
     kind = models.check_ref(job.teacher, overrides) or ("dual" if models.is_dual(job.teacher) else "fusion")
     reranker = job.teacher if kind == "fusion" else None
     caches = {} if reranker is None else {job.out / "cache": reranker}
@@ -167,6 +181,12 @@ def resolve(job: StudyJob) -> StudyPlan:
         recipe.candidates.require_packages()
     corpora = [Corpus.open(job.data, split) for split in (job.train_split, job.split)]
     _check_pool(job, corpora[1], has_fusion=reranker is not None)
+    # The only baseline of a training on a pool is its start.
+    if corpora[0].is_pool and recipe.model.start == "new":
+        raise ConfigError(
+            f"recipe {job.recipe} starts from new weights, which have no zero-shot quality",
+            hint="name a start with --start",
+        )
     distilled = Variant(
         name=DISTILLED,
         sets=sets,
@@ -185,7 +205,8 @@ def resolve(job: StudyJob) -> StudyPlan:
     _check_folder(plan)
     # All of them before the first step: each also looks at its own run folder.
     for variant, seed, _ in plan.runs:
-        training.resolve(plan.training_job(variant, seed), plan.inputs(variant), job.training)
+        if variant.name != ITSELF:  # its teacher is trained by the study
+            training.resolve(plan.training_job(variant, seed), plan.inputs(variant, seed), job.training)
     return plan
 
 
@@ -216,12 +237,6 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
         raise ConfigError(
             problem, hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'"
         )
-    # The report compares with the zero-shot start.
-    if job.start is None and given.model.start == "new":
-        raise ConfigError(
-            f"recipe {job.recipe} starts from new weights, which have no zero-shot quality",
-            hint="name a start with --start",
-        )
     # Quoted, because a path may hold what TOML would read otherwise.
     sets = (*job.sets, *([] if job.start is None else [f"model.start={json.dumps(job.start)}"]))
     return training.load_recipe(job.recipe, sets), sets
@@ -251,6 +266,7 @@ def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) 
         yield Variant(name=RANDOM, sets=alone)
     else:
         yield Variant(name=FINE_TUNED, sets=alone)
+    yield Variant(name=ITSELF, sets=sets)
 
 
 def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> dict[str, Any]:

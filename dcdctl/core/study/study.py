@@ -6,6 +6,8 @@
     OUT/against                      the scores of a fusion teacher for a pool that is evaluated
     OUT/runs/fine-tuned-seed0        the recipe without the teacher's losses
     OUT/runs/fine-tuned-random-seed0 the same, with the batches of a training that has no cache
+    OUT/cache-itself-seed0           the scores of the fine-tuned model, if the teacher has a cache
+    OUT/runs/itself-seed0            the recipe with the fine-tuned model as its teacher
     OUT/runs/distilled-seed0         the recipe; with cascade.json, its first candidates re-ranked by the teacher
     OUT/evaluations/teacher          the teacher alone, if it is asked for
     OUT/study.json, OUT/report.html  the results
@@ -31,6 +33,8 @@ from dcdctl.core.report import CASCADE, DISTILLED, TEACHER, ZERO_SHOT, Study
 from dcdctl.core.scoring import Workload
 from dcdctl.core.study.plan import (
     AGAINST,
+    FINE_TUNED,
+    ITSELF,
     RANDOM,
     SETTINGS_FILE,
     StudyJob,
@@ -103,7 +107,10 @@ def _preview_training(plan: StudyPlan, view: StudyView) -> None:
     variant = next((variant for variant in plan.variants if not variant.caches), None)
     if variant is not None:
         training.preview(
-            plan.training_job(variant, plan.job.seeds[0]), plan.inputs(variant), plan.job.training, view.track
+            plan.training_job(variant, plan.job.seeds[0]),
+            plan.inputs(variant, plan.job.seeds[0]),
+            plan.job.training,
+            view.track,
         )
 
 
@@ -112,11 +119,14 @@ def make_steps(plan: StudyPlan) -> list[Step]:
     steps = []
     for folder, ref in plan.caches.items():
         name = f"scores of {ref}{f' for {plan.job.split}' if folder.name == AGAINST else ''}"
-        is_scored = (folder / CACHE.seal_file).exists
-        steps.append(Step(name=name, folder=folder, is_done=is_scored, run=partial(_score, plan, ref, folder)))
+        steps.append(_scores_step(plan, name, ref, folder))
     # After the scores that the start is compared with, if there are any.
-    steps.insert(0 if plan.against is None else len(steps), _evaluation_step(plan, ZERO_SHOT, plan.recipe.model.start))
+    if (start := plan.recipe.model.start) != "new":
+        steps.insert(0 if plan.against is None else len(steps), _evaluation_step(plan, ZERO_SHOT, start))
     for variant, seed, folder in plan.runs:
+        if variant.name == ITSELF and plan.reranker is not None:
+            ref = str(plan.run_folder(FINE_TUNED, seed))
+            steps.append(_scores_step(plan, f"scores of {FINE_TUNED}, seed {seed}", ref, plan.own_cache(seed)))
         name, is_done = f"{variant.name}, seed {seed}", partial(_is_evaluated, plan, folder)
         steps.append(Step(name=name, folder=folder, is_done=is_done, run=partial(_train, plan, variant, seed)))
         if variant.name == DISTILLED and plan.reranker is not None and plan.against is None:
@@ -127,6 +137,11 @@ def make_steps(plan: StudyPlan) -> list[Step]:
     timed = plan.run_folder(DISTILLED, plan.job.seeds[0])
     is_done = partial(_is_timed, plan, timed)
     return [*steps, Step(name="time per query", folder=timed, is_done=is_done, run=partial(_time, plan, timed))]
+
+
+def _scores_step(plan: StudyPlan, name: str, ref: str, folder: Path) -> Step:
+    is_scored = (folder / CACHE.seal_file).exists
+    return Step(name=name, folder=folder, is_done=is_scored, run=partial(_score, plan, ref, folder))
 
 
 def _evaluation_step(plan: StudyPlan, name: str, ref: str, model_set: Sequence[str] = ()) -> Step:
@@ -177,7 +192,7 @@ def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> Non
         if options.tries_precision and first.folder != folder and first.is_finished:
             compute = replace(options.compute, precision=first.facts()["inputs"]["precision"])
             options = replace(options, compute=compute, tries_precision=False)
-        job, inputs = plan.training_job(variant, seed), plan.inputs(variant)
+        job, inputs = plan.training_job(variant, seed), plan.inputs(variant, seed)
         training.train_model(job, inputs, options=options, track=view.track, watch=view.watch, say=view.say)
     evaluated = EvalJob(model=str(folder), data=plan.job.data, split=plan.job.split, against=plan.against)
     _evaluate(plan, evaluated, None, view)
@@ -240,7 +255,9 @@ def _is_timed(plan: StudyPlan, folder: Path) -> bool:
 def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     """The results of a finished study."""
     job = plan.job
-    folders: dict[str, Sequence[Path]] = {ZERO_SHOT: [job.out / "evaluations" / ZERO_SHOT]}
+    folders: dict[str, Sequence[Path]] = {}
+    if plan.recipe.model.start != "new":
+        folders[ZERO_SHOT] = [job.out / "evaluations" / ZERO_SHOT]
     for variant in plan.variants:
         folders[variant.name] = [plan.run_folder(variant.name, seed) for seed in job.seeds]
     timed_in = dict.fromkeys([*folders, TEACHER], folders[DISTILLED][0])
@@ -248,7 +265,7 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     # its own.
     model = plan.recipe.model
     if model.vision_layers or model.text_layers or model.kind == "late":
-        del timed_in[ZERO_SHOT]
+        timed_in.pop(ZERO_SHOT, None)
     if plan.reranker is not None and plan.against is None:
         folders[CASCADE] = folders[DISTILLED]
     folders[TEACHER] = [job.out / "evaluations" / TEACHER] if job.with_teacher else []
@@ -340,6 +357,10 @@ def _baseline_notes(plan: StudyPlan) -> Iterator[str]:
     added = "" if recipe.loss.own_terms else ", because the recipe has no loss without a teacher"
     yield f"Fine-tuned: the recipe without the teacher's losses, with {' and '.join(baseline_terms(recipe))}{added}."
     yield "Start, steps, images, optimizer and seeds of fine-tuning are those of distillation."
+    yield (
+        "Taught by itself: distilled from the fine-tuned model of its seed in place of the teacher. What it gains, no "
+        "knowledge of another model has brought."
+    )
     if recipe.loss.on_lists:
         yield (
             f"A list of the baseline has {recipe.batch.hard_negatives} random negatives; distillation keeps as many of "
@@ -350,9 +371,6 @@ def _baseline_notes(plan: StudyPlan) -> Iterator[str]:
             "Fine-tuned and distilled have the same batches: neighborhoods of the cache, which need no score of "
             "the teacher."
         )
-        yield (
-            f"{RANDOM.capitalize()}: those of a training without a cache. The verdict is against the better of the "
-            "two baselines."
-        )
+        yield (f"{RANDOM.capitalize()}: those of a training without a cache. The verdict is against the best baseline.")
     else:
         yield "Fine-tuned and distilled have the same batches, which are random."
