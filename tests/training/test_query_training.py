@@ -17,6 +17,7 @@ from tiny import make_pool, make_teacher, make_wide_dual, model_contents
 from torch.testing import assert_close
 
 from dcdctl.core import models, training
+from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, TextCacheJob, cache_texts, read_text_cache, text_cache
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, initial_model, load_recipe
@@ -276,6 +277,22 @@ def test_a_student_learns_with_the_teachers_images(corpus, folders, kind, terms,
     )
     assert split.metrics()[0]["loss"] == pytest.approx(first["loss"], rel=1e-5)
     assert split.metrics()[-1]["loss"] == pytest.approx(last["loss"], rel=1e-2)
+
+
+def test_a_teacher_may_read_its_stored_features_also_in_validation(corpus, tmp_path):
+    models.save(FAMILIES["frozen dual"](corpus.captions, tmp_path), tmp_path / "teacher")
+    refs = InputRefs(data=corpus.folder, teachers=[str(tmp_path / "teacher")])
+    runs = [
+        training.train_model(
+            job(tmp_path / f"run-{features}", *WITH_IMAGES, "validation.every=3", recipe="query-kl"),
+            refs,
+            options=TrainingOptions(compute=Compute(device=CPU, features=features and tmp_path / "features")),
+        )
+        for features in (None, "stored")
+    ]
+    plain, stored = ([line["val_rsum"] for line in run.metrics() if "val_rsum" in line] for run in runs)
+    # Features are float16.
+    assert stored == pytest.approx(plain, abs=15)
 
 
 def test_a_cross_encoder_gives_scores_beside_the_frozen_images(corpus, folders, tmp_path):

@@ -129,7 +129,9 @@ class Validation:
 
     def _measures(self, model: Any, when: str, names: Iterable[str]) -> dict[str, float]:
         # Always in float32, like `dcdctl eval`: recalls of runs of different precision stay comparable.
-        options = EvalOptions(compute=replace(self.compute, precision="float32"))
+        # Features of a query encoder's teacher are read before: its images are vectors here.
+        features = None if model.encoders is None else self.compute.features
+        options = EvalOptions(compute=replace(self.compute, precision="float32", features=features))
         values: dict[str, float] = {}
         for key, name in zip(_keys(when, self.corpora), names, strict=False):
             corpus = self.corpora[name]
