@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from dcdctl.core import files, models
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import DualEncoder, FusionScorer, PairBatch, States
-from dcdctl.core.models.protocols import Encoders
+from dcdctl.core.models.networks.over_encoders import Encoders
 
 BASES = {"fusion": FusionScorer, "dual": DualEncoder, "late": FusionScorer}
 # Each of three images with two of four captions; all rows differ.

@@ -29,6 +29,7 @@ from .load_save import (
 )
 from .lora import require_peft
 from .networks.backbones import FeatureSpec
+from .networks.over_encoders import Encoders
 from .networks.projections import ProjectionSize
 from .networks.query_text import OWN_POOLING, masked_mean
 from .networks.token_pooling import pool_tokens
@@ -45,7 +46,7 @@ from .onnx import (
 from .onnx_towers import TOWERS, OnnxTowers, require_onnx
 from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
-from .protocols import Encoders, ExportSpec, Preprocessor
+from .protocols import ExportSpec, Preprocessor
 from .query import QuerySpace
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
 from .references.hub import hub_source, without_bars

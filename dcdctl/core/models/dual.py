@@ -76,13 +76,6 @@ def prefix_vectors(vectors_ND: Tensor, dims: int) -> Tensor:
     return vectors_ND.float() if dims == vectors_ND.shape[1] else unit_vectors(vectors_ND[:, :dims])
 
 
-def up_to_padding(texts: TextBatch, padding_id: int) -> Tensor:
-    """The tokens of texts up to the last that is no padding, T x L, of a model that attends to padding: CLIP's own
-    tokenizer of open_clip pads with the id of an exclamation mark."""
-    is_word_TL = texts.input_ids != padding_id
-    return is_word_TL.long().flip(1).cumsum(dim=1).flip(1) > 0
-
-
 def of_pairs(all_IT: Tensor, pairs: PairBatch) -> Tensor:
     """The logits of the pairs, R x C, among those of all images with all texts."""
     # Flat positions, so that `select_rows` can be used: the gradient of `all_IT[image, text]` is not repeatable on a
@@ -160,13 +153,6 @@ class DualEncoder(RetrievalModel):
     def text_tokens(self, texts: TextBatch | States) -> States:
         """The same of the text encoder, T x L x W."""
         raise self._without_tokens()
-
-    def _states_of(self, texts: TextBatch, tokens_TLW: Tensor, vectors_TD: Tensor) -> States:
-        """The states of captions. Padding is no token, also for a model that attends to it."""
-        states = texts.states(tokens_TLW).with_tokens(tokens_TLW, vectors_TD)
-        if self.export_spec().padded_length is None:
-            return states
-        return States(tokens_TLW, up_to_padding(texts, self.preprocess.tokenizer.pad_token_id), vectors_TD)
 
     def _without_tokens(self) -> ModelError:
         problem = f"a {self.config['model_type']} gives no state for each token, which late interaction compares"

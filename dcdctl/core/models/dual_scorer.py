@@ -14,7 +14,8 @@ from torch import Tensor
 from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
-from dcdctl.core.models.protocols import Encoders, ExportSpec
+from dcdctl.core.models.networks.over_encoders import Encoders
+from dcdctl.core.models.protocols import ExportSpec
 
 DENSE_FACTOR = 24
 """All images times all texts is computed at once if that has at most this many times the pairs asked for. Gathering the

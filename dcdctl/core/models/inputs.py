@@ -4,7 +4,7 @@ Masks and positions decide the shapes of what is computed. A program that reads 
 finished all earlier work, and the GPU then waits for the program. So each class keeps a copy of them on the CPU
 (`..._on_cpu`), made before they are moved.
 
-Shape letters as in `protocols`.
+Shape letters: I images, T texts, L text tokens, V image tokens, W width of features.
 """
 
 from __future__ import annotations
@@ -218,6 +218,13 @@ class States(_Rows):
             return joined
         copies = [functional.pad(part.mask_on_cpu, (0, count)) for part, count in zip(parts, missing, strict=True)]
         return with_copies(joined, mask_on_cpu=torch.cat(copies))
+
+
+def up_to_padding(texts: TextBatch, padding_id: int) -> Tensor:
+    """The tokens of texts up to the last that is no padding, T x L, of a model that attends to padding: CLIP's own
+    tokenizer of open_clip pads with the id of an exclamation mark."""
+    is_word_TL = texts.input_ids != padding_id
+    return is_word_TL.long().flip(1).cumsum(dim=1).flip(1) > 0
 
 
 @dataclass(frozen=True)

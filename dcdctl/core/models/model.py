@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.fingerprint import digest_of
-from dcdctl.core.models.inputs import PairBatch, States
-from dcdctl.core.models.protocols import Encoders, ExportSpec
+from dcdctl.core.models.inputs import PairBatch, States, TextBatch, up_to_padding
+from dcdctl.core.models.protocols import ExportSpec
 
 if TYPE_CHECKING:
     from dcdctl.core.models.dual import DualEncoder
+    from dcdctl.core.models.networks.over_encoders import Encoders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +152,13 @@ class RetrievalModel(nn.Module, ABC):
         it.
         """
         raise self.not_trained()
+
+    def _states_of(self, texts: TextBatch, tokens_TLW: Tensor, vectors_TD: Tensor) -> States:
+        """The states of captions. Padding is no token, also for a model that attends to it."""
+        states = texts.states(tokens_TLW).with_tokens(tokens_TLW, vectors_TD)
+        if self.export_spec().padded_length is None:
+            return states
+        return States(tokens_TLW, up_to_padding(texts, self.preprocess.tokenizer.pad_token_id), vectors_TD)
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights, float16 where `half`."""

@@ -1,8 +1,4 @@
-"""What a model has besides its network: how images and captions become tensors, encoders whose features may be stored,
-and what reads its saved folder.
-
-Shape letters: I images, T texts, L text tokens, V image tokens, W width of features.
-"""
+"""What a model has besides its network: how images and captions become tensors, and what reads its saved folder."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 if TYPE_CHECKING:  # commands that only list or check models import this file, and torch takes a second
     from PIL import Image
 
-    from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+    from dcdctl.core.models.inputs import ImageBatch, TextBatch
 
 
 class Preprocessor(Protocol):
@@ -52,42 +48,6 @@ class Preprocessor(Protocol):
     def self_contained(self) -> Self:
         """A copy whose saved files also contain the steps that this class adds to the tokenizer and the image
         processor."""
-
-
-class Encoders(Protocol):
-    """A vision and a text encoder whose outputs, the features, may be computed once and stored while they are
-    frozen."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, in hex, of all that decides the features of an image and a caption; models with equal digests share
-        them."""
-
-    @property
-    def text_digest(self) -> str:
-        """The same for the features of a caption alone, so that models for several image sizes share these."""
-
-    @property
-    def text_width(self) -> int:
-        """Width of the text features."""
-
-    @property
-    def pools_texts(self) -> bool:
-        """Whether the features of a caption are one token, its pooled output; otherwise one for each token of the
-        caption."""
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether training leaves both encoders unchanged."""
-
-    def freeze(self) -> None:
-        """Leave both encoders unchanged in training."""
-
-    def image_features(self, images: ImageBatch) -> States:
-        """Features of I images, I x V x W; the first of V tokens stands for the whole image."""
-
-    def text_features(self, texts: TextBatch) -> States:
-        """Features of T captions, T x L x W; T x 1 x W if the encoders pool texts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dcdctl.core import config
 from dcdctl.core.errors import ModelError, StaleError
-from dcdctl.core.models.dual import Calibration, DualEncoder, unit_vectors, up_to_padding
+from dcdctl.core.models.dual import Calibration, DualEncoder, unit_vectors
 from dcdctl.core.models.fingerprint import tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.late import LateInteraction, Searchable
@@ -211,8 +211,7 @@ class QueryEncoder(_QuerySide, DualEncoder):
         """The teacher's vectors, I x D, of images, or of what it encoded before (`dual_scorer.vector_states`)."""
         if isinstance(images, States) and images.vectors is not None:
             return images.vectors
-        with torch.no_grad():
-            vectors_ID: Tensor = _joined(self.teacher).embed_images(images)
+        vectors_ID: Tensor = _joined(self.teacher).embed_images(images)
         return vectors_ID
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
@@ -244,17 +243,14 @@ class QueryLate(_QuerySide, LateInteraction):
         """The teacher's token vectors."""
         if isinstance(images, States) and images.vectors is not None:
             return images
-        with torch.no_grad():
-            states: States = _joined(self.teacher).encode_images(images)
+        states: States = _joined(self.teacher).encode_images(images)
         return states
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """Unit vectors of the tokens of T texts, zeros for padding."""
         if isinstance(texts, States):
             return texts
-        states = texts.states(texts.input_ids[..., None])
-        if self.preprocess.pads_texts:
-            states = States(states.tokens, up_to_padding(texts, self.preprocess.tokenizer.pad_token_id))
-        vectors_TLD = unit_vectors(self.network.tokens(texts)) * states.mask[..., None]
+        vectors_TLD = unit_vectors(self.network.tokens(texts))
         # Vectors without numbers, because states with none are not encoded.
-        return states.with_tokens(vectors_TLD, vectors_TLD.new_empty(len(texts), 0))
+        states = self._states_of(texts, vectors_TLD, vectors_TLD.new_empty(len(texts), 0))
+        return states.with_tokens(vectors_TLD * states.mask[..., None], states.vectors)

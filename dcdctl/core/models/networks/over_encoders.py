@@ -141,6 +141,11 @@ class FrozenTowers:
         return _pooled(self.model.projections[1], lambda: self.model.text_output(texts))
 
 
+Encoders = EncoderPair | FrozenTowers
+"""Encoders whose outputs, the features, are computed once and stored while they are frozen. Models whose encoders have
+equal digests share them."""
+
+
 def _pooled(projection: nn.Module | None, encode: Callable[[], Any]) -> States:
     """What a projection is given while an output is computed, one token for each item; without one, the vectors of the
     output."""
