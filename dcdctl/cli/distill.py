@@ -63,7 +63,7 @@ def distill(
     arguments: Distill, sets: options.Sets = None, dry_run: options.DryRun = False, json: options.Json = False
 ) -> None:
     """Train a student on a teacher's scores. They come from a cache, or from a dual encoder, which needs none."""
-    options.check_overrides(arguments.recipe, arguments.with_encoders(sets))
+    arguments.check(sets)
     from dcdctl.cli.views.training import run_training
 
     run_training(*arguments.request("distill", sets), dry_run=dry_run, json=json)

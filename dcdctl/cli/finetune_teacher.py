@@ -28,7 +28,7 @@ def finetune_teacher(
     arguments: FinetuneTeacher, sets: options.Sets = None, dry_run: options.DryRun = False, json: options.Json = False
 ) -> None:
     """Train a cross-encoder to rank. The true caption or image competes with sampled or mined ones."""
-    options.check_overrides(arguments.recipe, arguments.with_encoders(sets))
+    arguments.check(sets)
     from dcdctl.cli.views.training import run_training
 
     run_training(*arguments.request("finetune-teacher", sets), dry_run=dry_run, json=json)

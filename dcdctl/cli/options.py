@@ -334,11 +334,12 @@ class Training(Machine):
 
         devices.use_threads(self.threads)
         tries_precision, tries_micro_batches = self.precision == "auto", self.accumulate == "auto"
+        device = devices.choose(self.device)
         return TrainingOptions(
             micro_batches=1 if tries_micro_batches else int(self.accumulate),
             compute=devices.Compute(
-                device=devices.choose(self.device),
-                precision=devices.precision("fp32" if tries_precision else self.precision),
+                device=device,
+                precision=devices.precision("fp32" if tries_precision else self.precision, device),
                 batch_size=batch_size,
                 workers=self.workers,
                 features=optional_path(self.features),
@@ -379,6 +380,14 @@ class TrainingRun(Training, ABC):
     @abstractmethod
     def own_refs(self) -> dict[str, Any]:
         """What this command reads beside the options of all trainings, by the fields of `InputRefs`."""
+
+    def check(self, sets: list[str] | None) -> None:
+        """An error for a taken folder, or an override that the recipe does not take. Call it first in a command: the
+        imports of a training take seconds."""
+        from dcdctl.core.training import check_folder
+
+        check_folder(path(self.out), {}, resume=self.resume)
+        check_overrides(self.recipe, self.with_encoders(sets))
 
     def request(
         self, kind: TrainingKind, sets: Sequence[str] | None = None

@@ -23,7 +23,8 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -240,6 +241,19 @@ def changed_fields(config: Any) -> str:
     return f"{type(config).__name__}({', '.join(given)})"
 
 
+@contextmanager
+def naming_fields(config: Any) -> Iterator[None]:
+    """Let the error for a model that is not on this machine name the recipe field that has it, as an override."""
+    try:
+        yield
+    except DcdError as error:
+        for field, value in flatten(to_table(config)).items():
+            if value and error.hint.endswith(place := f"name DIR in place of {value}"):
+                hint = error.hint.replace(place, f"--set {field}=DIR")
+                raise type(error)(error.args[0], hint=hint) from error
+        raise
+
+
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of nested tables by dotted names.
 
@@ -312,7 +326,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return origin(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(items))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a table, got {value!r}")
+            # Weights by names, such as the terms of a loss.
+            way = f"for example --set '{where}={{ {value} = 1.0 }}'" if arguments[1] == Positive else ""
+            raise ConfigError(f"{where} must be a table, got {value!r}", hint=way)
         key_kind, kind = arguments
         return {_convert(key_kind, key, where): _convert(kind, item, _join(where, key)) for key, item in value.items()}
     if hint is Path and isinstance(value, str):

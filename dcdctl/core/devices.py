@@ -165,12 +165,14 @@ class _ErrorsAsItems(Dataset[Any]):
         artifacts.know_digests(state["digests"])
 
 
-def precision(name: str) -> str:
-    """The torch name of a precision."""
+def precision(name: str, device: torch.device | None = None) -> str:
+    """The torch name of a precision; ConfigError for fp16 on a CPU, which is many times slower there."""
     if name not in PRECISIONS:
         raise ConfigError(
             f"precision must be one of {', '.join(PRECISIONS)}, got {name}", hint="every device computes in fp32"
         )
+    if name == "fp16" and device is not None and device.type == "cpu":
+        raise ConfigError("--precision fp16 is for GPUs, and this computes on a CPU", hint="use fp32, or try bf16")
     return PRECISIONS[name]
 
 
@@ -181,7 +183,7 @@ def precision_on(name: str, device: torch.device, say: Say) -> str:
     A trial of a tenth of a second decides: processors differ in their instructions, and not every library has a kernel
     for each.
     """
-    chosen = precision(name)
+    chosen = precision(name, device)
     if chosen != "float32" and device.type == "cpu":
         ratio = _block_seconds(chosen) / _block_seconds("float32")
         if ratio > 1:

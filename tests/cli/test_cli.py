@@ -125,10 +125,28 @@ def test_a_bug_in_a_thread_keeps_its_traceback(monkeypatch):
     assert shown == ["of a thread"]
 
 
+@pytest.mark.parametrize(("word", "is_similar"), [("distil", True), ("mine", False)])
+def test_only_a_similar_command_is_suggested(word, is_similar):
+    result = CliRunner().invoke(app, [word])
+    assert result.exit_code == 2
+    assert ("Did you mean 'distill'?" in result.stderr, "Did you mean" in result.stderr) == (is_similar, is_similar)
+
+
+@pytest.mark.parametrize("command", ["distill", "finetune-teacher"])
+def test_a_taken_run_folder_is_refused_before_the_recipe_is_read_and_fp16_on_a_cpu_before_the_data(command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    words = [command, "photos", "--data", "absent", "--device", "cpu"]
+    taken = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run"), "--set", "nonsense=1"])
+    assert f"{tmp_path / 'run'} already holds a run; resume with --resume, or name another" in taken.stderr
+    slow = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "new"), "--precision", "fp16"])
+    assert "--precision fp16 is for GPUs, and this computes on a CPU; use fp32, or try bf16" in slow.stderr
+
+
 def test_an_interrupt_exits_with_130_and_says_what_is_kept():
     result = CliRunner().invoke(small_app(), ["stop"])
     assert result.exit_code == 130
-    assert "finished work is kept" in result.stderr
+    assert "interrupted: finished work, if any, is kept" in result.stderr
 
 
 def test_a_missing_corpus_exits_with_1_and_names_the_command_that_makes_one(tmp_path):

@@ -173,7 +173,7 @@ def test_a_mistake_is_an_error_with_the_next_step(run, run_eval, options, messag
 def test_a_missing_run_is_an_error(run_eval, tmp_path):
     result = run_eval(tmp_path / "absent")
     assert result.exit_code == 1
-    assert "absent does not exist; a model is" in result.stderr
+    assert "absent does not exist; `dcdctl models` shows" in result.stderr
 
 
 @pytest.fixture(scope="module")

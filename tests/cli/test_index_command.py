@@ -90,8 +90,8 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
             ["DUAL", "--images", "IMAGES", "--out", "NEW", "--add", "IMAGES"],
             "--images and --out are for a new index only",
         ),
-        (["RUN", "--images", "IMAGES", "--out", "NEW"], "RUN does not exist; a model is a run folder"),
-        (["DUAL", "--images", "ABSENT", "--out", "NEW"], "ABSENT does not exist; --images takes a folder"),
+        (["RUN", "--images", "IMAGES", "--out", "NEW"], "RUN does not exist; `dcdctl models` shows"),
+        (["DUAL", "--images", "ABSENT", "--out", "NEW"], "ABSENT does not exist; --images and --add take a folder"),
         (
             ["DUAL", "--images", "IMAGES", "--out", "NEW", "--set", "kind=magic"],
             "kind must be one of flat, hnsw, int8, binary, centroids, got 'magic'",

@@ -79,7 +79,7 @@ class Mistake:
 
 CORPUS = Mistake("ABSENT", r"no corpus in ABSENT.*; .*`dcdctl prepare")
 CACHE = Mistake("ABSENT", r"no teacher cache in ABSENT.*; .*`dcdctl cache-teacher`")
-MODEL = Mistake("ABSENT", r"ABSENT does not exist; .*a model is a run folder")
+MODEL = Mistake("ABSENT", r"ABSENT does not exist; .*`dcdctl models`")
 FOLDER = [
     Mistake("FILE", r"FILE is a file, a folder is expected; name another folder"),
     Mistake("FILE/new", r"FILE/new cannot be written to: FILE is a file; name another folder"),
@@ -89,7 +89,7 @@ PAGE = [
     Mistake("TAKEN", r"TAKEN is a folder, a file is expected; name a file"),
     Mistake("FILE/new.html", r"FILE cannot be written to: FILE is a file; name another folder"),
 ]
-RECIPE = Mistake("absent", r"no recipe absent; known recipes: .*demo-dual")
+RECIPE = Mistake("absent", r"no recipe absent; .*`dcdctl recipes`")
 SETTING = Mistake("nonsense=1", r"unknown key nonsense; known keys here: ")
 EVALUATION = Mistake("ABSENT", r"ABSENT.*evaluation.*; `dcdctl eval")
 IMAGES = Mistake("ABSENT", r"ABSENT does not exist; .*--images")
@@ -170,7 +170,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--where": [
         Mistake(
             "year = 2020",
-            r"the condition 'year = 2020' has the unknown column year; this index has no columns: .*--metadata FILE",
+            r"the condition 'year = 2020' has the unknown column year; .* image_id, path; .*--metadata FILE",
         ),
         Mistake("1 +", r"the condition '1 \+' cannot be read near .*; for example year >= 2020"),
     ],

@@ -77,6 +77,7 @@ def test_tables_become_dataclasses_and_integers_become_floats():
         ({"name": "x", "inner": {"is_on": 1}}, r"inner\.is_on must be bool, got 1"),
         ({"name": "x", "inner": 3}, "inner must be a table, got 3"),
         ({"name": "x", "weights": {"kl": "much"}}, r"weights\.kl must be float"),
+        ({"name": "x", "weights": "kl"}, r"weights must be a table, got 'kl'"),
     ],
 )
 def test_an_invalid_table_is_an_error_that_names_key_and_value(table, message):

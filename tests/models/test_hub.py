@@ -18,13 +18,12 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import models, scoring
+from dcdctl.core.config import naming_fields
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.references import hub
+from dcdctl.core.teacher import CandidateConfig
 
-FETCH = (
-    r"on a machine with a network run `hf download me/vilt --local-dir DIR`, and give DIR in place of me/vilt, "
-    r"such as `--teacher DIR`"
-)
+FETCH = r"on a machine with a network run `hf download me/vilt --local-dir DIR`, and name DIR in place of me/vilt"
 
 
 @pytest.fixture
@@ -86,6 +85,12 @@ def test_a_model_that_cannot_be_fetched_is_one_error_that_says_what_to_fetch_whe
     for load in (models.load, models.load_dual, models.load_tokenizer):
         with pytest.raises(ModelError, match=message):
             load("me/vilt")
+    fields = {"candidates": CandidateConfig(kind="embedding", model="me/vilt")}
+    with (
+        pytest.raises(ModelError, match=rf"{FETCH.partition('name')[0]}--set candidates.model=DIR$"),
+        naming_fields(fields),
+    ):
+        models.load_dual("me/vilt")
     words = ["eval", "me/vilt", "--data", str(scenes_corpus_dir), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 1
@@ -135,7 +140,7 @@ def test_a_revision_gives_weights_and_tokenizer_of_one_commit(online, nobody, fo
     online(nobody)
     assert models.load("me/vilt@v1").digest == old_digest
     with pytest.raises(
-        ModelError, match="run `hf download me/vilt --revision v3 --local-dir DIR`, and give DIR in place of me/vilt@v3"
+        ModelError, match="run `hf download me/vilt --revision v3 --local-dir DIR`, and name DIR in place of me/vilt@v3"
     ):
         models.load("me/vilt@v3")
 

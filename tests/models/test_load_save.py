@@ -189,9 +189,9 @@ def test_an_invalid_reference_is_an_error_that_says_why(tmp_path):
             tmp_path / "bert",
             r"bert is a bert model, a family .*: vilt, .*clip.*`--teacher module:function`.*`--scores`",
         ),
-        (tmp_path / "absent", "absent does not exist; a model is"),
-        ("absent.ckpt", "absent.ckpt does not exist; a model is"),
-        ("runs", "runs does not exist; a model is"),
+        (tmp_path / "absent", "absent does not exist; `dcdctl models` shows"),
+        ("absent.ckpt", "absent.ckpt does not exist; `dcdctl models` shows"),
+        ("runs", "runs does not exist; `dcdctl models` shows"),
         ("owner/absent", r"owner/absent is no file or folder here and not complete in the cache of the Hub"),
     ):
         with pytest.raises(ModelError, match=message):

@@ -117,7 +117,7 @@ def test_a_reference_that_names_no_scorer_is_refused(module, tmp_path):
         (f"{module}.part:score", f"there is no Python module {module}.part"),
         (f"{module}:absent", "absent is no function or class of a scorer"),
         (f"{module}:number", "number is no function or class of a scorer"),
-        (f"{module}:a:b", f"{module}:a:b does not exist; a model is"),
+        (f"{module}:a:b", f"{module}:a:b does not exist; `dcdctl models` shows"),
     ):
         with pytest.raises(ModelError, match=re.escape(message)):
             models.load(ref)

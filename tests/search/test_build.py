@@ -222,7 +222,7 @@ def test_an_index_inside_its_image_folder_is_ignored(dual, pictures):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ("absent", "absent does not exist; --images takes a folder"),
+        ("absent", "absent does not exist; --images and --add take a folder"),
         ("empty", "there is no image in"),
         ("texts", r"none of 2 files in .* is an image that can be read: 1\.txt: not an image"),
         ("1.txt", r"1\.txt is a file; --images takes a folder"),

@@ -126,8 +126,8 @@ def test_a_hybrid_search_without_words_is_refused_without_a_path(client, params)
 
 
 WRONG = {
-    "/search": (400, "the request must have a text or a row"),
-    "/search?text=a&row=0": (400, "and not both"),
+    "/search?q=dogs": (400, "has no text and no row, expected one of them; for example /search?text="),
+    "/search?text=a&row=0": (400, "has a text and a row, expected one of them"),
     "/search?text=": (400, "the query is empty"),
     f"/search?text={'x' * 41}": (422, "at most 40 characters"),
     "/search?text=a&k=0": (422, "k: Input should be greater than or equal to 1"),

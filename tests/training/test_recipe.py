@@ -129,10 +129,17 @@ def test_none_unsets_a_field_of_a_recipe():
         recipe.load_recipe("vilt-coco", ["loss.alpha=none"])
 
 
-def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
-    with pytest.raises(ConfigError, match=r"no recipe vilt-flicker; known recipes: .*vilt-flickr30k"):
+def test_a_term_in_place_of_the_table_of_terms_shows_the_table():
+    with pytest.raises(ConfigError, match=r"must be a table, got 'kl'; for example --set 'loss.terms=\{ kl = 1.0 \}'"):
+        recipe.load_recipe("photos", ["loss.terms=kl"])
+
+
+def test_a_recipe_that_is_not_there_names_the_most_similar_ones(tmp_path):
+    with pytest.raises(ConfigError, match=r"no recipe vilt-flicker; did you mean .*vilt-flickr30k.*\? `dcdctl"):
         recipe.load_recipe("vilt-flicker")
-    with pytest.raises(ConfigError, match=r"no recipe .*mine"):
+    with pytest.raises(ConfigError, match="no recipe x; `dcdctl recipes` lists all"):
+        recipe.load_recipe("x")
+    with pytest.raises(ConfigError, match=r"mine\.toml does not exist; `dcdctl recipes` lists all"):
         recipe.load_recipe(str(tmp_path / "mine.toml"))
 
 

@@ -5,6 +5,7 @@ Rich is imported where it draws, so that `--help` does not wait for it. It never
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
@@ -59,9 +60,14 @@ class ErrorGroup(TyperGroup):
             show_error(user_error)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
-            note("interrupted: finished work is kept")
+            note("interrupted: finished work, if any, is kept")
             # 128 + SIGINT, as shells report an interrupted program.
             raise typer.Exit(130) from interrupt
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        # Typer suggests `index` for `mine`.
+        self.suggest_commands = bool(difflib.get_close_matches(args[0], self.commands, cutoff=0.7))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The panels of Typer's Rich help as plain sections: importing Rich takes longer than the rest of `--help`."""

@@ -267,7 +267,7 @@ def _locate(ref: str | Path) -> tuple[Form, str]:
         return "published", str(ref)
     # The path of a missing file, such as runs/teacher.ckpt, has the form of a Hub id.
     if not hub.is_id(str(ref)) or path.suffix == ".ckpt":
-        raise ModelError(f"{ref} does not exist", hint=ACCEPTED)
+        raise ModelError(f"{ref} does not exist", hint="`dcdctl models` shows what a model may be")
     return "hub", str(ref)
 
 

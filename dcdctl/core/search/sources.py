@@ -33,7 +33,7 @@ def find_source(images: Path, split: str | None = None) -> ImageSource:
     if not path.is_dir():
         problem = "is a file" if path.exists() else "does not exist"
         raise InputError(
-            f"{images} {problem}", hint="--images takes a folder of images, or one that `dcdctl prepare` wrote"
+            f"{images} {problem}", hint="--images and --add take a folder of images, or one that `dcdctl prepare` wrote"
         )
     # The index may be searched from another working directory.
     path = path.resolve()

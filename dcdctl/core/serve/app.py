@@ -199,7 +199,8 @@ def _add_search(app: FastAPI, service: ServiceState) -> None:
             return await _response(service, answer)
         if row is None or text is not None:
             raise InputError(
-                "the request must have a text or a row, and not both", hint="for example /search?text=a+red+bus"
+                f"the request has {'no text and no row' if text is None else 'a text and a row'}, expected one of them",
+                hint="for example /search?text=a+red+bus",
             )
         answer = await _by_image(
             service, lambda searcher: images.image_of(searcher.index, row), k, _condition(service, where)

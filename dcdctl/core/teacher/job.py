@@ -13,6 +13,7 @@ import numpy as np
 
 from dcdctl.core import artifacts, distributed, files, models
 from dcdctl.core.artifacts import Build
+from dcdctl.core.config import naming_fields
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import StaleError
@@ -119,7 +120,7 @@ def cache_scores(
         read_cache(job.extend)
     teacher = models.load_scorer(job.teacher, overrides, track)
     # Over planning and scoring: another plan must not replace this one in between.
-    with distributed.lock(job.out):
+    with distributed.lock(job.out), naming_fields({"candidates": job.candidates}):
         planned = build.plan_cache(job, corpus, teacher, track)
         if on_estimate is not None:
             on_estimate(estimate_cost(planned))

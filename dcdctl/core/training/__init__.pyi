@@ -21,7 +21,7 @@ from .recipe import (
     toml_value,
 )
 from .rounds import train_in_rounds
-from .runs import Run, TrainingJob, command_of
+from .runs import Run, TrainingJob, check_folder, command_of
 from .train import preview, resolve, train_model
 from .validation import run_document, validation_document, validation_table
 
@@ -40,6 +40,7 @@ __all__ = [
     "TrainingOptions",
     "ValidationConfig",
     "check_best",
+    "check_folder",
     "check_recipe_name",
     "command_after_cache",
     "command_after_training",

@@ -19,7 +19,7 @@ from typing import cast
 from torch import nn
 
 from dcdctl.core import distributed, files
-from dcdctl.core.config import to_table
+from dcdctl.core.config import naming_fields, to_table
 from dcdctl.core.errors import ConfigError, resumed_by
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
@@ -84,7 +84,7 @@ def train_model(
     # Before the folder is locked: a misspelled recipe is an error before anything is opened.
     plan = resolve(job, inputs, options)
     again = "run the same command again" if job.resume else "resume with --resume"
-    with distributed.lock(job.out), resumed_by(again, (job.out / "run.json").exists):
+    with distributed.lock(job.out), resumed_by(again, (job.out / "run.json").exists), naming_fields(plan.recipe):
         # Opening a stream looks up every shard, also on the network, and a finished run needs none.
         if inputs.is_stream and Run(job.out).is_finished:
             return Run(job.out)

@@ -179,5 +179,5 @@ def _unreachable(ref: str, problem: str, use: str) -> ModelError:
     message = (
         f"{ref} is no file or folder here and not complete in the cache of the Hub, and {page} was not read ({problem})"
     )
-    use = use or f"give DIR in place of {ref}, such as `--teacher DIR`"
+    use = use or f"name DIR in place of {ref}"
     return ModelError(message, hint=f"on a machine with a network run `{download} --local-dir DIR`, and {use}")

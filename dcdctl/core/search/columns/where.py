@@ -241,11 +241,8 @@ def _column(node: exp.Expr, columns: pa.Schema, type_: pa.DataType | None = None
     if not isinstance(node, exp.Column) or node.table:
         raise InputError(f"has {_sql(node)} where a column is expected", hint=EXAMPLE)
     if node.name not in columns.names:
-        hint = (
-            f"the columns are {', '.join(columns.names)}"
-            if len(columns) > len(BUILT_IN)
-            else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
-        )
+        more = "" if len(columns) > len(BUILT_IN) else "; `dcdctl index INDEX --metadata FILE` adds others"
+        hint = f"the columns are {', '.join(columns.names)}{more}"
         raise InputError(f"has the unknown column {_short(node.name)}", hint=hint)
     if type_ is not None and (actual := columns.field(node.name).type) != type_:
         raise InputError(f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[actual]}", hint=EXAMPLE)

@@ -3,6 +3,7 @@ and lists."""
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +38,15 @@ def names() -> list[str]:
 
 
 def check_recipe_name(ref: str) -> Path:
-    """The file of a recipe; ConfigError with the known names if there is none."""
+    """The file of a recipe; ConfigError with the most similar names if there is none."""
     path = Path(ref) if ref.endswith(".toml") else RECIPES / f"{ref}.toml"
     if not path.is_file():
-        raise ConfigError(f"no recipe {ref}", hint=f"known recipes: {', '.join(names())}; or name a .toml file")
+        near = " or ".join(difflib.get_close_matches(Path(ref).stem, names()))
+        raise ConfigError(
+            f"{ref} does not exist" if ref.endswith(".toml") else f"no recipe {ref}",
+            hint=f"{f'did you mean {near}? ' if near else ''}`dcdctl recipes` lists all, and `dcdctl recipes NAME` "
+            "writes one for a .toml file of yours",
+        )
     return path
 
 
