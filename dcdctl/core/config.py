@@ -249,7 +249,7 @@ def naming_fields(config: Any) -> Iterator[None]:
     except DcdError as error:
         for field, value in flatten(to_table(config)).items():
             if value and error.hint.endswith(place := f"name DIR in place of {value}"):
-                hint = error.hint.replace(place, f"--set {field}=DIR")
+                hint = error.hint.replace(place, f"give `--set {field}=DIR`")
                 raise type(error)(error.args[0], hint=hint) from error
         raise
 

@@ -24,6 +24,15 @@ def chosen_by(values: Mapping[str, Any], when: str = "val") -> str:
     return next((name for name in CHOSEN if f"{when}_{name}" in values), "")
 
 
+def counted(number: int, things: str) -> str:
+    """A number of things in words.
+
+    >>> counted(1, "images"), counted(1200, "images")
+    ('1 image', '1,200 images')
+    """
+    return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
+
+
 Say = Callable[[str], None]
 """Called with a line for the user that is no error."""
 

@@ -62,6 +62,7 @@ def test_a_table_without_splits_is_divided_by_the_hash_of_the_image_id(tmp_path,
         "held out: val and test, 20% of the images each, by SHA-256 of image_id; --hold-out 0 keeps all in train"
         in str(summary)
     )
+    assert "few images: under 500, each image of a tenth held out is 2 points of recall or more" in str(summary)
     source = json.loads((tmp_path / "out" / "corpus.json").read_text())["source"]
     assert source["hold_out"] == {"share": 0.2, "splits": ["val", "test"], "by": "SHA-256 of image_id"}
 

@@ -87,7 +87,7 @@ def test_a_model_that_cannot_be_fetched_is_one_error_that_says_what_to_fetch_whe
             load("me/vilt")
     fields = {"candidates": CandidateConfig(kind="embedding", model="me/vilt")}
     with (
-        pytest.raises(ModelError, match=rf"{FETCH.partition('name')[0]}--set candidates.model=DIR$"),
+        pytest.raises(ModelError, match=rf"{FETCH.partition('name')[0]}give `--set candidates.model=DIR`$"),
         naming_fields(fields),
     ):
         models.load_dual("me/vilt")

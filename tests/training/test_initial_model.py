@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,6 +57,26 @@ def scores(model: Any, corpus: Any) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = model(images, texts, rows, rows)
     return logits
+
+
+def test_captions_that_a_text_encoder_cannot_read_are_counted_if_they_are_many():
+    words = models.word_piece(["a dog runs", "a red bus"], 100)
+    preprocess = SimpleNamespace(tokenizer=words, max_text_len=5)
+
+    def notes(*captions: str) -> list[str]:
+        return list(initial_model.caption_notes(captions, preprocess))
+
+    plain = [f"a {word}" for word in ("dog", "red", "bus", "runs", "a", "dog runs", "red bus", "red dog", "bus runs")]
+    # Two special tokens and three words fit.
+    assert notes(*plain, "a red dog") == notes() == []
+    assert notes(*plain[:8], "a red dog runs") == ["1 of 9 captions are cut to 5 word pieces (model.max_text_len)"]
+    assert notes(*plain[:8], "a \u2603") == ["1 of 9 captions have words that the text encoder does not know"]
+    assert notes(*["a dog"] * 9) == ["8 of 9 captions repeat another one"]
+    # One of ten is not more than a tenth.
+    assert notes(*plain, "a red dog runs") == []
+    # The end of a text is the unknown token of some tokenizers.
+    words.unk_token = words.sep_token
+    assert notes(*plain) == []
 
 
 @pytest.mark.parametrize("start", ["teacher", "reference"])

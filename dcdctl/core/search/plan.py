@@ -101,7 +101,10 @@ def _expect(build: Build, document: IndexDocument) -> None:
     """StaleError if a finished index is not the planned one; images that were added later are no difference."""
     actual = configs.to_table(replace(document, sources=document.sources[:1]))
     expected = {key: build.plan[key] for key in ("model", "sources", "precision", "settings")}
-    hint = f"name another folder with --out, or change settings with `dcdctl index {build.folder} --set ...`"
+    hint = (
+        f"add images with `dcdctl index {build.folder} --add DIR`, change settings with --set in place of --add, or "
+        "name another folder with --out"
+    )
     artifacts.expect(build.folder, actual, expected, hint=hint)
 
 

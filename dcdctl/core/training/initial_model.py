@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.models import DualEncoder, FeatureSpec, FusionScorer, Model, TrainedParts
+from dcdctl.core.models import DualEncoder, FeatureSpec, FusionScorer, Model, Preprocessor, TrainedParts
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import ModelConfig, Recipe
@@ -78,6 +80,24 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any, track: Tra
             seed=recipe.seed,
         )
     return model
+
+
+def caption_notes(captions: Sequence[str], preprocess: Preprocessor) -> Iterator[str]:
+    """A line for each fault that more than a tenth of the captions have, of at most 2,000: a text encoder that cuts
+    them or does not know their words learns little from them, and equal ones tell no images apart."""
+    some = captions[:: len(captions) // 2000 + 1]
+    tokenizer, most = preprocess.tokenizer, preprocess.max_text_len
+    # Some tokenizers end each text with the token that stands for unknown words.
+    empty, *tokens = (tokenizer(text, verbose=False)["input_ids"] for text in ("", *some))
+    unknown = [ids.count(tokenizer.unk_token_id) - empty.count(tokenizer.unk_token_id) for ids in tokens]
+    faults = {
+        f"are cut to {most} word pieces (model.max_text_len)": sum(0 < most < len(ids) for ids in tokens),
+        "have words that the text encoder does not know": np.count_nonzero(unknown),
+        "repeat another one": len(some) - len(set(some)),
+    }
+    for fault, count in faults.items():
+        if 10 * count > len(some):
+            yield f"{count:,} of {len(some):,} captions {fault}"
 
 
 def _query(recipe: Recipe, captions: Sequence[str], of: models.Searchable | models.QuerySpace) -> Any:

@@ -169,6 +169,8 @@ def settle(data: TrainingData, say: Say, track: Track) -> Settings:
         say(line)
     model = initial_model.make_model(recipe, data.captions, data.teacher, track)
     initial_model.check_loss(recipe.loss, model)
+    for line in initial_model.caption_notes(data.captions, model.preprocess):
+        say(line)
     if data.vector_width is not None:
         assert model.kind == "dual"
         model.add_projection(data.vector_width)

@@ -113,7 +113,9 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
         first_error = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
         highlight = first_error.get("highlight")
         place = "" if highlight is None else f" near {_short(highlight) or 'its end'!r}"
-        raise InputError(f"the condition {_short(text)!r} cannot be read{place}", hint=EXAMPLE) from error
+        raise InputError(
+            f"the condition {_short(text)!r} cannot be read{place}", hint=f"comparisons are = != < <= > >=, {EXAMPLE}"
+        ) from error
     except UnicodeEncodeError as error:
         raise InputError(f"the condition {_short(text)!r} is not Unicode text", hint="use UTF-8") from error
     # sqlglot and `_read` call themselves for each parenthesis.
@@ -256,7 +258,10 @@ def _value(node: exp.Expr, column: str, columns: pa.Schema) -> Value:
         return _as_type(_literal(node), type_)
     # OverflowError: a number above all floats, or a moment that is before year 1 or after 9999 in UTC.
     except (ValueError, OverflowError) as error:
-        raise InputError(f"compares {column}, which is {TYPES[type_]}, with {_sql(node)}", hint=EXAMPLE) from error
+        raise InputError(
+            f"compares {column}, which is {TYPES[type_]}, with {_sql(node)}",
+            hint=f"a text has single quotes, {EXAMPLE}",
+        ) from error
 
 
 def _sql(node: exp.Expr) -> str:
