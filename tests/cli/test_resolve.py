@@ -172,7 +172,7 @@ MISTAKES: dict[str, list[Mistake]] = {
             "year = 2020",
             r"the condition 'year = 2020' has the unknown column year; .* image_id, path; .*--metadata FILE",
         ),
-        Mistake("1 +", r"the condition '1 \+' cannot be read near .*; for example year >= 2020"),
+        Mistake("1 +", r"the condition '1 \+' cannot be read near .*, for example year >= 2020"),
     ],
     "--metadata": [
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; check the path"),

@@ -225,7 +225,7 @@ def test_an_index_inside_its_image_folder_is_ignored(dual, pictures):
         ("absent", "absent does not exist; --images and --add take a folder"),
         ("empty", "there is no image in"),
         ("texts", r"none of 2 files in .* is an image that can be read: 1\.txt: not an image"),
-        ("1.txt", r"1\.txt is a file; --images takes a folder"),
+        ("1.txt", r"1\.txt is a file; --images and --add take a folder"),
         ("index/photos", "are inside the index"),
         ("index", "are inside the index"),
     ],

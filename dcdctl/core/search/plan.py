@@ -102,8 +102,8 @@ def _expect(build: Build, document: IndexDocument) -> None:
     actual = configs.to_table(replace(document, sources=document.sources[:1]))
     expected = {key: build.plan[key] for key in ("model", "sources", "precision", "settings")}
     hint = (
-        f"add images with `dcdctl index {build.folder} --add DIR`, change settings with --set in place of --add, or "
-        "name another folder with --out"
+        f"name another folder with --out, add images with `dcdctl index {build.folder} --add DIR`, or change settings "
+        f"with `dcdctl index {build.folder} --set ...`"
     )
     artifacts.expect(build.folder, actual, expected, hint=hint)
 

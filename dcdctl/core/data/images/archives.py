@@ -149,6 +149,7 @@ class ImageStore:
     def __init__(self, paths: Path | Sequence[Path]) -> None:
         self.paths = (paths,) if isinstance(paths, Path) else tuple(paths)
         self._containers = [_open_container(path) for path in self.paths]
+        self._roots = [root for path in self.paths for root in (path.absolute(), path.resolve())]
 
     def find(self, name: str) -> ImageFile:
         """The image file of that name; RowError if there is none, more than one, or if the name leads out of the
@@ -168,14 +169,9 @@ class ImageStore:
     def relative(self, name: str) -> str:
         """An absolute path in one of the folders, relative to it; another name as it is."""
         if name.startswith("/"):
-            for folder in self._roots:
-                if PurePosixPath(name).is_relative_to(folder):
-                    return PurePosixPath(name).relative_to(folder).as_posix()
+            path = PurePosixPath(name)
+            return next((str(path.relative_to(root)) for root in self._roots if path.is_relative_to(root)), name)
         return name
-
-    @cached_property
-    def _roots(self) -> list[Path]:
-        return [folder for path in self.paths for folder in (path.absolute(), path.resolve())]
 
     def members(self) -> list[str]:
         """The names of all files, in archive order, sorted in folders, without macOS metadata. `find` accepts or
