@@ -6,8 +6,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import DualEncoder, FeatureSpec, FusionScorer, Model, Preprocessor, TrainedParts
@@ -89,10 +87,12 @@ def caption_notes(captions: Sequence[str], preprocess: Preprocessor) -> Iterator
     tokenizer, most = preprocess.tokenizer, preprocess.max_text_len
     # Some tokenizers end each text with the token that stands for unknown words.
     empty, *tokens = (tokenizer(text, verbose=False)["input_ids"] for text in ("", *some))
-    unknown = [ids.count(tokenizer.unk_token_id) - empty.count(tokenizer.unk_token_id) for ids in tokens]
+    unknown = tokenizer.unk_token_id
     faults = {
         f"are cut to {most} word pieces (model.max_text_len)": sum(0 < most < len(ids) for ids in tokens),
-        "have words that the text encoder does not know": np.count_nonzero(unknown),
+        "have words that the text encoder does not know": sum(
+            ids.count(unknown) > empty.count(unknown) for ids in tokens
+        ),
         "repeat another one": len(some) - len(set(some)),
     }
     for fault, count in faults.items():
