@@ -319,7 +319,10 @@ def test_a_teacher_reads_its_own_pixels_or_its_own_features(duals, embedded, cor
     )
     options, lines = TrainingOptions(compute=Compute(features=tmp_path / "features")), []
     run = training.train_model(job, InputRefs(data=corpus.folder, teachers=teachers), options=options, say=lines.append)
-    assert lines == ["the dual teacher scores every pair, so batches are drawn as without a teacher"]
+    assert lines == [
+        "102 of 160 captions are cut to 24 word pieces (model.max_text_len)",
+        "the dual teacher scores every pair, so batches are drawn as without a teacher",
+    ]
     assert [plan["features"] for plan in run.facts()["inputs"]["teachers"]] == ["float16", None]
     assert len(list((tmp_path / "features").iterdir())) == 2
     before = contents(tmp_path / "features")
