@@ -136,7 +136,7 @@ def test_what_a_pool_has_no_captions_for_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="--with-teacher would compare it with itself"):
         run_study(job(folder, tmp_path / "study", "siglip", with_teacher=True))
     with pytest.raises(ConfigError, match="opened without --model-set"):
-        run_study(job(folder, tmp_path / "study", "siglip", model_set=("image_size=32",)))
+        run_study(job(folder, tmp_path / "study", "siglip", model_set=("max_text_len=32",)))
 
 
 def agreements(text_Q: list[float], image_Q: list[float]) -> Agreements:
