@@ -24,6 +24,7 @@ from dcdctl.cli.finetune_teacher import finetune_teacher
 from dcdctl.cli.index import index
 from dcdctl.cli.inspect import inspect
 from dcdctl.cli.models import list_models
+from dcdctl.cli.photos import photos
 from dcdctl.cli.prepare import prepare
 from dcdctl.cli.recipes import recipes
 from dcdctl.cli.report import report
@@ -61,6 +62,7 @@ def dcdctl(
 # Each function imports the core when it is called, so that --help loads no torch.
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("demo", "Start here", demo, "demo --out demo"),
+    ("photos", "Start here", photos, "photos photos captions.csv --out mine"),
     ("recipes", "Start here", recipes, "recipes demo-dual > mine.toml"),
     ("models", "Start here", list_models, "models"),
     ("prepare", "Data", prepare, "prepare flickr30k --out data/flickr30k"),

@@ -192,6 +192,15 @@ Features = Annotated[
     Path,
 ]
 
+Vision = Annotated[
+    Ref | None,
+    reads("--vision", "Image encoder of a recipe of two encoders: a folder, timm or Hub id (model.vision).", "REF"),
+    str,
+]
+Text = Annotated[
+    Ref | None, reads("--text", "Text encoder of such a recipe: a folder or Hub id (model.text).", "REF"), str
+]
+
 # Settings
 Dims = Annotated[int | None, configures("--dims", "Use only the first N numbers of each vector.", "N", min=1)]
 ColumnNames = Annotated[
@@ -286,14 +295,8 @@ class Inference(Machine):
 class Training(Machine):
     """How to train; a trial of the first step chooses what is auto."""
 
-    vision: Annotated[
-        Ref | None,
-        reads("--vision", "Image encoder of a recipe of two encoders: a folder, timm or Hub id (model.vision).", "REF"),
-        str,
-    ] = None
-    text: Annotated[
-        Ref | None, reads("--text", "Text encoder of such a recipe: a folder or Hub id (model.text).", "REF"), str
-    ] = None
+    vision: Vision = None
+    text: Text = None
     features: Features = None
     precision: Annotated[
         str,

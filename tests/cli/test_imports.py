@@ -81,9 +81,9 @@ BESIDES = {
     "index": ["onnxruntime", "onnx", "pandas"],
 }
 """Commands of `every_command`, and the heavy packages besides `MODELS`."""
-ELSEWHERE = {"demo", "study", "finetune-teacher", "serve"}
-"""demo and study run the other commands; finetune-teacher trains as distill does; tests/serve/test_processes.py has
-`serve`."""
+ELSEWHERE = {"demo", "photos", "study", "finetune-teacher", "serve"}
+"""demo, photos and study run the other commands; finetune-teacher trains as distill does; serve is in
+tests/serve/test_processes.py."""
 SCRIPT = """
 import gc, importlib, importlib.util, json, os, shutil, sys
 gc.disable()

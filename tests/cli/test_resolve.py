@@ -41,6 +41,7 @@ UNSET = "UNSET"
 
 VALID = {
     "demo": "--out=NEW",
+    "photos": "images=PHOTOS captions=PAIRS.csv --out=NEW",
     "recipes": "name=demo-dual",
     "models": "",
     "prepare": "manifest=scenes --out=NEW",
@@ -258,6 +259,11 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("FILE", r"--teacher-name: name the model that gave them", f"{OF_TEXTS} --teacher=UNSET", code=2),
         Mistake("FILE", r"--teacher: is for a model that dcdctl runs", OF_TEXTS, code=2),
     ],
+    ("photos", "images"): [Mistake("ABSENT", r"ABSENT .*; .*")],
+    ("photos", "captions"): [Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; check the path")],
+    ("photos", "--vision"): [],  # the training checks its encoders, after the corpus is made
+    ("photos", "--text"): [],
+    ("photos", "--out"): FOLDER,
     ("prepare", "--csv"): [
         Mistake(
             "ABSENT.csv",

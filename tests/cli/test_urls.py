@@ -37,6 +37,7 @@ REST = {
     "export": "m --to onnx --out o",
     "finetune-teacher": "tiny-teacher --data d --out o",
     "index": "m",
+    "photos": "p c --out o",
     "prepare": "scenes",
     "report": "r",
     "search": "i",

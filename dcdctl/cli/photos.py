@@ -1,0 +1,36 @@
+"""`dcdctl photos`: from a folder of photos to an index, by the commands of each step."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+from dcdctl.cli import options
+from dcdctl.cli.declare import path
+from dcdctl.cli.distill import Distill
+from dcdctl.cli.index import IndexChanges, NewIndex, index
+from dcdctl.cli.options import argument
+from dcdctl.cli.prepare import Prepare
+from dcdctl.cli.views.terminal import bar, show
+
+
+def photos(
+    images: Annotated[Path, argument("Folder of the photos.", "FOLDER")],
+    captions: Annotated[Path, argument("CSV file with one caption per row: image,caption.", "CAPTIONS")],
+    out: options.Out,
+    vision: options.Vision = None,
+    text: options.Text = None,
+) -> None:
+    """Make captioned photos searchable. It prepares, trains the recipe photos and indexes; without captions,
+    `dcdctl index` takes a model that you have."""
+    from dcdctl.cli.views.training import run_training
+
+    folder = path(out)
+    data, run, made = folder / "data", folder / "run", folder / "index"
+    # The same command again continues where it was killed.
+    student = Distill("photos", data, run, features=folder / "features", vision=vision, text=text, resume=run.exists())
+    Prepare(csv=captions, images=images, out=data).run(bar)
+    run_training(*student.request("distill"), dry_run=False, json=False)
+    index(NewIndex(run, images, made), IndexChanges())
+    show(f"next: dcdctl serve {shlex.quote(str(made))}")
