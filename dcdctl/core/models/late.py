@@ -116,7 +116,7 @@ class LateInteraction(FusionScorer):
         assert texts.vectors is not None
         return *tokens, images.vectors.float(), texts.vectors.float()
 
-    def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, Tensor]:
+    def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, Tensor | None]:
         """The logits of the pairs, R x C, and of all images with all texts, I x T; float32, also under autocast."""
         images_IND, texts_TLD, *pooled = outputs
         mask_IN, mask_TL = ((tokens.detach() != 0).any(dim=-1) for tokens in (images_IND, texts_TLD))

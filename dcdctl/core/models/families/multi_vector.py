@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, check_read, pictures_of
 from dcdctl.core.models.families.sentence_transformer import LibraryModel, check_folder
+from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.late import LateInteraction
 from dcdctl.core.models.preprocess import hub_errors, quiet_sentence_transformers
@@ -43,6 +44,9 @@ class MultiVectorScorer(LibraryModel, LateInteraction):
         if image.tokens.shape[2] != text.tokens.shape[2]:
             raise ModelError(f"{ref} has tokens of {image.tokens.shape[2]} and of {text.tokens.shape[2]} numbers")
         self._token_dim = image.tokens.shape[2]
+
+    # It is not trained here, and its texts have no maximum to which micro-batches could be padded.
+    outputs, logits = FusionScorer.outputs, FusionScorer.logits
 
     @property
     def token_dim(self) -> int:
