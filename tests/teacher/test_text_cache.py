@@ -287,6 +287,10 @@ def test_a_teacher_without_text_vectors_is_refused(folder, tmp_path):
     models.save(make_teacher(TEXTS), tmp_path / "fusion")
     with pytest.raises(ModelError, match=r"is a fusion scorer, expected .*; it scores pairs, and has no vectors"):
         make(tmp_path, tmp_path / "q", folder / "a.txt", teacher="fusion")
+    pooled = families.late(families.FAMILIES["dual"](TEXTS, tmp_path))
+    models.save(pooled, tmp_path / "pooled")
+    with pytest.raises(ModelError, match=r"add the cosine of whole vectors to MaxSim.*; train the teacher with"):
+        make(tmp_path, tmp_path / "q", folder / "a.txt", teacher="pooled")
 
 
 def test_a_missing_or_damaged_cache_says_what_to_do(folder, tmp_path):

@@ -171,6 +171,7 @@ def _load(job: TextCacheJob, track: Track) -> Searchable:
     overrides = models.parse_overrides(job.model_set)
     models.check_ref(job.teacher, overrides, kind="searchable")
     model: Any = models.load(job.teacher, overrides, track, kind="searchable")
+    models.QuerySpace.of(model)  # an error for a teacher that no query student can stand in for
     return model.to(job.compute.device).eval()
 
 
