@@ -131,7 +131,11 @@ UNSET = "--model-set is for the model named by --teacher, and none is named"
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("distill tiny-student --cache CACHE --teacher OTHER", r".* was made with another teacher"),
+        (
+            "distill tiny-student --cache CACHE --teacher OTHER --set batch.random_negatives=4 "
+            "--set batch.hard_negatives=2",
+            r".* was made with another teacher",
+        ),
         ("finetune-teacher demo-dual", "recipe demo-dual trains a student; finetune-teacher expects a fusion model"),
         ("distill tiny-teacher --model-set max_text_len=9", UNSET),
         ("finetune-teacher tiny-teacher --model-set max_text_len=9", UNSET),

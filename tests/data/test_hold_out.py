@@ -90,7 +90,7 @@ def test_too_few_images_are_all_train(tmp_path, images):
 
 def test_nothing_is_held_out_where_the_share_is_0_or_the_table_has_splits(tmp_path, images):
     plain = write_csv(tmp_path)
-    assert "held out" not in str(prepare(plain, images, tmp_path / "zero", hold_out=0.0))
+    assert "held out:" not in str(prepare(plain, images, tmp_path / "zero", hold_out=0.0))
     assert "held out" not in str(prepare(plain, images, tmp_path / "named", sets=["split=val"]))
     assert (ids_of(tmp_path / "zero"), ids_of(tmp_path / "named")) == ({"train": NAMES}, {"val": NAMES})
     table = write_csv(tmp_path, header="image,split,caption", row="{},test,a dog")

@@ -103,9 +103,11 @@ def test_the_script_writes_a_corpus_in_four_languages_and_the_vectors_of_english
     assert translated.image_bytes(1) == val.image_bytes(1)
     english = read_text_cache(tmp_path / "q").part(0)
     table = pq.read_table(made / "vectors.parquet").to_pydict()
-    assert table["language"] == ["en", "de", "fr", "es"] * len(english.texts)
-    assert table["text"][2::4] == [translate.LANGUAGES["fr"].translate(text) for text in english.texts]
-    np.testing.assert_array_equal(np.array(table["vector"])[1::4], english.vectors.astype(np.float64))
+    assert table["language"] == ["en", "de", "fr", "es"] * len(english)
+    assert table["text"][2::4] == [translate.LANGUAGES["fr"].translate(text) for text, _, _ in english]
+    np.testing.assert_array_equal(
+        np.array(table["vector"])[1::4], np.array([vector for *_, vector in english], np.float64)
+    )
     cache_texts(
         TextCacheJob(vectors=[str(made / "vectors.parquet")], teacher_name="teacher", out=tmp_path / "languages")
     )

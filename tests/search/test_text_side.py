@@ -66,7 +66,7 @@ print(sorted({"torch", "transformers", "scipy", "sklearn", "pandas", "matplotlib
         assert [hit["score"] for hit in found["hits"]] == pytest.approx([hit.score for hit in expected.hits], abs=1e-5)
         assert found["notes"] == list(expected.notes)
         notes |= set(expected.notes)
-    assert len(notes) == 2  # unknown words, and a text that is cut
+    assert len(notes) == 3  # unknown words, a text that is cut, and texts that fit no image
 
 
 def test_the_model_is_loaded_for_an_image_a_reranker_and_another_device(noise_index):
@@ -100,8 +100,8 @@ def test_a_text_side_that_fits_its_own_checksums_but_not_the_index_is_refused(no
     copy = tmp_path / "index"
     shutil.copytree(noise_index, copy)
     document = artifacts.read_document(copy / "text" / "text.json")
-    other = float(str(document["difference"])[:-1] + "9")  # such as 2e-09 for 2e-07, as many bytes
-    artifacts.write_document(copy / "text" / "text.json", document | {"difference": other})
+    settings = document["settings"] | {"max_text_len": document["settings"]["max_text_len"] - 1}  # as many bytes
+    artifacts.write_document(copy / "text" / "text.json", document | {"settings": settings})
     with pytest.raises(StaleError, match=r"text.json is damaged: its SHA-256"):
         searcher_of(copy)
 

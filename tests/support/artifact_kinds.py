@@ -80,7 +80,7 @@ def text_cache_kind(folder: Path) -> Artifact:
 
     def read(path: Path) -> Any:
         cache = read_text_cache(path)
-        return [vars(cache.part(number)) for number in range(len(cache.part_sizes))], cache.fingerprint
+        return [cache.part(number) for number in range(len(cache.part_sizes))], cache.fingerprint
 
     return Artifact(folder / "made", folder / "other", read)
 

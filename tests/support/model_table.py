@@ -62,7 +62,9 @@ def table(by_type: dict[str, Any]) -> str:
         "| family (`model_type`) | loads | teacher, re-ranker | student | export | tested how |",
         "|---|---|---|---|---|---|",
     ]
-    for model_type in [*load_save.FAMILIES, *OFFICIAL, "module:function"]:
+    # A query encoder is no model of its own: docs/query-students.md.
+    types = [name for name, family in load_save.FAMILIES.items() if family.kind != "query"]
+    for model_type in [*types, *OFFICIAL, "module:function"]:
         model, form = by_type.get(model_type), "a checkpoint of the official code" if model_type in OFFICIAL else ""
         source = form or SOURCES.get(model_type, "folder or Hub id of transformers")
         cells = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ class TableFusion(nn.Module):
 
     kind = "fusion"
     encoders = None
+    known_images: ClassVar[dict[str, States]] = {}
     pairs_per_batch = 256
     groups_by_image = False
     keeps_states = False
@@ -79,6 +81,7 @@ class TableFusion(nn.Module):
 class TableDual(nn.Module):
     kind = "dual"
     encoders = None
+    known_images: ClassVar[dict[str, States]] = {}
 
     def __init__(self, image_ID: Tensor, text_TD: Tensor) -> None:
         super().__init__()
