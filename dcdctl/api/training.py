@@ -9,10 +9,10 @@ from typing import cast
 from dcdctl.api import arguments as api
 from dcdctl.api.arguments import say
 from dcdctl.cli.cache_teacher import CacheTeacher
-from dcdctl.cli.declare import Overrides, Ref, assignments, takes
+from dcdctl.cli.declare import Overrides, Ref, assignments, named, takes
 from dcdctl.cli.distill import Distill
 from dcdctl.cli.finetune_teacher import FinetuneTeacher
-from dcdctl.cli.options import TrainingKind, TrainingRun, named
+from dcdctl.cli.options import TrainingKind, TrainingRun
 from dcdctl.cli.prepare import Prepare
 from dcdctl.cli.study import StudyArguments
 from dcdctl.core import devices, models, training

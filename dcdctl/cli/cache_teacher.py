@@ -14,7 +14,7 @@ import typer
 
 from dcdctl.cli import options
 from dcdctl.cli.completion import complete_recipe
-from dcdctl.cli.declare import Ref, assignments, optional_path, path
+from dcdctl.cli.declare import Ref, assignments, named, optional_path, path
 from dcdctl.cli.options import reads, refuse, writes
 from dcdctl.cli.views.scoring import show_estimate
 from dcdctl.cli.views.terminal import bar, note, show, show_json
@@ -82,7 +82,7 @@ class CacheTeacher(options.Inference):
             data=path(self.data),
             candidates=CandidateConfig()
             if self.recipe is None
-            else load_recipe(options.named(self.recipe), sets or ()).candidates,
+            else load_recipe(named(self.recipe), sets or ()).candidates,
             max_images=self.max_images,
             max_pairs=self.max_pairs,
             **self.with_teacher(say),

@@ -151,3 +151,14 @@ def assignments(overrides: Overrides | Sequence[str] | None) -> tuple[str, ...]:
 
         return tuple(f"{name}={toml_value(to_table(value))}" for name, value in overrides.items())
     return tuple(overrides or ())
+
+
+def named(ref: Ref | A) -> str | A:
+    """A reference by its name, or what is in memory."""
+    return os.fspath(ref) if isinstance(ref, os.PathLike) else ref
+
+
+def names_in(text: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names in a list such as "year,owner", or in a sequence of Python; None for no list."""
+    names = text.split(",") if isinstance(text, str) else text
+    return None if names is None else tuple(name.strip() for name in names if name.strip())

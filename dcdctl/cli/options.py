@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from dcdctl.cli.completion import complete_recipe, complete_split, complete_teacher
-from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, optional_path, optional_ref, path
+from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, named, optional_path, optional_ref, path
 
 if TYPE_CHECKING:
     from dcdctl.core.devices import Compute
@@ -328,7 +327,7 @@ class Training(Machine):
     def with_encoders(self, sets: Sequence[str] | None) -> list[str]:
         """The overrides of the recipe, and after them, so that they win, its two encoders."""
         given = {"model.vision": self.vision, "model.text": self.text}
-        return [*(sets or ()), *(f"{name}={os.fspath(ref)}" for name, ref in given.items() if ref is not None)]
+        return [*(sets or ()), *(f"{name}={named(ref)}" for name, ref in given.items() if ref is not None)]
 
     def options(self, *, batch_size: int | None = None, wandb: str | None = None) -> TrainingOptions:
         """The same as the core takes it, with the threads set."""
@@ -437,17 +436,6 @@ class SearchModels(Machine):
             "depth": self.depth,
             "rerank_set": assignments(self.rerank_overrides),
         }
-
-
-def named(recipe: Ref | Recipe) -> str | Recipe:
-    """A recipe by its name, or one in memory."""
-    return os.fspath(recipe) if isinstance(recipe, os.PathLike) else recipe
-
-
-def names_in(text: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """The names in a list such as "year,owner", or in a sequence of Python; None for no list."""
-    names = text.split(",") if isinstance(text, str) else text
-    return None if names is None else tuple(name.strip() for name in names if name.strip())
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dcdctl.cli.completion import complete_manifest
-from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, optional_path, optional_ref, path
-from dcdctl.cli.options import ColumnNames, Json, MaxImages, argument, computes, configures, names_in, reads, writes
+from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, names_in, optional_path, optional_ref, path
+from dcdctl.cli.options import ColumnNames, Json, MaxImages, argument, computes, configures, reads, writes
 from dcdctl.cli.views.terminal import bar, show, show_entries, show_json
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dcdctl.cli import options
 from dcdctl.cli.completion import complete_split
-from dcdctl.cli.declare import Ref, assignments, optional_ref, path
+from dcdctl.cli.declare import Ref, assignments, named, optional_ref, path
 from dcdctl.cli.views.scoring import show_estimate, show_workload
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_tables
 
@@ -58,7 +58,7 @@ class StudyArguments(options.Training):
 
         training = self.options(batch_size=self.batch_size)
         return StudyJob(
-            recipe=options.named(self.recipe),
+            recipe=named(self.recipe),
             start=optional_ref(self.start),
             teacher=os.fspath(self.teacher),
             data=path(self.data),

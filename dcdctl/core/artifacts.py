@@ -419,7 +419,7 @@ def know_digests(digests: Mapping[FileVersion, str]) -> None:
 
 
 def expect(where: Path, actual: Mapping[str, Any], expected: Mapping[str, Any], *, hint: str = ELSEWHERE) -> None:
-    """StaleError if `found` differs from `expected` in a key of `expected`; it names both sides of the first one."""
+    """StaleError if `actual` differs from `expected` in a key of `expected`; it names both sides of the first one."""
     for key, value in expected.items():
         if difference := first_difference(key, actual.get(key), value):
             raise StaleError(f"{where} was made with another {difference}", hint=hint)
@@ -436,9 +436,8 @@ def first_difference(name: str, actual: Any, expected: Any) -> str | None:
     parts: list[str | None] = []
     if isinstance(actual, Mapping) and isinstance(expected, Mapping):
         # A key that only one side has is a difference too.
-        parts = [
-            first_difference(f"{name}.{key}", actual.get(key), expected.get(key)) for key in {**actual, **expected}
-        ]
+        keys = {**actual, **expected}
+        parts = [first_difference(f"{name}.{key}", actual.get(key), expected.get(key)) for key in keys]
     elif isinstance(actual, list) and isinstance(expected, list) and len(actual) == len(expected):
         parts = [first_difference(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(actual, expected, strict=True))]
     return next(filter(None, parts), "{} ({}, not {})".format(name, *_named(actual, expected)))

@@ -64,19 +64,17 @@ class QuerySpace:
         return QuerySpace(kind=teacher.kind, logit_scale=teacher.logit_scale.item(), teacher=teacher.digest, **own)
 
     def check(self, teacher: Searchable | QuerySpace, ref: object) -> None:
-        """The errors of `expect`, for a model that is loaded, or for another space."""
+        """StaleError if a model, or the space of one, is not this one; of vectors from elsewhere, whose model is known
+        by its name alone, kind and length count."""
         actual = teacher if isinstance(teacher, QuerySpace) else QuerySpace.of(teacher)
-        self.expect(actual.kind, actual.dim, actual.teacher, ref)
-
-    def expect(self, kind: str, dim: int, digest: str | None, ref: object) -> None:
-        """StaleError if the model of a kind, a length D and a digest does not have this space; of vectors from
-        elsewhere, whose model is known by its name alone, kind and length count."""
-        if self.teacher not in (None, digest):
-            problem = f"{ref} speaks the space of the model {str(self.teacher)[:8]}, and this is {str(digest)[:8]}"
+        if self.teacher not in (None, actual.teacher):
+            problem = (
+                f"{ref} speaks the space of the model {str(self.teacher)[:8]}, and this is {str(actual.teacher)[:8]}"
+            )
             raise StaleError(problem, hint="name its teacher, or train a query encoder for this model")
-        if (self.kind, self.dim) != (kind, dim):
-            problem = f"{ref} is for a {self.kind} model of {self.dim} numbers, and this one is {kind} with {dim}"
-            raise StaleError(problem, hint="name its teacher")
+        if (self.kind, self.dim) != (actual.kind, actual.dim):
+            problem = f"{ref} is for a {self.kind} model of {self.dim} numbers, and this one is {actual.kind}"
+            raise StaleError(f"{problem} with {actual.dim}", hint="name its teacher")
 
 
 @dataclass(frozen=True, kw_only=True)

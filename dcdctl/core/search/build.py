@@ -147,7 +147,7 @@ def _check_named(changes: Changes, *, is_new: bool) -> None:
             hint = "name the images with --images and --out, or with --add"
             raise ConfigError("--vectors are the vectors of images that are new", hint=hint)
         vector_files.find(changes.vectors)
-    if changes.query_model is not None:
+    if changes.query_model:
         models.check_ref(changes.query_model, kind="query")
 
 
@@ -367,7 +367,7 @@ def _query_for(document: IndexDocument, ref: str) -> Any:
     query: Any = models.load(ref, kind="query")
     # Of an index of short vectors, the length of the model's is not known here; its fingerprint is.
     dim = indexed.dim if document.settings.dims is None else query.space.dim
-    query.space.expect(indexed.kind, dim, indexed.fingerprint, ref)
+    query.space.check(replace(query.space, kind=indexed.kind, dim=dim, teacher=indexed.fingerprint), ref)
     return query
 
 

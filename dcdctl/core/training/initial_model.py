@@ -84,18 +84,19 @@ def caption_notes(captions: Sequence[str], preprocess: Preprocessor) -> Iterator
     """A line for each fault that more than a tenth of the captions have, of at most 2,000: a text encoder that cuts
     them or does not know their words learns little from them, and equal ones tell no images apart."""
     some = captions[:: len(captions) // 2000 + 1]
-    tokenizer, most = preprocess.tokenizer, preprocess.max_text_len
+    tokenizer = preprocess.tokenizer
     # Some tokenizers end each text with the token that stands for unknown words.
     empty, *tokens = (tokenizer(text, verbose=False)["input_ids"] for text in ("", *some))
     unknown = tokenizer.unk_token_id
-    faults = {
-        f"are cut to {most} word pieces (model.max_text_len)": sum(0 < most < len(ids) for ids in tokens),
+    for fault, count in {
+        f"are cut to {preprocess.max_text_len} word pieces (model.max_text_len)": sum(
+            0 < preprocess.max_text_len < len(ids) for ids in tokens
+        ),
         "have words that the text encoder does not know": sum(
             ids.count(unknown) > empty.count(unknown) for ids in tokens
         ),
         "repeat another one": len(some) - len(set(some)),
-    }
-    for fault, count in faults.items():
+    }.items():
         if 10 * count > len(some):
             yield f"{count:,} of {len(some):,} captions {fault}"
 

@@ -1,8 +1,7 @@
+from .model_config import LORA, ModelConfig
 from .packaged import RecipeEntry, check_recipe_name, list_recipes
 from .recipe import (
-    LORA,
     BatchConfig,
-    ModelConfig,
     OptimizerConfig,
     Recipe,
     TeachersConfig,
