@@ -1,4 +1,4 @@
-"""The page on stores: its commands, from a finished run to a search in PostgreSQL, run as they are written."""
+"""The section on stores: its commands, from a finished run to a search in PostgreSQL, run as they are written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.cli.views.terminal import printable
 
-PAGE = (DOCS / "stores.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "indexing.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^```\n(createdb .*?)^```", PAGE, re.MULTILINE | re.DOTALL)[0].splitlines()
 
 

@@ -163,7 +163,7 @@ reads_model = partial(reads, callback=announce_code, autocompletion=complete_tea
 model_argument = argument("Run folder, or another model reference.", "RUN", callback=announce_code)
 ModelRef = Annotated[Ref, model_argument, str]
 AnyIndex = Annotated[
-    str, argument("Folder written by `dcdctl index`, or the URL of a store (docs/stores.md).", "INDEX")
+    str, argument("Folder written by `dcdctl index`, or the URL of a store (docs/indexing.md).", "INDEX")
 ]
 Teacher = Annotated[Ref, reads_model("--teacher", TEACHER_HELP, "REF"), str]
 Rerank = Annotated[

@@ -32,7 +32,7 @@ def tables() -> list[list[list[str]]]:
     return [[table[0], *table[2:]] for table in rows]
 
 
-SCORES, TEXT, IMAGE, MEASURES, _, AGREEMENT, DRAWS, PROTOCOLS = tables()
+SCORES, TEXT, IMAGE, MEASURES, _, AGREEMENT, DRAWS, PROTOCOLS, *_ = tables()
 
 
 @pytest.fixture(scope="module")

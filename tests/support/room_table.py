@@ -1,5 +1,4 @@
-"""The tables of docs/files.md, made from the docstrings of the rooms and their files; run this file to write
-them."""
+"""The tables of rooms and files in docs/architecture.md, made from the docstrings; run this file to write them."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from paths import DOCS, ROOT
 from room_rules import GROUND, MAY_IMPORT, WHOLE
 
 CORE = ROOT / "dcdctl" / "core"
-PLACE = PageTable(DOCS / "files.md", "<!-- rooms: written by tests/support/room_table.py -->\n", "<!-- /rooms -->")
+PLACE = PageTable(DOCS / "architecture.md", "<!-- rooms: written by tests/support/room_table.py -->\n", "<!-- /rooms -->")
 
 
 def contract(path: Path) -> str:
