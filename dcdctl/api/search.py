@@ -60,8 +60,8 @@ class Index(search.FolderIndex):
         return Index.open(arguments.out)
 
     def upload(self, url: str, *, replace: bool = False, progress: bool = False) -> stores.Upload:
-        """Make a store hold these images (docs/indexing.md); `replace` fills it again, in place of the images of another
-        index."""
+        """Make a store hold these images (docs/indexing.md); `replace` fills it again, in place of the images of
+        another index."""
         store = stores.open_store(url)
         # A command ends with its process; a notebook would keep the connection.
         try:

@@ -146,7 +146,7 @@ class IndexChanges:
     ] = False
     to: Annotated[
         str | None,
-        writes("--to", "Bring a store up to the index: PostgreSQL, LanceDB or Qdrant, by URL (docs/indexing.md).", "URL"),
+        writes("--to", "Bring a store up to the index: PostgreSQL, LanceDB or Qdrant (docs/indexing.md).", "URL"),
     ] = None
     replace: Annotated[
         bool, configures("--replace", "With --to: fill the store again, in place of the images of another index.")

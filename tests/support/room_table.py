@@ -10,7 +10,9 @@ from paths import DOCS, ROOT
 from room_rules import GROUND, MAY_IMPORT, WHOLE
 
 CORE = ROOT / "dcdctl" / "core"
-PLACE = PageTable(DOCS / "architecture.md", "<!-- rooms: written by tests/support/room_table.py -->\n", "<!-- /rooms -->")
+PLACE = PageTable(
+    DOCS / "architecture.md", "<!-- rooms: written by tests/support/room_table.py -->\n", "<!-- /rooms -->"
+)
 
 
 def contract(path: Path) -> str:
