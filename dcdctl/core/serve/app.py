@@ -166,7 +166,7 @@ def build(
         hosts = [*LOOPBACK_NAMES, *config.allowed_hosts]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     # The outermost layer, so that requests with a wrong host are counted and get the headers too.
-    return LimitsMiddleware(app, config, service.metrics, keys)
+    return LimitsMiddleware(app, config, service.metrics)
 
 
 def _number(config: ServiceConfig) -> Any:

@@ -31,8 +31,6 @@ class ServiceConfig:
     """Form of what is logged to stderr; json is one object per line."""
     access_log: bool = False
     """Whether each request is logged. For privacy it is not, unless this is set."""
-    log_queries: bool = False
-    """Whether the log of requests has the query string, which holds the text of a search."""
     # Who types a key, or forgot to replace it in one program, needs fewer; 10 a minute find no key of 16 characters.
     max_wrong_keys: Count = 10
     """Wrong keys from an address within a minute, after which it is answered 429 for a minute."""

@@ -9,7 +9,6 @@ import math
 import os
 import re
 import time
-from urllib.parse import unquote
 
 from dcdctl.core.errors import ConfigError
 
@@ -41,7 +40,6 @@ class Keys:
             if not re.fullmatch(r"[!-~]+", key):
                 raise ConfigError(f"key {place} of {VARIABLE} has spaces or characters outside ASCII", hint=hint)
         self._digests = tuple(map(_digest, keys))
-        self._hashes = [(len(key), hash(key)) for key in keys]
 
     @staticmethod
     def from_environment() -> Keys | None:
@@ -53,17 +51,6 @@ class Keys:
         is."""
         # A list: `any` of a generator would stop at the first equal key.
         return any([hmac.compare_digest(_digest(sent), one) for one in self._digests])
-
-    def are_in(self, text: str) -> bool:
-        """Whether one of the keys is part of a text, also percent-encoded once or twice."""
-        forms = {text, once := unquote(text), unquote(once)}
-        # Python's hashes, which have a secret seed: the digests of all parts of a long address take 50 ms.
-        return any(
-            hash(form[start : start + length]) == value
-            for length, value in self._hashes
-            for form in forms
-            for start in range(len(form) - length + 1)
-        )
 
 
 class WrongKeys:

@@ -1,7 +1,7 @@
 """What a service writes to stderr: its errors, and on request a line for each request; as text, or as one JSON object
 per line.
 
-Queries are logged only if `log_queries` says so. Keys are never logged.
+Neither paths, queries nor keys are logged.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from dcdctl.core.serve.config import ServiceConfig
 
 MAX_RECORD_CHARS = 8_000
 """Maximum length of a log record: a traceback through the web framework has about 6,000 characters."""
-# Longer than every path of the service; what a stranger sends does not fill the log.
-MAX_PATH_CHARS = 200
 ACCESS = logging.getLogger("dcdctl.access")
 """The logger of requests."""
 OWN = logging.getLogger("dcdctl")

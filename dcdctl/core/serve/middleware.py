@@ -20,13 +20,7 @@ ALWAYS_ANSWERED = ("/health", "/live", "/metrics")
 """Paths that no limit applies to."""
 OPEN_PATHS = ("/health", "/live")
 """Paths that need no key: balancers and containers ask them without one."""
-KEY_IN_URL = (
-    "addresses are logged and shared, so a key must not be in one: send the header Authorization: Bearer "
-    "KEY, and replace this key"
-)
 NO_KEY = "a key is required: send the header Authorization: Bearer KEY; a key in an address is not read"
-HAS_KEY = "(has a key)"
-"""What the log shows in place of an address with a key."""
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="dcdctl"'}
 HEADERS = {
     # No other site may embed or read a response; responses other than our pages may run and load nothing.
@@ -41,12 +35,11 @@ HEADERS = {
 
 @dataclass(eq=False)
 class LimitsMiddleware:
-    """An ASGI app around another. `keys` are never logged, wherever a request has them."""
+    """An ASGI app around another."""
 
     app: ASGIApp
     config: ServiceConfig
     metrics: Metrics
-    keys: Keys | None = None
     _in_flight: int = 0
     _arriving: set[_LimitedBody] = field(default_factory=set)
     """Bodies that have not arrived yet."""
@@ -75,16 +68,18 @@ class LimitsMiddleware:
             self._count(-1)
             self._arriving.discard(body)
             seconds = time.perf_counter() - started
-            # The route, never the path: single images are not counted, for privacy.
-            route = getattr(scope.get("route"), "path", "other")
-            self.metrics.answered(route, _method(scope), status, seconds)
+            # The route, never the path or the query: they say who looked for what, and a client may put a key there.
+            route, method = getattr(scope.get("route"), "path", "other"), _method(scope)
+            self.metrics.answered(route, method, status, seconds)
             if self.config.access_log:
-                self._log(scope, status, seconds)
+                client, _ = scope.get("client") or (None, None)
+                facts = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 1)}
+                logs.ACCESS.info("request", extra={"facts": {**facts, "client": client}})
 
     def _answer(self, scope: Scope, body: _LimitedBody) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
         # The parser compares the size of headers only while they are incomplete.
-        if len(_address(scope)) > self.config.max_header_bytes:
+        if len(scope["raw_path"]) + len(scope["query_string"]) >= self.config.max_header_bytes:
             return _rejected(self.metrics, "address too long", "the address is too long", 414, {})
         if self._in_flight > self.config.max_requests and scope["path"] not in ALWAYS_ANSWERED:
             return refusal("too many requests", self.config, self.metrics)
@@ -92,24 +87,6 @@ class LimitsMiddleware:
         if body in self._arriving and len(self._arriving) > (self.config.max_requests + 1) // 2:
             return refusal("too many uploads", self.config, self.metrics)
         return self.app
-
-    def _log(self, scope: Scope, status: int, seconds: float) -> None:
-        client = scope.get("client")
-        path = HAS_KEY if self._has_key(_address(scope)) else logs.printable(scope["path"])
-        facts = {
-            "method": _method(scope),
-            "path": path[: logs.MAX_PATH_CHARS],
-            "status": status,
-            "ms": round(1000 * seconds, 1),
-            "client": client[0] if client else None,
-        }
-        # A query that is refused may hold a wrong key, such as the previous one.
-        if self.config.log_queries and path != HAS_KEY and status not in (400, 401, 429):
-            facts["query"] = logs.printable(scope["query_string"].decode("latin-1"))
-        logs.ACCESS.info("request", extra={"facts": facts})
-
-    def _has_key(self, text: str) -> bool:
-        return self.keys is not None and self.keys.are_in(text)
 
     def _count(self, change: int) -> None:
         self._in_flight += change
@@ -133,8 +110,7 @@ class KeyMiddleware:
         await (answer or self.app)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
-        path = scope["path"]
-        if path in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS:
             return None
         client = (scope.get("client") or ("",))[0]
         # Before any key is compared, right ones too: the answer must not say that a guess is right.
@@ -150,9 +126,6 @@ class KeyMiddleware:
         if not self.keys.accept(sent):
             self._wrong.note(client)
             return _rejected(self.metrics, "wrong key", "this key is not accepted", 401, CHALLENGE)
-        # Only beside a right key: otherwise anyone could guess keys in addresses, thousands in each, without limit.
-        if self.keys.are_in(_address(scope)):
-            return _rejected(self.metrics, "key in the address", KEY_IN_URL, 400, {})
         return None
 
 
@@ -210,11 +183,6 @@ class _LimitedBody:
             raise HTTPException(
                 413, f"the upload is too large, at most {self._config.max_upload_bytes / MiB:g} MiB are accepted"
             )
-
-
-def _address(scope: Scope) -> str:
-    """The path and the query of a request as they were sent; latin-1 decodes any byte, and keys are ASCII."""
-    return (scope["raw_path"] + b"?" + scope["query_string"]).decode("latin-1")
 
 
 def _method(scope: Scope) -> str:
