@@ -13,8 +13,8 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 INDENT = "  "
 JOINERS = "\u200c\u200d"
 SECONDS_BETWEEN_LINES = 10.0
-"""How often a bar prints a line if stderr is a file or a pipe."""
+"""How often a line of progress is printed if stderr is a file or a pipe."""
+SECONDS_BETWEEN_FRAMES = 0.2
+"""How often it is redrawn on a terminal: this takes milliseconds, and a step of a small model no longer."""
 
 
 class ErrorGroup(TyperGroup):
@@ -218,62 +220,62 @@ def show_entries(title: str, entries: Iterable[tuple[str, Mapping[str, str]]]) -
 
 @contextmanager
 def bar(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
-    """A Track on stderr, with rate and time left: a moving bar on a terminal, otherwise a line every few seconds and
-    one at the end."""
-    # It may have the name of a file.
-    label = printable(label)
-    with (
-        _moving_bar(label, total, unit)
-        if is_main() and sys.stderr.isatty()
-        else _sparse_lines(label, total, unit) as advance
-    ):
-        yield advance
+    """A Track on stderr, with rate and time left."""
+    label = printable(label)  # it may have the name of a file
+    started, done = time.monotonic(), 0
 
+    def line() -> str:
+        return f"{label}: {so_far(done, total, unit, time.monotonic() - started)}" if unit else f"{label} ..."
 
-@contextmanager
-def _moving_bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    def last() -> str:
+        seconds = time.monotonic() - started
+        count = f"{amount(done, unit)} in {clock(seconds)}{rate(done, unit, seconds)}"
+        return f"{label}: {count if unit else clock(seconds)}"
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[so_far]}", markup=False),
-    )
-    # Rich would redirect stdout to this console, which is stderr: only right if both are the same screen.
-    with Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=sys.stdout.isatty()) as progress:
-        task = progress.add_task(label, total=total, so_far="")
-        started, done = time.monotonic(), 0
+    # Work without a unit may last as long as another run does.
+    with changing_line(line, last, is_shown_first=not unit) as show_line:
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            progress.update(task, advance=count, so_far=so_far(done, total, unit, time.monotonic() - started))
+            show_line()
 
         yield advance
 
 
 @contextmanager
-def _sparse_lines(label: str, total: int | None, unit: str) -> Iterator[Advance]:
-    started = last_line = time.monotonic()
-    done = 0
-    if not unit:  # it may last as long as another run does
-        note(f"{label} ...")
+def changing_line(
+    line: Callable[[], str], last: Callable[[], str], *, is_shown_first: bool = False
+) -> Iterator[Callable[[], None]]:
+    """A function that shows what `line` gives on stderr: on a terminal in place of the line before, otherwise below it
+    every few seconds. When the block succeeds, `last` is shown."""
+    is_moving = is_main() and sys.stderr.isatty()
+    with _moving_line() if is_moving else nullcontext(note) as draw:
+        interval = SECONDS_BETWEEN_FRAMES if is_moving else SECONDS_BETWEEN_LINES
+        if is_moving or is_shown_first:
+            draw(line())
+        shown = time.monotonic()
 
-    def advance(count: int) -> None:
-        nonlocal last_line, done
-        done, now = done + count, time.monotonic()
-        if now - last_line >= SECONDS_BETWEEN_LINES:
-            last_line = now
-            note(f"{label}: {so_far(done, total, unit, now - started)}")
+        def show_line() -> None:
+            nonlocal shown
+            if time.monotonic() - shown >= interval:
+                shown = time.monotonic()
+                draw(line())
 
-    yield advance
-    seconds = time.monotonic() - started
-    note(
-        f"{label}: {amount(done, unit)} in {clock(seconds)}{rate(done, unit, seconds)}"
-        if unit
-        else f"{label}: {clock(seconds)}"
-    )
+        yield show_line
+        draw(last())
+
+
+@contextmanager
+def _moving_line() -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(file=sys.stderr, highlight=False)
+    # Rich would redirect stdout to this console, which is stderr: only right if both are the same screen.
+    with Live("", console=console, auto_refresh=False, redirect_stdout=sys.stdout.isatty()) as live:
+        yield lambda text: live.update(Text(text), refresh=True)
 
 
 def so_far(done: int, total: int | None, unit: str, seconds: float) -> str:

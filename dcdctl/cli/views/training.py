@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dcdctl.cli.views.terminal import (
-    SECONDS_BETWEEN_LINES,
     bar,
+    changing_line,
     clock,
     is_main,
     note,
@@ -24,9 +23,6 @@ from dcdctl.cli.views.terminal import (
 if TYPE_CHECKING:
     from dcdctl.core.progress import OnStep
     from dcdctl.core.training import InputRefs, Preview, TrainingJob, TrainingOptions
-
-SECONDS_BETWEEN_FRAMES = 0.2
-"""How often the line is redrawn."""
 
 
 @dataclass
@@ -80,57 +76,15 @@ class TrainingProgress:
 def view(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> Iterator[OnStep]:
     """A Watch (`core/progress.py`) on stderr; of several processes only the first shows its steps."""
     state = TrainingProgress(total, done, unit, per_step, done)
-    with _live_line(state) if is_main() and sys.stderr.isatty() else _sparse_lines(state) as show:
-        started = time.monotonic()
+    started = time.monotonic()
+    with changing_line(state.line, lambda: f"{state.line()}, {clock(state.seconds)} in all") as show_line:
 
         def on_step(steps: int, values: Mapping[str, float]) -> None:
             state.done, state.seconds = steps, time.monotonic() - started
             state.values.update(values)
-            show()
+            show_line()
 
         yield on_step
-
-
-@contextmanager
-def _live_line(state: TrainingProgress) -> Iterator[Callable[[], None]]:
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    drawn = 0.0
-    # Rich would redirect stdout to this console, which is stderr: only right if both are the same screen.
-    with Live(
-        "",
-        console=Console(file=sys.stderr, highlight=False),
-        auto_refresh=False,
-        redirect_stdout=sys.stdout.isatty(),
-    ) as live:
-
-        def show() -> None:
-            nonlocal drawn
-            now = time.monotonic()
-            # Drawing takes milliseconds, and a step of a small model does not take longer.
-            if now - drawn >= SECONDS_BETWEEN_FRAMES or state.done == state.total:
-                drawn = now
-                live.update(Text(state.line()), refresh=True)
-
-        yield show
-        live.update(Text(state.line()), refresh=True)
-
-
-@contextmanager
-def _sparse_lines(state: TrainingProgress) -> Iterator[Callable[[], None]]:
-    last_line = time.monotonic()
-
-    def show() -> None:
-        nonlocal last_line
-        if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
-            last_line = time.monotonic()
-            note(state.line())
-
-    yield show
-    # A training shorter than the interval has printed nothing yet.
-    note(f"{state.line()}, {clock(state.seconds)} in all")
 
 
 def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *, dry_run: bool, json: bool) -> None:
