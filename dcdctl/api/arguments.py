@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from dcdctl.core.progress import Advance, OnStep, Track, Watch, silent, step_bar
+from dcdctl.core.progress import Advance, Track, Watch, silent, step_bar
 
 say = logging.getLogger("dcdctl").warning
 """Shows a line that a command would print as a message."""
@@ -32,8 +32,8 @@ def track(progress: bool) -> Track:
 
 
 def watch(progress: bool) -> Watch:
-    """A bar of the steps of a training, with the loss and the best validation."""
-    return _steps if progress else step_bar(silent)
+    """A bar of the steps of a training."""
+    return step_bar(track(progress))
 
 
 @contextmanager
@@ -43,17 +43,3 @@ def _bar(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
     with tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=unit == "bytes") as bar:
         # tqdm returns whether it has drawn, and an Advance returns nothing.
         yield lambda count: bar.update(count) and None
-
-
-@contextmanager
-def _steps(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> Iterator[OnStep]:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, initial=done, desc="train", unit=" steps") as bar:
-
-        def on_step(steps: int, values: Mapping[str, float]) -> None:
-            shown = {name: values[name] for name in ("loss", "val_best_rsum", "val_best_ndcg") if name in values}
-            bar.set_postfix(shown, refresh=False)  # `update` draws, at most ten times a second
-            bar.update(1)
-
-        yield on_step

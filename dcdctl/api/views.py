@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from pathlib import Path
 
 from PIL import Image
 
-from dcdctl.core import data, templates
-from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.search import ImageIndex, SearchAnswer, caption_of, columns_text
+from dcdctl.core import report, templates
+from dcdctl.core.search import ImageIndex, SearchAnswer, caption_of, columns_text, image_of
 
 Query = str | os.PathLike[str] | Image.Image
 """A text, the path of an image file, or an image in memory."""
@@ -51,10 +49,6 @@ def query_text(query: Query) -> str:
 
 
 def _thumbnail(index: ImageIndex, row: int) -> str | None:
-    """A small JPEG as a data: URL; None if the image is gone or damaged."""
-    try:
-        small = data.thumbnail(index.image_bytes(row), THUMBNAIL_PX)
-    # The other answers are worth showing; the name of the image stays.
-    except (MissingError, StaleError, data.ImageError):
-        return None
-    return f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"
+    """A small image as a data: URL; None if it is gone or damaged."""
+    image = image_of(index, row)
+    return None if image is None else report.embed_image(image, THUMBNAIL_PX).source

@@ -130,13 +130,13 @@ def test_a_loaded_model_is_evaluated_as_its_run_and_writes_nothing(dual_run, sce
         dcdctl.evaluate(model, scenes_corpus_dir, model_overrides={"max_text_len": 8})
 
 
-def test_the_bar_of_a_training_shows_its_steps_and_its_loss(scenes_corpus_dir, tmp_path, capfd):
+def test_the_bar_of_a_training_shows_its_steps(scenes_corpus_dir, tmp_path, capfd):
     dcdctl.distill(
         dcdctl.load_recipe("demo-dual-alone", TINY), scenes_corpus_dir, tmp_path / "run", device="cpu", progress=True
     )
     shown = capfd.readouterr().err
     assert "train: 100%" in shown
-    assert re.search(r"3/3 .*loss=\d", shown)
+    assert "3/3" in shown
 
 
 def test_a_recipe_in_memory_trains_as_the_same_fields_set_on_the_command_line(scenes_corpus_dir, tmp_path):
@@ -281,8 +281,8 @@ def test_an_answer_shows_small_images_and_escaped_names(noise_index):
     assert "&lt;img src=x&gt;.png" in html
     assert "&lt;b&gt;red" in html
     assert "<img src=x>" not in html
-    images = [base64.b64decode(data) for data in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)]
-    assert [media_type(image) for image in images] == ["image/jpeg"] * 12
+    images = [base64.b64decode(data) for data in re.findall(r'src="data:image/webp;base64,([^"]+)"', html)]
+    assert [media_type(image) for image in images] == ["image/webp"] * 12
     assert max(max(Image.open(io.BytesIO(image)).size) for image in images) <= 112
     assert repr(answer) == f"Answer('a <b>red</b> circle': 12 images, the best {answer[0].name!r})"
 

@@ -97,7 +97,7 @@ def remote(scenes_corpus_dir):
         ("inspect memory://absent", 1, "memory://absent/corpus.json does not exist"),
         ("eval DUAL --data memory://scenes --split absent", 1, "memory://scenes has no split 'absent'"),
         ("eval DUAL --data memory://scenes --split test --protocol coco-5k", 1, "memory://scenes"),
-        ("compare memory://a DUAL", 1, "there is no folder memory://a, expected an evaluation"),
+        ("compare memory://a DUAL", 1, "there is no finished evaluation in memory://a"),
         (
             "index memory://a --add photos",
             1,

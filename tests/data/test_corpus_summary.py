@@ -19,6 +19,7 @@ from dcdctl.core.data.corpus_summary import Spread
 from dcdctl.core.data.shards import CorpusRow
 from dcdctl.core.errors import CorpusError, InputError
 from dcdctl.core.report import pages
+from dcdctl.core.search import spread_over
 
 TRAIN = [["A dog.", "a DOG", "two dogs on_grass"], ['"><script>alert(1)</script>'], ["a dog", "...", "!"]]
 VAL = [["una gatto nero"]]
@@ -121,7 +122,7 @@ def test_the_page_counts_the_captions_of_a_corpus_and_the_texts_of_a_pool(tmp_pa
 
 @pytest.mark.parametrize(("num_images", "count"), [(1, 60), (60, 60), (61, 60), (113_287, 60), (7, 0)])
 def test_images_are_spread_over_the_split_and_none_is_shown_twice(num_images, count):
-    chosen = pages.spread_over(num_images, count)
+    chosen = spread_over(num_images, count)
     assert len(chosen) == min(num_images, count) == len(set(chosen))
     steps = np.diff([-1, *chosen, num_images])
     assert chosen == sorted(chosen)

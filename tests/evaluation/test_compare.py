@@ -252,7 +252,7 @@ def test_a_cascade_is_named_with_its_depth(here, made):
     ("words", "code", "message"),
     [
         (["base"], 1, "got 1 systems, expected 2 to 26"),
-        (["base", "absent"], 1, "there is no folder absent"),
+        (["base", "absent"], 1, "there is no finished evaluation in absent"),
         (["base", "gain", "--base", "mixed"], 1, "mixed is none of the systems; they are base and gain"),
         (["base", "gain", "--resamples", 99], 2, "--resamples"),
         (["base", "gain", "--seed", -1], 2, "--seed"),

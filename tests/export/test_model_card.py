@@ -195,7 +195,7 @@ def lineage_of(run, *evaluations):
 
 def test_start_and_trained_parts_are_named(run, gallery, tmp_path):
     found = lineage_of(tuned(run, gallery))
-    assert found["start"] == "openai/clip-vit-base-patch32, revision 3d74acf9 (fingerprint aaaaaaaaaaaa)"
+    assert found["start"] == "openai/clip-vit-base-patch32@3d74acf9 (fingerprint aaaaaaaaaaaa)"
     assert found["average"] == (
         " The weights are 0.3 times those of the start plus 0.7 times the trained ones (WiSE-FT)."
     )
@@ -210,7 +210,7 @@ def test_start_and_trained_parts_are_named(run, gallery, tmp_path):
         "text_layers": [0, 3],
     }
     found = lineage_of(tuned(run, gallery, layers))
-    assert found["start"] == "models/clip, no revision was given (fingerprint aaaaaaaaaaaa)"
+    assert found["start"] == "models/clip (fingerprint aaaaaaaaaaaa)"
     assert found["average"] == ""
     assert lineage.lineage_of(read_history("scenes-vilt")) is None
 

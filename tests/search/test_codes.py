@@ -211,7 +211,7 @@ def test_inspect_says_what_an_index_holds(tmp_path):
     stored = sum(path.stat().st_size for path in (index.folder / "vectors").iterdir())
     assert shown[:6] == [
         f"index {index.folder}",
-        "  images: 398, 2 removed",
+        "  images: 398, 2 removed, 0 files left out",
         f"  source: folder {tmp_path / 'nowhere'}: 398 images",
         "  vectors: 70 numbers, 140 bytes each",
         "  search: binary",

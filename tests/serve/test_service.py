@@ -217,17 +217,6 @@ def test_an_original_is_the_file_with_the_type_of_its_contents(own, own_client):
     assert own_client.get(f"/image/{own.row(served.LARGE)}?size=original").headers["content-type"] == "image/png"
 
 
-def test_a_browser_cache_is_valid_until_the_image_changes(own, own_client):
-    client, address = own_client, f"/image/{own.row('07.png')}"
-    first = client.get(address)
-    known = {"If-None-Match": f'"other", W/{first.headers["etag"]}'}
-    again = client.get(address, headers=known)
-    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
-    assert client.get(f"{address}?size=original", headers=known).status_code == 200
-    (own.photos / "07.png").write_bytes(png())
-    assert client.get(address, headers=known).status_code == 200
-
-
 def leads_out(photo: Path, secret: Path) -> None:
     secret.write_bytes(photo.read_bytes())
     photo.unlink()

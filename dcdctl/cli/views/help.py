@@ -43,7 +43,6 @@ COMMON = [
     "features",
     "set",
     "to",
-    "to",
     "html",
     "out",
     "resume",

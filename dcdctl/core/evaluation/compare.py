@@ -199,15 +199,10 @@ def _read(ref: str) -> SavedEvaluation:
     names = next((names for names in choices if (path / names.ranks).is_file()), None)
     if names is not None and (path / names.result).is_file():
         return SavedEvaluation.load(path, names, ref)
-    if not path.is_dir():
-        fault = f"there is no folder {shown(path)}, expected an evaluation"
-    elif names is not None:
-        fault = f"{path} has {names.ranks} and no {names.result}: its evaluation was cut off"
-    else:
-        other = other_folder_error(path, "evaluation", error=InputError)
-        if other is not None and kind_of_folder(path) != "a run":
-            raise other
-        fault = f"{path} has no {choices[0].ranks}, so it is no evaluation"
+    other = other_folder_error(path, "evaluation", error=InputError)
+    if names is None and other is not None and kind_of_folder(path) != "a run":
+        raise other
+    fault = f"there is no finished evaluation in {shown(path)}"
     more = " --rerank REF" if is_cascade else ""
     raise InputError(fault, hint=f"`dcdctl eval {path if path.is_dir() else 'RUN'} --data DIR{more}` makes one")
 

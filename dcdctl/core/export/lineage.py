@@ -27,14 +27,9 @@ def lineage_of(history: RunHistory) -> dict[str, Any] | None:
     """
     if history.start is None or history.facts is None:
         return None
-    name, _, revision = history.start.partition("@")
-    words = f"{name}, {f'revision {revision}' if revision else 'no revision was given'}"
-    # A folder of this machine, or a recipe's own name, has no revision on the Hub.
-    if Path(history.start).exists() or name.count("/") != 1:
-        words = public(history.start)
     validated = validation_document(Run(Path(history.ref)))
     return {
-        "start": f"{words} (fingerprint {history.facts['inputs']['start'][:12]})",
+        "start": f"{public(history.start)} (fingerprint {history.facts['inputs']['start'][:12]})",
         "average": _average_in_words(history, 0 if validated is None else validated["share"]),
         "columns": COLUMNS,
         "tables": list(_compared(history, history.start)),

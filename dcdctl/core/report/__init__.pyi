@@ -1,4 +1,5 @@
 from .compare_page import write_comparison_page
+from .html import embed_image
 from .pages import write_cache_page, write_corpus_page, write_search_page
 from .report import open_corpus, read_report, teachers_of
 from .study import (
@@ -21,6 +22,7 @@ __all__ = [
     "ZERO_SHOT",
     "Study",
     "compare_rows",
+    "embed_image",
     "headline",
     "open_corpus",
     "read_report",

@@ -9,7 +9,16 @@ from dcdctl.core.data import MAX_WORDS_COUNTED, Corpus, CorpusInspection, corpus
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.report import html
 from dcdctl.core.report.html import Histogram
-from dcdctl.core.search import ImageIndex, SearchAnswer, as_text, caption_of, columns_text, image_of, read_image
+from dcdctl.core.search import (
+    ImageIndex,
+    SearchAnswer,
+    as_text,
+    caption_of,
+    columns_text,
+    image_of,
+    read_image,
+    spread_over,
+)
 from dcdctl.core.teacher import CacheSummary, Negative, cache_facts
 
 NUM_IMAGES = 60
@@ -40,17 +49,6 @@ def write_corpus_page(path: Path, inspection: CorpusInspection, corpus: Corpus, 
         num_images=corpus.num_images,
         cards=[_corpus_card(corpus, image) for image in spread_over(corpus.num_images, NUM_IMAGES)],
     )
-
-
-def spread_over(num_images: int, count: int) -> list[int]:
-    """Image indices spread evenly: the middle of each of `count` equal parts; all indices if there are no more than
-    `count`.
-
-    >>> spread_over(10, 2), spread_over(2, 5)
-    ([2, 7], [0, 1])
-    """
-    count = min(count, num_images)
-    return [(2 * part + 1) * num_images // (2 * count) for part in range(count)]
 
 
 def _corpus_card(corpus: Corpus, image: int) -> dict[str, object]:

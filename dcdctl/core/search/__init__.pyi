@@ -13,7 +13,7 @@ from .columns.where import (
     quoted_value,
 )
 from .config import IndexConfig
-from .exact import Floats, Half, Rows, best_first, best_of, cosines, maxsims, unit
+from .exact import Floats, Half, Rows, best_first, best_of, cosines, maxsims, spread_over, unit
 from .index import FolderIndex
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
@@ -83,6 +83,7 @@ __all__ = [
     "read_document",
     "read_image",
     "run_index_job",
+    "spread_over",
     "text_side_beside",
     "text_side_note",
     "unit",

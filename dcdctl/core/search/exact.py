@@ -114,6 +114,16 @@ def exact(
     return scores_QK, rows_QK
 
 
+def spread_over(num_rows: int, count: int) -> list[int]:
+    """Row numbers spread evenly: the middle of each of `count` equal parts; all rows if there are no more than `count`.
+
+    >>> spread_over(10, 2), spread_over(2, 5)
+    ([2, 7], [0, 1])
+    """
+    count = min(count, num_rows)
+    return [(2 * part + 1) * num_rows // (2 * count) for part in range(count)]
+
+
 def token_type(dim: int, codes: Literal["float16", "int8"]) -> np.dtype[Any]:
     """How a token is stored."""
     return np.dtype([("codes", "i1", dim), ("scale", "<f2")] if codes == "int8" else ("<f2", (dim,)))

@@ -269,10 +269,7 @@ class FolderIndex(ImageIndex):
         return Hit(row, image.image_id, image.path or image.image_id, score, columns=columns)
 
     def spread_rows(self, count: int) -> list[int]:
-        count = min(count, self.num_rows)
-        # The middles of stretches of equal length.
-        rows = ((2 * part + 1) * self.num_rows // (2 * count) for part in range(count))
-        return [row for row in rows if not self.is_removed[row]]
+        return [row for row in exact.spread_over(self.num_rows, count) if not self.is_removed[row]]
 
     def _scores(self, query_D: Floats, rows: Rows) -> Floats:
         if self.is_late:

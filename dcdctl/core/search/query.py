@@ -117,8 +117,8 @@ def columns_text(hit: Hit) -> str:
     return ", ".join(f"{name} {shown(value)}" for name, value in hit.columns.items() if value is not None)
 
 
-def value_for_json(value: Value) -> str | bool | int | float:
-    """A value of a column for JSON: dates and times as texts of ISO 8601."""
+def value_for_json(value: Value | None) -> Any:
+    """A value of a column, if there is one, for JSON: dates and times as texts of ISO 8601."""
     return value.isoformat() if isinstance(value, date) else value
 
 
@@ -146,9 +146,7 @@ def answer_document(question: str | Path, answer: SearchAnswer, index: ImageInde
             {
                 "place": rank,
                 **vars(hit),
-                "columns": {
-                    name: None if value is None else value_for_json(value) for name, value in hit.columns.items()
-                },
+                "columns": {name: value_for_json(value) for name, value in hit.columns.items()},
             }
             for rank, hit in enumerate(answer.hits, start=1)
         ],

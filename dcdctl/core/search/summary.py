@@ -32,8 +32,8 @@ def index_document(index: FolderIndex) -> dict[str, Any]:
         {
             **asdict(column),
             "frequent": [{"value": value_for_json(value), "images": count} for value, count in column.frequent],
-            "low": None if column.low is None else value_for_json(column.low),
-            "high": None if column.high is None else value_for_json(column.high),
+            "low": value_for_json(column.low),
+            "high": value_for_json(column.high),
         }
         for column in index.summarize_columns()
     ]
@@ -61,12 +61,13 @@ def index_document(index: FolderIndex) -> dict[str, Any]:
 def index_facts(index: FolderIndex) -> list[tuple[str, str]]:
     """The content of an open index as names and values, in words."""
     document = index_document(index)
-    counts = ((document["removed"], "removed"), (document["skipped"], "files left out"))
-    images = [f"{index.num_images:,}", *(f"{count:,} {name}" for count, name in counts if count)]
     per = f" for each of {document['tokens']:,} tokens" if index.is_late else ""
     size = index.document.vector_type.itemsize
     return [
-        ("images", ", ".join(images)),
+        (
+            "images",
+            f"{index.num_images:,}, {document['removed']:,} removed, {document['skipped']:,} files left out",
+        ),
         *(("source", _source(entry)) for entry in document["sources"]),
         ("vectors", f"{index.dim:,} numbers{per}, {size:,} bytes each"),
         ("search", f"{index.kind}{', and by words with --hybrid' if index.has_keywords else ''}"),
@@ -79,18 +80,10 @@ def index_facts(index: FolderIndex) -> list[tuple[str, str]]:
 
 
 def _column(summary: ColumnSummary) -> str:
-    """A column in words: its type, how many values are missing, and the most frequent values, or the first and the
-    last."""
-    missing = f", {summary.missing:,} missing" if summary.missing else ""
-    if not summary.frequent:
-        return f"{summary.type}{missing}"
-    if summary.low is not None and summary.high is not None and summary.frequent[0][1] == 1:
-        return (
-            f"{summary.type}{missing}; {summary.distinct:,} values from {shown(summary.low)} to {shown(summary.high)}"
-        )
+    """A column in words: its type, how many values are missing and differ, and the most frequent ones."""
     frequent = ", ".join(f"{shown(value)} ({count:,})" for value, count in summary.frequent[:NUM_SHOWN])
-    others = summary.distinct - NUM_SHOWN
-    return f"{summary.type}{missing}; {frequent}{f' and {others:,} other values' if others > 0 else ''}"
+    counts = f"{summary.missing:,} missing, {summary.distinct:,} different values"
+    return f"{summary.type}, {counts}; most frequent: {frequent or 'none'}"
 
 
 def _source(entry: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastapi import FastAPI, Header, Path, Query, Request, Response, UploadFile
+from fastapi import FastAPI, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from starlette.exceptions import HTTPException
@@ -320,21 +320,10 @@ def _add_images(app: FastAPI, service: ServiceState) -> None:
         "/image/{row}",
         summary="An image of the index, as a thumbnail or as the original file.",
         response_class=Response,
-        responses={
-            200: {"content": {"image/*": {}}},
-            304: {"description": "The image has not changed."},
-            404: {"model": ErrorResponse},
-        },
+        responses={200: {"content": {"image/*": {}}}, 404: {"model": ErrorResponse}},
     )
-    async def image(
-        row: int = Path(ge=0, le=MAX_ROW),
-        size: images.Size = "thumbnail",
-        if_none_match: str = Header("", include_in_schema=False),
-    ) -> Response:
-        def work() -> Response:
-            return images.respond(service.index, row, size, if_none_match, service.config)
-
-        return await service.reading.run(work)
+    async def image(row: int = Path(ge=0, le=MAX_ROW), size: images.Size = "thumbnail") -> Response:
+        return await service.reading.run(lambda: images.respond(service.index, row, size, service.config))
 
     @app.get("/columns", summary="The columns of the images, for conditions: their types and most frequent values.")
     async def columns() -> list[ColumnResponse]:

@@ -76,6 +76,6 @@ def _response(summary: ColumnSummary) -> ColumnResponse:
         for value, count in summary.frequent[:MAX_CHOICES]
         if len(condition := f"{name} = {quoted_value(value)}") <= MAX_CHARS
     )
-    low, high = (None if end is None else shortened(value_for_json(end)) for end in (summary.low, summary.high))
+    low, high = (shortened(value_for_json(end)) for end in (summary.low, summary.high))
     facts = summary.name, name, summary.type, summary.missing, summary.distinct
     return ColumnResponse(*facts, values=values, low=low, high=high, facet=facet_of(summary))

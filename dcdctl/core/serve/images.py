@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Literal
 
 from PIL import Image
@@ -38,24 +37,14 @@ def image_of(index: ImageIndex, row: int) -> Image.Image:
         raise _gone(row) from error
 
 
-def respond(index: ImageIndex, row: int, size: Size, if_none_match: str, config: ServiceConfig) -> Response:
-    """The image of a row, as a JPEG thumbnail without metadata or as the original file; 404 if it is gone or damaged.
-
-    Browsers ask each time, because a row may be another image in the next index.
-    """
+def respond(index: ImageIndex, row: int, size: Size, config: ServiceConfig) -> Response:
+    """The image of a row, as a JPEG thumbnail without metadata or as the original file; 404 if it is gone or
+    damaged."""
     data = _image_bytes(index, row)
-    # The size too: after a change of the settings browsers must not keep the old thumbnails.
-    part = "original" if size == "original" else f"thumbnail {config.thumbnail_px}"
-    # blake2b accepts at most 16 bytes as `person`.
-    tag = f'"{hashlib.blake2b(data, digest_size=16, person=part.encode()[:16]).hexdigest()}"'
-    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
-    # Proxies that compress mark a tag as weak.
-    if tag in [known.strip().removeprefix("W/") for known in if_none_match.split(",")]:
-        return Response(status_code=304, headers=headers)
     try:
         if size == "original":
-            return Response(data, media_type=media_type(data), headers=headers)
-        return Response(thumbnail(data, config.thumbnail_px), media_type="image/jpeg", headers=headers)
+            return Response(data, media_type=media_type(data))
+        return Response(thumbnail(data, config.thumbnail_px), media_type="image/jpeg")
     except ImageError as error:
         raise _gone(row) from error
 

@@ -30,6 +30,7 @@ from dcdctl.core.search import (
     best_of,
     cosines,
     maxsims,
+    spread_over,
     text_side_beside,
     unit,
 )
@@ -145,8 +146,7 @@ class StoreIndex(ImageIndex):
         return tuple(hits)
 
     def spread_rows(self, count: int) -> list[int]:
-        count, num_rows = min(count, self.facts.rows), self.facts.rows
-        rows = np.array([(2 * part + 1) * num_rows // (2 * count) for part in range(count)], dtype=np.int64)
+        rows = np.array(spread_over(self.facts.rows, count), dtype=np.int64)
         return self._ask(self.store.fetch, rows).column("row").to_pylist()
 
     def vectors(self, rows: Rows) -> Half:
