@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from typing import cast
 
 from dcdctl.api import arguments as api
 from dcdctl.api.arguments import say
@@ -58,8 +57,7 @@ def cache_teacher(arguments: CacheTeacher) -> TeacherCache:
     """Score each query's candidates with the teacher, once. `recipe` is the student's, whose `candidates` say what is
     scored."""
     with api.same_threads():
-        cache = cache_scores(arguments.job(say), track=api.track(arguments.progress))
-    return cast("TeacherCache", cache)  # only a dry run has none
+        return cache_scores(arguments.job(say), track=api.track(arguments.progress))
 
 
 @takes(Distill)

@@ -21,7 +21,7 @@ from dcdctl.cli.views.terminal import bar, note, show, show_json
 
 if TYPE_CHECKING:
     from dcdctl.core.progress import Say
-    from dcdctl.core.teacher import CacheCost, CacheJob, TeacherCache
+    from dcdctl.core.teacher import CacheJob
 
 Outcome = tuple[str, dict[str, Any]]
 """What a command prints, and its JSON document."""
@@ -146,7 +146,7 @@ class External:
             refuse({"--teacher-name": self.teacher_name}, why)
         if self.plan_only or given:
             refuse(of_teacher, "is for a model that dcdctl runs, and --plan-only, --scores and --vectors run none")
-        elif of_teacher["--teacher"] is None:
+        elif of_teacher["--teacher"] is None and (of_teacher["--verify"] or not of_teacher["--dry-run"]):
             raise typer.BadParameter(
                 "name the model that scores, or use --plan-only, --scores or --vectors", param_hint="--teacher"
             )
@@ -286,16 +286,11 @@ def _plan(job: CacheJob, with_columns: str | None) -> Outcome:
 
 def _estimate(job: CacheJob) -> dict[str, Any]:
     """The cost for JSON; stderr has it in words."""
-    from dcdctl.core.teacher import cache_scores
+    from dcdctl.core.teacher import preview_cost
 
-    document: dict[str, Any] = {}
-
-    def on_estimate(cost: CacheCost) -> None:
-        show_estimate(cost)
-        document.update({name.removeprefix("num_"): value for name, value in vars(cost).items()})
-
-    cache_scores(job, dry_run=True, track=bar, on_estimate=on_estimate)
-    return document
+    cost = preview_cost(job, bar)
+    show_estimate(cost)
+    return {name.removeprefix("num_"): value for name, value in vars(cost).items()}
 
 
 def _score(job: CacheJob, external: External) -> Outcome:
@@ -307,7 +302,7 @@ def _score(job: CacheJob, external: External) -> Outcome:
     if external.scores:
         cache = take_scores(job, external.scores, external.teacher_name or "", track=bar)
     else:
-        cache = cast("TeacherCache", cache_scores(job, track=bar, on_estimate=show_estimate))
+        cache = cache_scores(job, track=bar, on_estimate=show_estimate)
     if not already_there and (lack := lack_of_order(cache.score_P)):
         note(lack)
     counts = {"pairs": cache.num_pairs, "images": cache.num_images, "captions": cache.num_texts}

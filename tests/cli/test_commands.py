@@ -109,6 +109,42 @@ def test_a_dry_run_of_a_training_shows_its_negatives_and_writes_nothing(scenes_c
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_of_a_manifest_counts_what_that_of_its_corpus_measures(
+    scenes_corpus_dir, scored, cache, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    split = "train = { images = 32, captions = 160 }"
+    (tmp_path / "mine.toml").write_text(f'format = "csv"\npairs = "absent.csv"\nimages = "."\n[expected]\n{split}\n')
+    more = "--set batch.size=40 --set optimizer.epochs=3 --out NEW --dry-run"
+    for line, unit, count in (
+        # Lists of a student are 1 + 2 pairs, of a teacher 1 + 4; a batch of all pairs has no more than 32 images.
+        (f"distill tiny-student {LISTS} --cache {cache} --teacher owner/absent", "pairs", 40 * 3),
+        (f"finetune-teacher tiny-teacher {LISTS}", "pairs", 40 * 5),
+        ("distill demo-dual-alone --set validation.every=0", "images", 32),
+    ):
+        real, counted = (document_of(f"{line} {more} --data {data}") for data in (scenes_corpus_dir, "mine.toml"))
+        assert counted.pop("warnings") == [
+            "only counted, with every caption covered; `dcdctl prepare mine.toml --out mine` makes the corpus"
+        ]
+        assert counted.items() <= real.items()
+        assert counted[f"{unit}_per_step"] == count
+    # Needs no teacher, and loads none.
+    line = f"cache-teacher {FOUR} --max-images 16 --out NEW --dry-run"
+    real = document_of(f"{line.replace('NEW', 'plan')} {scored.removeprefix('cache-teacher')}")
+    for named in ("--data mine.toml", "--data mine.toml --teacher owner/absent", f"--data {scenes_corpus_dir}"):
+        counted = document_of(f"{line} {named}")
+        # Four of each side beside the positives; fewer where both propose the same pair.
+        assert real["pairs"] < counted["pairs"] == 80 + 16 * 4 + 80 * 4
+        assert counted["disk_bytes"] * real["pairs"] == real["disk_bytes"] * counted["pairs"]
+        assert counted.keys() == real.keys()
+        assert counted["seconds"] is counted["pairs_per_s"] is None
+    told = run(f"{line} --data mine.toml --max-pairs 200 --extend {cache}").stderr
+    pairs = 200 + teacher_cache.read_cache(cache).num_pairs
+    assert f"at most {pairs:,} pairs, 200 to score (264 more exceed --max-pairs): 0:02 at 100 pairs/s (--teach" in told
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.toml", "plan"}
+    assert "`dcdctl prepare mine.toml --out mine`" in error_of("distill demo-dual-alone --data mine.toml --out NEW")
+
+
 def test_distill_makes_a_dual_without_a_teacher_model(scenes_corpus_dir, cache, tmp_path):
     sets = f"{NEW} --set batch.size=8 --set optimizer.steps=2 --precision bf16"
     run(f"distill demo-dual --data {scenes_corpus_dir} --cache {cache} --out {tmp_path}/run {sets}")

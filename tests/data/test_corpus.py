@@ -233,11 +233,21 @@ def test_the_fingerprint_covers_ids_captions_images_and_order(tmp_path):
     assert len(set(prints)) == 1 + len(changes)
 
 
-def test_the_error_for_a_missing_folder_says_what_to_run(tmp_path):
-    with pytest.raises(
-        CorpusError, match=r"there is no corpus in .*absent \(no corpus\.json\); make one with `dcdctl prepare`"
-    ):
-        Corpus.open(tmp_path / "absent", "train")
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("absent", ""),
+        ("flickr30k", " flickr30k --out flickr30k"),
+        ("data/coco", " coco --out data/coco"),
+        ("my.toml", " my.toml --out my"),
+    ],
+)
+def test_the_error_for_a_missing_folder_says_what_to_run(tmp_path, monkeypatch, name, more):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.toml").touch()
+    with pytest.raises(CorpusError) as raised:
+        Corpus.open(name, "train")
+    assert str(raised.value) == f"there is no corpus in {name} (no corpus.json); make one with `dcdctl prepare{more}`"
 
 
 def test_a_damaged_shard_is_named(ragged):

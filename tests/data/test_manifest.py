@@ -55,6 +55,21 @@ def test_a_wrong_set_is_an_error_that_names_it(assignment, message):
         manifest.find_manifest("scenes", [assignment])
 
 
+def test_a_manifest_is_a_corpus_of_its_counts_before_it_is_prepared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    corpus = manifest.counted_corpus(Path("flickr30k"), "train+val")
+    assert (corpus.num_images, corpus.num_captions, len(set(corpus.captions))) == (30_014, 150_070, 150_070)
+    first = manifest.counted_corpus(Path("coco"), "train", 3)
+    assert (first.num_images, first.num_captions) == (3, 3 * 566_747 // 113_287)
+    assert first.caption_image.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    with pytest.raises(InputError, match=r"manifest scenes has the counts of no split, not of train; run `dcdctl pre"):
+        manifest.counted_corpus(Path("scenes"), "train")
+    assert manifest.counted_corpus(Path("data/flickr30k"), "train") is None
+    # A folder of that name is what is meant.
+    (tmp_path / "flickr30k").mkdir()
+    assert manifest.counted_corpus(Path("flickr30k"), "train") is None
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match=r"no manifest 'flickr90k'; known: .*scenes"):
         manifest.find_manifest("flickr90k")

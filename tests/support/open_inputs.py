@@ -29,6 +29,17 @@ class OpenInputs:
     """A pool to learn from beside the captioned images of the corpus."""
 
     is_stream = is_texts = False
+    max_images = None
+
+    @property
+    def places(self) -> list[str]:
+        """The folder of the corpus."""
+        return [str(self.corpus.folder)]
+
+    @property
+    def split(self) -> str:
+        """The split of the corpus."""
+        return self.corpus.split
 
     @property
     def teacher_kinds(self) -> list[inputs.NamedKind]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import make_corpus
 
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import CandidateConfig, candidates, false_negatives, miners
 
@@ -32,6 +32,30 @@ def test_random_candidates_are_all_negatives_when_there_are_fewer_than_requested
     assert len(drawn.texts_of_image[1]) == twins.num_captions - 3
     assert len(drawn.texts_of_image[5]) == twins.num_captions - len(twins.captions_of(5))
     assert drawn.images_of_text[0].tolist() == list(range(3, 12))
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_equal"),
+    [
+        ({"per_query": 4, "directions": ("text",)}, 24 + 12 * 4),
+        ({"per_query": 4}, None),
+        ({"per_query": 1000}, 12 * 24),
+        # Three whole blocks, each of eight captions; with two of each image at most, of seven.
+        ({"kind": "blocks", "block_size": 4, "group_size": 1}, 24 * 4),
+        ({"kind": "blocks", "block_size": 4, "group_size": 1, "captions_per_image": 2}, None),
+        # The third block has three images again, of six captions.
+        ({"kind": "blocks", "block_size": 5, "group_size": 1}, None),
+        ({"kind": "blocks", "block_size": 4, "rounds": 3}, None),
+    ],
+)
+def test_the_most_pairs_are_those_of_a_plan_unless_something_is_proposed_twice(tmp_path, settings, num_equal):
+    corpus = make_corpus(tmp_path / "corpus", [[f"text {i} {k}" for k in range(1 + i % 3)] for i in range(12)])
+    config = CandidateConfig(**settings)
+    drawn = candidates.draw_candidates(corpus, config)
+    own = corpus.caption_image * corpus.num_captions + np.arange(corpus.num_captions)
+    planned = set(own.tolist()).union(*(drawn.keys(direction).tolist() for direction in Direction))
+    most = candidates.most_pairs(corpus, config)
+    assert most == len(planned) == num_equal or (num_equal is None and len(planned) < most <= 12 * 24)
 
 
 @pytest.mark.parametrize("kind", ["random", "blocks"])

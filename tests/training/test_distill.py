@@ -34,7 +34,7 @@ from dcdctl.core.training import (
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.lists import CandidateLists
-from dcdctl.core.training.batches.make import count_steps
+from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import caches_of
 from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import PairObjective
@@ -306,12 +306,14 @@ def test_the_seed_of_a_recipe_reaches_batches_and_dropout(inputs, tmp_path, monk
 
 
 def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
-    recipe = training_recipe.load_recipe("tiny-student", [*DUAL, "optimizer.steps=100"])
-    assert count_steps(recipe, 7.5) == 100
-    assert count_steps(training_recipe.load_recipe("vilt-coco"), 7.5) == 75
-    assert count_steps(training_recipe.load_recipe("vilt-coco", ["optimizer.epochs=0.01"]), 7.5) == 1
+    def num_steps(name: str, *sets: str) -> int:
+        return Preview(recipe=training_recipe.load_recipe(name, sets), batches_per_epoch=7.5).num_steps
+
+    assert num_steps("tiny-student", *DUAL, "optimizer.steps=100") == 100
+    assert num_steps("vilt-coco") == 75
+    assert num_steps("vilt-coco", "optimizer.epochs=0.01") == 1
     # 3.75 steps are rounded down, as in the released code.
-    assert count_steps(training_recipe.load_recipe("vilt-coco", ["optimizer.epochs=0.5"]), 7.5) == 3
+    assert num_steps("vilt-coco", "optimizer.epochs=0.5") == 3
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,16 @@ if TYPE_CHECKING:
 
 
 def show_estimate(estimate: CacheCost) -> None:
-    """The cost of a teacher cache."""
-    rate = (
-        f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}"
-        if estimate.num_to_score
-        else "nothing to do"
-    )
+    """The cost of a teacher cache; of one that is only counted, the time at a round rate."""
+    most, rate = "", "nothing to do"
+    if estimate.pairs_per_s is None or estimate.seconds is None:
+        most = "at most "
+        rate = f"{clock(estimate.num_to_score / 100)} at 100 pairs/s (--teacher and a prepared corpus measure the rate)"
+    elif estimate.num_to_score:
+        rate = f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}"
     left_out = f" ({estimate.num_left_out:,} more exceed --max-pairs)" if estimate.num_left_out else ""
     note(
-        f"{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score{left_out}: {rate}; at most "
+        f"{most}{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score{left_out}: {rate}; at most "
         f"{amount(estimate.disk_bytes, 'bytes')} on disk"
     )
 

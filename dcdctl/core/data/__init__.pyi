@@ -6,6 +6,8 @@ from .corpus_json import (
     CORPUS_FILE,
     CorpusDocument,
     all_splits,
+    manifests_folder,
+    prepare_command,
     read_corpus_json,
     share_split,
     split_to_measure,
@@ -38,9 +40,9 @@ from .manifest import (
     TEXT_FIELDS,
     DataChoice,
     choose_manifest,
+    counted_corpus,
     find_manifest,
     known_manifests,
-    manifests_folder,
 )
 from .prepare import CorpusSummary, prepare_corpus
 from .ragged_array import Flags, Index, RaggedArray, Scores, Values, offsets_of
@@ -94,6 +96,7 @@ __all__ = [
     "columns_of_table",
     "corpus_facts",
     "corpus_table",
+    "counted_corpus",
     "decode_image",
     "describe_scenes",
     "difference_hash",
@@ -111,6 +114,7 @@ __all__ = [
     "moment_of",
     "offsets_of",
     "open_shards",
+    "prepare_command",
     "prepare_corpus",
     "read_columns",
     "read_corpus_json",

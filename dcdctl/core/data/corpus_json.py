@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from dcdctl.core import config
+from dcdctl.core import config, files
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.config import OMITTED, Key
 from dcdctl.core.data import urls
@@ -113,11 +113,36 @@ class CorpusDocument:
         raise CorpusError(f"{shown(folder)} has no split {name!r}{of}", hint=known)
 
 
+def manifests_folder() -> Path:
+    """The folder of the manifests that ship with dcdctl."""
+    return files.packaged("data_manifests")
+
+
+def manifest_path(name: str) -> Path | None:
+    """The file of the manifest with that name, or that .toml file; None if there is none."""
+    path = Path(name) if name.endswith(".toml") else manifests_folder() / f"{name}.toml"
+    # A name with a slash would lead out of the folder of manifests.
+    return path if path.is_file() and ("/" not in name or name.endswith(".toml")) else None
+
+
+def prepare_command(place: Path) -> str:
+    """The `dcdctl prepare` that makes the corpus of a place: of the manifest that its name names, if there is one.
+
+    >>> prepare_command(Path("data/flickr30k")), prepare_command(Path("data/photos"))
+    ('dcdctl prepare flickr30k --out data/flickr30k', 'dcdctl prepare')
+    """
+    is_known = manifest_path(place.name) is not None
+    return f"dcdctl prepare {place.name} --out {place.with_suffix('')}" if is_known else "dcdctl prepare"
+
+
 def read_corpus_json(folder: Path) -> CorpusDocument:
     """The content of corpus.json; CorpusError if there is no corpus, or if it is unfinished, damaged or of another
     format."""
     url, name = url_of(folder), f"{shown(folder)}/{CORPUS_FILE}"
-    seal = CORPUS.read_seal(folder) if url is None else CORPUS.parse_seal(name, urls.read_text(f"{url}/{CORPUS_FILE}"))
+    if url is None:
+        seal = replace(CORPUS, make=f"make one with `{prepare_command(folder)}`").read_seal(folder)
+    else:
+        seal = CORPUS.parse_seal(name, urls.read_text(f"{url}/{CORPUS_FILE}"))
     return config.build_document(CorpusDocument, seal, name, error=CorpusError, hint=CORPUS.remake)
 
 

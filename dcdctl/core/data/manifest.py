@@ -28,11 +28,15 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dcdctl.core import config, files
+from dcdctl.core.data.corpus import Corpus
+from dcdctl.core.data.corpus_json import JOIN, manifest_path, manifests_folder, prepare_command
 from dcdctl.core.data.readers import FORMATS
 from dcdctl.core.data.readers.rows import Paths, SourceConfig, SplitCounts, check_splits
 from dcdctl.core.errors import ConfigError, InputError
@@ -131,11 +135,6 @@ class DataChoice:
         return folder or files.to_file_name(stem) or "corpus"
 
 
-def manifests_folder() -> Path:
-    """The folder of the manifests that ship with dcdctl."""
-    return files.packaged("data_manifests")
-
-
 def known_manifests() -> list[Manifest]:
     """The manifests that ship with dcdctl, sorted by name."""
     return [_read_manifest(path, ()) for path in sorted(manifests_folder().glob("*.toml"))]
@@ -144,15 +143,35 @@ def known_manifests() -> list[Manifest]:
 def find_manifest(name: str, sets: Sequence[str] = ()) -> Manifest:
     """The manifest with that name, or in that .toml file, with `key=value` overrides; InputError lists the known
     names."""
-    path = Path(name) if name.endswith(".toml") else manifests_folder() / f"{name}.toml"
-    # A name with a slash would lead out of the folder of manifests.
-    if not path.is_file() or ("/" in name and not name.endswith(".toml")):
+    if (path := manifest_path(name)) is None:
         names = ", ".join(item.stem for item in sorted(manifests_folder().glob("*.toml")))
         raise InputError(
             f"no manifest {name!r}",
             hint=f"known: {names}; or a .toml file, or --karpathy FILE --images DIR, or --csv FILE --images DIR",
         )
     return _read_manifest(path, sets)
+
+
+def counted_corpus(place: Path, split: str, max_images: int | None = None) -> Corpus | None:
+    """The corpus that a manifest makes, known by its counts alone: its captions are spread evenly over its images, and
+    each has a text of its own. For a look ahead before anything is downloaded.
+
+    None if the place is a folder or names no manifest; InputError if the manifest has no counts of the split.
+    """
+    if place.is_dir() or manifest_path(str(place)) is None:
+        return None
+    expected, names = find_manifest(str(place)).expected, split.split(JOIN)
+    if not expected.keys() >= set(names):
+        raise InputError(
+            f"the manifest {place} has the counts of {', '.join(expected) or 'no split'}, not of {split}",
+            hint=f"run `{prepare_command(place)}`, and name the folder",
+        )
+    whole, num_captions = np.sum([astuple(expected[name]) for name in names], axis=0).tolist()
+    num_images = min(whole, max_images or whole)
+    corpus = Corpus(place, split, name=place.name, fingerprint="", shards=(), num_images=num_images)
+    corpus._caption_starts = np.arange(num_images + 1) * num_captions // whole
+    corpus.captions, corpus.caption_weights = list(map(str, range(corpus.num_captions))), None
+    return corpus
 
 
 def choose_manifest(choice: DataChoice) -> Manifest:

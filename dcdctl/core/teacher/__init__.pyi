@@ -5,7 +5,7 @@ from .candidates import CandidateConfig, mine_candidates
 from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers, products_of
 from .external_scores import RowNames, plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter, text_classes
-from .job import CacheCost, CacheJob, cache_scores, verify_cache
+from .job import CacheCost, CacheJob, cache_scores, preview_cost, verify_cache
 from .score_files import READERS, read_batches
 from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread
@@ -53,6 +53,7 @@ __all__ = [
     "mine_candidates",
     "parse_extras",
     "plan_work",
+    "preview_cost",
     "products_of",
     "read_batches",
     "read_cache",

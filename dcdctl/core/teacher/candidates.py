@@ -114,6 +114,23 @@ def check_candidates(corpus: Corpus, config: CandidateConfig) -> None:
         _words_of_images(corpus)
 
 
+def most_pairs(corpus: Corpus, config: CandidateConfig) -> int:
+    """The most pairs that these candidates can have, positives included, by the counts of a corpus alone.
+
+    There are fewer where both directions or several rounds propose the same pair, and where a false negative leaves a
+    place empty; otherwise as many.
+    """
+    num_images, num_texts, own = corpus.num_images, corpus.num_captions, int(not corpus.is_pool)
+    sides = [Direction(name).query_first(num_images, num_texts) for name in config.directions]
+    num_drawn = sum(queries * min(config.per_query, gallery - own) for queries, gallery in sides)
+    if config.kind == "blocks":
+        size, per_image = min(config.block_size, num_images), config.captions_per_image
+        # Of all images and those that fill the last block again, less what images lack that have fewer captions.
+        used = per_image * size * -(-num_images // size) - own * max(0, per_image * num_images - num_texts)
+        num_drawn = config.rounds * (size - own) * used
+    return min(num_images * num_texts, own * num_texts + num_drawn)
+
+
 def draw_candidates(
     corpus: Corpus,
     config: CandidateConfig,

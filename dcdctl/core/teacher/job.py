@@ -3,7 +3,8 @@ loaded last. Also the cost of a planned cache, and a check of a finished one aga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from dcdctl.core import artifacts, distributed, files, models
 from dcdctl.core.artifacts import Build
 from dcdctl.core.config import naming_fields
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, counted_corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import StaleError
 from dcdctl.core.models import FusionScorer, Model
@@ -25,7 +26,7 @@ from dcdctl.core.teacher.budget import LEFT_OUT
 from dcdctl.core.teacher.build import BYTES_PER_PAIR, PlannedCache, kind_of, score_pairs
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import CACHE, DROPPED_FILE, Pairs, read_shard
-from dcdctl.core.teacher.candidates import CandidateConfig, check_candidates
+from dcdctl.core.teacher.candidates import CandidateConfig, check_candidates, most_pairs
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """Largest allowed difference of a recomputed score, by precision, relative to max(1, |cached score|)."""
@@ -71,16 +72,16 @@ class CacheJob(TeacherJob):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheCost:
-    """The cost of scoring a plan."""
+    """The cost of scoring a plan, or the most that it can be."""
 
     num_pairs: int
     num_to_score: int
     """Pairs without a score. The others have one from the extended cache or from an earlier run."""
     num_left_out: int
     """Candidates that exceed `--max-pairs`."""
-    pairs_per_s: float
-    """Rate of a short trial by this process on this device."""
-    seconds: float
+    pairs_per_s: float | None = None
+    """Rate of a short trial by this process on this device; None if the pairs are only counted, without a trial."""
+    seconds: float | None = None
     """Remaining time, with all processes at work."""
     disk_bytes: int
     """Upper bound."""
@@ -101,18 +102,9 @@ def _resolve(job: CacheJob) -> dict[str, Any]:
     return overrides
 
 
-def cache_scores(
-    job: CacheJob,
-    *,
-    dry_run: bool = False,
-    track: Track = silent,
-    on_estimate: Callable[[CacheCost], None] | None = None,
-) -> TeacherCache | None:
-    """Score the candidates of a job, or resume; None for a dry run, which ends after the estimate.
-
-    `on_estimate` receives the number of pairs, the time and the disk space before anything is scored. Without it there
-    is no trial, which takes seconds.
-    """
+@contextmanager
+def _planned(job: CacheJob, track: Track) -> Iterator[PlannedCache]:
+    """The plan of a cache with its teacher, which no other process replaces meanwhile."""
     overrides = _resolve(job)
     corpus = job.open_corpus()
     # A missing or damaged cache is an error before the teacher is loaded.
@@ -121,10 +113,39 @@ def cache_scores(
     teacher = models.load_scorer(job.teacher, overrides, track)
     # Over planning and scoring: another plan must not replace this one in between.
     with distributed.lock(job.out), naming_fields({"candidates": job.candidates}):
-        planned = build.plan_cache(job, corpus, teacher, track)
+        yield build.plan_cache(job, corpus, teacher, track)
+
+
+def cache_scores(
+    job: CacheJob, *, track: Track = silent, on_estimate: Callable[[CacheCost], None] | None = None
+) -> TeacherCache:
+    """Score the candidates of a job, or resume.
+
+    `on_estimate` receives the number of pairs, the time and the disk space before anything is scored. Without it there
+    is no trial, which takes seconds.
+    """
+    with _planned(job, track) as planned:
         if on_estimate is not None:
             on_estimate(estimate_cost(planned))
-        return None if dry_run else build.score_planned(planned, track=track)
+        return build.score_planned(planned, track=track)
+
+
+def preview_cost(job: CacheJob, track: Track = silent) -> CacheCost:
+    """What `cache_scores` would cost. Without a teacher, or for data that name a manifest, the most that it can cost,
+    by the counts of corpus or manifest: no model is loaded, no candidates are drawn, and the time is not known."""
+    corpus = counted_corpus(job.data, job.split, job.max_images)
+    if job.teacher and corpus is None:
+        with _planned(job, track) as planned:
+            return estimate_cost(planned)
+    most = most_pairs(corpus or job.open_corpus(), job.candidates)
+    num_to_score = min(most, job.max_pairs or most)
+    num_pairs = num_to_score + (read_cache(job.extend).num_pairs if job.extend else 0)
+    return CacheCost(
+        num_pairs=num_pairs,
+        num_to_score=num_to_score,
+        num_left_out=most - num_to_score,
+        disk_bytes=BYTES_PER_PAIR * num_pairs,
+    )
 
 
 def verify_cache(job: CacheJob, count: int, *, track: Track = silent) -> float:

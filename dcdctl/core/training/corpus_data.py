@@ -156,11 +156,6 @@ class CorpusData(TrainingData):
         """All captions and texts."""
         return [text for part in self.parts for text in part.corpus.captions]
 
-    @property
-    def has_scores(self) -> bool:
-        """Whether caches or dual teachers score the pairs."""
-        return self.main.cached is not None or self._scores_batches
-
     def load_teachers(self, track: Track) -> None:
         """Load the dual teachers, or the model that the student starts from. ConfigError before that, if the caches
         cover too little of what the recipe needs."""
@@ -284,7 +279,7 @@ class CorpusData(TrainingData):
         if not self.parts[1:]:
             return PairObjective(config)
         pool = self.recipe.pool
-        of_pairs = config.terms if self.has_scores else config.own_terms
+        of_pairs = config.terms if self.main.cached is not None or self._scores_batches else config.own_terms
         of_pool = config.terms.keys() - ([] if pool.pseudo_positive_above is not None else config.with_positive)
         return PairObjective(config.with_terms(of_pairs, 1 - pool.weight), config.with_terms(of_pool, pool.weight))
 

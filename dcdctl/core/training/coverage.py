@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,6 @@ from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.teacher import TeacherCache
 from dcdctl.core.training.batches.lists import CandidateLists
-from dcdctl.core.training.batches.make import count_steps
 from dcdctl.core.training.batches.step_pairs import Coverage, StepPairs
 from dcdctl.core.training.recipe import Recipe
 
@@ -94,7 +93,6 @@ class Preview:
     """What a training would do: its steps, and how its batches and caches fit its recipe."""
 
     recipe: Recipe
-    num_steps: int
     batches_per_epoch: float | None
     """None for tars, whose samples are not known before they are read."""
     temperature: float | None = None
@@ -110,6 +108,27 @@ class Preview:
     """Empty where they are not counted."""
     adapted: Mapping[str, int] = field(default_factory=dict)
     """Recipe fields that are other than in the recipe, because the data have no more."""
+    made_by: str = ""
+    """The command that makes the corpus, if it is not there and only its counts are known."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the run."""
+        config = self.recipe.optimizer
+        # Rounded down, as in the released code.
+        return max(1, int(config.epochs * (self.batches_per_epoch or 0))) if config.steps is None else config.steps
+
+    @property
+    def work_per_step(self) -> tuple[str, int]:
+        """What a step computes, and how many: pairs for a fusion model, texts for a query encoder, images for the
+        others."""
+        # These encode each image once, while a fusion model takes a forward pass per pair.
+        recipe, config = self.recipe, self.recipe.batch
+        if recipe.model.kind != "fusion":
+            return "texts" if recipe.model.kind == "query" else "images", config.size
+        has_scores = self.has_cache or self.dual_teachers != "none"
+        num_negatives = config.hard_negatives if has_scores else config.random_negatives
+        return "pairs", config.size * (1 + num_negatives if recipe.loss.on_lists else config.size)
 
     def adaptations(self) -> Iterator[str]:
         """What the training has in place of the recipe's, if the data have no more."""
@@ -129,7 +148,10 @@ class Preview:
             yield "; ".join(f"each {direction.query} meets {count}" for direction, count in self.negatives.items())
 
     def warnings(self) -> Iterator[str]:
-        """A line for each direction in which the cache is drawn empty, with the way out: more candidates."""
+        """A line if the corpus is only counted, and for each direction in which the cache is drawn empty, with the way
+        out: more candidates."""
+        if self.made_by:
+            yield f"only counted, with every caption covered; `{self.made_by}` makes the corpus"
         for direction, count in self.negatives.items():
             if self.has_cache and count.is_drained:
                 way = f"--set candidates.per_query={FRESH * count.drawn}"
@@ -162,11 +184,13 @@ class Preview:
     def to_json(self) -> dict[str, Any]:
         """The same facts by the names of run.json, and the warnings."""
         batches, config = self.batches_per_epoch, self.recipe.batch
+        unit, per_step = self.work_per_step
         return {
             "steps": self.num_steps,
             "batches_per_epoch": batches,
             "epochs": None if batches is None else self.num_steps / batches,
             "batch_size": config.size,
+            f"{unit}_per_step": per_step,
             "temperature": self.temperature,
             **self.inputs(),
             **self.measured(),
@@ -190,7 +214,7 @@ def measure_preview(
     temperature: float | None = None,
 ) -> Preview:
     """What a training does on pairs that were chosen from these caches. Nothing is encoded."""
-    num_steps = count_steps(recipe, pairs.batches_per_epoch)
+    counted = Preview(recipe=recipe, batches_per_epoch=pairs.batches_per_epoch)
     # Reported and not refused: scores of other candidates are correct too.
     differences = [
         f"candidates.{name} is {json.dumps(expected)} in the recipe and {json.dumps(actual)} in "
@@ -203,15 +227,13 @@ def measure_preview(
     # Grouping the images of all epochs of all pairs takes as long as the batches of the whole training take. A dual
     # teacher chooses among lists, and miners find negatives, when the training starts.
     if isinstance(pairs, CandidateLists) and recipe.batch.negatives != "mined" and dual_teachers != "unread":
-        negatives = count_different_negatives(pairs, num_steps)
-    return Preview(
-        recipe=recipe,
-        num_steps=num_steps,
-        batches_per_epoch=pairs.batches_per_epoch,
+        negatives = count_different_negatives(pairs, counted.num_steps)
+    return replace(
+        counted,
         temperature=temperature,
         differences=differences,
         has_cache=bool(caches),
-        coverage=pairs.coverage(num_steps) if caches and recipe.loss.needs_teacher else None,
+        coverage=pairs.coverage(counted.num_steps) if caches and recipe.loss.needs_teacher else None,
         dual_teachers=dual_teachers,
         negatives=negatives,
     )

@@ -61,7 +61,6 @@ def train_in_rounds(
             compute=replace(options.compute, precision="float32", features=None),
         )
         scored = cache_scores(this, track=track)
-        assert scored is not None
         say(f"round {number} of {rounds}: {scored.num_pairs:,} pairs have a score")
         cache = this.out
         out = job.out if number == rounds else folder / f"run-{number}"

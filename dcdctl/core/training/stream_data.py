@@ -22,7 +22,6 @@ from dcdctl.core.progress import Track
 from dcdctl.core.teacher import embedded_teachers
 from dcdctl.core.training import runs, validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.batches.make import count_steps
 from dcdctl.core.training.batches.stream import StreamBatches, StreamTeacher
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.runs import Run
@@ -126,7 +125,6 @@ class StreamData(TrainingData):
             )
         self.preview = Preview(
             recipe=self.recipe,
-            num_steps=count_steps(self.recipe, batches or 0),
             batches_per_epoch=batches,
             dual_teachers="embedded" if self.has_scores else "none",
         )

@@ -12,7 +12,6 @@ from dcdctl.core.progress import Track
 from dcdctl.core.teacher import embedded_teachers, read_text_cache
 from dcdctl.core.training import validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.batches.make import count_steps
 from dcdctl.core.training.batches.texts import TextBatches
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.runs import Run
@@ -53,8 +52,6 @@ def _needs_images(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
 class TextData(TrainingData):
     """The texts of a cache, with their vectors."""
 
-    has_scores = False
-
     def __init__(self, plan: TrainingPlan) -> None:
         super().__init__(plan)
         self.cache = read_text_cache(plan.inputs.caches[0])
@@ -69,13 +66,11 @@ class TextData(TrainingData):
 
     def measure(self, track: Track) -> Preview:
         """Count the steps."""
-        batches = self.texts.batches_per_epoch
         self.recipe = self.texts.recipe
         size = self.recipe.batch.size
         self.preview = Preview(
             recipe=self.recipe,
-            num_steps=count_steps(self.recipe, batches),
-            batches_per_epoch=batches,
+            batches_per_epoch=self.texts.batches_per_epoch,
             adapted={"batch.size": size} if size < self.plan.recipe.batch.size else {},
         )
         return self.preview

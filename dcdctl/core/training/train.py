@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 from torch import nn
 
 from dcdctl.core import distributed, files
 from dcdctl.core.config import naming_fields, to_table
+from dcdctl.core.data import counted_corpus, prepare_command
 from dcdctl.core.errors import ConfigError, resumed_by
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
+from dcdctl.core.teacher import false_negative_filter
 from dcdctl.core.training import (
     grad_cache,
     initial_model,
@@ -35,7 +38,7 @@ from dcdctl.core.training import (
     text_data,
     wise_ft,
 )
-from dcdctl.core.training.batches.make import work_per_step
+from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.step_pairs import check_size
 from dcdctl.core.training.corpus_data import CorpusData
 from dcdctl.core.training.coverage import Preview
@@ -101,14 +104,25 @@ def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track
     """What `train_model` would do: its steps, and how its batches and caches fit the recipe. Opens files, loads no
     model and writes nothing.
 
+    If the data name a manifest, only the steps are known, by its counts; teachers, caches and a pool are not looked at.
     Raises what `train_model` raises before it loads a model; too little coverage is part of the answer.
     """
-    if (rounds := load_recipe(job.recipe, job.sets).pool.rounds) is not None and not inputs.caches:
+    recipe = load_recipe(job.recipe, job.sets)
+    if (rounds := recipe.pool.rounds) is not None and not inputs.caches:
         raise ConfigError(
             f"pool.rounds is {rounds}, and a dry run shows one training with its cache",
             hint="`dcdctl cache-teacher --dry-run` shows what the first round scores",
         )
-    return open_data(resolve(job, inputs, options)).measure(track)
+    if (corpus := counted_corpus(Path(*inputs.places), inputs.split, inputs.max_images)) is None:
+        return open_data(resolve(job, inputs, options)).measure(track)
+    pairs = choose_pairs(corpus, recipe, None, false_negative_filter(corpus, None))
+    return Preview(
+        recipe=replace(recipe, batch=pairs.config),
+        batches_per_epoch=pairs.batches_per_epoch,
+        has_cache=recipe.loss.needs_teacher,
+        adapted=pairs.adapted,
+        made_by=prepare_command(corpus.folder),
+    )
 
 
 def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> TrainingPlan:
@@ -220,7 +234,7 @@ def run(started: Run, data: TrainingData, settings: Settings, watch: Watch, say:
         if data.validation
         else None
     )
-    unit, per_step = work_per_step(recipe, has_scores=data.has_scores)
+    unit, per_step = data.preview.work_per_step
     learner = loop.Learner(
         cast(nn.Module, model),
         settings.objective,

@@ -55,7 +55,7 @@ class TrainingData(ABC):
 
     def __init__(self, plan: TrainingPlan) -> None:
         self.plan, self.recipe = plan, plan.recipe
-        self.preview = Preview(recipe=plan.recipe, num_steps=0, batches_per_epoch=None)
+        self.preview = Preview(recipe=plan.recipe, batches_per_epoch=None)
         """What `measure` found last."""
 
     @property
@@ -69,11 +69,6 @@ class TrainingData(ABC):
     @abstractmethod
     def captions(self) -> Sequence[str]:
         """The captions from which a new model's word pieces are trained."""
-
-    @property
-    @abstractmethod
-    def has_scores(self) -> bool:
-        """Whether the student learns from scores."""
 
     @abstractmethod
     def measure(self, track: Track) -> Preview:

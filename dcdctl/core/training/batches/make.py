@@ -1,4 +1,4 @@
-"""The pairs and the batches that a recipe's loss asks for, and how many steps they make."""
+"""The pairs that a recipe's loss asks for."""
 
 from __future__ import annotations
 
@@ -33,22 +33,3 @@ def choose_pairs(
     if recipe.loss.on_lists:
         return CandidateLists(corpus, recipe, scores, false_negatives, mined)
     return AllPairs(corpus, recipe, scores, false_negatives)
-
-
-def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
-    """Optimizer steps of a run."""
-    if recipe.optimizer.steps is not None:
-        return recipe.optimizer.steps
-    # Rounded down, as in the released code.
-    return max(1, int(recipe.optimizer.epochs * batches_per_epoch))
-
-
-def work_per_step(recipe: Recipe, *, has_scores: bool) -> tuple[str, int]:
-    """What a step computes, and how many: pairs for a fusion model, texts for a query encoder, images for the
-    others."""
-    # These encode each image once, while a fusion model takes a forward pass per pair.
-    size = recipe.batch.size
-    if recipe.model.kind != "fusion":
-        return "texts" if recipe.model.kind == "query" else "images", size
-    num_negatives = recipe.batch.hard_negatives if has_scores else recipe.batch.random_negatives
-    return "pairs", size * (1 + num_negatives if recipe.loss.on_lists else size)
