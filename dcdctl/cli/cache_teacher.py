@@ -248,9 +248,11 @@ def _encode(arguments: CacheTeacher, external: External, verify: int | None) -> 
         return text, {"cache": str(job.out), "texts": verify, "largest_difference": difference}
     cache = cache_texts(job, track=bar)
     document = {"cache": str(job.out), "texts": cache.num_texts, "languages": cache.plan["languages"]}
-    document["teacher"] = cache.teacher_name or cache.teacher
+    document["teacher"] = cache.space.teacher_name or cache.space.teacher
     document["next"] = shlex.join(["dcdctl", "distill", "query-minilm", "--cache", str(job.out), "--out", "RUN"])
-    text = f"vectors of {cache.num_texts:,} texts, {cache.width} numbers each -> {job.out}; next: {document['next']}"
+    text = (
+        f"vectors of {cache.num_texts:,} texts, {cache.space.dim} numbers each -> {job.out}; next: {document['next']}"
+    )
     return text, document
 
 

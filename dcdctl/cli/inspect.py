@@ -106,11 +106,11 @@ def _inspect_index(folder: Path, json: bool) -> None:
 def _inspect_texts(folder: Path, json: bool) -> None:
     from dcdctl.core import teacher
 
-    plan = teacher.read_text_cache(folder).plan
+    cache = teacher.read_text_cache(folder)
     if json:
-        return show_json(plan)
+        return show_json(cache.plan)
     show(f"text cache {folder}")
-    show_facts(teacher.text_cache_facts(plan))
+    show_facts(teacher.text_cache_facts(cache))
 
 
 def _show_scores(document: dict[str, Any]) -> None:

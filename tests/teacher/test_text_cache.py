@@ -65,9 +65,10 @@ def test_vectors_are_those_of_embed_texts(folder, tmp_path):
         expected = dual.embed_texts(dual.preprocess.texts(TEXTS)).half().numpy()
     np.testing.assert_allclose(columns_of(cache)[2], expected, atol=1e-3)
     assert texts_of(cache) == TEXTS
-    assert (cache.part_sizes, cache.num_texts, cache.kind, cache.width) == ([5, 5, 5, 5, 3], 23, "dual", 8)
-    assert (cache.teacher, cache.teacher_name, cache.plan["max_text_len"]) == (dual.digest, None, 12)
-    assert cache.plan["logit_scale"] == dual.logit_scale.item()
+    assert (cache.part_sizes, cache.num_texts, cache.plan["max_text_len"]) == ([5, 5, 5, 5, 3], 23, 12)
+    assert cache.space == models.QuerySpace(
+        kind="dual", dim=8, logit_scale=dual.logit_scale.item(), teacher=dual.digest
+    )
     assert verify(tmp_path / "q").is_well
 
 
@@ -75,7 +76,7 @@ def test_vectors_are_those_of_embed_texts(folder, tmp_path):
 def test_the_bias_of_logits_is_in_the_plan(folder, tmp_path, monkeypatch, bias):
     dual = type(models.load_dual(folder / "dual"))
     monkeypatch.setattr(dual, "logit_bias", property(lambda model: torch.tensor(bias)))
-    assert make(folder, tmp_path / "q", folder / "a.txt").plan["logit_bias"] == bias
+    assert make(folder, tmp_path / "q", folder / "a.txt").space.logit_bias == bias
 
 
 def test_a_late_teacher_gives_its_tokens_and_their_counts(folder, tmp_path):
@@ -86,7 +87,7 @@ def test_a_late_teacher_gives_its_tokens_and_their_counts(folder, tmp_path):
         states = late.encode_texts(late.preprocess.texts(texts))
     assert list(map(len, vectors)) == states.mask.sum(dim=1).tolist()
     np.testing.assert_allclose(np.concatenate(vectors), states.tokens[states.mask].half().numpy(), atol=1e-3)
-    assert (len(texts), cache.kind, cache.width) == (23, "late", late.token_dim)
+    assert (len(texts), cache.space.kind, cache.space.dim) == (23, "late", late.token_dim)
     assert verify_texts(TextCacheJob(out=tmp_path / "q", teacher=str(folder / "late")), 9) < 1e-3
 
 
@@ -191,11 +192,11 @@ def test_another_teacher_setting_or_file_is_refused(folder, tmp_path):
     make(folder, tmp_path / "q", tmp_path / "a.txt")
     other = make_wide_dual([*TEXTS, "unlike words"])
     models.save(other, tmp_path / "other")
-    with pytest.raises(StaleError, match="made with another teacher"):
+    with pytest.raises(StaleError, match=r"made with another space\.teacher"):
         make(tmp_path, tmp_path / "q", tmp_path / "a.txt", teacher="other")
-    with pytest.raises(StaleError, match=r"made with another teacher.*; extend a cache of this teacher"):
+    with pytest.raises(StaleError, match=r"made with another space\.teacher.*; extend a cache of this teacher"):
         make(tmp_path, tmp_path / "new", tmp_path / "a.txt", teacher="other", extend=tmp_path / "q")
-    with pytest.raises(StaleError, match="made with another teacher"):
+    with pytest.raises(StaleError, match=r"made with another space\.teacher"):
         verify_texts(TextCacheJob(out=tmp_path / "q", teacher=str(tmp_path / "other")), 3)
     (tmp_path / "a.txt").write_text("a cat\n")
     with pytest.raises(StaleError, match="made with another sources"):
@@ -239,7 +240,7 @@ def test_vectors_from_elsewhere_become_unit_vectors(tmp_path):
     texts, languages, vectors = columns_of(cache)
     assert (texts, languages) == (["a", "b"], ["de", None])
     np.testing.assert_allclose(vectors, [[0.6, 0.8], [1, 0]], atol=1e-3)
-    assert (cache.teacher, cache.teacher_name, cache.width) == (None, "a large model", 2)
+    assert (cache.space.teacher, cache.space.teacher_name, cache.space.dim) == (None, "a large model", 2)
     pq.write_table(pa.table({"vector": vectors}), tmp_path / "w.parquet")
     with pytest.raises(InputError, match=r"has no column query, caption, text"):
         cache_texts(TextCacheJob(out=tmp_path / "n", vectors=[str(tmp_path / "w.parquet")], teacher_name="x"))

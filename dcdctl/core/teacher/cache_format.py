@@ -46,7 +46,7 @@ CACHE = Kind(
 )
 TEXTS = Kind(
     name="text cache",
-    format=1,
+    format=2,
     seal_file="texts.json",
     files=("texts-*.parquet",),
     make="make one with `dcdctl cache-teacher --texts`",

@@ -1,7 +1,7 @@
 """Texts and the vectors that a teacher gives them: what a query student learns from, without images.
 
-    CACHE/plan.json                     written first: the teacher, its settings, and the sources of the texts; then the
-        number of texts of each part and of each language
+    CACHE/plan.json                     written first: the space of the vectors (`models.QuerySpace`), settings of the
+        teacher, and the sources of the texts; then the number of texts of each part and of each language
     CACHE/texts-00000.parquet           at most 8,192 texts, in the order given: text, language (or null), vectors
     CACHE/texts-planned-00000.parquet   the same texts without vectors; removed when the cache is finished
     CACHE/texts.json                    completion marker, written last: versions, size and SHA-256 of each part
@@ -20,7 +20,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,16 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from dcdctl.core import artifacts, data, distributed, files, models, scoring
+from dcdctl.core import artifacts, config, data, distributed, files, models, scoring
 from dcdctl.core.artifacts import Build, Document
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute, versions
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.memory import Fitting
-from dcdctl.core.models import Searchable
+from dcdctl.core.models import QuerySpace, Searchable
 from dcdctl.core.places import url_of
 from dcdctl.core.progress import Advance, Track, silent
-from dcdctl.core.teacher.cache_format import TEACHER_NAME, TEXTS
+from dcdctl.core.teacher.cache_format import TEXTS
 from dcdctl.core.teacher.job import TeacherJob, tolerance
 
 TEXTS_PER_PART = 8192
@@ -72,14 +71,8 @@ class TextCache:
 
     def __init__(self, folder: Path, plan: Document, seal: Document) -> None:
         self.folder, self.plan, self.seal = folder, plan, seal
-        self.kind: str = plan["kind"]
-        """dual: one vector per text; late: one per token."""
-        self.width: int = plan["width"]
-        """Width D of a vector."""
-        self.teacher: str | None = plan["teacher"]
-        """The digest of the teacher; None for vectors from elsewhere."""
-        self.teacher_name: str | None = plan[TEACHER_NAME]
-        """Who gave the vectors, if they come from elsewhere."""
+        self.space = config.build(QuerySpace, plan["space"])
+        """Of its vectors: one per text (dual), or one per token (late)."""
         self.part_sizes: list[int] = plan["part_sizes"]
         """The number of texts of each part."""
         self.num_texts = sum(self.part_sizes)
@@ -92,9 +85,9 @@ class TextCache:
         name, starts = _name(number), None
         table = pq.read_table(TEXTS.checked(self.folder / name, self.seal["files"][name]["sha256"]))
         vectors = table["vectors"].combine_chunks()
-        if self.kind == "late":
+        if self.space.kind == "late":
             starts, vectors = vectors.offsets.to_numpy()[1:-1], vectors.flatten()
-        vectors_ND = vectors.flatten().to_numpy().reshape(-1, self.width)
+        vectors_ND = vectors.flatten().to_numpy().reshape(-1, self.space.dim)
         of_texts = vectors_ND if starts is None else np.split(vectors_ND, starts)
         return list(zip(table["text"].to_pylist(), table[data.LANGUAGE].to_pylist(), of_texts, strict=True))
 
@@ -104,12 +97,13 @@ def read_text_cache(folder: Path) -> TextCache:
     return TextCache(folder, *TEXTS.open(folder))
 
 
-def text_cache_facts(plan: Document) -> list[tuple[str, str]]:
-    """What the plan of a finished cache says, as pairs of name and value, in words."""
-    token = "token" if plan["kind"] == "late" else "text"
+def text_cache_facts(cache: TextCache) -> list[tuple[str, str]]:
+    """What a finished cache has, as pairs of name and value, in words."""
+    plan, space = cache.plan, cache.space
+    token = "token" if space.kind == "late" else "text"
     return [
-        ("teacher", plan[TEACHER_NAME] or plan["teacher"]),
-        ("texts", f"{sum(plan['part_sizes']):,}, {plan['width']} numbers per {token}"),
+        ("teacher", space.teacher_name or str(space.teacher)),
+        ("texts", f"{cache.num_texts:,}, {space.dim} numbers per {token}"),
         ("sources", ", ".join(source["name"] for source in plan["sources"])),
         ("languages", ", ".join(f"{count:,} {name}" for name, count in plan["languages"].items()) or "not given"),
     ]
@@ -171,27 +165,24 @@ def _load(job: TextCacheJob, track: Track) -> Searchable:
     overrides = models.parse_overrides(job.model_set)
     models.check_ref(job.teacher, overrides, kind="searchable")
     model: Any = models.load(job.teacher, overrides, track, kind="searchable")
-    models.QuerySpace.of(model)  # an error for a teacher that no query student can stand in for
+    QuerySpace.of(model)  # an error for a teacher that no query student can stand in for
     return model.to(job.compute.device).eval()
 
 
 def _settings(job: TextCacheJob, model: Searchable | None, width: int | None) -> Document:
     """Everything that a vector depends on; None for what is not known of vectors from elsewhere."""
-    settings: Document = {"format": TEXTS.format, TEACHER_NAME: job.teacher_name, "kind": "dual", "width": width}
-    # Before the teacher, whose digest changes with it: the first difference is reported, and a length is plainer.
-    settings |= dict.fromkeys(("max_text_len", "precision", "teacher", "logit_scale", "logit_bias"))
-    if model is not None:
-        bias = model.logit_bias if model.kind == "dual" else None
-        settings |= {
-            "kind": model.kind,
-            "width": model.embedding_dim if model.kind == "dual" else model.token_dim,
-            "max_text_len": model.preprocess.max_text_len,
-            "precision": job.compute.precision,
-            "teacher": model.digest,
-            "logit_scale": model.logit_scale.item(),
-            "logit_bias": None if bias is None else bias.item(),
-        }
-    return settings
+    if model is None:
+        # Vectors from elsewhere have no scale.
+        space = QuerySpace(kind="dual", dim=width or 0, logit_scale=1.0, teacher_name=job.teacher_name)
+    else:
+        space = QuerySpace.of(model)
+    return {
+        "format": TEXTS.format,
+        # Before the teacher, whose digest changes with it: the first difference is reported, and a length is plainer.
+        "max_text_len": None if model is None else model.preprocess.max_text_len,
+        "precision": None if model is None else job.compute.precision,
+        "space": config.to_table(space),
+    }
 
 
 def _sources(job: TextCacheJob) -> tuple[list[tuple[str, str, Iterator[Row]]], int | None]:
@@ -233,9 +224,6 @@ def _name(part: int, kind: str = "") -> str:
     return f"texts-{kind}{part:05d}.parquet"
 
 
-_planned = partial(_name, kind="planned-")
-
-
 def _read_sources(build: Build, old: TextCache | None, rows: Iterable[Row], track: Track) -> None:
     """Write the new texts as planned parts, or as parts where they have vectors; after the parts of an old cache."""
     seen, sizes, languages = set[int](), [], Counter[str]()
@@ -248,7 +236,7 @@ def _read_sources(build: Build, old: TextCache | None, rows: Iterable[Row], trac
     unseen = _unseen(rows, seen)
     with track("read texts", total=None, unit="texts") as advance:
         while taken := list(itertools.islice(unseen, TEXTS_PER_PART)):
-            _write(build, (_planned if taken[0][2] is None else _name)(len(sizes)), taken)
+            _write(build, _name(len(sizes), "planned-" if taken[0][2] is None else ""), taken)
             sizes = [*sizes, len(taken)]
             languages.update(language for _, language, _ in taken if language)
             advance(len(taken))
@@ -273,11 +261,11 @@ def _encode_missing(build: Build, sizes: Sequence[int], model: Searchable, compu
         part
         for part in distributed.local_indices(len(sizes))
         # A part that was damaged since a killed run wrote it is written again.
-        if not build.missing([_planned(part)]) and not build.is_written(_name(part))
+        if not build.missing([_name(part, "planned-")]) and not build.is_written(_name(part))
     ]
     with track("encode", total=sum(sizes[part] for part in mine), unit="texts") as advance:
         for part in mine:
-            columns = pq.read_table(build.written(_planned(part))).to_pydict()
+            columns = pq.read_table(build.written(_name(part, "planned-"))).to_pydict()
             vectors = _encode(model, columns["text"], compute, advance)
             _write(build, _name(part), list(zip(*columns.values(), vectors, strict=True)))
 

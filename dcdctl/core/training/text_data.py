@@ -7,7 +7,7 @@ from typing import Any
 
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import Model, QuerySpace
+from dcdctl.core.models import Model
 from dcdctl.core.progress import Track
 from dcdctl.core.teacher import embedded_teachers, read_text_cache
 from dcdctl.core.training import validation
@@ -78,21 +78,11 @@ class TextData(TrainingData):
     def load_teachers(self, track: Track) -> None:
         """Load the teacher if it is named; without it the cache knows its space."""
         self.measure(track)
-        plan = self.cache.plan
-        space = QuerySpace(
-            kind=plan["kind"],
-            dim=self.cache.width,
-            # Vectors from elsewhere have no scale.
-            logit_scale=plan["logit_scale"] or 1.0,
-            logit_bias=plan["logit_bias"],
-            teacher=self.cache.teacher,
-            teacher_name=self.cache.teacher_name,
-        )
-        self.teacher = space
+        self.teacher = self.cache.space
         teachers = self.plan.inputs.load_dual_teachers(with_vectors=False)
         teacher: Any
         for _, teacher in teachers:
-            space.check(teacher, self.cache.folder)
+            self.cache.space.check(teacher, self.cache.folder)
             self.teacher = teacher
         self.validation_teachers = {
             name: embedded_teachers(teachers, corpus, self.plan.options.compute) for name, corpus in self.judged.items()

@@ -79,7 +79,7 @@ class TextBatches(torch.utils.data.Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step, as this process reads it: whole, or its micro-batches."""
         assert self.preprocess is not None
-        return batch_of(list(self._of_step(step)), self.preprocess, self.cache.width, self.plan)
+        return batch_of(list(self._of_step(step)), self.preprocess, self.cache.space.dim, self.plan)
 
     @property
     def fingerprint(self) -> str:
@@ -93,7 +93,7 @@ class TextBatches(torch.utils.data.Dataset[Batch]):
         total, size = 0.0, compute.batch_size or 256
         for first in range(0, len(self.held_out), size):
             rows = self.held_out[first : first + size]
-            batch = batch_of(rows, model.preprocess, self.cache.width).to(compute.device)
+            batch = batch_of(rows, model.preprocess, self.cache.space.dim).to(compute.device)
             terms = COSINE.loss(model, model.outputs(batch), batch)
             total += (1 - terms["embedding-cosine"].item()) * len(rows)
         return 100 * total / len(self.held_out)
