@@ -144,7 +144,7 @@ def test_grid_and_image_size_are_at_least_one(name):
 
 
 def test_levels_require_frozen_encoders():
-    with pytest.raises(ConfigError, match=r"model\.vision_levels, vision_grid and vision_size are for new models over"):
+    with pytest.raises(ConfigError, match=r"model\.vision_\w+ is for new models over"):
         ModelConfig(kind="dual", start="new", vision="a", text="b", vision_levels=(1,))
 
 

@@ -395,7 +395,7 @@ def test_a_folder_with_something_else_is_refused(stage: Stage, tmp_path: Path):
         (
             {"sets": ["loss.terms={ kl = 1.0, embedding-cosine = 1.0 }"]},
             ConfigError,
-            "embedding-cosine needs the vectors of a dual teacher",
+            "embedding-cosine needs the vectors of one dual teacher",
         ),
     ],
 )

@@ -430,12 +430,12 @@ def test_a_dual_encoder_without_such_parts_is_named(corpus, tmp_path):
     [
         (
             ["model.trained=lora", "model.kind=fusion", "model.layers=[0]"],
-            "model.trained is lora, which is for a dual encoder",
+            "model.trained is for a dual encoder",
         ),
-        (["model.trained=projections", "model.start=new"], "model.trained is projections, which is for a dual encoder"),
+        (["model.trained=projections", "model.start=new"], "model.trained is for a dual encoder"),
         (["model.trained=last-layers"], "model.trained_layers is not set"),
         (["model.trained_layers=2"], "model.trained_layers is for model.trained last-layers, and it is all"),
-        (["model.lora_rank=2"], "model.lora_rank and model.lora_alpha are for model.trained lora"),
+        (["model.lora_rank=2"], "model.lora_rank is for model.trained lora"),
         (
             ["model.vision_layers=[0]", "model.start=new"],
             "model.vision_layers is for a dual encoder with a pretrained start",

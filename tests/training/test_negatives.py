@@ -160,7 +160,7 @@ def test_what_is_mined_is_what_a_cache_would_hold_in_the_directions_of_the_batch
         (["candidates.kind=blocks"], "candidates.kind blocks makes batches"),
         (["loss.terms={ infonce = 1.0 }"], "loss infonce is on all pairs of a batch"),
         (['candidates.directions=["text"]'], "candidates.directions lacks image"),
-        (["candidates.relative_margin=0.1"], "candidates.relative_margin needs the teacher's scores"),
+        (["candidates.relative_margin=0.1"], "candidates.relative_margin is for the candidates of a cache"),
     ],
 )
 def test_a_recipe_that_cannot_be_mined_for_leaves_no_run_folder(corpus, tmp_path, sets, message):

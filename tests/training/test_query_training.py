@@ -333,7 +333,7 @@ def test_a_pool_and_captioned_images_beside_a_pool_teach_a_student(corpus, folde
         (
             ["loss.terms={ kl = 1.0 }"],
             {},
-            r"loss kl compares texts with images, and no --data is named; set loss.terms",
+            r"loss kl needs images, and no --data is named; leave it out",
         ),
         (
             ["model.kind=dual", "model.num_text_layers=1"],
@@ -346,19 +346,19 @@ def test_a_pool_and_captioned_images_beside_a_pool_teach_a_student(corpus, folde
         (
             [],
             {"validation_data": ["data"]},
-            r"--validation-data has images, .* and no --data is named; name it with --te",
+            r"--validation-data has images, which the teacher embeds; name it with --te",
         ),
-        (["validation.metric=agreement"], {}, r"validation.metric is agreement, which compares images"),
+        (["validation.metric=agreement"], {}, r"validation.metric agreement needs images"),
         (["model.text=teacher"], {}, r"model.text is teacher, and no teacher is given; name it with --teacher"),
         (["loss.dims=[2, 9]"], {}, r"loss.dims ends with 9, and the vectors of the model have 8 numbers"),
-        (["model.pooled=true"], {}, r"model.pooled is set, and a query encoder has none; leave it out"),
-        (["model.average_with_start=0.5"], {}, r"model.average_with_start is set, and a query encoder has none"),
-        (["model.trained=lora"], {}, r"model.trained is set, and a query encoder has none"),
+        (["model.pooled=true"], {}, r"model.pooled is for other models than a query encoder; leave it out"),
+        (["model.average_with_start=0.5"], {}, r"model.average_with_start is for other models than a query encoder"),
+        (["model.trained=lora"], {}, r"model.trained is for other models than a query encoder"),
         (["pool.rounds=2"], {}, r"pool.rounds scores with --teacher, which embeds the images of a query encoder"),
         (
             [],
             {"data": ["a.tar"], "caches": []},
-            r"a query encoder reads the vectors of a corpus .* names shards to str",
+            r"model.kind query needs a prepared corpus, and --data names shards to str",
         ),
         (
             [],

@@ -338,18 +338,18 @@ def test_a_shard_that_has_changed_refuses_to_resume(tars, tmp_path):
 @pytest.mark.parametrize(
     ("sets", "refs", "message"),
     [
-        ((), {"caches": [Path("c")]}, "--cache holds scores of the pairs of a corpus"),
-        (["loss.terms={ dcd = 1.0 }"], {}, "loss dcd takes candidate lists"),
+        ((), {"caches": [Path("c")]}, "--cache needs a prepared corpus"),
+        (["loss.terms={ dcd = 1.0 }"], {}, "loss dcd needs a prepared corpus"),
         (["loss.terms={ kl = 1.0 }"], {}, "loss kl needs the teacher's scores"),
         (
             ["loss.terms={ kl = 1.0 }", "loss.temperature=auto"],
             {},
-            "loss.temperature is auto, which is taken from a cache",
+            "loss.temperature auto needs a prepared corpus",
         ),
-        (["candidates.duplicate_bits=3"], {}, "candidates.duplicate_bits compares the images of the whole corpus"),
-        (["model.kind=fusion", "model.start=teacher"], {}, "this model starts from the teacher of a cache"),
-        ((), {"split": "val"}, "--split val is a part of a corpus"),
-        ((), {"max_images": 5}, "--max-images counts the images of a corpus"),
+        (["candidates.duplicate_bits=3"], {}, "candidates.duplicate_bits needs a prepared corpus"),
+        (["model.kind=fusion", "model.start=teacher"], {}, "model.start teacher needs a prepared corpus"),
+        ((), {"split": "val"}, "--split val needs a prepared corpus"),
+        ((), {"max_images": 5}, "--max-images needs a prepared corpus"),
         (
             ["validation.every=1"],
             {},
@@ -367,10 +367,10 @@ def test_what_needs_a_prepared_corpus_is_refused(tars, tmp_path, sets, refs, mes
 
 
 def test_several_teachers_and_features_are_refused(tars, tmp_path, dual_folder):
-    with pytest.raises(ConfigError, match="--teacher names 2 models; their scores are averaged over a whole corpus"):
+    with pytest.raises(ConfigError, match="an average of several --teacher needs a prepared corpus"):
         run(tars, tmp_path / "run", "loss.terms={ kl = 1.0 }", teachers=[str(dual_folder), str(dual_folder)])
     features = TrainingOptions(compute=replace(Compute(), features=tmp_path / "f"))
-    with pytest.raises(ConfigError, match="--features stores the outputs for a whole corpus"):
+    with pytest.raises(ConfigError, match="--features needs a prepared corpus"):
         run(tars, tmp_path / "run", options=features)
 
 

@@ -217,13 +217,6 @@ class QueryEncoder(_QuerySide, DualEncoder):
         batch = unencoded(texts)
         return unit_vectors(self.network.texts(batch, self.is_word[batch.input_ids] * batch.attention_mask))
 
-    def add_projection(self, teacher_width: int) -> None:
-        """Does nothing: the vectors have the teacher's width."""
-
-    def project(self, vectors_ND: Tensor) -> Tensor:
-        """The vectors themselves, float32."""
-        return vectors_ND.float()
-
 
 class QueryLate(_QuerySide, LateInteraction):
     """A text encoder in front of a late-interaction model's images; it reads the tokens that its teacher reads."""

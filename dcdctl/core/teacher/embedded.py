@@ -49,7 +49,6 @@ class EmbeddedTeacher(TeacherScores):
         if model.kind == "dual":
             bias = model.logit_bias
             self._scale, self._bias = model.logit_scale.item(), 0.0 if bias is None else bias.item()
-            self.width = model.embedding_dim
         self._images_ID, self._texts_TD = torch.empty(0), torch.empty(0)
 
     def embed(self, track: Track = silent) -> None:
@@ -155,23 +154,6 @@ class EmbeddedTeachers(AverageScores):
         # Before worker processes copy this object: each would compute them again.
         _ = self._moments
 
-    @property
-    def width(self) -> int:
-        """Length of the joined vectors."""
-        return sum(teacher.width for teacher in self.teachers)
-
-    def vectors(self, image_ix: Index, text_ix: Index) -> tuple[Tensor, Tensor]:
-        """The vectors of all teachers side by side, each times the root of its weight.
-
-        They are unit vectors again, and their inner product is the weighted mean of the teachers' cosines.
-        """
-        parts = [
-            [weight**0.5 * part for part in teacher.vectors(image_ix, text_ix)]
-            for weight, teacher in zip(self.weights.tolist(), self.teachers, strict=True)
-        ]
-        images, texts = zip(*parts, strict=True)
-        return torch.cat(images, dim=1), torch.cat(texts, dim=1)
-
     @cached_property
     def _moments(self) -> list[tuple[float, float]]:
         return [teacher.moments for teacher in self.teachers]
@@ -185,29 +167,20 @@ def embedded_teachers(
 ) -> EmbeddedScores:
     """One teacher, a dual encoder or a late-interaction model, or the average of several dual encoders.
 
-    ConfigError if the number of weights differs from the number of teachers, if two of them are the same model, or if
-    one of several is a late-interaction model.
+    ConfigError if the number of weights differs from the number of teachers, or if one of several is a late-interaction
+    model.
     """
     check_weights(weights, len(named), "teachers")
-    teachers: dict[str, tuple[str, EmbeddedTeacher]] = {}
     for name, model in named:
-        # By fingerprint, as for caches: a copy of a model counts its teacher twice as well.
-        if model.digest in teachers:
-            raise ConfigError(
-                f"the teachers {teachers[model.digest][0]} and {name} are one model, by their fingerprints",
-                hint="name each teacher once; teachers.weights gives the teachers different shares",
-            )
         if model.kind != "dual" and len(named) > 1:
             raise ConfigError(
                 f"{name} is a late-interaction model, and only scores of dual encoders are averaged without caches",
                 hint="cache each teacher with `dcdctl cache-teacher`, and name the caches",
             )
-        teachers[model.digest] = (
-            name,
-            (EmbeddedTeacher if model.kind == "dual" else LateTeacher)(model, corpus, compute),
-        )
-    first, *others = (teacher for _, teacher in teachers.values())
-    return EmbeddedTeachers([first, *others], weights) if others else first
+    teachers = [
+        (EmbeddedTeacher if model.kind == "dual" else LateTeacher)(model, corpus, compute) for _, model in named
+    ]
+    return EmbeddedTeachers(teachers, weights) if teachers[1:] else teachers[0]
 
 
 def products_of(images_ID: Tensor, texts_TD: Tensor, image_ix: Index, text_ix: Index) -> Scores:

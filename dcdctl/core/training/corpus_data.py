@@ -165,15 +165,16 @@ class CorpusData(TrainingData):
         if not self._embeds:
             self.teacher = inputs.load_teacher([cache for part in self.parts for cache in part.caches], track)
             return
-        # With caches the weights are the caches' shares, and the dual teachers have equal ones.
+        # With caches the weights are the caches' shares.
         weights = () if inputs.caches else recipe.teachers.weights
         is_query = recipe.model.kind == "query"
         needs_width = bool(recipe.loss.vector_terms) and not is_query
         duals = inputs.load_dual_teachers(with_vectors=needs_width)
-        self.teacher = duals[0][1] if is_query else None
+        first: Any = duals[0][1]
+        self.teacher = first if is_query else None
+        self.vector_width = first.embedding_dim if needs_width else None
         for part in self.parts:
             part.embedded = embedded_teachers(duals, part.corpus, self.plan.options.compute, weights)
-            self.vector_width = part.embedded.width if needs_width else None
         self.validation_teachers = {
             name: self.validation_teachers.get(name)
             or embedded_teachers(duals, corpus, self.plan.options.compute, weights)
@@ -293,7 +294,8 @@ class CorpusData(TrainingData):
             if run is not None and part is self.main and self.recipe.batch.negatives == "mined":
                 mined = negatives.read(run.folder, part.corpus, self.recipe)
                 pairs = choose_pairs(part.corpus, self.recipe, None, pairs.false_negatives, mined)
-            vectors = part.embedded if self.recipe.loss.vector_terms else None
+            # A loss of vectors has one teacher.
+            vectors: Any = part.embedded if self.recipe.loss.vector_terms else None
             batches.append(CorpusBatches(part.source, pairs, plan, vectors))
         return MixedBatches(*batches) if self.parts[1:] else batches[0]
 

@@ -19,6 +19,7 @@ from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache, check_weights, read_cache
+from dcdctl.core.training.negatives import check_margins
 from dcdctl.core.training.recipe import Recipe
 
 NamedKind = tuple[str, Literal["fusion", "dual", "late"] | None]
@@ -185,10 +186,10 @@ def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
             f"a query encoder speaks the space of one model, and --teacher names {num_models or 'none'}",
             hint="name a dual encoder or a late-interaction model, which embeds the images",
         )
-    if recipe.loss.vector_terms and not is_query and (not num_models or kinds & {"fusion", "late"}):
+    if recipe.loss.vector_terms and not is_query and (num_models != 1 or kinds & {"fusion", "late"}):
         raise ConfigError(
-            f"loss {', '.join(recipe.loss.vector_terms)} needs the vectors of a dual teacher",
-            hint="name a dual encoder with --teacher",
+            f"loss {', '.join(recipe.loss.vector_terms)} needs the vectors of one dual teacher",
+            hint="name one dual encoder with --teacher",
         )
     if recipe.loss.needs_teacher and not inputs.caches:
         if not scores_batches(recipe, inputs) or "fusion" in kinds:
@@ -198,11 +199,7 @@ def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
                 "or a late-interaction model, which needs no cache",
             )
         check_weights(recipe.teachers.weights, num_models, "teachers")
-        # Margins remove candidates when a cache is read, by the scores of all of them.
-        for name in ("absolute_margin", "relative_margin"):
-            if getattr(recipe.candidates, name) is not None:
-                problem = f"candidates.{name} is for the candidates of a cache, and a dual --teacher has none"
-                raise ConfigError(problem, hint="leave it out")
+        check_margins(recipe)
     elif recipe.loss.vector_terms or is_query:
         return
     elif duals and inputs.caches:

@@ -8,7 +8,7 @@ shards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -27,58 +27,35 @@ from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.training_data import TrainingData, TrainingPlan
 
-PREPARE_HINT = "or prepare a corpus with `dcdctl prepare`"
+LEAVE_OUT = "leave it out, or prepare a corpus with `dcdctl prepare`"
 
 
 def check(plan: TrainingPlan) -> None:
     """ConfigError for whatever needs a prepared corpus; opens no shard."""
-    for problem, hint in _needs_corpus(plan):
-        raise ConfigError(f"{problem}, and --data names shards to stream", hint=f"{hint}, {PREPARE_HINT}")
-    if len(plan.inputs.teachers) > 1:
-        raise ConfigError(
-            f"--teacher names {len(plan.inputs.teachers)} models; their scores are averaged over a whole corpus, and a "
-            "stream has none",
-            hint=f"name one, {PREPARE_HINT}",
-        )
-    if plan.recipe.validation.every and not plan.inputs.validation_data:
+    recipe, refs = plan.recipe, plan.inputs
+    losses = f"loss {', '.join(recipe.loss.terms)}"
+    needs_corpus = (
+        (plan.job.kind != "distill", "finetune-teacher", "use `dcdctl distill`"),
+        (recipe.model.kind == "query", "model.kind query", "set it to dual"),
+        (refs.pool is not None, "--pool", LEAVE_OUT),
+        (bool(refs.caches), "--cache", "leave it out; a dual --teacher scores the batches of a stream"),
+        (len(refs.teachers) > 1, "an average of several --teacher", "name one"),
+        (recipe.loss.on_lists, losses, "set loss.terms to infonce, or with a teacher to kl"),
+        (recipe.model.start == "teacher", "model.start teacher", "name another start"),
+        (recipe.loss.temperature == "auto", "loss.temperature auto", "set a number"),
+        (recipe.candidates.duplicate_bits is not None, "candidates.duplicate_bits", LEAVE_OUT),
+        (plan.options.compute.features is not None, "--features", LEAVE_OUT),
+        (refs.split != "train", f"--split {refs.split}", LEAVE_OUT),
+        (refs.max_images is not None, "--max-images", "name fewer shards"),
+    )
+    for is_asked, name, hint in needs_corpus:
+        if is_asked:
+            raise ConfigError(f"{name} needs a prepared corpus, and --data names shards to stream", hint=hint)
+    if recipe.validation.every and not refs.validation_data:
         raise ConfigError(
             "validation.every is set, and a stream has no split to validate on",
             hint="name a corpus with --validation-data",
         )
-
-
-def _needs_corpus(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
-    """What the training asks for that a stream cannot give, with what to do."""
-    recipe, refs = plan.recipe, plan.inputs
-    if plan.job.kind != "distill":
-        yield "finetune-teacher draws negatives from the whole corpus", "use `dcdctl distill`"
-    if recipe.model.kind == "query":
-        yield "a query encoder reads the vectors of a corpus that its teacher has embedded", "set model.kind to dual"
-    if refs.pool is not None:
-        yield "--pool is for captioned images of a corpus", "leave it out"
-    if refs.caches:
-        yield (
-            "--cache holds scores of the pairs of a corpus",
-            "leave it out; a dual --teacher scores the batches of a stream",
-        )
-    if recipe.loss.on_lists:
-        listed = ", ".join(recipe.loss.terms)
-        yield (
-            f"loss {listed} takes candidate lists, which are drawn from the whole corpus",
-            "set loss.terms to infonce, or with a teacher to kl",
-        )
-    if recipe.model.kind == "fusion" and recipe.model.start == "teacher":
-        yield "this model starts from the teacher of a cache", "name its start with model.start"
-    if recipe.loss.temperature == "auto":
-        yield "loss.temperature is auto, which is taken from a cache", "set a number"
-    if recipe.candidates.duplicate_bits is not None:
-        yield "candidates.duplicate_bits compares the images of the whole corpus", "leave it out"
-    if plan.options.compute.features is not None:
-        yield "--features stores the outputs for a whole corpus", "leave it out"
-    if refs.split != "train":
-        yield f"--split {refs.split} is a part of a corpus", "leave it out"
-    if refs.max_images is not None:
-        yield "--max-images counts the images of a corpus", "name fewer shards"
 
 
 class StreamData(TrainingData):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dcdctl.core.devices import Compute
@@ -25,28 +25,22 @@ def check(plan: TrainingPlan) -> None:
     recipe, refs = plan.recipe, plan.inputs
     if recipe.model.kind != "query" or plan.job.kind != "distill":
         raise ConfigError("no --data is named, and only a query encoder learns from texts alone", hint=NAMES_DATA)
-    for problem, hint in _needs_images(plan):
-        raise ConfigError(f"{problem}, and no --data is named", hint=f"{hint}, or {NAMES_DATA}")
+    needs_images = (
+        (recipe.loss.of_scores, f"loss {', '.join(recipe.loss.terms)}"),
+        (refs.pool is not None, "--pool"),
+        (plan.options.compute.features is not None, "--features"),
+        (recipe.validation.metric == "agreement" and not refs.validation_data, "validation.metric agreement"),
+    )
+    for is_asked, name in needs_images:
+        if is_asked:
+            raise ConfigError(f"{name} needs images, and no --data is named", hint=f"leave it out, or {NAMES_DATA}")
+    if refs.validation_data and len(refs.teachers) != 1:
+        raise ConfigError("--validation-data has images, which the teacher embeds", hint="name it with --teacher")
     if len(refs.caches) != 1:
         raise ConfigError(
             f"--cache names {len(refs.caches)} folders, expected one with texts and their vectors",
             hint="make one with `dcdctl cache-teacher --texts`",
         )
-
-
-def _needs_images(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
-    """What the training asks for that texts cannot give, with what to do."""
-    recipe, refs = plan.recipe, plan.inputs
-    if recipe.loss.of_scores:
-        yield f"loss {', '.join(recipe.loss.terms)} compares texts with images", "set loss.terms to embedding-cosine"
-    if refs.pool is not None:
-        yield "--pool has images", "leave it out"
-    if plan.options.compute.features is not None:
-        yield "--features stores the outputs for images", "leave it out"
-    if recipe.validation.metric == "agreement" and not refs.validation_data:
-        yield "validation.metric is agreement, which compares images", "leave it out"
-    if refs.validation_data and len(refs.teachers) != 1:
-        yield "--validation-data has images, which the teacher embeds", "name it with --teacher"
 
 
 class TextData(TrainingData):

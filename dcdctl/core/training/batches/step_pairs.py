@@ -18,7 +18,7 @@ from dcdctl.core.data import Corpus, Flags, Index, Scores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Reader, Source
-from dcdctl.core.teacher import EmbeddedScores, FalseNegativeFilter, TeacherScores
+from dcdctl.core.teacher import EmbeddedTeacher, FalseNegativeFilter, TeacherScores
 from dcdctl.core.training.batches.batch import (
     NO_IMAGES,
     NO_PAIRS,
@@ -133,13 +133,13 @@ class StepPairs(ABC):
 class CorpusBatches(torch.utils.data.Dataset[Batch]):
     """A data set whose item number s is the batch of step s.
 
-    `vectors` are the dual teachers whose vectors the loss needs; they embed the corpus before the first batch is read.
+    `vectors` is the teacher whose vectors the loss needs; it embeds the corpus before the first batch is read.
     """
 
     source: Source
     pairs: StepPairs
     plan: MicroBatchPlan = UNSPLIT
-    vectors: EmbeddedScores | None = None
+    vectors: EmbeddedTeacher | None = None
 
     def __post_init__(self) -> None:
         check_size(self.pairs.config, self.plan)

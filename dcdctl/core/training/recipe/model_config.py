@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -114,36 +115,16 @@ class ModelConfig:
             raise ConfigError("model.vision and model.text go together, and one of them is empty")
         if not self.num_text_layers and self.kind != "query":
             raise ConfigError("model.num_text_layers is 0, which is for model.kind query", hint="set it to 1 or more")
-        if self.kind != "fusion" and self.layers:
-            raise ConfigError(
-                f"model.layers chooses layers of a fusion model, and model.kind is {self.kind}",
-                hint="choose layers of a dual encoder with model.vision_layers and model.text_layers",
-            )
         if self.kind != "fusion" and self.start == "teacher":
             raise ConfigError(
                 f"a {self.kind} model cannot start from a fusion teacher",
                 hint="set model.start to new, or to a dual encoder",
             )
-        if self.text and self.start != "new":
-            raise ConfigError(f"model.vision and model.text are for model.start new, and it is {self.start}")
-        if self.frozen_encoders and self.start == "new" and not self.vision:
-            raise ConfigError(
-                "model.frozen_encoders is for a model over two encoders: a METER, or model.vision and model.text"
-            )
-        if (self.vision_levels or self.vision_grid or self.vision_size) and not (self.vision and self.frozen_encoders):
-            raise ConfigError(
-                "model.vision_levels, vision_grid and vision_size are for new models over model.vision and model.text",
-                hint="set model.frozen_encoders, and name both encoders",
-            )
-        if self.dual_init and not (self.kind == "fusion" and self.vision and self.frozen_encoders):
-            raise ConfigError(
-                "model.dual_init is for a new fusion model over model.vision and model.text, with model.frozen_encoders"
-            )
-        for name in NOT_OF_QUERY if self.kind == "query" else ():
-            if getattr(self, name) != getattr(ModelConfig, name):
-                raise ConfigError(f"model.{name} is set, and a query encoder has none", hint="leave it out")
+        for names, has_them, purpose in self._special():
+            for name in () if has_them else names:
+                if getattr(self, name) != getattr(ModelConfig, name):
+                    raise ConfigError(f"model.{name} is for {purpose}", hint="leave it out")
         self._check_start()
-        self._check_trained()
 
     @property
     def start_kind(self) -> Literal["fusion", "dual", "late", "query"] | None:
@@ -156,46 +137,39 @@ class ModelConfig:
         has_encoders = self.start != "new" or (bool(self.vision) and not self.frozen_encoders)
         return bool(self.text) if self.kind == "query" else self.kind != "fusion" and has_encoders
 
+    def _special(self) -> Iterator[tuple[Sequence[str], bool, str]]:
+        """Settings that only some models have: their names, whether this model has them, and which ones do."""
+        two_frozen = "model.vision and model.text, with model.frozen_encoders"
+        is_over_two = bool(self.vision) and self.frozen_encoders
+        yield NOT_OF_QUERY, self.kind != "query", "other models than a query encoder"
+        yield ["layers"], self.kind == "fusion", "fusion models; a dual encoder has vision_layers and text_layers"
+        yield ["text"], self.start == "new", f"model.start new, and it is {self.start}"
+        yield ["average_with_start"], self.start != "new", "a pretrained model.start, and it is new"
+        is_over_encoders = self.start != "new" or bool(self.vision)
+        yield (
+            ["frozen_encoders"],
+            is_over_encoders,
+            "a model over two encoders: a METER, or model.vision and model.text",
+        )
+        yield ["vision_levels", "vision_grid", "vision_size"], is_over_two, f"new models over {two_frozen}"
+        yield ["dual_init"], is_over_two and self.kind == "fusion", f"a new fusion model over {two_frozen}"
+        pretrained = "a dual encoder with a pretrained start"
+        yield ["vision_layers", "text_layers", "trained"], self._is_pretrained_dual, pretrained
+        yield ["trained_layers"], self.trained == "last-layers", f"model.trained last-layers, and it is {self.trained}"
+        yield ["lora_rank", "lora_alpha"], self.trained == "lora", f"model.trained lora, and it is {self.trained}"
+
     def _check_start(self) -> None:
-        """ConfigError for settings of the start that this kind of model does not have."""
-        for name in ("vision_layers", "text_layers"):
-            if getattr(self, name) and not self._is_pretrained_dual:
-                raise ConfigError(
-                    f"model.{name} is for a dual encoder with a pretrained start",
-                    hint="leave it out, or set model.start",
-                )
+        """ConfigError for an average that the model's own settings contradict, or for a missing number of layers."""
         if self.average_with_start != "auto" and not between(0, 1).admits(self.average_with_start):
             raise ConfigError(f"model.average_with_start must lie in [0, 1] or be auto, got {self.average_with_start}")
-        if self.average_with_start and self.start == "new":
-            raise ConfigError(
-                "model.average_with_start is for a pretrained model.start, and it is new", hint="set it to 0"
-            )
         if self.average_with_start and (self.layers or self.vision_layers or self.text_layers):
             raise ConfigError(
                 "model.average_with_start averages with the start's weights, and a model of fewer layers does "
                 "not compute what they do",
                 hint="set it to 0, or keep all layers",
             )
-
-    def _check_trained(self) -> None:
-        """ConfigError for a choice of trained parts that this kind of model does not have, or that its own settings
-        contradict."""
-        if self.trained != "all" and not self._is_pretrained_dual:
-            raise ConfigError(
-                f"model.trained is {self.trained}, which is for a dual encoder with a pretrained start",
-                hint="set it to all; model.frozen_encoders trains the layers over two encoders",
-            )
         if self.trained == "last-layers" and self.trained_layers is None:
             raise ConfigError(
                 "model.trained is last-layers, and model.trained_layers is not set",
                 hint="set the number of layers, such as 4",
-            )
-        if self.trained_layers is not None and self.trained != "last-layers":
-            raise ConfigError(
-                f"model.trained_layers is for model.trained last-layers, and it is {self.trained}", hint="leave it out"
-            )
-        if (self.lora_rank, self.lora_alpha) != (LORA.rank, LORA.alpha) and self.trained != "lora":
-            raise ConfigError(
-                f"model.lora_rank and model.lora_alpha are for model.trained lora, and it is {self.trained}",
-                hint="leave them out",
             )
