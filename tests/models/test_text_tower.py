@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES, READ_ONLY, with_noise
+from onnx import TensorProto
+from onnx import load as load_onnx
 from open_clips import OPEN_CLIPS, save_open_clip
 from tiny import make_models
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.errors import ModelError, StaleError
-from dcdctl.core.models import TextTower, onnx, onnx_towers
+from dcdctl.core.models import TextTower, onnx, onnx_towers, text_tower
 
 CAPTIONS = ["a red circle left of a blue square", "a small green triangle"]
 LONG = " ".join(["a small green triangle"] * 30)
@@ -28,18 +32,26 @@ def dual():
 
 @pytest.fixture(scope="module")
 def folder(dual, tmp_path_factory):
+    """A text side beside its model."""
     path = tmp_path_factory.mktemp("side") / "text"
-    onnx.export_text_tower(dual, path)
+    models.save(dual, path.with_name("model"))
+    onnx.export_text_tower(dual, path, saved=path.with_name("model"))
     return path
 
 
 def copied(folder, tmp_path, **changes):
-    """A copy of a text side whose text.json has other entries, and a checksum that fits."""
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    document = artifacts.read_document(tmp_path / "text.json", 1)
-    artifacts.write_document(tmp_path / "text.json", document | changes)
-    return tmp_path
+    """A copy of a text side and its model; its text.json has other entries, and a checksum that fits."""
+    shutil.copytree(folder.parent, tmp_path / "copy")
+    path = tmp_path / "copy" / "text" / "text.json"
+    artifacts.write_document(path, artifacts.read_document(path, text_tower.FORMAT) | changes)
+    return path.parent
+
+
+def weights_in(graph):
+    """The large tensors that a graph holds, and the number of those that it reads from another file."""
+    tensors = load_onnx(graph, load_external_data=False).graph.initializer
+    held = [tensor.name for tensor in tensors if len(tensor.raw_data) >= onnx.SHARED_FROM_BYTES]
+    return held, sum(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors)
 
 
 KINDS = ("dual", "frozen dual", "CLIP", "SigLIP", "SigLIP 2", "Chinese-CLIP", "ALIGN", "late from SigLIP 2")
@@ -47,8 +59,11 @@ KINDS = ("dual", "frozen dual", "CLIP", "SigLIP", "SigLIP 2", "Chinese-CLIP", "A
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_and_vectors_are_those_of_the_model(kind, tmp_path):
-    model = with_noise(FAMILIES[kind](CAPTIONS, tmp_path))
-    onnx.export_text_tower(model, tmp_path / "text")
+    model = with_noise(FAMILIES[kind](CAPTIONS, tmp_path / "made"))
+    models.save(model, tmp_path / "model")
+    onnx.export_text_tower(model, tmp_path / "text", saved=tmp_path / "model")
+    held, num_shared = weights_in(tmp_path / "text" / "model.onnx")
+    assert (held, num_shared > 0) == ([], True)
     tower = TextTower.open(tmp_path / "text", model.digest)
     for texts in (*([text] for text in TEXTS), TEXTS):
         batch, (inputs, ids_T) = model.preprocess.texts(texts), tower.tokenize(texts)
@@ -84,8 +99,10 @@ MESSY = [
 
 @pytest.mark.parametrize("kind", OPEN_CLIPS)
 def test_tokens_and_vectors_of_open_clip_are_its_own(kind, tmp_path):
-    model = models.load_dual(save_open_clip(kind, CAPTIONS, tmp_path, num_layers=1))
-    onnx.export_text_tower(model, tmp_path / "text")
+    saved = save_open_clip(kind, CAPTIONS, tmp_path, num_layers=1)
+    model = models.load_dual(saved)
+    onnx.export_text_tower(model, tmp_path / "text", saved=saved)
+    assert weights_in(tmp_path / "text" / "model.onnx")[0] == []
     tower, tokenizer = TextTower.open(tmp_path / "text", model.digest), model.preprocess.tokenizer
     for texts in (*([text] for text in MESSY), MESSY):
         (inputs, ids_T), expected = tower.tokenize(texts), tokenizer.tokenizer(texts)
@@ -99,7 +116,7 @@ def test_tokens_and_vectors_of_open_clip_are_its_own(kind, tmp_path):
 
 
 def test_a_text_side_with_an_unknown_cleaning_is_refused(dual, folder, tmp_path):
-    settings = artifacts.read_document(folder / "text.json", 1)["settings"]
+    settings = artifacts.read_document(folder / "text.json", text_tower.FORMAT)["settings"]
     changed = copied(folder, tmp_path, settings=settings | {"cleaning": "thorough"})
     with pytest.raises(StaleError, match="cleaning"):
         TextTower.open(changed, dual.digest)
@@ -153,15 +170,32 @@ def test_the_text_side_of_another_model_is_refused(dual, folder):
         TextTower.open(folder, "a" * 64)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "text.json"])
+def test_weights_of_a_saved_model_are_not_written_again(dual, folder, tmp_path):
+    models.save(dual, tmp_path / "model")
+    onnx.export_text_tower(dual, tmp_path / "alone")  # nothing looks for a model beside it
+    assert artifacts.read_document(tmp_path / "alone" / "text.json")["weights"] == {}
+    towers = [TextTower.open(path, dual.digest) for path in (folder, tmp_path / "alone")]
+    vectors, alone = (tower.vectors(tower.tokenize(TEXTS)[0]) for tower in towers)
+    np.testing.assert_array_equal(vectors, alone)
+    held, _ = weights_in(tmp_path / "alone" / "model.onnx")
+    assert weights_in(folder / "model.onnx") == ([], len(held))
+    # Another model's weights are not taken for its own, and a stranger's text.json names no file elsewhere.
+    models.save(with_noise(copy.deepcopy(dual)), tmp_path / "other")
+    onnx.export_text_tower(dual, tmp_path / "text", saved=tmp_path / "other")
+    assert weights_in(tmp_path / "text" / "model.onnx") == (held, 0)
+    with pytest.raises(StaleError, match="a file outside of its folder"):
+        TextTower.open(copied(folder, tmp_path, weights={"/dev/zero": {"bytes": 1, "sha256": ""}}), dual.digest)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "text.json", "../model/model.safetensors"])
 def test_a_damaged_file_is_refused(dual, folder, tmp_path, name):
     path = copied(folder, tmp_path) / name
     content = path.read_bytes()
     # Another digit of the fingerprint in text.json, another byte in the middle of the others.
     place = content.find(dual.digest.encode()) if name == "text.json" else len(content) // 2
     path.write_bytes(content[:place] + (b"1" if content[place : place + 1] == b"0" else b"0") + content[place + 1 :])
-    with pytest.raises(StaleError, match=f"{name} is damaged"):
-        TextTower.open(tmp_path, dual.digest)
+    with pytest.raises(StaleError, match=f"{path.name} is damaged"):
+        TextTower.open(tmp_path / "copy" / "text", dual.digest)
 
 
 def test_settings_of_a_later_version_are_refused(dual, folder, tmp_path):

@@ -82,18 +82,27 @@ def test_the_model_is_loaded_for_an_image_a_reranker_and_another_device(noise_in
         searcher_of(noise_index, device="nonsense")
 
 
-def test_a_damaged_or_missing_file_of_the_text_side_is_an_error(noise_index, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "error"), [("text/model.onnx", MissingError), ("model/model.safetensors", StaleError)]
+)
+def test_a_damaged_or_missing_file_of_the_text_side_is_an_error(noise_index, tmp_path, name, error):
     copy = tmp_path / "index"
     shutil.copytree(noise_index, copy)
-    graph = copy / "text" / "model.onnx"
-    content = bytearray(graph.read_bytes())
+    assert searcher_of(copy).by_text(LONG).hits == searcher_of(noise_index).by_text(LONG).hits
+    path = copy / name
+    content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    graph.write_bytes(content)
-    with pytest.raises(StaleError, match=r"model.onnx is damaged"):
+    path.write_bytes(content)
+    with pytest.raises(StaleError, match=f"{path.name} is damaged"):
         searcher_of(copy)
-    graph.unlink()
-    with pytest.raises(MissingError, match=r"model.onnx"):
-        FolderIndex.open(copy)
+    path.unlink()
+    with pytest.raises(error, match=path.name):
+        searcher_of(copy)
+
+
+def test_an_index_holds_the_weights_of_its_text_side_once(noise_index):
+    listed = artifacts.read_document(noise_index / "text" / "text.json")["weights"]
+    assert list(listed) == ["model/model.safetensors"]
 
 
 def test_a_text_side_that_fits_its_own_checksums_but_not_the_index_is_refused(noise_index, tmp_path):

@@ -18,7 +18,7 @@ from processes import IS_PLAIN, make_once
 from quick_libraries import operators_once
 from tiny import contents, make_teacher, make_wide_dual
 
-from dcdctl.core import files, models
+from dcdctl.core import artifacts, files, models
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.evaluation import EvalJob, evaluate
@@ -36,10 +36,18 @@ def _text_sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         return
     kept = tmp_path_factory.mktemp("text-sides")
 
-    def export_once(model: models.DualEncoder, folder: Path, space: str | None = None) -> None:
-        exported = kept / f"{model.digest}{space}"
+    def export_once(
+        model: models.DualEncoder, folder: Path, space: str | None = None, saved: Path | None = None
+    ) -> None:
+        # Beside a saved model, a text side reads weights of its files.
+        weights = (
+            sorted((path.name, artifacts.sha256_of(path)) for path in saved.rglob("*.safetensors")) if saved else None
+        )
+        exported = kept / files.digest_of([model.digest, space, weights]) / "text"
         if not exported.exists():
-            onnx.export_text_tower(model, exported, space)
+            if saved is not None:
+                saved = Path(shutil.copytree(saved, exported.with_name(saved.name), dirs_exist_ok=True))
+            onnx.export_text_tower(model, exported, space, saved)
         with files.atomic_folder(folder) as partial:
             shutil.copytree(exported, partial, dirs_exist_ok=True)
 

@@ -27,6 +27,7 @@ Shape letters: I images, T texts, D length of the vectors.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import warnings
@@ -58,6 +59,8 @@ ONNX_OUTPUTS = (text_tower.GRAPH_OUTPUT, "mask", "pooled")
 NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 EXTERNAL_FROM_BYTES = 1_800_000_000
 """A single ONNX file may have at most 2 GiB; larger weights are written to a file beside it."""
+SHARED_FROM_BYTES = 1024
+"""Smaller tensors stay in a graph, because ONNX Runtime may need their values to find shapes."""
 PROBES = (
     "a",
     ".",
@@ -175,9 +178,10 @@ def exports_text_towers() -> bool:
     return all(map(is_installed, TEXT_PACKAGES))
 
 
-def export_text_tower(model: Searchable, folder: Path, space: str | None = None) -> None:
+def export_text_tower(model: Searchable, folder: Path, space: str | None = None, saved: Path | None = None) -> None:
     """Write the text side of a model as `text_tower` describes, atomically, compared with torch on `PROBES`.
-    `space` is the digest of the model beside whose images a query encoder stands.
+    `space` is the digest of the model beside whose images a query encoder stands. `saved` is a saved model beside
+    `folder`: weights that its files hold are read from there, and not written again.
 
     ModelError for a model whose texts cannot be prepared or computed without it, and if a token, or a number of a
     vector by more than `LARGEST_DIFFERENCE`, is another than the model's. MissingError without the packages of
@@ -192,7 +196,7 @@ def export_text_tower(model: Searchable, folder: Path, space: str | None = None)
     model.eval()
     with files.atomic_folder(folder) as partial:
         preprocess.tokenizer.backend_tokenizer.save(str(partial / text_tower.TOKENIZER_FILE))
-        _export_text_graph(model, preprocess, partial, settings)
+        weights = _export_text_graph(model, preprocess, partial, settings, saved)
         names = sorted(path.name for path in partial.iterdir())
         document = {
             "format": text_tower.FORMAT,
@@ -200,6 +204,7 @@ def export_text_tower(model: Searchable, folder: Path, space: str | None = None)
             "query_model": None if space is None else model.digest,
             "settings": config.to_table(settings),
             artifacts.FILES: artifacts.list_files(partial, names),
+            "weights": artifacts.list_files(folder.parent, weights),
         }
         artifacts.write_document(partial / text_tower.TEXT_FILE, document)
 
@@ -230,8 +235,10 @@ def _text_settings(model: Searchable) -> TextSettings:
     )
 
 
-def _export_text_graph(model: Searchable, preprocess: Preprocessor, folder: Path, settings: TextSettings) -> None:
-    """Write the graph of the text side, compared with torch."""
+def _export_text_graph(
+    model: Searchable, preprocess: Preprocessor, folder: Path, settings: TextSettings, saved: Path | None
+) -> list[str]:
+    """Write the graph of the text side, compared with torch. Returns the files of the saved model that it reads."""
     texts = preprocess.texts(PROBES[-2:]).to(next(iter(model.parameters())).device)
     inputs = {"input_ids": texts.input_ids}
     if not settings.padding.to_maximum:
@@ -247,13 +254,41 @@ def _export_text_graph(model: Searchable, preprocess: Preprocessor, folder: Path
             # In eval mode itself, because tracing puts the module, and the model in it, into the mode that it had
             # before.
             write(_TextTower(model, model.embed_texts).eval(), inputs, free, graph)
-            _compare_texts(TextTower(folder, settings), model, preprocess)
-            return
+            weights = _share_weights(graph, saved) if saved else []
+            _compare_texts(TextTower(folder, settings, None, weights), model, preprocess)
+            return weights
         except ModelError as error:
             refusal = error
         except Exception as error:  # those of ONNX Runtime have no class of their own
             refusal = ModelError(f"ONNX Runtime does not run its text side: {first_line(error)[:200]}")
     raise refusal
+
+
+def _share_weights(graph: Path, saved: Path) -> list[str]:
+    """Let a graph read the tensors that files of a saved model hold, byte for byte, from these files. Returns their
+    paths, relative to the folder above the saved model.
+
+    A .safetensors file is the length of its header, 8 bytes, the header in JSON, and the tensors as they are in memory.
+    """
+    import onnx
+
+    places = {}
+    for path in saved.rglob("*.safetensors"):
+        file, name = memoryview(path.read_bytes()), path.relative_to(saved.parent).as_posix()
+        start = 8 + int.from_bytes(file[:8], "little")
+        for entry in json.loads(bytes(file[8:start])).values():
+            # The entry of metadata has none.
+            first, stop = (start + offset for offset in entry.get("data_offsets", (0, 0)))
+            places[file[first:stop]] = name, first
+    proto, names = onnx.load(graph, load_external_data=False), set()
+    for tensor in proto.graph.initializer:
+        content = memoryview(tensor.raw_data)
+        if len(content) >= SHARED_FROM_BYTES and content in places:
+            onnx.external_data_helper.set_external_data(tensor, *places[content], len(content))
+            tensor.ClearField("raw_data")
+            names.add(places[content][0])
+    graph.write_bytes(proto.SerializeToString())
+    return sorted(names)
 
 
 def _compare_texts(tower: TextTower, model: Searchable, preprocess: Preprocessor) -> None:
@@ -310,7 +345,6 @@ def quantize_dynamic(folder: Path, target: Path) -> None:
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization import quantize_dynamic as quantize
 
-    target.mkdir(parents=True, exist_ok=True)
     for name in TOWERS:
         with files.atomic_path(target / name) as partial, _quietly():
             model = onnx.load(folder / name)
@@ -363,11 +397,19 @@ def _exporting(path: Path) -> Iterator[None]:
 
 
 def _trace(tower: _TextTower, example: Mapping[str, Tensor], free: Mapping[str, dict[int, str]], path: Path) -> None:
-    """Write one file by following the computation of an example."""
-    names: dict[str, Any] = {"input_names": list(example), "output_names": [text_tower.GRAPH_OUTPUT]}
-    axes = {**free, text_tower.GRAPH_OUTPUT: {0: "texts"}}
+    """Write one file by following the computation of an example. Constants are not folded, so that weights stay as the
+    model has them; ONNX Runtime folds them as it opens the file."""
     with _exporting(path):
-        torch.onnx.export(tower, tuple(example.values()), str(path), dynamo=False, dynamic_axes=axes, **names)
+        torch.onnx.export(
+            tower,
+            tuple(example.values()),
+            str(path),
+            dynamo=False,
+            input_names=list(example),
+            output_names=[text_tower.GRAPH_OUTPUT],
+            dynamic_axes={**free, text_tower.GRAPH_OUTPUT: {0: "texts"}},
+            do_constant_folding=False,
+        )
 
 
 def _write(
@@ -376,16 +418,19 @@ def _write(
     """Write one file; `free` names the dimensions of each input that may vary."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tower.state_dict().values())
     shapes = tuple(free[name] for name in example)
-    names: dict[str, Any] = {"input_names": list(example), "output_names": list(ONNX_OUTPUTS)}
     with _exporting(path):
         program = torch.onnx.export(
-            tower, tuple(example.values()), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
+            tower,
+            tuple(example.values()),
+            dynamo=True,
+            input_names=list(example),
+            output_names=list(ONNX_OUTPUTS),
+            dynamic_shapes=shapes,
+            verbose=False,
         )
         assert program is not None
         # What makes a logit of a cosine.
-        scales = ("logit_scale", "logit_bias", "vectors_scale")
-        numbers: dict[str, Any] = {name: getattr(tower.model, name, None) for name in scales}
-        program.model.metadata_props.update(
-            {name: repr(float(number)) for name, number in numbers.items() if number is not None}
-        )
+        for name in ("logit_scale", "logit_bias", "vectors_scale"):
+            if (number := getattr(tower.model, name, None)) is not None:
+                program.model.metadata_props[name] = repr(float(number))
         program.save(path, external_data=weights > EXTERNAL_FROM_BYTES)

@@ -6,7 +6,12 @@ tenths of a second.
                           -> vectors float32, texts x D, of length 1
     TEXT/tokenizer.json   the tokenizer, by the library tokenizers
     TEXT/text.json        how texts are cut and padded, the fingerprint of the dual encoder, that of a query encoder
-        if it embeds the texts in the dual encoder's place, and the size and SHA-256 of the other files
+        if it embeds the texts in the dual encoder's place, and the size and SHA-256 of the other files, and of the
+        files of weights that the graph reads
+
+Beside a saved model, as in an index, the graph holds no weights that the model's .safetensors files hold: its tensors
+are external data of ONNX, ranges of bytes of these files, named relative to the folder above TEXT. ONNX Runtime maps
+them into memory. Whoever moves TEXT moves the model with it.
 
 `onnx.export_text_tower` writes such a folder, after it has compared tokens and vectors with those of the dual encoder.
 Shape letters: T texts, D length of the vectors.
@@ -17,7 +22,7 @@ from __future__ import annotations
 import html
 import string
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,7 +34,7 @@ from dcdctl.core import artifacts, config, machine
 from dcdctl.core.errors import ConfigError, StaleError, is_installed, require_extra
 
 GRAPH_FILE, TOKENIZER_FILE, TEXT_FILE = "model.onnx", "tokenizer.json", "text.json"
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("onnxruntime", "tokenizers")
 """Import names of the packages that such a folder needs."""
 GRAPH_OUTPUT = "vectors"
@@ -115,14 +120,19 @@ CLEANINGS: dict[str, Callable[[str], str]] = {
 """What is done to a text before it becomes tokens, by the names of open_clip."""
 
 
-def open_session(graph: Path, num_threads: int, providers: list[str]) -> Any:
-    """A session of ONNX Runtime for a file, with so many threads."""
+def open_session(graph: Path, num_threads: int, providers: list[str], weights: Path | None = None) -> Any:
+    """A session of ONNX Runtime for a file, with so many threads. `weights` is the folder to which the graph's external
+    data is relative, if it is not the graph's own."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3  # errors: its warnings are about graphs, for developers
-    return onnxruntime.InferenceSession(str(graph), options, providers=providers)
+    if weights is None:
+        return onnxruntime.InferenceSession(str(graph), options, providers=providers)
+    # ONNX Runtime refuses external data outside of the folder of a file, and takes another folder for bytes only.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    return onnxruntime.InferenceSession(graph.read_bytes(), options, providers=providers)
 
 
 class TextTower:
@@ -131,8 +141,11 @@ class TextTower:
     FILE = TEXT_FILE
     """The file of a folder that has the checksums of the others."""
 
-    def __init__(self, folder: Path, settings: TextSettings, threads: int | None = None) -> None:
-        """A folder whose files were compared with their checksums; `threads` as in `machine.num_threads`."""
+    def __init__(
+        self, folder: Path, settings: TextSettings, threads: int | None = None, weights: Collection[str] = ()
+    ) -> None:
+        """A folder whose files were compared with their checksums; `threads` as in `machine.num_threads`. `weights` are
+        the files beside it that hold weights of the graph."""
         from tokenizers import Tokenizer
 
         if settings.cleaning:
@@ -151,8 +164,13 @@ class TextTower:
             pad_token=padding.token,
             pad_type_id=padding.type_id,
         )
-        self._session = open_session(folder / GRAPH_FILE, machine.num_threads(threads), ["CPUExecutionProvider"])
-        self._inputs = {node.name for node in self._session.get_inputs()}
+        self._session = open_session(
+            folder / GRAPH_FILE,
+            machine.num_threads(threads),
+            ["CPUExecutionProvider"],
+            folder.parent if weights else None,
+        )
+        self._inputs = [node.name for node in self._session.get_inputs()]
         # To count the tokens of a whole text, the tokenizer is changed for a moment.
         self._tokenizing = threading.Lock()
 
@@ -167,29 +185,31 @@ class TextTower:
         fingerprint, MissingError without the packages."""
         require_extra("index", "onnxruntime", needed_by="the text side of an index")
         document = artifacts.read_document(folder / TEXT_FILE, FORMAT, hint=HINT)
-        listed = artifacts.listed_files(folder / TEXT_FILE, document, hint=HINT)
         if (actual := document.get("model")) != fingerprint:
             problem = (
                 f"{folder} is the text side of the model {str(actual)[:8]}, and the vectors are those of the "
                 f"model {fingerprint[:8]}"
             )
             raise StaleError(problem, hint=HINT)
-        artifacts.check_files(folder, listed, hint=HINT)
+        for key, root in ((artifacts.FILES, folder), ("weights", folder.parent)):
+            listed = artifacts.listed_files(folder / TEXT_FILE, {artifacts.FILES: document.get(key)}, hint=HINT)
+            artifacts.check_files(root, listed, hint=HINT)
         try:
             settings = config.build(TextSettings, document["settings"])
         except (KeyError, ConfigError) as error:
             raise StaleError(
                 f"{folder / TEXT_FILE} is not as this dcdctl writes it: {error}", hint="update dcdctl"
             ) from error
-        return TextTower(folder, settings, threads)
+        return TextTower(folder, settings, threads, listed)  # the last, of weights
 
     def tokenize(self, texts: Sequence[str]) -> tuple[dict[str, NDArray[np.int64]], list[list[int]]]:
         """Texts cleaned and cut to `max_text_len`: the inputs of the graph, and the ids of each text."""
         with self._tokenizing:
             encodings = self._tokenizer.encode_batch(list(map(self._clean, texts)))
-        arrays = {
-            "input_ids": np.array([text.ids for text in encodings], dtype=np.int64),
-            "attention_mask": np.array([text.attention_mask for text in encodings], dtype=np.int64),
+        # The graph of a model that ignores the mask, or pads all texts alike, lacks that input.
+        inputs = {
+            name: np.array([text.ids if name == "input_ids" else text.attention_mask for text in encodings], np.int64)
+            for name in self._inputs
         }
         # A model that is trained with padding reads it, so it counts as read.
         reads_all = self._settings.padding.to_maximum
@@ -197,7 +217,7 @@ class TextTower:
             [token for token, is_read in zip(text.ids, text.attention_mask, strict=True) if is_read or reads_all]
             for text in encodings
         ]
-        return {name: array for name, array in arrays.items() if name in self._inputs}, ids
+        return inputs, ids
 
     def num_tokens(self, text: str) -> int:
         """The number of tokens of a whole text, special ones included."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -353,8 +352,8 @@ def _text_side(folder: Path, document: IndexDocument, model: models.Searchable) 
 
 def _write_text_side(folder: Path, model: models.Searchable, space: str | None = None) -> TextSide:
     """The entry of a text side that is written to a folder; see `models.export_text_tower`."""
-    shutil.rmtree(folder, ignore_errors=True)  # of a killed run
-    models.export_text_tower(model, folder, space)
+    # A query encoder's stands by itself: to answer, the files of a large model need not be read.
+    models.export_text_tower(model, folder, space, None if space else folder.with_name("model"))
     sealed = tuple(SealedFile(file=path.name, **artifacts.seal_of(path)) for path in sorted(folder.iterdir()))
     return TextSide(folder=folder.name, files=sealed)
 
