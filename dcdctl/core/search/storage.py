@@ -4,7 +4,7 @@
         the index
     INDEX/model/                           the model that made the vectors
     INDEX/text/                            the text side of the model for ONNX Runtime (`models.text_tower`), if it
-        could be made
+        could be made; its graph reads the weights of INDEX/model
     INDEX/text-N/                          that of a query encoder, in its place
     INDEX/vectors/part-00000.parquet ...   one row per image, in source order
     INDEX/ann/...                          graphs or codes over ranges of rows; none for small indices
