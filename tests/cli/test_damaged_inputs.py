@@ -35,6 +35,7 @@ READS = {
     "prepare karpathy": "karpathy.json",
     "prepare zip": "photos.zip",
     "prepare again": CORPUS_FILES,
+    "photos": "pairs.csv photos/a.png",
     "inspect corpus": CORPUS_FILES,
     "inspect cache": CACHE_FILES,
     "inspect index": "index/index.json",

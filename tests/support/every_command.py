@@ -36,6 +36,8 @@ COMMANDS = {
     "prepare karpathy": f"prepare --karpathy karpathy.json {PHOTOS}",
     "prepare zip": "prepare --csv pairs.csv --images photos.zip --out NEW --workers 1",
     "prepare again": f"prepare scenes {SCENES} --out corpus --workers 1",
+    # Two encoders that are not there: what comes before the training is tried.
+    "photos": "photos photos pairs.csv --out NEW --vision no-vision --text no-text",
     "inspect corpus": "inspect corpus",
     "inspect cache": "inspect cache",
     "inspect index": "inspect index",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from duals import save_dual
 from safetensors.torch import load_file
-from tiny import contents, make_pool, make_splits, model_contents
+from tiny import contents, make_corpus, make_pool, make_splits, model_contents
 from training_steps import TINY_DUAL, distill
 
 from dcdctl.core import models
@@ -45,8 +45,14 @@ def train(corpus, scenes_corpus_dir, other, tmp_path_factory) -> Callable[..., R
     start = tmp_path_factory.mktemp("start") / "start"
     models.save(models.load_dual(save_dual("CLIP", corpus.captions, start)), start)
 
-    def train(out: Path, *sets: str, data: tuple[Path, ...] = (scenes_corpus_dir, other), **more: Any) -> Run:
-        refs = InputRefs(data=scenes_corpus_dir, validation_data=data)
+    def train(
+        out: Path,
+        *sets: str,
+        data: tuple[Path, ...] = (scenes_corpus_dir, other),
+        trained: Path = scenes_corpus_dir,
+        **more: Any,
+    ) -> Run:
+        refs = InputRefs(data=trained, validation_data=data)
         return distill(refs, out, *STEPS, f"model.start={start}", *sets, **more)
 
     return train
@@ -262,7 +268,7 @@ def test_the_best_share_by_hand(curve, bound, best):
     ("sets", "data", "message"),
     [
         (["validation.max_loss_elsewhere=1"], 1, r"no second --validation-data is named; name the corpus that chooses"),
-        (["model.average_with_start=auto"], 0, r"is chosen on a validation corpus, and there is none; set validation"),
+        (["model.average_with_start=auto"], 0, r"and there is none; --set model.average_with_start=0.5 needs"),
         (["validation.max_loss_elsewhere=-1"], 2, r"max_loss_elsewhere must be at least 0"),
         (
             ["validation.max_loss_elsewhere=1", "validation.keep=last"],
@@ -278,6 +284,16 @@ def test_settings_that_need_more_are_named_before_anything_is_written(
     with pytest.raises(ConfigError, match=message):
         train(tmp_path / "run", *sets, data=(scenes_corpus_dir, other)[:data])
     assert not (tmp_path / "run").exists()
+
+
+def test_without_a_val_split_a_share_is_set_by_hand_as_the_error_says(train, tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", [[f"a dog {i}"] for i in range(8)])
+    sets = ["validation.every=1", "model.average_with_start=auto"]
+    with pytest.raises(ConfigError, match=r"validation corpus, and there is none; --set \S+ needs none") as raised:
+        train(tmp_path / "run", *sets, data=(), trained=corpus.folder)
+    assert not (tmp_path / "run").exists()
+    [named] = [word for word in str(raised.value).split() if "=" in word]
+    assert train(tmp_path / "run", *sets, named, data=(), trained=corpus.folder).is_finished
 
 
 def test_a_pool_has_no_recalls(train, scenes_corpus_dir, tmp_path):

@@ -108,9 +108,18 @@ def test_the_batches_of_a_cache_are_its_neighborhoods(pool):
     assert (wide.queries, wide.scored) == (1.0, 0.5)
 
 
-def test_a_batch_is_no_larger_than_the_pool(pool):
-    batch = PoolPairs(pool, recipe("pool.images=500"), scores_of(), false_negative_filter(pool, None)).of_step(0)
-    assert batch.teacher_RC.shape == (12, 12)
+@pytest.mark.parametrize(
+    ("sets", "shape", "adapted"),
+    [
+        (["pool.images=500"], (12, 12), {"pool.images": 12}),
+        (["pool.images=500", "pool.texts=500"], (12, 24), {"pool.images": 12, "pool.texts": 24}),
+        (["batch.size=500"], (12, 12), {"pool.images": 12}),
+        (["pool.images=12", "pool.texts=24"], (12, 24), {}),
+    ],
+)
+def test_a_batch_is_no_larger_than_the_pool_and_says_so(pool, sets, shape, adapted):
+    pairs = PoolPairs(pool, recipe(*sets), scores_of(), false_negative_filter(pool, None))
+    assert (pairs.of_step(0).teacher_RC.shape, pairs.adapted) == (shape, adapted)
 
 
 def test_a_list_of_a_pool_begins_with_the_best_of_the_drawn_candidates(pool):
@@ -165,7 +174,8 @@ def test_pseudo_positives_are_the_best_images_above_a_threshold(pool, monkeypatc
 def test_a_student_learns_from_a_pool_and_resumes(pool, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     inputs = OpenInputs(pool, [], None, [teacher])
-    whole = distill(inputs, tmp_path / "whole", *ON_POOL)
+    whole = distill(inputs, tmp_path / "whole", *ON_POOL, "pool.texts=500")
+    assert whole.facts()["adapted"] == {"pool.texts": pool.num_captions}
     losses = [line["loss"] for line in whole.metrics()]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
@@ -179,8 +189,8 @@ def test_a_student_learns_from_a_pool_and_resumes(pool, teacher, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
-            distill(inputs, tmp_path / "killed", *ON_POOL)
-    resumed = distill(inputs, tmp_path / "killed", *ON_POOL, resume=True)
+            distill(inputs, tmp_path / "killed", *ON_POOL, "pool.texts=500")
+    resumed = distill(inputs, tmp_path / "killed", *ON_POOL, "pool.texts=500", resume=True)
     assert [line["loss"] for line in resumed.metrics()] == losses
     assert model_contents(resumed.model_folder) == model_contents(whole.model_folder)
 

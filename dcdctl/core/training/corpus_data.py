@@ -103,12 +103,12 @@ class CorpusData(TrainingData):
                 )
 
     def _leave_validation_out(self, corpus: Corpus) -> None:
-        """Train without validation on a corpus without a val split, unless the recipe needs one."""
+        """Train without validation on a corpus without a val split; ConfigError if the recipe needs one."""
         config = self.recipe.validation
         # Another split was named on purpose.
-        is_optional = config.split == "val" and self.recipe.model.average_with_start != "auto"
-        if config.every and is_optional and "val" not in read_corpus_json(corpus.folder).splits:
+        if config.every and config.split == "val" and "val" not in read_corpus_json(corpus.folder).splits:
             self.recipe = replace(self.recipe, validation=replace(config, every=0, at_start=False))
+            validation.check_corpora(self.recipe, ())
 
     def _check_pool(self) -> None:
         """ConfigError if the loss needs of a pool what it has not."""

@@ -211,7 +211,7 @@ def check_corpora(recipe: Recipe, folders: Sequence[Path]) -> None:
     if recipe.model.average_with_start == "auto" and not (recipe.validation.every or folders):
         raise ConfigError(
             "model.average_with_start is auto, which is chosen on a validation corpus, and there is none",
-            hint="set validation.every, name a corpus with --validation-data, or set a share",
+            hint="--set model.average_with_start=0.5 needs none; or name a corpus with --validation-data",
         )
 
 

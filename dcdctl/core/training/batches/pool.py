@@ -40,6 +40,14 @@ class PoolPairs(PairGrid):
         self.batches_per_epoch = float(corpus.num_images // num_images)
         self._lists = _scored_lists(self.scores, corpus)
 
+    @property
+    def adapted(self) -> dict[str, int]:
+        """The sizes of a batch that are lower than asked for, because the pool has no more."""
+        pool = self.recipe.pool
+        asked = {"pool.images": pool.images or self.config.size, "pool.texts": pool.texts or self.sizes[0]}
+        sizes = zip(asked, self.sizes, strict=True)
+        return {name: size for name, size in sizes if size < asked[name]}
+
     def _pairs(self, step: int) -> tuple[Index, Index]:
         image_Q, text_G = self._batch(step)
         return np.sort(image_Q)[:, None], np.sort(text_G)[None]
