@@ -39,7 +39,7 @@ def compare(arguments: Compare) -> Comparison:
     """Test whether models differ, query by query. A system is a run or another folder with an evaluation; a list of
     them is its seeds.
 
-    `base` is the system that the others are compared with, by default the first. `html` is a file for a page with the
+    The others are compared with the first. `html` is a file for a page with the
     queries that differ most; `data` is the corpus of its images, if it was moved.
     """
     comparison = arguments.run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from PIL import Image
 
 from dcdctl.api import arguments as api
 from dcdctl.api import views
+from dcdctl.api.arguments import say
 from dcdctl.api.views import Query
 from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, optional_ref, path, takes
-from dcdctl.cli.index import Columns, Metadata, NewIndex
+from dcdctl.cli.index import Columns, IndexChanges, NewIndex
 from dcdctl.core import config, devices, search, stores
-from dcdctl.core.errors import InputError
-from dcdctl.core.search import Changes, ColumnChanges, Condition, Hit, IndexChange, SearchAnswer
+from dcdctl.core.search import Changes, Condition, Hit, IndexChange, SearchAnswer
 
 
 class Index(search.FolderIndex):
@@ -42,13 +42,7 @@ class Index(search.FolderIndex):
         Columns are set as by `set_columns`.
         """
         settings = {} if arguments.settings is None else config.flatten(config.to_table(arguments.settings))
-        changes = Changes(
-            sets=assignments(settings),
-            split=arguments.split,
-            precision=devices.precision(arguments.precision or "fp32"),
-            query_model=optional_ref(arguments.query_model),
-            columns=_column_changes(arguments),
-        )
+        changes = IndexChanges(sets=assignments(settings)).for_index(arguments, say)
         search.run_index_job(
             os.fspath(arguments.model),
             changes,
@@ -96,7 +90,7 @@ class Index(search.FolderIndex):
 
     def set_columns(
         self,
-        metadata: Metadata | None = None,
+        metadata: Ref | pa.Table | None = None,
         *,
         exif: bool = False,
         exif_place: bool = False,
@@ -110,27 +104,13 @@ class Index(search.FolderIndex):
         date and the camera from the image files, `exif_place` also the place, and `drop` removes columns.
         """
         given = Columns(metadata=metadata, exif=exif, exif_place=exif_place)
-        return self._change(Changes(columns=_column_changes(given, drop)), track=api.track(progress))
+        return self._change(Changes(columns=given.changes(drop)), track=api.track(progress))
 
     def _change(self, changes: Changes, **how: Any) -> IndexChange:
         change = search.run_index_job(str(self.folder), changes, **how)
         # In place, so that all who hold this index see the change.
         self._open(change.index.document)
         return change
-
-
-def _column_changes(given: Columns, drop: Sequence[str] = ()) -> ColumnChanges:
-    table = given.metadata
-    if table is not None and not isinstance(table, str | os.PathLike | pa.Table):
-        try:
-            is_list = isinstance(table, Sequence)  # a DataFrame is none, and pandas need not be installed
-            table = pa.Table.from_pylist(table) if is_list else pa.Table.from_pandas(table, preserve_index=False)
-        except (pa.ArrowException, AttributeError, TypeError) as error:
-            raise InputError(
-                f"the metadata cannot be read as a table: {error}",
-                hint="each column needs values of one type, and a column image that names the images",
-            ) from error
-    return replace(given, metadata=table).changes(drop)
 
 
 @dataclass(frozen=True, repr=False)

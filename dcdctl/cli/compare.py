@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dcdctl.cli.declare import Ref, Refs, many, optional_path, optional_ref, path
+from dcdctl.cli.declare import Ref, Refs, many, optional_path, path
 from dcdctl.cli.options import Json, Page, argument, configures, reads, refuse
 from dcdctl.cli.views.terminal import note, show, show_facts, show_json, show_tables
 
@@ -23,15 +23,12 @@ class Compare:
         Sequence[Refs],
         argument(
             "Two or more systems: a run or another folder with an evaluation, FOLDER:cascade, or a table of "
-            "ranks; A,B,C are seeds of one system.",
+            "ranks; A,B,C are seeds of one system. The others are compared with the first.",
             "SYSTEM",
         ),
         list[str],
     ]
     _: KW_ONLY
-    base: Annotated[
-        Ref | None, reads("--base", "System that the others are compared with; by default the first.", "SYSTEM"), str
-    ] = None
     data: Annotated[
         Ref | None, reads("--data", "Corpus of the images on the page; by default that of the evaluation.", "DIR"), Path
     ] = None
@@ -55,7 +52,6 @@ class Compare:
 
         return compare_systems(
             [",".join(many(system)) for system in self.systems],
-            optional_ref(self.base),
             resamples=self.resamples,
             seed=self.seed,
             draw_seeds=self.draw_seeds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -30,13 +30,14 @@ from dcdctl.cli.options import (
 from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from dcdctl.core.devices import Compute
+    from dcdctl.core.progress import Say
     from dcdctl.core.search import Changes, ColumnChanges, IndexChange, IndexConfig
     from dcdctl.core.stores import Upload
 
-Metadata: TypeAlias = Ref | Sequence[Mapping[str, Any]] | Any
-"""Columns of images: a CSV or Parquet file; in Python also a table of pyarrow, a DataFrame of pandas, or a
-list of dicts."""
+Metadata: TypeAlias = "Ref | pa.Table | None"
 Settings: TypeAlias = "IndexConfig | None"
 
 
@@ -45,7 +46,7 @@ class Columns:
     """Columns that conditions read, such as year and owner."""
 
     metadata: Annotated[
-        Metadata | None,
+        Metadata,
         configures(
             "--metadata",
             "Columns for conditions: CSV or Parquet with a column image and others, such as year.",
@@ -126,8 +127,9 @@ class IndexChanges:
         ),
     ] = None
     sets: Annotated[
-        list[str] | None,
+        Sequence[str] | None,
         configures("--set", "Override a search setting: kind=flat, hnsw, int8 or binary; repeatable.", "KEY=VALUE"),
+        list[str],
     ] = None
     dims: Dims = None
     keywords: Annotated[
@@ -152,7 +154,7 @@ class IndexChanges:
         bool, configures("--replace", "With --to: fill the store again, in place of the images of another index.")
     ] = False
 
-    def for_index(self, new: NewIndex) -> Changes:
+    def for_index(self, new: NewIndex, say: Say) -> Changes:
         """The same as the core takes it."""
         from dcdctl.core import devices
         from dcdctl.core.search import Changes
@@ -161,7 +163,7 @@ class IndexChanges:
         settings = {"dims": self.dims, "keywords": "true" if self.keywords else None}
         chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
         # None keeps the precision of an index that is changed.
-        precision = new.precision and devices.precision_on(new.precision, devices.choose(new.device), note)
+        precision = new.precision and devices.precision_on(new.precision, devices.choose(new.device), say)
         return Changes(
             sets=(*(self.sets or ()), *chosen),
             remove=tuple(self.remove or ()),
@@ -193,7 +195,7 @@ def index(new: NewIndex, changes: IndexChanges, threads: Threads = None, json: J
     devices.use_threads(threads)
     change = search.run_index_job(
         os.fspath(new.model),
-        changes.for_index(new),
+        changes.for_index(new, note),
         images=optional_path(new.images),
         out=optional_path(new.out),
         compute=new.compute(),

@@ -46,9 +46,6 @@ class StudyArguments(options.Training):
     ] = "train"
     split: options.Split = "test"
     depth: Annotated[int, options.configures("--depth", options.DEPTH_HELP, "N", min=1)] = 20
-    with_teacher: Annotated[
-        bool, options.configures("--with-teacher", "Also evaluate the teacher, which scores all pairs of the split.")
-    ] = False
     model_overrides: options.ModelSet = None
     batch_size: options.PairBatchSize = None
 
@@ -69,7 +66,6 @@ class StudyArguments(options.Training):
             train_split=self.train_split,
             split=self.split,
             depth=self.depth,
-            with_teacher=self.with_teacher,
             training=training,
             # A precision that is not auto holds for the teacher's cache too; only trainings read stored features.
             scoring=replace(training.compute, features=None),

@@ -186,7 +186,6 @@ MISTAKES: dict[str, list[Mistake]] = {
             "model=INDEX --images=UNSET --out=UNSET",
         )
     ],
-    "--base": [Mistake("ABSENT", r"ABSENT .*; .* EVALUATION")],
 }
 """By option or argument, for all commands that have it."""
 MEASURED = "--set=validation.every=5"

@@ -133,13 +133,6 @@ def test_scores_without_an_order_are_an_error(bad):
         RankCounter(np.array([bad, 1.0], dtype=np.float32), np.array([0, 1]))
 
 
-def test_a_block_left_out_is_a_wrong_call():
-    counter = RankCounter(np.ones(3, dtype=np.float32), np.array([0, 0, 1]))
-    counter.add(np.ones((1, 3), dtype=np.float32))
-    with pytest.raises(ValueError, match="3 pairs counted of 2 x 3"):
-        counter.rankings()
-
-
 @pytest.mark.parametrize("width", [5, 200, 1000, 64 * 30 + 7])
 def test_the_first_of_long_rows_are_those_of_the_whole_row(width):
     scores_QG = torch.randn(9, width, generator=torch.Generator().manual_seed(0))

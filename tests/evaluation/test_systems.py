@@ -60,12 +60,6 @@ def test_names_with_commas_between_them_are_runs_of_one_system(here, made):
     assert text_ranks("good,bad,good/") == [GOOD[0], BAD[0], GOOD[0]]
 
 
-def test_a_system_is_found_by_its_name():
-    assert compare.index_of(["good", "bad"], "bad/") == 1
-    with pytest.raises(InputError, match="worse is none of the systems; they are good and bad"):
-        compare.index_of(["good", "bad"], "worse")
-
-
 OTHERWISE = {
     "the split is 'val' for bad, 'train' for good": {"split": "val"},
     "the protocol's name is 'coco-1k' for bad, 'whole' for good": {"name": "coco-1k"},

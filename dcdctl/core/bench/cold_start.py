@@ -30,10 +30,6 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Track, silent
 
-try:
-    import resource
-except ImportError:  # not a POSIX system
-    resource = None  # type: ignore[assignment]
 _SCRIPT = "import json, sys; from dcdctl.core.bench import cold_start; cold_start.answer(*json.loads(sys.argv[1]))"
 
 
@@ -119,15 +115,10 @@ def _answer(model: Model, corpus: Corpus, config: BenchConfig, device: torch.dev
 
 
 def peak_rss_mib() -> float:
-    """Peak memory of this process; 0 if the system does not report it.
+    """Peak memory of this process; 0 on a system without /proc.
 
-    On Linux /proc is read, because `getrusage` includes the memory of the parent process there.
+    Not `getrusage`, which includes the memory of the parent process on Linux.
     """
     status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    if resource is None:
-        return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MiB if sys.platform == "darwin" else 1024)
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)

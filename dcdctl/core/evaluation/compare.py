@@ -53,13 +53,12 @@ DECIMALS = 9
 
 def compare_systems(
     names: Sequence[str],
-    base: str | None = None,
     *,
     resamples: int = 10_000,
     seed: int = 0,
     draw_seeds: bool = False,
 ) -> Comparison:
-    """Compare each system with the base, which is the first one unless named.
+    """Compare each system with the base, which is the first one.
 
     Up to `NUM_QUERIES` queries that rank better, and as many that rank worse, are listed for each direction. InputError
     for a system that does not exist, or that has one run and seeds to draw; StaleError for systems that cannot be
@@ -68,9 +67,8 @@ def compare_systems(
     if not 2 <= len(names) <= len(LETTERS):
         raise InputError(f"got {len(names)} systems, expected 2 to {len(LETTERS)}", hint="name two or more evaluations")
     systems = dict(zip(LETTERS, read_systems(names), strict=False))
-    base_letter = LETTERS[0 if base is None else index_of(names, base)]
-    base_tables = systems[base_letter].tables
-    others = {letter: system.tables for letter, system in systems.items() if letter != base_letter}
+    base, *other_letters = systems
+    base_tables, others = systems[base].tables, {letter: systems[letter].tables for letter in other_letters}
     named = dict(zip(systems, short_names(names), strict=True))
     options: dict[str, Any] = {"resamples": resamples, "seed": seed, "draw_seeds": draw_seeds}
     compare = partial(_compare, {named[letter]: tables for letter, tables in others.items()}, base_tables, options)
@@ -90,7 +88,7 @@ def compare_systems(
     ]
     return Comparison(
         systems=systems,
-        base=base_letter,
+        base=base,
         comparisons=tuple(pairwise),
         num_resamples=resamples,
         seed=seed,
@@ -179,15 +177,6 @@ def read_systems(names: Sequence[str]) -> list[System]:
     )
     check_queries({run.ref: run.table for run in runs if run.table is not None})
     return systems
-
-
-def index_of(names: Sequence[str], name: str) -> int:
-    """The index of a system's name; InputError if it is none of them."""
-    # A folder may be named with a slash at its end.
-    stripped = [each.rstrip("/") for each in names]
-    if name.rstrip("/") not in stripped:
-        raise InputError(f"{name} is none of the systems", hint=f"they are {' and '.join(names)}")
-    return stripped.index(name.rstrip("/"))
 
 
 def _read(ref: str) -> SavedEvaluation:

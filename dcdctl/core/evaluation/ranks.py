@@ -73,7 +73,6 @@ class RankCounter:
         )
         self._top_texts_I = RowTops(len(counts_I), min(num_top, len(positive_T)))
         self._top_images_T = ColumnTops(len(positive_T), min(num_top, len(counts_I)))
-        self._num_counted = 0
 
     def add(self, scores_IT: Scores, first_image: int = 0, first_text: int = 0) -> None:
         """Count a block that starts at this image and caption; ModelError if a score is NaN or infinite."""
@@ -122,7 +121,6 @@ class RankCounter:
         self._above_T[block.texts] += block.above_T
         self._top_texts_I.add(block.score_IK, block.text_IK, block.images)
         self._top_images_T.add(block.best_images)
-        self._num_counted += len(block.above_IR) * len(block.above_T)
 
     @property
     def kth_best_T(self) -> Scores:
@@ -131,10 +129,7 @@ class RankCounter:
         return self._top_images_T.kth_best_Q
 
     def rankings(self) -> Rankings:
-        """The rankings, once every pair has been counted; ValueError before that."""
-        num_images, num_texts = len(self._best_positive_I), len(self._positive_T)
-        if self._num_counted != num_images * num_texts:
-            raise ValueError(f"{self._num_counted} pairs counted of {num_images} x {num_texts}")
+        """The rankings, once every pair has been counted."""
         # The r-th best positive stands behind the better ones.
         positions_IR = self._above_IR + 1 + np.arange(self._above_IR.shape[1])
         positions_IR[self._num_positives_I[:, None] <= np.arange(positions_IR.shape[1])] = NO_POSITION

@@ -24,7 +24,7 @@ from psycopg import errors, sql
 from dcdctl.core.errors import DcdError, InputError, StaleError
 from dcdctl.core.search import Condition, Floats, Rows, Value
 from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
-from dcdctl.core.stores.retry import UnavailableError
+from dcdctl.core.stores.retry import IS_IT_RUNNING, UnavailableError
 from dcdctl.core.stores.sql import condition_sql
 from dcdctl.core.stores.url import StoreUrl
 
@@ -314,12 +314,7 @@ class PostgresStore(Store):
                 ) from error
             is_lost = isinstance(error, psycopg.OperationalError) and not state
             if state.startswith(_PASSING) or (is_lost and not _REFUSED.search(str(error))):
-                raise UnavailableError(
-                    f"{self.location} does not answer: {text}",
-                    hint="is the server running, and are host and port right?"
-                    if is_lost
-                    else "run the same command again",
-                ) from error
+                raise UnavailableError(f"{self.location} does not answer: {text}", hint=IS_IT_RUNNING) from error
             raise InputError(
                 f"{self.location} refuses: {text}",
                 hint="check the URL, the password in PGPASSWORD or ~/.pgpass, and the rights",

@@ -25,7 +25,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from dcdctl.core.errors import InputError
 from dcdctl.core.search import Compare, Condition, Floats, Joined, Rows, Value
 from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of, half_of, tokens_of
-from dcdctl.core.stores.retry import UnavailableError
+from dcdctl.core.stores.retry import IS_IT_RUNNING, UnavailableError
 from dcdctl.core.stores.url import StoreUrl
 
 FACTS = "dcdctl"
@@ -244,12 +244,7 @@ class QdrantStore(Store):
                 self._behind = None
             is_lost = isinstance(error, ResponseHandlingException | ResourceExhaustedResponse)
             if is_gone or is_lost or status == 429 or (status or 0) >= 500:
-                raise UnavailableError(
-                    f"{self.location} does not answer: {text}",
-                    hint="is the server running, and are host and port right?"
-                    if status is None
-                    else "run the same command again",
-                ) from error
+                raise UnavailableError(f"{self.location} does not answer: {text}", hint=IS_IT_RUNNING) from error
             raise InputError(
                 f"{self.location} refuses: {text}", hint="check the URL, and the key in QDRANT_API_KEY"
             ) from error

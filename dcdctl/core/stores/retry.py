@@ -16,6 +16,7 @@ class UnavailableError(SourceError):
     """A store that did not answer, and may do so later."""
 
 
+IS_IT_RUNNING = "run the same command again; is the server running, and are host and port right?"
 FOR_A_BATCH = (0.5, 1, 2, 4, 8, 16, 30, 30)
 """Seconds before each repeat; about a minute and a half: long enough for a server that is started again."""
 FOR_A_QUESTION = (0.1, 0.2, 0.4)

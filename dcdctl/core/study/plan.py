@@ -68,8 +68,6 @@ class StudyJob:
     split: str = "test"
     depth: int = 20
     """Candidates per query that the teacher re-ranks."""
-    with_teacher: bool = False
-    """Whether the teacher itself is evaluated."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
     scoring: Compute = ON_CPU
     """How the teacher scores its cache. Evaluations take its device and its batch size, in float32."""
@@ -215,8 +213,6 @@ def _check_pool(job: StudyJob, evaluated: Corpus, *, has_fusion: bool) -> None:
     if not evaluated.is_pool:
         return
     about = f"split {job.split} is a pool, on which models are compared by their agreement with the teacher"
-    if job.with_teacher:
-        raise ConfigError(f"{about}: --with-teacher would compare it with itself", hint="leave --with-teacher out")
     if job.model_set and not has_fusion:
         raise ConfigError(f"{about}, which is opened without --model-set", hint="leave --model-set out")
 
@@ -270,7 +266,7 @@ def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) 
 
 
 def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> dict[str, Any]:
-    """Everything that changes a number. The seeds and --with-teacher only add results."""
+    """Everything that changes a number. The seeds only add results."""
     if share_split(job.train_split, job.split):
         raise ConfigError(
             f"the study trains on {job.train_split} and evaluates on {job.split}", hint="name another --split"

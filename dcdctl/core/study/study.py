@@ -9,7 +9,6 @@
     OUT/cache-itself-seed0           the scores of the fine-tuned model, if the teacher has a cache
     OUT/runs/itself-seed0            the recipe with the fine-tuned model as its teacher
     OUT/runs/distilled-seed0         the recipe; with cascade.json, its first candidates re-ranked by the teacher
-    OUT/evaluations/teacher          the teacher alone, if it is asked for
     OUT/study.json, OUT/report.html  the results
 
 Every folder is as its own command writes it, and a step whose folder is finished is not repeated.
@@ -122,7 +121,7 @@ def make_steps(plan: StudyPlan) -> list[Step]:
         steps.append(_scores_step(plan, name, ref, folder))
     # After the scores that the start is compared with, if there are any.
     if (start := plan.recipe.model.start) != "new":
-        steps.insert(0 if plan.against is None else len(steps), _evaluation_step(plan, ZERO_SHOT, start))
+        steps.insert(0 if plan.against is None else len(steps), _start_step(plan, start))
     for variant, seed, folder in plan.runs:
         if variant.name == ITSELF and plan.reranker is not None:
             ref = str(plan.run_folder(FINE_TUNED, seed))
@@ -131,8 +130,6 @@ def make_steps(plan: StudyPlan) -> list[Step]:
         steps.append(Step(name=name, folder=folder, is_done=is_done, run=partial(_train, plan, variant, seed)))
         if variant.name == DISTILLED and plan.reranker is not None and plan.against is None:
             steps.append(_cascade_step(plan, seed, folder))
-    if plan.job.with_teacher:
-        steps.append(_evaluation_step(plan, TEACHER, plan.job.teacher, plan.job.model_set))
     # Last, because it times a model that an earlier step has trained.
     timed = plan.run_folder(DISTILLED, plan.job.seeds[0])
     is_done = partial(_is_timed, plan, timed)
@@ -144,18 +141,12 @@ def _scores_step(plan: StudyPlan, name: str, ref: str, folder: Path) -> Step:
     return Step(name=name, folder=folder, is_done=is_scored, run=partial(_score, plan, ref, folder))
 
 
-def _evaluation_step(plan: StudyPlan, name: str, ref: str, model_set: Sequence[str] = ()) -> Step:
-    """The evaluation of a model that is no run of the study."""
-    folder = plan.job.out / "evaluations" / name
-    job = EvalJob(
-        model=ref, data=plan.job.data, split=plan.job.split, model_sets=tuple(model_set), against=plan.against
-    )
-    return Step(
-        name=name,
-        folder=folder,
-        is_done=partial(_is_evaluated, plan, folder),
-        run=partial(_evaluate, plan, job, folder),
-    )
+def _start_step(plan: StudyPlan, ref: str) -> Step:
+    """The evaluation of the start."""
+    folder = plan.job.out / "evaluations" / ZERO_SHOT
+    job = EvalJob(model=ref, data=plan.job.data, split=plan.job.split, against=plan.against)
+    is_done = partial(_is_evaluated, plan, folder)
+    return Step(name=ZERO_SHOT, folder=folder, is_done=is_done, run=partial(_evaluate, plan, job, folder))
 
 
 def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
@@ -268,14 +259,13 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
         timed_in.pop(ZERO_SHOT, None)
     if plan.reranker is not None and plan.against is None:
         folders[CASCADE] = folders[DISTILLED]
-    folders[TEACHER] = [job.out / "evaluations" / TEACHER] if job.with_teacher else []
+    folders[TEACHER] = []  # it is timed, and not evaluated
     rows = report.read_rows(folders, timed_in, is_pool=plan.corpus.is_pool)
     baselines = [variant.name for variant in plan.variants if variant.name != DISTILLED]
     contrasts = [
         *((DISTILLED, name) for name in baselines or [ZERO_SHOT]),
         *((name, ZERO_SHOT) for name in baselines),
         (CASCADE, DISTILLED),
-        (CASCADE, TEACHER),
     ]
     return Study(
         rows=tuple(rows.values()),
@@ -296,9 +286,7 @@ def _not_asked_for(plan: StudyPlan) -> Iterator[str]:
             "cascade: the teacher encodes each image once itself, so it can search all images as fast as it could "
             "re-rank the first ones"
         )
-    if not plan.job.with_teacher:
-        pairs = f", {plan.corpus.num_images * plan.corpus.num_captions:,} pairs" if plan.reranker is not None else ""
-        yield f"recalls of the teacher: it was not evaluated{pairs}; add --with-teacher"
+    yield "recalls of the teacher: `dcdctl eval TEACHER --data DIR --out FOLDER`, and `dcdctl compare`"
 
 
 def _facts(plan: StudyPlan) -> list[tuple[str, str]]:
