@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -171,7 +172,7 @@ def main() -> None:
                 f"{name} {f'{value:,.4g}' if isinstance(value, float) else value}" for name, value in result.items()
             )
         )
-    facts = {"commit": commit(), "load": devices.load_average(), "machine": devices.describe(torch.device("cpu"))}
+    facts = {"commit": commit(), "load": os.getloadavg()[0], "machine": devices.describe(torch.device("cpu"))}
     sys.stdout.write(json.dumps({**facts, "images": args.images, "results": results}) + "\n")
 
 

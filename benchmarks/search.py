@@ -303,7 +303,7 @@ def main() -> None:
     show(results)
     facts = {
         "commit": commit(),
-        "load": devices.load_average(),
+        "load": os.getloadavg()[0],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     sys.stdout.write(json.dumps({"machine": devices.describe(torch.device("cpu")), **facts, "results": results}) + "\n")

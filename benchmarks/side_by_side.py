@@ -8,6 +8,7 @@ by the clock.
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -20,8 +21,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from prepare import commit, processor
-
-from dcdctl.core import devices
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def facts(*packages: str) -> dict[str, object]:
     return {
         "machine": processor(),
         "threads": torch.get_num_threads(),
-        "load": devices.load_average(),
+        "load": os.getloadavg()[0],
         "commit": commit(),
         "versions": {name: version(name) for name in ("torch", *packages)},
     }

@@ -290,14 +290,6 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def load_average() -> float | None:
-    """Mean number of runnable processes in the last minute; None if the system does not report it."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):  # not a POSIX system
-        return None
-
-
 def cpu_name() -> str:
     """The model name of the processor from /proc/cpuinfo, else what Python reports."""
     info = Path("/proc/cpuinfo")

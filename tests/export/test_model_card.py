@@ -196,12 +196,9 @@ def lineage_of(run, *evaluations):
 def test_start_and_trained_parts_are_named(run, gallery, tmp_path):
     found = lineage_of(tuned(run, gallery))
     assert found["start"] == "openai/clip-vit-base-patch32@3d74acf9 (fingerprint aaaaaaaaaaaa)"
-    assert found["average"] == (
-        " The weights are 0.3 times those of the start plus 0.7 times the trained ones (WiSE-FT)."
-    )
     card, text = card_of(run, tmp_path)
     assert card.data.base_model == ["openai/clip-vit-base-patch32"]
-    assert f"## Start, gains and losses\n\nStarted from {found['start']}.{found['average']} `model.trained`" in text
+    assert f"## Start, gains and losses\n\nStarted from {found['start']}. `model.trained`" in text
     layers = {
         "start": "models/clip",
         "trained": "last-layers",
@@ -211,7 +208,6 @@ def test_start_and_trained_parts_are_named(run, gallery, tmp_path):
     }
     found = lineage_of(tuned(run, gallery, layers))
     assert found["start"] == "models/clip (fingerprint aaaaaaaaaaaa)"
-    assert found["average"] == ""
     assert lineage.lineage_of(read_history("scenes-vilt")) is None
 
 
@@ -259,8 +255,6 @@ def test_what_the_training_validated_is_on_the_card(run, gallery, tmp_path):
         for share, rsum, elsewhere in ((0.9, 70, 299), (0.4, 90, 294), (0.4, 90, 294))
     ]
     write_metrics(run, [{"step": 0, **sums}, *averages])
-    found = lineage_of(run)
-    assert "The weights are 0.4 times those of the start plus 0.6 times the trained ones (WiSE-FT)." in found["average"]
     _, text = card_of(run, tmp_path)
     assert "Validation, RSUM, by the training itself:\n\n| corpus | start | saved model | change |\n" in text
     assert "| scenes | 60.00 | 90.00 | +30.00 |\n| other | 300.00 | 294.00 | -6.00 |\n" in text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -142,11 +141,8 @@ def test_an_empty_folder_is_refused_with_the_command_that_fills_it(folders, tmp_
 def test_missing_parts_have_commands_that_parse(folders, tmp_path):
     run = write_run(tmp_path / "a run", "demo-dual")
     (folders[2] / "bench.json").unlink()
-    depths = json.loads((folders[1] / "cascade.json").read_text())["depths"]
-    change(folders[1] / "cascade.json", depths=[row for row in depths if row["depth"]])
     found = report.read_report([*folders[1:], run], teacher=folders[0])
     assert commands(found) == [
-        f"dcdctl eval {folders[1]} --data DIR --rerank REF --depth 0,5,10",
         f"dcdctl bench {folders[2]} --teacher REF --data DIR",
         f"dcdctl eval '{run}' --data DIR",
     ]

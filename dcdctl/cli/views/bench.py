@@ -56,7 +56,7 @@ def _show_footprints(result: Bench) -> None:
     machine = result.machine
     title = (
         f"{result.machine_name}, {result.settings.precision}, torch {machine['torch']}, transformers "
-        f"{machine['transformers']}{_busy(result)}"
+        f"{machine['transformers']}"
     )
     caption = "operations: floating point, two per multiply-add, in matrix products, convolutions and attention"
     student = _footprint(result.student)
@@ -85,19 +85,6 @@ def _footprint(times: ModelTimes) -> dict[str, str]:
         gpu = "" if median.cuda_peak_mib is None else f", GPU {median.cuda_peak_mib:,.0f} MiB"
         cells["peak memory of that process"] = f"{median.rss_peak_mib:,.0f} MiB{gpu}"
     return cells
-
-
-def _busy(result: Bench) -> str:
-    """A warning line if the machine was busy with other work."""
-    loads = [load for load in result.machine["load_average"] if load is not None]
-    cores = result.machine["cores"]
-    if not loads or max(loads) <= cores:
-        return ""
-    # CPU time does not count waiting, except for processes of their own, which are timed from outside.
-    affected = "times of fresh processes"
-    if result.settings.clock == "wall":
-        affected = "all times (--set clock=processor measures CPU time instead)"
-    return f"\nbusy: {max(loads):.1f} processes needed {cores} cores; upper bounds: {affected}"
 
 
 def _latency_rows(times: Sequence[ModelTimes], gallery_size: int) -> list[Row]:

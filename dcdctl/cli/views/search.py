@@ -21,10 +21,8 @@ def show_answer(index: ImageIndex, question: str | Path, answer: SearchAnswer, *
         return show_json(answer_document(question, answer, index))
     _show_hits(index, answer)
     _show_notes(answer)
-    parts = {"encoding": answer.encode_seconds, "search": answer.find_seconds, "re-ranking": answer.rerank_seconds}
-    details = ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in parts.items() if seconds)
-    times = f"{1000 * sum(parts.values()):.1f} ms ({details})"
-    note(f"{len(answer.hits):,} of {index.num_images:,} images in {times}")
+    ms = 1000 * (answer.encode_seconds + answer.find_seconds + answer.rerank_seconds)
+    note(f"{len(answer.hits):,} of {index.num_images:,} images in {ms:.1f} ms")
 
 
 def answer_lines(searcher: IndexSearcher, k: int, where: Condition | None, *, hybrid: bool, as_json: bool) -> int:

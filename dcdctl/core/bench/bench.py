@@ -86,8 +86,6 @@ def compare(
     """
     student = in_torch[STUDENT]
     device = device_of(student)
-    # The load before and after shows whether other programs slowed the measurement.
-    load_before = devices.load_average()
     with _inference(config, device), tempfile.TemporaryDirectory(prefix="dcdctl-onnx-") as folder:
         bench_models = {name: prepare_model(model, corpus, config) for name, model in in_torch.items()}
         footprints = {name: footprint.of_model(model, bench_models[name]) for name, model in in_torch.items()}
@@ -101,7 +99,7 @@ def compare(
             footprints[ONNX] = footprints[STUDENT]
         timer = Timer(config=config, clock=clock, synchronize=partial(devices.synchronize, device))
         rates.measure(bench_models, timer, track)
-        machine = {**devices.describe(device), "load_average": [load_before, devices.load_average()]}
+        machine = devices.describe(device)
     times = {
         name: _model_times(each, corpus, config, footprints[name], *runtimes[name])
         for name, each in bench_models.items()

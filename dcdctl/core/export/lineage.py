@@ -30,22 +30,10 @@ def lineage_of(history: RunHistory) -> dict[str, Any] | None:
     validated = validation_document(Run(Path(history.ref)))
     return {
         "start": f"{public(history.start)} (fingerprint {history.facts['inputs']['start'][:12]})",
-        "average": _average_in_words(history, 0 if validated is None else validated["share"]),
         "columns": COLUMNS,
         "tables": list(_compared(history, history.start)),
         "validation": [] if validated is None else [validation_table(validated)],
     }
-
-
-def _average_in_words(history: RunHistory, chosen: float) -> str:
-    """The share of the start in the weights, as a sentence, empty for none; `chosen` is the share that its validation
-    chose, if the recipe has `auto`."""
-    share = history.recipe["model.average_with_start"]
-    share = chosen if share == "auto" else share
-    average = (
-        f" The weights are {share:g} times those of the start plus {1 - share:g} times the trained ones (WiSE-FT)."
-    )
-    return average if share else ""
 
 
 def _compared(history: RunHistory, start: str) -> Iterator[dict[str, Any]]:

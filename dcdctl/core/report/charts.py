@@ -183,15 +183,6 @@ def speed_against_recall(report: Report) -> Markup | None:
     return scatter(labels, timed, front)
 
 
-def not_drawn(report: Report) -> list[str]:
-    """The models whose query was timed among another number of images than that of the chart, each with its number."""
-    return [
-        f"{model.label}, timed among {model.gallery_size:,} images"
-        for model in report.models
-        if model.gallery_size not in (None, report.gallery_size)
-    ]
-
-
 def _speed_and_recall(model: ModelResults, color: str) -> Series | None:
     result, ms = model.result, model.query_ms
     if result is None or not ms:

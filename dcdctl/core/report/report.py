@@ -254,9 +254,6 @@ def _missing_of_model(model: ModelResults) -> Iterator[tuple[str, str]]:
     folder, result = str(model.folder), model.result
     if result is None:
         yield f"results of {model.label}", _command("eval", folder, "--data", "DIR")
-    elif model.is_cascade and (not result.reranked or result.dual_query_ms is None):
-        words = ["eval", folder, "--data", "DIR", "--rerank", "REF", "--depth", "0,5,10"]
-        yield f"time of re-ranking of {model.label}", _command(*words)
     # A teacher is timed together with a student, and a cascade by its evaluation.
     elif model.times is None and model.role != "teacher" and not model.is_cascade:
         yield f"times of {model.label}", _command("bench", folder, "--teacher", "REF", "--data", "DIR")

@@ -32,7 +32,6 @@ def write_report_page(path: Path, report: Report, track: Track = silent) -> None
         missing=report.missing,
         results=tables.result_tables(report),
         speed_chart=charts.speed_against_recall(report),
-        not_drawn=charts.not_drawn(report),
         score_charts=[score_charts[direction] for direction, _ in TITLES if score_charts[direction]],
         training_charts=charts.training_curves(report),
         commands=[(training.label, shlex.join(training.command)) for training in report.trainings],

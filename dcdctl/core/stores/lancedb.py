@@ -81,7 +81,7 @@ class LanceStore(Store):
         if bad := next((name for name in facts.columns if "`" in name), None):
             raise InputError(f"the column {bad!r} has a backtick, which LanceDB does not take", hint="rename it")
         with self._errors():
-            self._database.create_table(self._table, schema=_schema(facts), mode=self._mode())
+            self._database.create_table(self._table, schema=_schema(facts), mode="overwrite")
 
     def describe(self, facts: StoreFacts) -> None:
         with self._errors():
@@ -150,7 +150,7 @@ class LanceStore(Store):
             batches = (batch for each in tables for batch in each.combine_chunks().to_batches())
             reader = pa.RecordBatchReader.from_batches(schema, batches)
             # One commit: a search sees the old version or the new one.
-            self._database.create_table(published._table, data=reader, schema=schema, mode=published._mode())
+            self._database.create_table(published._table, data=reader, schema=schema, mode="overwrite")
         published.finish()
         self.drop()
 
@@ -168,10 +168,6 @@ class LanceStore(Store):
                 if "was not found" in str(error):
                     return None
                 raise
-
-    def _mode(self) -> str:
-        """How to write the whole table. LanceDB warns on stderr if there is nothing to overwrite."""
-        return "create" if self._find() is None else "overwrite"
 
     def _open(self) -> Any:
         table = self._find()
