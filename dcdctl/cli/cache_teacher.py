@@ -18,6 +18,7 @@ from dcdctl.cli.declare import Ref, assignments, named, optional_path, path
 from dcdctl.cli.options import reads, refuse, writes
 from dcdctl.cli.views.scoring import show_estimate
 from dcdctl.cli.views.terminal import bar, note, show, show_json
+from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
     from dcdctl.core.progress import Say
@@ -244,15 +245,14 @@ def _encode(arguments: CacheTeacher, external: External, verify: int | None) -> 
     )
     if verify is not None:
         difference = verify_texts(job, verify, track=bar)
-        text = f"{job.out}: {verify:,} texts encoded again, the largest difference is {difference:.1e}"
+        text = f"{job.out}: {counted(verify, 'texts')} encoded again, the largest difference is {difference:.1e}"
         return text, {"cache": str(job.out), "texts": verify, "largest_difference": difference}
     cache = cache_texts(job, track=bar)
     document = {"cache": str(job.out), "texts": cache.num_texts, "languages": cache.plan["languages"]}
     document["teacher"] = cache.space.teacher_name or cache.space.teacher
     document["next"] = shlex.join(["dcdctl", "distill", "query-minilm", "--cache", str(job.out), "--out", "RUN"])
-    text = (
-        f"vectors of {cache.num_texts:,} texts, {cache.space.dim} numbers each -> {job.out}; next: {document['next']}"
-    )
+    vectors = f"vectors of {counted(cache.num_texts, 'texts')}, {cache.space.dim} numbers each"
+    text = f"{vectors} -> {job.out}; next: {document['next']}"
     return text, document
 
 
@@ -260,7 +260,7 @@ def _verify(job: CacheJob, num_pairs: int) -> Outcome:
     from dcdctl.core.teacher import verify_cache
 
     difference = verify_cache(job, num_pairs, track=bar)
-    text = f"{job.out}: {num_pairs:,} pairs scored again, the largest difference is {difference:.1e}"
+    text = f"{job.out}: {counted(num_pairs, 'pairs')} scored again, the largest difference is {difference:.1e}"
     return text, {"cache": str(job.out), "pairs": num_pairs, "largest_difference": difference}
 
 
@@ -280,8 +280,8 @@ def _plan(job: CacheJob, with_columns: str | None) -> Outcome:
     num_pairs, num_files = plan_work(job, parse_extras(with_columns), track=bar)
     folder = job.out / WORK_FOLDER
     text = (
-        f"{num_pairs:,} pairs without a score in {num_files:,} files -> {folder}; next: the same command with "
-        "--scores FILES --teacher-name NAME in place of --plan-only"
+        f"{counted(num_pairs, 'pairs')} without a score in {counted(num_files, 'files')} -> {folder}; next: the same "
+        "command with --scores FILES --teacher-name NAME in place of --plan-only"
     )
     return text, {"work": str(folder), "pairs": num_pairs, "files": num_files}
 
@@ -311,7 +311,8 @@ def _score(job: CacheJob, external: External) -> Outcome:
     document = {"cache": str(cache.folder), **counts, "teacher": cache.teacher_name or cache.plan["teacher"]}
     document |= {"seconds": round(time.monotonic() - started, 3), "already_there": already_there}
     text = (
-        f"{cache.num_pairs:,} scored pairs of {cache.num_images:,} images and {cache.num_texts:,} captions -> "
+        f"{counted(cache.num_pairs, 'scored pairs')} of {counted(cache.num_images, 'images')} and "
+        f"{counted(cache.num_texts, 'captions')} -> "
         f"{cache.folder}"
     )
     return text, document

@@ -28,6 +28,7 @@ from dcdctl.cli.options import (
     writes,
 )
 from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
+from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -226,7 +227,7 @@ def _plan(new: NewIndex, changes: IndexChanges, json: bool) -> None:
     listed = write_image_list(os.fspath(new.model), path(new.images), path(new.out))
     if json:
         return show_json(listed)
-    counts = f"{listed['images']:,} files in {listed['files']:,} Parquet files"
+    counts = f"{counted(listed['images'], 'files')} in {counted(listed['files'], 'Parquet files')}"
     show(f"{counts}, model {listed['model'][:8]} -> {listed['list']}")
 
 
@@ -266,10 +267,11 @@ def _show(change: IndexChange, uploaded: Upload | None) -> None:
     if query := search.query_model_of(index.document):
         columns += f", texts by {printable(query)}"
     numbers = f"{index.dim} numbers {'per token' if index.is_late else 'each'}"
-    show(f"{index.num_images:,} images{counts}, {numbers}, search by {index.kind}{words}{columns} -> {index.folder}")
+    images = f"{counted(index.num_images, 'images')}{counts}"
+    show(f"{images}, {numbers}, search by {index.kind}{words}{columns} -> {index.folder}")
     if uploaded is not None:
         changes = _counts(sent=uploaded.sent, deleted=uploaded.deleted)
-        show(f"{uploaded.images:,} images{changes} -> {uploaded.location}")
+        show(f"{counted(uploaded.images, 'images')}{changes} -> {uploaded.location}")
 
 
 def _counts(**counts: int) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from dcdctl.cli.declare import optional_path
 from dcdctl.cli.options import AnyIndex, Json, SearchModels, configures
 from dcdctl.cli.views.terminal import note, show, show_json
+from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
     from dcdctl.core.serve import Started
@@ -66,7 +67,7 @@ def _show_start(json: bool, started: Started, *, is_logged: bool = False) -> Non
     if json:  # on one line: a program reads it while the service runs
         show_json({"url": started.url, "index": started.index, "images": started.num_images}, indent=None)
     else:
-        show(f"{started.num_images:,} images at {started.url}")
+        show(f"{counted(started.num_images, 'images')} at {started.url}")
     if is_logged:  # stderr has JSON only, and the first record says the same
         return
     if not started.is_loopback:

@@ -41,8 +41,8 @@ def index(noise_index, metadata, tmp_path_factory):
     done = run("index", folder, "--metadata", metadata)
     assert done.exit_code == 0, done.output
     assert done.stdout == f"12 images, 8 numbers each, search by flat, columns year, owner, day -> {folder}\n"
-    assert f"note: 1 images of {metadata} are not in the index, such as 'absent.png'" in done.stderr
-    assert f"note: 1 images of the index are not in {metadata}" in done.stderr
+    assert f"note: not in the index: 1 image of {metadata}, such as 'absent.png'" in done.stderr
+    assert f"note: not in {metadata}: 1 image of the index" in done.stderr
     return folder
 
 

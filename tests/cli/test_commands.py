@@ -239,7 +239,7 @@ def test_a_cache_is_planned_scored_elsewhere_and_sealed(scenes_corpus_dir, cache
     line = f"cache-teacher --data {scenes_corpus_dir} --out {out} {FOUR}"
     planned = run(f"{line} --plan-only --with captions,paths").stdout
     own = teacher_cache.read_cache(cache)
-    work = f"{own.num_pairs} pairs without a score in 1 files -> {out / 'work'}"
+    work = f"{own.num_pairs} pairs without a score in 1 file -> {out / 'work'}"
     take = "the same command with --scores FILES --teacher-name NAME in place of --plan-only"
     assert planned == f"{work}; next: {take}\n"
     rows = pq.read_table(out / "work" / "work-00000.parquet")

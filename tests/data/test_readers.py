@@ -409,8 +409,8 @@ def test_other_columns_of_a_table_become_those_of_the_corpus(folder):
     assert train.subset(1).columns.num_rows == 1
     assert list(summary.notes[-4:]) == [
         "columns: year, owner, id",
-        "column owner of m.csv has several values for 1 images: the first row of an image counts",
-        "column id of m.csv has several values for 1 images: the first row of an image counts",
+        "column owner of m.csv has several values for 1 image: the first row of an image counts",
+        "column id of m.csv has several values for 1 image: the first row of an image counts",
         "column score of m.csv is left out: it has a name that the index itself uses",
     ]
     assert verify(folder / "out").is_well

@@ -208,7 +208,7 @@ def test_a_shorter_test_split_is_an_error_before_an_image_is_read(tmp_path, serv
     short = {"images": [ANNOTATIONS["images"][0], {**ANNOTATIONS["images"][2], "sentences": [{"raw": "one bird"}]}]}
     server.files["dataset.json"] = json.dumps(short).encode()
     data_set = birds(tmp_path, server.url)
-    with pytest.raises(InputError, match="birds: split 'test' has 1 images and 1 captions, the papers' has 1 and 2"):
+    with pytest.raises(InputError, match="birds: split 'test' has 1 image and 1 caption, the papers' has 1 and 2"):
         prepare_corpus(data_set, tmp_path / "out", options=PrepareOptions(workers=1))
     assert not (tmp_path / "out").exists()
     given_up = manifest.find_manifest(str(tmp_path / "birds.toml"), ["protocol=none"])
@@ -217,7 +217,7 @@ def test_a_shorter_test_split_is_an_error_before_an_image_is_read(tmp_path, serv
         == "none: the data set names none"
     )
     few = prepare_corpus(data_set, tmp_path / "few", options=PrepareOptions(workers=1, max_images=1))
-    assert few.protocol == "none: only the first 1 images of each split"
+    assert few.protocol == "none: only the first 1 image of each split"
 
 
 # What comes with dcdctl
@@ -434,13 +434,13 @@ def test_flickr30k_from_the_hub_is_an_error_if_its_test_split_is_not_the_papers(
         refused, done = run_through(server, tmp_path, prepare, [*prepare, "--max-images", 1, "--json"])
         assert refused.returncode == 1
         assert (
-            "error: flickr30k: split 'test' has 1 images and 2 captions, the papers' has 1,000 and 5,000"
+            "error: flickr30k: split 'test' has 1 image and 2 captions, the papers' has 1,000 and 5,000"
             in refused.stderr
         )
         assert "Traceback" not in refused.stderr
         assert done.returncode == 0, done.stderr
         summary = json.loads(done.stdout)
-        assert summary["protocol"] == "none: only the first 1 images of each split"
+        assert summary["protocol"] == "none: only the first 1 image of each split"
         assert summary["notes"] == [
             f"{name}: matches the Hub's hash" for name in ("flickr_annotations_30k.csv", "flickr30k-images.zip")
         ]

@@ -194,7 +194,7 @@ def test_the_first_row_of_an_image_counts_and_others_are_counted():
     table = pa.table({"path": ["a", "b", "a", "a", None], "year": [1, 2, 1, 5, 9], "owner": ["x", None, "x", "x", "y"]})
     read = columns_of_table(table, "it")
     assert (read.images, read.table.to_pydict()) == (["a", "b"], {"year": [1, 2], "owner": ["x", None]})
-    assert read.notes == ("column year of it has several values for 1 images: the first row of an image counts",)
+    assert read.notes == ("column year of it has several values for 1 image: the first row of an image counts",)
 
 
 @pytest.fixture
@@ -221,8 +221,8 @@ def test_values_are_replaced_for_named_images_only(made, tmp_path):
     index, notes = set_columns(made, given)
     assert column(index, "year") == [1, 2, 3, 4, None, None]
     assert notes == [
-        "1 images of the table of metadata are not in the index, such as 'x.png'",
-        "1 images of the index are not in the table of metadata",
+        "not in the index: 1 image of the table of metadata, such as 'x.png'",
+        "not in the table of metadata: 1 image of the index",
     ]
     index, _ = set_columns(
         index,

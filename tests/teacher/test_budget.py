@@ -278,7 +278,7 @@ def test_the_command_takes_a_budget_and_its_dry_run_shows_it(pool, reranker, tmp
     assert (document["pairs"], document["to_score"]) == (20, 20)
     assert f"20 to score ({document['left_out']:,} more exceed --max-pairs)" in result.stderr
     result = run(f"{command} --out {tmp_path / 'plan'} --plan-only")
-    assert result.stdout.startswith("20 pairs without a score in 1 files")
+    assert result.stdout.startswith("20 pairs without a score in 1 file")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dcdctl.cli.views.terminal import amount, clock, note
+from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
     from dcdctl.core.scoring import Workload
@@ -21,7 +22,7 @@ def show_estimate(estimate: CacheCost) -> None:
         rate = f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}"
     left_out = f" ({estimate.num_left_out:,} more exceed --max-pairs)" if estimate.num_left_out else ""
     note(
-        f"{most}{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score{left_out}: {rate}; at most "
+        f"{most}{counted(estimate.num_pairs, 'pairs')}, {estimate.num_to_score:,} to score{left_out}: {rate}; at most "
         f"{amount(estimate.disk_bytes, 'bytes')} on disk"
     )
 
@@ -29,4 +30,4 @@ def show_estimate(estimate: CacheCost) -> None:
 def show_workload(workload: Workload) -> None:
     """The cost of an evaluation that scores pairs."""
     rate = f"{workload.pairs_per_s:,.0f}" if workload.pairs_per_s >= 10 else f"{workload.pairs_per_s:.2g}"
-    note(f"{workload.num_pairs:,} pairs to score: {rate} pairs/s in a trial, about {clock(workload.seconds)}")
+    note(f"{counted(workload.num_pairs, 'pairs')} to score: {rate} pairs/s in a trial, about {clock(workload.seconds)}")

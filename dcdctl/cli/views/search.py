@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dcdctl.cli.views.terminal import note, printable, show, show_error, show_json
 from dcdctl.core.errors import DcdError
+from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
     from dcdctl.core.search import Condition, ImageIndex, IndexSearcher, SearchAnswer
@@ -22,7 +23,7 @@ def show_answer(index: ImageIndex, question: str | Path, answer: SearchAnswer, *
     _show_hits(index, answer)
     _show_notes(answer)
     ms = 1000 * (answer.encode_seconds + answer.find_seconds + answer.rerank_seconds)
-    note(f"{len(answer.hits):,} of {index.num_images:,} images in {ms:.1f} ms")
+    note(f"{len(answer.hits):,} of {counted(index.num_images, 'images')} in {ms:.1f} ms")
 
 
 def answer_lines(searcher: IndexSearcher, k: int, where: Condition | None, *, hybrid: bool, as_json: bool) -> int:

@@ -41,6 +41,7 @@ from dcdctl.core.data.readers import FORMATS
 from dcdctl.core.data.readers.rows import Paths, SourceConfig, SplitCounts, check_splits
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.places import url_of
+from dcdctl.core.progress import counted
 
 TEXT_FIELDS = ("name", "summary", "license", "citation", "homepage", "protocol")
 _COUNTS_HINT = (
@@ -216,7 +217,7 @@ def check_protocol(
     if manifest.protocol in ("", "none"):
         return "none: the data set names none"
     if max_images is not None:
-        return f"none: only the first {max_images:,} images of each split"
+        return f"none: only the first {counted(max_images, 'images')} of each split"
     requested = splits or list(manifest.expected)
     if "test" not in requested:
         return "none: without the test split"
@@ -246,7 +247,7 @@ def _difference(manifest: Manifest, counts: Mapping[str, SplitCounts], split: st
     expected, actual = manifest.expected.get(split), counts.get(split, SplitCounts(images=0, captions=0))
     if expected is None or actual == expected:
         return None
-    actual_counts = f"{actual.images:,} images and {actual.captions:,} captions"
+    actual_counts = f"{counted(actual.images, 'images')} and {counted(actual.captions, 'captions')}"
     return f"split {split!r} has {actual_counts}, the papers' has {expected.images:,} and {expected.captions:,}"
 
 

@@ -65,7 +65,7 @@ class CorpusSummary:
     already_there: bool
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{split} {entry['images']:,} images" for split, entry in self.splits.items())
+        counts = ", ".join(f"{split} {counted(entry['images'], 'images')}" for split, entry in self.splits.items())
         return f"CorpusSummary({self.folder!r}: {counts})"
 
     def __fspath__(self) -> str:
@@ -91,7 +91,7 @@ class CorpusSummary:
         for split, entry in self.splits.items():
             counts = f"{counted(entry['images'], 'images')}, {counted(entry['captions'], 'captions')}"
             if entry["is_pool"]:
-                counts = f"{entry['images']:,} images, {entry['captions']:,} texts without pairing"
+                counts = f"{counted(entry['images'], 'images')}, {counted(entry['captions'], 'texts')} without pairing"
             lines.append(f"  {split:<5} {counts}, fingerprint {entry['fingerprint'][:8]}")
             if split == "train" and entry["images"] < FEW:
                 lines.append(f"  few images: under {FEW}, each image of a tenth held out is 2 points of recall or more")

@@ -9,6 +9,7 @@ from dcdctl.core.data import Direction
 from dcdctl.core.evaluation.agreement import MEASURES, NDCG, NDCG_NAME, NUM_FIRST, NUM_RANDOM
 from dcdctl.core.evaluation.document import Agreement, Evaluation, Measures, PoolEvaluation
 from dcdctl.core.evaluation.recall import RECALL_NAMES
+from dcdctl.core.progress import counted
 from dcdctl.core.templates import Table
 
 
@@ -57,7 +58,7 @@ def _agreement(agreement: Agreement, evaluation: Evaluation | PoolEvaluation) ->
     }[agreement.over]
     return Table(
         f"agreement of {evaluation.model} with {agreement.teacher} on {evaluation.split}: "
-        f"{evaluation.images:,} images, {evaluation.captions:,} texts",
+        f"{counted(evaluation.images, 'images')}, {counted(evaluation.captions, 'texts')}",
         ["", "same first", *MEASURES[NDCG:], "queries", "candidates"],
         rows,
         f"nDCG@10 {agreement.ndcg:.2f}, the mean of both directions; over {over}.",
@@ -79,7 +80,7 @@ def _recalls(evaluation: Evaluation) -> Table:
     texts = "" if evaluation.query_model is None else f", texts by {evaluation.query_model}"
     return Table(
         f"{evaluation.model}{texts} ({kind}) on {evaluation.split}, protocol {protocol.name}{folds}: "
-        f"{evaluation.images:,} images, {evaluation.captions:,} captions{precision}",
+        f"{counted(evaluation.images, 'images')}, {counted(evaluation.captions, 'captions')}{precision}",
         ["", *names, "mAP@R", "median rank", "mean rank"],
         rows,
         f"rsum {evaluation.rsum:.2f} ({evaluation.rsum_estimate.interval}), mean recall {evaluation.mean_recall:.2f}, "
@@ -123,7 +124,7 @@ def vector_table(document: Mapping[str, Any]) -> Table:
     ]
     return Table(
         f"{document['model']} on {document['split']}, protocol {document['protocol']['name']}: "
-        f"{document['images']:,} images, {document['captions']:,} captions",
+        f"{counted(document['images'], 'images')}, {counted(document['captions'], 'captions')}",
         ["vectors", "dims", "text R@1/5/10", "image R@1/5/10", "rsum", "change", "bytes per image"],
         rows,
         "Change: of rsum, from float32 at full width. Bytes: what a search reads per image, without the float "

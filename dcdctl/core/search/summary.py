@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dcdctl.core import config
+from dcdctl.core.progress import counted
 from dcdctl.core.search.columns.table import ColumnSummary
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.query import shown, value_for_json
@@ -66,7 +67,7 @@ def index_facts(index: FolderIndex) -> list[tuple[str, str]]:
     return [
         (
             "images",
-            f"{index.num_images:,}, {document['removed']:,} removed, {document['skipped']:,} files left out",
+            f"{index.num_images:,}, {document['removed']:,} removed, {counted(document['skipped'], 'files')} left out",
         ),
         *(("source", _source(entry)) for entry in document["sources"]),
         ("vectors", f"{index.dim:,} numbers{per}, {size:,} bytes each"),
@@ -89,4 +90,4 @@ def _column(summary: ColumnSummary) -> str:
 def _source(entry: dict[str, Any]) -> str:
     source = entry["source"]
     split = "" if source["split"] is None else f", split {source['split']}"
-    return f"{source['kind']} {source['path']}{split}: {entry['images']:,} images"
+    return f"{source['kind']} {source['path']}{split}: {counted(entry['images'], 'images')}"

@@ -26,7 +26,7 @@ from dcdctl.core.data import (
 )
 from dcdctl.core.errors import CorpusError, InputError, MissingError, StaleError
 from dcdctl.core.machine import read_in_threads
-from dcdctl.core.progress import Track
+from dcdctl.core.progress import Track, counted
 from dcdctl.core.search.columns.where import TYPES
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
@@ -138,9 +138,9 @@ class _Columns:
         if unknown := len(read.images) - len(used):
             known = set(used.tolist())
             example = next(name for row, name in enumerate(read.images) if row not in known)
-            notes.append(f"{unknown:,} images of {read.where} are not in the index, such as {example!r}")
+            notes.append(f"not in the index: {counted(unknown, 'images')} of {read.where}, such as {example!r}")
         if unnamed := int((live & ~is_named).sum()):
-            notes.append(f"{unnamed:,} images of the index are not in {read.where}")
+            notes.append(f"not in {read.where}: {counted(unnamed, 'images')} of the index")
         places = pa.array(rows_of_table, mask=~is_named)
         for name in read.table.column_names:
             self._set(name, read.table.column(name).combine_chunks().take(places), is_named, read.where)
