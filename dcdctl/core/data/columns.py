@@ -107,8 +107,8 @@ def by_first_row(images: Sequence[str | None], cells: Mapping[str, pa.Array | No
         others = pc.indices_nonzero(pc.fill_null(pc.not_equal(column, column.take(of_image)), False))
         if count := len({images[row] for row in others.to_pylist()}):
             notes.append(
-                f"column {name} of {where} has several values for {counted(count, 'images')}: the first row of an image "
-                "counts"
+                f"column {name} of {where} has several values for {counted(count, 'images')}: the first row of an "
+                "image counts"
             )
     return ImageColumns(list(first), pa.table(columns), where, tuple(notes))
 
