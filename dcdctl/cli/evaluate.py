@@ -69,7 +69,7 @@ class Evaluate(Inference):
         Ref | None,
         reads_model(
             "--against",
-            "Teacher whose order is compared, without labels: a model, or a teacher cache of the split.",
+            "Teacher whose order is compared, without labels: a model, or (of a cross-encoder) its cache of the split.",
             "TEACHER",
         ),
         str,

@@ -22,7 +22,6 @@ from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement, compare
 from dcdctl.core.evaluation.document import Agreement
 from dcdctl.core.evaluation.files import SavedEvaluation
 from dcdctl.core.evaluation.rankers import RankingTask
-from dcdctl.core.progress import silent
 from dcdctl.core.teacher import TeacherScores
 
 CORPUS = Numbers(OWNER)
@@ -48,13 +47,9 @@ def given(scores_IT: NDArray[np.float32], pairs=None) -> TableScores:
     return TableScores(scores_IT, pairs)
 
 
-def task_of(corpus: Numbers, on_workload=None) -> RankingTask:
-    return RankingTask(corpus, EvalOptions(), silent, on_workload)
-
-
-def compared(model, against, on_workload=None) -> Agreements:
+def compared(model, against) -> Agreements:
     measured = evaluate.evaluate_model(model, CORPUS, options=EvalOptions(keeps_order=True))
-    return compare_with(against, measured.order, task_of(CORPUS, on_workload))
+    return compare_with(against, measured.order, CORPUS)
 
 
 def cosines() -> NDArray[np.float32]:
@@ -168,54 +163,13 @@ def test_a_split_without_two_candidates_of_a_query_is_an_error():
         compared(make_dual(), given(TABLE_IT, (np.array([0, 1]), np.array([3, 2]))))
 
 
-def sample(monkeypatch, num_first: int, num_random: int) -> None:
-    monkeypatch.setattr(agreement, "NUM_FIRST", num_first)
-    monkeypatch.setattr(agreement, "NUM_RANDOM", num_random)
-
-
-def test_a_fusion_teacher_scores_the_first_candidates_and_random_ones_once(monkeypatch):
-    teacher, workloads = make_fusion(), []
-    sample(monkeypatch, 3, 2)
-    agreements = compared(make_dual(), teacher, workloads.append)
-    assert agreements.over == "sampled"
-    expected, num_random = set(), 0
-    for direction, ours_QG in ((Direction.TEXT, cosines()), (Direction.IMAGE, cosines().T)):
-        lists = agreement.sampled_lists(lambda *pair: cosines()[pair], CORPUS)[direction]
-        by_query = agreements.by_direction[direction]
-        assert by_query.num_candidates_Q.tolist() == lists.lengths.tolist()
-        for query, scores_G in enumerate(ours_QG):
-            candidates = lists[query].tolist()
-            assert set(np.argsort(-scores_G)[:3].tolist()) <= set(candidates)
-            assert 3 <= len(candidates) == len(set(candidates)) <= 5
-            num_random += len(candidates) - 3
-            expected |= {direction.query_first(query, candidate) for candidate in candidates}
-            table_G = TABLE_IT[query] if direction == Direction.TEXT else TABLE_IT[:, query]
-            assert by_query.measures_QM[query].tolist() == pytest.approx(
-                compare_orders(scores_G[candidates], table_G[candidates])
-            )
-    assert num_random > 28  # of 56; others are among the first
-    # A trial for the estimate scores other pairs, beforehand.
-    assert sorted(teacher.pairs[-len(expected) :]) == sorted(expected)
-    assert workloads[0].num_pairs == len(expected) < TABLE_IT.size
-
-
-def test_random_candidates_are_the_same_for_every_model(monkeypatch):
-    sample(monkeypatch, 1, 4)
-    drawn = [
-        agreement.sampled_lists(lambda image_ix, text_ix: sign * TABLE_IT[image_ix, text_ix], CORPUS)  # noqa: B023
-        for sign in (1, -1)
-    ]
-    for ours, theirs in zip(*(lists.values() for lists in drawn), strict=True):
-        assert all(len(np.intersect1d(ours[query], theirs[query])) >= 3 for query in range(len(ours)))
-
-
 def test_a_fusion_model_keeps_its_scores_for_the_comparison(monkeypatch):
     monkeypatch.setattr(scoring, "IMAGE_CHUNK", 3)
     model = TableFusion(torch.from_numpy(TABLE_IT))
     alone = evaluate.evaluate_model(model, CORPUS)
     assert alone.order is None
     measured = evaluate.evaluate_model(model, CORPUS, options=EvalOptions(keeps_order=True))
-    agreements = compare_with(given(-TABLE_IT), measured.order, task_of(CORPUS))
+    agreements = compare_with(given(-TABLE_IT), measured.order, CORPUS)
     assert measured.table.text_ranks.tolist() == alone.table.text_ranks.tolist()
     # The pairs of one evaluation, and no more.
     assert len(model.pairs) == 2 * TABLE_IT.size
@@ -278,8 +232,8 @@ class Pool(Numbers):
 def test_a_pool_is_compared_like_the_corpus_without_its_captions_images(monkeypatch, model):
     monkeypatch.setattr(scoring, "IMAGE_CHUNK", 3)
     pool = Pool(OWNER)
-    order = rankers.order_of(model, task_of(pool))
-    agreements, expected = compare_with(given(TABLE_IT), order, task_of(pool)), compared(make_dual(), given(TABLE_IT))
+    order = rankers.order_of(model, RankingTask(pool, EvalOptions()))
+    agreements, expected = compare_with(given(TABLE_IT), order, pool), compared(make_dual(), given(TABLE_IT))
     for ours, theirs in zip(agreements.by_direction.values(), expected.by_direction.values(), strict=True):
         assert ours.measures_QM.tolist() == pytest.approx(theirs.measures_QM)
     document = Agreement.of(agreements, pool, "table", "1")
@@ -289,11 +243,8 @@ def test_a_pool_is_compared_like_the_corpus_without_its_captions_images(monkeypa
     assert low < document.image_retrieval["nDCG@10"] < high
 
 
-def test_scores_that_are_not_finite_are_an_error(monkeypatch):
+def test_scores_that_are_not_finite_are_an_error():
     table_IT = torch.from_numpy(TABLE_IT.copy())
     table_IT[3, 4] = torch.nan
     with pytest.raises(ModelError, match="NaN"):
-        rankers.order_of(TableFusion(table_IT), task_of(Pool(OWNER)))
-    sample(monkeypatch, 18, 0)
-    with pytest.raises(ModelError, match="NaN"):
-        compared(make_dual(), TableFusion(table_IT))
+        rankers.order_of(TableFusion(table_IT), RankingTask(Pool(OWNER), EvalOptions()))

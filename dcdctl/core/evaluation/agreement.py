@@ -21,12 +21,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, Scores, Values, offsets_of
+from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, Scores, Values
 from dcdctl.core.errors import InputError
 
 Lookup = Callable[[Index, Index], Scores]
 """The scores of pairs, given as images and texts of shapes that broadcast."""
-Over = Literal["all", "sampled", "cached"]
+Over = Literal["all", "cached"]
 MEASURES = ("same_first", "nDCG@10", "spearman")
 NDCG = MEASURES.index("nDCG@10")
 NDCG_NAME = MEASURES[NDCG]
@@ -35,9 +35,6 @@ DISCOUNTS = 1 / np.log2(np.arange(2, DEPTH + 2))
 PERCENT = np.array([100.0, 100.0, 1.0])
 """What the measures are multiplied by in results: a correlation stays in [-1, 1]."""
 PAIRS_AT_A_TIME = 1 << 22
-NUM_FIRST, NUM_RANDOM = 32, 32
-"""Candidates of each query that a fusion teacher scores: the model's first, and random ones beside them, the same for
-every model; some may be among the first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +52,7 @@ class Agreements:
     """The agreement of a model with a teacher, query by query."""
 
     over: Over
-    """Which candidates were compared: all, a sample, or those in a teacher cache."""
+    """Which candidates were compared: all, or those in a teacher cache."""
     by_direction: dict[Direction, QueryAgreement]
     """Without a direction in which no query has two candidates."""
 
@@ -88,7 +85,7 @@ def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict
 
 
 def _scored(
-    scorers: Sequence[Lookup], corpus: Corpus, direction: Direction, lists: RaggedArray | None = None
+    scorers: Sequence[Lookup], corpus: Corpus, direction: Direction, lists: RaggedArray | None
 ) -> Iterator[tuple[Any, ...]]:
     """Each query of a direction with the scores of its candidates by each scorer."""
     num_queries, gallery = direction.query_first(corpus.num_images, corpus.num_captions)
@@ -153,16 +150,3 @@ def scored_lists(image_P: Index, text_P: Index, corpus: Corpus) -> dict[Directio
         Direction.TEXT: RaggedArray.from_sorted(image_P, text_P.astype(np.int64), corpus.num_images),
         Direction.IMAGE: RaggedArray.from_sorted(text_P[by_text], image_P[by_text], corpus.num_captions),
     }
-
-
-def sampled_lists(ours: Lookup, corpus: Corpus) -> dict[Direction, RaggedArray]:
-    """The candidates of every query that a fusion teacher scores: the model's first ones, and random ones."""
-    lists = {}
-    for number, direction in enumerate(Direction):
-        rng, chosen = np.random.default_rng((0, number)), []
-        for _, ours_G in _scored([ours], corpus, direction):
-            num_first, num_random = (min(count, len(ours_G)) for count in (NUM_FIRST, NUM_RANDOM))
-            first = np.argpartition(-ours_G, num_first - 1)[:num_first]
-            chosen.append(np.union1d(first, rng.choice(len(ours_G), num_random, replace=False)))
-        lists[direction] = RaggedArray(offsets_of([len(each) for each in chosen]), np.concatenate(chosen))
-    return lists

@@ -235,7 +235,7 @@ def run_evaluation(
         more = about if judge is None else {**about, **judge.measure(measured.rankings)}
         agreements = None
         if against is not None and measured.order is not None:
-            agreements = teachers.compare_with(against.teacher, measured.order, task)
+            agreements = teachers.compare_with(against.teacher, measured.order, corpus)
             more["agreement"] = Agreement.of(agreements, corpus, against.name, against.fingerprint)
         if job.relevance is not None:
             more["relevance"] = artifacts.sha256_of(job.relevance)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation.agreement import MEASURES, NDCG, NDCG_NAME, NUM_FIRST, NUM_RANDOM
+from dcdctl.core.evaluation.agreement import MEASURES, NDCG, NDCG_NAME
 from dcdctl.core.evaluation.document import Agreement, Evaluation, Measures, PoolEvaluation
 from dcdctl.core.evaluation.recall import RECALL_NAMES
 from dcdctl.core.progress import counted
@@ -51,11 +51,7 @@ def _agreement(agreement: Agreement, evaluation: Evaluation | PoolEvaluation) ->
             bounds = (agreement.intervals[direction.key][name] for name in MEASURES)
             interval = f"  {agreement.level:.0%} interval"
             rows.append([interval, *(f"{low:.2f} to {high:.2f}" for low, high in bounds), "", ""])
-    over = {
-        "all": "all candidates",
-        "cached": "the candidates that the cache has scores of",
-        "sampled": f"the model's first {NUM_FIRST} candidates and {NUM_RANDOM} random ones",
-    }[agreement.over]
+    over = {"all": "all candidates", "cached": "the candidates that the cache has scores of"}[agreement.over]
     return Table(
         f"agreement of {evaluation.model} with {agreement.teacher} on {evaluation.split}: "
         f"{counted(evaluation.images, 'images')}, {counted(evaluation.captions, 'texts')}",
