@@ -117,5 +117,5 @@ def test_a_pylate_model_of_texts_alone_is_refused_by_name(tmp_path):
     settings = {"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 16, "document_length": 20}
     table = {"model_type": "ColBERT", **settings, "attend_to_expansion_tokens": False, "skiplist_words": ["."]}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(table))
-    with pytest.raises(ModelError, match="pylate reads text alone, and a scorer of pairs reads images and texts"):
+    with pytest.raises(ModelError, match="pylate reads text alone, not images and texts"):
         models.load(folder)

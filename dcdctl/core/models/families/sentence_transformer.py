@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Never, Self, cast
+from typing import Any, ClassVar, Never, Self
 
 import torch
 from PIL import Image
@@ -44,7 +44,64 @@ class LibraryModel(RetrievalModel):
     """What the models share that sentence-transformers computes, whole images and texts to vectors."""
 
     model_type: ClassVar[str]
+    library_class: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ("sentence_transformers.",)
+    """Those whose modules the library reads by classes of its own."""
+    alternative: ClassVar[str]
+    """What to do with a model of texts alone."""
+    tokens: ClassVar[Any] = None
+    """Stands for a tokenizer."""
     preprocess: RawPreprocess
+
+    def __init__(self, encoder: nn.Module, ref: str) -> None:
+        """`ref` is where it was loaded from, for messages."""
+        super().__init__(encoder, RawPreprocess(tokenizer=self.tokens))
+        self.ref = ref
+        # One image and one caption show whether the processor reads both.
+        image = self._vectors(self.preprocess.images([Image.new("RGB", (64, 64))]))[0].shape[-1]
+        self._width = self._vectors(self.preprocess.texts(["a"]))[0].shape[-1]
+        if image != self._width:
+            raise ModelError(f"{ref} embeds images in {image} numbers and texts in {self._width}")
+
+    @classmethod
+    def load(cls, ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> Self:
+        """The model of a folder; `table` are the user's overrides, of which it takes none.
+
+        MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, and for modules
+        with code of their own. No code of the folder is run.
+        """
+        if foreign := [name for name in module_types(Path(ref)) if not name.startswith(cls.packages)]:
+            raise ModelError(
+                f"{ref} has a module {foreign[0]}, whose code is not run",
+                hint=f"{MODULES_FILE} names it; take another model",
+            )
+        require_extra("sentence-transformers", "sentence_transformers", needed_by=f"{ref}, a {cls.library_class},")
+        import sentence_transformers
+
+        with quiet_sentence_transformers(), hub_errors(ref, hint=f"try `{cls.library_class}({ref!r})`"):
+            # The dtype of the options is that of the network, and `float` also converts the modules after it.
+            encoder = getattr(sentence_transformers, cls.library_class)(
+                ref, device="cpu", trust_remote_code=False, local_files_only=True, model_kwargs={"dtype": torch.float32}
+            ).float()
+            if not {"image", "text"} <= set(encoder.modalities):
+                modalities = ", ".join(map(str, encoder.modalities))
+                raise ModelError(f"{ref} reads {modalities} alone, not images and texts", hint=cls.alternative)
+            if hasattr(network := encoder[0], "model"):
+                check_read(network, ref, "its network")
+                if cls.kind == "dual":
+                    _cap_length(encoder, network.model.config)
+            return cls(encoder.requires_grad_(False), ref)
+
+    def _vectors(self, batch: Any) -> Any:
+        """What the library computes of images or captions; ValueError for features."""
+        inputs = unencoded(batch)
+        # As dictionaries: a caption that is the path or the address of an image would be read as that image.
+        if isinstance(inputs, ImageBatch):
+            return self._encode(self.encoder.encode_document, [{"image": each} for each in pictures_of(inputs)])
+        return self._encode(self.encoder.encode_query, [{"text": each} for each in captions_of(inputs)])
+
+    def _encode(self, encode: Callable[..., Any], inputs: list[dict[str, Any]], **options: Any) -> Any:
+        return encode(inputs, batch_size=len(inputs), show_progress_bar=False, **options)
 
     @property
     def encoder(self) -> Any:
@@ -80,19 +137,12 @@ class LibraryModel(RetrievalModel):
 
 
 class SentenceTransformerDual(LibraryModel, DualEncoder):
-    """Embeds images and captions with a SentenceTransformer; `ref` is where it was loaded from, for messages."""
+    """Embeds images and captions with a SentenceTransformer."""
 
     model_type = SENTENCE_TRANSFORMER
-
-    def __init__(self, encoder: nn.Module, ref: str) -> None:
-        super().__init__(encoder, RawPreprocess(tokenizer=ByteTokens()))
-        self.ref = ref
-        # One image and one caption show whether the processor reads both.
-        image = self.embed_images(self.preprocess.images([Image.new("RGB", (64, 64))]))
-        text = self.embed_texts(self.preprocess.texts(["a"]))
-        if image.shape != text.shape:
-            raise ModelError(f"{ref} embeds images in {image.shape[1]} numbers and texts in {text.shape[1]}")
-        self._width = text.shape[1]
+    library_class = "SentenceTransformer"
+    alternative = "name it as candidates.model"
+    tokens = ByteTokens()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -112,19 +162,15 @@ class SentenceTransformerDual(LibraryModel, DualEncoder):
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D. ValueError for features."""
-        pictures = [{"image": picture} for picture in pictures_of(unencoded(images))]
-        return self._encode(self.encoder.encode_document, pictures)
+        return unit_vectors(self._vectors(images))
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. ValueError for features."""
-        # As dictionaries: a caption that is the path or the address of an image would be read as that image.
-        captions = [{"text": caption} for caption in captions_of(unencoded(texts))]
-        return self._encode(self.encoder.encode_query, captions)
+        return unit_vectors(self._vectors(texts))
 
-    def _encode(self, encode: Callable[..., Tensor], inputs: list[dict[str, Any]]) -> Tensor:
-        vectors = encode(inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False)
+    def _encode(self, encode: Callable[..., Any], inputs: list[dict[str, Any]], **options: Any) -> Any:
         # A copy, because the library computes in inference mode, whose tensors take no part in a loss.
-        return unit_vectors(vectors.clone())
+        return super()._encode(encode, inputs, convert_to_tensor=True).clone()
 
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
@@ -156,43 +202,6 @@ class SentenceTransformerDual(LibraryModel, DualEncoder):
         return self
 
 
-def check_folder(ref: str, what: str, owners: tuple[str, ...]) -> None:
-    """ModelError for a module of another package than `owners`; MissingError if sentence-transformers is not
-    installed."""
-    if foreign := [name for name in module_types(Path(ref)) if not name.startswith(owners)]:
-        raise ModelError(
-            f"{ref} has a module {foreign[0]}, whose code is not run",
-            hint=f"{MODULES_FILE} names it; take another model",
-        )
-    require_extra("sentence-transformers", "sentence_transformers", needed_by=f"{ref}, {what},")
-
-
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> SentenceTransformerDual:
-    """The model of a SentenceTransformer's folder; `table` are the user's overrides, of which it takes none.
-
-    MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, and for modules with
-    code of their own. No code of the folder is run.
-    """
-    check_folder(ref, "a model of sentence-transformers", ("sentence_transformers.",))
-    from sentence_transformers import SentenceTransformer
-
-    with quiet_sentence_transformers(), hub_errors(ref, hint=f"try `SentenceTransformer({ref!r})`"):
-        # The dtype of the options is that of the network, and `float` also converts the modules after it.
-        encoder = SentenceTransformer(
-            ref, device="cpu", trust_remote_code=False, local_files_only=True, model_kwargs={"dtype": torch.float32}
-        ).float()
-        if not {"image", "text"} <= set(encoder.modalities):
-            modalities = ", ".join(map(str, encoder.modalities))
-            raise ModelError(
-                f"{ref} embeds {modalities} alone, and a dual encoder embeds images and texts",
-                hint="name it as candidates.model",
-            )
-        if hasattr(network := cast(Any, encoder[0]), "model"):
-            check_read(network, ref, "its network")
-            _cap_length(encoder, network.model.config)
-        return SentenceTransformerDual(encoder.requires_grad_(False), ref)
-
-
 def _cap_length(encoder: Any, config: Any) -> None:
     """Cut captions at the last position of the text encoder. The library does so only where the network has one
     configuration."""
@@ -202,3 +211,6 @@ def _cap_length(encoder: Any, config: Any) -> None:
     limit = num_text_positions(text_config)
     if encoder.max_seq_length is None or encoder.max_seq_length > limit:
         encoder.max_seq_length = limit
+
+
+load = SentenceTransformerDual.load
