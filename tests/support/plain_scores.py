@@ -16,6 +16,7 @@ from torch.nn import functional
 from dcdctl.core.models import CoAttentionScorer, ImageBatch, RawPairScorer, TextBatch, ViltScorer
 from dcdctl.core.models.dual_scorer import DualScorer
 from dcdctl.core.models.families.blip2 import Blip2Scorer
+from dcdctl.core.models.families.coattention import Attention, FusionLayer
 from dcdctl.core.models.families.matching import MatchingScorer, log_odds
 from dcdctl.core.models.families.raw_pairs import captions_of, pictures_of
 from dcdctl.core.models.late import LateInteraction
@@ -66,8 +67,21 @@ def _co_attention(
     texts = scorer.encode_texts(TextBatch(input_ids, attention_mask))
     image, text = images.tokens, texts.tokens
     for text_layer, image_layer in scorer.layers:
-        text, image = text_layer(text, mask, image, None), image_layer(image, None, text, mask)
+        text, image = _update(text_layer, text, mask, image, None), _update(image_layer, image, None, text, mask)
     return scorer.network.add_cosine(scorer.network.rank(text, image), images.vectors, texts.vectors)
+
+
+def _update(layer: FusionLayer, stream: Tensor, mask: Tensor | None, other: Tensor, other_mask: Tensor | None) -> Any:
+    """The stream after a fusion step, every token projected."""
+    tokens = _attend(layer.self_attention, stream, stream, mask)
+    return layer.feed_forward(_attend(layer.cross_attention, tokens, other, other_mask))
+
+
+def _attend(attention: Attention, tokens: Tensor, source: Tensor, mask: Tensor | None) -> Any:
+    heads = attention.heads
+    query, key, value = attention.query(tokens), attention.key(source), attention.value(source)
+    context = heads.context(heads.split(query), heads.split(key), heads.split(value), mask)
+    return attention.norm(attention.dropout(attention.dense(context)) + tokens)
 
 
 @plain_score.register

@@ -25,9 +25,9 @@ from torch.nn import functional
 from transformers import BlipForImageTextRetrieval
 from transformers.models.blip.modeling_blip import BlipAttention
 
-from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
+from dcdctl.core.models.families.matching import MatchingScorer, finish, self_attend
 from dcdctl.core.models.inputs import States, TextBatch, select_rows
-from dcdctl.core.models.networks.attention import Groups, compute_by, recomputed
+from dcdctl.core.models.networks.attention import Groups, compute_by, heads_of, recomputed
 from dcdctl.core.models.preprocess import Preprocess
 
 

@@ -23,9 +23,9 @@ from torch.nn import functional
 from transformers import Blip2ForImageTextRetrieval
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
+from dcdctl.core.models.families.matching import MatchingScorer, finish, self_attend
 from dcdctl.core.models.inputs import States, TextBatch, select_rows
-from dcdctl.core.models.networks.attention import Groups, recomputed
+from dcdctl.core.models.networks.attention import Groups, heads_of, recomputed
 from dcdctl.core.models.preprocess import check_vocabulary
 
 IMAGE_TOKEN = "<image>"

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import BridgeTowerForImageAndTextRetrieval
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
+from dcdctl.core.models.families.matching import MatchingScorer, finish, self_attend
 from dcdctl.core.models.inputs import States, TextBatch, select_rows
-from dcdctl.core.models.networks.attention import attend_and_project, recomputed
+from dcdctl.core.models.networks.attention import attend_and_project, heads_of, recomputed
 
 TEXT_ROW, IMAGE_ROW = 0, 1
 """Rows of the token type embeddings."""

@@ -74,22 +74,13 @@ class Attention(nn.Module):
         """The projections, and the dropout that applies in the current mode."""
         return Heads(self.query, self.key, self.value, self.num_heads, self.dropout.p if self.training else 0.0)
 
-    def forward(self, tokens_BND: Tensor, source_BMD: Tensor, mask_BM: Tensor | None) -> Tensor:
-        """The tokens after attending to the source; `mask_BM` is True for a real source token, None if all are real."""
-        heads = self.heads
-        context_BHNd = functional.scaled_dot_product_attention(
-            heads.split(self.query(tokens_BND)),
-            heads.split(self.key(source_BMD)),
-            heads.split(self.value(source_BMD)),
-            attn_mask=None if mask_BM is None else mask_BM[:, None, None, :],
-            # This function drops in eval mode too, so the rate of `heads` is 0 there.
-            dropout_p=heads.dropout,
-        )
-        return self.finish(self.dense(context_BHNd.transpose(1, 2).flatten(2)), tokens_BND)
-
-    def finish(self, output_BND: Tensor, tokens_BND: Tensor) -> Tensor:
-        """LayerNorm of the sublayer's output and its input."""
-        normed: Tensor = self.norm(self.dropout(output_BND) + tokens_BND)
+    def attend(
+        self, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None
+    ) -> Tensor:
+        """The first `num_queries` tokens after attending to the source; `mask_PM` is True for a real source token, None
+        if all are real."""
+        output_PND = attend_and_project(self.heads, self.dense, tokens_PND, source_PMD, mask_PM, num_queries)
+        normed: Tensor = self.norm(self.dropout(output_PND) + tokens_PND[:, :num_queries])
         return normed
 
 
@@ -117,13 +108,9 @@ class FusionLayer(nn.Module):
         self.cross_attention = Attention(size)
         self.feed_forward = FeedForward(size)
 
-    def forward(
-        self, stream_BND: Tensor, mask_BN: Tensor | None, other_BMD: Tensor, other_mask_BM: Tensor | None
-    ) -> Tensor:
-        """The stream after the step, from both streams before it."""
-        tokens_BND = self.self_attention(stream_BND, stream_BND, mask_BN)
-        tokens_BND = self.cross_attention(tokens_BND, other_BMD, other_mask_BM)
-        fused: Tensor = self.feed_forward(tokens_BND)
+    def fuse(self, tokens_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:
+        """The stream after the step, from its self-attended tokens and the other stream before the step."""
+        fused: Tensor = self.feed_forward(self.cross_attention.attend(tokens_PND, other_PMD, other_mask_PM))
         return fused
 
 
@@ -234,8 +221,8 @@ def _self_attention(layers: Layers, streams: Streams, text_mask: Tensor | None, 
     """The first `num_queries` tokens of both streams after self-attention."""
     (text_layer, image_layer), (text, image) = layers, streams
     return (
-        attend(text_layer.self_attention, text, text, text_mask, num_queries),
-        attend(image_layer.self_attention, image, image, None, num_queries),
+        text_layer.self_attention.attend(text, text, text_mask, num_queries),
+        image_layer.self_attention.attend(image, image, None, num_queries),
     )
 
 
@@ -243,17 +230,4 @@ def _cross_attention(layers: Layers, attended: Streams, before: Streams, text_ma
     """Both streams after cross-attention and feed-forward: self-attended tokens attend to the other stream as it was
     before the step."""
     (text_layer, image_layer), (text, image) = layers, before
-    return _fuse(text_layer, attended[0], image, None), _fuse(image_layer, attended[1], text, text_mask)
-
-
-def _fuse(layer: FusionLayer, tokens_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:
-    fused: Tensor = layer.feed_forward(attend(layer.cross_attention, tokens_PND, other_PMD, other_mask_PM))
-    return fused
-
-
-def attend(
-    attention: Attention, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None
-) -> Tensor:
-    """`Attention.forward` for the first `num_queries` tokens, by the cheapest of three equal computations."""
-    output_PND = attend_and_project(attention.heads, attention.dense, tokens_PND, source_PMD, mask_PM, num_queries)
-    return attention.finish(output_PND, tokens_PND[:, :num_queries])
+    return text_layer.fuse(attended[0], image, None), image_layer.fuse(attended[1], text, text_mask)

@@ -22,7 +22,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
-from dcdctl.core.models.networks.attention import Heads, attend_and_project, set_hidden_dropout
+from dcdctl.core.models.networks.attention import attend_and_project, heads_of, set_hidden_dropout
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
     FOLDER_HINT,
@@ -190,17 +190,6 @@ class MatchingScorer(FusionScorer):
 def log_odds(rows_P2: Tensor) -> Tensor:
     """The logit of a match, from both rows of a head."""
     return rows_P2[:, MATCH] - rows_P2[:, NO_MATCH]
-
-
-def heads_of(attention: Any) -> Heads:
-    """The projections of a self-attention or cross-attention module of these families (its `self` or `attention`)."""
-    probability = (
-        attention.dropout.p
-        if isinstance(getattr(attention, "dropout", None), nn.Dropout)
-        else attention.attention_dropout
-    )
-    dropout = float(probability) if attention.training else 0.0
-    return Heads(attention.query, attention.key, attention.value, attention.num_attention_heads, dropout)
 
 
 def finish(output: Any, projected_PND: Tensor, tokens_PND: Tensor) -> Tensor:

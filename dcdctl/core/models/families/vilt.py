@@ -25,8 +25,7 @@ from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, select_rows, unencoded, with_copies
 from dcdctl.core.models.model import TransformerSize, seeded
-from dcdctl.core.models.networks import attention
-from dcdctl.core.models.networks.attention import Heads, recomputed, set_hidden_dropout
+from dcdctl.core.models.networks.attention import Heads, heads_of, into_queries, recomputed, set_hidden_dropout
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
     FOLDER_HINT,
@@ -157,10 +156,11 @@ class ViltScorer(FusionScorer):
             # No token depends on the other modality yet, so each image and caption is projected once, whatever the
             # number of its pairs.
             both = zip(_project(layer, text_TLD), _project(layer, image_IVD), strict=True)
-            projected = [
+            query, key, value = (
                 torch.cat([select_rows(text, text_at_P), select_rows(image, image_at_P)], dim=2) for text, image in both
-            ]
-            return _finish_block(layer, tokens_PND, _attend(layer, projected, mask, num_queries))
+            )
+            context_PND = _heads(layer).context(query[:, :, :num_queries], key, value, mask)
+            return _finish_block(layer, tokens_PND, context_PND)
 
         for i, layer in enumerate(self.layers):
             count = num_queries if i == len(self.layers) - 1 else None
@@ -212,30 +212,16 @@ def run_block(layer: Any, tokens_PND: Tensor, mask_PN: Tensor | None, num_querie
     normed, heads = layer.layernorm_before(tokens_PND), _heads(layer)
     queries_PND = normed[:, :num_queries]
     if heads.is_worth_folding(queries_PND.shape[1], normed.shape[1]):
-        return _finish_block(layer, tokens_PND, attention.into_queries(heads, queries_PND, normed, mask_PN))
+        return _finish_block(layer, tokens_PND, into_queries(heads, queries_PND, normed, mask_PN))
     linears = ((heads.query, queries_PND), (heads.key, normed), (heads.value, normed))
-    return _finish_block(
-        layer, tokens_PND, _attend(layer, [heads.split(linear(states)) for linear, states in linears], mask_PN)
-    )
+    query, key, value = (heads.split(linear(states)) for linear, states in linears)
+    return _finish_block(layer, tokens_PND, heads.context(query, key, value, mask_PN))
 
 
 def _project(layer: Any, tokens_PND: Tensor) -> list[Tensor]:
     """Queries, keys and values, P x H x N x d each."""
     normed, heads = layer.layernorm_before(tokens_PND), _heads(layer)
     return [heads.split(linear(normed)) for linear in (heads.query, heads.key, heads.value)]
-
-
-def _attend(layer: Any, projected: Sequence[Tensor], mask_PN: Tensor | None, num_queries: int | None = None) -> Tensor:
-    """The context of the first `num_queries` tokens, P x N x D, from projected queries, keys and values."""
-    query_PHNd, key_PHNd, value_PHNd = projected
-    context_PHNd = functional.scaled_dot_product_attention(
-        query_PHNd[:, :, :num_queries],
-        key_PHNd,
-        value_PHNd,
-        attn_mask=None if mask_PN is None else mask_PN[:, None, None, :],
-        dropout_p=_heads(layer).dropout,
-    )
-    return context_PHNd.transpose(1, 2).flatten(2)
 
 
 def _finish_block(layer: Any, tokens_PND: Tensor, context_PND: Tensor) -> Tensor:
@@ -246,9 +232,7 @@ def _finish_block(layer: Any, tokens_PND: Tensor, context_PND: Tensor) -> Tensor
 
 
 def _heads(layer: Any) -> Heads:
-    attention = layer.attention.attention
-    dropout = attention.dropout.p if attention.training else 0.0
-    return Heads(attention.query, attention.key, attention.value, attention.num_attention_heads, dropout)
+    return heads_of(layer.attention.attention)
 
 
 def build_network(config: ViltConfig) -> ViltForImageAndTextRetrieval:

@@ -45,6 +45,18 @@ class Heads:
         """P x N x D to P x H x N x d."""
         return states_PND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
+    def context(self, query_PHSd: Tensor, key_PHMd: Tensor, value_PHMd: Tensor, mask_PM: Tensor | None) -> Tensor:
+        """What queries take from a source, P x S x D, before the output projection."""
+        context_PHSd = functional.scaled_dot_product_attention(
+            query_PHSd,
+            key_PHMd,
+            value_PHMd,
+            attn_mask=None if mask_PM is None else mask_PM[:, None, None, :],
+            # This function drops in eval mode too, so the rate is 0 there.
+            dropout_p=self.dropout,
+        )
+        return context_PHSd.transpose(1, 2).flatten(2)
+
     def is_worth_folding(self, short: int, long: int) -> bool:
         """Whether folding, and two products of each long token with the folded vectors, cost less than two projections
         of each token."""
@@ -73,16 +85,17 @@ def attend_and_project(
         return folded
     if heads.is_worth_folding(num_sources, num_queries):
         return into_source(heads, dense, queries_PSD, source_PMD, mask_PM)
-    context_PHSd = functional.scaled_dot_product_attention(
-        heads.split(heads.query(queries_PSD)),
-        heads.split(heads.key(source_PMD)),
-        heads.split(heads.value(source_PMD)),
-        attn_mask=None if mask_PM is None else mask_PM[:, None, None, :],
-        # This function drops in eval mode too, so the rate of `heads` is 0 there.
-        dropout_p=heads.dropout,
-    )
-    output: Tensor = dense(context_PHSd.transpose(1, 2).flatten(2))
+    key, value = heads.split(heads.key(source_PMD)), heads.split(heads.value(source_PMD))
+    output: Tensor = dense(heads.context(heads.split(heads.query(queries_PSD)), key, value, mask_PM))
     return output
+
+
+def heads_of(attention: Any) -> Heads:
+    """The projections of a self-attention or cross-attention module of transformers."""
+    own = getattr(attention, "dropout", None)
+    probability = own.p if isinstance(own, nn.Dropout) else attention.attention_dropout
+    dropout = float(probability) if attention.training else 0.0
+    return Heads(attention.query, attention.key, attention.value, attention.num_attention_heads, dropout)
 
 
 @dataclass(frozen=True)
