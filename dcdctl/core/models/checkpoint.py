@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from dcdctl.core.errors import DcdError, ModelError, first_line
 from dcdctl.core.models.preprocess import silence_transformers
@@ -64,6 +65,13 @@ def save_pretrained(network: Any, folder: Path, *, half: bool = False) -> None:
 def to_dtype(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The state with its floating-point tensors in this type."""
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def save_state(module: nn.Module, path: Path, *, half: bool = False) -> None:
+    """Write the weights of a module, float32, or float16 where `half`."""
+    state = to_dtype(module.state_dict(), torch.float16 if half else torch.float32)
+    # Copies, because safetensors refuses tensors that share memory or are not contiguous.
+    save_file({name: each.clone(memory_format=torch.contiguous_format) for name, each in state.items()}, path)
 
 
 class _HostileError(Exception):

@@ -97,14 +97,14 @@ class CoAttentionScorer(ModelOverEncoders, FusionScorer):
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The image stream before the fusion, I x V x D, of images or of their features."""
-        features = self.encoders.image_features(images) if isinstance(images, ImageBatch) else images
+        features = self.features(images)
         cosine = self.network.cosine
         vectors = None if cosine is None else cosine.project_images(features.tokens)
         return self._stream(features, self.network.image_transform, IMAGE_ROW, vectors)
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The text stream before the fusion, T x L x D, of captions or of their features."""
-        features = self.encoders.text_features(texts) if isinstance(texts, TextBatch) else texts
+        features = self.features(texts)
         cosine = self.network.cosine
         vectors = None if cosine is None else cosine.project_texts(features.tokens, features.mask)
         return self._stream(features, self.network.text_transform, TEXT_ROW, vectors)

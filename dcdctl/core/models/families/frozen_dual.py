@@ -69,22 +69,21 @@ class FrozenDual(ModelOverEncoders, DualEncoder):
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D, of images or of their features."""
-        features = self.encoders.image_features(images) if isinstance(images, ImageBatch) else images
-        return self.network.projections.project_images(features.tokens)
+        return self.network.projections.project_images(self.features(images).tokens)
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D, of captions or of their features."""
-        features = self.encoders.text_features(texts) if isinstance(texts, TextBatch) else texts
+        features = self.features(texts)
         return self.network.projections.project_texts(features.tokens, features.mask)
 
     def image_tokens(self, images: ImageBatch | States) -> States:
         """The features of images, I x V x W, and the unit vectors."""
-        features = self.encoders.image_features(images) if isinstance(images, ImageBatch) else images
+        features = self.features(images)
         return features.with_tokens(features.tokens, self.network.projections.project_images(features.tokens))
 
     def text_tokens(self, texts: TextBatch | States) -> States:
         """The features of captions, T x L x W, and the unit vectors."""
-        features = self.encoders.text_features(texts) if isinstance(texts, TextBatch) else texts
+        features = self.features(texts)
         vectors = self.network.projections.project_texts(features.tokens, features.mask)
         return features.with_tokens(features.tokens, vectors)
 

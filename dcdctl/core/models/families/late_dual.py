@@ -14,11 +14,11 @@ from typing import Any, Self
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import check_complete, to_dtype
+from dcdctl.core.models.checkpoint import check_complete, save_state
 from dcdctl.core.models.dual import Calibration, DualEncoder, unit_vectors
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
@@ -173,8 +173,7 @@ class LateDual(LateInteraction):
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write the dual encoder's own files, which other libraries read as that, and the projections of tokens."""
         self.dual.save_network(folder, half=half)
-        state = to_dtype(self.tokens.state_dict(), torch.float16 if half else torch.float32)
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / LATE_FILE)
+        save_state(self.tokens, folder / LATE_FILE, half=half)
 
 
 @torch.no_grad()

@@ -20,13 +20,12 @@ from typing import Any, Self
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError, require_extra
-from dcdctl.core.models.checkpoint import check_complete, to_dtype
+from dcdctl.core.models.checkpoint import check_complete, save_state
 from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.networks.attention import enable_checkpointing
@@ -37,8 +36,6 @@ from dcdctl.core.models.networks.towers import (
     TrainedParts,
     depth_of,
     freeze_others,
-    keep_statistics,
-    use_eval_mode_where_frozen,
 )
 from dcdctl.core.models.open_clip_tokenizer import OpenClipTokenizer
 from dcdctl.core.models.overrides import Overrides, read_overrides
@@ -245,14 +242,6 @@ class OpenClipDual(DualEncoder):
             self.network.visual.set_grad_checkpointing()
             enable_checkpointing([self.network.text.transformer])
 
-    def train(self, mode: bool = True) -> Self:
-        """Train mode, except for frozen parts, which have no dropout, and the BatchNorms of image encoders such as
-        MobileCLIP's."""
-        super().train(mode)
-        use_eval_mode_where_frozen(self.network)
-        keep_statistics(self.network)
-        return self
-
     def export_spec(self) -> ExportSpec:
         """No class of transformers: open_clip reads the saved folder."""
         refusals = {
@@ -268,12 +257,7 @@ class OpenClipDual(DualEncoder):
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write open_clip_config.json and the weights, as open_clip reads them."""
         files.write_json(folder / OPEN_CLIP_FILE, self.table)
-        state = to_dtype(self.network.state_dict(), torch.float16 if half else torch.float32)
-        # Copies, because safetensors refuses tensors that share memory or are not contiguous.
-        save_file(
-            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()},
-            folder / WEIGHTS_FILE,
-        )
+        save_state(self.network, folder / WEIGHTS_FILE, half=half)
         if self._text_config is not None:
             self._text_config.save_pretrained(folder / TEXT_CONFIG)
 

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from PIL import Image
@@ -47,8 +47,6 @@ from dcdctl.core.models.networks.towers import (
     depth_of,
     freeze_others,
     keep_layers,
-    keep_statistics,
-    use_eval_mode_where_frozen,
 )
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
@@ -256,13 +254,6 @@ class VisionTextDual(DualEncoder):
         for tower, kept, config in zip(self.towers, (vision, text), configs, strict=True):
             if kept:
                 keep_layers(tower, kept, config)
-
-    def train(self, mode: bool = True) -> Self:
-        """Train mode, except for frozen parts, which have no dropout, and BatchNorms, as ALIGN has them."""
-        super().train(mode)
-        use_eval_mode_where_frozen(self.network)
-        keep_statistics(self.network)
-        return self
 
     def set_dropout(self, probability: float) -> None:
         """Set the hidden dropout of both encoders; ModelError if neither has any, as in CLIP."""

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, to_dtype
+from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_state, to_dtype
 from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.model import RetrievalModel
@@ -48,10 +48,8 @@ class OwnFormat(RetrievalModel):
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights."""
-        state = to_dtype(self.network.state_dict(), torch.float16 if half else torch.float32)
         files.write_json(folder / "config.json", self.config)
-        # safetensors refuses tensors that are not contiguous.
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+        save_state(self.network, folder / WEIGHTS_FILE, half=half)
 
 
 class ModelOverEncoders(OwnFormat):
@@ -73,6 +71,13 @@ class ModelOverEncoders(OwnFormat):
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
         return self.network.vision, self.network.text
+
+    def features(self, inputs: ImageBatch | TextBatch | States) -> States:
+        """The features of images or captions, or the given ones."""
+        if isinstance(inputs, States):
+            return inputs
+        encoders = self.encoders
+        return encoders.image_features(inputs) if isinstance(inputs, ImageBatch) else encoders.text_features(inputs)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all parts but those of the encoders that stay in eval mode
