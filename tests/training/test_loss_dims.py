@@ -94,7 +94,7 @@ def test_losses_of_vectors_see_the_full_width(corpus, dual):
     [
         (["loss.dims=[8, 4]", *DUAL], "loss.dims must ascend"),
         (["loss.dims=[0, 4]", *DUAL], "loss.dims.* must be at least 1"),
-        (["loss.dims=[4, 8]"], "loss.dims is 4, 8, which are widths of vectors, and a fusion model has none"),
+        (["loss.dims=[4, 8]"], "loss.dims is for vectors, and a fusion model has none"),
         (["loss.dims=[4]", "loss.terms={ embedding-cosine = 1.0 }", *DUAL], "loss.dims is for losses of scores"),
     ],
 )

@@ -303,7 +303,7 @@ def test_by_command_line_vectors_alone_make_a_student(corpus, dual, scenes_corpu
         (
             ["model.kind=fusion"],
             ["--teacher", "DUAL"],
-            "loss embedding-cosine compares vectors, and a fusion model has none; set model.kind",
+            "embedding-cosine is for vectors, and a fusion model has none; set model.kind",
         ),
     ],
 )

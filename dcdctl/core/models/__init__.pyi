@@ -30,8 +30,8 @@ from .load_save import (
 from .lora import require_peft
 from .networks.backbones import FeatureSpec
 from .networks.over_encoders import Encoders
-from .networks.projections import ProjectionSize
-from .networks.query_text import OWN_POOLING, masked_mean
+from .networks.projections import ProjectionSize, masked_mean
+from .networks.query_text import OWN_POOLING
 from .networks.token_pooling import pool_tokens
 from .networks.towers import TrainedParts
 from .onnx import (

@@ -26,10 +26,7 @@ PAIRS_AT_A_TIME = 256
 
 def vector_states(vectors_ND: Tensor) -> States:
     """States that are unit vectors alone: one token of width 0 each."""
-    count = len(vectors_ND)
-    return States(
-        vectors_ND.new_empty(count, 1, 0), torch.ones(count, 1, dtype=torch.bool, device=vectors_ND.device), vectors_ND
-    )
+    return States.of_full(vectors_ND.new_empty(len(vectors_ND), 1, 0), vectors_ND)
 
 
 def pair_products(images_ID: Tensor, texts_TD: Tensor, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:

@@ -149,6 +149,11 @@ class States(_Rows):
     vectors: Tensor | None = None
     """Unit vectors, count x D', of a model that adds their scaled cosine to a pair's logit; else None."""
 
+    @staticmethod
+    def of_full(tokens: Tensor, vectors: Tensor | None = None) -> States:
+        """States whose tokens are all real."""
+        return States(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), vectors)
+
     def take(self, index: Tensor) -> States:
         """The states at these positions, which may repeat, trimmed to the longest of them. Gradients flow back."""
         mask = self.mask_on_cpu[index.cpu()]

@@ -92,14 +92,12 @@ class OpenClipTokenizer:
         return CLIP_PADDING[name] if inner is None else getattr(inner, name)
 
 
-CLIP_PADDING = {
-    **{
-        "truncation_side": "right",
-        "padding_side": "right",
-        "pad_token_id": 0,
-        "pad_token": "!",
-        "pad_token_type_id": 0,
-    },
+CLIP_PADDING: dict[str, Any] = {
+    "truncation_side": "right",
+    "padding_side": "right",
+    "pad_token_id": 0,
+    "pad_token": "!",
+    "pad_token_type_id": 0,
     "split_special_tokens": False,
 }
 """Members of a tokenizer of transformers, for CLIP's own. It pads with 0, the id of an exclamation mark."""

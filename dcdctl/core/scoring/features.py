@@ -125,7 +125,7 @@ class Features:
         tokens = np.empty((len(rows), num_tokens, self.plan["image_width"]), dtype=np.float16)
         for image_tokens, part, row in zip(tokens, parts.tolist(), rows.tolist(), strict=True):
             image_tokens[:] = self._mapped("images", part)[row, :num_tokens]
-        return States(torch.from_numpy(tokens), torch.ones(tokens.shape[:2], dtype=torch.bool))
+        return States.of_full(torch.from_numpy(tokens))
 
     def texts(self, text_ix: Sequence[int] | Index) -> States:
         """Text features in the order given, T x L x D, padded with zeros to the longest."""

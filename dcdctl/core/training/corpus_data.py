@@ -258,11 +258,7 @@ class CorpusData(TrainingData):
         }
         return {
             **self.main.facts(),
-            "start": start,
-            "precision": compute.precision,
-            # Stored features are rounded to float16, so they change numbers; their folder does not.
-            "features": None if compute.features is None else "float16",
-            **validation.facts_of(self.validation, self.validation_teachers),
+            **self.more_facts(start, compute),
             **{name: value for name, value in more.items() if value is not None},
             **self.preview.inputs(),
         }

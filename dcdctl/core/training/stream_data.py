@@ -78,11 +78,8 @@ class StreamData(TrainingData):
         self.validation = validation.open_corpora(plan.recipe.validation, self.refs.validation_data)
         validation.check_judged(self.judged, self.judged if self.has_scores else {})
 
-    @property
-    def captions(self) -> Sequence[str]:
-        """The captions of the first window; empty for a model that brings its own word pieces."""
-        if self.recipe.model.start != "new" or self.recipe.model.text:
-            return []
+    def first_texts(self) -> Sequence[str]:
+        """The captions of the first window."""
         return [caption for sample in self.stream.first_window() for caption in sample.captions]
 
     @property
@@ -139,10 +136,7 @@ class StreamData(TrainingData):
             "corpus": self.stream.fingerprint,
             "split": "stream",
             "cache": None,
-            "start": start,
-            "precision": compute.precision,
-            "features": None,
-            **validation.facts_of(self.validation, self.validation_teachers),
+            **self.more_facts(start, compute),
             "steps": self.preview.num_steps,
             **({} if teacher is None else {"teachers": [teacher.model.digest]}),
         }

@@ -53,10 +53,9 @@ class TextData(TrainingData):
         holds_out = bool(plan.recipe.validation.every) and not self.validation
         self.texts = TextBatches(self.cache, plan.recipe, holds_out=holds_out)
 
-    @property
-    def captions(self) -> Sequence[str]:
-        """The texts of the first window; empty for a model that brings its own word pieces."""
-        return [] if self.recipe.model.start != "new" or self.recipe.model.text else self.texts.first_texts()
+    def first_texts(self) -> Sequence[str]:
+        """The texts of the first window."""
+        return self.texts.first_texts()
 
     def measure(self, track: Track) -> Preview:
         """Count the steps."""
@@ -92,15 +91,8 @@ class TextData(TrainingData):
 
     def facts(self, start: str, compute: Compute) -> dict[str, Any]:
         """The fingerprint of the cache."""
-        return {
-            "corpus": self.cache.fingerprint,
-            "split": "texts",
-            "cache": None,
-            "start": start,
-            "precision": compute.precision,
-            "features": None,
-            **validation.facts_of(self.validation, self.validation_teachers),
-        }
+        source = {"corpus": self.cache.fingerprint, "split": "texts", "cache": None}
+        return {**source, **self.more_facts(start, compute)}
 
     def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> TextBatches:
         """The same batches in a trial."""

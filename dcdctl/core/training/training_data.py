@@ -13,6 +13,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Track
 from dcdctl.core.teacher import EmbeddedScores, EmbeddedTeacher, TeacherScores
+from dcdctl.core.training import validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
 from dcdctl.core.training.batches.stream import StreamBatches
@@ -66,9 +67,15 @@ class TrainingData(ABC):
         return self.validation if needs_teacher else {}
 
     @property
-    @abstractmethod
     def captions(self) -> Sequence[str]:
-        """The captions from which a new model's word pieces are trained."""
+        """The captions from which a new model's word pieces are trained; of a large source those of its first window,
+        or none for a model that brings its own word pieces."""
+        is_new = self.recipe.model.start == "new" and not self.recipe.model.text
+        return self.first_texts() if is_new else []
+
+    def first_texts(self) -> Sequence[str]:
+        """The captions of the first window."""
+        return ()
 
     @abstractmethod
     def measure(self, track: Track) -> Preview:
@@ -99,6 +106,16 @@ class TrainingData(ABC):
     def facts(self, start: str, compute: Compute) -> dict[str, Any]:
         """What the run depends on besides its recipe, for run.json; a run resumes only with equal facts. `start` is the
         digest of the initial model."""
+
+    def more_facts(self, start: str, compute: Compute) -> dict[str, Any]:
+        """Those of all kinds of data."""
+        return {
+            "start": start,
+            "precision": compute.precision,
+            # Stored features are rounded to float16, so they change numbers; their folder does not.
+            "features": None if compute.features is None else "float16",
+            **validation.facts_of(self.validation, self.validation_teachers),
+        }
 
     def objective(self, config: LossConfig) -> PairObjective:
         """The loss, whose temperature is a number."""

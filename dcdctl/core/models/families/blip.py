@@ -62,10 +62,6 @@ class BlipScorer(MatchingScorer):
         # The text layers need none: `score_pairs` computes their attention itself.
         compute_by(FusedAttention, BlipAttention, self.network.vision_model)
 
-    @property
-    def _encoder_modules(self) -> tuple[nn.Module, ...]:
-        return (self.network.vision_model,)
-
     def student(self, layers: Sequence[int]) -> Self:
         layers = self.checked_layers(layers)
         network = copy.deepcopy(self.network)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import Blip2ForImageTextRetrieval
 
@@ -52,10 +52,6 @@ class Blip2Scorer(MatchingScorer):
     def num_queries(self) -> int:
         """Number of learned queries."""
         return int(self.network.query_tokens.shape[1])
-
-    @property
-    def _encoder_modules(self) -> tuple[nn.Module, ...]:
-        return (self.network.vision_model,)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Train all parameters that a score depends on, or none. The last layer's feed-forward part for captions has no

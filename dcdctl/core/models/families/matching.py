@@ -86,6 +86,11 @@ class MatchingScorer(FusionScorer):
         assert isinstance(layers, nn.ModuleList)
         return layers
 
+    @property
+    def _encoder_modules(self) -> tuple[nn.Module, ...]:
+        vision = getattr(self.network, "vision_model", None)
+        return () if vision is None else (vision,)
+
     def _image_tokens(self, pixel_values: Tensor) -> Tensor:
         """What the fusion reads of images, I x M x D; all tokens are real."""
         tokens: Tensor = self.network.vision_model(pixel_values=pixel_values).last_hidden_state
@@ -97,8 +102,7 @@ class MatchingScorer(FusionScorer):
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The part of scoring that depends on images alone. ValueError for features."""
-        tokens = self._image_tokens(unencoded(images).pixel_values)
-        return States(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+        return States.of_full(self._image_tokens(unencoded(images).pixel_values))
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The part of scoring that depends on captions alone. ValueError for features."""

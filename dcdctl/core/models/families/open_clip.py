@@ -186,9 +186,7 @@ class OpenClipDual(DualEncoder):
         output = self.network.forward_intermediates(
             in_kernel_order(visual, unencoded(images).pixel_values), image_indices=1, normalize_intermediates=has_norm
         )
-        tokens = output["image_intermediates"][-1].flatten(2).mT
-        mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-        return States(tokens, mask, output["image_features"])
+        return States.of_full(output["image_intermediates"][-1].flatten(2).mT, output["image_features"])
 
     def text_tokens(self, texts: TextBatch | States) -> States:
         """The last hidden states, T x L x W, and the unit vectors."""

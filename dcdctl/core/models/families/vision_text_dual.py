@@ -155,10 +155,10 @@ class VisionTextDual(DualEncoder):
         tokens = output.last_hidden_state
         # A convolutional network has a map of states.
         tokens = tokens.flatten(2).mT if tokens.ndim == 4 else tokens
-        mask = images.pixel_mask
-        if images.grid is None or mask is None:
-            mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-        return States(tokens, mask.bool(), unit_vectors(output.pooler_output))
+        vectors = unit_vectors(output.pooler_output)
+        if images.grid is None or images.pixel_mask is None:
+            return States.of_full(tokens, vectors)
+        return States(tokens, images.pixel_mask.bool(), vectors)
 
     def text_tokens(self, texts: TextBatch | States) -> States:
         """The last hidden states, T x L x W, and the unit vectors; padding is no token, also if the model attends to

@@ -440,8 +440,7 @@ class EncoderPair:
     def image_features(self, images: ImageBatch) -> States:
         """Features of I images, I x V x W."""
         pixels = in_kernel_order(self.vision, images.pixel_values)
-        tokens = vision_tokens(self.vision, pixels, self.image_width)
-        return States(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+        return States.of_full(vision_tokens(self.vision, pixels, self.image_width))
 
     def text_features(self, texts: TextBatch) -> States:
         """Features of T captions, T x L x W."""

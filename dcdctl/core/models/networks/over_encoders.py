@@ -160,5 +160,4 @@ def _pooled(projection: nn.Module | None, encode: Callable[[], Any]) -> States:
     else:
         with projection.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
             encode()
-    tokens = inputs[0][:, None]
-    return States(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+    return States.of_full(inputs[0][:, None])

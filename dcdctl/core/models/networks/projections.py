@@ -62,11 +62,7 @@ class EncoderProjections(nn.Module):
         """Unit vectors, T x D, of the mean over the real tokens of text features."""
         with torch.autocast(tokens_TLW.device.type, enabled=False):
             tokens_TLW = tokens_TLW.to(self.text_projection.weight.dtype)
-            # At least 1, because a row that is all padding would divide by 0.
-            real_TL1 = mask_TL[:, :, None].to(tokens_TLW.dtype)
-            return self._project(
-                self.text_projection, (tokens_TLW * real_TL1).sum(dim=1) / real_TL1.sum(dim=1).clamp(min=1)
-            )
+            return self._project(self.text_projection, masked_mean(tokens_TLW, mask_TL))
 
     def _project(self, projection: nn.Linear, features: Tensor) -> Tensor:
         # The width as a plain number: tracing (`onnx.export_text_tower`) would take that of the tensor as a variable.
@@ -76,3 +72,14 @@ class EncoderProjections(nn.Module):
     def logits(self, image_PD: Tensor, text_PD: Tensor) -> Tensor:
         """The scaled cosines of P pairs of vectors."""
         return self.scale * (image_PD * text_PD).sum(dim=-1)
+
+
+def masked_mean(states_TLH: Tensor, mask_TL: Tensor) -> Tensor:
+    """The mean over the tokens of a mask, T x H; zeros for a text without one.
+
+    >>> import torch
+    >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]]))
+    tensor([[2.]])
+    """
+    weights_TL1 = mask_TL[..., None].to(states_TLH.dtype)
+    return (states_TLH * weights_TL1).sum(dim=1) / weights_TL1.sum(dim=1).clamp(min=1)

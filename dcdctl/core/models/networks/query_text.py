@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from dcdctl.core.models.inputs import TextBatch
 from dcdctl.core.models.networks import backbones
+from dcdctl.core.models.networks.projections import masked_mean
 
 STATIC = "static"
 """The `model_type` of an encoder without attention."""
@@ -89,14 +90,3 @@ class QueryText(nn.Module):
         if table["model_type"] == STATIC:
             return QueryText(StaticText(table["vocab_size"], table["hidden_size"]), dim)
         return QueryText(backbones.new_encoder(AutoConfig.for_model(**table)), dim)
-
-
-def masked_mean(states_TLH: Tensor, mask_TL: Tensor) -> Tensor:
-    """The mean over the tokens of a mask, T x H; zeros for a text without one.
-
-    >>> import torch
-    >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]]))
-    tensor([[2.]])
-    """
-    weights_TL1 = mask_TL[..., None].to(states_TLH.dtype)
-    return (states_TLH * weights_TL1).sum(dim=1) / weights_TL1.sum(dim=1).clamp(min=1)

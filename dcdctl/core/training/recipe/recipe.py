@@ -194,9 +194,9 @@ class Recipe:
     def __post_init__(self) -> None:
         check_fields(self)
         has_vectors = self.model.kind in ("dual", "query")
-        if self.loss.vector_terms and not has_vectors:
+        for name in () if has_vectors else (*self.loss.vector_terms, *(["loss.dims"] if self.loss.dims else [])):
             raise ConfigError(
-                f"loss {', '.join(self.loss.vector_terms)} compares vectors, and a {self.model.kind} model has none",
+                f"{name} is for vectors, and a {self.model.kind} model has none",
                 hint="set model.kind to dual, or leave it out",
             )
         if self.loss.dims and not self.loss.of_scores and self.model.kind != "query":
@@ -204,12 +204,6 @@ class Recipe:
                 f"loss.dims is for losses of scores, and loss.terms has {', '.join(self.loss.terms)}, which take "
                 "vectors of full width",
                 hint="leave loss.dims out, or add a loss of scores, such as infonce",
-            )
-        if self.loss.dims and not has_vectors:
-            widths = ", ".join(map(str, self.loss.dims))
-            raise ConfigError(
-                f"loss.dims is {widths}, which are widths of vectors, and a {self.model.kind} model has none",
-                hint="set model.kind to dual, or leave loss.dims out",
             )
         if self.pool.rounds is not None and self.model.kind == "query":
             raise ConfigError(
