@@ -42,8 +42,6 @@ from dcdctl.core.teacher.cache_format import (
 from dcdctl.core.teacher.job import CacheJob
 from dcdctl.core.teacher.work_list import Extra, write_work_list
 
-NUM_SHARDS_NAMED = 10
-"""Unfinished shards that a message names."""
 NO_SCORER = dict.fromkeys(("image_size_px", "max_text_len", "precision", "features"))
 """What a plan says of a teacher that dcdctl runs."""
 
@@ -270,14 +268,10 @@ class _GivenScores:
         return digest.hexdigest()
 
     def check_complete(self) -> None:
-        """MissingError that names the shards in which pairs have no score."""
-        missing = [int(np.isnan(part).sum()) for part in np.split(self._score_P, self._first[1:-1])]
-        named = [f"shard {shard}: {count:,}" for shard, count in enumerate(missing) if count]
-        more = f", and {len(named) - NUM_SHARDS_NAMED:,} more shards" if len(named) > NUM_SHARDS_NAMED else ""
-        if named:
+        """MissingError if pairs have no score."""
+        if missing := len(self._key_P) - self._count(slice(None)):
             raise MissingError(
-                f"{sum(missing):,} of {len(self._key_P):,} pairs in {self.build.folder} have no score yet, in "
-                f"{len(named):,} of {len(missing):,} shards ({', '.join(named[:NUM_SHARDS_NAMED])}{more})",
+                f"{missing:,} of {len(self._key_P):,} pairs in {self.build.folder} have no score yet",
                 hint="the given scores are stored; give the others with --scores, `--plan-only` writes a work list of "
                 "what is missing",
             )

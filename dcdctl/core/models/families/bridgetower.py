@@ -18,22 +18,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor, nn
 from transformers import BridgeTowerForImageAndTextRetrieval
 
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.families.coattention import Layers, Streams, cross_attention, self_attention
 from dcdctl.core.models.families.matching import MatchingScorer, finish, self_attend
 from dcdctl.core.models.inputs import States, TextBatch, select_rows
 from dcdctl.core.models.networks.attention import attend_and_project, heads_of, recomputed
 
 TEXT_ROW, IMAGE_ROW = 0, 1
 """Rows of the token type embeddings."""
-Streams = tuple[Tensor, Tensor]
-"""Text and image."""
-Layers = tuple[Any, Any]
-"""One fusion layer, or the link towers before it; text first."""
 
 
 class BridgeTowerScorer(MatchingScorer):
@@ -107,17 +105,17 @@ class BridgeTowerScorer(MatchingScorer):
         def run_first(layers: Layers, streams: Streams, num_queries: int | None) -> Streams:
             # No stream depends on the other side yet, so each image and caption attends to itself once, whatever the
             # number of its pairs.
-            return _cross_attend(
-                layers, at_pairs(*_self_attend(layers, streams, mask_TL, num_queries)), at_pairs(*streams), mask_PL
-            )
+            attended = at_pairs(*self_attention(layers, streams, mask_TL, num_queries))
+            return cross_attention(layers, attended, at_pairs(*streams), mask_PL)
 
         def run(layers: Layers, links: Layers, streams: Streams, level: Streams, num_queries: int | None) -> Streams:
             text, image = at_pairs(*level)
             streams = links[0](text, streams[0], None), links[1](image, streams[1], None)
-            return _cross_attend(layers, _self_attend(layers, streams, mask_PL, num_queries), streams, mask_PL)
+            return cross_attention(layers, self_attention(layers, streams, mask_PL, num_queries), streams, mask_PL)
 
         body = self._body
-        for index, layers in enumerate(zip(body.cross_modal_text_layers, body.cross_modal_image_layers, strict=True)):
+        for index, pair in enumerate(zip(body.cross_modal_text_layers, body.cross_modal_image_layers, strict=True)):
+            layers = _Part(pair[0]), _Part(pair[1])
             # The head reads only the first tokens of both streams.
             count = 1 if index == self.num_layers - 1 else None
             if index == 0:
@@ -179,25 +177,21 @@ def _run_text_layer(layer: Any, tokens_TLD: Tensor, mask_TL: Tensor | None) -> T
     return output
 
 
-def _self_attend(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
-    """The first `num_queries` tokens of both streams after self-attention."""
-    text, image = (layer.attention for layer in layers)
-    return (
-        self_attend(text.self, text.output, streams[0], text_mask, num_queries),
-        self_attend(image.self, image.output, streams[1], None, num_queries),
-    )
+@dataclass(frozen=True)
+class _Part:
+    """What updates one stream in a fusion layer, with the methods of a `coattention.FusionLayer`."""
 
+    layer: Any
 
-def _cross_attend(layers: Layers, attended: Streams, before: Streams, text_mask: Tensor | None) -> Streams:
-    """Both streams after the layer: self-attended tokens attend to the other stream as it was before the layer."""
-    return _fuse(layers[0], attended[0], before[1], None), _fuse(layers[1], attended[1], before[0], text_mask)
+    def attend(self, tokens_PND: Tensor, mask_PN: Tensor | None, num_queries: int | None) -> Tensor:
+        own = self.layer.attention
+        return self_attend(own.self, own.output, tokens_PND, mask_PN, num_queries)
 
-
-def _fuse(part: Any, tokens_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:
-    cross = part.crossattention
-    projected_PND = attend_and_project(heads_of(cross.self), cross.output.dense, tokens_PND, other_PMD, other_mask_PM)
-    fused: Tensor = part.feed_forward_chunk(finish(cross.output, projected_PND, tokens_PND))
-    return fused
+    def fuse(self, tokens_PND: Tensor, other_PMD: Tensor, mask_PM: Tensor | None) -> Tensor:
+        cross = self.layer.crossattention
+        projected_PND = attend_and_project(heads_of(cross.self), cross.output.dense, tokens_PND, other_PMD, mask_PM)
+        fused: Tensor = self.layer.feed_forward_chunk(finish(cross.output, projected_PND, tokens_PND))
+        return fused
 
 
 load = BridgeTowerScorer.load

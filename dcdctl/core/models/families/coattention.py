@@ -108,6 +108,10 @@ class FusionLayer(nn.Module):
         self.cross_attention = Attention(size)
         self.feed_forward = FeedForward(size)
 
+    def attend(self, tokens_PND: Tensor, mask_PN: Tensor | None, num_queries: int | None) -> Tensor:
+        """The first `num_queries` tokens of the stream after attending to itself."""
+        return self.self_attention.attend(tokens_PND, tokens_PND, mask_PN, num_queries)
+
     def fuse(self, tokens_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:
         """The stream after the step, from its self-attended tokens and the other stream before the step."""
         fused: Tensor = self.feed_forward(self.cross_attention.attend(tokens_PND, other_PMD, other_mask_PM))
@@ -183,7 +187,8 @@ def network_from_table(table: Mapping[str, Any], ref: object) -> CoAttentionNetw
     return network
 
 
-Layers = tuple[FusionLayer, FusionLayer]
+Layers = tuple[Any, Any]
+"""What updates the text and the image stream in one step: a `FusionLayer`, or what has its `attend` and `fuse`."""
 Streams = tuple[Tensor, Tensor]
 """Text and image."""
 
@@ -203,9 +208,9 @@ def score_pairs(
         if step == 0:
             # Before the first cross-attention a stream depends on one image or caption alone, not on the pair.
             alone = texts.tokens, images.tokens
-            text, image = recomputed(network, _self_attention, layers, alone, mask_TL, num_queries)
+            text, image = recomputed(network, self_attention, layers, alone, mask_TL, num_queries)
             attended = select_rows(text, text_at_P), select_rows(image, image_at_P)
-            streams = recomputed(network, _cross_attention, layers, attended, streams, mask_PL)
+            streams = recomputed(network, cross_attention, layers, attended, streams, mask_PL)
         else:
             streams = recomputed(network, _step, layers, streams, mask_PL, num_queries)
     image_PD = None if images.vectors is None else select_rows(images.vectors, image_at_P)
@@ -214,20 +219,16 @@ def score_pairs(
 
 
 def _step(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
-    return _cross_attention(layers, _self_attention(layers, streams, text_mask, num_queries), streams, text_mask)
+    return cross_attention(layers, self_attention(layers, streams, text_mask, num_queries), streams, text_mask)
 
 
-def _self_attention(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
+def self_attention(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
     """The first `num_queries` tokens of both streams after self-attention."""
-    (text_layer, image_layer), (text, image) = layers, streams
-    return (
-        text_layer.self_attention.attend(text, text, text_mask, num_queries),
-        image_layer.self_attention.attend(image, image, None, num_queries),
-    )
+    text, image = streams
+    return layers[0].attend(text, text_mask, num_queries), layers[1].attend(image, None, num_queries)
 
 
-def _cross_attention(layers: Layers, attended: Streams, before: Streams, text_mask: Tensor | None) -> Streams:
+def cross_attention(layers: Layers, attended: Streams, before: Streams, text_mask: Tensor | None) -> Streams:
     """Both streams after cross-attention and feed-forward: self-attended tokens attend to the other stream as it was
     before the step."""
-    (text_layer, image_layer), (text, image) = layers, before
-    return text_layer.fuse(attended[0], image, None), image_layer.fuse(attended[1], text, text_mask)
+    return layers[0].fuse(attended[0], before[1], None), layers[1].fuse(attended[1], before[0], text_mask)
