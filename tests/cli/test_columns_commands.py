@@ -93,10 +93,11 @@ def test_a_wrong_condition_is_one_line_before_a_model_is_loaded(index, monkeypat
 def test_inspect_lists_the_columns(index):
     lines = run("inspect", index).stdout.splitlines()
     assert lines[-3:] == [
-        "  column year: whole number, 1 missing; 2018 (3), 2019 (3), 2020 (3), 2021 (2)",
-        "  column owner: text, 1 missing; bob (6), ann (5)",
-        "  column day: date, 1 missing; 2024-01-01 (2), 2024-01-02 (2), 2024-01-03 (1), 2024-01-04 (1) and 5 other "
-        "values",
+        "  column year: whole number, 1 missing, 4 different values; most frequent: 2018 (3), 2019 (3), 2020 (3), "
+        "2021 (2)",
+        "  column owner: text, 1 missing, 2 different values; most frequent: bob (6), ann (5)",
+        "  column day: date, 1 missing, 9 different values; most frequent: 2024-01-01 (2), 2024-01-02 (2), "
+        "2024-01-03 (1), 2024-01-04 (1)",
     ]
     document = json.loads(run("inspect", index, "--json").stdout)["columns"]
     assert document[1] == {

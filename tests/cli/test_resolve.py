@@ -92,7 +92,7 @@ PAGE = [
 ]
 RECIPE = Mistake("absent", r"no recipe absent; .*`dcdctl recipes`")
 SETTING = Mistake("nonsense=1", r"unknown key nonsense; known keys here: ")
-EVALUATION = Mistake("ABSENT", r"ABSENT.*evaluation.*; `dcdctl eval")
+EVALUATION = Mistake("ABSENT", r"(ABSENT.*evaluation|evaluation in ABSENT).*; `dcdctl eval")
 IMAGES = Mistake("ABSENT", r"ABSENT does not exist; .*--images")
 
 MISTAKES: dict[str, list[Mistake]] = {

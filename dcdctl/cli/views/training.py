@@ -22,7 +22,7 @@ from dcdctl.cli.views.terminal import (
 
 if TYPE_CHECKING:
     from dcdctl.core.progress import OnStep
-    from dcdctl.core.training import InputRefs, Preview, TrainingJob, TrainingOptions
+    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
 
 
 @dataclass
@@ -94,7 +94,13 @@ def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *,
 
     if dry_run:
         overview = training.preview(job, refs, options, track=bar)
-        return show_json(overview.to_json()) if json else _show_preview(overview)
+        if json:
+            return show_json(overview.to_json())
+        for line in (*overview.facts(), *overview.lines()):
+            show(line)
+        for line in overview.warnings():
+            note(line)
+        return
     started, already_there = time.monotonic(), Run(job.out).is_finished
     run = training.train_in_rounds(job, refs, options=options, track=bar, watch=view, say=note)
     if not json:
@@ -114,10 +120,3 @@ def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *,
                 "next": command_after_training(job, refs),
             }
         )
-
-
-def _show_preview(preview: Preview) -> None:
-    for line in (*preview.facts(), *preview.lines()):
-        show(line)
-    for line in preview.warnings():
-        note(line)

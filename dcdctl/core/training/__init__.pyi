@@ -1,5 +1,4 @@
 from .checkpoints import check_best, seals_of
-from .coverage import Preview
 from .inputs import InputRefs
 from .loop import TrainingOptions
 from .losses.table import LossConfig
@@ -31,7 +30,6 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
-    "Preview",
     "Recipe",
     "RecipeEntry",
     "Run",
