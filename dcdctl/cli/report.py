@@ -49,8 +49,8 @@ def report(arguments: Report) -> None:
         write_markdown(arguments.markdown, result)
     if arguments.csv is not None:
         write_csv(arguments.csv, result)
-    for what, command in result.missing.items():
-        note(f"left out: {what}: `{command}`")
+    for what, models in result.lacks.items():
+        note(f"{what}: {models}")
     if arguments.json:
         files = {"page": arguments.out, "markdown": arguments.markdown, "csv": arguments.csv}
         return show_json(

@@ -30,7 +30,7 @@ def test_a_page_a_markdown_file_and_a_table_are_written_and_the_page_is_named(fo
 def test_a_missing_part_is_reported_with_the_command_that_makes_it(tmp_path):
     folder = write_run(tmp_path / "run")
     said = run(f"report {folder} --out {tmp_path}/r.html").stderr
-    assert f"left out: results of run: `dcdctl eval {folder} --data DIR`\n" in said
+    assert "not evaluated (dcdctl eval): run\n" in said
 
 
 def test_an_empty_folder_exits_with_1_and_writes_no_page(tmp_path):

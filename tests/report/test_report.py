@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from evaluations import change_json
 from made_runs import scores_of, write_bench, write_demo, write_evaluation, write_run
-from typed_commands import parse
 
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import files, significance
@@ -37,10 +36,6 @@ def read_demo(folders: list[Path]) -> report.Report:
     return report.read_report(folders[1:-1], teacher=folders[0], baseline=folders[-1])
 
 
-def commands(found: report.Report) -> list[str]:
-    return list(found.missing.values())
-
-
 def change(path: Path, **changes: object) -> None:
     change_json(path, **changes)
 
@@ -54,7 +49,7 @@ def test_a_complete_demo_has_five_models_with_their_roles_and_no_missing_part(fo
         ("fusion", "student"),
         ("dual-alone", "baseline"),
     ]
-    assert found.missing == {}
+    assert found.lacks == {}
 
 
 def test_recalls_by_language_have_a_table(folders):
@@ -138,16 +133,11 @@ def test_an_empty_folder_is_refused_with_the_command_that_fills_it(folders, tmp_
     assert "dcdctl eval REF --data DIR --out" in str(caught.value)
 
 
-def test_missing_parts_have_commands_that_parse(folders, tmp_path):
+def test_what_was_not_done_is_named_with_its_command_and_its_models(folders, tmp_path):
     run = write_run(tmp_path / "a run", "demo-dual")
     (folders[2] / "bench.json").unlink()
     found = report.read_report([*folders[1:], run], teacher=folders[0])
-    assert commands(found) == [
-        f"dcdctl bench {folders[2]} --teacher REF --data DIR",
-        f"dcdctl eval '{run}' --data DIR",
-    ]
-    for command in commands(found):
-        parse(command)
+    assert found.lacks == {"not evaluated (dcdctl eval)": "a run", "not timed (dcdctl bench)": "fusion"}
 
 
 def test_a_moved_corpus_is_a_missing_part_and_can_be_named(folders, split):
@@ -155,7 +145,7 @@ def test_a_moved_corpus_is_a_missing_part_and_can_be_named(folders, split):
         change(folder / "result.json", data="/nowhere")
     found = read_demo(folders)
     assert found.corpus is None
-    assert found.missing["images"].endswith("--data DIR")
+    assert list(found.lacks) == ["without images (--data DIR)"]
     again = report.read_report(folders, data=split.folder)
     assert again.corpus.fingerprint == split.fingerprint
 
@@ -176,11 +166,11 @@ def test_a_run_that_was_never_evaluated_is_shown_by_its_training(tmp_path):
     found = report.read_report([write_run(tmp_path / "run", seed=3)])
     assert found.result is None
     assert [(one.label, one.facts["recipe"]["seed"], len(one.metrics)) for one in found.trainings] == [("run", 3, 4)]
-    assert any(command.startswith("dcdctl eval") for command in commands(found))
+    assert found.lacks == {"not evaluated (dcdctl eval)": "run"}
 
 
 def test_a_training_with_validation_misses_nothing(tmp_path, split):
     folder = write_run(tmp_path / "run", is_measured=True)
     write_evaluation(folder, split, scores_of(split, 2))
     write_bench(folder, "scenes-vilt")
-    assert report.read_report([folder]).missing == {}
+    assert report.read_report([folder]).lacks == {}

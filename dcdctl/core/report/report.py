@@ -1,12 +1,12 @@
 """The data of a report: runs and evaluations read from their folders.
 
-What a folder lacks is listed with the command that adds it. Results that cannot be compared are an error.
+What a folder lacks is named with the command that adds it. Results that cannot be compared are an error.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -89,8 +89,6 @@ class Training:
 class Report:
     models: tuple[ModelResults, ...]
     trainings: tuple[Training, ...]
-    missing: Mapping[str, str]
-    """What a folder lacks, and the command that adds it."""
     corpus: Corpus | None
     """The source of the images."""
 
@@ -110,6 +108,20 @@ class Report:
     def result(self) -> Evaluation | None:
         """The first result; all results are on the same split."""
         return next((model.result for model in self.models if model.result is not None), None)
+
+    @property
+    def lacks(self) -> dict[str, str]:
+        """What was not done, with the command that does it, and the models that lack it."""
+        evaluated = [model for model in self.models if model.result is not None]
+        parts = {
+            "not evaluated (dcdctl eval)": [model for model in self.models if model.result is None],
+            # A teacher is timed together with a student, and a cascade by its evaluation.
+            "not timed (dcdctl bench)": [
+                model for model in evaluated if model.times is None and model.role != "teacher" and not model.is_cascade
+            ],
+            "without images (--data DIR)": evaluated if self.corpus is None else [],
+        }
+        return {what: ", ".join(model.label for model in models) for what, models in parts.items() if models}
 
     @cached_property
     def evaluated(self) -> tuple[ModelResults, ...]:
@@ -150,13 +162,10 @@ def read_report(
     evaluation.check_comparable(
         [(model.folder, model.result) for model in models if model.result is not None], "report them apart"
     )
-    report = Report(models=tuple(models), trainings=trainings, missing={}, corpus=None)
+    report = Report(models=tuple(models), trainings=trainings, corpus=None)
     report = replace(report, models=_with_teacher_times(report))
     corpus = None if report.result is None else open_corpus(report.result, data)
-    missing = {what: command for model in report.models for what, command in _missing_of_model(model)}
-    if corpus is None and report.result is not None:
-        missing["images"] = _command("report", *map(str, runs), "--data", "DIR")
-    return replace(report, models=_compared(report), missing=missing, corpus=corpus)
+    return replace(report, models=_compared(report), corpus=corpus)
 
 
 def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
@@ -247,20 +256,6 @@ def open_corpus(result: Evaluation, data: Path | None) -> Corpus | None:
         f"{shown(folder)} is the corpus {corpus.fingerprint[:12]}, the results are on {result.about_basis}",
         hint="name theirs with --data",
     )
-
-
-def _missing_of_model(model: ModelResults) -> Iterator[tuple[str, str]]:
-    """What an evaluation lacks, and the command that adds it."""
-    folder, result = str(model.folder), model.result
-    if result is None:
-        yield f"results of {model.label}", _command("eval", folder, "--data", "DIR")
-    # A teacher is timed together with a student, and a cascade by its evaluation.
-    elif model.times is None and model.role != "teacher" and not model.is_cascade:
-        yield f"times of {model.label}", _command("bench", folder, "--teacher", "REF", "--data", "DIR")
-
-
-def _command(*words: str) -> str:
-    return shlex.join(["dcdctl", *words])
 
 
 def teachers_of(inputs: Mapping[str, Any]) -> list[str]:

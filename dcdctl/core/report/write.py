@@ -29,7 +29,6 @@ def write_report_page(path: Path, report: Report, track: Track = silent) -> None
         title=f"Report: {', '.join(model.label for model in report.models)}",
         headline=headline(report),
         facts=facts_of(report),
-        missing=report.missing,
         results=tables.result_tables(report),
         speed_chart=charts.speed_against_recall(report),
         score_charts=[score_charts[direction] for direction, _ in TITLES if score_charts[direction]],
@@ -89,7 +88,7 @@ def _sentence(model: ModelResults, teacher: ModelResults | None) -> str:
 
 def facts_of(report: Report) -> list[tuple[str, str]]:
     """The models and what they were measured on, in words."""
-    facts = [("models", "; ".join(f"{model.label} ({model.role})" for model in report.models))]
+    facts = [("models", "; ".join(f"{model.label} ({model.role})" for model in report.models)), *report.lacks.items()]
     if (result := report.result) is None:
         return facts
     folds = f", the mean of {result.protocol.folds} folds" if result.protocol.folds > 1 else ""
@@ -106,18 +105,13 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
 
 
 def write_markdown(path: Path, report: Report) -> None:
-    """Write the facts, the tables, the commands and the missing parts as Markdown."""
+    """Write the facts, the tables and the commands as Markdown."""
     facts = [f"- {name}: {_plain(value)}" for name, value in facts_of(report)]
-    missing = (
-        ["## Left out", "", *(f"- {_plain(what)}: `{command}`" for what, command in report.missing.items())]
-        if report.missing
-        else []
-    )
     commands = [f"- {_plain(training.label)}: `{shlex.join(training.command)}`" for training in report.trainings]
     if commands:
         commands = ["## Commands", "", *commands, ""]
     all_tables = map(_markdown_table, tables.result_tables(report))
-    lines = ["# Report", "", *map(_plain, headline(report)), "", *facts, "", *all_tables, *commands, *missing]
+    lines = ["# Report", "", *map(_plain, headline(report)), "", *facts, "", *all_tables, *commands]
     files.write_text(path, "\n".join(lines).rstrip("\n") + "\n")
 
 
@@ -129,12 +123,11 @@ def write_csv(path: Path, report: Report) -> None:
 
 
 def report_document(report: Report) -> dict[str, object]:
-    """The numbers of a report for JSON, with the names of the CSV file, and what is left out, with the command that
-    adds it."""
+    """The numbers of a report for JSON, with the names of the CSV file, and what is left out."""
     return {
         "headline": headline(report),
         "models": [_row(model) for model in report.models],
-        "left_out": dict(report.missing),
+        "left_out": report.lacks,
     }
 
 
