@@ -72,7 +72,7 @@ class TextCache:
     def __init__(self, folder: Path, plan: Document, seal: Document) -> None:
         self.folder, self.plan, self.seal = folder, plan, seal
         self.space = config.build(QuerySpace, plan["space"])
-        """Of its vectors: one per text (dual), or one per token (late)."""
+        """The space of its vectors: one per text (dual), or one per token (late)."""
         self.part_sizes: list[int] = plan["part_sizes"]
         """The number of texts of each part."""
         self.num_texts = sum(self.part_sizes)
