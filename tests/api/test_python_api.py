@@ -244,7 +244,7 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
     in_memory, file = pa.Table.from_pylist(rows), str(tmp_path / "m.csv")
     for table, where in ((in_memory, "the table of metadata"), (file, file)):
         change = own_index.set_columns(table)
-        assert change.notes == (f"5 images of the index are not in {where}",)
+        assert change.notes == (f"not in {where}: 5 images of the index",)
         assert own_index.values("year").drop_null().to_pylist() == [2021, 2020]
         own_index.set_columns(drop=["year", "owner"])
         assert own_index.columns.names == []
