@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dcdctl.core import data, evaluation, files, models, report, scoring, training
-from dcdctl.core.bench import Bench, BenchConfig, ModelPair, compare_saved
+from dcdctl.core.bench import QUICK, Bench, BenchConfig, ModelPair, compare_saved
 from dcdctl.core.data import Corpus, Index, Scores
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import InputError
@@ -33,6 +33,8 @@ LABELS = {
     DUAL: "dual, with the teacher's scores",
 }
 """The rows of the final table."""
+BENCH = replace(QUICK, budget_s=3.0, num_repeats=5)
+"""How queries are timed: three models against one teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +63,7 @@ class DemoJob:
     """More settings of all students' recipes, as `dcdctl distill --set` takes them."""
     measure_every: int = 150
     """Training steps between measurements on the validation split. They do not affect the training."""
-    bench: BenchConfig = field(
-        default_factory=lambda: BenchConfig(
-            budget_s=3.0,
-            num_repeats=5,
-            batch_sizes=(32,),
-            gallery_sizes=(1000,),
-            num_fresh_processes=0,
-            is_onnx_timed=False,
-        )
-    )
+    bench: BenchConfig = BENCH
 
 
 @dataclass(frozen=True, kw_only=True)

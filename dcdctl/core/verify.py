@@ -113,9 +113,8 @@ def verify(path: Path, track: Track = silent) -> Verification:
         if models.SETTINGS_FILE in names:
             folders.clear()  # all below it belongs to the model
     if not verified:
-        content = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
         raise InputError(
-            f"{path} holds no artifact of dcdctl, but {content}",
+            f"{path} holds no artifact of dcdctl",
             hint="name a corpus, a cache, an index, a run or a model",
         )
     return Verification(artifacts=tuple(verified))

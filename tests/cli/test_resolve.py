@@ -306,7 +306,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("verify", "path"): [
         Mistake("ABSENT", r"ABSENT is not there, a folder is expected; name a folder of artifacts"),
         Mistake("FILE", r"FILE is a file, a folder is expected; name a folder of artifacts"),
-        Mistake("TAKEN", r"TAKEN holds no artifact of dcdctl, but letter\.txt; name a corpus"),
+        Mistake("TAKEN", r"TAKEN holds no artifact of dcdctl; name a corpus"),
     ],
     ("compare", "--data"): [Mistake("ABSENT", CORPUS.message, "--html=NEW.html")],
     ("report", "--out"): PAGE,

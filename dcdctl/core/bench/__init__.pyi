@@ -1,8 +1,9 @@
 from .bench import compare_saved
-from .config import BenchConfig, ModelPair
+from .config import QUICK, BenchConfig, ModelPair
 from .result import Bench, Duration, Latency, ModelTimes, Percentile, QueryTimes, SpeedUp, read_times
 
 __all__ = [
+    "QUICK",
     "Bench",
     "BenchConfig",
     "Duration",

@@ -82,3 +82,9 @@ class BenchConfig:
     def all_batch_sizes(self) -> tuple[int, ...]:
         """Batch sizes of the throughput curve, ascending."""
         return tuple(sorted({*self.batch_sizes, self.batch_size}))
+
+
+QUICK = BenchConfig(
+    budget_s=2.0, num_repeats=20, batch_sizes=(32,), gallery_sizes=(1000,), num_fresh_processes=0, is_onnx_timed=False
+)
+"""How a study and the demo time queries."""

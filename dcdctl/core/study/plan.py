@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import artifacts, distributed, files, models, training
-from dcdctl.core.bench import BenchConfig
+from dcdctl.core.bench import QUICK, BenchConfig
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, share_split
 from dcdctl.core.devices import ON_CPU, Compute
@@ -37,10 +37,6 @@ FORMAT = 1
 SETTINGS_FILE = "settings.json"
 FINE_TUNED, RANDOM, ITSELF = "fine-tuned", "fine-tuned, random batches", "taught by itself"
 """The baselines."""
-BENCH = BenchConfig(
-    budget_s=2.0, num_repeats=20, batch_sizes=(32,), gallery_sizes=(1000,), num_fresh_processes=0, is_onnx_timed=False
-)
-"""How queries are timed; the gallery is the evaluated split."""
 AGAINST = "against"
 """The folder of a fusion teacher's scores of a pool that is evaluated."""
 PARTS = ("cache", AGAINST, "evaluations", "runs")
@@ -71,7 +67,8 @@ class StudyJob:
     training: TrainingOptions = field(default_factory=TrainingOptions)
     scoring: Compute = ON_CPU
     """How the teacher scores its cache. Evaluations take its device and its batch size, in float32."""
-    bench: BenchConfig = BENCH
+    bench: BenchConfig = QUICK
+    """How queries are timed; the gallery is the evaluated split."""
 
 
 @dataclass(frozen=True, kw_only=True)
