@@ -31,9 +31,8 @@ def complete_teacher(incomplete: str) -> list[str]:
     """The names of teachers, built in and published, folders, and .ckpt files."""
     from dcdctl.core import files
 
-    built_in = [path.name for path in files.packaged("teachers").iterdir()]
-    published = [path.stem for path in (files.packaged("data_manifests") / "teachers").glob("*.toml")]
-    return _or_paths([*sorted(built_in), *sorted(published)], ".ckpt", incomplete)
+    names = [path.stem for path in (files.packaged("data_manifests") / "teachers").glob("*.toml")]
+    return _or_paths(sorted(names), ".ckpt", incomplete)
 
 
 def complete_split(ctx: typer.Context) -> list[str]:

@@ -153,18 +153,18 @@ def prepare(
     show_list: Annotated[bool, reads("--list", "List the data sets and stop.")] = False,
 ) -> None:
     """Turn captioned images into a corpus. They are downloaded, checked, sharded and fingerprinted."""
-    from dcdctl.core import models
+    from dcdctl.core import data
     from dcdctl.core.config import to_table
 
     if show_list:
-        return _show_published(models.list_published(), json)
+        return _show_data_sets(data.list_data_sets(), json)
     summary = arguments.run(bar)
     return show_json(to_table(summary)) if json else show(str(summary))
 
 
-def _show_published(document: dict[str, Any], json: bool) -> None:
+def _show_data_sets(data_sets: list[dict[str, Any]], json: bool) -> None:
     if json:
-        return show_json(document)
+        return show_json({"data_sets": data_sets})
     facts = [
         (
             entry["name"],
@@ -175,6 +175,6 @@ def _show_published(document: dict[str, Any], json: bool) -> None:
                 "license": entry["license"],
             },
         )
-        for entry in document["data_sets"]
+        for entry in data_sets
     ]
     show_entries("data sets: dcdctl prepare NAME", facts)

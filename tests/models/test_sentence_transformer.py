@@ -164,7 +164,7 @@ def test_a_saved_model_is_sealed_and_read_by_both_libraries(dense, photos, tmp_p
 
 def test_it_is_refused_for_training_by_name(dense):
     model = models.load_dual(dense)
-    for train in (lambda: model.set_dropout(0.1), model.checkpoint_activations):
+    for train in (lambda: model.set_dropout(0.1), lambda: model.set_trained(models.TrainedParts())):
         with pytest.raises(
             ModelError,
             match="a model of sentence-transformers, cannot be trained here; use it as a teacher",

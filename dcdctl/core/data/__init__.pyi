@@ -37,12 +37,11 @@ from .images import (
     upright_rgb,
 )
 from .manifest import (
-    TEXT_FIELDS,
     DataChoice,
     choose_manifest,
     counted_corpus,
     find_manifest,
-    known_manifests,
+    list_data_sets,
 )
 from .prepare import CorpusSummary, prepare_corpus
 from .ragged_array import Flags, Index, RaggedArray, Scores, Values, offsets_of
@@ -65,7 +64,6 @@ __all__ = [
     "MAX_WORDS_COUNTED",
     "MOMENT",
     "PLACE_COLUMNS",
-    "TEXT_FIELDS",
     "TEXT_SUFFIXES",
     "Corpus",
     "CorpusDocument",
@@ -108,7 +106,7 @@ __all__ = [
     "hub_refusal",
     "hub_requests",
     "is_stream",
-    "known_manifests",
+    "list_data_sets",
     "manifests_folder",
     "media_type",
     "moment_of",

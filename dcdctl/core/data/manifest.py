@@ -206,6 +206,20 @@ def choose_manifest(choice: DataChoice) -> Manifest:
     return _parse_manifest(config.apply_sets(table, choice.overrides()), choice.default_name(path), Path())
 
 
+def list_data_sets() -> list[dict[str, Any]]:
+    """JSON-able: the manifests that ship with dcdctl, with counts, sources, files and licenses."""
+    return [
+        {
+            **{key: getattr(manifest, key) for key in TEXT_FIELDS},
+            "images": [f"{split} {expected.images:,}" for split, expected in manifest.expected.items()],
+            "expected": config.to_table(manifest.expected),
+            "sources": [{"name": name, "format": source.format} for name, source in manifest.sources.items()],
+            "files": config.to_table(manifest.files),
+        }
+        for manifest in known_manifests()
+    ]
+
+
 def check_protocol(
     manifest: Manifest, counts: Mapping[str, SplitCounts], splits: Sequence[str], max_images: int | None
 ) -> str:

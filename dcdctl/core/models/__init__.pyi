@@ -1,4 +1,4 @@
-from .catalog import list_families, list_teachers
+from .catalog import list_families
 from .checkpoint import check_finite
 from .dual import DualEncoder, Model, prefix_vectors
 from .dual_scorer import DualScorer, pair_products, vector_states
@@ -50,7 +50,7 @@ from .protocols import ExportSpec, Preprocessor
 from .query import QuerySpace
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
 from .references.hub import hub_source, without_bars
-from .references.published import list_published
+from .references.published import list_teachers
 from .run_documents import expect_run, read_run, run_of
 from .saved_folder import find_damages, saved_fingerprint, seal_again
 from .text_tower import TextEncoder, TextTower
@@ -105,7 +105,6 @@ __all__ = [
     "hub_source",
     "is_dual",
     "list_families",
-    "list_published",
     "list_teachers",
     "load",
     "load_dual",

@@ -1,5 +1,5 @@
-"""What `dcdctl models` lists: the model families that load, with the packages that they need, and the teachers that
-have a name."""
+"""What `dcdctl models` lists beside the teachers that have a name (`published`): the model families that load, with the
+packages that they need."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from importlib.metadata import entry_points
 from typing import Literal
 
 from dcdctl.core.errors import DcdError, install_command, is_installed
-from dcdctl.core.models.load_save import BUILT_IN, FAMILIES
-from dcdctl.core.models.references import plugins, published
+from dcdctl.core.models.load_save import FAMILIES
+from dcdctl.core.models.references import plugins
 from dcdctl.core.models.references.plugins import Kind
-from dcdctl.core.models.references.published import PublishedTeacher
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,3 @@ def _of_other_packages() -> Iterator[FamilyEntry]:
         else:
             assert family is not None
             yield FamilyEntry(name, family.kind, f"package {family.package}", True, "")
-
-
-def list_teachers() -> dict[str, PublishedTeacher]:
-    """All teachers that have a name: built in, or published by others."""
-    small_vilt = PublishedTeacher(
-        summary="A small ViLT that grades generated scenes, for the demo.",
-        license="Apache-2.0",
-        citation="",
-        homepage="",
-        weights="1.34 M parameters",
-    )
-    return {**dict.fromkeys(BUILT_IN, small_vilt), **published.known()}

@@ -72,12 +72,11 @@ FAMILIES = {
     SENTENCE_TRANSFORMER: Family("dual", "sentence_transformer", *_SENTENCE_TRANSFORMERS, reads_modules=True, takes=()),
 }
 """Families by the type of a folder's model (`folders.type_of`). A model is saved by its own `save_network`."""
-BUILT_IN = ("scenes-vilt",)
 _NAMES = ", ".join(name for name in FAMILIES if not name.startswith("dcdctl-"))
 ACCEPTED = (
     "a model is a run folder, a folder or Hub id (owner/name or owner/name@revision) of a family that loads "
     f"({_NAMES}), an official ViLT or METER .ckpt, "
-    f"module:function (Python code of yours), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl models` shows"
+    f"module:function (Python code of yours), or a name that `dcdctl models` shows"
 )
 ALWAYS_OPEN = (
     f"these families load: {_NAMES}, and other dual encoders of transformers; any other model is a teacher by a "
@@ -118,7 +117,7 @@ def load(
         return _python_function().load(source, settings)
     is_official = form == "checkpoint"
     if form == "published":
-        teacher = published.known()[source]
+        teacher = published.list_teachers()[source]
         is_official = not teacher.hub
         source, settings = published.locate(teacher, settings, track)
     model = _load_official(Path(source), settings) if is_official else _load_pretrained(source, settings, kind)
@@ -248,13 +247,6 @@ def _locate(ref: str | Path) -> tuple[Form, str]:
     """What a reference names, and the folder, file, name or Hub id that it is loaded from; ModelError if it names
     nothing."""
     path = Path(ref).expanduser()
-    # A file or folder of the user with this name comes first.
-    if str(ref) in BUILT_IN and not path.exists():
-        folder = _TEACHERS / str(ref)
-        if not (folder / CONFIG_FILE).exists():
-            problem = f"this installation has no built-in model {ref}"
-            raise ModelError(problem, hint="install dcdctl from its wheel again")
-        return "folder", str(folder)
     if path.is_file():
         if path.suffix != ".ckpt":
             raise ModelError(f"{path} is a file, but not a .ckpt", hint=ACCEPTED)
@@ -263,8 +255,9 @@ def _locate(ref: str | Path) -> tuple[Form, str]:
         return "folder", str(_model_folder(path))
     if _python_function().is_reference(str(ref)):
         return "function", str(ref)
-    if str(ref) in published.known():
-        return "published", str(ref)
+    if str(ref) in published.list_teachers():
+        built_in = _TEACHERS / str(ref)
+        return ("folder", str(built_in)) if built_in.is_dir() else ("published", str(ref))
     # The path of a missing file, such as runs/teacher.ckpt, has the form of a Hub id.
     if not hub.is_id(str(ref)) or path.suffix == ".ckpt":
         raise ModelError(f"{ref} does not exist", hint="`dcdctl models` shows what a model may be")

@@ -128,8 +128,6 @@ class CorpusData(TrainingData):
             return
         name = f"{shown(pool.corpus.folder)} is a pool: no text of it belongs to an image"
         is_alone = pool is self.main
-        if self.plan.job.kind != "distill":
-            raise ConfigError(f"{name}, and finetune-teacher needs positives", hint="name captioned images")
         if not pool.corpus.num_images or not pool.corpus.num_captions:
             lacks = "images" if pool.corpus.num_captions else "texts"
             raise ConfigError(f"{shown(pool.corpus.folder)} has no {lacks}", hint=f"prepare it with {lacks}")

@@ -185,10 +185,6 @@ class SentenceTransformerDual(LibraryModel, DualEncoder):
         """ModelError: such a model is not trained here."""
         raise self.not_trained()
 
-    def checkpoint_activations(self) -> Never:
-        """ModelError: such a model is not trained here."""
-        raise self.not_trained()
-
     def export_spec(self) -> ExportSpec:
         """No class of transformers: sentence-transformers reads the saved folder."""
         refusals = {

@@ -54,8 +54,8 @@ class PublishedTeacher:
         ]
 
 
-def known() -> dict[str, PublishedTeacher]:
-    """All published teachers, by name."""
+def list_teachers() -> dict[str, PublishedTeacher]:
+    """All teachers that have a name: built in, or published by others."""
     return {
         path.stem: config.parse_toml(path, partial(config.build, PublishedTeacher))
         for path in sorted((data.manifests_folder() / "teachers").glob("*.toml"))
@@ -79,23 +79,3 @@ def locate(
         hint = f"download it on a machine with a network, then name the file instead of the teacher, with {given}"
         raise SourceError(error.args[0], hint=hint) from error
     return str(fetched.path), settings
-
-
-def list_published() -> dict[str, Any]:
-    """JSON-able: data sets with counts, sources, files and licenses, and teachers with their sources and published
-    recalls."""
-    return {
-        "data_sets": [
-            {
-                **{key: getattr(manifest, key) for key in data.TEXT_FIELDS},
-                "images": [f"{split} {expected.images:,}" for split, expected in manifest.expected.items()],
-                "expected": config.to_table(manifest.expected),
-                "sources": [{"name": name, "format": source.format} for name, source in manifest.sources.items()],
-                "files": config.to_table(manifest.files),
-            }
-            for manifest in data.known_manifests()
-        ],
-        "teachers": [
-            {"name": name, "source": teacher.source, **config.to_table(teacher)} for name, teacher in known().items()
-        ],
-    }
