@@ -4,6 +4,7 @@
     python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON
         --images ZIP
     python benchmarks/evidence.py scenes --work work/scenes
+    python benchmarks/evidence.py students --work work/students
     python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks
     python benchmarks/evidence.py small --work work/small            (make results-small)
     python benchmarks/evidence.py flickr8k --work work/flickr8k --table "Dual students, 6,000 photos"
@@ -36,6 +37,7 @@ import evidence_flickr8k
 import evidence_forks
 import evidence_pools
 import evidence_scenes
+import evidence_students
 import evidence_tables
 from evidence_steps import Step
 
@@ -51,6 +53,7 @@ PLANS = {
     "scenes": evidence_scenes.scenes,
     "scenes-cascade": evidence_cascade.scenes_cascade,
     "small": evidence_scenes.small,
+    "students": evidence_students.students,
 }
 PARTS = {
     "fair": {evidence_fair.TABLE.format(size): evidence_fair.PARTS for size in evidence_fair.SIZES},
@@ -91,7 +94,7 @@ class Workspace:
         resume = ["--resume"] if step.is_run and (folder / "run.json").exists() else []
         cost = {"train_seconds": self._dcdctl(step, [step.command, *step.words, "--out", step.out, *resume])}
         if step.is_run:
-            model = (step.out,) if not step.measured else (step.measured, "--rerank", step.out)
+            model = (step.out,) if not step.measured else (step.measured, step.role, step.out)
             cost["eval_seconds"] = self._measure(step, (*model, *step.measure))
             if resume:
                 del cost["train_seconds"]  # a resumed run measures only its last part

@@ -27,7 +27,9 @@ class Step:
     measure: tuple[str, ...] = ()
     """Arguments of `dcdctl eval` besides the run."""
     measured: str = ""
-    """Dual encoder whose results the run re-ranks in its evaluation; empty if the run is evaluated alone."""
+    """Model that is evaluated with the run as its `role`; empty if the run is evaluated alone."""
+    role: str = "--rerank"
+    """Option of `dcdctl eval` that takes the run, as the re-ranker or the query model of `measured`."""
 
     @property
     def name(self) -> str:

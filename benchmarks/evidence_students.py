@@ -1,0 +1,115 @@
+"""The plan `students`: a cross-encoder and every kind of student that dcdctl makes of it, on the same 500 test scenes.
+
+Expected, written on 2026-11-29 before the runs, from earlier ones of single parts: the rows of `EXPECTED`.
+"""
+
+from __future__ import annotations
+
+from evidence_steps import SEEDS, Step, sets
+
+TABLE = "A teacher and its students, 500 test scenes"
+TEACHER = "scenes-vilt"
+DATA, MORE = ("--data", "data"), ("--data", "data/more")
+TEST = (*DATA, "--split", "test")
+CACHE, FAMILIES, FUSION_CACHE = "caches/scenes", "caches/families", "caches/fusion"
+BY_DUAL = sets(candidates__model="runs/dual-0/model", candidates__group_size=4, candidates__block_size=8)
+"""Blocks of whole families of scenes, which a dual encoder finds: without them nothing asks for left and right."""
+QUERY = "--query-model"
+INFONCE = sets(loss__terms="{infonce=1.0}")
+ALL, DUAL, LATE, PLACED = (
+    "teacher, all pairs",
+    "dual",
+    "late interaction",
+    "late interaction with positions and families",
+)
+EXPECTED = {
+    ALL: 591,
+    DUAL: 240,
+    f"{DUAL}, no teacher": 209,
+    f"{DUAL}, its first 20 by the teacher": 467,
+    f"{DUAL}, its first 100 by the teacher": 576,
+    f"{DUAL}, a static query student": 235,
+    LATE: 495,
+    f"{LATE}, no teacher": 494,
+    f"{LATE}, its first 5 by the teacher": 592,
+    PLACED: 581,
+    f"{PLACED}, its first 2 by the teacher": 593,
+    f"{PLACED}, a query student of one layer": 575,
+    "fusion, 4 of 6 layers": 579,
+}
+"""RSUM of each row, a mean of three seeds; the teacher's and the fusion student's of one. Within 6 of these, a row is
+as expected."""
+
+
+def students() -> list[Step]:
+    """The corpora, the caches, and the students of each seed; then what takes long to measure, the models that read
+    pairs."""
+    size = sets(counts__train=1024, counts__val=300, counts__test=500)
+    more = sets(counts__train=2048, counts__val=300, counts__test=500)
+    scores = ("--teacher", TEACHER, "--recipe")
+    steps = [
+        Step("data", "prepare", ("scenes", "--image-size", "64", *size)),
+        Step("data/more", "prepare", ("scenes", "--image-size", "64", *more), ("data",)),
+        Step(CACHE, "cache-teacher", (*DATA, *scores, "demo-late"), ("data",)),
+        Step(FUSION_CACHE, "cache-teacher", (*DATA, *scores, "demo-fusion"), ("data",)),
+        Step(FAMILIES, "cache-teacher", (*MORE, *scores, "demo-late", *BY_DUAL), ("data/more", "runs/dual-0")),
+    ]
+    steps += [step for seed in SEEDS for step in _dual(seed) + _late(seed)]
+    steps += [step for seed in SEEDS for step in _cascades(seed)]
+    fusion = ("demo-fusion", *DATA, "--teacher", TEACHER, "--cache", FUSION_CACHE)
+    return [
+        *steps,
+        _run("fusion-0", fusion, (FUSION_CACHE,), "fusion, 4 of 6 layers", ""),
+        Step("runs/teacher", "eval", (TEACHER, *TEST), ("data",), TABLE, ALL),
+    ]
+
+
+def _run(name: str, words: tuple[str, ...], after: tuple[str, ...], label: str, base: str) -> Step:
+    return Step(f"runs/{name}", "distill", words, after, TABLE if label else "", label, base, TEST)
+
+
+def _dual(seed: int) -> list[Step]:
+    own, alone = sets(seed=seed), f"{DUAL}, no teacher"
+    run, texts, query = f"runs/dual-{seed}", f"caches/texts-dual-{seed}", f"{DUAL}, a static query student"
+    static = ("query-static", "--cache", texts, *own, *sets(model__text="", optimizer__epochs=40))
+    return [
+        _run(f"dual-{seed}", ("demo-dual", *DATA, "--cache", CACHE, *own), (CACHE,), DUAL, alone),
+        _run(f"dual-alone-{seed}", ("demo-dual-alone", *DATA, *own), ("data",), alone, ""),
+        Step(texts, "cache-teacher", ("--teacher", run, "--texts", "data"), (run,)),
+        Step(f"runs/query-dual-{seed}", "distill", static, (texts,), TABLE, query, DUAL, TEST, run, QUERY),
+    ]
+
+
+def _late(seed: int) -> list[Step]:
+    own, alone, late = sets(seed=seed), f"{LATE}, no teacher", ("demo-late", *DATA, "--cache", CACHE)
+    first, placed, texts = f"runs/first-{seed}", f"runs/placed-{seed}", f"caches/texts-placed-{seed}"
+    positions = sets(model__position_norm=0.7, model__num_text_layers=2, optimizer__steps=600)
+    families = ("demo-late", *MORE, "--cache", FAMILIES, *BY_DUAL, *sets(model__start=f"{first}/model"))
+    layer = ("query-static", "--cache", texts, "--teacher", placed, *own)
+    layer += sets(model__text="teacher", model__num_text_layers=1, optimizer__lr=1e-3, optimizer__epochs=8)
+    query = f"{PLACED}, a query student of one layer"
+    return [
+        _run(f"late-{seed}", (*late, *own), (CACHE,), LATE, DUAL),
+        _run(f"late-alone-{seed}", ("demo-late", *DATA, *INFONCE, *own), ("data",), alone, LATE),
+        _run(f"first-{seed}", (*late, *own, *positions), (CACHE,), "", ""),
+        _run(f"placed-{seed}", (*families, *own), (FAMILIES, first), PLACED, LATE),
+        Step(texts, "cache-teacher", ("--teacher", placed, "--texts", "data"), (placed,)),
+        Step(f"runs/query-placed-{seed}", "distill", layer, (texts,), TABLE, query, PLACED, TEST, placed, QUERY),
+    ]
+
+
+def _cascades(seed: int) -> list[Step]:
+    """Students whose first candidates the teacher orders."""
+    depths = ((DUAL, "dual", 20), (DUAL, "dual", 100), (LATE, "late", 5), (PLACED, "placed", 2))
+    return [
+        Step(
+            f"runs/{name}-first-{depth}-{seed}",
+            "eval",
+            (f"runs/{name}-{seed}", *TEST, "--rerank", TEACHER, "--depth", str(depth)),
+            (f"runs/{name}-{seed}",),
+            TABLE,
+            f"{label}, its first {depth} by the teacher",
+            label,
+        )
+        for label, name, depth in depths
+    ]
