@@ -50,6 +50,7 @@ PLANS = {
     "fair": evidence_fair.fair,
     "flickr8k": evidence_flickr8k.flickr8k,
     "pools": evidence_pools.pools,
+    "queries": evidence_students.queries,
     "scenes": evidence_scenes.scenes,
     "scenes-cascade": evidence_cascade.scenes_cascade,
     "small": evidence_scenes.small,
@@ -79,7 +80,8 @@ class Workspace:
         return self.work / step.out
 
     def is_done(self, step: Step) -> bool:
-        marker = "cost.json" if step.is_run else "cache.json" if step.command == "cache-teacher" else "corpus.json"
+        cache = "texts.json" if "--texts" in step.words else "cache.json"
+        marker = "cost.json" if step.is_run else cache if step.command == "cache-teacher" else "corpus.json"
         return (self.folder(step) / marker).exists()
 
     def is_published(self, step: Step) -> bool:

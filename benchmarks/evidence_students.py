@@ -1,4 +1,5 @@
-"""The plan `students`: a cross-encoder and every kind of student that dcdctl makes of it, on the same 500 test scenes.
+"""The plan `students`: a cross-encoder and every kind of student that dcdctl makes of it, on the same 500 test scenes;
+and the plan `queries`: query students of a dual encoder of photos.
 
 Expected, written on 2026-11-29 before the runs, from earlier ones of single parts: the rows of `EXPECTED`.
 """
@@ -10,6 +11,7 @@ from evidence_steps import SEEDS, Step, sets
 TABLE = "A teacher and its students, 500 test scenes"
 TEACHER = "scenes-vilt"
 DATA, MORE = ("--data", "data"), ("--data", "data/more")
+FROZEN = ("--features", "features", *sets(model__vision="vision", model__text="text"))
 TEST = (*DATA, "--split", "test")
 CACHE, FAMILIES, FUSION_CACHE = "caches/scenes", "caches/families", "caches/fusion"
 BY_DUAL = sets(candidates__model="runs/dual-0/model", candidates__group_size=4, candidates__block_size=8)
@@ -22,6 +24,7 @@ ALL, DUAL, LATE, PLACED = (
     "late interaction",
     "late interaction with positions and families",
 )
+PHOTOS, BIG = "Query students, 6,000 photos", "dual, 288 px, its own MiniLM for texts"
 EXPECTED = {
     ALL: 591,
     DUAL: 240,
@@ -36,6 +39,9 @@ EXPECTED = {
     f"{PLACED}, its first 2 by the teacher": 593,
     f"{PLACED}, a query student of one layer": 575,
     "fusion, 4 of 6 layers": 579,
+    BIG: 315,
+    f"{BIG}, a static query student": 313,
+    f"{BIG}, a static query student with token vectors of its own": 301,
 }
 """RSUM of each row, a mean of three seeds; the teacher's and the fusion student's of one. Within 6 of these, a row is
 as expected."""
@@ -113,3 +119,20 @@ def _cascades(seed: int) -> list[Step]:
         )
         for label, name, depth in depths
     ]
+
+
+def queries() -> list[Step]:
+    """Flickr8k's train for the dual encoders and, of its captions alone, for the query students; its val to report
+    on."""
+    data, val = ("--data", "data", *FROZEN), ("--data", "data", "--split", "val")
+    steps = [Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images"))]
+    for seed in SEEDS:
+        big, texts, own = f"runs/big-{seed}", f"caches/texts-{seed}", sets(seed=seed)
+        words = ("photos-large", *data, *own, *sets(optimizer__epochs=100))
+        steps.append(Step(big, "distill", words, ("data",), PHOTOS, BIG, "", (*val, "--features", "features")))
+        steps.append(Step(texts, "cache-teacher", ("--teacher", big, "--texts", "data"), (big,)))
+        for name, text, label in (("static", "text", ""), ("own", "", " with token vectors of its own")):
+            words = ("query-static", "--cache", texts, *own, *sets(model__text=text))
+            label, out = f"{BIG}, a static query student{label}", f"runs/{name}-{seed}"
+            steps.append(Step(out, "distill", words, (texts,), PHOTOS, label, BIG, val, big, QUERY))
+    return steps
