@@ -654,19 +654,3 @@ def test_the_command_lists_the_manifests():
     assert all(name in shown for name in ("scenes", "flickr8k", "flickr30k", "coco", "train 113,287"))
     document = json.loads(run_cli("--list", "--json").stdout)
     assert [one["name"] for one in document["data_sets"]] == ["coco", "flickr30k", "flickr8k", "scenes"]
-    assert [one["name"] for one in document["teachers"]] == [
-        "blip-coco",
-        "blip-flickr30k",
-        "blip-large-coco",
-        "blip-large-flickr30k",
-        "blip2-coco",
-        "blip2",
-        "bridgetower",
-        "jina-reranker-m0",
-        "meter-coco",
-        "meter-flickr30k",
-        "meter-pretrained",
-        "qwen3-vl-reranker-2b",
-        "vilt-coco",
-        "vilt-flickr30k",
-    ]
