@@ -13,15 +13,14 @@ from paths import DOCS
 
 import dcdctl
 from dcdctl.core import study
-from dcdctl.core.bench import footprint
+from dcdctl.core.bench import QUICK, footprint
 from dcdctl.core.evaluation import cascade
-from dcdctl.core.study import plan
 
 PAGE = DOCS / "python.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 BUDGET = "budget_s=0.1", "budget_s=0.01, num_images=4, batch_size=4, batch_sizes=(4,)"
 """Of a benchmark: that of the page, and that of the test, which looks at no time."""
-STUDY_BENCH = replace(plan.BENCH, budget_s=0.01, num_repeats=3, num_images=4, batch_size=4, batch_sizes=(4,))
+STUDY_BENCH = replace(QUICK, budget_s=0.01, num_repeats=3, num_images=4, batch_size=4, batch_sizes=(4,))
 """Of the study, which has no argument for it."""
 
 
