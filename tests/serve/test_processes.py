@@ -122,8 +122,8 @@ def assert_metrics_are_those_of_all_processes(url: str, log: Log) -> None:
     # A response is counted after it was sent.
     until(lambda: count(url, SEARCHES) == number)
     assert count(url, "dcdctl_processes") == 2
-    until(lambda: len(log.records(path="/search")) == number)
-    requests = log.records(path="/search", method="GET", status=200, client="127.0.0.1")
+    until(lambda: len(log.records(route="/search")) == number)
+    requests = log.records(route="/search", method="GET", status=200, client="127.0.0.1")
     assert len(requests) == number
     assert {one["process"] for one in requests} <= {1, 2}
     assert httpx2.get(f"{url}search?text=a", timeout=TIMEOUT_S).status_code == 401
