@@ -2,6 +2,8 @@
 # make test           all tests but the slow ones
 # make test-slow      the slow tests (several processes, models of full size), then all others without what makes them fast
 # make results-small  a reduced table of what teachers add to students, on the built-in corpus, in under half an hour (docs/results.md)
+# make claims         the measurements behind the pages again, each of up to ten minutes: PASS, DRIFT or NOT RUN (CONTRIBUTING.md)
+# make claims-all     the long ones too; CLAIMS="--vision DIR --text DIR --karpathy JSON --images ZIP" gives what a clone lacks
 # make check          format, lint, types and the size of the package
 # make docs           the documentation as a site, in site/
 # make constraints    constraints.txt again: the newest versions of all packages, on which the tests then run
@@ -13,7 +15,7 @@ BIN := $(VENV)/bin
 # The versions that the tests ran on: what is released tomorrow cannot break a build of today.
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test test-slow results-small check docs constraints clean
+.PHONY: demo test test-slow results-small claims claims-all check docs constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dcdctl demo
@@ -27,6 +29,12 @@ test-slow: $(VENV)/.installed-dev
 
 results-small: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/evidence.py small --work work/small
+
+claims: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/claims.py $(CLAIMS)
+
+claims-all: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/claims.py --all $(CLAIMS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -48,7 +56,7 @@ constraints:
 	rm -rf build/constraints
 
 clean:
-	rm -rf $(VENV) build dist demo site work/small .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist demo site work/small work/claims .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # Installed in place: only a change of these two files needs a new install.

@@ -71,10 +71,12 @@ class Workspace:
     work: Path
     forks: bool = False
     """Whether commands are forks of this process (`evidence_forks`)."""
+    published: Path = RESULTS
+    """Where the results of plans are."""
 
     @property
     def results(self) -> Path:
-        return RESULTS / self.plan
+        return self.published / self.plan
 
     def folder(self, step: Step) -> Path:
         return self.work / step.out
@@ -234,6 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", choices=sorted(PLANS))
     parser.add_argument("--work", type=Path, required=True, help="folder for the corpus, features, caches and runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for results (default: docs/results)")
     parser.add_argument(
         "--vision", type=Path, help="flickr8k: folder of EfficientNet-Lite0 in the format of transformers"
     )
@@ -266,7 +269,7 @@ def main() -> None:
         evidence_pools.write_inputs(args.karpathy, args.images, args.work)
     if args.plan == "clip-scenes" and not args.tables_only:
         evidence_clip.write_inputs(args.work)
-    workspace, steps = Workspace(args.plan, args.work.resolve(), args.forks), PLANS[args.plan]()
+    workspace, steps = Workspace(args.plan, args.work.resolve(), args.forks, args.results.resolve()), PLANS[args.plan]()
     started = time.perf_counter()
     if unknown := set(args.table) - {step.table for step in steps}:
         parser.error(

@@ -1,0 +1,399 @@
+"""Runs the commands behind the numbers of the pages again, and says for each claim PASS, DRIFT or NOT RUN.
+
+    python benchmarks/claims.py                               the runs of up to ten minutes (make claims)
+    python benchmarks/claims.py --all --vision DIR --text DIR --karpathy JSON --images ZIP      (make claims-all)
+    python benchmarks/claims.py --only demo --only meter-pairs            runs, or claims, by name
+    python benchmarks/claims.py --only demo --write           and store what was measured
+
+`claims.toml` has the runs and the claims. A text of a claim stands on its page as it stands there, with the values of
+`expected` in place of `{}`; `at` says where a run's files have them. A killed run resumes, and a finished one is not
+run again until `dcdctl/` changes. `--write` stores what was measured, by a run or in the committed results, in
+claims.toml and on the pages, and for each run its date, commit and machine. The exit status is 1 if a claim drifted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import operator
+import os
+import platform
+import re
+import shlex
+import shutil
+import statistics
+import string
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dcdctl.core.progress import digits
+
+ROOT = Path(__file__).resolve().parent.parent
+CLAIMS = ROOT / "benchmarks" / "claims.toml"
+MARKER = "claims.json"
+"""In the folder of a run: what was measured of it, and which code and machine did."""
+SHORT_MINUTES = 10
+GIVEN = ("vision", "text", "karpathy", "images")
+"""What a clone lacks and an option gives: two encoders, and the captions and photos of Flickr8k."""
+OPERATORS = {"plus": operator.add, "minus": operator.sub, "times": operator.mul, "over": operator.truediv}
+PASS, DRIFT, NOT_RUN = "PASS", "DRIFT", "NOT RUN"
+
+At = str | float | Sequence[Any]
+"""`FILE > key > key`, a number, or `["minus", AT, AT]`. A file with a * and a key `name=value & name=value`, which
+selects in a list, may fit several: the value is their mean."""
+
+
+class MissingValueError(Exception):
+    """No file has the value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Commands, and what they need."""
+
+    steps: Mapping[str, str]
+    """Shell lines by name, with {work} for the run's folder and the names of `GIVEN` for what a clone lacks."""
+    minutes: float
+    """On two idle cores."""
+    hardware: str = "two CPU cores"
+    needs: str = ""
+    """What no option gives, such as a GPU: the run is never started here."""
+    published: str = ""
+    """Folder of the repository with the committed files of such a run."""
+    results: str = "."
+    """Where a run writes these files, in its folder."""
+    tolerance: float | str = 0.0
+    """How far a value may lie from the expected one: an amount, or a share such as "30 %". A claim may say otherwise,
+    one for each value."""
+    planned: Mapping[str, str] = field(default_factory=dict)
+    """Date and commit in which the expectation was written down, before the run."""
+    last: Mapping[str, Any] = field(default_factory=dict)
+    """Date, commit, machine and minutes of the last run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Values that pages show."""
+
+    run: str
+    expected: Sequence[float]
+    base: str = ""
+    """What each `at` begins with."""
+    at: Sequence[At] = ()
+    """One for each value; none if no file has them."""
+    tolerance: Sequence[float | str] = ()
+    text: Mapping[str, str | Sequence[str]]
+    """By page, fragments of one line."""
+
+    def shown(self, values: Sequence[float] | None = None) -> list[tuple[str, str]]:
+        """Page and fragment, with these values or the expected ones."""
+        shown = [Shown(value) for value in (self.expected if values is None else values)]
+        return [(page, template.format(*shown)) for page, template in self.templates()]
+
+    def templates(self) -> list[tuple[str, str]]:
+        """Page and fragment, with placeholders."""
+        return [
+            (page, each) for page, text in self.text.items() for each in ([text] if isinstance(text, str) else text)
+        ]
+
+
+class Shown(float):
+    """A value as pages show it: `{}` as a whole number, `{:1}` with one decimal at most, `{:digits}` as dcdctl shows
+    times, or any format of Python's own."""
+
+    def __format__(self, spec: str) -> str:
+        if spec == "digits":
+            return digits(self)
+        if re.fullmatch(r"\+?\d", spec or "0"):
+            shown = f"{float(self):{spec[:-1]},.{spec[-1:] or 0}f}"
+            return re.sub(r"\.?0+$", "", shown) if "." in shown else shown
+        return float.__format__(self, spec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a claim."""
+
+    verdict: str
+    measured: Sequence[float] = ()
+    why: str = ""
+    """Of a claim that was not run."""
+
+
+def load(path: Path = CLAIMS) -> tuple[dict[str, Run], dict[str, Claim]]:
+    """Runs and claims by name; a field that does not exist is a TypeError."""
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    claims = {name: Claim(**table) for name, table in document["claims"].items()}
+    return {name: Run(**table) for name, table in document["runs"].items()}, claims
+
+
+def read_all(claim: Claim, folder: Path) -> list[float]:
+    """The values of a claim in these files; MissingValueError if they lack one."""
+    return [read(at, folder, claim.base) for at in claim.at]
+
+
+def read(at: At, folder: Path, base: str = "") -> float:
+    """The value at this place; MissingValueError if there is none."""
+    if isinstance(at, float | int):
+        return float(at)
+    if not isinstance(at, str):
+        name, *operands = at
+        return float(OPERATORS[name](*(read(each, folder, base) for each in operands)))
+    pattern, *keys = (f"{base} > {at}" if base else at).split(" > ")
+    found: list[Any] = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
+    try:
+        for key in keys:
+            found = [value for each in found for value in select(each, key)]
+        return statistics.fmean(found)
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise MissingValueError(f"{folder} has no {at}") from error
+
+
+def select(value: Any, key: str) -> list[Any]:
+    """The entry of a table, or the entries of a list at this place or with these fields."""
+    if not isinstance(value, list):
+        return [value[key]]
+    if key.isdigit():
+        return [value[int(key)]]
+    fields = [part.split("=", 1) for part in key.split(" & ")]
+    return [each for each in value if all(str(each[name]) == wanted for name, wanted in fields)]
+
+
+def is_within(measured: float, expected: float, tolerance: float | str) -> bool:
+    """Whether a value lies within an amount or a share of the expected one; what rounds to it always does."""
+    if isinstance(tolerance, str):
+        tolerance = abs(expected) * float(tolerance.removesuffix("%")) / 100
+    return abs(measured - expected) <= tolerance + 1e-9
+
+
+def judge(claim: Claim, run: Run, folder: Path) -> Outcome:
+    """Compare a claim with the files of its finished run."""
+    if not claim.at:
+        return Outcome(verdict=NOT_RUN, why="no file of the run has it")
+    try:
+        measured = read_all(claim, folder)
+    except MissingValueError as error:
+        return Outcome(verdict=NOT_RUN, why=str(error))
+    tolerances = claim.tolerance or [run.tolerance] * len(measured)
+    is_shown = claim.shown(measured) == claim.shown()
+    is_near = all(map(is_within, measured, claim.expected, tolerances))
+    return Outcome(verdict=PASS if is_shown or is_near else DRIFT, measured=measured)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where runs are made, and with what."""
+
+    work: Path
+    given: Mapping[str, str]
+    is_all: bool
+    only: Sequence[str]
+
+    def folder(self, name: str) -> Path:
+        return self.work / name
+
+    def obstacle(self, run: Run) -> str:
+        """Why a run cannot start here; empty if it can."""
+        lacking = [f"--{name}" for name in GIVEN if name in placeholders(run) and name not in self.given]
+        if run.needs or lacking:
+            return f"needs {run.needs or ' '.join(lacking)}"
+        return f"takes {run.minutes:g} minutes: --all" if run.minutes > SHORT_MINUTES and not self.is_all else ""
+
+    def finish(self, name: str, run: Run) -> str:
+        """Run the steps that this code has not done yet. Why it failed; empty if it did not."""
+        folder = self.folder(name)
+        marker = read_marker(folder)
+        if marker.get("code") != code():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            marker = {"code": code(), "planned": planned(), "seconds": {}, "last": {}}
+        for step, line in run.steps.items():
+            if step in marker["seconds"]:
+                continue
+            is_resumed = marker.get("started") == step
+            write_marker(folder, marker | {"started": step})
+            say(f"{time.strftime('%H:%M:%S')} {name}: {line}")
+            started = time.perf_counter()
+            if status := execute(line.format(work=folder, **self.given), folder / f"{step}.log"):
+                return f"{step} ended with {status}; see {folder / step}.log"
+            # A resumed step was measured in part.
+            marker["seconds"][step] = None if is_resumed else round(time.perf_counter() - started, 2)
+            marker["megabytes"] = megabytes(folder)
+            marker["last"] = machine() | {
+                "minutes": round(sum(map(float, filter(None, marker["seconds"].values()))) / 60, 1)
+            }
+            write_marker(folder, marker)
+        return ""
+
+
+def placeholders(run: Run) -> set[str]:
+    """The names that the lines of a run leave open."""
+    return {name for line in run.steps.values() for _, name, _, _ in string.Formatter().parse(line) if name}
+
+
+def execute(line: str, log: Path) -> int:
+    """Run a line with this Python; a training that was killed resumes. What it prints, such as a `--json` document, is
+    the file of the step. Its exit status."""
+    words = shlex.split(line)
+    if (
+        words[:2] in (["dcdctl", "distill"], ["dcdctl", "finetune-teacher"])
+        and (Path(words[words.index("--out") + 1]) / "run.json").exists()
+    ):
+        words.append("--resume")
+    program = [sys.executable, "-m", "dcdctl"] if words[0] == "dcdctl" else [sys.executable]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with log.open("a") as errors, log.with_suffix(".json").open("w") as output:
+        command = [*program, *words[1:]]
+        return subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=errors, check=False).returncode
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    path = folder / MARKER
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_marker(folder: Path, marker: Mapping[str, Any]) -> None:
+    partial = folder / f"{MARKER}.partial"
+    partial.write_text(json.dumps(marker, indent=1))
+    partial.replace(folder / MARKER)
+
+
+def megabytes(folder: Path) -> dict[str, float]:
+    """The size of each folder in it, and of each folder in these."""
+    places = [path for pattern in ("*/", "*/*/") for path in folder.glob(pattern)]
+    sizes = {place: sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) for place in places}
+    return {str(place.relative_to(folder)): size / 1e6 for place, size in sizes.items()}
+
+
+def git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def code() -> str:
+    """The package as committed: a commit that changes pages alone lets finished runs stand."""
+    return git("rev-parse", "--short", "HEAD:dcdctl")
+
+
+def planned() -> dict[str, str]:
+    """Date and commit of the expectations; nothing if they are not committed."""
+    if git("status", "--porcelain", "--", str(CLAIMS)):
+        say("claims.toml has changes that no commit has: an expectation counts if it is committed before the run")
+        return {}
+    date, _, commit = git("log", "-1", "--format=%cs %h", "--", str(CLAIMS)).partition(" ")
+    return {"date": date, "commit": commit}
+
+
+def machine() -> dict[str, str]:
+    """Date, commit and machine of a run."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    python = platform.python_version()
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": git("describe", "--always", "--dirty=+", "--exclude=*"),
+        "machine": f"{os.cpu_count()} cores, {names[0] if names else platform.processor()}, Python {python}",
+    }
+
+
+def check(runs: Mapping[str, Run], claims: Mapping[str, Claim], bench: Bench) -> dict[str, Outcome]:
+    """Make the runs that can be made here, and judge the claims."""
+    outcomes: dict[str, Outcome] = {}
+    for name, run in runs.items():
+        mine = {claim_id: claim for claim_id, claim in claims.items() if claim.run == name}
+        if bench.only:
+            mine = {claim_id: claim for claim_id, claim in mine.items() if {name, claim_id} & set(bench.only)}
+        if not mine:
+            continue
+        why = bench.obstacle(run) or bench.finish(name, run)
+        for claim_id, claim in mine.items():
+            outcomes[claim_id] = (
+                Outcome(verdict=NOT_RUN, why=why) if why else judge(claim, run, bench.folder(name) / run.results)
+            )
+            say_outcome(claim_id, claim, outcomes[claim_id])
+    return outcomes
+
+
+def say_outcome(claim_id: str, claim: Claim, outcome: Outcome) -> None:
+    """One line: verdict, claim, expected and measured values, or why there are none."""
+    expected = ", ".join(f"{value:g}" for value in claim.expected)
+    measured = ", ".join(f"{value:.4g}" for value in outcome.measured)
+    sys.stdout.write(f"{outcome.verdict:7}  {claim_id:28}  {expected:28}  {measured or outcome.why}\n")
+    sys.stdout.flush()
+
+
+def store(runs: Mapping[str, Run], claims: Mapping[str, Claim], outcomes: Mapping[str, Outcome], bench: Bench) -> None:
+    """Write what was measured into claims.toml and the pages."""
+    document = CLAIMS.read_text(encoding="utf-8")
+    for claim_id, outcome in outcomes.items():
+        claim = claims[claim_id]
+        measured = outcome.measured or published(claim, runs[claim.run])
+        if not measured or claim.shown(measured) == claim.shown():
+            continue
+        for (page, old), (_, new) in zip(claim.shown(), claim.shown(measured), strict=True):
+            path = ROOT / page
+            path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+        values = ", ".join(f"{value:.6g}" for value in measured)
+        document = set_line(document, f"claims.{claim_id}", "expected", f"[{values}]")
+    for name in {claims[claim_id].run for claim_id in outcomes}:
+        marker = read_marker(bench.folder(name))
+        for key in ("planned", "last"):
+            if marker.get(key):
+                pairs = ", ".join(f"{field} = {json.dumps(value)}" for field, value in marker[key].items())
+                document = set_line(document, f"runs.{name}", key, f"{{ {pairs} }}")
+    CLAIMS.write_text(document, encoding="utf-8")
+    say("stored; python tests/support/recipe_table.py writes docs/recipes.md if a recipe's head changed")
+
+
+def published(claim: Claim, run: Run) -> list[float]:
+    """The values of the committed results; none if there are none."""
+    try:
+        return read_all(claim, ROOT / run.published) if run.published else []
+    except MissingValueError:
+        return []
+
+
+def set_line(document: str, table: str, key: str, value: str) -> str:
+    """Replace or add a key of a table, leaving all else as it is."""
+    head, start, rest = document.partition(f"[{table}]\n")
+    body, separator, tail = rest.partition("\n[")
+    line = f"{key} = {value}"
+    body, count = re.subn(rf"^{key} = .*$", lambda _: line, body, flags=re.MULTILINE)
+    return head + start + (body if count else f"{line}\n{body}") + separator + tail
+
+
+def say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="also runs of more than ten minutes")
+    parser.add_argument("--only", action="append", default=[], help="a run or a claim; repeatable")
+    parser.add_argument("--write", action="store_true", help="store what was measured in claims.toml and the pages")
+    parser.add_argument("--work", type=Path, default=ROOT / "work" / "claims", help="folder of the runs")
+    for name in GIVEN:
+        parser.add_argument(f"--{name}", type=lambda path: str(Path(path).resolve(strict=True)), help="see evidence.py")
+    args = parser.parse_args(arguments)
+    runs, claims = load()
+    if unknown := set(args.only) - {*runs, *claims}:
+        parser.error(f"claims.toml has no {', '.join(sorted(unknown))}")
+    given = {name: getattr(args, name) for name in GIVEN if getattr(args, name)}
+    bench = Bench(args.work.resolve(), given, args.all, args.only)
+    outcomes = check(runs, claims, bench)
+    verdicts = [outcome.verdict for outcome in outcomes.values()]
+    say(", ".join(f"{verdicts.count(each)} {each}" for each in (PASS, DRIFT, NOT_RUN)))
+    if args.write:
+        store(runs, claims, outcomes, bench)
+    return int(DRIFT in verdicts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
