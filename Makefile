@@ -4,6 +4,7 @@
 # make results-small  a reduced table of what teachers add to students, on the built-in corpus, in under half an hour (docs/results.md)
 # make claims         the measurements behind the pages again, each of up to ten minutes: PASS, DRIFT or NOT RUN (CONTRIBUTING.md)
 # make claims-all     the long ones too; CLAIMS="--vision DIR --text DIR --karpathy JSON --images ZIP" gives what a clone lacks
+# make gpu            checks and times this machine's GPU, in work/gpu; without one, tiny models on the CPU (docs/recipes.md)
 # make check          format, lint, types and the size of the package
 # make docs           the documentation as a site, in site/
 # make constraints    constraints.txt again: the newest versions of all packages, on which the tests then run
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 # The versions that the tests ran on: what is released tomorrow cannot break a build of today.
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test test-slow results-small claims claims-all check docs constraints clean
+.PHONY: demo test test-slow results-small claims claims-all gpu check docs constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dcdctl demo
@@ -35,6 +36,9 @@ claims: $(VENV)/.installed-dev
 
 claims-all: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/claims.py --all $(CLAIMS)
+
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/gpu.py --out work/gpu
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import json
 import random
 import re
 import shlex
@@ -182,23 +181,6 @@ def test_a_name_that_a_neighbour_lost_is_found():
     assert missing_local_names(ast.parse("from scoring import plain, fancy\nfrom official import load")) == {
         "scoring.fancy"
     }
-
-
-def test_the_checks_of_the_gpu_benchmark_hold_on_a_cpu_at_toy_size(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    gpu = importlib.import_module("gpu")
-    # All parts: one that breaks is noticed here and not on a rented machine.
-    assert gpu.main(["--out", str(tmp_path), "--size", "toy", "--device", "cpu"]) == 0
-    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert list(dict.fromkeys(row["part"] for row in rows)) == list(gpu.PARTS)
-    assert {row["part"] for row in rows if row["value"] is None} == {"processes"}
-    assert [row["value"] > 100 for row in rows if row["what"].startswith("peak memory")] == [True, True]
-    # The device and the reference are one CPU, so only another precision differs.
-    exact = {row["what"].split()[0] for row in rows if row["part"] == "parity" and row["value"] == 0}
-    assert exact == {"fp32"}
-    assert all(row["value"] == 0 for row in rows if row["part"] == "resume")
-    assert all(row["value"] > 0 for row in rows if row["part"] in ("distill", "eval", "bench"))
-    assert (tmp_path / "gpu.md").read_text().count("\n| ") == len(rows) + 1
 
 
 @pytest.fixture(scope="module")
