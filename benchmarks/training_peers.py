@@ -52,7 +52,6 @@ from dcdctl.core.teacher import false_negative_filter
 from dcdctl.core.training import corpus_data, load_recipe, runs
 from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.batches.make import work_per_step
 from dcdctl.core.training.batches.step_pairs import CorpusBatches
 from dcdctl.core.training.loop import TrainingOptions, train
 from dcdctl.core.training.objective import PairObjective
@@ -158,8 +157,7 @@ def ours(inputs: Inputs, num_steps: int, micro_batches: int) -> Callable[[], flo
     pairs = AllPairs(source.corpus, inputs.recipe, None, false_negative_filter(source.corpus, None))
     batches = CorpusBatches(source, pairs, plan, None)
     run = runs.start_run(Path(tempfile.mkdtemp(dir=inputs.folder)), inputs.recipe, "benchmark", {}, resume=False)
-    unit, per_step = work_per_step(inputs.recipe, has_scores=False)
-    watch = functools.partial(view, unit=unit, per_step=per_step)
+    watch = functools.partial(view, unit="images", per_step=inputs.recipe.batch.size)
     options = TrainingOptions(micro_batches=micro_batches)
     settings = {"num_steps": num_steps, "seed": inputs.recipe.seed, "options": options, "watch": watch}
 

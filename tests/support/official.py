@@ -121,10 +121,10 @@ def meter(name: str) -> Iterator[Comparison]:
             **{f"text_layer_{i}": layer for i, layer in enumerate(network.text.encoder.layer)},
             "image_transformed": network.image_transform,
             "text_transformed": network.text_transform,
-            **{f"cross_text_{i}": layer for i, layer in enumerate(network.text_layers)},
-            **{f"cross_image_{i}": layer for i, layer in enumerate(network.image_layers)},
-            "text_feats": network.text_layers[-1],
-            "image_feats": network.image_layers[-1],
+            **{f"cross_text_{i}": layer.feed_forward for i, layer in enumerate(network.text_layers)},
+            **{f"cross_image_{i}": layer.feed_forward for i, layer in enumerate(network.image_layers)},
+            "text_feats": network.text_layers[-1].feed_forward,
+            "image_feats": network.image_layers[-1].feed_forward,
         }
     )
     network.rank_output.register_forward_pre_hook(lambda _, inputs: outputs.update(cls_feats=inputs[0]))
