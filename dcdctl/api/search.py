@@ -185,13 +185,6 @@ class Searcher:
         answer = self._searcher.ask(question, k, self._condition(where), hybrid=hybrid)
         return self._answer(query, answer)
 
-    def search_all(
-        self, texts: Sequence[str], k: int = 10, *, where: str | None = None, hybrid: bool = False
-    ) -> list[Answer]:
-        """An answer for each text, computed together."""
-        found_by_text = self._searcher.by_texts(texts, k, self._condition(where), hybrid=hybrid)
-        return [self._answer(text, answer) for text, answer in zip(texts, found_by_text, strict=True)]
-
     def _condition(self, where: str | None) -> Condition | None:
         return None if where is None else search.parse_where(where, self.index.columns)
 

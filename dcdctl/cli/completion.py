@@ -21,18 +21,18 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 def complete_manifest(incomplete: str) -> list[str]:
     """The names of data sets, and .toml files."""
-    from dcdctl.core import files
-
-    names = [path.stem for path in files.packaged("data_manifests").glob("*.toml")]
-    return _or_paths(sorted(names), ".toml", incomplete)
+    return _or_paths(_names_in("data_manifests"), ".toml", incomplete)
 
 
 def complete_teacher(incomplete: str) -> list[str]:
     """The names of teachers, built in and published, folders, and .ckpt files."""
+    return _or_paths(_names_in("data_manifests/teachers"), ".ckpt", incomplete)
+
+
+def _names_in(folder: str) -> list[str]:
     from dcdctl.core import files
 
-    names = [path.stem for path in (files.packaged("data_manifests") / "teachers").glob("*.toml")]
-    return _or_paths(sorted(names), ".ckpt", incomplete)
+    return sorted(path.stem for path in files.packaged(folder).glob("*.toml"))
 
 
 def complete_split(ctx: typer.Context) -> list[str]:

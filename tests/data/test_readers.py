@@ -376,7 +376,7 @@ def test_the_error_for_a_wrong_manifest_names_the_field(folder, toml, message):
         ),
         (
             'format = "lavis"\nimages = "jpg"\nannotations = { train = "object.json" }\n',
-            "is an object .*, expected a list of rows",
+            "object.json holds no JSON array",
         ),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -33,16 +35,8 @@ def test_a_student_shares_no_storage_and_is_trainable_although_its_teacher_is_fr
     assert vilt.network.config.num_hidden_layers == 4
 
 
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ([], r"at least one layer; the teacher has layers 0 to 3"),
-        ([0, 4], r"has no layer 4; it has layers 0 to 3"),
-        ([-1], r"has no layer -1"),
-        ([2, 1], r"ascend without repeats, got \[2, 1\]"),
-        ([1, 1], r"ascend without repeats"),
-    ],
-)
-def test_invalid_layers_of_a_student_are_refused(vilt, layers, message):
-    with pytest.raises(ModelError, match=message):
+@pytest.mark.parametrize("layers", [[], [0, 4], [-1], [2, 1], [1, 1]])
+def test_invalid_layers_of_a_student_are_refused(vilt, layers):
+    message = f"layers of a student are {layers}, expected some of 0 to 3, ascending and each once"
+    with pytest.raises(ModelError, match=re.escape(message)):
         vilt.student(layers)

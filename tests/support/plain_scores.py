@@ -68,7 +68,9 @@ def _co_attention(
     image, text = images.tokens, texts.tokens
     for text_layer, image_layer in scorer.layers:
         text, image = _update(text_layer, text, mask, image, None), _update(image_layer, image, None, text, mask)
-    return scorer.network.add_cosine(scorer.network.rank(text, image), images.vectors, texts.vectors)
+    logits = scorer.network.rank(text, image)
+    cosine = scorer.network.cosine
+    return logits if cosine is None else logits + cosine.logits(images.vectors, texts.vectors)
 
 
 def _update(layer: FusionLayer, stream: Tensor, mask: Tensor | None, other: Tensor, other_mask: Tensor | None) -> Any:

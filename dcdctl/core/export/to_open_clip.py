@@ -57,7 +57,7 @@ class OpenClip(Target):
     def embed(self, samples: Samples) -> Vectors:
         import open_clip
 
-        with models.quiet_open_clip():
+        with models.quietly():
             network, transform = open_clip.create_model_from_pretrained(f"local-dir:{self.folder}")
             tokenizer = open_clip.get_tokenizer(f"local-dir:{self.folder}")
         # open_clip returns a network in training mode.
@@ -87,7 +87,7 @@ def preprocessing(folder: Path) -> tuple[Prepare, Prepare]:
 
     config = files.read_json(folder / "open_clip_config.json")
     transform = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
-    with models.quiet_open_clip():
+    with models.quietly():
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     return (
         lambda images: {"pixel_values": torch.stack([transform(image) for image in images])},

@@ -7,7 +7,6 @@ from .families.coattention_scorer import CoAttentionScorer
 from .families.frozen_dual import FrozenDual, new_frozen_dual
 from .families.late_dual import new_late
 from .families.new_coattention import new_coattention
-from .families.open_clip import quiet_open_clip
 from .families.query import QuerySize, new_query, with_queries
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
@@ -45,7 +44,15 @@ from .onnx import (
 )
 from .onnx_towers import TOWERS, OnnxTowers, require_onnx
 from .overrides import parse_overrides
-from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
+from .preprocess import (
+    Preprocess,
+    hub_errors,
+    load_tokenizer,
+    num_text_positions,
+    quietly,
+    silence_transformers,
+    word_piece,
+)
 from .protocols import ExportSpec, Preprocessor
 from .query import QuerySpace
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
@@ -53,7 +60,7 @@ from .references.hub import hub_source, without_bars
 from .references.published import list_teachers
 from .run_documents import expect_run, read_run, run_of
 from .saved_folder import find_damages, saved_fingerprint, seal_again
-from .text_tower import TextEncoder, TextTower
+from .text_tower import TextTower
 
 __all__ = [
     "MODULE_CONFIG_FILE",
@@ -86,7 +93,6 @@ __all__ = [
     "Searchable",
     "States",
     "TextBatch",
-    "TextEncoder",
     "TextTower",
     "TrainedParts",
     "ViltScorer",
@@ -125,7 +131,7 @@ __all__ = [
     "pool_tokens",
     "prefix_vectors",
     "quantize_dynamic",
-    "quiet_open_clip",
+    "quietly",
     "read_run",
     "require_onnx",
     "require_peft",

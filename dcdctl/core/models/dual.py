@@ -20,6 +20,7 @@ from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch, select_rows
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.attention import enable_checkpointing
+from dcdctl.core.models.networks.projections import MAX_LOGIT_SCALE
 from dcdctl.core.models.networks.towers import TrainedParts, keep_statistics, use_eval_mode_where_frozen
 
 
@@ -111,14 +112,19 @@ class DualEncoder(RetrievalModel):
         """Length D of the vectors."""
 
     @property
-    @abstractmethod
     def logit_scale(self) -> Tensor:
-        """Factor from cosine to logit; 0-dimensional."""
+        """Factor from cosine to logit; learned, 0-dimensional. Models that were trained as CLIP was have at most
+        100."""
+        # SigLIP stores a vector of one number.
+        scale: Tensor = self.network.logit_scale.reshape(()).exp()
+        return scale.clamp(max=MAX_LOGIT_SCALE) if self.logit_bias is None else scale
 
     @property
     def logit_bias(self) -> Tensor | None:
-        """Offset of all logits, 0-dimensional, of a model that has one (SigLIP); it changes no ranking."""
-        return self.sigmoid_bias
+        """Learned offset of all logits, 0-dimensional, of SigLIP and of a student of its loss; it changes no
+        ranking."""
+        bias: Tensor | None = getattr(self.network, "logit_bias", self.sigmoid_bias)
+        return None if bias is None else bias.reshape(())
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -69,13 +69,13 @@ class FusionScorer(RetrievalModel):
 
     def checked_layers(self, layers: Sequence[int]) -> list[int]:
         """The fusion layers of a student. ModelError unless the layers exist and ascend."""
-        chosen, known = list(layers), f"layers 0 to {self.num_layers - 1}"
-        if not chosen:
-            raise ModelError("a student needs at least one layer", hint=f"the teacher has {known}")
-        if unknown := [index for index in chosen if not 0 <= index < self.num_layers]:
-            raise ModelError(f"the teacher has no layer {unknown[0]}", hint=f"it has {known}")
-        if any(later <= earlier for earlier, later in itertools.pairwise(chosen)):
-            raise ModelError(f"student layers must ascend without repeats, got {chosen}")
+        chosen = list(layers)
+        ascends = all(earlier < later for earlier, later in itertools.pairwise(chosen))
+        if not (chosen and ascends and 0 <= chosen[0] <= chosen[-1] < self.num_layers):
+            raise ModelError(
+                f"the layers of a student are {chosen}, expected some of 0 to {self.num_layers - 1}, ascending and "
+                "each once"
+            )
         return chosen
 
     def checkpoint_activations(self) -> None:

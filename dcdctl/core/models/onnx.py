@@ -28,9 +28,7 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +45,7 @@ from dcdctl.core.models.dual import Model
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.late import Searchable
 from dcdctl.core.models.onnx_towers import TOWERS, OnnxTowers, image_inputs, require_onnx
+from dcdctl.core.models.preprocess import quietly
 from dcdctl.core.models.protocols import Preprocessor
 from dcdctl.core.models.text_tower import Padding, TextSettings, TextTower
 
@@ -346,7 +345,7 @@ def quantize_dynamic(folder: Path, target: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic as quantize
 
     for name in TOWERS:
-        with files.atomic_path(target / name) as partial, _quietly():
+        with files.atomic_path(target / name) as partial, quietly():
             model = onnx.load(folder / name)
             # Until torch 2.10 it has the shapes of weights too, which are wrong once the quantizer has transposed them.
             del model.graph.value_info[:]
@@ -363,26 +362,13 @@ def quantize_dynamic(folder: Path, target: Path) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the log messages and warnings of exporters and quantizers, which are for their developers."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-@contextmanager
 def _exporting(path: Path) -> Iterator[None]:
     """Without messages of the exporter, whose errors become a ModelError."""
     before = os.environ.get(NO_CHECKS)
     # Without the checks of transformers that compare values of tensors: ONNX has no operator that fails.
     os.environ[NO_CHECKS] = "1"
     try:
-        with _quietly():
+        with quietly():
             yield
     # The errors of torch's exporter have no common class, and the reason is the cause of the outer one.
     except Exception as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging as stdlib_logging
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -426,13 +427,16 @@ def silence_transformers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet_sentence_transformers() -> Iterator[None]:
-    """Without the notes of sentence-transformers on its progress, and on prompts and number types, which dcdctl sets
-    itself."""
-    logger = stdlib_logging.getLogger("sentence_transformers")
-    level = logger.level
-    logger.setLevel(stdlib_logging.ERROR)
+def quietly() -> Iterator[None]:
+    """Without warnings and with log messages of errors alone: what other libraries say of their progress, and of what
+    dcdctl sets itself, is for their developers."""
+    # Without a handler, the functions of `logging` set up one of the root logger.
+    silent, before = stdlib_logging.NullHandler(), stdlib_logging.root.manager.disable
+    stdlib_logging.root.addHandler(silent)
+    stdlib_logging.disable(stdlib_logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
-        logger.setLevel(level)
+        stdlib_logging.disable(before)
+        stdlib_logging.root.removeHandler(silent)

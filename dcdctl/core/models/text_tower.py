@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,32 +39,6 @@ PACKAGES = ("onnxruntime", "tokenizers")
 """Import names of the packages that such a folder needs."""
 GRAPH_OUTPUT = "vectors"
 HINT = "delete the index and make it again with `dcdctl index`"
-
-
-class TextEncoder(Protocol):
-    """Texts to vectors, and what the tokens of a text say about it. Safe to call from threads."""
-
-    @property
-    def max_text_len(self) -> int:
-        """Maximum number of tokens of a text, including special ones."""
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """The ids of tokens that stand for no text."""
-
-    @property
-    def unknown_id(self) -> int | None:
-        """The id of words that the tokenizer does not know; None if it knows all."""
-
-    def tokenize(self, texts: Sequence[str]) -> tuple[Any, list[list[int]]]:
-        """Texts cut to `max_text_len`: what `vectors` takes, and the ids of each text, special ones included, without
-        padding."""
-
-    def num_tokens(self, text: str) -> int:
-        """The number of tokens of a whole text, special ones included."""
-
-    def vectors(self, batch: Any) -> NDArray[np.float32]:
-        """The vectors of tokenized texts, T x D."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +203,7 @@ class TextTower:
                 self._cut()
         return sum(encoding.attention_mask)
 
-    def vectors(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    def vectors(self, batch: Any) -> NDArray[np.float32]:
         """The vectors of tokenized texts, T x D."""
         (vectors_TD,) = self._session.run([GRAPH_OUTPUT], batch)
         return vectors_TD

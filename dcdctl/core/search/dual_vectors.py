@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from dcdctl.core import models
 
 
 class DualVectors:
-    """A model on a device: a `models.TextEncoder` that also encodes images."""
+    """A model on a device: the methods of a `models.TextTower`, and vectors of images. Safe to call from threads."""
 
     def __init__(self, model: models.Searchable, device: torch.device) -> None:
         self.model, self.device = model, device
@@ -52,7 +53,7 @@ class DualVectors:
             return len(self.model.preprocess.tokenizer(text, verbose=False)["input_ids"])
 
     @torch.inference_mode()
-    def vectors(self, batch: models.TextBatch) -> NDArray[np.float32]:
+    def vectors(self, batch: Any) -> NDArray[np.float32]:
         return _on_cpu(self.model.embed_texts(batch.to(self.device)))
 
     @torch.inference_mode()

@@ -23,7 +23,7 @@ from PIL import Image
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, InputError, ModelError
-from dcdctl.core.models import TextEncoder, TextTower
+from dcdctl.core.models import TextTower
 from dcdctl.core.search.background import Background, measure_background
 from dcdctl.core.search.columns.where import Condition
 from dcdctl.core.search.protocol import Hit, ImageIndex
@@ -84,7 +84,7 @@ class IndexSearcher:
     """An index and the models that search it; safe to call from several threads."""
 
     index: ImageIndex
-    texts: TextEncoder
+    texts: TextTower | DualVectors
     encoder: IndexModel
     """The model of the index; texts need it only if the index has no text side for ONNX Runtime."""
     reranker: Reranker | None = None

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
+from dcdctl.core import files
 from dcdctl.core.data.columns import (
     KEYS,
     ImageColumns,
@@ -26,7 +27,6 @@ from dcdctl.core.data.columns import (
     problem_of_name,
 )
 from dcdctl.core.data.images import ImageStore, RowError
-from dcdctl.core.data.readers import json_stream
 from dcdctl.core.data.readers.captions import CaptionLabel, is_synthetic, read_caption_ids, read_captions, read_labels
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
@@ -137,14 +137,11 @@ class LavisSource(SourceConfig):
         def entries() -> Iterator[TableEntry]:
             for split in check.requested(self.annotations):
                 path = self.annotations[split]
-                try:
-                    for i, value in enumerate(json_stream.items(path, "", _LAVIS_HINT)):
-                        if isinstance(value, dict):
-                            yield TableEntry(f"{path.name} [{i}]", cells_of(value) | {"split": split}, store, {})
-                        else:
-                            check.reject(f"{path.name} [{i}]", "", f"{describe_value(value)}, expected an object")
-                except json_stream.ArrayError as error:
-                    raise InputError(f"{path} is {error.actual}, expected a list of rows", hint=_LAVIS_HINT) from error
+                for i, value in enumerate(files.read_json(path, kind=list, hint=_LAVIS_HINT)):
+                    if isinstance(value, dict):
+                        yield TableEntry(f"{path.name} [{i}]", cells_of(value) | {"split": split}, store, {})
+                    else:
+                        check.reject(f"{path.name} [{i}]", "", f"{describe_value(value)}, expected an object")
 
         rows = group_by_image(entries(), check, merge=True)
         annotations = {split: file_checksum(self.annotations[split]) for split in check.requested(self.annotations)}

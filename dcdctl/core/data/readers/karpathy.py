@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from dcdctl.core import files
 from dcdctl.core.data.images import ImageStore, RowError
-from dcdctl.core.data.readers import json_stream
 from dcdctl.core.data.readers.captions import read_caption_ids, read_captions
 from dcdctl.core.data.readers.rows import (
     EntryWithFile,
@@ -40,12 +40,12 @@ class KarpathySource(SourceConfig):
         """The rows of the JSON; `restval` is train. A caption's number is its `sentid` if all captions have one, else
         its position."""
         store = ImageStore(self.images)
-        # Two passes over the file, because its items do not have to fit in memory.
-        all_numbered = all(_sentids(value) is not None for value in read_images(self.annotations))
+        images = read_images(self.annotations)
+        all_numbered = all(_sentids(value) is not None for value in images)
 
         def entries() -> Iterator[KarpathyEntry]:
             position = 0
-            for i, value in enumerate(read_images(self.annotations)):
+            for i, value in enumerate(images):
                 count = len(_sentences(value))
                 numbers = (_sentids(value) or []) if all_numbered else list(range(position, position + count))
                 yield KarpathyEntry(f"{self.annotations.name} images[{i}]", value, store, numbers)
@@ -83,13 +83,12 @@ class KarpathyEntry(EntryWithFile):
         return read_captions(texts), self.numbers
 
 
-def read_images(path: Path) -> Iterator[Any]:
+def read_images(path: Path) -> list[Any]:
     """The items of `images`, unchecked; InputError if there is no such list."""
-    try:
-        yield from json_stream.items(path, "images", "--karpathy takes a JSON file")
-    except json_stream.ArrayError as error:
-        problem = f'"images" is {error.actual}' if error.actual else 'no "images"'
-        raise InputError(f"{path}: {problem}, expected a list of images", hint=_HINT) from error
+    images = files.read_json(path, hint=_HINT).get("images")
+    if not isinstance(images, list):
+        raise InputError(f'{path}: "images" is {describe_value(images)}, expected a list of images', hint=_HINT)
+    return images
 
 
 def splits_by_name(path: Path) -> Mapping[str, str]:

@@ -164,14 +164,6 @@ class CoAttentionNetwork(NetworkOverEncoders):
             logits: Tensor = self.rank_output(torch.cat(pooled, dim=-1).to(self.rank_output.weight.dtype)).squeeze(-1)
         return logits
 
-    def add_cosine(self, logits_P: Tensor, image_PD: Tensor | None, text_PD: Tensor | None) -> Tensor:
-        """The logits of P pairs plus the scaled cosines of their vectors; unchanged in a network without `cosine`."""
-        if self.cosine is None:
-            return logits_P
-        assert image_PD is not None
-        assert text_PD is not None
-        return logits_P + self.cosine.logits(image_PD, text_PD)
-
     def to_table(self) -> dict[str, Any]:
         """The contents of config.json."""
         cosine = None if self.cosine is None else dataclasses.asdict(self.cosine.size)
@@ -213,9 +205,13 @@ def score_pairs(
             streams = recomputed(network, cross_attention, layers, attended, streams, mask_PL)
         else:
             streams = recomputed(network, _step, layers, streams, mask_PL, num_queries)
-    image_PD = None if images.vectors is None else select_rows(images.vectors, image_at_P)
-    text_PD = None if texts.vectors is None else select_rows(texts.vectors, text_at_P)
-    return network.add_cosine(network.rank(*streams), image_PD, text_PD)
+    logits_P = network.rank(*streams)
+    if network.cosine is None:
+        return logits_P
+    assert images.vectors is not None
+    assert texts.vectors is not None
+    vectors = select_rows(images.vectors, image_at_P), select_rows(texts.vectors, text_at_P)
+    return logits_P + network.cosine.logits(*vectors)
 
 
 def _step(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:

@@ -27,7 +27,7 @@ from dcdctl.core.models.overrides import (
     Overrides,
     read_overrides,
 )
-from dcdctl.core.models.preprocess import hub_errors, quiet_sentence_transformers
+from dcdctl.core.models.preprocess import hub_errors, quietly
 
 EXTRA = "sentence-transformers"
 NUM_CHECKED = 2
@@ -176,7 +176,7 @@ def _load_encoder(ref: str, overrides: Overrides) -> Any:
     from sentence_transformers import CrossEncoder
 
     with (
-        quiet_sentence_transformers(),
+        quietly(),
         hub_errors(
             ref, hint=f"{ref} is a cross-encoder of sentence-transformers; try `CrossEncoder(...)` of that library"
         ),

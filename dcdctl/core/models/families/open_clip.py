@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +29,6 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.backbones import in_kernel_order
 from dcdctl.core.models.networks.open_clip_towers import find_towers
-from dcdctl.core.models.networks.projections import MAX_LOGIT_SCALE
 from dcdctl.core.models.networks.towers import (
     TrainedParts,
     depth_of,
@@ -39,7 +36,7 @@ from dcdctl.core.models.networks.towers import (
 )
 from dcdctl.core.models.open_clip_tokenizer import OpenClipTokenizer
 from dcdctl.core.models.overrides import Overrides, read_overrides
-from dcdctl.core.models.preprocess import TOKENIZER_HINT, check_words, hub_errors
+from dcdctl.core.models.preprocess import TOKENIZER_HINT, check_words, hub_errors, quietly
 from dcdctl.core.models.protocols import ExportSpec
 from dcdctl.core.models.references.folders import OPEN_CLIP, OPEN_CLIP_FILE, OPEN_CLIP_WEIGHTS, open_clip_weights
 
@@ -155,19 +152,6 @@ class OpenClipDual(DualEncoder):
         """Length D of the vectors."""
         return int(self.table["model_cfg"]["embed_dim"])
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """Factor from cosine to logit; learned, 0-dimensional. Models that were trained as CLIP was have at most
-        100."""
-        scale: Tensor = self.network.logit_scale.reshape(()).exp()
-        return scale.clamp(max=MAX_LOGIT_SCALE) if self.logit_bias is None else scale
-
-    @property
-    def logit_bias(self) -> Tensor | None:
-        """SigLIP's learned offset of all logits, 0-dimensional; None for the other models."""
-        bias: Tensor | None = self.network.logit_bias
-        return None if bias is None else bias.reshape(())
-
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D. ValueError for features."""
         pixels = in_kernel_order(self.network.visual, unencoded(images).pixel_values)
@@ -270,7 +254,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     from open_clip.transform import PreprocessCfg
 
     overrides, folder = read_overrides(table), Path(ref)
-    with hub_errors(ref, hint=HINT), quiet_open_clip():
+    with hub_errors(ref, hint=HINT), quietly():
         config = files.read_json(folder / OPEN_CLIP_FILE, error=ModelError, hint=HINT)
         if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config.get("model_cfg", {})):
             raise ModelError(
@@ -353,18 +337,3 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], overrides: Overrides) ->
         )
     check_words(tokenizer.tokenizer, source, TOKENIZER_HINT)
     return tokenizer
-
-
-@contextmanager
-def quiet_open_clip() -> Iterator[None]:
-    """Without open_clip's messages about its progress. For those, Python would also set up a handler of the root
-    logger."""
-    silent, before = logging.NullHandler(), logging.root.manager.disable
-    logging.root.addHandler(silent)
-    # It warns that a network without weights is random, but they are read next.
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-        logging.root.removeHandler(silent)

@@ -24,7 +24,7 @@ from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, ch
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.towers import TrainedParts
-from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quiet_sentence_transformers
+from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quietly
 from dcdctl.core.models.protocols import ExportSpec
 from dcdctl.core.models.references.folders import MODULES_FILE, SENTENCE_TRANSFORMER, module_types
 
@@ -78,7 +78,7 @@ class LibraryModel(RetrievalModel):
         require_extra("sentence-transformers", "sentence_transformers", needed_by=f"{ref}, a {cls.library_class},")
         import sentence_transformers
 
-        with quiet_sentence_transformers(), hub_errors(ref, hint=f"try `{cls.library_class}({ref!r})`"):
+        with quietly(), hub_errors(ref, hint=f"try `{cls.library_class}({ref!r})`"):
             # The dtype of the options is that of the network, and `float` also converts the modules after it.
             encoder = getattr(sentence_transformers, cls.library_class)(
                 ref, device="cpu", trust_remote_code=False, local_files_only=True, model_kwargs={"dtype": torch.float32}
@@ -132,7 +132,7 @@ class LibraryModel(RetrievalModel):
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write the folder of the library."""
         encoder = copy.deepcopy(self.encoder).half() if half else self.encoder
-        with quiet_sentence_transformers():
+        with quietly():
             encoder.save_pretrained(str(folder), create_model_card=False)
 
 

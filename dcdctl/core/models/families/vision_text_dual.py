@@ -40,7 +40,6 @@ from dcdctl.core.models.model import TransformerSize, seeded
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import set_hidden_dropout
 from dcdctl.core.models.networks.over_encoders import FrozenTowers
-from dcdctl.core.models.networks.projections import MAX_LOGIT_SCALE
 from dcdctl.core.models.networks.towers import (
     Tower,
     TrainedParts,
@@ -119,21 +118,10 @@ class VisionTextDual(DualEncoder):
 
     @property
     def logit_scale(self) -> Tensor:
-        """Factor from cosine to logit; learned, 0-dimensional. Models that were trained as CLIP was have at most
-        100."""
-        network = self.network
-        if hasattr(network, "temperature"):
-            # ALIGN divides by a temperature where the others multiply by a scale.
-            return torch.as_tensor(1 / network.temperature.reshape(()))
-        # SigLIP stores a vector of one number.
-        scale: Tensor = network.logit_scale.reshape(()).exp()
-        return scale.clamp(max=MAX_LOGIT_SCALE) if self.logit_bias is None else scale
-
-    @property
-    def logit_bias(self) -> Tensor | None:
-        """SigLIP's learned offset of all logits, 0-dimensional, or that of a student of its loss; None for others."""
-        bias: Tensor | None = getattr(self.network, "logit_bias", self.sigmoid_bias)
-        return None if bias is None else bias.reshape(())
+        """As of the others; ALIGN divides by a temperature where they multiply by a scale."""
+        if hasattr(self.network, "temperature"):
+            return torch.as_tensor(1 / self.network.temperature.reshape(()))
+        return super().logit_scale
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D. ValueError for features, unless only projections are trained."""
