@@ -45,8 +45,9 @@ OPERATORS = {"plus": operator.add, "minus": operator.sub, "times": operator.mul,
 PASS, DRIFT, NOT_RUN = "PASS", "DRIFT", "NOT RUN"
 
 At = str | float | Sequence[Any]
-"""`FILE > key > key`, a number, or `["minus", AT, AT]`. A file with a * and a key `name=value & name=value`, which
-selects in a list, may fit several: the value is their mean."""
+"""`FILE > key > key`, a number, or `["minus", AT, AT]`; `tables.md > TABLE > ROW > COLUMN > 0` is the first number of
+a cell. A file with a *, `*name` and a key `name=value & name=value`, which selects in a list, may fit several values:
+the value is their mean."""
 
 
 class MissingValueError(Exception):
@@ -146,7 +147,7 @@ def read(at: At, folder: Path, base: str = "") -> float:
         name, *operands = at
         return float(OPERATORS[name](*(read(each, folder, base) for each in operands)))
     pattern, *keys = (f"{base} > {at}" if base else at).split(" > ")
-    found: list[Any] = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
+    found = [parse(path) for path in sorted(folder.glob(pattern))]
     try:
         for key in keys:
             found = [value for each in found for value in select(each, key)]
@@ -155,12 +156,33 @@ def read(at: At, folder: Path, base: str = "") -> float:
         raise MissingValueError(f"{folder} has no {at}") from error
 
 
+def parse(path: Path) -> Any:
+    """A JSON file, the JSON line with which a benchmark ends, or the tables of a page: by heading, row and column the
+    numbers of a cell."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return json.loads(text if text[:1] in ("{", "[") else text.splitlines()[-1])
+    tables: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for part in text.split("### ")[1:]:
+        title, *lines = part.splitlines()
+        columns, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|")
+        tables[title] = {row[0]: dict(zip(columns, map(numbers, row), strict=True)) for row in rows}
+    return tables
+
+
+def numbers(cell: str) -> list[float]:
+    """The numbers of a cell: `+3.7 (0.6 to 6.9)` has three."""
+    return [float(each.replace(",", "")) for each in re.findall(r"[+-]?\d[\d,]*\.?\d*(?<!,)", cell)]
+
+
 def select(value: Any, key: str) -> list[Any]:
-    """The entry of a table, or the entries of a list at this place or with these fields."""
-    if not isinstance(value, list):
-        return [value[key]]
-    if key.isdigit():
-        return [value[int(key)]]
+    """The entry of a table with this name, or whose name ends so (`*name`); the entries of a list at this place, with
+    these fields, or all (`*`)."""
+    if isinstance(value, dict):
+        names = [name for name in value if key[:1] == "*" and name.endswith(key[1:])]
+        return [value[name] for name in names or [key]]
+    if key == "*" or key.isdigit():
+        return list(value) if key == "*" else [value[int(key)]]
     fields = [part.split("=", 1) for part in key.split(" & ")]
     return [each for each in value if all(str(each[name]) == wanted for name, wanted in fields)]
 

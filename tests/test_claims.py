@@ -54,7 +54,7 @@ def head(text: str) -> str:
 def passages() -> Iterator[tuple[str, str]]:
     """Page and text whose numbers must have a claim; lines are where the page has them."""
     yield "README.md", (ROOT / "README.md").read_text(encoding="utf-8")
-    # yield "docs/results.md", section((ROOT / "docs" / "results.md").read_text(encoding="utf-8"), "What we learned")
+    yield "docs/results.md", section((ROOT / "docs" / "results.md").read_text(encoding="utf-8"), "What we learned")
     for path in sorted((ROOT / "dcdctl" / "recipes").glob("*.toml")):
         yield str(path.relative_to(ROOT)), head(path.read_text(encoding="utf-8"))
 
@@ -65,10 +65,14 @@ PASSAGES = dict(passages())
 def fact_patterns(page: str) -> list[re.Pattern[str]]:
     """What claims.toml lists as no measurement of this page, with any number in place of {}."""
     facts = [fact for fact in DOCUMENT["facts"] if any(fnmatch(page, each) for each in fact["pages"])]
-    number = r"[\d,.:+e/-]*\d"
-    texts = [number.join(map(re.escape, text.split("{}"))) for fact in facts for text in fact["texts"]]
+    texts = [fact_pattern(text) for fact in facts for text in fact["texts"]]
     lines = [f".*{re.escape(word)}.*" for fact in facts for word in fact.get("lines", [])]
     return [re.compile(rf"(?<![\d,.])(?:{pattern})") for pattern in [*texts, *lines]]
+
+
+def fact_pattern(text: str) -> str:
+    """The text with any number in place of {}."""
+    return r"[\d,.:+e/-]*\d".join(map(re.escape, text.split("{}")))
 
 
 def without_claim(claims, page: str, text: str) -> list[str]:
@@ -91,6 +95,13 @@ def test_every_number_is_a_claim_or_a_fact_that_is_no_measurement(claims, page):
     assert without_claim(claims, page, PASSAGES[page]) == []
 
 
+@pytest.mark.parametrize("fact", DOCUMENT["facts"], ids=lambda fact: fact["why"][:30])
+def test_a_fact_stands_on_its_pages(fact):
+    pages = [text for page, text in PASSAGES.items() if any(fnmatch(page, each) for each in fact["pages"])]
+    unused = [each for each in fact["texts"] if not any(re.search(fact_pattern(each), text) for text in pages)]
+    assert unused == []
+
+
 def test_the_pages_show_the_values_of_the_file(claims):
     _, all_claims = claims.load()
     for name, claim in all_claims.items():
@@ -105,16 +116,20 @@ def test_committed_results_agree_with_the_expected_values(claims):
     differing = {}
     for name, claim in all_claims.items():
         folder = ROOT / runs[claim.run].published
-        if claim.at and runs[claim.run].published and is_committed(claims, claim, folder):
+        if claim.at and runs[claim.run].published and is_committed(runs[claim.run], claim, folder):
             measured = claims.read_all(claim, folder)
             if claim.shown(measured) != claim.shown():
                 differing[name] = measured
     assert differing == {}
 
 
-def is_committed(claims, claim, folder: Path) -> bool:
-    """Whether the value is of a result; what a run of this script measures is committed in claims.toml alone."""
-    return "claims.json" not in json.dumps(claim.at)
+def is_committed(run, claim, folder: Path) -> bool:
+    """Whether the value is of a result, and not of what a run of this script alone writes: its times, or what a step
+    prints."""
+    names = re.findall(r'"([^" ]+\.(?:json|md))', json.dumps([claim.base, claim.at]))
+    return not any(
+        name == "claims.json" or (Path(name).stem in run.steps and not (folder / name).exists()) for name in names
+    )
 
 
 def command_lines() -> list[str]:
@@ -258,6 +273,20 @@ def test_values_are_read_by_place_and_are_means_of_several_files(claims, tmp_pat
     for wrong in ("run-3.json > rsum", "run-1.json > other", "run-1.json > list > 5", "run-1.json > list"):
         with pytest.raises(claims.MissingValueError):
             claims.read(wrong, tmp_path)
+
+
+def test_values_are_read_from_tables_and_from_the_line_with_which_a_benchmark_ends(claims, tmp_path):
+    (tmp_path / "tables.md").write_text(
+        "### First\n\n| | mean | base |\n|---|---|---|\n| a, 2x | 227.6 ± 0.3 | +3.7 (-0.6 to +6.9) |\n"
+        "\n### Second\n\n| | mean |\n|---|---|\n| a, 2x | 3,990 | \n"
+    )
+    (tmp_path / "bench.json").write_text('| tower | ms |\n{"results": {"runs/query": [{"ms": 2}, {"ms": 4}]}}\n')
+    row = [
+        claims.read(f"tables.md > First > a, 2x > {cell}", tmp_path) for cell in ("mean > 0", "base > 1", "base > 2")
+    ]
+    assert row == [227.6, -0.6, 6.9]
+    assert claims.read("tables.md > Second > a, 2x > mean > 0", tmp_path) == 3990
+    assert claims.read("bench.json > results > *query > * > ms", tmp_path) == 3
 
 
 @pytest.mark.parametrize(
