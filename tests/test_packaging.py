@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 from paths import ROOT
 
 from dcdctl import __version__
+from dcdctl.core.data.manifest import manifest_files
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def check_installed(package: Path, folder: Path) -> None:
 
     assert run("--version") == f"dcdctl {__version__}\n"
     listed = run("prepare", "--list")
-    assert [path.stem for path in (ROOT / "data_manifests").glob("*.toml") if path.stem not in listed] == []
+    assert [name for name in manifest_files() if name not in listed] == []
     assert {entry["name"] for entry in json.loads(run("recipes", "--json"))["recipes"]} == {
         path.stem for path in (ROOT / "dcdctl/recipes").glob("*.toml")
     }

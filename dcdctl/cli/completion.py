@@ -32,7 +32,8 @@ def complete_teacher(incomplete: str) -> list[str]:
 def _names_in(folder: str) -> list[str]:
     from dcdctl.core import files
 
-    return sorted(path.stem for path in files.packaged(folder).glob("*.toml"))
+    # published.toml is no manifest.
+    return sorted(path.stem for path in files.packaged(folder).glob("*.toml") if path.stem != "published")
 
 
 def complete_split(ctx: typer.Context) -> list[str]:

@@ -142,6 +142,7 @@ def evaluate(
 ) -> None:
     """Measure the retrieval of a model or a cascade. It prints recalls with intervals, mAP@R, and the ranks of the
     positives."""
+    from dcdctl.core.config import to_table
     from dcdctl.core.evaluation import evaluation_tables, run_evaluation, run_vector_table
     from dcdctl.core.evaluation import vector_table as vector_costs
 
@@ -151,7 +152,8 @@ def evaluate(
         return show_json(costs) if json else show_tables([vector_costs(costs)])
     evaluation = run_evaluation(job, track=bar, on_workload=show_workload, say=note)
     if json:
-        return show_json(evaluation.document)
+        found = evaluation.published
+        return show_json({**evaluation.document, **to_table({"published": found} if found else {})})
     show_tables(evaluation_tables(evaluation))
     if evaluation.folder is not None:
         note(f"results -> {evaluation.folder}")

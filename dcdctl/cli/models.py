@@ -13,8 +13,15 @@ def list_models(json: Json = False) -> None:
 
     families, teachers = models.list_families(), models.list_teachers()
     if json:
-        facts = ("summary", "weights", "source", "license", "reported")
-        listed = [{"name": name, **{fact: getattr(it, fact) for fact in facts}} for name, it in teachers.items()]
+        facts = ("summary", "weights", "source", "license")
+        listed = [
+            {
+                "name": name,
+                **{fact: getattr(it, fact) for fact in facts},
+                "reported": [*map(str, models.published_rows(name))],
+            }
+            for name, it in teachers.items()
+        ]
         return show_json({"families": [to_table(it) for it in families], "teachers": listed})
     rows = [
         [
@@ -34,7 +41,7 @@ def list_models(json: Json = False) -> None:
                 "": it.summary,
                 "weights": f"{it.weights}, {it.source}".removeprefix(", "),
                 "license": it.license,
-                "reported R@1/5/10": "; ".join(it.reported),
+                "reported R@1/5/10": "; ".join(map(str, models.published_rows(name))),
             },
         )
         for name, it in teachers.items()

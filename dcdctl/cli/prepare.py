@@ -170,7 +170,7 @@ def _show_data_sets(data_sets: list[dict[str, Any]], json: bool) -> None:
             entry["name"],
             {
                 "": entry["summary"],
-                "images": ", ".join(entry["images"]),
+                "images": ", ".join(f"{name} {counts['images']:,}" for name, counts in entry["expected"].items()),
                 "sources": ", ".join(source["name"] for source in entry["sources"]),
                 "license": entry["license"],
             },

@@ -10,7 +10,7 @@ import recipe_table
 from command_line import document_of, error_of, run
 
 from dcdctl.cli.views import terminal
-from dcdctl.core import models
+from dcdctl.core import data, models
 from dcdctl.core.models import load_save
 from dcdctl.core.training import load_recipe
 from dcdctl.core.training.recipe import packaged
@@ -51,10 +51,13 @@ def test_the_list_of_models_has_every_family_and_every_named_teacher():
     assert "loads, family not tested" in row
     assert all(teacher["weights"] and teacher["source"] for teacher in document["teachers"])
     known = {teacher["name"]: teacher for teacher in document["teachers"]}
-    assert {"scenes-vilt", "vilt-flickr30k"} <= known.keys()
+    assert known.keys() == {
+        "scenes-vilt",
+        *(path.stem for path in (data.manifests_folder() / "teachers").glob("*.toml")),
+    }
     assert known["vilt-flickr30k"]["source"] == "hf://dandelin/vilt-b32-finetuned-flickr30k"
     assert known["vilt-flickr30k"]["reported"] == [
-        "Flickr30K 1K: text retrieval 83.5/96.7/98.6, image retrieval 64.4/88.7/93.8"
+        "flickr30k-1k: text retrieval 83.6/96.8/98.6, image retrieval 64.54/88.86/93.92"
     ]
     assert "vilt-flickr30k\n  ViLT-B/32, fine-tuned on Flickr30K.\n  weights: 112 M parameters" in run("models").stdout
 
@@ -101,6 +104,7 @@ COMPLETED = {
     "distill demo-du": "demo-dual demo-dual-alone",
     "distill DIR/m": "DIR/mine.toml",
     "prepare flickr": "flickr30k flickr8k",
+    "prepare pub": "",
     "cache-teacher --teacher vilt-": "vilt-coco vilt-flickr30k",
     "cache-teacher --data x --teacher scenes": "scenes-vilt",
     "eval run --data DIR/corpus --split t": "test train",

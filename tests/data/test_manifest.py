@@ -15,10 +15,9 @@ from dcdctl.core.errors import ConfigError, InputError
 
 
 def test_every_shipped_manifest_parses_and_has_a_summary_and_a_license():
-    names = [item.name for item in manifest.known_manifests()]
-    assert names == [path.stem for path in sorted(manifest.manifests_folder().glob("*.toml"))]
-    assert "scenes" in names
-    assert all(item.summary and item.license for item in manifest.known_manifests())
+    manifests = {name: manifest.find_manifest(name) for name in manifest.manifest_files()}
+    assert list(manifests) == ["coco", "flickr30k", "flickr8k", "scenes"]
+    assert all(item.name == name and item.summary and item.license for name, item in manifests.items())
 
 
 def test_scenes_has_the_documented_defaults():

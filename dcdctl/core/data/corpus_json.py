@@ -118,11 +118,15 @@ def manifests_folder() -> Path:
     return files.packaged("data_manifests")
 
 
+def manifest_files() -> dict[str, Path]:
+    """The manifests that ship with dcdctl, by name."""
+    # published.toml has recalls that others report.
+    return {path.stem: path for path in sorted(manifests_folder().glob("*.toml")) if path.stem != "published"}
+
+
 def manifest_path(name: str) -> Path | None:
     """The file of the manifest with that name, or that .toml file; None if there is none."""
-    path = Path(name) if name.endswith(".toml") else manifests_folder() / f"{name}.toml"
-    # A name with a slash would lead out of the folder of manifests.
-    return path if path.is_file() and ("/" not in name or name.endswith(".toml")) else None
+    return Path(name) if name.endswith(".toml") and Path(name).is_file() else manifest_files().get(name)
 
 
 def prepare_command(place: Path) -> str:

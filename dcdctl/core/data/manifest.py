@@ -36,14 +36,13 @@ import numpy as np
 
 from dcdctl.core import config, files
 from dcdctl.core.data.corpus import Corpus
-from dcdctl.core.data.corpus_json import JOIN, manifest_path, manifests_folder, prepare_command
+from dcdctl.core.data.corpus_json import JOIN, manifest_files, manifest_path, prepare_command
 from dcdctl.core.data.readers import FORMATS
 from dcdctl.core.data.readers.rows import Paths, SourceConfig, SplitCounts, check_splits
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.places import url_of
 from dcdctl.core.progress import counted
 
-TEXT_FIELDS = ("name", "summary", "license", "citation", "homepage", "protocol")
 _COUNTS_HINT = (
     "results would not be comparable: find what is missing, drop the split with --splits, or add --set protocol=none"
 )
@@ -136,19 +135,14 @@ class DataChoice:
         return folder or files.to_file_name(stem) or "corpus"
 
 
-def known_manifests() -> list[Manifest]:
-    """The manifests that ship with dcdctl, sorted by name."""
-    return [_read_manifest(path, ()) for path in sorted(manifests_folder().glob("*.toml"))]
-
-
 def find_manifest(name: str, sets: Sequence[str] = ()) -> Manifest:
     """The manifest with that name, or in that .toml file, with `key=value` overrides; InputError lists the known
     names."""
     if (path := manifest_path(name)) is None:
-        names = ", ".join(item.stem for item in sorted(manifests_folder().glob("*.toml")))
+        known = ", ".join(manifest_files())
         raise InputError(
             f"no manifest {name!r}",
-            hint=f"known: {names}; or a .toml file, or --karpathy FILE --images DIR, or --csv FILE --images DIR",
+            hint=f"known: {known}; or a .toml file, or --karpathy FILE --images DIR, or --csv FILE --images DIR",
         )
     return _read_manifest(path, sets)
 
@@ -210,13 +204,15 @@ def list_data_sets() -> list[dict[str, Any]]:
     """JSON-able: the manifests that ship with dcdctl, with counts, sources, files and licenses."""
     return [
         {
-            **{key: getattr(manifest, key) for key in TEXT_FIELDS},
-            "images": [f"{split} {expected.images:,}" for split, expected in manifest.expected.items()],
+            **{
+                key: getattr(manifest, key)
+                for key in ("name", "summary", "license", "citation", "homepage", "protocol")
+            },
             "expected": config.to_table(manifest.expected),
             "sources": [{"name": name, "format": source.format} for name, source in manifest.sources.items()],
             "files": config.to_table(manifest.files),
         }
-        for manifest in known_manifests()
+        for manifest in map(find_manifest, manifest_files())
     ]
 
 

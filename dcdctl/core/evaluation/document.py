@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dcdctl.core import templates
+from dcdctl.core import models, templates
 from dcdctl.core.config import OMITTED, to_table
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import MissingError, StaleError
@@ -26,6 +26,8 @@ Bounds = tuple[float, float]
 Measures = dict[str, float]
 """`recall.measures`: R@1, R@5, R@10 and mAP@R in percent, median_rank and mean_rank."""
 TIES = "count against the positive"
+TOLERANCE = 0.3
+"""Points within which a reported recall counts as reproduced."""
 RESAMPLES = 10_000
 """Bootstrap draws of an interval."""
 
@@ -140,6 +142,17 @@ class Agreement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """An evaluation beside the recalls that others report of its model."""
+
+    row: models.PublishedRow
+    recalls: dict[str, tuple[float, float]]
+    """The reported and the measured value of each recall that the row has, such as "text retrieval R@1"."""
+    passes: bool
+    """Whether all differences are within TOLERANCE."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _OnSplit:
     """What every evaluation has."""
 
@@ -190,6 +203,8 @@ class PoolEvaluation(_OnSplit):
     """How a model agrees with a teacher on a pool, whose images and texts are not paired: there are no recalls."""
 
     agreement: Agreement
+    published = None
+    """Nobody reports recalls of a pool."""
 
     def measures(self, direction: Direction) -> Measures | None:
         """None if no query of the direction has two candidates."""
@@ -244,6 +259,23 @@ class Evaluation(_OnSplit):
     @property
     def rsum_estimate(self) -> Estimate:
         return Estimate(self.rsum, Interval(*self.intervals.rsum))
+
+    @property
+    def published(self) -> Reproduction | None:
+        """The recalls that others report of the model by this protocol; no entry of the document, because the rows may
+        change."""
+        # Reported recalls are those of a whole model alone.
+        how = self.protocol.name, self.protocol.vectors, self.reranker, self.query_model
+        for row in models.published_rows(self.model):
+            if how == (row.protocol, FULL_VECTORS, None, None):
+                recalls = {
+                    f"{direction.title} {name}": (value, self.measures(direction)[name])
+                    for direction in Direction
+                    for name, value in zip(RECALL_NAMES, row.recalls[direction.key], strict=False)
+                }
+                passes = all(round(abs(measured - value), 2) <= TOLERANCE for value, measured in recalls.values())
+                return Reproduction(row=row, recalls=recalls, passes=passes)
+        return None
 
     @property
     def reranked(self) -> tuple[Depth, ...]:

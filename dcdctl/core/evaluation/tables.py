@@ -7,18 +7,28 @@ from typing import Any
 
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation.agreement import MEASURES, NDCG, NDCG_NAME
-from dcdctl.core.evaluation.document import Agreement, Evaluation, Measures, PoolEvaluation
+from dcdctl.core.evaluation.document import (
+    TOLERANCE,
+    Agreement,
+    Evaluation,
+    Measures,
+    PoolEvaluation,
+    Reproduction,
+)
 from dcdctl.core.evaluation.recall import RECALL_NAMES
 from dcdctl.core.progress import counted
 from dcdctl.core.templates import Table
 
 
 def evaluation_tables(evaluation: Evaluation | PoolEvaluation) -> list[Table]:
-    """Recalls with their intervals, and by source and language of the captions; then the depths of a cascade, the
-    judgments of ECCV Caption, and the agreement with a teacher, if there are any. A pool has that alone."""
+    """Recalls with their intervals, beside those that others report, and by source and language of the captions; then
+    the depths of a cascade, the judgments of ECCV Caption, and the agreement with a teacher, if there are any. A pool
+    has that alone."""
     if isinstance(evaluation, PoolEvaluation):
         return [_agreement(evaluation.agreement, evaluation)]
     tables = [_recalls(evaluation)]
+    if found := evaluation.published:
+        tables.append(_published(found))
     for label, groups in evaluation.image_recalls_by_label.items():
         rows = [[name, *(f"{recalls[k]:.2f}" for k in RECALL_NAMES)] for name, recalls in groups.items()]
         tables.append(Table(f"image retrieval by {label} of the caption", ["", *RECALL_NAMES], rows))
@@ -81,6 +91,21 @@ def _recalls(evaluation: Evaluation) -> Table:
         rows,
         f"rsum {evaluation.rsum:.2f} ({evaluation.rsum_estimate.interval}), mean recall {evaluation.mean_recall:.2f}, "
         f"{evaluation.seconds:,.1f} s",
+    )
+
+
+def _published(found: Reproduction) -> Table:
+    row = found.row
+    verdict = f"PASS: all within {TOLERANCE} points."
+    differs = (
+        f"DIFFERS: not all within {TOLERANCE} points. The usual reasons are text case, padding, crop and split. "
+        f"Published with: {'; '.join(row.conditions)}; the weights as released."
+    )
+    return Table(
+        f"published: {row.models[0]}, {row.setting}, {row.ranking}, protocol {row.protocol}",
+        ["", "published", "measured", "difference"],
+        [[name, f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}"] for name, (a, b) in found.recalls.items()],
+        f"{verdict if found.passes else differs} Source: {', '.join(row.sources)}",
     )
 
 

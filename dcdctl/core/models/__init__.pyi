@@ -57,7 +57,7 @@ from .protocols import ExportSpec, Preprocessor
 from .query import QuerySpace
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
 from .references.hub import hub_source, without_bars
-from .references.published import list_teachers
+from .references.published import PublishedRow, list_teachers, published_rows
 from .run_documents import expect_run, read_run, run_of
 from .saved_folder import find_damages, saved_fingerprint, seal_again
 from .text_tower import TextTower
@@ -85,6 +85,7 @@ __all__ = [
     "Preprocess",
     "Preprocessor",
     "ProjectionSize",
+    "PublishedRow",
     "QuerySize",
     "QuerySpace",
     "RawPairScorer",
@@ -130,6 +131,7 @@ __all__ = [
     "parse_overrides",
     "pool_tokens",
     "prefix_vectors",
+    "published_rows",
     "quantize_dynamic",
     "quietly",
     "read_run",

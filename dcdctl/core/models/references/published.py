@@ -1,7 +1,5 @@
-"""Published teachers by name: the source of the checkpoint, the settings that it lacks, and the recalls that its
-authors report.
-
-Each is a TOML file in `data_manifests/teachers/`.
+"""What others published: teachers by name, each a TOML file in `data_manifests/teachers/` with the source of its
+checkpoint and the settings that it lacks; and recalls, the rows of `data_manifests/published.toml`.
 """
 
 from __future__ import annotations
@@ -9,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from dcdctl.core import config, data
+from dcdctl.core import config, data, files
 from dcdctl.core.data import RemoteFile
 from dcdctl.core.errors import SourceError
 from dcdctl.core.progress import Track, silent
@@ -27,31 +26,65 @@ class PublishedTeacher:
     homepage: str
     url: str = ""
     """Address of a checkpoint, downloaded once; empty for the others."""
-    checksum: str = ""
-    size: int | None = None
     weights: str = ""
     """Size in words: the number of parameters, by the default configuration of the class, or the size of the file."""
     hub: str = ""
     """Id of a model of the Hub; empty for the others."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings that the file lacks, as for `load_save.load`."""
-    published: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
-    """The recalls that its authors report, by evaluation protocol: Recall@1, 5 and 10 of `text_retrieval` and
-    `image_retrieval`, in percent."""
 
     @property
     def source(self) -> str:
         """Where its weights come from: an address, hf://OWNER/NAME, or "built in"."""
         return self.url or (f"hf://{self.hub}" if self.hub else "built in")
 
-    @property
-    def reported(self) -> list[str]:
-        """The reported recalls of each protocol, in words."""
-        return [
-            f"{protocol}: "
-            + ", ".join(f"{way.replace('_', ' ')} {'/'.join(map(str, values))}" for way, values in recalls.items())
-            for protocol, recalls in self.published.items()
-        ]
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRow:
+    """Recalls that others report of a model on a test split."""
+
+    models: tuple[str, ...]
+    """Hub ids, names of released files, and named teachers, all with the same weights."""
+    protocol: str
+    """The protocol of `eval`: flickr30k-1k or coco-5k."""
+    setting: str
+    """zero-shot or fine-tuned."""
+    ranking: str
+    """How queries were ranked: all pairs, or first candidates alone."""
+    recalls: dict[str, tuple[float, ...]]
+    """R@1, or R@1, R@5 and R@10, of `text_retrieval` and `image_retrieval`, in percent."""
+    sources: tuple[str, ...]
+    """Addresses with a commit, and arXiv ids."""
+    conditions: tuple[str, ...]
+    """How captions, images and scores were made; what is most often done otherwise comes first."""
+
+    def __str__(self) -> str:
+        both = (f"{way.replace('_', ' ')} {'/'.join(map(str, values))}" for way, values in self.recalls.items())
+        return f"{self.protocol}: {', '.join(both)}"
+
+
+def published_rows(ref: str) -> list[PublishedRow]:
+    """What others report of the model that a reference names, one row for each protocol.
+
+    Recognized are a Hub id, with or without a revision; a named teacher; a file with the name of a released one; and a
+    folder whose config.json has the Hub id as `_name_or_path`.
+    """
+    path = Path(ref)
+    name = path.name if path.is_file() else ref.partition("@")[0]
+    if path.is_dir():
+        # Not by its own name: a run may be called vilt-coco.
+        saved = path / "config.json"
+        name = files.read_json(saved).get("_name_or_path", "") if saved.exists() else ""
+    # A row has the fields of its family too.
+    return config.parse_toml(
+        data.manifests_folder() / "published.toml",
+        lambda table: [
+            config.build(PublishedRow, {**family, **row})
+            for family in table["families"]
+            for row in family.pop("rows")
+            if name in row["models"]
+        ],
+    )
 
 
 def list_teachers() -> dict[str, PublishedTeacher]:
@@ -71,9 +104,7 @@ def locate(
     if teacher.hub:
         return teacher.hub, settings
     try:
-        fetched = data.fetch_file(
-            RemoteFile(url=teacher.url, size=teacher.size, checksum=teacher.checksum), track=track
-        )
+        fetched = data.fetch_file(RemoteFile(url=teacher.url), track=track)
     except SourceError as error:
         given = " ".join(f"--model-set {key}={value}" for key, value in settings.items())
         hint = f"download it on a machine with a network, then name the file instead of the teacher, with {given}"
