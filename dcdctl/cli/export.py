@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from dcdctl.cli.declare import Ref, Refs, assignments, many, optional_path, path
+from dcdctl.cli.declare import Ref, assignments, optional_path, path
 from dcdctl.cli.options import Json, ModelRef, ModelSet, NewOut, reads, writes
 from dcdctl.cli.views.terminal import amount, bar, show, show_json
 
@@ -35,11 +35,6 @@ class Export:
         Path,
     ] = None
     int8: Annotated[bool, writes("--int8/--no-int8", "With --to onnx: also write towers with int8 weights.")] = True
-    evaluations: Annotated[
-        Refs | None,
-        reads("--evaluation", "Folder of `dcdctl eval --out` of its start or itself, for the card. Repeatable.", "DIR"),
-        list[Path],
-    ] = None
     license_id: Annotated[
         str | None, writes("--license", "License of the weights, as the Hub names it: apache-2.0.", "ID")
     ] = None
@@ -63,7 +58,6 @@ class Export:
             license=self.license_id,
             push_to=self.push_to_hub,
             model_sets=assignments(self.model_overrides),
-            evaluations=tuple(path(folder) for folder in many(self.evaluations)),
         )
         return export_model(job, track)
 

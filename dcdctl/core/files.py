@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import glob
 import hashlib
-import io
 import json
 import os
 import re
@@ -15,7 +13,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -150,38 +148,6 @@ def write_text(path: Path, text: str) -> None:
     with atomic_path(path) as partial:
         # The same bytes on every system, because files are compared by their checksums.
         partial.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table atomically as CSV; None becomes an empty cell, and text that a spreadsheet would compute gets an
-    apostrophe."""
-    stream = io.StringIO()
-    for row in (columns, *rows):
-        cells = [csv_cell(value) for value in row]
-        # The csv module ends lines with \r\n by default, and quotes only the characters that end its lines.
-        has_return = any("\r" in str(cell) for cell in cells)
-        csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL).writerow(
-            cells
-        )
-    write_text(path, stream.getvalue())
-
-
-def csv_cell(value: object) -> object:
-    """A value for a cell of a CSV. Numbers stay; text that begins like a formula gets an apostrophe, by which
-    spreadsheets show it as text.
-
-    >>> [csv_cell(value) for value in ("=cmd|' /C calc'!A0", "-5", -5, "a dog", "@x", None)]
-    ["'=cmd|' /C calc'!A0", "'-5", -5, 'a dog', "'@x", None]
-    """
-    if not isinstance(value, str):
-        return value
-    # A folder name may hold bytes that are not UTF-8.
-    text = value.encode("utf-8", "replace").decode()
-    # A spreadsheet ignores white space before a formula. Full-width signs count as well.
-    begins_formula = text.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) or text.startswith(
-        ("\t", "\r", "\n")
-    )
-    return f"'{text}" if begins_formula else text
 
 
 def write_json(path: Path, value: Any) -> None:

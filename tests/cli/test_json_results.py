@@ -6,7 +6,6 @@ Also `--threads` of the same commands.
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -171,15 +170,11 @@ def test_a_work_list_names_its_folder(scenes_corpus_dir, tmp_path):
     assert (found["work"], found["files"]) == (str(tmp_path / "cache" / "work"), 1)
 
 
-def test_a_report_prints_the_numbers_of_its_table(scenes_corpus_dir, tmp_path):
+def test_a_report_prints_its_files_and_models(scenes_corpus_dir, tmp_path):
     teacher, dual, *_ = write_demo(tmp_path / "demo", Corpus.open(scenes_corpus_dir, "test"))
-    page, table = tmp_path / "r.html", tmp_path / "r.csv"
-    found = document_of(f"report {dual} --teacher-eval {teacher} --out {page} --to-csv {table}")
-    assert (found["page"], found["csv"], "markdown" in found) == (str(page), str(table), False)
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["model"], row["role"]) for row in rows] == [(each["model"], each["role"]) for each in found["models"]]
-    assert [float(row["rsum"]) for row in rows] == [each["rsum"] for each in found["models"]]
+    page, markdown = tmp_path / "r.html", tmp_path / "r.md"
+    found = document_of(f"report {dual} --teacher-eval {teacher} --out {page} --to-markdown {markdown}")
+    assert (found["page"], found["markdown"]) == (str(page), str(markdown))
     assert found["models"][0]["role"] == "teacher"
     assert all(part["command"].startswith("dcdctl ") for part in found["left_out"])
 

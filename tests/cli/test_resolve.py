@@ -123,7 +123,6 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--features": [FOLDER[1]],
     "--html": PAGE,
     "--to-markdown": [PAGE[1]],
-    "--to-csv": [PAGE[1]],
     "--teacher": [MODEL],
     "model": [MODEL],
     "student": [MODEL],
@@ -147,7 +146,13 @@ MISTAKES: dict[str, list[Mistake]] = {
     "systems": [EVALUATION],
     "runs": [EVALUATION],
     "--baseline": [EVALUATION],
-    "--karpathy": [Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", "manifest=UNSET --images=PHOTOS")],
+    "--karpathy": [
+        Mistake(
+            "ABSENT",
+            r"ABSENT cannot be read: No such file or directory; an example of this format",
+            "manifest=UNSET --images=PHOTOS",
+        )
+    ],
     "name": [Mistake("absent", r"absent.*; ")],
     "manifest": [Mistake("absent", r"absent.*; ")],
     "--from": [Mistake("ABSENT", r"ABSENT.*; --from takes a folder")],
@@ -376,12 +381,6 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("search", "--depth"): [],
     ("serve", "--depth"): [],
     ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", "--images=CORPUS")],
-    ("export", "--evaluation"): [
-        Mistake(
-            "EVALUATION", r"--evaluation is for a run that started from a dual encoder, and DUAL is none; leave it out"
-        ),
-        Mistake("absent", r"--evaluation is for a run that started from a dual encoder"),
-    ],
     ("recipes", "name"): [RECIPE],
     ("export", "--out"): [
         Mistake("FILE", r"FILE is a file, a new folder is expected; name another folder"),

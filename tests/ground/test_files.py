@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
 import hashlib
@@ -14,8 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from paths import ROOT
 from safetensors import SafetensorError
 
@@ -141,47 +138,6 @@ def test_only_files_py_names_partial_files():
         if re.search(r"getpid\(\)\}.*PARTIAL", path.read_text(encoding="utf-8"))
     }
     assert writers == {"files.py"}
-
-
-FORMULAS = [
-    "=cmd|' /C calc'!A0",
-    "+1+1",
-    "-2+3",
-    "@SUM(A1)",
-    "\t=1",
-    "\r=1",
-    "\n=1",
-    "  =1",
-    '=HYPERLINK("http://x","y")',
-    "\uff1d1",
-]
-
-
-@given(
-    st.lists(
-        st.lists(
-            st.text() | st.sampled_from(FORMULAS) | st.integers() | st.floats(allow_nan=False), min_size=2, max_size=2
-        )
-    )
-)
-def test_a_csv_reads_back_and_holds_no_formula(tmp_path_factory, rows):
-    path = tmp_path_factory.mktemp("csv") / "table.csv"
-    files.write_csv(path, ["=name", "value"], rows)
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *found = csv.reader(file)
-    assert header == ["'=name", "value"]
-    for row, cells in zip(rows, found, strict=True):
-        for value, cell in zip(row, cells, strict=True):
-            if not isinstance(value, str):
-                assert type(value)(cell) == value
-            else:
-                assert cell.removeprefix("'") == as_read(value).removeprefix("'")
-                assert not cell.lstrip().startswith(("=", "+", "-", "@"))
-                assert cell[:1] not in ("\t", "\r", "\n")
-
-
-def as_read(text):
-    return text.encode("utf-8", "replace").decode()
 
 
 def test_a_folder_with_only_partial_files_counts_as_empty(tmp_path):

@@ -68,7 +68,7 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
         files.remove_partials(out.parent, out.name)
         # Renamed to `out` when the block succeeds, removed when it fails.
         with files.atomic_folder(out) as folder:
-            history = read_history(job.ref, job.data, job.evaluations)
+            history = read_history(job.ref, job.data)
             data = job.data or next(iter(history.data), None)
             samples = check.samples_of(data, None if history.result is None else history.result.split)
             model = models.load(job.ref, overrides, track, kind="any")

@@ -18,10 +18,9 @@ from dcdctl.core import artifacts, templates
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import RECALL_NAMES, Estimate, Evaluation, SavedEvaluation
 from dcdctl.core.export.history import RunHistory, option_values, public
-from dcdctl.core.export.lineage import lineage_of
 from dcdctl.core.export.target import Target
 from dcdctl.core.report import teachers_of
-from dcdctl.core.training import command_of
+from dcdctl.core.training import Run, command_of, validation_document, validation_table
 
 TASK = "image-text-retrieval"
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@.+)?")
@@ -102,7 +101,7 @@ def _body(target: Target, checked: str, history: RunHistory) -> str:
         checked=checked,
         license=target.job.license,
         recall=_recall(history),
-        lineage=lineage_of(history),
+        start=_start(history),
         eval_command=_command(history, "eval"),
         speed=times,
         teacher_model=None if times is None else public(times.teacher_model),
@@ -129,6 +128,20 @@ def _recall(history: RunHistory) -> dict[str, Any] | None:
             ]
             for direction in Direction
         ],
+    )
+
+
+def _start(history: RunHistory) -> dict[str, Any] | None:
+    """The dual encoder that a model started from, and what was gained and lost by the validation of its training; None
+    for a model without one."""
+    start = history.recipe.get("model.start", "new")
+    # `teacher` copies a fusion scorer, which the training does not validate.
+    if history.facts is None or start in ("new", "teacher"):
+        return None
+    validated = validation_document(Run(Path(history.ref)))
+    return dict(
+        model=f"{public(start)} (fingerprint {history.facts['inputs']['start'][:12]})",
+        validation=None if validated is None else validation_table(validated),
     )
 
 

@@ -31,8 +31,6 @@ class ExportJob:
     push_to: str | None = None
     """The repository to push to, OWNER/NAME."""
     model_sets: tuple[str, ...] = ()
-    evaluations: tuple[Path, ...] = ()
-    """Folders of `dcdctl eval --out` for the model card: of the start, or of this model on other corpora."""
 
     @property
     def name(self) -> str:

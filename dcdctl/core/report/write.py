@@ -115,13 +115,6 @@ def write_markdown(path: Path, report: Report) -> None:
     files.write_text(path, "\n".join(lines).rstrip("\n") + "\n")
 
 
-def write_csv(path: Path, report: Report) -> None:
-    """Write a row per model, unrounded; values that were not measured are empty."""
-    rows = [_row(model) for model in report.models]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    files.write_csv(path, names, [[row.get(name) for name in names] for row in rows])
-
-
 def report_document(report: Report) -> dict[str, object]:
     """The numbers of a report for JSON, with the names of the CSV file, and what is left out."""
     return {

@@ -175,7 +175,12 @@ def resolve(job: StudyJob) -> StudyPlan:
     if caches:
         recipe.candidates.require_packages()
     corpora = [Corpus.open(job.data, split) for split in (job.train_split, job.split)]
-    _check_pool(job, corpora[1], has_fusion=reranker is not None)
+    if corpora[1].is_pool and job.model_set and reranker is None:
+        raise ConfigError(
+            f"split {job.split} is a pool, on which models are compared by their agreement with the teacher, which is "
+            "opened without --model-set",
+            hint="leave --model-set out",
+        )
     # The only baseline of a training on a pool is its start.
     if corpora[0].is_pool and recipe.model.start == "new":
         raise ConfigError(
@@ -203,15 +208,6 @@ def resolve(job: StudyJob) -> StudyPlan:
         if variant.name != ITSELF:  # its teacher is trained by the study
             training.resolve(plan.training_job(variant, seed), plan.inputs(variant, seed), job.training)
     return plan
-
-
-def _check_pool(job: StudyJob, evaluated: Corpus, *, has_fusion: bool) -> None:
-    """ConfigError for what needs captions, where the evaluated split is a pool."""
-    if not evaluated.is_pool:
-        return
-    about = f"split {job.split} is a pool, on which models are compared by their agreement with the teacher"
-    if job.model_set and not has_fusion:
-        raise ConfigError(f"{about}, which is opened without --model-set", hint="leave --model-set out")
 
 
 def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
