@@ -8,7 +8,8 @@
 `claims.toml` has the runs and the claims. A text of a claim stands on its page as it stands there, with the values of
 `expected` in place of `{}`; `at` says where a run's files have them. A killed run resumes, and a finished one is not
 run again until `dcdctl/` changes. `--write` stores what was measured, by a run or in the committed results, in
-claims.toml and on the pages, and for each run its date, commit and machine. The exit status is 1 if a claim drifted.
+claims.toml and on the pages, and for each run its date, commit and machine. The exit status is 1 if a claim drifted or
+a command failed.
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ class Outcome:
     measured: Sequence[float] = ()
     why: str = ""
     """Of a claim that was not run."""
+    is_failure: bool = False
+    """Whether a command failed."""
 
 
 def load(path: Path = CLAIMS) -> tuple[dict[str, Run], dict[str, Claim]]:
@@ -225,7 +228,8 @@ class Bench:
         lacking = [f"--{name}" for name in GIVEN if name in placeholders(run) and name not in self.given]
         if run.needs or lacking:
             return f"needs {run.needs or ' '.join(lacking)}"
-        return f"takes {run.minutes:g} minutes: --all" if run.minutes > SHORT_MINUTES and not self.is_all else ""
+        is_meant = self.is_all or self.only
+        return f"takes {run.minutes:g} minutes: --all" if run.minutes > SHORT_MINUTES and not is_meant else ""
 
     def finish(self, name: str, run: Run) -> str:
         """Run the steps that this code has not done yet. Why it failed; empty if it did not."""
@@ -333,11 +337,11 @@ def check(runs: Mapping[str, Run], claims: Mapping[str, Claim], bench: Bench) ->
             mine = {claim_id: claim for claim_id, claim in mine.items() if {name, claim_id} & set(bench.only)}
         if not mine:
             continue
-        why = bench.obstacle(run) or bench.finish(name, run)
+        obstacle = bench.obstacle(run)
+        failure = "" if obstacle else bench.finish(name, run)
         for claim_id, claim in mine.items():
-            outcomes[claim_id] = (
-                Outcome(verdict=NOT_RUN, why=why) if why else judge(claim, run, bench.folder(name) / run.results)
-            )
+            outcome = Outcome(verdict=NOT_RUN, why=obstacle or failure, is_failure=bool(failure))
+            outcomes[claim_id] = outcome if outcome.why else judge(claim, run, bench.folder(name) / run.results)
             say_outcome(claim_id, claim, outcomes[claim_id])
     return outcomes
 
@@ -414,7 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(", ".join(f"{verdicts.count(each)} {each}" for each in (PASS, DRIFT, NOT_RUN)))
     if args.write:
         store(runs, claims, outcomes, bench)
-    return int(DRIFT in verdicts)
+    return int(DRIFT in verdicts or any(outcome.is_failure for outcome in outcomes.values()))
 
 
 if __name__ == "__main__":

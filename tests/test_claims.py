@@ -230,7 +230,7 @@ def test_what_drifted_is_stored_on_request_in_the_file_and_on_the_page(claims, m
 
 def test_a_step_that_fails_is_not_run_and_says_where_its_messages_are(claims, made, capsys):
     (made / "value.json").unlink()
-    assert run(claims, made, "--only", "rsum") == 0
+    assert run(claims, made, "--only", "rsum") == 1
     assert re.search(r"NOT RUN .*measure ended with 1; see .*measure\.log", capsys.readouterr().out)
 
 
@@ -262,6 +262,7 @@ def test_a_run_needs_what_its_commands_name(claims, tmp_path):
     assert claims.Bench(tmp_path, {}, True, []).obstacle(run) == "needs --vision"
     assert claims.Bench(tmp_path, {"vision": "v"}, False, []).obstacle(run) == "takes 20 minutes: --all"
     assert claims.Bench(tmp_path, {"vision": "v"}, True, []).obstacle(run) == ""
+    assert claims.Bench(tmp_path, {"vision": "v"}, False, ["a"]).obstacle(run) == ""
 
 
 def test_values_are_read_by_place_and_are_means_of_several_files(claims, tmp_path):
