@@ -2,12 +2,17 @@
 
     python benchmarks/start_times.py
     python benchmarks/start_times.py --before CHECKOUT --rounds 3
+    python benchmarks/start_times.py --only "search, dual" "search, late" "search, query" --vision DIR --text DIR
 
 Models have some thousand weights and a split two images, so a time is nearly all imports. Each command runs in a
 process of its own, all commands in turn in every round, and with `--before` the same commands of another checkout of
 dcdctl beside them. Processor time is that of the process and its children, over all threads; it grows less than time by
 the clock when other work runs beside. The numbers are medians over the rounds, and the first round fills the system's
 cache of files. The time of `serve` ends when /health answers. Ctrl-C shows the times so far.
+
+`search` asks an index of a dual encoder, of a late-interaction model, and of a dual encoder whose texts a static query
+encoder embeds: its time is that of the first answer. With --vision and --text, folders of pretrained encoders, these
+models have them in place of tiny ones, with random projections.
 """
 
 from __future__ import annotations
@@ -15,12 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +35,6 @@ from statistics import median
 
 HERE = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "onnxruntime", "pandas", "matplotlib", "torchvision", "scipy")
-STAGE = "import sys; from pathlib import Path; from every_command import make_stage; make_stage(Path(sys.argv[1]))"
-COMMANDS = "import json; from every_command import COMMANDS, QUICK_BENCH; print(json.dumps([COMMANDS, QUICK_BENCH]))"
 # The names are written when the command has ended, so that looking for them is not in its imports.
 RUN = """
 import atexit, os, sys
@@ -37,6 +42,7 @@ atexit.register(lambda: open(os.environ["START_TIMES_NAMES"], "w").write(" ".joi
 from dcdctl.cli.app import main
 main()
 """
+KINDS = ("dual", "late", "query")
 MORE = {
     "recipes": ["recipes"],
     "models": ["models"],
@@ -45,8 +51,10 @@ MORE = {
     "verify cache": ["verify", "cache"],
     "verify run": ["verify", "run"],
     "serve": ["serve", "index", "--port", "0", "--json"],
+    **{f"search, {kind}": ["search", f"{kind}.index", "a dog"] for kind in KINDS},
 }
 LEFT_OUT = (
+    "search",
     *("prepare again", "distill --resume", "index --add", "cache-teacher --extend", "index corpus"),
     *("prepare", "prepare zip", "prepare jsonl", "prepare karpathy"),
 )
@@ -65,6 +73,18 @@ class Checkout:
         path = os.pathsep.join([str(self.root), str(self.root / "tests" / "support")])
         return {**os.environ, "PYTHONPATH": path, "START_TIMES_NAMES": str(self.stage / "names.txt")}
 
+    def make_stage(self, encoders: Sequence[str]) -> None:
+        """Make the files in a process of this checkout; `encoders` are folders, or none."""
+        self.stage.mkdir()
+        options = [word for pair in zip(("--vision", "--text"), encoders, strict=False) for word in pair]
+        # Elsewhere the current folder would be imported first.
+        command = [sys.executable, __file__, "--make-stage", *options]
+        done = subprocess.run(
+            command, cwd=self.stage, env=self.environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(done.stderr)
+
 
 @dataclass(frozen=True)
 class Start:
@@ -80,16 +100,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--before", type=Path, help="another checkout, whose times are a column of their own")
     parser.add_argument("--only", nargs="*", help="names of commands, all by default")
+    parser.add_argument("--vision", type=Path, help="image encoder of the models that are searched; with --text")
+    parser.add_argument("--text", type=Path, help="their text encoder, whose token embeddings the query encoder takes")
+    parser.add_argument("--make-stage", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    encoders = [str(path.resolve()) for path in (arguments.vision, arguments.text) if path]
+    if len(encoders) == 1:
+        parser.error("--vision and --text go together")
+    if arguments.make_stage:
+        return make_stage(*encoders)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         roots = {"now": HERE} | ({"before": arguments.before.resolve()} if arguments.before else {})
         checkouts = {name: Checkout(root, Path(folder, name)) for name, root in roots.items()}
         for checkout in checkouts.values():
-            checkout.stage.mkdir()
-            _python(checkout, STAGE, str(checkout.stage))
-        commands = {
-            name: words for name, words in _commands(checkouts["now"]).items() if name in (arguments.only or [name])
-        }
+            checkout.make_stage(encoders)
+        commands = {name: words for name, words in _commands().items() if name in (arguments.only or [name])}
         found: dict[tuple[str, str], list[Start]] = {(name, way): [] for name in commands for way in checkouts}
         with suppress(KeyboardInterrupt):
             for number in range(arguments.rounds):
@@ -102,25 +127,40 @@ def main() -> None:
     _show(found, [name for name in commands if all(found[name, way] for way in checkouts)], list(checkouts))
 
 
-def _commands(checkout: Checkout) -> dict[str, list[str]]:
-    staged, quick_bench = json.loads(_python(checkout, COMMANDS))
-    commands = MORE | {name: words for name, words in staged.items() if name not in LEFT_OUT}
-    commands["bench"] = [*commands["bench"], *quick_bench]
-    names = _python(checkout, "from dcdctl.cli.app import COMMANDS; print(*(name for name, *_ in COMMANDS))").split()
-    return (
-        dict(sorted(commands.items())) | {"--help": ["--help"]} | {f"{name} --help": [name, "--help"] for name in names}
-    )
+def _commands() -> dict[str, list[str]]:
+    sys.path[:0] = [str(HERE), str(HERE / "tests" / "support")]
+    import every_command
+    from command_line import QUICK_BENCH
+
+    from dcdctl.cli.app import COMMANDS
+
+    lines = {name: line for name, line in every_command.COMMANDS.items() if name not in LEFT_OUT}
+    lines["bench"] += f" {QUICK_BENCH}"
+    helps = {f"{name} --help".strip(): [*name.split(), "--help"] for name in ("", *(name for name, *_ in COMMANDS))}
+    return dict(sorted({**MORE, **{name: shlex.split(line) for name, line in lines.items()}}.items())) | helps
 
 
-def _python(checkout: Checkout, code: str, *arguments: str) -> str:
-    command = [sys.executable, "-c", code, *arguments]
-    # Elsewhere the current folder would be imported first.
-    done = subprocess.run(
-        command, cwd=checkout.stage, env=checkout.environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return done.stdout
+def make_stage(vision: str = "", text: str = "") -> None:
+    """Make the tiny files, and the indexes of KINDS, in the current folder with the checkout that is on the path."""
+    import every_command
+
+    from dcdctl.core import models
+    from dcdctl.core.search import Changes, run_index_job
+
+    every_command.make_stage(Path.cwd())
+
+    def new_dual() -> models.DualEncoder:
+        projections = models.ProjectionSize()
+        return models.new_frozen_dual(vision, text, projections, max_text_len=24) if text else models.load_dual("dual")
+
+    dual, late = new_dual(), models.new_late(new_dual(), 64, is_pooled=False)
+    size = models.QuerySize(text=text, num_layers=0, hidden_size=16)
+    query = models.new_query(models.QuerySpace.of(dual), size, tokenizer=dual.preprocess.tokenizer)
+    for kind, model in zip(KINDS, (dual, late, query), strict=True):
+        models.save(model, Path(f"{kind}.model"))
+    for kind, model, query_model in (("dual", "dual", None), ("late", "late", None), ("query", "dual", "query.model")):
+        changes = Changes(query_model=query_model)
+        run_index_job(f"{model}.model", changes, images=Path("photos"), out=Path(f"{kind}.index"))
 
 
 def _start(checkout: Checkout, words: list[str]) -> Start:
