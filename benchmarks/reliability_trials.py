@@ -32,7 +32,9 @@ from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import FolderIndex
+from dcdctl.core.search import FolderIndex, IndexSearcher
+from dcdctl.core.teacher import text_cache
+from dcdctl.core.training.batches import texts
 
 OUTCOMES = ("named", "harmless", "unnamed", "wrong", "traceback", "hang")
 GOOD = ("named", "harmless")
@@ -180,7 +182,8 @@ def trained(folder: Path) -> str:
     values = [{key: value for key, value in line.items() if key not in TIMES and "per_s" not in key} for line in lines]
     model = {path.name: path.read_bytes() for path in sorted((folder / "model").rglob("*")) if path.is_file()}
     settings = json.loads(model.pop("dcdctl.json"))  # it names its run, and so the folder of that
-    return digest_of([values, models.load(folder).digest, model, {**settings, "run": "", "checksum": ""}])
+    digest = models.load(folder, kind="query" if settings["kind"] == "query" else None).digest
+    return digest_of([values, digest, model, {**settings, "run": "", "checksum": ""}])
 
 
 def measured(folder: Path) -> str:
@@ -202,6 +205,12 @@ def searched(folder: Path) -> str:
     rows = np.arange(index.num_rows)
     vectors = index.vectors(rows)
     return digest_of([index.values("image_id").to_pylist(), vectors, *index.nearest(vectors.astype(np.float32), 3)])
+
+
+def answers(folder: Path) -> str:
+    """The same as `searched`, and the answers to texts."""
+    found = IndexSearcher.for_index(FolderIndex.open(folder), device="cpu").by_texts(["a red circle", "circle"], 12)
+    return searched(folder) + digest_of([[(hit.name, hit.score) for hit in each.hits] for each in found])
 
 
 def listing(folder: Path) -> str:
@@ -229,7 +238,12 @@ class Stage:
             folder / name for name in ("CORPUS", "FUSION", "DUAL", "CACHE")
         )
         self.photos, self.more, self.index, self.pair = (folder / name for name in ("PHOTOS", "MORE", "INDEX", "PAIR"))
-        self.jobs = self._resuming_jobs()
+        self.pool, self.late, self.vectors, self.tokens, self.query, self.late_query = (
+            folder / name for name in ("POOL", "LATE", "VECTORS", "TOKENS", "QUERY", "LATE_QUERY")
+        )
+        # Several parts of texts, and windows of one part each.
+        text_cache.TEXTS_PER_PART, texts.WINDOW_BYTES = 16, 1
+        self.jobs = self._resuming_jobs() + self._jobs_of_texts()
         self.more_jobs = self._other_writers()
         self._make_inputs()
 
@@ -267,6 +281,56 @@ class Stage:
             ),
         ]
 
+    def _jobs_of_texts(self) -> list[Job]:
+        """The same for pools, texts, query encoders and late-interaction models."""
+        few = sets("batch.size=8", *CHECKPOINTS[:2], "validation.every=3", "model.hidden_size=16")
+        pooled = sets(*SIZES, "batch.size=8", *CHECKPOINTS, "model.token_dim=8")
+        query: list[object] = ["distill", "query-static", *CPU, "--resume", *few]
+        new = sets("model.text=", "model.vocab_size=60")
+        tokens = ["--teacher", self.late, *sets("model.text=teacher")]
+        late = ["distill", "demo-late", "--data", self.corpus, "--cache", self.cache, *CPU, "--resume", *pooled]
+        read = ["cache-teacher", "--texts", self.folder / "TEXTS.csv", *CPU]
+        images = ["--images", self.photos, "--workers", 0, *CPU]
+        both = ["--data", self.corpus, "--pool", self.pool, "--teacher", self.dual]
+        mixed = [*sets(*SIZES, "batch.size=8", *CHECKPOINTS, "loss.terms={ infonce = 1.0, kl = 1.0 }"), *CPU]
+        return [
+            Job(
+                "prepare, pool",
+                lambda out: [
+                    *("prepare", "--images", self.photos, "--queries", self.folder / "TEXTS.csv", "--workers", 1),
+                    *("--name", "pool", "--out", out),
+                ],
+            ),
+            Job("distill, pool", lambda out: ["distill", "demo-dual", *both, *mixed, "--resume", "--out", out], trained),
+            Job("distill, late", lambda out: [*late, "--out", out], trained),
+            Job("cache-teacher --texts", lambda out: [*read, "--teacher", self.dual, "--out", out]),
+            Job("cache-teacher --texts, tokens", lambda out: [*read, "--teacher", self.late, "--out", out]),
+            Job(
+                "cache-teacher --texts --extend",
+                lambda out: [
+                    *("cache-teacher", "--texts", self.folder / "MORE.csv", "--teacher", self.dual, *CPU),
+                    *("--extend", self.vectors, "--out", out),
+                ],
+            ),
+            Job("distill, query", lambda out: [*query, *new, "--cache", self.vectors, "--out", out], trained),
+            Job(
+                "distill, query of tokens",
+                lambda out: [*query, *tokens, "--cache", self.tokens, "--out", out],
+                trained,
+            ),
+            Job("index, tokens", lambda out: ["index", self.late, *images, "--out", out]),
+            Job(
+                "index, query model",
+                lambda out: ["index", self.dual, *images, "--query-model", self.query, "--out", out],
+            ),
+            Job(
+                "index --query-model",
+                lambda out: ["index", out, "--query-model", self.query, *CPU],
+                answers,
+                lambda out: shutil.copytree(self.index, out),
+            ),
+        ]
+
     def _other_writers(self) -> list[Job]:
         """Commands that start again."""
         pair = ("--teacher", self.fusion, "--data", self.corpus, "--split", "test")
@@ -298,11 +362,23 @@ class Stage:
             for number in range(first, first + count):
                 noise = np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(noise).save(folder / f"{number:02}.png")
+        captions = Corpus.open(self.corpus, "train").captions
+        for name, some in (("TEXTS.csv", captions[:40]), ("MORE.csv", captions[20:])):
+            lines = (f"{text},{'de' if number % 3 else ''}\n" for number, text in enumerate(some))
+            (self.folder / name).write_text("text,language\n" + "".join(lines))
         for name, folder in (
             ("finetune-teacher", self.fusion),
             ("cache-teacher", self.cache),
             ("distill", self.dual),
             ("index", self.index),
+            ("prepare, pool", self.pool),
+            ("distill, late", self.late),
+            ("cache-teacher --texts", self.vectors),
+            ("cache-teacher --texts, tokens", self.tokens),
+            ("distill, query", self.query),
+            ("distill, query of tokens", self.late_query),
+            ("index, tokens", self.folder / "LATE_INDEX"),
+            ("index, query model", self.folder / "QUERY_INDEX"),
         ):
             self.make(name, by_name[name].words(folder))
         for name in ("EVALUATION", "EVALUATION2"):

@@ -250,7 +250,10 @@ def _encode(arguments: CacheTeacher, external: External, verify: int | None) -> 
     cache = cache_texts(job, track=bar)
     document = {"cache": str(job.out), "texts": cache.num_texts, "languages": cache.plan["languages"]}
     document["teacher"] = cache.space.teacher_name or cache.space.teacher
-    document["next"] = shlex.join(["dcdctl", "distill", "query-minilm", "--cache", str(job.out), "--out", "RUN"])
+    # Its student reads the tokens that it reads.
+    of_tokens = ["--teacher", job.teacher, "--set", "model.text=teacher"] if cache.space.kind == "late" else []
+    recipe = "query-static" if of_tokens else "query-minilm"
+    document["next"] = shlex.join(["dcdctl", "distill", recipe, "--cache", str(job.out), *of_tokens, "--out", "RUN"])
     vectors = f"vectors of {counted(cache.num_texts, 'texts')}, {cache.space.dim} numbers each"
     text = f"{vectors} -> {job.out}; next: {document['next']}"
     return text, document

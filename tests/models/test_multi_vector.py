@@ -15,10 +15,11 @@ from torch.testing import assert_close
 from transformers.models.colpali import ColPaliForRetrieval, ColPaliProcessor
 from vlm import save_colpali
 
-from dcdctl.core import models
+from dcdctl.core import models, training
 from dcdctl.core.errors import ModelError
 from dcdctl.core.export.export import export_model
 from dcdctl.core.export.target import ExportJob
+from dcdctl.core.training import initial_model
 
 CAPTIONS = ["a dog runs over grass", "two people", "a man with a red hat looks at the sea", "a dog"]
 
@@ -104,6 +105,14 @@ def test_settings_of_a_model_count_as_in_its_library(change, exported, photos, t
     assert_close(found, own_scores(tmp_path / "changed", photos), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found, scores_of(exported, photos), atol=1e-3)
     assert models.load(tmp_path / "changed").digest != models.load(exported).digest
+
+
+def test_no_late_student_starts_from_a_model_that_is_not_trained(exported, colpali):
+    for ref in (exported, colpali):
+        recipe = training.load_recipe("demo-late", [f"model.start={ref}"])
+        initial_model.check(recipe, has_teacher=False)
+        with pytest.raises(ModelError, match=r"multi-vector model .* cannot be trained here"):
+            initial_model.make_model(recipe, CAPTIONS, None)
 
 
 def test_a_pylate_model_of_texts_alone_is_refused_by_name(tmp_path):

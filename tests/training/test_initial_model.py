@@ -230,3 +230,10 @@ def test_a_model_whose_logits_have_no_bias_refuses_the_sigmoid_losses(loss, kind
     ):
         training.train_model(job, inputs, options=TrainingOptions())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_late_student_starts_from_no_fusion_scorer(vilt, tmp_path):
+    models.save(vilt, tmp_path / "vilt")
+    loaded = recipe.load_recipe("demo-late", [f"model.start={tmp_path / 'vilt'}"])
+    with pytest.raises(ModelError, match=r"is a fusion scorer, expected a dual encoder or a late-interaction model"):
+        initial_model.check(loaded, has_teacher=False)

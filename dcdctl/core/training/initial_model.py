@@ -56,6 +56,8 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any, track: Tra
         model = models.load(config.start, track=track, kind=config.start_kind)
     if (dual := model.as_dual) is not None:
         dual.keep_layers(config.vision_layers, config.text_layers)
+    elif config.kind == "late":
+        raise model.not_trained()
     if config.dropout is not None:
         model.set_dropout(config.dropout)
     # After the dropout, whose setting copies the network: an adapted one has other modules.

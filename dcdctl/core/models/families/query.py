@@ -58,7 +58,7 @@ def new_query(
     """
     if space.kind == "late" and size.text != TEACHER:
         problem = "a late-interaction teacher has a vector for each of its tokens, and this encoder reads other tokens"
-        raise ModelError(problem, hint="set model.text to teacher, and model.num_text_layers to 0 for a static encoder")
+        raise ModelError(problem, hint="name it with --teacher, and set model.text to teacher")
     pads_texts = False
     if size.text == TEACHER:
         encoder, tokenizer, pads_texts = _of_teacher(teacher)

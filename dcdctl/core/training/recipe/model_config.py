@@ -127,10 +127,10 @@ class ModelConfig:
         self._check_start()
 
     @property
-    def start_kind(self) -> Literal["fusion", "dual", "late", "query"] | None:
-        """The kind of model that `start` names; None for a late student's, a dual encoder or a late one. To be averaged
-        with, it must have all weights."""
-        return None if self.kind == "late" and not self.average_with_start else self.kind
+    def start_kind(self) -> Literal["fusion", "dual", "late", "query", "searchable"]:
+        """The kind of model that `start` names; of a late student a dual encoder or a late one. To be averaged with, it
+        must have all weights."""
+        return "searchable" if self.kind == "late" and not self.average_with_start else self.kind
 
     @property
     def _is_pretrained_dual(self) -> bool:
