@@ -301,7 +301,9 @@ class Stage:
                     *("--name", "pool", "--out", out),
                 ],
             ),
-            Job("distill, pool", lambda out: ["distill", "demo-dual", *both, *mixed, "--resume", "--out", out], trained),
+            Job(
+                "distill, pool", lambda out: ["distill", "demo-dual", *both, *mixed, "--resume", "--out", out], trained
+            ),
             Job("distill, late", lambda out: [*late, "--out", out], trained),
             Job("cache-teacher --texts", lambda out: [*read, "--teacher", self.dual, "--out", out]),
             Job("cache-teacher --texts, tokens", lambda out: [*read, "--teacher", self.late, "--out", out]),

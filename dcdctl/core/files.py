@@ -208,8 +208,9 @@ def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[
     matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207  # a pattern may be absolute
     if not matches:
         raise InputError(f"{name} does not exist", hint=f"{option} takes a file, a folder or a pattern in quotes")
-    if other := next((match for match in matches if match.suffix.lower() not in suffixes), None):
-        raise InputError(f"{other} is no {what} by its name", hint=ending)
+    # Reading a named pipe would wait for its writer.
+    if other := next((match for match in matches if match.suffix.lower() not in suffixes or not match.is_file()), None):
+        raise InputError(f"{other} is no {what} by its name or kind", hint=ending)
     return matches
 
 

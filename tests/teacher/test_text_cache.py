@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tracemalloc
 
 import families
 import numpy as np
@@ -16,7 +18,7 @@ from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual
 
 from dcdctl.core import models
 from dcdctl.core.artifacts import Build
-from dcdctl.core.data import DataChoice, choose_manifest, prepare_corpus
+from dcdctl.core.data import DataChoice, choose_manifest, prepare_corpus, text_encoding
 from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.teacher import TextCacheJob, cache_texts, read_cache, read_text_cache, text_cache, verify_texts
 from dcdctl.core.verify import verify
@@ -249,17 +251,24 @@ def test_vectors_from_elsewhere_become_unit_vectors(tmp_path):
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [
-        ([[1.0, 2.0], [3.0]], r"v\.parquet row 1: the vector has 1 numbers, 2 finite numbers that are not all zero"),
-        ([[1.0, 2.0], None], r"row 1: the vector has 0 numbers"),
-        ([[1.0, 2.0], [0.0, 0.0]], r"row 1: the vector has 2 numbers"),
-        ([[1.0, 2.0], [1.0, float("nan")]], r"row 1: the vector has 2 numbers"),
-        ([[1.0, 2.0], [1.0, float("inf")]], r"row 1: the vector has 2 numbers"),
-        ([[], []], r"row 0: the vector has 0 numbers, 0 finite"),
+        ([[1.0, 2.0], [3.0]], r"v\.parquet row 1: 1 of the 1 values .* finite numbers, expected 2 that"),
+        ([[1.0, 2.0], None], r"row 1: 0 of the 0 values"),
+        ([[1.0, 2.0], [None, 1.0, 2.0]], r"row 1: 2 of the 3 values"),
+        ([[1.0, 2.0], [0.0, 0.0]], r"row 1: 2 of the 2 values .*, expected 2 that are not all zero"),
+        ([[1.0, 2.0], [1.0, float("nan")]], r"row 1: 1 of the 2 values"),
+        ([[1.0, 2.0], [1.0, float("inf")]], r"row 1: 1 of the 2 values"),
+        ([[], []], r"row 0: 0 of the 0 values .*, expected some that"),
     ],
 )
 def test_vectors_that_cannot_be_used_are_named(tmp_path, vectors, message):
     with pytest.raises(InputError, match=message):
         cache_texts(given(tmp_path / "v.parquet", pa.array(vectors, pa.list_(pa.float64())), ["a", "b"]))
+
+
+def test_an_integer_beyond_float64_is_no_number_of_a_vector(tmp_path):
+    (tmp_path / "v.jsonl").write_text(json.dumps({"text": "a", "vector": [10**400, 2]}))
+    with pytest.raises(InputError, match=r"v\.jsonl line 1: 1 of the 2 values"):
+        cache_texts(TextCacheJob(out=tmp_path / "q", vectors=[str(tmp_path / "v.jsonl")], teacher_name="x"))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +283,8 @@ def test_vectors_that_cannot_be_used_are_named(tmp_path, vectors, message):
         ),
         ("a.csv", "text\n' '\n\" \"\n", r"a\.csv line 3: the text is empty"),
         ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', r"a\.jsonl line 2: the text is a number \(3\), expected text"),
-        ("a.jsonl", '{"text": "a", "language": 3}\n', r"a\.jsonl line 1: language is a number"),
+        ("a.jsonl", '{"text": "a", "language": 3}\n', r"a\.jsonl line 1: the language is a number"),
+        ("a.csv", "text,language\na,\x1b[31m\n", r"a\.csv line 2: the language is '\\x1b\[31m', expected a short name"),
         ("a.jsonl", '{"txt": "a"}\n', r"a\.jsonl line 1 has no column query, caption, text"),
     ],
 )
@@ -282,6 +292,25 @@ def test_bad_files_are_named_with_the_line(folder, tmp_path, name, content, mess
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
         make(folder, tmp_path / "q", tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
+def test_a_line_that_fills_a_disk_is_not_read_into_memory(folder, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(text_encoding, "_LONGEST_LINE", 2**21)
+    with (tmp_path / name).open("wb") as file:
+        file.write(b"text\n" if name == "a.csv" else b"")
+        file.truncate(2**25)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=rf"{name} line [12]"):
+        make(folder, tmp_path / "q", tmp_path / name)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_a_named_pipe_is_no_file_of_texts(folder, tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(InputError, match=r"a\.txt is no file of texts by its name or kind"):
+        make(folder, tmp_path / "q", tmp_path / "a.txt")
 
 
 def test_a_teacher_without_text_vectors_is_refused(folder, tmp_path):

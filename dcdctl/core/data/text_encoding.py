@@ -12,13 +12,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.files import unreadable
 
 FORCE = "name the encoding with --encoding, such as --encoding cp1252, or save the file as UTF-8"
 _PIECE = 1 << 20
+_LONGEST_LINE = 1 << 24
+"""Characters, more than any row has."""
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -64,12 +66,18 @@ def find_encoding(path: Path, forced: str | None = None, hint: str = FORCE) -> s
     return name
 
 
+def lines_of(file: TextIO) -> Iterator[str]:
+    """The lines of a file. One that is longer than any row comes in pieces, which are refused as rows, so that it is
+    never in memory."""
+    return iter(lambda: file.readline(_LONGEST_LINE), "")
+
+
 def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number and the object of each line that is not blank; InputError for a line that is no JSON object."""
     hint = 'expected one JSON object per line, such as {"image": "a.jpg", "caption": "a dog"}'
     # Not splitlines, because a caption may contain a Unicode line separator.
-    with path.open(encoding=encoding) as lines:
-        for line, text in enumerate(lines, start=1):
+    with path.open(encoding=encoding) as file:
+        for line, text in enumerate(lines_of(file), start=1):
             if not text.strip():
                 continue
             try:
@@ -91,11 +99,11 @@ def csv_rows(path: Path, encoding: str, delimiters: str = ",;\t") -> Iterator[tu
     csv.field_size_limit(2**31 - 1)
     names: list[str] = []
     with path.open(encoding=encoding, newline="") as file:
-        header = file.readline()
+        header = next(lines_of(file), "")
         file.seek(0)
         delimiter = max(delimiters, key=header.count)
         # strict, because a quotation mark that is never closed would swallow the rows after it.
-        reader, line = csv.reader(file, delimiter=delimiter, strict=True), 1
+        reader, line = csv.reader(lines_of(file), delimiter=delimiter, strict=True), 1
         try:
             for cells in reader:
                 if line == 1:

@@ -48,6 +48,7 @@ BATCH_SIZE = 256
 _ROUNDING = 2**-10
 """Difference of equal numbers of unit vectors that float16 rounds to two sides."""
 _HINT = "give a row per text: text, vector (a list of numbers), and language if it is known"
+_LARGEST = 1e300
 VECTOR = "vector"
 Half = NDArray[np.float16]
 Row = tuple[str, str | None, Half | None]
@@ -211,12 +212,13 @@ def _rows_of_file(path: Path, width: int | None) -> Iterator[Row]:
         path, more=[data.LANGUAGE, *([] if width is None else [VECTOR])]
     ):
         if width is not None:
-            vector = [number for number in given[0] or () if isinstance(number, int | float)]
-            length = math.hypot(*vector)
-            if len(vector) != width or not 0 < length < math.inf:
-                expected = f"{width} finite numbers that are not all zero are expected"
-                raise InputError(f"{where}: the vector has {len(vector)} numbers, {expected}", hint=_HINT)
-            half_D = (np.array(vector) / length).astype(np.float16)
+            vector = given[0] or ()
+            # No missing ones, and no integers beyond those of float64, which JSON has.
+            vector_D = [number for number in vector if isinstance(number, int | float) and abs(number) < _LARGEST]
+            if not len(vector_D) == len(vector) == width or not any(vector_D):
+                found = f"{len(vector_D)} of the {len(vector)} values of the vector are finite numbers"
+                raise InputError(f"{where}: {found}, expected {width or 'some'} that are not all zero", hint=_HINT)
+            half_D = (np.array(vector_D) / math.hypot(*vector_D)).astype(np.float16)
         yield *data.check_text(where, text, language), half_D
 
 

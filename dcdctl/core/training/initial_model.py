@@ -41,14 +41,12 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any, track: Tra
             teacher = _new_fusion(config, captions, recipe.seed)
         elif teacher is None:
             teacher = models.load_fusion(config.start, track=track)
-        # A copy, because a saved model may be averaged with the teacher that it starts from.
-        # A scorer without fusion layers, such as a dual encoder, says why it has no student.
+        # A copy, to average with the teacher. A scorer without fusion layers says why it has no student.
         is_chosen = config.layers or not teacher.num_layers
         model = teacher.student(config.layers) if is_chosen else copy.deepcopy(teacher).requires_grad_(True)
         if config.frozen_encoders:
             if model.encoders is None:
-                problem = "model.frozen_encoders is set, and the model has no separate encoders, as a ViLT has none"
-                raise ConfigError(problem)
+                raise ConfigError("model.frozen_encoders is set, and the model has no separate encoders")
             model.encoders.freeze()
     elif config.start == "new":
         model = _new_dual(recipe, captions)

@@ -30,7 +30,7 @@ from dcdctl.core.data.readers.rows import (
     make_listing,
 )
 from dcdctl.core.data.readers.webdataset import IMAGE_SUFFIXES
-from dcdctl.core.data.text_encoding import csv_rows, find_column, find_encoding, json_lines
+from dcdctl.core.data.text_encoding import csv_rows, find_column, find_encoding, json_lines, lines_of
 from dcdctl.core.errors import InputError
 
 Texts = dict[str, tuple[str, tuple[int, str]]]
@@ -197,8 +197,9 @@ def _rows_of(
         return
     encoding = find_encoding(path, forced)
     if suffix == ".txt":
-        with path.open(encoding=encoding) as lines:
-            yield from ((line, {"text": text.rstrip("\n")}) for line, text in enumerate(lines, 1) if text.strip())
+        with path.open(encoding=encoding) as file:
+            lines = enumerate(lines_of(file), 1)
+            yield from ((line, {"text": text.rstrip("\n")}) for line, text in lines if text.strip())
     elif suffix in (".csv", ".tsv"):
         table = csv_rows(path, encoding, ",;\t" if suffix == ".csv" else "\t")
         _, names = next(table, (1, []))
@@ -212,6 +213,6 @@ def check_text(where: str, value: Any, language: Any = None) -> tuple[str, str |
     """A text and its language, None for an empty one; InputError that says where it stands for a value that is no
     text."""
     try:
-        return read_caption(value, "the text"), None if language in (None, "") else read_caption(language, LANGUAGE)
+        return read_caption(value, "the text"), None if language in (None, "") else read_label(LANGUAGE, language)
     except RowError as error:
         raise InputError(f"{where}: {error}", hint=_TEXTS_HINT) from error
