@@ -71,8 +71,9 @@ def pooled(tokens_IND: Any, factor: int) -> Any:
     return np.concatenate([models.pool_tokens(block, factor).numpy() for block in blocks])
 
 
-def build(folder: Path, tokens_IND: Any, codes: str) -> dict[str, Any]:
-    """The index of these tokens, without a model and without images; how long its centroids take."""
+def build(folder: Path, tokens_IND: Any, codes: str, *sets: str) -> dict[str, Any]:
+    """The index of these tokens with other settings, without a model and without images; how long its centroids
+    take."""
     parts, (num_images, num_tokens, dim) = [], tokens_IND.shape
     for number, first in enumerate(range(0, num_images, ROWS_PER_PART)):
         here = tokens_IND[first : first + ROWS_PER_PART]
@@ -84,7 +85,7 @@ def build(folder: Path, tokens_IND: Any, codes: str) -> dict[str, Any]:
         counts = np.full(len(here), num_tokens)
         part_files.write_part(path, images, encoded(here.reshape(-1, dim), codes), counts_R=counts)
         parts.append(part_files.describe_part(path, 0, token_type(dim, codes))[0])
-    settings = config_module.apply_sets({}, (*LATE, f"tokens.codes={codes}"))
+    settings = config_module.apply_sets({}, (*LATE, f"tokens.codes={codes}", *sets))
     document = IndexDocument(
         generation=1,
         model=IndexedModel(kind="late", dim=dim, fingerprint="0" * 64),

@@ -109,6 +109,24 @@ print(*{"torch", "transformers", "pandas", "scipy", "sklearn"} & set(sys.modules
     assert run_script(script, tmp_path / "index").split() == []
 
 
+def test_tokens_outside_the_segments_are_read_once_if_they_fit_into_memory(tmp_path, monkeypatch):
+    index, _ = write_late(tmp_path / "index", [3] * 20, kind="flat")
+    queries = ragged([4] * 3, seed=3).reshape(3, 4, 6)
+
+    def searched(num_bytes):
+        """The answers, and how many rows were read for them."""
+        fresh, num_read = FolderIndex.open(index.folder), []
+        monkeypatch.setattr("dcdctl.core.search.index.FLOAT_BYTES", num_bytes)
+        tokens = fresh.tokens
+        monkeypatch.setattr(fresh, "tokens", lambda rows: num_read.append(len(rows)) or tokens(rows))
+        return [fresh.nearest(query[None], 2)[part].tolist() for query in queries for part in (0, 1)], sum(num_read)
+
+    answers, num_read = searched(4 * 6 * 60)
+    # Six searches score the two best again.
+    assert num_read == 20 + 6 * 2
+    assert searched(4 * 6 * 60 - 1) == (answers, 6 * (20 + 2))
+
+
 # 180 tokens: a centroid each, and few. Ten of sixty images at random would have 17 of the 100 best.
 @pytest.mark.parametrize(("centroids", "least", "most"), [(180, 98, 100), (40, 50, 90)])
 def test_centroids_are_good_candidates_and_all_can_be_compared(tmp_path, centroids, least, most):

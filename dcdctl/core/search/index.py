@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -72,6 +72,7 @@ class FolderIndex(ImageIndex):
             ann.require(segment.kind)
         self.images = SourceImages(str(folder), document.sources)
         self._unit: dict[int, Floats] = {}
+        self._kept: list[Any] = []
         # Caches of this instance: a decorated method would keep every opened index alive.
         # 1,024 groups of 1,024 rows: a column of a million images.
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
@@ -178,19 +179,32 @@ class FolderIndex(ImageIndex):
         if not self.is_late:
             proposals.append(exact.rough(queries_QD, self._unit_blocks(), k, self.is_removed))
             return [np.concatenate(rows) for rows in zip(*proposals, strict=True)]
-        rest = np.flatnonzero(self.is_live[(stop := self._rows_in_segments) :]) + stop
-        proposed = [np.concatenate(rows) for rows in zip(*proposals, [rest] * len(queries_QD), strict=True)]
-        return [self._may_be_best(*each, k) for each in zip(queries_QD, proposed, strict=True)]
+        return [
+            self._may_be_best(query_LD, itertools.chain(self._rest(), *map(self._blocks, rows)), k)
+            for query_LD, *rows in zip(queries_QD, *proposals, strict=True)
+        ]
 
-    def _may_be_best(self, query_LD: Floats, rows: Rows, k: int) -> Rows:
-        """The rows of a late index that may be among the k best of some."""
-        parts = np.split(rows, range(TOKENS_OF, len(rows), TOKENS_OF))
-        return exact.best_of([(part, exact.maxsims(query_LD, *self.tokens(part))) for part in parts if len(part)], k)
+    def _may_be_best(self, query_LD: Floats, blocks: Iterable[Any], k: int) -> Rows:
+        """The rows of a late index that may be among the k best of the blocks."""
+        return exact.best_of([(rows, exact.maxsims(query_LD, *tokens)) for rows, *tokens in blocks], k)
+
+    def _blocks(self, rows: Rows) -> Iterable[Any]:
+        """Rows of a late index in blocks, each with its tokens and their numbers."""
+        return ((part := rows[i : i + TOKENS_OF], *self.tokens(part)) for i in range(0, len(rows), TOKENS_OF))
+
+    def _rest(self) -> Iterable[Any]:
+        """The blocks of all rows outside the segments."""
+        rest = np.flatnonzero(self.is_live)
+        rest = rest[rest >= self._rows_in_segments]
+        if 4 * self.dim * self._token_places()[1][rest].sum() <= FLOAT_BYTES:
+            # To gather and convert tokens takes three times as long as to compare them. Assigned whole, as `_unit`.
+            self._kept = self._kept or [*self._blocks(rest)]
+        return self._kept or self._blocks(rest)
 
     def _proposed_of(self, queries_QD: Floats, k: int, rows: Rows) -> list[Rows]:
         """Candidates among some rows, which ascend."""
         if self.is_late:
-            return [self._may_be_best(query_LD, rows, k) for query_LD in queries_QD]
+            return [self._may_be_best(query_LD, self._blocks(rows), k) for query_LD in queries_QD]
         if len(rows) > MANY * self.num_rows:
             in_segments = self._read_unit(range(self._rows_in_segments))
             blocks = itertools.chain(in_segments, self._unit_blocks())
@@ -279,7 +293,7 @@ class FolderIndex(ImageIndex):
     def tokens(self, rows: Rows) -> tuple[Floats, Rows]:
         starts_R, counts_R = self._token_places()
         found = []
-        for row, start, count in zip(rows.tolist(), starts_R[rows].tolist(), counts_R[rows].tolist(), strict=True):
+        for row, start, count in np.stack((rows, starts_R[rows], counts_R[rows]), axis=1).tolist():
             part, group, _ = self._locate(row)
             found.append(self._mapped(part)[group][start : start + count])
         return exact.decoded(np.concatenate(found or [np.empty(0, self.document.vector_type)])), counts_R[rows]
