@@ -2,16 +2,18 @@
 of token vectors by MaxSim, against LanceDB, Qdrant's local mode, sentence-transformers and a plain einsum.
 
     OMP_NUM_THREADS=1 python benchmarks/search_peers.py [--images 52000] [--dim 512] [--ways flat hnsw]
-    OMP_NUM_THREADS=1 python benchmarks/search_peers.py --ways tokens centroids --images 10000 --tokens 17 --dim 64
+    OMP_NUM_THREADS=1 python benchmarks/search_peers.py --ways tokens centroids --work work/late
+    OMP_NUM_THREADS=1 python benchmarks/search_peers.py --ways tokens --images 2000 --tokens 49 --dim 128
 
 The vectors are those of benchmarks/search.py: made up, rounded to float16, of unit length. All libraries get the same
 ones as float32, and search them with one thread. Settings are those of dcdctl's index: graphs with 16 edges (32 on the
 lowest level), 128 candidates while building and 128 per query. LanceDB has the settings of the store `lancedb:`. dcdctl
 scores 50 candidates again with the float16 vectors in float64. It needs `pip install faiss-cpu`.
 
-An image with --tokens vectors is a point of the same mixture, and each of its tokens lies between it and another point.
-A query has --length tokens: those of one image, with noise of their own length and no image's exact tokens. `tokens`
-compares all images, and `centroids` is the default of a late index in two stages. Qdrant's local mode is the Python
+Token vectors are those of a model and drawn scenes (--work), or made up: an image is a point of the same mixture, each
+of its --tokens lies between it and another point, and a query has --length tokens of one image with noise. Made-up
+tokens serve to compare times; they have no clusters, so few candidates of two stages are right. `tokens` compares all
+images, and `centroids` is the default of a late index in two stages. Qdrant's local mode is the Python
 client without its server. LanceDB compares tokens by cosine; all other ways by the inner product. Bytes are those of
 the files, or of the arrays in memory.
 
@@ -72,17 +74,25 @@ class Tokens:
     """Token vectors of images, I x N x D, and of queries, Q x L x D; an exact index of them is in `flat`."""
 
     def __init__(self, root: Path, args: argparse.Namespace) -> None:
-        self.root, self.dim, self.flat = root, args.dim, root / "tokens"
+        self.root, self.flat = root, root / "tokens"
+        self.bytes: dict[str, int] = {}
+        self.tokens_IND, self.queries = self.made_up(args) if args.work is None else self.encoded(args.work)
+        self.dim = self.tokens_IND.shape[2]
+        late_index.build(self.flat, self.tokens_IND, "float16", "kind=flat")
+
+    def encoded(self, work: Path) -> tuple[Floats, Floats]:
+        """Those that benchmarks/late_index.py wrote."""
+        return np.load(work / "tokens.npy").astype(np.float16).astype(np.float32), np.load(work / "queries.npy")
+
+    def made_up(self, args: argparse.Namespace) -> tuple[Floats, Floats]:
         mixture, rng, count = Mixture(args.dim), np.random.default_rng(8), args.images * args.tokens
         parts = mixture.images(count, 0).reshape(args.images, args.tokens, args.dim)
         tokens = unit((parts + mixture.images(args.images, 1)[:, None]).reshape(count, args.dim))
-        self.tokens_IND = tokens.astype(np.float16).astype(np.float32).reshape(parts.shape)
+        tokens_IND = tokens.astype(np.float16).astype(np.float32).reshape(parts.shape)
         images = rng.integers(args.images, size=(1000, 1))
-        seen = self.tokens_IND[images, rng.integers(args.tokens, size=(1000, args.length))]
+        seen = tokens_IND[images, rng.integers(args.tokens, size=(1000, args.length))]
         noise = rng.normal(size=seen.shape) * args.dim**-0.5
-        self.queries = unit((seen + noise).reshape(-1, args.dim)).reshape(seen.shape).astype(np.float32)
-        self.bytes: dict[str, int] = {}
-        late_index.build(self.flat, self.tokens_IND, "float16", "kind=flat")
+        return tokens_IND, unit((seen + noise).reshape(-1, args.dim)).reshape(seen.shape).astype(np.float32)
 
     def in_memory(self, name: str, search: Search) -> dict[str, Search]:
         """A way that holds the tokens as float32."""
@@ -268,7 +278,9 @@ def compare(
     vectors: Vectors | Tokens, kind: str, true: list[list[int]], args: argparse.Namespace
 ) -> tuple[list[list[str]], list[dict[str, Any]]]:
     """Rows of the table, and numbers, of all ways of a kind."""
-    queries = [query[None] for query in vectors.queries[: args.queries]]
+    # Without the padding of token vectors.
+    queries = [(query if query.ndim == 1 else query[query.any(axis=1)])[None] for query in vectors.queries]
+    queries = queries[: args.queries]
     searches, built = dict[str, Search](), dict[str, Spent]()
     for name, make in MAKERS[kind]:
         made: dict[str, Search] = {}
@@ -323,6 +335,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--ways", nargs="+", choices=KINDS, default=["flat", "hnsw"])
     parser.add_argument("--tokens", type=int, default=17, help="vectors per image, of kinds tokens and centroids")
+    parser.add_argument("--work", type=Path, help="real token vectors: the --work of benchmarks/late_index.py")
     parser.add_argument("--length", type=int, default=12, help="vectors per query, of these kinds")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=5)
@@ -352,9 +365,9 @@ def main() -> None:
         "processor time to build",
         "bytes",
     ]
-    sizes = {name: getattr(args, name) for name in ("images", "dim", "tokens", "length", "queries")}
+    sizes = {name: str(getattr(args, name)) for name in ("work", "images", "dim", "tokens", "length", "queries")}
     sys.stdout.write(f"{sizes}\n\n{table(columns, lines)}\n")
-    sys.stdout.write(json.dumps({**facts(*sorted(packages)), **sizes, **results}) + "\n")
+    sys.stdout.write(json.dumps({**facts(*sorted(packages)), **sizes, "results": results}) + "\n")
 
 
 if __name__ == "__main__":
