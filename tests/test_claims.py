@@ -228,6 +228,23 @@ def test_what_drifted_is_stored_on_request_in_the_file_and_on_the_page(claims, m
     assert (made / "claims.toml").read_text().count("\nlast = ") == 1
 
 
+def test_an_expectation_counts_from_the_commit_that_has_it(claims, made, capsys):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for words in (("init", "-q"), ("add", "claims.toml"), (*who, "commit", "-qm", "expected")):
+        claims.git(*words)
+    commit = claims.git("rev-parse", "--short", "HEAD")
+    assert claims.planned()["commit"] == commit
+    (made / "other").touch()
+    claims.git("add", "other")
+    claims.git(*who, "commit", "-qm", "other")
+    assert run(claims, made, "--write") == 0
+    runs, _ = claims.load()
+    assert runs["made"].planned["commit"] == commit
+    assert runs["made"].last["commit"].startswith(claims.git("rev-parse", "--short", "HEAD"))
+    assert claims.planned() == {}
+    assert "that no commit has" in capsys.readouterr().err
+
+
 def test_a_step_that_fails_is_not_run_and_says_where_its_messages_are(claims, made, capsys):
     (made / "value.json").unlink()
     assert run(claims, made, "--only", "rsum") == 1
