@@ -386,12 +386,14 @@ def published(claim: Claim, run: Run) -> list[float]:
 
 
 def set_line(document: str, table: str, key: str, value: str) -> str:
-    """Replace or add a key of a table, leaving all else as it is."""
+    """Replace a key of a table, or add it below the minutes of a run, leaving all else as it is."""
     head, start, rest = document.partition(f"[{table}]\n")
     body, separator, tail = rest.partition("\n[")
     line = f"{key} = {value}"
-    body, count = re.subn(rf"^{key} = .*$", lambda _: line, body, flags=re.MULTILINE)
-    return head + start + (body if count else f"{line}\n{body}") + separator + tail
+    if not re.search(rf"^{key} = ", body, re.MULTILINE):
+        body = re.sub(r"^minutes = .*$", rf"\g<0>\n{key} = ", body, flags=re.MULTILINE)
+    body = re.sub(rf"^{key} = .*$", lambda _: line, body, flags=re.MULTILINE)
+    return head + start + body + separator + tail
 
 
 def say(line: str) -> None:
