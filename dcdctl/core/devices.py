@@ -112,9 +112,7 @@ def use_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-def read_ahead(
-    items: Dataset[T], keys: Iterable[Any], workers: int, *, start_method: str | None = None, pin_memory: bool = False
-) -> Iterator[T]:
+def read_ahead(items: Dataset[T], keys: Iterable[Any], workers: int, *, pin_memory: bool = False) -> Iterator[T]:
     """The items of these keys in order, read ahead by worker processes; by this process if there are none.
 
     A DcdError of a worker is raised here with its own message; InputError if a worker was killed.
@@ -125,7 +123,6 @@ def read_ahead(
         batch_size=None,
         sampler=keys,
         num_workers=workers,
-        multiprocessing_context=start_method if workers else None,
         pin_memory=pin_memory,
     )
     try:

@@ -212,7 +212,7 @@ BAD_ENTRIES = {
     "a folder that is a list": (entry("ü.png", filepath=["x"]), r'"filepath" is a list'),
     "an unknown split": (
         entry("ü.png", "holdout"),
-        r"\"ü.png\": unknown split 'holdout' \(known: train, val, test, restval, ",
+        r"images\[1\]: unknown split 'holdout' \(known: train, val, test, restval, ",
     ),
     "a split that is a list": (entry("ü.png", ["train"]), '"split" is a list'),
     "no captions": (entry("ü.png", raws=()), "the image has no caption"),
@@ -374,7 +374,7 @@ def test_a_bad_csv_line_is_an_error_with_its_number_or_is_skipped(tmp_path, pair
             "line 3 has 3 cells, and line 1 names 2 columns; a text with ',' needs",
         ),
         ("image,caption\n", "has no row under its column names"),
-        ("image,caption,split\na.jpg,x,holdout\n", "line 2 \"a.jpg\": unknown split 'holdout'"),
+        ("image,caption,split\na.jpg,x,holdout\n", "line 2: unknown split 'holdout'"),
         (
             "image,caption,split\na.jpg,x,val\na.jpg,y,train\n",
             'line 3 "a.jpg": its split is train, but val in pairs.csv line 2',

@@ -24,7 +24,10 @@ from dcdctl.core.models.networks import backbones
 ALONE = "cannot be taken alone"
 NO_POSITIONS = "does not give its number of positions"
 REFUSED = {
-    ("vision", "siglip2"): "needs pixel_attention_mask and spatial_shapes besides pixel_values",
+    (
+        "vision",
+        "siglip2",
+    ): "reads pixel_values and pixel_attention_mask and spatial_shapes, expected one that reads pixel_values alone",
     ("vision", "align"): "does not give the width of its features",
     ("vision", "bridgetower"): ALONE,
     ("vision", "bert"): "reads input_ids, expected one that reads pixel_values",
@@ -34,15 +37,14 @@ REFUSED = {
     ("text", "vit"): "reads pixel_values, expected one that reads input_ids",
 }
 """What no model can hold, and what the error says."""
+IN_NO_PAIR = "cannot be trained in a VisionTextDualEncoderModel"
 NOT_TRAINED = {
-    **{("vision", name): "AutoModel does not know it alone" for name in ("metaclip_2", "align", "blip")},
-    ("vision", "convnext"): "gives no hidden_size",
+    **{("vision", name): IN_NO_PAIR for name in ("metaclip_2", "align", "blip", "convnext")},
     ("text", "distilbert"): "cannot be the text side of a model",
     **{
-        ("text", name): "AutoModel does not know it alone"
-        for name in ("siglip", "siglip2", "metaclip_2", "chinese_clip", "align", "blip")
+        ("text", name): IN_NO_PAIR
+        for name in ("siglip", "siglip2", "metaclip_2", "chinese_clip", "align", "blip", "siglip_text_model")
     },
-    ("text", "siglip_text_model"): "AutoModel does not know it alone",
 }
 """What a VisionTextDualEncoderModel of transformers cannot hold besides."""
 PAIRS = [

@@ -149,7 +149,8 @@ def golden_losses(name: str = "dcd_golden_a") -> Iterator[Comparison]:
         yield Comparison(name, "hardest negatives", student_BN, numbers(case["student_scores_given_to_loss"]), bound=0)
         yield from _losses(name, dcd_official(student_BN, teacher_BN, alpha=0.2), case)
     case = facts["without_teacher"]
-    yield from _losses(name, dcd_official(numbers(case["student_scores"]), None, alpha=case["alpha"]), case)
+    nll = lists.ground_truth(numbers(case["student_scores"]), "softmax")
+    yield from _losses(name, lists.Parts(nll, nll.new_zeros(()), nll), case)
 
 
 def _golden_case(

@@ -17,7 +17,7 @@ from dcdctl.core.models import CoAttentionScorer, ImageBatch, RawPairScorer, Tex
 from dcdctl.core.models.dual_scorer import DualScorer
 from dcdctl.core.models.families.blip2 import Blip2Scorer
 from dcdctl.core.models.families.coattention import Attention, FusionLayer
-from dcdctl.core.models.families.matching import MatchingScorer, log_odds
+from dcdctl.core.models.families.matching import MATCH, NO_MATCH, MatchingScorer
 from dcdctl.core.models.families.raw_pairs import captions_of, pictures_of
 from dcdctl.core.models.late import LateInteraction
 from dcdctl.core.models.model import seeded
@@ -96,7 +96,8 @@ def _matching(
 ) -> Tensor:
     """By the forward pass of transformers."""
     batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
-    return log_odds(getattr(scorer.network(**batch, **scorer.options), scorer.output))
+    rows = getattr(scorer.network(**batch, **scorer.options), scorer.output)
+    return rows[:, MATCH] - rows[:, NO_MATCH]
 
 
 @plain_score.register

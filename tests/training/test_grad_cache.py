@@ -325,12 +325,10 @@ def test_what_cannot_be_split_is_refused(inputs, tmp_path):
         trained(inputs, "fusion lists", tmp_path / "small", micro_batches=9)
     model = copy.deepcopy(inputs.teacher)
     model.network.extra = nn.BatchNorm1d(3)
-    with pytest.raises(
-        ConfigError, match=r"network\.extra is a BatchNorm: its output would depend on how a batch is split"
-    ):
-        _check_micro_batches(model.train(), PairObjective(LossConfig()), TrainingOptions(micro_batches=2))
+    # Its output would depend on how a batch is split.
+    assert not model.train().network.extra.training
     with pytest.raises(ConfigError, match="cannot split a batch into micro-batches; leave --accumulate out"):
-        _check_micro_batches(model, lambda model, batch: {}, TrainingOptions(micro_batches=2))
+        _check_micro_batches(lambda model, batch: {}, TrainingOptions(micro_batches=2))
 
 
 def trained_on_two_threads(inputs: OpenInputs, kind: str, folder: Path, **options: object) -> training_runs.Run:

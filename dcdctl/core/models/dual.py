@@ -21,7 +21,7 @@ from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch, 
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.projections import MAX_LOGIT_SCALE
-from dcdctl.core.models.networks.towers import TrainedParts, keep_statistics, use_eval_mode_where_frozen
+from dcdctl.core.models.networks.towers import TrainedParts
 
 
 class Calibration(nn.Module):
@@ -213,14 +213,6 @@ class DualEncoder(RetrievalModel):
         """
         if parts.which != "all":
             raise self._without_towers(f"model.trained {parts.which}")
-
-    def train(self, mode: bool = True) -> Self:
-        """Train mode, except for frozen parts, which have no dropout, and BatchNorms, as ALIGN and MobileCLIP have
-        them."""
-        super().train(mode)
-        use_eval_mode_where_frozen(self.network)
-        keep_statistics(self.network)
-        return self
 
     def merge_adapters(self) -> None:
         """Add the adapters of `set_trained` to the weights that they adapt, and remove them; does nothing without

@@ -21,6 +21,7 @@ from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.inputs import PairBatch, States, TextBatch, up_to_padding
+from dcdctl.core.models.networks.towers import restore_eval_mode
 from dcdctl.core.models.protocols import ExportSpec
 
 if TYPE_CHECKING:
@@ -81,6 +82,12 @@ class RetrievalModel(nn.Module, ABC):
         self.preprocess = preprocess
         self.unused_keys = unused_keys
         self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Train mode, except for what stays in eval mode (`restore_eval_mode`)."""
+        super().train(mode)
+        restore_eval_mode(self.network)
+        return self
 
     @property
     def config(self) -> dict[str, Any]:

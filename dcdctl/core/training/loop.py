@@ -154,7 +154,7 @@ class Learner:
         compute = self.options.compute
         # Before the optimizer is made, which keeps the parameters that it is given.
         self.model.to(compute.device).train()
-        _check_micro_batches(self.model, self.objective, self.options)
+        _check_micro_batches(self.objective, self.options)
         self.optimizer = make_optimizer(self.model, self.config)
         # Only small float16 gradients underflow; bfloat16 has the exponents of float32.
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "float16")
@@ -201,26 +201,12 @@ class Learner:
         return 1 + next((int(state["step"]) for state in self.optimizer.state.values()), 0)
 
 
-def _check_micro_batches(model: nn.Module, objective: Objective, options: TrainingOptions) -> None:
-    """ConfigError if micro-batches would give another loss than the whole batch."""
-    if options.micro_batch_plan.count == 1:
-        return
-    hint = "leave --accumulate out and start one process"
-    if not isinstance(objective, PairObjective):
-        raise ConfigError("this training cannot split a batch into micro-batches", hint=hint)
-    if norms := batch_norms(model):
+def _check_micro_batches(objective: Objective, options: TrainingOptions) -> None:
+    """ConfigError if the batches of an objective cannot be split, and the options split them."""
+    if options.micro_batch_plan.count > 1 and not isinstance(objective, PairObjective):
         raise ConfigError(
-            f"{norms[0]} is a BatchNorm: its output would depend on how a batch is split into micro-batches", hint=hint
+            "this training cannot split a batch into micro-batches", hint="leave --accumulate out and start one process"
         )
-
-
-def batch_norms(model: nn.Module) -> list[str]:
-    """The names of the BatchNorms that are trained: with one, micro-batches give another loss than the batch."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-    ]
 
 
 def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> float:

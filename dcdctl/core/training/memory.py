@@ -16,7 +16,7 @@ from torch import nn
 from dcdctl.core import devices, distributed, memory
 from dcdctl.core.errors import InputError, is_out_of_memory
 from dcdctl.core.progress import Say
-from dcdctl.core.training.loop import TrainingOptions, batch_norms
+from dcdctl.core.training.loop import TrainingOptions
 
 TIMED_STEPS = 3
 """Steps whose mean time decides between precisions; the one before them warms up."""
@@ -87,9 +87,8 @@ def precisions(options: TrainingOptions) -> tuple[str, ...]:
 def _fit(options: TrainingOptions, model: nn.Module, batch_size: int, trial: Trial) -> TrainingOptions | InputError:
     """The options with the smallest number of micro-batches, doubled from that of the options, that fits; what to raise
     if none does."""
-    may_split = options.tries_micro_batches and not batch_norms(model)
     while not _fits(options, model, trial):
-        if not may_split or options.micro_batches >= batch_size:
+        if not options.tries_micro_batches or options.micro_batches >= batch_size:
             return memory_error(options, batch_size)
         options = replace(options, micro_batches=min(2 * options.micro_batches, batch_size))
     return options

@@ -12,14 +12,17 @@ from dcdctl.core.data.readers.webdataset import WebDatasetSource
 from dcdctl.core.errors import InputError
 
 FORMATS: dict[str, type[SourceConfig]] = {
-    "scenes": ScenesSource,
-    "karpathy": KarpathySource,
-    "lavis": LavisSource,
-    "csv": CsvSource,
-    "jsonl": JsonlSource,
-    "parquet": ParquetSource,
-    "webdataset": WebDatasetSource,
-    "pool": PoolSource,
+    source.format: source
+    for source in (
+        ScenesSource,
+        KarpathySource,
+        LavisSource,
+        CsvSource,
+        JsonlSource,
+        ParquetSource,
+        WebDatasetSource,
+        PoolSource,
+    )
 }
 
 

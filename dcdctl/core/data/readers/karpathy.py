@@ -60,7 +60,6 @@ class KarpathyEntry(EntryWithFile):
     """An item of `images`."""
 
     numbers: list[int]
-    image_key = "filename"
 
     def split(self) -> str:
         if not isinstance(self.value, dict):

@@ -113,11 +113,6 @@ class ParquetEntry(Entry):
     """The path of an image that has none."""
     stored: ParquetImageFile
 
-    @property
-    def image_name(self) -> str:
-        value = _nested_value(self.value, self.columns.image_id)
-        return "" if value is None else str(value)
-
     def split(self) -> str | None:
         if self.split_name is not None:
             return self.split_name

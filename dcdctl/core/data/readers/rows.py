@@ -84,13 +84,6 @@ class Entry(ABC):
     """The file and the row, for messages."""
     value: Any
     """What the row says: a JSON object, or cells by name."""
-    image_key: ClassVar[str] = "image"
-
-    @property
-    def image_name(self) -> str:
-        """The image as the row names it, for messages; empty if it does not."""
-        name = self.value.get(self.image_key) if isinstance(self.value, Mapping) else None
-        return name if isinstance(name, str) else ""
 
     @abstractmethod
     def split(self) -> str | None:
@@ -217,6 +210,7 @@ def group_by_image(
     by_path: dict[str, tuple[str, SourceRow]] = {}
     num_captions = dict.fromkeys(SPLITS, 0)
     for entry in entries:
+        path = ""
         try:
             split = entry.split()
             if split is None or not check.includes(split):
@@ -239,7 +233,7 @@ def group_by_image(
                 by_path[path] = known
                 rows[split].append(known[1])
         except RowError as error:
-            check.reject(entry.where, entry.image_name, str(error))
+            check.reject(entry.where, path, str(error))
             continue
         row, first = known[1], num_captions[split]
         num_captions[split] += len(captions)

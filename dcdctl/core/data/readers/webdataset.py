@@ -63,10 +63,6 @@ class WebDatasetEntry(EntryWithFile):
 
     split_name: str
 
-    @property
-    def image_name(self) -> str:
-        return self.value.get(image_suffix(self.value) or "", next(iter(self.value.values())))
-
     def split(self) -> str:
         return self.split_name
 

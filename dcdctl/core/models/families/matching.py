@@ -130,7 +130,8 @@ class MatchingScorer(FusionScorer):
         # Autocast would round the logit itself: to one of 128 steps between 8 and 16 in bfloat16, so that close
         # candidates tie.
         with torch.autocast(features_PD.device.type, enabled=False):
-            return log_odds(head(features_PD.to(head.weight.dtype)))
+            rows_P2 = head(features_PD.to(head.weight.dtype))
+            return rows_P2[:, MATCH] - rows_P2[:, NO_MATCH]
 
     @classmethod
     def load(cls, ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Self:
@@ -189,11 +190,6 @@ class MatchingScorer(FusionScorer):
                 hint="restore preprocessor_config.json",
             )
         return processor
-
-
-def log_odds(rows_P2: Tensor) -> Tensor:
-    """The logit of a match, from both rows of a head."""
-    return rows_P2[:, MATCH] - rows_P2[:, NO_MATCH]
 
 
 def finish(output: Any, projected_PND: Tensor, tokens_PND: Tensor) -> Tensor:

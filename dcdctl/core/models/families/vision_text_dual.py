@@ -316,7 +316,12 @@ def dual_from_backbones(vision_ref: str, text_ref: str, projection_dim: int = 25
         # In this order, because a pooler that a checkpoint lacks takes random numbers too.
         vision, text = backbones.load_vision(vision_ref), backbones.load_text(text_ref)
         for ref, side, encoder in ((vision_ref, "vision", vision), (text_ref, "text", text)):
-            _check_trainable(ref, side, encoder.config)
+            alone: Any = encoder.config
+            # transformers reads the sides again by AutoModel.
+            is_known = backbones.encoder_class(alone) is AutoModel
+            if not (is_known and isinstance(getattr(alone, "hidden_size", None), int)):
+                problem = f"the {side} encoder of {ref} ({alone.model_type}) cannot be trained in a"
+                raise ModelError(f"{problem} VisionTextDualEncoderModel", hint=FROZEN_HINT)
         config = VisionTextDualEncoderConfig.from_vision_text_configs(
             vision.config, text.config, projection_dim=projection_dim
         )
@@ -328,21 +333,6 @@ def dual_from_backbones(vision_ref: str, text_ref: str, projection_dim: int = 25
     sides = (vision_ref, model.embed_images), (text_ref, model.embed_texts)
     backbones.check_sides(model.preprocess, *sides, hint=FROZEN_HINT)
     return model
-
-
-def _check_trainable(ref: str, side: str, config: Any) -> None:
-    """ModelError for an encoder that transformers cannot read again as a side of a VisionTextDualEncoderModel."""
-    problem = ""
-    if backbones.encoder_class(config) is not AutoModel:
-        problem = "AutoModel does not know it alone"
-    elif not isinstance(getattr(config, "hidden_size", None), int):
-        problem = "its configuration gives no hidden_size"
-    if problem:
-        message = (
-            f"the {side} encoder of {ref} ({config.model_type}) cannot be trained in a "
-            f"VisionTextDualEncoderModel: {problem}"
-        )
-        raise ModelError(message, hint=FROZEN_HINT)
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> VisionTextDual:

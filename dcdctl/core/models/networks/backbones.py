@@ -27,7 +27,6 @@ from dcdctl.core.errors import ModelError, first_line, require_extra
 from dcdctl.core.models.checkpoint import check_complete, check_finite
 from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
-from dcdctl.core.models.networks.towers import keep_statistics
 from dcdctl.core.models.preprocess import (
     Preprocess,
     fitted_preprocess,
@@ -157,17 +156,14 @@ def _load(ref: str, side: Side) -> nn.Module:
 
 def _check_inputs(encoder: Any, ref: str, side: Side) -> None:
     """ModelError unless the encoder computes from pixels, or from token ids, alone."""
-    actual, expected = encoder.main_input_name, INPUTS[side]
-    if actual != expected:
-        read = f"{ref} is a {encoder.config.model_type} model and reads {actual}, expected one that reads {expected}"
-        raise ModelError(read, hint=HINTS[side])
     parameters = inspect.signature(encoder.forward).parameters.values()
     required = [
         each.name for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
     ]
-    if others := [name for name in required if name != expected]:
-        actual = f"{ref} is a {encoder.config.model_type} model, which needs {' and '.join(others)} besides {expected}"
-        raise ModelError(actual, hint="take a model of a fixed image size" if side == "vision" else HINTS[side])
+    read = dict.fromkeys([encoder.main_input_name, *required])
+    if list(read) != [INPUTS[side]]:
+        problem = f"{ref} is a {encoder.config.model_type} model and reads {' and '.join(read)}"
+        raise ModelError(f"{problem}, expected one that reads {INPUTS[side]} alone", hint=HINTS[side])
 
 
 def new_encoder(config: Any) -> Any:
@@ -419,23 +415,9 @@ class EncoderPair:
         )
 
     def freeze(self) -> None:
-        """Leave both encoders unchanged in training, and in eval mode."""
+        """Leave both encoders unchanged in training, and in eval mode: their features may be computed once."""
         for encoder in (self.vision, self.text):
-            encoder.requires_grad_(False)
-        self.restore_eval_mode()
-
-    def restore_eval_mode(self) -> None:
-        """Undo `Module.train` where it would change features.
-
-        Frozen encoders apply no dropout, since their features may be computed once. BatchNorm keeps its trained
-        statistics even in an encoder that is trained: those of a batch would make an image's features depend on its
-        neighbors.
-        """
-        is_frozen = self.is_frozen
-        for encoder in (self.vision, self.text):
-            if is_frozen:
-                encoder.eval()
-            keep_statistics(encoder)
+            encoder.requires_grad_(False).eval()
 
     def image_features(self, images: ImageBatch) -> States:
         """Features of I images, I x V x W."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -78,13 +78,6 @@ class ModelOverEncoders(OwnFormat):
             return inputs
         encoders = self.encoders
         return encoders.image_features(inputs) if isinstance(inputs, ImageBatch) else encoders.text_features(inputs)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of all parts but those of the encoders that stay in eval mode
-        (`EncoderPair.restore_eval_mode`)."""
-        super().train(mode)
-        self.encoders.restore_eval_mode()
-        return self
 
 
 @dataclass(frozen=True)

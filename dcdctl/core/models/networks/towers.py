@@ -111,23 +111,16 @@ def freeze_others(model: nn.Module, towers: Sequence[Tower], parts: TrainedParts
         parameter.requires_grad_(is_trained or (parts.which == "lora" and ".lora_" in name))
 
 
-def use_eval_mode_where_frozen(network: nn.Module) -> None:
-    """Undo `Module.train` in modules whose parameters are all frozen: their outputs have no dropout, so they may be
-    stored."""
-    if all(parameter.requires_grad for parameter in network.parameters()):
-        return
-    for module in network.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            module.eval()
+def restore_eval_mode(network: nn.Module) -> None:
+    """Undo `Module.train` where it would change outputs that may be stored.
 
-
-def keep_statistics(network: nn.Module) -> None:
-    """Put BatchNorms into eval mode, so that they keep their statistics: those of a batch would depend on the size of a
-    micro-batch."""
+    Modules whose parameters are all frozen apply no dropout. BatchNorms keep their trained statistics also where they
+    are trained: those of a batch would depend on the size of a micro-batch.
+    """
     for module in network.modules():
+        trained = [parameter.requires_grad for parameter in module.parameters()]
         # The common base of all BatchNorm classes, SyncBatchNorm included; torch has no public name for it.
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or (trained and not any(trained)):
             module.eval()
 
 

@@ -5,6 +5,9 @@ The values of `teacher_QG` and `student_QG` outside `scored_QG` have no influenc
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -113,8 +116,7 @@ def kl(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature
 
     When to use it: beside `infonce` for a pretrained dual student, with a teacher whose softmax is not one-hot.
     """
-    rows = _listwise(student_QG, teacher_QG, scored_QG, temperature)
-    return (rows + _listwise(student_QG.T, teacher_QG.T, scored_QG.T, temperature)) / 2
+    return _both_ways(_listwise, student_QG, teacher_QG, scored_QG, temperature)
 
 
 def dcd_kl(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float) -> Tensor:
@@ -129,8 +131,7 @@ def dcd_kl(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, tempera
 
     When to use it: to compare dynamic weights with `kl`; three seeds show no difference (docs/results.md).
     """
-    rows = _listwise(student_QG, teacher_QG, scored_QG, temperature, is_dynamic=True)
-    return (rows + _listwise(student_QG.T, teacher_QG.T, scored_QG.T, temperature, is_dynamic=True)) / 2
+    return _both_ways(partial(_listwise, is_dynamic=True), student_QG, teacher_QG, scored_QG, temperature)
 
 
 def margin_mse(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float) -> Tensor:
@@ -151,8 +152,15 @@ def margin_mse(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, tem
     >>> margin_mse(student, teacher, torch.tensor([[True, True]]), temperature=1.0)
     tensor(0.5000)
     """
-    rows = _margins(student_QG, teacher_QG, scored_QG, temperature)
-    return (rows + _margins(student_QG.T, teacher_QG.T, scored_QG.T, temperature)) / 2
+    return _both_ways(_margins, student_QG, teacher_QG, scored_QG, temperature)
+
+
+def _both_ways(
+    loss: Callable[..., Tensor], student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, temperature: float
+) -> Tensor:
+    """The mean of a loss over rows and over columns."""
+    rows = loss(student_QG, teacher_QG, scored_QG, temperature)
+    return (rows + loss(student_QG.T, teacher_QG.T, scored_QG.T, temperature)) / 2
 
 
 def _margins(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, temperature: float) -> Tensor:

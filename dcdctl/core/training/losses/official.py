@@ -14,22 +14,17 @@ from dcdctl.core.training.losses.lists import Parts, ground_truth
 from dcdctl.core.training.losses.masked import binary_cross_entropy, in_full_precision
 
 
-def dcd_official(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0) -> Parts:
+def dcd_official(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Parts:
     """The loss of the released code, with its numerical failures; `teacher_BN` is in the order of `select_as_official`.
 
         KD  = T^2 * (sum_i r_i) * mean_ij (t_ij/T - s_ij/T)^2 = the plain mean squared error
         NLL = sum_i w_i * mean_j BCE(s_ij, 1 if j = 0 else 0)
 
     Value and gradient are NaN if a softmax of the teacher underflows to 0, or if the teacher is sure of every query.
-    Without a teacher, where alpha must be 0, the loss is softmax cross-entropy with the positive as target.
+    Without a teacher the released loss is `ground_truth` with a softmax.
 
     When to use it: to reproduce published numbers; otherwise `dcd`.
     """
-    if teacher_BN is None:
-        if alpha != 0:
-            raise ValueError(f"without teacher scores alpha must be 0, got {alpha}")
-        nll = ground_truth(student_BN, "softmax")
-        return Parts(nll, nll.new_zeros(()), nll)
     teacher_BN, student_BN = in_full_precision(teacher_BN.detach()), in_full_precision(student_BN)
     # The released code takes the logarithm of the softmax, so 0 * log 0 is NaN; log_softmax would be safe and differ.
     p_BN = teacher_BN.softmax(dim=1)
