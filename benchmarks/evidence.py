@@ -13,7 +13,8 @@
 Every step is a `dcdctl` command that could be typed in the work folder. A killed plan resumes: finished steps are
 skipped, and an unfinished step is resumed. Runs without a published result come first. --jobs steps run at the same
 time with one thread each, and their cost is given in processor seconds. The folder docs/results/PLAN receives run.json,
-result.json and the cost of every run, the comparisons, the tables and the plot.
+result.json and the cost of every run, the comparisons, the tables and the plot. The plan `students` also times its
+models with `dcdctl bench`, at its end, and writes lead.md with two plots; run these steps on an idle machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -35,6 +35,7 @@ import evidence_clip
 import evidence_fair
 import evidence_flickr8k
 import evidence_forks
+import evidence_lead
 import evidence_pools
 import evidence_scenes
 import evidence_students
@@ -82,12 +83,18 @@ class Workspace:
         return self.work / step.out
 
     def is_done(self, step: Step) -> bool:
+        if step.command == "bench":
+            return (self._timed(step) / "bench.json").exists()
         cache = "texts.json" if "--texts" in step.words else "cache.json"
         marker = "cost.json" if step.is_run else cache if step.command == "cache-teacher" else "corpus.json"
         return (self.folder(step) / marker).exists()
 
     def is_published(self, step: Step) -> bool:
-        return (self.results / step.out.split("/", 1)[-1] / "result.json").exists()
+        return (self.results / step.short / "result.json").exists()
+
+    def _timed(self, step: Step) -> Path:
+        """The folder of the run that a step times."""
+        return self.work / "runs" / step.short
 
     def run(self, step: Step) -> None:
         """Run a step and measure it; RuntimeError with the end of its log if a command fails."""
@@ -96,7 +103,7 @@ class Workspace:
             artifacts.write_document(folder / "cost.json", {"eval_seconds": self._measure(step, step.words)})
             return self.publish(step)
         resume = ["--resume"] if step.is_run and (folder / "run.json").exists() else []
-        cost = {"train_seconds": self._dcdctl(step, [step.command, *step.words, "--out", step.out, *resume])}
+        cost = {"train_seconds": self._dcdctl(step, [*step.arguments, *resume])}
         if step.is_run:
             model = (step.out,) if not step.measured else (step.measured, step.role, step.out)
             cost["eval_seconds"] = self._measure(step, (*model, *step.measure))
@@ -121,15 +128,20 @@ class Workspace:
         return seconds
 
     def publish(self, step: Step) -> None:
-        """Copy the small files into docs/results, unless the run belongs to no table."""
-        if step.is_run and not step.table:
-            return
-        names = ("run.json", "result.json", "cost.json") if step.is_run else ("cache.json",)
+        """Copy the small files into docs/results; of a run that belongs to no table, its cost."""
+        names, folder = ("cache.json",), self.folder(step)
+        if step.is_run:
+            names = ("run.json", "result.json", "cost.json") if step.table else ("cost.json",)
+        elif step.command == "bench":
+            names, folder = ("bench.json",), self._timed(step)
         for name in names:
-            if (self.folder(step) / name).exists():
-                target = self.results / step.out.split("/", 1)[-1] / name
+            if (folder / name).exists():
+                document = artifacts.read_document(folder / name)
+                if "data" in document:  # without a path of this machine
+                    document["data"] = os.path.relpath(self.work / document["data"], self.work)
+                target = self.results / step.short / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.folder(step) / name, target)
+                artifacts.write_document(target, document)
 
     def _dcdctl(self, step: Step, words: list[str]) -> float:
         """Run a command and return its processor seconds, which depend little on what else runs."""
@@ -279,10 +291,14 @@ def main() -> None:
     if args.forks:
         evidence_forks.import_all()
     failed = [] if args.tables_only else run_all(workspace, select_steps(workspace, steps, args.table), args.jobs)
+    for step in filter(workspace.is_done, steps):
+        workspace.publish(step)
     if not args.tables_only:
         workspace.results.mkdir(parents=True, exist_ok=True)
         (workspace.results / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
     sys.stdout.write(evidence_tables.write(steps, workspace.work, workspace.results, PARTS.get(args.plan)))
+    if any(step.command == "bench" for step in steps):
+        sys.stdout.write(evidence_lead.write(steps, workspace.results))
     say(f"{(time.perf_counter() - started) / 60:.1f} minutes")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

@@ -13,7 +13,8 @@ class Step:
     """A command with its dependencies, and the row of a table for its result."""
 
     out: str
-    """Output folder, relative to the work folder: data, caches/NAME or runs/NAME."""
+    """Output folder, relative to the work folder: data, caches/NAME or runs/NAME; times/NAME for the times of
+    runs/NAME."""
     command: str
     """`eval` for a row that trains nothing; its words are then all arguments but --out."""
     words: tuple[str, ...]
@@ -34,6 +35,16 @@ class Step:
     @property
     def name(self) -> str:
         return self.out.replace("/", "-")
+
+    @property
+    def short(self) -> str:
+        """The folder of its files in docs/results/PLAN; the times of a run lie beside its results."""
+        return self.out.split("/", 1)[-1]
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The words behind `dcdctl`; `bench` writes into the folder of the run that it times."""
+        return (self.command, *self.words, *(() if self.command == "bench" else ("--out", self.out)))
 
     @property
     def is_run(self) -> bool:

@@ -17,6 +17,9 @@ CACHE, FAMILIES, FUSION_CACHE = "caches/scenes", "caches/families", "caches/fusi
 BY_DUAL = sets(candidates__model="runs/dual-0/model", candidates__group_size=4, candidates__block_size=8)
 """Blocks of whole families of scenes, which a dual encoder finds: without them nothing asks for left and right."""
 QUERY = "--query-model"
+BENCH = ("--threads", "2", *sets(budget_s=2, num_repeats=20, batch_sizes="[32]", num_fresh_processes=0))
+BENCH += sets(gallery_sizes="[2,5,20,100,1000]", is_onnx_timed="false")
+"""As a study times queries. The teacher's times over the few images of a cascade are those of its re-ranking."""
 INFONCE = sets(loss__terms="{infonce=1.0}")
 ALL, DUAL, LATE, PLACED = (
     "teacher, all pairs",
@@ -63,11 +66,23 @@ def students() -> list[Step]:
     steps += [step for seed in SEEDS for step in _dual(seed) + _late(seed)]
     steps += [step for seed in SEEDS for step in _cascades(seed)]
     fusion = ("demo-fusion", *DATA, "--teacher", TEACHER, "--cache", FUSION_CACHE)
-    return [
-        *steps,
+    steps += [
         _run("fusion-0", fusion, (FUSION_CACHE,), "fusion, 4 of 6 layers", ""),
         Step("runs/teacher", "eval", (TEACHER, *TEST), ("data",), TABLE, ALL),
     ]
+    return [*steps, *_times(steps)]
+
+
+def _times(steps: list[Step]) -> list[Step]:
+    """The times of the students of seed 0, one after another when all else is done."""
+    times: list[Step] = []
+    for step in steps:
+        if not (step.trains and step.table and step.short.endswith("-0")):
+            continue
+        model = (step.out,) if not step.measured else (step.measured, step.role, step.out)
+        words = (*model, "--teacher", TEACHER, *TEST, *BENCH)
+        times.append(Step(f"times/{step.short}", "bench", words, tuple(each.out for each in [*steps, *times])))
+    return times
 
 
 def _run(name: str, words: tuple[str, ...], after: tuple[str, ...], label: str, base: str) -> Step:

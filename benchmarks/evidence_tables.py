@@ -48,7 +48,7 @@ def write(
     `parts_of` names, for tables, differences of two rows; they become a table of their own. In a plan with such parts,
     the intervals cover the seeds of rows with two runs or more (`dcdctl compare --draw-seeds`).
     """
-    groups = _groups([step for step in steps if step.table and (results / _short(step) / "result.json").exists()])
+    groups = rows_of([step for step in steps if step.table and (results / step.short / "result.json").exists()])
     parts_of = parts_of or {}
     pairs = {f"{table} / {label}": (table, label, members[0].base) for (table, label), members in groups.items()}
     pairs |= {f"{table} / {part}": (table, *rows) for table, parts in parts_of.items() for part, rows in parts.items()}
@@ -72,7 +72,7 @@ def write(
     return document
 
 
-def _groups(steps: list[Step]) -> dict[tuple[str, str], list[Step]]:
+def rows_of(steps: list[Step]) -> dict[tuple[str, str], list[Step]]:
     """The runs of each row of each table, one per seed."""
     groups: dict[tuple[str, str], list[Step]] = {}
     for step in steps:
@@ -131,7 +131,7 @@ def _difference(compared: dict[str, Any] | None) -> str:
 
 
 def _row(members: list[Step], compared: dict[str, Any] | None, results: Path) -> list[str]:
-    evaluated = [_read(results / _short(step) / "result.json") for step in members]
+    evaluated = [read(results / step.short / "result.json") for step in members]
     recalls = [
         "/".join(f"{mean(each[direction.key][k] for each in evaluated):.1f}" for k in ("R@1", "R@5", "R@10"))
         for direction in Direction
@@ -154,7 +154,7 @@ def _row(members: list[Step], compared: dict[str, Any] | None, results: Path) ->
 
 def training_seconds(members: list[Step], results: Path) -> float | None:
     """Mean processor seconds of the trainings, including the start of the program; None if all of them were resumed."""
-    costs = [_read(results / _short(step) / "cost.json").get("train_seconds") for step in members]
+    costs = [read(results / step.short / "cost.json").get("train_seconds") for step in members]
     known = [cost for cost in costs if cost is not None]
     return mean(known) if known else None
 
@@ -172,7 +172,7 @@ def _plot(groups: dict[tuple[str, str], list[Step]], results: Path) -> None:
         rows = [(label, members) for (title, label), members in groups.items() if title == table]
         for index, (label, members) in enumerate(rows):
             points = [
-                (training_seconds([step], results), _read(results / _short(step) / "result.json")["rsum"])
+                (training_seconds([step], results), read(results / step.short / "result.json")["rsum"])
                 for step in members
             ]
             known = [(seconds, rsum) for seconds, rsum in points if seconds is not None]
@@ -190,9 +190,5 @@ def _plot(groups: dict[tuple[str, str], list[Step]], results: Path) -> None:
     plt.close(figure)
 
 
-def _short(step: Step) -> str:
-    return step.out.split("/", 1)[-1]
-
-
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     return artifacts.read_document(path, hint="restore it, or run the benchmark again")

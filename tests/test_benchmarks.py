@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from paths import DOCS, ROOT, SUPPORT
 from typed_commands import parse
 
-from dcdctl.core import models
+from dcdctl.core import artifacts, models
 from dcdctl.core.data import scenes
 from dcdctl.core.training import load_recipe
 
@@ -31,9 +32,12 @@ PLANS = [
     "clip-scenes",
     "fair",
     "flickr8k",
+    "pools",
+    "queries",
     "scenes",
     "scenes-cascade",
     "small",
+    "students",
 ]
 
 
@@ -194,7 +198,7 @@ def evidence():
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_commands_of_a_plan_parse_and_their_recipes_load(evidence, plan):
     for step in evidence.PLANS[plan]():
-        parse(shlex.join(["dcdctl", step.command, *step.words, "--out", step.out]))
+        parse(shlex.join(["dcdctl", *step.arguments]))
         if step.trains:
             load_recipe(step.words[0], values_of("--set", step.words))
             model = [step.measured, "--rerank", step.out] if step.measured else [step.out]
@@ -212,6 +216,70 @@ def test_the_measured_rows_of_a_plan_are_on_its_pages(evidence, plan):
     for step in measured:
         assert f"### {step.table}\n" in page
         assert f"\n| {step.label} |" in page
+
+
+def write_published(folder: Path, name: str, **documents: dict[str, Any]) -> None:
+    """The small files that a plan publishes."""
+    (folder / name).mkdir(parents=True)
+    for kind, document in documents.items():
+        artifacts.write_document(folder / name / f"{kind}.json", document)
+
+
+def a_result(recall: float, rsum: float) -> dict[str, Any]:
+    return {"text_retrieval": {"R@1": recall}, "image_retrieval": {"R@1": recall + 1}, "rsum": rsum}
+
+
+def some_times(seconds: dict[int, float], num_bytes: int) -> dict[str, Any]:
+    """A model of bench.json; images that are not encoded before take ten times as long."""
+    queries = [
+        {"num_images": size, "is_cached": is_cached, "seconds": each * (1 if is_cached else 10)}
+        for is_cached in (True, False)
+        for size, each in seconds.items()
+    ]
+    return {"queries": queries, "footprint": {"index_bytes_per_million_images": {"float32": num_bytes * 1_000_000}}}
+
+
+def test_the_lead_table_has_means_over_seeds_and_the_costs_of_all_that_a_row_needs(evidence, tmp_path):
+    write_published(tmp_path, "scenes", cache={"pairs": 80})
+    write_published(tmp_path, "families", cache={"pairs": 100})
+    times = {"student": some_times({1000: 0.002}, 1024), "teacher": some_times({20: 0.03, 1000: 0.7}, 64)}
+    cost = {"train_seconds": 60}
+    write_published(tmp_path, "dual-0", result=a_result(10, 200), cost=cost, bench=times)
+    write_published(tmp_path, "dual-1", result=a_result(20, 204), cost={"train_seconds": 120})
+    write_published(tmp_path, "dual-alone-0", result=a_result(9, 190), cost={"eval_seconds": 3})
+    write_published(tmp_path, "query-dual-0", result=a_result(12, 210), cost={"train_seconds": 30})
+    write_published(tmp_path, "first-0", cost={"train_seconds": 90})
+    write_published(tmp_path, "placed-0", result=a_result(90, 580), cost={"train_seconds": 150})
+    write_published(tmp_path, "dual-first-20-0", result=a_result(80, 470), cost={"eval_seconds": 3})
+    write_published(tmp_path, "teacher", result=a_result(95, 590), cost={"eval_seconds": 3})
+    table = evidence.evidence_lead.write(evidence.PLANS["students"](), tmp_path)
+    assert table.splitlines()[2:] == [
+        "| teacher, all pairs | 95.0, 96.0 | 590.0 | 700 | 64 |  |  |",
+        "| dual | 15.0, 16.0 | 202.0 ± 2.8 | 2.00 | 1,024 | 1.5 | 80 |",
+        "| dual, no teacher | 9.0, 10.0 | 190.0 |  |  |  | 0 |",
+        "| dual, a static query student | 12.0, 13.0 | 210.0 |  |  | 1.5 | 80 |",
+        "| late interaction with positions and families | 90.0, 91.0 | 580.0 |  |  | 5.0 | 180 |",
+        "| dual, its first 20 by the teacher | 80.0, 81.0 | 470.0 | 32.0 | 1,024 | 1.0 | 80 |",
+    ]
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"lead.md", "time.png", "pairs.png"}
+
+
+def test_times_come_last_and_are_published_beside_the_results_of_their_run(evidence, tmp_path):
+    steps = evidence.PLANS["students"]()
+    last = steps[-1]
+    assert last.command == "bench"
+    assert set(last.after) == {step.out for step in steps[:-1]}
+    workspace = evidence.Workspace("students", tmp_path / "work", published=tmp_path / "results")
+    assert not workspace.is_done(last)
+    write_published(
+        tmp_path / "work" / "runs", last.short, bench={"student": {}}, result={"data": f"{tmp_path}/work/data"}
+    )
+    assert workspace.is_done(last)
+    workspace.publish(last)
+    workspace.publish(next(step for step in steps if step.out == f"runs/{last.short}"))
+    published = tmp_path / "results" / "students" / last.short
+    assert artifacts.read_document(published / "bench.json") == {"student": {}}
+    assert artifacts.read_document(published / "result.json") == {"data": "data"}
 
 
 @pytest.fixture(scope="module")
