@@ -220,6 +220,7 @@ def _plan(new: NewIndex, changes: IndexChanges, json: bool) -> None:
         "--vectors": changes.vectors,
         "--metadata": new.metadata,
         "--to": changes.to,
+        "--query-model": new.query_model,
     }
     refuse(others, "and --plan-only are two steps: list the images first")
     if new.images is None or new.out is None:

@@ -210,7 +210,7 @@ def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[
         raise InputError(f"{name} does not exist", hint=f"{option} takes a file, a folder or a pattern in quotes")
     # Reading a named pipe would wait for its writer.
     if other := next((match for match in matches if match.suffix.lower() not in suffixes or not match.is_file()), None):
-        raise InputError(f"{other} is no {what} by its name or kind", hint=ending)
+        raise InputError(f"{other} is no {what} by its {'name' if other.is_file() else 'kind'}", hint=ending)
     return matches
 
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from command_line import QUICK_BENCH, document_of, error_of, run
+from tiny import make_teacher
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus
@@ -50,6 +51,12 @@ def test_an_evaluation_of_a_query_student_names_both_and_lies_in_its_run(folders
         "eval", big, "--query-model", query, "--data", scenes_corpus_dir, "--out", folders / "other", "--dims", 4
     ).stdout
     assert "texts by" in shown
+
+
+def test_a_fusion_scorer_has_no_query_student(folders, scenes_corpus_dir, tmp_path):
+    models.save(make_teacher(["a dog"]), tmp_path / "fusion")
+    refused = error_of("eval", tmp_path / "fusion", "--query-model", folders / "q", "--data", scenes_corpus_dir)
+    assert "fusion is a fusion scorer, expected a dual encoder or a late-interaction model" in refused
 
 
 def test_it_is_compared_with_the_teachers_own_texts(folders, scenes_corpus_dir):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import families
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,9 +16,9 @@ from damage import Artifact
 from damaged_runs import RUN_KINDS, TEXTS
 from encoders import make_pair
 from made_caches import build_cache
-from made_index import unit_vectors, update, write_index
+from made_index import ragged, unit_vectors, update, write_index, write_late
 from noise_index import CAPTIONS, make_index
-from tiny import make_corpus, make_teacher, make_wide_dual
+from tiny import make_corpus, make_pool, make_teacher, make_wide_dual
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus, summarize_corpus
@@ -31,8 +32,10 @@ from dcdctl.core.teacher import (
     read_cache,
     read_text_cache,
     summarize_cache,
+    text_cache,
 )
 from dcdctl.core.training import negatives
+from dcdctl.core.training.batches.texts import TextBatches
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 
@@ -81,6 +84,37 @@ def text_cache_kind(folder: Path) -> Artifact:
     def read(path: Path) -> Any:
         cache = read_text_cache(path)
         return [cache.part(number) for number in range(len(cache.part_sizes))], cache.fingerprint
+
+    return Artifact(folder / "made", folder / "other", read)
+
+
+def token_cache_kind(folder: Path) -> Artifact:
+    """A text cache of a late-interaction model in several parts, read as by a training."""
+    models.save(families.late(make_wide_dual(CAPTIONS), is_pooled=False), folder / "late")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(text_cache, "TEXTS_PER_PART", 9)
+        for name in ("made", "other"):
+            (folder / f"{name}.txt").write_text("".join(f"{text} {name}\n" for texts in TEXTS for text in texts))
+            cache_texts(
+                TextCacheJob(out=folder / name, teacher=str(folder / "late"), texts=[str(folder / f"{name}.txt")])
+            )
+
+    def read(path: Path) -> Any:
+        cache = read_text_cache(path)
+        batches = TextBatches(cache, Recipe(batch=BatchConfig(size=4)), holds_out=True)
+        return batches.first_texts(), batches.held_out, text_cache.text_cache_facts(cache)[1:], cache.fingerprint
+
+    return Artifact(folder / "made", folder / "other", read)
+
+
+def pool_kind(folder: Path) -> Artifact:
+    """Images and texts without pairing."""
+    for name, texts in (("made", TEXTS), ("other", TEXTS[1:])):
+        make_pool(folder / name, texts)
+
+    def read(path: Path) -> Any:
+        pool = Corpus.open(path, "train")
+        return pool.captions, pool.languages, pool.image_ids, pool.images(range(pool.num_images)), pool.fingerprint
 
     return Artifact(folder / "made", folder / "other", read)
 
@@ -147,17 +181,64 @@ def model_of_index_kind(folder: Path) -> Artifact:
     return Artifact(index, other, read, is_part=lambda path: path.parent.name == "model")
 
 
+def token_index_kind(folder: Path) -> Artifact:
+    """An index of token vectors over centroids."""
+    for name, seed in (("made", 0), ("other", 1)):
+        write_late(folder / name, [4, 2, 5, 3, 6, 1, 4, 2 + seed], removed=[seed], flat_up_to=0, candidates=4)
+    queries = [ragged([3], seed=seed) for seed in range(3)]
+
+    def read(path: Path) -> Any:
+        index = FolderIndex.open(path)
+        rows = np.flatnonzero(index.is_live)
+        return index.tokens(rows), [*map(index.image_id, rows)], [index.nearest(q[None], 3) for q in queries]
+
+    return Artifact(folder / "made", folder / "other", read, is_part=lambda path: path.parent.name != "model")
+
+
+def _save_queries(teacher: Any, folder: Path) -> list[str]:
+    """A static query encoder, and one with a layer."""
+    space, words = models.QuerySpace.of(teacher), models.word_piece(CAPTIONS, 60)
+    for layers in (0, 1):
+        size = models.QuerySize(hidden_size=16, num_layers=layers, max_text_len=12)
+        models.save(models.new_query(space, size, tokenizer=words), folder / f"query-{layers}")
+    return [str(folder / f"query-{layers}") for layers in (0, 1)]
+
+
+def query_kind(folder: Path) -> Artifact:
+    """A saved query encoder, read in front of its teacher."""
+    dual = make_wide_dual(CAPTIONS)
+    made, other = map(Path, _save_queries(dual, folder))
+
+    def read(path: Path) -> Any:
+        model = models.with_queries(dual, path)
+        texts = model.preprocess.texts(CAPTIONS)
+        return model.digest, model.settings, model.state_dict(), texts.input_ids, model.embed_texts(texts).detach()
+
+    return Artifact(made, other, read)
+
+
+def query_of_index_kind(folder: Path) -> Artifact:
+    """The text side of an index that a query encoder has, searched."""
+    index, other = make_index(folder / "made"), make_index(folder / "other")
+    queries = _save_queries(models.load_searchable(folder / "made" / "dual"), folder)
+    for place, query in zip((index, other), queries, strict=True):
+        update(place, query_model=query)
+    return _text_side(index, other)
+
+
 def text_side_of_index_kind(folder: Path) -> Artifact:
     """The text side of the model of an index, read by a search."""
-    index, other = make_index(folder / "made"), make_index(folder / "other")
+    return _text_side(make_index(folder / "made"), make_index(folder / "other"))
 
+
+def _text_side(index: Path, other: Path) -> Artifact:
     def read(path: Path) -> Any:
         return [
             (hit.name, hit.score)
             for hit in IndexSearcher.for_index(FolderIndex.open(path), device="cpu").by_text(CAPTIONS[0]).hits
         ]
 
-    return Artifact(index, other, read, is_part=lambda path: path.parent.name == "text")
+    return Artifact(index, other, read, is_part=lambda path: path.parent.name.startswith("text"))
 
 
 def negatives_kind(folder: Path) -> Artifact:
@@ -175,10 +256,15 @@ KINDS: dict[str, Callable[[Path], Artifact]] = {
     "corpus": corpus_kind,
     "teacher cache": cache_kind,
     "text cache": text_cache_kind,
+    "text cache of tokens": token_cache_kind,
+    "pool": pool_kind,
     "features": features_kind,
     "image index": index_kind,
     "model of an image index": model_of_index_kind,
     "text side of an image index": text_side_of_index_kind,
+    "index of tokens": token_index_kind,
+    "query model of an image index": query_of_index_kind,
+    "saved query model": query_kind,
     "mined negatives": negatives_kind,
     **RUN_KINDS,
 }

@@ -349,6 +349,8 @@ def test_a_pool_and_captioned_images_beside_a_pool_teach_a_student(corpus, folde
             r"--validation-data has images, which the teacher embeds; name it with --te",
         ),
         (["validation.metric=agreement"], {}, r"validation.metric agreement needs images"),
+        ([], {"max_images": 3}, r"--max-images needs images, and no --data is named"),
+        ([], {"split": "val"}, r"--split val needs images, and no --data is named"),
         (["model.text=teacher"], {}, r"model.text is teacher, and no teacher is given; name it with --teacher"),
         (["loss.dims=[2, 9]"], {}, r"loss.dims ends with 9, and the vectors of the model have 8 numbers"),
         (["model.pooled=true"], {}, r"model.pooled is for other models than a query encoder; leave it out"),

@@ -245,7 +245,8 @@ def run_evaluation(
 
 def _load(job: EvalJob, track: Track) -> tuple[Model, dict[str, Any]]:
     """The model to evaluate, and what the document says of its query encoder."""
-    model = models.load(job.model, models.parse_overrides(job.model_sets), track) if job.loaded is None else job.loaded
+    kind: Any = None if job.query_model is None else "searchable"
+    model = job.loaded or models.load(job.model, models.parse_overrides(job.model_sets), track, kind=kind)
     if job.query_model is None:
         return model, {}
     joined = models.with_queries(cast(models.Searchable, model), job.query_model)

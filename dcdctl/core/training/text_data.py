@@ -28,6 +28,8 @@ def check(plan: TrainingPlan) -> None:
     needs_images = (
         (recipe.loss.of_scores, f"loss {', '.join(recipe.loss.terms)}"),
         (refs.pool is not None, "--pool"),
+        (refs.max_images is not None, "--max-images"),
+        (refs.split != "train", f"--split {refs.split}"),
         (plan.options.compute.features is not None, "--features"),
         (recipe.validation.metric == "agreement" and not refs.validation_data, "validation.metric agreement"),
     )
