@@ -13,9 +13,9 @@ scores 50 candidates again with the float16 vectors in float64. It needs `pip in
 Token vectors are those of a model and drawn scenes (--work), or made up: an image is a point of the same mixture, each
 of its --tokens lies between it and another point, and a query has --length tokens of one image with noise. Made-up
 tokens serve to compare times; they have no clusters, so few candidates of two stages are right. `tokens` compares all
-images, and `centroids` is the default of a late index in two stages. Qdrant's local mode is the Python
-client without its server. LanceDB compares tokens by cosine; all other ways by the inner product. Bytes are those of
-the files, or of the arrays in memory.
+images, and `centroids` is the default of a late index in two stages. Qdrant's local mode is the Python client
+without its server. LanceDB compares tokens by cosine; all other ways by the inner product. Bytes are those of the
+files, or of the arrays in memory.
 
 A query returns ten rows and scores; "with names" is `Index.search`, which also reads names and columns. Queries are
 searched one after the other, in turns with the other ways. Recall is that of the first ten of the exact search, in
@@ -52,6 +52,8 @@ Search = Callable[[Floats], list[int]]
 """The rows nearest to one query of shape 1 x D."""
 CONFIG = IndexConfig()
 TOKEN_KINDS = ("tokens", "centroids")
+CANDIDATES = 200
+"""Images that a late index scores again."""
 KINDS = ("flat", "hnsw", *TOKEN_KINDS)
 VECTOR_PACKAGES = ("faiss-cpu", "usearch", "lancedb")
 TOKEN_PACKAGES = ("lancedb", "qdrant-client", "sentence-transformers")
@@ -240,12 +242,15 @@ def lancedb_tokens(tokens: Tokens, is_indexed: bool) -> dict[str, Search]:
     if is_indexed:
         stored.create_index("vector", config=HnswSq(distance_type="cosine"))
 
-    def search(query: Floats) -> list[int]:
-        found = stored.search(query[0]).distance_type("cosine").nprobes(PROBES).ef(max(2 * K, 200))
-        return found.select(["row", "_distance"]).limit(K).to_arrow()["row"].to_pylist()
+    def search(query: Floats, limit: int) -> list[int]:
+        found = stored.search(query[0]).distance_type("cosine").nprobes(PROBES).ef(max(2 * limit, 200))
+        return found.select(["row", "_distance"]).limit(limit).to_arrow()["row"].to_pylist()[:K]
 
-    tokens.bytes[name] = sum(path.stat().st_size for path in (tokens.root / name).rglob("*") if path.is_file())
-    return {name: search}
+    # An index scores the images again that are near to single tokens: as many as are asked for.
+    limits = {name: K} | ({f"{name}, {CANDIDATES} asked for": CANDIDATES} if is_indexed else {})
+    num_bytes = sum(path.stat().st_size for path in (tokens.root / name).rglob("*") if path.is_file())
+    tokens.bytes |= dict.fromkeys(limits, num_bytes)
+    return {way: lambda query, limit=limit: search(query, limit) for way, limit in limits.items()}
 
 
 MAKERS: dict[str, list[tuple[str, Callable[[Any], dict[str, Search]]]]] = {
