@@ -52,8 +52,6 @@ Search = Callable[[Floats], list[int]]
 """The rows nearest to one query of shape 1 x D."""
 CONFIG = IndexConfig()
 TOKEN_KINDS = ("tokens", "centroids")
-CANDIDATES = 200
-"""Images that a late index scores again."""
 KINDS = ("flat", "hnsw", *TOKEN_KINDS)
 VECTOR_PACKAGES = ("faiss-cpu", "usearch", "lancedb")
 TOKEN_PACKAGES = ("lancedb", "qdrant-client", "sentence-transformers")
@@ -242,15 +240,12 @@ def lancedb_tokens(tokens: Tokens, is_indexed: bool) -> dict[str, Search]:
     if is_indexed:
         stored.create_index("vector", config=HnswSq(distance_type="cosine"))
 
-    def search(query: Floats, limit: int) -> list[int]:
-        found = stored.search(query[0]).distance_type("cosine").nprobes(PROBES).ef(max(2 * limit, 200))
-        return found.select(["row", "_distance"]).limit(limit).to_arrow()["row"].to_pylist()[:K]
+    def search(query: Floats) -> list[int]:
+        found = stored.search(query[0]).distance_type("cosine").nprobes(PROBES).ef(max(2 * K, 200))
+        return found.select(["row", "_distance"]).limit(K).to_arrow()["row"].to_pylist()
 
-    # An index scores the images again that are near to single tokens: as many as are asked for.
-    limits = {name: K} | ({f"{name}, {CANDIDATES} asked for": CANDIDATES} if is_indexed else {})
-    num_bytes = sum(path.stat().st_size for path in (tokens.root / name).rglob("*") if path.is_file())
-    tokens.bytes |= dict.fromkeys(limits, num_bytes)
-    return {way: lambda query, limit=limit: search(query, limit) for way, limit in limits.items()}
+    tokens.bytes[name] = sum(path.stat().st_size for path in (tokens.root / name).rglob("*") if path.is_file())
+    return {name: search}
 
 
 MAKERS: dict[str, list[tuple[str, Callable[[Any], dict[str, Search]]]]] = {
