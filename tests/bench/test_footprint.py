@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import families
 import pytest
 import torch
 from bench_fakes import bench
@@ -121,6 +122,15 @@ def test_the_index_of_a_fusion_model_holds_encoded_images(corpus):
     teacher = make_teacher(corpus.captions)
     result = footprint.of_model(teacher, bench_model(teacher, corpus))
     assert result.index_bytes_per_million_images["float16"] == (1 + 16) * 32 * 2 * 1_000_000
+
+
+@pytest.mark.parametrize(("is_pooled", "num_numbers"), [(False, 5 * 6), (True, 5 * 6 + 8)])
+def test_the_index_of_late_interaction_holds_tokens_and_whole_vectors_only_if_they_count(
+    corpus, tiny_dual, is_pooled, num_numbers
+):
+    model = families.late(tiny_dual, is_pooled=is_pooled)
+    result = footprint.of_model(model, bench_model(model, corpus))
+    assert result.index_bytes_per_million_images["float32"] == num_numbers * 4 * 1_000_000
 
 
 def test_weights_exclude_parameters_used_only_in_training(corpus, tiny_dual):

@@ -56,8 +56,11 @@ class TimedFusion:
 
     def index_floats(self, images: States) -> float:
         """Mean count of numbers that an index stores per image."""
-        vectors = 0 if images.vectors is None else images.vectors.shape[1]
-        return float(images.mask.sum()) / len(images) * images.tokens.shape[2] + vectors
+        # Late interaction without `model.pooled` compares tokens alone, and an index stores no more.
+        vectors = None if getattr(self._model, "vectors_scale", 1) is None else images.vectors
+        return float(images.mask.sum()) / len(images) * images.tokens.shape[2] + (
+            0 if vectors is None else vectors.shape[1]
+        )
 
     def rank(self, gallery: tuple[States, Tensor], text: States) -> Tensor:
         """Scores of one encoded caption with every image of a gallery."""
@@ -96,7 +99,7 @@ class TimedDual:
         return images.itemsize * images.shape[1] * count
 
     def index_floats(self, images: Tensor) -> float:
-        return float(images.shape[1])
+        return images.shape[1]
 
     def rank(self, gallery: Tensor, text: Tensor) -> Tensor:
         with _in_float32(gallery):
