@@ -211,3 +211,18 @@ def test_the_threads_are_those_given_or_those_of_the_environment(dual, folder, m
         for threads in (2, None)
     ]
     assert used == [2, 3]
+
+
+@pytest.mark.parametrize("place", ["../../etc/passwd", "/etc/passwd", "absent"])
+def test_a_graph_of_a_stranger_reads_no_weights_outside_its_folder(tmp_path, place):
+    onnx = pytest.importorskip("onnx")
+    weight = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [4], [0.0] * 4)
+    weight.raw_data, weight.float_data[:] = bytes(16), []
+    onnx.external_data_helper.set_external_data(weight, place, 0, 16)
+    weight.ClearField("raw_data")
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["w"], ["y"])], "g", [], [output], [weight])
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(StaleError, match=r"ONNX Runtime cannot open .*model\.onnx: .*; delete the index"):
+        text_tower.open_session(tmp_path / "text" / "model.onnx", 1, ["CPUExecutionProvider"], tmp_path)

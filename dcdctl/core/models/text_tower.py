@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts, config, machine
-from dcdctl.core.errors import ConfigError, StaleError, is_installed, require_extra
+from dcdctl.core.errors import ConfigError, StaleError, first_line, is_installed, require_extra
 
 GRAPH_FILE, TOKENIZER_FILE, TEXT_FILE = "model.onnx", "tokenizer.json", "text.json"
 FORMAT = 2
@@ -106,7 +106,10 @@ def open_session(graph: Path, num_threads: int, providers: list[str], weights: P
         return onnxruntime.InferenceSession(str(graph), options, providers=providers)
     # ONNX Runtime refuses external data outside of the folder of a file, and takes another folder for bytes only.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
-    return onnxruntime.InferenceSession(graph.read_bytes(), options, providers=providers)
+    try:
+        return onnxruntime.InferenceSession(graph.read_bytes(), options, providers=providers)
+    except Exception as error:  # those of ONNX Runtime have no class of their own
+        raise StaleError(f"ONNX Runtime cannot open {graph}: {first_line(error)[:200]}", hint=HINT) from error
 
 
 class TextTower:
