@@ -175,18 +175,7 @@ def resolve(job: StudyJob) -> StudyPlan:
     if caches:
         recipe.candidates.require_packages()
     corpora = [Corpus.open(job.data, split) for split in (job.train_split, job.split)]
-    if corpora[1].is_pool and job.model_set and reranker is None:
-        raise ConfigError(
-            f"split {job.split} is a pool, on which models are compared by their agreement with the teacher, which is "
-            "opened without --model-set",
-            hint="leave --model-set out",
-        )
-    # The only baseline of a training on a pool is its start.
-    if corpora[0].is_pool and recipe.model.start == "new":
-        raise ConfigError(
-            f"recipe {job.recipe} starts from new weights, which have no zero-shot quality",
-            hint="name a start with --start",
-        )
+    _check_pools(job, recipe, corpora, has_fusion=reranker is not None)
     distilled = Variant(
         name=DISTILLED,
         sets=sets,
@@ -208,6 +197,22 @@ def resolve(job: StudyJob) -> StudyPlan:
         if variant.name != ITSELF:  # its teacher is trained by the study
             training.resolve(plan.training_job(variant, seed), plan.inputs(variant, seed), job.training)
     return plan
+
+
+def _check_pools(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus], *, has_fusion: bool) -> None:
+    """ConfigError for what a pool to train on, or one to evaluate on, cannot have."""
+    if corpora[1].is_pool and job.model_set and not has_fusion:
+        raise ConfigError(
+            f"split {job.split} is a pool, on which models are compared by their agreement with the teacher, which is "
+            "opened without --model-set",
+            hint="leave --model-set out",
+        )
+    # The only baseline of a training on a pool is its start.
+    if corpora[0].is_pool and recipe.model.start == "new":
+        raise ConfigError(
+            f"recipe {job.recipe} starts from new weights, which have no zero-shot quality",
+            hint="name a start with --start",
+        )
 
 
 def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
