@@ -99,7 +99,7 @@ class ModelConfig:
     image_std: Positive = 0.5
     """new models: standard deviation that normalizes them."""
     # The length of METER and ViLT in retrieval.
-    max_text_len: int = 40
+    max_text_len: Count = 40
     """Maximum number of word pieces of a caption, special tokens included; the rest is cut off."""
     vocab_size: Count = 4000
     """new models: maximum number of word pieces, trained on the captions of the train split."""
