@@ -269,11 +269,10 @@ def test_times_come_last_and_are_published_beside_the_results_of_their_run(evide
     last = steps[-1]
     assert last.command == "bench"
     assert set(last.after) == {step.out for step in steps[:-1]}
-    workspace = evidence.Workspace("students", tmp_path / "work", published=tmp_path / "results")
+    folder = tmp_path / "plan"
+    workspace = evidence.Workspace("students", folder, published=tmp_path / "results")
     assert not workspace.is_done(last)
-    write_published(
-        tmp_path / "work" / "runs", last.short, bench={"student": {}}, result={"data": f"{tmp_path}/work/data"}
-    )
+    write_published(folder / "runs", last.short, bench={"student": {}}, result={"data": str(folder / "data")})
     assert workspace.is_done(last)
     workspace.publish(last)
     workspace.publish(next(step for step in steps if step.out == f"runs/{last.short}"))

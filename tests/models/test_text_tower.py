@@ -79,10 +79,12 @@ def test_tokens_and_vectors_are_those_of_the_model(kind, tmp_path):
     assert tower.special_ids == set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
-def test_exporting_leaves_the_tokenizer_of_a_model_as_it_was(dual, tmp_path):
+def test_exporting_changes_neither_the_mode_nor_the_tokenizer_of_a_model(dual, tmp_path):
     models.save(dual, tmp_path / "before")
     dual.train()
     onnx.export_text_tower(dual, tmp_path / "text")
+    assert dual.training
+    dual.eval()
     models.save(dual, tmp_path / "after")
     assert (tmp_path / "after" / "tokenizer.json").read_bytes() == (tmp_path / "before" / "tokenizer.json").read_bytes()
 

@@ -246,6 +246,10 @@ def test_several_teachers_are_averaged_as_their_caches_are(embedded, caches, dua
         assert ensemble.plan == [teacher.plan for teacher in embedded]
     with pytest.raises(ConfigError, match=r"teachers\.weights has 3 numbers, and there are 2 teachers"):
         embedded_teachers([("a", duals[0]), ("b", duals[1])], corpus, Compute(), (1, 2, 3))
+    with pytest.raises(
+        ConfigError, match="the teachers a and c are one model, by their fingerprints; name each teacher once"
+    ):
+        embedded_teachers([("a", duals[0]), ("b", duals[1]), ("c", duals[0])], corpus, Compute())
 
 
 TERMS = [

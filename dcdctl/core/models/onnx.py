@@ -134,7 +134,7 @@ def tower_outputs(model: Any, batch: ImageBatch | TextBatch) -> tuple[Tensor, ..
 
 def export_onnx(model: Model, folder: Path) -> None:
     """Write both files of a dual encoder, or of a late-interaction model over one, in float32, into a new folder,
-    atomically. The model is put in eval mode.
+    atomically.
 
     ModelError for other models, for a model that torch cannot export, and for a folder that is not empty.
     """
@@ -150,8 +150,7 @@ def export_onnx(model: Model, folder: Path) -> None:
     if not files.is_vacant(folder):
         raise ModelError(f"{folder} is not empty, a new folder is expected", hint="name another folder")
     device = next(iter(model.parameters())).device
-    model.eval()
-    with files.atomic_folder(folder) as partial:
+    with _eval_mode(model), files.atomic_folder(folder) as partial:
         image_file, text_file = (partial / name for name in TOWERS)
         # Two of each, since torch takes a size of 1 as fixed.
         images = model.preprocess.images([Image.new("RGB", (64, 64))] * 2).to(device)
@@ -170,6 +169,17 @@ def export_onnx(model: Model, folder: Path) -> None:
             free["input_ids"] = {0: "texts"}
         _write(_ImageTower(model), image_inputs(images), free, image_file)
         _write(_TextTower(model, lambda batch: tower_outputs(model, batch)), text_inputs, free, text_file)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode, and in its own mode afterwards."""
+    was_training = model.training
+    try:
+        model.eval()
+        yield
+    finally:
+        model.train(was_training)
 
 
 def exports_text_towers() -> bool:
@@ -192,8 +202,7 @@ def export_text_tower(model: Searchable, folder: Path, space: str | None = None,
     settings = _text_settings(model)
     # A copy, because a tokenizer keeps how it cut and padded its last texts, and would be saved with that.
     preprocess = copy.deepcopy(model.preprocess)
-    model.eval()
-    with files.atomic_folder(folder) as partial:
+    with _eval_mode(model), files.atomic_folder(folder) as partial:
         preprocess.tokenizer.backend_tokenizer.save(str(partial / text_tower.TOKENIZER_FILE))
         weights = _export_text_graph(model, preprocess, partial, settings, saved)
         names = sorted(path.name for path in partial.iterdir())

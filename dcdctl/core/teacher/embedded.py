@@ -167,11 +167,19 @@ def embedded_teachers(
 ) -> EmbeddedScores:
     """One teacher, a dual encoder or a late-interaction model, or the average of several dual encoders.
 
-    ConfigError if the number of weights differs from the number of teachers, or if one of several is a late-interaction
-    model.
+    ConfigError if the number of weights differs from the number of teachers, if two of them are the same model, or if
+    one of several is a late-interaction model.
     """
     check_weights(weights, len(named), "teachers")
+    names: dict[str, str] = {}
     for name, model in named:
+        # By fingerprint, as for caches: a copy of a model counts its teacher twice as well.
+        if model.digest in names:
+            raise ConfigError(
+                f"the teachers {names[model.digest]} and {name} are one model, by their fingerprints",
+                hint="name each teacher once; teachers.weights gives the teachers different shares",
+            )
+        names[model.digest] = name
         if model.kind != "dual" and len(named) > 1:
             raise ConfigError(
                 f"{name} is a late-interaction model, and only scores of dual encoders are averaged without caches",

@@ -55,7 +55,7 @@ _CAPTION_COLUMNS = ("caption", "text")
 _LIST_COLUMNS = ("captions", "raw")
 _OF_CAPTIONS = ("sentids", *CaptionLabel._fields)
 _WITH_A_ROLE = {*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_LIST_COLUMNS, "split", *_OF_CAPTIONS, *KEYS}
-_LAVIS_HINT = "an example of this format is coco_karpathy_val.json"
+_LAVIS_HINT = "an example of this format, in UTF-8, is coco_karpathy_val.json"
 _HEADER_HINT = "the first line names the columns: image,caption[,split]"
 
 

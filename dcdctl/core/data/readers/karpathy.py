@@ -24,7 +24,7 @@ from dcdctl.core.data.readers.rows import (
 from dcdctl.core.data.text_encoding import describe_value
 from dcdctl.core.errors import InputError
 
-_HINT = "an example of this format is dataset_flickr30k.json"
+_HINT = "an example of this format, in UTF-8, is dataset_flickr30k.json"
 
 
 @dataclass(frozen=True, kw_only=True)
