@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import served
@@ -10,6 +12,7 @@ from made_index import update
 from PIL import Image
 
 from dcdctl.core.search import WEAK, FolderIndex, IndexSearcher, background
+from dcdctl.core.search.dual_vectors import DualVectors
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
@@ -64,3 +67,13 @@ def test_removed_images_are_no_background(made, tmp_path):
 def test_the_probes_are_64_different_texts_of_two_to_six_words():
     assert len(set(background.probe_texts())) == 64
     assert {len(text.split()) for text in background.probe_texts()} == {2, 3, 4, 5, 6}
+
+
+def test_a_text_side_holds_the_vectors_of_the_probes(made):
+    searcher = made.searcher
+    batch, _ = searcher.texts.tokenize(background.probe_texts())
+    stored = searcher.texts.probes
+    assert np.array_equal(stored, searcher.texts.vectors(batch))
+    texts = DualVectors(searcher.model, torch.device("cpu"))
+    found = background.measure_background(replace(searcher, texts=texts))
+    assert found.limit == pytest.approx(searcher.background.limit, abs=1e-5)

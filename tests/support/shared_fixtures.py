@@ -6,7 +6,7 @@ import itertools
 import logging
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,21 @@ def _text_sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     kept = tmp_path_factory.mktemp("text-sides")
 
     def export_once(
-        model: models.DualEncoder, folder: Path, space: str | None = None, saved: Path | None = None
+        model: models.DualEncoder,
+        folder: Path,
+        space: str | None = None,
+        saved: Path | None = None,
+        probes: Sequence[str] = (),
     ) -> None:
         # Beside a saved model, a text side reads weights of its files.
         weights = (
             sorted((path.name, artifacts.sha256_of(path)) for path in saved.rglob("*.safetensors")) if saved else None
         )
-        exported = kept / files.digest_of([model.digest, space, weights]) / "text"
+        exported = kept / files.digest_of([model.digest, space, weights, *probes]) / "text"
         if not exported.exists():
             if saved is not None:
                 saved = Path(shutil.copytree(saved, exported.with_name(saved.name), dirs_exist_ok=True))
-            onnx.export_text_tower(model, exported, space, saved)
+            onnx.export_text_tower(model, exported, space, saved, probes)
         with files.atomic_folder(folder) as partial:
             shutil.copytree(exported, partial, dirs_exist_ok=True)
 

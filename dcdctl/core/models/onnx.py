@@ -29,11 +29,12 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -187,10 +188,17 @@ def exports_text_towers() -> bool:
     return all(map(is_installed, TEXT_PACKAGES))
 
 
-def export_text_tower(model: Searchable, folder: Path, space: str | None = None, saved: Path | None = None) -> None:
+def export_text_tower(
+    model: Searchable,
+    folder: Path,
+    space: str | None = None,
+    saved: Path | None = None,
+    probes: Sequence[str] = (),
+) -> None:
     """Write the text side of a model as `text_tower` describes, atomically, compared with torch on `PROBES`.
     `space` is the digest of the model beside whose images a query encoder stands. `saved` is a saved model beside
-    `folder`: weights that its files hold are read from there, and not written again.
+    `folder`: weights that its files hold are read from there, and not written again. `probes` are texts whose vectors
+    are written too.
 
     ModelError for a model whose texts cannot be prepared or computed without it, and if a token, or a number of a
     vector by more than `LARGEST_DIFFERENCE`, is another than the model's. MissingError without the packages of
@@ -205,6 +213,9 @@ def export_text_tower(model: Searchable, folder: Path, space: str | None = None,
     with _eval_mode(model), files.atomic_folder(folder) as partial:
         preprocess.tokenizer.backend_tokenizer.save(str(partial / text_tower.TOKENIZER_FILE))
         weights = _export_text_graph(model, preprocess, partial, settings, saved)
+        if probes:
+            tower = TextTower(partial, settings, None, weights)
+            np.save(partial / text_tower.PROBES_FILE, tower.vectors(tower.tokenize(probes)[0]))
         names = sorted(path.name for path in partial.iterdir())
         document = {
             "format": text_tower.FORMAT,

@@ -5,6 +5,8 @@ tenths of a second.
         to one length
                           -> vectors float32, texts x D, of length 1
     TEXT/tokenizer.json   the tokenizer, by the library tokenizers
+    TEXT/probes.npy       in an index, the vectors of the texts that tell a weak match, float32, texts x D or texts x
+        tokens x D
     TEXT/text.json        how texts are cut and padded, the fingerprint of the dual encoder, that of a query encoder
         if it embeds the texts in the dual encoder's place, and the size and SHA-256 of the other files, and of the
         files of weights that the graph reads
@@ -33,8 +35,8 @@ from numpy.typing import NDArray
 from dcdctl.core import artifacts, config, machine
 from dcdctl.core.errors import ConfigError, StaleError, first_line, is_installed, require_extra
 
-GRAPH_FILE, TOKENIZER_FILE, TEXT_FILE = "model.onnx", "tokenizer.json", "text.json"
-FORMAT = 2
+GRAPH_FILE, TOKENIZER_FILE, TEXT_FILE, PROBES_FILE = "model.onnx", "tokenizer.json", "text.json", "probes.npy"
+FORMAT = 3
 PACKAGES = ("onnxruntime", "tokenizers")
 """Import names of the packages that such a folder needs."""
 GRAPH_OUTPUT = "vectors"
@@ -117,6 +119,8 @@ class TextTower:
 
     FILE = TEXT_FILE
     """The file of a folder that has the checksums of the others."""
+    probes: NDArray[np.float32] | None = None
+    """The vectors of the texts that tell a weak match, if `open` found them."""
 
     def __init__(
         self, folder: Path, settings: TextSettings, threads: int | None = None, weights: Collection[str] = ()
@@ -177,7 +181,10 @@ class TextTower:
             raise StaleError(
                 f"{folder / TEXT_FILE} is not as this dcdctl writes it: {error}", hint="update dcdctl"
             ) from error
-        return TextTower(folder, settings, threads, listed)  # the last, of weights
+        tower = TextTower(folder, settings, threads, listed)  # the last, of weights
+        if PROBES_FILE in document[artifacts.FILES]:
+            tower.probes = np.load(folder / PROBES_FILE, allow_pickle=False)
+        return tower
 
     def tokenize(self, texts: Sequence[str]) -> tuple[dict[str, NDArray[np.int64]], list[list[int]]]:
         """Texts cleaned and cut to `max_text_len`: the inputs of the graph, and the ids of each text."""

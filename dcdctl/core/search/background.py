@@ -2,8 +2,8 @@
 
 The scale of cosines differs between models, so no fixed number tells a match from a chance. The probes are texts
 without visible things, such as "tax policy theory": their best scores in the index are what a query reaches that no
-image answers. They are computed for the first text that a searcher answers, and are not stored, so that they fit every
-index, also after images were added or removed.
+image answers. A text side holds their vectors. The scores are computed for the first text that a searcher answers, and
+are not stored, so that they fit every index, also after images were added or removed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Background:
 
 
 def probe_texts() -> list[str]:
-    """The probes, always the same: two to six of the words."""
+    """The probes, always the same: two to six of the words. Others are another `text_tower.FORMAT`."""
     # Seeded, so that all workers of a service call the same answers weak.
     draw = random.Random(0)
     return [" ".join(draw.sample(WORDS.split(), 2 + number % 5)) for number in range(NUM_PROBES)]
@@ -70,8 +70,10 @@ def measure_background(searcher: IndexSearcher) -> Background | None:
     rows = index.spread_rows(SAMPLE)
     if not rows:
         return None
-    batch, _ = searcher.texts.tokenize(probe_texts())
-    probes_PD = searcher.texts.vectors(batch)[..., : index.dim]
+    texts, probes_PD = searcher.texts, searcher.texts.probes
+    if probes_PD is None:
+        probes_PD = texts.vectors(texts.tokenize(probe_texts())[0])
+    probes_PD = probes_PD[..., : index.dim]
     # A model may have no vector for words that it does not know.
     numbers = probes_PD.reshape(len(probes_PD), -1)
     probes_PD = probes_PD[np.isfinite(numbers).all(axis=1) & numbers.any(axis=1)]

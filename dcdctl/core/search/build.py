@@ -24,6 +24,7 @@ from dcdctl.core.errors import ConfigError, InputError, ModelError, require_extr
 from dcdctl.core.places import refuse_url
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, commit, embed, keywords, part_files, plan, segments, sources, vector_files
+from dcdctl.core.search.background import probe_texts
 from dcdctl.core.search.columns import change
 from dcdctl.core.search.columns.change import ColumnChanges
 from dcdctl.core.search.columns.table import write_columns
@@ -353,7 +354,7 @@ def _text_side(folder: Path, document: IndexDocument, model: models.Searchable) 
 def _write_text_side(folder: Path, model: models.Searchable, space: str | None = None) -> TextSide:
     """The entry of a text side that is written to a folder; see `models.export_text_tower`."""
     # A query encoder's stands by itself: to answer, the files of a large model need not be read.
-    models.export_text_tower(model, folder, space, None if space else folder.with_name("model"))
+    models.export_text_tower(model, folder, space, None if space else folder.with_name("model"), probe_texts())
     sealed = tuple(SealedFile(file=path.name, **artifacts.seal_of(path)) for path in sorted(folder.iterdir()))
     return TextSide(folder=folder.name, files=sealed)
 

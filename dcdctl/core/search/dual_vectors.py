@@ -21,6 +21,8 @@ from dcdctl.core import models
 class DualVectors:
     """A model on a device: the methods of a `models.TextTower`, and vectors of images. Safe to call from threads."""
 
+    probes = None
+
     def __init__(self, model: models.Searchable, device: torch.device) -> None:
         self.model, self.device = model, device
         # A tokenizer changes its state while it works, so two threads must not use it at once.
