@@ -51,9 +51,7 @@ class Evaluate(Inference):
     protocol: Annotated[
         str,
         configures(
-            "--protocol",
-            "flickr30k-1k, coco-5k, coco-1k (five folds) or whole; auto uses the corpus's own.",
-            "NAME",
+            "--protocol", "flickr30k-1k, coco-5k, coco-1k (five folds) or whole; auto uses the corpus's own.", "NAME"
         ),
     ] = "auto"
     query_model: QueryRef = None
@@ -61,9 +59,7 @@ class Evaluate(Inference):
     rerank_overrides: RerankSet = None
     # Any for Typer, which takes a list in one word by `parser`, not by its type.
     depth: Annotated[
-        int | Sequence[int] | None,
-        configures("--depth", DEPTH_HELP, "N,...", parser=sizes, show_default="50"),
-        Any,
+        int | Sequence[int] | None, configures("--depth", DEPTH_HELP, "N,...", parser=sizes, show_default="50"), Any
     ] = None
     against: Annotated[
         Ref | None,

@@ -49,9 +49,7 @@ class Columns:
     metadata: Annotated[
         Metadata,
         configures(
-            "--metadata",
-            "Columns for conditions: CSV or Parquet with a column image and others, such as year.",
-            "FILE",
+            "--metadata", "Columns for conditions: CSV or Parquet with a column image and others, such as year.", "FILE"
         ),
         Path,
     ] = None

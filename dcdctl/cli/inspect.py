@@ -19,8 +19,7 @@ class Inspect:
     """What to inspect, and how much of it to show."""
 
     place: Annotated[
-        str,
-        argument("Folder written by `dcdctl prepare`, `cache-teacher` or `index`.", "DIR|CACHE|INDEX"),
+        str, argument("Folder written by `dcdctl prepare`, `cache-teacher` or `index`.", "DIR|CACHE|INDEX")
     ]
     data: Annotated[
         Path | None, reads("--data", "With a cache: its corpus, to show captions and image names.", "DIR")

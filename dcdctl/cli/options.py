@@ -176,9 +176,7 @@ Rerank = Annotated[
     str,
 ]
 QueryRef = Annotated[
-    Ref | None,
-    reads_model("--query-model", "Query encoder that embeds texts in the model's place.", "REF"),
-    str,
+    Ref | None, reads_model("--query-model", "Query encoder that embeds texts in the model's place.", "REF"), str
 ]
 RerankSet = Annotated[
     Overrides | None,
@@ -208,8 +206,7 @@ ColumnNames = Annotated[
     str,
 ]
 Sets = Annotated[
-    list[str] | None,
-    configures("--set", "Override a recipe field: loss.alpha=0.5; repeatable.", "KEY=VALUE"),
+    list[str] | None, configures("--set", "Override a recipe field: loss.alpha=0.5; repeatable.", "KEY=VALUE")
 ]
 ModelSet = Annotated[
     Overrides | None,

@@ -114,8 +114,7 @@ def verify(path: Path, track: Track = silent) -> Verification:
             folders.clear()  # all below it belongs to the model
     if not verified:
         raise InputError(
-            f"{path} holds no artifact of dcdctl",
-            hint="name a corpus, a cache, an index, a run or a model",
+            f"{path} holds no artifact of dcdctl", hint="name a corpus, a cache, an index, a run or a model"
         )
     return Verification(artifacts=tuple(verified))
 

@@ -42,10 +42,7 @@ def show_bench(result: Bench) -> None:
         for point in result.curve
     ]
     show_table(
-        "One query over N images",
-        [*names, "student's speed-up"],
-        queries,
-        caption=f"{EXTRAPOLATED}; {INTERVAL}",
+        "One query over N images", [*names, "student's speed-up"], queries, caption=f"{EXTRAPOLATED}; {INTERVAL}"
     )
     show_table(
         "Speed-up: the teacher's time divided by the student's", *_speed_ups(result), caption=_speed_up_caption(result)

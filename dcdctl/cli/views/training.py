@@ -8,17 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dcdctl.cli.views.terminal import (
-    bar,
-    changing_line,
-    clock,
-    is_main,
-    note,
-    rate,
-    show,
-    show_json,
-    show_tables,
-)
+from dcdctl.cli.views.terminal import bar, changing_line, clock, is_main, note, rate, show, show_json, show_tables
 
 if TYPE_CHECKING:
     from dcdctl.core.progress import OnStep

@@ -36,20 +36,11 @@ from .images import (
     thumbnail,
     upright_rgb,
 )
-from .manifest import (
-    DataChoice,
-    choose_manifest,
-    counted_corpus,
-    find_manifest,
-    list_data_sets,
-)
+from .manifest import DataChoice, choose_manifest, counted_corpus, find_manifest, list_data_sets
 from .prepare import CorpusSummary, prepare_corpus
 from .ragged_array import Flags, Index, RaggedArray, Scores, Values, offsets_of
 from .readers.pool import LANGUAGE, TEXT_SUFFIXES, check_text, read_values
-from .scenes import (
-    describe_scenes,
-    draw_scene,
-)
+from .scenes import describe_scenes, draw_scene
 from .shard_reader import StreamSample
 from .source_files import SourceOptions
 from .split_writer import PrepareOptions

@@ -25,14 +25,7 @@ from dcdctl.core import files
 from dcdctl.core.config import Share, at_least, check_fields
 from dcdctl.core.data import images, urls
 from dcdctl.core.data.readers.parquet import ParquetSource
-from dcdctl.core.data.shard_reader import (
-    FORMATS,
-    StreamSample,
-    StreamShard,
-    count_rows,
-    open_shard,
-    read_samples,
-)
+from dcdctl.core.data.shard_reader import FORMATS, StreamSample, StreamShard, count_rows, open_shard, read_samples
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.places import shown

@@ -12,15 +12,7 @@ from .comparison import (
     how_to_read,
     short_names,
 )
-from .document import (
-    CASCADE_FILES,
-    MODEL_FILES,
-    POOL_FILES,
-    Evaluation,
-    Measured,
-    PoolEvaluation,
-    check_comparable,
-)
+from .document import CASCADE_FILES, MODEL_FILES, POOL_FILES, Evaluation, Measured, PoolEvaluation, check_comparable
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
 from .files import SavedEvaluation, read_pool, write_evaluation
 from .protocols import Protocol

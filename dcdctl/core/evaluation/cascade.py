@@ -80,11 +80,7 @@ class Shortlists:
 
 @torch.inference_mode()
 def query_ms(
-    first: Model,
-    scores_of: Callable[[TextBatch], Tensor],
-    fusion: PairScorer,
-    corpus: Corpus,
-    depths: Sequence[int],
+    first: Model, scores_of: Callable[[TextBatch], Tensor], fusion: PairScorer, corpus: Corpus, depths: Sequence[int]
 ) -> list[float]:
     """Milliseconds that a caption takes to find its images, for each depth: medians over rounds, in each of which all
     depths are timed.

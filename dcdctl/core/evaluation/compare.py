@@ -52,11 +52,7 @@ DECIMALS = 9
 
 
 def compare_systems(
-    names: Sequence[str],
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-    draw_seeds: bool = False,
+    names: Sequence[str], *, resamples: int = 10_000, seed: int = 0, draw_seeds: bool = False
 ) -> Comparison:
     """Compare each system with the base, which is the first one.
 

@@ -113,11 +113,7 @@ def load_package() -> Any:
 
 
 def _candidate_lists(
-    ranking: Ranking,
-    positives: Mapping[int, list[int]],
-    query_ids: Index,
-    candidate_ids: Index,
-    is_known: Flags,
+    ranking: Ranking, positives: Mapping[int, list[int]], query_ids: Index, candidate_ids: Index, is_known: Flags
 ) -> dict[int, list[int]]:
     """The candidates of each judged query that the package knows, in order, as COCO numbers.
 

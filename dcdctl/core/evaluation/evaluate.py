@@ -21,15 +21,7 @@ from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import against as teachers
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, relevance, vectors
 from dcdctl.core.evaluation.agreement import NDCG_NAME, Lookup
-from dcdctl.core.evaluation.document import (
-    TIES,
-    Agreement,
-    Depth,
-    Evaluation,
-    HowMeasured,
-    Measured,
-    PoolEvaluation,
-)
+from dcdctl.core.evaluation.document import TIES, Agreement, Depth, Evaluation, HowMeasured, Measured, PoolEvaluation
 from dcdctl.core.evaluation.files import write_evaluation
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask

@@ -237,11 +237,7 @@ def rank_by_cascade(
 
 
 def _rank_all_pairs(
-    scorer: PairScorer,
-    image_T: Index,
-    num_top: int,
-    advance: Advance,
-    kept_IT: Scores | None,
+    scorer: PairScorer, image_T: Index, num_top: int, advance: Advance, kept_IT: Scores | None
 ) -> Rankings:
     positive_T = scorer.score(image_T, np.arange(len(image_T)), advance)
     counter = RankCounter(positive_T, image_T, num_top=num_top, margin=LOGIT_ROUNDING)

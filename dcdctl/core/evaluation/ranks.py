@@ -49,12 +49,7 @@ class RankCounter:
     """
 
     def __init__(
-        self,
-        positive_T: Scores,
-        caption_image: Index,
-        *,
-        num_top: int = NUM_TOP,
-        margin: float = 0.0,
+        self, positive_T: Scores, caption_image: Index, *, num_top: int = NUM_TOP, margin: float = 0.0
     ) -> None:
         positive_T, self._image_T = checked_scores(positive_T), caption_image
         self._num_positives_I = counts_I = np.bincount(caption_image)
@@ -78,13 +73,7 @@ class RankCounter:
         """Count a block that starts at this image and caption; ModelError if a score is NaN or infinite."""
         self.merge(self.count(scores_IT, first_image, first_text, self.kth_best_T))
 
-    def count(
-        self,
-        scores_IT: Scores,
-        first_image: int,
-        first_text: int,
-        kth_best_T: Scores,
-    ) -> BlockCounts:
+    def count(self, scores_IT: Scores, first_image: int, first_text: int, kth_best_T: Scores) -> BlockCounts:
         """What `merge` needs of a block, whose scores may then be overwritten; several threads may count blocks at the
         same time.
 
@@ -214,13 +203,7 @@ def _count_in_threads(counter: RankCounter, image_ID: Tensor, text_TD: Tensor, b
 
 
 def rerank(
-    first: Ranking,
-    scores_QK: Scores,
-    is_positive_QK: Flags,
-    depth: int,
-    *,
-    margin: float = 0.0,
-    num_top: int = NUM_TOP,
+    first: Ranking, scores_QK: Scores, is_positive_QK: Flags, depth: int, *, margin: float = 0.0, num_top: int = NUM_TOP
 ) -> Ranking:
     """The ranking of a cascade: the first model's best `depth` candidates, ordered by the second model's scores.
 
@@ -285,11 +268,7 @@ def tie_thresholds(scores: Scores, margin: float) -> Scores:
 
 
 def _ranking(
-    positions_QR: Index,
-    positive_score_Q: Scores,
-    top_QK: Index,
-    score_QK: Scores,
-    is_positive_QK: Flags,
+    positions_QR: Index, positive_score_Q: Scores, top_QK: Index, score_QK: Scores, is_positive_QK: Flags
 ) -> Ranking:
     # The last key sorts first: by score, and positives after other candidates with the same score.
     order_QK = np.lexsort((is_positive_QK, -score_QK), axis=1)

@@ -173,12 +173,7 @@ def outcome(about: str, change: Estimate, p_value: float, words: Sequence[str] =
 
 
 def compare_ranks(
-    ours: Runs,
-    base: Runs,
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-    draw_seeds: bool = False,
+    ours: Runs, base: Runs, *, resamples: int = 10_000, seed: int = 0, draw_seeds: bool = False
 ) -> RankComparison:
     """How much better a system retrieves than the base, from runs on the same queries; both are measured on the same
     draws.
@@ -195,12 +190,7 @@ def compare_ranks(
 
 
 def compare_all(
-    systems: Mapping[str, Runs],
-    base: Runs,
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-    draw_seeds: bool = False,
+    systems: Mapping[str, Runs], base: Runs, *, resamples: int = 10_000, seed: int = 0, draw_seeds: bool = False
 ) -> list[RankComparison]:
     """Each system, by name, against the base, all on the same draws. Raises what `compare_ranks` raises."""
     draws = _draw({**systems, "the base": base}, resamples, seed, draw_seeds=draw_seeds)
@@ -284,9 +274,7 @@ def _drawn_means(values_QM: Values, unit_Q: Index, resamples: int, seed: int) ->
     return sums_RC[:, :-1] / sums_RC[:, -1:]
 
 
-def _graded(
-    systems: Sequence[Runs],
-) -> Iterator[tuple[Direction, Values, Index]]:
+def _graded(systems: Sequence[Runs]) -> Iterator[tuple[Direction, Values, Index]]:
     """Each direction in which all runs have the nDCG of the same queries: (Q, S) of these queries, averaged over runs,
     and the image of each."""
     first = systems[0][0]

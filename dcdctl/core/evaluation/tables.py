@@ -7,14 +7,7 @@ from typing import Any
 
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation.agreement import MEASURES, NDCG, NDCG_NAME
-from dcdctl.core.evaluation.document import (
-    TOLERANCE,
-    Agreement,
-    Evaluation,
-    Measures,
-    PoolEvaluation,
-    Reproduction,
-)
+from dcdctl.core.evaluation.document import TOLERANCE, Agreement, Evaluation, Measures, PoolEvaluation, Reproduction
 from dcdctl.core.evaluation.recall import RECALL_NAMES
 from dcdctl.core.progress import counted
 from dcdctl.core.templates import Table

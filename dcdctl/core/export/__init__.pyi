@@ -2,9 +2,4 @@ from .check import checks_in_words
 from .export import Exported, export_model
 from .target import ExportJob
 
-__all__ = [
-    "ExportJob",
-    "Exported",
-    "checks_in_words",
-    "export_model",
-]
+__all__ = ["ExportJob", "Exported", "checks_in_words", "export_model"]

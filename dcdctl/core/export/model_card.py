@@ -122,10 +122,7 @@ def _recall(history: RunHistory) -> dict[str, Any] | None:
         rsum=_with_interval(result.rsum_estimate),
         columns=list(RECALL_NAMES),
         rows=[
-            [
-                direction.title.capitalize(),
-                *(_with_interval(result.recall(direction, name)) for name in RECALL_NAMES),
-            ]
+            [direction.title.capitalize(), *(_with_interval(result.recall(direction, name)) for name in RECALL_NAMES)]
             for direction in Direction
         ],
     )

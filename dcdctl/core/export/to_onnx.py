@@ -22,13 +22,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from dcdctl.core import models
 from dcdctl.core.export import to_open_clip, to_transformers
-from dcdctl.core.export.check import (
-    Check,
-    Samples,
-    compare_vectors,
-    embed_in_two_batches,
-    vectors_of,
-)
+from dcdctl.core.export.check import Check, Samples, compare_vectors, embed_in_two_batches, vectors_of
 from dcdctl.core.export.target import Target, with_timm
 from dcdctl.core.export.to_open_clip import Prepare
 from dcdctl.core.models import ExportSpec, silence_transformers

@@ -124,10 +124,7 @@ class SentenceTransformers(Target):
             return [project] if has_mask else [ones, project]
 
         tokens, is_padded = self.model.tokens, self.spec.padded_length is not None
-        routes = {
-            "text": route(tokens.texts, has_mask=not is_padded),
-            "image": route(tokens.images, has_mask=False),
-        }
+        routes = {"text": route(tokens.texts, has_mask=not is_padded), "image": route(tokens.images, has_mask=False)}
         pads = [self.model.preprocess.tokenizer.pad_token] if is_padded else []
         modules = [Router(routes), MultiVectorMask(pads, skiplist_tasks=["query", "document"]), Normalize(TOKENS)]
         listed: list[dict[str, Any]] = [

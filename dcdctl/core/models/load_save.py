@@ -95,11 +95,7 @@ _KINDS = {
 
 
 def load(
-    ref: str | Path,
-    overrides: Mapping[str, Any] | None = None,
-    track: Track = silent,
-    *,
-    kind: Wanted | None = None,
+    ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent, *, kind: Wanted | None = None
 ) -> Model:
     """The model that a reference names, in eval mode, in float32 on the CPU; ModelError for a model of another kind
     than `kind`, before its weights are downloaded or opened.

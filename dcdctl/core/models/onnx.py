@@ -189,11 +189,7 @@ def exports_text_towers() -> bool:
 
 
 def export_text_tower(
-    model: Searchable,
-    folder: Path,
-    space: str | None = None,
-    saved: Path | None = None,
-    probes: Sequence[str] = (),
+    model: Searchable, folder: Path, space: str | None = None, saved: Path | None = None, probes: Sequence[str] = ()
 ) -> None:
     """Write the text side of a model as `text_tower` describes, atomically, compared with torch on `PROBES`.
     `space` is the digest of the model beside whose images a query encoder stands. `saved` is a saved model beside
@@ -373,11 +369,7 @@ def quantize_dynamic(folder: Path, target: Path) -> None:
             # and cosines fall from 0.99 to 0.91. One scale per column, since columns of a matrix differ. The
             # convolution that makes patches stays float32: ONNX Runtime lacks its int8 form on some processors.
             quantize(
-                model,
-                partial,
-                weight_type=QuantType.QUInt8,
-                per_channel=True,
-                op_types_to_quantize=["MatMul", "Gemm"],
+                model, partial, weight_type=QuantType.QUInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
             )
 
 

@@ -342,9 +342,7 @@ def fitted_preprocess(
     num_positions = num_text_positions(text_config)
     length = max_text_len or min(default or num_positions, num_positions)
     return Preprocess(
-        tokenizer=tokenizer,
-        image_processor=image_processor,
-        max_text_len=check_text_length(length, num_positions),
+        tokenizer=tokenizer, image_processor=image_processor, max_text_len=check_text_length(length, num_positions)
     )
 
 

@@ -75,10 +75,7 @@ def _sections(comparison: Comparison) -> dict[str, list[Query]]:
                 title = f"{ours} {verb} than {base}, {direction.title}: {len(listed[:limit]):,} of {count:,} "
                 sections[f"{title}{direction.query}s"] = [
                     query_of(
-                        comparison.queries,
-                        direction,
-                        shift.query,
-                        _columns(comparison, pairwise, direction, shift),
+                        comparison.queries, direction, shift.query, _columns(comparison, pairwise, direction, shift)
                     )
                     for shift in listed[:limit]
                 ]

@@ -96,10 +96,7 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
     corpus = "/".join(Path(result.data).parts[-2:])
     return [
         *facts,
-        (
-            "measured on",
-            f"{corpus}, split {result.split}: {result.images:,} images, {result.captions:,} captions",
-        ),
+        ("measured on", f"{corpus}, split {result.split}: {result.images:,} images, {result.captions:,} captions"),
         ("protocol", f"{result.protocol.name}{folds}; a tie counts against the positive"),
     ]
 
@@ -117,11 +114,7 @@ def write_markdown(path: Path, report: Report) -> None:
 
 def report_document(report: Report) -> dict[str, object]:
     """The numbers of a report for JSON, with the names of the CSV file, and what is left out."""
-    return {
-        "headline": headline(report),
-        "models": [_row(model) for model in report.models],
-        "left_out": report.lacks,
-    }
+    return {"headline": headline(report), "models": [_row(model) for model in report.models], "left_out": report.lacks}
 
 
 def _markdown_table(table: Table) -> str:

@@ -74,12 +74,7 @@ class Embedder:
 
 
 def embed_batch(
-    embed: Callable[[B], Tensor],
-    batch: B,
-    compute: Compute,
-    fitting: Fitting | None = None,
-    *,
-    size: int | None = None,
+    embed: Callable[[B], Tensor], batch: B, compute: Compute, fitting: Fitting | None = None, *, size: int | None = None
 ) -> Tensor:
     """Float32 vectors of one batch, on the device, at most `size` at a time; a batch that does not fit into memory is
     halved, as are later ones of its `fitting`."""

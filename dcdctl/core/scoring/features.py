@@ -363,12 +363,7 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
 
 
 def _build_images(
-    build: Build,
-    images: dict[int, Index],
-    source: CorpusSource,
-    encoders: Encoders,
-    compute: Compute,
-    advance: Advance,
+    build: Build, images: dict[int, Index], source: CorpusSource, encoders: Encoders, compute: Compute, advance: Advance
 ) -> None:
     """Encode the images of these parts."""
     # The batches start again in each part: a resumed run encodes the same ones and writes the same bytes.

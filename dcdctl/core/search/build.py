@@ -33,15 +33,7 @@ from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.part_files import SourceImage
-from dcdctl.core.search.storage import (
-    INDEX,
-    TEXT,
-    ImageSource,
-    IndexDocument,
-    IndexedModel,
-    SealedFile,
-    TextSide,
-)
+from dcdctl.core.search.storage import INDEX, TEXT, ImageSource, IndexDocument, IndexedModel, SealedFile, TextSide
 
 BOTH_WAYS = (
     "a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or --remove NAME"

@@ -2,9 +2,4 @@ from .config import ServiceConfig
 from .job import Job
 from .server import Started, serve
 
-__all__ = [
-    "Job",
-    "ServiceConfig",
-    "Started",
-    "serve",
-]
+__all__ = ["Job", "ServiceConfig", "Started", "serve"]

@@ -102,12 +102,7 @@ def _searcher_of(job: Job, index: ImageIndex, *, with_images: bool) -> IndexSear
     if threads is None and processes > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, machine.num_cores() // processes)
     searcher = IndexSearcher.for_index(
-        index,
-        device=job.device,
-        threads=threads,
-        rerank=job.rerank,
-        depth=job.depth,
-        rerank_set=job.rerank_set,
+        index, device=job.device, threads=threads, rerank=job.rerank, depth=job.depth, rerank_set=job.rerank_set
     )
     if with_images:
         searcher.encoder.load()

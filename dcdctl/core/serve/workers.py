@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import (
-    INDEX_FILE,
-    Condition,
-    FolderIndex,
-    IndexSearcher,
-    SearchAnswer,
-)
+from dcdctl.core.search import INDEX_FILE, Condition, FolderIndex, IndexSearcher, SearchAnswer
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import Metrics

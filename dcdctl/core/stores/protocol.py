@@ -126,11 +126,7 @@ class StoreFacts:
             ) from error
 
 
-IMAGE_FIELDS = (
-    pa.field("row", "int64", nullable=False),
-    pa.field("source", "int32", nullable=False),
-    *IMAGE_COLUMNS,
-)
+IMAGE_FIELDS = (pa.field("row", "int64", nullable=False), pa.field("source", "int32", nullable=False), *IMAGE_COLUMNS)
 """What every store keeps of an image besides its vector: where it is, and what it is called. A row is the row of the
 index."""
 

@@ -10,10 +10,7 @@ from dcdctl.core.search import Condition, Joined, Value
 
 
 def condition_sql(
-    condition: Condition,
-    columns: pa.Schema,
-    quoted: Callable[[str], str],
-    literal: Callable[[Value, pa.DataType], str],
+    condition: Condition, columns: pa.Schema, quoted: Callable[[str], str], literal: Callable[[Value, pa.DataType], str]
 ) -> str:
     """A condition as an expression that holds for the rows of `search.columns.where.matches`.
 

@@ -176,12 +176,7 @@ def resolve(job: StudyJob) -> StudyPlan:
         recipe.candidates.require_packages()
     corpora = [Corpus.open(job.data, split) for split in (job.train_split, job.split)]
     _check_pools(job, recipe, corpora, has_fusion=reranker is not None)
-    distilled = Variant(
-        name=DISTILLED,
-        sets=sets,
-        caches=tuple(caches),
-        teachers=() if caches else (job.teacher,),
-    )
+    distilled = Variant(name=DISTILLED, sets=sets, caches=tuple(caches), teachers=() if caches else (job.teacher,))
     plan = StudyPlan(
         job=job,
         recipe=recipe,

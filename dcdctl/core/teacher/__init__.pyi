@@ -10,14 +10,7 @@ from .score_files import READERS, read_batches
 from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread
 from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
-from .text_cache import (
-    TextCache,
-    TextCacheJob,
-    cache_texts,
-    read_text_cache,
-    text_cache_facts,
-    verify_texts,
-)
+from .text_cache import TextCache, TextCacheJob, cache_texts, read_text_cache, text_cache_facts, verify_texts
 from .work_list import parse_extras
 
 __all__ = [

@@ -20,13 +20,7 @@ from numpy.typing import NDArray
 from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus, Flags, Index, RaggedArray, Scores, Values
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.teacher.cache_format import (
-    CACHE,
-    TEACHER_NAME,
-    pairs_name,
-    read_pairs,
-    shards_of,
-)
+from dcdctl.core.teacher.cache_format import CACHE, TEACHER_NAME, pairs_name, read_pairs, shards_of
 from dcdctl.core.teacher.candidate_lists import POSITIVE, ROLES, Candidates
 from dcdctl.core.teacher.scores import AverageScores, TeacherScores, check_weights, in_range
 

@@ -115,10 +115,7 @@ def train(
         at_start = validation.measure(model, 0)
         # `measure` leaves the model in evaluation mode.
         model.train()
-    with (
-        loggers.open_logs(run, first, options.wandb) as log,
-        watch(total=num_steps, done=first) as on_step,
-    ):
+    with loggers.open_logs(run, first, options.wandb) as log, watch(total=num_steps, done=first) as on_step:
         for step, batch in enumerate(ahead, start=first):
             values = learner.step(batch, step)
             done = step + 1

@@ -98,9 +98,7 @@ class StreamData(TrainingData):
                 hint="set optimizer.steps",
             )
         self.preview = Preview(
-            recipe=self.recipe,
-            batches_per_epoch=batches,
-            dual_teachers="embedded" if self.has_scores else "none",
+            recipe=self.recipe, batches_per_epoch=batches, dual_teachers="embedded" if self.has_scores else "none"
         )
         return self.preview
 

@@ -22,11 +22,7 @@ from torch import Tensor, nn
 from dcdctl.core.errors import MissingError, ModelError, first_line, install_command, require_extra
 from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess, check_read, processor_table
 from dcdctl.core.models.families.shared_prefix import TOLERANCES, Pair, SharedPrefix, SharingError
-from dcdctl.core.models.overrides import (
-    IMAGE_FIRST,
-    Overrides,
-    read_overrides,
-)
+from dcdctl.core.models.overrides import IMAGE_FIRST, Overrides, read_overrides
 from dcdctl.core.models.preprocess import hub_errors, quietly
 
 EXTRA = "sentence-transformers"

@@ -20,11 +20,7 @@ from dcdctl.core.models.networks.backbones import AS_IT_IS, FeatureSpec, Network
 from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_weights, read_folder
 from dcdctl.core.models.networks.projections import EncoderProjections, ProjectionSize
 from dcdctl.core.models.overrides import read_overrides
-from dcdctl.core.models.preprocess import (
-    Preprocess,
-    fitted_preprocess,
-    load_tokenizer,
-)
+from dcdctl.core.models.preprocess import Preprocess, fitted_preprocess, load_tokenizer
 from dcdctl.core.models.protocols import ExportSpec
 
 

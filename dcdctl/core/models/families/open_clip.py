@@ -29,11 +29,7 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.backbones import in_kernel_order
 from dcdctl.core.models.networks.open_clip_towers import find_towers
-from dcdctl.core.models.networks.towers import (
-    TrainedParts,
-    depth_of,
-    freeze_others,
-)
+from dcdctl.core.models.networks.towers import TrainedParts, depth_of, freeze_others
 from dcdctl.core.models.open_clip_tokenizer import OpenClipTokenizer
 from dcdctl.core.models.overrides import Overrides, read_overrides
 from dcdctl.core.models.preprocess import TOKENIZER_HINT, check_words, hub_errors, quietly

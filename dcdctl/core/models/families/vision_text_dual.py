@@ -40,13 +40,7 @@ from dcdctl.core.models.model import TransformerSize, seeded
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import set_hidden_dropout
 from dcdctl.core.models.networks.over_encoders import FrozenTowers
-from dcdctl.core.models.networks.towers import (
-    Tower,
-    TrainedParts,
-    depth_of,
-    freeze_others,
-    keep_layers,
-)
+from dcdctl.core.models.networks.towers import Tower, TrainedParts, depth_of, freeze_others, keep_layers
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
     FOLDER_HINT,

@@ -11,12 +11,7 @@ from torch import Tensor
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.overrides import Overrides
-from dcdctl.core.models.preprocess import (
-    TOKENIZER_HINT,
-    Preprocess,
-    fitted_preprocess,
-    load_tokenizer,
-)
+from dcdctl.core.models.preprocess import TOKENIZER_HINT, Preprocess, fitted_preprocess, load_tokenizer
 
 MATCH_ROW = 1
 """The row of the two-way matching head that stands for "match"."""

@@ -21,15 +21,7 @@ from dcdctl.core.data import Index
 from dcdctl.core.devices import Compute
 from dcdctl.core.models import Preprocessor, States, TextBatch
 from dcdctl.core.teacher import TextCache
-from dcdctl.core.training.batches.batch import (
-    NO_IMAGES,
-    NO_PAIRS,
-    NO_TEXTS,
-    UNSPLIT,
-    Batch,
-    MicroBatch,
-    MicroBatchPlan,
-)
+from dcdctl.core.training.batches.batch import NO_IMAGES, NO_PAIRS, NO_TEXTS, UNSPLIT, Batch, MicroBatch, MicroBatchPlan
 from dcdctl.core.training.batches.step_pairs import check_size
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.objective import PairObjective

@@ -12,12 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dcdctl.core.training.losses.masked import (
-    binary_cross_entropy,
-    in_full_precision,
-    kl_of_rows,
-    mean_of_known,
-)
+from dcdctl.core.training.losses.masked import binary_cross_entropy, in_full_precision, kl_of_rows, mean_of_known
 from dcdctl.core.training.losses.weights import confidence, dcd_weights
 
 
