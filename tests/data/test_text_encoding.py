@@ -18,7 +18,7 @@ def test_another_encoding_needs_its_name(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\n".join([b"image,caption", "a.jpg,café".encode(), latin.encode("cp1252")]))
     with pytest.raises(
         InputError,
-        match=r"a\.csv is not UTF-8 text \(invalid continuation byte on line 3\); name the encoding with --encoding",
+        match=r"a\.csv is not UTF-8 text \(invalid continuation byte on line 3\); .*`dcdctl prepare` has --encoding",
     ):
         find_encoding(tmp_path / "a.csv")
     assert find_encoding(tmp_path / "a.csv", "cp1252") == "cp1252"
@@ -34,7 +34,8 @@ def test_a_named_encoding_is_taken_or_refused_with_the_line(tmp_path):
     (tmp_path / "a.csv").write_bytes("image,caption\na.jpg,größer\n".encode("cp1252"))
     assert find_encoding(tmp_path / "a.csv", "cp1251") == "cp1251"
     with pytest.raises(
-        InputError, match=r"is not UTF-8 text \(invalid start byte on line 2\); name the encoding with --encoding"
+        InputError,
+        match=r"is not UTF-8 text \(invalid start byte on line 2\); .*`dcdctl prepare` has --encoding",
     ):
         find_encoding(tmp_path / "a.csv", "utf-8")
 

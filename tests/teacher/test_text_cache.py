@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tracemalloc
+from dataclasses import replace
 
 import families
 import numpy as np
@@ -246,6 +247,51 @@ def test_vectors_from_elsewhere_become_unit_vectors(tmp_path):
     pq.write_table(pa.table({"vector": vectors}), tmp_path / "w.parquet")
     with pytest.raises(InputError, match=r"has no column query, caption, text"):
         cache_texts(TextCacheJob(out=tmp_path / "n", vectors=[str(tmp_path / "w.parquet")], teacher_name="x"))
+
+
+def test_equal_texts_with_unlike_vectors_are_refused_and_both_rows_named(tmp_path):
+    texts = ["a dog", "a cat", "a dog", "A dog."]
+    like = [[1.0, 2.0], [0.0, 1.0], [2.001, 4.0], [-1.0, 0.5]]  # the last text is another one of the same words
+    cache = cache_texts(given(tmp_path / "v.parquet", like, texts))
+    assert texts_of(cache) == ["a dog", "a cat"]
+    unlike = given(tmp_path / "w.parquet", [[0.0, 3.0], [2.0, 1.0]], ["a cat", "a dog"])
+    both = [str(tmp_path / "v.parquet"), *unlike.vectors]
+    message = r"w\.parquet row 1 has another vector than its text in {}; keep one"
+    with pytest.raises(InputError, match=message.format(r"v\.parquet row 0")):
+        cache_texts(TextCacheJob(out=tmp_path / "n", vectors=both, teacher_name="a large model"))
+    extended = TextCacheJob(
+        out=tmp_path / "e", vectors=unlike.vectors, teacher_name="a large model", extend=tmp_path / "q"
+    )
+    with pytest.raises(InputError, match=message.format(r"\S+/q")):
+        cache_texts(extended)
+
+
+def test_any_other_number_of_a_long_vector_is_another_vector(tmp_path):
+    """Whichever of the numbers it is, and not for a difference of rounding."""
+    first = np.random.default_rng(0).standard_normal(256)
+    near = first * (1 + 1e-3 * np.random.default_rng(1).standard_normal(256))
+    cache_texts(given(tmp_path / "v.parquet", [list(first), list(near)], ["a dog"] * 2))
+    for place in (0, 100, 255):
+        far = first.copy()
+        far[place] += 8
+        job = given(tmp_path / f"{place}.parquet", [list(first), list(far)], ["a dog"] * 2)
+        with pytest.raises(InputError, match="row 1 has another vector"):
+            cache_texts(replace(job, out=tmp_path / str(place)))
+
+
+def test_a_file_of_texts_has_no_split(folder, tmp_path):
+    message = r"a\.txt is a file of texts, and has no split 'test'; leave --split out"
+    with pytest.raises(InputError, match=message):
+        make(folder, tmp_path / "q", folder / "a.txt", split="test")
+    vectors = given(tmp_path / "v.parquet", [[1.0, 2.0]], ["a dog"]).vectors
+    with pytest.raises(InputError, match=r"has no split 'test'"):
+        cache_texts(TextCacheJob(out=tmp_path / "n", vectors=vectors, teacher_name="x", split="test"))
+
+
+def test_the_hint_for_another_encoding_names_the_command_that_has_the_option(folder, tmp_path):
+    (tmp_path / "a.txt").write_bytes("grün\n".encode("cp1252"))
+    with pytest.raises(InputError, match=r"not UTF-8 .*; save the file as UTF-8; `dcdctl prepare` has --encoding"):
+        make(folder, tmp_path / "q", tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize(

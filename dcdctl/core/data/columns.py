@@ -28,8 +28,6 @@ RESERVED = ("row", "image_id", "path", "source", "corpus_row", "vector", "score"
 """Names of an index and of its answers, which columns cannot have."""
 MAX_NAME_BYTES = 60
 """PostgreSQL cuts longer names off, at 63 bytes."""
-# Only `prepare` has --encoding.
-_AS_UTF8 = "save the file as UTF-8"
 _DAY = r"\d{4}-\d{2}-\d{2}"
 _WHOLE = r"[+-]?(0|[1-9]\d*)"
 
@@ -120,10 +118,7 @@ def check_chosen(chosen: Sequence[str], named: Sequence[str], where: str) -> Non
             known = ", ".join(named[:12]) or "only the names of images"
             raise InputError(f"{where} has no column {name!r}", hint=f"it has {known}")
         if problem := problem_of_name(name):
-            raise InputError(
-                f"the column {name!r:.80} of {where} {problem}",
-                hint="rename it",
-            )
+            raise InputError(f"the column {name!r:.80} of {where} {problem}", hint="rename it")
 
 
 def problem_of_name(name: str) -> str:
@@ -224,7 +219,7 @@ def from_json(values: Sequence[Any]) -> pa.Array | None:
 
 
 def _read_csv(path: Path) -> Cells:
-    names, *rows = [cells for _, cells in csv_rows(path, find_encoding(path, hint=_AS_UTF8))] or [[]]
+    names, *rows = [cells for _, cells in csv_rows(path, find_encoding(path))] or [[]]
     columns = zip(*rows, strict=True) if rows else ([] for _ in names)
     return {
         name: pa.array(cells) if name in KEYS else from_cells(cells) for name, cells in zip(names, columns, strict=True)

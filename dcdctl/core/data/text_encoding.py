@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.files import unreadable
 
-FORCE = "name the encoding with --encoding, such as --encoding cp1252, or save the file as UTF-8"
+_HINT = "save the file as UTF-8; `dcdctl prepare` has --encoding, such as --encoding cp1252"
 _PIECE = 1 << 20
 _LONGEST_LINE = 1 << 24
 """Characters, more than any row has."""
@@ -37,10 +37,10 @@ def check_encoding(name: str) -> str:
     return codecs.lookup(name).name
 
 
-def find_encoding(path: Path, forced: str | None = None, hint: str = FORCE) -> str:
+def find_encoding(path: Path, forced: str | None = None) -> str:
     """The encoding that the whole file decodes in: `forced`, or the one of its byte order mark; utf-8-sig for UTF-8.
 
-    InputError if it cannot be read, and, with the hint, if it does not decode.
+    InputError if it cannot be read, and if it does not decode.
     """
     line = 1
     try:
@@ -62,7 +62,7 @@ def find_encoding(path: Path, forced: str | None = None, hint: str = FORCE) -> s
         fault = str(error)  # of a codec of several bytes without their mark
         if isinstance(error, UnicodeDecodeError):
             fault = f"{error.reason} on line {line + error.object.count(10, 0, error.start):,}"
-        raise InputError(f"{path} is not {name.removesuffix('-sig').upper()} text ({fault})", hint=hint) from error
+        raise InputError(f"{path} is not {name.removesuffix('-sig').upper()} text ({fault})", hint=_HINT) from error
     return name
 
 

@@ -7,9 +7,11 @@
     CACHE/texts.json                    completion marker, written last: versions, size and SHA-256 of each part
 
 Vectors are float16: one of unit length per text, or, of a late-interaction model, one per token. Equal texts
-(`captions.text_key`) are kept once. One process encodes a part, so its bytes do not depend on the number of processes.
+(`captions.text_key`) are kept once; one with two vectors that another program gave is an error. One process encodes a
+part, so its bytes do not depend on the number of processes.
 
-Memory: a part, and a set with a hash of 8 bytes per text. Shape letters: N texts of a part, D width.
+Memory: a part, and a hash of 8 bytes per text; of given vectors, also 8 numbers per text. Shape letters: N texts of a
+part, D width.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ _ROUNDING = 2**-10
 """Difference of equal numbers of unit vectors that float16 rounds to two sides."""
 _HINT = "give a row per text: text, vector (a list of numbers), and language if it is known"
 _LARGEST = 1e300
+_UNLIKE = 0.1
+"""Difference of projections that two unit vectors of one text have if they are not the same but for rounding."""
 VECTOR = "vector"
 Half = NDArray[np.float16]
 Row = tuple[str, str | None, Half | None]
@@ -186,17 +190,19 @@ def _settings(job: TextCacheJob, model: Searchable | None, width: int | None) ->
     }
 
 
-def _sources(job: TextCacheJob) -> tuple[list[tuple[str, str, Iterator[Row]]], int | None]:
-    """The name, the digest and the rows of each source, and the width of given vectors; InputError for a place that is
-    none."""
-    sources: list[tuple[str, str, Iterator[Row]]] = []
+def _sources(job: TextCacheJob) -> tuple[list[tuple[str, str, Iterator[Any]]], int | None]:
+    """The name, the digest and the rows of each source, each with where it stands, and the width of given vectors;
+    InputError for a place that is none, and for the split of a file."""
+    sources: list[tuple[str, str, Iterator[Any]]] = []
     width, option = None, "--vectors" if job.vectors else "--texts"
     for place in job.vectors or job.texts:
         if not job.vectors and (url_of(place) is not None or Path(place).expanduser().is_dir()):
             corpus = Corpus.open(place, job.split)
-            rows = zip(corpus.captions, corpus.languages, itertools.repeat(None))
+            rows = zip(corpus.captions, corpus.languages, itertools.repeat(None), itertools.repeat(""))
             sources.append((f"{corpus.name} {job.split}", corpus.fingerprint, rows))
             continue
+        if job.split != "train":
+            raise InputError(f"{place} is a file of texts, and has no split {job.split!r}", hint="leave --split out")
         for path in files.find_named([place], data.TEXT_SUFFIXES, what="file of texts", option=option):
             if job.vectors and width is None:
                 # 0 for a file without a vector, which is an error when it is read.
@@ -205,7 +211,7 @@ def _sources(job: TextCacheJob) -> tuple[list[tuple[str, str, Iterator[Row]]], i
     return sources, width
 
 
-def _rows_of_file(path: Path, width: int | None) -> Iterator[Row]:
+def _rows_of_file(path: Path, width: int | None) -> Iterator[Any]:
     """The rows of a file of texts; of one of vectors, which become unit vectors, if there is a width."""
     half_D = None
     for where, text, language, *given in data.read_values(
@@ -219,20 +225,22 @@ def _rows_of_file(path: Path, width: int | None) -> Iterator[Row]:
                 found = f"{len(vector_D)} of the {len(vector)} values of the vector are finite numbers"
                 raise InputError(f"{where}: {found}, expected {width or 'some'} that are not all zero", hint=_HINT)
             half_D = (np.array(vector_D) / math.hypot(*vector_D)).astype(np.float16)
-        yield *data.check_text(where, text, language), half_D
+        yield *data.check_text(where, text, language), half_D, where
 
 
 def _name(part: int, kind: str = "") -> str:
     return f"texts-{kind}{part:05d}.parquet"
 
 
-def _read_sources(build: Build, old: TextCache | None, rows: Iterable[Row], track: Track) -> None:
+def _read_sources(build: Build, old: TextCache | None, rows: Iterable[Any], track: Track) -> None:
     """Write the new texts as planned parts, or as parts where they have vectors; after the parts of an old cache."""
-    seen, sizes, languages = set[int](), [], Counter[str]()
+    seen, sizes, languages = dict[int, Any](), [], Counter[str]()
     if old is not None:
         sizes, languages = old.part_sizes, Counter(old.plan["languages"])
         for number in range(len(sizes)):
-            list(_unseen(old.part(number), seen))
+            # Vectors of a teacher that dcdctl runs are not compared.
+            where = old.space.teacher is None and str(old.folder)
+            list(_unseen(((*row, where) for row in old.part(number)), seen))
             with build.write(_name(number)) as path:
                 shutil.copyfile(old.folder / _name(number), path)
     unseen = _unseen(rows, seen)
@@ -248,13 +256,22 @@ def _read_sources(build: Build, old: TextCache | None, rows: Iterable[Row], trac
     build.note(part_sizes=sizes, languages=dict(sorted(languages.items())))
 
 
-def _unseen(rows: Iterable[Row], seen: set[int]) -> Iterator[Row]:
-    """The first row of each text that is not among those seen, by a hash of its words."""
-    for row in rows:
+def _unseen(rows: Iterable[Any], seen: dict[int, Any]) -> Iterator[Row]:
+    """The first row of each text that is not among those seen, by a hash of its words; InputError for a text that has
+    another vector than before."""
+    for text, language, vector_D, where in rows:
         # Of 64 bits: of ten million texts, two have one with a chance of 3 in a million.
-        if (key := hash(data.text_key(row[0]))) not in seen:
-            seen.add(key)
-            yield row
+        key, found = hash(data.text_key(text)), None
+        if where and vector_D is not None:
+            # Along eight random directions, vectors whose difference has a length of 0.3 differ by _UNLIKE in one of
+            # 99.99 % of cases.
+            found = where, hash(text), np.random.default_rng(0).standard_normal((8, len(vector_D))) @ vector_D
+        if key not in seen:
+            seen[key] = found
+            yield text, language, vector_D
+        # Of other letters with the same words, the vector is rightly another one.
+        elif found and found[1] == seen[key][1] and np.abs(found[2] - seen[key][2]).max() > _UNLIKE:
+            raise InputError(f"{where} has another vector than its text in {seen[key][0]}", hint="keep one of the two")
 
 
 def _encode_missing(build: Build, sizes: Sequence[int], model: Searchable, compute: Compute, track: Track) -> None:
