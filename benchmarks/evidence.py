@@ -40,6 +40,7 @@ import evidence_pools
 import evidence_scenes
 import evidence_students
 import evidence_tables
+import evidence_weights
 from evidence_steps import Step
 
 from dcdctl.core import artifacts
@@ -56,6 +57,7 @@ PLANS = {
     "scenes-cascade": evidence_cascade.scenes_cascade,
     "small": evidence_scenes.small,
     "students": evidence_students.students,
+    "weights": evidence_weights.weights,
 }
 PARTS = {
     "fair": {evidence_fair.TABLE.format(size): evidence_fair.PARTS for size in evidence_fair.SIZES},

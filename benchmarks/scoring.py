@@ -1,4 +1,4 @@
-"""Rate at which fusion models score pairs: factorized against plain.
+"""Rate and multiply-adds with which fusion models score pairs: factorized against plain.
 
     python benchmarks/scoring.py [--captions 64] [--repeats 3] [--threads 2] [--device cpu] [--models meter-6
         meter-3 blip-base ...]
@@ -6,7 +6,8 @@
 Full-size models with random weights, one image against N captions. Plain: the image and the caption of every pair are
 encoded, with captions padded to 40 tokens as in the released code. Factorized: the image once, each caption once and
 unpadded, then `score_pairs`. Rounds alternate between the variants, each model runs in its own process, and rates are
-medians. Factorized bfloat16 is measured too where the processor has instructions for it. Ends with one JSON line.
+medians. Factorized bfloat16 is measured too where the processor has instructions for it. Multiply-adds per
+pair are counted as `dcdctl bench` counts them. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from transformers import (
 from transformers.utils import logging
 
 from dcdctl.core import devices, models
+from dcdctl.core.bench.footprint import count_flops
 from dcdctl.core.devices import Compute
 from dcdctl.core.models import CoAttentionScorer, FusionSize, ImageBatch, TextBatch, ViltScorer
 from dcdctl.core.models.families.blip import BlipScorer
@@ -53,6 +55,7 @@ RELEASED_TEXT_LEN = 40
 PLAIN_BATCH = 4
 """Pairs in one plain forward pass; larger batches were not faster on a CPU."""
 MiB = 2**20
+GIGA = 1e9
 
 
 def meter(num_layers: int) -> CoAttentionScorer:
@@ -134,6 +137,9 @@ def main() -> None:
 def describe(name: str, result: dict[str, Any]) -> str:
     head = f"{name}: {result['speed_up']:.2f}x, largest difference {result['largest_difference']:.1e}"
     lines = [f"  {variant:<20} {rate:8.2f} pairs/s" for variant, rate in result["pairs_per_s"].items()]
+    lines += [
+        f"  {variant:<20} {count:8.1f} G multiply-adds" for variant, count in result["giga_multiply_adds"].items()
+    ]
     return "\n".join([head, *lines, f"  peak memory, factorized: {result['peak_mib']:,.0f} MiB"])
 
 
@@ -167,6 +173,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     for _ in range(options.repeats):
         for variant, (work, _) in variants.items():
             seconds[variant].append(timed(work, device))
+    giga = {variant: count_flops(work) / 2 / GIGA / count for variant, (work, count) in variants.items()}
     rates = {variant: count / statistics.median(seconds[variant]) for variant, (_, count) in variants.items()}
     difference = (scores["factorized"][: options.plain_pairs] - scores["plain"]).abs().max().item()
     return {
@@ -174,6 +181,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "speed_up_bfloat16": rates["factorized bfloat16"] / rates["plain"] if "factorized bfloat16" in rates else None,
         "largest_difference": difference,
         "pairs_per_s": rates,
+        "giga_multiply_adds": giga,
         "peak_mib": peak,
     }
 

@@ -38,6 +38,7 @@ PLANS = [
     "scenes-cascade",
     "small",
     "students",
+    "weights",
 ]
 
 
