@@ -93,8 +93,9 @@ class Kind:
             if other := other_folder_error(folder, self.name, self.make, error=self.missing):
                 raise other
             if (folder / self.plan_file).is_file():
-                message = f"the {self.name} in {folder} is not finished"
-                raise self.missing(message, hint=f"{self.make_again}: it resumes")
+                raise self.missing(
+                    f"the {self.name} in {folder} is not finished", hint=f"{self.make_again}: it resumes"
+                )
             raise self.missing(f"there is no {self.name} in {folder} (no {self.seal_file})", hint=self.make)
         return read_document(path, self.format, error=self.error, hint=self._repair(path), remake=self.remake)
 
@@ -170,8 +171,10 @@ class Kind:
         names = files.names_in(folder) if folder.exists() else []
         if not names or any((folder / name).exists() for name in (self.plan_file, self.seal_file)):
             return
-        message = f"{folder} is not empty and holds no {self.name} (found {names[0]})"
-        raise StaleError(message, hint="name an empty or a new folder with --out")
+        raise StaleError(
+            f"{folder} is not empty and holds no {self.name} (found {names[0]})",
+            hint="name an empty or a new folder with --out",
+        )
 
 
 class Build:

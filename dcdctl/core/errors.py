@@ -271,8 +271,10 @@ def require_extra(extra: str, *modules: str, needed_by: str, or_else: str = "") 
     `modules` are import names. `or_else` is what the user may do instead.
     """
     if missing := [module.replace("_", "-") for module in modules if not is_installed(module)]:
-        reason = f"{needed_by} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
-        raise MissingError(reason, hint=install_command(extra) + (f", or {or_else}" if or_else else ""))
+        raise MissingError(
+            f"{needed_by} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            hint=install_command(extra) + (f", or {or_else}" if or_else else ""),
+        )
 
 
 def install_command(extra: str) -> str:

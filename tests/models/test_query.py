@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,24 @@ def test_another_teacher_is_refused(teachers: dict[str, Any], tmp_path: Path) ->
     alone = models.load(tmp_path, kind="query")
     with pytest.raises(ModelError, match="and its teacher the images"):
         alone.preprocess.images([Image.new("RGB", (64, 64))])
+
+
+@pytest.mark.parametrize(("size", "is_long"), [("static", False), ("new", False), ("new", True)])
+def test_a_saved_table_with_too_few_rows_is_named(
+    size: str, is_long: bool, teachers: dict[str, Any], tmp_path: Path
+) -> None:
+    query = new_query(teachers["dual"], SIZES[size])
+    query.preprocess = replace(query.preprocess, max_text_len=41 if is_long else 40)
+    if not is_long:
+        encoder = query.network.encoder
+        table = encoder.embeddings if size == "static" else encoder.embeddings.word_embeddings
+        table.weight = torch.nn.Parameter(table.weight[:1])
+        if size == "new":
+            encoder.config.vocab_size = 1
+    models.save(query, tmp_path)
+    message = "max_text_len is 41, but the model has 40" if is_long else r"has \d+ tokens, but .* table has 1 rows"
+    with pytest.raises(ModelError, match=message):
+        models.with_queries(teachers["dual"], tmp_path)
 
 
 def test_vectors_from_elsewhere_are_known_by_their_length_alone(teachers: dict[str, Any]) -> None:

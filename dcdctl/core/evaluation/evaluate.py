@@ -105,8 +105,10 @@ def _check_options(model: Model, rerank: FusionScorer | None, options: EvalOptio
             hint="leave --features out",
         )
     if model.kind == "fusion" and rerank is not None:
-        problem = "a re-ranker orders what a model finds that encodes images once, and the model is a fusion scorer"
-        raise ModelError(problem, hint="name a dual encoder or a late-interaction model, or leave --rerank out")
+        raise ModelError(
+            "a re-ranker orders what a model finds that encodes images once, and the model is a fusion scorer",
+            hint="name a dual encoder or a late-interaction model, or leave --rerank out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

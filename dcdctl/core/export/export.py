@@ -104,8 +104,10 @@ def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
     overrides = models.parse_overrides(job.model_sets)
     if models.check_ref(job.ref, overrides, kind="any") == "query":
         if job.to not in QUERY_TARGETS:
-            message = f"{job.ref} is a query encoder, which embeds texts alone, and --to {job.to} holds images too"
-            raise ModelError(message, hint=f"export it with --to {' or '.join(QUERY_TARGETS)}")
+            raise ModelError(
+                f"{job.ref} is a query encoder, which embeds texts alone, and --to {job.to} holds images too",
+                hint=f"export it with --to {' or '.join(QUERY_TARGETS)}",
+            )
         target = QUERY_TARGETS[job.to]
     if job.out.is_file() or not files.is_vacant(job.out):
         raise ConfigError(

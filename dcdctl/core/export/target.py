@@ -65,8 +65,10 @@ class Target(ABC):
         """ModelError, with the target that fits, for a model that this one cannot hold."""
         ref, spec = self.job.ref, self.spec
         if self.model.kind == "late" and self.no_late:
-            message = f"{ref} is a late-interaction model, which is not exported to {self.name}: {self.no_late}"
-            raise ModelError(message, hint="read it with dcdctl")
+            raise ModelError(
+                f"{ref} is a late-interaction model, which is not exported to {self.name}: {self.no_late}",
+                hint="read it with dcdctl",
+            )
         if self.name in spec.refusals:
             message = f"{ref} is a model of {spec.library}, and cannot be exported to {self.name}"
             raise ModelError(f"{message}: {spec.refusals[self.name]}", hint=f"export it with --to {spec.library}")

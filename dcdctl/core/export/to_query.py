@@ -104,8 +104,10 @@ class QuerySentenceTransformers(QueryTarget, SentenceTransformers):
         elif not self.model.network.is_static and type(encoder.config) not in MODEL_MAPPING:
             reason = f"AutoModel of transformers reads no {encoder.config.model_type}"
         if reason:
-            message = f"{self.job.ref} is a query encoder that is not exported to {self.name}: {reason}"
-            raise ModelError(message, hint="export it with --to onnx")
+            raise ModelError(
+                f"{self.job.ref} is a query encoder that is not exported to {self.name}: {reason}",
+                hint="export it with --to onnx",
+            )
 
     def write(self) -> None:
         from sentence_transformers import SentenceTransformer

@@ -155,5 +155,6 @@ def read_checkpoint(path: Path) -> Any:
         AttributeError,
         LookupError,
     ) as error:
-        problem = f"{path} is not a PyTorch checkpoint: {first_line(error)}"
-        raise ModelError(problem, hint="is the download complete?") from error
+        raise ModelError(
+            f"{path} is not a PyTorch checkpoint: {first_line(error)}", hint="is the download complete?"
+        ) from error

@@ -330,8 +330,10 @@ def _family(folder: Path, ref: str | Path, kind: Wanted | None = None) -> Family
         raise ModelError(f"{ref} has no model_type in {CONFIG_FILE}", hint=ACCEPTED)
     family = find_family(model_type)
     if family is None and (folder / folders.MODULES_FILE).is_file():
-        problem = f"{ref} is a SentenceTransformer over a {model_type}, which embeds texts alone"
-        raise ModelError(problem, hint="name it as candidates.model; a dual encoder embeds images and texts")
+        raise ModelError(
+            f"{ref} is a SentenceTransformer over a {model_type}, which embeds texts alone",
+            hint="name it as candidates.model; a dual encoder embeds images and texts",
+        )
     if family is None:
         raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)
     _check_kind(ref, family.kind, kind)

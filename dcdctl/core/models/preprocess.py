@@ -349,11 +349,13 @@ def fitted_preprocess(
 def check_text_length(max_text_len: int, num_positions: int) -> int:
     """`max_text_len`; ModelError if the model has fewer text positions, or if there is no room for a word."""
     # [CLS], a word, [SEP]; the settings of a saved model are not checked as those of --model-set are.
-    if max_text_len < 3:
-        raise ModelError(f"max_text_len must be at least 3, got {max_text_len}")
+    if not isinstance(max_text_len, int) or max_text_len < 3:
+        raise ModelError(f"max_text_len must be at least 3, got {max_text_len!r:.40}")
     if max_text_len > num_positions:
-        problem = f"max_text_len is {max_text_len}, but the model has {num_positions} text positions"
-        raise ModelError(problem, hint=f"use at most {num_positions}")
+        raise ModelError(
+            f"max_text_len is {max_text_len}, but the model has {num_positions} text positions",
+            hint=f"use at most {num_positions}",
+        )
     return max_text_len
 
 

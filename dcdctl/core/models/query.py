@@ -59,8 +59,10 @@ class QuerySpace:
         elif teacher.vectors_scale is None:
             own = {"dim": teacher.token_dim, "is_mean": teacher.is_mean}
         else:
-            problem = "the scores of this teacher add the cosine of whole vectors to MaxSim, and a query has tokens"
-            raise ModelError(problem, hint="train the teacher with model.pooled=false")
+            raise ModelError(
+                "the scores of this teacher add the cosine of whole vectors to MaxSim, and a query has tokens",
+                hint="train the teacher with model.pooled=false",
+            )
         return QuerySpace(kind=teacher.kind, logit_scale=teacher.logit_scale.item(), teacher=teacher.digest, **own)
 
     def check(self, teacher: Searchable | QuerySpace, ref: object) -> None:
@@ -110,8 +112,10 @@ class QueryPreprocess(Preprocess):
 def _joined(part: Any) -> Any:
     """The teacher's part; ModelError without a teacher."""
     if part is None:
-        problem = "a query encoder embeds texts alone, and its teacher the images"
-        raise ModelError(problem, hint="name its teacher, and the query encoder with --query-model")
+        raise ModelError(
+            "a query encoder embeds texts alone, and its teacher the images",
+            hint="name its teacher, and the query encoder with --query-model",
+        )
     return part
 
 

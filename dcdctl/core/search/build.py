@@ -182,12 +182,16 @@ def _new_index(ref: str, folder: Path, source: ImageSource, changes: Changes) ->
     INDEX.check_folder(folder)
     model = model or models.load_searchable(ref)
     if model.kind == "late" and model.vectors_scale is not None:
-        message = f"the scores of {ref} add the cosine of whole vectors to MaxSim, and an index compares tokens alone"
-        raise ModelError(message, hint="train it with model.pooled=false, or re-rank with it: --rerank")
+        raise ModelError(
+            f"the scores of {ref} add the cosine of whole vectors to MaxSim, and an index compares tokens alone",
+            hint="train it with model.pooled=false, or re-rank with it: --rerank",
+        )
     dim = model.token_dim if model.kind == "late" else model.embedding_dim
     if settings.dims is not None and settings.dims > dim:
-        message = f"dims is {settings.dims}, and the vectors of the model have {dim} numbers"
-        raise ConfigError(message, hint=f"set it to at most {dim}, or leave it out")
+        raise ConfigError(
+            f"dims is {settings.dims}, and the vectors of the model have {dim} numbers",
+            hint=f"set it to at most {dim}, or leave it out",
+        )
     document = IndexDocument(
         generation=0,
         model=IndexedModel(kind=model.kind, dim=settings.dims or dim, fingerprint=model.digest),
@@ -203,8 +207,10 @@ def _check_kind(settings: IndexConfig, *, is_late: bool) -> None:
     kinds = ("flat", "centroids") if is_late else ("flat", "hnsw", "int8", "binary")
     if settings.kind not in kinds:
         model = "late-interaction model" if is_late else "dual encoder"
-        message = f"kind {settings.kind} does not search the index of a {model}"
-        raise ConfigError(message, hint=f"set kind to {', '.join(kinds[:-1])} or {kinds[-1]}")
+        raise ConfigError(
+            f"kind {settings.kind} does not search the index of a {model}",
+            hint=f"set kind to {', '.join(kinds[:-1])} or {kinds[-1]}",
+        )
     if is_late and settings.dims is not None:
         raise ConfigError(
             "dims shortens the vectors of a dual encoder, and this is a late-interaction model",
@@ -225,17 +231,23 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
     """Change settings, and remove images."""
     folder, document = index.folder, index.document
     if changes.precision not in (None, document.precision):
-        message = f"the index {folder} is of precision {document.precision}, not {changes.precision}"
-        raise ConfigError(message, hint="leave --precision out")
+        raise ConfigError(
+            f"the index {folder} is of precision {document.precision}, not {changes.precision}",
+            hint="leave --precision out",
+        )
     if not (changes.sets or changes.remove or changes.remove_gone):
         return index
     settings = configs.build(IndexConfig, configs.apply_sets(configs.to_table(document.settings), changes.sets))
     if settings.dims != document.settings.dims:
-        message = f"the vectors of {folder} have {document.model.dim} numbers, and dims is fixed when an index is made"
-        raise ConfigError(message, hint="make a new index with --dims")
+        raise ConfigError(
+            f"the vectors of {folder} have {document.model.dim} numbers, and dims is fixed when an index is made",
+            hint="make a new index with --dims",
+        )
     if replace(settings.tokens, centroids=1) != replace(document.settings.tokens, centroids=1):
-        message = f"tokens.codes and tokens.pooling of {folder} are fixed when an index is made"
-        raise ConfigError(message, hint="make a new index with --set")
+        raise ConfigError(
+            f"tokens.codes and tokens.pooling of {folder} are fixed when an index is made",
+            hint="make a new index with --set",
+        )
     _check_kind(settings, is_late=document.model.kind == "late")
     _check_packages(settings, document.num_rows)
     removed = rows_to_remove(index, changes.remove, gone=changes.remove_gone)

@@ -60,13 +60,16 @@ def with_source(index: FolderIndex, source: ImageSource) -> tuple[ImageSource, .
     places = [(other.path, other.split) for other in listed]
     if (source.path, source.split) in places:
         if source not in listed:
-            message = f"{source.path} holds another corpus than the one that was indexed"
-            raise StaleError(message, hint="make a new index")
+            raise StaleError(
+                f"{source.path} holds another corpus than the one that was indexed", hint="make a new index"
+            )
         return listed
     for path, split in places:
         if source.split is not None and path == source.path and share_split(source.split, str(split)):
-            message = f"{index.folder} has split {split} of {source.path}, and split {source.split} was to be added"
-            raise InputError(message, hint="name the splits that are missing with --split, such as --split val+test")
+            raise InputError(
+                f"{index.folder} has split {split} of {source.path}, and split {source.split} was to be added",
+                hint="name the splits that are missing with --split, such as --split val+test",
+            )
     return (*listed, source)
 
 
@@ -90,8 +93,10 @@ def _write_plan(build: Build, index: FolderIndex, new: models.Searchable | None)
     if new is not None:
         if not planned.rows:
             shutil.rmtree(folder)
-            message = f"there is no image in {build.plan['sources'][0]['path']}"
-            raise InputError(message, hint="--images takes a folder of images or a corpus")
+            raise InputError(
+                f"there is no image in {build.plan['sources'][0]['path']}",
+                hint="--images takes a folder of images or a corpus",
+            )
         # Before the notes: a plan without `rows` is one that was killed here, and starts over.
         models.save(new, folder / "model")
     build.note(**configs.to_table(planned))

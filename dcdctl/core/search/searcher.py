@@ -187,8 +187,10 @@ class IndexSearcher:
         """The k images nearest to an image; ConfigError with a re-ranker, because it compares images with texts
         only."""
         if self.reranker is not None:
-            reason = f"{self.reranker.ref} scores an image with a text, and cannot re-rank images by an image"
-            raise ConfigError(reason, hint="leave --rerank out, or search by a text")
+            raise ConfigError(
+                f"{self.reranker.ref} scores an image with a text, and cannot re-rank images by an image",
+                hint="leave --rerank out, or search by a text",
+            )
         _check_k(k)
         encoder = self.encoder.load()
         started = time.perf_counter()

@@ -40,8 +40,10 @@ def find_source(images: Path, split: str | None = None) -> ImageSource:
     if (path / data.CORPUS_FILE).is_file():
         corpus = Corpus.open(path, split or data.all_splits(path))
         if repeated := [image_id for image_id, count in Counter(corpus.image_ids).items() if count > 1]:
-            message = f"{len(repeated):,} images of {images} have the same id in two splits, such as {repeated[0]!r}"
-            raise InputError(message, hint="index one split with --split NAME")
+            raise InputError(
+                f"{len(repeated):,} images of {images} have the same id in two splits, such as {repeated[0]!r}",
+                hint="index one split with --split NAME",
+            )
         return ImageSource(kind="corpus", path=str(path), split=corpus.split, fingerprint=corpus.fingerprint)
     if other := artifacts.other_folder_error(path, "folder of images or a corpus", error=InputError):
         raise other

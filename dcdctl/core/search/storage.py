@@ -250,8 +250,9 @@ def read_document(folder: Path) -> IndexDocument:
     try:
         document = configs.build(IndexDocument, INDEX.read_seal(folder))
     except ConfigError as error:
-        message = f"{path} is not as this dcdctl writes it: {error}"
-        raise StaleError(message, hint="update dcdctl, or build the index again") from error
+        raise StaleError(
+            f"{path} is not as this dcdctl writes it: {error}", hint="update dcdctl, or build the index again"
+        ) from error
     # Names and sizes only, to open in milliseconds; checksums are compared when a file is first read.
     for name, (size, _) in document.files.items():
         INDEX.check_part(folder, name, size)
@@ -264,8 +265,10 @@ def check_model(folder: Path, document: IndexDocument) -> None:
     if not (model / "dcdctl.json").exists():
         raise MissingError(f"{model} is missing, or has no dcdctl.json", hint="restore it, or index the images again")
     if models.saved_fingerprint(model) != document.model.fingerprint:
-        message = f"{model} is not the model {document.model.fingerprint[:8]}, which made the vectors"
-        raise StaleError(message, hint="restore it, or index the images again")
+        raise StaleError(
+            f"{model} is not the model {document.model.fingerprint[:8]}, which made the vectors",
+            hint="restore it, or index the images again",
+        )
 
 
 def removed_rows(folder: Path, document: IndexDocument) -> NDArray[np.bool_]:

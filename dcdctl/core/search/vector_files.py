@@ -69,8 +69,10 @@ def write_image_list(ref: str, images: Path, folder: Path) -> dict[str, Any]:
     """
     source = sources.find_source(images)
     if source.kind == "corpus":
-        message = f"{images} is a corpus, whose Parquet files already list the images with their bytes"
-        raise InputError(message, hint=f"let the engine read {source.path}/*.parquet: columns image_id and image")
+        raise InputError(
+            f"{images} is a corpus, whose Parquet files already list the images with their bytes",
+            hint=f"let the engine read {source.path}/*.parquet: columns image_id and image",
+        )
     models.check_ref(ref, kind="dual")
     files.check_output_folder(folder)
     if not files.is_vacant(folder):

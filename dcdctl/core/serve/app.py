@@ -284,8 +284,10 @@ async def _response(service: ServiceState, answer: SearchAnswer) -> SearchRespon
 def _check_words(service: ServiceState, text: str | None = "") -> None:
     """InputError if a hybrid search has no text, or its index no words; without the path of the index."""
     if text is None or not service.index.has_keywords:
-        reason = "hybrid search is for a text, and for an index with words"
-        raise InputError(reason, hint="add them with `dcdctl index INDEX --keywords`")
+        raise InputError(
+            "hybrid search is for a text, and for an index with words",
+            hint="add them with `dcdctl index INDEX --keywords`",
+        )
 
 
 def _condition(service: ServiceState, texts: Sequence[str]) -> Condition | None:

@@ -222,9 +222,9 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
         )
         raise ConfigError(problem, hint="take a recipe with model.kind dual or late")
     if not given.loss.needs_teacher and not given.loss.vector_terms:
-        problem = f"recipe {job.recipe} learns from no teacher: loss.terms has {', '.join(given.loss.terms)}"
         raise ConfigError(
-            problem, hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'"
+            f"recipe {job.recipe} learns from no teacher: loss.terms has {', '.join(given.loss.terms)}",
+            hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'",
         )
     # Quoted, because a path may hold what TOML would read otherwise.
     sets = (*job.sets, *([] if job.start is None else [f"model.start={json.dumps(job.start)}"]))

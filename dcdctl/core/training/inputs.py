@@ -212,5 +212,7 @@ def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
         hint = "leave --teacher out, or name a loss that has a teacher, such as kl"
         raise ModelError(problem + "teacher", hint=hint)
     elif num_models > 1:
-        problem = f"--teacher names {num_models} models, expected the one that the student starts from"
-        raise ConfigError(problem, hint="several teachers are several --cache, or dual encoders without a cache")
+        raise ConfigError(
+            f"--teacher names {num_models} models, expected the one that the student starts from",
+            hint="several teachers are several --cache, or dual encoders without a cache",
+        )

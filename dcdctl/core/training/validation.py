@@ -157,8 +157,10 @@ class Validation:
         if not self._start:
             lines = _lines(self.run.metrics(), "start")
             if not lines:
-                problem = f"{self.run.folder / METRICS_FILE} has no recalls of the start, from which losses are counted"
-                raise InputError(problem, hint=f"restore it, or {ELSEWHERE}")
+                raise InputError(
+                    f"{self.run.folder / METRICS_FILE} has no recalls of the start, from which losses are counted",
+                    hint=f"restore it, or {ELSEWHERE}",
+                )
             self._start = _values(lines[0], "start", self.corpora)
         return self._start
 

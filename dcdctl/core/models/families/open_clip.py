@@ -309,9 +309,8 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], overrides: Overrides) ->
 
     text = config["model_cfg"]["text_cfg"]
     if reduction := (text.get("tokenizer_kwargs") or {}).get("reduction_mask"):
-        problem = f"{folder} cuts long captions by reduction_mask={reduction}, which is for training"
         raise ModelError(
-            problem,
+            f"{folder} cuts long captions by reduction_mask={reduction}, which is for training",
             hint=f"remove reduction_mask from tokenizer_kwargs in {OPEN_CLIP_FILE}: captions are then cut at their end",
         )
     if not text.get("hf_tokenizer_name"):

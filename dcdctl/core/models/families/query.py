@@ -21,7 +21,13 @@ from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.over_encoders import load_weights, read_folder
 from dcdctl.core.models.networks.query_text import QueryText, StaticText
 from dcdctl.core.models.networks.towers import Tower, keep_layers
-from dcdctl.core.models.preprocess import Preprocess, load_tokenizer, num_text_positions
+from dcdctl.core.models.preprocess import (
+    Preprocess,
+    check_text_length,
+    check_vocabulary,
+    load_tokenizer,
+    num_text_positions,
+)
 from dcdctl.core.models.query import QueryEncoder, QueryLate, QueryPreprocess, QuerySpace
 
 ATTENTION = ("align_text_model", "aimv2_text_model")
@@ -57,8 +63,10 @@ def new_query(
     weights; the global random state is not touched.
     """
     if space.kind == "late" and size.text != TEACHER:
-        problem = "a late-interaction teacher has a vector for each of its tokens, and this encoder reads other tokens"
-        raise ModelError(problem, hint="name it with --teacher, and set model.text to teacher")
+        raise ModelError(
+            "a late-interaction teacher has a vector for each of its tokens, and this encoder reads other tokens",
+            hint="name it with --teacher, and set model.text to teacher",
+        )
     pads_texts = False
     if size.text == TEACHER:
         encoder, tokenizer, pads_texts = _of_teacher(teacher)
@@ -84,8 +92,10 @@ def _of_teacher(teacher: Searchable | None) -> tuple[Any, Any, bool]:
     modules: Any = () if teacher.as_dual is None else teacher.as_dual._encoder_modules
     preprocess: Any = teacher.preprocess
     if not isinstance(preprocess, Preprocess) or len(modules) != 2 or modules[1].config.model_type in ATTENTION:
-        problem = "the text encoder of this teacher does not stand alone as one of transformers"
-        raise ModelError(problem, hint="leave model.text empty, or name a text encoder such as MiniLM")
+        raise ModelError(
+            "the text encoder of this teacher does not stand alone as one of transformers",
+            hint="leave model.text empty, or name a text encoder such as MiniLM",
+        )
     return copy.deepcopy(modules[1]).requires_grad_(True), preprocess.tokenizer, preprocess.pads_texts
 
 
@@ -126,9 +136,10 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     space = config.build(QuerySpace, saved["space"])
     network = QueryText.of_table(document["encoder"], space.dim)
     load_weights(network, weights, ref, "a query encoder")
-    preprocess = QueryPreprocess(
-        tokenizer=load_tokenizer(ref), max_text_len=saved["max_text_len"], pads_texts=saved["pads_texts"]
-    )
+    tokenizer, length = load_tokenizer(ref), saved["max_text_len"]
+    check_vocabulary(tokenizer, network.to_table()["vocab_size"])
+    check_text_length(length, length if network.is_static else num_text_positions(network.encoder.config))
+    preprocess = QueryPreprocess(tokenizer=tokenizer, max_text_len=length, pads_texts=saved["pads_texts"])
     return (QueryEncoder if space.kind == "dual" else QueryLate)(network, preprocess, space)
 
 

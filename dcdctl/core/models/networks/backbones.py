@@ -200,8 +200,9 @@ def check_sides(
             encode()
         # Encoders have no common error for an input that they do not support.
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            problem = f"{ref} cannot be the {side} side of a model: {first_line(error)}"
-            raise ModelError(problem, hint=hint or HINTS[side]) from error
+            raise ModelError(
+                f"{ref} cannot be the {side} side of a model: {first_line(error)}", hint=hint or HINTS[side]
+            ) from error
 
 
 def load_processor(ref: str, config: Any) -> Any:
@@ -350,8 +351,10 @@ def _output_width(encoder: Any) -> int:
             return int(width)
     sizes = getattr(config, "hidden_sizes", None)
     if not sizes:
-        problem = f"the configuration of a {config.model_type} vision encoder does not give the width of its features"
-        raise ModelError(problem, hint=HINTS["vision"])
+        raise ModelError(
+            f"the configuration of a {config.model_type} vision encoder does not give the width of its features",
+            hint=HINTS["vision"],
+        )
     return int(sizes[-1])
 
 

@@ -117,9 +117,9 @@ def text_pooling(folder: Path) -> Pooling:
     if mode not in ("mean", "cls"):
         others.append(f"pooling {mode}")
     if others:
-        problem = f"{folder} is a SentenceTransformer with {', '.join(others)}, which is not computed here"
         raise ModelError(
-            problem, hint="name a text encoder with the mean of its tokens or their first one, or a dual encoder"
+            f"{folder} is a SentenceTransformer with {', '.join(others)}, which is not computed here",
+            hint="name a text encoder with the mean of its tokens or their first one, or a dual encoder",
         )
     return "cls" if mode == "cls" else "mean"
 

@@ -68,6 +68,8 @@ def find(model_type: str) -> Family | None:
         kind, loader = point.load()
     # The import of another package may fail in any way.
     except Exception as error:
-        problem = f"the package {package} brings {model_type}, but {point.value} cannot be used ({error!r})"
-        raise ModelError(problem, hint=f"update or remove {package}") from error
+        raise ModelError(
+            f"the package {package} brings {model_type}, but {point.value} cannot be used ({error!r})",
+            hint=f"update or remove {package}",
+        ) from error
     return Family(kind, takes=OF_METER, package=package, loader=loader)
