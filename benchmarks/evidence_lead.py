@@ -53,7 +53,8 @@ def write(steps: list[Step], results: Path) -> str:
     rows = list(lead_rows(steps, results))
     lines = [HEADS, ("---",) * len(HEADS), *map(_cells, rows)]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
-    (results / "lead.md").write_text(table)
+    title = next(step.table for step in steps if step.table)
+    (results / "lead.md").write_text(f"### {title}\n\n{table}")
     _plot(rows, "ms", f"ms per query over {GALLERY:,} images", results / "time.png")
     _plot(rows, "pairs", "pairs scored by the teacher", results / "pairs.png")
     return table

@@ -262,6 +262,7 @@ def test_the_lead_table_has_means_over_seeds_and_the_costs_of_all_that_a_row_nee
         "| late interaction with positions and families | 90.0, 91.0 | 580.0 |  |  | 5.0 | 180 |",
         "| dual, its first 20 by the teacher | 80.0, 81.0 | 470.0 | 32.0 | 1,024 | 1.0 | 80 |",
     ]
+    assert (tmp_path / "lead.md").read_text() == f"### A teacher and its students, 500 test scenes\n\n{table}"
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"lead.md", "time.png", "pairs.png"}
 
 
