@@ -44,6 +44,7 @@ GIVEN = ("vision", "text", "karpathy", "images")
 """What a clone lacks and an option gives: two encoders, and the captions and photos of Flickr8k."""
 OPERATORS = {"plus": operator.add, "minus": operator.sub, "times": operator.mul, "over": operator.truediv}
 PASS, DRIFT, NOT_RUN = "PASS", "DRIFT", "NOT RUN"
+BOUNDS = ("low", "high")
 
 At = str | float | Sequence[Any]
 """`FILE > key > key`, a number, or `["minus", AT, AT]`; `tables.md > TABLE > ROW > COLUMN > 0` is the first number of
@@ -180,10 +181,12 @@ def numbers(cell: str) -> list[float]:
 
 def select(value: Any, key: str) -> list[Any]:
     """The entry of a table with this name, or whose name ends so (`*name`); the entries of a list at this place, with
-    these fields, or all (`*`)."""
+    these fields, or all (`*`). `low` and `high` are also those of an interval that is a list."""
     if isinstance(value, dict):
         names = [name for name in value if key[:1] == "*" and name.endswith(key[1:])]
         return [value[name] for name in names or [key]]
+    if key in BOUNDS:
+        return [value[BOUNDS.index(key)]]
     if key == "*" or key.isdigit():
         return list(value) if key == "*" else [value[int(key)]]
     fields = [part.split("=", 1) for part in key.split(" & ")]

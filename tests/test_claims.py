@@ -286,9 +286,12 @@ def test_a_run_needs_what_its_commands_name(claims, tmp_path):
 
 def test_values_are_read_by_place_and_are_means_of_several_files(claims, tmp_path):
     for seed, rsum in enumerate((100.0, 103.0)):
-        (tmp_path / f"run-{seed}.json").write_text(json.dumps({"rsum": rsum, "list": [1, {"k": seed, "n": 7}]}))
+        (tmp_path / f"run-{seed}.json").write_text(
+            json.dumps({"rsum": rsum, "list": [1, {"k": seed, "n": 7}], "interval": [-1, 2]})
+        )
     assert claims.read("run-*.json > rsum", tmp_path) == 101.5
     assert claims.read("run-1.json > list > 0", tmp_path) == 1
+    assert [claims.read(f"run-1.json > interval > {bound}", tmp_path) for bound in ("low", "high")] == [-1, 2]
     assert claims.read(["over", ["minus", "run-1.json > rsum", "run-0.json > rsum"], 2], tmp_path) == 1.5
     for wrong in ("run-3.json > rsum", "run-1.json > other", "run-1.json > list > 5", "run-1.json > list"):
         with pytest.raises(claims.MissingValueError):
