@@ -7,15 +7,16 @@
 
 `claims.toml` has the runs and the claims. A text of a claim stands on its page as it stands there, with the values of
 `expected` in place of `{}`; `at` says where a run's files have them. A killed run resumes, and a finished one is not
-run again until `dcdctl/` changes. `--write` stores what was measured, by a run or in the committed results, in
-claims.toml and on the pages, and for each run its date, commit and machine. The exit status is 1 if a claim drifted or
-a command failed.
+run again until `dcdctl/` changes; its results are compared with their checksums. `--write`
+stores what was measured, by a run or in the committed results, in claims.toml and on the pages, and for each run its
+date, commit and machine. The exit status is 1 if a claim drifted or a command failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import operator
 import os
 import platform
@@ -23,100 +24,31 @@ import re
 import shlex
 import shutil
 import statistics
-import string
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core.progress import digits
+from claims_file import CLAIMS, GIVEN, At, Claim, Run, is_within, load, placeholders
 
-ROOT = Path(__file__).resolve().parent.parent
-CLAIMS = ROOT / "benchmarks" / "claims.toml"
+from dcdctl.core import artifacts, files, locks
+from dcdctl.core.errors import DcdError, StaleError
+from dcdctl.core.progress import silent
+
+ROOT = CLAIMS.parent.parent
 MARKER = "claims.json"
 """In the folder of a run: what was measured of it, and which code and machine did."""
 SHORT_MINUTES = 10
-GIVEN = ("vision", "text", "karpathy", "images")
-"""What a clone lacks and an option gives: two encoders, and the captions and photos of Flickr8k."""
 OPERATORS = {"plus": operator.add, "minus": operator.sub, "times": operator.mul, "over": operator.truediv}
 PASS, DRIFT, NOT_RUN = "PASS", "DRIFT", "NOT RUN"
 BOUNDS = ("low", "high")
 
-At = str | float | Sequence[Any]
-"""`FILE > key > key`, a number, or `["minus", AT, AT]`; `tables.md > TABLE > ROW > COLUMN > 0` is the first number of
-a cell. A file with a *, `*name` and a key `name=value & name=value`, which selects in a list, may fit several values:
-the value is their mean."""
-
 
 class MissingValueError(Exception):
     """No file has the value."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Commands, and what they need."""
-
-    steps: Mapping[str, str]
-    """Shell lines by name, with {work} for the run's folder and the names of `GIVEN` for what a clone lacks."""
-    minutes: float
-    """On two idle cores."""
-    hardware: str = "two CPU cores"
-    needs: str = ""
-    """What no option gives, such as a GPU: the run is never started here."""
-    published: str = ""
-    """Folder of the repository with the committed files of such a run."""
-    results: str = "."
-    """Where a run writes these files, in its folder."""
-    tolerance: float | str = 0.0
-    """How far a value may lie from the expected one: an amount, or a share such as "30 %". A claim may say otherwise,
-    one for each value."""
-    planned: Mapping[str, str] = field(default_factory=dict)
-    """Date and commit in which the expectation was written down, before the run."""
-    last: Mapping[str, Any] = field(default_factory=dict)
-    """Date, commit, machine and minutes of the last run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """Values that pages show."""
-
-    run: str
-    expected: Sequence[float]
-    base: str = ""
-    """What each `at` begins with."""
-    at: Sequence[At] = ()
-    """One for each value; none if no file has them."""
-    tolerance: Sequence[float | str] = ()
-    text: Mapping[str, str | Sequence[str]]
-    """By page, fragments of one line."""
-
-    def shown(self, values: Sequence[float] | None = None) -> list[tuple[str, str]]:
-        """Page and fragment, with these values or the expected ones."""
-        shown = [Shown(value) for value in (self.expected if values is None else values)]
-        return [(page, template.format(*shown)) for page, template in self.templates()]
-
-    def templates(self) -> list[tuple[str, str]]:
-        """Page and fragment, with placeholders."""
-        return [
-            (page, each) for page, text in self.text.items() for each in ([text] if isinstance(text, str) else text)
-        ]
-
-
-class Shown(float):
-    """A value as pages show it: `{}` as a whole number, `{:1}` with one decimal at most, `{:digits}` as dcdctl shows
-    times, or any format of Python's own."""
-
-    def __format__(self, spec: str) -> str:
-        if spec == "digits":
-            return digits(self)
-        if re.fullmatch(r"\+?\d", spec or "0"):
-            shown = f"{float(self):{spec[:-1]},.{spec[-1:] or 0}f}"
-            return re.sub(r"\.?0+$", "", shown) if "." in shown else shown
-        return float.__format__(self, spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,33 +63,32 @@ class Outcome:
     """Whether a command failed."""
 
 
-def load(path: Path = CLAIMS) -> tuple[dict[str, Run], dict[str, Claim]]:
-    """Runs and claims by name; a field that does not exist is a TypeError."""
-    document = tomllib.loads(path.read_text(encoding="utf-8"))
-    claims = {name: Claim(**table) for name, table in document["claims"].items()}
-    return {name: Run(**table) for name, table in document["runs"].items()}, claims
-
-
 def read_all(claim: Claim, folder: Path) -> list[float]:
     """The values of a claim in these files; MissingValueError if they lack one."""
     return [read(at, folder, claim.base) for at in claim.at]
 
 
 def read(at: At, folder: Path, base: str = "") -> float:
-    """The value at this place; MissingValueError if there is none."""
-    if isinstance(at, float | int):
-        return float(at)
-    if not isinstance(at, str):
-        name, *operands = at
-        return float(OPERATORS[name](*(read(each, folder, base) for each in operands)))
-    pattern, *keys = (f"{base} > {at}" if base else at).split(" > ")
-    found = [parse(path) for path in sorted(folder.glob(pattern))]
+    """The value at this place; MissingValueError if there is none, or no finite number."""
     try:
-        for key in keys:
-            found = [value for each in found for value in select(each, key)]
-        return statistics.fmean(found)
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise MissingValueError(f"{folder} has no {at}") from error
+        if isinstance(at, str):
+            pattern, *keys = (f"{base} > {at}" if base else at).split(" > ")
+            found = [parse(path) for path in sorted(folder.glob(pattern))]
+            for key in keys:
+                found = [value for each in found for value in select(each, key)]
+            if any(isinstance(each, bool) for each in found):
+                raise TypeError
+            value = statistics.fmean(found)
+        elif isinstance(at, list):
+            name, *operands = at
+            value = OPERATORS[name](*(read(each, folder, base) for each in operands))
+        else:
+            value = float(at)
+        if math.isfinite(value):
+            return value
+    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError, OSError):
+        pass
+    raise MissingValueError(f"{folder} has no {at}")
 
 
 def parse(path: Path) -> Any:
@@ -193,13 +124,6 @@ def select(value: Any, key: str) -> list[Any]:
     return [each for each in value if all(str(each[name]) == wanted for name, wanted in fields)]
 
 
-def is_within(measured: float, expected: float, tolerance: float | str) -> bool:
-    """Whether a value lies within an amount or a share of the expected one; what rounds to it always does."""
-    if isinstance(tolerance, str):
-        tolerance = abs(expected) * float(tolerance.removesuffix("%")) / 100
-    return abs(measured - expected) <= tolerance + 1e-9
-
-
 def judge(claim: Claim, run: Run, folder: Path) -> Outcome:
     """Compare a claim with the files of its finished run."""
     if not claim.at:
@@ -226,6 +150,10 @@ class Bench:
     def folder(self, name: str) -> Path:
         return self.work / name
 
+    def filled(self, line: str, folder: Path) -> str:
+        """A line with the folder of its run and what was given."""
+        return line.format(**{name: shlex.quote(value) for name, value in {"work": str(folder), **self.given}.items()})
+
     def obstacle(self, run: Run) -> str:
         """Why a run cannot start here; empty if it can."""
         lacking = [f"--{name}" for name in GIVEN if name in placeholders(run) and name not in self.given]
@@ -235,13 +163,16 @@ class Bench:
         return f"takes {run.minutes:g} minutes: --all" if run.minutes > SHORT_MINUTES and not is_meant else ""
 
     def finish(self, name: str, run: Run) -> str:
-        """Run the steps that this code has not done yet. Why it failed; empty if it did not."""
+        """Run the steps that this code has not done yet. Why it failed; empty if it did not. StaleError if a file is
+        not as a finished run left it."""
         folder = self.folder(name)
         marker = read_marker(folder)
         if marker.get("code") != code():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             marker = {"code": code(), "planned": planned(), "seconds": {}, "last": {}}
+        elif run.steps.keys() <= marker["seconds"].keys():
+            artifacts.check_files(folder, marker["files"], hint=f"delete {folder} to run it again")
         for step, line in run.steps.items():
             if step in marker["seconds"]:
                 continue
@@ -249,21 +180,18 @@ class Bench:
             write_marker(folder, marker | {"started": step})
             say(f"{time.strftime('%H:%M:%S')} {name}: {line}")
             started = time.perf_counter()
-            if status := execute(line.format(work=folder, **self.given), folder / f"{step}.log"):
+            if status := execute(self.filled(line, folder), folder / f"{step}.log"):
                 return f"{step} ended with {status}; see {folder / step}.log"
             # A resumed step was measured in part.
             marker["seconds"][step] = None if is_resumed else round(time.perf_counter() - started, 2)
             marker["megabytes"] = megabytes(folder)
+            names = (path for path in folder.rglob("*") if path.suffix in (".json", ".md") and path.name != MARKER)
+            marker["files"] = artifacts.list_files(folder, sorted(str(path.relative_to(folder)) for path in names))
             marker["last"] = machine() | {
                 "minutes": round(sum(map(float, filter(None, marker["seconds"].values()))) / 60, 1)
             }
             write_marker(folder, marker)
         return ""
-
-
-def placeholders(run: Run) -> set[str]:
-    """The names that the lines of a run leave open."""
-    return {name for line in run.steps.values() for _, name, _, _ in string.Formatter().parse(line) if name}
 
 
 def execute(line: str, log: Path) -> int:
@@ -272,6 +200,7 @@ def execute(line: str, log: Path) -> int:
     words = shlex.split(line)
     if (
         words[:2] in (["dcdctl", "distill"], ["dcdctl", "finetune-teacher"])
+        and "--out" in words[:-1]
         and (Path(words[words.index("--out") + 1]) / "run.json").exists()
     ):
         words.append("--resume")
@@ -283,14 +212,13 @@ def execute(line: str, log: Path) -> int:
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
+    """What was measured; StaleError for a damaged file."""
     path = folder / MARKER
-    return json.loads(path.read_text()) if path.exists() else {}
+    return artifacts.read_document(path, hint=f"delete {folder} to run it again") if path.exists() else {}
 
 
 def write_marker(folder: Path, marker: Mapping[str, Any]) -> None:
-    partial = folder / f"{MARKER}.partial"
-    partial.write_text(json.dumps(marker, indent=1))
-    partial.replace(folder / MARKER)
+    artifacts.write_document(folder / MARKER, marker)
 
 
 def megabytes(folder: Path) -> dict[str, float]:
@@ -341,7 +269,10 @@ def check(runs: Mapping[str, Run], claims: Mapping[str, Claim], bench: Bench) ->
         if not mine:
             continue
         obstacle = bench.obstacle(run)
-        failure = "" if obstacle else bench.finish(name, run)
+        try:
+            failure = "" if obstacle else bench.finish(name, run)
+        except DcdError as error:
+            failure = str(error)
         for claim_id, claim in mine.items():
             outcome = Outcome(verdict=NOT_RUN, why=obstacle or failure, is_failure=bool(failure))
             outcomes[claim_id] = outcome if outcome.why else judge(claim, run, bench.folder(name) / run.results)
@@ -358,8 +289,9 @@ def say_outcome(claim_id: str, claim: Claim, outcome: Outcome) -> None:
 
 
 def store(runs: Mapping[str, Run], claims: Mapping[str, Claim], outcomes: Mapping[str, Outcome], bench: Bench) -> None:
-    """Write what was measured into claims.toml and the pages."""
-    document = CLAIMS.read_text(encoding="utf-8")
+    """Write what was measured into claims.toml and the pages; StaleError, before a file is written, if a page does not
+    have the text of a claim once. Killed between two files, the same command writes the rest."""
+    texts = {CLAIMS: CLAIMS.read_text(encoding="utf-8")}
     for claim_id, outcome in outcomes.items():
         claim = claims[claim_id]
         measured = outcome.measured or published(claim, runs[claim.run])
@@ -367,16 +299,22 @@ def store(runs: Mapping[str, Run], claims: Mapping[str, Claim], outcomes: Mappin
             continue
         for (page, old), (_, new) in zip(claim.shown(), claim.shown(measured), strict=True):
             path = ROOT / page
-            path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+            text = texts.get(path) or path.read_text(encoding="utf-8")
+            if text.count(old) != 1 and new not in text:
+                problem = f"{page} has the text of {claim_id} {text.count(old)} times, expected once"
+                raise StaleError(problem, hint="was it changed meanwhile? Run the command again")
+            texts[path] = text.replace(old, new)
         values = ", ".join(f"{value:.6g}" for value in measured)
-        document = set_line(document, f"claims.{claim_id}", "expected", f"[{values}]")
+        texts[CLAIMS] = set_line(texts[CLAIMS], f"claims.{claim_id}", "expected", f"[{values}]")
     for name in {claims[claim_id].run for claim_id in outcomes}:
         marker = read_marker(bench.folder(name))
         for key in ("planned", "last"):
             if marker.get(key):
                 pairs = ", ".join(f"{field} = {json.dumps(value)}" for field, value in marker[key].items())
-                document = set_line(document, f"runs.{name}", key, f"{{ {pairs} }}")
-    CLAIMS.write_text(document, encoding="utf-8")
+                texts[CLAIMS] = set_line(texts[CLAIMS], f"runs.{name}", key, f"{{ {pairs} }}")
+    # claims.toml last: what it says is on the pages.
+    for path in [*texts][::-1]:
+        files.write_text(path, texts[path])
     say("stored; python tests/support/recipe_table.py writes docs/recipes.md if a recipe's head changed")
 
 
@@ -404,6 +342,12 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
+def existing(path: str) -> str:
+    if not Path(path).exists():
+        raise argparse.ArgumentTypeError(f"{path} does not exist")
+    return str(Path(path).resolve())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="also runs of more than ten minutes")
@@ -411,18 +355,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="store what was measured in claims.toml and the pages")
     parser.add_argument("--work", type=Path, default=ROOT / "work" / "claims", help="folder of the runs")
     for name in GIVEN:
-        parser.add_argument(f"--{name}", type=lambda path: str(Path(path).resolve(strict=True)), help="see evidence.py")
+        parser.add_argument(f"--{name}", type=existing, help="see evidence.py")
     args = parser.parse_args(arguments)
-    runs, claims = load()
-    if unknown := set(args.only) - {*runs, *claims}:
-        parser.error(f"claims.toml has no {', '.join(sorted(unknown))}")
     given = {name: getattr(args, name) for name in GIVEN if getattr(args, name)}
     bench = Bench(args.work.resolve(), given, args.all, args.only)
-    outcomes = check(runs, claims, bench)
-    verdicts = [outcome.verdict for outcome in outcomes.values()]
-    say(", ".join(f"{verdicts.count(each)} {each}" for each in (PASS, DRIFT, NOT_RUN)))
-    if args.write:
-        store(runs, claims, outcomes, bench)
+    try:
+        runs, claims = load()
+        if unknown := set(args.only) - {*runs, *claims}:
+            parser.error(f"claims.toml has no {', '.join(sorted(unknown))}")
+        files.check_output_folder(bench.work)
+        with locks.lock(bench.work):
+            outcomes = check(runs, claims, bench)
+        verdicts = [outcome.verdict for outcome in outcomes.values()]
+        say(", ".join(f"{verdicts.count(each)} {each}" for each in (PASS, DRIFT, NOT_RUN)))
+        if args.write:
+            with locks.lock(CLAIMS.parent, wait=silent):
+                store(runs, claims, outcomes, bench)
+    except DcdError as error:
+        say(f"error: {error}")
+        return 2
     return int(DRIFT in verdicts or any(outcome.is_failure for outcome in outcomes.values()))
 
 

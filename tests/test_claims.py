@@ -8,6 +8,7 @@ import importlib
 import json
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -276,6 +277,112 @@ def test_a_training_that_was_killed_resumes(claims, monkeypatch, tmp_path):
     assert [command[-1] for command in commands] == [str(tmp_path / "new"), "--resume"]
 
 
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("measure.json", lambda text: text[:20]),
+        ("measure.json", lambda text: text.replace("240.04", "240.05")),
+        ("measure.json", lambda text: '{"rows": []}'),  # such as the result of another run
+        ("claims.json", lambda text: text[:20]),
+        ("claims.json", lambda text: text.replace("minutes", "minute")),
+    ],
+)
+def test_a_damaged_file_of_a_finished_run_is_named_and_no_value(claims, made, capsys, name, edit):
+    assert run(claims, made, "--only", "made") == 0
+    path = made / "work" / "made" / name
+    path.write_text(edit(path.read_text()))
+    capsys.readouterr()
+    assert run(claims, made, "--only", "made") == 1
+    assert re.search(rf"^NOT RUN  rsum .*{name}.*; delete \S+made to run it again$", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "null", '"5"', "true", "[1]", "{}", "1e999", "[" * 50_000])
+def test_a_result_without_a_finite_number_is_no_value(claims, made, capsys, value):
+    (made / "value.json").write_text(f'{{"rows": [{{"name": "a", "rsum": {value}}}, {{"name": "b", "rsum": 10}}]}}')
+    page = (made / "page.md").read_text()
+    assert run(claims, made, "--only", "made", "--write") == 0
+    assert re.search(r"^NOT RUN  rsum .* has no measure.json > rows > name=a > rsum$", capsys.readouterr().out, re.M)
+    assert (made / "page.md").read_text() == page
+
+
+def test_a_quotient_by_zero_is_no_value(claims, tmp_path):
+    with pytest.raises(claims.MissingValueError):
+        claims.read(["over", 1, 0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("[240.0, 20]", '"240"'),
+        ("[240.0, 20]", "[nan, 20]"),
+        ("[240.0, 20]", "[240.0, 20, 5]"),
+        ('run = "made"', 'run = "other"'),
+        ("minutes = 1", 'minutes = "1"'),
+        ("minutes = 1", "minute = 1"),
+        ("tolerance = 1", 'tolerance = "much"'),
+        ("RSUM {:.1f}", "RSUM {:q}"),
+        ("twice {}", "twice {} {}"),
+        ("{work}/out", "{other}/out"),
+        ("{work}/out", "{work/out"),
+        ("[runs.made]", "runs.made = " + "[" * 5000),
+    ],
+)
+def test_a_wrong_entry_of_the_file_is_one_line(claims, made, capsys, old, new):
+    path = made / "claims.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert run(claims, made) == 2
+    assert re.fullmatch(r"error: \S+claims\.toml.*\n", capsys.readouterr().err)
+
+
+def test_a_page_that_changed_meanwhile_is_not_written(claims, made, capsys):
+    (made / "value.json").write_text('{"rows": [{"name": "a", "rsum": 251.26}, {"name": "b", "rsum": 9}]}')
+    (made / "page.md").write_text("It has RSUM 239.0, twice 20 of the other.\n")
+    stored = (made / "claims.toml").read_text()
+    assert run(claims, made, "--write") == 2
+    assert "page.md has the text of rsum 0 times, expected once" in capsys.readouterr().err
+    assert (made / "claims.toml").read_text() == stored
+
+
+@pytest.mark.parametrize("name", ["page.md", "claims.toml"])
+def test_killed_between_two_files_the_same_command_writes_the_rest(claims, made, monkeypatch, name):
+    (made / "value.json").write_text('{"rows": [{"name": "a", "rsum": 251.26}, {"name": "b", "rsum": 9}]}')
+    write = claims.files.write_text
+
+    def killed(path, text):
+        if path.name == name:
+            raise KeyboardInterrupt
+        write(path, text)
+
+    monkeypatch.setattr(claims.files, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(claims, made, "--write")
+    monkeypatch.setattr(claims.files, "write_text", write)
+    assert run(claims, made, "--write") == 1
+    assert (made / "page.md").read_text() == "It has RSUM 251.3, twice 18 of the other.\n"
+    assert claims.load()[1]["rsum"].expected == [251.26, 18]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(claims, made, capsys):
+    with claims.locks.lock(made / "work"):
+        # flock is per open file, so that this process is refused too.
+        assert run(claims, made) == 2
+    assert re.fullmatch(r"error: another run is writing to \S+work; .*\n", capsys.readouterr().err)
+
+
+def test_a_folder_with_a_blank_in_its_name(claims, made):
+    assert claims.main(["--work", str(made / "my work"), "--only", "made"]) == 0
+
+
+@pytest.mark.parametrize("words", [["--work", "page.md"], ["--vision", "absent"], ["--only", "absent"]])
+def test_a_wrong_option_of_the_command_is_told(claims, made, monkeypatch, capsys, words):
+    monkeypatch.chdir(made)
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(claims.main(words))
+    assert "error: " in capsys.readouterr().err
+
+
 def test_a_run_needs_what_its_commands_name(claims, tmp_path):
     run = claims.Run(steps={"a": "dcdctl distill photos --vision {vision} --out {work}/a"}, minutes=20)
     assert claims.Bench(tmp_path, {}, True, []).obstacle(run) == "needs --vision"
@@ -323,7 +430,8 @@ def test_values_are_read_from_tables_and_from_the_line_with_which_a_benchmark_en
     ],
 )
 def test_a_value_is_shown_as_the_pages_show_it(claims, value, spec, shown):
-    assert f"{claims.Shown(value):{spec}}" == shown
+    claims_file = importlib.import_module("claims_file")
+    assert f"{claims_file.Shown(value):{spec}}" == shown
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,14 @@ def test_the_vocabulary_is_no_larger_than_requested(captions, vocab_size):
     assert len(models.word_piece(captions, vocab_size)) <= vocab_size
 
 
+def test_a_vocabulary_without_room_for_words_is_refused(captions):
+    letters = set().union(*captions) - {" "}
+    with pytest.raises(
+        ModelError, match=rf"1 tokens have no room for words; raise model\.vocab_size above {5 + len(letters)}"
+    ):
+        models.word_piece(captions, 1)
+
+
 def test_a_saved_tokenizer_loads_unchanged(tokenizer, tokenizer_dir, captions):
     reloaded = AutoTokenizer.from_pretrained(tokenizer_dir)
     assert reloaded(captions)["input_ids"] == tokenizer(captions)["input_ids"]

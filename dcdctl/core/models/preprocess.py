@@ -308,7 +308,7 @@ def load_own_tokenizer(ref: str, config: Any, other: str | None) -> Any:
 
 def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer:
     """A lower-casing WordPiece tokenizer of at most `vocab_size` tokens, trained on these captions; [PAD] is 0.
-    Repeatable."""
+    Repeatable. ModelError if there is no room for more than their letters: each word would be unknown."""
     texts = list(captions)
     trained = Tokenizer(WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -319,9 +319,11 @@ def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer
     # The trainer numbers "##x" pieces in the order of a randomly seeded hash map, and resolves equal counts by number.
     # Pieces that are given to it in advance have a fixed order, which makes the vocabulary reproducible.
     pieces = [*SPECIALS, *(f"##{letter}" for letter in letters)]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=max(vocab_size, len(pieces)), special_tokens=pieces, show_progress=False
-    )
+    if vocab_size <= len(pieces):
+        raise ModelError(
+            f"{vocab_size:,} tokens have no room for words", hint=f"raise model.vocab_size above {len(pieces):,}"
+        )
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=pieces, show_progress=False)
     trained.train_from_iterator(texts, trainer)
     return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True)
 
