@@ -24,7 +24,6 @@ LATE, ALONE, DUAL = "late", "late-alone", "dual"
 TEACHER, CASCADE, CACHE = "teacher", "cascade", "cache"
 RECIPES = {LATE: "demo-late", ALONE: "demo-late", DUAL: "demo-dual"}
 """Recipe of each student, by the name of its folder. One cache serves all: their recipes have the same candidates."""
-WITHOUT_TEACHER = ("loss.terms={infonce=1.0}",)
 LABELS = {
     TEACHER: "teacher (ViLT, 6 layers)",
     CASCADE: "late interaction, top {} by the teacher",
@@ -166,7 +165,7 @@ def _distill(job: DemoJob, name: str, track: Track) -> None:
     # keep=last, because the measurements must not choose the weights.
     sets = [f"validation.every={job.measure_every}", "validation.keep=last"]
     steps = job.steps or (training.load_recipe(RECIPES[name]).optimizer.steps or 0) // 2
-    sets += [f"optimizer.steps={steps}", *job.sets, *(WITHOUT_TEACHER if name == ALONE else ())]
+    sets += [f"optimizer.steps={steps}", *job.sets, *(["loss.terms={infonce=1.0}"] if name == ALONE else ())]
     # Neighborhoods need the teacher's scores. Without them batches are random, which is also better for that student.
     inputs = InputRefs(data=job.out / "data", caches=[] if name == ALONE else [job.out / CACHE])
     training_job = TrainingJob("distill", RECIPES[name], sets, job.out / name, resume=True)

@@ -76,7 +76,9 @@ def numeric_columns(rows: Sequence[Sequence[str]]) -> list[int]:
     return [
         number
         for number, cells in columns
-        if number and any(map(_NUMBER.match, cells)) and all(_NUMBER.match(cell) or cell in _NOTHING for cell in cells)
+        if number
+        and any(map(_NUMBER.match, cells))
+        and all(_NUMBER.match(cell) or cell in ("", "\N{EN DASH}") for cell in cells)
     ]
 
 
@@ -84,7 +86,6 @@ _NUMBER = re.compile(
     r"[~<+\-\N{MINUS SIGN}]?\s?\d[\d.,]*(e-?\d+)?\s?(%|M|ms|\N{MULTIPLICATION SIGN})?(\n|\s[\[(]|$)|\[[^\]]*\]$"
 )
 """A number with its sign, unit, and an interval in small print or in brackets; or an interval alone."""
-_NOTHING = ("", "\N{EN DASH}")
 
 
 def _column_groups(columns: Sequence[str]) -> list[tuple[str, int]]:

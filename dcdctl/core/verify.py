@@ -21,7 +21,6 @@ from dcdctl.core.errors import DcdError, InputError, StaleError
 from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, POOL_FILES
 from dcdctl.core.progress import Track, silent
 
-State = Literal["ok", "damaged", "unfinished"]
 PLANNED: tuple[Kind, ...] = (teacher.CACHE, teacher.TEXTS, scoring.FEATURES, search.INDEX)
 """The artifacts with a plan.json. Without a seal, the names of their parts tell which one it is."""
 
@@ -36,7 +35,7 @@ class VerifiedArtifact:
     is_finished: bool = True
 
     @property
-    def state(self) -> State:
+    def state(self) -> Literal["ok", "damaged", "unfinished"]:
         return "damaged" if self.damages else "ok" if self.is_finished else "unfinished"
 
     def compare(self, folder: Path, listed: Mapping[str, Mapping[str, Any]], track: Track) -> None:

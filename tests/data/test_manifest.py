@@ -14,6 +14,17 @@ from dcdctl.core.data.readers.scenes import ScenesSource
 from dcdctl.core.errors import ConfigError, InputError
 
 
+@pytest.mark.parametrize(
+    ("images", "captions"), [(-1, 5), (0, 5), (0, 0), (5, -5), (5, 0), (5, 4), (5, 2**63 - 1), (5, 10**30)]
+)
+def test_counts_that_no_corpus_has_are_refused(tmp_path, images, captions):
+    (tmp_path / "mine.toml").write_text(
+        f'format = "csv"\npairs = "p.csv"\nimages = "."\n[expected.train]\nimages = {images}\ncaptions = {captions}\n'
+    )
+    with pytest.raises(InputError, match=rf"mine\.toml has {images:,} images and {captions:,} captions"):
+        manifest.counted_corpus(tmp_path / "mine.toml", "train")
+
+
 def test_every_shipped_manifest_parses_and_has_a_summary_and_a_license():
     manifests = {name: manifest.find_manifest(name) for name in manifest.manifest_files()}
     assert list(manifests) == ["coco", "flickr30k", "flickr8k", "scenes"]

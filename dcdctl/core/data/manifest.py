@@ -151,7 +151,8 @@ def counted_corpus(place: Path, split: str, max_images: int | None = None) -> Co
     """The corpus that a manifest makes, known by its counts alone: its captions are spread evenly over its images, and
     each has a text of its own. For a look ahead before anything is downloaded.
 
-    None if the place is a folder or names no manifest; InputError if the manifest has no counts of the split.
+    None if the place is a folder or names no manifest; InputError if the manifest has no counts of the split, or ones
+    that no corpus has.
     """
     if place.is_dir() or manifest_path(str(place)) is None:
         return None
@@ -162,6 +163,8 @@ def counted_corpus(place: Path, split: str, max_images: int | None = None) -> Co
             hint=f"run `{prepare_command(place)}`, and name the folder",
         )
     whole, num_captions = np.sum([astuple(expected[name]) for name in names], axis=0).tolist()
+    if not 0 < whole <= num_captions < 2**31:
+        raise InputError(f"{place} has {whole:,} images and {num_captions:,} captions, expected one or more per image")
     num_images = min(whole, max_images or whole)
     corpus = Corpus(place, split, name=place.name, fingerprint="", shards=(), num_images=num_images)
     corpus._caption_starts = np.arange(num_images + 1) * num_captions // whole

@@ -10,8 +10,6 @@ from dcdctl.core import data, models
 from dcdctl.core.errors import ConfigError, MissingError, SourceError, first_line
 from dcdctl.core.progress import Track, silent
 
-COMMIT_MESSAGE = "Export by dcdctl"
-
 
 def check(repo: str) -> None:
     """Check a push before anything is computed: ConfigError for an invalid name, MissingError without a token."""
@@ -37,7 +35,7 @@ def push_folder(folder: Path, repo: str, track: Track = silent) -> str:
         # A model may be exported again, with more evaluations on its card.
         api.create_repo(repo, exist_ok=True)
         with track(f"push to {repo}", total=num_bytes, unit="bytes") as advance, models.without_bars():
-            commit: Any = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=COMMIT_MESSAGE)
+            commit: Any = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export by dcdctl")
             # At once: huggingface_hub reports its progress to its own bars only.
             advance(num_bytes)
     return str(commit.commit_url)

@@ -49,7 +49,6 @@ VILT_LONGER_PER_SHORTER = 1333 / 800
 """Largest ratio of the longer to the shorter side of a resized image, as in ViLT's official code."""
 VILT_SIZE_DIVISOR = 32
 """ViLT cuts the sides of a resized image to multiples of its patch size."""
-TIMM_PROCESSOR = "TimmWrapperImageProcessor"
 _SQUARE_PROCESSORS = ("ViTImageProcessor", "DeiTImageProcessor", "BlipImageProcessor")
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Special tokens of a new tokenizer, in the order of their ids."""
@@ -138,7 +137,7 @@ class Preprocess:
     @property
     def _is_timm(self) -> bool:
         # By its name: importing the class imports timm, which takes a third of a second.
-        return type(self.image_processor).__name__ == TIMM_PROCESSOR
+        return type(self.image_processor).__name__ == "TimmWrapperImageProcessor"
 
     @cached_property
     def _known_steps(self) -> Literal["vilt", "bridgetower", "square", ""]:

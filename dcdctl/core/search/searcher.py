@@ -40,7 +40,6 @@ TEXT_BATCH = 64
 """Texts encoded together."""
 NO_IMAGE = "no image meets the condition"
 WEAK = "Probably not among these images: unrelated texts score as high"
-NO_WORD = "no word of the text is in the captions or names of these images: they are ordered by vectors alone"
 
 
 class IndexModel:
@@ -214,7 +213,9 @@ class IndexSearcher:
             if where is not None and not answer.hits:
                 notes[number].append(NO_IMAGE)
             elif hybrid and all(hit.bm25 is None for hit in answer.hits):
-                notes[number].append(NO_WORD)
+                notes[number].append(
+                    "no word of the text is in the captions or names of these images: they are ordered by vectors alone"
+                )
             # A file that is found by its name is no weak match, whatever its cosine.
             if not hybrid and answer.hits and self.background and answer.hits[0].score <= self.background.limit:
                 notes[number].insert(0, WEAK)

@@ -38,7 +38,6 @@ from dcdctl.core.search.exact import Half, Rows
 from dcdctl.core.search.part_files import SkippedFile
 from dcdctl.core.search.storage import PLANNED
 
-SUFFIXES = (".parquet", ".pq")
 NAME, VECTOR, MODEL = "image_id", "vector", "model_digest"
 # About 16 MB of float32 at 512 numbers per vector.
 ROWS_PER_BATCH = 8192
@@ -48,14 +47,13 @@ LEAST_COSINE = 0.99
 """Between a given vector and that of the model here. Other number formats and decoders stay above, another model or
 preprocessing below."""
 _HINT = "give a row per image with image_id, and vector: a list of numbers"
-_FLOATS = (pa.float16(), pa.float32(), pa.float64())
 Flags = NDArray[np.bool_]
 
 
 def find(names: Sequence[str]) -> list[Path]:
     """The files of vectors that files, folders or patterns name; InputError for a name without one, and for a file
     without the columns."""
-    paths = files.find_named(names, SUFFIXES, what="file of vectors", option="--vectors")
+    paths = files.find_named(names, (".parquet", ".pq"), what="file of vectors", option="--vectors")
     for path in paths:
         _check_columns(path)
     return paths
@@ -268,7 +266,7 @@ def _check_columns(path: Path) -> None:
     vector_type = schema.field(VECTOR).type
     type_ = vector_type.storage_type if isinstance(vector_type, pa.BaseExtensionType) else vector_type
     is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
-    if not is_list or type_.value_type not in _FLOATS:
+    if not is_list or type_.value_type not in (pa.float16(), pa.float32(), pa.float64()):
         raise InputError(
             f"the column {VECTOR} of {path} is {vector_type}, lists of floating-point numbers are expected", hint=_HINT
         )

@@ -39,7 +39,6 @@ from dcdctl.core.serve.middleware import KeyMiddleware, LimitsMiddleware, refusa
 from dcdctl.core.serve.workers import BusyError, LiveSearcher, TextBatcher, WaitingText, Workers
 from dcdctl.core.stores import UnavailableError
 
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
 NOT_RERANKED = "not re-ranked: the re-ranker compares images with texts only"
 # Rows are int64 numbers.
 MAX_ROW = 2**63 - 1
@@ -163,7 +162,7 @@ def build(
         app.add_middleware(KeyMiddleware, keys=keys, config=config, metrics=service.metrics)
     # Another machine may use any name of this one, unless the settings list the names.
     if is_loopback or config.allowed_hosts:
-        hosts = [*LOOPBACK_NAMES, *config.allowed_hosts]
+        hosts = ["localhost", "127.0.0.1", "::1", "[::1]", *config.allowed_hosts]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     # The outermost layer, so that requests with a wrong host are counted and get the headers too.
     return LimitsMiddleware(app, config, service.metrics)

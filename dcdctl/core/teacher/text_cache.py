@@ -50,9 +50,6 @@ BATCH_SIZE = 256
 _ROUNDING = 2**-10
 """Difference of equal numbers of unit vectors that float16 rounds to two sides."""
 _HINT = "give a row per text: text, vector (a list of numbers), and language if it is known"
-_LARGEST = 1e300
-_UNLIKE = 0.1
-"""Difference of projections that two unit vectors of one text have if they are not the same but for rounding."""
 VECTOR = "vector"
 Half = NDArray[np.float16]
 Row = tuple[str, str | None, Half | None]
@@ -220,7 +217,7 @@ def _rows_of_file(path: Path, width: int | None) -> Iterator[Any]:
         if width is not None:
             vector = given[0] or ()
             # No missing ones, and no integers beyond those of float64, which JSON has.
-            vector_D = [number for number in vector if isinstance(number, int | float) and abs(number) < _LARGEST]
+            vector_D = [number for number in vector if isinstance(number, int | float) and abs(number) < 1e300]
             if not len(vector_D) == len(vector) == width or not any(vector_D):
                 found = f"{len(vector_D)} of the {len(vector)} values of the vector are finite numbers"
                 raise InputError(f"{where}: {found}, expected {width or 'some'} that are not all zero", hint=_HINT)
@@ -263,14 +260,14 @@ def _unseen(rows: Iterable[Any], seen: dict[int, Any]) -> Iterator[Row]:
         # Of 64 bits: of ten million texts, two have one with a chance of 3 in a million.
         key, found = hash(data.text_key(text)), None
         if where and vector_D is not None:
-            # Along eight random directions, vectors whose difference has a length of 0.3 differ by _UNLIKE in one of
-            # 99.99 % of cases.
+            # Along one of eight random directions, unit vectors whose difference has a length of 0.3 differ by 0.1 in
+            # 99.99 % of cases; rounding makes less of a difference.
             found = where, hash(text), np.random.default_rng(0).standard_normal((8, len(vector_D))) @ vector_D
         if key not in seen:
             seen[key] = found
             yield text, language, vector_D
         # Of other letters with the same words, the vector is rightly another one.
-        elif found and found[1] == seen[key][1] and np.abs(found[2] - seen[key][2]).max() > _UNLIKE:
+        elif found and found[1] == seen[key][1] and np.abs(found[2] - seen[key][2]).max() > 0.1:
             raise InputError(f"{where} has another vector than its text in {seen[key][0]}", hint="keep one of the two")
 
 

@@ -42,12 +42,10 @@ from dcdctl.core.data.text_encoding import describe_value, find_column
 from dcdctl.core.errors import InputError
 
 _CAPTION_COLUMNS = ("captions", "caption", "sentences", "raw", "text")
-_NUMBER_COLUMNS = ("caption_ids", "sentids")
 _LABEL_COLUMNS = {label: (label, f"caption_{label}s") for label in CaptionLabel._fields}
 """The second name is that of a prepared corpus, which can be read as Parquet files."""
 LISTED_ROWS = 1 << 14
 """Rows that are listed at a time: their texts are a few megabytes."""
-_COLUMNS_HINT = "name others with image_column, id_column or caption_column"
 _NUMBERED = re.compile(r"caption_(\d+)")
 
 
@@ -207,7 +205,11 @@ def find_columns(
 
     def require(*known: str) -> str:
         columns = {name.partition(".")[0]: name for name in known}
-        return columns[find_column(path, schema.names, tuple(columns), _COLUMNS_HINT)]
+        return columns[
+            find_column(
+                path, schema.names, tuple(columns), "name others with image_column, id_column or caption_column"
+            )
+        ]
 
     image = require(source.image_column)
     kind = schema.field(image).type
@@ -232,7 +234,7 @@ def find_columns(
         captions = [require(source.caption_column)]
     elif has_captions:
         captions = numbered or [require(*_CAPTION_COLUMNS)]
-    numbers = next((name for name in _NUMBER_COLUMNS if name in schema.names), "")
+    numbers = next((name for name in ("caption_ids", "sentids") if name in schema.names), "")
     labels = {label: name for label, known in _LABEL_COLUMNS.items() for name in known if name in schema.names}
     return ParquetColumns(captions, numbers, require("split") if has_split else "", image_id, labels)
 
