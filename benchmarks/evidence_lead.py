@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from evidence_steps import Step
@@ -19,7 +19,7 @@ from evidence_tables import plt, read, rows_of, training_seconds
 from dcdctl.core.data import Direction
 from dcdctl.core.progress import digits
 
-HEADS = ("", "text, image R@1", "RSUM", "ms", "bytes", "minutes", "pairs")
+HEADS = ("", "text, image R@1", "RSUM", "ms", "speed-up", "bytes", "minutes", "pairs")
 GALLERY = 1000
 MILLION = 1_000_000
 COLORS = {"teacher": "#222222", "fusion": "#8c510a", "dual": "#1f77b4", "late interaction": "#d1495b"}
@@ -40,6 +40,8 @@ class Row:
     """Standard deviation over the seeds."""
     ms: float | None
     """Of a query over `GALLERY` images that are encoded before; of a cascade, with the re-ranking."""
+    speed_up: float | None
+    """The teacher's time in the same process divided by it: the machine is not equally fast at all times."""
     bytes_per_image: float | None
     """Vectors in float32, or what a model of pairs keeps of an image."""
     minutes: float | None
@@ -68,7 +70,7 @@ def lead_rows(steps: list[Step], results: Path) -> Iterator[Row]:
     for (_, label), members in groups:
         found = [read(results / step.short / "result.json") for step in members]
         sums = [each["rsum"] for each in found]
-        ms, num_bytes = _times(members[0], results)
+        ms, speed_up, num_bytes = _times(members[0], results)
         needed = [_needed(step, by_out) for step in members]
         yield Row(
             label=label,
@@ -76,6 +78,7 @@ def lead_rows(steps: list[Step], results: Path) -> Iterator[Row]:
             rsum=mean(sums),
             spread=stdev(sums) if len(sums) > 1 else None,
             ms=ms,
+            speed_up=speed_up,
             bytes_per_image=num_bytes,
             minutes=_mean([_minutes(each, results) for each in needed]),
             pairs=None if _is_teacher(members[0]) else max(_pairs(each, results) for each in needed),
@@ -119,18 +122,20 @@ def _mean(values: list[float | None]) -> float | None:
     return mean(known) if known else None
 
 
-def _times(step: Step, results: Path) -> tuple[float | None, float | None]:
-    """Milliseconds of a query and bytes per image of a row, whose first seed was timed."""
+def _times(step: Step, results: Path) -> tuple[float | None, float | None, float | None]:
+    """Milliseconds of a query, speed-up and bytes per image of a row, whose first seed was timed; of the teacher, the
+    median over all times of it."""
     depth = depth_of(step)
     if _is_teacher(step):
-        benches = sorted(results.glob("*/bench.json"))
-        return _timed(read(benches[0])["teacher"], GALLERY) if benches else (None, None)
+        times = [_timed(read(path)["teacher"], GALLERY) for path in results.glob("*/bench.json")]
+        return (median(ms for ms, _ in times), 1, times[0][1]) if times else (None, None, None)
     path = results / (step.words[0].split("/")[-1] if depth else step.short) / "bench.json"
     if not path.exists():
-        return None, None
+        return None, None, None
     bench = read(path)
     ms, num_bytes = _timed(bench["student"], GALLERY)
-    return ms + (_timed(bench["teacher"], depth)[0] if depth else 0), num_bytes
+    ms += _timed(bench["teacher"], depth)[0] if depth else 0
+    return ms, _timed(bench["teacher"], GALLERY)[0] / ms, num_bytes
 
 
 def _timed(times: Mapping[str, Any], num_images: int) -> tuple[float, float]:
@@ -148,6 +153,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         ", ".join(f"{each:.1f}" for each in row.recalls),
         f"{row.rsum:.1f}{shown(row.spread, ' ± {:.1f}')}",
         "" if row.ms is None else digits(row.ms),
+        shown(row.speed_up, "{:,.0f}x"),
         shown(row.bytes_per_image, "{:,.0f}"),
         shown(row.minutes, "{:.1f}"),
         shown(row.pairs, "{:,}"),

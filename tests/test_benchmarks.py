@@ -255,12 +255,12 @@ def test_the_lead_table_has_means_over_seeds_and_the_costs_of_all_that_a_row_nee
     write_published(tmp_path, "teacher", result=a_result(95, 590), cost={"eval_seconds": 3})
     table = evidence.evidence_lead.write(evidence.PLANS["students"](), tmp_path)
     assert table.splitlines()[2:] == [
-        "| teacher, all pairs | 95.0, 96.0 | 590.0 | 700 | 64 |  |  |",
-        "| dual | 15.0, 16.0 | 202.0 ± 2.8 | 2.00 | 1,024 | 1.5 | 80 |",
-        "| dual, no teacher | 9.0, 10.0 | 190.0 |  |  |  | 0 |",
-        "| dual, a static query student | 12.0, 13.0 | 210.0 |  |  | 1.5 | 80 |",
-        "| late interaction with positions and families | 90.0, 91.0 | 580.0 |  |  | 5.0 | 180 |",
-        "| dual, its first 20 by the teacher | 80.0, 81.0 | 470.0 | 32.0 | 1,024 | 1.0 | 80 |",
+        "| teacher, all pairs | 95.0, 96.0 | 590.0 | 700 | 1x | 64 |  |  |",
+        "| dual | 15.0, 16.0 | 202.0 ± 2.8 | 2.00 | 350x | 1,024 | 1.5 | 80 |",
+        "| dual, no teacher | 9.0, 10.0 | 190.0 |  |  |  |  | 0 |",
+        "| dual, a static query student | 12.0, 13.0 | 210.0 |  |  |  | 1.5 | 80 |",
+        "| late interaction with positions and families | 90.0, 91.0 | 580.0 |  |  |  | 5.0 | 180 |",
+        "| dual, its first 20 by the teacher | 80.0, 81.0 | 470.0 | 32.0 | 22x | 1,024 | 1.0 | 80 |",
     ]
     assert (tmp_path / "lead.md").read_text() == f"### A teacher and its students, 500 test scenes\n\n{table}"
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"lead.md", "time.png", "pairs.png"}
