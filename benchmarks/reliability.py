@@ -1,6 +1,10 @@
-"""Counts for docs/reliability.md: kills, damaged files, full disks and wrong places, on tiny artifacts.
+"""Counts for docs/reliability.md: kills, damaged files, full disks, wrong places, hostile files, wrong command lines
+and damaged claims, on tiny artifacts.
 
-    python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills damages disks places] [--json]
+    python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills damages disks places files lines claims]
+        [--jobs "distill, pool" ...] [--json]
+
+`--jobs` limits kills, disks and places to some commands of `reliability_trials.Stage`.
 
 Each trial is a command, or the reading of an artifact, in a fork of this process, in a temporary folder. It ends in one
 of these ways:
@@ -40,6 +44,8 @@ sys.path.extend(
 import numpy as np
 from damage import Artifact, as_new_process, damages, digest_of
 from every_command import without_root
+from reliability_cases import command_lines, hostile_files
+from reliability_claims import claims_of_pages
 from reliability_trials import CPU, GOOD, OUTCOMES, Ended, Job, Part, Stage, Trial, dcdctl, in_fork, outcome_of, trained
 from test_corruption import KINDS
 
@@ -262,8 +268,11 @@ PARTS: dict[str, tuple[Part, int]] = {
     "damages": (damaged_files, 60),
     "disks": (full_disks, 4),
     "places": (wrong_places, len(PLACES)),
+    "files": (hostile_files, 120),
+    "lines": (command_lines, 200),
+    "claims": (claims_of_pages, 15),
 }
-"""What is tried, and the number of trials per row."""
+"""What is tried, and the number of trials per row, or of cases of a table."""
 
 
 def main() -> None:
@@ -271,12 +280,16 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="share of the trials per row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--jobs", nargs="+", help="commands, by the names in the table")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     counts: dict[str, Counter[str]] = {}
     bad: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder))
+        if options.jobs:
+            stage.jobs = [job for job in stage.jobs if job.name in options.jobs]
+            stage.more_jobs = [job for job in stage.more_jobs if job.name in options.jobs]
         for part in options.only:
             started = time.monotonic()
             attempt, trials = PARTS[part]
