@@ -343,8 +343,8 @@ def say(line: str) -> None:
 
 
 def existing(path: str) -> str:
-    if not Path(path).exists():
-        raise argparse.ArgumentTypeError(f"{path} does not exist")
+    if not path or not Path(path).exists():
+        raise argparse.ArgumentTypeError(f"{path!r} does not exist")
     return str(Path(path).resolve())
 
 

@@ -274,6 +274,8 @@ def _export_text_graph(
             return weights
         except ModelError as error:
             refusal = error
+        except OSError:
+            raise
         except Exception as error:  # those of ONNX Runtime have no class of their own
             refusal = ModelError(f"ONNX Runtime does not run its text side: {first_line(error)[:200]}")
     raise refusal
@@ -382,6 +384,8 @@ def _exporting(path: Path) -> Iterator[None]:
     try:
         with quietly():
             yield
+    except OSError:  # such as a full disk, which says nothing about the model
+        raise
     # The errors of torch's exporter have no common class, and the reason is the cause of the outer one.
     except Exception as error:
         reason = f"{type(error.__cause__ or error).__name__}: {first_line(error.__cause__ or error)[:200]}"
