@@ -7,9 +7,9 @@
 
 `claims.toml` has the runs and the claims. A text of a claim stands on its page as it stands there, with the values of
 `expected` in place of `{}`; `at` says where a run's files have them. A killed run resumes, and a finished one is not
-run again until `dcdctl/` changes; its results are compared with their checksums. `--write`
-stores what was measured, by a run or in the committed results, in claims.toml and on the pages, and for each run its
-date, commit and machine. The exit status is 1 if a claim drifted or a command failed.
+run again until `dcdctl/` changes; its results are compared with their checksums. `--write` stores what was measured, by
+a run or in the committed results, in claims.toml and on the pages, and for each run its date, commit and machine. The
+exit status is 1 if a claim drifted or a command failed.
 """
 
 from __future__ import annotations

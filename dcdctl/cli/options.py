@@ -248,7 +248,7 @@ NewOut = Annotated[Ref, writes("--out -o", "New folder to write.", "DIR"), Path]
 Page = Annotated[
     Ref | None, writes("--html", "Also write a page with the images.", "FILE", callback=check_output_file), Path
 ]
-DryRun = Annotated[bool, writes("--dry-run", "Show the steps and their cost, then stop; --data may be flickr30k.")]
+DryRun = Annotated[bool, writes("--dry-run", "Show the steps and their cost, then stop; --data may name a manifest.")]
 Json = Annotated[bool, writes("--json", "Print the result as one JSON document.")]
 
 

@@ -93,9 +93,8 @@ class Kind:
             if other := other_folder_error(folder, self.name, self.make, error=self.missing):
                 raise other
             if (folder / self.plan_file).is_file():
-                raise self.missing(
-                    f"the {self.name} in {folder} is not finished", hint=f"{self.make_again}: it resumes"
-                )
+                message = f"the {self.name} in {folder} is not finished"
+                raise self.missing(message, hint=f"{self.make_again}: it resumes")
             raise self.missing(f"there is no {self.name} in {folder} (no {self.seal_file})", hint=self.make)
         return read_document(path, self.format, error=self.error, hint=self._repair(path), remake=self.remake)
 
@@ -171,10 +170,8 @@ class Kind:
         names = files.names_in(folder) if folder.exists() else []
         if not names or any((folder / name).exists() for name in (self.plan_file, self.seal_file)):
             return
-        raise StaleError(
-            f"{folder} is not empty and holds no {self.name} (found {names[0]})",
-            hint="name an empty or a new folder with --out",
-        )
+        message = f"{folder} is not empty and holds no {self.name} (found {names[0]})"
+        raise StaleError(message, hint="name an empty or a new folder with --out")
 
 
 class Build:

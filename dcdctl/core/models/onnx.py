@@ -198,7 +198,7 @@ def export_text_tower(
 
     ModelError for a model whose texts cannot be prepared or computed without it, and if a token, or a number of a
     vector by more than `LARGEST_DIFFERENCE`, is another than the model's. MissingError without the packages of
-    `exports_text_towers`.
+    `exports_text_towers`, InputError for a full disk.
     """
     require_extra("index", *TEXT_PACKAGES, needed_by="the text side for ONNX Runtime")
     if reason := (model.as_dual or model).export_spec().refusals.get("onnx"):
@@ -377,7 +377,7 @@ def quantize_dynamic(folder: Path, target: Path) -> None:
 
 @contextmanager
 def _exporting(path: Path) -> Iterator[None]:
-    """Without messages of the exporter, whose errors become a ModelError."""
+    """Without messages of the exporter, whose errors become a ModelError; those of files stay as they are."""
     before = os.environ.get(NO_CHECKS)
     # Without the checks of transformers that compare values of tensors: ONNX has no operator that fails.
     os.environ[NO_CHECKS] = "1"
