@@ -16,6 +16,7 @@ part, D width.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import shutil
@@ -262,13 +263,19 @@ def _unseen(rows: Iterable[Any], seen: dict[int, Any]) -> Iterator[Row]:
         if where and vector_D is not None:
             # Along one of eight random directions, unit vectors whose difference has a length of 0.3 differ by 0.1 in
             # 99.99 % of cases; rounding makes less of a difference.
-            found = where, hash(text), np.random.default_rng(0).standard_normal((8, len(vector_D))) @ vector_D
+            found = where, hash(text), _directions(len(vector_D)) @ vector_D
         if key not in seen:
             seen[key] = found
             yield text, language, vector_D
         # Of other letters with the same words, the vector is rightly another one.
         elif found and found[1] == seen[key][1] and np.abs(found[2] - seen[key][2]).max() > 0.1:
             raise InputError(f"{where} has another vector than its text in {seen[key][0]}", hint="keep one of the two")
+
+
+@functools.cache
+def _directions(width: int) -> NDArray[np.float64]:
+    """Eight random directions, always the same ones."""
+    return np.random.default_rng(0).standard_normal((8, width))
 
 
 def _encode_missing(build: Build, sizes: Sequence[int], model: Searchable, compute: Compute, track: Track) -> None:
