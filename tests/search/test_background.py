@@ -29,7 +29,7 @@ def unit(vectors):
 def by_hand(searcher: IndexSearcher) -> list[float]:
     index = searcher.index
     rows = [row for row in range(index.num_rows) if not index.is_removed[row]]
-    images = unit(index.vectors(np.array(rows)).astype(np.float64))
+    images = unit(index.stored(np.array(rows)).data.astype(np.float64))
     model = searcher.model
     with torch.inference_mode():
         probes = unit(model.embed_texts(model.preprocess.texts(background.probe_texts())).double().numpy())

@@ -1,8 +1,8 @@
 """The files of vectors of an index: written once, compared with index.json, and memory-mapped.
 
 A part's vectors are stored plain, one page per row group: the numbers have the same layout in the file as in memory.
-They are checked to be finite when a process first maps them. A late index has a column
-of tokens in place of the vectors, and before it the number of tokens of each row.
+They are checked to be finite when a process first maps them. An index of tokens has a column of tokens in place of the
+vectors, and before it the number of tokens of each row.
 
 Shape letters: R rows, D width.
 """
@@ -10,8 +10,7 @@ Shape letters: R rows, D width.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import Build, seal_of
-from dcdctl.core.search.exact import Half, Rows
 from dcdctl.core.search.storage import INDEX, PLANNED, IndexDocument, Part
+from dcdctl.core.search.stored import COUNTS, Stored
 
 ROWS_PER_PART = 8192
 """Images in a file of vectors; a killed run loses at most this much work."""
 ROWS_PER_GROUP = 1024
 """Rows of a row group. The name of a hit is read with all names of its group."""
-COUNTS = "num_tokens"
 _SKIPPED = b"dcdctl.skipped"
 _CHECKED: set[tuple[Part, np.dtype[Any]]] = set()
 """The parts that this process has checked, with the type of their vectors; a part has its SHA-256."""
@@ -80,18 +78,6 @@ IMAGE_COLUMNS = pa.schema(
 """The fields of `SourceImage`."""
 
 
-def schema(dim: int) -> pa.Schema:
-    """The columns of a part."""
-    vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
-    return pa.schema([*IMAGE_COLUMNS, pa.field("vector", vector, nullable=False)])
-
-
-def token_schema(num_bytes: int) -> pa.Schema:
-    """The columns of a part of a late index: the bytes of each token."""
-    tokens = pa.list_(pa.field("element", pa.binary(num_bytes), nullable=False))
-    return pa.schema([*IMAGE_COLUMNS, pa.field(COUNTS, pa.int32(), False), pa.field("tokens", tokens, False)])
-
-
 def part_name(number: int) -> str:
     """
     >>> part_name(3)
@@ -111,26 +97,12 @@ def vectors_name(number: int) -> str:
     return f"vectors/{part_name(number)}"
 
 
-def write_part(
-    path: Path,
-    images: Sequence[SourceImage],
-    vectors_RD: NDArray[Any],
-    skipped: Sequence[SkippedFile] = (),
-    counts_R: Rows | None = None,
-) -> None:
-    """Write a file of vectors, or of the tokens of all rows with their counts; its metadata lists the skipped files."""
-    if counts_R is None:
-        columns = schema(vectors_RD.shape[1])
-        numbers = pa.array(vectors_RD.reshape(-1))
-        vectors = [pa.FixedSizeListArray.from_arrays(numbers, type=columns.field("vector").type)]
-    else:
-        columns = token_schema(vectors_RD.dtype.itemsize * math.prod(vectors_RD.shape[1:]))
-        type_, data = columns.field("tokens").type, pa.py_buffer(np.ascontiguousarray(vectors_RD))
-        tokens = pa.FixedSizeBinaryArray.from_buffers(type_.value_type, len(vectors_RD), [None, data])
-        ends = np.cumsum([0, *counts_R], dtype=np.int32)
-        vectors = [pa.array(counts_R, pa.int32()), pa.ListArray.from_arrays(pa.array(ends), tokens, type=type_)]
+def write_part(path: Path, images: Sequence[SourceImage], stored: Stored, skipped: Sequence[SkippedFile] = ()) -> None:
+    """Write a file of vectors; its metadata lists the skipped files."""
+    vectors = stored.file_columns()
     metadata = {_SKIPPED: json.dumps([asdict(file) for file in skipped])}
-    table = pa.Table.from_arrays([*_columns(images), *vectors], schema=columns.with_metadata(metadata))
+    schema = pa.schema([*IMAGE_COLUMNS, *vectors.schema], metadata)
+    table = pa.Table.from_arrays([*_columns(images), *vectors.columns], schema=schema)
     # Numbers of unit vectors hardly shrink, and only plain ones can be memory-mapped.
     plain = dict.fromkeys(("vector.list.element", "tokens.list.element"), "none")
     compression = {name: "zstd" for name in IMAGE_COLUMNS.names} | plain
@@ -147,9 +119,9 @@ def write_part(
         data_page_size=1 << 30,
     )
     # The offsets rely on how pyarrow lays out a page, so each file is compared with the given numbers.
-    raw, first, type_ = path.read_bytes(), 0, np.dtype((vectors_RD.dtype, vectors_RD.shape[1:]))
-    for count, offset in _layout(pq.ParquetFile(path), type_):
-        if _at(raw, offset, count, type_).tobytes() != vectors_RD[first : first + count].tobytes():
+    raw, first, element = path.read_bytes(), 0, np.dtype((stored.data.dtype, stored.data.shape[1:]))
+    for count, offset in _layout(pq.ParquetFile(path), element):
+        if _at(raw, offset, count, element).tobytes() != stored.data[first : first + count].tobytes():
             raise AssertionError("this version of pyarrow lays out vectors in another way")
         first += count
 
@@ -210,25 +182,20 @@ def mapped(folder: Path, part: Part, type_: np.dtype[Any]) -> tuple[NDArray[Any]
     return groups
 
 
-def token_counts(folder: Path, part: Part) -> Rows:
-    """The number of tokens of each row of a part of a late index."""
-    column = pq.ParquetFile(part_path(folder, part)).read(columns=[COUNTS])[0]
-    # `read_table` and `to_numpy` import pandas, a quarter of the time of a first answer.
-    return np.from_dlpack(column.combine_chunks()).astype(np.int64)
-
-
 def _layout(file: pq.ParquetFile, type_: np.dtype[Any]) -> list[tuple[int, int]]:
     """The number of vectors of each row group that is not empty, and their file offset."""
-    layout = []
+    has_counts, layout = COUNTS in file.schema_arrow.names, []
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
-        if rows := group.num_rows:
-            is_late = COUNTS in file.schema_arrow.names
-            count = pc.sum(file.read_row_group(number, columns=[COUNTS]).column(0)).as_py() if is_late else rows
-            # The numbers are at the end of the only page of the group, after its header and levels.
-            column = group.column(group.num_columns - 1)
-            end = column.data_page_offset + column.total_compressed_size
-            layout.append((count, int(end - type_.itemsize * count)))
+        count = group.num_rows
+        if count == 0:
+            continue
+        if has_counts:
+            count = pc.sum(file.read_row_group(number, columns=[COUNTS]).column(0)).as_py()
+        # The numbers are at the end of the only page of the group, after its header and levels.
+        column = group.column(group.num_columns - 1)
+        end = column.data_page_offset + column.total_compressed_size
+        layout.append((count, int(end - type_.itemsize * count)))
     return layout
 
 
@@ -249,16 +216,6 @@ def _all_finite(vectors_RD: NDArray[Any]) -> bool:
     # np.isfinite takes 20 times as long for float16. As whole numbers, the infinities and NaN are the largest of each
     # sign.
     return bool(vectors_RD.view("<i2").max() < 0x7C00 and vectors_RD.view("<u2").max() < 0xFC00)
-
-
-def read_blocks(folder: Path, parts: Sequence[Part], type_: np.dtype[Any], rows: range) -> Iterator[tuple[int, Half]]:
-    """The stored vectors of a range of rows in blocks of at most a part, each with its first row."""
-    first = 0
-    for part in parts:
-        start, stop = max(rows.start, first), min(rows.stop, first + part.rows)
-        if start < stop:
-            yield start, np.concatenate(mapped(folder, part, type_))[start - first : stop - first]
-        first += part.rows
 
 
 def check_vectors(folder: Path, document: IndexDocument) -> None:

@@ -32,9 +32,9 @@ from dcdctl.core import models
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.config import Key
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
-from dcdctl.core.search import exact
 from dcdctl.core.search.columns.where import COLUMN_TYPES
 from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.stored import STORED, Stored
 
 INDEX_FILE, PLANNED, TEXT = "index.json", "planned", "text"
 INDEX = Kind(
@@ -211,9 +211,14 @@ class IndexDocument:
     keywords: Annotated[WordFiles | None, Key(omits_default=True)] = None
 
     @property
+    def stored_type(self) -> type[Stored]:
+        """What the index stores of an image."""
+        return STORED[self.model.kind]
+
+    @property
     def vector_type(self) -> np.dtype[Any]:
-        """How a vector is stored, or a token of a late index: little-endian float16, or int8 and a scale."""
-        return exact.token_type(self.model.dim, self.settings.tokens.codes if self.model.kind == "late" else "float16")
+        """How a vector is stored, or a token: little-endian float16, or int8 and a scale."""
+        return self.stored_type.element(self.model.dim, self.settings.tokens.codes)
 
     @property
     def num_rows(self) -> int:

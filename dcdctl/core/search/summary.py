@@ -62,7 +62,7 @@ def index_document(index: FolderIndex) -> dict[str, Any]:
 def index_facts(index: FolderIndex) -> list[tuple[str, str]]:
     """The content of an open index as names and values, in words."""
     document = index_document(index)
-    per = f" for each of {document['tokens']:,} tokens" if index.is_late else ""
+    per = f" for each of {document['tokens']:,} tokens" if document["tokens"] else ""
     size = index.document.vector_type.itemsize
     return [
         (

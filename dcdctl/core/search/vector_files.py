@@ -33,10 +33,11 @@ from dcdctl.core.models import ImageBatch
 from dcdctl.core.progress import Track
 from dcdctl.core.search import embed, part_files, sources
 from dcdctl.core.search.columns.change import position_in
-from dcdctl.core.search.embed import EmbeddingTask, ImageReader
-from dcdctl.core.search.exact import Half, Rows
+from dcdctl.core.search.embed import EmbeddingTask
+from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.part_files import SkippedFile
 from dcdctl.core.search.storage import PLANNED
+from dcdctl.core.search.stored import StoredVectors
 
 NAME, VECTOR, MODEL = "image_id", "vector", "model_digest"
 # About 16 MB of float32 at 512 numbers per vector.
@@ -189,9 +190,9 @@ class _GivenVectors:
         values = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
         # A copy, because torch warns about arrays that are not writable, and Arrow's are not.
         vectors_BD = torch.from_numpy(values.reshape(len(row_B), -1).copy())
-        stored_BD = embed.stored(vectors_BD, self.dim)
+        stored_BD = embed.unit_prefixes(vectors_BD, self.dim)
         # As they are stored: squares may be too large, and the first numbers zero.
-        is_good = np.isfinite(stored_BD).all(axis=1) & stored_BD.any(axis=1)
+        is_good = embed.has_direction(stored_BD)
         wrong = row_B[~is_good]
         examples = [f"{self.ids[int(row)].as_py()!r} in {path.name}" for row in wrong[:NUM_EXAMPLES]]
         self.faults.add("vectors that are zero, NaN or infinite", examples, len(wrong))
@@ -223,9 +224,8 @@ class _GivenVectors:
         if not readable:
             return
         self.task.model.to(self.task.compute.device).eval()
-        computed = embed.embed_stored(self.task, ImageBatch.cat([pixels for _, pixels in readable]))[0].astype(
-            np.float32
-        )
+        stored = embed.embed_stored(self.task, ImageBatch.cat([pixels for _, pixels in readable]))
+        computed = stored.data.astype(np.float32)
         theirs = self.vectors_ND[[row for row, _ in readable]].astype(np.float32)
         cosines = (computed * theirs).sum(axis=1) / (np.linalg.norm(computed, axis=1) * np.linalg.norm(theirs, axis=1))
         if (least := float(cosines.min())) < LEAST_COSINE:
@@ -238,12 +238,12 @@ class _GivenVectors:
 
     def _read_images(self, rows: Sequence[int]) -> Iterator[tuple[int, embed.ReadImages]]:
         """The planned images of some rows, one by one."""
-        reader = ImageReader(self.task.source, self.task.model.preprocess)
+        read = embed.image_reader(self.task.source, self.task.model.preprocess)
         part_of = lru_cache(maxsize=1)(self.task.images)  # rows ascend
         for row in rows:
             number = int(np.searchsorted(self.starts, row, side="right")) - 1
             start = row - self.starts[number]
-            yield row, reader(part_of(self.task.planned.part_numbers[number])[start : start + 1])
+            yield row, read(part_of(self.task.planned.part_numbers[number])[start : start + 1])
 
     def write(self, skipped: dict[int, SkippedFile]) -> None:
         """Write the vectors of all parts."""
@@ -252,7 +252,7 @@ class _GivenVectors:
             here = range(first, first + len(images))
             given = self.is_given[first : here.stop]
             kept = [image for image, is_given in zip(images, given, strict=True) if is_given]
-            vectors: Half = np.ascontiguousarray(self.vectors_ND[first : here.stop][given])
+            vectors = StoredVectors(np.ascontiguousarray(self.vectors_ND[first : here.stop][given]))
             with self.task.build.write(part_files.vectors_name(part)) as partial:
                 part_files.write_part(partial, kept, vectors, [skipped[row] for row in here if row in skipped])
 

@@ -22,8 +22,8 @@ import pyarrow as pa
 from psycopg import errors, sql
 
 from dcdctl.core.errors import DcdError, InputError, StaleError
-from dcdctl.core.search import Condition, Floats, Rows, Value
-from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
+from dcdctl.core.search import Condition, Floats, Rows, StoredTokens, StoredVectors, Value
+from dcdctl.core.stores.protocol import Store, StoreFacts
 from dcdctl.core.stores.retry import IS_IT_RUNNING, UnavailableError
 from dcdctl.core.stores.sql import condition_sql
 from dcdctl.core.stores.url import StoreUrl
@@ -138,7 +138,7 @@ class PostgresStore(Store):
         return StoreFacts.of_json(row[0][0], self._name) if row else None
 
     def create(self, facts: StoreFacts) -> None:
-        if facts.is_late:
+        if facts.stored_type is StoredTokens:
             raise InputError(
                 f"{self._name} takes one vector per image, and the index has one for each token",
                 hint="upload it to Qdrant or LanceDB, or search its folder",
@@ -352,7 +352,7 @@ def _values(column: pa.ChunkedArray) -> Sequence[Any]:
         return values
     # pgvector's binary form: the number of dims, two unused bytes, and the numbers, the highest byte first.
     header = struct.pack(">HH", column.type.list_size, 0)
-    return [header + vector_D.tobytes() for vector_D in half_of(column).astype(">f2")]
+    return [header + vector_D.tobytes() for vector_D in StoredVectors.of_column(column).data.astype(">f2")]
 
 
 def _table(rows: list[tuple[Any, ...]], facts: StoreFacts) -> pa.Table:
@@ -360,5 +360,5 @@ def _table(rows: list[tuple[Any, ...]], facts: StoreFacts) -> pa.Table:
     names = facts.image_schema.names
     values = {name: [row[place] for row in rows] for place, name in enumerate(names)}
     # After the number of dims and two unused bytes.
-    numbers = b"".join(value[4:] for value in values["vector"])
-    return facts.table(values, np.frombuffer(numbers, dtype=">f2").astype(np.float16))
+    numbers = np.frombuffer(b"".join(value[4:] for value in values["vector"]), dtype=">f2").astype(np.float16)
+    return facts.table(values, StoredVectors(numbers.reshape(len(rows), facts.dims)))

@@ -23,8 +23,8 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from dcdctl.core.errors import InputError
-from dcdctl.core.search import Compare, Condition, Floats, Joined, Rows, Value
-from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of, half_of, tokens_of
+from dcdctl.core.search import Compare, Condition, Floats, Joined, Rows, StoredTokens, Value
+from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of
 from dcdctl.core.stores.retry import IS_IT_RUNNING, UnavailableError
 from dcdctl.core.stores.url import StoreUrl
 
@@ -107,7 +107,7 @@ class QdrantStore(Store):
         # No earlier upload had this name; the alias is what users see.
         collection = f"{self._name.removesuffix(_DRAFT)}-{secrets.token_hex(4)}"
         vectors = models.VectorParams(size=facts.dims, distance=models.Distance.DOT, datatype=models.Datatype.FLOAT16)
-        if facts.is_late:
+        if facts.stored_type is StoredTokens:
             vectors.multivector_config = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
             # No graph: MaxSim is not the distance of two images, so all are compared.
             vectors.hnsw_config = models.HnswConfigDiff(m=0)
@@ -133,12 +133,7 @@ class QdrantStore(Store):
             {name: _as_json(value) for name, value in values.items() if value is not None}
             for values in images.drop_columns(["row", "vector"]).to_pylist()
         ]
-        column = images.column("vector")
-        if facts.is_late:
-            tokens, counts_R = tokens_of(column)
-            vectors = [part.tolist() for part in np.split(tokens, np.cumsum(counts_R)[:-1])]
-        else:
-            vectors = half_of(column).astype(np.float32).tolist()
+        vectors = facts.stored_type.of_column(images.column("vector")).to_lists()
         points = models.Batch(ids=images.column("row").to_pylist(), vectors=vectors, payloads=payloads)
         with self._errors():
             # `wait`, because a server answers before the points can be found otherwise.
@@ -267,9 +262,7 @@ def _table(points: list[Any], facts: StoreFacts) -> pa.Table:
         for column in facts.image_schema
     }
     values["row"] = [int(point.id) for point in points]
-    vectors = [point.vector for point in points]
-    numbers = [token for tokens in vectors for token in tokens] if facts.is_late else vectors
-    return facts.table(values, np.array(numbers, dtype=np.float16), [len(vector) for vector in vectors])
+    return facts.table(values, facts.stored_type.of_lists([point.vector for point in points], facts.dims))
 
 
 def _of_json(value: Any, type_: pa.DataType) -> Any:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dcdctl.core.errors import StaleError
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import FolderIndex
+from dcdctl.core.search import FolderIndex, StoredTokens
 from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of
 from dcdctl.core.stores.retry import FOR_A_BATCH, FOR_A_QUESTION, repeated
 
@@ -87,7 +87,7 @@ def facts_of(index: FolderIndex) -> StoreFacts:
         images=index.num_images,
         content=content_digest(index, index.num_rows) or "",
         values=_values_digest(index, index.num_rows),
-        is_late=index.is_late,
+        is_late=index.stored_type is StoredTokens,
         query_model=index.query_model,
     )
 
@@ -161,10 +161,8 @@ def _parts(index: FolderIndex, facts: StoreFacts) -> Iterator[tuple[int, pa.Tabl
     for number, part in enumerate(index.parts):
         table, rows = index.part_table(number), pa.array(range(first, first + part.rows), "int64")
         source = pa.array(np.full(part.rows, part.source), "int32")
-        named = {"row": rows, "source": source} | {name: table.column(name) for name in table.column_names}
-        if facts.is_late:
-            tokens, counts_R = index.tokens(rows.to_numpy())
-            named["vector"] = facts.vector_column(tokens.astype(np.float16), counts_R.tolist())
+        named = {"row": rows, "source": source, "vector": index.reader.part(number).to_column()}
+        named |= {name: table.column(name) for name in table.column_names}
         named |= {name: columns.column(name).slice(first, part.rows) for name in facts.columns}
         yield first, pa.table([named[name] for name in facts.image_schema.names], schema=facts.image_schema)
         first += part.rows
