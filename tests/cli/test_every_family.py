@@ -32,7 +32,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ModelError
 from dcdctl.core.search import FolderIndex, IndexSearcher
-from dcdctl.core.search.reranker import Reranker
+from dcdctl.core.search.torch_models import Reranker
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import app as service
 from dcdctl.core.teacher import read_cache

@@ -164,7 +164,7 @@ def test_opening_an_index_opens_no_segment(graph, monkeypatch):
 
 
 def test_a_graph_stays_in_its_file_and_has_no_table_of_its_keys(graph):
-    opened = ann.Graph(graph.folder / "ann", graph.segments[0], HnswConfig())
+    opened = ann.Graph(graph.folder / "ann", graph.segments[0], IndexConfig())
     (view,) = opened._views
     assert view.memory_usage < graph.segments[0].bytes
     assert not view.contains(0)

@@ -12,7 +12,7 @@ from made_index import update
 from PIL import Image
 
 from dcdctl.core.search import WEAK, FolderIndex, IndexSearcher, background
-from dcdctl.core.search.dual_vectors import DualVectors
+from dcdctl.core.search.torch_models import DualVectors
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 

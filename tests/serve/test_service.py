@@ -23,7 +23,7 @@ from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus, images
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.search import FolderIndex, IndexSearcher
-from dcdctl.core.search.reranker import Reranker
+from dcdctl.core.search.torch_models import Reranker
 from dcdctl.core.serve import ServiceConfig, app
 
 MAX_UPLOAD, MAX_PIXELS = 100_000, 300_000

@@ -1,3 +1,14 @@
+from .answers import (
+    SearchAnswer,
+    answer_document,
+    as_text,
+    caption_of,
+    check_query,
+    columns_text,
+    image_of,
+    read_image,
+    value_for_json,
+)
 from .build import Changes, IndexChange, build_index, change_index, run_index_job
 from .columns.table import NUM_SHOWN, ColumnSummary
 from .columns.where import (
@@ -16,17 +27,6 @@ from .exact import Floats, Rows, best_first, spread_over
 from .index import FolderIndex
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
-from .query import (
-    SearchAnswer,
-    answer_document,
-    as_text,
-    caption_of,
-    check_query,
-    columns_text,
-    image_of,
-    read_image,
-    value_for_json,
-)
 from .searcher import WEAK, IndexSearcher
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, check_model, query_model_of, read_document, text_side_note

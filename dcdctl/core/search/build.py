@@ -341,7 +341,7 @@ def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> R
     """
     if not names and not gone:
         return None
-    roots = [Path(source.path) if gone and source.kind == "folder" else None for source in index.document.sources]
+    roots = [Path(source.path) if gone and not source.is_corpus else None for source in index.document.sources]
     for root in roots:
         # Otherwise an unmounted disk would remove all of its images.
         if root is not None and not root.is_dir():

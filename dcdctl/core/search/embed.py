@@ -47,7 +47,7 @@ def image_reader(source: ImageSource, preprocess: Preprocessor) -> Callable[[Seq
     """Reads images of a source; safe to call from threads. CorpusError for a damaged image of a corpus; a file of a
     folder is skipped."""
     folder = Path(source.path)
-    corpus = Corpus.open(folder, str(source.split)) if source.kind == "corpus" else None
+    corpus = Corpus.open(folder, str(source.split)) if source.is_corpus else None
 
     def read(planned: Sequence[SourceImage]) -> ReadImages:
         pixels, images, skipped = [], [], []

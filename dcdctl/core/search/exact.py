@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Half = NDArray[np.float16]
 Rows = NDArray[np.int64]
+Codes = Literal["float16", "int8"]
+# numpy has no type for the fields of a token.
+Element = np.dtype[Any]
+"""How a vector, or a token, is stored: little-endian float16, or int8 codes with a scale."""
+Elements = NDArray[Any]
+"""Vectors or tokens as they are stored."""
 ROUNDING = 1e-5
 """Maximum error of a float32 product of unit vectors."""
 NO_ROW = -1
@@ -88,7 +94,8 @@ def best_of(parts: list[tuple[Rows, Floats]], k: int) -> Rows:
     """The rows that may be among the k best: all within the rounding error of the k-th score."""
     if not parts:
         return np.empty(0, dtype=np.int64)
-    rows, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    rows = np.concatenate([rows for rows, _ in parts])
+    scores = np.concatenate([scores for _, scores in parts])
     if len(rows) <= k:
         return rows
     return rows[scores >= np.partition(scores, -k)[-k] - np.float32(ROUNDING)]
@@ -128,12 +135,12 @@ def spread_over(num_rows: int, count: int) -> list[int]:
     return [(2 * part + 1) * num_rows // (2 * count) for part in range(count)]
 
 
-def token_type(dim: int, codes: Literal["float16", "int8"]) -> np.dtype[Any]:
+def token_type(dim: int, codes: Codes) -> Element:
     """How a token is stored."""
     return np.dtype([("codes", "i1", dim), ("scale", "<f2")] if codes == "int8" else ("<f2", (dim,)))
 
 
-def encoded(tokens_ND: Floats, codes: Literal["float16", "int8"]) -> NDArray[Any]:
+def encoded(tokens_ND: Floats, codes: Codes) -> Elements:
     """Tokens as they are stored."""
     if codes == "float16":
         return tokens_ND.astype("<f2")
@@ -142,7 +149,7 @@ def encoded(tokens_ND: Floats, codes: Literal["float16", "int8"]) -> NDArray[Any
     return records
 
 
-def decoded(records: NDArray[Any]) -> Floats:
+def decoded(records: Elements) -> Floats:
     """Stored tokens as float32.
 
     >>> decoded(encoded(np.array([[0.5, -0.25]], np.float32), "int8")).round(2).tolist()

@@ -210,7 +210,7 @@ class FolderIndex(ImageIndex):
         if where is not None:
             is_out = np.ones(self.num_rows, dtype=np.bool_)
             is_out[self._matching(where)] = False
-        has_captions = np.array([source.kind == "corpus" for source in self.document.sources])[self.source_R]
+        has_captions = np.array([source.is_corpus for source in self.document.sources])[self.source_R]
         hits_Q = []
         for text, query_D, near_K in zip(texts, exact.unit(vectors_QD, self.dim), rows_QK, strict=True):
             bm25_R = words.scores(text)

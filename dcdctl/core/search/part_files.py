@@ -13,7 +13,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import Build, seal_of
+from dcdctl.core.search.exact import Element, Elements
 from dcdctl.core.search.storage import INDEX, PLANNED, IndexDocument, Part
 from dcdctl.core.search.stored import COUNTS, Stored
 
@@ -30,7 +30,7 @@ ROWS_PER_PART = 8192
 ROWS_PER_GROUP = 1024
 """Rows of a row group. The name of a hit is read with all names of its group."""
 _SKIPPED = b"dcdctl.skipped"
-_CHECKED: set[tuple[Part, np.dtype[Any]]] = set()
+_CHECKED: set[tuple[Part, Element]] = set()
 """The parts that this process has checked, with the type of their vectors; a part has its SHA-256."""
 
 
@@ -87,6 +87,14 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
+def part_number(name: str) -> int:
+    """
+    >>> part_number("part-00003.parquet")
+    3
+    """
+    return int(name.removeprefix("part-").removesuffix(".parquet"))
+
+
 def planned_name(number: int) -> str:
     """The path of the planned images of a part in the folder of the index."""
     return f"{PLANNED}/{part_name(number)}"
@@ -127,26 +135,35 @@ def write_part(path: Path, images: Sequence[SourceImage], stored: Stored, skippe
 
 
 def _columns(images: Sequence[SourceImage]) -> list[pa.Array]:
-    return [pa.array([getattr(image, field.name) for image in images], type=field.type) for field in IMAGE_COLUMNS]
+    columns = []
+    for field in IMAGE_COLUMNS:
+        columns.append(pa.array([getattr(image, field.name) for image in images], type=field.type))
+    return columns
 
 
-def describe_part(path: Path, source: int, type_: np.dtype[Any]) -> tuple[Part, list[SkippedFile]]:
+def describe_part(path: Path, source: int, type_: Element) -> tuple[Part, list[SkippedFile]]:
     """The entry in index.json of a written part, and the files that were skipped when it was written."""
     file = pq.ParquetFile(path)
-    counts, offsets = zip(*_layout(file, type_), strict=True) if file.metadata.num_rows else ((), ())
-    skipped = [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
-    tokens = counts if COUNTS in file.schema_arrow.names else ()
-    rows, seal = file.metadata.num_rows, seal_of(path)
-    return Part(file=path.name, source=source, rows=rows, **seal, vectors_at=offsets, num_tokens=tokens), skipped
+    layout = _layout(file, type_)
+    part = Part(
+        file=path.name,
+        source=source,
+        rows=file.metadata.num_rows,
+        **seal_of(path),
+        vectors_at=tuple(offset for _, offset in layout),
+        num_tokens=tuple(count for count, _ in layout) if COUNTS in file.schema_arrow.names else (),
+    )
+    return part, [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
 
 
-def describe_parts(build: Build, planned: PlannedParts, type_: np.dtype[Any]) -> tuple[list[Part], list[SkippedFile]]:
+def describe_parts(build: Build, planned: PlannedParts, type_: Element) -> tuple[list[Part], list[SkippedFile]]:
     """The entries of the planned parts that have images, after all are written, and all files that were skipped."""
     parts, skipped = [], list(planned.skipped)
-    for name in map(vectors_name, planned.part_numbers):
-        part, skipped_in_part = describe_part(build.written(name), build.plan["source"], type_)
+    for number in planned.part_numbers:
+        part, skipped_in_part = describe_part(build.written(vectors_name(number)), build.plan["source"], type_)
         skipped += skipped_in_part
-        parts += [part] if part.rows else []
+        if part.rows:
+            parts.append(part)
     return parts, skipped
 
 
@@ -166,15 +183,14 @@ def part_path(folder: Path, part: Part) -> Path:
     return INDEX.checked(folder / "vectors" / part.file, part.sha256)
 
 
-def mapped(folder: Path, part: Part, type_: np.dtype[Any]) -> tuple[NDArray[Any], ...]:
+def mapped(folder: Path, part: Part, type_: Element) -> tuple[Elements, ...]:
     """The vectors of each row group of a part, memory-mapped. StaleError if a number is not finite."""
     path = part_path(folder, part)
     raw = np.memmap(path, dtype=np.uint8, mode="r")
     rows = [min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP)]
     # Plain arrays, because indexing a np.memmap takes longer than reading a few vectors.
-    groups = tuple(
-        _at(raw, offset, count, type_) for count, offset in zip(part.num_tokens or rows, part.vectors_at, strict=True)
-    )
+    layout = zip(part.num_tokens or rows, part.vectors_at, strict=True)
+    groups = tuple(_at(raw, offset, count, type_) for count, offset in layout)
     if (part, type_) not in _CHECKED and not all(map(_all_finite, groups)):
         raise INDEX.damaged(path, "it has vectors that are NaN or infinite")
     # Once per process, because it reads the whole file.
@@ -182,7 +198,7 @@ def mapped(folder: Path, part: Part, type_: np.dtype[Any]) -> tuple[NDArray[Any]
     return groups
 
 
-def _layout(file: pq.ParquetFile, type_: np.dtype[Any]) -> list[tuple[int, int]]:
+def _layout(file: pq.ParquetFile, type_: Element) -> list[tuple[int, int]]:
     """The number of vectors of each row group that is not empty, and their file offset."""
     has_counts, layout = COUNTS in file.schema_arrow.names, []
     for number in range(file.num_row_groups):
@@ -199,13 +215,13 @@ def _layout(file: pq.ParquetFile, type_: np.dtype[Any]) -> list[tuple[int, int]]
     return layout
 
 
-def _at(raw: Any, offset: int, count: int, type_: np.dtype[Any]) -> NDArray[Any]:
+def _at(raw: bytes | NDArray[np.uint8], offset: int, count: int, type_: Element) -> Elements:
     """The vectors at an offset of a file."""
     # Parquet stores numbers as little-endian on every machine.
     return np.frombuffer(raw, dtype=type_, count=count, offset=offset)
 
 
-def _all_finite(vectors_RD: NDArray[Any]) -> bool:
+def _all_finite(vectors_RD: Elements) -> bool:
     """Whether all numbers are finite.
 
     >>> _all_finite(np.array([[6e4, -6e4]], np.float16)), _all_finite(np.array([[-np.inf]], np.float16))

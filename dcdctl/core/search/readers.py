@@ -12,14 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from dcdctl.core.search import exact, part_files
-from dcdctl.core.search.exact import Floats, Half, Rows
+from dcdctl.core.search.exact import Elements, Floats, Half, Rows
 from dcdctl.core.search.storage import IndexDocument, removed_rows
 from dcdctl.core.search.stored import COUNTS, Stored, StoredTokens, StoredVectors
 
@@ -58,7 +56,7 @@ class PartReader(ABC):
         part = bisect.bisect_right(self._ends, row)
         return part, *divmod(row - (self._ends[part] - self.parts[part].rows), part_files.ROWS_PER_GROUP)
 
-    def _map_groups(self, part: int) -> tuple[NDArray[Any], ...]:
+    def _map_groups(self, part: int) -> tuple[Elements, ...]:
         return part_files.mapped(self.folder, self.parts[part], self.element)
 
     @abstractmethod

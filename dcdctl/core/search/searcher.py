@@ -24,16 +24,15 @@ from PIL import Image
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models import TextTower
+from dcdctl.core.search.answers import SearchAnswer, checked_text, query_image
 from dcdctl.core.search.background import Background, measure_background
 from dcdctl.core.search.columns.where import Condition
 from dcdctl.core.search.protocol import Hit, ImageIndex
-from dcdctl.core.search.query import SearchAnswer, checked_text, query_image
 
 if TYPE_CHECKING:
     import torch
 
-    from dcdctl.core.search.dual_vectors import DualVectors
-    from dcdctl.core.search.reranker import Reranker
+    from dcdctl.core.search.torch_models import DualVectors, Reranker
 
 NUM_ANSWERS = 10
 TEXT_BATCH = 64
@@ -62,7 +61,7 @@ class IndexModel:
         # Two threads must not load it twice.
         with self._loading:
             if self._loaded is None:
-                from dcdctl.core.search.dual_vectors import DualVectors  # torch, which takes seconds to import
+                from dcdctl.core.search.torch_models import DualVectors  # torch, which takes seconds to import
 
                 device = self.device()
                 model = models.load_searchable(self._folder).to(device).eval()
@@ -124,7 +123,7 @@ class IndexSearcher:
         searcher = IndexSearcher(index, tower or encoder.load(), encoder)
         if rerank is None:
             return searcher
-        from dcdctl.core.search.reranker import Reranker
+        from dcdctl.core.search.torch_models import Reranker
 
         return replace(
             searcher, reranker=Reranker.open(rerank, depth=depth, device=encoder.device(), settings=rerank_set)

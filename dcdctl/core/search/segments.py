@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dcdctl.core import distributed, scoring
 from dcdctl.core.artifacts import Build, seal_of
@@ -56,11 +57,8 @@ def fill(folder: Path, document: IndexDocument, track: Track) -> tuple[Segment, 
     ranges = segment_ranges(document.num_rows, document.segments, document.settings)
     by_rows = {range(segment.first_row, segment.stop): segment for segment in document.segments}
     # The generation keeps the files of the index before.
-    names = {
-        rows: f"ann/{kind}-{rows.start:012d}-{len(rows)}-{document.generation}"
-        for rows in ranges
-        if rows not in by_rows
-    }
+    missing = [rows for rows in ranges if rows not in by_rows]
+    names = {rows: f"ann/{kind}-{rows.start:012d}-{len(rows)}-{document.generation}" for rows in missing}
     if names:
         local = [list(names)[number] for number in distributed.local_indices(len(names))]
         with track(f"build {kind}", total=sum(map(len, local)), unit="vectors") as advance:
@@ -129,8 +127,9 @@ def _build_graph(path: Path, blocks: Blocks, document: IndexDocument, advance: A
     graph.save(str(path))
 
 
-def _build_codes(path: Path, blocks: Blocks, document: IndexDocument, advance: Advance) -> None:
-    to_codes = scoring.int8_codes if document.settings.kind == "int8" else ann.binary_words
+def _build_codes(
+    path: Path, blocks: Blocks, _: IndexDocument, advance: Advance, *, to_codes: Callable[[Floats], NDArray[Any]]
+) -> None:
     parts = []
     for block in blocks():
         parts.append(to_codes(block.unit_RD))
@@ -172,7 +171,7 @@ def _nearest(tokens_ND: Floats, centroids_KD: Floats) -> Rows:
 
 BUILDERS: dict[str, Callable[[Path, Blocks, IndexDocument, Advance], None]] = {
     "hnsw": _build_graph,
-    "int8": _build_codes,
-    "binary": _build_codes,
+    "int8": partial(_build_codes, to_codes=scoring.int8_codes),
+    "binary": partial(_build_codes, to_codes=ann.binary_words),
     "centroids": _build_centroids,
 }

@@ -54,7 +54,7 @@ def find_source(images: Path, split: str | None = None) -> ImageSource:
 
 def list_images(source: ImageSource, ignored: Path) -> Iterator[SourceImage | SkippedFile]:
     """The images of a source in a fixed order, and files that cannot be images; the folder `ignored` is left out."""
-    if source.kind == "corpus":
+    if source.is_corpus:
         corpus = Corpus.open(Path(source.path), str(source.split))
         return (SourceImage(image_id=image_id, corpus_row=row) for row, image_id in enumerate(corpus.image_ids))
     return _files(Path(source.path), ignored.resolve())

@@ -13,17 +13,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from dcdctl.core.search import exact
-from dcdctl.core.search.exact import Floats, Half, Rows
+from dcdctl.core.search.exact import Codes, Element, Elements, Floats, Half, Rows
 
-Codes = Literal["float16", "int8"]
 COUNTS = "num_tokens"
 """The column of a file of tokens with the number of tokens of each row."""
 
@@ -32,7 +30,7 @@ COUNTS = "num_tokens"
 class Stored(ABC):
     """What is stored of some images, in the order of their rows."""
 
-    data: NDArray[Any]
+    data: Elements
     """The vectors as the files have them: R x D float16, or N tokens in the format of their codes."""
     made_by: ClassVar[str]
     """The kind of model, in words."""
@@ -47,7 +45,7 @@ class Stored(ABC):
 
     @staticmethod
     @abstractmethod
-    def element(dim: int, codes: Codes) -> np.dtype[Any]:
+    def element(dim: int, codes: Codes) -> Element:
         """How a vector, or a token, is stored."""
 
     @staticmethod
@@ -79,7 +77,7 @@ class Stored(ABC):
 
     @classmethod
     @abstractmethod
-    def joined(cls, parts: Sequence[Any], element: np.dtype[Any]) -> Self:
+    def joined(cls, parts: Sequence[Any], element: Element) -> Self:
         """All images of several parts, which may be none; `element` is their type."""
 
     @abstractmethod
@@ -114,7 +112,7 @@ class StoredVectors(Stored):
     query_axes = 2
 
     @staticmethod
-    def element(dim: int, codes: Codes) -> np.dtype[Any]:
+    def element(dim: int, codes: Codes) -> Element:
         return exact.token_type(dim, "float16")
 
     @staticmethod
@@ -145,7 +143,7 @@ class StoredVectors(Stored):
         return pa.table([column], pa.schema([pa.field("vector", column.type, nullable=False)]))
 
     @classmethod
-    def joined(cls, parts: Sequence[StoredVectors], element: np.dtype[Any]) -> Self:
+    def joined(cls, parts: Sequence[StoredVectors], element: Element) -> Self:
         return cls(np.concatenate([np.empty(0, element), *(part.data for part in parts)]))
 
     def __len__(self) -> int:
@@ -181,7 +179,7 @@ class StoredTokens(Stored):
     query_axes = 3
 
     @staticmethod
-    def element(dim: int, codes: Codes) -> np.dtype[Any]:
+    def element(dim: int, codes: Codes) -> Element:
         return exact.token_type(dim, codes)
 
     @staticmethod
@@ -224,7 +222,7 @@ class StoredTokens(Stored):
         return pa.ListArray.from_arrays(np.cumsum([0, *self.counts_R], dtype=np.int32), tokens, type=type_)
 
     @classmethod
-    def joined(cls, parts: Sequence[StoredTokens], element: np.dtype[Any]) -> Self:
+    def joined(cls, parts: Sequence[StoredTokens], element: Element) -> Self:
         tokens = np.concatenate([np.empty(0, element), *(part.data for part in parts)])
         return cls(tokens, np.concatenate([np.empty(0, np.int64), *(part.counts_R for part in parts)]))
 

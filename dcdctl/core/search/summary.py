@@ -10,9 +10,9 @@ import numpy as np
 
 from dcdctl.core import config
 from dcdctl.core.progress import counted
+from dcdctl.core.search.answers import shown, value_for_json
 from dcdctl.core.search.columns.table import ColumnSummary
 from dcdctl.core.search.index import FolderIndex
-from dcdctl.core.search.query import shown, value_for_json
 from dcdctl.core.search.storage import query_model_of, text_side_note
 
 # A line of a terminal has room for as many.

@@ -67,7 +67,7 @@ def write_image_list(ref: str, images: Path, folder: Path) -> dict[str, Any]:
     InputError for a corpus, which is such a list itself, and for a folder that holds something else.
     """
     source = sources.find_source(images)
-    if source.kind == "corpus":
+    if source.is_corpus:
         raise InputError(
             f"{images} is a corpus, whose Parquet files already list the images with their bytes",
             hint=f"let the engine read {source.path}/*.parquet: columns image_id and image",

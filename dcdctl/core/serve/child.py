@@ -24,9 +24,8 @@ from dcdctl.core.serve.app import build
 from dcdctl.core.serve.connections import fit_to_open_files
 from dcdctl.core.serve.job import Job
 from dcdctl.core.serve.keys import Keys
-from dcdctl.core.serve.listener import http_server, is_loopback
+from dcdctl.core.serve.listener import HANGUP, handled, http_server, is_loopback
 from dcdctl.core.serve.metrics import Shared
-from dcdctl.core.serve.signals import HANGUP, handled
 from dcdctl.core.serve.workers import LiveSearcher
 
 

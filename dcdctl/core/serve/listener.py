@@ -1,5 +1,5 @@
-"""The socket of a service, and uvicorn on it: bound first, so that an address that is taken is told before anything
-loads.
+"""The socket of a service, uvicorn on it, and its signals: bound first, so that an address that is taken is told before
+anything loads.
 
 Importing this module imports no web framework.
 """
@@ -9,8 +9,10 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
+import signal
 import socket
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 # The default of uvicorn.
 BACKLOG = 2048
+HANGUP = getattr(signal, "SIGHUP", None)
+"""The signal to open the index and the models again; Windows has none."""
 
 
 @contextmanager
@@ -55,6 +59,20 @@ def url_of(listener: socket.socket) -> str:
     """The URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+@contextmanager
+def handled(handlers: Mapping[int, Callable[..., object]]) -> Iterator[None]:
+    """These handlers of signals while the block runs. Python accepts handlers in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -25,8 +25,8 @@ from typing import Any
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.job import Job
+from dcdctl.core.serve.listener import handled
 from dcdctl.core.serve.metrics import Shared
-from dcdctl.core.serve.signals import handled
 
 PRELOADED = (
     "dcdctl.core.serve.child",

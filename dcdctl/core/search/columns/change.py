@@ -83,7 +83,7 @@ def _new_corpora(index: FolderIndex) -> Iterator[tuple[range, Corpus, pa.Table]]
     for part in index.parts:
         source = index.document.sources[part.source]
         rows, first = range(max(first, index.stored_columns.num_covered), first + part.rows), first + part.rows
-        if source.kind == "corpus" and rows:
+        if source.is_corpus and rows:
             corpus = Corpus.open(Path(source.path), str(source.split))
             if corpus.columns is not None:
                 yield rows, corpus, corpus.columns
@@ -189,7 +189,7 @@ def _rows_by_name(index: FolderIndex, names: Sequence[str]) -> Rows:
     for number, source in enumerate(index.document.sources):
         here = np.flatnonzero(index.source_R == number)
         ids_here = ids.take(pa.array(here))
-        for given in name_forms(names, PurePosixPath(source.path) if source.kind == "folder" else None):
+        for given in name_forms(names, None if source.is_corpus else PurePosixPath(source.path)):
             rows[here] = np.where(rows[here] < 0, position_in(ids_here, pa.array(given, pa.string())), rows[here])
     return rows
 
