@@ -158,11 +158,11 @@ class Searcher:
         rerank_overrides: Overrides | None = None,
         device: str = "auto",
     ) -> None:
-        self.index: search.ImageIndex = (
-            index
-            if isinstance(index, search.FolderIndex)
-            else stores.open_index(os.fspath(index), optional_path(model))
-        )
+        self.index: search.ImageIndex
+        if isinstance(index, search.FolderIndex):
+            self.index = index
+        else:
+            self.index = stores.open_index(os.fspath(index), optional_path(model))
         self._searcher = search.IndexSearcher.for_index(
             self.index,
             device=device,
@@ -193,4 +193,5 @@ class Searcher:
 
     def __repr__(self) -> str:
         reranker = self._searcher.reranker
-        return f"Searcher({self.index!r}{'' if reranker is None else f', re-ranked by {reranker.ref}'})"
+        then = "" if reranker is None else f", re-ranked by {reranker.ref}"
+        return f"Searcher({self.index!r}{then})"

@@ -54,13 +54,14 @@ def check_output_file(path: Path | None) -> Path | None:
     return path
 
 
-def refuse_urls(context: Any) -> None:
+def refuse_urls(context: typer.Context) -> None:
     """InputError for a URL as the value of a parameter that takes a path of this machine."""
     for parameter in context.command.params:
         if parameter.name in READ_FROM_URLS or (context.info_name, parameter.name) in ALSO_READ_FROM_URLS:
             continue
         value = context.params.get(parameter.name)
-        for given in value if isinstance(value, list | tuple) else [value]:
+        values = value if isinstance(value, list | tuple) else [value]
+        for given in values:
             if isinstance(given, Path):
                 from dcdctl.core.places import refuse_url
 
@@ -401,7 +402,9 @@ class TrainingRun(Training, ABC):
             validation_data=[path(folder) for folder in many(self.validation_data)],
             **self.own_refs(),
         )
-        job = TrainingJob(kind, named(self.recipe), self.with_encoders(sets), path(self.out), self.resume)
+        job = TrainingJob(
+            kind, named(self.recipe), sets=self.with_encoders(sets), out=path(self.out), resume=self.resume
+        )
         return job, refs, self.options(wandb=self.wandb)
 
 

@@ -59,7 +59,7 @@ def serve(
     # Options first, so that --set wins, as its help says.
     settings = asdict(service) | {"allowed_hosts": service.allowed_hosts or []}
     config = build(ServiceConfig, settings | apply_sets({}, limits or []))
-    job = Job(index, config, own_model=optional_path(models.model), threads=models.threads, **models.reranking())
+    job = Job(index, config, model_folder=optional_path(models.model), threads=models.threads, **models.reranking())
     serve(job, on_start=partial(_show_start, json, is_logged=config.log_format == "json"))
 
 

@@ -123,7 +123,7 @@ def build_index(
 
     StaleError if `out` holds another index, and for a query encoder of another model; InputError if there is no image.
     """
-    folder, notes = out.expanduser(), list[str]()
+    folder = out.expanduser()
     metadata = _check_inputs(changes)
     source = _source(folder, images, changes.split)
     empty, model = _new_index(ref, folder, source, changes)
@@ -143,10 +143,10 @@ def build_index(
             )
             index = _add(task, changes, track)
         # Last, because added images get values too.
-        index = _set_columns(index, changes, metadata, notes, track)
+        index, notes = _set_columns(index, changes, metadata, track)
         if query is not None:
             index = _set_query_model(index, query, str(changes.query_model))
-    return IndexChange(index, commit.skipped_of(folder, index.document), notes=tuple(notes))
+    return IndexChange(index, commit.skipped_of(folder, index.document), notes=notes)
 
 
 def change_index(
@@ -156,7 +156,7 @@ def change_index(
 
     StaleError for a query encoder of another model, InputError if a name to remove matches none.
     """
-    metadata, notes = _check_inputs(changes), list[str]()
+    metadata = _check_inputs(changes)
     if changes.vectors and changes.add is None:
         hint = "name the images with --images and --out, or with --add"
         raise ConfigError("--vectors are the vectors of images that are new", hint=hint)
@@ -188,13 +188,18 @@ def change_index(
                 compute=replace(compute, precision=index.document.precision),
             )
             index = _add(task, changes, track)
-        index = _set_columns(index, changes, metadata, notes, track)
+        index, notes = _set_columns(index, changes, metadata, track)
         if query is not None:
             index = _set_query_model(index, query, str(changes.query_model))
         if source is not None:
             skipped = commit.skipped_of(folder, index.document)
-    added, removed = index.num_rows - before.num_rows, index.document.removed.count - before.document.removed.count
-    return IndexChange(index, skipped, added, removed, tuple(notes))
+    return IndexChange(
+        index,
+        skipped,
+        added=index.num_rows - before.num_rows,
+        removed=index.document.removed.count - before.document.removed.count,
+        notes=notes,
+    )
 
 
 def _check_inputs(changes: Changes) -> ImageColumns | None:
@@ -232,11 +237,11 @@ def _source(folder: Path, images: Path, split: str | None) -> ImageSource:
 
 def _new_index(ref: str, folder: Path, source: ImageSource, changes: Changes) -> tuple[FolderIndex, models.Searchable]:
     """An index without images, whose generation of 0 is never written, and its model."""
-    kind, model = models.check_ref(ref, kind="searchable"), None
-    if kind is None:  # what a Hub id names is known when it is loaded
+    model_kind, model = models.check_ref(ref, kind="searchable"), None
+    if model_kind is None:  # what a Hub id names is known when it is loaded
         model = models.load_searchable(ref)
-        kind = model.kind
-    stored_type = STORED[kind]
+        model_kind = model.kind
+    stored_type = STORED[model_kind]
     settings = configs.build(IndexConfig, configs.apply_sets({}, (*stored_type.defaults, *changes.sets)))
     _check_kind(settings, stored_type)
     if stored_type is StoredTokens and changes.vectors:
@@ -415,7 +420,8 @@ def _text_side(folder: Path, document: IndexDocument, model: models.Searchable) 
 def _write_text_side(folder: Path, model: models.Searchable, space: str | None = None) -> TextSide:
     """The entry of a text side that is written to a folder; see `models.export_text_tower`."""
     # A query encoder's stands by itself: to answer, the files of a large model need not be read.
-    models.export_text_tower(model, folder, space, None if space else folder.with_name("model"), probe_texts())
+    weights = None if space else folder.with_name("model")
+    models.export_text_tower(model, folder, space, weights, probe_texts())
     sealed = tuple(SealedFile(file=path.name, **artifacts.seal_of(path)) for path in sorted(folder.iterdir()))
     return TextSide(folder=folder.name, files=sealed)
 
@@ -447,18 +453,19 @@ def _set_query_model(index: FolderIndex, query: Any, ref: str) -> FolderIndex:
 
 
 def _set_columns(
-    index: FolderIndex, changes: Changes, metadata: ImageColumns | None, notes: list[str], track: Track
-) -> FolderIndex:
-    """Change the columns of the images; adds to the notes for the user."""
+    index: FolderIndex, changes: Changes, metadata: ImageColumns | None, track: Track
+) -> tuple[FolderIndex, tuple[str, ...]]:
+    """Change the columns of the images; the same index then, and notes for the user."""
     are_changed = changes.drop_columns or metadata is not None or changes.exif or changes.exif_place
     if not are_changed and not change.has_new_corpus_columns(index):
-        return index
+        return index, ()
+    notes: list[str] = []
     with distributed.main_first():
         if distributed.is_main():
-            table = change.changed_table(index, changes, metadata, notes, track)
+            table = change.changed_table(index, changes, metadata, notes=notes, track=track)
             stored = index.stored_columns
             if stored.num_covered not in (0, index.num_rows) or not table.equals(stored.table()):
                 generation = index.document.generation + 1
                 entry = write_columns(index.folder, generation, table)
                 commit.seal(index.folder, replace(index.document, generation=generation, columns=entry))
-    return FolderIndex.open(index.folder)
+    return FolderIndex.open(index.folder), tuple(notes)

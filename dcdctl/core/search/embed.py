@@ -23,7 +23,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import ImageBatch, Preprocessor, Searchable, pool_tokens, prefix_vectors
-from dcdctl.core.progress import Advance, Track
+from dcdctl.core.progress import Track
 from dcdctl.core.scoring import embed_batch
 from dcdctl.core.search import exact, part_files
 from dcdctl.core.search.exact import Half
@@ -97,42 +97,39 @@ def embed(task: EmbeddingTask, track: Track) -> None:
     """Write this process's share of the missing parts, and wait for the other processes."""
     task.model.to(task.compute.device).eval()
     size, planned = task.compute.batch_size or DEFAULT_BATCH_SIZE, task.planned
-    mine = [planned.part_numbers[number] for number in distributed.local_indices(len(planned.part_numbers))]
-    # A part that was damaged since a killed run wrote it is written again.
-    counts = {
-        part: planned.rows[part - planned.first_part]
-        for part in mine
-        if not task.build.is_written(part_files.vectors_name(part))
-    }
+    counts: dict[int, int] = {}
+    for number in distributed.local_indices(len(planned.rows)):
+        part = planned.part_numbers[number]
+        # A part that was damaged since a killed run wrote it is written again.
+        if not task.build.is_written(part_files.vectors_name(part)):
+            counts[part] = planned.rows[number]
     if not counts:
         return distributed.barrier()
-    batches = (
-        images[start : start + size]
-        for images in map(task.images, counts)  # one part in memory at a time
-        for start in range(0, len(images), size)
-    )
-    reading = read_in_threads(image_reader(task.source, task.model.preprocess), batches, task.compute.readers)
+
+    def batches() -> Iterator[list[SourceImage]]:
+        for part in counts:
+            images = task.images(part)  # one part in memory at a time
+            for start in range(0, len(images), size):
+                yield images[start : start + size]
+
+    reading = read_in_threads(image_reader(task.source, task.model.preprocess), batches(), task.compute.readers)
     with track("embed", total=sum(counts.values()), unit="images") as advance:
         for part, count in counts.items():
-            _embed_part(task, part, count, reading, advance)
+            stored: list[Stored] = []
+            images: list[SourceImage] = []
+            skipped: list[SkippedFile] = []
+            while len(images) + len(skipped) < count:
+                pixels, read, failed = next(reading)
+                if pixels is not None:
+                    stored.append(embed_stored(task, pixels))
+                images += read
+                skipped += failed
+                advance(len(read) + len(failed))
+            with task.build.write(part_files.vectors_name(part)) as partial:
+                # A part without a readable image is written empty, so that a resumed run does not read its files again.
+                vectors = task.document.stored_type.joined(stored, task.document.vector_type)
+                part_files.write_part(partial, images, vectors, skipped)
     distributed.barrier()
-
-
-def _embed_part(task: EmbeddingTask, part: int, count: int, reading: Iterator[ReadImages], advance: Advance) -> None:
-    stored: list[Stored] = []
-    images: list[SourceImage] = []
-    skipped: list[SkippedFile] = []
-    while len(images) + len(skipped) < count:
-        pixels, read, failed = next(reading)
-        if pixels is not None:
-            stored.append(embed_stored(task, pixels))
-        images += read
-        skipped += failed
-        advance(len(read) + len(failed))
-    with task.build.write(part_files.vectors_name(part)) as partial:
-        # A part without a readable image is written empty, so that a resumed run does not read its files again.
-        vectors = task.document.stored_type.joined(stored, task.document.vector_type)
-        part_files.write_part(partial, images, vectors, skipped)
 
 
 def embed_stored(task: EmbeddingTask, images: ImageBatch) -> Stored:

@@ -193,10 +193,11 @@ class FolderIndex(ImageIndex):
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
         """The hits of `nearest` for each query."""
         scores_QK, rows_QK = self.nearest(vectors_QD, min(k, max(self.num_images, 1)), where)
-        return [
-            tuple(self._hit(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0)
-            for rows, scores in zip(rows_QK.tolist(), scores_QK.tolist(), strict=True)
-        ]
+        hits_Q = []
+        for rows, scores in zip(rows_QK.tolist(), scores_QK.tolist(), strict=True):
+            hits = [self._hit(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+            hits_Q.append(tuple(hits))
+        return hits_Q
 
     def hybrid(
         self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None

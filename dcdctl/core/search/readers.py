@@ -47,7 +47,7 @@ class PartReader(ABC):
         """The first row that is in no segment."""
         self._ends = list(itertools.accumulate(part.rows for part in self.parts))
         # A cache of this instance: a decorated method would keep every opened index alive.
-        self._groups = lru_cache(maxsize=OPEN_FILES)(self._map_groups)
+        self._groups = lru_cache(maxsize=OPEN_FILES)(self._mapped)
 
     def locate(self, row: int) -> tuple[int, int, int]:
         """The part and row group of a row, and its place in the group."""
@@ -56,7 +56,7 @@ class PartReader(ABC):
         part = bisect.bisect_right(self._ends, row)
         return part, *divmod(row - (self._ends[part] - self.parts[part].rows), part_files.ROWS_PER_GROUP)
 
-    def _map_groups(self, part: int) -> tuple[Elements, ...]:
+    def _mapped(self, part: int) -> tuple[Elements, ...]:
         return part_files.mapped(self.folder, self.parts[part], self.element)
 
     @abstractmethod
@@ -112,10 +112,8 @@ class VectorReader(PartReader):
             is_out = np.ones(self.num_rows, dtype=np.bool_)
             is_out[rows] = False
             return exact.rough(queries, blocks, k, is_out)
-        gathered = (
-            (start, exact.unit_rows(self._gathered(rows[start : start + GATHERED])))
-            for start in range(0, len(rows), GATHERED)
-        )
+        starts = range(0, len(rows), GATHERED)
+        gathered = ((start, exact.unit_rows(self._gathered(rows[start : start + GATHERED]))) for start in starts)
         return [rows[places] for places in exact.rough(queries, gathered, k)]
 
     def _parts(self, rows: range) -> Iterator[tuple[int, StoredVectors]]:

@@ -218,10 +218,7 @@ class IndexSearcher:
             # A file that is found by its name is no weak match, whatever its cosine.
             if not hybrid and answer.hits and self.background and answer.hits[0].score <= self.background.limit:
                 notes[number].insert(0, WEAK)
-        answers = [
-            replace(answer, notes=tuple(note), background=self.background)
-            for answer, note in zip(answers, notes, strict=True)
-        ]
+            answers[number] = replace(answer, notes=tuple(notes[number]), background=self.background)
         if self.reranker is None:
             return answers
         answers = [self.reranker.apply(text, answer, self.index) for text, answer in zip(texts, answers, strict=True)]
@@ -241,9 +238,8 @@ class IndexSearcher:
             raise ModelError("the model gives vectors of queries that are zero, NaN or infinite", hint=hint)
         encoded = time.perf_counter()
         hits_Q = find(vectors_QD)
-        encode_s, find_s = (
-            (end - begin) / len(hits_Q) for begin, end in ((started, encoded), (encoded, time.perf_counter()))
-        )
+        found = time.perf_counter()
+        encode_s, find_s = (encoded - started) / len(hits_Q), (found - encoded) / len(hits_Q)
         return [SearchAnswer(hits, encode_s, find_s) for hits in hits_Q]
 
     def _notes(self, text: str, ids: Sequence[int]) -> list[str]:

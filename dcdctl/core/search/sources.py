@@ -77,9 +77,8 @@ def _files(root: Path, ignored: Path) -> Iterator[SourceImage | SkippedFile]:
         # os.walk lists links to folders among the folders, and does not follow them.
         links = [name for name in folders if (here / name).is_symlink()]
         # In place, because os.walk visits what this list then holds; sorted, because file systems list in any order.
-        folders[:] = sorted(
-            name for name in folders if name not in links and _is_visible(name) and here / name != ignored
-        )
+        visible = [name for name in folders if name not in links and _is_visible(name)]
+        folders[:] = sorted(name for name in visible if here / name != ignored)
         for name in sorted([*names, *links]):
             if _is_visible(name):
                 yield _source_image(here / name, root)

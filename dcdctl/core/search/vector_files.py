@@ -152,15 +152,14 @@ class _GivenVectors:
         where = np.repeat([path.name for path in paths], [len(column) for column in columns])
         known = np.flatnonzero(rows >= 0)
         _, firsts = np.unique(rows[known], return_index=True)
-        for kind, wrong in (
-            (
-                f"rows of images that are not in {self.task.source.path} or are in the index already",
-                np.flatnonzero(rows < 0),
-            ),
-            ("rows of images that another row has too", np.delete(known, firsts)),
-        ):
+        unknown = f"rows of images that are not in {self.task.source.path} or are in the index already"
+        places = {
+            unknown: np.flatnonzero(rows < 0),
+            "rows of images that another row has too": np.delete(known, firsts),
+        }
+        for fault, wrong in places.items():
             examples = [f"{names[int(place)].as_py()!r} in {where[place]}" for place in wrong[:NUM_EXAMPLES]]
-            self.faults.add(kind, examples, len(wrong))
+            self.faults.add(fault, examples, len(wrong))
         return rows
 
     def _expect_model(self, batch: pa.RecordBatch, path: Path) -> None:
@@ -247,7 +246,7 @@ class _GivenVectors:
 
     def write(self, skipped: dict[int, SkippedFile]) -> None:
         """Write the vectors of all parts."""
-        for first, part in zip(self.starts, self.task.planned.part_numbers, strict=False):
+        for first, part in zip(self.starts[:-1], self.task.planned.part_numbers, strict=True):
             images = self.task.images(part)
             here = range(first, first + len(images))
             given = self.is_given[first : here.stop]
@@ -262,7 +261,8 @@ def _check_columns(path: Path) -> None:
     with _readable(path), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
     if missing := next((name for name in (NAME, VECTOR) if name not in schema.names), None):
-        raise InputError(f"{path} has no column {missing} (it has {', '.join(schema.names) or 'none'})", hint=_HINT)
+        names = ", ".join(schema.names) or "none"
+        raise InputError(f"{path} has no column {missing} (it has {names})", hint=_HINT)
     vector_type = schema.field(VECTOR).type
     type_ = vector_type.storage_type if isinstance(vector_type, pa.BaseExtensionType) else vector_type
     is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)

@@ -232,4 +232,6 @@ def _literal(value: Value, type_: pa.DataType) -> str:
     if number := {pa.float64(): "double", pa.int64(): "bigint"}.get(type_):
         return f"cast('{value}' as {number})"
     text = quoted_value(value)
-    return f"{'timestamp' if isinstance(value, datetime) else 'date'} {text}" if isinstance(value, date) else text
+    if isinstance(value, datetime):
+        return f"timestamp {text}"
+    return f"date {text}" if isinstance(value, date) else text

@@ -68,8 +68,9 @@ def open_url(url: StoreUrl) -> QdrantStore:
         host = None
     if not host or not name or "/" in name:
         raise InputError(f"{url.shown} names no host or no collection", hint=f"such as qdrant://host:{PORT}/photos")
-    server = f"{protocol}://{f'[{host}]' if ':' in host else host}:{port}"
-    return QdrantStore(connect(server, os.environ.get("QDRANT_API_KEY")), name, url.shown)
+    if ":" in host:  # IPv6
+        host = f"[{host}]"
+    return QdrantStore(connect(f"{protocol}://{host}:{port}", os.environ.get("QDRANT_API_KEY")), name, url.shown)
 
 
 class QdrantStore(Store):
@@ -128,11 +129,10 @@ class QdrantStore(Store):
 
     def upsert(self, images: pa.Table) -> None:
         collection, facts = self._known()
-        # A missing value is a missing entry.
-        payloads = [
-            {name: _as_json(value) for name, value in values.items() if value is not None}
-            for values in images.drop_columns(["row", "vector"]).to_pylist()
-        ]
+        payloads = []
+        for values in images.drop_columns(["row", "vector"]).to_pylist():
+            # A missing value is a missing entry.
+            payloads.append({name: _as_json(value) for name, value in values.items() if value is not None})
         vectors = facts.stored_type.of_column(images.column("vector")).to_lists()
         points = models.Batch(ids=images.column("row").to_pylist(), vectors=vectors, payloads=payloads)
         with self._errors():
@@ -174,14 +174,15 @@ class QdrantStore(Store):
         condition = _filter(where, facts)
         width = models.SearchParams(hnsw_ef=max(LEAST_SEARCH_WIDTH, 2 * count))
         with self._errors():
-            results = self._nearest(collection, queries_QD, count, condition, width)
+            results = self._nearest(collection, queries_QD, filter=condition, limit=count, params=width)
             if any(len(points) < count for points in results):
                 # All images that meet the condition, or a graph that did not reach them.
-                results = self._nearest(collection, queries_QD, count, condition, models.SearchParams(exact=True))
+                exact = models.SearchParams(exact=True)
+                results = self._nearest(collection, queries_QD, filter=condition, limit=count, params=exact)
         return [_table(points, facts) for points in results], facts.model
 
-    def _nearest(self, collection: str, queries_QD: Floats, count: int, condition: Any, params: Any) -> list[list[Any]]:
-        asked = {"filter": condition, "limit": count, "params": params, "with_vector": True, "with_payload": True}
+    def _nearest(self, collection: str, queries_QD: Floats, **how: Any) -> list[list[models.ScoredPoint]]:
+        asked = {**how, "with_vector": True, "with_payload": True}
         requests = [models.QueryRequest(query=query_D.tolist(), **asked) for query_D in queries_QD]
         return [answer.points for answer in self._client.query_batch_points(collection, requests)]
 
@@ -257,10 +258,9 @@ def _as_json(value: Any) -> Any:
 
 def _table(points: list[Any], facts: StoreFacts) -> pa.Table:
     """Points as a table of `StoreFacts.image_schema`."""
-    values = {
-        column.name: [_of_json((point.payload or {}).get(column.name), column.type) for point in points]
-        for column in facts.image_schema
-    }
+    values: dict[str, list[Any]] = {}
+    for column in facts.image_schema:
+        values[column.name] = [_of_json((point.payload or {}).get(column.name), column.type) for point in points]
     values["row"] = [int(point.id) for point in points]
     return facts.table(values, facts.stored_type.of_lists([point.vector for point in points], facts.dims))
 

@@ -47,7 +47,7 @@ def read_metadata(metadata: Path | pa.Table | None) -> ImageColumns | None:
 
 
 def changed_table(
-    index: FolderIndex, changes: Changes, metadata: ImageColumns | None, notes: list[str], track: Track
+    index: FolderIndex, changes: Changes, metadata: ImageColumns | None, *, notes: list[str], track: Track
 ) -> pa.Table:
     """The columns of all rows after the changes; `metadata` is what `read_metadata` gave. Adds to the notes for the
     user.
@@ -58,8 +58,8 @@ def changed_table(
     columns = {name: index.values(name) for name in index.columns.names}
     for name in changes.drop_columns:
         if name not in columns:
-            hint = f"its columns: {', '.join(columns) or 'none'}"
-            raise InputError(f"the index {index.folder} has no column {name!r} to drop", hint=hint)
+            known = ", ".join(columns) or "none"
+            raise InputError(f"the index {index.folder} has no column {name!r} to drop", hint=f"its columns: {known}")
         del columns[name]
     _set_from_corpora(columns, index)
     if metadata is not None:
