@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import Any
 
-from fastapi import FastAPI, Path, Query, Request, Response, UploadFile
+from fastapi import FastAPI, Header, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from starlette.exceptions import HTTPException
@@ -111,6 +112,8 @@ class ServiceState:
             metrics=self.metrics,
         )
         self.texts = TextBatcher(self.searcher, self.searching, config, self.metrics)
+        self.is_stopping = Event()
+        """Set while it answers its last requests."""
         self._asked: asyncio.Task[bool] | None = None
 
     @property
@@ -175,7 +178,7 @@ def build(
         hosts = ["localhost", "127.0.0.1", "::1", "[::1]", *config.allowed_hosts]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     # The outermost layer, so that requests with a wrong host are counted and get the headers too.
-    return LimitsMiddleware(app, config, service.metrics)
+    return LimitsMiddleware(app, config, service.metrics, service.is_stopping)
 
 
 def _number(config: ServiceConfig) -> Any:
@@ -334,10 +337,21 @@ def _add_images(app: FastAPI, service: ServiceState) -> None:
         "/image/{row}",
         summary="An image of the index, as a thumbnail or as the original file.",
         response_class=Response,
-        responses={200: {"content": {"image/*": {}}}, 404: {"model": ErrorResponse}},
+        responses={
+            200: {"content": {"image/*": {}}},
+            304: {"description": "The image has not changed."},
+            404: {"model": ErrorResponse},
+        },
     )
-    async def image(row: int = Path(ge=0, le=MAX_ROW), size: images.Size = "thumbnail") -> Response:
-        return await service.reading.run(lambda: images.respond(service.index, row, size, service.config))
+    async def image(
+        row: int = Path(ge=0, le=MAX_ROW),
+        size: images.Size = "thumbnail",
+        if_none_match: str = Header("", include_in_schema=False),
+    ) -> Response:
+        def read() -> Response:
+            return images.respond(service.index, row, size, if_none_match, config=service.config)
+
+        return await service.reading.run(read)
 
     @app.get("/columns", summary="The columns of the images, for conditions: their types and most frequent values.")
     async def columns() -> list[ColumnResponse]:
@@ -348,12 +362,14 @@ def _add_state(app: FastAPI, service: ServiceState) -> None:
     @app.get(
         "/health",
         summary="Whether the service takes requests, and what it searches.",
-        responses={503: {"model": HealthResponse, "description": "The store does not answer."}},
+        responses={503: {"model": HealthResponse, "description": "It is stopped, or the store does not answer."}},
     )
     async def health(response: Response) -> HealthResponse:
         searcher = service.searcher.now()
         index, reranker = searcher.index, searcher.reranker
         status = "ok" if await service.is_ready() else "store unavailable"
+        if service.is_stopping.is_set():
+            status = "stopping"
         response.status_code = 200 if status == "ok" else 503
         return HealthResponse(
             status=status,

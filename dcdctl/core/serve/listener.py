@@ -6,12 +6,14 @@ Importing this module imports no web framework.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import math
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -105,6 +107,13 @@ def http_server(
                 for listener in sockets or ():
                     listener.listen(BACKLOG)
             on_ready()
+
+        async def main_loop(self) -> None:
+            await super().main_loop()
+            app.is_stopping.set()
+            ends = time.monotonic() + config.drain_s
+            while time.monotonic() < ends and not self.force_exit:
+                await asyncio.sleep(0.05)
 
     settings = uvicorn.Config(
         app,

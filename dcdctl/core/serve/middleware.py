@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from threading import Event
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -40,6 +41,8 @@ class LimitsMiddleware:
     app: ASGIApp
     config: ServiceConfig
     metrics: Metrics
+    is_stopping: Event = field(default_factory=Event)
+    """While it is set, each connection ends with its answer, so that its client connects elsewhere."""
     _in_flight: int = 0
     _arriving: set[_LimitedBody] = field(default_factory=set)
     """Bodies that have not arrived yet."""
@@ -58,6 +61,8 @@ class LimitsMiddleware:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if self.is_stopping.is_set():
+                    headers["Connection"] = "close"
             await send(message)
 
         self._count(1)

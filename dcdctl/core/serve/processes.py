@@ -42,7 +42,7 @@ seconds."""
 RESTART_S = 30.0
 """Wait before a process starts again that ended before it answered; one that has answered is replaced at once."""
 GRACE_S = 5.0
-"""Time beyond `shutdown_s` after which a process that does not end is killed."""
+"""Time beyond `drain_s` and `shutdown_s` after which a process that does not end is killed."""
 
 
 @dataclass
@@ -140,7 +140,8 @@ class _Supervisor:
         # A terminal and a supervisor may both have sent the signal.
         while signals.poll():
             signals.recv()
-        ends = time.monotonic() + self._job.config.shutdown_s + GRACE_S
+        config = self._job.config
+        ends = time.monotonic() + config.drain_s + config.shutdown_s + GRACE_S
         while running and time.monotonic() < ends and not signals.poll():
             happened = connection.wait(
                 [signals, *(process.sentinel for process in running)], max(0.0, ends - time.monotonic())
