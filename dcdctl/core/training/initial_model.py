@@ -9,7 +9,7 @@ from typing import Any, cast
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import DualEncoder, FeatureSpec, FusionScorer, Model, Preprocessor, TrainedParts
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Say, Track, silent
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import (
     DualConfig,
@@ -54,6 +54,20 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Start, track: T
             return _make_late(recipe, config, captions, track)
         case DualConfig() as config:
             return _make_dual(recipe, config, captions, track)
+
+
+def load_start(
+    recipe: Recipe, captions: Sequence[str], teacher: Start, vector_width: int | None, say: Say, track: Track
+) -> Model:
+    """The initial model of a training, which is trained in place; with `vector_width`, also projected to vectors of a
+    teacher. `say` gets what the captions lack."""
+    model = make_model(recipe, captions, teacher, track)
+    check_loss(recipe.loss, model)
+    for line in caption_notes(captions, model.preprocess):
+        say(line)
+    if vector_width is not None:
+        cast(DualEncoder, model).add_projection(vector_width)
+    return model
 
 
 def _make_fusion(

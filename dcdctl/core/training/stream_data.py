@@ -160,11 +160,12 @@ class StreamData:
         )
 
 
-def open_stream_data(plan: TrainingPlan, *, counts_steps: bool) -> StreamData:
+def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> StreamData:
     """The shards of a plan, each looked up, and its validation corpora.
 
-    `counts_steps` also counts the samples of Parquet files, by their footers; they are always counted if the recipe has
-    epochs. ConfigError if the number of steps cannot be known, MissingError if an earlier start counted a shard that is
+    The samples of Parquet files are counted, by their footers, if the recipe has epochs, and for a preview.
+
+    ConfigError if the number of steps cannot be known, MissingError if an earlier start counted a shard that is
     not there, InputError for a damaged count.
     """
     recipe, refs = plan.recipe, plan.inputs
@@ -177,7 +178,7 @@ def open_stream_data(plan: TrainingPlan, *, counts_steps: bool) -> StreamData:
     has_teacher = bool(refs.teachers)
     validation.check_judged(judged, judged if has_teacher else {})
     has_epochs = recipe.optimizer.steps is None
-    batches = stream.batches_per_epoch() if counts_steps or has_epochs else None
+    batches = stream.batches_per_epoch() if is_preview or has_epochs else None
     if batches is None and has_epochs:
         raise ConfigError(
             "optimizer.epochs counts passes over the data, and tars do not say how many samples they have",
