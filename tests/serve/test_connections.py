@@ -256,7 +256,10 @@ def test_a_stopped_service_answers_for_its_drain_time_and_health_sends_clients_e
         try:
             until(lambda: server.started)
             address = listener.getsockname()
-            assert (get(address, "/health").status_code, get(address, "/health").headers.get("connection")) == (200, None)
+            assert (get(address, "/health").status_code, get(address, "/health").headers.get("connection")) == (
+                200,
+                None,
+            )
             server.should_exit = True
             until(lambda: get(address, "/health").status_code == 503)
             answer = get(address, "/search?text=a+bus")

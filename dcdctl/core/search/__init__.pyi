@@ -30,7 +30,7 @@ from .protocol import Hit, ImageIndex, text_side_beside
 from .searcher import WEAK, IndexSearcher
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, check_model, query_model_of, read_document, text_side_note
-from .stored import Stored, StoredTokens, StoredVectors
+from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
 from .vector_files import write_image_list
 
@@ -60,6 +60,7 @@ __all__ = [
     "SourceImages",
     "Stored",
     "StoredTokens",
+    "StoredType",
     "StoredVectors",
     "Value",
     "answer_document",

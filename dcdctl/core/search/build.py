@@ -34,7 +34,7 @@ from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.storage import INDEX, TEXT, ImageSource, IndexDocument, IndexedModel, SealedFile, TextSide
-from dcdctl.core.search.stored import STORED, Stored, StoredTokens
+from dcdctl.core.search.stored import STORED, StoredTokens, StoredType
 
 SHOWN = 3
 """Unknown names in an error message."""
@@ -275,7 +275,7 @@ def _new_index(ref: str, folder: Path, source: ImageSource, changes: Changes) ->
     return FolderIndex(folder, document), model
 
 
-def _check_kind(settings: IndexConfig, stored_type: type[Stored]) -> None:
+def _check_kind(settings: IndexConfig, stored_type: StoredType) -> None:
     """ConfigError for settings of the other kind of model."""
     if settings.kind not in stored_type.kinds:
         *others, last = stored_type.kinds

@@ -119,7 +119,7 @@ def exact(
     for query, (query_D, rows) in enumerate(zip(queries_QD, candidates, strict=True)):
         found = stored(rows)
         near = found.propose(query_D, k)
-        scores, rows = found.take(near).score(query_D), rows[near]
+        scores, rows = found.score(query_D, near), rows[near]
         order = best_first(scores, rows, k)
         scores_QK[query, : len(order)], rows_QK[query, : len(order)] = scores[order], rows[order]
     return scores_QK, rows_QK

@@ -217,7 +217,7 @@ class FolderIndex(ImageIndex):
             bm25_R = words.scores(text)
             by_words = keywords.best(bm25_R, depth, is_out)
             rows, fused = keywords.fuse(near_K[near_K >= 0], by_words, k, has_captions)
-            scores = self.stored(rows).score(query_D)
+            scores = self.stored(rows).score(query_D, np.arange(len(rows)))
             hits = []
             for row, score, sum_of_ranks in zip(rows.tolist(), scores.tolist(), fused.tolist(), strict=True):
                 # None, not 0, for an image without a word of the text.

@@ -19,7 +19,7 @@ from dcdctl.core.search.exact import Floats, Rows, unit
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.sources import SourceImages
 from dcdctl.core.search.storage import TEXT
-from dcdctl.core.search.stored import Stored
+from dcdctl.core.search.stored import Stored, StoredType
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ImageIndex(ABC):
     columns: pa.Schema
     """The columns that conditions may read, besides `where.BUILT_IN`; the types are keys of `where.TYPES`."""
     images: SourceImages
-    stored_type: type[Stored]
+    stored_type: StoredType
     """What it stores of an image."""
     compares_all: bool = False
     """Whether a search compares all images, in place of the candidates of graphs and codes."""

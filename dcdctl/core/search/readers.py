@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dcdctl.core.search import exact, part_files
-from dcdctl.core.search.exact import Elements, Floats, Half, Rows
+from dcdctl.core.search.exact import Floats, Half, Rows
 from dcdctl.core.search.storage import IndexDocument, removed_rows
 from dcdctl.core.search.stored import COUNTS, Stored, StoredTokens, StoredVectors
 
@@ -36,8 +35,8 @@ BLOCK = 1024
 """Images whose vectors are passed to a segment together: 2 MB of float32 at 512 numbers per vector."""
 
 
-class PartReader(ABC):
-    """Reads what is stored of the images of an index by row, and compares it; safe to use from several threads."""
+class PartReader:
+    """The files of vectors of an index, by row; safe to use from several threads."""
 
     def __init__(self, folder: Path, document: IndexDocument) -> None:
         self.folder, self.parts, self.num_rows = folder, document.parts, document.num_rows
@@ -47,7 +46,9 @@ class PartReader(ABC):
         """The first row that is in no segment."""
         self._ends = list(itertools.accumulate(part.rows for part in self.parts))
         # A cache of this instance: a decorated method would keep every opened index alive.
-        self._groups = lru_cache(maxsize=OPEN_FILES)(self._mapped)
+        self._groups = lru_cache(maxsize=OPEN_FILES)(
+            lambda part: part_files.mapped(folder, document.parts[part], document.vector_type)
+        )
 
     def locate(self, row: int) -> tuple[int, int, int]:
         """The part and row group of a row, and its place in the group."""
@@ -56,38 +57,16 @@ class PartReader(ABC):
         part = bisect.bisect_right(self._ends, row)
         return part, *divmod(row - (self._ends[part] - self.parts[part].rows), part_files.ROWS_PER_GROUP)
 
-    def _mapped(self, part: int) -> tuple[Elements, ...]:
-        return part_files.mapped(self.folder, self.parts[part], self.element)
-
-    @abstractmethod
-    def stored(self, rows: Rows) -> Stored:
-        """What is stored of rows, in the given order."""
-
-    @abstractmethod
-    def part(self, number: int) -> Stored:
-        """What is stored of all rows of a part, removed ones too."""
-
-    @abstractmethod
-    def blocks(self, rows: range) -> Iterator[Stored]:
-        """What is stored of a range of rows, in blocks: they may be more than fit into memory."""
-
-    @abstractmethod
-    def propose(self, queries: Floats, k: int) -> list[Rows]:
-        """For each query, the rows that may be among its k best of those outside the segments."""
-
-    @abstractmethod
-    def propose_among(self, queries: Floats, k: int, rows: Rows) -> list[Rows]:
-        """For each query, the rows that may be among its k best of some rows, which ascend."""
-
 
 class VectorReader(PartReader):
-    """The vectors of an index with a vector per image."""
+    """Reads and compares the vectors of an index with a vector per image."""
 
     def __init__(self, folder: Path, document: IndexDocument) -> None:
         super().__init__(folder, document)
         self._unit: dict[int, Floats] = {}
 
     def stored(self, rows: Rows) -> StoredVectors:
+        """What is stored of rows, in the given order."""
         vectors_RD = np.empty((len(rows), self.dim), dtype=np.float16)
         # Row by row, because the candidates of a query are in as many groups.
         for i, row in enumerate(rows.tolist()):
@@ -96,17 +75,21 @@ class VectorReader(PartReader):
         return StoredVectors(vectors_RD)
 
     def part(self, number: int) -> StoredVectors:
+        """What is stored of all rows of a part, removed ones too."""
         return StoredVectors(np.concatenate(self._groups(number)))
 
     def blocks(self, rows: range) -> Iterator[StoredVectors]:
+        """What is stored of a range of rows, in blocks: they may be more than fit into memory."""
         for _, stored in self._parts(rows):
             for start in range(0, len(stored), BLOCK):
                 yield StoredVectors(stored.data[start : start + BLOCK])
 
     def propose(self, queries: Floats, k: int) -> list[Rows]:
+        """For each query, the rows outside the segments that may be among its k best."""
         return exact.rough(queries, self._rest(), k, self.is_removed)
 
     def propose_among(self, queries: Floats, k: int, rows: Rows) -> list[Rows]:
+        """For each query, which of some rows, which ascend, may be among its k best of these."""
         if len(rows) > MANY * self.num_rows:
             blocks = itertools.chain(self._unit_blocks(range(self.segments_stop)), self._rest())
             is_out = np.ones(self.num_rows, dtype=np.bool_)
@@ -151,7 +134,7 @@ class VectorReader(PartReader):
 
 
 class TokenReader(PartReader):
-    """The tokens of a late index."""
+    """Reads and compares the tokens of an index of tokens. The members of `VectorReader`."""
 
     def __init__(self, folder: Path, document: IndexDocument) -> None:
         super().__init__(folder, document)
@@ -223,5 +206,5 @@ def _best_of_blocks(queries: Floats, blocks: Iterable[tuple[Rows, Stored]], k: i
     return [exact.best_of(parts, k) for parts in scored]
 
 
-READERS: dict[str, type[PartReader]] = {"dual": VectorReader, "late": TokenReader}
+READERS: dict[str, type[VectorReader] | type[TokenReader]] = {"dual": VectorReader, "late": TokenReader}
 """The reader by the kind of model."""

@@ -35,7 +35,7 @@ from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.search.columns.where import COLUMN_TYPES
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Element, Elements
-from dcdctl.core.search.stored import STORED, Stored
+from dcdctl.core.search.stored import STORED, StoredType
 
 INDEX_FILE, PLANNED, TEXT = "index.json", "planned", "text"
 INDEX = Kind(
@@ -216,7 +216,7 @@ class IndexDocument:
     keywords: Annotated[WordFiles | None, Key(omits_default=True)] = None
 
     @property
-    def stored_type(self) -> type[Stored]:
+    def stored_type(self) -> StoredType:
         """What the index stores of an image."""
         return STORED[self.model.kind]
 

@@ -25,6 +25,7 @@ from dcdctl.core.search import (
     Rows,
     Stored,
     StoredTokens,
+    StoredType,
     StoredVectors,
 )
 
@@ -81,7 +82,7 @@ class StoreFacts:
         return pa.schema([pa.field(name, COLUMN_TYPES[type_]) for name, type_ in self.columns.items()])
 
     @property
-    def stored_type(self) -> type[Stored]:
+    def stored_type(self) -> StoredType:
         """What the store has of an image."""
         return StoredTokens if self.is_late else StoredVectors
 

@@ -125,7 +125,7 @@ class StoreIndex(ImageIndex):
     def _best(self, query_D: Floats, images: pa.Table, k: int) -> tuple[Hit, ...]:
         stored = self.stored_type.of_column(images.column("vector"))
         near = stored.propose(query_D, k)
-        scores = stored.take(near).score(query_D)
+        scores = stored.score(query_D, near)
         order = best_first(scores, images.column("row").to_numpy()[near], k)
         best = images.drop_columns(["vector"]).take(pa.array(near[order])).to_pylist()
         hits = []
