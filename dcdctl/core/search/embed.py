@@ -19,6 +19,7 @@ from dcdctl.core import data, distributed
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
 from dcdctl.core.devices import Compute
+from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import ModelError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting
@@ -97,12 +98,8 @@ def embed(task: EmbeddingTask, track: Track) -> None:
     """Write this process's share of the missing parts, and wait for the other processes."""
     task.model.to(task.compute.device).eval()
     size, planned = task.compute.batch_size or DEFAULT_BATCH_SIZE, task.planned
-    counts: dict[int, int] = {}
-    for number in distributed.local_indices(len(planned.rows)):
-        part = planned.part_numbers[number]
-        # A part that was damaged since a killed run wrote it is written again.
-        if not task.build.is_written(part_files.vectors_name(part)):
-            counts[part] = planned.rows[number]
+    share = Parts(task.build, planned.vectors_names).share()
+    counts = {planned.part_numbers[number]: planned.rows[number] for number in share}
     if not counts:
         return distributed.barrier()
 

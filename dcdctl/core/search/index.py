@@ -156,9 +156,9 @@ class FolderIndex(ImageIndex):
 
     def _candidates(self, queries_QD: Floats, k: int, among: Rows | None) -> list[Rows]:
         """Rows that may be among the k best of each query: of some rows, or of all, with the help of the segments."""
+        candidates = self.reader.propose(queries_QD, k, among)
         if among is not None:
-            return self.reader.propose_among(queries_QD, k, among)
-        candidates = self.reader.propose(queries_QD, k)
+            return candidates
         for segment in self.segments:
             for query, rows in enumerate(self._candidates_in(segment, queries_QD, k)):
                 candidates[query] = np.concatenate([candidates[query], rows])

@@ -67,6 +67,16 @@ class PlannedParts:
         """The numbers of the parts."""
         return range(self.first_part, self.first_part + len(self.rows))
 
+    @property
+    def planned_names(self) -> list[str]:
+        """The paths of the planned images of each part in the folder of the index."""
+        return [planned_name(number) for number in self.part_numbers]
+
+    @property
+    def vectors_names(self) -> list[str]:
+        """The paths of the files of vectors in the folder of the index."""
+        return [vectors_name(number) for number in self.part_numbers]
+
 
 IMAGE_COLUMNS = pa.schema(
     [
@@ -159,8 +169,8 @@ def describe_part(path: Path, source: int, type_: Element) -> tuple[Part, list[S
 def describe_parts(build: Build, planned: PlannedParts, type_: Element) -> tuple[list[Part], list[SkippedFile]]:
     """The entries of the planned parts that have images, after all are written, and all files that were skipped."""
     parts, skipped = [], list(planned.skipped)
-    for number in planned.part_numbers:
-        part, skipped_in_part = describe_part(build.written(vectors_name(number)), build.plan["source"], type_)
+    for name in planned.vectors_names:
+        part, skipped_in_part = describe_part(build.written(name), build.plan["source"], type_)
         skipped += skipped_in_part
         if part.rows:
             parts.append(part)

@@ -15,6 +15,7 @@ from dcdctl.core import artifacts, distributed, models
 from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import share_split
+from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search import part_files, sources, storage
 from dcdctl.core.search.index import FolderIndex
@@ -85,7 +86,7 @@ def _write_plan(build: Build, index: FolderIndex, new: models.Searchable | None)
     notes = build.begin(restart=new is None or not any(folder.glob("vectors/part-*.parquet")), kept=kept)
     if "rows" in notes:
         earlier = configs.build(PlannedParts, notes)
-        if all(build.is_written(part_files.planned_name(number)) for number in earlier.part_numbers):
+        if not Parts(build, earlier.planned_names).missing():
             return
         # The files of vectors too: the images may be others by now.
         build.clean(kept)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from dcdctl.core.search import exact, part_files
 from dcdctl.core.search.exact import Floats, Half, Rows
 from dcdctl.core.search.storage import IndexDocument, removed_rows
-from dcdctl.core.search.stored import COUNTS, Stored, StoredTokens, StoredVectors
+from dcdctl.core.search.stored import COUNTS, StoredTokens, StoredVectors
 
 OPEN_FILES = 256
 """Maximum number of open files; the least recently used is closed."""
@@ -84,20 +84,18 @@ class VectorReader(PartReader):
             for start in range(0, len(stored), BLOCK):
                 yield StoredVectors(stored.data[start : start + BLOCK])
 
-    def propose(self, queries: Floats, k: int) -> list[Rows]:
-        """For each query, the rows outside the segments that may be among its k best."""
-        return exact.rough(queries, self._rest(), k, self.is_removed)
-
-    def propose_among(self, queries: Floats, k: int, rows: Rows) -> list[Rows]:
-        """For each query, which of some rows, which ascend, may be among its k best of these."""
-        if len(rows) > MANY * self.num_rows:
+    def propose(self, queries: Floats, k: int, among: Rows | None = None) -> list[Rows]:
+        """For each query, which rows outside the segments, or which of some rows, which ascend, may be its k best."""
+        if among is None:
+            return exact.rough(queries, self._rest(), k, self.is_removed)
+        if len(among) > MANY * self.num_rows:
             blocks = itertools.chain(self._unit_blocks(range(self.segments_stop)), self._rest())
             is_out = np.ones(self.num_rows, dtype=np.bool_)
-            is_out[rows] = False
+            is_out[among] = False
             return exact.rough(queries, blocks, k, is_out)
-        starts = range(0, len(rows), GATHERED)
-        gathered = ((start, exact.unit_rows(self._gathered(rows[start : start + GATHERED]))) for start in starts)
-        return [rows[places] for places in exact.rough(queries, gathered, k)]
+        starts = range(0, len(among), GATHERED)
+        gathered = ((start, exact.unit_rows(self._gathered(among[start : start + GATHERED]))) for start in starts)
+        return [among[places] for places in exact.rough(queries, gathered, k)]
 
     def _parts(self, rows: range) -> Iterator[tuple[int, StoredVectors]]:
         """The vectors of a range of rows part by part, each with its first row."""
@@ -157,11 +155,13 @@ class TokenReader(PartReader):
     def blocks(self, rows: range) -> Iterator[StoredTokens]:
         return (self.stored(np.arange(first, min(first + BLOCK, rows.stop))) for first in rows[::BLOCK])
 
-    def propose(self, queries: Floats, k: int) -> list[Rows]:
-        return _best_of_blocks(queries, self._rest(), k)
-
-    def propose_among(self, queries: Floats, k: int, rows: Rows) -> list[Rows]:
-        return _best_of_blocks(queries, self._blocks(rows), k)
+    def propose(self, queries: Floats, k: int, among: Rows | None = None) -> list[Rows]:
+        blocks = self._rest() if among is None else self._blocks(among)
+        scored: list[list[tuple[Rows, Floats]]] = [[] for _ in queries]
+        for rows, stored in blocks:
+            for parts, query in zip(scored, queries, strict=True):
+                parts.append((rows, stored.rough(query)))
+        return [exact.best_of(parts, k) for parts in scored]
 
     def _blocks(self, rows: Rows) -> Iterator[tuple[Rows, StoredTokens]]:
         """The tokens of rows as float32, in blocks."""
@@ -195,15 +195,6 @@ class TokenReader(PartReader):
             counts.append(counts_R)
             starts.append(starts_R - of_group_R)
         return np.concatenate(starts), np.concatenate(counts)
-
-
-def _best_of_blocks(queries: Floats, blocks: Iterable[tuple[Rows, Stored]], k: int) -> list[Rows]:
-    """For each query, the rows of all blocks that may be among its k best."""
-    scored: list[list[tuple[Rows, Floats]]] = [[] for _ in queries]
-    for rows, stored in blocks:
-        for parts, query in zip(scored, queries, strict=True):
-            parts.append((rows, stored.rough(query)))
-    return [exact.best_of(parts, k) for parts in scored]
 
 
 READERS: dict[str, type[VectorReader] | type[TokenReader]] = {"dual": VectorReader, "late": TokenReader}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core import distributed, scoring
 from dcdctl.core.artifacts import Build, seal_of
+from dcdctl.core.distributed import Parts
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search import ann
@@ -60,9 +61,9 @@ def fill(folder: Path, document: IndexDocument, track: Track) -> tuple[Segment, 
     missing = [rows for rows in ranges if rows not in by_rows]
     names = {rows: f"ann/{kind}-{rows.start:012d}-{len(rows)}-{document.generation}" for rows in missing}
     if names:
-        local = [list(names)[number] for number in distributed.local_indices(len(names))]
-        with track(f"build {kind}", total=sum(map(len, local)), unit="vectors") as advance:
-            _build_all(build, document, {names[rows]: rows for rows in local}, advance)
+        share = [missing[number] for number in Parts(build, list(names.values())).share()]
+        with track(f"build {kind}", total=sum(map(len, share)), unit="vectors") as advance:
+            _build_all(build, document, {names[rows]: rows for rows in share}, advance)
         # The next index.json names the segments of all processes.
         distributed.barrier()
     for rows, name in names.items():
@@ -84,10 +85,8 @@ def _build_all(build: Build, document: IndexDocument, rows_by_name: dict[str, ra
             advance(count)
 
     def build_one(name: str, rows: range) -> None:
-        # A killed build left complete segments; one that was damaged since is built again.
-        if not build.is_written(name):
-            with build.write(name) as path:
-                BUILDERS[document.settings.kind](path, partial(reader.blocks, rows), document, report)
+        with build.write(name) as path:
+            BUILDERS[document.settings.kind](path, partial(reader.blocks, rows), document, report)
 
     with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(rows_by_name)))) as pool:
         try:

@@ -32,10 +32,11 @@ from dcdctl.core import models
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.config import Key
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.search import exact
 from dcdctl.core.search.columns.where import COLUMN_TYPES
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Element, Elements
-from dcdctl.core.search.stored import STORED, StoredType
+from dcdctl.core.search.stored import STORED, StoredTokens, StoredType
 
 INDEX_FILE, PLANNED, TEXT = "index.json", "planned", "text"
 INDEX = Kind(
@@ -223,7 +224,9 @@ class IndexDocument:
     @property
     def vector_type(self) -> Element:
         """How a vector is stored, or a token: little-endian float16, or int8 and a scale."""
-        return self.stored_type.element(self.model.dim, self.settings.tokens.codes)
+        # Only tokens have codes.
+        codes = self.settings.tokens.codes if self.stored_type is StoredTokens else "float16"
+        return exact.token_type(self.model.dim, codes)
 
     @property
     def num_rows(self) -> int:

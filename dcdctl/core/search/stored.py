@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dcdctl.core.search import exact
-from dcdctl.core.search.exact import Codes, Element, Elements, Floats, Half, Rows
+from dcdctl.core.search.exact import Element, Elements, Floats, Half, Rows
 
 COUNTS = "num_tokens"
 """The column of a file of tokens with the number of tokens of each row."""
@@ -66,11 +66,6 @@ class StoredVectors:
         return exact.cosines(query_D, self.data[places])
 
     # In the files of an index
-
-    @staticmethod
-    def element(dim: int, codes: Codes) -> Element:
-        """How a vector is stored; tokens alone have codes."""
-        return exact.token_type(dim, "float16")
 
     @classmethod
     def joined(cls, parts: Sequence[Any], element: Element) -> Self:
@@ -151,10 +146,6 @@ class StoredTokens:
         return exact.maxsims(query_LD, tokens_ND, self.counts_R[places], is_precise=True)
 
     # In the files of an index
-
-    @staticmethod
-    def element(dim: int, codes: Codes) -> Element:
-        return exact.token_type(dim, codes)
 
     @classmethod
     def joined(cls, parts: Sequence[Any], element: Element) -> Self:

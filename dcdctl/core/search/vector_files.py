@@ -114,7 +114,7 @@ class _GivenVectors:
 
     def __init__(self, task: EmbeddingTask) -> None:
         self.task, self.dim = task, task.document.model.dim
-        parts = [task.build.written(part_files.planned_name(part)) for part in task.planned.part_numbers]
+        parts = [task.build.written(name) for name in task.planned.planned_names]
         columns = [pq.read_table(part, columns=["image_id"]).column(0) for part in parts]
         self.ids = pa.chunked_array(
             [chunk for column in columns for chunk in column.chunks], pa.string()
