@@ -421,7 +421,7 @@ def _write_text_side(folder: Path, model: models.Searchable, space: str | None =
     """The entry of a text side that is written to a folder; see `models.export_text_tower`."""
     # A query encoder's stands by itself: to answer, the files of a large model need not be read.
     weights = None if space else folder.with_name("model")
-    models.export_text_tower(model, folder, space, weights, probe_texts())
+    models.export_text_tower(model, folder, space, weights, probes=probe_texts())
     sealed = tuple(SealedFile(file=path.name, **artifacts.seal_of(path)) for path in sorted(folder.iterdir()))
     return TextSide(folder=folder.name, files=sealed)
 

@@ -310,7 +310,9 @@ def _compare(condition: Compare, value: Value, type_: pa.DataType) -> Any:
     """The test of a column against a value in its range, or for equality."""
     key, ends = _key(condition.column), _RANGES.get(condition.operator, _EQUAL)
     if isinstance(value, date):
-        return models.FieldCondition(key=key, range=models.DatetimeRange(**dict.fromkeys(ends, _moment(value))))
+        moment = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
+        bounds = dict.fromkeys(ends, moment.replace(tzinfo=UTC))
+        return models.FieldCondition(key=key, range=models.DatetimeRange(**bounds))
     if ends == _EQUAL and type_ != "float64":
         return models.FieldCondition(key=key, match=models.MatchValue(value=value))
     if isinstance(value, str | bool):
@@ -322,8 +324,3 @@ def _compare(condition: Compare, value: Value, type_: pa.DataType) -> Any:
     if type_ == "int64" and abs(value) > EXACT_INTEGERS:
         raise InputError(f"Qdrant does not order numbers as large as {value}", hint="use = or another store")
     return models.FieldCondition(key=key, range=models.Range(**dict.fromkeys(ends, value)))
-
-
-def _moment(value: date) -> datetime:
-    moment = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
-    return moment.replace(tzinfo=UTC)

@@ -17,10 +17,9 @@ def condition_sql(
     `quoted` and `literal` write columns and values as the engine reads them: a name or a text may hold any letters.
     """
     if isinstance(condition, Joined):
-        parts = f" {condition.word.upper()} ".join(
-            condition_sql(part, columns, quoted, literal) for part in condition.parts
-        )
-        return f"({parts})"  # always in parentheses, because AND binds more strongly than OR
+        parts = [condition_sql(part, columns, quoted, literal) for part in condition.parts]
+        # Always in parentheses, because AND binds more strongly than OR.
+        return "({})".format(f" {condition.word.upper()} ".join(parts))
     column, operator, value = quoted(condition.column), condition.operator.upper(), condition.value
     if value is None:
         return f"{column} {operator}"
