@@ -97,9 +97,9 @@ def test_a_new_index_takes_the_query_models_texts_alone(made, noise_index, tmp_p
     ref, _, index, query = made
     exported, export = [], models.export_text_tower
 
-    def noted(model, *arguments):
+    def noted(model, *arguments, **options):
         exported.append(model.digest)
-        return export(model, *arguments)
+        return export(model, *arguments, **options)
 
     monkeypatch.setattr(models, "export_text_tower", noted)
     new = run_index_job(
