@@ -6,7 +6,7 @@
 
 A refactoring changes no line. Run both in the same folder (--work), because indexes hold paths. Times, versions and
 command lines are left out of the digests, and so are pages of HTML, which show times, and the [model] table of a recipe
-with what follows from it alone: which of its fields are saved depends on the kind. It takes about four minutes on two cores.
+with what follows from it alone: which of its fields are saved depends on the kind. It takes four minutes on two cores.
 """
 
 from __future__ import annotations
