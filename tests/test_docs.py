@@ -132,7 +132,11 @@ def test_the_make_targets_in_the_docs_exist():
     assert named <= targets
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("evidence/*.md"))],
+    ids=lambda path: path.name,
+)
 def test_in_a_table_of_the_docs_time_and_speed_up_give_the_time_of_the_teacher(page):
     lines = [[cell.strip() for cell in re.split("[|│┃]", line)] for line in page.read_text().splitlines()]
     for start, heads in enumerate(lines):
@@ -170,7 +174,9 @@ def pages_of_site(entry: Any) -> Iterator[str]:
 def test_the_site_lists_every_page():
     pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    assert sorted(pages_of_site(navigation)) == sorted(page for page in pages if not page.startswith("results/"))
+    assert sorted(pages_of_site(navigation)) == sorted(
+        page for page in pages if not page.startswith("evidence/results/")
+    )
     assert [group for section in navigation for group in section] == ["Start", "Guides", "Reference", "Evidence"]
 
 
@@ -257,12 +263,12 @@ def test_every_room_has_a_reference_page(room):
 
 @pytest.mark.parametrize("fixture", sorted({path.stem for path in (ROOT / "tests" / "fixtures").iterdir()}))
 def test_the_page_on_fidelity_says_what_became_of_each_fixture(fixture):
-    assert f"`{fixture}`" in (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    assert f"`{fixture}`" in (DOCS / "evidence" / "fidelity.md").read_text(encoding="utf-8")
 
 
 def section_of_differences() -> str:
-    """The section of docs/fidelity.md with the table of differences."""
-    page = (DOCS / "fidelity.md").read_text(encoding="utf-8")
+    """The section of docs/evidence/fidelity.md with the table of differences."""
+    page = (DOCS / "evidence" / "fidelity.md").read_text(encoding="utf-8")
     return page.split("\n## Differences from the official code\n")[1].split("\n## ")[0]
 
 
@@ -333,7 +339,7 @@ ALLOWED = {
 
 def prose_files() -> list[Path]:
     """The files whose text users and contributors read."""
-    pages = [page for page in PAGES if page.parent.parent != DOCS / "results"]
+    pages = [page for page in PAGES if page.parent.parent != DOCS / "evidence" / "results"]
     package = [
         path for suffix in ("py", "toml", "html", "j2", "js", "css") for path in (ROOT / "dcdctl").rglob(f"*.{suffix}")
     ]
