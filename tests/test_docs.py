@@ -281,7 +281,7 @@ def differences_from_the_papers() -> list[list[str]]:
 
 @pytest.mark.parametrize("row", differences_from_the_papers(), ids=lambda row: row[0][:40])
 def test_a_difference_from_the_papers_is_filled_in_and_its_numbers_have_a_source(row):
-    what, released, here, _, effect = row
+    what, released, here, effect = row
     assert what
     assert released
     assert here
