@@ -6,8 +6,12 @@ from .negatives import read_mined
 from .next_step import command_after_cache, command_after_training
 from .recipe import (
     BatchConfig,
+    DualConfig,
+    FusionConfig,
+    LateConfig,
     ModelConfig,
     OptimizerConfig,
+    QueryConfig,
     Recipe,
     RecipeEntry,
     TeachersConfig,
@@ -26,10 +30,14 @@ from .validation import run_document, validation_document, validation_table
 
 __all__ = [
     "BatchConfig",
+    "DualConfig",
+    "FusionConfig",
     "InputRefs",
+    "LateConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "QueryConfig",
     "Recipe",
     "RecipeEntry",
     "Run",

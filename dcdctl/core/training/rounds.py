@@ -43,7 +43,7 @@ def train_in_rounds(
     if not rounds:
         return train_model(job, inputs, options=options, track=track, watch=watch, say=say)
     # The student of a dual teacher learns from the cached scores; a fusion student also starts from its teacher.
-    teachers = inputs.teachers if recipe.model.kind == "fusion" and recipe.model.start == "teacher" else ()
+    teachers = inputs.teachers if recipe.model.starts_from_teacher else ()
     learned = replace(inputs, teachers=teachers, model_set=inputs.model_set if teachers else ())
     folder, cache, run = Path(f"{job.out}-rounds"), None, Run(job.out)
     for number in range(1, rounds + 1):
