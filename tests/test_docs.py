@@ -111,20 +111,6 @@ def test_what_the_examples_for_contributors_import_is_there(module, name):
         assert hasattr(importlib.import_module(module), name)
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(
-        set(
-            re.findall(
-                r"`((?:dcdctl|tests|docs)/[a-z_/]+\.(?:py|md))`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-            )
-        )
-    ),
-)
-def test_the_files_for_contributors_are_there(path):
-    assert (ROOT / path).is_file()
-
-
 def test_the_make_targets_in_the_docs_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {line.split()[1] for page in PAGES for line in typed_lines(page) if re.match(r"make [a-z]", line)}
@@ -150,16 +136,6 @@ def test_the_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
-
-
-def test_the_files_that_the_docs_name_exist():
-    for page in PAGES:
-        for line in page.read_text(encoding="utf-8").splitlines():
-            # What settled a question once is only in the history: the line names the commit that has it.
-            is_old = re.search(r"\bat commit [0-9a-f]{7}\b", line)
-            for name in re.findall(r"\b(?:tests|benchmarks|dcdctl)/[\w/]+\.py\b", line):
-                is_placeholder = re.search("FAMILY|FORMAT|NAME|TOPIC", name)
-                assert is_placeholder or is_old or (ROOT / name).exists(), f"{page.name}: {name}"
 
 
 def pages_of_site(entry: Any) -> Iterator[str]:
