@@ -42,8 +42,8 @@ COMMANDS = {
     "--set candidates.per_query=8",
     "pool-cache": f"cache-teacher --data pool --teacher teacher --recipe pool-distilled --out pool-cache {CPU}",
     "fusion": f"distill tiny-student --data data --teacher teacher --cache cache --out fusion {SMALL} {LISTS}",
-    "fusion-avg": f"distill tiny-student --data data --teacher teacher --cache cache --cache cache-more --out fusion-avg "
-    f"{SMALL} {LISTS} --set model.layers=[] --set model.average_with_start=0.3 --set validation.every=6",
+    "fusion-avg": f"distill tiny-student --data data --teacher teacher --cache cache --cache cache-more "
+    f"--out fusion-avg {SMALL} {LISTS} --set model.layers=[] --set model.average_with_start=0.3 --set validation.every=6",
     "mined": f"distill tiny-student --data data --out mined {SMALL} {TINY} --set model.start=new --set model.layers=[] "
     "--set loss.terms={ranking=1.0} --set batch.negatives=mined --set candidates.kind=lexical "
     "--set candidates.per_query=6 --set batch.random_negatives=5 --set batch.hard_negatives=3",
@@ -69,16 +69,16 @@ COMMANDS = {
     "texts": f"cache-teacher --teacher dual --texts queries.txt --out texts {CPU}",
     "query-texts": f"distill query-static --cache texts --out query-texts {SMALL} {TINY} --set model.text= "
     "--set validation.every=6",
-    "query-judged": f"distill query-static --cache texts --teacher dual --validation-data data --out query-judged {SMALL} "
-    f"{TINY} --set model.text= --set validation.every=6",
+    "query-judged": f"distill query-static --cache texts --teacher dual --validation-data data "
+    f"--out query-judged {SMALL} {TINY} --set model.text= --set validation.every=6",
     "pool-dual": f"distill demo-dual --data pool --teacher dual --out pool-dual {SMALL} {TINY} "
     "--set loss.terms={kl=1.0} --set validation.every=0",
     "pool-pseudo": f"distill demo-dual --data pool --cache pool-cache --out pool-pseudo {SMALL} {TINY} "
     "--set loss.terms={infonce=1.0,kl=1.0} --set pool.pseudo_positive_above=-5.0 --set batch.size=4",
     "mixed": f"distill demo-dual --data data --cache blocks --pool pool --cache pool-cache --out mixed {SMALL} {TINY} "
     "--set loss.terms={infonce=1.0,kl=1.0} --set validation.every=6",
-    "rounds": f"distill demo-dual --data pool --teacher teacher --out rounds {SMALL} {TINY} --set loss.terms={{kl=1.0}} "
-    "--set pool.rounds=2 --set candidates.block_size=4 --set pool.max_pairs=2000",
+    "rounds": f"distill demo-dual --data pool --teacher teacher --out rounds {SMALL} {TINY} "
+    "--set loss.terms={kl=1.0} --set pool.rounds=2 --set candidates.block_size=4 --set pool.max_pairs=2000",
     "stream": f"distill demo-dual --data data/train-00000-of-00001.parquet --teacher dual --out stream {SMALL} {TINY} "
     "--set loss.terms={infonce=1.0,kl=1.0}",
     "agreement": f"distill demo-dual --data data --cache blocks --cache cache-val --out agreement {SMALL} {TINY} "

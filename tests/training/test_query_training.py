@@ -361,7 +361,7 @@ def test_a_pool_and_captioned_images_beside_a_pool_teach_a_student(corpus, folde
         (
             ["model.average_with_start=0.5"],
             {},
-            r"model.average_with_start is unknown in a query model; fusion, dual and late",
+            r"unknown in a query model; fusion, dual and late models have it",
         ),
         (["model.trained=lora"], {}, r"model.trained is unknown in a query model; dual and late models have it"),
         (["pool.rounds=2"], {}, r"pool.rounds scores with --teacher, which embeds the images of a query encoder"),

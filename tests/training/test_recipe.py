@@ -203,7 +203,7 @@ def test_a_recipe_that_is_not_there_names_the_most_similar_ones(tmp_path):
         (["model.dropout=1"], r"model\.dropout must lie in \[0, 1\), got 1"),
         (
             ["model.kind=dual", "model.start=new"],
-            r"model\.layers is unknown in a dual model; a fusion model has it; leave it out, or set it to \[\]",
+            r"model\.layers is unknown in a dual model; a fusion model has it; leave it",
         ),
         (["model.kind=dual", "model.layers=[]"], r"cannot start from a fusion teacher; set model\.start to new"),
         (["model.vision=a/b"], r"model\.vision and model\.text go together"),

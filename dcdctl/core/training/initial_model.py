@@ -47,8 +47,7 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Start, track: T
     changed."""
     match recipe.model:
         case FusionConfig() as config:
-            assert teacher is None or isinstance(teacher, FusionScorer)
-            return _make_fusion(recipe, config, captions, teacher, track)
+            return _make_fusion(recipe, config, captions, cast("FusionScorer | None", teacher), track)
         case QueryConfig() as config:
             return _make_query(recipe, config, captions, teacher)
         case LateConfig() as config:
@@ -106,9 +105,8 @@ def _make_late(recipe: Recipe, config: LateConfig, captions: Sequence[str], trac
     model = _make_dual(recipe, config, captions, track)
     if model.kind == "late":
         return model
-    assert isinstance(model, DualEncoder)
     return models.new_late(
-        model,
+        cast(DualEncoder, model),
         config.token_dim,
         is_pooled=config.pooled,
         position_norm=config.position_norm,
