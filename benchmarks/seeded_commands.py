@@ -43,7 +43,8 @@ COMMANDS = {
     "pool-cache": f"cache-teacher --data pool --teacher teacher --recipe pool-distilled --out pool-cache {CPU}",
     "fusion": f"distill tiny-student --data data --teacher teacher --cache cache --out fusion {SMALL} {LISTS}",
     "fusion-avg": f"distill tiny-student --data data --teacher teacher --cache cache --cache cache-more "
-    f"--out fusion-avg {SMALL} {LISTS} --set model.layers=[] --set model.average_with_start=0.3 --set validation.every=6",
+    f"--out fusion-avg {SMALL} {LISTS} --set model.layers=[] --set model.average_with_start=0.3 "
+    "--set validation.every=6",
     "mined": f"distill tiny-student --data data --out mined {SMALL} {TINY} --set model.start=new --set model.layers=[] "
     "--set loss.terms={ranking=1.0} --set batch.negatives=mined --set candidates.kind=lexical "
     "--set candidates.per_query=6 --set batch.random_negatives=5 --set batch.hard_negatives=3",

@@ -45,7 +45,6 @@ from dcdctl.core.training import (
 )
 from dcdctl.core.training.batches.batch import UNSPLIT
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.train import load_start, open_data
 
 SMALL = [
     "model.hidden_size=16",
@@ -336,9 +335,9 @@ def test_the_weights_of_a_recipe_reach_its_teachers(duals, corpus, tmp_path):
         OpenInputs(corpus, [], None, duals),
     )
     plan = training.resolve(job, inputs, TrainingOptions())
-    data = open_data(plan, silent)
+    data = corpus_data.open_data(plan, silent)
     teachers = data.load_teachers(silent)
-    prepared = data.read(load_start(data, teachers, unsaid, silent), teachers, unsaid, silent)
+    prepared = data.read(initial_model.make_model(data.recipe, data.captions, None), teachers, unsaid, silent)
     scores = prepared.make_batches(UNSPLIT, None).pairs.scores
     assert isinstance(scores, EmbeddedTeachers)
     assert scores.weights.tolist() == [0.75, 0.25]

@@ -41,10 +41,9 @@ from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.pool import pseudo_positives
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches, StepPairs
 from dcdctl.core.training.coverage import DualTeachers, Preview, measure_preview
-from dcdctl.core.training.inputs import caches_of, embeds_corpus, scores_batches
-from dcdctl.core.training.losses.table import LossConfig
+from dcdctl.core.training.inputs import caches_of
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.recipe import Recipe
+from dcdctl.core.training.recipe import FusionConfig, Recipe
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.training_data import Prepared, SaveFiles, Teachers, TrainingPlan
 
@@ -115,7 +114,7 @@ class CorpusData:
         if self.preview.coverage is not None:
             self.preview.coverage.check()
         recipe, inputs = self.recipe, self.plan.inputs
-        if not embeds_corpus(recipe, inputs):
+        if not self.plan.use.embeds:
             caches = [cache for part in self.parts for cache in part.caches]
             return Teachers(start=inputs.load_teacher(caches, track))
         needs_width = bool(recipe.loss.vector_terms) and not recipe.model.learns_teacher_space
@@ -165,25 +164,26 @@ class CorpusData:
         judged_scores: dict[str, TeacherScores] = {
             name: self.judged_caches.get(name) or embed(corpus) for name, corpus in self.judged.items()
         }
-        scores_all = scores_batches(plan.recipe, plan.inputs)
         parts = []
         for part, scores in zip(self.parts, embedded, strict=True):
             # The main process stores the features; the others then find them complete.
             with distributed.main_first():
                 source = make_source(model, part.corpus, compute, track)
             pairs = part.pairs
-            if scores_all:
+            if plan.use.scores_batches:
                 pairs = choose_pairs(part.corpus, plan.recipe, scores, part.false_negatives)
             # A loss of vectors has one teacher.
             vectors = scores if recipe.loss.vector_terms and not isinstance(scores, EmbeddedTeachers) else None
             parts.append(ReadCorpus(source=source, pairs=pairs, vectors=vectors))
         preview = self.preview
-        if scores_all:
+        if plan.use.scores_batches:
             pairs_of_parts = [part.pairs for part in parts]
             preview = measure(plan, recipe, pairs_of_parts, self.parts[0].caches, "embedded", self.temperature)
         for line in self._lines(preview, parts):
             say(line)
-        recipe = replace(preview.recipe, loss=with_temperature(recipe.loss, self.temperature))
+        recipe = preview.recipe
+        if self.temperature is not None:
+            recipe = replace(recipe, loss=replace(recipe.loss, temperature=self.temperature))
         return Prepared(
             recipe=recipe,
             preview=preview,
@@ -197,7 +197,7 @@ class CorpusData:
     @property
     def _has_scores(self) -> bool:
         """Whether the teacher has scores of the captioned images."""
-        return self.parts[0].cached is not None or scores_batches(self.plan.recipe, self.plan.inputs)
+        return self.parts[0].cached is not None or self.plan.use.scores_batches
 
     def _lines(self, preview: Preview, parts: Sequence[ReadCorpus]) -> Iterator[str]:
         """What the user should know of what was measured; ConfigError if the caches cover too little of the pool."""
@@ -217,7 +217,18 @@ class CorpusData:
             yield f"loss.temperature is auto: {self.temperature:g} for these scores"
 
 
-def open_corpus_data(plan: TrainingPlan, track: Track) -> CorpusData:
+def check(plan: TrainingPlan) -> None:
+    """ConfigError for a recipe of another kind of training."""
+    if plan.job.kind == "distill":
+        return
+    if not isinstance(plan.recipe.model, FusionConfig) or plan.recipe.loss.needs_teacher:
+        raise ConfigError(
+            f"recipe {plan.job.recipe} trains a student",
+            hint="finetune-teacher expects a fusion model and a loss without a teacher, such as ranking",
+        )
+
+
+def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> CorpusData:
     """The corpus of a plan, its pool, its caches and its validation corpora, checked and measured. Their images and
     scores are read later.
 
@@ -233,7 +244,7 @@ def open_corpus_data(plan: TrainingPlan, track: Track) -> CorpusData:
     judged = validation.judged_corpora(recipe, validated)
     groups = caches_of([*corpora, *judged.values()], caches)
     # With dual teachers alone, teachers.weights are their shares.
-    embeds = embeds_corpus(recipe, inputs)
+    embeds = plan.use.embeds
     weights = () if embeds and not inputs.caches else recipe.teachers.weights
     cached = [read_caches(group, weights if group or not caches else ()) for group in groups]
     _check_parts(plan, corpora, cached)
@@ -242,7 +253,7 @@ def open_corpus_data(plan: TrainingPlan, track: Track) -> CorpusData:
     validation.check_judged(judged, judged if embeds else judged_caches)
     of_parts = cached[: len(corpora)]
     temperature = _auto_temperature(of_parts) if recipe.loss.temperature == "auto" else None
-    scores_all = scores_batches(recipe, inputs)
+    scores_all = plan.use.scores_batches
     parts = []
     for corpus, group, scores in zip(corpora, groups, of_parts, strict=False):
         # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
@@ -300,7 +311,7 @@ def _check_parts(plan: TrainingPlan, corpora: Sequence[Corpus], cached: Sequence
     last, scores = corpora[-1], cached[len(corpora) - 1]
     if last.is_pool:
         _check_pool(plan, last, is_alone=len(corpora) == 1, has_cache=scores is not None)
-    elif plan.recipe.loss.needs_teacher and scores is None and not scores_batches(plan.recipe, plan.inputs):
+    elif plan.recipe.loss.needs_teacher and scores is None and not plan.use.scores_batches:
         raise ConfigError(
             f"loss {', '.join(plan.recipe.loss.terms)} needs the teacher's scores, and no cache is of the training's "
             "split",
@@ -325,7 +336,7 @@ def _check_pool(plan: TrainingPlan, pool: Corpus, *, is_alone: bool, has_cache: 
             f"loss {', '.join(loss.with_positive)} needs a positive, and {name}",
             hint="leave it out, add captioned images (--data PAIRS --pool POOL), or set pool.pseudo_positive_above",
         )
-    has_teacher = has_cache or embeds_corpus(plan.recipe, plan.inputs)
+    has_teacher = has_cache or plan.use.embeds
     if not has_teacher or not (loss.needs_teacher or loss.vector_terms):
         raise ConfigError(
             f"{name}, and no loss of the recipe has scores for it",
@@ -347,11 +358,6 @@ def _auto_temperature(cached: Sequence[TeacherCache | TeacherEnsemble | None]) -
 def _teacher_weights(plan: TrainingPlan) -> Sequence[float]:
     """The shares of dual teachers. With caches, `teachers.weights` are the caches' shares."""
     return () if plan.inputs.caches else plan.recipe.teachers.weights
-
-
-def with_temperature(loss: LossConfig, temperature: float | None) -> LossConfig:
-    """The loss with the number that auto stands for."""
-    return loss if temperature is None else replace(loss, temperature=temperature)
 
 
 def _pseudo_line(corpus: Corpus, scores: TeacherScores, threshold: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import DualEncoder, FeatureSpec, FusionScorer, Model, Preprocessor, TrainedParts
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Say, Track, silent
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import (
     DualConfig,
@@ -54,6 +54,20 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Start, track: T
             return _make_late(recipe, config, captions, track)
         case DualConfig() as config:
             return _make_dual(recipe, config, captions, track)
+
+
+def load_start(
+    recipe: Recipe, captions: Sequence[str], teacher: Start, vector_width: int | None, say: Say, track: Track
+) -> Model:
+    """The initial model of a training, which is trained in place; with `vector_width`, also projected to vectors of a
+    teacher. `say` gets what the captions lack."""
+    model = make_model(recipe, captions, teacher, track)
+    check_loss(recipe.loss, model)
+    for line in caption_notes(captions, model.preprocess):
+        say(line)
+    if vector_width is not None:
+        cast(DualEncoder, model).add_projection(vector_width)
+    return model
 
 
 def _make_fusion(
@@ -128,7 +142,7 @@ def _make_query(recipe: Recipe, config: QueryConfig, captions: Sequence[str], of
             hidden_size=config.hidden_size,
             num_heads=config.num_heads,
             # In late interaction, a text has the tokens that the teacher gives it.
-            max_text_len=teacher.preprocess.max_text_len if teacher and space.kind == "late" else config.max_text_len,
+            max_text_len=teacher.preprocess.max_text_len if teacher and space.has_tokens else config.max_text_len,
         )
         tokenizer = None if config.text else models.word_piece(captions, config.vocab_size)
         query = models.new_query(space, size, tokenizer=tokenizer, teacher=teacher, seed=recipe.seed)
@@ -172,9 +186,9 @@ def check_loss(loss: LossConfig, model: Model) -> None:
             f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers",
             hint=f"end it with {model.embedding_dim}, the full width",
         )
-    bias = model.logit_bias if model.kind == "dual" else None
-    # The head of a fusion model has one of its own.
-    if loss.needs_bias and bias is None and model.kind != "fusion":
+    # The head of a fusion model has a bias of its own, and MaxSim has none.
+    has_bias = model.logit_bias is not None if model.kind == "dual" else model.kind == "fusion"
+    if loss.needs_bias and not has_bias:
         raise ConfigError(
             f"loss.terms has {', '.join(loss.terms)}, and the logits of this {model.kind} model have no bias",
             hint="start from a SigLIP or from new, or take infonce and kl",

@@ -162,22 +162,29 @@ def corpus_flags(places: Iterable[str | Path], split: str) -> list[Flag]:
     return [*(("--data", shown(place)) for place in places), ("--split", None if split == "train" else split)]
 
 
-def scores_batches(recipe: Recipe, inputs: InputRefs) -> bool:
-    """Whether the teacher models score the batches; otherwise caches do, or nothing does."""
-    # A model that starts from its teacher has a fusion teacher, which takes a forward pass per pair: its scores come
-    # from a cache only.
-    is_needed = recipe.loss.needs_teacher and not inputs.caches and not recipe.model.starts_from_teacher
-    return is_needed and bool(inputs.teacher_kinds)
+@dataclass(frozen=True)
+class TeacherUse:
+    """What a training asks of the teacher models that are named."""
+
+    scores_batches: bool
+    """They score the batches; otherwise caches do, or nothing does."""
+    embeds: bool
+    """They are dual encoders, or a late-interaction model, that embed the data: to score the batches, for a loss of
+    their vectors, or as the images of a query encoder. Otherwise the student starts from the one that is named."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, inputs: InputRefs) -> TeacherUse:
+        """By the recipe and what is named."""
+        has_models = bool(inputs.teacher_kinds)
+        # A model that starts from its teacher has a fusion teacher, which takes a forward pass per pair: its scores
+        # come from a cache only.
+        is_asked = recipe.loss.needs_teacher and not inputs.caches and not recipe.model.starts_from_teacher
+        scores_batches = has_models and is_asked
+        needs_vectors = bool(recipe.loss.vector_terms) or recipe.model.learns_teacher_space
+        return cls(scores_batches, embeds=scores_batches or (has_models and needs_vectors))
 
 
-def embeds_corpus(recipe: Recipe, inputs: InputRefs) -> bool:
-    """Whether the teacher models are dual encoders that embed the corpus: to score the batches, for a loss of their
-    vectors, or as the images of a query encoder."""
-    is_needed = scores_batches(recipe, inputs) or recipe.loss.vector_terms or recipe.model.learns_teacher_space
-    return bool(inputs.teacher_kinds) and bool(is_needed)
-
-
-def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
+def check_teachers(recipe: Recipe, inputs: InputRefs, use: TeacherUse) -> None:
     """ConfigError or ModelError if the recipe's loss has no scores or has them twice, or if a teacher is of the wrong
     kind."""
     losses, num_models = ", ".join(recipe.loss.terms), len(inputs.teacher_kinds)
@@ -200,7 +207,7 @@ def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
             hint="name one dual encoder with --teacher",
         )
     if recipe.loss.needs_teacher and not inputs.caches:
-        if not scores_batches(recipe, inputs) or "fusion" in kinds:
+        if not use.scores_batches or "fusion" in kinds:
             raise ConfigError(
                 f"loss {losses} needs the teacher's scores",
                 hint="name a cache with --cache, which `dcdctl cache-teacher` makes, or with --teacher a dual encoder "

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from dcdctl.core import files
 from dcdctl.core.config import build
 from dcdctl.core.data import Corpus, ShardCount, ShardStream, open_shards
 from dcdctl.core.errors import ConfigError, MissingError
-from dcdctl.core.models import Model
+from dcdctl.core.models import DualEncoder, Model
 from dcdctl.core.progress import Say, Track
 from dcdctl.core.teacher import EmbeddedScores, embed_corpus, embedding_plan
 from dcdctl.core.training import runs, validation
@@ -110,8 +110,7 @@ class StreamData:
         duals = self.plan.inputs.load_dual_teachers(with_vectors=True)
         width = None
         for _, dual in duals:
-            assert dual.kind == "dual"
-            width = dual.embedding_dim if self.recipe.loss.vector_terms else None
+            width = cast(DualEncoder, dual).embedding_dim if self.recipe.loss.vector_terms else None
         return Teachers(duals=duals, vector_width=width)
 
     def facts(self, teachers: Teachers) -> dict[str, Any]:
@@ -137,9 +136,8 @@ class StreamData:
         }
         teacher = None
         for _, dual in teachers.duals:
-            assert dual.kind == "dual"
-            dual.to(compute.device).eval()
-            teacher = StreamTeacher(dual, compute, bool(self.recipe.loss.vector_terms))
+            loaded = cast(DualEncoder, dual.to(compute.device).eval())
+            teacher = StreamTeacher(loaded, compute, bool(self.recipe.loss.vector_terms))
 
         def make_batches(plan: MicroBatchPlan, run: Run | None) -> StreamBatches:
             # A trial keeps the window that it has read for the training.
@@ -160,11 +158,12 @@ class StreamData:
         )
 
 
-def open_stream_data(plan: TrainingPlan, *, counts_steps: bool) -> StreamData:
+def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> StreamData:
     """The shards of a plan, each looked up, and its validation corpora.
 
-    `counts_steps` also counts the samples of Parquet files, by their footers; they are always counted if the recipe has
-    epochs. ConfigError if the number of steps cannot be known, MissingError if an earlier start counted a shard that is
+    The samples of Parquet files are counted, by their footers, if the recipe has epochs, and for a preview.
+
+    ConfigError if the number of steps cannot be known, MissingError if an earlier start counted a shard that is
     not there, InputError for a damaged count.
     """
     recipe, refs = plan.recipe, plan.inputs
@@ -177,7 +176,7 @@ def open_stream_data(plan: TrainingPlan, *, counts_steps: bool) -> StreamData:
     has_teacher = bool(refs.teachers)
     validation.check_judged(judged, judged if has_teacher else {})
     has_epochs = recipe.optimizer.steps is None
-    batches = stream.batches_per_epoch() if counts_steps or has_epochs else None
+    batches = stream.batches_per_epoch() if is_preview or has_epochs else None
     if batches is None and has_epochs:
         raise ConfigError(
             "optimizer.epochs counts passes over the data, and tars do not say how many samples they have",

@@ -110,7 +110,7 @@ class TextData:
         )
 
 
-def open_text_data(plan: TrainingPlan) -> TextData:
+def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> TextData:
     """The text cache of a plan and its validation corpora; texts and images are read later."""
     cache = read_text_cache(plan.inputs.caches[0])
     judged = validation.open_corpora(plan.recipe.validation, plan.inputs.validation_data)

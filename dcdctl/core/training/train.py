@@ -29,7 +29,7 @@ from dcdctl.core.models import Model
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
 from dcdctl.core.teacher import false_negative_filter
 from dcdctl.core.training import (
-    grad_cache,
+    corpus_data,
     initial_model,
     loggers,
     loop,
@@ -42,14 +42,12 @@ from dcdctl.core.training import (
 )
 from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.step_pairs import check_size
-from dcdctl.core.training.corpus_data import open_corpus_data
 from dcdctl.core.training.coverage import Preview
-from dcdctl.core.training.grad_cache import Step
-from dcdctl.core.training.inputs import InputRefs, check_teachers, embeds_corpus
+from dcdctl.core.training.inputs import InputRefs, TeacherUse, check_teachers
 from dcdctl.core.training.loop import TrainingOptions
-from dcdctl.core.training.recipe import FusionConfig, load_recipe
+from dcdctl.core.training.recipe import load_recipe
 from dcdctl.core.training.runs import Run, TrainingJob
-from dcdctl.core.training.training_data import Prepared, Teachers, TrainingData, TrainingPlan
+from dcdctl.core.training.training_data import DataModule, Prepared, Teachers, TrainingData, TrainingPlan
 from dcdctl.core.training.validation import Validation, check_corpora
 
 
@@ -79,21 +77,42 @@ def train_model(
         # Opening a stream looks up every shard, also on the network, and a finished run needs none.
         if is_finished and inputs.is_stream:
             return Run(job.out)
-        data = open_data(plan, track)
+        data = module_of(inputs).open_data(plan, track)
         teachers = data.load_teachers(track)
-        model = load_start(data, teachers, say, track)
+        recipe = data.recipe
+        for line in data.preview.adaptations():
+            say(line)
+        model = initial_model.load_start(recipe, data.captions, teachers.start, teachers.vector_width, say, track)
         facts = {**data.facts(teachers), "start": model.digest}
         if is_finished:
             # What it was made from is compared; its scores, images and batches are not needed.
             return start(plan, facts, plan.options)
         prepared = data.read(model, teachers, say, track)
-        options = try_first_step(prepared, model, plan.options, say)
+        # Before the trial, which measures what fits into memory with it.
+        if plan.options.checkpoint_activations:
+            model.checkpoint_activations()
+        network = cast(nn.Module, model)  # the contract of models lists only the part that other rooms use
+        options = memory.try_first_step(prepared, network, plan.options, say)
         started = start(plan, facts, options, prepared)
         with memory.memory_errors(options, prepared.recipe.batch.size):
-            validation = train_steps(started, prepared, model, options, watch or step_bar(track))
-        with distributed.main_first():
-            if distributed.is_main():
-                finish(started, data, teachers, model, validation, say)
+            validation = None
+            if prepared.validation:
+                judged = prepared.validation_teachers
+                validation = Validation(started, prepared.validation, prepared.recipe, options.compute, judged)
+            learner = loop.Learner(
+                network,
+                prepared.objective,
+                recipe.optimizer,
+                num_steps=prepared.preview.num_steps,
+                seed=recipe.seed,
+                options=options,
+            )
+            unit, per_step = prepared.preview.work_per_step
+            watch = functools.partial(watch or step_bar(track), unit=unit, per_step=per_step)
+            loop.train(started, learner, prepared.make_batches(options.micro_batch_plan, started), validation, watch)
+            with distributed.main_first():
+                if distributed.is_main():
+                    finish(started, data, teachers, model, validation, say)
     return started
 
 
@@ -111,7 +130,7 @@ def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track
             hint="`dcdctl cache-teacher --dry-run` shows what the first round scores",
         )
     if (corpus := counted_corpus(Path(*inputs.places), inputs.split, inputs.max_images)) is None:
-        return open_data(resolve(job, inputs, options), track, is_preview=True).preview
+        return module_of(inputs).open_data(resolve(job, inputs, options), track, is_preview=True).preview
     pairs = choose_pairs(corpus, recipe, None, false_negative_filter(corpus, None))
     return Preview(
         recipe=replace(recipe, batch=pairs.config),
@@ -132,21 +151,13 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
     taken or cannot be written.
     """
     recipe = load_recipe(job.recipe, job.sets)
-    plan = TrainingPlan(job, inputs, recipe, options)
-    if inputs.is_texts:
-        text_data.check(plan)
-    elif inputs.is_stream:
-        stream_data.check(plan)
-    elif job.kind == "finetune-teacher" and (not isinstance(recipe.model, FusionConfig) or recipe.loss.needs_teacher):
-        raise ConfigError(
-            f"recipe {job.recipe} trains a student",
-            hint="finetune-teacher expects a fusion model and a loss without a teacher, such as ranking",
-        )
+    plan = TrainingPlan(job=job, inputs=inputs, recipe=recipe, options=options, use=TeacherUse.of(recipe, inputs))
+    module_of(inputs).check(plan)
     if options.wandb is not None:
         loggers.require()
-    initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not embeds_corpus(recipe, inputs))
+    initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not plan.use.embeds)
     if not inputs.is_texts:
-        check_teachers(recipe, inputs)
+        check_teachers(recipe, inputs, plan.use)
     check_corpora(recipe, inputs.validation_data)
     if recipe.loss.temperature == "auto" and not inputs.caches:
         raise ConfigError(
@@ -164,45 +175,11 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
     return replace(plan, options=memory.recorded(options, earlier))
 
 
-def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> TrainingData:
-    """The files of a training, opened and measured; images and scores are read later. A preview also counts what a
-    training of a given length need not know."""
-    if plan.inputs.is_texts:
-        return text_data.open_text_data(plan)
-    if plan.inputs.is_stream:
-        return stream_data.open_stream_data(plan, counts_steps=is_preview)
-    return open_corpus_data(plan, track)
-
-
-def load_start(data: TrainingData, teachers: Teachers, say: Say, track: Track) -> Model:
-    """The initial model of a training, which is trained in place."""
-    recipe = data.recipe
-    for line in data.preview.adaptations():
-        say(line)
-    captions = data.captions
-    model = initial_model.make_model(recipe, captions, teachers.start, track)
-    initial_model.check_loss(recipe.loss, model)
-    for line in initial_model.caption_notes(captions, model.preprocess):
-        say(line)
-    if teachers.vector_width is not None:
-        assert model.kind == "dual"
-        model.add_projection(teachers.vector_width)
-    return model
-
-
-def try_first_step(prepared: Prepared, model: Model, options: TrainingOptions, say: Say) -> TrainingOptions:
-    """The options with the precision and the micro-batches that the training has, by a trial of its first step."""
-    # Before the trial, which measures what fits into memory with it.
-    if options.checkpoint_activations:
-        model.checkpoint_activations()
-    network, recipe = as_module(model), prepared.recipe
-
-    def try_step(options: TrainingOptions) -> None:
-        micro_batches = options.micro_batch_plan
-        step = Step(number=0, seed=recipe.seed, compute=options.compute, micro_batch_plan=micro_batches)
-        grad_cache.backward(network, prepared.objective, prepared.make_batches(micro_batches, None)[0], step)
-
-    return memory.settle(options, network, recipe.batch.size, try_step, say)
+def module_of(inputs: InputRefs) -> DataModule:
+    """The kind of data that a training reads."""
+    if inputs.is_texts:
+        return text_data
+    return stream_data if inputs.is_stream else corpus_data
 
 
 def start(plan: TrainingPlan, facts: dict[str, Any], options: TrainingOptions, prepared: Prepared | None = None) -> Run:
@@ -234,28 +211,6 @@ def start(plan: TrainingPlan, facts: dict[str, Any], options: TrainingOptions, p
     return Run(job.out)
 
 
-def train_steps(
-    started: Run, prepared: Prepared, model: Model, options: TrainingOptions, watch: Watch
-) -> Validation | None:
-    """Train the model to its last step; the validation that watched it, if there is one."""
-    recipe, preview = prepared.recipe, prepared.preview
-    validation = None
-    if prepared.validation:
-        validation = Validation(started, prepared.validation, recipe, options.compute, prepared.validation_teachers)
-    learner = loop.Learner(
-        as_module(model),
-        prepared.objective,
-        recipe.optimizer,
-        num_steps=preview.num_steps,
-        seed=recipe.seed,
-        options=options,
-    )
-    unit, per_step = preview.work_per_step
-    batches = prepared.make_batches(options.micro_batch_plan, started)
-    loop.train(started, learner, batches, validation, functools.partial(watch, unit=unit, per_step=per_step))
-    return validation
-
-
 def finish(
     started: Run, data: TrainingData, teachers: Teachers, model: Model, validation: Validation | None, say: Say
 ) -> None:
@@ -278,8 +233,3 @@ def finish(
     if validation is not None and share != "auto" and (share or len(data.validation) > 1):
         validation.log_saved(model, share)
     runs.finish(started, model)
-
-
-def as_module(model: Model) -> nn.Module:
-    """The model as torch sees it: the contract of models lists only the part that other rooms use."""
-    return cast(nn.Module, model)

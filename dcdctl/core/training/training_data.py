@@ -17,7 +17,7 @@ from dcdctl.core.training.batches.stream import StreamBatches
 from dcdctl.core.training.batches.texts import TextBatches, TextRows
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.initial_model import Start
-from dcdctl.core.training.inputs import InputRefs
+from dcdctl.core.training.inputs import InputRefs, TeacherUse
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
@@ -28,7 +28,7 @@ SaveFiles = Callable[[Run], None]
 """Writes files of the data into the folder of the run that starts."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """A training whose recipe and settings are checked, with nothing opened yet."""
 
@@ -36,6 +36,7 @@ class TrainingPlan:
     inputs: InputRefs
     recipe: Recipe
     options: TrainingOptions
+    use: TeacherUse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +100,14 @@ class Prepared:
     """The scores of these corpora that `validation.metric` agreement compares with."""
     collect: Callable[[], SaveFiles] | None = None
     """Collects the data's own files of a run, before there is a folder, so that a failure leaves none."""
+
+
+class DataModule(Protocol):
+    """A kind of data: captioned images and pools (`corpus_data`), shards (`stream_data`), or texts (`text_data`)."""
+
+    def check(self, plan: TrainingPlan) -> None:
+        """ConfigError for what such data cannot give; opens nothing."""
+
+    def open_data(self, plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> TrainingData:
+        """The files of a training, opened and measured; images and scores are read later. A preview also counts what a
+        training of a given length need not know."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from dcdctl.core.config import ASCENDING, Count, Fraction, Natural, OnlyIf, Positive, at_least, between, check_fields
 from dcdctl.core.errors import ConfigError
@@ -33,7 +33,16 @@ _LORA = OnlyIf(lambda model: model.trained == "lora", "model.trained lora, and i
 
 @dataclass(frozen=True, kw_only=True)
 class AnyModelConfig:
-    """The settings that all kinds of models have."""
+    """The settings that all kinds of models have, and what a training asks of a kind."""
+
+    may_start_from_teacher: ClassVar[bool] = False
+    """Whether `start` may be teacher."""
+    embeds_sides: ClassVar[bool] = True
+    """Whether images and captions are encoded apart; otherwise each pair is read together."""
+    learns_teacher_space: ClassVar[bool] = False
+    """Whether the images are those of the teacher, as for a query encoder."""
+    work_unit: ClassVar[Literal["pairs", "images", "texts"]] = "images"
+    """What a step computes."""
 
     kind: str
     """fusion: reads an image and a caption together. dual: one vector per image and one per caption. late: one vector
@@ -70,11 +79,6 @@ class AnyModelConfig:
         check_fields(self, "model")
 
     @property
-    def may_start_from_teacher(self) -> bool:
-        """Whether `start` may be teacher."""
-        return False
-
-    @property
     def starts_from_teacher(self) -> bool:
         """Whether the initial model is the fusion teacher of the scores."""
         return self.start == "teacher"
@@ -92,21 +96,6 @@ class AnyModelConfig:
     @property
     def drops_layers(self) -> bool:
         """Whether the model has fewer layers than its start."""
-        return False
-
-    @property
-    def work_unit(self) -> Literal["pairs", "images", "texts"]:
-        """What a step computes."""
-        return "images"
-
-    @property
-    def embeds_sides(self) -> bool:
-        """Whether images and captions are encoded apart; otherwise each pair is read together."""
-        return True
-
-    @property
-    def learns_teacher_space(self) -> bool:
-        """Whether the model is a query encoder, whose images are those of its teacher."""
         return False
 
     def check(self, recipe: Recipe) -> None:
@@ -168,6 +157,10 @@ class ImageTextConfig(AnyModelConfig):
 class FusionConfig(ImageTextConfig):
     """The `[model]` table of a fusion model: what is trained."""
 
+    may_start_from_teacher = True
+    embeds_sides = False
+    work_unit = "pairs"
+
     kind: Literal["fusion"] = "fusion"
     start: str = "teacher"
     layers: tuple[int, ...] = ()
@@ -177,20 +170,8 @@ class FusionConfig(ImageTextConfig):
     empty for none."""
 
     @property
-    def may_start_from_teacher(self) -> bool:
-        return True
-
-    @property
     def drops_layers(self) -> bool:
         return bool(self.layers)
-
-    @property
-    def work_unit(self) -> Literal["pairs", "images", "texts"]:
-        return "pairs"
-
-    @property
-    def embeds_sides(self) -> bool:
-        return False
 
     def check(self, recipe: Recipe) -> None:
         refuse_vector_losses(recipe)
@@ -287,6 +268,9 @@ class LateConfig(TwoTowerConfig):
 class QueryConfig(AnyModelConfig):
     """The `[model]` table of a query encoder: what is trained."""
 
+    learns_teacher_space = True
+    work_unit = "texts"
+
     kind: Literal["query"] = "query"
     text_layers: Annotated[tuple[int, ...], ASCENDING, _PRETRAINED_TEXT] = ()
     """query: layers of `text` to keep, counted from 0; empty for all."""
@@ -297,14 +281,6 @@ class QueryConfig(AnyModelConfig):
     def average_with_start(self) -> float:
         """No share: a query encoder's space is that of its teacher, and not that of its start."""
         return 0.0
-
-    @property
-    def work_unit(self) -> Literal["pairs", "images", "texts"]:
-        return "texts"
-
-    @property
-    def learns_teacher_space(self) -> bool:
-        return True
 
     def check(self, recipe: Recipe) -> None:
         if recipe.pool.rounds is not None:
