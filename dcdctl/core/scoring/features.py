@@ -23,7 +23,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -274,30 +274,15 @@ def _stored_nearby(root: Path, corpus: Corpus) -> list[Features]:
     return sorted(nearby, key=lambda stored: -stored.corpus.num_images)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The files of features in order, and the rows of each."""
-
-    images: Sequence[range]
-    """The images of each file."""
-    texts: Sequence[range]
-    """The captions, or a pool's texts, of each file."""
-
-    @classmethod
-    def of(cls, corpus: Corpus) -> _Plan:
-        """The files of a corpus."""
-        first_image = [*range(0, corpus.num_images, IMAGES_PER_FILE), corpus.num_images]
-        images = [range(first, end) for first, end in pairwise(first_image)]
-        text_parts = _text_parts(corpus)
-        num_text_parts = int(text_parts.max(initial=-1)) + 1
-        first_text = np.searchsorted(text_parts, range(num_text_parts + 1)).tolist()
-        return cls(images, [range(first, end) for first, end in pairwise(first_text)])
-
-    @property
-    def names(self) -> list[str]:
-        """All files: those of images, then those of texts."""
-        images = [_name("images", part) for part in range(len(self.images))]
-        return images + [_name("texts", part) for part in range(len(self.texts))]
+def _files_of(corpus: Corpus) -> tuple[dict[str, range], dict[str, range]]:
+    """The images of each file of images, and the captions, or a pool's texts, of each file of texts."""
+    first_image = [*range(0, corpus.num_images, IMAGES_PER_FILE), corpus.num_images]
+    text_parts = _text_parts(corpus)
+    num_text_parts = int(text_parts.max(initial=-1)) + 1
+    first_text = np.searchsorted(text_parts, range(num_text_parts + 1)).tolist()
+    images = {_name("images", part): range(*ends) for part, ends in enumerate(pairwise(first_image))}
+    texts = {_name("texts", part): range(*ends) for part, ends in enumerate(pairwise(first_text))}
+    return images, texts
 
 
 def _take_stored(parts: Parts, corpus: Corpus, text_digest: str) -> None:
@@ -350,7 +335,8 @@ def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
     if not build.is_written(LENGTHS_FILE):
         # Captions are cut to far fewer than 65,536 tokens.
         _save(build, LENGTHS_FILE, lengths.astype(np.uint16))
-    parts = Parts(build, _Plan.of(corpus).names)
+    images_of, texts_of = _files_of(corpus)
+    parts = Parts(build, [*images_of, *texts_of])
     _take_stored(parts, corpus, plan["text_encoder"])
     # A resumed run needs room only for what is missing.
     bytes_left = size_in_bytes(plan) - sum(path.stat().st_size for path in folder.glob("*-*.npy"))
@@ -362,9 +348,10 @@ def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
 @torch.inference_mode()
 def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute, track: Track) -> None:
     parts, lengths = _begin(planned, source, encoders, compute)
-    build, plan, missing = parts.build, _Plan.of(source.corpus), set(parts.missing())
-    images = {part: rows for part, rows in enumerate(plan.images) if part in missing}
-    texts = {part: rows for part, rows in enumerate(plan.texts) if len(plan.images) + part in missing}
+    build, missing = parts.build, {parts.names[number] for number in parts.missing()}
+    images_of, texts_of = _files_of(source.corpus)
+    images = {name: rows for name, rows in images_of.items() if name in missing}
+    texts = {name: rows for name, rows in texts_of.items() if name in missing}
     num_images, num_texts = sum(map(len, images.values())), sum(map(len, texts.values()))
     # Two bars, because an image takes as long as many captions: one rate for both would tell nothing of what is left.
     # Without autocast, whatever precision the user sets for scores: features serve runs of every precision.
@@ -385,7 +372,7 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
 
 def _build_images(
     build: Build,
-    images: Mapping[int, range],
+    images: Mapping[str, range],
     source: CorpusSource,
     encoders: Encoders,
     compute: Compute,
@@ -393,30 +380,30 @@ def _build_images(
 ) -> None:
     """Encode the images of these files."""
     # The batches start again in each file: a resumed run encodes the same ones and writes the same bytes.
-    chunks = {
-        part: [rows[start : start + IMAGE_CHUNK] for start in range(0, len(rows), IMAGE_CHUNK)]
-        for part, rows in images.items()
-    }
+    chunks = [
+        rows[start : start + IMAGE_CHUNK] for rows in images.values() for start in range(0, len(rows), IMAGE_CHUNK)
+    ]
     # Read ahead over the ends of files, so that the encoder does not wait at each of them.
-    reading = images_ahead(source, chain.from_iterable(chunks.values()), compute)
+    reading = images_ahead(source, chunks, compute)
     fitting = Fitting()
-    for part, chunks_of_part in chunks.items():
-        name, encoded = _name("images", part), []
-        for chunk in chunks_of_part:
-            states = in_memory(next(reading), len(chunk), encoders.image_features, fitting)
+    for name, rows in images.items():
+        encoded = []
+        for start in range(0, len(rows), IMAGE_CHUNK):
+            size = min(IMAGE_CHUNK, len(rows) - start)
+            states = in_memory(next(reading), size, encoders.image_features, fitting)
             encoded.append(_to_half(states, build.folder / name)[0])
-            advance(len(chunk))
+            advance(size)
         _save(build, name, np.concatenate(encoded))
 
 
 def _build_texts(
-    build: Build, texts: Mapping[int, range], lengths: Index, encode: Callable[[Index], States], advance: Advance
+    build: Build, texts: Mapping[str, range], lengths: Index, encode: Callable[[Index], States], advance: Advance
 ) -> None:
     """Encode the captions of these files; captions of similar length share a batch."""
     fitting = Fitting()
-    for part, rows in texts.items():
+    for name, rows in texts.items():
         text_ix = np.arange(rows.start, rows.stop)
-        name, length_T = _name("texts", part), lengths[text_ix]
+        length_T = lengths[text_ix]
         starts = np.cumsum(length_T) - length_T
         # Without padding, so that a caption takes only the space of its own tokens.
         packed = np.empty((int(length_T.sum()), build.plan["text_width"]), dtype=np.float16)

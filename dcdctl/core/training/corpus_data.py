@@ -20,10 +20,8 @@ from dcdctl.core.progress import Say, Track
 from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import (
     EmbeddedScores,
-    EmbeddedTeacher,
     EmbeddedTeachers,
     FalseNegativeFilter,
-    LateTeacher,
     TeacherCache,
     TeacherEnsemble,
     TeacherScores,
@@ -72,17 +70,6 @@ class ScoredCorpus:
             "images": self.corpus.num_images,
             "cache": None if self.cached is None else self.cached.plan,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadCorpus:
-    """A corpus of a training as its model reads it."""
-
-    source: Source
-    pairs: StepPairs
-    """Chosen also by the scores of dual teachers."""
-    vectors: EmbeddedTeacher | LateTeacher | None
-    """The teacher whose vectors the loss compares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +151,7 @@ class CorpusData:
         judged_scores: dict[str, TeacherScores] = {
             name: self.judged_caches.get(name) or embed(corpus) for name, corpus in self.judged.items()
         }
-        parts = []
+        batches: list[CorpusBatches] = []
         for part, scores in zip(self.parts, embedded, strict=True):
             # The main process stores the features; the others then find them complete.
             with distributed.main_first():
@@ -174,32 +161,35 @@ class CorpusData:
                 pairs = choose_pairs(part.corpus, plan.recipe, scores, part.false_negatives)
             # A loss of vectors has one teacher.
             vectors = scores if recipe.loss.vector_terms and not isinstance(scores, EmbeddedTeachers) else None
-            parts.append(ReadCorpus(source=source, pairs=pairs, vectors=vectors))
+            batches.append(CorpusBatches(source, pairs, vectors=vectors))
         preview = self.preview
         if plan.use.scores_batches:
-            pairs_of_parts = [part.pairs for part in parts]
+            pairs_of_parts = [part.pairs for part in batches]
             preview = measure(plan, recipe, pairs_of_parts, self.parts[0].caches, "embedded", self.temperature)
-        for line in self._lines(preview, parts):
+        for line in self._lines(preview, batches):
             say(line)
         recipe = preview.recipe
         if self.temperature is not None:
             recipe = replace(recipe, loss=replace(recipe.loss, temperature=self.temperature))
+        source = batches[0].source
+
+        def mine() -> SaveFiles:
+            """Mine the negatives of the recipe, or read the mined ones of a run that resumes."""
+            mined = negatives.read_or_mine(plan.job.out, source, recipe, compute.device, track)
+            return lambda run: negatives.save_mined(run.folder, mined, source.corpus, recipe)
+
+        has_scores = self.parts[0].cached is not None or plan.use.scores_batches
         return Prepared(
             recipe=recipe,
             preview=preview,
-            objective=make_objective(recipe, has_pool=len(parts) > 1, has_scores=self._has_scores),
-            make_batches=partial(make_batches, parts, recipe),
+            objective=make_objective(recipe, has_pool=len(batches) > 1, has_scores=has_scores),
+            make_batches=partial(make_batches, batches, recipe),
             validation=self.validation,
             validation_teachers=judged_scores,
-            collect=partial(_mine, plan, parts[0].source, recipe, track) if _mines(recipe) else None,
+            collect=mine if recipe.batch.negatives == "mined" else None,
         )
 
-    @property
-    def _has_scores(self) -> bool:
-        """Whether the teacher has scores of the captioned images."""
-        return self.parts[0].cached is not None or self.plan.use.scores_batches
-
-    def _lines(self, preview: Preview, parts: Sequence[ReadCorpus]) -> Iterator[str]:
+    def _lines(self, preview: Preview, parts: Sequence[CorpusBatches]) -> Iterator[str]:
         """What the user should know of what was measured; ConfigError if the caches cover too little of the pool."""
         yield from preview.lines()
         yield from preview.warnings()
@@ -395,28 +385,14 @@ def make_objective(recipe: Recipe, *, has_pool: bool, has_scores: bool) -> PairO
 
 
 def make_batches(
-    parts: Sequence[ReadCorpus], recipe: Recipe, plan: MicroBatchPlan, run: Run | None
+    parts: Sequence[CorpusBatches], recipe: Recipe, plan: MicroBatchPlan, run: Run | None
 ) -> CorpusBatches | MixedBatches:
-    """The batches of a run. A trial, without one, has random negatives in the place of mined ones, which take the same
-    time and memory."""
+    """The batches of a run, as this process reads them. A trial, without a run, has random negatives in the place of
+    mined ones, which take the same time and memory."""
     plan = replace(plan, by_side=recipe.model.embeds_sides)
-    main, *pools = parts
-    pairs = main.pairs
-    if run is not None and _mines(recipe):
-        mined = negatives.read(run.folder, pairs.corpus, recipe)
-        pairs = choose_pairs(pairs.corpus, recipe, None, pairs.false_negatives, mined)
-    batches = CorpusBatches(main.source, pairs, plan, main.vectors)
-    if not pools:
-        return batches
-    (pool,) = pools
-    return MixedBatches(batches, CorpusBatches(pool.source, pool.pairs, plan, pool.vectors))
-
-
-def _mines(recipe: Recipe) -> bool:
-    return recipe.batch.negatives == "mined"
-
-
-def _mine(plan: TrainingPlan, source: Source, recipe: Recipe, track: Track) -> SaveFiles:
-    """Mine the negatives of the recipe, or read the mined ones of a run that resumes."""
-    mined = negatives.read_or_mine(plan.job.out, source, recipe, plan.options.compute.device, track)
-    return lambda run: negatives.save_mined(run.folder, mined, source.corpus, recipe)
+    main, *pools = [replace(batches, plan=plan) for batches in parts]
+    if run is not None and recipe.batch.negatives == "mined":
+        corpus, false_negatives = main.pairs.corpus, main.pairs.false_negatives
+        mined = negatives.read(run.folder, corpus, recipe)
+        main = replace(main, pairs=choose_pairs(corpus, recipe, None, false_negatives, mined))
+    return MixedBatches(main, pools[0]) if pools else main

@@ -71,14 +71,11 @@ class InputRefs:
         return [str(self.data)] if isinstance(self.data, Path) else list(self.data)
 
     @property
-    def is_stream(self) -> bool:
-        """Whether the data are shards to stream."""
-        return is_stream(self.places)
-
-    @property
-    def is_texts(self) -> bool:
-        """Whether there are no images."""
-        return not self.places
+    def form(self) -> Literal["corpus", "stream", "texts"]:
+        """A prepared corpus, shards to stream, or texts alone, without images."""
+        if not self.places:
+            return "texts"
+        return "stream" if is_stream(self.places) else "corpus"
 
     @property
     def pool_place(self) -> tuple[Path, str]:
@@ -90,7 +87,7 @@ class InputRefs:
     @property
     def evaluation_flags(self) -> str:
         """The corpus and the split to evaluate on, as flags of `dcdctl eval`; its default split is test."""
-        if not self.validation_data and (self.is_stream or self.is_texts):
+        if not self.validation_data and self.form != "corpus":
             return "--data CORPUS"
         folder = self.validation_data[0] if self.validation_data else Path(*self.places)
         split = split_to_measure(folder, "" if self.validation_data else self.split)

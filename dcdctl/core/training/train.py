@@ -15,6 +15,7 @@ fine-tuning of a teacher is a training by a recipe without one.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -42,13 +43,25 @@ from dcdctl.core.training import (
 )
 from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.step_pairs import check_size
+from dcdctl.core.training.corpus_data import CorpusData
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import InputRefs, TeacherUse, check_teachers
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.recipe import load_recipe
 from dcdctl.core.training.runs import Run, TrainingJob
-from dcdctl.core.training.training_data import DataModule, Prepared, Teachers, TrainingData, TrainingPlan
+from dcdctl.core.training.stream_data import StreamData
+from dcdctl.core.training.text_data import TextData
+from dcdctl.core.training.training_data import Prepared, Teachers, TrainingPlan
 from dcdctl.core.training.validation import Validation, check_corpora
+
+TrainingData = CorpusData | StreamData | TextData
+CHECKS = {"corpus": corpus_data.check, "stream": stream_data.check, "texts": text_data.check}
+OPENERS: dict[str, Callable[..., TrainingData]] = {
+    "corpus": corpus_data.open_data,
+    "stream": stream_data.open_data,
+    "texts": text_data.open_data,
+}
+"""The kinds of data: what each refuses before anything is opened, and how it is opened."""
 
 
 def train_model(
@@ -75,9 +88,9 @@ def train_model(
     with distributed.lock(job.out), resumed_by(again, (job.out / "run.json").exists), naming_fields(plan.recipe):
         is_finished = Run(job.out).is_finished
         # Opening a stream looks up every shard, also on the network, and a finished run needs none.
-        if is_finished and inputs.is_stream:
+        if is_finished and inputs.form == "stream":
             return Run(job.out)
-        data = module_of(inputs).open_data(plan, track)
+        data = OPENERS[inputs.form](plan, track)
         teachers = data.load_teachers(track)
         recipe = data.recipe
         for line in data.preview.adaptations():
@@ -130,7 +143,7 @@ def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track
             hint="`dcdctl cache-teacher --dry-run` shows what the first round scores",
         )
     if (corpus := counted_corpus(Path(*inputs.places), inputs.split, inputs.max_images)) is None:
-        return module_of(inputs).open_data(resolve(job, inputs, options), track, is_preview=True).preview
+        return OPENERS[inputs.form](resolve(job, inputs, options), track, is_preview=True).preview
     pairs = choose_pairs(corpus, recipe, None, false_negative_filter(corpus, None))
     return Preview(
         recipe=replace(recipe, batch=pairs.config),
@@ -152,11 +165,11 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
     """
     recipe = load_recipe(job.recipe, job.sets)
     plan = TrainingPlan(job=job, inputs=inputs, recipe=recipe, options=options, use=TeacherUse.of(recipe, inputs))
-    module_of(inputs).check(plan)
+    CHECKS[inputs.form](plan)
     if options.wandb is not None:
         loggers.require()
     initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not plan.use.embeds)
-    if not inputs.is_texts:
+    if inputs.form != "texts":
         check_teachers(recipe, inputs, plan.use)
     check_corpora(recipe, inputs.validation_data)
     if recipe.loss.temperature == "auto" and not inputs.caches:
@@ -173,13 +186,6 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
     if options.compute.features is not None:
         files.check_output_folder(options.compute.features)
     return replace(plan, options=memory.recorded(options, earlier))
-
-
-def module_of(inputs: InputRefs) -> DataModule:
-    """The kind of data that a training reads."""
-    if inputs.is_texts:
-        return text_data
-    return stream_data if inputs.is_stream else corpus_data
 
 
 def start(plan: TrainingPlan, facts: dict[str, Any], options: TrainingOptions, prepared: Prepared | None = None) -> Run:
