@@ -45,7 +45,7 @@ EXAMPLES = {
     "csv": "captions",
     "jpg": "hubble_deep_field rocket",
     "png": "astronaut brick camera chelsea clock_motion coffee grass gravel",
-    "toml": "clip mine",
+    "toml": "clip",
     "txt": "queries",
 }
 """Files that a reader may have, and those of the photos in README."""
