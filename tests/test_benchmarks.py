@@ -35,7 +35,6 @@ PLANS = [
     "pools",
     "queries",
     "scenes",
-    "scenes-cascade",
     "small",
     "students",
     "weights",
