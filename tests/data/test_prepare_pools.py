@@ -305,14 +305,6 @@ def test_unusable_texts_and_images_may_be_skipped(tmp_path, photos):
     assert Corpus.open(tmp_path / "out", "train").captions == ["a dog", "a cat"]
 
 
-def test_a_named_encoding_is_that_of_the_texts(tmp_path):
-    (tmp_path / "a.txt").write_bytes("grün\n".encode("cp1252"))
-    prepare(tmp_path / "out", queries=tmp_path / "a.txt", encoding="windows-1252")
-    assert Corpus.open(tmp_path / "out", "train").captions == ["grün"]
-    with pytest.raises(InputError, match="made from other files or with other options"):
-        prepare(tmp_path / "out", queries=tmp_path / "a.txt", encoding="cp1251")
-
-
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -526,17 +518,6 @@ def test_the_document_of_inspect_marks_pools_alone(beside):
         "test": None,
         "pool": True,
     }
-
-
-@pytest.mark.parametrize("side", ["images", "queries"])
-def test_inspect_of_a_pool_of_one_side(tmp_path, photos, queries, side):
-    folder = Path(prepare(tmp_path / "out", **{side: {"images": photos, "queries": queries}[side]}))
-    page = tmp_path / "page.html"
-    result = run("inspect", folder, "--html", page)
-    assert "captions" not in result.stdout
-    assert ("texts without pairing" in result.stdout, "width [px]" in result.stdout) == (True, side == "images")
-    assert page.read_text().count("<figure>") == (0 if side == "queries" else 30)
-    assert ("Words per text, train" in page.read_text()) == (side == "queries")
 
 
 def test_splits_that_are_read_as_one_or_measured_are_captioned_ones(beside, tmp_path, photos, queries):

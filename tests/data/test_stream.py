@@ -17,7 +17,7 @@ import pytest
 from image_files import png
 from shards import add, captions_of, parquet_of, rows_of, stream_of, tar_of, with_bad_rows, write_shards
 
-from dcdctl.core.data import ShardStream, is_stream, open_shards, urls
+from dcdctl.core.data import is_stream, open_shards, urls
 from dcdctl.core.data.download import http
 from dcdctl.core.data.images import ImageStore
 from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError, SourceError, StaleError
@@ -99,19 +99,6 @@ def test_a_resumed_stream_does_not_open_the_shards_before_its_step(tars):
     resumed.counts = dict(whole.counts)
     Path(tars[whole.order(0)[0]]).unlink()
     assert captions_of(resumed, range(6, 8)) == expected
-
-
-def test_another_seed_gives_another_order(tars):
-    assert captions_of(stream_of(tars), range(8)) != captions_of(stream_of(tars, seed=1), range(8))
-
-
-def test_each_epoch_shuffles_a_window_in_another_way(tmp_path):
-    first, second = (
-        joined(captions_of(stream_of(write_shards(tmp_path, rows_of((12,)))), range(*steps)))
-        for steps in ((0, 3), (3, 6))
-    )
-    assert set(first) == set(second)
-    assert first != second
 
 
 def test_the_window_and_the_batch_of_a_trial_are_read_once(tars):
@@ -385,13 +372,6 @@ def test_fewer_images_than_a_batch_and_a_small_window_are_errors(tmp_path):
         captions_of(stream_of(places), range(1))
     with pytest.raises(ConfigError, match=r"stream.window is 3, less than batch.size 4"):
         stream_of(places, window=3)
-
-
-@pytest.mark.parametrize("read", [ShardStream.first_batch, ShardStream.first_window, ShardStream.batches_per_epoch])
-def test_fewer_images_than_a_batch_are_an_error_of_a_trial_too(tmp_path, read):
-    ending = ".parquet" if read == ShardStream.batches_per_epoch else ".tar"
-    with pytest.raises(ConfigError, match=r"batch.size is 4, the 2 shards have 3 images that can be used; set"):
-        read(stream_of(write_shards(tmp_path, rows_of([2, 1]), ending)))
 
 
 @pytest.mark.parametrize(

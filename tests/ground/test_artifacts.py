@@ -425,14 +425,6 @@ def test_swapped_parts_are_an_error(artifact):
         artifact.read()
 
 
-@pytest.mark.parametrize("artifact", SEALED, indirect=True)
-def test_every_part_is_hashed_once_per_process(artifact, monkeypatch):
-    hashed = count_hashes(monkeypatch)
-    artifact.read()
-    artifact.read()
-    assert sorted(path for path in hashed if path in artifact.parts) == artifact.parts
-
-
 def test_a_document_with_any_changed_character_is_damaged_or_equal(tmp_path):
     path = tmp_path / "plan.json"
     document = {"format": 3, "margin": 0.25, "name": "Straße", "files": {"a": [1, 2]}}

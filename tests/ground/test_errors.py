@@ -171,27 +171,3 @@ def test_every_required_extra_lists_its_packages_in_pyproject():
     for extra, package in stores._PACKAGES.items():
         assert package.replace("_", "-") in packages[extra]
     assert required | set(stores._PACKAGES) == set(EXTRAS)
-
-
-def test_the_install_commands_name_the_packages_of_pyproject():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert {name: list(packages) for name, packages in EXTRAS.items()} == {
-        name: extras[name] for name in extras if name in EXTRAS
-    }
-    assert set(extras) - set(EXTRAS) == {"dev"}
-
-
-def test_nothing_says_to_install_dcdctl_from_an_index():
-    """The name is on no index."""
-    folders = ("dcdctl", "docs", "benchmarks", "data_manifests", ".github")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
-    texts = [path for path in files if path.suffix in (".py", ".md", ".toml", ".html", ".j2", ".yml")]
-    assert len(texts) > 100
-    asked = re.compile(r"(?:pip|uv|pipx) +(?:tool +)?(?:install|add|run)[^\n]*?[ '\"]dcdctl(?!\w|[/.-]| @)")
-    assert asked.search("`pip install 'dcdctl[serve]'`")
-    assert asked.search("pip install dcdctl\n")
-    assert [
-        str(path)
-        for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *texts]
-        if asked.search(path.read_text(encoding="utf-8"))
-    ] == []

@@ -62,20 +62,6 @@ def test_a_model_in_the_middle_of_its_training_embeds_in_eval_mode():
     assert not dual.training
 
 
-def test_captions_of_similar_length_share_a_batch(source):
-    read: list[int] = []
-
-    def embed(batch: TextBatch) -> torch.Tensor:
-        read.extend(batch.input_ids[:, 0].tolist())
-        return torch.ones(len(batch), 2)
-
-    embedder = Embedder(preprocess=source.preprocess, texts=embed, images=None, device=CPU)
-    embed_all(embedder, source, Compute(batch_size=4))
-    lengths = [len(source.corpus.captions[text]) for text in read]
-    assert lengths == sorted(lengths)
-    assert lengths != [len(caption) for caption in source.corpus.captions]
-
-
 def test_without_an_image_encoder_an_image_is_the_mean_of_its_captions(source):
     dual = make_dual()
     embedder = Embedder(preprocess=source.preprocess, texts=dual.embed_texts, images=None, device=CPU)

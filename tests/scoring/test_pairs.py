@@ -93,37 +93,3 @@ def test_the_workload_is_told_before_anything_is_scored(rerank):
     num_trial = len(fusion.pairs) - evaluation.pairs_scored
     assert heard == [(evaluation.pairs_scored, num_trial)]
     assert num_trial > 0
-
-
-def test_a_rate_is_that_of_the_first_trial_that_takes_long_enough(monkeypatch):
-    now, scales = 0.0, []
-
-    def trial(scale: int):
-        def work() -> None:
-            nonlocal now
-            scales.append(scale)
-            now += 0.1 + 0.05 * scale
-
-        return 10 * scale, work
-
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    # 0.15, 0.3, 0.9 and 3.3 seconds: the last is the first above two, and its start-up of 0.1 s is spread over the most
-    # pairs.
-    assert pairs.measure_rate(trial, num_pairs=10_000) == pytest.approx(640 / 3.3)
-    assert scales == [1, 4, 16, 64]
-
-
-def test_trials_end_when_all_pairs_were_scored(monkeypatch):
-    now, counts = 0.0, []
-
-    def trial(scale: int):
-        def work() -> None:
-            nonlocal now
-            now += 0.01
-
-        counts.append(min(scale, 5))
-        return counts[-1], work
-
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    assert pairs.measure_rate(trial, num_pairs=5) == pytest.approx(500)
-    assert counts == [1, 4, 5]

@@ -294,14 +294,6 @@ def test_vectors_that_are_not_finite_are_refused(dual, pictures, tmp_path):
         build(tmp_path / "broken", pictures, tmp_path / "index", FLAT)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_threads_that_read_ahead_change_nothing(dual, pictures, tmp_path, workers):
-    put(pictures, {"bad.png": b"x"})
-    alone = build(dual, pictures, tmp_path / "a", FLAT, compute=Compute(batch_size=2, workers=0))
-    helped = build(dual, pictures, tmp_path / "b", FLAT, compute=Compute(batch_size=2, workers=workers))
-    assert contents(helped.folder) == contents(alone.folder)
-
-
 def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, monkeypatch):
     whole = build(dual, pictures, tmp_path / "whole", GRAPHS)
     written, folder, waits = {}, tmp_path / "shared", 0
@@ -435,23 +427,6 @@ def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(tmp_path, mon
     assert list(flat.folder.glob("ann/hnsw-*"))
     update(flat.folder, sets=(*sets, "hnsw.neighbors=2"))
     assert contents(flat.folder) == contents(expected.folder)
-
-
-def test_a_build_killed_before_any_rename_resumes(dual, tmp_path, monkeypatch):
-    pictures = put(tmp_path / "pictures", {f"{seed}.png": png(seed) for seed in range(4)} | {"bad.png": b""})
-    whole = build(dual, pictures, tmp_path / "whole", GRAPHS)
-    number = 0
-    while True:
-        folder = tmp_path / f"killed {number}"
-        was_killed = killed_before(monkeypatch, number, lambda: build(dual, pictures, folder, GRAPHS))  # noqa: B023
-        if (folder / "index.json").exists():
-            assert names(FolderIndex.open(folder)) == names(whole)
-        build(dual, pictures, folder, GRAPHS)
-        assert contents(folder) == contents(whole.folder), number
-        if not was_killed:
-            break
-        number += 1
-    assert number > 8
 
 
 def test_adding_images_keeps_the_rows(dual, pictures, scenes_corpus_dir, tmp_path):

@@ -131,16 +131,6 @@ def test_directions_alternate_or_are_the_one_that_is_set(corpus, drawn, known):
     assert all(len(set(row.tolist())) == 5 for row in image_BN)
 
 
-def test_an_epoch_of_lists_has_every_caption_as_positive_once(corpus, drawn, known):
-    batches = list_batches(CorpusSource(corpus, Named()), LISTS, 0, drawn)
-    assert batches.pairs.batches_per_epoch == 16
-    positives = [row[0] for step in range(16) for row in known(batches[step])[1]]
-    assert sorted(positives) == sorted(corpus.captions)
-    again = [row[0] for step in range(16, 32) for row in known(batches[step])[1]]
-    assert sorted(again) == sorted(positives)
-    assert again != positives
-
-
 @pytest.mark.parametrize("kind", [list_batches, pair_batches])
 def test_a_batch_is_a_function_of_seed_and_step(kind, corpus, teacher, drawn):
     config = BatchConfig(size=8, random_negatives=5, hard_negatives=4)
@@ -153,13 +143,6 @@ def test_a_batch_is_a_function_of_seed_and_step(kind, corpus, teacher, drawn):
     assert torch.equal(later.texts.input_ids, fresh.texts.input_ids)
     assert torch.equal(later.teacher_RC.nan_to_num(7), fresh.teacher_RC.nan_to_num(7))
     assert not torch.equal(later.teacher_RC.nan_to_num(7), second.teacher_RC.nan_to_num(7))
-
-
-def test_each_image_and_caption_is_in_a_batch_once(corpus, drawn):
-    batch = list_batches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[3]
-    images: Any = batch.images
-    assert len(images) == len(set(images)) == int(batch.image_ix_RC.max()) + 1
-    assert len(batch.texts) == int(batch.text_ix_RC.max()) + 1 < batch.text_ix_RC.numel()
 
 
 def test_without_a_cache_all_drawn_are_kept_and_none_is_the_querys_own(corpus, known):
@@ -271,35 +254,6 @@ def test_an_epoch_of_all_pairs_has_every_image_once_in_another_order_each_time(c
     )
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(32))
     assert first != second
-
-
-def test_every_step_draws_other_captions_of_the_same_images(corpus, known):
-    """A batch as large as the corpus has the same images in each step."""
-    batches = pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=32), 0, None)
-    drawn = [[texts[q] for q, texts in enumerate(known(batches[step])[1])] for step in (0, 1, 2, 0)]
-    assert drawn[0] == drawn[3]
-    for first, second in ((0, 1), (1, 2), (0, 2)):
-        # Of five captions an image, a fifth are alike by chance.
-        assert sum(a == b for a, b in zip(drawn[first], drawn[second], strict=True)) < 16
-    other = pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=32), 1, None)
-    assert [texts[q] for q, texts in enumerate(known(other[0])[1])] != drawn[0]
-
-
-def test_a_query_has_other_negatives_in_every_epoch_and_with_another_seed(corpus, known):
-    """A batch as large as an epoch has each caption once."""
-    config = BatchConfig(size=160, random_negatives=3, directions=("text",))
-
-    def negatives_of(seed: int, step: int) -> list[tuple[str, ...]]:
-        _, text_BN = known(list_batches(CorpusSource(corpus, Named()), config, seed, None)[step])
-        return [tuple(row) for row in text_BN]
-
-    first, again, later, other = negatives_of(0, 0), negatives_of(0, 0), negatives_of(0, 1), negatives_of(1, 0)
-    assert first == again
-    assert len({row[1:] for row in first}) > 150
-    for rows in (later, other):
-        assert sorted(row[0] for row in rows) == sorted(row[0] for row in first)
-        assert [row[0] for row in rows] != [row[0] for row in first]
-        assert len({row[1:] for row in rows} & {row[1:] for row in first}) < 8
 
 
 def test_images_that_share_most_scored_pairs_come_together():
@@ -425,12 +379,3 @@ def test_a_batch_larger_than_the_split_is_the_whole_split(corpus):
     for step in range(3):
         assert larger.pairs.of_step(step).image_RC.ravel().tolist() == list(range(32))
         np.testing.assert_array_equal(all_of_it.pairs.of_step(step).text_RC, larger.pairs.of_step(step).text_RC)
-
-
-def test_pictures_are_read_again_where_there_is_no_room_to_keep_them(corpus, drawn, monkeypatch):
-    cached, uncached = CorpusSource(corpus, Named(), memory_bytes=2**20), CorpusSource(corpus, Named())
-    first: Any = list_batches(cached, LISTS, 0, drawn)[0].images
-    second: Any = list_batches(uncached, LISTS, 0, drawn)[0].images
-    assert first == second
-    assert len(cached._decoded) == len(first)
-    assert not uncached._decoded

@@ -176,23 +176,6 @@ def test_a_batch_compares_the_vectors_of_its_own_images_and_captions(corpus, dua
     assert float(found["embedding-cosine"]) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", VECTOR_LOSSES)
-def test_every_loss_of_vectors_falls_on_a_fixed_batch_and_trains_what_it_reads(corpus, embedded, name):
-    recipe = load_recipe("tiny-student", terms(f"{{ {name} = 1.0 }}"))
-    assert not recipe.loss.on_lists
-    model, batches = made(corpus, recipe, embedded)
-    batch, optimizer, values = batches[0], torch.optim.AdamW(model.parameters(), lr=1e-2), []
-    for _ in range(12):
-        (value,) = PairObjective(recipe.loss)(model.eval(), batch).values()
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        values.append(value.item())
-    assert values[-1] < 0.9 * values[0]
-    assert model.projection.weight.grad is not None
-    assert model.calibration.log_scale.grad is None
-
-
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_gradient_of_micro_batches_is_that_of_the_whole(corpus, embedded, count):
     recipe, gradients = load_recipe("tiny-student", [*terms(ALL), "model.dropout=0.0"]), []
@@ -270,28 +253,6 @@ def test_a_cache_gives_the_scores_and_a_dual_teacher_the_vectors(corpus, dual, t
     assert steps[0]["kl"] == pytest.approx(
         json.loads((alone.folder / "metrics.jsonl").read_text().splitlines()[0])["kl"], rel=1e-5
     )
-
-
-def test_by_command_line_vectors_alone_make_a_student(corpus, dual, scenes_corpus_dir, tmp_path):
-    models.save(dual, tmp_path / "dual")
-    sets = [word for each in terms("{ embedding-cosine = 1.0 }") for word in ("--set", each)]
-    words = [
-        "distill",
-        "tiny-student",
-        "--data",
-        scenes_corpus_dir,
-        "--out",
-        tmp_path / "run",
-        "--device",
-        "cpu",
-        *sets,
-    ]
-    result = CliRunner().invoke(
-        app, [str(word) for word in [*words, "--teacher", tmp_path / "dual"]], catch_exceptions=False
-    )
-    assert result.exit_code == 0, result.stderr
-    assert "scores every pair" not in result.stderr
-    assert models.load_dual(tmp_path / "run").embedding_dim == 5
 
 
 @pytest.mark.parametrize(
