@@ -18,7 +18,6 @@ import processes
 import pyarrow as pa
 import pytest
 from command_line import document_of, run
-from made_index import update
 from paths import ROOT
 from PIL import Image
 
@@ -224,20 +223,6 @@ def own_index(noise_index, tmp_path):
     return dcdctl.Index.build(tmp_path / "dual", tmp_path / "images", tmp_path / "own", settings=settings)
 
 
-def test_an_index_is_built_changed_and_searched_in_place(own_index, tmp_path):
-    assert (own_index.num_images, own_index.config.kind, own_index.config.candidates) == (7, "int8", 7)
-    searcher = dcdctl.Searcher(str(own_index.folder), device="cpu")
-    mine = dcdctl.Searcher(own_index)
-    added = own_index.add(str(tmp_path / "more"))
-    assert (added.added, len(own_index), len(mine.search("a red circle", k=99))) == (5, 12, 12)
-    assert len(searcher.search("a red circle", k=99)) == 7  # opened before the change
-    assert own_index.remove("h.png", "[ij].png").removed == 3
-    assert {hit.name for hit in mine.search("a red circle", k=99)} & {"h.png", "i.png", "j.png", "k.png"} == {"k.png"}
-    assert repr(own_index) == repr(dcdctl.Index.open(own_index))
-    with pytest.raises(InputError, match="absent"):
-        own_index.remove("absent.png")
-
-
 def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tmp_path):
     rows = [{"image": "plain.png", "year": 2020, "owner": "<b>"}, {"image": "g.png", "year": 2021, "owner": "ann"}]
     pd.DataFrame(rows).to_csv(tmp_path / "m.csv", index=False)
@@ -257,17 +242,6 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
     assert len(searcher.search("blue", where="owner is null")) == 5
     with pytest.raises(InputError, match="unknown column yaer"):
         searcher.search("red", where="yaer = 1")
-
-
-def test_hybrid_search_is_that_of_the_searcher(noise_index, tmp_path):
-    shutil.copytree(noise_index, tmp_path / "index")
-    update(tmp_path / "index", sets=("keywords=true",))
-    searcher = dcdctl.Searcher(tmp_path / "index")
-    plain, hybrid = (searcher.search("brackets", k=1, hybrid=flag) for flag in (False, True))
-    assert (plain[0].bm25, hybrid[0].name) == (None, "[red]brackets[.png")
-    assert searcher.search("gnp", k=1, hybrid=True)[0].name == "\u202egnp.png"
-    with pytest.raises(MissingError, match="has no words"):
-        dcdctl.Searcher(noise_index).search("brackets", hybrid=True)
 
 
 def test_an_answer_shows_small_images_and_escaped_names(noise_index):
@@ -291,13 +265,6 @@ def test_an_image_in_memory_finds_what_its_file_finds(noise_index):
     damaged = Image.open(io.BytesIO(path.read_bytes()[:-500]))
     with pytest.raises(InputError, match="query image"):
         searcher.search(damaged)
-
-
-def test_a_reranker_orders_the_first_hits_as_the_command_does(noise_index):
-    fusion, text = noise_index.parent / "fusion", "a small green triangle"
-    answer = dcdctl.Searcher(noise_index, rerank=fusion, depth=4).search(text, k=6)
-    hits = document_of(f"search {noise_index} '{text}' -k 6 --rerank {fusion} --depth 4")["hits"]
-    assert [(hit.row, hit.reranked) for hit in answer] == [(hit["row"], hit["reranked"]) for hit in hits]
 
 
 def test_a_bar_is_shown_only_if_asked_for(noise_index, tmp_path, capfd):

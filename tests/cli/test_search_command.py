@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
 import shutil
 
 import pytest
-import torch
-from hostile_images import encoded
 from html_page import Page
 from made_index import searcher_of, update
 from noise_index import CAPTIONS, NAMES, make_index
@@ -135,13 +132,6 @@ def test_an_image_finds_itself_also_if_its_file_is_gone(tmp_path):
     assert result.stdout.splitlines()[1].split() == ["1", "1.0000", "plain.png"]
 
 
-def test_a_hostile_image_is_one_line_that_names_it(index, tmp_path):
-    (tmp_path / "query").write_bytes(encoded("PNG")[:-500])
-    result = run_cli(index, "--image", tmp_path / "query", *CPU)
-    assert result.exit_code == 1
-    assert re.fullmatch(rf"error: [^\n]*{tmp_path}/query[^\n]*truncated or damaged[^\n]*\n", result.stderr)
-
-
 def test_each_line_of_stdin_gives_one_line(index, searcher):
     stdin = f"\ufeff{TEXT}\n\n  red  \r\n".encode() + b"caf\xe9\n:k 5\nblue"
     result = run_cli(index, "--k", 2, *CPU, stdin=stdin)
@@ -180,13 +170,6 @@ def test_options_without_effect_exit_with_2(index, monkeypatch, words, message):
     assert result.stdout == ""
 
 
-def test_a_terminal_without_a_query_is_told_what_to_give(index, monkeypatch):
-    monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
-    with pytest.raises(SystemExit) as exit_:
-        app(["search", str(index)])
-    assert exit_.value.code == 2
-
-
 def test_a_wrong_index_or_query_is_an_error_before_torch_is_imported(index, tmp_path):
     script = """
 import sys
@@ -199,19 +182,6 @@ for words in ([sys.argv[2], "red"], [sys.argv[1], " "], [sys.argv[1], "--image",
 print(sorted({"torch", "transformers", "rich"} & set(sys.modules)))
 """
     assert run_script(script, index, tmp_path).splitlines() == ["1", "1", "1", "[]"]
-
-
-def test_the_number_of_threads_is_the_given_one(index, monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.setenv("OMP_NUM_THREADS", str(before))
-    try:
-        assert (
-            run_cli(index, "--image", index.parent / "images" / "plain.png", "--threads", before + 1, *CPU).exit_code
-            == 0
-        )
-        assert torch.get_num_threads() == before + 1
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_only_unprintable_characters_are_escaped():
