@@ -16,11 +16,9 @@ from command_line import error_of, run
 from typer.testing import CliRunner
 
 from dcdctl import __version__
-from dcdctl.cli.app import COMMANDS, app
+from dcdctl.cli.app import app
 from dcdctl.cli.views import terminal
 from dcdctl.core.errors import SourceError, StaleError
-
-NAMES = [name for name, *_ in COMMANDS]
 
 
 def small_app() -> typer.Typer:
@@ -155,13 +153,6 @@ def test_a_missing_corpus_exits_with_1_and_names_the_command_that_makes_one(tmp_
 @pytest.mark.parametrize("line", ["bench", "distil", "distill --alpha 1"])
 def test_wrong_usage_exits_with_2(line):
     assert "Error: " in error_of(line, code=2)
-
-
-def test_the_help_lists_every_command_under_its_panel():
-    lines = [line.strip() for line in run("--help").stdout.splitlines()]
-    listed = [line.split()[0] for line in lines if line and line.split()[0] in NAMES]
-    assert sorted(listed) == sorted(NAMES)
-    assert lines.index("Teacher:") < lines.index("Student:")
 
 
 def test_the_version_is_the_packages():

@@ -105,14 +105,6 @@ def test_the_first_images_are_those_of_a_subset(folder):
     assert found.splits["train"].fingerprint == Corpus.open(folder, "train", 2).fingerprint
 
 
-def test_long_captions_share_the_last_bin(tmp_path):
-    corpus = tiny.make_corpus(tmp_path / "made", [["a " * 40, "a " * 90, "a"]])
-    counts = corpus_summary.summarize_corpus(corpus.folder).splits["train"].captions_by_words
-    assert (counts[1], counts[40], len(counts)) == (1, 2, 41)
-    pages.write_corpus_page(tmp_path / "page.html", corpus_summary.summarize_corpus(corpus.folder), corpus, "made")
-    assert '<th scope="row">40+</th>' in (tmp_path / "page.html").read_text()
-
-
 @pytest.mark.parametrize(("make", "name"), [(tiny.make_corpus, "captions"), (tiny.make_pool, "texts")])
 def test_the_page_counts_the_captions_of_a_corpus_and_the_texts_of_a_pool(tmp_path, make, name):
     corpus = make(tmp_path / "made", [["a dog"], ["a dog", "a cat"]])

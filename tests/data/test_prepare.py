@@ -591,25 +591,6 @@ def test_too_little_memory_in_a_thread_is_an_error_at_once_and_ends_the_threads(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
-def test_progress_counts_every_row_once(tmp_path, images):
-    from contextlib import contextmanager
-
-    seen = []
-
-    @contextmanager
-    def track(label, *, total, unit):
-        seen.append((label, total, unit))
-        yield seen.append
-
-    (images / "zero.jpg").touch()
-    (tmp_path / "dataset.json").write_text(
-        json.dumps({"images": [entry("a.jpg"), entry("zero.jpg"), entry("ü.png", "val")]})
-    )
-    source = manifest.choose_manifest(manifest.DataChoice(karpathy=tmp_path / "dataset.json", images=[images]))
-    prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1, on_error="skip"), track=track)
-    assert seen == [("prepare", 3, "images"), 1, 1, 1]
-
-
 # The command
 
 

@@ -510,16 +510,6 @@ def test_inspect_shows_a_pool_in_its_own_words(beside):
     assert (facts["captions per image"]["pool"], facts["words per text"]["pool"]) == ("", "2")
 
 
-def test_the_document_of_inspect_marks_pools_alone(beside):
-    splits = json.loads(run("inspect", beside, "--json").stdout)["splits"]
-    assert {name: split.get("is_pool") for name, split in splits.items()} == {
-        "train": None,
-        "val": None,
-        "test": None,
-        "pool": True,
-    }
-
-
 def test_splits_that_are_read_as_one_or_measured_are_captioned_ones(beside, tmp_path, photos, queries):
     assert all_splits(beside) == "train+val+test"
     assert split_to_measure(beside, "train+val+test") == "train"

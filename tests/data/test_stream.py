@@ -101,14 +101,6 @@ def test_a_resumed_stream_does_not_open_the_shards_before_its_step(tars):
     assert captions_of(resumed, range(6, 8)) == expected
 
 
-def test_the_window_and_the_batch_of_a_trial_are_read_once(tars):
-    stream = stream_of(tars)
-    expected = captions_of(stream_of(tars), range(8))
-    assert [sample.captions[0] for sample in stream.first_batch()] == expected[0]
-    assert {sample.captions[0] for sample in stream.first_window()} == set(joined(expected[:3]))
-    assert captions_of(stream, range(8)) == expected
-
-
 def test_no_thread_is_left(tars):
     captions_of(stream_of(tars), range(2))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("stream")]

@@ -179,14 +179,6 @@ def test_the_first_images_are_read_from_the_features_of_the_whole_split(kept, ro
         assert torch.equal(states.mask, expected.mask)
 
 
-def test_fewer_images_are_read_from_the_features_of_more(tmp_path, corpus, pair, monkeypatch):
-    more = open_or_build(tmp_path, corpus.subset(17), pair)
-    monkeypatch.setattr(features, "_build", None)
-    found = open_or_build(tmp_path, corpus.subset(5), pair)
-    assert (found.folder, found.corpus.num_images) == (more.folder, 5)
-    assert torch.equal(found.images([4]).tokens, more.images([4]).tokens)
-
-
 def runs_of(monkeypatch, pair):
     """Counts the images and captions that the encoders of a kind of model are run on."""
     counts = {"image_features": 0, "text_features": 0}

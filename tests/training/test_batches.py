@@ -112,18 +112,6 @@ def test_the_hardest_of_the_drawn_are_kept_hardest_first(corpus, drawn, known):
         assert (batch.teacher_RC[b, 1:].diff() <= 0).all()
 
 
-def test_the_released_order_is_the_sorted_best_of_the_row(corpus, drawn):
-    batch = list_batches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
-    expected = batch.teacher_RC.sort(dim=1, descending=True).values
-    # The five best of positive and drawn: the positive in its place among the four hardest, or the fifth hardest in its
-    # stead.
-    positive_is_in = batch.teacher_RC[:, 0] >= batch.teacher_RC[:, -1]
-    assert positive_is_in.any()
-    assert torch.equal(batch.official_teacher_RC[positive_is_in], expected[positive_is_in])
-    others = ~positive_is_in
-    assert torch.equal(batch.official_teacher_RC[others, :4], batch.teacher_RC[others, 1:])
-
-
 def test_directions_alternate_or_are_the_one_that_is_set(corpus, drawn, known):
     config = BatchConfig(size=6, random_negatives=9, hard_negatives=4, directions=("image",))
     image_BN, text_BN = known(list_batches(CorpusSource(corpus, Named()), config, 0, drawn)[0])
@@ -370,12 +358,3 @@ def test_a_training_takes_duplicate_bits_from_its_recipe_in_micro_batches_too(cl
         settings = load_recipe("demo-dual-alone", ["batch.size=6", *sets])
         marked.append(recipe_batches(CorpusSource(clones, Named()), settings, None, plan)[0].same_RC.sum())
     assert marked == [0, 2]
-
-
-def test_a_batch_larger_than_the_split_is_the_whole_split(corpus):
-    all_of_it, larger = (pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=n), 0, None) for n in (32, 33))
-    assert (all_of_it.pairs.adapted, larger.pairs.adapted) == ({}, {"batch.size": 32})
-    assert larger.pairs.batches_per_epoch == 1
-    for step in range(3):
-        assert larger.pairs.of_step(step).image_RC.ravel().tolist() == list(range(32))
-        np.testing.assert_array_equal(all_of_it.pairs.of_step(step).text_RC, larger.pairs.of_step(step).text_RC)

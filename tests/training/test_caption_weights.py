@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny import make_corpus, model_contents
-from training_steps import distill
+from training_steps import KilledError, distill, killed_after
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, prepare_corpus
@@ -79,15 +78,6 @@ def test_an_epoch_of_lists_has_each_caption_as_often_as_its_weight_says(corpus):
     assert epochs.mean(axis=0) == pytest.approx(WEIGHTS, abs=0.06)
 
 
-@pytest.mark.parametrize(("make", "config"), [(AllPairs, ALL_PAIRS), (CandidateLists, LISTS)])
-def test_draws_depend_on_the_step_alone_and_not_on_the_unit_of_weights(corpus, make, config):
-    pairs = pairs_of(make, weighted(corpus), config)
-    forward = [pairs.of_step(step).text_RC.tolist() for step in range(30)]
-    assert [pairs_of(make, corpus, config).of_step(step).text_RC.tolist() for step in range(30)] == forward
-    again = pairs_of(make, weighted(corpus, 4 * WEIGHTS), config)
-    assert [again.of_step(step).text_RC.tolist() for step in range(30)] == forward
-
-
 @pytest.mark.parametrize("weights", [np.array([1e9, 1e-9, 1e-9, 1, 1e-300, 1, 5e8, 5e8]), np.full(8, 1e-320)])
 @pytest.mark.parametrize(("make", "config"), [(AllPairs, ALL_PAIRS), (CandidateLists, LISTS)])
 def test_weights_of_any_size_draw_captions_of_the_image(corpus, make, config, weights):
@@ -126,21 +116,12 @@ def folder(tmp_path_factory) -> Path:
     return folder / "data"
 
 
-@contextmanager
-def stopping(**counts):
-    def on_step(done, values):
-        if done == 8:
-            raise KeyboardInterrupt
-
-    yield on_step
-
-
 @pytest.mark.parametrize("kind", TERMS)
 def test_a_resumed_training_on_weights_equals_an_uninterrupted_one(folder, tmp_path, kind):
     train, sets = Corpus.open(folder, "train"), [*DUAL, *TERMS[kind]]
     whole = distill(train, tmp_path / "whole", *sets)
-    with suppress(KeyboardInterrupt):
-        distill(train, tmp_path / "parts", *sets, watch=stopping)
+    with pytest.raises(KilledError):
+        distill(train, tmp_path / "parts", *sets, watch=killed_after(8))
     parts = distill(train, tmp_path / "parts", *sets, resume=True)
     assert model_contents(parts.model_folder) == model_contents(whole.model_folder)
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from batches import recipe_batches
 from duals import save_dual
-from encoders import VISION, make_pair
+from encoders import make_pair
 from forks import run_forked
 from made_caches import build_cache
 from open_inputs import OpenInputs
@@ -211,15 +211,6 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_micro_batch(inpu
     assert len(set(drawn)) == 3
 
 
-def test_half_precision_and_its_scale_go_with_micro_batches(inputs, tmp_path):
-    for precision in ("bfloat16", "float16"):
-        compute = Compute(precision=precision)
-        whole_run = trained(inputs, "dual all pairs", tmp_path / f"{precision}-1", compute=compute)
-        two = trained(inputs, "dual all pairs", tmp_path / f"{precision}-2", compute=compute, micro_batches=2)
-        assert whole_run.metrics()[0]["loss"] == pytest.approx(two.metrics()[0]["loss"], rel=0.02)
-        assert whole_run.metrics()[-1]["loss"] == pytest.approx(two.metrics()[-1]["loss"], rel=0.05)
-
-
 def test_what_cannot_be_split_is_refused(inputs, tmp_path):
     with pytest.raises(
         ConfigError,
@@ -267,41 +258,6 @@ def test_a_run_on_several_threads_repeats_to_the_bit(inputs, run_on_two_threads,
     losses = [[line["loss"] for line in run.metrics()] for run in runs]
     assert len(losses[0]) == 2
     assert losses[0] == losses[1]
-
-
-class Saved:
-    """A tensor kept for the gradient; `size` counts the numbers of all."""
-
-    size = 0
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        Saved.size += tensor.numel()
-
-
-@pytest.mark.parametrize("vision", VISION)
-def test_a_co_attention_network_computes_its_activations_again(corpus, vision, tmp_path):
-    scorer = make_pair(corpus.captions, tmp_path, vision=vision, dropout=0.1).train()
-    images = scorer.preprocess.images(corpus.images([0, 1]))
-    texts = scorer.preprocess.texts(corpus.captions[:3])
-    pairs = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 2])
-    results = []
-    for is_on in (False, True):
-        if is_on:
-            scorer.checkpoint_activations()
-        scorer.zero_grad()
-        torch.manual_seed(3)
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Saved(tensor), lambda saved: saved.tensor):
-            Saved.size = 0
-            logits = scorer(images, texts, *pairs)
-        logits.sum().backward()
-        results.append(
-            (logits.detach(), [p.grad.clone() for p in scorer.parameters() if p.grad is not None], Saved.size)
-        )
-    (logits, gradients, stored), (logits_again, gradients_again, stored_again) = results
-    assert torch.equal(logits, logits_again)
-    assert all(torch.equal(*both) for both in zip(gradients, gradients_again, strict=True))
-    assert stored_again < 0.8 * stored
 
 
 SCRIPT = """

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from paths import DOCS
 from safetensors.torch import load_file
 from tiny import make_teacher, make_wide_dual, model_contents
 from torch.testing import assert_close
-from training_steps import distill
+from training_steps import KilledError, distill, killed_after
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -200,19 +198,6 @@ def trained(corpus: Any, dual: Any, folder: Path, table: str = ALL, *, caches: A
     return training.train_model(job, OpenInputs(corpus, caches, None, [dual]), options=TrainingOptions(), **options)
 
 
-class KilledError(Exception):
-    """What ends a training in the middle."""
-
-
-@contextmanager
-def killed_after_five(**counts: Any) -> Iterator[Any]:
-    def on_step(done: int, values: Any) -> None:
-        if done == 5:
-            raise KilledError
-
-    yield on_step
-
-
 def test_a_training_learns_from_vectors_and_leaves_no_projection_in_the_model(corpus, dual, tmp_path):
     run = trained(corpus, dual, tmp_path / "run")
     first, *_, last = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -229,7 +214,7 @@ def test_a_training_learns_from_vectors_and_leaves_no_projection_in_the_model(co
 def test_a_killed_training_resumes_with_its_projection_to_the_same_weights(corpus, dual, tmp_path):
     whole = trained(corpus, dual, tmp_path / "whole")
     with pytest.raises(KilledError):
-        trained(corpus, dual, tmp_path / "killed", watch=killed_after_five)
+        trained(corpus, dual, tmp_path / "killed", watch=killed_after(5))
     weights = load_file(tmp_path / "killed" / "checkpoints" / "step-4" / "weights.safetensors")
     assert weights["projection.weight"].shape == (8, 5)
     assert not torch.equal(weights["projection.weight"], torch.eye(8, 5))

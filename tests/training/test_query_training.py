@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from made_caches import build_cache
 from open_inputs import OpenInputs
 from tiny import make_teacher, make_wide_dual, model_contents
 from torch.testing import assert_close
+from training_steps import KilledError, killed_after
 
 from dcdctl.core import models, training
 from dcdctl.core.errors import ConfigError, DcdError
@@ -173,24 +174,6 @@ def test_the_loss_is_that_of_plain_loops(folders, kind, sets):
                     of_tokens = [1 - float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in pairs]
                 losses.append(np.mean(of_tokens))
     assert float(found) == pytest.approx(np.mean(losses), rel=1e-4)
-
-
-class KilledError(Exception):
-    """What ends a training in the middle."""
-
-
-def killed_after(steps: int) -> Callable[..., Any]:
-    from contextlib import contextmanager
-
-    @contextmanager
-    def watch(**counts: Any) -> Any:
-        def on_step(done: int, values: Any) -> None:
-            if done == steps:
-                raise KilledError
-
-        yield on_step
-
-    return watch
 
 
 @pytest.mark.usefixtures("small_windows")

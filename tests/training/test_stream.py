@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 from shards import rows_of, stream_of, tar_of, with_bad_rows, write_shards
 from tiny import make_models, make_pool, make_wide_dual
 from torch.nn import functional
-from training_steps import DUAL
+from training_steps import DUAL, KilledError, killed_after
 
 from dcdctl.core import models, training, verify
 from dcdctl.core.data import decode_image
@@ -70,24 +69,6 @@ def weights(trained):
 def assert_equal_weights(one, other):
     assert weights(one).keys() == weights(other).keys()
     assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
-
-
-class KilledError(Exception):
-    """What a test raises in place of a kill."""
-
-
-def killed_after(num_steps):
-    """A watcher that ends a training after so many steps."""
-
-    @contextmanager
-    def watch(*, total, done, **_):
-        def on_step(step, values):
-            if step == num_steps:
-                raise KilledError
-
-        yield on_step
-
-    return watch
 
 
 @pytest.fixture(scope="module")
