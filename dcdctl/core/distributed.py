@@ -139,11 +139,11 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         has_gradient = torch.tensor(
             [float(parameter.grad is not None) for parameter in bucket], device=bucket[0].device
         )
-        flat = [
-            torch.zeros_like(parameter).flatten() if parameter.grad is None else parameter.grad.flatten()
-            for parameter in bucket
-        ]
-        summed = all_sum(torch.cat([has_gradient, *(gradient.float() for gradient in flat)]))
+        flat = []
+        for parameter in bucket:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            flat.append(gradient.flatten().float())
+        summed = all_sum(torch.cat([has_gradient, *flat]))
         pieces = summed[len(bucket) :].split([parameter.numel() for parameter in bucket])
         for parameter, num_owners, piece in zip(bucket, summed[: len(bucket)].tolist(), pieces, strict=True):
             # A copy, because a view would keep the whole bucket in memory.

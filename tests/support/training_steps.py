@@ -183,8 +183,6 @@ def make_student(inputs: OpenInputs, kind: str, starts: Path) -> Student:
     return model, recipe
 
 
-
-
 class WithoutAutocast(Compute):
     """Compute settings for devices that have no autocast."""
 
