@@ -257,8 +257,6 @@ def main() -> None:
         link = args.work / (f"{name}.json" if name == "karpathy" else name)
         if path is not None and not link.is_symlink():
             link.symlink_to(path.resolve())
-    if args.plan == "fair" and args.karpathy is not None:
-        evidence_fair.write_choosing_split(args.karpathy, args.work / "choosing.json")
     if args.plan == "pools" and args.karpathy is not None:
         evidence_pools.write_inputs(args.karpathy, args.images, args.work)
     if args.plan == "clip-scenes" and not args.tables_only:

@@ -38,7 +38,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
 import gpu_parts as parts
 import gpu_students as students
 from gpu_machine import COLUMNS, Machine, Row

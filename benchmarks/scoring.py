@@ -17,7 +17,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -170,7 +169,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for _ in range(options.repeats):
         for variant, (work, _) in variants.items():
-            seconds[variant].append(timed(work, device))
+            seconds[variant].append(devices.timed(work, device)[0])
     giga = {variant: count_flops(work) / 2 / GIGA / count for variant, (work, count) in variants.items()}
     rates = {variant: count / statistics.median(seconds[variant]) for variant, (_, count) in variants.items()}
     difference = (scores["factorized"][: options.plain_pairs] - scores["plain"]).abs().max().item()
@@ -212,14 +211,6 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":
