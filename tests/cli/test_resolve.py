@@ -1,5 +1,7 @@
-"""Every command checks what it was given before it opens weights: for each option that can be wrong, one line. The models
-here have no weights, so a command that opened them first would say that."""
+"""Every command checks what it was given before it opens weights: for each option that can be wrong, one line.
+
+The models here have no weights, so a command that opened them first would say that.
+"""
 
 from __future__ import annotations
 
