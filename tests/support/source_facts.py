@@ -50,9 +50,8 @@ def facts_of(tree: ast.Module, name: str = "") -> SourceFacts:
                 facts.attributes.add((node.value.id, node.attr))
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             facts.imports |= _names(node, name)
-        elif isinstance(node, ast.Call):
-            if called := _dotted(node.func):
-                facts.calls.add(called)
+        elif isinstance(node, ast.Call) and (called := _dotted(node.func)):
+            facts.calls.add(called)
     for node in tree.body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             facts.top_imports |= _names(node, name)
