@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dcdctl.core.models import ImageBatch, States, TextBatch
+from dcdctl.core.models import DualEncoder, ImageBatch, States, TextBatch
 
 OWNER = [0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8, 8, 8, 9]
 """The image of each caption."""
@@ -78,6 +78,7 @@ class TableFusion(nn.Module):
         return self.table_IT[image_P, text_P]
 
 
+@DualEncoder.register
 class TableDual(nn.Module):
     kind = "dual"
     encoders = None

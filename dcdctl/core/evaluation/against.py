@@ -17,7 +17,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import agreement, rankers
 from dcdctl.core.evaluation.agreement import Agreements, Lookup
 from dcdctl.core.evaluation.rankers import RankingTask
-from dcdctl.core.models import Model
+from dcdctl.core.models import DualEncoder, Model
 from dcdctl.core.progress import Track
 from dcdctl.core.teacher import TeacherScores, embedded_teachers, read_cache
 
@@ -51,7 +51,7 @@ def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track) -> Ag
         cache = read_cache(Path(ref), corpus=corpus)
         return Against(name=ref, fingerprint=cache.plan["teacher"], teacher=cache)
     model = models.load(ref, track=track)
-    if model.kind == "fusion":
+    if not isinstance(model, DualEncoder) and not model.keeps_states:
         raise _no_order(ref)
     embedded = embedded_teachers([(ref, model)], corpus, compute)
     embedded.embed(track)
@@ -67,7 +67,7 @@ def compare_with(teacher: TeacherScores, ours: Lookup, corpus: Corpus) -> Agreem
     """The agreement of a model's scores with a teacher's."""
     pairs = teacher.scored_pairs
     lists = {} if pairs is None else agreement.scored_lists(*pairs, corpus)
-    return agreement.agree(ours, teacher.lookup, corpus, "cached" if lists else "all", lists)
+    return agreement.agree(ours, teacher.lookup, corpus, over="cached" if lists else "all", lists=lists)
 
 
 def _no_order(ref: str) -> ModelError:

@@ -260,7 +260,7 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     if plan.reranker is not None and plan.against is None:
         folders[CASCADE] = folders[DISTILLED]
     folders[TEACHER] = []  # it is timed, and not evaluated
-    rows = report.read_rows(folders, timed_in, is_pool=plan.corpus.is_pool)
+    rows = report.read_rows(folders, timed_in, by_agreement=plan.against is not None)
     baselines = [variant.name for variant in plan.variants if variant.name != DISTILLED]
     contrasts = [
         *((DISTILLED, name) for name in baselines or [ZERO_SHOT]),
