@@ -72,14 +72,25 @@ class StudyArguments(options.Training):
         )
 
 
-def study(arguments: StudyArguments, sets: options.Sets = None, json: options.Json = False) -> None:
+# Not the option of other trainings, because the data must be there.
+DryRun = Annotated[
+    bool, options.writes("--dry-run", "Show what the study would train and measure, then stop. It writes nothing.")
+]
+
+
+def study(
+    arguments: StudyArguments, sets: options.Sets = None, dry_run: DryRun = False, json: options.Json = False
+) -> None:
     """Find out whether a teacher pays on your data. It compares zero-shot, fine-tuned, distilled and cascade in one
     report."""
     options.check_overrides(arguments.recipe, arguments.with_encoders(sets))
     from dcdctl.cli.views.training import view as watch
-    from dcdctl.core.study import StudyView, run_study
+    from dcdctl.core.study import StudyView, preview_study, run_study
 
     job = arguments.request(sets)
+    if dry_run:
+        preview = preview_study(job, bar)
+        return show_json(preview.to_json()) if json else show("\n".join(preview.lines()))
     view = StudyView(
         announce=note, say=note, track=bar, watch=watch, on_estimate=show_estimate, on_workload=show_workload
     )

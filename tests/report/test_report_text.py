@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 
@@ -135,3 +136,24 @@ def test_the_document_is_what_was_measured(found):
         1000,
     )
     assert "p_value" not in rows["dual-alone"]
+
+
+def test_csv_read_back_is_the_document_and_what_was_not_measured_is_empty(found, tmp_path):
+    write.write_csv(tmp_path / "report.csv", found)
+    with (tmp_path / "report.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    documents = write.report_document(found)["models"]
+    assert len(rows) == len(documents)
+    for row, document in zip(rows, documents, strict=True):
+        assert {name: cell for name, cell in row.items() if cell} == {
+            name: str(value) for name, value in document.items() if value is not None
+        }
+    assert {row["model"]: row["p_value"] for row in rows}["dual-alone"] == ""
+
+
+def test_csv_keeps_a_folder_name_with_any_sign(split, tmp_path):
+    folder = write_evaluation(tmp_path / "a\rb", split, scores_of(split, 1))
+    write.write_csv(tmp_path / "report.csv", report.read_report([folder]))
+    with (tmp_path / "report.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert row["folder"] == str(folder)

@@ -20,7 +20,7 @@ from duals import save_dual
 from encoders import save_text, save_vision
 from families import late
 from speed_ups import check_speed_ups
-from tiny import make_pool, make_teacher
+from tiny import contents, make_pool, make_teacher
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -633,6 +633,42 @@ def words(stage: Stage, out: Path) -> list[object]:
         out,
     ]
     return [*given, "--seeds", "0,1", "--depth", 3, "--device", "cpu", "--precision", "fp32"]
+
+
+def test_a_dry_run_shows_every_step_and_how_much_is_trained_and_writes_nothing(stage: Stage, tmp_path: Path):
+    out = tmp_path / "study"
+    result = run_cli(*words(stage, out), "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    *steps, trained, measured = result.stdout.splitlines()
+    of_seed = ["fine-tuned", "fine-tuned, random batches", "scores of fine-tuned", "taught by itself", "distilled"]
+    names = ["zero-shot", f"scores of {stage.folder / 'teacher'}"]
+    for seed in (0, 1):
+        names += [f"{name}, seed {seed}" for name in (*of_seed, "cascade")]
+    names.append("time per query")
+    assert [line.partition(":")[0] for line in steps] == [f"{at}/15 {name}" for at, name in enumerate(names, start=1)]
+    assert (trained, measured) == ("8 trainings of 3 steps, 24 in all", "11 evaluations, 3 caches of scores")
+    assert not out.exists()
+
+
+def test_a_dry_run_of_a_finished_study_says_so_and_is_json_too(stage: Stage, finished: Path):
+    before = contents(finished)
+    found = json.loads(run_cli(*words(stage, finished), "--dry-run", "--json").stdout)
+    assert len(found["parts"]) == 15
+    assert all(part["finished"] for part in found["parts"])
+    assert {name: found[name] for name in ("trainings", "steps_per_training", "evaluations", "caches")} == {
+        "trainings": 8,
+        "steps_per_training": 3,
+        "evaluations": 11,
+        "caches": 3,
+    }
+    assert contents(finished) == before
+
+
+def test_a_dry_run_raises_what_the_study_would(stage: Stage, tmp_path: Path):
+    sets = ("--set", "validation.every=1", "--set", "validation.split=absent")
+    result = run_cli(*words(stage, tmp_path / "study"), "--dry-run", *sets)
+    assert result.exit_code == 1
+    assert "no split 'absent'" in result.stderr
 
 
 def test_the_command_prints_the_study_and_its_verdict(stage: Stage, finished: Path):

@@ -83,8 +83,18 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
                 advance(1)
             num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     # After the folder has its name, so that it stays if the push fails.
-    page = job.push_to and hub.push_folder(job.out, job.push_to, track)
-    return Exported(job.out, target.name, model.kind, num_bytes, checks, samples.source, page)
+    page = None
+    if job.push_to is not None:
+        page = hub.push_folder(job.out, job.push_to, track, private=job.private)
+    return Exported(
+        folder=job.out,
+        to=target.name,
+        kind=model.kind,
+        num_bytes=num_bytes,
+        checks=checks,
+        checked_on=samples.source,
+        page=page,
+    )
 
 
 def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
@@ -100,6 +110,8 @@ def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
     if job.push_to is not None:
         # Before the model is loaded: a missing token should not cost an export.
         hub.check(job.push_to)
+    elif not job.private:
+        raise ConfigError("--public is for a repository of the Hub, and none is named", hint="add --push-to-hub")
     target.require()
     overrides = models.parse_overrides(job.model_sets)
     if models.check_ref(job.ref, overrides, kind="any") == "query":

@@ -30,6 +30,8 @@ class ExportJob:
     """License of the weights, by its name on the Hub: apache-2.0."""
     push_to: str | None = None
     """The repository to push to, OWNER/NAME."""
+    private: bool = True
+    """Whether only its owner sees the repository: a model may have been trained on private photos."""
     model_sets: tuple[str, ...] = ()
 
     @property

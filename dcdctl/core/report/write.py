@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import shlex
 from pathlib import Path
@@ -110,6 +112,17 @@ def write_markdown(path: Path, report: Report) -> None:
     all_tables = map(_markdown_table, tables.result_tables(report))
     lines = ["# Report", "", *map(_plain, headline(report)), "", *facts, "", *all_tables, *commands]
     files.write_text(path, "\n".join(lines).rstrip("\n") + "\n")
+
+
+def write_csv(path: Path, report: Report) -> None:
+    """Write the numbers of `report_document`, unrounded, as CSV: a row per model; what was not measured is empty."""
+    rows = [_row(model) for model in report.models]
+    stream = io.StringIO()
+    # Lines end with \r\n, the csv module's default: with another end it would not quote a \r in a folder's name.
+    writer = csv.DictWriter(stream, dict.fromkeys(name for row in rows for name in row))
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, stream.getvalue())
 
 
 def report_document(report: Report) -> dict[str, object]:

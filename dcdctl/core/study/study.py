@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 from dcdctl.core import artifacts, evaluation, locks, models, report, training
 from dcdctl.core.bench import ModelPair, compare_saved, read_times
@@ -27,7 +28,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import as_user_error
 from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, SavedEvaluation
 from dcdctl.core.places import shown
-from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
+from dcdctl.core.progress import Say, Track, Watch, counted, silent, unsaid
 from dcdctl.core.report import CASCADE, DISTILLED, TEACHER, ZERO_SHOT, Study
 from dcdctl.core.scoring import Workload
 from dcdctl.core.study.plan import (
@@ -43,7 +44,7 @@ from dcdctl.core.study.plan import (
     resolve,
 )
 from dcdctl.core.teacher import CACHE, CacheCost, cache_scores
-from dcdctl.core.training import Run
+from dcdctl.core.training import Preview, Recipe, Run
 
 RESULT_FILE, PAGE_FILE = "study.json", "report.html"
 
@@ -69,10 +70,59 @@ class Step:
     """A step of a study."""
 
     name: str
+    makes: Literal["scores", "a training", "an evaluation", "times"]
+    """What it is for; a training is evaluated too."""
     folder: Path
     is_done: Callable[[], bool]
     run: Callable[[StudyView], str | None]
     """Returns a line on what could not be done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPreview:
+    """What a study would do."""
+
+    steps: tuple[tuple[Step, bool], ...]
+    """Each with whether it is done."""
+    recipe: Recipe
+    steps_per_training: int | None
+    """Optimizer steps; None if they are not known before a cache is made."""
+
+    def count(self, *kinds: str) -> int:
+        return sum(step.makes in kinds for step, _ in self.steps)
+
+    def lines(self) -> Iterator[str]:
+        """The steps in their order, then how much of what they are."""
+        for number, (step, is_done) in enumerate(self.steps, start=1):
+            yield _in_words(step, number, len(self.steps), is_done=is_done)
+        trainings, each = self.count("a training"), f"{self.recipe.optimizer.epochs:g} epochs"
+        if self.steps_per_training is not None:
+            each = f"{counted(self.steps_per_training, 'steps')}, {trainings * self.steps_per_training:,} in all"
+        yield f"{counted(trainings, 'trainings')} of {each}"
+        evaluations, caches = self.count("a training", "an evaluation"), self.count("scores")
+        yield f"{counted(evaluations, 'evaluations')}, {counted(caches, 'caches')} of scores"
+
+    def to_json(self) -> dict[str, Any]:
+        parts = [{"name": step.name, "folder": str(step.folder), "finished": is_done} for step, is_done in self.steps]
+        return {
+            "trainings": self.count("a training"),
+            "steps_per_training": self.steps_per_training,
+            "evaluations": self.count("a training", "an evaluation"),
+            "caches": self.count("scores"),
+            "parts": parts,
+        }
+
+
+def preview_study(job: StudyJob, track: Track = silent) -> StudyPreview:
+    """What `run_study` would do. Opens the files that need no model, and writes nothing; raises what it raises before
+    the first step."""
+    plan = resolve(job)
+    first = _preview_training(plan, track)
+    return StudyPreview(
+        steps=tuple((step, step.is_done()) for step in make_steps(plan)),
+        recipe=plan.recipe,
+        steps_per_training=plan.recipe.optimizer.steps if first is None else first.num_steps,
+    )
 
 
 def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
@@ -83,7 +133,7 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
     """
     plan = resolve(job)
     # Before the teacher scores for hours: the batch is not larger than the split, and the validation split is there.
-    _preview_training(plan, view)
+    _preview_training(plan, view.track)
     with locks.lock(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
         # Before the first result, so that a study that is interrupted is known by its settings.
@@ -91,7 +141,7 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
         left_out, steps = [], make_steps(plan)
         for number, step in enumerate(steps, start=1):
             is_done = step.is_done()
-            view.announce(f"{number}/{len(steps)} {step.name}: {step.folder}{' (finished before)' if is_done else ''}")
+            view.announce(_in_words(step, number, len(steps), is_done=is_done))
             if not is_done and (line := step.run(view)) is not None:
                 left_out.append(line)
         study = _read(plan, left_out)
@@ -100,24 +150,27 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
     return study
 
 
-def _preview_training(plan: StudyPlan, view: StudyView) -> None:
+def _in_words(step: Step, number: int, num_steps: int, *, is_done: bool) -> str:
+    done = " (finished before)" if is_done else ""
+    return f"{number}/{num_steps} {step.name}: {step.folder}{done}"
+
+
+def _preview_training(plan: StudyPlan, track: Track) -> Preview | None:
     """What the first training that needs no cache does, if there is one: it opens all files that do not depend on a
     teacher."""
     variant = next((variant for variant in plan.variants if not variant.caches), None)
-    if variant is not None:
-        training.preview(
-            plan.training_job(variant, plan.job.seeds[0]),
-            plan.inputs(variant, plan.job.seeds[0]),
-            plan.job.training,
-            view.track,
-        )
+    if variant is None:
+        return None
+    seed = plan.job.seeds[0]
+    return training.preview(plan.training_job(variant, seed), plan.inputs(variant, seed), plan.job.training, track)
 
 
 def make_steps(plan: StudyPlan) -> list[Step]:
     """All steps in order. What they write is looked at when they are asked whether they are done."""
     steps = []
     for folder, ref in plan.caches.items():
-        name = f"scores of {ref}{f' for {plan.job.split}' if folder.name == AGAINST else ''}"
+        split = f" for {plan.job.split}" if folder.name == AGAINST else ""
+        name = f"scores of {ref}{split}"
         steps.append(_scores_step(plan, name, ref, folder))
     # After the scores that the start is compared with, if there are any.
     if (start := plan.recipe.model.start) != "new":
@@ -126,27 +179,47 @@ def make_steps(plan: StudyPlan) -> list[Step]:
         if variant.name == ITSELF and plan.reranker is not None:
             ref = str(plan.run_folder(FINE_TUNED, seed))
             steps.append(_scores_step(plan, f"scores of {FINE_TUNED}, seed {seed}", ref, plan.own_cache(seed)))
-        name, is_done = f"{variant.name}, seed {seed}", partial(_is_evaluated, plan, folder)
-        steps.append(Step(name=name, folder=folder, is_done=is_done, run=partial(_train, plan, variant, seed)))
+        steps.append(
+            Step(
+                name=f"{variant.name}, seed {seed}",
+                makes="a training",
+                folder=folder,
+                is_done=partial(_is_evaluated, plan, folder),
+                run=partial(_train, plan, variant, seed),
+            )
+        )
         if variant.name == DISTILLED and plan.reranker is not None and plan.against is None:
             steps.append(_cascade_step(plan, seed, folder))
     # Last, because it times a model that an earlier step has trained.
     timed = plan.run_folder(DISTILLED, plan.job.seeds[0])
-    is_done = partial(_is_timed, plan, timed)
-    return [*steps, Step(name="time per query", folder=timed, is_done=is_done, run=partial(_time, plan, timed))]
+    steps.append(
+        Step(
+            name="time per query",
+            makes="times",
+            folder=timed,
+            is_done=partial(_is_timed, plan, timed),
+            run=partial(_time, plan, timed),
+        )
+    )
+    return steps
 
 
 def _scores_step(plan: StudyPlan, name: str, ref: str, folder: Path) -> Step:
     is_scored = (folder / CACHE.seal_file).exists
-    return Step(name=name, folder=folder, is_done=is_scored, run=partial(_score, plan, ref, folder))
+    return Step(name=name, makes="scores", folder=folder, is_done=is_scored, run=partial(_score, plan, ref, folder))
 
 
 def _start_step(plan: StudyPlan, ref: str) -> Step:
     """The evaluation of the start."""
     folder = plan.job.out / "evaluations" / ZERO_SHOT
     job = EvalJob(model=ref, data=plan.job.data, split=plan.job.split, against=plan.against)
-    is_done = partial(_is_evaluated, plan, folder)
-    return Step(name=ZERO_SHOT, folder=folder, is_done=is_done, run=partial(_evaluate, plan, job, folder))
+    return Step(
+        name=ZERO_SHOT,
+        makes="an evaluation",
+        folder=folder,
+        is_done=partial(_is_evaluated, plan, folder),
+        run=partial(_evaluate, plan, job, folder),
+    )
 
 
 def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
@@ -162,6 +235,7 @@ def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
     )
     return Step(
         name=f"{CASCADE}, seed {seed}",
+        makes="an evaluation",
         folder=folder,
         is_done=partial(_is_evaluated, plan, folder, is_cascade=True),
         run=partial(_evaluate, plan, cascade, None),

@@ -1,4 +1,5 @@
 from .checkpoints import check_best, seals_of
+from .coverage import Preview
 from .inputs import InputRefs
 from .loop import TrainingOptions
 from .losses.table import LossConfig
@@ -30,6 +31,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Preview",
     "Recipe",
     "RecipeEntry",
     "Run",
