@@ -14,6 +14,7 @@ from dcdctl.core.bench.config import BenchConfig
 from dcdctl.core.bench.timer import Quantity, Repeats
 from dcdctl.core.config import build_document, to_table
 from dcdctl.core.errors import InputError
+from dcdctl.core.progress import counted
 
 Interval = tuple[float, float]
 MAKE_AGAIN = "run `dcdctl bench` again"
@@ -196,7 +197,8 @@ class Bench:
     def machine_name(self) -> str:
         """Device and number of threads."""
         cpu, device, threads = (self.machine[name] for name in ("cpu", "device", "threads"))
-        return f"{cpu if device == 'cpu' else f'{device} ({cpu})'}, {threads} thread{'' if threads == 1 else 's'}"
+        name = cpu if device == "cpu" else f"{device} ({cpu})"
+        return f"{name}, {counted(threads, 'threads')}"
 
     def to_json(self) -> dict[str, Any]:
         """The contents of bench.json."""
