@@ -36,6 +36,7 @@ def write_corpus_page(path: Path, inspection: CorpusInspection, corpus: Corpus, 
     counts = inspection.splits[corpus.split].captions_by_words
     # Bins below the shortest caption would be empty.
     shortest = next((words for words, count in enumerate(counts) if count), 0)
+    text = "text" if corpus.is_pool else "caption"
     bins = [f"{words}+" if words == MAX_WORDS_COUNTED else str(words) for words in range(shortest, len(counts))]
     html.write(
         path,
@@ -44,8 +45,8 @@ def write_corpus_page(path: Path, inspection: CorpusInspection, corpus: Corpus, 
         facts=corpus_facts(inspection),
         splits=corpus_table(inspection),
         split=corpus.split,
-        is_pool=corpus.is_pool,
-        words=Histogram("words", bins, {"texts" if corpus.is_pool else "captions": counts[shortest:]}),
+        text=text,
+        words=Histogram("words", bins, {f"{text}s": counts[shortest:]}),
         num_images=corpus.num_images,
         cards=[_corpus_card(corpus, image) for image in spread_over(corpus.num_images, NUM_IMAGES)],
     )

@@ -49,7 +49,7 @@ class ModelResults:
 
     @property
     def is_cascade(self) -> bool:
-        return self.result is not None and self.result.protocol.kind == "cascade"
+        return self.result is not None and self.result.protocol.is_cascade
 
     @property
     def gallery_size(self) -> int | None:
@@ -66,7 +66,9 @@ class ModelResults:
         if self.times is None:
             return tuple(depths)
         # Re-ranking a depth takes the same time in a gallery of any size.
-        return tuple(self.times.query_ms + ms - depths[-1] for ms in depths) or (self.times.query_ms,)
+        if not depths:
+            return (self.times.query_ms,)
+        return tuple(self.times.query_ms + ms - depths[-1] for ms in depths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +115,14 @@ class Report:
     def lacks(self) -> dict[str, str]:
         """What was not done, with the command that does it, and the models that lack it."""
         evaluated = [model for model in self.models if model.result is not None]
-        parts = {
-            "not evaluated (dcdctl eval)": [model for model in self.models if model.result is None],
-            # A teacher is timed together with a student, and a cascade by its evaluation.
-            "not timed (dcdctl bench)": [
-                model for model in evaluated if model.times is None and model.role != "teacher" and not model.is_cascade
-            ],
-            "without images (--data DIR)": evaluated if self.corpus is None else [],
+        # A teacher is timed together with a student, and a cascade by its evaluation.
+        own_times = [model for model in evaluated if model.role != "teacher" and not model.is_cascade]
+        labels = {
+            "not evaluated (dcdctl eval)": [model.label for model in self.models if model.result is None],
+            "not timed (dcdctl bench)": [model.label for model in own_times if model.times is None],
+            "without images (--data DIR)": [model.label for model in evaluated] if self.corpus is None else [],
         }
-        return {what: ", ".join(model.label for model in models) for what, models in parts.items() if models}
+        return {what: ", ".join(models) for what, models in labels.items() if models}
 
     @cached_property
     def evaluated(self) -> tuple[ModelResults, ...]:
@@ -138,31 +139,32 @@ def read_report(
     and for `data` that is not their corpus.
     """
     # The teacher and the baseline may be among the runs.
-    folders = list(dict.fromkeys([*([teacher] if teacher else []), *runs, *([baseline] if baseline else [])]))
+    named = (teacher, *runs, baseline)
+    folders = list(dict.fromkeys(folder for folder in named if folder is not None))
     if baseline is None:
         baseline = next((folder for folder in folders if folder != teacher), None)
-    roles: dict[Path, Role] = {
-        folder: "teacher" if folder == teacher else "baseline" if folder == baseline else "student"
-        for folder in folders
-    }
+    roles: dict[Path, Role] = dict.fromkeys(folders, "student")
+    if baseline is not None:
+        roles[baseline] = "baseline"
+    if teacher is not None:
+        roles[teacher] = "teacher"
     # Absolute, because the current folder has no name.
     labels = dict(zip(folders, evaluation.short_names([str(folder.resolve()) for folder in folders]), strict=True))
-    models = [model for folder in folders for model in _models(folder, labels[folder], roles[folder])]
-    trainings = tuple(
-        Training(
-            label=labels[folder],
-            role=roles[folder],
-            folder=folder,
-            facts=Run(folder).facts(),
-            metrics=Run(folder).metrics(),
-        )
-        for folder in folders
-        if (folder / "run.json").exists()
-    )
-    evaluation.check_comparable(
-        [(model.folder, model.result) for model in models if model.result is not None], "report them apart"
-    )
-    report = Report(models=tuple(models), trainings=trainings, corpus=None)
+    models: list[ModelResults] = []
+    trainings = []
+    for folder in folders:
+        models += _models(folder, labels[folder], roles[folder])
+    for folder in folders:
+        if (folder / "run.json").exists():
+            run = Run(folder)
+            trainings.append(
+                Training(
+                    label=labels[folder], role=roles[folder], folder=folder, facts=run.facts(), metrics=run.metrics()
+                )
+            )
+    results = [(model.folder, model.result) for model in models if model.result is not None]
+    evaluation.check_comparable(results, "report them apart")
+    report = Report(models=tuple(models), trainings=tuple(trainings), corpus=None)
     report = replace(report, models=_with_teacher_times(report))
     corpus = None if report.result is None else open_corpus(report.result, data)
     return replace(report, models=_compared(report), corpus=corpus)
@@ -218,7 +220,9 @@ def _with_teacher_times(report: Report) -> tuple[ModelResults, ...]:
 
     def timed(model: ModelResults) -> QueryTimes | None:
         if model is teacher:
-            names = {model.folder, *([] if model.result is None else [Path(model.result.model)])}
+            names = {model.folder}
+            if model.result is not None:
+                names.add(Path(model.result.model))
             return next((times for (name, _), times in first.items() if Path(name) in names), None)
         if (times := model.times) is None:
             return None
@@ -233,12 +237,14 @@ def _compared(report: Report) -> tuple[ModelResults, ...]:
     base = report.of_role("baseline")
     if base is None or base.saved is None:
         return report.models
-    return tuple(
-        model
-        if model is base or model.saved is None
-        else replace(model, comparison=evaluation.compare_ranks([model.saved.table], [base.saved.table]))
-        for model in report.models
-    )
+    compared = []
+    for model in report.models:
+        if model is base or model.saved is None:
+            compared.append(model)
+        else:
+            comparison = evaluation.compare_ranks([model.saved.table], [base.saved.table])
+            compared.append(replace(model, comparison=comparison))
+    return tuple(compared)
 
 
 def open_corpus(result: Evaluation, data: Path | None) -> Corpus | None:
@@ -264,6 +270,11 @@ def teachers_of(inputs: Mapping[str, Any]) -> list[str]:
     >>> teachers_of({"cache": None, "teachers": [{"teacher": "3f"}, {"teacher": "a0"}]})
     ['3f', 'a0']
     """
-    # Caches, and dual teachers that scored the batches or gave their vectors; a list for several.
-    plans = [inputs.get(name) or [] for name in ("cache", "teachers")]
-    return [str(plan["teacher"]) for listed in plans for plan in (listed if isinstance(listed, list) else [listed])]
+    plans = []
+    # Caches, and dual teachers that scored the batches or gave their vectors.
+    for found in (inputs.get("cache"), inputs.get("teachers")):
+        if isinstance(found, list):
+            plans += found
+        elif found:
+            plans.append(found)
+    return [str(plan["teacher"]) for plan in plans]
