@@ -93,7 +93,7 @@ class HowMeasured:
 
     @property
     def is_cascade(self) -> bool:
-        return self.kind == "cascade"
+        return self.depth is not None
 
     @property
     def model_in_words(self) -> str:

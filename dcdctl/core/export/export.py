@@ -24,7 +24,10 @@ from dcdctl.core.export.to_transformers import Transformers
 from dcdctl.core.progress import Track, silent
 
 TARGETS: dict[str, type[Target]] = {
-    target.name: target for target in (Transformers, SentenceTransformers, OpenClip, Onnx)
+    "transformers": Transformers,
+    "sentence-transformers": SentenceTransformers,
+    "open-clip": OpenClip,
+    "onnx": Onnx,
 }
 """The values of `--to`."""
 
@@ -122,9 +125,7 @@ def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
             )
         target = QUERY_TARGETS[job.to]
     if job.out.is_file() or not files.is_vacant(job.out):
-        raise ConfigError(
-            f"{job.out} is {'a file' if job.out.is_file() else 'not empty'}, a new folder is expected",
-            hint="name another folder",
-        )
+        found = "a file" if job.out.is_file() else "not empty"
+        raise ConfigError(f"{job.out} is {found}, a new folder is expected", hint="name another folder")
     files.check_output_folder(job.out)
     return target, overrides

@@ -39,10 +39,10 @@ def push_folder(folder: Path, repo: str, track: Track = silent, *, private: bool
         api.create_repo(repo, private=private, exist_ok=True)
         is_private = bool(api.model_info(repo).private)
         if is_private != private:
-            found, option = ("private", "--private") if is_private else ("public", "--public")
+            found, wanted = ("private", "public") if is_private else ("public", "private")
             raise ConfigError(
-                f"{repo} is there and is {found}, and the export would be {'private' if private else 'public'}",
-                hint=f"add {option}, or change it in the settings of the repository; {again}",
+                f"{repo} is there and is {found}, and the export would be {wanted}",
+                hint=f"add --{found}, or change it in the settings of the repository; {again}",
             )
         with track(f"push to {repo}", total=num_bytes, unit="bytes") as advance, models.without_bars():
             commit: Any = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export by dcdctl")

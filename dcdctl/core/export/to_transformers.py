@@ -133,7 +133,7 @@ class Transformers(Target):
             return embed_in_two_batches(samples, embed_images, embed_texts)
 
     def compare(self, samples: Samples) -> tuple[Check, ...]:
-        if self.model.kind == "dual":
+        if self.has_vectors:
             return super().compare(samples)
         return (compare_logits(score(self.folder, self.model, samples), scores_of(self.model, samples)),)
 
@@ -141,7 +141,7 @@ class Transformers(Target):
         spec, name = self.spec, self.job.name
         model_class, processor_class = _classes(spec)
         classes = {"model_class": model_class, "processor_class": processor_class}
-        if self.model.kind == "fusion":
+        if not self.has_vectors:
             options = "".join(f", {name}={value}" for name, value in spec.options.items())
             logit = f"return model(**batch{options}).{spec.output}.squeeze(-1)"
             if spec.is_two_rows:
