@@ -215,7 +215,7 @@ def test_without_the_weight_of_its_teacher_distillation_is_fine_tuning(stage: St
     shutil.copytree(finished / "cache", tmp_path / "cache")
 
     def weights(name: str) -> torch.Tensor:
-        variant = next(variant for variant in plan.variants if variant.name == name)
+        variant = next(variant for variant in plan.arms if variant.name == name)
         run = training.train_model(plan.training_job(variant, 0), plan.inputs(variant, 0), options=TrainingOptions())
         return models.load(run.folder).network.state_dict()["visual_projection.weight"]
 
@@ -470,7 +470,7 @@ def test_lists_of_the_baseline_have_as_many_negatives_which_no_teacher_chose(sta
         "loss.weight_group=2",
     ]
     plan = resolve(stage.job(tmp_path / "study", sets=sets))
-    baseline, itself, distilled = plan.variants
+    baseline, itself, distilled = plan.arms
     assert itself.sets == distilled.sets
     recipe = load_recipe(stage.recipe, baseline.sets)
     assert (baseline.caches, distilled.caches) == ((), (tmp_path / "study" / "cache",))
@@ -486,7 +486,7 @@ def test_all_runs_have_the_precision_that_the_first_one_chose(stage: Stage, tmp_
     write_document(plan.job.out / SETTINGS_FILE, plan.settings)
     # As on a GPU where bfloat16 is faster.
     in_bf16 = TrainingOptions(compute=Compute(precision="bfloat16"))
-    training.train_model(plan.training_job(plan.variants[0], 0), plan.inputs(plan.variants[0], 0), options=in_bf16)
+    training.train_model(plan.training_job(plan.arms[0], 0), plan.inputs(plan.arms[0], 0), options=in_bf16)
     run_study(job)
     assert Run(tmp_path / "study" / "runs" / "distilled-seed0").facts()["inputs"]["precision"] == "bfloat16"
 

@@ -37,9 +37,9 @@ from dcdctl.core.study.plan import (
     ITSELF,
     RANDOM,
     SETTINGS_FILE,
+    Arm,
     StudyJob,
     StudyPlan,
-    Variant,
     baseline_terms,
     resolve,
 )
@@ -158,11 +158,11 @@ def _in_words(step: Step, number: int, num_steps: int, *, is_done: bool) -> str:
 def _preview_training(plan: StudyPlan, track: Track) -> Preview | None:
     """What the first training that needs no cache does, if there is one: it opens all files that do not depend on a
     teacher."""
-    variant = next((variant for variant in plan.variants if not variant.caches), None)
-    if variant is None:
-        return None
     seed = plan.job.seeds[0]
-    return training.preview(plan.training_job(variant, seed), plan.inputs(variant, seed), plan.job.training, track)
+    for arm in plan.arms:
+        if not arm.caches:
+            return training.preview(plan.training_job(arm, seed), plan.inputs(arm, seed), plan.job.training, track)
+    return None
 
 
 def make_steps(plan: StudyPlan) -> list[Step]:
@@ -175,20 +175,20 @@ def make_steps(plan: StudyPlan) -> list[Step]:
     # After the scores that the start is compared with, if there are any.
     if (start := plan.recipe.model.start) != "new":
         steps.insert(0 if plan.against is None else len(steps), _start_step(plan, start))
-    for variant, seed, folder in plan.runs:
-        if variant.name == ITSELF and plan.reranker is not None:
+    for arm, seed, folder in plan.runs:
+        if arm.name == ITSELF and plan.reranker is not None:
             ref = str(plan.run_folder(FINE_TUNED, seed))
             steps.append(_scores_step(plan, f"scores of {FINE_TUNED}, seed {seed}", ref, plan.own_cache(seed)))
         steps.append(
             Step(
-                name=f"{variant.name}, seed {seed}",
+                name=f"{arm.name}, seed {seed}",
                 makes="a training",
                 folder=folder,
                 is_done=partial(_is_evaluated, plan, folder),
-                run=partial(_train, plan, variant, seed),
+                run=partial(_train, plan, arm, seed),
             )
         )
-        if variant.name == DISTILLED and plan.reranker is not None and plan.against is None:
+        if arm.name == DISTILLED and plan.reranker is not None and plan.against is None:
             steps.append(_cascade_step(plan, seed, folder))
     # Last, because it times a model that an earlier step has trained.
     timed = plan.run_folder(DISTILLED, plan.job.seeds[0])
@@ -246,9 +246,9 @@ def _score(plan: StudyPlan, ref: str, folder: Path, view: StudyView) -> None:
     cache_scores(plan.cache_job(ref, folder), track=view.track, on_estimate=view.on_estimate)
 
 
-def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> None:
+def _train(plan: StudyPlan, arm: Arm, seed: int, view: StudyView) -> None:
     """Train, unless that is finished, and evaluate."""
-    folder = plan.run_folder(variant.name, seed)
+    folder = plan.run_folder(arm.name, seed)
     if not Run(folder).is_finished:
         options = plan.job.training
         # A trial may choose bfloat16. All runs take the choice of the first one, so that no difference comes from the
@@ -257,7 +257,7 @@ def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> Non
         if options.tries_precision and first.folder != folder and first.is_finished:
             compute = replace(options.compute, precision=first.facts()["inputs"]["precision"])
             options = replace(options, compute=compute, tries_precision=False)
-        job, inputs = plan.training_job(variant, seed), plan.inputs(variant, seed)
+        job, inputs = plan.training_job(arm, seed), plan.inputs(arm, seed)
         training.train_model(job, inputs, options=options, track=view.track, watch=view.watch, say=view.say)
     evaluated = EvalJob(model=str(folder), data=plan.job.data, split=plan.job.split, against=plan.against)
     _evaluate(plan, evaluated, None, view)
@@ -279,12 +279,8 @@ def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
     size = plan.corpus.num_images
     pair = ModelPair(teacher=plan.job.teacher, student=str(folder), overrides=overrides, data=job.data, split=job.split)
     try:
-        compare_saved(
-            pair,
-            replace(job.bench, gallery_sizes=(size,), reference_gallery=size),
-            device=scoring.device,
-            track=view.track,
-        )
+        config = replace(job.bench, gallery_sizes=(size,), reference_gallery=size)
+        compare_saved(pair, config, device=scoring.device, track=view.track)
     except Exception as error:
         if (reason := as_user_error(error)) is None:
             raise
@@ -295,9 +291,11 @@ def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
 def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) -> bool:
     """Whether a folder has an evaluation on the split; another one, such as of another split, is made again."""
     if plan.against is not None:
-        found = evaluation.read_pool(folder)
-        basis = plan.corpus.fingerprint, plan.corpus.split, plan.against
-        return found is not None and (*found[0].basis[:2], found[0].agreement.teacher) == basis
+        if (found := evaluation.read_pool(folder)) is None:
+            return False
+        of_pool, _ = found
+        basis = of_pool.corpus_fingerprint, of_pool.split, of_pool.agreement.teacher
+        return basis == (plan.corpus.fingerprint, plan.corpus.split, plan.against)
     names = CASCADE_FILES if is_cascade else MODEL_FILES
     saved = SavedEvaluation.find(folder, names)
     if saved is None or not (folder / names.ranks).exists():
@@ -305,11 +303,10 @@ def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) ->
     numbers = saved.evaluation
     if (numbers.corpus_fingerprint, numbers.split) != (plan.corpus.fingerprint, plan.corpus.split):
         return False
-    return not is_cascade or (numbers.protocol.depth, numbers.reranker, bool(numbers.reranked)) == (
-        plan.job.depth,
-        plan.reranker,
-        True,
-    )
+    if not is_cascade:
+        return True
+    same = (numbers.protocol.depth, numbers.reranker) == (plan.job.depth, plan.reranker)
+    return same and bool(numbers.reranked)
 
 
 def _is_timed(plan: StudyPlan, folder: Path) -> bool:
@@ -323,8 +320,8 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     folders: dict[str, Sequence[Path]] = {}
     if plan.recipe.model.start != "new":
         folders[ZERO_SHOT] = [job.out / "evaluations" / ZERO_SHOT]
-    for variant in plan.variants:
-        folders[variant.name] = [plan.run_folder(variant.name, seed) for seed in job.seeds]
+    for arm in plan.arms:
+        folders[arm.name] = [plan.run_folder(arm.name, seed) for seed in job.seeds]
     timed_in = dict.fromkeys([*folders, TEACHER], folders[DISTILLED][0])
     # A start of more layers than its students is slower, and one of another kind takes other steps: their times are not
     # its own.
@@ -334,8 +331,8 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     if plan.reranker is not None and plan.against is None:
         folders[CASCADE] = folders[DISTILLED]
     folders[TEACHER] = []  # it is timed, and not evaluated
-    rows = report.read_rows(folders, timed_in, by_agreement=plan.against is not None)
-    baselines = [variant.name for variant in plan.variants if variant.name != DISTILLED]
+    rows = report.read_rows(folders, timed_in, by_agreement=plan.is_by_agreement)
+    baselines = [arm.name for arm in plan.arms if arm.name != DISTILLED]
     contrasts = [
         *((DISTILLED, name) for name in baselines or [ZERO_SHOT]),
         *((name, ZERO_SHOT) for name in baselines),
@@ -383,18 +380,18 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
             f"Agreement with {plan.job.teacher}: how near its order of candidates the model's is. It favors models "
             "that learned from that teacher, and does not say how good the teacher is (docs/metrics.md)."
         )
-    if plan.variants[0].name == DISTILLED:
+    if plan.arms[0].name == DISTILLED:
         yield "There is no fine-tuned baseline: nothing can be learned from a pool without a teacher."
     else:
         yield from _baseline_notes(plan)
     if plan.reranker is not None and plan.against is None:
         yield f"Cascade: the first {plan.job.depth} candidates of the distilled model, re-ranked by {plan.reranker}."
-    measured, total = ("Recalls", "RSUM") if plan.against is None else ("Measures", "nDCG@10")
-    yield (
-        f"{measured} are means over the seeds; \N{PLUS-MINUS SIGN} is the standard deviation of {total} over them."
-        if several
-        else ("There is one seed: the intervals do not show how much another seed would change.")
-    )
+    if several:
+        measured, total = ("Recalls", "RSUM") if plan.against is None else ("Measures", "nDCG@10")
+        spread = f"\N{PLUS-MINUS SIGN} is the standard deviation of {total} over them"
+        yield f"{measured} are means over the seeds; {spread}."
+    else:
+        yield "There is one seed: the intervals do not show how much another seed would change."
     yield (
         "Intervals: 95 % bootstrap, paired query by query, as in `dcdctl compare`; over seeds too where both "
         "models have several."
