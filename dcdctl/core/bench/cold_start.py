@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
 from dcdctl.core import devices, files
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench.config import STUDENT, TEACHER, BenchConfig, ModelPair
 from dcdctl.core.bench.result import ColdStartTimes, FirstQuery
 from dcdctl.core.bench.steps import FIRST, MiB, timed_model
@@ -80,9 +80,7 @@ def run(name: str, pair: ModelPair, config: BenchConfig, device: torch.device) -
     return build(ColdStartTimes, json.loads(done.stdout.splitlines()[-1]))
 
 
-def answer(
-    started: float, name: str, pair_table: dict[str, Any], config_table: dict[str, Any], device_name: str
-) -> None:
+def answer(started: float, name: str, pair_table: Document, config_table: Document, device_name: str) -> None:
     """Run in a fresh process: load, encode, answer, and write `ColdStartTimes` to stdout as one line of JSON."""
     pair, config, device = build(ModelPair, pair_table), build(BenchConfig, config_table), devices.choose(device_name)
     if config.num_threads is not None:

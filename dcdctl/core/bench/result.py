@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dcdctl.core import artifacts, models
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench.config import BenchConfig
 from dcdctl.core.bench.timer import Quantity, Repeats
 from dcdctl.core.config import build_document, to_table
@@ -176,7 +177,7 @@ class Bench:
     num_images: int
     num_captions: int
     settings: BenchConfig
-    machine: dict[str, Any]
+    machine: Document
     teacher: ModelTimes
     student: ModelTimes
     onnx: OnnxTimes
@@ -200,9 +201,9 @@ class Bench:
         name = cpu if device == "cpu" else f"{device} ({cpu})"
         return f"{name}, {counted(threads, 'threads')}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Document:
         """The contents of bench.json."""
-        document: dict[str, Any] = to_table(self)
+        document: Document = to_table(self)
         return document
 
 

@@ -20,6 +20,11 @@ FLOAT32_BYTES = 4
 MiB = 2**20
 
 
+Encoded = Any
+"""What a step returns and the next one takes, whichever kind of model it is: states of a fusion scorer, vectors of a
+dual encoder, or a gallery of either."""
+
+
 class TimedFusion:
     """The steps of a scorer of pairs, in batches. The gallery of a cross-encoder, what it stores for many encoded
     images, repeats indices, not states: every pair passes through the fusion layers. Late interaction computes a pair
@@ -31,11 +36,10 @@ class TimedFusion:
         self._size = model.pairs_per_batch if model.keeps_states else batch_size
         self.kind = model.kind
 
-    # Callers pass what one step returns to the next, whichever kind of model it is: hence Any.
-    def encode_images(self, batch: ImageBatch) -> Any:
+    def encode_images(self, batch: ImageBatch) -> Encoded:
         return self._towers.encode_images(batch)
 
-    def encode_texts(self, batch: TextBatch) -> Any:
+    def encode_texts(self, batch: TextBatch) -> Encoded:
         return self._towers.encode_texts(batch)
 
     def score_matching(self, images: States, texts: States) -> Tensor:
@@ -43,7 +47,7 @@ class TimedFusion:
         index = torch.arange(len(texts))
         return self._model.score_pairs(images, texts, index, index)
 
-    def gallery(self, images: States, count: int) -> Any:
+    def gallery(self, images: States, count: int) -> Encoded:
         """A gallery of `count` encoded images: the given ones, repeated."""
         # On the CPU, as in `scoring`: reading positions from a GPU would wait for it.
         index = torch.arange(count)
@@ -85,16 +89,16 @@ class TimedDual:
     def __init__(self, model: DualEncoder | OnnxTowers) -> None:
         self._model = model
 
-    def encode_images(self, batch: ImageBatch) -> Any:
+    def encode_images(self, batch: ImageBatch) -> Encoded:
         return self._model.embed_images(batch).float()
 
-    def encode_texts(self, batch: TextBatch) -> Any:
+    def encode_texts(self, batch: TextBatch) -> Encoded:
         return self._model.embed_texts(batch).float()
 
     def score_matching(self, images: Tensor, texts: Tensor) -> Tensor:
         return (images * texts).sum(dim=-1)
 
-    def gallery(self, images: Tensor, count: int) -> Any:
+    def gallery(self, images: Tensor, count: int) -> Encoded:
         return images[torch.arange(count, device=images.device) % len(images)]
 
     def gallery_bytes(self, images: Tensor, count: int) -> int:
@@ -149,20 +153,20 @@ class BenchModel:
         return self.singles[number % len(self.singles)]
 
     # What is timed: the work of a round, given its number. Another pair in each, because captions differ in length.
-    def encode_image(self, number: int) -> Any:
+    def encode_image(self, number: int) -> Encoded:
         return self.steps.encode_images(self.single(number)[0])
 
-    def encode_caption(self, number: int) -> Any:
+    def encode_caption(self, number: int) -> Encoded:
         return self.steps.encode_texts(self.single(number)[1])
 
     def score_single(self, number: int) -> Tensor:
         """One pair, encoded and scored."""
         return self.steps.score_matching(self.encode_image(number), self.encode_caption(number))
 
-    def encode_image_batch(self, size: int, number: int) -> Any:
+    def encode_image_batch(self, size: int, number: int) -> Encoded:
         return self.steps.encode_images(self.images[size])
 
-    def encode_caption_batch(self, size: int, number: int) -> Any:
+    def encode_caption_batch(self, size: int, number: int) -> Encoded:
         return self.steps.encode_texts(self.texts[size])
 
     def score_batch(self, size: int, number: int) -> Tensor:
@@ -170,14 +174,14 @@ class BenchModel:
         images, texts = self.encode_image_batch(size, number), self.encode_caption_batch(size, number)
         return self.steps.score_matching(images, texts)
 
-    def rank(self, gallery: Any, text: Any, number: int) -> Tensor:
+    def rank(self, gallery: Encoded, text: Encoded, number: int) -> Tensor:
         return self.steps.rank(gallery, text)
 
-    def score_block(self, gallery: Any, number: int) -> Tensor:
+    def score_block(self, gallery: Encoded, number: int) -> Tensor:
         """A block of a test set, everything encoded."""
         return self.steps.block(gallery, self.encoded_texts)
 
-    def find(self, gallery: Any, count: int, is_cached: bool, number: int) -> Tensor:
+    def find(self, gallery: Encoded, count: int, is_cached: bool, number: int) -> Tensor:
         """The first images of a gallery of `count`, for another caption in each round."""
         if not is_cached:
             # The outputs are dropped, because the gallery already holds the same images.
@@ -190,16 +194,16 @@ class BenchModel:
         return scores_N.topk(min(FIRST, count)).indices
 
     @cached_property
-    def encoded_images(self) -> Any:
+    def encoded_images(self) -> Encoded:
         """An encoded batch of images."""
         return self.steps.encode_images(self.images[self.batch_size])
 
     @cached_property
-    def encoded_texts(self) -> Any:
+    def encoded_texts(self) -> Encoded:
         """An encoded batch of captions."""
         return self.steps.encode_texts(self.texts[self.batch_size])
 
-    def gallery(self, count: int) -> Any:
+    def gallery(self, count: int) -> Encoded:
         """A gallery of `count` encoded images."""
         return self.steps.gallery(self.encoded_images, count)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from dcdctl.core import templates
+from dcdctl.core.artifacts import Document
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
@@ -176,7 +176,7 @@ def refs_of(name: str) -> list[str]:
     return refs
 
 
-def comparison_document(comparison: Comparison) -> dict[str, Any]:
+def comparison_document(comparison: Comparison) -> Document:
     """The comparison for JSON; recalls and mean reciprocal ranks in percent, intervals as [low, high]."""
     evaluation, sides = comparison.evaluation, []
     for letter, system in comparison.systems.items():
@@ -207,9 +207,9 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _pairwise(comparison: Comparison, pairwise: PairwiseComparison) -> dict[str, Any]:
+def _pairwise(comparison: Comparison, pairwise: PairwiseComparison) -> Document:
     ranks = pairwise.comparison
-    document: dict[str, Any] = {
+    document: Document = {
         "side": pairwise.letter,
         "base": comparison.base,
         "difference": to_table(ranks.difference),
@@ -217,7 +217,7 @@ def _pairwise(comparison: Comparison, pairwise: PairwiseComparison) -> dict[str,
     }
     if ranks.ndcg_tests:
         document["ndcg"] = to_table(ranks.ndcg_tests)
-    by_language: dict[str, Any] = {}
+    by_language: Document = {}
     for language, one in pairwise.by_language.items():
         by_language[language] = {
             "difference": to_table(one.comparison.difference.image_retrieval),
@@ -235,7 +235,7 @@ def _pairwise(comparison: Comparison, pairwise: PairwiseComparison) -> dict[str,
     return document
 
 
-def _p_values(pairwise: AdjustedComparison) -> dict[str, Any]:
+def _p_values(pairwise: AdjustedComparison) -> Document:
     ranks, t_test = pairwise.comparison, None
     if pairwise.holm_t_test_p_value is not None:
         t_test = {"p_value": ranks.t_test_p_value, "holm_p_value": pairwise.holm_t_test_p_value}
@@ -250,7 +250,7 @@ def _p_values(pairwise: AdjustedComparison) -> dict[str, Any]:
     }
 
 
-def _query(ranks: RankTable, direction: Direction, shift: RankShift) -> dict[str, Any]:
+def _query(ranks: RankTable, direction: Direction, shift: RankShift) -> Document:
     image = shift.query if direction == Direction.TEXT else int(ranks.caption_image[shift.query])
     caption = {} if direction == Direction.TEXT else {"caption_id": int(ranks.caption_ids[shift.query])}
     return {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from dcdctl.core import templates
+from dcdctl.core.artifacts import Document
 from dcdctl.core.config import OMITTED, Count, check_fields, to_table
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
@@ -152,7 +153,7 @@ class Agreement:
     @staticmethod
     def of(agreements: Agreements, corpus: Corpus, teacher: str, fingerprint: str) -> Agreement:
         """The agreement with the teacher of this name."""
-        means: dict[str, Any] = {}
+        means: Document = {}
         intervals: dict[str, dict[str, Bounds]] = {}
         for direction, agreement in agreements.by_direction.items():
             query_Q, measures_QM = agreement.query_Q, agreement.measures_QM * [row.factor for row in AGREEMENT]
@@ -202,7 +203,7 @@ class _OnSplit:
     """Where it was written, or read from; no entry of the document."""
 
     @staticmethod
-    def facts(corpus: Corpus) -> dict[str, Any]:
+    def facts(corpus: Corpus) -> Document:
         """The fields that say what was measured on."""
         # Absolute, so that a report or a comparison finds the images from any folder.
         folder = corpus.folder if url_of(corpus.folder) else Path(corpus.folder).absolute()
@@ -215,7 +216,7 @@ class _OnSplit:
         }
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Document:
         """The contents of its JSON document as plain values."""
         return dict(to_table(dataclasses.replace(self, folder=None)))
 

@@ -255,7 +255,7 @@ def run_evaluation(
         return evaluation if folder is None else write_evaluation(folder, evaluation, measured, agreements)
 
 
-def _load(job: EvalJob, track: Track) -> tuple[Model, dict[str, Any]]:
+def _load(job: EvalJob, track: Track) -> tuple[Model, artifacts.Document]:
     """The model to evaluate, and what the document says of its query encoder."""
     kind: Any = None if job.query_model is None else "searchable"
     model = job.loaded or models.load(job.model, models.parse_overrides(job.model_sets), track, kind=kind)
@@ -278,7 +278,7 @@ def _with_ndcg(measured: Measured, graded: relevance.Relevance) -> Measured:
 
 
 def _evaluate_pool(
-    names: dict[str, Any], model: Model, against: teachers.Against, task: RankingTask
+    names: artifacts.Document, model: Model, against: teachers.Against, task: RankingTask
 ) -> tuple[PoolEvaluation, Agreements]:
     """The evaluation of a pool, and its agreement query by query."""
     started, corpus = time.perf_counter(), task.corpus
@@ -293,7 +293,7 @@ def _evaluate_pool(
     return evaluation, agreements
 
 
-def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) -> dict[str, Any]:
+def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) -> artifacts.Document:
     """What shorter and quantized vectors cost, from one embedding of the split: a JSON-able document with a row for
     each form.
 

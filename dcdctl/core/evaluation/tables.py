@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from dcdctl.core.artifacts import Document
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation.agreement import AGREEMENT
 from dcdctl.core.evaluation.document import Agreement, Evaluation, Measures, PoolEvaluation
@@ -111,7 +111,7 @@ def _depths(evaluation: Evaluation) -> Table:
     )
 
 
-def vector_table(document: Mapping[str, Any]) -> Table:
+def vector_table(document: Document) -> Table:
     """The document of `run_vector_table`."""
     rows = []
     for row in document["rows"]:

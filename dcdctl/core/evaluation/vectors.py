@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcdctl.core import artifacts, models
+from dcdctl.core.artifacts import Document
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Index, Scores
 from dcdctl.core.evaluation import ranks
@@ -69,7 +69,7 @@ def _cosines(image_ID: Tensor, text_TD: Tensor, image_P: Index, text_P: Index) -
     return cosines
 
 
-def facts_of(ref: str, part: str) -> dict[str, Any]:
+def facts_of(ref: str, part: str) -> Document:
     """The recipe or the inputs in the run.json of a run; empty for other models, which do not say what they were
     trained on."""
     path = Path(ref, "run.json")
@@ -93,7 +93,7 @@ def forms_of(width: int, dims: Sequence[int]) -> list[VectorForm]:
     return forms
 
 
-def table_rows(forms: Sequence[VectorForm], ranked: Sequence[Sequence[Rankings]]) -> list[dict[str, Any]]:
+def table_rows(forms: Sequence[VectorForm], ranked: Sequence[Sequence[Rankings]]) -> list[Document]:
     """The measures of each form of `forms_of` as plain values, recalls in percent, with the change of RSUM from float32
     at full width."""
     measured = {form: mean_measures(folds) for form, folds in zip(forms, ranked, strict=True)}

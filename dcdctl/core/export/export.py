@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dcdctl.core import files, locks, models
+from dcdctl.core.artifacts import Document
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.export import check, hub, model_card
 from dcdctl.core.export.check import Check
@@ -52,7 +52,7 @@ class Exported:
     def __fspath__(self) -> str:
         return str(self.folder)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Document:
         facts = asdict(self) | {"folder": str(self.folder)}
         return {"bytes" if name == "num_bytes" else name: value for name, value in facts.items()}
 
@@ -100,7 +100,7 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
     )
 
 
-def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
+def resolve(job: ExportJob) -> tuple[type[Target], Document]:
     """The target of an export, and the settings of its model. Opens no corpus and no weights.
 
     ConfigError for an unknown format or repository name, for a wrong model setting and for a folder that is

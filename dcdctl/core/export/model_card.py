@@ -9,12 +9,12 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
 
 from dcdctl.core import artifacts, templates
+from dcdctl.core.artifacts import Document
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import RECALL_NAMES, Estimate, Evaluation, SavedEvaluation
 from dcdctl.core.export.history import RunHistory, option_values, public
@@ -114,7 +114,7 @@ def _body(target: Target, checked: str, history: RunHistory) -> str:
     )
 
 
-def _recall(history: RunHistory) -> dict[str, Any] | None:
+def _recall(history: RunHistory) -> Document | None:
     result = history.result
     if result is None:
         return None
@@ -131,7 +131,7 @@ def _recall(history: RunHistory) -> dict[str, Any] | None:
     )
 
 
-def _start(history: RunHistory) -> dict[str, Any] | None:
+def _start(history: RunHistory) -> Document | None:
     """The dual encoder that a model started from, and what was gained and lost by the validation of its training; None
     for a model without one."""
     start = history.recipe.get("model.start", "new")
@@ -155,7 +155,7 @@ def _kept(result: Evaluation) -> str:
     return f"The teacher's own image R@1 is {whole:.2f}{kept}."
 
 
-def _texts(facts: dict[str, Any]) -> str:
+def _texts(facts: Document) -> str:
     """How many texts a query student learned from."""
     # By the plan of the cache, because this room does not read caches.
     plans = [cache / "plan.json" for cache in option_values(facts, "--cache")]
@@ -167,7 +167,7 @@ def _with_interval(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} ({estimate.interval})"
 
 
-def _training(history: RunHistory) -> dict[str, Any] | None:
+def _training(history: RunHistory) -> Document | None:
     facts = history.facts
     if facts is None:
         return None
@@ -188,7 +188,7 @@ def _training(history: RunHistory) -> dict[str, Any] | None:
     )
 
 
-def _trained_on(history: RunHistory, facts: dict[str, Any]) -> str:
+def _trained_on(history: RunHistory, facts: Document) -> str:
     """The split of a corpus that a run was trained on; how many texts alone; or the shards that it streamed, without
     folders of this machine, and the pairs of all its steps."""
     inputs = facts["inputs"]
@@ -203,7 +203,7 @@ def _trained_on(history: RunHistory, facts: dict[str, Any]) -> str:
     return f"{pairs:,} image-caption pairs, streamed from {shards} ({names})"
 
 
-def _teacher(facts: dict[str, Any]) -> str:
+def _teacher(facts: Document) -> str:
     """The models and caches that it learned from, in a sentence."""
     refs = [*option_values(facts, "--teacher"), *option_values(facts, "--cache")]
     about = [", ".join(public(str(ref)) for ref in refs)] if refs else []

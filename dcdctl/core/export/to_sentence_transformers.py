@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core import files, models
+from dcdctl.core.artifacts import Document
 from dcdctl.core.errors import MissingError, install_command, require_extra
 from dcdctl.core.export import to_transformers
 from dcdctl.core.export.check import Check, Samples, compare_logits, embed_in_two_batches
@@ -87,14 +88,14 @@ class SentenceTransformers(Target):
         gives = _TOKENS if self.has_tokens else _VECTOR
         to_transformers.write(self.model.as_dual, folder)
         files.write_json(folder / "modules.json", self._write_late() if self.has_tokens else MODULES)
-        library: dict[str, Any] = {
+        library: Document = {
             "model_type": gives["class"],
             "prompts": {},
             "similarity_fn_name": gives["similarity"],
             "default_prompt_name": None,
         }
         files.write_json(folder / "config_sentence_transformers.json", library)
-        module: dict[str, Any] = {
+        module: Document = {
             "transformer_task": "feature-extraction",
             # The methods of every dual encoder in transformers.
             "modality_config": {
@@ -116,7 +117,7 @@ class SentenceTransformers(Target):
         files.write_json(folder / NORMALIZE / "config.json", {"module_input_name": "sentence_embedding"})
         models.seal_again(folder)
 
-    def _write_late(self) -> list[dict[str, Any]]:
+    def _write_late(self) -> list[Document]:
         """Write what follows the first module of a late-interaction model, and return the list of all modules."""
         from sentence_transformers.base.modules import Dense, Normalize, Router
         from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
@@ -150,7 +151,7 @@ class SentenceTransformers(Target):
         routes = {"text": route(tokens.texts, has_mask=not is_padded), "image": route(tokens.images, has_mask=False)}
         pads = [self.model.preprocess.tokenizer.pad_token] if is_padded else []
         modules = [Router(routes), MultiVectorMask(pads, skiplist_tasks=["query", "document"]), Normalize(TOKENS)]
-        listed: list[dict[str, Any]] = [
+        listed: list[Document] = [
             {"idx": 0, "name": "0", "path": "", "type": f"{PACKAGE}.base.modules.transformer.Transformer"}
         ]
         for index, module in enumerate(modules, start=1):
@@ -192,7 +193,7 @@ class SentenceTransformers(Target):
         with silence_transformers():
             encoder: Any = SentenceTransformer(str(self.folder), device="cpu", trust_remote_code=bool(self.spec.code))
 
-        options: dict[str, Any] = {"show_progress_bar": False, "convert_to_tensor": True}
+        options: Document = {"show_progress_bar": False, "convert_to_tensor": True}
         images, texts = partial(encoder.encode_document, **options), partial(encoder.encode_query, **options)
         return embed_in_two_batches(samples, images, texts)
 

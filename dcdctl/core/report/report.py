@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcdctl.core import artifacts, evaluation
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.data import CORPUS_FILE, Corpus
 from dcdctl.core.errors import MissingError, StaleError
@@ -78,8 +79,8 @@ class Training:
     label: str
     role: Role
     folder: Path
-    facts: dict[str, Any]
-    metrics: list[dict[str, Any]]
+    facts: Document
+    metrics: list[Document]
 
     @property
     def command(self) -> list[str]:

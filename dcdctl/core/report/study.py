@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
@@ -122,7 +123,7 @@ class Study:
         starts = [statistics.fmean(row.totals) for row in self.rows if row.name == ZERO_SHOT]
         return verdict(about, max(starts, default=0.0))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Document:
         """The contents of study.json; recalls in percent, intervals as [low, high]."""
         return {
             "verdict": self.verdict,
@@ -288,8 +289,8 @@ def write_study_page(path: Path, study: Study) -> None:
     )
 
 
-def _row_document(row: StudyRow) -> dict[str, Any]:
-    document: dict[str, Any] = {"name": row.name, "folders": list(map(str, row.folders))}
+def _row_document(row: StudyRow) -> Document:
+    document: Document = {"name": row.name, "folders": list(map(str, row.folders))}
     if row.results:
         kind = row.results[0]
         for direction in Direction:
@@ -304,8 +305,8 @@ def _row_document(row: StudyRow) -> dict[str, Any]:
     }
 
 
-def _difference_document(difference: Difference) -> dict[str, Any]:
-    document: dict[str, Any] = {"ours": difference.ours, "base": difference.base}
+def _difference_document(difference: Difference) -> Document:
+    document: Document = {"ours": difference.ours, "base": difference.base}
     if isinstance(difference.comparison, RankComparison):
         estimates = difference.comparison.difference
         document |= {"rsum": to_table(estimates.rsum)}

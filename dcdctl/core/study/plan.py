@@ -21,9 +21,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dcdctl.core import artifacts, distributed, files, models, training
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import QUICK, BenchConfig
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, share_split
@@ -99,7 +99,7 @@ class StudyPlan:
     """The evaluated split."""
     is_by_agreement: bool
     """Whether that split is a pool, on which models are compared by their agreement with the teacher."""
-    settings: dict[str, Any]
+    settings: Document
 
     @property
     def runs(self) -> list[tuple[Arm, int, Path]]:
@@ -260,7 +260,7 @@ def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) 
     yield Arm(name=ITSELF, sets=sets)
 
 
-def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> dict[str, Any]:
+def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> Document:
     """Everything that changes a number. The seeds only add results."""
     if share_split(job.train_split, job.split):
         raise ConfigError(

@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dcdctl.core import artifacts, evaluation, locks, models, report, training
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import ModelPair, compare_saved, read_times
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import as_user_error
@@ -102,7 +103,7 @@ class StudyPreview:
         evaluations, caches = self.count("a training", "an evaluation"), self.count("scores")
         yield f"{counted(evaluations, 'evaluations')}, {counted(caches, 'caches')} of scores"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Document:
         parts = [{"name": step.name, "folder": str(step.folder), "finished": is_done} for step, is_done in self.steps]
         return {
             "trainings": self.count("a training"),
