@@ -13,6 +13,7 @@ from speed_ups import check_speed_ups
 from dcdctl.core.data import Direction
 from dcdctl.core.report import report, write
 from dcdctl.core.report import tables as report_tables
+from dcdctl.core.report.tables import SHOWN
 
 
 def table_named(found, start):
@@ -105,7 +106,8 @@ def test_markdown_has_every_table_with_rows_of_equal_length(found, tmp_path):
     for lines in tables:
         assert len({line.count("|") for line in lines}) == 1
         assert set(lines[1]) <= set("| -:")
-    assert tables[0][1] == f"| --- |{11 * ' ---: |'}"
+    # The model, RSUM, and the measures of both directions.
+    assert tables[0][1] == "| --- |" + (1 + 2 * len(SHOWN)) * " ---: |"
     place = "/".join(found.corpus.folder.parts[-2:])
     assert f"- measured on: {place}, split test: 16 images, 80 captions" in blocks[2].replace("\\", "").splitlines()
 

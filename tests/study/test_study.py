@@ -152,7 +152,8 @@ def evaluate(ref: object, stage: Stage, **more: Any) -> Evaluation:
 
 
 def recalls(row: dict[str, Any]) -> list[float]:
-    return [*row["text_retrieval"].values(), *row["image_retrieval"].values(), row["rsum"]]
+    sides = (row["text_retrieval"], row["image_retrieval"])
+    return [*(side[name] for side in sides for name in RECALL_NAMES), row["rsum"]]
 
 
 def recalls_of(found: Sequence[Evaluation]) -> list[float]:
