@@ -70,7 +70,8 @@ def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict
     by_direction = {}
     for direction in Direction:
         queries, counts, measures = [], [], []
-        for query, ours_C, teacher_C in _scored(ours, teacher, corpus, direction, lists.get(direction)):
+        scored = _scored(ours, teacher, corpus, direction, lists=lists.get(direction))
+        for query, ours_C, teacher_C in scored:
             if len(ours_C) > 1:
                 queries.append(query)
                 counts.append(len(ours_C))
@@ -86,7 +87,7 @@ def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict
 
 
 def _scored(
-    ours: Lookup, teacher: Lookup, corpus: Corpus, direction: Direction, lists: RaggedArray | None
+    ours: Lookup, teacher: Lookup, corpus: Corpus, direction: Direction, *, lists: RaggedArray | None
 ) -> Iterator[tuple[int, Scores, Scores]]:
     """Each query of a direction with the scores of its candidates by both scorers."""
     num_queries, gallery = direction.query_first(corpus.num_images, corpus.num_captions)

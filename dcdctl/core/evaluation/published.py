@@ -56,13 +56,13 @@ def published_table(found: Reproduction) -> Table:
             f"DIFFERS: not all within {TOLERANCE} points. The usual reasons are text case, padding, crop and split. "
             f"Published with: {'; '.join(row.conditions)}; the weights as released."
         )
+    rows = []
+    for name, (reported, measured) in found.recalls.items():
+        rows.append([name, f"{reported:.2f}", f"{measured:.2f}", f"{measured - reported:+.2f}"])
     sources = ", ".join(row.sources)
     return Table(
         f"published: {row.models[0]}, {row.setting}, {row.ranking}, protocol {row.protocol}",
         ["", "published", "measured", "difference"],
-        [
-            [name, f"{reported:.2f}", f"{measured:.2f}", f"{measured - reported:+.2f}"]
-            for name, (reported, measured) in found.recalls.items()
-        ],
+        rows,
         f"{verdict} Source: {sources}",
     )
