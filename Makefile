@@ -5,7 +5,7 @@
 # make claims         the measurements behind the pages again, each of up to ten minutes: PASS, DRIFT or NOT RUN (CONTRIBUTING.md)
 # make claims-all     the long ones too; CLAIMS="--vision DIR --text DIR --karpathy JSON --images ZIP" gives what a clone lacks
 # make gpu            checks and times this machine's GPU, in work/gpu; without one, tiny models on the CPU (docs/recipes.md)
-# make check          format, lint, types and the size of the package
+# make check          format, lint and types; prints what a reader of the package meets
 # make docs           the documentation as a site, in site/
 # make constraints    constraints.txt again: the newest versions of all packages, on which the tests then run
 # make clean          remove what these made, with the environment
@@ -44,7 +44,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python tests/support/package_size.py
+	$(BIN)/python tests/support/package_counts.py
 
 # Material for MkDocs ends in May 2027 and says so at each build; its successor Zensical reads the same mkdocs.yml.
 docs: $(VENV)/.installed-docs

@@ -69,6 +69,26 @@ ASCENDING = Constraint("ascend", lambda value: all(first < second for first, sec
 
 
 @dataclass(frozen=True)
+class OnlyIf:
+    """A condition under which a field means something; otherwise it must keep its default."""
+
+    holds: Callable[[Any], bool]
+    """Of the config with the field."""
+    purpose: str
+    """Completes "FIELD is for ..."; {other} is the value of another field."""
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a union of configs whose tables name one of them in an entry, such as kind = "dual".
+
+    Each config has that entry as a field of one choice, its default; a table without it is the first config.
+    """
+
+    tag: str
+
+
+@dataclass(frozen=True)
 class Key:
     """How tables write a field: under another name, such as R@1, which is no name of Python; without its default."""
 
@@ -93,8 +113,16 @@ def check_fields(config: Any, section: str = "") -> None:
     Types are not checked; `build` does that. Called in `__post_init__`, so that no config exists with a wrong value.
     """
     cls: Any = type(config)
+    hints = _annotations(cls)
     for key, field in _fields(cls).items():
-        _check(_annotations(cls)[field.name], getattr(config, field.name), _join(section, key))
+        _check(hints[field.name], getattr(config, field.name), _join(section, key))
+    # After the ranges of all fields, because a condition reads other fields.
+    for key, field in _fields(cls).items():
+        for condition in getattr(hints[field.name], "__metadata__", ()):
+            is_set = getattr(config, field.name) != _default(field)
+            if isinstance(condition, OnlyIf) and is_set and not condition.holds(config):
+                purpose = condition.purpose.format_map(vars(config))
+                raise ConfigError(f"{_join(section, key)} is for {purpose}", hint="leave it out")
 
 
 def _check(hint: Any, value: Any, where: str) -> None:
@@ -295,7 +323,11 @@ def _annotations(cls: Any) -> dict[str, Any]:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _convert(arguments[0], value, where)
+        inner, *marks = arguments
+        for mark in marks:
+            if isinstance(mark, OneOf):
+                return _build_one_of(typing.get_args(inner), mark.tag, value, where)
+        return _convert(inner, value, where)
     if origin in (types.UnionType, typing.Union):
         # TOML has no null, so "none" unsets a field; a text may really be "none".
         if type(None) in arguments and (value is None or (value == "none" and str not in arguments)):
@@ -340,6 +372,31 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is not Any and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
         raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}")
     return value
+
+
+def _build_one_of(kinds: Sequence[Any], tag: str, value: Any, where: str) -> Any:
+    """The config that a table's entry `tag` names; the error for a field of other ones says which have it."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a table, got {value!r}")
+    by_tag = {_default(_fields(kind)[tag]): kind for kind in kinds}
+    chosen = value.get(tag, next(iter(by_tag)))
+    _check_choice(list(by_tag), chosen, _join(where, tag))
+    table = {}
+    for key, item in value.items():
+        others = {name: kind for name, kind in by_tag.items() if key in _fields(kind)}
+        if chosen in others or not others:
+            table[key] = item
+            continue
+        *most, last = others
+        default = to_table(_default(_fields(others[last])[key]))
+        # Unset, as where an assignment changes the kind of a config that had it.
+        if item != default:
+            have_it = f"{', '.join(most)} and {last} {where}s have it" if most else f"a {last} {where} has it"
+            raise ConfigError(
+                f"{_join(where, key)} is unknown in a {chosen} {where}; {have_it}",
+                hint=f"leave it out, or set it to {default!r}",
+            )
+    return build(by_tag[chosen], table, where)
 
 
 def _check_choice(choices: Sequence[Any], value: Any, where: str) -> None:

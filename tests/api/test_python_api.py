@@ -31,7 +31,7 @@ from dcdctl.core import training
 from dcdctl.core.config import to_table
 from dcdctl.core.data import media_type
 from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError
-from dcdctl.core.training import LossConfig, ModelConfig, Run
+from dcdctl.core.training import DualConfig, LossConfig, Run
 
 TINY = {
     "candidates.block_size": 4,
@@ -176,9 +176,9 @@ def test_overrides_of_the_wrong_name_or_range_are_errors_that_name_them():
 
 
 def test_the_repr_of_a_recipe_is_what_differs_from_the_defaults():
-    recipe = dcdctl.Recipe(seed=3, model=ModelConfig(kind="dual", start="new"))
-    assert repr(recipe) == "Recipe(seed=3, model=ModelConfig(kind='dual', start='new'))"
-    assert repr(dcdctl.load_recipe(recipe, {"seed": 0})) == "Recipe(model=ModelConfig(kind='dual', start='new'))"
+    recipe = dcdctl.Recipe(seed=3, model=DualConfig(num_heads=2))
+    assert repr(recipe) == "Recipe(seed=3, model=DualConfig(num_heads=2))"
+    assert repr(dcdctl.load_recipe(recipe, {"seed": 0})) == "Recipe(model=DualConfig(num_heads=2))"
 
 
 def test_an_evaluation_is_shown_as_a_line_and_as_a_table_with_intervals(dual_run, scenes_corpus_dir):

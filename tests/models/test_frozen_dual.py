@@ -16,7 +16,7 @@ from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.models import FeatureSpec, FrozenDual, ProjectionSize
 from dcdctl.core.training import TrainingJob, TrainingOptions, train_model
-from dcdctl.core.training.recipe import ModelConfig
+from dcdctl.core.training.recipe import DualConfig
 
 SIZE = ProjectionSize(projection_dim=8, dropout=0.5)
 
@@ -80,7 +80,7 @@ def test_training_and_evaluation_run_from_features_on_disk(corpus, tmp_path):
 
 def test_frozen_encoders_require_two_named_encoders(corpus):
     with pytest.raises(ConfigError, match="frozen_encoders is for a model over two encoders"):
-        ModelConfig(kind="dual", start="new", frozen_encoders=True)
+        DualConfig(start="new", frozen_encoders=True)
     with pytest.raises(ConfigError, match=r"dropout must lie in \[0, 1\), got 1"):
         ProjectionSize(dropout=1.0)
 
@@ -140,12 +140,12 @@ def test_a_grid_requires_an_encoder_with_feature_maps(captions, tmp_path):
 @pytest.mark.parametrize("name", ["vision_grid", "vision_size"])
 def test_grid_and_image_size_are_at_least_one(name):
     with pytest.raises(ConfigError, match=rf"model\.{name} must be at least 1, got 0"):
-        ModelConfig(kind="dual", start="new", vision="a", text="b", frozen_encoders=True, **{name: 0})
+        DualConfig(start="new", vision="a", text="b", frozen_encoders=True, **{name: 0})
 
 
 def test_levels_require_frozen_encoders():
     with pytest.raises(ConfigError, match=r"model\.vision_\w+ is for new models over"):
-        ModelConfig(kind="dual", start="new", vision="a", text="b", vision_levels=(1,))
+        DualConfig(start="new", vision="a", text="b", vision_levels=(1,))
 
 
 @torch.no_grad()

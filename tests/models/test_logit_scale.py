@@ -20,7 +20,7 @@ from training_steps import distill
 from dcdctl.core import models
 from dcdctl.core.devices import ON_CPU
 from dcdctl.core.export import ExportJob, export
-from dcdctl.core.teacher.embedded import EmbeddedTeacher
+from dcdctl.core.teacher import embed_corpus
 
 SCALE, BIAS = 117.3308, -12.9323
 """Those of google/siglip-base-patch16-224."""
@@ -62,8 +62,7 @@ def test_loaded_as_a_dual_encoder_a_scorer_and_a_teacher_it_gives_the_logits_of_
     model = models.load_dual(published[1])
     assert float(model.logit_scale) == pytest.approx(SCALE, rel=1e-5)
     rows, columns = np.indices(expected_IT.shape)
-    teacher = EmbeddedTeacher(model, corpus, ON_CPU)
-    teacher.embed()
+    teacher = embed_corpus([("dual", model)], corpus, ON_CPU)
     np.testing.assert_allclose(teacher.lookup(rows, columns), expected_IT, rtol=1e-4, atol=1e-3)
     scorer = models.load_scorer(published[1])
     images, texts = scorer.preprocess.images(corpus.images(range(4))), scorer.preprocess.texts(corpus.captions[:4])

@@ -35,7 +35,7 @@ from dcdctl.core.teacher import (
     text_cache,
 )
 from dcdctl.core.training import negatives
-from dcdctl.core.training.batches.texts import TextBatches
+from dcdctl.core.training.batches.texts import TextRows
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 
@@ -101,8 +101,8 @@ def token_cache_kind(folder: Path) -> Artifact:
 
     def read(path: Path) -> Any:
         cache = read_text_cache(path)
-        batches = TextBatches(cache, Recipe(batch=BatchConfig(size=4)), holds_out=True)
-        return batches.first_texts(), batches.held_out, text_cache.text_cache_facts(cache)[1:], cache.fingerprint
+        rows = TextRows(cache, Recipe(batch=BatchConfig(size=4)), holds_out=True)
+        return rows.first_texts(), rows.held_out, text_cache.text_cache_facts(cache)[1:], cache.fingerprint
 
     return Artifact(folder / "made", folder / "other", read)
 

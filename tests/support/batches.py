@@ -47,4 +47,4 @@ def recipe_batches(
     """The batches of a recipe's loss."""
     false_negatives = false_negative_filter(source.corpus, recipe.candidates.duplicate_bits)
     pairs = choose_pairs(source.corpus, recipe, scores, false_negatives)
-    return CorpusBatches(source, pairs, replace(plan, by_side=recipe.model.kind != "fusion"), vectors)
+    return CorpusBatches(source, pairs, replace(plan, by_side=recipe.model.embeds_sides), vectors)

@@ -28,7 +28,7 @@ class OpenInputs:
     pool: Corpus | None = None
     """A pool to learn from beside the captioned images of the corpus."""
 
-    is_stream = is_texts = False
+    form = "corpus"
     max_images = None
 
     @property

@@ -21,7 +21,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import DualScorer, ImageBatch, States
 from dcdctl.core.scoring import CorpusSource, score_pairs
-from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, build, read_cache, read_caches
+from dcdctl.core.teacher import CandidateConfig, build, embed_corpus, read_cache, read_caches
 from dcdctl.core.teacher.job import verify_scores
 
 FOUR = "--recipe tiny-student --set candidates.per_query=4 --device cpu"
@@ -129,8 +129,7 @@ def test_every_image_and_caption_is_encoded_once_for_all_shards(folders, corpus,
 
 
 def test_a_dual_teacher_counts_as_one_model_in_a_cache_and_in_memory(folders, cached, corpus):
-    embedded = EmbeddedTeacher(models.load_dual(folders["whole"]), corpus, Compute())
-    embedded.embed()
+    embedded = embed_corpus([("dual", models.load_dual(folders["whole"]))], corpus, Compute())
     cache = read_cache(cached["whole"])
     assert embedded.plan["teacher"] == cache.plan["teacher"]
     np.testing.assert_allclose(embedded.lookup(cache.image_P, cache.text_P), cache.score_P, rtol=1e-5, atol=1e-5)

@@ -21,7 +21,7 @@ from dcdctl.core import artifacts, models, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import ImageBatch, ProjectionSize, TextBatch
-from dcdctl.core.progress import silent
+from dcdctl.core.progress import silent, unsaid
 from dcdctl.core.report import teachers_of
 from dcdctl.core.scoring import CorpusSource, score_pairs
 from dcdctl.core.teacher import (
@@ -30,7 +30,7 @@ from dcdctl.core.teacher import (
     TeacherCache,
     cache_format,
     candidate_lists,
-    embedded_teachers,
+    embed_corpus,
 )
 from dcdctl.core.teacher.cache import TeacherEnsemble
 from dcdctl.core.training import (
@@ -38,12 +38,13 @@ from dcdctl.core.training import (
     TrainingJob,
     TrainingOptions,
     checkpoints,
+    corpus_data,
     initial_model,
     load_recipe,
     loop,
 )
+from dcdctl.core.training.batches.batch import UNSPLIT
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.train import open_data
 
 SMALL = [
     "model.hidden_size=16",
@@ -78,10 +79,7 @@ def duals(corpus, tmp_path_factory) -> list[models.DualEncoder]:
 
 @pytest.fixture(scope="module")
 def embedded(duals, corpus) -> list[EmbeddedTeacher]:
-    teachers = [EmbeddedTeacher(model, corpus, Compute()) for model in duals]
-    for teacher in teachers:
-        teacher.embed()
-    return teachers
+    return [embed_corpus([("dual", model)], corpus, Compute()) for model in duals]
 
 
 @torch.no_grad()
@@ -162,8 +160,7 @@ def test_a_late_interaction_teacher_has_the_scores_of_its_cache_of_all_pairs(dua
     image, text = (index.flatten() for index in np.indices((32, 160)))
     scores = score_pairs(model, source, image, text, compute=Compute()).reshape(32, 160)
     cache = cache_of(scores, corpus, tmp_path / "cache")
-    teacher = embedded_teachers([("late", model)], corpus, Compute(precision="bf16"))
-    teacher.embed()
+    teacher = embed_corpus([("late", model)], corpus, Compute(precision="bf16"))
     rows, columns = np.array([[3], [7], [3]]), np.array([[9, 0, 159]])
     for pairs in ((rows, columns), (rows[:, 0], columns[0]), np.indices((32, 160))):
         np.testing.assert_allclose(teacher.lookup(*pairs), cache.lookup(*pairs), rtol=1e-5, atol=1e-5)
@@ -174,7 +171,7 @@ def test_a_late_interaction_teacher_has_the_scores_of_its_cache_of_all_pairs(dua
         losses.append(float(PairObjective(recipe.loss)(student, batches[0])["kl"].detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     with pytest.raises(ConfigError, match="late is a late-interaction model, and only scores of dual encoders are"):
-        embedded_teachers([("dual", duals[1]), ("late", model)], corpus, Compute())
+        embed_corpus([("dual", duals[1]), ("late", model)], corpus, Compute())
 
 
 @pytest.mark.parametrize("loss", ["kl", "dcd-kl", "margin-mse", "dcd", "dcd-released", "wsl"])
@@ -229,8 +226,7 @@ def test_lists_keep_the_hardest_of_fresh_draws_from_the_whole_corpus(embedded, c
 def test_the_offset_of_a_siglip_is_part_of_its_scores(corpus, tmp_path):
     model = models.load_dual(save_dual("SigLIP", corpus.captions, tmp_path))
     model.network.logit_bias.data.fill_(-3.0)
-    teacher = EmbeddedTeacher(model, corpus, Compute())
-    teacher.embed()
+    teacher = embed_corpus([("dual", model)], corpus, Compute())
     scores_IT = logits_of(model, corpus)
     assert scores_IT.mean() < -2.5
     np.testing.assert_allclose(teacher.lookup(np.arange(3)[:, None], np.arange(4)[None]), scores_IT[:3, :4], rtol=1e-5)
@@ -245,11 +241,11 @@ def test_several_teachers_are_averaged_as_their_caches_are(embedded, caches, dua
         np.testing.assert_allclose(ensemble.lookup(*everything), expected.lookup(*everything), rtol=1e-3, atol=1e-4)
         assert ensemble.plan == [teacher.plan for teacher in embedded]
     with pytest.raises(ConfigError, match=r"teachers\.weights has 3 numbers, and there are 2 teachers"):
-        embedded_teachers([("a", duals[0]), ("b", duals[1])], corpus, Compute(), (1, 2, 3))
+        embed_corpus([("a", duals[0]), ("b", duals[1])], corpus, Compute(), (1, 2, 3))
     with pytest.raises(
         ConfigError, match="the teachers a and c are one model, by their fingerprints; name each teacher once"
     ):
-        embedded_teachers([("a", duals[0]), ("b", duals[1]), ("c", duals[0])], corpus, Compute())
+        embed_corpus([("a", duals[0]), ("b", duals[1]), ("c", duals[0])], corpus, Compute())
 
 
 TERMS = [
@@ -295,7 +291,7 @@ def test_a_run_names_its_teachers_and_resumes_with_them_alone(duals, corpus, tmp
     assert losses_of(resumed) == losses_of(whole)
     assert model_contents(resumed.model_folder) == model_contents(whole.model_folder)
     with monkeypatch.context() as patch:
-        patch.setattr(EmbeddedTeacher, "embed", None)  # a finished run needs no scores
+        patch.setattr(corpus_data, "embed_corpus", None)  # a finished run needs no scores
         assert train(corpus, folder, duals, weights, resume=True).is_finished
 
 
@@ -328,8 +324,7 @@ def test_a_teacher_reads_its_own_pixels_or_its_own_features(duals, embedded, cor
     before = contents(tmp_path / "features")
     everything = np.indices((32, 160))
     for model, expected, close in ((pixels, embedded[0], {"rtol": 0}), (frozen, embedded[1], {"atol": 0.02})):
-        teacher = EmbeddedTeacher(model, corpus, options.compute)
-        teacher.embed()
+        teacher = embed_corpus([("dual", model)], corpus, options.compute)
         np.testing.assert_allclose(teacher.lookup(*everything), expected.lookup(*everything), **close)
     assert contents(tmp_path / "features") == before
 
@@ -340,9 +335,10 @@ def test_the_weights_of_a_recipe_reach_its_teachers(duals, corpus, tmp_path):
         OpenInputs(corpus, [], None, duals),
     )
     plan = training.resolve(job, inputs, TrainingOptions())
-    data = open_data(plan)
-    data.load_teachers(silent)
-    scores = data.main.embedded
+    data = corpus_data.open_data(plan, silent)
+    teachers = data.load_teachers(silent)
+    prepared = data.read(initial_model.make_model(data.recipe, data.captions, None), teachers, unsaid, silent)
+    scores = prepared.make_batches(UNSPLIT, None).pairs.scores
     assert isinstance(scores, EmbeddedTeachers)
     assert scores.weights.tolist() == [0.75, 0.25]
 

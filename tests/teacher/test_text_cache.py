@@ -160,8 +160,7 @@ def test_each_process_encodes_its_share(folder, tmp_path, monkeypatch):
             patch.setenv("RANK", rank)
             patch.setenv("WORLD_SIZE", "2")
             patch.setattr(text_cache.distributed, "barrier", lambda **_: None)
-            patch.setattr(text_cache.artifacts, "list_files", lambda *_: {})
-            patch.setattr(Build, "seal", lambda *_: None)
+            patch.setattr(text_cache.Parts, "seal", lambda *_: None)
             with pytest.raises(MissingError, match="not finished"):
                 make(folder, tmp_path / "two", folder / "a.txt")
         written.append(sorted(path.name for path in (tmp_path / "two").glob("texts-0*.parquet")))

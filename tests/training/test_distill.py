@@ -200,13 +200,13 @@ def test_a_full_disk_names_resume_once_there_is_a_run(inputs, tmp_path, monkeypa
         raise as_user_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk"))
 
     job = TrainingJob("distill", "tiny-student", [*DUAL, "optimizer.steps=1"], tmp_path / "run")
-    hints = {"make_model": "try again", "run": "resume with --resume"}
+    hints = {"make_model": "try again", "finish": "resume with --resume"}
     for name, hint in hints.items():
         with monkeypatch.context() as patched:
             patched.setattr(initial_model if name == "make_model" else train, name, fill_up)
             with pytest.raises(InputError, match=f"no room left for disk; make room and {hint}$"):
                 training.train_model(job, inputs, options=OPTIONS)
-    monkeypatch.setattr(train, "run", fill_up)
+    monkeypatch.setattr(train, "finish", fill_up)
     with pytest.raises(InputError, match=r"make room and run the same command again$"):
         training.train_model(replace(job, resume=True), inputs, options=OPTIONS)
 

@@ -430,7 +430,7 @@ def test_a_dual_encoder_without_such_parts_is_named(corpus, tmp_path):
     [
         (
             ["model.trained=lora", "model.kind=fusion", "model.layers=[0]"],
-            "model.trained is for a dual encoder",
+            "model.trained is unknown in a fusion model; dual and late models have it",
         ),
         (["model.trained=projections", "model.start=new"], "model.trained is for a dual encoder"),
         (["model.trained=last-layers"], "model.trained_layers is not set"),

@@ -16,7 +16,7 @@ from dcdctl.core import models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import EmbeddedTeacher
+from dcdctl.core.teacher import embed_corpus
 from dcdctl.core.training import load_recipe
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses.table import LossConfig
@@ -76,8 +76,7 @@ def test_numbers_beyond_the_widest_prefix_get_no_gradient_and_earlier_ones_get_m
 
 
 def test_losses_of_vectors_see_the_full_width(corpus, dual):
-    teacher = EmbeddedTeacher(dual, corpus, Compute())
-    teacher.embed()
+    teacher = embed_corpus([("dual", dual)], corpus, Compute())
     sets = [*DUAL, "loss.terms={ infonce = 1.0, embedding-cosine = 1.0 }", "batch.size=8", "model.projection_dim=8"]
     values = []
     for more in ([], ["loss.dims=[2, 8]"]):

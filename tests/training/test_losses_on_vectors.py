@@ -29,7 +29,7 @@ from dcdctl.core import models, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher
+from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, embed_corpus
 from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, load_recipe, runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.grad_cache import Step, backward
@@ -76,8 +76,7 @@ def dual(corpus) -> models.DualEncoder:
 
 @pytest.fixture(scope="module")
 def embedded(corpus, dual) -> EmbeddedTeacher:
-    teacher = EmbeddedTeacher(dual, corpus, Compute())
-    teacher.embed()
+    teacher = embed_corpus([("dual", dual)], corpus, Compute())
     return teacher
 
 
@@ -301,7 +300,7 @@ def test_by_command_line_vectors_alone_make_a_student(corpus, dual, scenes_corpu
         ([], [], "loss embedding-cosine needs the vectors of one dual teacher; name one dual encoder with --teacher"),
         ([], ["--teacher", "FUSION"], "loss embedding-cosine needs the vectors of one dual teacher"),
         (
-            ["model.kind=fusion"],
+            ["model.kind=fusion", "model.num_text_layers=2", "model.projection_dim=256"],
             ["--teacher", "DUAL"],
             "embedding-cosine is for vectors, and a fusion model has none; set model.kind",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -237,8 +238,10 @@ def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path)
             StaleError, match=re.escape(f"mined.json was made with {message}; name another folder with --out")
         ):
             negatives.read_or_mine(tmp_path / "run", Indices(other), recipe)
-    with pytest.raises(StaleError, match=re.escape("was made with another corpus")):
+    with pytest.raises(StaleError, match=r"was made with another inputs\.corpus"):
         trained(corpus.subset(8), tmp_path / "run", "optimizer.steps=1", resume=True)
+    # Unfinished again: a finished run reads no negatives.
+    shutil.rmtree(tmp_path / "run" / "model")
     path = tmp_path / "run" / "mined.safetensors"
     whole = path.read_bytes()
     for damaged in (whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1])):
@@ -248,6 +251,7 @@ def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path)
     path.with_name("mined.json").unlink()
     trained(corpus, tmp_path / "run", "optimizer.steps=1", resume=True)
     assert path.read_bytes() == whole
+    shutil.rmtree(tmp_path / "run" / "model")
     path.unlink()
     with pytest.raises(StaleError, match=r"mined.safetensors is missing; delete mined.json there and resume"):
         trained(corpus, tmp_path / "run", "optimizer.steps=1", resume=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from torch.testing import assert_close
 from dcdctl.core import models, training
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError, DcdError
-from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, TextCacheJob, cache_texts, read_text_cache, text_cache
-from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, initial_model, load_recipe
+from dcdctl.core.teacher import CandidateConfig, TextCacheJob, cache_texts, embed_corpus, read_text_cache, text_cache
+from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, initial_model, load_recipe, text_data
 from dcdctl.core.training.batches import texts
-from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.batches.texts import TextBatches
+from dcdctl.core.training.batches.batch import UNSPLIT, MicroBatchPlan
+from dcdctl.core.training.batches.texts import TextBatches, TextRows
 from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.objective import PairObjective
 
@@ -68,24 +68,34 @@ def small_windows(monkeypatch) -> None:
     monkeypatch.setattr(texts, "WINDOW_BYTES", 40_000)
 
 
-def batches_of(folders: Path, kind: str = "dual", *, seed: int = 0, **options: Any) -> TextBatches:
-    recipe = load_recipe("query-static", [*SMALL, f"seed={seed}"])
-    return TextBatches(read_text_cache(folders / f"{kind}-texts"), recipe, **options)
+def batches_of(
+    folders: Path,
+    kind: str = "dual",
+    *,
+    sets: Sequence[str] = (),
+    holds_out: bool = False,
+    preprocess: Any = None,
+    plan: MicroBatchPlan = UNSPLIT,
+) -> TextBatches:
+    recipe = load_recipe("query-static", [*SMALL, *sets])
+    rows = TextRows(read_text_cache(folders / f"{kind}-texts"), recipe, holds_out=holds_out)
+    return TextBatches(rows, preprocess, plan)
 
 
 @pytest.mark.usefixtures("small_windows")
 def test_an_epoch_has_each_text_once_with_its_vector_and_holds_out_a_hundredth(folders, corpus):
     batches = batches_of(folders, holds_out=True)
-    num_texts = batches.cache.num_texts
-    assert len(batches._windows(0)) > 1
-    assert len(batches._windows(0)) < len(batches.cache.part_sizes)
-    held = [text for text, _ in batches.held_out]
+    rows_of = batches.rows
+    num_texts = rows_of.cache.num_texts
+    assert len(rows_of.windows(0)) > 1
+    assert len(rows_of.windows(0)) < len(rows_of.cache.part_sizes)
+    held = [text for text, _ in rows_of.held_out]
     assert len(held) == -(-num_texts // 100)
-    of_cache = {text: vector for text, _, vector in batches.cache.part(0)}
+    of_cache = {text: vector for text, _, vector in rows_of.cache.part(0)}
     epochs = []
     for epoch in range(2):
-        first = epoch * int(batches.batches_per_epoch)
-        rows = [row for step in range(int(batches.batches_per_epoch)) for row in batches._of_step(first + step)]
+        first = epoch * int(rows_of.batches_per_epoch)
+        rows = [row for step in range(int(rows_of.batches_per_epoch)) for row in batches._of_step(first + step)]
         seen = [text for text, _ in rows]
         assert len(set(seen)) == len(seen) == (num_texts - len(held)) // 12 * 12
         assert not set(seen) & set(held)
@@ -96,11 +106,11 @@ def test_an_epoch_has_each_text_once_with_its_vector_and_holds_out_a_hundredth(f
 
 
 def test_a_batch_larger_than_the_cache_has_all_texts_but_those_held_out(folders):
-    recipe = load_recipe("query-static", [*SMALL, "batch.size=5000"])
-    batches = TextBatches(read_text_cache(folders / "dual-texts"), recipe, holds_out=True)
-    assert batches.batches_per_epoch == 1
-    rows = [text for text, _ in batches._of_step(0)]
-    assert len(rows) == batches.recipe.batch.size == batches.cache.num_texts - len(batches.held_out)
+    batches = batches_of(folders, sets=["batch.size=5000"], holds_out=True)
+    rows = batches.rows
+    assert rows.batches_per_epoch == 1
+    texts_of_step = [text for text, _ in batches._of_step(0)]
+    assert len(texts_of_step) == rows.batch.size == rows.cache.num_texts - len(rows.held_out)
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -109,7 +119,7 @@ def test_a_batch_depends_on_the_seed_and_the_step_alone(folders):
     expected = {step: [text for text, _ in in_order._of_step(step)] for step in range(20)}
     for step in (17, 3, 12):
         assert [text for text, _ in fresh._of_step(step)] == expected[step]
-    assert [text for text, _ in batches_of(folders, seed=1)._of_step(3)] != expected[3]
+    assert [text for text, _ in batches_of(folders, sets=["seed=1"])._of_step(3)] != expected[3]
 
 
 def student_of(folders: Path, kind: str, *sets: str) -> Any:
@@ -223,14 +233,8 @@ def test_a_finished_student_has_its_result_and_its_space(folders, tmp_path):
 def test_validation_embeds_the_images_once_and_has_the_recalls_of_the_joined_model(
     folders, kind, scenes_corpus_dir, tmp_path, monkeypatch
 ):
-    embedded, embed = [], EmbeddedTeacher.embed
-    if kind == "late":
-        from dcdctl.core.teacher.embedded import LateTeacher
-
-        embed = LateTeacher.embed
-    monkeypatch.setattr(
-        EmbeddedTeacher if kind == "dual" else LateTeacher, "embed", lambda *of: embedded.append(1) or embed(*of)
-    )
+    embedded = []
+    monkeypatch.setattr(text_data, "embed_corpus", lambda *of, **more: embedded.append(1) or embed_corpus(*of, **more))
     refs = InputRefs(
         caches=[folders / f"{kind}-texts"], teachers=[str(folders / kind)], validation_data=[scenes_corpus_dir]
     )
@@ -353,9 +357,13 @@ def test_a_pool_and_captioned_images_beside_a_pool_teach_a_student(corpus, folde
         ([], {"split": "val"}, r"--split val needs images, and no --data is named"),
         (["model.text=teacher"], {}, r"model.text is teacher, and no teacher is given; name it with --teacher"),
         (["loss.dims=[2, 9]"], {}, r"loss.dims ends with 9, and the vectors of the model have 8 numbers"),
-        (["model.pooled=true"], {}, r"model.pooled is for other models than a query encoder; leave it out"),
-        (["model.average_with_start=0.5"], {}, r"model.average_with_start is for other models than a query encoder"),
-        (["model.trained=lora"], {}, r"model.trained is for other models than a query encoder"),
+        (["model.pooled=true"], {}, r"model.pooled is unknown in a query model; a late model has it; leave it out"),
+        (
+            ["model.average_with_start=0.5"],
+            {},
+            r"unknown in a query model; fusion, dual and late models have it",
+        ),
+        (["model.trained=lora"], {}, r"model.trained is unknown in a query model; dual and late models have it"),
         (["pool.rounds=2"], {}, r"pool.rounds scores with --teacher, which embeds the images of a query encoder"),
         (
             [],

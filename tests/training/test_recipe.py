@@ -201,7 +201,10 @@ def test_a_recipe_that_is_not_there_names_the_most_similar_ones(tmp_path):
         (["model.hidden_size=0"], r"model\.hidden_size must be at least 1, got 0"),
         (["model.max_text_len=0"], r"model\.max_text_len must be at least 1, got 0"),
         (["model.dropout=1"], r"model\.dropout must lie in \[0, 1\), got 1"),
-        (["model.kind=dual", "model.start=new"], r"model\.layers is for fusion models"),
+        (
+            ["model.kind=dual", "model.start=new"],
+            r"model\.layers is unknown in a dual model; a fusion model has it; leave it",
+        ),
         (["model.kind=dual", "model.layers=[]"], r"cannot start from a fusion teacher; set model\.start to new"),
         (["model.vision=a/b"], r"model\.vision and model\.text go together"),
         (["model.vision=a/b", "model.text=c/d"], r"model\.text is for model\.start new, and it is teacher"),

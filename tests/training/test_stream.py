@@ -38,6 +38,8 @@ SETS = [
     "optimizer.lr=1e-3",
 ]
 OPTIONS = TrainingOptions()
+NOT_FUSION = ["model.num_text_layers=2", "model.projection_dim=256"]
+"""The settings of SETS that a fusion model does not have, at their defaults."""
 
 
 @pytest.fixture
@@ -347,7 +349,7 @@ def test_a_shard_that_has_changed_refuses_to_resume(tars, tmp_path):
             "loss.temperature auto needs a prepared corpus",
         ),
         (["candidates.duplicate_bits=3"], {}, "candidates.duplicate_bits needs a prepared corpus"),
-        (["model.kind=fusion", "model.start=teacher"], {}, "model.start teacher needs a prepared corpus"),
+        (["model.kind=fusion", *NOT_FUSION, "model.start=teacher"], {}, "model.start teacher needs a prepared corpus"),
         ((), {"split": "val"}, "--split val needs a prepared corpus"),
         ((), {"max_images": 5}, "--max-images needs a prepared corpus"),
         (
@@ -375,7 +377,8 @@ def test_several_teachers_and_features_are_refused(tars, tmp_path, dual_folder):
 
 
 def test_a_fusion_model_trains_on_a_stream(tars, tmp_path):
-    trained = run(tars, tmp_path / "run", "model.kind=fusion", "model.image_size=32", "optimizer.steps=2")
+    sets = ["model.kind=fusion", *NOT_FUSION, "model.image_size=32", "optimizer.steps=2"]
+    trained = run(tars, tmp_path / "run", *sets)
     assert len(trained.metrics()) == 2
 
 

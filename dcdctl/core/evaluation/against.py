@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus
@@ -19,7 +20,7 @@ from dcdctl.core.evaluation.agreement import Agreements, Lookup
 from dcdctl.core.evaluation.rankers import RankingTask
 from dcdctl.core.models import DualEncoder, Model
 from dcdctl.core.progress import Track
-from dcdctl.core.teacher import TeacherScores, embedded_teachers, read_cache
+from dcdctl.core.teacher import TeacherScores, embed_corpus, read_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,8 @@ def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track) -> Ag
     model = models.load(ref, track=track)
     if not isinstance(model, DualEncoder) and not model.keeps_states:
         raise _no_order(ref)
-    embedded = embedded_teachers([(ref, model)], corpus, compute)
-    embedded.embed(track)
+    named = (ref, cast("models.Searchable", model))
+    embedded = embed_corpus([named], corpus, compute, track=track)
     return Against(name=ref, fingerprint=model.digest, teacher=embedded)
 
 

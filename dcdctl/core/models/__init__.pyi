@@ -13,7 +13,7 @@ from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, new_dual
 from .fusion import FusionScorer
 from .inputs import ImageBatch, PairBatch, RefusedTextError, States, TextBatch
-from .late import Searchable
+from .late import LateInteraction, Searchable
 from .load_save import (
     check_ref,
     convert,
@@ -79,6 +79,7 @@ __all__ = [
     "FusionScorer",
     "FusionSize",
     "ImageBatch",
+    "LateInteraction",
     "Model",
     "OnnxTowers",
     "PairBatch",

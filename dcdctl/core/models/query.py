@@ -50,6 +50,11 @@ class QuerySpace:
     teacher_name: str | None = None
     """Who gave the vectors, if they come from elsewhere."""
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a text has a vector per token; otherwise it has one."""
+        return self.kind == "late"
+
     @staticmethod
     def of(teacher: Searchable) -> QuerySpace:
         """The space of a model; ModelError for late interaction to which the cosine of whole vectors is added."""

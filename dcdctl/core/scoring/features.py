@@ -18,12 +18,12 @@ Shape letters: I images, T texts, V image tokens, L text tokens, D width of an e
 
 from __future__ import annotations
 
-import os
+import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,9 +32,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dcdctl.core.artifacts import Build, other_folder_error, seal_of
+from dcdctl.core.artifacts import Build, other_folder_error
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting, in_fitting_parts
@@ -51,6 +52,7 @@ IMAGE_CHUNK = 32
 """Images encoded in one forward pass."""
 TEXT_CHUNK = 256
 """Captions encoded in one forward pass; captions of similar length share one."""
+LENGTHS_FILE = "lengths.npy"
 Half = NDArray[np.float16]
 
 
@@ -145,7 +147,7 @@ class Features:
 
     @cached_property
     def _lengths(self) -> Index:
-        path = FEATURES.checked(self.folder / "lengths.npy", self.parts["lengths.npy"]["sha256"])
+        path = FEATURES.checked(self.folder / LENGTHS_FILE, self.parts[LENGTHS_FILE]["sha256"])
         # The lengths of a whole split begin with the lengths of its first images.
         return np.load(path).astype(np.int64)[: self.corpus.num_captions]
 
@@ -230,12 +232,7 @@ def open_or_build(
     # Short, for paths; the plan holds the whole fingerprints, and they are compared.
     name = f"{corpus.split}-{corpus.fingerprint[:12]}-{model.encoders.digest[:12]}"
     build = Build(root / name, expected, FEATURES)
-    with_more = (
-        stored
-        for stored in ([] if build.is_sealed or corpus.whole is corpus else _stored_nearby(root, corpus))
-        if stored.plan["encoders"] == model.encoders.digest and stored.corpus.num_images >= corpus.num_images
-    )
-    opened = next(with_more, None)
+    opened = None if build.is_sealed else _find_larger(root, corpus, model.encoders.digest)
     if opened is None:
         if not build.is_sealed:
             with build.lock(wait=track):
@@ -248,6 +245,16 @@ def open_or_build(
     for name, part in opened.parts.items():
         FEATURES.check_part(opened.folder, name, part["bytes"])
     return replace(opened, corpus=corpus, only_first=model.kind == "dual")
+
+
+def _find_larger(root: Path, corpus: Corpus, encoders: str) -> Features | None:
+    """Finished features of these encoders for more images of the split, which begin with those of `corpus`."""
+    if corpus.whole is corpus:
+        return None
+    for stored in _stored_nearby(root, corpus):
+        if stored.plan["encoders"] == encoders and stored.corpus.num_images >= corpus.num_images:
+            return stored
+    return None
 
 
 def _stored_nearby(root: Path, corpus: Corpus) -> list[Features]:
@@ -267,34 +274,43 @@ def _stored_nearby(root: Path, corpus: Corpus) -> list[Features]:
     return sorted(nearby, key=lambda stored: -stored.corpus.num_images)
 
 
-def _link_stored(build: Build, corpus: Corpus, text_digest: str) -> None:
+def _files_of(corpus: Corpus) -> tuple[dict[str, range], dict[str, range]]:
+    """The images of each file of images, and the captions, or a pool's texts, of each file of texts."""
+    first_image = [*range(0, corpus.num_images, IMAGES_PER_FILE), corpus.num_images]
+    text_parts = _text_parts(corpus)
+    num_text_parts = int(text_parts.max(initial=-1)) + 1
+    first_text = np.searchsorted(text_parts, range(num_text_parts + 1)).tolist()
+    images = {_name("images", part): range(*ends) for part, ends in enumerate(pairwise(first_image))}
+    texts = {_name("texts", part): range(*ends) for part, ends in enumerate(pairwise(first_text))}
+    return images, texts
+
+
+def _take_stored(parts: Parts, corpus: Corpus, text_digest: str) -> None:
     """Take files that another folder of the root has for the same images or captions, by encoders of the same
     digest."""
+    build = parts.build
     for stored in _stored_nearby(build.folder.parent, corpus):
         is_whole = stored.corpus.num_images == corpus.num_images
         # The last file of fewer images holds only some of its images.
         shared = min(stored.corpus.num_images, corpus.num_images) + (IMAGES_PER_FILE - 1 if is_whole else 0)
-        has_same = {
-            "images": stored.plan["encoders"] == build.plan["encoders"],
-            "texts": stored.plan.get("text_encoder") == text_digest,
-        }
-        kinds = [kind for kind, is_same in has_same.items() if is_same]
-        num_parts = {"images": shared // IMAGES_PER_FILE, "texts": shared // IMAGES_PER_FILE}
-        if corpus.is_pool:  # all of its subsets have all of its texts
-            num_parts["texts"] = -(-corpus.num_captions // TEXTS_PER_FILE)
-        for name in build.missing(_name(kind, part) for kind in kinds for part in range(num_parts[kind])):
-            # Compared with its checksum first, so that damage stays where it is.
-            checked = FEATURES.checked(stored.folder / name, stored.parts[name]["sha256"])
-            with build.write(name) as partial:
-                partial.unlink(missing_ok=True)
-                try:
-                    os.link(checked, partial)
-                except OSError:  # a file system without hard links
-                    shutil.copyfile(checked, partial)
+        num_files = shared // IMAGES_PER_FILE
+        usable: list[str] = []
+        if stored.plan["encoders"] == build.plan["encoders"]:
+            usable += [_name("images", part) for part in range(num_files)]
+        if stored.plan.get("text_encoder") == text_digest:
+            # All subsets of a pool have all of its texts.
+            num_texts = math.ceil(corpus.num_captions / TEXTS_PER_FILE) if corpus.is_pool else num_files
+            usable += [_name("texts", part) for part in range(num_texts)]
+        for number in parts.missing():
+            name = parts.names[number]
+            if name in usable:
+                # Compared with its checksum first, so that damage stays where it is.
+                parts.take(number, FEATURES.checked(stored.folder / name, stored.parts[name]["sha256"]))
 
 
-def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute) -> tuple[Build, Index]:
-    """The build with its whole plan, and the number of tokens of each caption; InputError if the disk is too small."""
+def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute) -> tuple[Parts, Index]:
+    """The parts of the build with its whole plan, and the number of tokens of each caption; InputError if the disk is
+    too small."""
     corpus, folder = source.corpus, planned.folder
     lengths = np.ones(corpus.num_captions, dtype=np.int64)
     if not encoders.pools_texts:
@@ -316,87 +332,85 @@ def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
     }
     build = Build(folder, plan, FEATURES)
     build.begin()
-    # Captions are cut to far fewer than 65,536 tokens.
-    _save(build, "lengths.npy", lengths.astype(np.uint16))
-    _link_stored(build, corpus, plan["text_encoder"])
+    if not build.is_written(LENGTHS_FILE):
+        # Captions are cut to far fewer than 65,536 tokens.
+        _save(build, LENGTHS_FILE, lengths.astype(np.uint16))
+    images_of, texts_of = _files_of(corpus)
+    parts = Parts(build, [*images_of, *texts_of])
+    _take_stored(parts, corpus, plan["text_encoder"])
     # A resumed run needs room only for what is missing.
     bytes_left = size_in_bytes(plan) - sum(path.stat().st_size for path in folder.glob("*-*.npy"))
     if (free := shutil.disk_usage(folder).free) < bytes_left:
         raise InputError(f"the features need {byte_size(bytes_left)} more in {folder}, and {byte_size(free)} are free")
-    return build, lengths
+    return parts, lengths
 
 
 @torch.inference_mode()
 def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute, track: Track) -> None:
-    build, lengths = _begin(planned, source, encoders, compute)
-    corpus, text_parts = source.corpus, _text_parts(source.corpus)
-    num_parts = -(-corpus.num_images // IMAGES_PER_FILE)
-    num_text_parts = int(text_parts.max(initial=-1)) + 1
-    # The first image and the first caption of each part; last, their numbers.
-    first_image = [*range(0, corpus.num_images, IMAGES_PER_FILE), corpus.num_images]
-    first_text = np.searchsorted(text_parts, range(num_text_parts + 1)).tolist()
-    images, texts = (
-        {part: np.arange(*bounds) for part, bounds in enumerate(pairwise(first)) if build.missing([_name(kind, part)])}
-        for kind, first in (("images", first_image), ("texts", first_text))
-    )
-    num_images, num_texts = (sum(map(len, rows.values())) for rows in (images, texts))
+    parts, lengths = _begin(planned, source, encoders, compute)
+    build, missing = parts.build, {parts.names[number] for number in parts.missing()}
+    images_of, texts_of = _files_of(source.corpus)
+    images = {name: rows for name, rows in images_of.items() if name in missing}
+    texts = {name: rows for name, rows in texts_of.items() if name in missing}
+    num_images, num_texts = sum(map(len, images.values())), sum(map(len, texts.values()))
     # Two bars, because an image takes as long as many captions: one rate for both would tell nothing of what is left.
     # Without autocast, whatever precision the user sets for scores: features serve runs of every precision.
     if num_images:
-        in_all = f"{byte_size(size_in_bytes(build.plan))} in all"
-        with track(
-            f"encode {num_images:,} images, then {num_texts:,} captions, {in_all}", total=num_images, unit="images"
-        ) as advance:
+        in_all = byte_size(size_in_bytes(build.plan))
+        label = f"encode {num_images:,} images, then {num_texts:,} captions, {in_all} in all"
+        with track(label, total=num_images, unit="images") as advance:
             _build_images(build, images, source, encoders, compute, advance)
     if num_texts:
+
+        def encode(text_ix: Index) -> States:
+            return encoders.text_features(source.texts(text_ix).to(compute.device))
+
         with track(f"encode {num_texts:,} captions", total=num_texts, unit="captions") as advance:
-            _build_texts(
-                build,
-                texts,
-                lengths,
-                lambda part: encoders.text_features(source.texts(part).to(compute.device)),
-                advance,
-            )
-    names = ["lengths.npy", *(_name("images", part) for part in range(num_parts))]
-    names += [_name("texts", part) for part in range(num_text_parts)]
-    build.seal({"format": FEATURES.format, "files": {name: seal_of(build.folder / name) for name in names}}, names)
+            _build_texts(build, texts, lengths, encode, advance)
+    parts.seal_alone(lambda listed: {"format": FEATURES.format, "files": listed}, further=[LENGTHS_FILE])
 
 
 def _build_images(
-    build: Build, images: dict[int, Index], source: CorpusSource, encoders: Encoders, compute: Compute, advance: Advance
+    build: Build,
+    images: Mapping[str, range],
+    source: CorpusSource,
+    encoders: Encoders,
+    compute: Compute,
+    advance: Advance,
 ) -> None:
-    """Encode the images of these parts."""
-    # The batches start again in each part: a resumed run encodes the same ones and writes the same bytes.
-    chunks = {
-        part: [rows[start : start + IMAGE_CHUNK] for start in range(0, len(rows), IMAGE_CHUNK)]
-        for part, rows in images.items()
-    }
-    # Read ahead over the ends of parts, so that the encoder does not wait at each of them.
-    reading = images_ahead(source, chain.from_iterable(chunks.values()), compute)
+    """Encode the images of these files."""
+    # The batches start again in each file: a resumed run encodes the same ones and writes the same bytes.
+    chunks = [
+        rows[start : start + IMAGE_CHUNK] for rows in images.values() for start in range(0, len(rows), IMAGE_CHUNK)
+    ]
+    # Read ahead over the ends of files, so that the encoder does not wait at each of them.
+    reading = images_ahead(source, chunks, compute)
     fitting = Fitting()
-    for part, chunks_of_part in chunks.items():
-        name, encoded = _name("images", part), []
-        for chunk in chunks_of_part:
-            states = in_memory(next(reading), len(chunk), encoders.image_features, fitting)
+    for name, rows in images.items():
+        encoded = []
+        for start in range(0, len(rows), IMAGE_CHUNK):
+            size = min(IMAGE_CHUNK, len(rows) - start)
+            states = in_memory(next(reading), size, encoders.image_features, fitting)
             encoded.append(_to_half(states, build.folder / name)[0])
-            advance(len(chunk))
+            advance(size)
         _save(build, name, np.concatenate(encoded))
 
 
 def _build_texts(
-    build: Build, texts: dict[int, Index], lengths: Index, encode: Callable[[Index], States], advance: Advance
+    build: Build, texts: Mapping[str, range], lengths: Index, encode: Callable[[Index], States], advance: Advance
 ) -> None:
-    """Encode the captions of these parts; captions of similar length share a batch."""
+    """Encode the captions of these files; captions of similar length share a batch."""
     fitting = Fitting()
-    for part, rows in texts.items():
-        name, length_T = _name("texts", part), lengths[rows]
+    for name, rows in texts.items():
+        text_ix = np.arange(rows.start, rows.stop)
+        length_T = lengths[text_ix]
         starts = np.cumsum(length_T) - length_T
         # Without padding, so that a caption takes only the space of its own tokens.
         packed = np.empty((int(length_T.sum()), build.plan["text_width"]), dtype=np.float16)
         by_length = np.argsort(length_T, kind="stable")
         for start in range(0, len(rows), TEXT_CHUNK):
             chunk = by_length[start : start + TEXT_CHUNK]
-            states = in_memory(rows[chunk], len(chunk), encode, fitting)
+            states = in_memory(text_ix[chunk], len(chunk), encode, fitting)
             tokens, mask = _to_half(states, build.folder / name)
             for start_token, text_tokens, is_real in zip(starts[chunk].tolist(), tokens, mask, strict=True):
                 packed[start_token : start_token + int(is_real.sum())] = text_tokens[is_real]
@@ -424,9 +438,8 @@ def _name(kind: str, part: int) -> str:
 
 
 def _save(build: Build, name: str, array: NDArray[Any]) -> None:
-    if build.missing([name]):
-        with build.write(name) as partial, partial.open("wb") as file:
-            np.save(file, array)
+    with build.write(name) as partial, partial.open("wb") as file:
+        np.save(file, array)
 
 
 @lru_cache(maxsize=256)

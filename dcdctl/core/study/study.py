@@ -327,7 +327,7 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     # A start of more layers than its students is slower, and one of another kind takes other steps: their times are not
     # its own.
     model = plan.recipe.model
-    if model.vision_layers or model.text_layers or model.kind == "late":
+    if model.drops_layers or isinstance(model, training.LateConfig):
         timed_in.pop(ZERO_SHOT, None)
     if plan.reranker is not None and plan.against is None:
         folders[CASCADE] = folders[DISTILLED]

@@ -2,7 +2,16 @@ from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
 from .cache_format import CACHE, TEXTS, WORK_FOLDER
 from .candidate_lists import Candidates
 from .candidates import CandidateConfig, mine_candidates
-from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers, products_of
+from .embedded import (
+    EmbeddedScores,
+    EmbeddedTeacher,
+    EmbeddedTeachers,
+    LateTeacher,
+    check_embedding,
+    embed_corpus,
+    embedding_plan,
+    products_of,
+)
 from .external_scores import RowNames, plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter, text_classes
 from .job import CacheCost, CacheJob, cache_scores, preview_cost, verify_cache
@@ -27,6 +36,7 @@ __all__ = [
     "EmbeddedTeacher",
     "EmbeddedTeachers",
     "FalseNegativeFilter",
+    "LateTeacher",
     "Negative",
     "RowNames",
     "TeacherCache",
@@ -38,8 +48,10 @@ __all__ = [
     "cache_facts",
     "cache_scores",
     "cache_texts",
+    "check_embedding",
     "check_weights",
-    "embedded_teachers",
+    "embed_corpus",
+    "embedding_plan",
     "false_negative_filter",
     "lack_of_order",
     "measure_spread",

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dcdctl.core import artifacts, distributed, files, scoring
-from dcdctl.core.artifacts import Build, seal_of
+from dcdctl.core.artifacts import Build
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Index, Scores
-from dcdctl.core.devices import ON_CPU, Compute, versions
+from dcdctl.core.devices import Compute, versions
+from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import StaleError
 from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Advance, Track, silent
@@ -162,12 +163,9 @@ class PlannedCache:
     compute: Compute
 
     @property
-    def shards(self) -> range:
-        return range(len(shards_of(self.build.plan)))
-
-    def find_missing(self) -> list[int]:
-        """The shards that are not scored yet. Each call asks the file system about every shard."""
-        return [shard for shard in self.shards if self.build.missing([pairs_name(shard)])]
+    def shards(self) -> Parts:
+        """The pairs of each range of images."""
+        return shard_parts(self.build)
 
 
 def plan_cache(job: CacheJob, corpus: Corpus, teacher: FusionScorer, track: Track) -> PlannedCache:
@@ -217,35 +215,29 @@ def plan_of(job: CacheJob, corpus: Corpus, scorer: Mapping[str, Any]) -> artifac
 
 def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:
     """Score this process's share of the missing shards, and seal the cache."""
-    if not job.build.is_sealed:
-        missing = set(job.find_missing())
-        # A share of all shards: processes look at different times, so their lists of missing shards may differ.
-        mine = [shard for shard in distributed.local_indices(len(job.shards)) if shard in missing]
+    if job.shards.missing():
         # Before any shard, for a teacher whose states can be kept: a shard needs captions of nearly the whole corpus.
-        source = (
-            scoring.encode_corpus(job.teacher, job.source, job.compute, track=track, is_shared=True)
-            if missing
-            else job.source
-        )
-        total = sum(int(np.isnan(read_shard(job.build, shard).score).sum()) for shard in mine)
-        with track("score", total=total, unit="pairs") as advance:
-            for shard in mine:
-                pairs = read_shard(job.build, shard)
-                todo = np.isnan(pairs.score)
-                # Arrays that come from pyarrow are read-only.
-                scores = pairs.score.copy()
-                if todo.any():
-                    scores[todo] = score_pairs(
-                        replace(job, source=source), pairs.image[todo], pairs.text[todo], advance
-                    )
-                with job.build.write(pairs_name(shard)) as partial:
-                    write_pairs(partial, replace(pairs, score=scores))
-        # The seal needs the shards of all processes.
-        distributed.barrier()
-    with distributed.main_first():
-        if distributed.is_main():
-            seal(job.build, job.compute)
+        source = scoring.encode_corpus(job.teacher, job.source, job.compute, track=track, is_shared=True)
+        job = replace(job, source=source)
+    mine = job.shards.share()
+    total = sum(int(np.isnan(read_shard(job.build, shard).score).sum()) for shard in mine)
+    with track("score", total=total, unit="pairs") as advance:
+        for shard in mine:
+            pairs = read_shard(job.build, shard)
+            todo = np.isnan(pairs.score)
+            # Arrays that come from pyarrow are read-only.
+            scores = pairs.score.copy()
+            if todo.any():
+                scores[todo] = score_pairs(job, pairs.image[todo], pairs.text[todo], advance)
+            with job.build.write(pairs_name(shard)) as partial:
+                write_pairs(partial, replace(pairs, score=scores))
+    seal(job.build)
     return cache.read_cache(job.build.folder, corpus=job.corpus, teacher=job.teacher.digest)
+
+
+def shard_parts(build: Build) -> Parts:
+    """The parts of a teacher cache."""
+    return Parts(build, [pairs_name(shard) for shard in range(len(shards_of(build.plan)))])
 
 
 def score_pairs(job: PlannedCache, image_P: Index, text_P: Index, advance: Advance | None = None) -> Scores:
@@ -296,20 +288,20 @@ def begin(build: Build, job: CacheJob, corpus: Corpus, track: Track) -> artifact
     return notes
 
 
-def seal(build: Build, compute: Compute = ON_CPU) -> None:
-    """Write cache.json unless it is there, and remove the files that only the build needed."""
-    names = [pairs_name(shard) for shard in range(len(shards_of(build.plan)))]
-    parts = [ITEMS_FILE, *names]
-    # A run that was killed after sealing may have left files of the build.
-    if build.is_sealed:
-        return build.clean(parts)
-    pairs = {name: seal_of(build.folder / name, pairs=len(read_pairs(build.written(name)))) for name in names}
-    dropped = artifacts.read_document(build.folder / DROPPED_FILE, hint=CACHE.remake)
-    document = {"format": CACHE.format, "pairs": sum(part["pairs"] for part in pairs.values()), "dropped": dropped}
-    document |= {"versions": versions()}
-    document["files"] = {ITEMS_FILE: seal_of(build.folder / ITEMS_FILE), **pairs}
-    document["dropped"] = {**dropped, **TeacherCache(build.folder, build.plan, document).candidates.dropped}
-    build.seal(document, parts)
+def seal(build: Build) -> None:
+    """Write cache.json when all shards are there, and remove the files that only the build needed."""
+
+    def document_of(listed: dict[str, artifacts.Document]) -> artifacts.Document:
+        dropped = artifacts.read_document(build.folder / DROPPED_FILE, hint=CACHE.remake)
+        num_pairs = sum(part["pairs"] for part in listed.values() if "pairs" in part)
+        document = {"format": CACHE.format, "pairs": num_pairs, "versions": versions(), "files": listed}
+        by_margins = TeacherCache(build.folder, build.plan, document).candidates.dropped
+        return {**document, "dropped": {**dropped, **by_margins}}
+
+    def facts_of(shard: str) -> artifacts.Document:
+        return {"pairs": len(read_pairs(build.written(shard)))}
+
+    shard_parts(build).seal(document_of, further=[ITEMS_FILE], facts_of=facts_of)
 
 
 def kind_of(compute: Compute) -> str | None:

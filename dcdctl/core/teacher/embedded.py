@@ -23,7 +23,7 @@ from dcdctl.core import distributed, models, scoring
 from dcdctl.core.data import Corpus, Index, Scores
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import Model, States
+from dcdctl.core.models import DualEncoder, LateInteraction, Searchable, States
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher.scores import AverageScores, TeacherScores, check_weights, in_range
 
@@ -32,47 +32,14 @@ ROWS_AT_A_TIME = 8192
 
 
 class EmbeddedTeacher(TeacherScores):
-    """The scores of a dual encoder for every image with every caption of a corpus: its logit scale times the cosine.
+    """The scores of a dual encoder for every image with every caption of a corpus: its logit scale times the cosine."""
 
-    `embed` comes before the first score. Until then, making one costs nothing but the fingerprint of the model.
-    """
-
-    def __init__(self, model: Model, corpus: Corpus, compute: Compute) -> None:
-        """The model reads its stored features where `compute` names a folder and it has encoders; otherwise images and
-        captions."""
-        self._compute = compute if model.encoders is not None else replace(compute, features=None)
-        self._corpus = corpus
-        self._model: Model | None = model
-        # The precision of the training is none of its teacher's: vectors are always computed in float32.
-        features = None if self._compute.features is None else "float16"
-        self.plan = {"teacher": model.digest, "corpus": corpus.fingerprint, "features": features}
-        if model.kind == "dual":
-            bias = model.logit_bias
-            self._scale, self._bias = model.logit_scale.item(), 0.0 if bias is None else bias.item()
-        self._images_ID, self._texts_TD = torch.empty(0), torch.empty(0)
-
-    def embed(self, track: Track = silent) -> None:
-        """Embed the corpus; the main process of several does so and gives the others its vectors. ModelError if one is
-        not finite."""
-        assert self._model is not None
-        assert self._model.kind == "dual"
-        # By one process, because others could round differently, and would then keep other negatives of a list.
-        with distributed.main_first():
-            if distributed.is_main():
-                source = scoring.open_source(self._corpus, self._model, self._compute, track)
-                vectors = scoring.embed_with_model(self._model, source, self._compute.device, track)
-                self._images_ID, self._texts_TD = (
-                    scoring.finite_vectors(side).cpu() for side in (vectors.images_ID, vectors.texts_TD)
-                )
-        if not distributed.is_main():
-            self._images_ID, self._texts_TD = (
-                torch.zeros(count, self._model.embedding_dim)
-                for count in (self._corpus.num_images, self._corpus.num_captions)
-            )
-        for side in (self._images_ID, self._texts_TD):
-            distributed.broadcast(side)
-        # It has given all that a training needs, which needs the memory.
-        self._model = None
+    def __init__(self, plan: dict[str, Any], model: DualEncoder, images_ID: Tensor, texts_TD: Tensor) -> None:
+        """The vectors of a corpus by this model, which is not kept."""
+        self.plan = plan
+        self._scale = model.logit_scale.item()
+        self._bias = 0.0 if model.logit_bias is None else model.logit_bias.item()
+        self._images_ID, self._texts_TD = images_ID, texts_TD
 
     def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
         """The scores of these pairs, in their common shape. A column of images and a row of captions cost one matrix
@@ -95,32 +62,21 @@ class EmbeddedTeacher(TeacherScores):
         From the mean vectors and the mean products of their components: mean (i . t)^2 = sum of (mean i i^T) (mean t
         t^T). COCO has 64 billion pairs.
         """
-        (image_D, image_DD), (text_D, text_DD) = (
-            _mean_and_products(vectors) for vectors in (self._images_ID, self._texts_TD)
-        )
+        image_D, image_DD = _mean_and_products(self._images_ID)
+        text_D, text_DD = _mean_and_products(self._texts_TD)
         mean = float(image_D @ text_D)
         variance = max(float((image_DD * text_DD).sum()) - mean**2, 0.0)
         # A teacher whose scores are all equal has no spread to divide by.
         return self._scale * mean + self._bias, self._scale * variance**0.5 or 1.0
 
 
-class LateTeacher(EmbeddedTeacher):
+class LateTeacher(TeacherScores):
     """The scores of a late-interaction model for every image with every caption of a corpus. Each lookup computes
-    MaxSim, on the CPU. It has no moments, which would take the scores of all pairs."""
+    MaxSim, on the CPU."""
 
-    def embed(self, track: Track = silent) -> None:
-        """Encode the corpus; of several processes each does its share. ModelError if a number is not finite."""
-        assert self._model is not None
-        assert self._model.kind != "dual"
-        self._scorer, compute = self._model, replace(self._compute, precision="float32")
-        # The main one stores the features, if they are asked for.
-        with distributed.main_first():
-            source = scoring.open_source(self._corpus, self._scorer, compute, track)
-        encoded: Any = scoring.encode_corpus(self._scorer, source, compute, track=track, is_shared=True)
-        self._images, self._texts = encoded.of_images.to(CPU), encoded.of_texts.to(CPU)
-        for states in (self._images, self._texts):
-            scoring.finite_vectors(states.tokens)
-        self._scorer.to(CPU)
+    def __init__(self, plan: dict[str, Any], scorer: LateInteraction, images: States, texts: States) -> None:
+        """The token vectors of a corpus by this model, which scores them."""
+        self.plan, self._scorer, self._images, self._texts = plan, scorer, images, texts
 
     @torch.inference_mode()
     def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
@@ -147,10 +103,8 @@ class EmbeddedTeachers(AverageScores):
     noun = "teachers"
     teachers: Sequence[EmbeddedTeacher]
 
-    def embed(self, track: Track = silent) -> None:
-        """Embed the corpus with every teacher."""
-        for teacher in self.teachers:
-            teacher.embed(track)
+    def __init__(self, teachers: Sequence[EmbeddedTeacher], weights: Sequence[float] = ()) -> None:
+        super().__init__(teachers, weights)
         # Before worker processes copy this object: each would compute them again.
         _ = self._moments
 
@@ -159,17 +113,13 @@ class EmbeddedTeachers(AverageScores):
         return [teacher.moments for teacher in self.teachers]
 
 
-EmbeddedScores = EmbeddedTeacher | EmbeddedTeachers
+EmbeddedScores = EmbeddedTeacher | LateTeacher | EmbeddedTeachers
+NamedModels = Sequence[tuple[str, Searchable]]
 
 
-def embedded_teachers(
-    named: Sequence[tuple[str, Model]], corpus: Corpus, compute: Compute, weights: Sequence[float] = ()
-) -> EmbeddedScores:
-    """One teacher, a dual encoder or a late-interaction model, or the average of several dual encoders.
-
-    ConfigError if the number of weights differs from the number of teachers, if two of them are the same model, or if
-    one of several is a late-interaction model.
-    """
+def check_embedding(named: NamedModels, weights: Sequence[float] = ()) -> None:
+    """ConfigError for models that are not averaged: if the number of weights differs from theirs, if two of them are
+    the same model, or if one of several is a late-interaction model."""
     check_weights(weights, len(named), "teachers")
     names: dict[str, str] = {}
     for name, model in named:
@@ -185,10 +135,68 @@ def embedded_teachers(
                 f"{name} is a late-interaction model, and only scores of dual encoders are averaged without caches",
                 hint="cache each teacher with `dcdctl cache-teacher`, and name the caches",
             )
-    teachers = [
-        (EmbeddedTeacher if model.kind == "dual" else LateTeacher)(model, corpus, compute) for _, model in named
-    ]
-    return EmbeddedTeachers(teachers, weights) if teachers[1:] else teachers[0]
+
+
+def embedding_plan(named: NamedModels, corpus: Corpus, compute: Compute) -> Any:
+    """The `plan` of `embed_corpus`: the fingerprint of each model, the corpus, and how its inputs are read."""
+    plans = [_plan(model, corpus, compute) for _, model in named]
+    return plans if len(plans) > 1 else plans[0]
+
+
+def embed_corpus(
+    named: NamedModels, corpus: Corpus, compute: Compute, weights: Sequence[float] = (), track: Track = silent
+) -> EmbeddedScores:
+    """The scores of all pairs of a corpus by one teacher, a dual encoder or a late-interaction model, or by the average
+    of several dual encoders. Each model encodes the corpus once.
+
+    It reads its stored features where `compute` names a folder and it has encoders; otherwise images and captions.
+    ConfigError as from `check_embedding`, ModelError if a vector is not finite.
+    """
+    check_embedding(named, weights)
+    duals = [_embed_dual(model, corpus, compute, track) for _, model in named if model.kind == "dual"]
+    if len(duals) > 1:
+        return EmbeddedTeachers(duals, weights)
+    ((_, model),) = named
+    return duals[0] if model.kind == "dual" else _embed_late(model, corpus, compute, track)
+
+
+def _plan(model: Searchable, corpus: Corpus, compute: Compute) -> dict[str, Any]:
+    features = None if _compute_of(model, compute).features is None else "float16"
+    return {"teacher": model.digest, "corpus": corpus.fingerprint, "features": features}
+
+
+def _compute_of(model: Searchable, compute: Compute) -> Compute:
+    """The training's, with stored features only if the teacher has encoders."""
+    return compute if model.encoders is not None else replace(compute, features=None)
+
+
+def _embed_dual(model: DualEncoder, corpus: Corpus, compute: Compute, track: Track) -> EmbeddedTeacher:
+    """The main process of several embeds the corpus, and gives the others its vectors."""
+    compute = _compute_of(model, compute)
+    sides = [torch.zeros(count, model.embedding_dim) for count in (corpus.num_images, corpus.num_captions)]
+    # By one process, because others could round differently, and would then keep other negatives of a list.
+    with distributed.main_first():
+        if distributed.is_main():
+            source = scoring.open_source(corpus, model, compute, track)
+            vectors = scoring.embed_with_model(model, source, compute.device, track)
+            sides = [scoring.finite_vectors(side).cpu() for side in (vectors.images_ID, vectors.texts_TD)]
+    for side in sides:
+        distributed.broadcast(side)
+    return EmbeddedTeacher(_plan(model, corpus, compute), model, *sides)
+
+
+def _embed_late(model: LateInteraction, corpus: Corpus, compute: Compute, track: Track) -> LateTeacher:
+    """Each of several processes encodes its share of the corpus."""
+    # The precision of the training is none of its teacher's.
+    compute = replace(_compute_of(model, compute), precision="float32")
+    # The main one stores the features, if they are asked for.
+    with distributed.main_first():
+        source = scoring.open_source(corpus, model, compute, track)
+    encoded: Any = scoring.encode_corpus(model, source, compute, track=track, is_shared=True)
+    images, texts = encoded.of_images.to(CPU), encoded.of_texts.to(CPU)
+    for states in (images, texts):
+        scoring.finite_vectors(states.tokens)
+    return LateTeacher(_plan(model, corpus, compute), model.to(CPU), images, texts)
 
 
 def products_of(images_ID: Tensor, texts_TD: Tensor, image_ix: Index, text_ix: Index) -> Scores:

@@ -167,11 +167,11 @@ def verify_cache(job: CacheJob, count: int, *, track: Track = silent) -> float:
 
 def estimate_cost(job: PlannedCache) -> CacheCost:
     """Number of pairs, the rate of a short trial, and the time and space that the remaining pairs need."""
-    missing = job.find_missing()
-    planned = [read_shard(job.build, shard) for shard in missing]
-    whole = set(job.shards) - set(missing)
+    missing = set(job.shards.missing())
+    shards = [read_shard(job.build, shard) for shard in range(len(job.shards.names))]
+    planned = [shards[shard] for shard in sorted(missing)]
     num_to_score = sum(int(np.isnan(pairs.score).sum()) for pairs in planned)
-    num_pairs = sum(map(len, planned)) + sum(len(read_shard(job.build, shard)) for shard in whole)
+    num_pairs = sum(len(pairs) for pairs in shards)
     dropped_file = job.build.folder / DROPPED_FILE
     dropped = artifacts.read_document(dropped_file, hint=CACHE.remake) if dropped_file.exists() else {}
     rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None), num_to_score)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from dcdctl.core import artifacts, config, data, distributed, files, models, sco
 from dcdctl.core.artifacts import Build, Document
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute, versions
+from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import QuerySpace, Searchable
@@ -55,6 +55,8 @@ VECTOR = "vector"
 Half = NDArray[np.float16]
 Row = tuple[str, str | None, Half | None]
 """A text, its language, and its vector where another program gave it."""
+GivenRow = tuple[str, str | None, Half | None, str]
+"""The same, and where it stands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +87,14 @@ class TextCache:
     def part(self, number: int) -> list[Row]:
         """The texts of a part, from 0, with their vectors, D, or those of their tokens, L x D; StaleError if it is
         damaged."""
-        name, starts = _name(number), None
+        name = _name(number)
         table = pq.read_table(TEXTS.checked(self.folder / name, self.seal["files"][name]["sha256"]))
         vectors = table["vectors"].combine_chunks()
-        if self.space.kind == "late":
-            starts, vectors = vectors.offsets.to_numpy()[1:-1], vectors.flatten()
-        vectors_ND = vectors.flatten().to_numpy().reshape(-1, self.space.dim)
-        of_texts = vectors_ND if starts is None else np.split(vectors_ND, starts)
+        if self.space.has_tokens:
+            starts = vectors.offsets.to_numpy()[1:-1]
+            of_texts = np.split(vectors.flatten().flatten().to_numpy().reshape(-1, self.space.dim), starts)
+        else:
+            of_texts = vectors.flatten().to_numpy().reshape(-1, self.space.dim)
         return list(zip(table["text"].to_pylist(), table[data.LANGUAGE].to_pylist(), of_texts, strict=True))
 
 
@@ -103,7 +106,7 @@ def read_text_cache(folder: Path) -> TextCache:
 def text_cache_facts(cache: TextCache) -> list[tuple[str, str]]:
     """What a finished cache has, as pairs of name and value, in words."""
     plan, space = cache.plan, cache.space
-    token = "token" if space.kind == "late" else "text"
+    token = "token" if space.has_tokens else "text"
     return [
         ("teacher", space.teacher_name or str(space.teacher)),
         ("texts", f"{cache.num_texts:,}, {space.dim} numbers per {token}"),
@@ -125,22 +128,21 @@ def cache_texts(job: TextCacheJob, *, track: Track = silent) -> TextCache:
     settings = _settings(job, model, width)
     if old is not None:
         artifacts.expect(old.folder, old.plan, settings, hint="extend a cache of this teacher")
-    named = [{"name": name, "sha256": digest} for name, digest, _ in sources]
-    build = Build(job.out, {**settings, "extends": old and old.fingerprint, "sources": named}, TEXTS)
+    plan = {
+        **settings,
+        "extends": None if old is None else old.fingerprint,
+        "sources": [{"name": source.name, "sha256": source.digest} for source in sources],
+    }
+    build = Build(job.out, plan, TEXTS)
     with distributed.lock(job.out):
         with distributed.main_first():
             if distributed.is_main() and "part_sizes" not in build.begin():
-                _read_sources(build, old, itertools.chain.from_iterable(rows for *_, rows in sources), track)
-        sizes = TEXTS.read_plan(job.out)["part_sizes"]
+                _plan_parts(build, old, sources, track)
+        sizes: list[int] = TEXTS.read_plan(job.out)["part_sizes"]
+        parts = Parts(build, [_name(part) for part in range(len(sizes))])
         if model is not None:
-            _encode_missing(build, sizes, model, job.compute, track)
-        # The seal needs the parts of all processes.
-        distributed.barrier()
-        with distributed.main_first():
-            if distributed.is_main() and not build.is_sealed:
-                parts = [_name(part) for part in range(len(sizes))]
-                listed = artifacts.list_files(job.out, parts)
-                build.seal({"format": TEXTS.format, "versions": versions(), "files": listed}, parts)
+            _encode_missing(parts, sizes, model, job.compute, track)
+        parts.seal(lambda listed: {"format": TEXTS.format, "versions": versions(), "files": listed})
     return read_text_cache(job.out)
 
 
@@ -155,9 +157,13 @@ def verify_texts(job: TextCacheJob, count: int, *, track: Track = silent) -> flo
     with track("encode", total=count, unit="texts") as advance:
         for number in range(min(count, num_parts)):
             # N texts of P parts: N / P of each, and one more of the first ones.
-            texts, _, vectors = zip(*cache.part(number)[: -((number - count) // num_parts)], strict=True)
-            again = np.vstack(_encode(model, texts, job.compute, advance))
-            largest = max(largest, float(np.abs(again - np.vstack(vectors)).max()))
+            quota = math.ceil((count - number) / num_parts)
+            rows = cache.part(number)[:quota]
+            again = np.vstack(_encode(model, [text for text, _, _ in rows], job.compute, advance))
+            largest = max(
+                largest,
+                float(np.abs(again - np.vstack([vectors for _, _, vectors in rows if vectors is not None])).max()),
+            )
     if largest > max(tolerance(model, job.compute.precision), _ROUNDING):
         raise StaleError(f"{job.out}: vectors differ by {largest:.5f} when they are computed again", hint=TEXTS.remake)
     return largest
@@ -188,88 +194,145 @@ def _settings(job: TextCacheJob, model: Searchable | None, width: int | None) ->
     }
 
 
-def _sources(job: TextCacheJob) -> tuple[list[tuple[str, str, Iterator[Any]]], int | None]:
-    """The name, the digest and the rows of each source, each with where it stands, and the width of given vectors;
-    InputError for a place that is none, and for the split of a file."""
-    sources: list[tuple[str, str, Iterator[Any]]] = []
-    width, option = None, "--vectors" if job.vectors else "--texts"
+@dataclass(frozen=True)
+class _Source:
+    """A file of texts or of vectors, or a corpus."""
+
+    name: str
+    digest: str
+    rows: Iterable[GivenRow]
+    """Read once."""
+
+
+def _sources(job: TextCacheJob) -> tuple[list[_Source], int | None]:
+    """Each source, and the width of given vectors; InputError for a place that is none, and for the split of a
+    file."""
+    sources = []
+    width = None
     for place in job.vectors or job.texts:
         if not job.vectors and (url_of(place) is not None or Path(place).expanduser().is_dir()):
             corpus = Corpus.open(place, job.split)
             rows = zip(corpus.captions, corpus.languages, itertools.repeat(None), itertools.repeat(""))
-            sources.append((f"{corpus.name} {job.split}", corpus.fingerprint, rows))
+            sources.append(_Source(f"{corpus.name} {job.split}", corpus.fingerprint, rows))
             continue
         if job.split != "train":
             raise InputError(f"{place} is a file of texts, and has no split {job.split!r}", hint="leave --split out")
+        option = "--vectors" if job.vectors else "--texts"
         for path in files.find_named([place], data.TEXT_SUFFIXES, what="file of texts", option=option):
             if job.vectors and width is None:
-                # 0 for a file without a vector, which is an error when it is read.
-                width = len(next(data.read_values(path, more=[VECTOR]), (None, None, None))[2] or ())
-            sources.append((path.name, artifacts.sha256_of(path), _rows_of_file(path, width)))
+                width = _width_of(path)
+            sources.append(_Source(path.name, artifacts.sha256_of(path), _rows_of_file(path, width)))
     return sources, width
 
 
-def _rows_of_file(path: Path, width: int | None) -> Iterator[Any]:
+def _width_of(path: Path) -> int:
+    """The length of the first vector of a file; 0 without one, which is an error when the file is read."""
+    first_row = next(data.read_values(path, more=[VECTOR]), None)
+    if first_row is None or first_row[2] is None:
+        return 0
+    return len(first_row[2])
+
+
+def _rows_of_file(path: Path, width: int | None) -> Iterator[GivenRow]:
     """The rows of a file of texts; of one of vectors, which become unit vectors, if there is a width."""
-    half_D = None
-    for where, text, language, *given in data.read_values(
-        path, more=[data.LANGUAGE, *([] if width is None else [VECTOR])]
-    ):
-        if width is not None:
-            vector = given[0] or ()
-            # No missing ones, and no integers beyond those of float64, which JSON has.
-            vector_D = [number for number in vector if isinstance(number, int | float) and abs(number) < 1e300]
-            if not len(vector_D) == len(vector) == width or not any(vector_D):
-                found = f"{len(vector_D)} of the {len(vector)} values of the vector are finite numbers"
-                raise InputError(f"{where}: {found}, expected {width or 'some'} that are not all zero", hint=_HINT)
-            half_D = (np.array(vector_D) / math.hypot(*vector_D)).astype(np.float16)
-        yield *data.check_text(where, text, language), half_D, where
+    columns = [data.LANGUAGE] if width is None else [data.LANGUAGE, VECTOR]
+    for where, text, language, *given in data.read_values(path, more=columns):
+        text, language = data.check_text(where, text, language)
+        yield text, language, None if width is None else _unit_vector(given[0] or (), width, where), where
 
 
-def _name(part: int, kind: str = "") -> str:
-    return f"texts-{kind}{part:05d}.parquet"
+def _unit_vector(vector: Sequence[Any], width: int, where: str) -> Half:
+    """A given vector with length 1; InputError if it has missing values or another width."""
+    # No integers beyond those of float64, which JSON has.
+    vector_D = [number for number in vector if isinstance(number, int | float) and abs(number) < 1e300]
+    if not len(vector_D) == len(vector) == width or not any(vector_D):
+        found = f"{len(vector_D)} of the {len(vector)} values of the vector are finite numbers"
+        raise InputError(f"{where}: {found}, expected {width or 'some'} that are not all zero", hint=_HINT)
+    return (np.array(vector_D) / math.hypot(*vector_D)).astype(np.float16)
 
 
-def _read_sources(build: Build, old: TextCache | None, rows: Iterable[Any], track: Track) -> None:
+def _name(part: int) -> str:
+    return f"texts-{part:05d}.parquet"
+
+
+def _planned_name(part: int) -> str:
+    return f"texts-planned-{part:05d}.parquet"
+
+
+def _plan_parts(build: Build, old: TextCache | None, sources: Sequence[_Source], track: Track) -> None:
     """Write the new texts as planned parts, or as parts where they have vectors; after the parts of an old cache."""
-    seen, sizes, languages = dict[int, Any](), [], Counter[str]()
+    seen, sizes, languages = SeenTexts(), [], Counter[str]()
     if old is not None:
-        sizes, languages = old.part_sizes, Counter(old.plan["languages"])
-        for number in range(len(sizes)):
-            # Vectors of a teacher that dcdctl runs are not compared.
-            where = old.space.teacher is None and str(old.folder)
-            list(_unseen(((*row, where) for row in old.part(number)), seen))
-            with build.write(_name(number)) as path:
-                shutil.copyfile(old.folder / _name(number), path)
-    unseen = _unseen(rows, seen)
+        sizes, languages = list(old.part_sizes), Counter(old.plan["languages"])
+        # Vectors of a teacher that dcdctl runs are not compared.
+        origin = str(old.folder) if old.space.teacher is None else None
+        taken = Parts(build, [_name(part) for part in range(len(sizes))])
+        for number, name in enumerate(taken.names):
+            for text, _, vector in old.part(number):
+                seen.add(text, vector, origin)
+            taken.take(number, old.folder / name)
+    unseen = (
+        (text, language, vector)
+        for source in sources
+        for text, language, vector, where in source.rows
+        if seen.add(text, vector, where)
+    )
     with track("read texts", total=None, unit="texts") as advance:
-        while taken := list(itertools.islice(unseen, TEXTS_PER_PART)):
-            _write(build, _name(len(sizes), "planned-" if taken[0][2] is None else ""), taken)
-            sizes = [*sizes, len(taken)]
-            languages.update(language for _, language, _ in taken if language)
-            advance(len(taken))
+        while rows := list(itertools.islice(unseen, TEXTS_PER_PART)):
+            has_vectors = rows[0][2] is not None
+            _write(build, _name(len(sizes)) if has_vectors else _planned_name(len(sizes)), rows)
+            sizes.append(len(rows))
+            languages.update(language for _, language, _ in rows if language)
+            advance(len(rows))
     if not sizes:
-        names = ", ".join(source["name"] for source in build.plan["sources"])
+        names = ", ".join(source.name for source in sources)
         raise InputError(f"{names} has no text", hint="name files or a corpus with texts")
     build.note(part_sizes=sizes, languages=dict(sorted(languages.items())))
 
 
-def _unseen(rows: Iterable[Any], seen: dict[int, Any]) -> Iterator[Row]:
-    """The first row of each text that is not among those seen, by a hash of its words; InputError for a text that has
-    another vector than before."""
-    for text, language, vector_D, where in rows:
+@dataclass(frozen=True)
+class Seen:
+    """A text with a vector that another program gave it."""
+
+    origin: str
+    """Where it stands."""
+    digest: int
+    """Of its letters."""
+    projections: NDArray[np.float64]
+    """Of its vector, along the directions of `_directions`."""
+
+    def differs_from(self, other: Seen) -> bool:
+        """Whether a text of the same letters has another vector; of other letters with the same words, the vector is
+        rightly another one."""
+        # Along one of eight random directions, unit vectors whose difference has a length of 0.3 differ by 0.1 in
+        # 99.99 % of cases; rounding makes less of a difference.
+        is_far = np.abs(self.projections - other.projections).max() > 0.1
+        return self.digest == other.digest and bool(is_far)
+
+
+class SeenTexts:
+    """The texts that were read, by a hash of their words, and where each with a given vector stands."""
+
+    def __init__(self) -> None:
         # Of 64 bits: of ten million texts, two have one with a chance of 3 in a million.
-        key, found = hash(data.text_key(text)), None
-        if where and vector_D is not None:
-            # Along one of eight random directions, unit vectors whose difference has a length of 0.3 differ by 0.1 in
-            # 99.99 % of cases; rounding makes less of a difference.
-            found = where, hash(text), _directions(len(vector_D)) @ vector_D
-        if key not in seen:
-            seen[key] = found
-            yield text, language, vector_D
-        # Of other letters with the same words, the vector is rightly another one.
-        elif found and found[1] == seen[key][1] and np.abs(found[2] - seen[key][2]).max() > 0.1:
-            raise InputError(f"{where} has another vector than its text in {seen[key][0]}", hint="keep one of the two")
+        self._seen: dict[int, Seen | None] = {}
+
+    def add(self, text: str, vector: Half | None, origin: str | None) -> bool:
+        """Whether a text is new; InputError for one that has another vector than before. A vector without an origin is
+        not compared."""
+        key = hash(data.text_key(text))
+        found = None
+        if origin and vector is not None:
+            found = Seen(origin, hash(text), _directions(len(vector)) @ vector)
+        if key not in self._seen:
+            self._seen[key] = found
+            return True
+        before = self._seen[key]
+        if found is not None and before is not None and found.differs_from(before):
+            raise InputError(
+                f"{found.origin} has another vector than its text in {before.origin}", hint="keep one of the two"
+            )
+        return False
 
 
 @functools.cache
@@ -278,19 +341,14 @@ def _directions(width: int) -> NDArray[np.float64]:
     return np.random.default_rng(0).standard_normal((8, width))
 
 
-def _encode_missing(build: Build, sizes: Sequence[int], model: Searchable, compute: Compute, track: Track) -> None:
-    """Encode this process's share of the planned parts."""
-    mine = [
-        part
-        for part in distributed.local_indices(len(sizes))
-        # A part that was damaged since a killed run wrote it is written again.
-        if not build.missing([_name(part, "planned-")]) and not build.is_written(_name(part))
-    ]
+def _encode_missing(parts: Parts, sizes: Sequence[int], model: Searchable, compute: Compute, track: Track) -> None:
+    """Encode this process's share of the planned parts; those of an extended cache are there."""
+    mine = parts.share()
     with track("encode", total=sum(sizes[part] for part in mine), unit="texts") as advance:
         for part in mine:
-            columns = pq.read_table(build.written(_name(part, "planned-"))).to_pydict()
+            columns = pq.read_table(parts.build.written(_planned_name(part))).to_pydict()
             vectors = _encode(model, columns["text"], compute, advance)
-            _write(build, _name(part), list(zip(*columns.values(), vectors, strict=True)))
+            _write(parts.build, parts.names[part], list(zip(*columns.values(), vectors, strict=True)))
 
 
 @torch.inference_mode()
@@ -306,23 +364,25 @@ def _encode(model: Searchable, texts: Sequence[str], compute: Compute, advance: 
         tokenized = model.preprocess.texts([texts[text] for text in batch])
         vectors = scoring.finite_vectors(scoring.embed_batch(encode, tokenized, compute, fitting))
         # Padding is zeros.
-        encoded |= {
-            text: row if row.ndim == 1 else row[row.any(axis=1)]
-            for text, row in zip(batch, vectors.half().cpu().numpy(), strict=True)
-        }
+        for text, row in zip(batch, vectors.half().cpu().numpy(), strict=True):
+            encoded[text] = row if row.ndim == 1 else row[row.any(axis=1)]
         advance(len(batch))
     return [encoded[text] for text in range(len(texts))]
 
 
 def _write(build: Build, name: str, rows: Sequence[Row]) -> None:
     """Write texts and their vectors, if they have any."""
-    texts, languages, vectors = zip(*rows, strict=True)
-    columns = {"text": pa.array(texts, pa.string()), data.LANGUAGE: pa.array(languages, pa.string())}
-    if vectors[0] is not None:
+    columns: dict[str, Any] = {
+        "text": pa.array([text for text, _, _ in rows], pa.string()),
+        data.LANGUAGE: pa.array([language for _, language, _ in rows], pa.string()),
+    }
+    # All rows of a part have a vector, or none has.
+    vectors = [vector for _, _, vector in rows if vector is not None]
+    if vectors:
         numbers = np.vstack(vectors)
         columns["vectors"] = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), numbers.shape[1])
         if vectors[0].ndim == 2:
-            ends = pa.array(np.cumsum([0, *map(len, vectors)]), pa.int32())
+            ends = pa.array(np.cumsum([0, *(len(tokens) for tokens in vectors)]), pa.int32())
             columns["vectors"] = pa.ListArray.from_arrays(ends, columns["vectors"])
     with build.write(name) as path:
         pq.write_table(pa.table(columns), path, compression="zstd", use_dictionary=[data.LANGUAGE])

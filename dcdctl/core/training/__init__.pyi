@@ -7,6 +7,9 @@ from .negatives import read_mined
 from .next_step import command_after_cache, command_after_training
 from .recipe import (
     BatchConfig,
+    DualConfig,
+    FusionConfig,
+    LateConfig,
     ModelConfig,
     OptimizerConfig,
     Recipe,
@@ -27,7 +30,10 @@ from .validation import run_document, validation_document, validation_table
 
 __all__ = [
     "BatchConfig",
+    "DualConfig",
+    "FusionConfig",
     "InputRefs",
+    "LateConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",

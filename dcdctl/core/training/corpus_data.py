@@ -3,60 +3,64 @@ with dual teachers that embed it, or with no teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dcdctl.core import distributed, scoring
-from dcdctl.core.data import Corpus, read_corpus_json
+from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Model
 from dcdctl.core.places import shown
-from dcdctl.core.progress import Track
+from dcdctl.core.progress import Say, Track
 from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import (
     EmbeddedScores,
+    EmbeddedTeachers,
+    FalseNegativeFilter,
     TeacherCache,
     TeacherEnsemble,
     TeacherScores,
-    embedded_teachers,
+    check_embedding,
+    embed_corpus,
+    embedding_plan,
     false_negative_filter,
     measure_spread,
     read_caches,
 )
 from dcdctl.core.training import negatives, validation
+from dcdctl.core.training.adapted import fit_validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.pool import pseudo_positives
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches, StepPairs
-from dcdctl.core.training.coverage import Preview, measure_preview
-from dcdctl.core.training.inputs import caches_of, embeds_corpus, scores_batches
-from dcdctl.core.training.losses.table import LossConfig
+from dcdctl.core.training.coverage import DualTeachers, Preview, measure_preview
+from dcdctl.core.training.inputs import caches_of
 from dcdctl.core.training.objective import PairObjective
+from dcdctl.core.training.recipe import FusionConfig, Recipe
 from dcdctl.core.training.runs import Run
-from dcdctl.core.training.training_data import TrainingData, TrainingPlan
+from dcdctl.core.training.training_data import Prepared, SaveFiles, Teachers, TrainingPlan
 
 IMAGE_CACHE_BYTES = 512 * 2**20
 """Bytes of decoded images that a training keeps: enough for a corpus of small images, and little beside a model in
 training."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ScoredCorpus:
-    """The captioned images of a training, or its pool, and the scores of their pairs: of all caches together, or of
-    dual teachers that score every batch."""
+    """The captioned images of a training, or its pool, and what is known of its pairs before a model is loaded."""
 
     corpus: Corpus
     caches: Sequence[TeacherCache]
     cached: TeacherCache | TeacherEnsemble | None
-    source: Source | None = None
-    pairs: StepPairs = field(init=False)
-    """Chosen by `measure`."""
-    embedded: EmbeddedScores | None = None
-    """The dual teachers, if they score the batches or the loss compares vectors."""
+    """The scores of all caches together."""
+    false_negatives: FalseNegativeFilter
+    pairs: StepPairs
+    """The pairs of each step, chosen by the cached scores."""
 
     def facts(self) -> dict[str, Any]:
         """What a run depends on."""
@@ -68,230 +72,294 @@ class ScoredCorpus:
         }
 
 
-class CorpusData(TrainingData):
-    """Captioned images, a pool, or both, with the scores of their pairs."""
+@dataclass(frozen=True, kw_only=True)
+class CorpusData:
+    """Captioned images, a pool, or both, with the cached scores of their pairs."""
 
-    def __init__(self, plan: TrainingPlan) -> None:
-        super().__init__(plan)
-        recipe, inputs = plan.recipe, plan.inputs
-        self._embeds = embeds_corpus(recipe, inputs)
-        self._scores_batches = scores_batches(recipe, inputs)
-        # With dual teachers alone, teachers.weights are their shares.
-        weights = () if self._embeds and not inputs.caches else recipe.teachers.weights
-        corpora, caches = inputs.open()
-        if not inputs.validation_data:
-            self._leave_validation_out(corpora[0])
-        self.validation = validation.open_corpora(self.recipe.validation, inputs.validation_data, corpora[0])
-        groups = [
-            (group, read_caches(group, weights if group or not caches else ()))
-            for group in caches_of([*corpora, *self.judged.values()], caches)
-        ]
-        self.parts = [ScoredCorpus(corpus, *group) for corpus, group in zip(corpora, groups, strict=False)]
-        self.main = self.parts[0]
-        self._check_pool()
-        by_name = zip(self.judged, groups[len(corpora) :], strict=True)
-        self.validation_teachers = {name: scores for name, (_, scores) in by_name if scores is not None}
-        validation.check_judged(self.judged, self.judged if self._embeds else self.validation_teachers)
-        # From the scores alone, so that a preview shows it without a model.
-        if recipe.loss.temperature == "auto":
-            spread = measure_spread(next(part.cached for part in self.parts if part.cached))
-            self.temperature = None if spread is None else spread.temperature
-            if self.temperature is None:
-                raise ConfigError(
-                    "loss.temperature is auto, and the best scores of too many lists of the cache are equal",
-                    hint="set a number",
-                )
-
-    def _leave_validation_out(self, corpus: Corpus) -> None:
-        """Train without validation on a corpus without a val split; ConfigError if the recipe needs one."""
-        config = self.recipe.validation
-        # Another split was named on purpose.
-        if config.every and config.split == "val" and "val" not in read_corpus_json(corpus.folder).splits:
-            self.recipe = replace(self.recipe, validation=replace(config, every=0, at_start=False))
-            validation.check_corpora(self.recipe, ())
-
-    def _check_pool(self) -> None:
-        """ConfigError if the loss needs of a pool what it has not."""
-        loss, pool = self.recipe.loss, self.parts[-1]
-        for part, is_pool in zip(self.parts if self.parts[1:] else (), (False, True), strict=False):
-            if part.corpus.is_pool != is_pool:
-                raise ConfigError(
-                    f"{shown(part.corpus.folder)} ({part.corpus.split}) {'has captions' if is_pool else 'is a pool'}",
-                    hint="--data names captioned images and --pool a pool; a pool alone is named by --data",
-                )
-        if not pool.corpus.is_pool:
-            if loss.needs_teacher and not (pool.cached or self._scores_batches):
-                raise ConfigError(
-                    f"loss {', '.join(loss.terms)} needs the teacher's scores, and no cache is of the training's split",
-                    hint="name one with --cache, which `dcdctl cache-teacher` makes",
-                )
-            return
-        name = f"{shown(pool.corpus.folder)} is a pool: no text of it belongs to an image"
-        is_alone = pool is self.main
-        if not pool.corpus.num_images or not pool.corpus.num_captions:
-            lacks = "images" if pool.corpus.num_captions else "texts"
-            raise ConfigError(f"{shown(pool.corpus.folder)} has no {lacks}", hint=f"prepare it with {lacks}")
-        is_pseudo = self.recipe.pool.pseudo_positive_above is not None
-        if is_pseudo and loss.on_lists:
-            raise ConfigError(
-                f"pool.pseudo_positive_above is for losses on all pairs, and loss {', '.join(loss.terms)} is on lists",
-                hint="leave it out, or take a loss such as infonce",
-            )
-        if loss.with_positive and is_alone and not is_pseudo:
-            raise ConfigError(
-                f"loss {', '.join(loss.with_positive)} needs a positive, and {name}",
-                hint="leave it out, add captioned images (--data PAIRS --pool POOL), or set pool.pseudo_positive_above",
-            )
-        has_teacher = self._embeds or pool.cached is not None
-        if not has_teacher or not (loss.needs_teacher or loss.vector_terms):
-            raise ConfigError(
-                f"{name}, and no loss of the recipe has scores for it",
-                hint="take a loss that has a teacher, such as kl, and name a cache of the pool or a dual --teacher",
-            )
+    plan: TrainingPlan
+    recipe: Recipe
+    """The recipe of the plan, adapted to the corpus."""
+    parts: Sequence[ScoredCorpus]
+    """The captioned images or the pool of --data, then the pool of --pool if there is one."""
+    validation: Mapping[str, Corpus]
+    judged: Mapping[str, Corpus]
+    """Those of `validation` that need the teacher."""
+    judged_caches: Mapping[str, TeacherScores]
+    """Their cached scores; the others are embedded."""
+    temperature: float | None
+    """What `loss.temperature` auto stands for; None if the recipe has a number."""
+    preview: Preview
 
     @property
     def captions(self) -> Sequence[str]:
         """All captions and texts."""
         return [text for part in self.parts for text in part.corpus.captions]
 
-    def load_teachers(self, track: Track) -> None:
+    def load_teachers(self, track: Track) -> Teachers:
         """Load the dual teachers, or the model that the student starts from. ConfigError before that, if the caches
         cover too little of what the recipe needs."""
-        if (coverage := self.measure(track).coverage) is not None:
-            coverage.check()
+        if self.preview.coverage is not None:
+            self.preview.coverage.check()
         recipe, inputs = self.recipe, self.plan.inputs
-        if not self._embeds:
-            self.teacher = inputs.load_teacher([cache for part in self.parts for cache in part.caches], track)
-            return
-        # With caches the weights are the caches' shares.
-        weights = () if inputs.caches else recipe.teachers.weights
-        is_query = recipe.model.kind == "query"
-        needs_width = bool(recipe.loss.vector_terms) and not is_query
+        if not self.plan.use.embeds:
+            caches = [cache for part in self.parts for cache in part.caches]
+            return Teachers(start=inputs.load_teacher(caches, track))
+        needs_width = bool(recipe.loss.vector_terms) and not recipe.model.learns_teacher_space
         duals = inputs.load_dual_teachers(with_vectors=needs_width)
+        check_embedding(duals, _teacher_weights(self.plan))
         first: Any = duals[0][1]
-        self.teacher = first if is_query else None
-        self.vector_width = first.embedding_dim if needs_width else None
-        for part in self.parts:
-            part.embedded = embedded_teachers(duals, part.corpus, self.plan.options.compute, weights)
-        self.validation_teachers = {
-            name: self.validation_teachers.get(name)
-            or embedded_teachers(duals, corpus, self.plan.options.compute, weights)
-            for name, corpus in self.judged.items()
-        }
-
-    def read_for(self, model: Model, track: Track) -> None:
-        """Embed the corpora with dual teachers that score the batches, and open the images, or the stored features of
-        the model's encoders."""
-        if self._embeds and not Run(self.plan.job.out).is_finished:
-            # Before the run folder is made, so that a failure leaves no folder.
-            scores = *(part.embedded for part in self.parts), *self.validation_teachers.values()
-            self.embed(model, scores, track)
-        for part in self.parts:
-            # The main process stores the features; the others then find them complete.
-            with distributed.main_first():
-                part.source = make_source(model, part.corpus, self.plan.options.compute, track)
-        if self._scores_batches:
-            self.measure(track)
-
-    def measure(self, track: Track) -> Preview:
-        """Count the steps and, for lists, the different negatives."""
-        # The recipe asks for a validation, and the corpus has none.
-        every = self.recipe.validation.every
-        adapted = {} if every == self.plan.recipe.validation.every else {"validation.every": every}
-        is_read = self._embeds and self.main.source is not None and not Run(self.plan.job.out).is_finished
-        for part in self.parts:
-            # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
-            false_negatives = false_negative_filter(part.corpus, self.recipe.candidates.duplicate_bits, track)
-            scores: TeacherScores | None = part.cached
-            if self._scores_batches:
-                # Dual teachers that are not loaded choose no batch: they choose among the drawn negatives.
-                scores = part.embedded if is_read else None
-            part.pairs = choose_pairs(part.corpus, self.plan.recipe, scores, false_negatives)
-            adapted |= part.pairs.adapted
-        if not self.main.corpus.is_pool:
-            self.recipe = replace(self.recipe, batch=self.main.pairs.config)
-        preview = measure_preview(
-            self.recipe,
-            self.main.caches,
-            self.main.pairs,
-            dual_teachers="none" if not self._scores_batches else "embedded" if is_read else "unread",
-            temperature=self.temperature,
+        return Teachers(
+            start=first if recipe.model.learns_teacher_space else None,
+            duals=duals,
+            vector_width=first.embedding_dim if needs_width else None,
         )
-        self.preview = replace(preview, adapted=adapted)
-        return self.preview
 
-    def check(self) -> Iterator[str]:
-        """The lines of the preview; ConfigError if the caches cover too little of the pool."""
-        yield from (*self.preview.lines(), *self.preview.warnings())
-        for part in self.parts[1:]:
-            if part.cached is not None:
-                coverage = part.pairs.coverage(self.preview.num_steps)
-                coverage.check()
-                yield f"the scores of the pool cover {coverage}"
-        if (threshold := self.recipe.pool.pseudo_positive_above) is not None:
-            yield from self._pseudo_lines(threshold)
-        if self.temperature is not None:
-            yield f"loss.temperature is auto: {self.temperature:g} for these scores"
-
-    def _pseudo_lines(self, threshold: float) -> Iterator[str]:
-        """How many texts have a pseudo positive, and how many of those of captioned images are right."""
-        for part in self.parts:
-            if part.pairs.scores is None:
-                continue
-            image_T = pseudo_positives(part.pairs.scores, part.corpus, threshold)
-            texts = np.flatnonzero(image_T >= 0)
-            name = "texts of the pool" if part.corpus.is_pool else "captions"
-            line = f"{len(texts):,} of {len(image_T):,} {name} have a pseudo positive above {threshold:g}"
-            if not part.corpus.is_pool and len(texts):
-                right = (image_T[texts] == part.corpus.caption_image[texts]).mean()
-                line += f", which is the own image of {right:.1%} of them"
-            yield line
-
-    def facts(self, start: str, compute: Compute) -> dict[str, Any]:
+    def facts(self, teachers: Teachers) -> dict[str, Any]:
         """The fingerprints of corpora, caches and teachers, and what the caches cover."""
+        compute, duals = self.plan.options.compute, teachers.duals
+        main, *pools = self.parts
         more = {
-            "pool": self.parts[1].facts() if self.parts[1:] else None,
-            "teachers": self.main.embedded and self.main.embedded.plan,
+            "pool": pools[0].facts() if pools else None,
+            "teachers": embedding_plan(duals, main.corpus, compute) if duals else None,
             "temperature": self.temperature,
         }
+        judged = {name: scores.plan for name, scores in self.judged_caches.items()}
+        if duals:
+            embedded = self.judged.keys() - judged.keys()
+            judged |= {name: embedding_plan(duals, self.judged[name], compute) for name in embedded}
         return {
-            **self.main.facts(),
-            **self.more_facts(start, compute),
+            **main.facts(),
+            **validation.facts_of(self.validation, {name: judged[name] for name in self.judged}),
             **{name: value for name, value in more.items() if value is not None},
             **self.preview.inputs(),
         }
 
-    def collect(self, compute: Compute, track: Track) -> Callable[[Run], None]:
-        """Mine the negatives of the recipe, or read the mined ones of a run that resumes; what writes them."""
-        if self.recipe.batch.negatives != "mined":
-            return lambda run: None
-        assert self.main.source is not None
-        mined = negatives.read_or_mine(self.plan.job.out, self.main.source, self.recipe, compute.device, track)
-        return lambda run: negatives.save_mined(run.folder, mined, self.main.corpus, self.recipe)
+    def read(self, model: Model, teachers: Teachers, say: Say, track: Track) -> Prepared:
+        """Embed the corpora with the dual teachers, and open the images, or the stored features of the model's
+        encoders."""
+        plan, recipe, compute = self.plan, self.recipe, self.plan.options.compute
+        weights = _teacher_weights(plan)
 
-    def objective(self, config: LossConfig) -> PairObjective:
-        """The loss of captioned images and of the pool; each has the terms that it has what they need for."""
-        if not self.parts[1:]:
-            return PairObjective(config)
-        pool = self.recipe.pool
-        of_pairs = config.terms if self.main.cached is not None or self._scores_batches else config.own_terms
-        of_pool = config.terms.keys() - ([] if pool.pseudo_positive_above is not None else config.with_positive)
-        return PairObjective(config.with_terms(of_pairs, 1 - pool.weight), config.with_terms(of_pool, pool.weight))
+        def embed(corpus: Corpus) -> EmbeddedScores:
+            scores = embed_corpus(teachers.duals, corpus, compute, weights, track)
+            if recipe.model.learns_teacher_space:
+                assert not isinstance(scores, EmbeddedTeachers)
+                model.known_images = {**model.known_images, corpus.fingerprint: scores.image_states}
+            return scores
 
-    def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> CorpusBatches | MixedBatches:
-        """A trial has random negatives in the place of mined ones, which take the same time and memory."""
-        plan = replace(plan, by_side=self.recipe.model.kind != "fusion")
-        batches = []
-        for part in self.parts:
-            assert part.source is not None
+        embedded = [embed(part.corpus) if teachers.duals else None for part in self.parts]
+        judged_scores: dict[str, TeacherScores] = {
+            name: self.judged_caches.get(name) or embed(corpus) for name, corpus in self.judged.items()
+        }
+        batches: list[CorpusBatches] = []
+        for part, scores in zip(self.parts, embedded, strict=True):
+            # The main process stores the features; the others then find them complete.
+            with distributed.main_first():
+                source = make_source(model, part.corpus, compute, track)
             pairs = part.pairs
-            if run is not None and part is self.main and self.recipe.batch.negatives == "mined":
-                mined = negatives.read(run.folder, part.corpus, self.recipe)
-                pairs = choose_pairs(part.corpus, self.recipe, None, pairs.false_negatives, mined)
+            if plan.use.scores_batches:
+                pairs = choose_pairs(part.corpus, plan.recipe, scores, part.false_negatives)
             # A loss of vectors has one teacher.
-            vectors: Any = part.embedded if self.recipe.loss.vector_terms else None
-            batches.append(CorpusBatches(part.source, pairs, plan, vectors))
-        return MixedBatches(*batches) if self.parts[1:] else batches[0]
+            vectors = scores if recipe.loss.vector_terms and not isinstance(scores, EmbeddedTeachers) else None
+            batches.append(CorpusBatches(source, pairs, vectors=vectors))
+        preview = self.preview
+        if plan.use.scores_batches:
+            pairs_of_parts = [part.pairs for part in batches]
+            preview = measure(plan, recipe, pairs_of_parts, self.parts[0].caches, "embedded", self.temperature)
+        for line in self._lines(preview, batches):
+            say(line)
+        recipe = preview.recipe
+        if self.temperature is not None:
+            recipe = replace(recipe, loss=replace(recipe.loss, temperature=self.temperature))
+        source = batches[0].source
+
+        def mine() -> SaveFiles:
+            """Mine the negatives of the recipe, or read the mined ones of a run that resumes."""
+            mined = negatives.read_or_mine(plan.job.out, source, recipe, compute.device, track)
+            return lambda run: negatives.save_mined(run.folder, mined, source.corpus, recipe)
+
+        has_scores = self.parts[0].cached is not None or plan.use.scores_batches
+        return Prepared(
+            recipe=recipe,
+            preview=preview,
+            objective=make_objective(recipe, has_pool=len(batches) > 1, has_scores=has_scores),
+            make_batches=partial(make_batches, batches, recipe),
+            validation=self.validation,
+            validation_teachers=judged_scores,
+            collect=mine if recipe.batch.negatives == "mined" else None,
+        )
+
+    def _lines(self, preview: Preview, parts: Sequence[CorpusBatches]) -> Iterator[str]:
+        """What the user should know of what was measured; ConfigError if the caches cover too little of the pool."""
+        yield from preview.lines()
+        yield from preview.warnings()
+        for opened, part in zip(self.parts[1:], parts[1:], strict=True):
+            if opened.cached is not None:
+                coverage = part.pairs.coverage(preview.num_steps)
+                coverage.check()
+                yield f"the scores of the pool cover {coverage}"
+        threshold = preview.recipe.pool.pseudo_positive_above
+        if threshold is not None:
+            for part in parts:
+                if part.pairs.scores is not None:
+                    yield _pseudo_line(part.pairs.corpus, part.pairs.scores, threshold)
+        if self.temperature is not None:
+            yield f"loss.temperature is auto: {self.temperature:g} for these scores"
+
+
+def check(plan: TrainingPlan) -> None:
+    """ConfigError for a recipe of another kind of training."""
+    if plan.job.kind == "distill":
+        return
+    if not isinstance(plan.recipe.model, FusionConfig) or plan.recipe.loss.needs_teacher:
+        raise ConfigError(
+            f"recipe {plan.job.recipe} trains a student",
+            hint="finetune-teacher expects a fusion model and a loss without a teacher, such as ranking",
+        )
+
+
+def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> CorpusData:
+    """The corpus of a plan, its pool, its caches and its validation corpora, checked and measured. Their images and
+    scores are read later.
+
+    ConfigError for data that the loss cannot learn from, StaleError for a cache of another corpus, CorpusError for a
+    split that is not there.
+    """
+    recipe, inputs = plan.recipe, plan.inputs
+    corpora, caches = inputs.open()
+    if not inputs.validation_data:
+        recipe = fit_validation(recipe, corpora[0])
+        validation.check_corpora(recipe, ())
+    validated = validation.open_corpora(recipe.validation, inputs.validation_data, corpora[0])
+    judged = validation.judged_corpora(recipe, validated)
+    groups = caches_of([*corpora, *judged.values()], caches)
+    # With dual teachers alone, teachers.weights are their shares.
+    embeds = plan.use.embeds
+    weights = () if embeds and not inputs.caches else recipe.teachers.weights
+    cached = [read_caches(group, weights if group or not caches else ()) for group in groups]
+    _check_parts(plan, corpora, cached)
+    by_name = zip(judged, cached[len(corpora) :], strict=True)
+    judged_caches = {name: scores for name, scores in by_name if scores is not None}
+    validation.check_judged(judged, judged if embeds else judged_caches)
+    of_parts = cached[: len(corpora)]
+    temperature = _auto_temperature(of_parts) if recipe.loss.temperature == "auto" else None
+    scores_all = plan.use.scores_batches
+    parts = []
+    for corpus, group, scores in zip(corpora, groups, of_parts, strict=False):
+        # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
+        false_negatives = false_negative_filter(corpus, recipe.candidates.duplicate_bits, track)
+        # Dual teachers that are not loaded choose no batch: they choose among the drawn negatives.
+        pairs = choose_pairs(corpus, plan.recipe, None if scores_all else scores, false_negatives)
+        parts.append(
+            ScoredCorpus(corpus=corpus, caches=group, cached=scores, false_negatives=false_negatives, pairs=pairs)
+        )
+    dual_teachers: DualTeachers = "unread" if scores_all else "none"
+    preview = measure(plan, recipe, [part.pairs for part in parts], parts[0].caches, dual_teachers, temperature)
+    return CorpusData(
+        plan=plan,
+        recipe=preview.recipe,
+        parts=parts,
+        validation=validated,
+        judged=judged,
+        judged_caches=judged_caches,
+        temperature=temperature,
+        preview=preview,
+    )
+
+
+def measure(
+    plan: TrainingPlan,
+    recipe: Recipe,
+    pairs: Sequence[StepPairs],
+    caches: Sequence[TeacherCache],
+    dual_teachers: DualTeachers,
+    temperature: float | None,
+) -> Preview:
+    """The steps of a training on these pairs, of the captioned images and of the pool, and for lists the different
+    negatives. Its recipe is adapted to the data."""
+    every = recipe.validation.every
+    adapted = {} if every == plan.recipe.validation.every else {"validation.every": every}
+    for each in pairs:
+        adapted |= each.adapted
+    if not pairs[0].corpus.is_pool:
+        recipe = replace(recipe, batch=pairs[0].config)
+    preview = measure_preview(recipe, caches, pairs[0], dual_teachers=dual_teachers, temperature=temperature)
+    return replace(preview, adapted=adapted)
+
+
+def _check_parts(plan: TrainingPlan, corpora: Sequence[Corpus], cached: Sequence[TeacherScores | None]) -> None:
+    """ConfigError if captioned images and pool are not what their options are for, or if the loss needs of the last one
+    what it has not."""
+    if len(corpora) == 2:
+        for corpus, is_pool in zip(corpora, (False, True), strict=True):
+            if corpus.is_pool != is_pool:
+                what = "has captions" if is_pool else "is a pool"
+                raise ConfigError(
+                    f"{shown(corpus.folder)} ({corpus.split}) {what}",
+                    hint="--data names captioned images and --pool a pool; a pool alone is named by --data",
+                )
+    last, scores = corpora[-1], cached[len(corpora) - 1]
+    if last.is_pool:
+        _check_pool(plan, last, is_alone=len(corpora) == 1, has_cache=scores is not None)
+    elif plan.recipe.loss.needs_teacher and scores is None and not plan.use.scores_batches:
+        raise ConfigError(
+            f"loss {', '.join(plan.recipe.loss.terms)} needs the teacher's scores, and no cache is of the training's "
+            "split",
+            hint="name one with --cache, which `dcdctl cache-teacher` makes",
+        )
+
+
+def _check_pool(plan: TrainingPlan, pool: Corpus, *, is_alone: bool, has_cache: bool) -> None:
+    """ConfigError if the loss needs of a pool what it has not."""
+    loss, name = plan.recipe.loss, f"{shown(pool.folder)} is a pool: no text of it belongs to an image"
+    if not pool.num_images or not pool.num_captions:
+        lacks = "images" if pool.num_captions else "texts"
+        raise ConfigError(f"{shown(pool.folder)} has no {lacks}", hint=f"prepare it with {lacks}")
+    is_pseudo = plan.recipe.pool.pseudo_positive_above is not None
+    if is_pseudo and loss.on_lists:
+        raise ConfigError(
+            f"pool.pseudo_positive_above is for losses on all pairs, and loss {', '.join(loss.terms)} is on lists",
+            hint="leave it out, or take a loss such as infonce",
+        )
+    if loss.with_positive and is_alone and not is_pseudo:
+        raise ConfigError(
+            f"loss {', '.join(loss.with_positive)} needs a positive, and {name}",
+            hint="leave it out, add captioned images (--data PAIRS --pool POOL), or set pool.pseudo_positive_above",
+        )
+    has_teacher = has_cache or plan.use.embeds
+    if not has_teacher or not (loss.needs_teacher or loss.vector_terms):
+        raise ConfigError(
+            f"{name}, and no loss of the recipe has scores for it",
+            hint="take a loss that has a teacher, such as kl, and name a cache of the pool or a dual --teacher",
+        )
+
+
+def _auto_temperature(cached: Sequence[TeacherCache | TeacherEnsemble | None]) -> float:
+    """The temperature for the first cached scores. From them alone, so that a preview shows it without a model."""
+    spread = measure_spread(next(scores for scores in cached if scores is not None))
+    if spread is None or spread.temperature is None:
+        raise ConfigError(
+            "loss.temperature is auto, and the best scores of too many lists of the cache are equal",
+            hint="set a number",
+        )
+    return spread.temperature
+
+
+def _teacher_weights(plan: TrainingPlan) -> Sequence[float]:
+    """The shares of dual teachers. With caches, `teachers.weights` are the caches' shares."""
+    return () if plan.inputs.caches else plan.recipe.teachers.weights
+
+
+def _pseudo_line(corpus: Corpus, scores: TeacherScores, threshold: float) -> str:
+    """How many texts have a pseudo positive, and how many of those of captioned images are right."""
+    image_T = pseudo_positives(scores, corpus, threshold)
+    texts = np.flatnonzero(image_T >= 0)
+    name = "texts of the pool" if corpus.is_pool else "captions"
+    line = f"{len(texts):,} of {len(image_T):,} {name} have a pseudo positive above {threshold:g}"
+    if corpus.is_pool or not len(texts):
+        return line
+    right = (image_T[texts] == corpus.caption_image[texts]).mean()
+    return f"{line}, which is the own image of {right:.1%} of them"
 
 
 def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:
@@ -303,3 +371,28 @@ def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) ->
             hint="set model.frozen_encoders, model.layers or model.trained=projections, or leave --features out",
         )
     return scoring.open_source(corpus, model, compute, track, IMAGE_CACHE_BYTES)
+
+
+def make_objective(recipe: Recipe, *, has_pool: bool, has_scores: bool) -> PairObjective:
+    """The loss of captioned images and of the pool beside them; each has the terms that it has what they need for."""
+    loss, pool = recipe.loss, recipe.pool
+    if not has_pool:
+        return PairObjective(loss)
+    of_pairs: Collection[str] = loss.terms if has_scores else loss.own_terms
+    without = [] if pool.pseudo_positive_above is not None else loss.with_positive
+    of_pool = [name for name in loss.terms if name not in without]
+    return PairObjective(loss.with_terms(of_pairs, 1 - pool.weight), loss.with_terms(of_pool, pool.weight))
+
+
+def make_batches(
+    parts: Sequence[CorpusBatches], recipe: Recipe, plan: MicroBatchPlan, run: Run | None
+) -> CorpusBatches | MixedBatches:
+    """The batches of a run, as this process reads them. A trial, without a run, has random negatives in the place of
+    mined ones, which take the same time and memory."""
+    plan = replace(plan, by_side=recipe.model.embeds_sides)
+    main, *pools = [replace(batches, plan=plan) for batches in parts]
+    if run is not None and recipe.batch.negatives == "mined":
+        corpus, false_negatives = main.pairs.corpus, main.pairs.false_negatives
+        mined = negatives.read(run.folder, corpus, recipe)
+        main = replace(main, pairs=choose_pairs(corpus, recipe, None, false_negatives, mined))
+    return MixedBatches(main, pools[0]) if pools else main

@@ -124,8 +124,8 @@ class Preview:
         others."""
         # These encode each image once, while a fusion model takes a forward pass per pair.
         recipe, config = self.recipe, self.recipe.batch
-        if recipe.model.kind != "fusion":
-            return "texts" if recipe.model.kind == "query" else "images", config.size
+        if recipe.model.work_unit != "pairs":
+            return recipe.model.work_unit, config.size
         has_scores = self.has_cache or self.dual_teachers != "none"
         num_negatives = config.hard_negatives if has_scores else config.random_negatives
         return "pairs", config.size * (1 + num_negatives if recipe.loss.on_lists else config.size)

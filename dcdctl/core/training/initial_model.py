@@ -4,107 +4,135 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import DualEncoder, FeatureSpec, FusionScorer, Model, Preprocessor, TrainedParts
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Say, Track, silent
 from dcdctl.core.training.losses.table import LossConfig
-from dcdctl.core.training.recipe import ModelConfig, Recipe
+from dcdctl.core.training.recipe import (
+    DualConfig,
+    FusionConfig,
+    ImageTextConfig,
+    LateConfig,
+    QueryConfig,
+    Recipe,
+    TwoTowerConfig,
+)
+
+Start = FusionScorer | models.Searchable | models.QuerySpace | None
+"""What a student starts from: its fusion teacher; of a query encoder the model whose vectors it learns, or that model's
+space alone; or nothing."""
 
 
 def check(recipe: Recipe, *, has_teacher: bool) -> None:
     """ModelError if a recipe's model starts from its teacher and there is none, or from a reference that names
     nothing."""
-    if recipe.model.kind == "fusion" and recipe.model.start == "teacher" and not has_teacher:
+    config = recipe.model
+    if config.starts_from_teacher and not has_teacher:
         raise ModelError("this model starts from its teacher, and no teacher is given", hint="name it with --teacher")
     # A fusion model whose teacher is given starts from that one, so its start is not looked up.
-    if recipe.model.start not in ("teacher", "new") and (recipe.model.kind != "fusion" or not has_teacher):
-        models.check_ref(recipe.model.start, kind=recipe.model.start_kind)
-    if recipe.model.trained == "lora":
+    is_replaced = has_teacher and isinstance(config, FusionConfig)
+    if config.start not in ("teacher", "new") and not is_replaced:
+        models.check_ref(config.start, kind=config.start_kind)
+    if isinstance(config, TwoTowerConfig) and config.trained == "lora":
         models.require_peft()
-    if recipe.model.dual_init:
-        models.check_ref(recipe.model.dual_init, kind="dual")
+    if isinstance(config, FusionConfig) and config.dual_init:
+        models.check_ref(config.dual_init, kind="dual")
 
 
-def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any, track: Track = silent) -> Model:
+def make_model(recipe: Recipe, captions: Sequence[str], teacher: Start, track: Track = silent) -> Model:
     """The model that a recipe trains, with its first weights, downloaded if necessary. The teacher is copied, not
-    changed; of a query encoder it is the model, or the space alone (`models.QuerySpace`), whose vectors it learns."""
-    config = recipe.model
-    model: Model
-    if config.kind == "query":
-        return _query(recipe, captions, teacher)
-    if config.kind == "fusion":
-        check(recipe, has_teacher=teacher is not None)
-        if teacher is None and config.start == "new":
-            teacher = _new_fusion(config, captions, recipe.seed)
-        elif teacher is None:
-            teacher = models.load_fusion(config.start, track=track)
-        # A copy, to average with the teacher. A scorer without fusion layers says why it has no student.
-        is_chosen = config.layers or not teacher.num_layers
-        model = teacher.student(config.layers) if is_chosen else copy.deepcopy(teacher).requires_grad_(True)
-        if config.frozen_encoders:
-            if model.encoders is None:
-                raise ConfigError("model.frozen_encoders is set, and the model has no separate encoders")
-            model.encoders.freeze()
-    elif config.start == "new":
-        model = _new_dual(recipe, captions)
-    else:
-        model = models.load(config.start, track=track, kind=config.start_kind)
-    if (dual := model.as_dual) is not None:
-        dual.keep_layers(config.vision_layers, config.text_layers)
-    elif config.kind == "late":
-        raise model.not_trained()
-    if config.dropout is not None:
-        model.set_dropout(config.dropout)
-    # After the dropout, whose setting copies the network: an adapted one has other modules.
-    if dual is not None:
-        parts = TrainedParts(
-            which=config.trained,
-            num_layers=config.trained_layers or 0,
-            rank=config.lora_rank,
-            alpha=config.lora_alpha,
-            seed=recipe.seed,
-        )
-        dual.set_trained(parts)
-    if config.kind == "late" and model.kind == "dual":
-        model = models.new_late(
-            model,
-            config.token_dim,
-            is_pooled=config.pooled,
-            position_norm=config.position_norm,
-            token_pooling=config.token_pooling,
-            seed=recipe.seed,
-        )
+    changed."""
+    match recipe.model:
+        case FusionConfig() as config:
+            return _make_fusion(recipe, config, captions, cast("FusionScorer | None", teacher), track)
+        case QueryConfig() as config:
+            return _make_query(recipe, config, captions, teacher)
+        case LateConfig() as config:
+            return _make_late(recipe, config, captions, track)
+        case DualConfig() as config:
+            return _make_dual(recipe, config, captions, track)
+
+
+def load_start(
+    recipe: Recipe, captions: Sequence[str], teacher: Start, vector_width: int | None, say: Say, track: Track
+) -> Model:
+    """The initial model of a training, which is trained in place; with `vector_width`, also projected to vectors of a
+    teacher. `say` gets what the captions lack."""
+    model = make_model(recipe, captions, teacher, track)
+    check_loss(recipe.loss, model)
+    for line in caption_notes(captions, model.preprocess):
+        say(line)
+    if vector_width is not None:
+        cast(DualEncoder, model).add_projection(vector_width)
     return model
 
 
-def caption_notes(captions: Sequence[str], preprocess: Preprocessor) -> Iterator[str]:
-    """A line for each fault that more than a tenth of the captions have, of at most 2,000: a text encoder that cuts
-    them or does not know their words learns little from them, and equal ones tell no images apart."""
-    some = captions[:: len(captions) // 2000 + 1]
-    tokenizer = preprocess.tokenizer
-    # Some tokenizers end each text with the token that stands for unknown words.
-    empty, *tokens = (tokenizer(text, verbose=False)["input_ids"] for text in ("", *some))
-    unknown = tokenizer.unk_token_id
-    for fault, count in {
-        f"are cut to {preprocess.max_text_len} word pieces (model.max_text_len)": sum(
-            0 < preprocess.max_text_len < len(ids) for ids in tokens
-        ),
-        "have words that the text encoder does not know": sum(
-            ids.count(unknown) > empty.count(unknown) for ids in tokens
-        ),
-        "repeat another one": len(some) - len(set(some)),
-    }.items():
-        if 10 * count > len(some):
-            yield f"{count:,} of {len(some):,} captions {fault}"
+def _make_fusion(
+    recipe: Recipe, config: FusionConfig, captions: Sequence[str], teacher: FusionScorer | None, track: Track
+) -> FusionScorer:
+    check(recipe, has_teacher=teacher is not None)
+    if teacher is None:
+        is_new = config.start == "new"
+        teacher = (
+            _new_fusion(config, captions, recipe.seed) if is_new else models.load_fusion(config.start, track=track)
+        )
+    # A copy, to average with the teacher. A scorer without fusion layers says why it has no student.
+    is_chosen = config.layers or not teacher.num_layers
+    model = teacher.student(config.layers) if is_chosen else copy.deepcopy(teacher).requires_grad_(True)
+    if config.frozen_encoders:
+        if model.encoders is None:
+            raise ConfigError("model.frozen_encoders is set, and the model has no separate encoders")
+        model.encoders.freeze()
+    if config.dropout is not None:
+        model.set_dropout(config.dropout)
+    return model
 
 
-def _query(recipe: Recipe, captions: Sequence[str], of: models.Searchable | models.QuerySpace) -> Any:
+def _make_dual(recipe: Recipe, config: TwoTowerConfig, captions: Sequence[str], track: Track) -> Model:
+    """A dual encoder; or, for a late-interaction student, whatever `start` names."""
+    if config.start == "new":
+        model: Model = _new_dual(recipe, config, captions)
+    else:
+        model = models.load(config.start, track=track, kind=config.start_kind)
+    dual = model.as_dual
+    if dual is None:
+        raise model.not_trained()
+    dual.keep_layers(config.vision_layers, config.text_layers)
+    if config.dropout is not None:
+        model.set_dropout(config.dropout)
+    # After the dropout, whose setting copies the network: an adapted one has other modules.
+    parts = TrainedParts(
+        which=config.trained,
+        num_layers=config.trained_layers or 0,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        seed=recipe.seed,
+    )
+    dual.set_trained(parts)
+    return model
+
+
+def _make_late(recipe: Recipe, config: LateConfig, captions: Sequence[str], track: Track) -> Model:
+    model = _make_dual(recipe, config, captions, track)
+    if model.kind == "late":
+        return model
+    return models.new_late(
+        cast(DualEncoder, model),
+        config.token_dim,
+        is_pooled=config.pooled,
+        position_norm=config.position_norm,
+        token_pooling=config.token_pooling,
+        seed=recipe.seed,
+    )
+
+
+def _make_query(recipe: Recipe, config: QueryConfig, captions: Sequence[str], of: Start) -> Any:
     """A query encoder for a space, or joined with the teacher that has it."""
-    config = recipe.model
-    space, teacher = (of, None) if isinstance(of, models.QuerySpace) else (models.QuerySpace.of(of), of)
+    teacher = None if isinstance(of, models.QuerySpace) else cast("models.Searchable", of)
+    space = of if isinstance(of, models.QuerySpace) else models.QuerySpace.of(cast("models.Searchable", of))
     query: Any
     if config.start == "new":
         size = models.QuerySize(
@@ -114,7 +142,7 @@ def _query(recipe: Recipe, captions: Sequence[str], of: models.Searchable | mode
             hidden_size=config.hidden_size,
             num_heads=config.num_heads,
             # In late interaction, a text has the tokens that the teacher gives it.
-            max_text_len=teacher.preprocess.max_text_len if teacher and space.kind == "late" else config.max_text_len,
+            max_text_len=teacher.preprocess.max_text_len if teacher and space.has_tokens else config.max_text_len,
         )
         tokenizer = None if config.text else models.word_piece(captions, config.vocab_size)
         query = models.new_query(space, size, tokenizer=tokenizer, teacher=teacher, seed=recipe.seed)
@@ -124,6 +152,27 @@ def _query(recipe: Recipe, captions: Sequence[str], of: models.Searchable | mode
     if config.dropout is not None:
         query.set_dropout(config.dropout)
     return query if teacher is None else query.join(teacher)
+
+
+def caption_notes(captions: Sequence[str], preprocess: Preprocessor) -> Iterator[str]:
+    """A line for each fault that more than a tenth of the captions have, of at most 2,000: a text encoder that cuts
+    them or does not know their words learns little from them, and equal ones tell no images apart."""
+    some = captions[:: len(captions) // 2000 + 1]
+    tokenizer, most = preprocess.tokenizer, preprocess.max_text_len
+    tokens = [tokenizer(text, verbose=False)["input_ids"] for text in some]
+    # Some tokenizers end each text with the token that stands for unknown words.
+    unknown = tokenizer.unk_token_id
+    unknown_in_all = tokenizer("", verbose=False)["input_ids"].count(unknown)
+    num_cut = sum(0 < most < len(ids) for ids in tokens)
+    num_unknown = sum(ids.count(unknown) > unknown_in_all for ids in tokens)
+    faults = {
+        f"are cut to {most} word pieces (model.max_text_len)": num_cut,
+        "have words that the text encoder does not know": num_unknown,
+        "repeat another one": len(some) - len(set(some)),
+    }
+    for fault, count in faults.items():
+        if 10 * count > len(some):
+            yield f"{count:,} of {len(some):,} captions {fault}"
 
 
 def check_loss(loss: LossConfig, model: Model) -> None:
@@ -137,16 +186,16 @@ def check_loss(loss: LossConfig, model: Model) -> None:
             f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers",
             hint=f"end it with {model.embedding_dim}, the full width",
         )
-    bias = model.logit_bias if model.kind == "dual" else None
-    # The head of a fusion model has one of its own.
-    if loss.needs_bias and bias is None and model.kind != "fusion":
+    # The head of a fusion model has a bias of its own, and MaxSim has none.
+    has_bias = model.logit_bias is not None if model.kind == "dual" else model.kind == "fusion"
+    if loss.needs_bias and not has_bias:
         raise ConfigError(
             f"loss.terms has {', '.join(loss.terms)}, and the logits of this {model.kind} model have no bias",
             hint="start from a SigLIP or from new, or take infonce and kl",
         )
 
 
-def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> FusionScorer:
+def _new_fusion(config: FusionConfig, captions: Sequence[str], seed: int) -> FusionScorer:
     if config.vision:
         fusion = models.FusionSize(
             hidden_size=config.hidden_size,
@@ -167,7 +216,7 @@ def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Fusi
     return models.new_vilt(size, models.word_piece(captions, config.vocab_size), seed)
 
 
-def _transformer_size(config: ModelConfig) -> dict[str, Any]:
+def _transformer_size(config: ImageTextConfig) -> dict[str, Any]:
     names = ("hidden_size", "image_size", "patch_size", "image_mean", "image_std", "max_text_len")
     return {
         **{name: getattr(config, name) for name in names},
@@ -178,12 +227,12 @@ def _transformer_size(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _feature_spec(config: ModelConfig) -> FeatureSpec:
+def _feature_spec(config: ImageTextConfig) -> FeatureSpec:
     return FeatureSpec(levels=config.vision_levels, grid=config.vision_grid, size=config.vision_size)
 
 
-def _new_dual(recipe: Recipe, captions: Sequence[str]) -> DualEncoder:
-    config, seed = recipe.model, recipe.seed
+def _new_dual(recipe: Recipe, config: TwoTowerConfig, captions: Sequence[str]) -> DualEncoder:
+    seed = recipe.seed
     dual: DualEncoder
     if config.vision and config.frozen_encoders:
         projection = models.ProjectionSize(projection_dim=config.projection_dim, dropout=config.dropout or 0.0)

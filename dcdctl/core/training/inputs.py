@@ -8,21 +8,22 @@ Otherwise the only one is the fusion scorer that the student starts from.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus, is_stream, read_corpus_json, split_to_measure
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
-from dcdctl.core.models import FusionScorer, Model
+from dcdctl.core.models import FusionScorer, Searchable
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache, check_weights, read_cache
 from dcdctl.core.training.negatives import check_margins
 from dcdctl.core.training.recipe import Recipe
 
-NamedKind = tuple[str, Literal["fusion", "dual", "late"] | None]
+NamedKind = tuple[str, Literal["fusion", "dual", "late", "query"] | None]
 """The name of a teacher model and its kind; None for a Hub id, whose kind is not known before it is loaded."""
 
 
@@ -45,17 +46,24 @@ class InputRefs:
     """Settings that the teachers' files lack: image_size=384."""
     validation_data: Sequence[Path] = ()
     """The corpora to validate on, in place of that of `data`: the first chooses the weights."""
-    teacher_kinds: Sequence[NamedKind] = field(init=False)
 
     def __post_init__(self) -> None:
-        # Here, so that a reference that names nothing is an error before a corpus is opened.
-        overrides = models.parse_overrides(self.model_set)
-        if overrides and not self.teachers:
+        if self.overrides and not self.teachers:
             raise ConfigError(
                 "--model-set is for the model named by --teacher, and none is named", hint="name it with --teacher"
             )
-        # The class is frozen.
-        object.__setattr__(self, "teacher_kinds", [(ref, models.check_ref(ref, overrides)) for ref in self.teachers])
+        # Looked up here, so that a reference that names nothing is an error before a corpus is opened.
+        _ = self.teacher_kinds
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The settings of `model_set`."""
+        return models.parse_overrides(self.model_set)
+
+    @cached_property
+    def teacher_kinds(self) -> Sequence[NamedKind]:
+        """Each teacher with its kind."""
+        return [(ref, models.check_ref(ref, self.overrides)) for ref in self.teachers]
 
     @property
     def places(self) -> list[str]:
@@ -63,14 +71,11 @@ class InputRefs:
         return [str(self.data)] if isinstance(self.data, Path) else list(self.data)
 
     @property
-    def is_stream(self) -> bool:
-        """Whether the data are shards to stream."""
-        return is_stream(self.places)
-
-    @property
-    def is_texts(self) -> bool:
-        """Whether there are no images."""
-        return not self.places
+    def form(self) -> Literal["corpus", "stream", "texts"]:
+        """A prepared corpus, shards to stream, or texts alone, without images."""
+        if not self.places:
+            return "texts"
+        return "stream" if is_stream(self.places) else "corpus"
 
     @property
     def pool_place(self) -> tuple[Path, str]:
@@ -82,7 +87,7 @@ class InputRefs:
     @property
     def evaluation_flags(self) -> str:
         """The corpus and the split to evaluate on, as flags of `dcdctl eval`; its default split is test."""
-        if not self.validation_data and (self.is_stream or self.is_texts):
+        if not self.validation_data and self.form != "corpus":
             return "--data CORPUS"
         folder = self.validation_data[0] if self.validation_data else Path(*self.places)
         split = split_to_measure(folder, "" if self.validation_data else self.split)
@@ -114,7 +119,7 @@ class InputRefs:
         if not self.teachers:
             return None
         (ref,) = self.teachers
-        model = models.load_scorer(ref, models.parse_overrides(self.model_set), track)
+        model = models.load_scorer(ref, self.overrides, track)
         if len(caches) == 1:
             caches[0].check_teacher(model.digest)
         # An average also has scores of other teachers; one of the caches must be this teacher's.
@@ -124,12 +129,12 @@ class InputRefs:
             )
         return model
 
-    def load_dual_teachers(self, *, with_vectors: bool) -> list[tuple[str, Model]]:
+    def load_dual_teachers(self, *, with_vectors: bool) -> list[tuple[str, Searchable]]:
         """Load the weights of all teachers; ModelError if one is neither a dual encoder nor, unless `with_vectors`, a
         late-interaction model."""
-        overrides = models.parse_overrides(self.model_set)
         kind: Literal["dual", "searchable"] = "dual" if with_vectors else "searchable"
-        return [(ref, models.load(ref, overrides, kind=kind)) for ref in self.teachers]
+        loaded = [models.load(ref, self.overrides, kind=kind) for ref in self.teachers]
+        return [(ref, cast(Searchable, model)) for ref, model in zip(self.teachers, loaded, strict=True)]
 
 
 def caches_of(corpora: Sequence[Corpus], caches: Sequence[TeacherCache]) -> list[list[TeacherCache]]:
@@ -154,33 +159,40 @@ def corpus_flags(places: Iterable[str | Path], split: str) -> list[Flag]:
     return [*(("--data", shown(place)) for place in places), ("--split", None if split == "train" else split)]
 
 
-def scores_batches(recipe: Recipe, inputs: InputRefs) -> bool:
-    """Whether the teacher models score the batches; otherwise caches do, or nothing does."""
-    # A model that starts from its teacher has a fusion teacher, which takes a forward pass per pair: its scores come
-    # from a cache only.
-    is_needed = recipe.loss.needs_teacher and not inputs.caches and recipe.model.start != "teacher"
-    return is_needed and bool(inputs.teacher_kinds)
+@dataclass(frozen=True)
+class TeacherUse:
+    """What a training asks of the teacher models that are named."""
+
+    scores_batches: bool
+    """They score the batches; otherwise caches do, or nothing does."""
+    embeds: bool
+    """They are dual encoders, or a late-interaction model, that embed the data: to score the batches, for a loss of
+    their vectors, or as the images of a query encoder. Otherwise the student starts from the one that is named."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, inputs: InputRefs) -> TeacherUse:
+        """By the recipe and what is named."""
+        has_models = bool(inputs.teacher_kinds)
+        # A model that starts from its teacher has a fusion teacher, which takes a forward pass per pair: its scores
+        # come from a cache only.
+        is_asked = recipe.loss.needs_teacher and not inputs.caches and not recipe.model.starts_from_teacher
+        scores_batches = has_models and is_asked
+        needs_vectors = bool(recipe.loss.vector_terms) or recipe.model.learns_teacher_space
+        return cls(scores_batches, embeds=scores_batches or (has_models and needs_vectors))
 
 
-def embeds_corpus(recipe: Recipe, inputs: InputRefs) -> bool:
-    """Whether the teacher models are dual encoders that embed the corpus: to score the batches, for a loss of their
-    vectors, or as the images of a query encoder."""
-    is_needed = scores_batches(recipe, inputs) or recipe.loss.vector_terms or recipe.model.kind == "query"
-    return bool(inputs.teacher_kinds) and bool(is_needed)
-
-
-def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
+def check_teachers(recipe: Recipe, inputs: InputRefs, use: TeacherUse) -> None:
     """ConfigError or ModelError if the recipe's loss has no scores or has them twice, or if a teacher is of the wrong
     kind."""
     losses, num_models = ", ".join(recipe.loss.terms), len(inputs.teacher_kinds)
     duals = [name for name, kind in inputs.teacher_kinds if kind in ("dual", "late")]
     kinds = {kind for _, kind in inputs.teacher_kinds}
-    if duals and recipe.model.start == "teacher":
+    if duals and recipe.model.starts_from_teacher:
         raise ModelError(
             f"this model starts from its teacher, and {duals[0]} has no fusion layers",
             hint="name a fusion scorer with --teacher and its cache with --cache, or set model.start",
         )
-    is_query = recipe.model.kind == "query"
+    is_query = recipe.model.learns_teacher_space
     if is_query and (num_models != 1 or "fusion" in kinds):
         raise ConfigError(
             f"a query encoder speaks the space of one model, and --teacher names {num_models or 'none'}",
@@ -192,7 +204,7 @@ def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
             hint="name one dual encoder with --teacher",
         )
     if recipe.loss.needs_teacher and not inputs.caches:
-        if not scores_batches(recipe, inputs) or "fusion" in kinds:
+        if not use.scores_batches or "fusion" in kinds:
             raise ConfigError(
                 f"loss {losses} needs the teacher's scores",
                 hint="name a cache with --cache, which `dcdctl cache-teacher` makes, or with --teacher a dual encoder "

@@ -16,7 +16,10 @@ from torch import nn
 from dcdctl.core import devices, distributed, memory
 from dcdctl.core.errors import InputError, is_out_of_memory
 from dcdctl.core.progress import Say
+from dcdctl.core.training import grad_cache
+from dcdctl.core.training.grad_cache import Step
 from dcdctl.core.training.loop import TrainingOptions
+from dcdctl.core.training.training_data import Prepared
 
 TIMED_STEPS = 3
 """Steps whose mean time decides between precisions; the one before them warms up."""
@@ -37,6 +40,18 @@ def recorded(options: TrainingOptions, facts: Mapping[str, Any] | None) -> Train
     if options.tries_micro_batches:
         options = replace(options, micro_batches=facts.get("micro_batches", 1))
     return options.settled()
+
+
+def try_first_step(prepared: Prepared, model: nn.Module, options: TrainingOptions, say: Say) -> TrainingOptions:
+    """The options with a number of micro-batches that fits into memory, and the faster precision (`settle`), by the
+    gradient of the first batch of a training."""
+
+    def trial(options: TrainingOptions) -> None:
+        plan = options.micro_batch_plan
+        step = Step(number=0, seed=prepared.recipe.seed, compute=options.compute, micro_batch_plan=plan)
+        grad_cache.backward(model, prepared.objective, prepared.make_batches(plan, None)[0], step)
+
+    return settle(options, model, prepared.recipe.batch.size, trial, say)
 
 
 def settle(options: TrainingOptions, model: nn.Module, batch_size: int, trial: Trial, say: Say) -> TrainingOptions:

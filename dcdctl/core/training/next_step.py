@@ -16,7 +16,7 @@ def command_after_training(job: TrainingJob, refs: InputRefs) -> str:
     """The command that uses the model of a training: an evaluation of a student, or the cache of a teacher."""
     if job.kind == "distill":
         run = shlex.quote(str(job.out))
-        if load_recipe(job.recipe, job.sets).model.kind == "query":
+        if load_recipe(job.recipe, job.sets).model.learns_teacher_space:
             teacher = shlex.quote(next(iter(refs.teachers), "TEACHER"))
             return f"dcdctl eval {teacher} {refs.evaluation_flags} --query-model {run}"
         return f"dcdctl eval {run} {refs.evaluation_flags}"
@@ -32,7 +32,7 @@ def command_after_cache(job: CacheJob, recipe: str, sets: Sequence[str]) -> str:
     """
     loaded = load_recipe(recipe, sets)
     named = [*_corpus(job), ("--cache", job.out)]
-    if loaded.model.start == "teacher" or loaded.loss.vector_terms:
+    if loaded.model.starts_from_teacher or loaded.loss.vector_terms:
         named += [("--teacher", job.teacher or "REF"), *(("--model-set", text) for text in job.model_set)]
     named += [*(("--set", text) for text in sets), ("--out", "RUN")]
     return shlex.join(["dcdctl", "distill", recipe, *flags(*named)])

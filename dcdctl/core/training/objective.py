@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dcdctl.core import models
-from dcdctl.core.models import Model
+from dcdctl.core.models import DualEncoder, Model
 from dcdctl.core.training.batches.batch import Batch, MixedBatch
 from dcdctl.core.training.losses.matryoshka import mean_over_widths
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, LossConfig, TermInputs
@@ -60,11 +61,11 @@ class PairObjective:
         dims = self.config.dims
         terms = mean_over_widths(outputs, dims, of_width) if dims else of_width(outputs)
         if batch.teacher_images_IE is not None:
-            assert model.kind == "dual"
             assert batch.teacher_texts_TE is not None
+            project = cast(DualEncoder, model).project
             # Of full width: the teacher's vectors have one width, to which all numbers of the student's are projected.
             teachers = batch.teacher_images_IE, batch.teacher_texts_TE
-            sides = [(model.project(student), teacher) for student, teacher in zip(outputs, teachers, strict=True)]
+            sides = [(project(student), teacher) for student, teacher in zip(outputs, teachers, strict=True)]
             for name in self.config.vector_terms:
                 of_sides = torch.stack([VECTOR_LOSSES[name](*side) for side in sides])
                 terms[name] = self.config.terms[name] * of_sides.mean()

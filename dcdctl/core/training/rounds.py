@@ -43,7 +43,7 @@ def train_in_rounds(
     if not rounds:
         return train_model(job, inputs, options=options, track=track, watch=watch, say=say)
     # The student of a dual teacher learns from the cached scores; a fusion student also starts from its teacher.
-    teachers = inputs.teachers if recipe.model.kind == "fusion" and recipe.model.start == "teacher" else ()
+    teachers = inputs.teachers if recipe.model.starts_from_teacher else ()
     learned = replace(inputs, teachers=teachers, model_set=inputs.model_set if teachers else ())
     folder, cache, run = Path(f"{job.out}-rounds"), None, Run(job.out)
     for number in range(1, rounds + 1):
@@ -88,9 +88,9 @@ def _num_rounds(inputs: InputRefs, recipe: Recipe) -> int:
             f"pool.rounds is {rounds}, and validation.metric agreement needs a cache of the validation split",
             hint="make it with `dcdctl cache-teacher --split val`, and name it with --cache",
         )
-    if inputs.is_stream or len(inputs.teachers) != 1:
+    if inputs.form == "stream" or len(inputs.teachers) != 1:
         models = f"--teacher names {len(inputs.teachers)} models"
-        found = "--data names shards to stream" if inputs.is_stream else models
+        found = "--data names shards to stream" if inputs.form == "stream" else models
         raise ConfigError(
             f"pool.rounds is {rounds}, and {found}",
             hint="name a pool and the one model that scores it, or set pool.rounds to none and name a cache",

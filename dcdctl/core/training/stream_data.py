@@ -8,24 +8,25 @@ shards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
 
 from dcdctl.core import files
 from dcdctl.core.config import build
-from dcdctl.core.data import ShardCount, ShardStream, open_shards
-from dcdctl.core.devices import Compute
+from dcdctl.core.data import Corpus, ShardCount, ShardStream, open_shards
 from dcdctl.core.errors import ConfigError, MissingError
-from dcdctl.core.models import Model
-from dcdctl.core.progress import Track
-from dcdctl.core.teacher import embedded_teachers
+from dcdctl.core.models import DualEncoder, Model
+from dcdctl.core.progress import Say, Track
+from dcdctl.core.teacher import EmbeddedScores, embed_corpus, embedding_plan
 from dcdctl.core.training import runs, validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.stream import StreamBatches, StreamTeacher
-from dcdctl.core.training.coverage import Preview
+from dcdctl.core.training.coverage import DualTeachers, Preview
+from dcdctl.core.training.objective import PairObjective
+from dcdctl.core.training.recipe import Recipe
 from dcdctl.core.training.runs import Run
-from dcdctl.core.training.training_data import TrainingData, TrainingPlan
+from dcdctl.core.training.training_data import Prepared, SaveFiles, Teachers, TrainingPlan
 
 LEAVE_OUT = "leave it out, or prepare a corpus with `dcdctl prepare`"
 
@@ -36,12 +37,12 @@ def check(plan: TrainingPlan) -> None:
     losses = f"loss {', '.join(recipe.loss.terms)}"
     needs_corpus = (
         (plan.job.kind != "distill", "finetune-teacher", "use `dcdctl distill`"),
-        (recipe.model.kind == "query", "model.kind query", "set it to dual"),
+        (recipe.model.learns_teacher_space, "model.kind query", "set it to dual"),
         (refs.pool is not None, "--pool", LEAVE_OUT),
         (bool(refs.caches), "--cache", "leave it out; a dual --teacher scores the batches of a stream"),
         (len(refs.teachers) > 1, "an average of several --teacher", "name one"),
         (recipe.loss.on_lists, losses, "set loss.terms to infonce, or with a teacher to kl"),
-        (recipe.model.start == "teacher", "model.start teacher", "name another start"),
+        (recipe.model.starts_from_teacher, "model.start teacher", "name another start"),
         (recipe.loss.temperature == "auto", "loss.temperature auto", "set a number"),
         (recipe.candidates.duplicate_bits is not None, "candidates.duplicate_bits", LEAVE_OUT),
         (plan.options.compute.features is not None, "--features", LEAVE_OUT),
@@ -58,119 +59,143 @@ def check(plan: TrainingPlan) -> None:
         )
 
 
-class StreamData(TrainingData):
-    """A stream of shards, and the shards that an earlier start of the run has counted."""
+class ShardLog:
+    """The shards that were read to their ends: those of an earlier start of the run, then those of this one. It is kept
+    in memory until the run has a folder, and there from then on."""
 
-    model: Model | None = None
-    """What the batches are read for."""
-    stream_teacher: StreamTeacher | None = None
-    counted: list[ShardCount]
-    """The shards that were read to their ends."""
-    run: Run | None = None
-    """Where each further one is written, once the run has started."""
+    def __init__(self, counts: Sequence[ShardCount]) -> None:
+        self.counts = list(counts)
+        self._run: Run | None = None
 
-    def __init__(self, plan: TrainingPlan) -> None:
-        super().__init__(plan)
-        self.refs = plan.inputs
-        self.stream = ShardStream(
-            open_shards(self.refs.places), plan.recipe.stream, plan.recipe.batch.size, plan.recipe.seed
-        )
-        self.validation = validation.open_corpora(plan.recipe.validation, self.refs.validation_data)
-        validation.check_judged(self.judged, self.judged if self.has_scores else {})
+    def add(self, count: ShardCount) -> None:
+        """A further shard."""
+        self.counts.append(count)
+        if self._run is not None:
+            self._run.append(runs.SHARDS_FILE, asdict(count))
 
-    def first_texts(self) -> Sequence[str]:
-        """The captions of the first window."""
-        return [caption for sample in self.stream.first_window() for caption in sample.captions]
+    def move_to(self, run: Run) -> None:
+        """Write all counts into the folder of the run, because a killed one may have left an incomplete last line, and
+        each further one when it is known."""
+        lines = [run.log_line(asdict(count)) for count in self.counts]
+        files.write_text(run.folder / runs.SHARDS_FILE, "".join(lines))
+        self._run = run
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamData:
+    """A stream of shards."""
+
+    plan: TrainingPlan
+    stream: ShardStream
+    log: ShardLog
+    validation: Mapping[str, Corpus]
+    judged: Mapping[str, Corpus]
+    """Those of `validation` that need the teacher."""
+    preview: Preview
 
     @property
-    def has_scores(self) -> bool:
-        """Whether a dual teacher scores every pair."""
-        return bool(self.refs.teachers)
+    def recipe(self) -> Recipe:
+        """That of the plan: nothing is adapted to a stream, whose size may be unknown."""
+        return self.plan.recipe
 
-    def measure(self, track: Track) -> Preview:
-        """Look up every shard, and count their samples if they say how many they have."""
-        # A training of a given length reads no footers of Parquet files, which a preview shows.
-        is_counted = self.model is None or self.recipe.optimizer.steps is None
-        batches = self.stream.batches_per_epoch() if is_counted else None
-        if batches is None and self.recipe.optimizer.steps is None:
-            raise ConfigError(
-                "optimizer.epochs counts passes over the data, and tars do not say how many samples they have",
-                hint="set optimizer.steps",
-            )
-        self.preview = Preview(
-            recipe=self.recipe, batches_per_epoch=batches, dual_teachers="embedded" if self.has_scores else "none"
-        )
-        return self.preview
+    @property
+    def captions(self) -> Sequence[str]:
+        """The captions of the first window, for a new model that has no word pieces of its own."""
+        if not self.recipe.model.trains_word_pieces:
+            return []
+        return [caption for sample in self.stream.first_window() for caption in sample.captions]
 
-    def load_teachers(self, track: Track) -> None:
+    def load_teachers(self, track: Track) -> Teachers:
         """Load the dual teacher."""
-        job, compute = self.plan.job, self.plan.options.compute
-        self.counted = self._counted_before(Run(job.out))
-        self.stream.counts.update((count.shard, count.samples) for count in self.counted)
-        self.stream.on_count = self._count
-        if self.has_scores:
-            duals = self.refs.load_dual_teachers(with_vectors=True)
-            embedded = {name: embedded_teachers(duals, corpus, compute) for name, corpus in self.judged.items()}
-            for scores in embedded.values():
-                scores.embed(track)
-            self.validation_teachers = embedded
-            ((_, dual),) = duals
-            assert dual.kind == "dual"
-            dual.to(compute.device).eval()
-            self.stream_teacher = StreamTeacher(dual, compute, bool(self.recipe.loss.vector_terms))
-            self.vector_width = dual.embedding_dim if self.recipe.loss.vector_terms else None
+        duals = self.plan.inputs.load_dual_teachers(with_vectors=True)
+        width = None
+        for _, dual in duals:
+            width = cast(DualEncoder, dual).embedding_dim if self.recipe.loss.vector_terms else None
+        return Teachers(duals=duals, vector_width=width)
 
-    def read_for(self, model: Model, track: Track) -> None:
-        """Note whose preprocessing the batches have."""
-        self.model = model
-        self.measure(track)
-
-    def facts(self, start: str, compute: Compute) -> dict[str, Any]:
+    def facts(self, teachers: Teachers) -> dict[str, Any]:
         """The versions of the shards, and the fingerprint of the teacher."""
-        teacher = self.stream_teacher
+        compute, duals = self.plan.options.compute, teachers.duals
+        judged = {name: embedding_plan(duals, corpus, compute) for name, corpus in self.judged.items()}
         return {
             # First, because a message names the first difference.
             "shards": self.stream.versions(),
             "corpus": self.stream.fingerprint,
             "split": "stream",
             "cache": None,
-            **self.more_facts(start, compute),
+            **validation.facts_of(self.validation, judged),
             "steps": self.preview.num_steps,
-            **({} if teacher is None else {"teachers": [teacher.model.digest]}),
+            **({"teachers": [dual.digest for _, dual in duals]} if duals else {}),
         }
 
-    def collect(self, compute: Compute, track: Track) -> Callable[[Run], None]:
-        """The counts of the shards, each further one of which goes to the run's folder too."""
+    def read(self, model: Model, teachers: Teachers, say: Say, track: Track) -> Prepared:
+        """Embed the validation corpora with the teacher, which then embeds each batch when it is read."""
+        compute = self.plan.options.compute
+        judged: dict[str, EmbeddedScores] = {
+            name: embed_corpus(teachers.duals, corpus, compute, track=track) for name, corpus in self.judged.items()
+        }
+        teacher = None
+        for _, dual in teachers.duals:
+            loaded = cast(DualEncoder, dual.to(compute.device).eval())
+            teacher = StreamTeacher(loaded, compute, bool(self.recipe.loss.vector_terms))
 
-        def keep(run: Run) -> None:
-            self.run = run
-            # All of them, because a killed run may have left an incomplete last line.
-            files.write_text(
-                run.folder / runs.SHARDS_FILE, "".join(run.log_line(asdict(count)) for count in self.counted)
-            )
+        def make_batches(plan: MicroBatchPlan, run: Run | None) -> StreamBatches:
+            # A trial keeps the window that it has read for the training.
+            plan = replace(plan, by_side=self.recipe.model.embeds_sides)
+            return StreamBatches(self.stream, model.preprocess, self.recipe.batch, plan, teacher)
 
-        return keep
+        def collect() -> SaveFiles:
+            return self.log.move_to
 
-    def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> StreamBatches:
-        """The batches of the stream; a trial keeps the window that it has read for the training."""
-        assert self.model is not None
-        plan = replace(plan, by_side=self.recipe.model.kind != "fusion")
-        return StreamBatches(self.stream, self.model.preprocess, self.recipe.batch, plan, self.stream_teacher)
+        return Prepared(
+            recipe=self.recipe,
+            preview=self.preview,
+            objective=PairObjective(self.recipe.loss),
+            make_batches=make_batches,
+            validation=self.validation,
+            validation_teachers=judged,
+            collect=collect,
+        )
 
-    def _counted_before(self, run: Run) -> list[ShardCount]:
-        """What an earlier start of the run has counted; InputError for a damaged line, MissingError for a shard that is
-        not there."""
-        lines = run.read_lines(runs.SHARDS_FILE, runs.RECOUNT_SHARDS)
-        counts = [build(ShardCount, line, runs.SHARDS_FILE) for line in lines]
-        num_shards = len(self.stream.shards)
-        if outside := next((count.shard for count in counts if not 0 <= count.shard < num_shards), None):
+
+def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> StreamData:
+    """The shards of a plan, each looked up, and its validation corpora.
+
+    The samples of Parquet files are counted, by their footers, if the recipe has epochs, and for a preview.
+
+    ConfigError if the number of steps cannot be known, MissingError if an earlier start counted a shard that is
+    not there, InputError for a damaged count.
+    """
+    recipe, refs = plan.recipe, plan.inputs
+    shards = open_shards(refs.places)
+    log = ShardLog(_counted_before(Run(plan.job.out), len(shards)))
+    counts = {count.shard: count.samples for count in log.counts}
+    stream = ShardStream(shards, recipe.stream, recipe.batch.size, recipe.seed, counts, log.add)
+    validated = validation.open_corpora(recipe.validation, refs.validation_data)
+    judged = validation.judged_corpora(recipe, validated)
+    has_teacher = bool(refs.teachers)
+    validation.check_judged(judged, judged if has_teacher else {})
+    has_epochs = recipe.optimizer.steps is None
+    batches = stream.batches_per_epoch() if is_preview or has_epochs else None
+    if batches is None and has_epochs:
+        raise ConfigError(
+            "optimizer.epochs counts passes over the data, and tars do not say how many samples they have",
+            hint="set optimizer.steps",
+        )
+    dual_teachers: DualTeachers = "embedded" if has_teacher else "none"
+    preview = Preview(recipe=recipe, batches_per_epoch=batches, dual_teachers=dual_teachers)
+    return StreamData(plan=plan, stream=stream, log=log, validation=validated, judged=judged, preview=preview)
+
+
+def _counted_before(run: Run, num_shards: int) -> list[ShardCount]:
+    """What an earlier start of the run has counted; InputError for a damaged line, MissingError for a shard that is not
+    there."""
+    lines = run.read_lines(runs.SHARDS_FILE, runs.RECOUNT_SHARDS)
+    counts = [build(ShardCount, line, runs.SHARDS_FILE) for line in lines]
+    for count in counts:
+        if not 0 <= count.shard < num_shards:
             raise MissingError(
-                f"{run.folder / runs.SHARDS_FILE} counts shard {outside}, and the stream has {num_shards}",
+                f"{run.folder / runs.SHARDS_FILE} counts shard {count.shard}, and the stream has {num_shards}",
                 hint=runs.RECOUNT_SHARDS,
             )
-        return counts
-
-    def _count(self, count: ShardCount) -> None:
-        self.counted.append(count)
-        if self.run is not None:
-            self.run.append(runs.SHARDS_FILE, asdict(count))
+    return counts

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from dcdctl.core.devices import Compute
+from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Model
-from dcdctl.core.progress import Track
-from dcdctl.core.teacher import embedded_teachers, read_text_cache
+from dcdctl.core.progress import Say, Track
+from dcdctl.core.teacher import EmbeddedTeachers, TextCache, embed_corpus, embedding_plan, read_text_cache
 from dcdctl.core.training import validation
-from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.batches.texts import TextBatches
+from dcdctl.core.training.adapted import lowered
+from dcdctl.core.training.batches.texts import TextBatches, TextRows
 from dcdctl.core.training.coverage import Preview
-from dcdctl.core.training.runs import Run
-from dcdctl.core.training.training_data import TrainingData, TrainingPlan
+from dcdctl.core.training.initial_model import Start
+from dcdctl.core.training.objective import PairObjective
+from dcdctl.core.training.recipe import Recipe
+from dcdctl.core.training.training_data import Prepared, Teachers, TrainingPlan
 
 NAMES_DATA = "name captioned images with --data"
 
@@ -23,7 +26,7 @@ NAMES_DATA = "name captioned images with --data"
 def check(plan: TrainingPlan) -> None:
     """ConfigError for whatever needs images; opens nothing."""
     recipe, refs = plan.recipe, plan.inputs
-    if recipe.model.kind != "query" or plan.job.kind != "distill":
+    if not recipe.model.learns_teacher_space or plan.job.kind != "distill":
         raise ConfigError("no --data is named, and only a query encoder learns from texts alone", hint=NAMES_DATA)
     needs_images = (
         (recipe.loss.of_scores, f"loss {', '.join(recipe.loss.terms)}"),
@@ -45,58 +48,77 @@ def check(plan: TrainingPlan) -> None:
         )
 
 
-class TextData(TrainingData):
+@dataclass(frozen=True, kw_only=True)
+class TextData:
     """The texts of a cache, with their vectors."""
 
-    def __init__(self, plan: TrainingPlan) -> None:
-        super().__init__(plan)
-        self.cache = read_text_cache(plan.inputs.caches[0])
-        self.validation = validation.open_corpora(plan.recipe.validation, plan.inputs.validation_data)
-        holds_out = bool(plan.recipe.validation.every) and not self.validation
-        self.texts = TextBatches(self.cache, plan.recipe, holds_out=holds_out)
+    plan: TrainingPlan
+    recipe: Recipe
+    """The recipe of the plan, with a batch that the texts fill."""
+    rows: TextRows
+    judged: Mapping[str, Corpus]
+    """Corpora to validate on, whose images the teacher embeds; without any, held-out texts are."""
+    preview: Preview
 
-    def first_texts(self) -> Sequence[str]:
-        """The texts of the first window."""
-        return self.texts.first_texts()
+    @property
+    def cache(self) -> TextCache:
+        """The texts and their vectors."""
+        return self.rows.cache
 
-    def measure(self, track: Track) -> Preview:
-        """Count the steps."""
-        self.recipe = self.texts.recipe
-        size = self.recipe.batch.size
-        self.preview = Preview(
-            recipe=self.recipe,
-            batches_per_epoch=self.texts.batches_per_epoch,
-            adapted={"batch.size": size} if size < self.plan.recipe.batch.size else {},
-        )
-        return self.preview
+    @property
+    def captions(self) -> Sequence[str]:
+        """The texts of the first window, for a new model that has no word pieces of its own."""
+        return self.rows.first_texts() if self.recipe.model.trains_word_pieces else []
 
-    def load_teachers(self, track: Track) -> None:
+    @property
+    def validation(self) -> Mapping[str, Corpus | TextRows]:
+        """Corpora, or the texts that are held out."""
+        return {"texts": self.rows} if self.rows.holds_out else self.judged
+
+    def load_teachers(self, track: Track) -> Teachers:
         """Load the teacher if it is named; without it the cache knows its space."""
-        self.measure(track)
-        self.teacher = self.cache.space
-        teachers = self.plan.inputs.load_dual_teachers(with_vectors=False)
-        teacher: Any
-        for _, teacher in teachers:
+        duals = self.plan.inputs.load_dual_teachers(with_vectors=False)
+        start: Start = self.cache.space
+        for _, teacher in duals:
             self.cache.space.check(teacher, self.cache.folder)
-            self.teacher = teacher
-        self.validation_teachers = {
-            name: embedded_teachers(teachers, corpus, self.plan.options.compute) for name, corpus in self.judged.items()
-        }
+            start = teacher
+        return Teachers(start=start, duals=duals)
 
-    def read_for(self, model: Model, track: Track) -> None:
-        """Tokenize as this model does, and embed the images of the validation corpora once, with the teacher."""
-        self.texts.preprocess = model.preprocess
-        if not Run(self.plan.job.out).is_finished:
-            self.embed(model, self.validation_teachers.values(), track)
-        if self.texts.holds_out:
-            self.validation = {"texts": self.texts}
-
-    def facts(self, start: str, compute: Compute) -> dict[str, Any]:
+    def facts(self, teachers: Teachers) -> dict[str, Any]:
         """The fingerprint of the cache."""
+        compute = self.plan.options.compute
+        judged = {name: embedding_plan(teachers.duals, corpus, compute) for name, corpus in self.judged.items()}
         source = {"corpus": self.cache.fingerprint, "split": "texts", "cache": None}
-        return {**source, **self.more_facts(start, compute)}
+        return {**source, **validation.facts_of(self.validation, judged)}
 
-    def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> TextBatches:
-        """The same batches in a trial."""
-        self.texts.plan = plan
-        return self.texts
+    def read(self, model: Model, teachers: Teachers, say: Say, track: Track) -> Prepared:
+        """Tokenize as this model does, and embed the images of the validation corpora once, with the teacher."""
+        compute = self.plan.options.compute
+        judged = {}
+        for name, corpus in self.judged.items():
+            scores = embed_corpus(teachers.duals, corpus, compute, track=track)
+            assert not isinstance(scores, EmbeddedTeachers)
+            model.known_images = {**model.known_images, corpus.fingerprint: scores.image_states}
+            judged[name] = scores
+        return Prepared(
+            recipe=self.recipe,
+            preview=self.preview,
+            objective=PairObjective(self.recipe.loss),
+            make_batches=lambda plan, run: TextBatches(self.rows, model.preprocess, plan),
+            validation=self.validation,
+            validation_teachers=judged,
+        )
+
+
+def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> TextData:
+    """The text cache of a plan and its validation corpora; texts and images are read later."""
+    cache = read_text_cache(plan.inputs.caches[0])
+    judged = validation.open_corpora(plan.recipe.validation, plan.inputs.validation_data)
+    rows = TextRows(cache, plan.recipe, holds_out=bool(plan.recipe.validation.every) and not judged)
+    recipe = replace(plan.recipe, batch=rows.batch)
+    preview = Preview(
+        recipe=recipe,
+        batches_per_epoch=rows.batches_per_epoch,
+        adapted=lowered("batch", vars(plan.recipe.batch), rows.batch),
+    )
+    return TextData(plan=plan, recipe=recipe, rows=rows, judged=judged, preview=preview)

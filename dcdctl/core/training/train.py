@@ -1,21 +1,24 @@
-"""A training from its request to its finished run, in five steps.
+"""A training from its request to its finished run.
 
 resolve   recipe, overrides, options and output folder; opens nothing
-open      the corpus or the stream, its caches and its validation
-settle    teachers, initial model, temperature, precision and micro-batches; final
+open      the corpus, the stream or the texts, with caches and validation: `TrainingData`, measured
+load      the teachers, then the initial model
+read      the data as the model reads them, with the teachers' scores: `Prepared`
+try       precision and micro-batches, by a trial of the first step
 start     the run folder, new or resumed, with what the data keep in it
 run       the steps (`loop`), and the saved model
 
-Each step needs only the ones before it, and the cheap ones come first. A stream and texts alone are kinds of data
-(`TrainingData`), and the fine-tuning of a teacher is a training by a recipe without one.
+Each step gives a value that is complete, and needs only the values before it; the cheap steps come first. The
+fine-tuning of a teacher is a training by a recipe without one.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -27,7 +30,7 @@ from dcdctl.core.models import Model
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
 from dcdctl.core.teacher import false_negative_filter
 from dcdctl.core.training import (
-    grad_cache,
+    corpus_data,
     initial_model,
     loggers,
     loop,
@@ -42,28 +45,23 @@ from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.step_pairs import check_size
 from dcdctl.core.training.corpus_data import CorpusData
 from dcdctl.core.training.coverage import Preview
-from dcdctl.core.training.grad_cache import Step
-from dcdctl.core.training.inputs import InputRefs, check_teachers, embeds_corpus
+from dcdctl.core.training.inputs import InputRefs, TeacherUse, check_teachers
 from dcdctl.core.training.loop import TrainingOptions
-from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import load_recipe
 from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.stream_data import StreamData
 from dcdctl.core.training.text_data import TextData
-from dcdctl.core.training.training_data import TrainingData, TrainingPlan
+from dcdctl.core.training.training_data import Prepared, Teachers, TrainingPlan
 from dcdctl.core.training.validation import Validation, check_corpora
 
-
-@dataclass(frozen=True)
-class Settings:
-    """The final settings of a training."""
-
-    model: Model
-    """The initial model, trained in place."""
-    objective: PairObjective
-    """With a number as the temperature."""
-    options: TrainingOptions
-    """With the precision and the micro-batches that the training has."""
+TrainingData = CorpusData | StreamData | TextData
+CHECKS = {"corpus": corpus_data.check, "stream": stream_data.check, "texts": text_data.check}
+OPENERS: dict[str, Callable[..., TrainingData]] = {
+    "corpus": corpus_data.open_data,
+    "stream": stream_data.open_data,
+    "texts": text_data.open_data,
+}
+"""The kinds of data: what each refuses before anything is opened, and how it is opened."""
 
 
 def train_model(
@@ -88,15 +86,46 @@ def train_model(
     plan = resolve(job, inputs, options)
     again = "run the same command again" if job.resume else "resume with --resume"
     with distributed.lock(job.out), resumed_by(again, (job.out / "run.json").exists), naming_fields(plan.recipe):
+        is_finished = Run(job.out).is_finished
         # Opening a stream looks up every shard, also on the network, and a finished run needs none.
-        if inputs.is_stream and Run(job.out).is_finished:
+        if is_finished and inputs.form == "stream":
             return Run(job.out)
-        data = open_data(plan)
-        settings = settle(data, say, track)
-        started = start(data, settings, track)
-        if not started.is_finished:
-            with memory.memory_errors(settings.options, data.recipe.batch.size):
-                run(started, data, settings, watch or step_bar(track), say)
+        data = OPENERS[inputs.form](plan, track)
+        teachers = data.load_teachers(track)
+        recipe = data.recipe
+        for line in data.preview.adaptations():
+            say(line)
+        model = initial_model.load_start(recipe, data.captions, teachers.start, teachers.vector_width, say, track)
+        facts = {**data.facts(teachers), "start": model.digest}
+        if is_finished:
+            # What it was made from is compared; its scores, images and batches are not needed.
+            return start(plan, facts, plan.options)
+        prepared = data.read(model, teachers, say, track)
+        # Before the trial, which measures what fits into memory with it.
+        if plan.options.checkpoint_activations:
+            model.checkpoint_activations()
+        network = cast(nn.Module, model)  # the contract of models lists only the part that other rooms use
+        options = memory.try_first_step(prepared, network, plan.options, say)
+        started = start(plan, facts, options, prepared)
+        with memory.memory_errors(options, prepared.recipe.batch.size):
+            validation = None
+            if prepared.validation:
+                judged = prepared.validation_teachers
+                validation = Validation(started, prepared.validation, prepared.recipe, options.compute, judged)
+            learner = loop.Learner(
+                network,
+                prepared.objective,
+                recipe.optimizer,
+                num_steps=prepared.preview.num_steps,
+                seed=recipe.seed,
+                options=options,
+            )
+            unit, per_step = prepared.preview.work_per_step
+            watch = functools.partial(watch or step_bar(track), unit=unit, per_step=per_step)
+            loop.train(started, learner, prepared.make_batches(options.micro_batch_plan, started), validation, watch)
+            with distributed.main_first():
+                if distributed.is_main():
+                    finish(started, data, teachers, model, validation, say)
     return started
 
 
@@ -114,7 +143,7 @@ def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track
             hint="`dcdctl cache-teacher --dry-run` shows what the first round scores",
         )
     if (corpus := counted_corpus(Path(*inputs.places), inputs.split, inputs.max_images)) is None:
-        return open_data(resolve(job, inputs, options)).measure(track)
+        return OPENERS[inputs.form](resolve(job, inputs, options), track, is_preview=True).preview
     pairs = choose_pairs(corpus, recipe, None, false_negative_filter(corpus, None))
     return Preview(
         recipe=replace(recipe, batch=pairs.config),
@@ -135,21 +164,13 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
     taken or cannot be written.
     """
     recipe = load_recipe(job.recipe, job.sets)
-    plan = TrainingPlan(job, inputs, recipe, options)
-    if inputs.is_texts:
-        text_data.check(plan)
-    elif inputs.is_stream:
-        stream_data.check(plan)
-    elif job.kind == "finetune-teacher" and (recipe.model.kind != "fusion" or recipe.loss.needs_teacher):
-        raise ConfigError(
-            f"recipe {job.recipe} trains a student",
-            hint="finetune-teacher expects a fusion model and a loss without a teacher, such as ranking",
-        )
+    plan = TrainingPlan(job=job, inputs=inputs, recipe=recipe, options=options, use=TeacherUse.of(recipe, inputs))
+    CHECKS[inputs.form](plan)
     if options.wandb is not None:
         loggers.require()
-    initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not embeds_corpus(recipe, inputs))
-    if not inputs.is_texts:
-        check_teachers(recipe, inputs)
+    initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not plan.use.embeds)
+    if inputs.form != "texts":
+        check_teachers(recipe, inputs, plan.use)
     check_corpora(recipe, inputs.validation_data)
     if recipe.loss.temperature == "auto" and not inputs.caches:
         raise ConfigError(
@@ -167,96 +188,39 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
     return replace(plan, options=memory.recorded(options, earlier))
 
 
-def open_data(plan: TrainingPlan) -> TrainingData:
-    """The files of a training; they are read later."""
-    if plan.inputs.is_texts:
-        return TextData(plan)
-    return StreamData(plan) if plan.inputs.is_stream else CorpusData(plan)
-
-
-def settle(data: TrainingData, say: Say, track: Track) -> Settings:
-    """Load the models and choose the settings that depend on them, by a trial of the first step."""
-    options = data.plan.options
-    data.load_teachers(track)
-    recipe = data.recipe
-    for line in data.preview.adaptations():
-        say(line)
-    model = initial_model.make_model(recipe, data.captions, data.teacher, track)
-    initial_model.check_loss(recipe.loss, model)
-    for line in initial_model.caption_notes(data.captions, model.preprocess):
-        say(line)
-    if data.vector_width is not None:
-        assert model.kind == "dual"
-        model.add_projection(data.vector_width)
-    # After the model, whose preprocessing and encoders decide what is read.
-    data.read_for(model, track)
-    for line in data.check():
-        say(line)
-    objective = data.objective(replace(recipe.loss, temperature=data.temperature or recipe.loss.temperature))
-    # Before the trial, which measures what fits into memory with it.
-    if options.checkpoint_activations:
-        model.checkpoint_activations()
-    network = cast(nn.Module, model)  # the contract lists only the part of nn.Module that other rooms use
-
-    def try_first_step(options: TrainingOptions) -> None:
-        micro_batches = options.micro_batch_plan
-        step = Step(number=0, seed=recipe.seed, compute=options.compute, micro_batch_plan=micro_batches)
-        grad_cache.backward(network, objective, data.batches(micro_batches)[0], step)
-
-    options = memory.settle(options, network, recipe.batch.size, try_first_step, say)
-    return Settings(model, objective, options)
-
-
-def start(data: TrainingData, settings: Settings, track: Track) -> Run:
-    """The run, started or resumed by the main process."""
-    job, options, preview = data.plan.job, settings.options, data.preview
-    measured = {
-        **preview.measured(),
-        "micro_batches": options.micro_batches,
-        "batches_per_epoch": preview.batches_per_epoch,
-        "validated_on": list(data.validation),
-        **runs.equivalent_command(job, data.plan.inputs.options()),
+def start(plan: TrainingPlan, facts: dict[str, Any], options: TrainingOptions, prepared: Prepared | None = None) -> Run:
+    """The run, started or resumed by the main process; StaleError if it was made from other `facts`. A finished run has
+    nothing prepared."""
+    job, compute = plan.job, options.compute
+    facts = {
+        **facts,
+        "precision": compute.precision,
+        # Stored features are rounded to float16, so they change numbers; their folder does not.
+        "features": None if compute.features is None else "float16",
     }
+    measured: dict[str, Any] = {}
+    if prepared is not None:
+        measured = {
+            **prepared.preview.measured(),
+            "micro_batches": options.micro_batches,
+            "batches_per_epoch": prepared.preview.batches_per_epoch,
+            "validated_on": list(prepared.validation),
+            **runs.equivalent_command(job, plan.inputs.options()),
+        }
     with distributed.main_first():
         if distributed.is_main():
             # Mining comes before the folder is made, so that a failure leaves no folder.
-            keep = data.collect(options.compute, track)
-            facts = data.facts(settings.model.digest, options.compute)
-            keep(runs.start_run(job.out, data.plan.recipe, job.kind, facts, resume=job.resume, measured=measured))
+            save_files = prepared.collect() if prepared is not None and prepared.collect is not None else None
+            started = runs.start_run(job.out, plan.recipe, job.kind, facts, resume=job.resume, measured=measured)
+            if save_files is not None:
+                save_files(started)
     return Run(job.out)
 
 
-def run(started: Run, data: TrainingData, settings: Settings, watch: Watch, say: Say) -> None:
-    """Train the model, and save it or the best one by validation, averaged with its start if the recipe says so."""
-    recipe, model, options = data.recipe, settings.model, settings.options
-    validation = (
-        Validation(started, data.validation, recipe, options.compute, data.validation_teachers)
-        if data.validation
-        else None
-    )
-    unit, per_step = data.preview.work_per_step
-    learner = loop.Learner(
-        cast(nn.Module, model),
-        settings.objective,
-        recipe.optimizer,
-        num_steps=data.preview.num_steps,
-        seed=recipe.seed,
-        options=options,
-    )
-    loop.train(
-        started,
-        learner,
-        data.batches(options.micro_batch_plan, started),
-        validation,
-        functools.partial(watch, unit=unit, per_step=per_step),
-    )
-    with distributed.main_first():
-        if distributed.is_main():
-            finish(started, data, model, validation, say)
-
-
-def finish(started: Run, data: TrainingData, model: Model, validation: Validation | None, say: Say) -> None:
-    """Choose and average the weights of a trained model, and save it."""
+def finish(
+    started: Run, data: TrainingData, teachers: Teachers, model: Model, validation: Validation | None, say: Say
+) -> None:
+    """Choose the weights of a trained model, average them with its start if the recipe says so, and save it."""
     # First, because the best weights were saved with the adapters still apart.
     if validation is not None:
         validation.choose(model, say)
@@ -265,8 +229,8 @@ def finish(started: Run, data: TrainingData, model: Model, validation: Validatio
         model.as_dual.merge_adapters()
     share = data.recipe.model.average_with_start
     if share:
-        start = started.facts()["inputs"]["start"]
-        average = wise_ft.averages_with_start(model, data.recipe, data.captions, data.teacher, start)
+        start_digest = started.facts()["inputs"]["start"]
+        average = wise_ft.averages_with_start(model, data.recipe, data.captions, teachers.start, start_digest)
         if share == "auto":
             assert validation is not None
             say(f"model.average_with_start is auto: {validation.choose_share(model, average):g}")

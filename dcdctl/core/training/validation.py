@@ -20,7 +20,7 @@ from dcdctl.core.progress import CHOSEN, Say, chosen_by
 from dcdctl.core.teacher import TeacherScores
 from dcdctl.core.templates import Table
 from dcdctl.core.training import checkpoints
-from dcdctl.core.training.batches.texts import TextBatches
+from dcdctl.core.training.batches.texts import TextRows
 from dcdctl.core.training.recipe import Recipe, ValidationConfig
 from dcdctl.core.training.runs import ELSEWHERE, METRICS_FILE, Run
 
@@ -39,7 +39,7 @@ class Validation:
     """
 
     run: Run
-    corpora: Mapping[str, Corpus | TextBatches]
+    corpora: Mapping[str, Corpus | TextRows]
     """By name; the first chooses the best weights."""
     recipe: Recipe
     compute: Compute
@@ -135,7 +135,7 @@ class Validation:
         values: dict[str, float] = {}
         for key, name in zip(_keys(when, self.corpora), names, strict=False):
             corpus = self.corpora[name]
-            if isinstance(corpus, TextBatches):
+            if isinstance(corpus, TextRows):
                 values[f"{key}_cosine"] = corpus.cosine(model, options.compute)
                 continue
             if self.recipe.validation.metric == "agreement":
@@ -256,12 +256,18 @@ def check_judged(judged: Mapping[str, Corpus], scored: Container[str]) -> None:
             )
 
 
-def facts_of(corpora: Mapping[str, Any], teachers: Mapping[str, TeacherScores]) -> dict[str, Any]:
-    """The fingerprints of the validation corpora and their teachers, for run.json."""
+def facts_of(corpora: Mapping[str, Corpus | TextRows], teacher_plans: Mapping[str, Any]) -> dict[str, Any]:
+    """The fingerprints of the validation corpora, and what the scores of their teachers depend on, for run.json."""
     prints = {name: corpus.fingerprint for name, corpus in corpora.items()}
     first = prints.pop(next(iter(prints), ""), None)
-    more = {"validation_elsewhere": prints, "validation_teachers": {name: each.plan for name, each in teachers.items()}}
+    more = {"validation_elsewhere": prints, "validation_teachers": dict(teacher_plans)}
     return {"validation": first, **{key: value for key, value in more.items() if value}}
+
+
+def judged_corpora(recipe: Recipe, corpora: Mapping[str, Corpus]) -> Mapping[str, Corpus]:
+    """The validation corpora that need the teacher: its scores, or the images that it embeds for a query encoder."""
+    needs_teacher = recipe.validation.metric == "agreement" or recipe.model.learns_teacher_space
+    return corpora if needs_teacher else {}
 
 
 def run_document(run: Run) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dcdctl.core.errors import StaleError
-from dcdctl.core.models import FusionScorer, Model
-from dcdctl.core.training.initial_model import make_model
-from dcdctl.core.training.recipe import LORA, Recipe
+from dcdctl.core.models import Model
+from dcdctl.core.training.initial_model import Start, make_model
+from dcdctl.core.training.recipe import LORA, Recipe, TwoTowerConfig
 
 
 def averages_with_start(
-    model: Model, recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, start_digest: str
+    model: Model, recipe: Recipe, captions: Sequence[str], teacher: Start, start_digest: str
 ) -> Callable[[float], None]:
     """A function that gives a trained model of weights w the weights (1 - s) w + s w_0 for a share s, with the weights
     w_0 of its start. Both stay in memory on the CPU.
@@ -22,8 +22,11 @@ def averages_with_start(
     another model now.
     """
     # Adapters are modules of other names, so the start is made without them.
-    unadapted = replace(recipe.model, trained="all", trained_layers=None, lora_rank=LORA.rank, lora_alpha=LORA.alpha)
-    start = make_model(replace(recipe, model=unadapted), captions, teacher)
+    unadapted = recipe
+    if isinstance(recipe.model, TwoTowerConfig):
+        config = replace(recipe.model, trained="all", trained_layers=None, lora_rank=LORA.rank, lora_alpha=LORA.alpha)
+        unadapted = replace(recipe, model=config)
+    start = make_model(unadapted, captions, teacher)
     if start.digest != start_digest:
         raise StaleError(
             f"{recipe.model.start} has changed since the run started ({start.digest[:8]}, not {start_digest[:8]})",

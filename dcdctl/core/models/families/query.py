@@ -62,7 +62,7 @@ def new_query(
     text encoder is none of transformers, and for layers or a length that the encoder lacks. Equal seeds give equal
     weights; the global random state is not touched.
     """
-    if space.kind == "late" and size.text != TEACHER:
+    if space.has_tokens and size.text != TEACHER:
         raise ModelError(
             "a late-interaction teacher has a vector for each of its tokens, and this encoder reads other tokens",
             hint="name it with --teacher, and set model.text to teacher",
@@ -82,7 +82,7 @@ def new_query(
         positions = num_text_positions(network.encoder.config)
         length = positions if pads_texts else min(length, positions)
     preprocess = QueryPreprocess(tokenizer=tokenizer, max_text_len=length, pads_texts=pads_texts)
-    return (QueryEncoder if space.kind == "dual" else QueryLate)(network, preprocess, space)
+    return (QueryLate if space.has_tokens else QueryEncoder)(network, preprocess, space)
 
 
 def _of_teacher(teacher: Searchable | None) -> tuple[Any, Any, bool]:
@@ -140,7 +140,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     check_vocabulary(tokenizer, network.to_table()["vocab_size"])
     check_text_length(length, length if network.is_static else num_text_positions(network.encoder.config))
     preprocess = QueryPreprocess(tokenizer=tokenizer, max_text_len=length, pads_texts=saved["pads_texts"])
-    return (QueryEncoder if space.kind == "dual" else QueryLate)(network, preprocess, space)
+    return (QueryLate if space.has_tokens else QueryEncoder)(network, preprocess, space)
 
 
 def with_queries(teacher: Searchable, ref: str | Path) -> QueryModel:

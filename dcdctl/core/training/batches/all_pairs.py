@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from dcdctl.core.data import Flags, Index, RaggedArray
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import TeacherScores
+from dcdctl.core.training.adapted import fit_size
 from dcdctl.core.training.batches.step_pairs import Coverage, PairsOfStep, StepPairs
 
 COVERED_STEPS = 16
@@ -113,9 +114,8 @@ class AllPairs(PairGrid):
             way = "prepare more images" if self.image_T is None else "set pool.pseudo_positive_above lower"
             raise ConfigError(f"a batch needs 2 or more images, and there is at most one ({num_images})", hint=way)
         # All images of a small split in each step; the steps of an epoch are then one.
-        size = min(self.config.size, num_images)
-        self.config = replace(self.config, size=size)
-        self.batches_per_epoch = float(num_images // size)
+        self.config = fit_size(self.recipe.batch, num_images)
+        self.batches_per_epoch = float(num_images // self.config.size)
         # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
         self._neighbors = None if self.scores is None else find_neighbors(self.scores, owner_T, corpus.num_images)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from dcdctl.core.data import Direction, Index, Scores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import Candidates
 from dcdctl.core.training import negatives
+from dcdctl.core.training.adapted import fit_lists
 from dcdctl.core.training.batches.step_pairs import Coverage, PairsOfStep, StepPairs
 from dcdctl.core.training.losses.weights import select_as_official
 
@@ -85,9 +86,13 @@ class CandidateLists(Lists):
             # The cache may have been made without looking for duplicate images.
             reason_against = self.false_negatives
             self._candidates = self._candidates.where(lambda image, text: reason_against(image, text) == 0)
-        self._captions = (
-            np.arange(self.corpus.num_captions) if self._candidates is None else self._with_enough(self._candidates)
-        )
+        if self._candidates is None:
+            self.config = self.recipe.batch
+            self._captions = np.arange(self.corpus.num_captions)
+        else:
+            fewest_T = self._fewest_candidates(self._candidates)
+            self.config = fit_lists(self.recipe.batch, fewest_T, self.corpus.num_images)
+            self._captions = self._with_enough(fewest_T)
         # Not rounded: a batch may end one epoch and begin the next.
         self.batches_per_epoch = len(self._captions) / self.config.size
 
@@ -101,17 +106,16 @@ class CandidateLists(Lists):
             "candidates.block_size=N for blocks",
         )
 
-    def _with_enough(self, candidates: Candidates) -> Index:
-        """The captions with enough candidates in each direction of the recipe, for the caption or for its image."""
+    def _fewest_candidates(self, candidates: Candidates) -> Index:
+        """How many candidates each caption, or its image, has in the direction of the recipe that has fewest."""
         num_texts_I, num_images_T = candidates.texts_of_image.lengths, candidates.images_of_text.lengths
         counts = {Direction.TEXT: num_texts_I[self.corpus.caption_image], Direction.IMAGE: num_images_T}
-        fewest_T = np.min([counts[direction] for direction in self.config.directions], axis=0)
+        fewest_T: Index = np.min([counts[direction] for direction in self.recipe.batch.directions], axis=0)
+        return fewest_T
+
+    def _with_enough(self, fewest_T: Index) -> Index:
+        """The captions with enough candidates."""
         most = int(fewest_T.max())
-        if most and most < self.config.random_negatives >= self.corpus.num_images:
-            # The split has no more. What nine of ten captions have: a few have less, such as those with equal texts.
-            count = max(1, int(np.quantile(fewest_T, 0.1)))
-            kept = min(self.config.hard_negatives, count)
-            self.config = replace(self.config, random_negatives=count, hard_negatives=kept)
         captions: Index = np.flatnonzero(fewest_T >= self.config.random_negatives)
         if not len(captions):
             raise ConfigError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import TeacherScores
+from dcdctl.core.training.adapted import fit_pool, lowered
 from dcdctl.core.training.batches.all_pairs import PairGrid, image_batches
 from dcdctl.core.training.batches.lists import Lists
 from dcdctl.core.training.batches.step_pairs import Coverage
@@ -34,19 +35,20 @@ class PoolPairs(PairGrid):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        corpus, pool = self.corpus, self.recipe.pool
-        num_images = min(pool.images or self.config.size, corpus.num_images)
-        self.sizes = num_images, min(pool.texts or num_images, corpus.num_captions)
-        self.batches_per_epoch = float(corpus.num_images // num_images)
-        self._lists = _scored_lists(self.scores, corpus)
+        self.config = self.recipe.batch
+        self.pool = fit_pool(self.recipe.pool, self.config.size, self.corpus)
+        assert self.pool.images is not None
+        assert self.pool.texts is not None
+        self.sizes = self.pool.images, self.pool.texts
+        self.batches_per_epoch = float(self.corpus.num_images // self.pool.images)
+        self._lists = _scored_lists(self.scores, self.corpus)
 
     @property
     def adapted(self) -> dict[str, int]:
         """The sizes of a batch that are lower than asked for, because the pool has no more."""
         pool = self.recipe.pool
-        asked = {"pool.images": pool.images or self.config.size, "pool.texts": pool.texts or self.sizes[0]}
-        sizes = zip(asked, self.sizes, strict=True)
-        return {name: size for name, size in sizes if size < asked[name]}
+        asked = {"images": pool.images or self.config.size, "texts": pool.texts or self.sizes[0]}
+        return lowered("pool", asked, self.pool)
 
     def _pairs(self, step: int) -> tuple[Index, Index]:
         image_Q, text_G = self._batch(step)
@@ -96,6 +98,7 @@ class PoolLists(Lists):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.config = self.recipe.batch
         self._lists = _scored_lists(self.scores, self.corpus)
         self._queries = {direction: self._with_enough(direction) for direction in self.config.directions}
         self._orders: dict[Direction, tuple[int, Index]] = {}

@@ -18,7 +18,8 @@ from dcdctl.core.data import Corpus, Flags, Index, Scores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Reader, Source
-from dcdctl.core.teacher import EmbeddedTeacher, FalseNegativeFilter, TeacherScores
+from dcdctl.core.teacher import EmbeddedTeacher, FalseNegativeFilter, LateTeacher, TeacherScores
+from dcdctl.core.training.adapted import lowered
 from dcdctl.core.training.batches.batch import (
     NO_IMAGES,
     NO_PAIRS,
@@ -91,19 +92,20 @@ class StepPairs(ABC):
     scores: TeacherScores | None
     """None where the loss has no teacher, or before dual teachers are loaded."""
     false_negatives: FalseNegativeFilter
+    config: BatchConfig = field(init=False)
+    """That of the recipe, or what fits the data (`adapted`)."""
     batches_per_epoch: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.config, self.seed, self.weight_T = self.recipe.batch, self.recipe.seed, self.corpus.caption_weights
-        """Captions are drawn in proportion to the weights; None if all are equal, and the draws are then the same as
-        ever."""
+        self.seed = self.recipe.seed
+        # Captions are drawn in proportion to their weights; None if all are equal.
+        self.weight_T = self.corpus.caption_weights
         self._epoch = -1
 
     @property
     def adapted(self) -> dict[str, int]:
         """The recipe fields that are lower than in the recipe, because the split has no more."""
-        asked = vars(self.recipe.batch)
-        return {f"batch.{name}": value for name, value in vars(self.config).items() if value != asked[name]}
+        return lowered("batch", vars(self.recipe.batch), self.config)
 
     @abstractmethod
     def of_step(self, step: int) -> PairsOfStep:
@@ -133,13 +135,13 @@ class StepPairs(ABC):
 class CorpusBatches(torch.utils.data.Dataset[Batch]):
     """A data set whose item number s is the batch of step s.
 
-    `vectors` is the teacher whose vectors the loss needs; it embeds the corpus before the first batch is read.
+    `vectors` is the teacher whose vectors the loss needs.
     """
 
     source: Source
     pairs: StepPairs
     plan: MicroBatchPlan = UNSPLIT
-    vectors: EmbeddedTeacher | None = None
+    vectors: EmbeddedTeacher | LateTeacher | None = None
 
     def __post_init__(self) -> None:
         check_size(self.pairs.config, self.plan)
@@ -151,8 +153,9 @@ class CorpusBatches(torch.utils.data.Dataset[Batch]):
         if self.vectors is None:
             return batch
         images_IE, texts_TE = self.vectors.vectors(np.unique(pairs.image_RC), np.unique(pairs.text_RC))
-        is_query = self.pairs.recipe.model.kind == "query"
-        return replace(batch, teacher_images_IE=None if is_query else images_IE, teacher_texts_TE=texts_TE)
+        # The images of a query encoder have these vectors.
+        has_own_images = not self.pairs.recipe.model.learns_teacher_space
+        return replace(batch, teacher_images_IE=images_IE if has_own_images else None, teacher_texts_TE=texts_TE)
 
 
 @dataclass

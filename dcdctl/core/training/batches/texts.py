@@ -7,20 +7,21 @@ seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dcdctl.core.data import Index
 from dcdctl.core.devices import Compute
-from dcdctl.core.models import Preprocessor, States, TextBatch
+from dcdctl.core.models import Preprocessor, States
 from dcdctl.core.teacher import TextCache
+from dcdctl.core.training.adapted import fit_size
 from dcdctl.core.training.batches.batch import NO_IMAGES, NO_PAIRS, NO_TEXTS, UNSPLIT, Batch, MicroBatch, MicroBatchPlan
 from dcdctl.core.training.batches.step_pairs import check_size
 from dcdctl.core.training.losses.table import LossConfig
@@ -37,41 +38,25 @@ Row = tuple[str, Any]
 """A text and its vector, or those of its tokens; float16."""
 
 
-@dataclass
-class TextBatches(torch.utils.data.Dataset[Batch]):
-    """A data set whose item number s is the batch of step s. With `holds_out`, a hundredth of the texts is left out."""
+class TextRows:
+    """The texts of a cache in batches and windows, and those that are held out of the training."""
 
-    cache: TextCache
-    recipe: Recipe
-    preprocess: Preprocessor | None = None
-    plan: MicroBatchPlan = UNSPLIT
-    holds_out: bool = False
-
-    def __post_init__(self) -> None:
-        sizes = np.array(self.cache.part_sizes)
+    def __init__(self, cache: TextCache, recipe: Recipe, *, holds_out: bool = False) -> None:
+        """With `holds_out`, a hundredth of the texts is in no batch, at most MOST_HELD_OUT."""
+        self.cache, self.seed, self.holds_out = cache, recipe.seed, holds_out
+        sizes = np.array(cache.part_sizes)
         starts = sizes.cumsum() - sizes
         # Rounded up, so that a small cache has one too.
-        num_held = min(MOST_HELD_OUT, -(-self.cache.num_texts // 100)) if self.holds_out else 0
-        held = self._rng(2).choice(self.cache.num_texts, num_held, replace=False)
+        num_held = min(MOST_HELD_OUT, math.ceil(cache.num_texts / 100)) if holds_out else 0
+        held = self.rng(2).choice(cache.num_texts, num_held, replace=False)
         self._held = [
             held[(held >= first) & (held < first + size)] - first for first, size in zip(starts, sizes, strict=True)
         ]
-        self._rows = [np.setdiff1d(np.arange(size), held) for size, held in zip(sizes, self._held, strict=True)]
-        num_texts = self.cache.num_texts - num_held
-        self.recipe = replace(
-            self.recipe, batch=replace(self.recipe.batch, size=min(self.recipe.batch.size, num_texts))
-        )
-        check_size(self.recipe.batch, self.plan)
-        self.batches_per_epoch = float(num_texts // self.recipe.batch.size)
-        # Of one window in memory: its number, its parts, its texts and their order.
-        self._number: tuple[int, int] | None = None
-        self._parts: Index = np.array([-1])
-        self._texts: list[Row] = []
-
-    def __getitem__(self, step: int) -> Batch:
-        """The batch of a step, as this process reads it: whole, or its micro-batches."""
-        assert self.preprocess is not None
-        return batch_of(list(self._of_step(step)), self.preprocess, self.cache.space.dim, self.plan)
+        self.trained = [np.setdiff1d(np.arange(size), held) for size, held in zip(sizes, self._held, strict=True)]
+        """The rows of each part that are trained on."""
+        num_texts = cache.num_texts - num_held
+        self.batch = fit_size(recipe.batch, num_texts)
+        self.batches_per_epoch = float(num_texts // self.batch.size)
 
     @property
     def fingerprint(self) -> str:
@@ -97,61 +82,116 @@ class TextBatches(torch.utils.data.Dataset[Batch]):
         # Copies, because a view would keep the vectors of its part.
         return [(text, vector.copy()) for text, vector in self._read(self._held, parts)]
 
-    def first_texts(self) -> list[str]:
-        """The texts of the first window."""
-        return [text for text, _ in self._read(self._rows, self._windows(0)[0])]
+    def read(self, parts: Sequence[int] | Index) -> list[Row]:
+        """The texts of these parts that are trained on."""
+        return list(self._read(self.trained, parts))
 
-    def _of_step(self, step: int) -> Iterator[Row]:
-        epoch, position = divmod(step, int(self.batches_per_epoch))
-        first = position * self.recipe.batch.size
-        end = first + self.recipe.batch.size
-        for number, parts in enumerate(self._windows(epoch)):
-            count = sum(len(self._rows[part]) for part in parts)
-            # A batch at the end of a window takes the rest from the next one.
-            if first < count and end > 0:
-                self._open((epoch, number), parts, count)
-                yield from (self._texts[row] for row in self._order[max(first, 0) : end])
-            first, end = first - count, end - count
-
-    def _windows(self, epoch: int) -> list[Index]:
+    def windows(self, epoch: int) -> list[Index]:
         """The parts of each window of an epoch."""
         # Numbers of unit vectors hardly shrink, so a file is as large as its vectors in memory.
         of_files = np.array([file["bytes"] for file in self.cache.seal["files"].values()])
         sizes = of_files + BYTES_PER_TEXT * np.array(self.cache.part_sizes)
-        order = self._rng(0, epoch).permutation(len(sizes))
+        order = self.rng(0, epoch).permutation(len(sizes))
         window_P = (sizes[order].cumsum() - 1) // WINDOW_BYTES
         # Ascending, so that a window of all parts is the same one in every epoch.
         return [np.sort(order[window_P == number]) for number in np.unique(window_P)]
 
-    def _open(self, number: tuple[int, int], parts: Index, count: int) -> None:
-        if number == self._number:
-            return
-        if not np.array_equal(parts, self._parts):
-            # Emptied first, so that two windows are never in memory.
-            self._texts = []
-            self._texts = list(self._read(self._rows, parts))
-        self._number, self._parts, self._order = number, parts, self._rng(1, *number).permutation(count)
+    def first_texts(self) -> list[str]:
+        """The texts of the first window."""
+        return [text for text, _ in self.read(self.windows(0)[0])]
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """The first number of the key: 0 for the order of parts, 1 for that of a window, 2 for what is held out."""
+        return np.random.default_rng([self.seed, *key])
 
     def _read(self, rows: Sequence[Index], parts: Sequence[int] | Index) -> Iterator[Row]:
         for number in parts:
             part = self.cache.part(int(number))
             yield from ((text, vector) for text, _, vector in (part[row] for row in rows[number]))
 
-    def _rng(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng([self.recipe.seed, *key])
+
+@dataclass
+class TextBatches(torch.utils.data.Dataset[Batch]):
+    """A data set whose item number s is the batch of step s, tokenized for one model."""
+
+    rows: TextRows
+    preprocess: Preprocessor
+    plan: MicroBatchPlan = UNSPLIT
+    _window: _Window | None = field(default=None, init=False)
+    """The last one that was read."""
+
+    def __post_init__(self) -> None:
+        check_size(self.rows.batch, self.plan)
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step, as this process reads it: whole, or its micro-batches."""
+        return batch_of(list(self._of_step(step)), self.preprocess, self.rows.cache.space.dim, self.plan)
+
+    def _of_step(self, step: int) -> Iterator[Row]:
+        epoch, position = divmod(step, int(self.rows.batches_per_epoch))
+        first = position * self.rows.batch.size
+        end = first + self.rows.batch.size
+        for number, parts in enumerate(self.rows.windows(epoch)):
+            count = sum(len(self.rows.trained[part]) for part in parts)
+            # A batch at the end of a window takes the rest from the next one.
+            if first < count and end > 0:
+                window = self._open((epoch, number), parts, count)
+                yield from (window.texts[row] for row in window.order[max(first, 0) : end])
+            first, end = first - count, end - count
+
+    def _open(self, number: tuple[int, int], parts: Index, count: int) -> _Window:
+        window = self._window
+        if window is not None and window.number == number:
+            return window
+        if window is not None and np.array_equal(window.parts, parts):
+            texts = window.texts
+        else:
+            # Emptied first, so that two windows are never in memory.
+            self._window = window = None
+            texts = self.rows.read(parts)
+        order = self.rows.rng(1, *number).permutation(count)
+        self._window = _Window(number, parts, texts, order)
+        return self._window
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Some parts of a cache in memory."""
+
+    number: tuple[int, int]
+    """The epoch, and the window in it."""
+    parts: Index
+    texts: list[Row]
+    order: Index
 
 
 def batch_of(rows: Sequence[Row], preprocess: Preprocessor, width: int, plan: MicroBatchPlan = UNSPLIT) -> Batch:
     """The batch of these texts: without images, pairs and scores."""
-    none = torch.empty(0, 1, width), torch.empty(0, 1, dtype=torch.bool), torch.empty(0, width)
-    texts, vectors = zip(*rows, strict=True)
-    teacher = pad_sequence([torch.tensor(vector) for vector in vectors], batch_first=True)
-
-    def inputs(rows: range) -> tuple[States, TextBatch, Tensor, Tensor]:
-        return States(*none), preprocess.texts(texts[rows.start : rows.stop]), NO_PAIRS, NO_PAIRS
-
-    known = NO_PAIRS, NO_PAIRS, NO_PAIRS
+    texts = [text for text, _ in rows]
+    teacher = pad_sequence([torch.tensor(vector) for _, vector in rows], batch_first=True)
+    without_scores: dict[str, Any] = {"teacher_RC": NO_PAIRS, "official_teacher_RC": NO_PAIRS, "same_RC": NO_PAIRS}
     if plan.count == 1:
-        return Batch(*inputs(range(len(texts))), *known, teacher_texts_TE=teacher)
-    parts = (MicroBatch(*inputs(rows), (range(0), rows), (0, len(texts))) for rows in plan.row_ranges(len(texts)))
-    return Batch(NO_IMAGES, NO_TEXTS, NO_PAIRS, NO_PAIRS, *known, tuple(parts), teacher_texts_TE=teacher)
+        return Batch(**_inputs(texts, preprocess, width), **without_scores, teacher_texts_TE=teacher)
+    parts = [
+        MicroBatch(
+            **_inputs(texts[part.start : part.stop], preprocess, width),
+            row_ranges=(range(0), part),
+            totals=(0, len(texts)),
+        )
+        for part in plan.row_ranges(len(texts))
+    ]
+    return Batch(
+        images=NO_IMAGES,
+        texts=NO_TEXTS,
+        image_ix_RC=NO_PAIRS,
+        text_ix_RC=NO_PAIRS,
+        **without_scores,
+        micro_batches=tuple(parts),
+        teacher_texts_TE=teacher,
+    )
+
+
+def _inputs(texts: Sequence[str], preprocess: Preprocessor, width: int) -> dict[str, Any]:
+    """What a query encoder reads of a batch: these texts, no image and no pairs."""
+    no_images = States(torch.empty(0, 1, width), torch.empty(0, 1, dtype=torch.bool), torch.empty(0, width))
+    return {"images": no_images, "texts": preprocess.texts(texts), "image_ix_RC": NO_PAIRS, "text_ix_RC": NO_PAIRS}

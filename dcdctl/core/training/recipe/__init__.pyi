@@ -1,8 +1,18 @@
-from .model_config import LORA, ModelConfig
+from .model_config import (
+    LORA,
+    DualConfig,
+    FusionConfig,
+    ImageTextConfig,
+    LateConfig,
+    ModelConfig,
+    QueryConfig,
+    TwoTowerConfig,
+)
 from .packaged import RecipeEntry, check_recipe_name, list_recipes
 from .recipe import (
     BatchConfig,
     OptimizerConfig,
+    PoolConfig,
     Recipe,
     TeachersConfig,
     ValidationConfig,
@@ -14,11 +24,18 @@ from .toml import recipe_text, toml_value
 __all__ = [
     "LORA",
     "BatchConfig",
+    "DualConfig",
+    "FusionConfig",
+    "ImageTextConfig",
+    "LateConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PoolConfig",
+    "QueryConfig",
     "Recipe",
     "RecipeEntry",
     "TeachersConfig",
+    "TwoTowerConfig",
     "ValidationConfig",
     "check_recipe_name",
     "list_recipes",

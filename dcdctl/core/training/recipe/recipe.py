@@ -18,6 +18,7 @@ from dcdctl.core.config import (
     Count,
     Fraction,
     Natural,
+    OneOf,
     Positive,
     Share,
     apply_sets,
@@ -34,7 +35,7 @@ from dcdctl.core.data import Direction, StreamConfig
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training.losses.table import LossConfig
-from dcdctl.core.training.recipe.model_config import ModelConfig
+from dcdctl.core.training.recipe.model_config import FusionConfig, ModelConfig
 from dcdctl.core.training.recipe.packaged import check_recipe_name, names
 
 
@@ -72,6 +73,12 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "batch")
+
+    def check_lists(self, loss: LossConfig) -> None:
+        """ConfigError if more negatives are kept than drawn; without a teacher all drawn ones are kept."""
+        if loss.on_lists and loss.needs_teacher and self.hard_negatives > self.random_negatives:
+            counts = f"{self.hard_negatives} of {self.random_negatives}"
+            raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {counts}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +179,21 @@ class ValidationConfig:
                 hint="set validation.every to a number of steps",
             )
 
+    def check_average(self, share: float | Literal["auto"]) -> None:
+        """ConfigError if `model.average_with_start` and these settings contradict each other."""
+        has_bound, is_auto = self.max_loss_elsewhere is not None, share == "auto"
+        if has_bound and not is_auto and self.keep == "last":
+            raise ConfigError(
+                "validation.max_loss_elsewhere ends a training at weights that lose more, and validation.keep is last",
+                hint="set validation.keep to best, or model.average_with_start to auto",
+            )
+        if (has_bound or is_auto) and self.metric == "agreement":
+            raise ConfigError(
+                "validation.max_loss_elsewhere and model.average_with_start auto count points of RSUM, and "
+                "validation.metric is agreement",
+                hint="set validation.metric to rsum, or leave them out",
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -183,7 +205,7 @@ class Recipe:
     """Seed of new weights, batches and dropout."""
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
     teachers: TeachersConfig = field(default_factory=TeachersConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: Annotated[ModelConfig, OneOf("kind")] = field(default_factory=FusionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -193,45 +215,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        has_vectors = self.model.kind in ("dual", "query")
-        for name in () if has_vectors else (*self.loss.vector_terms, *(["loss.dims"] if self.loss.dims else [])):
-            raise ConfigError(
-                f"{name} is for vectors, and a {self.model.kind} model has none",
-                hint="set model.kind to dual, or leave it out",
-            )
-        if self.loss.dims and not self.loss.of_scores and self.model.kind != "query":
-            raise ConfigError(
-                f"loss.dims is for losses of scores, and loss.terms has {', '.join(self.loss.terms)}, which take "
-                "vectors of full width",
-                hint="leave loss.dims out, or add a loss of scores, such as infonce",
-            )
-        if self.pool.rounds is not None and self.model.kind == "query":
-            raise ConfigError(
-                "pool.rounds scores with --teacher, which embeds the images of a query encoder",
-                hint="make a cache with `dcdctl cache-teacher`, and leave it out",
-            )
-        if self.stops_elsewhere and self.validation.keep == "last":
-            raise ConfigError(
-                "validation.max_loss_elsewhere ends a training at weights that lose more, and validation.keep is last",
-                hint="set validation.keep to best, or model.average_with_start to auto",
-            )
-        if self.validation.metric == "agreement" and (
-            self.validation.max_loss_elsewhere is not None or self.model.average_with_start == "auto"
-        ):
-            raise ConfigError(
-                "validation.max_loss_elsewhere and model.average_with_start auto count points of RSUM, and "
-                "validation.metric is agreement",
-                hint="set validation.metric to rsum, or leave them out",
-            )
-        # Without a teacher all drawn negatives are kept.
-        if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.random_negatives:
-            counts = f"{self.batch.hard_negatives} of {self.batch.random_negatives}"
-            raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {counts}")
-        if self.optimizer.layer_decay < 1 and self.model.kind == "fusion":
-            raise ConfigError(
-                "optimizer.layer_decay is for dual encoders, and model.kind is fusion",
-                hint="set it to 1; optimizer.lr_factors sets the rates of parts of a fusion model",
-            )
+        self.model.check(self)
+        self.validation.check_average(self.model.average_with_start)
+        self.batch.check_lists(self.loss)
 
     def __repr__(self) -> str:
         return changed_fields(self)

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import re
 import textwrap
@@ -35,10 +36,13 @@ def recipe_text(ref: str, sets: Sequence[str] = ()) -> str:
 @functools.cache
 def field_docs(cls: type) -> Mapping[str, str]:
     """The docstring under each field of a dataclass, on one line; no entry for a field without one."""
+    docs: dict[str, str] = {}
+    for parent in cls.__bases__:
+        if dataclasses.is_dataclass(parent):
+            docs |= field_docs(parent)
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(node, ast.ClassDef)
-    docs = {}
-    for statement, following in zip(node.body, node.body[1:], strict=False):
+    for statement, following in itertools.pairwise(node.body):
         match statement, following:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 docs[name] = " ".join(text.split())
