@@ -12,6 +12,7 @@ from dcdctl.cli.completion import complete_split
 from dcdctl.cli.declare import Ref, assignments, named, optional_ref, path
 from dcdctl.cli.views.scoring import show_estimate, show_workload
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_tables
+from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
     from dcdctl.core.report import Study
@@ -89,8 +90,8 @@ def study(
 
     job = arguments.request(sets)
     if dry_run:
-        preview = preview_study(job, bar)
-        return show_json(preview.to_json()) if json else show("\n".join(preview.lines()))
+        planned = preview_study(job, bar)
+        return show_json(planned) if json else _show_plan(planned)
     view = StudyView(
         announce=note, say=note, track=bar, watch=watch, on_estimate=show_estimate, on_workload=show_workload
     )
@@ -101,6 +102,16 @@ def study(
         _show(result)
     # With --json, stdout holds one document and nothing else.
     (note if json else show)(f"report -> {job.out / 'report.html'}")
+
+
+def _show_plan(planned: dict[str, Any]) -> None:
+    for number, part in enumerate(planned["parts"], start=1):
+        done = " (finished before)" if part["finished"] else ""
+        show(f"{number}/{len(planned['parts'])} {part['name']}: {part['folder']}{done}")
+    trainings, steps = planned["trainings"], planned["steps_per_training"]
+    of_steps = "" if steps is None else f" of {counted(steps, 'steps')}, {trainings * steps:,} in all"
+    show(f"{counted(trainings, 'trainings')}{of_steps}")
+    show(f"{counted(planned['evaluations'], 'evaluations')}, {counted(planned['caches'], 'caches')} of scores")
 
 
 def _show(study: Study) -> None:

@@ -41,9 +41,12 @@ def show_bench(result: Bench) -> None:
     show_table(
         "One query over N images", [*names, "student's speed-up"], queries, caption=f"{EXTRAPOLATED}; {INTERVAL}"
     )
-    show_table(
-        "Speed-up: the teacher's time divided by the student's", *_speed_ups(result), caption=_speed_up_caption(result)
-    )
+    test_set = f"whole test set: {result.num_images:,} images, {result.num_captions:,} captions, preprocessed"
+    notes = [f"{test_set}; {EXTRAPOLATED}", result.paper]
+    if result.onnx.note:
+        notes.append(f"ONNX Runtime: {result.onnx.note}")
+    title = "Speed-up: the teacher's time divided by the student's"
+    show_table(title, *_speed_ups(result), caption="\n".join(notes))
 
 
 def _show_footprints(result: Bench) -> None:
@@ -125,14 +128,6 @@ def _speed_ups(result: Bench) -> tuple[list[str], list[list[str]]]:
         columns.append("student, ONNX")
         rows = [[*row, _factor(item)] for row, item in zip(rows, result.onnx.speed_ups, strict=True)]
     return columns, [*rows, ["claimed in the paper", f">= {result.paper_speed_up}x", *[""] * (len(columns) - 2)]]
-
-
-def _speed_up_caption(result: Bench) -> str:
-    protocol = (
-        f"whole test set: {result.num_images:,} images, {result.num_captions:,} captions, preprocessed; {EXTRAPOLATED}"
-    )
-    onnx = f"\nONNX Runtime: {result.onnx.note}" if result.onnx.note else ""
-    return f"{protocol}\n{result.paper}{onnx}"
 
 
 def _factor(item: SpeedUp) -> str:

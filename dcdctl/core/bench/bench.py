@@ -163,7 +163,18 @@ def _model_times(
         throughput.append(Throughput(batch_size=size, **rates))
     queries = []
     for count in sorted(config.gallery_sizes):
-        queries += [_query_time(model, count, is_cached=is_cached) for is_cached in (True, False)]
+        for is_cached in (True, False):
+            query_s, timed = model.query_s(count, is_cached=is_cached), model.query_times[is_cached].get(count)
+            queries.append(
+                QueryTime(
+                    num_images=count,
+                    is_cached=is_cached,
+                    seconds=query_s.value,
+                    extrapolated=timed is None,
+                    interval=query_s.interval,
+                    num_repeats=0 if timed is None else timed.num_repeats,
+                )
+            )
     return ModelTimes(
         kind=model.steps.kind,
         runtime=runtime,
@@ -174,18 +185,6 @@ def _model_times(
         test_set=Duration(seconds=test_set_s.value, extrapolated=True, interval=test_set_s.interval, num_repeats=0),
         footprint=footprint,
         first_query=None,
-    )
-
-
-def _query_time(model: BenchModel, num_images: int, *, is_cached: bool) -> QueryTime:
-    seconds, timed = model.query_s(num_images, is_cached=is_cached), model.query_times[is_cached].get(num_images)
-    return QueryTime(
-        num_images=num_images,
-        is_cached=is_cached,
-        seconds=seconds.value,
-        extrapolated=timed is None,
-        interval=seconds.interval,
-        num_repeats=0 if timed is None else timed.num_repeats,
     )
 
 

@@ -264,21 +264,22 @@ def prepare_model(model: FusionScorer | DualEncoder, corpus: Corpus, config: Ben
         captions = corpus.captions_of(image)
         return corpus.captions[captions[turn % len(captions)]]
 
-    def image_batch(size: int) -> ImageBatch:
-        return preprocess.images([images[k % len(images)] for k in range(size)]).to(device)
-
-    def text_batch(size: int) -> TextBatch:
-        return preprocess.texts([caption(k) for k in range(size)]).to(device)
-
     sizes = config.all_batch_sizes
     remainders = {count % batch_size for count in config.gallery_sizes} - {0}
     singles = []
     for k, image in enumerate(images):
         singles.append((preprocess.images([image]).to(device), preprocess.texts([caption(k)]).to(device)))
+    image_batches, text_batches = {}, {}
+    for size in {*sizes, *remainders}:
+        batch = [images[k % len(images)] for k in range(size)]
+        image_batches[size] = preprocess.images(batch).to(device)
+    for size in sizes:
+        captions = [caption(k) for k in range(size)]
+        text_batches[size] = preprocess.texts(captions).to(device)
     return BenchModel(
         steps=timed_model(model, batch_size),
         singles=singles,
-        images={size: image_batch(size) for size in {*sizes, *remainders}},
-        texts={size: text_batch(size) for size in sizes},
+        images=image_batches,
+        texts=text_batches,
         batch_size=batch_size,
     )

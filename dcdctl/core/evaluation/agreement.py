@@ -163,19 +163,6 @@ def _by_place(scores_C: Scores, values_NC: Values) -> Values:
     return by_candidate
 
 
-def scored_lists(image_P: Index, text_P: Index, corpus: Corpus) -> dict[Direction, RaggedArray]:
-    """The candidates of every query among scored pairs, which are sorted by image."""
-    by_text = np.argsort(text_P, kind="stable")
-    return {
-        Direction.TEXT: RaggedArray.from_sorted(image_P, text_P.astype(np.int64), corpus.num_images),
-        Direction.IMAGE: RaggedArray.from_sorted(text_P[by_text], image_P[by_text], corpus.num_captions),
-    }
-
-
-def _same_first(orders: Orders) -> float:
-    return float(orders.gain_D[0] == orders.ideal_D[0])
-
-
 def _ndcg(orders: Orders) -> float:
     discounts = DISCOUNTS[: len(orders.gain_D)]
     return float(orders.gain_D @ discounts / (orders.ideal_D @ discounts))
@@ -188,7 +175,7 @@ def _spearman(orders: Orders) -> float:
 
 
 AGREEMENT: tuple[Measure[Orders], ...] = (
-    Measure(name="same_first", of=_same_first),
+    Measure(name="same_first", of=lambda orders: float(orders.gain_D[0] == orders.ideal_D[0])),
     Measure(name=NDCG.name, of=_ndcg),
     # A correlation stays in [-1, 1], and has two digits everywhere.
     Measure(name="spearman", of=_spearman, factor=1.0, brief="{:.2f}".format),

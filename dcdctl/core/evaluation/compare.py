@@ -15,7 +15,7 @@ Shape letters: Q queries of a direction, R runs of a system.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +36,10 @@ from dcdctl.core.evaluation.comparison import (
     refs_of,
     short_names,
 )
-from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation
+from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES
 from dcdctl.core.evaluation.files import SavedEvaluation
 from dcdctl.core.evaluation.ranking import RankTable, check_queries
-from dcdctl.core.evaluation.significance import RankComparison, Runs
+from dcdctl.core.evaluation.significance import RankComparison
 from dcdctl.core.places import shown
 
 CASCADE_SUFFIX = ":cascade"
@@ -67,10 +67,14 @@ def compare_systems(
 
     def compare_on(texts_T: Index | None) -> list[RankComparison]:
         """Every other system against the base on these captions, on everything without any."""
-        runs = {short[letter]: _of_captions(tables, texts_T) for letter, tables in others.items()}
-        return significance.compare_all(
-            runs, _of_captions(base_runs, texts_T), resamples=resamples, seed=seed, draw_seeds=draw_seeds
-        )
+        runs = {}
+        for letter, system in systems.items():
+            tables = system.tables
+            if texts_T is not None:
+                tables = [table.of_captions(texts_T) for table in tables]
+            runs[short[letter]] = tables
+        of_base = runs.pop(short[base])
+        return significance.compare_all(runs, of_base, resamples=resamples, seed=seed, draw_seeds=draw_seeds)
 
     whole = _adjusted(compare_on(None), draw_seeds=draw_seeds)
     languages = group_captions(base_runs[0].languages)
@@ -99,10 +103,6 @@ def compare_systems(
         seed=seed,
         draws_seeds=draw_seeds,
     )
-
-
-def _of_captions(runs: Runs, texts_T: Index | None) -> Runs:
-    return runs if texts_T is None else [run.of_captions(texts_T) for run in runs]
 
 
 def _adjusted(comparisons: Sequence[RankComparison], *, draw_seeds: bool) -> list[AdjustedComparison]:
@@ -144,16 +144,15 @@ def find_rank_shifts(
     # np.lexsort sorts by its last key first.
     order_Q = np.lexsort([np.minimum(log_ours_Q, log_base_Q), -np.abs(gain_Q)])
     better, worse = order_Q[gain_Q[order_Q] > 0], order_Q[gain_Q[order_Q] < 0]
-
-    def shift(query: int) -> RankShift:
-        return RankShift(query, tuple(ours_QR[query].tolist()), tuple(base_QR[query].tolist()))
-
+    listed = {}
+    for query in (*better[:num_queries].tolist(), *worse[:num_queries].tolist()):
+        listed[query] = RankShift(query, tuple(ours_QR[query].tolist()), tuple(base_QR[query].tolist()))
     return RankShifts(
         num_better=len(better),
         num_equal=len(gain_Q) - len(better) - len(worse),
         num_worse=len(worse),
-        better=tuple(map(shift, better[:num_queries].tolist())),
-        worse=tuple(map(shift, worse[:num_queries].tolist())),
+        better=tuple(listed[query] for query in better[:num_queries].tolist()),
+        worse=tuple(listed[query] for query in worse[:num_queries].tolist()),
     )
 
 
@@ -161,29 +160,26 @@ def read_systems(names: Sequence[str]) -> list[System]:
     """Read all systems; InputError for a missing or damaged file, StaleError that names both if two cannot be
     compared."""
     systems = [System(name, tuple(map(_read, refs_of(name)))) for name in names]
+    runs, bases = [], []
     for system in systems:
-        _check_alike(system.runs, _about_system, "are not seeds of one system", "name them as two")
-    all_runs = [run for system in systems for run in system.runs]
-    _check_alike(all_runs, _about_basis, "were evaluated differently", "evaluate both the same way with `dcdctl eval`")
-    check_queries({run.ref: run.table for run in all_runs})
+        models = []
+        for run in system.runs:
+            evaluation, protocol = run.evaluation, run.evaluation.protocol
+            runs.append(run)
+            models.append((run.ref, {"kind": protocol.kind, "depth": protocol.depth}))
+            basis = {
+                "split": evaluation.split,
+                "protocol's name": protocol.name,
+                "protocol's folds": protocol.folds,
+                "protocol's ties": protocol.ties,
+                "corpus": evaluation.corpus_fingerprint[:8],
+                "relevance": evaluation.relevance,
+            }
+            bases.append((run.ref, basis))
+        _check_alike(models, "are not seeds of one system", "name them as two")
+    _check_alike(bases, "were evaluated differently", "evaluate both the same way with `dcdctl eval`")
+    check_queries({run.ref: run.table for run in runs})
     return systems
-
-
-def _about_system(evaluation: Evaluation) -> dict[str, object]:
-    """What the seeds of one system have in common."""
-    return {"kind": evaluation.protocol.kind, "depth": evaluation.protocol.depth}
-
-
-def _about_basis(evaluation: Evaluation) -> dict[str, object]:
-    """What all systems of a comparison have in common."""
-    return {
-        "split": evaluation.split,
-        "protocol's name": evaluation.protocol.name,
-        "protocol's folds": evaluation.protocol.folds,
-        "protocol's ties": evaluation.protocol.ties,
-        "corpus": evaluation.corpus_fingerprint[:8],
-        "relevance": evaluation.relevance,
-    }
 
 
 def _read(ref: str) -> SavedEvaluation:
@@ -203,14 +199,11 @@ def _read(ref: str) -> SavedEvaluation:
     raise InputError(fault, hint=f"`dcdctl eval {named} --data DIR{more}` makes one")
 
 
-def _check_alike(
-    runs: Sequence[SavedEvaluation], facts_of: Callable[[Evaluation], dict[str, object]], fault: str, hint: str
-) -> None:
-    """StaleError if a run differs from the first one."""
-    first_ref, first = runs[0].ref, facts_of(runs[0].evaluation)
-    for run in runs[1:]:
-        ref = run.ref
-        for name, value in facts_of(run.evaluation).items():
+def _check_alike(named: Sequence[tuple[str, Mapping[str, object]]], fault: str, hint: str) -> None:
+    """StaleError if a run has other facts than the first one."""
+    first_ref, first = named[0]
+    for ref, facts in named[1:]:
+        for name, value in facts.items():
             if value != first[name]:
                 difference = f"the {name} is {value!r} for {ref}, {first[name]!r} for {first_ref}"
                 raise StaleError(f"{first_ref} and {ref} {fault}: {difference}", hint=hint)

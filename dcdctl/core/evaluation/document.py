@@ -306,15 +306,12 @@ class Evaluation(_OnSplit):
         return Estimate(self.rsum, Interval(*self.intervals.rsum))
 
     @property
-    def is_of_whole_model(self) -> bool:
-        """Whether the model ranked alone, by its full vectors and its own texts."""
-        return (self.protocol.vectors, self.reranker, self.query_model) == (FULL_VECTORS, None, None)
-
-    @property
     def published(self) -> Reproduction | None:
         """The recalls that others report of the model by this protocol; no entry of the document, because the rows may
         change."""
-        return compare_with_published(self)
+        # Reported recalls are those of a model alone, by its full vectors and its own texts.
+        is_alone = (self.protocol.vectors, self.reranker, self.query_model) == (FULL_VECTORS, None, None)
+        return compare_with_published(self) if is_alone else None
 
     @property
     def reranked(self) -> tuple[Depth, ...]:

@@ -20,7 +20,7 @@ from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import against as teachers
 from dcdctl.core.evaluation import eccv, rankers, ranks, relevance, vectors
-from dcdctl.core.evaluation.agreement import Agreements, Lookup
+from dcdctl.core.evaluation.agreement import Lookup
 from dcdctl.core.evaluation.document import (
     FULL_VECTORS,
     TIES,
@@ -237,7 +237,17 @@ def run_evaluation(
         task = RankingTask(corpus, options, track, on_workload)
         if corpus.is_pool:
             assert against is not None
-            of_pool, by_query = _evaluate_pool({"model": job.model, **about}, model, against, task)
+            teacher, fingerprint = against
+            started = time.perf_counter()
+            by_query = teachers.agreement_of(model, teacher, task)
+            of_pool = PoolEvaluation(
+                **PoolEvaluation.facts(corpus),
+                model=job.model,
+                **about,
+                protocol=_how(model, None, options),
+                agreement=Agreement.of(by_query, corpus, str(job.against), fingerprint),
+                seconds=time.perf_counter() - started,
+            )
             return of_pool if folder is None else write_evaluation(folder, of_pool, agreements=by_query)
         measured = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
         if graded is not None:
@@ -247,8 +257,9 @@ def run_evaluation(
             more = {**about, **judge.measure(measured.rankings)}
         agreements = None
         if against is not None and measured.order is not None:
-            agreements = teachers.compare_with(against.teacher, measured.order, corpus)
-            more["agreement"] = Agreement.of(agreements, corpus, against.name, against.fingerprint)
+            teacher, fingerprint = against
+            agreements = teachers.compare_with(teacher, measured.order, corpus)
+            more["agreement"] = Agreement.of(agreements, corpus, str(job.against), fingerprint)
         if job.relevance is not None:
             more["relevance"] = artifacts.sha256_of(job.relevance)
         evaluation = measured.evaluation(job.model, reranker=job.rerank, **more)
@@ -275,22 +286,6 @@ def _with_ndcg(measured: Measured, graded: relevance.Relevance) -> Measured:
         of_recalls = measured.text_retrieval if direction == Direction.TEXT else measured.image_retrieval
         changes[direction.key] = {**of_recalls, NDCG.name: 100 * float(np.nanmean(ndcg_Q))}
     return replace(measured, table=replace(measured.table, ndcg=ndcg), **changes)
-
-
-def _evaluate_pool(
-    names: artifacts.Document, model: Model, against: teachers.Against, task: RankingTask
-) -> tuple[PoolEvaluation, Agreements]:
-    """The evaluation of a pool, and its agreement query by query."""
-    started, corpus = time.perf_counter(), task.corpus
-    agreements = teachers.agreement_of(model, against.teacher, task)
-    evaluation = PoolEvaluation(
-        **PoolEvaluation.facts(corpus),
-        **names,
-        protocol=_how(model, None, task.options),
-        agreement=Agreement.of(agreements, corpus, against.name, against.fingerprint),
-        seconds=time.perf_counter() - started,
-    )
-    return evaluation, agreements
 
 
 def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) -> artifacts.Document:

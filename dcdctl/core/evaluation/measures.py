@@ -65,12 +65,11 @@ def on_front(rsums: Sequence[float], times_ms: Sequence[float]) -> list[bool]:
     >>> on_front([300.0, 400.0, 390.0], [1.0, 2.0, 3.0])
     [True, True, False]
     """
-    points = list(zip(rsums, times_ms, strict=True))
-
-    def is_beaten(rsum: float, ms: float) -> bool:
-        return any(other >= rsum and faster <= ms and (other, faster) != (rsum, ms) for other, faster in points)
-
-    return [not is_beaten(rsum, ms) for rsum, ms in points]
+    points, is_on_front = list(zip(rsums, times_ms, strict=True)), []
+    for rsum, ms in points:
+        better = [(other, time) for other, time in points if other >= rsum and time <= ms]
+        is_on_front.append(all(point == (rsum, ms) for point in better))
+    return is_on_front
 
 
 def recall_at(ranks: Index | Sequence[int], k: int) -> float:

@@ -30,10 +30,8 @@ class Reproduction:
 
 
 def compare_with_published(evaluation: Evaluation) -> Reproduction | None:
-    """The recalls that others report of the model by this protocol, and its own; None if there are none."""
-    # Reported recalls are those of a whole model alone.
-    if not evaluation.is_of_whole_model:
-        return None
+    """The recalls that others report of the model by this protocol, and those of its evaluation; None if there are
+    none."""
     for row in models.published_rows(evaluation.model):
         if row.protocol == evaluation.protocol.name:
             recalls = {}

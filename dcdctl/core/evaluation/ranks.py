@@ -15,8 +15,9 @@ candidates, D the depth of a cascade or the dimensions of a vector; B a block.
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -196,17 +197,14 @@ def _count_in_threads(counter: RankCounter, image_ID: Tensor, text_TD: Tensor, b
         torch.mm(images, texts.T, out=scores_IT)
         return counter.count(scores_IT.cpu().numpy(), image, number * GALLERY_BLOCK, kth_best_T)
 
-    def keys() -> Iterator[tuple[int, int, Scores]]:
-        for number in range(len(texts_BD)):
-            for image in range(0, len(image_ID), block):
-                # The K-th best scores of the moment when a block is handed to the threads: when one gets to it, they
-                # depend on the speed of the others.
-                yield image, number, counter.kth_best_T
-
+    places = itertools.product(range(len(texts_BD)), range(0, len(image_ID), block))
+    # The K-th best scores of the moment when a block is handed to the threads: when one gets to it, they depend on the
+    # speed of the others.
+    keys = ((image, number, counter.kth_best_T) for number, image in places)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with closing(read_in_threads(counted, keys(), min(num_threads, MOST_THREADS))) as blocks:
+        with closing(read_in_threads(counted, keys, min(num_threads, MOST_THREADS))) as blocks:
             for counts in blocks:
                 counter.merge(counts)
     finally:

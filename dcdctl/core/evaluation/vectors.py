@@ -44,29 +44,24 @@ def rank_vectors(image_ID: Tensor, text_TD: Tensor, image_T: Index, form: Vector
         image_ID, text_TD = models.prefix_vectors(image_ID, form.dims), models.prefix_vectors(text_TD, form.dims)
     if not form.is_coded:
         return ranks.rank_embeddings(image_ID, text_TD, image_T, num_top=num_top)
-
-    def coded(vectors_ND: Tensor) -> Tensor:
-        return torch.from_numpy(decoded(vectors_ND.float().cpu().numpy(), form.kind)).to(vectors_ND.device)
-
+    coded = []
+    for vectors_ND in (image_ID, text_TD):
+        coded.append(torch.from_numpy(decoded(vectors_ND.float().cpu().numpy(), form.kind)).to(vectors_ND.device))
+    coded_ID, coded_TD = coded
     # Enough candidates for the result, and for all that are scored again.
     num_first = max(num_top, form.rescore or 0)
-    first = ranks.rank_embeddings(coded(image_ID), coded(text_TD), image_T, num_top=num_first)
+    first = ranks.rank_embeddings(coded_ID, coded_TD, image_T, num_top=num_first)
     if form.rescore is None:
         return first
     # As a cascade: both order a shortlist again and count ties in the same way.
     shortlists = Shortlists(first, image_T, form.rescore)
-    cosines_P = _cosines(image_ID, text_TD, *shortlists.pairs)
-    return shortlists.rerank(cosines_P, form.rescore, num_top=num_top, margin=ranks.COSINE_ROUNDING)
-
-
-def _cosines(image_ID: Tensor, text_TD: Tensor, image_P: Index, text_P: Index) -> Scores:
-    image_ix_P, text_ix_P = (torch.from_numpy(ix).to(image_ID.device) for ix in (image_P, text_P))
+    image_P, text_P = (torch.from_numpy(ix).to(image_ID.device) for ix in shortlists.pairs)
     products = []
-    for first in range(0, len(image_P), PAIRS_AT_A_TIME):
-        rows = slice(first, first + PAIRS_AT_A_TIME)
-        products.append((image_ID[image_ix_P[rows]].float() * text_TD[text_ix_P[rows]].float()).sum(dim=1))
-    cosines: Scores = torch.cat(products).cpu().numpy()
-    return cosines
+    for first_pair in range(0, len(image_P), PAIRS_AT_A_TIME):
+        rows = slice(first_pair, first_pair + PAIRS_AT_A_TIME)
+        products.append((image_ID[image_P[rows]].float() * text_TD[text_P[rows]].float()).sum(dim=1))
+    cosines_P: Scores = torch.cat(products).cpu().numpy()
+    return shortlists.rerank(cosines_P, form.rescore, num_top=num_top, margin=ranks.COSINE_ROUNDING)
 
 
 def facts_of(ref: str, part: str) -> Document:

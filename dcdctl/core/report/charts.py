@@ -163,10 +163,14 @@ def speed_against_recall(report: Report) -> Markup | None:
     timed: list[Series] = []
     points: list[tuple[float, float, str]] = []
     for model in report.models:
-        series = _speed_and_recall(model, color[model.label])
-        if series is not None and model.gallery_size == report.gallery_size:
-            timed.append(series)
-            points += zip(series.x, series.y, series.names, strict=True)
+        result, ms = model.result, model.query_ms
+        if result is not None and ms and model.gallery_size == report.gallery_size:
+            depths = result.reranked
+            rsums = [depth.rsum for depth in depths] or [result.rsum]
+            # The deepest is the result of the cascade, so it has the name of the model.
+            names = [*(f"top {depth.depth}" for depth in depths[:-1]), model.label]
+            timed.append(Series(label=model.label, color=color[model.label], x=ms, y=rsums, names=names))
+            points += zip(ms, rsums, names, strict=True)
     if len(points) < 2:
         return None
     labels = ChartLabels(
@@ -179,17 +183,6 @@ def speed_against_recall(report: Report) -> Markup | None:
     is_best = on_front([y for _, y, _ in points], [x for x, _, _ in points])
     front = sorted({(x, y) for (x, y, _), is_on_front in zip(points, is_best, strict=True) if is_on_front})
     return scatter(labels, timed, front)
-
-
-def _speed_and_recall(model: ModelResults, color: str) -> Series | None:
-    result, ms = model.result, model.query_ms
-    if result is None or not ms:
-        return None
-    depths = result.reranked
-    rsums = [depth.rsum for depth in depths] or [result.rsum]
-    # The deepest is the result of the cascade, so it has the name of the model.
-    names = [*(f"top {depth.depth}" for depth in depths[:-1]), model.label]
-    return Series(label=model.label, color=color, x=ms, y=rsums, names=names)
 
 
 def scores(report: Report) -> dict[Direction, list[Markup]]:

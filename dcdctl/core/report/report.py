@@ -183,7 +183,12 @@ def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
     model = ModelResults(label=label, role=role, folder=folder, saved=alone, times=times)
     if cascaded is None:
         return [model]
-    cascade = cascaded.evaluation
+    cascade, cascade_times = cascaded.evaluation, None
+    # In the gallery of the dual encoder's benchmark: re-ranking takes the same time in any. Depth 0 tells re-ranking
+    # from retrieval, whose time in cascade.json is that in the gallery of the evaluation.
+    if times is not None and cascade.dual_query_ms is not None and cascade.reranked:
+        rerank_ms = cascade.reranked[-1].ms_per_query - cascade.dual_query_ms
+        cascade_times = replace(times, query_ms=times.query_ms + rerank_ms)
     reranker = "re-ranked" if cascade.reranker is None else Path(cascade.reranker).name
     return [
         model,
@@ -192,21 +197,9 @@ def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
             role="student",  # even if it starts from the teacher or the baseline
             folder=folder,
             saved=cascaded,
-            times=_cascade_times(times, cascade),
+            times=cascade_times,
         ),
     ]
-
-
-def _cascade_times(dual: QueryTimes | None, cascade: Evaluation) -> QueryTimes | None:
-    """The time of a cascade in the gallery of its dual encoder's benchmark: re-ranking takes the same time in any
-    gallery.
-
-    None without that benchmark, or without the time of depth 0, which tells re-ranking from retrieval.
-    """
-    if dual is None or cascade.dual_query_ms is None or not cascade.reranked:
-        return None
-    # The time in cascade.json includes the dual encoder's in the gallery of the evaluation.
-    return replace(dual, query_ms=dual.query_ms + cascade.reranked[-1].ms_per_query - cascade.dual_query_ms)
 
 
 def _with_teacher_times(report: Report) -> tuple[ModelResults, ...]:

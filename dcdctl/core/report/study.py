@@ -27,7 +27,6 @@ from dcdctl.core.evaluation import (
     Agreements,
     Estimate,
     Evaluation,
-    FileNames,
     PoolEvaluation,
     RankComparison,
     RankTable,
@@ -152,12 +151,17 @@ def read_rows(
     teacher, rows = times.get(TEACHER), {}
     for name, folders in models.items():
         names = CASCADE_FILES if name == CASCADE else MODEL_FILES
-        results, tables = [], []
+        results: list[Evaluation | PoolEvaluation] = []
+        tables: list[RankTable | Agreements] = []
         for folder in folders:
-            of_pool = read_pool(folder) if by_agreement else None
-            result, table = of_pool or _read_ranks(folder, names)
-            results.append(result)
-            tables.append(table)
+            if by_agreement and (of_pool := read_pool(folder)) is not None:
+                result, by_query = of_pool
+                results.append(result)
+                tables.append(by_query)
+            else:
+                saved = SavedEvaluation.load(folder, names)
+                results.append(saved.evaluation)
+                tables.append(saved.table)
         timed = times.get(name)
         query_ms = None if timed is None else timed.query_ms
         # The benchmark of a study times single models; the evaluation of a cascade times its query.
@@ -175,12 +179,6 @@ def read_rows(
     named = [(result.model, result) for row in rows.values() for result in row.results]
     check_comparable(named, "run the study into another folder")
     return rows
-
-
-def _read_ranks(folder: Path, names: FileNames) -> tuple[Evaluation, RankTable]:
-    """An evaluation and its ranks. InputError for a folder without them."""
-    saved = SavedEvaluation.load(folder, names)
-    return saved.evaluation, saved.table
 
 
 def compare_rows(rows: Mapping[str, StudyRow], contrasts: Sequence[tuple[str, str]]) -> list[Difference]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import ESTIMATED, LEVEL, MEASURES, Estimate, Evaluation, Measure
+from dcdctl.core.evaluation import ESTIMATED, LEVEL, MEASURES, Estimate
 from dcdctl.core.progress import digits
 from dcdctl.core.report.report import ModelResults, Report
 from dcdctl.core.templates import Table
@@ -29,7 +27,17 @@ def _quality(report: Report) -> Table:
     for model in report.models:
         if (result := model.result) is None:
             continue
-        cells = [_measured(result, direction, measure) for direction in Direction for measure in SHOWN]
+        cells = []
+        for direction in Direction:
+            for measure in SHOWN:
+                # An older evaluation may lack it.
+                value = result.measures(direction).get(measure.name)
+                if value is None:
+                    cells.append(NOTHING)
+                elif measure.of_rank is None:
+                    cells.append(measure.brief(value))
+                else:
+                    cells.append(_with_interval(result.recall(direction, measure.name)))
         rows.append((_name(model), _with_interval(result.rsum_estimate), *cells))
     caption = (
         f"Retrieval in percent; small print: {LEVEL:.0%} bootstrap interval over images. "
@@ -37,14 +45,6 @@ def _quality(report: Report) -> Table:
     )
     heads = [f"{direction}\n{measure.title}" for direction in Direction for measure in SHOWN]
     return Table(caption, ("model", "RSUM", *heads), rows)
-
-
-def _measured(result: Evaluation, direction: Direction, measure: Measure[Any]) -> str:
-    """The cell of a measure, with its interval if it has one."""
-    value = result.measures(direction).get(measure.name)
-    if value is None:
-        return NOTHING
-    return measure.brief(value) if measure.of_rank is None else _with_interval(result.recall(direction, measure.name))
 
 
 def _by_label(report: Report) -> Table:

@@ -16,7 +16,6 @@ from dcdctl.core.report import charts, gallery, html, tables
 from dcdctl.core.report.gallery import TITLES
 from dcdctl.core.report.report import ModelResults, Report
 from dcdctl.core.report.tables import COMPARED, SHOWN
-from dcdctl.core.templates import Table
 
 MAX_RSUM = 600
 """Six recalls of 100%."""
@@ -109,8 +108,15 @@ def write_markdown(path: Path, report: Report) -> None:
     commands = [f"- {_plain(training.label)}: `{shlex.join(training.command)}`" for training in report.trainings]
     if commands:
         commands = ["## Commands", "", *commands, ""]
-    all_tables = map(_markdown_table, tables.result_tables(report))
-    lines = ["# Report", "", *map(_plain, headline(report)), "", *facts, "", *all_tables, *commands]
+    lines = ["# Report", "", *map(_plain, headline(report)), "", *facts, ""]
+    for table in tables.result_tables(report):
+        is_number = templates.numeric_columns(table.rows)
+        # Numbers are aligned to the right.
+        rule = ["---:" if number in is_number else "---" for number in range(len(table.columns))]
+        lines += [f"{_plain(table.title)}.", ""]
+        lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in (table.names, rule, *table.rows)]
+        lines.append("")
+    lines += commands
     files.write_text(path, "\n".join(lines).rstrip("\n") + "\n")
 
 
@@ -128,14 +134,6 @@ def write_csv(path: Path, report: Report) -> None:
 def report_document(report: Report) -> dict[str, object]:
     """The numbers of a report for JSON, with the names of the CSV file, and what is left out."""
     return {"headline": headline(report), "models": [_row(model) for model in report.models], "left_out": report.lacks}
-
-
-def _markdown_table(table: Table) -> str:
-    is_number = templates.numeric_columns(table.rows)
-    # Numbers are aligned to the right.
-    rule = ["---:" if number in is_number else "---" for number in range(len(table.columns))]
-    lines = ["| " + " | ".join(map(_cell, line)) + " |" for line in (table.names, rule, *table.rows)]
-    return "\n".join([f"{_plain(table.title)}.", "", *lines, ""])
 
 
 def _cell(text: str) -> str:

@@ -29,7 +29,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import as_user_error
 from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, SavedEvaluation
 from dcdctl.core.places import shown
-from dcdctl.core.progress import Say, Track, Watch, counted, silent, unsaid
+from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
 from dcdctl.core.report import CASCADE, DISTILLED, TEACHER, ZERO_SHOT, Study
 from dcdctl.core.scoring import Workload
 from dcdctl.core.study.plan import (
@@ -45,7 +45,7 @@ from dcdctl.core.study.plan import (
     resolve,
 )
 from dcdctl.core.teacher import CACHE, CacheCost, cache_scores
-from dcdctl.core.training import Preview, Recipe, Run
+from dcdctl.core.training import Preview, Run
 
 RESULT_FILE, PAGE_FILE = "study.json", "report.html"
 
@@ -79,51 +79,27 @@ class Step:
     """Returns a line on what could not be done."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyPreview:
-    """What a study would do."""
+def preview_study(job: StudyJob, track: Track = silent) -> Document:
+    """What `run_study` would do, for JSON: its parts, and how many trainings, evaluations and caches they are.
 
-    steps: tuple[tuple[Step, bool], ...]
-    """Each with whether it is done."""
-    recipe: Recipe
-    steps_per_training: int | None
-    """Optimizer steps; None if they are not known before a cache is made."""
-
-    def count(self, *kinds: str) -> int:
-        return sum(step.makes in kinds for step, _ in self.steps)
-
-    def lines(self) -> Iterator[str]:
-        """The steps in their order, then how much of what they are."""
-        for number, (step, is_done) in enumerate(self.steps, start=1):
-            yield _in_words(step, number, len(self.steps), is_done=is_done)
-        trainings, each = self.count("a training"), f"{self.recipe.optimizer.epochs:g} epochs"
-        if self.steps_per_training is not None:
-            each = f"{counted(self.steps_per_training, 'steps')}, {trainings * self.steps_per_training:,} in all"
-        yield f"{counted(trainings, 'trainings')} of {each}"
-        evaluations, caches = self.count("a training", "an evaluation"), self.count("scores")
-        yield f"{counted(evaluations, 'evaluations')}, {counted(caches, 'caches')} of scores"
-
-    def to_json(self) -> Document:
-        parts = [{"name": step.name, "folder": str(step.folder), "finished": is_done} for step, is_done in self.steps]
-        return {
-            "trainings": self.count("a training"),
-            "steps_per_training": self.steps_per_training,
-            "evaluations": self.count("a training", "an evaluation"),
-            "caches": self.count("scores"),
-            "parts": parts,
-        }
-
-
-def preview_study(job: StudyJob, track: Track = silent) -> StudyPreview:
-    """What `run_study` would do. Opens the files that need no model, and writes nothing; raises what it raises before
-    the first step."""
+    Opens the files that need no model, and writes nothing; raises what `run_study` raises before the first step.
+    """
     plan = resolve(job)
     first = _preview_training(plan, track)
-    return StudyPreview(
-        steps=tuple((step, step.is_done()) for step in make_steps(plan)),
-        recipe=plan.recipe,
-        steps_per_training=plan.recipe.optimizer.steps if first is None else first.num_steps,
-    )
+    # Without it, a number only if the recipe says so: epochs are counted when there is a cache.
+    num_steps = plan.recipe.optimizer.steps if first is None else first.num_steps
+    parts, makes = [], []
+    for step in make_steps(plan):
+        parts.append({"name": step.name, "folder": str(step.folder), "finished": step.is_done()})
+        makes.append(step.makes)
+    trainings = makes.count("a training")
+    return {
+        "trainings": trainings,
+        "steps_per_training": num_steps,
+        "evaluations": trainings + makes.count("an evaluation"),
+        "caches": makes.count("scores"),
+        "parts": parts,
+    }
 
 
 def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
@@ -142,18 +118,14 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
         left_out, steps = [], make_steps(plan)
         for number, step in enumerate(steps, start=1):
             is_done = step.is_done()
-            view.announce(_in_words(step, number, len(steps), is_done=is_done))
+            done = " (finished before)" if is_done else ""
+            view.announce(f"{number}/{len(steps)} {step.name}: {step.folder}{done}")
             if not is_done and (line := step.run(view)) is not None:
                 left_out.append(line)
         study = _read(plan, left_out)
         artifacts.write_document(job.out / RESULT_FILE, study.to_json())
         report.write_study_page(job.out / PAGE_FILE, study)
     return study
-
-
-def _in_words(step: Step, number: int, num_steps: int, *, is_done: bool) -> str:
-    done = " (finished before)" if is_done else ""
-    return f"{number}/{num_steps} {step.name}: {step.folder}{done}"
 
 
 def _preview_training(plan: StudyPlan, track: Track) -> Preview | None:
@@ -339,10 +311,19 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
         *((name, ZERO_SHOT) for name in baselines),
         (CASCADE, DISTILLED),
     ]
+    corpus = plan.corpus
+    facts = [
+        ("recipe", " ".join([str(job.recipe), *(f"--set {line}" for line in job.sets)])),
+        ("start", plan.recipe.model.start),
+        ("teacher", job.teacher),
+        ("trained on", f"{job.train_split} of {shown(job.data)}"),
+        ("measured on", f"{corpus.split}: {corpus.num_images:,} images, {corpus.num_captions:,} captions"),
+        ("seeds", ", ".join(map(str, job.seeds))),
+    ]
     return Study(
         rows=tuple(rows.values()),
         differences=tuple(report.compare_rows(rows, contrasts)),
-        facts=tuple(_facts(plan)),
+        facts=tuple(facts),
         notes=tuple(_notes(plan)),
         left_out=(*left_out, *_not_asked_for(plan)),
     )
@@ -359,18 +340,6 @@ def _not_asked_for(plan: StudyPlan) -> Iterator[str]:
             "re-rank the first ones"
         )
     yield "recalls of the teacher: `dcdctl eval TEACHER --data DIR --out FOLDER`, and `dcdctl compare`"
-
-
-def _facts(plan: StudyPlan) -> list[tuple[str, str]]:
-    job, corpus = plan.job, plan.corpus
-    return [
-        ("recipe", " ".join([str(job.recipe), *(f"--set {line}" for line in job.sets)])),
-        ("start", plan.recipe.model.start),
-        ("teacher", job.teacher),
-        ("trained on", f"{job.train_split} of {shown(job.data)}"),
-        ("measured on", f"{corpus.split}: {corpus.num_images:,} images, {corpus.num_captions:,} captions"),
-        ("seeds", ", ".join(map(str, job.seeds))),
-    ]
 
 
 def _notes(plan: StudyPlan) -> Iterator[str]:
