@@ -1,7 +1,7 @@
 # make demo           the whole toolkit on the built-in corpus, on a CPU
 # make test           all tests but the slow ones
 # make test-slow      the slow tests (several processes, models of full size), then all others without what makes them fast
-# make results-small  a reduced table of what teachers add to students, on the built-in corpus, in under half an hour (docs/results.md)
+# make results-small  a reduced table of what teachers add to students, on the built-in corpus, in under half an hour (docs/evidence/results.md)
 # make claims         the measurements behind the pages again, each of up to ten minutes: PASS, DRIFT or NOT RUN (CONTRIBUTING.md)
 # make claims-all     the long ones too; CLAIMS="--vision DIR --text DIR --karpathy JSON --images ZIP" gives what a clone lacks
 # make gpu            checks and times this machine's GPU, in work/gpu; without one, tiny models on the CPU (docs/recipes.md)

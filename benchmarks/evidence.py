@@ -12,9 +12,9 @@
 
 Every step is a `dcdctl` command that could be typed in the work folder. A killed plan resumes: finished steps are
 skipped, and an unfinished step is resumed. Runs without a published result come first. --jobs steps run at the same
-time with one thread each, and their cost is given in processor seconds. The folder docs/results/PLAN receives run.json,
-result.json and the cost of every run, the comparisons, the tables and the plot. The plan `students` also times its
-models with `dcdctl bench`, at its end, and writes lead.md with two plots; run these steps on an idle machine.
+time with one thread each, and their cost is given in processor seconds. The folder docs/evidence/results/PLAN receives
+run.json, result.json and the cost of every run, the comparisons, the tables and the plot. The plan `students` also
+times its models with `dcdctl bench`, at its end, and writes lead.md with two plots; run these steps on an idle machine.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from evidence_steps import Step
 from dcdctl.core import artifacts
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results"
+RESULTS = ROOT / "docs" / "evidence" / "results"
 PLANS = {
     "clip-scenes": evidence_clip.clip_scenes,
     "fair": evidence_fair.fair,
@@ -130,7 +130,7 @@ class Workspace:
         return seconds
 
     def publish(self, step: Step) -> None:
-        """Copy the small files into docs/results; of a run that belongs to no table, its cost."""
+        """Copy the small files into docs/evidence/results; of a run that belongs to no table, its cost."""
         names, folder = ("cache.json",), self.folder(step)
         if step.is_run:
             names = ("run.json", "result.json", "cost.json") if step.table else ("cost.json",)
@@ -250,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", choices=sorted(PLANS))
     parser.add_argument("--work", type=Path, required=True, help="folder for the corpus, features, caches and runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for results (default: docs/results)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for results (docs/evidence/results)")
     parser.add_argument(
         "--vision", type=Path, help="flickr8k: folder of EfficientNet-Lite0 in the format of transformers"
     )

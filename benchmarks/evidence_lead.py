@@ -1,5 +1,5 @@
-"""The table that docs/results.md leads with: what a teacher, its students and their cascades find, and what that costs;
-and two plots of it.
+"""The table that docs/evidence/results.md leads with: what a teacher, its students and their cascades find, and what
+that costs; and two plots of it.
 
 Every number is of the small files that a plan has published: result.json, cost.json, cache.json and bench.json.
 """

@@ -38,7 +38,7 @@ class Step:
 
     @property
     def short(self) -> str:
-        """The folder of its files in docs/results/PLAN; the times of a run lie beside its results."""
+        """The folder of its files in docs/evidence/results/PLAN; the times of a run lie beside its results."""
         return self.out.split("/", 1)[-1]
 
     @property

@@ -1,5 +1,5 @@
 """Tables and plots of a plan's runs: means over seeds, spreads and paired bootstraps, from the small files under
-docs/results.
+docs/evidence/results.
 
 The ranks of every query are too large to store there. While they are in the work folder, their comparisons are written
 to comparisons.json.

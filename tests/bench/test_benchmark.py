@@ -244,7 +244,7 @@ def test_the_processor_clock_is_refused_for_a_gpu():
 
 
 def test_the_page_names_the_default_sizes():
-    config, page = BenchConfig(), (DOCS / "performance.md").read_text()
+    config, page = BenchConfig(), (DOCS / "bench.md").read_text()
     *smaller, largest = config.batch_sizes
     assert f"batches of {', '.join(map(str, smaller))} and {largest}, each" in page
     assert f"N is {config.gallery_sizes[0]:,} to {config.gallery_sizes[-1]:,}.\n" in page

@@ -107,7 +107,7 @@ def test_the_intervals(rankings):
         f"{estimate.interval.low:.2f} to {estimate.interval.high:.2f}"
         for estimate in (estimates.rsum, estimates.text_retrieval["R@1"], estimates.image_retrieval["R@1"])
     )
-    assert f"interval of RSUM is {rsum}, that of text R@1 is {text}, and that of image R@1 is {image}." in PAGE
+    assert f"intervals are {rsum} (RSUM), {text} (text R@1) and {image} (image R@1)." in PAGE
 
 
 def test_the_protocols_are_those_of_the_program():

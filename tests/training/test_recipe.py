@@ -30,7 +30,7 @@ def test_a_recipe_parses_goes_through_json_and_opens_with_its_command(name):
 def test_the_head_of_a_recipe_says_what_it_needs_takes_and_gives(entry):
     assert entry.needs
     assert re.match(r"[\d,.]+ |a few |not estimated", entry.minutes)
-    assert "not measured" in entry.expected or re.search(r"docs/results\.md|poor recall", entry.expected)
+    assert "not measured" in entry.expected or re.search(r"docs/evidence/results\.md|poor recall", entry.expected)
     assert entry.commands
 
 

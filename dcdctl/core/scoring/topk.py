@@ -14,7 +14,7 @@ GROUP = 64
 """Scores of a row in one group, whose maximum is compared first."""
 BLOCK, GALLERY_BLOCK = 256, 16384
 """Queries and gallery entries scored at a time: large enough for fast products, small enough for a processor's cache
-(docs/performance.md)."""
+(docs/evidence/performance.md)."""
 CHECKED = 4096
 """Vectors checked for NaN at a time: checking all at once would copy them."""
 

@@ -29,7 +29,7 @@ from dcdctl.core.stores.url import StoreUrl
 
 EXACT_UP_TO = 50_000
 """Vectors that are compared one by one; a larger table gets an index. The tokens of a late index always are."""
-# Measured: recall 0.98 at 52,000 vectors of 512 numbers (docs/performance.md).
+# Measured: recall 0.98 at 52,000 vectors of 512 numbers (docs/evidence/performance.md).
 PROBES = 64
 """Partitions of the index that a query reads; LanceDB's 20 miss more."""
 ROWS_PER_QUESTION = 10_000

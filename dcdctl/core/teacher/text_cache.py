@@ -299,7 +299,7 @@ class Seen:
     digest: int
     """Of its letters."""
     projections: NDArray[np.float64]
-    """Of its vector, along the directions of `_directions`."""
+    """The products of its vector with `_directions`."""
 
     def differs_from(self, other: Seen) -> bool:
         """Whether a text of the same letters has another vector; of other letters with the same words, the vector is

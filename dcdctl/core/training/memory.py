@@ -94,7 +94,7 @@ def settle(options: TrainingOptions, model: nn.Module, batch_size: int, trial: T
 
 def precisions(options: TrainingOptions) -> tuple[str, ...]:
     """The precisions to try: the options' own, and bfloat16 on a GPU that computes in it."""
-    # A GPU that only emulates bfloat16 gains no time by it, nor do many CPUs (docs/performance.md).
+    # A GPU that only emulates bfloat16 gains no time by it, nor do many CPUs (docs/evidence/performance.md).
     is_gpu = options.compute.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return (options.compute.precision, *(["bfloat16"] if options.tries_precision and is_gpu else []))
 

@@ -129,7 +129,7 @@ def dcd_kl(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, tempera
     DCD's own weights (`sureness`) would have no effect here: a share w_i of a batch's entropy is about 1 / B, and
     softmax over (1 - w_i)^2 then differs from 1 / B by a few percent at B = 64 and by less than one percent at B = 256.
 
-    When to use it: to compare dynamic weights with `kl`; three seeds show no difference (docs/results.md).
+    When to use it: to compare dynamic weights with `kl`; three seeds show no difference (docs/evidence/results.md).
     """
     return _both_ways(partial(_listwise, is_dynamic=True), student_QG, teacher_QG, scored_QG, temperature)
 
