@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dcdctl.core.models import DualEncoder, ImageBatch, States, TextBatch
+from dcdctl.core.models import ImageBatch, States, TextBatch
 
 OWNER = [0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8, 8, 8, 9]
 """The image of each caption."""
@@ -55,7 +55,7 @@ class TableFusion(nn.Module):
     known_images: ClassVar[dict[str, States]] = {}
     pairs_per_batch = 256
     groups_by_image = False
-    keeps_states = False
+    has_one_vector = keeps_states = False
 
     def __init__(self, table_IT: Tensor) -> None:
         super().__init__()
@@ -78,9 +78,8 @@ class TableFusion(nn.Module):
         return self.table_IT[image_P, text_P]
 
 
-@DualEncoder.register
 class TableDual(nn.Module):
-    kind = "dual"
+    kind, has_one_vector, keeps_states = "dual", True, True
     encoders = None
     known_images: ClassVar[dict[str, States]] = {}
 

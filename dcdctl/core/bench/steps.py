@@ -237,7 +237,7 @@ class BenchModel:
 
 def timed_model(model: FusionScorer | DualEncoder, batch_size: int, towers: OnnxTowers | None = None) -> TimedModel:
     """The steps of a model, encoding by `towers` if given; a cross-encoder scores pairs in batches of `batch_size`."""
-    if model.kind == "dual":
+    if model.has_one_vector:
         return TimedDual(towers or model)
     return TimedFusion(model, batch_size, towers)
 

@@ -1,5 +1,5 @@
 from .against import agreement_of
-from .agreement import AGREEMENT, Agreements
+from .agreement import Agreements
 from .bootstrap import holm
 from .compare import compare_systems
 from .comparison import (
@@ -23,7 +23,7 @@ from .document import (
 )
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
 from .files import SavedEvaluation, read_pool, write_evaluation
-from .measures import ESTIMATED, KS, MEASURES, NDCG, RECALL_NAMES, Measure, on_front
+from .measures import ESTIMATED, KS, MEASURES, NDCG, RECALL_NAMES, on_front
 from .protocols import Protocol
 from .rankers import EvalOptions, RankingTask
 from .ranking import RankTable
@@ -39,7 +39,6 @@ from .significance import (
 from .tables import evaluation_tables, vector_table
 
 __all__ = [
-    "AGREEMENT",
     "CASCADE_FILES",
     "ESTIMATED",
     "KS",
@@ -56,7 +55,6 @@ __all__ = [
     "EvalJob",
     "EvalOptions",
     "Evaluation",
-    "Measure",
     "Measured",
     "PairwiseComparison",
     "PoolEvaluation",

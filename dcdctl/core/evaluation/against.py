@@ -19,7 +19,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import agreement, rankers
 from dcdctl.core.evaluation.agreement import Agreements, Lookup
 from dcdctl.core.evaluation.rankers import RankingTask
-from dcdctl.core.models import DualEncoder, Model
+from dcdctl.core.models import Model
 from dcdctl.core.progress import Track
 from dcdctl.core.teacher import TeacherScores, embed_corpus, read_cache
 
@@ -44,7 +44,7 @@ def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track) -> tu
         cache = read_cache(Path(ref), corpus=corpus)
         return cache, str(cache.plan["teacher"])
     model = models.load(ref, track=track)
-    if not isinstance(model, DualEncoder) and not model.keeps_states:
+    if not model.keeps_states:
         raise _no_order(ref)
     named = (ref, cast("models.Searchable", model))
     embedded = embed_corpus([named], corpus, compute, track=track)

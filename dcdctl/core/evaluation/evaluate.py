@@ -37,7 +37,7 @@ from dcdctl.core.evaluation.measures import NDCG, mean_measures
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
-from dcdctl.core.models import DualEncoder, FusionScorer, Model
+from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, silent, unsaid
 from dcdctl.core.scoring import VectorKind
@@ -67,7 +67,7 @@ def evaluate_model(
     order: Lookup | None = None
     if rerank is not None:
         folds, num_pairs, depths = rankers.rank_by_cascade(model, rerank, task)
-    elif isinstance(model, DualEncoder):
+    elif model.has_one_vector:
         embedded = rankers.embed(model, task, [options.form])
         folds = rankers.rank_embedded(embedded, task, options.form)
         order = rankers.vector_order(embedded) if options.keeps_order else None
@@ -107,7 +107,7 @@ def _how(model: Model, rerank: FusionScorer | None, options: EvalOptions) -> How
 
 
 def _check_options(model: Model, rerank: FusionScorer | None, options: EvalOptions) -> None:
-    is_dual_alone = isinstance(model, DualEncoder) and rerank is None
+    is_dual_alone = model.has_one_vector and rerank is None
     if options.form != FULL_VECTORS and not is_dual_alone:
         raise _no_vectors()
     if options.compute.features is not None and is_dual_alone and model.encoders is None:
@@ -115,7 +115,7 @@ def _check_options(model: Model, rerank: FusionScorer | None, options: EvalOptio
             "a dual encoder's features are its vectors, which are computed only once anyway",
             hint="leave --features out",
         )
-    if rerank is not None and not isinstance(model, DualEncoder) and not model.keeps_states:
+    if rerank is not None and not model.keeps_states:
         raise ModelError(
             "a re-ranker orders what a model finds that encodes images once, and the model is a fusion scorer",
             hint="name a dual encoder or a late-interaction model, or leave --rerank out",
@@ -305,7 +305,7 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
         )
     corpus, protocol = _open_split(job, say)
     model, _ = _load(job, track)
-    if not isinstance(model, DualEncoder):
+    if not model.has_one_vector:
         raise _no_vectors()
     widths = vectors.facts_of(job.model, "recipe").get("loss", {}).get("dims", ())
     forms = vectors.forms_of(model.embedding_dim, widths)

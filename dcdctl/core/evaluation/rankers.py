@@ -141,7 +141,7 @@ def rank_by_fusion(scorer: FusionScorer, task: RankingTask, kept_IT: Scores | No
 def order_of(model: Model, task: RankingTask) -> Lookup:
     """What gives a model's score of any pair, without ranks, for which captions need their images. A fusion scorer
     scores all pairs; ModelError for scores that are not finite."""
-    if isinstance(model, DualEncoder):
+    if model.has_one_vector:
         return vector_order(embed(model, task))
     scorer, num_texts = fold_scorers(model, task)(task.folds[0]), task.corpus.num_captions
     scores_IT = np.empty((task.corpus.num_images, num_texts), np.float32)
@@ -164,7 +164,7 @@ def _first_stage(model: Model, task: RankingTask) -> tuple[list[Rankings], Calla
     the images of the first fold, which are encoded before."""
     # The result keeps `num_top` candidates, also at a smaller depth.
     num_top, fold = max(task.options.depths[-1], task.options.num_top), task.folds[0]
-    if isinstance(model, DualEncoder):
+    if model.has_one_vector:
         vectors = embed(model, task)
         images_ID = vectors.images_ID[: len(fold.images)]
         ranked = rank_embedded(vectors, task, num_top=num_top)

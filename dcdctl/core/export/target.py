@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.export.check import NOT_WRITTEN, Check, Samples, compare_vectors, vectors_of
-from dcdctl.core.models import DualEncoder, ExportSpec, Model
+from dcdctl.core.models import ExportSpec, Model
 from dcdctl.core.scoring import Vectors
 
 Task = Literal["feature-extraction", "sentence-similarity"]
@@ -73,7 +73,7 @@ class Target(ABC):
     @property
     def has_vectors(self) -> bool:
         """Whether the model encodes images and captions apart, as a cross-encoder does not."""
-        return self.has_tokens or isinstance(self.model, DualEncoder)
+        return bool(self.model.keeps_states)
 
     def check(self) -> None:
         """ModelError, with the target that fits, for a model that this one cannot hold."""
