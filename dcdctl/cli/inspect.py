@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,25 +38,22 @@ def inspect(arguments: Inspect) -> None:
     from dcdctl.core.places import shown
 
     place, folder = arguments.place, Path(arguments.place)
+    kind = artifact_kind(folder)
     # An option without effect is an error, so that nobody trusts a result that ignored it.
     of_cache = {"--data": arguments.data}
     page = {"--html": arguments.html}
-    of_images = {**of_cache, "--split": arguments.split, "--max-images": arguments.max_images, **page}
-    why = f"is for a corpus or a teacher cache, and {place} is"
-    match artifact_kind(folder):
-        case "index":
-            refuse(of_images, f"{why} an index")
-            _inspect_index(folder, arguments.json)
-        case "texts":
-            refuse(of_images, f"{why} a text cache")
-            _inspect_texts(folder, arguments.json)
-        case "corpus":
-            refuse(of_cache, f"is for a teacher cache, and {shown(folder)} is a corpus")
-            _inspect_corpus(folder, arguments)
-        case _:
-            if arguments.data is None:
-                refuse(page, "needs the images: name their corpus with --data")
-            _inspect_cache(folder, arguments)
+    if kind in WHOLE:
+        name, show_whole = WHOLE[kind]
+        others = {"--split": arguments.split, "--max-images": arguments.max_images}
+        refuse({**of_cache, **others, **page}, f"is for a corpus or a teacher cache, and {place} is {name}")
+        show_whole(folder, arguments.json)
+    elif kind == "corpus":
+        refuse(of_cache, f"is for a teacher cache, and {shown(folder)} is a corpus")
+        _inspect_corpus(folder, arguments)
+    else:
+        if arguments.data is None:
+            refuse(page, "needs the images: name their corpus with --data")
+        _inspect_cache(folder, arguments)
 
 
 def _inspect_corpus(folder: Path, arguments: Inspect) -> None:
@@ -115,21 +113,32 @@ def _inspect_texts(folder: Path, json: bool) -> None:
     show_facts(teacher.text_cache_facts(cache))
 
 
+WHOLE: dict[str, tuple[str, Callable[[Path, bool], None]]] = {
+    "index": ("an index", _inspect_index),
+    "texts": ("a text cache", _inspect_texts),
+}
+"""What is shown as a whole, without a choice of split or images: its name with an article, and what shows it."""
+
+
 def _show_scores(document: dict[str, Any]) -> None:
+    positives, negatives = document["positives"], document["negatives"]
     # 1, so that a cache without scores divides by no zero.
-    most, rows = max(1, *document["positives"], *document["negatives"]), []
-    # The last edge ends the last bin.
-    for low, true, false in zip(document["edges"][:-1], document["positives"], document["negatives"], strict=True):
-        bar = "#" * round(30 * false / most) + "+" * round(30 * true / most)
-        rows.append([f"{low:.2f}", f"{true:,}", f"{false:,}", bar])
+    most = max(1, *positives, *negatives)
+    rows = []
+    # A bin begins at its edge; the last edge is the end of the last bin.
+    for low, true, false in zip(document["edges"][:-1], positives, negatives, strict=True):
+        blocks = "#" * round(30 * false / most) + "+" * round(30 * true / most)
+        rows.append([f"{low:.2f}", f"{true:,}", f"{false:,}", blocks])
     show_table("scores", ["from", "true", "negative", "# negative, + true"], rows)
     columns = ["score", "image", "caption", "own score", "own caption"]
     negatives = []
     for pair in document["hardest"]:
-        # By name if the corpus is known, else by index.
-        image = pair.get("image_id", pair["image"])
-        caption, own_caption = pair.get("caption", pair["text"]), pair.get("own_caption", pair["own_text"])
-        own_score = f"{pair['own_score']:.2f}"
-        negatives.append([f"{pair['score']:.2f}", str(image), str(caption), own_score, str(own_caption)])
+        _, own_caption = _names(pair, "own_")
+        negatives.append([f"{pair['score']:.2f}", *_names(pair, ""), f"{pair['own_score']:.2f}", own_caption])
     if negatives:
         show_table("hardest negatives", columns, negatives)
+
+
+def _names(entry: dict[str, Any], prefix: str) -> list[str]:
+    """The image and the caption of a pair: by name if the corpus is known, else by index."""
+    return [str(entry.get("image_id", entry["image"])), str(entry.get(f"{prefix}caption", entry[f"{prefix}text"]))]
