@@ -90,6 +90,8 @@ class DualEncoder(RetrievalModel):
     plus `logit_bias`."""
 
     kind: Literal["dual"] = "dual"
+    has_one_vector: Literal[True] = True
+    keeps_states: Literal[True] = True
 
     def __init__(self, network: nn.Module, preprocess: Any, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)

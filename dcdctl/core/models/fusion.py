@@ -28,7 +28,9 @@ class FusionScorer(RetrievalModel):
     groups_by_image = False
     """Whether pairs of one image cost less in one batch. Callers then score them one after another, and few images at a
     time."""
-    keeps_states = False
+    has_one_vector: Literal[False] = False
+    """Whether an item is one vector, and a score the cosine of two, as of a dual encoder."""
+    keeps_states: bool = False
     """Whether states are small enough to keep for a whole corpus, such as unit vectors; then each item is encoded
     once for all its pairs."""
     keeps_tokens = False
