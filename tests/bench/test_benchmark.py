@@ -11,7 +11,6 @@ import pytest
 import torch
 from bench_fakes import QUICK, FakeCorpus, FakeFusion, bench
 from families import FAMILIES, late
-from paths import DOCS
 
 from dcdctl.core import models
 from dcdctl.core.bench import BenchConfig
@@ -241,14 +240,6 @@ def test_the_processor_clock_does_not_advance_while_the_process_sleeps():
 def test_the_processor_clock_is_refused_for_a_gpu():
     with pytest.raises(ConfigError, match=r"say nothing of work on cuda; use --set clock=wall"):
         bench_bench._clock(BenchConfig(clock="processor"), torch.device("cuda"))
-
-
-def test_the_page_names_the_default_sizes():
-    config, page = BenchConfig(), (DOCS / "bench.md").read_text()
-    *smaller, largest = config.batch_sizes
-    assert f"batches of {', '.join(map(str, smaller))} and {largest}, each" in page
-    assert f"N is {config.gallery_sizes[0]:,} to {config.gallery_sizes[-1]:,}.\n" in page
-    assert f"the first {config.num_images} of the split, repeated" in page
 
 
 @pytest.mark.parametrize(

@@ -147,14 +147,6 @@ def test_a_protocol_of_folds_is_the_mean_of_galleries_of_their_own(kind, corpus,
     assert len(scored) == evaluation.pairs_scored == sum(part.pairs_scored for part in parts)
 
 
-def test_folds_do_not_embed_anything_twice(corpus, dual, monkeypatch):
-    seen = []
-    embed_texts = dual.embed_texts
-    monkeypatch.setattr(dual, "embed_texts", lambda texts: (seen.append(len(texts)), embed_texts(texts))[1])
-    evaluate.evaluate_model(dual, corpus, options=EvalOptions(protocol=FIVE_FOLDS))
-    assert sum(seen) == 18
-
-
 def test_a_document_has_intervals_of_the_bootstrap_over_images(corpus, dual):
     document = evaluate.evaluate_model(dual, corpus).evaluation("fake").document
     intervals = document["intervals"]

@@ -166,20 +166,6 @@ def test_measures_of_folds_are_averaged():
     assert text.items() >= expected.items()
 
 
-def test_the_rows_have_the_names_of_documents_in_their_order():
-    # Names and order are those of result.json and of the columns of tables: other programs read them.
-    recalls = ["R@1", "R@5", "R@10"]
-    assert [row.name for row in measures.MEASURES if row.of is not None] == [
-        *recalls,
-        "mAP@R",
-        "median_rank",
-        "mean_rank",
-    ]
-    assert [row.name for row in measures.ESTIMATED] == recalls
-    assert [name for name, _ in measures.COMPARED] == [*recalls, "MRR"]
-    assert [name for (name, _), counts in zip(measures.COMPARED, measures.IN_RSUM, strict=True) if counts] == recalls
-
-
 def test_the_mean_of_a_measure_over_queries_is_its_value():
     ranking = rank_matrix(
         torch.rand(6, 12, generator=torch.Generator().manual_seed(0)), np.repeat(np.arange(6), 2)
