@@ -80,16 +80,6 @@ def test_a_cascade_does_not_replace_the_dual_encoders_own_result(folders, run, r
     assert read(run / "result.json") == alone
 
 
-def test_another_precision_changes_the_numbers_and_is_in_the_results(folders, run, run_eval):
-    alone = json.loads(run_eval(run, "--json").stdout)
-    result = run_eval(run, "--precision", "bf16", "--threads", 1, "--json")
-    assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout)
-    assert document["protocol"] == {**alone["protocol"], "precision": "bfloat16"}
-    assert read(run / "result.json") == document
-    assert ", bfloat16" in run_eval(run, "--precision", "bf16").stdout
-
-
 def test_several_depths_are_shown_and_written(folders, run, run_eval):
     result = run_eval(run, "--rerank", folders / "vilt", "--depth", "5,0,2")
     assert result.exit_code == 0, result.output

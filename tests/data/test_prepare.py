@@ -27,7 +27,6 @@ from dcdctl.core.data import Corpus, PrepareOptions, manifest, near_duplicates, 
 from dcdctl.core.data.images import FolderImageFile
 from dcdctl.core.errors import CorpusError, InputError, StaleError
 from dcdctl.core.files import sha256_of
-from dcdctl.core.locks import lock
 
 ALL_IMAGES = ["a.jpg", "b with space.jpg", "ü.png", "d.webp"]
 
@@ -410,22 +409,6 @@ def test_a_folder_of_something_else_is_an_error_and_stays_unchanged(tmp_path, ka
     ):
         karpathy([entry("a.jpg")])
     assert contents(tmp_path / "out") == {"thesis.txt": b"dear"}
-
-
-def test_a_corpus_that_another_run_is_writing_is_an_error(tmp_path, karpathy):
-    with (
-        lock(tmp_path / "out"),
-        pytest.raises(StaleError, match=r"another run is writing to .*out; wait until it ends"),
-    ):
-        karpathy([entry("a.jpg")])
-    assert not (tmp_path / "out").exists()
-    karpathy([entry("a.jpg")])
-
-
-def test_a_file_in_place_of_the_folder_is_an_error(tmp_path, karpathy):
-    (tmp_path / "out").write_text("dear")
-    with pytest.raises(InputError, match="is a file, a folder is expected"):
-        karpathy([entry("a.jpg")])
 
 
 def test_the_same_corpus_is_already_prepared_and_another_one_is_an_error(tmp_path, karpathy):

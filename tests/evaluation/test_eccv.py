@@ -4,7 +4,6 @@ COCO."""
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from matrix_ranks import rank_matrix
 
-from dcdctl.core.errors import CorpusError, MissingError
+from dcdctl.core.errors import CorpusError
 from dcdctl.core.evaluation import eccv, ranks
 from dcdctl.core.evaluation.eccv import Judge
 from dcdctl.core.evaluation.ranking import Ranking
@@ -208,11 +207,3 @@ def test_a_corpus_with_numbers_of_its_own_is_refused(metrics):
         CorpusError, match=r"requires COCO's own numbers: caption .* belongs to image .*--source karpathy"
     ):
         Judge(metrics, corpus)
-
-
-def test_without_the_package_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "eccv_caption", None)
-    with pytest.raises(
-        MissingError, match=r"ECCV Caption needs eccv-caption, which is not installed; pip install 'eccv-caption>="
-    ):
-        eccv.load_package()

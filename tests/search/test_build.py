@@ -554,18 +554,6 @@ def test_the_plan_of_another_change_is_not_resumed(tmp_path, monkeypatch, flat):
     assert not (flat.folder / "plan.json").exists()
 
 
-def test_damaged_json_of_an_index_is_named(dual, tmp_path):
-    images = put(tmp_path / "images", {"a.png": png(1), "broken.png": b"no image"})
-    index = build(dual, images, tmp_path / "index", IndexConfig())
-    skipped_file = index.document.skipped.file
-    (index.folder / skipped_file).write_text("{}")
-    with pytest.raises(StaleError, match=rf"{skipped_file} is damaged: its SHA-256 is .*; delete the folder"):
-        update(index.folder, add=put(tmp_path / "more", {"b.png": png(2)}))
-    (index.folder / "plan.json").write_text("{")
-    with pytest.raises(StaleError, match=r"plan\.json is not JSON: .*; delete the folder"):
-        build(dual, images, index.folder, IndexConfig())
-
-
 def test_a_changed_corpus_is_refused(dual, scenes_corpus_dir, tmp_path):
     data = shutil.copytree(scenes_corpus_dir, tmp_path / "data")
     index = build(dual, data, tmp_path / "index", FLAT, split="val")
@@ -580,14 +568,6 @@ def test_a_changed_corpus_is_refused(dual, scenes_corpus_dir, tmp_path):
     shutil.rmtree(data)
     with pytest.raises(MissingError, match="images of the index are not where they were"):
         FolderIndex.open(index.folder).image_bytes(0)
-
-
-def test_two_changes_at_once_are_refused(dual, pictures, tmp_path):
-    build(dual, pictures, tmp_path / "index", FLAT)
-    with distributed.lock(tmp_path / "index"), pytest.raises(StaleError, match="another run is writing to"):
-        update(tmp_path / "index", remove=("0.png",))
-    with pytest.raises(ConfigError, match="is of precision float32, not bfloat16"):
-        update(tmp_path / "index", add=pictures, precision="bfloat16")
 
 
 def test_an_index_whose_model_was_replaced_accepts_no_images(pictures, corpus, flat):

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from tiny import contents, run_script
 
 from dcdctl.core import models
-from dcdctl.core.errors import ConfigError, ModelError, StaleError
+from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.search import (
     Changes,
     FolderIndex,
@@ -222,16 +222,6 @@ def test_a_late_index_grows_shrinks_and_resumes(late_ref, pictures, tmp_path, mo
         assert grown.ask(more / "new.png", 1).hits[0].name == "new.png"
         found = {hit.name for hit in grown.by_text("two dogs", 10).hits}
         assert found == {"new.png", *(f"{n}.png" for n in range(1, 7))}
-
-
-@pytest.mark.parametrize("name", ["vectors/part-00001.parquet", "ann/centroids-000000000000-4-1"])
-def test_a_damaged_file_of_a_late_index_is_named(tmp_path, name):
-    index, _ = write_late(tmp_path / "index", [3] * 8, flat_up_to=0, segment_rows=4)
-    path = index.folder / name
-    data = path.read_bytes()
-    path.write_bytes(data[:-300] + bytes(4) + data[-296:])
-    with pytest.raises(StaleError, match=name.split("/")[1]):
-        FolderIndex.open(index.folder).nearest(np.ones((1, 2, 6)), 8)
 
 
 def test_what_a_late_index_refuses(late_ref, pictures, tmp_path):

@@ -13,7 +13,7 @@ from open_clips import save_open_clip
 from tiny import run_script
 
 from dcdctl.core import artifacts
-from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.models import TextTower, onnx
 from dcdctl.core.search import FolderIndex, IndexSearcher, index_document, index_facts
 from dcdctl.core.search.config import IndexConfig
@@ -80,24 +80,6 @@ def test_the_model_is_loaded_for_an_image_a_reranker_and_another_device(noise_in
     assert isinstance(searcher_of(noise_index, rerank=str(noise_index.parent / "dual")).texts, DualVectors)
     with pytest.raises(ConfigError, match="device nonsense is unknown"):
         searcher_of(noise_index, device="nonsense")
-
-
-@pytest.mark.parametrize(
-    ("name", "error"), [("text/model.onnx", MissingError), ("model/model.safetensors", StaleError)]
-)
-def test_a_damaged_or_missing_file_of_the_text_side_is_an_error(noise_index, tmp_path, name, error):
-    copy = tmp_path / "index"
-    shutil.copytree(noise_index, copy)
-    assert searcher_of(copy).by_text(LONG).hits == searcher_of(noise_index).by_text(LONG).hits
-    path = copy / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(StaleError, match=f"{path.name} is damaged"):
-        searcher_of(copy)
-    path.unlink()
-    with pytest.raises(error, match=path.name):
-        searcher_of(copy)
 
 
 def test_an_index_holds_the_weights_of_its_text_side_once(noise_index):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import importlib.metadata
 import json
 import shutil
@@ -15,9 +14,9 @@ from forks import run_forked
 from made_caches import build_cache, plan_cache
 from tiny import contents, make_corpus, make_teacher
 
-from dcdctl.core import artifacts, distributed, models
+from dcdctl.core import artifacts, models
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import InputError, MissingError, StaleError
+from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.models.preprocess import vilt_image_processor
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.scoring import pairs as scoring_pairs
@@ -271,21 +270,6 @@ def test_a_missing_file_is_named_and_the_hint_restores_it(name, corpus, teacher,
     assert contents(copied) == contents(folder)
 
 
-def test_a_damaged_shard_is_named_when_it_is_read(copied):
-    path = copied / "pairs-00001.parquet"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    cache = teacher_cache.read_cache(copied)
-    with pytest.raises(StaleError, match=r"pairs-00001\.parquet is damaged: its SHA-256 is"):
-        cache.lookup(np.array([0]), np.array([0]))
-    path.write_bytes(data[:-1])
-    with pytest.raises(
-        StaleError, match=rf"pairs-00001\.parquet is damaged: it has {len(data) - 1:,} bytes, not {len(data):,}"
-    ):
-        teacher_cache.read_cache(copied)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_scores_that_are_not_finite_are_refused(copied, bad):
     path, seal = copied / "pairs-00001.parquet", artifacts.read_document(copied / "cache.json")
@@ -525,37 +509,6 @@ def test_verify_scores_pairs_again_and_finds_a_wrong_score(corpus, teacher, fold
         teacher_job.verify_scores(copied, corpus, teacher, 1000, compute=COMPUTE)
     with pytest.raises(StaleError, match="another precision"):
         teacher_job.verify_scores(folder, corpus, teacher, 5, compute=Compute(precision="bfloat16"))
-
-
-def test_a_second_writer_to_the_same_folder_is_refused(corpus, teacher, tmp_path):
-    with (
-        distributed.lock(tmp_path / "cache"),
-        pytest.raises(StaleError, match=r"another run is writing to .*cache; wait until it ends"),
-    ):
-        build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
-    build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-
-
-def test_a_full_disk_is_an_error_and_finished_shards_are_kept(corpus, teacher, folder, tmp_path, sharded, monkeypatch):
-    write, calls = cache_format.pq.write_table, []
-
-    def write_until_full(*arguments, **named):
-        calls.append(1)
-        if len(calls) > 10:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(*arguments, **named)
-
-    monkeypatch.setattr(cache_format.pq, "write_table", write_until_full)
-    with pytest.raises(
-        InputError, match=r"there is no room left for .*pairs-00002\.parquet; make room and run the same command again"
-    ):
-        build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
-    monkeypatch.undo()
-    assert len(list((tmp_path / "cache").glob("pairs-*.parquet"))) == 2
-    monkeypatch.setattr(build, "IMAGES_PER_SHARD", 5)
-    build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
-    assert contents(tmp_path / "cache") == contents(folder)
 
 
 @pytest.mark.parametrize("listed", ["text", {"items.parquet": "/dev/zero"}])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import io
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from transformers import AutoModel, CLIPConfig, CLIPImageProcessorPil, SiglipCon
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, difference_hash
-from dcdctl.core.errors import ConfigError, MissingError, ModelError
+from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.scoring import embed
 from dcdctl.core.teacher import CandidateConfig, candidates, false_negatives, miners
 
@@ -308,12 +307,6 @@ def test_near_duplicate_images_are_excluded_as_negatives(corpus, monkeypatch, ki
     assert 2 not in drawn.images_of_text[0]
     # Images 0 and 2 each drop the two captions of the other, and their four captions drop one image each.
     assert drawn.dropped["near-duplicate images"] == 8
-
-
-def test_without_bm25s_the_error_says_how_to_install_it(corpus, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(MissingError, match=r"needs bm25s, which is not installed; pip install 'bm25s>="):
-        candidates.draw_candidates(corpus, CandidateConfig(kind="lexical"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches import list_batches, pair_batches, recipe_batches
+from batches import Indices, list_batches, pair_batches, recipe_batches
 from made_caches import build_cache
 from tiny import make_corpus
 
@@ -296,19 +296,6 @@ def batches_of(
     kind = list_batches if "random_negatives" in config else pair_batches
     more = {"false_negatives": false_negative_filter(corpus, bits), **({} if mined is None else {"mined": mined})}
     return kind(Indices(corpus), BatchConfig(**config), 0, cache, **more)  # type: ignore[arg-type]
-
-
-class Indices:
-    """A source that gives the indices of images and captions in their place."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
-
-    def images(self, image_ix: np.ndarray) -> np.ndarray:
-        return image_ix
-
-    def texts(self, text_ix: np.ndarray) -> np.ndarray:
-        return text_ix
 
 
 def test_duplicate_images_are_marked_in_a_batch_of_all_pairs_if_the_recipe_looks_for_them(clones):

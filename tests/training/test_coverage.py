@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import list_batches, recipe_batches
+from batches import Indices, list_batches, recipe_batches
 from made_caches import build_cache
 from open_inputs import OpenInputs
 
@@ -23,19 +23,6 @@ from dcdctl.core.training.recipe import BatchConfig, load_recipe
 DRAWN, KEPT, STEPS = 3, 2, 64
 OPTIONS = TrainingOptions()
 TINY = ["model.layers=[0, 2]", "batch.size=10", f"batch.random_negatives={DRAWN}", f"batch.hard_negatives={KEPT}"]
-
-
-class Indices:
-    """A source that gives the indices of images and captions in their place."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
-
-    def images(self, image_ix: Any) -> Any:
-        return image_ix
-
-    def texts(self, text_ix: Any) -> Any:
-        return text_ix
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from batches import list_batches
+from batches import Indices, list_batches
 from byte_level import byte_level_bpe
 from encoders import make_pair, save_text, save_vision
 from open_inputs import OpenInputs
@@ -46,19 +46,6 @@ SETS = [
     "optimizer.warmup_share=0.0",
 ]
 MINE = ["batch.negatives=mined", "candidates.per_query=4"]
-
-
-class Indices:
-    """Stands for a source: images and captions are their own indices."""
-
-    def __init__(self, corpus: Any) -> None:
-        self.corpus = corpus
-
-    def images(self, image_ix: Any) -> Any:
-        return np.asarray(image_ix)
-
-    def texts(self, text_ix: Any) -> Any:
-        return np.asarray(text_ix)
 
 
 @pytest.fixture(scope="module")
