@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -181,13 +181,6 @@ def make_student(inputs: OpenInputs, kind: str, starts: Path) -> Student:
             # It starts at 0, where the gradient of the other factor is 0.
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model, recipe
-
-
-class WithoutAutocast(Compute):
-    """Compute settings for devices that have no autocast."""
-
-    def forward_pass(self) -> Any:
-        return nullcontext()
 
 
 def save_shared_gradients(data: str, teacher: str, cache: str, students: str, out: str) -> None:
