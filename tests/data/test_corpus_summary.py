@@ -142,22 +142,6 @@ def test_inspect_prints_one_document(folder):
     assert document["splits"]["train"]["captions_by_words"] == [2, 0, 3, 0, 2]
 
 
-def test_a_page_keeps_the_text_of_a_corpus_as_text_and_loads_nothing(folder, tmp_path):
-    result = run_cli(folder, "--html", tmp_path / "page.html")
-    assert result.exit_code == 0, result.stderr
-    text = (tmp_path / "page.html").read_text()
-    page = Page(text)
-    assert [image["alt"] for image in page.all("img")] == ["A dog.", '"><script>alert(1)</script>', "a dog"]
-    assert all(image["src"].startswith("data:image/webp;base64,") for image in page.all("img"))
-    assert not {"script", "link", "b", "iframe"} & {tag for tag, _ in page.tags}
-    assert "&lt;img src=&#34;x&#34;&gt;.png" in text
-    assert "CC0 &lt;b&gt;" in text
-    assert "http" not in text
-    # The first caption of each of the three images is under it, and the others are folded.
-    assert len(page.all("li")) == 7 - 3
-    assert text.index("<figure>") < text.index("<table>")
-
-
 def test_a_page_has_images_of_the_first_split_or_of_the_one_named(scenes_corpus_dir, tmp_path):
     result = run_cli(scenes_corpus_dir, "--split", "train", "--html", tmp_path / "page.html")
     assert result.exit_code == 0, result.stderr
