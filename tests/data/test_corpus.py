@@ -99,15 +99,6 @@ def test_images_come_in_the_given_order_and_may_repeat(ragged):
     assert [image.getpixel((0, 0))[0] for image in ragged.images(wanted)] == wanted
 
 
-def test_opening_reads_no_image(ragged, monkeypatch):
-    def refuse(*_args, **_keywords):
-        raise AssertionError("an image was read")
-
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", refuse)
-    again = Corpus.open(ragged.folder, "train")
-    assert len(again.captions) == 250
-
-
 def test_a_pickled_corpus_reads_the_same(ragged):
     ragged.image(5)
     again = pickle.loads(pickle.dumps(ragged))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import threading
 from itertools import chain
 from pathlib import Path
 
@@ -90,20 +89,6 @@ def test_a_resumed_stream_that_skips_samples_gives_the_batches_of_an_uninterrupt
         captions_of(killed, range(step))
         resumed.counts = dict(killed.counts)
         assert captions_of(resumed, range(step, step + 3)) == expected[step : step + 3]
-
-
-def test_a_resumed_stream_does_not_open_the_shards_before_its_step(tars):
-    whole = stream_of(tars)
-    expected = captions_of(whole, range(8))[6:]
-    resumed = stream_of(tars)
-    resumed.counts = dict(whole.counts)
-    Path(tars[whole.order(0)[0]]).unlink()
-    assert captions_of(resumed, range(6, 8)) == expected
-
-
-def test_no_thread_is_left(tars):
-    captions_of(stream_of(tars), range(2))
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stream")]
 
 
 def test_tars_parquet_and_urls_of_the_same_samples_give_the_same_batches(tmp_path, tars, monkeypatch):

@@ -80,11 +80,6 @@ def test_max_images_narrows_queries_and_galleries(corpus, fusion):
     assert result.corpus.fingerprint == "numbers 7"
 
 
-def test_a_constant_fusion_scorer_finds_nothing_first(corpus):
-    result = evaluate.evaluate_model(TableFusion(torch.full((10, 18), 0.3)), corpus)
-    assert result.text_retrieval["R@1"] == result.image_retrieval["R@5"] == 0
-
-
 def test_stored_features_of_a_dual_encoder_without_frozen_encoders_are_an_error(corpus, dual, tmp_path):
     with pytest.raises(ModelError, match="features are its vectors"):
         evaluate.evaluate_model(dual, corpus, options=EvalOptions(compute=Compute(features=tmp_path)))

@@ -287,18 +287,6 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(sources, tm
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_command_says_what_it_wrote(sources, tmp_path):
-    found = CliRunner().invoke(
-        app,
-        ["export", str(sources["dual"]), "--out", str(tmp_path / "out"), "--to", "transformers", "--license", "mit"],
-    )
-    assert (found.exit_code, found.stdout.splitlines()[1].split(":")[0]) == (
-        0,
-        "checked on 16 images of scenes, split test",
-    )
-    assert f"dual model for transformers -> {tmp_path / 'out'} (" in found.stdout
-
-
 def test_json_has_the_checks(sources, tmp_path):
     words = ["export", str(sources["pair-scorer"]), "--out", str(tmp_path / "out"), "--to", "transformers", "--json"]
     told = json.loads(CliRunner().invoke(app, words).stdout)

@@ -85,11 +85,6 @@ def test_logits_equal_those_of_the_plain_forward_pass(folder, photos):
     assert_close(found_P, expected_IT[rows, columns], rtol=1e-5, atol=1e-4)
 
 
-def test_the_attention_of_text_encoders_is_the_fused_one_where_it_has_its_mask(folder):
-    text = models.load_dual(folder).network.text_model.config
-    assert text._attn_implementation == ("eager" if text.model_type.startswith("aimv2") else "sdpa")
-
-
 def test_long_captions_are_cut_to_the_length_of_training(folder):
     model = models.load_dual(folder)
     # 20 are what the tokenizer of a family that is not named says.

@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 from encoders import SIDE, VISION, make_pair, save_text, save_vision
-from families import VARIANTS
 from torch.testing import assert_close
 
 from dcdctl.core import models
@@ -109,16 +108,3 @@ def test_without_timm_the_error_says_how_to_install_it(captions, tmp_path, monke
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingError, match=r"a timm model, needs timm, which is not installed; pip install 'timm>="):
         models.new_coattention(vision, text, SMALL)
-
-
-@pytest.mark.parametrize("family", ["ALIGN", "frozen dual over timm", "co-attention over timm"])
-def test_convolutional_encoders_read_images_with_channels_last_and_vits_do_not(captions, pil_images, tmp_path, family):
-    model = VARIANTS[family](captions, tmp_path)
-    encoder, layouts = model._encoder_modules[0], []
-    first = next(module for module in encoder.modules() if isinstance(module, torch.nn.Conv2d))
-    first.register_forward_pre_hook(
-        lambda module, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
-    )
-    embed = model.embed_images if model.kind == "dual" else model.encode_images
-    embed(model.preprocess.images(pil_images))
-    assert layouts == [family != "frozen dual over timm"]

@@ -58,15 +58,6 @@ def test_a_chart_has_a_role_a_title_and_a_description(kind):
     assert [texts[name] for name in names] == ["Loss", "from 3 to 1"]
 
 
-def test_ids_of_charts_in_a_page_are_unique_and_lead_somewhere():
-    page = "".join(made().values())
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids))
-    named = re.findall(r'href="#([^"]+)"', page) + re.findall(r"url\(#([^)]+)\)", page)
-    assert named
-    assert set(named) <= set(ids)
-
-
 def test_nothing_is_fetched_and_nothing_styles_the_rest_of_the_page():
     page = "".join(made().values())
     assert set(re.findall(r'https?://[^"]+', page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
@@ -81,21 +72,3 @@ def test_text_is_escaped_and_not_read_as_a_formula():
     assert HOSTILE in texts
     assert "<b>" not in figure
     assert figure.startswith('<figure class="chart"><figcaption>a&lt;b&gt;&amp;')
-
-
-@pytest.mark.parametrize("kind", ["lines", "scatter"])
-def test_curves_and_points_are_labeled(kind):
-    texts = ["".join(element.itertext()) for element in svg_of(made()[kind]).iter("{http://www.w3.org/2000/svg}text")]
-    assert {"a", "b"} <= set(texts)
-
-
-def test_counts_below_the_axis_are_shown_positive():
-    texts = [
-        "".join(element.itertext()) for element in svg_of(made()["mirrored"]).iter("{http://www.w3.org/2000/svg}text")
-    ]
-    assert not [text for text in texts if text.startswith(("-", "\N{MINUS SIGN}"))]
-
-
-@pytest.mark.parametrize("y", [(1.0,), (2.0, 2.0)])
-def test_a_single_point_and_a_constant_curve_can_be_drawn(y):
-    assert "<path" in charts.lines(labels(), [curve("flat", *y)])

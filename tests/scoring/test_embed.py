@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from torch.testing import assert_close
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.models import TextBatch
 from dcdctl.core.scoring import CorpusSource, Source, dual_embedder, embed_all, embed_batch
-from dcdctl.core.scoring import embed as embed_module
 from dcdctl.core.scoring.embed import Embedder
 
 
@@ -37,23 +35,6 @@ def test_vectors_stand_in_the_order_of_the_corpus(source, batch_size, by_length)
     assert_close(vectors.texts_TD, dual.text_TD)
     assert_close(vectors.images_ID, dual.image_ID)
     assert sum(counted) == len(OWNER) + len(dual.image_ID)
-
-
-@pytest.mark.parametrize(("batch_size", "images", "texts"), [(None, 3, 7), (5, 5, 5)])
-def test_a_cpu_embeds_fewer_images_together_than_captions(source, monkeypatch, batch_size, images, texts):
-    dual, sizes = make_dual(), {"images": [], "texts": []}
-    monkeypatch.setattr(embed_module, "BATCH_SIZE", 3)
-    monkeypatch.setattr(embed_module, "DEFAULT_BATCH_SIZE", 7)
-    # A default is a value, not a name.
-    monkeypatch.setattr(embed_module._batches, "__defaults__", (7,))
-    embedder = dual_embedder(dual, CPU)
-
-    def counted(kind, embed):
-        return lambda batch: sizes[kind].append(len(batch)) or embed(batch)
-
-    embedder = replace(embedder, images=counted("images", embedder.images), texts=counted("texts", embedder.texts))
-    embed_all(embedder, source, Compute(batch_size=batch_size))
-    assert (max(sizes["images"]), max(sizes["texts"])) == (images, texts)
 
 
 def test_a_model_in_the_middle_of_its_training_embeds_in_eval_mode():

@@ -46,31 +46,6 @@ def test_a_workload_is_the_rate_of_a_trial_times_the_counts(monkeypatch):
     assert workload.seconds == pytest.approx(1000 / 50 + 20 * 0.5 + 18 * 0.1)
 
 
-@pytest.mark.parametrize("whole_corpus", [False, True])
-def test_pairs_of_an_image_share_batches_if_that_is_cheaper(monkeypatch, whole_corpus):
-    monkeypatch.setattr(pairs, "IMAGE_CHUNK", 3)
-    monkeypatch.setattr(pairs, "TEXT_CHUNK", 2)
-    opened = scorer_on(range(10), range(18))
-    fusion = opened.scorer
-    fusion.groups_by_image, fusion.num_images = True, []
-    encode = fusion.encode_images
-    monkeypatch.setattr(fusion, "encode_images", lambda images: fusion.num_images.append(len(images)) or encode(images))
-    # Images 2, 5 and 9 with 3, 6 and 1 captions, in a mixed order.
-    image_P = np.array([5, 2, 5, 9, 5, 2, 5, 5, 2, 5, 0])
-    text_P = np.arange(11)
-    scores = (
-        pairs.score_pairs(fusion, opened.source, image_P, text_P, compute=opened.compute)
-        if whole_corpus
-        else opened.score(image_P, text_P)
-    )
-    assert scores.tolist() == fusion.table_IT[image_P, text_P].tolist()
-    # Batches of four: images 0 and 2 fit in one, and only the six captions of image 5 are split.
-    images = [[image for image, _ in batch] for batch in fusion.batches]
-    assert sorted(images) == sorted([[0, 2, 2, 2], [5] * 4, [5] * 2, [9]])
-    assert max(fusion.num_images) <= 3
-    assert sum(fusion.num_images) == 4
-
-
 @pytest.mark.parametrize(("asked", "expected"), [(None, [5, 3]), (2, [2, 2, 2, 2])])
 def test_the_model_sets_the_batch_size_unless_the_user_does(asked, expected):
     fusion = make_fusion()

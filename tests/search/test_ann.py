@@ -156,18 +156,6 @@ def test_a_damaged_segment_is_named(tmp_path):
         opened.check()
 
 
-def test_opening_an_index_opens_no_segment(graph, monkeypatch):
-    monkeypatch.setattr(ann, "open_segment", lambda *arguments: pytest.fail("a segment is opened"))
-    assert len(FolderIndex.open(graph.folder).segments) == 3
-
-
-def test_a_graph_stays_in_its_file_and_has_no_table_of_its_keys(graph):
-    opened = ann.Graph(graph.folder / "ann", graph.segments[0], IndexConfig())
-    (view,) = opened._views
-    assert view.memory_usage < graph.segments[0].bytes
-    assert not view.contains(0)
-
-
 def test_a_failed_segment_stops_the_others(tmp_path, monkeypatch):
     build = BUILDERS["hnsw"]
 

@@ -12,7 +12,7 @@ from image_files import png, put
 from made_index import build_of, killed_before, ragged, searcher_of, update, write_late
 from PIL import Image
 from starlette.testclient import TestClient
-from tiny import contents, run_script
+from tiny import contents
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
@@ -93,21 +93,6 @@ def test_images_of_any_number_of_tokens_are_ranked_by_maxsim(tmp_path, codes, se
         expected = plain_maxsims(query, stored, counts)
         assert row.tolist() == np.argsort(-expected).tolist()
         np.testing.assert_allclose(score, np.sort(expected)[::-1], atol=1e-5)
-
-
-@pytest.mark.parametrize("settings", [{}, {"flat_up_to": 0, "segment_rows": 4}])
-def test_a_search_of_tokens_imports_no_library_that_takes_long(tmp_path, settings):
-    write_late(tmp_path / "index", [4, 1, 7, 3, 3], **settings)
-    script = """
-import sys
-from pathlib import Path
-import numpy as np
-from dcdctl.core.search import FolderIndex, part_files
-part_files.ROWS_PER_GROUP = 2  # as in this process
-assert FolderIndex.open(Path(sys.argv[1])).search(np.ones((1, 2, 6)), 2)
-print(*{"torch", "transformers", "pandas", "scipy", "sklearn"} & set(sys.modules))
-"""
-    assert run_script(script, tmp_path / "index").split() == []
 
 
 def test_tokens_outside_the_segments_are_read_once_if_they_fit_into_memory(tmp_path, monkeypatch):

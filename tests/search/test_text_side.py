@@ -15,7 +15,7 @@ from tiny import run_script
 from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.models import TextTower, onnx
-from dcdctl.core.search import FolderIndex, IndexSearcher, index_document, index_facts
+from dcdctl.core.search import IndexSearcher
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.storage import text_side_note
 from dcdctl.core.search.torch_models import DualVectors
@@ -109,16 +109,6 @@ def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch
     assert isinstance(IndexSearcher.for_index(index, device="cpu").texts, DualVectors)
     monkeypatch.setattr(onnx, "export_text_tower", None)  # not tried again
     assert update(index.folder, add=one_more(noise_index, tmp_path / "more")).num_images == 13
-
-
-def test_inspect_shows_the_size_of_the_text_side_or_why_there_is_none(noise_index, tmp_path):
-    size = sum(path.stat().st_size for path in (noise_index / "text").iterdir())
-    index = FolderIndex.open(noise_index)
-    assert index_document(index)["bytes"]["text"] == size
-    assert dict(index_facts(index))["texts"] == "searched without torch, by a text side for ONNX Runtime"
-    without = FolderIndex.open(without_text_side(noise_index, tmp_path / "old"))
-    assert "text" not in index_document(without)["bytes"]
-    assert "packages onnx and onnxruntime were missing" in dict(index_facts(without))["texts"]
 
 
 @pytest.mark.parametrize("package", onnx.TEXT_PACKAGES)
