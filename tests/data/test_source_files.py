@@ -18,7 +18,6 @@ import pytest
 from captioned_photos import CAPTIONS, DATA, NAMES, contents
 from forks import LIBRARIES, run_forked
 from paths import FIXTURES
-from tiny import make_teacher
 
 from dcdctl.core import models
 from dcdctl.core.data import PrepareOptions, SourceOptions, manifest, prepare_corpus, source_files
@@ -379,38 +378,3 @@ images = "images.zip"
         assert len(server.requests) == before
     found = {name: contents(tmp_path / "out" / name) for name in (*runs, "offline")}
     assert all(one == found["zip"] for one in found.values())
-
-
-@pytest.mark.slow
-def test_a_tiny_vilt_is_loaded_by_its_name_on_the_hub(tmp_path, scenes_corpus_dir, corpus):
-    models.save(make_teacher(corpus.captions), tmp_path / "vilt")
-    with loopback.serve(models={"me/vilt": tmp_path / "vilt"}) as server:
-        words = ["eval", "me/vilt", "--data", scenes_corpus_dir, "--max-images", 4, "--json"]
-        (done,) = run_through(server, tmp_path, words)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["images"] == 4
-
-
-def test_flickr30k_from_the_hub_is_an_error_if_its_test_split_is_not_the_papers(tmp_path):
-    rows = [
-        f'"{json.dumps(texts).replace(chr(34), chr(34) * 2)}","[0]",{split},{name},0'
-        for name, split, texts in zip(NAMES, SPLITS, CAPTIONS, strict=True)
-    ]
-    table = "\n".join(["raw,sentids,split,filename,img_id", *rows]).encode()
-    hub = {"nlphuji/flickr30k": {"flickr_annotations_30k.csv": table, "flickr30k-images.zip": archive()}}
-    with loopback.serve(datasets=hub) as server:
-        server.commit = "2b239befc81b6e3f035ce6bd52f5f4d60f5625f7"
-        prepare = ["prepare", "flickr30k", "--out", tmp_path / "out"]
-        refused, done = run_through(server, tmp_path, prepare, [*prepare, "--max-images", 1, "--json"])
-        assert refused.returncode == 1
-        assert (
-            "error: flickr30k: split 'test' has 1 image and 2 captions, the papers' has 1,000 and 5,000"
-            in refused.stderr
-        )
-        assert "Traceback" not in refused.stderr
-        assert done.returncode == 0, done.stderr
-        summary = json.loads(done.stdout)
-        assert summary["protocol"] == "none: only the first 1 image of each split"
-        assert summary["notes"] == [
-            f"{name}: matches the Hub's hash" for name in ("flickr_annotations_30k.csv", "flickr30k-images.zip")
-        ]
