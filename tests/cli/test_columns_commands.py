@@ -164,7 +164,7 @@ def test_a_page_shows_columns_escaped(index, tmp_path):
 
 def test_exif_columns_are_set_on_the_command_line(noise_index, tmp_path):
     copy = shutil.copytree(noise_index, tmp_path / "index")
-    done = run("index", copy, "--exif-place", "--json")
+    done = run("index", copy, "--exif", "place", "--json")
     assert json.loads(done.stdout)["columns"] == ["taken", "year", "camera", "latitude", "longitude"]
     assert "  column camera: text, 12 missing" in run("inspect", copy).stdout
 

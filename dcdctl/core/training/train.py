@@ -41,9 +41,8 @@ from dcdctl.core.training import (
     text_data,
     wise_ft,
 )
-from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.step_pairs import check_size
-from dcdctl.core.training.corpus_data import CorpusData
+from dcdctl.core.training.corpus_data import CorpusData, choose_pairs
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import InputRefs, TeacherUse, check_teachers
 from dcdctl.core.training.loop import TrainingOptions
