@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus
@@ -54,8 +53,7 @@ def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track) -> Ag
     model = models.load(ref, track=track)
     if model.kind == "fusion":
         raise _no_order(ref)
-    named = (ref, cast("models.Searchable", model))
-    embedded = embed_corpus([named], corpus, compute, track=track)
+    embedded = embed_corpus([(ref, model)], corpus, compute, track=track)
     return Against(name=ref, fingerprint=model.digest, teacher=embedded)
 
 

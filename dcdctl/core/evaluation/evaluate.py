@@ -27,7 +27,7 @@ from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
-from dcdctl.core.models import FusionScorer, Model
+from dcdctl.core.models import Model, Scorer
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, silent, unsaid
 from dcdctl.core.scoring import VectorKind
@@ -40,7 +40,7 @@ def evaluate_model(
     model: Model,
     corpus: Corpus,
     *,
-    rerank: FusionScorer | None = None,
+    rerank: Scorer | None = None,
     options: EvalOptions = DEFAULT,
     track: Track = silent,
     on_workload: OnWorkload | None = None,
@@ -83,7 +83,7 @@ def evaluate_model(
     )
 
 
-def _how(model: Model, rerank: FusionScorer | None, options: EvalOptions) -> HowMeasured:
+def _how(model: Model, rerank: Scorer | None, options: EvalOptions) -> HowMeasured:
     return HowMeasured(
         name=options.protocol.name,
         folds=options.protocol.num_folds,
@@ -96,7 +96,7 @@ def _how(model: Model, rerank: FusionScorer | None, options: EvalOptions) -> How
     )
 
 
-def _check_options(model: Model, rerank: FusionScorer | None, options: EvalOptions) -> None:
+def _check_options(model: Model, rerank: Scorer | None, options: EvalOptions) -> None:
     if options.form != FULL_VECTORS and (model.kind != "dual" or rerank is not None):
         raise _no_vectors()
     if options.compute.features is not None and model.kind == "dual" and model.encoders is None and rerank is None:

@@ -37,7 +37,7 @@ from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings
 from dcdctl.core.evaluation.ranks import RankCounter, checked_scores
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.evaluation.vectors import rank_vectors
-from dcdctl.core.models import DualEncoder, FusionScorer, Model, TextBatch
+from dcdctl.core.models import DualEncoder, Model, Scorer, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import (
     LOGIT_ROUNDING,
@@ -130,7 +130,7 @@ def rank_embedded(
     ]
 
 
-def rank_by_fusion(scorer: FusionScorer, task: RankingTask, kept_IT: Scores | None) -> tuple[list[Rankings], int]:
+def rank_by_fusion(scorer: Scorer, task: RankingTask, kept_IT: Scores | None) -> tuple[list[Rankings], int]:
     """The rankings of each fold by the logits of all pairs, and the number of pairs.
 
     `kept_IT` receives all logits, if the protocol has one fold.
@@ -188,9 +188,7 @@ def _first_stage(model: Model, task: RankingTask) -> tuple[list[Rankings], Calla
     )
 
 
-def rank_by_cascade(
-    model: Model, scorer: FusionScorer, task: RankingTask
-) -> tuple[list[Rankings], int, tuple[Depth, ...]]:
+def rank_by_cascade(model: Model, scorer: Scorer, task: RankingTask) -> tuple[list[Rankings], int, tuple[Depth, ...]]:
     """The rankings of each fold by the logits of what a model that encodes items once finds, at the last depth; the
     number of scored pairs; with several depths, also what each gains and costs."""
     depths, num_top = task.options.depths, task.options.num_top
@@ -253,7 +251,7 @@ def _rank_all_pairs(
     return counter.rankings()
 
 
-def fold_scorers(scorer: FusionScorer, task: RankingTask) -> Callable[[Fold], PairScorer]:
+def fold_scorers(scorer: Scorer, task: RankingTask) -> Callable[[Fold], PairScorer]:
     """A function that gives the pair scorer of a fold."""
     compute = task.options.compute
     scorer.to(compute.device).eval()

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch, select_rows
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.attention import enable_checkpointing
@@ -246,7 +245,3 @@ class DualEncoder(RetrievalModel):
             raise ModelError(
                 "the encoders of this model cannot compute activations again", hint="leave --checkpoint-activations out"
             )
-
-
-Model = FusionScorer | DualEncoder
-"""What `load` gives; `model.kind` tells which of the two."""

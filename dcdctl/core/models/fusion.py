@@ -1,5 +1,5 @@
-"""The contract of a fusion scorer, and what all of them share; a family (`vilt`, `coattention_scorer`) adds its
-network.
+"""What scores pairs of encoded images and captions, and its first kind, the fusion scorer; a family (`vilt`,
+`coattention_scorer`) adds its network. The second kind is in `late`.
 
 Shape letters: I images, T texts, P pairs, R x C pairs of a training step, B aligned pairs.
 """
@@ -19,15 +19,11 @@ from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.attention import enable_checkpointing
 
 
-class FusionScorer(RetrievalModel):
-    """A cross-encoder: it reads an image and a caption together and gives a raw logit, higher is better."""
+class PairModel(RetrievalModel):
+    """A model that scores pairs of an image and a caption, each encoded before: a raw logit, higher is better."""
 
-    kind: Literal["fusion", "late"] = "fusion"
     pairs_per_batch = 256
     """Pairs in one call of `score_pairs`, unless the user sets a batch size."""
-    groups_by_image = False
-    """Whether pairs of one image cost less in one batch. Callers then score them one after another, and few images at a
-    time."""
     keeps_states = False
     """Whether states are small enough to keep for a whole corpus, such as unit vectors; then each item is encoded
     once for all its pairs."""
@@ -50,43 +46,6 @@ class FusionScorer(RetrievalModel):
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
 
-    @property
-    def layers(self) -> Sequence[Any] | nn.ModuleList:
-        """The fusion layers that a student may take over; none unless a family has them."""
-        return ()
-
-    @property
-    def num_layers(self) -> int:
-        """Number of fusion layers."""
-        return len(self.layers)
-
-    def student(self, layers: Sequence[int]) -> Self:
-        """A scorer with only these fusion layers, the weights copied, trainable. ModelError unless the layers exist and
-        ascend, and for a scorer that has no such student."""
-        raise ModelError(
-            f"{self.noun} has no student of fewer layers", hint="train a dual or a late student of it (model.kind)"
-        )
-
-    def checked_layers(self, layers: Sequence[int]) -> list[int]:
-        """The fusion layers of a student. ModelError unless the layers exist and ascend."""
-        chosen = list(layers)
-        ascends = all(earlier < later for earlier, later in itertools.pairwise(chosen))
-        if not (chosen and ascends and 0 <= chosen[0] <= chosen[-1] < self.num_layers):
-            raise ModelError(
-                f"the layers of a student are {chosen}, expected some of 0 to {self.num_layers - 1}, ascending and "
-                "each once"
-            )
-        return chosen
-
-    def checkpoint_activations(self) -> None:
-        """Compute activations again in the backward pass: those of the fusion layers, and of trained encoders that
-        support it."""
-        if not self.layers:
-            raise self.not_trained()
-        # The result does not matter: the fusion layers can always be computed again.
-        enable_checkpointing(self._encoder_modules)
-        self.network.recomputes = True
-
     def forward(
         self, images: ImageBatch | States, texts: TextBatch | States, image_ix_P: Tensor, text_ix_P: Tensor
     ) -> Tensor:
@@ -107,3 +66,47 @@ class FusionScorer(RetrievalModel):
     def calibrate(self, logits: Tensor) -> Tensor:
         """The logits, unchanged: a fusion student learns the teacher's scale itself."""
         return logits
+
+
+class FusionScorer(PairModel):
+    """A cross-encoder: it reads an image and a caption together, in fusion layers."""
+
+    kind: Literal["fusion"] = "fusion"
+    groups_by_image = False
+    """Whether pairs of one image cost less in one batch. Callers then score them one after another, and few images at a
+    time."""
+
+    @property
+    def layers(self) -> Sequence[Any] | nn.ModuleList:
+        """The fusion layers that a student may take over; none unless a family has them."""
+        return ()
+
+    @property
+    def num_layers(self) -> int:
+        """Number of fusion layers."""
+        return len(self.layers)
+
+    def student(self, layers: Sequence[int]) -> Self:
+        """A scorer with only these fusion layers, the weights copied, trainable. ModelError unless the layers exist and
+        ascend, and for a scorer that has no such student."""
+        raise self.without_student()
+
+    def checked_layers(self, layers: Sequence[int]) -> list[int]:
+        """The fusion layers of a student. ModelError unless the layers exist and ascend."""
+        chosen = list(layers)
+        ascends = all(earlier < later for earlier, later in itertools.pairwise(chosen))
+        if not (chosen and ascends and 0 <= chosen[0] <= chosen[-1] < self.num_layers):
+            raise ModelError(
+                f"the layers of a student are {chosen}, expected some of 0 to {self.num_layers - 1}, ascending and "
+                "each once"
+            )
+        return chosen
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations again in the backward pass: those of the fusion layers, and of trained encoders that
+        support it."""
+        if not self.layers:
+            raise self.not_trained()
+        # The result does not matter: the fusion layers can always be computed again.
+        enable_checkpointing(self._encoder_modules)
+        self.network.recomputes = True

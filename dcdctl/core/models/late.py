@@ -1,7 +1,7 @@
 """Late interaction: a vector for each token of an image and of a text, compared by MaxSim (`networks.maxsim`).
 
 It lies between the other two kinds of model. As in a dual encoder each item is encoded once; as in a fusion model words
-are compared with places of the image. So it is a scorer whose states are token vectors.
+are compared with places of the image. So it scores pairs as a fusion model does, from states that are token vectors.
 
 Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D length of a token vector, P pairs.
 """
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from dcdctl.core.models.dual import DualEncoder, of_pairs
 from dcdctl.core.models.dual_scorer import pair_products
-from dcdctl.core.models.fusion import FusionScorer
+from dcdctl.core.models.fusion import FusionScorer, PairModel
 from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch
 from dcdctl.core.models.networks.maxsim import all_maxsims, pair_maxsims
 
@@ -28,7 +28,7 @@ PAIRS_AT_A_TIME = 1024
 """Pairs whose tokens are gathered at a time."""
 
 
-class LateInteraction(FusionScorer):
+class LateInteraction(PairModel):
     """Compares the tokens of a text with those of an image: the logit is their MaxSim times `logit_scale`. A family
     gives the states, whose tokens are vectors, zeros for padding; with `vectors_scale`, the cosine of their vectors
     counts too."""
@@ -80,20 +80,13 @@ class LateInteraction(FusionScorer):
             all_IT = all_maxsims(images.tokens, mask_IN, texts.tokens, texts.mask, is_mean=self.is_mean)
             maxsim_P = all_IT.flatten().index_select(0, image_ix_P * len(texts) + text_ix_P)
         else:
-            maxsim_P = torch.cat(
-                [
-                    pair_maxsims(
-                        images.tokens[image_ix],
-                        None if mask_IN is None else mask_IN[image_ix],
-                        texts.tokens[text_ix],
-                        texts.mask[text_ix],
-                        is_mean=self.is_mean,
-                    )
-                    for image_ix, text_ix in zip(
-                        image_ix_P.split(PAIRS_AT_A_TIME), text_ix_P.split(PAIRS_AT_A_TIME), strict=True
-                    )
-                ]
-            )
+            parts = []
+            chunks = zip(image_ix_P.split(PAIRS_AT_A_TIME), text_ix_P.split(PAIRS_AT_A_TIME), strict=True)
+            for image_ix, text_ix in chunks:
+                mask_PN = None if mask_IN is None else mask_IN[image_ix]
+                tokens_PLD, mask_PL = texts.tokens[text_ix], texts.mask[text_ix]
+                parts.append(pair_maxsims(images.tokens[image_ix], mask_PN, tokens_PLD, mask_PL, is_mean=self.is_mean))
+            maxsim_P = torch.cat(parts)
         logits_P = self.logit_scale.to(maxsim_P.device) * maxsim_P
         if self.vectors_scale is not None:
             assert images.vectors is not None
@@ -136,5 +129,9 @@ class LateInteraction(FusionScorer):
         return of_pairs(all_IT, pairs), all_IT
 
 
+Scorer = FusionScorer | LateInteraction
+"""What scores pairs of encoded images and captions: teachers and re-rankers."""
 Searchable = DualEncoder | LateInteraction
 """Models whose images are encoded once and put into an index."""
+Model = FusionScorer | LateInteraction | DualEncoder
+"""What `load` gives; `model.kind` tells which of the three."""

@@ -6,8 +6,8 @@ reads anything.
 
 Importing this module does not import transformers: many commands only check a reference or list the families.
 
-A new family is a file of `families` with a subclass of `FusionScorer` or `DualEncoder` and a function `load`, one line
-in `FAMILIES`, and one in tests/support/families.py.
+A new family is a file of `families` with a subclass of `FusionScorer`, `LateInteraction` or `DualEncoder` and a
+function `load`, one line in `FAMILIES`, and one in tests/support/families.py.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from dcdctl.core.models.saved_folder import REMAKE
 from dcdctl.core.progress import Track, silent
 
 if TYPE_CHECKING:  # torch takes a second
-    from dcdctl.core.models.dual import DualEncoder, Model
+    from dcdctl.core.models.dual import DualEncoder
     from dcdctl.core.models.fusion import FusionScorer
-    from dcdctl.core.models.late import Searchable
+    from dcdctl.core.models.late import Model, Scorer, Searchable
 
 T = TypeVar("T")
 Wanted = Kind | Literal["searchable", "any"]
@@ -173,12 +173,12 @@ def _read_small(ref: str | Path, read: Callable[[Path], T], *, otherwise: T) -> 
 def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
     """The fusion scorer that a reference names; ModelError if it names another kind of model."""
     model = load(ref, overrides, track, kind="fusion")
-    assert model.kind != "dual"
+    assert model.kind == "fusion"
     return model
 
 
-def load_scorer(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
-    """Any model as a fusion scorer: a dual encoder scores a pair by its scaled cosine (`DualScorer`)."""
+def load_scorer(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> Scorer:
+    """Any model as a scorer of pairs: a dual encoder scores a pair by its scaled cosine (`DualScorer`)."""
     from dcdctl.core.models.dual_scorer import DualScorer
 
     model = load(ref, overrides, track)
@@ -192,9 +192,16 @@ def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> Du
     return model
 
 
-def load_searchable(ref: str | Path) -> Searchable:
-    """The dual encoder or the late-interaction model that a reference names; ModelError if it names another model."""
-    model: Any = load(ref, kind="searchable")
+def load_searchable(
+    ref: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    kind: Literal["dual", "searchable"] = "searchable",
+) -> Searchable:
+    """The dual encoder or, unless `kind` is dual, the late-interaction model that a reference names; ModelError if it
+    names another model."""
+    model = load(ref, overrides, kind=kind)
+    assert model.kind != "fusion"
     return model
 
 

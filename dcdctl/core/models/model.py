@@ -1,5 +1,5 @@
-"""What both kinds of model share. `fusion.FusionScorer` and `dual.DualEncoder` are the two kinds; a family subclasses
-one of them, and callers use their members alone.
+"""What all models share. The three kinds are `fusion.FusionScorer`, `late.LateInteraction` and `dual.DualEncoder`; a
+family subclasses one of them, and callers use their members alone.
 
 Shape letters: I images, T texts, R x C pairs of a training step, D length of the vectors.
 """
@@ -143,6 +143,12 @@ class RetrievalModel(nn.Module, ABC):
         """The error of a model that is not trained here."""
         hint = "use it as a teacher or to re-rank; a student starts from a CLIP or SigLIP of transformers or open_clip"
         return ModelError(f"{self.noun} cannot be trained here", hint=hint)
+
+    def without_student(self) -> ModelError:
+        """The error of a model that has no fusion layers, of which a student could have fewer."""
+        return ModelError(
+            f"{self.noun} has no student of fewer layers", hint="train a dual or a late student of it (model.kind)"
+        )
 
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass, to save memory; ModelError if no part of the model supports

@@ -42,9 +42,8 @@ from torch import Tensor, nn
 from dcdctl.core import artifacts, config, files
 from dcdctl.core.errors import ModelError, first_line, is_installed, require_extra
 from dcdctl.core.models import onnx_towers, text_tower
-from dcdctl.core.models.dual import Model
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
-from dcdctl.core.models.late import Searchable
+from dcdctl.core.models.late import Model, Searchable
 from dcdctl.core.models.onnx_towers import TOWERS, OnnxTowers, image_inputs, require_onnx
 from dcdctl.core.models.preprocess import quietly
 from dcdctl.core.models.protocols import Preprocessor

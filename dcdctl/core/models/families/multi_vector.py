@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dcdctl.core.models.families.sentence_transformer import LibraryModel
-from dcdctl.core.models.fusion import FusionScorer
+from dcdctl.core.models.fusion import PairModel
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.late import LateInteraction
 from dcdctl.core.models.references.folders import MULTI_VECTOR
@@ -34,7 +34,7 @@ class MultiVectorScorer(LibraryModel, LateInteraction):
         self.is_mean = self.encoder.similarity_fn_name == "meanmaxsim"
 
     # It is not trained here, and its texts have no maximum to which micro-batches could be padded.
-    outputs, logits = FusionScorer.outputs, FusionScorer.logits
+    outputs, logits = PairModel.outputs, PairModel.logits
 
     @property
     def token_dim(self) -> int:

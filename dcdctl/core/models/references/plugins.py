@@ -1,8 +1,8 @@
 """What a model family is, and the families of other packages, by entry points of the group `dcdctl.models`.
 
 The name of an entry point is the `model_type` in config.json. Its object is a pair: a `Kind`, and a function
-`load(ref, overrides, saved)` that returns a `FusionScorer` or a `DualEncoder`, where `saved` is dcdctl.json, None where
-there is no such file.
+`load(ref, overrides, saved)` that returns a `FusionScorer`, a `LateInteraction` or a `DualEncoder`, where `saved` is
+dcdctl.json, None where there is no such file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dcdctl.core.models.overrides import OF_METER, OF_TEXTS, check_taken
 from dcdctl.core.models.references import hub
 
 if TYPE_CHECKING:  # torch takes a second
-    from dcdctl.core.models.dual import Model
+    from dcdctl.core.models.late import Model
 
 GROUP = "dcdctl.models"
 Kind = Literal["fusion", "dual", "late", "query"]
