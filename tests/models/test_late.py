@@ -188,7 +188,7 @@ def test_its_folder_is_that_of_its_dual_encoder_too(tmp_path):
     models.save(model, tmp_path / "late")
     (tmp_path / "late" / "late_interaction.safetensors").unlink()
     (tmp_path / "late" / "dcdctl.json").unlink()
-    assert models.load_dual(tmp_path / "late").digest == model.dual.digest
+    assert models.load_dual(tmp_path / "late").digest == model.as_dual.digest
 
 
 def test_a_late_student_continues_from_a_late_run(tmp_path):

@@ -5,9 +5,6 @@ Shape letters: I images, T texts, N vectors, P pairs, D length of the vectors.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,7 +12,6 @@ from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.over_encoders import Encoders
-from dcdctl.core.models.protocols import ExportSpec
 
 DENSE_FACTOR = 24
 """All images times all texts is computed at once if that has at most this many times the pairs asked for. Gathering the
@@ -53,9 +49,11 @@ def pair_products(images_ID: Tensor, texts_TD: Tensor, image_ix_P: Tensor, text_
 class DualScorer(FusionScorer):
     """A dual encoder as a fusion scorer whose logit is the scaled cosine of two vectors.
 
-    Its states are the unit vectors. Its digest is the dual encoder's own, because both give the same scores.
+    Its states are the unit vectors. Its digest is the dual encoder's own, because both give the same scores. The dual
+    encoder is what is saved and exported.
     """
 
+    network: DualEncoder
     pairs_per_batch = 65_536
     keeps_states = True
 
@@ -79,16 +77,6 @@ class DualScorer(FusionScorer):
         """The dual encoder's."""
         return self.dual.encoders
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The dual encoder's."""
-        return self.dual.settings
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Empty: no digest is computed from it."""
-        return {}
-
     def encode_images(self, images: ImageBatch | States) -> States:
         """The unit vectors of I images, of their features, or of images that are encoded already."""
         if isinstance(images, States) and images.vectors is not None:
@@ -106,20 +94,7 @@ class DualScorer(FusionScorer):
         """Scaled cosines of P pairs, float32, also under autocast."""
         assert images.vectors is not None
         assert texts.vectors is not None
-        return self._logits(pair_products(images.vectors, texts.vectors, image_ix_P, text_ix_P)).detach()
-
-    def _logits(self, cosines: Tensor) -> Tensor:
-        logits = self.dual.logit_scale * cosines
-        return logits if self.dual.logit_bias is None else logits + self.dual.logit_bias
-
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """Write the dual encoder's own files."""
-        self.dual.save_network(folder, half=half)
-
-    def export_spec(self) -> ExportSpec:
-        """The dual encoder's."""
-        return self.dual.export_spec()
-
-    def export_copy(self) -> DualScorer:
-        """The same scorer over the dual encoder's copy."""
-        return DualScorer(self.dual.export_copy())
+        logits_P = self.dual.logit_scale * pair_products(images.vectors, texts.vectors, image_ix_P, text_ix_P)
+        if self.dual.logit_bias is not None:
+            logits_P = logits_P + self.dual.logit_bias
+        return logits_P.detach()

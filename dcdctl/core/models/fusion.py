@@ -63,10 +63,6 @@ class PairModel(RetrievalModel):
         layers."""
         return outputs[0], None
 
-    def calibrate(self, logits: Tensor) -> Tensor:
-        """The logits, unchanged: a fusion student learns the teacher's scale itself."""
-        return logits
-
 
 class FusionScorer(PairModel):
     """A cross-encoder: it reads an image and a caption together, in fusion layers."""

@@ -116,9 +116,8 @@ class TextBatch(_Rows):
 
 def with_copies(item: T, **copies: object) -> T:
     """The item itself, with what its cached properties would copy from its device."""
-    for name, copy in copies.items():
-        # The classes are frozen; a cached property reads what its instance already holds.
-        object.__setattr__(item, name, copy)
+    # The classes are frozen; a cached property reads what its instance already holds.
+    vars(item).update(copies)
     return item
 
 

@@ -8,7 +8,6 @@ Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D le
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -37,9 +36,10 @@ class LateInteraction(PairModel):
     pairs_per_batch = 65_536
     keeps_states = True
     keeps_tokens = True
+    token_dim: int
+    """Length D of a token vector; a family sets it."""
     is_mean = True
     """Whether MaxSim is the mean over the tokens of a text, and not the sum."""
-
     token_pooling = 1
     """An index stores the tokens of an image divided by this number (`networks.token_pooling`)."""
 
@@ -52,11 +52,6 @@ class LateInteraction(PairModel):
     def vectors_scale(self) -> Tensor | None:
         """Factor of the cosine that is added; None for MaxSim alone."""
         return None
-
-    @property
-    @abstractmethod
-    def token_dim(self) -> int:
-        """Length D of a token vector."""
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Queries of an index, T x L x D, float32: token vectors whose largest products with the tokens of an image add

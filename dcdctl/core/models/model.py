@@ -22,7 +22,7 @@ from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.inputs import PairBatch, States, TextBatch, up_to_padding
 from dcdctl.core.models.networks.towers import restore_eval_mode
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Preprocessor
 
 if TYPE_CHECKING:
     from dcdctl.core.models.dual import DualEncoder
@@ -64,23 +64,44 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+class Calibration(nn.Module):
+    """A learned factor above 0 and a learned offset that bring a dual encoder's logits to a teacher's scale; at first
+    the identity.
+
+    They serve losses that compare logits with logits, and change no ranking. So they are neither saved with the model
+    nor part of its digest.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A logarithm, so that no step of training makes the factor negative.
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """The logits on the teacher's scale, float32."""
+        return self.log_scale.exp() * logits.float() + self.offset
+
+
 class RetrievalModel(nn.Module, ABC):
     """Base of all models; created in eval mode. The defaults suit a network of transformers."""
 
     kind: str
     network: Any  # nn.Module; the libraries' networks have no common base with the members that families read
     """The module that holds all saved weights."""
-    preprocess: Any
-    """A `Preprocessor`."""
+    preprocess: Preprocessor
     known_images: Mapping[str, States] = MappingProxyType({})
     """What a query encoder's teacher gave the images of corpora, by fingerprint of the corpus."""
 
-    def __init__(self, network: nn.Module, preprocess: Any, unused_keys: tuple[str, ...] = ()) -> None:
+    def __init__(self, network: nn.Module, preprocess: Preprocessor, unused_keys: tuple[str, ...] = ()) -> None:
         """`unused_keys` are the entries of its checkpoint that the model does not need."""
         super().__init__()
         self.network = network
         self.preprocess = preprocess
         self.unused_keys = unused_keys
+        self.calibration: Calibration | None = None
+        self.noun = f"a {type(self).__name__}"
+        """What messages call the model, with its article."""
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -130,14 +151,10 @@ class RetrievalModel(nn.Module, ABC):
         """The logits of the pairs, R x C, and those of all images with all texts, I x T; None instead of the latter for
         a fusion model."""
 
-    @abstractmethod
     def calibrate(self, logits: Tensor) -> Tensor:
-        """The logits on the teacher's scale, for losses that compare logits with logits."""
-
-    @property
-    def noun(self) -> str:
-        """What messages call the model, with its article."""
-        return f"a {type(self).__name__}"
+        """The logits on the teacher's scale, for losses that compare logits with logits. A fusion student learns that
+        scale itself, so its logits are unchanged."""
+        return logits if self.calibration is None else self.calibration(logits)
 
     def not_trained(self) -> ModelError:
         """The error of a model that is not trained here."""

@@ -33,7 +33,8 @@ NUM_CHECKED = 2
 class CrossEncoderScorer(RawPairScorer):
     """A CrossEncoder with images; `ref` is where it was loaded from, for messages."""
 
-    noun = "a cross-encoder of sentence-transformers"
+    network: Any
+    """The CrossEncoder of the library: a list of modules."""
     # A pair has hundreds of tokens, and 16 of them fill a processor or a small GPU.
     pairs_per_batch = 16
 
@@ -41,6 +42,7 @@ class CrossEncoderScorer(RawPairScorer):
         self, encoder: nn.Module, preprocess: RawPreprocess, *, ref: str, prompt: str, order: str = IMAGE_FIRST
     ) -> None:
         super().__init__(encoder, preprocess)
+        self.noun = "a cross-encoder of sentence-transformers"
         self.ref, self.prompt, self.order = ref, prompt, order
         self._shared: SharedPrefix | None = None
         self._is_checked = False
@@ -52,28 +54,23 @@ class CrossEncoderScorer(RawPairScorer):
                 self._share_no_more(reason)
 
     @property
-    def encoder(self) -> Any:
-        """The CrossEncoder."""
-        return self.network
-
-    @property
     def config(self) -> dict[str, Any]:
         """The configuration of the network of transformers."""
-        config: dict[str, Any] = self.encoder[0].model.config.to_dict()
+        config: dict[str, Any] = self.network[0].model.config.to_dict()
         return config
 
     @property
     def settings(self) -> dict[str, Any]:
         """All further settings of the cross-encoder that decide a score."""
-        transformer = self.encoder[0]
+        transformer = self.network[0]
         return {
             "kind": "fusion",
             "prompt": self.prompt,
             "order": self.order,
             "dtype": str(transformer.model.dtype),
-            "modules": [[type(module).__name__, module.get_config_dict()] for module in self.encoder],
-            "float32_modules": getattr(self.encoder, "keep_in_fp32_modules", None),
-            "max_seq_length": self.encoder.max_seq_length,
+            "modules": [[type(module).__name__, module.get_config_dict()] for module in self.network],
+            "float32_modules": getattr(self.network, "keep_in_fp32_modules", None),
+            "max_seq_length": self.network.max_seq_length,
             "chat_template": [transformer.processor.chat_template, transformer.tokenizer.chat_template],
             **processor_table(transformer.processor),
         }
@@ -105,7 +102,7 @@ class CrossEncoderScorer(RawPairScorer):
     def _predict(self, pairs: list[Pair]) -> Tensor:
         """The logits of pairs by the library's own way, in one batch, on the CPU."""
         with _named_errors(self.ref):
-            scores: Tensor = self.encoder.predict(
+            scores: Tensor = self.network.predict(
                 pairs,
                 prompt=self.prompt,
                 batch_size=len(pairs),
@@ -130,10 +127,10 @@ class CrossEncoderScorer(RawPairScorer):
             self._is_checked = True
             plain = self._predict([self._pair(image, caption) for caption in captions[:NUM_CHECKED]])
             difference = float(((scores[:NUM_CHECKED] - plain).abs() / plain.abs().clamp(min=1)).max())
-            device = self.encoder.device.type
+            device = self.network.device.type
             cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
             # Written this way, NaN fails too.
-            if not difference <= max(TOLERANCES[cast], TOLERANCES[self.encoder[0].model.dtype]):
+            if not difference <= max(TOLERANCES[cast], TOLERANCES[self.network[0].model.dtype]):
                 self._share_no_more(f"scores would differ by {difference:.1e}")
                 return None
         return scores

@@ -44,6 +44,7 @@ class FrozenDual(ModelOverEncoders, DualEncoder):
 
     def __init__(self, network: FrozenDualNetwork, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
+        self.embedding_dim = network.projections.size.projection_dim
         # Here, so that a loaded model is frozen as a new one is.
         self.encoders.freeze()
 
@@ -52,11 +53,6 @@ class FrozenDual(ModelOverEncoders, DualEncoder):
         projections = self.network.projections
         projections.size = dataclasses.replace(projections.size, dropout=probability)
         projections.dropout.p = probability
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length D of the vectors."""
-        return int(self.network.projections.size.projection_dim)
 
     @property
     def logit_scale(self) -> Tensor:

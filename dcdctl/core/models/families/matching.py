@@ -46,6 +46,7 @@ class MatchingScorer(FusionScorer):
     # Keys and values of an image, and BridgeTower's upper encoder layers, are shared by the pairs of a batch.
     groups_by_image = True
     network: Any
+    preprocess: Preprocess
     family: ClassVar[str]
     """As messages name it."""
     network_class: ClassVar[Any]

@@ -130,6 +130,7 @@ class OpenClipDual(DualEncoder):
         """`table` is the content of open_clip_config.json."""
         super().__init__(network, preprocess, unused_keys)
         self.table = copy.deepcopy(dict(table))
+        self.embedding_dim = int(self.table["model_cfg"]["embed_dim"])
 
     @property
     def config(self) -> dict[str, Any]:
@@ -142,11 +143,6 @@ class OpenClipDual(DualEncoder):
     @property
     def _text_config(self) -> Any:
         return getattr(getattr(self.network, "text", None), "config", None)
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length D of the vectors."""
-        return int(self.table["model_cfg"]["embed_dim"])
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D. ValueError for features."""

@@ -39,13 +39,9 @@ class PythonScorer(RawPairScorer):
         """`declared` is what decides the scores: digests of source files, and what the object says of itself."""
         super().__init__(nn.Module(), RawPreprocess(max_text_len=max_text_len))
         self.ref, self.call, self.declared = ref, getattr(target, "score", target), dict(declared)
+        self.noun = f"the function {ref}"
         # Not a parameter of the call, since only the author knows what fits the memory.
         self.pairs_per_batch = int(getattr(target, "pairs_per_batch", type(self).pairs_per_batch))
-
-    @property
-    def noun(self) -> str:
-        """What messages call the scorer."""
-        return f"the function {self.ref}"
 
     @property
     def settings(self) -> dict[str, Any]:

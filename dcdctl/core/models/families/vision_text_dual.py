@@ -91,24 +91,22 @@ class VisionTextDual(DualEncoder):
     """Embeds images and captions with the two methods of a network of transformers."""
 
     network: Any  # a network with a `vision_model`, a `text_model` and the two methods
-    _parts = TrainedParts()
-    _adapted: Any = None
-    """PEFT's model around the network, while it has adapters."""
+    preprocess: Preprocess
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
-        kind, text = self.network.config.model_type, self.network.text_model
-        text.config._attn_implementation = ATTENTION.get(kind, text.config._attn_implementation)
-        for module in text.modules() if kind == "align" else ():
-            # Without this entry transformers takes the attention of a batch without padding for a causal one.
-            module.is_causal = False
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length D of the vectors."""
-        config = self.network.config
+        config, text = self.network.config, self.network.text_model
         # SigLIP has no projection of images: the vectors have the width of its image encoder.
-        return int(getattr(config, "projection_dim", None) or config.vision_config.hidden_size)
+        self.embedding_dim = int(getattr(config, "projection_dim", None) or config.vision_config.hidden_size)
+        self._parts = TrainedParts()
+        # PEFT's model around the network, while it has adapters. In a tuple, because a module lists the parameters of
+        # the modules among its attributes, here a second time.
+        self._adapted: tuple[Any, ...] = ()
+        text.config._attn_implementation = ATTENTION.get(config.model_type, text.config._attn_implementation)
+        if config.model_type == "align":
+            # Without this entry transformers takes the attention of a batch without padding for a causal one.
+            for module in text.modules():
+                module.is_causal = False
 
     @property
     def logit_scale(self) -> Tensor:
@@ -205,22 +203,21 @@ class VisionTextDual(DualEncoder):
     def set_trained(self, parts: TrainedParts) -> None:
         """Let training change only these parts of both towers."""
         if parts.which == "lora":
-            # Not as an attribute of the module, which would list every parameter twice.
-            object.__setattr__(self, "_adapted", add_adapters(self.network, self.towers, parts))
+            self._adapted = (add_adapters(self.network, self.towers, parts),)
         self._parts = parts
         freeze_others(self, self.towers, parts)
         self.train(self.training)
 
     def merge_adapters(self) -> None:
         """Add the adapters to the weights that they adapt, and remove them."""
-        if self._adapted is not None:
-            self.network = self._adapted.merge_and_unload()
-            object.__setattr__(self, "_adapted", None)
+        for adapted in self._adapted:
+            self.network = adapted.merge_and_unload()
+        self._adapted = ()
 
     @property
     def digest(self) -> str:
         """SHA-256 of weights and settings; with adapters, that of the model that they are merged into."""
-        if self._adapted is None:
+        if not self._adapted:
             return super().digest
         merged = copy.deepcopy(self)
         merged.merge_adapters()
@@ -255,7 +252,7 @@ class VisionTextDual(DualEncoder):
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights, as transformers reads them."""
-        assert self._adapted is None, "adapters are merged before a model is saved"
+        assert not self._adapted, "adapters are merged before a model is saved"
         save_pretrained(self.network, folder, half=half)
 
 

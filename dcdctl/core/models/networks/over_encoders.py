@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_state, to_dtype
+from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own_format, to_dtype
 from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.model import RetrievalModel
-from dcdctl.core.models.networks.backbones import EncoderPair, config_tables
-from dcdctl.core.models.preprocess import hub_errors
+from dcdctl.core.models.networks.backbones import EncoderPair, NetworkOverEncoders, config_tables
+from dcdctl.core.models.preprocess import Preprocess, hub_errors
 
 
 def read_folder(ref: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -43,18 +43,11 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: obje
     return sorted(set(weights) - set(state))
 
 
-class OwnFormat(RetrievalModel):
-    """A model whose folder no other library reads."""
-
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """Write config.json and the weights."""
-        files.write_json(folder / "config.json", self.config)
-        save_state(self.network, folder / WEIGHTS_FILE, half=half)
-
-
-class ModelOverEncoders(OwnFormat):
+class ModelOverEncoders(RetrievalModel):
     """A model whose network is a `NetworkOverEncoders`."""
 
+    network: NetworkOverEncoders
+    preprocess: Preprocess
     model_type: ClassVar[str]
     """In config.json."""
 
@@ -71,6 +64,10 @@ class ModelOverEncoders(OwnFormat):
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
         return self.network.vision, self.network.text
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write config.json and the weights, in a format of our own."""
+        save_own_format(self.network, self.config, folder, half=half)
 
     def features(self, inputs: ImageBatch | TextBatch | States) -> States:
         """The features of images or captions, or the given ones."""
