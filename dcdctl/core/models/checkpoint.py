@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dcdctl.core import files
 from dcdctl.core.errors import DcdError, ModelError, first_line
 from dcdctl.core.models.preprocess import silence_transformers
+from dcdctl.core.models.protocols import Table
 
 WEIGHTS_FILE = "model.safetensors"
 # Lightning before 1.5 uses classes as keys of its callbacks, so plain unpickling of such a file needs that Lightning
@@ -73,7 +74,7 @@ def save_state(module: nn.Module, path: Path, *, half: bool = False) -> None:
     save_file({name: each.clone(memory_format=torch.contiguous_format) for name, each in state.items()}, path)
 
 
-def save_own_format(network: nn.Module, config: Mapping[str, Any], folder: Path, *, half: bool = False) -> None:
+def save_own_format(network: nn.Module, config: Table, folder: Path, *, half: bool = False) -> None:
     """Write config.json and the weights of a network that no other library reads."""
     files.write_json(folder / "config.json", config)
     save_state(network, folder / WEIGHTS_FILE, half=half)

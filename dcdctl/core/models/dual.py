@@ -21,6 +21,7 @@ from dcdctl.core.models.model import Calibration, RetrievalModel
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.projections import MAX_LOGIT_SCALE
 from dcdctl.core.models.networks.towers import TrainedParts
+from dcdctl.core.models.protocols import Table
 
 
 def unit_vectors(vectors_ND: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class DualEncoder(RetrievalModel):
         return None if bias is None else bias.reshape(())
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """As of every model, and the bias."""
         bias = {} if self.sigmoid_bias is None else {"logit_bias": self.sigmoid_bias.item()}
         return {**super().settings, **bias}

@@ -5,6 +5,8 @@ Shape letters: I images, T texts, N vectors, P pairs, D length of the vectors.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.over_encoders import Encoders
+from dcdctl.core.models.protocols import Table
 
 DENSE_FACTOR = 24
 """All images times all texts is computed at once if that has at most this many times the pairs asked for. Gathering the
@@ -49,8 +52,8 @@ def pair_products(images_ID: Tensor, texts_TD: Tensor, image_ix_P: Tensor, text_
 class DualScorer(FusionScorer):
     """A dual encoder as a fusion scorer whose logit is the scaled cosine of two vectors.
 
-    Its states are the unit vectors. Its digest is the dual encoder's own, because both give the same scores. The dual
-    encoder is what is saved and exported.
+    Its states are the unit vectors. Its digest is the dual encoder's own, because both give the same scores. What is
+    saved is the dual encoder.
     """
 
     network: DualEncoder
@@ -77,6 +80,11 @@ class DualScorer(FusionScorer):
         """The dual encoder's."""
         return self.dual.encoders
 
+    @property
+    def settings(self) -> Table:
+        """The dual encoder's."""
+        return self.dual.settings
+
     def encode_images(self, images: ImageBatch | States) -> States:
         """The unit vectors of I images, of their features, or of images that are encoded already."""
         if isinstance(images, States) and images.vectors is not None:
@@ -98,3 +106,7 @@ class DualScorer(FusionScorer):
         if self.dual.logit_bias is not None:
             logits_P = logits_P + self.dual.logit_bias
         return logits_P.detach()
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write the dual encoder's own files."""
+        self.dual.save_network(folder, half=half)

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from dcdctl.core import files
+from dcdctl.core.models.protocols import Table
 
 VERSION = "dcdctl model 2"
 """The first bytes of the digest's input; a new rule gets a new number, so that an old fingerprint never equals a new
@@ -101,9 +102,9 @@ _SLOW_TOKENIZER = frozenset(
 def digest_of(
     network: nn.Module,
     *,
-    config: Mapping[str, Any],
-    preprocess: Mapping[str, Any],
-    settings: Mapping[str, Any] | None = None,
+    config: Table,
+    preprocess: Table,
+    settings: Table | None = None,
     leave_out: str = "",
 ) -> str:
     """SHA-256, in hex, of the name, type, shape and bytes of every tensor of a network, and of all settings that change
@@ -126,7 +127,7 @@ def digest_of(
     return digest.hexdigest()
 
 
-def text_settings(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+def text_settings(preprocess: Table) -> Table:
     """The part of `Preprocess.settings` that decides the tokens of a caption: all but the settings of images."""
     return {name: value for name, value in preprocess.items() if name not in ("image", "image_transform")}
 
@@ -136,7 +137,7 @@ def processor_settings(processor: Any) -> Any:
     return _plain(processor.to_dict(), _PROCESSOR)
 
 
-def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_settings(tokenizer: Any) -> Table:
     """The class of a tokenizer, a digest of what it saves, and the attributes that a call reads. Use changes none of
     them.
 
@@ -156,7 +157,7 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
 
 def _saved_digest(tokenizer: Any) -> str:
     """The digest of the files of a tokenizer that is not one of the library tokenizers."""
-    digests: dict[str, Any] = {}
+    digests: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for path in Path(folder).iterdir():

@@ -29,6 +29,7 @@ from dcdctl.core.models.overrides import (
     parse_overrides,
     read_overrides,
 )
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references import folders, hub, plugins, published
 from dcdctl.core.models.references.folders import (
     CONFIG_FILE,
@@ -95,7 +96,7 @@ _KINDS = {
 
 
 def load(
-    ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent, *, kind: Wanted | None = None
+    ref: str | Path, overrides: Table | None = None, track: Track = silent, *, kind: Wanted | None = None
 ) -> Model:
     """The model that a reference names, in eval mode, in float32 on the CPU; ModelError for a model of another kind
     than `kind`, before its weights are downloaded or opened.
@@ -125,9 +126,7 @@ def load(
     return model
 
 
-def check_ref(
-    ref: str | Path, overrides: Mapping[str, Any] | None = None, *, kind: Wanted | None = None
-) -> Kind | None:
+def check_ref(ref: str | Path, overrides: Table | None = None, *, kind: Wanted | None = None) -> Kind | None:
     """The kind of model that a reference names; None for a Hub id, whose kind is not known before it is loaded.
 
     Opens no weights and fetches nothing. ModelError if the reference names nothing here and cannot be a Hub id, or if
@@ -170,14 +169,14 @@ def _read_small(ref: str | Path, read: Callable[[Path], T], *, otherwise: T) -> 
         return read(hub.fetch(str(ref)))
 
 
-def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
+def load_fusion(ref: str | Path, overrides: Table | None = None, track: Track = silent) -> FusionScorer:
     """The fusion scorer that a reference names; ModelError if it names another kind of model."""
     model = load(ref, overrides, track, kind="fusion")
     assert model.kind == "fusion"
     return model
 
 
-def load_scorer(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> Scorer:
+def load_scorer(ref: str | Path, overrides: Table | None = None, track: Track = silent) -> Scorer:
     """Any model as a scorer of pairs: a dual encoder scores a pair by its scaled cosine (`DualScorer`)."""
     from dcdctl.core.models.dual_scorer import DualScorer
 
@@ -185,7 +184,7 @@ def load_scorer(ref: str | Path, overrides: Mapping[str, Any] | None = None, tra
     return DualScorer(model) if model.kind == "dual" else model
 
 
-def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> DualEncoder:
+def load_dual(ref: str | Path, overrides: Table | None = None) -> DualEncoder:
     """The dual encoder that a reference names; ModelError if it names another kind of model."""
     model = load(ref, overrides, kind="dual")
     assert model.kind == "dual"
@@ -194,7 +193,7 @@ def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> Du
 
 def load_searchable(
     ref: str | Path,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Table | None = None,
     *,
     kind: Literal["dual", "searchable"] = "searchable",
 ) -> Searchable:
@@ -284,7 +283,7 @@ def _model_folder(path: Path) -> Path:
     raise ModelError(f"{path} is no model: it holds {content}, and neither config.json nor model/", hint=ACCEPTED)
 
 
-def _load_official(path: Path, table: Mapping[str, Any]) -> FusionScorer:
+def _load_official(path: Path, table: Table) -> FusionScorer:
     """The scorer of an official checkpoint of ViLT, METER or DCD. ModelError names what is missing."""
     from dcdctl.core.models import official
     from dcdctl.core.models.checkpoint import read_checkpoint
@@ -302,7 +301,7 @@ def _load_official(path: Path, table: Mapping[str, Any]) -> FusionScorer:
     raise ModelError(f"{path} is no official checkpoint of ViLT or METER: it has {', '.join(sorted(state)[:3])}, ...")
 
 
-def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Wanted | None) -> Model:
+def _load_pretrained(ref: str, overrides: Table, kind: Wanted | None) -> Model:
     """The model of a folder or of a Hub id; ModelError for a model of another kind."""
     if Path(ref).is_dir():
         return _load_folder(Path(ref), _family(Path(ref), ref, kind), overrides)
@@ -347,7 +346,7 @@ def _family(folder: Path, ref: str | Path, kind: Wanted | None = None) -> Family
     return family
 
 
-def _load_folder(folder: Path, family: Family, overrides: Mapping[str, Any]) -> Model:
+def _load_folder(folder: Path, family: Family, overrides: Table) -> Model:
     saved = saved_folder.read_settings(folder)
     source = folder if family.reads_modules else folders.network_folder(folder)
     with _hub_errors(str(source), hint=ACCEPTED if saved is None else REMAKE):

@@ -22,7 +22,7 @@ from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.inputs import PairBatch, States, TextBatch, up_to_padding
 from dcdctl.core.models.networks.towers import restore_eval_mode
-from dcdctl.core.models.protocols import ExportSpec, Preprocessor
+from dcdctl.core.models.protocols import ExportSpec, Preprocessor, Table
 
 if TYPE_CHECKING:
     from dcdctl.core.models.dual import DualEncoder
@@ -111,12 +111,12 @@ class RetrievalModel(nn.Module, ABC):
         return self
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """All settings of the network, as config.json holds them."""
         return dict(self.network.config.to_dict())
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """JSON-able settings that no other file of a saved model holds: the content of dcdctl.json, which `load` passes
         to the family's loader."""
         return {"kind": self.kind, "max_text_len": self.preprocess.max_text_len}

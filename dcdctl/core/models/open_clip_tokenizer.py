@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from dcdctl.core.models.fingerprint import tokenizer_settings
+from dcdctl.core.models.protocols import Table
 
 
 class OpenClipTokenizer:
@@ -49,7 +50,7 @@ class OpenClipTokenizer:
         return {"input_ids": [start, *self.tokenizer.encode(text), end]}
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Everything that decides the ids of a caption, JSON-able."""
         shared = {
             "class": type(self.tokenizer).__name__,
@@ -92,7 +93,7 @@ class OpenClipTokenizer:
         return CLIP_PADDING[name] if inner is None else getattr(inner, name)
 
 
-CLIP_PADDING: dict[str, Any] = {
+CLIP_PADDING: Table = {
     "truncation_side": "right",
     "padding_side": "right",
     "pad_token_id": 0,

@@ -40,6 +40,7 @@ from transformers.utils import logging
 from dcdctl.core.errors import DcdError, ModelError, as_user_error, first_line, require_extra
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references import hub
 from dcdctl.core.models.references.config_sizes import check_sizes
 
@@ -106,7 +107,7 @@ class Preprocess:
         return int(size.get("shortest_edge") or size.get("height") or min(value for value in size.values() if value))
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Everything that decides the tensors of an image and a caption, JSON-able; part of a model's digest."""
         return {
             "image": processor_settings(self.image_processor),

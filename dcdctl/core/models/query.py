@@ -31,7 +31,7 @@ from dcdctl.core.models.networks.attention import set_hidden_dropout
 from dcdctl.core.models.networks.query_text import QueryText
 from dcdctl.core.models.networks.towers import Tower, depth_of
 from dcdctl.core.models.preprocess import Preprocess
-from dcdctl.core.models.protocols import ExportSpec, Preprocessor
+from dcdctl.core.models.protocols import ExportSpec, Preprocessor, Table
 from dcdctl.core.models.references.folders import QUERY
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class QueryPreprocess(Preprocess):
         return _joined(self.of_images).image_size_px
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Everything that decides the tokens of a text."""
         return {
             "max_text_len": self.max_text_len,
@@ -179,12 +179,12 @@ class _QuerySide(RetrievalModel):
         return super()._apply(fn, recurse)
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """The type, and the configuration of the text encoder."""
         return {"model_type": QUERY, "encoder": self.network.to_table()}
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """The length of texts, and the teacher's space."""
         shape = {"max_text_len": self.preprocess.max_text_len, "pads_texts": self.preprocess.pads_texts}
         return {"kind": "query", **shape, "space": config.to_table(self.space)}

@@ -16,7 +16,6 @@ the stream it attends to, D width, H heads, d width of a head.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -31,6 +30,7 @@ from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, recomputed
 from dcdctl.core.models.networks.backbones import NetworkOverEncoders
 from dcdctl.core.models.networks.projections import EncoderProjections, ProjectionSize
+from dcdctl.core.models.protocols import Table
 
 FUSION_EPS = 1e-12
 """LayerNorm epsilon of the fusion layers: the default of a RoBERTa configuration, not the 1e-5 of roberta-base."""
@@ -164,13 +164,13 @@ class CoAttentionNetwork(NetworkOverEncoders):
             logits: Tensor = self.rank_output(torch.cat(pooled, dim=-1).to(self.rank_output.weight.dtype)).squeeze(-1)
         return logits
 
-    def to_table(self) -> dict[str, Any]:
+    def to_table(self) -> Table:
         """The contents of config.json."""
         cosine = None if self.cosine is None else dataclasses.asdict(self.cosine.size)
         return {**super().to_table(), "fusion": dataclasses.asdict(self.size), "cosine": cosine}
 
 
-def network_from_table(table: Mapping[str, Any], ref: object) -> CoAttentionNetwork:
+def network_from_table(table: Table, ref: object) -> CoAttentionNetwork:
     """The untrained network of a table from `CoAttentionNetwork.to_table`."""
     vision, text = backbones.new_pair(table, ref)
     network = CoAttentionNetwork(vision, text, FusionSize(**table["fusion"]))

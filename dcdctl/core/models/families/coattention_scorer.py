@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_weights, read_folder
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import METER, fitted_preprocess, load_tokenizer, meter_image_processor
+from dcdctl.core.models.protocols import Table
 
 MAX_TEXT_LEN = 40
 """Tokens of a caption unless set otherwise, as in METER."""
@@ -74,7 +75,7 @@ class CoAttentionScorer(ModelOverEncoders, FusionScorer):
         return type(self)(network, self.preprocess)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """What dcdctl.json holds."""
         return {
             "kind": "fusion",
@@ -115,7 +116,7 @@ class CoAttentionScorer(ModelOverEncoders, FusionScorer):
         return coattention.score_pairs(self.network, images, texts, image_ix_P, text_ix_P)
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> CoAttentionScorer:
+def load(ref: str, table: Table, saved: Table | None) -> CoAttentionScorer:
     """The scorer of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its
     dcdctl.json."""
     assert saved is not None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess, 
 from dcdctl.core.models.families.shared_prefix import TOLERANCES, Pair, SharedPrefix, SharingError
 from dcdctl.core.models.overrides import IMAGE_FIRST, Overrides, read_overrides
 from dcdctl.core.models.preprocess import hub_errors, quietly
+from dcdctl.core.models.protocols import Table
 
 EXTRA = "sentence-transformers"
 NUM_CHECKED = 2
@@ -54,13 +55,13 @@ class CrossEncoderScorer(RawPairScorer):
                 self._share_no_more(reason)
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """The configuration of the network of transformers."""
-        config: dict[str, Any] = self.network[0].model.config.to_dict()
+        config: Table = self.network[0].model.config.to_dict()
         return config
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """All further settings of the cross-encoder that decide a score."""
         transformer = self.network[0]
         return {
@@ -142,7 +143,7 @@ class CrossEncoderScorer(RawPairScorer):
         logging.getLogger("dcdctl").warning(message, self.ref, reason)
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> CrossEncoderScorer:
+def load(ref: str, table: Table, saved: Table | None = None) -> CrossEncoderScorer:
     """The cross-encoder of a folder or Hub id; `table` are the user's settings. No code of the folder is run."""
     overrides = read_overrides(table)
     require_extra(EXTRA, "sentence_transformers", needed_by=f"the cross-encoder {ref}")

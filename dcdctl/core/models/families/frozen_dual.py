@@ -6,7 +6,6 @@ Shape letters: I images, T texts, V image tokens, L text tokens, D length of the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_we
 from dcdctl.core.models.networks.projections import EncoderProjections, ProjectionSize
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import Preprocess, fitted_preprocess, load_tokenizer
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 
 
 class FrozenDualNetwork(NetworkOverEncoders):
@@ -31,7 +30,7 @@ class FrozenDualNetwork(NetworkOverEncoders):
         super().__init__(vision, text)
         self.projections = EncoderProjections(self.image_width, text.config.hidden_size, size)
 
-    def to_table(self) -> dict[str, Any]:
+    def to_table(self) -> Table:
         """The contents of config.json, besides the model's type."""
         return {**super().to_table(), "projection": dataclasses.asdict(self.projections.size)}
 
@@ -113,7 +112,7 @@ def new_frozen_dual(
     return dual
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> FrozenDual:
+def load(ref: str, table: Table, saved: Table | None) -> FrozenDual:
     """The dual encoder of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its
     dcdctl.json."""
     assert saved is not None

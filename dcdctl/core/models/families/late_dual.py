@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from PIL import Image
@@ -27,7 +26,7 @@ from dcdctl.core.models.load_save import find_family
 from dcdctl.core.models.model import Calibration, seeded
 from dcdctl.core.models.networks.over_encoders import Encoders, FrozenTowers
 from dcdctl.core.models.networks.projections import FIRST_LOGIT_SCALE, MAX_LOGIT_SCALE
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 from dcdctl.core.models.references import folders
 from dcdctl.core.models.references.folders import LATE_FILE
 from dcdctl.core.models.saved_folder import REMAKE
@@ -93,12 +92,12 @@ class LateDual(LateInteraction):
         return self.as_dual.logit_scale if self.is_pooled else None
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """The dual encoder's."""
         return self.as_dual.config
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """The dual encoder's, the width of the token vectors, whether its logit counts, and token pooling."""
         pooling = {} if self.token_pooling == 1 else {"token_pooling": self.token_pooling}
         own = {"kind": self.kind, "token_dim": self.token_dim, "is_pooled": self.is_pooled, **pooling}
@@ -203,7 +202,7 @@ def new_late(
     return LateDual(dual, tokens, is_pooled=is_pooled, token_pooling=token_pooling)
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> LateDual:
+def load(ref: str, table: Table, saved: Table | None) -> LateDual:
     """The model of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its
     dcdctl.json."""
     if saved is None:

@@ -33,7 +33,7 @@ from dcdctl.core.models.preprocess import (
     load_image_processor,
     load_own_tokenizer,
 )
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 
 NO_MATCH, MATCH = 0, 1
 """Rows of the heads."""
@@ -135,7 +135,7 @@ class MatchingScorer(FusionScorer):
             return rows_P2[:, MATCH] - rows_P2[:, NO_MATCH]
 
     @classmethod
-    def load(cls, ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Self:
+    def load(cls, ref: str, table: Table, saved: Table | None) -> Self:
         """The scorer of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json if
         the folder has one."""
         overrides = read_overrides(table)

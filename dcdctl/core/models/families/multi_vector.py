@@ -9,8 +9,6 @@ Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D le
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +16,7 @@ from dcdctl.core.models.families.sentence_transformer import LibraryModel
 from dcdctl.core.models.fusion import PairModel
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.late import LateInteraction
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references.folders import MULTI_VECTOR
 
 
@@ -38,7 +37,7 @@ class MultiVectorScorer(LibraryModel, LateInteraction):
     outputs, logits = PairModel.outputs, PairModel.logits
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Those of the library's models, and whether MaxSim is a mean."""
         return {**super().settings, "similarity": str(self.network.similarity_fn_name)}
 

@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess
 from dcdctl.core.models.overrides import check_taken
+from dcdctl.core.models.protocols import Table
 
 _REF = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 FIND = "run the command in its folder, or install its package"
@@ -35,7 +36,7 @@ EXAMPLE = "def score(images, texts): return one number per pair, higher is bette
 class PythonScorer(RawPairScorer):
     """Scores pairs with a callable of the user."""
 
-    def __init__(self, ref: str, target: Any, declared: Mapping[str, Any], max_text_len: int = 0) -> None:
+    def __init__(self, ref: str, target: Any, declared: Table, max_text_len: int = 0) -> None:
         """`declared` is what decides the scores: digests of source files, and what the object says of itself."""
         super().__init__(nn.Module(), RawPreprocess(max_text_len=max_text_len))
         self.ref, self.call, self.declared = ref, getattr(target, "score", target), dict(declared)
@@ -44,7 +45,7 @@ class PythonScorer(RawPairScorer):
         self.pairs_per_batch = int(getattr(target, "pairs_per_batch", type(self).pairs_per_batch))
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """All of the code that the digest covers. What the code reads at run time is not known here."""
         return {"kind": "fusion", "python": self.declared}
 
@@ -92,7 +93,7 @@ def check(ref: str) -> None:
         raise ModelError(f"there is no Python module {top} for {ref}", hint=FIND)
 
 
-def load(ref: str, table: Mapping[str, Any]) -> PythonScorer:
+def load(ref: str, table: Table) -> PythonScorer:
     """The scorer of module:function; `table` are the user's overrides. Imports the module, which runs its code.
 
     ModelError if there is no such module, or if the name is no scorer.
@@ -113,7 +114,7 @@ def load(ref: str, table: Mapping[str, Any]) -> PythonScorer:
     return PythonScorer(ref, scorer, _declared(ref, module, scorer), table.get("max_text_len") or 0)
 
 
-def _declared(ref: str, module: Any, scorer: Any) -> dict[str, Any]:
+def _declared(ref: str, module: Any, scorer: Any) -> Table:
     """What the digest of the scorer covers: the name, the source files of its module and class, and what it
     declares."""
     said = {name: str(getattr(scorer, name)) for name in ("name", "version", "fingerprint") if hasattr(scorer, name)}

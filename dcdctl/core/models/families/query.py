@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from dcdctl.core.models.preprocess import (
     load_tokenizer,
     num_text_positions,
 )
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.query import QueryEncoder, QueryLate, QueryPreprocess, QuerySpace
 
 ATTENTION = ("align_text_model", "aimv2_text_model")
@@ -130,7 +131,7 @@ def _encoder(pretrained: Any, size: QuerySize, tokenizer: Any) -> nn.Module:
     return BertModel(shape)
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> QueryModel:
+def load(ref: str, table: Table, saved: Table | None) -> QueryModel:
     """The query encoder of a folder that `load_save.save` wrote, without its teacher; `saved` is its dcdctl.json."""
     assert saved is not None
     document, weights = read_folder(ref)

@@ -25,6 +25,7 @@ from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, RefusedTextError, States, TextBatch, unencoded
+from dcdctl.core.models.protocols import Table
 
 HEADER = 2
 """Tokens before the pixels of an encoded image: its width and its height, each a number of three bytes."""
@@ -86,7 +87,7 @@ class RawPreprocess:
         return text if len(ends) <= self.max_text_len else text[: ends[self.max_text_len - 1][1]]
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """All that decides what the scorer is given. What it does with it is in its own settings."""
         return {"max_text_len": self.max_text_len, "counts": "characters" if self.tokenizer is None else "tokens"}
 
@@ -117,7 +118,7 @@ class RawPairScorer(FusionScorer):
         """Raw logits of P pairs, given as positions in RGB images and captions that all occur in a pair."""
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """Settings of the network; none unless a subclass has them."""
         return {}
 
@@ -165,7 +166,7 @@ def check_read(network: nn.Module, ref: str, what: str) -> None:
     check_complete(ref, missing, what)
 
 
-def processor_table(processor: Any) -> dict[str, Any]:
+def processor_table(processor: Any) -> Table:
     """All settings of a processor of transformers that decide a score."""
     return {
         "processor": [type(processor).__name__, processor_settings(processor) if hasattr(processor, "to_dict") else {}],

@@ -25,7 +25,7 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.towers import TrainedParts
 from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quietly
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 from dcdctl.core.models.references.folders import MODULES_FILE, SENTENCE_TRANSFORMER, module_types
 
 
@@ -68,7 +68,7 @@ class LibraryModel(RetrievalModel):
             raise ModelError(f"{ref} embeds images in {image} numbers and texts in {self.width}")
 
     @classmethod
-    def load(cls, ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> Self:
+    def load(cls, ref: str, table: Table, saved: Table | None = None) -> Self:
         """The model of a folder; `table` are the user's overrides, of which it takes none.
 
         MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, and for modules
@@ -100,7 +100,7 @@ class LibraryModel(RetrievalModel):
         """What the library computes of images or captions; ValueError for features."""
         inputs = unencoded(batch)
         # As dictionaries: a caption that is the path or the address of an image would be read as that image.
-        items: list[dict[str, Any]]
+        items: list[Table]
         if isinstance(inputs, ImageBatch):
             encode, items = self.network.encode_document, [{"image": each} for each in pictures_of(inputs)]
         else:
@@ -108,7 +108,7 @@ class LibraryModel(RetrievalModel):
         return encode(items, batch_size=len(items), show_progress_bar=False, **self.options)
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """The modules and their settings, and the configuration of a network of transformers."""
         modules = [[type(module).__name__, module.get_config_dict()] for module in self.network]
         network = getattr(self.network[0], "model", None)
@@ -119,7 +119,7 @@ class LibraryModel(RetrievalModel):
         }
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Further settings that decide a vector, those of the processor among them."""
         return {
             "kind": self.kind,
@@ -149,7 +149,7 @@ class SentenceTransformerDual(LibraryModel, DualEncoder):
         self.noun, self.embedding_dim = f"{ref}, a model of sentence-transformers,", self.width
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Those of the library's models, and how vectors and captions are cut."""
         cuts = {"truncate_dim": self.network.truncate_dim, "max_seq_length": self.network.max_seq_length}
         return {**super().settings, **cuts}

@@ -25,6 +25,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from dcdctl.core.artifacts import Document
+
 Pair = tuple[Any, Any]
 Ids = tuple[int, ...]
 CAUSAL = ("any-to-any", "text-generation")
@@ -115,11 +117,11 @@ class SharedPrefix:
             self._prompts[caption] = self._split(self._preprocess(self._stand_in, caption))
         return self._prompts[caption]
 
-    def _preprocess(self, image: Image.Image, caption: str) -> dict[str, Any]:
-        features: dict[str, Any] = self._encoder.preprocess([self._to_pair(image, caption)], prompt=self._prompt)
+    def _preprocess(self, image: Image.Image, caption: str) -> Document:
+        features: Document = self._encoder.preprocess([self._to_pair(image, caption)], prompt=self._prompt)
         return features
 
-    def _split(self, features: dict[str, Any]) -> tuple[Ids, Ids]:
+    def _split(self, features: Document) -> tuple[Ids, Ids]:
         """The token ids of a pair, split behind the last image token."""
         ids = features["input_ids"][0].tolist()
         if self._image_token not in ids:

@@ -12,7 +12,7 @@ V, D width, H heads, d width of a head, h and w sides of the patch grid.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -36,7 +36,7 @@ from dcdctl.core.models.preprocess import (
     load_own_tokenizer,
     vilt_image_processor,
 )
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 
 TEXT_EPS = 1e-12
 """LayerNorm epsilon of the text embeddings."""
@@ -77,7 +77,7 @@ class ViltScorer(FusionScorer):
         return type(self)(network, self.preprocess)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """What dcdctl.json holds."""
         text_eps = self.network.vilt.embeddings.text_embeddings.LayerNorm.eps
         return {"kind": "fusion", "max_text_len": self.preprocess.max_text_len, "text_layer_norm_eps": text_eps}
@@ -288,7 +288,7 @@ def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:
     )
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> ViltScorer:
+def load(ref: str, table: Table, saved: Table | None = None) -> ViltScorer:
     """The scorer of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json if the
     folder has one."""
     overrides = read_overrides(table)

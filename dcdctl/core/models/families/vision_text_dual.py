@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ from dcdctl.core.models.preprocess import (
     load_tokenizer,
     square_image_processor,
 )
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 
 MAX_TEXT_LEN = 40
 """Tokens of a caption unless set otherwise, as in the official retrieval models."""
@@ -326,7 +326,7 @@ def dual_from_backbones(vision_ref: str, text_ref: str, projection_dim: int = 25
     return model
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> VisionTextDual:
+def load(ref: str, table: Table, saved: Table | None = None) -> VisionTextDual:
     """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if
     there is one.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from dcdctl.core.models.preprocess import (
     load_tokenizer,
     num_text_positions,
 )
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references import hub
 
 TIMM = "timm_wrapper"
@@ -86,7 +87,7 @@ def load_pair(
     return vision, text, fitted_preprocess(tokenizer, processor, text.config, default=max_text_len)
 
 
-def new_pair(table: Mapping[str, Any], ref: object) -> tuple[Any, Any]:
+def new_pair(table: Table, ref: object) -> tuple[Any, Any]:
     """Untrained encoders of the configurations of a config.json (`NetworkOverEncoders.to_table`)."""
     with needing_timm(ref):
         vision, text = (new_encoder(AutoConfig.for_model(**table[side])) for side in ("vision", "text"))
@@ -226,7 +227,7 @@ def needing_timm(what: object) -> Iterator[None]:
         raise
 
 
-def config_tables(vision: Any, text: Any) -> dict[str, Any]:
+def config_tables(vision: Any, text: Any) -> Table:
     """The configurations of two encoders for config.json, without the place that they were loaded from, which may be a
     local folder."""
     tables = {"vision": vision.config.to_dict(), "text": text.config.to_dict()}
@@ -378,7 +379,7 @@ class NetworkOverEncoders(nn.Module):
             drop_pooler(encoder)
         self.image_width = image_width(vision)
 
-    def to_table(self) -> dict[str, Any]:
+    def to_table(self) -> Table:
         """The contents of config.json, besides the model's type."""
         return config_tables(self.vision, self.text)
 

@@ -20,9 +20,10 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.backbones import EncoderPair, NetworkOverEncoders, config_tables
 from dcdctl.core.models.preprocess import Preprocess, hub_errors
+from dcdctl.core.models.protocols import Table
 
 
-def read_folder(ref: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_folder(ref: str) -> tuple[Table, dict[str, Tensor]]:
     """The content of config.json and the weights of a folder that `save_network` wrote, as float32."""
     hint = "save the model again"
     config = files.read_json(Path(ref) / "config.json", error=ModelError, hint=hint)
@@ -52,7 +53,7 @@ class ModelOverEncoders(RetrievalModel):
     """In config.json."""
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """The type, and all settings of the network: its sizes, and the configurations of both encoders."""
         return {"model_type": self.model_type, **self.network.to_table()}
 

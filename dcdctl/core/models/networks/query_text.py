@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from dcdctl.core.models.inputs import TextBatch
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.projections import masked_mean
+from dcdctl.core.models.protocols import Table
 
 STATIC = "static"
 """The `model_type` of an encoder without attention."""
@@ -75,7 +76,7 @@ class QueryText(nn.Module):
     def _output(self, batch: TextBatch) -> Any:
         return self.encoder(input_ids=batch.input_ids, attention_mask=backbones.attention_mask(self.encoder, batch))
 
-    def to_table(self) -> dict[str, Any]:
+    def to_table(self) -> Table:
         """The configuration of the encoder, from which `of_table` makes an untrained network."""
         if self.is_static:
             vocab_size, hidden_size = self.encoder.embeddings.weight.shape
@@ -85,7 +86,7 @@ class QueryText(nn.Module):
         return table
 
     @staticmethod
-    def of_table(table: dict[str, Any], dim: int) -> QueryText:
+    def of_table(table: Table, dim: int) -> QueryText:
         """An untrained network."""
         if table["model_type"] == STATIC:
             return QueryText(StaticText(table["vocab_size"], table["hidden_size"]), dim)

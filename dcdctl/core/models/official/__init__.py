@@ -12,6 +12,7 @@ from torch import Tensor
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import TOKENIZER_HINT, Preprocess, fitted_preprocess, load_tokenizer
+from dcdctl.core.models.protocols import Table
 
 MATCH_ROW = 1
 """The row of the two-way matching head that stands for "match"."""
@@ -21,7 +22,7 @@ MAX_TEXT_LEN = 40
 """Tokens of a caption in the official retrieval configurations, for a file without its configuration."""
 
 
-def unpack(loaded: Any, path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+def unpack(loaded: Any, path: Path) -> tuple[dict[str, Tensor], Table]:
     """The weights and the run's configuration in a checkpoint's contents; the configuration is empty if the file has
     none."""
     weights = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
@@ -90,7 +91,7 @@ def num_layers(names: Iterable[str], prefix: str) -> int:
 
 def make_preprocess(
     overrides: Overrides,
-    hyper: Mapping[str, Any],
+    hyper: Table,
     text_config: Any,
     image_processor: Any,
     *,

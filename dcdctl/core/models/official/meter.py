@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from transformers import CLIPVisionConfig, RobertaConfig
@@ -28,6 +27,7 @@ from dcdctl.core.models.networks.over_encoders import load_weights
 from dcdctl.core.models.official import by_prefix, make_preprocess, num_heads, num_layers, renamed
 from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import METER, meter_image_processor
+from dcdctl.core.models.protocols import Table
 
 TOKENIZER = "roberta-base"
 IMAGE_SIZE = 384
@@ -98,9 +98,7 @@ _NEEDED = {
 """Tensors that give the sizes."""
 
 
-def from_state(
-    state: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, path: Path
-) -> CoAttentionScorer:
+def from_state(state: Mapping[str, Tensor], hyper: Table, overrides: Overrides, path: Path) -> CoAttentionScorer:
     """The scorer of an official checkpoint's weights and configuration. ModelError names what is missing."""
     weights, unused = to_network(state)
     if not weights.keys() >= _NEEDED:
@@ -144,7 +142,7 @@ def _rename(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _configs(
-    weights: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, image_size: int, path: Path
+    weights: Mapping[str, Tensor], hyper: Table, overrides: Overrides, image_size: int, path: Path
 ) -> tuple[CLIPVisionConfig, RobertaConfig, FusionSize]:
     """Sizes from the tensors. Heads, which no tensor shows, come from METER's rule, the configuration or the user."""
     shape = {name: tuple(tensor.shape) for name, tensor in weights.items()}

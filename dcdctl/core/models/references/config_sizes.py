@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references.folders import OPEN_CLIP_FILE
 
 WIDTHS = {
@@ -72,13 +73,11 @@ def check_sizes(folder: Path) -> None:
                 raise ModelError(f"{path}: {name} is {_shown(value)}, expected a number from 0 to {limit:,}", hint=HINT)
 
 
-def _sizes(
-    root: dict[str, Any], aliases: Mapping[str, str], limits: Mapping[str, int]
-) -> Iterator[tuple[str, Any, int]]:
+def _sizes(root: Table, aliases: Mapping[str, str], limits: Mapping[str, int]) -> Iterator[tuple[str, Any, int]]:
     """The sizes in a configuration and in those of its encoders: dotted name, value and limit; a list gives one for
     each item."""
     # A stack, because a hostile file nests deeper than Python recurses.
-    tables: list[tuple[str, dict[str, Any]]] = [("", root)]
+    tables: list[tuple[str, Table]] = [("", root)]
     while tables:
         where, table = tables.pop()
         for key, value in table.items():

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.protocols import Table
 
 CONFIG_FILE, MODULES_FILE = "config.json", "modules.json"
 SETTINGS_FILE = "dcdctl.json"
@@ -124,7 +125,7 @@ def text_pooling(folder: Path) -> Pooling:
     return "cls" if mode == "cls" else "mean"
 
 
-def _modules(folder: Path) -> list[dict[str, Any]]:
+def _modules(folder: Path) -> list[Table]:
     """The entries of modules.json, empty if there is no such file. ModelError if it is no list of tables."""
     path = folder / MODULES_FILE
     if not path.is_file():
@@ -170,6 +171,6 @@ def is_cross_encoder(folder: Path) -> bool:
     return _read(folder / SENTENCE_TRANSFORMERS_FILE).get("model_type") == CROSS_ENCODER
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Table:
     """The table of a JSON file, empty if there is no file."""
     return files.read_json(path, error=ModelError, hint="save the model again") if path.is_file() else {}

@@ -4,15 +4,16 @@ checkpoint and the settings that it lacks; and recalls, the rows of `data_manife
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dcdctl.core import config, data, files
+from dcdctl.core.artifacts import Document
 from dcdctl.core.data import RemoteFile
 from dcdctl.core.errors import SourceError
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.progress import Track, silent
 
 
@@ -95,9 +96,7 @@ def list_teachers() -> dict[str, PublishedTeacher]:
     }
 
 
-def locate(
-    teacher: PublishedTeacher, overrides: Mapping[str, Any], track: Track = silent
-) -> tuple[str, dict[str, Any]]:
+def locate(teacher: PublishedTeacher, overrides: Table, track: Track = silent) -> tuple[str, Document]:
     """The file or Hub id of a teacher, downloaded if necessary, and its settings; the given overrides take
     precedence."""
     settings = {**teacher.overrides, **overrides}
