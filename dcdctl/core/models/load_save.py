@@ -51,6 +51,7 @@ T = TypeVar("T")
 Wanted = Kind | Literal["searchable", "any"]
 Form = Literal["folder", "checkpoint", "published", "function", "hub"]
 _SENTENCE_TRANSFORMERS = ("sentence-transformers", "sentence_transformers")
+"""The extra, and the module that it brings."""
 FAMILIES = {
     "vilt": Family("fusion", "vilt", takes=OF_VILT),
     **dict.fromkeys(
@@ -63,7 +64,14 @@ FAMILIES = {
     "blip-2": Family("fusion", "blip2"),
     "bridgetower": Family("fusion", "bridgetower"),
     CROSS_ENCODER: Family("fusion", "cross_encoder", *_SENTENCE_TRANSFORMERS, takes=OF_CROSS_ENCODERS),
-    OPEN_CLIP: Family("dual", "open_clip", "open-clip", "open_clip", folders.open_clip_weights, takes=("tokenizer",)),
+    OPEN_CLIP: Family(
+        "dual",
+        "open_clip",
+        extra="open-clip",
+        module="open_clip",
+        weights=folders.open_clip_weights,
+        takes=("tokenizer",),
+    ),
     folders.LATE: Family("late", "late_dual"),
     folders.QUERY: Family("query", "query", takes=()),
     **dict.fromkeys(

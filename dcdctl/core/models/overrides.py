@@ -62,7 +62,8 @@ def check_taken(table: Table, takes: Collection[str], ref: object) -> None:
     read_overrides(table)
     for name in table:
         if name not in takes:
-            raise ModelError(f"{ref} takes no {name}", hint=f"it takes {', '.join(takes) or 'no setting'}")
+            known = ", ".join(takes) or "no setting"
+            raise ModelError(f"{ref} takes no {name}", hint=f"it takes {known}")
 
 
 def parse_overrides(assignments: Sequence[str], option: str = "model-set") -> Document:

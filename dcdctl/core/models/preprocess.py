@@ -109,13 +109,14 @@ class Preprocess:
     @cached_property
     def settings(self) -> Table:
         """Everything that decides the tensors of an image and a caption, JSON-able; part of a model's digest."""
-        return {
+        settings = {
             "image": processor_settings(self.image_processor),
             "image_transform": self.image_transform,
             "max_text_len": self.max_text_len,
             "tokenizer": tokenizer_settings(self.tokenizer),
-            **({"pads_texts": True} if self.pads_texts else {}),
         }
+        # An entry only where it is true, so that the digests of all other models stay as they were.
+        return {**settings, "pads_texts": True} if self.pads_texts else settings
 
     def save(self, folder: Path) -> None:
         """Write the files of the tokenizer and the image processor."""
@@ -313,9 +314,8 @@ def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer
     trained = Tokenizer(WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizers.BertNormalizer(lowercase=True)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    letters = sorted(
-        letter for letter in set().union(*map(trained.normalizer.normalize_str, texts)) if not letter.isspace()
-    )
+    characters: set[str] = set().union(*map(trained.normalizer.normalize_str, texts))
+    letters = sorted(character for character in characters if not character.isspace())
     # The trainer numbers "##x" pieces in the order of a randomly seeded hash map, and resolves equal counts by number.
     # Pieces that are given to it in advance have a fixed order, which makes the vocabulary reproducible.
     pieces = [*SPECIALS, *(f"##{letter}" for letter in letters)]

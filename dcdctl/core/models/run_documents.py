@@ -30,7 +30,10 @@ def run_of(folder: Path) -> artifacts.Document:
     if not (folder / "run.json").exists():
         return {}
     facts, saved = read_run(folder)
-    return {artifacts.RUN: files.digest_of(facts), **({MODEL: saved.get(artifacts.FINGERPRINT)} if saved else {})}
+    document: artifacts.Document = {artifacts.RUN: files.digest_of(facts)}
+    if saved:
+        document[MODEL] = saved.get(artifacts.FINGERPRINT)
+    return document
 
 
 def expect_run(path: Path, document: Table, *, error: type[DcdError], hint: str) -> None:

@@ -35,10 +35,14 @@ def seal(folder: Path, settings: Table) -> None:
 
 def _file_names(folder: Path) -> set[str]:
     """The paths of the files that dcdctl.json lists, relative to the folder."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    # By every part of the path, because .cache/huggingface of a download holds files of any name.
-    names = (path for path in paths if not any(Path(part).match(note) for part in path.parts for note in NOTES))
-    return {path.as_posix() for path in names} - {SETTINGS_FILE}
+    names = set()
+    for path in folder.rglob("*"):
+        inside = path.relative_to(folder)
+        # By every part of the path, because .cache/huggingface of a download holds files of any name.
+        is_note = any(Path(part).match(note) for part in inside.parts for note in NOTES)
+        if path.is_file() and not is_note:
+            names.add(inside.as_posix())
+    return names - {SETTINGS_FILE}
 
 
 def read_settings(folder: Path) -> Table | None:

@@ -22,6 +22,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from dcdctl.core.config import Count, Fraction, check_fields
 from dcdctl.core.errors import ConfigError
@@ -69,17 +70,19 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=FUSION_EPS)
         self.dropout = nn.Dropout(size.dropout)
 
-    @property
-    def heads(self) -> Heads:
-        """The projections, and the dropout that applies in the current mode."""
-        return Heads(self.query, self.key, self.value, self.num_heads, self.dropout.p if self.training else 0.0)
-
     def attend(
         self, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None
     ) -> Tensor:
         """The first `num_queries` tokens after attending to the source; `mask_PM` is True for a real source token, None
         if all are real."""
-        output_PND = attend_and_project(self.heads, self.dense, tokens_PND, source_PMD, mask_PM, num_queries)
+        heads = Heads(
+            query=self.query,
+            key=self.key,
+            value=self.value,
+            num_heads=self.num_heads,
+            dropout=self.dropout.p if self.training else 0.0,
+        )
+        output_PND = attend_and_project(heads, self.dense, tokens_PND, source_PMD, mask_PM, num_queries)
         normed: Tensor = self.norm(self.dropout(output_PND) + tokens_PND[:, :num_queries])
         return normed
 
@@ -127,7 +130,7 @@ class CoAttentionNetwork(NetworkOverEncoders):
 
     cosine: EncoderProjections | None
 
-    def __init__(self, vision: nn.Module, text: Any, size: FusionSize) -> None:
+    def __init__(self, vision: PreTrainedModel, text: PreTrainedModel, size: FusionSize) -> None:
         super().__init__(vision, text)
         self.size, width = size, size.hidden_size
         self.image_transform = nn.Linear(self.image_width, width)
@@ -146,7 +149,7 @@ class CoAttentionNetwork(NetworkOverEncoders):
         self.cosine = None
 
     @classmethod
-    def from_configs(cls, vision: Any, text: Any, size: FusionSize) -> Self:
+    def from_configs(cls, vision: PreTrainedConfig, text: PreTrainedConfig, size: FusionSize) -> Self:
         """The network over untrained encoders of these configurations."""
         return cls(backbones.new_encoder(vision), backbones.new_encoder(text), size)
 

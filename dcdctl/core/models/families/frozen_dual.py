@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
@@ -26,7 +26,7 @@ from dcdctl.core.models.protocols import ExportSpec, Table
 class FrozenDualNetwork(NetworkOverEncoders):
     """Two encoders and two projections; the projections are untrained."""
 
-    def __init__(self, vision: nn.Module, text: Any, size: ProjectionSize) -> None:
+    def __init__(self, vision: PreTrainedModel, text: PreTrainedModel, size: ProjectionSize) -> None:
         super().__init__(vision, text)
         self.projections = EncoderProjections(self.image_width, text.config.hidden_size, size)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -21,6 +21,9 @@ from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.backbones import EncoderPair, NetworkOverEncoders, config_tables
 from dcdctl.core.models.preprocess import Preprocess, hub_errors
 from dcdctl.core.models.protocols import Table
+
+if TYPE_CHECKING:  # it imports this module
+    from dcdctl.core.models.families.vision_text_dual import VisionTextDual
 
 
 def read_folder(ref: str) -> tuple[Table, dict[str, Tensor]]:
@@ -86,7 +89,7 @@ class FrozenTowers:
     Shape letters: I images, T texts, V and L tokens, W width of a tower.
     """
 
-    model: Any
+    model: VisionTextDual
     pools_texts: bool = True
     """Whether images and captions are pooled."""
     is_frozen = True
@@ -107,7 +110,7 @@ class FrozenTowers:
         table = {"text": config_tables(vision.module, text.module)["text"]}
         return self._digest_of(text.module, table, text_settings(self.model.preprocess.settings))
 
-    def _digest_of(self, encoders: nn.Module, config: Any, preprocess: Any, prefix: str = "") -> str:
+    def _digest_of(self, encoders: nn.Module, config: Table, preprocess: Table, prefix: str = "") -> str:
         text = self.model.towers[1]
         inside = text.projection.removeprefix(f"{text.name}.")
         kind = "pooled" if self.pools_texts else "tokens"

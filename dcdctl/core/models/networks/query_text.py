@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from dcdctl.core.models.inputs import TextBatch
 from dcdctl.core.models.networks import backbones
@@ -41,7 +41,7 @@ class StaticText(nn.Module):
 class QueryText(nn.Module):
     """An encoder of texts, and its projection."""
 
-    def __init__(self, encoder: Any, dim: int) -> None:
+    def __init__(self, encoder: PreTrainedModel | StaticText, dim: int) -> None:
         super().__init__()
         self.encoder = encoder
         if isinstance(encoder, StaticText):
