@@ -70,19 +70,23 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=FUSION_EPS)
         self.dropout = nn.Dropout(size.dropout)
 
-    def attend(
-        self, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None
-    ) -> Tensor:
-        """The first `num_queries` tokens after attending to the source; `mask_PM` is True for a real source token, None
-        if all are real."""
-        heads = Heads(
+    @property
+    def heads(self) -> Heads:
+        """The projections, and the dropout that applies in the current mode."""
+        return Heads(
             query=self.query,
             key=self.key,
             value=self.value,
             num_heads=self.num_heads,
             dropout=self.dropout.p if self.training else 0.0,
         )
-        output_PND = attend_and_project(heads, self.dense, tokens_PND, source_PMD, mask_PM, num_queries)
+
+    def attend(
+        self, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None
+    ) -> Tensor:
+        """The first `num_queries` tokens after attending to the source; `mask_PM` is True for a real source token, None
+        if all are real."""
+        output_PND = attend_and_project(self.heads, self.dense, tokens_PND, source_PMD, mask_PM, num_queries)
         normed: Tensor = self.norm(self.dropout(output_PND) + tokens_PND[:, :num_queries])
         return normed
 

@@ -41,6 +41,9 @@ class StaticText(nn.Module):
 class QueryText(nn.Module):
     """An encoder of texts, and its projection."""
 
+    encoder: Any
+    """A `StaticText`, or an encoder of transformers."""
+
     def __init__(self, encoder: PreTrainedModel | StaticText, dim: int) -> None:
         super().__init__()
         self.encoder = encoder
