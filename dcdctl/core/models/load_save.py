@@ -13,6 +13,7 @@ function `load`, one line in `FAMILIES`, and one in tests/support/families.py.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -48,8 +49,10 @@ if TYPE_CHECKING:  # torch takes a second
     from dcdctl.core.models.late import Model, Scorer, Searchable
 
 T = TypeVar("T")
-Wanted = Kind | Literal["searchable", "any"]
+ExpectedKind = Kind | Literal["searchable", "any"]
 Form = Literal["folder", "checkpoint", "published", "function", "hub"]
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""module:function"""
 _SENTENCE_TRANSFORMERS = ("sentence-transformers", "sentence_transformers")
 """The extra, and the module that it brings."""
 FAMILIES = {
@@ -104,7 +107,7 @@ _KINDS = {
 
 
 def load(
-    ref: str | Path, overrides: Table | None = None, track: Track = silent, *, kind: Wanted | None = None
+    ref: str | Path, overrides: Table | None = None, track: Track = silent, *, kind: ExpectedKind | None = None
 ) -> Model:
     """The model that a reference names, in eval mode, in float32 on the CPU; ModelError for a model of another kind
     than `kind`, before its weights are downloaded or opened.
@@ -119,7 +122,9 @@ def load(
     if form in ("checkpoint", "published", "function"):
         _check_kind(ref, "fusion", kind)
     if form == "function":
-        return _python_function().load(source, settings)
+        from dcdctl.core.models.families import python_function
+
+        return python_function.load(source, settings)
     is_official = form == "checkpoint"
     if form == "published":
         teacher = published.list_teachers()[source]
@@ -134,7 +139,7 @@ def load(
     return model
 
 
-def check_ref(ref: str | Path, overrides: Table | None = None, *, kind: Wanted | None = None) -> Kind | None:
+def check_ref(ref: str | Path, overrides: Table | None = None, *, kind: ExpectedKind | None = None) -> Kind | None:
     """The kind of model that a reference names; None for a Hub id, whose kind is not known before it is loaded.
 
     Opens no weights and fetches nothing. ModelError if the reference names nothing here and cannot be a Hub id, or if
@@ -146,7 +151,9 @@ def check_ref(ref: str | Path, overrides: Table | None = None, *, kind: Wanted |
         return None
     actual: Kind = "fusion"  # official checkpoints, published teachers and Python functions
     if form == "function":
-        _python_function().check(source)
+        from dcdctl.core.models.families import python_function
+
+        python_function.check(source)
     if form == "folder":
         family = _family(Path(source), ref, kind)
         check_taken(overrides or {}, family.takes, ref)
@@ -263,7 +270,7 @@ def _locate(ref: str | Path) -> tuple[Form, str]:
         return "checkpoint", str(path)
     if path.is_dir():
         return "folder", str(_model_folder(path))
-    if _python_function().is_reference(str(ref)):
+    if _FUNCTION.fullmatch(str(ref)):
         return "function", str(ref)
     if str(ref) in published.list_teachers():
         built_in = _TEACHERS / str(ref)
@@ -309,7 +316,7 @@ def _load_official(path: Path, table: Table) -> FusionScorer:
     raise ModelError(f"{path} is no official checkpoint of ViLT or METER: it has {', '.join(sorted(state)[:3])}, ...")
 
 
-def _load_pretrained(ref: str, overrides: Table, kind: Wanted | None) -> Model:
+def _load_pretrained(ref: str, overrides: Table, kind: ExpectedKind | None) -> Model:
     """The model of a folder or of a Hub id; ModelError for a model of another kind."""
     if Path(ref).is_dir():
         return _load_folder(Path(ref), _family(Path(ref), ref, kind), overrides)
@@ -336,7 +343,7 @@ def find_family(model_type: str) -> Family | None:
     return FAMILIES["clip"] if has_towers and has_methods else None
 
 
-def _family(folder: Path, ref: str | Path, kind: Wanted | None = None) -> Family:
+def _family(folder: Path, ref: str | Path, kind: ExpectedKind | None = None) -> Family:
     """The family of the model in a folder; ModelError if neither dcdctl nor an installed package has it, or if it is of
     another kind."""
     model_type = _checked_type(folder)
@@ -372,7 +379,7 @@ def _checked_type(folder: Path) -> str | None:
     return folders.type_of(folder)
 
 
-def _check_kind(ref: str | Path, actual: Kind, expected: Wanted | None) -> None:
+def _check_kind(ref: str | Path, actual: Kind, expected: ExpectedKind | None) -> None:
     if expected == "any":
         return
     if actual == "query" != expected:
@@ -388,9 +395,3 @@ def _hub_errors(ref: str, *, hint: str) -> AbstractContextManager[None]:
     from dcdctl.core.models.preprocess import hub_errors
 
     return hub_errors(ref, hint=hint)
-
-
-def _python_function() -> Any:
-    from dcdctl.core.models.families import python_function
-
-    return python_function

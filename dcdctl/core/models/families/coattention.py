@@ -86,9 +86,10 @@ class Attention(nn.Module):
     ) -> Tensor:
         """The first `num_queries` tokens after attending to the source; `mask_PM` is True for a real source token, None
         if all are real."""
-        output_PND = attend_and_project(self.heads, self.dense, tokens_PND, source_PMD, mask_PM, num_queries)
-        normed: Tensor = self.norm(self.dropout(output_PND) + tokens_PND[:, :num_queries])
-        return normed
+        output_PND = attend_and_project(
+            self.heads, self.dense, tokens_PND, source_PMD, mask_PM=mask_PM, num_queries=num_queries
+        )
+        return self.norm(self.dropout(output_PND) + tokens_PND[:, :num_queries])
 
 
 class FeedForward(nn.Module):
@@ -102,8 +103,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(size.dropout)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        normed: Tensor = self.norm(self.dropout(self.down(functional.gelu(self.up(tokens_BND)))) + tokens_BND)
-        return normed
+        return self.norm(self.dropout(self.down(functional.gelu(self.up(tokens_BND)))) + tokens_BND)
 
 
 class FusionLayer(nn.Module):
@@ -121,8 +121,7 @@ class FusionLayer(nn.Module):
 
     def fuse(self, tokens_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:
         """The stream after the step, from its self-attended tokens and the other stream before the step."""
-        fused: Tensor = self.feed_forward(self.cross_attention.attend(tokens_PND, other_PMD, other_mask_PM))
-        return fused
+        return self.feed_forward(self.cross_attention.attend(tokens_PND, other_PMD, other_mask_PM))
 
 
 class CoAttentionNetwork(NetworkOverEncoders):
@@ -222,6 +221,7 @@ def score_pairs(
 
 
 def _step(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
+    """The first `num_queries` tokens of both streams after a step."""
     return cross_attention(layers, self_attention(layers, streams, text_mask, num_queries), streams, text_mask)
 
 

@@ -100,8 +100,8 @@ class LateDual(LateInteraction):
     def settings(self) -> Table:
         """The dual encoder's, the width of the token vectors, whether its logit counts, and token pooling."""
         pooling = {} if self.token_pooling == 1 else {"token_pooling": self.token_pooling}
-        own = {"kind": self.kind, "token_dim": self.token_dim, "is_pooled": self.is_pooled, **pooling}
-        return {**self.as_dual.settings, **own}
+        of_tokens = {"kind": self.kind, "token_dim": self.token_dim, "is_pooled": self.is_pooled, **pooling}
+        return {**self.as_dual.settings, **of_tokens}
 
     @property
     def digest(self) -> str:

@@ -176,9 +176,8 @@ class OpenClipDual(DualEncoder):
         encoder = self.network.text
         mask = (texts.input_ids != self._text_config.pad_token_id).long()
         output = encoder.transformer(input_ids=texts.input_ids, attention_mask=mask)
-        return self._states_of(
-            texts, output.last_hidden_state, unit_vectors(encoder.proj(encoder.pooler(output, mask)))
-        )
+        vectors = unit_vectors(encoder.proj(encoder.pooler(output, mask)))
+        return self._states_of(texts, output.last_hidden_state, vectors)
 
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
@@ -254,12 +253,11 @@ def load(ref: str, table: Table, saved: Table | None = None) -> OpenClipDual:
             )
         network = _build(folder, config)
         unused = _load_weights(network, folder)
+        transform = asdict(PreprocessCfg(**network.visual.preprocess_cfg))
         preprocess = OpenClipPreprocess(
             tokenizer=OpenClipTokenizer(_tokenizer(folder, config, overrides)),
-            image_config={
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in asdict(PreprocessCfg(**network.visual.preprocess_cfg)).items()
-            },
+            # Lists, as a saved file has them.
+            image_config={key: list(value) if isinstance(value, tuple) else value for key, value in transform.items()},
             text_config=config["model_cfg"]["text_cfg"],
             vocab_size=int((network if hasattr(network, "vocab_size") else network.text).vocab_size),
         )

@@ -12,9 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess
 from dcdctl.core.models.overrides import check_taken
 from dcdctl.core.models.protocols import Table
 
-_REF = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 FIND = "run the command in its folder, or install its package"
 EXAMPLE = "def score(images, texts): return one number per pair, higher is better"
 
@@ -57,27 +54,18 @@ class PythonScorer(RawPairScorer):
             # The traceback of the user's code is what the user needs; it stays as it is.
             error.add_note(f"{self.ref} was called with {len(text_ix)} pairs; the first caption is {pairs[1][0]!r}")
             raise
-        return _checked(self.ref, result, pairs[1])
-
-
-def _checked(ref: str, result: Any, texts: Sequence[str]) -> Tensor:
-    """The scores as float32, P. ModelError unless they are P finite numbers."""
-    try:
-        scores = torch.as_tensor(result, dtype=torch.float32, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError):
-        scores = torch.empty(0)
-    if scores.shape != (len(texts),) or not scores.isfinite().all():
-        raise ModelError(
-            f"{ref} returned {' '.join(str(result).split())[:100]} for captions such as {texts[0]!r}, expected "
-            f"{len(texts)} finite numbers, one for each pair",
-            hint=EXAMPLE,
-        )
-    return scores
-
-
-def is_reference(ref: str) -> bool:
-    """Whether a reference is of the form module:function."""
-    return _REF.fullmatch(ref) is not None
+        try:
+            scores = torch.as_tensor(result, dtype=torch.float32, device="cpu").detach()
+        except (TypeError, ValueError, RuntimeError):
+            scores = torch.empty(0)
+        if scores.shape != (len(text_ix),) or not scores.isfinite().all():
+            returned = " ".join(str(result).split())[:100]
+            raise ModelError(
+                f"{self.ref} returned {returned} for captions such as {pairs[1][0]!r}, expected {len(text_ix)} finite "
+                "numbers, one for each pair",
+                hint=EXAMPLE,
+            )
+        return scores
 
 
 def check(ref: str) -> None:

@@ -47,11 +47,9 @@ class RawPreprocess:
 
     def images(self, images: Sequence[Image.Image]) -> ImageBatch:
         """The pixels of the images, I x 3 x H x W, uint8, with a mask."""
-        width, height = (max(image.size[side] for image in images) for side in (0, 1))
-        pixels, mask = (
-            np.zeros((len(images), 3, height, width), dtype=np.uint8),
-            np.zeros((len(images), height, width), dtype=np.bool_),
-        )
+        width, height = max(image.width for image in images), max(image.height for image in images)
+        pixels = np.zeros((len(images), 3, height, width), dtype=np.uint8)
+        mask = np.zeros((len(images), height, width), dtype=np.bool_)
         for i, image in enumerate(images):
             pixels[i, :, : image.height, : image.width] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
             mask[i, : image.height, : image.width] = True
@@ -81,9 +79,8 @@ class RawPreprocess:
         if self.tokenizer is None:
             return text[: self.max_text_len]
         # verbose=False, because transformers warns about texts that are longer than the model's own limit.
-        ends = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-            "offset_mapping"
-        ]
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ends = tokens["offset_mapping"]
         return text if len(ends) <= self.max_text_len else text[: ends[self.max_text_len - 1][1]]
 
     @property
@@ -179,20 +176,17 @@ def processor_table(processor: Any) -> Table:
 def pictures_of(images: ImageBatch) -> list[Image.Image]:
     """The images of a batch that `RawPreprocess` made."""
     assert images.pixel_mask is not None
-    mask_IHW, pixels_IHW3 = images.pixel_mask.cpu(), images.pixel_values.cpu().permute(0, 2, 3, 1)
-    sizes = [(int(mask[0].sum()), int(mask[:, 0].sum())) for mask in mask_IHW]
-    return [
-        Image.fromarray(pixels[:height, :width].numpy())
-        for (width, height), pixels in zip(sizes, pixels_IHW3, strict=True)
-    ]
+    pictures = []
+    for mask_HW, pixels_HW3 in zip(images.pixel_mask.cpu(), images.pixel_values.cpu().permute(0, 2, 3, 1), strict=True):
+        width, height = int(mask_HW[0].sum()), int(mask_HW[:, 0].sum())
+        pictures.append(Image.fromarray(pixels_HW3[:height, :width].numpy()))
+    return pictures
 
 
 def captions_of(texts: TextBatch) -> list[str]:
     """The captions of a batch that `RawPreprocess` made."""
-    return [
-        _text(ids[:, None], mask)
-        for ids, mask in zip(texts.input_ids.cpu(), texts.attention_mask.cpu().bool(), strict=True)
-    ]
+    rows = zip(texts.input_ids.cpu(), texts.attention_mask.cpu().bool(), strict=True)
+    return [_text(ids[:, None], mask) for ids, mask in rows]
 
 
 def _image(tokens_N3: Tensor) -> Image.Image:

@@ -92,8 +92,6 @@ class LibraryModel(RetrievalModel):
                 raise ModelError(f"{ref} reads {modalities} alone, not images and texts", hint=cls.alternative)
             if hasattr(network := encoder[0], "model"):
                 check_read(network, ref, "its network")
-                if cls.kind == "dual":
-                    _cap_length(encoder, network.model.config)
             return cls(encoder.requires_grad_(False), ref)
 
     def _vectors(self, batch: Any) -> Any:
@@ -144,7 +142,14 @@ class SentenceTransformerDual(LibraryModel, DualEncoder):
     tokens = ByteTokens()
     options: ClassVar[Mapping[str, bool]] = {"convert_to_tensor": True}
 
-    def __init__(self, encoder: nn.Module, ref: str) -> None:
+    def __init__(self, encoder: Any, ref: str) -> None:
+        if hasattr(encoder[0], "model"):
+            text_config = encoder[0].model.config.get_text_config()
+            # The library cuts captions at the last position only where the network has one configuration.
+            if hasattr(text_config, "max_position_embeddings"):
+                limit = num_text_positions(text_config)
+                if encoder.max_seq_length is None or encoder.max_seq_length > limit:
+                    encoder.max_seq_length = limit
         super().__init__(encoder, ref)
         self.noun, self.embedding_dim = f"{ref}, a model of sentence-transformers,", self.width
 
@@ -187,17 +192,6 @@ class SentenceTransformerDual(LibraryModel, DualEncoder):
     def export_copy(self) -> Self:
         """The same model: its folder needs no dcdctl."""
         return self
-
-
-def _cap_length(encoder: Any, config: Any) -> None:
-    """Cut captions at the last position of the text encoder. The library does so only where the network has one
-    configuration."""
-    text_config = config.get_text_config()
-    if not hasattr(text_config, "max_position_embeddings"):
-        return
-    limit = num_text_positions(text_config)
-    if encoder.max_seq_length is None or encoder.max_seq_length > limit:
-        encoder.max_seq_length = limit
 
 
 load = SentenceTransformerDual.load

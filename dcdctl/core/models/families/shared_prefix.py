@@ -5,8 +5,8 @@ A causal model computes each token from the tokens before it. Where the image co
 values of the image, and of the template around it, are equal for all captions. They are computed once, and each caption
 adds only its own few tokens.
 
-Token ids come from the cross-encoder's own preprocessing: those of one pair with the image, and those of each caption
-with a small stand-in image. An image only changes the number of image tokens, which is checked for each image. So the
+Token ids come from the cross-encoder's own preprocessing: one pair is tokenized with the image, each caption with a
+small stand-in image. An image only changes the number of image tokens, which is checked for each image. So the
 processor resizes an image once.
 
 Shape letters: B captions, S tokens of a suffix, P tokens of the prefix.
@@ -141,8 +141,9 @@ class SharedPrefix:
         features = self._preprocess(image, caption)
         head, tail = self._split(features)
         expected_head, expected_tail = self._prompt_of(caption)
-        texts = [[token for token in ids if token != self._image_token] for ids in (head, expected_head)]
-        if texts[0] != texts[1] or tail != expected_tail:
+        words = [token for token in head if token != self._image_token]
+        expected_words = [token for token in expected_head if token != self._image_token]
+        if words != expected_words or tail != expected_tail:
             raise SharingError("an image changes more of the prompt than the number of its tokens")
         length, total = len(head) + len(self._common), len(head) + len(tail)
         for name, value in features.items():
@@ -154,9 +155,8 @@ class SharedPrefix:
         if not all(type(layer) is DynamicLayer for layer in cache.layers) or cache.get_seq_length() != length:
             raise SharingError("its cache does not hold the keys and values of all tokens")
         # Models with rotary positions in three dimensions keep how far positions lag behind the count of tokens.
-        deltas = [
-            module.rope_deltas for module in self._encoder.modules() if getattr(module, "rope_deltas", None) is not None
-        ]
+        kept = (getattr(module, "rope_deltas", None) for module in self._encoder.modules())
+        deltas = [delta for delta in kept if delta is not None]
         # The rotary position after the prefix: an image advances positions in two dimensions by less than its tokens.
         position = length + (int(deltas[0].flatten()[0]) if deltas else 0)
         # Such models take three positions of each token: in time, height and width.

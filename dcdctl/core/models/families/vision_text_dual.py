@@ -26,9 +26,11 @@ from transformers import (
     AutoProcessor,
     BeitConfig,
     BertConfig,
+    PreTrainedTokenizerBase,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dcdctl.core.errors import ModelError, first_line
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
@@ -148,16 +150,16 @@ class VisionTextDual(DualEncoder):
         output = self.text_output(texts)
         return self._states_of(texts, output.last_hidden_state, unit_vectors(output.pooler_output))
 
-    def image_output(self, images: ImageBatch) -> Any:
+    def image_output(self, images: ImageBatch) -> BaseModelOutputWithPooling:
         """The network's output for images: their states, and vectors of any length as `pooler_output`."""
         pixels = backbones.in_kernel_order(self.network.vision_model, images.pixel_values)
         # SigLIP 2 with variable resolution reads the grids too.
-        options = (
-            {} if images.grid is None else {"pixel_attention_mask": images.pixel_mask, "spatial_shapes": images.grid}
-        )
+        options = {}
+        if images.grid is not None:
+            options = {"pixel_attention_mask": images.pixel_mask, "spatial_shapes": images.grid}
         return self.network.get_image_features(pixel_values=pixels, **options)
 
-    def text_output(self, texts: TextBatch) -> Any:
+    def text_output(self, texts: TextBatch) -> BaseModelOutputWithPooling:
         """The same for captions."""
         # A model that attends to the padding gets no mask, and all its captions have one length.
         mask = None if self.preprocess.pads_texts else backbones.attention_mask(self.network.text_model, texts)
@@ -256,7 +258,7 @@ class VisionTextDual(DualEncoder):
         save_pretrained(self.network, folder, half=half)
 
 
-def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> VisionTextDual:
+def new_dual(size: DualSize, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> VisionTextDual:
     """An untrained dual encoder for this tokenizer. Equal seeds give equal weights; the global random state is not
     touched."""
     shared = {
@@ -307,11 +309,10 @@ def dual_from_backbones(vision_ref: str, text_ref: str, projection_dim: int = 25
         # In this order, because a pooler that a checkpoint lacks takes random numbers too.
         vision, text = backbones.load_vision(vision_ref), backbones.load_text(text_ref)
         for ref, side, encoder in ((vision_ref, "vision", vision), (text_ref, "text", text)):
-            alone: Any = encoder.config
             # transformers reads the sides again by AutoModel.
-            is_known = backbones.encoder_class(alone) is AutoModel
-            if not (is_known and isinstance(getattr(alone, "hidden_size", None), int)):
-                problem = f"the {side} encoder of {ref} ({alone.model_type}) cannot be trained in a"
+            is_known = backbones.encoder_class(encoder.config) is AutoModel
+            if not (is_known and isinstance(getattr(encoder.config, "hidden_size", None), int)):
+                problem = f"the {side} encoder of {ref} ({encoder.config.model_type}) cannot be trained in a"
                 raise ModelError(f"{problem} VisionTextDualEncoderModel", hint=FROZEN_HINT)
         config = VisionTextDualEncoderConfig.from_vision_text_configs(
             vision.config, text.config, projection_dim=projection_dim
@@ -338,20 +339,21 @@ def load(ref: str, table: Table, saved: Table | None = None) -> VisionTextDual:
             ref, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     check_complete(ref, report["missing_keys"], f"a {type(network).__name__}")
-    kind, tokenizer = network.config.model_type, load_own_tokenizer(ref, network.config, overrides.tokenizer)
-    is_tested = kind in FAMILIES
+    model_type = network.config.model_type
+    tokenizer = load_own_tokenizer(ref, network.config, overrides.tokenizer)
+    is_tested = model_type in FAMILIES
     preprocess = fitted_preprocess(
         tokenizer,
         load_image_processor(ref),
         network.config.text_config,
         max_text_len=overrides.max_text_len or (saved["max_text_len"] if saved else None),
-        default=TEXT_LENGTHS.get(kind) if is_tested else tokenizer.model_max_length,
+        default=TEXT_LENGTHS.get(model_type) if is_tested else tokenizer.model_max_length,
     )
-    preprocess = dataclasses.replace(preprocess, pads_texts=kind in PADS_TEXTS)
+    preprocess = dataclasses.replace(preprocess, pads_texts=model_type in PADS_TEXTS)
     dual = VisionTextDual(network, preprocess, tuple(sorted(report["unexpected_keys"])))
     if not is_tested:
         _check_vectors(dual, ref)
-        logging.getLogger("dcdctl").warning("%s loads; its family (%s) is not tested", ref, kind)
+        logging.getLogger("dcdctl").warning("%s loads; its family (%s) is not tested", ref, model_type)
     return dual
 
 
@@ -370,9 +372,8 @@ def _check_vectors(dual: VisionTextDual, ref: str) -> None:
             # The short caption alone, padded as the processor pads by itself.
             network.get_text_features(**processor(text=texts[:1], return_tensors="pt")).pooler_output,
         )
-        differences = [
-            float((ours[:1] - unit_vectors(own)).abs().max()) for ours, own in zip(vectors, expected, strict=True)
-        ]
+        sides = zip(vectors, expected, strict=True)
+        differences = [float((ours[:1] - unit_vectors(own)).abs().max()) for ours, own in sides]
     # Networks have no common error for an input that they do not support.
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         problem = f"{ref} is a {kind} model, which does not embed an image, or a caption of {length} tokens"

@@ -88,19 +88,17 @@ def attend_and_project(
     queries_PSD = tokens_PND[:, :num_queries]
     num_queries, num_sources = queries_PSD.shape[1], source_PMD.shape[1]
     if heads.is_worth_folding(num_queries, num_sources):
-        folded: Tensor = dense(into_queries(heads, queries_PSD, source_PMD, mask_PM))
-        return folded
+        return dense(into_queries(heads, queries_PSD, source_PMD, mask_PM))
     if heads.is_worth_folding(num_sources, num_queries):
         return into_source(heads, dense, queries_PSD, source_PMD, mask_PM)
     key, value = heads.split(heads.key(source_PMD)), heads.split(heads.value(source_PMD))
-    output: Tensor = dense(heads.context(heads.split(heads.query(queries_PSD)), key, value, mask_PM))
-    return output
+    return dense(heads.context(heads.split(heads.query(queries_PSD)), key, value, mask_PM))
 
 
 def heads_of(attention: Any) -> Heads:
     """The projections of a self-attention or cross-attention module of transformers."""
-    own = getattr(attention, "dropout", None)
-    probability = own.p if isinstance(own, nn.Dropout) else attention.attention_dropout
+    module = getattr(attention, "dropout", None)
+    probability = module.p if isinstance(module, nn.Dropout) else attention.attention_dropout
     return Heads(
         query=attention.query,
         key=attention.key,

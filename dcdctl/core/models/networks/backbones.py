@@ -263,13 +263,13 @@ def attention_mask(encoder: PreTrainedModel, texts: TextBatch) -> Tensor | None:
     Given one number per token, the encoder first asks whether there is padding, and waits for the GPU. Here the copy of
     the mask on the CPU answers that.
     """
-    kind = encoder.config.model_type
-    if kind in CAUSAL:
+    model_type = encoder.config.model_type
+    if model_type in CAUSAL:
         # The padding is at the right, so no real token attends to it.
         return None
     # A graph must hold for any padding.
     is_traced = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
-    if kind not in BIDIRECTIONAL or encoder.config._attn_implementation != "sdpa" or is_traced:
+    if model_type not in BIDIRECTIONAL or encoder.config._attn_implementation != "sdpa" or is_traced:
         return texts.attention_mask
     if bool(texts.mask_on_cpu.all()):
         return None

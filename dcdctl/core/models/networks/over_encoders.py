@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
@@ -145,7 +146,7 @@ Encoders = EncoderPair | FrozenTowers
 equal digests share them."""
 
 
-def _pooled(projection: nn.Module | None, encode: Callable[[], Any]) -> States:
+def _pooled(projection: nn.Module | None, encode: Callable[[], BaseModelOutputWithPooling]) -> States:
     """What a projection is given while an output is computed, one token for each item; without one, the vectors of the
     output."""
     inputs: list[Tensor] = []

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dcdctl.core.models.inputs import TextBatch
 from dcdctl.core.models.networks import backbones
@@ -76,7 +77,7 @@ class QueryText(nn.Module):
             return self.projection(self.encoder(self.encoder.embeddings(batch.input_ids)))
         return self.projection(self._output(batch).last_hidden_state)
 
-    def _output(self, batch: TextBatch) -> Any:
+    def _output(self, batch: TextBatch) -> BaseModelOutputWithPooling:
         return self.encoder(input_ids=batch.input_ids, attention_mask=backbones.attention_mask(self.encoder, batch))
 
     def to_table(self) -> Table:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
+from transformers import BaseImageProcessor, PreTrainedConfig
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.overrides import Overrides
@@ -22,19 +23,18 @@ MAX_TEXT_LEN = 40
 """Tokens of a caption in the official retrieval configurations, for a file without its configuration."""
 
 
-def unpack(loaded: Any, path: Path) -> tuple[dict[str, Tensor], Table]:
+def unpack(loaded: object, path: Path) -> tuple[dict[str, Tensor], Table]:
     """The weights and the run's configuration in a checkpoint's contents; the configuration is empty if the file has
     none."""
-    weights = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
-    state = (
-        {key: value for key, value in weights.items() if isinstance(value, Tensor)}
-        if isinstance(weights, Mapping)
-        else {}
-    )
+    state = {}
+    weights = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if isinstance(weights, Mapping):
+        state = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
     if not state:
         raise ModelError(
             f"{path} holds no weights", hint="a checkpoint is {'state_dict': ...}, or the weights themselves"
         )
+    assert isinstance(loaded, Mapping)
     # Lightning keeps the run's configuration in hyper_parameters, under "config".
     hyper = loaded.get("hyper_parameters") or {}
     return state, hyper.get("config", hyper) if isinstance(hyper, Mapping) else {}
@@ -92,8 +92,8 @@ def num_layers(names: Iterable[str], prefix: str) -> int:
 def make_preprocess(
     overrides: Overrides,
     hyper: Table,
-    text_config: Any,
-    image_processor: Any,
+    text_config: PreTrainedConfig,
+    image_processor: BaseImageProcessor,
     *,
     tokenizer: str,
     image_transform: Literal["", "meter"] = "",

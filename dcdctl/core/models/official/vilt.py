@@ -65,11 +65,8 @@ def _rename(key: str, tensor: Tensor) -> dict[str, Tensor]:
     if block:
         layer, part, kind = f"vilt.encoder.layer.{block[1]}", block[2], block[3]
         if part == "attn.qkv":
-            names = ("query", "key", "value")
-            return {
-                f"{layer}.attention.attention.{name}.{kind}": third
-                for name, third in zip(names, tensor.chunk(3), strict=True)
-            }
+            thirds = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+            return {f"{layer}.attention.attention.{name}.{kind}": third for name, third in thirds}
         return {f"{layer}.{_BLOCK_PARTS[part]}.{kind}": tensor} if part in _BLOCK_PARTS else {}
     return by_prefix(key, tensor, _PREFIXES)
 
