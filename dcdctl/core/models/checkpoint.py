@@ -114,7 +114,8 @@ class _InertUnpickler(pickle.Unpickler):
         if (module, name) in _REBUILDERS:
             return super().find_class(module, name)
         # A dotted name may lead from one module to another.
-        *namespaces, last = module.partition(".")[0], *name.split(".")
+        names = [module.partition(".")[0], *name.split(".")]
+        namespaces, last = names[:-1], names[-1]
         is_builtin = last in _HOSTILE_BUILTINS and not {"builtins", "__builtin__", "io"}.isdisjoint(namespaces)
         if is_builtin or not _HOSTILE_MODULES.isdisjoint(namespaces):
             raise _HostileError(f"{module}.{name}")

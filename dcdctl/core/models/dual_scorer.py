@@ -34,7 +34,8 @@ def pair_products(images_ID: Tensor, texts_TD: Tensor, image_ix_P: Tensor, text_
     >>> pair_products(torch.eye(2), torch.tensor([[3.0, 4.0]]), torch.tensor([1, 0]), torch.tensor([0, 0]))
     tensor([4., 3.])
     """
-    image_ix_P, text_ix_P = (index.to(images_ID.device, non_blocking=True) for index in (image_ix_P, text_ix_P))
+    image_ix_P = image_ix_P.to(images_ID.device, non_blocking=True)
+    text_ix_P = text_ix_P.to(images_ID.device, non_blocking=True)
     if len(images_ID) * len(texts_TD) <= DENSE_FACTOR * len(image_ix_P):
         with torch.autocast(images_ID.device.type, enabled=False):
             all_IT = images_ID @ texts_TD.T

@@ -24,7 +24,7 @@ from dcdctl.core.models.networks.maxsim import all_maxsims, pair_maxsims
 DENSE_FACTOR = 4
 """All images times all texts is computed at once if that has at most this many times the pairs asked for."""
 PAIRS_AT_A_TIME = 1024
-"""Pairs whose tokens are gathered at a time."""
+"""Pairs whose tokens are gathered at a time: with 197 tokens of 128 numbers per image these are 103 MB."""
 
 
 class LateInteraction(PairModel):
@@ -33,6 +33,7 @@ class LateInteraction(PairModel):
     counts too."""
 
     kind: Literal["late"] = "late"
+    # Many: `score_pairs` gathers the tokens of PAIRS_AT_A_TIME of them.
     pairs_per_batch = 65_536
     keeps_states = True
     keeps_tokens = True
@@ -107,7 +108,8 @@ class LateInteraction(PairModel):
     def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, Tensor | None]:
         """The logits of the pairs, R x C, and of all images with all texts, I x T; float32, also under autocast."""
         images_IND, texts_TLD, *pooled = outputs
-        mask_IN, mask_TL = ((tokens.detach() != 0).any(dim=-1) for tokens in (images_IND, texts_TLD))
+        mask_IN = (images_IND.detach() != 0).any(dim=-1)
+        mask_TL = (texts_TLD.detach() != 0).any(dim=-1)
         # One wait for a GPU, which the padding of all captions to the maximum would cost many times.
         length, num_padding = torch.stack([mask_TL.any(dim=0).sum(), (~mask_IN).sum()]).tolist()
         maxsim_IT = all_maxsims(

@@ -382,7 +382,7 @@ def _checked_type(folder: Path) -> str | None:
 def _check_kind(ref: str | Path, actual: Kind, expected: ExpectedKind | None) -> None:
     if expected == "any":
         return
-    if actual == "query" != expected:
+    if actual == "query" and expected != "query":
         raise ModelError(
             f"{ref} is a query encoder, which embeds texts alone", hint=f"name its teacher, and --query-model {ref}"
         )

@@ -154,7 +154,8 @@ class _QuerySide(RetrievalModel):
         tokenizer = preprocess.tokenizer
         specials = sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
         # Not saved: it follows from the tokenizer.
-        self.register_buffer("is_word", torch.ones(len(tokenizer)).index_fill(0, torch.tensor(specials), 0), False)
+        is_word = torch.ones(len(tokenizer)).index_fill(0, torch.tensor(specials), 0)
+        self.register_buffer("is_word", is_word, persistent=False)
 
     def __repr__(self) -> str:
         encoder = type(self.network.encoder).__name__

@@ -55,10 +55,9 @@ class _PrefixLayer(DynamicLayer):
         self.keys, self.values = layer.keys, layer.values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        num_captions = len(key_states)
-        pairs = (self.keys, key_states), (self.values, value_states)
-        keys, values = (torch.cat([prefix.expand(num_captions, -1, -1, -1), new], dim=-2) for prefix, new in pairs)
-        return keys, values
+        keys = self.keys.expand(len(key_states), -1, -1, -1)
+        values = self.values.expand(len(value_states), -1, -1, -1)
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
 class SharedPrefix:

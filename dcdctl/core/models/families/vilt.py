@@ -204,9 +204,9 @@ def run_block(layer: Any, tokens_PND: Tensor, mask_PN: Tensor | None, num_querie
     queries_PND = normed[:, :num_queries]
     if heads.is_worth_folding(queries_PND.shape[1], normed.shape[1]):
         return _finish_block(layer, tokens_PND, into_queries(heads, queries_PND, normed, mask_PN))
-    linears = ((heads.query, queries_PND), (heads.key, normed), (heads.value, normed))
-    query, key, value = (heads.split(linear(states)) for linear, states in linears)
-    return _finish_block(layer, tokens_PND, heads.context(query, key, value, mask_PN))
+    query, key, value = heads.query(queries_PND), heads.key(normed), heads.value(normed)
+    context_PND = heads.context(heads.split(query), heads.split(key), heads.split(value), mask_PN)
+    return _finish_block(layer, tokens_PND, context_PND)
 
 
 def _project(layer: Any, tokens_PND: Tensor) -> list[Tensor]:
