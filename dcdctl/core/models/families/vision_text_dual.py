@@ -373,7 +373,7 @@ def _check_vectors(dual: VisionTextDual, ref: str) -> None:
             network.get_text_features(**processor(text=texts[:1], return_tensors="pt")).pooler_output,
         )
         sides = zip(vectors, expected, strict=True)
-        differences = [float((ours[:1] - unit_vectors(own)).abs().max()) for ours, own in sides]
+        differences = [float((ours[:1] - unit_vectors(theirs)).abs().max()) for ours, theirs in sides]
     # Networks have no common error for an input that they do not support.
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         problem = f"{ref} is a {kind} model, which does not embed an image, or a caption of {length} tokens"
