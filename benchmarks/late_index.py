@@ -29,9 +29,8 @@ from search import commit, say
 from dcdctl.core import config as config_module
 from dcdctl.core import devices, models
 from dcdctl.core.data.scenes import describe_scenes, draw_scene
-from dcdctl.core.search import FolderIndex, ImageSource, part_files
+from dcdctl.core.search import FolderIndex, ImageSource, StoredTokens, part_files
 from dcdctl.core.search import commit as search_commit
-from dcdctl.core.search.build import LATE
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import best_first, encoded, maxsims, token_type
 from dcdctl.core.search.part_files import ROWS_PER_PART, SourceImage
@@ -83,9 +82,9 @@ def build(folder: Path, tokens_IND: Any, codes: str, *sets: str) -> dict[str, An
             SourceImage(image_id=f"{row:09d}.png", path=f"{row:09d}.png") for row in range(first, first + len(here))
         ]
         counts = np.full(len(here), num_tokens)
-        part_files.write_part(path, images, encoded(here.reshape(-1, dim), codes), counts_R=counts)
+        part_files.write_part(path, images, StoredTokens(encoded(here.reshape(-1, dim), codes), counts))
         parts.append(part_files.describe_part(path, 0, token_type(dim, codes))[0])
-    settings = config_module.apply_sets({}, (*LATE, f"tokens.codes={codes}", *sets))
+    settings = config_module.apply_sets({}, (*StoredTokens.defaults, f"tokens.codes={codes}", *sets))
     document = IndexDocument(
         generation=1,
         model=IndexedModel(kind="late", dim=dim, fingerprint="0" * 64),

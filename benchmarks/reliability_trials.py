@@ -203,7 +203,7 @@ def searched(folder: Path) -> str:
     """A checksum of names and vectors of an index by row, and of what is nearest to each."""
     index = FolderIndex.open(folder)
     rows = np.arange(index.num_rows)
-    vectors = index.vectors(rows)
+    vectors = index.stored(rows).data
     return digest_of([index.values("image_id").to_pylist(), vectors, *index.nearest(vectors.astype(np.float32), 3)])
 
 

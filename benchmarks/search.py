@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core import config as config_module
 from dcdctl.core import devices
-from dcdctl.core.search import FolderIndex, Hit, ImageIndex, ImageSource, parse_where, part_files
+from dcdctl.core.search import FolderIndex, Hit, ImageIndex, ImageSource, StoredVectors, parse_where, part_files
 from dcdctl.core.search import commit as search_commit
 from dcdctl.core.search.columns.table import write_columns
 from dcdctl.core.search.config import IndexConfig
@@ -95,7 +95,7 @@ def write_vectors(folder: Path, num_images: int, mixture: Mixture) -> list[Part]
         paths = [f"{row // 1000:05d}/{row:09d}.jpg" for row in range(first, first + len(vectors))]
         path = folder / "vectors" / part_files.part_name(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part_files.write_part(path, [SourceImage(image_id=name, path=name) for name in paths], vectors)
+        part_files.write_part(path, [SourceImage(image_id=name, path=name) for name in paths], StoredVectors(vectors))
         parts.append(part_files.describe_part(path, 0, token_type(mixture.dim, "float16"))[0])
     return parts
 

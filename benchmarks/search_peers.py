@@ -65,7 +65,7 @@ class Vectors:
         self.root, self.dim, self.flat = root, dim, root / "flat"
         self.parts = write_vectors(self.flat, num_images, mixture)
         seal(self.flat, self.parts, dim, IndexConfig(kind="flat"))
-        self.unit_RD = exact.unit_rows(FolderIndex.open(self.flat).vectors(np.arange(num_images)))
+        self.unit_RD = exact.unit_rows(FolderIndex.open(self.flat).stored(np.arange(num_images)).data)
         self.queries = mixture.queries(1000).astype(np.float32)
         self.bytes: dict[str, int] = {}
 

@@ -164,12 +164,17 @@ def make_inputs(work: Path) -> None:
     queries = sorted({caption for row in rows for caption in row["captions"]})
     (work / "queries.txt").write_text("\n".join(queries) + "\n", encoding="utf-8")
     (work / "columns.csv").write_text("image,year\n" + "".join(f"{n}.png,{2000 + n}\n" for n in range(16)))
+    # A stream knows the versions of its shards by their times.
+    for path in (work / "data").iterdir():
+        os.utime(path, (0, 0))
 
 
 def digests(work: Path) -> dict[str, str]:
     """A digest of every file below a folder, by its path."""
-    files = (path for path in sorted(work.rglob("*")) if path.is_file() and "tensorboard" not in path.parts)
-    return {path.relative_to(work).as_posix(): digest_of_file(path) for path in files if path.suffix != ".html"}
+    files = [path for path in sorted(work.rglob("*")) if path.is_file() and "tensorboard" not in path.parts]
+    # Seals of logs, which hold times, and graphs of ONNX, which hold the paths of the source.
+    kept = [path for path in files if path.suffix not in (".html", ".onnx") and path.name != "metrics.json"]
+    return {path.relative_to(work).as_posix(): digest_of_file(path) for path in kept}
 
 
 def digest_of_file(path: Path) -> str:

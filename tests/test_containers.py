@@ -87,7 +87,7 @@ def test_the_composed_service_ends_after_its_requests_and_needs_a_key():
     )
     assert settings.pop("log_format") == "json"
     config = build(ServiceConfig, {name: float(value) for name, value in settings.items()})
-    assert float(search["stop_grace_period"].removesuffix("s")) > config.shutdown_s
+    assert float(search["stop_grace_period"].removesuffix("s")) > config.drain_s + config.shutdown_s
     assert f"${{{VARIABLE}:?" in COMPOSE
     assert "ports" not in database
     assert all(port.startswith("127.0.0.1:") for port in search["ports"])

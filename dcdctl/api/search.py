@@ -17,7 +17,7 @@ from dcdctl.api import views
 from dcdctl.api.arguments import say
 from dcdctl.api.views import Query
 from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, optional_ref, path, takes
-from dcdctl.cli.index import Columns, IndexChanges, NewIndex
+from dcdctl.cli.index import IndexOptions, NewIndex, table_or_path
 from dcdctl.core import config, devices, search, stores
 from dcdctl.core.search import Changes, Condition, Hit, IndexChange, SearchAnswer
 
@@ -42,12 +42,12 @@ class Index(search.FolderIndex):
         Columns are set as by `set_columns`.
         """
         settings = {} if arguments.settings is None else config.flatten(config.to_table(arguments.settings))
-        changes = IndexChanges(sets=assignments(settings)).for_index(arguments, say)
-        search.run_index_job(
+        changes = IndexOptions(sets=assignments(settings)).for_index(arguments, say)
+        search.build_index(
             os.fspath(arguments.model),
+            path(arguments.images),
+            path(arguments.out),
             changes,
-            images=path(arguments.images),
-            out=path(arguments.out),
             compute=arguments.compute(),
             track=api.track(arguments.progress),
         )
@@ -103,11 +103,11 @@ class Index(search.FolderIndex):
         `metadata` names the image of each row in a column `image`, `image_id`, `path` or `filepath`. `exif` reads the
         date and the camera from the image files, `exif_place` also the place, and `drop` removes columns.
         """
-        given = Columns(metadata=metadata, exif=exif, exif_place=exif_place)
-        return self._change(Changes(columns=given.changes(drop)), track=api.track(progress))
+        changes = Changes(drop_columns=tuple(drop), metadata=table_or_path(metadata), exif=exif, exif_place=exif_place)
+        return self._change(changes, track=api.track(progress))
 
     def _change(self, changes: Changes, **how: Any) -> IndexChange:
-        change = search.run_index_job(str(self.folder), changes, **how)
+        change = search.change_index(str(self.folder), changes, **how)
         # In place, so that all who hold this index see the change.
         self._open(change.index.document)
         return change
@@ -158,11 +158,11 @@ class Searcher:
         rerank_overrides: Overrides | None = None,
         device: str = "auto",
     ) -> None:
-        self.index: search.ImageIndex = (
-            index
-            if isinstance(index, search.FolderIndex)
-            else stores.open_index(os.fspath(index), optional_path(model))
-        )
+        self.index: search.ImageIndex
+        if isinstance(index, search.FolderIndex):
+            self.index = index
+        else:
+            self.index = stores.open_index(os.fspath(index), optional_path(model))
         self._searcher = search.IndexSearcher.for_index(
             self.index,
             device=device,
@@ -193,4 +193,5 @@ class Searcher:
 
     def __repr__(self) -> str:
         reranker = self._searcher.reranker
-        return f"Searcher({self.index!r}{'' if reranker is None else f', re-ranked by {reranker.ref}'})"
+        then = "" if reranker is None else f", re-ranked by {reranker.ref}"
+        return f"Searcher({self.index!r}{then})"

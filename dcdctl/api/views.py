@@ -20,19 +20,22 @@ NUM_SHOWN = 20
 
 def answer_html(query: Query, answer: SearchAnswer, index: ImageIndex) -> str:
     """The images of an answer with their names and scores."""
-    shown = answer.hits[:NUM_SHOWN]
-    cards = [
-        {
-            "image": _thumbnail(index, hit.row),
-            "name": hit.name,
-            "score": f"{hit.score if hit.reranked is None else hit.reranked:.3f}",
-            "columns": columns_text(hit),
-            "caption": caption_of(index, hit.row),
-        }
-        for hit in shown
-    ]
-    rest = len(answer.hits) - len(shown)
-    notes = [*answer.notes, *([f"{rest:,} more images are not shown"] if rest else [])]
+    cards, notes = [], list(answer.notes)
+    for hit in answer.hits[:NUM_SHOWN]:
+        image = image_of(index, hit.row)
+        score = hit.score if hit.reranked is None else hit.reranked
+        cards.append(
+            {
+                # A small image as a data: URL; None if it is gone or damaged.
+                "image": None if image is None else report.embed_image(image, THUMBNAIL_PX).source,
+                "name": hit.name,
+                "score": f"{score:.3f}",
+                "columns": columns_text(hit),
+                "caption": caption_of(index, hit.row),
+            }
+        )
+    if rest := len(answer.hits) - len(cards):
+        notes.append(f"{rest:,} more images are not shown")
     title = f"{query_text(query)}: {len(answer.hits):,} of {index.num_images:,} images"
     return templates.render("notebook.html", title=title, tables=[], cards=cards, notes=notes)
 
@@ -46,9 +49,3 @@ def query_text(query: Query) -> str:
     if isinstance(query, Image.Image):
         return f"an image of {query.width} x {query.height} pixels"
     return repr(query) if isinstance(query, str) else Path(query).name
-
-
-def _thumbnail(index: ImageIndex, row: int) -> str | None:
-    """A small image as a data: URL; None if it is gone or damaged."""
-    image = image_of(index, row)
-    return None if image is None else report.embed_image(image, THUMBNAIL_PX).source

@@ -79,11 +79,12 @@ class CacheTeacher(options.Inference):
         from dcdctl.core.teacher import CacheJob, CandidateConfig
         from dcdctl.core.training import load_recipe
 
+        candidates = CandidateConfig()
+        if self.recipe is not None:
+            candidates = load_recipe(named(self.recipe), sets or ()).candidates
         return CacheJob(
             data=path(self.data),
-            candidates=CandidateConfig()
-            if self.recipe is None
-            else load_recipe(named(self.recipe), sets or ()).candidates,
+            candidates=candidates,
             max_images=self.max_images,
             max_pairs=self.max_pairs,
             **self.with_teacher(say),

@@ -19,10 +19,9 @@ def convert(checkpoint: Checkpoint, out: NewOut, model_set: ModelSet = None, jso
     model = models.convert(checkpoint, path(out), assignments(model_set), bar)
     unused = model.unused_keys
     if unused:
-        note(
-            f"{len(unused)} entries of {checkpoint} are not used in scoring: "
-            f"{', '.join(unused[:4])}{', ...' if len(unused) > 4 else ''}"
-        )
+        more = [] if len(unused) <= 4 else ["..."]
+        named = ", ".join([*unused[:4], *more])
+        note(f"{len(unused)} entries of {checkpoint} are not used in scoring: {named}")
     if json:
         show_json({"model": str(out), "unused_entries": len(unused)})
     else:

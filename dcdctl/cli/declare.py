@@ -39,11 +39,10 @@ def as_typer(function: Callable[..., None]) -> Callable[..., None]:
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         if dataclasses.is_dataclass(parameter.annotation):
             defaults = {field.name: field.default for field in dataclasses.fields(parameter.annotation)}
-            options = [
-                _option(name, annotation, defaults[name])
-                for name, annotation in _annotations(parameter.annotation).items()
-                if get_origin(annotation) is Annotated
-            ]
+            options = []
+            for name, annotation in _annotations(parameter.annotation).items():
+                if get_origin(annotation) is Annotated:
+                    options.append(_option(name, annotation, defaults[name]))
             declared[parameter.name] = parameter.annotation, [option.name for option in options]
             parameters += options
         else:
@@ -70,9 +69,11 @@ def takes(declared: Callable[P, A]) -> Callable[[Callable[[A], R]], Callable[P, 
 
         types = _annotations(declared)
         signature = inspect.signature(declared)
-        parameters = [
-            parameter.replace(annotation=_python_type(types[name])) for name, parameter in signature.parameters.items()
-        ]
+        parameters = []
+        for name, parameter in signature.parameters.items():
+            type_ = _parts(types[name])[0]
+            # "Ref | Recipe", not ForwardRef("Ref | Recipe").
+            parameters.append(parameter.replace(annotation=getattr(type_, "__forward_arg__", type_)))
         returned = inspect.signature(function).return_annotation
         call.__signature__ = inspect.Signature(parameters, return_annotation=returned)  # type: ignore[attr-defined]
         return call
@@ -105,11 +106,6 @@ def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 def _parts(annotation: Any) -> tuple[Any, ...]:
     """The type for Python; and of a field with an option, the option, and the type that Typer parses if it differs."""
     return get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
-
-
-def _python_type(annotation: Any) -> Any:
-    python_type = _parts(annotation)[0]
-    return getattr(python_type, "__forward_arg__", python_type)  # "Ref | Recipe", not ForwardRef("Ref | Recipe")
 
 
 def path(ref: Ref) -> Path:

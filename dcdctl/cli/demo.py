@@ -39,10 +39,10 @@ def _show(result: DemoResult, out: Path) -> None:
 
     rows = []
     for row in result.rows:
-        both = [
-            " ".join(f"{row.evaluation.measures(direction)[name]:4.1f}" for name in RECALL_NAMES)
-            for direction in Direction
-        ]
+        both = []
+        for direction in Direction:
+            measures = row.evaluation.measures(direction)
+            both.append(" ".join(f"{measures[name]:4.1f}" for name in RECALL_NAMES))
         cost = f"{digits(row.query_ms)} ms", f"{digits(row.speed_up)}x"
         rows.append([row.model, *both, f"{row.evaluation.rsum:.1f}", f"{row.gallery_recall:.1f}", *cost])
     machine, num_ranked = result.machine, result.rows[0].evaluation.images

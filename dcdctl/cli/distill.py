@@ -49,7 +49,7 @@ class Distill(options.TrainingRun):
         Path,
     ] = None
 
-    def own_refs(self) -> dict[str, Any]:
+    def further_refs(self) -> dict[str, Any]:
         """Data, pool, caches and teachers."""
         return {
             "data": many(self.data),

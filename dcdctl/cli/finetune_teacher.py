@@ -19,7 +19,7 @@ class FinetuneTeacher(options.TrainingRun):
         Ref | None, options.reads("--teacher", "Model to start from, instead of the recipe's model.start.", "REF"), str
     ] = None
 
-    def own_refs(self) -> dict[str, Any]:
+    def further_refs(self) -> dict[str, Any]:
         """Data and teacher."""
         return {"data": path(self.data), "teachers": many(self.teacher or None)}
 

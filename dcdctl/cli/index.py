@@ -35,42 +35,15 @@ if TYPE_CHECKING:
 
     from dcdctl.core.devices import Compute
     from dcdctl.core.progress import Say
-    from dcdctl.core.search import Changes, ColumnChanges, IndexChange, IndexConfig
+    from dcdctl.core.search import Changes, IndexChange, IndexConfig
     from dcdctl.core.stores import Upload
 
 Metadata: TypeAlias = "Ref | pa.Table | None"
 Settings: TypeAlias = "IndexConfig | None"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Columns that conditions read, such as year and owner."""
-
-    metadata: Annotated[
-        Metadata,
-        configures(
-            "--metadata", "Columns for conditions: CSV or Parquet with a column image and others, such as year.", "FILE"
-        ),
-        Path,
-    ] = None
-    exif: Annotated[bool, configures("--exif", "Read columns from the image files: taken, year and camera.")] = False
-    exif_place: Annotated[bool, configures("--exif-place", "The same, and latitude and longitude.")] = False
-
-    def changes(self, drop: Sequence[str] = ()) -> ColumnChanges:
-        """The same as the core takes it."""
-        from dcdctl.core.search import ColumnChanges
-
-        metadata = self.metadata
-        return ColumnChanges(
-            drop=tuple(drop),
-            metadata=path(metadata) if isinstance(metadata, str | os.PathLike) else metadata,
-            exif=self.exif,
-            place=self.exif_place,
-        )
-
-
 @dataclass(frozen=True)
-class NewIndex(Columns):
+class NewIndex:
     """A dual encoder, images, and the folder of their index. A command that changes an index has neither images nor
     folder, and the index in place of the model."""
 
@@ -95,6 +68,15 @@ class NewIndex(Columns):
     ] = None
     split: Annotated[str | None, reads_split(show_default="all")] = None
     query_model: QueryRef = None
+    metadata: Annotated[
+        Metadata,
+        configures(
+            "--metadata", "Columns for conditions: CSV or Parquet with a column image and others, such as year.", "FILE"
+        ),
+        Path,
+    ] = None
+    exif: Annotated[bool, configures("--exif", "Read columns from the image files: taken, year and camera.")] = False
+    exif_place: Annotated[bool, configures("--exif-place", "The same, and latitude and longitude.")] = False
     workers: Workers = None
     batch_size: BatchSize = 32
     device: Device = "auto"
@@ -109,7 +91,7 @@ class NewIndex(Columns):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexChanges:
+class IndexOptions:
     """What changes in an index, or is special about a new one, and a store that follows it."""
 
     add: Annotated[Path | None, reads("--add", "Add the new images of a folder or a corpus.", "DIR")] = None
@@ -161,8 +143,9 @@ class IndexChanges:
         # Options for the settings that users change most, after --set, so that they win.
         settings = {"dims": self.dims, "keywords": "true" if self.keywords else None}
         chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
-        # None keeps the precision of an index that is changed.
-        precision = new.precision and devices.precision_on(new.precision, devices.choose(new.device), say)
+        precision = None  # keeps the precision of an index that is changed
+        if new.precision is not None:
+            precision = devices.precision_on(new.precision, devices.choose(new.device), say)
         return Changes(
             sets=(*(self.sets or ()), *chosen),
             remove=tuple(self.remove or ()),
@@ -171,16 +154,24 @@ class IndexChanges:
             split=new.split,
             precision=precision,
             vectors=tuple(self.vectors or ()),
-            columns=new.changes(self.drop_column or ()),
+            drop_columns=tuple(self.drop_column or ()),
+            metadata=table_or_path(new.metadata),
+            exif=new.exif,
+            exif_place=new.exif_place,
             query_model=optional_ref(new.query_model),
         )
+
+
+def table_or_path(metadata: Metadata) -> Path | pa.Table | None:
+    """Metadata as the core takes it."""
+    return path(metadata) if isinstance(metadata, str | os.PathLike) else metadata
 
 
 NUM_SKIPPED_SHOWN = 5
 """Files without a readable image that are named on the screen."""
 
 
-def index(new: NewIndex, changes: IndexChanges, threads: Threads = None, json: Json = False) -> None:
+def index(new: NewIndex, changes: IndexOptions, threads: Threads = None, json: Json = False) -> None:
     """Make images searchable, or change an index. A model embeds the images of a folder or a corpus once."""
     # Typer knows no options that depend on each other.
     if changes.replace and changes.to is None:
@@ -209,7 +200,7 @@ def index(new: NewIndex, changes: IndexChanges, threads: Threads = None, json: J
         _show(change, uploaded)
 
 
-def _plan(new: NewIndex, changes: IndexChanges, json: bool) -> None:
+def _plan(new: NewIndex, changes: IndexOptions, json: bool) -> None:
     from dcdctl.core.search import write_image_list
 
     others = {
@@ -265,7 +256,7 @@ def _show(change: IndexChange, uploaded: Upload | None) -> None:
     columns = f", columns {', '.join(map(printable, index.columns.names))}" if index.columns.names else ""
     if query := search.query_model_of(index.document):
         columns += f", texts by {printable(query)}"
-    numbers = f"{index.dim} numbers {'per token' if index.is_late else 'each'}"
+    numbers = f"{index.dim} numbers {index.stored_type.per}"
     images = f"{counted(index.num_images, 'images')}{counts}"
     show(f"{images}, {numbers}, search by {index.kind}{words}{columns} -> {index.folder}")
     if uploaded is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,11 +42,11 @@ def inspect(arguments: Inspect) -> None:
     # An option without effect is an error, so that nobody trusts a result that ignored it.
     of_cache = {"--data": arguments.data}
     page = {"--html": arguments.html}
-    if kind in ("index", "texts"):
+    if kind in WHOLE:
+        name, show_whole = WHOLE[kind]
         others = {"--split": arguments.split, "--max-images": arguments.max_images}
-        name = "a text cache" if kind == "texts" else "an index"
         refuse({**of_cache, **others, **page}, f"is for a corpus or a teacher cache, and {place} is {name}")
-        (_inspect_texts if kind == "texts" else _inspect_index)(folder, arguments.json)
+        show_whole(folder, arguments.json)
     elif kind == "corpus":
         refuse(of_cache, f"is for a teacher cache, and {shown(folder)} is a corpus")
         _inspect_corpus(folder, arguments)
@@ -112,20 +113,28 @@ def _inspect_texts(folder: Path, json: bool) -> None:
     show_facts(teacher.text_cache_facts(cache))
 
 
+WHOLE: dict[str, tuple[str, Callable[[Path, bool], None]]] = {
+    "index": ("an index", _inspect_index),
+    "texts": ("a text cache", _inspect_texts),
+}
+"""What is shown as a whole, without a choice of split or images: its name with an article, and what shows it."""
+
+
 def _show_scores(document: dict[str, Any]) -> None:
-    bins = zip(document["edges"], document["positives"], document["negatives"], strict=False)
+    positives, negatives = document["positives"], document["negatives"]
     # 1, so that a cache without scores divides by no zero.
-    most = max(1, *document["positives"], *document["negatives"])
-    rows = [
-        [f"{low:.2f}", f"{true:,}", f"{false:,}", "#" * round(30 * false / most) + "+" * round(30 * true / most)]
-        for low, true, false in bins
-    ]
+    most = max(1, *positives, *negatives)
+    rows = []
+    # A bin begins at its edge; the last edge is the end of the last bin.
+    for low, true, false in zip(document["edges"][:-1], positives, negatives, strict=True):
+        blocks = "#" * round(30 * false / most) + "+" * round(30 * true / most)
+        rows.append([f"{low:.2f}", f"{true:,}", f"{false:,}", blocks])
     show_table("scores", ["from", "true", "negative", "# negative, + true"], rows)
     columns = ["score", "image", "caption", "own score", "own caption"]
-    negatives = [
-        [f"{pair['score']:.2f}", *_names(pair, ""), f"{pair['own_score']:.2f}", _names(pair, "own_")[-1]]
-        for pair in document["hardest"]
-    ]
+    negatives = []
+    for pair in document["hardest"]:
+        _, own_caption = _names(pair, "own_")
+        negatives.append([f"{pair['score']:.2f}", *_names(pair, ""), f"{pair['own_score']:.2f}", own_caption])
     if negatives:
         show_table("hardest negatives", columns, negatives)
 

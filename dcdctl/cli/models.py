@@ -13,37 +13,31 @@ def list_models(json: Json = False) -> None:
 
     families, teachers = models.list_families(), models.list_teachers()
     if json:
-        facts = ("summary", "weights", "source", "license")
-        listed = [
-            {
+        listed = []
+        for name, teacher in teachers.items():
+            entry = {
                 "name": name,
-                **{fact: getattr(it, fact) for fact in facts},
-                "reported": [*map(str, models.published_rows(name))],
+                "summary": teacher.summary,
+                "weights": teacher.weights,
+                "source": teacher.source,
+                "license": teacher.license,
+                "reported": [str(row) for row in models.published_rows(name)],
             }
-            for name, it in teachers.items()
-        ]
+            listed.append(entry)
         return show_json({"families": [to_table(it) for it in families], "teachers": listed})
-    rows = [
-        [
-            it.name,
-            it.kind,
-            it.needs or "-",
-            f"loads, {it.hint}".removesuffix(", ") if it.loads else f"not installed: {it.hint}",
-        ]
-        for it in families
-    ]
+    rows = []
+    for family in families:
+        state = f"loads, {family.hint}".removesuffix(", ") if family.loads else f"not installed: {family.hint}"
+        rows.append([family.name, family.kind, family.needs or "-", state])
     show_table("model families: folders, runs and Hub ids", ["family", "kind", "needs", "state"], rows)
     show("")
-    entries = [
-        (
-            name,
-            {
-                "": it.summary,
-                "weights": f"{it.weights}, {it.source}".removeprefix(", "),
-                "license": it.license,
-                "reported R@1/5/10": "; ".join(map(str, models.published_rows(name))),
-            },
-        )
-        for name, it in teachers.items()
-    ]
+    entries = []
+    for name, teacher in teachers.items():
+        facts = {
+            "": teacher.summary,
+            "weights": f"{teacher.weights}, {teacher.source}".removeprefix(", "),
+            "license": teacher.license,
+            "reported R@1/5/10": "; ".join(map(str, models.published_rows(name))),
+        }
+        entries.append((name, facts))
     show_entries("teachers: --teacher NAME", entries)

@@ -21,6 +21,7 @@ from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, named, o
 if TYPE_CHECKING:
     from dcdctl.core.devices import Compute
     from dcdctl.core.progress import Say
+    from dcdctl.core.search import ImageIndex, IndexSearcher
     from dcdctl.core.training import InputRefs, Recipe, TrainingJob, TrainingOptions
 
 
@@ -54,13 +55,14 @@ def check_output_file(path: Path | None) -> Path | None:
     return path
 
 
-def refuse_urls(context: Any) -> None:
+def refuse_urls(context: typer.Context) -> None:
     """InputError for a URL as the value of a parameter that takes a path of this machine."""
     for parameter in context.command.params:
         if parameter.name in READ_FROM_URLS or (context.info_name, parameter.name) in ALSO_READ_FROM_URLS:
             continue
         value = context.params.get(parameter.name)
-        for given in value if isinstance(value, list | tuple) else [value]:
+        values = value if isinstance(value, list | tuple) else [value]
+        for given in values:
             if isinstance(given, Path):
                 from dcdctl.core.places import refuse_url
 
@@ -377,7 +379,7 @@ class TrainingRun(Training, ABC):
     resume: Annotated[bool, writes("--resume", "Resume an interrupted run.")] = False
 
     @abstractmethod
-    def own_refs(self) -> dict[str, Any]:
+    def further_refs(self) -> dict[str, Any]:
         """What this command reads beside the options of all trainings, by the fields of `InputRefs`."""
 
     def check(self, sets: list[str] | None) -> None:
@@ -399,9 +401,11 @@ class TrainingRun(Training, ABC):
             max_images=self.max_images,
             model_set=assignments(self.model_overrides),
             validation_data=[path(folder) for folder in many(self.validation_data)],
-            **self.own_refs(),
+            **self.further_refs(),
         )
-        job = TrainingJob(kind, named(self.recipe), self.with_encoders(sets), path(self.out), self.resume)
+        job = TrainingJob(
+            kind, named(self.recipe), sets=self.with_encoders(sets), out=path(self.out), resume=self.resume
+        )
         return job, refs, self.options(wandb=self.wandb)
 
 
@@ -425,14 +429,18 @@ class SearchModels(Machine):
         if self.rerank is None:
             refuse({"--depth": self.depth}, "is the number of candidates to re-rank: add --rerank REF")
 
-    def reranking(self) -> dict[str, Any]:
-        """The device and the re-ranker, for `Searcher.for_index` and a service."""
-        return {
-            "device": self.device,
-            "rerank": optional_ref(self.rerank),
-            "depth": self.depth,
-            "rerank_set": assignments(self.rerank_overrides),
-        }
+    def searcher(self, index: ImageIndex) -> IndexSearcher:
+        """The searcher of an index with these models."""
+        from dcdctl.core.search import IndexSearcher
+
+        return IndexSearcher.for_index(
+            index,
+            device=self.device,
+            threads=self.threads,
+            rerank=optional_ref(self.rerank),
+            depth=self.depth,
+            rerank_set=assignments(self.rerank_overrides),
+        )
 
 
 def sizes(text: str) -> tuple[int, ...]:

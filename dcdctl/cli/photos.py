@@ -9,7 +9,7 @@ from typing import Annotated
 from dcdctl.cli import options
 from dcdctl.cli.declare import path
 from dcdctl.cli.distill import Distill
-from dcdctl.cli.index import IndexChanges, NewIndex, index
+from dcdctl.cli.index import IndexOptions, NewIndex, index
 from dcdctl.cli.options import argument
 from dcdctl.cli.prepare import Prepare
 from dcdctl.cli.views.terminal import bar, show
@@ -32,5 +32,5 @@ def photos(
     student = Distill("photos", data, run, features=folder / "features", vision=vision, text=text, resume=run.exists())
     Prepare(csv=captions, images=images, out=data).run(bar)
     run_training(*student.request("distill"), dry_run=False, json=False)
-    index(NewIndex(run, images, made), IndexChanges())
+    index(NewIndex(run, images, made), IndexOptions())
     show(f"next: dcdctl serve {shlex.quote(str(made))}")

@@ -165,16 +165,13 @@ def prepare(
 def _show_data_sets(data_sets: list[dict[str, Any]], json: bool) -> None:
     if json:
         return show_json({"data_sets": data_sets})
-    facts = [
-        (
-            entry["name"],
-            {
-                "": entry["summary"],
-                "images": ", ".join(f"{name} {counts['images']:,}" for name, counts in entry["expected"].items()),
-                "sources": ", ".join(source["name"] for source in entry["sources"]),
-                "license": entry["license"],
-            },
-        )
-        for entry in data_sets
-    ]
-    show_entries("data sets: dcdctl prepare NAME", facts)
+    entries = []
+    for entry in data_sets:
+        facts = {
+            "": entry["summary"],
+            "images": ", ".join(f"{name} {counts['images']:,}" for name, counts in entry["expected"].items()),
+            "sources": ", ".join(source["name"] for source in entry["sources"]),
+            "license": entry["license"],
+        }
+        entries.append((entry["name"], facts))
+    show_entries("data sets: dcdctl prepare NAME", entries)

@@ -32,8 +32,8 @@ def _list(json: bool) -> None:
     entries = training.list_recipes()
     if json:
         return show_json({"recipes": [to_table(entry) for entry in entries]})
-    facts = [
-        (it.name, {"": it.description, "needs": it.needs, "minutes": it.minutes, "expected": it.expected})
-        for it in entries
-    ]
-    show_entries("recipes: dcdctl recipes NAME > mine.toml, then dcdctl distill mine.toml", facts)
+    shown = []
+    for entry in entries:
+        facts = {"": entry.description, "needs": entry.needs, "minutes": entry.minutes, "expected": entry.expected}
+        shown.append((entry.name, facts))
+    show_entries("recipes: dcdctl recipes NAME > mine.toml, then dcdctl distill mine.toml", shown)

@@ -99,6 +99,4 @@ def _open(place: str, query: Query, models: SearchModels) -> tuple[IndexSearcher
     condition = None if query.where is None else parse_where(query.where, index.columns)
     if query.hybrid:
         index.check_hybrid()
-    from dcdctl.core.search import IndexSearcher
-
-    return IndexSearcher.for_index(index, threads=models.threads, **models.reranking()), condition
+    return models.searcher(index), condition

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-from dcdctl.cli.declare import optional_path
+from dcdctl.cli.declare import assignments, optional_path, optional_ref
 from dcdctl.cli.options import AnyIndex, Json, SearchModels, configures
 from dcdctl.cli.views.terminal import note, show, show_json
 from dcdctl.core.progress import counted
@@ -59,7 +59,16 @@ def serve(
     # Options first, so that --set wins, as its help says.
     settings = asdict(service) | {"allowed_hosts": service.allowed_hosts or []}
     config = build(ServiceConfig, settings | apply_sets({}, limits or []))
-    job = Job(index, config, own_model=optional_path(models.model), threads=models.threads, **models.reranking())
+    job = Job(
+        index,
+        config,
+        model_folder=optional_path(models.model),
+        device=models.device,
+        threads=models.threads,
+        rerank=optional_ref(models.rerank),
+        depth=models.depth,
+        rerank_set=assignments(models.rerank_overrides),
+    )
     serve(job, on_start=partial(_show_start, json, is_logged=config.log_format == "json"))
 
 

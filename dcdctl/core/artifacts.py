@@ -282,7 +282,10 @@ def kind_of_folder(folder: Path) -> str:
 
     A run with an evaluation in it is a run; an index is an index, although it holds a model.
     """
-    return next((kind for kind, (names, _) in _FOLDERS.items() if any((folder / name).is_file() for name in names)), "")
+    for kind, (names, _) in _FOLDERS.items():
+        if any((folder / name).is_file() for name in names):
+            return kind
+    return ""
 
 
 def other_folder_error(
@@ -293,8 +296,9 @@ def other_folder_error(
     if not kind or kind.partition(" ")[2] == expected:
         return None
     article = "an" if expected[0] in "aeiou" else "a"
-    next_steps = [_FOLDERS[kind][1], *([make] if make else [])]
-    return error(f"{folder} is {kind}, {article} {expected} is expected", hint=", or ".join(next_steps))
+    belongs = _FOLDERS[kind][1]
+    hint = f"{belongs}, or {make}" if make else belongs
+    return error(f"{folder} is {kind}, {article} {expected} is expected", hint=hint)
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
@@ -347,12 +351,14 @@ def listed_files(
     path: Path, document: Mapping[str, Any], *, error: type[DcdError] = StaleError, hint: str = ""
 ) -> dict[str, Document]:
     """The files that the document at `path` lists; `error` if it lists none, or not as `list_files` does."""
+    unlisted = error(f"{path} does not list the size and the SHA-256 of the files beside it", hint=hint)
     listed = document.get(FILES)
-    if not isinstance(listed, dict) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
-        for entry in listed.values()
-    ):
-        raise error(f"{path} does not list the size and the SHA-256 of the files beside it", hint=hint)
+    if not isinstance(listed, dict):
+        raise unlisted
+    for entry in listed.values():
+        is_whole = isinstance(entry, dict) and isinstance(entry.get("bytes"), int)
+        if not is_whole or not isinstance(entry.get("sha256"), str):
+            raise unlisted
     # A document of a stranger could name a device, which has no end.
     if outside := [name for name in listed if files.escapes_root(name)]:
         raise error(f"{path} lists a file outside of its folder: {outside[0]}", hint=hint)

@@ -238,12 +238,12 @@ def to_table(value: Any) -> Any:
     """The plain JSON-able form of a config or a document, from which `build` makes it again."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = _annotations(type(value))
-        items = ((key, field, getattr(value, field.name)) for key, field in _fields(type(value)).items())
-        return {
-            key: to_table(item)
-            for key, field, item in items
-            if not (_key(hints[field.name]).omits_default and item == _default(field))
-        }
+        table = {}
+        for key, field in _fields(type(value)).items():
+            item = getattr(value, field.name)
+            if not (_key(hints[field.name]).omits_default and item == _default(field)):
+                table[key] = to_table(item)
+        return table
     if isinstance(value, Mapping):
         return {to_table(key): to_table(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

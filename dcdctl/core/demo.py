@@ -10,7 +10,7 @@ import numpy as np
 
 from dcdctl.core import data, evaluation, files, models, report, scoring, training
 from dcdctl.core.bench import QUICK, Bench, BenchConfig, ModelPair, compare_saved
-from dcdctl.core.data import Corpus, Index, Scores
+from dcdctl.core.data import Corpus, Scores
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation, Protocol
@@ -165,7 +165,9 @@ def _distill(job: DemoJob, name: str, track: Track) -> None:
     # keep=last, because the measurements must not choose the weights.
     sets = [f"validation.every={job.measure_every}", "validation.keep=last"]
     steps = job.steps or (training.load_recipe(RECIPES[name]).optimizer.steps or 0) // 2
-    sets += [f"optimizer.steps={steps}", *job.sets, *(["loss.terms={infonce=1.0}"] if name == ALONE else ())]
+    sets += [f"optimizer.steps={steps}", *job.sets]
+    if name == ALONE:
+        sets.append("loss.terms={infonce=1.0}")
     # Neighborhoods need the teacher's scores. Without them batches are random, which is also better for that student.
     inputs = InputRefs(data=job.out / "data", caches=[] if name == ALONE else [job.out / CACHE])
     training_job = TrainingJob("distill", RECIPES[name], sets, job.out / name, resume=True)
@@ -203,17 +205,20 @@ def _measure(job: DemoJob, track: Track) -> DemoResult:
     # Re-ranking has the same number of candidates in a gallery of any size.
     shallow, deep = evaluations[CASCADE].depths
     ms[CASCADE] = ms[LATE] + deep.ms_per_query - shallow.ms_per_query
-    rows = [
-        Row(
+    image_Q, queries = gallery.caption_image[: job.num_queries], np.arange(job.num_queries)
+    rows = []
+    for name, label in {**LABELS, CASCADE: LABELS[CASCADE].format(job.depth)}.items():
+        # A tie counts against the positive.
+        is_first_Q = (scores_IQ[name] >= scores_IQ[name][image_Q, queries]).sum(axis=0) == 1
+        row = Row(
             name=name,
             model=label,
             evaluation=evaluations[name],
-            gallery_recall=_first_recall(scores_IQ[name], gallery.caption_image[: job.num_queries]),
+            gallery_recall=100 * float(is_first_Q.mean()),
             query_ms=ms[name],
             speed_up=ms[TEACHER] / ms[name],
         )
-        for name, label in {**LABELS, CASCADE: LABELS[CASCADE].format(job.depth)}.items()
-    ]
+        rows.append(row)
     result = DemoResult(rows, gallery.num_images, benches[LATE].machine, job.out / "report.html")
     files.write_json(job.out / "demo.json", result.to_json())
     return result
@@ -227,9 +232,3 @@ def _gallery_scores(scorer: Scorer, gallery: Corpus, job: DemoJob, track: Track)
     with track(f"rank {shape[0]:,} images", total=len(image_P), unit="pairs") as advance:
         scores_P = scoring.score_pairs(scorer, source, image_P, text_P, compute=job.compute, advance=advance)
     return scores_P.reshape(shape)
-
-
-def _first_recall(scores_IQ: Scores, image_Q: Index) -> float:
-    """R@1 in percent; a tie counts against the positive."""
-    positive_Q = scores_IQ[image_Q, np.arange(len(image_Q))]
-    return 100 * float(((scores_IQ >= positive_Q).sum(axis=0) == 1).mean())

@@ -258,10 +258,11 @@ def _with_fields(batch: T, method: str, *arguments: Any, **options: Any) -> T:
     """A copy of a dataclass in which each field that has the method is replaced by its result."""
     fields: Any = dataclasses.fields(batch)  # type: ignore[arg-type]
     # Not dataclasses.asdict, which copies every tensor.
-    values = {field.name: getattr(batch, field.name) for field in fields}
-    changed = {
-        name: getattr(value, method)(*arguments, **options) for name, value in values.items() if hasattr(value, method)
-    }
+    changed = {}
+    for field in fields:
+        value = getattr(batch, field.name)
+        if hasattr(value, method):
+            changed[field.name] = getattr(value, method)(*arguments, **options)
     return dataclasses.replace(batch, **changed)  # type: ignore[type-var]
 
 
@@ -273,16 +274,16 @@ def versions() -> dict[str, str]:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Processor, device, threads, cores, float32 matmul settings and versions."""
+    is_cuda = device.type == "cuda"
+    has_tf32 = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
     return {
         "cpu": cpu_name(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "tf32": bool(
-            device.type == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
-        ),
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "tf32": is_cuda and has_tf32,
+        "cuda": torch.version.cuda if is_cuda else None,
         **versions(),
     }
 

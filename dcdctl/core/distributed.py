@@ -139,11 +139,11 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         has_gradient = torch.tensor(
             [float(parameter.grad is not None) for parameter in bucket], device=bucket[0].device
         )
-        flat = [
-            torch.zeros_like(parameter).flatten() if parameter.grad is None else parameter.grad.flatten()
-            for parameter in bucket
-        ]
-        summed = all_sum(torch.cat([has_gradient, *(gradient.float() for gradient in flat)]))
+        flat = []
+        for parameter in bucket:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            flat.append(gradient.flatten().float())
+        summed = all_sum(torch.cat([has_gradient, *flat]))
         pieces = summed[len(bucket) :].split([parameter.numel() for parameter in bucket])
         for parameter, num_owners, piece in zip(bucket, summed[: len(bucket)].tolist(), pieces, strict=True):
             # A copy, because a view would keep the whole bucket in memory.
@@ -187,7 +187,7 @@ FactsOf = Callable[[str], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of an artifact that is made once: pairs of a teacher cache, texts with vectors, stored features.
+    """The parts of an artifact: pairs of a teacher cache, texts with vectors, stored features, vectors of an index.
 
     The build's plan comes first (`Build.begin`). Each process then writes the missing parts of its share, so a killed
     job resumes with what is missing; parts may be taken from a finished artifact that this one extends; and the seal,
@@ -200,8 +200,9 @@ class Parts:
     """The files, one per part."""
 
     def missing(self) -> list[int]:
-        """The parts that are not written, or were damaged since a killed run wrote them; none of a sealed artifact."""
-        if self.build.is_sealed:
+        """The parts that are not written, or were damaged since a killed run wrote them; none of a sealed artifact that
+        is made once. An index, which keeps no plan, is sealed again after each change."""
+        if self.build.is_sealed and self.build.kind.keeps_plan:
             return []
         return [number for number, name in enumerate(self.names) if not self.build.is_written(name)]
 

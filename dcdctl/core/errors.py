@@ -174,14 +174,13 @@ def as_user_error(
     number = _os_number(error)
     name = _name_of(error, path)
     where = f" for {name}" if name else ""
+    shown = name or "a file"
     # torch and NumPy raise the first two; protobuf, with which ONNX writes, has errors of its own.
     may_be_of_library = isinstance(error, RuntimeError | OSError) or type(error).__module__ == "google.protobuf.message"
     if number in _NO_ROOM or (may_be_of_library and _FAILED_WRITE.search(str(error))):
-        message = (
-            f"there is no room left{where}"
-            if number
-            else f"{name or 'a file'} cannot be written, perhaps because the disk is full"
-        )
+        message = f"there is no room left{where}"
+        if not number:
+            message = f"{shown} cannot be written, perhaps because the disk is full"
         return kind(message, hint=_MAKE_ROOM)
     if _is_gpu_out_of_memory(error):
         hint = (
@@ -197,7 +196,7 @@ def as_user_error(
         return None
     if number == errno.ENOENT and name is not None and Path(name).is_symlink():
         return kind(f"{name} is a link to {Path(name).readlink()}, which does not exist", hint="mend the link")
-    return kind(f"{name or 'a file'} cannot be used: {os.strerror(number)}", hint=_OS_HINTS[number])
+    return kind(f"{shown} cannot be used: {os.strerror(number)}", hint=_OS_HINTS[number])
 
 
 @contextmanager
@@ -271,8 +270,9 @@ def require_extra(extra: str, *modules: str, needed_by: str, or_else: str = "") 
     `modules` are import names. `or_else` is what the user may do instead.
     """
     if missing := [module.replace("_", "-") for module in modules if not is_installed(module)]:
+        verb = "is" if len(missing) == 1 else "are"
         raise MissingError(
-            f"{needed_by} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            f"{needed_by} needs {', '.join(missing)}, which {verb} not installed",
             hint=install_command(extra) + (f", or {or_else}" if or_else else ""),
         )
 

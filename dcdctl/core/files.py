@@ -180,7 +180,8 @@ def parse_json(text: str | bytes, name: str, kind: type[Any], *, error: type[Dcd
     except (ValueError, RecursionError) as reason:  # json gives up on deep nesting with a RecursionError
         raise error(f"{name} is not JSON: {reason}", hint=hint) from reason
     if not isinstance(value, kind):
-        raise error(f"{name} holds no JSON {'array' if kind is list else 'object'}", hint=hint)
+        expected = "array" if kind is list else "object"
+        raise error(f"{name} holds no JSON {expected}", hint=hint)
     return value
 
 
@@ -197,11 +198,12 @@ def find_named(names: Sequence[str], suffixes: Sequence[str], *, what: str, opti
 def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[Path]:
     path, ending = Path(name).expanduser(), f"a {what} ends with {', '.join(suffixes)}"
     if path.is_dir():
-        inside = (
-            file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.suffix.lower() in suffixes
-        )
+        paths = []
         # Sorted, because the order of a file system differs between machines.
-        paths = [path / file for file in sorted(inside) if not any(part.startswith(("_", ".")) for part in file.parts)]
+        for file in sorted(path.rglob("*")):
+            is_marker = any(part.startswith(("_", ".")) for part in file.relative_to(path).parts)
+            if file.is_file() and file.suffix.lower() in suffixes and not is_marker:
+                paths.append(file)
         if not paths:
             raise InputError(f"{path} holds no {what}", hint=ending)
         return paths
@@ -210,7 +212,8 @@ def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[
         raise InputError(f"{name} does not exist", hint=f"{option} takes a file, a folder or a pattern in quotes")
     # Reading a named pipe would wait for its writer.
     if other := next((match for match in matches if match.suffix.lower() not in suffixes or not match.is_file()), None):
-        raise InputError(f"{other} is no {what} by its {'name' if other.is_file() else 'kind'}", hint=ending)
+        reason = "name" if other.is_file() else "kind"
+        raise InputError(f"{other} is no {what} by its {reason}", hint=ending)
     return matches
 
 

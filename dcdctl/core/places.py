@@ -63,4 +63,6 @@ def links_of(url: str) -> list[str]:
 def refuse_url(place: Path, why: str, hint: str) -> None:
     """InputError for a URL where only a path of this machine will do. Without it the path `s3:` would be made here."""
     if match := _URL.fullmatch(str(place)):
-        raise InputError(f"{shown(place) if url_of(place) else f'{match[1]}:///{match[2]}'} is a URL, {why}", hint=hint)
+        # A Path has taken slashes out of s3:///photos.
+        url = shown(place) if url_of(place) else f"{match[1]}:///{match[2]}"
+        raise InputError(f"{url} is a URL, {why}", hint=hint)

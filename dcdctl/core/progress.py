@@ -30,7 +30,8 @@ def counted(number: int, things: str) -> str:
     >>> counted(1, "images"), counted(1200, "images")
     ('1 image', '1,200 images')
     """
-    return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
+    noun = things.removesuffix("s") if number == 1 else things
+    return f"{number:,} {noun}"
 
 
 Say = Callable[[str], None]

@@ -72,14 +72,14 @@ def numeric_columns(rows: Sequence[Sequence[str]]) -> list[int]:
     >>> numeric_columns([["a", "1.5\\n1.2 to 1.8", "~2,000", "top 5", "[1, 2]"], ["b", "-0.5", "", "7", "[-1, 1]"]])
     [1, 2, 4]
     """
-    columns = enumerate(zip(*rows, strict=False))
-    return [
-        number
-        for number, cells in columns
-        if number
-        and any(map(_NUMBER.match, cells))
-        and all(_NUMBER.match(cell) or cell in ("", "\N{EN DASH}") for cell in cells)
-    ]
+    numeric = []
+    width = min((len(row) for row in rows), default=0)
+    for number in range(1, width):
+        cells = [row[number] for row in rows]
+        has_number = any(_NUMBER.match(cell) for cell in cells)
+        if has_number and all(_NUMBER.match(cell) or cell in ("", "\N{EN DASH}") for cell in cells):
+            numeric.append(number)
+    return numeric
 
 
 _NUMBER = re.compile(
@@ -94,5 +94,5 @@ def _column_groups(columns: Sequence[str]) -> list[tuple[str, int]]:
     >>> _column_groups(["model", "text\\nR@1", "text\\nR@5"])
     [('', 1), ('text', 2)]
     """
-    heads = (head if line_break else "" for head, line_break, _ in (column.partition("\n") for column in columns))
+    heads = [column.partition("\n")[0] if "\n" in column else "" for column in columns]
     return [(head, len(list(group))) for head, group in itertools.groupby(heads)]

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dcdctl.core import artifacts, bench, data, evaluation, files, models, scoring, search, teacher, training
-from dcdctl.core.artifacts import Kind
+from dcdctl.core.artifacts import Document, Kind
 from dcdctl.core.errors import DcdError, InputError, StaleError
 from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, POOL_FILES
 from dcdctl.core.progress import Track, silent
@@ -36,9 +36,11 @@ class VerifiedArtifact:
 
     @property
     def state(self) -> Literal["ok", "damaged", "unfinished"]:
-        return "damaged" if self.damages else "ok" if self.is_finished else "unfinished"
+        if self.damages:
+            return "damaged"
+        return "ok" if self.is_finished else "unfinished"
 
-    def compare(self, folder: Path, listed: Mapping[str, Mapping[str, Any]], track: Track) -> None:
+    def compare(self, folder: Path, listed: Mapping[str, Document], track: Track) -> None:
         """Compare files with their sizes and checksums."""
         with track(f"compare {self.path.name}", total=len(listed), unit="files") as advance:
             for name, entry in listed.items():
@@ -69,28 +71,25 @@ class Verification:
     @property
     def problems(self) -> list[str]:
         """Every damage once, and the unfinished artifacts."""
-        unfinished = [
-            f"{artifact.path}: the {artifact.kind} is not finished"
-            for artifact in self.artifacts
-            if not artifact.is_finished
-        ]
-        return list(dict.fromkeys(damage for artifact in self.artifacts for damage in artifact.damages)) + unfinished
+        damages, unfinished = [], []
+        for artifact in self.artifacts:
+            damages += artifact.damages
+            if not artifact.is_finished:
+                unfinished.append(f"{artifact.path}: the {artifact.kind} is not finished")
+        return list(dict.fromkeys(damages)) + unfinished
 
-    def to_json(self) -> dict[str, Any]:
-        rows = [
-            {"path": str(item.path), "kind": item.kind, "state": item.state, "damages": item.damages}
-            for item in self.artifacts
-        ]
+    def to_json(self) -> Document:
+        rows = []
+        for item in self.artifacts:
+            rows.append({"path": str(item.path), "kind": item.kind, "state": item.state, "damages": item.damages})
         return {"ok": self.is_well, "artifacts": rows}
 
 
 def verify(path: Path, track: Track = silent) -> Verification:
     """Check all artifacts in a folder, however deep; links to folders are not followed. InputError if there is none."""
     if not path.is_dir():
-        raise InputError(
-            f"{path} is {'a file' if path.exists() else 'not there'}, a folder is expected",
-            hint="name a folder of artifacts",
-        )
+        found = "a file" if path.exists() else "not there"
+        raise InputError(f"{path} is {found}, a folder is expected", hint="name a folder of artifacts")
     verified: list[VerifiedArtifact] = []
 
     def note(folder: Path, error: OSError) -> None:
@@ -100,7 +99,7 @@ def verify(path: Path, track: Track = silent) -> Verification:
     for parent, folders, names in os.walk(path, onerror=partial(note, path)):
         folders.sort()  # os.walk descends in this order, and the order of a file system is by chance
         folder = Path(parent)
-        checks = [check for markers, check in CHECKS if any(marker in names for marker in markers)]
+        checks = [check for markers, check in CHECKS if set(markers) & set(names)]
         if "plan.json" in names and not any(kind.seal_file in names for kind in PLANNED):
             checks.append(_unfinished)
         for check in checks:
@@ -140,12 +139,13 @@ def _without_document(folder: Path, names: list[str]) -> Iterator[VerifiedArtifa
 
 
 def _unfinished(folder: Path, _: Track) -> VerifiedArtifact:
-    kind = next((kind for kind in PLANNED if any(any(folder.glob(pattern)) for pattern in kind.files)), None)
-    artifact = VerifiedArtifact(path=folder, kind="artifact" if kind is None else kind.name, is_finished=False)
-    if kind is not None:
-        with artifact.noting():
-            kind.read_plan(folder)
-    return artifact
+    for kind in PLANNED:
+        if any(any(folder.glob(pattern)) for pattern in kind.files):
+            artifact = VerifiedArtifact(path=folder, kind=kind.name, is_finished=False)
+            with artifact.noting():
+                kind.read_plan(folder)
+            return artifact
+    return VerifiedArtifact(path=folder, kind="artifact", is_finished=False)
 
 
 def _corpus(folder: Path, track: Track) -> VerifiedArtifact:

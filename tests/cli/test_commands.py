@@ -21,10 +21,8 @@ LISTS = (
     "--device cpu"
 )
 STUDENT = f"--set 'model.layers=[0, 2]' {LISTS}"
-NEW = (
-    "--set model.hidden_size=32 --set model.num_layers=2 --set model.num_text_layers=1 --set model.vocab_size=200 "
-    "--set model.projection_dim=16 --device cpu"
-)
+NEW_FUSION = "--set model.hidden_size=32 --set model.num_layers=2 --set model.vocab_size=200 --device cpu"
+NEW = f"{NEW_FUSION} --set model.num_text_layers=1 --set model.projection_dim=16"
 FOUR = "--recipe tiny-student --set candidates.per_query=4 --device cpu"
 
 
@@ -154,7 +152,7 @@ def test_distill_makes_a_dual_without_a_teacher_model(scenes_corpus_dir, cache, 
 
 def test_finetune_teacher_writes_a_teacher_that_can_be_cached(scenes_corpus_dir, tmp_path):
     out = tmp_path / "run"
-    result = run(f"finetune-teacher tiny-teacher --data {scenes_corpus_dir} --out {out} {NEW} {LISTS}")
+    result = run(f"finetune-teacher tiny-teacher --data {scenes_corpus_dir} --out {out} {NEW_FUSION} {LISTS}")
     next_step = f"dcdctl cache-teacher --teacher {out} --data {scenes_corpus_dir} --recipe RECIPE --out CACHE"
     assert result.stdout == f"teacher -> {out / 'model'}; next: {next_step}\n"
     assert json.loads((out / "run.json").read_text())["what"] == "finetune-teacher"
@@ -192,7 +190,7 @@ def test_a_mistake_is_one_line_and_no_run(line, message, scenes_corpus_dir, cach
 
 def test_every_option_of_finetune_teacher_has_its_effect(scenes_corpus_dir, tmp_path):
     out = tmp_path / "run"
-    sets = f"{NEW} --set batch.size=4 --set batch.negatives=mined --set optimizer.steps=2 --precision bf16"
+    sets = f"{NEW_FUSION} --set batch.size=4 --set batch.negatives=mined --set optimizer.steps=2 --precision bf16"
     run(
         f"finetune-teacher tiny-teacher --data {scenes_corpus_dir} --out {out} --split test --max-images 8 {sets} "
         "--workers 1 --accumulate 2 --checkpoint-activations"

@@ -32,7 +32,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ModelError
 from dcdctl.core.search import FolderIndex, IndexSearcher
-from dcdctl.core.search.reranker import Reranker
+from dcdctl.core.search.torch_models import Reranker
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import app as service
 from dcdctl.core.teacher import read_cache
@@ -72,7 +72,7 @@ steps = 1
 """
 FEWER_LAYERS = (
     "--set model.kind=fusion --set model.start=teacher --set batch.size=4 --set batch.random_negatives=3 "
-    "--set batch.hard_negatives=2 --set optimizer.steps=2"
+    "--set batch.hard_negatives=2 --set optimizer.steps=2 --set model.num_text_layers=2 --set model.projection_dim=256"
 )
 QUERY = CAPTIONS[3][1]
 CPU = torch.device("cpu")

@@ -26,10 +26,10 @@ from dcdctl.core.serve import Started
 from dcdctl.core.teacher import CacheJob, read_cache
 from dcdctl.core.training import Run, command_after_cache, run_document
 
-TINY = (
-    "--device cpu --set model.hidden_size=32 --set model.num_layers=2 --set model.num_text_layers=1 "
-    "--set model.vocab_size=200 --set model.projection_dim=16 --set batch.size=8"
+FUSION = (
+    "--device cpu --set model.hidden_size=32 --set model.num_layers=2 --set model.vocab_size=200 --set batch.size=8"
 )
+TINY = f"{FUSION} --set model.num_text_layers=1 --set model.projection_dim=16"
 SETS = f"{TINY} --set optimizer.steps=6 --set optimizer.lr=0.01 --set validation.every=2 --set validation.split=val"
 
 
@@ -109,7 +109,7 @@ def test_the_initial_weights_are_the_best_ones_if_no_step_improves_them(tmp_path
 
 def test_a_teacher_prints_its_model_and_a_dry_run_its_steps(scenes_corpus_dir, tmp_path):
     out = tmp_path / "run"
-    line = f"finetune-teacher tiny-teacher --data {scenes_corpus_dir} --out {out} {TINY} --set optimizer.steps=2"
+    line = f"finetune-teacher tiny-teacher --data {scenes_corpus_dir} --out {out} {FUSION} --set optimizer.steps=2"
     planned = document_of(f"{line} --set batch.random_negatives=4 --dry-run")
     # 160 captions in batches of 8.
     assert (planned["steps"], planned["batches_per_epoch"], planned["epochs"], planned["batch_size"]) == (2, 20, 0.1, 8)

@@ -106,8 +106,7 @@ def remote(scenes_corpus_dir):
         (
             "finetune-teacher tiny-teacher --data memory://scenes --out run --device cpu --set batch.size=4 "
             "--set optimizer.steps=1 --set batch.random_negatives=2 --set model.hidden_size=32 "
-            "--set model.num_layers=1 --set model.num_text_layers=1 --set model.vocab_size=200 "
-            "--set model.projection_dim=16",
+            "--set model.num_layers=1 --set model.vocab_size=200",
             0,
             "--data memory://scenes --recipe RECIPE",
         ),

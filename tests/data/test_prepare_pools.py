@@ -463,11 +463,11 @@ def test_a_killed_preparation_of_a_pool_resumes_to_the_same_bytes(tmp_path, mixe
     for kill_after in range(1, 20):
         written = []
 
-        def killed(path, *arguments, kill_after=kill_after, written=written):
+        def killed(path, part, kill_after=kill_after, written=written, **options):
             if len(written) == kill_after:
                 raise KeyboardInterrupt
             written.append(path)
-            return write_shard(path, *arguments)
+            return write_shard(path, part, **options)
 
         monkeypatch.setattr(split_writer, "_write_shard", killed)
         out = tmp_path / f"killed-{kill_after}"

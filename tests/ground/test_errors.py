@@ -159,6 +159,7 @@ def test_every_required_extra_lists_its_packages_in_pyproject():
         },
         "*TEXT_PACKAGES": {"onnx.py": onnx.TEXT_PACKAGES},
         "*models.TEXT_PACKAGES": {"build.py": onnx.TEXT_PACKAGES},
+        "package": {"ann.py": ["usearch"]},
     }
     renamed = {"open_clip": "open_clip_torch"}  # modules that are not named as their package
     required = set()

@@ -119,7 +119,7 @@ def test_a_graph_that_reaches_fewer_vectors_than_asked_gives_minus_1_for_the_oth
 def test_a_row_outside_the_index_has_no_vector(row, tmp_path):
     index = write_index(tmp_path / "index", [unit_vectors(30), unit_vectors(20, seed=1)])
     with pytest.raises(IndexError, match=f"row {row} of 50"):
-        index.vectors(np.array([row]))
+        index.stored(np.array([row]))
 
 
 def test_k_may_exceed_the_size_of_a_segment(graph):
@@ -164,7 +164,7 @@ def test_opening_an_index_opens_no_segment(graph, monkeypatch):
 
 
 def test_a_graph_stays_in_its_file_and_has_no_table_of_its_keys(graph):
-    opened = ann.Graph(graph.folder / "ann", graph.segments[0], HnswConfig())
+    opened = ann.Graph(graph.folder / "ann", graph.segments[0], IndexConfig())
     (view,) = opened._views
     assert view.memory_usage < graph.segments[0].bytes
     assert not view.contains(0)

@@ -12,7 +12,7 @@ from made_index import update
 from PIL import Image
 
 from dcdctl.core.search import WEAK, FolderIndex, IndexSearcher, background
-from dcdctl.core.search.dual_vectors import DualVectors
+from dcdctl.core.search.torch_models import DualVectors
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
@@ -29,7 +29,7 @@ def unit(vectors):
 def by_hand(searcher: IndexSearcher) -> list[float]:
     index = searcher.index
     rows = [row for row in range(index.num_rows) if not index.is_removed[row]]
-    images = unit(index.vectors(np.array(rows)).astype(np.float64))
+    images = unit(index.stored(np.array(rows)).data.astype(np.float64))
     model = searcher.model
     with torch.inference_mode():
         probes = unit(model.embed_texts(model.preprocess.texts(background.probe_texts())).double().numpy())

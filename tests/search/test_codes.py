@@ -119,9 +119,9 @@ def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(corpus, tmp_path
     assert run(*short).startswith("6 images, 3 numbers each, search by binary")
     assert run(*short).startswith("6 images, 3 numbers each")  # done already
     full, index = FolderIndex.open(tmp_path / "full"), FolderIndex.open(tmp_path / "short")
-    prefixes = full.vectors(np.arange(6))[:, :3].astype(np.float64)
+    prefixes = full.stored(np.arange(6)).data[:, :3].astype(np.float64)
     expected = prefixes / np.linalg.norm(prefixes, axis=1, keepdims=True)
-    np.testing.assert_allclose(index.vectors(np.arange(6)), expected, atol=2e-3)
+    np.testing.assert_allclose(index.stored(np.arange(6)).data, expected, atol=2e-3)
     put(images, {"new.png": png(9)})
     assert run("index", tmp_path / "short", "--add", images).startswith("7 images, 1 added, 3 numbers each")
     found = run("search", tmp_path / "short", "--image", images / "new.png", "-k", 1, "--device", "cpu", "--json")
@@ -181,7 +181,7 @@ def test_a_killed_build_and_a_killed_addition_resume_to_the_same_bytes(kind, lab
     assert [(segment.kind, segment.rows) for segment in index.segments] == [(kind, 4), (kind, 4), (kind, 4)]
     rows, queries = np.arange(13), unit_vectors(5, dim=8, seed=3).astype(np.float32)
     assert [found.tolist() for found in index.nearest(queries, 4)[1]] == [
-        exact(index.vectors(rows), query, 4) for query in queries
+        exact(index.stored(rows).data, query, 4) for query in queries
     ]
 
 

@@ -17,8 +17,7 @@ from PIL.ExifTags import Base
 
 from dcdctl.core.data import MOMENT, columns_of_table, read_columns
 from dcdctl.core.errors import InputError
-from dcdctl.core.search import Changes, ColumnChanges, SourceImages, parse_where, run_index_job
-from dcdctl.core.search import index as index_module
+from dcdctl.core.search import Changes, SourceImages, parse_where, readers, run_index_job
 
 KINDS = {
     "flat": {"kind": "flat"},
@@ -31,7 +30,7 @@ REMOVED = (3, 40, 41)
 
 def set_columns(index, table=None, **changes):
     metadata = pa.table(table) if isinstance(table, dict) else table
-    change = run_index_job(str(index.folder), Changes(columns=ColumnChanges(metadata=metadata, **changes)))
+    change = run_index_job(str(index.folder), Changes(metadata=metadata, **changes))
     return change.index, list(change.notes)
 
 
@@ -81,7 +80,7 @@ def filtered(request, tmp_path_factory):
 def test_under_a_condition_the_answer_is_exact_for_every_kind(filtered, monkeypatch, text, keep, many):
     index, vectors, table = filtered
     # All three: rows are always masked, few rows are gathered, rows are always gathered.
-    monkeypatch.setattr(index_module, "MANY", many)
+    monkeypatch.setattr(readers, "MANY", many)
     kept = [row for row, values in enumerate(table.to_pylist()) if keep(values) and row not in REMOVED]
     queries = np.random.default_rng(5).normal(size=(3, 16))
     queries[0] = vectors[12]
@@ -264,10 +263,10 @@ def test_columns_are_dropped_and_an_index_without_columns_has_no_file(made):
     index, _ = set_columns(made, {"image": ["0.png"], "year": [1], "owner": ["x"]})
     assert index.columns.names == ["year", "owner"]
     with pytest.raises(InputError, match="has no column 'yaer' to drop"):
-        set_columns(index, drop=("yaer",))
-    index, _ = set_columns(index, drop=("year",))
+        set_columns(index, drop_columns=("yaer",))
+    index, _ = set_columns(index, drop_columns=("year",))
     assert index.columns.names == ["owner"]
-    index, _ = set_columns(index, drop=("owner",))
+    index, _ = set_columns(index, drop_columns=("owner",))
     assert replace(index.document, generation=1) == before
     assert not list(index.folder.glob("columns-*"))
 
@@ -355,5 +354,5 @@ def test_exif_columns_are_read_where_no_value_is(made, tmp_path, monkeypatch):
     # Again: what is there stays.
     monkeypatch.setattr(SourceImages, "open", lambda *image: io.BytesIO())
     assert set_columns(index, exif=True)[0].document == index.document
-    index, _ = set_columns(index, place=True)
+    index, _ = set_columns(index, exif_place=True)
     assert index.values("latitude").null_count == 6

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_index import exact, unit_vectors
 
+from dcdctl.core.search import StoredVectors
 from dcdctl.core.search import exact as search_exact
 
 
@@ -15,10 +16,10 @@ def found(vectors, queries, k, block, is_gone=None):
     )
     candidates = search_exact.rough(search_exact.unit(queries, vectors.shape[1]), blocks, k, is_gone)
 
-    def score(query, rows):
-        return search_exact.cosines(query, vectors[rows])
+    def stored(rows):
+        return StoredVectors(vectors[rows])
 
-    return search_exact.exact(search_exact.unit(queries, vectors.shape[1]), candidates, score, k)
+    return search_exact.exact(search_exact.unit(queries, vectors.shape[1]), candidates, stored, k)
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])

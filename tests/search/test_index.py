@@ -12,7 +12,7 @@ from made_index import exact, unit_vectors, write_index
 
 from dcdctl.core import artifacts
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.search import FolderIndex, part_files
+from dcdctl.core.search import FolderIndex, StoredVectors, part_files, readers
 from dcdctl.core.search import index as search_index
 from dcdctl.core.search.exact import token_type
 
@@ -48,22 +48,22 @@ def test_the_nearest_are_those_of_a_full_sort(folder, k, monkeypatch):
 
 def test_vectors_beyond_the_memory_limit_are_searched_too(folder, monkeypatch):
     _, whole_rows_QK = FolderIndex.open(folder).nearest(QUERIES, 5)
-    monkeypatch.setattr(search_index, "FLOAT_BYTES", 0)
+    monkeypatch.setattr(readers, "FLOAT_BYTES", 0)
     index = FolderIndex.open(folder)
     np.testing.assert_array_equal(index.nearest(QUERIES, 5)[1], whole_rows_QK)
-    assert not index._unit
+    assert not index.reader._unit
 
 
 def test_every_row_has_its_name_and_is_found_by_it(folder):
     index = FolderIndex.open(folder)
     assert [index.name(row) for row in range(60)] == [f"{row}.png" for row in range(60)]
-    np.testing.assert_array_equal(index.vectors(np.array([59, 0, 17, 17])), VECTORS[[59, 0, 17, 17]])
+    np.testing.assert_array_equal(index.stored(np.array([59, 0, 17, 17])).data, VECTORS[[59, 0, 17, 17]])
 
 
 @pytest.mark.parametrize("row", [-1, 60])
 def test_rows_out_of_range_are_an_error(folder, row):
     with pytest.raises(IndexError):
-        FolderIndex.open(folder).vectors(np.array([row]))
+        FolderIndex.open(folder).stored(np.array([row]))
     with pytest.raises(MissingError, match=f"has no image {row}"):
         FolderIndex.open(folder).image_bytes(row)
 
@@ -133,7 +133,7 @@ def test_a_path_out_of_the_folder_is_refused_even_if_the_index_has_it(tmp_path):
     index = write_index(tmp_path / "index", PARTS, images=tmp_path / "pictures")
     part = tmp_path / "index/vectors/part-00001.parquet"
     for path in ("../secret", str(tmp_path / "secret")):
-        part_files.write_part(part, [part_files.SourceImage(image_id="x", path=path)], VECTORS[:1])
+        part_files.write_part(part, [part_files.SourceImage(image_id="x", path=path)], StoredVectors(VECTORS[:1]))
         first, _, *others = index.parts
         parts = (first, part_files.describe_part(part, 0, token_type(16, "float16"))[0], *others)
         index = FolderIndex(tmp_path / "index", replace(index.document, parts=parts))

@@ -18,7 +18,7 @@ from tiny import make_models, make_splits
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, tokens_of
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
-from dcdctl.core.search import FolderIndex, IndexSearcher, keywords, part_files
+from dcdctl.core.search import FolderIndex, IndexSearcher, StoredVectors, keywords, part_files
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import token_type
 from dcdctl.core.search.keywords import Keywords, best, fuse, words_of_name
@@ -59,7 +59,7 @@ def captioned(
     (folder / "vectors").mkdir(parents=True)
     for number, first in enumerate(range(0, len(images), 2)):
         path = folder / "vectors" / part_files.part_name(number)
-        part_files.write_part(path, images[first : first + 2], vectors_RD[first : first + 2])
+        part_files.write_part(path, images[first : first + 2], StoredVectors(vectors_RD[first : first + 2]))
         entries.append(part_files.describe_part(path, 0, token_type(vectors_RD.shape[1], "float16"))[0])
     settings = {"kind": "flat", **settings}
     return seal_index(folder, source, entries, dim=vectors_RD.shape[1], removed=removed or None, **settings)
@@ -306,7 +306,7 @@ def test_added_images_have_the_words_of_an_index_built_at_once(photos, tmp_path)
     expected = row_words(first)
     both = update(first.folder, add=pictures)
     # The nearest image has no captions and no word of the query, and stays the first.
-    near = both.vectors(np.array([6])).astype(np.float64)
+    near = both.stored(np.array([6])).data.astype(np.float64)
     assert both.hybrid(["a the sofa"], near, 1)[0][0].row == 6
     expected = [*expected, ["beachday", "1", "beach", "day"], ["snow", "dog"]]
     assert row_words(both) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from families import FAMILIES, late, with_noise
@@ -17,7 +18,6 @@ from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.search import (
     Changes,
-    ColumnChanges,
     FolderIndex,
     parse_where,
     part_files,
@@ -82,8 +82,9 @@ def test_stored_tokens_are_near_the_tokens(codes, error):
 def test_images_of_any_number_of_tokens_are_ranked_by_maxsim(tmp_path, codes, settings):
     counts = [4, 1, 7, 3, 3, 5, 2, 6]
     index, tokens = write_late(tmp_path / "index", counts, codes, **settings)
-    stored, stored_counts = index.tokens(np.arange(8))
-    assert stored_counts.tolist() == counts
+    found = index.stored(np.arange(8))
+    stored = found.tokens_ND
+    assert found.counts_R.tolist() == counts
     np.testing.assert_allclose(stored, tokens, atol=5e-3)
     queries = ragged([5, 5], seed=2).reshape(2, 5, 6)
     queries[1, 3:] = 0
@@ -116,9 +117,9 @@ def test_tokens_outside_the_segments_are_read_once_if_they_fit_into_memory(tmp_p
     def searched(num_bytes):
         """The answers, and how many rows were read for them."""
         fresh, num_read = FolderIndex.open(index.folder), []
-        monkeypatch.setattr("dcdctl.core.search.index.FLOAT_BYTES", num_bytes)
-        tokens = fresh.tokens
-        monkeypatch.setattr(fresh, "tokens", lambda rows: num_read.append(len(rows)) or tokens(rows))
+        monkeypatch.setattr("dcdctl.core.search.readers.FLOAT_BYTES", num_bytes)
+        stored = fresh.reader.stored
+        monkeypatch.setattr(fresh.reader, "stored", lambda rows: num_read.append(len(rows)) or stored(rows))
         return [fresh.nearest(query[None], 2)[part].tolist() for query in queries for part in (0, 1)], sum(num_read)
 
     answers, num_read = searched(4 * 6 * 60)
@@ -164,7 +165,7 @@ def test_a_late_index_is_filtered_joined_with_words_reranked_and_served(late_ref
     table = tmp_path / "years.csv"
     table.write_text("\n".join(["image,year", *(f"{n}.png,{2018 + n % 3}" for n in range(7))]))
     sets = ("flat_up_to=0", "candidates=3", "keywords=true")
-    changes = Changes(sets=sets, columns=ColumnChanges(metadata=table))
+    changes = Changes(sets=sets, metadata=table)
     index = run_index_job(str(late_ref), changes, images=pictures, out=tmp_path / "index").index
     searcher, where = searcher_of(index.folder), parse_where("year = 2019", index.columns)
     assert isinstance(searcher.texts, models.TextTower)
@@ -199,7 +200,7 @@ def test_tokens_are_pooled_by_the_factor_of_the_model_or_of_the_index(late_ref, 
         num_tokens = model.encode_images(model.preprocess.images([Image.new("RGB", (8, 8))])).tokens.shape[1]
     for sets, factor in (((), 4), (("tokens.pooling=2",), 2), (("tokens.pooling=1",), 1)):
         index = build_of(tmp_path / "late", pictures, tmp_path / f"{factor}", *sets)
-        assert index.tokens(np.arange(7))[1].tolist() == [num_tokens // factor] * 7
+        assert index.stored(np.arange(7)).counts_R.tolist() == [num_tokens // factor] * 7
 
 
 def test_a_late_index_grows_shrinks_and_resumes(late_ref, pictures, tmp_path, monkeypatch):
@@ -254,7 +255,7 @@ def test_what_a_late_index_refuses(late_ref, pictures, tmp_path):
 
 def test_tokens_in_the_file_are_those_that_were_given(tmp_path):
     index, tokens = write_late(tmp_path / "index", [4, 1, 7])
-    table = index.part_table(0)
+    table = pq.read_table(index.folder / "vectors" / index.parts[0].file)
     assert table.column_names == ["image_id", "path", "corpus_row", "num_tokens", "tokens"]
     found = np.frombuffer(b"".join(pc.list_flatten(table["tokens"]).to_pylist()), "<f2")
     np.testing.assert_array_equal(found.reshape(-1, 6), tokens.astype(np.float16))

@@ -19,7 +19,7 @@ from tiny import run_script
 import dcdctl
 from dcdctl.core import models
 from dcdctl.core.errors import MissingError, ModelError, StaleError
-from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, run_index_job
+from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, StoredTokens, run_index_job
 from dcdctl.core.stores import StoreIndex, open_store, upload_index
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -61,11 +61,11 @@ def scores_of(ref, query, index):
     model = models.with_queries(models.load_searchable(ref), query)
     with torch.no_grad():
         vectors = model.embed_texts(model.preprocess.texts(CAPTIONS)).numpy()
+    stored = index.stored(ROWS)
     if model.kind == "dual":
-        images = index.vectors(ROWS).astype(np.float32)
+        images = stored.data.astype(np.float32)
         return vectors @ (images / np.linalg.norm(images, axis=1, keepdims=True)).T
-    tokens, counts = index.tokens(ROWS)
-    images = np.split(tokens, np.cumsum(counts)[:-1])
+    images = np.split(stored.tokens_ND, np.cumsum(stored.counts_R)[:-1])
     return np.array([[(text @ image.T).max(axis=1).sum() for image in images] for text in vectors])
 
 
@@ -97,9 +97,9 @@ def test_a_new_index_takes_the_query_models_texts_alone(made, noise_index, tmp_p
     ref, _, index, query = made
     exported, export = [], models.export_text_tower
 
-    def noted(model, *arguments):
+    def noted(model, *arguments, **options):
         exported.append(model.digest)
-        return export(model, *arguments)
+        return export(model, *arguments, **options)
 
     monkeypatch.setattr(models, "export_text_tower", noted)
     new = run_index_job(
@@ -198,7 +198,7 @@ def test_without_the_packages_an_index_with_a_query_model_is_not_searched_by_the
 @pytest.mark.parametrize("kind", URLS)
 def test_a_store_is_searched_by_the_query_model_of_its_index(kind, made, tmp_path, request):
     _, own, index, query = made
-    if index.is_late and kind == "postgresql":
+    if index.stored_type is StoredTokens and kind == "postgresql":
         pytest.skip("it takes one vector per image")
     folder = tmp_path / "index"
     shutil.copytree(own.folder, folder)

@@ -21,7 +21,7 @@ from dcdctl.core.data import images as data_images
 from dcdctl.core.errors import ConfigError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.report import pages
 from dcdctl.core.search import WEAK, SearchAnswer, answer_document, as_text, read_image
-from dcdctl.core.search.query import MAX_CHARACTERS
+from dcdctl.core.search.answers import MAX_CHARACTERS
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
@@ -138,7 +138,7 @@ def logits_by_name(index: Path, names: list[str], text: str) -> dict[str, float]
 @pytest.mark.parametrize("batch", [16, 3])
 def test_a_reranker_orders_the_first_answers_only(index, searcher, reranking, batch, monkeypatch):
     # Five candidates: the last batch of three is not full.
-    monkeypatch.setattr("dcdctl.core.search.reranker.IMAGE_BATCH", batch)
+    monkeypatch.setattr("dcdctl.core.search.torch_models.IMAGE_BATCH", batch)
     first = [hit.name for hit in searcher.by_text(TEXT, 7).hits]
     logits = logits_by_name(index, first[:5], TEXT)
     hits = reranking.by_text(TEXT, 7).hits

@@ -9,7 +9,7 @@ import pytest
 from made_index import unit_vectors
 
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.search import part_files, storage
+from dcdctl.core.search import StoredVectors, part_files, storage
 from dcdctl.core.search.exact import token_type
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
 
@@ -21,7 +21,7 @@ def write(path, count, dim=5, skipped=()):
         SourceImage(image_id=f"a/{row}", path=None if row % 2 else f"ä\n{row}", corpus_row=row if row % 2 else None)
         for row in range(count)
     ]
-    part_files.write_part(path, places, vectors, skipped)
+    part_files.write_part(path, places, StoredVectors(vectors), skipped)
     return vectors, places
 
 
@@ -44,7 +44,9 @@ def test_vectors_of_a_part_that_are_not_finite_are_refused(tmp_path, bad):
     vectors = unit_vectors(1200, 5)
     vectors[1100, 3] = bad
     path.parent.mkdir()
-    part_files.write_part(path, [SourceImage(image_id=str(row), path=str(row)) for row in range(1200)], vectors)
+    part_files.write_part(
+        path, [SourceImage(image_id=str(row), path=str(row)) for row in range(1200)], StoredVectors(vectors)
+    )
     part, _ = part_files.describe_part(path, 0, token_type(5, "float16"))
     for _ in range(2):
         with pytest.raises(

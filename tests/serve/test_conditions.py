@@ -11,7 +11,7 @@ import served
 from made_index import update
 from PIL import Image
 
-from dcdctl.core.search import ColumnChanges, ColumnSummary
+from dcdctl.core.search import ColumnSummary
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve.facets import facet_of
 
@@ -169,7 +169,7 @@ def test_columns_that_are_set_while_the_index_is_served_are_offered(tmp_path):
     made.with_columns(year=YEARS)
     found = client.get("/search", params={"text": "dogs", "where": "year = 2020"}).json()["results"]
     assert {one["name"] for one in found} == kept(lambda year, owner: year == 2020)
-    update(made.index, columns=ColumnChanges(drop=("year",)))
+    update(made.index, drop_columns=("year",))
     assert client.get("/columns").json() == []
 
 

@@ -24,6 +24,7 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.search import IndexSearcher
 from dcdctl.core.serve import Job, ServiceConfig, child, connections, logs, serve
 from dcdctl.core.serve import app as serve_app
+from dcdctl.core.serve import listener as sockets
 from dcdctl.core.serve.metrics import Metrics
 from dcdctl.core.serve.middleware import LimitsMiddleware
 
@@ -243,6 +244,44 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < ends
         time.sleep(0.01)
+
+
+def test_a_stopped_service_answers_for_its_drain_time_and_health_sends_clients_elsewhere(searcher):
+    config = replace(PATIENT, drain_s=TIMEOUT_S)
+    app = serve_app.build(searcher, config)
+    with sockets.bound("127.0.0.1", 0) as listener:
+        server = sockets.http_server(app, config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            until(lambda: server.started)
+            address = listener.getsockname()
+            assert (get(address, "/health").status_code, get(address, "/health").headers.get("connection")) == (
+                200,
+                None,
+            )
+            server.should_exit = True
+            until(lambda: get(address, "/health").status_code == 503)
+            answer = get(address, "/search?text=a+bus")
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+            # A balancer must not restart what is about to end.
+            assert (get(address, "/health").json()["status"], get(address, "/live").status_code) == ("stopping", 200)
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
+
+
+def test_a_stopped_service_ends_when_its_drain_time_is_over(searcher):
+    config = replace(PATIENT, drain_s=3 * HASTY_S)
+    with sockets.bound("127.0.0.1", 0) as listener:
+        server = sockets.http_server(serve_app.build(searcher, config), config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        until(lambda: server.started)
+        begun = time.monotonic()
+        server.should_exit = True
+        thread.join(TIMEOUT_S)
+    assert 3 * HASTY_S <= time.monotonic() - begun < TIMEOUT_S
 
 
 NOT_HTTP = {

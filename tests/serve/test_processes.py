@@ -23,7 +23,7 @@ from paths import ROOT
 from processes import TIMEOUT_S
 
 from dcdctl.core.errors import DcdError
-from dcdctl.core.serve import Job, ServiceConfig, child, processes, signals
+from dcdctl.core.serve import Job, ServiceConfig, child, processes
 from dcdctl.core.serve import listener as sockets
 from dcdctl.core.serve.workers import LiveSearcher
 
@@ -242,7 +242,7 @@ def test_a_single_process_reloads_in_a_thread_that_its_end_does_not_wait_for(sea
 
 def test_the_handlers_of_signals_are_those_of_before_after_a_service():
     before = signal.getsignal(signal.SIGTERM)
-    with signals.handled({signal.SIGTERM: print}):
+    with sockets.handled({signal.SIGTERM: print}):
         assert signal.getsignal(signal.SIGTERM) is print
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -23,7 +23,7 @@ from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus, images
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.search import FolderIndex, IndexSearcher
-from dcdctl.core.search.reranker import Reranker
+from dcdctl.core.search.torch_models import Reranker
 from dcdctl.core.serve import ServiceConfig, app
 
 MAX_UPLOAD, MAX_PIXELS = 100_000, 300_000
@@ -215,6 +215,32 @@ def test_an_original_is_the_file_with_the_type_of_its_contents(own, own_client):
     assert "sandbox" in answer.headers["content-security-policy"]
     (own.photos / served.LARGE).write_bytes((own.photos / "06.png").read_bytes())
     assert own_client.get(f"/image/{own.row(served.LARGE)}?size=original").headers["content-type"] == "image/png"
+
+
+@pytest.mark.parametrize("size", ["thumbnail", "original"])
+def test_a_browser_keeps_an_image_for_minutes_and_then_loads_it_only_if_it_changed(own, own_client, size):
+    address, photo = f"/image/{own.row('07.png')}?size={size}", own.photos / "07.png"
+    before = photo.read_bytes()
+    first = own_client.get(address)
+    assert first.headers["cache-control"] == "private, max-age=300"
+    known = {"If-None-Match": f'"other", W/{first.headers["etag"]}'}
+    again = own_client.get(address, headers=known)
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert again.headers["cache-control"] == first.headers["cache-control"]
+    other = {"thumbnail": "original", "original": "thumbnail"}[size]
+    assert own_client.get(address.replace(size, other), headers=known).status_code == 200
+    photo.write_bytes(png())
+    assert own_client.get(address, headers=known).status_code == 200
+    photo.unlink()
+    gone = own_client.get(address, headers=known)
+    assert (gone.status_code, gone.headers["cache-control"]) == (404, "no-store")
+    photo.write_bytes(before)
+
+
+def test_thumbnails_of_another_size_are_other_images_for_a_browser(searcher):
+    clients = [served.client_of(searcher, replace(CONFIG, thumbnail_px=size)) for size in (40, 80)]
+    first, second = (client.get("/image/0").headers["etag"] for client in clients)
+    assert first != second
 
 
 def leads_out(photo: Path, secret: Path) -> None:

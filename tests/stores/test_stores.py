@@ -13,6 +13,7 @@ from made_store import COLUMNS, COUNT, DIM, URLS, made_facts, made_images, vecto
 
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError, MissingError, StaleError
+from dcdctl.core.search import StoredTokens
 from dcdctl.core.search.columns.where import matches, parse_where
 from dcdctl.core.stores import (
     StoreIndex,
@@ -184,7 +185,7 @@ def test_images_come_back_as_they_were_sent(read_only):
         assert (hit.image_id, hit.name) == (values["image_id"], values["path"])
         assert hit.columns == {name: values[name] for name in COLUMNS.names}
     rows = np.array([5, 119, 5])
-    assert index.vectors(rows).tobytes() == vectors_of(images)[rows].tobytes()
+    assert index.stored(rows).data.tobytes() == vectors_of(images)[rows].tobytes()
 
 
 def test_rows_that_are_sent_again_are_replaced_and_deleted_rows_are_gone(full):
@@ -297,7 +298,7 @@ def test_facts_of_other_images_than_those_of_the_store_are_one_line(full, url, v
     again = open_store(url)
     index = StoreIndex.open(again)
     with pytest.raises((StaleError, InputError), match=r"does not hold what its facts say: |refuses: ") as caught:
-        index.vectors(np.arange(9))
+        index.stored(np.arange(9))
     assert len(str(caught.value)) < 900
     again.close()
 
@@ -335,7 +336,7 @@ def test_a_late_index_is_compared_by_maxsim_or_refused(store, tmp_path, monkeypa
     assert upload_index(index, store).images == 39
     assert upload_index(index, store).sent == 0
     uploaded = StoreIndex.open(store)
-    assert (uploaded.dim, uploaded.is_late) == (6, True)
+    assert (uploaded.dim, uploaded.stored_type) == (6, StoredTokens)
     # Of different lengths in an answer, and with padding.
     queries = ragged([5] * 8, seed=2).reshape(8, 5, 6) / 5
     queries[1::2, 3:] = 0
@@ -347,8 +348,9 @@ def test_a_late_index_is_compared_by_maxsim_or_refused(store, tmp_path, monkeypa
             assert len(found) == num_hits
             np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in expected], atol=error)
             assert error or found == expected
-    for found, expected in zip(uploaded.tokens(np.array([9, 2])), index.tokens(np.array([9, 2])), strict=True):
-        np.testing.assert_allclose(found, expected, atol=error)
+    found, expected = (place.stored(np.array([9, 2])) for place in (uploaded, index))
+    np.testing.assert_allclose(found.tokens_ND, expected.tokens_ND, atol=error)
+    assert found.counts_R.tolist() == expected.counts_R.tolist()
 
 
 def test_the_same_upload_again_sends_nothing_and_a_change_of_the_index_is_followed(index, store, tmp_path):

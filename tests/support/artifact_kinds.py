@@ -23,7 +23,7 @@ from tiny import make_corpus, make_pool, make_teacher, make_wide_dual
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus, summarize_corpus
 from dcdctl.core.scoring import features, open_or_build
-from dcdctl.core.search import ColumnChanges, FolderIndex, IndexSearcher, commit, keywords, parse_where
+from dcdctl.core.search import FolderIndex, IndexSearcher, commit, keywords, parse_where
 from dcdctl.core.teacher import (
     CandidateConfig,
     TextCacheJob,
@@ -144,7 +144,7 @@ def index_kind(folder: Path) -> Artifact:
         commit.commit(index.folder, replace(index.document, generation=2), skipped=skipped)
         years = [2000 + row % (20 + seed) for row in range(120)]
         metadata = pa.table({"image": [f"{row}.png" for row in range(120)], "year": years})
-        update(index.folder, columns=ColumnChanges(metadata=metadata))
+        update(index.folder, metadata=metadata)
     queries = unit_vectors(4, seed=2).astype(np.float32)
 
     def read(path: Path) -> Any:
@@ -159,7 +159,7 @@ def index_kind(folder: Path) -> Artifact:
         )
         return (
             found,
-            index.vectors(rows),
+            index.stored(rows).data,
             names,
             index.stored_columns.table().to_pydict(),
             commit.skipped_of(path, index.document),
@@ -190,7 +190,7 @@ def token_index_kind(folder: Path) -> Artifact:
     def read(path: Path) -> Any:
         index = FolderIndex.open(path)
         rows = np.flatnonzero(index.is_live)
-        return index.tokens(rows), [*map(index.image_id, rows)], [index.nearest(q[None], 3) for q in queries]
+        return index.stored(rows).tokens_ND, [*map(index.image_id, rows)], [index.nearest(q[None], 3) for q in queries]
 
     return Artifact(folder / "made", folder / "other", read, is_part=lambda path: path.parent.name != "model")
 

@@ -18,6 +18,8 @@ from dcdctl.core.search import (
     FolderIndex,
     ImageSource,
     IndexSearcher,
+    StoredTokens,
+    StoredVectors,
     commit,
     part_files,
     run_index_job,
@@ -53,7 +55,7 @@ def write_index(
         names = [f"{row}.png" for row in range(first, first + len(vectors))]
         path = folder / "vectors" / part_name(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part_files.write_part(path, [SourceImage(image_id=name, path=name) for name in names], vectors)
+        part_files.write_part(path, [SourceImage(image_id=name, path=name) for name in names], StoredVectors(vectors))
         entries.append(part_files.describe_part(path, 0, token_type(vectors.shape[1], "float16"))[0])
         first += len(vectors)
     source = ImageSource(kind="folder", path=str(images or folder.parent / "nowhere"))
@@ -81,7 +83,7 @@ def write_late(
         path.parent.mkdir(parents=True, exist_ok=True)
         images = [SourceImage(image_id=f"{row}.png", path=f"{row}.png") for row in rows]
         here = encoded(tokens[ends[first] : ends[rows.stop]], codes)
-        part_files.write_part(path, images, here, counts_R=np.array(counts[first : rows.stop]))
+        part_files.write_part(path, images, StoredTokens(here, np.array(counts[first : rows.stop])))
         entries.append(part_files.describe_part(path, 0, token_type(6, codes))[0])
     source = ImageSource(kind="folder", path=str(folder.parent / "nowhere"))
     settings = {"kind": "centroids", "tokens": {"codes": codes}, **settings}

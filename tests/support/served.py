@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from tiny import make_models
 
 from dcdctl.core import models
-from dcdctl.core.search import ColumnChanges, Condition, FolderIndex, IndexSearcher, SearchAnswer
+from dcdctl.core.search import Condition, FolderIndex, IndexSearcher, SearchAnswer
 from dcdctl.core.serve import ServiceConfig, app
 from dcdctl.core.serve import listener as sockets
 from dcdctl.core.serve.middleware import LimitsMiddleware
@@ -56,7 +56,7 @@ class Made:
     def with_columns(self, **columns: Sequence[object]) -> Made:
         """The same with these columns, whose values are in the order of `NAMES`."""
         table = pa.table({"image": NAMES, **columns})
-        update(self.index, columns=ColumnChanges(metadata=table))
+        update(self.index, metadata=table)
         return self
 
     def row(self, name: str) -> int:

@@ -63,7 +63,8 @@ class HelpCommand(TyperCommand):
         parameters: list[Any] = [] if ctx.resilient_parsing else self.params
         for parameter in parameters:
             given = words.get(parameter.name)
-            for word in given if isinstance(given, list | tuple) else [given]:
+            several = given if isinstance(given, list | tuple) else [given]
+            for word in several:
                 if word == "" and PATHS.fullmatch(parameter.metavar):
                     raise typer.BadParameter("is empty, expected a path or a name", ctx=ctx, param=parameter)
                 limits = parameter.type_descriptor.parameter_info
@@ -109,9 +110,8 @@ class HelpCommand(TyperCommand):
 
 
 def _arguments(command: Any) -> list[Any]:
-    return [
-        parameter for parameter in command.params if parameter.param_type_name == "argument" and not parameter.hidden
-    ]
+    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    return [argument for argument in arguments if not argument.hidden]
 
 
 def write_panels(formatter: Any, panels: Mapping[str, Sequence[tuple[str, str]]]) -> None:

@@ -54,7 +54,8 @@ def answer_lines(searcher: IndexSearcher, k: int, where: Condition | None, *, hy
         if as_json:
             show_json(answer_document(text, answer, searcher.index), indent=None)
         else:
-            show("\t".join(printable(each) for each in (text, *(hit.name for hit in answer.hits))))
+            names = [hit.name for hit in answer.hits]
+            show("\t".join(map(printable, [text, *names])))
             _show_notes(answer)
     return int(num_failed > 0)
 
@@ -67,14 +68,21 @@ def _show_notes(answer: SearchAnswer) -> None:
 def _show_hits(index: ImageIndex, answer: SearchAnswer) -> None:
     from dcdctl.core.search import columns_text
 
-    is_reranked = any(hit.reranked is not None for hit in answer.hits)
-    is_hybrid = any(hit.fused is not None for hit in answer.hits)
-    show(
-        "  ".join([f"{'#':>4}", *([f"{'logit':>8}"] * is_reranked), "cosine", *([f"{'BM25':>6}"] * is_hybrid), "image"])
-    )
-    for position, hit in enumerate(answer.hits, start=1):
-        logit = f"{'-' if hit.reranked is None else f'{hit.reranked:.3f}':>8}  " if is_reranked else ""
-        bm25 = f"{'-' if hit.bm25 is None else f'{hit.bm25:.3f}':>6}  " if is_hybrid else ""
-        show(f"{position:>4}  {logit}{hit.score:>6.4f}  {bm25}{printable(hit.name)}")
-        if columns := columns_text(hit):
-            show(f"{'':>{14 + 10 * is_reranked + 8 * is_hybrid}}{printable(columns)}")
+    # Title, width, and the text of each hit; the name comes last.
+    columns = [("#", 4, [str(place) for place in range(1, len(answer.hits) + 1)])]
+    if any(hit.reranked is not None for hit in answer.hits):
+        columns.append(("logit", 8, [_number(hit.reranked) for hit in answer.hits]))
+    columns.append(("cosine", 6, [f"{hit.score:.4f}" for hit in answer.hits]))
+    if any(hit.fused is not None for hit in answer.hits):
+        columns.append(("BM25", 6, [_number(hit.bm25) for hit in answer.hits]))
+    indent = "  ".join(" " * width for _, width, _ in columns) + "  "
+    show("  ".join([*(f"{title:>{width}}" for title, width, _ in columns), "image"]))
+    for place, hit in enumerate(answer.hits):
+        show("  ".join([*(f"{texts[place]:>{width}}" for _, width, texts in columns), printable(hit.name)]))
+        if values := columns_text(hit):
+            show(indent + printable(values))
+
+
+def _number(value: float | None) -> str:
+    """A score as text; a hyphen for none."""
+    return "-" if value is None else f"{value:.3f}"

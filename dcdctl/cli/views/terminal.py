@@ -122,11 +122,12 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    # Joiners belong to some scripts and to emoji; unusual spaces are harmless.
-    return "".join(
-        char if char.isprintable() or char in JOINERS or category(char) == "Zs" else json.dumps(char)[1:-1]
-        for char in text
-    )
+    characters = []
+    for char in text:
+        # Joiners belong to some scripts and to emoji; unusual spaces are harmless.
+        is_harmless = char.isprintable() or char in JOINERS or category(char) == "Zs"
+        characters.append(char if is_harmless else json.dumps(char)[1:-1])
+    return "".join(characters)
 
 
 def printable_lines(text: str) -> str:
@@ -175,7 +176,9 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[printable_lines(str(cell)) for cell in row] for row in rows]
+    cells = []
+    for row in rows:
+        cells.append([printable_lines(str(cell)) for cell in row])
     table = Table()
     for i, column in enumerate(columns):
         is_text = any(row[i][:1].isalpha() or row[i].startswith("#") for row in cells)
@@ -230,7 +233,7 @@ def bar(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
     def last() -> str:
         seconds = time.monotonic() - started
         count = f"{amount(done, unit)} in {clock(seconds)}{rate(done, unit, seconds)}"
-        return f"{label}: {count if unit else clock(seconds)}"
+        return f"{label}: {count}" if unit else f"{label}: {clock(seconds)}"
 
     # Work without a unit may last as long as another run does.
     with changing_line(line, last, is_shown_first=not unit) as show_line:

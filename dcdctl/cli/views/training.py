@@ -52,20 +52,19 @@ class TrainingProgress:
         name = chosen_by(self.values)
         if not name:
             return ""
+        first, best = self.values[f"val_{name}"], self.values[f"val_best_{name}"]
+        parts = [f"val {CHOSEN[name]} {first:.1f}", f"best {best:.1f}"]
         elsewhere = f"/val_{name}"
-        others = (
-            f", {key.removesuffix(elsewhere)} {value:.1f}"
-            for key, value in self.values.items()
-            if key.endswith(elsewhere)
-        )
-        own, best = self.values[f"val_{name}"], self.values[f"val_best_{name}"]
-        return f"val {CHOSEN[name]} {own:.1f}, best {best:.1f}{''.join(others)}"
+        for key, value in self.values.items():
+            if key.endswith(elsewhere):
+                parts.append(f"{key.removesuffix(elsewhere)} {value:.1f}")
+        return ", ".join(parts)
 
 
 @contextmanager
 def view(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> Iterator[OnStep]:
     """A Watch (`core/progress.py`) on stderr; of several processes only the first shows its steps."""
-    state = TrainingProgress(total, done, unit, per_step, done)
+    state = TrainingProgress(total=total, first=done, unit=unit, per_step=per_step, done=done)
     started = time.monotonic()
     with changing_line(state.line, lambda: f"{state.line()}, {clock(state.seconds)} in all") as show_line:
 
@@ -96,10 +95,8 @@ def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *,
     if not json:
         if is_main() and (validated := training.validation_document(run)) is not None:
             show_tables([training.validation_table(validated)])
-        return show(
-            f"{'student' if job.kind == 'distill' else 'teacher'} -> {run.model_folder}; next: "
-            f"{command_after_training(job, refs)}"
-        )
+        made = "student" if job.kind == "distill" else "teacher"
+        return show(f"{made} -> {run.model_folder}; next: {command_after_training(job, refs)}")
     if is_main():
         seconds = round(time.monotonic() - started, 3)
         show_json(

@@ -53,11 +53,13 @@ def read_columns(path: Path) -> ImageColumns:
     hint = "a table of metadata is a .csv or .parquet file with a column that names images"
     read = {".csv": _read_csv, ".parquet": _read_parquet}.get(path.suffix.lower())
     if read is None:
-        raise InputError(f"{path} is no table of metadata, its name ends with {path.suffix or 'nothing'!r}", hint=hint)
+        ending = repr(path.suffix or "nothing")
+        raise InputError(f"{path} is no table of metadata, its name ends with {ending}", hint=hint)
     try:
         cells = read(path)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", hint=hint) from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read: {reason}", hint=hint) from error
     return columns_by_image(cells, str(path))
 
 
@@ -127,11 +129,8 @@ def problem_of_name(name: str) -> str:
         return "has a name that the index itself uses"
     if not name or name != name.strip() or not name.isprintable() or '"' in name:
         return "has a name with quotation marks, or with blanks at an end, or without letters"
-    return (
-        f"has a name of more than {MAX_NAME_BYTES} bytes"
-        if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES
-        else ""
-    )
+    is_long = len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES
+    return f"has a name of more than {MAX_NAME_BYTES} bytes" if is_long else ""
 
 
 def typed_column(values: pa.Array) -> pa.Array | None:
@@ -220,10 +219,11 @@ def from_json(values: Sequence[Any]) -> pa.Array | None:
 
 def _read_csv(path: Path) -> Cells:
     names, *rows = [cells for _, cells in csv_rows(path, find_encoding(path))] or [[]]
-    columns = zip(*rows, strict=True) if rows else ([] for _ in names)
-    return {
-        name: pa.array(cells) if name in KEYS else from_cells(cells) for name, cells in zip(names, columns, strict=True)
-    }
+    columns: Cells = {}
+    for number, name in enumerate(names):
+        cells = [row[number] for row in rows]
+        columns[name] = pa.array(cells) if name in KEYS else from_cells(cells)
+    return columns
 
 
 def _read_parquet(path: Path) -> Cells:

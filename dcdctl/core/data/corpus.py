@@ -96,18 +96,30 @@ class Corpus:
     between threads."""
 
     def __init__(
-        self, folder: Path, split: str, *, name: str, fingerprint: str, shards: Sequence[ShardFile], num_images: int
+        self,
+        folder: Path,
+        split: str,
+        *,
+        name: str,
+        fingerprint: str,
+        shards: Sequence[ShardFile],
+        num_images: int,
+        columns: Sequence[CorpusFile] = (),
+        texts: Sequence[ShardFile] | None = None,
+        whole: Corpus | None = None,
     ) -> None:
+        """`texts` are the files of a pool's texts, None for captioned images; `whole` is the corpus whose first images
+        these are."""
         self.folder, self.split, self.name, self.fingerprint = folder, split, name, fingerprint
         self.num_images = num_images
-        self.whole: Corpus = self
+        self.whole: Corpus = self if whole is None else whole
         """The corpus whose first images these are; the corpus itself unless it is a `subset`."""
         self._shards = tuple(shards)
         self._shard_ends = list(itertools.accumulate(shard.rows for shard in shards))
-        self._columns: list[CorpusFile] = []
-        self.is_pool = False
+        self._columns = columns
+        self._texts = texts
+        self.is_pool = texts is not None
         """Whether no text belongs to an image: its `captions` are then texts without an image, such as queries."""
-        self._texts: list[ShardFile] = []
         self._open = threading.local()
         self.is_remote = url_of(folder) is not None
         """Whether its folder is a URL."""
@@ -129,12 +141,12 @@ class Corpus:
         shards = [shard for entry in entries for shard in entry.shards]
         columns = [document.columns[name] for name in names if name in document.columns]
         texts = [entry.texts for entry in entries if entry.texts is not None]
-        is_pool = [entry.is_pool for entry in entries]
-        if any(is_pool) and not all(is_pool):
-            pool, captioned = names[is_pool.index(True)], names[is_pool.index(False)]
+        pools = [name for name, entry in zip(names, entries, strict=True) if entry.is_pool]
+        captioned = [name for name in names if name not in pools]
+        if pools and captioned:
             raise CorpusError(
-                f"{pool} of {shown(folder)} is a pool and {captioned} has captions: they cannot be read as one",
-                hint=f"--data DATA --split {captioned} --pool DATA trains on both",
+                f"{pools[0]} of {shown(folder)} is a pool and {captioned[0]} has captions: they cannot be read as one",
+                hint=f"--data DATA --split {captioned[0]} --pool DATA trains on both",
             )
         for part in (*shards, *texts, *columns):
             if not is_remote:
@@ -146,9 +158,15 @@ class Corpus:
         fingerprint = files.digest_of({"joined": prints}) if prints[1:] else prints[0]
         num_images = sum(entry.images for entry in entries)
         corpus = Corpus(
-            folder, split, name=document.name, fingerprint=fingerprint, shards=shards, num_images=num_images
+            folder,
+            split,
+            name=document.name,
+            fingerprint=fingerprint,
+            shards=shards,
+            num_images=num_images,
+            columns=columns,
+            texts=texts if pools else None,
         )
-        corpus._columns, corpus._texts, corpus.is_pool = columns, texts, any(is_pool)
         return corpus if max_images is None else corpus.subset(max_images)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -193,7 +211,7 @@ class Corpus:
     @property
     def num_bytes(self) -> int:
         """The size of its files, of a subset those of the whole."""
-        return sum(file.bytes for file in (*self._shards, *self._texts))
+        return sum(file.bytes for file in (*self._shards, *(self._texts or ())))
 
     @cached_property
     def captions(self) -> list[str]:
@@ -218,7 +236,7 @@ class Corpus:
     @cached_property
     def languages(self) -> list[str | None]:
         """The language of each caption, or of each text of a pool, such as "de"; None where the table does not say."""
-        if not self.is_pool and not self._has("caption_languages"):
+        if self._texts is None and not self._has("caption_languages"):
             return [None] * self.num_captions
         return [name or None for name in self._of_captions("caption_languages", "language", "string").to_pylist()]
 
@@ -232,13 +250,15 @@ class Corpus:
     @cached_property
     def caption_image(self) -> Index:
         """The image index of each caption, ascending; -1 for the texts of a pool."""
-        if self.is_pool:
+        if self._texts is not None:
             return np.full(self.num_captions, -1)
         return np.repeat(np.arange(self.num_images), np.diff(self._caption_starts))
 
     @property
     def num_captions(self) -> int:
-        return sum(file.rows for file in self._texts) if self.is_pool else int(self._caption_starts[-1])
+        if self._texts is not None:
+            return sum(file.rows for file in self._texts)
+        return int(self._caption_starts[-1])
 
     def captions_of(self, image_ix: int) -> range:
         """The caption indices of an image; none in a pool."""
@@ -275,23 +295,28 @@ class Corpus:
         if max_images >= self.num_images:
             return self
         fingerprint = files.digest_of({"parent": self.fingerprint, "first": max_images})
-        first = Corpus(
-            self.folder, self.split, name=self.name, fingerprint=fingerprint, shards=self._shards, num_images=max_images
+        return Corpus(
+            self.folder,
+            self.split,
+            name=self.name,
+            fingerprint=fingerprint,
+            shards=self._shards,
+            num_images=max_images,
+            texts=self._texts,
+            whole=self.whole,
         )
-        first.whole, first.is_pool, first._texts = self.whole, self.is_pool, self._texts
-        return first
 
     @cached_property
     def _text_tables(self) -> list[pa.Table]:
         """The files of a pool's texts."""
         tables = []
-        for entry in self._texts:
+        for entry in self._texts or ():
             with self._readable(entry):
-                tables.append(
-                    self._open_remote(entry).read(use_threads=False)
-                    if self.is_remote
-                    else pq.read_table(CORPUS.checked(self.folder / entry.file, entry.sha256))
-                )
+                if self.is_remote:
+                    table = self._open_remote(entry).read(use_threads=False)
+                else:
+                    table = pq.read_table(CORPUS.checked(self.folder / entry.file, entry.sha256))
+                tables.append(table)
         return tables
 
     @cached_property
@@ -302,20 +327,17 @@ class Corpus:
 
     def _has(self, name: str) -> bool:
         """Whether it has a column of `LABEL_COLUMNS`, as all shards or none."""
-        return not self.is_pool and name in self._file(0)[0].schema_arrow.names
+        return self._texts is None and name in self._file(0)[0].schema_arrow.names
 
     def _of_captions(self, name: str, name_of_texts: str, kind: str) -> pa.ChunkedArray:
         """A column with a value for each caption, and for each text of a pool."""
-        chunks = (column.flatten() for column in self._column(name))
-        if self.is_pool:
+        chunks: list[pa.Array] = []
+        if self._texts is None:
+            chunks += [column.flatten() for column in self._column(name)]
+        for table in self._text_tables:
             # A split without languages may be joined with one that has some.
-            chunks = (
-                chunk
-                for table in self._text_tables
-                for chunk in (
-                    table[name_of_texts].chunks if name_of_texts in table.column_names else [pa.nulls(len(table), kind)]
-                )
-            )
+            has_column = name_of_texts in table.column_names
+            chunks += table[name_of_texts].chunks if has_column else [pa.nulls(len(table), kind)]
         return pa.chunked_array(chunks, kind).slice(0, self.num_captions)
 
     def _of_images(self, name: str, kind: str | pa.DataType) -> pa.ChunkedArray:

@@ -22,6 +22,13 @@ from dcdctl.core.places import url_of
 from dcdctl.core.progress import byte_size
 
 Kind = Literal["cache", "corpus", "index", "texts"]
+INSPECTED: dict[str, Kind] = {
+    "a corpus": "corpus",
+    "an index": "index",
+    "a text cache": "texts",
+    "a teacher cache": "cache",
+}
+"""What `dcdctl inspect` shows, of what dcdctl writes a folder as."""
 MAX_WORDS_COUNTED = 40
 """The last bin of the histogram of caption lengths: so many words or more."""
 # A summary is read on one screen; corpus.json has all of them.
@@ -83,14 +90,14 @@ class CorpusInspection:
 def artifact_kind(folder: Path) -> Kind:
     """Whether a folder is a teacher cache or a corpus, finished or not, or an index; InputError if it is none of
     them."""
-    kind = kind_of_folder(folder)
     # Of what dcdctl writes, only a corpus is read from a URL.
-    if url_of(folder) is not None or kind == "a corpus":
+    if url_of(folder) is not None:
         return "corpus"
-    if kind in ("an index", "a text cache"):
-        return "index" if kind == "an index" else "texts"
+    written_as = kind_of_folder(folder)
+    if written_as in INSPECTED:
+        return INSPECTED[written_as]
     # The plan of an unfinished cache.
-    if kind == "a teacher cache" or (not kind and (folder / "plan.json").is_file()):
+    if not written_as and (folder / "plan.json").is_file():
         return "cache"
     if other := other_folder_error(folder, "corpus, a teacher cache or an index", error=InputError):
         raise other
@@ -117,6 +124,9 @@ def summarize_corpus(folder: Path, split: str | None = None, *, max_images: int 
 
 
 def _inspect_split(corpus: Corpus) -> SplitInspection:
+    counts_by_label: dict[str, dict[str, int]] = {}
+    for label, groups in corpus.captions_by_label.items():
+        counts_by_label[label] = {name: len(captions) for name, captions in groups.items()}
     texts, words, lengths = Counter[str](), set[str](), list[int]()
     for text in corpus.captions:
         caption_words = words_of(text)
@@ -135,10 +145,7 @@ def _inspect_split(corpus: Corpus) -> SplitInspection:
         words_per_caption=_spread(np.array(lengths)),
         captions_by_words=np.bincount(np.minimum(np.array(lengths, np.int64), MAX_WORDS_COUNTED)).tolist(),
         different_words=len(words),
-        captions_by_label={
-            label: {name: len(of_name) for name, of_name in groups.items()}
-            for label, groups in corpus.captions_by_label.items()
-        },
+        captions_by_label=counts_by_label,
         repeated=sum(count for count in texts.values() if count > 1) / max(len(lengths), 1),
     )
 
@@ -155,35 +162,37 @@ def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
     """Names and values, in words, of the facts about the whole corpus."""
     left_out = [f"{count:,} x {reason}" for reason, count in inspection.left_out.items()]
     more = [f"more in {CORPUS_FILE}"] if len(left_out) > MAX_REASONS else []
-    return [
+    facts = [
         ("source", inspection.source or "unknown"),
         ("license", inspection.license or "unknown"),
         ("skipped rows", "; ".join([f"{sum(inspection.left_out.values()):,}", *left_out[:MAX_REASONS], *more])),
-        *([("protocol", inspection.protocol)] if inspection.protocol else []),
-        *inspection.leakage.facts(),
     ]
+    if inspection.protocol:
+        facts.append(("protocol", inspection.protocol))
+    return facts + inspection.leakage.facts()
 
 
 def corpus_table(inspection: CorpusInspection) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table of the counts: one row per fact, one column per split."""
     facts = [_split_facts(split) for split in inspection.splits.values()]
     names = dict.fromkeys(name for fact in facts for name, value in fact.items() if value)
-    return ["", *inspection.splits], [[name, *(fact.get(name, "") for fact in facts)] for name in names]
+    rows = []
+    for name in names:
+        rows.append([name, *(fact.get(name, "") for fact in facts)])
+    return ["", *inspection.splits], rows
 
 
 def _split_facts(split: SplitInspection) -> dict[str, str]:
     texts, text = ("texts without pairing", "text") if split.is_pool else ("captions", "caption")
-    return {
-        "images": f"{split.images:,}",
-        texts: f"{split.captions:,}",
-        **{
-            f"{texts} by {label}": ", ".join(f"{name} {count:,}" for name, count in counts.items())
-            for label, counts in split.captions_by_label.items()
-        },
+    facts = {"images": f"{split.images:,}", texts: f"{split.captions:,}"}
+    for label, counts in split.captions_by_label.items():
+        facts[f"{texts} by {label}"] = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return facts | {
         "captions per image": _in_words(split.captions_per_image),
         f"words per {text}": _in_words(split.words_per_caption),
         "different words": f"{split.different_words:,}",
-        "repeated captions": "" if split.is_pool else f"{split.repeated:.1%}",
+        # Left out of a pool, whose texts are a log: many queries are asked again.
+        "repeated captions": f"{split.repeated:.1%}" if texts == "captions" else "",
         "width [px]": _in_words(split.width_px),
         "height [px]": _in_words(split.height_px),
         "files": byte_size(split.bytes),

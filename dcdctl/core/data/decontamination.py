@@ -42,7 +42,8 @@ def open_measured(folders: Sequence[Path], listing: Listing) -> tuple[list[Corpu
     opened = []
     for folder in folders:
         splits = list(read_corpus_json(folder).splits)
-        opened += [Corpus.open(folder, split) for split in [name for name in splits if name in HELD_OUT] or splits]
+        measured = [name for name in splits if name in HELD_OUT] or splits
+        opened += [Corpus.open(folder, split) for split in measured]
     if not opened:
         return opened, listing
     if not trained_pools(listing):

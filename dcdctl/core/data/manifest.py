@@ -158,8 +158,9 @@ def counted_corpus(place: Path, split: str, max_images: int | None = None) -> Co
         return None
     expected, names = find_manifest(str(place)).expected, split.split(JOIN)
     if not expected.keys() >= set(names):
+        counted_splits = ", ".join(expected) or "no split"
         raise InputError(
-            f"the manifest {place} has the counts of {', '.join(expected) or 'no split'}, not of {split}",
+            f"the manifest {place} has the counts of {counted_splits}, not of {split}",
             hint=f"run `{prepare_command(place)}`, and name the folder",
         )
     whole, num_captions = np.sum([astuple(expected[name]) for name in names], axis=0).tolist()
@@ -176,10 +177,10 @@ def choose_manifest(choice: DataChoice) -> Manifest:
     """The data set that a user names; InputError unless there is exactly one."""
     flags = {"--karpathy": choice.karpathy, "--csv": choice.csv, "--jsonl": choice.jsonl}
     tables = {flag: path for flag, path in flags.items() if path is not None}
-    given = [*["a manifest"] * (choice.manifest is not None), *tables]
+    given = list(tables) if choice.manifest is None else ["a manifest", *tables]
     places = {"images": list(map(str, choice.images)), "queries": list(map(str, choice.queries))}
-    is_pool = not given and any(places.values())
-    if len(given) != 1 and not is_pool:
+    # Images, texts or both without a table that pairs them are a pool.
+    if len(given) > 1 or not (given or any(places.values())):
         problem = f"{' and '.join(given)} are both given" if given else "no data set is given"
         raise InputError(
             f"{problem}: expected one of a manifest name, --karpathy, --csv or --jsonl, or --queries for a pool",
@@ -187,12 +188,13 @@ def choose_manifest(choice: DataChoice) -> Manifest:
         )
     if choice.manifest is not None:
         if any(places.values()):
+            option = "--images" if choice.images else "--queries"
             raise InputError(
-                f"{'--images' if choice.images else '--queries'} goes with --karpathy, --csv or --jsonl",
+                f"{option} goes with --karpathy, --csv or --jsonl",
                 hint="a manifest names its own files; --from DIR says where they are",
             )
         return find_manifest(choice.manifest, choice.overrides())
-    if is_pool:
+    if not given:
         table, path = {"format": "pool", **places}, next(iter((*choice.images, *choice.queries)))
     elif not choice.images:
         raise InputError(f"{given[0]} also needs images", hint="add --images FOLDER or --images FILE.zip")
@@ -205,18 +207,16 @@ def choose_manifest(choice: DataChoice) -> Manifest:
 
 def list_data_sets() -> list[dict[str, Any]]:
     """JSON-able: the manifests that ship with dcdctl, with counts, sources, files and licenses."""
-    return [
-        {
-            **{
-                key: getattr(manifest, key)
-                for key in ("name", "summary", "license", "citation", "homepage", "protocol")
-            },
-            "expected": config.to_table(manifest.expected),
-            "sources": [{"name": name, "format": source.format} for name, source in manifest.sources.items()],
-            "files": config.to_table(manifest.files),
-        }
-        for manifest in map(find_manifest, manifest_files())
-    ]
+    documents = []
+    for name in manifest_files():
+        manifest = find_manifest(name)
+        shown = ("name", "summary", "license", "citation", "homepage", "protocol")
+        document = {key: getattr(manifest, key) for key in shown}
+        document["expected"] = config.to_table(manifest.expected)
+        document["sources"] = [{"name": name, "format": source.format} for name, source in manifest.sources.items()]
+        document["files"] = config.to_table(manifest.files)
+        documents.append(document)
+    return documents
 
 
 def check_protocol(

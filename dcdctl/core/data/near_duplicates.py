@@ -85,11 +85,10 @@ class Leakage:
     def facts(self) -> list[tuple[str, str]]:
         """Names and values, in words; empty if no split shares an image with another."""
         facts = [(f"images of {pair}", str(found)) for pair, found in self.overlaps.items() if found.examples]
-        return facts + [
-            (f"left out of {split}", str(left))
-            for split, left in self.left_out.items()
-            if left.examples or left.example_texts
-        ]
+        for split, left in self.left_out.items():
+            if left.examples or left.example_texts:
+                facts.append((f"left out of {split}", str(left)))
+        return facts
 
 
 class SeenImages:

@@ -84,10 +84,12 @@ class CorpusSummary:
         if "train" in self.splits:
             return f"dcdctl distill RECIPE --data {self.folder} --out RUN"
         split = split_to_measure(Path(self.folder), "train")
-        return f"dcdctl eval MODEL --data {self.folder}{'' if split == 'test' else f' --split {split}'}"
+        command = f"dcdctl eval MODEL --data {self.folder}"
+        return command if split == "test" else f"{command} --split {split}"
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {'already prepared in' if self.already_there else 'prepared in'} {self.folder}"]
+        done = "already prepared in" if self.already_there else "prepared in"
+        lines = [f"{self.name}: {done} {self.folder}"]
         for split, entry in self.splits.items():
             counts = f"{counted(entry['images'], 'images')}, {counted(entry['captions'], 'captions')}"
             if entry["is_pool"]:
@@ -204,14 +206,11 @@ def _leakage(
     texts: Mapping[str, Sequence[str]],
 ) -> Leakage:
     """The images that splits share, and what the pools are left without: images by the notes, and these texts."""
-    left_out = {
-        split: LeftOut.of(
-            [match for note in shards[split] for match in note.left_out],
-            texts=len(unwanted),
-            example_texts=tuple(unwanted[: near_duplicates.NUM_EXAMPLES]),
-        )
-        for split, unwanted in texts.items()
-    }
+    left_out = {}
+    for split, unwanted in texts.items():
+        matches = [match for note in shards[split] for match in note.left_out]
+        examples = tuple(unwanted[: near_duplicates.NUM_EXAMPLES])
+        left_out[split] = LeftOut.of(matches, texts=len(unwanted), example_texts=examples)
     return replace(near_duplicates.find_leakage(rows), left_out=left_out)
 
 
@@ -222,7 +221,8 @@ def _entry(
     file = None
     if texts:
         path = out / f"texts-{split}.parquet"
-        write_texts(path, list(texts), *zip(*texts.values(), strict=True))
+        numbers, languages = [number for number, _ in texts.values()], [language for _, language in texts.values()]
+        write_texts(path, list(texts), numbers, languages)
         file = ShardFile(file=path.name, **seal_of(path, rows=len(texts)))
     return CorpusSplit(
         images=len(rows),
@@ -264,13 +264,13 @@ def _already_there(out: Path, digest: str) -> CorpusSummary:
 
 
 def _summary(out: Path, document: CorpusDocument, notes: Sequence[str] = (), *, already_there: bool) -> CorpusSummary:
+    splits = {}
+    for name, split in document.splits.items():
+        splits[name] = config.to_table(split) | {"shards": len(split.shards), "is_pool": split.is_pool}
     return CorpusSummary(
         name=document.name,
         folder=str(out),
-        splits={
-            name: config.to_table(split) | {"shards": len(split.shards), "is_pool": split.is_pool}
-            for name, split in document.splits.items()
-        },
+        splits=splits,
         protocol=document.protocol,
         leakage=document.leakage,
         skipped=document.skipped,

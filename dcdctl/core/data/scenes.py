@@ -75,7 +75,9 @@ class SceneObject:
     @property
     def quarter(self) -> str:
         """The quarter of the image in which it lies, such as "top left"."""
-        return f"{'top' if self.row < GRID // 2 else 'bottom'} {'left' if self.column < GRID // 2 else 'right'}"
+        vertical = "top" if self.row < GRID // 2 else "bottom"
+        horizontal = "left" if self.column < GRID // 2 else "right"
+        return f"{vertical} {horizontal}"
 
 
 @dataclass(frozen=True)
@@ -184,9 +186,8 @@ def _draw_family(rng: random.Random, split: str) -> list[Scene]:
     first = _draw_scene(rng)
     while split_of(first) != split:
         first = _draw_scene(rng)
-    reflected = tuple(
-        replace(thing, column=GRID - 1 - thing.column, row=GRID - 1 - thing.row) for thing in first.objects
-    )
+    last = GRID - 1
+    reflected = tuple(replace(thing, column=last - thing.column, row=last - thing.row) for thing in first.objects)
     family = []
     for objects in (first.objects, reflected, _rotate_colors(first.objects), _rotate_colors(reflected)):
         # Off the centers of the cells, so that no two scenes have equal pixels.
@@ -200,11 +201,11 @@ def _draw_scene(rng: random.Random) -> Scene:
     cells = rng.sample(range(GRID * GRID), count)
     # Sorted, so that the order in which colors and sizes are listed above is no part of the corpus.
     shapes, colors = rng.sample(SHAPES, count), rng.sample(sorted(COLORS), count)
-    objects = tuple(
-        SceneObject(shape, color, rng.choice(sorted(SIZES)), cell % GRID, cell // GRID, (0.0, 0.0))
-        for shape, color, cell in zip(shapes, colors, cells, strict=True)
-    )
-    return Scene(objects, BACKGROUNDS[0])
+    objects = []
+    for shape, color, cell in zip(shapes, colors, cells, strict=True):
+        size, row, column = rng.choice(sorted(SIZES)), cell // GRID, cell % GRID
+        objects.append(SceneObject(shape, color, size, column=column, row=row, shift=(0.0, 0.0)))
+    return Scene(tuple(objects), BACKGROUNDS[0])
 
 
 def _rotate_colors(objects: tuple[SceneObject, ...]) -> tuple[SceneObject, ...]:
@@ -213,10 +214,8 @@ def _rotate_colors(objects: tuple[SceneObject, ...]) -> tuple[SceneObject, ...]:
 
 def _write_statement(rng: random.Random, subject: SceneObject, thing: SceneObject) -> Statement:
     exact = rng.random() < EXACT_SHARE
-    true_relations = [
-        name for name, relation in RELATIONS.items() if relation.is_exact == exact and relation.holds(subject, thing)
-    ]
-    relation = rng.choice(true_relations)
+    precise = {name: relation for name, relation in RELATIONS.items() if relation.is_exact == exact}
+    relation = rng.choice([name for name, relation in precise.items() if relation.holds(subject, thing)])
     subject_text, subject_mention = _mention(rng, subject, quarter_share=QUARTER_SHARE)
     object_text, object_mention = _mention(rng, thing, quarter_share=0.0)
     text = rng.choice(TEMPLATES).format(
@@ -274,12 +273,30 @@ _POLYGONS: dict[str, tuple[tuple[float, float], ...]] = {
     "triangle": ((0, -0.95), (0.95, 0.8), (-0.95, 0.8)),
     "diamond": ((0, -1), (0.7, 0), (0, 1), (-0.7, 0)),
     "star": (
-        *((0, -1), (0.24, -0.33), (0.95, -0.31), (0.39, 0.13), (0.59, 0.81)),
-        *((0, 0.42), (-0.59, 0.81), (-0.39, 0.13), (-0.95, -0.31), (-0.24, -0.33)),
+        (0, -1),
+        (0.24, -0.33),
+        (0.95, -0.31),
+        (0.39, 0.13),
+        (0.59, 0.81),
+        (0, 0.42),
+        (-0.59, 0.81),
+        (-0.39, 0.13),
+        (-0.95, -0.31),
+        (-0.24, -0.33),
     ),
     "cross": (
-        *((-0.33, -0.95), (0.33, -0.95), (0.33, -0.33), (0.95, -0.33), (0.95, 0.33), (0.33, 0.33)),
-        *((0.33, 0.95), (-0.33, 0.95), (-0.33, 0.33), (-0.95, 0.33), (-0.95, -0.33), (-0.33, -0.33)),
+        (-0.33, -0.95),
+        (0.33, -0.95),
+        (0.33, -0.33),
+        (0.95, -0.33),
+        (0.95, 0.33),
+        (0.33, 0.33),
+        (0.33, 0.95),
+        (-0.33, 0.95),
+        (-0.33, 0.33),
+        (-0.95, 0.33),
+        (-0.95, -0.33),
+        (-0.33, -0.33),
     ),
     "arrow": ((-1, -0.3), (0.1, -0.3), (0.1, -0.85), (1, 0), (0.1, 0.85), (0.1, 0.3), (-1, 0.3)),
     "heart": ((-0.9, -0.13), (0.9, -0.13), (0, 0.95)),

@@ -39,13 +39,15 @@ _COLUMNS = pa.schema(
 )
 
 
-def _feature(kind: pa.DataType) -> dict[str, Any]:
+def _feature(type_: pa.DataType) -> dict[str, Any]:
     """A column as `datasets` describes it."""
-    if pa.types.is_list(kind):
+    if pa.types.is_list(type_):
         # Not its newer name "List", because every version of `datasets` reads it.
-        return {"feature": _feature(kind.value_type), "_type": "Sequence"}
-    dtype = "float64" if kind == "float64" else str(kind)
-    return {"_type": "Image"} if pa.types.is_struct(kind) else {"dtype": dtype, "_type": "Value"}
+        return {"feature": _feature(type_.value_type), "_type": "Sequence"}
+    if pa.types.is_struct(type_):
+        return {"_type": "Image"}
+    # pyarrow calls float64 double.
+    return {"dtype": "float64" if type_ == pa.float64() else str(type_), "_type": "Value"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +70,10 @@ class CorpusRow:
         image again."""
         labels = [self.caption_sources, self.caption_weights, *filter(None, [self.caption_languages])]
         # JSON, because it marks where each text ends: captions "ab", "c" must not equal "a", "bc".
-        id_and_captions = json.dumps([self.image_id, list(self.captions), *(labels if any(labels) else [])]).encode()
+        values: list[Any] = [self.image_id, list(self.captions)]
+        if any(labels):
+            values += labels
+        id_and_captions = json.dumps(values).encode()
         image_digest = image_digest or hashlib.sha256(self.data).digest()
         return hashlib.sha256(hashlib.sha256(id_and_captions).digest() + image_digest).digest()
 
@@ -88,7 +93,13 @@ class RowFacts:
     @staticmethod
     def of(row: CorpusRow, hash_bits: int) -> RowFacts:
         image_digest = hashlib.sha256(row.data).digest()
-        return RowFacts(row.image_id, len(row.captions), row.digest(image_digest), image_digest, hash_bits)
+        return RowFacts(
+            image_id=row.image_id,
+            num_captions=len(row.captions),
+            digest=row.digest(image_digest),
+            image_digest=image_digest,
+            hash=hash_bits,
+        )
 
 
 def text_digest(text: str, language: str = "") -> bytes:
@@ -172,7 +183,10 @@ def _row_groups(rows: Iterable[CorpusRow]) -> Iterator[list[CorpusRow]]:
 
 
 def _to_table(rows: Sequence[CorpusRow], schema: pa.Schema) -> pa.Table:
-    columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in schema.names if name != "image"}
+    columns: dict[str, Any] = {}
+    for name in schema.names:
+        if name != "image":
+            columns[name] = [getattr(row, name) for row in rows]
     # Not a list of dicts, which takes twice as long.
     parts = [pa.array([row.data for row in rows], "binary"), pa.array([row.path for row in rows], "string")]
     columns["image"] = pa.StructArray.from_arrays(parts, fields=list(schema.field("image").type))

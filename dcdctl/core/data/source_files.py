@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,8 @@ def _paths_in(value: Path | Paths | Mapping[str, Path] | Mapping[str, Paths] | N
     """The paths of a field."""
     if isinstance(value, Path):
         return [value]
-    return [
-        path for item in (value.values() if isinstance(value, Mapping) else value or ()) for path in _paths_in(item)
-    ]
+    items: Iterable[Path | Paths] = value.values() if isinstance(value, Mapping) else value or ()
+    return [path for item in items for path in _paths_in(item)]
 
 
 def _sources_to_try(manifest: Manifest, options: SourceOptions) -> list[str]:
@@ -92,14 +91,15 @@ def _sources_to_try(manifest: Manifest, options: SourceOptions) -> list[str]:
         raise InputError(
             f"{options.placed} is not a folder", hint="--from takes a folder with the files that were placed by hand"
         )
-    missing = {
-        name: [file for file in files_needed(manifest, name) if not _placed_files(manifest.files[file], file, options)]
-        for name in names
-    }
-    if not any(len(missing[name]) < len(files_needed(manifest, name)) for name in names):
+    num_missing, num_found = {}, 0
+    for name in names:
+        placed = [bool(_placed_files(manifest.files[file], file, options)) for file in files_needed(manifest, name)]
+        num_missing[name] = placed.count(False)
+        num_found += placed.count(True)
+    if not num_found:
         raise InputError(f"{options.placed} holds no file of {manifest.name}", hint=_placing_hint(manifest, names))
     # The sort is stable: among equals, the manifest's order of preference decides.
-    return sorted(names, key=lambda name: len(missing[name]))
+    return sorted(names, key=lambda name: num_missing[name])
 
 
 def _placed_files(file: SourceFile, name: str, options: SourceOptions) -> list[Path]:

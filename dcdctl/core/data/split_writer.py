@@ -99,7 +99,14 @@ def write_splits(
                     advance(len(part))
                 else:
                     with resumed_by(RUN_AGAIN, lambda: bool(notes)):
-                        note, written = _write_shard(path, part, listing.label_columns, unwanted, options, advance)
+                        note, written = _write_shard(
+                            path,
+                            part,
+                            labels=listing.label_columns,
+                            unwanted=unwanted,
+                            options=options,
+                            advance=advance,
+                        )
                     notes[path.name] = note
                     # After each shard: a killed run loses at most the shard that it was writing.
                     build.note(shards=config.to_table(notes))
@@ -130,6 +137,7 @@ def _write_shard(
     path: Path,
     rows: Sequence[SourceRow],
     labels: Sequence[str],
+    *,
     unwanted: HeldOut,
     options: PrepareOptions,
     advance: Advance,

@@ -113,7 +113,11 @@ class ShardStream:
 
     def versions(self) -> dict[str, str]:
         """Size and version of each shard, by its name."""
-        return {shard.name: f"{shard.size:,} bytes, version {shard.version or 'unknown'}" for shard in self.shards}
+        versions = {}
+        for shard in self.shards:
+            version = shard.version or "unknown"
+            versions[shard.name] = f"{shard.size:,} bytes, version {version}"
+        return versions
 
     def batches_per_epoch(self) -> float | None:
         """Batches in a pass over all shards, from the footers of Parquet files; None if there are tars, whose samples

@@ -144,4 +144,5 @@ def describe_value(value: Any) -> str:
         return "missing or null"
     words = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     shown = json.dumps(value, ensure_ascii=False, default=str)
-    return f"{words.get(type(value), type(value).__name__)} ({shown if len(shown) <= 40 else shown[:37] + '...'})"
+    kind = words.get(type(value), type(value).__name__)
+    return f"{kind} ({shown})" if len(shown) <= 40 else f"{kind} ({shown[:37]}...)"

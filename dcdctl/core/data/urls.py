@@ -66,14 +66,17 @@ def _expand_braces(pattern: str) -> list[str]:
         raise ConfigError(
             f"{shown(pattern)} names {num_names:,} files, expected 1 to {MAX_NAMES:,}", hint="check the braces"
         )
-    choices_of_parts = ([str(choice).zfill(width) for choice in choices] for choices, width in parts)
-    return ["".join(names) for names in itertools.product(*choices_of_parts)]
+    padded = []
+    for choices, width in parts:
+        padded.append([str(choice).zfill(width) for choice in choices])
+    return ["".join(names) for names in itertools.product(*padded)]
 
 
 def _expand_stars(pattern: str) -> list[str]:
     url = url_of(pattern)
     # A ? of a URL begins its query.
-    if not any(letter in pattern for letter in ("*?[" if url is None else "*")):
+    wildcards = "*?[" if url is None else "*"
+    if not any(letter in pattern for letter in wildcards):
         return [pattern if url is None else url]
     if url is None:
         path = local_path(pattern)

@@ -1,5 +1,15 @@
-from .build import Changes, IndexChange, run_index_job
-from .columns.change import ColumnChanges
+from .answers import (
+    SearchAnswer,
+    answer_document,
+    as_text,
+    caption_of,
+    check_query,
+    columns_text,
+    image_of,
+    read_image,
+    value_for_json,
+)
+from .build import Changes, IndexChange, build_index, change_index, run_index_job
 from .columns.table import NUM_SHOWN, ColumnSummary
 from .columns.where import (
     COLUMN_TYPES,
@@ -13,24 +23,14 @@ from .columns.where import (
     quoted_value,
 )
 from .config import IndexConfig
-from .exact import Floats, Half, Rows, best_first, best_of, cosines, maxsims, spread_over, unit
+from .exact import Floats, Rows, best_first, spread_over
 from .index import FolderIndex
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
-from .query import (
-    SearchAnswer,
-    answer_document,
-    as_text,
-    caption_of,
-    check_query,
-    columns_text,
-    image_of,
-    read_image,
-    value_for_json,
-)
 from .searcher import WEAK, IndexSearcher
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, check_model, query_model_of, read_document, text_side_note
+from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
 from .vector_files import write_image_list
 
@@ -42,13 +42,11 @@ __all__ = [
     "NUM_SHOWN",
     "WEAK",
     "Changes",
-    "ColumnChanges",
     "ColumnSummary",
     "Compare",
     "Condition",
     "Floats",
     "FolderIndex",
-    "Half",
     "Hit",
     "ImageIndex",
     "ImageSource",
@@ -60,21 +58,24 @@ __all__ = [
     "SearchAnswer",
     "SourceImage",
     "SourceImages",
+    "Stored",
+    "StoredTokens",
+    "StoredType",
+    "StoredVectors",
     "Value",
     "answer_document",
     "as_text",
     "best_first",
-    "best_of",
+    "build_index",
     "caption_of",
+    "change_index",
     "check_model",
     "check_query",
     "check_vectors",
     "columns_text",
-    "cosines",
     "image_of",
     "index_document",
     "index_facts",
-    "maxsims",
     "parse_all",
     "parse_where",
     "query_model_of",
@@ -86,7 +87,6 @@ __all__ = [
     "spread_over",
     "text_side_beside",
     "text_side_note",
-    "unit",
     "value_for_json",
     "write_image_list",
 ]

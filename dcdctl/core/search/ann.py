@@ -5,7 +5,7 @@ Shape letters: Q queries, R rows, D width, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dcdctl.core import machine, scoring
 from dcdctl.core.errors import require_extra
 from dcdctl.core.scoring import HIGHEST
-from dcdctl.core.search.config import HnswConfig, IndexConfig
+from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.storage import INDEX, Segment
 
@@ -25,28 +25,27 @@ CODES = 8192
 """Codes that are converted and compared at a time: they fit a processor's cache."""
 
 
+PACKAGES = {"hnsw": "usearch"}
+"""The package that a kind of segment needs."""
+
+
 def open_segment(folder: Path, segment: Segment, config: IndexConfig) -> Graph | Int8Codes | BinaryCodes | Centroids:
     """A memory-mapped segment, which several threads may search at once; StaleError if the file is damaged."""
-    if segment.kind == "hnsw":
-        return Graph(folder, segment, config.hnsw)
-    if segment.kind == "centroids":
-        return Centroids(folder, segment)
-    codes = np.load(INDEX.checked(folder / segment.file, segment.sha256), mmap_mode="r", allow_pickle=False)
-    return (Int8Codes if segment.kind == "int8" else BinaryCodes)(codes)
+    return SEGMENTS[segment.kind](folder, segment, config)
 
 
 def require(kind: str) -> None:
     """MissingError if the package is not installed that a kind needs."""
-    if kind == "hnsw":
-        needed_by, or_else = "an index of kind hnsw", "search exactly with --set kind=flat"
-        require_extra("index", "usearch", needed_by=needed_by, or_else=or_else)
+    if package := PACKAGES.get(kind):
+        needed_by, or_else = f"an index of kind {kind}", "search exactly with --set kind=flat"
+        require_extra("index", package, needed_by=needed_by, or_else=or_else)
 
 
 class Graph:
     """A graph of usearch. A view serves one call at a time, so parallel calls use separate views."""
 
-    def __init__(self, folder: Path, segment: Segment, config: HnswConfig) -> None:
-        self._folder, self._segment, self._width = folder, segment, config.search_width
+    def __init__(self, folder: Path, segment: Segment, config: IndexConfig) -> None:
+        self._folder, self._segment, self._width = folder, segment, config.hnsw.search_width
         self._views = [self._view()]
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
@@ -91,8 +90,8 @@ class Graph:
 class Int8Codes:
     """The int8 codes of a segment, all of which are compared with a query by the cosine of codes."""
 
-    def __init__(self, codes_RD: NDArray[np.int8]) -> None:
-        self._codes_RD = codes_RD
+    def __init__(self, folder: Path, segment: Segment, _: IndexConfig) -> None:
+        codes_RD = self._codes_RD = _mapped(folder, segment)
         # In blocks, because float32 takes four times the memory of the codes.
         blocks = (codes_RD[first : first + CODES].astype(np.float32) for first in range(0, len(codes_RD), CODES))
         self._length_R = np.concatenate([np.maximum(np.linalg.norm(block_RD, axis=1), 1) for block_RD in blocks])
@@ -113,8 +112,8 @@ class Int8Codes:
 class BinaryCodes:
     """The bits of a segment, all of which are compared with a query by the number of equal ones; ties by row."""
 
-    def __init__(self, words_RW: NDArray[np.uint64]) -> None:
-        self._words_RW = words_RW
+    def __init__(self, folder: Path, segment: Segment, _: IndexConfig) -> None:
+        self._words_RW = _mapped(folder, segment)
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
         num_rows = len(self._words_RW)
@@ -137,7 +136,7 @@ class Centroids:
     the best images (docs/indexing.md).
     """
 
-    def __init__(self, folder: Path, segment: Segment) -> None:
+    def __init__(self, folder: Path, segment: Segment, _: IndexConfig) -> None:
         with INDEX.checked(folder / segment.file, segment.sha256).open("rb") as file:
             centroids_KD, self._codes_NR = (np.load(file, allow_pickle=False) for _ in range(2))
         self._centroids_KD = centroids_KD.astype(np.float32)
@@ -170,7 +169,22 @@ class Centroids:
             return np.concatenate(list(pool.map(scores, range(0, self._codes_NR.shape[1], CODES))))
 
 
+def _mapped(folder: Path, segment: Segment) -> Any:
+    """The array of a segment."""
+    path = INDEX.checked(folder / segment.file, segment.sha256)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
 def binary_words(vectors_ND: Floats) -> NDArray[np.uint64]:
     """The binary codes of vectors as words of 64 bits; zeros fill the last word."""
     codes_NB = scoring.binary_codes(vectors_ND)
     return np.pad(codes_NB, ((0, 0), (0, -codes_NB.shape[1] % 8))).view("<u8")
+
+
+SEGMENTS: dict[str, Callable[[Path, Segment, IndexConfig], Graph | Int8Codes | BinaryCodes | Centroids]] = {
+    "hnsw": Graph,
+    "int8": Int8Codes,
+    "binary": BinaryCodes,
+    "centroids": Centroids,
+}
+"""Opens a segment, by the kind of index."""

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcdctl.core.search import exact
-
 if TYPE_CHECKING:
     from dcdctl.core.search.searcher import IndexSearcher
 
@@ -80,11 +78,6 @@ def measure_background(searcher: IndexSearcher) -> Background | None:
     if not len(probes_PD):
         return None
     best_P = [hits[0].score for hits in index.search(probes_PD, 1)]
-    rows_S = np.array(rows, dtype=np.int64)
-    if index.is_late:
-        tokens, counts_S = index.tokens(rows_S)
-        scores = [exact.maxsims(probe, tokens, counts_S) for probe in probes_PD]
-    else:
-        vectors_SD = exact.unit_rows(index.vectors(rows_S))
-        scores = [vectors_SD @ probe / np.linalg.norm(probe) for probe in probes_PD]
+    sample = index.stored(np.array(rows, dtype=np.int64))
+    scores = [sample.rough(probe) for probe in probes_PD]
     return Background(typical=float(np.median(scores)), limit=float(np.quantile(best_P, LEVEL)))

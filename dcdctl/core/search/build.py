@@ -9,11 +9,12 @@ from __future__ import annotations
 import fnmatch
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from dcdctl.core import artifacts, distributed, files, models
 from dcdctl.core import config as configs
@@ -26,7 +27,6 @@ from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, commit, embed, keywords, part_files, plan, segments, sources, vector_files
 from dcdctl.core.search.background import probe_texts
 from dcdctl.core.search.columns import change
-from dcdctl.core.search.columns.change import ColumnChanges
 from dcdctl.core.search.columns.table import write_columns
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
@@ -34,19 +34,16 @@ from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.storage import INDEX, TEXT, ImageSource, IndexDocument, IndexedModel, SealedFile, TextSide
+from dcdctl.core.search.stored import STORED, StoredTokens, StoredType
 
-BOTH_WAYS = (
-    "a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or --remove NAME"
-)
-LATE = ("kind=centroids", "flat_up_to=2000", "candidates=200")
-"""Settings of the index of a late-interaction model, unless the user sets them. Measured: docs/indexing.md."""
 SHOWN = 3
 """Unknown names in an error message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """Changes of an index, made in this order."""
+    """Changes of an index, made in this order; a new index has neither of `remove`, `remove_gone`, `add` and
+    `drop_columns`."""
 
     sets: tuple[str, ...] = ()
     """Settings such as "kind=flat"."""
@@ -64,8 +61,15 @@ class Changes:
     vectors: tuple[str, ...] = ()
     """Files, folders or patterns of the vectors of the images of a new index, or of those to add; empty: the model
     embeds them."""
-    columns: ColumnChanges = field(default_factory=ColumnChanges)
-    """Made last, for a new index too."""
+    drop_columns: tuple[str, ...] = ()
+    """Columns to remove."""
+    metadata: Path | pa.Table | None = None
+    """A CSV or Parquet file, or a table, that names an image in each row. Its values replace those of the images it
+    names."""
+    exif: bool = False
+    """Read when and with what photos were taken from their files, where the columns have no value yet."""
+    exif_place: bool = False
+    """Read where they were taken, too."""
     query_model: str | None = None
     """A query encoder that embeds texts from now on, in the model's place (`models.QueryEncoder`)."""
 
@@ -92,55 +96,120 @@ def run_index_job(
     compute: Compute = IN_SMALL_BATCHES,
     track: Track = silent,
 ) -> IndexChange:
-    """Build an index of `images` in `out` with the model `target`, or change the index `target`.
-
-    Without changes it is only opened, without a split all of a corpus are read. A killed run resumes. ConfigError for a
-    mix of both, StaleError if `out` holds another index, and for a query encoder of another model, InputError if there
-    is no image, or if a name to remove matches none.
-    """
-    # Before anything is embedded, because a typing error in a table would come out hours later.
-    _check_named(changes, is_new=images is not None)
-    metadata = changes.columns.read()
+    """Build an index of `images` in `out` with the model `target` (`build_index`), or change the index `target`
+    (`change_index`). ConfigError for a mix of both."""
     if images is None and out is None:
-        before, model = FolderIndex.open(_folder_to_change(target)), None
-        # A split or a precision alone changes nothing.
-        if changes == Changes(split=changes.split, precision=changes.precision) and not change.has_new_corpus_columns(
-            before
-        ):
-            return IndexChange(before, [])
-        source = None if changes.add is None else _source(before.folder, changes.add, changes.split)
-    else:
-        is_change = changes.add or changes.remove or changes.remove_gone or changes.columns.drop
-        if images is None or out is None or is_change:
-            raise ConfigError("--images and --out are for a new index only, and belong together", hint=BOTH_WAYS)
-        source = _source(out.expanduser(), images, changes.split)
-        before, model = _new_index(target, out.expanduser(), source, changes)
-    query = changes.query_model and _query_for(before.document, changes.query_model)
-    notes: list[str] = []
-    with distributed.lock(before.folder):
-        # Read again, because another run may have changed the index before this one had the lock.
-        index = _alter(FolderIndex.open(before.folder), changes, track) if model is None else before
-        if source is not None:
-            index = _add(index, source, changes, model, compute, track)
+        return change_index(target, changes, compute=compute, track=track)
+    is_change = changes.add or changes.remove or changes.remove_gone or changes.drop_columns
+    if images is None or out is None or is_change:
+        raise ConfigError(
+            "--images and --out are for a new index only, and belong together",
+            hint="a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or "
+            "--remove NAME",
+        )
+    return build_index(target, images, out, changes, compute=compute, track=track)
+
+
+def build_index(
+    ref: str,
+    images: Path,
+    out: Path,
+    changes: Changes,
+    *,
+    compute: Compute = IN_SMALL_BATCHES,
+    track: Track = silent,
+) -> IndexChange:
+    """Build an index with a model; without a split all images of a corpus are read. A killed run resumes.
+
+    StaleError if `out` holds another index, and for a query encoder of another model; InputError if there is no image.
+    """
+    folder = out.expanduser()
+    metadata = _check_inputs(changes)
+    source = _source(folder, images, changes.split)
+    empty, model = _new_index(ref, folder, source, changes)
+    query = _load_query(empty.document, changes.query_model)
+    with distributed.lock(folder):
+        build, planned = plan.plan_images(empty, source, model, are_given=bool(changes.vectors))
+        if planned is None:  # the same build has ended before
+            index = FolderIndex.open(folder)
+        else:
+            task = EmbeddingTask(
+                build=build,
+                source=source,
+                planned=planned,
+                model=model,
+                document=empty.document,
+                compute=replace(compute, precision=empty.document.precision),
+            )
+            index = _add(task, changes, track)
         # Last, because added images get values too.
-        index = _set_columns(index, changes.columns, metadata, notes, track)
-        if query:
+        index, notes = _set_columns(index, changes, metadata, track)
+        if query is not None:
             index = _set_query_model(index, query, str(changes.query_model))
-    skipped = [] if source is None else commit.skipped_of(index.folder, index.document)
-    before = index if model is not None else before  # a new index is no change
-    added, removed = index.num_rows - before.num_rows, index.document.removed.count - before.document.removed.count
-    return IndexChange(index, skipped, added, removed, tuple(notes))
+    return IndexChange(index, commit.skipped_of(folder, index.document), notes=notes)
 
 
-def _check_named(changes: Changes, *, is_new: bool) -> None:
-    """An error for vectors without images, and for files and models that are not there."""
+def change_index(
+    place: str, changes: Changes, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent
+) -> IndexChange:
+    """Change the index in a folder; without changes it is only opened. A killed run resumes.
+
+    StaleError for a query encoder of another model, InputError if a name to remove matches none.
+    """
+    metadata = _check_inputs(changes)
+    if changes.vectors and changes.add is None:
+        hint = "name the images with --images and --out, or with --add"
+        raise ConfigError("--vectors are the vectors of images that are new", hint=hint)
+    before = FolderIndex.open(_folder_to_change(place))
+    folder = before.folder
+    # A split or a precision alone changes nothing.
+    if changes == Changes(split=changes.split, precision=changes.precision) and not change.has_new_corpus_columns(
+        before
+    ):
+        return IndexChange(before, [])
+    source = None if changes.add is None else _source(folder, changes.add, changes.split)
+    query = _load_query(before.document, changes.query_model)
+    skipped = []
+    with distributed.lock(folder):
+        # Read again, because another run may have changed the index before this one had the lock.
+        index = _alter(FolderIndex.open(folder), changes, track)
+        if source is not None:
+            build, planned = plan.plan_images(index, source, None, are_given=bool(changes.vectors))
+            assert planned is not None, "only the build of a new index can have ended before"
+            model = models.load_searchable(index.model)
+            index.expect(model.digest)
+            task = EmbeddingTask(
+                build=build,
+                source=source,
+                planned=planned,
+                model=model,
+                document=index.document,
+                # All vectors of an index have one precision, whatever --precision says now.
+                compute=replace(compute, precision=index.document.precision),
+            )
+            index = _add(task, changes, track)
+        index, notes = _set_columns(index, changes, metadata, track)
+        if query is not None:
+            index = _set_query_model(index, query, str(changes.query_model))
+        if source is not None:
+            skipped = commit.skipped_of(folder, index.document)
+    return IndexChange(
+        index,
+        skipped,
+        added=index.num_rows - before.num_rows,
+        removed=index.document.removed.count - before.document.removed.count,
+        notes=notes,
+    )
+
+
+def _check_inputs(changes: Changes) -> ImageColumns | None:
+    """The columns of the metadata, and an error for files and models that are not there: a typing error would come out
+    hours later, after everything is embedded."""
     if changes.vectors:
-        if changes.add is None and not is_new:
-            hint = "name the images with --images and --out, or with --add"
-            raise ConfigError("--vectors are the vectors of images that are new", hint=hint)
         vector_files.find(changes.vectors)
     if changes.query_model:
         models.check_ref(changes.query_model, kind="query")
+    return change.read_metadata(changes.metadata)
 
 
 def _folder_to_change(target: str) -> Path:
@@ -168,25 +237,29 @@ def _source(folder: Path, images: Path, split: str | None) -> ImageSource:
 
 def _new_index(ref: str, folder: Path, source: ImageSource, changes: Changes) -> tuple[FolderIndex, models.Searchable]:
     """An index without images, whose generation of 0 is never written, and its model."""
-    kind = models.check_ref(ref, kind="searchable")
-    # What a Hub id names is known when it is loaded.
-    model = models.load_searchable(ref) if kind is None else None
-    is_late = "late" in (kind, model and model.kind)
-    settings = configs.build(IndexConfig, configs.apply_sets({}, (*(LATE if is_late else ()), *changes.sets)))
-    _check_kind(settings, is_late=is_late)
-    if is_late and changes.vectors:
+    model_kind, model = models.check_ref(ref, kind="searchable"), None
+    if model_kind is None:  # what a Hub id names is known when it is loaded
+        model = models.load_searchable(ref)
+        model_kind = model.kind
+    stored_type = STORED[model_kind]
+    settings = configs.build(IndexConfig, configs.apply_sets({}, (*stored_type.defaults, *changes.sets)))
+    _check_kind(settings, stored_type)
+    if stored_type is StoredTokens and changes.vectors:
         raise ConfigError(f"--vectors has a vector per image, and {ref} one per token", hint="leave --vectors out")
     # Before the model is loaded, which takes seconds. As many images are counted as decide whether a graph is made.
     first = itertools.islice(sources.list_images(source, folder), settings.flat_up_to + 1)
     _check_packages(settings, sum(isinstance(item, SourceImage) for item in first))
     INDEX.check_folder(folder)
     model = model or models.load_searchable(ref)
-    if model.kind == "late" and model.vectors_scale is not None:
-        raise ModelError(
-            f"the scores of {ref} add the cosine of whole vectors to MaxSim, and an index compares tokens alone",
-            hint="train it with model.pooled=false, or re-rank with it: --rerank",
-        )
-    dim = model.token_dim if model.kind == "late" else model.embedding_dim
+    if model.kind == "late":
+        dim = model.token_dim
+        if model.vectors_scale is not None:
+            raise ModelError(
+                f"the scores of {ref} add the cosine of whole vectors to MaxSim, and an index compares tokens alone",
+                hint="train it with model.pooled=false, or re-rank with it: --rerank",
+            )
+    else:
+        dim = model.embedding_dim
     if settings.dims is not None and settings.dims > dim:
         raise ConfigError(
             f"dims is {settings.dims}, and the vectors of the model have {dim} numbers",
@@ -202,16 +275,15 @@ def _new_index(ref: str, folder: Path, source: ImageSource, changes: Changes) ->
     return FolderIndex(folder, document), model
 
 
-def _check_kind(settings: IndexConfig, *, is_late: bool) -> None:
+def _check_kind(settings: IndexConfig, stored_type: StoredType) -> None:
     """ConfigError for settings of the other kind of model."""
-    kinds = ("flat", "centroids") if is_late else ("flat", "hnsw", "int8", "binary")
-    if settings.kind not in kinds:
-        model = "late-interaction model" if is_late else "dual encoder"
+    if settings.kind not in stored_type.kinds:
+        *others, last = stored_type.kinds
         raise ConfigError(
-            f"kind {settings.kind} does not search the index of a {model}",
-            hint=f"set kind to {', '.join(kinds[:-1])} or {kinds[-1]}",
+            f"kind {settings.kind} does not search the index of a {stored_type.made_by}",
+            hint=f"set kind to {', '.join(others)} or {last}",
         )
-    if is_late and settings.dims is not None:
+    if stored_type is StoredTokens and settings.dims is not None:
         raise ConfigError(
             "dims shortens the vectors of a dual encoder, and this is a late-interaction model",
             hint="train it with another model.token_dim, or set tokens.codes=int8",
@@ -248,7 +320,7 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
             f"tokens.codes and tokens.pooling of {folder} are fixed when an index is made",
             hint="make a new index with --set",
         )
-    _check_kind(settings, is_late=document.model.kind == "late")
+    _check_kind(settings, document.stored_type)
     _check_packages(settings, document.num_rows)
     removed = rows_to_remove(index, changes.remove, gone=changes.remove_gone)
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
@@ -274,7 +346,7 @@ def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> R
     """
     if not names and not gone:
         return None
-    roots = [Path(source.path) if gone and source.kind == "folder" else None for source in index.document.sources]
+    roots = [Path(source.path) if gone and not source.is_corpus else None for source in index.document.sources]
     for root in roots:
         # Otherwise an unmounted disk would remove all of its images.
         if root is not None and not root.is_dir():
@@ -301,43 +373,33 @@ def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> R
     return np.array(sorted(removed), dtype=np.int64)
 
 
-def _add(
-    index: FolderIndex,
-    source: ImageSource,
-    changes: Changes,
-    model: models.Searchable | None,
-    compute: Compute,
-    track: Track,
-) -> FolderIndex:
-    """Add the new images of a source; `model` is for a new index, which has none in its folder yet."""
-    folder, document = index.folder, index.document
-    build, planned = plan.plan_images(index, source, model, are_given=bool(changes.vectors))
-    if planned is None:
-        return FolderIndex.open(folder)  # the same build has ended before
-    if model is None:
-        model = models.load_searchable(index.model)
-        index.expect(model.digest)
-    _check_packages(document.settings, index.num_rows + sum(planned.rows))
-    # All vectors of an index have one precision, whatever --precision says now.
-    task = EmbeddingTask(build, source, planned, model, document, replace(compute, precision=document.precision))
+def _add(task: EmbeddingTask, changes: Changes, track: Track) -> FolderIndex:
+    """Add the planned images of a source."""
+    folder, document, source = task.build.folder, task.document, task.build.plan["source"]
+    _check_packages(document.settings, document.num_rows + sum(task.planned.rows))
     if changes.vectors:
         vector_files.take(task, changes.vectors, track)
     else:
         embed.embed(task, track)
-    parts, skipped_now = part_files.describe_parts(task.build, planned, document.vector_type)
+    parts, skipped_now = part_files.describe_parts(task.build, task.planned, document.vector_type)
     if not (parts or document.parts):
         first = "; ".join(f"{file.path}: {file.reason}" for file in skipped_now[:2])
-        raise InputError(f"none of {len(skipped_now):,} files in {source.path} is an image that can be read: {first}")
-    before, number = commit.skipped_of(folder, document), build.plan["source"]
+        raise InputError(
+            f"none of {len(skipped_now):,} files in {task.source.path} is an image that can be read: {first}"
+        )
+    before = commit.skipped_of(folder, document)
     # The plan has read all files of this source again, so its entries are replaced.
-    skipped = [file for file in before if file["source"] != number]
-    skipped += [{**asdict(file), "source": number} for file in skipped_now]
-    # A large model's own text side is not exported if a query encoder's is about to follow.
-    text = document.text if changes.query_model else _text_side(folder, document, model)
+    skipped = [file for file in before if file["source"] != source]
+    skipped += [{**asdict(file), "source": source} for file in skipped_now]
+    text = document.text
+    # A large model's text side is not exported if a query encoder's is about to follow.
+    if not changes.query_model:
+        text = _text_side(folder, document, task.model)
     changed = replace(document, parts=(*document.parts, *parts), text=text)
     # If nothing is new, the index keeps its generation and its sources.
     if parts or skipped != before:
-        changed = replace(changed, generation=build.plan["generation"], sources=plan.with_source(index, source))
+        sources = tuple(ImageSource(**entry) for entry in task.build.plan["sources"])
+        changed = replace(changed, generation=task.build.plan["generation"], sources=sources)
     return FolderIndex(folder, commit.commit(folder, changed, skipped=skipped, track=track))
 
 
@@ -358,14 +420,17 @@ def _text_side(folder: Path, document: IndexDocument, model: models.Searchable) 
 def _write_text_side(folder: Path, model: models.Searchable, space: str | None = None) -> TextSide:
     """The entry of a text side that is written to a folder; see `models.export_text_tower`."""
     # A query encoder's stands by itself: to answer, the files of a large model need not be read.
-    models.export_text_tower(model, folder, space, None if space else folder.with_name("model"), probe_texts())
+    weights = None if space else folder.with_name("model")
+    models.export_text_tower(model, folder, space, weights, probes=probe_texts())
     sealed = tuple(SealedFile(file=path.name, **artifacts.seal_of(path)) for path in sorted(folder.iterdir()))
     return TextSide(folder=folder.name, files=sealed)
 
 
-def _query_for(document: IndexDocument, ref: str) -> Any:
-    """A query encoder of the model of an index; StaleError for one of another model, MissingError without the packages
-    that export it."""
+def _load_query(document: IndexDocument, ref: str | None) -> Any:
+    """A query encoder of the model of an index, None without a name; StaleError for one of another model, MissingError
+    without the packages that export it."""
+    if not ref:
+        return None
     require_extra("index", *models.TEXT_PACKAGES, needed_by="--query-model")
     indexed = document.model
     query: Any = models.load(ref, kind="query")
@@ -388,18 +453,19 @@ def _set_query_model(index: FolderIndex, query: Any, ref: str) -> FolderIndex:
 
 
 def _set_columns(
-    index: FolderIndex, columns: ColumnChanges, metadata: ImageColumns | None, notes: list[str], track: Track
-) -> FolderIndex:
-    """Change the columns of the images."""
-    if columns == ColumnChanges() and not change.has_new_corpus_columns(index):
-        return index
+    index: FolderIndex, changes: Changes, metadata: ImageColumns | None, track: Track
+) -> tuple[FolderIndex, tuple[str, ...]]:
+    """Change the columns of the images; the same index then, and notes for the user."""
+    are_changed = changes.drop_columns or metadata is not None or changes.exif or changes.exif_place
+    if not are_changed and not change.has_new_corpus_columns(index):
+        return index, ()
+    notes: list[str] = []
     with distributed.main_first():
         if distributed.is_main():
-            table = change.changed_table(index, columns, metadata, notes, track)
-            if index.stored_columns.num_covered not in (0, index.num_rows) or not table.equals(
-                index.stored_columns.table()
-            ):
+            table = change.changed_table(index, changes, metadata, notes=notes, track=track)
+            stored = index.stored_columns
+            if stored.num_covered not in (0, index.num_rows) or not table.equals(stored.table()):
                 generation = index.document.generation + 1
                 entry = write_columns(index.folder, generation, table)
                 commit.seal(index.folder, replace(index.document, generation=generation, columns=entry))
-    return FolderIndex.open(index.folder)
+    return FolderIndex.open(index.folder), tuple(notes)

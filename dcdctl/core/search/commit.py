@@ -12,9 +12,9 @@ from dcdctl.core import devices, distributed, files
 from dcdctl.core.artifacts import Build, sha256_of
 from dcdctl.core.errors import StaleError
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import keywords, segments, storage
+from dcdctl.core.search import ann, keywords, segments, storage
 from dcdctl.core.search.exact import Rows
-from dcdctl.core.search.storage import INDEX, IndexDocument, Listed
+from dcdctl.core.search.storage import INDEX, IndexDocument, ListFile
 
 
 def commit(
@@ -51,15 +51,17 @@ def commit(
     return storage.read_document(folder)
 
 
-def _listed(path: Path, count: int) -> Listed:
-    return Listed(count=count, file=path.name, sha256=sha256_of(path)) if count else Listed()
+def _listed(path: Path, count: int) -> ListFile:
+    return ListFile(count=count, file=path.name, sha256=sha256_of(path)) if count else ListFile()
 
 
 def seal(folder: Path, document: IndexDocument) -> None:
     """Write index.json, with what follows from its other entries. Files that it does not name are removed."""
     # A few images are searched exactly, whatever the settings say.
     kind = document.settings.kind if document.segments else "flat"
-    packages = ["usearch"] * (kind == "hnsw") + ["bm25s"] * document.settings.keywords
+    packages = [ann.PACKAGES[kind]] if kind in ann.PACKAGES else []
+    if document.settings.keywords:
+        packages.append("bm25s")
     document = replace(
         document,
         images=document.num_rows - document.removed.count,

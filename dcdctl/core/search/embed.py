@@ -5,10 +5,9 @@ Shape letters: I images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +19,18 @@ from dcdctl.core import data, distributed
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
 from dcdctl.core.devices import Compute
+from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import ModelError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import ImageBatch, Preprocessor, Searchable, pool_tokens, prefix_vectors
-from dcdctl.core.progress import Advance, Track
+from dcdctl.core.progress import Track
 from dcdctl.core.scoring import embed_batch
 from dcdctl.core.search import exact, part_files
-from dcdctl.core.search.exact import Half, Rows
+from dcdctl.core.search.exact import Half
 from dcdctl.core.search.part_files import PlannedParts, SkippedFile, SourceImage
 from dcdctl.core.search.storage import ImageSource, IndexDocument
+from dcdctl.core.search.stored import Stored, StoredTokens, StoredVectors
 
 MAX_ASPECT = 200
 """Maximum aspect ratio. The shorter side is resized to the input size of the model, so a longer strip would take
@@ -43,33 +44,33 @@ ReadImages = tuple[ImageBatch | None, list[SourceImage], list[SkippedFile]]
 """Images that were read together, None if no file could be read; the images of these pixels, and the other files."""
 
 
-class ImageReader:
-    """Reads images of a source; safe to call from threads."""
+def image_reader(source: ImageSource, preprocess: Preprocessor) -> Callable[[Sequence[SourceImage]], ReadImages]:
+    """Reads images of a source; safe to call from threads. CorpusError for a damaged image of a corpus; a file of a
+    folder is skipped."""
+    folder = Path(source.path)
+    corpus = Corpus.open(folder, str(source.split)) if source.is_corpus else None
 
-    def __init__(self, source: ImageSource, preprocess: Preprocessor) -> None:
-        self.folder, self.preprocess = Path(source.path), preprocess
-        self._corpus = Corpus.open(self.folder, str(source.split)) if source.kind == "corpus" else None
-
-    def __call__(self, planned: Sequence[SourceImage]) -> ReadImages:
-        """CorpusError for a damaged image of a corpus; a file of a folder is skipped."""
+    def read(planned: Sequence[SourceImage]) -> ReadImages:
         pixels, images, skipped = [], [], []
         for image in planned:
             try:
-                if self._corpus is None or image.corpus_row is None:
-                    decoded = data.decode_image(FolderImageFile(self.folder, str(image.path)).read())
+                if corpus is None or image.corpus_row is None:
+                    decoded = data.decode_image(FolderImageFile(folder, str(image.path)).read())
                 else:
-                    decoded = self._corpus.image(image.corpus_row)
+                    decoded = corpus.image(image.corpus_row)
                 width, height = decoded.size
                 if max(width, height) > MAX_ASPECT * min(width, height):
                     raise ImageError(
                         f"a strip of {width} x {height} pixels, more than {MAX_ASPECT} times as long as wide"
                     )
                 # One by one, because photos are large until they are resized.
-                pixels.append(self.preprocess.images([decoded]))
+                pixels.append(preprocess.images([decoded]))
                 images.append(image)
             except (RowError, ImageError) as error:
                 skipped.append(SkippedFile(path=image.path or image.image_id, reason=str(error)))
         return ImageBatch.cat(pixels) if pixels else None, images, skipped
+
+    return read
 
 
 @dataclass(frozen=True)
@@ -97,71 +98,67 @@ def embed(task: EmbeddingTask, track: Track) -> None:
     """Write this process's share of the missing parts, and wait for the other processes."""
     task.model.to(task.compute.device).eval()
     size, planned = task.compute.batch_size or DEFAULT_BATCH_SIZE, task.planned
-    mine = [planned.part_numbers[number] for number in distributed.local_indices(len(planned.part_numbers))]
-    # A part that was damaged since a killed run wrote it is written again.
-    counts = {
-        part: planned.rows[part - planned.first_part]
-        for part in mine
-        if not task.build.is_written(part_files.vectors_name(part))
-    }
+    share = Parts(task.build, planned.vectors_names).share()
+    counts = {planned.part_numbers[number]: planned.rows[number] for number in share}
     if not counts:
         return distributed.barrier()
-    batches = (
-        images[start : start + size]
-        for images in map(task.images, counts)  # one part in memory at a time
-        for start in range(0, len(images), size)
-    )
-    reading = read_in_threads(ImageReader(task.source, task.model.preprocess), batches, task.compute.readers)
+
+    def batches() -> Iterator[list[SourceImage]]:
+        for part in counts:
+            images = task.images(part)  # one part in memory at a time
+            for start in range(0, len(images), size):
+                yield images[start : start + size]
+
+    reading = read_in_threads(image_reader(task.source, task.model.preprocess), batches(), task.compute.readers)
     with track("embed", total=sum(counts.values()), unit="images") as advance:
         for part, count in counts.items():
-            _embed_part(task, part, count, reading, advance)
+            stored: list[Stored] = []
+            images: list[SourceImage] = []
+            skipped: list[SkippedFile] = []
+            while len(images) + len(skipped) < count:
+                pixels, read, failed = next(reading)
+                if pixels is not None:
+                    stored.append(embed_stored(task, pixels))
+                images += read
+                skipped += failed
+                advance(len(read) + len(failed))
+            with task.build.write(part_files.vectors_name(part)) as partial:
+                # A part without a readable image is written empty, so that a resumed run does not read its files again.
+                vectors = task.document.stored_type.joined(stored, task.document.vector_type)
+                part_files.write_part(partial, images, vectors, skipped)
     distributed.barrier()
 
 
-def _embed_part(task: EmbeddingTask, part: int, count: int, reading: Iterator[ReadImages], advance: Advance) -> None:
-    # A part without a readable image is written empty, so that a resumed run does not read its files again.
-    vectors = [np.empty(0, task.document.vector_type)]
-    counts: list[Rows] = []
-    images: list[SourceImage] = []
-    skipped: list[SkippedFile] = []
-    while len(images) + len(skipped) < count:
-        pixels, read, failed = next(reading)
-        if pixels is not None:
-            stored, count_I = embed_stored(task, pixels)
-            vectors.append(stored)
-            counts += [count_I] if count_I is not None else []
-        images += read
-        skipped += failed
-        advance(len(read) + len(failed))
-    with task.build.write(part_files.vectors_name(part)) as partial:
-        counts_R = np.concatenate(counts or [np.empty(0, np.int64)]) if task.model.kind == "late" else None
-        part_files.write_part(partial, images, np.concatenate(vectors), skipped, counts_R)
-
-
-def embed_stored(task: EmbeddingTask, images: ImageBatch) -> tuple[NDArray[Any], Rows | None]:
-    """The vectors of images as an index stores them, I x D; of a late-interaction model the tokens of all images, and
-    their counts. ModelError if one is zero or not finite."""
-    model, document, counts_I = task.model, task.document, None
+def embed_stored(task: EmbeddingTask, images: ImageBatch) -> Stored:
+    """What an index stores of images; ModelError if a vector is zero or not finite."""
+    model, document = task.model, task.document
+    stored: Stored
     if model.kind == "late":
         tokens_IND = embed_batch(lambda batch: model.encode_images(batch).tokens, images, task.compute, task.fitting)
         if (factor := document.settings.tokens.pooling or model.token_pooling) > 1:
             tokens_IND = pool_tokens(tokens_IND, factor)
         is_token_IN = tokens_IND.ne(0).any(dim=-1)
-        counts_I, found = is_token_IN.sum(dim=1).cpu().numpy(), tokens_IND[is_token_IN].cpu().numpy()
-        vectors = exact.encoded(found, document.settings.tokens.codes)
-        is_good = np.isfinite(found).all() and (counts_I > 0).all()
+        counts_I, tokens_ND = is_token_IN.sum(dim=1).cpu().numpy(), tokens_IND[is_token_IN].cpu().numpy()
+        stored = StoredTokens(exact.encoded(tokens_ND, document.settings.tokens.codes), counts_I)
+        is_good = np.isfinite(tokens_ND).all() and (counts_I > 0).all()
     else:
-        vectors = stored(embed_batch(model.embed_images, images, task.compute, task.fitting), document.model.dim)
-        is_good = (np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)).all()
+        vectors_ID = embed_batch(model.embed_images, images, task.compute, task.fitting)
+        stored = StoredVectors(unit_prefixes(vectors_ID, document.model.dim))
+        is_good = has_direction(stored.data).all()
     if not is_good:
         hint = "try --precision fp32; if that does not help, its training diverged"
         raise ModelError("the model gives vectors that are zero, NaN or infinite", hint=hint)
-    return vectors, counts_I
+    return stored
 
 
-def stored(vectors_ID: Tensor, dims: int) -> Half:
+def unit_prefixes(vectors_ID: Tensor, dims: int) -> Half:
     """The first `dims` numbers of vectors, of unit length before rounding, I x `dims`; zero or not finite where the
     vector is."""
     # Twice, because the first numbers of a unit vector are no unit vector.
     first_ID = prefix_vectors(functional.normalize(vectors_ID, dim=-1), dims)
     return functional.normalize(first_ID, dim=-1).half().cpu().numpy()
+
+
+def has_direction(vectors_ID: Half) -> NDArray[np.bool_]:
+    """(I,): which vectors are finite and not zero."""
+    return np.logical_and(np.isfinite(vectors_ID).all(axis=1), vectors_ID.any(axis=1))

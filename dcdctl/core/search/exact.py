@@ -8,17 +8,26 @@ Shape letters: Q queries, R rows of vectors, D width, K answers per query, C can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core.scoring import HIGHEST, int8_codes
 
+if TYPE_CHECKING:
+    from dcdctl.core.search.stored import Stored
+
 Floats = NDArray[np.float32]
 Half = NDArray[np.float16]
 Rows = NDArray[np.int64]
+Codes = Literal["float16", "int8"]
+# numpy has no type for the fields of a token.
+Element = np.dtype[Any]
+"""How a vector, or a token, is stored: little-endian float16, or int8 codes with a scale."""
+Elements = NDArray[Any]
+"""Vectors or tokens as they are stored."""
 ROUNDING = 1e-5
 """Maximum error of a float32 product of unit vectors."""
 NO_ROW = -1
@@ -85,7 +94,8 @@ def best_of(parts: list[tuple[Rows, Floats]], k: int) -> Rows:
     """The rows that may be among the k best: all within the rounding error of the k-th score."""
     if not parts:
         return np.empty(0, dtype=np.int64)
-    rows, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    rows = np.concatenate([rows for rows, _ in parts])
+    scores = np.concatenate([scores for _, scores in parts])
     if len(rows) <= k:
         return rows
     return rows[scores >= np.partition(scores, -k)[-k] - np.float32(ROUNDING)]
@@ -98,17 +108,18 @@ def best_first(scores_C: Floats, rows_C: Rows, k: int) -> Rows:
 
 
 def exact(
-    queries_QD: Floats, candidates: list[Rows], score: Callable[[Floats, Rows], Floats], k: int
+    queries_QD: Floats, candidates: Sequence[Rows], stored: Callable[[Rows], Stored], k: int
 ) -> tuple[Floats, Rows]:
-    """The scores and the rows of the k best candidates of each query, Q x K; `score` gives the scores of a query with
-    rows.
+    """The scores and the rows of the k best candidates of each query, Q x K; `stored` reads what is stored of rows.
 
     The best come first, and the smaller row among equal scores. If there are fewer than K, -inf and the row -1 follow.
     """
     scores_QK = np.full((len(queries_QD), k), -np.inf, dtype=np.float32)
     rows_QK = np.full((len(queries_QD), k), NO_ROW, dtype=np.int64)
     for query, (query_D, rows) in enumerate(zip(queries_QD, candidates, strict=True)):
-        scores = score(query_D, rows)
+        found = stored(rows)
+        near = found.propose(query_D, k)
+        scores, rows = found.score(query_D, near), rows[near]
         order = best_first(scores, rows, k)
         scores_QK[query, : len(order)], rows_QK[query, : len(order)] = scores[order], rows[order]
     return scores_QK, rows_QK
@@ -124,12 +135,12 @@ def spread_over(num_rows: int, count: int) -> list[int]:
     return [(2 * part + 1) * num_rows // (2 * count) for part in range(count)]
 
 
-def token_type(dim: int, codes: Literal["float16", "int8"]) -> np.dtype[Any]:
+def token_type(dim: int, codes: Codes) -> Element:
     """How a token is stored."""
     return np.dtype([("codes", "i1", dim), ("scale", "<f2")] if codes == "int8" else ("<f2", (dim,)))
 
 
-def encoded(tokens_ND: Floats, codes: Literal["float16", "int8"]) -> NDArray[Any]:
+def encoded(tokens_ND: Floats, codes: Codes) -> Elements:
     """Tokens as they are stored."""
     if codes == "float16":
         return tokens_ND.astype("<f2")
@@ -138,14 +149,14 @@ def encoded(tokens_ND: Floats, codes: Literal["float16", "int8"]) -> NDArray[Any
     return records
 
 
-def decoded(records: NDArray[Any]) -> Floats:
+def decoded(records: Elements) -> Floats:
     """Stored tokens as float32.
 
     >>> decoded(encoded(np.array([[0.5, -0.25]], np.float32), "int8")).round(2).tolist()
     [[0.5, -0.25]]
     """
     if records.dtype.names is None:
-        return records.astype(np.float32)
+        return records.astype(np.float32, copy=False)
     return records["codes"].astype(np.float32) * records["scale"].astype(np.float32)[:, None]
 
 

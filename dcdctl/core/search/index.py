@@ -5,9 +5,7 @@ Shape letters: Q queries, D width, K answers per query.
 
 from __future__ import annotations
 
-import bisect
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,29 +21,20 @@ from dcdctl.core.models import TextTower
 from dcdctl.core.search import ann, exact, keywords, part_files, storage
 from dcdctl.core.search.columns.table import ColumnSummary, StoredColumns, summarize_column
 from dcdctl.core.search.columns.where import BUILT_IN, Condition, columns_of, matches
-from dcdctl.core.search.exact import Floats, Half, Rows
+from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.protocol import Hit, ImageIndex
+from dcdctl.core.search.readers import OPEN_FILES, READERS
 from dcdctl.core.search.sources import SourceImages
 from dcdctl.core.search.storage import INDEX, IndexDocument, Segment
+from dcdctl.core.search.stored import Stored
 
 # Scores of a block and a part of 8,192 rows take 2 MB.
 QUERY_BLOCK = 64
 """Queries searched together."""
-OPEN_FILES = 256
-"""Maximum number of open files; the least recently used is closed."""
 # Users keep a condition while they change the text. The rows of a million images take 8 MB.
 CONDITIONS = 8
 """Conditions whose rows are remembered."""
-MANY = 0.05
-"""Share of the rows above which a condition masks all rows; the vectors of fewer rows are gathered, which takes longer
-for each."""
-GATHERED = 8192
-"""Vectors that are gathered together."""
-TOKENS_OF = 256
-"""Images whose tokens are compared together: 1 MB of float32 at 17 tokens of 64 numbers, which fits a cache."""
-FLOAT_BYTES = 2 << 30
-"""Exactly searched vectors are kept as float32 up to this size; beyond it they are converted for each query."""
 
 
 class FolderIndex(ImageIndex):
@@ -61,29 +50,23 @@ class FolderIndex(ImageIndex):
         self.dim, self.fingerprint = document.model.dim, document.model.fingerprint
         self.kind, self.num_images, self.has_keywords = document.kind, document.images, document.keywords is not None
         self.config, self.parts, self.segments = document.settings, document.parts, document.segments
-        self.is_late = document.model.kind == "late"
+        self.stored_type = document.stored_type
         self.query_model = None if document.text is None else document.text.query_model
-        self._rows_in_segments = self.segments[-1].stop if self.segments else 0
-        self._ends = list(itertools.accumulate(part.rows for part in self.parts))
         self.num_rows = document.num_rows
-        self.is_removed = storage.removed_rows(folder, document)
+        self.reader = READERS[document.model.kind](folder, document)
+        self.is_removed = self.reader.is_removed
         # A missing package is an error on opening, not in the first query.
         for segment in self.segments:
             ann.require(segment.kind)
         self.images = SourceImages(str(folder), document.sources)
-        self._unit: dict[int, Floats] = {}
-        self._kept: list[Any] = []
         # Caches of this instance: a decorated method would keep every opened index alive.
         # 1,024 groups of 1,024 rows: a column of a million images.
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
         self._footer = lru_cache(maxsize=OPEN_FILES)(pq.read_metadata)
-        type_ = document.vector_type
-        self._mapped = lru_cache(maxsize=OPEN_FILES)(lambda part: part_files.mapped(folder, self.parts[part], type_))
         # Unbounded, because each query asks every segment.
         open_segment = partial(ann.open_segment, folder / "ann", config=self.config)
         self._segment = lru_cache(maxsize=None)(open_segment)
         self._words = lru_cache(maxsize=1)(keywords.open_keywords)
-        self._token_places = lru_cache(maxsize=1)(self._read_token_places)
         self.stored_columns = StoredColumns(folder, document.columns, self.num_rows)
         self.columns = self.stored_columns.schema
         self.summarize_columns = lru_cache(maxsize=1)(self._summarize_columns)
@@ -157,69 +140,29 @@ class FolderIndex(ImageIndex):
         ValueError for queries that are not finite numbers of these shapes, and for k below 1. InputError for a
         condition on unknown columns.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        queries_QD = exact.unit(vectors_QD, self.dim)
-        if queries_QD.ndim != 2 + self.is_late:
-            raise ValueError(f"queries have {queries_QD.ndim} axes, expected {2 + self.is_late}")
+        queries_QD = self.checked_queries(vectors_QD, k)
         rows = np.flatnonzero(self.is_live) if self.compares_all else None
-        rows = rows if where is None else self._matching(where)
-        results = []
+        if where is not None:
+            rows = self._matching(where)
+        scores, found = [], []
         # At least one block, so that no queries give empty arrays of the right shape.
         for start in range(0, max(len(queries_QD), 1), QUERY_BLOCK):
             block_QD = queries_QD[start : start + QUERY_BLOCK]
-            proposed = self._proposed(block_QD, k) if rows is None else self._proposed_of(block_QD, k, rows)
-            results.append(exact.exact(block_QD, proposed, self._scores, k))
-        scores, rows_found = zip(*results, strict=True)
-        return np.concatenate(scores), np.concatenate(rows_found)
+            candidates = self._candidates(block_QD, k, rows)
+            scores_QK, rows_QK = exact.exact(block_QD, candidates, self.stored, k)
+            scores.append(scores_QK)
+            found.append(rows_QK)
+        return np.concatenate(scores), np.concatenate(found)
 
-    def _proposed(self, queries_QD: Floats, k: int) -> list[Rows]:
-        """Candidate rows of each query."""
-        proposals = [self._proposed_in(segment, queries_QD, k) for segment in self.segments]
-        if not self.is_late:
-            proposals.append(exact.rough(queries_QD, self._unit_blocks(), k, self.is_removed))
-            return [np.concatenate(rows) for rows in zip(*proposals, strict=True)]
-        return [
-            self._may_be_best(query_LD, itertools.chain(self._rest(), *map(self._blocks, rows)), k)
-            for query_LD, *rows in zip(queries_QD, *proposals, strict=True)
-        ]
-
-    def _may_be_best(self, query_LD: Floats, blocks: Iterable[Any], k: int) -> Rows:
-        """The rows of a late index that may be among the k best of the blocks."""
-        return exact.best_of([(rows, exact.maxsims(query_LD, *tokens)) for rows, *tokens in blocks], k)
-
-    def _blocks(self, rows: Rows) -> Iterable[Any]:
-        """Rows of a late index in blocks, each with its tokens and their numbers."""
-        return ((part := rows[i : i + TOKENS_OF], *self.tokens(part)) for i in range(0, len(rows), TOKENS_OF))
-
-    def _rest(self) -> Iterable[Any]:
-        """The blocks of all rows outside the segments."""
-        rest = np.flatnonzero(self.is_live)
-        rest = rest[rest >= self._rows_in_segments]
-        if 4 * self.dim * self._token_places()[1][rest].sum() <= FLOAT_BYTES:
-            # To gather and convert tokens takes three times as long as to compare them. Assigned whole, as `_unit`.
-            self._kept = self._kept or [*self._blocks(rest)]
-        return self._kept or self._blocks(rest)
-
-    def _proposed_of(self, queries_QD: Floats, k: int, rows: Rows) -> list[Rows]:
-        """Candidates among some rows, which ascend."""
-        if self.is_late:
-            return [self._may_be_best(query_LD, self._blocks(rows), k) for query_LD in queries_QD]
-        if len(rows) > MANY * self.num_rows:
-            in_segments = self._read_unit(range(self._rows_in_segments))
-            blocks = itertools.chain(in_segments, self._unit_blocks())
-            return exact.rough(queries_QD, blocks, k, self._all_but(rows))
-        gathered = (
-            (start, exact.unit_rows(self._gathered(rows[start : start + GATHERED])))
-            for start in range(0, len(rows), GATHERED)
-        )
-        return [rows[places] for places in exact.rough(queries_QD, gathered, k)]
-
-    def _all_but(self, rows: Rows) -> NDArray[np.bool_]:
-        """A mask of all other rows."""
-        is_out = np.ones(self.num_rows, dtype=np.bool_)
-        is_out[rows] = False
-        return is_out
+    def _candidates(self, queries_QD: Floats, k: int, among: Rows | None) -> list[Rows]:
+        """Rows that may be among the k best of each query: of some rows, or of all, with the help of the segments."""
+        candidates = self.reader.propose(queries_QD, k, among)
+        if among is not None:
+            return candidates
+        for segment in self.segments:
+            for query, rows in enumerate(self._candidates_in(segment, queries_QD, k)):
+                candidates[query] = np.concatenate([candidates[query], rows])
+        return candidates
 
     def _find_matching(self, where: Condition) -> Rows:
         """The rows that meet a condition, ascending, without removed ones."""
@@ -233,7 +176,7 @@ class FolderIndex(ImageIndex):
         held = matches(where, pa.table({name: self.values(name) for name in names}))
         return np.flatnonzero(held & self.is_live)
 
-    def _proposed_in(self, segment: Segment, queries_QD: Floats, k: int) -> list[Rows]:
+    def _candidates_in(self, segment: Segment, queries_QD: Floats, k: int) -> list[Rows]:
         """Candidate rows of a segment that were not removed; at least k, if it has as many."""
         # Twice k, because graphs and codes order the best only roughly.
         count = min(max(self.config.candidates, 2 * k), segment.rows)
@@ -250,10 +193,11 @@ class FolderIndex(ImageIndex):
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
         """The hits of `nearest` for each query."""
         scores_QK, rows_QK = self.nearest(vectors_QD, min(k, max(self.num_images, 1)), where)
-        return [
-            tuple(self._hit(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0)
-            for rows, scores in zip(rows_QK.tolist(), scores_QK.tolist(), strict=True)
-        ]
+        hits_Q = []
+        for rows, scores in zip(rows_QK.tolist(), scores_QK.tolist(), strict=True):
+            hits = [self._hit(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+            hits_Q.append(tuple(hits))
+        return hits_Q
 
     def hybrid(
         self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
@@ -262,19 +206,24 @@ class FolderIndex(ImageIndex):
         # As deep for every small k, so that the first hits do not change with k.
         words, depth = self._words(self.folder, self.document.keywords), max(k, keywords.DEPTH)
         _, rows_QK = self.nearest(vectors_QD, min(depth, max(self.num_images, 1)), where)
-        has_captions = np.array([source.kind == "corpus" for source in self.document.sources])[self.source_R]
         # Removed rows have no words.
-        hits_Q, is_out = [], self.is_removed if where is None else self._all_but(self._matching(where))
+        is_out = self.is_removed
+        if where is not None:
+            is_out = np.ones(self.num_rows, dtype=np.bool_)
+            is_out[self._matching(where)] = False
+        has_captions = np.array([source.is_corpus for source in self.document.sources])[self.source_R]
+        hits_Q = []
         for text, query_D, near_K in zip(texts, exact.unit(vectors_QD, self.dim), rows_QK, strict=True):
             bm25_R = words.scores(text)
             by_words = keywords.best(bm25_R, depth, is_out)
             rows, fused = keywords.fuse(near_K[near_K >= 0], by_words, k, has_captions)
-            scores = self._scores(query_D, rows)
-            facts = zip(rows.tolist(), scores.tolist(), bm25_R[rows].tolist(), fused.tolist(), strict=True)
-            hits_Q.append(
+            scores = self.stored(rows).score(query_D, np.arange(len(rows)))
+            hits = []
+            for row, score, sum_of_ranks in zip(rows.tolist(), scores.tolist(), fused.tolist(), strict=True):
                 # None, not 0, for an image without a word of the text.
-                tuple(replace(self._hit(row, score), bm25=bm25 or None, fused=sum_) for row, score, bm25, sum_ in facts)
-            )
+                bm25 = float(bm25_R[row]) or None
+                hits.append(replace(self._hit(row, score), bm25=bm25, fused=sum_of_ranks))
+            hits_Q.append(tuple(hits))
         return hits_Q
 
     def _hit(self, row: int, score: float) -> Hit:
@@ -285,50 +234,13 @@ class FolderIndex(ImageIndex):
     def spread_rows(self, count: int) -> list[int]:
         return [row for row in exact.spread_over(self.num_rows, count) if not self.is_removed[row]]
 
-    def _scores(self, query_D: Floats, rows: Rows) -> Floats:
-        if self.is_late:
-            return exact.maxsims(query_D, *self.tokens(rows), is_precise=True)
-        return exact.cosines(query_D, self.vectors(rows))
-
-    def tokens(self, rows: Rows) -> tuple[Floats, Rows]:
-        starts_R, counts_R = self._token_places()
-        found = []
-        for row, start, count in np.stack((rows, starts_R[rows], counts_R[rows]), axis=1).tolist():
-            part, group, _ = self._locate(row)
-            found.append(self._mapped(part)[group][start : start + count])
-        return exact.decoded(np.concatenate(found or [np.empty(0, self.document.vector_type)])), counts_R[rows]
-
-    def _read_token_places(self) -> tuple[Rows, Rows]:
-        """Where the tokens of each row begin in its row group, and their number."""
-        counts = [part_files.token_counts(self.folder, part) for part in self.parts]
-        starts, size = [np.cumsum(counts_R) - counts_R for counts_R in counts], part_files.ROWS_PER_GROUP
-        starts = [starts_R - np.repeat(starts_R[::size], size)[: len(starts_R)] for starts_R in starts]
-        none = np.empty(0, dtype=np.int64)
-        return np.concatenate([none, *starts]), np.concatenate([none, *counts])
-
-    def vectors(self, rows: Rows) -> Half:
-        vectors_RD = np.empty((len(rows), self.dim), dtype=np.float16)
-        # Row by row, because the candidates of a query are in as many groups.
-        for i, row in enumerate(rows.tolist()):
-            part, group, within = self._locate(row)
-            vectors_RD[i] = self._mapped(part)[group][within]
-        return vectors_RD
-
-    def _gathered(self, rows: Rows) -> Half:
-        """The stored vectors of many ascending rows, read by row group, which takes a fraction of the time."""
-        vectors_RD = np.empty((len(rows), self.dim), dtype=np.float16)
-        start = 0
-        while start < len(rows):
-            part, group, within = self._locate(int(rows[start]))
-            first, block_RD = int(rows[start]) - within, self._mapped(part)[group]
-            stop = int(np.searchsorted(rows, first + len(block_RD)))
-            vectors_RD[start:stop] = block_RD[rows[start:stop] - first]
-            start = stop
-        return vectors_RD
+    def stored(self, rows: Rows) -> Stored:
+        return self.reader.stored(rows)
 
     def part_table(self, number: int) -> pa.Table:
-        """The images of a part with their vectors, as its file has them; removed rows too."""
-        return pq.read_table(part_files.part_path(self.folder, self.parts[number]))
+        """The images of a part without their vectors, as its file has them; removed rows too."""
+        path = part_files.part_path(self.folder, self.parts[number])
+        return pq.read_table(path, columns=part_files.IMAGE_COLUMNS.names)
 
     def image_id(self, row: int) -> str:
         """The image id of a row: the id in the corpus, or the path in the folder."""
@@ -337,35 +249,13 @@ class FolderIndex(ImageIndex):
     def source_image(self, row: int) -> tuple[int, SourceImage]:
         if not 0 <= row < self.num_rows or self.is_removed[row]:
             raise MissingError(f"the index {self.folder} has no image {row}")
-        part, group, within = self._locate(row)
+        part, group, within = self.reader.locate(row)
         names = part_files.IMAGE_COLUMNS.names
         fields: dict[str, Any] = {name: self._strings(name, part, group)[within].as_py() for name in names}
         return self.parts[part].source, SourceImage(**fields)
-
-    def _locate(self, row: int) -> tuple[int, int, int]:
-        """The part and row group of a row, and its place in the group."""
-        if not 0 <= row < self.num_rows:
-            raise IndexError(f"row {row} of {self.num_rows}")
-        part = bisect.bisect_right(self._ends, row)
-        return part, *divmod(row - (self._ends[part] - self.parts[part].rows), part_files.ROWS_PER_GROUP)
 
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
         path = part_files.part_path(self.folder, self.parts[part])
         # Ten names may be in ten files, and opening a file takes longer than reading from it.
         file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
         return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
-
-    def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
-        """Vectors outside the segments, as float32 unit vectors in blocks, each with its first row."""
-        rows = range(self._rows_in_segments, self.num_rows)
-        if 4 * self.dim * len(rows) > FLOAT_BYTES:
-            yield from self._read_unit(rows)
-            return
-        if not self._unit:
-            # Assigned as a whole, so that another thread never sees a part of it.
-            self._unit = dict(self._read_unit(rows))
-        yield from self._unit.items()
-
-    def _read_unit(self, rows: range) -> Iterator[tuple[int, Floats]]:
-        for first, block_RD in part_files.read_blocks(self.folder, self.parts, self.document.vector_type, rows):
-            yield first, exact.unit_rows(block_RD)

@@ -78,23 +78,32 @@ class Keywords:
         """The words of rows; a row without words does not count as a document."""
         import bm25s
 
-        vocabulary = {word: number for number, word in enumerate(sorted({word for words in words_R for word in words}))}
+        all_words = sorted(set().union(*words_R))
+        vocabulary = {word: number for number, word in enumerate(all_words)}
         # Half of the bytes of int64, and an index has fewer than 2**31 rows.
         rows = np.array([row for row, words in enumerate(words_R) if words], dtype=np.int32)
         if not len(rows):
             return Keywords(
-                len(words_R),
-                {},
-                np.zeros(1, dtype=np.int64),
-                np.empty(0, dtype=np.int32),
-                np.empty(0, dtype=np.float32),
+                num_rows=len(words_R),
+                vocabulary={},
+                starts_W=np.zeros(1, dtype=np.int64),
+                rows_W=np.empty(0, dtype=np.int32),
+                scores_W=np.empty(0, dtype=np.float32),
             )
         bm25 = bm25s.BM25(method="lucene", k1=K1, b=B, backend="numpy")
-        documents = [[vocabulary[word] for word in words_R[row]] for row in rows.tolist()]
+        documents = []
+        for row in rows.tolist():
+            documents.append([vocabulary[word] for word in words_R[row]])
         # The empty token would stand for texts without words, which score nothing here.
         bm25.index((documents, vocabulary), create_empty_token=False, show_progress=False)
         data, indices, starts = (bm25.scores[name] for name in ("data", "indices", "indptr"))
-        return Keywords(len(words_R), vocabulary, starts.astype(np.int64), rows[indices], data.astype(np.float32))
+        return Keywords(
+            num_rows=len(words_R),
+            vocabulary=vocabulary,
+            starts_W=starts.astype(np.int64),
+            rows_W=rows[indices],
+            scores_W=data.astype(np.float32),
+        )
 
     def scores(self, text: str) -> Floats:
         """(R,): the BM25 of each row, 0 for a row without a word of the text. A word that the text repeats counts as
@@ -207,8 +216,13 @@ def read_words(folder: Path, files: WordFiles) -> list[list[str]]:
 def open_keywords(folder: Path, files: WordFiles) -> Keywords:
     """The words of an index, memory-mapped. StaleError for a damaged file."""
     words = _checked(folder, files.vocabulary).read_text(encoding="utf-8").splitlines()
-    starts_W, rows_W, scores_W = (_mapped(_checked(folder, file)) for file in (files.starts, files.rows, files.scores))
-    return Keywords(files.num_rows, {word: number for number, word in enumerate(words)}, starts_W, rows_W, scores_W)
+    return Keywords(
+        num_rows=files.num_rows,
+        vocabulary={word: number for number, word in enumerate(words)},
+        starts_W=_mapped(_checked(folder, files.starts)),
+        rows_W=_mapped(_checked(folder, files.rows)),
+        scores_W=_mapped(_checked(folder, files.scores)),
+    )
 
 
 def _checked(folder: Path, file: SealedFile) -> Path:

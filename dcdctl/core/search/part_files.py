@@ -1,8 +1,8 @@
 """The files of vectors of an index: written once, compared with index.json, and memory-mapped.
 
 A part's vectors are stored plain, one page per row group: the numbers have the same layout in the file as in memory.
-They are checked to be finite when a process first maps them. A late index has a column
-of tokens in place of the vectors, and before it the number of tokens of each row.
+They are checked to be finite when a process first maps them. An index of tokens has a column of tokens in place of the
+vectors, and before it the number of tokens of each row.
 
 Shape letters: R rows, D width.
 """
@@ -10,11 +10,9 @@ Shape letters: R rows, D width.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,16 +21,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import Build, seal_of
-from dcdctl.core.search.exact import Half, Rows
+from dcdctl.core.search.exact import Element, Elements
 from dcdctl.core.search.storage import INDEX, PLANNED, IndexDocument, Part
+from dcdctl.core.search.stored import COUNTS, Stored
 
 ROWS_PER_PART = 8192
 """Images in a file of vectors; a killed run loses at most this much work."""
 ROWS_PER_GROUP = 1024
 """Rows of a row group. The name of a hit is read with all names of its group."""
-COUNTS = "num_tokens"
 _SKIPPED = b"dcdctl.skipped"
-_CHECKED: set[tuple[Part, np.dtype[Any]]] = set()
+_CHECKED: set[tuple[Part, Element]] = set()
 """The parts that this process has checked, with the type of their vectors; a part has its SHA-256."""
 
 
@@ -69,6 +67,16 @@ class PlannedParts:
         """The numbers of the parts."""
         return range(self.first_part, self.first_part + len(self.rows))
 
+    @property
+    def planned_names(self) -> list[str]:
+        """The paths of the planned images of each part in the folder of the index."""
+        return [planned_name(number) for number in self.part_numbers]
+
+    @property
+    def vectors_names(self) -> list[str]:
+        """The paths of the files of vectors in the folder of the index."""
+        return [vectors_name(number) for number in self.part_numbers]
+
 
 IMAGE_COLUMNS = pa.schema(
     [
@@ -80,18 +88,6 @@ IMAGE_COLUMNS = pa.schema(
 """The fields of `SourceImage`."""
 
 
-def schema(dim: int) -> pa.Schema:
-    """The columns of a part."""
-    vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
-    return pa.schema([*IMAGE_COLUMNS, pa.field("vector", vector, nullable=False)])
-
-
-def token_schema(num_bytes: int) -> pa.Schema:
-    """The columns of a part of a late index: the bytes of each token."""
-    tokens = pa.list_(pa.field("element", pa.binary(num_bytes), nullable=False))
-    return pa.schema([*IMAGE_COLUMNS, pa.field(COUNTS, pa.int32(), False), pa.field("tokens", tokens, False)])
-
-
 def part_name(number: int) -> str:
     """
     >>> part_name(3)
@@ -99,6 +95,14 @@ def part_name(number: int) -> str:
     """
     # Padded, so that names sort in the order of parts.
     return f"part-{number:05d}.parquet"
+
+
+def part_number(name: str) -> int:
+    """
+    >>> part_number("part-00003.parquet")
+    3
+    """
+    return int(name.removeprefix("part-").removesuffix(".parquet"))
 
 
 def planned_name(number: int) -> str:
@@ -111,26 +115,12 @@ def vectors_name(number: int) -> str:
     return f"vectors/{part_name(number)}"
 
 
-def write_part(
-    path: Path,
-    images: Sequence[SourceImage],
-    vectors_RD: NDArray[Any],
-    skipped: Sequence[SkippedFile] = (),
-    counts_R: Rows | None = None,
-) -> None:
-    """Write a file of vectors, or of the tokens of all rows with their counts; its metadata lists the skipped files."""
-    if counts_R is None:
-        columns = schema(vectors_RD.shape[1])
-        numbers = pa.array(vectors_RD.reshape(-1))
-        vectors = [pa.FixedSizeListArray.from_arrays(numbers, type=columns.field("vector").type)]
-    else:
-        columns = token_schema(vectors_RD.dtype.itemsize * math.prod(vectors_RD.shape[1:]))
-        type_, data = columns.field("tokens").type, pa.py_buffer(np.ascontiguousarray(vectors_RD))
-        tokens = pa.FixedSizeBinaryArray.from_buffers(type_.value_type, len(vectors_RD), [None, data])
-        ends = np.cumsum([0, *counts_R], dtype=np.int32)
-        vectors = [pa.array(counts_R, pa.int32()), pa.ListArray.from_arrays(pa.array(ends), tokens, type=type_)]
+def write_part(path: Path, images: Sequence[SourceImage], stored: Stored, skipped: Sequence[SkippedFile] = ()) -> None:
+    """Write a file of vectors; its metadata lists the skipped files."""
+    vectors = stored.file_columns()
     metadata = {_SKIPPED: json.dumps([asdict(file) for file in skipped])}
-    table = pa.Table.from_arrays([*_columns(images), *vectors], schema=columns.with_metadata(metadata))
+    schema = pa.schema([*IMAGE_COLUMNS, *vectors.schema], metadata)
+    table = pa.Table.from_arrays([*_columns(images), *vectors.columns], schema=schema)
     # Numbers of unit vectors hardly shrink, and only plain ones can be memory-mapped.
     plain = dict.fromkeys(("vector.list.element", "tokens.list.element"), "none")
     compression = {name: "zstd" for name in IMAGE_COLUMNS.names} | plain
@@ -147,34 +137,43 @@ def write_part(
         data_page_size=1 << 30,
     )
     # The offsets rely on how pyarrow lays out a page, so each file is compared with the given numbers.
-    raw, first, type_ = path.read_bytes(), 0, np.dtype((vectors_RD.dtype, vectors_RD.shape[1:]))
-    for count, offset in _layout(pq.ParquetFile(path), type_):
-        if _at(raw, offset, count, type_).tobytes() != vectors_RD[first : first + count].tobytes():
+    raw, first, element = path.read_bytes(), 0, np.dtype((stored.data.dtype, stored.data.shape[1:]))
+    for count, offset in _layout(pq.ParquetFile(path), element):
+        if _at(raw, offset, count, element).tobytes() != stored.data[first : first + count].tobytes():
             raise AssertionError("this version of pyarrow lays out vectors in another way")
         first += count
 
 
 def _columns(images: Sequence[SourceImage]) -> list[pa.Array]:
-    return [pa.array([getattr(image, field.name) for image in images], type=field.type) for field in IMAGE_COLUMNS]
+    columns = []
+    for field in IMAGE_COLUMNS:
+        columns.append(pa.array([getattr(image, field.name) for image in images], type=field.type))
+    return columns
 
 
-def describe_part(path: Path, source: int, type_: np.dtype[Any]) -> tuple[Part, list[SkippedFile]]:
+def describe_part(path: Path, source: int, type_: Element) -> tuple[Part, list[SkippedFile]]:
     """The entry in index.json of a written part, and the files that were skipped when it was written."""
     file = pq.ParquetFile(path)
-    counts, offsets = zip(*_layout(file, type_), strict=True) if file.metadata.num_rows else ((), ())
-    skipped = [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
-    tokens = counts if COUNTS in file.schema_arrow.names else ()
-    rows, seal = file.metadata.num_rows, seal_of(path)
-    return Part(file=path.name, source=source, rows=rows, **seal, vectors_at=offsets, num_tokens=tokens), skipped
+    layout = _layout(file, type_)
+    part = Part(
+        file=path.name,
+        source=source,
+        rows=file.metadata.num_rows,
+        **seal_of(path),
+        vectors_at=tuple(offset for _, offset in layout),
+        num_tokens=tuple(count for count, _ in layout) if COUNTS in file.schema_arrow.names else (),
+    )
+    return part, [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
 
 
-def describe_parts(build: Build, planned: PlannedParts, type_: np.dtype[Any]) -> tuple[list[Part], list[SkippedFile]]:
+def describe_parts(build: Build, planned: PlannedParts, type_: Element) -> tuple[list[Part], list[SkippedFile]]:
     """The entries of the planned parts that have images, after all are written, and all files that were skipped."""
     parts, skipped = [], list(planned.skipped)
-    for name in map(vectors_name, planned.part_numbers):
+    for name in planned.vectors_names:
         part, skipped_in_part = describe_part(build.written(name), build.plan["source"], type_)
         skipped += skipped_in_part
-        parts += [part] if part.rows else []
+        if part.rows:
+            parts.append(part)
     return parts, skipped
 
 
@@ -194,15 +193,14 @@ def part_path(folder: Path, part: Part) -> Path:
     return INDEX.checked(folder / "vectors" / part.file, part.sha256)
 
 
-def mapped(folder: Path, part: Part, type_: np.dtype[Any]) -> tuple[NDArray[Any], ...]:
+def mapped(folder: Path, part: Part, type_: Element) -> tuple[Elements, ...]:
     """The vectors of each row group of a part, memory-mapped. StaleError if a number is not finite."""
     path = part_path(folder, part)
     raw = np.memmap(path, dtype=np.uint8, mode="r")
     rows = [min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP)]
     # Plain arrays, because indexing a np.memmap takes longer than reading a few vectors.
-    groups = tuple(
-        _at(raw, offset, count, type_) for count, offset in zip(part.num_tokens or rows, part.vectors_at, strict=True)
-    )
+    layout = zip(part.num_tokens or rows, part.vectors_at, strict=True)
+    groups = tuple(_at(raw, offset, count, type_) for count, offset in layout)
     if (part, type_) not in _CHECKED and not all(map(_all_finite, groups)):
         raise INDEX.damaged(path, "it has vectors that are NaN or infinite")
     # Once per process, because it reads the whole file.
@@ -210,35 +208,30 @@ def mapped(folder: Path, part: Part, type_: np.dtype[Any]) -> tuple[NDArray[Any]
     return groups
 
 
-def token_counts(folder: Path, part: Part) -> Rows:
-    """The number of tokens of each row of a part of a late index."""
-    column = pq.ParquetFile(part_path(folder, part)).read(columns=[COUNTS])[0]
-    # `read_table` and `to_numpy` import pandas, a quarter of the time of a first answer.
-    return np.from_dlpack(column.combine_chunks()).astype(np.int64)
-
-
-def _layout(file: pq.ParquetFile, type_: np.dtype[Any]) -> list[tuple[int, int]]:
+def _layout(file: pq.ParquetFile, type_: Element) -> list[tuple[int, int]]:
     """The number of vectors of each row group that is not empty, and their file offset."""
-    layout = []
+    has_counts, layout = COUNTS in file.schema_arrow.names, []
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
-        if rows := group.num_rows:
-            is_late = COUNTS in file.schema_arrow.names
-            count = pc.sum(file.read_row_group(number, columns=[COUNTS]).column(0)).as_py() if is_late else rows
-            # The numbers are at the end of the only page of the group, after its header and levels.
-            column = group.column(group.num_columns - 1)
-            end = column.data_page_offset + column.total_compressed_size
-            layout.append((count, int(end - type_.itemsize * count)))
+        count = group.num_rows
+        if count == 0:
+            continue
+        if has_counts:
+            count = pc.sum(file.read_row_group(number, columns=[COUNTS]).column(0)).as_py()
+        # The numbers are at the end of the only page of the group, after its header and levels.
+        column = group.column(group.num_columns - 1)
+        end = column.data_page_offset + column.total_compressed_size
+        layout.append((count, int(end - type_.itemsize * count)))
     return layout
 
 
-def _at(raw: Any, offset: int, count: int, type_: np.dtype[Any]) -> NDArray[Any]:
+def _at(raw: bytes | NDArray[np.uint8], offset: int, count: int, type_: Element) -> Elements:
     """The vectors at an offset of a file."""
     # Parquet stores numbers as little-endian on every machine.
     return np.frombuffer(raw, dtype=type_, count=count, offset=offset)
 
 
-def _all_finite(vectors_RD: NDArray[Any]) -> bool:
+def _all_finite(vectors_RD: Elements) -> bool:
     """Whether all numbers are finite.
 
     >>> _all_finite(np.array([[6e4, -6e4]], np.float16)), _all_finite(np.array([[-np.inf]], np.float16))
@@ -249,16 +242,6 @@ def _all_finite(vectors_RD: NDArray[Any]) -> bool:
     # np.isfinite takes 20 times as long for float16. As whole numbers, the infinities and NaN are the largest of each
     # sign.
     return bool(vectors_RD.view("<i2").max() < 0x7C00 and vectors_RD.view("<u2").max() < 0xFC00)
-
-
-def read_blocks(folder: Path, parts: Sequence[Part], type_: np.dtype[Any], rows: range) -> Iterator[tuple[int, Half]]:
-    """The stored vectors of a range of rows in blocks of at most a part, each with its first row."""
-    first = 0
-    for part in parts:
-        start, stop = max(rows.start, first), min(rows.stop, first + part.rows)
-        if start < stop:
-            yield start, np.concatenate(mapped(folder, part, type_))[start - first : stop - first]
-        first += part.rows
 
 
 def check_vectors(folder: Path, document: IndexDocument) -> None:

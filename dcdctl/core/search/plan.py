@@ -15,6 +15,7 @@ from dcdctl.core import artifacts, distributed, models
 from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import share_split
+from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search import part_files, sources, storage
 from dcdctl.core.search.index import FolderIndex
@@ -84,7 +85,8 @@ def _write_plan(build: Build, index: FolderIndex, new: models.Searchable | None)
         return
     notes = build.begin(restart=new is None or not any(folder.glob("vectors/part-*.parquet")), kept=kept)
     if "rows" in notes:
-        if all(map(build.is_written, map(part_files.planned_name, configs.build(PlannedParts, notes).part_numbers))):
+        earlier = configs.build(PlannedParts, notes)
+        if not Parts(build, earlier.planned_names).missing():
             return
         # The files of vectors too: the images may be others by now.
         build.clean(kept)
@@ -115,16 +117,16 @@ def _expect(build: Build, document: IndexDocument) -> None:
 
 def _plan_parts(build: Build, index: FolderIndex) -> PlannedParts:
     """Write into the folder which images each new part has, without those that the index has."""
-    folder, number = build.folder, build.plan["source"]
+    folder, source = build.folder, build.plan["source"]
     known: set[str] = set()
     # Of a new source nothing is known, and names are read from all files of vectors, which are hashed before.
-    if number < len(index.document.sources):
+    if source < len(index.document.sources):
         ids = index.values("image_id").to_pylist()
-        known = {ids[row] for row in np.flatnonzero((index.source_R == number) & index.is_live).tolist()}
+        known = {ids[row] for row in np.flatnonzero((index.source_R == source) & index.is_live).tolist()}
     skipped: list[SkippedFile] = []
 
     def new_images() -> Iterator[SourceImage]:
-        for item in sources.list_images(ImageSource(**build.plan["sources"][number]), folder):
+        for item in sources.list_images(ImageSource(**build.plan["sources"][source]), folder):
             if isinstance(item, SkippedFile):
                 skipped.append(item)
             elif item.image_id not in known:
@@ -132,8 +134,8 @@ def _plan_parts(build: Build, index: FolderIndex) -> PlannedParts:
 
     shutil.rmtree(folder / PLANNED, ignore_errors=True)
     (folder / PLANNED).mkdir(parents=True)
-    # After the highest number in use (part-00003.parquet), because files of an index are never overwritten.
-    first = 1 + max((int(part.file[5:-8]) for part in index.parts), default=-1)
+    # After the highest number in use, because files of an index are never overwritten.
+    first = 1 + max((part_files.part_number(part.file) for part in index.parts), default=-1)
     rows: list[int] = []
     for images in sources.in_parts(new_images(), part_files.ROWS_PER_PART):
         with build.write(part_files.planned_name(first + len(rows))) as partial:

@@ -15,10 +15,11 @@ from dcdctl.core import files
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.columns.where import Condition, Value
-from dcdctl.core.search.exact import Floats, Half, Rows
+from dcdctl.core.search.exact import Floats, Rows, unit
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.sources import SourceImages
 from dcdctl.core.search.storage import TEXT
+from dcdctl.core.search.stored import Stored, StoredType
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class ImageIndex(ABC):
     columns: pa.Schema
     """The columns that conditions may read, besides `where.BUILT_IN`; the types are keys of `where.TYPES`."""
     images: SourceImages
-    is_late: bool = False
-    """Whether it has a vector for each token, compared by MaxSim (`models.LateInteraction.embed_texts`)."""
+    stored_type: StoredType
+    """What it stores of an image."""
     compares_all: bool = False
     """Whether a search compares all images, in place of the candidates of graphs and codes."""
     query_model: str | None = None
@@ -101,6 +102,16 @@ class ImageIndex(ABC):
             )
             raise StaleError(message, hint="name the folder `model` of the index, or index the images with this model")
 
+    def checked_queries(self, vectors: NDArray[np.floating], k: int) -> Floats:
+        """Queries as they are compared; ValueError if they are not finite numbers of the shape of this index, and for k
+        below 1."""
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        queries = unit(vectors, self.dim)
+        if queries.ndim != self.stored_type.query_axes:
+            raise ValueError(f"queries have {queries.ndim} axes, expected {self.stored_type.query_axes}")
+        return queries
+
     @abstractmethod
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
         """For each query the k images of the highest cosines, best first, ties by row; fewer if there are not as many.
@@ -133,12 +144,8 @@ class ImageIndex(ABC):
         """At most `count` rows spread evenly over the index, without removed rows."""
 
     @abstractmethod
-    def vectors(self, rows: Rows) -> Half:
-        """(R, D): the stored vectors of rows, in the given order."""
-
-    def tokens(self, rows: Rows) -> tuple[Floats, Rows]:
-        """The tokens of rows of a late index one after another, N x D, and how many each row has."""
-        raise NotImplementedError
+    def stored(self, rows: Rows) -> Stored:
+        """What it stores of rows, in the given order: their vectors, or their tokens."""
 
     @abstractmethod
     def source_image(self, row: int) -> tuple[int, SourceImage]:

@@ -24,16 +24,15 @@ from PIL import Image
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models import TextTower
+from dcdctl.core.search.answers import SearchAnswer, checked_text, query_image
 from dcdctl.core.search.background import Background, measure_background
 from dcdctl.core.search.columns.where import Condition
 from dcdctl.core.search.protocol import Hit, ImageIndex
-from dcdctl.core.search.query import SearchAnswer, checked_text, query_image
 
 if TYPE_CHECKING:
     import torch
 
-    from dcdctl.core.search.dual_vectors import DualVectors
-    from dcdctl.core.search.reranker import Reranker
+    from dcdctl.core.search.torch_models import DualVectors, Reranker
 
 NUM_ANSWERS = 10
 TEXT_BATCH = 64
@@ -62,7 +61,7 @@ class IndexModel:
         # Two threads must not load it twice.
         with self._loading:
             if self._loaded is None:
-                from dcdctl.core.search.dual_vectors import DualVectors  # torch, which takes seconds to import
+                from dcdctl.core.search.torch_models import DualVectors  # torch, which takes seconds to import
 
                 device = self.device()
                 model = models.load_searchable(self._folder).to(device).eval()
@@ -124,7 +123,7 @@ class IndexSearcher:
         searcher = IndexSearcher(index, tower or encoder.load(), encoder)
         if rerank is None:
             return searcher
-        from dcdctl.core.search.reranker import Reranker
+        from dcdctl.core.search.torch_models import Reranker
 
         return replace(
             searcher, reranker=Reranker.open(rerank, depth=depth, device=encoder.device(), settings=rerank_set)
@@ -219,10 +218,7 @@ class IndexSearcher:
             # A file that is found by its name is no weak match, whatever its cosine.
             if not hybrid and answer.hits and self.background and answer.hits[0].score <= self.background.limit:
                 notes[number].insert(0, WEAK)
-        answers = [
-            replace(answer, notes=tuple(note), background=self.background)
-            for answer, note in zip(answers, notes, strict=True)
-        ]
+            answers[number] = replace(answer, notes=tuple(notes[number]), background=self.background)
         if self.reranker is None:
             return answers
         answers = [self.reranker.apply(text, answer, self.index) for text, answer in zip(texts, answers, strict=True)]
@@ -242,9 +238,8 @@ class IndexSearcher:
             raise ModelError("the model gives vectors of queries that are zero, NaN or infinite", hint=hint)
         encoded = time.perf_counter()
         hits_Q = find(vectors_QD)
-        encode_s, find_s = (
-            (end - begin) / len(hits_Q) for begin, end in ((started, encoded), (encoded, time.perf_counter()))
-        )
+        found = time.perf_counter()
+        encode_s, find_s = (encoded - started) / len(hits_Q), (found - encoded) / len(hits_Q)
         return [SearchAnswer(hits, encode_s, find_s) for hits in hits_Q]
 
     def _notes(self, text: str, ids: Sequence[int]) -> list[str]:

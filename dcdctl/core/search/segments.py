@@ -15,24 +15,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dcdctl.core import distributed, scoring
 from dcdctl.core.artifacts import Build, seal_of
+from dcdctl.core.distributed import Parts
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import HIGHEST
-from dcdctl.core.search import ann, exact, part_files
+from dcdctl.core.search import ann
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Rows
-from dcdctl.core.search.index import FolderIndex
+from dcdctl.core.search.readers import BLOCK, READERS
 from dcdctl.core.search.storage import INDEX, IndexDocument, Segment, save_array
 
-# 2 MB of float32 at 512 numbers per vector.
-BLOCK = 1024
-"""Vectors passed to a segment together."""
 SAMPLES, ROUNDS = 40, 8
 """Tokens per centroid from which k-means starts, and its rounds."""
 Blocks = Callable[[], Iterator[Any]]
-"""Reads the vectors of a segment, or the tokens and their counts; again at each call."""
+"""Reads what is stored of the rows of a segment, of the type that its kind of index needs; again at each call."""
 
 
 def segment_ranges(num_rows: int, existing: Sequence[Segment], config: IndexConfig) -> list[range]:
@@ -59,15 +58,12 @@ def fill(folder: Path, document: IndexDocument, track: Track) -> tuple[Segment, 
     ranges = segment_ranges(document.num_rows, document.segments, document.settings)
     by_rows = {range(segment.first_row, segment.stop): segment for segment in document.segments}
     # The generation keeps the files of the index before.
-    names = {
-        rows: f"ann/{kind}-{rows.start:012d}-{len(rows)}-{document.generation}"
-        for rows in ranges
-        if rows not in by_rows
-    }
+    missing = [rows for rows in ranges if rows not in by_rows]
+    names = {rows: f"ann/{kind}-{rows.start:012d}-{len(rows)}-{document.generation}" for rows in missing}
     if names:
-        local = [list(names)[number] for number in distributed.local_indices(len(names))]
-        with track(f"build {kind}", total=sum(map(len, local)), unit="vectors") as advance:
-            _build_all(build, document, {names[rows]: rows for rows in local}, advance)
+        share = [missing[number] for number in Parts(build, list(names.values())).share()]
+        with track(f"build {kind}", total=sum(map(len, share)), unit="vectors") as advance:
+            _build_all(build, document, {names[rows]: rows for rows in share}, advance)
         # The next index.json names the segments of all processes.
         distributed.barrier()
     for rows, name in names.items():
@@ -78,6 +74,7 @@ def fill(folder: Path, document: IndexDocument, track: Track) -> tuple[Segment, 
 
 def _build_all(build: Build, document: IndexDocument, rows_by_name: dict[str, range], advance: Advance) -> None:
     """Write segments atomically, as many in parallel as torch has threads."""
+    reader = READERS[document.model.kind](build.folder, document)
     lock, is_stopped = threading.Lock(), threading.Event()
 
     def report(count: int) -> None:
@@ -88,12 +85,8 @@ def _build_all(build: Build, document: IndexDocument, rows_by_name: dict[str, ra
             advance(count)
 
     def build_one(name: str, rows: range) -> None:
-        # A killed build left complete segments; one that was damaged since is built again.
-        if not build.is_written(name):
-            read = _token_blocks if document.model.kind == "late" else _unit_blocks
-            blocks: Blocks = partial(read, build.folder, document, rows)
-            with build.write(name) as path:
-                BUILDERS[document.settings.kind](path, blocks, document, report)
+        with build.write(name) as path:
+            BUILDERS[document.settings.kind](path, partial(reader.blocks, rows), document, report)
 
     with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(rows_by_name)))) as pool:
         try:
@@ -104,19 +97,6 @@ def _build_all(build: Build, document: IndexDocument, rows_by_name: dict[str, ra
             is_stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _unit_blocks(folder: Path, document: IndexDocument, rows: range) -> Iterator[Floats]:
-    """Unit vectors in the order of rows, read part by part: they may be more than fit into memory."""
-    for _, block_RD in part_files.read_blocks(folder, document.parts, document.vector_type, rows):
-        for start in range(0, len(block_RD), BLOCK):
-            yield exact.unit_rows(block_RD[start : start + BLOCK])
-
-
-def _token_blocks(folder: Path, document: IndexDocument, rows: range) -> Iterator[tuple[Floats, Rows]]:
-    """The tokens of a late index, and how many each row has."""
-    index = FolderIndex(folder, document)
-    return (index.tokens(np.arange(first, min(first + BLOCK, rows.stop))) for first in rows[::BLOCK])
 
 
 def _build_graph(path: Path, blocks: Blocks, document: IndexDocument, advance: Advance) -> None:
@@ -135,10 +115,10 @@ def _build_graph(path: Path, blocks: Blocks, document: IndexDocument, advance: A
         enable_key_lookups=False,
     )
     # usearch itself would scale 1.0 to 127, but the numbers of a unit vector are much smaller.
-    scale = HIGHEST / max(float(np.abs(block_RD).max()) for block_RD in blocks())
+    scale = HIGHEST / max(float(np.abs(block.unit_RD).max()) for block in blocks())
     first = 0
-    for block_RD in blocks():
-        codes_RD = np.rint(block_RD * np.float32(scale)).astype(np.int8)
+    for block in blocks():
+        codes_RD = np.rint(block.unit_RD * np.float32(scale)).astype(np.int8)
         # One thread: several would add the vectors in an order that differs from run to run.
         graph.add(np.arange(first, first + len(codes_RD), dtype=np.uint64), codes_RD, threads=1)
         first += len(codes_RD)
@@ -146,12 +126,13 @@ def _build_graph(path: Path, blocks: Blocks, document: IndexDocument, advance: A
     graph.save(str(path))
 
 
-def _build_codes(path: Path, blocks: Blocks, document: IndexDocument, advance: Advance) -> None:
-    to_codes = scoring.int8_codes if document.settings.kind == "int8" else ann.binary_words
+def _build_codes(
+    path: Path, blocks: Blocks, _: IndexDocument, advance: Advance, *, to_codes: Callable[[Floats], NDArray[Any]]
+) -> None:
     parts = []
-    for block_RD in blocks():
-        parts.append(to_codes(block_RD))
-        advance(len(block_RD))
+    for block in blocks():
+        parts.append(to_codes(block.unit_RD))
+        advance(len(block))
     save_array(np.concatenate(parts), path)
 
 
@@ -159,9 +140,9 @@ def _build_centroids(path: Path, blocks: Blocks, document: IndexDocument, advanc
     """Two arrays: K centroids of a sample of the tokens, by k-means, and the nearest one of each token, N x R. An image
     of fewer than N tokens ends with K."""
     rng, size = np.random.default_rng(0), document.settings.tokens.centroids
-    counts = [counts_R for _, counts_R in blocks()]
-    share, most = SAMPLES * size / sum(map(np.sum, counts)), max(map(np.max, counts))
-    sample_SD = np.concatenate([tokens_ND[rng.random(len(tokens_ND)) < share] for tokens_ND, _ in blocks()])
+    counts_R = np.concatenate([block.counts_R for block in blocks()])
+    share, most = SAMPLES * size / counts_R.sum(), counts_R.max()
+    sample_SD = np.concatenate([block.tokens_ND[rng.random(len(block.data)) < share] for block in blocks()])
     centroids_KD = rng.permutation(sample_SD)[:size]
     for _ in range(ROUNDS):
         nearest_S = _nearest(sample_SD, centroids_KD)
@@ -170,11 +151,11 @@ def _build_centroids(path: Path, blocks: Blocks, document: IndexDocument, advanc
         centroids_KD = np.where(num_K[:, None] > 0, sums_KD / np.maximum(num_K, 1)[:, None], centroids_KD)
         centroids_KD = centroids_KD.astype(np.float16).astype(np.float32)
     codes = []
-    for tokens_ND, counts_R in blocks():
-        codes_RN = np.full((len(counts_R), most), len(centroids_KD), dtype=np.uint16)
-        codes_RN[np.arange(most) < counts_R[:, None]] = _nearest(tokens_ND, centroids_KD)
+    for block in blocks():
+        codes_RN = np.full((len(block), most), len(centroids_KD), dtype=np.uint16)
+        codes_RN[np.arange(most) < block.counts_R[:, None]] = _nearest(block.tokens_ND, centroids_KD)
         codes.append(codes_RN.T)
-        advance(len(counts_R))
+        advance(len(block))
     with path.open("wb") as file:
         np.save(file, centroids_KD.astype(np.float16))
         np.save(file, np.concatenate(codes, axis=1))
@@ -189,7 +170,7 @@ def _nearest(tokens_ND: Floats, centroids_KD: Floats) -> Rows:
 
 BUILDERS: dict[str, Callable[[Path, Blocks, IndexDocument, Advance], None]] = {
     "hnsw": _build_graph,
-    "int8": _build_codes,
-    "binary": _build_codes,
+    "int8": partial(_build_codes, to_codes=scoring.int8_codes),
+    "binary": partial(_build_codes, to_codes=ann.binary_words),
     "centroids": _build_centroids,
 }

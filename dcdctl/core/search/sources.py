@@ -54,7 +54,7 @@ def find_source(images: Path, split: str | None = None) -> ImageSource:
 
 def list_images(source: ImageSource, ignored: Path) -> Iterator[SourceImage | SkippedFile]:
     """The images of a source in a fixed order, and files that cannot be images; the folder `ignored` is left out."""
-    if source.kind == "corpus":
+    if source.is_corpus:
         corpus = Corpus.open(Path(source.path), str(source.split))
         return (SourceImage(image_id=image_id, corpus_row=row) for row, image_id in enumerate(corpus.image_ids))
     return _files(Path(source.path), ignored.resolve())
@@ -77,9 +77,8 @@ def _files(root: Path, ignored: Path) -> Iterator[SourceImage | SkippedFile]:
         # os.walk lists links to folders among the folders, and does not follow them.
         links = [name for name in folders if (here / name).is_symlink()]
         # In place, because os.walk visits what this list then holds; sorted, because file systems list in any order.
-        folders[:] = sorted(
-            name for name in folders if name not in links and _is_visible(name) and here / name != ignored
-        )
+        visible = [name for name in folders if name not in links and _is_visible(name)]
+        folders[:] = sorted(name for name in visible if here / name != ignored)
         for name in sorted([*names, *links]):
             if _is_visible(name):
                 yield _source_image(here / name, root)

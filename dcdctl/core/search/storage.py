@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,8 @@ from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.search import exact
 from dcdctl.core.search.columns.where import COLUMN_TYPES
 from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.exact import Element, Elements
+from dcdctl.core.search.stored import STORED, StoredTokens, StoredType
 
 INDEX_FILE, PLANNED, TEXT = "index.json", "planned", "text"
 INDEX = Kind(
@@ -100,6 +102,10 @@ class ImageSource:
     split: str | None = None
     fingerprint: str | None = None
 
+    @property
+    def is_corpus(self) -> bool:
+        return self.kind == "corpus"
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedModel:
@@ -112,7 +118,7 @@ class IndexedModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class ListFile:
     """The entry of a file that lists rows or image files in index.json; without entries there is no file."""
 
     count: int = 0
@@ -201,8 +207,8 @@ class IndexDocument:
     precision: str
     settings: IndexConfig
     sources: tuple[ImageSource, ...]
-    skipped: Listed = Listed()
-    removed: Listed = Listed()
+    skipped: ListFile = ListFile()
+    removed: ListFile = ListFile()
     versions: Mapping[str, str] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
     segments: tuple[Segment, ...] = ()
@@ -211,9 +217,16 @@ class IndexDocument:
     keywords: Annotated[WordFiles | None, Key(omits_default=True)] = None
 
     @property
-    def vector_type(self) -> np.dtype[Any]:
-        """How a vector is stored, or a token of a late index: little-endian float16, or int8 and a scale."""
-        return exact.token_type(self.model.dim, self.settings.tokens.codes if self.model.kind == "late" else "float16")
+    def stored_type(self) -> StoredType:
+        """What the index stores of an image."""
+        return STORED[self.model.kind]
+
+    @property
+    def vector_type(self) -> Element:
+        """How a vector is stored, or a token: little-endian float16, or int8 and a scale."""
+        # Only tokens have codes.
+        codes = self.settings.tokens.codes if self.stored_type is StoredTokens else "float16"
+        return exact.token_type(self.model.dim, codes)
 
     @property
     def num_rows(self) -> int:
@@ -226,18 +239,22 @@ class IndexDocument:
         folders: dict[str, Sequence[Part | Segment | SealedFile | ColumnsFile]] = {
             "vectors": self.parts,
             "ann": self.segments,
-            "keywords": self.keywords.files if self.keywords is not None else (),
-            "": (self.columns,) if self.columns is not None else (),
-            **({} if self.text is None else {self.text.folder: self.text.files}),
         }
+        if self.keywords is not None:
+            folders["keywords"] = self.keywords.files
+        if self.columns is not None:
+            folders[""] = (self.columns,)
+        if self.text is not None:
+            folders[self.text.folder] = self.text.files
         # Joined as paths, so that an absolute name stays one and is refused.
-        sealed: dict[str, tuple[int | None, str]] = {
-            PurePosixPath(folder, entry.file).as_posix(): (entry.bytes, entry.sha256)
-            for folder, entries in folders.items()
-            for entry in entries
-        }
-        listed = {each.file: (None, str(each.sha256)) for each in (self.removed, self.skipped) if each.file is not None}
-        return sealed | listed
+        found: dict[str, tuple[int | None, str]] = {}
+        for folder, entries in folders.items():
+            for entry in entries:
+                found[PurePosixPath(folder, entry.file).as_posix()] = entry.bytes, entry.sha256
+        for each in (self.removed, self.skipped):
+            if each.file is not None:
+                found[each.file] = None, str(each.sha256)
+        return found
 
 
 def read_document(folder: Path) -> IndexDocument:
@@ -280,7 +297,7 @@ def removed_rows(folder: Path, document: IndexDocument) -> NDArray[np.bool_]:
     return is_removed
 
 
-def save_array(array: NDArray[Any], path: Path) -> None:
+def save_array(array: Elements, path: Path) -> None:
     """Write a .npy file of any name."""
     # An open file, because np.save appends .npy to other names.
     with path.open("wb") as file:

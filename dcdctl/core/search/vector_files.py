@@ -33,10 +33,11 @@ from dcdctl.core.models import ImageBatch
 from dcdctl.core.progress import Track
 from dcdctl.core.search import embed, part_files, sources
 from dcdctl.core.search.columns.change import position_in
-from dcdctl.core.search.embed import EmbeddingTask, ImageReader
-from dcdctl.core.search.exact import Half, Rows
+from dcdctl.core.search.embed import EmbeddingTask
+from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.part_files import SkippedFile
 from dcdctl.core.search.storage import PLANNED
+from dcdctl.core.search.stored import StoredVectors
 
 NAME, VECTOR, MODEL = "image_id", "vector", "model_digest"
 # About 16 MB of float32 at 512 numbers per vector.
@@ -66,7 +67,7 @@ def write_image_list(ref: str, images: Path, folder: Path) -> dict[str, Any]:
     InputError for a corpus, which is such a list itself, and for a folder that holds something else.
     """
     source = sources.find_source(images)
-    if source.kind == "corpus":
+    if source.is_corpus:
         raise InputError(
             f"{images} is a corpus, whose Parquet files already list the images with their bytes",
             hint=f"let the engine read {source.path}/*.parquet: columns image_id and image",
@@ -113,7 +114,7 @@ class _GivenVectors:
 
     def __init__(self, task: EmbeddingTask) -> None:
         self.task, self.dim = task, task.document.model.dim
-        parts = [task.build.written(part_files.planned_name(part)) for part in task.planned.part_numbers]
+        parts = [task.build.written(name) for name in task.planned.planned_names]
         columns = [pq.read_table(part, columns=["image_id"]).column(0) for part in parts]
         self.ids = pa.chunked_array(
             [chunk for column in columns for chunk in column.chunks], pa.string()
@@ -151,15 +152,14 @@ class _GivenVectors:
         where = np.repeat([path.name for path in paths], [len(column) for column in columns])
         known = np.flatnonzero(rows >= 0)
         _, firsts = np.unique(rows[known], return_index=True)
-        for kind, wrong in (
-            (
-                f"rows of images that are not in {self.task.source.path} or are in the index already",
-                np.flatnonzero(rows < 0),
-            ),
-            ("rows of images that another row has too", np.delete(known, firsts)),
-        ):
+        unknown = f"rows of images that are not in {self.task.source.path} or are in the index already"
+        places = {
+            unknown: np.flatnonzero(rows < 0),
+            "rows of images that another row has too": np.delete(known, firsts),
+        }
+        for fault, wrong in places.items():
             examples = [f"{names[int(place)].as_py()!r} in {where[place]}" for place in wrong[:NUM_EXAMPLES]]
-            self.faults.add(kind, examples, len(wrong))
+            self.faults.add(fault, examples, len(wrong))
         return rows
 
     def _expect_model(self, batch: pa.RecordBatch, path: Path) -> None:
@@ -189,9 +189,9 @@ class _GivenVectors:
         values = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
         # A copy, because torch warns about arrays that are not writable, and Arrow's are not.
         vectors_BD = torch.from_numpy(values.reshape(len(row_B), -1).copy())
-        stored_BD = embed.stored(vectors_BD, self.dim)
+        stored_BD = embed.unit_prefixes(vectors_BD, self.dim)
         # As they are stored: squares may be too large, and the first numbers zero.
-        is_good = np.isfinite(stored_BD).all(axis=1) & stored_BD.any(axis=1)
+        is_good = embed.has_direction(stored_BD)
         wrong = row_B[~is_good]
         examples = [f"{self.ids[int(row)].as_py()!r} in {path.name}" for row in wrong[:NUM_EXAMPLES]]
         self.faults.add("vectors that are zero, NaN or infinite", examples, len(wrong))
@@ -223,9 +223,8 @@ class _GivenVectors:
         if not readable:
             return
         self.task.model.to(self.task.compute.device).eval()
-        computed = embed.embed_stored(self.task, ImageBatch.cat([pixels for _, pixels in readable]))[0].astype(
-            np.float32
-        )
+        stored = embed.embed_stored(self.task, ImageBatch.cat([pixels for _, pixels in readable]))
+        computed = stored.data.astype(np.float32)
         theirs = self.vectors_ND[[row for row, _ in readable]].astype(np.float32)
         cosines = (computed * theirs).sum(axis=1) / (np.linalg.norm(computed, axis=1) * np.linalg.norm(theirs, axis=1))
         if (least := float(cosines.min())) < LEAST_COSINE:
@@ -238,21 +237,21 @@ class _GivenVectors:
 
     def _read_images(self, rows: Sequence[int]) -> Iterator[tuple[int, embed.ReadImages]]:
         """The planned images of some rows, one by one."""
-        reader = ImageReader(self.task.source, self.task.model.preprocess)
+        read = embed.image_reader(self.task.source, self.task.model.preprocess)
         part_of = lru_cache(maxsize=1)(self.task.images)  # rows ascend
         for row in rows:
             number = int(np.searchsorted(self.starts, row, side="right")) - 1
             start = row - self.starts[number]
-            yield row, reader(part_of(self.task.planned.part_numbers[number])[start : start + 1])
+            yield row, read(part_of(self.task.planned.part_numbers[number])[start : start + 1])
 
     def write(self, skipped: dict[int, SkippedFile]) -> None:
         """Write the vectors of all parts."""
-        for first, part in zip(self.starts, self.task.planned.part_numbers, strict=False):
+        for first, part in zip(self.starts[:-1], self.task.planned.part_numbers, strict=True):
             images = self.task.images(part)
             here = range(first, first + len(images))
             given = self.is_given[first : here.stop]
             kept = [image for image, is_given in zip(images, given, strict=True) if is_given]
-            vectors: Half = np.ascontiguousarray(self.vectors_ND[first : here.stop][given])
+            vectors = StoredVectors(np.ascontiguousarray(self.vectors_ND[first : here.stop][given]))
             with self.task.build.write(part_files.vectors_name(part)) as partial:
                 part_files.write_part(partial, kept, vectors, [skipped[row] for row in here if row in skipped])
 
@@ -262,7 +261,8 @@ def _check_columns(path: Path) -> None:
     with _readable(path), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
     if missing := next((name for name in (NAME, VECTOR) if name not in schema.names), None):
-        raise InputError(f"{path} has no column {missing} (it has {', '.join(schema.names) or 'none'})", hint=_HINT)
+        names = ", ".join(schema.names) or "none"
+        raise InputError(f"{path} has no column {missing} (it has {names})", hint=_HINT)
     vector_type = schema.field(VECTOR).type
     type_ = vector_type.storage_type if isinstance(vector_type, pa.BaseExtensionType) else vector_type
     is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)

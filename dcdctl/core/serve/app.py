@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import Any
 
-from fastapi import FastAPI, Path, Query, Request, Response, UploadFile
+from fastapi import FastAPI, Header, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from starlette.exceptions import HTTPException
@@ -96,11 +97,23 @@ class ServiceState:
         self.searcher = searcher if isinstance(searcher, LiveSearcher) else LiveSearcher(searcher)
         self.config = config
         self.metrics = Metrics(shared)
-        self.searching = Workers("search", config.search_workers, config.max_waiting, config.max_wait_s, self.metrics)
+        self.searching = Workers(
+            "search",
+            threads=config.search_workers,
+            max_waiting=config.max_waiting,
+            max_wait_s=config.max_wait_s,
+            metrics=self.metrics,
+        )
         self.reading = Workers(
-            "image", config.image_workers, config.max_waiting_images, config.max_wait_s, self.metrics
+            "image",
+            threads=config.image_workers,
+            max_waiting=config.max_waiting_images,
+            max_wait_s=config.max_wait_s,
+            metrics=self.metrics,
         )
         self.texts = TextBatcher(self.searcher, self.searching, config, self.metrics)
+        self.is_stopping = Event()
+        """Set while it answers its last requests."""
         self._asked: asyncio.Task[bool] | None = None
 
     @property
@@ -165,7 +178,7 @@ def build(
         hosts = ["localhost", "127.0.0.1", "::1", "[::1]", *config.allowed_hosts]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     # The outermost layer, so that requests with a wrong host are counted and get the headers too.
-    return LimitsMiddleware(app, config, service.metrics)
+    return LimitsMiddleware(app, config, service.metrics, service.is_stopping)
 
 
 def _number(config: ServiceConfig) -> Any:
@@ -197,9 +210,9 @@ def _add_search(app: FastAPI, service: ServiceState) -> None:
             answer = await service.texts.answer(WaitingText(text, k, _condition(service, where), hybrid))
             return await _response(service, answer)
         if row is None or text is not None:
+            found = "no text and no row" if text is None else "a text and a row"
             raise InputError(
-                f"the request has {'no text and no row' if text is None else 'a text and a row'}, expected one of them",
-                hint="for example /search?text=a+red+bus",
+                f"the request has {found}, expected one of them", hint="for example /search?text=a+red+bus"
             )
         answer = await _by_image(
             service, lambda searcher: images.image_of(searcher.index, row), k, _condition(service, where)
@@ -263,20 +276,23 @@ async def _by_texts(service: ServiceState, queries: Sequence[BatchQuery | str], 
 
 async def _response(service: ServiceState, answer: SearchAnswer) -> SearchResponse:
     index = service.index
+    captions: list[str] = []
     # A store would be asked for each; a corpus reads all its captions for the first.
-    captions = (
-        await asyncio.to_thread(lambda: [caption_of(index, hit.row) for hit in answer.hits])
-        if isinstance(index, FolderIndex)
-        else []
-    )
-    stages = (answer.encode_seconds, answer.find_seconds, answer.rerank_seconds)
-    encode_ms, find_ms, rerank_ms = (round(1000 * seconds, 3) for seconds in stages)
+    if isinstance(index, FolderIndex):
+        captions = await asyncio.to_thread(lambda: [caption_of(index, hit.row) for hit in answer.hits])
     bars = [] if answer.background is None else [round(answer.background.share(hit.score), 4) for hit in answer.hits]
-    hits = tuple(
-        replace(hit, columns={name: shortened(value) for name, value in hit.columns.items()}) for hit in answer.hits
-    )
+    hits = []
+    for hit in answer.hits:
+        hits.append(replace(hit, columns={name: shortened(value) for name, value in hit.columns.items()}))
     return SearchResponse(
-        hits, encode_ms, find_ms, rerank_ms, answer.notes, tuple(bars), WEAK in answer.notes, tuple(captions)
+        results=tuple(hits),
+        encode_ms=round(1000 * answer.encode_seconds, 3),
+        find_ms=round(1000 * answer.find_seconds, 3),
+        rerank_ms=round(1000 * answer.rerank_seconds, 3),
+        notes=answer.notes,
+        bars=tuple(bars),
+        weak=WEAK in answer.notes,
+        captions=tuple(captions),
     )
 
 
@@ -321,10 +337,21 @@ def _add_images(app: FastAPI, service: ServiceState) -> None:
         "/image/{row}",
         summary="An image of the index, as a thumbnail or as the original file.",
         response_class=Response,
-        responses={200: {"content": {"image/*": {}}}, 404: {"model": ErrorResponse}},
+        responses={
+            200: {"content": {"image/*": {}}},
+            304: {"description": "The image has not changed."},
+            404: {"model": ErrorResponse},
+        },
     )
-    async def image(row: int = Path(ge=0, le=MAX_ROW), size: images.Size = "thumbnail") -> Response:
-        return await service.reading.run(lambda: images.respond(service.index, row, size, service.config))
+    async def image(
+        row: int = Path(ge=0, le=MAX_ROW),
+        size: images.Size = "thumbnail",
+        if_none_match: str = Header("", include_in_schema=False),
+    ) -> Response:
+        def read() -> Response:
+            return images.respond(service.index, row, size, if_none_match, config=service.config)
+
+        return await service.reading.run(read)
 
     @app.get("/columns", summary="The columns of the images, for conditions: their types and most frequent values.")
     async def columns() -> list[ColumnResponse]:
@@ -335,15 +362,23 @@ def _add_state(app: FastAPI, service: ServiceState) -> None:
     @app.get(
         "/health",
         summary="Whether the service takes requests, and what it searches.",
-        responses={503: {"model": HealthResponse, "description": "The store does not answer."}},
+        responses={503: {"model": HealthResponse, "description": "It is stopped, or the store does not answer."}},
     )
     async def health(response: Response) -> HealthResponse:
         searcher = service.searcher.now()
         index, reranker = searcher.index, searcher.reranker
         status = "ok" if await service.is_ready() else "store unavailable"
+        if service.is_stopping.is_set():
+            status = "stopping"
         response.status_code = 200 if status == "ok" else 503
-        second = reranker.ref if reranker else None
-        return HealthResponse(status, index.num_images, index.kind, index.fingerprint[:12], second, __version__)
+        return HealthResponse(
+            status=status,
+            images=index.num_images,
+            kind=index.kind,
+            model=index.fingerprint[:12],
+            reranker=None if reranker is None else reranker.ref,
+            version=__version__,
+        )
 
     # A balancer must not restart a service whose store does not answer.
     @app.get("/live", summary="Whether the service answers at all.")
@@ -370,7 +405,7 @@ def _add_error_handlers(app: FastAPI, service: ServiceState) -> None:
             case BusyError():
                 return refusal(message, service.config, service.metrics)
             case UnavailableError():
-                logs.OWN.error("a request failed: %s", error)
+                logs.SERVICE.error("a request failed: %s", error)
                 return refusal("the store does not answer", service.config, service.metrics)
             case RequestValidationError():
                 status, message = 422, in_words(error.errors())
@@ -379,7 +414,7 @@ def _add_error_handlers(app: FastAPI, service: ServiceState) -> None:
             case InputError() | ConfigError() | ImageError():
                 pass
             case _:
-                logs.OWN.error("a request failed: %s", error)
+                logs.SERVICE.error("a request failed: %s", error)
                 status, message = 500, "the search failed; the service's log says why"
         return JSONResponse({"error": message}, status_code=status, headers=headers)
 

@@ -70,4 +70,5 @@ class BatchReader:
 
 def in_words(errors: Sequence[Any]) -> str:
     """What pydantic found, on one line."""
-    return "; ".join(f"{error['loc'][-1] if error['loc'] else 'query'}: {error['msg']}" for error in errors)
+    places = [error["loc"][-1] if error["loc"] else "query" for error in errors]
+    return "; ".join(f"{place}: {error['msg']}" for place, error in zip(places, errors, strict=True))

@@ -24,9 +24,8 @@ from dcdctl.core.serve.app import build
 from dcdctl.core.serve.connections import fit_to_open_files
 from dcdctl.core.serve.job import Job
 from dcdctl.core.serve.keys import Keys
-from dcdctl.core.serve.listener import http_server, is_loopback
+from dcdctl.core.serve.listener import HANGUP, handled, http_server, is_loopback
 from dcdctl.core.serve.metrics import Shared
-from dcdctl.core.serve.signals import HANGUP, handled
 from dcdctl.core.serve.workers import LiveSearcher
 
 
@@ -35,6 +34,7 @@ def run(
     index: ImageIndex,
     listener: socket.socket,
     on_ready: Callable[[int], None],
+    *,
     control: Connection | None = None,
     shared: Shared | None = None,
 ) -> None:
@@ -66,7 +66,7 @@ def run(
         server.run(sockets=[listener])
 
 
-def run_child(number: int, job: Job, listener: socket.socket, control: Connection, shared: Shared) -> None:
+def run_child(job: Job, listener: socket.socket, control: Connection, shared: Shared) -> None:
     """Answer requests in a process of its own, until SIGTERM or the end of the parent at the other end of `control`."""
     # Ctrl-C reaches every process of a terminal; what it means is decided by the parent, and by the server once it
     # runs.
@@ -75,9 +75,9 @@ def run_child(number: int, job: Job, listener: socket.socket, control: Connectio
     # What was imported before the fork stays shared: the collector would write into each page of it.
     gc.freeze()
     shared.join()
-    with logs.to_stderr(job.config, number):
+    with logs.to_stderr(job.config, shared.number):
         try:
-            run(job, job.index(), listener, control.send, control, shared)
+            run(job, job.index(), listener, control.send, control=control, shared=shared)
         except DcdError as error:
             control.send(error)
 
@@ -87,9 +87,9 @@ def reload(job: Job, searcher: LiveSearcher) -> None:
     try:
         searcher.swap(_searcher_of(job, job.index(), with_images=searcher.now().encoder.is_loaded))
     except Exception as error:  # such as too little memory for a second model: the service must continue
-        logs.OWN.error("the index is not reloaded; the service continues with the previous one: %s", error)
+        logs.SERVICE.error("the index is not reloaded; the service continues with the previous one: %s", error)
     else:
-        logs.OWN.info("reloaded the index and its model")
+        logs.SERVICE.info("reloaded the index and its model")
 
 
 def _searcher_of(job: Job, index: ImageIndex, *, with_images: bool) -> IndexSearcher:

@@ -85,6 +85,9 @@ class ServiceConfig:
     """The Retry-After of a 503 answer."""
     thumbnail_px: Count = 320
     """Longer side of the thumbnails."""
+    drain_s: Annotated[float, at_least(0)] = 0.0
+    """Time in which a service that is stopped still answers, while /health says 503, so that a balancer sends its
+    requests elsewhere."""
     shutdown_s: Positive = 10.0
     """Time that requests in progress get when the service is stopped."""
 

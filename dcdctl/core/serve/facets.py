@@ -71,11 +71,19 @@ def shortened(value: Any) -> Any:
 
 def _response(summary: ColumnSummary) -> ColumnResponse:
     name = quoted_name(summary.name)
-    values = tuple(
-        Choice(value=value_for_json(value), images=count, condition=condition)
-        for value, count in summary.frequent[:MAX_CHOICES]
-        if len(condition := f"{name} = {quoted_value(value)}") <= MAX_CHARS
+    choices = []
+    for value, count in summary.frequent[:MAX_CHOICES]:
+        condition = f"{name} = {quoted_value(value)}"
+        if len(condition) <= MAX_CHARS:
+            choices.append(Choice(value=value_for_json(value), images=count, condition=condition))
+    return ColumnResponse(
+        name=summary.name,
+        quoted=name,
+        type=summary.type,
+        missing=summary.missing,
+        distinct=summary.distinct,
+        values=tuple(choices),
+        low=shortened(value_for_json(summary.low)),
+        high=shortened(value_for_json(summary.high)),
+        facet=facet_of(summary),
     )
-    low, high = (shortened(value_for_json(end)) for end in (summary.low, summary.high))
-    facts = summary.name, name, summary.type, summary.missing, summary.distinct
-    return ColumnResponse(*facts, values=values, low=low, high=high, facet=facet_of(summary))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 from PIL import Image
@@ -16,6 +17,9 @@ from dcdctl.core.stores import UnavailableError
 
 Size = Literal["thumbnail", "original"]
 START_OF_SCAN = b"\xff\xda"
+# Short, because a row may be another image in the next index, and a removed image should not stay visible for long.
+CACHE_S = 300
+"""Seconds for which a browser shows an image again without asking; later it asks, and loads only what has changed."""
 
 
 def uploaded(data: bytes, config: ServiceConfig) -> Image.Image:
@@ -37,14 +41,21 @@ def image_of(index: ImageIndex, row: int) -> Image.Image:
         raise _gone(row) from error
 
 
-def respond(index: ImageIndex, row: int, size: Size, config: ServiceConfig) -> Response:
-    """The image of a row, as a JPEG thumbnail without metadata or as the original file; 404 if it is gone or
-    damaged."""
+def respond(index: ImageIndex, row: int, size: Size, if_none_match: str, *, config: ServiceConfig) -> Response:
+    """The image of a row, as a JPEG thumbnail without metadata or as the original file; 304 if the client has it
+    already (`if_none_match`, the header of the request), 404 if it is gone or damaged."""
     data = _image_bytes(index, row)
+    # The size too: after a change of the settings browsers must not keep the old thumbnails.
+    form = "original" if size == "original" else f"thumbnail {config.thumbnail_px}"
+    tag = f'"{hashlib.sha256(form.encode() + data).hexdigest()[:32]}"'
+    headers = {"ETag": tag, "Cache-Control": f"private, max-age={CACHE_S}"}
+    # Proxies that compress mark a tag as weak.
+    if tag in [known.strip().removeprefix("W/") for known in if_none_match.split(",")]:
+        return Response(status_code=304, headers=headers)
     try:
         if size == "original":
-            return Response(data, media_type=media_type(data))
-        return Response(thumbnail(data, config.thumbnail_px), media_type="image/jpeg")
+            return Response(data, media_type=media_type(data), headers=headers)
+        return Response(thumbnail(data, config.thumbnail_px), media_type="image/jpeg", headers=headers)
     except ImageError as error:
         raise _gone(row) from error
 

@@ -23,7 +23,7 @@ class Job:
     threads: int | None = None
     """CPU threads of torch in each process; None for torch's default, and for an equal share each if there are several
     processes."""
-    own_model: Path | None = None
+    model_folder: Path | None = None
     """The folder of the dual encoder of a store, if it is not where the store was filled."""
     rerank: str | None = None
     """The model that re-ranks, besides the index's own."""
@@ -35,6 +35,6 @@ class Job:
     def index(self) -> ImageIndex:
         """The index, opened and compared with its checksums, so that no query waits for that; the errors of
         `open_index`."""
-        index = open_index(self.place, self.own_model)
+        index = open_index(self.place, self.model_folder)
         index.check()
         return index

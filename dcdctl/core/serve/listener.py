@@ -1,16 +1,20 @@
-"""The socket of a service, and uvicorn on it: bound first, so that an address that is taken is told before anything
-loads.
+"""The socket of a service, uvicorn on it, and its signals: bound first, so that an address that is taken is told before
+anything loads.
 
 Importing this module imports no web framework.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import math
 import os
+import signal
 import socket
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 # The default of uvicorn.
 BACKLOG = 2048
+HANGUP = getattr(signal, "SIGHUP", None)
+"""The signal to open the index and the models again; Windows has none."""
 
 
 @contextmanager
@@ -58,6 +64,20 @@ def url_of(listener: socket.socket) -> str:
 
 
 @contextmanager
+def handled(handlers: Mapping[int, Callable[..., object]]) -> Iterator[None]:
+    """These handlers of signals while the block runs. Python accepts handlers in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _bind_errors(host: str, port: int) -> Iterator[None]:
     try:
         yield
@@ -87,6 +107,13 @@ def http_server(
                 for listener in sockets or ():
                     listener.listen(BACKLOG)
             on_ready()
+
+        async def main_loop(self) -> None:
+            await super().main_loop()
+            app.is_stopping.set()
+            ends = time.monotonic() + config.drain_s
+            while time.monotonic() < ends and not self.force_exit:
+                await asyncio.sleep(0.05)
 
     settings = uvicorn.Config(
         app,

@@ -20,7 +20,7 @@ MAX_RECORD_CHARS = 8_000
 """Maximum length of a log record: a traceback through the web framework has about 6,000 characters."""
 ACCESS = logging.getLogger("dcdctl.access")
 """The logger of requests."""
-OWN = logging.getLogger("dcdctl")
+SERVICE = logging.getLogger("dcdctl")
 
 
 def printable(line: str) -> str:
@@ -86,12 +86,12 @@ def to_stderr(config: ServiceConfig, process: int = 0) -> Iterator[None]:
         logging.captureWarnings(True)
     if config.access_log or is_json:
         ACCESS.setLevel(logging.INFO)
-        OWN.setLevel(logging.INFO)
+        SERVICE.setLevel(logging.INFO)
     try:
         yield
     finally:
         root.removeHandler(handler)
         ACCESS.setLevel(level)
-        OWN.setLevel(logging.NOTSET)
+        SERVICE.setLevel(logging.NOTSET)
         if is_json:
             logging.captureWarnings(False)

@@ -57,13 +57,13 @@ class Metrics:
     def __init__(self, shared: Shared | None = None) -> None:
         """`shared` is for a service of several processes."""
         disable_created_metrics()  # creation times, which double the number of series
-        own = self._answered = CollectorRegistry()
+        registry = self._answered = CollectorRegistry()
         if shared is None:
-            ProcessCollector(registry=own)  # memory and CPU time
+            ProcessCollector(registry=registry)  # memory and CPU time
         else:
             self._answered = CollectorRegistry()
             MultiProcessCollector(self._answered, str(shared.folder))
-        names: dict[str, Any] = {"registry": own, "namespace": "dcdctl"}
+        names: dict[str, Any] = {"registry": registry, "namespace": "dcdctl"}
         self._requests = Counter("requests", "Requests answered.", ["route", "method", "status"], **names)
         self._seconds = Histogram(
             "request_seconds", "Time until a request was answered completely.", ["route"], buckets=SECONDS, **names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from threading import Event
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -40,6 +41,8 @@ class LimitsMiddleware:
     app: ASGIApp
     config: ServiceConfig
     metrics: Metrics
+    is_stopping: Event = field(default_factory=Event)
+    """While it is set, each connection ends with its answer, so that its client connects elsewhere."""
     _in_flight: int = 0
     _arriving: set[_LimitedBody] = field(default_factory=set)
     """Bodies that have not arrived yet."""
@@ -58,10 +61,12 @@ class LimitsMiddleware:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if self.is_stopping.is_set():
+                    headers["Connection"] = "close"
             await send(message)
 
         self._count(1)
-        body = _LimitedBody(scope, receive, self.config, self.metrics, self._arriving)
+        body = _LimitedBody(scope, receive, config=self.config, metrics=self.metrics, arriving=self._arriving)
         try:
             await self._answer(scope, body)(scope, body, send_with_headers)
         finally:
@@ -69,7 +74,9 @@ class LimitsMiddleware:
             self._arriving.discard(body)
             seconds = time.perf_counter() - started
             # The route, never the path or the query: they say who looked for what, and a client may put a key there.
-            route, method = getattr(scope.get("route"), "path", "other"), _method(scope)
+            route = getattr(scope.get("route"), "path", "other")
+            # A client may send any word as a method, and each would become a series of its own.
+            method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
             self.metrics.answered(route, method, status, seconds)
             if self.config.access_log:
                 client, _ = scope.get("client") or (None, None)
@@ -80,7 +87,7 @@ class LimitsMiddleware:
         """What answers a request: the app, or a refusal."""
         # The parser compares the size of headers only while they are incomplete.
         if len(scope["raw_path"]) + len(scope["query_string"]) >= self.config.max_header_bytes:
-            return _rejected(self.metrics, "address too long", "the address is too long", 414, {})
+            return _rejected(self.metrics, "address too long", "the address is too long", status=414)
         if self._in_flight > self.config.max_requests and scope["path"] not in ALWAYS_ANSWERED:
             return refusal("too many requests", self.config, self.metrics)
         # Slow uploads must leave room for searches.
@@ -116,16 +123,18 @@ class KeyMiddleware:
         # Before any key is compared, right ones too: the answer must not say that a guess is right.
         if seconds := self._wrong.wait_s(client):
             error = f"too many wrong keys came from this address; ask again in {seconds} s"
-            return _rejected(self.metrics, "too many wrong keys", error, 429, {"Retry-After": str(seconds)})
+            return _rejected(
+                self.metrics, "too many wrong keys", error, status=429, headers={"Retry-After": str(seconds)}
+            )
         headers = Headers(scope=scope)
         scheme, _, value = headers.get("authorization", "").partition(" ")
         # A proxy that checks passwords may pass `Authorization: Basic` on, and adds the key as X-API-Key.
         sent = value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not sent:
-            return _rejected(self.metrics, "no key", NO_KEY, 401, CHALLENGE)
+            return _rejected(self.metrics, "no key", NO_KEY, status=401, headers=CHALLENGE)
         if not self.keys.accept(sent):
             self._wrong.note(client)
-            return _rejected(self.metrics, "wrong key", "this key is not accepted", 401, CHALLENGE)
+            return _rejected(self.metrics, "wrong key", "this key is not accepted", status=401, headers=CHALLENGE)
         return None
 
 
@@ -133,10 +142,12 @@ def refusal(reason: str, config: ServiceConfig, metrics: Metrics) -> JSONRespons
     """The 503 response to a request beyond a limit."""
     seconds = config.retry_after_s
     error = f"the service is busy ({reason}); ask again in {seconds} s"
-    return _rejected(metrics, reason, error, 503, {"Retry-After": str(seconds)})
+    return _rejected(metrics, reason, error, status=503, headers={"Retry-After": str(seconds)})
 
 
-def _rejected(metrics: Metrics, reason: str, error: str, status: int, headers: dict[str, str]) -> JSONResponse:
+def _rejected(
+    metrics: Metrics, reason: str, error: str, *, status: int, headers: dict[str, str] | None = None
+) -> JSONResponse:
     """A response that is counted as refused because of `reason`."""
     metrics.rejected(reason)
     return JSONResponse({"error": error}, status_code=status, headers=headers)
@@ -146,7 +157,7 @@ class _LimitedBody:
     """The body of a request as it arrives; refused when it is too large or too slow."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, config: ServiceConfig, metrics: Metrics, arriving: set[_LimitedBody]
+        self, scope: Scope, receive: Receive, *, config: ServiceConfig, metrics: Metrics, arriving: set[_LimitedBody]
     ) -> None:
         """It is in `arriving` until it is complete."""
         self._receive, self._config, self._metrics, self._arriving = receive, config, metrics, arriving
@@ -183,8 +194,3 @@ class _LimitedBody:
             raise HTTPException(
                 413, f"the upload is too large, at most {self._config.max_upload_bytes / MiB:g} MiB are accepted"
             )
-
-
-def _method(scope: Scope) -> str:
-    # A client may send any word as a method, and each would become a series of its own.
-    return scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"

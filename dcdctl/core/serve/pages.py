@@ -40,15 +40,15 @@ def search_page(index: ImageIndex, config: ServiceConfig) -> str:
     rows = index.spread_rows(NUM_SAMPLE)
     # An image that comes from a corpus has captions.
     captions = [caption_of(index, row) for row in rows]
+    sample = []
+    for row, caption in zip(rows, captions, strict=True):
+        sample.append({"row": row, "name": index.name(row), "caption": caption})
     return templates.render(
         "search.html",
         config=config,
         index_name=Path(index.location).resolve().name,
         num_images=index.num_images,
-        sample=[
-            {"row": row, "name": index.name(row), "caption": caption}
-            for row, caption in zip(rows, captions, strict=True)
-        ],
+        sample=sample,
         examples=list(dict.fromkeys(filter(None, captions)))[:NUM_EXAMPLES] or EXAMPLES,
         max_chars=config.max_text_chars,
         has_keywords=index.has_keywords,

@@ -25,13 +25,16 @@ from typing import Any
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.job import Job
+from dcdctl.core.serve.listener import handled
 from dcdctl.core.serve.metrics import Shared
-from dcdctl.core.serve.signals import handled
 
 PRELOADED = (
     "dcdctl.core.serve.child",
-    *("transformers.modeling_utils", "transformers.models.auto.modeling_auto", "transformers.generation.utils"),
-    *("transformers.models.auto.tokenization_auto", "transformers.models.auto.image_processing_auto"),
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.generation.utils",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.auto.image_processing_auto",
 )
 """Modules that are imported once for all processes. Loading a model imports most of transformers, which takes
 seconds."""
@@ -39,7 +42,7 @@ seconds."""
 RESTART_S = 30.0
 """Wait before a process starts again that ended before it answered; one that has answered is replaced at once."""
 GRACE_S = 5.0
-"""Time beyond `shutdown_s` after which a process that does not end is killed."""
+"""Time beyond `drain_s` and `shutdown_s` after which a process that does not end is killed."""
 
 
 @dataclass
@@ -105,9 +108,10 @@ class _Supervisor:
             running = [child for child in self._children if child.starts_at is None]
             due = [child.starts_at for child in self._children if child.starts_at is not None]
             timeout = max(0.0, min(due) - time.monotonic()) if due else None
-            happened = connection.wait(
-                [signals, *(one for child in running for one in (child.control, child.process.sentinel))], timeout
-            )
+            awaited: list[connection.Connection | int] = [signals]
+            for child in running:
+                awaited += [child.control, child.process.sentinel]
+            happened = connection.wait(awaited, timeout)
             if signals in happened:
                 if signals.recv() != signal.SIGHUP:
                     return
@@ -136,7 +140,8 @@ class _Supervisor:
         # A terminal and a supervisor may both have sent the signal.
         while signals.poll():
             signals.recv()
-        ends = time.monotonic() + self._job.config.shutdown_s + GRACE_S
+        config = self._job.config
+        ends = time.monotonic() + config.drain_s + config.shutdown_s + GRACE_S
         while running and time.monotonic() < ends and not signals.poll():
             happened = connection.wait(
                 [signals, *(process.sentinel for process in running)], max(0.0, ends - time.monotonic())
@@ -149,7 +154,7 @@ class _Supervisor:
 
     def _started(self, number: int) -> tuple[BaseProcess, connection.Connection]:
         ours, theirs = self._context.Pipe()
-        arguments = (number, self._job, self._listener, theirs, Shared(self._folder, number))
+        arguments = (self._job, self._listener, theirs, Shared(self._folder, number))
         process = self._context.Process(target=_run, args=arguments, name=f"dcdctl serve {number}")
         process.start()
         # Only the process has this end now, so that the parent notices when it ends.
@@ -165,7 +170,7 @@ class _Supervisor:
             child.error = message
         else:
             child.is_ready = True
-            logs.OWN.info("process %d answers", child.number, extra={"facts": {"pid": child.process.pid}})
+            logs.SERVICE.info("process %d answers", child.number, extra={"facts": {"pid": child.process.pid}})
             if self._on_ready is not None and all(one.is_ready for one in self._children):
                 self._on_ready(message)
                 self._on_ready = None
@@ -182,11 +187,11 @@ class _Supervisor:
             raise child.error or DcdError(f"{how} while it started", hint="its messages are above")
         delay = 0.0 if child.is_ready else RESTART_S
         child.is_ready, child.starts_at = False, time.monotonic() + delay
-        logs.OWN.error("%s; it starts again in %g s", child.error or how, delay)
+        logs.SERVICE.error("%s; it starts again in %g s", child.error or how, delay)
 
 
-def _run(number: int, job: Job, listener: socket.socket, control: connection.Connection, shared: Shared) -> None:
+def _run(job: Job, listener: socket.socket, control: connection.Connection, shared: Shared) -> None:
     # Imported in the processes only: the parent needs no torch.
     from dcdctl.core.serve.child import run_child
 
-    run_child(number, job, listener, control, shared)
+    run_child(job, listener, control, shared)

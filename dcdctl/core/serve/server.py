@@ -51,11 +51,17 @@ def serve(job: Job, *, on_start: Callable[[Started], None]) -> None:
     keys, config = Keys.from_environment(), job.config
     with bound(config.host, config.port) as listener, logs.to_stderr(config):
         # Errors of the index come now, before anything is imported; several processes check its files themselves.
-        index = job.index() if config.processes == 1 else open_index(job.place, job.own_model)
+        index = job.index() if config.processes == 1 else open_index(job.place, job.model_folder)
 
         def on_ready(num_images: int) -> None:
-            started = Started(url_of(listener), index.location, num_images, is_loopback(listener), keys is not None)
-            logs.OWN.info("listening", extra={"facts": asdict(started) | {"pid": os.getpid()}})
+            started = Started(
+                url=url_of(listener),
+                index=index.location,
+                num_images=num_images,
+                is_loopback=is_loopback(listener),
+                has_keys=keys is not None,
+            )
+            logs.SERVICE.info("listening", extra={"facts": asdict(started) | {"pid": os.getpid()}})
             on_start(started)
 
         if config.processes > 1:

@@ -22,7 +22,7 @@ from dcdctl.core.stores import UnavailableError
 
 T = TypeVar("T")
 Stamp = tuple[int, int, int]
-LATE = "waited too long"
+OVERDUE = "waited too long"
 
 
 class LiveSearcher:
@@ -69,7 +69,7 @@ class LiveSearcher:
             index.expect(self._searcher.index.fingerprint)
             index.check()
         except DcdError as error:
-            logs.OWN.error(
+            logs.SERVICE.error(
                 "the index has changed, but cannot be used; the service continues with the previous one: %s", error
             )
             return self._searcher
@@ -83,7 +83,7 @@ class BusyError(Exception):
 class Workers:
     """A thread pool with a bounded queue, used from one event loop."""
 
-    def __init__(self, name: str, threads: int, max_waiting: int, max_wait_s: float, metrics: Metrics) -> None:
+    def __init__(self, name: str, *, threads: int, max_waiting: int, max_wait_s: float, metrics: Metrics) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self.num_slots, self._max_wait_s = threads + max_waiting, max_wait_s
         self._num_used = 0
@@ -95,8 +95,8 @@ class Workers:
         queued = time.monotonic()
 
         def in_time() -> T:
-            if self.is_late(queued):
-                raise BusyError(LATE)
+            if self.is_overdue(queued):
+                raise BusyError(OVERDUE)
             return work()
 
         with self.slot():
@@ -117,7 +117,7 @@ class Workers:
         """Run a call in the pool."""
         return asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def is_late(self, queued: float) -> bool:
+    def is_overdue(self, queued: float) -> bool:
         """Whether a call queued at this time of the monotonic clock has waited too long."""
         return time.monotonic() - queued > self._max_wait_s
 
@@ -209,10 +209,10 @@ class TextBatcher:
                 self._open = []
         # Cancelled texts are left out; from here on a future cannot be cancelled.
         texts = [text for text in batch if text.answer.set_running_or_notify_cancel()]
-        late = [text for text in texts if self.workers.is_late(text.queued)]
-        for text in late:
-            text.answer.set_exception(BusyError(LATE))
-        self._answer([text for text in texts if text not in late])
+        overdue = [text for text in texts if self.workers.is_overdue(text.queued)]
+        for text in overdue:
+            text.answer.set_exception(BusyError(OVERDUE))
+        self._answer([text for text in texts if text not in overdue])
 
     def _answer(self, texts: Sequence[WaitingText]) -> None:
         if not texts:

@@ -21,7 +21,7 @@ from lancedb.index import BTree, HnswSq
 
 from dcdctl.core import locks
 from dcdctl.core.errors import InputError
-from dcdctl.core.search import Condition, Floats, Rows, Value, quoted_value
+from dcdctl.core.search import Condition, Floats, Rows, StoredVectors, Value, quoted_value
 from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of
 from dcdctl.core.stores.retry import UnavailableError
 from dcdctl.core.stores.sql import condition_sql
@@ -134,7 +134,7 @@ class LanceStore(Store):
             if table.count_rows() > EXACT_UP_TO:
                 if "row" not in indexed:
                     table.create_index("row", config=BTree())
-                if "vector" not in indexed and not self._facts_of(table).is_late:
+                if "vector" not in indexed and self._facts_of(table).stored_type is StoredVectors:
                     table.create_index("vector", config=HnswSq(distance_type="cosine"))
             # Joins small files, and adds new rows to the indexes.
             table.optimize()
@@ -232,4 +232,6 @@ def _literal(value: Value, type_: pa.DataType) -> str:
     if number := {pa.float64(): "double", pa.int64(): "bigint"}.get(type_):
         return f"cast('{value}' as {number})"
     text = quoted_value(value)
-    return f"{'timestamp' if isinstance(value, datetime) else 'date'} {text}" if isinstance(value, date) else text
+    if isinstance(value, datetime):
+        return f"timestamp {text}"
+    return f"date {text}" if isinstance(value, date) else text

@@ -22,8 +22,8 @@ import pyarrow as pa
 from psycopg import errors, sql
 
 from dcdctl.core.errors import DcdError, InputError, StaleError
-from dcdctl.core.search import Condition, Floats, Rows, Value
-from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
+from dcdctl.core.search import Condition, Floats, Rows, StoredTokens, StoredVectors, Value
+from dcdctl.core.stores.protocol import Store, StoreFacts
 from dcdctl.core.stores.retry import IS_IT_RUNNING, UnavailableError
 from dcdctl.core.stores.sql import condition_sql
 from dcdctl.core.stores.url import StoreUrl
@@ -138,7 +138,7 @@ class PostgresStore(Store):
         return StoreFacts.of_json(row[0][0], self._name) if row else None
 
     def create(self, facts: StoreFacts) -> None:
-        if facts.is_late:
+        if facts.stored_type is StoredTokens:
             raise InputError(
                 f"{self._name} takes one vector per image, and the index has one for each token",
                 hint="upload it to Qdrant or LanceDB, or search its folder",
@@ -171,8 +171,8 @@ class PostgresStore(Store):
             with cursor.copy(copy_in) as copy:
                 # COPY names no types: the bytes of a vector arrive as they are, and the column reads them.
                 copy.set_types([TYPES.get(str(field.type), "bytea") for field in images.schema])
-                for values in zip(*columns, strict=True):
-                    copy.write_row(values)
+                for row in range(len(images)):
+                    copy.write_row([values[row] for values in columns])
 
     def delete(self, rows: Rows) -> None:
         self._run(_DELETE, [rows.tolist()])
@@ -209,18 +209,18 @@ class PostgresStore(Store):
             for query_D in queries_QD:
                 numbers = f"[{','.join(map(repr, query_D.astype(np.float16).tolist()))}]"
                 query = [*parameters, numbers]
-                rows = [] if is_exact else self._nearest(facts, test, query, _DISTANCE, count)
+                rows = [] if is_exact else self._nearest(facts, test, query, order=_DISTANCE, count=count)
                 # The graph gives up after a number of steps (hnsw.max_scan_tuples), and does not find what nothing
                 # points to. The planner has no index for a sum, so it compares all vectors.
                 if len(rows) < count:
-                    rows = self._nearest(facts, test, query, f'({_DISTANCE}) + 0, "row"', count)
+                    rows = self._nearest(facts, test, query, order=f'({_DISTANCE}) + 0, "row"', count=count)
                 if any(current != oid for current, *_ in rows):
                     raise UnavailableError(f"{self._name} was replaced during a search")
                 images.append(_table([row[1:] for row in rows], facts))
         return images, facts.model
 
     def _nearest(
-        self, facts: StoreFacts, where: sql.SQL, parameters: Sequence[Value], order: str, count: int
+        self, facts: StoreFacts, where: sql.SQL, parameters: Sequence[Value], *, order: str, count: int
     ) -> list[tuple[Any, ...]]:
         """The first rows in an order by the distance from the last of the parameters, each after the id of its
         table."""
@@ -332,7 +332,9 @@ def _definition(column: pa.Field, dims: int) -> sql.Composable:
         return sql.SQL("vector halfvec({}) NOT NULL").format(sql.Literal(dims))
     # In bytes, as everywhere in dcdctl: the order of letters depends on the language of the database otherwise.
     collation = ' COLLATE "C"' if column.type == "string" else ""
-    ending = " PRIMARY KEY" if column.name == "row" else "" if column.nullable else " NOT NULL"
+    ending = "" if column.nullable else " NOT NULL"
+    if column.name == "row":
+        ending = " PRIMARY KEY"
     return sql.SQL("{} " + TYPES[str(column.type)] + collation + ending).format(_quoted(sql.Identifier(column.name)))
 
 
@@ -348,17 +350,17 @@ def _quoted(name: sql.Identifier) -> sql.SQL:
 def _values(column: pa.ChunkedArray) -> Sequence[Any]:
     """The values of a column, as psycopg sends them."""
     if not pa.types.is_fixed_size_list(column.type):
-        values: list[Any] = column.to_pylist()
-        return values
+        return column.to_pylist()
     # pgvector's binary form: the number of dims, two unused bytes, and the numbers, the highest byte first.
     header = struct.pack(">HH", column.type.list_size, 0)
-    return [header + vector_D.tobytes() for vector_D in half_of(column).astype(">f2")]
+    return [header + vector_D.tobytes() for vector_D in StoredVectors.of_column(column).data.astype(">f2")]
 
 
 def _table(rows: list[tuple[Any, ...]], facts: StoreFacts) -> pa.Table:
     """Rows as a table of `StoreFacts.image_schema`."""
-    names = facts.image_schema.names
-    values = {name: [row[place] for row in rows] for place, name in enumerate(names)}
+    values: dict[str, list[Any]] = {}
+    for place, name in enumerate(facts.image_schema.names):
+        values[name] = [row[place] for row in rows]
     # After the number of dims and two unused bytes.
-    numbers = b"".join(value[4:] for value in values["vector"])
-    return facts.table(values, np.frombuffer(numbers, dtype=">f2").astype(np.float16))
+    numbers = np.frombuffer(b"".join(value[4:] for value in values["vector"]), dtype=">f2").astype(np.float16)
+    return facts.table(values, StoredVectors(numbers.reshape(len(rows), facts.dims)))

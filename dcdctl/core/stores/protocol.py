@@ -1,6 +1,6 @@
 """What an upload and a search need of a store, whatever program keeps the vectors.
 
-Shape letters: Q queries, R rows, D width, N tokens.
+Shape letters: Q queries, R rows, D width.
 """
 
 from __future__ import annotations
@@ -12,13 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dcdctl.core import config
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
-from dcdctl.core.search import COLUMN_TYPES, IMAGE_COLUMNS, Condition, Floats, Half, ImageSource, Rows
+from dcdctl.core.search import (
+    COLUMN_TYPES,
+    IMAGE_COLUMNS,
+    Condition,
+    Floats,
+    ImageSource,
+    Rows,
+    Stored,
+    StoredTokens,
+    StoredType,
+    StoredVectors,
+)
 
 # A store outlives the version of dcdctl that filled it.
 FORMAT = 1
@@ -48,7 +57,7 @@ class StoreFacts:
     values: str
     """Digest of the columns of these rows."""
     is_late: bool = False
-    """Whether an image has a vector for each token (`ImageIndex.is_late`)."""
+    """Whether an image has a vector for each token."""
     query_model: str | None = None
     """The fingerprint of the query encoder that embeds texts (`ImageIndex.query_model`)."""
 
@@ -73,33 +82,22 @@ class StoreFacts:
         return pa.schema([pa.field(name, COLUMN_TYPES[type_]) for name, type_ in self.columns.items()])
 
     @property
+    def stored_type(self) -> StoredType:
+        """What the store has of an image."""
+        return StoredTokens if self.is_late else StoredVectors
+
+    @property
     def image_schema(self) -> pa.Schema:
         """The columns of an upload and of an answer."""
-        vector = pa.list_(pa.field("element", "float16", nullable=False), self.dims)
-        if self.is_late:
-            vector = pa.list_(pa.field("token", vector, nullable=False))
-        return pa.schema([*IMAGE_FIELDS, pa.field("vector", vector, nullable=False), *self.schema])
+        vector = pa.field("vector", self.stored_type.store_type(self.dims), nullable=False)
+        return pa.schema([*IMAGE_FIELDS, vector, *self.schema])
 
-    def vector_column(self, vectors_ND: Half, counts_R: Sequence[int]) -> pa.Array:
-        """The column of the vectors; of a late index R images have `counts_R` tokens, one after another."""
-        type_ = self.image_schema.field("vector").type
-        numbers = pa.array(vectors_ND.reshape(-1))
-        if not self.is_late:
-            return pa.FixedSizeListArray.from_arrays(numbers, type=type_)
-        tokens = pa.FixedSizeListArray.from_arrays(numbers, type=type_.value_type)
-        if len(tokens) != sum(counts_R):
-            raise ValueError(f"{len(tokens)} tokens, expected {sum(counts_R)}")
-        return pa.ListArray.from_arrays(np.cumsum([0, *counts_R], dtype=np.int32), tokens, type=type_)
-
-    def table(self, values: Mapping[str, Sequence[Any]], vectors_ND: Half, counts_R: Sequence[int] = ()) -> pa.Table:
-        """A table of `image_schema` of the values of each column and the vectors, as `vector_column` takes them."""
-        arrays = [
-            self.vector_column(vectors_ND, counts_R)
-            if column.name == "vector"
-            else pa.array(values[column.name], column.type)
-            for column in self.image_schema
-        ]
-        return pa.Table.from_arrays(arrays, schema=self.image_schema)
+    def table(self, values: Mapping[str, Sequence[Any]], stored: Stored) -> pa.Table:
+        """A table of `image_schema` of the values of each column and the vectors."""
+        others = {column.name: column.type for column in self.image_schema if column.name != "vector"}
+        arrays = {name: pa.array(values[name], type_) for name, type_ in others.items()}
+        arrays["vector"] = stored.to_column()
+        return pa.table([arrays[name] for name in self.image_schema.names], schema=self.image_schema)
 
     def to_json(self) -> str:
         return json.dumps({"dcdctl": config.to_table(self)}, ensure_ascii=False)
@@ -129,19 +127,6 @@ class StoreFacts:
 IMAGE_FIELDS = (pa.field("row", "int64", nullable=False), pa.field("source", "int32", nullable=False), *IMAGE_COLUMNS)
 """What every store keeps of an image besides its vector: where it is, and what it is called. A row is the row of the
 index."""
-
-
-def half_of(column: pa.ChunkedArray) -> Half:
-    """R x D: the numbers of a column of vectors."""
-    width = column.type.list_size
-    chunks = [chunk.flatten().to_numpy().reshape(-1, width) for chunk in column.chunks]
-    return np.concatenate([np.empty((0, width), dtype=np.float16), *chunks])
-
-
-def tokens_of(column: pa.ChunkedArray) -> tuple[Floats, Rows]:
-    """The tokens of a column of a late index one after another, N x D, and how many each image has."""
-    counts_R = pc.list_value_length(column).to_numpy().astype(np.int64)
-    return half_of(pc.list_flatten(column)).astype(np.float32), counts_R
 
 
 def batches_of(rows: Rows, size: int) -> Iterator[Rows]:

@@ -23,8 +23,8 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from dcdctl.core.errors import InputError
-from dcdctl.core.search import Compare, Condition, Floats, Joined, Rows, Value
-from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of, half_of, tokens_of
+from dcdctl.core.search import Compare, Condition, Floats, Joined, Rows, StoredTokens, Value
+from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of
 from dcdctl.core.stores.retry import IS_IT_RUNNING, UnavailableError
 from dcdctl.core.stores.url import StoreUrl
 
@@ -68,8 +68,9 @@ def open_url(url: StoreUrl) -> QdrantStore:
         host = None
     if not host or not name or "/" in name:
         raise InputError(f"{url.shown} names no host or no collection", hint=f"such as qdrant://host:{PORT}/photos")
-    server = f"{protocol}://{f'[{host}]' if ':' in host else host}:{port}"
-    return QdrantStore(connect(server, os.environ.get("QDRANT_API_KEY")), name, url.shown)
+    if ":" in host:  # IPv6
+        host = f"[{host}]"
+    return QdrantStore(connect(f"{protocol}://{host}:{port}", os.environ.get("QDRANT_API_KEY")), name, url.shown)
 
 
 class QdrantStore(Store):
@@ -107,7 +108,7 @@ class QdrantStore(Store):
         # No earlier upload had this name; the alias is what users see.
         collection = f"{self._name.removesuffix(_DRAFT)}-{secrets.token_hex(4)}"
         vectors = models.VectorParams(size=facts.dims, distance=models.Distance.DOT, datatype=models.Datatype.FLOAT16)
-        if facts.is_late:
+        if facts.stored_type is StoredTokens:
             vectors.multivector_config = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
             # No graph: MaxSim is not the distance of two images, so all are compared.
             vectors.hnsw_config = models.HnswConfigDiff(m=0)
@@ -128,17 +129,11 @@ class QdrantStore(Store):
 
     def upsert(self, images: pa.Table) -> None:
         collection, facts = self._known()
-        # A missing value is a missing entry.
-        payloads = [
-            {name: _as_json(value) for name, value in values.items() if value is not None}
-            for values in images.drop_columns(["row", "vector"]).to_pylist()
-        ]
-        column = images.column("vector")
-        if facts.is_late:
-            tokens, counts_R = tokens_of(column)
-            vectors = [part.tolist() for part in np.split(tokens, np.cumsum(counts_R)[:-1])]
-        else:
-            vectors = half_of(column).astype(np.float32).tolist()
+        payloads = []
+        for values in images.drop_columns(["row", "vector"]).to_pylist():
+            # A missing value is a missing entry.
+            payloads.append({name: _as_json(value) for name, value in values.items() if value is not None})
+        vectors = facts.stored_type.of_column(images.column("vector")).to_lists()
         points = models.Batch(ids=images.column("row").to_pylist(), vectors=vectors, payloads=payloads)
         with self._errors():
             # `wait`, because a server answers before the points can be found otherwise.
@@ -179,14 +174,15 @@ class QdrantStore(Store):
         condition = _filter(where, facts)
         width = models.SearchParams(hnsw_ef=max(LEAST_SEARCH_WIDTH, 2 * count))
         with self._errors():
-            results = self._nearest(collection, queries_QD, count, condition, width)
+            results = self._nearest(collection, queries_QD, filter=condition, limit=count, params=width)
             if any(len(points) < count for points in results):
                 # All images that meet the condition, or a graph that did not reach them.
-                results = self._nearest(collection, queries_QD, count, condition, models.SearchParams(exact=True))
+                exact = models.SearchParams(exact=True)
+                results = self._nearest(collection, queries_QD, filter=condition, limit=count, params=exact)
         return [_table(points, facts) for points in results], facts.model
 
-    def _nearest(self, collection: str, queries_QD: Floats, count: int, condition: Any, params: Any) -> list[list[Any]]:
-        asked = {"filter": condition, "limit": count, "params": params, "with_vector": True, "with_payload": True}
+    def _nearest(self, collection: str, queries_QD: Floats, **how: Any) -> list[list[models.ScoredPoint]]:
+        asked = {**how, "with_vector": True, "with_payload": True}
         requests = [models.QueryRequest(query=query_D.tolist(), **asked) for query_D in queries_QD]
         return [answer.points for answer in self._client.query_batch_points(collection, requests)]
 
@@ -262,14 +258,11 @@ def _as_json(value: Any) -> Any:
 
 def _table(points: list[Any], facts: StoreFacts) -> pa.Table:
     """Points as a table of `StoreFacts.image_schema`."""
-    values = {
-        column.name: [_of_json((point.payload or {}).get(column.name), column.type) for point in points]
-        for column in facts.image_schema
-    }
+    values: dict[str, list[Any]] = {}
+    for column in facts.image_schema:
+        values[column.name] = [_of_json((point.payload or {}).get(column.name), column.type) for point in points]
     values["row"] = [int(point.id) for point in points]
-    vectors = [point.vector for point in points]
-    numbers = [token for tokens in vectors for token in tokens] if facts.is_late else vectors
-    return facts.table(values, np.array(numbers, dtype=np.float16), [len(vector) for vector in vectors])
+    return facts.table(values, facts.stored_type.of_lists([point.vector for point in points], facts.dims))
 
 
 def _of_json(value: Any, type_: pa.DataType) -> Any:
@@ -317,7 +310,9 @@ def _compare(condition: Compare, value: Value, type_: pa.DataType) -> Any:
     """The test of a column against a value in its range, or for equality."""
     key, ends = _key(condition.column), _RANGES.get(condition.operator, _EQUAL)
     if isinstance(value, date):
-        return models.FieldCondition(key=key, range=models.DatetimeRange(**dict.fromkeys(ends, _moment(value))))
+        moment = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
+        bounds = dict.fromkeys(ends, moment.replace(tzinfo=UTC))
+        return models.FieldCondition(key=key, range=models.DatetimeRange(**bounds))
     if ends == _EQUAL and type_ != "float64":
         return models.FieldCondition(key=key, match=models.MatchValue(value=value))
     if isinstance(value, str | bool):
@@ -329,8 +324,3 @@ def _compare(condition: Compare, value: Value, type_: pa.DataType) -> Any:
     if type_ == "int64" and abs(value) > EXACT_INTEGERS:
         raise InputError(f"Qdrant does not order numbers as large as {value}", hint="use = or another store")
     return models.FieldCondition(key=key, range=models.Range(**dict.fromkeys(ends, value)))
-
-
-def _moment(value: date) -> datetime:
-    moment = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
-    return moment.replace(tzinfo=UTC)

@@ -17,13 +17,14 @@ def condition_sql(
     `quoted` and `literal` write columns and values as the engine reads them: a name or a text may hold any letters.
     """
     if isinstance(condition, Joined):
-        parts = (condition_sql(part, columns, quoted, literal) for part in condition.parts)
+        parts = [condition_sql(part, columns, quoted, literal) for part in condition.parts]
         # Always in parentheses, because AND binds more strongly than OR.
-        return f"({f' {condition.word.upper()} '.join(parts)})"
+        return "({})".format(f" {condition.word.upper()} ".join(parts))
     column, operator, value = quoted(condition.column), condition.operator.upper(), condition.value
     if value is None:
         return f"{column} {operator}"
     type_ = columns.field(condition.column).type
     if isinstance(value, tuple):
-        return f"({column} {operator} ({', '.join(literal(each, type_) for each in value)}))"
+        values = ", ".join(literal(each, type_) for each in value)
+        return f"({column} {operator} ({values}))"
     return f"({column} {operator} {literal(value, type_)})"

@@ -20,21 +20,17 @@ from dcdctl.core.search import (
     NUM_SHOWN,
     Condition,
     Floats,
-    Half,
     Hit,
     ImageIndex,
     Rows,
     SourceImage,
     SourceImages,
+    Stored,
     best_first,
-    best_of,
-    cosines,
-    maxsims,
     spread_over,
     text_side_beside,
-    unit,
 )
-from dcdctl.core.stores.protocol import Store, StoreFacts, half_of, tokens_of
+from dcdctl.core.stores.protocol import Store, StoreFacts
 from dcdctl.core.stores.retry import FOR_A_QUESTION, T, repeated
 
 CANDIDATES = 50
@@ -47,7 +43,7 @@ class StoreIndex(ImageIndex):
     def __init__(self, store: Store, facts: StoreFacts, model: Path | None = None) -> None:
         self.store, self.facts, self.location = store, facts, store.location
         self.dim, self.fingerprint, self.kind = facts.dims, facts.model, store.kind
-        self.is_late, self.query_model = facts.is_late, facts.query_model
+        self.stored_type, self.query_model = facts.stored_type, facts.query_model
         self.num_images, self.columns = facts.images, facts.schema
         self.images = SourceImages(store.location, facts.sources)
         self._model = model
@@ -106,9 +102,7 @@ class StoreIndex(ImageIndex):
 
         StaleError if the store was filled with another model since it was opened.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        queries_QD = unit(vectors_QD, self.dim)
+        queries_QD = self.checked_queries(vectors_QD, k)
         k = min(k, max(self.facts.rows, 1))
         tables, model = self._ask(self.store.search, queries_QD, max(CANDIDATES, 2 * k), where)
         if model != self.fingerprint:
@@ -129,15 +123,11 @@ class StoreIndex(ImageIndex):
             ) from error
 
     def _best(self, query_D: Floats, images: pa.Table, k: int) -> tuple[Hit, ...]:
-        if self.is_late:
-            # The precise comparison of a thousand tokens of each candidate would take gigabytes.
-            rough = maxsims(query_D, *tokens_of(images.column("vector")))
-            images = images.take(pa.array(best_of([(np.arange(len(images)), rough)], k)))
-            scores = maxsims(query_D, *tokens_of(images.column("vector")), is_precise=True)
-        else:
-            scores = cosines(query_D, half_of(images.column("vector")))
-        order = best_first(scores, images.column("row").to_numpy(), k)
-        best = images.drop_columns(["vector"]).take(pa.array(order)).to_pylist()
+        stored = self.stored_type.of_column(images.column("vector"))
+        near = stored.propose(query_D, k)
+        scores = stored.score(query_D, near)
+        order = best_first(scores, images.column("row").to_numpy()[near], k)
+        best = images.drop_columns(["vector"]).take(pa.array(near[order])).to_pylist()
         hits = []
         for score, values in zip(scores[order].tolist(), best, strict=True):
             columns = {name: values[name] for name in self.columns.names[:NUM_SHOWN]}
@@ -149,18 +139,12 @@ class StoreIndex(ImageIndex):
         rows = np.array(spread_over(self.facts.rows, count), dtype=np.int64)
         return self._ask(self.store.fetch, rows).column("row").to_pylist()
 
-    def vectors(self, rows: Rows) -> Half:
-        return half_of(self._vectors(rows))
-
-    def tokens(self, rows: Rows) -> tuple[Floats, Rows]:
-        return tokens_of(self._vectors(rows))
-
-    def _vectors(self, rows: Rows) -> pa.ChunkedArray:
+    def stored(self, rows: Rows) -> Stored:
         fetched = self._ask(self.store.fetch, rows)
         found_R = fetched.column("row").to_numpy()
         if len(missing := np.setdiff1d(rows, found_R)):
             raise IndexError(f"{self.location} has no row {missing[0]}")
-        return fetched.column("vector").take(pa.array(np.searchsorted(found_R, rows)))
+        return self.stored_type.of_column(fetched.column("vector").take(pa.array(np.searchsorted(found_R, rows))))
 
     def source_image(self, row: int) -> tuple[int, SourceImage]:
         fetched = self._ask(self.store.fetch, np.array([row], dtype=np.int64))

@@ -11,14 +11,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from dcdctl.core.errors import StaleError
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import FolderIndex
+from dcdctl.core.search import FolderIndex, StoredTokens
 from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of
 from dcdctl.core.stores.retry import FOR_A_BATCH, FOR_A_QUESTION, repeated
 
@@ -52,7 +51,7 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
                     hint="name another table or collection, or replace what is there with --replace",
                 )
             if (published.columns, published.values) == (wanted.columns, _values_digest(index, published.rows)):
-                return _fill(index, store, published, wanted, track)
+                return _fill(index, store, before=published, after=wanted, track=track)
         with closing(store.draft()) as draft:
             before = repeated(draft.facts, FOR_A_QUESTION)
             # The draft of a killed upload is continued if the index still begins with its images.
@@ -60,16 +59,20 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
                 repeated(draft.drop, FOR_A_BATCH)
                 repeated(draft.create, FOR_A_BATCH, wanted)
                 before = wanted
-            upload = _fill(index, draft, before, wanted, track)
-            repeated(_write, FOR_A_BATCH, draft, [wanted], draft.publish)
+            upload = _fill(index, draft, before=before, after=wanted, track=track)
+            _write(draft, [wanted], draft.publish)
             return upload
 
 
-def _write(store: Store, expected: Sequence[StoreFacts], work: Callable[..., None], *arguments: Any) -> None:
-    """Change a store; StaleError if another upload has replaced or described it."""
-    if store.facts() not in expected:
-        raise StaleError(f"another upload writes to {store.location}", hint="upload again when it has ended")
-    work(*arguments)
+def _write(store: Store, expected: Sequence[StoreFacts], work: Callable[..., None], *arguments: pa.Table) -> None:
+    """Change a store, again while it does not answer; StaleError if another upload has replaced or described it."""
+
+    def try_once() -> None:
+        if store.facts() not in expected:
+            raise StaleError(f"another upload writes to {store.location}", hint="upload again when it has ended")
+        work(*arguments)
+
+    repeated(try_once, FOR_A_BATCH)
 
 
 def facts_of(index: FolderIndex) -> StoreFacts:
@@ -87,7 +90,7 @@ def facts_of(index: FolderIndex) -> StoreFacts:
         images=index.num_images,
         content=content_digest(index, index.num_rows) or "",
         values=_values_digest(index, index.num_rows),
-        is_late=index.is_late,
+        is_late=index.stored_type is StoredTokens,
         query_model=index.query_model,
     )
 
@@ -121,37 +124,37 @@ def _continues(facts: StoreFacts, index: FolderIndex) -> bool:
     return is_same and facts.content == content_digest(index, facts.rows)
 
 
-def _fill(index: FolderIndex, store: Store, before: StoreFacts, wanted: StoreFacts, track: Track) -> Upload:
+def _fill(index: FolderIndex, store: Store, *, before: StoreFacts, after: StoreFacts, track: Track) -> Upload:
     """Send the rows that a store lacks, delete those that the index has no longer, and describe it when the numbers
     agree."""
     sent, deleted = 0, 0
     with track("upload", total=index.num_rows, unit="images") as advance:
-        for first, table in _parts(index, wanted):
+        for first, table in _parts(index, after):
             span = range(first, first + len(table))
             there = repeated(store.rows_in, FOR_A_BATCH, span)
             live = np.flatnonzero(index.is_live[span.start : span.stop]) + first
             if len(gone := np.setdiff1d(there, live)):
-                repeated(_write, FOR_A_BATCH, store, [before], store.delete, gone)
+                _write(store, [before], store.delete, gone)
                 deleted += len(gone)
             missing = np.setdiff1d(live, there)
             advance(len(table) - len(missing))
             per_image = table["vector"].nbytes // 2 // max(len(table), 1)
             for rows in batches_of(missing, max(store.batch_rows * 512 // max(per_image, 512), 1)):
-                repeated(_write, FOR_A_BATCH, store, [before], store.upsert, table.take(pa.array(rows - first)))
+                _write(store, [before], store.upsert, table.take(pa.array(rows - first)))
                 advance(len(rows))
             sent += len(missing)
     if sent:
         with track("make it fast to search", total=None, unit=""):
             repeated(store.finish, FOR_A_BATCH)
     count = repeated(store.count, FOR_A_BATCH)
-    if count != wanted.images:
+    if count != after.images:
         raise StaleError(
             f"{store.location} has {count:,} images after the upload, and the index {index.folder} has "
-            f"{wanted.images:,}",
+            f"{after.images:,}",
             hint="does another program write to it? Fill it again with --replace",
         )
     # Both, because an answer that was lost may follow a change that was made.
-    repeated(_write, FOR_A_BATCH, store, [before, wanted], store.describe, wanted)
+    _write(store, [before, after], store.describe, after)
     return Upload(location=store.location, images=count, sent=sent, deleted=deleted)
 
 
@@ -161,10 +164,8 @@ def _parts(index: FolderIndex, facts: StoreFacts) -> Iterator[tuple[int, pa.Tabl
     for number, part in enumerate(index.parts):
         table, rows = index.part_table(number), pa.array(range(first, first + part.rows), "int64")
         source = pa.array(np.full(part.rows, part.source), "int32")
-        named = {"row": rows, "source": source} | {name: table.column(name) for name in table.column_names}
-        if facts.is_late:
-            tokens, counts_R = index.tokens(rows.to_numpy())
-            named["vector"] = facts.vector_column(tokens.astype(np.float16), counts_R.tolist())
+        named = {"row": rows, "source": source, "vector": index.reader.part(number).to_column()}
+        named |= {name: table.column(name) for name in table.column_names}
         named |= {name: columns.column(name).slice(first, part.rows) for name in facts.columns}
         yield first, pa.table([named[name] for name in facts.image_schema.names], schema=facts.image_schema)
         first += part.rows

@@ -293,10 +293,14 @@ def seal(build: Build) -> None:
 
     def document_of(listed: dict[str, artifacts.Document]) -> artifacts.Document:
         dropped = artifacts.read_document(build.folder / DROPPED_FILE, hint=CACHE.remake)
-        num_pairs = sum(part["pairs"] for part in listed.values() if "pairs" in part)
-        document = {"format": CACHE.format, "pairs": num_pairs, "versions": versions(), "files": listed}
-        by_margins = TeacherCache(build.folder, build.plan, document).candidates.dropped
-        return {**document, "dropped": {**dropped, **by_margins}}
+        by_margins = TeacherCache(build.folder, build.plan, {"files": listed}).candidates.dropped
+        return {
+            "format": CACHE.format,
+            "pairs": sum(part["pairs"] for part in listed.values() if "pairs" in part),
+            "dropped": {**dropped, **by_margins},
+            "versions": versions(),
+            "files": listed,
+        }
 
     def facts_of(shard: str) -> artifacts.Document:
         return {"pairs": len(read_pairs(build.written(shard)))}

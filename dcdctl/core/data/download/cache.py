@@ -159,7 +159,8 @@ def _fetch_plain(file: RemoteFile, target: Path, offline_reason: str, track: Tra
     partial = target.with_name(target.name + PARTIAL_SUFFIX)
 
     def bar(total: int | None, is_rest: bool) -> AbstractContextManager[Advance]:
-        return track(f"download {'the rest of ' if is_rest else ''}{file.name}", total=total, unit="bytes")
+        what = f"the rest of {file.name}" if is_rest else file.name
+        return track(f"download {what}", total=total, unit="bytes")
 
     http.Transfer(url=file.url, partial=partial, size=file.size, bar=bar).run()
     digests = http.digests_of(partial, kinds)
@@ -186,7 +187,10 @@ def _fetch_from_hub(file: RemoteFile, target: Path, offline_reason: str, track: 
     # On systems without symbolic links, the cached file has its own name and is checked like one from a plain URL.
     blob_hash = BLOB_HASHES.get(len(blob.name)) if re.fullmatch("[0-9a-f]+", blob.name) else None
     record = _read_record(target)
-    digests = _digests(path, {"sha256", *_checksum_kind(file), *([blob_hash] if blob_hash else [])}, record)
+    kinds = {"sha256", *_checksum_kind(file)}
+    if blob_hash:
+        kinds.add(blob_hash)
+    digests = _digests(path, kinds, record)
     if blob_hash and digests[blob_hash] != blob.name:
         # huggingface_hub does not verify files of its cache: it would return the damaged file again.
         blob.unlink()
@@ -201,9 +205,8 @@ def _fetch_from_hub(file: RemoteFile, target: Path, offline_reason: str, track: 
     if error is not None:
         raise error
     _write_record(file, target, path, digests)
-    return LocalFile(
-        path=path, check="matches the Hub's hash" if blob_hash and not file.checksum else _check(file, record)
-    )
+    is_hub_hash = blob_hash is not None and not file.checksum
+    return LocalFile(path=path, check="matches the Hub's hash" if is_hub_hash else _check(file, record))
 
 
 def _difference(

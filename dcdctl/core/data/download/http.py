@@ -102,10 +102,11 @@ class Transfer:
                 failures = 1 if self.length() > furthest else failures + 1
                 furthest = max(furthest, self.length())
                 if failures >= ATTEMPTS:
-                    kept = f"{self.length():,} bytes are kept: " if self.length() else ""
+                    hint = "run the same command again later"
+                    if self.length():
+                        hint = f"{self.length():,} bytes are kept: run the same command again to resume"
                     raise SourceError(
-                        f"{self.url}: gave up after {failures} attempts ({failure})",
-                        hint=f"{kept}run the same command again{' to resume' if kept else ' later'}",
+                        f"{self.url}: gave up after {failures} attempts ({failure})", hint=hint
                     ) from failure
                 wait = FIRST_WAIT_SECONDS * 2 ** (failures - 1)
                 time.sleep(wait if failure.wait_seconds is None else failure.wait_seconds)

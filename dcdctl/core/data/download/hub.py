@@ -62,7 +62,8 @@ class HubPath:
     @property
     def page(self) -> str:
         """The web page of the repository."""
-        return f"{_endpoint() or 'https://huggingface.co'}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
+        site = _endpoint() or "https://huggingface.co"
+        return f"{site}/datasets/{self.repo}" if self.kind == "dataset" else f"{site}/{self.repo}"
 
 
 def get(file: HubPath, *, offline: bool, track: Track) -> Path:
@@ -158,8 +159,9 @@ def _explain(file: HubPath, error: Exception) -> SourceError:
         )
     if status is not None:
         return SourceError(f"{file.url}: the Hub answered {status}", hint="run the same command again later")
+    site = _endpoint() or "the Hub"
     return SourceError(
-        f"{file.url} is not available from {_endpoint() or 'the Hub'} ({first_line(cause)})",
+        f"{file.url} is not available from {site} ({first_line(cause)})",
         hint="run the same command again, or with --offline if it is in the cache",
     )
 

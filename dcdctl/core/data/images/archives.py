@@ -29,6 +29,18 @@ has this size."""
 # zipfile counts its open members without a lock (until 3.11.8), and could close the file while another thread reads.
 _READ_ZIP = threading.Lock()
 
+UNREADABLE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    struct.error,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    NotImplementedError,
+)
+"""What zipfile and tarfile raise for a damaged archive, or for one of a kind that they do not read."""
+
 
 class RowError(ValueError):
     """A row that cannot be used. The message is the reason; the caller adds which row it is."""
@@ -180,24 +192,23 @@ class ImageStore:
 
     def _match(self, name: str) -> tuple[_Container, str]:
         same_file_name = self._by_file_name.get(PurePosixPath(name).name, [])
-        matches = (
-            [(container, member) for container, member in same_file_name if member == name]
-            or [
-                (container, member)
-                for container, member in same_file_name
-                if f"/{container.path.stem}/{member}".endswith(f"/{name}")
-            ]
-            or same_file_name
-        )
+        # The best of three ways to name an image: its path, the end of its path, its file name.
+        matches = [match for match in same_file_name if match[1] == name]
+        if not matches:
+            paths = [f"/{container.path.stem}/{member}" for container, member in same_file_name]
+            matches = [match for match, path in zip(same_file_name, paths, strict=True) if path.endswith(f"/{name}")]
+        matches = matches or same_file_name
         searched = " or ".join(map(str, self.paths))
         if not matches:
-            near = self._other_case.get(PurePosixPath(name).name.lower())
-            raise RowError(f"there is no such image in {searched}{f' (did you mean {near}?)' if near else ''}")
+            by_small_letters = {other.lower(): other for other in self._by_file_name}
+            near = by_small_letters.get(PurePosixPath(name).name.lower())
+            question = f" (did you mean {near}?)" if near else ""
+            raise RowError(f"there is no such image in {searched}{question}")
         if len(matches) > 1:
-            shown = ", ".join(
-                member if len(self.paths) == 1 else f"{container.path.name}: {member}"
-                for container, member in matches[:2]
-            )
+            names = [member for _, member in matches[:2]]
+            if len(self.paths) > 1:
+                names = [f"{container.path.name}: {member}" for container, member in matches[:2]]
+            shown = ", ".join(names)
             raise RowError(f"{len(matches)} images in {searched} have that name ({shown}): give the full path")
         return matches[0]
 
@@ -209,11 +220,6 @@ class ImageStore:
                 if not is_macos_metadata(member):
                     by_file_name[PurePosixPath(member).name].append((container, member))
         return by_file_name
-
-    @cached_property
-    def _other_case(self) -> dict[str, str]:
-        """The file names by their small letters."""
-        return {name.lower(): name for name in self._by_file_name}
 
 
 class _Folder:
@@ -272,10 +278,7 @@ def _open_container(path: Path) -> _Container:
         return _Archive(path, _zip_members(path) if is_zip else _tar_members(path))
     except FileNotFoundError as error:
         raise InputError(f"the images {path} do not exist", hint="--images takes a folder or a zip or a tar") from error
-    except (
-        *(zipfile.BadZipFile, tarfile.TarError, struct.error),
-        *(OSError, EOFError, ValueError, OverflowError, NotImplementedError),
-    ) as error:
+    except UNREADABLE as error:
         raise InputError(
             f"{path} cannot be read as a zip or an uncompressed tar ({error})",
             hint="decompress a compressed tar first; a download may have been cut off",

@@ -29,7 +29,8 @@ _TIMES = (
 def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
     """The values of `CAMERA_COLUMNS`, and with `place` of `PLACE_COLUMNS`; None for those that the file lacks. Reads no
     pixels."""
-    values: dict[str, Any] = dict.fromkeys([*CAMERA_COLUMNS, *(PLACE_COLUMNS if place else ())])
+    names = [*CAMERA_COLUMNS, *PLACE_COLUMNS] if place else CAMERA_COLUMNS
+    values: dict[str, Any] = dict.fromkeys(names)
     # Pillow warns about damaged data, which are expected here.
     ignore_pillow_warnings()
     try:
@@ -59,7 +60,9 @@ def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     """A text of a tag without the zeros and blanks that fill it up; empty if it is none."""
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value if isinstance(value, str) else ""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    text = value if isinstance(value, str) else ""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text.partition("\0")[0]).split())
 
 

@@ -11,19 +11,17 @@ from dcdctl.core.data.readers.scenes import ScenesSource
 from dcdctl.core.data.readers.webdataset import WebDatasetSource
 from dcdctl.core.errors import InputError
 
-FORMATS: dict[str, type[SourceConfig]] = {
-    source.format: source
-    for source in (
-        ScenesSource,
-        KarpathySource,
-        LavisSource,
-        CsvSource,
-        JsonlSource,
-        ParquetSource,
-        WebDatasetSource,
-        PoolSource,
-    )
-}
+_SOURCES: tuple[type[SourceConfig], ...] = (
+    ScenesSource,
+    KarpathySource,
+    LavisSource,
+    CsvSource,
+    JsonlSource,
+    ParquetSource,
+    WebDatasetSource,
+    PoolSource,
+)
+FORMATS = {source.format: source for source in _SOURCES}
 
 
 def list_source(source: SourceConfig, check: RowCheck) -> Listing:

@@ -187,7 +187,9 @@ def _other_columns(source: CsvSource, rows: Rows, images: list[str | None]) -> I
     notes = [f"column {name} of {where} is left out: it {problem}" for name, problem in problems.items() if problem]
     check_chosen(chosen, known, where)
     make, empty = (from_cells, "") if source.format == "csv" else (from_json, None)
-    values = {name: make([cells["columns"].get(name, empty) for _, cells in rows]) for name in chosen}
+    values = {}
+    for name in chosen:
+        values[name] = make([cells["columns"].get(name, empty) for _, cells in rows])
     columns = by_first_row(images, values, where)
     return replace(columns, notes=(*columns.notes, *notes)) if columns.table.column_names else None
 

@@ -74,8 +74,10 @@ class ParquetSource(SourceConfig):
         splits = None if self.splits is None else splits_by_name(self.splits)
         files = [path for part in self.rows.values() for path in part]
 
+        names = ["all"] if "all" in self.rows else check.requested(self.rows)
+
         def entries() -> Iterator[ParquetEntry]:
-            for name in ["all"] if "all" in self.rows else check.requested(self.rows):
+            for name in names:
                 yield from _entries(self, name, splits)
 
         rows = group_by_image(entries(), check, merge=True)
@@ -164,7 +166,15 @@ def _entries(
                     stored = ParquetImageFile(path, group, i, source.image_column)
                     split = None if name == "all" else name
                     where = f"{path.name} row {first + i}"
-                    yield ParquetEntry(where, value, columns, split, splits, f"{name}/{position:06}", stored)
+                    yield ParquetEntry(
+                        where=where,
+                        value=value,
+                        columns=columns,
+                        split_name=split,
+                        splits=splits,
+                        fallback=f"{name}/{position:06}",
+                        stored=stored,
+                    )
                     position += 1
                 first += file.metadata.row_group(group).num_rows
 
@@ -212,18 +222,18 @@ def find_columns(
         ]
 
     image = require(source.image_column)
-    kind = schema.field(image).type
-    if pa.types.is_struct(kind):
-        has_bytes = kind.get_field_index("bytes") >= 0
+    type_ = schema.field(image).type
+    if pa.types.is_struct(type_):
+        has_bytes = type_.get_field_index("bytes") >= 0
     else:
-        has_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        has_bytes = pa.types.is_binary(type_) or pa.types.is_large_binary(type_)
     if not has_bytes:
         raise InputError(
-            f"{path}: column {image!r} is {kind}, expected image files",
+            f"{path}: column {image!r} is {type_}, expected image files",
             hint="set image_column, or download the images too",
         )
     image_id = require(source.id_column) if source.id_column else ""
-    if not image_id and pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+    if not image_id and pa.types.is_struct(type_) and type_.get_field_index("path") >= 0:
         image_id = f"{image}.path"
     # By number: as text, caption_10 precedes caption_2.
     numbered = sorted(
@@ -236,7 +246,13 @@ def find_columns(
         captions = numbered or [require(*_CAPTION_COLUMNS)]
     numbers = next((name for name in ("caption_ids", "sentids") if name in schema.names), "")
     labels = {label: name for label, known in _LABEL_COLUMNS.items() for name in known if name in schema.names}
-    return ParquetColumns(captions, numbers, require("split") if has_split else "", image_id, labels)
+    return ParquetColumns(
+        captions=captions,
+        numbers=numbers,
+        split=require("split") if has_split else "",
+        image_id=image_id,
+        labels=labels,
+    )
 
 
 def captions_of_row(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:

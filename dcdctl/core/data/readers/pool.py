@@ -68,22 +68,21 @@ class PoolSource(TextSource):
                 "'DIR/*.parquet'",
             )
         split_of_image, split_of_text = self._divide(images, texts, provenance)
-        rows = {
-            split: [row for image_id, row in images.items() if split_of_image[image_id] == split][: check.max_images]
-            for split in check.requested(SPLITS)
-        }
-        pools = {
-            split: {text: label for key, (text, label) in texts.items() if split_of_text[key] == split}
-            for split in rows
-        }
-        return make_listing(rows, check, provenance, self.images, pools)
+        rows, pools = {}, {}
+        for split in check.requested(SPLITS):
+            in_split = [row for image_id, row in images.items() if split_of_image[image_id] == split]
+            rows[split] = in_split[: check.max_images]
+            pools[split] = {text: label for key, (text, label) in texts.items() if split_of_text[key] == split}
+        return make_listing(rows, check, provenance, self.images, pools=pools)
 
     def _divide(
         self, images: dict[str, SourceRow], texts: Texts, provenance: dict[str, Any]
     ) -> tuple[dict[str, str], dict[str, str]]:
         """The split of each image and of each text. Both are held out or neither, as an evaluation needs both."""
         sides = [len(side) for side in (images, texts) if side]
-        share = (HELD_OUT_BY_DEFAULT if len(sides) == 2 else 0.0) if self.hold_out is None else self.hold_out
+        share = self.hold_out
+        if share is None:
+            share = HELD_OUT_BY_DEFAULT if len(sides) == 2 else 0.0
         if share:
             is_enough = share * min(sides) >= 1
             provenance["hold_out"] = {
@@ -107,7 +106,8 @@ def add_pool(source: SourceConfig, listing: Listing, check: RowCheck) -> Listing
     named = {row.image_file for split in whole.counts for row in whole.rows(split)}
     places: Paths = getattr(source, "images", ())
     images = [row for row in _list_images(places, check) if row.image_file not in named]
-    pool = make_listing({"pool": images[: check.max_images]}, check, {}, places, {"pool": dict(texts.values())})
+    pools = {"pool": dict(texts.values())}
+    pool = make_listing({"pool": images[: check.max_images]}, check, {}, places, pools=pools)
     provenance["pool_images"] = pool.provenance["images"]
     return replace(
         listing,
@@ -128,7 +128,7 @@ def _list_images(places: Sequence[Path], check: RowCheck) -> Iterator[SourceRow]
             for where, image_id, stored in list_images(place):
                 if image_id not in seen:  # else a further caption of the image
                     seen.add(image_id)
-                    yield SourceRow(where, image_id, image_id, stored, [], [])
+                    yield SourceRow(where, image_id, path=image_id, image_file=stored)
             continue
         store = ImageStore(place)
         for name in store.members():
@@ -143,7 +143,7 @@ def _list_images(places: Sequence[Path], check: RowCheck) -> Iterator[SourceRow]
                 check.reject(place.name, name, str(error))
                 continue
             seen.add(image_id)
-            yield SourceRow(place.name, image_id, name, file, [], [])
+            yield SourceRow(place.name, image_id, path=name, image_file=file)
 
 
 def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any]) -> Texts:
@@ -179,10 +179,12 @@ def read_values(path: Path, forced: str | None = None, more: Sequence[str] = ())
     """
     suffix = path.suffix.lower()
     if suffix not in TEXT_SUFFIXES:
-        raise InputError(f"{path} is no file of texts, its name ends with {suffix or 'nothing'!r}", hint=_TEXTS_HINT)
+        ending = repr(suffix or "nothing")
+        raise InputError(f"{path} is no file of texts, its name ends with {ending}", hint=_TEXTS_HINT)
+    unit = "row" if suffix == ".parquet" else "line"
     for line, row in _rows_of(path, suffix, forced, more):
         name = find_column(f"{path} line {line}", list(row), _COLUMNS, _TEXTS_HINT)
-        yield f"{path.name} {'row' if suffix == '.parquet' else 'line'} {line}", row[name], *map(row.get, more)
+        yield f"{path.name} {unit} {line}", row[name], *map(row.get, more)
 
 
 def _rows_of(

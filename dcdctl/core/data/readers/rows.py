@@ -73,6 +73,7 @@ class TextSource(SourceConfig):
     def __post_init__(self) -> None:
         check_fields(self)
         if self.encoding is not None:
+            # One name for each codec, so that cp1252 and windows-1252 give the same corpus.
             object.__setattr__(self, "encoding", check_encoding(self.encoding))
 
 
@@ -126,13 +127,17 @@ class SourceRow:
     path: str
     """The path of the image in the source."""
     image_file: ImageFile
-    captions: list[str]
-    caption_ids: list[int]
+    captions: list[str] = field(default_factory=list)
+    caption_ids: list[int] = field(default_factory=list)
     labels: list[CaptionLabel] = field(default_factory=list)
 
     def label_columns(self, names: Sequence[str]) -> dict[str, list[Any]]:
         """Columns of `LABEL_COLUMNS`, with a value for each caption."""
-        return {name: [label[i] for label in self.labels] for i, name in enumerate(LABEL_COLUMNS) if name in names}
+        columns = {}
+        for number, name in enumerate(LABEL_COLUMNS):
+            if name in names:
+                columns[name] = [label[number] for label in self.labels]
+        return columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +234,7 @@ def group_by_image(
             if not captions:
                 continue
             if known is None:
-                known = split, SourceRow(entry.where, path, path, entry.image_file(path), [], [])
+                known = split, SourceRow(entry.where, path, path=path, image_file=entry.image_file(path))
                 by_path[path] = known
                 rows[split].append(known[1])
         except RowError as error:
@@ -267,27 +272,29 @@ def make_listing(
 ) -> Listing:
     """A listing of rows that are all in memory; adds the files with the images to the provenance."""
     stamps, texts = hashlib.sha256(), pools or {}
-    for row in (row for split in rows for row in rows[split]):
-        stamps.update(f"{row.path} {row.image_file.stamp()}\n".encode())
+    labels = set()
+    counts = {}
+    for split, rows_of_split in rows.items():
+        for row in rows_of_split:
+            stamps.update(f"{row.path} {row.image_file.stamp()}\n".encode())
+            labels.update(row.labels)
+        num_captions = sum(len(row.captions) for row in rows_of_split) + len(texts.get(split, ()))
+        if rows_of_split or texts.get(split):
+            counts[split] = SplitCounts(images=len(rows_of_split), captions=num_captions)
     # Names and sizes (and checksums in a zip) stand for the images, because reading them all would take as long as
     # preparing them.
     provenance |= {"images": {"files": [path.name for path in images], "listing_sha256": stamps.hexdigest()}}
-    counts = {
-        split: SplitCounts(
-            images=len(rows[split]), captions=sum(len(row.captions) for row in rows[split]) + len(texts.get(split, ()))
-        )
-        for split in rows
-        if rows[split] or texts.get(split)
-    }
-    labels = {label for split in rows for row in rows[split] for label in row.labels}
+    # A column of labels is written if one of them is not the default.
+    label_columns = []
+    for number, name in enumerate(LABEL_COLUMNS):
+        if any(label[number] != NO_LABEL[number] for label in labels):
+            label_columns.append(name)
     return Listing(
         counts=counts,
         rows=lambda split: iter(rows[split]),
         provenance=provenance,
         skipped=tuple(check.skipped),
-        label_columns=tuple(
-            name for i, name in enumerate(LABEL_COLUMNS) if any(label[i] != NO_LABEL[i] for label in labels)
-        ),
+        label_columns=tuple(label_columns),
         pools={split: texts[split] for split in texts if split in counts},
     )
 
@@ -321,10 +328,11 @@ def divide(image_ids: Iterable[str], share: float) -> dict[str, str]:
     >>> set(divide(map(str, range(9)), 0.1).values())
     {'train'}
     """
-    places = sorted(
-        (int.from_bytes(hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64, image_id)
-        for image_id in set(image_ids)
-    )
+    places = []
+    for image_id in set(image_ids):
+        digest = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).digest()
+        places.append((int.from_bytes(digest[:8]) / 2**64, image_id))
+    places.sort()
     splits = dict.fromkeys((image_id for _, image_id in places), "train")
     if share * len(places) < 1:
         return splits

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,48 +30,43 @@ from dcdctl.core.search.columns.where import TYPES
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
 
+if TYPE_CHECKING:
+    from dcdctl.core.search.build import Changes
+
 EXIF_THREADS = 4
 """Threads that read EXIF data: most of the time they wait for the disk."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ColumnChanges:
-    """How the columns of an index change, in this order."""
-
-    drop: tuple[str, ...] = ()
-    """Columns to remove."""
-    metadata: Path | pa.Table | None = None
-    """A CSV or Parquet file, or a table, that names an image in each row. Its values replace those of the
-    images it names."""
-    exif: bool = False
-    """Read when and with what photos were taken from their files, where the columns have no value yet."""
-    place: bool = False
-    """Read where they were taken, too."""
-
-    def read(self) -> ImageColumns | None:
-        """The columns of the metadata; InputError if it is not as it must be."""
-        if isinstance(self.metadata, pa.Table):
-            return columns_of_table(self.metadata, "the table of metadata")
-        return None if self.metadata is None else read_columns(self.metadata.expanduser())
+def read_metadata(metadata: Path | pa.Table | None) -> ImageColumns | None:
+    """The columns of a file or a table of metadata; InputError if it is not as it must be."""
+    if metadata is None:
+        return None
+    if isinstance(metadata, Path):
+        return read_columns(metadata.expanduser())
+    return columns_of_table(metadata, "the table of metadata")
 
 
 def changed_table(
-    index: FolderIndex, changes: ColumnChanges, metadata: ImageColumns | None, notes: list[str], track: Track
+    index: FolderIndex, changes: Changes, metadata: ImageColumns | None, *, notes: list[str], track: Track
 ) -> pa.Table:
-    """The columns of all rows after the changes; `metadata` is what `changes.read` gave. Adds to the notes for the
+    """The columns of all rows after the changes; `metadata` is what `read_metadata` gave. Adds to the notes for the
     user.
 
     InputError if a column to drop is unknown, if the metadata names no image of the index, or if a column gets values
     of another type.
     """
-    columns = _Columns(index)
-    columns.drop(changes.drop)
-    columns.set_from_corpora()
+    columns = {name: index.values(name) for name in index.columns.names}
+    for name in changes.drop_columns:
+        if name not in columns:
+            known = ", ".join(columns) or "none"
+            raise InputError(f"the index {index.folder} has no column {name!r} to drop", hint=f"its columns: {known}")
+        del columns[name]
+    _set_from_corpora(columns, index)
     if metadata is not None:
-        columns.set_from_metadata(metadata, notes)
-    if changes.exif or changes.place:
-        columns.set_from_exif(CAMERA_COLUMNS | (PLACE_COLUMNS if changes.place else {}), track)
-    return pa.table(columns.values)
+        _set_from_metadata(columns, index, metadata, notes)
+    if changes.exif or changes.exif_place:
+        _set_from_exif(columns, index, CAMERA_COLUMNS | (PLACE_COLUMNS if changes.exif_place else {}), track)
+    return pa.table(columns)
 
 
 def has_new_corpus_columns(index: FolderIndex) -> bool:
@@ -89,91 +83,90 @@ def _new_corpora(index: FolderIndex) -> Iterator[tuple[range, Corpus, pa.Table]]
     for part in index.parts:
         source = index.document.sources[part.source]
         rows, first = range(max(first, index.stored_columns.num_covered), first + part.rows), first + part.rows
-        if source.kind == "corpus" and rows:
+        if source.is_corpus and rows:
             corpus = Corpus.open(Path(source.path), str(source.split))
             if corpus.columns is not None:
                 yield rows, corpus, corpus.columns
 
 
-class _Columns:
-    """The columns of an index while they change."""
+def _set_from_corpora(columns: dict[str, pa.Array], index: FolderIndex) -> None:
+    """The columns of corpora, for rows that have not had a chance to get values."""
+    ids = index.values("image_id")
+    for rows, corpus, table in _new_corpora(index):
+        is_set = np.zeros(index.num_rows, np.bool_)
+        is_set[rows.start : rows.stop] = True
+        places = pc.index_in(ids, value_set=pa.array(corpus.image_ids, pa.string()))
+        for name in table.column_names:
+            new = table.column(name).combine_chunks().take(places)
+            _set(index, columns, name, new, is_set=is_set, where=str(corpus.folder))
 
-    def __init__(self, index: FolderIndex) -> None:
-        self.index = index
-        self.values: dict[str, pa.Array] = {name: index.values(name) for name in index.columns.names}
-        """The values of all rows, by column."""
 
-    def drop(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name not in self.values:
-                hint = f"its columns: {', '.join(self.values) or 'none'}"
-                raise InputError(f"the index {self.index.folder} has no column {name!r} to drop", hint=hint)
-            del self.values[name]
+def _set_from_metadata(columns: dict[str, pa.Array], index: FolderIndex, read: ImageColumns, notes: list[str]) -> None:
+    """The values of a table of metadata; adds images that one of both sides lacks to the notes."""
+    rows_of_table = _rows_by_name(index, read.images)
+    is_named = rows_of_table >= 0
+    live = index.is_live
+    used = np.unique(rows_of_table[is_named])
+    if not (is_named & live).any():
+        example = index.image_id(int(np.flatnonzero(live)[0])) if live.any() else ""
+        message = (
+            f"none of the {len(read.images):,} images of {read.where} is in the index {index.folder}, such as "
+            f"{read.images[0]!r}"
+        )
+        raise InputError(message, hint=f"name images as the index does, such as {example!r}")
+    notes += read.notes
+    if unknown := len(read.images) - len(used):
+        known = set(used.tolist())
+        example = next(name for row, name in enumerate(read.images) if row not in known)
+        notes.append(f"not in the index: {counted(unknown, 'images')} of {read.where}, such as {example!r}")
+    if unnamed := int((live & ~is_named).sum()):
+        notes.append(f"not in {read.where}: {counted(unnamed, 'images')} of the index")
+    places = pa.array(rows_of_table, mask=~is_named)
+    for name in read.table.column_names:
+        new = read.table.column(name).combine_chunks().take(places)
+        _set(index, columns, name, new, is_set=is_named, where=read.where)
 
-    def set_from_corpora(self) -> None:
-        """The columns of corpora, for rows that have not had a chance to get values."""
-        ids = self.index.values("image_id")
-        for rows, corpus, table in _new_corpora(self.index):
-            is_set = np.zeros(self.index.num_rows, np.bool_)
-            is_set[rows.start : rows.stop] = True
-            places = pc.index_in(ids, value_set=pa.array(corpus.image_ids, pa.string()))
-            for name in table.column_names:
-                self._set(name, table.column(name).combine_chunks().take(places), is_set, str(corpus.folder))
 
-    def set_from_metadata(self, read: ImageColumns, notes: list[str]) -> None:
-        """The values of a table of metadata; adds images that one of both sides lacks to the notes."""
-        index = self.index
-        rows_of_table = _rows_by_name(index, read.images)
-        is_named = rows_of_table >= 0
-        live = index.is_live
-        used = np.unique(rows_of_table[is_named])
-        if not (is_named & live).any():
-            example = index.image_id(int(np.flatnonzero(live)[0])) if live.any() else ""
-            message = (
-                f"none of the {len(read.images):,} images of {read.where} is in the index {index.folder}, such as "
-                f"{read.images[0]!r}"
-            )
-            raise InputError(message, hint=f"name images as the index does, such as {example!r}")
-        notes += read.notes
-        if unknown := len(read.images) - len(used):
-            known = set(used.tolist())
-            example = next(name for row, name in enumerate(read.images) if row not in known)
-            notes.append(f"not in the index: {counted(unknown, 'images')} of {read.where}, such as {example!r}")
-        if unnamed := int((live & ~is_named).sum()):
-            notes.append(f"not in {read.where}: {counted(unnamed, 'images')} of the index")
-        places = pa.array(rows_of_table, mask=~is_named)
-        for name in read.table.column_names:
-            self._set(name, read.table.column(name).combine_chunks().take(places), is_named, read.where)
+def _set_from_exif(
+    columns: dict[str, pa.Array], index: FolderIndex, types: Mapping[str, pa.DataType], track: Track
+) -> None:
+    """What the image files say, where a column has no value yet."""
+    rows = np.flatnonzero(index.is_live)
+    read_row = partial(_read_row, index, place="latitude" in types)
+    read = {name: np.full(index.num_rows, None, dtype=object) for name in types}
+    with track("read EXIF", total=len(rows), unit="images") as advance:
+        for row, values in zip(rows, read_in_threads(read_row, rows.tolist(), EXIF_THREADS), strict=True):
+            for name in types:
+                read[name][row] = values[name]
+            advance(1)
+    for name, type_ in types.items():
+        is_set = index.is_live
+        if name in columns:
+            is_set &= columns[name].is_null().to_numpy(zero_copy_only=False)
+        new = pa.array(read[name], type_)
+        _set(index, columns, name, new, is_set=is_set, where="the image files")
 
-    def set_from_exif(self, types: Mapping[str, pa.DataType], track: Track) -> None:
-        """What the image files say, where a column has no value yet."""
-        index = self.index
-        rows = np.flatnonzero(index.is_live)
-        read_row = partial(_read_row, index, place="latitude" in types)
-        read = {name: np.full(index.num_rows, None, dtype=object) for name in types}
-        with track("read EXIF", total=len(rows), unit="images") as advance:
-            for row, values in zip(rows, read_in_threads(read_row, rows.tolist(), EXIF_THREADS), strict=True):
-                for name in types:
-                    read[name][row] = values[name]
-                advance(1)
-        for name, type_ in types.items():
-            is_set = index.is_live
-            if name in self.values:
-                is_set &= self.values[name].is_null().to_numpy(zero_copy_only=False)
-            self._set(name, pa.array(read[name], type_), is_set, "the image files")
 
-    def _set(self, name: str, new: pa.Array, is_set: NDArray[np.bool_], where: str) -> None:
-        """Give the rows that are set their new values, missing ones too; `where` the values are from, for the
-        InputError."""
-        old = self.values.get(name)
-        if old is None or not pc.any(pc.and_(pc.is_valid(old), pa.array(~is_set))).as_py():
-            old = pa.nulls(len(new), new.type)  # no value stays, so the type may be another
-        if old.type != new.type:
-            message = (
-                f"column {name} of {self.index.folder} is {TYPES[old.type]}, and in {where} it is {TYPES[new.type]}"
-            )
-            raise InputError(message, hint=f"rename it, or remove the old one with --drop-column {name}")
-        self.values[name] = pc.if_else(pa.array(is_set), new, old)
+def _set(
+    index: FolderIndex,
+    columns: dict[str, pa.Array],
+    name: str,
+    new: pa.Array,
+    *,
+    is_set: NDArray[np.bool_],
+    where: str,
+) -> None:
+    """Give the rows that are set their new values of a column, missing ones too; InputError, with `where` the values
+    are from, if a value of another type stays."""
+    old = columns.get(name)
+    if old is None or not pc.any(pc.and_(pc.is_valid(old), pa.array(~is_set))).as_py():
+        old = pa.nulls(len(new), new.type)  # no value stays, so the type may be another
+    if old.type != new.type:
+        raise InputError(
+            f"column {name} of {index.folder} is {TYPES[old.type]}, and in {where} it is {TYPES[new.type]}",
+            hint=f"rename it, or remove the old one with --drop-column {name}",
+        )
+    columns[name] = pc.if_else(pa.array(is_set), new, old)
 
 
 def _read_row(index: FolderIndex, row: int, *, place: bool) -> dict[str, Any]:
@@ -196,7 +189,7 @@ def _rows_by_name(index: FolderIndex, names: Sequence[str]) -> Rows:
     for number, source in enumerate(index.document.sources):
         here = np.flatnonzero(index.source_R == number)
         ids_here = ids.take(pa.array(here))
-        for given in name_forms(names, PurePosixPath(source.path) if source.kind == "folder" else None):
+        for given in name_forms(names, None if source.is_corpus else PurePosixPath(source.path)):
             rows[here] = np.where(rows[here] < 0, position_in(ids_here, pa.array(given, pa.string())), rows[here])
     return rows
 

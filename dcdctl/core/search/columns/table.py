@@ -111,17 +111,16 @@ def summarize_column(name: str, values: pa.ChunkedArray, is_removed: NDArray[np.
     table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
     frequent = table.sort_by([("count", "descending"), ("value", "ascending")]).slice(0, NUM_FREQUENT)
     # The least and the greatest of true and false say nothing.
-    ends = (
-        {"min": None, "max": None}
-        if len(filled) == 0 or pa.types.is_boolean(filled.type)
-        else pc.min_max(filled).as_py()
-    )
+    low = high = None
+    if len(filled) > 0 and not pa.types.is_boolean(filled.type):
+        ends = pc.min_max(filled).as_py()
+        low, high = ends["min"], ends["max"]
     return ColumnSummary(
         name=name,
         type=TYPES[values.type].removeprefix("a "),
         missing=live.null_count,
         distinct=len(counts),
         frequent=tuple((row["value"], row["count"]) for row in frequent.to_pylist()),
-        low=ends["min"],
-        high=ends["max"],
+        low=low,
+        high=high,
     )

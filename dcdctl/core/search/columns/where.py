@@ -112,7 +112,8 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
     except errors.SqlglotError as error:
         first_error = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
         highlight = first_error.get("highlight")
-        place = "" if highlight is None else f" near {_short(highlight) or 'its end'!r}"
+        where = None if highlight is None else _short(highlight) or "its end"
+        place = "" if where is None else f" near {where!r}"
         raise InputError(
             f"the condition {_short(text)!r} cannot be read{place}", hint=f"comparisons are = != < <= > >=, {EXAMPLE}"
         ) from error
@@ -186,10 +187,11 @@ def _like_regex(pattern: str) -> str:
     >>> _like_regex("5\\\\%_k%")
     '(?s)^5%.k.*$'
     """
-    parts = [
-        ".*" if part[0] == "%" else "." if part == "_" else re.escape(part[-1])
-        for part in re.findall(r"%+|\\.|.", pattern, re.DOTALL)
-    ]
+    wildcards = {"%": ".*", "_": "."}
+    parts = []
+    for part in re.findall(r"%+|\\.|.", pattern, re.DOTALL):
+        # Any number of % is one; an escaped letter is two characters, and itself.
+        parts.append(wildcards.get(part[0]) or re.escape(part[-1]))
     return f"(?s)^{''.join(parts)}$"
 
 
@@ -294,14 +296,14 @@ def _literal(node: exp.Expr) -> str | bool | int | float:
 
 def _as_type(value: str | bool | int | float, type_: pa.DataType) -> Value:
     """A literal as a value of a column's type; ValueError if it is none."""
-    kind = type(value)
-    if type_ == pa.float64() and kind in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
+    given = type(value)
+    if type_ == pa.float64() and given in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
         return float(value)
     # A whole number of Arrow has 64 bits; 2020.0 is one too.
-    is_whole = kind is int or (kind is float and float(value).is_integer())
+    is_whole = given is int or (given is float and float(value).is_integer())
     if type_ == pa.int64() and is_whole and -(2**63) <= int(value) < 2**63:
         return int(value)
-    if (type_, kind) in ((pa.string(), str), (pa.bool_(), bool)):
+    if (type_, given) in ((pa.string(), str), (pa.bool_(), bool)):
         return value
     if type_ == pa.date32() and isinstance(value, str):
         return date.fromisoformat(value)

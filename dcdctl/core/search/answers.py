@@ -139,17 +139,14 @@ def shown(value: Value) -> str:
 def answer_document(question: str | Path, answer: SearchAnswer, index: ImageIndex) -> dict[str, Any]:
     """An answer as plain values, for JSON."""
     kind = "image" if isinstance(question, Path) else "text"
+    hits = []
+    for rank, hit in enumerate(answer.hits, start=1):
+        columns = {name: value_for_json(value) for name, value in hit.columns.items()}
+        hits.append({"place": rank, **vars(hit), "columns": columns})
     return {
         "query": {kind: as_text(str(question))},
         "index": {"folder": as_text(index.location), "images": index.num_images, "model": index.fingerprint},
-        "hits": [
-            {
-                "place": rank,
-                **vars(hit),
-                "columns": {name: value_for_json(value) for name, value in hit.columns.items()},
-            }
-            for rank, hit in enumerate(answer.hits, start=1)
-        ],
+        "hits": hits,
         "seconds": {"encode": answer.encode_seconds, "find": answer.find_seconds, "rerank": answer.rerank_seconds},
         "notes": list(answer.notes),
     }

@@ -1,0 +1,201 @@
+"""What an index stores of its images, by type: a vector per image, or the vectors of its tokens.
+
+Both types answer the same calls, so an index, a store and the background of an index ask for candidates and scores, and
+not for the type. It follows from the kind of the model (`STORED`).
+
+Shape letters: D width, R rows, N tokens of all rows one after another, L tokens of a query.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dcdctl.core.search import exact
+from dcdctl.core.search.exact import Element, Elements, Floats, Half, Rows
+
+COUNTS = "num_tokens"
+"""The column of a file of tokens with the number of tokens of each row."""
+
+
+@dataclass(frozen=True)
+class StoredVectors:
+    """A vector per image, compared by cosine."""
+
+    data: Half
+    """R x D, as the files have them."""
+    made_by: ClassVar = "dual encoder"
+    """The kind of model, in words."""
+    per: ClassVar = "each"
+    """What has a vector, after a number of numbers: "512 numbers each"."""
+    kinds: ClassVar = ("flat", "hnsw", "int8", "binary")
+    """The kinds of index that search these vectors (`IndexConfig.kind`)."""
+    defaults: ClassVar = ()
+    """Settings of a new index, unless the user sets them."""
+    query_axes: ClassVar = 2
+    """Queries are Q x D."""
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    # Compared with a query
+
+    @cached_property
+    def unit_RD(self) -> Floats:
+        """The vectors as float32, of unit length."""
+        return exact.unit_rows(self.data)
+
+    def rough(self, query_D: Floats) -> Floats:
+        """(R,): the scores of all images in float32, within `exact.ROUNDING` of the exact ones."""
+        scores: Floats = self.unit_RD @ query_D / np.linalg.norm(query_D)
+        return scores
+
+    def propose(self, query_D: Floats, k: int) -> Rows:
+        """The places of the images that may be among the k best."""
+        return exact.best_of([(np.arange(len(self)), self.rough(query_D))], k)
+
+    def score(self, query_D: Floats, places: Rows) -> Floats:
+        """The exact scores of some images; equal images have equal scores in every position."""
+        return exact.cosines(query_D, self.data[places])
+
+    # In the files of an index
+
+    @classmethod
+    def joined(cls, parts: Sequence[Any], element: Element) -> Self:
+        """All images of several parts, which may be none; `element` is their type."""
+        return cls(np.concatenate([np.empty(0, element), *(part.data for part in parts)]))
+
+    def file_columns(self) -> pa.Table:
+        """The columns of these images in a file of vectors."""
+        column = self.to_column()
+        return pa.table([column], pa.schema([pa.field("vector", column.type, nullable=False)]))
+
+    # In a store
+
+    @staticmethod
+    def store_type(dim: int) -> pa.DataType:
+        """The type of the column of vectors."""
+        return pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
+
+    def to_column(self) -> pa.Array:
+        """The column of vectors for these images."""
+        numbers = pa.array(self.data.reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(numbers, type=self.store_type(self.data.shape[1]))
+
+    @classmethod
+    def of_column(cls, column: pa.ChunkedArray) -> Self:
+        """The images of a column of vectors."""
+        width = column.type.list_size
+        chunks = [chunk.flatten().to_numpy().reshape(-1, width) for chunk in column.chunks]
+        return cls(np.concatenate([np.empty((0, width), dtype=np.float16), *chunks]))
+
+    def to_lists(self) -> list[Any]:
+        """A list of numbers per image, for an engine that takes JSON."""
+        return self.data.astype(np.float32).tolist()
+
+    @classmethod
+    def of_lists(cls, lists: Sequence[Any], dim: int) -> Self:
+        """The images of lists of numbers; ValueError for vectors of another width."""
+        return cls(np.array(lists, dtype=np.float16).reshape(len(lists), dim))
+
+
+@dataclass(frozen=True)
+class StoredTokens:
+    """A vector for each token of an image, compared by MaxSim. The members of `StoredVectors`, and the tokens."""
+
+    data: Elements
+    """The tokens of all images one after another, in the format of their codes."""
+    counts_R: Rows
+    """Tokens of each image, at least one."""
+    made_by: ClassVar = "late-interaction model"
+    per: ClassVar = "per token"
+    kinds: ClassVar = ("flat", "centroids")
+    # Measured: docs/indexing.md.
+    defaults: ClassVar = ("kind=centroids", "flat_up_to=2000", "candidates=200")
+    query_axes: ClassVar = 3
+    """Queries are Q x L x D."""
+
+    def __len__(self) -> int:
+        return len(self.counts_R)
+
+    # Compared with a query
+
+    @cached_property
+    def tokens_ND(self) -> Floats:
+        """The tokens as float32."""
+        return exact.decoded(self.data)
+
+    def rough(self, query_LD: Floats) -> Floats:
+        return exact.maxsims(query_LD, self.tokens_ND, self.counts_R)
+
+    def propose(self, query_LD: Floats, k: int) -> Rows:
+        # The exact comparison of a thousand tokens of each candidate would take gigabytes.
+        return exact.best_of([(np.arange(len(self)), self.rough(query_LD))], k)
+
+    def score(self, query_LD: Floats, places: Rows) -> Floats:
+        starts_R = np.cumsum(self.counts_R) - self.counts_R
+        tokens = [self.tokens_ND[starts_R[row] : starts_R[row] + self.counts_R[row]] for row in places.tolist()]
+        tokens_ND = np.concatenate([self.tokens_ND[:0], *tokens])
+        return exact.maxsims(query_LD, tokens_ND, self.counts_R[places], is_precise=True)
+
+    # In the files of an index
+
+    @classmethod
+    def joined(cls, parts: Sequence[Any], element: Element) -> Self:
+        tokens = np.concatenate([np.empty(0, element), *(part.data for part in parts)])
+        return cls(tokens, np.concatenate([np.empty(0, np.int64), *(part.counts_R for part in parts)]))
+
+    def file_columns(self) -> pa.Table:
+        num_bytes = self.data.dtype.itemsize * math.prod(self.data.shape[1:])
+        token = pa.field("element", pa.binary(num_bytes), nullable=False)
+        raw = [None, pa.py_buffer(np.ascontiguousarray(self.data))]
+        tokens = pa.FixedSizeBinaryArray.from_buffers(token.type, len(self.data), raw)
+        counts = pa.field(COUNTS, pa.int32(), nullable=False)
+        lists = pa.field("tokens", pa.list_(token), nullable=False)
+        columns = [pa.array(self.counts_R, counts.type), self._lists(tokens, lists.type)]
+        return pa.table(columns, pa.schema([counts, lists]))
+
+    def _lists(self, tokens: pa.Array, type_: pa.DataType) -> pa.Array:
+        """The tokens of each image as a list."""
+        if len(tokens) != self.counts_R.sum():
+            raise ValueError(f"{len(tokens)} tokens, expected {self.counts_R.sum()}")
+        return pa.ListArray.from_arrays(np.cumsum([0, *self.counts_R], dtype=np.int32), tokens, type=type_)
+
+    # In a store
+
+    @staticmethod
+    def store_type(dim: int) -> pa.DataType:
+        return pa.list_(pa.field("token", StoredVectors.store_type(dim), nullable=False))
+
+    def to_column(self) -> pa.Array:
+        # A store has float16, whatever the codes of the files are.
+        tokens = StoredVectors(self.tokens_ND.astype(np.float16)).to_column()
+        return self._lists(tokens, self.store_type(self.tokens_ND.shape[1]))
+
+    @classmethod
+    def of_column(cls, column: pa.ChunkedArray) -> Self:
+        counts_R = pc.list_value_length(column).to_numpy().astype(np.int64)
+        return cls(StoredVectors.of_column(pc.list_flatten(column)).data, counts_R)
+
+    def to_lists(self) -> list[Any]:
+        return [tokens_ND.tolist() for tokens_ND in np.split(self.tokens_ND, np.cumsum(self.counts_R)[:-1])]
+
+    @classmethod
+    def of_lists(cls, lists: Sequence[Any], dim: int) -> Self:
+        tokens = [token for tokens in lists for token in tokens]
+        counts_R = np.array([len(tokens) for tokens in lists], dtype=np.int64)
+        return cls(StoredVectors.of_lists(tokens, dim).data, counts_R)
+
+
+Stored = StoredVectors | StoredTokens
+"""What is stored of some images, in the order of their rows."""
+StoredType = type[StoredVectors] | type[StoredTokens]
+STORED: dict[str, StoredType] = {"dual": StoredVectors, "late": StoredTokens}
+"""The type by the kind of model."""
