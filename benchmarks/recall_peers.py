@@ -38,7 +38,7 @@ from scoring import peak_mib
 from side_by_side import Spent, facts, ratios, say, spent, table
 
 from dcdctl.core import devices
-from dcdctl.core.evaluation import ranks, recall
+from dcdctl.core.evaluation import measures, ranks
 
 KS = (1, 5, 10)
 BATCH = 64
@@ -62,7 +62,7 @@ def vectors(num_images: int, num_captions: int, dim: int) -> tuple[Tensor, Tenso
 def ours(image_ID: Tensor, text_TD: Tensor, owner: np.ndarray) -> Found:
     """The recalls of dcdctl, among its other measures."""
     rankings = ranks.rank_embeddings(image_ID, text_TD, owner)
-    found = {"text": recall.measures(rankings.text), "image": recall.measures(rankings.image)}
+    found = {"text": measures.of_ranking(rankings.text), "image": measures.of_ranking(rankings.image)}
     return {f"{direction} R@{k}": measures[f"R@{k}"] for direction, measures in found.items() for k in KS}
 
 

@@ -41,6 +41,9 @@ class Export:
     push_to_hub: Annotated[str | None, writes("--push-to-hub", "Push the folder to this repository.", "OWNER/NAME")] = (
         None
     )
+    private: Annotated[
+        bool, writes("--private/--public", "With --push-to-hub: who sees the repository, you alone or everybody.")
+    ] = True
     model_overrides: ModelSet = None
     progress: bool = False
     """Show bars. The command always shows them."""
@@ -57,6 +60,7 @@ class Export:
             with_int8=self.int8,
             license=self.license_id,
             push_to=self.push_to_hub,
+            private=self.private,
             model_sets=assignments(self.model_overrides),
         )
         return export_model(job, track)

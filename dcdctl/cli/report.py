@@ -29,13 +29,17 @@ class Report:
     markdown: Annotated[
         Path | None, writes("--to-markdown", "Also write the tables as Markdown.", "FILE", callback=check_output_file)
     ] = None
+    csv: Annotated[
+        Path | None,
+        writes("--csv", "Also write the numbers as CSV, a row per model.", "FILE", callback=check_output_file),
+    ] = None
     json: Json = False
 
 
 def report(arguments: Report) -> None:
     """Show runs on one page. It has commands, recalls, speed, curves, scores, and queries with what each model
     retrieves."""
-    from dcdctl.core.report import headline, read_report, report_document, write_markdown, write_report_page
+    from dcdctl.core.report import headline, read_report, report_document, write_csv, write_markdown, write_report_page
 
     result = read_report(
         arguments.runs, teacher=arguments.teacher_eval, baseline=arguments.baseline, data=arguments.data
@@ -43,10 +47,12 @@ def report(arguments: Report) -> None:
     write_report_page(arguments.out, result, bar)
     if arguments.markdown is not None:
         write_markdown(arguments.markdown, result)
+    if arguments.csv is not None:
+        write_csv(arguments.csv, result)
     for what, models in result.lacks.items():
         note(f"{what}: {models}")
     if arguments.json:
-        files = {"page": arguments.out, "markdown": arguments.markdown}
+        files = {"page": arguments.out, "markdown": arguments.markdown, "csv": arguments.csv}
         return show_json(
             {name: str(path) for name, path in files.items() if path is not None} | report_document(result)
         )

@@ -12,6 +12,7 @@ from dcdctl.cli.completion import complete_split
 from dcdctl.cli.declare import Ref, assignments, named, optional_ref, path
 from dcdctl.cli.views.scoring import show_estimate, show_workload
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_tables
+from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
     from dcdctl.core.report import Study
@@ -72,14 +73,25 @@ class StudyArguments(options.Training):
         )
 
 
-def study(arguments: StudyArguments, sets: options.Sets = None, json: options.Json = False) -> None:
+# Not the option of other trainings, because the data must be there.
+DryRun = Annotated[
+    bool, options.writes("--dry-run", "Show what the study would train and measure, then stop. It writes nothing.")
+]
+
+
+def study(
+    arguments: StudyArguments, sets: options.Sets = None, dry_run: DryRun = False, json: options.Json = False
+) -> None:
     """Find out whether a teacher pays on your data. It compares zero-shot, fine-tuned, distilled and cascade in one
     report."""
     options.check_overrides(arguments.recipe, arguments.with_encoders(sets))
     from dcdctl.cli.views.training import view as watch
-    from dcdctl.core.study import StudyView, run_study
+    from dcdctl.core.study import StudyView, preview_study, run_study
 
     job = arguments.request(sets)
+    if dry_run:
+        planned = preview_study(job, bar)
+        return show_json(planned) if json else _show_plan(planned)
     view = StudyView(
         announce=note, say=note, track=bar, watch=watch, on_estimate=show_estimate, on_workload=show_workload
     )
@@ -90,6 +102,16 @@ def study(arguments: StudyArguments, sets: options.Sets = None, json: options.Js
         _show(result)
     # With --json, stdout holds one document and nothing else.
     (note if json else show)(f"report -> {job.out / 'report.html'}")
+
+
+def _show_plan(planned: dict[str, Any]) -> None:
+    for number, part in enumerate(planned["parts"], start=1):
+        done = " (finished before)" if part["finished"] else ""
+        show(f"{number}/{len(planned['parts'])} {part['name']}: {part['folder']}{done}")
+    trainings, steps = planned["trainings"], planned["steps_per_training"]
+    of_steps = "" if steps is None else f" of {counted(steps, 'steps')}, {trainings * steps:,} in all"
+    show(f"{counted(trainings, 'trainings')}{of_steps}")
+    show(f"{counted(planned['evaluations'], 'evaluations')}, {counted(planned['caches'], 'caches')} of scores")
 
 
 def _show(study: Study) -> None:

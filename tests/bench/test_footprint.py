@@ -83,7 +83,7 @@ def block(num_tokens: int, width: int, inner: int) -> int:
 
 def test_the_flops_of_a_dual_encoder_equal_those_worked_out_by_hand(corpus, tiny_dual):
     timed = bench_model(tiny_dual, corpus)
-    flops = footprint.of_model(tiny_dual, timed).flops
+    flops = footprint.measure_footprint(tiny_dual, timed).flops
     num_patches = (32 // 16) ** 2
     image = num_patches * (3 * 16 * 16) * 16 + block(num_patches + 1, 16, 24) + 16 * 8
     assert flops.per_image == 2 * image
@@ -100,7 +100,7 @@ def test_the_flops_of_a_vilt_pair_equal_those_worked_out_by_hand(corpus):
     query and output."""
     teacher = make_teacher(corpus.captions)
     timed = bench_model(teacher, corpus)
-    flops = footprint.of_model(teacher, timed).flops
+    flops = footprint.measure_footprint(teacher, timed).flops
     width, inner, heads, num_images = SIZE.hidden_size, SIZE.intermediate_size, SIZE.num_attention_heads, 16 + 1
     assert flops.per_image == 2 * 16 * (3 * 16 * 16) * width
     assert flops.per_caption == 0  # encoding a caption is an embedding lookup
@@ -114,13 +114,13 @@ def test_the_flops_of_a_vilt_pair_equal_those_worked_out_by_hand(corpus):
 
 
 def test_the_index_of_a_dual_encoder_holds_embeddings(corpus, tiny_dual):
-    result = footprint.of_model(tiny_dual, bench_model(tiny_dual, corpus))
+    result = footprint.measure_footprint(tiny_dual, bench_model(tiny_dual, corpus))
     assert result.index_bytes_per_million_images == {"float32": 8 * 4 * 1_000_000, "float16": 8 * 2 * 1_000_000}
 
 
 def test_the_index_of_a_fusion_model_holds_encoded_images(corpus):
     teacher = make_teacher(corpus.captions)
-    result = footprint.of_model(teacher, bench_model(teacher, corpus))
+    result = footprint.measure_footprint(teacher, bench_model(teacher, corpus))
     assert result.index_bytes_per_million_images["float16"] == (1 + 16) * 32 * 2 * 1_000_000
 
 
@@ -129,12 +129,12 @@ def test_the_index_of_late_interaction_holds_tokens_and_whole_vectors_only_if_th
     corpus, tiny_dual, is_pooled, num_numbers
 ):
     model = families.late(tiny_dual, is_pooled=is_pooled)
-    result = footprint.of_model(model, bench_model(model, corpus))
+    result = footprint.measure_footprint(model, bench_model(model, corpus))
     assert result.index_bytes_per_million_images["float32"] == num_numbers * 4 * 1_000_000
 
 
 def test_weights_exclude_parameters_used_only_in_training(corpus, tiny_dual):
-    result = footprint.of_model(tiny_dual, bench_model(tiny_dual, corpus))
+    result = footprint.measure_footprint(tiny_dual, bench_model(tiny_dual, corpus))
     num_parameters = sum(parameter.numel() for parameter in tiny_dual.network.parameters())
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tiny_dual.network.state_dict().values())
     assert (result.num_parameters, result.weight_bytes) == (num_parameters, num_bytes)

@@ -172,9 +172,9 @@ def test_a_work_list_names_its_folder(scenes_corpus_dir, tmp_path):
 
 def test_a_report_prints_its_files_and_models(scenes_corpus_dir, tmp_path):
     teacher, dual, *_ = write_demo(tmp_path / "demo", Corpus.open(scenes_corpus_dir, "test"))
-    page, markdown = tmp_path / "r.html", tmp_path / "r.md"
-    found = document_of(f"report {dual} --teacher-eval {teacher} --out {page} --to-markdown {markdown}")
-    assert (found["page"], found["markdown"]) == (str(page), str(markdown))
+    page, markdown, table = (tmp_path / f"r.{ending}" for ending in ("html", "md", "csv"))
+    found = document_of(f"report {dual} --teacher-eval {teacher} --out {page} --to-markdown {markdown} --csv {table}")
+    assert (found["page"], found["markdown"], found["csv"]) == (str(page), str(markdown), str(table))
     assert found["models"][0]["role"] == "teacher"
     assert all(part["command"].startswith("dcdctl ") for part in found["left_out"])
 

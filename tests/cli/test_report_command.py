@@ -14,16 +14,17 @@ def folders(scenes_corpus_dir, tmp_path_factory):
     return write_demo(tmp_path_factory.mktemp("command") / "demo", Corpus.open(scenes_corpus_dir, "test"))
 
 
-def test_a_page_and_a_markdown_file_are_written_and_the_page_is_named(folders, tmp_path):
+def test_a_page_a_markdown_file_and_a_table_are_written_and_the_page_is_named(folders, tmp_path):
     teacher, dual, fusion, alone = folders
-    page, markdown = tmp_path / "r.html", tmp_path / "r.md"
-    files = f"--out {page} --to-markdown {markdown}"
+    page, markdown, table = (tmp_path / f"r.{ending}" for ending in ("html", "md", "csv"))
+    files = f"--out {page} --to-markdown {markdown} --csv {table}"
     result = run(f"report {dual} {fusion} --teacher-eval {teacher} --baseline {alone} {files}")
     first, *_, last = result.stdout.splitlines()
     assert first.startswith("Better: dual against dual-alone, RSUM +")
     assert last == f"report -> {page}"
     assert page.read_text().count('<li class="query"') == 76
     assert markdown.read_text().startswith("# Report\n")
+    assert len(table.read_text().splitlines()) == 6
 
 
 def test_a_missing_part_is_reported_with_the_command_that_makes_it(tmp_path):

@@ -315,6 +315,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ],
     ("compare", "--data"): [Mistake("ABSENT", CORPUS.message, "--html=NEW.html")],
     ("report", "--out"): PAGE,
+    ("report", "--csv"): [PAGE[1]],
     ("report", "--teacher-eval"): [EVALUATION],
     ("eval", "--out"): FOLDER,
     ("distill", "--data"): [

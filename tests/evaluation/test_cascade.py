@@ -12,7 +12,7 @@ from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalOptions, Measured, cascade, evaluate, rankers
 from dcdctl.core.evaluation.cascade import Shortlists
-from dcdctl.core.evaluation.recall import on_front
+from dcdctl.core.evaluation.measures import on_front
 from dcdctl.core.progress import silent
 
 

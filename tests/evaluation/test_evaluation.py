@@ -18,7 +18,7 @@ from dcdctl.core import scoring
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
-from dcdctl.core.evaluation import EvalOptions, Measured, evaluate
+from dcdctl.core.evaluation import ESTIMATED, EvalOptions, Measured, evaluate
 from dcdctl.core.evaluation.protocols import Protocol
 from dcdctl.core.evaluation.ranks import RankCounter
 from dcdctl.core.scoring import pairs
@@ -161,7 +161,7 @@ def test_a_document_has_intervals_of_the_bootstrap_over_images(corpus, dual):
     assert (intervals["level"], intervals["resamples"]) == (0.95, 10_000)
     assert intervals["rsum"][0] < document["rsum"] < intervals["rsum"][1]
     for key in ("text_retrieval", "image_retrieval"):
-        assert list(intervals[key]) == ["R@1", "R@5", "R@10"]
+        assert list(intervals[key]) == [row.name for row in ESTIMATED]
         assert all(intervals[key][name][0] <= document[key][name] <= intervals[key][name][1] for name in intervals[key])
 
 

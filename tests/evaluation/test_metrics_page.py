@@ -11,11 +11,11 @@ from matrix_ranks import rank_matrix
 from paths import DOCS
 
 from dcdctl.core.data import manifest
-from dcdctl.core.evaluation import RankTable, recall, significance
+from dcdctl.core.evaluation import RankTable, measures, significance
 from dcdctl.core.evaluation.agreement import compare_orders
+from dcdctl.core.evaluation.measures import average_precision_at_r
 from dcdctl.core.evaluation.protocols import PAPER_PROTOCOLS
 from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings
-from dcdctl.core.evaluation.recall import average_precision_at_r
 
 PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
 OWNER = np.array([0, 0, 1, 1])
@@ -68,11 +68,11 @@ def test_order_positions_ranks_and_precisions(rankings, direction, table, querie
 
 
 def test_the_measures(rankings):
-    assert [name.replace(" ", "_") for name in MEASURES[0][1:]] == list(recall.measures(rankings.text))
+    assert [name.replace(" ", "_") for name in MEASURES[0][1:]] == list(measures.of_ranking(rankings.text))
     for row, ranking in zip(MEASURES[1:], (rankings.text, rankings.image), strict=True):
-        *percents, median, mean = recall.measures(ranking).values()
-        assert row[1:] == [*(f"{value:.2f}" for value in percents), f"{median:.1f}", f"{mean:.2f}"]
-    rsum = recall.rsum(recall.recall_at_k(rankings.text.ranks), recall.recall_at_k(rankings.image.ranks))
+        found = list(measures.of_ranking(ranking).values())
+        assert [float(cell) for cell in row[1:]] == pytest.approx(found, abs=0.005)
+    rsum = measures.rsum(measures.recall_at_k(rankings.text.ranks), measures.recall_at_k(rankings.image.ranks))
     assert f"RSUM is {rsum:.2f}, the mean recall {rsum / 6:.2f}." in PAGE
 
 
@@ -93,8 +93,8 @@ def test_the_draws(rankings):
     for drawn, share, *values in DRAWS[1:]:
         images = [IMAGES.index(name) for name in drawn.split(", ")]
         captions = [text for image in images for text in np.flatnonzero(image == OWNER)]
-        text, image = map(recall.recall_at_k, (rankings.text.ranks[images], rankings.image.ranks[captions]))
-        assert values == [f"{value:.2f}" for value in (text["R@1"], image["R@1"], recall.rsum(text, image))]
+        text, image = map(measures.recall_at_k, (rankings.text.ranks[images], rankings.image.ranks[captions]))
+        assert values == [f"{value:.2f}" for value in (text["R@1"], image["R@1"], measures.rsum(text, image))]
         shares.append(share)
     assert shares == ["1/4", "1/2", "1/4"]
 

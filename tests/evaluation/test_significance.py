@@ -14,7 +14,7 @@ from tiny import make_corpus
 
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.evaluation import Estimate, RankTable, compare_ranks, files, recall
+from dcdctl.core.evaluation import Estimate, RankTable, compare_ranks, files, measures
 from dcdctl.core.evaluation import bootstrap as evaluation_bootstrap
 from dcdctl.core.evaluation.files import read_ranks
 from dcdctl.core.evaluation.ranking import Ranking
@@ -49,8 +49,9 @@ def sides(draw: st.DrawFn, min_runs: int = 1) -> tuple[list[RankTable], list[Ran
 
 def figures(estimates: Estimates) -> list[Estimate]:
     """Recalls of text retrieval, those of image retrieval, RSUM, mean reciprocal ranks."""
-    (*text, text_reciprocal), (*image, image_reciprocal) = (list(estimates.of(way).values()) for way in Direction)
-    return [*text, *image, estimates.rsum, text_reciprocal, image_reciprocal]
+    text, image = (estimates.of(way) for way in Direction)
+    recalls = [side[name] for side in (text, image) for name in measures.RECALL_NAMES]
+    return [*recalls, estimates.rsum, text["MRR"], image["MRR"]]
 
 
 def figures_of(tables: Sequence[RankTable], images: Sequence[int]) -> list[float]:
@@ -60,9 +61,9 @@ def figures_of(tables: Sequence[RankTable], images: Sequence[int]) -> list[float
     for run in tables:
         captions = [text for image in images for text in np.flatnonzero(run.caption_image == image)]
         ranks = run.text_ranks[list(images)], run.image_ranks[captions]
-        text, image = map(recall.recall_at_k, ranks)
+        text, image = map(measures.recall_at_k, ranks)
         reciprocal = [np.mean([100 / rank for rank in some]) for some in ranks]
-        runs.append([*text.values(), *image.values(), recall.rsum(text, image), *reciprocal])
+        runs.append([*text.values(), *image.values(), measures.rsum(text, image), *reciprocal])
     return np.mean(runs, axis=0).tolist()
 
 
@@ -80,11 +81,11 @@ def test_the_observed_difference_by_hand():
     text, image = (
         {name: estimate.value for name, estimate in comparison.difference.of(way).items()} for way in Direction
     )
-    assert [text[name] for name in recall.RECALL_NAMES] == pytest.approx([50, 0, 100 / 6])
+    assert [text[name] for name in measures.RECALL_NAMES] == pytest.approx([50, 0, 100 / 6])
     # Image retrieval, of 4 captions: 2 and 2 less 2; 3 and 3 less 3; 3 and 4 less 3.
-    assert [image[name] for name in recall.RECALL_NAMES] == pytest.approx([0, 0, 12.5])
+    assert [image[name] for name in measures.RECALL_NAMES] == pytest.approx([0, 0, 12.5])
     assert comparison.difference.rsum.value == pytest.approx(50 + 100 / 6 + 12.5)
-    assert list(text) == list(image) == ["R@1", "R@5", "R@10", "MRR"]
+    assert list(text) == list(image) == [name for name, _ in measures.COMPARED]
 
 
 @given(sides=sides(), seed=st.integers(0, 100), block_images=st.integers(1, 40))
@@ -389,11 +390,11 @@ def test_ranks_come_back_from_their_file(written):
     assert table.text_ranks.tolist() == [1, 3, 12]
     assert table.image_ranks.tolist() == [1, 2, 7, 1, 30, 5]
     values = bootstrap([table], resamples=10)
-    measures = [recall.measures(ranking) for ranking in rankings]
-    for direction, expected in zip(Direction, measures, strict=True):
-        for name in recall.RECALL_NAMES:
+    by_direction = [measures.of_ranking(ranking) for ranking in rankings]
+    for direction, expected in zip(Direction, by_direction, strict=True):
+        for name in measures.RECALL_NAMES:
             assert values.of(direction)[name].value == pytest.approx(expected[name])
-    assert values.rsum.value == pytest.approx(recall.rsum(*measures))
+    assert values.rsum.value == pytest.approx(measures.rsum(*by_direction))
 
 
 def test_runs_of_other_queries_are_not_compared():

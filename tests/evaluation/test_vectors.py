@@ -17,8 +17,8 @@ from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate, tables
+from dcdctl.core.evaluation.document import VectorForm
 from dcdctl.core.evaluation.ranks import rank_embeddings
-from dcdctl.core.evaluation.vector_form import VectorForm
 from dcdctl.core.evaluation.vectors import rank_vectors
 from dcdctl.core.training import runs
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import loopback_uploads
 import pytest
 from tiny import contents
 
 from dcdctl.core.errors import ConfigError, MissingError, SourceError
+from dcdctl.core.export import ExportJob
 from dcdctl.core.export import hub as export_hub
+from dcdctl.core.export.export import resolve
 
 # huggingface_hub sends large files in a way that its HTTP client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -35,10 +39,35 @@ def test_every_file_is_pushed_to_a_new_repository(hub, folder):
     assert hub.repos["me/dual"].files == contents(folder)
 
 
-def test_an_existing_repository_is_updated(hub, folder):
-    hub.repos["me/dual"] = loopback_uploads.Repository(files={"notes.md": b"mine"})
-    export_hub.push_folder(folder, "me/dual")
+@pytest.mark.parametrize("options", [{"private": False}, {"private": True}, {}], ids=str)
+def test_a_new_repository_is_private_unless_it_shall_be_public(hub, folder, options):
+    export_hub.push_folder(folder, "me/dual", **options)
+    assert hub.repos["me/dual"].private == options.get("private", True)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_an_existing_repository_is_updated(hub, folder, private):
+    hub.repos["me/dual"] = loopback_uploads.Repository(files={"notes.md": b"mine"}, private=private)
+    export_hub.push_folder(folder, "me/dual", private=private)
     assert hub.repos["me/dual"].files == {"notes.md": b"mine", **contents(folder)}
+    assert hub.repos["me/dual"].private == private
+
+
+@pytest.mark.parametrize(
+    ("private", "message"),
+    [
+        (
+            True,
+            r"me/dual is there and is public, and the export would be private; add --public, or change it .*`hf upl",
+        ),
+        (False, r"me/dual is there and is private, and the export would be public; add --private, or change it"),
+    ],
+)
+def test_nothing_is_pushed_to_a_repository_that_others_see_or_do_not_see(hub, folder, private, message):
+    hub.repos["me/dual"] = loopback_uploads.Repository(files={"notes.md": b"mine"}, private=not private)
+    with pytest.raises(ConfigError, match=message):
+        export_hub.push_folder(folder, "me/dual", private=private)
+    assert hub.repos["me/dual"].files == {"notes.md": b"mine"}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +91,13 @@ def test_an_unreachable_hub_is_an_error(folder, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SourceError, match=r"me/dual was not pushed: .*onnect"):
         export_hub.push_folder(folder, "me/dual")
+
+
+def test_a_public_export_names_its_repository(tmp_path):
+    job = ExportJob(ref="scenes-vilt", out=tmp_path / "out", to="transformers", private=False)
+    with pytest.raises(ConfigError, match="--public is for a repository of the Hub, and none is named; add --push-to-"):
+        resolve(job)
+    resolve(dataclasses.replace(job, private=True))
 
 
 def test_without_a_token_or_a_valid_name_nothing_is_computed(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 
@@ -12,6 +13,7 @@ from speed_ups import check_speed_ups
 from dcdctl.core.data import Direction
 from dcdctl.core.report import report, write
 from dcdctl.core.report import tables as report_tables
+from dcdctl.core.report.tables import SHOWN
 
 
 def table_named(found, start):
@@ -104,7 +106,8 @@ def test_markdown_has_every_table_with_rows_of_equal_length(found, tmp_path):
     for lines in tables:
         assert len({line.count("|") for line in lines}) == 1
         assert set(lines[1]) <= set("| -:")
-    assert tables[0][1] == f"| --- |{11 * ' ---: |'}"
+    # The model, RSUM, and the measures of both directions.
+    assert tables[0][1] == "| --- |" + (1 + 2 * len(SHOWN)) * " ---: |"
     place = "/".join(found.corpus.folder.parts[-2:])
     assert f"- measured on: {place}, split test: 16 images, 80 captions" in blocks[2].replace("\\", "").splitlines()
 
@@ -135,3 +138,24 @@ def test_the_document_is_what_was_measured(found):
         1000,
     )
     assert "p_value" not in rows["dual-alone"]
+
+
+def test_csv_read_back_is_the_document_and_what_was_not_measured_is_empty(found, tmp_path):
+    write.write_csv(tmp_path / "report.csv", found)
+    with (tmp_path / "report.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    documents = write.report_document(found)["models"]
+    assert len(rows) == len(documents)
+    for row, document in zip(rows, documents, strict=True):
+        assert {name: cell for name, cell in row.items() if cell} == {
+            name: str(value) for name, value in document.items() if value is not None
+        }
+    assert {row["model"]: row["p_value"] for row in rows}["dual-alone"] == ""
+
+
+def test_csv_keeps_a_folder_name_with_any_sign(split, tmp_path):
+    folder = write_evaluation(tmp_path / "a\rb", split, scores_of(split, 1))
+    write.write_csv(tmp_path / "report.csv", report.read_report([folder]))
+    with (tmp_path / "report.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert row["folder"] == str(folder)

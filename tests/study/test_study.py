@@ -20,7 +20,7 @@ from duals import save_dual
 from encoders import save_text, save_vision
 from families import late
 from speed_ups import check_speed_ups
-from tiny import make_pool, make_teacher
+from tiny import contents, make_pool, make_teacher
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -152,7 +152,8 @@ def evaluate(ref: object, stage: Stage, **more: Any) -> Evaluation:
 
 
 def recalls(row: dict[str, Any]) -> list[float]:
-    return [*row["text_retrieval"].values(), *row["image_retrieval"].values(), row["rsum"]]
+    sides = (row["text_retrieval"], row["image_retrieval"])
+    return [*(side[name] for side in sides for name in RECALL_NAMES), row["rsum"]]
 
 
 def recalls_of(found: Sequence[Evaluation]) -> list[float]:
@@ -215,7 +216,7 @@ def test_without_the_weight_of_its_teacher_distillation_is_fine_tuning(stage: St
     shutil.copytree(finished / "cache", tmp_path / "cache")
 
     def weights(name: str) -> torch.Tensor:
-        variant = next(variant for variant in plan.variants if variant.name == name)
+        variant = next(variant for variant in plan.arms if variant.name == name)
         run = training.train_model(plan.training_job(variant, 0), plan.inputs(variant, 0), options=TrainingOptions())
         return models.load(run.folder).network.state_dict()["visual_projection.weight"]
 
@@ -470,7 +471,7 @@ def test_lists_of_the_baseline_have_as_many_negatives_which_no_teacher_chose(sta
         "loss.weight_group=2",
     ]
     plan = resolve(stage.job(tmp_path / "study", sets=sets))
-    baseline, itself, distilled = plan.variants
+    baseline, itself, distilled = plan.arms
     assert itself.sets == distilled.sets
     recipe = load_recipe(stage.recipe, baseline.sets)
     assert (baseline.caches, distilled.caches) == ((), (tmp_path / "study" / "cache",))
@@ -486,7 +487,7 @@ def test_all_runs_have_the_precision_that_the_first_one_chose(stage: Stage, tmp_
     write_document(plan.job.out / SETTINGS_FILE, plan.settings)
     # As on a GPU where bfloat16 is faster.
     in_bf16 = TrainingOptions(compute=Compute(precision="bfloat16"))
-    training.train_model(plan.training_job(plan.variants[0], 0), plan.inputs(plan.variants[0], 0), options=in_bf16)
+    training.train_model(plan.training_job(plan.arms[0], 0), plan.inputs(plan.arms[0], 0), options=in_bf16)
     run_study(job)
     assert Run(tmp_path / "study" / "runs" / "distilled-seed0").facts()["inputs"]["precision"] == "bfloat16"
 
@@ -633,6 +634,42 @@ def words(stage: Stage, out: Path) -> list[object]:
         out,
     ]
     return [*given, "--seeds", "0,1", "--depth", 3, "--device", "cpu", "--precision", "fp32"]
+
+
+def test_a_dry_run_shows_every_step_and_how_much_is_trained_and_writes_nothing(stage: Stage, tmp_path: Path):
+    out = tmp_path / "study"
+    result = run_cli(*words(stage, out), "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    *steps, trained, measured = result.stdout.splitlines()
+    of_seed = ["fine-tuned", "fine-tuned, random batches", "scores of fine-tuned", "taught by itself", "distilled"]
+    names = ["zero-shot", f"scores of {stage.folder / 'teacher'}"]
+    for seed in (0, 1):
+        names += [f"{name}, seed {seed}" for name in (*of_seed, "cascade")]
+    names.append("time per query")
+    assert [line.partition(":")[0] for line in steps] == [f"{at}/15 {name}" for at, name in enumerate(names, start=1)]
+    assert (trained, measured) == ("8 trainings of 3 steps, 24 in all", "11 evaluations, 3 caches of scores")
+    assert not out.exists()
+
+
+def test_a_dry_run_of_a_finished_study_says_so_and_is_json_too(stage: Stage, finished: Path):
+    before = contents(finished)
+    found = json.loads(run_cli(*words(stage, finished), "--dry-run", "--json").stdout)
+    assert len(found["parts"]) == 15
+    assert all(part["finished"] for part in found["parts"])
+    assert {name: found[name] for name in ("trainings", "steps_per_training", "evaluations", "caches")} == {
+        "trainings": 8,
+        "steps_per_training": 3,
+        "evaluations": 11,
+        "caches": 3,
+    }
+    assert contents(finished) == before
+
+
+def test_a_dry_run_raises_what_the_study_would(stage: Stage, tmp_path: Path):
+    sets = ("--set", "validation.every=1", "--set", "validation.split=absent")
+    result = run_cli(*words(stage, tmp_path / "study"), "--dry-run", *sets)
+    assert result.exit_code == 1
+    assert "no split 'absent'" in result.stderr
 
 
 def test_the_command_prints_the_study_and_its_verdict(stage: Stage, finished: Path):

@@ -70,7 +70,7 @@ class FakeModel(nn.Module):
 
 
 class FakeFusion(FakeModel):
-    kind, num_weights, keeps_states, as_dual = "fusion", 7, False, None
+    kind, num_weights, has_one_vector, keeps_states, as_dual = "fusion", 7, False, False, None
 
     def encode_images(self, images: ImageBatch) -> States:
         # An image costs its own number times the price, so that images can differ.
@@ -89,7 +89,7 @@ class FakeFusion(FakeModel):
 
 
 class FakeDual(FakeModel):
-    kind, num_weights = "dual", 5
+    kind, num_weights, has_one_vector = "dual", 5, True
 
     def embed_images(self, images: ImageBatch):
         self.clock.spend(self.costs.image * float(images.pixel_values.sum()))

@@ -12,7 +12,7 @@ import pandas as pd
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.evaluation import RankTable, recall, significance
+from dcdctl.core.evaluation import RankTable, measures, significance
 from dcdctl.core.training import runs
 
 
@@ -99,12 +99,12 @@ def document_of(corpus: Corpus, text: Sequence[int], image: Sequence[int], *, ca
     sides = {}
     for direction in Direction:
         rank_Q = table.ranks(direction)
-        recalls = recall.recall_at_k(rank_Q)
+        recalls = {row.name: 100 * float(np.mean(row.of_rank(rank_Q))) for row in measures.ESTIMATED}
         median, mean = float(np.median(rank_Q)), float(rank_Q.mean())
         sides[direction.key] = {**recalls, "mAP@R": recalls["R@1"], "median_rank": median, "mean_rank": mean}
-    rsum, estimates = recall.rsum(*sides.values()), significance.bootstrap([table], resamples=50)
+    rsum, estimates = measures.rsum(*sides.values()), significance.bootstrap([table], resamples=50)
     bounds = {
-        direction.key: {name: list(estimates.of(direction)[name].interval) for name in recall.RECALL_NAMES}
+        direction.key: {row.name: list(estimates.of(direction)[row.name].interval) for row in measures.ESTIMATED}
         for direction in Direction
     }
     kind = {"kind": "cascade", "depth": 50} if cascade else {"kind": "dual", "depth": None}

@@ -23,6 +23,7 @@ from loopback import running
 @dataclass
 class Repository:
     files: dict[str, bytes] = field(default_factory=dict)
+    private: bool = False
 
 
 @dataclass
@@ -92,7 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = "/".join(filter(None, (requested.get("organization"), requested["name"])))
         if name in self.hub.repos:
             return 409, {"error": "it is there", "url": f"{self.hub.url}/{name}"}
-        self.hub.repos[name] = Repository()
+        self.hub.repos[name] = Repository(
+            private=requested.get("visibility") == "private" or requested.get("private", False)
+        )
         return 200, {"url": f"{self.hub.url}/{name}", "name": name}
 
     def _repository(self, name: str, action: str | None, body: bytes) -> tuple[int, Any]:
@@ -100,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return 404, {"error": "no such repository"}
         if action is None:
-            return 200, {"id": name, "sha": 40 * "a", "private": False, "tags": [], "siblings": []}
+            return 200, {"id": name, "sha": 40 * "a", "private": repo.private, "tags": [], "siblings": []}
         if action == "preupload":
             modes = {True: "lfs", False: "regular"}
             files = [

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, RobertaConfig, ViltConfig, ViltForImageAndTextRetrieval
 
 from dcdctl.core import models
-from dcdctl.core.evaluation import recall
+from dcdctl.core.evaluation import measures
 from dcdctl.core.models import FusionSize, ImageBatch, Preprocess, TextBatch
 from dcdctl.core.models.families.coattention import CoAttentionNetwork
 from dcdctl.core.models.families.coattention_scorer import resize_positions
@@ -253,10 +253,10 @@ def recalls(name: str = "recall_a") -> Iterator[Comparison]:
     for case in fixture_json(name)["cases"]:
         rankings = rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
         for kind, ranking in (("tr", rankings.text), ("ir", rankings.image)):
-            ours = recall.recall_at_k(ranking.ranks)
-            official = torch.tensor([case[f"{kind}_r{k}"] for k in recall.KS])
+            ours = measures.recall_at_k(ranking.ranks)
+            official = torch.tensor([case[f"{kind}_r{k}"] for k in measures.KS])
             yield Comparison(
-                name, "recalls", torch.tensor([ours[f"R@{k}"] / 100 for k in recall.KS]), official, bound=1e-7
+                name, "recalls", torch.tensor([ours[f"R@{k}"] / 100 for k in measures.KS]), official, bound=1e-7
             )
 
 

@@ -55,7 +55,7 @@ class TableFusion(nn.Module):
     known_images: ClassVar[dict[str, States]] = {}
     pairs_per_batch = 256
     groups_by_image = False
-    keeps_states = False
+    has_one_vector = keeps_states = False
 
     def __init__(self, table_IT: Tensor) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class TableFusion(nn.Module):
 
 
 class TableDual(nn.Module):
-    kind = "dual"
+    kind, has_one_vector, keeps_states = "dual", True, True
     encoders = None
     known_images: ClassVar[dict[str, States]] = {}
 

@@ -27,26 +27,26 @@ def show_bench(result: Bench) -> None:
     show_table(
         "Latency, ms", names, _latency_rows(times, result.settings.reference_gallery), caption=_latency_caption(result)
     )
-    rates = [
-        (f"{unit}, batch size {batch.batch_size}", *(digits(getattr(model.throughput[i], key)) for model in times))
-        for unit, key in (("pairs", "pairs_per_s"), ("images", "images_per_s"), ("captions", "captions_per_s"))
-        for i, batch in enumerate(result.teacher.throughput)
-    ]
+    rates: list[Row] = []
+    for unit in ("pairs", "images", "captions"):
+        for i, batch in enumerate(result.teacher.throughput):
+            of_models = [digits(getattr(model.throughput[i], f"{unit}_per_s")) for model in times]
+            rates.append((f"{unit}, batch size {batch.batch_size}", *of_models))
     show_table("Throughput per second", names, rates)
-    queries = [
-        (
-            f"{point.num_images:,} encoded {'before' if point.is_cached else 'with it'}",
-            *(_time(model.query(point.num_images, is_cached=point.is_cached)) for model in times),
-            _factor(point.speed_up),
-        )
-        for point in result.curve
-    ]
+    queries: list[Row] = []
+    for point in result.curve:
+        durations = [model.query(point.num_images, is_cached=point.is_cached) for model in times]
+        encoded = "before" if point.is_cached else "with it"
+        queries.append((f"{point.num_images:,} encoded {encoded}", *map(_time, durations), _factor(point.speed_up)))
     show_table(
         "One query over N images", [*names, "student's speed-up"], queries, caption=f"{EXTRAPOLATED}; {INTERVAL}"
     )
-    show_table(
-        "Speed-up: the teacher's time divided by the student's", *_speed_ups(result), caption=_speed_up_caption(result)
-    )
+    test_set = f"whole test set: {result.num_images:,} images, {result.num_captions:,} captions, preprocessed"
+    notes = [f"{test_set}; {EXTRAPOLATED}", result.paper]
+    if result.onnx.note:
+        notes.append(f"ONNX Runtime: {result.onnx.note}")
+    title = "Speed-up: the teacher's time divided by the student's"
+    show_table(title, *_speed_ups(result), caption="\n".join(notes))
 
 
 def _show_footprints(result: Bench) -> None:
@@ -91,12 +91,13 @@ def _latency_rows(times: Sequence[ModelTimes], gallery_size: int) -> list[Row]:
         "caption": "one caption",
         "query": f"one query, N = {gallery_size:,}",
     }
-    return [
-        (f"{label}: p{percent}", *(_percentile(model.latencies.get(name), percent) for model in times))
-        for name, label in labels.items()
-        for percent in (50, 95, 99)
-        if any(name in model.latencies for model in times)
-    ]
+    rows: list[Row] = []
+    for name, label in labels.items():
+        latencies = [model.latencies.get(name) for model in times]
+        if any(latencies):
+            for percent in (50, 95, 99):
+                rows.append((f"{label}: p{percent}", *(_percentile(latency, percent) for latency in latencies)))
+    return rows
 
 
 def _percentile(latency: Latency | None, percent: int) -> str:
@@ -104,7 +105,8 @@ def _percentile(latency: Latency | None, percent: int) -> str:
         return NOT_TIMED
     value: Percentile = getattr(latency, f"p{percent}")
     low, high = map(digits, value.interval_ms)
-    return f"{digits(value.ms)} ({low}-{high}){'' if value.is_resolved else ' *'}"
+    mark = "" if value.is_resolved else " *"
+    return f"{digits(value.ms)} ({low}-{high}){mark}"
 
 
 def _latency_caption(result: Bench) -> str:
@@ -128,22 +130,16 @@ def _speed_ups(result: Bench) -> tuple[list[str], list[list[str]]]:
     return columns, [*rows, ["claimed in the paper", f">= {result.paper_speed_up}x", *[""] * (len(columns) - 2)]]
 
 
-def _speed_up_caption(result: Bench) -> str:
-    protocol = (
-        f"whole test set: {result.num_images:,} images, {result.num_captions:,} captions, preprocessed; {EXTRAPOLATED}"
-    )
-    onnx = f"\nONNX Runtime: {result.onnx.note}" if result.onnx.note else ""
-    return f"{protocol}\n{result.paper}{onnx}"
-
-
 def _factor(item: SpeedUp) -> str:
     low, high = map(digits, item.interval)
-    return f"{'~' if item.extrapolated else ''}{digits(item.ratio)}x ({low}-{high})"
+    mark = "~" if item.extrapolated else ""
+    return f"{mark}{digits(item.ratio)}x ({low}-{high})"
 
 
 def _time(duration: Duration) -> str:
     """A time in the unit that fits it, with a leading ~ if it was extrapolated."""
-    return f"{'~' if duration.extrapolated else ''}{seconds(duration.seconds)}"
+    mark = "~" if duration.extrapolated else ""
+    return f"{mark}{seconds(duration.seconds)}"
 
 
 def seconds(value: float) -> str:

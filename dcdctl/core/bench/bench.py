@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from dcdctl.core import artifacts, devices, files, models
-from dcdctl.core.bench import cold_start, footprint, rates, result
+from dcdctl.core.bench import cold_start, rates, result
 from dcdctl.core.bench.config import ONNX, STUDENT, TEACHER, BenchConfig, ModelPair
+from dcdctl.core.bench.footprint import measure_footprint
 from dcdctl.core.bench.result import (
     Bench,
     CurvePoint,
@@ -88,8 +89,12 @@ def compare(
     device = device_of(student)
     with _inference(config, device), tempfile.TemporaryDirectory(prefix="dcdctl-onnx-") as folder:
         bench_models = {name: prepare_model(model, corpus, config) for name, model in in_torch.items()}
-        footprints = {name: footprint.of_model(model, bench_models[name]) for name, model in in_torch.items()}
-        runtimes = {name: (f"torch {torch.__version__}", _dtype(model)) for name, model in in_torch.items()}
+        footprints = {name: measure_footprint(model, bench_models[name]) for name, model in in_torch.items()}
+        runtimes = {}
+        for name, model in in_torch.items():
+            # A Python function has no parameters.
+            dtypes = [str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()]
+            runtimes[name] = f"torch {torch.__version__}", dtypes[0] if dtypes else "unknown"
         # Before the timing, so that the exported model takes turns with the others.
         onnx, onnx_times = onnx_student(student, bench_models[STUDENT], Path(folder), is_timed=config.is_onnx_timed)
         if onnx is not None:
@@ -100,10 +105,10 @@ def compare(
         timer = Timer(config=config, clock=clock, synchronize=partial(devices.synchronize, device))
         rates.measure(bench_models, timer, track)
         machine = devices.describe(device)
-    times = {
-        name: _model_times(each, corpus, config, footprints[name], *runtimes[name])
-        for name, each in bench_models.items()
-    }
+    times = {}
+    for name, each in bench_models.items():
+        runtime, dtype = runtimes[name]
+        times[name] = _model_times(each, corpus, config, footprint=footprints[name], runtime=runtime, dtype=dtype)
     speed_ups = {name: _speed_ups(bench_models[TEACHER], each, corpus, config) for name, each in bench_models.items()}
     if onnx is not None:
         onnx_times = dataclasses.replace(onnx_times, times=times[ONNX], speed_ups=speed_ups[ONNX])
@@ -144,50 +149,43 @@ def _clock(config: BenchConfig, device: torch.device) -> Callable[[], float]:
     return time.process_time
 
 
-def _dtype(model: Model) -> str:
-    return next((str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()), "unknown")
-
-
 def _model_times(
-    model: BenchModel, corpus: Corpus, config: BenchConfig, size: Footprint, runtime: str, dtype: str
+    model: BenchModel, corpus: Corpus, config: BenchConfig, *, footprint: Footprint, runtime: str, dtype: str
 ) -> ModelTimes:
     latencies = {name: result.latency(model.step_times[name]) for name in ("pair", "image", "caption")}
     if (query := model.query_times[True].get(config.reference_gallery)) is not None:
         latencies["query"] = result.latency(query)
     # A fusion model takes too long for all pairs to time a test set as a whole.
     test_set_s = model.test_set_s(corpus.num_images, corpus.num_captions)
+    throughput = []
+    for size, times in model.batch_times.items():
+        rates = {f"{kind}_per_s": size / repeats.median.value for kind, repeats in times.items()}
+        throughput.append(Throughput(batch_size=size, **rates))
+    queries = []
+    for count in sorted(config.gallery_sizes):
+        for is_cached in (True, False):
+            query_s, timed = model.query_s(count, is_cached=is_cached), model.query_times[is_cached].get(count)
+            queries.append(
+                QueryTime(
+                    num_images=count,
+                    is_cached=is_cached,
+                    seconds=query_s.value,
+                    extrapolated=timed is None,
+                    interval=query_s.interval,
+                    num_repeats=0 if timed is None else timed.num_repeats,
+                )
+            )
     return ModelTimes(
         kind=model.steps.kind,
         runtime=runtime,
         dtype=dtype,
         latencies=latencies,
-        throughput=tuple(_throughput(model, count) for count in model.batch_times),
-        queries=tuple(
-            _query_time(model, count, is_cached=is_cached)
-            for count in sorted(config.gallery_sizes)
-            for is_cached in (True, False)
-        ),
+        throughput=tuple(throughput),
+        queries=tuple(queries),
         test_set=Duration(seconds=test_set_s.value, extrapolated=True, interval=test_set_s.interval, num_repeats=0),
-        footprint=size,
+        footprint=footprint,
         first_query=None,
     )
-
-
-def _query_time(model: BenchModel, num_images: int, *, is_cached: bool) -> QueryTime:
-    seconds, timed = model.query_s(num_images, is_cached=is_cached), model.query_times[is_cached].get(num_images)
-    return QueryTime(
-        num_images=num_images,
-        is_cached=is_cached,
-        seconds=seconds.value,
-        extrapolated=timed is None,
-        interval=seconds.interval,
-        num_repeats=0 if timed is None else timed.num_repeats,
-    )
-
-
-def _throughput(model: BenchModel, size: int) -> Throughput:
-    rates = {f"{kind}_per_s": size / repeats.median.value for kind, repeats in model.batch_times[size].items()}
-    return Throughput(batch_size=size, **rates)
 
 
 def _speed_ups(teacher: BenchModel, other: BenchModel, corpus: Corpus, config: BenchConfig) -> tuple[SpeedUp, ...]:
@@ -202,21 +200,19 @@ def _speed_ups(teacher: BenchModel, other: BenchModel, corpus: Corpus, config: B
 
 
 def _curve(teacher: BenchModel, student: BenchModel, config: BenchConfig) -> tuple[CurvePoint, ...]:
-    return tuple(
-        CurvePoint(
-            num_images=count,
-            is_cached=is_cached,
-            speed_up=_query_speed_up(teacher, student, count, is_cached=is_cached),
-        )
-        for is_cached in (True, False)
-        for count in sorted(config.gallery_sizes)
-    )
+    points = []
+    for is_cached in (True, False):
+        for count in sorted(config.gallery_sizes):
+            gain = _query_speed_up(teacher, student, count, is_cached=is_cached)
+            points.append(CurvePoint(num_images=count, is_cached=is_cached, speed_up=gain))
+    return tuple(points)
 
 
 def _query_speed_up(teacher: BenchModel, other: BenchModel, num_images: int, *, is_cached: bool) -> SpeedUp:
     slow, fast = (model.query_s(num_images, is_cached=is_cached) for model in (teacher, other))
     # A ratio is only measured if both of its times are.
-    label = f"one query over {num_images:,} images, encoded {'before' if is_cached else 'with it'}"
+    encoded = "before" if is_cached else "with it"
+    label = f"one query over {num_images:,} images, encoded {encoded}"
     is_timed = all(num_images in model.query_times[is_cached] for model in (teacher, other))
     return speed_up(label, slow, fast, extrapolated=not is_timed)
 

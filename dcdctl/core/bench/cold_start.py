@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
 from dcdctl.core import devices, files
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench.config import STUDENT, TEACHER, BenchConfig, ModelPair
 from dcdctl.core.bench.result import ColdStartTimes, FirstQuery
 from dcdctl.core.bench.steps import FIRST, MiB, timed_model
@@ -42,10 +42,21 @@ def measure(pair: ModelPair, config: BenchConfig, device: torch.device, track: T
             for name, processes in times.items():
                 processes.append(run(name, pair, config, device))
                 advance(1)
-    return {
-        name: FirstQuery(num_images=config.num_images, median=_median(processes), processes=tuple(processes))
-        for name, processes in times.items()
-    }
+    first_queries = {}
+    for name, processes in times.items():
+        first_queries[name] = FirstQuery(
+            num_images=config.num_images, median=_median(processes), processes=tuple(processes)
+        )
+    return first_queries
+
+
+def _median(processes: Sequence[ColdStartTimes]) -> ColdStartTimes:
+    """The median of each field; None for one that a process lacks."""
+    medians: dict[str, float | None] = {}
+    for part in asdict(processes[0]):
+        values = [getattr(process, part) for process in processes]
+        medians[part] = None if None in values else median(values)
+    return build(ColdStartTimes, medians)
 
 
 def run(name: str, pair: ModelPair, config: BenchConfig, device: torch.device) -> ColdStartTimes:
@@ -56,13 +67,11 @@ def run(name: str, pair: ModelPair, config: BenchConfig, device: torch.device) -
     # time.time, because perf_counter starts at another point in each process.
     request = [time.time(), name, to_table(pair), to_table(config), str(device)]
     command = [sys.executable, "-P", "-c", _SCRIPT, json.dumps(request)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True, check=False
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = next(
-            (line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}"
-        )
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = said[-1] if said else f"exit code {done.returncode}"
         raise ModelError(
             f"a fresh process that loads {getattr(pair, name)} could not answer: {reason}",
             hint="--set num_fresh_processes=0 leaves this measurement out",
@@ -71,15 +80,7 @@ def run(name: str, pair: ModelPair, config: BenchConfig, device: torch.device) -
     return build(ColdStartTimes, json.loads(done.stdout.splitlines()[-1]))
 
 
-def _median(processes: Sequence[ColdStartTimes]) -> ColdStartTimes:
-    """The median of each field."""
-    parts: dict[str, list[Any]] = {name: [asdict(times)[name] for times in processes] for name in asdict(processes[0])}
-    return build(ColdStartTimes, {name: None if None in values else median(values) for name, values in parts.items()})
-
-
-def answer(
-    started: float, name: str, pair_table: dict[str, Any], config_table: dict[str, Any], device_name: str
-) -> None:
+def answer(started: float, name: str, pair_table: Document, config_table: Document, device_name: str) -> None:
     """Run in a fresh process: load, encode, answer, and write `ColdStartTimes` to stdout as one line of JSON."""
     pair, config, device = build(ModelPair, pair_table), build(BenchConfig, config_table), devices.choose(device_name)
     if config.num_threads is not None:

@@ -46,18 +46,17 @@ def count_flops(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def of_model(model: Model, bench_model: BenchModel) -> Footprint:
+def measure_footprint(model: Model, bench_model: BenchModel) -> Footprint:
     """The footprint of a model, measured on its inputs."""
     num_floats = bench_model.steps.index_floats(bench_model.encoded_images)
+    weights = [tensor for name, tensor in model.state_dict().items() if _is_saved(name)]
     return Footprint(
         num_parameters=sum(parameter.numel() for name, parameter in model.named_parameters() if _is_saved(name)),
-        weight_bytes=sum(
-            tensor.numel() * tensor.element_size() for name, tensor in model.state_dict().items() if _is_saved(name)
-        ),
+        weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in weights),
         flops=_flops(bench_model),
         index_bytes_per_million_images={
-            name: round(MILLION * num_floats * size)
-            for name, size in (("float32", FLOAT32_BYTES), ("float16", FLOAT32_BYTES // 2))
+            "float32": round(MILLION * num_floats * FLOAT32_BYTES),
+            "float16": round(MILLION * num_floats * (FLOAT32_BYTES // 2)),
         },
     )
 

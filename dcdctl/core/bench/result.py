@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dcdctl.core import artifacts, models
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench.config import BenchConfig
 from dcdctl.core.bench.timer import Quantity, Repeats
 from dcdctl.core.config import build_document, to_table
 from dcdctl.core.errors import InputError
+from dcdctl.core.progress import counted
 
 Interval = tuple[float, float]
 MAKE_AGAIN = "run `dcdctl bench` again"
@@ -175,7 +177,7 @@ class Bench:
     num_images: int
     num_captions: int
     settings: BenchConfig
-    machine: dict[str, Any]
+    machine: Document
     teacher: ModelTimes
     student: ModelTimes
     onnx: OnnxTimes
@@ -196,11 +198,12 @@ class Bench:
     def machine_name(self) -> str:
         """Device and number of threads."""
         cpu, device, threads = (self.machine[name] for name in ("cpu", "device", "threads"))
-        return f"{cpu if device == 'cpu' else f'{device} ({cpu})'}, {threads} thread{'' if threads == 1 else 's'}"
+        name = cpu if device == "cpu" else f"{device} ({cpu})"
+        return f"{name}, {counted(threads, 'threads')}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Document:
         """The contents of bench.json."""
-        document: dict[str, Any] = to_table(self)
+        document: Document = to_table(self)
         return document
 
 

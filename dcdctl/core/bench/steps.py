@@ -12,12 +12,17 @@ from torch import Tensor
 from dcdctl.core.bench.config import BenchConfig
 from dcdctl.core.bench.timer import Quantity, Repeats
 from dcdctl.core.data import Corpus
-from dcdctl.core.models import DualEncoder, Model, OnnxTowers, Scorer, States
+from dcdctl.core.models import DualEncoder, ImageBatch, Model, OnnxTowers, Scorer, States, TextBatch
 
 FIRST = 10
 """A query ends when its first ten images are known."""
 FLOAT32_BYTES = 4
 MiB = 2**20
+
+
+Encoded = Any
+"""What a step returns and the next one takes, whichever kind of model it is: states of a fusion scorer, vectors of a
+dual encoder, or a gallery of either."""
 
 
 class TimedFusion:
@@ -31,11 +36,10 @@ class TimedFusion:
         self._size = model.pairs_per_batch if model.keeps_states else batch_size
         self.kind = model.kind
 
-    # Callers pass what one step returns to the next, whichever kind of model it is: hence Any.
-    def encode_images(self, batch: Any) -> Any:
+    def encode_images(self, batch: ImageBatch) -> Encoded:
         return self._towers.encode_images(batch)
 
-    def encode_texts(self, batch: Any) -> Any:
+    def encode_texts(self, batch: TextBatch) -> Encoded:
         return self._towers.encode_texts(batch)
 
     def score_matching(self, images: States, texts: States) -> Tensor:
@@ -43,11 +47,13 @@ class TimedFusion:
         index = torch.arange(len(texts))
         return self._model.score_pairs(images, texts, index, index)
 
-    def gallery(self, images: States, count: int) -> Any:
+    def gallery(self, images: States, count: int) -> Encoded:
         """A gallery of `count` encoded images: the given ones, repeated."""
         # On the CPU, as in `scoring`: reading positions from a GPU would wait for it.
         index = torch.arange(count)
-        return (images.take(index % len(images)), index) if self._model.keeps_states else (images, index % len(images))
+        if self._model.keeps_states:
+            return images.take(index % len(images)), index
+        return images, index % len(images)
 
     def gallery_bytes(self, images: States, count: int) -> int:
         """Bytes of such a gallery in this benchmark."""
@@ -56,11 +62,11 @@ class TimedFusion:
 
     def index_floats(self, images: States) -> float:
         """Mean count of numbers that an index stores per image."""
+        of_tokens = float(images.mask.sum()) / len(images) * images.tokens.shape[2]
         # Late interaction without `model.pooled` compares tokens alone, and an index stores no more.
-        vectors = None if getattr(self._model, "vectors_scale", 1) is None else images.vectors
-        return float(images.mask.sum()) / len(images) * images.tokens.shape[2] + (
-            0 if vectors is None else vectors.shape[1]
-        )
+        if images.vectors is None or getattr(self._model, "vectors_scale", 1) is None:
+            return of_tokens
+        return of_tokens + images.vectors.shape[1]
 
     def rank(self, gallery: tuple[States, Tensor], text: States) -> Tensor:
         """Scores of one encoded caption with every image of a gallery."""
@@ -83,16 +89,16 @@ class TimedDual:
     def __init__(self, model: DualEncoder | OnnxTowers) -> None:
         self._model = model
 
-    def encode_images(self, batch: Any) -> Any:
+    def encode_images(self, batch: ImageBatch) -> Encoded:
         return self._model.embed_images(batch).float()
 
-    def encode_texts(self, batch: Any) -> Any:
+    def encode_texts(self, batch: TextBatch) -> Encoded:
         return self._model.embed_texts(batch).float()
 
     def score_matching(self, images: Tensor, texts: Tensor) -> Tensor:
         return (images * texts).sum(dim=-1)
 
-    def gallery(self, images: Tensor, count: int) -> Any:
+    def gallery(self, images: Tensor, count: int) -> Encoded:
         return images[torch.arange(count, device=images.device) % len(images)]
 
     def gallery_bytes(self, images: Tensor, count: int) -> int:
@@ -124,11 +130,11 @@ class BenchModel:
     preprocessing, on its device. `rates.measure` fills in the times."""
 
     steps: TimedModel
-    singles: list[tuple[Any, Any]]
+    singles: list[tuple[ImageBatch, TextBatch]]
     """Batches of one image and one caption."""
-    images: dict[int, Any]
+    images: dict[int, ImageBatch]
     """Batches of images by size: the configured sizes, and the remainders of the galleries."""
-    texts: dict[int, Any]
+    texts: dict[int, TextBatch]
     """Batches of captions by size; caption k belongs to image k of the batch of that size."""
     batch_size: int
     """For galleries."""
@@ -142,26 +148,62 @@ class BenchModel:
     num_block_pairs: int = field(default=0, init=False)
     """Pairs that the step "block" scores."""
 
-    def single(self, number: int) -> tuple[Any, Any]:
+    def single(self, number: int) -> tuple[ImageBatch, TextBatch]:
         """The image and the caption of a round."""
         return self.singles[number % len(self.singles)]
 
-    def chunks(self, count: int) -> list[Any]:
-        """The batches that `count` images consist of."""
-        full, rest = divmod(count, self.batch_size)
-        return [self.images[self.batch_size]] * full + ([self.images[rest]] if rest else [])
+    # What is timed: the work of a round, given its number. Another pair in each, because captions differ in length.
+    def encode_image(self, number: int) -> Encoded:
+        return self.steps.encode_images(self.single(number)[0])
+
+    def encode_caption(self, number: int) -> Encoded:
+        return self.steps.encode_texts(self.single(number)[1])
+
+    def score_single(self, number: int) -> Tensor:
+        """One pair, encoded and scored."""
+        return self.steps.score_matching(self.encode_image(number), self.encode_caption(number))
+
+    def encode_image_batch(self, size: int, number: int) -> Encoded:
+        return self.steps.encode_images(self.images[size])
+
+    def encode_caption_batch(self, size: int, number: int) -> Encoded:
+        return self.steps.encode_texts(self.texts[size])
+
+    def score_batch(self, size: int, number: int) -> Tensor:
+        """The pairs of a batch, encoded and scored."""
+        images, texts = self.encode_image_batch(size, number), self.encode_caption_batch(size, number)
+        return self.steps.score_matching(images, texts)
+
+    def rank(self, gallery: Encoded, text: Encoded, number: int) -> Tensor:
+        return self.steps.rank(gallery, text)
+
+    def score_block(self, gallery: Encoded, number: int) -> Tensor:
+        """A block of a test set, everything encoded."""
+        return self.steps.block(gallery, self.encoded_texts)
+
+    def find(self, gallery: Encoded, count: int, is_cached: bool, number: int) -> Tensor:
+        """The first images of a gallery of `count`, for another caption in each round."""
+        if not is_cached:
+            # The outputs are dropped, because the gallery already holds the same images.
+            full, rest = divmod(count, self.batch_size)
+            for _ in range(full):
+                self.steps.encode_images(self.images[self.batch_size])
+            if rest:
+                self.steps.encode_images(self.images[rest])
+        scores_N = self.steps.rank(gallery, self.encode_caption(number))
+        return scores_N.topk(min(FIRST, count)).indices
 
     @cached_property
-    def encoded_images(self) -> Any:
+    def encoded_images(self) -> Encoded:
         """An encoded batch of images."""
         return self.steps.encode_images(self.images[self.batch_size])
 
     @cached_property
-    def encoded_texts(self) -> Any:
+    def encoded_texts(self) -> Encoded:
         """An encoded batch of captions."""
         return self.steps.encode_texts(self.texts[self.batch_size])
 
-    def gallery(self, count: int) -> Any:
+    def gallery(self, count: int) -> Encoded:
         """A gallery of `count` encoded images."""
         return self.steps.gallery(self.encoded_images, count)
 
@@ -195,7 +237,7 @@ class BenchModel:
 
 def timed_model(model: Model, batch_size: int, towers: OnnxTowers | None = None) -> TimedModel:
     """The steps of a model, encoding by `towers` if given; a cross-encoder scores pairs in batches of `batch_size`."""
-    if model.kind == "dual":
+    if model.has_one_vector:
         return TimedDual(towers or model)
     return TimedFusion(model, batch_size, towers)
 
@@ -215,22 +257,29 @@ def prepare_model(model: Model, corpus: Corpus, config: BenchConfig) -> BenchMod
     images = corpus.images(range(min(config.num_images, corpus.num_images)))
 
     def caption(k: int) -> str:
-        turn, image = (k, 0) if corpus.is_pool else divmod(k, len(images))
-        captions = range(corpus.num_captions) if corpus.is_pool else corpus.captions_of(image)
+        """The caption of the k-th pair: the images in turn, each time with another one of their captions."""
+        if corpus.is_pool:
+            return corpus.captions[k % corpus.num_captions]
+        turn, image = divmod(k, len(images))
+        captions = corpus.captions_of(image)
         return corpus.captions[captions[turn % len(captions)]]
 
     sizes = config.all_batch_sizes
     remainders = {count % batch_size for count in config.gallery_sizes} - {0}
+    singles = []
+    for k, image in enumerate(images):
+        singles.append((preprocess.images([image]).to(device), preprocess.texts([caption(k)]).to(device)))
+    image_batches, text_batches = {}, {}
+    for size in {*sizes, *remainders}:
+        batch = [images[k % len(images)] for k in range(size)]
+        image_batches[size] = preprocess.images(batch).to(device)
+    for size in sizes:
+        captions = [caption(k) for k in range(size)]
+        text_batches[size] = preprocess.texts(captions).to(device)
     return BenchModel(
         steps=timed_model(model, batch_size),
-        singles=[
-            (preprocess.images([image]).to(device), preprocess.texts([caption(k)]).to(device))
-            for k, image in enumerate(images)
-        ],
-        images={
-            count: preprocess.images([images[k % len(images)] for k in range(count)]).to(device)
-            for count in {*sizes, *remainders}
-        },
-        texts={size: preprocess.texts([caption(k) for k in range(size)]).to(device) for size in sizes},
+        singles=singles,
+        images=image_batches,
+        texts=text_batches,
         batch_size=batch_size,
     )

@@ -1,5 +1,5 @@
 from .against import agreement_of
-from .agreement import MEASURES, NDCG_NAME, Agreements
+from .agreement import Agreements
 from .bootstrap import holm
 from .compare import compare_systems
 from .comparison import (
@@ -12,13 +12,21 @@ from .comparison import (
     how_to_read,
     short_names,
 )
-from .document import CASCADE_FILES, MODEL_FILES, POOL_FILES, Evaluation, Measured, PoolEvaluation, check_comparable
+from .document import (
+    CASCADE_FILES,
+    MODEL_FILES,
+    POOL_FILES,
+    Evaluation,
+    Measured,
+    PoolEvaluation,
+    check_comparable,
+)
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
 from .files import SavedEvaluation, read_pool, write_evaluation
+from .measures import ESTIMATED, KS, MEASURES, NDCG, RECALL_NAMES, on_front
 from .protocols import Protocol
 from .rankers import EvalOptions, RankingTask
 from .ranking import RankTable
-from .recall import KS, RECALL_NAMES, on_front
 from .significance import (
     LEVEL,
     AgreementComparison,
@@ -32,11 +40,12 @@ from .tables import evaluation_tables, vector_table
 
 __all__ = [
     "CASCADE_FILES",
+    "ESTIMATED",
     "KS",
     "LEVEL",
     "MEASURES",
     "MODEL_FILES",
-    "NDCG_NAME",
+    "NDCG",
     "POOL_FILES",
     "RECALL_NAMES",
     "AgreementComparison",

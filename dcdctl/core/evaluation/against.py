@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from dcdctl.core import artifacts, models
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Direction, RaggedArray
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import agreement, rankers
@@ -20,15 +21,6 @@ from dcdctl.core.evaluation.rankers import RankingTask
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Track
 from dcdctl.core.teacher import TeacherScores, embed_corpus, read_cache
-
-
-@dataclass(frozen=True, kw_only=True)
-class Against:
-    """A teacher of a corpus, with its scores."""
-
-    name: str
-    fingerprint: str
-    teacher: TeacherScores
 
 
 def is_cache(ref: str) -> bool:
@@ -44,17 +36,17 @@ def check_teacher(ref: str) -> None:
         raise _no_order(ref)
 
 
-def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track) -> Against:
-    """The teacher that a reference names: a model that embeds the corpus, or a teacher cache of it. StaleError for a
-    cache of another corpus, ModelError for a cross-encoder."""
+def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track) -> tuple[TeacherScores, str]:
+    """The scores and the fingerprint of the teacher that a reference names: a model that embeds the corpus, or a
+    teacher cache of it. StaleError for a cache of another corpus, ModelError for a cross-encoder."""
     if is_cache(ref):
         cache = read_cache(Path(ref), corpus=corpus)
-        return Against(name=ref, fingerprint=cache.plan["teacher"], teacher=cache)
+        return cache, str(cache.plan["teacher"])
     model = models.load(ref, track=track)
     if model.kind == "fusion":
         raise _no_order(ref)
     embedded = embed_corpus([(ref, model)], corpus, compute, track=track)
-    return Against(name=ref, fingerprint=model.digest, teacher=embedded)
+    return embedded, model.digest
 
 
 def agreement_of(model: Model, teacher: TeacherScores, task: RankingTask) -> Agreements:
@@ -64,9 +56,16 @@ def agreement_of(model: Model, teacher: TeacherScores, task: RankingTask) -> Agr
 
 def compare_with(teacher: TeacherScores, ours: Lookup, corpus: Corpus) -> Agreements:
     """The agreement of a model's scores with a teacher's."""
-    pairs = teacher.scored_pairs
-    lists = {} if pairs is None else agreement.scored_lists(*pairs, corpus)
-    return agreement.agree(ours, teacher.lookup, corpus, "cached" if lists else "all", lists)
+    lists = {}
+    if teacher.scored_pairs is not None:
+        # The candidates of every query; scored pairs are sorted by image.
+        image_P, text_P = teacher.scored_pairs
+        by_text = np.argsort(text_P, kind="stable")
+        lists = {
+            Direction.TEXT: RaggedArray.from_sorted(image_P, text_P.astype(np.int64), corpus.num_images),
+            Direction.IMAGE: RaggedArray.from_sorted(text_P[by_text], image_P[by_text], corpus.num_captions),
+        }
+    return agreement.agree(ours, teacher.lookup, corpus, over="cached" if lists else "all", lists=lists)
 
 
 def _no_order(ref: str) -> ModelError:

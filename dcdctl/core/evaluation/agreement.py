@@ -15,25 +15,21 @@ Shape letters: I images, T texts; Q queries, G gallery, C candidates of a query,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, Scores, Values
 from dcdctl.core.errors import InputError
+from dcdctl.core.evaluation.measures import NDCG, Measure
 
 Lookup = Callable[[Index, Index], Scores]
 """The scores of pairs, given as images and texts of shapes that broadcast."""
 Over = Literal["all", "cached"]
-MEASURES = ("same_first", "nDCG@10", "spearman")
-NDCG = MEASURES.index("nDCG@10")
-NDCG_NAME = MEASURES[NDCG]
 DEPTH = 10
 DISCOUNTS = 1 / np.log2(np.arange(2, DEPTH + 2))
-PERCENT = np.array([100.0, 100.0, 1.0])
-"""What the measures are multiplied by in results: a correlation stays in [-1, 1]."""
 PAIRS_AT_A_TIME = 1 << 22
 
 
@@ -44,7 +40,11 @@ class QueryAgreement:
     query_Q: Index
     num_candidates_Q: Index
     measures_QM: Values
-    """The MEASURES, from 0 or -1 to 1."""
+    """The measures of AGREEMENT, from 0 or -1 to 1."""
+
+    @property
+    def ndcg_Q(self) -> Values:
+        return self.measures_QM[:, [row.name for row in AGREEMENT].index(NDCG.name)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Agreements:
     @property
     def ndcg(self) -> float:
         """nDCG@10 in percent, the mean over directions."""
-        return float(np.mean([100 * each.measures_QM[:, NDCG].mean() for each in self.by_direction.values()]))
+        return float(np.mean([100 * each.ndcg_Q.mean() for each in self.by_direction.values()]))
 
 
 def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict[Direction, RaggedArray]) -> Agreements:
@@ -69,13 +69,15 @@ def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict
     """
     by_direction = {}
     for direction in Direction:
-        compared = [
-            (query, len(ours_C), compare_orders(ours_C, teacher_C))
-            for query, ours_C, teacher_C in _scored((ours, teacher), corpus, direction, lists.get(direction))
-            if len(ours_C) > 1
-        ]
-        if compared:
-            by_direction[direction] = QueryAgreement(*map(np.array, zip(*compared, strict=True)))
+        queries, counts, measures = [], [], []
+        scored = _scored(ours, teacher, corpus, direction, lists=lists.get(direction))
+        for query, ours_C, teacher_C in scored:
+            if len(ours_C) > 1:
+                queries.append(query)
+                counts.append(len(ours_C))
+                measures.append(compare_orders(ours_C, teacher_C))
+        if queries:
+            by_direction[direction] = QueryAgreement(np.array(queries), np.array(counts), np.array(measures))
     if not by_direction:
         raise InputError(
             f"no query of split {corpus.split} has two candidates whose order could be compared",
@@ -85,9 +87,9 @@ def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict
 
 
 def _scored(
-    scorers: Sequence[Lookup], corpus: Corpus, direction: Direction, lists: RaggedArray | None
-) -> Iterator[tuple[Any, ...]]:
-    """Each query of a direction with the scores of its candidates by each scorer."""
+    ours: Lookup, teacher: Lookup, corpus: Corpus, direction: Direction, *, lists: RaggedArray | None
+) -> Iterator[tuple[int, Scores, Scores]]:
+    """Each query of a direction with the scores of its candidates by both scorers."""
     num_queries, gallery = direction.query_first(corpus.num_images, corpus.num_captions)
     block = max(1, PAIRS_AT_A_TIME // max(1, gallery))
     for first in range(0, num_queries, block):
@@ -95,18 +97,36 @@ def _scored(
         if lists is None:
             # A column of images and a row of texts, which lookups of vectors answer by one product.
             image_ix, text_ix = direction.query_first(queries, np.arange(gallery))
-            scores = [score(image_ix[:, None], text_ix[None, :]) for score in scorers]
-            by_query: list[Any] = scores if direction == Direction.TEXT else [scores_IT.T for scores_IT in scores]
+            ours_IT, teacher_IT = (
+                ours(image_ix[:, None], text_ix[None, :]),
+                teacher(image_ix[:, None], text_ix[None, :]),
+            )
+            is_by_image = direction == Direction.TEXT
+            ours_QG, teacher_QG = (ours_IT, teacher_IT) if is_by_image else (ours_IT.T, teacher_IT.T)
+            yield from zip(queries.tolist(), ours_QG, teacher_QG, strict=True)
         else:
             starts = lists.offsets[first : queries[-1] + 2]
             candidates = lists.values[starts[0] : starts[-1]]
-            pairs = direction.query_first(np.repeat(queries, np.diff(starts)), candidates)
-            by_query = [np.split(score(*pairs), (starts - starts[0])[1:-1]) for score in scorers]
-        yield from zip(queries.tolist(), *by_query, strict=True)
+            image_P, text_P = direction.query_first(np.repeat(queries, np.diff(starts)), candidates)
+            ends = (starts - starts[0])[1:-1]
+            of_ours, of_teacher = np.split(ours(image_P, text_P), ends), np.split(teacher(image_P, text_P), ends)
+            yield from zip(queries.tolist(), of_ours, of_teacher, strict=True)
 
 
-def compare_orders(ours_C: Scores, teacher_C: Scores) -> tuple[float, float, float]:
-    """The MEASURES of one query, from the scores of its candidates; higher is better in both.
+@dataclass(frozen=True, eq=False)
+class Orders:
+    """The candidates of a query in the order of a model and in that of its teacher."""
+
+    gain_D: Values
+    """The gains of the first DEPTH candidates, in the model's order."""
+    ideal_D: Values
+    """The gains of the teacher's first ones."""
+    our_place_C: Values
+    teacher_place_C: Values
+
+
+def compare_orders(ours_C: Scores, teacher_C: Scores) -> tuple[float, ...]:
+    """The measures of AGREEMENT of one query, from the scores of its candidates; higher is better in both.
 
     A correlation with equal scores for all candidates is 0.
 
@@ -117,18 +137,18 @@ def compare_orders(ours_C: Scores, teacher_C: Scores) -> tuple[float, float, flo
     gains = np.zeros(len(ours_C))
     gains[:DEPTH] = 1 / np.arange(1, DEPTH + 1)[: len(gains)]
     places = np.arange(len(ours_C), dtype=np.float64)
-    gain_C, place_C = _by_place(teacher_C, np.stack([gains, places]))
+    gain_C, teacher_place_C = _by_place(teacher_C, np.stack([gains, places]))
     (our_place_C,) = _by_place(ours_C, places[None])
     depth = min(DEPTH, len(ours_C))
     # All candidates that tie with the last of the first ten, because ties count against the model.
     head = np.flatnonzero(ours_C >= np.partition(ours_C, -depth)[-depth])
-    ordered = gain_C[head[np.lexsort((gain_C[head], -ours_C[head]))][:depth]]
-    ideal = np.sort(np.partition(gain_C, -depth)[-depth:])[::-1]
-    discounts = DISCOUNTS[:depth]
-    deviations = [side - side.mean() for side in (our_place_C, place_C)]
-    spread = np.sqrt(np.prod([side @ side for side in deviations]))
-    correlation = float(deviations[0] @ deviations[1] / spread) if spread else 0.0
-    return float(ordered[0] == ideal[0]), float(ordered @ discounts / (ideal @ discounts)), correlation
+    orders = Orders(
+        gain_D=gain_C[head[np.lexsort((gain_C[head], -ours_C[head]))][:depth]],
+        ideal_D=np.sort(np.partition(gain_C, -depth)[-depth:])[::-1],
+        our_place_C=our_place_C,
+        teacher_place_C=teacher_place_C,
+    )
+    return tuple(row.of(orders) for row in AGREEMENT if row.of is not None)
 
 
 def _by_place(scores_C: Scores, values_NC: Values) -> Values:
@@ -143,10 +163,21 @@ def _by_place(scores_C: Scores, values_NC: Values) -> Values:
     return by_candidate
 
 
-def scored_lists(image_P: Index, text_P: Index, corpus: Corpus) -> dict[Direction, RaggedArray]:
-    """The candidates of every query among scored pairs, which are sorted by image."""
-    by_text = np.argsort(text_P, kind="stable")
-    return {
-        Direction.TEXT: RaggedArray.from_sorted(image_P, text_P.astype(np.int64), corpus.num_images),
-        Direction.IMAGE: RaggedArray.from_sorted(text_P[by_text], image_P[by_text], corpus.num_captions),
-    }
+def _ndcg(orders: Orders) -> float:
+    discounts = DISCOUNTS[: len(orders.gain_D)]
+    return float(orders.gain_D @ discounts / (orders.ideal_D @ discounts))
+
+
+def _spearman(orders: Orders) -> float:
+    deviations = [place_C - place_C.mean() for place_C in (orders.our_place_C, orders.teacher_place_C)]
+    spread = np.sqrt(np.prod([side @ side for side in deviations]))
+    return float(deviations[0] @ deviations[1] / spread) if spread else 0.0
+
+
+AGREEMENT: tuple[Measure[Orders], ...] = (
+    Measure(name="same_first", of=lambda orders: float(orders.gain_D[0] == orders.ideal_D[0])),
+    Measure(name=NDCG.name, of=_ndcg),
+    # A correlation stays in [-1, 1], and has two digits everywhere.
+    Measure(name="spearman", of=_spearman, factor=1.0, brief="{:.2f}".format),
+)
+"""The measures of a query, in the order of documents and tables."""

@@ -92,13 +92,11 @@ def query_ms(
     compute = fusion.compute
     # Over the whole split, because captions differ in length.
     spread = np.unique(np.linspace(fusion.texts.start, fusion.texts.stop - 1, TIMED_CAPTIONS).astype(int)).tolist()
-    queries = [
-        (
-            first.preprocess.texts([corpus.captions[text]]).to(compute.device),
-            fusion.scorer.preprocess.texts([corpus.captions[text]]).to(compute.device),
-        )
-        for text in spread
-    ]
+    queries = []
+    for text in spread:
+        caption = [corpus.captions[text]]
+        of_first = first.preprocess.texts(caption).to(compute.device)
+        queries.append((of_first, fusion.scorer.preprocess.texts(caption).to(compute.device)))
     deepest = min(max(depths), len(fusion.images))
     # At depth 0 an answer still has its first candidates.
     num_first = max(deepest, min(NUM_TOP, len(fusion.images)))
@@ -114,17 +112,14 @@ def query_ms(
         with compute.forward_pass():
             texts = fusion.scorer.encode_texts(query[1])
             batches = (torch.arange(depth) % len(states)).split(fusion.batch_size)
-            return torch.cat(
-                [fusion.scorer.score_pairs(states, texts, batch, torch.zeros_like(batch)) for batch in batches]
-            ).argsort()
+            scores = [fusion.scorer.score_pairs(states, texts, batch, torch.zeros_like(batch)) for batch in batches]
+            return torch.cat(scores).argsort()
 
-    steps: list[Callable[[Query], object]] = [
-        find,
-        *(partial(score, depth=min(depth, deepest)) for depth in depths if depth),
-    ]
+    above_0 = [depth for depth in depths if depth]
+    steps: list[Callable[[Query], object]] = [find, *(partial(score, depth=min(depth, deepest)) for depth in above_0)]
     find_ms, *score_ms = _median_ms(steps, queries, compute.device)
-    remaining = iter(score_ms)
-    return [find_ms + (next(remaining) if depth else 0.0) for depth in depths]
+    score_ms_at = {0: 0.0, **dict(zip(above_0, score_ms, strict=True))}
+    return [find_ms + score_ms_at[depth] for depth in depths]
 
 
 def _median_ms(

@@ -15,10 +15,8 @@ Shape letters: Q queries of a direction, R runs of a system.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,10 +36,10 @@ from dcdctl.core.evaluation.comparison import (
     refs_of,
     short_names,
 )
-from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation
+from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES
 from dcdctl.core.evaluation.files import SavedEvaluation
 from dcdctl.core.evaluation.ranking import RankTable, check_queries
-from dcdctl.core.evaluation.significance import RankComparison, Runs
+from dcdctl.core.evaluation.significance import RankComparison
 from dcdctl.core.places import shown
 
 CASCADE_SUFFIX = ":cascade"
@@ -62,26 +60,41 @@ def compare_systems(
     """
     if not 2 <= len(names) <= len(LETTERS):
         raise InputError(f"got {len(names)} systems, expected 2 to {len(LETTERS)}", hint="name two or more evaluations")
-    systems = dict(zip(LETTERS, read_systems(names), strict=False))
+    systems = dict(zip(LETTERS[: len(names)], read_systems(names), strict=True))
+    short = dict(zip(systems, short_names(names), strict=True))
     base, *other_letters = systems
-    base_tables, others = systems[base].tables, {letter: systems[letter].tables for letter in other_letters}
-    named = dict(zip(systems, short_names(names), strict=True))
-    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "draw_seeds": draw_seeds}
-    compare = partial(_compare, {named[letter]: tables for letter, tables in others.items()}, base_tables, options)
-    languages = group_captions(base_tables[0].languages)
-    of_languages = compare(languages.values())
-    pairwise = [
-        PairwiseComparison(
-            **vars(one),
-            letter=letter,
-            shifts={
-                direction: find_rank_shifts(others[letter], base_tables, direction, NUM_QUERIES)
-                for direction in Direction
-            },
-            by_language=dict(zip(languages, of_languages[number :: len(others)], strict=True)),
+    base_runs, others = systems[base].tables, {letter: systems[letter].tables for letter in other_letters}
+
+    def compare_on(texts_T: Index | None) -> list[RankComparison]:
+        """Every other system against the base on these captions, on everything without any."""
+        runs = {}
+        for letter, system in systems.items():
+            tables = system.tables
+            if texts_T is not None:
+                tables = [table.of_captions(texts_T) for table in tables]
+            runs[short[letter]] = tables
+        of_base = runs.pop(short[base])
+        return significance.compare_all(runs, of_base, resamples=resamples, seed=seed, draw_seeds=draw_seeds)
+
+    whole = _adjusted(compare_on(None), draw_seeds=draw_seeds)
+    languages = group_captions(base_runs[0].languages)
+    of_languages: list[RankComparison] = []
+    for texts_T in languages.values():
+        of_languages += compare_on(texts_T)
+    adjusted = _adjusted(of_languages, draw_seeds=draw_seeds)
+    pairwise = []
+    for number, (letter, runs) in enumerate(others.items()):
+        # The comparisons stand language by language, each with all systems.
+        own_languages = adjusted[number :: len(others)]
+        shifts = {each: find_rank_shifts(runs, base_runs, each, NUM_QUERIES) for each in Direction}
+        pairwise.append(
+            PairwiseComparison(
+                **vars(whole[number]),
+                letter=letter,
+                shifts=shifts,
+                by_language=dict(zip(languages, own_languages, strict=True)),
+            )
         )
-        for number, (letter, one) in enumerate(zip(others, compare([None]), strict=True))
-    ]
     return Comparison(
         systems=systems,
         base=base,
@@ -92,30 +105,22 @@ def compare_systems(
     )
 
 
-def _compare(
-    systems: Mapping[str, Runs], base: Runs, options: Mapping[str, Any], groups: Iterable[Index | None]
-) -> list[AdjustedComparison]:
-    """Every system, by name, against the base on the captions of each group, on everything if it is None; adjusted for
-    all of them."""
-    comparisons: list[RankComparison] = []
-    for texts_T in groups:
-        *tables, of_base = [
-            runs if texts_T is None else [table.of_captions(texts_T) for table in runs]
-            for runs in (*systems.values(), base)
-        ]
-        comparisons += significance.compare_all(dict(zip(systems, tables, strict=True)), of_base, **options)
-    p_values = [(one.p_value, one.sign_flip_p_value, one.t_test_p_value or 0.0) for one in comparisons]
-    return [
-        AdjustedComparison(
-            comparison=comparison,
-            holm_p_value=holm_p,
-            holm_sign_flip_p_value=holm_flip_p,
-            holm_t_test_p_value=holm_t_p if options["draw_seeds"] else None,
+def _adjusted(comparisons: Sequence[RankComparison], *, draw_seeds: bool) -> list[AdjustedComparison]:
+    """The comparisons with p-values that are adjusted for all of them."""
+    bootstrap = holm([one.p_value for one in comparisons])
+    sign_flip = holm([one.sign_flip_p_value for one in comparisons])
+    t_test = holm([one.t_test_p_value or 0.0 for one in comparisons])
+    adjusted = []
+    for number, comparison in enumerate(comparisons):
+        adjusted.append(
+            AdjustedComparison(
+                comparison=comparison,
+                holm_p_value=bootstrap[number],
+                holm_sign_flip_p_value=sign_flip[number],
+                holm_t_test_p_value=t_test[number] if draw_seeds else None,
+            )
         )
-        for comparison, holm_p, holm_flip_p, holm_t_p in zip(
-            comparisons, *map(holm, zip(*p_values, strict=True)), strict=False
-        )
-    ]
+    return adjusted
 
 
 def find_rank_shifts(
@@ -131,47 +136,49 @@ def find_rank_shifts(
     >>> find_rank_shifts([ours], [base], Direction.TEXT, 1).worse
     (RankShift(query=1, ours=(9,), base=(1,)),)
     """
-    ours_QR, base_QR = (np.column_stack([table.ranks(direction) for table in tables]) for tables in (ours, base))
+    ours_QR = np.column_stack([table.ranks(direction) for table in ours])
+    base_QR = np.column_stack([table.ranks(direction) for table in base])
     # Ratios of ranks: from 40 to 20 is as much as from 2 to 1.
     log_ours_Q, log_base_Q = np.log(ours_QR).mean(axis=1), np.log(base_QR).mean(axis=1)
     gain_Q = (log_base_Q - log_ours_Q).round(DECIMALS)
     # np.lexsort sorts by its last key first.
     order_Q = np.lexsort([np.minimum(log_ours_Q, log_base_Q), -np.abs(gain_Q)])
     better, worse = order_Q[gain_Q[order_Q] > 0], order_Q[gain_Q[order_Q] < 0]
-    listed = [
-        tuple(
-            RankShift(query, tuple(ours_QR[query].tolist()), tuple(base_QR[query].tolist()))
-            for query in queries[:num_queries].tolist()
-        )
-        for queries in (better, worse)
-    ]
-    return RankShifts(len(better), len(gain_Q) - len(better) - len(worse), len(worse), *listed)
+    listed = {}
+    for query in (*better[:num_queries].tolist(), *worse[:num_queries].tolist()):
+        listed[query] = RankShift(query, tuple(ours_QR[query].tolist()), tuple(base_QR[query].tolist()))
+    return RankShifts(
+        num_better=len(better),
+        num_equal=len(gain_Q) - len(better) - len(worse),
+        num_worse=len(worse),
+        better=tuple(listed[query] for query in better[:num_queries].tolist()),
+        worse=tuple(listed[query] for query in worse[:num_queries].tolist()),
+    )
 
 
 def read_systems(names: Sequence[str]) -> list[System]:
     """Read all systems; InputError for a missing or damaged file, StaleError that names both if two cannot be
     compared."""
-    systems = [System(name, tuple(_read(ref) for ref in refs_of(name))) for name in names]
+    systems = [System(name, tuple(map(_read, refs_of(name)))) for name in names]
+    runs, bases = [], []
     for system in systems:
-        _check_alike(
-            system.runs,
-            lambda evaluation: {name: getattr(evaluation.protocol, name) for name in ("kind", "depth")},
-            "are not seeds of one system",
-            "name them as two",
-        )
-    runs = [run for system in systems for run in system.runs]
-    _check_alike(
-        runs,
-        lambda evaluation: {
-            "split": evaluation.split,
-            **{f"protocol's {name}": getattr(evaluation.protocol, name) for name in ("name", "folds", "ties")},
-            "corpus": evaluation.corpus_fingerprint[:8],
-            "relevance": evaluation.relevance,
-        },
-        "were evaluated differently",
-        "evaluate both the same way with `dcdctl eval`",
-    )
-    check_queries({run.ref: run.table for run in runs if run.table is not None})
+        models = []
+        for run in system.runs:
+            evaluation, protocol = run.evaluation, run.evaluation.protocol
+            runs.append(run)
+            models.append((run.ref, {"kind": protocol.kind, "depth": protocol.depth}))
+            basis = {
+                "split": evaluation.split,
+                "protocol's name": protocol.name,
+                "protocol's folds": protocol.folds,
+                "protocol's ties": protocol.ties,
+                "corpus": evaluation.corpus_fingerprint[:8],
+                "relevance": evaluation.relevance,
+            }
+            bases.append((run.ref, basis))
+        _check_alike(models, "are not seeds of one system", "name them as two")
+    _check_alike(bases, "were evaluated differently", "evaluate both the same way with `dcdctl eval`")
+    check_queries({run.ref: run.table for run in runs})
     return systems
 
 
@@ -188,17 +195,14 @@ def _read(ref: str) -> SavedEvaluation:
     if names is None and other is not None and kind_of_folder(path) != "a run":
         raise other
     fault = f"there is no finished evaluation in {shown(path)}"
-    more = " --rerank REF" if is_cascade else ""
-    raise InputError(fault, hint=f"`dcdctl eval {path if path.is_dir() else 'RUN'} --data DIR{more}` makes one")
+    named, more = path if path.is_dir() else "RUN", " --rerank REF" if is_cascade else ""
+    raise InputError(fault, hint=f"`dcdctl eval {named} --data DIR{more}` makes one")
 
 
-def _check_alike(
-    runs: Sequence[SavedEvaluation], facts_of: Callable[[Evaluation], dict[str, Any]], fault: str, hint: str
-) -> None:
-    """StaleError if a run differs from the first one."""
-    known = [(run.ref, facts_of(run.evaluation)) for run in runs if run.evaluation is not None]
-    for ref, facts in known[1:]:
-        first_ref, first = known[0]
+def _check_alike(named: Sequence[tuple[str, Mapping[str, object]]], fault: str, hint: str) -> None:
+    """StaleError if a run has other facts than the first one."""
+    first_ref, first = named[0]
+    for ref, facts in named[1:]:
         for name, value in facts.items():
             if value != first[name]:
                 difference = f"the {name} is {value!r} for {ref}, {first[name]!r} for {first_ref}"

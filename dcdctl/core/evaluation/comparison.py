@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from dcdctl.core import templates
+from dcdctl.core.artifacts import Document
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.document import Evaluation
 from dcdctl.core.evaluation.files import SavedEvaluation
+from dcdctl.core.evaluation.measures import MRR
 from dcdctl.core.evaluation.ranking import RankTable
-from dcdctl.core.evaluation.significance import LEVEL, RECIPROCAL_RANK, Estimate, Estimates, RankComparison, outcome
+from dcdctl.core.evaluation.significance import LEVEL, Estimate, Estimates, RankComparison, outcome
 from dcdctl.core.templates import Table
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -33,14 +34,12 @@ class System:
 
     @property
     def tables(self) -> list[RankTable]:
-        return [run.table for run in self.runs if run.table is not None]
+        return [run.table for run in self.runs]
 
     @property
     def evaluation(self) -> Evaluation:
         """The document of the first run."""
-        evaluation = self.runs[0].evaluation
-        assert evaluation is not None
-        return evaluation
+        return self.runs[0].evaluation
 
 
 @dataclass(frozen=True)
@@ -129,14 +128,12 @@ class Comparison:
     def verdicts(self) -> list[str]:
         """Whether each system differs from the base, a sentence each. Its p-value is the larger one of both tests,
         adjusted for all comparisons (Holm)."""
-        return [
-            outcome(
-                f"{self.names[pairwise.letter]} against {self.names[self.base]}, RSUM",
-                pairwise.comparison.difference.rsum,
-                max(holm for _, holm in _tests(pairwise)),
-            )
-            for pairwise in self.comparisons
-        ]
+        sentences = []
+        for pairwise in self.comparisons:
+            about = f"{self.names[pairwise.letter]} against {self.names[self.base]}, RSUM"
+            p_value = max(holm for _, holm in _tests(pairwise))
+            sentences.append(outcome(about, pairwise.comparison.difference.rsum, p_value))
+        return sentences
 
     def __repr__(self) -> str:
         return f"Comparison({' '.join(self.verdicts)})"
@@ -179,9 +176,20 @@ def refs_of(name: str) -> list[str]:
     return refs
 
 
-def comparison_document(comparison: Comparison) -> dict[str, Any]:
+def comparison_document(comparison: Comparison) -> Document:
     """The comparison for JSON; recalls and mean reciprocal ranks in percent, intervals as [low, high]."""
-    evaluation = comparison.evaluation
+    evaluation, sides = comparison.evaluation, []
+    for letter, system in comparison.systems.items():
+        sides.append(
+            {
+                "side": letter,
+                "name": system.name,
+                "runs": [run.ref for run in system.runs],
+                "kind": system.evaluation.protocol.kind,
+                "depth": system.evaluation.protocol.depth,
+                **to_table(comparison.estimates[letter]),
+            }
+        )
     return {
         "verdicts": comparison.verdicts,
         "split": evaluation.split,
@@ -194,49 +202,43 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
         "seed": comparison.seed,
         "draws_seeds": comparison.draws_seeds,
         "base": comparison.base,
-        "sides": [
-            {
-                "side": letter,
-                "name": system.name,
-                "runs": [run.ref for run in system.runs],
-                "kind": system.evaluation.protocol.kind,
-                "depth": system.evaluation.protocol.depth,
-                **to_table(comparison.estimates[letter]),
-            }
-            for letter, system in comparison.systems.items()
-        ],
+        "sides": sides,
         "comparisons": [_pairwise(comparison, pairwise) for pairwise in comparison.comparisons],
     }
 
 
-def _pairwise(comparison: Comparison, pairwise: PairwiseComparison) -> dict[str, Any]:
+def _pairwise(comparison: Comparison, pairwise: PairwiseComparison) -> Document:
     ranks = pairwise.comparison
-    return {
+    document: Document = {
         "side": pairwise.letter,
         "base": comparison.base,
         "difference": to_table(ranks.difference),
         **_p_values(pairwise),
-        **({"ndcg": to_table(ranks.ndcg_tests)} if ranks.ndcg_tests else {}),
-        "image_retrieval_by_language": {
-            language: {"difference": to_table(one.comparison.difference.image_retrieval), **_p_values(one)}
-            for language, one in pairwise.by_language.items()
-        },
-        "seed_warning": ranks.seed_warning or None,
-        **{
-            f"{direction}_queries": {
-                "better": shifts.num_better,
-                "equal": shifts.num_equal,
-                "worse": shifts.num_worse,
-                "most_better": [_query(comparison.queries, direction, shift) for shift in shifts.better],
-                "most_worse": [_query(comparison.queries, direction, shift) for shift in shifts.worse],
-            }
-            for direction, shifts in pairwise.shifts.items()
-        },
     }
+    if ranks.ndcg_tests:
+        document["ndcg"] = to_table(ranks.ndcg_tests)
+    by_language: Document = {}
+    for language, one in pairwise.by_language.items():
+        by_language[language] = {
+            "difference": to_table(one.comparison.difference.image_retrieval),
+            **_p_values(one),
+        }
+    document |= {"image_retrieval_by_language": by_language, "seed_warning": ranks.seed_warning or None}
+    for direction, shifts in pairwise.shifts.items():
+        document[f"{direction}_queries"] = {
+            "better": shifts.num_better,
+            "equal": shifts.num_equal,
+            "worse": shifts.num_worse,
+            "most_better": [_query(comparison.queries, direction, shift) for shift in shifts.better],
+            "most_worse": [_query(comparison.queries, direction, shift) for shift in shifts.worse],
+        }
+    return document
 
 
-def _p_values(pairwise: AdjustedComparison) -> dict[str, Any]:
-    ranks = pairwise.comparison
+def _p_values(pairwise: AdjustedComparison) -> Document:
+    ranks, t_test = pairwise.comparison, None
+    if pairwise.holm_t_test_p_value is not None:
+        t_test = {"p_value": ranks.t_test_p_value, "holm_p_value": pairwise.holm_t_test_p_value}
     return {
         "sign_flip": {
             "p_value": ranks.sign_flip_p_value,
@@ -244,13 +246,11 @@ def _p_values(pairwise: AdjustedComparison) -> dict[str, Any]:
             "exact": ranks.sign_flip_is_exact,
         },
         "bootstrap": {"p_value": ranks.p_value, "holm_p_value": pairwise.holm_p_value},
-        "t_test": None
-        if pairwise.holm_t_test_p_value is None
-        else {"p_value": ranks.t_test_p_value, "holm_p_value": pairwise.holm_t_test_p_value},
+        "t_test": t_test,
     }
 
 
-def _query(ranks: RankTable, direction: Direction, shift: RankShift) -> dict[str, Any]:
+def _query(ranks: RankTable, direction: Direction, shift: RankShift) -> Document:
     image = shift.query if direction == Direction.TEXT else int(ranks.caption_image[shift.query])
     caption = {} if direction == Direction.TEXT else {"caption_id": int(ranks.caption_ids[shift.query])}
     return {
@@ -264,25 +264,23 @@ def _query(ranks: RankTable, direction: Direction, shift: RankShift) -> dict[str
 
 def comparison_facts(comparison: Comparison) -> list[tuple[str, str]]:
     """The systems and the corpus of a comparison."""
-    evaluation = comparison.evaluation
+    evaluation, facts = comparison.evaluation, []
+    for letter, system in comparison.systems.items():
+        about = [system.evaluation.protocol.model_in_words]
+        if len(system.runs) > 1:
+            about.append(f"mean of {len(system.runs)} runs")
+        if letter == comparison.base:
+            about.append("the base")
+        refs, words = ", ".join(run.ref for run in system.runs), ", ".join(about)
+        facts.append((comparison.names[letter], f"{refs} ({words})"))
     counts = f"{evaluation.images:,} images, {evaluation.captions:,} captions"
     measured = f"split {evaluation.split}; protocol {evaluation.protocol.name}"
-    draws = f"{comparison.num_resamples:,} of images{' and of runs' if comparison.draws_seeds else ''}"
+    runs = " and of runs" if comparison.draws_seeds else ""
     return [
-        *(
-            (comparison.names[letter], _about(system, is_base=letter == comparison.base))
-            for letter, system in comparison.systems.items()
-        ),
+        *facts,
         ("measured on", f"{counts}; {measured}"),
-        ("draws", f"{draws}, seed {comparison.seed}"),
+        ("draws", f"{comparison.num_resamples:,} of images{runs}, seed {comparison.seed}"),
     ]
-
-
-def _about(system: System, *, is_base: bool) -> str:
-    protocol = system.evaluation.protocol
-    kind = f"{protocol.kind} of depth {protocol.depth}" if protocol.depth else protocol.kind
-    words = [kind, f"mean of {len(system.runs)} runs" if len(system.runs) > 1 else "", "the base" if is_base else ""]
-    return f"{', '.join(run.ref for run in system.runs)} ({', '.join(filter(None, words))})"
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
@@ -300,8 +298,9 @@ def _summary(comparison: Comparison) -> Table:
         cells = [comparison.names[letter], f"{estimates.rsum.value:.2f}"]
         if pairwise := compared.get(letter):
             rsum = pairwise.comparison.difference.rsum
-            cells += [f"{signed(rsum.value)} {_interval(rsum)}"]
-            cells += [_p(raw) + (f" ({_p(holm)})" if len(compared) > 1 else "") for raw, holm in _tests(pairwise)]
+            cells.append(f"{signed(rsum.value)} {_interval(rsum)}")
+            for raw, adjusted in _tests(pairwise):
+                cells.append(f"{_p(raw)} ({_p(adjusted)})" if len(compared) > 1 else _p(raw))
         rows.append([*cells, *[""] * (len(columns) - len(cells))])
     return Table("", columns, rows)
 
@@ -319,44 +318,38 @@ def _tests(pairwise: AdjustedComparison) -> list[tuple[float, float]]:
 def _details(comparison: Comparison, pairwise: PairwiseComparison) -> Table:
     """Recalls and mean reciprocal ranks of both systems with the differences, and how many queries rank better."""
     base_name, name = comparison.names[comparison.base], comparison.names[pairwise.letter]
-    languages = pairwise.by_language.items()
-    base, ours, difference = (
-        _flat(getattr(pairwise.comparison, side))
-        | {f"image R@1, {name}": getattr(one.comparison, side).image_retrieval["R@1"] for name, one in languages}
-        for side in ("base", "ours", "difference")
-    )
-    rows = [
-        [row, f"{base[row].value:.2f}", f"{ours[row].value:.2f}", signed(change.value), _interval(change)]
-        for row, change in difference.items()
-    ]
-    changes = [
-        f"ranks of {direction.query}s: {shifts.num_better:,} better with {name} than with {base_name}, "
-        f"{shifts.num_equal:,} equal, {shifts.num_worse:,} worse"
-        for direction, shifts in pairwise.shifts.items()
-    ]
-    changes += [
-        f"image retrieval, {name}: p of both tests {' and '.join(_p(holm) for _, holm in _tests(one))}, adjusted (Holm)"
-        for name, one in languages
-    ]
-    return Table("", ["", base_name, name, "difference", f"{100 * LEVEL:g} % interval"], rows, "\n".join(changes))
-
-
-def _flat(estimates: Estimates) -> dict[str, Estimate]:
-    by_name = {
-        f"{direction} {name}": value for direction in Direction for name, value in estimates.of(direction).items()
-    }
-    return {**by_name, "RSUM": estimates.rsum}
+    ranks, estimates = pairwise.comparison, []
+    for direction in Direction:
+        for measure, change in ranks.difference.of(direction).items():
+            both = ranks.base.of(direction)[measure], ranks.ours.of(direction)[measure]
+            estimates.append((f"{direction} {measure}", *both, change))
+    estimates.append(("RSUM", ranks.base.rsum, ranks.ours.rsum, ranks.difference.rsum))
+    lines = []
+    for direction, shifts in pairwise.shifts.items():
+        lines.append(
+            f"ranks of {direction.query}s: {shifts.num_better:,} better with {name} than with {base_name}, "
+            f"{shifts.num_equal:,} equal, {shifts.num_worse:,} worse"
+        )
+    for language, one in pairwise.by_language.items():
+        sides = one.comparison.base, one.comparison.ours, one.comparison.difference
+        first, ours, change = (side.image_retrieval["R@1"] for side in sides)
+        estimates.append((f"image R@1, {language}", first, ours, change))
+        p_values = " and ".join(_p(holm) for _, holm in _tests(one))
+        lines.append(f"image retrieval, {language}: p of both tests {p_values}, adjusted (Holm)")
+    rows = []
+    for row, first, ours, change in estimates:
+        rows.append([row, f"{first.value:.2f}", f"{ours.value:.2f}", signed(change.value), _interval(change)])
+    return Table("", ["", base_name, name, "difference", f"{100 * LEVEL:g} % interval"], rows, "\n".join(lines))
 
 
 def how_to_read(comparison: Comparison) -> list[str]:
     """Notes on the intervals and p-values of the tables."""
-    is_exact = not comparison.draws_seeds and all(
-        pairwise.comparison.sign_flip_is_exact for pairwise in comparison.comparisons
-    )
+    counted_all = all(pairwise.comparison.sign_flip_is_exact for pairwise in comparison.comparisons)
+    exact = "; all patterns of signs counted" if counted_all and not comparison.draws_seeds else ""
     interval = "interval over images and runs" if comparison.draws_seeds else "bootstrap interval over images"
     lines = [
-        f"[low, high]: {100 * LEVEL:g}% {interval}. {RECIPROCAL_RANK}: mean of 100 / rank.",
-        f"p: two-sided, for no difference in RSUM{'; all patterns of signs counted' if is_exact else ''}.",
+        f"[low, high]: {100 * LEVEL:g}% {interval}. {MRR.name}: mean of 100 / rank.",
+        f"p: two-sided, for no difference in RSUM{exact}.",
     ]
     if (count := len(comparison.comparisons)) > 1:
         lines.append(f"In parentheses after p: adjusted for {count} comparisons (Holm).")

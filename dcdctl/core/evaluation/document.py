@@ -7,27 +7,27 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from dcdctl.core import models, templates
-from dcdctl.core.config import OMITTED, to_table
+from dcdctl.core import templates
+from dcdctl.core.artifacts import Document
+from dcdctl.core.config import OMITTED, Count, check_fields, to_table
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.evaluation import recall, significance
-from dcdctl.core.evaluation.agreement import MEASURES, PERCENT, Agreements, Lookup, Over
+from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.evaluation import significance
+from dcdctl.core.evaluation.agreement import AGREEMENT, Agreements, Lookup, Over
+from dcdctl.core.evaluation.measures import ESTIMATED, NDCG, RECALL_NAMES, recall_at_k, rsum
+from dcdctl.core.evaluation.published import Reproduction, compare_with_published
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
-from dcdctl.core.evaluation.recall import RECALL_NAMES
-from dcdctl.core.evaluation.significance import LEVEL, RECIPROCAL_RANK, Estimate, Interval
-from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
+from dcdctl.core.evaluation.significance import LEVEL, Estimate, Interval
 from dcdctl.core.places import shown, url_of
+from dcdctl.core.scoring import VectorKind
 
 Kind = Literal["dual", "late", "fusion", "cascade"]
 Bounds = tuple[float, float]
 Measures = dict[str, float]
-"""`recall.measures`: R@1, R@5, R@10 and mAP@R in percent, median_rank and mean_rank."""
+"""The measures of a direction by their names in `measures.MEASURES`; of an agreement, by those in AGREEMENT."""
 TIES = "count against the positive"
-TOLERANCE = 0.3
-"""Points within which a reported recall counts as reproduced."""
 RESAMPLES = 10_000
 """Bootstrap draws of an interval."""
 
@@ -49,6 +49,32 @@ POOL_FILES = FileNames("", "", "pool.json", "pool-agreement.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
+class VectorForm:
+    """How the vectors of a dual encoder are compared: their width and their codes."""
+
+    dims: Count | None = None
+    """Only the first numbers of each vector, divided by their length; None for all."""
+    kind: VectorKind = "float32"
+    rescore: Count | None = None
+    """int8, binary: first candidates of each query that are scored again by their float32 vectors; None for none."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "vectors")
+        if self.rescore is not None and not self.is_coded:
+            raise ConfigError(
+                f"--rescore {self.rescore} scores candidates again by float32 vectors, and --codes is float32",
+                hint="add --codes int8 or --codes binary, or leave --rescore out",
+            )
+
+    @property
+    def is_coded(self) -> bool:
+        return self.kind != "float32"
+
+
+FULL_VECTORS = VectorForm()
+
+
+@dataclass(frozen=True, kw_only=True)
 class HowMeasured:
     """How a split was evaluated."""
 
@@ -66,16 +92,28 @@ class HowMeasured:
     vectors: Annotated[VectorForm, OMITTED] = FULL_VECTORS
     """dual: how its vectors were compared."""
 
+    @property
+    def is_cascade(self) -> bool:
+        return self.depth is not None
+
+    @property
+    def model_in_words(self) -> str:
+        """The kind of the model, and the depth of a cascade."""
+        return f"{self.kind} of depth {self.depth}" if self.depth else self.kind
+
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """Bootstrap intervals over images."""
+    """Bootstrap intervals over images, of the measures that are means over queries."""
 
     level: float
     resamples: int
     rsum: Bounds
     text_retrieval: Mapping[str, Bounds]
     image_retrieval: Mapping[str, Bounds]
+
+    def of(self, direction: Direction) -> Mapping[str, Bounds]:
+        return self.text_retrieval if direction == Direction.TEXT else self.image_retrieval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +140,8 @@ class Agreement:
     teacher_fingerprint: str
     over: Over
     text_retrieval: Annotated[Measures | None, OMITTED] = None
-    """The means of `agreement.MEASURES` over `queries`, and the mean number of `candidates` per query; None if no query
-    of the direction has two."""
+    """The means of the measures in AGREEMENT over `queries`, and the mean number of `candidates` per query; None if no
+    query of the direction has two."""
     image_retrieval: Annotated[Measures | None, OMITTED] = None
     ndcg: float
     """nDCG@10, the mean of both directions."""
@@ -115,10 +153,10 @@ class Agreement:
     @staticmethod
     def of(agreements: Agreements, corpus: Corpus, teacher: str, fingerprint: str) -> Agreement:
         """The agreement with the teacher of this name."""
-        means: dict[str, Any] = {}
+        means: Document = {}
         intervals: dict[str, dict[str, Bounds]] = {}
         for direction, agreement in agreements.by_direction.items():
-            query_Q, measures_QM = agreement.query_Q, agreement.measures_QM * PERCENT
+            query_Q, measures_QM = agreement.query_Q, agreement.measures_QM * [row.factor for row in AGREEMENT]
             # Captions of one image are drawn together, as for recalls.
             # The texts of a pool have no images.
             by_image = direction == Direction.IMAGE and not corpus.is_pool
@@ -128,9 +166,11 @@ class Agreement:
             means[direction.key] = {
                 "queries": len(query_Q),
                 "candidates": float(agreement.num_candidates_Q.mean()),
-                **{name: estimate.value for name, estimate in zip(MEASURES, estimates, strict=True)},
             }
-            intervals[direction.key] = {name: each.interval for name, each in zip(MEASURES, estimates, strict=True)}
+            intervals[direction.key] = {}
+            for row, estimate in zip(AGREEMENT, estimates, strict=True):
+                means[direction.key][row.name] = estimate.value
+                intervals[direction.key][row.name] = estimate.interval
         return Agreement(
             teacher=teacher,
             teacher_fingerprint=fingerprint,
@@ -139,17 +179,6 @@ class Agreement:
             intervals=intervals,
             **means,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reproduction:
-    """An evaluation beside the recalls that others report of its model."""
-
-    row: models.PublishedRow
-    recalls: dict[str, tuple[float, float]]
-    """The reported and the measured value of each recall that the row has, such as "text retrieval R@1"."""
-    passes: bool
-    """Whether all differences are within TOLERANCE."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +203,7 @@ class _OnSplit:
     """Where it was written, or read from; no entry of the document."""
 
     @staticmethod
-    def facts(corpus: Corpus) -> dict[str, Any]:
+    def facts(corpus: Corpus) -> Document:
         """The fields that say what was measured on."""
         # Absolute, so that a report or a comparison finds the images from any folder.
         folder = corpus.folder if url_of(corpus.folder) else Path(corpus.folder).absolute()
@@ -187,7 +216,7 @@ class _OnSplit:
         }
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Document:
         """The contents of its JSON document as plain values."""
         return dict(to_table(dataclasses.replace(self, folder=None)))
 
@@ -202,9 +231,20 @@ class _OnSplit:
 class PoolEvaluation(_OnSplit):
     """How a model agrees with a teacher on a pool, whose images and texts are not paired: there are no recalls."""
 
+    shown: ClassVar = AGREEMENT
+    """The measures of a direction that a study shows; and the number that sums both directions up, by its name in
+    tables and in documents."""
+    total_title: ClassVar = NDCG.name
+    total_key: ClassVar = "ndcg"
     agreement: Agreement
     published = None
     """Nobody reports recalls of a pool."""
+    reranked: ClassVar[tuple[Depth, ...]] = ()
+    """A cascade is not evaluated on a pool."""
+
+    @property
+    def total(self) -> float:
+        return self.agreement.ndcg
 
     def measures(self, direction: Direction) -> Measures | None:
         """None if no query of the direction has two candidates."""
@@ -223,6 +263,9 @@ class PoolEvaluation(_OnSplit):
 class Evaluation(_OnSplit):
     """How a model retrieves on a split; recalls and mAP@R in percent, with bootstrap intervals over images."""
 
+    shown: ClassVar = ESTIMATED
+    total_title: ClassVar = "RSUM"
+    total_key: ClassVar = "rsum"
     text_retrieval: Measures
     """Images as queries, captions as answers; the mean over the protocol's folds."""
     image_retrieval: Measures
@@ -247,14 +290,16 @@ class Evaluation(_OnSplit):
     relevance: Annotated[str | None, OMITTED] = None
     """SHA-256 of the file of relevance, if one was named; the measures then have nDCG@10."""
 
+    @property
+    def total(self) -> float:
+        return self.rsum
+
     def measures(self, direction: Direction) -> Measures:
         return self.text_retrieval if direction == Direction.TEXT else self.image_retrieval
 
     def recall(self, direction: Direction, name: str) -> Estimate:
-        """R@1, R@5 or R@10 of a direction."""
-        both = self.intervals
-        bounds = both.text_retrieval if direction == Direction.TEXT else both.image_retrieval
-        return Estimate(self.measures(direction)[name], Interval(*bounds[name]))
+        """A measure of a direction that has an interval, such as R@1."""
+        return Estimate(self.measures(direction)[name], Interval(*self.intervals.of(direction)[name]))
 
     @property
     def rsum_estimate(self) -> Estimate:
@@ -264,23 +309,15 @@ class Evaluation(_OnSplit):
     def published(self) -> Reproduction | None:
         """The recalls that others report of the model by this protocol; no entry of the document, because the rows may
         change."""
-        # Reported recalls are those of a whole model alone.
-        how = self.protocol.name, self.protocol.vectors, self.reranker, self.query_model
-        for row in models.published_rows(self.model):
-            if how == (row.protocol, FULL_VECTORS, None, None):
-                recalls = {
-                    f"{direction.title} {name}": (value, self.measures(direction)[name])
-                    for direction in Direction
-                    for name, value in zip(RECALL_NAMES, row.recalls[direction.key], strict=False)
-                }
-                passes = all(round(abs(measured - value), 2) <= TOLERANCE for value, measured in recalls.values())
-                return Reproduction(row=row, recalls=recalls, passes=passes)
-        return None
+        # Reported recalls are those of a model alone, by its full vectors and its own texts.
+        is_alone = (self.protocol.vectors, self.reranker, self.query_model) == (FULL_VECTORS, None, None)
+        return compare_with_published(self) if is_alone else None
 
     @property
     def reranked(self) -> tuple[Depth, ...]:
         """The depths above 0, ascending: depth 0 is the dual encoder, which has a result of its own."""
-        return tuple(sorted((depth for depth in self.depths if depth.depth), key=lambda depth: depth.depth))
+        above_0 = [depth for depth in self.depths if depth.depth]
+        return tuple(sorted(above_0, key=lambda depth: depth.depth))
 
     @property
     def dual_query_ms(self) -> float | None:
@@ -348,26 +385,25 @@ class Measured:
 
     @property
     def rsum(self) -> float:
-        return recall.rsum(self.text_retrieval, self.image_retrieval)
+        return rsum(self.text_retrieval, self.image_retrieval)
 
     @property
     def image_recalls_by_label(self) -> dict[str, dict[str, Measures]]:
         """As in `Evaluation`, over all folds together."""
-        return {
-            label: {name: recall.recall_at_k(self.table.image_ranks[texts]) for name, texts in groups.items()}
-            for label, groups in self.corpus.captions_by_label.items()
-        }
+        by_label: dict[str, dict[str, Measures]] = {}
+        for label, groups in self.corpus.captions_by_label.items():
+            by_label[label] = {name: recall_at_k(self.table.image_ranks[texts]) for name, texts in groups.items()}
+        return by_label
 
     def evaluation(self, model: str, **more: Any) -> Evaluation:
         """The evaluation of the model of this name, with its intervals; `more` are further entries."""
         # Always with seed 0, so that evaluating again gives the same intervals.
         estimates = significance.bootstrap([self.table], resamples=RESAMPLES)
-        of_recalls = {
-            direction.key: {
-                name: each.interval for name, each in estimates.of(direction).items() if name != RECIPROCAL_RANK
-            }
-            for direction in Direction
-        }
+        bounds: dict[Direction, dict[str, Bounds]] = {}
+        for direction, measures in ((Direction.TEXT, self.text_retrieval), (Direction.IMAGE, self.image_retrieval)):
+            # Without what comparisons alone have.
+            compared = estimates.of(direction).items()
+            bounds[direction] = {name: estimate.interval for name, estimate in compared if name in measures}
         return Evaluation(
             **_OnSplit.facts(self.corpus),
             model=model,
@@ -375,7 +411,13 @@ class Measured:
             image_retrieval=self.image_retrieval,
             rsum=self.rsum,
             mean_recall=self.rsum / (2 * len(RECALL_NAMES)),
-            intervals=Intervals(level=LEVEL, resamples=RESAMPLES, rsum=estimates.rsum.interval, **of_recalls),
+            intervals=Intervals(
+                level=LEVEL,
+                resamples=RESAMPLES,
+                rsum=estimates.rsum.interval,
+                text_retrieval=bounds[Direction.TEXT],
+                image_retrieval=bounds[Direction.IMAGE],
+            ),
             protocol=self.protocol,
             pairs_scored=self.pairs_scored,
             seconds=self.seconds,

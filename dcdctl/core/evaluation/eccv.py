@@ -22,9 +22,9 @@ import numpy as np
 
 from dcdctl.core.data import Corpus, Direction, Flags, Index
 from dcdctl.core.errors import ConfigError, CorpusError, require_extra
+from dcdctl.core.evaluation.measures import KS
 from dcdctl.core.evaluation.protocols import Protocol
 from dcdctl.core.evaluation.ranking import Ranking, Rankings
-from dcdctl.core.evaluation.recall import KS
 from dcdctl.core.places import shown
 
 PROTOCOL = "coco-5k"
@@ -62,13 +62,11 @@ class Judge:
     def num_top(self) -> int:
         """Candidates of each query that the measures read, plus the number of captions that the package does not
         know."""
-        counts = [
-            len(set(positives))
-            for judgments in (self._metrics.eccv_gts, self._metrics.cxc_gts)
-            for by_query in judgments.values()
-            for positives in by_query.values()
-        ]
-        return max(*KS, *counts) + len(self._texts) - len(self._known)
+        most = max(KS)
+        for judgments in (self._metrics.eccv_gts, self._metrics.cxc_gts):
+            for by_query in judgments.values():
+                most = max([most, *(len(set(positives)) for positives in by_query.values())])
+        return most + len(self._texts) - len(self._known)
 
     def measure(self, rankings: Rankings) -> dict[str, Any]:
         """Measures of both directions in percent, by ECCV Caption and by CrissCrossed Captions."""
@@ -81,17 +79,27 @@ class Judge:
         self, rankings: Rankings, positives: Positives, names: Mapping[str, str], target_metrics: Sequence[str]
     ) -> dict[str, dict[str, float]]:
         is_known_T = np.isin(self._texts, list(self._known))
-        i2t = _candidate_lists(rankings.text, positives["i2t"], self._images, self._texts, is_known_T)
+        i2t = _candidate_lists(
+            rankings.text,
+            positives["i2t"],
+            query_ids=self._images,
+            candidate_ids=self._texts,
+            is_known=is_known_T,
+        )
         t2i = _candidate_lists(
-            rankings.image, positives["t2i"], self._texts, self._images, np.ones(len(self._images), dtype=bool)
+            rankings.image,
+            positives["t2i"],
+            query_ids=self._texts,
+            candidate_ids=self._images,
+            is_known=np.ones(len(self._images), dtype=bool),
         )
         # The package shows progress bars that cannot be turned off.
         with contextlib.redirect_stderr(io.StringIO()):
             values = self._metrics.compute_all_metrics(i2t, t2i, target_metrics=target_metrics, Ks=KS)
-        return {
-            direction.key: {ours: 100 * float(values[theirs][key]) for ours, theirs in names.items()}
-            for direction, key in _KEYS.items()
-        }
+        percents = {}
+        for direction, key in _KEYS.items():
+            percents[direction.key] = {ours: 100 * float(values[theirs][key]) for ours, theirs in names.items()}
+        return percents
 
 
 def open_judge(corpus: Corpus, protocol: Protocol) -> Judge:
@@ -113,7 +121,7 @@ def load_package() -> Any:
 
 
 def _candidate_lists(
-    ranking: Ranking, positives: Mapping[int, list[int]], query_ids: Index, candidate_ids: Index, is_known: Flags
+    ranking: Ranking, positives: Mapping[int, list[int]], *, query_ids: Index, candidate_ids: Index, is_known: Flags
 ) -> dict[int, list[int]]:
     """The candidates of each judged query that the package knows, in order, as COCO numbers.
 

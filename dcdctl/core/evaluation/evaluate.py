@@ -19,14 +19,24 @@ from dcdctl.core.data import Corpus, Direction, share_split
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import against as teachers
-from dcdctl.core.evaluation import eccv, rankers, ranks, recall, relevance, vectors
-from dcdctl.core.evaluation.agreement import NDCG_NAME, Lookup
-from dcdctl.core.evaluation.document import TIES, Agreement, Depth, Evaluation, HowMeasured, Measured, PoolEvaluation
+from dcdctl.core.evaluation import eccv, rankers, ranks, relevance, vectors
+from dcdctl.core.evaluation.agreement import Lookup
+from dcdctl.core.evaluation.document import (
+    FULL_VECTORS,
+    TIES,
+    Agreement,
+    Depth,
+    Evaluation,
+    HowMeasured,
+    Measured,
+    PoolEvaluation,
+    VectorForm,
+)
 from dcdctl.core.evaluation.files import write_evaluation
+from dcdctl.core.evaluation.measures import NDCG, mean_measures
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
-from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.models import Model, Scorer
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, silent, unsaid
@@ -57,7 +67,7 @@ def evaluate_model(
     order: Lookup | None = None
     if rerank is not None:
         folds, num_pairs, depths = rankers.rank_by_cascade(model, rerank, task)
-    elif model.kind == "dual":
+    elif model.has_one_vector:
         embedded = rankers.embed(model, task, [options.form])
         folds = rankers.rank_embedded(embedded, task, options.form)
         order = rankers.vector_order(embedded) if options.keeps_order else None
@@ -73,7 +83,7 @@ def evaluate_model(
     return Measured(
         corpus=corpus,
         protocol=_how(model, rerank, options),
-        **recall.mean_measures(folds),
+        **mean_measures(folds),
         rankings=rankings,
         table=RankTable.of(corpus, rankings),
         depths=depths,
@@ -97,14 +107,15 @@ def _how(model: Model, rerank: Scorer | None, options: EvalOptions) -> HowMeasur
 
 
 def _check_options(model: Model, rerank: Scorer | None, options: EvalOptions) -> None:
-    if options.form != FULL_VECTORS and (model.kind != "dual" or rerank is not None):
+    is_dual_alone = model.has_one_vector and rerank is None
+    if options.form != FULL_VECTORS and not is_dual_alone:
         raise _no_vectors()
-    if options.compute.features is not None and model.kind == "dual" and model.encoders is None and rerank is None:
+    if options.compute.features is not None and is_dual_alone and model.encoders is None:
         raise ModelError(
             "a dual encoder's features are its vectors, which are computed only once anyway",
             hint="leave --features out",
         )
-    if model.kind == "fusion" and rerank is not None:
+    if rerank is not None and not model.keeps_states:
         raise ModelError(
             "a re-ranker orders what a model finds that encodes images once, and the model is a fusion scorer",
             hint="name a dual encoder or a late-interaction model, or leave --rerank out",
@@ -213,7 +224,11 @@ def run_evaluation(
         # Before the weights, because it may refuse the corpus, and it decides how many candidates are kept.
         judge = eccv.open_judge(corpus, protocol) if job.with_eccv else None
         graded = None if job.relevance is None else relevance.read_relevance(job.relevance, corpus)
-        num_top = max(options.num_top, judge.num_top if judge else 0, relevance.NUM_TOP if graded else 0)
+        num_top = options.num_top
+        if judge is not None:
+            num_top = max(num_top, judge.num_top)
+        if graded is not None:
+            num_top = max(num_top, relevance.NUM_TOP)
         options = replace(options, protocol=protocol, num_top=num_top, keeps_order=job.against is not None)
         model, about = _load(job, track)
         overrides = models.parse_overrides(job.rerank_sets, RERANK_SET)
@@ -222,22 +237,36 @@ def run_evaluation(
         task = RankingTask(corpus, options, track, on_workload)
         if corpus.is_pool:
             assert against is not None
-            return _evaluate_pool({"model": job.model, **about}, model, against, task, folder)
+            teacher, fingerprint = against
+            started = time.perf_counter()
+            by_query = teachers.agreement_of(model, teacher, task)
+            of_pool = PoolEvaluation(
+                **PoolEvaluation.facts(corpus),
+                model=job.model,
+                **about,
+                protocol=_how(model, None, options),
+                agreement=Agreement.of(by_query, corpus, str(job.against), fingerprint),
+                seconds=time.perf_counter() - started,
+            )
+            return of_pool if folder is None else write_evaluation(folder, of_pool, agreements=by_query)
         measured = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
         if graded is not None:
             measured = _with_ndcg(measured, graded)
-        more = about if judge is None else {**about, **judge.measure(measured.rankings)}
+        more = about
+        if judge is not None:
+            more = {**about, **judge.measure(measured.rankings)}
         agreements = None
         if against is not None and measured.order is not None:
-            agreements = teachers.compare_with(against.teacher, measured.order, corpus)
-            more["agreement"] = Agreement.of(agreements, corpus, against.name, against.fingerprint)
+            teacher, fingerprint = against
+            agreements = teachers.compare_with(teacher, measured.order, corpus)
+            more["agreement"] = Agreement.of(agreements, corpus, str(job.against), fingerprint)
         if job.relevance is not None:
             more["relevance"] = artifacts.sha256_of(job.relevance)
         evaluation = measured.evaluation(job.model, reranker=job.rerank, **more)
         return evaluation if folder is None else write_evaluation(folder, evaluation, measured, agreements)
 
 
-def _load(job: EvalJob, track: Track) -> tuple[Model, dict[str, Any]]:
+def _load(job: EvalJob, track: Track) -> tuple[Model, artifacts.Document]:
     """The model to evaluate, and what the document says of its query encoder."""
     kind: Any = None if job.query_model is None else "searchable"
     model = job.loaded or models.load(job.model, models.parse_overrides(job.model_sets), track, kind=kind)
@@ -255,26 +284,11 @@ def _with_ndcg(measured: Measured, graded: relevance.Relevance) -> Measured:
         _, gallery = direction.query_first(measured.corpus.num_images, measured.corpus.num_captions)
         ndcg[direction] = ndcg_Q = graded.ndcg(direction, measured.rankings.of(direction), gallery)
         of_recalls = measured.text_retrieval if direction == Direction.TEXT else measured.image_retrieval
-        changes[direction.key] = {**of_recalls, NDCG_NAME: 100 * float(np.nanmean(ndcg_Q))}
+        changes[direction.key] = {**of_recalls, NDCG.name: 100 * float(np.nanmean(ndcg_Q))}
     return replace(measured, table=replace(measured.table, ndcg=ndcg), **changes)
 
 
-def _evaluate_pool(
-    names: dict[str, Any], model: Model, against: teachers.Against, task: RankingTask, folder: Path | None
-) -> PoolEvaluation:
-    started, corpus = time.perf_counter(), task.corpus
-    agreements = teachers.agreement_of(model, against.teacher, task)
-    evaluation = PoolEvaluation(
-        **PoolEvaluation.facts(corpus),
-        **names,
-        protocol=_how(model, None, task.options),
-        agreement=Agreement.of(agreements, corpus, against.name, against.fingerprint),
-        seconds=time.perf_counter() - started,
-    )
-    return evaluation if folder is None else write_evaluation(folder, evaluation, agreements=agreements)
-
-
-def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) -> dict[str, Any]:
+def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) -> artifacts.Document:
     """What shorter and quantized vectors cost, from one embedding of the split: a JSON-able document with a row for
     each form.
 
@@ -291,7 +305,7 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
         )
     corpus, protocol = _open_split(job, say)
     model, _ = _load(job, track)
-    if model.kind != "dual":
+    if not model.has_one_vector:
         raise _no_vectors()
     widths = vectors.facts_of(job.model, "recipe").get("loss", {}).get("dims", ())
     forms = vectors.forms_of(model.embedding_dim, widths)
@@ -325,7 +339,8 @@ def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
                 hint="compare with a teacher: --against TEACHER",
             )
         if not (corpus.num_images and corpus.num_captions):
-            raise CorpusError(f"{where} without {'texts' if corpus.num_images else 'images'}: nothing can be ranked")
+            missing = "texts" if corpus.num_images else "images"
+            raise CorpusError(f"{where} without {missing}: nothing can be ranked")
         if job.relevance is not None:
             raise ConfigError(f"{where}, which has no ranks", hint="leave --relevance out")
     if (job.against, job.relevance) != (None, None) and protocol.num_folds > 1:

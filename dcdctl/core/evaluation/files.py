@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import build_document
 from dcdctl.core.data import Direction, Flags, Index, Scores
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement
+from dcdctl.core.evaluation.agreement import AGREEMENT, Agreements, QueryAgreement
 from dcdctl.core.evaluation.document import (
     CASCADE_FILES,
     MODEL_FILES,
@@ -40,12 +40,11 @@ from dcdctl.core.evaluation.document import (
     Measured,
     PoolEvaluation,
 )
+from dcdctl.core.evaluation.measures import NDCG
 from dcdctl.core.evaluation.ranking import NUM_TOP, RankTable, is_positive
 
 Result = TypeVar("Result", Evaluation, PoolEvaluation)
 TABLES_HINT = "`dcdctl eval` writes the tables again"
-AGREEMENT_COLUMNS = ("same_first", "ndcg", "spearman")
-"""Of the MEASURES of `agreement`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,16 +108,16 @@ class SavedEvaluation:
     @cached_property
     def top(self) -> dict[Direction, TopCandidates]:
         """The best candidates of all queries by direction."""
-        return {
-            direction: TopCandidates(
+        by_direction = {}
+        for direction, rows in _by_direction(_read(self._checked(self.names.top))).items():
+            num_queries = len(self.table.ranks(direction))
+            by_direction[direction] = TopCandidates(
+                candidate_QK=rows["candidate"].to_numpy().reshape(num_queries, -1),
+                score_QK=rows["score"].to_numpy().reshape(num_queries, -1),
                 # Booleans are bits in Arrow, so they cannot be read without a copy.
-                *(
-                    rows[name].to_numpy(zero_copy_only=False).reshape(len(self.table.ranks(direction)), -1)
-                    for name in ("candidate", "score", "is_own")
-                )
+                is_positive_QK=rows["is_own"].to_numpy(zero_copy_only=False).reshape(num_queries, -1),
             )
-            for direction, rows in _by_direction(_read(self._checked(self.names.top))).items()
-        }
+        return by_direction
 
 
 def _read_document(kind: type[Result], path: Path) -> tuple[Result, dict[str, artifacts.Document]]:
@@ -138,32 +137,32 @@ def read_pool(folder: Path) -> tuple[PoolEvaluation, Agreements] | None:
         return None
     evaluation, listed = _read_document(PoolEvaluation, folder / POOL_FILES.result)
     artifacts.check_files(folder, listed, error=InputError, hint=TABLES_HINT)
-    by_direction = {
-        direction: QueryAgreement(
-            rows["query"].to_numpy(),
-            rows["candidates"].to_numpy(),
-            np.column_stack([rows[name].to_numpy() for name in AGREEMENT_COLUMNS]),
-        )
-        for direction, rows in _by_direction(_read(folder / POOL_FILES.agreement)).items()
-        if rows.num_rows
-    }
+    by_direction = {}
+    for direction, rows in _by_direction(_read(folder / POOL_FILES.agreement)).items():
+        if rows.num_rows:
+            measures_QM = np.column_stack([rows[row.column].to_numpy() for row in AGREEMENT])
+            by_direction[direction] = QueryAgreement(
+                rows["query"].to_numpy(), rows["candidates"].to_numpy(), measures_QM
+            )
     return evaluation, Agreements(evaluation.agreement.over, by_direction)
 
 
 def read_ranks(path: Path) -> RankTable:
     """The table of ranks that `write_ranks` wrote; its checksum is not compared here."""
-    rows_of = _by_direction(_read(path))
+    table = _read(path)
+    rows_of = _by_direction(table)
     text, image = rows_of.values()
+    has_ndcg, has_languages = NDCG.column in table.column_names, "language" in table.column_names
     return RankTable(
-        tuple(text["image_id"].to_pylist()),
-        image["caption_id"].to_numpy(),
-        pc.index_in(image["image_id"], value_set=text["image_id"]).to_numpy().astype(np.int64),
-        text["rank"].to_numpy(),
-        image["rank"].to_numpy(),
-        tuple(image["caption"].to_pylist()),
-        {direction: rows["score"].to_numpy() for direction, rows in rows_of.items()},
-        {direction: rows["ndcg"].to_numpy() for direction, rows in rows_of.items() if "ndcg" in rows.column_names},
-        tuple(image["language"].to_pylist()) if "language" in image.column_names else (),
+        image_ids=tuple(text["image_id"].to_pylist()),
+        caption_ids=image["caption_id"].to_numpy(),
+        caption_image=pc.index_in(image["image_id"], value_set=text["image_id"]).to_numpy().astype(np.int64),
+        text_ranks=text["rank"].to_numpy(),
+        image_ranks=image["rank"].to_numpy(),
+        captions=tuple(image["caption"].to_pylist()),
+        scores={direction: rows["score"].to_numpy() for direction, rows in rows_of.items()},
+        ndcg={direction: rows[NDCG.column].to_numpy() for direction, rows in rows_of.items()} if has_ndcg else {},
+        languages=tuple(image["language"].to_pylist()) if has_languages else (),
     )
 
 
@@ -182,7 +181,7 @@ def write_evaluation(
     folder: Path, evaluation: Result, measured: Measured | None = None, agreements: Agreements | None = None
 ) -> Result:
     """Write the tables, of which a pool has no ranks, and the document last; returns the evaluation with its folder."""
-    paired = CASCADE_FILES if evaluation.protocol.kind == "cascade" else MODEL_FILES
+    paired = CASCADE_FILES if evaluation.protocol.is_cascade else MODEL_FILES
     names = POOL_FILES if measured is None else paired
     # First, so that a killed evaluation leaves no numbers beside other ranks.
     for name in filter(None, (names.result, names.agreement)):
@@ -195,17 +194,16 @@ def write_evaluation(
     if agreements is not None:
         tables.append(names.agreement)
         # One row per query.
-        frames = [
-            pd.DataFrame(
-                {
-                    "direction": direction.value,
-                    "query": agreement.query_Q,
-                    "candidates": agreement.num_candidates_Q,
-                    **dict(zip(AGREEMENT_COLUMNS, agreement.measures_QM.T, strict=True)),
-                }
-            )
-            for direction, agreement in agreements.by_direction.items()
-        ]
+        frames = []
+        for direction, agreement in agreements.by_direction.items():
+            columns = {
+                "direction": direction.value,
+                "query": agreement.query_Q,
+                "candidates": agreement.num_candidates_Q,
+            }
+            for row, measure_Q in zip(AGREEMENT, agreement.measures_QM.T, strict=True):
+                columns[row.column] = measure_Q
+            frames.append(pd.DataFrame(columns))
         _write(folder / names.agreement, frames)
     listed = artifacts.list_files(folder, tables)
     document = {**evaluation.document, **models.run_of(folder), artifacts.FILES: listed}
@@ -219,29 +217,27 @@ def write_ranks(path: Path, table: RankTable) -> None:
     `query` is an image index for text retrieval, which has no caption, and a caption index for image retrieval.
     """
     image_ids = np.array(table.image_ids, dtype=object)
-    named: dict[Direction, dict[str, Any]] = {
-        Direction.TEXT: {"image_id": image_ids},
-        Direction.IMAGE: {
-            "image_id": image_ids[table.caption_image],
-            # Nullable integers, because a missing value makes ordinary ones floats.
-            "caption_id": pd.array(table.caption_ids, dtype="Int64"),
-            "caption": table.captions,
-            **({"language": table.languages} if any(table.languages) else {}),
-        },
+    of_captions = {
+        "image_id": image_ids[table.caption_image],
+        # Nullable integers, because a missing value makes ordinary ones floats.
+        "caption_id": pd.array(table.caption_ids, dtype="Int64"),
+        "caption": table.captions,
     }
-    frames = [
-        pd.DataFrame(
-            {
-                "direction": direction.value,
-                "query": np.arange(len(table.ranks(direction))),
-                **names,
-                "rank": table.ranks(direction),
-                "score": table.scores[direction].astype(np.float32),
-                **({"ndcg": table.ndcg[direction]} if table.ndcg else {}),
-            }
-        )
-        for direction, names in named.items()
-    ]
+    if any(table.languages):
+        of_captions["language"] = table.languages
+    frames = []
+    for direction, names in ((Direction.TEXT, {"image_id": image_ids}), (Direction.IMAGE, of_captions)):
+        ranks = table.ranks(direction)
+        columns = {
+            "direction": direction.value,
+            "query": np.arange(len(ranks)),
+            **names,
+            "rank": ranks,
+            "score": table.scores[direction].astype(np.float32),
+        }
+        if table.ndcg:
+            columns[NDCG.column] = table.ndcg[direction]
+        frames.append(pd.DataFrame(columns))
     _write(path, frames)
 
 

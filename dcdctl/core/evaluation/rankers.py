@@ -4,8 +4,8 @@
 - fusion: every pair is scored, in chunks of images. The positives come first, so that no score needs to be kept. Each
   caption is encoded once and each image twice, which costs little compared with its pairs.
 - cascade: the dual encoder finds the first `depth` captions of each image and images of each caption, and a fusion
-  scorer, or another dual encoder as one, orders them; candidates below keep the first one's order. Of several depths
-  only the deepest is scored: its scores give the others.
+  scorer, or another dual encoder as one, orders them; lower candidates keep the order of the first model. Only the
+  deepest of several depths is scored: its scores give the others.
 
 Each fold of a protocol is a gallery of its own. A dual encoder still embeds once; a fusion scorer scores only pairs
 within a fold.
@@ -29,16 +29,16 @@ from dcdctl.core.config import ASCENDING, NOT_EMPTY, Natural, check_fields
 from dcdctl.core.data import Corpus, Index, Scores
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.evaluation import cascade, recall
+from dcdctl.core.evaluation import cascade
 from dcdctl.core.evaluation.agreement import Lookup
-from dcdctl.core.evaluation.document import Depth
+from dcdctl.core.evaluation.document import FULL_VECTORS, Depth, VectorForm
+from dcdctl.core.evaluation.measures import mean_measures, on_front, rsum
 from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol, folds_of
 from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings
 from dcdctl.core.evaluation.ranks import RankCounter, checked_scores
-from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.evaluation.vectors import rank_vectors
 from dcdctl.core.models import DualEncoder, Model, Scorer, TextBatch
-from dcdctl.core.progress import Advance, Track, silent
+from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import (
     LOGIT_ROUNDING,
     PairScorer,
@@ -107,9 +107,8 @@ def embed(model: DualEncoder, task: RankingTask, forms: Sequence[VectorForm] = (
     compute = task.options.compute
     embedder = dual_embedder(model, compute.device)
     # In a cascade the features may be the re-ranker's alone: a dual encoder without frozen encoders reads the corpus.
-    source = open_source(
-        task.corpus, model, compute if model.encoders is not None else replace(compute, features=None), task.track
-    )
+    reading = compute if model.encoders is not None else replace(compute, features=None)
+    source = open_source(task.corpus, model, reading, task.track)
     # The vectors have length 1 already; normalizing them again would only move their last bits.
     return embed_all(embedder, source, compute, normalize=False, track=task.track)
 
@@ -118,16 +117,12 @@ def rank_embedded(
     vectors: Vectors, task: RankingTask, form: VectorForm = FULL_VECTORS, num_top: int = 0
 ) -> list[Rankings]:
     """The rankings of each fold by vectors in a form, with at least `num_top` candidates."""
-    return [
-        rank_vectors(
-            vectors.images_ID[fold.images.start : fold.images.stop],
-            vectors.texts_TD[fold.texts.start : fold.texts.stop],
-            task.image_T(fold),
-            form,
-            num_top=max(num_top, task.options.num_top),
-        )
-        for fold in task.folds
-    ]
+    num_top, folds = max(num_top, task.options.num_top), []
+    for fold in task.folds:
+        images_ID = vectors.images_ID[fold.images.start : fold.images.stop]
+        texts_TD = vectors.texts_TD[fold.texts.start : fold.texts.stop]
+        folds.append(rank_vectors(images_ID, texts_TD, task.image_T(fold), form, num_top=num_top))
+    return folds
 
 
 def rank_by_fusion(scorer: Scorer, task: RankingTask, kept_IT: Scores | None) -> tuple[list[Rankings], int]:
@@ -139,18 +134,14 @@ def rank_by_fusion(scorer: Scorer, task: RankingTask, kept_IT: Scores | None) ->
     open_fold = fold_scorers(scorer, task)
     # Images are encoded once for their positives and once for all other pairs.
     report_workload(task, open_fold(task.folds[0]), num_pairs, 2 * task.corpus.num_images)
-    with task.track("score", total=num_pairs, unit="pairs") as advance:
-        folds = [
-            _rank_all_pairs(open_fold(fold), task.image_T(fold), task.options.num_top, advance, kept_IT)
-            for fold in task.folds
-        ]
+    folds = _rank_all_pairs(open_fold, task, task.options.num_top, kept_IT)
     return folds, num_pairs
 
 
 def order_of(model: Model, task: RankingTask) -> Lookup:
     """What gives a model's score of any pair, without ranks, for which captions need their images. A fusion scorer
     scores all pairs; ModelError for scores that are not finite."""
-    if model.kind == "dual":
+    if model.has_one_vector:
         return vector_order(embed(model, task))
     scorer, num_texts = fold_scorers(model, task)(task.folds[0]), task.corpus.num_captions
     scores_IT = np.empty((task.corpus.num_images, num_texts), np.float32)
@@ -173,19 +164,16 @@ def _first_stage(model: Model, task: RankingTask) -> tuple[list[Rankings], Calla
     the images of the first fold, which are encoded before."""
     # The result keeps `num_top` candidates, also at a smaller depth.
     num_top, fold = max(task.options.depths[-1], task.options.num_top), task.folds[0]
-    if model.kind == "dual":
+    if model.has_one_vector:
         vectors = embed(model, task)
         images_ID = vectors.images_ID[: len(fold.images)]
         ranked = rank_embedded(vectors, task, num_top=num_top)
         return ranked, lambda text: images_ID @ model.embed_texts(text).float()[0]
     open_fold = fold_scorers(model, task)
-    num_pairs = sum(len(each.images) * len(each.texts) for each in task.folds)
-    with task.track("score", total=num_pairs, unit="pairs") as advance:
-        ranked = [_rank_all_pairs(open_fold(each), task.image_T(each), num_top, advance, None) for each in task.folds]
+    ranked = _rank_all_pairs(open_fold, task, num_top)
     states, image_ix = open_fold(fold).encode_images(np.arange(len(fold.images))), torch.arange(len(fold.images))
-    return ranked, lambda text: model.score_pairs(
-        states, model.encode_texts(text), image_ix, torch.zeros_like(image_ix)
-    )
+    text_ix = torch.zeros_like(image_ix)
+    return ranked, lambda text: model.score_pairs(states, model.encode_texts(text), image_ix, text_ix)
 
 
 def rank_by_cascade(model: Model, scorer: Scorer, task: RankingTask) -> tuple[list[Rankings], int, tuple[Depth, ...]]:
@@ -193,71 +181,71 @@ def rank_by_cascade(model: Model, scorer: Scorer, task: RankingTask) -> tuple[li
     number of scored pairs; with several depths, also what each gains and costs."""
     depths, num_top = task.options.depths, task.options.num_top
     firsts, scores_of = _first_stage(model, task)
-    shortlists = [
-        cascade.Shortlists(first, task.image_T(fold), depths[-1])
-        for first, fold in zip(firsts, task.folds, strict=True)
-    ]
+    shortlists = []
+    for first, fold in zip(firsts, task.folds, strict=True):
+        shortlists.append(cascade.Shortlists(first, task.image_T(fold), depths[-1]))
     num_pairs = sum(len(shortlist.pair_P) for shortlist in shortlists)
     open_fold = fold_scorers(scorer, task)
     report_workload(task, open_fold(task.folds[0]), num_pairs, task.corpus.num_images)
+    scored = []
     with task.track("re-rank", total=num_pairs, unit="pairs") as advance:
-        scores = [
-            open_fold(fold).score(*shortlist.pairs, advance)
-            for fold, shortlist in zip(task.folds, shortlists, strict=True)
-        ]
+        for fold, shortlist in zip(task.folds, shortlists, strict=True):
+            scored.append((shortlist, open_fold(fold).score(*shortlist.pairs, advance)))
 
     def at(depth: int) -> list[Rankings]:
-        return [
-            shortlist.rerank(scores_P, depth, num_top=num_top)
-            for shortlist, scores_P in zip(shortlists, scores, strict=True)
-        ]
+        return [shortlist.rerank(scores_P, depth, num_top=num_top) for shortlist, scores_P in scored]
 
     if len(depths) == 1:
         return at(depths[-1]), num_pairs, ()
     times_ms = cascade.query_ms(model, scores_of, open_fold(task.folds[0]), task.corpus, depths)
     ranked = [at(depth) for depth in depths]
-    measures = [recall.mean_measures(folds) for folds in ranked]
-    rsums = [recall.rsum(**both) for both in measures]
-    results = [
-        Depth(
-            depth=depth,
-            **both,
-            rsum=rsum,
-            ms_per_query=ms,
-            pairs=sum(shortlist.num_pairs(depth) for shortlist in shortlists),
-            on_front=is_on_front,
+    measures = [mean_measures(folds) for folds in ranked]
+    rsums = [rsum(**both) for both in measures]
+    is_on_front = on_front(rsums, times_ms)
+    results = []
+    for number, depth in enumerate(depths):
+        results.append(
+            Depth(
+                depth=depth,
+                **measures[number],
+                rsum=rsums[number],
+                ms_per_query=times_ms[number],
+                pairs=sum(shortlist.num_pairs(depth) for shortlist in shortlists),
+                on_front=is_on_front[number],
+            )
         )
-        for depth, both, rsum, ms, is_on_front in zip(
-            depths, measures, rsums, times_ms, recall.on_front(rsums, times_ms), strict=True
-        )
-    ]
     return ranked[-1], num_pairs, tuple(results)
 
 
 def _rank_all_pairs(
-    scorer: PairScorer, image_T: Index, num_top: int, advance: Advance, kept_IT: Scores | None
-) -> Rankings:
-    positive_T = scorer.score(image_T, np.arange(len(image_T)), advance)
-    counter = RankCounter(positive_T, image_T, num_top=num_top, margin=LOGIT_ROUNDING)
-    for first in range(0, len(scorer.images), scoring.IMAGE_CHUNK):
-        images = np.arange(first, min(first + scoring.IMAGE_CHUNK, len(scorer.images)))
-        # The positives have their scores already; all other pairs of the chunk are scored now.
-        image_P, text_P = np.nonzero(images[:, None] != image_T)
-        scores_IT = np.tile(positive_T, (len(images), 1))
-        scores_IT[image_P, text_P] = scorer.score(image_P + first, text_P, advance)
-        counter.add(scores_IT, first_image=first)
-        if kept_IT is not None:
-            kept_IT[images] = scores_IT
-    return counter.rankings()
+    open_fold: Callable[[Fold], PairScorer], task: RankingTask, num_top: int, kept_IT: Scores | None = None
+) -> list[Rankings]:
+    """The rankings of each fold by the logits of all pairs."""
+    num_pairs, folds = sum(len(fold.images) * len(fold.texts) for fold in task.folds), []
+    with task.track("score", total=num_pairs, unit="pairs") as advance:
+        for fold in task.folds:
+            scorer, image_T = open_fold(fold), task.image_T(fold)
+            positive_T = scorer.score(image_T, np.arange(len(image_T)), advance)
+            counter = RankCounter(positive_T, image_T, num_top=num_top, margin=LOGIT_ROUNDING)
+            for first in range(0, len(scorer.images), scoring.IMAGE_CHUNK):
+                images = np.arange(first, min(first + scoring.IMAGE_CHUNK, len(scorer.images)))
+                # The positives have their scores already; all other pairs of the chunk are scored now.
+                image_P, text_P = np.nonzero(images[:, None] != image_T)
+                scores_IT = np.tile(positive_T, (len(images), 1))
+                scores_IT[image_P, text_P] = scorer.score(image_P + first, text_P, advance)
+                counter.add(scores_IT, first_image=first)
+                if kept_IT is not None:
+                    kept_IT[images] = scores_IT
+            folds.append(counter.rankings())
+    return folds
 
 
 def fold_scorers(scorer: Scorer, task: RankingTask) -> Callable[[Fold], PairScorer]:
     """A function that gives the pair scorer of a fold."""
     compute = task.options.compute
     scorer.to(compute.device).eval()
-    source = scoring.encode_corpus(
-        scorer, open_source(task.corpus, scorer, compute, task.track), compute, track=task.track
-    )
+    read = open_source(task.corpus, scorer, compute, task.track)
+    source = scoring.encode_corpus(scorer, read, compute, track=task.track)
     return lambda fold: PairScorer(scorer=scorer, source=source, images=fold.images, texts=fold.texts, compute=compute)
 
 

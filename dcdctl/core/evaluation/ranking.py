@@ -78,13 +78,13 @@ class RankTable:
     def of(corpus: Corpus, rankings: Rankings) -> RankTable:
         """The ranks of a corpus."""
         return RankTable(
-            tuple(corpus.image_ids),
-            corpus.caption_ids,
-            corpus.caption_image,
-            rankings.text.ranks,
-            rankings.image.ranks,
-            tuple(corpus.captions),
-            {direction: rankings.of(direction).positive_score_Q for direction in Direction},
+            image_ids=tuple(corpus.image_ids),
+            caption_ids=corpus.caption_ids,
+            caption_image=corpus.caption_image,
+            text_ranks=rankings.text.ranks,
+            image_ranks=rankings.image.ranks,
+            captions=tuple(corpus.captions),
+            scores={direction: rankings.of(direction).positive_score_Q for direction in Direction},
             languages=tuple(corpus.languages),
         )
 
@@ -92,8 +92,13 @@ class RankTable:
         """These captions and their images, to compare image retrieval alone: text retrieval has rank 1 throughout, so
         that a difference of systems in RSUM is one in the three recalls of image retrieval."""
         image_I, image_T = np.unique(self.caption_image[texts_T], return_inverse=True)
-        ids = tuple(self.image_ids[image] for image in image_I)
-        return RankTable(ids, self.caption_ids[texts_T], image_T, np.ones_like(image_I), self.image_ranks[texts_T])
+        return RankTable(
+            image_ids=tuple(self.image_ids[image] for image in image_I),
+            caption_ids=self.caption_ids[texts_T],
+            caption_image=image_T,
+            text_ranks=np.ones_like(image_I),
+            image_ranks=self.image_ranks[texts_T],
+        )
 
     def ranks(self, direction: Direction) -> Index:
         """(Q,): rank of each query of a direction."""
@@ -111,11 +116,12 @@ def check_queries(named: Mapping[str, RankTable]) -> None:
     """StaleError that names both if a table has other queries than the first one."""
     (first_name, first), *others = named.items()
     for name, table in others:
-        # Lists of different lengths differ in their first entry, the counts.
-        pairs = zip(_queries(table), _queries(first), strict=False)
-        if difference := next((f"{query}, not {expected}" for query, expected in pairs if query != expected), None):
+        queries, expected = _queries(table), _queries(first)
+        if queries != expected:
+            # Lists of different lengths differ in their first entry, the counts.
+            place = next(place for place, query in enumerate(queries) if query != expected[place])
             raise StaleError(
-                f"{name} has other queries than {first_name}: {difference}",
+                f"{name} has other queries than {first_name}: {queries[place]}, not {expected[place]}",
                 hint="evaluate both on the same corpus and split",
             )
 

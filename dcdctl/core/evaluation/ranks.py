@@ -15,6 +15,7 @@ candidates, D the depth of a cascade or the dimensions of a vector; B a block.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from contextlib import closing
@@ -62,10 +63,8 @@ class RankCounter:
         self._threshold_IR = np.full((len(counts_I), int(counts_I.max())), np.inf, dtype=np.float32)
         self._threshold_IR[image_T, nth_T] = self._threshold_T[order_T]
         self._best_positive_I = positive_T[order_T[nth_T == 0]]
-        self._above_IR, self._above_T = (
-            np.zeros(self._threshold_IR.shape, dtype=np.int64),
-            np.zeros(len(positive_T), dtype=np.int64),
-        )
+        self._above_IR = np.zeros(self._threshold_IR.shape, dtype=np.int64)
+        self._above_T = np.zeros(len(positive_T), dtype=np.int64)
         self._top_texts_I = RowTops(len(counts_I), min(num_top, len(positive_T)))
         self._top_images_T = ColumnTops(len(positive_T), min(num_top, len(counts_I)))
 
@@ -80,9 +79,8 @@ class RankCounter:
         `kth_best_T` is the property of that name, now or at an earlier moment.
         """
         scores_IT = checked_scores(scores_IT)
-        images, texts = (
-            slice(first, first + size) for first, size in zip((first_image, first_text), scores_IT.shape, strict=True)
-        )
+        num_images, num_texts = scores_IT.shape
+        images, texts = slice(first_image, first_image + num_images), slice(first_text, first_text + num_texts)
         above_IR = np.zeros((len(scores_IT), self._threshold_IR.shape[1]), dtype=np.int64)
         for score_T, threshold_R, above_R, num_positives in zip(
             scores_IT, self._threshold_IR[images], above_IR, self._num_positives_I[images].tolist(), strict=True
@@ -102,7 +100,15 @@ class RankCounter:
         above_T[column] -= positive >= self._threshold_T[column + first_text]
         score_IK, text_IK = top_k_of_rows(torch.from_numpy(scores_IT), self._top_texts_I.k)
         best = self._top_images_T.candidates(scores_IT, first_image, texts, kth_best_T[texts])
-        return BlockCounts(images, texts, above_IR, above_T, score_IK, text_IK + first_text, best)
+        return BlockCounts(
+            images=images,
+            texts=texts,
+            above_IR=above_IR,
+            above_T=above_T,
+            score_IK=score_IK,
+            text_IK=text_IK + first_text,
+            best_images=best,
+        )
 
     def merge(self, block: BlockCounts) -> None:
         """Add a counted block. Among equal scores, candidates of the blocks that are merged first are kept."""
@@ -124,13 +130,21 @@ class RankCounter:
         positions_IR[self._num_positives_I[:, None] <= np.arange(positions_IR.shape[1])] = NO_POSITION
         texts_IK, text_scores_IK = self._top_texts_I.sorted()
         images_TK, image_scores_TK = self._top_images_T.sorted()
-        is_positive_IK, is_positive_TK = (
-            is_positive(direction, top_QK, self._image_T)
-            for direction, top_QK in zip(Direction, (texts_IK, images_TK), strict=True)
-        )
         return Rankings(
-            _ranking(positions_IR, self._best_positive_I, texts_IK, text_scores_IK, is_positive_IK),
-            _ranking(self._above_T[:, None] + 1, self._positive_T, images_TK, image_scores_TK, is_positive_TK),
+            text=_ranking(
+                positions_QR=positions_IR,
+                positive_score_Q=self._best_positive_I,
+                top_QK=texts_IK,
+                score_QK=text_scores_IK,
+                is_positive_QK=is_positive(Direction.TEXT, texts_IK, self._image_T),
+            ),
+            image=_ranking(
+                positions_QR=self._above_T[:, None] + 1,
+                positive_score_Q=self._positive_T,
+                top_QK=images_TK,
+                score_QK=image_scores_TK,
+                is_positive_QK=is_positive(Direction.IMAGE, images_TK, self._image_T),
+            ),
         )
 
 
@@ -157,12 +171,10 @@ def rank_embeddings(
     image_ID, text_TD = finite_vectors(image_ID), finite_vectors(text_TD)
     image_T = torch.tensor(caption_image, dtype=torch.int64, device=image_ID.device)
     # Products of single pairs round differently from the blocks below; the margin of the counter covers that.
-    positive_T = torch.cat(
-        [
-            (image_ID[image_B] * text_BD).sum(dim=1)
-            for image_B, text_BD in zip(image_T.split(block), text_TD.split(block), strict=True)
-        ]
-    )
+    products = []
+    for image_B, text_BD in zip(image_T.split(block), text_TD.split(block), strict=True):
+        products.append((image_ID[image_B] * text_BD).sum(dim=1))
+    positive_T = torch.cat(products)
     counter = RankCounter(positive_T.cpu().numpy(), caption_image, num_top=num_top, margin=COSINE_ROUNDING)
     _count_in_threads(counter, image_ID, text_TD, block)
     return counter.rankings()
@@ -185,13 +197,10 @@ def _count_in_threads(counter: RankCounter, image_ID: Tensor, text_TD: Tensor, b
         torch.mm(images, texts.T, out=scores_IT)
         return counter.count(scores_IT.cpu().numpy(), image, number * GALLERY_BLOCK, kth_best_T)
 
+    places = itertools.product(range(len(texts_BD)), range(0, len(image_ID), block))
     # The K-th best scores of the moment when a block is handed to the threads: when one gets to it, they depend on the
     # speed of the others.
-    keys = (
-        (image, number, counter.kth_best_T)
-        for number in range(len(texts_BD))
-        for image in range(0, len(image_ID), block)
-    )
+    keys = ((image, number, counter.kth_best_T) for number, image in places)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -236,7 +245,13 @@ def rerank(
         positions_QR[:, nth] = np.where(score_Q > -np.inf, before_Q + nth + 1, positions_QR[:, nth])
     if within_QR.shape[1]:
         positive_score_Q = np.where(within_QR[:, 0] > -np.inf, within_QR[:, 0], first.positive_score_Q)
-    ordered = _ranking(positions_QR, positive_score_Q, first.top_QK[:, :depth], scores_QD, is_positive_QD)
+    ordered = _ranking(
+        positions_QR=positions_QR,
+        positive_score_Q=positive_score_Q,
+        top_QK=first.top_QK[:, :depth],
+        score_QK=scores_QD,
+        is_positive_QK=is_positive_QD,
+    )
     return replace(
         ordered,
         top_QK=np.concatenate([ordered.top_QK, first.top_QK[:, depth:]], axis=1)[:, :num_top],
@@ -247,18 +262,19 @@ def rerank(
 def concatenate(rankings: Sequence[Ranking], offsets: Sequence[int]) -> Ranking:
     """The rankings of several galleries as one; gallery i starts at index `offsets[i]` of the joint gallery."""
     # Galleries may differ in size, and rows of one array may not.
-    widths = [ranking.positions_QR.shape[1] for ranking in rankings]
+    widest = max(ranking.positions_QR.shape[1] for ranking in rankings)
     k = min(ranking.top_QK.shape[1] for ranking in rankings)
-    parts = [
-        (
-            np.pad(ranking.positions_QR, ((0, 0), (0, max(widths) - width)), constant_values=NO_POSITION),
-            ranking.positive_score_Q,
-            ranking.top_QK[:, :k] + offset,
-            ranking.top_score_QK[:, :k],
-        )
-        for ranking, width, offset in zip(rankings, widths, offsets, strict=True)
-    ]
-    return Ranking(*map(np.concatenate, zip(*parts, strict=True)))
+    positions, tops = [], []
+    for ranking, offset in zip(rankings, offsets, strict=True):
+        missing = widest - ranking.positions_QR.shape[1]
+        positions.append(np.pad(ranking.positions_QR, ((0, 0), (0, missing)), constant_values=NO_POSITION))
+        tops.append(ranking.top_QK[:, :k] + offset)
+    return Ranking(
+        positions_QR=np.concatenate(positions),
+        positive_score_Q=np.concatenate([ranking.positive_score_Q for ranking in rankings]),
+        top_QK=np.concatenate(tops),
+        top_score_QK=np.concatenate([ranking.top_score_QK[:, :k] for ranking in rankings]),
+    )
 
 
 def tie_thresholds(scores: Scores, margin: float) -> Scores:
@@ -268,7 +284,7 @@ def tie_thresholds(scores: Scores, margin: float) -> Scores:
 
 
 def _ranking(
-    positions_QR: Index, positive_score_Q: Scores, top_QK: Index, score_QK: Scores, is_positive_QK: Flags
+    *, positions_QR: Index, positive_score_Q: Scores, top_QK: Index, score_QK: Scores, is_positive_QK: Flags
 ) -> Ranking:
     # The last key sorts first: by score, and positives after other candidates with the same score.
     order_QK = np.lexsort((is_positive_QK, -score_QK), axis=1)
@@ -282,11 +298,11 @@ def _ranking(
 
 def _count_in_columns(is_above: Flags) -> Index:
     """Number of True entries in each column. Sums of bytes are an order of magnitude faster than sums of int64."""
-    blocks = (is_above[start : start + UINT8_ROWS].view(np.uint8) for start in range(0, len(is_above), UINT8_ROWS))
-    return sum(
-        (np.add.reduce(block, axis=0, dtype=np.uint8).astype(np.int64) for block in blocks),
-        np.zeros(is_above.shape[1], np.int64),
-    )
+    counts = np.zeros(is_above.shape[1], np.int64)
+    for start in range(0, len(is_above), UINT8_ROWS):
+        block = is_above[start : start + UINT8_ROWS].view(np.uint8)
+        counts += np.add.reduce(block, axis=0, dtype=np.uint8)
+    return counts
 
 
 def checked_scores(scores: Scores) -> Scores:

@@ -20,8 +20,8 @@ too narrow where seeds differ much. A claim about methods therefore needs the t-
 (`RankComparison.method_p_value`).
 
 Shape letters: I images, T texts (captions); R draws, the first of them every image once; S systems, the base last; C
-columns of a system, half of them for text retrieval and half for image retrieval: hits at each K, and the reciprocal
-rank; N runs of a system.
+columns of a system, half of them for text retrieval and half for image retrieval: the measures that are COMPARED; N
+runs of a system.
 """
 
 from __future__ import annotations
@@ -34,16 +34,15 @@ import numpy as np
 
 from dcdctl.core.data import Direction, Index, Values
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation.agreement import NDCG, NDCG_NAME, Agreements
+from dcdctl.core.evaluation.agreement import Agreements
 from dcdctl.core.evaluation.bootstrap import ALPHA, MIN_RUNS, bootstrap_sums, sign_flip_test, welch_test
+from dcdctl.core.evaluation.measures import COMPARED, IN_RSUM, NDCG, recall_at_k, rsum
 from dcdctl.core.evaluation.ranking import RankTable, check_queries
-from dcdctl.core.evaluation.recall import KS, RECALL_NAMES, recall_at_k, rsum
 
 Runs = Sequence[RankTable]
 """The ranks of a system, from each of its runs."""
 LEVEL = 0.95
 """Share of the draws within an interval."""
-RECIPROCAL_RANK = "MRR"
 WHOLE = 10**9
 """Differences of values in [0, 1] are tested as whole numbers of this fraction."""
 DECIMALS = 9
@@ -72,10 +71,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimates:
-    """Measures in percent, or differences in percentage points: R@1, R@5, R@10 and MRR of each direction.
-
-    MRR is the mean over queries of 1 / rank. It changes with ranks beyond 10, which no recall does.
-    """
+    """Measures in percent, or differences in percentage points: of each direction those that are COMPARED."""
 
     rsum: Estimate
     text_retrieval: dict[str, Estimate]
@@ -86,7 +82,7 @@ class Estimates:
 
     def with_ndcg(self, direction: Direction, estimate: Estimate) -> Estimates:
         """The same with nDCG@10 among the measures of a direction."""
-        changed: dict[str, Any] = {direction.key: {**self.of(direction), NDCG_NAME: estimate}}
+        changed: dict[str, Any] = {direction.key: {**self.of(direction), NDCG.name: estimate}}
         return replace(self, **changed)
 
 
@@ -197,10 +193,9 @@ def compare_all(
     comparisons = [_against_base(draws, system, seed) for system in range(len(systems))]
     if draw_seeds:  # draws of runs are those of recalls alone
         return comparisons
-    return [
-        _with_ndcg(comparison, ours, base, resamples, seed)
-        for comparison, ours in zip(comparisons, systems.values(), strict=True)
-    ]
+    for system, ours in enumerate(systems.values()):
+        comparisons[system] = _with_ndcg(comparisons[system], ours, base, resamples=resamples, seed=seed)
+    return comparisons
 
 
 def bootstrap(tables: Runs, *, resamples: int = 10_000, seed: int = 0) -> Estimates:
@@ -243,7 +238,7 @@ def compare_agreements(
     runs_S = len(ours), len(base)
     means, shares = [], []
     for number, direction in enumerate(ours[0].by_direction):
-        ndcg_QN = 100 * np.column_stack([run.by_direction[direction].measures_QM[:, NDCG] for run in (*ours, *base)])
+        ndcg_QN = 100 * np.column_stack([run.by_direction[direction].ndcg_Q for run in (*ours, *base)])
         drawn_RN = _drawn_means(ndcg_QN, np.arange(len(ndcg_QN)), resamples, seed + number)
         means.append(np.vstack([ndcg_QN.mean(axis=0), drawn_RN]))
         ours_Q, base_Q = (side.mean(axis=1) for side in np.split(ndcg_QN, [len(ours)], axis=1))
@@ -255,12 +250,12 @@ def compare_agreements(
     taken_RSN = np.concatenate([all_SN[None], drawn_RSN])
     ours_R, base_R = (np.einsum("rsn,rn->sr", taken_RSN, mean_RN) / taken_RSN.sum(axis=2).T).round(DECIMALS)
     of_ours, of_base, difference = _with_intervals(np.column_stack([ours_R, base_R, ours_R - base_R]))
-    own, others = np.split(mean_RN[0], [len(ours)])
+    our_means, base_means = np.split(mean_RN[0], [len(ours)])
     return AgreementComparison(
         ours=of_ours,
         base=of_base,
         difference=difference,
-        runs=(tuple(own.tolist()), tuple(others.tolist())),
+        runs=(tuple(our_means.tolist()), tuple(base_means.tolist())),
         **_tests((ours_R - base_R)[1:], np.concatenate(shares), seed),
     )
 
@@ -281,14 +276,17 @@ def _graded(systems: Sequence[Runs]) -> Iterator[tuple[Direction, Values, Index]
     if not all(table.ndcg for tables in systems for table in tables):
         return
     for direction in Direction:
-        ndcg_QS = np.stack([np.mean([table.ndcg[direction] for table in tables], axis=0) for tables in systems], axis=1)
+        of_systems = []
+        for tables in systems:
+            of_systems.append(np.mean([table.ndcg[direction] for table in tables], axis=0))
+        ndcg_QS = np.stack(of_systems, axis=1)
         is_graded_Q = np.isfinite(ndcg_QS).all(axis=1)
         if is_graded_Q.any():
             image_Q = np.arange(len(ndcg_QS)) if direction == Direction.TEXT else first.caption_image
             yield direction, ndcg_QS[is_graded_Q], image_Q[is_graded_Q]
 
 
-def _with_ndcg(comparison: RankComparison, ours: Runs, base: Runs, resamples: int, seed: int) -> RankComparison:
+def _with_ndcg(comparison: RankComparison, ours: Runs, base: Runs, *, resamples: int, seed: int) -> RankComparison:
     sides: dict[str, Any] = {"ours": comparison.ours, "base": comparison.base, "difference": comparison.difference}
     tests = {}
     for direction, ndcg_QS, image_Q in _graded([ours, base]):
@@ -296,7 +294,7 @@ def _with_ndcg(comparison: RankComparison, ours: Runs, base: Runs, resamples: in
         values_QM = 100 * np.column_stack([ours_Q, base_Q, ours_Q - base_Q])
         for name, estimate in zip(sides, estimate_means(values_QM, image_Q, resamples, seed), strict=True):
             sides[name] = sides[name].with_ndcg(direction, estimate)
-        tests[direction.key] = compare_means(ours_Q, base_Q, image_Q, resamples, seed)
+        tests[direction.key] = compare_means(ours_Q, base_Q, image_Q, resamples=resamples, seed=seed)
     return replace(comparison, **sides, ndcg_tests=tests)
 
 
@@ -305,7 +303,7 @@ class _Draws:
     """All systems on the same draws."""
 
     columns_SIC: Values
-    """Hits and reciprocal ranks of each image, summed over runs, and for image retrieval over its captions."""
+    """The measures of each image, summed over runs, and for image retrieval over its captions."""
     sums_RSC: Values
     """The columns, summed over the images of each draw."""
     captions_R1: Values
@@ -337,15 +335,15 @@ def _draw(systems: Mapping[str, Runs], resamples: int, seed: int, *, draw_seeds:
     if draw_seeds:
         taken_RSN = _drawn_runs(runs_S, resamples, seed)
         drawn_RSC, taken_RS = np.einsum("rsn,rnc->rsc", taken_RSN, drawn_RSC), taken_RSN.sum(axis=2)
+    rsums_S = []
+    for tables in systems.values():
+        rsums_S.append(tuple(rsum(recall_at_k(run.text_ranks), recall_at_k(run.image_ranks)) for run in tables))
     return _Draws(
-        columns_SIC,
-        np.vstack([columns_SIC.sum(axis=1)[None], drawn_RSC]),
-        np.vstack([num_captions_I.sum(keepdims=True)[None], drawn_RC[:, -1:]]),
-        np.vstack([all_S, taken_RS]),
-        [
-            tuple(rsum(recall_at_k(table.text_ranks), recall_at_k(table.image_ranks)) for table in tables)
-            for tables in systems.values()
-        ],
+        columns_SIC=columns_SIC,
+        sums_RSC=np.vstack([columns_SIC.sum(axis=1)[None], drawn_RSC]),
+        captions_R1=np.vstack([num_captions_I.sum(keepdims=True)[None], drawn_RC[:, -1:]]),
+        taken_RS=np.vstack([all_S, taken_RS]),
+        rsums_S=rsums_S,
     )
 
 
@@ -365,17 +363,14 @@ def _drawn_runs(runs_S: Sequence[int], resamples: int, seed: int) -> Values:
 
 
 def _columns(tables: Runs) -> Values:
-    """(I, C): hits and reciprocal ranks of each image, summed over tables."""
-    text_IC, image_IC = np.zeros((2, len(tables[0].image_ids), len(KS) + 1))
+    """(I, C): the measures of each image, summed over tables."""
+    text_IC, image_IC = np.zeros((2, len(tables[0].image_ids), len(COMPARED)))
     for table in tables:
-        text_IC += _hits_and_reciprocals(table.text_ranks)
+        text_IC += np.column_stack([of_rank(table.text_ranks) for _, of_rank in COMPARED])
+        image_TC = np.column_stack([of_rank(table.image_ranks) for _, of_rank in COMPARED])
         # An image has several captions, and `+=` would add only one of them.
-        np.add.at(image_IC, table.caption_image, _hits_and_reciprocals(table.image_ranks))
+        np.add.at(image_IC, table.caption_image, image_TC)
     return np.hstack([text_IC, image_IC])
-
-
-def _hits_and_reciprocals(rank_Q: Index) -> Values:
-    return np.column_stack([rank_Q[:, None] <= KS, 1 / rank_Q])
 
 
 def _system_estimates(draws: _Draws, system: int) -> Estimates:
@@ -391,7 +386,7 @@ def _against_base(draws: _Draws, system: int, seed: int) -> RankComparison:
     text_IC, image_IC = np.hsplit(columns_IC, 2)
     num_images, num_captions = len(columns_IC), draws.captions_R1[0, 0]
     # Each image's share of the difference in RSUM, times images and captions: a whole number.
-    share_I = num_captions * text_IC[:, :-1].sum(axis=1) + num_images * image_IC[:, :-1].sum(axis=1)
+    share_I = num_captions * text_IC[:, IN_RSUM].sum(axis=1) + num_images * image_IC[:, IN_RSUM].sum(axis=1)
     return RankComparison(
         difference=_estimates(percents_RC),
         ours=_system_estimates(draws, system),
@@ -417,7 +412,8 @@ def _percents(sums_RC: Values, draws: _Draws, num_runs_R: Values) -> Values:
     num_images = draws.columns_SIC.shape[1]
     text_RC, image_RC = np.hsplit(sums_RC, 2)
     # One division per direction: if the sums of the directions cancel, so do their quotients, to the bit.
-    rsum_R = text_RC[:, :-1].sum(axis=1) / num_images + image_RC[:, :-1].sum(axis=1) / draws.captions_R1[:, 0]
+    text_R, image_R = text_RC[:, IN_RSUM].sum(axis=1), image_RC[:, IN_RSUM].sum(axis=1)
+    rsum_R = text_R / num_images + image_R / draws.captions_R1[:, 0]
     return (100 / num_runs_R)[:, None] * np.column_stack([text_RC / num_images, image_RC / draws.captions_R1, rsum_R])
 
 
@@ -430,9 +426,9 @@ def _with_intervals(values_RC: Values) -> list[Estimate]:
 
 def _estimates(percents_RC: Values) -> Estimates:
     *columns, rsum = _with_intervals(percents_RC)
-    names = (*RECALL_NAMES, RECIPROCAL_RANK)
+    names, half = [name for name, _ in COMPARED], len(COMPARED)
     return Estimates(
         rsum=rsum,
-        text_retrieval=dict(zip(names, columns, strict=False)),
-        image_retrieval=dict(zip(names, columns[len(names) :], strict=True)),
+        text_retrieval=dict(zip(names, columns[:half], strict=True)),
+        image_retrieval=dict(zip(names, columns[half:], strict=True)),
     )

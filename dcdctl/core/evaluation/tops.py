@@ -27,10 +27,8 @@ class RowTops:
 
     def add(self, score_QK: Tensor, index_QK: Tensor, queries: slice) -> None:
         """Sort in the first candidates of a block."""
-        score, index = (
-            torch.cat([self._score_QK[queries], score_QK], dim=1),
-            torch.cat([self._index_QK[queries], index_QK], dim=1),
-        )
+        score = torch.cat([self._score_QK[queries], score_QK], dim=1)
+        index = torch.cat([self._index_QK[queries], index_QK], dim=1)
         self._score_QK[queries], kept = score.topk(self.k, dim=1)
         self._index_QK[queries] = index.gather(1, kept)
 
@@ -86,7 +84,10 @@ class ColumnTops:
     def _sort_in(self) -> None:
         num_queries, k = self._score_QK.shape
         kept = (np.repeat(np.arange(num_queries), k), self._score_QK.ravel(), self._index_QK.ravel())
-        query, score, index = (np.concatenate(parts) for parts in zip(kept, *self._waiting, strict=True))
+        candidates = [kept, *self._waiting]
+        query = np.concatenate([queries for queries, _, _ in candidates])
+        score = np.concatenate([scores for _, scores, _ in candidates])
+        index = np.concatenate([indices for _, _, indices in candidates])
         # By query and, within a query, descending score; equal ones keep their order. One sort of integers is far
         # faster than two sorts: the bits of a float, with the lower ones flipped if it is negative, ascend with it.
         bits = (-score).view(np.int32)

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcdctl.core import artifacts, models
+from dcdctl.core.artifacts import Document
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Index, Scores
-from dcdctl.core.evaluation import ranks, recall
+from dcdctl.core.evaluation import ranks
 from dcdctl.core.evaluation.cascade import Shortlists
+from dcdctl.core.evaluation.document import VectorForm
+from dcdctl.core.evaluation.measures import mean_measures, rsum
 from dcdctl.core.evaluation.ranking import Rankings
-from dcdctl.core.evaluation.vector_form import VectorForm
 from dcdctl.core.scoring import VectorKind, bytes_per_vector, decoded
 
 PAIRS_AT_A_TIME = 16_384
@@ -41,33 +42,29 @@ def rank_vectors(image_ID: Tensor, text_TD: Tensor, image_T: Index, form: Vector
     """
     if form.dims is not None:
         image_ID, text_TD = models.prefix_vectors(image_ID, form.dims), models.prefix_vectors(text_TD, form.dims)
-    if form.kind == "float32":
+    if not form.is_coded:
         return ranks.rank_embeddings(image_ID, text_TD, image_T, num_top=num_top)
-    coded_ID, coded_TD = (
-        torch.from_numpy(decoded(side.float().cpu().numpy(), form.kind)).to(side.device) for side in (image_ID, text_TD)
-    )
+    coded = []
+    for vectors_ND in (image_ID, text_TD):
+        coded.append(torch.from_numpy(decoded(vectors_ND.float().cpu().numpy(), form.kind)).to(vectors_ND.device))
+    coded_ID, coded_TD = coded
     # Enough candidates for the result, and for all that are scored again.
-    first = ranks.rank_embeddings(coded_ID, coded_TD, image_T, num_top=max(num_top, form.rescore or 0))
+    num_first = max(num_top, form.rescore or 0)
+    first = ranks.rank_embeddings(coded_ID, coded_TD, image_T, num_top=num_first)
     if form.rescore is None:
         return first
     # As a cascade: both order a shortlist again and count ties in the same way.
     shortlists = Shortlists(first, image_T, form.rescore)
-    return shortlists.rerank(
-        _cosines(image_ID, text_TD, *shortlists.pairs), form.rescore, num_top=num_top, margin=ranks.COSINE_ROUNDING
-    )
+    image_P, text_P = (torch.from_numpy(ix).to(image_ID.device) for ix in shortlists.pairs)
+    products = []
+    for first_pair in range(0, len(image_P), PAIRS_AT_A_TIME):
+        rows = slice(first_pair, first_pair + PAIRS_AT_A_TIME)
+        products.append((image_ID[image_P[rows]].float() * text_TD[text_P[rows]].float()).sum(dim=1))
+    cosines_P: Scores = torch.cat(products).cpu().numpy()
+    return shortlists.rerank(cosines_P, form.rescore, num_top=num_top, margin=ranks.COSINE_ROUNDING)
 
 
-def _cosines(image_ID: Tensor, text_TD: Tensor, image_P: Index, text_P: Index) -> Scores:
-    image_ix, text_ix = (torch.from_numpy(ix).to(image_ID.device).split(PAIRS_AT_A_TIME) for ix in (image_P, text_P))
-    products = [
-        (image_ID[image].float() * text_TD[text].float()).sum(dim=1)
-        for image, text in zip(image_ix, text_ix, strict=True)
-    ]
-    cosines: Scores = torch.cat(products).cpu().numpy()
-    return cosines
-
-
-def facts_of(ref: str, part: str) -> dict[str, Any]:
+def facts_of(ref: str, part: str) -> Document:
     """The recipe or the inputs in the run.json of a run; empty for other models, which do not say what they were
     trained on."""
     path = Path(ref, "run.json")
@@ -81,32 +78,31 @@ def forms_of(width: int, dims: Sequence[int]) -> list[VectorForm]:
     >>> [form.dims for form in forms_of(256, ())][::4]
     [32, 64, 128, 256]
     """
-    widths = {*(dims or (width >> halvings for halvings in range(NUM_HALVINGS + 1) if width >> halvings)), width}
+    if not dims:
+        dims = [width >> halvings for halvings in range(NUM_HALVINGS + 1) if width >> halvings]
     kinds: list[VectorKind] = ["float32", "int8", "binary"]
-    return [
-        form
-        for each in sorted(widths)
-        for form in (
-            *(VectorForm(dims=each, kind=kind) for kind in kinds),
-            VectorForm(dims=each, kind="binary", rescore=RESCORED),
-        )
-    ]
+    forms = []
+    for each in sorted({*dims, width}):
+        forms += [VectorForm(dims=each, kind=kind) for kind in kinds]
+        forms.append(VectorForm(dims=each, kind="binary", rescore=RESCORED))
+    return forms
 
 
-def table_rows(forms: Sequence[VectorForm], ranked: Sequence[Sequence[Rankings]]) -> list[dict[str, Any]]:
+def table_rows(forms: Sequence[VectorForm], ranked: Sequence[Sequence[Rankings]]) -> list[Document]:
     """The measures of each form of `forms_of` as plain values, recalls in percent, with the change of RSUM from float32
     at full width."""
-    rows = []
-    for form, folds in zip(forms, ranked, strict=True):
+    measured = {form: mean_measures(folds) for form, folds in zip(forms, ranked, strict=True)}
+    full_rsum, rows = rsum(**measured[VectorForm(dims=forms[-1].dims)]), []
+    for form, measures in measured.items():
         assert form.dims is not None
-        measures = recall.mean_measures(folds)
+        total = rsum(**measures)
         rows.append(
             {
                 **to_table(form),
                 "bytes_per_image": bytes_per_vector(form.dims, form.kind),
                 **measures,
-                "rsum": recall.rsum(**measures),
+                "rsum": total,
+                "rsum_change": total - full_rsum,
             }
         )
-    full = next(row for row in rows if row["kind"] == "float32" and row["dims"] == forms[-1].dims)
-    return [{**row, "rsum_change": row["rsum"] - full["rsum"]} for row in rows]
+    return rows

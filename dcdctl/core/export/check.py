@@ -47,11 +47,13 @@ def embed_in_two_batches(
     A vector that depends on the other captions of its batch, by their padding, differs from the original model's.
     """
     # Two batches show a dependence that a single batch, with the same padding for all, would hide.
-    first, rest = slice(0, 1), slice(1, None)
-    images = [embed_images(samples.images[part]) for part in (first, rest) if samples.images[part]]
-    texts = [embed_texts(samples.captions[part]) for part in (first, rest) if samples.captions[part]]
+    images = [*embed_images(samples.images[:1])]
+    texts = [*embed_texts(samples.captions[:1])]
+    if len(samples.images) > 1:
+        images += embed_images(samples.images[1:])
+        texts += embed_texts(samples.captions[1:])
     # The vectors of tokens are as many as the longest of a batch has.
-    return Vectors(*(pad_sequence([row for part in parts for row in part], True) for parts in (images, texts)))
+    return Vectors(pad_sequence(images, batch_first=True), pad_sequence(texts, batch_first=True))
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,18 @@ def samples_of(data: Path | None, split: str | None) -> Samples:
     if data is None:
         described = list(islice(describe_scenes(0, "test", 1), NUM_SAMPLES))
         images = [draw_scene(description.scene) for description in described]
-        return Samples(
-            images,
-            [description.statements[0].text for description in described],
-            f"{NUM_SAMPLES} images of the built-in corpus",
-        )
+        captions = [description.statements[0].text for description in described]
+        return Samples(images, captions, f"{NUM_SAMPLES} images of the built-in corpus")
     document = read_corpus_json(data)
     names = list(document.splits)
     corpus = Corpus.open(data, split if split in names else names[-1])
     count = min(NUM_SAMPLES, corpus.num_images, corpus.num_captions)
     if not count:
         raise CorpusError(f"{data} has no image or no text in {corpus.split}", hint="name another corpus with --data")
-    of_image = range(count) if corpus.is_pool else (corpus.captions_of(image)[0] for image in range(count))
-    captions = [corpus.captions[caption] for caption in of_image]
+    texts = list(range(count))
+    if not corpus.is_pool:
+        texts = [corpus.captions_of(image)[0] for image in range(count)]
+    captions = [corpus.captions[text] for text in texts]
     return Samples(corpus.images(range(count)), captions, f"{count} images of {document.name}, split {corpus.split}")
 
 
@@ -92,19 +93,18 @@ def vectors_of(model: Searchable, samples: Samples) -> Vectors:
     """The vectors of samples by the original model; the vectors of their tokens, one after another, if it has those."""
     device = next(iter(model.parameters())).device
     with torch.no_grad():
-        batches = (model.preprocess.images(samples.images), model.preprocess.texts(samples.captions))
-        outputs = [models.tower_outputs(model, batch.to(device)) for batch in batches]
+        images, *_ = models.tower_outputs(model, model.preprocess.images(samples.images).to(device))
+        texts, *_ = models.tower_outputs(model, model.preprocess.texts(samples.captions).to(device))
     # The model may be on a GPU; the libraries read the export on the CPU.
-    return Vectors(*(vectors.flatten(1).cpu() for vectors, *_ in outputs))
+    return Vectors(images.flatten(1).cpu(), texts.flatten(1).cpu())
 
 
 def compare_vectors(precision: str, exported: Vectors, original: Vectors, *, hint: str) -> Check:
     """The lowest cosine between exported and original vectors; ModelError if it is too low for the precision."""
-    pairs = ((exported.images_ID, original.images_ID), (exported.texts_TD, original.texts_TD))
+    of_images = functional.cosine_similarity(exported.images_ID.float(), original.images_ID.float())
+    of_texts = functional.cosine_similarity(exported.texts_TD.float(), original.texts_TD.float())
     # torch's minimum, because Python's would ignore a NaN.
-    lowest = float(
-        torch.cat([functional.cosine_similarity(ours.float(), theirs.float()) for ours, theirs in pairs]).min()
-    )
+    lowest = float(torch.cat([of_images, of_texts]).min())
     # Not `<`, which would let a NaN pass.
     if not lowest >= LOWEST_COSINE[precision]:
         cosine = f"the vectors of the exported {precision} model have a cosine of {lowest:.5f} with those of the model"
@@ -128,9 +128,10 @@ def checks_in_words(checks: Sequence[Check]) -> str:
     >>> checks_in_words([Check("fp32", lowest_cosine=1.0), Check("int8", lowest_cosine=0.99512)])
     'fp32 cosine at least 1.00000, int8 cosine at least 0.99512'
     """
-    return ", ".join(
-        f"{check.precision} cosine at least {check.lowest_cosine:.5f}"
-        if check.lowest_cosine is not None
-        else f"{check.precision} scores at most {check.largest_difference:.1e} apart"
-        for check in checks
-    )
+    words = []
+    for check in checks:
+        if check.lowest_cosine is not None:
+            words.append(f"{check.precision} cosine at least {check.lowest_cosine:.5f}")
+        else:
+            words.append(f"{check.precision} scores at most {check.largest_difference:.1e} apart")
+    return ", ".join(words)

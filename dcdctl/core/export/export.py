@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dcdctl.core import files, locks, models
+from dcdctl.core.artifacts import Document
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.export import check, hub, model_card
 from dcdctl.core.export.check import Check
@@ -24,7 +24,10 @@ from dcdctl.core.export.to_transformers import Transformers
 from dcdctl.core.progress import Track, silent
 
 TARGETS: dict[str, type[Target]] = {
-    target.name: target for target in (Transformers, SentenceTransformers, OpenClip, Onnx)
+    "transformers": Transformers,
+    "sentence-transformers": SentenceTransformers,
+    "open-clip": OpenClip,
+    "onnx": Onnx,
 }
 """The values of `--to`."""
 
@@ -49,7 +52,7 @@ class Exported:
     def __fspath__(self) -> str:
         return str(self.folder)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Document:
         facts = asdict(self) | {"folder": str(self.folder)}
         return {"bytes" if name == "num_bytes" else name: value for name, value in facts.items()}
 
@@ -83,11 +86,21 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
                 advance(1)
             num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     # After the folder has its name, so that it stays if the push fails.
-    page = job.push_to and hub.push_folder(job.out, job.push_to, track)
-    return Exported(job.out, target.name, model.kind, num_bytes, checks, samples.source, page)
+    page = None
+    if job.push_to is not None:
+        page = hub.push_folder(job.out, job.push_to, track, private=job.private)
+    return Exported(
+        folder=job.out,
+        to=target.name,
+        kind=model.kind,
+        num_bytes=num_bytes,
+        checks=checks,
+        checked_on=samples.source,
+        page=page,
+    )
 
 
-def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
+def resolve(job: ExportJob) -> tuple[type[Target], Document]:
     """The target of an export, and the settings of its model. Opens no corpus and no weights.
 
     ConfigError for an unknown format or repository name, for a wrong model setting and for a folder that is
@@ -100,6 +113,8 @@ def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
     if job.push_to is not None:
         # Before the model is loaded: a missing token should not cost an export.
         hub.check(job.push_to)
+    elif not job.private:
+        raise ConfigError("--public is for a repository of the Hub, and none is named", hint="add --push-to-hub")
     target.require()
     overrides = models.parse_overrides(job.model_sets)
     if models.check_ref(job.ref, overrides, kind="any") == "query":
@@ -110,9 +125,7 @@ def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
             )
         target = QUERY_TARGETS[job.to]
     if job.out.is_file() or not files.is_vacant(job.out):
-        raise ConfigError(
-            f"{job.out} is {'a file' if job.out.is_file() else 'not empty'}, a new folder is expected",
-            hint="name another folder",
-        )
+        found = "a file" if job.out.is_file() else "not empty"
+        raise ConfigError(f"{job.out} is {found}, a new folder is expected", hint="name another folder")
     files.check_output_folder(job.out)
     return target, overrides

@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import flatten
 from dcdctl.core.data import CORPUS_FILE, Corpus, CorpusDocument, read_corpus_json
@@ -22,7 +22,7 @@ class RunHistory:
     """What the files of a run say; `ref` is what the user exports."""
 
     ref: str
-    facts: dict[str, Any] | None = None
+    facts: Document | None = None
     """run.json."""
     result: Evaluation | None = None
     times: QueryTimes | None = None
@@ -30,7 +30,7 @@ class RunHistory:
     """Folders where its corpora may be."""
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Document:
         """Every field of the recipe by its dotted name."""
         return flatten(self.facts["recipe"]) if self.facts is not None else {}
 
@@ -79,7 +79,7 @@ def public(word: str) -> str:
     return re.sub(r"(^|=)[/~](?:[^/]*/)*(?=[^/])", r"\1", word)
 
 
-def option_values(facts: dict[str, Any] | None, option: str) -> list[Path]:
+def option_values(facts: Document | None, option: str) -> list[Path]:
     """The values of an option on a run's command line."""
     command = [] if facts is None else list(facts["command"])
     return [Path(value) for word, value in pairwise(command) if word == option]

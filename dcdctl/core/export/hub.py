@@ -23,9 +23,12 @@ def check(repo: str) -> None:
         raise MissingError(f"pushing to {repo} needs a token for the Hub, and there is none", hint=hint)
 
 
-def push_folder(folder: Path, repo: str, track: Track = silent) -> str:
-    """Push a folder, creating the repository if necessary. Returns the address of the commit; SourceError if the Hub
-    refuses."""
+def push_folder(folder: Path, repo: str, track: Track = silent, *, private: bool = True) -> str:
+    """Push a folder, creating the repository if necessary. Returns the address of the commit.
+
+    SourceError if the Hub refuses; ConfigError for a repository that is there and is public where a private one is
+    asked for, or the other way round: whether it is seen is changed on the Hub alone.
+    """
     from huggingface_hub import HfApi
 
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -33,7 +36,14 @@ def push_folder(folder: Path, repo: str, track: Track = silent) -> str:
     with data.hub_connection(lambda error: _explain(repo, error, again)) as endpoint:
         api = HfApi(endpoint=endpoint)
         # A model may be exported again, with more evaluations on its card.
-        api.create_repo(repo, exist_ok=True)
+        api.create_repo(repo, private=private, exist_ok=True)
+        is_private = bool(api.model_info(repo).private)
+        if is_private != private:
+            found, wanted = ("private", "public") if is_private else ("public", "private")
+            raise ConfigError(
+                f"{repo} is there and is {found}, and the export would be {wanted}",
+                hint=f"add --{found}, or change it in the settings of the repository; {again}",
+            )
         with track(f"push to {repo}", total=num_bytes, unit="bytes") as advance, models.without_bars():
             commit: Any = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export by dcdctl")
             # At once: huggingface_hub reports its progress to its own bars only.

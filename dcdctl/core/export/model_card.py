@@ -9,16 +9,17 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
 
 from dcdctl.core import artifacts, templates
+from dcdctl.core.artifacts import Document
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import RECALL_NAMES, Estimate, Evaluation, SavedEvaluation
 from dcdctl.core.export.history import RunHistory, option_values, public
 from dcdctl.core.export.target import Target
+from dcdctl.core.progress import counted
 from dcdctl.core.report import teachers_of
 from dcdctl.core.training import Run, command_of, validation_document, validation_table
 
@@ -26,10 +27,10 @@ TASK = "image-text-retrieval"
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@.+)?")
 
 
-def _command(history: RunHistory, name: str, *options: str) -> str:
+def _command(target: Target, history: RunHistory, name: str, *options: str) -> str:
     """The command that measures a part."""
     ref = public(history.ref)
-    if history.recipe.get("model.kind") == "query":
+    if target.has_texts_alone and history.facts is not None:
         return shlex.join(["dcdctl", name, "TEACHER", "--query-model", ref, "--data", "DIR"])
     return shlex.join(["dcdctl", name, ref, *options, "--data", "DIR"])
 
@@ -47,17 +48,19 @@ def write(target: Target, checked: str, history: RunHistory) -> None:
 
 def _header(target: Target, history: RunHistory) -> ModelCardData:
     refs = [history.recipe.get(f"model.{part}") or "" for part in ("start", "vision", "text")]
-    is_distilled = history.facts is not None and teachers_of(history.facts["inputs"])
+    tags = [TASK]
+    if history.facts is not None and teachers_of(history.facts["inputs"]):
+        tags.append("knowledge-distillation")
     # The Hub links ids without a revision; a folder of the same form is no model there.
     pretrained = [match[1] for ref in refs if (match := _HUB_ID.fullmatch(ref)) and not Path(ref).exists()]
     return ModelCardData(
         model_name=target.job.name,
         library_name=target.library,
         # No pipeline of the Hub scores pairs of an image and a text.
-        pipeline_tag=None if target.model.kind == "fusion" else target.task,
+        pipeline_tag=target.task if target.has_vectors else None,
         license=target.job.license,
         base_model=pretrained or None,
-        tags=[TASK, *(["knowledge-distillation"] if is_distilled else []), "dcdctl", *target.tags],
+        tags=[*tags, "dcdctl", *target.tags],
         eval_results=_eval_results(history.result, history) or None,
     )
 
@@ -65,27 +68,26 @@ def _header(target: Target, history: RunHistory) -> ModelCardData:
 def _eval_results(result: Evaluation | None, history: RunHistory) -> list[huggingface_hub.EvalResult]:
     if result is None:
         return []
-    corpus = history.corpus_name(result.split, result.corpus_fingerprint)
-    return [
-        huggingface_hub.EvalResult(
-            task_type=TASK,
-            task_name="Image-text retrieval",
-            # The Hub reads this as the id of a data set, which has no spaces.
-            dataset_type=re.sub(r"\W+", "-", corpus.lower()),
-            dataset_name=corpus,
-            dataset_split=result.split,
-            dataset_args={
-                "fingerprint": result.corpus_fingerprint,
-                "images": result.images,
-                "captions": result.captions,
-            },
-            metric_type=f"{direction.key}_{name.lower().replace('@', '_at_')}",
-            metric_name=f"{direction.title.capitalize()} {name}",
-            metric_value=round(result.measures(direction)[name], 2),
-        )
-        for direction in Direction
-        for name in RECALL_NAMES
-    ]
+    corpus, results = history.corpus_name(result.split, result.corpus_fingerprint), []
+    size = {"fingerprint": result.corpus_fingerprint, "images": result.images, "captions": result.captions}
+    for direction in Direction:
+        for name in RECALL_NAMES:
+            metric = name.lower().replace("@", "_at_")
+            results.append(
+                huggingface_hub.EvalResult(
+                    task_type=TASK,
+                    task_name="Image-text retrieval",
+                    # The Hub reads this as the id of a data set, which has no spaces.
+                    dataset_type=re.sub(r"\W+", "-", corpus.lower()),
+                    dataset_name=corpus,
+                    dataset_split=result.split,
+                    dataset_args=size,
+                    metric_type=f"{direction.key}_{metric}",
+                    metric_name=f"{direction.title.capitalize()} {name}",
+                    metric_value=round(result.measures(direction)[name], 2),
+                )
+            )
+    return results
 
 
 def _body(target: Target, checked: str, history: RunHistory) -> str:
@@ -93,7 +95,7 @@ def _body(target: Target, checked: str, history: RunHistory) -> str:
     return templates.render(
         "model_card.md",
         model_name=target.job.name,
-        title=target.title or _title(target.model),
+        title=target.title,
         usage=target.usage(),
         requirements=" ".join(map(shlex.quote, target.requirements())),
         # The towers for ONNX Runtime are graphs, which hold no code.
@@ -102,33 +104,34 @@ def _body(target: Target, checked: str, history: RunHistory) -> str:
         license=target.job.license,
         recall=_recall(history),
         start=_start(history),
-        eval_command=_command(history, "eval"),
+        eval_command=_command(target, history, "eval"),
         speed=times,
         teacher_model=None if times is None else public(times.teacher_model),
-        bench_command=_command(history, "bench", "--teacher", "REF"),
+        bench_command=_command(target, history, "bench", "--teacher", "REF"),
         training=_training(history),
         ref=public(history.ref),
         training_data=_training_data(history),
     )
 
 
-def _recall(history: RunHistory) -> dict[str, Any] | None:
+def _recall(history: RunHistory) -> Document | None:
     result = history.result
     if result is None:
         return None
+    rows = []
+    for direction in Direction:
+        recalls = [_with_interval(result.recall(direction, name)) for name in RECALL_NAMES]
+        rows.append([direction.title.capitalize(), *recalls])
     return dict(
         measured_on=history.measured_on(result),
         kept=_kept(result),
         rsum=_with_interval(result.rsum_estimate),
         columns=list(RECALL_NAMES),
-        rows=[
-            [direction.title.capitalize(), *(_with_interval(result.recall(direction, name)) for name in RECALL_NAMES)]
-            for direction in Direction
-        ],
+        rows=rows,
     )
 
 
-def _start(history: RunHistory) -> dict[str, Any] | None:
+def _start(history: RunHistory) -> Document | None:
     """The dual encoder that a model started from, and what was gained and lost by the validation of its training; None
     for a model without one."""
     start = history.recipe.get("model.start", "new")
@@ -147,11 +150,12 @@ def _kept(result: Evaluation) -> str:
     teacher = None if result.query_model is None else SavedEvaluation.load(Path(result.model)).evaluation
     if teacher is None or teacher.basis != result.basis:
         return ""
-    own, whole = (each.image_retrieval["R@1"] for each in (result, teacher))
-    return f"The teacher's own image R@1 is {whole:.2f}" + (f"; {own / whole:.1%} of it are kept." if whole else ".")
+    student, whole = result.image_retrieval["R@1"], teacher.image_retrieval["R@1"]
+    kept = f"; {student / whole:.1%} of it are kept" if whole else ""
+    return f"The teacher's own image R@1 is {whole:.2f}{kept}."
 
 
-def _texts(facts: dict[str, Any]) -> str:
+def _texts(facts: Document) -> str:
     """How many texts a query student learned from."""
     # By the plan of the cache, because this room does not read caches.
     plans = [cache / "plan.json" for cache in option_values(facts, "--cache")]
@@ -163,49 +167,49 @@ def _with_interval(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} ({estimate.interval})"
 
 
-def _training(history: RunHistory) -> dict[str, Any] | None:
+def _training(history: RunHistory) -> Document | None:
     facts = history.facts
     if facts is None:
         return None
-    inputs = facts["inputs"]
+    recipe = []
+    for key, value in history.recipe.items():
+        if value not in (None, "", [], {}):
+            # Strings, numbers, booleans and lists are written alike in TOML and JSON.
+            written = json.dumps(public(value) if isinstance(value, str) else value)
+            recipe.append(f"{key} = {written}")
     return dict(
         description=history.recipe.get("description") or "",
-        data=_stream(facts)
-        if "shards" in inputs
-        else _texts(facts)
-        if inputs["split"] == "texts"
-        else f"{history.corpus_name(inputs['split'], inputs['corpus'])}, split {inputs['split']}",
+        data=_trained_on(history, facts),
         seed=facts["seed"],
         teacher=_teacher(facts),
         command=shlex.join(public(word) for word in command_of(facts)),
         versions=", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-        # Strings, numbers, booleans and lists are written alike in TOML and JSON.
-        recipe="\n".join(
-            f"{key} = {json.dumps(public(value) if isinstance(value, str) else value)}"
-            for key, value in history.recipe.items()
-            if value not in (None, "", [], {})
-        ),
+        recipe="\n".join(recipe),
     )
 
 
-def _stream(facts: dict[str, Any]) -> str:
-    """The shards that a run streamed, without folders of this machine, and the pairs of all its steps."""
+def _trained_on(history: RunHistory, facts: Document) -> str:
+    """The split of a corpus that a run was trained on; how many texts alone; or the shards that it streamed, without
+    folders of this machine, and the pairs of all its steps."""
     inputs = facts["inputs"]
+    if "shards" not in inputs:
+        split = inputs["split"]
+        return _texts(facts) if split == "texts" else f"{history.corpus_name(split, inputs['corpus'])}, split {split}"
     first, *more = [public(name) for name in inputs["shards"]]
     names = f"{first} to {more[-1].rpartition('/')[2]}" if more else first
     # Each image of a batch comes with one of its captions.
     pairs = inputs["steps"] * facts["recipe"]["batch"]["size"]
-    return (
-        f"{pairs:,} image-caption pairs, streamed from {len(inputs['shards']):,} shard{'s' if more else ''} ({names})"
-    )
+    shards = counted(len(inputs["shards"]), "shards")
+    return f"{pairs:,} image-caption pairs, streamed from {shards} ({names})"
 
 
-def _teacher(facts: dict[str, Any]) -> str:
+def _teacher(facts: Document) -> str:
     """The models and caches that it learned from, in a sentence."""
-    named = [public(str(ref)) for option in ("--teacher", "--cache") for ref in option_values(facts, option)]
-    fingerprints = ", ".join(fingerprint[:12] for fingerprint in teachers_of(facts["inputs"]))
-    about = [", ".join(named), *([f"(fingerprint {fingerprints})"] if fingerprints else [])]
-    return f"Teacher: {' '.join(filter(None, about))}." if any(about) else "No teacher."
+    refs = [*option_values(facts, "--teacher"), *option_values(facts, "--cache")]
+    about = [", ".join(public(str(ref)) for ref in refs)] if refs else []
+    if fingerprints := ", ".join(fingerprint[:12] for fingerprint in teachers_of(facts["inputs"])):
+        about.append(f"(fingerprint {fingerprints})")
+    return "Teacher: " + " ".join(about) + "." if about else "No teacher."
 
 
 def _training_data(history: RunHistory) -> str:
@@ -214,26 +218,5 @@ def _training_data(history: RunHistory) -> str:
     document = None if inputs is None else history.corpus(inputs["split"], inputs["corpus"])
     if document is None:
         return ""
-    citation = f" ({document.citation})" if document.citation else ""
-    return f"{document.name}{citation}, {document.license or 'license unknown'}"
-
-
-def _title(model: Any) -> str:
-    length, side = model.preprocess.max_text_len, model.preprocess.image_size_px
-    inputs = f"It reads images of {side} px and captions of up to {length} tokens."
-    if model.kind == "dual":
-        vectors = (
-            f"it embeds images and captions as vectors of {model.embedding_dim} numbers, which are compared by "
-            "their cosine"
-        )
-        return f"A dual encoder for image-text retrieval: {vectors}. {inputs}"
-    if model.kind == "late":
-        vectors = (
-            f"a vector of {model.token_dim} numbers for each token of an image and of a caption, compared by MaxSim "
-            "(the largest cosine to a token of the image, as a mean over the tokens of the caption)"
-        )
-        return f"A late-interaction (multi-vector) model for image-text retrieval: {vectors}. {inputs}"
-    return (
-        "A cross-encoder for image-text retrieval: it reads an image and a caption together and scores how well "
-        f"they match. {inputs}"
-    )
+    citation, terms = f" ({document.citation})" if document.citation else "", document.license or "license unknown"
+    return f"{document.name}{citation}, {terms}"

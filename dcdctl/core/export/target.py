@@ -30,6 +30,8 @@ class ExportJob:
     """License of the weights, by its name on the Hub: apache-2.0."""
     push_to: str | None = None
     """The repository to push to, OWNER/NAME."""
+    private: bool = True
+    """Whether only its owner sees the repository: a model may have been trained on private photos."""
     model_sets: tuple[str, ...] = ()
 
     @property
@@ -49,6 +51,8 @@ class Target(ABC):
     """The pipeline tag of a dual encoder on the Hub."""
     no_fusion: ClassVar[str] = ""
     """Why a fusion model cannot be exported; empty if it can."""
+    has_texts_alone: ClassVar[bool] = False
+    """Whether the model is a query encoder, which has no images."""
 
     def __init__(self, job: ExportJob, model: Model, folder: Path) -> None:
         """`folder` is where the files are now: they get the name of `job.out` after their check."""
@@ -61,10 +65,20 @@ class Target(ABC):
     def require(cls) -> None:
         """MissingError if a package is missing that writes or reads the folder."""
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the model gives a vector per token, as late interaction does."""
+        return bool(self.model.kind == "late")
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether the model encodes images and captions apart, as a cross-encoder does not."""
+        return bool(self.model.keeps_states)
+
     def check(self) -> None:
         """ModelError, with the target that fits, for a model that this one cannot hold."""
         ref, spec = self.job.ref, self.spec
-        if self.model.kind == "late" and self.no_late:
+        if self.has_tokens and self.no_late:
             raise ModelError(
                 f"{ref} is a late-interaction model, which is not exported to {self.name}: {self.no_late}",
                 hint="read it with dcdctl",
@@ -72,7 +86,7 @@ class Target(ABC):
         if self.name in spec.refusals:
             message = f"{ref} is a model of {spec.library}, and cannot be exported to {self.name}"
             raise ModelError(f"{message}: {spec.refusals[self.name]}", hint=f"export it with --to {spec.library}")
-        if self.model.kind == "fusion" and self.no_fusion:
+        if not self.has_vectors and self.no_fusion:
             raise ModelError(
                 f"{ref} is a fusion model, which {self.no_fusion}",
                 hint="export it with --to transformers, or a dual student to this format",
@@ -113,8 +127,23 @@ class Target(ABC):
 
     @property
     def title(self) -> str:
-        """The first paragraph of the model card; empty for that of its kind."""
-        return ""
+        """The first paragraph of the model card."""
+        length, side = self.model.preprocess.max_text_len, self.model.preprocess.image_size_px
+        inputs = f"It reads images of {side} px and captions of up to {length} tokens."
+        if self.has_tokens:
+            vectors = (
+                f"a vector of {self.model.token_dim} numbers for each token of an image and of a caption, compared by "
+                "MaxSim (the largest cosine to a token of the image, as a mean over the tokens of the caption)"
+            )
+            return f"A late-interaction (multi-vector) model for image-text retrieval: {vectors}. {inputs}"
+        if self.has_vectors:
+            width = self.model.embedding_dim
+            vectors = f"it embeds images and captions as vectors of {width} numbers, which are compared by their cosine"
+            return f"A dual encoder for image-text retrieval: {vectors}. {inputs}"
+        return (
+            "A cross-encoder for image-text retrieval: it reads an image and a caption together and scores how well "
+            f"they match. {inputs}"
+        )
 
     @abstractmethod
     def usage(self) -> str:
@@ -139,4 +168,5 @@ class Target(ABC):
 
 def with_timm(packages: list[str], spec: ExportSpec) -> list[str]:
     """Packages that read images, and what the image transform of timm needs: torchvision comes with timm."""
-    return [*packages, "pillow", *([] if spec.timm_config is None else ["timm"])]
+    packages = [*packages, "pillow"]
+    return packages if spec.timm_config is None else [*packages, "timm"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +137,13 @@ class Onnx(Target):
         import onnxruntime
 
         folder = self.folder / INT8 if precision == INT8 else self.folder
-        image_tower, text_tower = (
-            # The only provider that every build of ONNX Runtime has.
-            onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
-            for name in models.TOWERS
-        )
-        prepare_images, prepare_texts = (
-            to_open_clip.preprocessing(self.folder) if self.spec.library else _preprocessing(self.folder, self.spec)
-        )
+        # The only provider that every build of ONNX Runtime has.
+        open_tower = partial(onnxruntime.InferenceSession, providers=["CPUExecutionProvider"])
+        image_tower, text_tower = (open_tower(str(folder / name)) for name in models.TOWERS)
+        if self.spec.library:
+            prepare_images, prepare_texts = to_open_clip.preprocessing(self.folder)
+        else:
+            prepare_images, prepare_texts = _preprocessing(self.folder, self.spec)
         return embed_in_two_batches(
             samples,
             lambda images: _run(image_tower, prepare_images(images)),
@@ -151,15 +151,14 @@ class Onnx(Target):
         )
 
     def compare(self, samples: Samples) -> tuple[Check, ...]:
-        original = vectors_of(self.model, samples)
-        return tuple(
-            compare_vectors(precision, self.embed(samples, precision), original, hint=hint)
-            for precision, hint in HINTS.items()
-            if precision != INT8 or self.job.with_int8
-        )
+        original, checks = vectors_of(self.model, samples), []
+        for precision, hint in HINTS.items():
+            if precision != INT8 or self.job.with_int8:
+                checks.append(compare_vectors(precision, self.embed(samples, precision), original, hint=hint))
+        return tuple(checks)
 
     def usage(self) -> str:
-        score = _BY_MAXSIM if self.model.kind == "late" else _BY_COSINE
+        score = _BY_MAXSIM if self.has_tokens else _BY_COSINE
         return _USAGE.format(folder=self.folder_code, **score, **_preprocessing_code(self.spec))
 
     def requirements(self) -> list[str]:
@@ -171,14 +170,15 @@ class Onnx(Target):
 def _preprocessing_code(spec: ExportSpec) -> dict[str, str]:
     """The parts of the code for ONNX Runtime that prepare images and captions."""
     has_timm = spec.timm_config is not None
-    options = ", ".join(
-        f"{name}={json.dumps(value) if isinstance(value, str) else value}" for name, value in spec.text_options.items()
-    )
+    options = []
+    for name, value in spec.text_options.items():
+        written = json.dumps(value) if isinstance(value, str) else value
+        options.append(f"{name}={written}")
     values = {
         # The image transform of timm is a Python file in the folder, and returns torch tensors only.
         "trust": ", trust_remote_code=True" if has_timm else "",
         "tensors": "pt" if has_timm else "np",
-        "options": options,
+        "options": ", ".join(options),
     }
     parts = _BY_OPEN_CLIP if spec.library else _BY_TRANSFORMERS
     return {name: part.format(**values) for name, part in parts.items()}
@@ -188,9 +188,8 @@ def _preprocessing(folder: Path, spec: ExportSpec) -> tuple[Prepare, Prepare]:
     """The inputs of the image and the text tower by transformers alone, from a folder."""
     with silence_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        processor = AutoImageProcessor.from_pretrained(
-            folder, backend="pil", trust_remote_code=spec.timm_config is not None
-        )
+        has_code = spec.timm_config is not None
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=has_code)
     return (
         lambda images: processor(images=images, return_tensors="pt"),
         lambda captions: tokenizer(captions, return_tensors="pt", **spec.text_options),

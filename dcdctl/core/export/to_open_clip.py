@@ -44,11 +44,10 @@ class OpenClip(Target):
         require_extra(cls.name, "open_clip", needed_by=f"--to {cls.name}")
 
     def check(self) -> None:
-        library = self.spec.library
+        library = self.spec.library or "transformers"
         if library != self.name:
             raise ModelError(
-                f"{self.job.ref} is no model of open_clip, which cannot read it",
-                hint=f"export it with --to {library or 'transformers'}",
+                f"{self.job.ref} is no model of open_clip, which cannot read it", hint=f"export it with --to {library}"
             )
 
     def write(self) -> None:
@@ -65,9 +64,7 @@ class OpenClip(Target):
         with torch.no_grad():
             return embed_in_two_batches(
                 samples,
-                lambda images: network.encode_image(
-                    torch.stack([transform(image) for image in images]), normalize=True
-                ),
+                lambda images: network.encode_image(torch.stack(list(map(transform, images))), normalize=True),
                 lambda captions: network.encode_text(tokenizer(captions), normalize=True),
             )
 

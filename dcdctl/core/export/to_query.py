@@ -64,6 +64,8 @@ inputs = {{"input_ids": [text.ids for text in texts], "attention_mask": [text.at
 class QueryTarget(Target):
     """An export of texts alone."""
 
+    has_texts_alone = True
+
     @property
     def library(self) -> str:
         return self.name
@@ -71,7 +73,7 @@ class QueryTarget(Target):
     @property
     def title(self) -> str:
         space, length = self.model.space, self.model.preprocess.max_text_len
-        per = "each token" if space.kind == "late" else "a text"
+        per = "each token" if self.has_tokens else "a text"
         teacher = space.teacher_name or f"the model of the fingerprint {str(space.teacher)[:12]}"
         return (
             f"A query encoder: it gives {per} a vector of {space.dim} numbers, to be compared with the vectors of "
@@ -85,7 +87,9 @@ class QueryTarget(Target):
     def compare(self, samples: Samples) -> tuple[Check, ...]:
         """The same for texts: of the first caption alone, and of the others together."""
         texts = samples.captions
-        rows = [row for part in (texts[:1], texts[1:]) if part for row in self.embed_texts(part)]
+        rows = [*self.embed_texts(texts[:1])]
+        if texts[1:]:
+            rows += self.embed_texts(texts[1:])
         with torch.no_grad():
             original = self.model.embed_texts(self.model.preprocess.texts(texts)).flatten(1)
         none = torch.empty(0, 1)
@@ -99,7 +103,7 @@ class QuerySentenceTransformers(QueryTarget, SentenceTransformers):
     def check(self) -> None:
         """ModelError for late interaction, and for an encoder that the library does not read alone."""
         encoder, reason = self.model.network.encoder, ""
-        if self.model.kind == "late":
+        if self.has_tokens:
             reason = "it has a vector per token"
         elif not self.model.network.is_static and type(encoder.config) not in MODEL_MAPPING:
             reason = f"AutoModel of transformers reads no {encoder.config.model_type}"

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core import files, models
+from dcdctl.core.artifacts import Document
 from dcdctl.core.errors import MissingError, install_command, require_extra
 from dcdctl.core.export import to_transformers
 from dcdctl.core.export.check import Check, Samples, compare_logits, embed_in_two_batches
@@ -36,8 +37,14 @@ MODULES = [
 ]
 TOKENS = "token_embeddings"
 """The output of a late-interaction model's modules."""
-
-
+# Unit vectors, so that `similarity` gives the scores that the model was trained with.
+_VECTOR = {
+    "class": "SentenceTransformer",
+    "similarity": "cosine",
+    "of": "pooler_output",
+    "output": "sentence_embedding",
+}
+_TOKENS = {"class": "MultiVectorEncoder", "similarity": "meanmaxsim", "of": "last_hidden_state", "output": TOKENS}
 _USAGE = """\
 from PIL import Image
 from sentence_transformers import {kind}
@@ -78,56 +85,73 @@ class SentenceTransformers(Target):
         if spec.library == self.name:
             models.save(self.model.export_copy(), folder)
             return
-        is_late = self.model.kind == "late"
+        gives = _TOKENS if self.has_tokens else _VECTOR
         to_transformers.write(self.model.as_dual, folder)
-        files.write_json(folder / "modules.json", self._write_late() if is_late else MODULES)
-        # Unit vectors, so that `similarity` gives the scores that the model was trained with.
-        table: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
-        if is_late:
-            table |= {"model_type": "MultiVectorEncoder", "similarity_fn_name": "meanmaxsim"}
-        files.write_json(folder / "config_sentence_transformers.json", {**table, "default_prompt_name": None})
-        module = {
+        files.write_json(folder / "modules.json", self._write_late() if self.has_tokens else MODULES)
+        library: Document = {
+            "model_type": gives["class"],
+            "prompts": {},
+            "similarity_fn_name": gives["similarity"],
+            "default_prompt_name": None,
+        }
+        files.write_json(folder / "config_sentence_transformers.json", library)
+        module: Document = {
             "transformer_task": "feature-extraction",
             # The methods of every dual encoder in transformers.
             "modality_config": {
-                name: {
-                    "method": f"get_{name}_features",
-                    "method_output_name": "last_hidden_state" if is_late else "pooler_output",
-                }
-                for name in ("text", "image")
+                "text": {"method": "get_text_features", "method_output_name": gives["of"]},
+                "image": {"method": "get_image_features", "method_output_name": gives["of"]},
             },
-            "module_output_name": TOKENS if is_late else "sentence_embedding",
+            "module_output_name": gives["output"],
+            # torchvision, if it is installed, would resize images differently than Pillow.
+            "processor_kwargs": {"backend": "pil"},
         }
-        # torchvision, if it is installed, would resize images differently than Pillow.
-        module |= {"processor_kwargs": {"backend": "pil"}}
         if spec.padded_length is not None:
             # The library pads captions to the longest of a batch, and hands a mask on where a tokenizer gives one.
-            module |= {"processing_kwargs": {"text": {**spec.text_options, "return_attention_mask": False}}}
+            module["processing_kwargs"] = {"text": {**spec.text_options, "return_attention_mask": False}}
         files.write_json(folder / models.MODULE_CONFIG_FILE, module)
-        if is_late:
+        if self.has_tokens:
             # The settings are those of the dual encoder, and the folder is none.
             (folder / models.SETTINGS_FILE).unlink()
             return
         files.write_json(folder / NORMALIZE / "config.json", {"module_input_name": "sentence_embedding"})
         models.seal_again(folder)
 
-    def _write_late(self) -> list[dict[str, Any]]:
+    def _write_late(self) -> list[Document]:
         """Write what follows the first module of a late-interaction model, and return the list of all modules."""
         from sentence_transformers.base.modules import Dense, Normalize, Router
         from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
         def route(projection: nn.Linear, *, has_mask: bool) -> list[Any]:
             width, weight = projection.in_features, projection.weight.detach()
-            project = Dense(width, self.model.token_dim, False, None, weight, module_input_name=TOKENS)
+            project = Dense(
+                in_features=width,
+                out_features=self.model.token_dim,
+                bias=False,
+                activation_function=None,
+                init_weight=weight,
+                module_input_name=TOKENS,
+            )
+            if has_mask:
+                return [project]
             # The library keeps the tokens of an attention mask. Where the network takes none, a layer gives 1 for each.
-            ones = Dense(width, 1, True, nn.Flatten(), torch.zeros(1, width), torch.ones(1), TOKENS, "attention_mask")
-            return [project] if has_mask else [ones, project]
+            ones = Dense(
+                in_features=width,
+                out_features=1,
+                bias=True,
+                activation_function=nn.Flatten(),
+                init_weight=torch.zeros(1, width),
+                init_bias=torch.ones(1),
+                module_input_name=TOKENS,
+                module_output_name="attention_mask",
+            )
+            return [ones, project]
 
         tokens, is_padded = self.model.tokens, self.spec.padded_length is not None
         routes = {"text": route(tokens.texts, has_mask=not is_padded), "image": route(tokens.images, has_mask=False)}
         pads = [self.model.preprocess.tokenizer.pad_token] if is_padded else []
         modules = [Router(routes), MultiVectorMask(pads, skiplist_tasks=["query", "document"]), Normalize(TOKENS)]
-        listed: list[dict[str, Any]] = [
+        listed: list[Document] = [
             {"idx": 0, "name": "0", "path": "", "type": f"{PACKAGE}.base.modules.transformer.Transformer"}
         ]
         for index, module in enumerate(modules, start=1):
@@ -140,7 +164,7 @@ class SentenceTransformers(Target):
         return listed
 
     def compare(self, samples: Samples) -> tuple[Check, ...]:
-        if self.model.kind != "late":
+        if not self.has_tokens:
             return super().compare(samples)
         from sentence_transformers import MultiVectorEncoder
 
@@ -154,7 +178,10 @@ class SentenceTransformers(Target):
             return scores
 
         # In two batches, as vectors are compared.
-        maxsim = torch.cat([score(part) for part in (slice(0, 1), slice(1, None)) if samples.images[part]])
+        parts = [score(slice(0, 1))]
+        if len(samples.images) > 1:
+            parts.append(score(slice(1, None)))
+        maxsim = torch.cat(parts)
         scale = self.model.logit_scale.detach().cpu()
         return (compare_logits(scale * maxsim, to_transformers.scores_of(self.model, samples)),)
 
@@ -166,13 +193,13 @@ class SentenceTransformers(Target):
         with silence_transformers():
             encoder: Any = SentenceTransformer(str(self.folder), device="cpu", trust_remote_code=bool(self.spec.code))
 
-        options: dict[str, Any] = {"show_progress_bar": False, "convert_to_tensor": True}
+        options: Document = {"show_progress_bar": False, "convert_to_tensor": True}
         images, texts = partial(encoder.encode_document, **options), partial(encoder.encode_query, **options)
         return embed_in_two_batches(samples, images, texts)
 
     def usage(self) -> str:
-        kind = "MultiVectorEncoder" if self.model.kind == "late" else "SentenceTransformer"
-        return _USAGE.format(kind=kind, name=self.job.name, trust=self.trust_code)
+        gives = _TOKENS if self.has_tokens else _VECTOR
+        return _USAGE.format(kind=gives["class"], name=self.job.name, trust=self.trust_code)
 
     def requirements(self) -> list[str]:
         return with_timm(["sentence-transformers>=6.0"], self.spec)

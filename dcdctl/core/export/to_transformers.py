@@ -133,7 +133,7 @@ class Transformers(Target):
             return embed_in_two_batches(samples, embed_images, embed_texts)
 
     def compare(self, samples: Samples) -> tuple[Check, ...]:
-        if self.model.kind == "dual":
+        if self.has_vectors:
             return super().compare(samples)
         return (compare_logits(score(self.folder, self.model, samples), scores_of(self.model, samples)),)
 
@@ -141,7 +141,7 @@ class Transformers(Target):
         spec, name = self.spec, self.job.name
         model_class, processor_class = _classes(spec)
         classes = {"model_class": model_class, "processor_class": processor_class}
-        if self.model.kind == "fusion":
+        if not self.has_vectors:
             options = "".join(f", {name}={value}" for name, value in spec.options.items())
             logit = f"return model(**batch{options}).{spec.output}.squeeze(-1)"
             if spec.is_two_rows:
@@ -165,7 +165,18 @@ def write(model: Model, folder: Path) -> None:
     # The copy's files also convert images to RGB and cut captions, which `Preprocess` itself does here.
     models.save(exported, folder)
     if spec.code:
-        _add_code(spec, folder)
+        # The code next to the weights, and the names of its classes in config.json.
+        shutil.copyfile(_ASSETS / f"{spec.code}.py", folder / f"{spec.code}.py")
+        config = files.read_json(folder / "config.json")
+        config_class = f"{spec.model_class.removesuffix('Model')}Config"
+        config["architectures"] = [spec.model_class]
+        config["auto_map"] = {
+            "AutoConfig": f"{spec.code}.{config_class}",
+            "AutoModel": f"{spec.code}.{spec.model_class}",
+        }
+        # transformers loads weights in the dtype that config.json names.
+        config["dtype"] = "float32"
+        files.write_json(folder / "config.json", config)
     # The files of AutoProcessor, besides the tokenizer's and the image processor's.
     if spec.timm_config is not None:
         write_timm_processor(spec, folder)
@@ -216,17 +227,6 @@ def scores_of(model: FusionScorer, samples: Samples) -> Tensor:
         texts = model.encode_texts(model.preprocess.texts(samples.captions).to(device))
         logits: Tensor = model.score_pairs(images, texts, ix.to(device), ix.to(device)).cpu()
     return logits
-
-
-def _add_code(spec: ExportSpec, folder: Path) -> None:
-    """Copy the code next to the weights, and name its classes in config.json."""
-    shutil.copyfile(_ASSETS / f"{spec.code}.py", folder / f"{spec.code}.py")
-    path = folder / "config.json"
-    table = files.read_json(path)
-    config_class = f"{spec.model_class.removesuffix('Model')}Config"
-    classes = {"AutoConfig": f"{spec.code}.{config_class}", "AutoModel": f"{spec.code}.{spec.model_class}"}
-    # transformers loads weights in the dtype that config.json names.
-    files.write_json(path, {**table, "architectures": [spec.model_class], "auto_map": classes, "dtype": "float32"})
 
 
 def write_timm_processor(spec: ExportSpec, folder: Path) -> None:

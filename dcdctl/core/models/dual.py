@@ -52,6 +52,8 @@ class DualEncoder(RetrievalModel):
     plus `logit_bias`."""
 
     kind: Literal["dual"] = "dual"
+    has_one_vector: Literal[True] = True
+    keeps_states: Literal[True] = True
     embedding_dim: int
     """Length D of the vectors; a family sets it."""
     calibration: Calibration

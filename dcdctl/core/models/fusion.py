@@ -24,7 +24,9 @@ class PairModel(RetrievalModel):
 
     pairs_per_batch = 256
     """Pairs in one call of `score_pairs`, unless the user sets a batch size."""
-    keeps_states = False
+    has_one_vector: Literal[False] = False
+    """Whether an item is one vector, and a score the cosine of two, as of a dual encoder."""
+    keeps_states: bool = False
     """Whether states are small enough to keep for a whole corpus, such as unit vectors; then each item is encoded
     once for all its pairs."""
     keeps_tokens = False

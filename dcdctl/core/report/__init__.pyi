@@ -13,7 +13,7 @@ from .study import (
     study_tables,
     write_study_page,
 )
-from .write import headline, report_document, write_markdown, write_report_page
+from .write import headline, report_document, write_csv, write_markdown, write_report_page
 
 __all__ = [
     "CASCADE",
@@ -33,6 +33,7 @@ __all__ = [
     "write_cache_page",
     "write_comparison_page",
     "write_corpus_page",
+    "write_csv",
     "write_markdown",
     "write_report_page",
     "write_search_page",

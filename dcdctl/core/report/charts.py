@@ -105,11 +105,8 @@ def training_curves(report: Report) -> list[Markup]:
         ("agreement", "Agreement with the teacher on the validation split", "val_ndcg", "nDCG@10"),
         ("rate", "Learning rate", "lr", "learning rate"),
     ):
-        series = [
-            _curve(training, key, training.label, color[training.label])
-            for training in logged
-            if any(key in line for line in training.metrics)
-        ]
+        of_trainings = [_curve(training, key, training.label, color[training.label]) for training in logged]
+        series = [curve for curve in of_trainings if curve.x]
         if series:
             labels = ChartLabels(
                 name=f"training-{name}", title=title, description=_ends(series), x_label="step", y_label=label
@@ -119,19 +116,19 @@ def training_curves(report: Report) -> list[Markup]:
 
 
 def _loss(number: int, training: Training) -> Markup:
-    # The first line also has the recalls of the start, if it is validated.
-    recalls = ("val_", "start_")
-    parts = [
-        key for key in training.metrics[0] if key not in _NOT_A_LOSS and not key.rpartition("/")[2].startswith(recalls)
-    ]
-    # A loss with a single part equals that part.
-    keys = ["loss", *parts] if len(parts) > 1 else ["loss"]
-    names = {"loss": "all" if len(parts) > 1 else (parts or ["loss"])[0]}
-    # From -1, because the first key is the loss, which has the color of the text.
-    series = [
-        _curve(training, key, names.get(key, key), "text" if key == "loss" else f"c{color % NUM_COLORS}")
-        for color, key in enumerate(keys, start=-1)
-    ]
+    parts = []
+    for key in training.metrics[0]:
+        # The first line also has the recalls of the start, if it is validated.
+        is_recall = key.rpartition("/")[2].startswith(("val_", "start_"))
+        if key not in _NOT_A_LOSS and not is_recall:
+            parts.append(key)
+    if len(parts) > 1:
+        series = [_curve(training, "loss", "all", "text")]
+        for color, part in enumerate(parts):
+            series.append(_curve(training, part, part, f"c{color % NUM_COLORS}"))
+    else:
+        # A loss with a single part equals that part.
+        series = [_curve(training, "loss", parts[0] if parts else "loss", "text")]
     labels = ChartLabels(
         name=f"loss-{number}",
         title=f"Loss of {training.label}",
@@ -149,10 +146,11 @@ def _curve(training: Training, key: str, label: str, color: str) -> Series:
 
 def _ends(curves: Iterable[Series]) -> str:
     """The first and last point of each curve, in words."""
-    return "; ".join(
-        f"{curve.label}: from {curve.y[0]:.4g} at step {curve.x[0]} to {curve.y[-1]:.4g} at step {curve.x[-1]}"
-        for curve in curves
-    )
+    ends = []
+    for curve in curves:
+        first, last = f"{curve.y[0]:.4g} at step {curve.x[0]}", f"{curve.y[-1]:.4g} at step {curve.x[-1]}"
+        ends.append(f"{curve.label}: from {first} to {last}")
+    return "; ".join(ends)
 
 
 def speed_against_recall(report: Report) -> Markup | None:
@@ -162,13 +160,17 @@ def speed_against_recall(report: Report) -> Markup | None:
     None with fewer than two points.
     """
     color = colors(report)
-    timed = [
-        series
-        for model in report.models
-        if model.gallery_size == report.gallery_size
-        and (series := _speed_and_recall(model, color[model.label])) is not None
-    ]
-    points = [(x, y, name) for series in timed for x, y, name in zip(series.x, series.y, series.names, strict=True)]
+    timed: list[Series] = []
+    points: list[tuple[float, float, str]] = []
+    for model in report.models:
+        result, ms = model.result, model.query_ms
+        if result is not None and ms and model.gallery_size == report.gallery_size:
+            depths = result.reranked
+            rsums = [depth.rsum for depth in depths] or [result.rsum]
+            # The deepest is the result of the cascade, so it has the name of the model.
+            names = [*(f"top {depth.depth}" for depth in depths[:-1]), model.label]
+            timed.append(Series(label=model.label, color=color[model.label], x=ms, y=rsums, names=names))
+            points += zip(ms, rsums, names, strict=True)
     if len(points) < 2:
         return None
     labels = ChartLabels(
@@ -183,44 +185,33 @@ def speed_against_recall(report: Report) -> Markup | None:
     return scatter(labels, timed, front)
 
 
-def _speed_and_recall(model: ModelResults, color: str) -> Series | None:
-    result, ms = model.result, model.query_ms
-    if result is None or not ms:
-        return None
-    depths = result.reranked
-    rsums = [depth.rsum for depth in depths] or [result.rsum]
-    # The deepest is the result of the cascade, so it has the name of the model.
-    names = [*(f"top {depth.depth}" for depth in depths[:-1]), model.label]
-    return Series(label=model.label, color=color, x=ms, y=rsums, names=names)
-
-
 def scores(report: Report) -> dict[Direction, list[Markup]]:
     """For each direction a chart per model: scores of the positives and of the hardest negatives.
 
     Cascades have none: their scores come from two models.
     """
-    scored = [model for model in report.evaluated if not model.is_cascade]
-    return {
-        direction: [_scores(f"scores-{direction}-{number}", direction, model) for number, model in enumerate(scored)]
-        for direction in Direction
-    }
+    scored, charts = [model for model in report.evaluated if not model.is_cascade], {}
+    for direction in Direction:
+        charts[direction] = [_scores(f"scores-{direction}-{at}", direction, model) for at, model in enumerate(scored)]
+    return charts
 
 
 def _scores(name: str, direction: Direction, model: ModelResults) -> Markup:
     saved = model.evaluated
-    own_Q, other_Q = saved.table.scores[direction], saved.top[direction].hardest_negative_Q
-    other_Q = other_Q[~np.isnan(other_Q)]
-    edges = np.histogram_bin_edges(np.concatenate([own_Q, other_Q]), NUM_BINS)
-    above, below = (
-        Series(label=label, color=color, x=[], y=np.histogram(values, edges)[0].tolist())
-        for label, color, values in (("best positive", "c0", own_Q), ("hardest negative", "c1", other_Q))
-    )
+    positive_Q, negative_Q = saved.table.scores[direction], saved.top[direction].hardest_negative_Q
+    negative_Q = negative_Q[~np.isnan(negative_Q)]
+    edges = np.histogram_bin_edges(np.concatenate([positive_Q, negative_Q]), NUM_BINS)
+    counts, other_counts = np.histogram(positive_Q, edges)[0], np.histogram(negative_Q, edges)[0]
+    above = Series(label="best positive", color="c0", x=[], y=counts.tolist())
+    below = Series(label="hardest negative", color="c1", x=[], y=other_counts.tolist())
+    description = ""
+    if len(negative_Q):
+        positives, negatives = f"{np.median(positive_Q):.3g}", f"{np.median(negative_Q):.3g}"
+        description = f"best positive: median {positives}; hardest negative: median {negatives}"
     labels = ChartLabels(
         name=name,
         title=f"{model.label}: {dict(TITLES)[direction]}",
-        description=f"best positive: median {np.median(own_Q):.3g}; hardest negative: median {np.median(other_Q):.3g}"
-        if len(other_Q)
-        else "",
+        description=description,
         x_label="score",
         y_label="queries",
     )
@@ -232,8 +223,12 @@ def lines(labels: ChartLabels, curves: Sequence[Series]) -> Markup:
 
     def draw(axes: Axes) -> None:
         for number, curve in enumerate(curves):
-            # Dashes too, for readers who cannot tell the colors apart.
-            dashes: Any = "-" if number == 0 else (0, (6, 1 + number)) if number < 4 else (0, (1 + number, 2, 1, 2))
+            # Dashes too, for readers who cannot tell the colors apart: longer gaps, then dashes and dots.
+            dashes: Any = "-"
+            if number >= 4:
+                dashes = (0, (1 + number, 2, 1, 2))
+            elif number:
+                dashes = (0, (6, 1 + number))
             color = _PLACEHOLDERS[curve.color]
             axes.plot(curve.x, curve.y, label=curve.label, color=color, linewidth=1.4, linestyle=dashes)
         # The first and the last point do not touch the frame.
@@ -270,7 +265,8 @@ def scatter(labels: ChartLabels, series: Sequence[Series], front: Sequence[tuple
 
     def draw(axes: Axes) -> None:
         axes.set_xscale("log")
-        axes.plot(*zip(*front, strict=True), color=_PLACEHOLDERS["quiet"], linewidth=1, linestyle="--", zorder=1)
+        on_front = [x for x, _ in front], [y for _, y in front]
+        axes.plot(*on_front, color=_PLACEHOLDERS["quiet"], linewidth=1, linestyle="--", zorder=1)
         for number, points in enumerate(series):
             color, marker = _PLACEHOLDERS[points.color], _MARKERS[number % len(_MARKERS)]
             axes.scatter(points.x, points.y, s=44, label=points.label, color=color, marker=marker, zorder=2)

@@ -6,7 +6,6 @@ A system with several runs shows the first answers of its first run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from dcdctl.core import evaluation
@@ -26,16 +25,18 @@ MAX_QUERIES = 80
 def write_comparison_page(path: Path, comparison: Comparison, corpus: Corpus | None) -> None:
     """Write the page of a comparison; without a corpus it has the names of the images, and no image."""
     sections = _sections(comparison)
-    on_page = [query for section in sections.values() for query in section]
-    answered = [
-        answer.candidate
-        for query in on_page
-        if query.direction == Direction.IMAGE
-        for column in query.columns
-        for answer in column.answers
-    ]
-    summary, *details = evaluation.comparison_tables(comparison)
-    base = comparison.names[comparison.base]
+    queries: set[int] = set()
+    answers: set[int] = set()
+    for section in sections.values():
+        for query in section:
+            queries.add(query.image)
+            if query.direction == Direction.IMAGE:
+                for column in query.columns:
+                    answers.update(answer.candidate for answer in column.answers)
+    summary, *tables = evaluation.comparison_tables(comparison)
+    base, details = comparison.names[comparison.base], {}
+    for pairwise, table in zip(comparison.comparisons, tables, strict=True):
+        details[f"{comparison.names[pairwise.letter]} compared with {base}"] = table
     html.write(
         path,
         "comparison.html",
@@ -43,20 +44,14 @@ def write_comparison_page(path: Path, comparison: Comparison, corpus: Corpus | N
         verdicts=comparison.verdicts,
         facts=evaluation.comparison_facts(comparison),
         summary=summary,
-        details={
-            f"{comparison.names[pairwise.letter]} compared with {base}": table
-            for pairwise, table in zip(comparison.comparisons, details, strict=True)
-        },
+        details=details,
         has_images=corpus is not None,
         how_to_read=evaluation.how_to_read(comparison),
         sections=sections,
-        query_images=_embed(corpus, (query.image for query in on_page), QUERY_PX),
-        answer_images=_embed(corpus, answered, ANSWER_PX),
+        query_images=_embed(corpus, queries, QUERY_PX),
+        answer_images=_embed(corpus, answers, ANSWER_PX),
         # What stands in place of an image: its first caption.
-        alt={
-            image: captions_of(comparison.queries, image)[0]
-            for image in {*(query.image for query in on_page), *answered}
-        },
+        alt={image: captions_of(comparison.queries, image)[0] for image in queries | answers},
     )
 
 
@@ -68,36 +63,31 @@ def _sections(comparison: Comparison) -> dict[str, list[Query]]:
     for pairwise in comparison.comparisons:
         ours, base = comparison.names[pairwise.letter], comparison.names[comparison.base]
         for direction, shifts in pairwise.shifts.items():
-            for verb, listed, count in (
-                ("better", shifts.better, shifts.num_better),
-                ("worse", shifts.worse, shifts.num_worse),
-            ):
-                title = f"{ours} {verb} than {base}, {direction.title}: {len(listed[:limit]):,} of {count:,} "
-                sections[f"{title}{direction.query}s"] = [
-                    query_of(
-                        comparison.queries, direction, shift.query, _columns(comparison, pairwise, direction, shift)
-                    )
-                    for shift in listed[:limit]
-                ]
-    return {heading: section for heading, section in sections.items() if section}
+            of_verbs = {"better": (shifts.better, shifts.num_better), "worse": (shifts.worse, shifts.num_worse)}
+            for verb, (listed, count) in of_verbs.items():
+                section = []
+                for shift in listed[:limit]:
+                    columns = _columns(comparison, pairwise, direction, shift)
+                    section.append(query_of(comparison.queries, direction, shift.query, columns))
+                if section:
+                    shown = f"{len(section):,} of {count:,} {direction.query}s"
+                    sections[f"{ours} {verb} than {base}, {direction.title}: {shown}"] = section
+    return sections
 
 
 def _columns(
     comparison: Comparison, pairwise: PairwiseComparison, direction: Direction, shift: RankShift
 ) -> list[ModelColumn]:
     """The base, then the other system."""
-    return [
-        ModelColumn(
-            comparison.names[letter],
-            ranks,
-            first_answers(comparison.queries, comparison.systems[letter].runs[0], direction, shift.query),
-        )
-        for letter, ranks in ((comparison.base, shift.base), (pairwise.letter, shift.ours))
-    ]
+    columns = []
+    for letter, ranks in ((comparison.base, shift.base), (pairwise.letter, shift.ours)):
+        answers = first_answers(comparison.queries, comparison.systems[letter].runs[0], direction, shift.query)
+        columns.append(ModelColumn(comparison.names[letter], ranks, answers))
+    return columns
 
 
-def _embed(corpus: Corpus | None, images: Iterable[int], side_px: int) -> dict[int, EmbeddedImage]:
+def _embed(corpus: Corpus | None, images: set[int], side_px: int) -> dict[int, EmbeddedImage]:
     """Each image once, in the order of the corpus, which is the fastest to read; none without a corpus."""
     if corpus is None:
         return {}
-    return {image: html.embed_image(corpus.image(image), side_px) for image in sorted(set(images))}
+    return {image: html.embed_image(corpus.image(image), side_px) for image in sorted(images)}

@@ -60,22 +60,22 @@ def choose(
     ranks: from rank 10 to 1 is more than from rank 100 to 50. All queries if there are no more than `count`.
     """
     order_Q = np.random.default_rng(seed).permutation(len(ranks[0]))
+    lists: list[list[int]] = []
+    for ours, base in pairs:
+        gain_Q = np.log(ranks[ours] / ranks[base])
+        # Ties in a random order.
+        by_size = order_Q[np.argsort(-np.abs(gain_Q[order_Q]), kind="stable")]
+        lists += [by_size[gain_Q[by_size] < 0].tolist(), by_size[gain_Q[by_size] > 0].tolist()]
+    extremes = []
+    for turn in itertools.zip_longest(*lists):
+        extremes += [query for query in turn if query is not None]
     chosen: dict[int, None] = {}
-    extremes = [queries for ours, base in pairs for queries in _extremes(np.log(ranks[ours] / ranks[base]), order_Q)]
-    interleaved = (query for turn in itertools.zip_longest(*extremes) for query in turn if query is not None)
-    for limit, queries in ((round(count * (1 - RANDOM_SHARE)), interleaved), (count, order_Q.tolist())):
+    for limit, queries in ((round(count * (1 - RANDOM_SHARE)), extremes), (count, order_Q.tolist())):
         for query in queries:
             if len(chosen) >= limit:
                 break
             chosen.setdefault(query)
     return list(chosen)
-
-
-def _extremes(gain_Q: NDArray[np.float64], order_Q: NDArray[np.int64]) -> tuple[list[int], list[int]]:
-    """Queries with a gain below zero, lowest first, and queries with a gain above zero, highest first; ties in the
-    order of `order_Q`."""
-    by_size = order_Q[np.argsort(-np.abs(gain_Q[order_Q]), kind="stable")]
-    return by_size[gain_Q[by_size] < 0].tolist(), by_size[gain_Q[by_size] > 0].tolist()
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def query_of(table: RankTable, direction: Direction, query: int, columns: list[M
     is_image = direction == Direction.TEXT
     image = query if is_image else int(table.caption_image[query])
     captions = captions_of(table, image) if is_image else [table.captions[query]]
-    return Query(direction, image, table.image_ids[image], captions, columns)
+    return Query(direction=direction, image=image, image_id=table.image_ids[image], captions=captions, columns=columns)
 
 
 def captions_of(table: RankTable, image: int) -> list[str]:
@@ -130,9 +130,11 @@ def captions_of(table: RankTable, image: int) -> list[str]:
 def first_answers(table: RankTable, saved: SavedEvaluation, direction: Direction, query: int) -> list[FirstAnswer]:
     """The first answers to a query in an evaluation."""
     top, names = saved.top[direction], table.captions if direction == Direction.TEXT else table.image_ids
-    columns = (top.candidate_QK, top.score_QK, top.is_positive_QK)
-    rows = zip(*(column[query, :NUM_ANSWERS].tolist() for column in columns), strict=True)
-    return [FirstAnswer(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
+    candidates, scores = top.candidate_QK[query].tolist(), top.score_QK[query].tolist()
+    is_positive, answers = top.is_positive_QK[query].tolist(), []
+    for place, candidate in enumerate(candidates[:NUM_ANSWERS]):
+        answers.append(FirstAnswer(candidate, names[candidate], scores[place], is_positive[place]))
+    return answers
 
 
 def make_gallery(report: Report, colors: dict[str, str], track: Track) -> Markup | None:
@@ -142,8 +144,14 @@ def make_gallery(report: Report, colors: dict[str, str], track: Track) -> Markup
         return None
     # A single model is compared with itself: there are no wins, so all of its queries are drawn at random.
     pairs = _pairs(models) or [(0, 0)]
-    ranks = {direction: [model.evaluated.table.ranks(direction) for model in models] for direction in Direction}
-    chosen = {direction: choose(ranks[direction], pairs, NUM_QUERIES) for direction in Direction}
+    ranks, chosen = {}, {}
+    outcomes: dict[Direction, list[list[dict[str, int]]]] = {}
+    for direction in Direction:
+        of_models = [model.evaluated.table.ranks(direction) for model in models]
+        ranks[direction], chosen[direction] = of_models, choose(of_models, pairs, NUM_QUERIES)
+        outcomes[direction] = []
+        for ours_Q in of_models:
+            outcomes[direction].append([count_wins(ours_Q, base_Q) for base_Q in of_models])
     ours, base = pairs[0]
     return templates.render(
         "gallery.html",
@@ -161,10 +169,7 @@ def make_gallery(report: Report, colors: dict[str, str], track: Track) -> Markup
         outcomes={
             "models": [model.label for model in models],
             "sizes": {direction: len(ranks[direction][0]) for direction in Direction},
-            "outcomes": {
-                direction: [[count_wins(ours_Q, base_Q) for base_Q in ranks[direction]] for ours_Q in ranks[direction]]
-                for direction in Direction
-            },
+            "outcomes": outcomes,
         },
     )
 
@@ -172,12 +177,14 @@ def make_gallery(report: Report, colors: dict[str, str], track: Track) -> Markup
 def _about(
     chosen: dict[Direction, list[int]], ranks: dict[Direction, list[NDArray[np.int64]]], *, is_comparison: bool
 ) -> str:
-    counts = [
-        f"{len(chosen[direction]):,} of {len(ranks[direction][0]):,} queries for {title}" for direction, title in TITLES
-    ]
-    wins = "the largest wins and losses of each model against the baseline and the teacher in turn, and a third "
+    counts = []
+    for direction, title in TITLES:
+        counts.append(f"{len(chosen[direction]):,} of {len(ranks[direction][0]):,} queries for {title}")
+    shown, wins = " and ".join(counts), ""
+    if is_comparison:
+        wins = "the largest wins and losses of each model against the baseline and the teacher in turn, and a third "
     return (
-        f"{' and '.join(counts)} are shown: {wins if is_comparison else ''}drawn at random (seed {SEED}). "
+        f"{shown} are shown: {wins}drawn at random (seed {SEED}). "
         f"For each model the first {NUM_ANSWERS} answers; \N{CHECK MARK} marks a positive."
     )
 
@@ -217,12 +224,9 @@ def _queries(models: Sequence[ModelResults], chosen: dict[Direction, list[int]])
     table = models[0].evaluated.table
     for direction, _ in TITLES:
         for query in chosen[direction]:
-            columns = [
-                ModelColumn(
-                    model.label,
-                    [int(model.evaluated.table.ranks(direction)[query])],
-                    first_answers(table, model.evaluated, direction, query),
-                )
-                for model in models
-            ]
+            columns = []
+            for model in models:
+                rank = int(model.evaluated.table.ranks(direction)[query])
+                answers = first_answers(table, model.evaluated, direction, query)
+                columns.append(ModelColumn(model.label, [rank], answers))
             yield query_of(table, direction, query, columns)

@@ -63,9 +63,10 @@ class Histogram:
         >>> list(Histogram("words", ["1", "2"], {"a": [3, 4], "b": [5, 6]}).rows)
         [('1', (3, 5)), ('2', (4, 6))]
         """
-        return zip(self.bins, zip(*self.counts.values(), strict=True), strict=True)
+        for number, label in enumerate(self.bins):
+            yield label, tuple(series[number] for series in self.counts.values())
 
     @property
     def highest(self) -> int:
         """The largest count, at least 1."""
-        return max([1, *(count for series in self.counts.values() for count in series)])
+        return max(1, *(max(series, default=0) for series in self.counts.values()))

@@ -19,7 +19,7 @@ from dcdctl.core.search import (
     read_image,
     spread_over,
 )
-from dcdctl.core.teacher import CacheSummary, Negative, cache_facts
+from dcdctl.core.teacher import CacheSummary, cache_facts
 
 NUM_IMAGES = 60
 """Images on the page of a corpus."""
@@ -36,7 +36,15 @@ def write_corpus_page(path: Path, inspection: CorpusInspection, corpus: Corpus, 
     counts = inspection.splits[corpus.split].captions_by_words
     # Bins below the shortest caption would be empty.
     shortest = next((words for words, count in enumerate(counts) if count), 0)
+    text = "text" if corpus.is_pool else "caption"
     bins = [f"{words}+" if words == MAX_WORDS_COUNTED else str(words) for words in range(shortest, len(counts))]
+    cards = []
+    for image in spread_over(corpus.num_images, NUM_IMAGES):
+        pixels = corpus.image(image)
+        size = f"{pixels.width}\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}{pixels.height}"
+        about = f"{image:,} \N{MIDDLE DOT} {corpus.image_ids[image]} \N{MIDDLE DOT} {size}"
+        captions = [corpus.captions[caption] for caption in corpus.captions_of(image)]
+        cards.append({"image": html.embed_image(pixels, CORPUS_IMAGE_PX), "about": about, "captions": captions})
     html.write(
         path,
         "corpus.html",
@@ -44,43 +52,32 @@ def write_corpus_page(path: Path, inspection: CorpusInspection, corpus: Corpus, 
         facts=corpus_facts(inspection),
         splits=corpus_table(inspection),
         split=corpus.split,
-        is_pool=corpus.is_pool,
-        words=Histogram("words", bins, {"texts" if corpus.is_pool else "captions": counts[shortest:]}),
+        text=text,
+        words=Histogram("words", bins, {f"{text}s": counts[shortest:]}),
         num_images=corpus.num_images,
-        cards=[_corpus_card(corpus, image) for image in spread_over(corpus.num_images, NUM_IMAGES)],
+        cards=cards,
     )
-
-
-def _corpus_card(corpus: Corpus, image: int) -> dict[str, object]:
-    pixels = corpus.image(image)
-    size = f"{pixels.width}\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}{pixels.height}"
-    about = f"{image:,} \N{MIDDLE DOT} {corpus.image_ids[image]} \N{MIDDLE DOT} {size}"
-    captions = [corpus.captions[caption] for caption in corpus.captions_of(image)]
-    return {"image": html.embed_image(pixels, CORPUS_IMAGE_PX), "about": about, "captions": captions}
 
 
 def write_cache_page(path: Path, summary: CacheSummary, corpus: Corpus, title: str) -> None:
     """Write the page of a teacher cache: counts, a histogram of the scores, and the hardest negatives with their
     images."""
-    edges = [f"{low:.2f}" for low in summary.edges[:-1]]
+    edges, hardest = [f"{low:.2f}" for low in summary.edges[:-1]], []
+    for negative in summary.hardest:
+        captions = [
+            (negative.score, corpus.captions[negative.text], "negative"),
+            (negative.own_score, corpus.captions[negative.own_text], "own caption"),
+        ]
+        image = html.embed_image(corpus.images([negative.image])[0], CACHE_IMAGE_PX)
+        hardest.append({"image": image, "name": corpus.image_ids[negative.image], "captions": captions})
     html.write(
         path,
         "cache.html",
         title=title,
         facts=cache_facts(summary),
         scores=Histogram("from", edges, {"true": summary.positives, "negative": summary.negatives}),
-        hardest=[_cache_pair(negative, corpus) for negative in summary.hardest],
+        hardest=hardest,
     )
-
-
-def _cache_pair(negative: Negative, corpus: Corpus) -> dict[str, object]:
-    """A hard negative: its image, with score, text and kind of the negative and of the image's best own caption."""
-    captions = [
-        (negative.score, corpus.captions[negative.text], "negative"),
-        (negative.own_score, corpus.captions[negative.own_text], "own caption"),
-    ]
-    image = html.embed_image(corpus.images([negative.image])[0], CACHE_IMAGE_PX)
-    return {"image": image, "name": corpus.image_ids[negative.image], "captions": captions}
 
 
 def write_search_page(

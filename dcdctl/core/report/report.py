@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcdctl.core import artifacts, evaluation
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.data import CORPUS_FILE, Corpus
 from dcdctl.core.errors import MissingError, StaleError
@@ -49,7 +50,7 @@ class ModelResults:
 
     @property
     def is_cascade(self) -> bool:
-        return self.result is not None and self.result.protocol.kind == "cascade"
+        return self.result is not None and self.result.protocol.is_cascade
 
     @property
     def gallery_size(self) -> int | None:
@@ -66,7 +67,9 @@ class ModelResults:
         if self.times is None:
             return tuple(depths)
         # Re-ranking a depth takes the same time in a gallery of any size.
-        return tuple(self.times.query_ms + ms - depths[-1] for ms in depths) or (self.times.query_ms,)
+        if not depths:
+            return (self.times.query_ms,)
+        return tuple(self.times.query_ms + ms - depths[-1] for ms in depths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +79,8 @@ class Training:
     label: str
     role: Role
     folder: Path
-    facts: dict[str, Any]
-    metrics: list[dict[str, Any]]
+    facts: Document
+    metrics: list[Document]
 
     @property
     def command(self) -> list[str]:
@@ -113,15 +116,14 @@ class Report:
     def lacks(self) -> dict[str, str]:
         """What was not done, with the command that does it, and the models that lack it."""
         evaluated = [model for model in self.models if model.result is not None]
-        parts = {
-            "not evaluated (dcdctl eval)": [model for model in self.models if model.result is None],
-            # A teacher is timed together with a student, and a cascade by its evaluation.
-            "not timed (dcdctl bench)": [
-                model for model in evaluated if model.times is None and model.role != "teacher" and not model.is_cascade
-            ],
-            "without images (--data DIR)": evaluated if self.corpus is None else [],
+        # A teacher is timed together with a student, and a cascade by its evaluation.
+        own_times = [model for model in evaluated if model.role != "teacher" and not model.is_cascade]
+        labels = {
+            "not evaluated (dcdctl eval)": [model.label for model in self.models if model.result is None],
+            "not timed (dcdctl bench)": [model.label for model in own_times if model.times is None],
+            "without images (--data DIR)": [model.label for model in evaluated] if self.corpus is None else [],
         }
-        return {what: ", ".join(model.label for model in models) for what, models in parts.items() if models}
+        return {what: ", ".join(models) for what, models in labels.items() if models}
 
     @cached_property
     def evaluated(self) -> tuple[ModelResults, ...]:
@@ -138,31 +140,32 @@ def read_report(
     and for `data` that is not their corpus.
     """
     # The teacher and the baseline may be among the runs.
-    folders = list(dict.fromkeys([*([teacher] if teacher else []), *runs, *([baseline] if baseline else [])]))
+    named = (teacher, *runs, baseline)
+    folders = list(dict.fromkeys(folder for folder in named if folder is not None))
     if baseline is None:
         baseline = next((folder for folder in folders if folder != teacher), None)
-    roles: dict[Path, Role] = {
-        folder: "teacher" if folder == teacher else "baseline" if folder == baseline else "student"
-        for folder in folders
-    }
+    roles: dict[Path, Role] = dict.fromkeys(folders, "student")
+    if baseline is not None:
+        roles[baseline] = "baseline"
+    if teacher is not None:
+        roles[teacher] = "teacher"
     # Absolute, because the current folder has no name.
     labels = dict(zip(folders, evaluation.short_names([str(folder.resolve()) for folder in folders]), strict=True))
-    models = [model for folder in folders for model in _models(folder, labels[folder], roles[folder])]
-    trainings = tuple(
-        Training(
-            label=labels[folder],
-            role=roles[folder],
-            folder=folder,
-            facts=Run(folder).facts(),
-            metrics=Run(folder).metrics(),
-        )
-        for folder in folders
-        if (folder / "run.json").exists()
-    )
-    evaluation.check_comparable(
-        [(model.folder, model.result) for model in models if model.result is not None], "report them apart"
-    )
-    report = Report(models=tuple(models), trainings=trainings, corpus=None)
+    models: list[ModelResults] = []
+    trainings = []
+    for folder in folders:
+        models += _models(folder, labels[folder], roles[folder])
+    for folder in folders:
+        if (folder / "run.json").exists():
+            run = Run(folder)
+            trainings.append(
+                Training(
+                    label=labels[folder], role=roles[folder], folder=folder, facts=run.facts(), metrics=run.metrics()
+                )
+            )
+    results = [(model.folder, model.result) for model in models if model.result is not None]
+    evaluation.check_comparable(results, "report them apart")
+    report = Report(models=tuple(models), trainings=tuple(trainings), corpus=None)
     report = replace(report, models=_with_teacher_times(report))
     corpus = None if report.result is None else open_corpus(report.result, data)
     return replace(report, models=_compared(report), corpus=corpus)
@@ -180,7 +183,12 @@ def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
     model = ModelResults(label=label, role=role, folder=folder, saved=alone, times=times)
     if cascaded is None:
         return [model]
-    cascade = cascaded.evaluation
+    cascade, cascade_times = cascaded.evaluation, None
+    # In the gallery of the dual encoder's benchmark: re-ranking takes the same time in any. Depth 0 tells re-ranking
+    # from retrieval, whose time in cascade.json is that in the gallery of the evaluation.
+    if times is not None and cascade.dual_query_ms is not None and cascade.reranked:
+        rerank_ms = cascade.reranked[-1].ms_per_query - cascade.dual_query_ms
+        cascade_times = replace(times, query_ms=times.query_ms + rerank_ms)
     reranker = "re-ranked" if cascade.reranker is None else Path(cascade.reranker).name
     return [
         model,
@@ -189,21 +197,9 @@ def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
             role="student",  # even if it starts from the teacher or the baseline
             folder=folder,
             saved=cascaded,
-            times=_cascade_times(times, cascade),
+            times=cascade_times,
         ),
     ]
-
-
-def _cascade_times(dual: QueryTimes | None, cascade: Evaluation) -> QueryTimes | None:
-    """The time of a cascade in the gallery of its dual encoder's benchmark: re-ranking takes the same time in any
-    gallery.
-
-    None without that benchmark, or without the time of depth 0, which tells re-ranking from retrieval.
-    """
-    if dual is None or cascade.dual_query_ms is None or not cascade.reranked:
-        return None
-    # The time in cascade.json includes the dual encoder's in the gallery of the evaluation.
-    return replace(dual, query_ms=dual.query_ms + cascade.reranked[-1].ms_per_query - cascade.dual_query_ms)
 
 
 def _with_teacher_times(report: Report) -> tuple[ModelResults, ...]:
@@ -218,7 +214,9 @@ def _with_teacher_times(report: Report) -> tuple[ModelResults, ...]:
 
     def timed(model: ModelResults) -> QueryTimes | None:
         if model is teacher:
-            names = {model.folder, *([] if model.result is None else [Path(model.result.model)])}
+            names = {model.folder}
+            if model.result is not None:
+                names.add(Path(model.result.model))
             return next((times for (name, _), times in first.items() if Path(name) in names), None)
         if (times := model.times) is None:
             return None
@@ -233,12 +231,14 @@ def _compared(report: Report) -> tuple[ModelResults, ...]:
     base = report.of_role("baseline")
     if base is None or base.saved is None:
         return report.models
-    return tuple(
-        model
-        if model is base or model.saved is None
-        else replace(model, comparison=evaluation.compare_ranks([model.saved.table], [base.saved.table]))
-        for model in report.models
-    )
+    compared = []
+    for model in report.models:
+        if model is base or model.saved is None:
+            compared.append(model)
+        else:
+            comparison = evaluation.compare_ranks([model.saved.table], [base.saved.table])
+            compared.append(replace(model, comparison=comparison))
+    return tuple(compared)
 
 
 def open_corpus(result: Evaluation, data: Path | None) -> Corpus | None:
@@ -264,6 +264,11 @@ def teachers_of(inputs: Mapping[str, Any]) -> list[str]:
     >>> teachers_of({"cache": None, "teachers": [{"teacher": "3f"}, {"teacher": "a0"}]})
     ['3f', 'a0']
     """
-    # Caches, and dual teachers that scored the batches or gave their vectors; a list for several.
-    plans = [inputs.get(name) or [] for name in ("cache", "teachers")]
-    return [str(plan["teacher"]) for listed in plans for plan in (listed if isinstance(listed, list) else [listed])]
+    plans = []
+    # Caches, and dual teachers that scored the batches or gave their vectors.
+    for found in (inputs.get("cache"), inputs.get("teachers")):
+        if isinstance(found, list):
+            plans += found
+        elif found:
+            plans.append(found)
+    return [str(plan["teacher"]) for plan in plans]

@@ -8,21 +8,21 @@ compare`. On a pool there are no recalls, and the models are compared by their a
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import (
     CASCADE_FILES,
+    ESTIMATED,
     LEVEL,
-    MEASURES,
     MODEL_FILES,
-    NDCG_NAME,
-    RECALL_NAMES,
+    NDCG,
     AgreementComparison,
     Agreements,
     Estimate,
@@ -40,7 +40,7 @@ from dcdctl.core.evaluation import (
 )
 from dcdctl.core.progress import digits
 from dcdctl.core.report import html
-from dcdctl.core.report.tables import NOTHING, RECALLS
+from dcdctl.core.report.tables import NOTHING
 from dcdctl.core.templates import Table
 
 ZERO_SHOT, DISTILLED, CASCADE, TEACHER = "zero-shot", "distilled", "cascade", "teacher"
@@ -54,9 +54,9 @@ class StudyRow:
     name: str
     folders: Sequence[Path]
     """An evaluation per seed; empty for a model that was not evaluated."""
-    results: tuple[Evaluation, ...] | tuple[PoolEvaluation, ...]
+    results: tuple[Evaluation | PoolEvaluation, ...]
     """Per seed."""
-    tables: tuple[RankTable, ...] | tuple[Agreements, ...]
+    tables: tuple[RankTable | Agreements, ...]
     """The ranks, per seed; of a pool, the agreement of every query."""
     query_ms: float | None
     """One caption against the encoded images of the split; a mean over seeds for a cascade."""
@@ -65,14 +65,15 @@ class StudyRow:
     """The teacher's time over this model's."""
 
     def measure(self, direction: Direction, name: str) -> float | None:
-        """A recall in percent, or a measure of agreement, the mean over seeds; None without one."""
-        values = [measures[name] for result in self.results if (measures := result.measures(direction)) is not None]
+        """A measure of the direction, the mean over seeds; None without one."""
+        of_seeds = [result.measures(direction) or {} for result in self.results]
+        values = [measures[name] for measures in of_seeds if name in measures]
         return statistics.fmean(values) if values else None
 
     @property
     def totals(self) -> list[float]:
         """RSUM of each seed; of a pool, nDCG@10."""
-        return [result.rsum if isinstance(result, Evaluation) else result.agreement.ndcg for result in self.results]
+        return [result.total for result in self.results]
 
     @property
     def spread(self) -> float | None:
@@ -121,7 +122,7 @@ class Study:
         starts = [statistics.fmean(row.totals) for row in self.rows if row.name == ZERO_SHOT]
         return verdict(about, max(starts, default=0.0))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Document:
         """The contents of study.json; recalls in percent, intervals as [low, high]."""
         return {
             "verdict": self.verdict,
@@ -136,25 +137,47 @@ class Study:
 
 
 def read_rows(
-    models: Mapping[str, Sequence[Path]], timed_in: Mapping[str, Path], *, is_pool: bool = False
+    models: Mapping[str, Sequence[Path]], timed_in: Mapping[str, Path], *, by_agreement: bool = False
 ) -> dict[str, StudyRow]:
-    """The rows of a study by name, read from the folders of its evaluations; a folder may have those of a pool too.
+    """The rows of a study by name, read from the folders of its evaluations; with `by_agreement` those of a pool, which
+    may stand beside others.
 
     `timed_in` names the folder whose bench.json has the time of a model; a cascade's is in its evaluation. InputError
-    for a damaged evaluation; StaleError for evaluations on different corpora, splits or protocols.
+    for a damaged evaluation; StaleError if evaluations of different corpora, splits or protocols are compared.
     """
-    times = {
-        name: read_times(folder / "bench.json", "teacher" if name == TEACHER else "student")
-        for name, folder in timed_in.items()
-    }
-    teacher = times.get(TEACHER)
-    rows = {
-        name: _row(name, folders, times.get(name), None if teacher is None else teacher.query_ms, is_pool)
-        for name, folders in models.items()
-    }
-    check_comparable(
-        [(result.model, result) for row in rows.values() for result in row.results], "run the study into another folder"
-    )
+    times: dict[str, QueryTimes | None] = {}
+    for name, folder in timed_in.items():
+        times[name] = read_times(folder / "bench.json", "teacher" if name == TEACHER else "student")
+    teacher, rows = times.get(TEACHER), {}
+    for name, folders in models.items():
+        names = CASCADE_FILES if name == CASCADE else MODEL_FILES
+        results: list[Evaluation | PoolEvaluation] = []
+        tables: list[RankTable | Agreements] = []
+        for folder in folders:
+            if by_agreement and (of_pool := read_pool(folder)) is not None:
+                result, by_query = of_pool
+                results.append(result)
+                tables.append(by_query)
+            else:
+                saved = SavedEvaluation.load(folder, names)
+                results.append(saved.evaluation)
+                tables.append(saved.table)
+        timed = times.get(name)
+        query_ms = None if timed is None else timed.query_ms
+        # The benchmark of a study times single models; the evaluation of a cascade times its query.
+        if name == CASCADE and all(result.reranked for result in results):
+            query_ms = statistics.fmean(result.reranked[-1].ms_per_query for result in results)
+        rows[name] = StudyRow(
+            name=name,
+            folders=folders,
+            results=tuple(results),
+            tables=tuple(tables),
+            query_ms=query_ms,
+            is_extrapolated=timed is not None and timed.is_extrapolated,
+            speed_up=None if query_ms is None or teacher is None else teacher.query_ms / query_ms,
+        )
+    named = [(result.model, result) for row in rows.values() for result in row.results]
+    check_comparable(named, "run the study into another folder")
     return rows
 
 
@@ -167,13 +190,15 @@ def compare_rows(rows: Mapping[str, StudyRow], contrasts: Sequence[tuple[str, st
     for ours, base in contrasts:
         # A study without a fusion teacher has no cascade, and the teacher is evaluated only if asked for.
         if all(name in rows and rows[name].tables for name in (ours, base)):
-            tables = rows[ours].tables, rows[base].tables
+            tables: Any = rows[ours].tables, rows[base].tables
             # One run of a system does not show how its runs differ (`compare_ranks`).
-            draws_seeds = min(map(len, tables)) > 1
-            is_pool = isinstance(tables[0][0], Agreements)
-            compare: Callable[..., Any] = compare_agreements if is_pool else compare_ranks
-            covers = f"{'queries' if is_pool else 'images'}{' and seeds' if draws_seeds else ''}"
-            differences.append(Difference(ours, base, compare(*tables, draw_seeds=draws_seeds), covers))
+            draw_seeds = min(map(len, tables)) > 1
+            comparison: RankComparison | AgreementComparison
+            if isinstance(tables[0][0], Agreements):
+                comparison, covers = compare_agreements(*tables, draw_seeds=draw_seeds), "queries"
+            else:
+                comparison, covers = compare_ranks(*tables, draw_seeds=draw_seeds), "images"
+            differences.append(Difference(ours, base, comparison, f"{covers} and seeds" if draw_seeds else covers))
     return differences
 
 
@@ -198,7 +223,7 @@ def verdict(differences: Sequence[Difference], untrained: float) -> str:
     comparison, p_value = strongest.comparison, planned_p_values(differences)[strongest.base]
     ours, theirs, gain = strongest.totals
     base = "the start" if strongest.base == ZERO_SHOT else strongest.base.replace(",", " with")
-    total = f"{NDCG_NAME} of agreement with the teacher" if isinstance(comparison, AgreementComparison) else "RSUM"
+    total = f"{NDCG.name} of agreement with the teacher" if isinstance(comparison, AgreementComparison) else "RSUM"
     scope = " in these trainings" if comparison.num_runs == 1 else ""
     about = f"{DISTILLED} against {base}{scope}, {total}"
     lines = [outcome(about, gain, p_value, ("The teacher paid", "The teacher did not pay")), comparison.seed_warning]
@@ -207,69 +232,32 @@ def verdict(differences: Sequence[Difference], untrained: float) -> str:
     return " ".join(filter(None, lines))
 
 
-def _row(
-    name: str, folders: Sequence[Path], times: QueryTimes | None, teacher_ms: float | None, is_pool: bool
-) -> StudyRow:
-    is_cascade = name == CASCADE
-    read = [_read(folder, is_cascade=is_cascade, is_pool=is_pool) for folder in folders]
-    results, tables = zip(*read, strict=True) if read else ((), ())
-    query_ms = None if times is None else times.query_ms
-    # The benchmark of a study times single models; the evaluation of a cascade times its query.
-    if is_cascade and all(result.reranked for result in results):
-        query_ms = statistics.fmean(result.reranked[-1].ms_per_query for result in results)
-    return StudyRow(
-        name=name,
-        folders=folders,
-        results=results,
-        tables=tables,
-        query_ms=query_ms,
-        is_extrapolated=times is not None and times.is_extrapolated,
-        speed_up=None if query_ms is None or teacher_ms is None else teacher_ms / query_ms,
-    )
-
-
-def _read(
-    folder: Path, *, is_cascade: bool, is_pool: bool
-) -> tuple[Evaluation, RankTable] | tuple[PoolEvaluation, Agreements]:
-    """An evaluation, and its ranks or its agreement query by query. InputError for a folder without it."""
-    if is_pool and (of_pool := read_pool(folder)) is not None:
-        return of_pool
-    saved = SavedEvaluation.load(folder, CASCADE_FILES if is_cascade else MODEL_FILES)
-    return saved.evaluation, saved.table
-
-
 def study_tables(study: Study) -> list[Table]:
     """The models and their recalls, and the differences between them, as text."""
     return [_models_table(study.rows), _differences_table(study.differences)]
 
 
 def _models_table(rows: Sequence[StudyRow]) -> Table:
-    cells, is_pool = [], _is_pool(rows)
-    measures = [(direction, name) for direction in Direction for name in MEASURES] if is_pool else RECALLS
+    # All evaluations of a study are of one kind.
+    kind, cells = rows[0].results[0], []
     for row in rows:
-        means = [row.measure(direction, name) for direction, name in measures]
-        # Correlations lie in [-1, 1], all others in percent.
-        shown = [
-            NOTHING if mean is None else f"{mean:.2f}" if name == MEASURES[-1] else f"{mean:.1f}"
-            for mean, (_, name) in zip(means, measures, strict=True)
-        ]
+        shown = []
+        for direction in Direction:
+            for measure in kind.shown:
+                mean = row.measure(direction, measure.name)
+                shown.append(NOTHING if mean is None else measure.brief(mean))
         spread = "" if row.spread is None else f" \N{PLUS-MINUS SIGN} {row.spread:.1f}"
         total = f"{statistics.fmean(row.totals):.1f}{spread}" if row.results else NOTHING
         mark = "~" if row.is_extrapolated else ""
         query = NOTHING if row.query_ms is None else f"{mark}{digits(row.query_ms)} ms"
         speed_up = NOTHING if row.speed_up is None else f"{digits(row.speed_up)}\N{MULTIPLICATION SIGN}"
         cells.append((row.name, *shown, total, query, speed_up))
-    names = [f"{direction} {name.replace('_', ' ')}" for direction, name in measures]
-    columns = ("model", *names, NDCG_NAME if is_pool else "RSUM", "query", "speed-up")
-    return Table("Models", columns, tuple(cells))
-
-
-def _is_pool(rows: Sequence[StudyRow]) -> bool:
-    return isinstance(rows[0].results[0], PoolEvaluation)
+    names = [f"{direction} {measure.title}" for direction in Direction for measure in kind.shown]
+    return Table("Models", ("model", *names, kind.total_title, "query", "speed-up"), cells)
 
 
 def _differences_table(differences: Sequence[Difference]) -> Table:
-    rows, names = [], [NDCG_NAME]
+    rows, names = [], [NDCG.name]
     for difference in differences:
         estimates = [difference.totals[-1]]
         if isinstance(difference.comparison, RankComparison):
@@ -299,13 +287,13 @@ def write_study_page(path: Path, study: Study) -> None:
     )
 
 
-def _row_document(row: StudyRow) -> dict[str, Any]:
-    document: dict[str, Any] = {"name": row.name, "folders": list(map(str, row.folders))}
+def _row_document(row: StudyRow) -> Document:
+    document: Document = {"name": row.name, "folders": list(map(str, row.folders))}
     if row.results:
-        is_pool = _is_pool([row])
-        key, names = ("ndcg", MEASURES) if is_pool else ("rsum", RECALL_NAMES)
+        kind = row.results[0]
         for direction in Direction:
-            document[direction.key] = {name: row.measure(direction, name) for name in names}
+            document[direction.key] = {one.name: row.measure(direction, one.name) for one in kind.shown}
+        key = kind.total_key
         document |= {key: statistics.fmean(row.totals), f"{key}_by_seed": row.totals, f"{key}_spread": row.spread}
     return {
         **document,
@@ -315,13 +303,13 @@ def _row_document(row: StudyRow) -> dict[str, Any]:
     }
 
 
-def _difference_document(difference: Difference) -> dict[str, Any]:
-    document: dict[str, Any] = {"ours": difference.ours, "base": difference.base}
+def _difference_document(difference: Difference) -> Document:
+    document: Document = {"ours": difference.ours, "base": difference.base}
     if isinstance(difference.comparison, RankComparison):
         estimates = difference.comparison.difference
         document |= {"rsum": to_table(estimates.rsum)}
         for direction in Direction:
-            document[direction.key] = {name: to_table(estimates.of(direction)[name]) for name in RECALL_NAMES}
+            document[direction.key] = {one.name: to_table(estimates.of(direction)[one.name]) for one in ESTIMATED}
     else:
         document |= {"ndcg": to_table(difference.comparison.difference)}
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import shlex
 from pathlib import Path
@@ -13,8 +15,7 @@ from dcdctl.core.progress import Track, digits, silent
 from dcdctl.core.report import charts, gallery, html, tables
 from dcdctl.core.report.gallery import TITLES
 from dcdctl.core.report.report import ModelResults, Report
-from dcdctl.core.report.tables import RECALLS
-from dcdctl.core.templates import Table
+from dcdctl.core.report.tables import COMPARED, SHOWN
 
 MAX_RSUM = 600
 """Six recalls of 100%."""
@@ -26,7 +27,7 @@ def write_report_page(path: Path, report: Report, track: Track = silent) -> None
     html.write(
         path,
         "report.html",
-        title=f"Report: {', '.join(model.label for model in report.models)}",
+        title="Report: " + ", ".join(model.label for model in report.models),
         headline=headline(report),
         facts=facts_of(report),
         results=tables.result_tables(report),
@@ -44,8 +45,10 @@ def headline(report: Report) -> list[str]:
 
     Empty without a student that was evaluated.
     """
-    students = [model for model in report.models if model.role == "student" and model.result is not None]
-    students = students or [model for model in report.models if model.role == "baseline" and model.result is not None]
+    evaluated = [model for model in report.models if model.result is not None]
+    students = [model for model in evaluated if model.role == "student"]
+    if not students:
+        students = [model for model in evaluated if model.role == "baseline"]
     if not students:
         return []
     first = next((model for model in students if not model.is_cascade), students[0])
@@ -56,18 +59,15 @@ def headline(report: Report) -> list[str]:
         notes.append(f"the teacher has {teacher.result.rsum:.0f}")
     sizes = dict.fromkeys(model.gallery_size for model in shown if model.gallery_size is not None)
     if sizes:
-        notes.append(f"time: one caption among {' or '.join(f'{size:,}' for size in sizes)} encoded images")
+        among = " or ".join(f"{size:,}" for size in sizes)
+        notes.append(f"time: one caption among {among} encoded images")
     # First, because a high count says nothing where the baseline has it too.
-    verdicts = [
-        outcome(
-            f"{model.label} against {base.label}, RSUM",
-            model.comparison.difference.rsum,
-            model.comparison.trainings_p_value,
-        )
-        for model in shown
-        if model.comparison is not None and (base := report.of_role("baseline")) is not None
-    ]
-    return [*verdicts, *(_sentence(model, teacher) for model in shown), f"{'; '.join(notes)}."]
+    verdicts, base = [], report.of_role("baseline")
+    for model in shown:
+        if model.comparison is not None and base is not None:
+            about, change = f"{model.label} against {base.label}, RSUM", model.comparison.difference.rsum
+            verdicts.append(outcome(about, change, model.comparison.trainings_p_value))
+    return [*verdicts, *(_sentence(model, teacher) for model in shown), "; ".join(notes) + "."]
 
 
 def _sentence(model: ModelResults, teacher: ModelResults | None) -> str:
@@ -88,7 +88,8 @@ def _sentence(model: ModelResults, teacher: ModelResults | None) -> str:
 
 def facts_of(report: Report) -> list[tuple[str, str]]:
     """The models and what they were measured on, in words."""
-    facts = [("models", "; ".join(f"{model.label} ({model.role})" for model in report.models)), *report.lacks.items()]
+    labels = "; ".join(f"{model.label} ({model.role})" for model in report.models)
+    facts = [("models", labels), *report.lacks.items()]
     if (result := report.result) is None:
         return facts
     folds = f", the mean of {result.protocol.folds} folds" if result.protocol.folds > 1 else ""
@@ -107,25 +108,32 @@ def write_markdown(path: Path, report: Report) -> None:
     commands = [f"- {_plain(training.label)}: `{shlex.join(training.command)}`" for training in report.trainings]
     if commands:
         commands = ["## Commands", "", *commands, ""]
-    all_tables = map(_markdown_table, tables.result_tables(report))
-    lines = ["# Report", "", *map(_plain, headline(report)), "", *facts, "", *all_tables, *commands]
+    lines = ["# Report", "", *map(_plain, headline(report)), "", *facts, ""]
+    for table in tables.result_tables(report):
+        is_number = templates.numeric_columns(table.rows)
+        # Numbers are aligned to the right.
+        rule = ["---:" if number in is_number else "---" for number in range(len(table.columns))]
+        lines += [f"{_plain(table.title)}.", ""]
+        lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in (table.names, rule, *table.rows)]
+        lines.append("")
+    lines += commands
     files.write_text(path, "\n".join(lines).rstrip("\n") + "\n")
+
+
+def write_csv(path: Path, report: Report) -> None:
+    """Write the numbers of `report_document`, unrounded, as CSV: a row per model; what was not measured is empty."""
+    rows = [_row(model) for model in report.models]
+    stream = io.StringIO()
+    # Lines end with \r\n, the csv module's default: with another end it would not quote a \r in a folder's name.
+    writer = csv.DictWriter(stream, dict.fromkeys(name for row in rows for name in row))
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, stream.getvalue())
 
 
 def report_document(report: Report) -> dict[str, object]:
     """The numbers of a report for JSON, with the names of the CSV file, and what is left out."""
     return {"headline": headline(report), "models": [_row(model) for model in report.models], "left_out": report.lacks}
-
-
-def _markdown_table(table: Table) -> str:
-    is_number = templates.numeric_columns(table.rows)
-    # Numbers are aligned to the right.
-    lines = [
-        table.names,
-        ["---:" if number in is_number else "---" for number in range(len(table.columns))],
-        *table.rows,
-    ]
-    return "\n".join([f"{_plain(table.title)}.", "", *(f"| {' | '.join(map(_cell, line))} |" for line in lines), ""])
 
 
 def _cell(text: str) -> str:
@@ -155,13 +163,16 @@ def _row(model: ModelResults) -> dict[str, object]:
             "protocol": result.protocol.name,
             "corpus_fingerprint": result.corpus_fingerprint,
         }
-        for direction, name in RECALLS:
-            row |= _with_ends(f"{direction}_{name}", result.recall(direction, name))
+        for direction, name in COMPARED:
+            if name in result.measures(direction):
+                row |= _with_ends(f"{direction}_{name}", result.recall(direction, name))
         row |= _with_ends("rsum", result.rsum_estimate)
-        for name in ("mAP@R", "median_rank"):
-            row |= {f"{direction}_{name}": result.measures(direction)[name] for direction in Direction}
+        for measure in SHOWN:
+            if measure.of_rank is None:
+                row |= {f"{each}_{measure.name}": result.measures(each).get(measure.name) for each in Direction}
     if (times := model.times) is not None:
-        row |= {} if model.is_cascade else {"parameters": times.num_parameters}
+        if not model.is_cascade:
+            row["parameters"] = times.num_parameters
         row |= {"ms_per_query": times.query_ms, "ms_extrapolated": times.is_extrapolated}
         row |= {"ms_gallery_images": times.num_images, "speed_up": times.speed_up}
     elif result is not None and result.reranked:

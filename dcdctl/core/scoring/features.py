@@ -97,9 +97,11 @@ class CorpusSource:
             ) from error
 
     def _read(self, image_ix: list[int]) -> list[Image.Image]:
+        if not self._bytes_left and not self._decoded:
+            return list(self.corpus.images(image_ix))
         missing = [index for index in image_ix if index not in self._decoded]
         read = dict(zip(missing, self.corpus.images(missing), strict=True))
-        for index, image in read.items() if self._bytes_left else ():
+        for index, image in read.items():
             size = 3 * image.width * image.height
             if size <= self._bytes_left:
                 self._bytes_left -= size

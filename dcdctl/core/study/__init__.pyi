@@ -1,4 +1,4 @@
 from .plan import StudyJob
-from .study import StudyView, run_study
+from .study import StudyView, preview_study, run_study
 
-__all__ = ["StudyJob", "StudyView", "run_study"]
+__all__ = ["StudyJob", "StudyView", "preview_study", "run_study"]

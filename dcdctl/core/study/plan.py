@@ -21,9 +21,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dcdctl.core import artifacts, distributed, files, models, training
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import QUICK, BenchConfig
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, share_split
@@ -72,8 +72,8 @@ class StudyJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
-    """A way to train the start."""
+class Arm:
+    """A way to train the start: a baseline, or the distillation."""
 
     name: str
     sets: tuple[str, ...]
@@ -89,7 +89,7 @@ class StudyPlan:
     job: StudyJob
     recipe: Recipe
     """With the start; its seed is no run's."""
-    variants: tuple[Variant, ...]
+    arms: tuple[Arm, ...]
     """The baselines, then the distillation."""
     caches: Mapping[Path, str]
     """The teacher of each cache."""
@@ -97,14 +97,17 @@ class StudyPlan:
     """The teacher, if it is a fusion teacher, which re-ranks."""
     corpus: Corpus
     """The evaluated split."""
-    settings: dict[str, Any]
+    is_by_agreement: bool
+    """Whether that split is a pool, on which models are compared by their agreement with the teacher."""
+    settings: Document
 
     @property
-    def runs(self) -> list[tuple[Variant, int, Path]]:
-        """Variant, seed and folder of each training, seed by seed."""
-        return [
-            (variant, seed, self.run_folder(variant.name, seed)) for seed in self.job.seeds for variant in self.variants
-        ]
+    def runs(self) -> list[tuple[Arm, int, Path]]:
+        """Arm, seed and folder of each training, seed by seed."""
+        runs = []
+        for seed in self.job.seeds:
+            runs += [(arm, seed, self.run_folder(arm.name, seed)) for arm in self.arms]
+        return runs
 
     def run_folder(self, name: str, seed: int) -> Path:
         name = name.replace(", ", "-").removesuffix(" batches").removeprefix("taught by ")
@@ -118,29 +121,24 @@ class StudyPlan:
     @property
     def against(self) -> str | None:
         """What the models of a pool are compared with: a dual teacher, or the cache of a fusion teacher."""
-        if not self.corpus.is_pool:
+        if not self.is_by_agreement:
             return None
         return self.job.teacher if self.reranker is None else str(self.job.out / AGAINST)
 
-    def inputs(self, variant: Variant, seed: int) -> InputRefs:
+    def inputs(self, arm: Arm, seed: int) -> InputRefs:
         """What a training reads. ModelError for the control of a dual teacher before its own teacher is trained."""
-        job, model_set = self.job, self.job.model_set if variant.teachers else ()
-        caches, teachers = variant.caches, variant.teachers
-        if variant.name == ITSELF and self.reranker is None:
+        job, model_set = self.job, self.job.model_set if arm.teachers else ()
+        caches, teachers = arm.caches, arm.teachers
+        if arm.name == ITSELF and self.reranker is None:
             teachers = (str(self.run_folder(FINE_TUNED, seed)),)
-        elif variant.name == ITSELF:
+        elif arm.name == ITSELF:
             caches = (self.own_cache(seed),)
         return InputRefs(data=job.data, split=job.train_split, caches=caches, teachers=teachers, model_set=model_set)
 
-    def training_job(self, variant: Variant, seed: int) -> TrainingJob:
+    def training_job(self, arm: Arm, seed: int) -> TrainingJob:
         """A training that resumes if it was interrupted."""
-        return TrainingJob(
-            "distill",
-            self.job.recipe,
-            (*variant.sets, f"seed={seed}"),
-            self.run_folder(variant.name, seed),
-            resume=True,
-        )
+        folder = self.run_folder(arm.name, seed)
+        return TrainingJob("distill", self.job.recipe, (*arm.sets, f"seed={seed}"), folder, resume=True)
 
     def cache_job(self, ref: str, folder: Path) -> CacheJob:
         """The scores of a teacher for the recipe's candidates."""
@@ -174,46 +172,48 @@ def resolve(job: StudyJob) -> StudyPlan:
     caches = {} if reranker is None else {job.out / "cache": reranker}
     if caches:
         recipe.candidates.require_packages()
-    corpora = [Corpus.open(job.data, split) for split in (job.train_split, job.split)]
-    _check_pools(job, recipe, corpora, has_fusion=reranker is not None)
-    distilled = Variant(name=DISTILLED, sets=sets, caches=tuple(caches), teachers=() if caches else (job.teacher,))
-    plan = StudyPlan(
-        job=job,
-        recipe=recipe,
-        variants=(*([] if corpora[0].is_pool else _baselines(recipe, sets, tuple(caches))), distilled),
-        caches=caches | ({job.out / AGAINST: reranker} if reranker is not None and corpora[1].is_pool else {}),
-        reranker=reranker,
-        corpus=corpora[1],
-        settings=_settings(job, recipe, corpora),
-    )
-    _check_folder(plan)
-    # All of them before the first step: each also looks at its own run folder.
-    for variant, seed, _ in plan.runs:
-        if variant.name != ITSELF:  # its teacher is trained by the study
-            training.resolve(plan.training_job(variant, seed), plan.inputs(variant, seed), job.training)
-    return plan
-
-
-def _check_pools(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus], *, has_fusion: bool) -> None:
-    """ConfigError for what a pool to train on, or one to evaluate on, cannot have."""
-    if corpora[1].is_pool and job.model_set and not has_fusion:
+    corpus, evaluated = Corpus.open(job.data, job.train_split), Corpus.open(job.data, job.split)
+    trains_on_pool, is_by_agreement = corpus.is_pool, evaluated.is_pool
+    if is_by_agreement and job.model_set and reranker is None:
         raise ConfigError(
             f"split {job.split} is a pool, on which models are compared by their agreement with the teacher, which is "
             "opened without --model-set",
             hint="leave --model-set out",
         )
     # The only baseline of a training on a pool is its start.
-    if corpora[0].is_pool and recipe.model.start == "new":
+    if trains_on_pool and recipe.model.start == "new":
         raise ConfigError(
             f"recipe {job.recipe} starts from new weights, which have no zero-shot quality",
             hint="name a start with --start",
         )
+    arms = [] if trains_on_pool else list(_baselines(recipe, sets, tuple(caches)))
+    teachers = () if caches else (job.teacher,)
+    arms.append(Arm(name=DISTILLED, sets=sets, caches=tuple(caches), teachers=teachers))
+    if reranker is not None and is_by_agreement:
+        caches[job.out / AGAINST] = reranker
+    plan = StudyPlan(
+        job=job,
+        recipe=recipe,
+        arms=tuple(arms),
+        caches=caches,
+        reranker=reranker,
+        corpus=evaluated,
+        is_by_agreement=is_by_agreement,
+        settings=_settings(job, recipe, (corpus, evaluated)),
+    )
+    _check_folder(plan)
+    # All of them before the first step: each also looks at its own run folder.
+    for arm, seed, _ in plan.runs:
+        if arm.name != ITSELF:  # its teacher is trained by the study
+            training.resolve(plan.training_job(arm, seed), plan.inputs(arm, seed), job.training)
+    return plan
 
 
 def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with the start, and the overrides that make it; ConfigError for one that a study cannot use."""
-    if fixed := next((line for line in job.sets if line.partition("=")[0].strip() == "seed"), None):
-        raise ConfigError(f"--set {fixed} sets one seed, and a study trains several", hint="name them with --seeds")
+    """The recipe with the start, and the overrides that make it; ConfigError for arm that a study cannot use."""
+    for line in job.sets:
+        if line.partition("=")[0].strip() == "seed":
+            raise ConfigError(f"--set {line} sets one seed, and a study trains several", hint="name them with --seeds")
     given = training.load_recipe(job.recipe, job.sets)
     if given.model.kind == "fusion":
         problem = (
@@ -226,8 +226,10 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
             f"recipe {job.recipe} learns from no teacher: loss.terms has {', '.join(given.loss.terms)}",
             hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'",
         )
-    # Quoted, because a path may hold what TOML would read otherwise.
-    sets = (*job.sets, *([] if job.start is None else [f"model.start={json.dumps(job.start)}"]))
+    sets = tuple(job.sets)
+    if job.start is not None:
+        # Quoted, because a path may hold what TOML would read otherwise.
+        sets = (*sets, f"model.start={json.dumps(job.start)}")
     return training.load_recipe(job.recipe, sets), sets
 
 
@@ -236,7 +238,7 @@ def baseline_terms(recipe: Recipe) -> dict[str, float]:
     return recipe.loss.own_terms or {"infonce-hard" if recipe.loss.on_lists else "infonce": 1.0}
 
 
-def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) -> Iterator[Variant]:
+def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) -> Iterator[Arm]:
     """The recipe without the teacher's losses, with the batches of the distillation where they need no score of the
     teacher."""
     loss, terms = recipe.loss, baseline_terms(recipe)
@@ -249,16 +251,16 @@ def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) 
     )
     alone = (*sets, *itself, "teachers.weights=[]")
     if loss.on_lists:
-        yield Variant(name=FINE_TUNED, sets=(*alone, f"batch.random_negatives={recipe.batch.hard_negatives}"))
+        yield Arm(name=FINE_TUNED, sets=(*alone, f"batch.random_negatives={recipe.batch.hard_negatives}"))
     elif caches:
-        yield Variant(name=FINE_TUNED, sets=(*sets, *itself), caches=caches)
-        yield Variant(name=RANDOM, sets=alone)
+        yield Arm(name=FINE_TUNED, sets=(*sets, *itself), caches=caches)
+        yield Arm(name=RANDOM, sets=alone)
     else:
-        yield Variant(name=FINE_TUNED, sets=alone)
-    yield Variant(name=ITSELF, sets=sets)
+        yield Arm(name=FINE_TUNED, sets=alone)
+    yield Arm(name=ITSELF, sets=sets)
 
 
-def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> dict[str, Any]:
+def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> Document:
     """Everything that changes a number. The seeds only add results."""
     if share_split(job.train_split, job.split):
         raise ConfigError(
@@ -288,8 +290,7 @@ def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> dict[
 
 
 def _digest(ref: str) -> str | None:
-    """What tells a local model from a later one of the same name: SHA-256 over its files; None for a model that is not
-    local."""
+    """Identifies the version of a local model: SHA-256 over its files; None for a model that is not local."""
     path = Path(ref).expanduser()
     if path.is_file():
         return artifacts.sha256_of(path)
@@ -298,9 +299,9 @@ def _digest(ref: str) -> str | None:
     if (sealed := folder / models.SETTINGS_FILE).exists():
         return artifacts.sha256_of(sealed)
     parts = sorted(part for part in folder.rglob("*") if part.is_file() and not part.name.startswith("."))
-    return (
-        files.digest_of({str(part.relative_to(folder)): artifacts.sha256_of(part) for part in parts}) if parts else None
-    )
+    if not parts:
+        return None
+    return files.digest_of({str(part.relative_to(folder)): artifacts.sha256_of(part) for part in parts})
 
 
 def _check_folder(plan: StudyPlan) -> None:
@@ -310,7 +311,10 @@ def _check_folder(plan: StudyPlan) -> None:
     path = out / SETTINGS_FILE
     if path.exists():
         # A study that failed before its first result, as by a wrong start, may be named again with other settings.
-        if not any(other.is_file() for folder in PARTS for other in (out / folder).rglob("[!.]*")):
+        found: list[Path] = []
+        for folder in PARTS:
+            found += (out / folder).rglob("[!.]*")
+        if not any(other.is_file() for other in found):
             return
         document = artifacts.read_document(path, FORMAT, hint="delete the folder, or name another one with --out")
         artifacts.expect(out, document, plan.settings, hint=NEXT)

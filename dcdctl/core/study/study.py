@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from dcdctl.core import artifacts, evaluation, locks, models, report, training
+from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import ModelPair, compare_saved, read_times
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import as_user_error
@@ -36,14 +38,14 @@ from dcdctl.core.study.plan import (
     ITSELF,
     RANDOM,
     SETTINGS_FILE,
+    Arm,
     StudyJob,
     StudyPlan,
-    Variant,
     baseline_terms,
     resolve,
 )
 from dcdctl.core.teacher import CACHE, CacheCost, cache_scores
-from dcdctl.core.training import Run
+from dcdctl.core.training import Preview, Run
 
 RESULT_FILE, PAGE_FILE = "study.json", "report.html"
 
@@ -69,10 +71,35 @@ class Step:
     """A step of a study."""
 
     name: str
+    makes: Literal["scores", "a training", "an evaluation", "times"]
+    """What it is for; a training is evaluated too."""
     folder: Path
     is_done: Callable[[], bool]
     run: Callable[[StudyView], str | None]
     """Returns a line on what could not be done."""
+
+
+def preview_study(job: StudyJob, track: Track = silent) -> Document:
+    """What `run_study` would do, for JSON: its parts, and how many trainings, evaluations and caches they are.
+
+    Opens the files that need no model, and writes nothing; raises what `run_study` raises before the first step.
+    """
+    plan = resolve(job)
+    first = _preview_training(plan, track)
+    # Without it, a number only if the recipe says so: epochs are counted when there is a cache.
+    num_steps = plan.recipe.optimizer.steps if first is None else first.num_steps
+    parts, makes = [], []
+    for step in make_steps(plan):
+        parts.append({"name": step.name, "folder": str(step.folder), "finished": step.is_done()})
+        makes.append(step.makes)
+    trainings = makes.count("a training")
+    return {
+        "trainings": trainings,
+        "steps_per_training": num_steps,
+        "evaluations": trainings + makes.count("an evaluation"),
+        "caches": makes.count("scores"),
+        "parts": parts,
+    }
 
 
 def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
@@ -83,7 +110,7 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
     """
     plan = resolve(job)
     # Before the teacher scores for hours: the batch is not larger than the split, and the validation split is there.
-    _preview_training(plan, view)
+    _preview_training(plan, view.track)
     with locks.lock(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
         # Before the first result, so that a study that is interrupted is known by its settings.
@@ -91,7 +118,8 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
         left_out, steps = [], make_steps(plan)
         for number, step in enumerate(steps, start=1):
             is_done = step.is_done()
-            view.announce(f"{number}/{len(steps)} {step.name}: {step.folder}{' (finished before)' if is_done else ''}")
+            done = " (finished before)" if is_done else ""
+            view.announce(f"{number}/{len(steps)} {step.name}: {step.folder}{done}")
             if not is_done and (line := step.run(view)) is not None:
                 left_out.append(line)
         study = _read(plan, left_out)
@@ -100,53 +128,71 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
     return study
 
 
-def _preview_training(plan: StudyPlan, view: StudyView) -> None:
+def _preview_training(plan: StudyPlan, track: Track) -> Preview | None:
     """What the first training that needs no cache does, if there is one: it opens all files that do not depend on a
     teacher."""
-    variant = next((variant for variant in plan.variants if not variant.caches), None)
-    if variant is not None:
-        training.preview(
-            plan.training_job(variant, plan.job.seeds[0]),
-            plan.inputs(variant, plan.job.seeds[0]),
-            plan.job.training,
-            view.track,
-        )
+    seed = plan.job.seeds[0]
+    for arm in plan.arms:
+        if not arm.caches:
+            return training.preview(plan.training_job(arm, seed), plan.inputs(arm, seed), plan.job.training, track)
+    return None
 
 
 def make_steps(plan: StudyPlan) -> list[Step]:
     """All steps in order. What they write is looked at when they are asked whether they are done."""
     steps = []
     for folder, ref in plan.caches.items():
-        name = f"scores of {ref}{f' for {plan.job.split}' if folder.name == AGAINST else ''}"
+        split = f" for {plan.job.split}" if folder.name == AGAINST else ""
+        name = f"scores of {ref}{split}"
         steps.append(_scores_step(plan, name, ref, folder))
     # After the scores that the start is compared with, if there are any.
     if (start := plan.recipe.model.start) != "new":
         steps.insert(0 if plan.against is None else len(steps), _start_step(plan, start))
-    for variant, seed, folder in plan.runs:
-        if variant.name == ITSELF and plan.reranker is not None:
+    for arm, seed, folder in plan.runs:
+        if arm.name == ITSELF and plan.reranker is not None:
             ref = str(plan.run_folder(FINE_TUNED, seed))
             steps.append(_scores_step(plan, f"scores of {FINE_TUNED}, seed {seed}", ref, plan.own_cache(seed)))
-        name, is_done = f"{variant.name}, seed {seed}", partial(_is_evaluated, plan, folder)
-        steps.append(Step(name=name, folder=folder, is_done=is_done, run=partial(_train, plan, variant, seed)))
-        if variant.name == DISTILLED and plan.reranker is not None and plan.against is None:
+        steps.append(
+            Step(
+                name=f"{arm.name}, seed {seed}",
+                makes="a training",
+                folder=folder,
+                is_done=partial(_is_evaluated, plan, folder),
+                run=partial(_train, plan, arm, seed),
+            )
+        )
+        if arm.name == DISTILLED and plan.reranker is not None and plan.against is None:
             steps.append(_cascade_step(plan, seed, folder))
     # Last, because it times a model that an earlier step has trained.
     timed = plan.run_folder(DISTILLED, plan.job.seeds[0])
-    is_done = partial(_is_timed, plan, timed)
-    return [*steps, Step(name="time per query", folder=timed, is_done=is_done, run=partial(_time, plan, timed))]
+    steps.append(
+        Step(
+            name="time per query",
+            makes="times",
+            folder=timed,
+            is_done=partial(_is_timed, plan, timed),
+            run=partial(_time, plan, timed),
+        )
+    )
+    return steps
 
 
 def _scores_step(plan: StudyPlan, name: str, ref: str, folder: Path) -> Step:
     is_scored = (folder / CACHE.seal_file).exists
-    return Step(name=name, folder=folder, is_done=is_scored, run=partial(_score, plan, ref, folder))
+    return Step(name=name, makes="scores", folder=folder, is_done=is_scored, run=partial(_score, plan, ref, folder))
 
 
 def _start_step(plan: StudyPlan, ref: str) -> Step:
     """The evaluation of the start."""
     folder = plan.job.out / "evaluations" / ZERO_SHOT
     job = EvalJob(model=ref, data=plan.job.data, split=plan.job.split, against=plan.against)
-    is_done = partial(_is_evaluated, plan, folder)
-    return Step(name=ZERO_SHOT, folder=folder, is_done=is_done, run=partial(_evaluate, plan, job, folder))
+    return Step(
+        name=ZERO_SHOT,
+        makes="an evaluation",
+        folder=folder,
+        is_done=partial(_is_evaluated, plan, folder),
+        run=partial(_evaluate, plan, job, folder),
+    )
 
 
 def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
@@ -162,6 +208,7 @@ def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
     )
     return Step(
         name=f"{CASCADE}, seed {seed}",
+        makes="an evaluation",
         folder=folder,
         is_done=partial(_is_evaluated, plan, folder, is_cascade=True),
         run=partial(_evaluate, plan, cascade, None),
@@ -172,9 +219,9 @@ def _score(plan: StudyPlan, ref: str, folder: Path, view: StudyView) -> None:
     cache_scores(plan.cache_job(ref, folder), track=view.track, on_estimate=view.on_estimate)
 
 
-def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> None:
+def _train(plan: StudyPlan, arm: Arm, seed: int, view: StudyView) -> None:
     """Train, unless that is finished, and evaluate."""
-    folder = plan.run_folder(variant.name, seed)
+    folder = plan.run_folder(arm.name, seed)
     if not Run(folder).is_finished:
         options = plan.job.training
         # A trial may choose bfloat16. All runs take the choice of the first one, so that no difference comes from the
@@ -183,7 +230,7 @@ def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> Non
         if options.tries_precision and first.folder != folder and first.is_finished:
             compute = replace(options.compute, precision=first.facts()["inputs"]["precision"])
             options = replace(options, compute=compute, tries_precision=False)
-        job, inputs = plan.training_job(variant, seed), plan.inputs(variant, seed)
+        job, inputs = plan.training_job(arm, seed), plan.inputs(arm, seed)
         training.train_model(job, inputs, options=options, track=view.track, watch=view.watch, say=view.say)
     evaluated = EvalJob(model=str(folder), data=plan.job.data, split=plan.job.split, against=plan.against)
     _evaluate(plan, evaluated, None, view)
@@ -205,12 +252,8 @@ def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
     size = plan.corpus.num_images
     pair = ModelPair(teacher=plan.job.teacher, student=str(folder), overrides=overrides, data=job.data, split=job.split)
     try:
-        compare_saved(
-            pair,
-            replace(job.bench, gallery_sizes=(size,), reference_gallery=size),
-            device=scoring.device,
-            track=view.track,
-        )
+        config = replace(job.bench, gallery_sizes=(size,), reference_gallery=size)
+        compare_saved(pair, config, device=scoring.device, track=view.track)
     except Exception as error:
         if (reason := as_user_error(error)) is None:
             raise
@@ -221,9 +264,11 @@ def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
 def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) -> bool:
     """Whether a folder has an evaluation on the split; another one, such as of another split, is made again."""
     if plan.against is not None:
-        found = evaluation.read_pool(folder)
-        basis = plan.corpus.fingerprint, plan.corpus.split, plan.against
-        return found is not None and (*found[0].basis[:2], found[0].agreement.teacher) == basis
+        if (found := evaluation.read_pool(folder)) is None:
+            return False
+        of_pool, _ = found
+        basis = of_pool.corpus_fingerprint, of_pool.split, of_pool.agreement.teacher
+        return basis == (plan.corpus.fingerprint, plan.corpus.split, plan.against)
     names = CASCADE_FILES if is_cascade else MODEL_FILES
     saved = SavedEvaluation.find(folder, names)
     if saved is None or not (folder / names.ranks).exists():
@@ -231,11 +276,10 @@ def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) ->
     numbers = saved.evaluation
     if (numbers.corpus_fingerprint, numbers.split) != (plan.corpus.fingerprint, plan.corpus.split):
         return False
-    return not is_cascade or (numbers.protocol.depth, numbers.reranker, bool(numbers.reranked)) == (
-        plan.job.depth,
-        plan.reranker,
-        True,
-    )
+    if not is_cascade:
+        return True
+    same = (numbers.protocol.depth, numbers.reranker) == (plan.job.depth, plan.reranker)
+    return same and bool(numbers.reranked)
 
 
 def _is_timed(plan: StudyPlan, folder: Path) -> bool:
@@ -249,8 +293,8 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     folders: dict[str, Sequence[Path]] = {}
     if plan.recipe.model.start != "new":
         folders[ZERO_SHOT] = [job.out / "evaluations" / ZERO_SHOT]
-    for variant in plan.variants:
-        folders[variant.name] = [plan.run_folder(variant.name, seed) for seed in job.seeds]
+    for arm in plan.arms:
+        folders[arm.name] = [plan.run_folder(arm.name, seed) for seed in job.seeds]
     timed_in = dict.fromkeys([*folders, TEACHER], folders[DISTILLED][0])
     # A start of more layers than its students is slower, and one of another kind takes other steps: their times are not
     # its own.
@@ -260,17 +304,26 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     if plan.reranker is not None and plan.against is None:
         folders[CASCADE] = folders[DISTILLED]
     folders[TEACHER] = []  # it is timed, and not evaluated
-    rows = report.read_rows(folders, timed_in, is_pool=plan.corpus.is_pool)
-    baselines = [variant.name for variant in plan.variants if variant.name != DISTILLED]
+    rows = report.read_rows(folders, timed_in, by_agreement=plan.is_by_agreement)
+    baselines = [arm.name for arm in plan.arms if arm.name != DISTILLED]
     contrasts = [
         *((DISTILLED, name) for name in baselines or [ZERO_SHOT]),
         *((name, ZERO_SHOT) for name in baselines),
         (CASCADE, DISTILLED),
     ]
+    corpus = plan.corpus
+    facts = [
+        ("recipe", " ".join([str(job.recipe), *(f"--set {line}" for line in job.sets)])),
+        ("start", plan.recipe.model.start),
+        ("teacher", job.teacher),
+        ("trained on", f"{job.train_split} of {shown(job.data)}"),
+        ("measured on", f"{corpus.split}: {corpus.num_images:,} images, {corpus.num_captions:,} captions"),
+        ("seeds", ", ".join(map(str, job.seeds))),
+    ]
     return Study(
         rows=tuple(rows.values()),
         differences=tuple(report.compare_rows(rows, contrasts)),
-        facts=tuple(_facts(plan)),
+        facts=tuple(facts),
         notes=tuple(_notes(plan)),
         left_out=(*left_out, *_not_asked_for(plan)),
     )
@@ -289,18 +342,6 @@ def _not_asked_for(plan: StudyPlan) -> Iterator[str]:
     yield "recalls of the teacher: `dcdctl eval TEACHER --data DIR --out FOLDER`, and `dcdctl compare`"
 
 
-def _facts(plan: StudyPlan) -> list[tuple[str, str]]:
-    job, corpus = plan.job, plan.corpus
-    return [
-        ("recipe", " ".join([str(job.recipe), *(f"--set {line}" for line in job.sets)])),
-        ("start", plan.recipe.model.start),
-        ("teacher", job.teacher),
-        ("trained on", f"{job.train_split} of {shown(job.data)}"),
-        ("measured on", f"{corpus.split}: {corpus.num_images:,} images, {corpus.num_captions:,} captions"),
-        ("seeds", ", ".join(map(str, job.seeds))),
-    ]
-
-
 def _notes(plan: StudyPlan) -> Iterator[str]:
     """How the models were trained and measured, a fact per line."""
     several = len(plan.job.seeds) > 1
@@ -309,18 +350,18 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
             f"Agreement with {plan.job.teacher}: how near its order of candidates the model's is. It favors models "
             "that learned from that teacher, and does not say how good the teacher is (docs/metrics.md)."
         )
-    if plan.variants[0].name == DISTILLED:
+    if plan.arms[0].name == DISTILLED:
         yield "There is no fine-tuned baseline: nothing can be learned from a pool without a teacher."
     else:
         yield from _baseline_notes(plan)
     if plan.reranker is not None and plan.against is None:
         yield f"Cascade: the first {plan.job.depth} candidates of the distilled model, re-ranked by {plan.reranker}."
-    measured, total = ("Recalls", "RSUM") if plan.against is None else ("Measures", "nDCG@10")
-    yield (
-        f"{measured} are means over the seeds; \N{PLUS-MINUS SIGN} is the standard deviation of {total} over them."
-        if several
-        else ("There is one seed: the intervals do not show how much another seed would change.")
-    )
+    if several:
+        measured, total = ("Recalls", "RSUM") if plan.against is None else ("Measures", "nDCG@10")
+        spread = f"\N{PLUS-MINUS SIGN} is the standard deviation of {total} over them"
+        yield f"{measured} are means over the seeds; {spread}."
+    else:
+        yield "There is one seed: the intervals do not show how much another seed would change."
     yield (
         "Intervals: 95 % bootstrap, paired query by query, as in `dcdctl compare`; over seeds too where both "
         "models have several."

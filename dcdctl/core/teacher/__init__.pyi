@@ -18,7 +18,7 @@ from .job import CacheCost, CacheJob, cache_scores, preview_cost, verify_cache
 from .score_files import READERS, read_batches
 from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread
-from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
+from .summary import CacheSummary, cache_document, cache_facts, summarize_cache
 from .text_cache import TextCache, TextCacheJob, cache_texts, read_text_cache, text_cache_facts, verify_texts
 from .work_list import parse_extras
 
@@ -37,7 +37,6 @@ __all__ = [
     "EmbeddedTeachers",
     "FalseNegativeFilter",
     "LateTeacher",
-    "Negative",
     "RowNames",
     "TeacherCache",
     "TeacherEnsemble",

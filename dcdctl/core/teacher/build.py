@@ -103,6 +103,7 @@ def without_refused_roles(old: Pairs, corpus: Corpus, config: CandidateConfig, t
     A pair is no candidate of a direction that the plan lacks, nor if the plan's filter calls it a false negative. A
     pool has no positives. The margins of the new plan apply to all candidates when the cache is read.
     """
+    # A pool has no positives.
     own = 0 if corpus.is_pool else POSITIVE
     reason_against = false_negative_filter(corpus, config.duplicate_bits, track)
     allowed = sum(role for direction, role in ROLES.items() if direction in config.directions)
@@ -125,13 +126,18 @@ def _new_indices(path: Path, corpus: Corpus) -> tuple[Index, Index]:
     """The index in the corpus of each old image and each old caption; -1 if the corpus lacks it."""
     # Reversed, so that the first of several equal images is found.
     images = {_digest(corpus.image_bytes(image), 16): image for image in reversed(range(corpus.num_images))}
-    table, of_pool = pq.read_table(path), _by_digest(corpus, range(corpus.num_captions)) if corpus.is_pool else {}
+    table = pq.read_table(path)
+    texts_of_pool = _by_digest(corpus, range(corpus.num_captions)) if corpus.is_pool else None
     new_image, new_text = [], []
     for digest, captions in zip(table["image"].to_pylist(), table["captions"].to_pylist(), strict=True):
         image = images.get(digest, -1)
         new_image.append(image)
-        new_text_of = of_pool if corpus.is_pool or image < 0 else _by_digest(corpus, corpus.captions_of(image))
-        new_text += [new_text_of.get(caption, -1) for caption in captions]
+        texts: Mapping[bytes, int] = {}
+        if texts_of_pool is not None:
+            texts = texts_of_pool
+        elif image >= 0:
+            texts = _by_digest(corpus, corpus.captions_of(image))
+        new_text += [texts.get(caption, -1) for caption in captions]
     return np.array(new_image, dtype=np.int64), np.array(new_text, dtype=np.int64)
 
 

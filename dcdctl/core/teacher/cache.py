@@ -139,8 +139,8 @@ class TeacherCache(TeacherScores):
                 raise CACHE.damaged(path, f"{num_bad:,} of its {len(pairs):,} scores are not finite")
             # One number instead of two, because there may be 40 million pairs.
             shards.append((pairs.image * self.num_texts + pairs.text, pairs.score, pairs.role))
-        key_P, score_P, role_P = map(np.concatenate, zip(*shards, strict=True))
-        return key_P, score_P, role_P
+        keys, scores, roles = ([shard[column] for shard in shards] for column in range(3))
+        return np.concatenate(keys), np.concatenate(scores), np.concatenate(roles)
 
 
 def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | None = None) -> TeacherCache:

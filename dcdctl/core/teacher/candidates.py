@@ -160,16 +160,12 @@ def draw_candidates(
         pair_ix = torch.from_numpy(scored.image), torch.from_numpy(scored.text)
         # On the CPU, where it takes the pairs in parts: a cache has millions.
         products_P = models.pair_products(vectors.images_ID.cpu(), vectors.texts_TD.cpu(), *pair_ix).numpy()
-        weights = {
-            direction: budget.disagreement(
-                direction.query_first(scored.image, scored.text)[0],
-                scored.score,
-                embedder.logit_scale * products_P,
-                len(ones_Q),
-            )
-            for direction, ones_Q in weights.items()
-        }
-    return budget.within_budget(mine_candidates(corpus, config, vectors, track), count, scored_P, weights, config.seed)
+        student_P = embedder.logit_scale * products_P
+        for direction, ones_Q in weights.items():
+            query_P, _ = direction.query_first(scored.image, scored.text)
+            weights[direction] = budget.disagreement(query_P, scored.score, student_P, num_queries=len(ones_Q))
+    mined = mine_candidates(corpus, config, vectors, track)
+    return budget.within_budget(mined, count, scored_P, weights, seed=config.seed)
 
 
 def mine_candidates(
@@ -238,13 +234,15 @@ def _miner(corpus: Corpus, config: CandidateConfig, direction: Direction, vector
 def _words_of_images(corpus: Corpus) -> list[str]:
     """What is written of each image: its captions, or in a pool its path and its columns; ConfigError if no word is in
     them."""
+    words = []
     if not corpus.is_pool:
-        return [" ".join(corpus.captions[text] for text in corpus.captions_of(i)) for i in range(corpus.num_images)]
+        for image in range(corpus.num_images):
+            words.append(" ".join(corpus.captions[text] for text in corpus.captions_of(image)))
+        return words
     rows = [{}] * corpus.num_images if corpus.columns is None else corpus.columns.to_pylist()
-    words = [
-        " ".join([path.rpartition(".")[0] or path, *(str(value) for value in row.values() if value is not None)])
-        for path, row in zip(corpus.image_paths, rows, strict=True)
-    ]
+    for path, row in zip(corpus.image_paths, rows, strict=True):
+        values = [str(value) for value in row.values() if value is not None]
+        words.append(" ".join([path.rpartition(".")[0] or path, *values]))
     if not any(character.isalpha() for text in words for character in text):
         raise ConfigError(
             "candidates.kind is lexical, and the paths and columns of the pool's images have no words, such as "

@@ -92,8 +92,9 @@ def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Tra
         given.faults.check()
         form, earlier = score_files.SCORES[given.column or "score"], noted.get(SCORES_FROM)
         if TEACHER_NAME in noted and form != earlier:
+            before, given_form = earlier or "score", form or "score"
             raise StaleError(
-                f"{where} has scores from {earlier or 'score'}, not from {form or 'score'}",
+                f"{where} has scores from {before}, not from {given_form}",
                 hint="name another folder with --out",
             )
         if not planned.is_sealed:
@@ -158,8 +159,9 @@ class RowNames:
             counts = pc.value_counts(named)
             if len(counts) < len(named):
                 repeated = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
+                label = "text" if name == what else "id"
                 raise InputError(
-                    f"{shown(self.corpus.folder)} has several {what}s with the {'text' if name == what else 'id'} "
+                    f"{shown(self.corpus.folder)} has several {what}s with the {label} "
                     f"{repeated!r:.80} in split {self.corpus.split}",
                     hint=f"keep the columns image_index and caption_index of the work list, which tell the {what}s "
                     "apart",

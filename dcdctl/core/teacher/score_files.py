@@ -68,11 +68,10 @@ def read_batches(path: Path) -> Batches:
 
 
 def _require_columns(path: Path, names: Sequence[str]) -> None:
+    found = ", ".join(names) or "none"
     for choices in (("image_id",), ("caption_id", "caption"), tuple(SCORES)):
         if not set(choices) & set(names):
-            raise InputError(
-                f"{path} has no column {choices[0]} (it has {', '.join(names) or 'none'})", hint=_ROWS_HINT
-            )
+            raise InputError(f"{path} has no column {choices[0]} (it has {found})", hint=_ROWS_HINT)
     if len(given := [name for name in SCORES if name in names]) > 1:
         raise InputError(f"{path} has columns {' and '.join(given)}, expected one of them", hint=_ROWS_HINT)
     if repeated := next((name for name in COLUMNS if list(names).count(name) > 1), None):

@@ -68,10 +68,9 @@ class AverageScores(TeacherScores):
         """Mean and standard deviation of each teacher's scores, over the pairs that all teachers have scored."""
 
     def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
-        parts = zip(self.teachers, self.weights, self._moments, strict=True)
-        total = sum(
-            weight * (teacher.lookup(image_ix, text_ix) - mean) / spread for teacher, weight, (mean, spread) in parts
-        )
+        total: Any = 0.0
+        for teacher, weight, (mean, spread) in zip(self.teachers, self.weights, self._moments, strict=True):
+            total = total + weight * (teacher.lookup(image_ix, text_ix) - mean) / spread
         mean, spread = np.average(self._moments, axis=0, weights=self.weights)
         return np.asarray(total * spread + mean, dtype=np.float32)
 

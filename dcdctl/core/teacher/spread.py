@@ -104,30 +104,26 @@ def _entropy(lists_LK: Lists, temperature: float) -> Values:
     return np.log(total) - (share * np.where(share > 0, logits, 0)).sum(axis=1) / total
 
 
-def _own_pairs(scores: TeacherCache | TeacherEnsemble) -> tuple[Index, Index]:
-    """The image and the caption of each positive; none in a pool."""
-    first = scores if isinstance(scores, TeacherCache) else scores.teachers[0]
-    own = np.flatnonzero(first.role_P & POSITIVE)
-    return first.image_P[own], first.text_P[own]
-
-
 def _lists(scores: TeacherCache | TeacherEnsemble) -> Lists:
     """The scores of the lists of both directions, L x K."""
-    image_L, text_L = _own_pairs(scores)
-    is_pool = not len(image_L)
+    first = scores if isinstance(scores, TeacherCache) else scores.teachers[0]
+    positives = np.flatnonzero(first.role_P & POSITIVE)
+    image_L, text_L = first.image_P[positives], first.text_P[positives]
+    # A list of a pool has a further candidate in the place of the positive.
+    num_extra = 0 if len(positives) else 1
     # Always the same draws, so that a cache has one recommended temperature.
     rng, parts = np.random.default_rng(0), []
     for direction in Direction:
         candidates = scores.candidates.lists(direction)
-        query = np.arange(len(candidates)) if is_pool else direction.query_first(image_L, text_L)[0]
-        kept = np.flatnonzero(candidates.lengths[query] > int(is_pool))
+        query = np.arange(len(candidates)) if num_extra else direction.query_first(image_L, text_L)[0]
+        kept = np.flatnonzero(candidates.lengths[query] > num_extra)
         kept = kept[np.linspace(0, len(kept) - 1, min(len(kept), MAX_LISTS)).astype(np.int64)] if len(kept) else kept
-        drawn_LK = _draw(rng, candidates, query[kept], NUM_NEGATIVES + int(is_pool))
+        drawn_LK = _draw(rng, candidates, query[kept], NUM_NEGATIVES + num_extra)
         other_LK = np.maximum(drawn_LK, 0)
         query_LK = np.broadcast_to(query[kept][:, None], drawn_LK.shape)
         negative_LK = scores.lookup(*direction.query_first(query_LK, other_LK))
         part = np.where(drawn_LK >= 0, negative_LK, np.nan).astype(np.float64)
-        if not is_pool:
+        if not num_extra:
             part = np.column_stack([scores.lookup(image_L[kept], text_L[kept]), part])
         # Of several teachers, not all may have scored the own pair.
         parts.append(part[~np.isnan(part[:, 0])])

@@ -111,13 +111,16 @@ def _summarize_direction(cache: TeacherCache, direction: Direction, best_Q: Scor
     query = negatives.rows
     outranks = cache.lookup(*direction.query_first(query, negatives.values)) >= best_Q[query]
     has_any = negatives.lengths > 0
-    is_pool = not np.isfinite(best_Q).any()
     is_beaten = np.bincount(query[outranks], minlength=len(negatives)) > 0
+    positive_first, outranking = float("nan"), float("nan")
+    # Not in a pool, which has no positives.
+    if len(query) and np.isfinite(best_Q).any():
+        positive_first, outranking = float((~is_beaten[has_any]).mean()), float(outranks.mean())
     return DirectionSummary(
         num_queries=int(has_any.sum()),
         num_negatives=len(query),
-        positive_first=float((~is_beaten[has_any]).mean()) if has_any.any() and not is_pool else float("nan"),
-        outranking=float(outranks.mean()) if len(query) and not is_pool else float("nan"),
+        positive_first=positive_first,
+        outranking=outranking,
     )
 
 
@@ -160,31 +163,29 @@ def cache_document(summary: CacheSummary, corpus: Corpus | None) -> dict[str, An
 def cache_facts(summary: CacheSummary) -> list[tuple[str, str]]:
     """The summary as pairs of name and value, in words."""
     num_true = sum(summary.positives)
-    is_pool = not num_true
+    which = f", of which {num_true:,} true" if num_true else " of a pool"
     facts = [
         ("images, captions", f"{summary.num_images:,}, {summary.num_captions:,}"),
-        ("pairs", f"{summary.num_pairs:,}" + (" of a pool" if is_pool else f", of which {num_true:,} true")),
+        ("pairs", f"{summary.num_pairs:,}{which}"),
     ]
     if summary.teacher_name is not None:
         facts.append(("scores from elsewhere", summary.teacher_name))
     for name, direction in (("text retrieval", summary.text_retrieval), ("image retrieval", summary.image_retrieval)):
         if direction.num_queries:
-            shares = f": positive first {direction.positive_first:.1%}, negatives above it {direction.outranking:.2%}"
-            counts = f"{direction.num_queries:,} queries, {direction.num_negatives:,} "
-            facts.append((name, f"{counts}candidates" if is_pool else f"{counts}negatives{shares}"))
+            counts = f"{direction.num_queries:,} queries, {direction.num_negatives:,}"
+            shares = f"positive first {direction.positive_first:.1%}, negatives above it {direction.outranking:.2%}"
+            facts.append((name, f"{counts} negatives: {shares}" if num_true else f"{counts} candidates"))
     if (spread := summary.spread) is not None:
+        within = (
+            f"standard deviation {spread.std:.2f} within a list, entropy {spread.entropy_share:.0%} of the largest "
+            "possible at temperature 1"
+        )
+        temperature = "none: the best scores of too many lists are equal"
+        if spread.temperature is not None:
+            temperature = f"{spread.temperature:g}, where the entropy is {ENTROPY_SHARE:.0%} of the largest possible"
         facts += [
-            (
-                f"scores in {spread.num_lists:,} lists of at most {1 + NUM_NEGATIVES}",
-                f"standard deviation {spread.std:.2f} within a list, entropy {spread.entropy_share:.0%} of the largest "
-                "possible at temperature 1",
-            ),
-            (
-                "loss.temperature",
-                "none: the best scores of too many lists are equal"
-                if spread.temperature is None
-                else f"{spread.temperature:g}, where the entropy is {ENTROPY_SHARE:.0%} of the largest possible",
-            ),
+            (f"scores in {spread.num_lists:,} lists of at most {1 + NUM_NEGATIVES}", within),
+            ("loss.temperature", temperature),
         ]
     if summary.lack_of_order:
         facts.append(("note", summary.lack_of_order))

@@ -247,7 +247,8 @@ def _unit_vector(vector: Sequence[Any], width: int, where: str) -> Half:
     vector_D = [number for number in vector if isinstance(number, int | float) and abs(number) < 1e300]
     if not len(vector_D) == len(vector) == width or not any(vector_D):
         found = f"{len(vector_D)} of the {len(vector)} values of the vector are finite numbers"
-        raise InputError(f"{where}: {found}, expected {width or 'some'} that are not all zero", hint=_HINT)
+        expected = width or "some"
+        raise InputError(f"{where}: {found}, expected {expected} that are not all zero", hint=_HINT)
     return (np.array(vector_D) / math.hypot(*vector_D)).astype(np.float16)
 
 
@@ -346,9 +347,10 @@ def _encode_missing(parts: Parts, sizes: Sequence[int], model: Searchable, compu
     mine = parts.share()
     with track("encode", total=sum(sizes[part] for part in mine), unit="texts") as advance:
         for part in mine:
-            columns = pq.read_table(parts.build.written(_planned_name(part))).to_pydict()
-            vectors = _encode(model, columns["text"], compute, advance)
-            _write(parts.build, parts.names[part], list(zip(*columns.values(), vectors, strict=True)))
+            planned = pq.read_table(parts.build.written(_planned_name(part))).to_pydict()
+            texts, languages = planned["text"], planned[data.LANGUAGE]
+            vectors = _encode(model, texts, compute, advance)
+            _write(parts.build, parts.names[part], list(zip(texts, languages, vectors, strict=True)))
 
 
 @torch.inference_mode()

@@ -1,4 +1,5 @@
 from .checkpoints import check_best, seals_of
+from .coverage import Preview
 from .inputs import InputRefs
 from .loop import TrainingOptions
 from .losses.table import LossConfig
@@ -35,6 +36,7 @@ __all__ = [
     "LateConfig",
     "LossConfig",
     "OptimizerConfig",
+    "Preview",
     "QueryConfig",
     "Recipe",
     "RecipeEntry",

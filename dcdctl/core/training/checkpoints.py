@@ -30,9 +30,9 @@ FORMAT = 2
 def seals_of(run: Run) -> dict[Path, Callable[[], artifacts.Document]]:
     """The folder of each checkpoint, and of the best weights, with a function that reads its seal or raises
     StaleError."""
-    seals: dict[Path, Callable[[], artifacts.Document]] = {
-        _folder(run, step): partial(_read_checkpoint_seal, run, step) for step in run.checkpoint_steps()
-    }
+    seals: dict[Path, Callable[[], artifacts.Document]] = {}
+    for step in run.checkpoint_steps():
+        seals[_folder(run, step)] = partial(_read_checkpoint_seal, run, step)
     if (run.folder / BEST / SEAL_FILE).exists():
         seals[run.folder / BEST] = partial(_read_seal, run, run.folder / BEST, "value", "")
     return seals
@@ -72,7 +72,8 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     if not earlier:
         return 0
     folder = _folder(run, step)
-    hint = f"delete {folder} to resume from {f'step {earlier[-1]}' if earlier[-1] else 'the first step'}"
+    before = f"step {earlier[-1]}" if earlier[-1] else "the first step"
+    hint = f"delete {folder} to resume from {before}"
     seal = _read_checkpoint_seal(run, step, hint)
     artifacts.check_files(folder, seal[artifacts.FILES], hint=hint)
     check_best(run, seal)

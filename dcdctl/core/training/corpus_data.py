@@ -148,9 +148,9 @@ class CorpusData:
             return scores
 
         embedded = [embed(part.corpus) if teachers.duals else None for part in self.parts]
-        judged_scores: dict[str, TeacherScores] = {
-            name: self.judged_caches.get(name) or embed(corpus) for name, corpus in self.judged.items()
-        }
+        judged_scores: dict[str, TeacherScores] = {}
+        for name, corpus in self.judged.items():
+            judged_scores[name] = self.judged_caches.get(name) or embed(corpus)
         batches: list[CorpusBatches] = []
         for part, scores in zip(self.parts, embedded, strict=True):
             # The main process stores the features; the others then find them complete.
@@ -245,7 +245,7 @@ def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> 
     temperature = _auto_temperature(of_parts) if recipe.loss.temperature == "auto" else None
     scores_all = plan.use.scores_batches
     parts = []
-    for corpus, group, scores in zip(corpora, groups, of_parts, strict=False):
+    for corpus, group, scores in zip(corpora, groups[: len(corpora)], of_parts, strict=True):
         # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
         false_negatives = false_negative_filter(corpus, recipe.candidates.duplicate_bits, track)
         # Dual teachers that are not loaded choose no batch: they choose among the drawn negatives.

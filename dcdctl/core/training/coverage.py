@@ -216,13 +216,13 @@ def measure_preview(
     """What a training does on pairs that were chosen from these caches. Nothing is encoded."""
     counted = Preview(recipe=recipe, batches_per_epoch=pairs.batches_per_epoch)
     # Reported and not refused: scores of other candidates are correct too.
-    differences = [
-        f"candidates.{name} is {json.dumps(expected)} in the recipe and {json.dumps(actual)} in "
-        f"{f'cache {number}' if caches[1:] else 'the cache'}"
-        for number, cache in enumerate(caches, start=1)
-        for name, expected in to_table(recipe.candidates).items()
-        if (actual := cache.plan["candidates"][name]) != expected
-    ]
+    differences = []
+    for number, cache in enumerate(caches, start=1):
+        where = f"cache {number}" if len(caches) > 1 else "the cache"
+        for name, expected in to_table(recipe.candidates).items():
+            in_recipe, in_cache = json.dumps(expected), json.dumps(cache.plan["candidates"][name])
+            if in_recipe != in_cache:
+                differences.append(f"candidates.{name} is {in_recipe} in the recipe and {in_cache} in {where}")
     negatives: Mapping[Direction, DifferentNegatives] = {}
     # Grouping the images of all epochs of all pairs takes as long as the batches of the whole training take. A dual
     # teacher chooses among lists, and miners find negatives, when the training starts.

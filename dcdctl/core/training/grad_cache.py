@@ -9,7 +9,6 @@ outputs, compute the same loss, and sum their gradients.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,14 +111,14 @@ def _backward_in_micro_batches(model: Any, objective: PairObjective, batch: Batc
 def _gather_outputs(local: Sequence[tuple[Tensor, ...]], micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
     """The outputs of all micro-batches of all processes, row by row, as leaves that accumulate a gradient."""
     leaves = []
-    for number, outputs in enumerate(zip(*local, strict=True)):
+    for number, first in enumerate(local[0]):
         # Late interaction has two outputs of each side.
         side = number % len(micro_batches[0].totals)
-        rows = outputs[0].new_zeros(micro_batches[0].totals[side], *outputs[0].shape[1:])
-        for micro_batch, output in zip(micro_batches, outputs, strict=True):
+        rows = first.new_zeros(micro_batches[0].totals[side], *first.shape[1:])
+        for micro_batch, outputs in zip(micro_batches, local, strict=True):
             row_range = micro_batch.row_ranges[side]
             # Detached: the gradient of the loss stops at the leaves, and each micro-batch propagates its share later.
-            rows[row_range.start : row_range.stop] = output.detach()[: len(row_range)]
+            rows[row_range.start : row_range.stop] = outputs[number].detach()[: len(row_range)]
         # Rows of other processes are zeros here, so the sum over processes holds every row once.
         leaves.append(distributed.all_sum(rows).requires_grad_())
     return leaves
@@ -127,12 +126,14 @@ def _gather_outputs(local: Sequence[tuple[Tensor, ...]], micro_batches: Sequence
 
 def _backprop_micro_batch(outputs: Sequence[Tensor], leaves: Sequence[Tensor], row_ranges: Sequence[range]) -> None:
     """Add a micro-batch's share of the gradient to the parameters."""
-    with_gradient = [
-        (output[: len(row_range)], leaf.grad[row_range.start : row_range.stop])
-        for output, leaf, row_range in zip(outputs, leaves, itertools.cycle(row_ranges), strict=False)
-        if leaf.grad is not None and output.requires_grad
-    ]
-    torch.autograd.backward([output for output, _ in with_gradient], [gradient for _, gradient in with_gradient])
+    differentiable, gradients = [], []
+    for number, (output, leaf) in enumerate(zip(outputs, leaves, strict=True)):
+        # Late interaction has two outputs of each side.
+        row_range = row_ranges[number % len(row_ranges)]
+        if leaf.grad is not None and output.requires_grad:
+            differentiable.append(output[: len(row_range)])
+            gradients.append(leaf.grad[row_range.start : row_range.stop])
+    torch.autograd.backward(differentiable, gradients)
 
 
 def _loss_of(terms: dict[str, Tensor]) -> tuple[Tensor, Callable[[], dict[str, float]]]:

@@ -91,7 +91,7 @@ class InputRefs:
             return "--data CORPUS"
         folder = self.validation_data[0] if self.validation_data else Path(*self.places)
         split = split_to_measure(folder, "" if self.validation_data else self.split)
-        return f"--data {shown(folder)}{'' if split == 'test' else f' --split {split}'}"
+        return f"--data {shown(folder)}" if split == "test" else f"--data {shown(folder)} --split {split}"
 
     def options(self) -> list[str]:
         """The options of a command line that name the same."""
@@ -142,7 +142,10 @@ def caches_of(corpora: Sequence[Corpus], caches: Sequence[TeacherCache]) -> list
     for cache in caches:
         if cache.plan["corpus"] not in prints:
             artifacts.expect(cache.folder, cache.plan, {"corpus": prints[0]})
-    return [[cache for cache in caches if cache.plan["corpus"] == fingerprint] for fingerprint in prints]
+    groups = []
+    for fingerprint in prints:
+        groups.append([cache for cache in caches if cache.plan["corpus"] == fingerprint])
+    return groups
 
 
 Flag = tuple[str, object]
@@ -193,8 +196,9 @@ def check_teachers(recipe: Recipe, inputs: InputRefs, use: TeacherUse) -> None:
         )
     is_query = recipe.model.learns_teacher_space
     if is_query and (num_models != 1 or "fusion" in kinds):
+        found = num_models or "none"
         raise ConfigError(
-            f"a query encoder speaks the space of one model, and --teacher names {num_models or 'none'}",
+            f"a query encoder speaks the space of one model, and --teacher names {found}",
             hint="name a dual encoder or a late-interaction model, which embeds the images",
         )
     if recipe.loss.vector_terms and not is_query and (num_models != 1 or kinds & {"fusion", "late"}):

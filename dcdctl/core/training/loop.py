@@ -119,8 +119,9 @@ def train(
         for step, batch in enumerate(ahead, start=first):
             values = learner.step(batch, step)
             done = step + 1
-            is_validated = validation is not None and (validation.is_due(done) or done == num_steps)
-            if validation is not None and is_validated:
+            is_validated = False
+            if validation is not None and (validation.is_due(done) or done == num_steps):
+                is_validated = True
                 values |= validation.measure(model, done)
                 model.train()
             if step % LOG_EVERY == 0 or done == num_steps or is_validated:
@@ -241,9 +242,9 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
             f"optimizer.lr_factors.{min(unused)} is no part of the model",
             hint="parts are components of dotted parameter names",
         )
-    options = [
-        {"params": parameters, "decay": decay, "lr_factor": factor} for (factor, decay), parameters in groups.items()
-    ]
+    options = []
+    for (factor, decay), parameters in groups.items():
+        options.append({"params": parameters, "decay": decay, "lr_factor": factor})
     beta_1, beta_2 = config.betas
     # `set_rates` sets the decay and eps of every step.
     return torch.optim.AdamW(options, lr=config.lr, betas=(beta_1, beta_2), eps=EPS, weight_decay=0.0, fused=True)

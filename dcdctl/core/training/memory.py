@@ -71,10 +71,10 @@ def settle(options: TrainingOptions, model: nn.Module, batch_size: int, trial: T
             )
         return options.settled()
     model.to(options.compute.device).train()
-    tried = [
-        _fit(replace(options, compute=replace(options.compute, precision=precision)), model, batch_size, trial)
-        for precision in precisions(options)
-    ]
+    tried = []
+    for precision in precisions(options):
+        in_precision = replace(options, compute=replace(options.compute, precision=precision))
+        tried.append(_fit(in_precision, model, batch_size, trial))
     # bfloat16 may fit where float32 does not.
     fitting = [each for each in tried if isinstance(each, TrainingOptions)]
     if not fitting:
@@ -96,7 +96,9 @@ def precisions(options: TrainingOptions) -> tuple[str, ...]:
     """The precisions to try: the options' own, and bfloat16 on a GPU that computes in it."""
     # A GPU that only emulates bfloat16 gains no time by it, nor do many CPUs (docs/evidence/performance.md).
     is_gpu = options.compute.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return (options.compute.precision, *(["bfloat16"] if options.tries_precision and is_gpu else []))
+    if options.tries_precision and is_gpu:
+        return options.compute.precision, "bfloat16"
+    return (options.compute.precision,)
 
 
 def _fit(options: TrainingOptions, model: nn.Module, batch_size: int, trial: Trial) -> TrainingOptions | InputError:
@@ -143,9 +145,8 @@ def memory_error(options: TrainingOptions, batch_size: int) -> InputError:
     """What to raise where a training runs out of memory, with the settings that need less."""
     where = "there is" if options.compute.device.type == "cpu" else "the GPU has"
     count = options.micro_batches
-    message = (
-        f"{where} too little memory for this training with {count} micro-batch{'es' if count > 1 else ''} per batch"
-    )
+    parts = "1 micro-batch" if count == 1 else f"{count} micro-batches"
+    message = f"{where} too little memory for this training with {parts} per batch"
     # All rows are computed one by one where there are as many micro-batches as rows.
     ways = [f"--accumulate {min(2 * count, batch_size)}"] if count < batch_size else []
     ways += ["--precision bf16"] if options.compute.precision == "float32" else []

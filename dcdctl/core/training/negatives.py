@@ -96,9 +96,11 @@ def read(folder: Path, corpus: Corpus, recipe: Recipe) -> Candidates:
     """
     seal, arrays = read_mined(folder)
     artifacts.expect(folder / SEAL_FILE, seal, _plan(corpus, recipe), hint="name another folder with --out")
-    texts_of_image, images_of_text = (
-        RaggedArray(*(arrays[f"{name}.{part}"].astype(np.int64) for part in ("offsets", "values"))) for name in LISTS
-    )
+    lists = []
+    for name in LISTS:
+        offsets, values = arrays[f"{name}.offsets"], arrays[f"{name}.values"]
+        lists.append(RaggedArray(offsets.astype(np.int64), values.astype(np.int64)))
+    texts_of_image, images_of_text = lists
     return Candidates(texts_of_image, images_of_text, seal["dropped"])
 
 
@@ -152,6 +154,7 @@ def pad_with_random(
     rng: np.random.Generator,
     mined: Index,
     count: int,
+    *,
     population: int,
     is_positive: Callable[[int], bool],
     class_of: Callable[[int], int],

@@ -48,7 +48,10 @@ def train_in_rounds(
     folder, cache, run = Path(f"{job.out}-rounds"), None, Run(job.out)
     for number in range(1, rounds + 1):
         # The first rounds score the pairs that are left over.
-        each, left = divmod(recipe.pool.max_pairs or 0, rounds)
+        max_pairs = None
+        if recipe.pool.max_pairs is not None:
+            each, left = divmod(recipe.pool.max_pairs, rounds)
+            max_pairs = each + 1 if number <= left else each
         this = CacheJob(
             data=inputs.pool_place[0],
             split=inputs.pool_place[1],
@@ -57,7 +60,7 @@ def train_in_rounds(
             teacher=inputs.teachers[0],
             model_set=inputs.model_set,
             extend=cache,
-            max_pairs=recipe.pool.max_pairs and each + (number <= left),
+            max_pairs=max_pairs,
             compute=replace(options.compute, precision="float32", features=None),
         )
         scored = cache_scores(this, track=track)
@@ -79,10 +82,11 @@ def _num_rounds(inputs: InputRefs, recipe: Recipe) -> int:
     """`pool.rounds`; 0 if it is not set, or if a cache is of the pool. ConfigError if there is no teacher to score, no
     pool to score, or no scores to validate with."""
     rounds = recipe.pool.rounds
-    if rounds is None or any(
-        read_cache(cache).plan["corpus"] == Corpus.open(*inputs.pool_place).fingerprint for cache in inputs.caches
-    ):
+    if rounds is None:
         return 0
+    for cache in inputs.caches:
+        if read_cache(cache).plan["corpus"] == Corpus.open(*inputs.pool_place).fingerprint:
+            return 0
     if recipe.validation.metric == "agreement" and not inputs.caches:
         raise ConfigError(
             f"pool.rounds is {rounds}, and validation.metric agreement needs a cache of the validation split",

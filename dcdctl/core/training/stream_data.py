@@ -132,9 +132,9 @@ class StreamData:
     def read(self, model: Model, teachers: Teachers, say: Say, track: Track) -> Prepared:
         """Embed the validation corpora with the teacher, which then embeds each batch when it is read."""
         compute = self.plan.options.compute
-        judged: dict[str, EmbeddedScores] = {
-            name: embed_corpus(teachers.duals, corpus, compute, track=track) for name, corpus in self.judged.items()
-        }
+        judged: dict[str, EmbeddedScores] = {}
+        for name, corpus in self.judged.items():
+            judged[name] = embed_corpus(teachers.duals, corpus, compute, track=track)
         teacher = None
         for _, dual in teachers.duals:
             loaded = dual.to(compute.device).eval().as_dual
@@ -172,7 +172,7 @@ def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> 
     shards = open_shards(refs.places)
     log = ShardLog(_counted_before(Run(plan.job.out), len(shards)))
     counts = {count.shard: count.samples for count in log.counts}
-    stream = ShardStream(shards, recipe.stream, recipe.batch.size, recipe.seed, counts, log.add)
+    stream = ShardStream(shards, recipe.stream, recipe.batch.size, recipe.seed, counts=counts, on_count=log.add)
     validated = validation.open_corpora(recipe.validation, refs.validation_data)
     judged = validation.judged_corpora(recipe, validated)
     has_teacher = bool(refs.teachers)

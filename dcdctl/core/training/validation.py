@@ -133,8 +133,9 @@ class Validation:
         features = None if model.encoders is None else self.compute.features
         options = EvalOptions(compute=replace(self.compute, precision="float32", features=features))
         values: dict[str, float] = {}
-        for key, name in zip(_keys(when, self.corpora), names, strict=False):
-            corpus = self.corpora[name]
+        keys = dict(zip(self.corpora, _keys(when, self.corpora), strict=True))
+        for name in names:
+            key, corpus = keys[name], self.corpora[name]
             if isinstance(corpus, TextRows):
                 values[f"{key}_cosine"] = corpus.cosine(model, options.compute)
                 continue
@@ -299,8 +300,9 @@ def _best(step: int, metrics: list[dict[str, Any]], batches_per_epoch: float | N
     prefix = "val" if step else "start"
     line = next(line for line in _lines(metrics, prefix) if not step or line["step"] + 1 == step)
     name = chosen_by(line, prefix)
-    directions = Direction if name == "rsum" else ()
-    recalls = {direction.key: {f"R@{k}": line[f"{prefix}_{direction}_r{k}"] for k in KS} for direction in directions}
+    recalls = {}
+    for direction in Direction if name == "rsum" else ():
+        recalls[direction.key] = {f"R@{k}": line[f"{prefix}_{direction}_r{k}"] for k in KS}
     epoch = None if batches_per_epoch is None else round(step / batches_per_epoch, 3)
     return {"step": step, "epoch": epoch, **recalls, name: float(line[f"{prefix}_{name}"])}
 
@@ -322,13 +324,11 @@ def validation_document(run: Run) -> dict[str, Any] | None:
     else:
         kept, share = facts["recipe"]["validation"]["keep"], 0.0
         saved = [last[f"val_{name}" if kept == "last" else f"val_best_{name}"]]
-    return {
-        "measure": CHOSEN[name],
-        "corpora": [
-            {"corpus": name, "start": starts[i] if starts else None, "saved": saved[i]} for i, name in enumerate(names)
-        ],
-        "share": share,
-    }
+    corpora = []
+    for number, corpus in enumerate(names):
+        before = starts[number] if starts else None
+        corpora.append({"corpus": corpus, "start": before, "saved": saved[number]})
+    return {"measure": CHOSEN[name], "corpora": corpora, "share": share}
 
 
 def validation_table(document: Mapping[str, Any]) -> Table:

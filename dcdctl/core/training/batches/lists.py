@@ -6,6 +6,7 @@ Shape letters as in `batches`.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -52,15 +53,16 @@ class Lists(StepPairs):
     def kept(self, samples: Iterable[int]) -> tuple[Index, Index, Scores, Scores]:
         """Images and captions of the lists of these numbers, the positive in column 0, and the teacher's scores in two
         orders (`Batch`)."""
-        image_BK, text_BK = (np.stack(indices) for indices in zip(*map(self._list, samples), strict=True))
+        lists = [self._list(sample) for sample in samples]
+        image_BK, text_BK = np.stack([images for images, _ in lists]), np.stack([texts for _, texts in lists])
         teacher_BK = self._known(image_BK, text_BK)
         if self.scores is None:
             return image_BK, text_BK, teacher_BK, teacher_BK
-        column_BN, official_BN = self._select(torch.from_numpy(teacher_BK))
-        image_BN, text_BN, teacher_BN = (
-            np.take_along_axis(side, column_BN.numpy(), axis=1) for side in (image_BK, text_BK, teacher_BK)
-        )
-        return image_BN, text_BN, teacher_BN, official_BN.numpy()
+        columns, official_BN = self._select(torch.from_numpy(teacher_BK))
+        column_BN = columns.numpy()
+        image_BN = np.take_along_axis(image_BK, column_BN, axis=1)
+        text_BN = np.take_along_axis(text_BK, column_BN, axis=1)
+        return image_BN, text_BN, np.take_along_axis(teacher_BK, column_BN, axis=1), official_BN.numpy()
 
     def _list(self, sample: int) -> tuple[Index, Index]:
         """Images and captions of one list. List s has the direction s modulo their number."""
@@ -135,11 +137,9 @@ class CandidateLists(Lists):
         images of others."""
         if self._candidates is not None:
             return len(self._candidates.lists(direction)[query])
-        return (
-            self.corpus.num_captions - len(self.corpus.captions_of(query))
-            if direction == Direction.TEXT
-            else self.corpus.num_images - 1
-        )
+        if direction == Direction.TEXT:
+            return self.corpus.num_captions - len(self.corpus.captions_of(query))
+        return self.corpus.num_images - 1
 
     def samples_of(self, direction: Direction, queries: Index, num_steps: int) -> Index:
         """The numbers of all lists that these queries have in a training, ascending. List s has the direction s modulo
@@ -149,10 +149,10 @@ class CandidateLists(Lists):
             self.corpus.caption_image if direction == Direction.TEXT else np.arange(self.corpus.num_captions), queries
         )
         per_epoch = len(self._captions)
-        epochs = range(-(-num_lists // per_epoch))
-        sample_S = np.concatenate(
-            [epoch * per_epoch + np.flatnonzero(is_counted_T[self._order(epoch)]) for epoch in epochs]
-        )
+        samples = []
+        for epoch in range(math.ceil(num_lists / per_epoch)):
+            samples.append(epoch * per_epoch + np.flatnonzero(is_counted_T[self._order(epoch)]))
+        sample_S = np.concatenate(samples)
         return sample_S[(sample_S < num_lists) & (sample_S % len(sides) == sides.index(direction))]
 
     def _select(self, teacher_BK: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,4 +202,6 @@ class CandidateLists(Lists):
             return negatives.draw(rng, population, count, is_positive)
         mined = self.mined.lists(direction)[query]
         drawn = rng.choice(mined, min(count, len(mined)), replace=False)
-        return negatives.pad_with_random(rng, drawn, count, population, is_positive, class_of)
+        return negatives.pad_with_random(
+            rng, drawn, count, population=population, is_positive=is_positive, class_of=class_of
+        )

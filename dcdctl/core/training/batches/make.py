@@ -26,10 +26,10 @@ def choose_pairs(
             image_T = pseudo_positives(scores, corpus, threshold)
             batch = replace(recipe.batch, size=recipe.pool.images or recipe.batch.size)
             matches = FalseNegativeFilter(image_T, text_classes(corpus.captions))
-            return AllPairs(corpus, replace(recipe, batch=batch), scores, matches, image_T)
+            return AllPairs(corpus, replace(recipe, batch=batch), scores, matches, image_T=image_T)
         # A pool has no positives, so no image is looked for that is a duplicate of one.
         kind = PoolLists if recipe.loss.on_lists else PoolPairs
         return kind(corpus, recipe, scores, false_negative_filter(corpus, None))
     if recipe.loss.on_lists:
-        return CandidateLists(corpus, recipe, scores, false_negatives, mined)
+        return CandidateLists(corpus, recipe, scores, false_negatives, mined=mined)
     return AllPairs(corpus, recipe, scores, false_negatives)

@@ -172,14 +172,30 @@ class MixedBatches(torch.utils.data.Dataset[MixedBatch]):
 def assemble(source: Reader, plan: MicroBatchPlan, pairs: PairsOfStep) -> Batch:
     """The batch of these pairs, as this process reads it: whole, or its micro-batches."""
     image_RC, text_RC = pairs.image_RC, pairs.text_RC
-    known = torch.from_numpy(pairs.teacher_RC), torch.from_numpy(pairs.official_RC), torch.from_numpy(pairs.same_RC)
+    teacher_RC, official_RC = torch.from_numpy(pairs.teacher_RC), torch.from_numpy(pairs.official_RC)
+    same_RC = torch.from_numpy(pairs.same_RC)
     true_IT = None if pairs.true_IT is None else torch.from_numpy(pairs.true_IT)
     if plan.count == 1:
-        return Batch(*_read(source, image_RC, text_RC), *known, true_IT=true_IT)
+        return Batch(
+            *_read(source, image_RC, text_RC),
+            teacher_RC=teacher_RC,
+            official_teacher_RC=official_RC,
+            same_RC=same_RC,
+            true_IT=true_IT,
+        )
     split = _micro_batches_by_side if plan.by_side else _micro_batches_by_row
-    pair_ix = _broadcast(_distinct(image_RC)[1], _distinct(text_RC)[1])
-    parts = tuple(split(source, plan, image_RC, text_RC))
-    return Batch(NO_IMAGES, NO_TEXTS, *pair_ix, *known, parts, true_IT)
+    image_ix_RC, text_ix_RC = _broadcast(_distinct(image_RC)[1], _distinct(text_RC)[1])
+    return Batch(
+        images=NO_IMAGES,
+        texts=NO_TEXTS,
+        image_ix_RC=image_ix_RC,
+        text_ix_RC=text_ix_RC,
+        teacher_RC=teacher_RC,
+        official_teacher_RC=official_RC,
+        same_RC=same_RC,
+        micro_batches=tuple(split(source, plan, image_RC, text_RC)),
+        true_IT=true_IT,
+    )
 
 
 def _computed(rows: range) -> range:
@@ -203,9 +219,15 @@ def _micro_batches_by_side(
     # Ascending as in `_distinct`: the indices of the pairs count the joined outputs of all micro-batches in this order.
     images, texts = np.unique(image_RC), np.unique(text_RC)
     totals = len(images), len(texts)
-    for sides in zip(*map(plan.row_ranges, totals), strict=True):
-        parts = source.images(images[_computed(sides[0])]), source.texts(texts[_computed(sides[1])])
-        yield MicroBatch(*parts, NO_PAIRS, NO_PAIRS, sides, totals)
+    for image_rows, text_rows in zip(plan.row_ranges(len(images)), plan.row_ranges(len(texts)), strict=True):
+        yield MicroBatch(
+            images=source.images(images[_computed(image_rows)]),
+            texts=source.texts(texts[_computed(text_rows)]),
+            image_ix_RC=NO_PAIRS,
+            text_ix_RC=NO_PAIRS,
+            row_ranges=(image_rows, text_rows),
+            totals=totals,
+        )
 
 
 def _read(

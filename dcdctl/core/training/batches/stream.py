@@ -103,17 +103,17 @@ class StreamBatches:
         if not steps:
             return
         with closing(self.stream.read(steps.start)) as source:
-            for step, samples in zip(steps, source, strict=False):
-                yield self._encode(step, samples)
+            # The source has no end.
+            for step in steps:
+                yield self._encode(step, next(source))
 
     def _encode(self, step: int, samples: Sequence[StreamSample]) -> Encoded:
         # The key 2 separates the choice of captions from the order of the stream, whose keys are 0 and 1.
         rng = np.random.default_rng([self.stream.seed, 2, step])
         captions = [sample.captions[rng.integers(len(sample.captions))] for sample in samples]
-        encoded = [
-            replace(sample, captions=[caption], image=sample.image if row in self._rows else b"")
-            for row, (sample, caption) in enumerate(zip(samples, captions, strict=True))
-        ]
+        encoded, local = [], self._rows
+        for row, (sample, caption) in enumerate(zip(samples, captions, strict=True)):
+            encoded.append(replace(sample, captions=[caption], image=sample.image if row in local else b""))
         return encoded, _is_same(samples, captions)
 
     def _completed(self, decoded: _Decoded) -> Batch:

@@ -49,11 +49,13 @@ class TextRows:
         # Rounded up, so that a small cache has one too.
         num_held = min(MOST_HELD_OUT, math.ceil(cache.num_texts / 100)) if holds_out else 0
         held = self.rng(2).choice(cache.num_texts, num_held, replace=False)
-        self._held = [
-            held[(held >= first) & (held < first + size)] - first for first, size in zip(starts, sizes, strict=True)
-        ]
-        self.trained = [np.setdiff1d(np.arange(size), held) for size, held in zip(sizes, self._held, strict=True)]
+        self._held: list[Index] = []
+        self.trained: list[Index] = []
         """The rows of each part that are trained on."""
+        for first, size in zip(starts, sizes, strict=True):
+            held_here = held[(held >= first) & (held < first + size)] - first
+            self._held.append(held_here)
+            self.trained.append(np.setdiff1d(np.arange(size), held_here))
         num_texts = cache.num_texts - num_held
         self.batch = fit_size(recipe.batch, num_texts)
         self.batches_per_epoch = float(num_texts // self.batch.size)
@@ -107,7 +109,9 @@ class TextRows:
     def _read(self, rows: Sequence[Index], parts: Sequence[int] | Index) -> Iterator[Row]:
         for number in parts:
             part = self.cache.part(int(number))
-            yield from ((text, vector) for text, _, vector in (part[row] for row in rows[number]))
+            for row in rows[number]:
+                text, _, vector = part[row]
+                yield text, vector
 
 
 @dataclass
@@ -172,14 +176,10 @@ def batch_of(rows: Sequence[Row], preprocess: Preprocessor, width: int, plan: Mi
     without_scores: dict[str, Any] = {"teacher_RC": NO_PAIRS, "official_teacher_RC": NO_PAIRS, "same_RC": NO_PAIRS}
     if plan.count == 1:
         return Batch(**_inputs(texts, preprocess, width), **without_scores, teacher_texts_TE=teacher)
-    parts = [
-        MicroBatch(
-            **_inputs(texts[part.start : part.stop], preprocess, width),
-            row_ranges=(range(0), part),
-            totals=(0, len(texts)),
-        )
-        for part in plan.row_ranges(len(texts))
-    ]
+    parts = []
+    for rows_of_part in plan.row_ranges(len(texts)):
+        inputs = _inputs(texts[rows_of_part.start : rows_of_part.stop], preprocess, width)
+        parts.append(MicroBatch(**inputs, row_ranges=(range(0), rows_of_part), totals=(0, len(texts))))
     return Batch(
         images=NO_IMAGES,
         texts=NO_TEXTS,

@@ -24,5 +24,9 @@ def mean_over_widths(
 
     When to use it: for a dual student whose index will store shorter vectors (`loss.dims`).
     """
-    of_each = [terms_of([prefix_vectors(side, width) for side in outputs]) for width in dims]
-    return {name: torch.stack([terms[name] for terms in of_each]).mean() for name in of_each[0]}
+    of_each: dict[str, list[Tensor]] = {}
+    for width in dims:
+        prefixes = [prefix_vectors(side, width) for side in outputs]
+        for name, term in terms_of(prefixes).items():
+            of_each.setdefault(name, []).append(term)
+    return {name: torch.stack(terms).mean() for name, terms in of_each.items()}

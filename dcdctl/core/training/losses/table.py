@@ -51,16 +51,15 @@ class LossConfig:
         check_fields(self, "loss")
         unknown = [name for name in self.terms if name not in LOSSES and name not in VECTOR_LOSSES]
         if unknown or not self.terms:
-            known = ", ".join([*LOSSES, *VECTOR_LOSSES])
-            raise ConfigError(f"loss.terms has {', '.join(unknown) or 'nothing'}", hint=f"known losses: {known}")
+            found, known = ", ".join(unknown) or "nothing", ", ".join([*LOSSES, *VECTOR_LOSSES])
+            raise ConfigError(f"loss.terms has {found}", hint=f"known losses: {known}")
         if len({loss.on for loss in self.of_scores}) > 1:
+            on_lists = ", ".join(name for name, loss in LOSSES.items() if loss.on == "lists")
+            on_pairs = ", ".join(name for name, loss in LOSSES.items() if loss.on == "all pairs")
             raise ConfigError(
                 "loss.terms mixes losses on candidate lists with losses on all pairs of a batch: "
                 f"{', '.join(self.terms)}",
-                hint="; ".join(
-                    f"{on}: {', '.join(name for name, loss in LOSSES.items() if loss.on == on)}"
-                    for on in ("lists", "all pairs")
-                ),
+                hint=f"lists: {on_lists}; all pairs: {on_pairs}",
             )
         if self.temperature == "auto":
             if not self.needs_teacher:
@@ -82,11 +81,11 @@ class LossConfig:
             readers = [loss for loss, entry in LOSSES.items() if name in entry.options]
             value = getattr(self, name)
             if value != value_if_unset and not self.terms.keys() & set(readers):
+                unset = "none" if value_if_unset is None else value_if_unset
                 raise ConfigError(
                     f"loss.{name} is {value}, and no loss of the recipe reads it: loss.terms has "
                     f"{', '.join(self.terms)}",
-                    hint=f"set it to {'none' if value_if_unset is None else value_if_unset}, or add one of "
-                    f"{', '.join(readers)}",
+                    hint=f"set it to {unset}, or add one of {', '.join(readers)}",
                 )
 
     @property
@@ -176,11 +175,6 @@ class Loss:
     loss."""
 
 
-def _dcd(t: TermInputs) -> Tensor:
-    alpha, group = t.config.alpha, t.config.weight_group
-    return lists.dcd(t.student_RC, t.batch.teacher_RC, alpha=alpha, temperature=t.temperature, group=group).total
-
-
 def _in_groups(t: TermInputs, loss: Callable[..., lists.Parts]) -> Tensor:
     """A released loss, of groups of `weight_group` lists."""
     alpha, group = t.config.alpha, t.config.weight_group
@@ -196,7 +190,22 @@ def _infonce_hard(t: TermInputs) -> Tensor:
 
 _GROUPED = frozenset({"weight_group"})
 LOSSES: dict[str, Loss] = {
-    "dcd": Loss(term=_dcd, on="lists", teacher=True, positive=True, calibrated=True, options=_GROUPED),
+    "dcd": Loss(
+        term=lambda t: (
+            lists.dcd(
+                t.student_RC,
+                t.batch.teacher_RC,
+                alpha=t.config.alpha,
+                temperature=t.temperature,
+                group=t.config.weight_group,
+            ).total
+        ),
+        on="lists",
+        teacher=True,
+        positive=True,
+        calibrated=True,
+        options=_GROUPED,
+    ),
     "dcd-released": Loss(
         term=lambda t: _in_groups(t, official.dcd_official), on="lists", teacher=True, positive=True, options=_GROUPED
     ),

@@ -42,10 +42,12 @@ def check_recipe_name(ref: str) -> Path:
     path = Path(ref) if ref.endswith(".toml") else RECIPES / f"{ref}.toml"
     if not path.is_file():
         near = " or ".join(difflib.get_close_matches(Path(ref).stem, names()))
+        problem = f"{ref} does not exist" if ref.endswith(".toml") else f"no recipe {ref}"
+        question = f"did you mean {near}? " if near else ""
         raise ConfigError(
-            f"{ref} does not exist" if ref.endswith(".toml") else f"no recipe {ref}",
-            hint=f"{f'did you mean {near}? ' if near else ''}`dcdctl recipes` lists all, and `dcdctl recipes NAME` "
-            "writes one for a .toml file of yours",
+            problem,
+            hint=f"{question}`dcdctl recipes` lists all, and `dcdctl recipes NAME` writes one for a .toml file of "
+            "yours",
         )
     return path
 

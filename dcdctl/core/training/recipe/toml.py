@@ -86,10 +86,10 @@ def toml_value(value: Any) -> str:
     if value is None:
         return '"none"'
     if isinstance(value, Mapping):
-        pairs = [
-            f"{key if _BARE_KEY.fullmatch(key) else json.dumps(key)} = {toml_value(item)}"
-            for key, item in value.items()
-        ]
+        pairs = []
+        for key, item in value.items():
+            name = key if _BARE_KEY.fullmatch(key) else json.dumps(key)
+            pairs.append(f"{name} = {toml_value(item)}")
         return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
     if isinstance(value, list):
         return f"[{', '.join(map(toml_value, value))}]"

@@ -17,10 +17,10 @@ from paths import FIXTURES
 from torch.testing import assert_close
 
 from dcdctl.core.errors import ModelError
+from dcdctl.core.evaluation import measures
 from dcdctl.core.evaluation import ranks as evaluation_ranks
-from dcdctl.core.evaluation import recall
+from dcdctl.core.evaluation.measures import average_precision_at_r
 from dcdctl.core.evaluation.ranking import NO_POSITION, Rankings
-from dcdctl.core.evaluation.recall import average_precision_at_r
 from dcdctl.core.scoring import topk
 
 # From the released evaluation (METER's compute_irtr_recall); fractions in float32.
@@ -42,7 +42,7 @@ def all_of(rankings: Rankings) -> list[list[list[int]]]:
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['images']}x{case['captions_per_image']}")
 def test_recalls_are_those_of_the_released_evaluation(case):
     rankings = rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
-    text, image = recall.measures(rankings.text), recall.measures(rankings.image)
+    text, image = measures.of_ranking(rankings.text), measures.of_ranking(rankings.image)
     for k in (1, 5, 10):
         assert text[f"R@{k}"] == pytest.approx(100 * case[f"tr_r{k}"], rel=1e-7)
         assert image[f"R@{k}"] == pytest.approx(100 * case[f"ir_r{k}"], rel=1e-7)
@@ -93,7 +93,7 @@ def test_equal_vectors_are_a_tie_whatever_their_products_last_bits_are(num_image
         )
         assert set(rankings.text.ranks.tolist()) == {3 * num_images - 2}
         assert set(rankings.image.ranks.tolist()) == {num_images}
-        assert recall.measures(rankings.text)["R@1"] == recall.measures(rankings.image)["R@1"] == 0
+        assert measures.of_ranking(rankings.text)["R@1"] == measures.of_ranking(rankings.image)["R@1"] == 0
 
 
 def test_other_own_captions_never_count_against_the_best():
@@ -145,9 +145,9 @@ def test_vectors_in_half_precision_are_compared_in_float32():
 
 
 def test_recalls_add_up():
-    text, image = recall.recall_at_k([1, 6]), recall.recall_at_k([1, 2, 11, 12])
+    text, image = measures.recall_at_k([1, 6]), measures.recall_at_k([1, 2, 11, 12])
     assert (text, image) == ({"R@1": 50.0, "R@5": 50.0, "R@10": 100.0}, {"R@1": 25.0, "R@5": 50.0, "R@10": 50.0})
-    assert recall.rsum(text, {**image, "mAP@R": 9.0}) == 325
+    assert measures.rsum(text, {**image, "mAP@R": 9.0}) == 325
 
 
 def test_average_precision_counts_positives_among_the_first_r_only():
@@ -159,11 +159,33 @@ def test_average_precision_counts_positives_among_the_first_r_only():
 
 def test_measures_of_folds_are_averaged():
     matrices = [torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[1.0, 2.0], [2.0, 1.0]])]
-    measured = recall.mean_measures([rank_matrix(scores_IT, np.array([0, 1])) for scores_IT in matrices])
+    measured = measures.mean_measures([rank_matrix(scores_IT, np.array([0, 1])) for scores_IT in matrices])
     text, image = measured.values()
-    assert (
-        text == image == {"R@1": 50.0, "R@5": 100.0, "R@10": 100.0, "mAP@R": 50.0, "median_rank": 1.5, "mean_rank": 1.5}
-    )
+    assert text == image
+    expected = {"R@1": 50.0, "R@5": 100.0, "R@10": 100.0, "mAP@R": 50.0, "median_rank": 1.5, "mean_rank": 1.5}
+    assert text.items() >= expected.items()
+
+
+def test_the_rows_have_the_names_of_documents_in_their_order():
+    # Names and order are those of result.json and of the columns of tables: other programs read them.
+    recalls = ["R@1", "R@5", "R@10"]
+    assert [row.name for row in measures.MEASURES if row.of is not None] == [
+        *recalls,
+        "mAP@R",
+        "median_rank",
+        "mean_rank",
+    ]
+    assert [row.name for row in measures.ESTIMATED] == recalls
+    assert [name for name, _ in measures.COMPARED] == [*recalls, "MRR"]
+    assert [name for (name, _), counts in zip(measures.COMPARED, measures.IN_RSUM, strict=True) if counts] == recalls
+
+
+def test_the_mean_of_a_measure_over_queries_is_its_value():
+    ranking = rank_matrix(
+        torch.rand(6, 12, generator=torch.Generator().manual_seed(0)), np.repeat(np.arange(6), 2)
+    ).image
+    for row in measures.ESTIMATED:
+        assert 100 * np.mean(row.of_rank(ranking.ranks)) == pytest.approx(row.of(ranking))
 
 
 OWNER = np.repeat(np.arange(30), np.random.default_rng(0).integers(1, 6, 30))
@@ -249,6 +271,6 @@ def test_recalls_are_the_accuracies_of_sentence_transformers(asked):
             names, gallery, relevant, accuracy_at_k=[1, 5, 10], score_functions=cosine
         )
         accuracies = measure.compute_all_metrics(Given(queries, documents))["cosine"]["accuracy@k"]
-        measured = recall.measures(ours)
+        measured = measures.of_ranking(ours)
         assert [measured[f"R@{k}"] for k in (1, 5, 10)] == pytest.approx([100 * accuracies[k] for k in (1, 5, 10)])
         assert 10 < measured["R@1"] < 90
