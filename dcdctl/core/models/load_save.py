@@ -196,13 +196,13 @@ def load_scorer(ref: str | Path, overrides: Table | None = None, track: Track = 
     from dcdctl.core.models.dual_scorer import DualScorer
 
     model = load(ref, overrides, track)
-    return DualScorer(model) if model.kind == "dual" else model
+    return DualScorer(model) if model.has_one_vector else model
 
 
 def load_dual(ref: str | Path, overrides: Table | None = None) -> DualEncoder:
     """The dual encoder that a reference names; ModelError if it names another kind of model."""
     model = load(ref, overrides, kind="dual")
-    assert model.kind == "dual"
+    assert model.has_one_vector
     return model
 
 

@@ -124,7 +124,7 @@ class _TextTower(nn.Module):
 
 def tower_outputs(model: Model, batch: ImageBatch | TextBatch) -> tuple[Tensor, ...]:
     """What a file gives of a dual encoder or a late-interaction model, in the order of `ONNX_OUTPUTS`."""
-    if model.kind == "dual":
+    if model.has_one_vector:
         return (model.embed_images(batch) if isinstance(batch, ImageBatch) else model.embed_texts(batch),)
     states = model.encode_images(batch) if isinstance(batch, ImageBatch) else model.encode_texts(batch)
     assert isinstance(model, LateInteraction)

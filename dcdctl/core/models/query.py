@@ -61,7 +61,7 @@ class QuerySpace:
     @staticmethod
     def of(teacher: Searchable) -> QuerySpace:
         """The space of a model; ModelError for late interaction to which the cosine of whole vectors is added."""
-        if teacher.kind == "dual":
+        if teacher.has_one_vector:
             return QuerySpace(
                 kind="dual",
                 dim=teacher.embedding_dim,

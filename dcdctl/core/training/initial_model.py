@@ -190,13 +190,13 @@ def check_loss(loss: LossConfig, model: Model) -> None:
     dims = loss.dims
     if dims and model.kind == "late":
         raise ConfigError("loss.dims is for a vector per text, and this teacher has one per token", hint="leave it out")
-    if dims and model.kind == "dual" and dims[-1] > model.embedding_dim:
+    if dims and model.has_one_vector and dims[-1] > model.embedding_dim:
         raise ConfigError(
             f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers",
             hint=f"end it with {model.embedding_dim}, the full width",
         )
     # The head of a fusion model has a bias of its own, and MaxSim has none.
-    has_bias = model.logit_bias is not None if model.kind == "dual" else model.kind == "fusion"
+    has_bias = model.logit_bias is not None if model.has_one_vector else model.kind == "fusion"
     if loss.needs_bias and not has_bias:
         raise ConfigError(
             f"loss.terms has {', '.join(loss.terms)}, and the logits of this {model.kind} model have no bias",
