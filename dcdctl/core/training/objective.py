@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dcdctl.core import models
-from dcdctl.core.models import DualEncoder, Model
+from dcdctl.core.models import Model
 from dcdctl.core.training.batches.batch import Batch, MixedBatch
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, LossConfig, TermInputs
 
@@ -61,7 +60,8 @@ class PairObjective:
         terms = mean_over_widths(outputs, dims, of_width) if dims else of_width(outputs)
         if batch.teacher_images_IE is not None:
             assert batch.teacher_texts_TE is not None
-            project = cast(DualEncoder, model).project
+            assert model.as_dual is not None
+            project = model.as_dual.project
             # Of full width: the teacher's vectors have one width, to which all numbers of the student's are projected.
             teachers = batch.teacher_images_IE, batch.teacher_texts_TE
             sides = [(project(student), teacher) for student, teacher in zip(outputs, teachers, strict=True)]
