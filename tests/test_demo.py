@@ -106,7 +106,6 @@ def test_the_recall_over_the_gallery_is_that_of_its_captions_among_all_images(
     # The image of a caption, and with it the rank, does not depend on how many captions are asked.
     ranks = evaluate_model(models.load(str(out / "late")), gallery).rankings.image.positions_QR[:4, 0]
     assert result.row("late").gallery_recall == 100 * np.mean(ranks == 1)
-    assert demo._first_recall(np.array([[3.0, 1.0], [3.0, 2.0]]), np.array([0, 1])) == 50
 
 
 def test_the_cache_has_the_candidates_of_the_students_recipes_with_the_settings(

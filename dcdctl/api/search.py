@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from PIL import Image
@@ -92,8 +92,7 @@ class Index(search.FolderIndex):
         self,
         metadata: Ref | pa.Table | None = None,
         *,
-        exif: bool = False,
-        exif_place: bool = False,
+        exif: Literal["camera", "place"] | None = None,
         drop: Sequence[str] = (),
         progress: bool = False,
     ) -> IndexChange:
@@ -101,9 +100,9 @@ class Index(search.FolderIndex):
         without values.
 
         `metadata` names the image of each row in a column `image`, `image_id`, `path` or `filepath`. `exif` reads the
-        date and the camera from the image files, `exif_place` also the place, and `drop` removes columns.
+        date and the camera from the image files, with "place" also the place, and `drop` removes columns.
         """
-        changes = Changes(drop_columns=tuple(drop), metadata=table_or_path(metadata), exif=exif, exif_place=exif_place)
+        changes = Changes(drop_columns=tuple(drop), metadata=table_or_path(metadata), exif=exif)
         return self._change(changes, track=api.track(progress))
 
     def _change(self, changes: Changes, **how: Any) -> IndexChange:

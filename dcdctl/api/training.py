@@ -11,9 +11,9 @@ from dcdctl.cli.cache_teacher import CacheTeacher
 from dcdctl.cli.declare import Overrides, Ref, assignments, named, takes
 from dcdctl.cli.distill import Distill
 from dcdctl.cli.finetune_teacher import FinetuneTeacher
-from dcdctl.cli.options import TrainingKind, TrainingRun
 from dcdctl.cli.prepare import Prepare
 from dcdctl.cli.study import StudyArguments
+from dcdctl.cli.training_options import TrainingKind, TrainingRun
 from dcdctl.core import devices, models, training
 from dcdctl.core.data import CorpusSummary
 from dcdctl.core.models import Model

@@ -11,7 +11,6 @@ import typer
 from dcdctl.cli.declare import Ref, assignments, optional_ref, path
 from dcdctl.cli.options import (
     TEACHER_HELP,
-    BatchSize,
     Data,
     Device,
     Json,
@@ -74,7 +73,6 @@ def bench(
         list[str] | None,
         configures("--set", "Override a setting: budget_s=2; repeatable. docs/bench.md lists them.", "KEY=VALUE"),
     ] = None,
-    batch_size: BatchSize = 32,
     precision: Precision = "fp32",
     threads: Threads = None,
     json: Json = False,
@@ -87,7 +85,6 @@ def bench(
 
     device = devices.choose(timed.device)
     settings = {
-        "batch_size": batch_size,
         "precision": devices.precision_on(precision, device, note),
         "num_threads": threads,
     }

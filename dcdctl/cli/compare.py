@@ -37,7 +37,8 @@ class Compare:
         int,
         configures("--resamples", "Resamples of the bootstrap and of the sign-flip test.", "N", min=100, max=1_000_000),
     ] = 10_000
-    seed: Annotated[int, configures("--seed", "Seed of the resamples.", "N", min=0)] = 0
+    seed: int = 0
+    """Of the resamples. The command line always has 0."""
     draw_seeds: Annotated[
         bool,
         configures(

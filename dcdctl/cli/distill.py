@@ -10,10 +10,11 @@ from dcdctl.cli import options
 from dcdctl.cli.completion import complete_teacher
 from dcdctl.cli.declare import Ref, Refs, many, optional_path, path
 from dcdctl.cli.options import reads
+from dcdctl.cli.training_options import TrainingRun
 
 
 @dataclass(frozen=True)
-class Distill(options.TrainingRun):
+class Distill(TrainingRun):
     """A student, its data, and the teachers that it learns from."""
 
     data: Annotated[

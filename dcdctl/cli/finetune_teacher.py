@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from dcdctl.cli import options
 from dcdctl.cli.declare import Ref, many, path
+from dcdctl.cli.training_options import TrainingRun
 
 
 @dataclass(frozen=True)
-class FinetuneTeacher(options.TrainingRun):
+class FinetuneTeacher(TrainingRun):
     """A teacher and its data."""
 
     data: options.Data

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -75,8 +75,14 @@ class NewIndex:
         ),
         Path,
     ] = None
-    exif: Annotated[bool, configures("--exif", "Read columns from the image files: taken, year and camera.")] = False
-    exif_place: Annotated[bool, configures("--exif-place", "The same, and latitude and longitude.")] = False
+    exif: Annotated[
+        Literal["camera", "place"] | None,
+        configures(
+            "--exif",
+            "Read columns from the image files: taken, year and camera; with place also latitude and longitude.",
+            "camera|place",
+        ),
+    ] = None
     workers: Workers = None
     batch_size: BatchSize = 32
     device: Device = "auto"
@@ -157,7 +163,6 @@ class IndexOptions:
             drop_columns=tuple(self.drop_column or ()),
             metadata=table_or_path(new.metadata),
             exif=new.exif,
-            exif_place=new.exif_place,
             query_model=optional_ref(new.query_model),
         )
 

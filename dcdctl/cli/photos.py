@@ -12,6 +12,7 @@ from dcdctl.cli.distill import Distill
 from dcdctl.cli.index import IndexOptions, NewIndex, index
 from dcdctl.cli.options import argument
 from dcdctl.cli.prepare import Prepare
+from dcdctl.cli.training_options import Text, Vision
 from dcdctl.cli.views.terminal import bar, show
 
 
@@ -19,8 +20,8 @@ def photos(
     images: Annotated[Path, argument("Folder of the photos.", "FOLDER")],
     captions: Annotated[Path, argument("CSV file with one caption per row: image,caption.", "CAPTIONS")],
     out: options.Out,
-    vision: options.Vision = None,
-    text: options.Text = None,
+    vision: Vision = None,
+    text: Text = None,
 ) -> None:
     """Make captioned photos searchable. It prepares, trains the recipe photos and indexes; without captions,
     `dcdctl index` takes a model that you have."""

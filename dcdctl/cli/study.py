@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from dcdctl.cli import options
 from dcdctl.cli.completion import complete_split
 from dcdctl.cli.declare import Ref, assignments, named, optional_ref, path
+from dcdctl.cli.training_options import Training
 from dcdctl.cli.views.scoring import show_estimate, show_workload
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_tables
 from dcdctl.core.progress import counted
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class StudyArguments(options.Training):
+class StudyArguments(Training):
     """A start, its teacher, and the data to study them on."""
 
     recipe: options.RecipeArgument

@@ -14,7 +14,7 @@ from dcdctl.core.data import Corpus, Scores
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation, Protocol
-from dcdctl.core.models import FusionScorer
+from dcdctl.core.models import Scorer
 from dcdctl.core.progress import Say, Track, digits, silent, unsaid
 from dcdctl.core.teacher import CacheJob, cache_scores
 from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
@@ -224,7 +224,7 @@ def _measure(job: DemoJob, track: Track) -> DemoResult:
     return result
 
 
-def _gallery_scores(scorer: FusionScorer, gallery: Corpus, job: DemoJob, track: Track) -> Scores:
+def _gallery_scores(scorer: Scorer, gallery: Corpus, job: DemoJob, track: Track) -> Scores:
     """The scores of all images with the first captions, I x Q."""
     shape = gallery.num_images, job.num_queries
     image_P, text_P = (index.ravel() for index in np.indices(shape))

@@ -223,6 +223,20 @@ def own_index(noise_index, tmp_path):
     return dcdctl.Index.build(tmp_path / "dual", tmp_path / "images", tmp_path / "own", settings=settings)
 
 
+def test_an_index_is_built_changed_and_searched_in_place(own_index, tmp_path):
+    assert (own_index.num_images, own_index.config.kind, own_index.config.candidates) == (7, "int8", 7)
+    searcher = dcdctl.Searcher(str(own_index.folder), device="cpu")
+    mine = dcdctl.Searcher(own_index)
+    added = own_index.add(str(tmp_path / "more"))
+    assert (added.added, len(own_index), len(mine.search("a red circle", k=99))) == (5, 12, 12)
+    assert len(searcher.search("a red circle", k=99)) == 7  # opened before the change
+    assert own_index.remove("h.png", "[ij].png").removed == 3
+    assert {hit.name for hit in mine.search("a red circle", k=99)} & {"h.png", "i.png", "j.png", "k.png"} == {"k.png"}
+    assert repr(own_index) == repr(dcdctl.Index.open(own_index))
+    with pytest.raises(InputError, match="absent"):
+        own_index.remove("absent.png")
+
+
 def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tmp_path):
     rows = [{"image": "plain.png", "year": 2020, "owner": "<b>"}, {"image": "g.png", "year": 2021, "owner": "ann"}]
     pd.DataFrame(rows).to_csv(tmp_path / "m.csv", index=False)
@@ -233,7 +247,7 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
         assert own_index.values("year").drop_null().to_pylist() == [2021, 2020]
         own_index.set_columns(drop=["year", "owner"])
         assert own_index.columns.names == []
-    own_index.set_columns(in_memory, exif=True)
+    own_index.set_columns(in_memory, exif="camera")
     assert own_index.columns.names == ["year", "owner", "taken", "camera"]
     searcher = dcdctl.Searcher(own_index)
     answer = searcher.search("a red circle", where="owner = '<b>'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import sys
@@ -15,9 +16,11 @@ from command_line import error_of, run
 from typer.testing import CliRunner
 
 from dcdctl import __version__
-from dcdctl.cli.app import app
+from dcdctl.cli.app import COMMANDS, app, main
 from dcdctl.cli.views import terminal
 from dcdctl.core.errors import SourceError, StaleError
+
+NAMES = [name for name, *_ in COMMANDS]
 
 
 def small_app() -> typer.Typer:
@@ -154,6 +157,13 @@ def test_wrong_usage_exits_with_2(line):
     assert "Error: " in error_of(line, code=2)
 
 
+def test_the_help_lists_every_command_under_its_panel():
+    lines = [line.strip() for line in run("--help").stdout.splitlines()]
+    listed = [line.split()[0] for line in lines if line and line.split()[0] in NAMES]
+    assert sorted(listed) == sorted(NAMES)
+    assert lines.index("Teacher:") < lines.index("Student:")
+
+
 def test_the_version_is_the_packages():
     assert run("--version").stdout == f"dcdctl {__version__}\n"
 
@@ -223,3 +233,15 @@ def test_json_is_one_document_and_has_no_nan(capsys):
     assert json.loads(capsys.readouterr().out) == {"R@1": 1.5, "name": "é"}
     with pytest.raises(ValueError, match="JSON"):
         terminal.show_json({"R@1": float("nan")})
+
+
+def test_a_command_looks_for_garbage_less_often_than_python_does(monkeypatch, capsys):
+    before = gc.get_threshold()
+    monkeypatch.setattr(sys, "argv", ["dcdctl", "--version"])
+    try:
+        gc.set_threshold(700, 10, 10)
+        with pytest.raises(SystemExit):
+            main()
+        assert gc.get_threshold() == (20_000, 10, 10)
+    finally:
+        gc.set_threshold(*before)

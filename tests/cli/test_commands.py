@@ -249,6 +249,19 @@ def test_texts_are_encoded_verified_and_inspected(tmp_path):
     assert "is an index" not in error_of(f"inspect {tmp_path}/q --split val", code=2)
 
 
+def test_scores_without_an_order_get_a_note(scenes_corpus_dir, tmp_path):
+    line = f"cache-teacher --data {scenes_corpus_dir} --out {tmp_path}/cache {FOUR}"
+    run(f"{line} --plan-only")
+    rows = pq.read_table(tmp_path / "cache" / "work")
+    is_own = np.random.default_rng(0).random(len(rows)) < 0.5
+    pq.write_table(rows.append_column("score", pa.array(is_own.astype(float))), tmp_path / "scores.parquet")
+    taken = run(f"{line} --scores {tmp_path}/scores.parquet --teacher-name judge")
+    sentence = "every score is 0 or 1: nothing can be learned from the order of the scores"
+    assert sentence in taken.stderr
+    assert sentence in run(f"inspect {tmp_path}/cache").stdout
+    assert json.loads(run(f"inspect {tmp_path}/cache --json").stdout)["lack_of_order"] == sentence
+
+
 def test_joined_splits_go_from_cache_to_student_to_recall(scored, scenes_corpus_dir, teacher, cache, tmp_path):
     """The scores of train are reused, and the cache of the joined splits fits no other."""
     joined, trained, few = (tmp_path / name for name in ("joined", "run", "few"))

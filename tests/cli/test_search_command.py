@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 import shutil
 
 import pytest
+import torch
 from html_page import Page
 from made_index import searcher_of, update
 from noise_index import CAPTIONS, NAMES, make_index
@@ -170,6 +172,13 @@ def test_options_without_effect_exit_with_2(index, monkeypatch, words, message):
     assert result.stdout == ""
 
 
+def test_a_terminal_without_a_query_is_told_what_to_give(index, monkeypatch):
+    monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
+    with pytest.raises(SystemExit) as exit_:
+        app(["search", str(index)])
+    assert exit_.value.code == 2
+
+
 def test_a_wrong_index_or_query_is_an_error_before_torch_is_imported(index, tmp_path):
     script = """
 import sys
@@ -182,6 +191,19 @@ for words in ([sys.argv[2], "red"], [sys.argv[1], " "], [sys.argv[1], "--image",
 print(sorted({"torch", "transformers", "rich"} & set(sys.modules)))
 """
     assert run_script(script, index, tmp_path).splitlines() == ["1", "1", "1", "[]"]
+
+
+def test_the_number_of_threads_is_the_given_one(index, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+    try:
+        assert (
+            run_cli(index, "--image", index.parent / "images" / "plain.png", "--threads", before + 1, *CPU).exit_code
+            == 0
+        )
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_only_unprintable_characters_are_escaped():

@@ -27,7 +27,7 @@ import dcdctl
 from dcdctl.core.data import RemoteFile, fetch_file
 from dcdctl.core.data.download import http
 from dcdctl.core.data.download import hub as data_hub
-from dcdctl.core.data.download.cache import expand
+from dcdctl.core.data.download.cache import cache_folder, expand
 from dcdctl.core.errors import ConfigError, InputError, SourceError
 from dcdctl.core.progress import Track
 
@@ -377,6 +377,20 @@ def test_500_is_retried_with_longer_waits_and_then_fails(server, a_zip, monkeypa
     assert fetch_file(a_zip).path.read_bytes() == BODY
 
 
+def test_a_download_that_is_always_cut_fails_and_is_kept_for_the_next_run(server, a_zip, cache):
+    server.ranges = False
+    server.faults["/a.zip"] = Fault(cut_after=100_000, times=None)
+    with pytest.raises(
+        SourceError, match=r"gave up after 5 attempts .*; 100,000 bytes are kept: run the same command again to resume$"
+    ):
+        fetch_file(a_zip)
+    assert len(server.requests) == 5
+    assert left(cache) == ["a.zip.partial", "a.zip.partial.json"]
+    server.ranges, server.faults = True, {}
+    assert fetch_file(a_zip).path.read_bytes() == BODY
+    assert server.requests[-1].sent == len(BODY) - 100_000
+
+
 def test_a_silent_server_times_out_and_is_requested_again(server, a_zip, monkeypatch):
     monkeypatch.setattr(http, "TIMEOUT_SECONDS", 0.1)
     server.faults["/a.zip"] = Fault(hold=threading.Event())
@@ -518,6 +532,16 @@ def test_a_cache_that_cannot_be_written_is_an_error(a_zip, tmp_path, monkeypatch
     monkeypatch.setenv("DCDCTL_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"the cache cannot be written \(.*\); set DCDCTL_CACHE"):
         fetch_file(a_zip)
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("DCDCTL_CACHE", "~/here")
+    assert cache_folder() == Path.home() / "here"
+    monkeypatch.delenv("DCDCTL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "dcdctl"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "dcdctl"
 
 
 # The Hub

@@ -602,3 +602,10 @@ def test_the_command_leaves_a_corpus_and_prints_one_json_document(tmp_path, imag
     assert done.exit_code == 0
     assert [row["row"] for row in json.loads(done.stdout)["skipped"]] == ["dataset.json images[1]"]
     assert Corpus.open(tmp_path / "out", "val").image_ids == ["ü.png"]
+
+
+def test_the_command_lists_the_manifests():
+    shown = run_cli("--list").stdout
+    assert all(name in shown for name in ("scenes", "flickr8k", "flickr30k", "coco", "train 113,287"))
+    document = json.loads(run_cli("--list", "--json").stdout)
+    assert [one["name"] for one in document["data_sets"]] == ["coco", "flickr30k", "flickr8k", "scenes"]

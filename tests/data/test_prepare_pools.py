@@ -305,6 +305,14 @@ def test_unusable_texts_and_images_may_be_skipped(tmp_path, photos):
     assert Corpus.open(tmp_path / "out", "train").captions == ["a dog", "a cat"]
 
 
+def test_a_named_encoding_is_that_of_the_texts(tmp_path):
+    (tmp_path / "a.txt").write_bytes("grün\n".encode("cp1252"))
+    prepare(tmp_path / "out", queries=tmp_path / "a.txt", encoding="windows-1252")
+    assert Corpus.open(tmp_path / "out", "train").captions == ["grün"]
+    with pytest.raises(InputError, match="made from other files or with other options"):
+        prepare(tmp_path / "out", queries=tmp_path / "a.txt", encoding="cp1251")
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -16,7 +16,7 @@ import pytest
 from image_files import png
 from shards import add, captions_of, parquet_of, rows_of, stream_of, tar_of, with_bad_rows, write_shards
 
-from dcdctl.core.data import is_stream, open_shards, urls
+from dcdctl.core.data import ShardStream, is_stream, open_shards, urls
 from dcdctl.core.data.download import http
 from dcdctl.core.data.images import ImageStore
 from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError, SourceError, StaleError
@@ -349,6 +349,13 @@ def test_fewer_images_than_a_batch_and_a_small_window_are_errors(tmp_path):
         captions_of(stream_of(places), range(1))
     with pytest.raises(ConfigError, match=r"stream.window is 3, less than batch.size 4"):
         stream_of(places, window=3)
+
+
+@pytest.mark.parametrize("read", [ShardStream.first_batch, ShardStream.first_window, ShardStream.batches_per_epoch])
+def test_fewer_images_than_a_batch_are_an_error_of_a_trial_too(tmp_path, read):
+    ending = ".parquet" if read == ShardStream.batches_per_epoch else ".tar"
+    with pytest.raises(ConfigError, match=r"batch.size is 4, the 2 shards have 3 images that can be used; set"):
+        read(stream_of(write_shards(tmp_path, rows_of([2, 1]), ending)))
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def document_of(*words):
 
 
 def test_the_document_has_the_numbers_of_both_and_of_the_difference_by_hand(here, made):
-    document = document_of("base", "gain", "--resamples", 200, "--seed", 3)
+    document = document_of("base", "gain", "--resamples", 200)
     assert {
         key: document[key]
         for key in ("split", "images", "captions", "protocol", "corpus_fingerprint", "resamples", "seed", "level")
@@ -62,7 +62,7 @@ def test_the_document_has_the_numbers_of_both_and_of_the_difference_by_hand(here
         "protocol": "whole",
         "corpus_fingerprint": made.fingerprint,
         "resamples": 200,
-        "seed": 3,
+        "seed": 0,
         "level": 0.95,
     }
     base, gain = document["sides"]
@@ -220,7 +220,6 @@ def test_a_cascade_is_named_with_its_depth(here, made):
         (["base"], 1, "got 1 systems, expected 2 to 26"),
         (["base", "absent"], 1, "there is no finished evaluation in absent"),
         (["base", "gain", "--resamples", 99], 2, "--resamples"),
-        (["base", "gain", "--seed", -1], 2, "--seed"),
         (["base,mixed", "gain", "--draw-seeds"], 1, "gain has 1 run, drawing its seeds needs 2 or more"),
         (["base", "gain", "--data", "x"], 2, "--html"),
         ([], 2, "SYSTEM"),

@@ -159,6 +159,20 @@ def test_a_model_without_a_text_encoder_refuses_its_settings(vilt, dual, tmp_pat
             models.load(tmp_path / "saved", {"text.num_attention_heads": 4})
 
 
+@pytest.mark.parametrize("name", ["meter_tiny_a", "meter_eps_a"])
+@torch.no_grad()
+def test_a_saved_scorer_loads_with_an_equal_digest_and_at_another_image_size(name, tmp_path):
+    scorer = official.load_meter(name)
+    models.save(scorer, tmp_path / "saved")
+    reloaded = models.load(tmp_path / "saved")
+    assert isinstance(reloaded, CoAttentionScorer)
+    assert reloaded.digest == scorer.digest
+    side = scorer.preprocess.image_size_px
+    larger = models.load(tmp_path / "saved", {"image_size": side + 16})
+    assert larger.preprocess.image_size_px == side + 16
+    assert larger.network.vision.embeddings.position_embedding.weight.shape[0] == 1 + ((side + 16) // 16) ** 2
+
+
 @pytest.mark.parametrize("num_layers", range(1, 7))
 @pytest.mark.parametrize(("width", "num_heads"), [(32, 1), (48, 4), (96, 12)])
 @pytest.mark.parametrize("image_size", [8, 48])

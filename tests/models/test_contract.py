@@ -1,4 +1,4 @@
-"""The contract of both kinds of model (models/fusion.py, models/dual.py), checked for every family
+"""The contract of the kinds of model (models/fusion.py, models/late.py, models/dual.py), checked for every family
 (tests/support/families.py)."""
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch.testing import assert_close
 
 from dcdctl.core import files, models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import DualEncoder, FusionScorer, PairBatch, States
+from dcdctl.core.models import DualEncoder, FusionScorer, LateInteraction, PairBatch, States
 from dcdctl.core.models.networks.over_encoders import Encoders
 
-BASES = {"fusion": FusionScorer, "dual": DualEncoder, "late": FusionScorer}
+BASES = {"fusion": FusionScorer, "dual": DualEncoder, "late": LateInteraction}
 # Each of three images with two of four captions; all rows differ.
 IMAGE_IX = torch.tensor([[0, 0], [1, 1], [2, 2]])
 TEXT_IX = torch.tensor([[0, 3], [1, 0], [2, 1]])

@@ -113,7 +113,7 @@ def test_an_image_is_computed_once_for_all_its_captions_of_a_corpus(scorer, libr
         for i, t in zip(image_P.tolist(), text_P.tolist(), strict=True)
     ]
     calls = []
-    vision = scorer.encoder[0].model.model.visual
+    vision = scorer.network[0].model.model.visual
     handle = vision.register_forward_hook(lambda *_: calls.append(1))
     source, compute = CorpusSource(corpus, scorer.preprocess), Compute(batch_size=batch_size)
     everything = PairScorer(scorer=scorer, source=source, images=range(3), texts=range(10), compute=compute)

@@ -21,7 +21,7 @@ from dcdctl.core.models.inputs import States
 from dcdctl.core.models.networks import maxsim as ours
 from dcdctl.core.models.networks.maxsim import all_maxsims, pair_maxsims
 from dcdctl.core.scoring import CorpusSource, encode_corpus
-from dcdctl.core.training import TrainingOptions
+from dcdctl.core.training import TrainingOptions, initial_model, load_recipe
 
 CAPTIONS = ["a red car", "a small dog in the deep snow", "two people"]
 
@@ -142,8 +142,9 @@ def test_what_late_interaction_has_not_is_an_error(tmp_path):
     models.save(model, tmp_path / "late")
     with pytest.raises(ModelError, match="is a late-interaction model, expected a dual encoder"):
         models.load_dual(tmp_path / "late")
+    assert not any(hasattr(model, name) for name in ("layers", "student", "groups_by_image"))
     with pytest.raises(ModelError, match="no student of fewer layers"):
-        model.student([0])
+        initial_model.make_model(load_recipe("tiny-student", ["model.layers=[0]"]), CAPTIONS, model)
     with pytest.raises(ModelError, match="gives no state for each token"):
         models.new_late(READ_ONLY["SentenceTransformer"](CAPTIONS, tmp_path / "encoder"), 4, is_pooled=True)
     (tmp_path / "late" / "dcdctl.json").unlink()
@@ -176,7 +177,7 @@ def test_its_folder_is_that_of_its_dual_encoder_too(tmp_path):
     models.save(model, tmp_path / "late")
     (tmp_path / "late" / "late_interaction.safetensors").unlink()
     (tmp_path / "late" / "dcdctl.json").unlink()
-    assert models.load_dual(tmp_path / "late").digest == model.dual.digest
+    assert models.load_dual(tmp_path / "late").digest == model.as_dual.digest
 
 
 def test_a_late_student_continues_from_a_late_run(tmp_path):

@@ -316,7 +316,7 @@ def test_a_caption_that_contains_the_image_token_of_a_blip2_is_refused(tmp_path)
 def test_attention_of_grouped_pairs_equals_that_of_each_pair(num_images, num_pairs):
     generator = torch.Generator().manual_seed(num_images)
     torch.manual_seed(num_pairs)
-    heads = Heads(nn.Linear(12, 12), nn.Linear(8, 12), nn.Linear(8, 12), 3, 0.0)
+    heads = Heads(query=nn.Linear(12, 12), key=nn.Linear(8, 12), value=nn.Linear(8, 12), num_heads=3, dropout=0.0)
     dense = nn.Linear(12, 12)
     tokens, images = (
         torch.randn(num_pairs, 4, 12, generator=generator),

@@ -140,6 +140,13 @@ def test_a_model_that_torch_cannot_export_is_an_error_without_a_file_written(dua
     assert was_training[0] is False
 
 
+def test_a_folder_that_is_not_empty_is_refused_and_not_changed(dual, tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ModelError, match="is not empty"):
+        models_onnx.export_onnx(dual, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
 def test_a_gpu_without_a_provider_is_an_error_that_lists_the_providers():
     with pytest.raises(MissingError, match=r"no provider for cuda \(it has CPUExecutionProvider\)"):
         onnx_towers._providers(torch.device("cuda"), ["CPUExecutionProvider"])

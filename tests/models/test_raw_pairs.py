@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,11 @@ CAPTIONS_OF_WORDS = ["a large red circle is left of a small blue square", "a"]
 class Recorder(RawPairScorer):
     """The logit is 1000 x the red of the last pixel + the number of characters; keeps what it was given."""
 
-    noun, settings = "a recorder", {}
+    settings: ClassVar[dict[str, object]] = {}
+
+    def __init__(self, network):
+        super().__init__(network)
+        self.noun = "a recorder"
 
     def _score(self, images, texts, image_ix, text_ix):
         self.seen = images, texts

@@ -119,6 +119,16 @@ def test_take_trims_to_the_longest_row_and_may_repeat_rows():
     assert taken.mask.tolist() == [[True, True], [True, False], [True, True]]
 
 
+def test_pinned_states_are_the_same_states(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    states = States(torch.arange(12.0).view(2, 3, 2), torch.ones(2, 3, dtype=torch.bool))
+    copied = states.pin_memory()
+    assert torch.equal(copied.tokens, states.tokens)
+    assert torch.equal(copied.mask, states.mask)
+    assert len(pinned) == 2
+
+
 def test_a_new_model_depends_on_the_seed_alone_and_keeps_the_random_state(tokenizer):
     size = ViltSize(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     before = torch.get_rng_state()

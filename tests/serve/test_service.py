@@ -20,8 +20,8 @@ from starlette.testclient import TestClient
 from tiny import make_models
 
 from dcdctl.core import artifacts, models
-from dcdctl.core.data import Corpus
-from dcdctl.core.errors import StaleError
+from dcdctl.core.data import Corpus, images
+from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.search import FolderIndex, IndexSearcher
 from dcdctl.core.search.torch_models import Reranker
 from dcdctl.core.serve import ServiceConfig, app
@@ -396,6 +396,25 @@ def test_with_a_reranker_texts_are_reranked_and_images_are_not(searcher, kind):
     by_row = client.get("/search?row=0").json()
     assert by_row["results"][0]["row"] == 0
     assert by_row["notes"] == [app.NOT_RERANKED]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(
+            {"max_k": 0},
+            {"default_k": 30, "max_k": 20},
+            {"max_waiting": -1},
+            {"port": 70000},
+            {"host": ""},
+            {"max_upload_s": 0.0},
+        ),
+        *({"max_pixels": images.MAX_PIXELS + 1}, {"allowed_hosts": ("a.org:80",)}, {"allowed_hosts": ("a*b",)}),
+    ],
+)
+def test_invalid_settings_are_refused_by_name(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong)).replace("allowed_hosts", "an allowed host")):
+        ServiceConfig(**wrong)
 
 
 def test_results_have_their_first_caption_as_long_as_the_corpus_is_there(scenes_corpus_dir, tmp_path):

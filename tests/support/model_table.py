@@ -126,6 +126,8 @@ def _student(model: Any) -> str:
         if model.as_dual is not None:
             model.as_dual.set_trained(TrainedParts())
             return str(model.kind)
+        if model.kind != "fusion":
+            return "no"
         model.student([0])
     except ModelError:
         return "no"

@@ -19,7 +19,7 @@ from training_steps import distill
 
 from dcdctl.core import models, training
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError, as_user_error
+from dcdctl.core.errors import ConfigError, InputError, MissingError, ModelError, StaleError, as_user_error
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, cache, measure_spread
 from dcdctl.core.training import (
@@ -337,6 +337,32 @@ def test_inputs_that_do_not_belong_together_are_refused(
         read_all(InputRefs(data=scenes_corpus_dir, caches=[tmp_path / "absent"]))
     with pytest.raises(ConfigError, match="--model-set is for the model named by --teacher"):
         InputRefs(data=scenes_corpus_dir, model_set=["max_text_len=9"])
+
+
+MISSING_REFS: dict[str, Any] = {
+    "data": Path("absent/data"),
+    "caches": [Path("absent/cache")],
+    "teachers": ["absent/teacher"],
+}
+"""Files that are not there: an error about anything else shows that none was opened."""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sets", "refs", "message"),
+    [
+        ("nosuchrecipe", [], {}, "no recipe nosuchrecipe"),
+        ("tiny-student", ["batch.sise=8"], {}, "unknown key batch.sise"),
+        ("tiny-student", ["batch.size=1"], {}, "batch.size must be at least 2"),
+        ("tiny-student", [], {"caches": []}, "needs the teacher's scores"),
+        ("tiny-student", [], {"teachers": []}, "starts from its teacher, and no teacher is given"),
+        ("tiny-student", ["batch.negatives=mined"], {}, "with a cache the negatives are those of the cache"),
+    ],
+)
+def test_a_wrong_recipe_fails_before_any_file_is_opened(tmp_path, recipe, sets, refs, message):
+    job, named = TrainingJob("distill", recipe, sets, tmp_path / "run"), InputRefs(**{**MISSING_REFS, **refs})
+    with pytest.raises((ConfigError, ModelError), match=message):
+        training.train_model(job, named, options=OPTIONS)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_says_in_what_its_cache_differs_and_how_much_of_a_batch_it_covers(inputs, tmp_path):

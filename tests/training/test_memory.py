@@ -4,18 +4,24 @@ what needs less."""
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from batches import recipe_batches
 from training_steps import TINY_DUAL, distill
 
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import InputError
-from dcdctl.core.training import TrainingOptions, initial_model, memory, runs
+from dcdctl.core.scoring import CorpusSource
+from dcdctl.core.training import TrainingOptions, initial_model, memory, recipe, runs
+from dcdctl.core.training.grad_cache import Step, backward
+from dcdctl.core.training.objective import PairObjective
 
 AUTO = TrainingOptions(tries_micro_batches=True, tries_precision=True)
 DUAL = [
@@ -145,6 +151,34 @@ def test_without_a_trial_nothing_is_split(corpus, tmp_path, limit):
     limit["images"] = 3
     with pytest.raises(InputError, match="try --accumulate 2"):
         train(corpus, tmp_path / "run", TrainingOptions())
+
+
+@pytest.mark.parametrize("slow", ["float32", "bfloat16"])
+def test_the_precision_is_the_one_with_the_shorter_step(corpus, slow, monkeypatch):
+    loaded, said = recipe.load_recipe("tiny-student", DUAL), []
+    model: Any = initial_model.make_model(loaded, corpus.captions, None)
+
+    def wait(*_: Any) -> None:
+        if torch.is_autocast_enabled("cpu") == (slow == "bfloat16"):
+            time.sleep(0.1)
+
+    model.network.vision_model.register_forward_pre_hook(wait)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    source = CorpusSource(corpus, model.preprocess)
+    monkeypatch.setattr(memory, "precisions", lambda options: ("float32", "bfloat16"))
+
+    def trial(options: TrainingOptions) -> None:
+        plan = options.micro_batch_plan
+        step = Step(number=0, seed=0, compute=options.compute, micro_batch_plan=plan)
+        backward(model, PairObjective(loaded.loss), recipe_batches(source, loaded, None, plan)[0], step)
+
+    found = memory.settle(AUTO, model, loaded.batch.size, trial, said.append)
+    assert found == replace(
+        AUTO.settled(), compute=replace(AUTO.compute, precision="bfloat16" if slow == "float32" else "float32")
+    )
+    assert len(said) == (1 if slow == "float32" else 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_on_a_cpu_only_float32_is_tried():

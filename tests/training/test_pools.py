@@ -20,9 +20,9 @@ from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import TeacherScores, false_negative_filter
 from dcdctl.core.training import TrainingJob, TrainingOptions, checkpoints, load_recipe, loop, preview
 from dcdctl.core.training.batches.batch import MicroBatchPlan, MixedBatch
-from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.pool import PoolLists, PoolPairs, pseudo_positives
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
+from dcdctl.core.training.corpus_data import choose_pairs
 from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES
 from dcdctl.core.training.objective import PairObjective

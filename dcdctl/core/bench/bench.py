@@ -36,7 +36,7 @@ from dcdctl.core.bench.timer import Timer
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, DcdError
-from dcdctl.core.models import DualEncoder, FusionScorer
+from dcdctl.core.models import Model
 from dcdctl.core.progress import Track, silent
 
 
@@ -73,7 +73,7 @@ def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device,
 
 
 def compare(
-    in_torch: Mapping[str, FusionScorer | DualEncoder],
+    in_torch: Mapping[str, Model],
     corpus: Corpus,
     config: BenchConfig,
     *,
@@ -218,7 +218,7 @@ def _query_speed_up(teacher: BenchModel, other: BenchModel, num_images: int, *, 
 
 
 def onnx_student(
-    model: FusionScorer | DualEncoder, in_torch: BenchModel, folder: Path, *, is_timed: bool
+    model: Model, in_torch: BenchModel, folder: Path, *, is_timed: bool
 ) -> tuple[BenchModel | None, OnnxTimes]:
     """The student exported into a folder, and what is known of it before it is timed; None with a note if it is not.
     Its vectors are compared with torch's."""

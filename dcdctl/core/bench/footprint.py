@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dcdctl.core.bench.result import Flops, Footprint
 from dcdctl.core.bench.steps import FLOAT32_BYTES, BenchModel
-from dcdctl.core.models import DualEncoder, FusionScorer
+from dcdctl.core.models import Model
 
 NUM_COUNTED = 4
 """Pairs that operations are counted on, because captions differ in length."""
@@ -46,7 +46,7 @@ def count_flops(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def measure_footprint(model: FusionScorer | DualEncoder, bench_model: BenchModel) -> Footprint:
+def measure_footprint(model: Model, bench_model: BenchModel) -> Footprint:
     """The footprint of a model, measured on its inputs."""
     num_floats = bench_model.steps.index_floats(bench_model.encoded_images)
     weights = [tensor for name, tensor in model.state_dict().items() if _is_saved(name)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from dcdctl.core.bench.config import BenchConfig
 from dcdctl.core.bench.timer import Quantity, Repeats
 from dcdctl.core.data import Corpus
-from dcdctl.core.models import DualEncoder, FusionScorer, ImageBatch, OnnxTowers, States, TextBatch
+from dcdctl.core.models import DualEncoder, ImageBatch, Model, OnnxTowers, Scorer, States, TextBatch
 
 FIRST = 10
 """A query ends when its first ten images are known."""
@@ -30,7 +30,7 @@ class TimedFusion:
     images, repeats indices, not states: every pair passes through the fusion layers. Late interaction computes a pair
     once however often it is asked for, so its gallery repeats the states."""
 
-    def __init__(self, model: FusionScorer, batch_size: int, towers: Any = None) -> None:
+    def __init__(self, model: Scorer, batch_size: int, towers: Any = None) -> None:
         self._model, self._towers = model, towers or model
         # States that are kept are compared all at once, as a search compares them.
         self._size = model.pairs_per_batch if model.keeps_states else batch_size
@@ -235,20 +235,20 @@ class BenchModel:
         return self.steps.gallery_bytes(self.encoded_images, count) <= config.max_gallery_mib * MiB
 
 
-def timed_model(model: FusionScorer | DualEncoder, batch_size: int, towers: OnnxTowers | None = None) -> TimedModel:
+def timed_model(model: Model, batch_size: int, towers: OnnxTowers | None = None) -> TimedModel:
     """The steps of a model, encoding by `towers` if given; a cross-encoder scores pairs in batches of `batch_size`."""
     if model.has_one_vector:
         return TimedDual(towers or model)
     return TimedFusion(model, batch_size, towers)
 
 
-def device_of(model: FusionScorer | DualEncoder) -> torch.device:
+def device_of(model: Model) -> torch.device:
     """The device of the first parameter; the CPU for a model without any, such as a Python function, whose own device
     is not known."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def prepare_model(model: FusionScorer | DualEncoder, corpus: Corpus, config: BenchConfig) -> BenchModel:
+def prepare_model(model: Model, corpus: Corpus, config: BenchConfig) -> BenchModel:
     """A model in evaluation mode, without gradients, with the first images of a corpus and their captions (of a pool,
     its first texts), preprocessed: singly, in batches, and the remainders of the galleries."""
     # In inference mode a view of a parameter that requires a gradient has no history, and torch's counter fails on it.

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -44,10 +43,9 @@ def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track) -> tu
         cache = read_cache(Path(ref), corpus=corpus)
         return cache, str(cache.plan["teacher"])
     model = models.load(ref, track=track)
-    if not model.keeps_states:
+    if model.kind == "fusion":
         raise _no_order(ref)
-    named = (ref, cast("models.Searchable", model))
-    embedded = embed_corpus([named], corpus, compute, track=track)
+    embedded = embed_corpus([(ref, model)], corpus, compute, track=track)
     return embedded, model.digest
 
 

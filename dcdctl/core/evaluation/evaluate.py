@@ -37,7 +37,7 @@ from dcdctl.core.evaluation.measures import NDCG, mean_measures
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
-from dcdctl.core.models import FusionScorer, Model
+from dcdctl.core.models import Model, Scorer
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, silent, unsaid
 from dcdctl.core.scoring import VectorKind
@@ -50,7 +50,7 @@ def evaluate_model(
     model: Model,
     corpus: Corpus,
     *,
-    rerank: FusionScorer | None = None,
+    rerank: Scorer | None = None,
     options: EvalOptions = DEFAULT,
     track: Track = silent,
     on_workload: OnWorkload | None = None,
@@ -93,7 +93,7 @@ def evaluate_model(
     )
 
 
-def _how(model: Model, rerank: FusionScorer | None, options: EvalOptions) -> HowMeasured:
+def _how(model: Model, rerank: Scorer | None, options: EvalOptions) -> HowMeasured:
     return HowMeasured(
         name=options.protocol.name,
         folds=options.protocol.num_folds,
@@ -106,7 +106,7 @@ def _how(model: Model, rerank: FusionScorer | None, options: EvalOptions) -> How
     )
 
 
-def _check_options(model: Model, rerank: FusionScorer | None, options: EvalOptions) -> None:
+def _check_options(model: Model, rerank: Scorer | None, options: EvalOptions) -> None:
     is_dual_alone = model.has_one_vector and rerank is None
     if options.form != FULL_VECTORS and not is_dual_alone:
         raise _no_vectors()

@@ -37,7 +37,7 @@ from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol, folds_of
 from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings
 from dcdctl.core.evaluation.ranks import RankCounter, checked_scores
 from dcdctl.core.evaluation.vectors import rank_vectors
-from dcdctl.core.models import DualEncoder, FusionScorer, Model, TextBatch
+from dcdctl.core.models import DualEncoder, Model, Scorer, TextBatch
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import (
     LOGIT_ROUNDING,
@@ -125,7 +125,7 @@ def rank_embedded(
     return folds
 
 
-def rank_by_fusion(scorer: FusionScorer, task: RankingTask, kept_IT: Scores | None) -> tuple[list[Rankings], int]:
+def rank_by_fusion(scorer: Scorer, task: RankingTask, kept_IT: Scores | None) -> tuple[list[Rankings], int]:
     """The rankings of each fold by the logits of all pairs, and the number of pairs.
 
     `kept_IT` receives all logits, if the protocol has one fold.
@@ -176,9 +176,7 @@ def _first_stage(model: Model, task: RankingTask) -> tuple[list[Rankings], Calla
     return ranked, lambda text: model.score_pairs(states, model.encode_texts(text), image_ix, text_ix)
 
 
-def rank_by_cascade(
-    model: Model, scorer: FusionScorer, task: RankingTask
-) -> tuple[list[Rankings], int, tuple[Depth, ...]]:
+def rank_by_cascade(model: Model, scorer: Scorer, task: RankingTask) -> tuple[list[Rankings], int, tuple[Depth, ...]]:
     """The rankings of each fold by the logits of what a model that encodes items once finds, at the last depth; the
     number of scored pairs; with several depths, also what each gains and costs."""
     depths, num_top = task.options.depths, task.options.num_top
@@ -242,7 +240,7 @@ def _rank_all_pairs(
     return folds
 
 
-def fold_scorers(scorer: FusionScorer, task: RankingTask) -> Callable[[Fold], PairScorer]:
+def fold_scorers(scorer: Scorer, task: RankingTask) -> Callable[[Fold], PairScorer]:
     """A function that gives the pair scorer of a fold."""
     compute = task.options.compute
     scorer.to(compute.device).eval()

@@ -1,4 +1,4 @@
-"""Load, save, embed and score: every model behind two base classes."""
+"""Load, save, embed and score: every model is a dual encoder, or scores pairs by fusion or by late interaction."""
 
 import lazy_loader
 

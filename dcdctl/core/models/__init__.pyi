@@ -1,6 +1,6 @@
 from .catalog import list_families
 from .checkpoint import check_finite
-from .dual import DualEncoder, Model, prefix_vectors
+from .dual import DualEncoder, prefix_vectors
 from .dual_scorer import DualScorer, pair_products, vector_states
 from .families.coattention import FusionSize
 from .families.coattention_scorer import CoAttentionScorer
@@ -13,7 +13,7 @@ from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, new_dual
 from .fusion import FusionScorer
 from .inputs import ImageBatch, PairBatch, RefusedTextError, States, TextBatch
-from .late import LateInteraction, Searchable
+from .late import LateInteraction, Model, Scorer, Searchable
 from .load_save import (
     check_ref,
     convert,
@@ -92,6 +92,7 @@ __all__ = [
     "RawPairScorer",
     "RawPreprocess",
     "RefusedTextError",
+    "Scorer",
     "Searchable",
     "States",
     "TextBatch",

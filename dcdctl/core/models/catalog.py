@@ -14,7 +14,7 @@ from dcdctl.core.models.references import plugins
 from dcdctl.core.models.references.plugins import Kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FamilyEntry:
     """A model family in a list."""
 
@@ -37,8 +37,11 @@ def list_families() -> list[FamilyEntry]:
     for name, family in FAMILIES.items():
         loads = not family.extra or is_installed(family.module)
         hint = "" if loads else install_command(family.extra)
-        ours.append(FamilyEntry(name, family.kind, f"extra {family.extra}" if family.extra else "", loads, hint))
-    others = FamilyEntry("other dual encoders of transformers", "dual", "", True, "family not tested")
+        needs = f"extra {family.extra}" if family.extra else ""
+        ours.append(FamilyEntry(name=name, kind=family.kind, needs=needs, loads=loads, hint=hint))
+    others = FamilyEntry(
+        name="other dual encoders of transformers", kind="dual", needs="", loads=True, hint="family not tested"
+    )
     return [*ours, others, *_of_other_packages()]
 
 
@@ -48,7 +51,7 @@ def _of_other_packages() -> Iterator[FamilyEntry]:
             family = plugins.find(name)
         # Listed with its error, because the user asks why it does not load.
         except DcdError as error:
-            yield FamilyEntry(name, "unknown", "another package", False, str(error))
+            yield FamilyEntry(name=name, kind="unknown", needs="another package", loads=False, hint=str(error))
         else:
             assert family is not None
-            yield FamilyEntry(name, family.kind, f"package {family.package}", True, "")
+            yield FamilyEntry(name=name, kind=family.kind, needs=f"package {family.package}", loads=True, hint="")

@@ -16,50 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch, select_rows
-from dcdctl.core.models.model import RetrievalModel
+from dcdctl.core.models.model import Calibration, RetrievalModel
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.projections import MAX_LOGIT_SCALE
 from dcdctl.core.models.networks.towers import TrainedParts
-
-
-class Calibration(nn.Module):
-    """A learned factor above 0 and a learned offset that bring a dual encoder's logits to a teacher's scale; at first
-    the identity.
-
-    They serve losses that compare logits with logits, and change no ranking. So they are neither saved with the model
-    nor part of its digest.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        # A logarithm, so that no step of training makes the factor negative.
-        self.log_scale = nn.Parameter(torch.zeros(()))
-        self.offset = nn.Parameter(torch.zeros(()))
-
-    def forward(self, logits: Tensor) -> Tensor:
-        """The logits on the teacher's scale, float32."""
-        return self.log_scale.exp() * logits.float() + self.offset
-
-
-class Projection(nn.Module):
-    """A learned linear map from a student's vectors to the width of a teacher's, for losses that compare vectors with
-    vectors.
-
-    One map for images and captions, so that it keeps how they lie to each other. It changes no ranking, so it is
-    neither saved with the model nor part of its digest. At first it copies coordinates: the student may have been made
-    from the teacher.
-    """
-
-    def __init__(self, width: int, teacher_width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.eye(teacher_width, width))
-
-    def forward(self, vectors_ND: Tensor) -> Tensor:
-        """The mapped vectors, N x E, float32, also under autocast."""
-        with torch.autocast(vectors_ND.device.type, enabled=False):
-            return functional.linear(vectors_ND.float(), self.weight)
+from dcdctl.core.models.protocols import Table
 
 
 def unit_vectors(vectors_ND: Tensor) -> Tensor:
@@ -92,11 +54,14 @@ class DualEncoder(RetrievalModel):
     kind: Literal["dual"] = "dual"
     has_one_vector: Literal[True] = True
     keeps_states: Literal[True] = True
+    embedding_dim: int
+    """Length D of the vectors; a family sets it."""
+    calibration: Calibration
 
     def __init__(self, network: nn.Module, preprocess: Any, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
         self.calibration = Calibration()
-        self.projection: Projection | None = None
+        self.projection: nn.Linear | None = None
         self.sigmoid_bias: nn.Parameter | None = None
         """The `logit_bias` of a network that has none of its own, saved in dcdctl.json."""
 
@@ -107,11 +72,6 @@ class DualEncoder(RetrievalModel):
     def as_dual(self) -> DualEncoder:
         """Itself."""
         return self
-
-    @property
-    @abstractmethod
-    def embedding_dim(self) -> int:
-        """Length D of the vectors."""
 
     @property
     def logit_scale(self) -> Tensor:
@@ -129,7 +89,7 @@ class DualEncoder(RetrievalModel):
         return None if bias is None else bias.reshape(())
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """As of every model, and the bias."""
         bias = {} if self.sigmoid_bias is None else {"logit_bias": self.sigmoid_bias.item()}
         return {**super().settings, **bias}
@@ -187,19 +147,22 @@ class DualEncoder(RetrievalModel):
                 all_IT = all_IT + self.logit_bias
         return of_pairs(all_IT, pairs), all_IT
 
-    def calibrate(self, logits: Tensor) -> Tensor:
-        """The logits on the teacher's scale, float32."""
-        return self.calibration(logits)
-
     def add_projection(self, teacher_width: int) -> None:
-        """Add a learned linear map to the width of a teacher's vectors, for training alone: it is neither saved nor in
-        the digest."""
-        self.projection = Projection(self.embedding_dim, teacher_width)
+        """Add a learned linear map to the width of a teacher's vectors, for losses that compare vectors with vectors.
+
+        One map for images and captions, so that it keeps how they lie to each other. It changes no ranking, so it is
+        neither saved with the model nor part of its digest. At first it copies coordinates: the student may have been
+        made from the teacher.
+        """
+        # Without random weights, which would take numbers from the global random state.
+        self.projection = nn.utils.skip_init(nn.Linear, self.embedding_dim, teacher_width, bias=False)
+        nn.init.eye_(self.projection.weight)
 
     def project(self, vectors_ND: Tensor) -> Tensor:
-        """The vectors after that map, N x E, float32."""
+        """The vectors after that map, N x E, float32, also under autocast."""
         assert self.projection is not None
-        return self.projection(vectors_ND)
+        with torch.autocast(vectors_ND.device.type, enabled=False):
+            return self.projection(vectors_ND.float())
 
     def export_copy(self) -> Self:
         """The copy of every model, with the bias, which dcdctl alone reads from its folder."""
@@ -248,7 +211,3 @@ class DualEncoder(RetrievalModel):
             raise ModelError(
                 "the encoders of this model cannot compute activations again", hint="leave --checkpoint-activations out"
             )
-
-
-Model = FusionScorer | DualEncoder
-"""What `load` gives; `model.kind` tells which of the two."""

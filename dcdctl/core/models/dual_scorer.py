@@ -6,7 +6,6 @@ Shape letters: I images, T texts, N vectors, P pairs, D length of the vectors.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.over_encoders import Encoders
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import Table
 
 DENSE_FACTOR = 24
 """All images times all texts is computed at once if that has at most this many times the pairs asked for. Gathering the
@@ -35,7 +34,8 @@ def pair_products(images_ID: Tensor, texts_TD: Tensor, image_ix_P: Tensor, text_
     >>> pair_products(torch.eye(2), torch.tensor([[3.0, 4.0]]), torch.tensor([1, 0]), torch.tensor([0, 0]))
     tensor([4., 3.])
     """
-    image_ix_P, text_ix_P = (index.to(images_ID.device, non_blocking=True) for index in (image_ix_P, text_ix_P))
+    image_ix_P = image_ix_P.to(images_ID.device, non_blocking=True)
+    text_ix_P = text_ix_P.to(images_ID.device, non_blocking=True)
     if len(images_ID) * len(texts_TD) <= DENSE_FACTOR * len(image_ix_P):
         with torch.autocast(images_ID.device.type, enabled=False):
             all_IT = images_ID @ texts_TD.T
@@ -53,9 +53,11 @@ def pair_products(images_ID: Tensor, texts_TD: Tensor, image_ix_P: Tensor, text_
 class DualScorer(FusionScorer):
     """A dual encoder as a fusion scorer whose logit is the scaled cosine of two vectors.
 
-    Its states are the unit vectors. Its digest is the dual encoder's own, because both give the same scores.
+    Its states are the unit vectors. Its digest is the dual encoder's own, because both give the same scores. What is
+    saved is the dual encoder.
     """
 
+    network: DualEncoder
     pairs_per_batch = 65_536
     keeps_states = True
 
@@ -80,14 +82,9 @@ class DualScorer(FusionScorer):
         return self.dual.encoders
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """The dual encoder's."""
         return self.dual.settings
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Empty: no digest is computed from it."""
-        return {}
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The unit vectors of I images, of their features, or of images that are encoded already."""
@@ -106,20 +103,11 @@ class DualScorer(FusionScorer):
         """Scaled cosines of P pairs, float32, also under autocast."""
         assert images.vectors is not None
         assert texts.vectors is not None
-        return self._logits(pair_products(images.vectors, texts.vectors, image_ix_P, text_ix_P)).detach()
-
-    def _logits(self, cosines: Tensor) -> Tensor:
-        logits = self.dual.logit_scale * cosines
-        return logits if self.dual.logit_bias is None else logits + self.dual.logit_bias
+        logits_P = self.dual.logit_scale * pair_products(images.vectors, texts.vectors, image_ix_P, text_ix_P)
+        if self.dual.logit_bias is not None:
+            logits_P = logits_P + self.dual.logit_bias
+        return logits_P.detach()
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write the dual encoder's own files."""
         self.dual.save_network(folder, half=half)
-
-    def export_spec(self) -> ExportSpec:
-        """The dual encoder's."""
-        return self.dual.export_spec()
-
-    def export_copy(self) -> DualScorer:
-        """The same scorer over the dual encoder's copy."""
-        return DualScorer(self.dual.export_copy())

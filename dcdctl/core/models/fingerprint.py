@@ -14,61 +14,72 @@ import json
 import tempfile
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from dcdctl.core import files
+from dcdctl.core.models.protocols import Table
+
+if TYPE_CHECKING:  # transformers takes seconds
+    from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 VERSION = "dcdctl model 2"
 """The first bytes of the digest's input; a new rule gets a new number, so that an old fingerprint never equals a new
 one."""
 _NAMES = {
-    *(
-        "name_or_path",
-        "_name_or_path",
-        "transformers_version",
-        "architectures",
-        "auto_map",
-        "processor_class",
-        "_processor_class",
-    ),
-    *(
-        "id2label",
-        "label2id",
-        "num_labels",
-        "num_classes",
-        "label_names",
-        "label_descriptions",
-        "problem_type",
-        "finetuning_task",
-    ),
-    *("dtype", "torch_dtype", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
+    "name_or_path",
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+    "auto_map",
+    "processor_class",
+    "_processor_class",
+    # Labels of a classification.
+    "id2label",
+    "label2id",
+    "num_labels",
+    "num_classes",
+    "label_names",
+    "label_descriptions",
+    "problem_type",
+    "finetuning_task",
+    # The number type of the file, and the implementation of attention.
+    "dtype",
+    "torch_dtype",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_autoset",
 }
 # Not every name with "drop" in it: ESM's token_dropout scales the embeddings in eval mode.
 _TRAINING = {
-    *(
-        "dropout",
-        "hidden_dropout",
-        "hidden_dropout_prob",
-        "activation_dropout",
-        "classifier_dropout",
-        "projection_dropout",
-        "dropout_rate",
-    ),
-    *("attention_dropout", "attention_probs_dropout_prob", "attn_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
-    *(
-        "drop_rate",
-        "drop_path_rate",
-        "attn_drop_rate",
-        "proj_drop_rate",
-        "pos_drop_rate",
-        "layerdrop",
-        "encoder_layerdrop",
-    ),
-    *("initializer_range", "initializer_factor", "init_std", "use_cache", "gradient_checkpointing"),
+    "dropout",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "activation_dropout",
+    "classifier_dropout",
+    "projection_dropout",
+    "dropout_rate",
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "attn_dropout",
+    "attn_pdrop",
+    "embd_pdrop",
+    "resid_pdrop",
+    "drop_rate",
+    "drop_path_rate",
+    "attn_drop_rate",
+    "proj_drop_rate",
+    "pos_drop_rate",
+    "layerdrop",
+    "encoder_layerdrop",
+    "initializer_range",
+    "initializer_factor",
+    "init_std",
+    "use_cache",
+    "gradient_checkpointing",
 }
 _CONFIG = frozenset(_NAMES | _TRAINING)
 _TIMM_SOURCE = frozenset(
@@ -101,9 +112,9 @@ _SLOW_TOKENIZER = frozenset(
 def digest_of(
     network: nn.Module,
     *,
-    config: Mapping[str, Any],
-    preprocess: Mapping[str, Any],
-    settings: Mapping[str, Any] | None = None,
+    config: Table,
+    preprocess: Table,
+    settings: Table | None = None,
     leave_out: str = "",
 ) -> str:
     """SHA-256, in hex, of the name, type, shape and bytes of every tensor of a network, and of all settings that change
@@ -126,17 +137,17 @@ def digest_of(
     return digest.hexdigest()
 
 
-def text_settings(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+def text_settings(preprocess: Table) -> Table:
     """The part of `Preprocess.settings` that decides the tokens of a caption: all but the settings of images."""
     return {name: value for name, value in preprocess.items() if name not in ("image", "image_transform")}
 
 
-def processor_settings(processor: Any) -> Any:
+def processor_settings(processor: BaseImageProcessor) -> Any:
     """All settings of an image processor, with its class."""
     return _plain(processor.to_dict(), _PROCESSOR)
 
 
-def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> Table:
     """The class of a tokenizer, a digest of what it saves, and the attributes that a call reads. Use changes none of
     them.
 
@@ -150,22 +161,20 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
         saved = json.loads(tokenizer.backend_tokenizer.to_str(), parse_float=lambda text: float(np.float32(text)))
         digest = files.digest_of({name: value for name, value in saved.items() if name not in _BACKEND})
     else:
-        digest = _saved_digest(tokenizer)
+        # A tokenizer in Python has no serialization but its files.
+        saved_files: dict[str, object] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            for path in Path(folder).iterdir():
+                if path.name == "tokenizer_config.json":
+                    saved_files[path.name] = _plain(files.read_json(path), _SLOW_TOKENIZER)
+                else:
+                    saved_files[path.name] = files.sha256_of(path)
+        digest = files.digest_of(saved_files)
     return {"class": type(tokenizer).__name__, "digest": digest, **attributes}
 
 
-def _saved_digest(tokenizer: Any) -> str:
-    """The digest of the files of a tokenizer that is not one of the library tokenizers."""
-    digests: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        for path in Path(folder).iterdir():
-            is_config = path.name == "tokenizer_config.json"
-            digests[path.name] = _plain(files.read_json(path), _SLOW_TOKENIZER) if is_config else files.sha256_of(path)
-    return files.digest_of(digests)
-
-
-def _plain(value: Any, unseen: Set[str] = frozenset()) -> Any:
+def _plain(value: object, unseen: Set[str] = frozenset()) -> Any:
     """A JSON-able value without the entries of these names and those that are None; 1.0 is 1, as a file may hold
     either."""
     if isinstance(value, float) and value.is_integer():
@@ -173,9 +182,10 @@ def _plain(value: Any, unseen: Set[str] = frozenset()) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, unseen) for item in value]
     if isinstance(value, Mapping):
-        kept = {str(key): item for key, item in value.items() if key not in unseen and item is not None}
-        return {
-            key: _plain(item, unseen | _TIMM_SOURCE if key == "pretrained_cfg" else unseen)
-            for key, item in kept.items()
-        }
+        plain = {}
+        for key, item in value.items():
+            if key not in unseen and item is not None:
+                unseen_inside = unseen | _TIMM_SOURCE if key == "pretrained_cfg" else unseen
+                plain[str(key)] = _plain(item, unseen_inside)
+        return plain
     return value

@@ -1,5 +1,5 @@
-"""The contract of a fusion scorer, and what all of them share; a family (`vilt`, `coattention_scorer`) adds its
-network.
+"""What scores pairs of encoded images and captions, and its first kind, the fusion scorer; a family (`vilt`,
+`coattention_scorer`) adds its network. The second kind is in `late`.
 
 Shape letters: I images, T texts, P pairs, R x C pairs of a training step, B aligned pairs.
 """
@@ -19,15 +19,11 @@ from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.attention import enable_checkpointing
 
 
-class FusionScorer(RetrievalModel):
-    """A cross-encoder: it reads an image and a caption together and gives a raw logit, higher is better."""
+class PairModel(RetrievalModel):
+    """A model that scores pairs of an image and a caption, each encoded before: a raw logit, higher is better."""
 
-    kind: Literal["fusion", "late"] = "fusion"
     pairs_per_batch = 256
     """Pairs in one call of `score_pairs`, unless the user sets a batch size."""
-    groups_by_image = False
-    """Whether pairs of one image cost less in one batch. Callers then score them one after another, and few images at a
-    time."""
     has_one_vector: Literal[False] = False
     """Whether an item is one vector, and a score the cosine of two, as of a dual encoder."""
     keeps_states: bool = False
@@ -52,6 +48,32 @@ class FusionScorer(RetrievalModel):
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
 
+    def forward(
+        self, images: ImageBatch | States, texts: TextBatch | States, image_ix_P: Tensor, text_ix_P: Tensor
+    ) -> Tensor:
+        """Logits of P pairs of a batch."""
+        return self.score_pairs(self.encode_images(images), self.encode_texts(texts), image_ix_P, text_ix_P)
+
+    def outputs(self, pairs: PairBatch) -> tuple[Tensor, ...]:
+        """The logits of the pairs, R x C, float32."""
+        image_ix_RC, text_ix_RC = pairs.indices_on_cpu
+        logits_P = self(pairs.images, pairs.texts, image_ix_RC.flatten(), text_ix_RC.flatten())
+        return (logits_P.view(pairs.image_ix_RC.shape).float(),)
+
+    def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, Tensor | None]:
+        """The logits of the pairs; those of all images with all texts would each need a pass through the fusion
+        layers."""
+        return outputs[0], None
+
+
+class FusionScorer(PairModel):
+    """A cross-encoder: it reads an image and a caption together, in fusion layers."""
+
+    kind: Literal["fusion"] = "fusion"
+    groups_by_image = False
+    """Whether pairs of one image cost less in one batch. Callers then score them one after another, and few images at a
+    time."""
+
     @property
     def layers(self) -> Sequence[Any] | nn.ModuleList:
         """The fusion layers that a student may take over; none unless a family has them."""
@@ -65,9 +87,7 @@ class FusionScorer(RetrievalModel):
     def student(self, layers: Sequence[int]) -> Self:
         """A scorer with only these fusion layers, the weights copied, trainable. ModelError unless the layers exist and
         ascend, and for a scorer that has no such student."""
-        raise ModelError(
-            f"{self.noun} has no student of fewer layers", hint="train a dual or a late student of it (model.kind)"
-        )
+        raise self.without_student()
 
     def checked_layers(self, layers: Sequence[int]) -> list[int]:
         """The fusion layers of a student. ModelError unless the layers exist and ascend."""
@@ -88,24 +108,3 @@ class FusionScorer(RetrievalModel):
         # The result does not matter: the fusion layers can always be computed again.
         enable_checkpointing(self._encoder_modules)
         self.network.recomputes = True
-
-    def forward(
-        self, images: ImageBatch | States, texts: TextBatch | States, image_ix_P: Tensor, text_ix_P: Tensor
-    ) -> Tensor:
-        """Logits of P pairs of a batch."""
-        return self.score_pairs(self.encode_images(images), self.encode_texts(texts), image_ix_P, text_ix_P)
-
-    def outputs(self, pairs: PairBatch) -> tuple[Tensor, ...]:
-        """The logits of the pairs, R x C, float32."""
-        image_ix_RC, text_ix_RC = pairs.indices_on_cpu
-        logits_P = self(pairs.images, pairs.texts, image_ix_RC.flatten(), text_ix_RC.flatten())
-        return (logits_P.view(pairs.image_ix_RC.shape).float(),)
-
-    def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, Tensor | None]:
-        """The logits of the pairs; those of all images with all texts would each need a pass through the fusion
-        layers."""
-        return outputs[0], None
-
-    def calibrate(self, logits: Tensor) -> Tensor:
-        """The logits, unchanged: a fusion student learns the teacher's scale itself."""
-        return logits

@@ -38,6 +38,7 @@ class _Rows:
     """What the three kinds of inputs share: rows, moved and cut together, and a copy of their mask on the CPU."""
 
     mask_on_cpu: cached_property[Any]
+    """A Tensor, or None for images without a mask."""
 
     def __len__(self) -> int:
         return len(self._values()[0])
@@ -58,6 +59,7 @@ class _Rows:
         return self._with_mask_of(self._changed(lambda tensor: tensor.pin_memory()))
 
     def _values(self) -> list[Any]:
+        """The tensors of the rows; the first one is always there, another may be None."""
         return [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -116,9 +118,8 @@ class TextBatch(_Rows):
 
 def with_copies(item: T, **copies: object) -> T:
     """The item itself, with what its cached properties would copy from its device."""
-    for name, copy in copies.items():
-        # The classes are frozen; a cached property reads what its instance already holds.
-        object.__setattr__(item, name, copy)
+    # The classes are frozen; a cached property reads what its instance already holds.
+    vars(item).update(copies)
     return item
 
 
@@ -197,12 +198,12 @@ class States(_Rows):
 
     def put(self, rows: Tensor, part: States) -> None:
         """Overwrite the states of these rows, which must be padding as far as the part has fewer tokens."""
-        width, on_device = part.tokens.shape[1], rows.to(self.tokens.device, non_blocking=True)
-        self.tokens[on_device, :width] = part.tokens
-        self.mask[on_device, :width] = part.mask
+        width, moved_rows = part.tokens.shape[1], rows.to(self.tokens.device, non_blocking=True)
+        self.tokens[moved_rows, :width] = part.tokens
+        self.mask[moved_rows, :width] = part.mask
         self.mask_on_cpu[rows, :width] = part.mask_on_cpu
         if self.vectors is not None and part.vectors is not None:
-            self.vectors[on_device] = part.vectors
+            self.vectors[moved_rows] = part.vectors
 
     def summed(self, all_sum: Callable[[Tensor], Tensor]) -> States:
         """The sum over processes, of which each has put rows of its own."""

@@ -1,14 +1,13 @@
 """Late interaction: a vector for each token of an image and of a text, compared by MaxSim (`networks.maxsim`).
 
 It lies between the other two kinds of model. As in a dual encoder each item is encoded once; as in a fusion model words
-are compared with places of the image. So it is a scorer whose states are token vectors.
+are compared with places of the image. So it scores pairs as a fusion model does, from states that are token vectors.
 
 Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D length of a token vector, P pairs.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,28 +17,30 @@ from torch.nn import functional
 
 from dcdctl.core.models.dual import DualEncoder, of_pairs
 from dcdctl.core.models.dual_scorer import pair_products
-from dcdctl.core.models.fusion import FusionScorer
+from dcdctl.core.models.fusion import FusionScorer, PairModel
 from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch
 from dcdctl.core.models.networks.maxsim import all_maxsims, pair_maxsims
 
 DENSE_FACTOR = 4
 """All images times all texts is computed at once if that has at most this many times the pairs asked for."""
 PAIRS_AT_A_TIME = 1024
-"""Pairs whose tokens are gathered at a time."""
+"""Pairs whose tokens are gathered at a time: with 197 tokens of 128 numbers per image these are 103 MB."""
 
 
-class LateInteraction(FusionScorer):
+class LateInteraction(PairModel):
     """Compares the tokens of a text with those of an image: the logit is their MaxSim times `logit_scale`. A family
     gives the states, whose tokens are vectors, zeros for padding; with `vectors_scale`, the cosine of their vectors
     counts too."""
 
     kind: Literal["late"] = "late"
+    # Many: `score_pairs` gathers the tokens of PAIRS_AT_A_TIME of them.
     pairs_per_batch = 65_536
     keeps_states = True
     keeps_tokens = True
+    token_dim: int
+    """Length D of a token vector; a family sets it."""
     is_mean = True
     """Whether MaxSim is the mean over the tokens of a text, and not the sum."""
-
     token_pooling = 1
     """An index stores the tokens of an image divided by this number (`networks.token_pooling`)."""
 
@@ -52,11 +53,6 @@ class LateInteraction(FusionScorer):
     def vectors_scale(self) -> Tensor | None:
         """Factor of the cosine that is added; None for MaxSim alone."""
         return None
-
-    @property
-    @abstractmethod
-    def token_dim(self) -> int:
-        """Length D of a token vector."""
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Queries of an index, T x L x D, float32: token vectors whose largest products with the tokens of an image add
@@ -80,20 +76,13 @@ class LateInteraction(FusionScorer):
             all_IT = all_maxsims(images.tokens, mask_IN, texts.tokens, texts.mask, is_mean=self.is_mean)
             maxsim_P = all_IT.flatten().index_select(0, image_ix_P * len(texts) + text_ix_P)
         else:
-            maxsim_P = torch.cat(
-                [
-                    pair_maxsims(
-                        images.tokens[image_ix],
-                        None if mask_IN is None else mask_IN[image_ix],
-                        texts.tokens[text_ix],
-                        texts.mask[text_ix],
-                        is_mean=self.is_mean,
-                    )
-                    for image_ix, text_ix in zip(
-                        image_ix_P.split(PAIRS_AT_A_TIME), text_ix_P.split(PAIRS_AT_A_TIME), strict=True
-                    )
-                ]
-            )
+            parts = []
+            chunks = zip(image_ix_P.split(PAIRS_AT_A_TIME), text_ix_P.split(PAIRS_AT_A_TIME), strict=True)
+            for image_ix, text_ix in chunks:
+                mask_PN = None if mask_IN is None else mask_IN[image_ix]
+                tokens_PLD, mask_PL = texts.tokens[text_ix], texts.mask[text_ix]
+                parts.append(pair_maxsims(images.tokens[image_ix], mask_PN, tokens_PLD, mask_PL, is_mean=self.is_mean))
+            maxsim_P = torch.cat(parts)
         logits_P = self.logit_scale.to(maxsim_P.device) * maxsim_P
         if self.vectors_scale is not None:
             assert images.vectors is not None
@@ -119,7 +108,8 @@ class LateInteraction(FusionScorer):
     def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, Tensor | None]:
         """The logits of the pairs, R x C, and of all images with all texts, I x T; float32, also under autocast."""
         images_IND, texts_TLD, *pooled = outputs
-        mask_IN, mask_TL = ((tokens.detach() != 0).any(dim=-1) for tokens in (images_IND, texts_TLD))
+        mask_IN = (images_IND.detach() != 0).any(dim=-1)
+        mask_TL = (texts_TLD.detach() != 0).any(dim=-1)
         # One wait for a GPU, which the padding of all captions to the maximum would cost many times.
         length, num_padding = torch.stack([mask_TL.any(dim=0).sum(), (~mask_IN).sum()]).tolist()
         maxsim_IT = all_maxsims(
@@ -136,5 +126,9 @@ class LateInteraction(FusionScorer):
         return of_pairs(all_IT, pairs), all_IT
 
 
+Scorer = FusionScorer | LateInteraction
+"""What scores pairs of encoded images and captions: teachers and re-rankers."""
 Searchable = DualEncoder | LateInteraction
 """Models whose images are encoded once and put into an index."""
+Model = FusionScorer | LateInteraction | DualEncoder
+"""What `load` gives; `model.kind` tells which of the three."""

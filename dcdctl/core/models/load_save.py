@@ -6,13 +6,14 @@ reads anything.
 
 Importing this module does not import transformers: many commands only check a reference or list the families.
 
-A new family is a file of `families` with a subclass of `FusionScorer` or `DualEncoder` and a function `load`, one line
-in `FAMILIES`, and one in tests/support/families.py.
+A new family is a file of `families` with a subclass of `FusionScorer`, `LateInteraction` or `DualEncoder` and a
+function `load`, one line in `FAMILIES`, and one in tests/support/families.py.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,6 +30,7 @@ from dcdctl.core.models.overrides import (
     parse_overrides,
     read_overrides,
 )
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references import folders, hub, plugins, published
 from dcdctl.core.models.references.folders import (
     CONFIG_FILE,
@@ -42,14 +44,17 @@ from dcdctl.core.models.saved_folder import REMAKE
 from dcdctl.core.progress import Track, silent
 
 if TYPE_CHECKING:  # torch takes a second
-    from dcdctl.core.models.dual import DualEncoder, Model
+    from dcdctl.core.models.dual import DualEncoder
     from dcdctl.core.models.fusion import FusionScorer
-    from dcdctl.core.models.late import Searchable
+    from dcdctl.core.models.late import Model, Scorer, Searchable
 
 T = TypeVar("T")
-Wanted = Kind | Literal["searchable", "any"]
+ExpectedKind = Kind | Literal["searchable", "any"]
 Form = Literal["folder", "checkpoint", "published", "function", "hub"]
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""module:function"""
 _SENTENCE_TRANSFORMERS = ("sentence-transformers", "sentence_transformers")
+"""The extra, and the module that it brings."""
 FAMILIES = {
     "vilt": Family("fusion", "vilt", takes=OF_VILT),
     **dict.fromkeys(
@@ -62,7 +67,14 @@ FAMILIES = {
     "blip-2": Family("fusion", "blip2"),
     "bridgetower": Family("fusion", "bridgetower"),
     CROSS_ENCODER: Family("fusion", "cross_encoder", *_SENTENCE_TRANSFORMERS, takes=OF_CROSS_ENCODERS),
-    OPEN_CLIP: Family("dual", "open_clip", "open-clip", "open_clip", folders.open_clip_weights, takes=("tokenizer",)),
+    OPEN_CLIP: Family(
+        "dual",
+        "open_clip",
+        extra="open-clip",
+        module="open_clip",
+        weights=folders.open_clip_weights,
+        takes=("tokenizer",),
+    ),
     folders.LATE: Family("late", "late_dual"),
     folders.QUERY: Family("query", "query", takes=()),
     **dict.fromkeys(
@@ -95,7 +107,7 @@ _KINDS = {
 
 
 def load(
-    ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent, *, kind: Wanted | None = None
+    ref: str | Path, overrides: Table | None = None, track: Track = silent, *, kind: ExpectedKind | None = None
 ) -> Model:
     """The model that a reference names, in eval mode, in float32 on the CPU; ModelError for a model of another kind
     than `kind`, before its weights are downloaded or opened.
@@ -110,7 +122,9 @@ def load(
     if form in ("checkpoint", "published", "function"):
         _check_kind(ref, "fusion", kind)
     if form == "function":
-        return _python_function().load(source, settings)
+        from dcdctl.core.models.families import python_function
+
+        return python_function.load(source, settings)
     is_official = form == "checkpoint"
     if form == "published":
         teacher = published.list_teachers()[source]
@@ -125,9 +139,7 @@ def load(
     return model
 
 
-def check_ref(
-    ref: str | Path, overrides: Mapping[str, Any] | None = None, *, kind: Wanted | None = None
-) -> Kind | None:
+def check_ref(ref: str | Path, overrides: Table | None = None, *, kind: ExpectedKind | None = None) -> Kind | None:
     """The kind of model that a reference names; None for a Hub id, whose kind is not known before it is loaded.
 
     Opens no weights and fetches nothing. ModelError if the reference names nothing here and cannot be a Hub id, or if
@@ -139,7 +151,9 @@ def check_ref(
         return None
     actual: Kind = "fusion"  # official checkpoints, published teachers and Python functions
     if form == "function":
-        _python_function().check(source)
+        from dcdctl.core.models.families import python_function
+
+        python_function.check(source)
     if form == "folder":
         family = _family(Path(source), ref, kind)
         check_taken(overrides or {}, family.takes, ref)
@@ -170,31 +184,38 @@ def _read_small(ref: str | Path, read: Callable[[Path], T], *, otherwise: T) -> 
         return read(hub.fetch(str(ref)))
 
 
-def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
+def load_fusion(ref: str | Path, overrides: Table | None = None, track: Track = silent) -> FusionScorer:
     """The fusion scorer that a reference names; ModelError if it names another kind of model."""
     model = load(ref, overrides, track, kind="fusion")
-    assert model.kind != "dual"
+    assert model.kind == "fusion"
     return model
 
 
-def load_scorer(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
-    """Any model as a fusion scorer: a dual encoder scores a pair by its scaled cosine (`DualScorer`)."""
+def load_scorer(ref: str | Path, overrides: Table | None = None, track: Track = silent) -> Scorer:
+    """Any model as a scorer of pairs: a dual encoder scores a pair by its scaled cosine (`DualScorer`)."""
     from dcdctl.core.models.dual_scorer import DualScorer
 
     model = load(ref, overrides, track)
-    return DualScorer(model) if model.kind == "dual" else model
+    return DualScorer(model) if model.has_one_vector else model
 
 
-def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> DualEncoder:
+def load_dual(ref: str | Path, overrides: Table | None = None) -> DualEncoder:
     """The dual encoder that a reference names; ModelError if it names another kind of model."""
     model = load(ref, overrides, kind="dual")
-    assert model.kind == "dual"
+    assert model.has_one_vector
     return model
 
 
-def load_searchable(ref: str | Path) -> Searchable:
-    """The dual encoder or the late-interaction model that a reference names; ModelError if it names another model."""
-    model: Any = load(ref, kind="searchable")
+def load_searchable(
+    ref: str | Path,
+    overrides: Table | None = None,
+    *,
+    kind: Literal["dual", "searchable"] = "searchable",
+) -> Searchable:
+    """The dual encoder or, unless `kind` is dual, the late-interaction model that a reference names; ModelError if it
+    names another model."""
+    model = load(ref, overrides, kind=kind)
+    assert model.kind != "fusion"
     return model
 
 
@@ -249,7 +270,7 @@ def _locate(ref: str | Path) -> tuple[Form, str]:
         return "checkpoint", str(path)
     if path.is_dir():
         return "folder", str(_model_folder(path))
-    if _python_function().is_reference(str(ref)):
+    if _FUNCTION.fullmatch(str(ref)):
         return "function", str(ref)
     if str(ref) in published.list_teachers():
         built_in = _TEACHERS / str(ref)
@@ -277,7 +298,7 @@ def _model_folder(path: Path) -> Path:
     raise ModelError(f"{path} is no model: it holds {content}, and neither config.json nor model/", hint=ACCEPTED)
 
 
-def _load_official(path: Path, table: Mapping[str, Any]) -> FusionScorer:
+def _load_official(path: Path, table: Table) -> FusionScorer:
     """The scorer of an official checkpoint of ViLT, METER or DCD. ModelError names what is missing."""
     from dcdctl.core.models import official
     from dcdctl.core.models.checkpoint import read_checkpoint
@@ -295,7 +316,7 @@ def _load_official(path: Path, table: Mapping[str, Any]) -> FusionScorer:
     raise ModelError(f"{path} is no official checkpoint of ViLT or METER: it has {', '.join(sorted(state)[:3])}, ...")
 
 
-def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Wanted | None) -> Model:
+def _load_pretrained(ref: str, overrides: Table, kind: ExpectedKind | None) -> Model:
     """The model of a folder or of a Hub id; ModelError for a model of another kind."""
     if Path(ref).is_dir():
         return _load_folder(Path(ref), _family(Path(ref), ref, kind), overrides)
@@ -322,7 +343,7 @@ def find_family(model_type: str) -> Family | None:
     return FAMILIES["clip"] if has_towers and has_methods else None
 
 
-def _family(folder: Path, ref: str | Path, kind: Wanted | None = None) -> Family:
+def _family(folder: Path, ref: str | Path, kind: ExpectedKind | None = None) -> Family:
     """The family of the model in a folder; ModelError if neither dcdctl nor an installed package has it, or if it is of
     another kind."""
     model_type = _checked_type(folder)
@@ -340,7 +361,7 @@ def _family(folder: Path, ref: str | Path, kind: Wanted | None = None) -> Family
     return family
 
 
-def _load_folder(folder: Path, family: Family, overrides: Mapping[str, Any]) -> Model:
+def _load_folder(folder: Path, family: Family, overrides: Table) -> Model:
     saved = saved_folder.read_settings(folder)
     source = folder if family.reads_modules else folders.network_folder(folder)
     with _hub_errors(str(source), hint=ACCEPTED if saved is None else REMAKE):
@@ -358,10 +379,10 @@ def _checked_type(folder: Path) -> str | None:
     return folders.type_of(folder)
 
 
-def _check_kind(ref: str | Path, actual: Kind, expected: Wanted | None) -> None:
+def _check_kind(ref: str | Path, actual: Kind, expected: ExpectedKind | None) -> None:
     if expected == "any":
         return
-    if actual == "query" != expected:
+    if actual == "query" and expected != "query":
         raise ModelError(
             f"{ref} is a query encoder, which embeds texts alone", hint=f"name its teacher, and --query-model {ref}"
         )
@@ -374,9 +395,3 @@ def _hub_errors(ref: str, *, hint: str) -> AbstractContextManager[None]:
     from dcdctl.core.models.preprocess import hub_errors
 
     return hub_errors(ref, hint=hint)
-
-
-def _python_function() -> Any:
-    from dcdctl.core.models.families import python_function
-
-    return python_function

@@ -4,7 +4,7 @@ trained in place of W."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -12,13 +12,16 @@ from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.model import seeded
 from dcdctl.core.models.networks.towers import Tower, TrainedParts
 
+if TYPE_CHECKING:  # an extra
+    import peft
+
 
 def require_peft() -> None:
     """MissingError if the package of the extra is not installed."""
     require_extra("peft", "peft", needed_by="model.trained lora", or_else="set model.trained to last-layers")
 
 
-def add_adapters(network: nn.Module, towers: Sequence[Tower], parts: TrainedParts) -> Any:
+def add_adapters(network: nn.Module, towers: Sequence[Tower], parts: TrainedParts) -> peft.LoraModel:
     """Put LoRA adapters into a network (the first part of the towers' names), in place; returns PEFT's view of it,
     which merges them.
 

@@ -1,5 +1,5 @@
-"""What both kinds of model share. `fusion.FusionScorer` and `dual.DualEncoder` are the two kinds; a family subclasses
-one of them, and callers use their members alone.
+"""What all models share. The three kinds are `fusion.FusionScorer`, `late.LateInteraction` and `dual.DualEncoder`; a
+family subclasses one of them, and callers use their members alone.
 
 Shape letters: I images, T texts, R x C pairs of a training step, D length of the vectors.
 """
@@ -22,7 +22,7 @@ from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.inputs import PairBatch, States, TextBatch, up_to_padding
 from dcdctl.core.models.networks.towers import restore_eval_mode
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Preprocessor, Table
 
 if TYPE_CHECKING:
     from dcdctl.core.models.dual import DualEncoder
@@ -64,23 +64,44 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+class Calibration(nn.Module):
+    """A learned factor above 0 and a learned offset that bring a dual encoder's logits to a teacher's scale; at first
+    the identity.
+
+    They serve losses that compare logits with logits, and change no ranking. So they are neither saved with the model
+    nor part of its digest.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A logarithm, so that no step of training makes the factor negative.
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """The logits on the teacher's scale, float32."""
+        return self.log_scale.exp() * logits.float() + self.offset
+
+
 class RetrievalModel(nn.Module, ABC):
     """Base of all models; created in eval mode. The defaults suit a network of transformers."""
 
     kind: str
     network: Any  # nn.Module; the libraries' networks have no common base with the members that families read
     """The module that holds all saved weights."""
-    preprocess: Any
-    """A `Preprocessor`."""
+    preprocess: Preprocessor
     known_images: Mapping[str, States] = MappingProxyType({})
     """What a query encoder's teacher gave the images of corpora, by fingerprint of the corpus."""
 
-    def __init__(self, network: nn.Module, preprocess: Any, unused_keys: tuple[str, ...] = ()) -> None:
+    def __init__(self, network: nn.Module, preprocess: Preprocessor, unused_keys: tuple[str, ...] = ()) -> None:
         """`unused_keys` are the entries of its checkpoint that the model does not need."""
         super().__init__()
         self.network = network
         self.preprocess = preprocess
         self.unused_keys = unused_keys
+        self.calibration: Calibration | None = None
+        self.noun = f"a {type(self).__name__}"
+        """What messages call the model, with its article."""
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -90,12 +111,12 @@ class RetrievalModel(nn.Module, ABC):
         return self
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """All settings of the network, as config.json holds them."""
         return dict(self.network.config.to_dict())
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """JSON-able settings that no other file of a saved model holds: the content of dcdctl.json, which `load` passes
         to the family's loader."""
         return {"kind": self.kind, "max_text_len": self.preprocess.max_text_len}
@@ -130,19 +151,21 @@ class RetrievalModel(nn.Module, ABC):
         """The logits of the pairs, R x C, and those of all images with all texts, I x T; None instead of the latter for
         a fusion model."""
 
-    @abstractmethod
     def calibrate(self, logits: Tensor) -> Tensor:
-        """The logits on the teacher's scale, for losses that compare logits with logits."""
-
-    @property
-    def noun(self) -> str:
-        """What messages call the model, with its article."""
-        return f"a {type(self).__name__}"
+        """The logits on the teacher's scale, for losses that compare logits with logits. A fusion student learns that
+        scale itself, so its logits are unchanged."""
+        return logits if self.calibration is None else self.calibration(logits)
 
     def not_trained(self) -> ModelError:
         """The error of a model that is not trained here."""
         hint = "use it as a teacher or to re-rank; a student starts from a CLIP or SigLIP of transformers or open_clip"
         return ModelError(f"{self.noun} cannot be trained here", hint=hint)
+
+    def without_student(self) -> ModelError:
+        """The error of a model that has no fusion layers, of which a student could have fewer."""
+        return ModelError(
+            f"{self.noun} has no student of fewer layers", hint="train a dual or a late student of it (model.kind)"
+        )
 
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass, to save memory; ModelError if no part of the model supports

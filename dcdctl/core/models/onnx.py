@@ -32,7 +32,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,9 +41,8 @@ from torch import Tensor, nn
 from dcdctl.core import artifacts, config, files
 from dcdctl.core.errors import ModelError, first_line, is_installed, require_extra
 from dcdctl.core.models import onnx_towers, text_tower
-from dcdctl.core.models.dual import Model
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
-from dcdctl.core.models.late import Searchable
+from dcdctl.core.models.late import LateInteraction, Model, Searchable
 from dcdctl.core.models.onnx_towers import TOWERS, OnnxTowers, image_inputs, require_onnx
 from dcdctl.core.models.preprocess import quietly
 from dcdctl.core.models.protocols import Preprocessor
@@ -115,22 +113,25 @@ class _ImageTower(nn.Module):
 
 
 class _TextTower(nn.Module):
-    def __init__(self, model: Model, compute: Callable[[TextBatch], Any]) -> None:
+    def __init__(self, model: Model, compute: Callable[[TextBatch], Tensor | tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.model, self.compute = model, compute
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return self.compute(TextBatch(input_ids, mask))
 
 
-def tower_outputs(model: Any, batch: ImageBatch | TextBatch) -> tuple[Tensor, ...]:
+def tower_outputs(model: Model, batch: ImageBatch | TextBatch) -> tuple[Tensor, ...]:
     """What a file gives of a dual encoder or a late-interaction model, in the order of `ONNX_OUTPUTS`."""
-    is_image = isinstance(batch, ImageBatch)
-    if model.kind == "dual":
-        return (model.embed_images(batch) if is_image else model.embed_texts(batch),)
-    states = model.encode_images(batch) if is_image else model.encode_texts(batch)
-    return states.tokens, states.mask, *([] if model.vectors_scale is None else [states.vectors])
+    if model.has_one_vector:
+        return (model.embed_images(batch) if isinstance(batch, ImageBatch) else model.embed_texts(batch),)
+    states = model.encode_images(batch) if isinstance(batch, ImageBatch) else model.encode_texts(batch)
+    assert isinstance(model, LateInteraction)
+    if model.vectors_scale is None:
+        return states.tokens, states.mask
+    assert states.vectors is not None
+    return states.tokens, states.mask, states.vectors
 
 
 def export_onnx(model: Model, folder: Path) -> None:
@@ -196,8 +197,8 @@ def export_text_tower(
     `folder`: weights that its files hold are read from there, and not written again. `probes` are texts whose vectors
     are written too.
 
-    ModelError for a model whose texts cannot be prepared or computed without it, and if a token, or a number of a
-    vector by more than `LARGEST_DIFFERENCE`, is another than the model's. MissingError without the packages of
+    ModelError for a model whose texts cannot be prepared or computed without it, and if its tokens differ from the
+    model's, or its vectors by more than `LARGEST_DIFFERENCE`. MissingError without the packages of
     `exports_text_towers`, InputError for a full disk.
     """
     require_extra("index", *TEXT_PACKAGES, needed_by="the text side for ONNX Runtime")
@@ -208,9 +209,9 @@ def export_text_tower(
     preprocess = copy.deepcopy(model.preprocess)
     with _eval_mode(model), files.atomic_folder(folder) as partial:
         preprocess.tokenizer.backend_tokenizer.save(str(partial / text_tower.TOKENIZER_FILE))
-        weights = _export_text_graph(model, preprocess, partial, settings, saved)
+        weights = _export_text_graph(model, preprocess, settings, folder=partial, saved=saved)
         if probes:
-            tower = TextTower(partial, settings, None, weights)
+            tower = TextTower(partial, settings, weights=weights)
             np.save(partial / text_tower.PROBES_FILE, tower.vectors(tower.tokenize(probes)[0]))
         names = sorted(path.name for path in partial.iterdir())
         document = {
@@ -251,7 +252,7 @@ def _text_settings(model: Searchable) -> TextSettings:
 
 
 def _export_text_graph(
-    model: Searchable, preprocess: Preprocessor, folder: Path, settings: TextSettings, saved: Path | None
+    model: Searchable, preprocess: Preprocessor, settings: TextSettings, *, folder: Path, saved: Path | None
 ) -> list[str]:
     """Write the graph of the text side, compared with torch. Returns the files of the saved model that it reads."""
     texts = preprocess.texts(PROBES[-2:]).to(next(iter(model.parameters())).device)
@@ -262,7 +263,10 @@ def _export_text_graph(
     graph, refusal = folder / text_tower.GRAPH_FILE, ModelError("no exporter")
     # Tracing takes a tenth of a second where the newer exporter takes three, and does not need onnxscript. It writes
     # constants where the computation depends on sizes, which the comparison on texts of many lengths finds.
-    for write in (_trace, *([_write] if all(map(is_installed, onnx_towers.PACKAGES)) else [])):
+    exporters: list[Callable[[_TextTower, Mapping[str, Tensor], Mapping[str, dict[int, str]], Path], None]] = [_trace]
+    if all(map(is_installed, onnx_towers.PACKAGES)):
+        exporters.append(_write)
+    for write in exporters:
         for path in folder.glob(f"{graph.name}*"):
             path.unlink()
         try:
@@ -270,7 +274,7 @@ def _export_text_graph(
             # before.
             write(_TextTower(model, model.embed_texts).eval(), inputs, free, graph)
             weights = _share_weights(graph, saved) if saved else []
-            _compare_texts(TextTower(folder, settings, None, weights), model, preprocess)
+            _compare_texts(TextTower(folder, settings, weights=weights), model, preprocess)
             return weights
         except ModelError as error:
             refusal = error
@@ -337,12 +341,13 @@ def largest_difference(vectors: Tensor, expected: Tensor) -> float:
 def check_onnx(onnx: OnnxTowers, model: Model, images: ImageBatch, texts: TextBatch) -> float:
     """The largest difference of a coordinate from torch's vectors, or of masks; ModelError if it exceeds
     `LARGEST_DIFFERENCE`."""
-    with torch.no_grad():
-        difference = max(
-            largest_difference(output, expected.cpu())
-            for batch in (images, texts)
-            for output, expected in zip(onnx.outputs(batch), tower_outputs(model, batch), strict=True)
-        )
+    differences = []
+    for batch in (images, texts):
+        with torch.no_grad():
+            expected = tower_outputs(model, batch)
+        for output, wanted in zip(onnx.outputs(batch), expected, strict=True):
+            differences.append(largest_difference(output, wanted.cpu()))
+    difference = max(differences)
     # Written this way, NaN fails too.
     if not difference <= LARGEST_DIFFERENCE:
         problem = f"ONNX Runtime's vectors differ from torch's by {difference:.1e}"
@@ -388,7 +393,8 @@ def _exporting(path: Path) -> Iterator[None]:
         raise
     # The errors of torch's exporter have no common class, and the reason is the cause of the outer one.
     except Exception as error:
-        reason = f"{type(error.__cause__ or error).__name__}: {first_line(error.__cause__ or error)[:200]}"
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {first_line(cause)[:200]}"
         side = "image" if path.stem == "image" else "text"
         raise ModelError(f"torch cannot export this model's {side} side to ONNX: {reason}") from error
     finally:

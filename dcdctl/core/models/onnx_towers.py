@@ -29,9 +29,9 @@ class OnnxTowers:
 
         self._device = device
         providers = _providers(device, onnxruntime.get_available_providers())
-        self._image, self._text = (
-            text_tower.open_session(folder / name, torch.get_num_threads(), providers) for name in TOWERS
-        )
+        image_file, text_file = TOWERS
+        self._image = text_tower.open_session(folder / image_file, torch.get_num_threads(), providers)
+        self._text = text_tower.open_session(folder / text_file, torch.get_num_threads(), providers)
 
     def embed_images(self, images: ImageBatch) -> Tensor:
         """Unit vectors, I x D."""

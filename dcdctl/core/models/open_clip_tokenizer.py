@@ -5,40 +5,36 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from dcdctl.core.models.fingerprint import tokenizer_settings
+from dcdctl.core.models.protocols import Table
+
+if TYPE_CHECKING:  # transformers takes seconds
+    from transformers import PreTrainedTokenizerBase
 
 
 class OpenClipTokenizer:
     """A tokenizer of open_clip with the members of a tokenizer of transformers that dcdctl reads."""
 
     def __init__(self, tokenizer: Any) -> None:
+        """`tokenizer` is one of open_clip's classes, which have no common base."""
         self.tokenizer = tokenizer
-
-    @property
-    def hugging_face(self) -> Any:
+        self.hugging_face: PreTrainedTokenizerBase | None = getattr(tokenizer, "tokenizer", None)
         """The tokenizer of transformers inside; None for CLIP's own, which open_clip implements."""
-        return getattr(self.tokenizer, "tokenizer", None)
-
-    @property
-    def model_max_length(self) -> int:
+        self.model_max_length = int(tokenizer.context_length)
         """Tokens of a caption, special ones and padding included."""
-        return int(self.tokenizer.context_length)
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Ids that stand for no text. CLIP's own tokenizer pads with 0."""
+        self.cleaning = str(tokenizer.clean_fn.__name__.removeprefix("_clean_"))
+        """How a text is cleaned before it is read as tokens: a key of `text_tower.CLEANINGS`."""
         inner = self.hugging_face
-        return list(inner.all_special_ids) if inner is not None else [0, *self.tokenizer.all_special_ids]
-
-    @property
-    def unk_token_id(self) -> int | None:
-        """The id of unknown words; None for CLIP's own tokenizer, which knows all bytes."""
-        return None if self.hugging_face is None else self.hugging_face.unk_token_id
+        # CLIP's own tokenizer pads with 0, and knows all bytes.
+        self.all_special_ids = [0, *tokenizer.all_special_ids] if inner is None else list(inner.all_special_ids)
+        self.unk_token_id: int | None = None if inner is None else inner.unk_token_id
+        for name, of_clip in CLIP_PADDING.items():
+            setattr(self, name, of_clip if inner is None else getattr(inner, name))
 
     def __call__(self, text: str, verbose: bool = True) -> dict[str, list[int]]:
         """All tokens of a text, neither cut nor padded."""
@@ -49,7 +45,7 @@ class OpenClipTokenizer:
         return {"input_ids": [start, *self.tokenizer.encode(text), end]}
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Everything that decides the ids of a caption, JSON-able."""
         shared = {
             "class": type(self.tokenizer).__name__,
@@ -68,15 +64,10 @@ class OpenClipTokenizer:
     @property
     def is_fast(self) -> bool:
         """Whether a file of the library tokenizers gives the same ids, once a text is cleaned (`cleaning`)."""
-        inner = self.hugging_face
-        return inner is None or (
-            inner.is_fast and not self.tokenizer.tokenizer_mode and not self.tokenizer.strip_sep_token
-        )
-
-    @property
-    def cleaning(self) -> str:
-        """How a text is cleaned before it is read as tokens: a key of `text_tower.CLEANINGS`."""
-        return str(self.tokenizer.clean_fn.__name__.removeprefix("_clean_"))
+        if self.hugging_face is None:
+            return True
+        changes_ids = self.tokenizer.tokenizer_mode or self.tokenizer.strip_sep_token
+        return self.hugging_face.is_fast and not changes_ids
 
     @property
     def backend_tokenizer(self) -> Tokenizer:
@@ -84,15 +75,8 @@ class OpenClipTokenizer:
         inner = self.hugging_face
         return _byte_pairs(self.tokenizer) if inner is None else inner.backend_tokenizer
 
-    def __getattr__(self, name: str) -> Any:
-        """How texts are cut and padded: as the tokenizer of transformers says, or as CLIP's own does it."""
-        if name not in CLIP_PADDING:
-            raise AttributeError(name)
-        inner = self.hugging_face
-        return CLIP_PADDING[name] if inner is None else getattr(inner, name)
 
-
-CLIP_PADDING: dict[str, Any] = {
+CLIP_PADDING = {
     "truncation_side": "right",
     "padding_side": "right",
     "pad_token_id": 0,

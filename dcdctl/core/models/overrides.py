@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from dcdctl.core import config
+from dcdctl.core.artifacts import Document
 from dcdctl.core.config import Count, Key, at_least
 from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models.protocols import Table
 
 IMAGE_FIRST: Literal["image-first"] = "image-first"
 OF_TEXTS = ("max_text_len", "tokenizer")
@@ -50,20 +52,21 @@ class Overrides:
         config.check_fields(self, "model-set")
 
 
-def read_overrides(table: Mapping[str, Any], option: str = "model-set") -> Overrides:
+def read_overrides(table: Table, option: str = "model-set") -> Overrides:
     """The overrides in a table. ConfigError for an unknown name of the option lists the known ones."""
     return config.build(Overrides, table, option)
 
 
-def check_taken(table: Mapping[str, Any], takes: Collection[str], ref: object) -> None:
+def check_taken(table: Table, takes: Collection[str], ref: object) -> None:
     """ModelError if a setting is given that the model of a reference does not take; ConfigError for a wrong one."""
     read_overrides(table)
     for name in table:
         if name not in takes:
-            raise ModelError(f"{ref} takes no {name}", hint=f"it takes {', '.join(takes) or 'no setting'}")
+            known = ", ".join(takes) or "no setting"
+            raise ModelError(f"{ref} takes no {name}", hint=f"it takes {known}")
 
 
-def parse_overrides(assignments: Sequence[str], option: str = "model-set") -> dict[str, Any]:
+def parse_overrides(assignments: Sequence[str], option: str = "model-set") -> Document:
     """The table of `NAME=VALUE` assignments of a command-line option, checked.
 
     >>> parse_overrides(["image_size=384", "tokenizer=words/bert"])

@@ -29,8 +29,11 @@ from tokenizers.models import WordPiece
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
+    BaseImageProcessor,
     BertTokenizer,
     CLIPImageProcessorPil,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
     Siglip2Tokenizer,
     ViltImageProcessorPil,
     ViTImageProcessorPil,
@@ -40,6 +43,7 @@ from transformers.utils import logging
 from dcdctl.core.errors import DcdError, ModelError, as_user_error, first_line, require_extra
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references import hub
 from dcdctl.core.models.references.config_sizes import check_sizes
 
@@ -50,6 +54,8 @@ VILT_LONGER_PER_SHORTER = 1333 / 800
 VILT_SIZE_DIVISOR = 32
 """ViLT cuts the sides of a resized image to multiples of its patch size."""
 _SQUARE_PROCESSORS = ("ViTImageProcessor", "DeiTImageProcessor", "BlipImageProcessor")
+AFTER_PADDING = ("roberta", "xlm-roberta", "bridgetower_text_model")
+"""Text encoders whose positions are counted from their padding id, as in RoBERTa."""
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Special tokens of a new tokenizer, in the order of their ids."""
 
@@ -58,8 +64,8 @@ SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 class Preprocess:
     """A tokenizer, an image processor, and the maximum number of tokens of a caption."""
 
-    tokenizer: Any
-    image_processor: Any
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: BaseImageProcessor
     max_text_len: int
     image_transform: Literal["", "meter"] = ""
     """meter: images are resized and cropped as in METER's code, which no processor of transformers reproduces to the
@@ -106,15 +112,16 @@ class Preprocess:
         return int(size.get("shortest_edge") or size.get("height") or min(value for value in size.values() if value))
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Everything that decides the tensors of an image and a caption, JSON-able; part of a model's digest."""
-        return {
+        settings = {
             "image": processor_settings(self.image_processor),
             "image_transform": self.image_transform,
             "max_text_len": self.max_text_len,
             "tokenizer": tokenizer_settings(self.tokenizer),
-            **({"pads_texts": True} if self.pads_texts else {}),
         }
+        # An entry only where it is true, so that the digests of all other models stay as they were.
+        return {**settings, "pads_texts": True} if self.pads_texts else settings
 
     def save(self, folder: Path) -> None:
         """Write the files of the tokenizer and the image processor."""
@@ -236,21 +243,21 @@ def _meter_crop(image: Image.Image, side: int, resample: Image.Resampling) -> Im
 
 def vilt_image_processor(
     image_size: int = 384, size_divisor: int = VILT_SIZE_DIVISOR, mean: float = 0.5, std: float = 0.5
-) -> Any:
+) -> ViltImageProcessorPil:
     """The official ViLT transform for this shorter side; `mean` and `std` normalize pixel values from 0 to 1."""
     return ViltImageProcessorPil(
         size={"shortest_edge": image_size}, size_divisor=size_divisor, image_mean=[mean] * 3, image_std=[std] * 3
     )
 
 
-def meter_image_processor(image_size: int = 384) -> Any:
+def meter_image_processor(image_size: int = 384) -> CLIPImageProcessorPil:
     """CLIP's processor at this size: the closest one in transformers to METER's transform, which `Preprocess`
     completes."""
     size, crop = {"shortest_edge": image_size}, {"height": image_size, "width": image_size}
     return CLIPImageProcessorPil(size=size, crop_size=crop, resample=Image.Resampling.BICUBIC)
 
 
-def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5) -> Any:
+def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5) -> ViTImageProcessorPil:
     """Resize to a square, whatever the aspect ratio, then normalize pixel values from 0 to 1 by `mean` and `std`."""
     size = {"height": image_size, "width": image_size}
     return ViTImageProcessorPil(
@@ -262,7 +269,9 @@ FOLDER_HINT = "give a folder that holds config.json, model.safetensors, tokenize
 TOKENIZER_HINT = "name a tokenizer with `--model-set tokenizer=FOLDER`"
 
 
-def load_tokenizer(ref: str, hint: str = TOKENIZER_HINT, use: str = "", config: Any = None) -> Any:
+def load_tokenizer(
+    ref: str, hint: str = TOKENIZER_HINT, use: str = "", config: PreTrainedConfig | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or Hub id; ModelError if there is none.
 
     `use` is that of `hub.reading`. `config` is the configuration of transformers in the same place, if it has been
@@ -286,20 +295,20 @@ def load_tokenizer(ref: str, hint: str = TOKENIZER_HINT, use: str = "", config: 
     return tokenizer
 
 
-def check_words(tokenizer: Any, ref: str, hint: str) -> None:
+def check_words(tokenizer: PreTrainedTokenizerBase, ref: str, hint: str) -> None:
     """ModelError for a tokenizer without words, which transformers makes for a folder without a vocabulary."""
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"{ref} holds no tokenizer's vocabulary", hint=hint)
 
 
-def load_image_processor(ref: str) -> Any:
+def load_image_processor(ref: str) -> BaseImageProcessor:
     """The image processor of a folder or Hub id, the Pillow version if there is one."""
     with hub_errors(ref, hint="a model needs its preprocessor_config.json"):
         # The torchvision version differs by one gray level in some pixels.
         return AutoImageProcessor.from_pretrained(**hub.hub_source(ref), backend="pil", trust_remote_code=False)
 
 
-def load_own_tokenizer(ref: str, config: Any, other: str | None) -> Any:
+def load_own_tokenizer(ref: str, config: PreTrainedConfig, other: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer of a network's folder or Hub id, whose configuration is `config`, or that of `other`, if the user
     names another."""
     return load_tokenizer(ref, config=config) if not other else load_tokenizer(other)
@@ -312,9 +321,8 @@ def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer
     trained = Tokenizer(WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizers.BertNormalizer(lowercase=True)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    letters = sorted(
-        letter for letter in set().union(*map(trained.normalizer.normalize_str, texts)) if not letter.isspace()
-    )
+    characters: set[str] = set().union(*map(trained.normalizer.normalize_str, texts))
+    letters = sorted(character for character in characters if not character.isspace())
     # The trainer numbers "##x" pieces in the order of a randomly seeded hash map, and resolves equal counts by number.
     # Pieces that are given to it in advance have a fixed order, which makes the vocabulary reproducible.
     pieces = [*SPECIALS, *(f"##{letter}" for letter in letters)]
@@ -328,9 +336,9 @@ def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer
 
 
 def fitted_preprocess(
-    tokenizer: Any,
-    image_processor: Any,
-    text_config: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: BaseImageProcessor,
+    text_config: PreTrainedConfig,
     *,
     max_text_len: int | None = None,
     default: int | None = None,
@@ -360,7 +368,7 @@ def check_text_length(max_text_len: int, num_positions: int) -> int:
     return max_text_len
 
 
-def num_text_positions(config: Any) -> int:
+def num_text_positions(config: PreTrainedConfig) -> int:
     """The number of tokens that a text encoder has positions for; ModelError if its configuration does not give it."""
     if not hasattr(config, "max_position_embeddings"):
         raise ModelError(
@@ -368,11 +376,11 @@ def num_text_positions(config: Any) -> int:
             hint="take one such as BERT or RoBERTa",
         )
     # RoBERTa's first position comes after its padding id.
-    reserved = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+    reserved = config.pad_token_id + 1 if config.model_type in AFTER_PADDING else 0
     return int(config.max_position_embeddings) - reserved
 
 
-def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """ModelError if the tokenizer has more tokens than the model has embeddings."""
     if len(tokenizer) > vocab_size:
         problem = (

@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # commands that only list or check models import this file, a
 
     from dcdctl.core.models.inputs import ImageBatch, TextBatch
 
+Table = Mapping[str, Any]
+"""JSON-able settings by name, such as the content of a config.json or of dcdctl.json."""
+
 
 class Preprocessor(Protocol):
     """Images and captions to tensors, as the model was trained on them."""
@@ -33,7 +36,7 @@ class Preprocessor(Protocol):
         """Shorter side of a preprocessed image."""
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Everything that decides the tensors of an image and a caption, JSON-able; part of a model's digest."""
 
     def images(self, images: Sequence[Image.Image]) -> ImageBatch:
@@ -78,7 +81,7 @@ class ExportSpec:
     """Formats of `dcdctl export` that cannot hold this dual encoder, each with the reason."""
 
     @property
-    def text_options(self) -> dict[str, Any]:
+    def text_options(self) -> Table:
         """Arguments of the tokenizer for a dual encoder's captions; those of the folder cut captions at their own
         maximum length."""
         if self.padded_length is None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from PIL import Image
@@ -21,17 +21,20 @@ from torch import Tensor, nn
 
 from dcdctl.core import config
 from dcdctl.core.errors import ModelError, StaleError
-from dcdctl.core.models.dual import Calibration, DualEncoder, unit_vectors
+from dcdctl.core.models.checkpoint import save_own_format
+from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.fingerprint import tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.late import LateInteraction, Searchable
+from dcdctl.core.models.model import Calibration, RetrievalModel
 from dcdctl.core.models.networks.attention import set_hidden_dropout
-from dcdctl.core.models.networks.over_encoders import OwnFormat
 from dcdctl.core.models.networks.query_text import QueryText
 from dcdctl.core.models.networks.towers import Tower, depth_of
 from dcdctl.core.models.preprocess import Preprocess
-from dcdctl.core.models.protocols import ExportSpec, Preprocessor
+from dcdctl.core.models.protocols import ExportSpec, Preprocessor, Table
 from dcdctl.core.models.references.folders import QUERY
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +61,26 @@ class QuerySpace:
     @staticmethod
     def of(teacher: Searchable) -> QuerySpace:
         """The space of a model; ModelError for late interaction to which the cosine of whole vectors is added."""
-        if teacher.kind == "dual":
-            bias = teacher.logit_bias
-            own: dict[str, Any] = {"dim": teacher.embedding_dim, "logit_bias": None if bias is None else bias.item()}
-        elif teacher.vectors_scale is None:
-            own = {"dim": teacher.token_dim, "is_mean": teacher.is_mean}
-        else:
+        if teacher.has_one_vector:
+            return QuerySpace(
+                kind="dual",
+                dim=teacher.embedding_dim,
+                logit_scale=teacher.logit_scale.item(),
+                logit_bias=None if teacher.logit_bias is None else teacher.logit_bias.item(),
+                teacher=teacher.digest,
+            )
+        if teacher.vectors_scale is not None:
             raise ModelError(
                 "the scores of this teacher add the cosine of whole vectors to MaxSim, and a query has tokens",
                 hint="train the teacher with model.pooled=false",
             )
-        return QuerySpace(kind=teacher.kind, logit_scale=teacher.logit_scale.item(), teacher=teacher.digest, **own)
+        return QuerySpace(
+            kind="late",
+            dim=teacher.token_dim,
+            logit_scale=teacher.logit_scale.item(),
+            is_mean=teacher.is_mean,
+            teacher=teacher.digest,
+        )
 
     def check(self, teacher: Searchable | QuerySpace, ref: object) -> None:
         """StaleError if a model, or the space of one, is not this one; of vectors from elsewhere, whose model is known
@@ -101,7 +113,7 @@ class QueryPreprocess(Preprocess):
         return _joined(self.of_images).image_size_px
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Everything that decides the tokens of a text."""
         return {
             "max_text_len": self.max_text_len,
@@ -114,8 +126,8 @@ class QueryPreprocess(Preprocess):
         self.tokenizer.save_pretrained(folder)
 
 
-def _joined(part: Any) -> Any:
-    """The teacher's part; ModelError without a teacher."""
+def _joined(part: T | None) -> T:
+    """The teacher, or its part; ModelError without a teacher."""
     if part is None:
         raise ModelError(
             "a query encoder embeds texts alone, and its teacher the images",
@@ -124,50 +136,56 @@ def _joined(part: Any) -> Any:
     return part
 
 
-class _QuerySide(OwnFormat):
+class _QuerySide(RetrievalModel):
     """What both kinds of query encoder share."""
 
     network: QueryText
     preprocess: QueryPreprocess
-    space: QuerySpace
     is_word: Tensor
-    teacher: Any = None
-    """The model that embeds the images, once `join` has given it."""
 
-    def __init__(self, network: QueryText, preprocess: QueryPreprocess, space: QuerySpace) -> None:
+    def __init__(
+        self, network: QueryText, preprocess: QueryPreprocess, space: QuerySpace, teacher: Searchable | None = None
+    ) -> None:
+        """`teacher` is the model that embeds the images."""
         super().__init__(network, preprocess)
         self.space, self.calibration = space, Calibration()
+        # In a tuple, because a module trains, saves and counts the modules among its attributes.
+        self._teachers = () if teacher is None else (teacher,)
         tokenizer = preprocess.tokenizer
         specials = sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
         # Not saved: it follows from the tokenizer.
-        self.register_buffer("is_word", torch.ones(len(tokenizer)).index_fill(0, torch.tensor(specials), 0), False)
+        is_word = torch.ones(len(tokenizer)).index_fill(0, torch.tensor(specials), 0)
+        self.register_buffer("is_word", is_word, persistent=False)
 
     def __repr__(self) -> str:
         encoder = type(self.network.encoder).__name__
         return f"{type(self).__name__}({encoder}, {self.space.dim} numbers per vector)"
 
+    @property
+    def teacher(self) -> Searchable | None:
+        """The model that embeds the images, frozen; None before `join`."""
+        return next(iter(self._teachers), None)
+
     def join(self, teacher: Searchable, ref: object = "the query encoder") -> Self:
-        """The model itself, whose images the teacher embeds from now on. StaleError for another teacher than that of
-        its space."""
+        """A model of the same weights whose images the teacher embeds. StaleError for another teacher than that of its
+        space."""
         self.space.check(teacher, ref)
-        # Not as an attribute of the module: the teacher's weights are neither trained nor saved.
-        object.__setattr__(self, "teacher", teacher.requires_grad_(False).eval())
-        self.preprocess = replace(self.preprocess, of_images=teacher.preprocess)
-        return self
+        preprocess = replace(self.preprocess, of_images=teacher.preprocess)
+        return type(self)(self.network, preprocess, self.space, teacher.requires_grad_(False).eval())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # What moves the student to a device moves its teacher too.
-        if self.teacher is not None:
-            self.teacher._apply(fn, recurse)
+        for teacher in self._teachers:
+            teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """The type, and the configuration of the text encoder."""
         return {"model_type": QUERY, "encoder": self.network.to_table()}
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """The length of texts, and the teacher's space."""
         shape = {"max_text_len": self.preprocess.max_text_len, "pads_texts": self.preprocess.pads_texts}
         return {"kind": "query", **shape, "space": config.to_table(self.space)}
@@ -195,18 +213,19 @@ class _QuerySide(OwnFormat):
         padded = self.preprocess.max_text_len if self.preprocess.pads_texts else None
         return ExportSpec(padded_length=padded)
 
-    def calibrate(self, logits: Tensor) -> Tensor:
-        """The logits on the scale of a teacher of pairs, float32."""
-        return self.calibration(logits)
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write config.json and the weights, in a format of our own."""
+        save_own_format(self.network, self.config, folder, half=half)
 
 
 class QueryEncoder(_QuerySide, DualEncoder):
     """A text encoder in front of a dual encoder's images."""
 
-    @property
-    def embedding_dim(self) -> int:
-        """Length D of the vectors."""
-        return self.space.dim
+    def __init__(
+        self, network: QueryText, preprocess: QueryPreprocess, space: QuerySpace, teacher: Searchable | None = None
+    ) -> None:
+        super().__init__(network, preprocess, space, teacher)
+        self.embedding_dim = space.dim
 
     @property
     def logit_bias(self) -> Tensor | None:
@@ -218,8 +237,9 @@ class QueryEncoder(_QuerySide, DualEncoder):
         """The teacher's vectors, I x D, of images, or of what it encoded before (`dual_scorer.vector_states`)."""
         if isinstance(images, States) and images.vectors is not None:
             return images.vectors
-        vectors_ID: Tensor = _joined(self.teacher).embed_images(images)
-        return vectors_ID
+        teacher = _joined(self.teacher)
+        assert isinstance(teacher, DualEncoder)
+        return teacher.embed_images(images)
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D, of the student."""
@@ -230,21 +250,19 @@ class QueryEncoder(_QuerySide, DualEncoder):
 class QueryLate(_QuerySide, LateInteraction):
     """A text encoder in front of a late-interaction model's images; it reads the tokens that its teacher reads."""
 
-    def __init__(self, network: QueryText, preprocess: QueryPreprocess, space: QuerySpace) -> None:
-        super().__init__(network, preprocess, space)
-        self.is_mean = space.is_mean
-
-    @property
-    def token_dim(self) -> int:
-        """Length D of a token vector."""
-        return self.space.dim
+    def __init__(
+        self, network: QueryText, preprocess: QueryPreprocess, space: QuerySpace, teacher: Searchable | None = None
+    ) -> None:
+        super().__init__(network, preprocess, space, teacher)
+        self.token_dim, self.is_mean = space.dim, space.is_mean
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The teacher's token vectors."""
         if isinstance(images, States) and images.vectors is not None:
             return images
-        states: States = _joined(self.teacher).encode_images(images)
-        return states
+        teacher = _joined(self.teacher)
+        assert isinstance(teacher, LateInteraction)
+        return teacher.encode_images(images)
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """Unit vectors of the tokens of T texts, zeros for padding."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import DcdError, StaleError
+from dcdctl.core.models.protocols import Table
 
 MODEL = "model_fingerprint"
 """The entry of a document in a run folder that names the run's model."""
@@ -31,10 +30,13 @@ def run_of(folder: Path) -> artifacts.Document:
     if not (folder / "run.json").exists():
         return {}
     facts, saved = read_run(folder)
-    return {artifacts.RUN: files.digest_of(facts), **({MODEL: saved.get(artifacts.FINGERPRINT)} if saved else {})}
+    document: artifacts.Document = {artifacts.RUN: files.digest_of(facts)}
+    if saved:
+        document[MODEL] = saved.get(artifacts.FINGERPRINT)
+    return document
 
 
-def expect_run(path: Path, document: Mapping[str, Any], *, error: type[DcdError], hint: str) -> None:
+def expect_run(path: Path, document: Table, *, error: type[DcdError], hint: str) -> None:
     """`error` if a document lies in the folder of a run and was written for another one, or for another model."""
     for key, value in run_of(path.parent).items():
         if document.get(key) != value:

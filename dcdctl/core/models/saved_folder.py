@@ -6,12 +6,12 @@ file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from dcdctl.core import artifacts
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references.folders import SETTINGS_FILE
 
 FORMAT_VERSION = 2
@@ -27,7 +27,7 @@ def seal_again(folder: Path) -> None:
     seal(folder, {key: value for key, value in read_seal(folder).items() if key not in NOT_KEPT})
 
 
-def seal(folder: Path, settings: Mapping[str, Any]) -> None:
+def seal(folder: Path, settings: Table) -> None:
     """Write dcdctl.json."""
     listed = artifacts.list_files(folder, sorted(_file_names(folder)))
     artifacts.write_document(folder / SETTINGS_FILE, {"format": FORMAT_VERSION, **settings, artifacts.FILES: listed})
@@ -35,13 +35,17 @@ def seal(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _file_names(folder: Path) -> set[str]:
     """The paths of the files that dcdctl.json lists, relative to the folder."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    # By every part of the path, because .cache/huggingface of a download holds files of any name.
-    names = (path for path in paths if not any(Path(part).match(note) for part in path.parts for note in NOTES))
-    return {path.as_posix() for path in names} - {SETTINGS_FILE}
+    names = set()
+    for path in folder.rglob("*"):
+        inside = path.relative_to(folder)
+        # By every part of the path, because .cache/huggingface of a download holds files of any name.
+        is_note = any(Path(part).match(note) for part in inside.parts for note in NOTES)
+        if path.is_file() and not is_note:
+            names.add(inside.as_posix())
+    return names - {SETTINGS_FILE}
 
 
-def read_settings(folder: Path) -> dict[str, Any] | None:
+def read_settings(folder: Path) -> Table | None:
     """dcdctl.json; None if there is none. ModelError if a file of the folder is not as it was saved."""
     if not (folder / SETTINGS_FILE).exists():
         return None
@@ -53,7 +57,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     return saved
 
 
-def read_seal(folder: Path) -> dict[str, Any]:
+def read_seal(folder: Path) -> Table:
     """The content of dcdctl.json; ModelError if it is damaged."""
     return artifacts.read_document(folder / SETTINGS_FILE, FORMAT_VERSION, error=ModelError, hint=REMAKE)
 
@@ -76,7 +80,7 @@ def find_damages(folder: Path) -> Iterator[str]:
     yield from _added(folder, listed)
 
 
-def _added(folder: Path, listed: Mapping[str, Any]) -> Iterator[str]:
+def _added(folder: Path, listed: Table) -> Iterator[str]:
     """Which files were added to a folder that `save` wrote."""
     for name in sorted(_file_names(folder) - set(listed)):
         yield f"{folder / name} was added to a saved model, and a loader might read it"

@@ -172,6 +172,7 @@ class TextTower:
                 f"model {fingerprint[:8]}"
             )
             raise StaleError(problem, hint=HINT)
+        # Its own files, then the files of weights that the graph reads.
         for key, root in ((artifacts.FILES, folder), ("weights", folder.parent)):
             listed = artifacts.listed_files(folder / TEXT_FILE, {artifacts.FILES: document.get(key)}, hint=HINT)
             artifacts.check_files(root, listed, hint=HINT)
@@ -181,7 +182,7 @@ class TextTower:
             raise StaleError(
                 f"{folder / TEXT_FILE} is not as this dcdctl writes it: {error}", hint="update dcdctl"
             ) from error
-        tower = TextTower(folder, settings, threads, listed)  # the last, of weights
+        tower = TextTower(folder, settings, threads, weights=listed)
         if PROBES_FILE in document[artifacts.FILES]:
             tower.probes = np.load(folder / PROBES_FILE, allow_pickle=False)
         return tower
@@ -191,17 +192,18 @@ class TextTower:
         with self._tokenizing:
             encodings = self._tokenizer.encode_batch(list(map(self._clean, texts)))
         # The graph of a model that ignores the mask, or pads all texts alike, lacks that input.
-        inputs = {
-            name: np.array([text.ids if name == "input_ids" else text.attention_mask for text in encodings], np.int64)
-            for name in self._inputs
+        both = {
+            "input_ids": np.array([text.ids for text in encodings], np.int64),
+            "attention_mask": np.array([text.attention_mask for text in encodings], np.int64),
         }
+        inputs = {name: both[name] for name in self._inputs}
         # A model that is trained with padding reads it, so it counts as read.
         reads_all = self._settings.padding.to_maximum
-        ids = [
-            [token for token, is_read in zip(text.ids, text.attention_mask, strict=True) if is_read or reads_all]
-            for text in encodings
-        ]
-        return inputs, ids
+        read = []
+        for text in encodings:
+            marked = zip(text.ids, text.attention_mask, strict=True)
+            read.append([token for token, is_read in marked if is_read or reads_all])
+        return inputs, read
 
     def num_tokens(self, text: str) -> int:
         """The number of tokens of a whole text, special ones included."""
@@ -214,7 +216,7 @@ class TextTower:
         return sum(encoding.attention_mask)
 
     def vectors(self, batch: Any) -> NDArray[np.float32]:
-        """The vectors of tokenized texts, T x D."""
+        """The vectors of tokenized texts, T x D; `batch` are the inputs that `tokenize` gave."""
         (vectors_TD,) = self._session.run([GRAPH_OUTPUT], batch)
         return vectors_TD
 

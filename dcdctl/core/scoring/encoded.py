@@ -13,7 +13,7 @@ from dcdctl.core import distributed
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute
 from dcdctl.core.memory import Fitting
-from dcdctl.core.models import FusionScorer, States
+from dcdctl.core.models import Scorer, States
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring.features import Features, Source, images_ahead, in_memory
 
@@ -40,7 +40,7 @@ class EncodedCorpus:
 
 @torch.inference_mode()
 def encode_corpus(
-    scorer: FusionScorer, source: Source, compute: Compute, *, track: Track = silent, is_shared: bool = False
+    scorer: Scorer, source: Source, compute: Compute, *, track: Track = silent, is_shared: bool = False
 ) -> Source:
     """What a scorer reads to score pairs: the whole corpus encoded, if the scorer keeps its states; else the source as
     it is.

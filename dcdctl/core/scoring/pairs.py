@@ -1,4 +1,4 @@
-"""Pair scores of a fusion model: many image-caption pairs, each image and caption encoded once, and how long they will
+"""Pair scores of a model: many image-caption pairs, each image and caption encoded once, and how long they will
 take.
 
 `score_pairs` scores any pairs of a corpus; all their images are in memory at once, their captions come in chunks. For a
@@ -26,7 +26,7 @@ from dcdctl.core.data import Index
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting, GpuMemory, in_fitting_parts
-from dcdctl.core.models import FusionScorer, ImageBatch, States
+from dcdctl.core.models import ImageBatch, Scorer, States
 from dcdctl.core.progress import Advance
 from dcdctl.core.scoring.features import Source, in_memory, read_images
 
@@ -41,13 +41,13 @@ TRIAL_S = 2.0
 """Seconds of trial scoring from which a rate is estimated: enough to be past the first, slower batches."""
 TRIAL_IMAGES, TRIAL_TEXTS = 16, 128
 """Images and captions of a trial."""
-_FITTING: WeakKeyDictionary[FusionScorer, dict[tuple[str, torch.device, bool], Fitting]] = WeakKeyDictionary()
+_FITTING: WeakKeyDictionary[Scorer, dict[tuple[str, torch.device, bool], Fitting]] = WeakKeyDictionary()
 WARM_UP = 32
 """Pairs scored before a trial, untimed: the first pass allocates memory and selects kernels."""
 
 
 @torch.inference_mode()
-def encode_images(scorer: FusionScorer, source: Source, image_ix: Index, compute: Compute) -> States:
+def encode_images(scorer: Scorer, source: Source, image_ix: Index, compute: Compute) -> States:
     """The states of these images of a corpus, in the order given; chunks are read ahead."""
     chunks = [image_ix[start : start + IMAGE_CHUNK] for start in range(0, len(image_ix), IMAGE_CHUNK)]
     reading = read_in_threads(lambda chunk: read_images(source, chunk, compute), chunks, compute.readers)
@@ -55,7 +55,7 @@ def encode_images(scorer: FusionScorer, source: Source, image_ix: Index, compute
 
 
 @torch.inference_mode()
-def _encode_chunk(scorer: FusionScorer, images: ImageBatch | States, compute: Compute) -> States:
+def _encode_chunk(scorer: Scorer, images: ImageBatch | States, compute: Compute) -> States:
     """The states of the images of a chunk, which were read ahead."""
 
     def encode(part: ImageBatch | States) -> States:
@@ -66,7 +66,7 @@ def _encode_chunk(scorer: FusionScorer, images: ImageBatch | States, compute: Co
 
 
 @torch.inference_mode()
-def encode_texts(scorer: FusionScorer, source: Source, text_ix: Index, compute: Compute) -> States:
+def encode_texts(scorer: Scorer, source: Source, text_ix: Index, compute: Compute) -> States:
     """The states of these captions of a corpus, in the order given."""
 
     def encode(chunk: Index) -> States:
@@ -100,7 +100,7 @@ def encode_texts(scorer: FusionScorer, source: Source, text_ix: Index, compute: 
 
 @torch.inference_mode()
 def score_block(
-    scorer: FusionScorer,
+    scorer: Scorer,
     images: States,
     texts: States,
     image_ix_P: Tensor,
@@ -118,7 +118,7 @@ def score_block(
     # Captions of one length share a batch, so that no pair is computed with more padding than it needs.
     order_P = torch.argsort(length_T[text_ix_P], stable=True)
     batch_size, fitting = compute.batch_size or scorer.pairs_per_batch, _fitting(scorer, "pairs", compute)
-    batches = _by_image(order_P, image_ix_P, fitting.size(batch_size)) if scorer.groups_by_image else [order_P]
+    batches = _by_image(order_P, image_ix_P, fitting.size(batch_size)) if _groups_by_image(scorer) else [order_P]
     scored: list[Tensor] = []
     ordered: list[Tensor] = []
 
@@ -138,7 +138,7 @@ def score_block(
     return scores_P
 
 
-def _fitting(scorer: FusionScorer, kind: str, compute: Compute) -> Fitting:
+def _fitting(scorer: Scorer, kind: str, compute: Compute) -> Fitting:
     """The batch size of a kind of work of this scorer on this device, kept as long as the scorer is.
 
     On a GPU, pairs per batch grow into its memory, unless the user has set a batch size.
@@ -148,6 +148,11 @@ def _fitting(scorer: FusionScorer, kind: str, compute: Compute) -> Fitting:
     if key not in fittings:
         fittings[key] = Fitting(GpuMemory(compute.device) if grows else None)
     return fittings[key]
+
+
+def _groups_by_image(scorer: Scorer) -> bool:
+    """Whether pairs of one image cost less in one batch; late interaction shares nothing between pairs."""
+    return scorer.kind == "fusion" and scorer.groups_by_image
 
 
 def _by_image(order_P: Tensor, image_ix_P: Tensor, batch_size: int) -> list[Tensor]:
@@ -168,7 +173,7 @@ def _by_image(order_P: Tensor, image_ix_P: Tensor, batch_size: int) -> list[Tens
 
 
 def score_pairs(
-    scorer: FusionScorer,
+    scorer: Scorer,
     source: Source,
     image_P: Index,
     text_P: Index,
@@ -178,7 +183,7 @@ def score_pairs(
 ) -> NDArray[np.float32]:
     """Logits of pairs of a corpus, in the order given. Memory grows with the number of different images, unless pairs
     are grouped."""
-    if scorer.groups_by_image:
+    if _groups_by_image(scorer):
 
         def score_chunk(images: States, image_at_P: Tensor, pairs: Index) -> Tensor:
             """The pairs of one chunk of images, with all captions that they are paired with."""
@@ -209,7 +214,7 @@ def score_pairs(
 
 
 def _score_by_images(
-    scorer: FusionScorer,
+    scorer: Scorer,
     source: Source,
     image_P: Index,
     chunk_P: Index,
@@ -250,7 +255,7 @@ class PairScorer:
     """Scores pairs of consecutive images and captions of a corpus, such as a fold, given by their positions within
     these ranges."""
 
-    scorer: FusionScorer
+    scorer: Scorer
     source: Source
     images: range
     texts: range

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -66,10 +66,9 @@ class Changes:
     metadata: Path | pa.Table | None = None
     """A CSV or Parquet file, or a table, that names an image in each row. Its values replace those of the images it
     names."""
-    exif: bool = False
-    """Read when and with what photos were taken from their files, where the columns have no value yet."""
-    exif_place: bool = False
-    """Read where they were taken, too."""
+    exif: Literal["camera", "place"] | None = None
+    """Read when and with what photos were taken from their files, where the columns have no value yet; with place also
+    where they were taken."""
     query_model: str | None = None
     """A query encoder that embeds texts from now on, in the model's place (`models.QueryEncoder`)."""
 
@@ -456,7 +455,7 @@ def _set_columns(
     index: FolderIndex, changes: Changes, metadata: ImageColumns | None, track: Track
 ) -> tuple[FolderIndex, tuple[str, ...]]:
     """Change the columns of the images; the same index then, and notes for the user."""
-    are_changed = changes.drop_columns or metadata is not None or changes.exif or changes.exif_place
+    are_changed = changes.drop_columns or metadata is not None or changes.exif
     if not are_changed and not change.has_new_corpus_columns(index):
         return index, ()
     notes: list[str] = []

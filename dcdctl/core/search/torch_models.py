@@ -80,10 +80,10 @@ def _on_cpu(vectors_TD: Tensor) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Reranker:
-    """A fusion scorer, or a dual encoder as one, that re-ranks the first hits of a search."""
+    """A scorer of pairs, or a dual encoder as one, that re-ranks the first hits of a search."""
 
     ref: str
-    scorer: models.FusionScorer
+    scorer: models.Scorer
     depth: int
     device: torch.device
 

@@ -23,7 +23,7 @@ from dcdctl.core.data import Corpus, Index, Scores
 from dcdctl.core.devices import Compute, versions
 from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import StaleError
-from dcdctl.core.models import FusionScorer
+from dcdctl.core.models import Scorer
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import Source, open_source
 from dcdctl.core.teacher import cache, candidates
@@ -163,7 +163,7 @@ class PlannedCache:
 
     build: Build
     corpus: Corpus
-    teacher: FusionScorer
+    teacher: Scorer
     source: Source
     """What the teacher reads: images and captions, or stored features of its encoders."""
     compute: Compute
@@ -174,7 +174,7 @@ class PlannedCache:
         return shard_parts(self.build)
 
 
-def plan_cache(job: CacheJob, corpus: Corpus, teacher: FusionScorer, track: Track) -> PlannedCache:
+def plan_cache(job: CacheJob, corpus: Corpus, teacher: Scorer, track: Track) -> PlannedCache:
     """Write into the folder of a job which pairs are to be scored; nothing is scored.
 
     The teacher is put in eval mode, because dropout would make its scores random. StaleError if the folder holds a

@@ -18,7 +18,7 @@ from dcdctl.core.config import naming_fields
 from dcdctl.core.data import Corpus, counted_corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import StaleError
-from dcdctl.core.models import FusionScorer, Model
+from dcdctl.core.models import Model, Scorer
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import PairScorer, measure_rate, open_source
 from dcdctl.core.teacher import build
@@ -210,7 +210,7 @@ def _trial(job: PlannedCache, pairs: Pairs | None, num_to_score: int) -> float:
 
 
 def verify_scores(
-    folder: Path, corpus: Corpus, teacher: FusionScorer, count: int, *, compute: Compute, track: Track = silent
+    folder: Path, corpus: Corpus, teacher: Scorer, count: int, *, compute: Compute, track: Track = silent
 ) -> float:
     """Recompute `count` scores of a finished cache; the largest difference relative to max(1, |cached score|).
 

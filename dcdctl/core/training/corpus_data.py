@@ -19,6 +19,7 @@ from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track
 from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import (
+    Candidates,
     EmbeddedScores,
     EmbeddedTeachers,
     FalseNegativeFilter,
@@ -31,12 +32,14 @@ from dcdctl.core.teacher import (
     false_negative_filter,
     measure_spread,
     read_caches,
+    text_classes,
 )
 from dcdctl.core.training import negatives, validation
 from dcdctl.core.training.adapted import fit_validation
+from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.batches.make import choose_pairs
-from dcdctl.core.training.batches.pool import pseudo_positives
+from dcdctl.core.training.batches.lists import CandidateLists
+from dcdctl.core.training.batches.pool import PoolLists, PoolPairs, pseudo_positives
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches, StepPairs
 from dcdctl.core.training.coverage import DualTeachers, Preview, measure_preview
 from dcdctl.core.training.inputs import caches_of
@@ -382,6 +385,28 @@ def make_objective(recipe: Recipe, *, has_pool: bool, has_scores: bool) -> PairO
     without = [] if pool.pseudo_positive_above is not None else loss.with_positive
     of_pool = [name for name in loss.terms if name not in without]
     return PairObjective(loss.with_terms(of_pairs, 1 - pool.weight), loss.with_terms(of_pool, pool.weight))
+
+
+def choose_pairs(
+    corpus: Corpus,
+    recipe: Recipe,
+    scores: TeacherScores | None,
+    false_negatives: FalseNegativeFilter,
+    mined: Candidates | None = None,
+) -> StepPairs:
+    """Which pairs each step of a recipe sees. Negatives of lists without scores are `mined`, or random."""
+    if corpus.is_pool:
+        if (threshold := recipe.pool.pseudo_positive_above) is not None and scores is not None:
+            image_T = pseudo_positives(scores, corpus, threshold)
+            batch = replace(recipe.batch, size=recipe.pool.images or recipe.batch.size)
+            matches = FalseNegativeFilter(image_T, text_classes(corpus.captions))
+            return AllPairs(corpus, replace(recipe, batch=batch), scores, matches, image_T=image_T)
+        # A pool has no positives, so no image is looked for that is a duplicate of one.
+        kind = PoolLists if recipe.loss.on_lists else PoolPairs
+        return kind(corpus, recipe, scores, false_negative_filter(corpus, None))
+    if recipe.loss.on_lists:
+        return CandidateLists(corpus, recipe, scores, false_negatives, mined=mined)
+    return AllPairs(corpus, recipe, scores, false_negatives)
 
 
 def make_batches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
@@ -21,9 +21,9 @@ from dcdctl.core.training.recipe import (
     TwoTowerConfig,
 )
 
-Start = FusionScorer | models.Searchable | models.QuerySpace | None
-"""What a student starts from: its fusion teacher; of a query encoder the model whose vectors it learns, or that model's
-space alone; or nothing."""
+Start = Model | models.QuerySpace | None
+"""What a student starts from: its teacher of pairs; of a query encoder the model whose vectors it learns, or that
+model's space alone; or nothing."""
 
 
 def check(recipe: Recipe, *, has_teacher: bool) -> None:
@@ -47,7 +47,8 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Start, track: T
     changed."""
     match recipe.model:
         case FusionConfig() as config:
-            return _make_fusion(recipe, config, captions, cast("FusionScorer | None", teacher), track)
+            assert not isinstance(teacher, models.QuerySpace)
+            return _make_fusion(recipe, config, captions, teacher, track)
         case QueryConfig() as config:
             return _make_query(recipe, config, captions, teacher)
         case LateConfig() as config:
@@ -66,19 +67,21 @@ def load_start(
     for line in caption_notes(captions, model.preprocess):
         say(line)
     if vector_width is not None:
-        cast(DualEncoder, model).add_projection(vector_width)
+        assert model.as_dual is not None
+        model.as_dual.add_projection(vector_width)
     return model
 
 
 def _make_fusion(
-    recipe: Recipe, config: FusionConfig, captions: Sequence[str], teacher: FusionScorer | None, track: Track
+    recipe: Recipe, config: FusionConfig, captions: Sequence[str], teacher: Model | None, track: Track
 ) -> FusionScorer:
     check(recipe, has_teacher=teacher is not None)
-    if teacher is None:
-        is_new = config.start == "new"
-        teacher = (
-            _new_fusion(config, captions, recipe.seed) if is_new else models.load_fusion(config.start, track=track)
-        )
+    if teacher is None and config.start == "new":
+        teacher = _new_fusion(config, captions, recipe.seed)
+    elif teacher is None:
+        teacher = models.load_fusion(config.start, track=track)
+    if teacher.kind != "fusion":
+        raise teacher.without_student()
     # A copy, to average with the teacher. A scorer without fusion layers says why it has no student.
     is_chosen = config.layers or not teacher.num_layers
     model = teacher.student(config.layers) if is_chosen else copy.deepcopy(teacher).requires_grad_(True)
@@ -119,8 +122,9 @@ def _make_late(recipe: Recipe, config: LateConfig, captions: Sequence[str], trac
     model = _make_dual(recipe, config, captions, track)
     if model.kind == "late":
         return model
+    assert model.as_dual is not None
     return models.new_late(
-        cast(DualEncoder, model),
+        model.as_dual,
         config.token_dim,
         is_pooled=config.pooled,
         position_norm=config.position_norm,
@@ -131,8 +135,13 @@ def _make_late(recipe: Recipe, config: LateConfig, captions: Sequence[str], trac
 
 def _make_query(recipe: Recipe, config: QueryConfig, captions: Sequence[str], of: Start) -> Any:
     """A query encoder for a space, or joined with the teacher that has it."""
-    teacher = None if isinstance(of, models.QuerySpace) else cast("models.Searchable", of)
-    space = of if isinstance(of, models.QuerySpace) else models.QuerySpace.of(cast("models.Searchable", of))
+    teacher: models.Searchable | None = None
+    if isinstance(of, models.QuerySpace):
+        space = of
+    else:
+        assert of is not None
+        assert of.kind != "fusion"
+        teacher, space = of, models.QuerySpace.of(of)
     query: Any
     if config.start == "new":
         size = models.QuerySize(
@@ -181,13 +190,13 @@ def check_loss(loss: LossConfig, model: Model) -> None:
     dims = loss.dims
     if dims and model.kind == "late":
         raise ConfigError("loss.dims is for a vector per text, and this teacher has one per token", hint="leave it out")
-    if dims and model.kind == "dual" and dims[-1] > model.embedding_dim:
+    if dims and model.has_one_vector and dims[-1] > model.embedding_dim:
         raise ConfigError(
             f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers",
             hint=f"end it with {model.embedding_dim}, the full width",
         )
     # The head of a fusion model has a bias of its own, and MaxSim has none.
-    has_bias = model.logit_bias is not None if model.kind == "dual" else model.kind == "fusion"
+    has_bias = model.logit_bias is not None if model.has_one_vector else model.kind == "fusion"
     if loss.needs_bias and not has_bias:
         raise ConfigError(
             f"loss.terms has {', '.join(loss.terms)}, and the logits of this {model.kind} model have no bias",

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus, is_stream, read_corpus_json, split_to_measure
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
-from dcdctl.core.models import FusionScorer, Searchable
+from dcdctl.core.models import Scorer, Searchable
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache, check_weights, read_cache
@@ -111,7 +111,7 @@ class InputRefs:
         corpora += [] if self.pool is None else [Corpus.open(*self.pool_place)]
         return corpora, [read_cache(cache) for cache in self.caches]
 
-    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
+    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> Scorer | None:
         """Load the teacher's weights; StaleError if the cache, or each of several, was made with another teacher.
 
         For scores from elsewhere the user's word counts that they are this teacher's.
@@ -133,8 +133,7 @@ class InputRefs:
         """Load the weights of all teachers; ModelError if one is neither a dual encoder nor, unless `with_vectors`, a
         late-interaction model."""
         kind: Literal["dual", "searchable"] = "dual" if with_vectors else "searchable"
-        loaded = [models.load(ref, self.overrides, kind=kind) for ref in self.teachers]
-        return [(ref, cast(Searchable, model)) for ref, model in zip(self.teachers, loaded, strict=True)]
+        return [(ref, models.load_searchable(ref, self.overrides, kind=kind)) for ref in self.teachers]
 
 
 def caches_of(corpora: Sequence[Corpus], caches: Sequence[TeacherCache]) -> list[list[TeacherCache]]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dcdctl.core import models
-from dcdctl.core.models import DualEncoder, Model
+from dcdctl.core.models import Model
 from dcdctl.core.training.batches.batch import Batch, MixedBatch
-from dcdctl.core.training.losses.matryoshka import mean_over_widths
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, LossConfig, TermInputs
 
 
@@ -62,7 +60,8 @@ class PairObjective:
         terms = mean_over_widths(outputs, dims, of_width) if dims else of_width(outputs)
         if batch.teacher_images_IE is not None:
             assert batch.teacher_texts_TE is not None
-            project = cast(DualEncoder, model).project
+            assert model.as_dual is not None
+            project = model.as_dual.project
             # Of full width: the teacher's vectors have one width, to which all numbers of the student's are projected.
             teachers = batch.teacher_images_IE, batch.teacher_texts_TE
             sides = [(project(student), teacher) for student, teacher in zip(outputs, teachers, strict=True)]
@@ -105,3 +104,22 @@ def loss_terms(
             student_RC = calibrated_RC if LOSSES[name].calibrated else logits_RC
             terms[name] = weight * LOSSES[name].term(TermInputs(student_RC, batch, config, all_IT))
     return terms
+
+
+def mean_over_widths(
+    outputs: Sequence[Tensor], dims: Sequence[int], terms_of: Callable[[Sequence[Tensor]], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Each term as the mean of its values on the first numbers of the vectors, for each width; all widths weigh the
+    same: Matryoshka representation learning (Kusupati et al., NeurIPS 2022, arXiv 2205.13147).
+
+    The paper's sum would multiply the learning rate by the number of widths. `outputs` are the gathered vectors of the
+    whole batch, so the widths are exact in micro-batches and several processes too.
+
+    When to use it: for a dual student whose index will store shorter vectors (`loss.dims`).
+    """
+    of_each: dict[str, list[Tensor]] = {}
+    for width in dims:
+        prefixes = [models.prefix_vectors(side, width) for side in outputs]
+        for name, term in terms_of(prefixes).items():
+            of_each.setdefault(name, []).append(term)
+    return {name: torch.stack(terms).mean() for name, terms in of_each.items()}

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from dcdctl.core import files
 from dcdctl.core.config import build
 from dcdctl.core.data import Corpus, ShardCount, ShardStream, open_shards
 from dcdctl.core.errors import ConfigError, MissingError
-from dcdctl.core.models import DualEncoder, Model
+from dcdctl.core.models import Model
 from dcdctl.core.progress import Say, Track
 from dcdctl.core.teacher import EmbeddedScores, embed_corpus, embedding_plan
 from dcdctl.core.training import runs, validation
@@ -110,7 +110,8 @@ class StreamData:
         duals = self.plan.inputs.load_dual_teachers(with_vectors=True)
         width = None
         for _, dual in duals:
-            width = cast(DualEncoder, dual).embedding_dim if self.recipe.loss.vector_terms else None
+            assert dual.as_dual is not None
+            width = dual.as_dual.embedding_dim if self.recipe.loss.vector_terms else None
         return Teachers(duals=duals, vector_width=width)
 
     def facts(self, teachers: Teachers) -> dict[str, Any]:
@@ -136,7 +137,8 @@ class StreamData:
             judged[name] = embed_corpus(teachers.duals, corpus, compute, track=track)
         teacher = None
         for _, dual in teachers.duals:
-            loaded = cast(DualEncoder, dual.to(compute.device).eval())
+            loaded = dual.to(compute.device).eval().as_dual
+            assert loaded is not None
             teacher = StreamTeacher(loaded, compute, bool(self.recipe.loss.vector_terms))
 
         def make_batches(plan: MicroBatchPlan, run: Run | None) -> StreamBatches:

@@ -18,9 +18,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
-
-from torch import nn
+from typing import Any
 
 from dcdctl.core import distributed, files
 from dcdctl.core.config import naming_fields, to_table
@@ -41,9 +39,8 @@ from dcdctl.core.training import (
     text_data,
     wise_ft,
 )
-from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.step_pairs import check_size
-from dcdctl.core.training.corpus_data import CorpusData
+from dcdctl.core.training.corpus_data import CorpusData, choose_pairs
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import InputRefs, TeacherUse, check_teachers
 from dcdctl.core.training.loop import TrainingOptions
@@ -104,8 +101,7 @@ def train_model(
         # Before the trial, which measures what fits into memory with it.
         if plan.options.checkpoint_activations:
             model.checkpoint_activations()
-        network = cast(nn.Module, model)  # the contract of models lists only the part that other rooms use
-        options = memory.try_first_step(prepared, network, plan.options, say)
+        options = memory.try_first_step(prepared, model, plan.options, say)
         started = start(plan, facts, options, prepared)
         with memory.memory_errors(options, prepared.recipe.batch.size):
             validation = None
@@ -113,7 +109,7 @@ def train_model(
                 judged = prepared.validation_teachers
                 validation = Validation(started, prepared.validation, prepared.recipe, options.compute, judged)
             learner = loop.Learner(
-                network,
+                model,
                 prepared.objective,
                 recipe.optimizer,
                 num_steps=prepared.preview.num_steps,

@@ -73,8 +73,7 @@ class BlipScorer(MatchingScorer):
         return type(self)(network, self.preprocess)
 
     def _text_tokens(self, texts: TextBatch) -> Tensor:
-        tokens: Tensor = self.network.text_encoder.embeddings(input_ids=texts.input_ids)
-        return tokens
+        return self.network.text_encoder.embeddings(input_ids=texts.input_ids)
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
@@ -92,11 +91,10 @@ class BlipScorer(MatchingScorer):
             # Before its first cross-attention a caption does not depend on an image, so it is computed once for all its
             # pairs.
             inner, outer, cross = layer.attention.self, layer.attention.output, layer.crossattention
-            attended = self_attend(inner, outer, tokens_PLD, mask_TL if is_first else mask_PL, num_queries)
+            attended = self_attend(inner, outer, tokens_PLD, mask_TL if is_first else mask_PL, num_queries=num_queries)
             attended_PLD = select_rows(attended, text_at_P) if is_first else attended
             projected = groups.attend(heads_of(cross.self), cross.output.dense, attended_PLD, image_GMD)
-            fused: Tensor = layer.feed_forward_chunk(finish(cross.output, projected, attended_PLD))
-            return fused
+            return layer.feed_forward_chunk(finish(cross.output, projected, attended_PLD))
 
         for index, layer in enumerate(self.layers):
             # The head reads only the first token.

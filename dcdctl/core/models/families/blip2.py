@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import Blip2ForImageTextRetrieval
+from transformers import Blip2ForImageTextRetrieval, PreTrainedConfig, PreTrainedTokenizerBase
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.matching import MatchingScorer, finish, self_attend
@@ -84,8 +84,7 @@ class Blip2Scorer(MatchingScorer):
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         qformer = self.network.qformer
-        embedded: Tensor = qformer.dropout(qformer.layernorm(tokens))
-        return embedded
+        return qformer.dropout(qformer.layernorm(tokens))
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
@@ -101,7 +100,7 @@ class Blip2Scorer(MatchingScorer):
         def run_layer(layer: Any, tokens_PND: Tensor, image_GMD: Tensor, is_first: bool, is_last: bool) -> Tensor:
             inner, outer = layer.attention.attention, layer.attention.output
             count = self.num_queries if is_last else None
-            attended_PND = self_attend(inner, outer, tokens_PND, mask_TN if is_first else mask_PN, count)
+            attended_PND = self_attend(inner, outer, tokens_PND, mask_TN if is_first else mask_PN, num_queries=count)
             queries, text = attended_PND[:, : self.num_queries], attended_PND[:, self.num_queries :]
             text = text if is_last else layer.feed_forward_chunk(text)
             if is_first:
@@ -120,12 +119,12 @@ class Blip2Scorer(MatchingScorer):
         return self.match(tokens_PND[:, : self.num_queries].mean(dim=1))
 
     @classmethod
-    def _check_config(cls, config: Any, ref: str) -> None:
+    def _check_config(cls, config: PreTrainedConfig, ref: str) -> None:
         if not config.qformer_config.use_qformer_text_input:
             raise cls._no_head(config, ref)
 
     @classmethod
-    def _check_tokenizer(cls, tokenizer: Any, config: Any) -> None:
+    def _check_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
         # Its processor adds an image token to the tokenizer, which has no embedding; `encode_texts` refuses captions
         # that contain it.
         vocab_size = config.qformer_config.vocab_size

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor, nn
-from transformers import BridgeTowerForImageAndTextRetrieval
+from transformers import BaseImageProcessor, BridgeTowerForImageAndTextRetrieval, BridgeTowerModel, PreTrainedConfig
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.coattention import Layers, Streams, cross_attention, self_attention
@@ -48,7 +48,8 @@ class BridgeTowerScorer(MatchingScorer):
     example = "BridgeTower/bridgetower-base-itm-mlm"
 
     @property
-    def _body(self) -> Any:
+    def _body(self) -> BridgeTowerModel:
+        """The network without its head."""
         return self.network.bridgetower
 
     @property
@@ -145,7 +146,7 @@ class BridgeTowerScorer(MatchingScorer):
             yield text, image
 
     @classmethod
-    def _check_config(cls, config: Any, ref: str) -> None:
+    def _check_config(cls, config: PreTrainedConfig, ref: str) -> None:
         layers = config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers
         if layers[0] != layers[1] or not 1 <= config.num_hidden_layers <= layers[0]:
             raise ModelError(
@@ -155,12 +156,9 @@ class BridgeTowerScorer(MatchingScorer):
             )
 
     @classmethod
-    def _num_positions(cls, config: Any) -> int:
-        # As in RoBERTa, the first position comes after the padding id.
-        return super()._num_positions(config) - int(config.text_config.pad_token_id) - 1
-
-    @classmethod
-    def _checked_processor(cls, processor: Any, config: Any, ref: str) -> Any:
+    def _checked_processor(
+        cls, processor: BaseImageProcessor, config: PreTrainedConfig, ref: str
+    ) -> BaseImageProcessor:
         """The image processor with a crop of the size that the vision encoder takes; it takes no other."""
         # Older files have no crop size, or a height and a width, which the Pillow processor of transformers cannot use.
         processor.crop_size = {"shortest_edge": config.vision_config.image_size}
@@ -173,8 +171,7 @@ class BridgeTowerScorer(MatchingScorer):
 
 def _run_text_layer(layer: Any, tokens_TLD: Tensor, mask_TL: Tensor | None) -> Tensor:
     attended_TLD = self_attend(layer.attention.self, layer.attention.output, tokens_TLD, mask_TL)
-    output: Tensor = layer.feed_forward_chunk(attended_TLD)
-    return output
+    return layer.feed_forward_chunk(attended_TLD)
 
 
 @dataclass(frozen=True)
@@ -184,14 +181,15 @@ class _Part:
     layer: Any
 
     def attend(self, tokens_PND: Tensor, mask_PN: Tensor | None, num_queries: int | None) -> Tensor:
-        own = self.layer.attention
-        return self_attend(own.self, own.output, tokens_PND, mask_PN, num_queries)
+        attention = self.layer.attention
+        return self_attend(attention.self, attention.output, tokens_PND, mask_PN, num_queries=num_queries)
 
     def fuse(self, tokens_PND: Tensor, other_PMD: Tensor, mask_PM: Tensor | None) -> Tensor:
         cross = self.layer.crossattention
-        projected_PND = attend_and_project(heads_of(cross.self), cross.output.dense, tokens_PND, other_PMD, mask_PM)
-        fused: Tensor = self.layer.feed_forward_chunk(finish(cross.output, projected_PND, tokens_PND))
-        return fused
+        projected_PND = attend_and_project(
+            heads_of(cross.self), cross.output.dense, tokens_PND, source_PMD=other_PMD, mask_PM=mask_PM
+        )
+        return self.layer.feed_forward_chunk(finish(cross.output, projected_PND, tokens_PND))
 
 
 load = BridgeTowerScorer.load

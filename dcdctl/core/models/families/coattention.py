@@ -16,13 +16,13 @@ the stream it attends to, D width, H heads, d width of a head.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from dcdctl.core.config import Count, Fraction, check_fields
 from dcdctl.core.errors import ConfigError
@@ -31,6 +31,7 @@ from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, recomputed
 from dcdctl.core.models.networks.backbones import NetworkOverEncoders
 from dcdctl.core.models.networks.projections import EncoderProjections, ProjectionSize
+from dcdctl.core.models.protocols import Table
 
 FUSION_EPS = 1e-12
 """LayerNorm epsilon of the fusion layers: the default of a RoBERTa configuration, not the 1e-5 of roberta-base."""
@@ -72,16 +73,23 @@ class Attention(nn.Module):
     @property
     def heads(self) -> Heads:
         """The projections, and the dropout that applies in the current mode."""
-        return Heads(self.query, self.key, self.value, self.num_heads, self.dropout.p if self.training else 0.0)
+        return Heads(
+            query=self.query,
+            key=self.key,
+            value=self.value,
+            num_heads=self.num_heads,
+            dropout=self.dropout.p if self.training else 0.0,
+        )
 
     def attend(
         self, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None
     ) -> Tensor:
         """The first `num_queries` tokens after attending to the source; `mask_PM` is True for a real source token, None
         if all are real."""
-        output_PND = attend_and_project(self.heads, self.dense, tokens_PND, source_PMD, mask_PM, num_queries)
-        normed: Tensor = self.norm(self.dropout(output_PND) + tokens_PND[:, :num_queries])
-        return normed
+        output_PND = attend_and_project(
+            self.heads, self.dense, tokens_PND, source_PMD, mask_PM=mask_PM, num_queries=num_queries
+        )
+        return self.norm(self.dropout(output_PND) + tokens_PND[:, :num_queries])
 
 
 class FeedForward(nn.Module):
@@ -95,8 +103,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(size.dropout)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        normed: Tensor = self.norm(self.dropout(self.down(functional.gelu(self.up(tokens_BND)))) + tokens_BND)
-        return normed
+        return self.norm(self.dropout(self.down(functional.gelu(self.up(tokens_BND)))) + tokens_BND)
 
 
 class FusionLayer(nn.Module):
@@ -114,8 +121,7 @@ class FusionLayer(nn.Module):
 
     def fuse(self, tokens_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:
         """The stream after the step, from its self-attended tokens and the other stream before the step."""
-        fused: Tensor = self.feed_forward(self.cross_attention.attend(tokens_PND, other_PMD, other_mask_PM))
-        return fused
+        return self.feed_forward(self.cross_attention.attend(tokens_PND, other_PMD, other_mask_PM))
 
 
 class CoAttentionNetwork(NetworkOverEncoders):
@@ -127,7 +133,7 @@ class CoAttentionNetwork(NetworkOverEncoders):
 
     cosine: EncoderProjections | None
 
-    def __init__(self, vision: nn.Module, text: Any, size: FusionSize) -> None:
+    def __init__(self, vision: PreTrainedModel, text: PreTrainedModel, size: FusionSize) -> None:
         super().__init__(vision, text)
         self.size, width = size, size.hidden_size
         self.image_transform = nn.Linear(self.image_width, width)
@@ -146,7 +152,7 @@ class CoAttentionNetwork(NetworkOverEncoders):
         self.cosine = None
 
     @classmethod
-    def from_configs(cls, vision: Any, text: Any, size: FusionSize) -> Self:
+    def from_configs(cls, vision: PreTrainedConfig, text: PreTrainedConfig, size: FusionSize) -> Self:
         """The network over untrained encoders of these configurations."""
         return cls(backbones.new_encoder(vision), backbones.new_encoder(text), size)
 
@@ -164,13 +170,13 @@ class CoAttentionNetwork(NetworkOverEncoders):
             logits: Tensor = self.rank_output(torch.cat(pooled, dim=-1).to(self.rank_output.weight.dtype)).squeeze(-1)
         return logits
 
-    def to_table(self) -> dict[str, Any]:
+    def to_table(self) -> Table:
         """The contents of config.json."""
         cosine = None if self.cosine is None else dataclasses.asdict(self.cosine.size)
         return {**super().to_table(), "fusion": dataclasses.asdict(self.size), "cosine": cosine}
 
 
-def network_from_table(table: Mapping[str, Any], ref: object) -> CoAttentionNetwork:
+def network_from_table(table: Table, ref: object) -> CoAttentionNetwork:
     """The untrained network of a table from `CoAttentionNetwork.to_table`."""
     vision, text = backbones.new_pair(table, ref)
     network = CoAttentionNetwork(vision, text, FusionSize(**table["fusion"]))
@@ -215,6 +221,7 @@ def score_pairs(
 
 
 def _step(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
+    """The first `num_queries` tokens of both streams after a step."""
     return cross_attention(layers, self_attention(layers, streams, text_mask, num_queries), streams, text_mask)
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_weights, read_folder
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import METER, fitted_preprocess, load_tokenizer, meter_image_processor
+from dcdctl.core.models.protocols import Table
 
 MAX_TEXT_LEN = 40
 """Tokens of a caption unless set otherwise, as in METER."""
@@ -53,13 +54,7 @@ class CoAttentionScorer(ModelOverEncoders, FusionScorer):
     def student(self, layers: Sequence[int]) -> Self:
         layers = self.checked_layers(layers)
         teacher = self.network
-        before_fusion = (
-            teacher.vision,
-            teacher.text,
-            teacher.image_transform,
-            teacher.text_transform,
-            teacher.modality,
-        )
+        before_fusion = teacher.vision, teacher.text, teacher.image_transform, teacher.text_transform, teacher.modality
         shared: dict[int, nn.Module] = {id(module): module for module in before_fusion}
         # deepcopy does not copy what its memo holds, so the student keeps the teacher's own modules.
         network = copy.deepcopy(teacher, memo=dict(shared))
@@ -67,20 +62,15 @@ class CoAttentionScorer(ModelOverEncoders, FusionScorer):
         network.requires_grad_(True)
         for module in shared.values():
             module.requires_grad_(False)
-        network.text_layers, network.image_layers = (
-            nn.ModuleList([stream[index] for index in layers]) for stream in (network.text_layers, network.image_layers)
-        )
+        network.text_layers = nn.ModuleList([network.text_layers[index] for index in layers])
+        network.image_layers = nn.ModuleList([network.image_layers[index] for index in layers])
         network.size = dataclasses.replace(self.network.size, num_layers=len(layers))
         return type(self)(network, self.preprocess)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """What dcdctl.json holds."""
-        return {
-            "kind": "fusion",
-            "max_text_len": self.preprocess.max_text_len,
-            "image_transform": self.preprocess.image_transform,
-        }
+        return {**super().settings, "image_transform": self.preprocess.image_transform}
 
     def set_dropout(self, probability: float) -> None:
         """Set the dropout of the fusion layers; this is drop_rate in METER's code, whose RoBERTa keeps its own too."""
@@ -115,7 +105,7 @@ class CoAttentionScorer(ModelOverEncoders, FusionScorer):
         return coattention.score_pairs(self.network, images, texts, image_ix_P, text_ix_P)
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> CoAttentionScorer:
+def load(ref: str, table: Table, saved: Table | None) -> CoAttentionScorer:
     """The scorer of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its
     dcdctl.json."""
     assert saved is not None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess, 
 from dcdctl.core.models.families.shared_prefix import TOLERANCES, Pair, SharedPrefix, SharingError
 from dcdctl.core.models.overrides import IMAGE_FIRST, Overrides, read_overrides
 from dcdctl.core.models.preprocess import hub_errors, quietly
+from dcdctl.core.models.protocols import Table
 
 EXTRA = "sentence-transformers"
 NUM_CHECKED = 2
@@ -33,7 +34,8 @@ NUM_CHECKED = 2
 class CrossEncoderScorer(RawPairScorer):
     """A CrossEncoder with images; `ref` is where it was loaded from, for messages."""
 
-    noun = "a cross-encoder of sentence-transformers"
+    network: Any
+    """The CrossEncoder of the library: a list of modules."""
     # A pair has hundreds of tokens, and 16 of them fill a processor or a small GPU.
     pairs_per_batch = 16
 
@@ -41,6 +43,7 @@ class CrossEncoderScorer(RawPairScorer):
         self, encoder: nn.Module, preprocess: RawPreprocess, *, ref: str, prompt: str, order: str = IMAGE_FIRST
     ) -> None:
         super().__init__(encoder, preprocess)
+        self.noun = "a cross-encoder of sentence-transformers"
         self.ref, self.prompt, self.order = ref, prompt, order
         self._shared: SharedPrefix | None = None
         self._is_checked = False
@@ -52,28 +55,23 @@ class CrossEncoderScorer(RawPairScorer):
                 self._share_no_more(reason)
 
     @property
-    def encoder(self) -> Any:
-        """The CrossEncoder."""
-        return self.network
-
-    @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """The configuration of the network of transformers."""
-        config: dict[str, Any] = self.encoder[0].model.config.to_dict()
+        config: Table = self.network[0].model.config.to_dict()
         return config
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """All further settings of the cross-encoder that decide a score."""
-        transformer = self.encoder[0]
+        transformer = self.network[0]
         return {
             "kind": "fusion",
             "prompt": self.prompt,
             "order": self.order,
             "dtype": str(transformer.model.dtype),
-            "modules": [[type(module).__name__, module.get_config_dict()] for module in self.encoder],
-            "float32_modules": getattr(self.encoder, "keep_in_fp32_modules", None),
-            "max_seq_length": self.encoder.max_seq_length,
+            "modules": [[type(module).__name__, module.get_config_dict()] for module in self.network],
+            "float32_modules": getattr(self.network, "keep_in_fp32_modules", None),
+            "max_seq_length": self.network.max_seq_length,
             "chat_template": [transformer.processor.chat_template, transformer.tokenizer.chat_template],
             **processor_table(transformer.processor),
         }
@@ -105,7 +103,7 @@ class CrossEncoderScorer(RawPairScorer):
     def _predict(self, pairs: list[Pair]) -> Tensor:
         """The logits of pairs by the library's own way, in one batch, on the CPU."""
         with _named_errors(self.ref):
-            scores: Tensor = self.encoder.predict(
+            scores: Tensor = self.network.predict(
                 pairs,
                 prompt=self.prompt,
                 batch_size=len(pairs),
@@ -130,10 +128,10 @@ class CrossEncoderScorer(RawPairScorer):
             self._is_checked = True
             plain = self._predict([self._pair(image, caption) for caption in captions[:NUM_CHECKED]])
             difference = float(((scores[:NUM_CHECKED] - plain).abs() / plain.abs().clamp(min=1)).max())
-            device = self.encoder.device.type
+            device = self.network.device.type
             cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
             # Written this way, NaN fails too.
-            if not difference <= max(TOLERANCES[cast], TOLERANCES[self.encoder[0].model.dtype]):
+            if not difference <= max(TOLERANCES[cast], TOLERANCES[self.network[0].model.dtype]):
                 self._share_no_more(f"scores would differ by {difference:.1e}")
                 return None
         return scores
@@ -145,7 +143,7 @@ class CrossEncoderScorer(RawPairScorer):
         logging.getLogger("dcdctl").warning(message, self.ref, reason)
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> CrossEncoderScorer:
+def load(ref: str, table: Table, saved: Table | None = None) -> CrossEncoderScorer:
     """The cross-encoder of a folder or Hub id; `table` are the user's settings. No code of the folder is run."""
     overrides = read_overrides(table)
     require_extra(EXTRA, "sentence_transformers", needed_by=f"the cross-encoder {ref}")

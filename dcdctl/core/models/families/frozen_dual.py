@@ -6,11 +6,10 @@ Shape letters: I images, T texts, V image tokens, L text tokens, D length of the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
@@ -21,17 +20,17 @@ from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_we
 from dcdctl.core.models.networks.projections import EncoderProjections, ProjectionSize
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import Preprocess, fitted_preprocess, load_tokenizer
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 
 
 class FrozenDualNetwork(NetworkOverEncoders):
     """Two encoders and two projections; the projections are untrained."""
 
-    def __init__(self, vision: nn.Module, text: Any, size: ProjectionSize) -> None:
+    def __init__(self, vision: PreTrainedModel, text: PreTrainedModel, size: ProjectionSize) -> None:
         super().__init__(vision, text)
         self.projections = EncoderProjections(self.image_width, text.config.hidden_size, size)
 
-    def to_table(self) -> dict[str, Any]:
+    def to_table(self) -> Table:
         """The contents of config.json, besides the model's type."""
         return {**super().to_table(), "projection": dataclasses.asdict(self.projections.size)}
 
@@ -44,6 +43,7 @@ class FrozenDual(ModelOverEncoders, DualEncoder):
 
     def __init__(self, network: FrozenDualNetwork, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
+        self.embedding_dim = network.projections.size.projection_dim
         # Here, so that a loaded model is frozen as a new one is.
         self.encoders.freeze()
 
@@ -52,11 +52,6 @@ class FrozenDual(ModelOverEncoders, DualEncoder):
         projections = self.network.projections
         projections.size = dataclasses.replace(projections.size, dropout=probability)
         projections.dropout.p = probability
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length D of the vectors."""
-        return int(self.network.projections.size.projection_dim)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -117,7 +112,7 @@ def new_frozen_dual(
     return dual
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> FrozenDual:
+def load(ref: str, table: Table, saved: Table | None) -> FrozenDual:
     """The dual encoder of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its
     dcdctl.json."""
     assert saved is not None

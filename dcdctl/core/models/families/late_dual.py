@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from PIL import Image
@@ -19,15 +18,15 @@ from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import check_complete, save_state
-from dcdctl.core.models.dual import Calibration, DualEncoder, unit_vectors
+from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.late import LateInteraction
 from dcdctl.core.models.load_save import find_family
-from dcdctl.core.models.model import seeded
-from dcdctl.core.models.networks.over_encoders import Encoders
+from dcdctl.core.models.model import Calibration, seeded
+from dcdctl.core.models.networks.over_encoders import Encoders, FrozenTowers
 from dcdctl.core.models.networks.projections import FIRST_LOGIT_SCALE, MAX_LOGIT_SCALE
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 from dcdctl.core.models.references import folders
 from dcdctl.core.models.references.folders import LATE_FILE
 from dcdctl.core.models.saved_folder import REMAKE
@@ -58,34 +57,29 @@ class LateDual(LateInteraction):
     """A dual encoder with a projection of the tokens of each side. The scale is learned; if `is_pooled`, the dual
     encoder's own logit is added."""
 
-    dual: DualEncoder
-    """The dual encoder, whose vectors may choose the candidates of a search."""
-
     def __init__(self, dual: DualEncoder, tokens: TokenProjections, *, is_pooled: bool, token_pooling: int = 1) -> None:
         """The dual encoder is shared, not copied."""
-        # Not as an attribute of the module, which would list every parameter twice.
-        object.__setattr__(self, "dual", dual)
+        # In a tuple, because a module lists the parameters of the modules among its attributes, here a second time.
+        # Before the rest, whose eval mode reaches it.
+        self._duals = (dual,)
         network = nn.ModuleDict({"dual": dual.network, "tokens": tokens})
         super().__init__(network, dual.preprocess, dual.unused_keys)
         self.calibration = Calibration()
         self.is_pooled, self.token_pooling = is_pooled, token_pooling
+        self.token_dim = tokens.images.out_features
 
     def __repr__(self) -> str:
-        return f"LateDual({self.dual!r}, {self.token_dim} numbers per token)"
+        return f"LateDual({self.as_dual!r}, {self.token_dim} numbers per token)"
 
     @property
     def as_dual(self) -> DualEncoder:
-        """The dual encoder."""
-        return self.dual
+        """The dual encoder, whose vectors may choose the candidates of a search."""
+        return self._duals[0]
 
     @property
     def tokens(self) -> TokenProjections:
+        """The projections."""
         return self.network.tokens
-
-    @property
-    def token_dim(self) -> int:
-        """Length D of a token vector."""
-        return self.tokens.images.out_features
 
     @property
     def logit_scale(self) -> Tensor:
@@ -95,84 +89,84 @@ class LateDual(LateInteraction):
     @property
     def vectors_scale(self) -> Tensor | None:
         """The dual encoder's scale; its offset changes no ranking."""
-        return self.dual.logit_scale if self.is_pooled else None
+        return self.as_dual.logit_scale if self.is_pooled else None
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """The dual encoder's."""
-        return self.dual.config
+        return self.as_dual.config
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """The dual encoder's, the width of the token vectors, whether its logit counts, and token pooling."""
         pooling = {} if self.token_pooling == 1 else {"token_pooling": self.token_pooling}
-        own = {"kind": self.kind, "token_dim": self.token_dim, "is_pooled": self.is_pooled, **pooling}
-        return {**self.dual.settings, **own}
+        of_tokens = {"kind": self.kind, "token_dim": self.token_dim, "is_pooled": self.is_pooled, **pooling}
+        return {**self.as_dual.settings, **of_tokens}
 
     @property
     def digest(self) -> str:
         """SHA-256 of weights and settings; with adapters, that of the model that they are merged into."""
         tokens = digest_of(self.tokens, config={}, preprocess={}, settings=self.settings)
-        return digest_of(nn.Module(), config={"dual": self.dual.digest, "tokens": tokens}, preprocess={}, settings={})
+        return digest_of(
+            nn.Module(), config={"dual": self.as_dual.digest, "tokens": tokens}, preprocess={}, settings={}
+        )
 
     @property
     def encoders(self) -> Encoders | None:
         """The dual encoder's, with all tokens as features; None if the whole vectors count too, which these do not
         give, and if padding would be stored."""
-        encoders: Any = self.dual.encoders
-        if encoders is None or not encoders.pools_texts:
+        encoders = self.as_dual.encoders
+        if not isinstance(encoders, FrozenTowers):
             return encoders
-        has_all = not self.is_pooled and self.dual.export_spec().padded_length is None
+        has_all = not self.is_pooled and self.as_dual.export_spec().padded_length is None
         return dataclasses.replace(encoders, pools_texts=False) if has_all else None
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The token vectors of I images, of their features, or of images that are encoded already."""
         if isinstance(images, States) and images.vectors is not None:
             return images
-        return self.tokens.vectors(self.tokens.images, self.dual.image_tokens(images), self.tokens.positions)
+        return self.tokens.vectors(self.tokens.images, self.as_dual.image_tokens(images), self.tokens.positions)
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The token vectors of T captions, of their features, or of captions that are encoded already."""
         if isinstance(texts, States) and texts.vectors is not None:
             return texts
-        return self.tokens.vectors(self.tokens.texts, self.dual.text_tokens(texts))
-
-    def calibrate(self, logits: Tensor) -> Tensor:
-        """The logits on the teacher's scale, float32."""
-        return self.calibration(logits)
+        return self.tokens.vectors(self.tokens.texts, self.as_dual.text_tokens(texts))
 
     def train(self, mode: bool = True) -> Self:
         """Train mode, except for what the dual encoder keeps in eval mode."""
         super().train(mode)
-        self.dual.train(mode)
+        self.as_dual.train(mode)
         return self
 
     def depth_of(self, parameter: str) -> int:
         """Distance of a parameter from the top of its tower; 0 for the projections of tokens."""
         prefix = "network.dual."
-        return self.dual.depth_of(f"network.{parameter.removeprefix(prefix)}") if parameter.startswith(prefix) else 0
+        if not parameter.startswith(prefix):
+            return 0
+        return self.as_dual.depth_of(f"network.{parameter.removeprefix(prefix)}")
 
     def set_dropout(self, probability: float) -> None:
         """Set the dropout of the dual encoder."""
-        self.dual.set_dropout(probability)
+        self.as_dual.set_dropout(probability)
 
     def checkpoint_activations(self) -> None:
         """Compute activations of the encoders again in the backward pass."""
-        self.dual.checkpoint_activations()
+        self.as_dual.checkpoint_activations()
 
     def export_spec(self) -> ExportSpec:
         """The dual encoder's: its class gives the states of the tokens."""
-        return self.dual.export_spec()
+        return self.as_dual.export_spec()
 
     def export_copy(self) -> LateDual:
         """The same model over the dual encoder's copy."""
         return LateDual(
-            self.dual.export_copy(), self.tokens, is_pooled=self.is_pooled, token_pooling=self.token_pooling
+            self.as_dual.export_copy(), self.tokens, is_pooled=self.is_pooled, token_pooling=self.token_pooling
         )
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write the dual encoder's own files, which other libraries read as that, and the projections of tokens."""
-        self.dual.save_network(folder, half=half)
+        self.as_dual.save_network(folder, half=half)
         save_state(self.tokens, folder / LATE_FILE, half=half)
 
 
@@ -208,17 +202,22 @@ def new_late(
     return LateDual(dual, tokens, is_pooled=is_pooled, token_pooling=token_pooling)
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> LateDual:
+def load(ref: str, table: Table, saved: Table | None) -> LateDual:
     """The model of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its
     dcdctl.json."""
     if saved is None:
         raise ModelError(f"{ref} has {folders.LATE_FILE} and no {folders.SETTINGS_FILE}", hint=REMAKE)
     family = find_family(folders.dual_type(Path(ref)) or "")
     assert family is not None
-    dual: Any = family.load(ref, table, saved)
+    dual = family.load(ref, table, saved)
+    assert isinstance(dual, DualEncoder)
     state = {name: tensor.float() for name, tensor in load_file(Path(ref) / folders.LATE_FILE).items()}
     check_complete(ref, {"images.weight", "texts.weight", "logit_scale"} - set(state), "a late-interaction model")
-    widths = state["images.weight"].shape[1], state["texts.weight"].shape[1]
-    tokens = TokenProjections(*widths, saved["token_dim"], state.get("positions"))
+    tokens = TokenProjections(
+        image_width=state["images.weight"].shape[1],
+        text_width=state["texts.weight"].shape[1],
+        token_dim=saved["token_dim"],
+        positions_ND=state.get("positions"),
+    )
     tokens.load_state_dict(state)
     return LateDual(dual, tokens, is_pooled=saved["is_pooled"], token_pooling=saved.get("token_pooling", 1))

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import check_complete
@@ -32,8 +33,9 @@ from dcdctl.core.models.preprocess import (
     hub_errors,
     load_image_processor,
     load_own_tokenizer,
+    num_text_positions,
 )
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 
 NO_MATCH, MATCH = 0, 1
 """Rows of the heads."""
@@ -46,9 +48,10 @@ class MatchingScorer(FusionScorer):
     # Keys and values of an image, and BridgeTower's upper encoder layers, are shared by the pairs of a batch.
     groups_by_image = True
     network: Any
+    preprocess: Preprocess
     family: ClassVar[str]
     """As messages name it."""
-    network_class: ClassVar[Any]
+    network_class: ClassVar[type[PreTrainedModel]]
     """The class of transformers that has the head."""
     processor_class: ClassVar[str]
     output: ClassVar[str] = "logits"
@@ -93,8 +96,7 @@ class MatchingScorer(FusionScorer):
 
     def _image_tokens(self, pixel_values: Tensor) -> Tensor:
         """What the fusion reads of images, I x M x D; all tokens are real."""
-        tokens: Tensor = self.network.vision_model(pixel_values=pixel_values).last_hidden_state
-        return tokens
+        return self.network.vision_model(pixel_values=pixel_values).last_hidden_state
 
     @abstractmethod
     def _text_tokens(self, texts: TextBatch) -> Tensor:
@@ -134,7 +136,7 @@ class MatchingScorer(FusionScorer):
             return rows_P2[:, MATCH] - rows_P2[:, NO_MATCH]
 
     @classmethod
-    def load(cls, ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Self:
+    def load(cls, ref: str, table: Table, saved: Table | None) -> Self:
         """The scorer of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json if
         the folder has one."""
         overrides = read_overrides(table)
@@ -150,7 +152,7 @@ class MatchingScorer(FusionScorer):
         check_complete(ref, report["missing_keys"], f"a {cls.family} scorer")
         tokenizer = load_own_tokenizer(ref, config, overrides.tokenizer)
         cls._check_tokenizer(tokenizer, config)
-        num_positions = cls._num_positions(config)
+        num_positions = num_text_positions(getattr(config, cls.text_part))
         length = overrides.max_text_len or (saved["max_text_len"] if saved else min(cls.max_text_len, num_positions))
         preprocess = Preprocess(
             tokenizer=tokenizer,
@@ -160,25 +162,23 @@ class MatchingScorer(FusionScorer):
         return cls(network, preprocess, tuple(sorted(report["unexpected_keys"])))
 
     @classmethod
-    def _check_config(cls, config: Any, ref: str) -> None:
+    def _check_config(cls, config: PreTrainedConfig, ref: str) -> None:
         """ModelError, before any weights are read, for a configuration that the family cannot compute."""
 
     @classmethod
-    def _no_head(cls, config: Any, ref: str) -> ModelError:
+    def _no_head(cls, config: PreTrainedConfig, ref: str) -> ModelError:
         architecture = (config.architectures or [f"{cls.family} of unknown class"])[0]
         hint = f"use a {cls.network_class.__name__}, such as {cls.example}"
         return ModelError(f"{ref} is a {architecture}, which has no image-text matching head", hint=hint)
 
     @classmethod
-    def _num_positions(cls, config: Any) -> int:
-        return int(getattr(config, cls.text_part).max_position_embeddings)
-
-    @classmethod
-    def _check_tokenizer(cls, tokenizer: Any, config: Any) -> None:
+    def _check_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
         check_vocabulary(tokenizer, getattr(config, cls.text_part).vocab_size)
 
     @classmethod
-    def _checked_processor(cls, processor: Any, config: Any, ref: str) -> Any:
+    def _checked_processor(
+        cls, processor: BaseImageProcessor, config: PreTrainedConfig, ref: str
+    ) -> BaseImageProcessor:
         """The image processor; ModelError if it gives images of another size than the network takes."""
         expected = config.vision_config.image_size
         size = dict(processor.size)
@@ -194,13 +194,14 @@ class MatchingScorer(FusionScorer):
 
 def finish(output: Any, projected_PND: Tensor, tokens_PND: Tensor) -> Tensor:
     """Dropout of the projected output, and LayerNorm of its sum with the first tokens of the input."""
-    normed: Tensor = output.LayerNorm(output.dropout(projected_PND) + tokens_PND[:, : projected_PND.shape[1]])
-    return normed
+    return output.LayerNorm(output.dropout(projected_PND) + tokens_PND[:, : projected_PND.shape[1]])
 
 
 def self_attend(
     attention: nn.Module, output: Any, tokens_PND: Tensor, mask_PN: Tensor | None, num_queries: int | None = None
 ) -> Tensor:
     """The first `num_queries` tokens after self-attention, with residual and LayerNorm."""
-    projected_PND = attend_and_project(heads_of(attention), output.dense, tokens_PND, tokens_PND, mask_PN, num_queries)
+    projected_PND = attend_and_project(
+        heads_of(attention), output.dense, tokens_PND, source_PMD=tokens_PND, mask_PM=mask_PN, num_queries=num_queries
+    )
     return finish(output, projected_PND, tokens_PND)

@@ -9,15 +9,14 @@ Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D le
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from dcdctl.core.models.families.sentence_transformer import LibraryModel
-from dcdctl.core.models.fusion import FusionScorer
+from dcdctl.core.models.fusion import PairModel
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.late import LateInteraction
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references.folders import MULTI_VECTOR
 
 
@@ -31,20 +30,16 @@ class MultiVectorScorer(LibraryModel, LateInteraction):
 
     def __init__(self, encoder: nn.Module, ref: str) -> None:
         super().__init__(encoder, ref)
-        self.is_mean = self.encoder.similarity_fn_name == "meanmaxsim"
+        self.noun, self.token_dim = f"the multi-vector model {ref}", self.width
+        self.is_mean = self.network.similarity_fn_name == "meanmaxsim"
 
     # It is not trained here, and its texts have no maximum to which micro-batches could be padded.
-    outputs, logits = FusionScorer.outputs, FusionScorer.logits
+    outputs, logits = PairModel.outputs, PairModel.logits
 
     @property
-    def token_dim(self) -> int:
-        """Length D of a token vector."""
-        return self._width
-
-    @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Those of the library's models, and whether MaxSim is a mean."""
-        return {**super().settings, "similarity": str(self.encoder.similarity_fn_name)}
+        return {**super().settings, "similarity": str(self.network.similarity_fn_name)}
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The token vectors of I images; ValueError for features."""
@@ -66,11 +61,6 @@ class MultiVectorScorer(LibraryModel, LateInteraction):
         mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
         # Vectors without numbers tell these states from the features of an encoder, which it takes none of.
         return States(padded, mask, padded.new_empty(len(rows), 0))
-
-    @property
-    def noun(self) -> str:
-        """What messages call the model."""
-        return f"the multi-vector model {self.ref}"
 
 
 load = MultiVectorScorer.load

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from dcdctl.core.models.networks.towers import TrainedParts, depth_of, freeze_ot
 from dcdctl.core.models.open_clip_tokenizer import OpenClipTokenizer
 from dcdctl.core.models.overrides import Overrides, read_overrides
 from dcdctl.core.models.preprocess import TOKENIZER_HINT, check_words, hub_errors, quietly
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 from dcdctl.core.models.references.folders import OPEN_CLIP, OPEN_CLIP_FILE, OPEN_CLIP_WEIGHTS, open_clip_weights
 
 WEIGHTS_FILE = OPEN_CLIP_WEIGHTS[0]
@@ -50,9 +50,9 @@ class OpenClipPreprocess:
     """Images and captions to tensors by the transform and the tokenizer of open_clip."""
 
     tokenizer: OpenClipTokenizer
-    image_config: Mapping[str, Any]
+    image_config: Table
     """The fields of open_clip's PreprocessCfg: size, mean, std, interpolation, resize_mode, ..."""
-    text_config: Mapping[str, Any]
+    text_config: Table
     """The `text_cfg` of open_clip_config.json."""
     vocab_size: int
     is_alone: bool = False
@@ -95,7 +95,7 @@ class OpenClipPreprocess:
         return TextBatch(ids, torch.ones_like(ids))
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Everything that decides the tensors of an image and a caption, JSON-able; part of a model's digest."""
         return {"image": dict(self.image_config), "tokenizer": self.tokenizer.settings}
 
@@ -124,15 +124,16 @@ class OpenClipDual(DualEncoder):
         self,
         network: nn.Module,
         preprocess: OpenClipPreprocess,
-        table: Mapping[str, Any],
+        table: Table,
         unused_keys: tuple[str, ...] = (),
     ) -> None:
         """`table` is the content of open_clip_config.json."""
         super().__init__(network, preprocess, unused_keys)
         self.table = copy.deepcopy(dict(table))
+        self.embedding_dim = int(self.table["model_cfg"]["embed_dim"])
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """open_clip_config.json, and the configuration of a text encoder of transformers in place of its name."""
         config = {"model_type": OPEN_CLIP, **copy.deepcopy(self.table)}
         if (text := self._text_config) is not None:
@@ -142,11 +143,6 @@ class OpenClipDual(DualEncoder):
     @property
     def _text_config(self) -> Any:
         return getattr(getattr(self.network, "text", None), "config", None)
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length D of the vectors."""
-        return int(self.table["model_cfg"]["embed_dim"])
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D. ValueError for features."""
@@ -180,9 +176,8 @@ class OpenClipDual(DualEncoder):
         encoder = self.network.text
         mask = (texts.input_ids != self._text_config.pad_token_id).long()
         output = encoder.transformer(input_ids=texts.input_ids, attention_mask=mask)
-        return self._states_of(
-            texts, output.last_hidden_state, unit_vectors(encoder.proj(encoder.pooler(output, mask)))
-        )
+        vectors = unit_vectors(encoder.proj(encoder.pooler(output, mask)))
+        return self._states_of(texts, output.last_hidden_state, vectors)
 
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
@@ -240,7 +235,7 @@ class OpenClipDual(DualEncoder):
             self._text_config.save_pretrained(folder / TEXT_CONFIG)
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> OpenClipDual:
+def load(ref: str, table: Table, saved: Table | None = None) -> OpenClipDual:
     """The dual encoder of an open_clip folder; `table` are the user's overrides, `saved` is dcdctl.json, which adds
     nothing here.
 
@@ -258,19 +253,18 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
             )
         network = _build(folder, config)
         unused = _load_weights(network, folder)
+        transform = asdict(PreprocessCfg(**network.visual.preprocess_cfg))
         preprocess = OpenClipPreprocess(
             tokenizer=OpenClipTokenizer(_tokenizer(folder, config, overrides)),
-            image_config={
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in asdict(PreprocessCfg(**network.visual.preprocess_cfg)).items()
-            },
+            # Lists, as a saved file has them.
+            image_config={key: list(value) if isinstance(value, tuple) else value for key, value in transform.items()},
             text_config=config["model_cfg"]["text_cfg"],
             vocab_size=int((network if hasattr(network, "vocab_size") else network.text).vocab_size),
         )
     return OpenClipDual(network, preprocess, config, unused)
 
 
-def _build(folder: Path, config: Mapping[str, Any]) -> Any:
+def _build(folder: Path, config: Table) -> Any:
     """The network of a configuration, with random weights."""
     import open_clip
 
@@ -303,7 +297,7 @@ def _load_weights(network: nn.Module, folder: Path) -> tuple[str, ...]:
     return tuple(sorted(report.unexpected_keys))
 
 
-def _tokenizer(folder: Path, config: Mapping[str, Any], overrides: Overrides) -> Any:
+def _tokenizer(folder: Path, config: Table, overrides: Overrides) -> Any:
     """The tokenizer of open_clip for a folder; ModelError if it draws the tokens of long captions at random."""
     import open_clip
 

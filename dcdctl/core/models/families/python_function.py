@@ -12,9 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import re
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,8 @@ from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess
 from dcdctl.core.models.overrides import check_taken
+from dcdctl.core.models.protocols import Table
 
-_REF = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 FIND = "run the command in its folder, or install its package"
 EXAMPLE = "def score(images, texts): return one number per pair, higher is better"
 
@@ -35,20 +33,16 @@ EXAMPLE = "def score(images, texts): return one number per pair, higher is bette
 class PythonScorer(RawPairScorer):
     """Scores pairs with a callable of the user."""
 
-    def __init__(self, ref: str, target: Any, declared: Mapping[str, Any], max_text_len: int = 0) -> None:
+    def __init__(self, ref: str, target: Any, declared: Table, max_text_len: int = 0) -> None:
         """`declared` is what decides the scores: digests of source files, and what the object says of itself."""
         super().__init__(nn.Module(), RawPreprocess(max_text_len=max_text_len))
         self.ref, self.call, self.declared = ref, getattr(target, "score", target), dict(declared)
+        self.noun = f"the function {ref}"
         # Not a parameter of the call, since only the author knows what fits the memory.
         self.pairs_per_batch = int(getattr(target, "pairs_per_batch", type(self).pairs_per_batch))
 
     @property
-    def noun(self) -> str:
-        """What messages call the scorer."""
-        return f"the function {self.ref}"
-
-    @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """All of the code that the digest covers. What the code reads at run time is not known here."""
         return {"kind": "fusion", "python": self.declared}
 
@@ -60,27 +54,18 @@ class PythonScorer(RawPairScorer):
             # The traceback of the user's code is what the user needs; it stays as it is.
             error.add_note(f"{self.ref} was called with {len(text_ix)} pairs; the first caption is {pairs[1][0]!r}")
             raise
-        return _checked(self.ref, result, pairs[1])
-
-
-def _checked(ref: str, result: Any, texts: Sequence[str]) -> Tensor:
-    """The scores as float32, P. ModelError unless they are P finite numbers."""
-    try:
-        scores = torch.as_tensor(result, dtype=torch.float32, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError):
-        scores = torch.empty(0)
-    if scores.shape != (len(texts),) or not scores.isfinite().all():
-        raise ModelError(
-            f"{ref} returned {' '.join(str(result).split())[:100]} for captions such as {texts[0]!r}, expected "
-            f"{len(texts)} finite numbers, one for each pair",
-            hint=EXAMPLE,
-        )
-    return scores
-
-
-def is_reference(ref: str) -> bool:
-    """Whether a reference is of the form module:function."""
-    return _REF.fullmatch(ref) is not None
+        try:
+            scores = torch.as_tensor(result, dtype=torch.float32, device="cpu").detach()
+        except (TypeError, ValueError, RuntimeError):
+            scores = torch.empty(0)
+        if scores.shape != (len(text_ix),) or not scores.isfinite().all():
+            returned = " ".join(str(result).split())[:100]
+            raise ModelError(
+                f"{self.ref} returned {returned} for captions such as {pairs[1][0]!r}, expected {len(text_ix)} finite "
+                "numbers, one for each pair",
+                hint=EXAMPLE,
+            )
+        return scores
 
 
 def check(ref: str) -> None:
@@ -96,7 +81,7 @@ def check(ref: str) -> None:
         raise ModelError(f"there is no Python module {top} for {ref}", hint=FIND)
 
 
-def load(ref: str, table: Mapping[str, Any]) -> PythonScorer:
+def load(ref: str, table: Table) -> PythonScorer:
     """The scorer of module:function; `table` are the user's overrides. Imports the module, which runs its code.
 
     ModelError if there is no such module, or if the name is no scorer.
@@ -117,7 +102,7 @@ def load(ref: str, table: Mapping[str, Any]) -> PythonScorer:
     return PythonScorer(ref, scorer, _declared(ref, module, scorer), table.get("max_text_len") or 0)
 
 
-def _declared(ref: str, module: Any, scorer: Any) -> dict[str, Any]:
+def _declared(ref: str, module: Any, scorer: Any) -> Table:
     """What the digest of the scorer covers: the name, the source files of its module and class, and what it
     declares."""
     said = {name: str(getattr(scorer, name)) for name in ("name", "version", "fingerprint") if hasattr(scorer, name)}

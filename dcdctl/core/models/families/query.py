@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from dcdctl.core.models.preprocess import (
     load_tokenizer,
     num_text_positions,
 )
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.query import QueryEncoder, QueryLate, QueryPreprocess, QuerySpace
 
 ATTENTION = ("align_text_model", "aimv2_text_model")
@@ -89,8 +90,9 @@ def _of_teacher(teacher: Searchable | None) -> tuple[Any, Any, bool]:
     """A copy of the teacher's text encoder, its tokenizer, and whether it reads padding."""
     if teacher is None:
         raise ModelError("model.text is teacher, and no teacher is given", hint="name it with --teacher")
-    modules: Any = () if teacher.as_dual is None else teacher.as_dual._encoder_modules
-    preprocess: Any = teacher.preprocess
+    preprocess = teacher.preprocess
+    # The vision encoder and the text encoder, where a dual encoder has both as modules.
+    modules: tuple[Any, ...] = () if teacher.as_dual is None else teacher.as_dual._encoder_modules
     if not isinstance(preprocess, Preprocess) or len(modules) != 2 or modules[1].config.model_type in ATTENTION:
         raise ModelError(
             "the text encoder of this teacher does not stand alone as one of transformers",
@@ -129,7 +131,7 @@ def _encoder(pretrained: Any, size: QuerySize, tokenizer: Any) -> nn.Module:
     return BertModel(shape)
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Any:
+def load(ref: str, table: Table, saved: Table | None) -> QueryModel:
     """The query encoder of a folder that `load_save.save` wrote, without its teacher; `saved` is its dcdctl.json."""
     assert saved is not None
     document, weights = read_folder(ref)
@@ -146,6 +148,6 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
 def with_queries(teacher: Searchable, ref: str | Path) -> QueryModel:
     """A query encoder in front of its teacher's images: a dual encoder or a late-interaction model, whose texts are the
     student's. StaleError for another teacher than its own, ModelError if the reference names no query encoder."""
-    query: Any = load_save.load(ref, kind="query")
-    joined: QueryModel = query.join(teacher, ref)
-    return joined
+    query = load_save.load(ref, kind="query")
+    assert isinstance(query, QueryEncoder | QueryLate)
+    return query.join(teacher, ref)

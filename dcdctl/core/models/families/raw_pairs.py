@@ -25,6 +25,7 @@ from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, RefusedTextError, States, TextBatch, unencoded
+from dcdctl.core.models.protocols import Table
 
 HEADER = 2
 """Tokens before the pixels of an encoded image: its width and its height, each a number of three bytes."""
@@ -46,11 +47,9 @@ class RawPreprocess:
 
     def images(self, images: Sequence[Image.Image]) -> ImageBatch:
         """The pixels of the images, I x 3 x H x W, uint8, with a mask."""
-        width, height = (max(image.size[side] for image in images) for side in (0, 1))
-        pixels, mask = (
-            np.zeros((len(images), 3, height, width), dtype=np.uint8),
-            np.zeros((len(images), height, width), dtype=np.bool_),
-        )
+        width, height = max(image.width for image in images), max(image.height for image in images)
+        pixels = np.zeros((len(images), 3, height, width), dtype=np.uint8)
+        mask = np.zeros((len(images), height, width), dtype=np.bool_)
         for i, image in enumerate(images):
             pixels[i, :, : image.height, : image.width] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
             mask[i, : image.height, : image.width] = True
@@ -80,13 +79,12 @@ class RawPreprocess:
         if self.tokenizer is None:
             return text[: self.max_text_len]
         # verbose=False, because transformers warns about texts that are longer than the model's own limit.
-        ends = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-            "offset_mapping"
-        ]
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ends = tokens["offset_mapping"]
         return text if len(ends) <= self.max_text_len else text[: ends[self.max_text_len - 1][1]]
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """All that decides what the scorer is given. What it does with it is in its own settings."""
         return {"max_text_len": self.max_text_len, "counts": "characters" if self.tokenizer is None else "tokens"}
 
@@ -117,7 +115,7 @@ class RawPairScorer(FusionScorer):
         """Raw logits of P pairs, given as positions in RGB images and captions that all occur in a pair."""
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """Settings of the network; none unless a subclass has them."""
         return {}
 
@@ -165,7 +163,7 @@ def check_read(network: nn.Module, ref: str, what: str) -> None:
     check_complete(ref, missing, what)
 
 
-def processor_table(processor: Any) -> dict[str, Any]:
+def processor_table(processor: Any) -> Table:
     """All settings of a processor of transformers that decide a score."""
     return {
         "processor": [type(processor).__name__, processor_settings(processor) if hasattr(processor, "to_dict") else {}],
@@ -178,20 +176,17 @@ def processor_table(processor: Any) -> dict[str, Any]:
 def pictures_of(images: ImageBatch) -> list[Image.Image]:
     """The images of a batch that `RawPreprocess` made."""
     assert images.pixel_mask is not None
-    mask_IHW, pixels_IHW3 = images.pixel_mask.cpu(), images.pixel_values.cpu().permute(0, 2, 3, 1)
-    sizes = [(int(mask[0].sum()), int(mask[:, 0].sum())) for mask in mask_IHW]
-    return [
-        Image.fromarray(pixels[:height, :width].numpy())
-        for (width, height), pixels in zip(sizes, pixels_IHW3, strict=True)
-    ]
+    pictures = []
+    for mask_HW, pixels_HW3 in zip(images.pixel_mask.cpu(), images.pixel_values.cpu().permute(0, 2, 3, 1), strict=True):
+        width, height = int(mask_HW[0].sum()), int(mask_HW[:, 0].sum())
+        pictures.append(Image.fromarray(pixels_HW3[:height, :width].numpy()))
+    return pictures
 
 
 def captions_of(texts: TextBatch) -> list[str]:
     """The captions of a batch that `RawPreprocess` made."""
-    return [
-        _text(ids[:, None], mask)
-        for ids, mask in zip(texts.input_ids.cpu(), texts.attention_mask.cpu().bool(), strict=True)
-    ]
+    rows = zip(texts.input_ids.cpu(), texts.attention_mask.cpu().bool(), strict=True)
+    return [_text(ids[:, None], mask) for ids, mask in rows]
 
 
 def _image(tokens_N3: Tensor) -> Image.Image:

@@ -10,7 +10,7 @@ Shape letters: I images, T texts, D length of the vectors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Never, Self
 
@@ -25,7 +25,7 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.towers import TrainedParts
 from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quietly
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 from dcdctl.core.models.references.folders import MODULES_FILE, SENTENCE_TRANSFORMER, module_types
 
 
@@ -49,8 +49,12 @@ class LibraryModel(RetrievalModel):
     """Those whose modules the library reads by classes of its own."""
     alternative: ClassVar[str]
     """What to do with a model of texts alone."""
-    tokens: ClassVar[Any] = None
+    tokens: ClassVar[ByteTokens | None] = None
     """Stands for a tokenizer."""
+    options: ClassVar[Mapping[str, bool]] = {}
+    """Arguments of the library's two methods besides the inputs."""
+    network: Any
+    """The model of the library: a list of modules."""
     preprocess: RawPreprocess
 
     def __init__(self, encoder: nn.Module, ref: str) -> None:
@@ -59,12 +63,12 @@ class LibraryModel(RetrievalModel):
         self.ref = ref
         # One image and one caption show whether the processor reads both.
         image = self._vectors(self.preprocess.images([Image.new("RGB", (64, 64))]))[0].shape[-1]
-        self._width = self._vectors(self.preprocess.texts(["a"]))[0].shape[-1]
-        if image != self._width:
-            raise ModelError(f"{ref} embeds images in {image} numbers and texts in {self._width}")
+        self.width: int = self._vectors(self.preprocess.texts(["a"]))[0].shape[-1]
+        if image != self.width:
+            raise ModelError(f"{ref} embeds images in {image} numbers and texts in {self.width}")
 
     @classmethod
-    def load(cls, ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> Self:
+    def load(cls, ref: str, table: Table, saved: Table | None = None) -> Self:
         """The model of a folder; `table` are the user's overrides, of which it takes none.
 
         MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, and for modules
@@ -88,31 +92,24 @@ class LibraryModel(RetrievalModel):
                 raise ModelError(f"{ref} reads {modalities} alone, not images and texts", hint=cls.alternative)
             if hasattr(network := encoder[0], "model"):
                 check_read(network, ref, "its network")
-                if cls.kind == "dual":
-                    _cap_length(encoder, network.model.config)
             return cls(encoder.requires_grad_(False), ref)
 
     def _vectors(self, batch: Any) -> Any:
         """What the library computes of images or captions; ValueError for features."""
         inputs = unencoded(batch)
         # As dictionaries: a caption that is the path or the address of an image would be read as that image.
+        items: list[Table]
         if isinstance(inputs, ImageBatch):
-            return self._encode(self.encoder.encode_document, [{"image": each} for each in pictures_of(inputs)])
-        return self._encode(self.encoder.encode_query, [{"text": each} for each in captions_of(inputs)])
-
-    def _encode(self, encode: Callable[..., Any], inputs: list[dict[str, Any]], **options: Any) -> Any:
-        return encode(inputs, batch_size=len(inputs), show_progress_bar=False, **options)
-
-    @property
-    def encoder(self) -> Any:
-        """The model of the library: a list of modules."""
-        return self.network
+            encode, items = self.network.encode_document, [{"image": each} for each in pictures_of(inputs)]
+        else:
+            encode, items = self.network.encode_query, [{"text": each} for each in captions_of(inputs)]
+        return encode(items, batch_size=len(items), show_progress_bar=False, **self.options)
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """The modules and their settings, and the configuration of a network of transformers."""
-        modules = [[type(module).__name__, module.get_config_dict()] for module in self.encoder]
-        network = getattr(self.encoder[0], "model", None)
+        modules = [[type(module).__name__, module.get_config_dict()] for module in self.network]
+        network = getattr(self.network[0], "model", None)
         return {
             "model_type": self.model_type,
             "modules": modules,
@@ -120,18 +117,18 @@ class LibraryModel(RetrievalModel):
         }
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Further settings that decide a vector, those of the processor among them."""
         return {
             "kind": self.kind,
-            "prompts": self.encoder.prompts,
-            "default_prompt": self.encoder.default_prompt_name,
-            **processor_table(self.encoder[0].processor),
+            "prompts": self.network.prompts,
+            "default_prompt": self.network.default_prompt_name,
+            **processor_table(self.network[0].processor),
         }
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write the folder of the library."""
-        encoder = copy.deepcopy(self.encoder).half() if half else self.encoder
+        encoder = copy.deepcopy(self.network).half() if half else self.network
         with quietly():
             encoder.save_pretrained(str(folder), create_model_card=False)
 
@@ -143,17 +140,24 @@ class SentenceTransformerDual(LibraryModel, DualEncoder):
     library_class = "SentenceTransformer"
     alternative = "name it as candidates.model"
     tokens = ByteTokens()
+    options: ClassVar[Mapping[str, bool]] = {"convert_to_tensor": True}
+
+    def __init__(self, encoder: Any, ref: str) -> None:
+        if hasattr(encoder[0], "model"):
+            text_config = encoder[0].model.config.get_text_config()
+            # The library cuts captions at the last position only where the network has one configuration.
+            if hasattr(text_config, "max_position_embeddings"):
+                limit = num_text_positions(text_config)
+                if encoder.max_seq_length is None or encoder.max_seq_length > limit:
+                    encoder.max_seq_length = limit
+        super().__init__(encoder, ref)
+        self.noun, self.embedding_dim = f"{ref}, a model of sentence-transformers,", self.width
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """Those of the library's models, and how vectors and captions are cut."""
-        cuts = {"truncate_dim": self.encoder.truncate_dim, "max_seq_length": self.encoder.max_seq_length}
+        cuts = {"truncate_dim": self.network.truncate_dim, "max_seq_length": self.network.max_seq_length}
         return {**super().settings, **cuts}
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length D of the vectors."""
-        return self._width
 
     @property
     def logit_scale(self) -> Tensor:
@@ -162,24 +166,16 @@ class SentenceTransformerDual(LibraryModel, DualEncoder):
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D. ValueError for features."""
-        return unit_vectors(self._vectors(images))
+        # Copies, because the library computes in inference mode, whose tensors take no part in a loss.
+        return unit_vectors(self._vectors(images).clone())
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. ValueError for features."""
-        return unit_vectors(self._vectors(texts))
-
-    def _encode(self, encode: Callable[..., Any], inputs: list[dict[str, Any]], **options: Any) -> Any:
-        # A copy, because the library computes in inference mode, whose tensors take no part in a loss.
-        return super()._encode(encode, inputs, convert_to_tensor=True).clone()
+        return unit_vectors(self._vectors(texts).clone())
 
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
-        return (self.encoder,)
-
-    @property
-    def noun(self) -> str:
-        """What messages call the model."""
-        return f"{self.ref}, a model of sentence-transformers,"
+        return (self.network,)
 
     def set_trained(self, parts: TrainedParts) -> Never:
         """ModelError: such a model is not trained here."""
@@ -196,17 +192,6 @@ class SentenceTransformerDual(LibraryModel, DualEncoder):
     def export_copy(self) -> Self:
         """The same model: its folder needs no dcdctl."""
         return self
-
-
-def _cap_length(encoder: Any, config: Any) -> None:
-    """Cut captions at the last position of the text encoder. The library does so only where the network has one
-    configuration."""
-    text_config = config.get_text_config()
-    if not hasattr(text_config, "max_position_embeddings"):
-        return
-    limit = num_text_positions(text_config)
-    if encoder.max_seq_length is None or encoder.max_seq_length > limit:
-        encoder.max_seq_length = limit
 
 
 load = SentenceTransformerDual.load

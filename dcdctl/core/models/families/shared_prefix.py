@@ -5,8 +5,8 @@ A causal model computes each token from the tokens before it. Where the image co
 values of the image, and of the template around it, are equal for all captions. They are computed once, and each caption
 adds only its own few tokens.
 
-Token ids come from the cross-encoder's own preprocessing: those of one pair with the image, and those of each caption
-with a small stand-in image. An image only changes the number of image tokens, which is checked for each image. So the
+Token ids come from the cross-encoder's own preprocessing: one pair is tokenized with the image, each caption with a
+small stand-in image. An image only changes the number of image tokens, which is checked for each image. So the
 processor resizes an image once.
 
 Shape letters: B captions, S tokens of a suffix, P tokens of the prefix.
@@ -24,6 +24,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+from dcdctl.core.artifacts import Document
 
 Pair = tuple[Any, Any]
 Ids = tuple[int, ...]
@@ -53,10 +55,9 @@ class _PrefixLayer(DynamicLayer):
         self.keys, self.values = layer.keys, layer.values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        num_captions = len(key_states)
-        pairs = (self.keys, key_states), (self.values, value_states)
-        keys, values = (torch.cat([prefix.expand(num_captions, -1, -1, -1), new], dim=-2) for prefix, new in pairs)
-        return keys, values
+        keys = self.keys.expand(len(key_states), -1, -1, -1)
+        values = self.values.expand(len(value_states), -1, -1, -1)
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
 class SharedPrefix:
@@ -115,11 +116,11 @@ class SharedPrefix:
             self._prompts[caption] = self._split(self._preprocess(self._stand_in, caption))
         return self._prompts[caption]
 
-    def _preprocess(self, image: Image.Image, caption: str) -> dict[str, Any]:
-        features: dict[str, Any] = self._encoder.preprocess([self._to_pair(image, caption)], prompt=self._prompt)
+    def _preprocess(self, image: Image.Image, caption: str) -> Document:
+        features: Document = self._encoder.preprocess([self._to_pair(image, caption)], prompt=self._prompt)
         return features
 
-    def _split(self, features: dict[str, Any]) -> tuple[Ids, Ids]:
+    def _split(self, features: Document) -> tuple[Ids, Ids]:
         """The token ids of a pair, split behind the last image token."""
         ids = features["input_ids"][0].tolist()
         if self._image_token not in ids:
@@ -139,8 +140,9 @@ class SharedPrefix:
         features = self._preprocess(image, caption)
         head, tail = self._split(features)
         expected_head, expected_tail = self._prompt_of(caption)
-        texts = [[token for token in ids if token != self._image_token] for ids in (head, expected_head)]
-        if texts[0] != texts[1] or tail != expected_tail:
+        words = [token for token in head if token != self._image_token]
+        expected_words = [token for token in expected_head if token != self._image_token]
+        if words != expected_words or tail != expected_tail:
             raise SharingError("an image changes more of the prompt than the number of its tokens")
         length, total = len(head) + len(self._common), len(head) + len(tail)
         for name, value in features.items():
@@ -152,9 +154,8 @@ class SharedPrefix:
         if not all(type(layer) is DynamicLayer for layer in cache.layers) or cache.get_seq_length() != length:
             raise SharingError("its cache does not hold the keys and values of all tokens")
         # Models with rotary positions in three dimensions keep how far positions lag behind the count of tokens.
-        deltas = [
-            module.rope_deltas for module in self._encoder.modules() if getattr(module, "rope_deltas", None) is not None
-        ]
+        kept = (getattr(module, "rope_deltas", None) for module in self._encoder.modules())
+        deltas = [delta for delta in kept if delta is not None]
         # The rotary position after the prefix: an image advances positions in two dimensions by less than its tokens.
         position = length + (int(deltas[0].flatten()[0]) if deltas else 0)
         # Such models take three positions of each token: in time, height and width.

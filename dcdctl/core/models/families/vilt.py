@@ -12,14 +12,14 @@ V, D width, H heads, d width of a head, h and w sides of the patch grid.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import ViltConfig, ViltForImageAndTextRetrieval
+from transformers import PreTrainedTokenizerBase, ViltConfig, ViltForImageAndTextRetrieval
 
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.fusion import FusionScorer
@@ -36,7 +36,7 @@ from dcdctl.core.models.preprocess import (
     load_own_tokenizer,
     vilt_image_processor,
 )
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 
 TEXT_EPS = 1e-12
 """LayerNorm epsilon of the text embeddings."""
@@ -77,10 +77,10 @@ class ViltScorer(FusionScorer):
         return type(self)(network, self.preprocess)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Table:
         """What dcdctl.json holds."""
         text_eps = self.network.vilt.embeddings.text_embeddings.LayerNorm.eps
-        return {"kind": "fusion", "max_text_len": self.preprocess.max_text_len, "text_layer_norm_eps": text_eps}
+        return {**super().settings, "text_layer_norm_eps": text_eps}
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """Embedded images, I x V x D: the class token, then the patches inside the image, row by row. ValueError for
@@ -88,7 +88,10 @@ class ViltScorer(FusionScorer):
         images = unencoded(images)
         embeddings = self.network.vilt.embeddings
         # On the CPU, because the shapes that follow depend on it.
-        pixel_mask = _mask_of(images.pixel_values).cpu() if images.mask_on_cpu is None else images.mask_on_cpu
+        pixel_mask = images.mask_on_cpu
+        if pixel_mask is None:
+            # The image area as the official code guesses it: pixels whose normalized channels do not sum to exactly 0.
+            pixel_mask = (images.pixel_values.sum(dim=1) != 0).cpu()
         patches_IDhw = embeddings.patch_embeddings(images.pixel_values)
         # To the nearest pixel, the default, as in the official code; interpolation takes no booleans.
         valid_Ihw = functional.interpolate(pixel_mask[:, None].float(), size=patches_IDhw.shape[2:])[:, 0].bool()
@@ -96,19 +99,16 @@ class ViltScorer(FusionScorer):
         tokens, mask_on_cpu = _pack(tokens, valid_Ihw.flatten(1))
         mask_on_cpu = functional.pad(mask_on_cpu, (1, 0), value=True)
         first = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(tokens), -1, -1)
-        tokens = (
-            embeddings.dropout(torch.cat([first, tokens], dim=1)) + embeddings.token_type_embeddings.weight[IMAGE_ROW]
-        )
+        tokens = embeddings.dropout(torch.cat([first, tokens], dim=1))
+        tokens = tokens + embeddings.token_type_embeddings.weight[IMAGE_ROW]
         return with_copies(States(tokens, mask_on_cpu.to(tokens.device, non_blocking=True)), mask_on_cpu=mask_on_cpu)
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """Embedded captions, T x L x D. ValueError for features."""
         texts = unencoded(texts)
         embeddings = self.network.vilt.embeddings
-        tokens = (
-            embeddings.text_embeddings(input_ids=texts.input_ids) + embeddings.token_type_embeddings.weight[TEXT_ROW]
-        )
-        return texts.states(tokens)
+        tokens = embeddings.text_embeddings(input_ids=texts.input_ids)
+        return texts.states(tokens + embeddings.token_type_embeddings.weight[TEXT_ROW])
 
     def _patch_positions(self, valid_Ihw: Tensor) -> Tensor:
         """Position vectors, I x (h w) x D: the table resized to each image's own grid, zero outside it. The mask is on
@@ -120,13 +120,10 @@ class ViltScorer(FusionScorer):
         # As in the official code, the first column gives an image's height in patches, and the first row its width.
         grid_I2 = torch.stack([valid_Ihw[:, :, 0].sum(dim=1), valid_Ihw[:, 0].sum(dim=1)], dim=1).clamp(min=1)
         grids, grid_ix_I = grid_I2.unique(dim=0, return_inverse=True)
-        resized = [
-            functional.pad(
-                functional.interpolate(square, size=(rows, columns), mode="bilinear", align_corners=True),
-                (0, width - columns, 0, height - rows),
-            )
-            for rows, columns in grids.tolist()
-        ]
+        resized = []
+        for rows, columns in grids.tolist():
+            positions = functional.interpolate(square, size=(rows, columns), mode="bilinear", align_corners=True)
+            resized.append(functional.pad(positions, (0, width - columns, 0, height - rows)))
         return torch.cat(resized).flatten(2).transpose(1, 2)[grid_ix_I.to(table.device, non_blocking=True)]
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
@@ -155,10 +152,10 @@ class ViltScorer(FusionScorer):
         ) -> Tensor:
             # No token depends on the other modality yet, so each image and caption is projected once, whatever the
             # number of its pairs.
-            both = zip(_project(layer, text_TLD), _project(layer, image_IVD), strict=True)
-            query, key, value = (
-                torch.cat([select_rows(text, text_at_P), select_rows(image, image_at_P)], dim=2) for text, image in both
-            )
+            projected = []
+            for text, image in zip(_project(layer, text_TLD), _project(layer, image_IVD), strict=True):
+                projected.append(torch.cat([select_rows(text, text_at_P), select_rows(image, image_at_P)], dim=2))
+            query, key, value = projected
             context_PND = _heads(layer).context(query[:, :, :num_queries], key, value, mask)
             return _finish_block(layer, tokens_PND, context_PND)
 
@@ -185,12 +182,6 @@ class ViltScorer(FusionScorer):
         return type(self)(_with_one_epsilon(self.network), self.preprocess.self_contained())
 
 
-def _mask_of(pixel_values: Tensor) -> Tensor:
-    """The image area, I x H x W, as the official code guesses it: pixels whose normalized channels do not sum to
-    exactly 0."""
-    return pixel_values.sum(dim=1) != 0
-
-
 def _pack(tokens_IND: Tensor, valid_IN: Tensor) -> tuple[Tensor, Tensor]:
     """The tokens and their mask with the valid ones first, in their order, trimmed to the largest number that any image
     has.
@@ -213,9 +204,9 @@ def run_block(layer: Any, tokens_PND: Tensor, mask_PN: Tensor | None, num_querie
     queries_PND = normed[:, :num_queries]
     if heads.is_worth_folding(queries_PND.shape[1], normed.shape[1]):
         return _finish_block(layer, tokens_PND, into_queries(heads, queries_PND, normed, mask_PN))
-    linears = ((heads.query, queries_PND), (heads.key, normed), (heads.value, normed))
-    query, key, value = (heads.split(linear(states)) for linear, states in linears)
-    return _finish_block(layer, tokens_PND, heads.context(query, key, value, mask_PN))
+    query, key, value = heads.query(queries_PND), heads.key(normed), heads.value(normed)
+    context_PND = heads.context(heads.split(query), heads.split(key), heads.split(value), mask_PN)
+    return _finish_block(layer, tokens_PND, context_PND)
 
 
 def _project(layer: Any, tokens_PND: Tensor) -> list[Tensor]:
@@ -260,7 +251,7 @@ def _with_one_epsilon(network: ViltForImageAndTextRetrieval) -> ViltForImageAndT
     return copied
 
 
-def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:
+def new_vilt(size: ViltSize, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> ViltScorer:
     """An untrained ViLT for this tokenizer. Equal seeds give equal weights; the global random state is not touched."""
     config = ViltConfig(
         vocab_size=len(tokenizer),
@@ -288,7 +279,7 @@ def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:
     )
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> ViltScorer:
+def load(ref: str, table: Table, saved: Table | None = None) -> ViltScorer:
     """The scorer of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json if the
     folder has one."""
     overrides = read_overrides(table)

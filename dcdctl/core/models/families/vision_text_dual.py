@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from transformers import (
     AutoProcessor,
     BeitConfig,
     BertConfig,
+    PreTrainedTokenizerBase,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dcdctl.core.errors import ModelError, first_line
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
@@ -52,7 +54,7 @@ from dcdctl.core.models.preprocess import (
     load_tokenizer,
     square_image_processor,
 )
-from dcdctl.core.models.protocols import ExportSpec
+from dcdctl.core.models.protocols import ExportSpec, Table
 
 MAX_TEXT_LEN = 40
 """Tokens of a caption unless set otherwise, as in the official retrieval models."""
@@ -91,24 +93,22 @@ class VisionTextDual(DualEncoder):
     """Embeds images and captions with the two methods of a network of transformers."""
 
     network: Any  # a network with a `vision_model`, a `text_model` and the two methods
-    _parts = TrainedParts()
-    _adapted: Any = None
-    """PEFT's model around the network, while it has adapters."""
+    preprocess: Preprocess
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
-        kind, text = self.network.config.model_type, self.network.text_model
-        text.config._attn_implementation = ATTENTION.get(kind, text.config._attn_implementation)
-        for module in text.modules() if kind == "align" else ():
-            # Without this entry transformers takes the attention of a batch without padding for a causal one.
-            module.is_causal = False
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length D of the vectors."""
-        config = self.network.config
+        config, text = self.network.config, self.network.text_model
         # SigLIP has no projection of images: the vectors have the width of its image encoder.
-        return int(getattr(config, "projection_dim", None) or config.vision_config.hidden_size)
+        self.embedding_dim = int(getattr(config, "projection_dim", None) or config.vision_config.hidden_size)
+        self._parts = TrainedParts()
+        # PEFT's model around the network, while it has adapters. In a tuple, because a module lists the parameters of
+        # the modules among its attributes, here a second time.
+        self._adapted: tuple[Any, ...] = ()
+        text.config._attn_implementation = ATTENTION.get(config.model_type, text.config._attn_implementation)
+        if config.model_type == "align":
+            # Without this entry transformers takes the attention of a batch without padding for a causal one.
+            for module in text.modules():
+                module.is_causal = False
 
     @property
     def logit_scale(self) -> Tensor:
@@ -150,16 +150,16 @@ class VisionTextDual(DualEncoder):
         output = self.text_output(texts)
         return self._states_of(texts, output.last_hidden_state, unit_vectors(output.pooler_output))
 
-    def image_output(self, images: ImageBatch) -> Any:
+    def image_output(self, images: ImageBatch) -> BaseModelOutputWithPooling:
         """The network's output for images: their states, and vectors of any length as `pooler_output`."""
         pixels = backbones.in_kernel_order(self.network.vision_model, images.pixel_values)
         # SigLIP 2 with variable resolution reads the grids too.
-        options = (
-            {} if images.grid is None else {"pixel_attention_mask": images.pixel_mask, "spatial_shapes": images.grid}
-        )
+        options = {}
+        if images.grid is not None:
+            options = {"pixel_attention_mask": images.pixel_mask, "spatial_shapes": images.grid}
         return self.network.get_image_features(pixel_values=pixels, **options)
 
-    def text_output(self, texts: TextBatch) -> Any:
+    def text_output(self, texts: TextBatch) -> BaseModelOutputWithPooling:
         """The same for captions."""
         # A model that attends to the padding gets no mask, and all its captions have one length.
         mask = None if self.preprocess.pads_texts else backbones.attention_mask(self.network.text_model, texts)
@@ -205,22 +205,21 @@ class VisionTextDual(DualEncoder):
     def set_trained(self, parts: TrainedParts) -> None:
         """Let training change only these parts of both towers."""
         if parts.which == "lora":
-            # Not as an attribute of the module, which would list every parameter twice.
-            object.__setattr__(self, "_adapted", add_adapters(self.network, self.towers, parts))
+            self._adapted = (add_adapters(self.network, self.towers, parts),)
         self._parts = parts
         freeze_others(self, self.towers, parts)
         self.train(self.training)
 
     def merge_adapters(self) -> None:
         """Add the adapters to the weights that they adapt, and remove them."""
-        if self._adapted is not None:
-            self.network = self._adapted.merge_and_unload()
-            object.__setattr__(self, "_adapted", None)
+        for adapted in self._adapted:
+            self.network = adapted.merge_and_unload()
+        self._adapted = ()
 
     @property
     def digest(self) -> str:
         """SHA-256 of weights and settings; with adapters, that of the model that they are merged into."""
-        if self._adapted is None:
+        if not self._adapted:
             return super().digest
         merged = copy.deepcopy(self)
         merged.merge_adapters()
@@ -255,11 +254,11 @@ class VisionTextDual(DualEncoder):
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights, as transformers reads them."""
-        assert self._adapted is None, "adapters are merged before a model is saved"
+        assert not self._adapted, "adapters are merged before a model is saved"
         save_pretrained(self.network, folder, half=half)
 
 
-def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> VisionTextDual:
+def new_dual(size: DualSize, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> VisionTextDual:
     """An untrained dual encoder for this tokenizer. Equal seeds give equal weights; the global random state is not
     touched."""
     shared = {
@@ -310,11 +309,10 @@ def dual_from_backbones(vision_ref: str, text_ref: str, projection_dim: int = 25
         # In this order, because a pooler that a checkpoint lacks takes random numbers too.
         vision, text = backbones.load_vision(vision_ref), backbones.load_text(text_ref)
         for ref, side, encoder in ((vision_ref, "vision", vision), (text_ref, "text", text)):
-            alone: Any = encoder.config
             # transformers reads the sides again by AutoModel.
-            is_known = backbones.encoder_class(alone) is AutoModel
-            if not (is_known and isinstance(getattr(alone, "hidden_size", None), int)):
-                problem = f"the {side} encoder of {ref} ({alone.model_type}) cannot be trained in a"
+            is_known = backbones.encoder_class(encoder.config) is AutoModel
+            if not (is_known and isinstance(getattr(encoder.config, "hidden_size", None), int)):
+                problem = f"the {side} encoder of {ref} ({encoder.config.model_type}) cannot be trained in a"
                 raise ModelError(f"{problem} VisionTextDualEncoderModel", hint=FROZEN_HINT)
         config = VisionTextDualEncoderConfig.from_vision_text_configs(
             vision.config, text.config, projection_dim=projection_dim
@@ -329,7 +327,7 @@ def dual_from_backbones(vision_ref: str, text_ref: str, projection_dim: int = 25
     return model
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> VisionTextDual:
+def load(ref: str, table: Table, saved: Table | None = None) -> VisionTextDual:
     """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if
     there is one.
 
@@ -341,20 +339,21 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
             ref, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     check_complete(ref, report["missing_keys"], f"a {type(network).__name__}")
-    kind, tokenizer = network.config.model_type, load_own_tokenizer(ref, network.config, overrides.tokenizer)
-    is_tested = kind in FAMILIES
+    model_type = network.config.model_type
+    tokenizer = load_own_tokenizer(ref, network.config, overrides.tokenizer)
+    is_tested = model_type in FAMILIES
     preprocess = fitted_preprocess(
         tokenizer,
         load_image_processor(ref),
         network.config.text_config,
         max_text_len=overrides.max_text_len or (saved["max_text_len"] if saved else None),
-        default=TEXT_LENGTHS.get(kind) if is_tested else tokenizer.model_max_length,
+        default=TEXT_LENGTHS.get(model_type) if is_tested else tokenizer.model_max_length,
     )
-    preprocess = dataclasses.replace(preprocess, pads_texts=kind in PADS_TEXTS)
+    preprocess = dataclasses.replace(preprocess, pads_texts=model_type in PADS_TEXTS)
     dual = VisionTextDual(network, preprocess, tuple(sorted(report["unexpected_keys"])))
     if not is_tested:
         _check_vectors(dual, ref)
-        logging.getLogger("dcdctl").warning("%s loads; its family (%s) is not tested", ref, kind)
+        logging.getLogger("dcdctl").warning("%s loads; its family (%s) is not tested", ref, model_type)
     return dual
 
 
@@ -373,9 +372,8 @@ def _check_vectors(dual: VisionTextDual, ref: str) -> None:
             # The short caption alone, padded as the processor pads by itself.
             network.get_text_features(**processor(text=texts[:1], return_tensors="pt")).pooler_output,
         )
-        differences = [
-            float((ours[:1] - unit_vectors(own)).abs().max()) for ours, own in zip(vectors, expected, strict=True)
-        ]
+        sides = zip(vectors, expected, strict=True)
+        differences = [float((ours[:1] - unit_vectors(theirs)).abs().max()) for ours, theirs in sides]
     # Networks have no common error for an input that they do not support.
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         problem = f"{ref} is a {kind} model, which does not embed an image, or a caption of {length} tokens"

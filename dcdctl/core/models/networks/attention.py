@@ -17,7 +17,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,14 @@ from torch.utils.checkpoint import checkpoint
 
 from dcdctl.core.models.inputs import select_rows
 
+if TYPE_CHECKING:  # transformers takes seconds
+    from transformers import PreTrainedModel
+
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Heads:
     """The projections of a multi-head attention."""
 
@@ -44,6 +47,10 @@ class Heads:
     def split(self, states_PND: Tensor) -> Tensor:
         """P x N x D to P x H x N x d."""
         return states_PND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def by_head(self, projection: nn.Linear) -> Tensor:
+        """The rows of a projection for each head, H x d x D."""
+        return projection.weight.unflatten(0, (self.num_heads, -1))
 
     def context(self, query_PHSd: Tensor, key_PHMd: Tensor, value_PHMd: Tensor, mask_PM: Tensor | None) -> Tensor:
         """What queries take from a source, P x S x D, before the output projection."""
@@ -81,21 +88,24 @@ def attend_and_project(
     queries_PSD = tokens_PND[:, :num_queries]
     num_queries, num_sources = queries_PSD.shape[1], source_PMD.shape[1]
     if heads.is_worth_folding(num_queries, num_sources):
-        folded: Tensor = dense(into_queries(heads, queries_PSD, source_PMD, mask_PM))
-        return folded
+        return dense(into_queries(heads, queries_PSD, source_PMD, mask_PM))
     if heads.is_worth_folding(num_sources, num_queries):
         return into_source(heads, dense, queries_PSD, source_PMD, mask_PM)
     key, value = heads.split(heads.key(source_PMD)), heads.split(heads.value(source_PMD))
-    output: Tensor = dense(heads.context(heads.split(heads.query(queries_PSD)), key, value, mask_PM))
-    return output
+    return dense(heads.context(heads.split(heads.query(queries_PSD)), key, value, mask_PM))
 
 
 def heads_of(attention: Any) -> Heads:
     """The projections of a self-attention or cross-attention module of transformers."""
-    own = getattr(attention, "dropout", None)
-    probability = own.p if isinstance(own, nn.Dropout) else attention.attention_dropout
-    dropout = float(probability) if attention.training else 0.0
-    return Heads(attention.query, attention.key, attention.value, attention.num_attention_heads, dropout)
+    module = getattr(attention, "dropout", None)
+    probability = module.p if isinstance(module, nn.Dropout) else attention.attention_dropout
+    return Heads(
+        query=attention.query,
+        key=attention.key,
+        value=attention.value,
+        num_heads=attention.num_attention_heads,
+        dropout=float(probability) if attention.training else 0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -133,14 +143,16 @@ class Groups:
     def to(self, device: torch.device) -> Groups:
         """The same groups on another device."""
         return Groups(
-            *(index.to(device, non_blocking=True) for index in (self.image_ix_G, self.pair_ix_GR, self.cell_P))
+            self.image_ix_G.to(device, non_blocking=True),
+            self.pair_ix_GR.to(device, non_blocking=True),
+            self.cell_P.to(device, non_blocking=True),
         )
 
     def attend(self, heads: Heads, dense: nn.Linear, tokens_PSD: Tensor, image_GMD: Tensor) -> Tensor:
         """`attend_and_project` for the tokens of pairs and the images of their groups; all image tokens are real."""
         num_groups, width = self.pair_ix_GR.shape
         grouped = select_rows(tokens_PSD, self.pair_ix_GR.flatten()).unflatten(0, (num_groups, width)).flatten(1, 2)
-        output = attend_and_project(heads, dense, grouped, image_GMD, None)
+        output = attend_and_project(heads, dense, grouped, image_GMD, mask_PM=None)
         return select_rows(output.unflatten(1, (width, -1)).flatten(0, 1), self.cell_P)
 
 
@@ -148,7 +160,7 @@ def into_queries(heads: Heads, short_PSD: Tensor, long_PMD: Tensor, mask_PM: Ten
     """The context of few queries from a long source, P x S x D, before the output projection; the source is never
     projected."""
     num_heads, size = heads.num_heads, short_PSD.shape
-    key_HdD, value_HdD = (_by_head(linear.weight, num_heads) for linear in (heads.key, heads.value))
+    key_HdD, value_HdD = heads.by_head(heads.key), heads.by_head(heads.value)
     query_PHSd = heads.split(heads.query(short_PSD))
     folded_PCD = (query_PHSd @ key_HdD).flatten(1, 2)
     # The key's bias adds the same to all scores of a query, which a softmax ignores. It is added so that every
@@ -168,7 +180,7 @@ def into_source(heads: Heads, dense: nn.Linear, long_PND: Tensor, short_PSD: Ten
     """The output of attention of many queries to a short source, P x N x D, projected by `dense`; the long side is
     never projected."""
     num_heads = heads.num_heads
-    query_HdD = _by_head(heads.query.weight, num_heads)
+    query_HdD = heads.by_head(heads.query)
     key_PHSd, value_PHSd = heads.split(heads.key(short_PSD)), heads.split(heads.value(short_PSD))
     folded_PCD = (key_PHSd @ query_HdD).flatten(1, 2)
     # The query's bias adds a different amount for each source token, so unlike the key's bias it changes the softmax.
@@ -189,11 +201,6 @@ def _shares(heads: Heads, scores: Tensor, mask: Tensor | None) -> Tensor:
         scores = scores.masked_fill(~mask, -torch.inf)
     # This function drops in every mode by default; outside training the rate of `heads` is 0.
     return functional.dropout(scores.softmax(dim=-1), heads.dropout)
-
-
-def _by_head(weight_DD: Tensor, num_heads: int) -> Tensor:
-    """The rows of a projection for each head, H x d x D."""
-    return weight_DD.unflatten(0, (num_heads, -1))
 
 
 def recomputed(module: nn.Module, run: Callable[[*Ts], R], *arguments: *Ts) -> R:
@@ -224,22 +231,20 @@ def enable_checkpointing(encoders: Iterable[nn.Module]) -> bool:
 
     False if none of them is trained and supports it.
     """
-    trained = [encoder for encoder in encoders if any(parameter.requires_grad for parameter in encoder.parameters())]
-    # A list, so that every encoder is enabled: `any` stops a generator at its first success.
-    return any([_enable(encoder) for encoder in trained])
+    is_enabled = False
+    for encoder in encoders:
+        is_trained = any(parameter.requires_grad for parameter in encoder.parameters())
+        if not is_trained or not getattr(encoder, "supports_gradient_checkpointing", False):
+            continue
+        # The second is its older name.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable = next(getattr(encoder, name) for name in names if hasattr(encoder, name))
+        enable({"use_reentrant": False})
+        is_enabled = True
+    return is_enabled
 
 
-def _enable(encoder: Any) -> bool:
-    if not getattr(encoder, "supports_gradient_checkpointing", False):
-        return False
-    if hasattr(encoder, "activation_checkpointing_enable"):
-        encoder.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        encoder.gradient_checkpointing_enable({"use_reentrant": False})  # its older name
-    return True
-
-
-def set_hidden_dropout(network: Any, probability: float, part: str = "") -> bool:
+def set_hidden_dropout(network: PreTrainedModel, probability: float, part: str = "") -> bool:
     """Set the dropout of embeddings and sublayer outputs in a network of transformers, its configuration included.
 
     `part` names the part of the configuration that has it, such as text_config. Attention probabilities then have none.

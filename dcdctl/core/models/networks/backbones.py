@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from dcdctl.core.errors import ModelError, first_line, require_extra
 from dcdctl.core.models.checkpoint import check_complete, check_finite
@@ -35,6 +35,7 @@ from dcdctl.core.models.preprocess import (
     load_tokenizer,
     num_text_positions,
 )
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references import hub
 
 TIMM = "timm_wrapper"
@@ -77,37 +78,35 @@ AS_IT_IS = FeatureSpec()
 
 def load_pair(
     vision_ref: str, text_ref: str, features: FeatureSpec, max_text_len: int
-) -> tuple[nn.Module, nn.Module, Preprocess]:
+) -> tuple[PreTrainedModel, PreTrainedModel, Preprocess]:
     """The pretrained encoders of two folders or Hub ids, and the preprocessing of their inputs."""
-    vision: Any = load_vision(vision_ref, features)
-    text: Any = load_text(text_ref)
+    vision, text = load_vision(vision_ref, features), load_text(text_ref)
     tokenizer = load_tokenizer(text_ref, "model.text names a text model with its tokenizer")
     processor = load_processor(vision_ref, vision.config)
     return vision, text, fitted_preprocess(tokenizer, processor, text.config, default=max_text_len)
 
 
-def new_pair(table: Mapping[str, Any], ref: object) -> tuple[Any, Any]:
+def new_pair(table: Table, ref: object) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Untrained encoders of the configurations of a config.json (`NetworkOverEncoders.to_table`)."""
     with needing_timm(ref):
-        vision, text = (new_encoder(AutoConfig.for_model(**table[side])) for side in ("vision", "text"))
+        vision = new_encoder(AutoConfig.for_model(**table["vision"]))
+        text = new_encoder(AutoConfig.for_model(**table["text"]))
     return vision, text
 
 
-def load_vision(ref: str, spec: FeatureSpec = AS_IT_IS) -> nn.Module:
+def load_vision(ref: str, spec: FeatureSpec = AS_IT_IS) -> PreTrainedModel:
     """The pretrained vision encoder of a folder or Hub id: a backbone, or the vision side of a CLIP-like model.
 
     The spec is stored in the encoder's configuration. ModelError for a stage that the encoder does not have, or a size
     that it cannot take.
     """
-    encoder: Any = _load(ref, "vision")
+    encoder = _load(ref, "vision")
     if spec.levels:
         widths = _level_widths(encoder)
         if any(not 0 <= level < len(widths) for level in spec.levels) or len(set(spec.levels)) < len(spec.levels):
-            hint = (
-                f"known: 0 to {len(widths) - 1}, each once"
-                if widths
-                else "timm's models with feature maps and transformers have some"
-            )
+            hint = "timm's models with feature maps and transformers have some"
+            if widths:
+                hint = f"known: 0 to {len(widths) - 1}, each once"
             raise ModelError(f"model.vision_levels is {list(spec.levels)}, not stages of {ref}", hint=hint)
         setattr(encoder.config, LEVELS, list(spec.levels))
     if spec.grid is not None:
@@ -118,16 +117,15 @@ def load_vision(ref: str, spec: FeatureSpec = AS_IT_IS) -> nn.Module:
                 f"model.vision_size is for timm's models with feature maps, and {ref} is none", hint="leave it out"
             )
         encoder.config.pretrained_cfg["input_size"] = [3, spec.size, spec.size]
-    network: nn.Module = encoder
-    return network
+    return encoder
 
 
-def load_text(ref: str) -> nn.Module:
+def load_text(ref: str) -> PreTrainedModel:
     """The pretrained text encoder of a folder or Hub id, or the text side of a CLIP-like model."""
     return _load(ref, "text")
 
 
-def _load(ref: str, side: Side) -> nn.Module:
+def _load(ref: str, side: Side) -> PreTrainedModel:
     with hub_errors(ref, hint="name a folder or Hub id of an encoder of transformers or timm"), needing_timm(ref):
         source = hub.hub_source(ref)
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
@@ -150,29 +148,27 @@ def _load(ref: str, side: Side) -> nn.Module:
     check_complete(ref, (name for name in missing if not name.startswith("pooler.")), f"its {side} encoder")
     check_finite(encoder.state_dict(), ref)
     _check_inputs(encoder, ref, side)
-    loaded: nn.Module = encoder
-    return loaded
+    return encoder
 
 
-def _check_inputs(encoder: Any, ref: str, side: Side) -> None:
+def _check_inputs(encoder: PreTrainedModel, ref: str, side: Side) -> None:
     """ModelError unless the encoder computes from pixels, or from token ids, alone."""
-    parameters = inspect.signature(encoder.forward).parameters.values()
-    required = [
-        each.name for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
-    ]
-    read = dict.fromkeys([encoder.main_input_name, *required])
+    read = {encoder.main_input_name: None}
+    for name, parameter in inspect.signature(encoder.forward).parameters.items():
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            read[name] = None
     if list(read) != [INPUTS[side]]:
         problem = f"{ref} is a {encoder.config.model_type} model and reads {' and '.join(read)}"
         raise ModelError(f"{problem}, expected one that reads {INPUTS[side]} alone", hint=HINTS[side])
 
 
-def new_encoder(config: Any) -> Any:
+def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """An untrained encoder of this configuration."""
     encoder = encoder_class(config)
     return AutoModel.from_config(config) if encoder is AutoModel else encoder(config)
 
 
-def encoder_class(config: Any) -> Any:
+def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel | AutoModel]:
     """What loads an encoder of this configuration: AutoModel, or a class that AutoModel does not know."""
     if type(config) in MODEL_MAPPING:
         return AutoModel
@@ -205,7 +201,7 @@ def check_sides(
             ) from error
 
 
-def load_processor(ref: str, config: Any) -> Any:
+def load_processor(ref: str, config: PreTrainedConfig) -> BaseImageProcessor:
     """The image processor of a vision encoder's folder or Hub id; that of a timm model follows from its
     configuration."""
     if config.model_type != TIMM:
@@ -226,7 +222,7 @@ def needing_timm(what: object) -> Iterator[None]:
         raise
 
 
-def config_tables(vision: Any, text: Any) -> dict[str, Any]:
+def config_tables(vision: PreTrainedModel, text: PreTrainedModel) -> Table:
     """The configurations of two encoders for config.json, without the place that they were loaded from, which may be a
     local folder."""
     tables = {"vision": vision.config.to_dict(), "text": text.config.to_dict()}
@@ -235,12 +231,12 @@ def config_tables(vision: Any, text: Any) -> dict[str, Any]:
     return tables
 
 
-def spec_of(config: Any) -> FeatureSpec:
+def spec_of(config: PreTrainedConfig) -> FeatureSpec:
     """The spec stored in a vision encoder's configuration; `size` is in the image processor's settings instead."""
     return FeatureSpec(levels=tuple(getattr(config, LEVELS, ())), grid=getattr(config, GRID, None))
 
 
-def vision_tokens(encoder: Any, pixel_values: Tensor, width: int) -> Tensor:
+def vision_tokens(encoder: PreTrainedModel, pixel_values: Tensor, width: int) -> Tensor:
     """Tokens of images, I x V x W: the encoder's output, with the stages of its spec appended along the width, position
     by position."""
     spec = spec_of(encoder.config)
@@ -261,19 +257,19 @@ def vision_tokens(encoder: Any, pixel_values: Tensor, width: int) -> Tensor:
     return to_tokens(states, width, spec.grid)
 
 
-def attention_mask(encoder: Any, texts: TextBatch) -> Tensor | None:
+def attention_mask(encoder: PreTrainedModel, texts: TextBatch) -> Tensor | None:
     """The mask for a text encoder of transformers, in a form of which it reads no number.
 
     Given one number per token, the encoder first asks whether there is padding, and waits for the GPU. Here the copy of
     the mask on the CPU answers that.
     """
-    kind = encoder.config.model_type
-    if kind in CAUSAL:
+    model_type = encoder.config.model_type
+    if model_type in CAUSAL:
         # The padding is at the right, so no real token attends to it.
         return None
     # A graph must hold for any padding.
     is_traced = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
-    if kind not in BIDIRECTIONAL or encoder.config._attn_implementation != "sdpa" or is_traced:
+    if model_type not in BIDIRECTIONAL or encoder.config._attn_implementation != "sdpa" or is_traced:
         return texts.attention_mask
     if bool(texts.mask_on_cpu.all()):
         return None
@@ -314,7 +310,7 @@ def to_tokens(states: Tensor, width: int, grid: int | None = None) -> Tensor:
     return torch.cat([states.mean(dim=(2, 3))[:, None], positions.flatten(2).transpose(1, 2)], dim=1)
 
 
-def image_width(encoder: Any) -> int:
+def image_width(encoder: PreTrainedModel) -> int:
     """Width W of a vision encoder's tokens, or the number of channels of its feature map, including the stages of its
     spec."""
     levels = spec_of(encoder.config).levels
@@ -322,7 +318,7 @@ def image_width(encoder: Any) -> int:
     return _output_width(encoder) + sum(widths[level] for level in levels)
 
 
-def _level_widths(encoder: Any) -> list[int]:
+def _level_widths(encoder: PreTrainedModel) -> list[int]:
     """The width of each stage that can be appended to the output; empty if stages and output differ in their
     positions."""
     config = encoder.config
@@ -335,13 +331,13 @@ def _level_widths(encoder: Any) -> list[int]:
     return [int(config.hidden_size)] * (int(config.num_hidden_layers) + 1)
 
 
-def _has_positions(encoder: Any) -> bool:
+def _has_positions(encoder: PreTrainedModel) -> bool:
     """Whether a timm model has tokens with position embeddings, whose number fixes the image size, and no feature
     map."""
     return hasattr(encoder.timm_model, "pos_embed")
 
 
-def _output_width(encoder: Any) -> int:
+def _output_width(encoder: PreTrainedModel) -> int:
     config = encoder.config
     if config.model_type == TIMM:
         return int(encoder.timm_model.num_features)
@@ -368,17 +364,17 @@ def drop_pooler(encoder: nn.Module) -> None:
 class NetworkOverEncoders(nn.Module):
     """A network over a vision and a text encoder whose tokens alone are read."""
 
-    vision: Any
-    text: Any
+    vision: PreTrainedModel
+    text: PreTrainedModel
 
-    def __init__(self, vision: nn.Module, text: nn.Module) -> None:
+    def __init__(self, vision: PreTrainedModel, text: PreTrainedModel) -> None:
         super().__init__()
         self.vision, self.text = vision, text
         for encoder in (vision, text):
             drop_pooler(encoder)
         self.image_width = image_width(vision)
 
-    def to_table(self) -> dict[str, Any]:
+    def to_table(self) -> Table:
         """The contents of config.json, besides the model's type."""
         return config_tables(self.vision, self.text)
 
@@ -387,8 +383,8 @@ class NetworkOverEncoders(nn.Module):
 class EncoderPair:
     """A vision and a text encoder of transformers or timm: the `encoders` of a model over both."""
 
-    vision: Any
-    text: Any
+    vision: PreTrainedModel
+    text: PreTrainedModel
     image_width: int
     preprocess: Preprocess
     pools_texts = False
@@ -413,9 +409,8 @@ class EncoderPair:
     @property
     def is_frozen(self) -> bool:
         """Whether training leaves both encoders unchanged, as it does those of the paper's student."""
-        return not any(
-            parameter.requires_grad for encoder in (self.vision, self.text) for parameter in encoder.parameters()
-        )
+        parameters = (*self.vision.parameters(), *self.text.parameters())
+        return not any(parameter.requires_grad for parameter in parameters)
 
     def freeze(self) -> None:
         """Leave both encoders unchanged in training, and in eval mode: their features may be computed once."""

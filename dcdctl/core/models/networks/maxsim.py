@@ -10,6 +10,9 @@ Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D le
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 PRODUCTS_AT_A_TIME = 1 << 21
 """Products of tokens in memory on a CPU: 8 MB, which stay in its cache."""
 PRODUCTS_ON_GPU = 1 << 27
+"""The same on a GPU: 512 MB in float32."""
 FILLED = -1e4
 """The product with a token that is padding: below any product of unit vectors."""
 
@@ -31,11 +35,10 @@ def all_maxsims(
     (num_images, num_tokens, _), (num_texts, length, _) = images_IND.shape, texts_TLD.shape
     limit = PRODUCTS_AT_A_TIME if images_IND.device.type == "cpu" else PRODUCTS_ON_GPU
     step = max(1, limit // max(1, num_images * num_tokens * length))
+    is_recomputed = torch.is_grad_enabled() and step < num_texts
+    compute: Callable[..., Tensor] = partial(checkpoint, _block, use_reentrant=False) if is_recomputed else _block
     parts = zip(texts_TLD.split(step), mask_TL.split(step), strict=True)
-    if not torch.is_grad_enabled() or step >= num_texts:
-        blocks = [_block(images_IND, mask_IN, *part, is_mean) for part in parts]
-    else:
-        blocks = [checkpoint(_block, images_IND, mask_IN, *part, is_mean, use_reentrant=False) for part in parts]
+    blocks = [compute(images_IND, mask_IN, texts, mask, is_mean) for texts, mask in parts]
     return torch.cat(blocks, dim=1) if blocks else images_IND.new_zeros(num_images, 0)
 
 

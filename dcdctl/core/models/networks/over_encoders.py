@@ -6,23 +6,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_state, to_dtype
+from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own_format, to_dtype
 from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.model import RetrievalModel
-from dcdctl.core.models.networks.backbones import EncoderPair, config_tables
-from dcdctl.core.models.preprocess import hub_errors
+from dcdctl.core.models.networks.backbones import EncoderPair, NetworkOverEncoders, config_tables
+from dcdctl.core.models.preprocess import Preprocess, hub_errors
+from dcdctl.core.models.protocols import Table
+
+if TYPE_CHECKING:  # it imports this module
+    from dcdctl.core.models.families.vision_text_dual import VisionTextDual
 
 
-def read_folder(ref: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_folder(ref: str) -> tuple[Table, dict[str, Tensor]]:
     """The content of config.json and the weights of a folder that `save_network` wrote, as float32."""
     hint = "save the model again"
     config = files.read_json(Path(ref) / "config.json", error=ModelError, hint=hint)
@@ -43,23 +48,16 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: obje
     return sorted(set(weights) - set(state))
 
 
-class OwnFormat(RetrievalModel):
-    """A model whose folder no other library reads."""
-
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """Write config.json and the weights."""
-        files.write_json(folder / "config.json", self.config)
-        save_state(self.network, folder / WEIGHTS_FILE, half=half)
-
-
-class ModelOverEncoders(OwnFormat):
+class ModelOverEncoders(RetrievalModel):
     """A model whose network is a `NetworkOverEncoders`."""
 
+    network: NetworkOverEncoders
+    preprocess: Preprocess
     model_type: ClassVar[str]
     """In config.json."""
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Table:
         """The type, and all settings of the network: its sizes, and the configurations of both encoders."""
         return {"model_type": self.model_type, **self.network.to_table()}
 
@@ -71,6 +69,10 @@ class ModelOverEncoders(OwnFormat):
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
         return self.network.vision, self.network.text
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write config.json and the weights, in a format of our own."""
+        save_own_format(self.network, self.config, folder, half=half)
 
     def features(self, inputs: ImageBatch | TextBatch | States) -> States:
         """The features of images or captions, or the given ones."""
@@ -88,7 +90,7 @@ class FrozenTowers:
     Shape letters: I images, T texts, V and L tokens, W width of a tower.
     """
 
-    model: Any
+    model: VisionTextDual
     pools_texts: bool = True
     """Whether images and captions are pooled."""
     is_frozen = True
@@ -109,7 +111,7 @@ class FrozenTowers:
         table = {"text": config_tables(vision.module, text.module)["text"]}
         return self._digest_of(text.module, table, text_settings(self.model.preprocess.settings))
 
-    def _digest_of(self, encoders: nn.Module, config: Any, preprocess: Any, prefix: str = "") -> str:
+    def _digest_of(self, encoders: nn.Module, config: Table, preprocess: Table, prefix: str = "") -> str:
         text = self.model.towers[1]
         inside = text.projection.removeprefix(f"{text.name}.")
         kind = "pooled" if self.pools_texts else "tokens"
@@ -144,7 +146,7 @@ Encoders = EncoderPair | FrozenTowers
 equal digests share them."""
 
 
-def _pooled(projection: nn.Module | None, encode: Callable[[], Any]) -> States:
+def _pooled(projection: nn.Module | None, encode: Callable[[], BaseModelOutputWithPooling]) -> States:
     """What a projection is given while an output is computed, one token for each item; without one, the vectors of the
     output."""
     inputs: list[Tensor] = []

@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dcdctl.core.models.inputs import TextBatch
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.projections import masked_mean
+from dcdctl.core.models.protocols import Table
 
 STATIC = "static"
 """The `model_type` of an encoder without attention."""
@@ -40,7 +42,10 @@ class StaticText(nn.Module):
 class QueryText(nn.Module):
     """An encoder of texts, and its projection."""
 
-    def __init__(self, encoder: Any, dim: int) -> None:
+    encoder: Any
+    """A `StaticText`, or an encoder of transformers."""
+
+    def __init__(self, encoder: PreTrainedModel | StaticText, dim: int) -> None:
         super().__init__()
         self.encoder = encoder
         if isinstance(encoder, StaticText):
@@ -72,10 +77,10 @@ class QueryText(nn.Module):
             return self.projection(self.encoder(self.encoder.embeddings(batch.input_ids)))
         return self.projection(self._output(batch).last_hidden_state)
 
-    def _output(self, batch: TextBatch) -> Any:
+    def _output(self, batch: TextBatch) -> BaseModelOutputWithPooling:
         return self.encoder(input_ids=batch.input_ids, attention_mask=backbones.attention_mask(self.encoder, batch))
 
-    def to_table(self) -> dict[str, Any]:
+    def to_table(self) -> Table:
         """The configuration of the encoder, from which `of_table` makes an untrained network."""
         if self.is_static:
             vocab_size, hidden_size = self.encoder.embeddings.weight.shape
@@ -85,7 +90,7 @@ class QueryText(nn.Module):
         return table
 
     @staticmethod
-    def of_table(table: dict[str, Any], dim: int) -> QueryText:
+    def of_table(table: Table, dim: int) -> QueryText:
         """An untrained network."""
         if table["model_type"] == STATIC:
             return QueryText(StaticText(table["vocab_size"], table["hidden_size"]), dim)

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from dcdctl.core.errors import ModelError
+
+if TYPE_CHECKING:  # transformers takes seconds
+    from transformers import PreTrainedConfig
 
 ParameterName = str
 
@@ -124,7 +127,7 @@ def restore_eval_mode(network: nn.Module) -> None:
             module.eval()
 
 
-def keep_layers(tower: Tower, kept: Sequence[int], config: Any) -> None:
+def keep_layers(tower: Tower, kept: Sequence[int], config: PreTrainedConfig) -> None:
     """Remove all other layers of a tower, and give their number to its configurations; `config` is the one that is
     saved.
 
@@ -132,7 +135,7 @@ def keep_layers(tower: Tower, kept: Sequence[int], config: Any) -> None:
     """
     prefix, layers = tower.layers
     configs = [config, *(module.config for module in tower.module.modules() if hasattr(module, "config"))]
-    field = f"model.{'vision' if tower.side == 'image' else 'text'}_layers"
+    field = "model.vision_layers" if tower.side == "image" else "model.text_layers"
     # Swin and similar encoders have stages of several depths, EfficientNet blocks of several forms.
     has_stages = hasattr(config, "depths") or hasattr(config, "num_block_repeats")
     if has_stages or getattr(config, "num_hidden_layers", None) != len(layers):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
+from transformers import BaseImageProcessor, PreTrainedConfig
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import TOKENIZER_HINT, Preprocess, fitted_preprocess, load_tokenizer
+from dcdctl.core.models.protocols import Table
 
 MATCH_ROW = 1
 """The row of the two-way matching head that stands for "match"."""
@@ -21,19 +23,18 @@ MAX_TEXT_LEN = 40
 """Tokens of a caption in the official retrieval configurations, for a file without its configuration."""
 
 
-def unpack(loaded: Any, path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+def unpack(loaded: object, path: Path) -> tuple[dict[str, Tensor], Table]:
     """The weights and the run's configuration in a checkpoint's contents; the configuration is empty if the file has
     none."""
-    weights = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
-    state = (
-        {key: value for key, value in weights.items() if isinstance(value, Tensor)}
-        if isinstance(weights, Mapping)
-        else {}
-    )
+    state = {}
+    weights = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if isinstance(weights, Mapping):
+        state = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
     if not state:
         raise ModelError(
             f"{path} holds no weights", hint="a checkpoint is {'state_dict': ...}, or the weights themselves"
         )
+    assert isinstance(loaded, Mapping)
     # Lightning keeps the run's configuration in hyper_parameters, under "config".
     hyper = loaded.get("hyper_parameters") or {}
     return state, hyper.get("config", hyper) if isinstance(hyper, Mapping) else {}
@@ -90,9 +91,9 @@ def num_layers(names: Iterable[str], prefix: str) -> int:
 
 def make_preprocess(
     overrides: Overrides,
-    hyper: Mapping[str, Any],
-    text_config: Any,
-    image_processor: Any,
+    hyper: Table,
+    text_config: PreTrainedConfig,
+    image_processor: BaseImageProcessor,
     *,
     tokenizer: str,
     image_transform: Literal["", "meter"] = "",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from transformers import CLIPVisionConfig, RobertaConfig
@@ -28,6 +27,7 @@ from dcdctl.core.models.networks.over_encoders import load_weights
 from dcdctl.core.models.official import by_prefix, make_preprocess, num_heads, num_layers, renamed
 from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import METER, meter_image_processor
+from dcdctl.core.models.protocols import Table
 
 TOKENIZER = "roberta-base"
 IMAGE_SIZE = 384
@@ -61,16 +61,16 @@ _PREFIXES = {
 }
 _LAYER = re.compile(r"cross_modal_(text|image)_layers\.(\d+)\.(.+)\.(weight|bias)")
 _LAYER_PARTS = {
-    **{
-        f"{theirs}.self.{name}": f"{ours}.{name}"
-        for theirs, ours in (("attention", "self_attention"), ("crossattention", "cross_attention"))
-        for name in ("query", "key", "value")
-    },
-    **{
-        f"{theirs}.output.{name}": f"{ours}.{part}"
-        for theirs, ours in (("attention", "self_attention"), ("crossattention", "cross_attention"))
-        for name, part in (("dense", "dense"), ("LayerNorm", "norm"))
-    },
+    "attention.self.query": "self_attention.query",
+    "attention.self.key": "self_attention.key",
+    "attention.self.value": "self_attention.value",
+    "attention.output.dense": "self_attention.dense",
+    "attention.output.LayerNorm": "self_attention.norm",
+    "crossattention.self.query": "cross_attention.query",
+    "crossattention.self.key": "cross_attention.key",
+    "crossattention.self.value": "cross_attention.value",
+    "crossattention.output.dense": "cross_attention.dense",
+    "crossattention.output.LayerNorm": "cross_attention.norm",
     "intermediate.dense": "feed_forward.up",
     "output.dense": "feed_forward.down",
     "output.LayerNorm": "feed_forward.norm",
@@ -83,8 +83,6 @@ _BLOCK_PARTS = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-
-
 _NEEDED = {
     POSITIONS,
     "vision.embeddings.patch_embedding.weight",
@@ -98,15 +96,13 @@ _NEEDED = {
 """Tensors that give the sizes."""
 
 
-def from_state(
-    state: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, path: Path
-) -> CoAttentionScorer:
+def from_state(state: Mapping[str, Tensor], hyper: Table, overrides: Overrides, path: Path) -> CoAttentionScorer:
     """The scorer of an official checkpoint's weights and configuration. ModelError names what is missing."""
     weights, unused = to_network(state)
     if not weights.keys() >= _NEEDED:
         raise ModelError(f"{path} is not a METER with CLIP and RoBERTa: it lacks {min(_NEEDED - weights.keys())}")
     image_size = overrides.image_size or int(hyper.get("image_size") or IMAGE_SIZE)
-    vision, text, size = _configs(weights, hyper, overrides, image_size, path)
+    vision, text, size = _configs(weights, hyper, overrides, image_size=image_size, path=path)
     # Always, as in METER's code: at the same size this changes nothing.
     weights[POSITIONS] = resize_positions(weights[POSITIONS], image_size // vision.patch_size)
     network = CoAttentionNetwork.from_configs(vision, text, size)
@@ -144,7 +140,7 @@ def _rename(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _configs(
-    weights: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, image_size: int, path: Path
+    weights: Mapping[str, Tensor], hyper: Table, overrides: Overrides, *, image_size: int, path: Path
 ) -> tuple[CLIPVisionConfig, RobertaConfig, FusionSize]:
     """Sizes from the tensors. Heads, which no tensor shows, come from METER's rule, the configuration or the user."""
     shape = {name: tuple(tensor.shape) for name, tensor in weights.items()}

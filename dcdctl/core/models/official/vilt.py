@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from transformers import ViltConfig
@@ -17,6 +16,7 @@ from dcdctl.core.models.families.vilt import BLOCK_EPS, ViltScorer, build_networ
 from dcdctl.core.models.official import by_prefix, make_preprocess, num_heads, num_layers, renamed
 from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import vilt_image_processor
+from dcdctl.core.models.protocols import Table
 
 TOKENIZER = "bert-base-uncased"
 _BLOCK = re.compile(r"transformer\.blocks\.(\d+)\.(.+)\.(weight|bias)")
@@ -39,7 +39,7 @@ _PREFIXES = {
 }
 
 
-def from_state(state: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, path: Path) -> ViltScorer:
+def from_state(state: Mapping[str, Tensor], hyper: Table, overrides: Overrides, path: Path) -> ViltScorer:
     """The scorer of an official checkpoint's weights and configuration. ModelError names what is missing."""
     weights, unused = to_transformers(state)
     config = _config_of(weights, hyper, overrides.num_attention_heads, path)
@@ -65,18 +65,13 @@ def _rename(key: str, tensor: Tensor) -> dict[str, Tensor]:
     if block:
         layer, part, kind = f"vilt.encoder.layer.{block[1]}", block[2], block[3]
         if part == "attn.qkv":
-            names = ("query", "key", "value")
-            return {
-                f"{layer}.attention.attention.{name}.{kind}": third
-                for name, third in zip(names, tensor.chunk(3), strict=True)
-            }
+            thirds = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+            return {f"{layer}.attention.attention.{name}.{kind}": third for name, third in thirds}
         return {f"{layer}.{_BLOCK_PARTS[part]}.{kind}": tensor} if part in _BLOCK_PARTS else {}
     return by_prefix(key, tensor, _PREFIXES)
 
 
-def _config_of(
-    weights: Mapping[str, Tensor], hyper: Mapping[str, Any], given_heads: int | None, path: Path
-) -> ViltConfig:
+def _config_of(weights: Mapping[str, Tensor], hyper: Table, given_heads: int | None, path: Path) -> ViltConfig:
     """Sizes from the tensors. Heads and dropout, which no tensor shows, come from the configuration or the user."""
     text = "vilt.embeddings.text_embeddings"
     shapes = {name: tensor.shape for name, tensor in weights.items()}

@@ -14,20 +14,23 @@ from safetensors import safe_open
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references.folders import OPEN_CLIP_FILE
 
 WIDTHS = {
-    *(
-        "hidden_size",
-        "hidden_sizes",
-        "embedding_size",
-        "embed_dim",
-        "dim",
-        "hidden_dim",
-        "intermediate_size",
-        "projection_dim",
-    ),
-    *("num_channels", "num_attention_heads", "n_heads", "num_heads", "num_key_value_heads"),
+    "hidden_size",
+    "hidden_sizes",
+    "embedding_size",
+    "embed_dim",
+    "dim",
+    "hidden_dim",
+    "intermediate_size",
+    "projection_dim",
+    "num_channels",
+    "num_attention_heads",
+    "n_heads",
+    "num_heads",
+    "num_key_value_heads",
 }
 """Fields that are a dimension of some weight, or smaller than one."""
 ROWS = {"vocab_size", "type_vocab_size", "modality_type_vocab_size", "num_labels"}
@@ -38,8 +41,13 @@ LAYERS = {"num_hidden_layers", "n_layers", "num_layers", "depths"}
 OTHERS = {"max_position_embeddings": 2**22, "image_size": 2**14, "patch_size": 2**14}
 """Fields that may exceed every dimension, and the largest accepted numbers of positions, and of pixels of a side:
 rotary positions have no weights, and an image has more pixels than patches."""
-OF_OPEN_CLIP = {"width": "hidden_size", "head_width": "hidden_size", "heads": "num_heads", "layers": "num_layers"}
-OF_OPEN_CLIP |= {"context_length": "max_position_embeddings"}
+OF_OPEN_CLIP = {
+    "width": "hidden_size",
+    "head_width": "hidden_size",
+    "heads": "num_heads",
+    "layers": "num_layers",
+    "context_length": "max_position_embeddings",
+}
 """Names of such fields in open_clip_config.json alone, and what they count."""
 # More than the widest published encoders have (ViT-22B: 6,144), and twice the largest vocabulary (Gemma: 262,144).
 MIN_WIDTH, MIN_ROWS = 2**13, 2**19
@@ -64,7 +72,8 @@ def check_sizes(folder: Path) -> None:
         if not path.is_file():
             continue
         limits = limits or _limits(folder)
-        for name, value, limit in _sizes(files.read_json(path, error=ModelError, hint=HINT), aliases, limits):
+        config = files.read_json(path, error=ModelError, hint=HINT)
+        for name, value, limit in _sizes(config, aliases, limits):
             # A bool is an int in Python, and true is no size.
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ModelError(f"{path}: {name} is {_shown(value)}, expected a whole number", hint=HINT)
@@ -72,24 +81,19 @@ def check_sizes(folder: Path) -> None:
                 raise ModelError(f"{path}: {name} is {_shown(value)}, expected a number from 0 to {limit:,}", hint=HINT)
 
 
-def _sizes(
-    root: dict[str, Any], aliases: Mapping[str, str], limits: Mapping[str, int]
-) -> Iterator[tuple[str, Any, int]]:
+def _sizes(root: Table, aliases: Mapping[str, str], limits: Mapping[str, int]) -> Iterator[tuple[str, Any, int]]:
     """The sizes in a configuration and in those of its encoders: dotted name, value and limit; a list gives one for
     each item."""
     # A stack, because a hostile file nests deeper than Python recurses.
-    tables: list[tuple[str, dict[str, Any]]] = [("", root)]
+    tables: list[tuple[str, Table]] = [("", root)]
     while tables:
         where, table = tables.pop()
         for key, value in table.items():
             name, field = f"{where}{key}", aliases.get(key, key)
             if field in limits:
                 # A list within a list is no size.
-                yield from (
-                    (name, item, limits[field])
-                    for item in (value if isinstance(value, list) else [value])
-                    if item is not None
-                )
+                items = value if isinstance(value, list) else [value]
+                yield from ((name, item, limits[field]) for item in items if item is not None)
             elif isinstance(value, dict):
                 tables.append((f"{name}.", value))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.protocols import Table
 
 CONFIG_FILE, MODULES_FILE = "config.json", "modules.json"
 SETTINGS_FILE = "dcdctl.json"
@@ -18,13 +19,14 @@ QUERY = "dcdctl-query"
 """A query encoder."""
 OPEN_CLIP, OPEN_CLIP_FILE = "open_clip", "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = (
-    *(
-        "open_clip_model.safetensors",
-        "open_clip_pytorch_model.safetensors",
-        "open_clip_pytorch_model.bin",
-        "open_clip_pytorch_model.pth",
-    ),
-    *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
 )
 """Names of weights, in the order in which open_clip looks for them."""
 CROSS_ENCODER, SENTENCE_TRANSFORMERS_FILE = "CrossEncoder", "config_sentence_transformers.json"
@@ -44,9 +46,8 @@ Pooling = Literal["mean", "cls"]
 def holds_model(folder: Path) -> bool:
     """Whether a folder has one of the files that `type_of` reads."""
     # The networks of sentence-transformers may be in folders of their own.
-    return any((folder / name).is_file() for name in (CONFIG_FILE, OPEN_CLIP_FILE, MODULES_FILE)) or is_cross_encoder(
-        folder
-    )
+    has_file = any((folder / name).is_file() for name in (CONFIG_FILE, OPEN_CLIP_FILE, MODULES_FILE))
+    return has_file or is_cross_encoder(folder)
 
 
 def type_of(folder: Path) -> str | None:
@@ -67,11 +68,8 @@ def dual_type(folder: Path) -> str | None:
         return MULTI_VECTOR
     network = network_folder(folder)
     model_type = _read(network / CONFIG_FILE).get("model_type")
-    if (
-        (folder / MODULES_FILE).is_file()
-        and _embeds_images(folder, network)
-        and not _is_network_alone(folder, model_type)
-    ):
+    has_modules = (folder / MODULES_FILE).is_file()
+    if has_modules and _embeds_images(folder, network) and not _is_network_alone(folder, model_type):
         return SENTENCE_TRANSFORMER
     if model_type is None and (folder / OPEN_CLIP_FILE).is_file():
         return OPEN_CLIP
@@ -81,17 +79,19 @@ def dual_type(folder: Path) -> str | None:
 def open_clip_weights(names: Iterable[str]) -> list[str]:
     """The file of weights that open_clip reads among these; all files of weights, if none has a name that it
     prefers."""
-    weights = [
-        name for name in names if "/" not in name and Path(name).suffix in (".safetensors", ".bin", ".pth", ".pt")
-    ]
+    endings = (".safetensors", ".bin", ".pth", ".pt")
+    weights = [name for name in names if "/" not in name and Path(name).suffix in endings]
     return next(([name] for name in OPEN_CLIP_WEIGHTS if name in weights), sorted(weights))
 
 
 def network_folder(folder: Path) -> Path:
     """The folder of the first network: a SentenceTransformer's first module, else the folder itself."""
-    path = next((str(module.get("path", "")) for module in _modules(folder)), "")
+    first = next(iter(_modules(folder)), {})
+    path = str(first.get("path", ""))
     # The file may be a stranger's: its paths must not lead out of the folder.
-    return folder / path if not files.escapes_root(path) and (folder / path / CONFIG_FILE).is_file() else folder
+    if files.escapes_root(path) or not (folder / path / CONFIG_FILE).is_file():
+        return folder
+    return folder / path
 
 
 def module_types(folder: Path) -> list[str]:
@@ -124,7 +124,7 @@ def text_pooling(folder: Path) -> Pooling:
     return "cls" if mode == "cls" else "mean"
 
 
-def _modules(folder: Path) -> list[dict[str, Any]]:
+def _modules(folder: Path) -> list[Table]:
     """The entries of modules.json, empty if there is no such file. ModelError if it is no list of tables."""
     path = folder / MODULES_FILE
     if not path.is_file():
@@ -139,19 +139,19 @@ def _embeds_images(folder: Path, network: Path) -> bool:
     """Whether the first module of a SentenceTransformer reads images, as far as its files tell."""
     settings, config = _read(network / MODULE_CONFIG_FILE), _read(network / CONFIG_FILE)
     modalities = settings.get("modality_config")
-    names = modalities if isinstance(modalities, dict) else {"image"} if "vision_config" in config else {}
-    return bool({"image", "message"} & set(names)) or module_types(folder)[0].endswith((".CLIPModel", ".Router"))
+    if isinstance(modalities, dict):
+        reads_images = not {"image", "message"}.isdisjoint(modalities)
+    else:
+        reads_images = "vision_config" in config
+    return reads_images or module_types(folder)[0].endswith((".CLIPModel", ".Router"))
 
 
 def _is_network_alone(folder: Path, model_type: object) -> bool:
     """Whether the vectors of a SentenceTransformer are those of its network, except for their lengths."""
     first, *others = (name.rpartition(".")[2] for name in module_types(folder))
     settings, prompts = _read(network_folder(folder) / MODULE_CONFIG_FILE), _read(folder / SENTENCE_TRANSFORMERS_FILE)
-    methods = {
-        name: each.get("method")
-        for name, each in (settings.get("modality_config") or {}).items()
-        if isinstance(each, dict)
-    }
+    modalities = settings.get("modality_config") or {}
+    methods = {name: each.get("method") for name, each in modalities.items() if isinstance(each, dict)}
     return (
         (first == "CLIPModel" or methods == {name: f"get_{name}_features" for name in ("text", "image")})
         and set(others) <= {"Normalize"}
@@ -170,6 +170,6 @@ def is_cross_encoder(folder: Path) -> bool:
     return _read(folder / SENTENCE_TRANSFORMERS_FILE).get("model_type") == CROSS_ENCODER
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Table:
     """The table of a JSON file, empty if there is no file."""
     return files.read_json(path, error=ModelError, hint="save the model again") if path.is_file() else {}

@@ -93,8 +93,10 @@ def weights_among(paths: Sequence[str]) -> list[str]:
     chosen: list[str] = []
     for folder in dict.fromkeys(path.rpartition("/")[0] for path in paths):
         inside = [path for path in paths if path.rpartition("/")[0] == folder]
-        matches = ([path for path in inside if pattern.fullmatch(path)] for pattern in _WEIGHTS)
-        chosen += next((some for some in matches if some), [])
+        for pattern in _WEIGHTS:
+            if matching := [path for path in inside if pattern.fullmatch(path)]:
+                chosen += matching
+                break
     return chosen
 
 
@@ -122,9 +124,8 @@ def reading(ref: str, use: str = "") -> Iterator[None]:
         )
     was_offline = constants.HF_HUB_OFFLINE
     with data.hub_requests():
-        problem = (
-            (_outer_problem.get() or "HF_HUB_OFFLINE is set") if was_offline else _problem(ref, constants.ENDPOINT)
-        )
+        why_offline = _outer_problem.get() or "HF_HUB_OFFLINE is set"
+        problem = why_offline if was_offline else _problem(ref, constants.ENDPOINT)
         token = _outer_problem.set(problem)
         constants.HF_HUB_OFFLINE = bool(problem)
         try:
@@ -172,10 +173,9 @@ def _is_not_cached(error: BaseException | None) -> bool:
 
 def _unreachable(ref: str, problem: str, use: str) -> ModelError:
     repo, revision = _parts(ref)
-    page, download = (
-        f"{constants.ENDPOINT}/{repo}",
-        f"hf download {repo}" + (f" --revision {revision}" if revision else ""),
-    )
+    page, download = f"{constants.ENDPOINT}/{repo}", f"hf download {repo}"
+    if revision:
+        download += f" --revision {revision}"
     message = (
         f"{ref} is no file or folder here and not complete in the cache of the Hub, and {page} was not read ({problem})"
     )

@@ -1,29 +1,30 @@
 """What a model family is, and the families of other packages, by entry points of the group `dcdctl.models`.
 
 The name of an entry point is the `model_type` in config.json. Its object is a pair: a `Kind`, and a function
-`load(ref, overrides, saved)` that returns a `FusionScorer` or a `DualEncoder`, where `saved` is dcdctl.json, None where
-there is no such file.
+`load(ref, overrides, saved)` that returns a `FusionScorer`, a `LateInteraction` or a `DualEncoder`, where `saved` is
+dcdctl.json, None where there is no such file.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import families
 from dcdctl.core.models.overrides import OF_METER, OF_TEXTS, check_taken
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references import hub
 
 if TYPE_CHECKING:  # torch takes a second
-    from dcdctl.core.models.dual import Model
+    from dcdctl.core.models.late import Model
 
 GROUP = "dcdctl.models"
 Kind = Literal["fusion", "dual", "late", "query"]
-Loader = Callable[[str, Mapping[str, Any], Mapping[str, Any] | None], "Model"]
+Loader = Callable[[str, Table, Table | None], "Model"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Family:
     """The other package, and its function that loads a model."""
     loader: Loader | None = None
 
-    def load(self, ref: str, overrides: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Model:
+    def load(self, ref: str, overrides: Table, saved: Table | None) -> Model:
         """The model of a folder or Hub id; `saved` is dcdctl.json, None where there is no such file. ModelError for a
         setting that the family does not take."""
         check_taken(overrides, self.takes, ref)

@@ -4,15 +4,16 @@ checkpoint and the settings that it lacks; and recalls, the rows of `data_manife
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dcdctl.core import config, data, files
+from dcdctl.core.artifacts import Document
 from dcdctl.core.data import RemoteFile
 from dcdctl.core.errors import SourceError
+from dcdctl.core.models.protocols import Table
 from dcdctl.core.progress import Track, silent
 
 
@@ -75,29 +76,25 @@ def published_rows(ref: str) -> list[PublishedRow]:
         # Not by its own name: a run may be called vilt-coco.
         saved = path / "config.json"
         name = files.read_json(saved).get("_name_or_path", "") if saved.exists() else ""
-    # A row has the fields of its family too.
-    return config.parse_toml(
-        data.manifests_folder() / "published.toml",
-        lambda table: [
-            config.build(PublishedRow, {**family, **row})
-            for family in table["families"]
-            for row in family.pop("rows")
-            if name in row["models"]
-        ],
-    )
+
+    def rows_of(table: Table) -> list[PublishedRow]:
+        rows = []
+        for family in table["families"]:
+            # A row has the fields of its family too.
+            shared = {key: value for key, value in family.items() if key != "rows"}
+            rows += [config.build(PublishedRow, {**shared, **row}) for row in family["rows"] if name in row["models"]]
+        return rows
+
+    return config.parse_toml(data.manifests_folder() / "published.toml", rows_of)
 
 
 def list_teachers() -> dict[str, PublishedTeacher]:
     """All teachers that have a name: built in, or published by others."""
-    return {
-        path.stem: config.parse_toml(path, partial(config.build, PublishedTeacher))
-        for path in sorted((data.manifests_folder() / "teachers").glob("*.toml"))
-    }
+    paths = sorted((data.manifests_folder() / "teachers").glob("*.toml"))
+    return {path.stem: config.parse_toml(path, partial(config.build, PublishedTeacher)) for path in paths}
 
 
-def locate(
-    teacher: PublishedTeacher, overrides: Mapping[str, Any], track: Track = silent
-) -> tuple[str, dict[str, Any]]:
+def locate(teacher: PublishedTeacher, overrides: Table, track: Track = silent) -> tuple[str, Document]:
     """The file or Hub id of a teacher, downloaded if necessary, and its settings; the given overrides take
     precedence."""
     settings = {**teacher.overrides, **overrides}

@@ -33,6 +33,7 @@ from dcdctl.core.search.index import FolderIndex
 if TYPE_CHECKING:
     from dcdctl.core.search.build import Changes
 
+EXIF_COLUMNS = {"camera": CAMERA_COLUMNS, "place": CAMERA_COLUMNS | PLACE_COLUMNS}
 EXIF_THREADS = 4
 """Threads that read EXIF data: most of the time they wait for the disk."""
 
@@ -52,8 +53,8 @@ def changed_table(
     """The columns of all rows after the changes; `metadata` is what `read_metadata` gave. Adds to the notes for the
     user.
 
-    InputError if a column to drop is unknown, if the metadata names no image of the index, or if a column gets values
-    of another type.
+    InputError if a column to drop is unknown, if the metadata names no image of the index, if `exif` has no such
+    columns, or if a column gets values of another type.
     """
     columns = {name: index.values(name) for name in index.columns.names}
     for name in changes.drop_columns:
@@ -64,8 +65,10 @@ def changed_table(
     _set_from_corpora(columns, index)
     if metadata is not None:
         _set_from_metadata(columns, index, metadata, notes)
-    if changes.exif or changes.exif_place:
-        _set_from_exif(columns, index, CAMERA_COLUMNS | (PLACE_COLUMNS if changes.exif_place else {}), track)
+    if changes.exif is not None:
+        if changes.exif not in EXIF_COLUMNS:
+            raise InputError(f"exif is {changes.exif!r}, expected {' or '.join(EXIF_COLUMNS)}")
+        _set_from_exif(columns, index, EXIF_COLUMNS[changes.exif], track)
     return pa.table(columns)
 
 

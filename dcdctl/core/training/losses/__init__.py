@@ -6,6 +6,6 @@ Q x G all pairs of a batch, positives on the diagonal; I x T its images and capt
 A teacher's scores are constants: no gradient reaches them. Half precision is computed in float32.
 
 `lists` and `official` hold the losses on candidate lists, `all_pairs` the losses on all pairs of a batch, `vectors` the
-loss on the vectors of its images and captions, `matryoshka` the mean over several widths of them. `table` has all of
-them by name, and the `[loss]` table of a recipe. docs/losses.md describes each.
+loss on the vectors of its images and captions. `table` has all of them by name, and the `[loss]` table of a recipe.
+docs/losses.md describes each.
 """
