@@ -129,7 +129,9 @@ class TeacherCache(TeacherScores):
     @cached_property
     def _read(self) -> tuple[Index, Scores, NDArray[np.uint8]]:
         """Key, score and role of every pair."""
-        shards = []
+        keys: list[Index] = []
+        scores: list[Scores] = []
+        roles: list[NDArray[np.uint8]] = []
         for name in self._shards:
             path = self.folder / name
             pairs = read_pairs(CACHE.checked(path, self.seal["files"][name]["sha256"]))
@@ -138,8 +140,9 @@ class TeacherCache(TeacherScores):
             if num_bad := int(np.count_nonzero(~np.isfinite(pairs.score))):
                 raise CACHE.damaged(path, f"{num_bad:,} of its {len(pairs):,} scores are not finite")
             # One number instead of two, because there may be 40 million pairs.
-            shards.append((pairs.image * self.num_texts + pairs.text, pairs.score, pairs.role))
-        keys, scores, roles = ([shard[column] for shard in shards] for column in range(3))
+            keys.append(pairs.image * self.num_texts + pairs.text)
+            scores.append(pairs.score)
+            roles.append(pairs.role)
         return np.concatenate(keys), np.concatenate(scores), np.concatenate(roles)
 
 
