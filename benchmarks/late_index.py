@@ -31,8 +31,8 @@ from dcdctl.core import devices, models
 from dcdctl.core.data.scenes import describe_scenes, draw_scene
 from dcdctl.core.search import FolderIndex, ImageSource, StoredTokens, part_files
 from dcdctl.core.search import commit as search_commit
-from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import best_first, encoded, maxsims, token_type
+from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.part_files import ROWS_PER_PART, SourceImage
 from dcdctl.core.search.storage import IndexDocument, IndexedModel
 

@@ -35,7 +35,7 @@ from dcdctl.core import models
 from dcdctl.core.data.scenes import describe_scenes
 from dcdctl.core.export import ExportJob, export_model
 from dcdctl.core.search import FolderIndex
-from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.index_config import IndexConfig
 
 OURS, EXACT, THEIRS = "dcdctl", "dcdctl, exact", "sentence-transformers"
 TOLERANCE = 1e-4

@@ -45,7 +45,7 @@ from side_by_side import Spent, facts, in_turns, median_processor, ratios, say, 
 
 from dcdctl.core import config as config_module
 from dcdctl.core.search import FolderIndex, exact
-from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.index_config import IndexConfig
 
 Floats = NDArray[np.float32]
 Search = Callable[[Floats], list[int]]

@@ -17,7 +17,7 @@ from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.devices import Compute
 from dcdctl.core.search import FolderIndex, part_files
-from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.index_config import IndexConfig
 
 SCRIPT = """
 import torch

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Direction, Flags, Index
+from dcdctl.core.data import Corpus, Direction, Flags, Indices
 from dcdctl.core.errors import ConfigError, CorpusError, require_extra
 from dcdctl.core.evaluation.measures import KS
 from dcdctl.core.evaluation.protocols import Protocol
@@ -126,7 +126,7 @@ def load_package() -> Any:
 
 
 def _candidate_lists(
-    ranking: Ranking, positives: Mapping[int, list[int]], *, query_ids: Index, candidate_ids: Index, is_known: Flags
+    ranking: Ranking, positives: Mapping[int, list[int]], *, query_ids: Indices, candidate_ids: Indices, is_known: Flags
 ) -> dict[int, list[int]]:
     """The candidates of each judged query that the package knows, in order, as COCO numbers.
 

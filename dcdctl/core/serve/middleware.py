@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dcdctl.core.serve import logs
-from dcdctl.core.serve.config import MiB, ServiceConfig
 from dcdctl.core.serve.keys import Keys, WrongKeys
 from dcdctl.core.serve.metrics import Metrics
+from dcdctl.core.serve.service_config import MiB, ServiceConfig
 
 ALWAYS_ANSWERED = ("/health", "/live", "/metrics")
 """Paths that no limit applies to."""

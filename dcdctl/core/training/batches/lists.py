@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcdctl.core.data import Direction, Index, Scores
+from dcdctl.core.data import Direction, Indices, Scores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import Candidates
 from dcdctl.core.training import negatives
@@ -28,7 +28,7 @@ class Lists(StepPairs):
     """Candidate lists: queries, each with some of its candidates."""
 
     @abstractmethod
-    def _draw(self, direction: Direction, sample: int) -> tuple[int, Index]:
+    def _draw(self, direction: Direction, sample: int) -> tuple[int, Indices]:
         """The query of a list, and its drawn candidates. Seeded by the number of the list, so that a resumed run draws
         it without drawing the earlier ones."""
 
@@ -50,7 +50,7 @@ class Lists(StepPairs):
             true_IT=self._is_match(image_IT, text_IT),
         )
 
-    def kept(self, samples: Iterable[int]) -> tuple[Index, Index, Scores, Scores]:
+    def kept(self, samples: Iterable[int]) -> tuple[Indices, Indices, Scores, Scores]:
         """Images, captions and teacher scores of the lists with these numbers, the positive in column 0; then the
         scores in the order that the released losses read (`Batch`)."""
         lists = [self._list(sample) for sample in samples]
@@ -65,7 +65,7 @@ class Lists(StepPairs):
         text_BN = np.take_along_axis(text_BK, column_BN, axis=1)
         return image_BN, text_BN, np.take_along_axis(teacher_BK, column_BN, axis=1), official_BN.numpy()
 
-    def _list(self, sample: int) -> tuple[Index, Index]:
+    def _list(self, sample: int) -> tuple[Indices, Indices]:
         """Images and captions of one list. Directions take turns: list s has direction s modulo their number."""
         direction = Direction(self.config.directions[sample % len(self.config.directions)])
         query, candidates = self._draw(direction, sample)
@@ -108,19 +108,19 @@ class CandidateLists(Lists):
             "candidates.block_size=N for blocks",
         )
 
-    def _fewest_candidates(self, candidates: Candidates) -> Index:
+    def _fewest_candidates(self, candidates: Candidates) -> Indices:
         """How many candidates each caption has, or its image if that has fewer, over the directions of the recipe."""
         counts = {
             Direction.TEXT: candidates.texts_of_image.lengths[self.corpus.caption_image],
             Direction.IMAGE: candidates.images_of_text.lengths,
         }
-        fewest_T: Index = np.min([counts[direction] for direction in self.recipe.batch.directions], axis=0)
+        fewest_T: Indices = np.min([counts[direction] for direction in self.recipe.batch.directions], axis=0)
         return fewest_T
 
-    def _with_enough(self, fewest_T: Index) -> Index:
+    def _with_enough(self, fewest_T: Indices) -> Indices:
         """The captions with enough candidates."""
         most = int(fewest_T.max())
-        captions: Index = np.flatnonzero(fewest_T >= self.config.random_negatives)
+        captions: Indices = np.flatnonzero(fewest_T >= self.config.random_negatives)
         if not len(captions):
             raise ConfigError(
                 f"batch.random_negatives is {self.config.random_negatives}, the cache has at most {most} candidates "
@@ -130,7 +130,7 @@ class CandidateLists(Lists):
             )
         return captions
 
-    def queries(self, direction: Direction) -> Index:
+    def queries(self, direction: Direction) -> Indices:
         """The images (text retrieval) or the captions that lists are made for, ascending."""
         return np.unique(self.corpus.caption_image[self._captions]) if direction == Direction.TEXT else self._captions
 
@@ -143,7 +143,7 @@ class CandidateLists(Lists):
             return self.corpus.num_captions - len(self.corpus.captions_of(query))
         return self.corpus.num_images - 1
 
-    def samples_of(self, direction: Direction, queries: Index, num_steps: int) -> Index:
+    def samples_of(self, direction: Direction, queries: Indices, num_steps: int) -> Indices:
         """The numbers of all lists that these queries have in a training, ascending."""
         directions = self.config.directions
         num_lists = num_steps * self.config.size
@@ -161,13 +161,13 @@ class CandidateLists(Lists):
         # The released code gives its losses sorted scores, out of the order of the columns. No other loss reads them.
         return select_as_official(teacher_BK, self.config.hard_negatives)
 
-    def _draw(self, direction: Direction, sample: int) -> tuple[int, Index]:
+    def _draw(self, direction: Direction, sample: int) -> tuple[int, Indices]:
         epoch, position = divmod(sample, len(self._captions))
         text = int(self._order(epoch)[position])
         query, own = direction.query_first(int(self.corpus.caption_image[text]), text)
         return query, np.concatenate([[own], self._negatives(self._rng(1, sample), direction, query)])
 
-    def _order(self, epoch: int) -> Index:
+    def _order(self, epoch: int) -> Indices:
         if epoch != self._epoch:
             # Kept for the epoch, all of whose lists read it.
             rng = self._rng(0, epoch)
@@ -181,7 +181,7 @@ class CandidateLists(Lists):
             self._epoch, self._epoch_order = epoch, order
         return self._epoch_order
 
-    def _negatives(self, rng: np.random.Generator, direction: Direction, query: int) -> Index:
+    def _negatives(self, rng: np.random.Generator, direction: Direction, query: int) -> Indices:
         count = self.config.random_negatives
         if self._candidates is not None:
             # Distinct, as cached candidates are; the released code draws from all captions, with replacement.
