@@ -11,6 +11,7 @@ import typer
 from dcdctl.cli.declare import Ref, assignments, optional_ref, path
 from dcdctl.cli.options import (
     TEACHER_HELP,
+    BatchSize,
     Data,
     Device,
     Json,
@@ -73,6 +74,7 @@ def bench(
         list[str] | None,
         configures("--set", "Override a setting: budget_s=2; repeatable. docs/bench.md lists them.", "KEY=VALUE"),
     ] = None,
+    batch_size: BatchSize = 32,
     precision: Precision = "fp32",
     threads: Threads = None,
     json: Json = False,
@@ -85,6 +87,7 @@ def bench(
 
     device = devices.choose(timed.device)
     settings = {
+        "batch_size": batch_size,
         "precision": devices.precision_on(precision, device, note),
         "num_threads": threads,
     }

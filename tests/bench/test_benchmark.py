@@ -14,7 +14,7 @@ from families import FAMILIES, late
 
 from dcdctl.core import models
 from dcdctl.core.bench import BenchConfig
-from dcdctl.core.bench import bench as bench_bench
+from dcdctl.core.bench import compare as bench_compare
 from dcdctl.core.bench.steps import BenchModel, prepare_model
 from dcdctl.core.bench.timer import Repeats
 from dcdctl.core.errors import ConfigError
@@ -196,7 +196,7 @@ def test_a_late_student_is_timed_with_the_towers_of_onnx_runtime_and_its_own_max
     monkeypatch.setattr(models, "export_onnx", lambda model, folder: None)
     monkeypatch.setattr(models, "OnnxTowers", lambda folder, device: towers)
     in_torch = prepare_model(model, corpus, QUICK)
-    timed, onnx = bench_bench.onnx_student(model, in_torch, tmp_path, is_timed=True)
+    timed, onnx = bench_compare.onnx_student(model, in_torch, tmp_path, is_timed=True)
     assert (onnx.note, onnx.largest_difference) == ("", pytest.approx(1e-5, rel=0.01))
     assert towers.num_encoded == 2 + 2
     for name in ("rank", "block"):
@@ -230,13 +230,13 @@ def test_the_student_runs_in_the_requested_precision(precision, expected):
 
 
 def test_the_processor_clock_does_not_advance_while_the_process_sleeps():
-    clock = bench_bench._clock(BenchConfig(clock="processor"), torch.device("cpu"))
+    clock = bench_compare._clock(BenchConfig(clock="processor"), torch.device("cpu"))
     started = clock()
     threading.Event().wait(0.2)
     assert clock() - started < 0.1
-    assert bench_bench._clock(BenchConfig(), torch.device("cpu")) is time.perf_counter
+    assert bench_compare._clock(BenchConfig(), torch.device("cpu")) is time.perf_counter
 
 
 def test_the_processor_clock_is_refused_for_a_gpu():
     with pytest.raises(ConfigError, match=r"say nothing of work on cuda; use --set clock=wall"):
-        bench_bench._clock(BenchConfig(clock="processor"), torch.device("cuda"))
+        bench_compare._clock(BenchConfig(clock="processor"), torch.device("cuda"))

@@ -16,7 +16,7 @@ from dcdctl.core import artifacts, models
 from dcdctl.core.training import runs
 
 SMALL = [
-    "--set", "batch_size=2", "--set", "num_images=2", "--set", "batch_sizes=[1, 2]",
+    "--batch-size", 2, "--set", "num_images=2", "--set", "batch_sizes=[1, 2]",
     "--set", "gallery_sizes=[10, 1000000]", "--set", "reference_gallery=10", "--set", "budget_s=0.02",
     "--set", "num_repeats=4", "--set", "num_fresh_processes=0",
 ]  # fmt: skip

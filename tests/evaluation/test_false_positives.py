@@ -11,7 +11,7 @@ from scipy import stats
 
 from dcdctl.core.evaluation import RankTable, compare_ranks
 from dcdctl.core.evaluation.bootstrap import welch_test
-from dcdctl.core.report.study import Difference, verdict
+from dcdctl.core.report.study_report import Difference, verdict
 
 NUM_IMAGES, NUM_STUDIES = 60, 80
 

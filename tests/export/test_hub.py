@@ -10,7 +10,7 @@ from tiny import contents
 
 from dcdctl.core.errors import ConfigError, MissingError, SourceError
 from dcdctl.core.export import ExportJob
-from dcdctl.core.export import hub as export_hub
+from dcdctl.core.export import push as export_push
 from dcdctl.core.export.export import resolve
 
 # huggingface_hub sends large files in a way that its HTTP client warns about.
@@ -34,21 +34,21 @@ def folder(tmp_path):
 
 
 def test_every_file_is_pushed_to_a_new_repository(hub, folder):
-    page = export_hub.push_folder(folder, "me/dual")
+    page = export_push.push_folder(folder, "me/dual")
     assert page == f"{hub.url}/me/dual/commit/{40 * 'b'}"
     assert hub.repos["me/dual"].files == contents(folder)
 
 
 @pytest.mark.parametrize("options", [{"private": False}, {"private": True}, {}], ids=str)
 def test_a_new_repository_is_private_unless_it_shall_be_public(hub, folder, options):
-    export_hub.push_folder(folder, "me/dual", **options)
+    export_push.push_folder(folder, "me/dual", **options)
     assert hub.repos["me/dual"].private == options.get("private", True)
 
 
 @pytest.mark.parametrize("private", [True, False])
 def test_an_existing_repository_is_updated(hub, folder, private):
     hub.repos["me/dual"] = loopback_uploads.Repository(files={"notes.md": b"mine"}, private=private)
-    export_hub.push_folder(folder, "me/dual", private=private)
+    export_push.push_folder(folder, "me/dual", private=private)
     assert hub.repos["me/dual"].files == {"notes.md": b"mine", **contents(folder)}
     assert hub.repos["me/dual"].private == private
 
@@ -66,7 +66,7 @@ def test_an_existing_repository_is_updated(hub, folder, private):
 def test_nothing_is_pushed_to_a_repository_that_others_see_or_do_not_see(hub, folder, private, message):
     hub.repos["me/dual"] = loopback_uploads.Repository(files={"notes.md": b"mine"}, private=not private)
     with pytest.raises(ConfigError, match=message):
-        export_hub.push_folder(folder, "me/dual", private=private)
+        export_push.push_folder(folder, "me/dual", private=private)
     assert hub.repos["me/dual"].files == {"notes.md": b"mine"}
 
 
@@ -82,7 +82,7 @@ def test_nothing_is_pushed_to_a_repository_that_others_see_or_do_not_see(hub, fo
 def test_a_failed_push_gives_the_reason_and_keeps_the_folder(hub, folder, tokens, refused, message):
     hub.tokens, hub.refused, before = tokens, refused, contents(folder)
     with pytest.raises(SourceError, match=message):
-        export_hub.push_folder(folder, "me/dual")
+        export_push.push_folder(folder, "me/dual")
     assert contents(folder) == before
 
 
@@ -90,7 +90,7 @@ def test_an_unreachable_hub_is_an_error(folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_me")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SourceError, match=r"me/dual was not pushed: .*onnect"):
-        export_hub.push_folder(folder, "me/dual")
+        export_push.push_folder(folder, "me/dual")
 
 
 def test_a_public_export_names_its_repository(tmp_path):
@@ -105,7 +105,7 @@ def test_without_a_token_or_a_valid_name_nothing_is_computed(monkeypatch):
     with pytest.raises(
         MissingError, match="pushing to me/dual needs a token for the Hub, and there is none; `hf auth login`, or"
     ):
-        export_hub.check("me/dual")
+        export_push.check("me/dual")
     for name in ("dual", "me/du al", "me/dual/three"):
         with pytest.raises(ConfigError, match=r"--push-to-hub .*; use OWNER/NAME"):
-            export_hub.check(name)
+            export_push.check(name)

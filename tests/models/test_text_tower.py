@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import shutil
 
@@ -16,7 +17,7 @@ from open_clips import OPEN_CLIPS, save_open_clip
 from tiny import make_models
 
 from dcdctl.core import artifacts, models
-from dcdctl.core.errors import ModelError, StaleError
+from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.models import TextTower, onnx, onnx_towers, text_tower
 
 CAPTIONS = ["a red circle left of a blue square", "a small green triangle"]
@@ -154,6 +155,19 @@ def test_a_graph_that_computes_something_else_is_not_kept(dual, tmp_path, monkey
     monkeypatch.setattr(onnx_towers, "PACKAGES", ("no_such_package",))
     with pytest.raises(ModelError, match="ONNX Runtime does not run its text side"):
         onnx.export_text_tower(dual, tmp_path / "text")
+    assert not (tmp_path / "text").exists()
+
+
+@pytest.mark.parametrize("writer", ["torch.onnx.export", "pathlib.Path.write_bytes"])
+def test_a_full_disk_is_no_property_of_the_model(dual, tmp_path, monkeypatch, writer):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    saved = tmp_path / "model"
+    models.save(dual, saved)
+    monkeypatch.setattr(writer, full)
+    with pytest.raises(InputError, match="no room left"):
+        onnx.export_text_tower(dual, tmp_path / "text", saved=saved)
     assert not (tmp_path / "text").exists()
 
 

@@ -13,7 +13,7 @@ from tiny import contents
 
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search import FolderIndex, ann
-from dcdctl.core.search.config import HnswConfig, IndexConfig
+from dcdctl.core.search.index_config import HnswConfig, IndexConfig
 from dcdctl.core.search.segments import BUILDERS, segment_ranges
 from dcdctl.core.search.storage import Segment
 

@@ -25,7 +25,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.search import FolderIndex, ImageSource, embed, part_files
-from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.index_config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 FLAT = IndexConfig(kind="flat")

@@ -18,7 +18,7 @@ from dcdctl.core import models
 from dcdctl.core.errors import ModelError
 from dcdctl.core.scoring import quantize
 from dcdctl.core.search import FolderIndex, ann, part_files
-from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.index_config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 

@@ -16,7 +16,7 @@ from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.models import TextTower, onnx
 from dcdctl.core.search import IndexSearcher
-from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.storage import text_side_note
 from dcdctl.core.search.torch_models import DualVectors
 

@@ -22,7 +22,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search import part_files, vector_files, write_image_list
-from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.index_config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 

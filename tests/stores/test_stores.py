@@ -265,6 +265,27 @@ def test_facts_that_are_damaged_or_hostile_are_one_short_line(store, url, text):
     assert re.search(HOSTILE[text], facts_error(store, url, Text(text)))
 
 
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"model": "\x1b[31m\nevil"}, "model"),
+        ({"dims": 0}, "dims"),
+        ({"dims": 10**30}, "dims"),
+        ({"rows": 10**30}, "rows"),
+        ({"images": -1}, "rows"),
+        ({"columns": {"owner": "evil"}}, "columns"),
+        ({"columns": {"vector": "string"}}, "columns"),
+        ({"columns": {"a\x1b[31m": "string"}}, "columns"),
+        ({"columns": {"\ud800": "string"}}, "columns"),
+        ({"sources": []}, "paths"),
+        ({"sources": [{"kind": "folder", "path": "a\0"}]}, "paths"),
+        ({"model_folder": "x" * 10**5}, "paths"),
+    ],
+)
+def test_facts_of_values_that_no_upload_writes_are_refused(store, url, values, name):
+    assert f"another version of dcdctl (its {name} cannot be right)" in facts_error(store, url, changed(**values))
+
+
 OTHER_COLUMNS = {"owner": "int64"}
 
 

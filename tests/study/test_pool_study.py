@@ -19,7 +19,7 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement
 from dcdctl.core.evaluation.significance import compare_agreements, compare_means
-from dcdctl.core.report.study import Difference, verdict
+from dcdctl.core.report.study_report import Difference, verdict
 from dcdctl.core.study import StudyJob, StudyView, run_study
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")

@@ -44,7 +44,7 @@ from dcdctl.core.evaluation.bootstrap import holm
 from dcdctl.core.evaluation.significance import RankComparison
 from dcdctl.core.progress import OnStep
 from dcdctl.core.report.report import read_report
-from dcdctl.core.report.study import Difference, read_rows, verdict
+from dcdctl.core.report.study_report import Difference, read_rows, verdict
 from dcdctl.core.scoring import pairs
 from dcdctl.core.study import StudyJob, StudyView, run_study, study
 from dcdctl.core.study.plan import DISTILLED, FINE_TUNED, RANDOM, SETTINGS_FILE, resolve

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dcdctl.core.bench import Bench, BenchConfig
-from dcdctl.core.bench.bench import compare
+from dcdctl.core.bench.compare import compare
 from dcdctl.core.models import ImageBatch, States, TextBatch
 
 QUICK = BenchConfig(

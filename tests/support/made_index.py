@@ -24,8 +24,8 @@ from dcdctl.core.search import (
     part_files,
     run_index_job,
 )
-from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import encoded, token_type
+from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.part_files import SourceImage, part_name
 from dcdctl.core.search.storage import IndexDocument, IndexedModel, Part
 

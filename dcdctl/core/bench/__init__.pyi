@@ -1,4 +1,4 @@
-from .bench import compare_saved
+from .compare import compare_saved
 from .config import QUICK, BenchConfig, ModelPair
 from .result import Bench, Duration, Latency, ModelTimes, Percentile, QueryTimes, SpeedUp, read_times
 

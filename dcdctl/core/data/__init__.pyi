@@ -38,7 +38,7 @@ from .images import (
 )
 from .manifest import DataChoice, choose_manifest, counted_corpus, find_manifest, list_data_sets
 from .prepare import CorpusSummary, prepare_corpus
-from .ragged_array import Flags, Index, RaggedArray, Scores, Values, offsets_of
+from .ragged_array import Flags, Indices, RaggedArray, Scores, Values, offsets_of
 from .readers.pool import LANGUAGE, TEXT_SUFFIXES, check_text, read_values
 from .scenes import describe_scenes, draw_scene
 from .shard_reader import StreamSample
@@ -66,7 +66,7 @@ __all__ = [
     "FolderImageFile",
     "ImageColumns",
     "ImageError",
-    "Index",
+    "Indices",
     "PrepareOptions",
     "RaggedArray",
     "RemoteFile",

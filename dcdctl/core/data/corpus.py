@@ -29,7 +29,7 @@ from PIL import Image
 from dcdctl.core import files
 from dcdctl.core.data import images, urls
 from dcdctl.core.data.corpus_json import CORPUS, CORPUS_FILE, JOIN, CorpusFile, ShardFile, read_corpus_json
-from dcdctl.core.data.ragged_array import Index, offsets_of
+from dcdctl.core.data.ragged_array import Indices, offsets_of
 from dcdctl.core.errors import CorpusError
 from dcdctl.core.places import local_path, shown, url_of
 
@@ -77,7 +77,7 @@ class Direction(StrEnum):
         return (of_images, of_texts) if self == Direction.TEXT else (of_texts, of_images)
 
 
-def group_captions(labels: Sequence[str | None]) -> dict[str, Index]:
+def group_captions(labels: Sequence[str | None]) -> dict[str, Indices]:
     """The captions of each label, the label with most first, at most `MAX_GROUPS`; empty if all labels are None.
 
     >>> group_captions(["de", None, "fr", "fr"])
@@ -219,7 +219,7 @@ class Corpus:
         return self._of_captions("captions", "text", "string").to_pylist()
 
     @cached_property
-    def caption_ids(self) -> Index:
+    def caption_ids(self) -> Indices:
         """The source's number of each caption."""
         return self._of_captions("caption_ids", "caption_id", "int64").to_numpy()
 
@@ -241,14 +241,14 @@ class Corpus:
         return [name or None for name in self._of_captions("caption_languages", "language", "string").to_pylist()]
 
     @cached_property
-    def captions_by_label(self) -> dict[str, dict[str, Index]]:
+    def captions_by_label(self) -> dict[str, dict[str, Indices]]:
         """The captions of each source, and of each language (`group_captions`), by "source" and "language"; without a
         label that the table does not give."""
         labels = {"source": self.caption_sources or (), "language": self.languages}
         return {label: groups for label, names in labels.items() if (groups := group_captions(names))}
 
     @cached_property
-    def caption_image(self) -> Index:
+    def caption_image(self) -> Indices:
         """The image index of each caption, ascending; -1 for the texts of a pool."""
         if self._texts is not None:
             return np.full(self.num_captions, -1)
@@ -320,7 +320,7 @@ class Corpus:
         return tables
 
     @cached_property
-    def _caption_starts(self) -> Index:
+    def _caption_starts(self) -> Indices:
         """The index of each image's first caption, and the number of captions: num_images + 1 entries."""
         counts = [column.value_lengths().to_numpy() for column in self._column("captions")]
         return offsets_of(np.concatenate([*counts, np.empty(0, np.int64)])[: self.num_images])

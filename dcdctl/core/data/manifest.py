@@ -144,7 +144,7 @@ def find_manifest(name: str, sets: Sequence[str] = ()) -> Manifest:
             f"no manifest {name!r}",
             hint=f"known: {known}; or a .toml file, or --karpathy FILE --images DIR, or --csv FILE --images DIR",
         )
-    return _read_manifest(path, sets)
+    return config.parse_toml(path, lambda table: _parse_manifest(table, path.stem, path.parent), sets)
 
 
 def counted_corpus(place: Path, split: str, max_images: int | None = None) -> Corpus | None:
@@ -262,10 +262,6 @@ def _difference(manifest: Manifest, counts: Mapping[str, SplitCounts], split: st
         return None
     actual_counts = f"{counted(actual.images, 'images')} and {counted(actual.captions, 'captions')}"
     return f"split {split!r} has {actual_counts}, the papers' has {expected.images:,} and {expected.captions:,}"
-
-
-def _read_manifest(path: Path, sets: Sequence[str]) -> Manifest:
-    return config.parse_toml(path, lambda table: _parse_manifest(table, path.stem, path.parent), sets)
 
 
 def _parse_manifest(table: Mapping[str, Any], default_name: str, folder: Path) -> Manifest:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Index = NDArray[np.int64]
+Indices = NDArray[np.int64]
 """Indices of images or captions, or positions of values; any shape."""
 Scores = NDArray[np.float32]
 Values = NDArray[np.float64]
@@ -25,23 +25,23 @@ class RaggedArray:
     ([[7], [], [5, 8]], [0, 1, 1, 3])
     """
 
-    offsets: Index
+    offsets: Indices
     """One more than there are lists; the last is the number of values."""
-    values: Index
+    values: Indices
 
-    def __getitem__(self, i: int) -> Index:
+    def __getitem__(self, i: int) -> Indices:
         return self.values[self.offsets[i] : self.offsets[i + 1]]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
-    def lengths(self) -> Index:
+    def lengths(self) -> Indices:
         """Number of values of each list."""
         return np.diff(self.offsets)
 
     @property
-    def rows(self) -> Index:
+    def rows(self) -> Indices:
         """The number of the list that each value is in."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
@@ -51,19 +51,19 @@ class RaggedArray:
         return RaggedArray(np.zeros(count + 1, dtype=np.int64), np.empty(0, dtype=np.int64))
 
     @staticmethod
-    def from_sorted(rows: NDArray[Any], values: Index, count: int) -> RaggedArray:
+    def from_sorted(rows: NDArray[Any], values: Indices, count: int) -> RaggedArray:
         """`count` lists from values in the order of their lists: value j is in list `rows[j]`, and `rows` ascends."""
         return RaggedArray(offsets_of(np.bincount(rows, minlength=count)), values)
 
     @staticmethod
-    def from_pairs(rows: Index, values: Index, count: int) -> RaggedArray:
+    def from_pairs(rows: Indices, values: Indices, count: int) -> RaggedArray:
         """`count` lists from pairs in any order: the values of a list ascend, each once."""
         pairs = np.unique(np.stack([rows, values], axis=1), axis=0)
         # A copy, because a column is a strided view that keeps both columns in memory.
         return RaggedArray(np.searchsorted(pairs[:, 0], np.arange(count + 1)).astype(np.int64), pairs[:, 1].copy())
 
 
-def offsets_of(lengths: ArrayLike) -> Index:
+def offsets_of(lengths: ArrayLike) -> Indices:
     """Where each of consecutive lists begins, and at last the sum of their lengths.
 
     >>> offsets_of([2, 0, 3])

@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 
 from dcdctl.core import files
 
-# What a random read unpacks at most: small, because training reads images in random order.
+# Row groups are small, because training reads images in random order, and reading one image reads its row group.
 ROW_GROUP_ROWS = 32
 ROW_GROUP_BYTES = 2 << 20
-"""Row groups are small because reading one image reads its row group."""
 LABEL_COLUMNS = ("caption_sources", "caption_weights", "caption_languages")
 """Columns of a corpus whose table says who wrote a caption, how often to draw it, or its language; each has a value per
 caption."""
@@ -68,11 +67,13 @@ class CorpusRow:
     def digest(self, image_digest: bytes | None = None) -> bytes:
         """The SHA-256 of id, captions with their labels, and image bytes. A known `image_digest` saves hashing the
         image again."""
-        labels = [self.caption_sources, self.caption_weights, *filter(None, [self.caption_languages])]
-        # JSON, because it marks where each text ends: captions "ab", "c" must not equal "a", "bc".
         values: list[Any] = [self.image_id, list(self.captions)]
-        if any(labels):
-            values += labels
+        # Labels only where there are any: rows without them keep the digest from before labels, or languages, existed.
+        if self.caption_sources or self.caption_weights or self.caption_languages:
+            values += [self.caption_sources, self.caption_weights]
+        if self.caption_languages:
+            values.append(self.caption_languages)
+        # JSON, because it marks where each text ends: captions "ab", "c" must not equal "a", "bc".
         id_and_captions = json.dumps(values).encode()
         image_digest = image_digest or hashlib.sha256(self.data).digest()
         return hashlib.sha256(hashlib.sha256(id_and_captions).digest() + image_digest).digest()
@@ -113,7 +114,9 @@ _TEXT_COLUMNS = pa.schema([("text", "string"), ("caption_id", "int64"), ("langua
 
 def write_texts(path: Path, texts: Sequence[str], caption_ids: Sequence[int], languages: Sequence[str] = ()) -> None:
     """Write the texts of a pool with their numbers in the source and their languages, if any is known, atomically."""
-    columns = {"text": texts, "caption_id": caption_ids, **({"language": languages} if any(languages) else {})}
+    columns: dict[str, Any] = {"text": texts, "caption_id": caption_ids}
+    if any(languages):
+        columns["language"] = languages
     table = pa.table(columns, schema=pa.schema([_TEXT_COLUMNS.field(name) for name in columns]))
     with files.atomic_path(path) as partial:
         pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
@@ -129,14 +132,14 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
 
 
 def write_shard(path: Path, rows: Iterable[CorpusRow], labels: Sequence[str] = ()) -> Iterator[CorpusRow]:
-    """Write rows to a shard atomically, and yield each row once it is written; `labels` are those of `LABEL_COLUMNS`
-    that the corpus has."""
+    """Write rows to a shard atomically, and yield each row once it is written; `labels` names the `LABEL_COLUMNS` that
+    the corpus has."""
     columns = [column for column in _COLUMNS if column.name not in LABEL_COLUMNS or column.name in labels]
     features = {column.name: _feature(column.type) for column in columns}
     schema = pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
-    # Not the image bytes, which are compressed already.
     # Checksums of pages, because a corpus at a URL is compared with them instead of its SHA-256.
     options = {"use_dictionary": False, "write_statistics": ["image_id"], "write_page_checksum": True}
+    # Not the image bytes, which are compressed already.
     compression = {
         "image_id": "zstd",
         "image.path": "zstd",

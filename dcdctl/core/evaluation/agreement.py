@@ -21,11 +21,11 @@ from typing import Literal
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, Scores, Values
+from dcdctl.core.data import Corpus, Direction, Indices, RaggedArray, Scores, Values
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.measures import NDCG, Measure
 
-Lookup = Callable[[Index, Index], Scores]
+Lookup = Callable[[Indices, Indices], Scores]
 """The scores of pairs, given as images and texts of shapes that broadcast."""
 Over = Literal["all", "cached"]
 DEPTH = 10
@@ -37,8 +37,8 @@ PAIRS_AT_A_TIME = 1 << 22
 class QueryAgreement:
     """The agreement of each query of a direction that has two candidates or more."""
 
-    query_Q: Index
-    num_candidates_Q: Index
+    query_Q: Indices
+    num_candidates_Q: Indices
     measures_QM: Values
     """The measures of AGREEMENT, from 0 or -1 to 1."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dcdctl.core import devices
-from dcdctl.core.data import Corpus, Direction, Index, Scores
+from dcdctl.core.data import Corpus, Direction, Indices, Scores
 from dcdctl.core.evaluation.ranking import NUM_TOP, Ranking, Rankings, is_positive
 from dcdctl.core.evaluation.ranks import rerank
 from dcdctl.core.models import Model, TextBatch
@@ -38,18 +38,18 @@ class Shortlists:
 
     rankings: Rankings
     """With the first K candidates of every query; K is at least `depth`, or the gallery size."""
-    image_T: Index
+    image_T: Indices
     """Image of each caption."""
     depth: int
 
     @cached_property
-    def pair_P(self) -> Index:
+    def pair_P(self) -> Indices:
         """Image times the number of captions, plus caption; ascending. A pair that both directions ask for is there
         once."""
         return self._pairs(self.depth)
 
     @property
-    def pairs(self) -> tuple[Index, Index]:
+    def pairs(self) -> tuple[Indices, Indices]:
         """Image and caption of each pair."""
         return np.divmod(self.pair_P, len(self.image_T))
 
@@ -68,10 +68,10 @@ class Shortlists:
 
         return Rankings(*map(reranked, Direction))
 
-    def _pairs(self, depth: int) -> Index:
+    def _pairs(self, depth: int) -> Indices:
         return np.unique(np.concatenate([self._pairs_of(direction, depth).ravel() for direction in Direction]))
 
-    def _pairs_of(self, direction: Direction, depth: int) -> Index:
+    def _pairs_of(self, direction: Direction, depth: int) -> Indices:
         """(Q, K): the pair of each query with each of its first candidates."""
         top_QK = self.rankings.of(direction).top_QK[:, :depth]
         image, text = direction.query_first(np.arange(len(top_QK))[:, None], top_QK)

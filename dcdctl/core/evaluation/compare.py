@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from dcdctl.core.artifacts import kind_of_folder, other_folder_error
-from dcdctl.core.data import Direction, Index, group_captions
+from dcdctl.core.data import Direction, Indices, group_captions
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation import significance
 from dcdctl.core.evaluation.bootstrap import holm
@@ -65,7 +65,7 @@ def compare_systems(
     base, *other_letters = systems
     base_runs, others = systems[base].tables, {letter: systems[letter].tables for letter in other_letters}
 
-    def compare_on(texts_T: Index | None) -> list[RankComparison]:
+    def compare_on(texts_T: Indices | None) -> list[RankComparison]:
         """Every other system against the base on these captions, on everything without any."""
         runs = {}
         for letter, system in systems.items():

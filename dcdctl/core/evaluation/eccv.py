@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Direction, Flags, Index
+from dcdctl.core.data import Corpus, Direction, Flags, Indices
 from dcdctl.core.errors import ConfigError, CorpusError, require_extra
 from dcdctl.core.evaluation.measures import KS
 from dcdctl.core.evaluation.protocols import Protocol
@@ -32,7 +32,7 @@ PROTOCOL = "coco-5k"
 _KEYS = {Direction.TEXT: "i2t", Direction.IMAGE: "t2i"}
 """The package's names of the directions."""
 ECCV = {"R@1": "eccv_r1", "R-Precision": "eccv_rprecision", "mAP@R": "eccv_map_at_r"}
-"""Our and the package's names of the measures. The package computes the other two only together with mAP@R."""
+"""Our and the package's names of the measures. Without mAP@R the package does not compute R@1 and R-Precision."""
 CXC = {f"R@{k}": f"cxc_r{k}" for k in KS}
 Positives = Mapping[str, Mapping[int, list[int]]]
 """Positives of each query, by the package's name of the direction."""
@@ -43,7 +43,8 @@ class Judge:
 
     def __init__(self, metrics: Any, corpus: Corpus) -> None:
         self._metrics = metrics
-        # COCO's number of an image is the digits at the end of its name; -1, which COCO does not use, without digits.
+        # COCO's number of an image is the digits at the end of its name. A name without digits gets -1, which COCO does
+        # not use.
         digits = [re.search(r"\d+$", PurePosixPath(image_id).stem) for image_id in corpus.image_ids]
         self._images = np.array([-1 if match is None else int(match[0]) for match in digits])
         self._texts = corpus.caption_ids
@@ -60,12 +61,13 @@ class Judge:
 
     @property
     def num_top(self) -> int:
-        """Candidates of each query that the measures read, plus the number of captions that the package does not
-        know."""
+        """Candidates of each query that the measures read, plus the number of captions that the package does not know,
+        because these are removed from the candidates."""
         most = max(KS)
         for judgments in (self._metrics.eccv_gts, self._metrics.cxc_gts):
             for by_query in judgments.values():
-                most = max([most, *(len(set(positives)) for positives in by_query.values())])
+                for positives in by_query.values():
+                    most = max(most, len(set(positives)))
         return most + len(self._texts) - len(self._known)
 
     def measure(self, rankings: Rankings) -> dict[str, Any]:
@@ -106,8 +108,11 @@ def open_judge(corpus: Corpus, protocol: Protocol) -> Judge:
     """The judgments for a corpus. ConfigError for another gallery than theirs, MissingError without the package,
     CorpusError for a corpus that they do not cover."""
     if protocol.name != PROTOCOL:
-        message = f"ECCV Caption requires the protocol {PROTOCOL}, and {shown(corpus.folder)} is evaluated by "
-        raise ConfigError(message + protocol.name, hint="leave --eccv out")
+        place = shown(corpus.folder)
+        raise ConfigError(
+            f"ECCV Caption requires the protocol {PROTOCOL}, and {place} is evaluated by {protocol.name}",
+            hint="leave --eccv out",
+        )
     return Judge(load_package()(), corpus)
 
 
@@ -121,14 +126,15 @@ def load_package() -> Any:
 
 
 def _candidate_lists(
-    ranking: Ranking, positives: Mapping[int, list[int]], *, query_ids: Index, candidate_ids: Index, is_known: Flags
+    ranking: Ranking, positives: Mapping[int, list[int]], *, query_ids: Indices, candidate_ids: Indices, is_known: Flags
 ) -> dict[int, list[int]]:
     """The candidates of each judged query that the package knows, in order, as COCO numbers.
 
     A tie counts against positives: they come last among candidates with one score. In a truncated list, positives that
     tie with its last candidate are left out, because candidates beyond the list may come before them.
     """
-    lists, is_truncated = {}, ranking.top_QK.shape[1] < len(candidate_ids)
+    lists = {}
+    is_truncated = ranking.top_QK.shape[1] < len(candidate_ids)
     for query, candidates, scores in zip(query_ids.tolist(), ranking.top_QK, ranking.top_score_QK, strict=True):
         if query in positives:
             numbers = candidate_ids[candidates]
@@ -139,5 +145,6 @@ def _candidate_lists(
             # A positive that is left out keeps its position, held by a number that no caption and no image has.
             is_left_out = is_positive & (tie_group == tie_group[-1]) & is_truncated
             numbers = np.where(is_left_out, -1 - np.arange(len(numbers)), numbers)
-            lists[query] = numbers[order][is_known[candidates[order]]].tolist()
+            known_order = order[is_known[candidates[order]]]
+            lists[query] = numbers[known_order].tolist()
     return lists

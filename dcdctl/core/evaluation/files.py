@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import build_document
-from dcdctl.core.data import Direction, Flags, Index, Scores
+from dcdctl.core.data import Direction, Flags, Indices, Scores
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.agreement import AGREEMENT, Agreements, QueryAgreement
 from dcdctl.core.evaluation.document import (
@@ -51,7 +51,7 @@ TABLES_HINT = "`dcdctl eval` writes the tables again"
 class TopCandidates:
     """The best candidates of every query of a direction, best first."""
 
-    candidate_QK: Index
+    candidate_QK: Indices
     """Caption indices for text retrieval, image indices for image retrieval."""
     score_QK: Scores
     is_positive_QK: Flags

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from dcdctl.core.data import Direction, Flags, Index, Values
+from dcdctl.core.data import Direction, Flags, Indices, Values
 from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings
 
 KS = (1, 5, 10)
@@ -32,7 +32,7 @@ class Measure(Generic[Ordered]):
     """Its key in documents."""
     of: Callable[[Ordered], float] | None = None
     """Its value; None for a row that no ranking alone gives, or that only comparisons have."""
-    of_rank: Callable[[Index], Values | Flags] | None = None
+    of_rank: Callable[[Indices], Values | Flags] | None = None
     """(Q,): the value of each query by its rank, in [0, 1], for a measure that is the mean of these in percent. It has
     an interval, and is compared."""
     show: Callable[[float], str] = "{:.2f}".format
@@ -72,12 +72,12 @@ def on_front(rsums: Sequence[float], times_ms: Sequence[float]) -> list[bool]:
     return is_on_front
 
 
-def recall_at(ranks: Index | Sequence[int], k: int) -> float:
+def recall_at(ranks: Indices | Sequence[int], k: int) -> float:
     """Recall@K: the percentage of queries whose best positive has a rank of at most K."""
     return 100 * int(np.count_nonzero(np.asarray(ranks) <= k)) / len(ranks)
 
 
-def recall_at_k(ranks: Index | Sequence[int]) -> dict[str, float]:
+def recall_at_k(ranks: Indices | Sequence[int]) -> dict[str, float]:
     """Recall@K for each of `KS`.
 
     >>> recall_at_k([1, 2, 7, 30])
@@ -86,7 +86,7 @@ def recall_at_k(ranks: Index | Sequence[int]) -> dict[str, float]:
     return {f"R@{k}": recall_at(ranks, k) for k in KS}
 
 
-def average_precision_at_r(positions_QR: Index) -> Values:
+def average_precision_at_r(positions_QR: Indices) -> Values:
     """AP@R of each query, in [0, 1] (Musgrave et al. 2020).
 
     R is the number of positives of the query. AP@R sums, over the positives among the first R candidates, the share of

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dcdctl.core import scoring
 from dcdctl.core.config import ASCENDING, NOT_EMPTY, Natural, check_fields
-from dcdctl.core.data import Corpus, Index, Scores
+from dcdctl.core.data import Corpus, Indices, Scores
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import cascade
@@ -90,7 +90,7 @@ class RankingTask:
     def folds(self) -> list[Fold]:
         return folds_of(self.corpus, self.options.protocol)
 
-    def image_T(self, fold: Fold) -> Index:
+    def image_T(self, fold: Fold) -> Indices:
         """The image of each caption of a fold, counted from the fold's first image."""
         return self.corpus.caption_image[fold.texts.start : fold.texts.stop] - fold.images.start
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Direction, Flags, Index, Scores, Values
+from dcdctl.core.data import Corpus, Direction, Flags, Indices, Scores, Values
 from dcdctl.core.errors import StaleError
 
 NUM_TOP = 10
@@ -25,17 +25,17 @@ NO_POSITION = int(np.iinfo(np.int64).max)
 class Ranking:
     """How a gallery was ranked for the queries of one direction."""
 
-    positions_QR: Index
+    positions_QR: Indices
     """Positions of the query's positives, from 1, ascending; NO_POSITION if it has fewer positives than R."""
     positive_score_Q: Scores
     """Score of the best positive."""
-    top_QK: Index
+    top_QK: Indices
     """The first candidates, best first, positives last among equal scores; K is smaller than asked for if the gallery
     is."""
     top_score_QK: Scores
 
     @property
-    def ranks(self) -> Index:
+    def ranks(self) -> Indices:
         """(Q,): position of the best positive."""
         return self.positions_QR[:, 0]
 
@@ -56,13 +56,13 @@ class RankTable:
     """The rank of every query of an evaluation, from 1, with the names of the queries; every image has a caption."""
 
     image_ids: tuple[str, ...]
-    caption_ids: Index
+    caption_ids: Indices
     """(T,): the source's number of each caption."""
-    caption_image: Index
+    caption_image: Indices
     """(T,): the image index of each caption."""
-    text_ranks: Index
+    text_ranks: Indices
     """(I,): rank of each image's best positive caption."""
-    image_ranks: Index
+    image_ranks: Indices
     """(T,): rank of each caption's image."""
     captions: tuple[str, ...] = ()
     """(T,): none if it was not made for them."""
@@ -88,7 +88,7 @@ class RankTable:
             languages=tuple(corpus.languages),
         )
 
-    def of_captions(self, texts_T: Index) -> RankTable:
+    def of_captions(self, texts_T: Indices) -> RankTable:
         """These captions and their images, to compare image retrieval alone: text retrieval has rank 1 throughout, so
         that a difference of systems in RSUM is one in the three recalls of image retrieval."""
         image_I, image_T = np.unique(self.caption_image[texts_T], return_inverse=True)
@@ -100,12 +100,12 @@ class RankTable:
             image_ranks=self.image_ranks[texts_T],
         )
 
-    def ranks(self, direction: Direction) -> Index:
+    def ranks(self, direction: Direction) -> Indices:
         """(Q,): rank of each query of a direction."""
         return self.text_ranks if direction == Direction.TEXT else self.image_ranks
 
 
-def is_positive(direction: Direction, top_QK: Index, image_T: Index) -> Flags:
+def is_positive(direction: Direction, top_QK: Indices, image_T: Indices) -> Flags:
     """(Q, K): whether each candidate is a positive of its query; `image_T` is the image of each caption."""
     if direction == Direction.TEXT:
         return image_T[top_QK] == np.arange(len(top_QK))[:, None]

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcdctl.core.data import Direction, Flags, Index, Scores
+from dcdctl.core.data import Direction, Flags, Indices, Scores
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation.ranking import NO_POSITION, NUM_TOP, Ranking, Rankings, is_positive
 from dcdctl.core.evaluation.tops import ColumnTops, RowTops, Waiting
@@ -50,7 +50,7 @@ class RankCounter:
     """
 
     def __init__(
-        self, positive_T: Scores, caption_image: Index, *, num_top: int = NUM_TOP, margin: float = 0.0
+        self, positive_T: Scores, caption_image: Indices, *, num_top: int = NUM_TOP, margin: float = 0.0
     ) -> None:
         positive_T, self._image_T = checked_scores(positive_T), caption_image
         self._num_positives_I = counts_I = np.bincount(caption_image)
@@ -154,9 +154,9 @@ class BlockCounts:
 
     images: slice
     texts: slice
-    above_IR: Index
+    above_IR: Indices
     """Candidates at or above each positive of the block's images, without other positives."""
-    above_T: Index
+    above_T: Indices
     score_IK: Tensor
     text_IK: Tensor
     """The first captions of each image, in the block."""
@@ -165,7 +165,7 @@ class BlockCounts:
 
 
 def rank_embeddings(
-    image_ID: Tensor, text_TD: Tensor, caption_image: Index, *, num_top: int = NUM_TOP, block: int = BLOCK
+    image_ID: Tensor, text_TD: Tensor, caption_image: Indices, *, num_top: int = NUM_TOP, block: int = BLOCK
 ) -> Rankings:
     """Rankings by inner product of unit vectors, `block` images at a time."""
     image_ID, text_TD = finite_vectors(image_ID), finite_vectors(text_TD)
@@ -284,7 +284,7 @@ def tie_thresholds(scores: Scores, margin: float) -> Scores:
 
 
 def _ranking(
-    *, positions_QR: Index, positive_score_Q: Scores, top_QK: Index, score_QK: Scores, is_positive_QK: Flags
+    *, positions_QR: Indices, positive_score_Q: Scores, top_QK: Indices, score_QK: Scores, is_positive_QK: Flags
 ) -> Ranking:
     # The last key sorts first: by score, and positives after other candidates with the same score.
     order_QK = np.lexsort((is_positive_QK, -score_QK), axis=1)
@@ -296,7 +296,7 @@ def _ranking(
     )
 
 
-def _count_in_columns(is_above: Flags) -> Index:
+def _count_in_columns(is_above: Flags) -> Indices:
     """Number of True entries in each column. Sums of bytes are an order of magnitude faster than sums of int64."""
     counts = np.zeros(is_above.shape[1], np.int64)
     for start in range(0, len(is_above), UINT8_ROWS):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Direction, Index, Values
+from dcdctl.core.data import Corpus, Direction, Indices, Values
 from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError
 from dcdctl.core.evaluation.agreement import DEPTH, DISCOUNTS
 from dcdctl.core.evaluation.ranking import Ranking
@@ -29,7 +29,7 @@ class Relevance:
     """The relevant pairs of a corpus, each once."""
 
     num_texts: int
-    key_P: Index
+    key_P: Indices
     """Image times the number of captions, plus caption; ascending."""
     gain_P: Values
 

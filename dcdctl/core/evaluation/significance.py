@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcdctl.core.data import Direction, Index, Values
+from dcdctl.core.data import Direction, Indices, Values
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.agreement import Agreements
 from dcdctl.core.evaluation.bootstrap import ALPHA, MIN_RUNS, bootstrap_sums, sign_flip_test, welch_test
@@ -207,13 +207,13 @@ def bootstrap(tables: Runs, *, resamples: int = 10_000, seed: int = 0) -> Estima
     return estimates
 
 
-def estimate_means(values_QM: Values, unit_Q: Index, resamples: int, seed: int) -> list[Estimate]:
+def estimate_means(values_QM: Values, unit_Q: Indices, resamples: int, seed: int) -> list[Estimate]:
     """The means of columns over queries, with intervals from draws of units: the queries of one unit, such as the
     captions of an image, are drawn together."""
     return _with_intervals(np.vstack([values_QM.mean(axis=0), _drawn_means(values_QM, unit_Q, resamples, seed)]))
 
 
-def compare_means(ours_Q: Values, base_Q: Values, unit_Q: Index, resamples: int, seed: int) -> MeanTest:
+def compare_means(ours_Q: Values, base_Q: Values, unit_Q: Indices, resamples: int, seed: int) -> MeanTest:
     """Whether a mean over queries differs between two systems, from their values of each query."""
     # Whole numbers, so that sums are exact: a draw without a difference gives exactly zero.
     difference_Q: Values = np.round((ours_Q - base_Q) * WHOLE)
@@ -260,7 +260,7 @@ def compare_agreements(
     )
 
 
-def _drawn_means(values_QM: Values, unit_Q: Index, resamples: int, seed: int) -> Values:
+def _drawn_means(values_QM: Values, unit_Q: Indices, resamples: int, seed: int) -> Values:
     """(R, M): the means of the columns over the queries of each draw of units."""
     index_Q = np.unique(unit_Q, return_inverse=True)[1]
     columns_UC = np.zeros((index_Q.max() + 1, values_QM.shape[1] + 1))
@@ -269,7 +269,7 @@ def _drawn_means(values_QM: Values, unit_Q: Index, resamples: int, seed: int) ->
     return sums_RC[:, :-1] / sums_RC[:, -1:]
 
 
-def _graded(systems: Sequence[Runs]) -> Iterator[tuple[Direction, Values, Index]]:
+def _graded(systems: Sequence[Runs]) -> Iterator[tuple[Direction, Values, Indices]]:
     """Each direction in which all runs have the nDCG of the same queries: (Q, S) of these queries, averaged over runs,
     and the image of each."""
     first = systems[0][0]

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcdctl.core.data import Index, Scores
+from dcdctl.core.data import Indices, Scores
 
 MOST_WAITING = 4
 """Candidates of a block that wait, in multiples of the number that is kept."""
-Waiting = tuple[Index, Scores, Index]
+Waiting = tuple[Indices, Scores, Indices]
 """Query, score and index of each candidate."""
 
 
@@ -32,7 +32,7 @@ class RowTops:
         self._score_QK[queries], kept = score.topk(self.k, dim=1)
         self._index_QK[queries] = index.gather(1, kept)
 
-    def sorted(self) -> tuple[Index, Scores]:
+    def sorted(self) -> tuple[Indices, Scores]:
         """Indices and scores, best first."""
         return self._index_QK.numpy(), self._score_QK.numpy()
 
@@ -76,7 +76,7 @@ class ColumnTops:
         if sum(len(query) for query, _, _ in self._waiting) > self._score_QK.size:
             self._sort_in()
 
-    def sorted(self) -> tuple[Index, Scores]:
+    def sorted(self) -> tuple[Indices, Scores]:
         """Indices and scores, best first."""
         self._sort_in()
         return self._index_QK, self._score_QK

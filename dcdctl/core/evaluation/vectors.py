@@ -18,7 +18,7 @@ from torch import Tensor
 from dcdctl.core import artifacts, models
 from dcdctl.core.artifacts import Document
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Index, Scores
+from dcdctl.core.data import Indices, Scores
 from dcdctl.core.evaluation import ranks
 from dcdctl.core.evaluation.cascade import Shortlists
 from dcdctl.core.evaluation.document import VectorForm
@@ -35,7 +35,7 @@ RESCORED = 50
 """Candidates of a table that are scored again: as many as an index takes."""
 
 
-def rank_vectors(image_ID: Tensor, text_TD: Tensor, image_T: Index, form: VectorForm, *, num_top: int) -> Rankings:
+def rank_vectors(image_ID: Tensor, text_TD: Tensor, image_T: Indices, form: VectorForm, *, num_top: int) -> Rankings:
     """The rankings of a gallery by vectors in a form; `image_T` is the image of each caption.
 
     A positive that ties with the last of the N candidates that are scored again counts as not among them.

@@ -47,12 +47,12 @@ def embed_in_two_batches(
     A vector that depends on the other captions of its batch, by their padding, differs from the original model's.
     """
     # Two batches show a dependence that a single batch, with the same padding for all, would hide.
-    images = [*embed_images(samples.images[:1])]
-    texts = [*embed_texts(samples.captions[:1])]
+    images = list(embed_images(samples.images[:1]))
+    texts = list(embed_texts(samples.captions[:1]))
     if len(samples.images) > 1:
         images += embed_images(samples.images[1:])
         texts += embed_texts(samples.captions[1:])
-    # The vectors of tokens are as many as the longest of a batch has.
+    # Token vectors are padded to the longest of their batch, and the two batches may differ.
     return Vectors(pad_sequence(images, batch_first=True), pad_sequence(texts, batch_first=True))
 
 
@@ -69,8 +69,10 @@ class Check:
 
 
 def samples_of(data: Path | None, split: str | None) -> Samples:
-    """The first images of a split with their first captions, or with any texts of a pool; of the last split if there is
-    none of that name. Scenes without `data`."""
+    """The first images of a split with their first captions; for a pool, its first images and first texts.
+
+    The last split is read if the corpus has none of that name. Without `data` the samples are scenes.
+    """
     if data is None:
         described = list(islice(describe_scenes(0, "test", 1), NUM_SAMPLES))
         images = [draw_scene(description.scene) for description in described]
@@ -90,7 +92,7 @@ def samples_of(data: Path | None, split: str | None) -> Samples:
 
 
 def vectors_of(model: Searchable, samples: Samples) -> Vectors:
-    """The vectors of samples by the original model; the vectors of their tokens, one after another, if it has those."""
+    """The vectors of samples by the original model. Token vectors of a sample are concatenated to one vector."""
     device = next(iter(model.parameters())).device
     with torch.no_grad():
         images, *_ = models.tower_outputs(model, model.preprocess.images(samples.images).to(device))

@@ -12,7 +12,7 @@ from pathlib import Path
 from dcdctl.core import files, locks, models
 from dcdctl.core.artifacts import Document
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.export import check, hub, model_card
+from dcdctl.core.export import check, model_card, push
 from dcdctl.core.export.check import Check
 from dcdctl.core.export.history import read_history
 from dcdctl.core.export.target import ExportJob, Target
@@ -88,7 +88,7 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
     # After the folder has its name, so that it stays if the push fails.
     page = None
     if job.push_to is not None:
-        page = hub.push_folder(job.out, job.push_to, track, private=job.private)
+        page = push.push_folder(job.out, job.push_to, track, private=job.private)
     return Exported(
         folder=job.out,
         to=target.name,
@@ -112,7 +112,7 @@ def resolve(job: ExportJob) -> tuple[type[Target], Document]:
     target = TARGETS[job.to]
     if job.push_to is not None:
         # Before the model is loaded: a missing token should not cost an export.
-        hub.check(job.push_to)
+        push.check(job.push_to)
     elif not job.private:
         raise ConfigError("--public is for a repository of the Hub, and none is named", hint="add --push-to-hub")
     target.require()

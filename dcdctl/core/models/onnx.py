@@ -10,9 +10,10 @@ number of tokens. SigLIP 2 with variable resolution takes patches: pixel_values 
 pixel_attention_mask int32, images x patches, and spatial_shapes int64, images x 2, where the number of patches may
 vary.
 
-A late-interaction model has a vector for each token, images x N x D and texts x L x D, zeros for padding, and mask
-bool, images x N and texts x L, is true for the others. With `model.pooled` the dual encoder's vectors are beside,
-pooled, and the logit is MaxSim times `logit_scale` plus their cosine times `vectors_scale`.
+The files of a late-interaction model give a vector for each token: vectors float32, images x N x D and texts x L x D,
+and mask bool, images x N and texts x L, which is false for padding. Vectors of padding are zero. With `model.pooled` a
+third output, pooled, is the dual encoder's vectors, and the logit is MaxSim times `logit_scale` plus the cosine of
+these vectors times `vectors_scale`.
 
 Preprocessing is not in the files: it needs the tokenizer and the image processor of the saved model. Fusion models
 cannot be exported. Their computation depends on the data (which pairs share an image, the length of the longest
@@ -53,7 +54,7 @@ TEXT_PACKAGES = ("onnx", "onnxruntime")
 LARGEST_DIFFERENCE = 1e-4
 """Largest accepted difference of a coordinate between torch and ONNX Runtime in float32, which sum in another order."""
 ONNX_OUTPUTS = (text_tower.GRAPH_OUTPUT, "mask", "pooled")
-"""Those of a file, as many as the model has."""
+"""Outputs of a file. A dual encoder has the first; a late-interaction model two, or all with `model.pooled`."""
 NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 EXTERNAL_FROM_BYTES = 1_800_000_000
 """A single ONNX file may have at most 2 GiB; larger weights are written to a file beside it."""
@@ -125,7 +126,8 @@ class _TextTower(nn.Module):
 def tower_outputs(model: Model, batch: ImageBatch | TextBatch) -> tuple[Tensor, ...]:
     """What a file gives of a dual encoder or a late-interaction model, in the order of `ONNX_OUTPUTS`."""
     if model.has_one_vector:
-        return (model.embed_images(batch) if isinstance(batch, ImageBatch) else model.embed_texts(batch),)
+        vectors = model.embed_images(batch) if isinstance(batch, ImageBatch) else model.embed_texts(batch)
+        return (vectors,)
     states = model.encode_images(batch) if isinstance(batch, ImageBatch) else model.encode_texts(batch)
     assert isinstance(model, LateInteraction)
     if model.vectors_scale is None:
@@ -153,7 +155,7 @@ def export_onnx(model: Model, folder: Path) -> None:
         raise ModelError(f"{folder} is not empty, a new folder is expected", hint="name another folder")
     device = next(iter(model.parameters())).device
     with _eval_mode(model), files.atomic_folder(folder) as partial:
-        image_file, text_file = (partial / name for name in TOWERS)
+        image_name, text_name = TOWERS
         # Two of each, since torch takes a size of 1 as fixed.
         images = model.preprocess.images([Image.new("RGB", (64, 64))] * 2).to(device)
         texts = model.preprocess.texts(["a b c", "a"]).to(device)
@@ -169,8 +171,8 @@ def export_onnx(model: Model, folder: Path) -> None:
             text_inputs["attention_mask"] = texts.attention_mask
         else:
             free["input_ids"] = {0: "texts"}
-        _write(_ImageTower(model), image_inputs(images), free, image_file)
-        _write(_TextTower(model, lambda batch: tower_outputs(model, batch)), text_inputs, free, text_file)
+        _write(_ImageTower(model), image_inputs(images), free, partial / image_name)
+        _write(_TextTower(model, lambda batch: tower_outputs(model, batch)), text_inputs, free, partial / text_name)
 
 
 @contextmanager
@@ -193,9 +195,10 @@ def export_text_tower(
     model: Searchable, folder: Path, space: str | None = None, saved: Path | None = None, probes: Sequence[str] = ()
 ) -> None:
     """Write the text side of a model as `text_tower` describes, atomically, compared with torch on `PROBES`.
-    `space` is the digest of the model beside whose images a query encoder stands. `saved` is a saved model beside
-    `folder`: weights that its files hold are read from there, and not written again. `probes` are texts whose vectors
-    are written too.
+
+    `space` is for a query encoder: the digest of the model that embeds the images. `saved` is a saved model beside
+    `folder`: weights in its files are read from there and not written again. `probes` are texts whose vectors are
+    written too.
 
     ModelError for a model whose texts cannot be prepared or computed without it, and if its tokens differ from the
     model's, or its vectors by more than `LARGEST_DIFFERENCE`. MissingError without the packages of
@@ -212,7 +215,8 @@ def export_text_tower(
         weights = _export_text_graph(model, preprocess, settings, folder=partial, saved=saved)
         if probes:
             tower = TextTower(partial, settings, weights=weights)
-            np.save(partial / text_tower.PROBES_FILE, tower.vectors(tower.tokenize(probes)[0]))
+            tokens, _ = tower.tokenize(probes)
+            np.save(partial / text_tower.PROBES_FILE, tower.vectors(tokens))
         names = sorted(path.name for path in partial.iterdir())
         document = {
             "format": text_tower.FORMAT,
@@ -259,8 +263,10 @@ def _export_text_graph(
     inputs = {"input_ids": texts.input_ids}
     if not settings.padding.to_maximum:
         inputs["attention_mask"] = texts.attention_mask
-    free = {name: {0: "texts"} if settings.padding.to_maximum else {0: "texts", 1: "tokens"} for name in inputs}
-    graph, refusal = folder / text_tower.GRAPH_FILE, ModelError("no exporter")
+    axes = {0: "texts"} if settings.padding.to_maximum else {0: "texts", 1: "tokens"}
+    free = dict.fromkeys(inputs, axes)
+    graph = folder / text_tower.GRAPH_FILE
+    refusal = ModelError("no exporter")
     # Tracing takes a tenth of a second where the newer exporter takes three, and does not need onnxscript. It writes
     # constants where the computation depends on sizes, which the comparison on texts of many lengths finds.
     exporters: list[Callable[[_TextTower, Mapping[str, Tensor], Mapping[str, dict[int, str]], Path], None]] = [_trace]
@@ -270,8 +276,7 @@ def _export_text_graph(
         for path in folder.glob(f"{graph.name}*"):
             path.unlink()
         try:
-            # In eval mode itself, because tracing puts the module, and the model in it, into the mode that it had
-            # before.
+            # The tower too is in eval mode, because tracing ends by setting the tower's mode on the model in it.
             write(_TextTower(model, model.embed_texts).eval(), inputs, free, graph)
             weights = _share_weights(graph, saved) if saved else []
             _compare_texts(TextTower(folder, settings, weights=weights), model, preprocess)
@@ -293,33 +298,43 @@ def _share_weights(graph: Path, saved: Path) -> list[str]:
     """
     import onnx
 
-    places = {}
+    # By content: the file that holds the bytes, and where they begin in it.
+    places: dict[memoryview, tuple[str, int]] = {}
     for path in saved.rglob("*.safetensors"):
-        file, name = memoryview(path.read_bytes()), path.relative_to(saved.parent).as_posix()
+        file = memoryview(path.read_bytes())
+        name = path.relative_to(saved.parent).as_posix()
         start = 8 + int.from_bytes(file[:8], "little")
         for entry in json.loads(bytes(file[8:start])).values():
-            # The entry of metadata has none.
-            first, stop = (start + offset for offset in entry.get("data_offsets", (0, 0)))
-            places[file[first:stop]] = name, first
-    proto, names = onnx.load(graph, load_external_data=False), set()
+            # The entry of metadata has no offsets.
+            if "data_offsets" in entry:
+                first, stop = entry["data_offsets"]
+                places[file[start + first : start + stop]] = name, start + first
+    proto = onnx.load(graph, load_external_data=False)
+    names = set()
     for tensor in proto.graph.initializer:
         content = memoryview(tensor.raw_data)
         if len(content) >= SHARED_FROM_BYTES and content in places:
-            onnx.external_data_helper.set_external_data(tensor, *places[content], len(content))
+            name, first = places[content]
+            onnx.external_data_helper.set_external_data(tensor, location=name, offset=first, length=len(content))
             tensor.ClearField("raw_data")
-            names.add(places[content][0])
+            names.add(name)
     graph.write_bytes(proto.SerializeToString())
     return sorted(names)
 
 
 def _compare_texts(tower: TextTower, model: Searchable, preprocess: Preprocessor) -> None:
-    """ModelError if a token is another than the model's or a coordinate differs too much from torch's, over `PROBES`,
-    each alone and together."""
-    device, difference = next(iter(model.parameters())).device, 0.0
-    for texts in (*([text] for text in PROBES), PROBES):
-        (tokens, _), batch = tower.tokenize(texts), preprocess.texts(texts)
-        whole = [len(preprocess.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
-        if tokens["input_ids"].tolist() != batch.input_ids.tolist() or list(map(tower.num_tokens, texts)) != whole:
+    """ModelError if the tokens of `PROBES`, each alone and all together, differ from the model's, or a coordinate too
+    much from torch's."""
+    device = next(iter(model.parameters())).device
+    difference = 0.0
+    alone = [(text,) for text in PROBES]
+    for texts in (*alone, PROBES):
+        tokens, _ = tower.tokenize(texts)
+        batch = preprocess.texts(texts)
+        # Of the whole text, where `tokens` are cut to the maximum.
+        lengths = [len(preprocess.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+        has_same_tokens = tokens["input_ids"].tolist() == batch.input_ids.tolist()
+        if not has_same_tokens or [tower.num_tokens(text) for text in texts] != lengths:
             raise ModelError(
                 f"the library tokenizers alone reads {texts[0][:40]!r} as other tokens than the model's preprocessing"
             )
@@ -437,7 +452,7 @@ def _write(
             verbose=False,
         )
         assert program is not None
-        # What makes a logit of a cosine.
+        # The numbers that turn a cosine into a logit.
         for name in ("logit_scale", "logit_bias", "vectors_scale"):
             if (number := getattr(tower.model, name, None)) is not None:
                 program.model.metadata_props[name] = repr(float(number))

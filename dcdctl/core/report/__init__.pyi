@@ -2,7 +2,7 @@ from .compare_page import write_comparison_page
 from .html import embed_image
 from .pages import write_cache_page, write_corpus_page, write_search_page
 from .report import open_corpus, read_report, teachers_of
-from .study import (
+from .study_report import (
     CASCADE,
     DISTILLED,
     TEACHER,

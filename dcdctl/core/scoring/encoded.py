@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from dcdctl.core import distributed
-from dcdctl.core.data import Corpus, Index
+from dcdctl.core.data import Corpus, Indices
 from dcdctl.core.devices import Compute
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import Scorer, States
@@ -29,11 +29,11 @@ class EncodedCorpus:
     of_images: States
     of_texts: States
 
-    def images(self, image_ix: Sequence[int] | Index) -> States:
+    def images(self, image_ix: Sequence[int] | Indices) -> States:
         """The states of these images, in the order given."""
         return self.of_images.take(torch.as_tensor(image_ix))
 
-    def texts(self, text_ix: Sequence[int] | Index) -> States:
+    def texts(self, text_ix: Sequence[int] | Indices) -> States:
         """The states of these captions, in the order given."""
         return self.of_texts.take(torch.as_tensor(text_ix))
 

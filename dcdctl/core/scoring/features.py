@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dcdctl.core.artifacts import Build, other_folder_error
-from dcdctl.core.data import Corpus, Index
+from dcdctl.core.data import Corpus, Indices
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import InputError, ModelError, StaleError
@@ -59,9 +59,9 @@ Half = NDArray[np.float16]
 class Reader(Protocol):
     """Images and captions by index, as a model reads them: preprocessed, or encoded by its frozen encoders."""
 
-    def images(self, image_ix: Sequence[int] | Index) -> ImageBatch | States: ...
+    def images(self, image_ix: Sequence[int] | Indices) -> ImageBatch | States: ...
 
-    def texts(self, text_ix: Sequence[int] | Index) -> TextBatch | States: ...
+    def texts(self, text_ix: Sequence[int] | Indices) -> TextBatch | States: ...
 
 
 class Source(Reader, Protocol):
@@ -80,11 +80,11 @@ class CorpusSource:
         self._bytes_left = memory_bytes
         self._decoded: dict[int, Image.Image] = {}
 
-    def images(self, image_ix: Sequence[int] | Index) -> ImageBatch:
+    def images(self, image_ix: Sequence[int] | Indices) -> ImageBatch:
         """The preprocessed images, in the order given."""
         return self.preprocess.images(self._read([int(image) for image in image_ix]))
 
-    def texts(self, text_ix: Sequence[int] | Index) -> TextBatch:
+    def texts(self, text_ix: Sequence[int] | Indices) -> TextBatch:
         """The tokenized captions, in the order given."""
         try:
             return self.preprocess.texts([self.corpus.captions[int(text)] for text in text_ix])
@@ -122,7 +122,7 @@ class Features:
     """Read only the first token of an image, which stands for the whole image and is all that a dual encoder needs;
     then V is 1."""
 
-    def images(self, image_ix: Sequence[int] | Index) -> States:
+    def images(self, image_ix: Sequence[int] | Indices) -> States:
         """Image features in the order given, I x V x D."""
         parts, rows = np.divmod(np.asarray(image_ix, dtype=np.int64), IMAGES_PER_FILE)
         num_tokens = 1 if self.only_first else self.plan["image_tokens"]
@@ -131,7 +131,7 @@ class Features:
             image_tokens[:] = self._mapped("images", part)[row, :num_tokens]
         return States.of_full(torch.from_numpy(tokens))
 
-    def texts(self, text_ix: Sequence[int] | Index) -> States:
+    def texts(self, text_ix: Sequence[int] | Indices) -> States:
         """Text features in the order given, T x L x D, padded with zeros to the longest."""
         index_T = np.asarray(text_ix, dtype=np.int64)
         lengths, starts = self._lengths[index_T], self._starts[index_T]
@@ -148,31 +148,31 @@ class Features:
         return _mapped(self.folder / name, self.parts[name]["sha256"])
 
     @cached_property
-    def _lengths(self) -> Index:
+    def _lengths(self) -> Indices:
         path = FEATURES.checked(self.folder / LENGTHS_FILE, self.parts[LENGTHS_FILE]["sha256"])
         # The lengths of a whole split begin with the lengths of its first images.
         return np.load(path).astype(np.int64)[: self.corpus.num_captions]
 
     @cached_property
-    def _starts(self) -> Index:
+    def _starts(self) -> Indices:
         """Start of each caption's tokens in its file."""
         starts = np.cumsum(self._lengths) - self._lengths
         # Captions are sorted by part, so a part begins with its first caption.
         return starts - starts[np.searchsorted(self._text_parts, self._text_parts)]
 
     @cached_property
-    def _text_parts(self) -> Index:
+    def _text_parts(self) -> Indices:
         return _text_parts(self.corpus)
 
 
-def _text_parts(corpus: Corpus) -> Index:
+def _text_parts(corpus: Corpus) -> Indices:
     """The file of each caption, ascending."""
     if corpus.is_pool:
         return np.arange(corpus.num_captions) // TEXTS_PER_FILE
     return corpus.caption_image // IMAGES_PER_FILE
 
 
-def read_images(source: Source, image_ix: Sequence[int] | Index, compute: Compute) -> ImageBatch | States:
+def read_images(source: Source, image_ix: Sequence[int] | Indices, compute: Compute) -> ImageBatch | States:
     """Images of a source as a reader leaves them: not on the device yet, but for CUDA in memory that it copies from by
     itself."""
     images = source.images(image_ix)
@@ -181,7 +181,7 @@ def read_images(source: Source, image_ix: Sequence[int] | Index, compute: Comput
 
 
 def images_ahead(
-    source: Source, batches: Iterable[Sequence[int] | Index], compute: Compute
+    source: Source, batches: Iterable[Sequence[int] | Indices], compute: Compute
 ) -> Iterator[ImageBatch | States]:
     """Batches of images on the device, in order; images and stored features are read ahead by threads."""
     for images in read_in_threads(lambda batch: read_images(source, batch, compute), batches, compute.readers):
@@ -200,7 +200,7 @@ class EmbeddedImages(CorpusSource):
         super().__init__(corpus, preprocess)
         self._states = states
 
-    def images(self, image_ix: Sequence[int] | Index) -> Any:
+    def images(self, image_ix: Sequence[int] | Indices) -> Any:
         """The states of these images, in the order given."""
         # Not `take`, which cuts off padding: micro-batches have equally many tokens.
         return self._states[torch.as_tensor(image_ix)]
@@ -310,7 +310,7 @@ def _take_stored(parts: Parts, corpus: Corpus, text_digest: str) -> None:
                 parts.take(number, FEATURES.checked(stored.folder / name, stored.parts[name]["sha256"]))
 
 
-def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute) -> tuple[Parts, Index]:
+def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute) -> tuple[Parts, Indices]:
     """The parts of the build with its whole plan, and the number of tokens of each caption; InputError if the disk is
     too small."""
     corpus, folder = source.corpus, planned.folder
@@ -364,7 +364,7 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
             _build_images(build, images, source, encoders, compute, advance)
     if num_texts:
 
-        def encode(text_ix: Index) -> States:
+        def encode(text_ix: Indices) -> States:
             return encoders.text_features(source.texts(text_ix).to(compute.device))
 
         with track(f"encode {num_texts:,} captions", total=num_texts, unit="captions") as advance:
@@ -399,7 +399,7 @@ def _build_images(
 
 
 def _build_texts(
-    build: Build, texts: Mapping[str, range], lengths: Index, encode: Callable[[Index], States], advance: Advance
+    build: Build, texts: Mapping[str, range], lengths: Indices, encode: Callable[[Indices], States], advance: Advance
 ) -> None:
     """Encode the captions of these files; captions of similar length share a batch."""
     fitting = Fitting()

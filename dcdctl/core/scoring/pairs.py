@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import devices
-from dcdctl.core.data import Index
+from dcdctl.core.data import Indices
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting, GpuMemory, in_fitting_parts
@@ -47,7 +47,7 @@ WARM_UP = 32
 
 
 @torch.inference_mode()
-def encode_images(scorer: Scorer, source: Source, image_ix: Index, compute: Compute) -> States:
+def encode_images(scorer: Scorer, source: Source, image_ix: Indices, compute: Compute) -> States:
     """The states of these images of a corpus, in the order given; chunks are read ahead."""
     chunks = [image_ix[start : start + IMAGE_CHUNK] for start in range(0, len(image_ix), IMAGE_CHUNK)]
     reading = read_in_threads(lambda chunk: read_images(source, chunk, compute), chunks, compute.readers)
@@ -66,10 +66,10 @@ def _encode_chunk(scorer: Scorer, images: ImageBatch | States, compute: Compute)
 
 
 @torch.inference_mode()
-def encode_texts(scorer: Scorer, source: Source, text_ix: Index, compute: Compute) -> States:
+def encode_texts(scorer: Scorer, source: Source, text_ix: Indices, compute: Compute) -> States:
     """The states of these captions of a corpus, in the order given."""
 
-    def encode(chunk: Index) -> States:
+    def encode(chunk: Indices) -> States:
         return scorer.encode_texts(source.texts(chunk).to(compute.device, non_blocking=True))
 
     captions = source.corpus.captions
@@ -175,8 +175,8 @@ def _by_image(order_P: Tensor, image_ix_P: Tensor, batch_size: int) -> list[Tens
 def score_pairs(
     scorer: Scorer,
     source: Source,
-    image_P: Index,
-    text_P: Index,
+    image_P: Indices,
+    text_P: Indices,
     *,
     compute: Compute,
     advance: Advance | None = None,
@@ -185,7 +185,7 @@ def score_pairs(
     are grouped."""
     if _groups_by_image(scorer):
 
-        def score_chunk(images: States, image_at_P: Tensor, pairs: Index) -> Tensor:
+        def score_chunk(images: States, image_at_P: Tensor, pairs: Indices) -> Tensor:
             """The pairs of one chunk of images, with all captions that they are paired with."""
             texts, text_at_P = np.unique(text_P[pairs], return_inverse=True)
             text_states = encode_texts(scorer, source, texts, compute)
@@ -216,9 +216,9 @@ def score_pairs(
 def _score_by_images(
     scorer: Scorer,
     source: Source,
-    image_P: Index,
-    chunk_P: Index,
-    score_chunk: Callable[[States, Tensor, Index], Tensor],
+    image_P: Indices,
+    chunk_P: Indices,
+    score_chunk: Callable[[States, Tensor, Indices], Tensor],
     compute: Compute,
 ) -> NDArray[np.float32]:
     """The scores of all pairs, where pair p belongs to chunk `chunk_P[p]` of at most `IMAGE_CHUNK` images, which are
@@ -228,7 +228,7 @@ def _score_by_images(
     """
     scores_P = np.empty(len(chunk_P), dtype=np.float32)
 
-    def read(pairs: Index) -> tuple[Index, Tensor, ImageBatch | States]:
+    def read(pairs: Indices) -> tuple[Indices, Tensor, ImageBatch | States]:
         images, image_at_P = np.unique(image_P[pairs], return_inverse=True)
         return pairs, torch.from_numpy(image_at_P), read_images(source, images, compute)
 
@@ -266,17 +266,17 @@ class PairScorer:
         """Pairs in one forward pass: the user's batch size, else the model's."""
         return self.compute.batch_size or self.scorer.pairs_per_batch
 
-    def score(self, image_P: Index, text_P: Index, advance: Advance | None = None) -> NDArray[np.float32]:
+    def score(self, image_P: Indices, text_P: Indices, advance: Advance | None = None) -> NDArray[np.float32]:
         """Logits of the pairs, in the order given."""
 
-        def score_chunk(images: States, image_at_P: Tensor, pairs: Index) -> Tensor:
+        def score_chunk(images: States, image_at_P: Tensor, pairs: Indices) -> Tensor:
             ix = image_at_P, torch.from_numpy(text_P[pairs])
             return score_block(self.scorer, images, self._text_states, *ix, self.compute, advance)
 
         shifted_P = image_P + self.images.start
         return _score_by_images(self.scorer, self.source, shifted_P, image_P // IMAGE_CHUNK, score_chunk, self.compute)
 
-    def encode_images(self, images: Index) -> States:
+    def encode_images(self, images: Indices) -> States:
         """The states of images."""
         return encode_images(self.scorer, self.source, images + self.images.start, self.compute)
 
@@ -306,7 +306,7 @@ class PairScorer:
     def _text_states(self) -> States:
         return self._encode_texts(np.arange(len(self.texts)))
 
-    def _encode_texts(self, texts: Index) -> States:
+    def _encode_texts(self, texts: Indices) -> States:
         return encode_texts(self.scorer, self.source, texts + self.texts.start, self.compute)
 
 

@@ -22,9 +22,9 @@ from .columns.where import (
     quoted_name,
     quoted_value,
 )
-from .config import IndexConfig
 from .exact import Floats, Rows, best_first, spread_over
 from .index import FolderIndex
+from .index_config import IndexConfig
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
 from .searcher import WEAK, IndexSearcher

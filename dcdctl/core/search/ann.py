@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from dcdctl.core import machine, scoring
 from dcdctl.core.errors import require_extra
 from dcdctl.core.scoring import HIGHEST
-from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Rows
+from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.storage import INDEX, Segment
 
 CODES = 8192

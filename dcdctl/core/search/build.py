@@ -28,10 +28,10 @@ from dcdctl.core.search import ann, commit, embed, keywords, part_files, plan, s
 from dcdctl.core.search.background import probe_texts
 from dcdctl.core.search.columns import change
 from dcdctl.core.search.columns.table import write_columns
-from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
+from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.storage import INDEX, TEXT, ImageSource, IndexDocument, IndexedModel, SealedFile, TextSide
 from dcdctl.core.search.stored import STORED, StoredTokens, StoredType

@@ -23,8 +23,8 @@ from dcdctl.core.distributed import Parts
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search import ann
-from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Rows
+from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.readers import BLOCK, READERS
 from dcdctl.core.search.storage import INDEX, IndexDocument, Segment, save_array
 

@@ -34,8 +34,8 @@ from dcdctl.core.config import Key
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.search import exact
 from dcdctl.core.search.columns.where import COLUMN_TYPES
-from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Element, Elements
+from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.stored import STORED, StoredTokens, StoredType
 
 INDEX_FILE, PLANNED, TEXT = "index.json", "planned", "text"

@@ -32,11 +32,11 @@ from dcdctl.core.search import (
 )
 from dcdctl.core.serve import images, logs, pages
 from dcdctl.core.serve.batch import BatchQuery, BatchReader, in_words
-from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.facets import ColumnResponse, columns_of, shortened
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics, Shared
 from dcdctl.core.serve.middleware import KeyMiddleware, LimitsMiddleware, refusal
+from dcdctl.core.serve.service_config import ServiceConfig
 from dcdctl.core.serve.workers import BusyError, LiveSearcher, TextBatcher, WaitingText, Workers
 from dcdctl.core.stores import UnavailableError
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from dcdctl.core.errors import InputError
-from dcdctl.core.serve.config import KiB, MiB, ServiceConfig
+from dcdctl.core.serve.service_config import KiB, MiB, ServiceConfig
 
 MAX_BATCH_BYTES = MiB
 """Maximum size of a batch: its JSON is read in the event loop, where nothing else happens meanwhile."""

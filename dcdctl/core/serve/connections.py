@@ -14,8 +14,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
+from dcdctl.core.serve.service_config import ServiceConfig
 
 RESERVED_CONNECTIONS = 8
 """Connections beyond `max_requests`, so that /health, /live and /metrics are answered while all requests are in

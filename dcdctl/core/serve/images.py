@@ -12,7 +12,7 @@ from starlette.responses import Response
 from dcdctl.core.data import ImageError, decode_image, media_type, thumbnail
 from dcdctl.core.errors import DcdError
 from dcdctl.core.search import ImageIndex
-from dcdctl.core.serve.config import ServiceConfig
+from dcdctl.core.serve.service_config import ServiceConfig
 from dcdctl.core.stores import UnavailableError
 
 Size = Literal["thumbnail", "original"]

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from dcdctl.core.search import ImageIndex
-from dcdctl.core.serve.config import ServiceConfig
+from dcdctl.core.serve.service_config import ServiceConfig
 from dcdctl.core.stores import open_index
 
 

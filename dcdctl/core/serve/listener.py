@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dcdctl.core.errors import InputError
-from dcdctl.core.serve.config import ServiceConfig
+from dcdctl.core.serve.service_config import ServiceConfig
 
 if TYPE_CHECKING:
     import uvicorn

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from dcdctl.core.serve.config import ServiceConfig
+from dcdctl.core.serve.service_config import ServiceConfig
 
 MAX_RECORD_CHARS = 8_000
 """Maximum length of a log record: a traceback through the web framework has about 6,000 characters."""

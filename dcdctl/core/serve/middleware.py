@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dcdctl.core.serve import logs
-from dcdctl.core.serve.config import MiB, ServiceConfig
 from dcdctl.core.serve.keys import Keys, WrongKeys
 from dcdctl.core.serve.metrics import Metrics
+from dcdctl.core.serve.service_config import MiB, ServiceConfig
 
 ALWAYS_ANSWERED = ("/health", "/live", "/metrics")
 """Paths that no limit applies to."""
@@ -36,7 +36,7 @@ HEADERS = {
 
 @dataclass(eq=False)
 class LimitsMiddleware:
-    """An ASGI app around another."""
+    """An ASGI app around another: counts and limits its requests, and adds headers to its responses."""
 
     app: ASGIApp
     config: ServiceConfig
@@ -51,8 +51,9 @@ class LimitsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # 500 is what the client gets if the app fails before it responds.
-        started, status = time.perf_counter(), 500
+        started = time.perf_counter()
+        # What the client gets if the app fails before it responds.
+        status = 500
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -68,7 +69,8 @@ class LimitsMiddleware:
         self._count(1)
         body = _LimitedBody(scope, receive, config=self.config, metrics=self.metrics, arriving=self._arriving)
         try:
-            await self._answer(scope, body)(scope, body, send_with_headers)
+            answer = self._answer(scope, body)
+            await answer(scope, body, send_with_headers)
         finally:
             self._count(-1)
             self._arriving.discard(body)
@@ -80,12 +82,13 @@ class LimitsMiddleware:
             self.metrics.answered(route, method, status, seconds)
             if self.config.access_log:
                 client, _ = scope.get("client") or (None, None)
-                facts = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 1)}
-                logs.ACCESS.info("request", extra={"facts": {**facts, "client": client}})
+                milliseconds = round(1000 * seconds, 1)
+                facts = {"method": method, "route": route, "status": status, "ms": milliseconds, "client": client}
+                logs.ACCESS.info("request", extra={"facts": facts})
 
     def _answer(self, scope: Scope, body: _LimitedBody) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
-        # The parser compares the size of headers only while they are incomplete.
+        # The HTTP parser applies its limit only to headers that arrive in pieces. A long address may arrive whole.
         if len(scope["raw_path"]) + len(scope["query_string"]) >= self.config.max_header_bytes:
             return _rejected(self.metrics, "address too long", "the address is too long", status=414)
         if self._in_flight > self.config.max_requests and scope["path"] not in ALWAYS_ANSWERED:
@@ -102,7 +105,7 @@ class LimitsMiddleware:
 
 @dataclass(eq=False)
 class KeyMiddleware:
-    """An ASGI app around another that answers requests without a key itself."""
+    """An ASGI app around another: passes on requests with an accepted key or to an open path, and refuses the rest."""
 
     app: ASGIApp
     keys: Keys
@@ -113,13 +116,14 @@ class KeyMiddleware:
         self._wrong = WrongKeys(self.config.max_wrong_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = self._refusal(scope) if scope["type"] == "http" else None
-        await (answer or self.app)(scope, receive, send)
+        refused = self._refusal(scope) if scope["type"] == "http" else None
+        answer = self.app if refused is None else refused
+        await answer(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         if scope["path"] in OPEN_PATHS:
             return None
-        client = (scope.get("client") or ("",))[0]
+        client, _ = scope.get("client") or ("", None)
         # Before any key is compared, right ones too: the answer must not say that a guess is right.
         if seconds := self._wrong.wait_s(client):
             error = f"too many wrong keys came from this address; ask again in {seconds} s"
@@ -159,33 +163,37 @@ class _LimitedBody:
     def __init__(
         self, scope: Scope, receive: Receive, *, config: ServiceConfig, metrics: Metrics, arriving: set[_LimitedBody]
     ) -> None:
-        """It is in `arriving` until it is complete."""
-        self._receive, self._config, self._metrics, self._arriving = receive, config, metrics, arriving
+        """The body is in `arriving` until it is complete."""
+        self._receive = receive
+        self._config = config
+        self._metrics = metrics
+        self._arriving = arriving
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
-        # If the announced size is too large, nothing is read.
-        self._size = int(length) if length.isdecimal() else 0
+        self._announced_size = int(length) if length.isdecimal() else 0
         self._deadline = time.monotonic() + config.max_upload_s
-        self._read, self._is_complete = 0, False
-        if self._size or "transfer-encoding" in headers:
+        self._read_size = 0
+        self._is_complete = False
+        if self._announced_size or "transfer-encoding" in headers:
             arriving.add(self)
 
     async def __call__(self) -> Message:
         # After the body only a disconnect can arrive, at any time.
         if self._is_complete:
             return await self._receive()
-        self._check(self._size)
+        # If the announced size is too large, nothing is read.
+        self._check(self._announced_size)
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()):
                 message = await self._receive()
         except TimeoutError as error:
             self._metrics.rejected("upload too slow")
             raise HTTPException(408, f"the upload has not arrived within {self._config.max_upload_s:g} s") from error
-        self._read += len(message.get("body", b""))
+        self._read_size += len(message.get("body", b""))
         self._is_complete = not message.get("more_body", False)
         if self._is_complete:
             self._arriving.discard(self)
-        self._check(self._read)
+        self._check(self._read_size)
         return message
 
     def _check(self, size: int) -> None:

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Response
 
 from dcdctl.core import files, templates
 from dcdctl.core.search import ImageIndex, caption_of
-from dcdctl.core.serve.config import ServiceConfig
+from dcdctl.core.serve.service_config import ServiceConfig
 
 ASSETS = files.packaged("assets")
 POLICY = (

@@ -16,8 +16,8 @@ from typing import TypeVar
 from dcdctl.core.errors import DcdError
 from dcdctl.core.search import INDEX_FILE, Condition, FolderIndex, IndexSearcher, SearchAnswer
 from dcdctl.core.serve import logs
-from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
+from dcdctl.core.serve.service_config import ServiceConfig
 from dcdctl.core.stores import UnavailableError
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, Direction, Index, Values
+from dcdctl.core.data import Corpus, Direction, Indices, Values
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher.candidate_lists import Candidates
 
@@ -27,7 +27,7 @@ LEFT_OUT = "--max-pairs"
 """The reason of candidates that a budget leaves out."""
 
 
-def num_candidates(corpus: Corpus, max_pairs: int, scored_P: Index) -> int:
+def num_candidates(corpus: Corpus, max_pairs: int, scored_P: Indices) -> int:
     """How many candidates a budget has beside the positives, which are always scored; ConfigError if it is too small
     for these. `scored_P` are the keys of pairs whose scores are free: image * captions + caption."""
     own = np.flatnonzero(corpus.caption_image >= 0)
@@ -41,7 +41,7 @@ def num_candidates(corpus: Corpus, max_pairs: int, scored_P: Index) -> int:
 
 
 def within_budget(
-    drawn: Candidates, count: int, scored_P: Index, weights: Mapping[Direction, Values], seed: int
+    drawn: Candidates, count: int, scored_P: Indices, weights: Mapping[Direction, Values], seed: int
 ) -> Candidates:
     """The first `count` unscored candidates by priority, and all scored ones; a pair of two queries counts once, with
     its higher priority. Pairs of equal priority are chosen at random."""
@@ -66,7 +66,7 @@ def within_budget(
     return replace(kept, dropped={**drawn.dropped, LEFT_OUT: max(len(open_P) - count, 0)})
 
 
-def num_blocks(count: int, block_P: Index, total: int) -> tuple[int, int]:
+def num_blocks(count: int, block_P: Indices, total: int) -> tuple[int, int]:
     """How many of the first blocks of a `total` have at most `count` pairs to score together, from the block of each
     such pair, and how many pairs the others have. Blocks are kept whole, because a batch needs every score of its
     block."""
@@ -80,7 +80,7 @@ def num_blocks(count: int, block_P: Index, total: int) -> tuple[int, int]:
     return kept, int(costs[-1] - costs[kept - 1])
 
 
-def disagreement(query_P: Index, teacher_P: NDArray[Any], student_P: NDArray[Any], num_queries: int) -> Values:
+def disagreement(query_P: Indices, teacher_P: NDArray[Any], student_P: NDArray[Any], num_queries: int) -> Values:
     """KL(teacher || student) of each query in nats, from the logits of its pairs; the mean of the others for a query
     of fewer than two pairs, and 1 for all if no query has any.
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from dcdctl.core import artifacts, distributed, files, scoring
 from dcdctl.core.artifacts import Build
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Corpus, Index, Scores
+from dcdctl.core.data import Corpus, Indices, Scores
 from dcdctl.core.devices import Compute, versions
 from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import StaleError
@@ -122,7 +122,7 @@ def merge(pairs: Pairs, old: Pairs, num_texts: int) -> Pairs:
     return Pairs(keys // num_texts, keys % num_texts, score, role)
 
 
-def _new_indices(path: Path, corpus: Corpus) -> tuple[Index, Index]:
+def _new_indices(path: Path, corpus: Corpus) -> tuple[Indices, Indices]:
     """The index in the corpus of each old image and each old caption; -1 if the corpus lacks it."""
     # Reversed, so that the first of several equal images is found.
     images = {_digest(corpus.image_bytes(image), 16): image for image in reversed(range(corpus.num_images))}
@@ -246,7 +246,7 @@ def shard_parts(build: Build) -> Parts:
     return Parts(build, [pairs_name(shard) for shard in range(len(shards_of(build.plan)))])
 
 
-def score_pairs(job: PlannedCache, image_P: Index, text_P: Index, advance: Advance | None = None) -> Scores:
+def score_pairs(job: PlannedCache, image_P: Indices, text_P: Indices, advance: Advance | None = None) -> Scores:
     """The teacher's scores of pairs, computed with the options of a job; StaleError if one is not finite."""
     scores_P = scoring.score_pairs(job.teacher, job.source, image_P, text_P, compute=job.compute, advance=advance)
     if not np.isfinite(scores_P).all():

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
-from dcdctl.core.data import Corpus, Flags, Index, RaggedArray, Scores, Values
+from dcdctl.core.data import Corpus, Flags, Indices, RaggedArray, Scores, Values
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import CACHE, TEACHER_NAME, pairs_name, read_pairs, shards_of
 from dcdctl.core.teacher.candidate_lists import POSITIVE, ROLES, Candidates
@@ -56,11 +56,11 @@ class TeacherCache(TeacherScores):
             artifacts.expect(self.folder, self.plan, {"teacher": fingerprint})
 
     @property
-    def image_P(self) -> Index:
+    def image_P(self) -> Indices:
         return self._key_P // self.num_texts
 
     @property
-    def text_P(self) -> Index:
+    def text_P(self) -> Indices:
         return self._key_P % self.num_texts
 
     @property
@@ -72,16 +72,16 @@ class TeacherCache(TeacherScores):
         return self._read[2]
 
     @property
-    def _key_P(self) -> Index:
+    def _key_P(self) -> Indices:
         """One number for each pair, image * captions + caption, ascending."""
         return self._read[0]
 
     @property
-    def scored_pairs(self) -> tuple[Index, Index]:
+    def scored_pairs(self) -> tuple[Indices, Indices]:
         """The images and the captions of all pairs, sorted."""
         return self.image_P, self.text_P
 
-    def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
+    def lookup(self, image_ix: Indices, text_ix: Indices) -> Scores:
         """The scores of these pairs, in their shape; NaN for pairs that the teacher has not scored."""
         images, texts = np.broadcast_arrays(*in_range(image_ix, text_ix, self.num_images, self.num_texts))
         if not images.size or not self.num_pairs:
@@ -127,9 +127,11 @@ class TeacherCache(TeacherScores):
         return is_near
 
     @cached_property
-    def _read(self) -> tuple[Index, Scores, NDArray[np.uint8]]:
+    def _read(self) -> tuple[Indices, Scores, NDArray[np.uint8]]:
         """Key, score and role of every pair."""
-        shards = []
+        keys: list[Indices] = []
+        scores: list[Scores] = []
+        roles: list[NDArray[np.uint8]] = []
         for name in self._shards:
             path = self.folder / name
             pairs = read_pairs(CACHE.checked(path, self.seal["files"][name]["sha256"]))
@@ -138,8 +140,9 @@ class TeacherCache(TeacherScores):
             if num_bad := int(np.count_nonzero(~np.isfinite(pairs.score))):
                 raise CACHE.damaged(path, f"{num_bad:,} of its {len(pairs):,} scores are not finite")
             # One number instead of two, because there may be 40 million pairs.
-            shards.append((pairs.image * self.num_texts + pairs.text, pairs.score, pairs.role))
-        keys, scores, roles = ([shard[column] for shard in shards] for column in range(3))
+            keys.append(pairs.image * self.num_texts + pairs.text)
+            scores.append(pairs.score)
+            roles.append(pairs.role)
         return np.concatenate(keys), np.concatenate(scores), np.concatenate(roles)
 
 
@@ -172,7 +175,7 @@ class TeacherEnsemble(AverageScores):
     teachers: Sequence[TeacherCache]
 
     @property
-    def scored_pairs(self) -> tuple[Index, Index]:
+    def scored_pairs(self) -> tuple[Indices, Indices]:
         """The images and the captions of the first cache's pairs that all teachers have scored."""
         first = self.teachers[0]
         return first.image_P[self._is_shared], first.text_P[self._is_shared]

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import Build, Kind
-from dcdctl.core.data import Flags, Index, Scores
+from dcdctl.core.data import Flags, Indices, Scores
 
 ITEMS_FILE, DROPPED_FILE, WORK_FOLDER = "items.parquet", "dropped.json", "work"
 TEACHER_NAME, SCORES_FROM, SCORES_DIGEST, NUM_GIVEN = "teacher_name", "scores_from", "scores_sha256", "given_scores"
@@ -70,8 +70,8 @@ _ENCODINGS = {
 class Pairs:
     """Pairs sorted by image and text; the score of an unscored pair is NaN."""
 
-    image: Index
-    text: Index
+    image: Indices
+    text: Indices
     score: Scores
     role: NDArray[np.uint8]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Direction, Index, RaggedArray
+from dcdctl.core.data import Direction, Indices, RaggedArray
 
 POSITIVE, TEXT_CANDIDATE, IMAGE_CANDIDATE = 1, 2, 4
 """Roles of a pair: the caption belongs to the image; the caption is a candidate of the image; the image is a candidate
@@ -36,13 +36,13 @@ class Candidates:
         """The negatives of the queries of a direction."""
         return self.texts_of_image if direction == Direction.TEXT else self.images_of_text
 
-    def keys(self, direction: Direction) -> Index:
+    def keys(self, direction: Direction) -> Indices:
         """One number for each pair of a direction, in the order of its lists: image * captions + caption."""
         lists = self.lists(direction)
         image_P, text_P = direction.query_first(lists.rows, lists.values)
         return image_P * len(self.images_of_text) + text_P
 
-    def pairs(self, caption_image: Index) -> tuple[Index, Index, NDArray[np.uint8]]:
+    def pairs(self, caption_image: Indices) -> tuple[Indices, Indices, NDArray[np.uint8]]:
         """All pairs to score, positives included, each once: image, caption and the sum of the roles, sorted by image
         and caption."""
         num_texts, own = len(caption_image), np.flatnonzero(caption_image >= 0)  # none in a pool
@@ -59,7 +59,7 @@ class Candidates:
         keys = coded[starts] >> 3
         return keys // num_texts, keys % num_texts, role
 
-    def where(self, is_kept: Callable[[Index, Index], Any]) -> Candidates:
+    def where(self, is_kept: Callable[[Indices, Indices], Any]) -> Candidates:
         """The candidates whose images and captions `is_kept` tells to keep; without ranks."""
 
         def kept(direction: Direction) -> RaggedArray:

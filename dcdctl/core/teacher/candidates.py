@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core import models, scoring
 from dcdctl.core.config import DISTINCT, NOT_EMPTY, Count, Fraction, Natural, at_least, between, check_fields
-from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
+from dcdctl.core.data import Corpus, Direction, Indices, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.places import shown
@@ -198,13 +198,13 @@ def mine_candidates(
 
 
 def _random_others(
-    config: CandidateConfig, direction: Direction, sizes: tuple[int, int], mined_P: Index, reason_against: PairFilter
-) -> tuple[Index, Index, Index]:
+    config: CandidateConfig, direction: Direction, sizes: tuple[int, int], mined_P: Indices, reason_against: PairFilter
+) -> tuple[Indices, Indices, Indices]:
     """Random candidates that were not mined: their sorted keys, as those of the mined ones; ranks; counts by reason."""
     # Above all keys, so that a search never ends behind the last.
     mined_P = np.append(mined_P, np.iinfo(np.int64).max)
 
-    def reason_against_others(queries: Index, values: Index) -> Reasons:
+    def reason_against_others(queries: Indices, values: Indices) -> Reasons:
         keys, reasons = queries * sizes[1] + values, reason_against(queries, values)
         reasons[mined_P[np.searchsorted(mined_P, keys)] == keys] = _MINED
         return reasons
@@ -217,7 +217,7 @@ def _random_miner(config: CandidateConfig, direction: Direction, sizes: tuple[in
     return miners.random_miner([config.seed, 1 if direction == Direction.TEXT else 2], *sizes)
 
 
-def _counts(false_negatives: FalseNegativeFilter, num_dropped: Index) -> dict[str, int]:
+def _counts(false_negatives: FalseNegativeFilter, num_dropped: Indices) -> dict[str, int]:
     return {name: int(num_dropped[reason]) for reason, name in enumerate(false_negatives.names, start=1)}
 
 
@@ -257,7 +257,7 @@ def _draw_blocks(
     config: CandidateConfig,
     vectors: scoring.Vectors | None,
     count: int | None,
-    scored_P: Index,
+    scored_P: Indices,
     track: Track,
 ) -> Candidates:
     rng = np.random.default_rng([config.seed, 2])
@@ -298,7 +298,7 @@ def _draw_blocks(
     )
 
 
-def _blocks(order: Index, size: int) -> list[Index]:
+def _blocks(order: Indices, size: int) -> list[Indices]:
     """The images split into blocks of one size. The last block is padded with the first images, so that no query has
     few candidates."""
     size = min(size, len(order))
@@ -310,15 +310,15 @@ def _texts_of_blocks(
     rng: np.random.Generator,
     corpus: Corpus,
     config: CandidateConfig,
-    blocks: list[Index],
+    blocks: list[Indices],
     vectors: scoring.Vectors | None,
-) -> Iterable[Index]:
+) -> Iterable[Indices]:
     """The texts of each block: captions of its images; in a pool, each text in one block of a round while texts
     last."""
     if not corpus.is_pool:
         count = config.captions_per_image
 
-        def some_captions(image: Any) -> Index:
+        def some_captions(image: Any) -> Indices:
             own = np.array(corpus.captions_of(int(image)), dtype=np.int64)
             return own if len(own) <= count else np.sort(rng.choice(own, count, replace=False))
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dcdctl.core import distributed, models, scoring
-from dcdctl.core.data import Corpus, Index, Scores
+from dcdctl.core.data import Corpus, Indices, Scores
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualEncoder, LateInteraction, Searchable, States
@@ -41,12 +41,12 @@ class EmbeddedTeacher(TeacherScores):
         self._bias = 0.0 if model.logit_bias is None else model.logit_bias.item()
         self._images_ID, self._texts_TD = images_ID, texts_TD
 
-    def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
+    def lookup(self, image_ix: Indices, text_ix: Indices) -> Scores:
         """The scores of these pairs, in their common shape. A column of images and a row of captions cost one matrix
         product."""
         return self._scale * products_of(self._images_ID, self._texts_TD, image_ix, text_ix) + self._bias
 
-    def vectors(self, image_ix: Index, text_ix: Index) -> tuple[Tensor, Tensor]:
+    def vectors(self, image_ix: Indices, text_ix: Indices) -> tuple[Tensor, Tensor]:
         """The unit vectors of these images and of these captions."""
         return self._images_ID[torch.from_numpy(image_ix)], self._texts_TD[torch.from_numpy(text_ix)]
 
@@ -79,13 +79,13 @@ class LateTeacher(TeacherScores):
         self.plan, self._scorer, self._images, self._texts = plan, scorer, images, texts
 
     @torch.inference_mode()
-    def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
+    def lookup(self, image_ix: Indices, text_ix: Indices) -> Scores:
         """The scores of these pairs, in their common shape."""
         pairs = np.broadcast_arrays(*in_range(image_ix, text_ix, len(self._images), len(self._texts)))
         flat = (torch.tensor(index.flatten()) for index in pairs)
         return self._scorer.score_pairs(self._images, self._texts, *flat).numpy().reshape(pairs[0].shape)
 
-    def vectors(self, image_ix: Index, text_ix: Index) -> tuple[Tensor, Tensor]:
+    def vectors(self, image_ix: Indices, text_ix: Indices) -> tuple[Tensor, Tensor]:
         """The vectors of the tokens of these images and of these captions, zeros for padding."""
         return self._images.tokens[torch.from_numpy(image_ix)], self._texts.tokens[torch.from_numpy(text_ix)]
 
@@ -199,7 +199,7 @@ def _embed_late(model: LateInteraction, corpus: Corpus, compute: Compute, track:
     return LateTeacher(_plan(model, corpus, compute), model.to(CPU), images, texts)
 
 
-def products_of(images_ID: Tensor, texts_TD: Tensor, image_ix: Index, text_ix: Index) -> Scores:
+def products_of(images_ID: Tensor, texts_TD: Tensor, image_ix: Indices, text_ix: Indices) -> Scores:
     """Inner products of pairs of vectors on the CPU, in the common shape of their indices. A column of images and a row
     of captions cost one matrix product."""
     images, texts = in_range(image_ix, text_ix, len(images_ID), len(texts_TD))

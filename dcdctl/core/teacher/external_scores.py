@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from dcdctl.core import distributed, files
 from dcdctl.core.artifacts import Build
-from dcdctl.core.data import Corpus, Flags, Index, offsets_of
+from dcdctl.core.data import Corpus, Flags, Indices, offsets_of
 from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, MissingError, StaleError
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
@@ -145,7 +145,7 @@ class RowNames:
         """The column that names the image or the caption of each row: an id, or the text."""
         return f"{what}_id" if f"{what}_id" in batch.schema.names else what
 
-    def index(self, batch: pa.RecordBatch, what: str) -> Index:
+    def index(self, batch: pa.RecordBatch, what: str) -> Indices:
         """The index of the image or the caption that each row names by its id or text; -1 for none.
 
         By the index of the row, if it has one, which must agree with the id: in joined splits, several captions
@@ -279,5 +279,5 @@ class _GivenScores:
             )
 
 
-def _numbers(column: pa.Array) -> Index:
+def _numbers(column: pa.Array) -> Indices:
     return column.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

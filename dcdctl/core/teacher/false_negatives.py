@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, Index, difference_hash, text_key
+from dcdctl.core.data import Corpus, Indices, difference_hash, text_key
 from dcdctl.core.progress import Track, silent
 
 Reasons = NDArray[np.uint8]
@@ -23,7 +23,11 @@ class FalseNegativeFilter:
     """Tells why an image and a caption are no negatives of each other. Call it with two index arrays of one shape."""
 
     def __init__(
-        self, caption_image: Index, text_class: Index, hash_I: NDArray[np.uint64] | None = None, duplicate_bits: int = 0
+        self,
+        caption_image: Indices,
+        text_class: Indices,
+        hash_I: NDArray[np.uint64] | None = None,
+        duplicate_bits: int = 0,
     ) -> None:
         """`text_class` gives equal texts the same number. Images whose `hash_I` differ in at most `duplicate_bits` bits
         are duplicates."""
@@ -46,7 +50,7 @@ class FalseNegativeFilter:
             return frozenset()
         return frozenset(np.flatnonzero(np.bitwise_count(self._hash_I ^ self._hash_I[image]) <= self._bits).tolist())
 
-    def __call__(self, image: Index, text: Index) -> Reasons:
+    def __call__(self, image: Indices, text: Indices) -> Reasons:
         """The reason of each pair; images are the queries."""
         reasons = np.zeros(image.shape, dtype=np.uint8)
         # From the last reason to the first, so that a pair with several gets the first.
@@ -60,7 +64,7 @@ class FalseNegativeFilter:
         reasons[self._caption_image[text] == image] = 1
         return reasons
 
-    def for_captions(self, text: Index, image: Index) -> Reasons:
+    def for_captions(self, text: Indices, image: Indices) -> Reasons:
         """The reason of each pair; captions are the queries."""
         return self(image, text)
 
@@ -72,7 +76,7 @@ def false_negative_filter(corpus: Corpus, duplicate_bits: int | None, track: Tra
     return FalseNegativeFilter(corpus.caption_image, text_classes(corpus.captions), hash_I, duplicate_bits or 0)
 
 
-def text_classes(captions: list[str]) -> Index:
+def text_classes(captions: list[str]) -> Indices:
     """A number for each caption; captions with equal text (`data.text_key`) get the same number."""
     seen: dict[str, int] = {}
     return np.array([seen.setdefault(text_key(text), len(seen)) for text in captions], dtype=np.int64)

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from dcdctl.core import scoring
-from dcdctl.core.data import Corpus, Flags, Index, Scores, tokens_of
+from dcdctl.core.data import Corpus, Flags, Indices, Scores, tokens_of
 from dcdctl.core.errors import require_extra
 from dcdctl.core.teacher.false_negatives import Reasons
 
-Miner = Callable[[Index, int], Index]
+Miner = Callable[[Indices, int], Indices]
 """Given queries and a number K, a Q x K matrix of the best K candidates per query, or all candidates if there are
 fewer."""
-PairFilter = Callable[[Index, Index], Reasons]
+PairFilter = Callable[[Indices, Indices], Reasons]
 """Given queries and candidates, arrays of one shape: 0 where the pair is allowed, else the reason against it."""
 # Both numbers decide which queries `random_miner` draws for together, so another value gives other random candidates.
 QUERIES_PER_CHUNK = 4096
@@ -40,7 +40,7 @@ _MAX_WORDS = 2048
 def random_miner(seed: Sequence[int], num_queries: int, population: int) -> Miner:
     """Random candidates, possibly with repeats; a permutation of all if K is at least the population."""
 
-    def mine(queries: Index, width: int) -> Index:
+    def mine(queries: Indices, width: int) -> Indices:
         # The draws of a query depend on the other queries of its chunk. Chunks are always cut alike, so results are
         # reproducible.
         rng = np.random.default_rng([*seed, int(queries[0]), num_queries])
@@ -68,14 +68,14 @@ def lexical_miner(queries: Sequence[str], documents: Sequence[str]) -> Miner:
         index.index(tokens, show_progress=False)
     vocabulary = set(index.vocab_dict) if any(tokens) else set()
 
-    def best(query: str, width: int) -> Index:
+    def best(query: str, width: int) -> Indices:
         words = [word for word in tokens_of(query) if word in vocabulary]
         return _first(index.get_scores(words) if words else np.zeros(len(documents), dtype=np.float32), width)
 
     return lambda chunk, width: np.stack([best(queries[query], width) for query in chunk])
 
 
-def _first(scores: Scores, count: int) -> Index:
+def _first(scores: Scores, count: int) -> Indices:
     """Positions of the highest scores, best first, ties by position. A partition alone would leave ties to the
     processor."""
     if count >= len(scores):
@@ -90,14 +90,14 @@ def _first(scores: Scores, count: int) -> Index:
 def embedding_miner(queries_QD: Tensor, gallery_GD: Tensor) -> Miner:
     """Gallery entries by inner product, best first."""
 
-    def mine(queries: Index, width: int) -> Index:
+    def mine(queries: Indices, width: int) -> Indices:
         _, index_QK = scoring.top_k(queries_QD[queries], gallery_GD, width)
         return index_QK.cpu().numpy()
 
     return mine
 
 
-def share_out(centroids_BD: Tensor, texts_TD: Tensor, size: int) -> list[Index]:
+def share_out(centroids_BD: Tensor, texts_TD: Tensor, size: int) -> list[Indices]:
     """`size` different texts for each of B blocks, the nearest by inner product with its centroid, balanced greedily.
 
     Each text goes to the nearest block that has room; a block that is chosen by too many takes the nearest, and the
@@ -132,7 +132,7 @@ def share_out(centroids_BD: Tensor, texts_TD: Tensor, size: int) -> list[Index]:
 
 def mine(
     miner: Miner, num_queries: int, population: int, count: int, reason_against: PairFilter
-) -> tuple[Index, Index, Index]:
+) -> tuple[Indices, Indices, Indices]:
     """The first `count` different allowed candidates of each query, or all of them if there are fewer: their keys,
     query * population + candidate, sorted; the rank of each in the miner's order; and the number of pairs that would be
     here but for each reason."""
@@ -160,8 +160,8 @@ def mine(
 
 
 def _choose(
-    matrix_QK: Index, queries: Index, population: int, count: int, reason_against: PairFilter
-) -> tuple[Flags, Index, Index, Index]:
+    matrix_QK: Indices, queries: Indices, population: int, count: int, reason_against: PairFilter
+) -> tuple[Flags, Indices, Indices, Indices]:
     """Which queries have enough candidates or have seen all; the keys of their pairs, and the rank of each; for each
     reason, how many pairs it removed."""
     query_QK = np.broadcast_to(queries[:, None], matrix_QK.shape)
@@ -180,7 +180,7 @@ def _choose(
     )
 
 
-def _is_first(matrix_QK: Index) -> Flags:
+def _is_first(matrix_QK: Indices) -> Flags:
     """Whether an entry is the first of its value in its row."""
     # Stable, so that among equal entries the first in the row stays first.
     order_QK = np.argsort(matrix_QK, axis=1, kind="stable")
@@ -192,7 +192,7 @@ def _is_first(matrix_QK: Index) -> Flags:
     return first_QK
 
 
-def clusters(corpus: Corpus, cluster_size: int, vectors_ID: Scores | None = None) -> list[Index]:
+def clusters(corpus: Corpus, cluster_size: int, vectors_ID: Scores | None = None) -> list[Indices]:
     """Clusters of similar images; every image is in one cluster.
 
     Similarity is the inner product of `vectors_ID` (I x D), or by default of the words of the captions, each weighted

@@ -45,10 +45,10 @@ BYTES_PER_BATCH = 2**25
 _ROWS_HINT = "give a row per pair with image_id, caption_id (or caption) and score (or relevance, or clicks)"
 
 
-Batches = Iterator[pa.RecordBatch]
+RecordBatches = Iterator[pa.RecordBatch]
 
 
-def read_batches(path: Path) -> Batches:
+def read_batches(path: Path) -> RecordBatches:
     """The rows of a file, with the COLUMNS that it has, in their types, and a score that relevance or clicks give;
     InputError for a file that cannot be used."""
     try:
@@ -78,14 +78,14 @@ def _require_columns(path: Path, names: Sequence[str]) -> None:
         raise InputError(f"{path} has the column {repeated} twice", hint=_ROWS_HINT)
 
 
-def _read_parquet(path: Path) -> Batches:
+def _read_parquet(path: Path) -> RecordBatches:
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         _require_columns(path, names)
         yield from file.iter_batches(ROWS_PER_BATCH, columns=[name for name in names if name in COLUMNS])
 
 
-def _read_csv(path: Path) -> Batches:
+def _read_csv(path: Path) -> RecordBatches:
     # Spreadsheets write a byte order mark.
     with path.open(encoding="utf-8-sig", newline="") as file:
         names = next(csv.reader(file), [])
@@ -104,7 +104,7 @@ def _read_csv(path: Path) -> Batches:
         yield from reader
 
 
-def _read_json_lines(path: Path) -> Batches:
+def _read_json_lines(path: Path) -> RecordBatches:
     with path.open("rb") as file:
         first = file.readline()
         # With a schema a missing column is a column of nulls, so the first row tells what there is.

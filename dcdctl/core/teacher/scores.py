@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core.data import Index, Scores
+from dcdctl.core.data import Indices, Scores
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.candidate_lists import Candidates
 
@@ -28,12 +28,12 @@ class TeacherScores(ABC):
         return None
 
     @property
-    def scored_pairs(self) -> tuple[Index, Index] | None:
+    def scored_pairs(self) -> tuple[Indices, Indices] | None:
         """The images and the captions of all pairs that have a score; None if every pair has one."""
         return None
 
     @abstractmethod
-    def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
+    def lookup(self, image_ix: Indices, text_ix: Indices) -> Scores:
         """The scores of these pairs, in their common shape; NaN for pairs without a score."""
 
 
@@ -67,7 +67,7 @@ class AverageScores(TeacherScores):
     def _moments(self) -> list[tuple[float, float]]:
         """Mean and standard deviation of each teacher's scores, over the pairs that all teachers have scored."""
 
-    def lookup(self, image_ix: Index, text_ix: Index) -> Scores:
+    def lookup(self, image_ix: Indices, text_ix: Indices) -> Scores:
         total: Any = 0.0
         for teacher, weight, (mean, spread) in zip(self.teachers, self.weights, self._moments, strict=True):
             total = total + weight * (teacher.lookup(image_ix, text_ix) - mean) / spread
@@ -81,7 +81,7 @@ def check_weights(weights: Sequence[float], num_teachers: int, noun: str) -> Non
         raise ConfigError(f"teachers.weights has {len(weights)} numbers, and there are {num_teachers} {noun}")
 
 
-def in_range(image_ix: Index, text_ix: Index, num_images: int, num_texts: int) -> tuple[Index, Index]:
+def in_range(image_ix: Indices, text_ix: Indices, num_images: int, num_texts: int) -> tuple[Indices, Indices]:
     """The indices of pairs as int64; ValueError if one is outside of the corpus."""
     images, texts = np.asarray(image_ix, dtype=np.int64), np.asarray(text_ix, dtype=np.int64)
     for what, index, count in (("image", images, num_images), ("caption", texts, num_texts)):

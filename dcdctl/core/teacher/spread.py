@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dcdctl.core.data import Direction, Index, RaggedArray, Scores, Values
+from dcdctl.core.data import Direction, Indices, RaggedArray, Scores, Values
 from dcdctl.core.teacher.cache import TeacherCache, TeacherEnsemble
 from dcdctl.core.teacher.candidate_lists import POSITIVE
 
@@ -130,7 +130,7 @@ def _lists(scores: TeacherCache | TeacherEnsemble) -> Lists:
     return np.concatenate(parts)
 
 
-def _draw(rng: np.random.Generator, candidates: RaggedArray, query_L: Index, count: int) -> Index:
+def _draw(rng: np.random.Generator, candidates: RaggedArray, query_L: Indices, count: int) -> Indices:
     """`count` different candidates of each query, L x count; -1 in the places of a query that has fewer."""
     drawn = np.full((len(query_L), count), -1, dtype=np.int64)
     for row, query in enumerate(query_L.tolist()):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Direction, Flags, Index, Scores
+from dcdctl.core.data import Corpus, Direction, Flags, Indices, Scores
 from dcdctl.core.teacher.cache import TeacherCache
 from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
 from dcdctl.core.teacher.spread import ENTROPY_SHARE, NUM_NEGATIVES, ScoreSpread, lack_of_order, measure_spread
@@ -99,7 +99,7 @@ def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
     )
 
 
-def _best(query_P: Index, score_P: Scores, num_queries: int) -> Scores:
+def _best(query_P: Indices, score_P: Scores, num_queries: int) -> Scores:
     best_Q = np.full(num_queries, -np.inf, dtype=np.float32)
     # Not best_Q[query_P] = ..., which keeps one score of a query that repeats.
     np.maximum.at(best_Q, query_P, score_P)

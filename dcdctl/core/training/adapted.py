@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Index, read_corpus_json
+from dcdctl.core.data import Corpus, Indices, read_corpus_json
 from dcdctl.core.training.recipe import BatchConfig, PoolConfig, Recipe
 
 
@@ -20,7 +20,7 @@ def fit_size(config: BatchConfig, num_items: int) -> BatchConfig:
     return replace(config, size=min(config.size, num_items))
 
 
-def fit_lists(config: BatchConfig, candidates_T: Index, num_images: int) -> BatchConfig:
+def fit_lists(config: BatchConfig, candidates_T: Indices, num_images: int) -> BatchConfig:
     """Candidate lists: no more negatives than nearly all captions have cached candidates, if the split has no more.
 
     `candidates_T` is the number of candidates of each caption. A cache that has too few of a larger split stays an

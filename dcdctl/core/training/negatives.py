@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from dcdctl.core import artifacts, files, scoring, teacher
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Corpus, Index, RaggedArray
+from dcdctl.core.data import Corpus, Indices, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.progress import Track, silent
@@ -136,7 +136,7 @@ def _plan(corpus: Corpus, recipe: Recipe) -> artifacts.Document:
     return {"format": FORMAT, "corpus": corpus.fingerprint, **settings}
 
 
-def draw(rng: np.random.Generator, population: int, count: int, is_positive: Callable[[int], bool]) -> Index:
+def draw(rng: np.random.Generator, population: int, count: int, is_positive: Callable[[int], bool]) -> Indices:
     """Random negatives from the whole corpus, with replacement as in the released code, and never a positive of the
     query."""
     # The released code does not exclude other captions of the same image.
@@ -152,13 +152,13 @@ def draw(rng: np.random.Generator, population: int, count: int, is_positive: Cal
 
 def pad_with_random(
     rng: np.random.Generator,
-    mined: Index,
+    mined: Indices,
     count: int,
     *,
     population: int,
     is_positive: Callable[[int], bool],
     class_of: Callable[[int], int],
-) -> Index:
+) -> Indices:
     """Mined negatives, padded with random ones to `count`: no positives, and no two of one class while the population
     has others."""
     chosen = mined.tolist()

@@ -27,16 +27,16 @@ def command_after_training(job: TrainingJob, refs: InputRefs) -> str:
 def command_after_cache(job: CacheJob, recipe: str, sets: Sequence[str]) -> str:
     """The training of a student on a finished cache, with the recipe that it was made for.
 
-    It names the teacher only where the recipe reads more of it than its scores; REF stands for the model of scores from
-    elsewhere.
+    It names the teacher only where the recipe reads more of it than its scores. If another program computed the scores,
+    the reader of the command puts their model in place of REF.
     """
     loaded = load_recipe(recipe, sets)
-    named = [*_corpus(job), ("--cache", job.out)]
+    named: list[Flag] = corpus_flags([job.data], job.split)
+    named.append(("--max-images", job.max_images))
+    named.append(("--cache", job.out))
     if loaded.model.starts_from_teacher or loaded.loss.vector_terms:
-        named += [("--teacher", job.teacher or "REF"), *(("--model-set", text) for text in job.model_set)]
-    named += [*(("--set", text) for text in sets), ("--out", "RUN")]
+        named.append(("--teacher", job.teacher or "REF"))
+        named += [("--model-set", text) for text in job.model_set]
+    named += [("--set", text) for text in sets]
+    named.append(("--out", "RUN"))
     return shlex.join(["dcdctl", "distill", recipe, *flags(*named)])
-
-
-def _corpus(job: CacheJob) -> list[Flag]:
-    return [*corpus_flags([job.data], job.split), ("--max-images", job.max_images)]

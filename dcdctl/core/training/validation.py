@@ -301,8 +301,9 @@ def _best(step: int, metrics: list[dict[str, Any]], batches_per_epoch: float | N
     line = next(line for line in _lines(metrics, prefix) if not step or line["step"] + 1 == step)
     name = chosen_by(line, prefix)
     recalls = {}
-    for direction in Direction if name == "rsum" else ():
-        recalls[direction.key] = {f"R@{k}": line[f"{prefix}_{direction}_r{k}"] for k in KS}
+    if name == "rsum":
+        for direction in Direction:
+            recalls[direction.key] = {f"R@{k}": line[f"{prefix}_{direction}_r{k}"] for k in KS}
     epoch = None if batches_per_epoch is None else round(step / batches_per_epoch, 3)
     return {"step": step, "epoch": epoch, **recalls, name: float(line[f"{prefix}_{name}"])}
 

@@ -32,15 +32,15 @@ WIDTHS = {
     "num_heads",
     "num_key_value_heads",
 }
-"""Fields that are a dimension of some weight, or smaller than one."""
+"""Fields that are a dimension of some weight, or smaller than a dimension."""
 ROWS = {"vocab_size", "type_vocab_size", "modality_type_vocab_size", "num_labels"}
-"""Fields that are the rows of a table. An encoder may have none of it, and its configuration the default of its
-library."""
+"""Fields that count the rows of a table. An encoder may lack the table while its configuration has the library's
+default."""
 LAYERS = {"num_hidden_layers", "n_layers", "num_layers", "depths"}
 """Fields that count layers, each of which has weights."""
 OTHERS = {"max_position_embeddings": 2**22, "image_size": 2**14, "patch_size": 2**14}
-"""Fields that may exceed every dimension, and the largest accepted numbers of positions, and of pixels of a side:
-rotary positions have no weights, and an image has more pixels than patches."""
+"""Fields that may exceed every dimension, with their largest accepted values: rotary positions have no weights, and an
+image has more pixels on a side than patches."""
 OF_OPEN_CLIP = {
     "width": "hidden_size",
     "head_width": "hidden_size",
@@ -48,9 +48,9 @@ OF_OPEN_CLIP = {
     "layers": "num_layers",
     "context_length": "max_position_embeddings",
 }
-"""Names of such fields in open_clip_config.json alone, and what they count."""
+"""Fields that only open_clip_config.json has, and the field above that has the same limit."""
 # More than the widest published encoders have (ViT-22B: 6,144), and twice the largest vocabulary (Gemma: 262,144).
-MIN_WIDTH, MIN_ROWS = 2**13, 2**19
+LOWEST_WIDTH_LIMIT, LOWEST_ROWS_LIMIT = 2**13, 2**19
 """Accepted whatever the weights are."""
 MAX_WIDTH = 2**16
 """The largest accepted width where there are no safetensors, such as for a .bin file: several times that of the widest
@@ -71,7 +71,9 @@ def check_sizes(folder: Path) -> None:
         path = folder / file
         if not path.is_file():
             continue
-        limits = limits or _limits(folder)
+        # Read once, and only if there is a configuration.
+        if not limits:
+            limits = _limits(folder)
         config = files.read_json(path, error=ModelError, hint=HINT)
         for name, value, limit in _sizes(config, aliases, limits):
             # A bool is an int in Python, and true is no size.
@@ -89,11 +91,13 @@ def _sizes(root: Table, aliases: Mapping[str, str], limits: Mapping[str, int]) -
     while tables:
         where, table = tables.pop()
         for key, value in table.items():
-            name, field = f"{where}{key}", aliases.get(key, key)
+            name = f"{where}{key}"
+            field = aliases.get(key, key)
             if field in limits:
-                # A list within a list is no size.
-                items = value if isinstance(value, list) else [value]
-                yield from ((name, item, limits[field]) for item in items if item is not None)
+                # Not deeper: a list within a list is given as a value, which the caller refuses.
+                for item in value if isinstance(value, list) else [value]:
+                    if item is not None:
+                        yield name, item, limits[field]
             elif isinstance(value, dict):
                 tables.append((f"{name}.", value))
 
@@ -109,8 +113,8 @@ def _limits(folder: Path) -> dict[str, int]:
             sizes += [size for name in names for size in weights.get_slice(name).get_shape()]
     largest = max(sizes, default=0)
     return {
-        **dict.fromkeys(WIDTHS, max(MIN_WIDTH, largest) if num_tensors else MAX_WIDTH),
-        **dict.fromkeys(ROWS, max(MIN_ROWS, largest)),
+        **dict.fromkeys(WIDTHS, max(LOWEST_WIDTH_LIMIT, largest) if num_tensors else MAX_WIDTH),
+        **dict.fromkeys(ROWS, max(LOWEST_ROWS_LIMIT, largest)),
         **dict.fromkeys(LAYERS, num_tensors or MAX_LAYERS),
         **OTHERS,
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core.data import Flags, Index, RaggedArray
+from dcdctl.core.data import Flags, Indices, RaggedArray
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import TeacherScores
 from dcdctl.core.training.adapted import fit_size
@@ -32,7 +32,7 @@ class PairGrid(StepPairs):
     """Whether the captions of a batch belong to its images, in their order."""
 
     @abstractmethod
-    def _pairs(self, step: int) -> tuple[Index, Index]:
+    def _pairs(self, step: int) -> tuple[Indices, Indices]:
         """A column of the images and a row of the captions of a batch."""
 
     @abstractmethod
@@ -68,7 +68,7 @@ class PairGrid(StepPairs):
             hint=f"make a cache with the student's recipe (dcdctl cache-teacher --recipe), or set {self.hint}",
         )
 
-    def _is_same(self, image_QG: Index, text_QG: Index) -> Flags:
+    def _is_same(self, image_QG: Indices, text_QG: Indices) -> Flags:
         """Off the diagonal: whether the caption of another image also matches this one."""
         same_QG = np.zeros(image_QG.shape, dtype=bool)
         # A text that occurs once matches only its own image, on the diagonal, and the duplicates of that.
@@ -97,7 +97,7 @@ class AllPairs(PairGrid):
 
     counted, hint = "with a negative or more", "batch.size to candidates.block_size"
 
-    image_T: Index | None = None
+    image_T: Indices | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +119,7 @@ class AllPairs(PairGrid):
         # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
         self._neighbors = None if self.scores is None else find_neighbors(self.scores, owner_T, corpus.num_images)
 
-    def _pairs(self, step: int) -> tuple[Index, Index]:
+    def _pairs(self, step: int) -> tuple[Indices, Indices]:
         image_Q = np.sort(self._batch(step))
         texts_of, rng = self._texts_of, self._rng(1, step)
         first_Q, end_Q = texts_of.offsets[image_Q], texts_of.offsets[image_Q + 1]
@@ -132,15 +132,15 @@ class AllPairs(PairGrid):
             chosen_Q = np.clip(np.searchsorted(self._sums, point_Q, side="right") - 1, first_Q, end_Q - 1)
         return image_Q[:, None], texts_of.values[chosen_Q][None]
 
-    def _batches(self, rng: np.random.Generator) -> list[Index]:
+    def _batches(self, rng: np.random.Generator) -> list[Indices]:
         return image_batches(self._neighbors, self._has_text_I.copy(), self.config.size, rng)
 
 
-Neighbors = tuple[RaggedArray, Index]
+Neighbors = tuple[RaggedArray, Indices]
 """For each image, the images that it shares scored pairs with, and how many pairs."""
 
 
-def find_neighbors(scores: TeacherScores, owner_T: Index, num_images: int) -> Neighbors | None:
+def find_neighbors(scores: TeacherScores, owner_T: Indices, num_images: int) -> Neighbors | None:
     """The images that share scored pairs: a caption of one is scored with the other. None if every pair is scored.
 
     `owner_T` is the image of each caption, -1 for none.
@@ -157,7 +157,7 @@ def find_neighbors(scores: TeacherScores, owner_T: Index, num_images: int) -> Ne
     return RaggedArray.from_pairs(keys // num_images, keys % num_images, num_images), counts
 
 
-def image_batches(neighbors: Neighbors | None, is_free: Flags, size: int, rng: np.random.Generator) -> list[Index]:
+def image_batches(neighbors: Neighbors | None, is_free: Flags, size: int, rng: np.random.Generator) -> list[Indices]:
     """Batches of one size of the free images, in random order, each in at most one; `is_free` is changed.
 
     A batch starts from a random image and adds the image that shares most scored pairs with it, ties broken at random;

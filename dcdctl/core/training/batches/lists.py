@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dcdctl.core.data import Direction, Index, Scores
+from dcdctl.core.data import Direction, Indices, Scores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import Candidates
 from dcdctl.core.training import negatives
@@ -28,7 +28,7 @@ class Lists(StepPairs):
     """Candidate lists: queries, each with some of its candidates."""
 
     @abstractmethod
-    def _draw(self, direction: Direction, sample: int) -> tuple[int, Index]:
+    def _draw(self, direction: Direction, sample: int) -> tuple[int, Indices]:
         """The query of a list, and its drawn candidates. Seeded by the number of the list, so that a resumed run draws
         it without drawing the earlier ones."""
 
@@ -38,23 +38,24 @@ class Lists(StepPairs):
 
     def of_step(self, step: int) -> PairsOfStep:
         """The lists of a batch."""
-        image_BN, text_BN, teacher_BN, official_BN = self.kept(
-            range(step * self.config.size, (step + 1) * self.config.size)
-        )
+        size = self.config.size
+        image_BN, text_BN, teacher_BN, official_BN = self.kept(range(step * size, (step + 1) * size))
+        image_IT, text_IT = np.broadcast_arrays(np.unique(image_BN)[:, None], np.unique(text_BN))
         return PairsOfStep(
             image_RC=image_BN,
             text_RC=text_BN,
             teacher_RC=teacher_BN,
             official_RC=official_BN,
             same_RC=np.zeros(image_BN.shape, dtype=bool),
-            true_IT=self._is_match(*np.broadcast_arrays(np.unique(image_BN)[:, None], np.unique(text_BN))),
+            true_IT=self._is_match(image_IT, text_IT),
         )
 
-    def kept(self, samples: Iterable[int]) -> tuple[Index, Index, Scores, Scores]:
-        """Images and captions of the lists of these numbers, the positive in column 0, and the teacher's scores in two
-        orders (`Batch`)."""
+    def kept(self, samples: Iterable[int]) -> tuple[Indices, Indices, Scores, Scores]:
+        """Images, captions and teacher scores of the lists with these numbers, the positive in column 0; then the
+        scores in the order that the released losses read (`Batch`)."""
         lists = [self._list(sample) for sample in samples]
-        image_BK, text_BK = np.stack([images for images, _ in lists]), np.stack([texts for _, texts in lists])
+        image_BK = np.stack([images for images, _ in lists])
+        text_BK = np.stack([texts for _, texts in lists])
         teacher_BK = self._known(image_BK, text_BK)
         if self.scores is None:
             return image_BK, text_BK, teacher_BK, teacher_BK
@@ -64,8 +65,8 @@ class Lists(StepPairs):
         text_BN = np.take_along_axis(text_BK, column_BN, axis=1)
         return image_BN, text_BN, np.take_along_axis(teacher_BK, column_BN, axis=1), official_BN.numpy()
 
-    def _list(self, sample: int) -> tuple[Index, Index]:
-        """Images and captions of one list. List s has the direction s modulo their number."""
+    def _list(self, sample: int) -> tuple[Indices, Indices]:
+        """Images and captions of one list. Directions take turns: list s has direction s modulo their number."""
         direction = Direction(self.config.directions[sample % len(self.config.directions)])
         query, candidates = self._draw(direction, sample)
         return direction.query_first(np.full(len(candidates), query), candidates)
@@ -86,8 +87,7 @@ class CandidateLists(Lists):
         self._candidates = None if self.scores is None else self.scores.candidates
         if self._candidates is not None and self.false_negatives.knows_duplicates:
             # The cache may have been made without looking for duplicate images.
-            reason_against = self.false_negatives
-            self._candidates = self._candidates.where(lambda image, text: reason_against(image, text) == 0)
+            self._candidates = self._candidates.where(lambda image, text: ~self._is_match(image, text))
         if self._candidates is None:
             self.config = self.recipe.batch
             self._captions = np.arange(self.corpus.num_captions)
@@ -108,17 +108,19 @@ class CandidateLists(Lists):
             "candidates.block_size=N for blocks",
         )
 
-    def _fewest_candidates(self, candidates: Candidates) -> Index:
-        """How many candidates each caption, or its image, has in the direction of the recipe that has fewest."""
-        num_texts_I, num_images_T = candidates.texts_of_image.lengths, candidates.images_of_text.lengths
-        counts = {Direction.TEXT: num_texts_I[self.corpus.caption_image], Direction.IMAGE: num_images_T}
-        fewest_T: Index = np.min([counts[direction] for direction in self.recipe.batch.directions], axis=0)
+    def _fewest_candidates(self, candidates: Candidates) -> Indices:
+        """How many candidates each caption has, or its image if that has fewer, over the directions of the recipe."""
+        counts = {
+            Direction.TEXT: candidates.texts_of_image.lengths[self.corpus.caption_image],
+            Direction.IMAGE: candidates.images_of_text.lengths,
+        }
+        fewest_T: Indices = np.min([counts[direction] for direction in self.recipe.batch.directions], axis=0)
         return fewest_T
 
-    def _with_enough(self, fewest_T: Index) -> Index:
+    def _with_enough(self, fewest_T: Indices) -> Indices:
         """The captions with enough candidates."""
         most = int(fewest_T.max())
-        captions: Index = np.flatnonzero(fewest_T >= self.config.random_negatives)
+        captions: Indices = np.flatnonzero(fewest_T >= self.config.random_negatives)
         if not len(captions):
             raise ConfigError(
                 f"batch.random_negatives is {self.config.random_negatives}, the cache has at most {most} candidates "
@@ -128,7 +130,7 @@ class CandidateLists(Lists):
             )
         return captions
 
-    def queries(self, direction: Direction) -> Index:
+    def queries(self, direction: Direction) -> Indices:
         """The images (text retrieval) or the captions that lists are made for, ascending."""
         return np.unique(self.corpus.caption_image[self._captions]) if direction == Direction.TEXT else self._captions
 
@@ -141,32 +143,31 @@ class CandidateLists(Lists):
             return self.corpus.num_captions - len(self.corpus.captions_of(query))
         return self.corpus.num_images - 1
 
-    def samples_of(self, direction: Direction, queries: Index, num_steps: int) -> Index:
-        """The numbers of all lists that these queries have in a training, ascending. List s has the direction s modulo
-        their number."""
-        sides, num_lists = self.config.directions, num_steps * self.config.size
-        is_counted_T = np.isin(
-            self.corpus.caption_image if direction == Direction.TEXT else np.arange(self.corpus.num_captions), queries
-        )
+    def samples_of(self, direction: Direction, queries: Indices, num_steps: int) -> Indices:
+        """The numbers of all lists that these queries have in a training, ascending."""
+        directions = self.config.directions
+        num_lists = num_steps * self.config.size
+        query_T = self.corpus.caption_image if direction == Direction.TEXT else np.arange(self.corpus.num_captions)
+        is_counted_T = np.isin(query_T, queries)
         per_epoch = len(self._captions)
         samples = []
         for epoch in range(math.ceil(num_lists / per_epoch)):
             samples.append(epoch * per_epoch + np.flatnonzero(is_counted_T[self._order(epoch)]))
         sample_S = np.concatenate(samples)
-        return sample_S[(sample_S < num_lists) & (sample_S % len(sides) == sides.index(direction))]
+        is_of_direction_S = sample_S % len(directions) == directions.index(direction)
+        return sample_S[(sample_S < num_lists) & is_of_direction_S]
 
     def _select(self, teacher_BK: Tensor) -> tuple[Tensor, Tensor]:
-        # The released code hands its loss sorted scores, which are not in the order of the columns. Only the released
-        # losses read these.
+        # The released code gives its losses sorted scores, out of the order of the columns. No other loss reads them.
         return select_as_official(teacher_BK, self.config.hard_negatives)
 
-    def _draw(self, direction: Direction, sample: int) -> tuple[int, Index]:
+    def _draw(self, direction: Direction, sample: int) -> tuple[int, Indices]:
         epoch, position = divmod(sample, len(self._captions))
         text = int(self._order(epoch)[position])
         query, own = direction.query_first(int(self.corpus.caption_image[text]), text)
         return query, np.concatenate([[own], self._negatives(self._rng(1, sample), direction, query)])
 
-    def _order(self, epoch: int) -> Index:
+    def _order(self, epoch: int) -> Indices:
         if epoch != self._epoch:
             # Kept for the epoch, all of whose lists read it.
             rng = self._rng(0, epoch)
@@ -180,24 +181,32 @@ class CandidateLists(Lists):
             self._epoch, self._epoch_order = epoch, order
         return self._epoch_order
 
-    def _negatives(self, rng: np.random.Generator, direction: Direction, query: int) -> Index:
-        count, owner_T = self.config.random_negatives, self.corpus.caption_image
+    def _negatives(self, rng: np.random.Generator, direction: Direction, query: int) -> Indices:
+        count = self.config.random_negatives
         if self._candidates is not None:
             # Distinct, as cached candidates are; the released code draws from all captions, with replacement.
             return rng.choice(self._candidates.lists(direction)[query], count, replace=False)
-        text_class, duplicates_of = self.false_negatives.text_class, self.false_negatives.duplicates_of
+        owner_T = self.corpus.caption_image
+        text_class = self.false_negatives.text_class
+        is_positive: Callable[[int], bool]
+        class_of: Callable[[int], int]
         if direction == Direction.TEXT:
-            duplicates = duplicates_of(query)
+            duplicates = self.false_negatives.duplicates_of(query)
             classes = set(text_class[list(self.corpus.captions_of(query))].tolist())
-            population, is_positive, class_of = (
-                self.corpus.num_captions,
-                lambda text: int(text_class[text]) in classes or int(owner_T[text]) in duplicates,
-                lambda text: int(text_class[text]),
-            )
+
+            def is_positive_text(text: int) -> bool:
+                return int(text_class[text]) in classes or int(owner_T[text]) in duplicates
+
+            population = self.corpus.num_captions
+            is_positive = is_positive_text
+            class_of = text_class.item
         else:
             # An image whose caption has the same text matches too, so it is no negative.
-            positives = set(owner_T[text_class == text_class[query]].tolist()) | duplicates_of(int(owner_T[query]))
-            population, is_positive, class_of = self.corpus.num_images, positives.__contains__, int
+            same_text = set(owner_T[text_class == text_class[query]].tolist())
+            positives = same_text | self.false_negatives.duplicates_of(int(owner_T[query]))
+            population = self.corpus.num_images
+            is_positive = positives.__contains__
+            class_of = int  # each image is a class of its own
         if self.mined is None:
             return negatives.draw(rng, population, count, is_positive)
         mined = self.mined.lists(direction)[query]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
+from dcdctl.core.data import Corpus, Direction, Indices, RaggedArray
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import TeacherScores
 from dcdctl.core.training.adapted import fit_pool, lowered
@@ -50,11 +50,11 @@ class PoolPairs(PairGrid):
         asked = {"images": pool.images or self.config.size, "texts": pool.texts or self.sizes[0]}
         return lowered("pool", asked, self.pool)
 
-    def _pairs(self, step: int) -> tuple[Index, Index]:
+    def _pairs(self, step: int) -> tuple[Indices, Indices]:
         image_Q, text_G = self._batch(step)
         return np.sort(image_Q)[:, None], np.sort(text_G)[None]
 
-    def _batches(self, rng: np.random.Generator) -> Iterator[tuple[Index, Index]]:
+    def _batches(self, rng: np.random.Generator) -> Iterator[tuple[Indices, Indices]]:
         if self._lists is None:
             for image_Q in image_batches(None, np.ones(self.corpus.num_images, dtype=bool), self.sizes[0], rng):
                 yield image_Q, rng.choice(self.corpus.num_captions, self.sizes[1], replace=False)
@@ -101,7 +101,7 @@ class PoolLists(Lists):
         self.config = self.recipe.batch
         self._lists = _scored_lists(self.scores, self.corpus)
         self._queries = {direction: self._with_enough(direction) for direction in self.config.directions}
-        self._orders: dict[Direction, tuple[int, Index]] = {}
+        self._orders: dict[Direction, tuple[int, Indices]] = {}
         self.batches_per_epoch = sum(map(len, self._queries.values())) / self.config.size
 
     def _select(self, teacher_BK: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,7 @@ class PoolLists(Lists):
             hint="set batch.random_negatives lower, or cache more",
         )
 
-    def _with_enough(self, direction: Direction) -> Index:
+    def _with_enough(self, direction: Direction) -> Indices:
         """The queries that have enough candidates."""
         count = self.config.random_negatives + 1
         num_queries, num_candidates = direction.query_first(self.corpus.num_images, self.corpus.num_captions)
@@ -134,7 +134,7 @@ class PoolLists(Lists):
             )
         return queries
 
-    def _draw(self, direction: Direction, sample: int) -> tuple[int, Index]:
+    def _draw(self, direction: Direction, sample: int) -> tuple[int, Indices]:
         queries, count = self._queries[direction], self.config.random_negatives + 1
         epoch, position = divmod(sample // len(self.config.directions), len(queries))
         if self._orders.get(direction, (-1,))[0] != epoch:
@@ -149,7 +149,7 @@ class PoolLists(Lists):
         return query, self._rng(1, sample).choice(drawn_from, count, replace=False)
 
 
-def pseudo_positives(scores: TeacherScores, corpus: Corpus, threshold: float) -> Index:
+def pseudo_positives(scores: TeacherScores, corpus: Corpus, threshold: float) -> Indices:
     """The best image of each text, by the teacher; -1 where its score is not above the threshold."""
     image_T = np.full(corpus.num_captions, -1)
     if (scored := scores.scored_pairs) is not None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcdctl.core.data import Corpus, Flags, Index, Scores
+from dcdctl.core.data import Corpus, Flags, Indices, Scores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Reader, Source
@@ -74,9 +74,9 @@ class Coverage:
 class PairsOfStep:
     """The pairs of a step, by their indices, and the teacher's scores of them (`Batch`)."""
 
-    image_RC: Index
+    image_RC: Indices
     """For all pairs a column, and `text_RC` a row."""
-    text_RC: Index
+    text_RC: Indices
     teacher_RC: Scores
     official_RC: Scores
     same_RC: Flags
@@ -115,12 +115,12 @@ class StepPairs(ABC):
     def coverage(self, num_steps: int) -> Coverage:
         """How far the cache covers the queries of a training of `num_steps`."""
 
-    def _is_match(self, image_QG: Index, text_QG: Index) -> Flags:
+    def _is_match(self, image_QG: Indices, text_QG: Indices) -> Flags:
         """Whether each caption belongs to its image, or cannot be its negative for another reason
         (`FalseNegativeFilter`)."""
         return self.false_negatives(image_QG, text_QG) > 0
 
-    def _known(self, image_RC: Index, text_RC: Index) -> Scores:
+    def _known(self, image_RC: Indices, text_RC: Indices) -> Scores:
         """The teacher's scores of pairs; NaN where it has none."""
         if self.scores is None:
             return np.full(np.broadcast_shapes(image_RC.shape, text_RC.shape), np.nan, dtype=np.float32)
@@ -205,7 +205,7 @@ def _computed(rows: range) -> range:
 
 
 def _micro_batches_by_row(
-    source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index
+    source: Reader, plan: MicroBatchPlan, image_RC: Indices, text_RC: Indices
 ) -> Iterator[MicroBatch]:
     image_RC, text_RC = np.broadcast_arrays(image_RC, text_RC)
     for rows in plan.row_ranges(len(image_RC)):
@@ -214,7 +214,7 @@ def _micro_batches_by_row(
 
 
 def _micro_batches_by_side(
-    source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index
+    source: Reader, plan: MicroBatchPlan, image_RC: Indices, text_RC: Indices
 ) -> Iterator[MicroBatch]:
     # Ascending as in `_distinct`: the indices of the pairs count the joined outputs of all micro-batches in this order.
     images, texts = np.unique(image_RC), np.unique(text_RC)
@@ -231,14 +231,14 @@ def _micro_batches_by_side(
 
 
 def _read(
-    source: Reader, image_RC: Index, text_RC: Index
+    source: Reader, image_RC: Indices, text_RC: Indices
 ) -> tuple[ImageBatch | States, TextBatch | States, Tensor, Tensor]:
     """The distinct images and captions of pairs, and the indices of each pair's among them."""
     (images, image_ix_RC), (texts, text_ix_RC) = _distinct(image_RC), _distinct(text_RC)
     return source.images(images), source.texts(texts), *_broadcast(image_ix_RC, text_ix_RC)
 
 
-def _distinct(ix_RC: Index) -> tuple[Index, Tensor]:
+def _distinct(ix_RC: Indices) -> tuple[Indices, Tensor]:
     """The distinct images or captions of pairs, ascending, and the index of each pair's among them."""
     values, inverse = np.unique(ix_RC, return_inverse=True)
     return values, torch.from_numpy(inverse.reshape(ix_RC.shape))

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from dcdctl.core import distributed, scoring
-from dcdctl.core.data import Flags, ImageError, Index, ShardStream, StreamSample, decode_image, text_key
+from dcdctl.core.data import Flags, ImageError, Indices, ShardStream, StreamSample, decode_image, text_key
 from dcdctl.core.devices import Compute, read_ahead
 from dcdctl.core.errors import InputError
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, TextBatch
@@ -177,11 +177,11 @@ class _BatchSource:
     # Student and teacher read the same images, which are decoded once.
     _decoded: dict[int, Any] = field(default_factory=dict)
 
-    def images(self, image_ix: Sequence[int] | Index) -> ImageBatch:
+    def images(self, image_ix: Sequence[int] | Indices) -> ImageBatch:
         """The preprocessed images."""
         return self.preprocess.images([self._image(int(image)) for image in image_ix])
 
-    def texts(self, text_ix: Sequence[int] | Index) -> TextBatch:
+    def texts(self, text_ix: Sequence[int] | Indices) -> TextBatch:
         """The tokenized captions."""
         return self.preprocess.texts([self.samples[int(text)].captions[0] for text in text_ix])
 

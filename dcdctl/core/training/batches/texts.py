@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from dcdctl.core.data import Index
+from dcdctl.core.data import Indices
 from dcdctl.core.devices import Compute
 from dcdctl.core.models import Preprocessor, States
 from dcdctl.core.teacher import TextCache
@@ -49,8 +49,8 @@ class TextRows:
         # Rounded up, so that a small cache has one too.
         num_held = min(MOST_HELD_OUT, math.ceil(cache.num_texts / 100)) if holds_out else 0
         held = self.rng(2).choice(cache.num_texts, num_held, replace=False)
-        self._held: list[Index] = []
-        self.trained: list[Index] = []
+        self._held: list[Indices] = []
+        self.trained: list[Indices] = []
         """The rows of each part that are trained on."""
         for first, size in zip(starts, sizes, strict=True):
             held_here = held[(held >= first) & (held < first + size)] - first
@@ -84,11 +84,11 @@ class TextRows:
         # Copies, because a view would keep the vectors of its part.
         return [(text, vector.copy()) for text, vector in self._read(self._held, parts)]
 
-    def read(self, parts: Sequence[int] | Index) -> list[Row]:
+    def read(self, parts: Sequence[int] | Indices) -> list[Row]:
         """The texts of these parts that are trained on."""
         return list(self._read(self.trained, parts))
 
-    def windows(self, epoch: int) -> list[Index]:
+    def windows(self, epoch: int) -> list[Indices]:
         """The parts of each window of an epoch."""
         # Numbers of unit vectors hardly shrink, so a file is as large as its vectors in memory.
         of_files = np.array([file["bytes"] for file in self.cache.seal["files"].values()])
@@ -106,7 +106,7 @@ class TextRows:
         """The first number of the key: 0 for the order of parts, 1 for that of a window, 2 for what is held out."""
         return np.random.default_rng([self.seed, *key])
 
-    def _read(self, rows: Sequence[Index], parts: Sequence[int] | Index) -> Iterator[Row]:
+    def _read(self, rows: Sequence[Indices], parts: Sequence[int] | Indices) -> Iterator[Row]:
         for number in parts:
             part = self.cache.part(int(number))
             for row in rows[number]:
@@ -143,7 +143,7 @@ class TextBatches(torch.utils.data.Dataset[Batch]):
                 yield from (window.texts[row] for row in window.order[max(first, 0) : end])
             first, end = first - count, end - count
 
-    def _open(self, number: tuple[int, int], parts: Index, count: int) -> _Window:
+    def _open(self, number: tuple[int, int], parts: Indices, count: int) -> _Window:
         window = self._window
         if window is not None and window.number == number:
             return window
@@ -164,9 +164,9 @@ class _Window:
 
     number: tuple[int, int]
     """The epoch, and the window in it."""
-    parts: Index
+    parts: Indices
     texts: list[Row]
-    order: Index
+    order: Indices
 
 
 def batch_of(rows: Sequence[Row], preprocess: Preprocessor, width: int, plan: MicroBatchPlan = UNSPLIT) -> Batch:

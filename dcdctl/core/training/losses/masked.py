@@ -32,10 +32,10 @@ def mean_of_known(values_BN: Tensor, known_BN: Tensor) -> Tensor:
 def kl_of_rows(
     student_QG: Tensor, teacher_QG: Tensor, known_QG: Tensor, temperature: float, student_temperature: float
 ) -> Tensor:
-    """KL(p_i || q_i) of each row over its known columns, Q: p = softmax(t / temperature), q = softmax(s /
-    student_temperature).
+    """KL(p_i || q_i) of each row i over its known columns; a vector of length Q.
 
-    A row with fewer than two known columns has no order to teach; its KL is 0.
+    p = softmax(t / temperature), q = softmax(s / student_temperature), for the scores t of the teacher and s of the
+    student. A row with fewer than two known columns has no order to teach; its KL is 0.
     """
     known_QG = known_QG & (known_QG.sum(dim=1) >= 2)[:, None]
     log_p_QG = log_softmax(in_full_precision(teacher_QG.detach()) / temperature, known_QG)

@@ -51,15 +51,16 @@ def field_docs(cls: type) -> Mapping[str, str]:
 
 def _table(config: Any, name: str) -> Iterator[str]:
     """The lines of a table: its values, then its inner tables."""
-    kind: Any = type(config)
+    kind: Any = type(config)  # mypy does not count type[Any] as hashable
     docs = field_docs(kind)
-    # Values first: in TOML a key after a table belongs to that table.
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    # Values first: in TOML a key after a table belongs to that table.
     for key, value in values.items():
         if not dataclasses.is_dataclass(value):
             yield from ["", *_lines(docs.get(key, "")), f"{key} = {toml_value(to_table(value))}"]
     for key, value in values.items():
         if dataclasses.is_dataclass(value):
+            # "The `[batch]` table: what one step sees." becomes "What one step sees."
             title = (type(value).__doc__ or "").split(": ", 1)[-1]
             yield from ["", "", *_lines(f"{title[:1].upper()}{title[1:]}"), f"[{name}{key}]"]
             yield from _table(value, f"{name}{key}.")
@@ -67,11 +68,11 @@ def _table(config: Any, name: str) -> Iterator[str]:
 
 def _lines(text: str) -> list[str]:
     return textwrap.wrap(
-        # A long URL or option is copied from here, so it stays in one piece.
         text,
         WIDTH,
         initial_indent="# ",
         subsequent_indent="# ",
+        # A long URL or option is copied from here, so it stays in one piece.
         break_long_words=False,
         break_on_hyphens=False,
     )
@@ -94,6 +95,7 @@ def toml_value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, str | bool):
-        # Above 16 bits JSON escapes by surrogates, which TOML refuses; and it leaves DEL, which TOML does not allow.
+        # ensure_ascii would write characters above 16 bits as pairs of surrogates, which TOML refuses. DEL must be
+        # escaped in TOML, and JSON does not escape it.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)  # numbers, inf and nan are written alike in both languages
