@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from claims_file import CLAIMS, GIVEN, At, Claim, Run, is_within, load, placeholders
+from reports import processor, say
 
 from dcdctl.core import artifacts, files, locks
 from dcdctl.core.errors import DcdError, StaleError
@@ -249,13 +250,11 @@ def planned() -> dict[str, str]:
 
 def machine() -> dict[str, str]:
     """Date, commit and machine of a run."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
     python = platform.python_version()
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": git("describe", "--always", "--dirty=+", "--exclude=*"),
-        "machine": f"{os.cpu_count()} cores, {names[0] if names else platform.processor()}, Python {python}",
+        "machine": f"{os.cpu_count()} cores, {processor()}, Python {python}",
     }
 
 
@@ -335,11 +334,6 @@ def set_line(document: str, table: str, key: str, value: str) -> str:
         body = re.sub(r"^minutes = .*$", rf"\g<0>\n{key} = ", body, flags=re.MULTILINE)
     body = re.sub(rf"^{key} = .*$", lambda _: line, body, flags=re.MULTILINE)
     return head + start + body + separator + tail
-
-
-def say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 def existing(path: str) -> str:

@@ -30,7 +30,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-import evidence_cascade
 import evidence_clip
 import evidence_fair
 import evidence_flickr8k
@@ -42,6 +41,7 @@ import evidence_students
 import evidence_tables
 import evidence_weights
 from evidence_steps import Step
+from reports import commit, processor, say
 
 from dcdctl.core import artifacts
 
@@ -54,7 +54,6 @@ PLANS = {
     "pools": evidence_pools.pools,
     "queries": evidence_students.queries,
     "scenes": evidence_scenes.scenes,
-    "scenes-cascade": evidence_cascade.scenes_cascade,
     "small": evidence_scenes.small,
     "students": evidence_students.students,
     "weights": evidence_weights.weights,
@@ -211,38 +210,19 @@ def select_steps(workspace: Workspace, steps: list[Step], tables: list[str]) -> 
     return list(selected.values())
 
 
-def say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
-
-
 def machine() -> dict[str, str]:
     """Hardware and software of the measurement."""
     import torch
     import transformers
 
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        "",
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    versions = {
+    return {
+        "cpu": processor(),
+        "cores": str(os.cpu_count()),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-    }
-    return {
-        "cpu": cpu or platform.processor(),
-        "cores": str(os.cpu_count()),
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d"),
-        **versions,
     }
 
 
@@ -277,8 +257,6 @@ def main() -> None:
         link = args.work / (f"{name}.json" if name == "karpathy" else name)
         if path is not None and not link.is_symlink():
             link.symlink_to(path.resolve())
-    if args.plan == "fair" and args.karpathy is not None:
-        evidence_fair.write_choosing_split(args.karpathy, args.work / "choosing.json")
     if args.plan == "pools" and args.karpathy is not None:
         evidence_pools.write_inputs(args.karpathy, args.images, args.work)
     if args.plan == "clip-scenes" and not args.tables_only:

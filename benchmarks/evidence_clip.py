@@ -5,8 +5,8 @@ No published CLIP is used. A small CLIPModel of transformers is pretrained here 
 with poorer captions (`web_captions`), as a CLIP is on the web. The target is 1,024 scenes with full captions. Every row
 starts from this model, except the one from random weights, and takes the same images, steps and batches: rows without a
 teacher read the cache of the others, whose pairs decide which images form a batch. Learning rates were chosen on val
-with seed 0, from the same values for every row (table CHOOSING). HOLD_OUT is the same rows on test scenes of the web,
-which they no longer train on.
+with seed 0, from the same values for every row, once (docs/evidence/results/clip-scenes/chosen.md). HOLD_OUT is the
+same rows on test scenes of the web, which they no longer train on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ TEACHER, CACHE, START = "scenes-vilt", "caches/scenes", "runs/start"
 START_MODEL = f"{START}/model"
 PRETRAINING_STEPS, STEPS = 2000, 192
 TABLE, HOLD_OUT = "A small CLIP on 1,024 scenes, 500 test scenes", "The same models on 500 test scenes of the web"
-CHOOSING = "Chosen on 300 val scenes, seed 0"
 INFONCE = sets(loss__terms="{infonce=1.0}", loss__temperature=1.0)
 KL = sets(loss__terms="{infonce=1.0,kl=1.0}", loss__temperature="auto")
 MARGINS = sets()
@@ -59,10 +58,8 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     MARGINS_LABEL: ("margins", (*MARGINS, *ALL)),
 }
 """Name of the runs and changes to recipe demo-dual for each label."""
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-"""Learning rates to choose from."""
-CHOSEN = {**dict.fromkeys(ROWS, 1e-3), TUNED_LORA: 3e-3, TAUGHT_LORA: 3e-3, SCRATCH: 3e-4}
-"""The rate with the highest RSUM on val."""
+RATES = {**dict.fromkeys(ROWS, 1e-3), TUNED_LORA: 3e-3, TAUGHT_LORA: 3e-3, SCRATCH: 3e-4}
+"""The learning rate with the highest RSUM on val."""
 AVERAGED = {TUNED: (0.3, 0.5), TAUGHT: (0.3, 0.5)}
 """Shares of the start in WiSE-FT."""
 AVERAGED_LABEL = "{}, {:g} of the start (WiSE-FT)"
@@ -87,7 +84,7 @@ DIMS = (16, 32, 64, 128, 256)
 
 
 def clip_scenes() -> list[Step]:
-    """The start, the choice of learning rates, and every row for three seeds, the most important rows first."""
+    """The start, and every row for three seeds, the most important rows first."""
     size = sets(counts__train=1024, counts__val=300, counts__test=500)
     pretraining = sets(optimizer__steps=PRETRAINING_STEPS, batch__size=64, model__start="new-0", seed=WEB_SEED)
     steps = [
@@ -98,7 +95,6 @@ def clip_scenes() -> list[Step]:
         _evaluated("start-target", START, "data", (TABLE, ZERO_SHOT, TUNED)),
         _evaluated("start-web", START, "web", (HOLD_OUT, ZERO_SHOT, TUNED)),
     ]
-    steps += [_trained(label, 0, rate) for label in ROWS for rate in RATES]
     steps += [step for seed in SEEDS for label in ROWS for step in _row(label, seed)]
     steps += [step for seed in SEEDS for step in _short_vectors(seed)]
     steps += [
@@ -112,19 +108,13 @@ def clip_scenes() -> list[Step]:
     return [*steps, *_long_scratch()]
 
 
-def _trained(label: str, seed: int, rate: float | None = None) -> Step:
-    """A training of a row at its learning rate, measured on test; or at another one, measured on val."""
+def _trained(label: str, seed: int) -> Step:
+    """A training of a row at its learning rate."""
     name, changes = ROWS[label]
     start = f"new-{seed}" if label == SCRATCH else START_MODEL
-    settings = sets(model__start=start, seed=seed, optimizer__steps=STEPS, optimizer__lr=rate or CHOSEN[label])
+    settings = sets(model__start=start, seed=seed, optimizer__steps=STEPS, optimizer__lr=RATES[label])
     words = ("demo-dual", *TARGET, "--cache", CACHE, *settings, *changes)
-    if rate is None:
-        return Step(f"runs/{name}-{seed}", "distill", words, (CACHE, START), TABLE, label, TUNED, TARGET)
-    out, row = (
-        f"runs/choose-{name}-{rate:g}",
-        (CHOOSING, f"{label}, learning rate {rate:g}", f"{TUNED}, learning rate {RATES[0]:g}"),
-    )
-    return Step(out, "distill", words, (CACHE, START), *row, (*TARGET, "--split", "val"))
+    return Step(f"runs/{name}-{seed}", "distill", words, (CACHE, START), TABLE, label, TUNED, TARGET)
 
 
 def _row(label: str, seed: int) -> Iterator[Step]:

@@ -2,15 +2,14 @@
 Flickr8k.
 
 Teachers and students of a row see the same photos unless its label says otherwise. Settings were chosen on the last
-1,000 photos of train (tables "Chosen on train"), with students and teachers of the photos before them; results are
-reported on val. Teachers and students of one seed belong together; the co-attention has one seed.
+1,000 photos of train, with students and teachers of the photos before them, once and outside of this plan
+(docs/evidence/results/fair/chosen.md); results are reported on val. Teachers and students of one seed belong together;
+the co-attention has one seed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from evidence_steps import SEEDS, Step, sets
 
@@ -19,42 +18,21 @@ ENCODERS = (*FEATURES, *sets(model__vision="vision", model__text="text"))
 ALL = 6000
 SIZES = (500, 1500, ALL)
 """Numbers of photos: the first ones of train."""
-NUM_CHOOSING = 5000
-"""Photos before the last 1,000 of train: settings for 6,000 photos are chosen with students of these."""
 RECIPES = {224: "photos", 288: "photos-large"}
-TABLE, CHOOSING, FUSION = (
-    "Flickr8k, {:,} photos",
-    "Chosen on train, {:,} photos",
-    "Fusion students, 2 layers to 1, fresh negatives",
-)
+TABLE, FUSION = "Flickr8k, {:,} photos", "Fusion students, 2 layers to 1, fresh negatives"
 
-EPOCH_CHOICES = {500: (30, 60, 120, 240), 1500: (20, 40, 80, 160), ALL: (40, 100, 160)}
-"""Epochs of undistilled students to choose from; those chosen are EPOCHS."""
 EPOCHS = {(500, 224): 120, (500, 288): 120, (1500, 224): 80, (1500, 288): 80, (ALL, 224): 100, (ALL, 288): 100}
-DROPOUTS = (0.2, 0.6)
-"""Dropout of undistilled students to choose from, besides the recipes' 0.4, which was chosen for all photos before."""
-SMOOTHINGS = (0.1, 0.2)
-SMOOTHING = dict.fromkeys(SIZES, 0.1)
+"""Undistilled students take these, by number of photos and size of their images."""
+SMOOTHING = 0.1
 TAUGHT_EPOCHS = {500: 480, 1500: 160, ALL: 100}
 """Epochs of distilled students: 480, 800 and 2,300 steps."""
-WITH_INFONCE, KL_ALONE, WARM_KL_ALONE = (
-    "InfoNCE + KL, T = 2, dropout 0.3",
-    "KL alone, T = 1, dropout 0.1",
-    "KL alone, T = 2, dropout 0.1",
-)
-TAUGHT: dict[str, tuple[str, ...]] = {
-    WITH_INFONCE: sets(),
-    KL_ALONE: sets(loss__terms="{kl=4.0}", loss__temperature=1.0, model__dropout=0.1),
-    WARM_KL_ALONE: sets(loss__terms="{kl=4.0}", model__dropout=0.1),
-}
-"""Changes to recipe photos-distilled to choose from."""
+WARM_KL_ALONE = sets(loss__terms="{kl=4.0}", model__dropout=0.1)
+"""Changes to recipe photos-distilled for students of few photos and a teacher of more. Others have its InfoNCE + KL."""
 SELF, SAME, MORE = (
     "self-distillation",
     "dual teacher at 288 px",
     "dual teacher at 288 px, trained on 6,000 photos (more data)",
 )
-TAUGHT_CHOSEN = {(label, size): WITH_INFONCE for label in (SELF, SAME) for size in SIZES}
-TAUGHT_CHOSEN |= {(MORE, 500): WARM_KL_ALONE, (MORE, 1500): WARM_KL_ALONE}
 
 PLAIN, LONG, LARGE = "undistilled, 224 px", "undistilled, 224 px, as many steps as distilled", "undistilled, 288 px"
 SMOOTH = "label smoothing"
@@ -91,25 +69,16 @@ FUSION_LOSSES: dict[str, tuple[str, ...]] = {
 
 
 def fair() -> list[Step]:
-    """The steps that choose settings, then every row of the fair tables, the most important first."""
-    steps = [
-        Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images")),
-        Step("choosing", "prepare", ("--karpathy", "choosing.json", "--images", "images")),
-    ]
-    steps += [step for data in ("choosing", "data") for step in _features(data)]
+    """Every row of the fair tables, the most important first."""
+    steps = [Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images")), *_features()]
     few = [(size, seed) for size in SIZES[:-1] for seed in SEEDS]
     many = [(ALL, seed) for seed in SEEDS]
-    epochs = list(_choose_epochs())
-    steps += [step for step in epochs if not step.out.startswith(f"runs/choose{ALL}")]
     # Teachers of 6,000 photos come before the students of few photos that learn from them.
     steps += [step for photos in (*few, *many) for step in _undistilled_rows(*photos)]
-    steps += [*_choose_distilled(SIZES[0]), *(step for photos in few for step in _distilled_rows(*photos))]
-    for size in SIZES[:-1]:
-        steps += [*_choose_regularization(size), *(step for seed in SEEDS for step in _regularized_rows(size, seed))]
+    steps += [step for photos in few for step in _distilled_rows(*photos)]
+    steps += [step for size, seed in few for step in _regularized_rows(size, seed)]
     steps += [step for photos in many for step in _distilled_rows(*photos)]
-    steps += _choose_distilled(SIZES[1])
     steps += [step for rows in (_more_teacher_rows, _co_attention_rows) for photos in few for step in rows(*photos)]
-    steps += [*_choose_regularization(ALL), *epochs]
     steps += [
         step
         for rows in (_regularized_rows, _more_teacher_rows, _co_attention_rows)
@@ -120,41 +89,30 @@ def fair() -> list[Step]:
     return list({step.out: step for step in steps}.values())
 
 
-def write_choosing_split(karpathy: Path, target: Path) -> None:
-    """Write Karpathy's JSON of train alone, whose last 1,000 photos are val."""
-    document = json.loads(karpathy.read_text())
-    train = [image for image in document["images"] if image["split"] == "train"]
-    images = [{**image, "split": "train" if index < NUM_CHOOSING else "val"} for index, image in enumerate(train)]
-    target.write_text(json.dumps({**document, "images": images}))
+def _photos(size: int) -> tuple[str, ...]:
+    """The first photos of train."""
+    return ("--data", "data", *(() if size == ALL else ("--max-images", str(size))))
 
 
-def _photos(data: str, size: int) -> tuple[str, ...]:
-    """The first photos of train; all 6,000 are 5,000 while settings are chosen."""
-    return ("--data", data, *(() if size == ALL else ("--max-images", str(size))))
+VAL = ("--data", "data", *FEATURES, "--split", "val")
 
 
-def _val(data: str) -> tuple[str, ...]:
-    return ("--data", data, *FEATURES, "--split", "val")
-
-
-def _features(data: str) -> Iterator[Step]:
+def _features() -> Iterator[Step]:
     """One training step for each set of features, so that their cost is charged to no row."""
     for size in SIZES:
         for pixels, recipe in RECIPES.items():
-            words = (recipe, *_photos(data, size), *ENCODERS, *sets(optimizer__steps=1))
-            yield Step(_features_of(data, size, pixels), "distill", words, (data,), measure=_val(data))
+            words = (recipe, *_photos(size), *ENCODERS, *sets(optimizer__steps=1))
+            yield Step(_features_of(size, pixels), "distill", words, ("data",), measure=VAL)
 
 
-def _features_of(data: str, size: int, pixels: int) -> str:
-    return f"runs/features-{data}-{size}-{pixels}"
+def _features_of(size: int, pixels: int) -> str:
+    return f"runs/features-data-{size}-{pixels}"
 
 
-def _undistilled(
-    size: int, pixels: int, words: Iterable[str], name: str, row: tuple[str, str, str], data: str, seed: int
-) -> Step:
+def _undistilled(size: int, pixels: int, words: Iterable[str], name: str, row: tuple[str, str, str], seed: int) -> Step:
     """A dual encoder that learns from the photos alone; `row` is table, label and base."""
-    arguments = (RECIPES[pixels], *_photos(data, size), *ENCODERS, *sets(seed=seed), *words)
-    return Step(f"runs/{name}-{seed}", "distill", arguments, (_features_of(data, size, pixels),), *row, _val(data))
+    arguments = (RECIPES[pixels], *_photos(size), *ENCODERS, *sets(seed=seed), *words)
+    return Step(f"runs/{name}-{seed}", "distill", arguments, (_features_of(size, pixels),), *row, VAL)
 
 
 def _distilled(
@@ -163,7 +121,6 @@ def _distilled(
     words: Iterable[str],
     name: str,
     row: tuple[str, str, str],
-    data: str,
     seed: int,
 ) -> Step:
     """A dual encoder at 224 px that learns from dual teachers, or from caches of other teachers."""
@@ -171,56 +128,9 @@ def _distilled(
         word for teacher in teachers for word in ("--cache" if teacher.startswith("caches/") else "--teacher", teacher)
     )
     settings = sets(seed=seed, optimizer__epochs=TAUGHT_EPOCHS[size])
-    arguments = ("photos-distilled", *taught, *_photos(data, size), *ENCODERS, *settings, *words)
-    needs = (*teachers, _features_of(data, size, 224))
-    return Step(f"runs/{name}-{seed}", "distill", arguments, needs, *row, _val(data))
-
-
-def _choose_epochs() -> Iterator[Step]:
-    """Undistilled students of seed 0 on the photos before the last 1,000 of train, measured on these 1,000."""
-    for pixels in RECIPES:
-        for size in SIZES:
-            table, base = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs"
-            # All photos at 288 px take as many epochs as at 224 px: the other two numbers of photos do.
-            for epochs in EPOCH_CHOICES[size] if (size, pixels) != (ALL, 288) else (EPOCHS[size, pixels],):
-                row = (table, f"undistilled, {pixels} px, {epochs} epochs", base)
-                name = f"choose{size}-{pixels}-{epochs}"
-                yield _undistilled(size, pixels, sets(optimizer__epochs=epochs), name, row, "choosing", 0)
-
-
-def _choose_regularization(size: int) -> Iterator[Step]:
-    """Dropout and label smoothing, chosen as the epochs are."""
-    table, base, epochs = (
-        CHOOSING.format(size),
-        f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs",
-        EPOCHS[size, 224],
-    )
-    changes = {
-        **{f"label smoothing {value}": sets(loss__label_smoothing=value) for value in SMOOTHINGS},
-        **{f"dropout {value}": sets(model__dropout=value) for value in DROPOUTS if size != ALL},
-    }
-    for index, (change, words) in enumerate(changes.items()):
-        row = (table, f"undistilled, 224 px, {epochs} epochs, {change}", base)
-        yield _undistilled(
-            size, 224, (*sets(optimizer__epochs=epochs), *words), f"choose{size}-change{index}", row, "choosing", 0
-        )
-
-
-def _choose_distilled(size: int) -> Iterator[Step]:
-    """Distilled students of few photos, as in `_choose_epochs`; for all photos the recipe's settings were chosen so
-    before."""
-    table, base = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs"
-    teachers = {
-        SELF: f"runs/choose{size}-224-{EPOCHS[size, 224]}-0",
-        SAME: f"runs/choose{size}-288-{EPOCHS[size, 288]}-0",
-        MORE: f"runs/choose{ALL}-288-{EPOCHS[ALL, 288]}-0",
-    }
-    for kind, (label, teacher) in enumerate(teachers.items()):
-        for index, (change, words) in enumerate(TAUGHT.items()):
-            if change == KL_ALONE and size != SIZES[0]:
-                continue  # it was the best for none of the teachers of 500 photos
-            row = (table, f"{label}: {change}", base)
-            yield _distilled(size, (teacher,), words, f"choose{size}-taught{kind}{index}", row, "choosing", 0)
+    arguments = ("photos-distilled", *taught, *_photos(size), *ENCODERS, *settings, *words)
+    needs = (*teachers, _features_of(size, 224))
+    return Step(f"runs/{name}-{seed}", "distill", arguments, needs, *row, VAL)
 
 
 def _row(size: int, label: str) -> tuple[str, str, str]:
@@ -235,7 +145,7 @@ def _undistilled_rows(size: int, seed: int) -> Iterator[Step]:
     """No teacher; the students at 288 px are the dual teachers of other rows."""
     for pixels, label, name in ((224, PLAIN, "plain"), (288, LARGE, "large")):
         words = sets(optimizer__epochs=EPOCHS[size, pixels])
-        yield _undistilled(size, pixels, words, f"{name}{size}", _row(size, label), "data", seed)
+        yield _undistilled(size, pixels, words, f"{name}{size}", _row(size, label), seed)
 
 
 def _distilled_rows(size: int, seed: int) -> Iterator[Step]:
@@ -243,29 +153,27 @@ def _distilled_rows(size: int, seed: int) -> Iterator[Step]:
     teachers = {SELF: f"runs/plain{size}-{seed}", SAME: _large(size, seed), MORE: _large(ALL, seed)}
     for index, (label, teacher) in enumerate(teachers.items()):
         if label != MORE or size != ALL:
-            words = TAUGHT[TAUGHT_CHOSEN[label, size]]
-            yield _distilled(size, (teacher,), words, f"taught{size}-{index}", _row(size, label), "data", seed)
+            words = WARM_KL_ALONE if label == MORE else ()
+            yield _distilled(size, (teacher,), words, f"taught{size}-{index}", _row(size, label), seed)
 
 
 def _regularized_rows(size: int, seed: int) -> Iterator[Step]:
     """Label smoothing, and as many steps as the distilled students take."""
-    words = sets(optimizer__epochs=EPOCHS[size, 224], loss__label_smoothing=SMOOTHING[size])
-    yield _undistilled(size, 224, words, f"smooth{size}", _row(size, SMOOTH), "data", seed)
+    words = sets(optimizer__epochs=EPOCHS[size, 224], loss__label_smoothing=SMOOTHING)
+    yield _undistilled(size, 224, words, f"smooth{size}", _row(size, SMOOTH), seed)
     if EPOCHS[size, 224] != TAUGHT_EPOCHS[size]:
         words = sets(optimizer__epochs=TAUGHT_EPOCHS[size])
-        yield _undistilled(size, 224, words, f"long{size}", _row(size, LONG), "data", seed)
+        yield _undistilled(size, 224, words, f"long{size}", _row(size, LONG), seed)
 
 
 def _more_teacher_rows(size: int, seed: int) -> Iterator[Step]:
     """Dynamic weights, and other teachers."""
-    chosen = TAUGHT[TAUGHT_CHOSEN[SAME, size]]
-    terms = "{dcd-kl=4.0}" if TAUGHT_CHOSEN[SAME, size] != WITH_INFONCE else "{infonce=1.0,dcd-kl=4.0}"
-    dynamic = (*chosen, *sets(loss__terms=terms))
-    yield _distilled(size, (_large(size, seed),), dynamic, f"dynamic{size}", _row(size, DYNAMIC), "data", seed)
+    dynamic = sets(loss__terms="{infonce=1.0,dcd-kl=4.0}")
+    yield _distilled(size, (_large(size, seed),), dynamic, f"dynamic{size}", _row(size, DYNAMIC), seed)
     three = tuple(_large(size, each) for each in SEEDS)
-    yield _distilled(size, three, chosen, f"ensemble{size}", _row(size, ENSEMBLE), "data", seed)
+    yield _distilled(size, three, (), f"ensemble{size}", _row(size, ENSEMBLE), seed)
     for index, (label, teacher) in enumerate(BETTER_TEACHERS.items()):
-        yield _distilled(size, (teacher,), chosen, f"better{size}-{index}", _row(size, label), "data", seed)
+        yield _distilled(size, (teacher,), (), f"better{size}-{index}", _row(size, label), seed)
 
 
 def _co_attention_rows(size: int, seed: int) -> Iterator[Step]:
@@ -274,13 +182,12 @@ def _co_attention_rows(size: int, seed: int) -> Iterator[Step]:
     cache = f"caches/pair{size}-0"
     if seed == SEEDS[0]:
         large = _large(size, 0)
-        words = ("photos-teacher", *_photos("data", size), *ENCODERS, *sets(seed=0, model__dual_init=large))
-        row, measure = _row(size, PAIR_ITSELF), (*_val("data"), "--depth", "50")
+        words = ("photos-teacher", *_photos(size), *ENCODERS, *sets(seed=0, model__dual_init=large))
+        row, measure = _row(size, PAIR_ITSELF), (*VAL, "--depth", "50")
         pair = Step(f"runs/pair{size}-0", "finetune-teacher", words, (large,), *row, measure, measured=large)
-        scoring = (*_photos("data", size), *FEATURES, "--teacher", pair.out, "--recipe", "photos-distilled")
+        scoring = (*_photos(size), *FEATURES, "--teacher", pair.out, "--recipe", "photos-distilled")
         yield from (pair, Step(cache, "cache-teacher", scoring, (pair.out,)))
-    chosen = TAUGHT[TAUGHT_CHOSEN[SAME, size]]
-    yield _distilled(size, (cache,), chosen, f"paired{size}", _row(size, PAIR), "data", seed)
+    yield _distilled(size, (cache,), (), f"paired{size}", _row(size, PAIR), seed)
 
 
 def _fusion_rows(seed: int) -> Iterator[Step]:
@@ -301,5 +208,5 @@ def _fusion_rows(seed: int) -> Iterator[Step]:
             *sets(seed=seed),
             *words,
         )
-        measure = (*_val("data"), "--depth", "20")
+        measure = (*VAL, "--depth", "20")
         yield Step(f"runs/fusion{index}-{seed}", "distill", arguments, (cache, plain), *row, measure, measured=plain)

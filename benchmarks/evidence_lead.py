@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+import reports
 from evidence_steps import Step
 from evidence_tables import plt, read, rows_of, training_seconds
 
@@ -53,8 +54,7 @@ class Row:
 def write(steps: list[Step], results: Path) -> str:
     """Write lead.md, time.png and pairs.png, and return the table."""
     rows = list(lead_rows(steps, results))
-    lines = [HEADS, ("---",) * len(HEADS), *map(_cells, rows)]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    table = reports.table(HEADS, [_cells(row) for row in rows]) + "\n"
     title = next(step.table for step in steps if step.table)
     (results / "lead.md").write_text(f"### {title}\n\n{table}")
     _plot(rows, "ms", f"ms per query over {GALLERY:,} images", results / "time.png")

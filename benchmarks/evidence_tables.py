@@ -15,6 +15,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import matplotlib as mpl
+import reports
 from evidence_steps import Step
 
 from dcdctl.core import artifacts
@@ -60,9 +61,7 @@ def write(
             for (title, label), members in groups.items()
             if title == table
         ]
-        rule = ["---" for _ in HEADS]
-        lines = ["| " + " | ".join(cells) + " |" for cells in (HEADS, rule, *rows)]
-        parts.append(f"### {table}\n\n" + "\n".join(lines) + "\n")
+        parts.append(f"### {table}\n\n{reports.table(HEADS, rows)}\n")
     if parts_of:
         parts.append(_parts_table(parts_of, compared))
     document = "\n".join(parts)
@@ -117,8 +116,7 @@ def _parts_table(parts_of: Mapping[str, Mapping[str, tuple[str, str]]], compared
     """A row for each part of a gain and a column for each table: the difference in RSUM with its interval."""
     names = dict.fromkeys(part for parts in parts_of.values() for part in parts)
     rows = [[part, *(_difference(compared.get(f"{table} / {part}")) for table in parts_of)] for part in names]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (["", *parts_of], ["---"] * (len(parts_of) + 1), *rows)]
-    return "### Parts of the gain\n\n" + "\n".join(lines) + "\n"
+    return f"### Parts of the gain\n\n{reports.table(['', *parts_of], rows)}\n"
 
 
 def _difference(compared: dict[str, Any] | None) -> str:

@@ -38,12 +38,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
 import gpu_parts as parts
 import gpu_students as students
 from gpu_machine import COLUMNS, Machine, Row
 from gpu_models import SIZES
-from side_by_side import facts, say, table
+from reports import facts, say, table
 
 from dcdctl.core import devices
 

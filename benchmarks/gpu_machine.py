@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -14,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_models import MAKERS, Size
+from reports import peak_mib, reset_peak
 
 import dcdctl
 from dcdctl.core import devices
-from dcdctl.core.bench.cold_start import peak_rss_mib
 from dcdctl.core.data import Corpus, describe_scenes
 from dcdctl.core.devices import Compute
 from dcdctl.core.scoring import CorpusSource, score_pairs
@@ -122,13 +121,8 @@ def relative(found: Any, expected: Any) -> float:
 def with_peak(machine: Machine, work: Callable[[], Any]) -> tuple[Any, float]:
     """The result of the work, and the most memory meanwhile in MiB: allocated on the GPU, or resident in this
     process."""
-    if machine.is_gpu:
-        torch.cuda.reset_peak_memory_stats(machine.device)
-        result = work()
-        return result, torch.cuda.max_memory_allocated(machine.device) / 2**20
-    with suppress(OSError):  # without Linux's file the peak is that since the start
-        Path("/proc/self/clear_refs").write_text("5")
-    return work(), peak_rss_mib()
+    reset_peak(machine.device)
+    return work(), peak_mib(machine.device)
 
 
 def scoring(scorer: Any, corpus: Corpus, image_P: Any, text_P: Any) -> Callable[[Compute], Any]:

@@ -17,18 +17,15 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from reports import facts, peak_mib, say, table
 from torch import Tensor
 from torch.nn.functional import normalize
-
-sys.path.insert(0, str(Path(__file__).parent))
-from scoring import peak_mib
-from side_by_side import Spent, facts, ratios, say, spent, table
 
 from dcdctl.core import devices
 from dcdctl.core.models.networks.maxsim import all_maxsims
@@ -89,10 +86,12 @@ def one(way: str, shape: str, step: str, args: argparse.Namespace) -> dict[str, 
         return found
 
     work(*made("8x4x8x4x8", device))  # its imports
-    inputs, kept = made(shape, device), dict[str, list[float]]()
+    inputs = made(shape, device)
     before = peak_mib(device)
-    time = spent(lambda: kept.update(found=work(*inputs)))
-    return {"wall": time.wall, "processor": time.processor, "found": kept["found"], "mib": peak_mib(device) - before}
+    wall, processor = time.perf_counter(), time.process_time()
+    found = work(*inputs)
+    spent = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+    return {**spent, "found": found, "mib": peak_mib(device) - before}
 
 
 def compare(shape: str, step: str, args: argparse.Namespace) -> tuple[list[list[str]], dict[str, Any]]:
@@ -114,17 +113,19 @@ def compare(shape: str, step: str, args: argparse.Namespace) -> tuple[list[list[
         for value, number in zip(rounds[0]["found"], expected, strict=True):
             if abs(value - number) > TOLERANCE * abs(number):
                 raise SystemExit(f"{way} has other scores or gradients: {rounds[0]['found']}, dcdctl has {expected}")
-    factor = ratios(
-        {way: [Spent(each["wall"], each["processor"]) for each in rounds] for way, rounds in results.items()}, OURS
-    )
+
+    def ratio(rounds: list[dict[str, Any]], clock: str) -> float:
+        """How many times as long a way takes as ours; a median over rounds."""
+        return median(theirs[clock] / ours[clock] for theirs, ours in zip(rounds, results[OURS], strict=True))
+
     rows = [
         [
             shape.replace("x", " x "),
             step,
             way,
             f"{median(each['processor'] for each in rounds):.2f} s",
-            f"{factor[way].processor:.2f}",
-            f"{factor[way].wall:.2f}",
+            f"{ratio(rounds, 'processor'):.2f}",
+            f"{ratio(rounds, 'wall'):.2f}",
             f"{median(each['mib'] for each in rounds):,.0f} MiB",
         ]
         for way, rounds in results.items()

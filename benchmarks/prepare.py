@@ -1,16 +1,13 @@
 """Rate and memory of `dcdctl prepare`, and the time to read a random image back.
 
-    python benchmarks/prepare.py OUT [--images 20000] [--photos ZIP] [--forms folder zip tar] [--sides 0 384]
-        [--repeats 2] [--workers N]
-                                  [--before CHECKOUT]
+    python benchmarks/prepare.py OUT [--images 20000] [--photos ZIP] [--sides 0 384] [--repeats 2]
+        [--workers N]
 
 The input is JPEGs of 640 x 480 pixels: enlarged photos of a zip, or made-up images with detail at every scale. No two
-files are equal. Each form is written below OUT, `dcdctl prepare --csv` runs on it and is timed from start to end, and
+files are equal. They are written below OUT, `dcdctl prepare --csv` runs on them and is timed from start to end, and
 everything is removed again. A side of 0 keeps the files unchanged. Rates are the best of the repeats. Memory is the
-maximum of the sum over the command and its workers, where shared pages count for each process. With `--before` another
-checkout of dcdctl prepares the same images in turns, and the ratio is the median over the repeats of its processor time
-to that of this one. Reading covers 1,000 random images in one process, with the files in the system's cache. Ends with
-one JSON line.
+maximum of the sum over the command and its workers, where shared pages count for each process. Reading covers 1,000
+random images in one process, with the files in the system's cache. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -19,17 +16,15 @@ import argparse
 import io
 import json
 import os
-import platform
 import random
 import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +32,7 @@ from typing import Any
 import numpy as np
 import PIL
 from PIL import Image
+from reports import commit, processor
 
 from dcdctl.core.data import Corpus
 
@@ -45,7 +41,7 @@ JPEG_QUALITY = 90
 NUM_DISTINCT = 500
 """Images that are encoded; further files repeat them with another JPEG comment."""
 MiB = 2**20
-HERE = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def made_up(seed: int) -> Image.Image:
@@ -89,33 +85,6 @@ def files(jpegs: list[bytes], count: int) -> Iterator[tuple[str, bytes]]:
         yield f"{i:07}.jpg", data[:2] + b"\xff\xfe\x00\x0a" + f"{i:08}".encode() + data[2:]
 
 
-def write_folder(path: Path, content: Iterator[tuple[str, bytes]]) -> None:
-    path.mkdir()
-    for name, data in content:
-        (path / name).write_bytes(data)
-
-
-def write_zip(path: Path, content: Iterator[tuple[str, bytes]]) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in content:
-            archive.writestr(name, data)
-
-
-def write_tar(path: Path, content: Iterator[tuple[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, data in content:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
-FORMS: dict[str, tuple[str, Callable[[Path, Iterator[tuple[str, bytes]]], None]]] = {
-    "folder": ("images", write_folder),
-    "zip": ("images.zip", write_zip),
-    "tar": ("images.tar", write_tar),
-}
-
-
 @dataclass(frozen=True)
 class Run:
     """Time and memory of one run of the command."""
@@ -126,8 +95,8 @@ class Run:
     processor_seconds: float
 
 
-def prepare(checkout: Path, images: Path, pairs: Path, out: Path, side_px: int, workers: int) -> Run:
-    """Run the command of a checkout, and sample its processes while it runs."""
+def prepare(images: Path, pairs: Path, out: Path, side_px: int, workers: int) -> Run:
+    """Run the command, and sample its processes while it runs."""
     command = [
         sys.executable,
         "-m",
@@ -146,7 +115,7 @@ def prepare(checkout: Path, images: Path, pairs: Path, out: Path, side_px: int, 
     # Python looks for the package in the working directory first.
     with (
         tempfile.TemporaryFile() as messages,
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages, cwd=checkout) as process,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages, cwd=ROOT) as process,
     ):
         while process.poll() is None:
             tree = processes_below(process.pid)
@@ -205,37 +174,29 @@ def summary(runs: list[Run], num_images: int) -> dict[str, Any]:
     }
 
 
-def measure(options: argparse.Namespace, form: str, jpegs: list[bytes]) -> dict[str, Any]:
-    """Measurements of one form, by side."""
-    name, write = FORMS[form]
-    images, pairs, out = options.out / name, options.out / "pairs.csv", options.out / "corpus"
-    write(images, files(jpegs, options.images))
+def measure(options: argparse.Namespace, jpegs: list[bytes]) -> dict[str, Any]:
+    """Measurements by side."""
+    images, pairs, out = (options.out / name for name in ("images", "pairs.csv", "corpus"))
+    images.mkdir()
+    for name, data in files(jpegs, options.images):
+        (images / name).write_bytes(data)
+    lines = [f"{i:07}.jpg,caption {j} of {i}\n" for i in range(options.images) for j in range(5)]
+    pairs.write_text("image,caption\n" + "".join(lines))
     results: dict[str, Any] = {}
     for side_px in options.sides:
-        checkouts = {"now": HERE} | ({} if options.before is None else {"before": options.before.resolve()})
-        runs: dict[str, list[Run]] = {name: [] for name in checkouts}
+        runs = []
         for _ in range(options.repeats):
-            for name, checkout in reversed(checkouts.items()):
-                shutil.rmtree(out, ignore_errors=True)
-                runs[name].append(prepare(checkout, images, pairs, out, side_px, options.workers))
-        row = summary(runs["now"], options.images)
-        if "before" in runs:
-            row["before"] = summary(runs["before"], options.images)
-            ratios = [
-                old.processor_seconds / new.processor_seconds
-                for old, new in zip(runs["before"], runs["now"], strict=True)
-            ]
-            row["processor_ratio"] = round(statistics.median(ratios), 2)
+            shutil.rmtree(out, ignore_errors=True)
+            runs.append(prepare(images, pairs, out, side_px, options.workers))
+        row = summary(runs, options.images)
         row |= {f"random_{part}_ms": random_read_ms(out, decoded=part == "pixels") for part in ("bytes", "pixels")}
         side = f"{side_px} px" if side_px else "original size"
         results[side] = row
-        sys.stdout.write(f"{form}, {side}: {row}\n")
+        sys.stdout.write(f"{side}: {row}\n")
         sys.stdout.flush()
     shutil.rmtree(out)
-    if images.is_dir():
-        shutil.rmtree(images)
-    else:
-        images.unlink()
+    shutil.rmtree(images)
+    pairs.unlink()
     return results
 
 
@@ -244,7 +205,6 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--photos", type=Path)
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--sides", nargs="+", type=int, default=[0, 384])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument(
@@ -252,15 +212,11 @@ def main() -> None:
         type=int,
         default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     )
-    parser.add_argument("--before", type=Path, help="another checkout of dcdctl, measured in turns")
     options = parser.parse_args()
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     jpegs = distinct_jpegs(options.photos)
-    lines = [f"{i:07}.jpg,caption {j} of {i}\n" for i in range(options.images) for j in range(5)]
-    (options.out / "pairs.csv").write_text("image,caption\n" + "".join(lines))
-    results = {form: measure(options, form, jpegs) for form in options.forms}
-    (options.out / "pairs.csv").unlink()
+    results = measure(options, jpegs)
     setting = {
         "images": options.images,
         "workers": options.workers,
@@ -268,19 +224,6 @@ def main() -> None:
     }
     setting |= {"content": "made up" if options.photos is None else "photos", "pillow": PIL.__version__}
     sys.stdout.write(json.dumps({"machine": processor(), "commit": commit(), **setting, "results": results}) + "\n")
-
-
-def processor() -> str:
-    """The name of the processor."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor()
-
-
-def commit() -> str:
-    """The measured commit, with a + if files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -28,10 +28,8 @@ from typing import Any
 
 import torch
 import transformers
+from reports import facts, say, table
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent))
-from side_by_side import facts, say, table
 
 from dcdctl.core import models
 from dcdctl.core.models.networks.query_text import QueryText

@@ -1,7 +1,7 @@
-"""Counts for docs/evidence/reliability.md: kills, damaged files, full disks, wrong places, hostile files, wrong command
-lines and damaged claims, on tiny artifacts.
+"""Counts for docs/evidence/reliability.md: kills, damaged files, full disks, wrong places, hostile files and wrong
+command lines, on tiny artifacts.
 
-    python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills damages disks places files lines claims]
+    python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills damages disks places files lines]
         [--jobs "distill, pool" ...] [--json]
 
 `--jobs` limits kills, disks and places to some commands of `reliability_trials.Stage`.
@@ -45,7 +45,6 @@ import numpy as np
 from damage import Artifact, as_new_process, damages, digest_of
 from every_command import without_root
 from reliability_cases import command_lines, hostile_files
-from reliability_claims import claims_of_pages
 from reliability_trials import CPU, GOOD, OUTCOMES, Ended, Job, Part, Stage, Trial, dcdctl, in_fork, outcome_of, trained
 from test_corruption import KINDS
 
@@ -270,7 +269,6 @@ PARTS: dict[str, tuple[Part, int]] = {
     "places": (wrong_places, len(PLACES)),
     "files": (hostile_files, 120),
     "lines": (command_lines, 200),
-    "claims": (claims_of_pages, 15),
 }
 """What is tried, and the number of trials per row, or of cases of a table."""
 

@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from reports import peak_mib, processor, reset_peak
 from torch import Tensor
 from transformers import (
     BlipConfig,
@@ -54,7 +52,6 @@ from plain_scores import plain_score
 RELEASED_TEXT_LEN = 40
 PLAIN_BATCH = 4
 """Pairs in one plain forward pass; larger batches were not faster on a CPU."""
-MiB = 2**20
 GIGA = 1e9
 
 
@@ -172,7 +169,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for _ in range(options.repeats):
         for variant, (work, _) in variants.items():
-            seconds[variant].append(timed(work, device))
+            seconds[variant].append(devices.timed(work, device)[0])
     giga = {variant: count_flops(work) / 2 / GIGA / count for variant, (work, count) in variants.items()}
     rates = {variant: count / statistics.median(seconds[variant]) for variant, (_, count) in variants.items()}
     difference = (scores["factorized"][: options.plain_pairs] - scores["plain"]).abs().max().item()
@@ -214,40 +211,6 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def reset_peak(device: torch.device) -> None:
-    """Restart the measurement of peak memory, if the system supports it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif (file := Path("/proc/self/clear_refs")).exists():
-        file.write_text("5", encoding="ascii")
-
-
-def peak_mib(device: torch.device) -> float:
-    """Peak memory since the last reset, including the weights; since the start of the process if the peak cannot be
-    reset."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MiB
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MiB if sys.platform == "darwin" else 1024)
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +39,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from reports import commit, say
 
 from dcdctl.core import config as config_module
 from dcdctl.core import devices
@@ -268,14 +268,6 @@ def show(results: list[dict[str, Any]]) -> None:
         say("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
 
-def commit() -> str | None:
-    """The measured commit; None outside of a repository."""
-    process = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return process.stdout.strip() or None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
@@ -307,11 +299,6 @@ def main() -> None:
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     sys.stdout.write(json.dumps({"machine": devices.describe(torch.device("cpu")), **facts, "results": results}) + "\n")
-
-
-def say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

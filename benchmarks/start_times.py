@@ -33,6 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from reports import table
+
 HERE = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "onnxruntime", "pandas", "matplotlib", "torchvision", "scipy")
 # The names are written when the command has ended, so that looking for them is not in its imports.
@@ -195,8 +197,8 @@ def _start(checkout: Checkout, words: list[str]) -> Start:
 
 
 def _show(found: dict[tuple[str, str], list[Start]], names: list[str], ways: list[str]) -> None:
-    columns = [f"{kind}, {way}" for way in reversed(ways) for kind in ("processor time", "by the clock")]
-    lines = [["command", *columns, "heavy packages"]]
+    times = [f"{kind}, {way}" for way in reversed(ways) for kind in ("processor time", "by the clock")]
+    columns, lines = ["command", *times, "heavy packages"], []
     for name in names:
         cells = [
             f"{median(getattr(start, kind) for start in found[name, way]):.2f} s"
@@ -204,12 +206,8 @@ def _show(found: dict[tuple[str, str], list[Start]], names: list[str], ways: lis
             for kind in ("processor_s", "wall_s")
         ]
         lines.append([f"`{name}`", *cells, ", ".join(found[name, "now"][0].heavy) or "none"])
-    for number, line in enumerate(lines):
-        sys.stdout.write(f"| {' | '.join(line)} |\n" + ("|---" * len(line) + "|\n" if not number else ""))
-    sys.stdout.write(
-        f"{len(os.sched_getaffinity(0))} cores, load of {os.getloadavg()[1]:.1f}, OMP_NUM_THREADS "
-        f"{os.environ.get('OMP_NUM_THREADS')}\n"
-    )
+    sys.stdout.write(f"{table(columns, lines)}\n{len(os.sched_getaffinity(0))} cores, ")
+    sys.stdout.write(f"load of {os.getloadavg()[1]:.1f}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS')}\n")
 
 
 if __name__ == "__main__":

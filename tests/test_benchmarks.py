@@ -9,11 +9,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import random
-import re
 import shlex
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,8 +20,7 @@ import pytest
 from paths import DOCS, ROOT, SUPPORT
 from typed_commands import parse
 
-from dcdctl.core import artifacts, models
-from dcdctl.core.data import scenes
+from dcdctl.core import artifacts
 from dcdctl.core.training import load_recipe
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -35,7 +32,6 @@ PLANS = [
     "pools",
     "queries",
     "scenes",
-    "scenes-cascade",
     "small",
     "students",
     "weights",
@@ -157,37 +153,6 @@ def test_a_benchmark_finds_every_name_it_imports(path):
     assert wrong_calls(tree) == set()
 
 
-@pytest.mark.parametrize(
-    ("code", "missing"),
-    [
-        ("from dcdctl.core.data import Corpus, Korpus", {"dcdctl.core.data.Korpus"}),
-        ("from dcdctl.core.absent import build", {"dcdctl.core.absent.build"}),
-        ("import dcdctl.cli.app\nimport dcdctl.cli.absent", {"dcdctl.cli.absent"}),
-        ("from dcdctl.core import models as m\nm.load_dual\nm.load_duel(1)", {"m.load_duel"}),
-        (
-            "def main():\n    from dcdctl.core.data import Corpus\n    Corpus.open(1)\n    Corpus.opened",
-            {"Corpus.opened"},
-        ),
-    ],
-)
-def test_a_renamed_name_is_found(code, missing):
-    assert missing_names(ast.parse(code)) == missing
-
-
-def test_a_changed_call_is_found():
-    code = (
-        "from dcdctl.core import devices, models\n"
-        "devices.Compute(batch_size=1)\ndevices.Compute(batchsize=1)\nmodels.load_dual(*range(9), 1, 2, 3, 4)"
-    )
-    assert {line.partition(":")[0] for line in wrong_calls(ast.parse(code))} == {"devices.Compute", "models.load_dual"}
-
-
-def test_a_name_that_a_neighbour_lost_is_found():
-    assert missing_local_names(ast.parse("from scoring import plain, fancy\nfrom official import load")) == {
-        "scoring.fancy"
-    }
-
-
 @pytest.fixture(scope="module")
 def evidence():
     """The script that runs the plans; its imports need the folder of the benchmarks on the path."""
@@ -281,39 +246,6 @@ def test_times_come_last_and_are_published_beside_the_results_of_their_run(evide
     published = tmp_path / "results" / "students" / last.short
     assert artifacts.read_document(published / "bench.json") == {"student": {}}
     assert artifacts.read_document(published / "result.json") == {"data": "data"}
-
-
-@pytest.fixture(scope="module")
-def evidence_clip(evidence):
-    """The plan clip-scenes, whose inputs are made by code of its own."""
-    return importlib.import_module("evidence_clip")
-
-
-def test_captions_of_the_web_name_objects_of_the_scene_and_nothing_else(evidence_clip):
-    num_objects = []
-    for item in islice(scenes.describe_scenes(7, "train"), 200):
-        there = {f"{thing.color} {thing.shape}" for thing in item.scene.objects}
-        for caption in evidence_clip.web_captions(random.Random(len(num_objects)), item):
-            named = [re.sub("^an? ", "", name) for name in caption.split(" and ")]
-            assert set(named) <= there
-            num_objects.append(len(named))
-    assert len(num_objects) == 1000
-    # One, two, two or three objects, equally often.
-    assert sum(num_objects) / 1000 == pytest.approx(2, abs=0.1)
-
-
-def test_a_new_clip_knows_the_words_of_scenes_and_differs_between_seeds(evidence_clip, tmp_path):
-    words = [
-        statement.text for item in islice(scenes.describe_scenes(0, "train"), 200) for statement in item.statements
-    ]
-    others = [statement.text for item in islice(scenes.describe_scenes(1, "test"), 20) for statement in item.statements]
-    for seed in (0, 1):
-        evidence_clip.write_new_clip(tmp_path / str(seed), words, seed)
-    first, second = (models.load_dual(str(tmp_path / str(seed))) for seed in (0, 1))
-    tokens = first.preprocess.tokenizer(others)["input_ids"]
-    assert first.preprocess.tokenizer.unk_token_id not in {token for each in tokens for token in each}
-    assert max(map(len, tokens)) <= evidence_clip.NUM_TOKENS
-    assert first.digest != second.digest
 
 
 def values_of(flag: str, words: tuple[str, ...]) -> list[str]:

@@ -374,10 +374,6 @@ def test_a_second_run_in_the_same_folder_is_refused(claims, made, capsys):
     assert re.fullmatch(r"error: another run is writing to \S+work; .*\n", capsys.readouterr().err)
 
 
-def test_a_folder_with_a_blank_in_its_name(claims, made):
-    assert claims.main(["--work", str(made / "my work"), "--only", "made"]) == 0
-
-
 @pytest.mark.parametrize("words", [["--work", "page.md"], ["--vision", "absent"], ["--only", "absent"]])
 def test_a_wrong_option_of_the_command_is_told(claims, made, monkeypatch, capsys, words):
     monkeypatch.chdir(made)
@@ -443,15 +439,3 @@ def test_a_value_is_shown_as_the_pages_show_it(claims, value, spec, shown):
 )
 def test_a_value_is_near_by_an_amount_or_a_share(claims, measured, tolerance, is_within):
     assert claims.is_within(measured, 100.0, tolerance) is is_within
-
-
-@pytest.mark.parametrize(
-    ("text", "numbers"),
-    [
-        ("R@1 of 43.8 at 270x, +3.7 (0.6 to 6.9) for 1,000 images.", ["43.8", "270x", "+3.7", "0.6", "6.9", "1,000"]),
-        ("ViT-L/14, BLIP-2, Flickr30K, R@1/5/10 and `--depth 5`", []),
-        ("see [page](page.md#5) with --set a=5 in 4:28 at 5e-6", ["4:28", "5e-6"]),
-    ],
-)
-def test_numbers_of_prose_are_found(text, numbers):
-    assert NUMBER.findall(without_code(text)) == numbers

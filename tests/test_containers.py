@@ -12,10 +12,6 @@ import pytest
 from paths import ROOT
 from typed_commands import parse
 
-from dcdctl.core.config import build
-from dcdctl.core.serve import ServiceConfig
-from dcdctl.core.serve.keys import VARIABLE
-
 yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra docs")
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
@@ -68,29 +64,3 @@ def test_the_commands_of_both_files_parse():
     assert len(commands) == 3
     for words in commands:
         parse(" ".join(["dcdctl", *(f"'{word}'" for word in words)]))
-
-
-def test_the_image_is_healthy_if_the_service_takes_requests():
-    (check,) = re.findall(r"^HEALTHCHECK .*? CMD (.*)", DOCKERFILE, re.MULTILINE)
-    path = re.search(r"http://127.0.0.1:(\d+)(/\w+)", json.loads(check)[-1])
-    assert (path[1], path[2]) == (lines_of("EXPOSE")[0], "/health")
-    compile(json.loads(check)[-1], "HEALTHCHECK", "exec")
-
-
-def test_the_composed_service_ends_after_its_requests_and_needs_a_key():
-    services = compose()["services"]
-    search, database = services["search"], services["database"]
-    settings = dict(
-        word.split("=")
-        for before, word in zip(search["command"], search["command"][1:], strict=False)
-        if before == "--set"
-    )
-    assert settings.pop("log_format") == "json"
-    config = build(ServiceConfig, {name: float(value) for name, value in settings.items()})
-    assert float(search["stop_grace_period"].removesuffix("s")) > config.drain_s + config.shutdown_s
-    assert f"${{{VARIABLE}:?" in COMPOSE
-    assert "ports" not in database
-    assert all(port.startswith("127.0.0.1:") for port in search["ports"])
-    assert search["depends_on"] == {"database": {"condition": "service_healthy"}}
-    # The volume is mounted at the path that it has outside, because an index records where its images are.
-    assert search["volumes"] == ["/srv:/srv:ro"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import re
@@ -14,19 +13,14 @@ from typing import Any
 
 import processes
 import pytest
-import typer
 import yaml
 from markdown.extensions.toc import slugify
 from paths import DOCS, ROOT
 from source_facts import SourceFacts, all_facts
-from speed_ups import check_speed_ups
 from typed_commands import PAGES, commands, commands_of_head, parse, typed_lines
 
 from dcdctl.cli.app import COMMANDS
-from dcdctl.core.config import to_table
-from dcdctl.core.search import IndexConfig
 from dcdctl.core.training import load_recipe
-from dcdctl.core.training.recipe import Recipe
 from dcdctl.core.training.recipe.packaged import names as recipe_names
 
 
@@ -39,14 +33,6 @@ def facts(tmp_path_factory):
 @pytest.mark.parametrize("line", commands())
 def test_every_command_in_the_docs_parses(line):
     parse(line)
-
-
-@pytest.mark.parametrize(
-    "line", ["dcdctl distill r --data d --out o --alpha 1", "dcdctl search x --images y", "dcdctl bench run"]
-)
-def test_a_wrong_command_would_be_found(line):
-    with pytest.raises(typer.TyperException):
-        parse(line)
 
 
 MANIFESTS = {*(ROOT / "data_manifests").rglob("*.toml")} - {ROOT / "data_manifests" / "published.toml"}
@@ -64,51 +50,8 @@ def test_a_recipe_or_manifest_opens_with_a_command_that_parses_and_names_it(path
     assert path.stem in named | {recipe.model.start for recipe in recipes}
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "data_manifests" / "teachers").glob("*.toml")), ids=lambda path: path.stem
-)
-def test_the_manifest_of_a_teacher_names_the_recipe_of_its_data_set(path):
-    (line,) = commands_of_head(path)
-    words = line.split()
-    recipe = words[words.index("--recipe") + 1] if words[1] == "cache-teacher" else words[2]
-    named_data = words[words.index("--data") + 1]
-    assert (ROOT / "data_manifests" / f"{named_data.removeprefix('data/')}.toml").is_file()
-    if words[1] == "cache-teacher":
-        assert words[words.index("--teacher") + 1] == path.stem
-        assert load_recipe(recipe).candidates.kind
-    else:
-        assert load_recipe(recipe).model.start == path.stem
-    if path.stem in recipe_names():
-        assert recipe == path.stem
-    if "-" in recipe.removesuffix("-teacher") and recipe.split("-")[1] in ("coco", "flickr30k"):
-        assert named_data == f"data/{recipe.split('-')[1]}"
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_a_page_names_the_recipe(name):
-    assert any(re.search(rf"(?<![\w-]){name}(?![\w-])", page.read_text(encoding="utf-8")) for page in PAGES)
-
-
-def test_the_readme_shows_commands():
-    assert any(line.startswith("dcdctl ") for line in typed_lines(ROOT / "README.md"))
-
-
 def test_every_command_is_in_the_docs():
     assert {name for name, *_ in COMMANDS} <= {line.split()[1] for line in commands()}
-
-
-def imported_names() -> list[tuple[str, str]]:
-    """What the code blocks of CONTRIBUTING.md import from dcdctl."""
-    lines = [line for line in typed_lines(ROOT / "CONTRIBUTING.md") if line.startswith("from dcdctl.")]
-    return [
-        (module, name) for line in lines for module, names in [line[5:].split(" import ")] for name in names.split(", ")
-    ]
-
-
-@pytest.mark.parametrize(("module", "name"), imported_names())
-def test_what_the_examples_for_contributors_import_is_there(module, name):
-    if name != "verify_corpus":  # added by the example
-        assert hasattr(importlib.import_module(module), name)
 
 
 def test_the_make_targets_in_the_docs_exist():
@@ -116,20 +59,6 @@ def test_the_make_targets_in_the_docs_exist():
     named = {line.split()[1] for page in PAGES for line in typed_lines(page) if re.match(r"make [a-z]", line)}
     named |= {target for page in PAGES for target in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}
     assert named <= targets
-
-
-@pytest.mark.parametrize(
-    "page",
-    [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("evidence/*.md"))],
-    ids=lambda path: path.name,
-)
-def test_in_a_table_of_the_docs_time_and_speed_up_give_the_time_of_the_teacher(page):
-    lines = [[cell.strip() for cell in re.split("[|│┃]", line)] for line in page.read_text().splitlines()]
-    for start, heads in enumerate(lines):
-        if "speed-up" in heads and (times := [i for i, head in enumerate(heads) if head.startswith("query")]):
-            rest = lines[start + 2 :]
-            table = rest[: next(row for row, cells in enumerate(rest) if len(cells) != len(heads))]
-            check_speed_ups([(cells[times[-1]], cells[heads.index("speed-up")]) for cells in table])
 
 
 def test_the_links_between_pages_lead_somewhere():
@@ -218,63 +147,6 @@ def test_the_errors_quoted_in_the_questions_are_those_of_the_program(facts):
         return False
 
     assert [text for text in quoted if not is_known(text)] == []
-
-
-def test_the_settings_of_an_index_are_on_its_page_with_their_defaults():
-    section = (DOCS / "indexing.md").read_text(encoding="utf-8").split("\n## Settings\n")[1].split("\n## ")[0]
-    shown: dict[str, str] = {}
-    for names, values in re.findall(r"^\| `([a-z].*?)` \| (.*?) \|", section, re.MULTILINE):
-        shown |= zip(names.split("`, `"), values.split(", "), strict=True)
-    settings = dict(vars(IndexConfig()))
-    for table in ("hnsw", "tokens"):
-        settings |= {f"{table}.{name}": value for name, value in vars(settings.pop(table)).items()}
-    words = {"hnsw": '`"hnsw"`', "float16": '`"float16"`', None: "none", False: "false"}
-    assert shown == {name: words.get(value) or f"{value:,}" for name, value in settings.items()}
-
-
-@pytest.mark.parametrize("room", sorted(path.parent.name for path in (ROOT / "dcdctl" / "core").glob("*/__init__.pyi")))
-def test_every_room_has_a_reference_page(room):
-    assert f"\n::: dcdctl.core.{room}\n" in (ROOT / "docs" / "reference" / f"{room}.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("fixture", sorted({path.stem for path in (ROOT / "tests" / "fixtures").iterdir()}))
-def test_the_page_on_fidelity_says_what_became_of_each_fixture(fixture):
-    assert f"`{fixture}`" in (DOCS / "evidence" / "fidelity.md").read_text(encoding="utf-8")
-
-
-def section_of_differences() -> str:
-    """The section of docs/evidence/fidelity.md with the table of differences."""
-    page = (DOCS / "evidence" / "fidelity.md").read_text(encoding="utf-8")
-    return page.split("\n## Differences from the official code\n")[1].split("\n## ")[0]
-
-
-def differences_from_the_papers() -> list[list[str]]:
-    """The cells of each row of the table, without those that name a group."""
-    lines = [line for line in section_of_differences().splitlines() if line.startswith("| ")]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    return [row for row in rows[1:] if not row[0].startswith("**")]
-
-
-@pytest.mark.parametrize("row", differences_from_the_papers(), ids=lambda row: row[0][:40])
-def test_a_difference_from_the_papers_is_filled_in_and_its_numbers_have_a_source(row):
-    what, released, here, effect = row
-    assert what
-    assert released
-    assert here
-    has_source = re.search(r"\]\((?:results|performance)\.md#", effect)
-    assert (
-        effect.startswith(("none", "not measured", "equal", "rounding"))
-        or has_source
-        or effect == "see the previous row"
-    )
-    assert not re.search(r"\d", effect) or re.search(r"\]\((?:(?:results|performance)\.md|#)", effect)
-
-
-def test_the_fields_on_the_page_of_differences_are_fields_of_a_recipe():
-    tables = to_table(Recipe())
-    names = re.findall(r"`([a-z]+)\.([a-z_]+)`", section_of_differences())
-    assert len(names) > 10
-    assert [f"{table}.{field}" for table, field in names if field not in tables[table]] == []
 
 
 BRITISH = (
@@ -381,22 +253,3 @@ def test_prose_is_plain_american_english(path, facts):
     assert [
         f"{name}:{line}: {words!r} -> {better}" for line, words, better in found if (name, words.lower()) not in ALLOWED
     ] == []
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("A killed run\n    goes on where it was.", ["goes on"]),
-        ("Of these, two are read. Of course, not.", ["Of these,"]),
-        ("It ends. Of a pair\n(encoded), one image.", ["Of a pair (encoded),"]),
-        ("number of images, or of texts, each", []),
-        (
-            "its Neighbours, their colours, optimising and factorised",
-            ["colours", "Neighbours", "optimising", "factorised"],
-        ),
-        ("whole or absent, if anew pictures are wanted", ["are wanted", "anew", "whole or absent", "pictures"]),
-        ("the optimizer's color license, an optimist", []),
-    ],
-)
-def test_an_expression_that_is_hard_to_read_is_found(text, words):
-    assert [found for found, _ in hard_to_read(text)] == words

@@ -14,7 +14,6 @@ from types import UnionType
 from typing import Any, NamedTuple
 
 import processes
-import pytest
 from paths import ROOT
 from typed_commands import PAGES, command_tree
 
@@ -260,34 +259,3 @@ def test_the_parts_of_recipes_in_the_docs_have_known_fields():
     recipe, found = tables_of(Recipe), list(fields_in_examples())
     assert len(found) > 5
     assert [place for place in found if place[2] not in recipe.get(place[1], ())] == []
-
-
-@pytest.mark.parametrize(
-    ("line", "code", "is_example", "wrong"),
-    [
-        ("`dcdctl report` writes `--cvs`", "--cvs", False, ["--cvs"]),
-        ("`dcdctl report` has `--rerank`", "--rerank", False, ["--rerank"]),
-        ("`dcdctl report` has `--to-markdown`", "--to-markdown", False, []),
-        ("it has `--to-markdown`", "--to-markdown", False, []),
-        ("`index --rerank`", "index --rerank", False, ["--rerank"]),
-        ("`dcdctl none`", "dcdctl none", False, ["none"]),
-        ("x", "dcdctl eval x --recipe y", True, ["--recipe"]),
-        ("x", "python benchmarks/claims.py --only x --twice", True, ["--twice"]),
-        ("x", "python benchmarks/none.py", True, ["benchmarks/none.py"]),
-        ("x", "docker run --rm x dcdctl serve INDEX --host 0.0.0.0", True, []),
-        ("x", "torchrun --standalone -m dcdctl serve INDEX --accumulate 2", True, ["--accumulate"]),
-        ("see `core/none.py`", "core/none.py", False, ["core/none.py"]),
-        ("see `core/errors.py` and `run.json`", "core/errors.py", False, []),
-        ("see `runs.json`", "runs.json", False, ["runs.json"]),
-        ("`loss.none`", "loss.none", False, ["loss.none"]),
-        ("`model.token_dim = 64`", "model.token_dim = 64", False, []),
-        ("`hnsw.none`", "hnsw.none", False, ["hnsw.none"]),
-        ("`[losses]`", "[losses]", False, ["[losses]"]),
-        ("x", "dcdctl distill photos --set loss.alpa=1 --set seed=2", True, ["loss.alpa"]),
-        ("x", "dcdctl bench r --set budget_s=1 --set loss.alpha=1", True, ["loss.alpha"]),
-    ],
-)
-def test_a_name_that_is_not_there_is_found(line, code, is_example, wrong):
-    span = Span(ROOT / "docs" / "python.md", 1, line, code, is_example)
-    finders = (unknown_commands, unknown_options, unknown_files, unknown_fields)
-    assert [name for find in finders for name in find(span)] == wrong

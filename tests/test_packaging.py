@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import sysconfig
 import tarfile
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import processes
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from paths import ROOT
@@ -30,14 +28,6 @@ def wheel(tmp_path_factory) -> Path:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
     processes.run(build, check=True, capture_output=True, text=True)
     return next(out.glob("*.whl"))
-
-
-def test_the_dev_extra_brings_what_the_other_extras_need():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    own = re.fullmatch(r"dcdctl\[(.*)\]", extras["dev"][0])
-    assert own is not None
-    # wandb is tested with a stand-in.
-    assert sorted(own[1].split(",")) == sorted(set(extras) - {"dev", "wandb"})
 
 
 def test_every_package_is_constrained_to_a_version_that_is_allowed_but_the_builds_of_torch():
@@ -143,37 +133,3 @@ def test_the_wheel_of_the_sdist_is_that_of_the_checkout_and_installs(wheel, tmp_
     processes.run(build, check=True, capture_output=True)
     assert names_in(next(tmp_path.glob("*.whl"))) == names_in(wheel)
     check_installed(sdist, tmp_path)
-
-
-def test_the_citation_is_of_this_version_and_license():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert (citation["cff-version"], citation["title"]) == ("1.2.0", project["name"])
-    assert (citation["version"], citation["license"], citation["abstract"]) == (
-        __version__,
-        project["license"],
-        project["description"],
-    )
-    assert citation["keywords"] == [word for word in project["keywords"] if word not in ("ViLT", "METER")]
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem
-)
-def test_an_issue_template_is_a_form_with_a_required_field(path):
-    form = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert form["name"]
-    assert form["description"]
-    assert any(field.get("validations", {}).get("required") for field in form["body"])
-    identifiers = [field["id"] for field in form["body"]]
-    assert len(set(identifiers)) == len(identifiers)
-
-
-def test_the_hooks_before_a_commit_run_the_tools_of_make_check():
-    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    check = set(re.findall(r"\$\(BIN\)/((?:ruff|mypy)[ a-z]*)", makefile))
-    assert {
-        " ".join(hook["entry"].removeprefix(".venv/bin/").split()[:2]).removesuffix(" --force-exclude")
-        for hook in hooks
-    } == {name.strip() for name in check}

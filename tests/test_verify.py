@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,10 +24,9 @@ from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models, search, verify
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.evaluation import SavedEvaluation
-from dcdctl.core.scoring import FEATURES, open_or_build
-from dcdctl.core.search import INDEX
+from dcdctl.core.scoring import open_or_build
 from dcdctl.core.stores import upload_index
-from dcdctl.core.teacher import CACHE, CandidateConfig
+from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training import checkpoints, loggers, runs
 from dcdctl.core.training.recipe import Recipe
 
@@ -90,44 +88,6 @@ def flipped(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-
-
-def files_of(root: Path) -> Iterator[Path]:
-    return (
-        path
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and "tensorboard" not in path.parts and not path.name.startswith(".")
-    )
-
-
-def test_every_flipped_or_missing_or_cut_file_of_a_folder_of_artifacts_is_named(intact, copied):
-    changes: dict[str, Callable[[Path], None]] = {
-        "flip": flipped,
-        "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),
-        "unlink": Path.unlink,
-    }
-    documents = {
-        "corpus.json",
-        "run.json",
-        "dcdctl.json",
-        "result.json",
-        CACHE.seal_file,
-        FEATURES.seal_file,
-        INDEX.seal_file,
-    }
-    documents |= {"bench.json"}  # a run may lack it
-    for path in files_of(copied):
-        for name, change in changes.items():
-            if name == "unlink" and path.name in documents:
-                continue  # without its document a folder is no artifact, or an unfinished one
-            content, place = path.read_bytes(), path.relative_to(copied).parts
-            change(path)
-            # Only the artifact, because reading all of them for every damage would take long.
-            artifact = copied.joinpath(*place[: 2 if place[0] in ("data", "models") else 1])
-            named = [problem for problem in verify.verify(artifact).problems if path.name in problem]
-            path.write_bytes(content)
-            assert named, f"{name} of {path.relative_to(copied)}"
-    assert verify.verify(copied).is_well
 
 
 def test_all_damages_are_named_and_not_only_the_first(copied, run_verify):

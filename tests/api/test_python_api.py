@@ -18,7 +18,6 @@ import processes
 import pyarrow as pa
 import pytest
 from command_line import document_of, run
-from made_index import update
 from paths import ROOT
 from PIL import Image
 
@@ -259,17 +258,6 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
         searcher.search("red", where="yaer = 1")
 
 
-def test_hybrid_search_is_that_of_the_searcher(noise_index, tmp_path):
-    shutil.copytree(noise_index, tmp_path / "index")
-    update(tmp_path / "index", sets=("keywords=true",))
-    searcher = dcdctl.Searcher(tmp_path / "index")
-    plain, hybrid = (searcher.search("brackets", k=1, hybrid=flag) for flag in (False, True))
-    assert (plain[0].bm25, hybrid[0].name) == (None, "[red]brackets[.png")
-    assert searcher.search("gnp", k=1, hybrid=True)[0].name == "\u202egnp.png"
-    with pytest.raises(MissingError, match="has no words"):
-        dcdctl.Searcher(noise_index).search("brackets", hybrid=True)
-
-
 def test_an_answer_shows_small_images_and_escaped_names(noise_index):
     answer = dcdctl.Searcher(noise_index).search("a <b>red</b> circle", k=12)
     html = answer._repr_html_()
@@ -291,13 +279,6 @@ def test_an_image_in_memory_finds_what_its_file_finds(noise_index):
     damaged = Image.open(io.BytesIO(path.read_bytes()[:-500]))
     with pytest.raises(InputError, match="query image"):
         searcher.search(damaged)
-
-
-def test_a_reranker_orders_the_first_hits_as_the_command_does(noise_index):
-    fusion, text = noise_index.parent / "fusion", "a small green triangle"
-    answer = dcdctl.Searcher(noise_index, rerank=fusion, depth=4).search(text, k=6)
-    hits = document_of(f"search {noise_index} '{text}' -k 6 --rerank {fusion} --depth 4")["hits"]
-    assert [(hit.row, hit.reranked) for hit in answer] == [(hit["row"], hit["reranked"]) for hit in hits]
 
 
 def test_a_bar_is_shown_only_if_asked_for(noise_index, tmp_path, capfd):

@@ -11,7 +11,6 @@ import pytest
 import torch
 from bench_fakes import QUICK, FakeCorpus, FakeFusion, bench
 from families import FAMILIES, late
-from paths import DOCS
 
 from dcdctl.core import models
 from dcdctl.core.bench import BenchConfig
@@ -241,29 +240,3 @@ def test_the_processor_clock_does_not_advance_while_the_process_sleeps():
 def test_the_processor_clock_is_refused_for_a_gpu():
     with pytest.raises(ConfigError, match=r"say nothing of work on cuda; use --set clock=wall"):
         bench_compare._clock(BenchConfig(clock="processor"), torch.device("cuda"))
-
-
-def test_the_page_names_the_default_sizes():
-    config, page = BenchConfig(), (DOCS / "bench.md").read_text()
-    *smaller, largest = config.batch_sizes
-    assert f"batches of {', '.join(map(str, smaller))} and {largest}, each" in page
-    assert f"N is {config.gallery_sizes[0]:,} to {config.gallery_sizes[-1]:,}.\n" in page
-    assert f"the first {config.num_images} of the split, repeated" in page
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"gallery_sizes": (10,), "reference_gallery": 20},
-            "reference_gallery must be one of the gallery sizes 10, got 20",
-        ),
-        ({"batch_sizes": (8, 0)}, r"batch_sizes\[1\] must be at least 1, got 0"),
-        ({"batch_sizes": ()}, "batch_sizes must not be empty"),
-        ({"budget_s": 0.0}, "budget_s must be above 0, got 0.0"),
-        ({"num_fresh_processes": -1}, "num_fresh_processes must be at least 0, got -1"),
-    ],
-)
-def test_an_invalid_setting_is_an_error_that_names_it(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        BenchConfig(**settings)

@@ -15,21 +15,6 @@ def timer(clock: Clock, **settings) -> Timer:
     return Timer(config=config, clock=clock)
 
 
-def test_warm_up_is_dropped_and_the_number_of_repeats_is_as_set():
-    clock = Clock()
-    costs = iter([900, 100, *([100] * 50)])
-    sample = timer(clock).time_in_turn({"a": lambda number: clock.spend(next(costs))})["a"]
-    assert sample.seconds_NK.ravel() == pytest.approx([0.1] * 30)
-
-
-@pytest.mark.parametrize(("milliseconds", "num_warmup"), [(99, 3), (101, 1)])
-def test_only_work_faster_than_a_tenth_of_the_budget_is_warmed_up_again(milliseconds, num_warmup):
-    clock, calls = Clock(), []
-    work = {"a": lambda number: calls.append(number) or clock.spend(milliseconds)}
-    timer(clock, num_warmup=3, num_repeats=1, budget_s=1).time_in_turn(work)
-    assert len(calls) == num_warmup + 1
-
-
 def test_repeats_stay_within_the_budget_after_the_minimum_of_rounds():
     clock = Clock()
     slow = {"a": lambda number: clock.spend(400)}
@@ -54,27 +39,6 @@ def test_models_alternate_and_the_fast_one_repeats_more_often_in_each_round():
     assert sorted(order[6:]) == [*[(1, "fast")] * 3, (1, "slow")]
     assert samples["slow"].seconds_NK.shape == (2, 1)
     assert samples["fast"].seconds_NK.shape == (2, 3)
-
-
-def test_the_order_within_a_round_is_random():
-    clock, order = Clock(), []
-    steps = {name: lambda number, name=name: order.append(name) or clock.spend(1) for name in ("a", "b", "c")}
-    timer(clock, num_warmup=1).time_in_turn(steps)
-    rounds = [tuple(order[start : start + 3]) for start in range(3, len(order), 3)]
-    assert len(rounds) == 30
-    assert len(set(rounds)) == 6
-
-
-def test_the_clock_is_read_after_the_device_has_finished():
-    events: list[str] = []
-
-    def clock() -> float:
-        events.append("clock")
-        return 0.0
-
-    synchronized = Timer(config=BenchConfig(), clock=clock, synchronize=lambda: events.append("wait"))
-    synchronized.once(lambda number: events.append("work"), 0)
-    assert events == ["wait", "clock", "work", "wait", "clock"]
 
 
 def test_resampling_draws_the_same_rounds_for_all_models():

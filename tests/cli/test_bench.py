@@ -8,13 +8,10 @@ import shutil
 from typing import Any
 
 import pytest
-from bench_fakes import FakeFusion
-from bench_fakes import bench as fake_bench
 from speed_ups import check_speed_ups
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.cli.views import bench as bench_view
 from dcdctl.core import artifacts, models
 from dcdctl.core.training import runs
 
@@ -98,19 +95,3 @@ def test_a_wrong_setting_is_an_error_before_anything_is_timed(scenes_corpus_dir,
     assert result.exit_code == status
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert result.stdout == ""
-
-
-def test_a_percentile_of_too_few_repeats_has_a_star(capsys):
-    bench_view.show_bench(fake_bench())
-    rows = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
-    assert ["*" in rows[f"one pair: p{percent}"] for percent in (50, 95, 99)] == [False, True, True]
-    assert "13.0 (13.0-13.0)" in rows["one pair: p50"]
-    assert "2.17x (2.17-2.17)" in rows["one pair, everything encoded"]
-    assert "~" in rows["whole test set, all pairs"]
-
-
-def test_times_of_a_processor_are_said_to_be_so(capsys):
-    for clock in ("wall", "processor"):
-        bench_view.show_bench(fake_bench(student=FakeFusion, clock_name=clock))
-        printed = capsys.readouterr().out
-        assert ("CPU time, not wall-clock time" in printed) == (clock == "processor")

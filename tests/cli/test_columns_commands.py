@@ -75,11 +75,6 @@ def test_a_condition_that_no_image_meets_gives_an_empty_answer(index):
     assert "note: no image meets the condition\n0 of 12 images" in result.stderr
 
 
-def test_lines_of_stdin_meet_the_condition_too(index):
-    result = run("search", index, "--where", "owner = 'bob'", "--k", "12", *CPU, stdin=f"{TEXT}\n")
-    assert len(result.stdout.rstrip("\n").split("\t")) == 1 + len(kept(index, lambda row: row["owner"] == "bob"))
-
-
 def test_a_wrong_condition_is_one_line_before_a_model_is_loaded(index, monkeypatch):
     monkeypatch.setattr("dcdctl.core.models.load_dual", None)
     result = run("search", index, TEXT, "--where", "yaer = 2020", *CPU)
@@ -133,40 +128,6 @@ def test_an_index_is_built_with_columns_and_changed_without_embedding(noise_inde
     monkeypatch.setattr("dcdctl.core.search.embed.embed", None)
     done = run("index", tmp_path / "index", "--drop-column", "owner", "--drop-column", "day", "--json")
     assert json.loads(done.stdout)["columns"] == ["year"]
-
-
-def test_images_that_are_added_later_have_no_values_until_they_get_some(noise_index, tmp_path):
-    index, more = tmp_path / "index", tmp_path / "more"
-    shutil.copytree(noise_index, index)
-    shutil.copytree(noise_index.parent / "images", more)
-    (tmp_path / "m.csv").write_text("image,year\nplain.png,2020\n")
-    assert run("index", index, "--metadata", tmp_path / "m.csv", *CPU).exit_code == 0
-    assert run("index", index, "--add", more, *CPU).exit_code == 0
-    added = FolderIndex.open(index)
-    assert (added.stored_columns.num_covered, added.values("year").drop_null().to_pylist()) == (12, [2020])
-    result = run("search", index, TEXT, "--where", "year is null", "--k", 30, "--json", *CPU)
-    assert len(json.loads(result.stdout)["hits"]) == 23
-    (tmp_path / "n.csv").write_text(f"image,year\n{more / 'plain.png'},2021\n")
-    assert run("index", index, "--metadata", tmp_path / "n.csv", *CPU).exit_code == 0
-    assert sorted(FolderIndex.open(index).values("year").drop_null().to_pylist()) == [2020, 2021]
-
-
-def test_a_page_shows_columns_escaped(index, tmp_path):
-    (tmp_path / "m.csv").write_text("image,owner\nplain.png,<i>ann</i>\n")
-    copy = shutil.copytree(index, tmp_path / "index")
-    assert run("index", copy, "--metadata", tmp_path / "m.csv").exit_code == 0
-    assert (
-        run("search", copy, TEXT, "--where", "image_id = 'plain.png'", "--html", tmp_path / "page.html", *CPU).exit_code
-        == 0
-    )
-    assert "owner &lt;i&gt;ann&lt;/i&gt;, day 2024-01-0" in (tmp_path / "page.html").read_text(encoding="utf-8")
-
-
-def test_exif_columns_are_set_on_the_command_line(noise_index, tmp_path):
-    copy = shutil.copytree(noise_index, tmp_path / "index")
-    done = run("index", copy, "--exif", "place", "--json")
-    assert json.loads(done.stdout)["columns"] == ["taken", "year", "camera", "latitude", "longitude"]
-    assert "  column camera: text, 12 missing" in run("inspect", copy).stdout
 
 
 def test_columns_of_a_corpus_travel_into_its_index(noise_index, tmp_path):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import document_of, error_of, run
-from tiny import contents, make_teacher, make_wide_dual
+from tiny import make_teacher, make_wide_dual
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
@@ -50,26 +50,6 @@ def cache(scored, scenes_corpus_dir, teacher, tmp_path_factory):
     )
     assert "score: " in result.stderr
     return folder
-
-
-def test_cache_teacher_writes_the_requested_cache(scenes_corpus_dir, cache):
-    read = teacher_cache.read_cache(cache, corpus=Corpus.open(scenes_corpus_dir, "train"))
-    assert read.plan["candidates"]["per_query"] == 4
-    assert read.plan["precision"] == "float32"
-    assert {path.name for path in cache.iterdir()} == {
-        "plan.json",
-        "items.parquet",
-        "pairs-00000.parquet",
-        "cache.json",
-    }
-
-
-def test_cache_teacher_with_other_settings_into_the_same_folder_names_both(scored, cache):
-    before = contents(cache)
-    assert "another precision (float32, not bfloat16); name another folder, or delete this one" in error_of(
-        f"{scored} --out {cache} {FOUR} --precision bf16"
-    )
-    assert contents(cache) == before
 
 
 def test_cache_teacher_takes_the_first_images_and_a_model_setting(scored, tmp_path):
@@ -141,13 +121,6 @@ def test_a_dry_run_of_a_manifest_counts_what_that_of_its_corpus_measures(
     assert f"at most {pairs:,} pairs, 200 to score (264 more exceed --max-pairs): 0:02 at 100 pairs/s (--teach" in told
     assert {path.name for path in tmp_path.iterdir()} == {"mine.toml", "plan"}
     assert "`dcdctl prepare mine.toml --out mine`" in error_of("distill demo-dual-alone --data mine.toml --out NEW")
-
-
-def test_distill_makes_a_dual_without_a_teacher_model(scenes_corpus_dir, cache, tmp_path):
-    sets = f"{NEW} --set batch.size=8 --set optimizer.steps=2 --precision bf16"
-    run(f"distill demo-dual --data {scenes_corpus_dir} --cache {cache} --out {tmp_path}/run {sets}")
-    student = models.load_dual(tmp_path / "run")
-    assert student.embed_texts(student.preprocess.texts(["a"])).shape == (1, 16)
 
 
 def test_finetune_teacher_writes_a_teacher_that_can_be_cached(scenes_corpus_dir, tmp_path):

@@ -13,7 +13,7 @@ from tiny import make_models, make_pool
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import artifacts, locks, models
+from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus
 from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training import runs
@@ -80,16 +80,6 @@ def test_a_cascade_does_not_replace_the_dual_encoders_own_result(folders, run, r
     assert read(run / "result.json") == alone
 
 
-def test_another_precision_changes_the_numbers_and_is_in_the_results(folders, run, run_eval):
-    alone = json.loads(run_eval(run, "--json").stdout)
-    result = run_eval(run, "--precision", "bf16", "--threads", 1, "--json")
-    assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout)
-    assert document["protocol"] == {**alone["protocol"], "precision": "bfloat16"}
-    assert read(run / "result.json") == document
-    assert ", bfloat16" in run_eval(run, "--precision", "bf16").stdout
-
-
 def test_several_depths_are_shown_and_written(folders, run, run_eval):
     result = run_eval(run, "--rerank", folders / "vilt", "--depth", "5,0,2")
     assert result.exit_code == 0, result.output
@@ -131,22 +121,6 @@ def test_results_of_a_model_that_is_not_a_run_are_written_to_out(folders, run_ev
     assert f"results -> {tmp_path / 'teacher'}" in result.stderr
 
 
-def test_a_failed_evaluation_keeps_the_earlier_results(run, run_eval, monkeypatch):
-    assert run_eval(run).exit_code == 0
-    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    monkeypatch.setattr("dcdctl.core.evaluation.rankers.rank_embedded", lambda *arguments: 1 / 0)
-    assert isinstance(run_eval(run, "--max-images", 3).exception, ZeroDivisionError)
-    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
-
-
-def test_two_evaluations_do_not_write_into_one_folder_at_once(run, run_eval):
-    with locks.lock(run):
-        result = run_eval(run)
-    assert result.exit_code == 1
-    assert f"another run is writing to {run}" in result.stderr
-    assert not (run / "result.json").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -168,12 +142,6 @@ def test_a_mistake_is_an_error_with_the_next_step(run, run_eval, options, messag
     assert result.exit_code == 1
     assert message in result.stderr
     assert not list(run.glob("*result.json"))
-
-
-def test_a_missing_run_is_an_error(run_eval, tmp_path):
-    result = run_eval(tmp_path / "absent")
-    assert result.exit_code == 1
-    assert "absent does not exist; `dcdctl models` shows" in result.stderr
 
 
 @pytest.fixture(scope="module")

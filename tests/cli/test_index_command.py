@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 
-import processes
 import pytest
 from image_files import png, put
-from made_index import build, unit_vectors
+from made_index import unit_vectors
 from tiny import contents, make_models
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import models
-from dcdctl.core.devices import Compute
-from dcdctl.core.search import FolderIndex, part_files
-from dcdctl.core.search.index_config import IndexConfig
-
-SCRIPT = """
-import torch
-from dcdctl.core.search import part_files
-part_files.ROWS_PER_PART = 3
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    from dcdctl.cli.app import main
-    main()
-"""
+from dcdctl.core.search import FolderIndex
 
 
 @pytest.fixture(scope="module")
@@ -115,25 +100,3 @@ def test_a_mistake_is_one_line_with_the_next_step(dual, images, tmp_path, words,
 def test_a_run_in_place_of_an_index_is_recognized(tmp_path):
     put(tmp_path, {"run/run.json": b"{}"})
     assert "is a run, not an index; make one: dcdctl index" in run(tmp_path / "run").stderr
-
-
-@pytest.mark.slow
-def test_two_processes_with_workers_write_the_files_of_one_without(dual, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
-    settings = IndexConfig(flat_up_to=2, segment_rows=4, keywords=True)
-    build(dual, images, tmp_path / "alone", settings, compute=Compute(batch_size=2))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    words = ["--images", images, "--out", tmp_path / "both", "--set", "flat_up_to=2", "--set", "segment_rows=4"]
-    more = ["--keywords", "--batch-size", "2", "--workers", "1", "--device", "cpu"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = processes.run(
-        [sys.executable, *launch, str(tmp_path / "script.py"), "index", str(dual), *map(str, [*words, *more])],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"8 images, 8 numbers each, search by hnsw and by words -> {tmp_path / 'both'}\n"
-    assert contents(tmp_path / "both") == contents(tmp_path / "alone")
-    assert len(FolderIndex.open(tmp_path / "both").segments) == 2

@@ -88,25 +88,6 @@ def test_a_training_prints_its_model_and_its_best_validation(scenes_corpus_dir, 
     assert (evaluated["model"], evaluated["split"]) == (str(out), "test")
 
 
-def test_the_initial_weights_are_the_best_ones_if_no_step_improves_them(tmp_path):
-    def line(step: int, prefix: str, rsum: float) -> dict[str, float]:
-        recalls = {f"{prefix}_{way}_r{k}": 1.0 * k for way in ("text", "image") for k in (1, 5, 10)}
-        return {"step": step, **recalls, f"{prefix}_rsum": rsum, "val_best_rsum": 33.0}
-
-    from dcdctl.core.training.validation import _best
-
-    metrics = [{**line(0, "start", 32.0), "loss": 1.0}, line(3, "val", 32.0), line(7, "val", 31.0)]
-    assert _best(0, metrics, 8.0) == {
-        "step": 0,
-        "epoch": 0.0,
-        "text_retrieval": {"R@1": 1.0, "R@5": 5.0, "R@10": 10.0},
-        "image_retrieval": {"R@1": 1.0, "R@5": 5.0, "R@10": 10.0},
-        "rsum": 32.0,
-    }
-    better = _best(12, [*metrics, line(11, "val", 33.0)], None)
-    assert (better["step"], better["epoch"]) == (12, None)
-
-
 def test_a_teacher_prints_its_model_and_a_dry_run_its_steps(scenes_corpus_dir, tmp_path):
     out = tmp_path / "run"
     line = f"finetune-teacher tiny-teacher --data {scenes_corpus_dir} --out {out} {FUSION} --set optimizer.steps=2"

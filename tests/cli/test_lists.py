@@ -9,7 +9,6 @@ import processes
 import recipe_table
 from command_line import document_of, error_of, run
 
-from dcdctl.cli.views import terminal
 from dcdctl.core import data, models
 from dcdctl.core.models import load_save
 from dcdctl.core.training import load_recipe
@@ -72,16 +71,6 @@ def test_a_family_whose_package_is_missing_names_the_command_that_installs_it(mo
 
 def test_every_extra_of_a_family_has_its_module():
     assert all(bool(family.extra) == bool(family.module) for family in load_save.FAMILIES.values())
-
-
-def test_a_list_fits_a_terminal_of_eighty_columns(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True)
-    words = " ".join(["word"] * 40)
-    terminal.show_entries("title", [("name", {"": words, "needs": words})])
-    printed = capsys.readouterr().out
-    assert max(map(len, printed.splitlines())) <= 80
-    assert printed.split().count("word") == 80
 
 
 # What the shell asks, what is proposed, and the heavy libraries that were imported for it.

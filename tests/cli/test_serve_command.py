@@ -25,7 +25,6 @@ from processes import TIMEOUT_S
 from tiny import run_script
 
 from dcdctl.core.errors import install_command
-from dcdctl.core.serve import server
 
 PAGE = ROOT / "docs" / "deploy.md"
 
@@ -115,20 +114,6 @@ def test_a_package_that_is_missing_is_named_with_the_extra(tmp_path, monkeypatch
     assert f"serving needs python-multipart, which is not installed; {install_command('serve')}" in error_of_serve(
         str(tmp_path)
     )
-
-
-def test_the_extra_has_every_package_that_is_required():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    assert {re.split(r"[>=<]", package)[0] for package in extras["serve"]} == {
-        *(
-            "onnx",
-            "onnxruntime",
-        ),  # an index is made without a text side, and its texts are read with torch, without them
-        *(name.replace("_", "-") for name in server.PACKAGES),
-    }
-    (own,) = (package for package in extras["dev"] if package.startswith("dcdctl["))
-    assert "serve" in own.removeprefix("dcdctl[").removesuffix("]").split(",")
 
 
 def first_commands() -> list[str]:

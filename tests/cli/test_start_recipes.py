@@ -13,7 +13,6 @@ import torch
 from command_line import run
 from duals import save_dual
 from origins import ORIGINS
-from paths import DOCS
 from safetensors.torch import load_file
 from typed_commands import commands_of_head
 
@@ -122,14 +121,3 @@ def check_run(run: Run, name: str, line: str, workplace: Path) -> None:
     assert facts["recipe"]["optimizer"]["lr"] == 1e-4
     if name in PARTS:
         assert changed(run, start) == PARTS[name]
-
-
-@pytest.mark.parametrize("name", START)
-def test_the_page_on_starts_has_the_hours_of_the_head(name):
-    (row,) = re.findall(rf"^\| `{name}` \|.*", (DOCS / "clip-siglip.md").read_text(encoding="utf-8"), re.MULTILINE)
-    cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    text = (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
-    trainings = [line for line in text.splitlines() if line.startswith("# dcdctl distill")]
-    for hardware, cell in (("24 GB GPU", cells[3]), ("A100", cells[4]), ("CPU", cells[5])):
-        (hours,) = [found for line in trainings for found in re.findall(rf"[( ]{hardware}[^:()]*: ([\d.]+) h", line)]
-        assert cell.startswith(f"{hours} h")

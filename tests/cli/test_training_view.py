@@ -60,18 +60,3 @@ def test_on_a_terminal_a_line_moves_and_does_not_touch_stdout(clock, monkeypatch
     # Not redrawn so soon after the last frame.
     assert "5/1,000" not in shown
     assert capsys.readouterr().out == "a result\n"
-
-
-def test_only_the_first_process_prints(clock, monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(sys, "stderr", Screen())
-    with training_view.view(total=2, done=0) as on_step:
-        clock.now = 100.0
-        on_step(2, {"loss": 1.0})
-    assert sys.stderr.getvalue() == ""
-
-
-def test_a_failed_training_does_not_report_completion(clock, capsys):
-    with pytest.raises(ZeroDivisionError), training_view.view(total=2, done=0):
-        raise ZeroDivisionError
-    assert capsys.readouterr().err == ""

@@ -8,7 +8,6 @@ import multiprocessing
 import pickle
 import shutil
 import threading
-import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +20,7 @@ from tiny import write_split
 
 from dcdctl.core.artifacts import read_document, write_document
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.data.shards import ROW_GROUP_BYTES, CorpusRow, fingerprint_of, write_shard
+from dcdctl.core.data.shards import CorpusRow, fingerprint_of, write_shard
 from dcdctl.core.errors import CorpusError
 
 
@@ -98,40 +97,6 @@ def test_every_image_is_read_from_its_shard(ragged):
 def test_images_come_in_the_given_order_and_may_repeat(ragged):
     wanted = [77, 3, 3, 99, 46, 0]
     assert [image.getpixel((0, 0))[0] for image in ragged.images(wanted)] == wanted
-
-
-def test_images_reads_each_row_group_once(ragged, monkeypatch):
-    groups = []
-    read = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        pq.ParquetFile, "read_row_group", lambda file, group, **kw: groups.append(group) or read(file, group, **kw)
-    )
-    ragged.images([0, 40, 50, 1, 41, 51, 2])  # row groups 0 and 1 of the first shard, 0 of the second
-    assert sorted(groups) == [0, 0, 1]
-
-
-def test_reading_all_images_holds_one_row_group_at_a_time(tmp_path):
-    data = bytes(200_000)
-    made = write_corpus(tmp_path, [make_row(i, data=data) for i in range(200)], rows_a_shard=100)  # 40 MB
-    before = pa.total_allocated_bytes()
-    tracemalloc.start()
-    high = 0
-    for image in range(200):
-        made.image_bytes(image)
-        high = max(high, pa.total_allocated_bytes() - before)
-    python_peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert high < 4 * ROW_GROUP_BYTES  # 8 of 40 MB: the group, and the reader's own buffers
-    assert python_peak < 2_000_000
-
-
-def test_opening_reads_no_image(ragged, monkeypatch):
-    def refuse(*_args, **_keywords):
-        raise AssertionError("an image was read")
-
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", refuse)
-    again = Corpus.open(ragged.folder, "train")
-    assert len(again.captions) == 250
 
 
 def test_a_pickled_corpus_reads_the_same(ragged):

@@ -8,13 +8,12 @@ import json
 import numpy as np
 import pytest
 import tiny
-from html_page import Page
 from PIL import Image
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core.artifacts import write_document
-from dcdctl.core.data import Corpus, corpus_summary
+from dcdctl.core.data import corpus_summary
 from dcdctl.core.data.corpus_summary import Spread
 from dcdctl.core.data.shards import CorpusRow
 from dcdctl.core.errors import CorpusError, InputError
@@ -85,34 +84,6 @@ def test_the_summary_of_a_split_equals_that_by_hand(folder):
     assert found.repeated == 3 / 7  # "..." and "!" are two texts
 
 
-def test_the_facts_are_those_of_corpus_json(folder):
-    found = corpus_summary.summarize_corpus(folder)
-    assert list(found.splits) == ["train", "val"]
-    assert corpus_summary.corpus_facts(found) == [
-        ("source", "csv"),
-        ("license", "CC0 <b>"),
-        ("skipped rows", "3; 2 x no such image; 1 x the image is truncated"),
-        ("protocol", "the 1K of May"),
-        ("images of val in train", "1,000 the same file, 0 look the same; the first: a and b"),
-    ]
-
-
-def test_the_first_images_are_those_of_a_subset(folder):
-    found = corpus_summary.summarize_corpus(folder, "train", max_images=2)
-    assert list(found.splits) == ["train"]
-    assert (found.splits["train"].images, found.splits["train"].captions) == (2, 4)
-    assert found.splits["train"].width_px == Spread(min=20, mean=30, median=30, max=40)
-    assert found.splits["train"].fingerprint == Corpus.open(folder, "train", 2).fingerprint
-
-
-def test_long_captions_share_the_last_bin(tmp_path):
-    corpus = tiny.make_corpus(tmp_path / "made", [["a " * 40, "a " * 90, "a"]])
-    counts = corpus_summary.summarize_corpus(corpus.folder).splits["train"].captions_by_words
-    assert (counts[1], counts[40], len(counts)) == (1, 2, 41)
-    pages.write_corpus_page(tmp_path / "page.html", corpus_summary.summarize_corpus(corpus.folder), corpus, "made")
-    assert '<th scope="row">40+</th>' in (tmp_path / "page.html").read_text()
-
-
 @pytest.mark.parametrize(("make", "name"), [(tiny.make_corpus, "captions"), (tiny.make_pool, "texts")])
 def test_the_page_counts_the_captions_of_a_corpus_and_the_texts_of_a_pool(tmp_path, make, name):
     corpus = make(tmp_path / "made", [["a dog"], ["a dog", "a cat"]])
@@ -148,28 +119,6 @@ def test_inspect_prints_one_document(folder):
     assert document["left_out"] == {"no such image": 2, "the image is truncated": 1}
     assert document["splits"]["val"]["width_px"] == {"min": 16, "mean": 16.0, "median": 16.0, "max": 16}
     assert document["splits"]["train"]["captions_by_words"] == [2, 0, 3, 0, 2]
-
-
-def test_a_page_keeps_the_text_of_a_corpus_as_text_and_loads_nothing(folder, tmp_path):
-    result = run_cli(folder, "--html", tmp_path / "page.html")
-    assert result.exit_code == 0, result.stderr
-    text = (tmp_path / "page.html").read_text()
-    page = Page(text)
-    assert [image["alt"] for image in page.all("img")] == ["A dog.", '"><script>alert(1)</script>', "a dog"]
-    assert all(image["src"].startswith("data:image/webp;base64,") for image in page.all("img"))
-    assert not {"script", "link", "b", "iframe"} & {tag for tag, _ in page.tags}
-    assert "&lt;img src=&#34;x&#34;&gt;.png" in text
-    assert "CC0 &lt;b&gt;" in text
-    assert "http" not in text
-    # The first caption of each of the three images is under it, and the others are folded.
-    assert len(page.all("li")) == 7 - 3
-    assert text.index("<figure>") < text.index("<table>")
-
-
-def test_a_page_has_images_of_the_first_split_or_of_the_one_named(scenes_corpus_dir, tmp_path):
-    result = run_cli(scenes_corpus_dir, "--split", "train", "--html", tmp_path / "page.html")
-    assert result.exit_code == 0, result.stderr
-    assert len(Page((tmp_path / "page.html").read_text()).all("img")) == 32
 
 
 def test_a_corpus_of_a_corpus_is_a_usage_error(folder):

@@ -286,17 +286,6 @@ def leave_partial(server, a_zip, keep: int) -> None:
     server.requests.clear()
 
 
-@pytest.mark.parametrize("checksum", ["", f"sha256:{sha256(OTHER)}"])
-def test_the_rest_of_a_changed_file_is_refused_even_if_the_server_ignores_if_range(server, a_zip, checksum):
-    leave_partial(server, a_zip, 100_000)
-    server.files["a.zip"], server.if_range = OTHER, False
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip", checksum=checksum)).path.read_bytes() == OTHER
-    assert [(request.status, request.sent) for request in server.requests] == [
-        (206, len(OTHER) - 100_000),
-        (200, len(OTHER)),
-    ]
-
-
 REST = len(BODY) - 100_000
 RANGE_LIES = {
     "no ETag": {"ETag": "", "Last-Modified": ""},

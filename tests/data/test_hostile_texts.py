@@ -11,7 +11,6 @@ from hostile_images import encoded
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.cli.views.terminal import show_table
 from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, prepare_corpus
 from dcdctl.core.errors import InputError
 
@@ -126,12 +125,3 @@ def test_an_image_id_cannot_control_the_terminal(tmp_path, name):
         assert result.exit_code == 0
         assert not {"\x1b", "\u202e"} & set(result.stdout + result.stderr)
     assert Corpus.open(tmp_path / "\x1b[2Jout", "train").image_ids == [name]
-
-
-def test_a_table_shows_markup_and_control_characters_as_text(capsys):
-    show_table("[red]t\x1b[0m", ["\x1b", "b"], [["[bold]x[/bold]", "\x1b[31m"], ["a\nb", "\u202e"]], caption="\x07[/]")
-    shown = capsys.readouterr().out
-    assert "[bold]x[/bold]" in shown
-    assert "[red]t\\u001b[0m" in shown
-    assert "\\u0007[/]" in shown
-    assert not {"\x1b", "\u202e", "\x07"} & set(shown)

@@ -285,23 +285,6 @@ def parquet(tmp_path):
     return tmp_path / "train.parquet"
 
 
-def test_threads_read_each_batch_of_a_parquet_file_once(tmp_path, monkeypatch):
-    images, starts = [{"bytes": bytes([i]), "path": f"{i}.jpg"} for i in range(200)], []
-    pq.write_table(pa.table({"image": images}), tmp_path / "train.parquet", row_group_size=100)
-    begin = pq.ParquetFile.iter_batches
-    monkeypatch.setattr(
-        pq.ParquetFile,
-        "iter_batches",
-        lambda *args, **options: starts.append(options["row_groups"]) or begin(*args, **options),
-    )
-    # As threads do, in which neighbors overtake each other, also at the border of the row groups.
-    order = [i + (-1) ** i for i in range(200)]
-    order[99:101] = order[100], order[99]
-    files = {i: ParquetImageFile(tmp_path / "train.parquet", i // 100, i % 100) for i in order}
-    assert [files[i].read() for i in order] == [bytes([i]) for i in order]
-    assert starts == [[0], [1]]
-
-
 def test_a_row_of_a_parquet_file_is_an_image_file(parquet):
     assert [ParquetImageFile(parquet, i // 3, i % 3).read() for i in range(7)] == [
         bytes([i]) * (i + 1) for i in range(7)

@@ -31,13 +31,6 @@ def test_every_shipped_manifest_parses_and_has_a_summary_and_a_license():
     assert all(item.name == name and item.summary and item.license for name, item in manifests.items())
 
 
-def test_scenes_has_the_documented_defaults():
-    counts = {"train": 1000, "val": 200, "test": 500}
-    assert manifest.find_manifest("scenes").sources == {
-        "scenes": ScenesSource(counts=counts, side_px=128, seed=0, captions=5)
-    }
-
-
 @pytest.mark.parametrize("name", ["../../evil", "", "a\\nb", "x" * 200])
 def test_a_name_that_is_not_that_of_a_folder_is_an_error(tmp_path, name):
     (tmp_path / "mine.toml").write_text(f'name = "{name}"\nformat = "csv"\npairs = "p.csv"\nimages = "."\n')
@@ -83,10 +76,6 @@ def test_a_manifest_is_a_corpus_of_its_counts_before_it_is_prepared(tmp_path, mo
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match=r"no manifest 'flickr90k'; known: .*scenes"):
         manifest.find_manifest("flickr90k")
-
-
-def test_the_formats_are_listed_under_their_own_names():
-    assert {name: source.format for name, source in FORMATS.items()} == {name: name for name in FORMATS}
 
 
 @pytest.mark.parametrize(

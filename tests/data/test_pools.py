@@ -53,15 +53,6 @@ def test_a_pool_may_have_only_one_side(tmp_path):
     assert (texts.is_pool, texts.num_images, texts.image_ids, sorted(texts.captions)) == (True, 0, [], ["a", "b"])
 
 
-def test_a_pool_at_a_url_is_the_same(pool):
-    remote = Corpus.open(f"file://{pool.folder}", "train")
-    assert (remote.is_pool, remote.captions, remote.caption_ids.tolist()) == (
-        True,
-        pool.captions,
-        pool.caption_ids.tolist(),
-    )
-
-
 def test_verify_reads_the_texts_of_a_pool(pool):
     assert list(verify(pool.folder).problems) == []
     path = pool.folder / "texts-train.parquet"

@@ -25,9 +25,8 @@ from dcdctl.cli.app import app
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, near_duplicates, prepare_corpus, split_writer
 from dcdctl.core.data.images import FolderImageFile
-from dcdctl.core.errors import ConfigError, CorpusError, InputError, StaleError
+from dcdctl.core.errors import CorpusError, InputError, StaleError
 from dcdctl.core.files import sha256_of
-from dcdctl.core.locks import lock
 
 ALL_IMAGES = ["a.jpg", "b with space.jpg", "ü.png", "d.webp"]
 
@@ -399,15 +398,6 @@ def test_an_empty_split_is_an_error_even_where_rows_are_skipped(images, karpathy
         karpathy([entry("a.jpg"), entry("zero.jpg", "val")], on_error="skip")
 
 
-def test_options_out_of_range_are_named():
-    with pytest.raises(InputError, match="unknown split 'dev'; known splits: train, val, test"):
-        PrepareOptions(splits=("train", "dev"))
-    with pytest.raises(ConfigError, match="image_size_px must be at least 1, got 0"):
-        PrepareOptions(image_size_px=0)
-    with pytest.raises(ConfigError, match="on_error must be one of stop, skip, got 'ignore'"):
-        PrepareOptions(on_error="ignore")
-
-
 # The folder that is written
 
 
@@ -419,22 +409,6 @@ def test_a_folder_of_something_else_is_an_error_and_stays_unchanged(tmp_path, ka
     ):
         karpathy([entry("a.jpg")])
     assert contents(tmp_path / "out") == {"thesis.txt": b"dear"}
-
-
-def test_a_corpus_that_another_run_is_writing_is_an_error(tmp_path, karpathy):
-    with (
-        lock(tmp_path / "out"),
-        pytest.raises(StaleError, match=r"another run is writing to .*out; wait until it ends"),
-    ):
-        karpathy([entry("a.jpg")])
-    assert not (tmp_path / "out").exists()
-    karpathy([entry("a.jpg")])
-
-
-def test_a_file_in_place_of_the_folder_is_an_error(tmp_path, karpathy):
-    (tmp_path / "out").write_text("dear")
-    with pytest.raises(InputError, match="is a file, a folder is expected"):
-        karpathy([entry("a.jpg")])
 
 
 def test_the_same_corpus_is_already_prepared_and_another_one_is_an_error(tmp_path, karpathy):
@@ -598,25 +572,6 @@ def test_too_little_memory_in_a_thread_is_an_error_at_once_and_ends_the_threads(
         karpathy(rows, workers=2, on_error="skip")
     assert len(begun) <= 4 + 2 * split_writer.AHEAD_PER_WORKER
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
-
-
-def test_progress_counts_every_row_once(tmp_path, images):
-    from contextlib import contextmanager
-
-    seen = []
-
-    @contextmanager
-    def track(label, *, total, unit):
-        seen.append((label, total, unit))
-        yield seen.append
-
-    (images / "zero.jpg").touch()
-    (tmp_path / "dataset.json").write_text(
-        json.dumps({"images": [entry("a.jpg"), entry("zero.jpg"), entry("ü.png", "val")]})
-    )
-    source = manifest.choose_manifest(manifest.DataChoice(karpathy=tmp_path / "dataset.json", images=[images]))
-    prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1, on_error="skip"), track=track)
-    assert seen == [("prepare", 3, "images"), 1, 1, 1]
 
 
 # The command

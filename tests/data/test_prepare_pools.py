@@ -518,27 +518,6 @@ def test_inspect_shows_a_pool_in_its_own_words(beside):
     assert (facts["captions per image"]["pool"], facts["words per text"]["pool"]) == ("", "2")
 
 
-def test_the_document_of_inspect_marks_pools_alone(beside):
-    splits = json.loads(run("inspect", beside, "--json").stdout)["splits"]
-    assert {name: split.get("is_pool") for name, split in splits.items()} == {
-        "train": None,
-        "val": None,
-        "test": None,
-        "pool": True,
-    }
-
-
-@pytest.mark.parametrize("side", ["images", "queries"])
-def test_inspect_of_a_pool_of_one_side(tmp_path, photos, queries, side):
-    folder = Path(prepare(tmp_path / "out", **{side: {"images": photos, "queries": queries}[side]}))
-    page = tmp_path / "page.html"
-    result = run("inspect", folder, "--html", page)
-    assert "captions" not in result.stdout
-    assert ("texts without pairing" in result.stdout, "width [px]" in result.stdout) == (True, side == "images")
-    assert page.read_text().count("<figure>") == (0 if side == "queries" else 30)
-    assert ("Words per text, train" in page.read_text()) == (side == "queries")
-
-
 def test_splits_that_are_read_as_one_or_measured_are_captioned_ones(beside, tmp_path, photos, queries):
     assert all_splits(beside) == "train+val+test"
     assert split_to_measure(beside, "train+val+test") == "train"

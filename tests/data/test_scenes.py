@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from itertools import islice
 
 import numpy as np
@@ -97,70 +97,6 @@ def test_a_text_says_what_its_statement_says(test_scenes):
                 assert mention.size is None or any(
                     f"{word} {mention.color} {mention.shape}" in statement.text for word in scenes.SIZES[mention.size]
                 )
-
-
-def bits(statement):
-    """The information in a statement, in bits."""
-    relation = scenes.RELATIONS[statement.relation]
-    of_relation = 1.3 if not relation.is_exact else 2.7 if relation.columns and relation.rows else 3.3
-    sizes = sum(mention.size is not None for mention in (statement.subject, statement.object))
-    quarters = sum(mention.quarter is not None for mention in (statement.subject, statement.object))
-    return of_relation + sizes + 2 * quarters
-
-
-def recalls_at_1(scores_CI, caption_image):
-    """Share of images whose best caption is their own, and of captions whose best image is theirs; ties count against
-    them."""
-    num_captions, num_images = scores_CI.shape
-    is_own_CI = caption_image[:, None] == np.arange(num_images)
-    best_own_I = np.where(is_own_CI, scores_CI, -np.inf).max(axis=0)
-    best_other_I = np.where(is_own_CI, -np.inf, scores_CI).max(axis=0)
-    own_C = scores_CI[np.arange(num_captions), caption_image]
-    best_other_C = np.where(is_own_CI, -np.inf, scores_CI).max(axis=1)
-    return 100 * np.mean(best_own_I > best_other_I), 100 * np.mean(own_C > best_other_C)
-
-
-def test_ties_count_against_the_query():
-    assert recalls_at_1(np.ones((4, 2)), np.array([0, 0, 1, 1])) == (0, 0)
-    assert recalls_at_1(np.array([[2.0, 1], [0, 1], [2, 0]]), np.array([0, 1, 1])) == (0, pytest.approx(200 / 3))
-
-
-def test_a_model_that_understands_everything_finds_nearly_everything(test_scenes):
-    captions = [(i, statement) for i, item in enumerate(test_scenes) for statement in item.statements]
-    scenes_with = defaultdict(set)
-    for i, item in enumerate(test_scenes):
-        for thing in item.scene.objects:
-            scenes_with[thing.shape, thing.color].add(i)
-    scores_CI = np.zeros((len(captions), NUM_TEST))
-    for c, (_, statement) in enumerate(captions):
-        subject, thing = statement.subject, statement.object
-        for i in scenes_with[subject.shape, subject.color] & scenes_with[thing.shape, thing.color]:
-            scores_CI[c, i] = bits(statement) * holds(statement, test_scenes[i].scene)
-    text_retrieval, image_retrieval = recalls_at_1(scores_CI, np.array([i for i, _ in captions]))
-    assert text_retrieval >= 95
-    assert image_retrieval >= 95
-
-
-def test_a_bag_of_words_does_not_find_the_image(test_scenes):
-    synonyms = {word: size for size, words in scenes.SIZES.items() for word in words}
-    vocabulary = {word: k for k, word in enumerate([*scenes.SHAPES, *scenes.COLORS, *scenes.SIZES])}
-    words_IV = np.zeros((NUM_TEST, len(vocabulary)))
-    for i, item in enumerate(test_scenes):
-        for thing in item.scene.objects:
-            words_IV[i, [vocabulary[word] for word in (thing.shape, thing.color, thing.size)]] = 1
-    captions = [(i, statement.text) for i, item in enumerate(test_scenes) for statement in item.statements]
-    words_CV = np.zeros((len(captions), len(vocabulary)))
-    for c, (_, text) in enumerate(captions):
-        counts = Counter(synonyms.get(word, word) for word in text.split())
-        for word, count in counts.items():
-            if word in vocabulary:
-                words_CV[c, vocabulary[word]] = count
-    words_CV /= words_CV.sum(axis=1, keepdims=True)
-    scores_CI = words_CV @ words_IV.T
-    # The images of a family have the same words, so nothing beats chance among four.
-    scores_CI += np.random.default_rng(0).uniform(0, 1e-6, scores_CI.shape)
-    _, image_retrieval = recalls_at_1(scores_CI, np.array([i for i, _ in captions]))
-    assert 5 < image_retrieval < 35
 
 
 @pytest.mark.parametrize("shape", scenes.SHAPES)

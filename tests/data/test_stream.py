@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import threading
 from itertools import chain
 from pathlib import Path
 
@@ -90,41 +89,6 @@ def test_a_resumed_stream_that_skips_samples_gives_the_batches_of_an_uninterrupt
         captions_of(killed, range(step))
         resumed.counts = dict(killed.counts)
         assert captions_of(resumed, range(step, step + 3)) == expected[step : step + 3]
-
-
-def test_a_resumed_stream_does_not_open_the_shards_before_its_step(tars):
-    whole = stream_of(tars)
-    expected = captions_of(whole, range(8))[6:]
-    resumed = stream_of(tars)
-    resumed.counts = dict(whole.counts)
-    Path(tars[whole.order(0)[0]]).unlink()
-    assert captions_of(resumed, range(6, 8)) == expected
-
-
-def test_another_seed_gives_another_order(tars):
-    assert captions_of(stream_of(tars), range(8)) != captions_of(stream_of(tars, seed=1), range(8))
-
-
-def test_each_epoch_shuffles_a_window_in_another_way(tmp_path):
-    first, second = (
-        joined(captions_of(stream_of(write_shards(tmp_path, rows_of((12,)))), range(*steps)))
-        for steps in ((0, 3), (3, 6))
-    )
-    assert set(first) == set(second)
-    assert first != second
-
-
-def test_the_window_and_the_batch_of_a_trial_are_read_once(tars):
-    stream = stream_of(tars)
-    expected = captions_of(stream_of(tars), range(8))
-    assert [sample.captions[0] for sample in stream.first_batch()] == expected[0]
-    assert {sample.captions[0] for sample in stream.first_window()} == set(joined(expected[:3]))
-    assert captions_of(stream, range(8)) == expected
-
-
-def test_no_thread_is_left(tars):
-    captions_of(stream_of(tars), range(2))
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stream")]
 
 
 def test_tars_parquet_and_urls_of_the_same_samples_give_the_same_batches(tmp_path, tars, monkeypatch):

@@ -73,11 +73,3 @@ def test_holm_is_the_closure_of_bonferroni(values):
         max(min(1, len(some) * min(values[i] for i in some)) for some in sets if test in some) for test in tests
     ]
     assert holm(values) == pytest.approx(expected)
-
-
-@given(p_values)
-def test_holm_keeps_the_order_and_never_lowers(values):
-    adjusted = holm(values)
-    assert all(value <= after <= 1 for value, after in zip(values, adjusted, strict=True))
-    in_order = [after for _, after in sorted(zip(values, adjusted, strict=True))]
-    assert in_order == sorted(in_order)

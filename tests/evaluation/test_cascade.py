@@ -8,7 +8,7 @@ import torch
 from matrix_ranks import rank_matrix
 from tables import OWNER, Numbers, TableFusion, make_dual, make_fusion
 
-from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalOptions, Measured, cascade, evaluate, rankers
 from dcdctl.core.evaluation.cascade import Shortlists
@@ -97,32 +97,6 @@ def test_the_time_of_a_query_is_the_dual_encoders_and_that_of_so_many_pairs(monk
     assert [result.ms_per_query for result in evaluation.depths] == pytest.approx(
         [2, 2 + 10 + 1, 2 + 10 + 4, 2 + 10 + 10]
     )
-
-
-def test_the_clock_waits_for_the_device_before_and_after_a_step(monkeypatch):
-    """On a GPU a step only starts its work; it ends while the program waits for the device."""
-    clock, running = Clock(monkeypatch), [0.0]
-
-    def start(seconds: float) -> None:
-        clock.now += 0.001
-        running[0] += seconds
-
-    def wait(device: torch.device) -> None:
-        clock.now, running[0] = clock.now + running[0], 0.0
-
-    monkeypatch.setattr("dcdctl.core.devices.synchronize", wait)
-    start(5.0)  # work of an earlier step, which is nobody's time
-    steps = [lambda query: start(0.010), lambda query: start(0.050)]
-    assert cascade._median_ms(steps, [None], CPU) == pytest.approx([11, 51])
-
-
-def test_a_time_is_the_median_of_the_rounds_after_the_first(monkeypatch):
-    clock = Clock(monkeypatch)
-    monkeypatch.setattr(cascade, "MAX_ROUNDS", 3)
-    seconds = iter([0.100, 0.001, 0.006, 0.002])
-    assert cascade._median_ms(
-        [clock.takes(lambda query: None, lambda query: next(seconds))], [None], CPU
-    ) == pytest.approx([2])
 
 
 def test_a_cascade_keeps_more_candidates_than_it_reranks():

@@ -80,11 +80,6 @@ def test_max_images_narrows_queries_and_galleries(corpus, fusion):
     assert result.corpus.fingerprint == "numbers 7"
 
 
-def test_a_constant_fusion_scorer_finds_nothing_first(corpus):
-    result = evaluate.evaluate_model(TableFusion(torch.full((10, 18), 0.3)), corpus)
-    assert result.text_retrieval["R@1"] == result.image_retrieval["R@5"] == 0
-
-
 def test_stored_features_of_a_dual_encoder_without_frozen_encoders_are_an_error(corpus, dual, tmp_path):
     with pytest.raises(ModelError, match="features are its vectors"):
         evaluate.evaluate_model(dual, corpus, options=EvalOptions(compute=Compute(features=tmp_path)))
@@ -145,14 +140,6 @@ def test_a_protocol_of_folds_is_the_mean_of_galleries_of_their_own(kind, corpus,
             assert value == pytest.approx(np.mean([getattr(part, key)[name] for part in parts]))
     assert all(image // 2 == OWNER[text] // 2 for image, text in scored)
     assert len(scored) == evaluation.pairs_scored == sum(part.pairs_scored for part in parts)
-
-
-def test_folds_do_not_embed_anything_twice(corpus, dual, monkeypatch):
-    seen = []
-    embed_texts = dual.embed_texts
-    monkeypatch.setattr(dual, "embed_texts", lambda texts: (seen.append(len(texts)), embed_texts(texts))[1])
-    evaluate.evaluate_model(dual, corpus, options=EvalOptions(protocol=FIVE_FOLDS))
-    assert sum(seen) == 18
 
 
 def test_a_document_has_intervals_of_the_bootstrap_over_images(corpus, dual):

@@ -144,12 +144,6 @@ def test_vectors_in_half_precision_are_compared_in_float32():
     assert all_of(rankings) == all_of(rank_matrix(expected_QG, owner))
 
 
-def test_recalls_add_up():
-    text, image = measures.recall_at_k([1, 6]), measures.recall_at_k([1, 2, 11, 12])
-    assert (text, image) == ({"R@1": 50.0, "R@5": 50.0, "R@10": 100.0}, {"R@1": 25.0, "R@5": 50.0, "R@10": 50.0})
-    assert measures.rsum(text, {**image, "mAP@R": 9.0}) == 325
-
-
 def test_average_precision_counts_positives_among_the_first_r_only():
     # Five positives at 1, 2, 4, 7, 9: the first three count, with 1/1, 2/2 and 3/4. Two at 3 and 4: none among the
     # first two.
@@ -164,28 +158,6 @@ def test_measures_of_folds_are_averaged():
     assert text == image
     expected = {"R@1": 50.0, "R@5": 100.0, "R@10": 100.0, "mAP@R": 50.0, "median_rank": 1.5, "mean_rank": 1.5}
     assert text.items() >= expected.items()
-
-
-def test_the_rows_have_the_names_of_documents_in_their_order():
-    # Names and order are those of result.json and of the columns of tables: other programs read them.
-    recalls = ["R@1", "R@5", "R@10"]
-    assert [row.name for row in measures.MEASURES if row.of is not None] == [
-        *recalls,
-        "mAP@R",
-        "median_rank",
-        "mean_rank",
-    ]
-    assert [row.name for row in measures.ESTIMATED] == recalls
-    assert [name for name, _ in measures.COMPARED] == [*recalls, "MRR"]
-    assert [name for (name, _), counts in zip(measures.COMPARED, measures.IN_RSUM, strict=True) if counts] == recalls
-
-
-def test_the_mean_of_a_measure_over_queries_is_its_value():
-    ranking = rank_matrix(
-        torch.rand(6, 12, generator=torch.Generator().manual_seed(0)), np.repeat(np.arange(6), 2)
-    ).image
-    for row in measures.ESTIMATED:
-        assert 100 * np.mean(row.of_rank(ranking.ranks)) == pytest.approx(row.of(ranking))
 
 
 OWNER = np.repeat(np.arange(30), np.random.default_rng(0).integers(1, 6, 30))

@@ -10,11 +10,9 @@ import torch
 from matrix_ranks import rank_matrix
 from paths import DOCS
 
-from dcdctl.core.data import manifest
 from dcdctl.core.evaluation import RankTable, measures, significance
 from dcdctl.core.evaluation.agreement import compare_orders
 from dcdctl.core.evaluation.measures import average_precision_at_r
-from dcdctl.core.evaluation.protocols import PAPER_PROTOCOLS
 from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings
 
 PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
@@ -108,18 +106,3 @@ def test_the_intervals(rankings):
         for estimate in (estimates.rsum, estimates.text_retrieval["R@1"], estimates.image_retrieval["R@1"])
     )
     assert f"intervals are {rsum} (RSUM), {text} (text R@1) and {image} (image R@1)." in PAGE
-
-
-def test_the_protocols_are_those_of_the_program():
-    rows = {row[0].strip("`"): row for row in PROTOCOLS[1:]}
-    assert list(rows) == [*(protocol.name for protocol in PAPER_PROTOCOLS), "whole", "first-N"]
-    for protocol in PAPER_PROTOCOLS:
-        assert rows[protocol.name][2] == f"`dcdctl prepare {protocol.data_set}`"
-        counts = manifest.find_manifest(str(protocol.data_set)).expected["test"]
-        if protocol.num_folds == 1:
-            assert rows[protocol.name][1].startswith(f"{counts.images:,} images and {counts.captions:,} captions")
-        else:
-            assert (
-                f"five galleries of {counts.images // protocol.num_folds:,} consecutive images"
-                in rows[protocol.name][1]
-            )

@@ -244,31 +244,6 @@ def swapped(ours: Sequence[RankTable], base: Sequence[RankTable], is_swapped: Se
     ]
 
 
-def test_models_that_are_alike_differ_by_sign_flips_as_often_as_the_level_says():
-    rng, num_images, num_trials = np.random.default_rng(0), 40, 300
-    owner = np.repeat(np.arange(num_images), rng.integers(1, 6, num_images))
-    p_values = []
-    for _ in range(num_trials):
-        hard_I = rng.integers(1, 20, num_images)  # as hard for both, so that the captions of an image are alike
-        ours, base = (
-            table(owner, hard_I + rng.integers(0, 9, num_images), hard_I[owner] + rng.integers(0, 9, len(owner)))
-            for _ in "ab"
-        )
-        p_values.append(compare_ranks([ours], [base], resamples=199).sign_flip_p_value)
-    assert 0.06 < np.mean(np.array(p_values) <= 0.1) < 0.14
-    assert 0.44 < np.mean(np.array(p_values) <= 0.5) < 0.56
-
-
-def test_reciprocal_ranks_see_what_no_recall_does():
-    base = table(np.repeat(np.arange(30), 2), [40] * 30, [40] * 60)
-    better = dataclasses.replace(base, image_ranks=base.image_ranks // 2)
-    comparison = compare_ranks([better], [base], resamples=100)
-    assert comparison.difference.rsum == Estimate(0.0, Interval(0.0, 0.0))
-    assert comparison.difference.image_retrieval["MRR"].value == pytest.approx(100 / 20 - 100 / 40)
-    assert comparison.difference.image_retrieval["MRR"].interval.low > 0
-    assert comparison.difference.text_retrieval["MRR"].value == 0
-
-
 def test_sides_compared_together_are_compared_as_each_alone():
     owner = [0, 0, 1, 2, 2, 2, 3]
     base, *others = ([random_table(seed, owner) for seed in seeds] for seeds in ([0], [1], [2, 3], [4]))
@@ -296,63 +271,12 @@ def test_an_image_brings_all_its_captions():
     assert estimates.text_retrieval["R@1"] == Estimate(100.0, Interval(100.0, 100.0))
 
 
-def test_pairing_takes_out_what_is_hard_for_both():
-    base = random_table(0, np.repeat(np.arange(200), 5).tolist(), hardest=12)
-    better = base.text_ranks.copy()
-    better[base.text_ranks == 6] = 5
-    comparison = compare_ranks([dataclasses.replace(base, text_ranks=better)], [base], resamples=2000)
-    width_of_difference, width_of_a_side = (
-        estimates.rsum.interval.high - estimates.rsum.interval.low
-        for estimates in (comparison.difference, bootstrap([base], resamples=2000))
-    )
-    assert width_of_difference < width_of_a_side / 3
-    assert comparison.difference.rsum.interval.low > 0
-    assert comparison.p_value == 2 / 2001
-
-
 def test_the_seed_alone_decides():
     ours, base = (random_table(seed, np.repeat(np.arange(50), 2).tolist()) for seed in (1, 2))
     first, again, other = (compare_ranks([ours], [base], resamples=500, seed=seed) for seed in (3, 3, 4))
     assert first == again
     assert first.difference.rsum.value == other.difference.rsum.value
     assert first.difference.rsum.interval != other.difference.rsum.interval
-
-
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    # Images that are easy or hard for all their captions and for both models; ours finds three in a hundred more.
-    rng, num_images, num_trials, hits = np.random.default_rng(0), 120, 200, 0
-    owner = np.repeat(np.arange(num_images), rng.integers(1, 6, num_images))
-    for _ in range(num_trials):
-        easy_I = rng.uniform(0.2, 0.8, num_images)
-        tables = [
-            table(
-                owner,
-                np.where(rng.random(num_images) < easy_I + gain, 1, 99),
-                np.where(rng.random(len(owner)) < easy_I[owner] + gain, 1, 99),
-            )
-            for gain in (0.03, 0.0)
-        ]
-        interval = compare_ranks(tables[:1], tables[1:], resamples=300).difference.rsum.interval
-        hits += interval.low <= 6 * 3 <= interval.high  # a hit at rank 1 is one for each K of both directions
-    assert 0.89 < hits / num_trials < 0.99
-
-
-def test_intervals_with_drawn_seeds_hold_the_truth_where_runs_differ():
-    # Runs of both systems find 50 % of the captions on average, and some 10 % more or less each: the true difference is
-    # 0.
-    rng, num_images, num_trials, hits = np.random.default_rng(0), 150, 100, {True: 0, False: 0}
-    owner = np.arange(num_images)
-    for _ in range(num_trials):
-        shares = rng.normal(0.5, 0.1, (2, 5))
-        runs = [
-            [table(owner, [1] * num_images, np.where(rng.random(len(owner)) < share, 1, 99)) for share in side]
-            for side in shares
-        ]
-        for draw_seeds in hits:
-            interval = compare_ranks(*runs, resamples=200, draw_seeds=draw_seeds).difference.rsum.interval
-            hits[draw_seeds] += interval.low <= 0 <= interval.high
-    assert 0.85 < hits[True] / num_trials < 0.99
-    assert hits[False] / num_trials < 0.75
 
 
 @pytest.fixture

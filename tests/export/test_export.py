@@ -28,15 +28,9 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.errors import (
     ConfigError,
     CorpusError,
-    InputError,
-    MissingError,
     ModelError,
-    StaleError,
-    install_command,
 )
-from dcdctl.core.export import ExportJob, export, model_card, to_sentence_transformers, to_transformers
-from dcdctl.core.locks import lock
-from dcdctl.core.models import onnx_towers
+from dcdctl.core.export import ExportJob, export, model_card, to_transformers
 
 PAGE = DOCS / "export.md"
 BLOCKS = {
@@ -263,20 +257,6 @@ def test_a_refused_export_leaves_no_folder(changes, error, message, sources, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_empty_is_not_touched(sources, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "letter.txt").write_text("dear")
-    with pytest.raises(ConfigError, match=r"out is not empty, a new folder is expected"):
-        export.export_model(job_of(sources, tmp_path))
-    with pytest.raises(ConfigError, match=r"letter.txt is a file, a new folder is expected"):
-        export.export_model(job_of(sources, tmp_path, out=tmp_path / "out" / "letter.txt"))
-    with pytest.raises(InputError, match=r"out cannot be written to: .*letter.txt is a file; name another folder"):
-        export.export_model(job_of(sources, tmp_path, out=tmp_path / "out" / "letter.txt" / "out"))
-    with lock(tmp_path / "busy"), pytest.raises(StaleError, match="another run is writing to"):
-        export.export_model(job_of(sources, tmp_path, out=tmp_path / "busy"))
-    assert contents(tmp_path) == {"out/letter.txt": b"dear"}
-
-
 def test_an_export_with_other_vectors_is_refused(sources, tmp_path, monkeypatch):
     write = to_transformers.write
 
@@ -305,26 +285,6 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(sources, tm
     assert [path for path in tmp_path.iterdir() if path.is_dir()] != []
     export.export_model(job)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("to", ["sentence-transformers", "onnx"])
-def test_a_format_with_a_missing_package_is_refused_by_name(to, sources, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_towers, "PACKAGES", ("onnx", "no_such_package"))
-    monkeypatch.setattr(to_sentence_transformers, "PACKAGE", "no_such_package")
-    with pytest.raises(MissingError, match=rf"which is not installed; {re.escape(install_command(to))}"):
-        export.export_model(job_of(sources, tmp_path, to=to))
-
-
-def test_the_command_says_what_it_wrote(sources, tmp_path):
-    found = CliRunner().invoke(
-        app,
-        ["export", str(sources["dual"]), "--out", str(tmp_path / "out"), "--to", "transformers", "--license", "mit"],
-    )
-    assert (found.exit_code, found.stdout.splitlines()[1].split(":")[0]) == (
-        0,
-        "checked on 16 images of scenes, split test",
-    )
-    assert f"dual model for transformers -> {tmp_path / 'out'} (" in found.stdout
 
 
 def test_json_has_the_checks(sources, tmp_path):

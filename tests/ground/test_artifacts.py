@@ -214,23 +214,6 @@ def test_the_first_difference_is_named_down_to_its_key():
     assert first_difference("a", {"b": [1]}, {"b": [1]}) is None
 
 
-def test_a_file_is_hashed_once_per_process_by_all_threads(tmp_path, monkeypatch):
-    hashed = count_hashes(monkeypatch)
-    path = tmp_path / "part"
-    path.write_bytes(bytes(1 << 20))
-    threads = [threading.Thread(target=sha256_of, args=(path,)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    monkeypatch.chdir(tmp_path)
-    assert sha256_of(Path("part")) == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert hashed == [path]
-    flip(path)
-    assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert hashed == [path, path]
-
-
 @pytest.mark.parametrize("is_replaced", [True, False])
 def test_a_file_that_changes_and_keeps_its_size_and_time_is_hashed_again(tmp_path, is_replaced):
     path, status = tmp_path / "part", None
@@ -293,20 +276,6 @@ def flip(path: Path, at: float = 0.5) -> None:
     path.write_bytes(data)
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_003))
-
-
-def count_hashes(monkeypatch) -> list[Path]:
-    """The list to which every file hashed from now on is added."""
-    hashed: list[Path] = []
-    compute = files.sha256_of
-
-    def counted(path: Path) -> str:
-        hashed.append(path.absolute())
-        return compute(path)
-
-    monkeypatch.setattr(artifacts.files, "sha256_of", counted)
-    monkeypatch.setattr(artifacts, "_DIGESTS", {})
-    return hashed
 
 
 # The artifacts of dcdctl
@@ -423,14 +392,6 @@ def test_swapped_parts_are_an_error(artifact):
     second.write_bytes(data[0])
     with pytest.raises(DcdError, match=r"is damaged: .*; delete .* again"):
         artifact.read()
-
-
-@pytest.mark.parametrize("artifact", SEALED, indirect=True)
-def test_every_part_is_hashed_once_per_process(artifact, monkeypatch):
-    hashed = count_hashes(monkeypatch)
-    artifact.read()
-    artifact.read()
-    assert sorted(path for path in hashed if path in artifact.parts) == artifact.parts
 
 
 def test_a_document_with_any_changed_character_is_damaged_or_equal(tmp_path):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import importlib.util
 import os
 import re
 import sys
-import tomllib
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,13 +14,9 @@ import pytest
 import torch
 import typer
 from google.protobuf.message import DecodeError
-from paths import ROOT
 from safetensors import SafetensorError
 
-from dcdctl.core.errors import EXTRAS, DcdError, InputError, MissingError, ModelError, as_user_error, require_extra
-from dcdctl.core.models import onnx, onnx_towers
-from dcdctl.core.serve import server
-from dcdctl.core.stores import url as stores
+from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, as_user_error, require_extra
 
 
 def test_the_hint_follows_the_message():
@@ -134,65 +128,3 @@ def test_the_check_for_packages_does_not_import_them():
     assert importlib.util.find_spec("this") is not None
     require_extra("serve", "this", "json", needed_by="serving")
     assert "this" not in sys.modules
-
-
-def calls_of_require_extra() -> list[tuple[Path, ast.Call]]:
-    sources = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "dcdctl").rglob("*.py"))}
-    nodes = [
-        (path, node)
-        for path, source in sources.items()
-        if "require_extra" in source
-        for node in ast.walk(ast.parse(source))
-    ]
-    return [
-        (path, node) for path, node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "require_extra"
-    ]
-
-
-def test_every_required_extra_lists_its_packages_in_pyproject():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    packages = {extra: {re.split(r"[>=<\[]", package)[0] for package in extras[extra]} for extra in extras}
-    constants = {
-        "*PACKAGES": {
-            "onnx_towers.py": onnx_towers.PACKAGES,
-            "server.py": server.PACKAGES,
-        },
-        "*TEXT_PACKAGES": {"onnx.py": onnx.TEXT_PACKAGES},
-        "*models.TEXT_PACKAGES": {"build.py": onnx.TEXT_PACKAGES},
-        "package": {"ann.py": ["usearch"]},
-    }
-    renamed = {"open_clip": "open_clip_torch"}  # modules that are not named as their package
-    required = set()
-    for path, call in calls_of_require_extra():
-        first, *rest = call.args
-        if isinstance(first, ast.Constant):
-            names = constants.get(ast.unparse(rest[0]), {}).get(path.name) or [ast.literal_eval(name) for name in rest]
-            assert {renamed.get(name, name.replace("_", "-")) for name in names} <= packages[first.value]
-            required.add(first.value)
-    for extra, package in stores._PACKAGES.items():
-        assert package.replace("_", "-") in packages[extra]
-    assert required | set(stores._PACKAGES) == set(EXTRAS)
-
-
-def test_the_install_commands_name_the_packages_of_pyproject():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert {name: list(packages) for name, packages in EXTRAS.items()} == {
-        name: extras[name] for name in extras if name in EXTRAS
-    }
-    assert set(extras) - set(EXTRAS) == {"dev"}
-
-
-def test_nothing_says_to_install_dcdctl_from_an_index():
-    """The name is on no index."""
-    folders = ("dcdctl", "docs", "benchmarks", "data_manifests", ".github")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
-    texts = [path for path in files if path.suffix in (".py", ".md", ".toml", ".html", ".j2", ".yml")]
-    assert len(texts) > 100
-    asked = re.compile(r"(?:pip|uv|pipx) +(?:tool +)?(?:install|add|run)[^\n]*?[ '\"]dcdctl(?!\w|[/.-]| @)")
-    assert asked.search("`pip install 'dcdctl[serve]'`")
-    assert asked.search("pip install dcdctl\n")
-    assert [
-        str(path)
-        for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *texts]
-        if asked.search(path.read_text(encoding="utf-8"))
-    ] == []

@@ -6,14 +6,12 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from paths import ROOT
 from safetensors import SafetensorError
 
 from dcdctl.core import files
@@ -129,15 +127,6 @@ def test_a_full_disk_is_an_input_error_that_names_the_target(tmp_path, error):
 
 def test_a_name_with_a_nul_leads_nowhere():
     assert files.escapes_root("a\0.npy")
-
-
-def test_only_files_py_names_partial_files():
-    writers = {
-        path.name
-        for path in (ROOT / "dcdctl").rglob("*.py")
-        if re.search(r"getpid\(\)\}.*PARTIAL", path.read_text(encoding="utf-8"))
-    }
-    assert writers == {"files.py"}
 
 
 def test_a_folder_with_only_partial_files_counts_as_empty(tmp_path):

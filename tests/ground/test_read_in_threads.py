@@ -9,10 +9,8 @@ import warnings
 import pytest
 from processes import TIMEOUT_S
 
-from dcdctl.core import machine
 from dcdctl.core.data import ImageError, decode_image
 from dcdctl.core.data.images.decode import ignore_pillow_warnings
-from dcdctl.core.devices import Compute
 from dcdctl.core.errors import CorpusError
 from dcdctl.core.machine import read_in_threads
 
@@ -75,16 +73,6 @@ def test_an_interrupted_consumer_ends_the_threads_and_reads_no_more(raised):
 def test_threads_decode_at_the_same_time():
     met = threading.Barrier(2, timeout=TIMEOUT_S)
     assert len(list(read_in_threads(lambda _: met.wait(), range(2), 2))) == 2
-
-
-@pytest.mark.parametrize(
-    ("cores", "processes", "readers"), [(1, "1", 0), (2, "1", 1), (64, "1", 8), (16, "8", 1), (4, "8", 0)]
-)
-def test_readers_by_cores(monkeypatch, cores, processes, readers):
-    monkeypatch.setattr(machine, "num_cores", lambda: cores)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    assert Compute().readers == readers
-    assert Compute(workers=5).readers == 5
 
 
 def test_decoding_threads_do_not_change_the_filters_of_warnings():

@@ -85,21 +85,6 @@ def test_logits_equal_those_of_the_plain_forward_pass(folder, photos):
     assert_close(found_P, expected_IT[rows, columns], rtol=1e-5, atol=1e-4)
 
 
-def test_a_saved_model_is_a_folder_of_its_own_library(folder, photos, tmp_path):
-    model = models.load_dual(folder)
-    models.save(model, tmp_path / "model")
-    again = models.load_dual(tmp_path / "model")
-    assert again.digest == model.digest
-    plain, expected = AutoModel.from_pretrained(tmp_path / "model"), AutoModel.from_pretrained(folder)
-    assert type(plain) is type(expected)
-    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in expected.state_dict().items())
-
-
-def test_the_attention_of_text_encoders_is_the_fused_one_where_it_has_its_mask(folder):
-    text = models.load_dual(folder).network.text_model.config
-    assert text._attn_implementation == ("eager" if text.model_type.startswith("aimv2") else "sdpa")
-
-
 def test_long_captions_are_cut_to_the_length_of_training(folder):
     model = models.load_dual(folder)
     # 20 are what the tokenizer of a family that is not named says.

@@ -3,8 +3,6 @@ cosine."""
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -80,48 +78,12 @@ def test_before_training_scores_equal_those_of_the_dual_encoder(dual, pil_images
     assert expected_IT.std() > 1e-2
 
 
-@pytest.mark.parametrize("vision", ["tokens", "map"])
-@pytest.mark.parametrize(("width", "layers", "heads"), [(8, 1, 2), (24, 2, 3), (16, 3, 4)])
-@torch.no_grad()
-def test_pairs_score_as_each_alone(captions, pil_images, tmp_path, vision, width, layers, heads):
-    make_dual(captions, tmp_path, vision)
-    scorer = with_noise(scorer_from(tmp_path, FusionSize(hidden_size=width, num_layers=layers, num_heads=heads)))
-    images, texts = scorer.preprocess.images(pil_images), scorer.preprocess.texts(captions)
-    expected = plain_score(
-        scorer, images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P]
-    )
-    scores = scorer(images, texts, IMAGES_P, TEXTS_P)
-    assert_close(scores, expected, rtol=1e-5, atol=1e-5)
-    cosine, scorer.network.cosine = scorer.network.cosine, None
-    vectors = [cosine.project_images(scorer.encoders.image_features(images).tokens)[IMAGES_P]]
-    vectors.append(
-        cosine.project_texts(scorer.encoders.text_features(texts).tokens, texts.attention_mask.bool())[TEXTS_P]
-    )
-    added = torch.tensor(2.0).exp() * (vectors[0] * vectors[1]).sum(dim=1)
-    assert_close(scores - scorer(images, texts, IMAGES_P, TEXTS_P), added, rtol=1e-4, atol=1e-5)
-
-
 @torch.no_grad()
 def test_the_logit_scale_is_at_most_100(dual, tmp_path):
     cosine = scorer_from(tmp_path).network.cosine
     cosine.logit_scale.fill_(9.0)
     unit = torch.nn.functional.normalize(torch.ones(1, 8), dim=-1)
     assert_close(cosine.logits(unit, unit), torch.tensor([100.0]))
-
-
-@torch.no_grad()
-def test_a_saved_scorer_loads_with_equal_digest_and_scores(dual, pil_images, captions, tmp_path):
-    scorer = with_noise(scorer_from(tmp_path))
-    models.save(scorer, tmp_path / "saved")
-    config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert config["cosine"] == {"projection_dim": 8, "dropout": 0.0}
-    reloaded = models.load_fusion(tmp_path / "saved")
-    assert (reloaded.digest, reloaded.encoders.digest) == (scorer.digest, scorer.encoders.digest)
-    batch = scorer.preprocess.images(pil_images), scorer.preprocess.texts(captions), IMAGES_P, TEXTS_P
-    assert_close(reloaded(*batch), scorer(*batch), rtol=1e-6, atol=1e-6)
-    reloaded.network.cosine.logit_scale.add_(0.1)
-    assert reloaded.digest != scorer.digest
-    assert reloaded.encoders.digest == scorer.encoders.digest == dual.encoders.digest
 
 
 @pytest.mark.parametrize("layers", [[0, 1], [1]])

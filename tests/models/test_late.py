@@ -15,7 +15,6 @@ from training_steps import TINY_DUAL, distill
 from dcdctl.core import models
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ModelError
-from dcdctl.core.evaluation import evaluate_model
 from dcdctl.core.export.export import export_model
 from dcdctl.core.export.target import ExportJob
 from dcdctl.core.models.inputs import States
@@ -109,16 +108,6 @@ def test_few_pairs_and_all_pairs_have_the_same_logits(tmp_path, is_pooled):
     alone = [model.score_pairs(images, texts, rows[[0, k]], columns[[6, k]])[1] for k in range(21)]
     assert_close(torch.stack(alone), dense)
     assert dense.unique().numel() > 6
-
-
-def test_encoded_once_or_for_every_pair_the_recalls_are_equal(tmp_path, monkeypatch):
-    model = late(FAMILIES["dual"](CAPTIONS, tmp_path))
-    corpus = make_corpus(tmp_path / "corpus", [[caption] for caption in CAPTIONS], has_colors=True)
-    kept = evaluate_model(model, corpus)
-    monkeypatch.setattr(type(model), "keeps_states", False)
-    again = evaluate_model(model, corpus)
-    assert kept.rsum == again.rsum
-    assert_close(torch.tensor(kept.table.scores["text"]), torch.tensor(again.table.scores["text"]))
 
 
 def test_the_scale_is_learned_and_ends_at_100(tmp_path):

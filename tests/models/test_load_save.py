@@ -50,11 +50,6 @@ def model_dir(model, tmp_path):
     return saved(model, tmp_path / "model")
 
 
-def test_the_files_of_a_saved_model_have_default_permissions(model_dir, tmp_path):
-    (tmp_path / "plain").write_text("")
-    assert {path.stat().st_mode for path in model_dir.iterdir()} == {(tmp_path / "plain").stat().st_mode}
-
-
 def test_half_saves_half_the_bytes_and_loads_as_float32(model, tmp_path):
     models.save(model, tmp_path / "half", half=True)
     reloaded = models.load(tmp_path / "half")

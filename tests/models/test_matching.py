@@ -333,10 +333,3 @@ def test_attention_of_grouped_pairs_equals_that_of_each_pair(num_images, num_pai
     context = functional.scaled_dot_product_attention(split[0], split[1][image_ix], split[2][image_ix])
     assert_close(grouped, dense(context.transpose(1, 2).flatten(2)), rtol=1e-5, atol=1e-6)
     assert_close(attend_and_project(heads, dense, tokens, images[image_ix], None), grouped, rtol=1e-5, atol=1e-6)
-
-
-def test_pairs_share_rows_only_where_rows_are_at_least_half_full():
-    skewed = Groups.of(torch.tensor([0, 0, 0, 0, 1, 2]))  # 12 cells for 6 pairs
-    assert skewed.pair_ix_GR.tolist() == [[0, 1, 2, 3], [4, 0, 0, 0], [5, 0, 0, 0]]
-    assert skewed.cell_P.tolist() == [0, 1, 2, 3, 4, 8]
-    assert Groups.of(torch.tensor([0, 0, 0, 0, 1, 2, 3])).pair_ix_GR.shape == (7, 1)

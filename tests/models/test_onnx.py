@@ -49,23 +49,6 @@ def test_caption_embeddings_do_not_depend_on_padding(corpus, dual, towers):
     assert together.norm(dim=1) == pytest.approx([1, 1], abs=1e-6)
 
 
-def test_the_files_have_the_documented_inputs_and_output(towers):
-    import onnxruntime
-
-    sessions = {name: onnxruntime.InferenceSession(str(towers / name)) for name in models.TOWERS}
-    inputs = {
-        name: {value.name: (value.shape, value.type) for value in session.get_inputs()}
-        for name, session in sessions.items()
-    }
-    assert inputs["image.onnx"] == {"pixel_values": (["images", 3, 48, 48], "tensor(float)")}
-    token_ids = (["texts", "tokens"], "tensor(int64)")
-    assert inputs["text.onnx"] == {"input_ids": token_ids, "attention_mask": token_ids}
-    assert [output.shape for session in sessions.values() for output in session.get_outputs()] == [
-        ["images", 8],
-        ["texts", 8],
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("finish", [lambda dual: dual, late], ids=["dual", "late with its vectors"])
 def test_a_model_over_two_frozen_encoders_exports(corpus, tmp_path, finish):
@@ -162,12 +145,6 @@ def test_a_folder_that_is_not_empty_is_refused_and_not_changed(dual, tmp_path):
     with pytest.raises(ModelError, match="is not empty"):
         models_onnx.export_onnx(dual, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
-
-
-def test_a_missing_package_is_an_error_that_names_the_extra(dual, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_towers, "PACKAGES", ("onnx", "no_such_package"))
-    with pytest.raises(MissingError, match=r"ONNX needs no-such-package, which is not installed; pip install 'onnx>="):
-        models_onnx.export_onnx(dual, tmp_path / "towers")
 
 
 def test_a_gpu_without_a_provider_is_an_error_that_lists_the_providers():

@@ -171,13 +171,6 @@ def test_a_full_disk_is_no_property_of_the_model(dual, tmp_path, monkeypatch, wr
     assert not (tmp_path / "text").exists()
 
 
-def test_vectors_that_differ_by_more_than_rounding_are_not_kept(dual, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx, "LARGEST_DIFFERENCE", 1e-12)
-    monkeypatch.setattr(onnx_towers, "PACKAGES", ("no_such_package",))  # of the slower exporter
-    with pytest.raises(ModelError, match=r"vectors of texts differ from torch's by .*, more than 1e-12"):
-        onnx.export_text_tower(dual, tmp_path / "text")
-
-
 def test_the_text_side_of_another_model_is_refused(dual, folder):
     with pytest.raises(
         StaleError,

@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import replace
 
-import pytest
 from evaluations import change_json
 from made_runs import scores_of, write_demo, write_evaluation, write_run
 
@@ -20,13 +19,6 @@ def titles(charts):
 
 def told(chart):
     return re.findall("<desc[^>]*>(.*?)</desc>", chart)[0]
-
-
-def test_teacher_and_baseline_have_text_colors_and_students_distinct_colors(found):
-    colors = report_charts.colors(found)
-    assert (colors["teacher"], colors["dual-alone"]) == ("text", "quiet")
-    students = [colors[one.label] for one in found.models if one.role == "student"]
-    assert len(set(students)) == len(students) == 3
 
 
 def test_points_are_benchmarks_of_models_and_depths_of_cascades(found):
@@ -62,15 +54,6 @@ def test_a_loss_with_several_parts_is_drawn_with_them_and_a_single_loss_once(fou
     )
     assert told(fusion).count("from") == 1
     assert told(fusion).startswith("dcd: from 2 at step 0")
-
-
-@pytest.mark.parametrize("names", ["abcdefgh", "abcdefghij"])
-def test_the_parts_of_a_loss_have_eight_colors_in_turn(found, names):
-    parts = dict.fromkeys([*names, "pool_scored"], 0.5)
-    metrics = [{"step": step, "loss": 4.0, **parts, "lr": 0.1} for step in (0, 10)]
-    chart, *_ = report_charts.training_curves(replace(found, trainings=(replace(found.trainings[0], metrics=metrics),)))
-    assert set(re.findall(r"--(c\d)", chart)) == {f"c{number}" for number in range(8)}
-    assert "pool_scored" not in chart
 
 
 def test_the_recalls_of_the_start_are_no_parts_of_a_loss(found):

@@ -16,7 +16,6 @@ from PIL import Image
 from tiny import make_corpus
 
 from dcdctl.core.report import gallery, report, write
-from dcdctl.core.report.tables import SHOWN
 
 HOSTILE = "</script><script>alert(1)</script> <img src=x onerror=alert(2)> \" ' & <b>"
 VOID = {"meta", "br", "input", "img", "use", "path", "image"}
@@ -98,12 +97,6 @@ def test_every_variable_that_is_used_has_a_light_and_a_dark_value(text):
     assert used <= set(dark)
 
 
-def test_tables_have_captions_and_heads_with_scopes(text):
-    page = Page(text)
-    assert len(page.all("caption")) == 3
-    assert {one.get("scope") for one in page.all("th")} == {"col", "colgroup", "row"}
-
-
 def test_every_linked_section_exists_and_ids_are_unique(text):
     page = Page(text)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -111,29 +104,6 @@ def test_every_linked_section_exists_and_ids_are_unique(text):
     names = ["results", "scores", "training", "what-was-run", "queries"]
     assert [one["href"] for one in page.all("a")] == [f"#{name}" for name in names]
     assert set(names) <= set(ids)
-
-
-def test_commands_and_the_corpus_of_the_runs_are_shown_by_name(text, found, split):
-    shown = "".join(Page(text).texts)
-    for training in found.trainings:
-        assert f"distill {training.facts['command'][2]} --data 'data/my scenes'" in shown
-    assert f"{split.folder.parent.name}/{split.folder.name}, split test" in shown
-    assert split.fingerprint[:12] not in shown
-
-
-def test_the_page_opens_with_the_sentence_and_the_chart(text, found):
-    first, chart = (
-        text.index('<p class="headline">Better: dual against dual-alone, RSUM'),
-        text.index('<section id="speed-and-recall"'),
-    )
-    assert text.index("<h1>") < first < chart < text.index("<table>")
-
-
-def test_numbers_are_aligned_to_the_right_and_heads_of_groups_span_their_columns(text):
-    assert re.search(r'<td class="number">100\N{MULTIPLICATION SIGN}</td>', text)
-    assert len(re.findall(rf'<th scope="colgroup" colspan="{len(SHOWN)}">(?:text|image)</th>', text)) == 2
-    assert re.search(r'<th scope="col" class="number">RSUM</th>', text)
-    assert '<th scope="col">model</th>' in text
 
 
 def test_a_query_shows_five_answers_of_every_model_and_marks_positives(text, found):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from torch.testing import assert_close
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.models import TextBatch
 from dcdctl.core.scoring import CorpusSource, Source, dual_embedder, embed_all, embed_batch
-from dcdctl.core.scoring import embed as embed_module
 from dcdctl.core.scoring.embed import Embedder
 
 
@@ -39,41 +37,10 @@ def test_vectors_stand_in_the_order_of_the_corpus(source, batch_size, by_length)
     assert sum(counted) == len(OWNER) + len(dual.image_ID)
 
 
-@pytest.mark.parametrize(("batch_size", "images", "texts"), [(None, 3, 7), (5, 5, 5)])
-def test_a_cpu_embeds_fewer_images_together_than_captions(source, monkeypatch, batch_size, images, texts):
-    dual, sizes = make_dual(), {"images": [], "texts": []}
-    monkeypatch.setattr(embed_module, "BATCH_SIZE", 3)
-    monkeypatch.setattr(embed_module, "DEFAULT_BATCH_SIZE", 7)
-    # A default is a value, not a name.
-    monkeypatch.setattr(embed_module._batches, "__defaults__", (7,))
-    embedder = dual_embedder(dual, CPU)
-
-    def counted(kind, embed):
-        return lambda batch: sizes[kind].append(len(batch)) or embed(batch)
-
-    embedder = replace(embedder, images=counted("images", embedder.images), texts=counted("texts", embedder.texts))
-    embed_all(embedder, source, Compute(batch_size=batch_size))
-    assert (max(sizes["images"]), max(sizes["texts"])) == (images, texts)
-
-
 def test_a_model_in_the_middle_of_its_training_embeds_in_eval_mode():
     dual = make_dual().train()
     dual_embedder(dual, CPU)
     assert not dual.training
-
-
-def test_captions_of_similar_length_share_a_batch(source):
-    read: list[int] = []
-
-    def embed(batch: TextBatch) -> torch.Tensor:
-        read.extend(batch.input_ids[:, 0].tolist())
-        return torch.ones(len(batch), 2)
-
-    embedder = Embedder(preprocess=source.preprocess, texts=embed, images=None, device=CPU)
-    embed_all(embedder, source, Compute(batch_size=4))
-    lengths = [len(source.corpus.captions[text]) for text in read]
-    assert lengths == sorted(lengths)
-    assert lengths != [len(caption) for caption in source.corpus.captions]
 
 
 def test_without_an_image_encoder_an_image_is_the_mean_of_its_captions(source):

@@ -22,7 +22,6 @@ from torch.testing import assert_close
 from dcdctl.core import artifacts, files, locks, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
-from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.progress import byte_size
 from dcdctl.core.scoring import CorpusSource, features, open_or_build
 from dcdctl.core.teacher import CandidateConfig
@@ -81,17 +80,6 @@ def test_a_dual_encoder_may_read_the_first_token_alone(kept):
     whole, first = kept.images(image_ix), dataclasses.replace(kept, only_first=True).images(image_ix)
     assert torch.equal(first.tokens, whole.tokens[:, :1])
     assert first.mask.shape == (3, 1)
-
-
-def test_an_encoder_is_run_once(root, kept, corpus, pair, monkeypatch):
-    def run(*arguments):
-        raise AssertionError("the encoder is run again")
-
-    monkeypatch.setattr(type(pair.encoders), "image_features", run)
-    monkeypatch.setattr(type(pair.encoders), "text_features", run)
-    assert open_or_build(root, corpus, pair).plan == kept.plan
-    result = evaluate.evaluate_model(pair, corpus, options=EvalOptions(compute=Compute(features=root)))
-    assert result.protocol.features == "float16"
 
 
 def test_the_size_is_told_before_anything_is_encoded(tmp_path, corpus, pair):
@@ -177,14 +165,6 @@ def test_the_first_images_are_read_from_the_features_of_the_whole_split(kept, ro
     ):
         assert torch.equal(states.tokens, expected.tokens)
         assert torch.equal(states.mask, expected.mask)
-
-
-def test_fewer_images_are_read_from_the_features_of_more(tmp_path, corpus, pair, monkeypatch):
-    more = open_or_build(tmp_path, corpus.subset(17), pair)
-    monkeypatch.setattr(features, "_build", None)
-    found = open_or_build(tmp_path, corpus.subset(5), pair)
-    assert (found.folder, found.corpus.num_images) == (more.folder, 5)
-    assert torch.equal(found.images([4]).tokens, more.images([4]).tokens)
 
 
 def runs_of(monkeypatch, pair):

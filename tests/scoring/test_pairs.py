@@ -46,31 +46,6 @@ def test_a_workload_is_the_rate_of_a_trial_times_the_counts(monkeypatch):
     assert workload.seconds == pytest.approx(1000 / 50 + 20 * 0.5 + 18 * 0.1)
 
 
-@pytest.mark.parametrize("whole_corpus", [False, True])
-def test_pairs_of_an_image_share_batches_if_that_is_cheaper(monkeypatch, whole_corpus):
-    monkeypatch.setattr(pairs, "IMAGE_CHUNK", 3)
-    monkeypatch.setattr(pairs, "TEXT_CHUNK", 2)
-    opened = scorer_on(range(10), range(18))
-    fusion = opened.scorer
-    fusion.groups_by_image, fusion.num_images = True, []
-    encode = fusion.encode_images
-    monkeypatch.setattr(fusion, "encode_images", lambda images: fusion.num_images.append(len(images)) or encode(images))
-    # Images 2, 5 and 9 with 3, 6 and 1 captions, in a mixed order.
-    image_P = np.array([5, 2, 5, 9, 5, 2, 5, 5, 2, 5, 0])
-    text_P = np.arange(11)
-    scores = (
-        pairs.score_pairs(fusion, opened.source, image_P, text_P, compute=opened.compute)
-        if whole_corpus
-        else opened.score(image_P, text_P)
-    )
-    assert scores.tolist() == fusion.table_IT[image_P, text_P].tolist()
-    # Batches of four: images 0 and 2 fit in one, and only the six captions of image 5 are split.
-    images = [[image for image, _ in batch] for batch in fusion.batches]
-    assert sorted(images) == sorted([[0, 2, 2, 2], [5] * 4, [5] * 2, [9]])
-    assert max(fusion.num_images) <= 3
-    assert sum(fusion.num_images) == 4
-
-
 @pytest.mark.parametrize(("asked", "expected"), [(None, [5, 3]), (2, [2, 2, 2, 2])])
 def test_the_model_sets_the_batch_size_unless_the_user_does(asked, expected):
     fusion = make_fusion()
@@ -93,37 +68,3 @@ def test_the_workload_is_told_before_anything_is_scored(rerank):
     num_trial = len(fusion.pairs) - evaluation.pairs_scored
     assert heard == [(evaluation.pairs_scored, num_trial)]
     assert num_trial > 0
-
-
-def test_a_rate_is_that_of_the_first_trial_that_takes_long_enough(monkeypatch):
-    now, scales = 0.0, []
-
-    def trial(scale: int):
-        def work() -> None:
-            nonlocal now
-            scales.append(scale)
-            now += 0.1 + 0.05 * scale
-
-        return 10 * scale, work
-
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    # 0.15, 0.3, 0.9 and 3.3 seconds: the last is the first above two, and its start-up of 0.1 s is spread over the most
-    # pairs.
-    assert pairs.measure_rate(trial, num_pairs=10_000) == pytest.approx(640 / 3.3)
-    assert scales == [1, 4, 16, 64]
-
-
-def test_trials_end_when_all_pairs_were_scored(monkeypatch):
-    now, counts = 0.0, []
-
-    def trial(scale: int):
-        def work() -> None:
-            nonlocal now
-            now += 0.01
-
-        counts.append(min(scale, 5))
-        return counts[-1], work
-
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    assert pairs.measure_rate(trial, num_pairs=5) == pytest.approx(500)
-    assert counts == [1, 4, 5]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
 from plain_scores import plain_score
 from tiny import make_wide_dual
-from training_steps import WithoutAutocast
 
 from dcdctl.core import models
 from dcdctl.core.devices import Compute
@@ -128,29 +124,3 @@ def test_a_corpus_that_is_encoded_once_is_encoded_in_halves(corpus):
     torch.testing.assert_close(encoded.of_images.vectors, expected.of_images.vectors)
     torch.testing.assert_close(encoded.of_texts.vectors, expected.of_texts.vectors)
     assert small.refused == [("encode_images", 32), ("encode_texts", 160)]
-
-
-@pytest.mark.parametrize("chunk", [7, 160])
-def test_the_captions_of_a_fold_are_encoded_into_one_tensor(teacher, corpus, monkeypatch, chunk):
-    monkeypatch.setattr(scoring_pairs, "TEXT_CHUNK", chunk)
-    monkeypatch.setattr(models.States, "cat", lambda parts: pytest.fail("all captions twice in memory"))
-    texts = np.random.default_rng(0).permutation(160)
-    states = scoring_pairs.encode_texts(teacher, CorpusSource(corpus, teacher.preprocess), texts, Compute())
-    with torch.inference_mode():
-        expected = teacher.encode_texts(teacher.preprocess.texts([corpus.captions[text] for text in texts.tolist()]))
-    assert torch.equal(states.mask, expected.mask)
-    assert torch.equal(states.mask_on_cpu, expected.mask)
-    torch.testing.assert_close(states.tokens[states.mask], expected.tokens[expected.mask], rtol=0, atol=1e-6)
-
-
-def test_scoring_reads_nothing_back_from_the_device_until_all_pairs_are_scored(teacher, corpus, pairs, monkeypatch):
-    """On torch's meta device, which has shapes and no numbers, the only read is the one that fetches the scores."""
-    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
-    scored: list[int] = []
-    compute = WithoutAutocast(device=torch.device("meta"), batch_size=7)
-    moved = copy.deepcopy(teacher).to("meta")
-    with pytest.raises(NotImplementedError, match="no data"):
-        scoring_pairs.score_pairs(
-            moved, CorpusSource(corpus, teacher.preprocess), *pairs, compute=compute, advance=scored.append
-        )
-    assert sum(scored) == 60

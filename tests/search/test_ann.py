@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +11,7 @@ import pytest
 from made_index import exact, unit_vectors, write_index
 from tiny import contents
 
-from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError, install_command
+from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search import FolderIndex, ann
 from dcdctl.core.search.index_config import HnswConfig, IndexConfig
 from dcdctl.core.search.segments import BUILDERS, segment_ranges
@@ -158,25 +156,6 @@ def test_a_damaged_segment_is_named(tmp_path):
         opened.check()
 
 
-def test_opening_an_index_opens_no_segment(graph, monkeypatch):
-    monkeypatch.setattr(ann, "open_segment", lambda *arguments: pytest.fail("a segment is opened"))
-    assert len(FolderIndex.open(graph.folder).segments) == 3
-
-
-def test_a_graph_stays_in_its_file_and_has_no_table_of_its_keys(graph):
-    opened = ann.Graph(graph.folder / "ann", graph.segments[0], IndexConfig())
-    (view,) = opened._views
-    assert view.memory_usage < graph.segments[0].bytes
-    assert not view.contains(0)
-
-
-def test_a_missing_package_is_named_when_an_index_is_opened(graph, monkeypatch):
-    monkeypatch.setitem(sys.modules, "usearch", None)
-    command = re.escape(install_command("index"))
-    with pytest.raises(MissingError, match=rf"kind hnsw needs .*{command}, or search exactly with --set kind=flat"):
-        FolderIndex.open(graph.folder)
-
-
 def test_a_failed_segment_stops_the_others(tmp_path, monkeypatch):
     build = BUILDERS["hnsw"]
 
@@ -190,12 +169,3 @@ def test_a_failed_segment_stops_the_others(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"too little memory for .*ann/hnsw-0+300-300-1"):
         write_index(tmp_path, PARTS, **GRAPHS)
     assert not (tmp_path / "index.json").exists()
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"flat_up_to": -1}, {"segment_rows": 0}, {"candidates": 0}, {"dims": 0}],
-)
-def test_invalid_settings_are_refused(settings):
-    with pytest.raises(ConfigError, match="at least"):
-        IndexConfig(**settings)

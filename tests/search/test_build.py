@@ -294,14 +294,6 @@ def test_vectors_that_are_not_finite_are_refused(dual, pictures, tmp_path):
         build(tmp_path / "broken", pictures, tmp_path / "index", FLAT)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_threads_that_read_ahead_change_nothing(dual, pictures, tmp_path, workers):
-    put(pictures, {"bad.png": b"x"})
-    alone = build(dual, pictures, tmp_path / "a", FLAT, compute=Compute(batch_size=2, workers=0))
-    helped = build(dual, pictures, tmp_path / "b", FLAT, compute=Compute(batch_size=2, workers=workers))
-    assert contents(helped.folder) == contents(alone.folder)
-
-
 def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, monkeypatch):
     whole = build(dual, pictures, tmp_path / "whole", GRAPHS)
     written, folder, waits = {}, tmp_path / "shared", 0
@@ -437,23 +429,6 @@ def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(tmp_path, mon
     assert contents(flat.folder) == contents(expected.folder)
 
 
-def test_a_build_killed_before_any_rename_resumes(dual, tmp_path, monkeypatch):
-    pictures = put(tmp_path / "pictures", {f"{seed}.png": png(seed) for seed in range(4)} | {"bad.png": b""})
-    whole = build(dual, pictures, tmp_path / "whole", GRAPHS)
-    number = 0
-    while True:
-        folder = tmp_path / f"killed {number}"
-        was_killed = killed_before(monkeypatch, number, lambda: build(dual, pictures, folder, GRAPHS))  # noqa: B023
-        if (folder / "index.json").exists():
-            assert names(FolderIndex.open(folder)) == names(whole)
-        build(dual, pictures, folder, GRAPHS)
-        assert contents(folder) == contents(whole.folder), number
-        if not was_killed:
-            break
-        number += 1
-    assert number > 8
-
-
 def test_adding_images_keeps_the_rows(dual, pictures, scenes_corpus_dir, tmp_path):
     index = build(dual, pictures, tmp_path / "index", GRAPHS)
     before = names(index)
@@ -579,18 +554,6 @@ def test_the_plan_of_another_change_is_not_resumed(tmp_path, monkeypatch, flat):
     assert not (flat.folder / "plan.json").exists()
 
 
-def test_damaged_json_of_an_index_is_named(dual, tmp_path):
-    images = put(tmp_path / "images", {"a.png": png(1), "broken.png": b"no image"})
-    index = build(dual, images, tmp_path / "index", IndexConfig())
-    skipped_file = index.document.skipped.file
-    (index.folder / skipped_file).write_text("{}")
-    with pytest.raises(StaleError, match=rf"{skipped_file} is damaged: its SHA-256 is .*; delete the folder"):
-        update(index.folder, add=put(tmp_path / "more", {"b.png": png(2)}))
-    (index.folder / "plan.json").write_text("{")
-    with pytest.raises(StaleError, match=r"plan\.json is not JSON: .*; delete the folder"):
-        build(dual, images, index.folder, IndexConfig())
-
-
 def test_a_changed_corpus_is_refused(dual, scenes_corpus_dir, tmp_path):
     data = shutil.copytree(scenes_corpus_dir, tmp_path / "data")
     index = build(dual, data, tmp_path / "index", FLAT, split="val")
@@ -605,14 +568,6 @@ def test_a_changed_corpus_is_refused(dual, scenes_corpus_dir, tmp_path):
     shutil.rmtree(data)
     with pytest.raises(MissingError, match="images of the index are not where they were"):
         FolderIndex.open(index.folder).image_bytes(0)
-
-
-def test_two_changes_at_once_are_refused(dual, pictures, tmp_path):
-    build(dual, pictures, tmp_path / "index", FLAT)
-    with distributed.lock(tmp_path / "index"), pytest.raises(StaleError, match="another run is writing to"):
-        update(tmp_path / "index", remove=("0.png",))
-    with pytest.raises(ConfigError, match="is of precision float32, not bfloat16"):
-        update(tmp_path / "index", add=pictures, precision="bfloat16")
 
 
 def test_an_index_whose_model_was_replaced_accepts_no_images(pictures, corpus, flat):

@@ -278,20 +278,6 @@ def test_a_column_is_summarized_without_removed_images(made):
     assert (summary.frequent, summary.low, summary.high) == ((("a", 2), ("b", 2)), "a", "b")
 
 
-def test_summaries_of_all_columns_open_the_file_once(made, monkeypatch):
-    index, _ = set_columns(made, {"image": ["0.png", "1.png"], "a": [1, 2], "b": [3, None], "c": ["x", "y"]})
-    opened = []
-
-    class Counted(pq.ParquetFile):
-        def __init__(self, path, **options):
-            opened.append(path)
-            super().__init__(path, **options)
-
-    monkeypatch.setattr(pq, "ParquetFile", Counted)
-    assert [summary.high for summary in index.summarize_columns()] == [2, 3, "y"]
-    assert len(opened) == 1
-
-
 def test_a_condition_on_a_column_that_is_gone_is_an_error(made):
     index, _ = set_columns(made, {"image": ["0.png"], "year": [1]})
     condition = parse_where("year = 1", index.columns)

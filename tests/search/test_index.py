@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from made_index import exact, unit_vectors, write_index
 
@@ -66,27 +64,6 @@ def test_rows_out_of_range_are_an_error(folder, row):
         FolderIndex.open(folder).stored(np.array([row]))
     with pytest.raises(MissingError, match=f"has no image {row}"):
         FolderIndex.open(folder).image_bytes(row)
-
-
-def test_threads_give_the_answers_of_one_thread(folder):
-    index = FolderIndex.open(folder)
-    whole = index.nearest(QUERIES, 5)[1]
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda query: index.nearest(query[None], 5)[1][0], np.tile(QUERIES, (20, 1))))
-    np.testing.assert_array_equal(found, np.tile(whole, (20, 1)))
-
-
-def test_opening_reads_no_row(folder, monkeypatch):
-    def read(*arguments, **options):
-        raise AssertionError("a file of vectors is read")
-
-    for owner, name in ((pq, "ParquetFile"), (pq, "read_table"), (np, "memmap")):
-        monkeypatch.setattr(owner, name, read)
-    assert (len(FolderIndex.open(folder)), FolderIndex.open(folder).dim, FolderIndex.open(folder).kind) == (
-        60,
-        16,
-        "flat",
-    )
 
 
 def test_a_different_model_is_refused_and_both_are_named(folder):

@@ -12,10 +12,10 @@ from image_files import png, put
 from made_index import build_of, killed_before, ragged, searcher_of, update, write_late
 from PIL import Image
 from starlette.testclient import TestClient
-from tiny import contents, run_script
+from tiny import contents
 
 from dcdctl.core import models
-from dcdctl.core.errors import ConfigError, ModelError, StaleError
+from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.search import (
     Changes,
     FolderIndex,
@@ -93,21 +93,6 @@ def test_images_of_any_number_of_tokens_are_ranked_by_maxsim(tmp_path, codes, se
         expected = plain_maxsims(query, stored, counts)
         assert row.tolist() == np.argsort(-expected).tolist()
         np.testing.assert_allclose(score, np.sort(expected)[::-1], atol=1e-5)
-
-
-@pytest.mark.parametrize("settings", [{}, {"flat_up_to": 0, "segment_rows": 4}])
-def test_a_search_of_tokens_imports_no_library_that_takes_long(tmp_path, settings):
-    write_late(tmp_path / "index", [4, 1, 7, 3, 3], **settings)
-    script = """
-import sys
-from pathlib import Path
-import numpy as np
-from dcdctl.core.search import FolderIndex, part_files
-part_files.ROWS_PER_GROUP = 2  # as in this process
-assert FolderIndex.open(Path(sys.argv[1])).search(np.ones((1, 2, 6)), 2)
-print(*{"torch", "transformers", "pandas", "scipy", "sklearn"} & set(sys.modules))
-"""
-    assert run_script(script, tmp_path / "index").split() == []
 
 
 def test_tokens_outside_the_segments_are_read_once_if_they_fit_into_memory(tmp_path, monkeypatch):
@@ -222,16 +207,6 @@ def test_a_late_index_grows_shrinks_and_resumes(late_ref, pictures, tmp_path, mo
         assert grown.ask(more / "new.png", 1).hits[0].name == "new.png"
         found = {hit.name for hit in grown.by_text("two dogs", 10).hits}
         assert found == {"new.png", *(f"{n}.png" for n in range(1, 7))}
-
-
-@pytest.mark.parametrize("name", ["vectors/part-00001.parquet", "ann/centroids-000000000000-4-1"])
-def test_a_damaged_file_of_a_late_index_is_named(tmp_path, name):
-    index, _ = write_late(tmp_path / "index", [3] * 8, flat_up_to=0, segment_rows=4)
-    path = index.folder / name
-    data = path.read_bytes()
-    path.write_bytes(data[:-300] + bytes(4) + data[-296:])
-    with pytest.raises(StaleError, match=name.split("/")[1]):
-        FolderIndex.open(index.folder).nearest(np.ones((1, 2, 6)), 8)
 
 
 def test_what_a_late_index_refuses(late_ref, pictures, tmp_path):

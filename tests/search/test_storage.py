@@ -56,13 +56,6 @@ def test_vectors_of_a_part_that_are_not_finite_are_refused(tmp_path, bad):
             part_files.mapped(tmp_path, part, token_type(5, "float16"))
 
 
-def test_every_finite_float16_is_finite():
-    bits = np.arange(2**16).astype(np.uint16)
-    numbers = bits.view(np.float16)
-    assert part_files._all_finite(numbers[np.isfinite(numbers)])
-    assert not any(part_files._all_finite(numbers[i : i + 1]) for i in np.flatnonzero(~np.isfinite(numbers)))
-
-
 def test_duckdb_reads_the_vectors(tmp_path):
     vectors, _ = write(tmp_path / "part.parquet", 3)
     found = duckdb.sql(f"select image_id, vector from '{tmp_path / 'part.parquet'}'").fetchall()

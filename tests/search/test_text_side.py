@@ -13,9 +13,9 @@ from open_clips import save_open_clip
 from tiny import run_script
 
 from dcdctl.core import artifacts
-from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.models import TextTower, onnx
-from dcdctl.core.search import FolderIndex, IndexSearcher, index_document, index_facts
+from dcdctl.core.search import IndexSearcher
 from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.storage import text_side_note
 from dcdctl.core.search.torch_models import DualVectors
@@ -82,24 +82,6 @@ def test_the_model_is_loaded_for_an_image_a_reranker_and_another_device(noise_in
         searcher_of(noise_index, device="nonsense")
 
 
-@pytest.mark.parametrize(
-    ("name", "error"), [("text/model.onnx", MissingError), ("model/model.safetensors", StaleError)]
-)
-def test_a_damaged_or_missing_file_of_the_text_side_is_an_error(noise_index, tmp_path, name, error):
-    copy = tmp_path / "index"
-    shutil.copytree(noise_index, copy)
-    assert searcher_of(copy).by_text(LONG).hits == searcher_of(noise_index).by_text(LONG).hits
-    path = copy / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(StaleError, match=f"{path.name} is damaged"):
-        searcher_of(copy)
-    path.unlink()
-    with pytest.raises(error, match=path.name):
-        searcher_of(copy)
-
-
 def test_an_index_holds_the_weights_of_its_text_side_once(noise_index):
     listed = artifacts.read_document(noise_index / "text" / "text.json")["weights"]
     assert list(listed) == ["model/model.safetensors"]
@@ -127,16 +109,6 @@ def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch
     assert isinstance(IndexSearcher.for_index(index, device="cpu").texts, DualVectors)
     monkeypatch.setattr(onnx, "export_text_tower", None)  # not tried again
     assert update(index.folder, add=one_more(noise_index, tmp_path / "more")).num_images == 13
-
-
-def test_inspect_shows_the_size_of_the_text_side_or_why_there_is_none(noise_index, tmp_path):
-    size = sum(path.stat().st_size for path in (noise_index / "text").iterdir())
-    index = FolderIndex.open(noise_index)
-    assert index_document(index)["bytes"]["text"] == size
-    assert dict(index_facts(index))["texts"] == "searched without torch, by a text side for ONNX Runtime"
-    without = FolderIndex.open(without_text_side(noise_index, tmp_path / "old"))
-    assert "text" not in index_document(without)["bytes"]
-    assert "packages onnx and onnxruntime were missing" in dict(index_facts(without))["texts"]
 
 
 @pytest.mark.parametrize("package", onnx.TEXT_PACKAGES)

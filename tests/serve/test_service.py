@@ -338,11 +338,6 @@ def test_the_pages_load_only_files_of_the_service(client):
     assert (policy["default-src"], policy["script-src"], policy["style-src"]) == ("'none'", "'self'", "'self'")
 
 
-def test_the_openapi_document_has_every_route(client):
-    paths = set(client.get("/openapi.json").json()["paths"])
-    assert paths == {"/search", "/columns", "/image/{row}", "/health", "/live", "/metrics"}
-
-
 def samples(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
     """The values of a metric by the values of its labels, in order of the label names."""
     families = text_string_to_metric_families(client.get("/metrics").text)

@@ -366,12 +366,6 @@ def test_a_study_that_failed_before_its_first_result_may_be_corrected(stage: Sta
     assert resolve(replace(job, depth=3)).settings["depth"] == 3
 
 
-def test_a_folder_with_something_else_is_refused(stage: Stage, tmp_path: Path):
-    (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(StaleError, match="holds something that is not a study"):
-        run_study(stage.job(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

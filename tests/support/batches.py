@@ -7,6 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from dcdctl.core.data import Corpus
 from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import EmbeddedScores, TeacherScores, false_negative_filter
 from dcdctl.core.training.batches.all_pairs import AllPairs
@@ -16,6 +19,19 @@ from dcdctl.core.training.batches.step_pairs import CorpusBatches
 from dcdctl.core.training.corpus_data import choose_pairs
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import BatchConfig, Recipe
+
+
+class Indices:
+    """A source that gives the indices of images and captions in their place."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    def images(self, image_ix: Any) -> Any:
+        return np.asarray(image_ix)
+
+    def texts(self, text_ix: Any) -> Any:
+        return np.asarray(text_ix)
 
 
 def _batches(

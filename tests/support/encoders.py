@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +79,6 @@ def save_text(kind: str, captions: list[str], folder: Path) -> str:
         torch.manual_seed(2)
         AutoModel.from_config(TEXT[kind](len(tokenizer))).save_pretrained(folder)
     return str(folder)
-
-
-def set_pooling(folder: str, mode: str) -> None:
-    """Make a text encoder a SentenceTransformer with this pooling."""
-    modules = [
-        {"type": f"sentence_transformers.models.{name}", "path": path}
-        for name, path in (("Transformer", ""), ("Pooling", "pool"))
-    ]
-    (Path(folder) / "modules.json").write_text(json.dumps(modules))
-    (Path(folder) / "pool").mkdir(exist_ok=True)
-    (Path(folder) / "pool" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
 
 
 def make_pair(

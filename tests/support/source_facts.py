@@ -25,10 +25,6 @@ class SourceFacts:
     """The `name.attribute` that it reads or writes."""
     calls: set[str] = field(default_factory=set)
     """The expressions that it calls, where they are a name or dotted names."""
-    bases: dict[str, set[str]] = field(default_factory=dict)
-    """The base classes of each class at its top level."""
-    kind_questions: list[tuple[str, set[str], set[str]]] = field(default_factory=list)
-    """The code that asks for a class or a member; the classes that it names; the object whose member it asks for."""
     strings: list[tuple[int, str]] = field(default_factory=list)
     """Line number and text of its string literals."""
     filled_strings: list[list[str | None]] = field(default_factory=list)
@@ -54,20 +50,10 @@ def facts_of(tree: ast.Module, name: str = "") -> SourceFacts:
                 facts.attributes.add((node.value.id, node.attr))
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             facts.imports |= _names(node, name)
-        elif isinstance(node, ast.Call):
-            if called := _dotted(node.func):
-                facts.calls.add(called)
-            if called in ("isinstance", "issubclass"):
-                named = {ast.unparse(part).rpartition(".")[2] for part in ast.walk(node.args[1])}
-                facts.kind_questions.append((ast.unparse(node), named, set()))
-            elif called in ("hasattr", "getattr"):
-                facts.kind_questions.append((ast.unparse(node), set(), {ast.unparse(node.args[0]).rpartition(".")[2]}))
-        elif isinstance(node, ast.MatchClass):
-            facts.kind_questions.append((ast.unparse(node), {ast.unparse(node.cls).rpartition(".")[2]}, set()))
+        elif isinstance(node, ast.Call) and (called := _dotted(node.func)):
+            facts.calls.add(called)
     for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            facts.bases[node.name] = {ast.unparse(base) for base in node.bases}
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
             facts.top_imports |= _names(node, name)
     return facts
 

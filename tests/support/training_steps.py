@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import pickle
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,24 @@ def distill(
     return train_model(
         TrainingJob("distill", recipe, sets, out, resume), inputs, **{"options": TrainingOptions(), **more}
     )
+
+
+class KilledError(Exception):
+    """What ends a training in the middle."""
+
+
+def killed_after(steps: int) -> Callable[..., Any]:
+    """What watches a training, and ends it after so many steps."""
+
+    @contextmanager
+    def watch(**_: Any) -> Iterator[Any]:
+        def on_step(done: int, _: Any) -> None:
+            if done == steps:
+                raise KilledError
+
+        yield on_step
+
+    return watch
 
 
 TINY_DUAL = [
@@ -164,27 +181,6 @@ def make_student(inputs: OpenInputs, kind: str, starts: Path) -> Student:
             # It starts at 0, where the gradient of the other factor is 0.
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model, recipe
-
-
-def prepare_without_numbers(inputs: OpenInputs, student: Student, count: int) -> tuple[nn.Module, Callable[[], object]]:
-    """A copy of a student, and its step in `count` micro-batches on torch's `meta` device, whose tensors have shapes
-    and no numbers.
-
-    Every read of a number raises there: `tolist`, `item`, `cpu`, `nonzero`, `unique`, and an index that is a mask. So
-    does the step, when it reads its loss.
-    """
-    model, recipe = copy.deepcopy(student)
-    plan = MicroBatchPlan(count, range(count), by_side=model.kind != "fusion")
-    batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[1]
-    step = Step(number=1, seed=0, compute=WithoutAutocast(device=torch.device("meta")), micro_batch_plan=plan)
-    return model, lambda: backward(model.to("meta"), PairObjective(recipe.loss), batch, step)
-
-
-class WithoutAutocast(Compute):
-    """Compute settings for devices that have no autocast."""
-
-    def forward_pass(self) -> Any:
-        return nullcontext()
 
 
 def save_shared_gradients(data: str, teacher: str, cache: str, students: str, out: str) -> None:

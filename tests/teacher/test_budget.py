@@ -147,15 +147,6 @@ def test_disagreement_is_the_divergence_of_the_softmax_of_a_querys_pairs():
     assert budget.disagreement(query_P, teacher_P, teacher_P, 7).tolist() == [1.0] * 7
 
 
-def test_a_third_of_the_pairs_are_the_best_third_of_every_query(pool, dual, similarity):
-    config = CandidateConfig(kind="embedding", model=dual, per_query=9, directions=(Direction.TEXT,))
-    drawn = candidates.draw_candidates(pool, config, max_pairs=12 * 3)
-    assert lists_of(drawn)[0] == np.sort(np.argsort(-similarity, axis=1)[:, :3]).tolist()
-    # As many as there are: nothing is left out.
-    whole = candidates.draw_candidates(pool, config, max_pairs=12 * 9)
-    assert lists_of(whole) == lists_of(candidates.draw_candidates(pool, config))
-
-
 def test_mixed_candidates_are_the_nearest_and_random_others(pool, dual, similarity):
     config = CandidateConfig(kind="embedding", model=dual, per_query=7, random_per_query=3)
     drawn = lists_of(candidates.draw_candidates(pool, config))
@@ -180,14 +171,6 @@ def test_a_budget_keeps_the_shares_of_mined_and_random_candidates(pool, dual, si
         assert len(found) == 3
         assert len(set(found) & set(np.argsort(-scores)[:6].tolist())) == 2
         assert set(np.argsort(-scores)[:2].tolist()) <= set(found)
-
-
-@pytest.mark.parametrize("kind", ["lexical", "embedding"])
-def test_mixed_candidates_of_captioned_images_are_no_false_negatives(captioned, dual, kind):
-    config = CandidateConfig(kind=kind, model=dual if kind == "embedding" else "", per_query=99, random_per_query=90)
-    drawn = lists_of(candidates.draw_candidates(captioned, config))[0]
-    for image, texts in enumerate(drawn):
-        assert texts == [text for text in range(18) if text not in captioned.captions_of(image)]
 
 
 def test_a_budget_keeps_the_positives_of_captioned_images(captioned, dual):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +14,16 @@ from forks import run_forked
 from made_caches import build_cache, plan_cache
 from tiny import contents, make_corpus, make_teacher
 
-from dcdctl.core import artifacts, distributed, models
-from dcdctl.core.artifacts import Build
+from dcdctl.core import artifacts, models
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import InputError, MissingError, StaleError
+from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.models.preprocess import vilt_image_processor
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.scoring import pairs as scoring_pairs
 from dcdctl.core.teacher import (
-    CacheJob,
     CandidateConfig,
     build,
     cache_format,
-    cache_scores,
     candidate_lists,
     candidates,
     summary,
@@ -275,21 +270,6 @@ def test_a_missing_file_is_named_and_the_hint_restores_it(name, corpus, teacher,
     assert contents(copied) == contents(folder)
 
 
-def test_a_damaged_shard_is_named_when_it_is_read(copied):
-    path = copied / "pairs-00001.parquet"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    cache = teacher_cache.read_cache(copied)
-    with pytest.raises(StaleError, match=r"pairs-00001\.parquet is damaged: its SHA-256 is"):
-        cache.lookup(np.array([0]), np.array([0]))
-    path.write_bytes(data[:-1])
-    with pytest.raises(
-        StaleError, match=rf"pairs-00001\.parquet is damaged: it has {len(data) - 1:,} bytes, not {len(data):,}"
-    ):
-        teacher_cache.read_cache(copied)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_scores_that_are_not_finite_are_refused(copied, bad):
     path, seal = copied / "pairs-00001.parquet", artifacts.read_document(copied / "cache.json")
@@ -464,15 +444,6 @@ def test_a_margin_that_drops_is_counted_in_the_seal(corpus, teacher, tmp_path):
     assert cache.seal["dropped"]["margins"] == cache.candidates.dropped["margins"] > 0
 
 
-def test_a_missing_cache_to_extend_is_named_before_the_teacher_is_loaded(scenes_corpus_dir, tmp_path):
-    job = CacheJob(
-        data=scenes_corpus_dir, out=tmp_path / "new", candidates=CONFIG, teacher="scenes-vilt", extend=tmp_path / "old"
-    )
-    with pytest.raises(MissingError, match=r"there is no teacher cache in .*old"):
-        cache_scores(job)
-    assert not (tmp_path / "new").exists()
-
-
 def test_the_margins_of_an_extended_cache_hold_for_old_candidates(twins, teacher, all_scored, tmp_path):
     none = CandidateConfig(per_query=1, absolute_margin=1e6)
     cache = build_cache(twins, teacher, tmp_path / "cache", none, extend=all_scored.folder)
@@ -538,81 +509,6 @@ def test_verify_scores_pairs_again_and_finds_a_wrong_score(corpus, teacher, fold
         teacher_job.verify_scores(copied, corpus, teacher, 1000, compute=COMPUTE)
     with pytest.raises(StaleError, match="another precision"):
         teacher_job.verify_scores(folder, corpus, teacher, 5, compute=Compute(precision="bfloat16"))
-
-
-def test_a_second_writer_to_the_same_folder_is_refused(corpus, teacher, tmp_path):
-    with (
-        distributed.lock(tmp_path / "cache"),
-        pytest.raises(StaleError, match=r"another run is writing to .*cache; wait until it ends"),
-    ):
-        build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
-    build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-
-
-def test_a_full_disk_is_an_error_and_finished_shards_are_kept(corpus, teacher, folder, tmp_path, sharded, monkeypatch):
-    write, calls = cache_format.pq.write_table, []
-
-    def write_until_full(*arguments, **named):
-        calls.append(1)
-        if len(calls) > 10:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(*arguments, **named)
-
-    monkeypatch.setattr(cache_format.pq, "write_table", write_until_full)
-    with pytest.raises(
-        InputError, match=r"there is no room left for .*pairs-00002\.parquet; make room and run the same command again"
-    ):
-        build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
-    monkeypatch.undo()
-    assert len(list((tmp_path / "cache").glob("pairs-*.parquet"))) == 2
-    monkeypatch.setattr(build, "IMAGES_PER_SHARD", 5)
-    build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
-    assert contents(tmp_path / "cache") == contents(folder)
-
-
-def test_a_pair_takes_at_most_twelve_bytes(tmp_path):
-    rng = np.random.default_rng(0)
-    image, text = np.divmod(np.unique(rng.integers(0, 256 * 500_000, 256 * 300)), 500_000)
-    role = rng.choice(np.array([2, 4, 6], dtype=np.uint8), len(image))
-    cache_format.write_pairs(
-        tmp_path / "pairs", cache_format.Pairs(image, text, rng.normal(size=len(image)).astype(np.float32), role)
-    )
-    assert (tmp_path / "pairs").stat().st_size <= build.BYTES_PER_PAIR * len(image)
-    assert np.array_equal(cache_format.read_pairs(tmp_path / "pairs").text, text)
-
-
-class CountedBuild(Build):
-    """A build that counts how often it asks the file system about a part."""
-
-    num_asked = 0
-
-    def missing(self, parts: Iterable[str]) -> list[str]:
-        names = list(parts)
-        CountedBuild.num_asked += len(names)
-        return super().missing(names)
-
-    def is_written(self, part: str) -> bool:
-        CountedBuild.num_asked += 1
-        return super().is_written(part)
-
-
-def test_each_shard_of_a_cache_is_looked_up_a_few_times_however_many_there_are(corpus, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "Build", CountedBuild)
-
-    def num_asked_per_shard(images_per_shard: int) -> float:
-        monkeypatch.setattr(build, "IMAGES_PER_SHARD", images_per_shard)
-        monkeypatch.setattr(CountedBuild, "num_asked", 0)
-        folder = tmp_path / str(images_per_shard)
-        job = plan_cache(corpus, teacher, folder, CandidateConfig(per_query=2), compute=COMPUTE)
-        teacher_job.estimate_cost(job)
-        build.score_planned(job)
-        finished = teacher_job.estimate_cost(job)
-        assert (finished.num_to_score, finished.pairs_per_s, finished.seconds) == (0, 0, 0)
-        return CountedBuild.num_asked / len(job.shards.names)
-
-    # A part or two are no shards: the digests of the images, and what mining dropped.
-    assert num_asked_per_shard(2) == pytest.approx(num_asked_per_shard(8), abs=1)
 
 
 @pytest.mark.parametrize("listed", ["text", {"items.parquet": "/dev/zero"}])

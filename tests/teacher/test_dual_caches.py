@@ -21,7 +21,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import DualScorer, ImageBatch, States
 from dcdctl.core.scoring import CorpusSource, score_pairs
-from dcdctl.core.teacher import CandidateConfig, build, embed_corpus, read_cache, read_caches
+from dcdctl.core.teacher import CandidateConfig, embed_corpus, read_cache, read_caches
 from dcdctl.core.teacher.job import verify_scores
 
 FOUR = "--recipe tiny-student --set candidates.per_query=4 --device cpu"
@@ -106,26 +106,6 @@ def test_stored_features_give_the_scores_of_their_vectors(folders, corpus, cache
     assert cache.plan["features"] == "float16"
     worst = verify_scores(cache.folder, corpus, scorer, 50, compute=Compute(features=tmp_path / "features"))
     assert worst < 1e-5
-
-
-def test_every_image_and_caption_is_encoded_once_for_all_shards(folders, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "IMAGES_PER_SHARD", 5)
-    scorer = models.load_scorer(folders["whole"])
-    counts = {"images": 0, "texts": 0}
-
-    def counted(noun: str, embed: Any) -> Any:
-        def wrapper(batch: Any) -> torch.Tensor:
-            counts[noun] += len(batch)
-            return embed(batch)
-
-        return wrapper
-
-    for noun in counts:
-        monkeypatch.setattr(scorer.dual, f"embed_{noun}", counted(noun, getattr(scorer.dual, f"embed_{noun}")))
-    cache = build_cache(corpus, scorer, tmp_path / "cache", CONFIG)
-    # One of each more, from which the width of the vectors is known.
-    assert counts == {"images": 33, "texts": 161}
-    assert len(cache.seal["files"]) == 8
 
 
 def test_a_dual_teacher_counts_as_one_model_in_a_cache_and_in_memory(folders, cached, corpus):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import io
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -17,9 +16,9 @@ from transformers import AutoModel, CLIPConfig, CLIPImageProcessorPil, SiglipCon
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, difference_hash
-from dcdctl.core.errors import ConfigError, MissingError, ModelError
+from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.scoring import embed
-from dcdctl.core.teacher import CandidateConfig, FalseNegativeFilter, candidates, false_negatives, miners
+from dcdctl.core.teacher import CandidateConfig, candidates, false_negatives, miners
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
@@ -308,30 +307,6 @@ def test_near_duplicate_images_are_excluded_as_negatives(corpus, monkeypatch, ki
     assert 2 not in drawn.images_of_text[0]
     # Images 0 and 2 each drop the two captions of the other, and their four captions drop one image each.
     assert drawn.dropped["near-duplicate images"] == 8
-
-
-def test_other_candidates_replace_near_duplicate_images(repeated):
-    # With 63 of 64 bits allowed to differ, all noise images are near duplicates and none is left. With 20 bits, every
-    # query has its three.
-    for bits, count in ((20, 3), (63, 0)):
-        drawn = candidates.mine_candidates(repeated, CandidateConfig(per_query=3, duplicate_bits=bits))
-        assert set(np.diff(drawn.texts_of_image.offsets).tolist()) == {count}
-        assert set(np.diff(drawn.images_of_text.offsets).tolist()) == {count}
-
-
-def test_the_first_filter_that_excludes_a_pair_gives_the_reason():
-    exclusion = FalseNegativeFilter(
-        np.array([0, 0, 1, 2]), np.array([0, 1, 0, 2]), np.array([0b0, 0b1, 0b111], dtype=np.uint64), 1
-    )
-    image, text = np.repeat(np.arange(3), 4), np.tile(np.arange(4), 3)
-    assert exclusion(image, text).reshape(3, 4).tolist() == [[1, 1, 2, 0], [2, 3, 1, 0], [0, 0, 0, 1]]
-    assert exclusion.for_captions(text, image).tolist() == exclusion(image, text).tolist()
-
-
-def test_without_bm25s_the_error_says_how_to_install_it(corpus, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(MissingError, match=r"needs bm25s, which is not installed; pip install 'bm25s>="):
-        candidates.draw_candidates(corpus, CandidateConfig(kind="lexical"))
 
 
 @pytest.mark.parametrize(

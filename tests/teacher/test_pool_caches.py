@@ -365,13 +365,6 @@ def test_texts_are_shared_out_as_by_plain_loops(num_texts, size, chunk, monkeypa
         assert counts.min() >= 1
 
 
-def test_sharing_out_by_hand():
-    # Texts 0, 1 and 2 are nearest to block 0, which has two places: 2, the farthest of them, goes to block 1.
-    centroids_BD = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    texts_TD = torch.tensor([[0.9, 0.1], [0.8, 0.3], [0.6, 0.5], [0.1, 0.2]])
-    assert [texts.tolist() for texts in miners.share_out(centroids_BD, texts_TD, 2)] == [[0, 1], [3, 2]]
-
-
 def test_blocks_of_a_model_have_the_texts_near_their_images(pool, dual):
     config = CandidateConfig(kind="blocks", model=str(dual), block_size=4, group_size=4, captions_per_image=1)
     blocks = blocks_of(candidates.draw_candidates(pool, config), 4)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tracemalloc
-from dataclasses import replace
 
 import families
 import numpy as np
@@ -263,19 +262,6 @@ def test_equal_texts_with_unlike_vectors_are_refused_and_both_rows_named(tmp_pat
     )
     with pytest.raises(InputError, match=message.format(r"\S+/q")):
         cache_texts(extended)
-
-
-def test_any_other_number_of_a_long_vector_is_another_vector(tmp_path):
-    """Whichever of the numbers it is, and not for a difference of rounding."""
-    first = np.random.default_rng(0).standard_normal(256)
-    near = first * (1 + 1e-3 * np.random.default_rng(1).standard_normal(256))
-    cache_texts(given(tmp_path / "v.parquet", [list(first), list(near)], ["a dog"] * 2))
-    for place in (0, 100, 255):
-        far = first.copy()
-        far[place] += 8
-        job = given(tmp_path / f"{place}.parquet", [list(first), list(far)], ["a dog"] * 2)
-        with pytest.raises(InputError, match="row 1 has another vector"):
-            cache_texts(replace(job, out=tmp_path / str(place)))
 
 
 def test_a_file_of_texts_has_no_split(folder, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches import list_batches, pair_batches, recipe_batches
+from batches import Indices, list_batches, pair_batches, recipe_batches
 from made_caches import build_cache
 from tiny import make_corpus
 
@@ -112,33 +112,11 @@ def test_the_hardest_of_the_drawn_are_kept_hardest_first(corpus, drawn, known):
         assert (batch.teacher_RC[b, 1:].diff() <= 0).all()
 
 
-def test_the_released_order_is_the_sorted_best_of_the_row(corpus, drawn):
-    batch = list_batches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
-    expected = batch.teacher_RC.sort(dim=1, descending=True).values
-    # The five best of positive and drawn: the positive in its place among the four hardest, or the fifth hardest in its
-    # stead.
-    positive_is_in = batch.teacher_RC[:, 0] >= batch.teacher_RC[:, -1]
-    assert positive_is_in.any()
-    assert torch.equal(batch.official_teacher_RC[positive_is_in], expected[positive_is_in])
-    others = ~positive_is_in
-    assert torch.equal(batch.official_teacher_RC[others, :4], batch.teacher_RC[others, 1:])
-
-
 def test_directions_alternate_or_are_the_one_that_is_set(corpus, drawn, known):
     config = BatchConfig(size=6, random_negatives=9, hard_negatives=4, directions=("image",))
     image_BN, text_BN = known(list_batches(CorpusSource(corpus, Named()), config, 0, drawn)[0])
     assert all(len(set(row)) == 1 for row in text_BN)
     assert all(len(set(row.tolist())) == 5 for row in image_BN)
-
-
-def test_an_epoch_of_lists_has_every_caption_as_positive_once(corpus, drawn, known):
-    batches = list_batches(CorpusSource(corpus, Named()), LISTS, 0, drawn)
-    assert batches.pairs.batches_per_epoch == 16
-    positives = [row[0] for step in range(16) for row in known(batches[step])[1]]
-    assert sorted(positives) == sorted(corpus.captions)
-    again = [row[0] for step in range(16, 32) for row in known(batches[step])[1]]
-    assert sorted(again) == sorted(positives)
-    assert again != positives
 
 
 @pytest.mark.parametrize("kind", [list_batches, pair_batches])
@@ -153,13 +131,6 @@ def test_a_batch_is_a_function_of_seed_and_step(kind, corpus, teacher, drawn):
     assert torch.equal(later.texts.input_ids, fresh.texts.input_ids)
     assert torch.equal(later.teacher_RC.nan_to_num(7), fresh.teacher_RC.nan_to_num(7))
     assert not torch.equal(later.teacher_RC.nan_to_num(7), second.teacher_RC.nan_to_num(7))
-
-
-def test_each_image_and_caption_is_in_a_batch_once(corpus, drawn):
-    batch = list_batches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[3]
-    images: Any = batch.images
-    assert len(images) == len(set(images)) == int(batch.image_ix_RC.max()) + 1
-    assert len(batch.texts) == int(batch.text_ix_RC.max()) + 1 < batch.text_ix_RC.numel()
 
 
 def test_without_a_cache_all_drawn_are_kept_and_none_is_the_querys_own(corpus, known):
@@ -273,35 +244,6 @@ def test_an_epoch_of_all_pairs_has_every_image_once_in_another_order_each_time(c
     assert first != second
 
 
-def test_every_step_draws_other_captions_of_the_same_images(corpus, known):
-    """A batch as large as the corpus has the same images in each step."""
-    batches = pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=32), 0, None)
-    drawn = [[texts[q] for q, texts in enumerate(known(batches[step])[1])] for step in (0, 1, 2, 0)]
-    assert drawn[0] == drawn[3]
-    for first, second in ((0, 1), (1, 2), (0, 2)):
-        # Of five captions an image, a fifth are alike by chance.
-        assert sum(a == b for a, b in zip(drawn[first], drawn[second], strict=True)) < 16
-    other = pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=32), 1, None)
-    assert [texts[q] for q, texts in enumerate(known(other[0])[1])] != drawn[0]
-
-
-def test_a_query_has_other_negatives_in_every_epoch_and_with_another_seed(corpus, known):
-    """A batch as large as an epoch has each caption once."""
-    config = BatchConfig(size=160, random_negatives=3, directions=("text",))
-
-    def negatives_of(seed: int, step: int) -> list[tuple[str, ...]]:
-        _, text_BN = known(list_batches(CorpusSource(corpus, Named()), config, seed, None)[step])
-        return [tuple(row) for row in text_BN]
-
-    first, again, later, other = negatives_of(0, 0), negatives_of(0, 0), negatives_of(0, 1), negatives_of(1, 0)
-    assert first == again
-    assert len({row[1:] for row in first}) > 150
-    for rows in (later, other):
-        assert sorted(row[0] for row in rows) == sorted(row[0] for row in first)
-        assert [row[0] for row in rows] != [row[0] for row in first]
-        assert len({row[1:] for row in rows} & {row[1:] for row in first}) < 8
-
-
 def test_images_that_share_most_scored_pairs_come_together():
     # Images 0 and 3 share three pairs, 1 and 2 as well; every other two share one.
     counts = np.array([[0, 1, 1, 3], [1, 0, 3, 1], [1, 3, 0, 1], [3, 1, 1, 0]])
@@ -356,19 +298,6 @@ def batches_of(
     return kind(Indices(corpus), BatchConfig(**config), 0, cache, **more)  # type: ignore[arg-type]
 
 
-class Indices:
-    """A source that gives the indices of images and captions in their place."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
-
-    def images(self, image_ix: np.ndarray) -> np.ndarray:
-        return image_ix
-
-    def texts(self, text_ix: np.ndarray) -> np.ndarray:
-        return text_ix
-
-
 def test_duplicate_images_are_marked_in_a_batch_of_all_pairs_if_the_recipe_looks_for_them(clones):
     batch = batches_of(clones, 0, size=6)[0]
     assert torch.nonzero(batch.same_RC).tolist() == [[1, 4], [4, 1]]
@@ -416,21 +345,3 @@ def test_a_training_takes_duplicate_bits_from_its_recipe_in_micro_batches_too(cl
         settings = load_recipe("demo-dual-alone", ["batch.size=6", *sets])
         marked.append(recipe_batches(CorpusSource(clones, Named()), settings, None, plan)[0].same_RC.sum())
     assert marked == [0, 2]
-
-
-def test_a_batch_larger_than_the_split_is_the_whole_split(corpus):
-    all_of_it, larger = (pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=n), 0, None) for n in (32, 33))
-    assert (all_of_it.pairs.adapted, larger.pairs.adapted) == ({}, {"batch.size": 32})
-    assert larger.pairs.batches_per_epoch == 1
-    for step in range(3):
-        assert larger.pairs.of_step(step).image_RC.ravel().tolist() == list(range(32))
-        np.testing.assert_array_equal(all_of_it.pairs.of_step(step).text_RC, larger.pairs.of_step(step).text_RC)
-
-
-def test_pictures_are_read_again_where_there_is_no_room_to_keep_them(corpus, drawn, monkeypatch):
-    cached, uncached = CorpusSource(corpus, Named(), memory_bytes=2**20), CorpusSource(corpus, Named())
-    first: Any = list_batches(cached, LISTS, 0, drawn)[0].images
-    second: Any = list_batches(uncached, LISTS, 0, drawn)[0].images
-    assert first == second
-    assert len(cached._decoded) == len(first)
-    assert not uncached._decoded

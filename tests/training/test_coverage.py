@@ -8,36 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import list_batches, recipe_batches
+from batches import Indices, list_batches, recipe_batches
 from made_caches import build_cache
 from open_inputs import OpenInputs
 
 from dcdctl.core import training
-from dcdctl.core.config import read_toml
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.teacher import CandidateConfig, TeacherCache
-from dcdctl.core.training import TrainingJob, TrainingOptions, coverage, initial_model, recipe, runs
+from dcdctl.core.training import TrainingJob, TrainingOptions, coverage, initial_model, runs
 from dcdctl.core.training.batches.lists import CandidateLists
 from dcdctl.core.training.batches.step_pairs import CorpusBatches
 from dcdctl.core.training.recipe import BatchConfig, load_recipe
 
 DRAWN, KEPT, STEPS = 3, 2, 64
-PAPER = ("meter-flickr30k", "meter-coco", "vilt-flickr30k", "vilt-coco")
 OPTIONS = TrainingOptions()
 TINY = ["model.layers=[0, 2]", "batch.size=10", f"batch.random_negatives={DRAWN}", f"batch.hard_negatives={KEPT}"]
-
-
-class Indices:
-    """A source that gives the indices of images and captions in their place."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
-
-    def images(self, image_ix: Any) -> Any:
-        return image_ix
-
-    def texts(self, text_ix: Any) -> Any:
-        return text_ix
 
 
 @pytest.fixture(scope="module")
@@ -215,50 +200,3 @@ def test_a_run_resumes_whatever_count_its_run_json_has(tmp_path):
     )
     run = runs.start_run(tmp_path / "run", settings, "distill", {"corpus": "a"}, resume=True)
     assert run.facts()["different_negatives"] == {"per_image": 1}
-
-
-@pytest.mark.parametrize("name", PAPER)
-def test_the_recipes_of_the_paper_cache_ten_times_what_an_image_draws(name):
-    shipped = load_recipe(name)
-    config, drawn = shipped.candidates, shipped.batch.random_negatives
-    per_image = config.per_query if config.kind == "random" else (config.block_size - 1) * config.captions_per_image
-    assert per_image >= coverage.FRESH * drawn
-    if Direction.IMAGE in shipped.batch.directions:
-        per_caption = config.per_query if config.kind == "random" else config.block_size - 1
-        # A caption has a tenth of an image's lists.
-        assert per_caption >= 2 * drawn
-    assert set(shipped.batch.directions) <= set(config.directions)
-
-
-@pytest.mark.parametrize("data", ["flickr30k", "coco"])
-def test_a_caption_of_the_paper_recipes_meets_a_negative_no_more_often_than_an_image_does(data):
-    def repeats(name: str, captions_per_query: int, cached: int) -> float:
-        shipped = load_recipe(name)
-        drawn, kept = shipped.batch.random_negatives, shipped.batch.hard_negatives
-        assert (kept, shipped.optimizer.epochs) == (7, 10)
-        num_lists = shipped.optimizer.epochs * captions_per_query / len(shipped.batch.directions)
-        return kept * num_lists / expected_different(cached, num_lists, drawn, kept)
-
-    config = load_recipe(f"vilt-{data}").candidates
-    of_caption = repeats(f"vilt-{data}", 1, (config.block_size - 1) * config.rounds)
-    of_image = repeats(f"vilt-{data}", 5, (config.block_size - 1) * config.rounds * config.captions_per_image)
-    of_meter = repeats(f"meter-{data}", 5, load_recipe(f"meter-{data}").candidates.per_query)
-    assert of_caption < 1.02 * of_image < of_meter
-    head = recipe.check_recipe_name(f"vilt-{data}").read_text(encoding="utf-8")
-    assert f"meets each of them about {of_caption:.1f} times" in head
-    assert f"meter-{data} repeats each {of_meter:.1f} times" in head
-
-
-def test_the_cost_of_a_paper_cache_is_in_the_recipes_head():
-    sizes = {"flickr30k": (29_000, 145_000), "coco": (113_287, 566_747)}
-    for name in PAPER:
-        images, captions = sizes[name.partition("-")[2]]
-        config = load_recipe(name).candidates
-        pairs = (
-            images * config.per_query + captions
-            if config.kind == "random"
-            else images * config.block_size * config.captions_per_image
-        )
-        head = recipe.check_recipe_name(name).read_text(encoding="utf-8").partition("description")[0]
-        assert f"{pairs / 1e6:.1f} M pairs, {12 * pairs / 1e6:,.0f} MB at most" in head
-        assert read_toml(recipe.check_recipe_name(name))["candidates"]["kind"] == config.kind

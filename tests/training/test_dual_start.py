@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from families import frozen_dual
 from open_inputs import OpenInputs
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from training_steps import KilledError, killed_after
 
 from dcdctl.core import models, training
 from dcdctl.core.data import Corpus
@@ -330,23 +330,11 @@ def test_a_run_with_adapters_is_saved_without_them_and_may_be_averaged(clip, cor
     assert_close(found[name], (start[name] + end[name]) / 2)
 
 
-class StoppedError(Exception):
-    """A run is killed."""
-
-
 def test_a_killed_run_with_adapters_resumes_to_the_same_model(clip, corpus, tmp_path):
     sets = ["model.trained=lora", "optimizer.steps=4", "optimizer.save_every=2"]
 
-    @contextmanager
-    def stopping(**_: Any) -> Iterator[Any]:
-        def on_step(done: int, _: Any) -> None:
-            if done == 3:
-                raise StoppedError
-
-        yield on_step
-
-    with pytest.raises(StoppedError):
-        train(corpus, clip, tmp_path / "killed", *sets, watch=stopping)
+    with pytest.raises(KilledError):
+        train(corpus, clip, tmp_path / "killed", *sets, watch=killed_after(3))
     checkpoint = load_file(tmp_path / "killed" / "checkpoints" / "step-2" / "weights.safetensors")
     assert any(".lora_B." in name and tensor.any() for name, tensor in checkpoint.items())
     resumed, whole = (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from duals import save_dual
 from safetensors.torch import load_file
 from tiny import contents, make_corpus, make_pool, make_splits, model_contents
-from training_steps import TINY_DUAL, distill
+from training_steps import TINY_DUAL, KilledError, distill, killed_after
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
@@ -25,10 +24,6 @@ STEPS = [
     *("optimizer.lr=3e-3", "optimizer.warmup_share=0.0", "optimizer.save_every=2"),
 ]
 WORDS = ("bird", "boat", "cat", "door", "egg", "fish", "goat", "hat", "ink", "jar", "kite", "leaf")
-
-
-class KilledError(Exception):
-    """A run is killed."""
 
 
 @pytest.fixture(scope="module")
@@ -158,22 +153,13 @@ def test_weights_that_lose_too_much_elsewhere_are_not_kept_if_they_are_better(
     assert validation.run_document(run)["best"]["step"] == 0
 
 
-@contextmanager
-def killed_after_three(**_: Any) -> Iterator[Any]:
-    def on_step(done: int, _: Any) -> None:
-        if done == 3:
-            raise KilledError
-
-    yield on_step
-
-
 @pytest.mark.parametrize("more", [[], ["model.average_with_start=auto"]])
 def test_a_killed_run_resumes_to_the_same_end(train, measured, tmp_path, more):
     bound = sorted(losses(measured))[-1] - 1e-6 if not more else 5.0
     sets = ["validation.every=1", f"validation.max_loss_elsewhere={bound}", *more]
     whole = train(tmp_path / "whole", *sets)
     with pytest.raises(KilledError):
-        train(tmp_path / "killed", *sets, watch=killed_after_three)
+        train(tmp_path / "killed", *sets, watch=killed_after(3))
     assert checkpoints.read_best_seal(Run(tmp_path / "killed")) is not None
     killed = train(tmp_path / "killed", *sets, resume=True)
     assert model_contents(killed.model_folder) == model_contents(whole.model_folder)
@@ -187,7 +173,7 @@ def test_a_killed_run_resumes_to_the_same_end(train, measured, tmp_path, more):
 def test_a_resumed_run_needs_the_recalls_of_its_start(train, tmp_path):
     sets = ["validation.every=1", "validation.max_loss_elsewhere=600"]
     with pytest.raises(KilledError):
-        train(tmp_path / "run", *sets, watch=killed_after_three)
+        train(tmp_path / "run", *sets, watch=killed_after(3))
     (tmp_path / "run" / "metrics.jsonl").unlink()
     with pytest.raises(InputError, match=r"metrics.jsonl has no recalls of the start.*; restore it, or name another"):
         train(tmp_path / "run", *sets, resume=True)
@@ -195,7 +181,7 @@ def test_a_resumed_run_needs_the_recalls_of_its_start(train, tmp_path):
 
 def test_another_further_corpus_refuses_to_resume(train, scenes_corpus_dir, tmp_path):
     with pytest.raises(KilledError):
-        train(tmp_path / "run", watch=killed_after_three)
+        train(tmp_path / "run", watch=killed_after(3))
     with pytest.raises(StaleError, match=r"was made with another inputs.validation_elsewhere"):
         train(tmp_path / "run", data=(scenes_corpus_dir, scenes_corpus_dir), resume=True)
 

@@ -10,19 +10,15 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-from itertools import chain
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import processes
 import pytest
 import torch
 from batches import recipe_batches
 from duals import save_dual
-from encoders import VISION, make_pair
+from encoders import make_pair
 from forks import run_forked
 from made_caches import build_cache
 from open_inputs import OpenInputs
@@ -38,7 +34,6 @@ from training_steps import (
     distill,
     gradients_of,
     make_student,
-    prepare_without_numbers,
     relative_differences,
 )
 from typer.testing import CliRunner
@@ -55,7 +50,6 @@ from dcdctl.core.training import runs as training_runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.loop import _check_micro_batches
-from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.objective import PairObjective
 
 NO_DROPOUT = models.ViltSize(
@@ -134,19 +128,6 @@ def test_the_gradient_of_micro_batches_is_that_of_the_whole(inputs, student_of, 
     assert_same_gradients(gradients, expected)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("count", [1, 3])
-def test_a_term_that_is_not_finite_is_named_with_its_step_in_micro_batches_too(inputs, student_of, count, bad):
-    class Broken(PairObjective):
-        def loss(self, *args: Any) -> dict[str, torch.Tensor]:
-            terms = super().loss(*args)
-            return {**terms, "dcd-kl": terms["dcd-kl"] * bad}
-
-    named = rf"the loss of step 1 is {bad} \(infonce \d\S*, dcd-kl {bad}\)"
-    with pytest.raises(ConfigError, match=named):
-        gradients_of(inputs, student_of("dual all pairs"), MicroBatchPlan(count, range(count)), objective=Broken)
-
-
 @pytest.mark.parametrize("kind", STARTS)
 def test_a_student_of_clip_or_siglip_has_the_gradient_of_the_whole_batch(inputs, student_of, whole_gradients, kind):
     _, gradients = gradients_of(inputs, student_of(kind), MicroBatchPlan(3, range(3)))
@@ -157,21 +138,6 @@ def test_a_student_of_clip_or_siglip_has_the_gradient_of_the_whole_batch(inputs,
     # Six linear layers in each of two layers of two towers, with two factors each.
     assert len(adapters) == (2 * 2 * 6 * 2 if "LoRA" in kind else 0)
     assert any(".layers.0." in name for name in nonzero) == ("last" not in kind)
-
-
-def test_a_micro_batch_holds_only_its_own_pictures(inputs):
-    for kind in KINDS:
-        recipe = training_recipe.load_recipe("tiny-student", KINDS[kind])
-        model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher)
-        source = CorpusSource(inputs.corpus, model.preprocess)
-        whole = recipe_batches(source, recipe, inputs.caches[0])[0]
-        local = recipe_batches(source, recipe, inputs.caches[0], MicroBatchPlan(4, range(2, 4)))[0]
-        sizes = tuple(map(len, (whole.images, whole.texts)))
-        assert local.micro_batches[0].totals == (sizes if "dual" in kind else (8,))
-        assert len(local.images) == len(local.texts) == 0
-        if "all pairs" in kind:
-            assert [len(part.images) for part in local.micro_batches] == [2, 2]
-            assert torch.equal(local.micro_batches[1].images.pixel_values, whole.images.pixel_values[6:8])
 
 
 def trained(inputs: OpenInputs, kind: str, folder: Path, *sets: str, **options: object) -> training_runs.Run:
@@ -245,78 +211,6 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_micro_batch(inpu
     assert len(set(drawn)) == 3
 
 
-class Draws(nn.Linear):
-    """A model that notes a random number for each micro-batch that it computes, as dropout would draw."""
-
-    def __init__(self) -> None:
-        super().__init__(2, 1)
-        self.drawn: list[float] = []
-
-    def outputs(self, pairs: object) -> tuple[torch.Tensor, ...]:
-        self.drawn.append(float(torch.rand(())))
-        return (self(torch.ones(1, 2)).float(),)
-
-
-class SumOfOutputs(PairObjective):
-    def loss(self, model: nn.Module, outputs: Sequence[torch.Tensor], batch: object) -> dict[str, torch.Tensor]:
-        return {"sum": outputs[0].sum()}
-
-
-def test_each_step_and_micro_batch_draws_its_own_dropout_and_the_second_pass_repeats_it(inputs):
-    def drawn(step: int, seed: int, count: int) -> list[float]:
-        plan, model = MicroBatchPlan(count, range(count)), Draws()
-        recipe = training_recipe.load_recipe("tiny-student", KINDS["fusion lists"])
-        batch = recipe_batches(CorpusSource(inputs.corpus, inputs.teacher.preprocess), recipe, inputs.caches[0], plan)[
-            step
-        ]
-        micro_batches = tuple(
-            replace(part, row_ranges=(range(i, i + 1),), totals=(count,)) for i, part in enumerate(batch.micro_batches)
-        )
-        of_step = Step(number=step, seed=seed, micro_batch_plan=plan)
-        # Whatever was drawn before must not matter.
-        torch.rand(step + 3)
-        backward(model, SumOfOutputs(LossConfig()), replace(batch, micro_batches=micro_batches), of_step)
-        return model.drawn
-
-    first = drawn(0, 0, 3)
-    # The last micro-batch keeps its graph, so it is computed once.
-    assert first[3:] == first[:2]
-    assert drawn(0, 0, 3) == first
-    in_parts = [first[:3], drawn(1, 0, 3)[:3], drawn(0, 1, 3)[:3]]
-    assert len(set(chain.from_iterable(in_parts))) == 9
-    whole = [drawn(0, 0, 1), drawn(1, 0, 1), drawn(0, 1, 1)]
-    assert len(set(chain.from_iterable(whole))) == 3
-    assert drawn(1, 0, 1) == drawn(1, 0, 1)
-
-
-def test_half_precision_and_its_scale_go_with_micro_batches(inputs, tmp_path):
-    for precision in ("bfloat16", "float16"):
-        compute = Compute(precision=precision)
-        whole_run = trained(inputs, "dual all pairs", tmp_path / f"{precision}-1", compute=compute)
-        two = trained(inputs, "dual all pairs", tmp_path / f"{precision}-2", compute=compute, micro_batches=2)
-        assert whole_run.metrics()[0]["loss"] == pytest.approx(two.metrics()[0]["loss"], rel=0.02)
-        assert whole_run.metrics()[-1]["loss"] == pytest.approx(two.metrics()[-1]["loss"], rel=0.05)
-
-
-class _LossOutsideAutocast(PairObjective):
-    def loss(self, *arguments: Any) -> dict[str, torch.Tensor]:
-        with torch.autocast("cpu", enabled=False):
-            return super().loss(*arguments)
-
-
-@pytest.mark.parametrize("count", [1, 4])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "dual" in kind])
-def test_in_half_precision_the_loss_of_vectors_is_that_of_float32(inputs, student_of, kind, count):
-    plan, options = MicroBatchPlan(count, range(count)), {"precision": "bfloat16", "scale": 100.0}
-    values, gradients = gradients_of(inputs, student_of(kind), plan, **options)
-    expected, expected_gradients = gradients_of(
-        inputs, student_of(kind), plan, objective=_LossOutsideAutocast, **options
-    )
-    assert values == expected
-    for name, gradient in expected_gradients.items():
-        assert torch.equal(gradients[name], gradient), name
-
-
 def test_what_cannot_be_split_is_refused(inputs, tmp_path):
     with pytest.raises(
         ConfigError,
@@ -364,41 +258,6 @@ def test_a_run_on_several_threads_repeats_to_the_bit(inputs, run_on_two_threads,
     losses = [[line["loss"] for line in run.metrics()] for run in runs]
     assert len(losses[0]) == 2
     assert losses[0] == losses[1]
-
-
-class Saved:
-    """A tensor kept for the gradient; `size` counts the numbers of all."""
-
-    size = 0
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        Saved.size += tensor.numel()
-
-
-@pytest.mark.parametrize("vision", VISION)
-def test_a_co_attention_network_computes_its_activations_again(corpus, vision, tmp_path):
-    scorer = make_pair(corpus.captions, tmp_path, vision=vision, dropout=0.1).train()
-    images = scorer.preprocess.images(corpus.images([0, 1]))
-    texts = scorer.preprocess.texts(corpus.captions[:3])
-    pairs = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 2])
-    results = []
-    for is_on in (False, True):
-        if is_on:
-            scorer.checkpoint_activations()
-        scorer.zero_grad()
-        torch.manual_seed(3)
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Saved(tensor), lambda saved: saved.tensor):
-            Saved.size = 0
-            logits = scorer(images, texts, *pairs)
-        logits.sum().backward()
-        results.append(
-            (logits.detach(), [p.grad.clone() for p in scorer.parameters() if p.grad is not None], Saved.size)
-        )
-    (logits, gradients, stored), (logits_again, gradients_again, stored_again) = results
-    assert torch.equal(logits, logits_again)
-    assert all(torch.equal(*both) for both in zip(gradients, gradients_again, strict=True))
-    assert stored_again < 0.8 * stored
 
 
 SCRIPT = """
@@ -650,22 +509,3 @@ def test_what_the_first_process_refuses_ends_the_others_without_a_traceback(inpu
     # The first that ends may be ended by torchrun before the other has said that it stops.
     assert "already holds a run; resume with --resume" in done.stderr
     assert "torch/distributed/distributed_c10d.py" not in done.stderr
-
-
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("kind", ["fusion lists", "dual all pairs", "dual lists", "CLIP", "SigLIP LoRA"])
-def test_a_step_reads_no_number_of_its_device_before_its_backward_pass_is_done(
-    inputs, student_of, kind, count, monkeypatch
-):
-    # torch has no autocast for this device.
-    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
-    model, step = prepare_without_numbers(inputs, student_of(kind), count)
-    with pytest.raises(RuntimeError, match="meta tensor") as raised:
-        step()
-    assert raised.traceback[-1].name == "read_values", str(raised.traceback[-1])
-    without = [
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
-    ]
-    assert [
-        name for name in without if not name.startswith("calibration.")
-    ] == []  # for losses that compare logits with logits

@@ -93,15 +93,6 @@ def test_a_vilt_without_dropout_is_trained_with_the_recipes(vilt, corpus, tmp_pa
     assert student.digest == vilt.student([0, 2]).digest
 
 
-def test_a_saved_student_has_its_dropout_in_its_configuration(vilt, tmp_path):
-    models.save(make(vilt, "model.layers=[0, 2]"), tmp_path / "student")
-    config = files.read_json(tmp_path / "student" / "config.json")
-    assert (config["hidden_dropout_prob"], config["attention_probs_dropout_prob"]) == (0.1, 0.0)
-    again = make(None, "model.layers=[]", f"model.start={tmp_path / 'student'}", name="tiny-teacher")
-    assert dropouts(again) == {0.1: 6, 0.0: 2}, "a recipe without model.dropout keeps the model's own"
-    assert dropouts(make(again, "model.layers=[]", "model.dropout=0")) == {0.0: 8}
-
-
 def test_a_resumed_run_has_the_dropout_of_its_recipe(vilt, corpus, tmp_path, monkeypatch):
     def run(folder: Path, *sets: str, resume: bool = False) -> list[float]:
         job = TrainingJob("finetune-teacher", "tiny-teacher", ["model.start=teacher", *STEPS, *sets], folder, resume)

@@ -9,12 +9,11 @@ import types
 from typing import Any
 
 import pytest
-from open_inputs import OpenInputs
 from training_steps import TINY_DUAL, distill
 
-from dcdctl.core import artifacts, training
-from dcdctl.core.errors import InputError, MissingError
-from dcdctl.core.training import TrainingJob, TrainingOptions, runs
+from dcdctl.core import artifacts
+from dcdctl.core.errors import InputError
+from dcdctl.core.training import TrainingOptions, runs
 
 SETS = [
     *TINY_DUAL,
@@ -84,11 +83,3 @@ def test_it_is_told_what_the_run_folder_holds_and_a_run_that_goes_on_is_the_same
         InputError, match=r"wandb\.json is damaged: .*; delete it to start another run at Weights & Biases"
     ):
         go()
-
-
-def test_a_package_that_is_not_there_is_named_before_the_training(corpus, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    job = TrainingJob("distill", "tiny-student", SETS, tmp_path / "run")
-    with pytest.raises(MissingError, match=r"--wandb needs wandb, which is not installed; pip install 'wandb>="):
-        training.train_model(job, OpenInputs(corpus, [], None), options=TrainingOptions(wandb="search"))
-    assert not (tmp_path / "run").exists()

@@ -122,14 +122,6 @@ def test_infonce_over_the_batch_by_hand():
     assert result.item() == pytest.approx(sum(rows) / 2)
 
 
-def test_infonce_over_the_batch_is_the_ranking_loss_where_each_list_holds_all_there_is():
-    all_IT, texts = draw(0, 3, 5), torch.tensor([[0, 1, 2, 3, 4], [3, 0, 1, 2, 4], [4, 3, 2, 1, 0]])
-    images, true_IT = torch.arange(3)[:, None].expand(3, 5), torch.zeros(3, 5, dtype=torch.bool)
-    true_IT[torch.arange(3), texts[:, 0]] = True
-    result = lists.infonce_hard(all_IT, true_IT, images, texts)
-    assert_close(result, lists.ground_truth(all_IT.gather(1, texts), "softmax"))
-
-
 def test_a_true_pair_elsewhere_in_the_batch_has_no_influence_on_infonce_over_the_batch():
     all_IT, true_IT = (
         draw(0, 2, 4).requires_grad_(),

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from paths import DOCS
 from safetensors.torch import load_file
 from tiny import make_teacher, make_wide_dual, model_contents
 from torch.testing import assert_close
-from training_steps import distill
+from training_steps import KilledError, distill, killed_after
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -176,23 +174,6 @@ def test_a_batch_compares_the_vectors_of_its_own_images_and_captions(corpus, dua
     assert float(found["embedding-cosine"]) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", VECTOR_LOSSES)
-def test_every_loss_of_vectors_falls_on_a_fixed_batch_and_trains_what_it_reads(corpus, embedded, name):
-    recipe = load_recipe("tiny-student", terms(f"{{ {name} = 1.0 }}"))
-    assert not recipe.loss.on_lists
-    model, batches = made(corpus, recipe, embedded)
-    batch, optimizer, values = batches[0], torch.optim.AdamW(model.parameters(), lr=1e-2), []
-    for _ in range(12):
-        (value,) = PairObjective(recipe.loss)(model.eval(), batch).values()
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        values.append(value.item())
-    assert values[-1] < 0.9 * values[0]
-    assert model.projection.weight.grad is not None
-    assert model.calibration.log_scale.grad is None
-
-
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_gradient_of_micro_batches_is_that_of_the_whole(corpus, embedded, count):
     recipe, gradients = load_recipe("tiny-student", [*terms(ALL), "model.dropout=0.0"]), []
@@ -217,19 +198,6 @@ def trained(corpus: Any, dual: Any, folder: Path, table: str = ALL, *, caches: A
     return training.train_model(job, OpenInputs(corpus, caches, None, [dual]), options=TrainingOptions(), **options)
 
 
-class KilledError(Exception):
-    """What ends a training in the middle."""
-
-
-@contextmanager
-def killed_after_five(**counts: Any) -> Iterator[Any]:
-    def on_step(done: int, values: Any) -> None:
-        if done == 5:
-            raise KilledError
-
-    yield on_step
-
-
 def test_a_training_learns_from_vectors_and_leaves_no_projection_in_the_model(corpus, dual, tmp_path):
     run = trained(corpus, dual, tmp_path / "run")
     first, *_, last = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -246,7 +214,7 @@ def test_a_training_learns_from_vectors_and_leaves_no_projection_in_the_model(co
 def test_a_killed_training_resumes_with_its_projection_to_the_same_weights(corpus, dual, tmp_path):
     whole = trained(corpus, dual, tmp_path / "whole")
     with pytest.raises(KilledError):
-        trained(corpus, dual, tmp_path / "killed", watch=killed_after_five)
+        trained(corpus, dual, tmp_path / "killed", watch=killed_after(5))
     weights = load_file(tmp_path / "killed" / "checkpoints" / "step-4" / "weights.safetensors")
     assert weights["projection.weight"].shape == (8, 5)
     assert not torch.equal(weights["projection.weight"], torch.eye(8, 5))
@@ -270,28 +238,6 @@ def test_a_cache_gives_the_scores_and_a_dual_teacher_the_vectors(corpus, dual, t
     assert steps[0]["kl"] == pytest.approx(
         json.loads((alone.folder / "metrics.jsonl").read_text().splitlines()[0])["kl"], rel=1e-5
     )
-
-
-def test_by_command_line_vectors_alone_make_a_student(corpus, dual, scenes_corpus_dir, tmp_path):
-    models.save(dual, tmp_path / "dual")
-    sets = [word for each in terms("{ embedding-cosine = 1.0 }") for word in ("--set", each)]
-    words = [
-        "distill",
-        "tiny-student",
-        "--data",
-        scenes_corpus_dir,
-        "--out",
-        tmp_path / "run",
-        "--device",
-        "cpu",
-        *sets,
-    ]
-    result = CliRunner().invoke(
-        app, [str(word) for word in [*words, "--teacher", tmp_path / "dual"]], catch_exceptions=False
-    )
-    assert result.exit_code == 0, result.stderr
-    assert "scores every pair" not in result.stderr
-    assert models.load_dual(tmp_path / "run").embedding_dim == 5
 
 
 @pytest.mark.parametrize(

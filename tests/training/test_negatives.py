@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,14 @@ import numpy as np
 import processes
 import pytest
 import torch
-from batches import list_batches
+from batches import Indices, list_batches
 from byte_level import byte_level_bpe
 from encoders import make_pair, save_text, save_vision
 from open_inputs import OpenInputs
 from paths import FIXTURES
 from tiny import make_corpus
 from torch.testing import assert_close
+from training_steps import KilledError, killed_after
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -47,19 +46,6 @@ SETS = [
     "optimizer.warmup_share=0.0",
 ]
 MINE = ["batch.negatives=mined", "candidates.per_query=4"]
-
-
-class Indices:
-    """Stands for a source: images and captions are their own indices."""
-
-    def __init__(self, corpus: Any) -> None:
-        self.corpus = corpus
-
-    def images(self, image_ix: Any) -> Any:
-        return np.asarray(image_ix)
-
-    def texts(self, text_ix: Any) -> Any:
-        return np.asarray(text_ix)
 
 
 @pytest.fixture(scope="module")
@@ -186,19 +172,10 @@ def trained(corpus: Any, out: Path, *sets: str, resume: bool = False, watch: Any
     return [{name: value for name, value in line.items() if name != "seconds"} for line in run.metrics()]
 
 
-@contextmanager
-def killed_after_13(**_: Any) -> Iterator[Any]:
-    def on_step(steps: int, values: Any) -> None:
-        if steps == 13:
-            raise KeyboardInterrupt
-
-    yield on_step
-
-
 def test_a_run_that_was_killed_goes_on_with_what_it_mined(corpus, tmp_path, monkeypatch):
     whole = trained(corpus, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        trained(corpus, tmp_path / "killed", watch=killed_after_13)
+    with pytest.raises(KilledError):
+        trained(corpus, tmp_path / "killed", watch=killed_after(13))
     saved = (tmp_path / "killed" / "mined.safetensors").read_bytes()
     monkeypatch.setattr(candidates, "mine_candidates", lambda *_: pytest.fail("mined again"))
     assert trained(corpus, tmp_path / "killed", resume=True) == whole
@@ -210,20 +187,6 @@ def test_a_run_that_was_killed_goes_on_with_what_it_mined(corpus, tmp_path, monk
         == (tmp_path / "killed" / "mined.safetensors").read_bytes()
         == (tmp_path / "whole" / "mined.safetensors").read_bytes()
     )
-
-
-def test_what_is_kept_is_what_was_mined(pairs_corpus, tmp_path):
-    recipe = Recipe(batch=replace(MINED, directions=("image",)), candidates=CandidateConfig(per_query=40))
-    mined = negatives.mine(Indices(pairs_corpus), recipe)
-    negatives.save_mined(tmp_path, mined, pairs_corpus, recipe)
-    read = negatives.read_or_mine(tmp_path, Indices(pairs_corpus), recipe)
-    assert mined.dropped["equal text"] > 0
-    assert read.dropped == mined.dropped
-    for name in ("texts_of_image", "images_of_text"):
-        for part in ("offsets", "values"):
-            both = [getattr(getattr(lists, name), part) for lists in (mined, read)]
-            assert np.array_equal(*both)
-            assert both[0].dtype == both[1].dtype == np.int64
 
 
 def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path):

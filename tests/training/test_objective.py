@@ -23,7 +23,6 @@ from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.training import checkpoints, runs
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.grad_cache import UNSCALED
-from dcdctl.core.training.losses import official
 from dcdctl.core.training.losses.table import LOSSES, LossConfig
 from dcdctl.core.training.objective import PairObjective, loss_terms
 from dcdctl.core.training.recipe import BatchConfig, Recipe
@@ -59,45 +58,6 @@ def test_the_page_on_losses_has_a_row_for_each_loss_with_what_the_table_says():
     rows = [(name, *columns) for name, *columns in re.findall(row, page, re.MULTILINE)]
     flags = [(name, loss.on, loss.teacher, loss.calibrated) for name, loss in LOSSES.items()]
     assert rows == [(name, on, *("yes" if flag else "no" for flag in rest)) for name, on, *rest in flags]
-
-
-def test_official_losses_see_the_official_order_of_the_scores():
-    """The scores that the released code hands to its loss stand in other columns than those of the pairs."""
-    teacher, student = draw(1, 4, 8), draw(0, 4, 8)
-    batch = replace(made_batch(teacher), official_teacher_RC=teacher.flip(1))
-    for name, function in (("dcd-released", official.dcd_official), ("wsl-released", official.wsl_official)):
-        value = loss_terms(student, batch, LossConfig(terms={name: 1.0}, alpha=0.3))[name]
-        assert torch.equal(value, function(student, teacher.flip(1), alpha=0.3).total)
-        assert not torch.equal(value, function(student, teacher, alpha=0.3).total)
-
-
-def test_a_term_counts_by_its_weight_and_the_order_is_that_of_the_recipe():
-    logits, batch = draw(0, 4, 4), made_batch(draw(1, 4, 4))
-    one, other = (
-        loss_terms(logits, batch, LossConfig(terms=terms))
-        for terms in ({"infonce": 2.0, "kl": 4.0}, {"kl": 1.0, "infonce": 1.0})
-    )
-    assert_close(one, {"infonce": 2 * other["infonce"], "kl": 4 * other["kl"]})
-    assert (list(one), list(other)) == (["infonce", "kl"], ["kl", "infonce"])
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_calibration_reaches_those_terms_that_compare_logits_and_no_other(name, dual):
-    teacher, student = draw(1, 6, 6), draw(0, 6, 6).requires_grad_()
-    calibration = Calibration()
-    config = LossConfig(terms={name: 1.0})
-    plain = loss_terms(student, made_batch(teacher), config)[name]
-    value = loss_terms(student, made_batch(teacher), config, calibrate=calibration)[name]
-    assert torch.equal(value, plain)  # at first it changes nothing
-    value.backward()
-    assert (calibration.log_scale.grad is not None) == LOSSES[name].calibrated
-    with torch.no_grad():
-        calibration.log_scale.fill_(math.log(2))
-        calibration.offset.fill_(-3.0)
-    moved = loss_terms(student, made_batch(teacher), config, calibrate=calibration)[name]
-    assert_close(
-        moved, loss_terms(2 * student - 3 if LOSSES[name].calibrated else student, made_batch(teacher), config)[name]
-    )
 
 
 def test_calibration_finds_the_scale_and_the_offset_of_a_teacher():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import torch
 from families import FAMILIES, late
 from made_caches import build_cache
 from open_inputs import OpenInputs
-from tiny import make_pool, make_teacher, make_wide_dual, model_contents
+from tiny import make_teacher, make_wide_dual, model_contents
 from torch.testing import assert_close
+from training_steps import KilledError, killed_after
 
 from dcdctl.core import models, training
-from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.teacher import CandidateConfig, TextCacheJob, cache_texts, embed_corpus, read_text_cache, text_cache
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, initial_model, load_recipe, text_data
@@ -176,24 +176,6 @@ def test_the_loss_is_that_of_plain_loops(folders, kind, sets):
     assert float(found) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-class KilledError(Exception):
-    """What ends a training in the middle."""
-
-
-def killed_after(steps: int) -> Callable[..., Any]:
-    from contextlib import contextmanager
-
-    @contextmanager
-    def watch(**counts: Any) -> Any:
-        def on_step(done: int, values: Any) -> None:
-            if done == steps:
-                raise KilledError
-
-        yield on_step
-
-    return watch
-
-
 @pytest.mark.usefixtures("small_windows")
 @pytest.mark.parametrize("kind", STUDENTS)
 def test_a_killed_training_on_texts_resumes_to_the_same_bytes(folders, kind, tmp_path):
@@ -283,22 +265,6 @@ def test_a_student_learns_with_the_teachers_images(corpus, folders, kind, terms,
     assert split.metrics()[-1]["loss"] == pytest.approx(last["loss"], rel=1e-2)
 
 
-def test_a_teacher_may_read_its_stored_features_also_in_validation(corpus, tmp_path):
-    models.save(FAMILIES["frozen dual"](corpus.captions, tmp_path), tmp_path / "teacher")
-    refs = InputRefs(data=corpus.folder, teachers=[str(tmp_path / "teacher")])
-    runs = [
-        training.train_model(
-            job(tmp_path / f"run-{features}", *WITH_IMAGES, "validation.every=3", recipe="query-kl"),
-            refs,
-            options=TrainingOptions(compute=Compute(device=CPU, features=features and tmp_path / "features")),
-        )
-        for features in (None, "stored")
-    ]
-    plain, stored = ([line["val_rsum"] for line in run.metrics() if "val_rsum" in line] for run in runs)
-    # Features are float16.
-    assert stored == pytest.approx(plain, abs=15)
-
-
 def test_a_cross_encoder_gives_scores_beside_the_frozen_images(corpus, folders, tmp_path):
     """The loss of the first step is the KL to the cached scores, on similarities to the teacher's images."""
     fusion = make_teacher(corpus.captions)
@@ -314,21 +280,6 @@ def test_a_cross_encoder_gives_scores_beside_the_frozen_images(corpus, folders, 
         assert facts["teachers"]["teacher"] == teacher.digest
         assert (facts["cache"] is None) == (not caches)
     assert losses["cross-encoder"] != pytest.approx(losses["teacher"], rel=0.05)
-
-
-def test_a_pool_and_captioned_images_beside_a_pool_teach_a_student(corpus, folders, tmp_path):
-    rows = [[f"a {color} {thing} here"] for color in ("red", "blue", "tan") for thing in ("car", "dog", "hat", "bus")]
-    pool = make_pool(tmp_path / "pool", rows, has_colors=True)
-    teacher = models.load(folders / "dual")
-    for name, inputs in (
-        ("alone", OpenInputs(pool, [], None, [teacher])),
-        ("both", OpenInputs(corpus, [], None, [teacher], pool=pool)),
-    ):
-        run = training.train_model(
-            job(tmp_path / name, *WITH_IMAGES, recipe="query-kl"), inputs, options=TrainingOptions()
-        )
-        first, *_, last = run.metrics()
-        assert last["loss"] < first["loss"]
 
 
 @pytest.mark.parametrize(
@@ -397,19 +348,3 @@ def test_what_a_training_of_a_query_encoder_cannot_do_is_named(folders, corpus, 
         training.train_model(
             replace(job(tmp_path / "run"), kind="finetune-teacher"), InputRefs(), options=TrainingOptions()
         )
-
-
-def test_by_command_line_texts_make_a_student(folders, tmp_path):
-    from typer.testing import CliRunner
-
-    from dcdctl.cli.app import app
-
-    sets = [word for each in SMALL for word in ("--set", each)]
-    words = ["distill", "query-static", "--cache", folders / "dual-texts", "--out", tmp_path / "run", "--device", "cpu"]
-    for more in (["--dry-run"], []):
-        result = CliRunner().invoke(app, [str(word) for word in [*words, *sets, *more]], catch_exceptions=False)
-        assert result.exit_code == 0, result.stderr
-    assert f"--query-model {tmp_path / 'run'}" in result.stdout
-    assert "val cosine" in result.stderr
-    result = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")])
-    assert result.exit_code == 0, result.stderr

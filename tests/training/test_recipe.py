@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import tomllib
@@ -60,20 +59,6 @@ def with_none_as_text(table):
     return "none" if table is None else table
 
 
-def recipe_classes() -> list[type]:
-    parts = [type(getattr(Recipe(), field.name)) for field in dataclasses.fields(Recipe)]
-    return [Recipe, *(part for part in parts if dataclasses.is_dataclass(part))]
-
-
-@pytest.mark.parametrize("cls", recipe_classes(), ids=lambda cls: cls.__name__)
-def test_every_field_of_a_recipe_has_a_sentence(cls):
-    docs, config = toml.field_docs(cls), cls()
-    values = [
-        field.name for field in dataclasses.fields(cls) if not dataclasses.is_dataclass(getattr(config, field.name))
-    ]
-    assert [name for name in values if not docs.get(name, "").endswith(".")] == []
-
-
 @pytest.mark.parametrize("teacher", ["vilt", "meter"])
 def test_the_papers_setting_is_the_papers(teacher):
     flickr, coco = recipe.load_recipe(f"{teacher}-flickr30k"), recipe.load_recipe(f"{teacher}-coco")
@@ -100,24 +85,6 @@ def test_meters_recipes_boost_the_fusion_part_and_know_one_direction():
         )
         assert loaded.optimizer.lr == 5e-6
         assert set(loaded.optimizer.lr_factors.values()) == {5.0}
-
-
-def test_a_set_reaches_every_table():
-    loaded = recipe.load_recipe(
-        "vilt-coco", ["loss.alpha=0.5", "optimizer.steps=7", 'batch.directions=["text"]', "model.layers=[0, 1]"]
-    )
-    assert (loaded.loss.alpha, loaded.optimizer.steps, loaded.batch.directions, loaded.model.layers) == (
-        0.5,
-        7,
-        ("text",),
-        (0, 1),
-    )
-
-
-def test_a_recipe_goes_through_json():
-    terms = "loss.terms={ infonce = 1, margin-mse = 0.5, kl = 2 }"
-    loaded = recipe.load_recipe("vilt-coco", ["loss.weight_group=none", terms])
-    assert build(Recipe, json.loads(json.dumps(to_table(loaded)))) == loaded
 
 
 def test_none_unsets_a_field_of_a_recipe():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from safetensors.torch import load_file
 from shards import rows_of, stream_of, tar_of, with_bad_rows, write_shards
 from tiny import make_models, make_pool, make_wide_dual
 from torch.nn import functional
-from training_steps import DUAL
+from training_steps import DUAL, KilledError, killed_after
 
 from dcdctl.core import models, training, verify
-from dcdctl.core.data import decode_image, stream
+from dcdctl.core.data import decode_image
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
@@ -70,24 +69,6 @@ def weights(trained):
 def assert_equal_weights(one, other):
     assert weights(one).keys() == weights(other).keys()
     assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
-
-
-class KilledError(Exception):
-    """What a test raises in place of a kill."""
-
-
-def killed_after(num_steps):
-    """A watcher that ends a training after so many steps."""
-
-    @contextmanager
-    def watch(*, total, done, **_):
-        def on_step(step, values):
-            if step == num_steps:
-                raise KilledError
-
-        yield on_step
-
-    return watch
 
 
 @pytest.fixture(scope="module")
@@ -144,28 +125,6 @@ def test_the_counts_of_another_run_of_the_recipe_are_refused(tars, whole, tmp_pa
         InputError, match=r"line 1 of .*killed/shards\.jsonl is damaged, or of another run: .*; delete it"
     ):
         run(tars, tmp_path / "killed", resume=True)
-
-
-def test_a_resumed_training_does_not_open_earlier_shards(tars, tmp_path, dual_folder, monkeypatch):
-    opened = []
-    start = f"model.start={dual_folder}"
-    sets = [
-        "model.hidden_size=128",
-        "model.num_layers=6",
-        "model.num_text_layers=2",
-        "model.projection_dim=256",
-        "model.vocab_size=4000",
-    ]
-    with pytest.raises(KilledError):
-        run(tars, tmp_path / "run", start, *sets, watch=killed_after(6))
-    first = stream_of(tars).order(0)[0]
-    assert Run(tmp_path / "run").read_lines("shards.jsonl", "")[0]["shard"] == first
-    read = stream.read_samples
-    monkeypatch.setattr(stream, "read_samples", lambda shard, *rest: opened.append(shard.place) or read(shard, *rest))
-    run(tars, tmp_path / "run", start, *sets, "optimizer.steps=15", resume=True)
-    # Resumed at step 5, whose window begins with sample 12 of the epoch.
-    assert tars[first] not in opened[: len(tars) - 1]
-    assert len(opened) >= len(tars) - 1
 
 
 def test_worker_processes_and_parquet_change_nothing(tars, tmp_path):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from open_inputs import OpenInputs
 from tiny import make_corpus, make_splits, make_wide_dual, model_contents, write_pool
-from training_steps import TINY_DUAL, distill
+from training_steps import TINY_DUAL, KilledError, distill, killed_after
 
 from dcdctl.core import evaluation, models
 from dcdctl.core.artifacts import write_document
@@ -121,18 +120,9 @@ def test_the_first_of_the_highest_values_is_kept(train, tmp_path, monkeypatch, v
     assert checkpoints.read_best_seal(run)["step"] == run_document(run)["best"]["step"] == step
 
 
-@contextmanager
-def killed_after_three(**_: Any) -> Iterator[Any]:
-    def on_step(done: int, _: Any) -> None:
-        if done == 3:
-            raise KeyboardInterrupt
-
-    yield on_step
-
-
 def test_a_killed_run_resumes_to_the_same_end(train, measured, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "run", watch=killed_after_three)
+    with pytest.raises(KilledError):
+        train(tmp_path / "run", watch=killed_after(3))
     run = train(tmp_path / "run", resume=True)
     assert model_contents(run.model_folder) == model_contents(measured.model_folder)
     assert validation_document(run) == validation_document(measured)
