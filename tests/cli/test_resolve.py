@@ -369,6 +369,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("study", "--depth"): [],
     ("search", "--depth"): [],
     ("serve", "--depth"): [],
+    ("index", "--exif"): [Mistake("nonsense", r"'nonsense' is not one of 'camera', 'place'", code=2)],
     ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", "--images=CORPUS")],
     ("recipes", "name"): [RECIPE],
     ("export", "--out"): [

@@ -570,6 +570,14 @@ def test_a_changed_corpus_is_refused(dual, scenes_corpus_dir, tmp_path):
         FolderIndex.open(index.folder).image_bytes(0)
 
 
+def test_two_changes_at_once_are_refused(dual, pictures, tmp_path):
+    build(dual, pictures, tmp_path / "index", FLAT)
+    with distributed.lock(tmp_path / "index"), pytest.raises(StaleError, match="another run is writing to"):
+        update(tmp_path / "index", remove=("0.png",))
+    with pytest.raises(ConfigError, match="is of precision float32, not bfloat16"):
+        update(tmp_path / "index", add=pictures, precision="bfloat16")
+
+
 def test_an_index_whose_model_was_replaced_accepts_no_images(pictures, corpus, flat):
     model = make_models(corpus.captions)[1]
     with torch.no_grad():
