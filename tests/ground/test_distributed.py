@@ -16,8 +16,9 @@ import processes
 import pytest
 from tiny import contents, make_teacher
 
-from dcdctl.core import distributed, models
+from dcdctl.core import artifacts, distributed, models
 from dcdctl.core.errors import DcdError
+from dcdctl.core.scoring import FEATURES
 
 SCRIPT = """
 import os, sys
@@ -119,6 +120,23 @@ def test_a_failure_stops_the_other_processes_at_the_barrier(monkeypatch):
     distributed.barrier(has_failed=True)
     with pytest.raises(DcdError, match="another one failed"):
         distributed.barrier()
+
+
+def test_parts_resume_with_what_is_missing_and_a_seal_removes_what_a_killed_run_left(tmp_path):
+    build = artifacts.Build(tmp_path / "features", {"format": FEATURES.format, "of": "this corpus"}, FEATURES)
+    parts = distributed.Parts(build, ["images-0.npy", "images-1.npy"])
+    build.begin()
+    with build.write("images-0.npy") as path:
+        path.write_bytes(b"zero")
+    assert parts.missing() == [1]
+    with build.write("images-1.npy") as path:
+        path.write_bytes(b"one")
+    parts.seal_alone(lambda listed: {"format": FEATURES.format, "files": listed})
+    left = build.folder / "images-2.npy"
+    left.write_bytes(b"two")
+    parts.seal_alone(lambda listed: {"files": {}})
+    assert not left.exists()
+    assert list(FEATURES.read_seal(build.folder)["files"]) == ["images-0.npy", "images-1.npy"]
 
 
 def test_every_index_belongs_to_one_process(monkeypatch):
