@@ -17,8 +17,9 @@ def rounded(text: str) -> tuple[float, float]:
     """
     digits, unit = re.findall(r"^~?([\d,]+(?:\.\d+)?) ?(\w*)", text)[0]
     value, half = float(digits.replace(",", "")), 0.5 * 10.0 ** -len(digits.partition(".")[2])
-    # A teacher is exactly as fast as itself.
-    half *= not (value == 1 and unit not in UNITS)
+    # A teacher is exactly as fast as itself; 1.00 is a time, or the speed-up of another.
+    if digits == "1" and unit not in UNITS:
+        half = 0.0
     return tuple(round((value + sign * half) * UNITS.get(unit, 1.0), 9) for sign in (-1, 1))
 
 
