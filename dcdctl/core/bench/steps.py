@@ -30,7 +30,7 @@ class TimedFusion:
     images, repeats indices, not states: every pair passes through the fusion layers. Late interaction computes a pair
     once however often it is asked for, so its gallery repeats the states."""
 
-    def __init__(self, model: Scorer, batch_size: int, towers: Any = None) -> None:
+    def __init__(self, model: Scorer, batch_size: int, towers: OnnxTowers | None = None) -> None:
         self._model, self._towers = model, towers or model
         # States that are kept are compared all at once, as a search compares them.
         self._size = model.pairs_per_batch if model.keeps_states else batch_size

@@ -318,7 +318,7 @@ def _texts_of_blocks(
     if not corpus.is_pool:
         count = config.captions_per_image
 
-        def some_captions(image: Any) -> Indices:
+        def some_captions(image: int) -> Indices:
             own = np.array(corpus.captions_of(int(image)), dtype=np.int64)
             return own if len(own) <= count else np.sort(rng.choice(own, count, replace=False))
 
