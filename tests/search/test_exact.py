@@ -58,7 +58,8 @@ def test_missing_answers_have_row_minus_one():
 
 
 def test_cosines_of_many_equal_vectors_are_computed_in_blocks(monkeypatch):
-    vectors, query = np.tile(unit_vectors(1, dim=64), (20_000, 1)), unit_vectors(1, dim=64, seed=1)[0].astype(np.float32)
+    vectors = np.tile(unit_vectors(1, dim=64), (20_000, 1))
+    query = unit_vectors(1, dim=64, seed=1)[0].astype(np.float32)
     tracemalloc.start()
     scores = search_exact.cosines(query, vectors)
     largest = tracemalloc.get_traced_memory()[1]
