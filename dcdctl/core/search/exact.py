@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dcdctl.core.errors import StaleError
 from dcdctl.core.scoring import HIGHEST, int8_codes
 
 if TYPE_CHECKING:
@@ -52,10 +53,18 @@ def unit(vectors_QD: NDArray[np.floating], dim: int) -> Floats:
 
 
 def unit_rows(vectors_RD: Half) -> Floats:
-    """Stored vectors as float32 unit vectors."""
+    """Stored vectors as float32 unit vectors. StaleError if one has no direction."""
     rows = vectors_RD.astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not ((lengths > 0) & (lengths < np.inf)).all():
+        raise _no_direction()
+    rows /= lengths
     return rows
+
+
+def _no_direction() -> StaleError:
+    """The error for stored numbers that would rank by chance: each comparison with NaN is false."""
+    return StaleError("it has vectors that are zero, NaN or infinite", hint="make it again from the images")
 
 
 def cosines(query_D: Floats, vectors_CD: Half) -> Floats:
@@ -73,6 +82,8 @@ def cosines(query_D: Floats, vectors_CD: Half) -> Floats:
         # Not a matrix product: in BLAS the rounding of a row depends on its position in a block.
         products = (vectors * query).sum(axis=1)
         lengths = np.sqrt(np.square(vectors).sum(axis=1) * length)
+        if not ((lengths > 0) & (lengths < np.inf)).all():
+            raise _no_direction()
         scores_C[start : start + step] = np.clip(products / lengths, -1, 1)
     return scores_C
 
@@ -180,24 +191,26 @@ def maxsims(query_LD: Floats, stored_N: Elements, counts_R: Rows, *, is_precise:
     >>> maxsims(np.array([[0.5, 0], [0, 0.5]], np.float32), tokens, np.array([2, 1])).round(2).tolist()
     [1.0, 0.5]
     """
-    query_LD = query_LD[query_LD.any(axis=1)]
+    words_LD: NDArray[Any] = query_LD[query_LD.any(axis=1)]
     if is_precise:
-        query_LD = query_LD.astype(np.float64)
+        words_LD = words_LD.astype(np.float64)
     scores_R = np.empty(len(counts_R), dtype=np.float32)
     stops_R = np.cumsum(counts_R)
     starts_R = stops_R - counts_R
     # Neither the products nor the numbers of the tokens are more than AT_ONCE, unless those of one item are.
-    num_tokens = max(1, AT_ONCE // max(query_LD.shape))
+    num_tokens = max(1, AT_ONCE // max(words_LD.shape))
     row = 0
     while row < len(counts_R):
         stop = max(row + 1, int(np.searchsorted(stops_R, starts_R[row] + num_tokens, side="right")))
-        tokens_ND = decoded(stored_N[starts_R[row] : stops_R[stop - 1]]).astype(query_LD.dtype, copy=False)
-        products_NL = tokens_ND @ query_LD.T
+        tokens_ND = decoded(stored_N[starts_R[row] : stops_R[stop - 1]]).astype(words_LD.dtype, copy=False)
+        products_NL = tokens_ND @ words_LD.T
         largest_RL = _largest(products_NL, counts_R[row:stop])
         if is_precise:
-            largest_RL = _precise(query_LD, tokens_ND, counts_R[row:stop], products_NL, largest_RL)
+            largest_RL = _precise(words_LD, tokens_ND, counts_R[row:stop], products_NL, largest_RL)
         scores_R[row:stop] = largest_RL.sum(axis=1)
         row = stop
+    if not np.isfinite(scores_R).all():
+        raise _no_direction()
     return scores_R
 
 

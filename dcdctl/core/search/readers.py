@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dcdctl.core.search import exact, part_files
 from dcdctl.core.search.exact import Floats, Half, Rows
-from dcdctl.core.search.storage import IndexDocument, removed_rows
+from dcdctl.core.search.storage import INDEX, IndexDocument, removed_rows
 from dcdctl.core.search.stored import COUNTS, StoredTokens, StoredVectors
 
 OPEN_FILES = 256
@@ -197,9 +197,16 @@ class TokenReader(PartReader):
         size, none = part_files.ROWS_PER_GROUP, np.empty(0, dtype=np.int64)
         starts, counts = [none], [none]
         for part in self.parts:
-            column = pq.ParquetFile(part_files.part_path(self.folder, part)).read(columns=[COUNTS])[0]
-            # `read_table` and `to_numpy` import pandas, a quarter of the time of a first answer.
-            counts_R = np.from_dlpack(column.combine_chunks()).astype(np.int64)
+            path = part_files.part_path(self.folder, part)
+            with part_files.reading(path), pq.ParquetFile(path) as file:
+                column = file.read(columns=[COUNTS]).column(COUNTS)
+                if column.type != "int32" or column.null_count:
+                    raise ValueError(f"its {COUNTS} are {column.type}")
+                # `read_table` and `to_numpy` import pandas, a quarter of the time of a first answer.
+                counts_R = np.from_dlpack(column.combine_chunks()).astype(np.int64)
+            of_group = [int(counts_R[first : first + size].sum()) for first in range(0, len(counts_R), size)]
+            if counts_R.min() < 1 or tuple(of_group) != part.num_tokens:
+                raise INDEX.damaged(path, "its numbers of tokens are not those of index.json")
             starts_R = np.cumsum(counts_R) - counts_R
             of_group_R = np.repeat(starts_R[::size], size)[: len(starts_R)]
             counts.append(counts_R)

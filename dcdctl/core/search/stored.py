@@ -8,7 +8,6 @@ Shape letters: D width, R rows, N tokens of all rows one after another, L tokens
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,8 +73,12 @@ class StoredVectors:
 
     def file_columns(self) -> pa.Table:
         """The columns of these images in a file of vectors."""
-        column = self.to_column()
-        return pa.table([column], pa.schema([pa.field("vector", column.type, nullable=False)]))
+        return pa.table([self.to_column()], self.file_schema(np.dtype((self.data.dtype, self.data.shape[1:]))))
+
+    @classmethod
+    def file_schema(cls, element: Element) -> pa.Schema:
+        """The columns of images in a file of vectors of this type."""
+        return pa.schema([pa.field("vector", cls.store_type(element.shape[0]), nullable=False)])
 
     # In a store
 
@@ -154,14 +157,18 @@ class StoredTokens:
         return cls(tokens, np.concatenate([np.empty(0, np.int64), *(part.counts_R for part in parts)]))
 
     def file_columns(self) -> pa.Table:
-        num_bytes = self.data.dtype.itemsize * math.prod(self.data.shape[1:])
-        token = pa.field("element", pa.binary(num_bytes), nullable=False)
+        schema = self.file_schema(np.dtype((self.data.dtype, self.data.shape[1:])))
+        counts, lists = schema
         raw = [None, pa.py_buffer(np.ascontiguousarray(self.data))]
-        tokens = pa.FixedSizeBinaryArray.from_buffers(token.type, len(self.data), raw)
-        counts = pa.field(COUNTS, pa.int32(), nullable=False)
-        lists = pa.field("tokens", pa.list_(token), nullable=False)
-        columns = [pa.array(self.counts_R, counts.type), self._lists(tokens, lists.type)]
-        return pa.table(columns, pa.schema([counts, lists]))
+        tokens = pa.FixedSizeBinaryArray.from_buffers(lists.type.value_type, len(self.data), raw)
+        return pa.table([pa.array(self.counts_R, counts.type), self._lists(tokens, lists.type)], schema)
+
+    @classmethod
+    def file_schema(cls, element: Element) -> pa.Schema:
+        token = pa.field("element", pa.binary(element.itemsize), nullable=False)
+        return pa.schema(
+            [pa.field(COUNTS, pa.int32(), nullable=False), pa.field("tokens", pa.list_(token), nullable=False)]
+        )
 
     def _lists(self, tokens: pa.Array, type_: pa.DataType) -> pa.Array:
         """The tokens of each image as a list."""
