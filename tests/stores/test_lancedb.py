@@ -5,11 +5,13 @@ Its import takes a second and more, so only the processes that run these tests i
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
+from made_index import ragged, write_late
 from made_store import check_graph_search, made_facts, made_images, vectors_of
 
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.stores import StoreIndex, open_store
+from dcdctl.core.stores import StoreIndex, open_store, upload_index
 
 MANY = 600
 
@@ -64,3 +66,32 @@ def test_names_that_lancedb_does_not_take_are_refused(store, tmp_path):
 
 def test_a_place_is_shown_without_what_may_be_a_secret(tmp_path):
     assert open_store(f"lancedb:{tmp_path}?table=photos&key=secret").location == f"lancedb:{tmp_path}?table=photos"
+
+
+def test_a_damaged_table_is_one_error(store, tmp_path):
+    store.create(made_facts())
+    store.upsert(made_images())
+    for path in (tmp_path / "photos.lance" / "_versions").glob("*.manifest"):
+        raw = bytearray(path.read_bytes())
+        # The number of bytes of the message, whose place is near the end.
+        place = int.from_bytes(raw[-16:-8], "little")
+        raw[place : place + 4] = b"\xff\xff\xff\x3f"
+        path.write_bytes(raw)
+    again = open_store(f"lancedb:{tmp_path}?table=photos")
+    with pytest.raises(InputError, match=r"photos is damaged: LanceDB cannot read it; restore it"):
+        again.facts()
+
+
+@pytest.mark.parametrize("bad", [[[float("nan")] * 6], [[0.0] * 6], []], ids=["NaN", "zero", "none"])
+def test_images_that_lancedb_leaves_out_are_an_error(store, connection, tmp_path, bad):
+    index, _ = write_late(tmp_path / "index", [2, 3, 1, 4])
+    upload_index(index, store)
+    query = ragged([3])[None]
+    assert len(StoreIndex.open(store).search(query, 4)[0]) == 4
+    rows = connection.open_table("photos").to_arrow()
+    vectors = [bad if row == 2 else tokens for row, tokens in enumerate(rows["vector"].to_pylist())]
+    place = rows.schema.get_field_index("vector")
+    changed = rows.set_column(place, rows.schema.field(place), pa.array(vectors, rows.schema.field(place).type))
+    connection.create_table("photos", changed, schema=rows.schema, mode="overwrite")
+    with pytest.raises(StaleError, match="has images whose vectors are zero, NaN or infinite"):
+        StoreIndex.open(store).search(query, 4)

@@ -20,7 +20,7 @@ import pyarrow as pa
 from lancedb.index import BTree, HnswSq
 
 from dcdctl.core import locks
-from dcdctl.core.errors import InputError
+from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search import Condition, Floats, Rows, StoredVectors, Value, quoted_value
 from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of
 from dcdctl.core.stores.retry import UnavailableError
@@ -122,6 +122,12 @@ class LanceStore(Store):
         condition = None if where is None else _sql(where, facts)
         with self._errors():
             tables = [_cast(_nearest(table, query_D, count, condition), facts.image_schema) for query_D in queries_QD]
+            is_short = any(len(rows) < count for rows in tables)
+            if is_short and min(map(len, tables)) < min(count, table.count_rows(condition)):
+                raise StaleError(
+                    f"{self.location} has images whose vectors are zero, NaN or infinite, which LanceDB leaves out",
+                    hint="does another program write to it? Fill it again with `dcdctl index INDEX --to --replace`",
+                )
         return tables, facts.model
 
     def finish(self) -> None:
@@ -185,7 +191,13 @@ class LanceStore(Store):
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:
+            # The class of a panic of Rust is not one that can be imported.
+            if type(error).__name__ == "RustPanic":
+                hint = "restore it, or delete its folder and upload the index again"
+                raise InputError(f"{self.location} is damaged: LanceDB cannot read it", hint=hint) from error
+            if not isinstance(error, OSError | RuntimeError | ValueError):
+                raise
             # An error may quote a condition of thousands of rows.
             text = " ".join(str(error).split())[:500]
             if _PASSING.search(text):
