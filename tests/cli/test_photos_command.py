@@ -9,7 +9,7 @@ from pathlib import Path
 
 import encoders
 import pytest
-from command_line import error_of, run
+from command_line import error_of
 from every_command import inside
 
 from dcdctl.core.data.scenes import describe_scenes, draw_scene
