@@ -26,6 +26,7 @@ def photos(
     """Make captioned photos searchable. It prepares, trains the recipe photos and indexes; without captions,
     `dcdctl index` takes a model that you have."""
     from dcdctl.cli.views.training import run_training
+    from dcdctl.core.search import INDEX_FILE
     from dcdctl.core.training import check_new_model
 
     folder = path(out)
@@ -37,5 +38,11 @@ def photos(
     check_new_model(*request)
     Prepare(csv=captions, images=images, out=data).run(bar)
     run_training(*request, dry_run=False, json=False)
-    index(NewIndex(run, images, made), IndexOptions())
+    if (made / INDEX_FILE).exists():
+        # Finished by an earlier run: photos without captions may have come or gone since.
+        # As on the command line: a change of an index has neither images nor a folder.
+        change = NewIndex(made, None, None)  # type: ignore[arg-type]
+        index(change, IndexOptions(add=images, remove_gone=True))
+    else:
+        index(NewIndex(run, images, made), IndexOptions())
     show(f"next: dcdctl serve {shlex.quote(str(made))}")

@@ -11,9 +11,6 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-if sys.platform != "win32":
-    import resource
-
 T = TypeVar("T")
 K = TypeVar("K")
 
@@ -29,14 +26,6 @@ def num_cores() -> int:
     """The number of CPU cores that this process may use."""
     # os.cpu_count counts all cores of the machine, also those that taskset or a container withholds.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def address_space() -> int | None:
-    """The bytes of memory that this process may map (`ulimit -v`); None without a limit."""
-    if sys.platform == "win32":
-        return None
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def num_threads(count: int | None = None) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import encoders
 import pytest
-from command_line import error_of
+from command_line import error_of, run
 from every_command import inside
 
 from dcdctl.core.data.scenes import describe_scenes, draw_scene
@@ -57,3 +57,19 @@ def test_encoders_that_are_not_there_are_refused_before_anything_is_prepared(her
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert message in error_of(f"photos photos captions.csv --out mine {options}")
     assert not Path("mine").exists()
+
+
+def test_the_same_command_again_takes_photos_that_came_or_went_and_refuses_other_captions(here):
+    assert "12 images, 512 numbers each" in run(PHOTOS).stdout
+    weights = Path("mine/run/model/model.safetensors").read_bytes()
+    shutil.copy("photos/3.png", "photos/new.png")
+    assert "13 images, 1 added" in run(PHOTOS).stdout
+    Path("photos/new.png").unlink()
+    assert "12 images, 1 removed" in run(PHOTOS).stdout
+    assert "12 images, 512" in run(PHOTOS).stdout
+    with Path("captions.csv").open("a", encoding="utf-8") as file:
+        file.write("3.png,one more caption\n")
+    message = error_of(PHOTOS)
+    assert "mine/data holds a finished corpus, data, made from other files or with other options" in message
+    assert message.endswith("; name another folder with --out\n")
+    assert Path("mine/run/model/model.safetensors").read_bytes() == weights

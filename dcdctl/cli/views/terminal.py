@@ -22,7 +22,6 @@ import typer
 from typer.core import TyperGroup
 
 from dcdctl.cli.views.help import write_panels
-from dcdctl.core import machine
 from dcdctl.core.errors import DcdError, as_user_error, first_line
 from dcdctl.core.progress import Advance, byte_size
 
@@ -49,7 +48,7 @@ class ErrorGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         of_threads: list[DcdError] = []
-        if limit := _address_space():
+        if limit := _small_address_space():
             # Before all: libraries that find no memory end a process without a word.
             note(f"{limit}: commands with a model may end for lack of memory")
         try:
@@ -96,9 +95,19 @@ class ErrorGroup(TyperGroup):
         write_panels(formatter, panels)
 
 
-def _address_space() -> str:
-    """What limits the address space of this process, if that is too small for some commands, else an empty string."""
-    limit = machine.address_space()
+def address_space() -> int | None:
+    """The bytes of memory that this process may map (`ulimit -v`); None without a limit."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _small_address_space() -> str:
+    """The limit of the address space, if that is too small for some commands, else an empty string."""
+    limit = address_space()
     return "" if limit is None or limit >= ENOUGH_ADDRESS_SPACE else f"`ulimit -v` is {byte_size(limit)}"
 
 

@@ -253,7 +253,7 @@ def _already_there(out: Path, digest: str) -> CorpusSummary:
     if document.plan != digest:
         raise InputError(
             f"{out} holds a finished corpus, {document.name}, made from other files or with other options",
-            hint="remove it, or write elsewhere with --out",
+            hint="name another folder with --out",
         )
     for split in document.splits.values():
         for part in split.parts:

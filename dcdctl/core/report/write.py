@@ -137,8 +137,8 @@ FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff
 
 
 def _csv_cell(value: object) -> object:
-    """A value as a cell of a CSV: a text that a spreadsheet would compute, such as the name of a run, gets an apostrophe
-    before it. Numbers stay numbers.
+    """A value as a cell of a CSV: a text that a spreadsheet would compute, such as a folder's name, gets an apostrophe.
+    Numbers stay numbers.
 
     >>> _csv_cell("=1+1"), _csv_cell("runs/a"), _csv_cell(-1.5)
     ("'=1+1", 'runs/a', -1.5)
