@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from training_steps import KilledError, killed_after
 
 from dcdctl.core import models, training
+from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.teacher import CandidateConfig, TextCacheJob, cache_texts, embed_corpus, read_text_cache, text_cache
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, initial_model, load_recipe, text_data
@@ -103,6 +104,28 @@ def test_an_epoch_has_each_text_once_with_its_vector_and_holds_out_a_hundredth(f
         epochs.append(seen)
     assert set(epochs[0]) | set(epochs[1]) <= set(corpus.captions)
     assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("window_bytes", [40_000, 2**30])
+def test_parts_windows_and_texts_have_another_order_in_each_epoch(folders, monkeypatch, window_bytes):
+    monkeypatch.setattr(texts, "WINDOW_BYTES", window_bytes)
+    batches = batches_of(folders, sets=["batch.size=2"])
+    rows = batches.rows
+    windows = [[parts.tolist() for parts in rows.windows(epoch)] for epoch in range(2)]
+    assert (windows[0] == windows[1]) == (window_bytes > 40_000)
+    of_cache = [text for part in range(len(rows.cache.part_sizes)) for text, *_ in rows.cache.part(part)]
+    per_epoch = int(rows.batches_per_epoch)
+    epochs = [
+        [text for step in range(per_epoch) for text, _ in batches._of_step(epoch * per_epoch + step)]
+        for epoch in range(2)
+    ]
+    for epoch, (order, parts_of_windows) in enumerate(zip(epochs, windows, strict=True)):
+        first = [text for text, _ in rows.read(parts_of_windows[0])]
+        assert set(order[: len(first)]) == set(first), "a window is read to its end before the next one"
+        assert order[: len(first)] != first, f"the texts of a window are shuffled in epoch {epoch}"
+    # Of the same texts: where a window has all parts, the epochs differ by its order alone.
+    assert epochs[0] != epochs[1]
+    assert epochs[0] != of_cache[: len(epochs[0])]
 
 
 def test_a_batch_larger_than_the_cache_has_all_texts_but_those_held_out(folders):
@@ -191,6 +214,24 @@ def test_a_killed_training_on_texts_resumes_to_the_same_bytes(folders, kind, tmp
     lines = [line["val_cosine"] for line in whole.metrics() if "val_cosine" in line]
     assert len(lines) == 2
     assert lines[1] > lines[0]
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_the_cosine_of_validation_is_the_mean_of_the_held_out_texts(folders, kind):
+    """In percent, and of batches of unequal size."""
+    student, _ = student_of(folders, kind)
+    rows = batches_of(folders, kind, holds_out=True).rows
+    rows.held_out = rows.read([0])[:7]
+    cosines = []
+    with torch.no_grad():
+        for text, vectors in rows.held_out:
+            own = student.eval().encode_texts if kind == "late" else student.eval().embed_texts
+            found = own(student.preprocess.texts([text]))
+            found = (found.tokens[0] if kind == "late" else found).double().numpy()
+            teacher = np.atleast_2d(vectors).astype(np.float64)
+            norms = np.linalg.norm(found, axis=1) * np.linalg.norm(teacher, axis=1)
+            cosines.append(((found * teacher).sum(axis=1) / norms).mean())
+    assert rows.cosine(student, Compute(device=CPU, batch_size=3)) == pytest.approx(100 * np.mean(cosines), rel=1e-3)
 
 
 def test_a_finished_student_has_its_result_and_its_space(folders, tmp_path):
