@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
@@ -9,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -18,6 +20,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 """Options of mallopt, from glibc's malloc.h."""
 MOST_THREADS = 1024
 """To compute with. A process ends without a word if it may not start as many as torch asks for."""
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Of a container, by versions 2 and 1 of Linux's control groups."""
 _RETURNS = False
 """Whether this process returns freed memory to the system."""
 
@@ -35,6 +39,20 @@ def num_threads(count: int | None = None) -> int:
         return count
     named = os.environ.get("OMP_NUM_THREADS", "")
     return int(named) if named.isdecimal() and int(named) else num_cores()
+
+
+def memory_bytes() -> int:
+    """The memory that this process may use: that of the machine, or less where a container or `ulimit -v` limits it."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [sys.maxsize]
+    for path in _CGROUP_LIMITS:
+        # The text is max without a limit.
+        if path.is_file() and (text := path.read_text(encoding="ascii").strip()).isdecimal():
+            limits.append(int(text))
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+    return min(limit for limit in limits if limit > 0)
 
 
 def keep_freed_memory() -> None:

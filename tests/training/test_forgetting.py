@@ -255,13 +255,13 @@ def test_the_best_share_by_hand(curve, bound, best):
     [
         (["validation.max_loss_elsewhere=1"], 1, r"no second --validation-data is named; name the corpus that chooses"),
         (["model.average_with_start=auto"], 0, r"and there is none; --set model.average_with_start=0.5 needs"),
-        (["validation.max_loss_elsewhere=-1"], 2, r"max_loss_elsewhere must be at least 0"),
+        (["validation.max_loss_elsewhere=-1"], 2, r"max_loss_elsewhere must lie in"),
         (
             ["validation.max_loss_elsewhere=1", "validation.keep=last"],
             2,
             r"validation.keep is last; set validation.keep to best, or model.average_with_start to auto",
         ),
-        (["model.average_with_start=1.5"], 0, r"average_with_start must lie in \[0, 1\] or be auto, got 1.5"),
+        (["model.average_with_start=1.5"], 0, r"average_with_start must lie in \[0, 1\], got 1.5; or auto"),
     ],
 )
 def test_settings_that_need_more_are_named_before_anything_is_written(

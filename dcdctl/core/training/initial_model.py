@@ -36,6 +36,8 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
     is_replaced = has_teacher and isinstance(config, FusionConfig)
     if config.start not in ("teacher", "new") and not is_replaced:
         models.check_ref(config.start, kind=config.start_kind)
+    if isinstance(config, DualConfig) and config.start == "new":
+        check_dims(recipe.loss, config.projection_dim)
     if isinstance(config, TwoTowerConfig) and config.trained == "lora":
         models.require_peft()
     if isinstance(config, FusionConfig) and config.dual_init:
@@ -187,20 +189,25 @@ def caption_notes(captions: Sequence[str], preprocess: Preprocessor) -> Iterator
 def check_loss(loss: LossConfig, model: Model) -> None:
     """ConfigError if a width of `loss.dims` is above the width of the model's vectors, if these are of tokens, or if a
     term needs a bias that the model lacks."""
-    dims = loss.dims
-    if dims and model.kind == "late":
+    if loss.dims and model.kind == "late":
         raise ConfigError("loss.dims is for a vector per text, and this teacher has one per token", hint="leave it out")
-    if dims and model.has_one_vector and dims[-1] > model.embedding_dim:
-        raise ConfigError(
-            f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers",
-            hint=f"end it with {model.embedding_dim}, the full width",
-        )
+    if model.has_one_vector:
+        check_dims(loss, model.embedding_dim)
     # The head of a fusion model has a bias of its own, and MaxSim has none.
     has_bias = model.logit_bias is not None if model.has_one_vector else model.kind == "fusion"
     if loss.needs_bias and not has_bias:
         raise ConfigError(
             f"loss.terms has {', '.join(loss.terms)}, and the logits of this {model.kind} model have no bias",
             hint="start from a SigLIP or from new, or take infonce and kl",
+        )
+
+
+def check_dims(loss: LossConfig, width: int) -> None:
+    """ConfigError if a width of `loss.dims` is above that of the model's vectors."""
+    if loss.dims and loss.dims[-1] > width:
+        raise ConfigError(
+            f"loss.dims ends with {loss.dims[-1]}, and the vectors of the model have {width} numbers",
+            hint=f"end it with {width}, the full width",
         )
 
 
