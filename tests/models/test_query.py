@@ -94,6 +94,13 @@ def test_the_first_layers_of_the_teachers_encoder_are_kept(teachers: dict[str, A
         new_query(teacher, models.QuerySize(text="teacher", layers=[7]))
 
 
+def test_a_static_encoder_takes_the_teachers_word_vectors(teachers: dict[str, Any]) -> None:
+    teacher = FAMILIES["dual"](CAPTIONS, None)
+    query = new_query(teacher, SIZES["static, teacher's"])
+    words = teacher.network.text_model.get_input_embeddings().weight
+    assert torch.equal(query.network.encoder.embeddings.weight, words)
+
+
 def test_another_teacher_is_refused(teachers: dict[str, Any], tmp_path: Path) -> None:
     models.save(new_query(teachers["dual"], SIZES["static"]), tmp_path)
     with pytest.raises(StaleError, match="speaks the space of the model"):

@@ -293,7 +293,8 @@ def test_vectors_from_elsewhere_become_unit_vectors(tmp_path):
     texts, languages, vectors = columns_of(cache)
     assert (texts, languages) == (["a", "b"], ["de", None])
     np.testing.assert_allclose(vectors, [[0.6, 0.8], [1, 0]], atol=1e-3)
-    assert (cache.space.teacher, cache.space.teacher_name, cache.space.dim) == (None, "a large model", 2)
+    # Such vectors have no scale: their products are their cosines.
+    assert cache.space == models.QuerySpace(kind="dual", dim=2, logit_scale=1.0, teacher_name="a large model")
     pq.write_table(pa.table({"vector": vectors}), tmp_path / "w.parquet")
     with pytest.raises(InputError, match=r"has no column query, caption, text"):
         cache_texts(TextCacheJob(out=tmp_path / "n", vectors=[str(tmp_path / "w.parquet")], teacher_name="x"))
