@@ -13,6 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.progress import byte_size
+
 T = TypeVar("T")
 K = TypeVar("K")
 
@@ -53,6 +56,15 @@ def memory_bytes() -> int:
 
         limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
     return min(limit for limit in limits if limit > 0)
+
+
+def require_memory(num_bytes: float, what: str, hint: str) -> None:
+    """ConfigError for what takes more memory than there is, before any of it is made."""
+    there_is = memory_bytes()
+    if num_bytes > there_is:
+        raise ConfigError(
+            f"{what} take at least {byte_size(num_bytes)}, and there are {byte_size(there_is)} of memory", hint=hint
+        )
 
 
 def keep_freed_memory() -> None:

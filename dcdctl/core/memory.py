@@ -1,5 +1,4 @@
-"""Batch sizes that fit into memory: halved where it runs out, and grown into the free memory of a GPU; and an error for
-what cannot fit."""
+"""Batch sizes that fit into memory: halved where it runs out, and grown into the free memory of a GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dcdctl.core import machine
-from dcdctl.core.errors import ConfigError, is_out_of_memory
-from dcdctl.core.progress import byte_size
+from dcdctl.core.errors import is_out_of_memory
 
 T = TypeVar("T")
 MOST_GROWTH = 8
@@ -100,15 +97,6 @@ def in_fitting_parts(
             continue
         # After the block, which keeps the tensors of the failed part alive through the traceback.
         free_cached_memory()
-
-
-def require(num_bytes: float, what: str, hint: str) -> None:
-    """ConfigError for arrays that take more memory than there is, before any of them is made."""
-    there_is = machine.memory_bytes()
-    if num_bytes > there_is:
-        raise ConfigError(
-            f"{what} take at least {byte_size(num_bytes)}, and there are {byte_size(there_is)} of memory", hint=hint
-        )
 
 
 def free_cached_memory() -> None:

@@ -36,6 +36,11 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
     is_replaced = has_teacher and isinstance(config, FusionConfig)
     if config.start not in ("teacher", "new") and not is_replaced:
         models.check_ref(config.start, kind=config.start_kind)
+        if models.is_function(config.start):
+            raise ModelError(
+                f"model.start {config.start} is a Python function, which is not trained",
+                hint="give it to --teacher, or to `dcdctl cache-teacher`, and start from a model",
+            )
     if isinstance(config, DualConfig) and config.start == "new":
         check_dims(recipe.loss, config.projection_dim)
     if isinstance(config, TwoTowerConfig) and config.trained == "lora":

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dcdctl.core import devices, distributed, memory
+from dcdctl.core import devices, distributed, machine, memory
 from dcdctl.core.errors import InputError, is_out_of_memory
 from dcdctl.core.progress import Say
 from dcdctl.core.training import grad_cache
@@ -36,7 +36,7 @@ def check_weights(config: ModelConfig, device: torch.device) -> None:
     """ConfigError for a new model whose training does not fit into memory, before it is made."""
     # A GPU gets the weights alone from the memory of the machine.
     numbers = 2 + STATES_PER_PARAMETER if device.type == "cpu" else 1
-    memory.require(
+    machine.require_memory(
         BYTES_PER_NUMBER * numbers * config.num_weights,
         "the weights of this model and what trains them",
         "set model.hidden_size, the numbers of layers or model.max_text_len lower",

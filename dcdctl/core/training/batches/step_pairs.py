@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcdctl.core import distributed, memory
+from dcdctl.core import distributed, machine
 from dcdctl.core.data import Corpus, Flags, Indices, Scores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
@@ -53,7 +53,7 @@ def check_size(config: BatchConfig, plan: MicroBatchPlan) -> None:
 
 def check_images(recipe: Recipe, num_images: int) -> None:
     """ConfigError if the pixels of a step's images do not fit into memory; each process reads its share."""
-    memory.require(
+    machine.require_memory(
         recipe.model.bytes_per_image * num_images // distributed.world_size(),
         f"the {num_images:,} images of a step",
         "set model.image_size or batch.size lower",
@@ -130,7 +130,7 @@ class StepPairs(ABC):
         """ConfigError for a step whose pixels, or scores and places of its pairs, do not fit into memory."""
         num_images, num_pairs = self.size_of_step
         check_images(self.recipe, num_images)
-        memory.require(
+        machine.require_memory(
             BYTES_PER_PAIR * num_pairs,
             f"the {num_pairs:,} pairs of a step",
             "set batch.size, batch.random_negatives or, of a pool, pool.images lower",
