@@ -139,6 +139,15 @@ def check_fields(config: Any, section: str = "") -> None:
                 raise ConfigError(f"{_join(section, key)} is for {purpose}", hint="leave it out")
 
 
+def defaults_under(cls: Any, conditions: Sequence[OnlyIf]) -> dict[str, Any]:
+    """The fields that have one of these conditions, by their keys, and their defaults."""
+    hints, defaults = _annotations(cls), {}
+    for key, field in _fields(cls).items():
+        if any(mark in conditions for mark in getattr(hints[field.name], "__metadata__", ())):
+            defaults[key] = _default(field)
+    return defaults
+
+
 def _check(hint: Any, value: Any, where: str) -> None:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:

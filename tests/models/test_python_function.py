@@ -124,8 +124,8 @@ def test_code_that_ends_the_program_is_an_error_and_no_success(module, tmp_path,
     with pytest.raises(ModelError, match=rf"{module}_quits:score ends the program \(exit code 0\); remove the exit"):
         models.load(f"{module}_quits:score")
     scorer = models.load_scorer(f"{module}:ends")
+    inputs = scorer.preprocess.images(pil_images), scorer.preprocess.texts(["a cross"])
     with pytest.raises(ModelError, match=r"ends the program \(exit code 0\)"):
-        inputs = scorer.preprocess.images(pil_images), scorer.preprocess.texts(["a cross"])
         scorer(*inputs, torch.tensor([0]), torch.tensor([0]))
 
 

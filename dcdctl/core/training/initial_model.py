@@ -113,6 +113,8 @@ def _make_dual(recipe: Recipe, config: TwoTowerConfig, captions: Sequence[str], 
     dual.keep_layers(config.vision_layers, config.text_layers)
     if config.dropout is not None:
         model.set_dropout(config.dropout)
+    if config.frozen_encoders:
+        return model  # made so
     # After the dropout, whose setting copies the network: an adapted one has other modules.
     parts = TrainedParts(
         which=config.trained,
@@ -128,6 +130,7 @@ def _make_dual(recipe: Recipe, config: TwoTowerConfig, captions: Sequence[str], 
 def _make_late(recipe: Recipe, config: LateConfig, captions: Sequence[str], track: Track) -> Model:
     model = _make_dual(recipe, config, captions, track)
     if model.kind == "late":
+        _check_late_start(config)
         return model
     assert model.as_dual is not None
     return models.new_late(
@@ -138,6 +141,17 @@ def _make_late(recipe: Recipe, config: LateConfig, captions: Sequence[str], trac
         token_pooling=config.token_pooling,
         seed=recipe.seed,
     )
+
+
+def _check_late_start(config: LateConfig) -> None:
+    """ConfigError for a setting of new token vectors: a late-interaction start has its own."""
+    default = LateConfig()
+    for name in ("token_dim", "position_norm", "pooled", "token_pooling"):
+        if getattr(config, name) != getattr(default, name):
+            raise ConfigError(
+                f"model.{name} is for a start without token vectors, and {config.start} is a late-interaction model",
+                hint="leave it out, or start from a dual encoder",
+            )
 
 
 def _make_query(recipe: Recipe, config: QueryConfig, captions: Sequence[str], of: Start) -> Any:
@@ -262,7 +276,9 @@ def _new_dual(recipe: Recipe, config: TwoTowerConfig, captions: Sequence[str]) -
             *sides, projection, max_text_len=config.max_text_len, features=_feature_spec(config), seed=seed
         )
     elif config.vision and config.text:
-        dual = models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
+        dual = models.dual_from_backbones(
+            config.vision, config.text, config.projection_dim, max_text_len=config.max_text_len, seed=seed
+        )
     else:
         size = models.DualSize(
             num_vision_layers=config.num_layers,

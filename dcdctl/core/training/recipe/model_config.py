@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from dcdctl.core.config import (
     ASCENDING,
@@ -15,8 +17,11 @@ from dcdctl.core.config import (
     Repeated,
     Share,
     Width,
+    apply_sets,
     between,
     check_fields,
+    defaults_under,
+    flatten,
 )
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import TrainedParts
@@ -30,17 +35,40 @@ LORA = TrainedParts(which="lora")
 # When a setting means something. A value that means nothing is refused, because it would have no effect.
 _START_IS_NEW = OnlyIf(lambda model: model.start == "new", "model.start new, and it is {start}")
 _START_IS_PRETRAINED = OnlyIf(lambda model: model.start != "new", "a pretrained model.start, and it is new")
-_OVER_TWO_ENCODERS = OnlyIf(
-    lambda model: model.start != "new" or bool(model.vision),
-    "a model over two encoders: a METER, or model.vision and model.text",
+_NEW_VISION = OnlyIf(lambda model: model.start == "new" and not model.vision, "new models without model.vision")
+_NEW_TEXT = OnlyIf(lambda model: model.start == "new" and not model.text, "new models without model.text")
+_NEW_LAYERS = OnlyIf(lambda model: model.has_new_layers, "new layers, and model.text or model.start brings its own")
+_NEW_HEADS = OnlyIf(lambda model: model.has_new_heads, "new layers with attention, and this model has none")
+_NEW_QUERY_LAYERS = OnlyIf(
+    lambda model: model.start == "new" and (not model.text or not model.num_text_layers),
+    "new layers, or 0 for none; `text` has its own (model.text_layers)",
 )
 _TWO_FROZEN = "model.vision and model.text, with model.frozen_encoders"
 _OVER_TWO_FROZEN = OnlyIf(lambda model: model.is_over_two_frozen, f"new models over {_TWO_FROZEN}")
 _FUSION_OVER_TWO_FROZEN = OnlyIf(lambda model: model.is_over_two_frozen, f"a new fusion model over {_TWO_FROZEN}")
+_FUSION_OVER_TWO_ENCODERS = OnlyIf(
+    lambda model: model.start != "new" or bool(model.vision),
+    "a model over two encoders: a METER, or model.vision and model.text",
+)
+_NEW_DUAL_OVER_TWO_ENCODERS = OnlyIf(
+    lambda model: model.start == "new" and bool(model.vision),
+    "a new model over model.vision and model.text; of a pretrained start, model.trained projections keeps the encoders",
+)
 _PRETRAINED_TOWERS = OnlyIf(lambda model: model.has_pretrained_towers, "a dual encoder with a pretrained start")
 _PRETRAINED_TEXT = OnlyIf(lambda model: bool(model.text), "a pretrained model.text")
 _LAST_LAYERS = OnlyIf(lambda model: model.trained == "last-layers", "model.trained last-layers, and it is {trained}")
 _LORA = OnlyIf(lambda model: model.trained == "lora", "model.trained lora, and it is {trained}")
+
+_OF_NEW_ENCODERS = (_NEW_VISION, _NEW_TEXT)
+_OF_NEW_LAYERS = (_NEW_LAYERS, _NEW_HEADS)
+_OF_NEW_MODELS = (
+    *_OF_NEW_ENCODERS,
+    *_OF_NEW_LAYERS,
+    _NEW_QUERY_LAYERS,
+    _START_IS_NEW,
+    _OVER_TWO_FROZEN,
+    _FUSION_OVER_TWO_FROZEN,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +95,14 @@ class AnyModelConfig:
     """start new: model reference of a pretrained text encoder; empty for a small new one. fusion: the co-attention
     layers between `vision` and `text` have hidden_size, num_layers, num_heads and dropout. query: alone; `teacher` for
     the teacher's own."""
-    hidden_size: Width = 128
+    hidden_size: Annotated[Width, _NEW_LAYERS] = 128
     """new models: width of the layers."""
-    num_heads: Width = 4
+    num_heads: Annotated[Width, _NEW_HEADS] = 4
     """new models: attention heads per layer."""
     # The length of METER and ViLT in retrieval.
-    max_text_len: Width = 40
-    """Maximum number of word pieces of a caption, special tokens included; the rest is cut off."""
-    vocab_size: Annotated[int, between(1, 2**20)] = 4000
+    max_text_len: Annotated[Width, _START_IS_NEW] = 40
+    """new models: maximum number of word pieces of a caption, special tokens included; the rest is cut off."""
+    vocab_size: Annotated[int, between(1, 2**20), _NEW_TEXT] = 4000
     """new models: maximum number of word pieces, trained on the captions of the train split."""
     dropout: Fraction | None = None
     """Dropout in training. Not set: none in new layers, while pretrained models and the teacher keep their own. A
@@ -89,20 +117,25 @@ class AnyModelConfig:
                 hint="set model.start to new, or to a dual encoder",
             )
         check_fields(self, "model")
-        if self.has_new_layers and self.hidden_size % self.num_heads:
+        if self.has_new_heads and self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"model.hidden_size {self.hidden_size} is not a multiple of model.num_heads {self.num_heads}"
             )
 
     @property
-    def has_new_layers(self) -> bool:
-        """Whether layers of attention are made, with `num_heads` heads."""
-        return self.trains_word_pieces
-
-    @property
     def starts_from_teacher(self) -> bool:
         """Whether the initial model is the fusion teacher of the scores."""
         return self.start == "teacher"
+
+    @property
+    def has_new_layers(self) -> bool:
+        """Whether the layers are new, of the sizes of this table."""
+        return self.start == "new" and not self.text
+
+    @property
+    def has_new_heads(self) -> bool:
+        """Whether these layers have attention."""
+        return self.has_new_layers
 
     @property
     def trains_word_pieces(self) -> bool:
@@ -137,7 +170,7 @@ class AnyModelConfig:
 class ImageTextConfig(AnyModelConfig):
     """The settings of models that read images themselves."""
 
-    vision: str = ""
+    vision: Annotated[str, _START_IS_NEW] = ""
     """start new: model reference of a pretrained image encoder, which goes with `text`; empty for a small new one of
     the sizes below."""
     vision_levels: Annotated[tuple[Natural, ...], _OVER_TWO_FROZEN] = ()
@@ -147,22 +180,22 @@ class ImageTextConfig(AnyModelConfig):
     set."""
     vision_size: Annotated[Width | None, _OVER_TWO_FROZEN] = None
     """frozen_encoders: input side of `vision` in pixels (a timm model with feature maps); its own if not set."""
-    frozen_encoders: Annotated[bool, _OVER_TWO_ENCODERS] = False
+    frozen_encoders: bool = False
     """Keep vision and text unchanged, so that their features can be stored on disk (--features). fusion: the layers
-    between them are trained; dual: one linear layer per side."""
+    between them are trained; new dual: one linear layer per side."""
     average_with_start: Annotated[Share | Literal["auto"], _START_IS_PRETRAINED] = 0.0
     """Share s of the start's weights in the saved model: s times the start's plus 1 - s times the trained ones
     (WiSE-FT, Wortsman et al. 2022). It returns some of the zero-shot quality that a training costs. auto: the best of
     0, 0.1, ..., 1 on the validation corpora, within validation.max_loss_elsewhere if it is set."""
-    num_layers: Repeated = 6
+    num_layers: Annotated[Repeated, _NEW_LAYERS] = 6
     """fusion: layers; dual: layers of the image encoder."""
-    image_size: Width = 64
+    image_size: Annotated[Width, _NEW_VISION] = 64
     """new models: side of the square input in pixels."""
-    patch_size: Width = 16
+    patch_size: Annotated[Width, _NEW_VISION] = 16
     """new models: side of a patch in pixels."""
-    image_mean: Annotated[float, between(-1000, 1000)] = 0.5
+    image_mean: Annotated[float, between(-1000, 1000), _NEW_VISION] = 0.5
     """new models: mean that normalizes the pixels of every channel, where white is 1."""
-    image_std: Annotated[float, between(0.001, 1000)] = 0.5
+    image_std: Annotated[float, between(0.001, 1000), _NEW_VISION] = 0.5
     """new models: standard deviation that normalizes them."""
 
     def __post_init__(self) -> None:
@@ -209,6 +242,7 @@ class FusionConfig(ImageTextConfig):
 
     kind: Literal["fusion"] = "fusion"
     start: str = "teacher"
+    frozen_encoders: Annotated[bool, _FUSION_OVER_TWO_ENCODERS] = False
     layers: tuple[Natural, ...] = ()
     """fusion: layers of the initial model to keep, in order; empty for all."""
     dual_init: Annotated[str, _FUSION_OVER_TWO_FROZEN] = ""
@@ -217,7 +251,6 @@ class FusionConfig(ImageTextConfig):
 
     @property
     def has_new_layers(self) -> bool:
-        # Also between two encoders.
         return self.start == "new"
 
     @property
@@ -237,6 +270,7 @@ class FusionConfig(ImageTextConfig):
 class TwoTowerConfig(ImageTextConfig):
     """The settings of dual encoders and of late interaction, which has the towers of one."""
 
+    frozen_encoders: Annotated[bool, _NEW_DUAL_OVER_TWO_ENCODERS] = False
     trained: Annotated[Literal["all", "last-layers", "projections", "lora"], _PRETRAINED_TOWERS] = "all"
     """dual with a pretrained start: what is trained besides the projections and the logit scale. last-layers: the last
     `trained_layers` of each encoder, with its final norm. projections: nothing; --features then stores the outputs of
@@ -252,9 +286,9 @@ class TwoTowerConfig(ImageTextConfig):
     """dual: layers of the start's image encoder to keep, counted from 0; empty for all."""
     text_layers: Annotated[tuple[Natural, ...], ASCENDING, _PRETRAINED_TOWERS] = ()
     """dual: layers of the start's text encoder to keep, counted from 0; empty for all."""
-    projection_dim: Width = 256
+    projection_dim: Annotated[Width, _START_IS_NEW] = 256
     """dual: width of the vectors."""
-    num_text_layers: Repeated = 2
+    num_text_layers: Annotated[Repeated, _NEW_LAYERS] = 2
     """dual: layers of the text encoder."""
 
     def __post_init__(self) -> None:
@@ -332,12 +366,13 @@ class QueryConfig(AnyModelConfig):
     kind: Literal["query"] = "query"
     text_layers: Annotated[tuple[Natural, ...], ASCENDING, _PRETRAINED_TEXT] = ()
     """query: layers of `text` to keep, counted from 0; empty for all."""
-    num_text_layers: Annotated[int, between(0, 1000)] = 2
-    """query: layers of the text encoder; 0 for a static one, the mean of its tokens' vectors."""
+    num_text_layers: Annotated[int, between(0, 1000), _NEW_QUERY_LAYERS] = 2
+    """query: layers of a new text encoder; 0 for a static one, the mean of its tokens' vectors, also of those of
+    `text`."""
 
     @property
-    def has_new_layers(self) -> bool:
-        return super().has_new_layers and self.num_text_layers > 0
+    def has_new_heads(self) -> bool:
+        return self.has_new_layers and self.num_text_layers > 0
 
     @property
     def num_weights(self) -> int:
@@ -377,3 +412,30 @@ def refuse_vector_losses(recipe: Recipe) -> None:
             f"{name} is for vectors, and a {recipe.model.kind} model has none",
             hint="set model.kind to dual, or leave it out",
         )
+
+
+def settings_of_new(table: Mapping[str, Any], sets: Sequence[str]) -> list[str]:
+    """Assignments that unset what a recipe's `[model]` table says of a new model, where `sets` name a start or
+    encoders in place of it. Encoders that the recipe keeps frozen stay so.
+
+    >>> settings_of_new({"kind": "dual", "start": "new", "image_size": 32}, ["model.start=runs/dual"])
+    ['model.image_size=64']
+    """
+    chosen = flatten(apply_sets({"model": table}, sets))
+    kind = chosen.get("model.kind")
+    names_start = table.get("start") == "new" and chosen.get("model.start", "new") != "new"
+    names_text = not table.get("text") and bool(chosen.get("model.text"))
+    conditions: tuple[OnlyIf, ...] = ()
+    if names_start:
+        conditions = _OF_NEW_MODELS
+    elif names_text:
+        # The fusion layers over two encoders are new.
+        conditions = _OF_NEW_ENCODERS if kind == "fusion" else (*_OF_NEW_ENCODERS, *_OF_NEW_LAYERS)
+    defaults: dict[str, Any] = {}
+    for config in (FusionConfig, DualConfig, LateConfig, QueryConfig):
+        defaults |= defaults_under(config, conditions)
+    unset = [(name, defaults[name]) for name in table if name in defaults]
+    lines = [f"model.{name}={'none' if value is None else json.dumps(value)}" for name, value in unset]
+    if names_start and kind in ("dual", "late") and table.get("frozen_encoders"):
+        lines += ["model.frozen_encoders=false", "model.trained=projections"]
+    return lines

@@ -38,7 +38,7 @@ from dcdctl.core.data import Direction, StreamConfig
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training.losses.table import LossConfig
-from dcdctl.core.training.recipe.model_config import FusionConfig, ModelConfig
+from dcdctl.core.training.recipe.model_config import FusionConfig, ModelConfig, settings_of_new
 from dcdctl.core.training.recipe.packaged import check_recipe_name, names
 
 MOST_ROWS = 2**20
@@ -245,7 +245,15 @@ def require_recipe_of_cache() -> NoReturn:
 
 
 def load_recipe(ref: str | Recipe, sets: Sequence[str] = ()) -> Recipe:
-    """A recipe by name, from a .toml file or in memory, with `key=value` overrides applied."""
+    """A recipe by name, from a .toml file or in memory, with `key=value` overrides applied.
+
+    An override that names a start in place of a new model unsets the settings of the new one.
+    """
     if isinstance(ref, Recipe):
-        return build(Recipe, apply_sets(to_table(ref), sets)) if sets else ref
-    return parse_toml(check_recipe_name(ref), functools.partial(build, Recipe), sets)
+        table = to_table(ref)
+        return build(Recipe, apply_sets(table, [*settings_of_new(table["model"], sets), *sets])) if sets else ref
+    path = check_recipe_name(ref)
+    model = read_toml(path).get("model")
+    if isinstance(model, dict):
+        sets = [*settings_of_new(model, sets), *sets]
+    return parse_toml(path, functools.partial(build, Recipe), sets)
