@@ -24,7 +24,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 MOST_THREADS = 1024
 """To compute with. A process ends without a word if it may not start as many as torch asks for."""
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Of a container, by versions 2 and 1 of Linux's control groups."""
+"""The limit of a container, by versions 2 and 1 of Linux's control groups."""
 _RETURNS = False
 """Whether this process returns freed memory to the system."""
 

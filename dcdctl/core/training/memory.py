@@ -29,7 +29,7 @@ STATES_PER_PARAMETER = 2
 
 
 BYTES_PER_NUMBER = 4
-"""Of float32, which weights, gradients and AdamW's numbers are."""
+"""Weights, gradients and the numbers of AdamW are float32."""
 
 
 def check_weights(config: ModelConfig, device: torch.device) -> None:

@@ -39,7 +39,7 @@ LEAST_QUERIES = 1 / 3
 
 
 BYTES_PER_PAIR = 20
-"""Of a drawn pair: the numbers of its image and its text, and its score."""
+"""A drawn pair has the numbers of its image and its text, and its score."""
 
 
 def check_size(config: BatchConfig, plan: MicroBatchPlan) -> None:

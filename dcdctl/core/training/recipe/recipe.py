@@ -42,7 +42,7 @@ from dcdctl.core.training.recipe.model_config import FusionConfig, ModelConfig, 
 from dcdctl.core.training.recipe.packaged import check_recipe_name, names
 
 MOST_ROWS = 2**20
-"""Of a batch: images or lists, and the negatives of a list."""
+"""Images or lists of a batch, and negatives of a list."""
 
 
 @dataclass(frozen=True, kw_only=True)
