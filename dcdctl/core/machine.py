@@ -16,6 +16,9 @@ from typing import TypeVar
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import byte_size
 
+if sys.platform != "win32":
+    import resource
+
 T = TypeVar("T")
 K = TypeVar("K")
 
@@ -33,6 +36,14 @@ def num_cores() -> int:
     """The number of CPU cores that this process may use."""
     # os.cpu_count counts all cores of the machine, also those that taskset or a container withholds.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def address_space() -> int | None:
+    """The bytes of memory that this process may map (`ulimit -v`); None without a limit."""
+    if sys.platform == "win32":
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def num_threads(count: int | None = None) -> int:
