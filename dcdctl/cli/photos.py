@@ -26,12 +26,16 @@ def photos(
     """Make captioned photos searchable. It prepares, trains the recipe photos and indexes; without captions,
     `dcdctl index` takes a model that you have."""
     from dcdctl.cli.views.training import run_training
+    from dcdctl.core.training import check_new_model
 
     folder = path(out)
     data, run, made = folder / "data", folder / "run", folder / "index"
     # The same command again continues where it was killed.
     student = Distill("photos", data, run, features=folder / "features", vision=vision, text=text, resume=run.exists())
+    request = student.request("distill")
+    # Encoders that are not there are refused before anything is prepared.
+    check_new_model(*request)
     Prepare(csv=captions, images=images, out=data).run(bar)
-    run_training(*student.request("distill"), dry_run=False, json=False)
+    run_training(*request, dry_run=False, json=False)
     index(NewIndex(run, images, made), IndexOptions())
     show(f"next: dcdctl serve {shlex.quote(str(made))}")

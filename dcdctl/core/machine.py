@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import itertools
 import os
 import sys
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import byte_size
+
+if sys.platform != "win32":
+    import resource
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -35,6 +40,14 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def address_space() -> int | None:
+    """The bytes of memory that this process may map (`ulimit -v`); None without a limit."""
+    if sys.platform == "win32":
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
 def num_threads(count: int | None = None) -> int:
     """The number of CPU threads to compute with: `count`, or what OMP_NUM_THREADS says, or one for each core. As torch
     does it."""
@@ -51,10 +64,8 @@ def memory_bytes() -> int:
         # The text is max without a limit.
         if path.is_file() and (text := path.read_text(encoding="ascii").strip()).isdecimal():
             limits.append(int(text))
-    with contextlib.suppress(ImportError):  # Windows
-        import resource
-
-        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+    if (limit := address_space()) is not None:
+        limits.append(limit)
     return min(limit for limit in limits if limit > 0)
 
 
@@ -98,6 +109,61 @@ def _set_malloc(*options: tuple[int, int]) -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         for option, value in options:
             mallopt(option, value)
+
+
+class Workers:
+    """Threads that each do one thing at a time, and are left behind with a thing that does not end."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._process = seconds, os.getpid()
+        self._idle: list[tuple[SimpleQueue[Any], SimpleQueue[Any]]] = []
+        """The tasks of each idle thread, and what they gave."""
+        self._is_stuck = False
+        weakref.finalize(self, _end, self._idle)
+
+    def do(self, work: Callable[[], T]) -> T:
+        """What `work` gives; its errors are raised here. TimeoutError if it takes longer than `seconds`, and from then
+        on, because a thread is busy for good."""
+        if self._process != os.getpid():
+            # A child made by fork has no threads of its parent.
+            self._idle.clear()
+            self._process, self._is_stuck = os.getpid(), False
+        if self._is_stuck:
+            raise TimeoutError
+        try:
+            tasks, done = self._idle.pop()
+        except IndexError:
+            tasks, done = SimpleQueue(), SimpleQueue()
+            # A daemon: a program must end while the thread is at work.
+            threading.Thread(target=_work, args=(tasks, done), daemon=True).start()
+        tasks.put(work)
+        try:
+            result, error = done.get(timeout=self._seconds)
+        except Empty:
+            self._is_stuck = True
+            raise TimeoutError from None
+        self._idle.append((tasks, done))
+        if error is not None:
+            raise error
+        found: T = result
+        return found
+
+
+def _work(tasks: SimpleQueue[Any], done: SimpleQueue[Any]) -> None:
+    while (task := tasks.get()) is not None:
+        outcome: tuple[Any, BaseException | None]
+        try:
+            outcome = task(), None
+        # All: a panic of Rust is no Exception.
+        except BaseException as error:
+            outcome = None, error
+        done.put(outcome)
+        del task, outcome  # which hold what the caller has by now
+
+
+def _end(idle: list[tuple[SimpleQueue[Any], SimpleQueue[Any]]]) -> None:
+    while idle:
+        idle.pop()[0].put(None)
 
 
 def read_in_threads(

@@ -40,7 +40,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from dcdctl.core.errors import DcdError, ModelError, as_user_error, first_line, require_extra
+from dcdctl.core.errors import DcdError, ModelError, as_user_error, first_line, is_memory_short, require_extra
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.protocols import Table
@@ -404,7 +404,7 @@ def hub_errors(ref: str, *, hint: str, use: str = "") -> Iterator[None]:
     # know is a KeyError, TypeError or AttributeError, and weights of other shapes are a RuntimeError. For what it
     # cannot read, tokenizers raises a plain Exception, so no list of types is complete.
     except Exception as error:
-        is_named = isinstance(error, PermissionError | MemoryError)
+        is_named = isinstance(error, PermissionError) or is_memory_short(error)
         if is_named and (refusal := as_user_error(error, Path(ref), kind=ModelError)) is not None:
             raise refusal from error
         is_clear = isinstance(error, OSError | ValueError | SafetensorError)

@@ -186,6 +186,18 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
     return replace(plan, options=memory.recorded(options, earlier))
 
 
+def check_new_model(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> None:
+    """Raise what `resolve` raises, and what the model of a recipe without a teacher raises when it is made: for a
+    command that prepares the data first, which may take hours.
+
+    The model is made a second time for the training. Encoders take seconds to load, and only loading shows that all
+    their files are there.
+    """
+    recipe = resolve(job, inputs, options).recipe
+    # A model with a vocabulary of its own learns it from captions, which are not there yet.
+    initial_model.make_model(recipe, ["a photo"], None)
+
+
 def start(plan: TrainingPlan, facts: dict[str, Any], options: TrainingOptions, prepared: Prepared | None = None) -> Run:
     """The run, started or resumed by the main process; StaleError if it was made from other `facts`. A finished run has
     nothing prepared."""
