@@ -199,9 +199,10 @@ class ImageTextConfig(AnyModelConfig):
     """new models: standard deviation that normalizes them."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        # Before the conditions of other fields, which read `vision` for both.
         if bool(self.vision) != bool(self.text):
             raise ConfigError("model.vision and model.text go together, and one of them is empty")
+        super().__post_init__()
         if self.trains_word_pieces and self.image_size % self.patch_size:
             raise ConfigError(
                 f"model.image_size {self.image_size} is not a multiple of model.patch_size {self.patch_size}"
