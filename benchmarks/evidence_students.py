@@ -92,7 +92,13 @@ def _run(name: str, words: tuple[str, ...], after: tuple[str, ...], label: str, 
 def _dual(seed: int) -> list[Step]:
     own, alone = sets(seed=seed), f"{DUAL}, no teacher"
     run, texts, query = f"runs/dual-{seed}", f"caches/texts-dual-{seed}", f"{DUAL}, a static query student"
-    static = ("query-static", "--cache", texts, *own, *sets(model__text="", optimizer__epochs=40))
+    static = (
+        "query-static",
+        "--cache",
+        texts,
+        *own,
+        *sets(model__text="", model__hidden_size=256, model__vocab_size=16_000, optimizer__epochs=40),
+    )
     return [
         _run(f"dual-{seed}", ("demo-dual", *DATA, "--cache", CACHE, *own), (CACHE,), DUAL, alone),
         _run(f"dual-alone-{seed}", ("demo-dual-alone", *DATA, *own), ("data",), alone, ""),

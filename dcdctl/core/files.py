@@ -6,6 +6,7 @@ import errno
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -17,11 +18,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import dcdctl
-from dcdctl.core.errors import DcdError, InputError, as_user_error
+from dcdctl.core.errors import DcdError, InputError, as_user_error, first_line
 from dcdctl.core.places import refuse_url
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WRITE_HINT = "name a place on this machine, and copy what is written there"
 PARTIAL_SUFFIX = ".partial"
@@ -368,6 +372,44 @@ def is_alive(process: int) -> bool:
     except (PermissionError, OverflowError):  # of another user; a number that no process has
         return True
     return True
+
+
+def map_arrays(path: Path, *expected: tuple[Any, tuple[int | None, ...]]) -> list[NDArray[Any]]:
+    """The arrays of a .npy file, one after another, memory-mapped; `expected` are their types and shapes, None for any
+    length. ValueError if the file holds anything else: it may come from a stranger, and ask for any memory."""
+    import numpy as np  # which `dcdctl --help` does not need
+
+    num_bytes = path.stat().st_size
+    arrays: list[NDArray[Any]] = []
+    with path.open("rb") as file:
+        for type_, lengths in expected:
+            element = np.dtype(type_)
+            try:
+                if np.lib.format.read_magic(file) != (1, 0):
+                    raise ValueError("its version is not 1.0")
+                shape, is_by_columns, found = np.lib.format.read_array_header_1_0(file)
+            # A header is an expression of Python, which may be nested too deeply to be read.
+            except (ValueError, TypeError, RecursionError, MemoryError) as error:
+                raise ValueError(f"it is no array of numbers: {first_line(error)[:200]}") from error
+            is_shape = len(shape) == len(lengths) and min(shape, default=0) >= 0
+            is_shape = is_shape and all(length in (None, axis) for length, axis in zip(lengths, shape, strict=True))
+            if found != element or not is_shape:
+                wanted = tuple("any" if length is None else length for length in lengths)
+                raise ValueError(f"it has {found} of shape {shape}, expected {element} of shape {wanted}")
+            offset = file.tell()
+            stop = offset + element.itemsize * math.prod(shape)
+            if stop > num_bytes:
+                raise ValueError(f"it ends before its {math.prod(shape):,} numbers")
+            file.seek(stop)
+            if stop == offset:  # an empty array cannot be mapped
+                arrays.append(np.empty(shape, element))
+                continue
+            order: Literal["C", "F"] = "F" if is_by_columns else "C"
+            # Plain arrays, because indexing a np.memmap takes longer.
+            arrays.append(np.asarray(np.memmap(path, element, "r", offset, shape, order)))
+        if file.tell() != num_bytes:
+            raise ValueError("it has bytes behind its numbers")
+    return arrays
 
 
 def sha256_of(path: Path) -> str:

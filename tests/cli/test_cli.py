@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from dcdctl import __version__
 from dcdctl.cli.app import COMMANDS, app, main
 from dcdctl.cli.views import terminal
+from dcdctl.core import machine
 from dcdctl.core.errors import SourceError, StaleError
 
 NAMES = [name for name, *_ in COMMANDS]
@@ -145,19 +146,19 @@ LIMITED = "`ulimit -v` is 500.0 MB: commands with a model may end for lack of me
 def test_a_small_limit_of_memory_is_said_first_and_explains_what_no_library_explains(
     command, code, message, monkeypatch
 ):
-    monkeypatch.setattr(terminal, "address_space", lambda: 500_000_000)
+    monkeypatch.setattr(machine, "address_space", lambda: 500_000_000)
     result = CliRunner().invoke(small_app(), [command])
     assert (result.exit_code, result.stderr) == (code, LIMITED + message)
 
 
 def test_a_large_limit_of_memory_is_not_said(monkeypatch):
-    monkeypatch.setattr(terminal, "address_space", lambda: 8 * 10**9)
+    monkeypatch.setattr(machine, "address_space", lambda: 8 * 10**9)
     assert CliRunner().invoke(small_app(), ["end"]).stderr == ""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 def test_the_limit_of_memory_is_that_of_ulimit():
-    script = "from dcdctl.cli.views import terminal; print(terminal.address_space())"
+    script = "from dcdctl.core import machine; print(machine.address_space())"
     done = processes.run(
         ["bash", "-c", 'ulimit -v 3000000; exec "$0" -c "$1"', sys.executable, script], capture_output=True, text=True
     )

@@ -69,7 +69,7 @@ def test_a_number_of_exactly_zero_has_the_bit_0_on_disk_in_a_search_and_in_an_ev
     words_RW = np.load(index.folder / "ann" / index.segments[0].file)
     assert np.unpackbits(words_RW.view(np.uint8), axis=1, count=70).astype(bool).tolist() == by_hand
 
-    segment = ann.open_segment(index.folder / "ann", index.segments[0], index.document.settings)
+    segment = ann.open_segment(index.folder / "ann", index.segments[0], config=index.document.settings, dim=index.dim)
     equal_QR = [
         [sum((q > 0) == bit for q, bit in zip(query, bits, strict=True)) for bits in by_hand]
         for query in queries_QD.tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from made_index import exact, unit_vectors
@@ -53,6 +55,23 @@ def test_missing_answers_have_row_minus_one():
     scores_QK, rows_QK = found(np.eye(3, dtype=np.float16), np.array([[1.0, 0.5, 0.2]]), 4, block=2, is_gone=gone)
     assert rows_QK.tolist() == [[1, 2, -1, -1]]
     assert scores_QK[0, 2:].tolist() == [-np.inf, -np.inf]
+
+
+def test_cosines_of_many_equal_vectors_are_computed_in_blocks(monkeypatch):
+    vectors = np.tile(unit_vectors(1, dim=64), (20_000, 1))
+    query = unit_vectors(1, dim=64, seed=1)[0].astype(np.float32)
+    tracemalloc.start()
+    scores = search_exact.cosines(query, vectors)
+    largest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert set(scores.tolist()) == set(search_exact.cosines(query, vectors[:1]).tolist())
+    # All at once, two arrays of 10 MB; a block has eight of the largest part of 1 MB.
+    monkeypatch.setattr(search_exact, "AT_ONCE", 1 << 17)
+    tracemalloc.start()
+    search_exact.cosines(query, vectors)
+    smaller = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert smaller < 5e6 < largest
 
 
 @pytest.mark.parametrize(

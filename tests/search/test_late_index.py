@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,6 +21,7 @@ from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.search import (
     Changes,
     FolderIndex,
+    StoredTokens,
     parse_where,
     part_files,
     run_index_job,
@@ -67,6 +70,45 @@ def test_maxsims_are_those_of_a_loop():
     np.testing.assert_allclose(
         maxsims(padded, tokens[:10], np.array([5, 5])), plain_maxsims(query, tokens[:10], [5, 5]), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("numbers", [1, 200, 1 << 20])
+@pytest.mark.parametrize("counts", [[4, 4, 4, 4], [1, 9, 2, 7, 30, 1]])
+def test_precise_maxsims_do_not_depend_on_what_is_computed_together(counts, numbers, monkeypatch):
+    monkeypatch.setattr("dcdctl.core.search.exact.AT_ONCE", numbers)
+    query, tokens = ragged([5], width=67, seed=1), ragged(counts, width=67)
+    # Equal tokens, and tokens that differ by one rounding.
+    tokens[1], tokens[2] = tokens[0], np.nextafter(tokens[0], 1)
+    products_NL = (tokens.astype(np.float64)[:, None] * query).sum(axis=2)
+    largest_RL = np.maximum.reduceat(products_NL, np.cumsum(counts) - counts, axis=0)
+    found = maxsims(query, tokens, np.array(counts), is_precise=True)
+    assert found.tolist() == largest_RL.sum(axis=1).astype(np.float32).tolist()
+
+
+# A page of ColPali has 1,030 tokens of 128 numbers; all products at once took 420 MB and 4.3 GB.
+@pytest.mark.parametrize(("hits", "length"), [(20, 20), (4, 1030)])
+def test_exact_scores_of_a_thousand_tokens_take_little_memory(hits, length):
+    tokens, query = ragged([1030] * hits, width=128).astype(np.float16), ragged([length], width=128, seed=1)
+    stored = StoredTokens(tokens, np.full(hits, 1030))
+    tracemalloc.start()
+    scores = stored.score(query, stored.propose(query, hits))
+    largest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(scores) == hits
+    assert largest < 50e6
+
+
+def test_blocks_of_images_with_many_tokens_hold_fewer_images(tmp_path, monkeypatch):
+    counts, rows = [2, 50, 3, 50, 1, 4], np.arange(6)
+    index, _ = write_late(tmp_path / "index", counts, kind="flat")
+    # As many numbers as two images of the most tokens have.
+    monkeypatch.setattr("dcdctl.core.search.readers.BLOCK_NUMBERS", 2 * 50 * 6)
+    monkeypatch.setattr("dcdctl.core.search.readers.COMPARED", 50 * 6)
+    assert [len(block) for block in index.reader.blocks(range(6))] == [2, 2, 2]
+    query = ragged([4], seed=2)
+    (proposed,) = index.reader.propose(query[None], 6, rows)
+    assert proposed.tolist() == rows.tolist()
+    assert [len(stored) for _, stored in index.reader._blocks(rows)] == [1] * 6
 
 
 @pytest.mark.parametrize(("codes", "error"), [("float16", 5e-4), ("int8", 5e-3)])

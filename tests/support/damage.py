@@ -118,6 +118,7 @@ def as_new_process() -> None:
     artifacts._DIGESTS.clear()
     features._mapped.cache_clear()
     part_files._CHECKED.clear()
+    part_files._READ.clear()
 
 
 def digest_of(value: Any) -> str:

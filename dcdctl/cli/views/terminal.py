@@ -95,19 +95,11 @@ class ErrorGroup(TyperGroup):
         write_panels(formatter, panels)
 
 
-def address_space() -> int | None:
-    """The bytes of memory that this process may map (`ulimit -v`); None without a limit."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return None if limit == resource.RLIM_INFINITY else limit
-
-
 def _small_address_space() -> str:
     """The limit of the address space, if that is too small for some commands, else an empty string."""
-    limit = address_space()
+    from dcdctl.core import machine
+
+    limit = machine.address_space()
     return "" if limit is None or limit >= ENOUGH_ADDRESS_SPACE else f"`ulimit -v` is {byte_size(limit)}"
 
 

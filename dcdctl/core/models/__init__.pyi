@@ -18,6 +18,7 @@ from .load_save import (
     check_ref,
     convert,
     is_dual,
+    is_function,
     load,
     load_dual,
     load_fusion,
@@ -60,11 +61,12 @@ from .references.hub import hub_source, without_bars
 from .references.published import PublishedRow, list_teachers, published_rows
 from .run_documents import expect_run, read_run, run_of
 from .saved_folder import find_damages, saved_fingerprint, seal_again
-from .text_tower import TextTower
+from .text_tower import PATIENCE_S, TextTower
 
 __all__ = [
     "MODULE_CONFIG_FILE",
     "OWN_POOLING",
+    "PATIENCE_S",
     "SETTINGS_FILE",
     "TEXT_PACKAGES",
     "TOWERS",
@@ -113,6 +115,7 @@ __all__ = [
     "hub_errors",
     "hub_source",
     "is_dual",
+    "is_function",
     "list_families",
     "list_teachers",
     "load",

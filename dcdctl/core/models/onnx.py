@@ -40,7 +40,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core import artifacts, config, files
-from dcdctl.core.errors import ModelError, first_line, is_installed, require_extra
+from dcdctl.core.errors import ModelError, StaleError, first_line, is_installed, require_extra
 from dcdctl.core.models import onnx_towers, text_tower
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.late import LateInteraction, Model, Searchable
@@ -286,7 +286,8 @@ def _export_text_graph(
         except OSError:
             raise
         except Exception as error:  # those of ONNX Runtime have no class of their own
-            refusal = ModelError(f"ONNX Runtime does not run its text side: {first_line(error)[:200]}")
+            reason = error.__cause__ if isinstance(error, StaleError) and error.__cause__ else error
+            refusal = ModelError(f"ONNX Runtime does not run its text side: {first_line(reason)[:200]}")
     raise refusal
 
 

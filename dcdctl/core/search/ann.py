@@ -18,8 +18,9 @@ from dcdctl.core import machine, scoring
 from dcdctl.core.errors import require_extra
 from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search.exact import Floats, Rows
+from dcdctl.core.search.graph_file import check_graph
 from dcdctl.core.search.index_config import IndexConfig
-from dcdctl.core.search.storage import INDEX, Segment
+from dcdctl.core.search.storage import INDEX, Segment, mapped_arrays
 
 CODES = 8192
 """Codes that are converted and compared at a time: they fit a processor's cache."""
@@ -29,9 +30,12 @@ PACKAGES = {"hnsw": "usearch"}
 """The package that a kind of segment needs."""
 
 
-def open_segment(folder: Path, segment: Segment, config: IndexConfig) -> Graph | Int8Codes | BinaryCodes | Centroids:
-    """A memory-mapped segment, which several threads may search at once; StaleError if the file is damaged."""
-    return SEGMENTS[segment.kind](folder, segment, config)
+def open_segment(
+    folder: Path, segment: Segment, *, config: IndexConfig, dim: int
+) -> Graph | Int8Codes | BinaryCodes | Centroids:
+    """A memory-mapped segment of vectors of `dim` numbers, which several threads may search at once; StaleError if the
+    file is damaged."""
+    return SEGMENTS[segment.kind](folder, segment, config, dim)
 
 
 def require(kind: str) -> None:
@@ -44,8 +48,13 @@ def require(kind: str) -> None:
 class Graph:
     """A graph of usearch. A view serves one call at a time, so parallel calls use separate views."""
 
-    def __init__(self, folder: Path, segment: Segment, config: IndexConfig) -> None:
+    def __init__(self, folder: Path, segment: Segment, config: IndexConfig, dim: int) -> None:
         self._folder, self._segment, self._width = folder, segment, config.hnsw.search_width
+        path = INDEX.checked(folder / segment.file, segment.sha256)
+        try:
+            check_graph(path, segment.rows, dim, config.hnsw)
+        except ValueError as error:
+            raise INDEX.damaged(path, str(error)) from error
         self._views = [self._view()]
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
@@ -90,8 +99,8 @@ class Graph:
 class Int8Codes:
     """The int8 codes of a segment, all of which are compared with a query by the cosine of codes."""
 
-    def __init__(self, folder: Path, segment: Segment, _: IndexConfig) -> None:
-        codes_RD = self._codes_RD = _mapped(folder, segment)
+    def __init__(self, folder: Path, segment: Segment, _: IndexConfig, dim: int) -> None:
+        codes_RD = self._codes_RD = _mapped(folder, segment, np.int8, dim)
         # In blocks, because float32 takes four times the memory of the codes.
         blocks = (codes_RD[first : first + CODES].astype(np.float32) for first in range(0, len(codes_RD), CODES))
         self._length_R = np.concatenate([np.maximum(np.linalg.norm(block_RD, axis=1), 1) for block_RD in blocks])
@@ -112,8 +121,8 @@ class Int8Codes:
 class BinaryCodes:
     """The bits of a segment, all of which are compared with a query by the number of equal ones; ties by row."""
 
-    def __init__(self, folder: Path, segment: Segment, _: IndexConfig) -> None:
-        self._words_RW = _mapped(folder, segment)
+    def __init__(self, folder: Path, segment: Segment, _: IndexConfig, dim: int) -> None:
+        self._words_RW = _mapped(folder, segment, np.uint64, -(-dim // 64))
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
         num_rows = len(self._words_RW)
@@ -136,10 +145,17 @@ class Centroids:
     the best images (docs/indexing.md).
     """
 
-    def __init__(self, folder: Path, segment: Segment, _: IndexConfig) -> None:
-        with INDEX.checked(folder / segment.file, segment.sha256).open("rb") as file:
-            centroids_KD, self._codes_NR = (np.load(file, allow_pickle=False) for _ in range(2))
+    def __init__(self, folder: Path, segment: Segment, _: IndexConfig, dim: int) -> None:
+        path = INDEX.checked(folder / segment.file, segment.sha256)
+        centroids_KD, codes_NR = mapped_arrays(path, (np.float16, (None, dim)), (np.uint16, (None, segment.rows)))
+        # Each image has a token; a code that is no centroid stands for a missing token.
+        if not len(codes_NR) or codes_NR[0].max() >= len(centroids_KD) or codes_NR.max() > len(centroids_KD):
+            raise INDEX.damaged(path, f"it has codes of more than its {len(centroids_KD):,} centroids")
+        if not np.isfinite(centroids_KD).all():
+            raise INDEX.damaged(path, "it has centroids that are NaN or infinite")
         self._centroids_KD = centroids_KD.astype(np.float32)
+        # In memory, because each query reads all codes.
+        self._codes_NR = np.array(codes_NR)
 
     def candidates(self, queries_QLD: Floats, count: int) -> Rows:
         scores_QR = np.stack([self._scores(query_LD[query_LD.any(axis=1)]) for query_LD in queries_QLD])
@@ -169,10 +185,10 @@ class Centroids:
             return np.concatenate(list(pool.map(scores, range(0, self._codes_NR.shape[1], CODES))))
 
 
-def _mapped(folder: Path, segment: Segment) -> Any:
+def _mapped(folder: Path, segment: Segment, type_: Any, width: int) -> NDArray[Any]:
     """The array of a segment."""
     path = INDEX.checked(folder / segment.file, segment.sha256)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return mapped_arrays(path, (type_, (segment.rows, width)))[0]
 
 
 def binary_words(vectors_ND: Floats) -> NDArray[np.uint64]:
@@ -181,7 +197,7 @@ def binary_words(vectors_ND: Floats) -> NDArray[np.uint64]:
     return np.pad(codes_NB, ((0, 0), (0, -codes_NB.shape[1] % 8))).view("<u8")
 
 
-SEGMENTS: dict[str, Callable[[Path, Segment, IndexConfig], Graph | Int8Codes | BinaryCodes | Centroids]] = {
+SEGMENTS: dict[str, Callable[[Path, Segment, IndexConfig, int], Graph | Int8Codes | BinaryCodes | Centroids]] = {
     "hnsw": Graph,
     "int8": Int8Codes,
     "binary": BinaryCodes,

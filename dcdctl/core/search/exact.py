@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dcdctl.core.errors import StaleError
 from dcdctl.core.scoring import HIGHEST, int8_codes
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ Elements = NDArray[Any]
 ROUNDING = 1e-5
 """Maximum error of a float32 product of unit vectors."""
 NO_ROW = -1
+AT_ONCE = 1 << 20
+"""Numbers that a comparison computes together, 8 MB of float64: the products of a thousand tokens with a thousand
+others."""
+SLACK = 1e-10
+"""Maximum error of a float64 product of unit vectors of up to 65,535 numbers."""
 
 
 def unit(vectors_QD: NDArray[np.floating], dim: int) -> Floats:
@@ -47,10 +53,18 @@ def unit(vectors_QD: NDArray[np.floating], dim: int) -> Floats:
 
 
 def unit_rows(vectors_RD: Half) -> Floats:
-    """Stored vectors as float32 unit vectors."""
+    """Stored vectors as float32 unit vectors. StaleError if one has no direction."""
     rows = vectors_RD.astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not ((lengths > 0) & (lengths < np.inf)).all():
+        raise _no_direction()
+    rows /= lengths
     return rows
+
+
+def _no_direction() -> StaleError:
+    """The error for stored numbers that would rank by chance: each comparison with NaN is false."""
+    return StaleError("it has vectors that are zero, NaN or infinite", hint="make it again from the images")
 
 
 def cosines(query_D: Floats, vectors_CD: Half) -> Floats:
@@ -60,11 +74,18 @@ def cosines(query_D: Floats, vectors_CD: Half) -> Floats:
     >>> cosines(np.array([3, 4], np.float32), np.array([[3, 4], [4, -3], [0, 2]], np.float16)).round(4).tolist()
     [1.0, 0.0, 0.800000011920929]
     """
-    vectors, query = vectors_CD.astype(np.float64), query_D.astype(np.float64)
-    # Not a matrix product: in BLAS the rounding of a row depends on its position in a block.
-    products = (vectors * query).sum(axis=1)
-    lengths = np.sqrt(np.square(vectors).sum(axis=1) * np.square(query).sum())
-    return np.clip(products / lengths, -1, 1).astype(np.float32)
+    query, length = query_D.astype(np.float64), float(np.square(query_D.astype(np.float64)).sum())
+    scores_C = np.empty(len(vectors_CD), dtype=np.float32)
+    step = max(1, AT_ONCE // len(query))
+    for start in range(0, len(vectors_CD), step):
+        vectors = vectors_CD[start : start + step].astype(np.float64)
+        # Not a matrix product: in BLAS the rounding of a row depends on its position in a block.
+        products = (vectors * query).sum(axis=1)
+        lengths = np.sqrt(np.square(vectors).sum(axis=1) * length)
+        if not ((lengths > 0) & (lengths < np.inf)).all():
+            raise _no_direction()
+        scores_C[start : start + step] = np.clip(products / lengths, -1, 1)
+    return scores_C
 
 
 def rough(
@@ -160,22 +181,62 @@ def decoded(records: Elements) -> Floats:
     return records["codes"].astype(np.float32) * records["scale"].astype(np.float32)[:, None]
 
 
-def maxsims(query_LD: Floats, tokens_ND: Floats, counts_R: Rows, *, is_precise: bool = False) -> Floats:
+def maxsims(query_LD: Floats, stored_N: Elements, counts_R: Rows, *, is_precise: bool = False) -> Floats:
     """The sum over the tokens of a query of the largest product with a token of each item, R; an item has `counts_R`
     tokens, one after another, at least one. If it is precise, equal items have equal scores in every position.
+
+    Tokens are float32, or as they are stored; some are decoded at a time, because a thousand per item take gigabytes.
 
     >>> tokens = np.array([[1, 0], [0, 1], [0.5, 0.5]], np.float32)
     >>> maxsims(np.array([[0.5, 0], [0, 0.5]], np.float32), tokens, np.array([2, 1])).round(2).tolist()
     [1.0, 0.5]
     """
-    query_LD = query_LD[query_LD.any(axis=1)]
+    words_LD: NDArray[Any] = query_LD[query_LD.any(axis=1)]
     if is_precise:
-        # As in `cosines`.
-        products_NL = (tokens_ND.astype(np.float64)[:, None] * query_LD).sum(axis=2)
-    else:
-        products_NL = tokens_ND @ query_LD.T
-    if len(counts_R) and (counts_R == counts_R[0]).all():
-        largest_RL = products_NL.reshape(len(counts_R), counts_R[0], -1).max(axis=1)
-    else:
-        largest_RL = np.maximum.reduceat(products_NL, np.cumsum(counts_R) - counts_R, axis=0)
-    return largest_RL.sum(axis=1).astype(np.float32)
+        words_LD = words_LD.astype(np.float64)
+    scores_R = np.empty(len(counts_R), dtype=np.float32)
+    stops_R = np.cumsum(counts_R)
+    starts_R = stops_R - counts_R
+    # Neither the products nor the numbers of the tokens are more than AT_ONCE, unless those of one item are.
+    num_tokens = max(1, AT_ONCE // max(words_LD.shape))
+    row = 0
+    while row < len(counts_R):
+        stop = max(row + 1, int(np.searchsorted(stops_R, starts_R[row] + num_tokens, side="right")))
+        tokens_ND = decoded(stored_N[starts_R[row] : stops_R[stop - 1]]).astype(words_LD.dtype, copy=False)
+        products_NL = tokens_ND @ words_LD.T
+        largest_RL = _largest(products_NL, counts_R[row:stop])
+        if is_precise:
+            largest_RL = _precise(words_LD, tokens_ND, counts_R[row:stop], products_NL, largest_RL)
+        scores_R[row:stop] = largest_RL.sum(axis=1)
+        row = stop
+    if not np.isfinite(scores_R).all():
+        raise _no_direction()
+    return scores_R
+
+
+def _largest(products_NL: NDArray[Any], counts_R: Rows) -> NDArray[Any]:
+    """The largest product of each item with each token of a query, R x L."""
+    if (counts_R == counts_R[0]).all():
+        return products_NL.reshape(len(counts_R), counts_R[0], -1).max(axis=1)
+    return np.maximum.reduceat(products_NL, np.cumsum(counts_R) - counts_R, axis=0)
+
+
+def _precise(
+    query_LD: NDArray[np.float64],
+    tokens_ND: NDArray[np.float64],
+    counts_R: Rows,
+    products_NL: NDArray[np.float64],
+    largest_RL: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The same, of which the rounding does not depend on the position of a token: products that may be the largest are
+    computed again, as in `cosines`."""
+    scale_N, scale_L = np.linalg.norm(tokens_ND, axis=1), np.linalg.norm(query_LD, axis=1)
+    least_RL = largest_RL - SLACK * scale_N.max() * scale_L
+    row_N = np.repeat(np.arange(len(counts_R)), counts_R)
+    near_N, near_L = np.nonzero(products_NL >= least_RL[row_N])
+    precise_RL = np.full_like(largest_RL, -np.inf)
+    step = max(1, AT_ONCE // query_LD.shape[1])
+    for start in range(0, len(near_N), step):
+        token, word = near_N[start : start + step], near_L[start : start + step]
+        np.maximum.at(precise_RL, (row_N[token], word), (tokens_ND[token] * query_LD[word]).sum(axis=1))
+    return precise_RL

@@ -64,7 +64,7 @@ class FolderIndex(ImageIndex):
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
         self._footer = lru_cache(maxsize=OPEN_FILES)(pq.read_metadata)
         # Unbounded, because each query asks every segment.
-        open_segment = partial(ann.open_segment, folder / "ann", config=self.config)
+        open_segment = partial(ann.open_segment, folder / "ann", config=self.config, dim=self.dim)
         self._segment = lru_cache(maxsize=None)(open_segment)
         self._words = lru_cache(maxsize=1)(keywords.open_keywords)
         self.stored_columns = StoredColumns(folder, document.columns, self.num_rows)
@@ -103,10 +103,8 @@ class FolderIndex(ImageIndex):
         """The values of all rows in a column, removed rows too."""
         if name not in BUILT_IN.names:
             return self.stored_columns.column(name)
-        tables = (pq.read_table(part_files.part_path(self.folder, part), columns=[name]) for part in self.parts)
-        return pa.chunked_array(
-            [chunk for table in tables for chunk in table[name].chunks], pa.string()
-        ).combine_chunks()
+        chunks = [chunk for part in self.parts for chunk in part_files.read_column(self.folder, part, name).chunks]
+        return pa.chunked_array(chunks, pa.string()).combine_chunks()
 
     def _summarize_columns(self) -> list[ColumnSummary]:
         """Each column with its type, the number of images without a value, and its most frequent values."""
@@ -240,7 +238,8 @@ class FolderIndex(ImageIndex):
     def part_table(self, number: int) -> pa.Table:
         """The images of a part without their vectors, as its file has them; removed rows too."""
         path = part_files.part_path(self.folder, self.parts[number])
-        return pq.read_table(path, columns=part_files.IMAGE_COLUMNS.names)
+        with part_files.reading(path):
+            return pq.read_table(path, columns=part_files.IMAGE_COLUMNS.names)
 
     def image_id(self, row: int) -> str:
         """The image id of a row: the id in the corpus, or the path in the folder."""
@@ -257,5 +256,8 @@ class FolderIndex(ImageIndex):
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
         path = part_files.part_path(self.folder, self.parts[part])
         # Ten names may be in ten files, and opening a file takes longer than reading from it.
-        file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
-        return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
+        with part_files.reading(path):
+            file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
+            strings = file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
+            strings.validate(full=True)
+        return strings

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +32,15 @@ from dcdctl.core.progress import Track
 from dcdctl.core.search import part_files
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.sources import SourceImages
-from dcdctl.core.search.storage import INDEX, IndexDocument, SealedFile, WordFiles, removed_rows, save_array
+from dcdctl.core.search.storage import (
+    INDEX,
+    IndexDocument,
+    SealedFile,
+    WordFiles,
+    mapped_arrays,
+    removed_rows,
+    save_array,
+)
 
 K1, B = 1.2, 0.75
 """Lucene's defaults; they are not tuned here."""
@@ -209,28 +216,44 @@ def _write(folder: Path, generation: int, words_R: Sequence[Sequence[str]], num_
 
 def read_words(folder: Path, files: WordFiles) -> list[list[str]]:
     """The words of each row. StaleError for a damaged file."""
-    words: list[list[str]] = pq.read_table(_checked(folder, files.words)).column("words").to_pylist()
-    return words
+    path = _checked(folder, files.words)
+    with part_files.reading(path):
+        column = pq.read_table(path).column("words").cast(pa.list_(pa.string()))
+        column.validate(full=True)
+        words: list[list[str] | None] = column.to_pylist()
+    if len(words) != files.num_rows or None in words or any(None in row for row in words if row):
+        raise INDEX.damaged(path, f"it has not the words of {files.num_rows:,} rows")
+    return words  # type: ignore[return-value]
 
 
 def open_keywords(folder: Path, files: WordFiles) -> Keywords:
     """The words of an index, memory-mapped. StaleError for a damaged file."""
-    words = _checked(folder, files.vocabulary).read_text(encoding="utf-8").splitlines()
-    return Keywords(
-        num_rows=files.num_rows,
-        vocabulary={word: number for number, word in enumerate(words)},
-        starts_W=_mapped(_checked(folder, files.starts)),
-        rows_W=_mapped(_checked(folder, files.rows)),
-        scores_W=_mapped(_checked(folder, files.scores)),
-    )
+    vocabulary = _read_vocabulary(_checked(folder, files.vocabulary))
+    path = _checked(folder, files.starts)
+    (starts_W,) = mapped_arrays(path, (np.int64, (len(vocabulary) + 1,)))
+    if starts_W[0] != 0 or (np.diff(starts_W) < 0).any():
+        raise INDEX.damaged(path, "its numbers do not ascend from 0")
+    path = _checked(folder, files.rows)
+    (rows_W,) = mapped_arrays(path, (np.int32, (int(starts_W[-1]),)))
+    if len(rows_W) and not (rows_W.min() >= 0 and rows_W.max() < files.num_rows):
+        raise INDEX.damaged(path, f"it has rows that are not among {files.num_rows:,}")
+    path = _checked(folder, files.scores)
+    (scores_W,) = mapped_arrays(path, (np.float32, (len(rows_W),)))
+    if not (np.isfinite(scores_W).all() and (scores_W >= 0).all()):
+        raise INDEX.damaged(path, "it has scores that are negative, NaN or infinite")
+    return Keywords(num_rows=files.num_rows, vocabulary=vocabulary, starts_W=starts_W, rows_W=rows_W, scores_W=scores_W)
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    try:
+        words = path.read_text(encoding="utf-8").splitlines()
+    except ValueError as error:
+        raise INDEX.damaged(path, "it is no UTF-8 text") from error
+    vocabulary = {word: number for number, word in enumerate(words)}
+    if len(vocabulary) != len(words):
+        raise INDEX.damaged(path, "it has a word twice")
+    return vocabulary
 
 
 def _checked(folder: Path, file: SealedFile) -> Path:
     return INDEX.checked(folder / "keywords" / file.file, file.sha256)
-
-
-def _mapped(path: Path) -> NDArray[Any]:
-    try:
-        return np.asarray(np.load(path, mmap_mode="r"))
-    except ValueError:  # an empty array cannot be mapped
-        return np.asarray(np.load(path))

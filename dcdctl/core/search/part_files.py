@@ -10,7 +10,8 @@ Shape letters: R rows, D width.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,16 +21,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dcdctl.core import files
 from dcdctl.core.artifacts import Build, seal_of
+from dcdctl.core.errors import StaleError, first_line
 from dcdctl.core.search.exact import Element, Elements
 from dcdctl.core.search.storage import INDEX, PLANNED, IndexDocument, Part
-from dcdctl.core.search.stored import COUNTS, Stored
+from dcdctl.core.search.stored import COUNTS, Stored, StoredTokens, StoredType, StoredVectors
 
 ROWS_PER_PART = 8192
 """Images in a file of vectors; a killed run loses at most this much work."""
 ROWS_PER_GROUP = 1024
 """Rows of a row group. The name of a hit is read with all names of its group."""
 _SKIPPED = b"dcdctl.skipped"
+_READ: set[Part] = set()
+"""The parts whose footers this process has compared with index.json."""
 _CHECKED: set[tuple[Part, Element]] = set()
 """The parts that this process has checked, with the type of their vectors; a part has its SHA-256."""
 
@@ -189,23 +194,87 @@ def read_images(path: Path) -> list[SourceImage]:
 
 
 def part_path(folder: Path, part: Part) -> Path:
-    """The file of a part. StaleError if it is damaged."""
-    return INDEX.checked(folder / "vectors" / part.file, part.sha256)
+    """The file of a part. StaleError if it is damaged, or has other rows or columns than index.json says."""
+    path = INDEX.checked(folder / "vectors" / part.file, part.sha256)
+    if part in _READ:
+        return path
+    with reading(path), pq.ParquetFile(path) as file:
+        footer = file.metadata
+        columns = file.schema_arrow.remove_metadata()
+        rows = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+    if pa.schema(list(columns)[: len(IMAGE_COLUMNS)]) != IMAGE_COLUMNS:
+        raise INDEX.damaged(path, f"its columns are {', '.join(columns.names)}, not those of images")
+    if rows != group_rows(part.rows):
+        raise INDEX.damaged(path, f"it has {sum(rows):,} rows in {len(rows):,} groups, index.json has {part.rows:,}")
+    # Once per process, as the checksum.
+    _READ.add(part)
+    return path
+
+
+def read_column(folder: Path, part: Part, name: str) -> pa.ChunkedArray:
+    """The texts of all rows of a part in a column."""
+    path = part_path(folder, part)
+    with reading(path):
+        column = pq.read_table(path, columns=[name])[name]
+        column.validate(full=True)
+    return column
+
+
+def group_rows(num_rows: int) -> list[int]:
+    """The rows of each row group of a file."""
+    return [min(ROWS_PER_GROUP, num_rows - first) for first in range(0, num_rows, ROWS_PER_GROUP)]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A block that reads a Parquet file of an index; StaleError if it cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
+        # Arrow's error for a file that is gone is an OSError too.
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise files.unreadable(path, error, error=StaleError) from error
+        raise INDEX.damaged(path, first_line(error)[:200]) from error
 
 
 def mapped(folder: Path, part: Part, type_: Element) -> tuple[Elements, ...]:
     """The vectors of each row group of a part, memory-mapped. StaleError if a number is not finite."""
     path = part_path(folder, part)
+    layout = list(zip(part.num_tokens or group_rows(part.rows), part.vectors_at, strict=False))
+    is_checked = (part, type_) in _CHECKED
+    if not is_checked:
+        with reading(path), pq.ParquetFile(path) as file:
+            is_same = _is_plain(file, type_) and _layout(file, type_) == layout
+            is_same = is_same and len(layout) == file.num_row_groups
+        if not is_same:
+            raise INDEX.damaged(path, "its vectors are not where index.json says, or of another type")
     raw = np.memmap(path, dtype=np.uint8, mode="r")
-    rows = [min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP)]
     # Plain arrays, because indexing a np.memmap takes longer than reading a few vectors.
-    layout = zip(part.num_tokens or rows, part.vectors_at, strict=True)
     groups = tuple(_at(raw, offset, count, type_) for count, offset in layout)
-    if (part, type_) not in _CHECKED and not all(map(_all_finite, groups)):
-        raise INDEX.damaged(path, "it has vectors that are NaN or infinite")
+    if not is_checked:
+        if not all(map(_all_finite, groups)):
+            raise INDEX.damaged(path, "it has vectors that are NaN or infinite")
+        # A token may be zero, a vector has no direction then. As whole numbers, which takes a tenth of the time.
+        if type_.names is None and not (
+            part.num_tokens or all(group.view("<u2").any(axis=1).all() for group in groups)
+        ):
+            raise INDEX.damaged(path, "it has vectors that are zero")
     # Once per process, because it reads the whole file.
     _CHECKED.add((part, type_))
     return groups
+
+
+def _is_plain(file: pq.ParquetFile, type_: Element) -> bool:
+    """Whether the last column has elements of this type as `write_part` writes them."""
+    columns = file.schema_arrow.remove_metadata()
+    stored_type: StoredType = StoredTokens if COUNTS in columns.names or type_.names else StoredVectors
+    if pa.schema(list(columns)[len(IMAGE_COLUMNS) :]) != stored_type.file_schema(type_):
+        return False
+    for number in range(file.num_row_groups):
+        column = file.metadata.row_group(number).column(file.metadata.num_columns - 1)
+        if column.compression != "UNCOMPRESSED" or column.dictionary_page_offset is not None:
+            return False
+    return True
 
 
 def _layout(file: pq.ParquetFile, type_: Element) -> list[tuple[int, int]]:

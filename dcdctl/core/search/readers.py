@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dcdctl.core.search import exact, part_files
 from dcdctl.core.search.exact import Floats, Half, Rows
-from dcdctl.core.search.storage import IndexDocument, removed_rows
+from dcdctl.core.search.storage import INDEX, IndexDocument, removed_rows
 from dcdctl.core.search.stored import COUNTS, StoredTokens, StoredVectors
 
 OPEN_FILES = 256
@@ -29,10 +29,13 @@ MANY = 0.05
 for each."""
 GATHERED = 8192
 """Vectors that are gathered together."""
-TOKENS_OF = 256
-"""Images whose tokens are compared together: 1 MB of float32 at 17 tokens of 64 numbers, which fits a cache."""
+COMPARED = 1 << 18
+"""Numbers of tokens that are compared together: 1 MB of float32, which fits a cache."""
 BLOCK = 1024
 """Images whose vectors are passed to a segment together: 2 MB of float32 at 512 numbers per vector."""
+BLOCK_NUMBERS = 1 << 23
+"""Maximum numbers of the tokens that are passed to a segment together: 32 MB of float32. A page of ColPali has 132,000
+numbers."""
 
 
 class PartReader:
@@ -153,7 +156,8 @@ class TokenReader(PartReader):
         return StoredTokens(np.concatenate(self._groups(number)), counts_R)
 
     def blocks(self, rows: range) -> Iterator[StoredTokens]:
-        return (self.stored(np.arange(first, min(first + BLOCK, rows.stop))) for first in rows[::BLOCK])
+        step = min(BLOCK, self._images_with(BLOCK_NUMBERS))
+        return (self.stored(np.arange(first, min(first + step, rows.stop))) for first in rows[::step])
 
     def propose(self, queries: Floats, k: int, among: Rows | None = None) -> list[Rows]:
         blocks = self._rest() if among is None else self._blocks(among)
@@ -165,9 +169,15 @@ class TokenReader(PartReader):
 
     def _blocks(self, rows: Rows) -> Iterator[tuple[Rows, StoredTokens]]:
         """The tokens of rows as float32, in blocks."""
-        for start in range(0, len(rows), TOKENS_OF):
-            stored = self.stored(rows[start : start + TOKENS_OF])
-            yield rows[start : start + TOKENS_OF], StoredTokens(stored.tokens_ND, stored.counts_R)
+        step = self._images_with(COMPARED)
+        for start in range(0, len(rows), step):
+            stored = self.stored(rows[start : start + step])
+            yield rows[start : start + step], StoredTokens(stored.tokens_ND, stored.counts_R)
+
+    def _images_with(self, numbers: int) -> int:
+        """How many images have at most so many numbers; at least one."""
+        counts_R = self._places()[1]
+        return max(1, numbers // (self.dim * int(counts_R.max(initial=1))))
 
     def _rest(self) -> Iterable[tuple[Rows, StoredTokens]]:
         """The blocks of all rows outside the segments."""
@@ -187,9 +197,16 @@ class TokenReader(PartReader):
         size, none = part_files.ROWS_PER_GROUP, np.empty(0, dtype=np.int64)
         starts, counts = [none], [none]
         for part in self.parts:
-            column = pq.ParquetFile(part_files.part_path(self.folder, part)).read(columns=[COUNTS])[0]
-            # `read_table` and `to_numpy` import pandas, a quarter of the time of a first answer.
-            counts_R = np.from_dlpack(column.combine_chunks()).astype(np.int64)
+            path = part_files.part_path(self.folder, part)
+            with part_files.reading(path), pq.ParquetFile(path) as file:
+                column = file.read(columns=[COUNTS]).column(COUNTS)
+                if column.type != "int32" or column.null_count:
+                    raise ValueError(f"its {COUNTS} are {column.type}")
+                # `read_table` and `to_numpy` import pandas, a quarter of the time of a first answer.
+                counts_R = np.from_dlpack(column.combine_chunks()).astype(np.int64)
+            of_group = [int(counts_R[first : first + size].sum()) for first in range(0, len(counts_R), size)]
+            if counts_R.min() < 1 or tuple(of_group) != part.num_tokens:
+                raise INDEX.damaged(path, "its numbers of tokens are not those of index.json")
             starts_R = np.cumsum(counts_R) - counts_R
             of_group_R = np.repeat(starts_R[::size], size)[: len(starts_R)]
             counts.append(counts_R)

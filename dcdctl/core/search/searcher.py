@@ -25,7 +25,7 @@ from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.answers import SearchAnswer, checked_text, query_image
-from dcdctl.core.search.background import Background, measure_background
+from dcdctl.core.search.background import Background, measure_background, probe_texts
 from dcdctl.core.search.columns.where import Condition
 from dcdctl.core.search.protocol import Hit, ImageIndex
 
@@ -119,7 +119,7 @@ class IndexSearcher:
         # A re-ranker needs torch anyway, and on a GPU that the user names, texts are encoded there.
         is_best = rerank is None and str(device) in ("auto", "cpu") and TextTower.is_available()
         if (is_best or index.query_model is not None) and (side := index.text_side) is not None:
-            tower = TextTower.open(side, index.fingerprint, threads)
+            tower = TextTower.open(side, index.fingerprint, threads, probe_texts())
         searcher = IndexSearcher(index, tower or encoder.load(), encoder)
         if rerank is None:
             return searcher

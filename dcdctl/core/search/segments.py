@@ -24,6 +24,7 @@ from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search import ann
 from dcdctl.core.search.exact import Floats, Rows
+from dcdctl.core.search.graph_file import check_graph
 from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.readers import BLOCK, READERS
 from dcdctl.core.search.storage import INDEX, IndexDocument, Segment, save_array
@@ -124,6 +125,11 @@ def _build_graph(path: Path, blocks: Blocks, document: IndexDocument, advance: A
         first += len(codes_RD)
         advance(len(codes_RD))
     graph.save(str(path))
+    try:
+        # The check relies on how usearch lays out a file.
+        check_graph(path, first, document.model.dim, settings)
+    except ValueError as error:
+        raise AssertionError("this version of usearch lays out graphs in another way") from error
 
 
 def _build_codes(

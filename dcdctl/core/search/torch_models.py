@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dcdctl.core import models
+from dcdctl.core import machine, models
 from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models import PATIENCE_S
 from dcdctl.core.search.answers import SearchAnswer, image_of
 from dcdctl.core.search.protocol import Hit, ImageIndex
+
+T = TypeVar("T")
 
 DEPTH = 50
 """Candidates per query that are re-ranked."""
@@ -37,6 +40,7 @@ class DualVectors:
         self.model, self.device = model, device
         # A tokenizer changes its state while it works, so two threads must not use it at once.
         self._tokenizing = threading.Lock()
+        self._workers = machine.Workers(PATIENCE_S)
 
     @property
     def max_text_len(self) -> int:
@@ -53,14 +57,22 @@ class DualVectors:
 
     def tokenize(self, texts: Sequence[str]) -> tuple[models.TextBatch, list[list[int]]]:
         with self._tokenizing:
-            batch = self.model.preprocess.texts(texts)
+            batch = self._do(lambda: self.model.preprocess.texts(texts))
         masked = zip(batch.input_ids, batch.attention_mask, strict=True)
         return batch, [ids_L[mask_L.bool()].tolist() for ids_L, mask_L in masked]
 
     def num_tokens(self, text: str) -> int:
         with self._tokenizing:
             # verbose=False, because transformers would warn about the length.
-            return len(self.model.preprocess.tokenizer(text, verbose=False)["input_ids"])
+            return len(self._do(lambda: self.model.preprocess.tokenizer(text, verbose=False)["input_ids"]))
+
+    def _do(self, work: Callable[[], T]) -> T:
+        """What tokenizing gives; ModelError if it does not end, as the regular expression of a stranger may."""
+        try:
+            return self._workers.do(work)
+        except TimeoutError as error:
+            message = f"the tokenizer of the model reads a text for more than {PATIENCE_S} s"
+            raise ModelError(message, hint="use an index of another model") from error
 
     @torch.inference_mode()
     def vectors(self, batch: Any) -> NDArray[np.float32]:

@@ -117,15 +117,22 @@ class StoreIndex(ImageIndex):
         try:
             return repeated(work, FOR_A_QUESTION, *arguments)
         except (pa.ArrowException, KeyError, ValueError) as error:
-            raise StaleError(
-                f"{self.location} does not hold what its facts say: {str(error)[:200]}",
-                hint="does another program write to it? Fill it again with `dcdctl index INDEX --to --replace`",
-            ) from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> StaleError:
+        """The error for images that are not as their facts say."""
+        return StaleError(
+            f"{self.location} does not hold what its facts say: {str(error.args[0])[:200]}",
+            hint="does another program write to it? Fill it again with `dcdctl index INDEX --to --replace`",
+        )
 
     def _best(self, query_D: Floats, images: pa.Table, k: int) -> tuple[Hit, ...]:
-        stored = self.stored_type.of_column(images.column("vector"))
-        near = stored.propose(query_D, k)
-        scores = stored.score(query_D, near)
+        try:
+            stored = self.stored_type.of_column(images.column("vector"))
+            near = stored.propose(query_D, k)
+            scores = stored.score(query_D, near)
+        except (StaleError, ValueError) as error:
+            raise self._damaged(error) from error
         order = best_first(scores, images.column("row").to_numpy()[near], k)
         best = images.drop_columns(["vector"]).take(pa.array(near[order])).to_pylist()
         hits = []

@@ -140,6 +140,7 @@ def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track
         )
     if (corpus := counted_corpus(Path(*inputs.places), inputs.split, inputs.max_images)) is None:
         return OPENERS[inputs.form](resolve(job, inputs, options), track, is_preview=True).preview
+    memory.check_weights(recipe.model, options.compute.device)
     pairs = choose_pairs(corpus, recipe, None, false_negative_filter(corpus, None))
     return Preview(
         recipe=replace(recipe, batch=pairs.config),
@@ -164,6 +165,7 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
     CHECKS[inputs.form](plan)
     if options.wandb is not None:
         loggers.require()
+    memory.check_weights(recipe.model, options.compute.device)
     initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not plan.use.embeds)
     if inputs.form != "texts":
         check_teachers(recipe, inputs, plan.use)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,20 +61,37 @@ class StoredColumns:
         """Columns of all rows."""
         with self._file() as file:
             table = file.read(columns=names)
+            table.validate(full=True)
         missing = {field.name: pa.nulls(self._num_rows - self.num_covered, field.type) for field in table.schema}
         return pa.concat_tables([table, pa.table(missing)]).combine_chunks()
 
     def _read_group(self, group: int) -> pa.Table:
         with self._file() as file:
-            return file.read_row_group(group, columns=self.schema.names[:NUM_SHOWN], use_threads=False).combine_chunks()
+            names = self.schema.names[:NUM_SHOWN]
+            table = file.read_row_group(group, columns=names, use_threads=False).combine_chunks()
+            table.validate(full=True)
+            return table
 
-    def _file(self) -> pq.ParquetFile:
+    @contextmanager
+    def _file(self) -> Iterator[pq.ParquetFile]:
         assert self._entry is not None  # an index without columns has none to ask for
         path = INDEX.checked(self._folder / self._entry.file, self._entry.sha256)
         # Reading ahead would copy the pages that are mapped.
-        file = pq.ParquetFile(path, memory_map=True, pre_buffer=False, metadata=self._footer)
-        self._footer = file.metadata  # 20 ms for a thousand columns
-        return file
+        with (
+            part_files.reading(path),
+            pq.ParquetFile(path, memory_map=True, pre_buffer=False, metadata=self._footer) as file,
+        ):
+            if self._footer is None:
+                self._check(file, path)
+            self._footer = file.metadata  # 20 ms for a thousand columns
+            yield file
+
+    def _check(self, file: pq.ParquetFile, path: Path) -> None:
+        """StaleError if the file has other columns or rows than index.json says."""
+        rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        is_same = file.schema_arrow.remove_metadata() == self.schema
+        if not is_same or [row for row in rows if row] != part_files.group_rows(self.num_covered):
+            raise INDEX.damaged(path, "its columns or rows are not those of index.json")
 
 
 def write_columns(folder: Path, generation: int, table: pa.Table) -> ColumnsFile | None:
