@@ -125,7 +125,7 @@ class Preprocess:
 
     def save(self, folder: Path) -> None:
         """Write the files of the tokenizer and the image processor."""
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         if not self._is_timm:  # timm's processor follows from the vision encoder's configuration and has no file
             self.image_processor.save_pretrained(folder)
 
@@ -312,6 +312,16 @@ def load_own_tokenizer(ref: str, config: PreTrainedConfig, other: str | None) ->
     """The tokenizer of a network's folder or Hub id, whose configuration is `config`, or that of `other`, if the user
     names another."""
     return load_tokenizer(ref, config=config) if not other else load_tokenizer(other)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the files of a tokenizer, which do not depend on what it has read."""
+    if tokenizer.is_fast:
+        # A call leaves its truncation and padding in the backend, and sets them anew; the file would have those of the
+        # last one.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
 
 
 def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer:
