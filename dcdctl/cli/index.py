@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dcdctl.core.devices import Compute
     from dcdctl.core.progress import Say
     from dcdctl.core.search import Changes, IndexChange, IndexConfig
-    from dcdctl.core.stores import Upload
+    from dcdctl.core.stores import Store, Upload
 
 Metadata: TypeAlias = "Ref | pa.Table | None"
 Settings: TypeAlias = "IndexConfig | None"
@@ -187,6 +187,8 @@ def index(new: NewIndex, changes: IndexOptions, threads: Threads = None, json: J
     store = None if changes.to is None else stores.open_store(changes.to)
     if changes.plan_only:
         return _plan(new, changes, json)
+    if store is not None:
+        _check_store(store, new, replace=changes.replace)
     devices.use_threads(threads)
     change = search.run_index_job(
         os.fspath(new.model),
@@ -203,6 +205,18 @@ def index(new: NewIndex, changes: IndexOptions, threads: Threads = None, json: J
         show_json(_document(change, uploaded))
     else:
         _show(change, uploaded)
+
+
+def _check_store(store: Store, new: NewIndex, *, replace: bool) -> None:
+    """The errors of an upload that can be known before images are embedded."""
+    from dcdctl.core import models, search, stores
+
+    ref = os.fspath(new.model)
+    if new.images is not None:
+        is_late = models.check_ref(ref, kind="searchable") == "late"
+        stores.check_store(store, is_late=is_late, replace=replace)
+    elif (folder := Path(ref).expanduser()).is_dir():
+        stores.check_store(store, search.FolderIndex.open(folder), replace=replace)
 
 
 def _plan(new: NewIndex, changes: IndexOptions, json: bool) -> None:

@@ -320,7 +320,8 @@ def _check_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
     if not existing.is_dir():
         raise InputError(f"{folder} cannot be written to: {existing} is a file", hint="name another folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
+    # With the rights that this process has now, where the system can tell.
+    if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         # Windows has no statvfs.
         if hasattr(os, "statvfs") and os.statvfs(existing).f_flag & os.ST_RDONLY:
             raise InputError(f"{existing} cannot be written to: read-only file system", hint="name another folder")

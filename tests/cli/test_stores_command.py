@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from urllib.parse import unquote
 
 import pytest
 from command_line import document_of, error_of, run
+from families import FAMILIES, late
 from noise_index import CAPTIONS, NAMES
+
+from dcdctl.core import models
+from dcdctl.core.search import FolderIndex, embed
+from dcdctl.core.stores import retry
 
 
 def shown(url):
@@ -64,3 +70,40 @@ def test_mistakes_are_told_before_any_work(noise_index, tmp_path):
     error = error_of(f"index {tmp_path}/absent --to redis://host/photos")
     assert "'redis://host/photos' is not the URL of a store" in error
     assert "leave --model out" in error_of(f"search {noise_index} 'a dog' --model {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (
+            "postgresql://nobody@127.0.0.1:1/photos?table=a",
+            r"photos\?table=a does not answer",
+        ),
+        ("qdrant://127.0.0.1:1/photos", r"photos does not answer: .*Connection refused"),
+        ("lancedb:{file}/store?table=a", "file"),
+        ("lancedb:{file}?table=a", "file"),
+    ],
+)
+def test_a_store_that_cannot_be_filled_is_refused_before_images_are_embedded(
+    noise_index, tmp_path, monkeypatch, url, message
+):
+    monkeypatch.setattr(retry.time, "sleep", lambda _: None)
+    monkeypatch.setattr(embed, "embed", None)
+    (tmp_path / "file").write_text("x")
+    folder = noise_index.parent
+    url = url.format(file=tmp_path / "file")
+    assert re.search(
+        message, error_of(f"index {folder}/dual --images {folder}/images --out {tmp_path}/new --to '{url}'")
+    )
+    assert not (tmp_path / "new").exists()
+    error_of(f"index {noise_index} --set kind=flat --to '{url}'")
+    assert FolderIndex.open(noise_index).document.generation == 1
+
+
+def test_a_late_index_for_a_store_of_single_vectors_is_refused_before_images_are_embedded(
+    postgres_url, noise_index, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(embed, "embed", None)
+    models.save(late(FAMILIES["dual"](CAPTIONS, tmp_path), is_pooled=False), tmp_path / "late")
+    command = f"index {tmp_path}/late --images {noise_index.parent}/images --out {tmp_path}/new"
+    assert "takes one vector per image" in error_of(f"{command} --to '{postgres_url}&table=late'")

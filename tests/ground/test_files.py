@@ -282,7 +282,7 @@ def test_a_device_is_refused_and_not_replaced(tmp_path):
 
 
 def test_an_output_path_without_permission_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK and path == tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: mode == os.F_OK and path == tmp_path)
     for check in (files.check_output_folder, files.check_output_file):
         with pytest.raises(
             InputError, match=f"{tmp_path} cannot be written to: permission denied; change its permissions"
@@ -291,7 +291,7 @@ def test_an_output_path_without_permission_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_read_only_file_system_is_not_called_a_permission(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK and path == tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: mode == os.F_OK and path == tmp_path)
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
     for check in (files.check_output_folder, files.check_output_file):
         with pytest.raises(InputError, match=f"^{tmp_path} cannot be written to: read-only file system; name another"):

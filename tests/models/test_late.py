@@ -116,6 +116,28 @@ def test_few_pairs_and_all_pairs_have_the_same_logits(tmp_path, is_pooled):
     assert dense.unique().numel() > 6
 
 
+@pytest.mark.parametrize("is_mean", [True, False])
+@pytest.mark.parametrize("is_pooled", [True, False])
+def test_logits_are_the_scaled_maxsim_of_real_tokens_and_the_scaled_cosine(tmp_path, monkeypatch, is_pooled, is_mean):
+    model = late(FAMILIES["dual"](CAPTIONS, tmp_path), is_pooled=is_pooled)
+    monkeypatch.setattr(model, "is_mean", is_mean)
+    monkeypatch.setattr("dcdctl.core.models.late.PAIRS_AT_A_TIME", 2)
+    vectors = [torch.nn.functional.normalize(torch.randn(len(side[0]), 8), dim=-1) for side in (IMAGES, TEXTS)]
+    # The product with padding is larger than any with a token.
+    images = States(IMAGES[0].masked_fill(~IMAGES[1][:, :, None], 9.0), IMAGES[1], vectors[0])
+    texts = States(*TEXTS, vectors[1])
+    expected = model.logit_scale * plain(IMAGES, TEXTS, is_mean=is_mean)
+    assert (model.vectors_scale is not None) == is_pooled
+    if is_pooled:
+        assert model.vectors_scale.item() > 1.5
+        expected = expected + model.vectors_scale * vectors[0] @ vectors[1].T
+    rows, columns = torch.arange(4).repeat_interleave(5), torch.arange(5).repeat(4)
+    # All at once, and two pairs at a time.
+    for factor in (4, 0):
+        monkeypatch.setattr("dcdctl.core.models.late.DENSE_FACTOR", factor)
+        assert_close(model.score_pairs(images, texts, rows, columns), expected.flatten())
+
+
 def test_the_scale_is_learned_and_ends_at_100(tmp_path):
     model = late(FAMILIES["dual"](CAPTIONS, tmp_path))
     with torch.no_grad():

@@ -13,7 +13,7 @@ from tiny import contents
 
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search import FolderIndex, ann
-from dcdctl.core.search.index_config import HnswConfig, IndexConfig
+from dcdctl.core.search.index_config import HnswConfig, IndexConfig, TokenConfig
 from dcdctl.core.search.segments import BUILDERS, segment_ranges
 from dcdctl.core.search.storage import Segment
 
@@ -143,6 +143,10 @@ def test_settings_of_a_query_and_of_other_kinds_build_the_same_segment():
     config = IndexConfig(kind="hnsw")
     for other in ({"kind": "flat"}, {"segment_rows": 5000}, graph):
         assert not config.builds_as(replace(config, **other)), other
+    fewer = {"tokens": TokenConfig(centroids=9)}
+    for kind in ("flat", "hnsw", "int8", "binary", "centroids"):
+        config = IndexConfig(kind=kind)
+        assert config.builds_as(replace(config, **fewer)) == (kind != "centroids"), kind
 
 
 def test_a_damaged_segment_is_named(tmp_path):

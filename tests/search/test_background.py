@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import served
 import torch
-from made_index import update
+from made_index import build, searcher_of, update
 from PIL import Image
 
 from dcdctl.core.search import WEAK, FolderIndex, IndexSearcher, background
+from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.torch_models import DualVectors
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -32,7 +33,8 @@ def by_hand(searcher: IndexSearcher) -> list[float]:
     images = unit(index.stored(np.array(rows)).data.astype(np.float64))
     model = searcher.model
     with torch.inference_mode():
-        probes = unit(model.embed_texts(model.preprocess.texts(background.probe_texts())).double().numpy())
+        probes = model.embed_texts(model.preprocess.texts(background.probe_texts())).double().numpy()
+    probes = unit(probes[:, : index.dim])
     best = [max(probe @ image for image in images) for probe in probes]
     return [float(np.median(probes @ images.T)), float(np.quantile(best, 0.95))]
 
@@ -40,6 +42,15 @@ def by_hand(searcher: IndexSearcher) -> list[float]:
 def test_the_background_is_that_of_all_probes_and_images(made):
     found = background.measure_background(made.searcher)
     assert [found.typical, found.limit] == pytest.approx(by_hand(made.searcher), abs=2e-3)
+
+
+def test_the_background_of_short_vectors_is_that_of_their_first_numbers(made, tmp_path):
+    build(made.run, made.photos, tmp_path / "short", IndexConfig(dims=3))
+    searcher = searcher_of(tmp_path / "short")
+    assert searcher.texts.probes.shape == (64, 8)
+    found = searcher.background
+    assert [found.typical, found.limit] == pytest.approx(by_hand(searcher), abs=2e-3)
+    assert searcher.by_text(background.probe_texts()[0], 1).background == found
 
 
 def test_a_text_is_weak_up_to_the_limit_and_the_page_and_python_say_so(made):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from damage import damage_image
+from every_command import without_root
 from hostile_images import TALLER, jpeg_of_size
 from image_files import png, put
 from made_index import Killed, build, killed_before, update
@@ -239,7 +240,7 @@ def test_without_images_the_build_is_an_error_and_leaves_no_folder(dual, tmp_pat
 
 
 def test_missing_permissions_are_reported_before_embedding(dual, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: path.exists() and mode != os.W_OK | os.X_OK)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: path.exists() and mode != os.W_OK | os.X_OK)
     with pytest.raises(InputError, match=f"{tmp_path} cannot be written to: permission denied"):
         build(dual, pictures, tmp_path / "new" / "index", FLAT)
     monkeypatch.undo()
@@ -464,10 +465,12 @@ def test_images_are_removed_by_name_and_pattern_and_can_be_added_again(dual, pic
     found = fewer.nearest(vectors_of(model, [Image.open(pictures / "0.png")]), 7)[1][0].tolist()
     assert {row for row in found if row >= 0} == {rows[name] for name in names(fewer)}
     before = contents(index.folder)
-    for name in ("0.png", "absent.png", "*.jpg"):
+    for name in ("absent.png", "*.jpg"):
         with pytest.raises(InputError, match=r"has no image '.*'; nothing was removed"):
             update(index.folder, remove=("2.png", name))
     assert contents(index.folder) == before
+    # Those that are removed already, by a command that was killed after its removal.
+    assert names(update(index.folder, remove=("0.png", "sub/*"))) == ["2.png", "4.png", "6.png"]
     back = update(index.folder, add=pictures)
     assert sorted(names(back)) == sorted(rows)
     none = update(index.folder, remove=("*",))
@@ -489,6 +492,24 @@ def test_images_that_are_gone_are_removed_unless_the_whole_folder_is_gone(pictur
     assert FolderIndex.open(flat.folder).num_images == 6
 
 
+@pytest.mark.parametrize("name", ["remove", "sets", "remove_gone", "add"])
+def test_a_change_of_an_index_that_cannot_be_written_names_the_index(dual, pictures, tmp_path, name):
+    index = build(dual, pictures, tmp_path / "index", FLAT)
+    before = contents(index.folder)
+    values = {"remove": ("0.png",), "sets": ("segment_rows=3",), "remove_gone": True, "add": pictures}
+    index.folder.chmod(0o555)
+    try:
+        with without_root() as is_ordinary:
+            if not is_ordinary:
+                pytest.skip("this process keeps the rights of root")
+            with pytest.raises(InputError, match=rf"^{index.folder} cannot be written to: permission denied; change"):
+                update(index.folder, **{name: values[name]})
+            assert update(index.folder).num_images == index.num_images
+    finally:
+        index.folder.chmod(0o755)
+    assert contents(index.folder) == before
+
+
 def test_settings_can_be_changed_later(dual, pictures, tmp_path):
     index = build(dual, pictures, tmp_path / "index", GRAPHS)
     graphs = contents(index.folder / "ann")
@@ -502,7 +523,12 @@ def test_settings_can_be_changed_later(dual, pictures, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"add": True}, {"remove": ("0.png",), "sets": ("segment_rows=3",)}], ids=["add", "remove"]
+    "changes",
+    [
+        {"add": True},
+        {"remove": ("0.png",), "sets": ("segment_rows=3",)},
+    ],
+    ids=["add", "remove"],
 )
 def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp_path, monkeypatch, changes):
     build(dual, pictures, tmp_path / "old", GRAPHS)
@@ -519,17 +545,28 @@ def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp
         was_killed = killed_before(monkeypatch, number, lambda: update(folder, **changes))  # noqa: B023
         index = FolderIndex.open(folder)
         assert names(index) in (old, new), number
-        assert index.nearest(np.ones((1, 8)), 5)[1].min() >= 0
-        if names(index) == old:
-            update(folder, **changes)
-        elif "add" in changes:
-            update(folder, add=pictures)
-        if names(index) == old or not was_killed:
+        assert index.nearest(np.ones((1, 8)), 3)[1].min() >= 0
+        was_committed = names(index) != old
+        # The same command again.
+        assert names(update(folder, **changes) if was_killed else index) == new
+        # Otherwise the generation is a higher one.
+        if not (was_killed and was_committed):
             assert contents(folder) == contents(tmp_path / "new"), number
         if not was_killed:
             break
         number += 1
     assert number > 3
+
+
+def test_a_command_that_was_killed_between_its_changes_is_run_again_as_it_was(dual, pictures, tmp_path, monkeypatch):
+    index = build(dual, pictures, tmp_path / "index", FLAT)
+    changes = {"remove": ("0.png", "sub/*"), "add": put(tmp_path / "more", {"z.png": png(20)})}
+    with monkeypatch.context() as patched:
+        patched.setattr(embed, "embed", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            update(index.folder, **changes)
+    assert names(FolderIndex.open(index.folder)) == ["2.png", "4.png", "6.png"]
+    assert names(update(index.folder, **changes)) == ["2.png", "4.png", "6.png", "z.png"]
 
 
 def test_the_plan_of_another_change_is_not_resumed(tmp_path, monkeypatch, flat):

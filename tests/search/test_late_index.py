@@ -25,6 +25,7 @@ from dcdctl.core.search import (
     parse_where,
     part_files,
     run_index_job,
+    segments,
 )
 from dcdctl.core.search.exact import decoded, encoded, maxsims, token_type
 from dcdctl.core.serve import ServiceConfig, app
@@ -168,6 +169,38 @@ def test_centroids_are_good_candidates_and_all_can_be_compared(tmp_path, centroi
     found = [len({*some} & {*every}) for some, every in zip(rows.tolist(), all_rows.tolist(), strict=True)]
     assert least <= sum(found) <= most
     assert (scores[:, 0] <= all_scores[:, 0]).all()
+
+
+def test_centroids_are_those_of_k_means_and_padding_has_none(tmp_path):
+    rng = np.random.default_rng(0)
+    counts_R = rng.integers(1, 9, 400)
+    # Clusters of other lengths, one after another, so that the first tokens are no sample.
+    centers_KD = rng.normal(size=(24, 8))
+    centers_KD *= rng.uniform(0.3, 2, (24, 1)) / np.linalg.norm(centers_KD, axis=1, keepdims=True)
+    cluster_N = np.sort(rng.integers(0, 24, counts_R.sum()))
+    tokens_ND = (centers_KD[cluster_N] + 0.12 * rng.normal(size=(len(cluster_N), 8))).astype(np.float32)
+    tokens_ND[:300] = tokens_ND[0]  # equal tokens, of which only one centroid gets any
+    ends = np.cumsum([0, *counts_R])
+
+    def blocks():
+        for first in range(0, 400, 100):
+            rows = slice(first, first + 100)
+            yield StoredTokens(tokens_ND[ends[first] : ends[first + 100]], counts_R[rows])
+
+    index, _ = write_late(tmp_path / "index", [1], tokens={"centroids": 24})
+    path = tmp_path / "centroids"
+    segments.BUILDERS["centroids"](path, blocks, index.document, lambda _: None)
+    with path.open("rb") as file:
+        found_KD, codes_NR = np.load(file).astype(np.float64), np.load(file)
+    is_token_RN = np.arange(len(codes_NR)) < counts_R[:, None]
+    assert (codes_NR.T[~is_token_RN] == len(found_KD)).all()
+    code_N = codes_NR.T[is_token_RN]
+    distances_NK = np.square(tokens_ND[:, None] - found_KD).sum(axis=2)
+    assert distances_NK[np.arange(len(code_N)), code_N] == pytest.approx(distances_NK.min(axis=1), abs=1e-4)
+    # A centroid without tokens stays where it was drawn.
+    assert np.linalg.norm(found_KD, axis=1).min() > 0.2
+    # The sum of squares is 0.59 of that of the centers; 1.55 of a sample as it is drawn, 1.01 after one round.
+    assert distances_NK.min(axis=1).sum() < 0.65 * np.square(tokens_ND - centers_KD[cluster_N]).sum()
 
 
 @pytest.mark.parametrize("sets", [("tokens.codes=int8",), ALL])

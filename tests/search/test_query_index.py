@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import document_of, run
+from every_command import without_root
 from families import FAMILIES, late, with_noise
 from made_index import BATCHES, build_of, killed_before, searcher_of, update
 from made_store import URLS
@@ -18,7 +19,7 @@ from tiny import run_script
 
 import dcdctl
 from dcdctl.core import models
-from dcdctl.core.errors import MissingError, ModelError, StaleError
+from dcdctl.core.errors import InputError, MissingError, ModelError, StaleError
 from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, StoredTokens, run_index_job
 from dcdctl.core.stores import StoreIndex, open_store, upload_index
 
@@ -113,6 +114,20 @@ def test_a_new_index_takes_the_query_models_texts_alone(made, noise_index, tmp_p
     changed = dcdctl.Index.open(new.folder).set_query_model(other).index
     assert changed.query_model == models.load(other, kind="query").digest != new.query_model
     assert sorted(path.parent.name for path in new.folder.glob("*/text.json")) == [changed.document.text.folder]
+
+
+def test_a_query_model_for_an_index_that_cannot_be_written_is_refused_by_the_index(made, tmp_path):
+    _, own, _, query = made
+    folder = shutil.copytree(own.folder, tmp_path / "index")
+    folder.chmod(0o555)
+    try:
+        with without_root() as is_ordinary:
+            if not is_ordinary:
+                pytest.skip("this process keeps the rights of root")
+            with pytest.raises(InputError, match=rf"^{folder} cannot be written to: permission denied; change"):
+                update(folder, query_model=query)
+    finally:
+        folder.chmod(0o755)
 
 
 def test_a_killed_change_of_the_query_model_keeps_the_former_one(made, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dcdctl.core.search import StoredTokens
 from dcdctl.core.search.columns.where import matches, parse_where
 from dcdctl.core.stores import (
     StoreIndex,
+    check_store,
     open_index,
     open_store,
     retry,
@@ -278,12 +280,16 @@ def test_facts_that_are_damaged_or_hostile_are_one_short_line(store, url, text):
         ({"columns": {"a\x1b[31m": "string"}}, "columns"),
         ({"columns": {"\ud800": "string"}}, "columns"),
         ({"sources": []}, "paths"),
-        ({"sources": [{"kind": "folder", "path": "a\0"}]}, "paths"),
         ({"model_folder": "x" * 10**5}, "paths"),
     ],
 )
 def test_facts_of_values_that_no_upload_writes_are_refused(store, url, values, name):
     assert f"another version of dcdctl (its {name} cannot be right)" in facts_error(store, url, changed(**values))
+
+
+def test_facts_with_a_source_that_is_nowhere_are_refused(store, url):
+    found = facts_error(store, url, changed(sources=[{"kind": "folder", "path": "a\0"}]))
+    assert r"another version of dcdctl (sources.path must be a path, got 'a\x00')" in found
 
 
 OTHER_COLUMNS = {"owner": "int64"}
@@ -491,3 +497,48 @@ def test_a_wrong_url_says_how_one_looks(url, message):
     with pytest.raises(InputError, match=message) as caught:
         open_index(url)
     assert "secret" not in str(caught.value)
+
+
+# What is refused before images are embedded
+
+
+def test_a_store_that_may_be_filled_is_as_before_after_it_was_checked(index, store, url):
+    check_store(store, index)
+    assert store.facts() is None
+    assert store.draft().facts() is None
+    upload_index(index, store)
+    before = store.facts()
+    check_store(store, index)
+    assert (store.facts(), store.count(), store.draft().facts()) == (before, 53, None)
+
+
+def test_a_store_of_another_index_or_with_other_columns_is_refused_before(index, store, url, tmp_path):
+    upload_index(index, store)
+    other = write_index(tmp_path / "other", [unit_vectors(10, seed=5)])
+    with pytest.raises(StaleError, match=r"holds the images of another index than .*; name another table"):
+        check_store(store, other)
+    check_store(store, other, replace=True)
+    store.describe(replace(store.facts(), columns={"absent": "int64"}))
+    if store.kind == "qdrant":
+        return  # its points have no columns of their own
+    again = open_store(url)
+    with pytest.raises((StaleError, InputError), match=r"does not hold what its facts say: |refuses: "):
+        check_store(again, index)
+    again.close()
+
+
+def test_the_draft_of_a_killed_upload_outlives_a_check(index, store, monkeypatch):
+    upserts = []
+
+    def upsert(images):
+        upserts.append(images)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(store), "upsert", lambda _, images: upsert(images))
+        with pytest.raises(Killed):
+            upload_index(index, store)
+    before = store.draft().facts()
+    assert before is not None
+    check_store(store, index)
+    assert store.draft().facts() == before

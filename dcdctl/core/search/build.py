@@ -1,7 +1,9 @@
 """Building and changing an index, one change after the other: each is planned, filled and committed.
 
 A commit replaces index.json atomically, so an index can be searched at any moment of a change, and after a killed one.
-A killed run resumes with any number of processes and gives the same bytes.
+A killed run resumes with any number of processes. Its files of vectors, segments and words have the bytes of a run that
+was not killed, and every search has the same answers. index.json and the names of files may have other numbers: a
+killed change that is run again counts as a change more where its first steps were committed.
 """
 
 from __future__ import annotations
@@ -166,6 +168,8 @@ def change_index(
         before
     ):
         return IndexChange(before, [])
+    # Before a model is loaded, and by its own name: a user does not know the files that a change writes first.
+    files.check_output_folder(folder)
     source = None if changes.add is None else _source(folder, changes.add, changes.split)
     query = _load_query(before.document, changes.query_model)
     skipped = []
@@ -351,13 +355,17 @@ def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> R
         if root is not None and not root.is_dir():
             raise InputError(f"the image folder {root} is gone", hint="is its disk mounted? Nothing was removed")
     removed = set(np.flatnonzero(index.is_removed).tolist())
-    live = {row: name for row, name in enumerate(index.values("image_id").to_pylist()) if row not in removed}
+    image_ids = index.values("image_id").to_pylist()
+    live = {row: name for row, name in enumerate(image_ids) if row not in removed}
+    # Images that are removed already are no error: a command that was killed after its removal is run again.
+    gone_ids = {image_ids[row] for row in removed}
     unknown = []
     for name in dict.fromkeys(names):
         # A file name may contain * or [, so a name that is an image id is not read as a pattern.
         matching = {row for row, image_id in live.items() if image_id == name}
         matching = matching or {row for row, image_id in live.items() if fnmatch.fnmatchcase(image_id, name)}
-        unknown += [] if matching else [name]
+        is_known = matching or name in gone_ids or fnmatch.filter(gone_ids, name)
+        unknown += [] if is_known else [name]
         removed |= matching
     if unknown:
         raise InputError(

@@ -260,4 +260,7 @@ class FolderIndex(ImageIndex):
             file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
             strings = file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
             strings.validate(full=True)
+            # A page may hold fewer values than its footer says.
+            if len(strings) != part_files.group_rows(self.parts[part].rows)[group]:
+                raise ValueError(f"a group has {len(strings):,} rows")
         return strings

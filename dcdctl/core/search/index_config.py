@@ -75,6 +75,7 @@ class IndexConfig:
         def relevant(config: IndexConfig) -> tuple[object, ...]:
             # The width of a query is set when a graph is opened.
             graph = replace(config.hnsw, search_width=1) if config.kind == "hnsw" else None
-            return config.kind, config.dims, config.segment_rows, graph or config.tokens.centroids
+            centroids = config.tokens.centroids if config.kind == "centroids" else None
+            return config.kind, config.dims, config.segment_rows, graph, centroids
 
         return relevant(self) == relevant(other)

@@ -217,6 +217,8 @@ def read_column(folder: Path, part: Part, name: str) -> pa.ChunkedArray:
     with reading(path):
         column = pq.read_table(path, columns=[name])[name]
         column.validate(full=True)
+        if len(column) != part.rows:
+            raise ValueError(f"it has {len(column):,} rows")
     return column
 
 

@@ -89,6 +89,10 @@ class StoreIndex(ImageIndex):
                 hint="run `dcdctl index INDEX --to` again; does an upload run, or does another program write to it?",
             )
 
+    def check_columns(self) -> None:
+        """StaleError if the store has other columns than its facts say."""
+        self._ask(self.store.fetch, np.zeros(1, dtype=np.int64))
+
     def is_ready(self) -> bool:
         """Whether the store answers, and still holds the vectors of this model."""
         try:

@@ -62,6 +62,8 @@ class StoredColumns:
         with self._file() as file:
             table = file.read(columns=names)
             table.validate(full=True)
+            if len(table) != self.num_covered:
+                raise ValueError(f"it has {len(table):,} rows")
         missing = {field.name: pa.nulls(self._num_rows - self.num_covered, field.type) for field in table.schema}
         return pa.concat_tables([table, pa.table(missing)]).combine_chunks()
 
@@ -70,6 +72,8 @@ class StoredColumns:
             names = self.schema.names[:NUM_SHOWN]
             table = file.read_row_group(group, columns=names, use_threads=False).combine_chunks()
             table.validate(full=True)
+            if len(table) != part_files.group_rows(self.num_covered)[group]:
+                raise ValueError(f"a group has {len(table):,} rows")
             return table
 
     @contextmanager
