@@ -113,7 +113,7 @@ def _late(seed: int) -> list[Step]:
     positions = sets(model__position_norm=0.7, model__num_text_layers=2, optimizer__steps=600)
     families = ("demo-late", *MORE, "--cache", FAMILIES, *BY_DUAL, *sets(model__start=f"{first}/model"))
     layer = ("query-static", "--cache", texts, "--teacher", placed, *own)
-    layer += sets(model__text="teacher", model__num_text_layers=1, optimizer__lr=1e-3, optimizer__epochs=8)
+    layer += sets(model__text="teacher", model__num_text_layers=2, optimizer__lr=1e-3, optimizer__epochs=8)
     query = f"{PLACED}, a query student of one layer"
     return [
         _run(f"late-{seed}", (*late, *own), (CACHE,), LATE, DUAL),

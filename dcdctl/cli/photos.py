@@ -26,6 +26,7 @@ def photos(
     """Make captioned photos searchable. It prepares, trains the recipe photos and indexes; without captions,
     `dcdctl index` takes a model that you have."""
     from dcdctl.cli.views.training import run_training
+    from dcdctl.core import files
     from dcdctl.core.search import INDEX_FILE
     from dcdctl.core.training import check_new_model
 
@@ -34,7 +35,9 @@ def photos(
     # The same command again continues where it was killed.
     student = Distill("photos", data, run, features=folder / "features", vision=vision, text=text, resume=run.exists())
     request = student.request("distill")
-    # Encoders that are not there are refused before anything is prepared.
+    # What is not there is refused before anything is prepared.
+    for place in (captions, images):
+        files.check_exists(path(place))
     check_new_model(*request)
     Prepare(csv=captions, images=images, out=data).run(bar)
     run_training(*request, dry_run=False, json=False)

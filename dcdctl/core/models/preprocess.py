@@ -317,7 +317,7 @@ def load_own_tokenizer(ref: str, config: PreTrainedConfig, other: str | None) ->
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the files of a tokenizer, which do not depend on what it has read."""
     if tokenizer.is_fast:
-        # A call leaves its truncation and padding in the backend, and sets them anew; the file would have those of the
+        # A call leaves its truncation and padding in the backend, and sets them again; the file would have those of the
         # last one.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
