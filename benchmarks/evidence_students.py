@@ -92,7 +92,13 @@ def _run(name: str, words: tuple[str, ...], after: tuple[str, ...], label: str, 
 def _dual(seed: int) -> list[Step]:
     own, alone = sets(seed=seed), f"{DUAL}, no teacher"
     run, texts, query = f"runs/dual-{seed}", f"caches/texts-dual-{seed}", f"{DUAL}, a static query student"
-    static = ("query-static", "--cache", texts, *own, *sets(model__text="", optimizer__epochs=40))
+    static = (
+        "query-static",
+        "--cache",
+        texts,
+        *own,
+        *sets(model__text="", model__hidden_size=256, model__vocab_size=16_000, optimizer__epochs=40),
+    )
     return [
         _run(f"dual-{seed}", ("demo-dual", *DATA, "--cache", CACHE, *own), (CACHE,), DUAL, alone),
         _run(f"dual-alone-{seed}", ("demo-dual-alone", *DATA, *own), ("data",), alone, ""),
@@ -107,7 +113,7 @@ def _late(seed: int) -> list[Step]:
     positions = sets(model__position_norm=0.7, model__num_text_layers=2, optimizer__steps=600)
     families = ("demo-late", *MORE, "--cache", FAMILIES, *BY_DUAL, *sets(model__start=f"{first}/model"))
     layer = ("query-static", "--cache", texts, "--teacher", placed, *own)
-    layer += sets(model__text="teacher", model__num_text_layers=1, optimizer__lr=1e-3, optimizer__epochs=8)
+    layer += sets(model__text="teacher", model__num_text_layers=2, optimizer__lr=1e-3, optimizer__epochs=8)
     query = f"{PLACED}, a query student of one layer"
     return [
         _run(f"late-{seed}", (*late, *own), (CACHE,), LATE, DUAL),

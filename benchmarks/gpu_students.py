@@ -91,7 +91,7 @@ def query(machine: Machine, teacher: str) -> Student:
     own = {"model.text": "teacher" if is_late else "", "model.num_text_layers": 2, "validation.every": 0}
     return Student(
         teacher=teacher,
-        overrides=own if is_late else {**own, "model.vocab_size": 200},
+        overrides=own if is_late else {**own, "model.hidden_size": 256, "model.vocab_size": 200},
         recipe="query-static",
         learns_vectors=True,
         names_teacher=is_late,

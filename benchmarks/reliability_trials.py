@@ -283,10 +283,10 @@ class Stage:
 
     def _jobs_of_texts(self) -> list[Job]:
         """The same for pools, texts, query encoders and late-interaction models."""
-        few = sets("batch.size=8", *CHECKPOINTS[:2], "validation.every=3", "model.hidden_size=16")
+        few = sets("batch.size=8", *CHECKPOINTS[:2], "validation.every=3")
         pooled = sets(*SIZES, "batch.size=8", *CHECKPOINTS, "model.token_dim=8")
         query: list[object] = ["distill", "query-static", *CPU, "--resume", *few]
-        new = sets("model.text=", "model.vocab_size=60")
+        new = sets("model.text=", "model.hidden_size=16", "model.vocab_size=60")
         tokens = ["--teacher", self.late, *sets("model.text=teacher")]
         late = ["distill", "demo-late", "--data", self.corpus, "--cache", self.cache, *CPU, "--resume", *pooled]
         read = ["cache-teacher", "--texts", self.folder / "TEXTS.csv", *CPU]

@@ -25,7 +25,8 @@ from typing import Any
 
 SMALL = "--set optimizer.steps=12 --set batch.size=8 --workers 0 --device cpu --threads 1"
 LISTS = "--set batch.random_negatives=5 --set batch.hard_negatives=3"
-TINY = "--set model.hidden_size=32 --set model.num_heads=2 --set model.vocab_size=300"
+WORDS = "--set model.hidden_size=32 --set model.vocab_size=300"
+TINY = f"{WORDS} --set model.num_heads=2"
 CPU = "--device cpu --threads 1"
 COMMANDS = {
     "data": "prepare scenes --set counts.train=48 --set counts.val=12 --set counts.test=12 --set side_px=64 --out data",
@@ -65,14 +66,14 @@ COMMANDS = {
     "--set loss.terms={dcd=1.0}",
     "late-taught": f"distill demo-dual --data data --teacher late --out late-taught {SMALL} {TINY} "
     "--set loss.terms={infonce=1.0,kl=1.0}",
-    "query": f"distill query-kl --data data --teacher dual --out query {SMALL} {TINY}",
+    "query": f"distill query-kl --data data --teacher dual --out query {SMALL} {WORDS}",
     "query-late": f"distill query-kl --data data --teacher late --out query-late {SMALL} {TINY} "
     "--set loss.terms={embedding-cosine=1.0} --set model.num_text_layers=1",
     "texts": f"cache-teacher --teacher dual --texts queries.txt --out texts {CPU}",
-    "query-texts": f"distill query-static --cache texts --out query-texts {SMALL} {TINY} --set model.text= "
+    "query-texts": f"distill query-static --cache texts --out query-texts {SMALL} {WORDS} --set model.text= "
     "--set validation.every=6",
     "query-judged": f"distill query-static --cache texts --teacher dual --validation-data data "
-    f"--out query-judged {SMALL} {TINY} --set model.text= --set validation.every=6",
+    f"--out query-judged {SMALL} {WORDS} --set model.text= --set validation.every=6",
     "pool-dual": f"distill demo-dual --data pool --teacher dual --out pool-dual {SMALL} {TINY} "
     "--set loss.terms={kl=1.0} --set validation.every=0",
     "pool-pseudo": f"distill demo-dual --data pool --cache pool-cache --out pool-pseudo {SMALL} {TINY} "

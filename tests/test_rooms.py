@@ -116,6 +116,7 @@ def test_commands_import_core_in_their_bodies(path, facts):
     names = (
         "errors.DcdError",
         "errors.as_user_error",
+        "errors.first_line",
         "progress.Advance",
         "progress.byte_size",
         "progress.counted",

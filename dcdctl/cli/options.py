@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 def _declare(panel: str, names: str, help: str, metavar: str | None = None, **more: Any) -> Any:
-    """An option in a panel of the help: its names ("--out -o"), its sentence, and what stands for its value."""
+    """An option in a panel of the help: its names ("--out -o"), its sentence, and what stands for its value. A number
+    has a maximum, because arrays are made of its size, and Python's integers have none."""
+    if "min" in more:
+        more.setdefault("max", MOST)
     return typer.Option(*names.split(), help=help, metavar=metavar, rich_help_panel=panel, **more)
 
 
@@ -40,6 +43,10 @@ reads, configures, computes, writes = (partial(_declare, panel) for panel in ("I
 READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
 """Parameters that also take a URL, in every command that has them."""
 ALSO_READ_FROM_URLS = (("prepare", "images"),)
+MOST = 10**9
+"""As `core.config.MOST`, which is not imported for --help."""
+MOST_WORKERS = 256
+"""More processes than a machine takes end in its errors, or end others."""
 CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """A reference to Python code, module:function."""
 
@@ -219,6 +226,7 @@ Workers = Annotated[
         "N",
         show_default="one per core but one, at most 8; 0 processes",
         min=0,
+        max=MOST_WORKERS,
     ),
 ]
 # The most is machine.MOST_THREADS, which is not imported for --help.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dcdctl.cli.completion import complete_manifest
 from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, names_in, optional_path, optional_ref, path
-from dcdctl.cli.options import ColumnNames, Json, MaxImages, argument, computes, configures, reads, writes
+from dcdctl.cli.options import MOST_WORKERS, ColumnNames, Json, MaxImages, argument, computes, configures, reads, writes
 from dcdctl.cli.views.terminal import bar, show, show_entries, show_json
 
 if TYPE_CHECKING:
@@ -93,7 +93,14 @@ class Prepare:
     ] = None
     workers: Annotated[
         int | None,
-        computes("--workers", "Threads that read and check images ahead.", "N", show_default="one per core", min=1),
+        computes(
+            "--workers",
+            "Threads that read and check images ahead.",
+            "N",
+            show_default="one per core",
+            min=1,
+            max=MOST_WORKERS,
+        ),
     ] = None
     # str for Typer, so that `PrepareOptions` refuses a wrong word, as in Python.
     on_error: Annotated[

@@ -44,7 +44,8 @@ Text = Annotated[
 
 def check_accumulate(text: str) -> str:
     """Callback of `--accumulate`: a usage error for anything but auto and a number of at least 1."""
-    if text != "auto" and not (text.isdecimal() and int(text)):
+    is_number = text.isdecimal() and len(text) < 10 and int(text) > 0
+    if text != "auto" and not is_number:
         raise typer.BadParameter(f"expected auto or a number of at least 1, got {text!r}", param_hint="--accumulate")
     return text
 

@@ -4,13 +4,14 @@ The range of a field and its key in tables stand in its annotation:
 
     @dataclass(frozen=True, kw_only=True)
     class OptimizerConfig:
-        lr: Annotated[float, above(0)] = 1e-4
+        lr: Positive = 1e-4
         schedule: Literal["linear", "cosine"] = "linear"
 
         def __post_init__(self) -> None:
             check_fields(self, "optimizer")
 
-`OptimizerConfig(lr=0.0)` raises "optimizer.lr must be above 0, got 0.0".
+`OptimizerConfig(lr=0.0)` raises "optimizer.lr must lie in (0, 1000000000], got 0.0". Every number has a range with two
+ends.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import copy
 import dataclasses
 import functools
 import itertools
-import math
+import sys
 import tomllib
 import types
 import typing
@@ -45,22 +46,23 @@ class Constraint:
     admits: Callable[[Any], bool]
 
 
-def above(low: float) -> Constraint:
-    """Finite numbers greater than `low`."""
-    return Constraint(f"be above {low}", lambda value: low < value < math.inf)
+@dataclass(frozen=True)
+class Range(Constraint):
+    """Numbers from `low` to `high`, neither of which is infinite."""
+
+    low: float
+    high: float
 
 
-def at_least(low: float) -> Constraint:
-    """Numbers from `low`, infinity included."""
-    return Constraint(f"be at least {low}", lambda value: value >= low)
-
-
-def between(low: float, high: float, ends: Literal["[]", "[)", "(]", "()"] = "[]") -> Constraint:
+def between(low: float, high: float, ends: Literal["[]", "[)", "(]", "()"] = "[]") -> Range:
     """Numbers of an interval; in `ends`, a round bracket excludes that end."""
     excluded = [end for end, bracket in zip((low, high), ends, strict=True) if bracket in "()"]
-    return Constraint(
-        f"lie in {ends[0]}{low}, {high}{ends[1]}", lambda value: low <= value <= high and value not in excluded
-    )
+
+    def admits(value: Any) -> bool:
+        # A text is no number, and nan is in no interval.
+        return isinstance(value, int | float) and low <= value <= high and value not in excluded
+
+    return Range(f"lie in {ends[0]}{low}, {high}{ends[1]}", admits, low, high)
 
 
 NOT_EMPTY = Constraint("not be empty", lambda value: len(value) > 0)
@@ -99,11 +101,23 @@ class Key:
 
 OMITTED = Key(omits_default=True)
 """A field that tables leave out while it has its default."""
-Count = Annotated[int, at_least(1)]
-Natural = Annotated[int, at_least(0)]
-Positive = Annotated[float, above(0)]
+MOST = 10**9
+"""The highest count: no corpus has as many images, no vector as many numbers, and int64 holds the product of two."""
+LARGEST = 10**9
+"""The largest factor or weight: float32 holds the product of four."""
+Count = Annotated[int, between(1, MOST)]
+Natural = Annotated[int, between(0, MOST)]
+Positive = Annotated[float, between(0, LARGEST, "(]")]
+NotNegative = Annotated[float, between(0, LARGEST)]
+Real = Annotated[float, between(-LARGEST, LARGEST)]
 Share = Annotated[float, between(0, 1)]
 Fraction = Annotated[float, between(0, 1, "[)")]
+Width = Annotated[int, between(1, 2**16)]
+"""Numbers of a vector, tokens of a text, pixels of a side."""
+Repeated = Annotated[int, between(1, 1000)]
+"""Layers, and rounds: each is made or run by itself, which takes time and not only memory."""
+# As in NumPy's `seed`. Seeds are multiplied and added to (`Step.seed_dropout`), and torch takes 64 bits.
+Seed = Annotated[int, between(0, 2**32 - 1)]
 
 
 def check_fields(config: Any, section: str = "") -> None:
@@ -125,6 +139,15 @@ def check_fields(config: Any, section: str = "") -> None:
                 raise ConfigError(f"{_join(section, key)} is for {purpose}", hint="leave it out")
 
 
+def defaults_under(cls: Any, conditions: Sequence[OnlyIf]) -> dict[str, Any]:
+    """The fields that have one of these conditions, by their keys, and their defaults."""
+    hints, defaults = _annotations(cls), {}
+    for key, field in _fields(cls).items():
+        if any(mark in conditions for mark in getattr(hints[field.name], "__metadata__", ())):
+            defaults[key] = _default(field)
+    return defaults
+
+
 def _check(hint: Any, value: Any, where: str) -> None:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -136,16 +159,26 @@ def _check(hint: Any, value: Any, where: str) -> None:
     elif origin is Literal:
         _check_choice(arguments, value, where)
     elif origin in (types.UnionType, typing.Union):
-        kinds = [kind for kind in arguments if kind is not types.NoneType]
-        # Of several types, `build` has found the one that fits.
-        if value is not None and len(kinds) == 1:
-            _check(kinds[0], value, where)
+        if value is not None:
+            _check_union([kind for kind in arguments if kind is not types.NoneType], value, where)
     elif origin is tuple:
         for i, (kind, item) in enumerate(zip(_item_hints(arguments, value, where), value, strict=True)):
             _check(kind, item, f"{where}[{i}]")
     elif isinstance(origin, type) and issubclass(origin, Mapping):
         for key, item in value.items():
             _check(arguments[1], item, _join(where, key))
+
+
+def _check_union(kinds: Sequence[Any], value: Any, where: str) -> None:
+    """The first error if a value fits none of several types."""
+    errors = []
+    for kind in kinds:
+        try:
+            return _check(kind, value, where)
+        except ConfigError as error:
+            errors.append(error)
+    choices = [choice for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
+    raise ConfigError(errors[0].args[0], hint=f"or {', '.join(choices)}" if choices else "")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -368,6 +401,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     # TOML distinguishes 1 from 1.0, and users write either for a float. A bool is an int in Python, but not a number in
     # a recipe.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            raise ConfigError(f"{where} must be at most {sys.float_info.max}, got a number of {len(str(value))} digits")
         return float(value)
     if hint is not Any and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
         raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}")

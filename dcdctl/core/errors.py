@@ -151,6 +151,11 @@ _OS_HINTS = {
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _GPU_MEMORY = re.compile(r"(CUDA|HIP|MPS|XPU|GPU)[^\n]*out of memory")
 _CPU_MEMORY = re.compile(r"not enough memory|[Cc]an.?t allocate memory|[Uu]nable to allocate|std::bad_alloc")
+_NOT_LOADED = re.compile(r"failed to map segment|[Cc]annot allocate memory|std::bad_alloc")
+"""What the loader of the system says in an ImportError if a library does not fit into memory."""
+_NO_THREAD = re.compile(r"can't start new thread|Failed to launch worker thread|ThreadPoolBuildError")
+"""What Python, Arrow and libraries in Rust say if they may not start a thread: its stack finds no memory, or a limit is
+reached."""
 _FAILED_WRITE = re.compile(
     r"PytorchStreamWriter|inline_container\.cc|\bunexpected pos\b|basic_ios::clear|iostream error|^\d+ requested and "
     r"\d+ written$"
@@ -191,6 +196,12 @@ def as_user_error(
     if number == errno.ENOMEM or is_out_of_memory(error):
         hint = "use a smaller --batch-size or fewer --workers, or a machine with more memory"
         return kind(f"there is too little memory{where}", hint=hint)
+    if is_memory_short(error):
+        if any(_NO_THREAD.search(str(cause)) for cause in _causes(error)):
+            message = "no further thread can be started, for lack of memory or because of a limit"
+            return kind(message, hint="raise the limits of `ulimit -v` and `ulimit -u`, or close other programs")
+        message = "there is too little memory to load the libraries of this command"
+        return kind(message, hint="raise the limit of `ulimit -v`, or use a machine with more memory")
     # A missing file without a name, or one of an unnamed library, is a bug.
     if number not in _OS_HINTS or (name is None and number not in (errno.EMFILE, errno.ENFILE)):
         return None
@@ -216,6 +227,28 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError) and _CPU_MEMORY.search(str(error)):
         return True
     return isinstance(error, MemoryError) or _is_gpu_out_of_memory(error)
+
+
+def is_memory_short(error: BaseException) -> bool:
+    """Whether memory ran out in Python, in torch, or where a library was loaded or a thread was started.
+
+    Smaller batches help with the first two alone, for which see `is_out_of_memory`.
+    """
+    if is_out_of_memory(error):
+        return True
+    if isinstance(error, DcdError):
+        return False
+    causes = list(_causes(error))
+    is_not_loaded = any(isinstance(cause, ImportError) and _NOT_LOADED.search(str(cause)) for cause in causes)
+    return is_not_loaded or any(_NO_THREAD.search(str(cause)) for cause in causes)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that led to it: transformers raises a ModuleNotFoundError for each ImportError."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _is_gpu_out_of_memory(error: BaseException) -> bool:

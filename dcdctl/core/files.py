@@ -147,6 +147,14 @@ def unreadable(path: Path, reason: OSError, *, error: type[DcdError] = InputErro
     return error(f"{path} cannot be read: {reason.strerror}", hint=hint)
 
 
+def check_exists(path: Path) -> None:
+    """InputError for a file or folder that is not there."""
+    try:
+        path.stat()
+    except OSError as error:
+        raise unreadable(path, error, hint="check the path") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as partial:

@@ -11,8 +11,15 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
+
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.progress import byte_size
+
+if sys.platform != "win32":
+    import resource
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -21,6 +28,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 """Options of mallopt, from glibc's malloc.h."""
 MOST_THREADS = 1024
 """To compute with. A process ends without a word if it may not start as many as torch asks for."""
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""The limit of a container, by versions 2 and 1 of Linux's control groups."""
 _RETURNS = False
 """Whether this process returns freed memory to the system."""
 
@@ -31,6 +40,14 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def address_space() -> int | None:
+    """The bytes of memory that this process may map (`ulimit -v`); None without a limit."""
+    if sys.platform == "win32":
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
 def num_threads(count: int | None = None) -> int:
     """The number of CPU threads to compute with: `count`, or what OMP_NUM_THREADS says, or one for each core. As torch
     does it."""
@@ -38,6 +55,27 @@ def num_threads(count: int | None = None) -> int:
         return count
     named = os.environ.get("OMP_NUM_THREADS", "")
     return int(named) if named.isdecimal() and int(named) else num_cores()
+
+
+def memory_bytes() -> int:
+    """The memory that this process may use: that of the machine, or less where a container or `ulimit -v` limits it."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [sys.maxsize]
+    for path in _CGROUP_LIMITS:
+        # The text is max without a limit.
+        if path.is_file() and (text := path.read_text(encoding="ascii").strip()).isdecimal():
+            limits.append(int(text))
+    if (limit := address_space()) is not None:
+        limits.append(limit)
+    return min(limit for limit in limits if limit > 0)
+
+
+def require_memory(num_bytes: float, what: str, hint: str) -> None:
+    """ConfigError for what takes more memory than there is, before any of it is made."""
+    there_is = memory_bytes()
+    if num_bytes > there_is:
+        raise ConfigError(
+            f"{what} take at least {byte_size(num_bytes)}, and there are {byte_size(there_is)} of memory", hint=hint
+        )
 
 
 def keep_freed_memory() -> None:

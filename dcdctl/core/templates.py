@@ -53,6 +53,7 @@ def _environment() -> Environment:
         loader=PackageLoader("dcdctl", "assets/templates"),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
         # Jinja drops the last line break of a template by default.
@@ -64,6 +65,22 @@ def _environment() -> Environment:
     # A style sheet or a script of ours goes into a page as it is.
     environment.globals["asset"] = lambda name: Markup((ASSETS / name).read_text(encoding="utf-8"))
     return environment
+
+
+# Control characters, and those that turn the direction of all that follows them on the line.
+_HIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def _visible(value: object) -> object:
+    """A value of a template; in a text, characters that hide or turn others are escaped as in JSON, so that the name of
+    a run or a file cannot change what stands beside it.
+
+    >>> _visible("a\u202egnp.exe"), _visible(3)
+    ('a\\\\u202egnp.exe', 3)
+    """
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
 def numeric_columns(rows: Sequence[Sequence[str]]) -> list[int]:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from dcdctl import __version__
 from dcdctl.cli.app import COMMANDS, app, main
 from dcdctl.cli.views import terminal
+from dcdctl.core import machine
 from dcdctl.core.errors import SourceError, StaleError
 
 NAMES = [name for name, *_ in COMMANDS]
@@ -57,6 +58,17 @@ def small_app() -> typer.Typer:
     @small.command()
     def bug() -> None:
         raise ZeroDivisionError("ours")
+
+    @small.command()
+    def panic() -> None:
+        class PanicException(BaseException):
+            """What tokenizers raises."""
+
+        raise PanicException("ThreadPoolBuildError { kind: IOError(Os { code: 11 }) }")
+
+    @small.command()
+    def end() -> None:
+        raise typer.Exit(3)
 
     @small.command()
     def stop() -> None:
@@ -105,6 +117,52 @@ def test_an_error_has_no_color_with_no_color(value, is_colored, monkeypatch):
 
 def test_a_bug_keeps_its_traceback():
     assert isinstance(CliRunner().invoke(small_app(), ["bug"]).exception, ZeroDivisionError)
+
+
+def test_a_thread_that_finds_no_memory_in_a_library_in_rust_is_one_line():
+    result = CliRunner().invoke(small_app(), ["panic"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: no further thread can be started, for lack of memory or because of a limit")
+    assert "\n" not in result.stderr[:-1]
+
+
+LIMITED = "`ulimit -v` is 500.0 MB: commands with a model may end for lack of memory\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (
+            "bug",
+            1,
+            "error: this ended with ZeroDivisionError: ours, perhaps for lack of memory; `ulimit -v` is 500.0 MB; "
+            "raise it and try again\n",
+        ),
+        ("stale", 1, "error: /data/[coco]/x was made from [red]another; run `dcdctl cache-teacher`\n"),
+        ("end", 3, ""),
+        ("stop", 130, "interrupted: finished work, if any, is kept\n"),
+    ],
+)
+def test_a_small_limit_of_memory_is_said_first_and_explains_what_no_library_explains(
+    command, code, message, monkeypatch
+):
+    monkeypatch.setattr(machine, "address_space", lambda: 500_000_000)
+    result = CliRunner().invoke(small_app(), [command])
+    assert (result.exit_code, result.stderr) == (code, LIMITED + message)
+
+
+def test_a_large_limit_of_memory_is_not_said(monkeypatch):
+    monkeypatch.setattr(machine, "address_space", lambda: 8 * 10**9)
+    assert CliRunner().invoke(small_app(), ["end"]).stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_the_limit_of_memory_is_that_of_ulimit():
+    script = "from dcdctl.core import machine; print(machine.address_space())"
+    done = processes.run(
+        ["bash", "-c", 'ulimit -v 3000000; exec "$0" -c "$1"', sys.executable, script], capture_output=True, text=True
+    )
+    assert done.stdout == f"{3_000_000 * 1024}\n", done.stderr
 
 
 @pytest.mark.parametrize("options", [[], ["--is-repeated"]])

@@ -330,6 +330,9 @@ def first_step(made: Made, splits: Corpus, start: Made, teacher: Made) -> dict[s
     )
     if start.origin.has_dropout:
         settings += " --set model.dropout=0"
+    if start.origin.model_type == "dcdctl-encoder-dual":
+        # Its text encoder, if trained, has dropout of its own.
+        settings += " --set model.trained=projections"
     words = f"--teacher {teacher.ref} --data {splits.folder} --device cpu {settings}"
     run(f"distill {made.recipe} {words} --out '{made.folder / name}'")
     return runs.Run(made.folder / name).metrics()[0]

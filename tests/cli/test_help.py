@@ -77,9 +77,22 @@ def test_an_empty_path_is_not_the_current_folder(line):
         ("bench x --data y --threads 99999999", "Input should be less than or equal to 1024"),
         ("bench x --data y --threads 1_0", "'1_0' is not a number from 1 to 1024"),
         ("eval x --data y --batch-size=1_000", "'1_000' is not a number from 1"),
+        (f"eval x --data y --dims {10**20}", "Input should be less than or equal to 1000000000"),
+        ("distill photos --data y --out z --workers 100000", "Input should be less than or equal to 256"),
+        (f"distill photos --data y --out z --accumulate {'9' * 5000}", "expected auto or a number of at least 1"),
     ],
 )
 def test_a_number_out_of_range_or_with_underscores_is_refused(line, message):
     result = CliRunner().invoke(app, shlex.split(line))
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_every_number_has_a_range_with_two_ends(command):
+    """Typer takes integers of any size, and arrays, threads and processes are made by them."""
+    for parameter in TREE.commands[command].params:
+        if getattr(vars(parameter).get("type_descriptor"), "annotation", None) is int:
+            assert parameter.min is not None, parameter.name
+            assert parameter.max is not None, parameter.name
+            assert parameter.max <= 10**9, parameter.name

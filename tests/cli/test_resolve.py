@@ -97,7 +97,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--model-set": [
         Mistake("image_sise=9", r"unknown key model-set\.image_sise; known keys here: image_size"),
         Mistake("image_size", r"--model-set \w+ NAME=VALUE, got 'image_size'; for example --model-set image_size=384"),
-        Mistake("image_size=0", r"image_size must be at least 1, got 0"),
+        Mistake("image_size=0", r"image_size must lie in .*, got 0"),
     ],
     "--rerank-set": [
         Mistake("dtipe=bfloat16", r"unknown key rerank-set\.dtipe; known keys here: image_size"),

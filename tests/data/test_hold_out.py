@@ -67,25 +67,49 @@ def test_a_table_without_splits_is_divided_by_the_hash_of_the_image_id(tmp_path,
     assert source["hold_out"] == {"share": 0.2, "splits": ["val", "test"], "by": "SHA-256 of image_id"}
 
 
-def test_an_image_keeps_its_split_when_others_are_added():
-    before, after = divide(map(str, range(500)), 0.1), divide(map(str, range(2000)), 0.1)
-    assert before.items() <= after.items()
-    assert [list(after.values()).count(split) / 2000 for split in ("val", "test")] == pytest.approx(
-        [0.1, 0.1], abs=0.02
-    )
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("count", [0, 1, 3, 9, 10, 11, 30, 500])
+def test_an_image_keeps_its_split_whatever_is_added_or_removed(count, share):
+    """From a corpus of one image upwards, in other orders, and after half of the earlier images are removed."""
+    for seed in range(5):
+        names = [f"{seed} {number}.jpg" for number in range(count + 40)]
+        whole = divide(names, share)
+        assert whole == {name: split_by_hand(name, share) for name in names}
+        for added in (1, 5, 40):
+            after = divide(reversed(names[: count + added]), share)
+            assert divide(names[:count], share).items() <= after.items() <= whole.items()
+            assert divide(names[count // 2 : count + added], share).items() <= after.items()
 
 
-@pytest.mark.parametrize(("count", "share"), [(10, 0.1), (4, 0.3), (12, 0.1), (7, 0.29)])
-def test_each_split_has_an_image_however_the_hashes_fall(count, share):
-    for first in range(50):
-        splits = list(divide((f"{first} {number}" for number in range(count)), share).values())
-        assert min(splits.count(split) for split in ("train", "val", "test")) >= 1
+def test_about_a_share_is_test_and_about_a_share_is_val():
+    splits = list(divide(map(str, range(2000)), 0.1).values())
+    assert [splits.count(split) / 2000 for split in ("val", "test")] == pytest.approx([0.1, 0.1], abs=0.02)
 
 
-def test_too_few_images_are_all_train(tmp_path, images):
-    summary = prepare(write_csv(tmp_path, NAMES[:9]), images, tmp_path / "out")
-    assert ids_of(tmp_path / "out") == {"train": NAMES[:9]}
-    assert "held out: nothing, because 10% of so few images is less than one" in str(summary)
+def test_a_corpus_keeps_its_splits_when_images_are_added(tmp_path, images):
+    prepare(write_csv(tmp_path, NAMES[:30]), images, tmp_path / "before")
+    prepare(write_csv(tmp_path, NAMES[3:40]), images, tmp_path / "after")
+    before, after = ids_of(tmp_path / "before"), ids_of(tmp_path / "after")
+    assert before.keys() == {"train", "val", "test"}
+    assert {split: [name for name in names if name in NAMES[3:30]] for split, names in after.items()} == {
+        split: [name for name in names if name in NAMES[3:]] for split, names in before.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (1, ["held out: nothing, 10% of the images each", "val and test without images: the hashes alone decide"]),
+        (9, ["held out: val, 10% of the images each", "test without images: the hashes alone decide, and these"]),
+    ],
+)
+def test_a_split_that_is_empty_among_few_images_is_said(tmp_path, images, count, said):
+    names = [name for name in NAMES if split_by_hand(name, 0.1) == "train"][: min(count, 8)]
+    names += [name for name in NAMES if split_by_hand(name, 0.1) == "val"][: count - len(names)]
+    for _ in range(2):  # and when the corpus is already there
+        summary = prepare(write_csv(tmp_path, names), images, tmp_path / "out")
+        assert all(line in str(summary) for line in said)
+    assert {name for ids in ids_of(tmp_path / "out").values() for name in ids} == set(names)
 
 
 def test_nothing_is_held_out_where_the_share_is_0_or_the_table_has_splits(tmp_path, images):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dcdctl.core import machine
 from dcdctl.core.data import manifest
 from dcdctl.core.data.readers import FORMATS
 from dcdctl.core.data.readers.karpathy import KarpathySource
@@ -48,7 +49,7 @@ def test_a_set_changes_one_field_and_leaves_the_others():
     [
         ("colour=1", "unknown key colour; known keys here: queries, counts, side_px, seed, captions"),
         ("counts.dev=5", "counts.dev is not a split"),
-        ("counts.train=-1", "counts.train must be at least 0, got -1"),
+        ("counts.train=-1", "counts.train must lie in .*, got -1"),
         ("captions=0", r"captions must lie in \[1, 20\], got 0"),
         ("format=coco", f"format must be one of {', '.join(FORMATS)}, got 'coco'"),
     ],
@@ -68,6 +69,12 @@ def test_a_manifest_is_a_corpus_of_its_counts_before_it_is_prepared(tmp_path, mo
     with pytest.raises(InputError, match=r"manifest scenes has the counts of no split, not of train; run `dcdctl pre"):
         manifest.counted_corpus(Path("scenes"), "train")
     assert manifest.counted_corpus(Path("data/flickr30k"), "train") is None
+    counts = "[expected.train]\nimages = 2000000000\ncaptions = 2000000000\n"
+    (tmp_path / "wrong.toml").write_text(f'name = "a"\nformat = "csv"\npairs = "a.csv"\nimages = "b"\n{counts}')
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 10**11)
+    message = r"the 2,000,000,000 captions that wrong\.toml counts take at least 160\.00 GB, and there are 100\.00 GB"
+    with pytest.raises(ConfigError, match=message):
+        manifest.counted_corpus(Path("wrong.toml"), "train", 3)
     # A folder of that name is what is meant.
     (tmp_path / "flickr30k").mkdir()
     assert manifest.counted_corpus(Path("flickr30k"), "train") is None

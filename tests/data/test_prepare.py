@@ -419,7 +419,7 @@ def test_the_same_corpus_is_already_prepared_and_another_one_is_an_error(tmp_pat
     assert (again.splits, str(again).splitlines()[0].startswith("dataset: already prepared in")) == (first.splits, True)
     for entries, options in [([entry("a.jpg")], {}), ([entry("a.jpg"), entry("ü.png")], {"image_size_px": 4})]:
         with pytest.raises(
-            InputError, match="finished corpus, dataset, made from other files or with other options; remove it"
+            InputError, match="finished corpus, dataset, made from other files or with other options; name another"
         ):
             karpathy(entries, **options)
     assert contents(tmp_path / "out") == before

@@ -115,11 +115,16 @@ def test_a_pool_of_one_side_is_all_train(tmp_path, photos, queries, side):
     assert verify(tmp_path / "out").problems == []
 
 
-def test_too_few_texts_hold_out_no_image_either(tmp_path, photos):
+def test_images_and_texts_keep_their_splits_however_few_the_others_are(tmp_path, photos):
     (tmp_path / "few.txt").write_text("a\nb\n")
-    summary = prepare(tmp_path / "out", images=photos, queries=tmp_path / "few.txt")
-    assert list(summary.splits) == ["train"]
-    assert "held out: nothing, because 10% of so few images and texts is less than one" in str(summary)
+    summary = prepare(tmp_path / "out", images=photos, queries=tmp_path / "few.txt", hold_out=0.2)
+    images, texts = divide(NAMES, 0.2), divide("ab", 0.2)
+    for split, corpus in splits_of(tmp_path / "out").items():
+        assert corpus.image_ids == [name for name in sorted(NAMES) if images[name] == split]
+        assert corpus.captions == [text for text in "ab" if texts[text] == split]
+    lacking = [split for split in ("train", "val", "test") if split not in texts.values()]
+    assert lacking
+    assert f"{' and '.join(lacking)} without images or texts: the hashes alone decide" in str(summary)
 
 
 def write_texts(folder, suffix):
@@ -228,8 +233,8 @@ def test_a_table_with_queries_gets_a_pool_of_the_images_that_it_does_not_name(tm
     # Some by their file name alone, and one as in a folder above.
     rows = [f"{Path(name).name},the photo" for name in NAMES[:19]] + [f"photos/{NAMES[19]},the photo"]
     table.write_text("\n".join(["image,caption", *rows]))
-    alone = prepare(tmp_path / "alone", csv=table, images=photos)
-    summary = prepare(tmp_path / "out", csv=table, images=photos, queries=queries)
+    alone = prepare(tmp_path / "alone", csv=table, images=photos, hold_out=0.3)
+    summary = prepare(tmp_path / "out", csv=table, images=photos, queries=queries, hold_out=0.3)
     splits = splits_of(tmp_path / "out")
     assert list(splits) == ["train", "val", "test", "pool"]
     assert {split: corpus.is_pool for split, corpus in splits.items() if corpus.is_pool} == {"pool": True}
@@ -506,7 +511,8 @@ def test_an_unfinished_preparation_does_not_resume_with_another_corpus_to_decont
 def beside(tmp_path, photos, queries):
     """A captioned corpus with a split pool."""
     (tmp_path / "pairs.csv").write_text("image,caption\n" + "".join(f"{name},a photo\n" for name in NAMES[:20]))
-    return Path(prepare(tmp_path / "beside", csv=tmp_path / "pairs.csv", images=photos, queries=queries))
+    table = tmp_path / "pairs.csv"
+    return Path(prepare(tmp_path / "beside", csv=table, images=photos, queries=queries, hold_out=0.3))
 
 
 def test_inspect_shows_a_pool_in_its_own_words(beside):

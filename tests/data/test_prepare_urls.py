@@ -75,7 +75,9 @@ def test_a_table_and_its_images_are_named_on_the_command_line(files, tmp_path):
     with loopback.serve(files) as server:
         manifest = choose_manifest(
             DataChoice(
-                csv=Path(f"{server.url}/pairs.csv?key=secret"), images=[Path(f"{server.url}/images.zip?key=secret")]
+                csv=Path(f"{server.url}/pairs.csv?key=secret"),
+                images=[Path(f"{server.url}/images.zip?key=secret")],
+                hold_out=0.0,
             )
         )
         prepare_corpus(manifest, tmp_path / "out", options=PrepareOptions(workers=1))

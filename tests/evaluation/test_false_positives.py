@@ -49,11 +49,9 @@ def test_studies_of_several_seeds_claim_a_difference_no_more_often_than_the_leve
     assert claims(null_verdicts(num_seeds, spread)) / NUM_STUDIES <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / NUM_STUDIES)
 
 
-def test_one_seed_claims_a_difference_between_trainings_alone():
-    """A difference of two trainings is real, and says nothing about the method: nothing differs here but the seed."""
+def test_studies_of_one_seed_claim_nothing():
     verdicts = null_verdicts(1, 0.2)
-    assert claims(verdicts) / NUM_STUDIES > 0.2
-    assert all(" in these trainings, RSUM " in text for text in verdicts)
+    assert all(text.startswith("Not tested: distilled against fine-tuned") for text in verdicts)
     assert all(
         text.endswith("Fewer than 3 seeds per system: a claim about methods needs at least 3.") for text in verdicts
     )

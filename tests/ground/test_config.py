@@ -24,8 +24,6 @@ from dcdctl.core.config import (
     Key,
     Positive,
     Share,
-    above,
-    at_least,
     between,
     check_fields,
 )
@@ -153,6 +151,7 @@ class Ranged:
     sides: Annotated[tuple[Literal["text", "image"], ...], NOT_EMPTY, DISTINCT] = ("text",)
     weights: Mapping[str, Positive] = field(default_factory=dict)
     kind: Literal["a", "b"] = "a"
+    cut: Share | Literal["auto", "none"] = "auto"
 
     def __post_init__(self) -> None:
         check_fields(self, "ranged")
@@ -166,19 +165,22 @@ class WithRanged:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"rate": 0.0}, r"ranged\.rate must be above 0, got 0\.0"),
+        ({"rate": 0.0}, r"ranged\.rate must lie in \(0, 1000000000\], got 0\.0"),
         ({"share": 2.0}, r"ranged\.share must lie in \[0, 1\], got 2\.0"),
         ({"dropout": 1.0}, r"ranged\.dropout must lie in \[0, 1\), got 1\.0"),
-        ({"most": 0}, r"ranged\.most must be at least 1, got 0"),
-        ({"steps": (0,)}, r"ranged\.steps\[0\] must be at least 1, got 0"),
+        ({"most": 0}, r"ranged\.most must lie in \[1, 1000000000\], got 0"),
+        ({"steps": (0,)}, r"ranged\.steps\[0\] must lie in \[1, .*, got 0"),
         ({"steps": (4, 2)}, r"ranged\.steps must ascend, got \[4, 2\]"),
         ({"betas": (0.9, 1.5)}, r"ranged\.betas\[1\] must lie in \[0, 1\], got 1\.5"),
         ({"betas": (0.9,)}, r"ranged\.betas must have 2 items, got \[0\.9\]"),
         ({"sides": ()}, r"ranged\.sides must not be empty, got \[\]"),
         ({"sides": ("text", "text")}, r"ranged\.sides must not repeat an item, got \['text', 'text'\]"),
         ({"sides": ("left",)}, r"ranged\.sides\[0\] must be one of text, image, got 'left'"),
-        ({"weights": {"kl": -1.0}}, r"ranged\.weights\.kl must be above 0, got -1\.0"),
+        ({"weights": {"kl": -1.0}}, r"ranged\.weights\.kl must lie in \(0, .*, got -1\.0"),
         ({"kind": "c"}, r"ranged\.kind must be one of a, b, got 'c'"),
+        ({"cut": 2.0}, r"ranged\.cut must lie in \[0, 1\], got 2\.0; or auto, none$"),
+        ({"cut": "half"}, r"ranged\.cut must .*'half'"),
+        ({"share": 10**400}, r"ranged\.share must (lie in|be at most) .*, got"),
     ],
 )
 def test_a_value_out_of_range_is_an_error_in_the_constructor_and_in_build(wrong, message):
@@ -191,9 +193,7 @@ def test_a_value_out_of_range_is_an_error_in_the_constructor_and_in_build(wrong,
 @pytest.mark.parametrize(
     ("constraint", "inside", "outside"),
     [
-        (above(0), [1e-9, 5], [0, -1, float("inf"), float("nan")]),
-        (at_least(0), [0, 5, float("inf")], [-1e-9, float("nan")]),
-        (between(0, 1), [0, 0.5, 1], [-1e-9, 1.1, float("nan")]),
+        (between(0, 1), [0, 0.5, 1], [-1e-9, 1.1, float("inf"), float("nan"), "0.5"]),
         (between(0, 1, "[)"), [0, 0.5], [1]),
         (between(0, 1, "(]"), [0.5, 1], [0]),
         (between(0, 1, "()"), [0.5], [0, 1]),
@@ -204,7 +204,7 @@ def test_a_range_admits_the_values_inside_it_only(constraint: Constraint, inside
     assert not any(constraint.admits(value) for value in outside)
 
 
-RANGES = ("Annotated", "Count", "Positive", "Share")
+RANGES = ("Annotated", "Count", "Repeated", "NotNegative", "Positive", "Real", "Seed", "Share", "Width")
 
 
 def has_a_range(annotation: ast.expr) -> bool:

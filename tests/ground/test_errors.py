@@ -32,6 +32,33 @@ FULL = "there is no room left for out/model; make room and try again"
 TORCH = "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"
 
 
+NO_LIBRARY = "there is too little memory to load the libraries of this command"
+NO_THREAD = "no further thread can be started, for lack of memory or because of a limit"
+
+
+class PanicException(BaseException):
+    """What a library in Rust raises."""
+
+
+def unloaded():
+    """Errors of imports under a small `ulimit -v`, as libraries raised them."""
+    plain = ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    yield plain
+    yield ImportError("Exception caught: std::bad_alloc")
+    yield ImportError(
+        "numpy cannot be imported.\nOriginal error was: libscipy.so: cannot allocate memory in static TLS"
+    )
+    wrapped = ModuleNotFoundError("Could not import module 'AutoImageProcessor'. Are its requirements defined?")
+    wrapped.__cause__ = plain
+    yield wrapped
+
+
+def threadless():
+    yield RuntimeError("can't start new thread")
+    yield pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable")
+    yield PanicException("The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError(")
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -70,6 +97,8 @@ TORCH = "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"
             "there is too little memory for out/model; .*",
         ),
         (MemoryError(), "there is too little memory for out/model; .*"),
+        *((error, f"{NO_LIBRARY}; raise the limit of `ulimit -v`, .*") for error in unloaded()),
+        *((error, f"{NO_THREAD}; raise the limits of .*") for error in threadless()),
     ],
 )
 def test_what_a_user_can_put_right_is_one_line_with_a_next_step(error, message):
@@ -93,6 +122,9 @@ def test_what_a_user_can_put_right_is_one_line_with_a_next_step(error, message):
         os_error(errno.EBADF),
         os_error(errno.EACCES, None),
         typer.Exit(3),
+        ImportError("cannot import name 'x' from 'y'"),
+        ModuleNotFoundError("No module named 'torch'"),
+        PanicException("index out of bounds"),
     ],
 )
 def test_a_bug_is_no_user_error(bug):

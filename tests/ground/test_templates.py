@@ -19,6 +19,11 @@ def test_values_are_escaped_in_html():
     assert "<script" not in page
 
 
+def test_no_character_hides_or_turns_what_stands_beside_it():
+    page = templates.render("page.html", title="run \x1b[31m \u202egnp.exe \u2067 caf\u00e9 \u05d0")
+    assert page.count("run \\u001b[31m \\u202egnp.exe \\u2067 caf\u00e9 \u05d0") == 2
+
+
 def test_a_missing_value_is_an_error():
     with pytest.raises(UndefinedError, match="'title' is undefined"):
         templates.render("page.html")

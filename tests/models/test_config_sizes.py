@@ -100,9 +100,18 @@ def test_missing_weights_are_not_allocated_in_a_size_from_config_json(folders, t
         models.load(folder)
 
 
-def test_too_little_memory_for_a_model_names_it(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "there is too little memory for {}"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "there is too little memory for {}"),
+        (RuntimeError("can't start new thread"), "no further thread can be started, for lack of memory or "),
+    ],
+)
+def test_too_little_memory_for_a_model_is_no_fault_of_its_files(tmp_path, error, message):
     with (
-        pytest.raises(ModelError, match=rf"there is too little memory for {tmp_path}"),
-        preprocess.hub_errors(str(tmp_path), hint=""),
+        pytest.raises(ModelError, match=message.format(tmp_path)) as raised,
+        preprocess.hub_errors(str(tmp_path), hint="give a folder that holds config.json"),
     ):
-        raise MemoryError
+        raise error
+    assert "config.json" not in str(raised.value)

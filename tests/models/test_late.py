@@ -3,9 +3,13 @@ in blocks, and what is refused."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from families import FAMILIES, READ_ONLY, late, refs
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
 from sentence_transformers.util import maxsim, mean_maxsim
 from tiny import make_corpus
@@ -17,9 +21,11 @@ from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.export.export import export_model
 from dcdctl.core.export.target import ExportJob
+from dcdctl.core.models.families import late_dual
 from dcdctl.core.models.inputs import States
 from dcdctl.core.models.networks import maxsim as ours
 from dcdctl.core.models.networks.maxsim import all_maxsims, pair_maxsims
+from dcdctl.core.models.references.folders import LATE_FILE
 from dcdctl.core.scoring import CorpusSource, encode_corpus
 from dcdctl.core.training import TrainingOptions, initial_model, load_recipe
 
@@ -244,3 +250,20 @@ def test_a_late_student_reads_all_tokens_of_stored_features(tmp_path):
         losses.append([line["loss"] for line in run.metrics()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert losses[0] != losses[1]  # rounded to float16
+
+
+def test_a_saved_late_model_without_a_weight_is_refused(tmp_path):
+    models.save(late(FAMILIES["dual"](CAPTIONS, tmp_path)), tmp_path)
+    weights, saved = load_file(tmp_path / LATE_FILE), json.loads((tmp_path / "dcdctl.json").read_text())
+    weights.pop("logit_scale")
+    save_file(weights, tmp_path / LATE_FILE)
+    with pytest.raises(ModelError, match="logit_scale"):
+        late_dual.load(str(tmp_path), {}, saved)
+
+
+def test_encoded_images_and_texts_are_not_encoded_again():
+    model = late(FAMILIES["dual"](CAPTIONS, None))
+    images = model.encode_images(model.preprocess.images([Image.new("RGB", (64, 64), "red")]))
+    texts = model.encode_texts(model.preprocess.texts(CAPTIONS[:2]))
+    assert model.encode_images(images) is images
+    assert model.encode_texts(texts) is texts

@@ -131,8 +131,8 @@ def test_overrides_change_the_model(vilt_dir, tokenizer_dir):
             r"unknown key model-set\.size; known keys here: image_size, max_text_len, tokenizer, num_attention_heads",
         ),
         ({"image_size": "big"}, "model-set.image_size must be int, got 'big'"),
-        ({"image_size": 0}, "image_size must be at least 1, got 0"),
-        ({"max_text_len": 2}, "max_text_len must be at least 3"),
+        ({"image_size": 0}, "image_size must lie in .*, got 0"),
+        ({"max_text_len": 2}, "max_text_len must lie in"),
     ],
 )
 def test_invalid_overrides_are_refused_before_anything_is_read(overrides, message):

@@ -296,6 +296,17 @@ def test_a_step_changes_the_parts_that_are_trained(kind, saved, photos):
     assert {depths[name] for name in stems if "trunk" in name} <= {6}
 
 
+def test_the_tokenizer_of_a_folder_runs_no_code_though_its_configuration_asks_for_it(saved, tmp_path, monkeypatch):
+    asks = {"tokenizer_kwargs": {"trust_remote_code": True}}
+    folder = edit(saved["open_clip with BERT"], tmp_path, text_cfg=asks)
+    given, make = [], open_clip.tokenizer.HFTokenizer
+    monkeypatch.setattr(
+        open_clip.tokenizer, "HFTokenizer", lambda *args, **options: given.append(options) or make(*args, **options)
+    )
+    models.load_dual(folder)
+    assert [options["trust_remote_code"] for options in given] == [False]
+
+
 def test_frozen_layers_of_bert_have_no_dropout(saved):
     model = models.load_dual(saved["open_clip with BERT"])
     model.set_trained(TrainedParts(which="last-layers", num_layers=1))

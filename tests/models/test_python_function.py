@@ -14,6 +14,7 @@ from command_line import QUICK_BENCH, run
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, preview, train_model
 
 SOURCE = """
 import numpy as np
@@ -36,6 +37,14 @@ def words(images, texts): return ["high" for text in texts]
 def one(images, texts): return 1.0
 def undefined(images, texts): return [float("nan")] * len(texts)
 def broken(images, texts): raise KeyError("no such caption")
+def ends(images, texts): raise SystemExit(0)
+class Needs:
+    def __init__(self, folder): pass
+class Ends:
+    def __init__(self): raise SystemExit(3)
+class InNone(Scaled): pairs_per_batch = 0
+class InMany(Scaled): pairs_per_batch = "many"
+class InTooMany(Scaled): pairs_per_batch = 10**20
 number = 3
 """
 _numbers = itertools.count()
@@ -110,6 +119,27 @@ def test_an_error_in_the_function_keeps_its_traceback_and_says_for_which_pairs(m
     assert caught.value.__notes__ == [f"{module}:broken was called with 1 pairs; the first caption is 'a cross'"]
 
 
+def test_code_that_ends_the_program_is_an_error_and_no_success(module, tmp_path, pil_images):
+    (tmp_path / f"{module}_quits.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(ModelError, match=rf"{module}_quits:score ends the program \(exit code 0\); remove the exit"):
+        models.load(f"{module}_quits:score")
+    scorer = models.load_scorer(f"{module}:ends")
+    inputs = scorer.preprocess.images(pil_images), scorer.preprocess.texts(["a cross"])
+    with pytest.raises(ModelError, match=r"ends the program \(exit code 0\)"):
+        scorer(*inputs, torch.tensor([0]), torch.tensor([0]))
+
+
+def test_a_function_is_not_trained_and_a_dry_run_says_so(module, scenes_corpus_dir, tmp_path):
+    """Without running the code."""
+    sets = [f"model.start={module}:brightness", "model.layers=[]", "loss.terms={ ranking = 1.0 }"]
+    job = TrainingJob("distill", "tiny-student", sets, tmp_path / "run")
+    for start in (preview, train_model):
+        with pytest.raises(ModelError, match=r"is a Python function, which is not trained; give it to --teacher"):
+            start(job, InputRefs(data=scenes_corpus_dir), options=TrainingOptions())
+    assert module not in sys.modules
+    assert not job.out.exists()
+
+
 def test_a_reference_that_names_no_scorer_is_refused(module, tmp_path):
     (tmp_path / "needs_absent.py").write_text("import absent_package\n")
     for ref, message in (
@@ -118,6 +148,11 @@ def test_a_reference_that_names_no_scorer_is_refused(module, tmp_path):
         (f"{module}:absent", "absent is no function or class of a scorer"),
         (f"{module}:number", "number is no function or class of a scorer"),
         (f"{module}:a:b", f"{module}:a:b does not exist; `dcdctl models` shows"),
+        (f"{module}:Needs", "Needs cannot be made without arguments: missing a required argument: 'folder'"),
+        (f"{module}:Ends", "Ends ends the program (exit code 3); remove the exit"),
+        (f"{module}:InNone", "InNone has pairs_per_batch 0, expected a whole number from 1 to"),
+        (f"{module}:InMany", "InMany has pairs_per_batch 'many', expected a whole number"),
+        (f"{module}:InTooMany", "InTooMany has pairs_per_batch 100000000000000000000, expected"),
     ):
         with pytest.raises(ModelError, match=re.escape(message)):
             models.load(ref)

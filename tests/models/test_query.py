@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, late
+from families import FAMILIES, VARIANTS, late
 from PIL import Image
 
 from dcdctl.core import models
@@ -94,6 +94,13 @@ def test_the_first_layers_of_the_teachers_encoder_are_kept(teachers: dict[str, A
         new_query(teacher, models.QuerySize(text="teacher", layers=[7]))
 
 
+def test_a_static_encoder_takes_the_teachers_word_vectors(teachers: dict[str, Any]) -> None:
+    teacher = FAMILIES["dual"](CAPTIONS, None)
+    query = new_query(teacher, SIZES["static, teacher's"])
+    words = teacher.network.text_model.get_input_embeddings().weight
+    assert torch.equal(query.network.encoder.embeddings.weight, words)
+
+
 def test_another_teacher_is_refused(teachers: dict[str, Any], tmp_path: Path) -> None:
     models.save(new_query(teachers["dual"], SIZES["static"]), tmp_path)
     with pytest.raises(StaleError, match="speaks the space of the model"):
@@ -131,6 +138,31 @@ def test_vectors_from_elsewhere_are_known_by_their_length_alone(teachers: dict[s
     assert query.join(teachers["dual"]).teacher is teachers["dual"]
     with pytest.raises(StaleError, match="of 8 numbers, and this one is dual with 16"):
         query.join(teachers["ALIGN"])
+
+
+def test_a_model_of_another_kind_is_refused_though_its_vectors_have_the_width(teachers: dict[str, Any]) -> None:
+    space = models.QuerySpace(kind="late", dim=8, logit_scale=1.0, teacher_name="another program")
+    with pytest.raises(StaleError, match="for a late model of 8 numbers, and this one is dual with 8"):
+        space.check(teachers["dual"], "the student")
+
+
+@pytest.mark.parametrize("name", ["dual", "dual with a bias", "late", "late with a sum"])
+def test_logits_of_equal_vectors_are_the_teachers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its scale and bias; and of a late model with its MaxSim, a mean or a sum."""
+    dual = VARIANTS["dual with a bias" if "bias" in name else "dual"](CAPTIONS, tmp_path)
+    teacher = late(dual, is_pooled=False) if name.startswith("late") else dual
+    if name == "late with a sum":
+        monkeypatch.setattr(teacher, "is_mean", False)
+    models.save(new_query(teacher, models.QuerySize(text="teacher", num_layers=0)), tmp_path / "query")
+    joined = models.with_queries(teacher, tmp_path / "query")
+    white = [Image.new("RGB", (64, 64), "white")]
+    inputs = teacher.preprocess.images(white), teacher.preprocess.texts(CAPTIONS[:4])
+    pairs = models.PairBatch(*inputs, torch.zeros(1, 4, dtype=torch.long), torch.arange(4)[None])
+    with torch.no_grad():
+        outputs = teacher.outputs(pairs)
+        expected, _ = teacher.logits(outputs, pairs)
+        torch.testing.assert_close(joined.logits(outputs, pairs)[0], expected)
+    assert teacher.logit_scale > 2, "a scale of 1 would not show whether it is multiplied with"
 
 
 def test_equal_seeds_give_equal_weights(teachers: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from duals import DUALS, gemma, save_dual
 from open_clips import OPEN_CLIPS, save_open_clip
+from tiny import contents
 from transformers import AutoProcessor, AutoTokenizer, Siglip2Tokenizer, SiglipTokenizer
 
 from dcdctl.core import models
@@ -49,6 +50,15 @@ def test_a_saved_tokenizer_loads_unchanged(tokenizer, tokenizer_dir, captions):
     reloaded = AutoTokenizer.from_pretrained(tokenizer_dir)
     assert reloaded(captions)["input_ids"] == tokenizer(captions)["input_ids"]
     assert reloaded.get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("kind", DUALS)
+def test_what_a_tokenizer_has_read_changes_no_saved_byte(kind, tmp_path):
+    preprocess = models.load_dual(save_dual(kind, CAPTIONS, tmp_path, num_layers=1)).preprocess
+    preprocess.save(tmp_path / "before")
+    preprocess.texts([" ".join(CAPTIONS * 40)])
+    preprocess.save(tmp_path / "after")
+    assert contents(tmp_path / "after") == contents(tmp_path / "before")
 
 
 @pytest.mark.parametrize("kind", DUALS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from made_runs import scores_of, write_evaluation
@@ -151,6 +152,22 @@ def test_csv_read_back_is_the_document_and_what_was_not_measured_is_empty(found,
             name: str(value) for name, value in document.items() if value is not None
         }
     assert {row["model"]: row["p_value"] for row in rows}["dual-alone"] == ""
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"])
+def test_csv_has_no_name_that_a_spreadsheet_computes(split, tmp_path, monkeypatch, first):
+    monkeypatch.chdir(tmp_path)
+    name = f"{first}cmd|' calc'!A0"
+    folders = [write_evaluation(Path(folder), split, scores_of(split, seed)) for seed, folder in enumerate((name, "b"))]
+    found = report.read_report(folders, baseline=folders[1])
+    write.write_csv(Path("report.csv"), found)
+    with Path("report.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["folder"] for row in rows] == [f"'{name}", "b"]
+    assert [row["model"] for row in rows] == [f"'{name}", "b"]
+    # Numbers below 0 stay numbers.
+    difference = found.models[0].comparison.difference.rsum.interval.low
+    assert (difference < 0, float(rows[0]["rsum_difference_low"])) == (True, difference)
 
 
 def test_csv_keeps_a_folder_name_with_any_sign(split, tmp_path):

@@ -20,6 +20,7 @@ YEARS = [2020 + place % 3 for place in range(NUM)]
 OWNERS = ["o'neil", None, *["ann"] * (NUM - 2)]
 DAYS = [date(2024, 1, 1 + place) for place in range(NUM)]
 CONFIG = ServiceConfig(default_k=NUM, max_where_chars=60)
+TOO_LONG = "the conditions have 61 characters, at most 60 are read"
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +53,20 @@ def test_each_kind_of_query_meets_its_conditions(client, by):
     assert {one["columns"]["taken"] for one in found} == {"2024-01-01T12:00:00"}
 
 
-def test_each_query_of_a_batch_has_its_own_condition(client):
+def test_each_query_of_a_batch_meets_its_own_condition_and_those_of_the_url(client):
     queries = [
-        {"text": "a", "where": "year = 2020"},
+        {"text": "a", "where": "year = 2021"},  # an image of 2021 has no owner
         {"text": "b"},
         {"text": "c", "where": "yaer = 1"},
-        {"text": "d", "where": "year = 2020"},
+        {"text": "d", "where": "year = 2021"},
     ]
     answers = client.post("/search", json={"queries": queries}, params={"where": "owner is not null"}).json()["answers"]
     names = [
         {one["name"] for one in answer["results"]} if "results" in answer else answer["error"] for answer in answers
     ]
-    with_owner, of_2020 = kept(lambda _, owner: owner), kept(lambda year, owner: owner and year == 2020)
-    assert [names[0], names[1], names[3]] == [of_2020, with_owner, of_2020]
+    with_owner, both = kept(lambda _, owner: owner), kept(lambda year, owner: owner and year == 2021)
+    assert both < kept(lambda year, _: year == 2021)
+    assert [names[0], names[1], names[3]] == [both, with_owner, both]
     assert "unknown column yaer" in names[2]
 
 
@@ -114,13 +116,26 @@ def test_an_answer_without_images_is_no_error(client):
         ("yaer = 1", "the condition 'yaer = 1' has the unknown column yaer; the columns are "),
         ("year = 'x'", "compares year, which is a whole number, with 'x'"),
         ("1; drop table x", "cannot be read near 'drop'"),
-        ("x" * 61, "the conditions have 61 characters, at most 60 are read"),
+        ("x" * 61, TOO_LONG),
+        (["year >= 2020" + " " * 18, "year <= 2022" + " " * 19], TOO_LONG),
     ],
 )
 def test_a_refused_condition_is_400_with_the_reason(client, where, message):
-    response = client.get("/search", params={"text": "dogs", "where": where})
-    assert response.status_code == 400
-    assert message in response.json()["error"]
+    for response in (
+        client.get("/search", params={"text": "dogs", "where": where}),
+        client.get("/search", params={"row": 0, "where": where}),
+        client.post("/search", files={"image": ("a.png", png())}, params={"where": where}),
+    ):
+        assert response.status_code == 400
+        assert message in response.json()["error"]
+
+
+def test_the_conditions_of_a_query_and_of_the_url_are_limited_together(client):
+    of_url, fits, too_long = ("year >= 2020".ljust(length) for length in (30, 30, 31))
+    batch = {"queries": [{"text": "a", "where": fits}, {"text": "a", "where": too_long}]}
+    allowed, refused = client.post("/search", json=batch, params={"where": of_url}).json()["answers"]
+    assert len(allowed["results"]) == NUM
+    assert TOO_LONG in refused["error"]
 
 
 def test_columns_are_listed_with_conditions_that_are_read_back(client):

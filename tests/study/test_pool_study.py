@@ -122,6 +122,8 @@ def test_the_models_of_a_study_on_a_pool_have_the_agreement_that_eval_gives(
     baseline = best.replace(",", " with")
     assert f"distilled against {baseline}" in document(out)["verdict"]
     assert ", nDCG@10 of agreement with the teacher " in document(out)["verdict"]
+    # The start has no seed, and is a baseline that each run is tested against.
+    assert list(document(out)["planned_p_values"]) == (names[1:-1] or ["zero-shot"])
     assert "It favors models that learned from that teacher" in " ".join(document(out)["notes"])
     assert rows["distilled"]["query_ms"] > 0
     page = (out / "report.html").read_text()

@@ -44,7 +44,7 @@ from dcdctl.core.evaluation.bootstrap import holm
 from dcdctl.core.evaluation.significance import RankComparison
 from dcdctl.core.progress import OnStep
 from dcdctl.core.report.report import read_report
-from dcdctl.core.report.study_report import Difference, read_rows, verdict
+from dcdctl.core.report.study_report import Difference, planned_p_values, read_rows, verdict
 from dcdctl.core.scoring import pairs
 from dcdctl.core.study import StudyJob, StudyView, run_study, study
 from dcdctl.core.study.plan import DISTILLED, FINE_TUNED, RANDOM, SETTINGS_FILE, resolve
@@ -225,6 +225,10 @@ def test_without_the_weight_of_its_teacher_distillation_is_fine_tuning(stage: St
     assert (weights(RANDOM) - fine_tuned).abs().max() > 1e-4
 
 
+def start_table(finished: Path) -> RankTable:
+    return evaluation.SavedEvaluation.load(finished / "evaluations/zero-shot").table
+
+
 def test_the_differences_are_paired_over_all_seeds(finished: Path):
     def tables(name: str) -> list[RankTable]:
         runs = [evaluation.SavedEvaluation.load(finished / "runs" / f"{name}-seed{seed}") for seed in (0, 1)]
@@ -243,9 +247,10 @@ def test_the_differences_are_paired_over_all_seeds(finished: Path):
     assert list(planned) == ["fine-tuned", "fine-tuned, random batches", "taught by itself"]
     raw = [max(found["distilled", base]["p_value"], found["distilled", base]["t_test_p_value"]) for base in planned]
     assert list(planned.values()) == holm(raw)
-    assert found["fine-tuned", "zero-shot"]["t_test_p_value"] is None
-    # One evaluation of the start has no seeds to draw.
-    assert found["fine-tuned", "zero-shot"]["interval_over"] == "images"
+    # The start has no seed: the same model against each run.
+    expected = compare_ranks(tables("fine-tuned"), [start_table(finished)] * 2, draw_seeds=True)
+    assert found["fine-tuned", "zero-shot"]["t_test_p_value"] == expected.t_test_p_value
+    assert found["fine-tuned", "zero-shot"]["interval_over"] == "images and seeds"
     assert list(found) == [
         ("distilled", "fine-tuned"),
         ("distilled", "fine-tuned, random batches"),
@@ -386,7 +391,7 @@ def test_a_study_that_failed_before_its_first_result_may_be_corrected(stage: Sta
             ConfigError,
             r"validation\.split is val, on which the best weights are chosen",
         ),
-        ({"sets": ["batch.size=1"]}, ConfigError, r"batch\.size must be at least 2"),
+        ({"sets": ["batch.size=1"]}, ConfigError, r"batch\.size must lie in"),
         (
             {"sets": ["loss.terms={ kl = 1.0, embedding-cosine = 1.0 }"]},
             ConfigError,
@@ -564,11 +569,13 @@ def test_the_verdict_says_in_words_whether_the_teacher_paid():
     ]
 
 
-def test_a_verdict_from_one_seed_is_about_these_trainings():
-    assert verdict([difference_of_runs([ranks(1, 1)], [ranks(2, 2)])], 0.0) == (
-        "The teacher paid: distilled against fine-tuned in these trainings, RSUM +200.0 (200.0 to 200.0), p 0.0002. "
+def test_a_study_with_one_seed_tests_nothing():
+    one_seed = [difference_of_runs([ranks(1, 1)], [ranks(2, 2)])]
+    assert verdict(one_seed, 0.0) == (
+        "Not tested: distilled against fine-tuned in these trainings, RSUM +200.0 (200.0 to 200.0). "
         "Fewer than 3 seeds per system: a claim about methods needs at least 3."
     )
+    assert planned_p_values(one_seed) == {}
 
 
 def test_a_verdict_from_two_seeds_says_that_they_are_few():

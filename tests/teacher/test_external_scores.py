@@ -28,6 +28,7 @@ from dcdctl.core.teacher import (
     read_cache,
     read_caches,
     take_scores,
+    work_list,
 )
 from dcdctl.core.training import TrainingJob, TrainingOptions
 
@@ -95,7 +96,7 @@ def write(path: Path, table: pa.Table) -> str:
     return str(path)
 
 
-def test_the_work_list_has_each_planned_pair_once_with_what_was_asked_for(corpus, own, job):
+def test_the_work_list_has_each_planned_pair_once_with_what_was_asked_for(corpus, own, job, monkeypatch):
     plan_work(job, ("captions", "paths"))
     size_without = sum(path.stat().st_size for path in work_files(job))
     assert plan_work(job, ("captions", "paths", "bytes")) == (own.num_pairs, 7)
@@ -122,6 +123,11 @@ def test_the_work_list_has_each_planned_pair_once_with_what_was_asked_for(corpus
         "image_index",
         "caption_index",
     ]
+    monkeypatch.setattr(work_list, "IMAGES_PER_GROUP", 2)
+    plan_work(job)
+    of_groups = pa.concat_tables(pq.read_table(path) for path in work_files(job))
+    assert of_groups["image_index"].to_pylist() == own.image_P.tolist()
+    assert pq.ParquetFile(job.out / "work" / "work-00003.parquet").num_row_groups > 1
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])

@@ -19,6 +19,7 @@ from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual
 from dcdctl.core import models
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import DataChoice, choose_manifest, prepare_corpus, text_encoding
+from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.teacher import TextCacheJob, cache_texts, read_cache, read_text_cache, text_cache, verify_texts
 from dcdctl.core.verify import verify
@@ -169,8 +170,37 @@ def test_each_process_encodes_its_share(folder, tmp_path, monkeypatch):
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
+@pytest.mark.parametrize("name", ["texts-planned-00001.parquet", "texts-00001.parquet"])
+def test_a_part_that_was_damaged_after_a_kill_is_noticed_when_the_build_resumes(folder, tmp_path, monkeypatch, name):
+    whole = contents(make(folder, tmp_path / "whole", folder / "a.txt").folder)
+    encode, encoded = text_cache._encode, []
+
+    def killed_at_the_third_part(model, texts, *more):
+        encoded.append(texts)
+        if len(encoded) == 3:
+            raise KeyboardInterrupt
+        return encode(model, texts, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(text_cache, "_encode", killed_at_the_third_part)
+        with pytest.raises(KeyboardInterrupt):
+            make(folder, tmp_path / "q", folder / "a.txt")
+    if "planned" in name:
+        # A finished part hides its plan, which a resumed build reads again only without it.
+        (tmp_path / "q" / "texts-00001.parquet").unlink()
+    damaged = bytearray((tmp_path / "q" / name).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "q" / name).write_bytes(damaged)
+    if "planned" in name:
+        with pytest.raises(StaleError, match=rf"{name} is damaged"):
+            make(folder, tmp_path / "q", folder / "a.txt")
+    else:
+        assert contents(make(folder, tmp_path / "q", folder / "a.txt").folder) == whole
+
+
 def test_an_extended_cache_encodes_only_new_texts(folder, tmp_path, monkeypatch):
-    old = make(folder, tmp_path / "old", folder / "a.txt")
+    (tmp_path / "a.csv").write_text("text,language\n" + "".join(f"{text},en\n" for text in TEXTS))
+    old = make(folder, tmp_path / "old", tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text("text,language\nDOG number 0,en\neine Katze,de\n")
     encoded, encode = [], text_cache._encode
     monkeypatch.setattr(
@@ -179,7 +209,7 @@ def test_an_extended_cache_encodes_only_new_texts(folder, tmp_path, monkeypatch)
     cache = make(folder, tmp_path / "q", folder / "a.txt", tmp_path / "b.csv", extend=tmp_path / "old")
     assert encoded == ["eine Katze"]
     assert texts_of(cache) == [*TEXTS, "eine Katze"]
-    assert (cache.plan["extends"], cache.plan["languages"]) == (old.fingerprint, {"de": 1})
+    assert (cache.plan["extends"], cache.plan["languages"]) == (old.fingerprint, {"de": 1, "en": len(TEXTS)})
     assert cache.fingerprint != old.fingerprint
     # Again: nothing is left to do.
     assert (
@@ -213,6 +243,28 @@ def test_the_prompt_and_the_length_of_texts_are_in_the_fingerprint(folder, tmp_p
         make(tmp_path, tmp_path / "q", folder / "a.txt")
 
 
+def test_a_cache_of_another_precision_is_refused(folder, tmp_path):
+    make(folder, tmp_path / "q", folder / "a.txt")
+    half = Compute(device=CPU, precision="bfloat16")
+    with pytest.raises(StaleError, match=r"made with another precision \(float32, not bfloat16\)"):
+        make(folder, tmp_path / "q", folder / "a.txt", compute=half)
+    with pytest.raises(StaleError, match=r"another precision"):
+        verify_texts(TextCacheJob(out=tmp_path / "q", teacher=str(folder / "dual"), compute=half), 3)
+
+
+@pytest.mark.parametrize(
+    ("count", "of_parts"), [(1, [1]), (4, [1, 1, 1, 1]), (7, [2, 2, 1, 1, 1]), (20, [4, 4, 4, 4, 3])]
+)
+def test_verify_spreads_the_texts_that_it_compares_over_the_parts(folder, tmp_path, monkeypatch, count, of_parts):
+    make(folder, tmp_path / "q", folder / "a.txt")
+    compared, encode = [], text_cache._encode
+    monkeypatch.setattr(
+        text_cache, "_encode", lambda model, texts, *more: compared.append(texts) or encode(model, texts, *more)
+    )
+    verify_texts(TextCacheJob(out=tmp_path / "q", teacher=str(folder / "dual")), count)
+    assert compared == [TEXTS[5 * part :][:number] for part, number in enumerate(of_parts)]
+
+
 def test_verify_computes_vectors_again_and_finds_wrong_ones(folder, tmp_path):
     cache = make(folder, tmp_path / "q", folder / "a.txt")
     job = TextCacheJob(out=tmp_path / "q", teacher=str(folder / "dual"))
@@ -241,7 +293,8 @@ def test_vectors_from_elsewhere_become_unit_vectors(tmp_path):
     texts, languages, vectors = columns_of(cache)
     assert (texts, languages) == (["a", "b"], ["de", None])
     np.testing.assert_allclose(vectors, [[0.6, 0.8], [1, 0]], atol=1e-3)
-    assert (cache.space.teacher, cache.space.teacher_name, cache.space.dim) == (None, "a large model", 2)
+    # Such vectors have no scale: their products are their cosines.
+    assert cache.space == models.QuerySpace(kind="dual", dim=2, logit_scale=1.0, teacher_name="a large model")
     pq.write_table(pa.table({"vector": vectors}), tmp_path / "w.parquet")
     with pytest.raises(InputError, match=r"has no column query, caption, text"):
         cache_texts(TextCacheJob(out=tmp_path / "n", vectors=[str(tmp_path / "w.parquet")], teacher_name="x"))

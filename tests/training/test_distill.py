@@ -352,7 +352,7 @@ MISSING_REFS: dict[str, Any] = {
     [
         ("nosuchrecipe", [], {}, "no recipe nosuchrecipe"),
         ("tiny-student", ["batch.sise=8"], {}, "unknown key batch.sise"),
-        ("tiny-student", ["batch.size=1"], {}, "batch.size must be at least 2"),
+        ("tiny-student", ["batch.size=1"], {}, "batch.size must lie in"),
         ("tiny-student", [], {"caches": []}, "needs the teacher's scores"),
         ("tiny-student", [], {"teachers": []}, "starts from its teacher, and no teacher is given"),
         ("tiny-student", ["batch.negatives=mined"], {}, "with a cache the negatives are those of the cache"),

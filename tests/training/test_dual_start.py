@@ -405,12 +405,11 @@ def test_peft_is_required_before_weights_are_opened(corpus, tmp_path, monkeypatc
 
 def test_a_dual_encoder_without_such_parts_is_named(corpus, tmp_path):
     models.save(frozen_dual(corpus.captions, tmp_path, "map"), tmp_path / "model")
-    for field in ("model.trained=projections", "model.trained=lora", "model.vision_layers=[0]"):
-        with pytest.raises(
-            ModelError,
-            match="is for dual encoders of transformers, such as CLIP and SigLIP, and this is a dcdctl-encoder-dual",
-        ):
-            make(tmp_path / "model", field)
+    with pytest.raises(
+        ModelError,
+        match="is for dual encoders of transformers, such as CLIP and SigLIP, and this is a dcdctl-encoder-dual",
+    ):
+        make(tmp_path / "model", "model.vision_layers=[0]")
 
 
 @pytest.mark.parametrize(
@@ -443,3 +442,48 @@ def test_a_dual_encoder_without_such_parts_is_named(corpus, tmp_path):
 def test_a_recipe_that_contradicts_itself_is_refused_before_anything_is_opened(sets, message):
     with pytest.raises(ConfigError, match=message):
         recipe.load_recipe("tiny-student", ["model.kind=dual", "model.layers=[]", "model.start=owner/clip", *sets])
+
+
+@pytest.fixture(scope="module")
+def over_two(corpus, tmp_path_factory) -> Path:
+    """A dual encoder over two encoders, as a run of the recipe `photos` has."""
+    folder = tmp_path_factory.mktemp("over-two")
+    models.save(frozen_dual(corpus.captions, folder, "tokens"), folder / "model")
+    return folder / "model"
+
+
+@pytest.mark.parametrize(
+    ("sets", "changed"),
+    [
+        ([], {"vision", "text", "projections"}),
+        (["model.trained=last-layers", "model.trained_layers=1"], {"vision", "text", "projections"}),
+        (["model.trained=lora"], {"vision", "text", "projections"}),
+        (["model.trained=projections"], {"projections"}),
+    ],
+    ids=["all", "last layers", "adapters", "projections"],
+)
+def test_the_encoders_of_a_dual_run_over_two_are_trained_as_asked(over_two, corpus, tmp_path, sets, changed):
+    start = models.load_dual(over_two)
+    for found, expected in zip(vectors(make(over_two, *sets), corpus), vectors(start, corpus), strict=True):
+        assert_close(found, expected, rtol=0, atol=1e-6)
+    run = train(corpus, over_two, tmp_path / "run", *sets)
+    before, after = start.network.state_dict(), models.load_dual(run.folder).network.state_dict()
+    assert before.keys() == after.keys()
+    different = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert {name.partition(".")[0] for name in different} == changed
+    if not sets:
+        # All that has a gradient: a transformer's tokens do not depend on its class token's pooler.
+        assert len(different) > 0.9 * len(before)
+    has_features = changed == {"projections"}
+    assert make(over_two, *sets).encoders.is_frozen == has_features
+
+
+def test_a_start_in_place_of_a_new_model_unsets_its_sizes_and_keeps_encoders_frozen(over_two):
+    photos = recipe.load_recipe("photos", [f"model.start={over_two}"]).model
+    assert (photos.vision, photos.text, photos.vision_grid, photos.projection_dim) == ("", "", None, 256)
+    assert (photos.trained, photos.frozen_encoders) == ("projections", False)
+    assert recipe.load_recipe("photos", [f"model.start={over_two}", "model.trained=all"]).model.trained == "all"
+    with pytest.raises(ConfigError, match=r"model\.projection_dim is for model\.start new, and it is "):
+        recipe.load_recipe("photos", [f"model.start={over_two}", "model.projection_dim=64"])
+    # A text encoder in place of new layers.
+    assert recipe.load_recipe("query-kl", ["model.text=a/b"]).model.hidden_size == 128

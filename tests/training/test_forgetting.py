@@ -18,6 +18,8 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, InputError, StaleError
 from dcdctl.core.evaluation import evaluate
 from dcdctl.core.training import InputRefs, Run, checkpoints, validation, validation_document, validation_table
+from dcdctl.core.training.runs import BEST
+from dcdctl.core.verify import verify
 
 STEPS = [
     *("model.kind=dual", "model.layers=[]", "batch.size=8", "loss.terms={ infonce = 1.0 }", "optimizer.steps=6"),
@@ -131,6 +133,11 @@ def test_a_training_that_loses_too_much_elsewhere_ends_with_the_best_weights_bef
     assert f"ended after step {step + 1}: " in said[-1]
     assert f"the model has the weights after step {seal['step']}" in said[-1]
     assert validation.run_document(run)["best"]["step"] == seal["step"]
+    weights = run.folder / BEST / next(iter(seal["files"]))
+    whole_weights = weights.read_bytes()
+    weights.write_bytes(whole_weights[:-1])
+    assert any(f"{BEST}/{weights.name} is damaged" in problem for problem in verify(run.folder).problems)
+    weights.write_bytes(whole_weights)
     # The run is finished: to resume it does nothing.
     before = contents(run.folder)
     assert contents(train(tmp_path / "run", *sets, resume=True).folder) == before
@@ -255,13 +262,13 @@ def test_the_best_share_by_hand(curve, bound, best):
     [
         (["validation.max_loss_elsewhere=1"], 1, r"no second --validation-data is named; name the corpus that chooses"),
         (["model.average_with_start=auto"], 0, r"and there is none; --set model.average_with_start=0.5 needs"),
-        (["validation.max_loss_elsewhere=-1"], 2, r"max_loss_elsewhere must be at least 0"),
+        (["validation.max_loss_elsewhere=-1"], 2, r"max_loss_elsewhere must lie in"),
         (
             ["validation.max_loss_elsewhere=1", "validation.keep=last"],
             2,
             r"validation.keep is last; set validation.keep to best, or model.average_with_start to auto",
         ),
-        (["model.average_with_start=1.5"], 0, r"average_with_start must lie in \[0, 1\] or be auto, got 1.5"),
+        (["model.average_with_start=1.5"], 0, r"average_with_start must lie in \[0, 1\], got 1.5; or auto"),
     ],
 )
 def test_settings_that_need_more_are_named_before_anything_is_written(

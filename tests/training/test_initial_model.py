@@ -165,16 +165,17 @@ def test_a_dual_encoder_without_dropout_refuses_it(corpus, tmp_path):
 SIGMOID = ["model.kind=dual", "model.layers=[]", "model.start=new", "loss.terms={ sigmoid = 1.0 }"]
 
 
-def new_dual_of(kind: str, corpus: Any, folder: Path, *sets: str) -> list[str]:
+def new_dual_of(kind: str, corpus: Any, folder: Path) -> list[str]:
     """The settings of a new dual encoder: alone, over two encoders, or over two frozen ones."""
     sides = zip(("vision", "text"), refs(corpus.captions, folder, "tokens"), strict=True)
     pair = [f"model.{side}={ref}" for side, ref in sides]
-    return [*SIGMOID, *{"alone": [], "over two": pair, "frozen": [*pair, "model.frozen_encoders=true"]}[kind], *sets]
+    small = ["model.hidden_size=32", "model.num_layers=1", "model.vocab_size=200"]
+    return [*SIGMOID, *{"alone": small, "over two": pair, "frozen": [*pair, "model.frozen_encoders=true"]}[kind]]
 
 
 @pytest.mark.parametrize("kind", ["alone", "over two", "frozen"])
 def test_a_new_student_of_the_sigmoid_loss_starts_as_siglip_and_its_bias_is_saved(kind, corpus, tmp_path):
-    sets = new_dual_of(kind, corpus, tmp_path, "model.hidden_size=32", "model.num_layers=1", "model.vocab_size=200")
+    sets = new_dual_of(kind, corpus, tmp_path)
     model = make(None, *sets, captions=corpus.captions, name="tiny-student")
     assert (model.logit_scale.item(), model.logit_bias.item()) == pytest.approx((10, -10))
     run = training.train_model(

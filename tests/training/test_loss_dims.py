@@ -92,7 +92,7 @@ def test_losses_of_vectors_see_the_full_width(corpus, dual):
     ("sets", "message"),
     [
         (["loss.dims=[8, 4]", *DUAL], "loss.dims must ascend"),
-        (["loss.dims=[0, 4]", *DUAL], "loss.dims.* must be at least 1"),
+        (["loss.dims=[0, 4]", *DUAL], "loss.dims.* must lie in"),
         (["loss.dims=[4, 8]"], "loss.dims is for vectors, and a fusion model has none"),
         (["loss.dims=[4]", "loss.terms={ embedding-cosine = 1.0 }", *DUAL], "loss.dims is for losses of scores"),
     ],

@@ -108,6 +108,20 @@ def test_the_batches_of_a_cache_are_its_neighborhoods(pool):
     assert (wide.queries, wide.scored) == (1.0, 0.5)
 
 
+@pytest.mark.parametrize(("images", "texts"), [(3, 6), (3, 4), (5, 8)])
+def test_the_batches_of_a_cache_have_no_image_twice_and_no_text_before_all_were_drawn(pool, images, texts):
+    """As large as the rest of an epoch, smaller, and of sizes that leave a rest."""
+    sets = f"pool.images={images}", f"pool.texts={texts}"
+    pairs = PoolPairs(pool, recipe(*sets), scores_of(blocks=3), false_negative_filter(pool, None))
+    per_epoch = int(pairs.batches_per_epoch)
+    for epoch in range(2):
+        steps = [pairs.of_step(epoch * per_epoch + step) for step in range(per_epoch)]
+        image_ix = np.concatenate([step.image_RC.ravel() for step in steps])
+        assert len(set(image_ix)) == len(image_ix) == per_epoch * images
+        text_ix = np.concatenate([step.text_RC.ravel() for step in steps[: 24 // texts]])
+        assert len(set(text_ix)) == len(text_ix)
+
+
 @pytest.mark.parametrize(
     ("sets", "shape", "adapted"),
     [

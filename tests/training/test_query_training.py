@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from training_steps import KilledError, killed_after
 
 from dcdctl.core import models, training
+from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.teacher import CandidateConfig, TextCacheJob, cache_texts, embed_corpus, read_text_cache, text_cache
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, initial_model, load_recipe, text_data
@@ -32,7 +33,12 @@ SMALL = [
     *("optimizer.steps=6", "optimizer.lr=1e-2", "optimizer.warmup_share=0.0", "optimizer.save_every=2"),
     "validation.every=3",
 ]
-STUDENTS = {"dual": [], "late": ["model.text=teacher", "model.num_text_layers=2", "model.dropout=0.0"]}
+NOT_NEW = [
+    *("model.text=", "model.hidden_size=128", "model.vocab_size=4000", "model.max_text_len=40"),
+    *("model.num_text_layers=2", "model.num_heads=4"),
+]
+"""The sizes of a new text encoder at their defaults."""
+STUDENTS = {"dual": [], "late": [*NOT_NEW, "model.text=teacher", "model.max_text_len=24", "model.dropout=0.0"]}
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +109,28 @@ def test_an_epoch_has_each_text_once_with_its_vector_and_holds_out_a_hundredth(f
         epochs.append(seen)
     assert set(epochs[0]) | set(epochs[1]) <= set(corpus.captions)
     assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("window_bytes", [40_000, 2**30])
+def test_parts_windows_and_texts_have_another_order_in_each_epoch(folders, monkeypatch, window_bytes):
+    monkeypatch.setattr(texts, "WINDOW_BYTES", window_bytes)
+    batches = batches_of(folders, sets=["batch.size=2"])
+    rows = batches.rows
+    windows = [[parts.tolist() for parts in rows.windows(epoch)] for epoch in range(2)]
+    assert (windows[0] == windows[1]) == (window_bytes > 40_000)
+    of_cache = [text for part in range(len(rows.cache.part_sizes)) for text, *_ in rows.cache.part(part)]
+    per_epoch = int(rows.batches_per_epoch)
+    epochs = [
+        [text for step in range(per_epoch) for text, _ in batches._of_step(epoch * per_epoch + step)]
+        for epoch in range(2)
+    ]
+    for epoch, (order, parts_of_windows) in enumerate(zip(epochs, windows, strict=True)):
+        first = [text for text, _ in rows.read(parts_of_windows[0])]
+        assert set(order[: len(first)]) == set(first), "a window is read to its end before the next one"
+        assert order[: len(first)] != first, f"the texts of a window are shuffled in epoch {epoch}"
+    # Of the same texts: where a window has all parts, the epochs differ by its order alone.
+    assert epochs[0] != epochs[1]
+    assert epochs[0] != of_cache[: len(epochs[0])]
 
 
 def test_a_batch_larger_than_the_cache_has_all_texts_but_those_held_out(folders):
@@ -193,6 +221,24 @@ def test_a_killed_training_on_texts_resumes_to_the_same_bytes(folders, kind, tmp
     assert lines[1] > lines[0]
 
 
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_the_cosine_of_validation_is_the_mean_of_the_held_out_texts(folders, kind):
+    """In percent, and of batches of unequal size."""
+    student, _ = student_of(folders, kind)
+    rows = batches_of(folders, kind, holds_out=True).rows
+    rows.held_out = rows.read([0])[:7]
+    cosines = []
+    with torch.no_grad():
+        for text, vectors in rows.held_out:
+            own = student.eval().encode_texts if kind == "late" else student.eval().embed_texts
+            found = own(student.preprocess.texts([text]))
+            found = (found.tokens[0] if kind == "late" else found).double().numpy()
+            teacher = np.atleast_2d(vectors).astype(np.float64)
+            norms = np.linalg.norm(found, axis=1) * np.linalg.norm(teacher, axis=1)
+            cosines.append(((found * teacher).sum(axis=1) / norms).mean())
+    assert rows.cosine(student, Compute(device=CPU, batch_size=3)) == pytest.approx(100 * np.mean(cosines), rel=1e-3)
+
+
 def test_a_finished_student_has_its_result_and_its_space(folders, tmp_path):
     run = train(folders, tmp_path / "run", "optimizer.steps=40")
     document = training.run_document(run)
@@ -207,7 +253,7 @@ def test_a_finished_student_has_its_result_and_its_space(folders, tmp_path):
     )
     # The model that trains further must be of the same teacher.
     assert said == f"dcdctl eval {folders / 'dual'} --data CORPUS --query-model {tmp_path / 'run'}"
-    further = train(folders, tmp_path / "further", f"model.start={run.folder}", "optimizer.lr=1e-4")
+    further = train(folders, tmp_path / "further", *NOT_NEW, f"model.start={run.folder}", "optimizer.lr=1e-4")
     assert further.metrics()[0]["loss"] < 0.5 * run.metrics()[0]["loss"]
 
 
@@ -234,7 +280,9 @@ def test_validation_embeds_the_images_once_and_has_the_recalls_of_the_joined_mod
     assert measured.rsum == pytest.approx(max(recalls), abs=1e-3)
 
 
-WITH_IMAGES = ["model.num_text_layers=1", "model.num_heads=2", "validation.every=0", "batch.size=8"]
+WITH_IMAGES = ["validation.every=0", "batch.size=8"]
+BLOCKS = ["candidates.kind=blocks", "candidates.block_size=8"]
+ONE_LAYER = {"dual": ["model.num_text_layers=1", "model.num_heads=2"], "late": []}
 
 
 @pytest.mark.parametrize(
@@ -247,7 +295,13 @@ WITH_IMAGES = ["model.num_text_layers=1", "model.num_heads=2", "validation.every
     ],
 )
 def test_a_student_learns_with_the_teachers_images(corpus, folders, kind, terms, tmp_path):
-    sets = [*STUDENTS[kind], *WITH_IMAGES, "optimizer.steps=20", "candidates.kind=blocks", "candidates.block_size=8"]
+    sets = [
+        *STUDENTS[kind],
+        *ONE_LAYER[kind],
+        *WITH_IMAGES,
+        *BLOCKS,
+        "optimizer.steps=20",
+    ]
     if "dcd" in terms:
         sets += ["batch.random_negatives=7", "batch.hard_negatives=3"]
     inputs = OpenInputs(corpus, [], None, [models.load(folders / kind)])
@@ -270,7 +324,7 @@ def test_a_cross_encoder_gives_scores_beside_the_frozen_images(corpus, folders, 
     fusion = make_teacher(corpus.captions)
     cache = build_cache(corpus, fusion, tmp_path / "cache", CandidateConfig(kind="blocks", block_size=8))
     teacher = models.load(folders / "dual")
-    sets = [*WITH_IMAGES, "loss.terms={ kl = 1.0 }", "candidates.kind=blocks", "candidates.block_size=8"]
+    sets = [*WITH_IMAGES, *BLOCKS, "loss.terms={ kl = 1.0 }"]
     losses = {}
     for name, caches in (("cross-encoder", [cache]), ("teacher", [])):
         inputs = OpenInputs(corpus, caches, None, [teacher])
@@ -297,7 +351,7 @@ def test_a_cross_encoder_gives_scores_beside_the_frozen_images(corpus, folders, 
         ),
         ([], {"caches": []}, r"--cache names 0 folders, expected one with texts and their vectors; make one"),
         ([], {"teachers": ["other"]}, r"dual-texts speaks the space of the model .*; name its teacher"),
-        (["model.start=other-run"], {}, r"other-run speaks the space of the model .*; name its teacher"),
+        ([*NOT_NEW, "model.start=other-run"], {}, r"other-run speaks the space of the model .*; name its teacher"),
         (
             [],
             {"validation_data": ["data"]},
@@ -306,7 +360,11 @@ def test_a_cross_encoder_gives_scores_beside_the_frozen_images(corpus, folders, 
         (["validation.metric=agreement"], {}, r"validation.metric agreement needs images"),
         ([], {"max_images": 3}, r"--max-images needs images, and no --data is named"),
         ([], {"split": "val"}, r"--split val needs images, and no --data is named"),
-        (["model.text=teacher"], {}, r"model.text is teacher, and no teacher is given; name it with --teacher"),
+        (
+            [*NOT_NEW, "model.text=teacher"],
+            {},
+            r"model.text is teacher, and no teacher is given; name it with --teacher",
+        ),
         (["loss.dims=[2, 9]"], {}, r"loss.dims ends with 9, and the vectors of the model have 8 numbers"),
         (["model.pooled=true"], {}, r"model.pooled is unknown in a query model; a late model has it; leave it out"),
         (
@@ -337,7 +395,7 @@ def test_what_a_training_of_a_query_encoder_cannot_do_is_named(folders, corpus, 
             tokenizer=models.word_piece(corpus.captions, 100),
         )
         models.save(other, tmp_path / "other-run")
-        sets = [f"model.start={tmp_path / 'other-run'}"]
+        sets = [*NOT_NEW, f"model.start={tmp_path / 'other-run'}"]
     given = {"caches": [folders / "dual-texts"], **given}
     if "teachers" in given:
         given["teachers"] = [str(tmp_path / "other")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from tiny import make_pool, make_teacher, model_contents
 from training_steps import TINY_DUAL
 
 from dcdctl.core import models
+from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores, read_cache
-from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, preview, rounds, train_in_rounds
+from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, preview, rounds, train_in_rounds
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
             for thing in ("car", "dog", "hat")]  # fmt: skip
@@ -56,6 +58,29 @@ def test_each_round_adds_what_the_student_of_the_one_before_finds(refs, tmp_path
     ]
     # The run learned from the last cache.
     assert run.facts()["inputs"]["cache"] == caches[-1].plan
+
+
+@pytest.mark.parametrize(
+    ("sets", "kinds", "random_per_query"),
+    [
+        (["candidates.per_query=20"], ["random", "embedding", "embedding"], [0, 3, 3]),
+        (["candidates.kind=blocks", "candidates.block_size=3"], ["blocks"] * 3, [0, 0, 0]),
+    ],
+)
+def test_the_teacher_scores_in_float32_and_each_round_draws_with_another_seed(
+    refs, tmp_path, monkeypatch, sets, kinds, random_per_query
+):
+    """Whatever the precision of the training and its stored features: these are of the student."""
+    jobs: list[CacheJob] = []
+    monkeypatch.setattr(rounds, "train_model", lambda job, *more, **options: Run(job.out))
+    monkeypatch.setattr(rounds, "cache_scores", lambda job, **more: jobs.append(job) or SimpleNamespace(num_pairs=1))
+    options = TrainingOptions(compute=Compute(device=CPU, precision="bfloat16", features=tmp_path / "features"))
+    job = TrainingJob("distill", "tiny-student", [*SETS, *sets, "pool.rounds=3", "candidates.seed=7"], tmp_path / "run")
+    train_in_rounds(job, refs, options=options)
+    assert [job.candidates.seed for job in jobs] == [7, 8, 9]
+    assert {(job.compute.precision, job.compute.features) for job in jobs} == {("float32", None)}
+    assert [job.candidates.kind for job in jobs] == kinds
+    assert [job.candidates.random_per_query for job in jobs] == random_per_query
 
 
 def test_the_budget_is_of_all_rounds(refs, tmp_path):

@@ -39,6 +39,8 @@ SETS = [
 OPTIONS = TrainingOptions()
 NOT_FUSION = ["model.num_text_layers=2", "model.projection_dim=256"]
 """The settings of SETS that a fusion model does not have, at their defaults."""
+NOT_NEW = ["model.hidden_size=128", "model.num_layers=6", "model.vocab_size=4000"]
+"""Those of a new model."""
 
 
 @pytest.fixture
@@ -308,7 +310,11 @@ def test_a_shard_that_has_changed_refuses_to_resume(tars, tmp_path):
             "loss.temperature auto needs a prepared corpus",
         ),
         (["candidates.duplicate_bits=3"], {}, "candidates.duplicate_bits needs a prepared corpus"),
-        (["model.kind=fusion", *NOT_FUSION, "model.start=teacher"], {}, "model.start teacher needs a prepared corpus"),
+        (
+            ["model.kind=fusion", *NOT_FUSION, *NOT_NEW, "model.start=teacher"],
+            {},
+            "model.start teacher needs a prepared corpus",
+        ),
         ((), {"split": "val"}, "--split val needs a prepared corpus"),
         ((), {"max_images": 5}, "--max-images needs a prepared corpus"),
         (

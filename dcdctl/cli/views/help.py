@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from dcdctl.cli.options import refuse_urls
+from dcdctl.cli.options import MOST, refuse_urls
 
 MAX_COLUMNS = 100
 """Widest line of the help, however wide the terminal is."""
@@ -101,7 +101,10 @@ class HelpCommand(TyperCommand):
         for parameter in self.get_params(ctx):
             if parameter.param_type_name == "option" and (record := parameter.get_help_record(ctx)) is not None:
                 is_first = parameter.opts[0].lstrip("-") in COMMON
-                panels["Common" if is_first else getattr(parameter, "rich_help_panel", None) or "Other"].append(record)
+                name, text = record
+                # The maximum of all numbers tells nobody anything.
+                row = name, re.sub(rf"(\d+)<=x<={MOST}", r"x>=\1", text)
+                panels["Common" if is_first else getattr(parameter, "rich_help_panel", None) or "Other"].append(row)
         write_panels(formatter, panels)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:

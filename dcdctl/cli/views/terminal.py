@@ -22,12 +22,14 @@ import typer
 from typer.core import TyperGroup
 
 from dcdctl.cli.views.help import write_panels
-from dcdctl.core.errors import DcdError, as_user_error
+from dcdctl.core.errors import DcdError, as_user_error, first_line
 from dcdctl.core.progress import Advance, byte_size
 
 if TYPE_CHECKING:
     from dcdctl.core.templates import Table
 
+# Tiny models need 2.5 GB with two threads, of which each takes some of it; a benchmark needs 4 GB.
+ENOUGH_ADDRESS_SPACE = 4 * 10**9
 INDENT = "  "
 JOINERS = "\u200c\u200d"
 SECONDS_BETWEEN_LINES = 10.0
@@ -46,25 +48,34 @@ class ErrorGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         of_threads: list[DcdError] = []
+        if limit := _small_address_space():
+            # Before all: libraries that find no memory end a process without a word.
+            note(f"{limit}: commands with a model may end for lack of memory")
         try:
             with _user_errors_of_threads(of_threads):
                 result = super().invoke(ctx)
             if of_threads:
                 raise of_threads[0]
             return result
-        except typer.TyperException:  # a usage error: shown by Typer, with exit code 2
+        # A usage error is shown by Typer, with exit code 2.
+        except (typer.TyperException, typer.Exit, typer.Abort, SystemExit):
             raise
-        except Exception as error:
-            # An error of a thread came first, and explains what follows.
-            user_error = as_user_error(of_threads[0] if of_threads else error)
-            if user_error is None:
-                raise
-            show_error(user_error)
-            raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             note("interrupted: finished work, if any, is kept")
             # 128 + SIGINT, as shells report an interrupted program.
             raise typer.Exit(130) from interrupt
+        # A panic of a library in Rust is a BaseException.
+        except BaseException as error:
+            # An error of a thread came first, and explains what follows.
+            user_error = as_user_error(of_threads[0] if of_threads else error)
+            if user_error is None and limit:
+                # What libraries raise then has no list: a SystemError, a KeyError for an image format, and others.
+                what = f"this ended with {type(error).__name__}: {first_line(error)}"
+                user_error = DcdError(f"{what}, perhaps for lack of memory", hint=f"{limit}; raise it and try again")
+            if user_error is None:
+                raise
+            show_error(user_error)
+            raise typer.Exit(1) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         # Typer suggests `index` for `mine`.
@@ -82,6 +93,14 @@ class ErrorGroup(TyperGroup):
                 (name.ljust(longest), summary)
             )
         write_panels(formatter, panels)
+
+
+def _small_address_space() -> str:
+    """The limit of the address space, if that is too small for some commands, else an empty string."""
+    from dcdctl.core import machine
+
+    limit = machine.address_space()
+    return "" if limit is None or limit >= ENOUGH_ADDRESS_SPACE else f"`ulimit -v` is {byte_size(limit)}"
 
 
 @contextmanager

@@ -64,8 +64,8 @@ def run(name: str, pair: ModelPair, config: BenchConfig, device: torch.device) -
     package = str(files.PACKAGE.parent)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P: files in the current folder cannot replace modules.
-    # time.time, because perf_counter starts at another point in each process.
-    request = [time.time(), name, to_table(pair), to_table(config), str(device)]
+    # Not perf_counter, which may start at another point in each process; and the clock of the machine may be set.
+    request = [time.monotonic(), name, to_table(pair), to_table(config), str(device)]
     command = [sys.executable, "-P", "-c", _SCRIPT, json.dumps(request)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -87,7 +87,7 @@ def answer(started: float, name: str, pair_table: Document, config_table: Docume
         torch.set_num_threads(config.num_threads)
     model = pair.load(name).to(device).eval()
     devices.synchronize(device)
-    loaded, worked = time.time(), time.process_time()
+    loaded, worked = time.monotonic(), time.process_time()
     corpus = Corpus.open(pair.data, pair.split)
     with torch.inference_mode(), Compute(device=device, precision=config.precision).forward_pass():
         first, first_worked = _answer(model, corpus, config, device)

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core import config, files
+from dcdctl.core import config, files, machine
 from dcdctl.core.data.corpus import Corpus
 from dcdctl.core.data.corpus_json import JOIN, manifest_files, manifest_path, prepare_command
 from dcdctl.core.data.readers import FORMATS
@@ -43,6 +43,8 @@ from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.places import url_of
 from dcdctl.core.progress import counted
 
+BYTES_PER_IMAGE, BYTES_PER_CAPTION = 16, 64
+"""Of a corpus that is only counted: where the captions of an image start, and a text."""
 _COUNTS_HINT = (
     "results would not be comparable: find what is missing, drop the split with --splits, or add --set protocol=none"
 )
@@ -166,6 +168,12 @@ def counted_corpus(place: Path, split: str, max_images: int | None = None) -> Co
     whole, num_captions = np.sum([astuple(expected[name]) for name in names], axis=0).tolist()
     if not 0 < whole <= num_captions < 2**31:
         raise InputError(f"{place} has {whole:,} images and {num_captions:,} captions, expected one or more per image")
+    # Before an array and a text are made of each.
+    machine.require_memory(
+        BYTES_PER_IMAGE * whole + BYTES_PER_CAPTION * num_captions,
+        f"the {num_captions:,} captions that {place} counts",
+        "correct the counts, or name a prepared corpus",
+    )
     num_images = min(whole, max_images or whole)
     corpus = Corpus(place, split, name=place.name, fingerprint="", shards=(), num_images=num_images)
     corpus._caption_starts = np.arange(num_images + 1) * num_captions // whole

@@ -253,7 +253,7 @@ def _already_there(out: Path, digest: str) -> CorpusSummary:
     if document.plan != digest:
         raise InputError(
             f"{out} holds a finished corpus, {document.name}, made from other files or with other options",
-            hint="remove it, or write elsewhere with --out",
+            hint="name another folder with --out",
         )
     for split in document.splits.values():
         for part in split.parts:
@@ -293,13 +293,17 @@ def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
     """How a table without splits was divided, and in which encoding a table was read."""
     what = "images and texts" if source.get("kind") == "pool" else "images"
     if (hold_out := source.get("hold_out")) is not None:
-        if hold_out["splits"]:
-            names = f"{' and '.join(hold_out['splits'])}, {hold_out['share']:.0%} of the {what} each"
-            if without := hold_out.get("synthetic_left_out"):
-                names += f", without {without:,} synthetic captions"
-            yield f"held out: {names}, by {hold_out['by']}; --hold-out 0 keeps all in train"
-        else:
-            yield f"held out: nothing, because {hold_out['share']:.0%} of so few {what} is less than one"
+        names = " and ".join(hold_out["splits"]) or "nothing"
+        names += f", {hold_out['share']:.0%} of the {what} each"
+        if without := hold_out.get("synthetic_left_out"):
+            names += f", without {without:,} synthetic captions"
+        yield f"held out: {names}, by {hold_out['by']}; --hold-out 0 keeps all in train"
+        if empty := hold_out.get("empty"):
+            lacking = "images or texts" if source.get("kind") == "pool" else "images"
+            yield (
+                f"{' and '.join(empty)} without {lacking}: the hashes alone decide, and these are few; add some, or "
+                "change --hold-out"
+            )
     if (encoding := source.get("encoding")) is not None:
         yield f"{encoding['file']} was read as {encoding['name']}; --encoding names another"
     if repeated := source.get("queries", {}).get("repeated"):

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from dcdctl.core import files
-from dcdctl.core.config import Share, at_least, check_fields
+from dcdctl.core.config import MOST, Share, between, check_fields
 from dcdctl.core.data import images, urls
 from dcdctl.core.data.readers.parquet import ParquetSource
 from dcdctl.core.data.shard_reader import FORMATS, StreamSample, StreamShard, count_rows, open_shard, read_samples
@@ -40,7 +40,7 @@ OPENERS = 16
 class StreamConfig:
     """The `[stream]` table: the order of a training on shards."""
 
-    window: Annotated[int, at_least(2)] = 8192
+    window: Annotated[int, between(2, MOST)] = 8192
     """Images that are in memory and shuffled together, as files; rounded down to whole batches. Two windows are in
     memory."""
     on_error: Literal["stop", "skip"] = "stop"

@@ -117,10 +117,11 @@ class RunTest(MeanTest):
         return welch_test(*self.runs) if self.num_runs > 1 else None
 
     @property
-    def method_p_value(self) -> float:
-        """The larger one of bootstrap and t-test: a difference has to show over images, and over runs if there are
-        several."""
-        return max(self.p_value, self.t_test_p_value or 0.0)
+    def method_p_value(self) -> float | None:
+        """The larger one of bootstrap and t-test: a difference has to show over images, and over runs. None for a
+        system with one run, which says nothing about other runs."""
+        over_runs = self.t_test_p_value
+        return None if over_runs is None else max(self.p_value, over_runs)
 
     @property
     def seed_warning(self) -> str:
@@ -156,16 +157,18 @@ class AgreementComparison(RunTest):
     base: Estimate
 
 
-def outcome(about: str, change: Estimate, p_value: float, words: Sequence[str] = ("Better", "Worse")) -> str:
-    """Whether a difference was shown, in one sentence: the answer, the difference with its interval, and the p-value.
-    `words` are the answers for a gain and a loss.
+def outcome(about: str, change: Estimate, p_value: float | None, words: Sequence[str] = ("Better", "Worse")) -> str:
+    """Whether a difference was shown, in one sentence: the answer, the difference with its interval, and the p-value;
+    without a p-value, that it was not tested. `words` are the answers for a gain and a loss.
 
     >>> outcome("a against b, RSUM", Estimate(6.3, Interval(-7.4, 20.3)), 0.39)
     'Not shown to differ: a against b, RSUM +6.3 (-7.4 to 20.3), p 0.39.'
     """
+    size = f"{about} {change.value:+.1f} ({change.interval})"
+    if p_value is None:
+        return f"Not tested: {size}."
     word = words[change.value < 0] if p_value <= ALPHA else "Not shown to differ"
-    low, high = change.interval
-    return f"{word}: {about} {change.value:+.1f} ({low:.1f} to {high:.1f}), p {p_value:.2g}."
+    return f"{word}: {size}, p {p_value:.2g}."
 
 
 def compare_ranks(

@@ -162,6 +162,11 @@ def check_ref(ref: str | Path, overrides: Table | None = None, *, kind: Expected
     return actual
 
 
+def is_function(ref: str | Path) -> bool:
+    """Whether a reference is module:function, which scores and is not trained."""
+    return _locate(ref)[0] == "function"
+
+
 def is_dual(ref: str | Path) -> bool:
     """Whether a folder holds, or a Hub id names, a dual encoder; the small files of a Hub id are fetched."""
     family = _read_small(ref, lambda folder: find_family(_checked_type(folder) or ""), otherwise=None)

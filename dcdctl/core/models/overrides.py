@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from dcdctl.core import config
 from dcdctl.core.artifacts import Document
-from dcdctl.core.config import Count, Key, at_least
+from dcdctl.core.config import MOST, Count, Key, between
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.protocols import Table
 
@@ -28,7 +28,7 @@ class Overrides:
 
     image_size: Count | None = None
     """Shorter side of the resized image, in pixels."""
-    max_text_len: Annotated[int, at_least(3)] | None = None  # [CLS], a word, [SEP]
+    max_text_len: Annotated[int, between(3, MOST)] | None = None  # [CLS], a word, [SEP]
     """Maximum number of tokens of a caption, including [CLS] and [SEP]; a cross-encoder of sentence-transformers adds
     none of these."""
     tokenizer: str | None = None

@@ -40,7 +40,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from dcdctl.core.errors import DcdError, ModelError, as_user_error, first_line, require_extra
+from dcdctl.core.errors import DcdError, ModelError, as_user_error, first_line, is_memory_short, require_extra
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.protocols import Table
@@ -125,7 +125,7 @@ class Preprocess:
 
     def save(self, folder: Path) -> None:
         """Write the files of the tokenizer and the image processor."""
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         if not self._is_timm:  # timm's processor follows from the vision encoder's configuration and has no file
             self.image_processor.save_pretrained(folder)
 
@@ -314,6 +314,16 @@ def load_own_tokenizer(ref: str, config: PreTrainedConfig, other: str | None) ->
     return load_tokenizer(ref, config=config) if not other else load_tokenizer(other)
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the files of a tokenizer, which do not depend on what it has read."""
+    if tokenizer.is_fast:
+        # A call leaves its truncation and padding in the backend, and sets them again; the file would have those of the
+        # last one.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
+
+
 def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer:
     """A lower-casing WordPiece tokenizer of at most `vocab_size` tokens, trained on these captions; [PAD] is 0.
     Repeatable. ModelError if there is no room for more than their letters: each word would be unknown."""
@@ -404,7 +414,7 @@ def hub_errors(ref: str, *, hint: str, use: str = "") -> Iterator[None]:
     # know is a KeyError, TypeError or AttributeError, and weights of other shapes are a RuntimeError. For what it
     # cannot read, tokenizers raises a plain Exception, so no list of types is complete.
     except Exception as error:
-        is_named = isinstance(error, PermissionError | MemoryError)
+        is_named = isinstance(error, PermissionError) or is_memory_short(error)
         if is_named and (refusal := as_user_error(error, Path(ref), kind=ModelError)) is not None:
             raise refusal from error
         is_clear = isinstance(error, OSError | ValueError | SafetensorError)

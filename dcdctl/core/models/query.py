@@ -30,7 +30,7 @@ from dcdctl.core.models.model import Calibration, RetrievalModel
 from dcdctl.core.models.networks.attention import set_hidden_dropout
 from dcdctl.core.models.networks.query_text import QueryText
 from dcdctl.core.models.networks.towers import Tower, depth_of
-from dcdctl.core.models.preprocess import Preprocess
+from dcdctl.core.models.preprocess import Preprocess, save_tokenizer
 from dcdctl.core.models.protocols import ExportSpec, Preprocessor, Table
 from dcdctl.core.models.references.folders import QUERY
 
@@ -123,7 +123,7 @@ class QueryPreprocess(Preprocess):
 
     def save(self, folder: Path) -> None:
         """Write the files of the tokenizer."""
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
 
 
 def _joined(part: T | None) -> T:

@@ -184,13 +184,17 @@ def read_rows(
 def compare_rows(rows: Mapping[str, StudyRow], contrasts: Sequence[tuple[str, str]]) -> list[Difference]:
     """The differences between pairs of rows, without those of a model that was not evaluated.
 
-    Systems of two runs or more on both sides are compared with their seeds drawn too (`compare_ranks`).
+    With two seeds or more, the seeds are drawn too (`compare_ranks`). The start was not trained: it has no seed, and is
+    the same against each run.
     """
     differences = []
     for ours, base in contrasts:
         # A study without a fusion teacher has no cascade, and the teacher is evaluated only if asked for.
         if all(name in rows and rows[name].tables for name in (ours, base)):
-            tables: Any = rows[ours].tables, rows[base].tables
+            our_tables, base_tables = rows[ours].tables, rows[base].tables
+            if base == ZERO_SHOT:
+                base_tables = base_tables * len(our_tables)
+            tables: Any = our_tables, base_tables
             # One run of a system does not show how its runs differ (`compare_ranks`).
             draw_seeds = min(map(len, tables)) > 1
             comparison: RankComparison | AgreementComparison
@@ -203,13 +207,15 @@ def compare_rows(rows: Mapping[str, StudyRow], contrasts: Sequence[tuple[str, st
 
 
 def planned_p_values(differences: Sequence[Difference]) -> dict[str, float]:
-    """The p-values of the planned differences, distillation from each baseline, adjusted for their number (Holm).
+    """The p-values of the planned differences, distillation from each baseline, adjusted for their number (Holm);
+    none with one seed, which does not test the method.
 
     All other differences are exploratory. Adjusted for them too, a verdict would depend on what else is evaluated.
     """
     planned = [difference for difference in differences if difference.ours == DISTILLED]
-    p_values = holm([difference.comparison.method_p_value for difference in planned])
-    return {difference.base: p_value for difference, p_value in zip(planned, p_values, strict=True)}
+    tested = [(one.base, p) for one in planned if (p := one.comparison.method_p_value) is not None]
+    p_values = holm([p_value for _, p_value in tested])
+    return {base: p_value for (base, _), p_value in zip(tested, p_values, strict=True)}
 
 
 def verdict(differences: Sequence[Difference], untrained: float) -> str:
@@ -217,10 +223,10 @@ def verdict(differences: Sequence[Difference], untrained: float) -> str:
     start, which is the baseline of a training on a pool.
 
     The baseline with the highest total counts: a teacher that only beats the weaker one adds nothing that is not free.
-    With one seed, the verdict is about these trainings, not about the method. Its p-value is adjusted.
+    Its p-value is adjusted. With one seed there is none: another seed may differ by more than the teacher brings.
     """
     strongest = max(differences, key=lambda difference: difference.totals[1].value)
-    comparison, p_value = strongest.comparison, planned_p_values(differences)[strongest.base]
+    comparison, p_value = strongest.comparison, planned_p_values(differences).get(strongest.base)
     ours, theirs, gain = strongest.totals
     base = "the start" if strongest.base == ZERO_SHOT else strongest.base.replace(",", " with")
     total = f"{NDCG.name} of agreement with the teacher" if isinstance(comparison, AgreementComparison) else "RSUM"

@@ -122,13 +122,28 @@ def write_markdown(path: Path, report: Report) -> None:
 
 def write_csv(path: Path, report: Report) -> None:
     """Write the numbers of `report_document`, unrounded, as CSV: a row per model; what was not measured is empty."""
-    rows = [_row(model) for model in report.models]
+    rows = [{name: _csv_cell(value) for name, value in _row(model).items()} for model in report.models]
     stream = io.StringIO()
     # Lines end with \r\n, the csv module's default: with another end it would not quote a \r in a folder's name.
     writer = csv.DictWriter(stream, dict.fromkeys(name for row in rows for name in row))
     writer.writeheader()
     writer.writerows(rows)
     files.write_text(path, stream.getvalue())
+
+
+# https://owasp.org/www-community/attacks/CSV_Injection; the second half are the same signs in full width.
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""A spreadsheet computes a cell that begins with one of them, and may so run a command."""
+
+
+def _csv_cell(value: object) -> object:
+    """A value as a cell of a CSV: a text that a spreadsheet would compute, such as a folder's name, gets an apostrophe.
+    Numbers stay numbers.
+
+    >>> _csv_cell("=1+1"), _csv_cell("runs/a"), _csv_cell(-1.5)
+    ("'=1+1", 'runs/a', -1.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_SIGNS) else value
 
 
 def report_document(report: Report) -> dict[str, object]:

@@ -335,6 +335,9 @@ def _check(document: IndexDocument) -> None:
     """ConfigError for entries of index.json that do not fit each other."""
     rows, removed, kind = document.num_rows, document.removed, document.settings.kind
     parts, segments, words = document.parts, document.segments, document.keywords
+    for file in (*(part.file for part in parts), *(segment.file for segment in segments)):
+        if not FILE_NAME.admits(file):
+            raise ConfigError(f"each file must {FILE_NAME.demand}, got {file!r}")
     # Ascending numbers, which have more digits from 100,000.
     names = [(len(part.file), part.file) for part in parts]
     starts = [segment.first_row for segment in segments]
@@ -348,7 +351,7 @@ def _check(document: IndexDocument) -> None:
         "parts": names == sorted(set(names)) and all(map(document.is_part, parts)),
         "segments": starts == stops[:-1]
         and stops[-1] <= rows
-        and all(each.rows > 0 and each.kind == kind and files.is_file_name(each.file) for each in segments),
+        and all(each.rows > 0 and each.kind == kind for each in segments),
         "columns": document.columns is None or document.columns.rows <= rows,
         "keywords": words is None or (words.num_rows, words.removed) == (rows, removed.count),
     }

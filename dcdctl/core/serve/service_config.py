@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from dcdctl.core.config import NOT_EMPTY, Count, Natural, Positive, at_least, between, check_fields
+from dcdctl.core.config import MOST, NOT_EMPTY, Count, Natural, NotNegative, Positive, between, check_fields
 from dcdctl.core.data import MAX_PIXELS
 from dcdctl.core.errors import ConfigError
 
@@ -69,7 +69,7 @@ class ServiceConfig:
     """Maximum number of requests in progress, unfinished uploads included; /health, /live and /metrics are always
     answered."""
     # 8 connections are for /health, /live and /metrics (`connections.RESERVED_CONNECTIONS`).
-    max_connections: Annotated[int, at_least(9)] = 1000
+    max_connections: Annotated[int, between(9, MOST)] = 1000
     """Maximum number of open connections; fewer where the process may open fewer files (`ulimit -n`). Beyond it, the
     connection that has waited longest for a request is closed."""
     max_header_s: Positive = 10.0
@@ -85,7 +85,7 @@ class ServiceConfig:
     """The Retry-After of a 503 answer."""
     thumbnail_px: Count = 320
     """Longer side of the thumbnails."""
-    drain_s: Annotated[float, at_least(0)] = 0.0
+    drain_s: NotNegative = 0.0
     """Time in which a service that is stopped still answers, while /health says 503, so that a balancer sends its
     requests elsewhere."""
     shutdown_s: Positive = 10.0

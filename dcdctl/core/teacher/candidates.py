@@ -16,7 +16,19 @@ import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import models, scoring
-from dcdctl.core.config import DISTINCT, NOT_EMPTY, Count, Fraction, Natural, at_least, between, check_fields
+from dcdctl.core.config import (
+    DISTINCT,
+    MOST,
+    NOT_EMPTY,
+    Count,
+    Fraction,
+    Natural,
+    Real,
+    Repeated,
+    Seed,
+    between,
+    check_fields,
+)
 from dcdctl.core.data import Corpus, Direction, Indices, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, CorpusError
@@ -56,21 +68,21 @@ class CandidateConfig:
     duplicate_bits: Annotated[int, between(0, 64, "[)")] | None = None
     """Images whose 64-bit difference hashes differ in at most this many bits count as duplicates: neither is a negative
     for the other's captions, in a cache and in the batches of a training. Unset: duplicates are not searched for."""
-    absolute_margin: float | None = None
+    absolute_margin: Real | None = None
     """Removes negatives that score above the mean score of the query's positives minus this margin. Unset: no
     margin."""
     relative_margin: Fraction | None = None
     """The same for sigmoids of the scores: removes negatives above the positives' mean times (1 - margin)."""
-    block_size: Annotated[int, at_least(2)] = 32
+    block_size: Annotated[int, between(2, MOST)] = 32
     """blocks: images per block."""
-    rounds: Count = 1
+    rounds: Repeated = 1
     """blocks: how often all images are grouped again."""
     group_size: Count = 4
     """blocks: size of the clusters of similar images that are put into one block together; 1 for none, as in a pool
     without a `model`."""
     captions_per_image: Count = 5
     """blocks: captions per image that are used in each round; in a pool, texts of a block per image."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of the draws."""
 
     def __post_init__(self) -> None:

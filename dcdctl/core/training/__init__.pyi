@@ -25,7 +25,7 @@ from .recipe import (
 )
 from .rounds import train_in_rounds
 from .runs import Run, TrainingJob, check_folder, command_of
-from .train import preview, resolve, train_model
+from .train import check_new_model, preview, resolve, train_model
 from .validation import run_document, validation_document, validation_table
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "ValidationConfig",
     "check_best",
     "check_folder",
+    "check_new_model",
     "check_recipe_name",
     "command_after_cache",
     "command_after_training",

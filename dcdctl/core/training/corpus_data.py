@@ -394,7 +394,22 @@ def choose_pairs(
     false_negatives: FalseNegativeFilter,
     mined: Candidates | None = None,
 ) -> StepPairs:
-    """Which pairs each step of a recipe sees. Negatives of lists without scores are `mined`, or random."""
+    """Which pairs each step of a recipe sees. Negatives of lists without scores are `mined`, or random.
+
+    ConfigError for a step that does not fit into memory.
+    """
+    pairs = _pairs_of(corpus, recipe, scores, false_negatives, mined)
+    pairs.check_memory()
+    return pairs
+
+
+def _pairs_of(
+    corpus: Corpus,
+    recipe: Recipe,
+    scores: TeacherScores | None,
+    false_negatives: FalseNegativeFilter,
+    mined: Candidates | None,
+) -> StepPairs:
     if corpus.is_pool:
         if (threshold := recipe.pool.pseudo_positive_above) is not None and scores is not None:
             image_T = pseudo_positives(scores, corpus, threshold)

@@ -25,6 +25,8 @@ MAX_QUERIES = 32
 """Images, and captions, whose negatives are counted."""
 MAX_LISTS = 10_000
 """Fewer queries are counted if they have more lists than this in all: it takes half a second."""
+MAX_DRAWN = 1_000_000
+"""And fewer lists if they have more negatives than this in all, which are in memory together."""
 NEARLY_ALL = 0.8
 """A list that draws at least this share of a query's candidates leaves little for the next one."""
 DualTeachers = Literal["none", "embedded", "unread"]
@@ -65,12 +67,16 @@ def count_different_negatives(lists: CandidateLists, num_steps: int) -> dict[Dir
     # The key 2 separates the choice of queries from the draws of the batches, whose keys are 0 and 1.
     rng = np.random.default_rng([lists.seed, 2])
     config, counted = lists.config, {}
+    max_lists = max(1, min(MAX_LISTS, MAX_DRAWN // config.random_negatives))
     for direction in config.directions:
         queries = lists.queries(direction)
         lists_per_query = num_steps * config.size / len(config.directions) / len(queries)
-        num_queries = min(MAX_QUERIES, len(queries), max(1, int(MAX_LISTS / lists_per_query)))
+        num_queries = min(MAX_QUERIES, len(queries), max(1, int(max_lists / lists_per_query)))
+        # Of more lists than may be counted, one query has the first ones.
+        is_cut = lists_per_query > max_lists
+        num_lists = max_lists * len(config.directions) * len(queries) if is_cut else num_steps * config.size
         queries = rng.choice(queries, num_queries, replace=False)
-        samples = lists.samples_of(direction, queries, num_steps)
+        samples = lists.samples_of(direction, queries, num_lists)
         pairs, kept = np.empty((0, 2), dtype=np.int64), config.random_negatives
         if len(samples):
             image_BN, text_BN, *_ = lists.kept(samples.tolist())
@@ -78,7 +84,7 @@ def count_different_negatives(lists: CandidateLists, num_steps: int) -> dict[Dir
             pairs = np.stack([image_BN[:, 1:].ravel(), text_BN[:, 1:].ravel()], axis=1)
         counted[direction] = DifferentNegatives(
             queries=num_queries,
-            lists=round(len(samples) / num_queries, 2),
+            lists=round(lists_per_query if is_cut else len(samples) / num_queries, 2),
             candidates=round(float(np.mean([lists.num_candidates(direction, int(query)) for query in queries])), 2),
             drawn=config.random_negatives,
             kept=kept,

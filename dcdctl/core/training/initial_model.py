@@ -36,6 +36,13 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
     is_replaced = has_teacher and isinstance(config, FusionConfig)
     if config.start not in ("teacher", "new") and not is_replaced:
         models.check_ref(config.start, kind=config.start_kind)
+        if models.is_function(config.start):
+            raise ModelError(
+                f"model.start {config.start} is a Python function, which is not trained",
+                hint="give it to --teacher, or to `dcdctl cache-teacher`, and start from a model",
+            )
+    if isinstance(config, DualConfig) and config.start == "new":
+        check_dims(recipe.loss, config.projection_dim)
     if isinstance(config, TwoTowerConfig) and config.trained == "lora":
         models.require_peft()
     if isinstance(config, FusionConfig) and config.dual_init:
@@ -106,6 +113,8 @@ def _make_dual(recipe: Recipe, config: TwoTowerConfig, captions: Sequence[str], 
     dual.keep_layers(config.vision_layers, config.text_layers)
     if config.dropout is not None:
         model.set_dropout(config.dropout)
+    if config.frozen_encoders:
+        return model  # made so
     # After the dropout, whose setting copies the network: an adapted one has other modules.
     parts = TrainedParts(
         which=config.trained,
@@ -121,6 +130,7 @@ def _make_dual(recipe: Recipe, config: TwoTowerConfig, captions: Sequence[str], 
 def _make_late(recipe: Recipe, config: LateConfig, captions: Sequence[str], track: Track) -> Model:
     model = _make_dual(recipe, config, captions, track)
     if model.kind == "late":
+        _check_late_start(config)
         return model
     assert model.as_dual is not None
     return models.new_late(
@@ -131,6 +141,17 @@ def _make_late(recipe: Recipe, config: LateConfig, captions: Sequence[str], trac
         token_pooling=config.token_pooling,
         seed=recipe.seed,
     )
+
+
+def _check_late_start(config: LateConfig) -> None:
+    """ConfigError for a setting of new token vectors: a late-interaction start has its own."""
+    default = LateConfig()
+    for name in ("token_dim", "position_norm", "pooled", "token_pooling"):
+        if getattr(config, name) != getattr(default, name):
+            raise ConfigError(
+                f"model.{name} is for a start without token vectors, and {config.start} is a late-interaction model",
+                hint="leave it out, or start from a dual encoder",
+            )
 
 
 def _make_query(recipe: Recipe, config: QueryConfig, captions: Sequence[str], of: Start) -> Any:
@@ -187,20 +208,25 @@ def caption_notes(captions: Sequence[str], preprocess: Preprocessor) -> Iterator
 def check_loss(loss: LossConfig, model: Model) -> None:
     """ConfigError if a width of `loss.dims` is above the width of the model's vectors, if these are of tokens, or if a
     term needs a bias that the model lacks."""
-    dims = loss.dims
-    if dims and model.kind == "late":
+    if loss.dims and model.kind == "late":
         raise ConfigError("loss.dims is for a vector per text, and this teacher has one per token", hint="leave it out")
-    if dims and model.has_one_vector and dims[-1] > model.embedding_dim:
-        raise ConfigError(
-            f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers",
-            hint=f"end it with {model.embedding_dim}, the full width",
-        )
+    if model.has_one_vector:
+        check_dims(loss, model.embedding_dim)
     # The head of a fusion model has a bias of its own, and MaxSim has none.
     has_bias = model.logit_bias is not None if model.has_one_vector else model.kind == "fusion"
     if loss.needs_bias and not has_bias:
         raise ConfigError(
             f"loss.terms has {', '.join(loss.terms)}, and the logits of this {model.kind} model have no bias",
             hint="start from a SigLIP or from new, or take infonce and kl",
+        )
+
+
+def check_dims(loss: LossConfig, width: int) -> None:
+    """ConfigError if a width of `loss.dims` is above that of the model's vectors."""
+    if loss.dims and loss.dims[-1] > width:
+        raise ConfigError(
+            f"loss.dims ends with {loss.dims[-1]}, and the vectors of the model have {width} numbers",
+            hint=f"end it with {width}, the full width",
         )
 
 
@@ -250,7 +276,9 @@ def _new_dual(recipe: Recipe, config: TwoTowerConfig, captions: Sequence[str]) -
             *sides, projection, max_text_len=config.max_text_len, features=_feature_spec(config), seed=seed
         )
     elif config.vision and config.text:
-        dual = models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
+        dual = models.dual_from_backbones(
+            config.vision, config.text, config.projection_dim, max_text_len=config.max_text_len, seed=seed
+        )
     else:
         size = models.DualSize(
             num_vision_layers=config.num_layers,

@@ -13,18 +13,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from dcdctl.core import devices, distributed, memory
+from dcdctl.core import devices, distributed, machine, memory
 from dcdctl.core.errors import InputError, is_out_of_memory
 from dcdctl.core.progress import Say
 from dcdctl.core.training import grad_cache
 from dcdctl.core.training.grad_cache import Step
 from dcdctl.core.training.loop import TrainingOptions
+from dcdctl.core.training.recipe import ModelConfig
 from dcdctl.core.training.training_data import Prepared
 
 TIMED_STEPS = 3
 """Steps whose mean time decides between precisions; the one before them warms up."""
 STATES_PER_PARAMETER = 2
 """Numbers that AdamW keeps for a parameter from its first update on."""
+
+
+BYTES_PER_NUMBER = 4
+"""Weights, gradients and the numbers of AdamW are float32."""
+
+
+def check_weights(config: ModelConfig, device: torch.device) -> None:
+    """ConfigError for a new model whose training does not fit into memory, before it is made."""
+    # A GPU gets the weights alone from the memory of the machine.
+    numbers = 2 + STATES_PER_PARAMETER if device.type == "cpu" else 1
+    machine.require_memory(
+        BYTES_PER_NUMBER * numbers * config.num_weights,
+        "the weights of this model and what trains them",
+        "set model.hidden_size, the numbers of layers or model.max_text_len lower",
+    )
 
 
 Trial = Callable[[TrainingOptions], None]

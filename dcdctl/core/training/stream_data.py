@@ -21,6 +21,7 @@ from dcdctl.core.progress import Say, Track
 from dcdctl.core.teacher import EmbeddedScores, embed_corpus, embedding_plan
 from dcdctl.core.training import runs, validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
+from dcdctl.core.training.batches.step_pairs import check_images
 from dcdctl.core.training.batches.stream import StreamBatches, StreamTeacher
 from dcdctl.core.training.coverage import DualTeachers, Preview
 from dcdctl.core.training.objective import PairObjective
@@ -169,6 +170,7 @@ def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> 
     not there, InputError for a damaged count.
     """
     recipe, refs = plan.recipe, plan.inputs
+    check_images(recipe, recipe.batch.size)
     shards = open_shards(refs.places)
     log = ShardLog(_counted_before(Run(plan.job.out), len(shards)))
     counts = {count.shard: count.samples for count in log.counts}

@@ -15,7 +15,7 @@ from dcdctl.core.training import validation
 from dcdctl.core.training.adapted import lowered
 from dcdctl.core.training.batches.texts import TextBatches, TextRows
 from dcdctl.core.training.coverage import Preview
-from dcdctl.core.training.initial_model import Start
+from dcdctl.core.training.initial_model import Start, check_dims
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
 from dcdctl.core.training.training_data import Prepared, Teachers, TrainingPlan
@@ -113,6 +113,8 @@ class TextData:
 def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> TextData:
     """The text cache of a plan and its validation corpora; texts and images are read later."""
     cache = read_text_cache(plan.inputs.caches[0])
+    if not cache.space.has_tokens:
+        check_dims(plan.recipe.loss, cache.space.dim)
     judged = validation.open_corpora(plan.recipe.validation, plan.inputs.validation_data)
     rows = TextRows(cache, plan.recipe, holds_out=bool(plan.recipe.validation.every) and not judged)
     recipe = replace(plan.recipe, batch=rows.batch)

@@ -140,6 +140,7 @@ def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track
         )
     if (corpus := counted_corpus(Path(*inputs.places), inputs.split, inputs.max_images)) is None:
         return OPENERS[inputs.form](resolve(job, inputs, options), track, is_preview=True).preview
+    memory.check_weights(recipe.model, options.compute.device)
     pairs = choose_pairs(corpus, recipe, None, false_negative_filter(corpus, None))
     return Preview(
         recipe=replace(recipe, batch=pairs.config),
@@ -164,6 +165,7 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
     CHECKS[inputs.form](plan)
     if options.wandb is not None:
         loggers.require()
+    memory.check_weights(recipe.model, options.compute.device)
     initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not plan.use.embeds)
     if inputs.form != "texts":
         check_teachers(recipe, inputs, plan.use)
@@ -182,6 +184,18 @@ def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> Tr
     if options.compute.features is not None:
         files.check_output_folder(options.compute.features)
     return replace(plan, options=memory.recorded(options, earlier))
+
+
+def check_new_model(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> None:
+    """Raise what `resolve` raises, and what the model of a recipe without a teacher raises when it is made: for a
+    command that prepares the data first, which may take hours.
+
+    The model is made a second time for the training. Encoders take seconds to load, and only loading shows that all
+    their files are there.
+    """
+    recipe = resolve(job, inputs, options).recipe
+    # A model with a vocabulary of its own learns it from captions, which are not there yet.
+    initial_model.make_model(recipe, ["a photo"], None)
 
 
 def start(plan: TrainingPlan, facts: dict[str, Any], options: TrainingOptions, prepared: Prepared | None = None) -> Run:

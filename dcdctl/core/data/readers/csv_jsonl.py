@@ -29,9 +29,7 @@ from dcdctl.core.data.columns import (
 from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers.captions import CaptionLabel, is_synthetic, read_caption_ids, read_captions, read_labels
 from dcdctl.core.data.readers.rows import (
-    HELD_OUT,
     HELD_OUT_BY_DEFAULT,
-    SPLITS,
     EntryWithFile,
     Listing,
     Paths,
@@ -42,6 +40,7 @@ from dcdctl.core.data.readers.rows import (
     divide,
     file_checksum,
     group_by_image,
+    held_out_facts,
     make_listing,
     read_split,
 )
@@ -98,8 +97,7 @@ class CsvSource(TextSource):
         if (share := _share_held_out(self, rows)) > 0:
             human = (image for image, (_, cells) in zip(images, rows, strict=True) if not _is_synthetic(cells))
             splits = divide(filter(None, human), share)
-            held_out = [split for split in SPLITS if split in HELD_OUT and split in splits.values()]
-            provenance["hold_out"] = {"share": share, "splits": held_out, "by": "SHA-256 of image_id"}
+            provenance["hold_out"] = held_out_facts(share, "SHA-256 of image_id", splits)
         elif self.split is not None:
             splits = dict.fromkeys(filter(None, images), self.split)
         entries = (TableEntry(f"{self.pairs.name} line {line}", cells, store, splits) for line, cells in rows)

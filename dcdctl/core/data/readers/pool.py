@@ -16,7 +16,6 @@ from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers.captions import read_caption, read_label
 from dcdctl.core.data.readers.parquet import list_images, open_parquet, read_rows
 from dcdctl.core.data.readers.rows import (
-    HELD_OUT,
     HELD_OUT_BY_DEFAULT,
     SPLITS,
     Listing,
@@ -27,6 +26,7 @@ from dcdctl.core.data.readers.rows import (
     TextSource,
     divide,
     file_checksum,
+    held_out_facts,
     make_listing,
 )
 from dcdctl.core.data.readers.webdataset import IMAGE_SUFFIXES
@@ -79,19 +79,15 @@ class PoolSource(TextSource):
         self, images: dict[str, SourceRow], texts: Texts, provenance: dict[str, Any]
     ) -> tuple[dict[str, str], dict[str, str]]:
         """The split of each image and of each text. Both are held out or neither, as an evaluation needs both."""
-        sides = [len(side) for side in (images, texts) if side]
         share = self.hold_out
         if share is None:
-            share = HELD_OUT_BY_DEFAULT if len(sides) == 2 else 0.0
+            share = HELD_OUT_BY_DEFAULT if images and texts else 0.0
+        split_of_image, split_of_text = divide(images, share), divide(texts, share)
         if share:
-            is_enough = share * min(sides) >= 1
-            provenance["hold_out"] = {
-                "share": share,
-                "splits": list(reversed(HELD_OUT)) if is_enough else [],
-                "by": "SHA-256 of image_id, and of a text's words",
-            }
-            share *= is_enough
-        return divide(images, share), divide(texts, share)
+            sides = [side for side in (split_of_image, split_of_text) if side]
+            by = "SHA-256 of image_id, and of a text's words"
+            provenance["hold_out"] = held_out_facts(share, by, *sides)
+        return split_of_image, split_of_text
 
 
 def add_pool(source: SourceConfig, listing: Listing, check: RowCheck) -> Listing:

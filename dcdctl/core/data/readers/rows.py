@@ -316,34 +316,34 @@ def file_checksum(path: Path) -> dict[str, str]:
     return {"file": path.name, "sha256": files.sha256_of(path)}
 
 
-def divide(image_ids: Iterable[str], share: float) -> dict[str, str]:
-    """The split of each image: a share is test, as large a share is val, and the rest is train.
+def divide(ids: Iterable[str], share: float) -> dict[str, str]:
+    """The split of each image: about a share is test, about as many are val, and the rest is train.
 
-    The SHA-256 of the id decides, so an image keeps its split when others are added. Each split has at least one image;
-    all images are train where they are so few that the share is less than one image.
+    The SHA-256 of the id alone decides, so an image keeps its split whatever is added or removed. Among few images a
+    split may therefore be empty.
 
     >>> splits = list(divide(map(str, range(1000)), 0.1).values())
     >>> [splits.count(split) for split in ("train", "val", "test")]
     [788, 106, 106]
-    >>> set(divide(map(str, range(9)), 0.1).values())
-    {'train'}
     """
-    places = []
-    for image_id in set(image_ids):
+    splits = {}
+    for image_id in ids:
         digest = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).digest()
-        places.append((int.from_bytes(digest[:8]) / 2**64, image_id))
-    places.sort()
-    splits = dict.fromkeys((image_id for _, image_id in places), "train")
-    if share * len(places) < 1:
-        return splits
-    start = 0
-    for number, split in enumerate(HELD_OUT):
-        count = sum(number * share <= place < (number + 1) * share for place, _ in places)
-        # At most a third each, so that train is never empty.
-        stop = start + min(max(count, 1), len(places) // 3)
-        splits |= dict.fromkeys((image_id for _, image_id in places[start:stop]), split)
-        start = stop
+        place = int.from_bytes(digest[:8]) / 2**64
+        splits[image_id] = "train"
+        for number, split in enumerate(HELD_OUT):
+            if number * share <= place < (number + 1) * share:
+                splits[image_id] = split
     return splits
+
+
+def held_out_facts(share: float, by: str, *sides: Mapping[str, str]) -> dict[str, Any]:
+    """What `corpus.json` says of a division: the split of each image, and of each text of a pool, are its sides."""
+    filled = [split for split in CAPTIONED_SPLITS if all(split in side.values() for side in sides)]
+    facts = {"share": share, "splits": [split for split in filled if split in HELD_OUT], "by": by}
+    if empty := [split for split in CAPTIONED_SPLITS if split not in filled]:
+        facts["empty"] = empty
+    return facts
 
 
 def read_split(value: Any) -> str:

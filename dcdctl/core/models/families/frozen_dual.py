@@ -1,4 +1,5 @@
 """A dual encoder over two frozen encoders: one linear layer for each modality, trained in seconds from stored features.
+A training that starts from one may train the encoders too.
 
 Shape letters: I images, T texts, V image tokens, L text tokens, D length of the vectors.
 """
@@ -11,16 +12,17 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.model import seeded
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.backbones import AS_IT_IS, FeatureSpec, NetworkOverEncoders
 from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_weights, read_folder
 from dcdctl.core.models.networks.projections import EncoderProjections, ProjectionSize
+from dcdctl.core.models.networks.towers import Tower
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import Preprocess, fitted_preprocess, load_tokenizer
 from dcdctl.core.models.protocols import ExportSpec, Table
+from dcdctl.core.models.tower_dual import TowerDual
 
 
 class FrozenDualNetwork(NetworkOverEncoders):
@@ -35,7 +37,7 @@ class FrozenDualNetwork(NetworkOverEncoders):
         return {**super().to_table(), "projection": dataclasses.asdict(self.projections.size)}
 
 
-class FrozenDual(ModelOverEncoders, DualEncoder):
+class FrozenDual(ModelOverEncoders, TowerDual):
     """Embeds images and captions, or their features; created in eval mode with frozen encoders."""
 
     model_type = "dcdctl-encoder-dual"
@@ -46,6 +48,12 @@ class FrozenDual(ModelOverEncoders, DualEncoder):
         self.embedding_dim = network.projections.size.projection_dim
         # Here, so that a loaded model is frozen as a new one is.
         self.encoders.freeze()
+
+    @property
+    def towers(self) -> tuple[Tower, Tower]:
+        """The image and the text encoder."""
+        network = self.network
+        return Tower("image", "network.vision", network.vision), Tower("text", "network.text", network.text)
 
     def set_dropout(self, probability: float) -> None:
         """Set the dropout of the features."""

@@ -13,6 +13,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core import files
+from dcdctl.core.config import MOST
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess
 from dcdctl.core.models.overrides import check_taken
@@ -39,7 +42,12 @@ class PythonScorer(RawPairScorer):
         self.ref, self.call, self.declared = ref, getattr(target, "score", target), dict(declared)
         self.noun = f"the function {ref}"
         # Not a parameter of the call, since only the author knows what fits the memory.
-        self.pairs_per_batch = int(getattr(target, "pairs_per_batch", type(self).pairs_per_batch))
+        self.pairs_per_batch = getattr(target, "pairs_per_batch", type(self).pairs_per_batch)
+        if not isinstance(self.pairs_per_batch, int) or not 0 < self.pairs_per_batch <= MOST:
+            raise ModelError(
+                f"{ref} has pairs_per_batch {self.pairs_per_batch!r:.40}, expected a whole number from 1 to {MOST}",
+                hint="correct it, or leave it out",
+            )
 
     @property
     def settings(self) -> Table:
@@ -49,7 +57,8 @@ class PythonScorer(RawPairScorer):
     def _score(self, images: list[Image.Image], texts: list[str], image_ix: list[int], text_ix: list[int]) -> Tensor:
         pairs = [images[image] for image in image_ix], [texts[text] for text in text_ix]
         try:
-            result = self.call(*pairs)
+            with _ends_nothing(self.ref):
+                result = self.call(*pairs)
         except Exception as error:
             # The traceback of the user's code is what the user needs; it stays as it is.
             error.add_note(f"{self.ref} was called with {len(text_ix)} pairs; the first caption is {pairs[1][0]!r}")
@@ -90,16 +99,41 @@ def load(ref: str, table: Table) -> PythonScorer:
     check(ref)
     module_name, _, name = ref.partition(":")
     try:
-        module: Any = importlib.import_module(module_name)
+        with _ends_nothing(ref):
+            module: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if not module_name.startswith(str(error.name)):
             raise  # an import of the user's module, whose traceback shows it
         raise ModelError(f"there is no Python module {module_name}", hint=FIND) from error
     target = getattr(module, name, None)
-    scorer = target() if inspect.isclass(target) else target
+    scorer = _make(ref, target) if inspect.isclass(target) else target
     if not callable(getattr(scorer, "score", scorer)):
         raise ModelError(f"{ref} is no function or class of a scorer", hint=EXAMPLE)
     return PythonScorer(ref, scorer, _declared(ref, module, scorer), table.get("max_text_len") or 0)
+
+
+def _make(ref: str, target: type) -> Any:
+    """An object of a class of the user; ModelError for a class that is made with arguments."""
+    # Some classes of C have no signature; their own error is as good.
+    with suppress(ValueError):
+        try:
+            inspect.signature(target).bind()
+        except TypeError as error:
+            raise ModelError(f"the class {ref} cannot be made without arguments: {error}", hint=EXAMPLE) from error
+    with _ends_nothing(ref):
+        return target()
+
+
+@contextmanager
+def _ends_nothing(ref: str) -> Iterator[None]:
+    """ModelError where code of the user ends the program: the command would end without a word, perhaps with the exit
+    code of a success."""
+    try:
+        yield
+    except SystemExit as error:
+        raise ModelError(
+            f"the code of {ref} ends the program (exit code {error.code})", hint="remove the exit"
+        ) from error
 
 
 def _declared(ref: str, module: Any, scorer: Any) -> Table:

@@ -9,7 +9,6 @@ Shape letters: I images, T texts, W width of an encoder, D length of the vectors
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -34,15 +33,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dcdctl.core.errors import ModelError, first_line
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
-from dcdctl.core.models.dual import DualEncoder, unit_vectors
+from dcdctl.core.models.dual import unit_vectors
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.load_save import FAMILIES
-from dcdctl.core.models.lora import add_adapters
 from dcdctl.core.models.model import TransformerSize, seeded
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import set_hidden_dropout
 from dcdctl.core.models.networks.over_encoders import FrozenTowers
-from dcdctl.core.models.networks.towers import Tower, TrainedParts, depth_of, freeze_others, keep_layers
+from dcdctl.core.models.networks.towers import Tower, keep_layers
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
     FOLDER_HINT,
@@ -55,6 +53,7 @@ from dcdctl.core.models.preprocess import (
     square_image_processor,
 )
 from dcdctl.core.models.protocols import ExportSpec, Table
+from dcdctl.core.models.tower_dual import TowerDual
 
 MAX_TEXT_LEN = 40
 """Tokens of a caption unless set otherwise, as in the official retrieval models."""
@@ -89,7 +88,7 @@ class DualSize(TransformerSize):
     """Length of the vectors."""
 
 
-class VisionTextDual(DualEncoder):
+class VisionTextDual(TowerDual):
     """Embeds images and captions with the two methods of a network of transformers."""
 
     network: Any  # a network with a `vision_model`, a `text_model` and the two methods
@@ -100,10 +99,6 @@ class VisionTextDual(DualEncoder):
         config, text = self.network.config, self.network.text_model
         # SigLIP has no projection of images: the vectors have the width of its image encoder.
         self.embedding_dim = int(getattr(config, "projection_dim", None) or config.vision_config.hidden_size)
-        self._parts = TrainedParts()
-        # PEFT's model around the network, while it has adapters. In a tuple, because a module lists the parameters of
-        # the modules among its attributes, here a second time.
-        self._adapted: tuple[Any, ...] = ()
         text.config._attn_implementation = ATTENTION.get(config.model_type, text.config._attn_implementation)
         if config.model_type == "align":
             # Without this entry transformers takes the attention of a batch without padding for a causal one.
@@ -202,33 +197,6 @@ class VisionTextDual(DualEncoder):
         """The towers, with pooled outputs as features, if only projections are trained; else None."""
         return FrozenTowers(self) if self._parts.which == "projections" else None
 
-    def set_trained(self, parts: TrainedParts) -> None:
-        """Let training change only these parts of both towers."""
-        if parts.which == "lora":
-            self._adapted = (add_adapters(self.network, self.towers, parts),)
-        self._parts = parts
-        freeze_others(self, self.towers, parts)
-        self.train(self.training)
-
-    def merge_adapters(self) -> None:
-        """Add the adapters to the weights that they adapt, and remove them."""
-        for adapted in self._adapted:
-            self.network = adapted.merge_and_unload()
-        self._adapted = ()
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of weights and settings; with adapters, that of the model that they are merged into."""
-        if not self._adapted:
-            return super().digest
-        merged = copy.deepcopy(self)
-        merged.merge_adapters()
-        return merged.digest
-
-    def depth_of(self, parameter: str) -> int:
-        """Distance of a parameter from the top of its tower."""
-        return depth_of(self.towers, parameter)
-
     def keep_layers(self, vision: Sequence[int], text: Sequence[int]) -> None:
         """Remove all layers of the towers but these."""
         configs = self.network.config.vision_config, self.network.config.text_config
@@ -300,8 +268,11 @@ def new_dual(size: DualSize, tokenizer: PreTrainedTokenizerBase, seed: int = 0) 
     )
 
 
-def dual_from_backbones(vision_ref: str, text_ref: str, projection_dim: int = 256, seed: int = 0) -> VisionTextDual:
-    """A dual encoder over two pretrained backbones (folders or Hub ids); only the two projections are new.
+def dual_from_backbones(
+    vision_ref: str, text_ref: str, projection_dim: int = 256, *, max_text_len: int = MAX_TEXT_LEN, seed: int = 0
+) -> VisionTextDual:
+    """A dual encoder over two pretrained backbones (folders or Hub ids); only the two projections are new. Captions
+    have `max_text_len` tokens, or as many as the text encoder has positions.
 
     ModelError for a backbone that VisionTextDualEncoderModel cannot hold; `new_frozen_dual` takes more.
     """
@@ -320,7 +291,7 @@ def dual_from_backbones(vision_ref: str, text_ref: str, projection_dim: int = 25
         network = VisionTextDualEncoderModel(config, vision, text)
     tokenizer = load_tokenizer(text_ref)
     processor, text_config = load_image_processor(vision_ref), network.config.text_config
-    model = VisionTextDual(network, fitted_preprocess(tokenizer, processor, text_config, default=MAX_TEXT_LEN))
+    model = VisionTextDual(network, fitted_preprocess(tokenizer, processor, text_config, default=max_text_len))
     # A backbone without a pooled output, such as DistilBERT, fails here.
     sides = (vision_ref, model.embed_images), (text_ref, model.embed_texts)
     backbones.check_sides(model.preprocess, *sides, hint=FROZEN_HINT)

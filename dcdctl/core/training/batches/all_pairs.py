@@ -119,6 +119,10 @@ class AllPairs(PairGrid):
         # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
         self._neighbors = None if self.scores is None else find_neighbors(self.scores, owner_T, corpus.num_images)
 
+    @property
+    def size_of_step(self) -> tuple[int, int]:
+        return self.config.size, self.config.size**2
+
     def _pairs(self, step: int) -> tuple[Indices, Indices]:
         image_Q = np.sort(self._batch(step))
         texts_of, rng = self._texts_of, self._rng(1, step)

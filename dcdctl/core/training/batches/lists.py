@@ -36,6 +36,12 @@ class Lists(StepPairs):
     def _select(self, teacher_BK: Tensor) -> tuple[Tensor, Tensor]:
         """The columns to keep of drawn candidates with scores, and the scores that the released losses read."""
 
+    @property
+    def size_of_step(self) -> tuple[int, int]:
+        # A list has one image or more; the lists of an epoch that is shorter than a batch have the same ones.
+        num_images = min(self.config.size // len(self.config.directions), self.corpus.num_images)
+        return num_images, self.config.size * (1 + self.config.random_negatives)
+
     def of_step(self, step: int) -> PairsOfStep:
         """The lists of a batch."""
         size = self.config.size
@@ -143,10 +149,9 @@ class CandidateLists(Lists):
             return self.corpus.num_captions - len(self.corpus.captions_of(query))
         return self.corpus.num_images - 1
 
-    def samples_of(self, direction: Direction, queries: Indices, num_steps: int) -> Indices:
-        """The numbers of all lists that these queries have in a training, ascending."""
+    def samples_of(self, direction: Direction, queries: Indices, num_lists: int) -> Indices:
+        """The numbers of all lists that these queries have among so many of a training, ascending."""
         directions = self.config.directions
-        num_lists = num_steps * self.config.size
         query_T = self.corpus.caption_image if direction == Direction.TEXT else np.arange(self.corpus.num_captions)
         is_counted_T = np.isin(query_T, queries)
         per_epoch = len(self._captions)

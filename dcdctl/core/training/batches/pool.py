@@ -50,6 +50,11 @@ class PoolPairs(PairGrid):
         asked = {"images": pool.images or self.config.size, "texts": pool.texts or self.sizes[0]}
         return lowered("pool", asked, self.pool)
 
+    @property
+    def size_of_step(self) -> tuple[int, int]:
+        num_images, num_texts = self.sizes
+        return num_images, num_images * num_texts
+
     def _pairs(self, step: int) -> tuple[Indices, Indices]:
         image_Q, text_G = self._batch(step)
         return np.sort(image_Q)[:, None], np.sort(text_G)[None]

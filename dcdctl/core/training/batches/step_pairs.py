@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcdctl.core import distributed, machine
 from dcdctl.core.data import Corpus, Flags, Indices, Scores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
@@ -37,6 +38,10 @@ LEAST_QUERIES = 1 / 3
 (docs/losses.md)."""
 
 
+BYTES_PER_PAIR = 20
+"""A drawn pair has the numbers of its image and its text, and its score."""
+
+
 def check_size(config: BatchConfig, plan: MicroBatchPlan) -> None:
     """ConfigError if a batch has fewer rows than micro-batches."""
     if config.size < plan.count:
@@ -44,6 +49,15 @@ def check_size(config: BatchConfig, plan: MicroBatchPlan) -> None:
             f"batch.size is {config.size}, too few for {plan.count} micro-batches in all processes together",
             hint="set a smaller --accumulate, or start fewer processes",
         )
+
+
+def check_images(recipe: Recipe, num_images: int) -> None:
+    """ConfigError if the pixels of a step's images do not fit into memory; each process reads its share."""
+    machine.require_memory(
+        recipe.model.bytes_per_image * num_images // distributed.world_size(),
+        f"the {num_images:,} images of a step",
+        "set model.image_size or batch.size lower",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +120,21 @@ class StepPairs(ABC):
     def adapted(self) -> dict[str, int]:
         """The recipe fields that are lower than in the recipe, because the split has no more."""
         return lowered("batch", vars(self.recipe.batch), self.config)
+
+    @property
+    @abstractmethod
+    def size_of_step(self) -> tuple[int, int]:
+        """How many different images a step has at least, and how many pairs are drawn for it."""
+
+    def check_memory(self) -> None:
+        """ConfigError for a step whose pixels, or scores and places of its pairs, do not fit into memory."""
+        num_images, num_pairs = self.size_of_step
+        check_images(self.recipe, num_images)
+        machine.require_memory(
+            BYTES_PER_PAIR * num_pairs,
+            f"the {num_pairs:,} pairs of a step",
+            "set batch.size, batch.random_negatives or, of a pool, pool.images lower",
+        )
 
     @abstractmethod
     def of_step(self, step: int) -> PairsOfStep:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from dcdctl.core.config import ASCENDING, Count, Fraction, Positive, Share, above, check_fields
+from dcdctl.core.config import ASCENDING, Count, Fraction, Positive, Share, check_fields
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses import all_pairs, lists, official, vectors
@@ -32,7 +32,7 @@ class LossConfig:
     alpha: Share = 0.2
     """dcd, dcd-released: weight of the distillation term, in [0, 1]; the ground truth gets the rest. wsl-released:
     factor of that term."""
-    temperature: float | Literal["auto"] = 1.0
+    temperature: Positive | Literal["auto"] = 1.0
     """T in the equations of docs/losses.md: divides the teacher's logits, and in some losses the student's too. auto:
     the one that `dcdctl inspect` recommends for the cache, or for the average of several."""
     weight_group: Count | None = None
@@ -61,17 +61,11 @@ class LossConfig:
                 f"{', '.join(self.terms)}",
                 hint=f"lists: {on_lists}; all pairs: {on_pairs}",
             )
-        if self.temperature == "auto":
-            if not self.needs_teacher:
-                raise ConfigError(
-                    "loss.temperature is auto, and no loss of the recipe has a teacher: loss.terms has "
-                    f"{', '.join(self.terms)}",
-                    hint="leave it out, or add a loss that has a teacher, such as kl",
-                )
-        elif not above(0).admits(self.temperature):
+        if self.temperature == "auto" and not self.needs_teacher:
             raise ConfigError(
-                f"loss.temperature must {above(0).demand}, got {self.temperature}",
-                hint="or auto, which takes it from the cache",
+                "loss.temperature is auto, and no loss of the recipe has a teacher: loss.terms has "
+                f"{', '.join(self.terms)}",
+                hint="leave it out, or add a loss that has a teacher, such as kl",
             )
         self._check_options()
 

@@ -109,7 +109,9 @@ def dcd_weights(teacher_BK: Tensor, known_BK: Tensor, *, group: int | None = Non
     >>> dcd_weights(scores, ~scores.isnan(), group=2).kd_B
     tensor([0.1345, 0.3655, 0.2500, 0.2500])
     """
-    size = max(1, len(teacher_BK)) if group is None else group
+    num_queries = max(1, len(teacher_BK))
+    # A group larger than the batch is the batch: padding it would take memory for queries that are not there.
+    size = num_queries if group is None else min(group, num_queries)
     # Groups G x queries S. Padding counts like a query without known scores: for nothing.
     padding = (0, -len(teacher_BK) % size)
     entropy_GS = functional.pad(entropy(teacher_BK, known_BK), padding).view(-1, size)

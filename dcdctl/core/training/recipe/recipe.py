@@ -18,11 +18,14 @@ from dcdctl.core.config import (
     Count,
     Fraction,
     Natural,
+    NotNegative,
     OneOf,
     Positive,
+    Real,
+    Repeated,
+    Seed,
     Share,
     apply_sets,
-    at_least,
     between,
     build,
     changed_fields,
@@ -35,8 +38,11 @@ from dcdctl.core.data import Direction, StreamConfig
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training.losses.table import LossConfig
-from dcdctl.core.training.recipe.model_config import FusionConfig, ModelConfig
+from dcdctl.core.training.recipe.model_config import FusionConfig, ModelConfig, settings_of_new
 from dcdctl.core.training.recipe.packaged import check_recipe_name, names
+
+MOST_ROWS = 2**20
+"""Images or lists of a batch, and negatives of a list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +61,13 @@ class TeachersConfig:
 class BatchConfig:
     """The `[batch]` table: what one optimizer step sees."""
 
-    size: Annotated[int, at_least(2)] = 32
+    size: Annotated[int, between(2, MOST_ROWS)] = 32
     """Queries (lists) or images, each with one caption (all pairs)."""
     # The released code draws 15 for COCO and 63 for Flickr30K, and keeps 7 of them.
-    random_negatives: Count = 15
+    random_negatives: Annotated[int, between(1, MOST_ROWS)] = 15
     """Lists: negatives drawn at random for a query, before the hardest are kept. Queries with fewer cached candidates
     are left out."""
-    hard_negatives: Count = 7
+    hard_negatives: Annotated[int, between(1, MOST_ROWS)] = 7
     """Lists: negatives kept, the hardest by the teacher's score, at most random_negatives. Without a cache all drawn
     ones are kept."""
     directions: Annotated[tuple[Direction, ...], NOT_EMPTY, DISTINCT] = tuple(Direction)
@@ -91,10 +97,10 @@ class PoolConfig:
     """All pairs: images of the pool in a step; as many as batch.size if not set."""
     texts: Count | None = None
     """All pairs: texts of the pool in a step; as many as images if not set."""
-    pseudo_positive_above: float | None = None
+    pseudo_positive_above: Real | None = None
     """Take a text and its best image, by the teacher, for a pair if the score is above this: losses that need a
     positive then learn from the pool too. Unset: they do not."""
-    rounds: Count | None = None
+    rounds: Repeated | None = None
     """Without a cache: let --teacher score the `[candidates]` of the pool, train, and from the second round on mine
     further ones with the student. Unset: the scores come from --cache, or from a dual --teacher for every pair."""
     max_pairs: Count | None = None
@@ -124,7 +130,7 @@ class OptimizerConfig:
     layer_decay: Annotated[float, between(0, 1, "(]")] = 1.0
     """dual: factor of the learning rate from one layer to the one below it. Projections and final norms have the whole
     rate, the last layer of N this factor, and the embeddings its power N + 1."""
-    weight_decay: Annotated[float, at_least(0)] = 0.01
+    weight_decay: NotNegative = 0.01
     """Not applied to biases and LayerNorms."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     """AdamW: decay of the averages of the gradient and of its square."""
@@ -166,7 +172,7 @@ class ValidationConfig:
     which a corpus may be a pool. A teacher that is no dual encoder needs a cache of the split (--cache)."""
     keep: Literal["best", "last"] = "best"
     """The weights that become the model: the best ones by `metric` on the first corpus, or the last."""
-    max_loss_elsewhere: Annotated[float, at_least(0)] | None = None
+    max_loss_elsewhere: NotNegative | None = None
     """RSUM points that the model may lose on any --validation-data after the first, from its start. A training that
     loses more ends there, and the best weights before become the model. With model.average_with_start auto it goes to
     its end, and the average keeps the bound."""
@@ -201,7 +207,7 @@ class Recipe:
 
     description: str = ""
     """What the recipe trains, in one line."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of new weights, batches and dropout."""
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
     teachers: TeachersConfig = field(default_factory=TeachersConfig)
@@ -239,7 +245,15 @@ def require_recipe_of_cache() -> NoReturn:
 
 
 def load_recipe(ref: str | Recipe, sets: Sequence[str] = ()) -> Recipe:
-    """A recipe by name, from a .toml file or in memory, with `key=value` overrides applied."""
+    """A recipe by name, from a .toml file or in memory, with `key=value` overrides applied.
+
+    An override that names a start in place of a new model unsets the settings of the new one.
+    """
     if isinstance(ref, Recipe):
-        return build(Recipe, apply_sets(to_table(ref), sets)) if sets else ref
-    return parse_toml(check_recipe_name(ref), functools.partial(build, Recipe), sets)
+        table = to_table(ref)
+        return build(Recipe, apply_sets(table, [*settings_of_new(table["model"], sets), *sets])) if sets else ref
+    path = check_recipe_name(ref)
+    model = read_toml(path).get("model")
+    if isinstance(model, dict):
+        sets = [*settings_of_new(model, sets), *sets]
+    return parse_toml(path, functools.partial(build, Recipe), sets)
