@@ -420,6 +420,13 @@ def test_a_forged_entry_is_one_error(made, tmp_path, kind, path, value):
     assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "late"])
+def test_texts_of_another_width_than_the_vectors_are_one_error(made, tmp_path, kind):
+    folder = forged(made[kind], tmp_path / "index", entries=entry("model.dim", lambda dim: dim + 1))
+    with pytest.raises(StaleError, match=r"has vectors of \d numbers, and its model gives \d; make it again"):
+        read(folder, "text/model.onnx")
+
+
 def test_intact_copies_are_read(made, tmp_path):
     for kind, index in made.items():
         folder = forged(index, tmp_path / kind)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dcdctl.core import models
-from dcdctl.core.errors import ConfigError, InputError, ModelError
+from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.answers import SearchAnswer, checked_text, query_image
 from dcdctl.core.search.background import Background, measure_background, probe_texts
@@ -231,6 +231,12 @@ class IndexSearcher:
         find: Callable[[NDArray[np.float32]], list[tuple[Hit, ...]]],
     ) -> list[SearchAnswer]:
         """What `find` gives for vectors whose encoding began at `started`."""
+        dim, axes = self.index.dim, self.index.stored_type.query_axes
+        if vectors_QD.shape[-1] < dim or vectors_QD.ndim != axes:
+            raise StaleError(
+                f"{self.index.location} has vectors of {dim} numbers, and its model gives {vectors_QD.shape[-1]}",
+                hint="make it again with its model",
+            )
         # An index of short vectors is searched by the first numbers alone, which may be zero where the others are not.
         vectors_QD = vectors_QD[..., : self.index.dim]
         if not (np.isfinite(vectors_QD).all() and vectors_QD.reshape(len(vectors_QD), -1).any(axis=1).all()):
