@@ -420,7 +420,11 @@ class Trial:
 
 
 def _write(copy: Path, mutant: Mutant, *, mutated: bool) -> None:
-    (copy / mutant.file).write_bytes(_mutated(mutant) if mutated else (ROOT / mutant.file).read_bytes())
+    source = copy / mutant.file
+    source.write_bytes(_mutated(mutant) if mutated else (ROOT / mutant.file).read_bytes())
+    # A process that a test started may have cached the file of the same second and size.
+    for cached in source.parent.glob(f"__pycache__/{source.stem}.*.pyc"):
+        cached.unlink()
 
 
 def _copy_checkout(folder: Path) -> Path:
