@@ -13,8 +13,8 @@ no mutant, and must pass.
 
 A mutant is tested by the tests that ran its line, cheapest first, up to `--budget` seconds of their measured time.
 Lines that run at import, or in subprocesses only, are tested by the tests that ran any line of the file, else by the
-tests of the room. `WORK/equivalent.json` may name mutants that cannot change a result, with the reason: {"ID":
-"reason"}.
+tests of the room. With `--own-room`, only the tests of the room of the file are run. `WORK/equivalent.json` may name
+mutants that cannot change a result, with the reason: {"ID": "reason"}.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def map_lines(work: Path, selection: list[str]) -> None:
 class LineMap:
     """Which tests to run for a line."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, own_room: bool) -> None:
         document = json.loads(path.read_text())
         self.tests = [test for test, _ in document["tests"]]
         self.failed = set(document["failed"])
@@ -257,6 +257,10 @@ class LineMap:
         self.lines = {
             file: {int(line): tests for line, tests in by_line.items()} for file, by_line in document["lines"].items()
         }
+        if own_room:
+            for file, by_line in self.lines.items():
+                own = {i for i, test in enumerate(self.tests) if test.startswith(f"tests/{_room_of(file)}/")}
+                self.lines[file] = {line: [i for i in tests if i in own] for line, tests in by_line.items()}
 
     def setup(self, i: int) -> float:
         """Seconds that a shared fixture of the test's file may take, which were charged to the first test that used
@@ -290,9 +294,9 @@ class LineMap:
         return chosen, len(numbers)
 
 
-def run(work: Path, seed: int, count: int, budget: float, processes: int, only: set[str]) -> None:
+def run(work: Path, *, seed: int, count: int, budget: float, processes: int, only: set[str], own_room: bool) -> None:
     """Test the mutants of a draw that have no result yet."""
-    line_map = LineMap(work / "map.json")
+    line_map = LineMap(work / "map.json", own_room)
     everything = [
         mutant for path in sorted((ROOT / CORE).rglob("*.py")) for mutant in mutants_of(str(path.relative_to(ROOT)))
     ]
@@ -488,6 +492,7 @@ def main() -> None:
     parser.add_argument("--mutants", type=int, default=300)
     parser.add_argument("--budget", type=float, default=90, help="seconds of tests per mutant, by their measured time")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--own-room", action="store_true", help="run the tests of the room of the changed file alone")
     parser.add_argument("--only", nargs="*", default=[], help="test these mutants of the draw again")
     parser.add_argument("--tests", nargs="*", default=[], help="with map: only these tests")
     arguments = parser.parse_args()
@@ -498,11 +503,12 @@ def main() -> None:
     elif arguments.action == "run":
         run(
             arguments.work.resolve(),
-            arguments.seed,
-            arguments.mutants,
-            arguments.budget,
-            arguments.processes,
-            set(arguments.only),
+            seed=arguments.seed,
+            count=arguments.mutants,
+            budget=arguments.budget,
+            processes=arguments.processes,
+            only=set(arguments.only),
+            own_room=arguments.own_room,
         )
     else:
         table(arguments.work)
