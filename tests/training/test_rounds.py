@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny import make_pool, make_teacher, model_contents
+from tiny import make_pool, make_teacher, make_wide_dual, model_contents
 from training_steps import TINY_DUAL
 
 from dcdctl.core import models
 from dcdctl.core.devices import CPU, Compute
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores, read_cache
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, preview, rounds, train_in_rounds
@@ -74,6 +76,7 @@ def test_the_teacher_scores_in_float32_and_each_round_draws_with_another_seed(
     jobs: list[CacheJob] = []
     monkeypatch.setattr(rounds, "train_model", lambda job, *more, **options: Run(job.out))
     monkeypatch.setattr(rounds, "cache_scores", lambda job, **more: jobs.append(job) or SimpleNamespace(num_pairs=1))
+    monkeypatch.setattr(rounds, "rehearse", lambda *_: None)  # a new model has no encoders to store features of
     options = TrainingOptions(compute=Compute(device=CPU, precision="bfloat16", features=tmp_path / "features"))
     job = TrainingJob("distill", "tiny-student", [*SETS, *sets, "pool.rounds=3", "candidates.seed=7"], tmp_path / "run")
     train_in_rounds(job, refs, options=options)
@@ -139,3 +142,68 @@ def test_what_rounds_need_is_named(refs, tmp_path):
     with pytest.raises(ConfigError, match=r"pool\.rounds is 2, and a dry run shows one training with its cache"):
         preview(job, refs, TrainingOptions())
     assert not list(tmp_path.iterdir())
+
+
+STARTED = [
+    *("model.num_text_layers=2", "model.projection_dim=256", "model.hidden_size=128"),
+    *("model.num_layers=6", "model.vocab_size=4000"),
+]
+"""The sizes of the new model of SETS at their defaults."""
+REFUSED: dict[str, tuple[list[str], dict[str, Any], dict[str, Any], str]] = {
+    "a loss of vectors": (["loss.terms={ embedding-cosine = 1.0 }"], {}, {}, "needs the vectors of one dual teacher"),
+    "a loss that needs a positive": (["loss.terms={ infonce = 1.0, kl = 1.0 }"], {}, {}, "infonce needs a positive"),
+    "picks for lists": (
+        ["loss.terms={ dcd = 1.0 }", "pool.pseudo_positive_above=0"],
+        {},
+        {},
+        "pool.pseudo_positive_above is for losses on all pairs",
+    ),
+    "a loss that needs a bias": (
+        [*STARTED, "loss.terms={ sigmoid-kl = 1.0 }", "model.start=START"],
+        {},
+        {},
+        "have no bias",
+    ),
+    "a width that the vectors have not": (["loss.dims=[8, 999]"], {}, {}, "loss.dims ends with 999"),
+    "a start that is not there": ([*STARTED, "model.start=absent"], {}, {}, "absent does not exist"),
+    "a start of another kind": ([*STARTED, "model.start=TEACHER"], {}, {}, "expected a dual"),
+    "layers that the start lacks": (
+        [*STARTED, "model.start=START", "model.vision_layers=[7]"],
+        {},
+        {},
+        "model.vision_layers is",
+    ),
+    "layers that a fusion student lacks": (
+        [*STARTED, "model.kind=fusion", "model.start=teacher", "model.layers=[0, 9]"],
+        {},
+        {},
+        r"layers? 0 to 3|has 4 layers|\b9\b",
+    ),
+    "a part that the model lacks": (
+        ["optimizer.lr_factors={ nothing = 2.0 }"],
+        {},
+        {},
+        "lr_factors.nothing is no part",
+    ),
+    "no validation corpus": (["validation.every=1"], {"validation_data": [Path("absent")]}, {}, "absent"),
+    "a validation split that is not there": (["validation.every=1", "validation.split=test"], {}, {}, "test"),
+    "features of trained encoders": ([], {}, {"compute": Compute(features=Path("features"))}, "no encoders of its own"),
+    "too many micro-batches": ([], {}, {"micro_batches": 99}, "batch.size is 8, too few for 99 micro-batches"),
+    "no data": ([], {"data": Path("absent")}, {}, "absent"),
+    "two teachers": ([], {"teachers": ["a/b", "c/d"]}, {}, "--teacher names 2 models"),
+}
+"""Settings, inputs and options of a training that cannot begin, and what its error says."""
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_training_that_cannot_begin_is_refused_before_the_teacher_scores(refs, tmp_path, monkeypatch, name):
+    sets, inputs, options, message = REFUSED[name]
+    monkeypatch.chdir(tmp_path)
+    models.save(make_wide_dual(CAPTIONS[0]), tmp_path / "start")
+    monkeypatch.setattr(rounds, "cache_scores", lambda *_, **__: pytest.fail("the teacher was called"))
+    named = {"START": str(tmp_path / "start"), "TEACHER": refs.teachers[0]}
+    sets = [functools.reduce(lambda line, name: line.replace(name, named[name]), named, line) for line in sets]
+    job = TrainingJob("distill", "tiny-student", [*SETS, "pool.rounds=2", *sets], tmp_path / "run")
+    with pytest.raises(DcdError, match=message):
+        train_in_rounds(job, replace(refs, **inputs), options=TrainingOptions(**options))
+    assert not list(tmp_path.glob("run*"))

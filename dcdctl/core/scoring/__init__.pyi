@@ -10,7 +10,7 @@ from .embed import (
 )
 from .encoded import encode_corpus
 from .feature_files import FEATURES
-from .features import CorpusSource, Reader, Source, open_or_build, open_source
+from .features import CorpusSource, Reader, Source, encoders_of, open_or_build, open_source
 from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, PairScorer, Workload, measure_rate, score_pairs
 from .quantize import HIGHEST, VectorKind, binary_codes, bytes_per_vector, decoded, int8_codes
 from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, top_k, top_k_of_rows
@@ -39,6 +39,7 @@ __all__ = [
     "embed_source",
     "embed_with_model",
     "encode_corpus",
+    "encoders_of",
     "finite_vectors",
     "int8_codes",
     "load_embedder",

@@ -216,6 +216,15 @@ def open_source(corpus: Corpus, model: Model, compute: Compute, track: Track = s
     return open_or_build(compute.features, corpus, model, compute, track=track)
 
 
+def encoders_of(model: Model) -> Encoders:
+    """The encoders whose features are stored; ModelError for a model that has none of its own."""
+    if model.encoders is None:
+        raise ModelError(
+            "this model has no encoders of its own whose features could be stored", hint="leave --features out"
+        )
+    return model.encoders
+
+
 def open_or_build(
     root: Path, corpus: Corpus, model: Model, compute: Compute = ON_CPU, *, track: Track = silent
 ) -> Features:
@@ -224,23 +233,20 @@ def open_or_build(
     The progress label shows their size on disk. If another run is encoding them, this one waits for it and reads what
     it stored. ModelError for a model without encoders of its own, InputError if the disk is too small.
     """
-    if model.encoders is None:
-        raise ModelError(
-            "this model has no encoders of its own whose features could be stored", hint="leave --features out"
-        )
+    encoders = encoders_of(model)
     if other := other_folder_error(root, "folder for features", "name a new folder", error=InputError):
         raise other
-    expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": model.encoders.digest}
+    expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": encoders.digest}
     # Short, for paths; the plan holds the whole fingerprints, and they are compared.
-    name = f"{corpus.split}-{corpus.fingerprint[:12]}-{model.encoders.digest[:12]}"
+    name = f"{corpus.split}-{corpus.fingerprint[:12]}-{encoders.digest[:12]}"
     build = Build(root / name, expected, FEATURES)
-    opened = None if build.is_sealed else _find_larger(root, corpus, model.encoders.digest)
+    opened = None if build.is_sealed else _find_larger(root, corpus, encoders.digest)
     if opened is None:
         if not build.is_sealed:
             with build.lock(wait=track):
                 if not build.is_sealed:  # another run may have sealed it meanwhile
                     model.to(compute.device).eval()
-                    _build(build, CorpusSource(corpus, model.preprocess), model.encoders, compute, track)
+                    _build(build, CorpusSource(corpus, model.preprocess), encoders, compute, track)
         plan, seal = FEATURES.read_plan_and_seal(build.folder)
         build.expect(plan)
         opened = Features(corpus, build.folder, plan, seal["files"])

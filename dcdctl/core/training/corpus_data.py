@@ -368,12 +368,19 @@ def _pseudo_line(corpus: Corpus, scores: TeacherScores, threshold: float) -> str
 def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:
     """What batches are read from: the corpus, or the features of the model's encoders; ConfigError if those are
     trained."""
-    if compute.features is not None and model.encoders is not None and not model.encoders.is_frozen:
+    check_features(model, compute)
+    return scoring.open_source(corpus, model, compute, track, IMAGE_CACHE_BYTES)
+
+
+def check_features(model: Model, compute: Compute) -> None:
+    """ConfigError for features of encoders that are trained, ModelError if there are no encoders."""
+    if compute.features is None:
+        return
+    if not scoring.encoders_of(model).is_frozen:
         raise ConfigError(
             "--features stores the outputs of frozen encoders, and these encoders are trained",
             hint="set model.frozen_encoders, model.layers or model.trained=projections, or leave --features out",
         )
-    return scoring.open_source(corpus, model, compute, track, IMAGE_CACHE_BYTES)
 
 
 def make_objective(recipe: Recipe, *, has_pool: bool, has_scores: bool) -> PairObjective:

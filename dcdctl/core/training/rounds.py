@@ -20,6 +20,7 @@ from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores, read_ca
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.recipe import Recipe, load_recipe
+from dcdctl.core.training.rehearsal import rehearse
 from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.train import train_model
 
@@ -45,6 +46,8 @@ def train_in_rounds(
     # The student of a dual teacher learns from the cached scores; a fusion student also starts from its teacher.
     teachers = inputs.teachers if recipe.model.starts_from_teacher else ()
     learned = replace(inputs, teachers=teachers, model_set=inputs.model_set if teachers else ())
+    # Before the teacher scores, which may take hours.
+    rehearse(job, learned, options, track)
     folder, cache, run = Path(f"{job.out}-rounds"), None, Run(job.out)
     for number in range(1, rounds + 1):
         # The first rounds score the pairs that are left over.
