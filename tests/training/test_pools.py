@@ -292,6 +292,14 @@ def test_pseudo_positives_are_counted_and_measured_where_there_are_labels(pool, 
     assert lines[1] == "24 of 24 texts of the pool have a pseudo positive above -1000"
 
 
+def test_a_student_may_learn_from_the_picks_of_its_teacher_alone(pool, teacher, tmp_path):
+    """Without the scores of other pairs: each pair of the batch that no text picked is a negative."""
+    picks = [*ON_POOL, "loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=-1000", "batch.size=4"]
+    alone = distill(OpenInputs(pool, [], None, [teacher]), tmp_path / "alone", *picks)
+    assert set(alone.metrics()[0]) >= {"loss", "infonce"}
+    assert "pool.pseudo_positive_above needs the teacher's scores" in refused(OpenInputs(pool, [], None), *picks)
+
+
 def refused(inputs: OpenInputs, *sets: str) -> str:
     with pytest.raises(ConfigError) as caught:
         preview(TrainingJob("distill", "tiny-student", [*ON_POOL, *sets], Path("unused")), inputs, TrainingOptions())

@@ -1,7 +1,7 @@
 from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
 from .cache_format import CACHE, TEXTS, WORK_FOLDER
 from .candidate_lists import Candidates
-from .candidates import CandidateConfig, mine_candidates
+from .candidates import CandidateConfig, mine_candidates, most_pairs
 from .embedded import (
     EmbeddedScores,
     EmbeddedTeacher,
@@ -55,6 +55,7 @@ __all__ = [
     "lack_of_order",
     "measure_spread",
     "mine_candidates",
+    "most_pairs",
     "parse_extras",
     "plan_work",
     "preview_cost",

@@ -23,9 +23,9 @@ from .recipe import (
     require_recipe_of_cache,
     toml_value,
 )
-from .rounds import train_in_rounds
+from .rounds import preview, train_in_rounds
 from .runs import Run, TrainingJob, check_folder, command_of
-from .train import check_new_model, preview, resolve, train_model
+from .train import check_new_model, resolve, train_model
 from .validation import run_document, validation_document, validation_table
 
 __all__ = [

@@ -330,7 +330,7 @@ def _check_pool(plan: TrainingPlan, pool: Corpus, *, is_alone: bool, has_cache: 
             hint="leave it out, add captioned images (--data PAIRS --pool POOL), or set pool.pseudo_positive_above",
         )
     has_teacher = has_cache or plan.use.embeds
-    if not has_teacher or not (loss.needs_teacher or loss.vector_terms):
+    if not has_teacher or not (plan.recipe.needs_scores or loss.vector_terms):
         raise ConfigError(
             f"{name}, and no loss of the recipe has scores for it",
             hint="take a loss that has a teacher, such as kl, and name a cache of the pool or a dual --teacher",

@@ -114,6 +114,10 @@ class Preview:
     """Empty where they are not counted."""
     adapted: Mapping[str, int] = field(default_factory=dict)
     """Recipe fields that are other than in the recipe, because the data have no more."""
+    rounds: int = 1
+    """Trainings such as this one, each on more scores (`rounds.train_in_rounds`)."""
+    most_pairs: int | None = None
+    """Pairs that the teacher scores in all rounds, at most; None without rounds."""
     made_by: str = ""
     """The command that makes the corpus, if it is not there and only its counts are known."""
 
@@ -146,6 +150,9 @@ class Preview:
     def lines(self) -> Iterator[str]:
         """How the caches differ from the recipe, what they cover, and what the queries meet."""
         yield from self.differences
+        if self.most_pairs is not None:
+            asked = f"the teacher scores {self.most_pairs:,} pairs at most"
+            yield f"{self.rounds:,} rounds, each with a training such as this; {asked}"
         if self.coverage is not None:
             yield f"the cache covers {self.coverage}"
         if self.dual_teachers != "none":
@@ -198,6 +205,7 @@ class Preview:
             "batch_size": config.size,
             f"{unit}_per_step": per_step,
             "temperature": self.temperature,
+            **({} if self.most_pairs is None else {"rounds": self.rounds, "most_pairs": self.most_pairs}),
             **self.inputs(),
             **self.measured(),
             "warnings": list(self.warnings()),

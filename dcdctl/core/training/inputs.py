@@ -177,7 +177,7 @@ class TeacherUse:
         has_models = bool(inputs.teacher_kinds)
         # A model that starts from its teacher has a fusion teacher, which takes a forward pass per pair: its scores
         # come from a cache only.
-        is_asked = recipe.loss.needs_teacher and not inputs.caches and not recipe.model.starts_from_teacher
+        is_asked = recipe.needs_scores and not inputs.caches and not recipe.model.starts_from_teacher
         scores_batches = has_models and is_asked
         needs_vectors = bool(recipe.loss.vector_terms) or recipe.model.learns_teacher_space
         return cls(scores_batches, embeds=scores_batches or (has_models and needs_vectors))
@@ -206,10 +206,11 @@ def check_teachers(recipe: Recipe, inputs: InputRefs, use: TeacherUse) -> None:
             f"loss {', '.join(recipe.loss.vector_terms)} needs the vectors of one dual teacher",
             hint="name one dual encoder with --teacher",
         )
-    if recipe.loss.needs_teacher and not inputs.caches:
+    if recipe.needs_scores and not inputs.caches:
         if not use.scores_batches or "fusion" in kinds:
+            asks = f"loss {losses}" if recipe.loss.needs_teacher else "pool.pseudo_positive_above"
             raise ConfigError(
-                f"loss {losses} needs the teacher's scores",
+                f"{asks} needs the teacher's scores",
                 hint="name a cache with --cache, which `dcdctl cache-teacher` makes, or with --teacher a dual encoder "
                 "or a late-interaction model, which needs no cache",
             )

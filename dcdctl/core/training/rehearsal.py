@@ -10,6 +10,7 @@ from dcdctl.core import models
 from dcdctl.core.config import naming_fields
 from dcdctl.core.progress import Track, silent, unsaid
 from dcdctl.core.training import corpus_data, initial_model, validation
+from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import InputRefs, TeacherUse
 from dcdctl.core.training.loop import Learner, TrainingOptions
 from dcdctl.core.training.runs import TrainingJob
@@ -19,11 +20,11 @@ TO_COME = Path("cache")
 """Stands for the cache that is not there yet."""
 
 
-def rehearse(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track: Track = silent) -> None:
-    """Raise what `train_model` would raise for a pool that has scores of its teacher, but for what depends on these:
-    how many queries they cover, and how many texts have a pick.
+def rehearse(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track: Track = silent) -> Preview:
+    """What a training on a pool would do, once this has scores of the teacher.
 
-    Opens the corpora, and makes the initial model and its optimizer.
+    Raises what `train_model` would raise then, but for what depends on the scores: how many queries they cover, and how
+    many texts have a pick. Opens the corpora, and makes the initial model and its optimizer.
     """
     plan = resolve(job, replace(inputs, caches=[TO_COME, *inputs.caches]), options)
     # As with a teacher that scores every pair, which is not read here.
@@ -52,3 +53,4 @@ def rehearse(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, trac
             seed=data.recipe.seed,
             options=plan.options,
         )
+    return replace(data.preview, dual_teachers="none", temperature=None)

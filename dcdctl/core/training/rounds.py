@@ -16,7 +16,9 @@ from pathlib import Path
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
-from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores, read_cache
+from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores, most_pairs, read_cache
+from dcdctl.core.training import train
+from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.recipe import Recipe, load_recipe
@@ -43,9 +45,7 @@ def train_in_rounds(
     rounds = _num_rounds(inputs, recipe)
     if not rounds:
         return train_model(job, inputs, options=options, track=track, watch=watch, say=say)
-    # The student of a dual teacher learns from the cached scores; a fusion student also starts from its teacher.
-    teachers = inputs.teachers if recipe.model.starts_from_teacher else ()
-    learned = replace(inputs, teachers=teachers, model_set=inputs.model_set if teachers else ())
+    learned = _without_scorer(inputs, recipe)
     # Before the teacher scores, which may take hours.
     rehearse(job, learned, options, track)
     folder, cache, run = Path(f"{job.out}-rounds"), None, Run(job.out)
@@ -79,6 +79,25 @@ def train_in_rounds(
             say=say,
         )
     return run
+
+
+def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track: Track = silent) -> Preview:
+    """What `train_in_rounds` would do; opens files and writes nothing. In rounds, the initial model is made, and no
+    teacher is asked."""
+    recipe = load_recipe(job.recipe, job.sets)
+    rounds = _num_rounds(inputs, recipe)
+    if not rounds:
+        return train.preview(job, inputs, options, track)
+    found = rehearse(job, _without_scorer(inputs, recipe), options, track)
+    most = rounds * most_pairs(Corpus.open(*inputs.pool_place), recipe.candidates)
+    return replace(found, rounds=rounds, most_pairs=min(most, recipe.pool.max_pairs or most))
+
+
+def _without_scorer(inputs: InputRefs, recipe: Recipe) -> InputRefs:
+    """The inputs of the training of a round, which learns from the cached scores; a fusion student also starts from
+    the teacher."""
+    teachers = inputs.teachers if recipe.model.starts_from_teacher else ()
+    return replace(inputs, teachers=teachers, model_set=inputs.model_set if teachers else ())
 
 
 def _num_rounds(inputs: InputRefs, recipe: Recipe) -> int:

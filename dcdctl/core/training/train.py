@@ -133,11 +133,6 @@ def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track
     Raises what `train_model` raises before it loads a model; too little coverage is part of the answer.
     """
     recipe = load_recipe(job.recipe, job.sets)
-    if (rounds := recipe.pool.rounds) is not None and not inputs.caches:
-        raise ConfigError(
-            f"pool.rounds is {rounds}, and a dry run shows one training with its cache",
-            hint="`dcdctl cache-teacher --dry-run` shows what the first round scores",
-        )
     if (corpus := counted_corpus(Path(*inputs.places), inputs.split, inputs.max_images)) is None:
         return OPENERS[inputs.form](resolve(job, inputs, options), track, is_preview=True).preview
     memory.check_weights(recipe.model, options.compute.device)

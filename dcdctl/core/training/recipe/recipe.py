@@ -229,6 +229,11 @@ class Recipe:
         return changed_fields(self)
 
     @property
+    def needs_scores(self) -> bool:
+        """Whether a teacher's scores are read: by a loss, or to pick the images of a pool's texts."""
+        return self.loss.needs_teacher or self.pool.pseudo_positive_above is not None
+
+    @property
     def stops_elsewhere(self) -> bool:
         """Whether `validation.max_loss_elsewhere` may end the training; an average with the start keeps it."""
         return self.validation.max_loss_elsewhere is not None and self.model.average_with_start != "auto"
