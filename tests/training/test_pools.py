@@ -17,10 +17,10 @@ from training_steps import TINY_DUAL, distill
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import TeacherScores, false_negative_filter
-from dcdctl.core.training import TrainingJob, TrainingOptions, checkpoints, load_recipe, loop, preview
+from dcdctl.core.teacher import TeacherScores, false_negative_filter, picks
+from dcdctl.core.training import TrainingJob, TrainingOptions, checkpoints, corpus_data, load_recipe, loop, preview
 from dcdctl.core.training.batches.batch import MicroBatchPlan, MixedBatch
-from dcdctl.core.training.batches.pool import PoolLists, PoolPairs, pseudo_positives
+from dcdctl.core.training.batches.pool import PoolLists, PoolPairs
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
 from dcdctl.core.training.corpus_data import choose_pairs
 from dcdctl.core.training.grad_cache import Step, backward
@@ -166,12 +166,10 @@ def test_lists_need_enough_candidates(pool):
 
 
 def test_pseudo_positives_are_the_best_images_above_a_threshold(pool, monkeypatch):
-    from dcdctl.core.training.batches import pool as batches_of_pool
-
-    monkeypatch.setattr(batches_of_pool, "_ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(picks, "TEXTS_AT_ONCE", 5)
     for scores in (scores_of(), scores_of(blocks=3)):
         best_T, score_T = np.nanargmax(scores.matrix, axis=0), np.nanmax(scores.matrix, axis=0)
-        chosen = pseudo_positives(scores, pool, 1.0)
+        chosen = picks.find_picks(scores, pool).above(1.0)
         np.testing.assert_array_equal(chosen, np.where(score_T > 1.0, best_T, -1))
         sets = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=1.0", "batch.size=3"]
         pairs = choose_pairs(pool, recipe(*sets), scores, None)
@@ -182,7 +180,7 @@ def test_pseudo_positives_are_the_best_images_above_a_threshold(pool, monkeypatc
             # Another text with this image as its best is no negative of it.
             np.testing.assert_array_equal(batch.same_RC, (chosen[texts] == images[:, None]) & ~np.eye(3, dtype=bool))
     unscored = Table(np.where(np.arange(24) < 20, scores_of().matrix, np.nan))
-    assert pseudo_positives(unscored, pool, -1000)[20:].tolist() == [-1] * 4
+    assert picks.find_picks(unscored, pool).above(-1000)[20:].tolist() == [-1] * 4
 
 
 def test_a_student_learns_from_a_pool_and_resumes(pool, teacher, tmp_path, monkeypatch):
@@ -290,6 +288,26 @@ def test_pseudo_positives_are_counted_and_measured_where_there_are_labels(pool, 
     lines = [line for line in said if "pseudo positive" in line]
     assert lines[0].startswith("18 of 18 captions have a pseudo positive above -1000, which is the own image of ")
     assert lines[1] == "24 of 24 texts of the pool have a pseudo positive above -1000"
+
+
+def test_auto_picks_above_a_number_that_the_log_and_the_batches_have(pool, captioned, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_data, "FEWEST_CAPTIONS", 10)
+    monkeypatch.setattr(picks, "FEW", 10)
+    auto = ["loss.terms={ infonce = 1.0, kl = 1.0 }", "pool.pseudo_positive_above=auto", "pool.images=2"]
+    said: list[str] = []
+    distill(OpenInputs(captioned, [], None, [teacher], pool=pool), tmp_path / "both", *MIXED, *auto, say=said.append)
+    (line,) = [line for line in said if line.startswith("pool.pseudo_positive_above is auto")]
+    assert " of the captions that were held out, where 90% are asked" in line
+    said.clear()
+    distill(OpenInputs(pool, [], None, [teacher]), tmp_path / "pool", *ON_POOL, *auto, say=said.append)
+    (line,) = [line for line in said if line.startswith("pool.pseudo_positive_above is auto")]
+    assert "modes" in line
+    (kept,) = [line for line in said if "have a pseudo positive above" in line]
+    number = float(line.split("auto: ")[1].split(",")[0])
+    assert float(kept.split(" above ")[1]) == pytest.approx(number, rel=1e-3)
+    assert "pool.precision is for pool.pseudo_positive_above auto" in refused(
+        OpenInputs(pool, [], None, [teacher]), "pool.precision=0.5"
+    )
 
 
 def test_a_student_may_learn_from_the_picks_of_its_teacher_alone(pool, teacher, tmp_path):

@@ -15,6 +15,7 @@ from .embedded import (
 from .external_scores import RowNames, plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter, text_classes
 from .job import CacheCost, CacheJob, cache_scores, preview_cost, verify_cache
+from .picks import NO_PICK, Threshold, find_picks, threshold_by_captions, threshold_by_modes
 from .score_files import READERS, read_batches
 from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread
@@ -24,6 +25,7 @@ from .work_list import parse_extras
 
 __all__ = [
     "CACHE",
+    "NO_PICK",
     "READERS",
     "TEXTS",
     "WORK_FOLDER",
@@ -43,6 +45,7 @@ __all__ = [
     "TeacherScores",
     "TextCache",
     "TextCacheJob",
+    "Threshold",
     "cache_document",
     "cache_facts",
     "cache_scores",
@@ -52,6 +55,7 @@ __all__ = [
     "embed_corpus",
     "embedding_plan",
     "false_negative_filter",
+    "find_picks",
     "lack_of_order",
     "measure_spread",
     "mine_candidates",
@@ -68,6 +72,8 @@ __all__ = [
     "take_scores",
     "text_cache_facts",
     "text_classes",
+    "threshold_by_captions",
+    "threshold_by_modes",
     "verify_cache",
     "verify_texts",
 ]

@@ -19,6 +19,7 @@ from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track
 from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import (
+    NO_PICK,
     Candidates,
     EmbeddedScores,
     EmbeddedTeachers,
@@ -26,28 +27,34 @@ from dcdctl.core.teacher import (
     TeacherCache,
     TeacherEnsemble,
     TeacherScores,
+    Threshold,
     check_embedding,
     embed_corpus,
     embedding_plan,
     false_negative_filter,
+    find_picks,
     measure_spread,
     read_caches,
     text_classes,
+    threshold_by_captions,
+    threshold_by_modes,
 )
 from dcdctl.core.training import negatives, validation
 from dcdctl.core.training.adapted import fit_validation
 from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.lists import CandidateLists
-from dcdctl.core.training.batches.pool import PoolLists, PoolPairs, pseudo_positives
+from dcdctl.core.training.batches.pool import PoolLists, PoolPairs
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches, StepPairs
 from dcdctl.core.training.coverage import DualTeachers, Preview, measure_preview
 from dcdctl.core.training.inputs import caches_of
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.recipe import FusionConfig, Recipe
+from dcdctl.core.training.recipe import FusionConfig, PoolConfig, Recipe
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.training_data import Prepared, SaveFiles, Teachers, TrainingPlan
 
+FEWEST_CAPTIONS = 100
+"""Captions with a pick of the teacher, half of which find a threshold and half of which measure it."""
 IMAGE_CACHE_BYTES = 512 * 2**20
 """Bytes of decoded images that a training keeps: enough for a corpus of small images, and little beside a model in
 training."""
@@ -91,6 +98,9 @@ class CorpusData:
     """Their cached scores; the others are embedded."""
     temperature: float | None
     """What `loss.temperature` auto stands for; None if the recipe has a number."""
+    threshold: Threshold | None
+    """What `pool.pseudo_positive_above` auto stands for; None if the recipe has a number, and before dual teachers are
+    loaded."""
     preview: Preview
 
     @property
@@ -125,6 +135,7 @@ class CorpusData:
             "pool": pools[0].facts() if pools else None,
             "teachers": embedding_plan(duals, main.corpus, compute) if duals else None,
             "temperature": self.temperature,
+            "pseudo_positive_above": None if self.threshold is None else self.threshold.value,
         }
         judged = {name: scores.plan for name, scores in self.judged_caches.items()}
         if duals:
@@ -154,6 +165,9 @@ class CorpusData:
         judged_scores: dict[str, TeacherScores] = {}
         for name, corpus in self.judged.items():
             judged_scores[name] = self.judged_caches.get(name) or embed(corpus)
+        threshold = self.threshold
+        if plan.use.scores_batches:
+            threshold = choose_threshold(plan.recipe, [part.corpus for part in self.parts], embedded)
         batches: list[CorpusBatches] = []
         for part, scores in zip(self.parts, embedded, strict=True):
             # The main process stores the features; the others then find them complete.
@@ -161,7 +175,7 @@ class CorpusData:
                 source = make_source(model, part.corpus, compute, track)
             pairs = part.pairs
             if plan.use.scores_batches:
-                pairs = choose_pairs(part.corpus, plan.recipe, scores, part.false_negatives)
+                pairs = choose_pairs(part.corpus, with_number(plan.recipe, threshold), scores, part.false_negatives)
             # A loss of vectors has one teacher.
             vectors = scores if recipe.loss.vector_terms and not isinstance(scores, EmbeddedTeachers) else None
             batches.append(CorpusBatches(source, pairs, vectors=vectors))
@@ -169,7 +183,7 @@ class CorpusData:
         if plan.use.scores_batches:
             pairs_of_parts = [part.pairs for part in batches]
             preview = measure(plan, recipe, pairs_of_parts, self.parts[0].caches, "embedded", self.temperature)
-        for line in self._lines(preview, batches):
+        for line in self._lines(preview, batches, threshold):
             say(line)
         recipe = preview.recipe
         if self.temperature is not None:
@@ -192,7 +206,7 @@ class CorpusData:
             collect=mine if recipe.batch.negatives == "mined" else None,
         )
 
-    def _lines(self, preview: Preview, parts: Sequence[CorpusBatches]) -> Iterator[str]:
+    def _lines(self, preview: Preview, parts: Sequence[CorpusBatches], threshold: Threshold | None) -> Iterator[str]:
         """What the user should know of what was measured; ConfigError if the caches cover too little of the pool."""
         yield from preview.lines()
         yield from preview.warnings()
@@ -201,11 +215,13 @@ class CorpusData:
                 coverage = part.pairs.coverage(preview.num_steps)
                 coverage.check()
                 yield f"the scores of the pool cover {coverage}"
-        threshold = preview.recipe.pool.pseudo_positive_above
         if threshold is not None:
+            yield str(threshold)
+        above = with_number(preview.recipe, threshold).pool.pseudo_positive_above
+        if isinstance(above, int | float):
             for part in parts:
                 if part.pairs.scores is not None:
-                    yield _pseudo_line(part.pairs.corpus, part.pairs.scores, threshold)
+                    yield _pseudo_line(part.pairs.corpus, part.pairs.scores, above)
         if self.temperature is not None:
             yield f"loss.temperature is auto: {self.temperature:g} for these scores"
 
@@ -247,12 +263,15 @@ def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> 
     of_parts = cached[: len(corpora)]
     temperature = _auto_temperature(of_parts) if recipe.loss.temperature == "auto" else None
     scores_all = plan.use.scores_batches
+    # Dual teachers are loaded later.
+    threshold = None if scores_all else choose_threshold(plan.recipe, corpora, of_parts)
     parts = []
     for corpus, group, scores in zip(corpora, groups[: len(corpora)], of_parts, strict=True):
         # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
         false_negatives = false_negative_filter(corpus, recipe.candidates.duplicate_bits, track)
         # Dual teachers that are not loaded choose no batch: they choose among the drawn negatives.
-        pairs = choose_pairs(corpus, plan.recipe, None if scores_all else scores, false_negatives)
+        picking = with_number(plan.recipe, threshold)
+        pairs = choose_pairs(corpus, picking, None if scores_all else scores, false_negatives)
         parts.append(
             ScoredCorpus(corpus=corpus, caches=group, cached=scores, false_negatives=false_negatives, pairs=pairs)
         )
@@ -266,6 +285,7 @@ def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> 
         judged=judged,
         judged_caches=judged_caches,
         temperature=temperature,
+        threshold=threshold,
         preview=preview,
     )
 
@@ -348,6 +368,37 @@ def _auto_temperature(cached: Sequence[TeacherCache | TeacherEnsemble | None]) -
     return spread.temperature
 
 
+def choose_threshold(
+    recipe: Recipe, corpora: Sequence[Corpus], scores: Sequence[TeacherScores | None]
+) -> Threshold | None:
+    """What `pool.pseudo_positive_above` auto stands for: by the captioned images, if the teacher has scored some of
+    their pairs, else by the best scores of the pool. None if the recipe has a number, or no pool has scores."""
+    precision = recipe.pool.precision
+    if recipe.pool.pseudo_positive_above != "auto":
+        return None
+    scored = [(corpus, each) for corpus, each in zip(corpora, scores, strict=True) if each is not None]
+    for corpus, each in scored:
+        if not corpus.is_pool:
+            image_T, score_T = find_picks(each, corpus)
+            has_pick = image_T != NO_PICK
+            if has_pick.sum() >= FEWEST_CAPTIONS:
+                is_right = (image_T == corpus.caption_image)[has_pick]
+                return threshold_by_captions(score_T[has_pick], is_right, precision)
+    for corpus, each in scored:
+        if corpus.is_pool:
+            score_T = find_picks(each, corpus).score_T
+            return threshold_by_modes(score_T[np.isfinite(score_T)], precision)
+    return None
+
+
+def with_number(recipe: Recipe, threshold: Threshold | None) -> Recipe:
+    """The recipe with the number that was found for its picks."""
+    if threshold is None:
+        return recipe
+    pool = replace(recipe.pool, pseudo_positive_above=threshold.value, precision=PoolConfig.precision)
+    return replace(recipe, pool=pool)
+
+
 def _teacher_weights(plan: TrainingPlan) -> Sequence[float]:
     """The shares of dual teachers. With caches, `teachers.weights` are the caches' shares."""
     return () if plan.inputs.caches else plan.recipe.teachers.weights
@@ -355,7 +406,7 @@ def _teacher_weights(plan: TrainingPlan) -> Sequence[float]:
 
 def _pseudo_line(corpus: Corpus, scores: TeacherScores, threshold: float) -> str:
     """How many texts have a pseudo positive, and how many of those of captioned images are right."""
-    image_T = pseudo_positives(scores, corpus, threshold)
+    image_T = find_picks(scores, corpus).above(threshold)
     texts = np.flatnonzero(image_T >= 0)
     name = "texts of the pool" if corpus.is_pool else "captions"
     line = f"{len(texts):,} of {len(image_T):,} {name} have a pseudo positive above {threshold:g}"
@@ -418,8 +469,9 @@ def _pairs_of(
     mined: Candidates | None,
 ) -> StepPairs:
     if corpus.is_pool:
-        if (threshold := recipe.pool.pseudo_positive_above) is not None and scores is not None:
-            image_T = pseudo_positives(scores, corpus, threshold)
+        threshold = recipe.pool.pseudo_positive_above
+        if isinstance(threshold, int | float) and scores is not None:
+            image_T = find_picks(scores, corpus).above(threshold)
             batch = replace(recipe.batch, size=recipe.pool.images or recipe.batch.size)
             matches = FalseNegativeFilter(image_T, text_classes(corpus.captions))
             return AllPairs(corpus, replace(recipe, batch=batch), scores, matches, image_T=image_T)

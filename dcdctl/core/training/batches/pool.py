@@ -19,9 +19,6 @@ from dcdctl.core.training.batches.all_pairs import PairGrid, image_batches
 from dcdctl.core.training.batches.lists import Lists
 from dcdctl.core.training.batches.step_pairs import Coverage
 
-_ROWS_AT_ONCE = 256
-"""Texts whose scores with all images are looked up at once."""
-
 
 class PoolPairs(PairGrid):
     """Some images and some texts of a pool, all pairs of which are candidates.
@@ -152,22 +149,3 @@ class PoolLists(Lists):
         else:
             drawn_from = direction.query_first(*self._lists)[0][query]
         return query, self._rng(1, sample).choice(drawn_from, count, replace=False)
-
-
-def pseudo_positives(scores: TeacherScores, corpus: Corpus, threshold: float) -> Indices:
-    """The best image of each text, by the teacher; -1 where its score is not above the threshold."""
-    image_T = np.full(corpus.num_captions, -1)
-    if (scored := scores.scored_pairs) is not None:
-        image_P, text_P = scored
-        score_P = scores.lookup(image_P, text_P)
-        order = np.argsort(-score_P, kind="stable")[::-1]
-        order = order[score_P[order] > threshold]
-        # Of equal texts the last one stays, which has the highest score.
-        image_T[text_P[order]] = image_P[order]
-        return image_T
-    images = np.arange(corpus.num_images)[:, None]
-    for start in range(0, corpus.num_captions, _ROWS_AT_ONCE):
-        texts = np.arange(start, min(start + _ROWS_AT_ONCE, corpus.num_captions))
-        score_IT = scores.lookup(images, texts[None])
-        image_T[texts] = np.where(score_IT.max(axis=0) > threshold, score_IT.argmax(axis=0), -1)
-    return image_T

@@ -20,6 +20,7 @@ from dcdctl.core.config import (
     Natural,
     NotNegative,
     OneOf,
+    OnlyIf,
     Positive,
     Real,
     Repeated,
@@ -87,6 +88,9 @@ class BatchConfig:
             raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {counts}")
 
 
+_AUTO_PICKS = OnlyIf(lambda pool: pool.pseudo_positive_above == "auto", "pool.pseudo_positive_above auto")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
     """The `[pool]` table: what a step sees of a pool, images and texts of which none belong together."""
@@ -97,9 +101,13 @@ class PoolConfig:
     """All pairs: images of the pool in a step; as many as batch.size if not set."""
     texts: Count | None = None
     """All pairs: texts of the pool in a step; as many as images if not set."""
-    pseudo_positive_above: Real | None = None
+    pseudo_positive_above: Real | Literal["auto"] | None = None
     """Take a text and its best image, by the teacher, for a pair if the score is above this: losses that need a
-    positive then learn from the pool too. Unset: they do not."""
+    positive then learn from the pool too. auto: found from the scores, such that `precision` of the pairs are right.
+    Unset: they do not."""
+    precision: Annotated[Share, _AUTO_PICKS] = 0.9
+    """pseudo_positive_above auto: share of the pairs that should be right. Measured on captioned images that are
+    scored too, else expected from two modes of the best scores."""
     rounds: Repeated | None = None
     """Without a cache: let --teacher score the `[candidates]` of the pool, train, and from the second round on mine
     further ones with the student. Unset: the scores come from --cache, or from a dual --teacher for every pair."""
