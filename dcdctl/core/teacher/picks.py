@@ -82,7 +82,7 @@ def threshold_by_captions(score_T: Values, is_right_T: Flags, precision: float) 
     >>> right = np.arange(100) >= 50
     >>> found = threshold_by_captions(np.arange(100.0), right, 0.9)
     >>> found.value, round(found.precision, 2)
-    (43.0, 0.89)
+    (44.0, 0.89)
     """
     chosen, measured = slice(0, None, 2), slice(1, None, 2)
     order = np.argsort(-score_T[chosen], kind="stable")
