@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import make_pool, make_teacher, make_wide_dual, model_contents
+from tiny import make_corpus, make_pool, make_teacher, make_wide_dual, model_contents
 from training_steps import TINY_DUAL
 
 from dcdctl.core import models
@@ -154,6 +154,40 @@ def test_rounds_teach_a_student_by_the_picks_of_the_teacher_alone(refs, tmp_path
     run = train(refs, tmp_path / "run", "pool.rounds=2", *picks, say=said.append)
     assert "infonce" in run.metrics()[0]
     assert sum("18 of 18 texts of the pool have a pseudo positive" in line for line in said) == 2
+
+
+BY_START = ["candidates.kind=embedding", "candidates.model=start"]
+
+
+def test_the_start_proposes_the_pairs_of_the_first_round(refs, tmp_path):
+    models.save(make_wide_dual([text for texts in CAPTIONS for text in texts]), tmp_path / "start")
+    sets = [*STARTED, *BY_START, f"model.start={tmp_path / 'start'}", "pool.rounds=2"]
+    train(refs, tmp_path / "run", *sets)
+    folder = tmp_path / "run-rounds"
+    plans = [read_cache(folder / f"cache-{number}").plan["candidates"] for number in (1, 2)]
+    assert [plan["model"] for plan in plans] == [str(tmp_path / "start"), str(folder / "run-1")]
+    with pytest.raises(ConfigError, match=r"candidates\.model is start, and model\.start is new: a model with random"):
+        train(refs, tmp_path / "other", *BY_START, "pool.rounds=2")
+    with pytest.raises(ConfigError, match=r"candidates\.model is start, which proposes candidates in the rounds"):
+        cache_scores(
+            CacheJob(data=refs.data, out=tmp_path / "cache", teacher=refs.teachers[0],
+                     candidates=CandidateConfig(kind="embedding", model="start"))
+        )  # fmt: skip
+
+
+def test_with_captioned_images_their_student_proposes_first(refs, tmp_path):
+    captioned = make_corpus(tmp_path / "captioned", CAPTIONS, has_colors=True)
+    both = replace(refs, data=captioned.folder, pool=refs.data)
+    picks = ["loss.terms={ infonce = 1.0, margin-mse = 0.1 }", "pool.pseudo_positive_above=-1000", "pool.images=3"]
+    run = train(both, tmp_path / "run", *BY_START, *picks, "pool.rounds=1", "pool.max_pairs=40")
+    folder = tmp_path / "run-rounds"
+    assert sorted(path.name for path in folder.iterdir()) == ["cache-1", "run-0"]
+    assert read_cache(folder / "cache-1").plan["candidates"]["model"] == str(folder / "run-0")
+    alone = Run(folder / "run-0").facts()
+    assert alone["recipe"]["loss"]["terms"] == {"infonce": 1.0}
+    assert "pool" not in alone["inputs"]
+    # From the start again, with the picks.
+    assert {"infonce", "pool_infonce", "pool_margin-mse"} <= set(run.metrics()[0])
 
 
 def test_a_dry_run_of_rounds_says_how_many_pairs_the_teacher_scores_at_most(refs, tmp_path, monkeypatch):

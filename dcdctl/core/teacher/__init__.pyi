@@ -1,7 +1,7 @@
 from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
 from .cache_format import CACHE, TEXTS, WORK_FOLDER
 from .candidate_lists import Candidates
-from .candidates import CandidateConfig, mine_candidates, most_pairs
+from .candidates import START, CandidateConfig, mine_candidates, most_pairs
 from .embedded import (
     EmbeddedScores,
     EmbeddedTeacher,
@@ -27,6 +27,7 @@ __all__ = [
     "CACHE",
     "NO_PICK",
     "READERS",
+    "START",
     "TEXTS",
     "WORK_FOLDER",
     "CacheCost",

@@ -44,6 +44,10 @@ _MINED = 255
 """The reason against a random candidate that was mined; no reason of a filter."""
 
 
+START = "start"
+"""As `candidates.model`: what the student starts from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CandidateConfig:
     """The `[candidates]` table: the pairs that the teacher scores."""
@@ -64,7 +68,8 @@ class CandidateConfig:
     each caption."""
     model: str = ""
     """embedding: a run of a dual encoder, a CLIP-like model or a text encoder (not for a pool). blocks: the same,
-    instead of the words of the captions."""
+    instead of the words of the captions. start: in the rounds of a training on a pool, the student's own start, or with
+    captioned images beside the pool a student of these, which is trained first."""
     duplicate_bits: Annotated[int, between(0, 64, "[)")] | None = None
     """Images whose 64-bit difference hashes differ in at most this many bits count as duplicates: neither is a negative
     for the other's captions, in a cache and in the batches of a training. Unset: duplicates are not searched for."""
@@ -100,6 +105,14 @@ class CandidateConfig:
             raise ConfigError(
                 f"candidates.random_per_query is for mined candidates, and the kind is {self.kind}",
                 hint="set candidates.kind to embedding or lexical",
+            )
+
+    def check_model(self) -> None:
+        """ConfigError for a model that only the rounds of a training have."""
+        if self.model == START:
+            raise ConfigError(
+                "candidates.model is start, which proposes candidates in the rounds of a training alone",
+                hint="name a model (--set candidates.model=REF), or set pool.rounds in the training",
             )
 
     def require_packages(self) -> None:

@@ -95,6 +95,7 @@ def _resolve(job: CacheJob) -> dict[str, Any]:
     """
     overrides = models.parse_overrides(job.model_set)
     models.check_ref(job.teacher, overrides)
+    job.candidates.check_model()
     job.candidates.require_packages()
     CACHE.check_folder(job.out)
     if job.compute.features is not None:

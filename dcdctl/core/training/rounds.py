@@ -1,11 +1,12 @@
 """Rounds of a training on a pool: mine candidates with the student, score them, train again.
 
+    OUT-rounds/run-0     with candidates.model start and captioned images beside the pool: the student of these alone
     OUT-rounds/cache-N   the cache of round N, which extends the one before
     OUT-rounds/run-N     its student; the last round's is the run itself, OUT
 
-The first round has the candidates of the recipe. Each further one has what the student of the round before finds, or
-with candidates.kind blocks the blocks of images and texts that are near for it; a killed training resumes in the round
-where it was.
+The first round has the candidates of the recipe, with candidates.model start those of the student's start, or of run-0.
+Each further one has what the student of the round before finds, or with candidates.kind blocks the blocks of images and
+texts that are near for it; a killed training resumes in the round where it was.
 """
 
 from __future__ import annotations
@@ -16,15 +17,25 @@ from pathlib import Path
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
-from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores, most_pairs, read_cache
+from dcdctl.core.teacher import START, CacheJob, CandidateConfig, cache_scores, most_pairs, read_cache
 from dcdctl.core.training import train
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
-from dcdctl.core.training.recipe import Recipe, load_recipe
+from dcdctl.core.training.recipe import PoolConfig, Recipe, load_recipe
 from dcdctl.core.training.rehearsal import rehearse
 from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.train import train_model
+
+OF_CAPTIONS = (
+    "loss.terms={ infonce = 1.0 }",
+    "loss.temperature=1.0",
+    "pool.pseudo_positive_above=none",
+    f"pool.precision={PoolConfig.precision}",
+    "pool.rounds=none",
+    "pool.max_pairs=none",
+)
+"""What makes a recipe of rounds that of a student of captions alone, which has no teacher."""
 
 
 def train_in_rounds(
@@ -49,6 +60,15 @@ def train_in_rounds(
     # Before the teacher scores, which may take hours.
     rehearse(job, learned, options, track)
     folder, cache, run = Path(f"{job.out}-rounds"), None, Run(job.out)
+    first = recipe.candidates
+    if first.model == START:
+        proposer = recipe.model.start
+        if inputs.pool is not None:
+            say("round 0: a student of the captioned images, which proposes the first pairs")
+            alone = replace(job, sets=(*job.sets, *OF_CAPTIONS), out=folder / "run-0")
+            captioned = replace(learned, pool=None, caches=())
+            proposer = str(train_model(alone, captioned, options=options, track=track, watch=watch, say=say).folder)
+        first = replace(first, model=proposer)
     for number in range(1, rounds + 1):
         # The first rounds score the pairs that are left over.
         max_pairs = None
@@ -59,7 +79,7 @@ def train_in_rounds(
             data=inputs.pool_place[0],
             split=inputs.pool_place[1],
             out=folder / f"cache-{number}",
-            candidates=recipe.candidates if number == 1 else _mined(recipe.candidates, run, number),
+            candidates=first if number == 1 else _mined(recipe.candidates, run, number),
             teacher=inputs.teachers[0],
             model_set=inputs.model_set,
             extend=cache,
@@ -120,6 +140,11 @@ def _num_rounds(inputs: InputRefs, recipe: Recipe) -> int:
         raise ConfigError(
             f"pool.rounds is {rounds}, and {found}",
             hint="name a pool and the one model that scores it, or set pool.rounds to none and name a cache",
+        )
+    if recipe.candidates.model == START and recipe.model.start == "new" and inputs.pool is None:
+        raise ConfigError(
+            "candidates.model is start, and model.start is new: a model with random weights proposes at random",
+            hint="set model.start to a dual encoder, or name captioned images too (--data PAIRS --pool POOL)",
         )
     return rounds
 
