@@ -190,6 +190,29 @@ def test_with_captioned_images_their_student_proposes_first(refs, tmp_path):
     assert {"infonce", "pool_infonce", "pool_margin-mse"} <= set(run.metrics()[0])
 
 
+def test_captions_are_learned_with_the_negatives_that_a_dual_student_of_them_proposes(refs, tmp_path):
+    """Late interaction, whose own tokens propose nothing."""
+    captioned = make_corpus(tmp_path / "captioned", CAPTIONS, has_colors=True)
+    teachers = replace(refs, data=captioned.folder)
+    late = ["model.kind=late", "model.token_dim=8", "model.position_norm=0.7"]
+    terms = "loss.terms={ infonce = 1.0, margin-mse = 0.1 }"
+    run = train(teachers, tmp_path / "run", *BY_START, *late, terms, "pool.images=none", "pool.texts=none")
+    folder = tmp_path / "run-rounds"
+    assert sorted(path.name for path in folder.iterdir()) == ["cache-1", "run-0"]
+    assert Run(folder / "run-0").facts()["recipe"]["model"]["kind"] == "dual"
+    cache = read_cache(folder / "cache-1")
+    assert cache.plan["candidates"]["model"] == str(folder / "run-0")
+    # Three images for each caption, and its own.
+    assert cache.num_pairs == 4 * captioned.num_captions
+    assert run.facts()["inputs"]["cache"] == cache.plan
+    assert models.load(run.folder).kind == "late"
+    # A teacher that is a dual encoder scores every pair, so there is nothing to propose.
+    models.save(make_wide_dual(captioned.captions), tmp_path / "dual")
+    train(replace(teachers, teachers=[str(tmp_path / "dual")]), tmp_path / "by-dual", *BY_START, *late, terms,
+          "pool.images=none", "pool.texts=none")  # fmt: skip
+    assert not (tmp_path / "by-dual-rounds").exists()
+
+
 def test_a_dry_run_of_rounds_says_how_many_pairs_the_teacher_scores_at_most(refs, tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "cache_scores", lambda *_, **__: pytest.fail("the teacher was called"))
 

@@ -146,7 +146,7 @@ def _make_late(recipe: Recipe, config: LateConfig, captions: Sequence[str], trac
 def _check_late_start(config: LateConfig) -> None:
     """ConfigError for a setting of new token vectors: a late-interaction start has its own."""
     default = LateConfig()
-    for name in ("token_dim", "position_norm", "pooled", "token_pooling"):
+    for name in LateConfig.OWN:
         if getattr(config, name) != getattr(default, name):
             raise ConfigError(
                 f"model.{name} is for a start without token vectors, and {config.start} is a late-interaction model",

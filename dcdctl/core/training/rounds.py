@@ -1,17 +1,18 @@
-"""Rounds of a training on a pool: mine candidates with the student, score them, train again.
+"""Rounds of a training: a student proposes pairs, the teacher scores them, the student learns from them, and again.
 
-    OUT-rounds/run-0     with candidates.model start and captioned images beside the pool: the student of these alone
+    OUT-rounds/run-0     with candidates.model start and captioned images: a dual student of these alone
     OUT-rounds/cache-N   the cache of round N, which extends the one before
     OUT-rounds/run-N     its student; the last round's is the run itself, OUT
 
-The first round has the candidates of the recipe, with candidates.model start those of the student's start, or of run-0.
-Each further one has what the student of the round before finds, or with candidates.kind blocks the blocks of images and
-texts that are near for it; a killed training resumes in the round where it was.
+The first round has the candidates of the recipe, with candidates.model start those of run-0, or of the student's start
+where there are no captions. Each further one has what the student of the round before finds, or with candidates.kind
+blocks the blocks of images and texts that are near for it; a killed training resumes in the round where it was.
+Late-interaction students are trained in the last round alone: before it, dual students of the same recipe propose.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dcdctl.core.data import Corpus
@@ -22,11 +23,13 @@ from dcdctl.core.training import train
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
-from dcdctl.core.training.recipe import PoolConfig, Recipe, load_recipe
+from dcdctl.core.training.recipe import LateConfig, PoolConfig, Recipe, load_recipe
 from dcdctl.core.training.rehearsal import rehearse
 from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.train import train_model
 
+AS_DUAL = ("model.kind=dual", *(f"model.{name}={str(getattr(LateConfig, name)).lower()}" for name in LateConfig.OWN))
+"""What makes a recipe of late interaction that of a dual student, whose vectors find candidates."""
 OF_CAPTIONS = (
     "loss.terms={ infonce = 1.0 }",
     "loss.temperature=1.0",
@@ -38,6 +41,26 @@ OF_CAPTIONS = (
 """What makes a recipe of rounds that of a student of captions alone, which has no teacher."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """The rounds of a training."""
+
+    count: int
+    max_pairs: int | None
+    """Pairs that the teacher scores in all of them."""
+    place: tuple[Path, str]
+    """Folder and split of what it scores: the pool, or the captioned images."""
+    starts_with_captions: bool
+    """Whether a student of the captioned images proposes the pairs of the first round."""
+
+    def max_pairs_of(self, number: int) -> int | None:
+        """The pairs of a round. The first rounds score those that are left over."""
+        if self.max_pairs is None:
+            return None
+        each, left = divmod(self.max_pairs, self.count)
+        return each + 1 if number <= left else each
+
+
 def train_in_rounds(
     job: TrainingJob,
     inputs: InputRefs,
@@ -47,51 +70,49 @@ def train_in_rounds(
     watch: Watch | None = None,
     say: Say = unsaid,
 ) -> Run:
-    """The run of a training by `train_model`, in rounds with `pool.rounds` if no cache is of the pool.
+    """The run of a training by `train_model`, in rounds where --teacher has to score what the recipe needs and cannot
+    score all pairs: on a pool with `pool.rounds`, on captioned images with `candidates.model` start.
 
-    Use it where the teacher is too slow to score all pairs of a pool. ConfigError if there is not one teacher, or no
-    pool; besides, what `cache_scores` and `train_model` raise.
+    ConfigError if there is not one teacher, or no pool; besides, what `cache_scores` and `train_model` raise. What a
+    training refuses without its scores is refused before the teacher scores.
     """
     recipe = load_recipe(job.recipe, job.sets)
-    rounds = _num_rounds(inputs, recipe)
-    if not rounds:
+    rounds = plan_rounds(inputs, recipe)
+    if rounds is None:
         return train_model(job, inputs, options=options, track=track, watch=watch, say=say)
     learned = _without_scorer(inputs, recipe)
-    # Before the teacher scores, which may take hours.
     rehearse(job, learned, options, track)
-    folder, cache, run = Path(f"{job.out}-rounds"), None, Run(job.out)
-    first = recipe.candidates
-    if first.model == START:
-        proposer = recipe.model.start
-        if inputs.pool is not None:
-            say("round 0: a student of the captioned images, which proposes the first pairs")
-            alone = replace(job, sets=(*job.sets, *OF_CAPTIONS), out=folder / "run-0")
-            captioned = replace(learned, pool=None, caches=())
-            proposer = str(train_model(alone, captioned, options=options, track=track, watch=watch, say=say).folder)
-        first = replace(first, model=proposer)
-    for number in range(1, rounds + 1):
-        # The first rounds score the pairs that are left over.
-        max_pairs = None
-        if recipe.pool.max_pairs is not None:
-            each, left = divmod(recipe.pool.max_pairs, rounds)
-            max_pairs = each + 1 if number <= left else each
+    proposing = replace(job, sets=(*job.sets, *AS_DUAL)) if isinstance(recipe.model, LateConfig) else job
+    folder = Path(f"{job.out}-rounds")
+    proposer = recipe.model.start
+    if rounds.starts_with_captions:
+        say("a student of the captioned images proposes the first pairs")
+        alone = replace(proposing, sets=(*proposing.sets, *OF_CAPTIONS), out=folder / "run-0")
+        captioned = replace(learned, pool=None, caches=())
+        proposer = str(train_model(alone, captioned, options=options, track=track, watch=watch, say=say).folder)
+    cache, run = None, Run(job.out)
+    for number in range(1, rounds.count + 1):
+        candidates = _mined(recipe.candidates, run, number)
+        if number == 1:
+            is_by_start = recipe.candidates.model == START
+            candidates = replace(recipe.candidates, model=proposer) if is_by_start else recipe.candidates
         this = CacheJob(
-            data=inputs.pool_place[0],
-            split=inputs.pool_place[1],
+            data=rounds.place[0],
+            split=rounds.place[1],
             out=folder / f"cache-{number}",
-            candidates=first if number == 1 else _mined(recipe.candidates, run, number),
+            candidates=candidates,
             teacher=inputs.teachers[0],
             model_set=inputs.model_set,
             extend=cache,
-            max_pairs=max_pairs,
+            max_pairs=rounds.max_pairs_of(number),
             compute=replace(options.compute, precision="float32", features=None),
         )
         scored = cache_scores(this, track=track)
-        say(f"round {number} of {rounds}: {scored.num_pairs:,} pairs have a score")
+        say(f"round {number} of {rounds.count}: {scored.num_pairs:,} pairs have a score")
         cache = this.out
-        out = job.out if number == rounds else folder / f"run-{number}"
+        is_last = number == rounds.count
         run = train_model(
-            replace(job, out=out),
+            job if is_last else replace(proposing, out=folder / f"run-{number}"),
             replace(learned, caches=[cache, *inputs.caches]),
             options=options,
             track=track,
@@ -105,12 +126,55 @@ def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track
     """What `train_in_rounds` would do; opens files and writes nothing. In rounds, the initial model is made, and no
     teacher is asked."""
     recipe = load_recipe(job.recipe, job.sets)
-    rounds = _num_rounds(inputs, recipe)
-    if not rounds:
+    rounds = plan_rounds(inputs, recipe)
+    if rounds is None:
         return train.preview(job, inputs, options, track)
     found = rehearse(job, _without_scorer(inputs, recipe), options, track)
-    most = rounds * most_pairs(Corpus.open(*inputs.pool_place), recipe.candidates)
-    return replace(found, rounds=rounds, most_pairs=min(most, recipe.pool.max_pairs or most))
+    most = rounds.count * most_pairs(Corpus.open(*rounds.place), recipe.candidates)
+    return replace(found, rounds=rounds.count, most_pairs=min(most, rounds.max_pairs or most))
+
+
+def plan_rounds(inputs: InputRefs, recipe: Recipe) -> Rounds | None:
+    """The rounds that a recipe asks for; None if its scores are there, or come from a dual teacher. ConfigError if
+    there is no teacher to score, no pool to score, or no scores to validate with."""
+    if recipe.pool.rounds is not None:
+        return _rounds_of_pool(inputs, recipe, recipe.pool.rounds)
+    kinds = [kind for _, kind in inputs.teacher_kinds]
+    is_asked = recipe.candidates.model == START and recipe.loss.needs_teacher and inputs.form == "corpus"
+    # A dual teacher scores every pair of a batch.
+    if not is_asked or inputs.caches or len(kinds) != 1 or kinds[0] in ("dual", "late"):
+        return None
+    return Rounds(count=1, max_pairs=None, place=(Path(*inputs.places), inputs.split), starts_with_captions=True)
+
+
+def _rounds_of_pool(inputs: InputRefs, recipe: Recipe, count: int) -> Rounds | None:
+    for cache in inputs.caches:
+        if read_cache(cache).plan["corpus"] == Corpus.open(*inputs.pool_place).fingerprint:
+            return None
+    if recipe.validation.metric == "agreement" and not inputs.caches:
+        raise ConfigError(
+            f"pool.rounds is {count}, and validation.metric agreement needs a cache of the validation split",
+            hint="make it with `dcdctl cache-teacher --split val`, and name it with --cache",
+        )
+    if inputs.form == "stream" or len(inputs.teachers) != 1:
+        models = f"--teacher names {len(inputs.teachers)} models"
+        found = "--data names shards to stream" if inputs.form == "stream" else models
+        raise ConfigError(
+            f"pool.rounds is {count}, and {found}",
+            hint="name a pool and the one model that scores it, or set pool.rounds to none and name a cache",
+        )
+    has_captions = inputs.pool is not None
+    if recipe.candidates.model == START and recipe.model.start == "new" and not has_captions:
+        raise ConfigError(
+            "candidates.model is start, and model.start is new: a model with random weights proposes at random",
+            hint="set model.start to a dual encoder, or name captioned images too (--data PAIRS --pool POOL)",
+        )
+    return Rounds(
+        count=count,
+        max_pairs=recipe.pool.max_pairs,
+        place=inputs.pool_place,
+        starts_with_captions=has_captions and recipe.candidates.model == START,
+    )
 
 
 def _without_scorer(inputs: InputRefs, recipe: Recipe) -> InputRefs:
@@ -118,35 +182,6 @@ def _without_scorer(inputs: InputRefs, recipe: Recipe) -> InputRefs:
     the teacher."""
     teachers = inputs.teachers if recipe.model.starts_from_teacher else ()
     return replace(inputs, teachers=teachers, model_set=inputs.model_set if teachers else ())
-
-
-def _num_rounds(inputs: InputRefs, recipe: Recipe) -> int:
-    """`pool.rounds`; 0 if it is not set, or if a cache is of the pool. ConfigError if there is no teacher to score, no
-    pool to score, or no scores to validate with."""
-    rounds = recipe.pool.rounds
-    if rounds is None:
-        return 0
-    for cache in inputs.caches:
-        if read_cache(cache).plan["corpus"] == Corpus.open(*inputs.pool_place).fingerprint:
-            return 0
-    if recipe.validation.metric == "agreement" and not inputs.caches:
-        raise ConfigError(
-            f"pool.rounds is {rounds}, and validation.metric agreement needs a cache of the validation split",
-            hint="make it with `dcdctl cache-teacher --split val`, and name it with --cache",
-        )
-    if inputs.form == "stream" or len(inputs.teachers) != 1:
-        models = f"--teacher names {len(inputs.teachers)} models"
-        found = "--data names shards to stream" if inputs.form == "stream" else models
-        raise ConfigError(
-            f"pool.rounds is {rounds}, and {found}",
-            hint="name a pool and the one model that scores it, or set pool.rounds to none and name a cache",
-        )
-    if recipe.candidates.model == START and recipe.model.start == "new" and inputs.pool is None:
-        raise ConfigError(
-            "candidates.model is start, and model.start is new: a model with random weights proposes at random",
-            hint="set model.start to a dual encoder, or name captioned images too (--data PAIRS --pool POOL)",
-        )
-    return rounds
 
 
 def _mined(candidates: CandidateConfig, run: Run, number: int) -> CandidateConfig:

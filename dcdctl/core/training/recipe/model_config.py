@@ -336,6 +336,9 @@ class DualConfig(TwoTowerConfig):
 class LateConfig(TwoTowerConfig):
     """The `[model]` table of a late-interaction model: what is trained."""
 
+    OWN: ClassVar = ("token_dim", "position_norm", "pooled", "token_pooling")
+    """The settings of the token vectors, which a dual encoder does not have."""
+
     kind: Literal["late"] = "late"
     token_dim: Width = 64
     """late: width of the token vectors."""
