@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny import make_corpus, make_pool, make_teacher, make_wide_dual, model_contents
 from training_steps import TINY_DUAL
 
@@ -190,8 +191,7 @@ def test_with_captioned_images_their_student_proposes_first(refs, tmp_path):
     assert {"infonce", "pool_infonce", "pool_margin-mse"} <= set(run.metrics()[0])
 
 
-def test_captions_are_learned_with_the_negatives_that_a_dual_student_of_them_proposes(refs, tmp_path):
-    """Late interaction, whose own tokens propose nothing."""
+def test_captions_are_learned_with_the_negatives_that_a_student_of_them_proposes(refs, tmp_path):
     captioned = make_corpus(tmp_path / "captioned", CAPTIONS, has_colors=True)
     teachers = replace(refs, data=captioned.folder)
     late = ["model.kind=late", "model.token_dim=8", "model.position_norm=0.7"]
@@ -199,11 +199,21 @@ def test_captions_are_learned_with_the_negatives_that_a_dual_student_of_them_pro
     run = train(teachers, tmp_path / "run", *BY_START, *late, terms, "pool.images=none", "pool.texts=none")
     folder = tmp_path / "run-rounds"
     assert sorted(path.name for path in folder.iterdir()) == ["cache-1", "run-0"]
-    assert Run(folder / "run-0").facts()["recipe"]["model"]["kind"] == "dual"
+    proposer = models.load(folder / "run-0")
+    assert proposer.kind == "late"
     cache = read_cache(folder / "cache-1")
     assert cache.plan["candidates"]["model"] == str(folder / "run-0")
-    # Three images for each caption, and its own.
+    # The three best images of each caption, and its own.
     assert cache.num_pairs == 4 * captioned.num_captions
+    images, texts = (
+        proposer.preprocess.images([captioned.image(i) for i in range(9)]),
+        proposer.preprocess.texts(CAPTIONS[0]),
+    )
+    with torch.no_grad():
+        score_IT = proposer(images, texts, *(torch.arange(18) // 2, torch.arange(18) % 2)).view(9, 2)
+    for text in range(2):
+        others = [image for image in score_IT[:, text].argsort(descending=True).tolist() if image != 0][:3]
+        assert sorted(cache.image_P[cache.text_P == text]) == sorted([0, *others])
     assert run.facts()["inputs"]["cache"] == cache.plan
     assert models.load(run.folder).kind == "late"
     # A teacher that is a dual encoder scores every pair, so there is nothing to propose.

@@ -6,6 +6,7 @@ from .embed import (
     embed_corpus,
     embed_source,
     embed_with_model,
+    is_late,
     load_embedder,
 )
 from .encoded import encode_corpus
@@ -42,6 +43,7 @@ __all__ = [
     "encoders_of",
     "finite_vectors",
     "int8_codes",
+    "is_late",
     "load_embedder",
     "measure_rate",
     "open_or_build",

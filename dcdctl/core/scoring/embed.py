@@ -217,6 +217,11 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
     )
 
 
+def is_late(ref: str) -> bool:
+    """Whether a reference is a run or a saved model of late interaction, which has no vector per image."""
+    return _is_ours(ref) and models.check_ref(ref) == "late"
+
+
 def _is_ours(ref: str) -> bool:
     """Whether a reference is a run, or a folder that `models.save` wrote, whose type transformers may not know."""
     return any((Path(ref) / name).exists() for name in ("run.json", models.SETTINGS_FILE))

@@ -7,7 +7,7 @@ and the seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -30,15 +30,17 @@ from dcdctl.core.config import (
     check_fields,
 )
 from dcdctl.core.data import Corpus, Direction, Indices, RaggedArray
-from dcdctl.core.devices import CPU
+from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import budget, miners
 from dcdctl.core.teacher.cache_format import Pairs
 from dcdctl.core.teacher.candidate_lists import Candidates
+from dcdctl.core.teacher.embedded import embed_corpus
 from dcdctl.core.teacher.false_negatives import FalseNegativeFilter, Reasons, false_negative_filter
 from dcdctl.core.teacher.miners import Miner, PairFilter, clusters
+from dcdctl.core.teacher.scores import TeacherScores
 
 _MINED = 255
 """The reason against a random candidate that was mined; no reason of a filter."""
@@ -67,9 +69,9 @@ class CandidateConfig:
     """text: caption candidates for each image (the only direction of the released code); image: image candidates for
     each caption."""
     model: str = ""
-    """embedding: a run of a dual encoder, a CLIP-like model or a text encoder (not for a pool). blocks: the same,
-    instead of the words of the captions. start: in the rounds of a training on a pool, the student's own start, or with
-    captioned images beside the pool a student of these, which is trained first."""
+    """embedding: a run of a dual encoder or of late interaction, a CLIP-like model or a text encoder (not for a pool).
+    blocks: the same but late interaction, instead of the words of the captions. start: in the rounds of a training, a
+    student of the captioned images, which is trained first, or without any the student's own start."""
     duplicate_bits: Annotated[int, between(0, 64, "[)")] | None = None
     """Images whose 64-bit difference hashes differ in at most this many bits count as duplicates: neither is a negative
     for the other's captions, in a cache and in the batches of a training. Unset: duplicates are not searched for."""
@@ -170,33 +172,63 @@ def draw_candidates(
     With `max_pairs` as many as leave at most so many pairs to score, positives included (`budget`); pairs that are
     `scored` already are free, and their scores tell where the vectors of `model` disagree with the teacher.
     """
-    embedder = scoring.load_embedder(config.model, device) if config.model else None
-    # Once for both directions and for all rounds.
-    vectors = None if embedder is None else scoring.embed_corpus(embedder, corpus, track)
+    proposer = _open_proposer(corpus, config, device, track)
     if max_pairs is None and config.kind != "blocks":
-        return mine_candidates(corpus, config, vectors, track)
+        return mine_candidates(corpus, config, proposer.vectors, track)
     scored_P = np.empty(0, np.int64) if scored is None else scored.image * corpus.num_captions + scored.text
     count = None if max_pairs is None else budget.num_candidates(corpus, max_pairs, scored_P)
     if config.kind == "blocks":
-        return _draw_blocks(corpus, config, vectors, count, scored_P, track)
+        assert not isinstance(proposer.vectors, TeacherScores)
+        return _draw_blocks(corpus, config, proposer.vectors, count, scored_P, track)
     assert count is not None
     weights = {Direction.TEXT: np.ones(corpus.num_images), Direction.IMAGE: np.ones(corpus.num_captions)}
-    if scored is not None and len(scored) and vectors is not None and embedder is not None and embedder.logit_scale:
-        pair_ix = torch.from_numpy(scored.image), torch.from_numpy(scored.text)
-        # On the CPU, where it takes the pairs in parts: a cache has millions.
-        products_P = models.pair_products(vectors.images_ID.cpu(), vectors.texts_TD.cpu(), *pair_ix).numpy()
-        student_P = embedder.logit_scale * products_P
+    if scored is not None and len(scored) and proposer.logits is not None:
+        student_P = proposer.logits(scored.image, scored.text)
         for direction, ones_Q in weights.items():
             query_P, _ = direction.query_first(scored.image, scored.text)
             weights[direction] = budget.disagreement(query_P, scored.score, student_P, num_queries=len(ones_Q))
-    mined = mine_candidates(corpus, config, vectors, track)
+    mined = mine_candidates(corpus, config, proposer.vectors, track)
     return budget.within_budget(mined, count, scored_P, weights, seed=config.seed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Proposer:
+    """What `candidates.model` says of the pairs of a corpus."""
+
+    vectors: scoring.Vectors | TeacherScores | None = None
+    """Of late interaction, which has no vectors of its own, the scores of all pairs."""
+    logits: Callable[[Indices, Indices], NDArray[np.floating]] | None = None
+    """Of images and captions, for a model that has a scale."""
+
+
+def _open_proposer(corpus: Corpus, config: CandidateConfig, device: torch.device, track: Track) -> _Proposer:
+    """The model of a recipe, which encodes the corpus once for both directions and for all rounds."""
+    if not config.model:
+        return _Proposer()
+    if config.kind == "embedding" and scoring.is_late(config.model):
+        named = [(config.model, models.load_searchable(config.model))]
+        scores = embed_corpus(named, corpus, Compute(device=device), track=track)
+        return _Proposer(vectors=scores, logits=scores.lookup)
+    embedder = scoring.load_embedder(config.model, device)
+    vectors = scoring.embed_corpus(embedder, corpus, track)
+
+    def logits(image_P: Indices, text_P: Indices) -> NDArray[np.floating]:
+        pair_ix = torch.from_numpy(image_P), torch.from_numpy(text_P)
+        # On the CPU, where it takes the pairs in parts: a cache has millions.
+        products_P = models.pair_products(vectors.images_ID.cpu(), vectors.texts_TD.cpu(), *pair_ix).numpy()
+        return embedder.logit_scale * products_P
+
+    return _Proposer(vectors=vectors, logits=logits if embedder.logit_scale else None)
+
+
 def mine_candidates(
-    corpus: Corpus, config: CandidateConfig, vectors: scoring.Vectors | None = None, track: Track = silent
+    corpus: Corpus,
+    config: CandidateConfig,
+    vectors: scoring.Vectors | TeacherScores | None = None,
+    track: Track = silent,
 ) -> Candidates:
-    """Candidates mined separately for each query, of every kind except blocks. The kind embedding needs `vectors`."""
+    """Candidates mined separately for each query, of every kind except blocks. The kind embedding needs `vectors`, or
+    of late interaction the scores of all pairs."""
     num_images, num_texts = corpus.num_images, corpus.num_captions
     # The released code may draw captions of the same image as negatives; here they are removed.
     false_negatives = false_negative_filter(corpus, config.duplicate_bits, track)
@@ -246,12 +278,19 @@ def _counts(false_negatives: FalseNegativeFilter, num_dropped: Indices) -> dict[
     return {name: int(num_dropped[reason]) for reason, name in enumerate(false_negatives.names, start=1)}
 
 
-def _miner(corpus: Corpus, config: CandidateConfig, direction: Direction, vectors: scoring.Vectors | None) -> Miner:
+def _miner(
+    corpus: Corpus, config: CandidateConfig, direction: Direction, vectors: scoring.Vectors | TeacherScores | None
+) -> Miner:
     """The miner of a recipe for one direction."""
     if config.kind == "lexical":
         return miners.lexical_miner(*direction.query_first(_words_of_images(corpus), corpus.captions))
     if config.kind == "embedding":
         assert vectors is not None
+        if isinstance(vectors, TeacherScores):
+            lookup = vectors.lookup
+            if direction == Direction.IMAGE:
+                return miners.score_miner(lambda texts, images: lookup(images, texts), corpus.num_images)
+            return miners.score_miner(lookup, corpus.num_captions)
         return miners.embedding_miner(*direction.query_first(vectors.images_ID, vectors.texts_TD))
     return _random_miner(config, direction, direction.query_first(corpus.num_images, corpus.num_captions))
 

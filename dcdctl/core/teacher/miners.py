@@ -97,6 +97,21 @@ def embedding_miner(queries_QD: Tensor, gallery_GD: Tensor) -> Miner:
     return mine
 
 
+def score_miner(score: Callable[[Indices, Indices], Scores], population: int) -> Miner:
+    """Candidates by a function that scores pairs of queries and candidates, in their common shape; best first, ties by
+    position."""
+
+    def mine(queries: Indices, width: int) -> Indices:
+        step, everything = max(1, MAX_MATRIX_ENTRIES // population), np.arange(population)[None]
+        best: list[Indices] = []
+        for start in range(0, len(queries), step):
+            scores_QG = score(queries[start : start + step, None], everything)
+            best += [_first(scores_G, width) for scores_G in scores_QG]
+        return np.stack(best)
+
+    return mine
+
+
 def share_out(centroids_BD: Tensor, texts_TD: Tensor, size: int) -> list[Indices]:
     """`size` different texts for each of B blocks, the nearest by inner product with its centroid, balanced greedily.
 

@@ -1,13 +1,12 @@
 """Rounds of a training: a student proposes pairs, the teacher scores them, the student learns from them, and again.
 
-    OUT-rounds/run-0     with candidates.model start and captioned images: a dual student of these alone
+    OUT-rounds/run-0     with candidates.model start and captioned images: the student of these alone
     OUT-rounds/cache-N   the cache of round N, which extends the one before
     OUT-rounds/run-N     its student; the last round's is the run itself, OUT
 
 The first round has the candidates of the recipe, with candidates.model start those of run-0, or of the student's start
 where there are no captions. Each further one has what the student of the round before finds, or with candidates.kind
 blocks the blocks of images and texts that are near for it; a killed training resumes in the round where it was.
-Late-interaction students are trained in the last round alone: before it, dual students of the same recipe propose.
 """
 
 from __future__ import annotations
@@ -23,13 +22,11 @@ from dcdctl.core.training import train
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
-from dcdctl.core.training.recipe import LateConfig, PoolConfig, Recipe, load_recipe
+from dcdctl.core.training.recipe import PoolConfig, Recipe, load_recipe
 from dcdctl.core.training.rehearsal import rehearse
 from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.train import train_model
 
-AS_DUAL = ("model.kind=dual", *(f"model.{name}={str(getattr(LateConfig, name)).lower()}" for name in LateConfig.OWN))
-"""What makes a recipe of late interaction that of a dual student, whose vectors find candidates."""
 OF_CAPTIONS = (
     "loss.terms={ infonce = 1.0 }",
     "loss.temperature=1.0",
@@ -82,12 +79,11 @@ def train_in_rounds(
         return train_model(job, inputs, options=options, track=track, watch=watch, say=say)
     learned = _without_scorer(inputs, recipe)
     rehearse(job, learned, options, track)
-    proposing = replace(job, sets=(*job.sets, *AS_DUAL)) if isinstance(recipe.model, LateConfig) else job
     folder = Path(f"{job.out}-rounds")
     proposer = recipe.model.start
     if rounds.starts_with_captions:
         say("a student of the captioned images proposes the first pairs")
-        alone = replace(proposing, sets=(*proposing.sets, *OF_CAPTIONS), out=folder / "run-0")
+        alone = replace(job, sets=(*job.sets, *OF_CAPTIONS), out=folder / "run-0")
         captioned = replace(learned, pool=None, caches=())
         proposer = str(train_model(alone, captioned, options=options, track=track, watch=watch, say=say).folder)
     cache, run = None, Run(job.out)
@@ -110,9 +106,9 @@ def train_in_rounds(
         scored = cache_scores(this, track=track)
         say(f"round {number} of {rounds.count}: {scored.num_pairs:,} pairs have a score")
         cache = this.out
-        is_last = number == rounds.count
+        out = job.out if number == rounds.count else folder / f"run-{number}"
         run = train_model(
-            job if is_last else replace(proposing, out=folder / f"run-{number}"),
+            replace(job, out=out),
             replace(learned, caches=[cache, *inputs.caches]),
             options=options,
             track=track,
