@@ -97,7 +97,7 @@ def test_different_negatives_are_those_of_all_batches(corpus, caches, directions
 
 
 def test_a_sample_of_queries_is_counted_as_by_hand_and_the_same_one_each_time(corpus, caches, monkeypatch):
-    monkeypatch.setattr(coverage, "MAX_QUERIES", 5)
+    monkeypatch.setattr(coverage, "MAX_QUERIES", 7)
     chosen = []
 
     class Seen(CandidateLists):
@@ -108,10 +108,10 @@ def test_a_sample_of_queries_is_counted_as_by_hand_and_the_same_one_each_time(co
     batches = batches_of(corpus, caches[10])
     batches.pairs = Seen(corpus, batches.pairs.recipe, caches[10], batches.pairs.false_negatives)
     counted = coverage.count_different_negatives(batches.pairs, STEPS)
-    assert [len(set(queries.tolist())) for _, queries in chosen] == [5, 5]
+    assert [len(set(queries.tolist())) for _, queries in chosen] == [7, 7]
     by_hand = count_by_hand(batches, dict(chosen))
     for direction, count in counted.items():
-        assert (count.lists, count.different) == pytest.approx(by_hand[direction], abs=0.01)
+        assert (count.lists, count.different) == tuple(round(number, 2) for number in by_hand[direction])
     assert coverage.count_different_negatives(batches.pairs, STEPS) == counted
     # Long trainings count fewer queries, so that the count stays cheap: an image has 10 lists here.
     monkeypatch.setattr(coverage, "MAX_LISTS", 30)
@@ -158,6 +158,17 @@ def test_a_cache_that_is_drawn_empty_is_a_warning_with_the_way_out(corpus, cache
     assert not list(coverage.measure_preview(few, [caches[1]], batches.pairs).warnings())
 
 
+@pytest.mark.parametrize(
+    ("num_lists", "drawn", "candidates", "is_drained"),
+    [(2, 4, 5, True), (1.99, 4, 5, False), (2, 3, 4, False), (50, 3, 3, True), (50, 79, 100, False)],
+)
+def test_a_query_is_drained_by_two_lists_that_draw_four_fifths(num_lists, drawn, candidates, is_drained):
+    count = coverage.DifferentNegatives(
+        queries=1, lists=num_lists, candidates=candidates, drawn=drawn, kept=1, different=1
+    )
+    assert count.is_drained == is_drained
+
+
 def test_negatives_are_counted_for_lists_alone(corpus, caches):
     def num_counted(*sets: str) -> int:
         settings = load_recipe("tiny-student", [*TINY, f"optimizer.steps={STEPS}", *sets])
@@ -165,6 +176,25 @@ def test_negatives_are_counted_for_lists_alone(corpus, caches):
         return len(coverage.measure_preview(settings, [caches[10]], batches.pairs).negatives)
 
     assert (num_counted(), num_counted("loss.terms={kl=1.0}")) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("has_cache", "sets", "work"),
+    [
+        # Lists of a positive and 2 kept negatives, of a positive and all 3 drawn ones, and all pairs of the batch.
+        (True, [], ("pairs", 10 * 3)),
+        (False, [], ("pairs", 10 * 4)),
+        (True, ["loss.terms={kl=1.0}"], ("pairs", 10 * 10)),
+        (True, ["model.kind=dual", "model.start=new", "model.layers=[]"], ("images", 10)),
+    ],
+)
+def test_a_fusion_student_computes_pairs_and_others_images(corpus, caches, has_cache, sets, work):
+    settings = load_recipe("tiny-student", [*TINY, *sets])
+    used = [caches[10]] if has_cache else []
+    batches = recipe_batches(Indices(corpus), settings, *(used or [None]))  # type: ignore[arg-type]
+    preview = coverage.measure_preview(settings, used, batches.pairs)
+    assert preview.work_per_step == work
+    assert preview.to_json()[f"{work[0]}_per_step"] == work[1]
 
 
 def test_a_dry_run_gives_the_numbers_of_run_json_and_writes_and_loads_nothing(

@@ -25,8 +25,15 @@ def test_a_recipe_parses_goes_through_json_and_opens_with_its_command(name):
     assert len(comments) >= 3
 
 
-@pytest.mark.parametrize("entry", packaged.list_recipes(), ids=lambda entry: entry.name)
-def test_the_head_of_a_recipe_says_what_it_needs_takes_and_gives(entry):
+@pytest.fixture(scope="module")
+def entries():
+    """Read in a test and not while the tests are collected, so that an error fails these tests alone."""
+    return {entry.name: entry for entry in packaged.list_recipes()}
+
+
+@pytest.mark.parametrize("name", packaged.names())
+def test_the_head_of_a_recipe_says_what_it_needs_takes_and_gives(name, entries):
+    entry = entries[name]
     assert entry.needs
     assert re.match(r"[\d,.]+ |a few |not estimated", entry.minutes)
     assert "not measured" in entry.expected or re.search(r"docs/evidence/results\.md|poor recall", entry.expected)
