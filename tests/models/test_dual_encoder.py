@@ -48,7 +48,7 @@ def test_a_temperature_divides(captions, tmp_path):
     assert align.logit_scale.tolist() == 4
 
 
-def test_layers_are_chosen_in_towers_alone(captions, tmp_path):
+def test_layers_of_towers_are_not_chosen_without_towers_of_transformers(captions, tmp_path):
     frozen = FAMILIES["frozen dual"](captions, tmp_path)
     for vision, text in (([0], []), ([], [0]), ([0], [0])):
         with pytest.raises(ModelError, match=r"model\.vision_layers and model\.text_layers is for dual encoders of"):

@@ -87,6 +87,52 @@ def test_images_are_read_by_a_network_with_a_vision_part_in_files_without_modali
     assert folders.type_of(tmp_path / "old") == folders.type_of(dense) == folders.SENTENCE_TRANSFORMER
 
 
+METHODS = {name: {"method": f"get_{name}_features"} for name in ("text", "image")}
+"""What a SentenceTransformer computes if its vectors are those of its network."""
+
+
+@pytest.mark.parametrize(
+    ("modules", "settings", "prompts", "network", "expected"),
+    [
+        (["Transformer"], {"modality_config": METHODS}, {}, "clip", "clip"),
+        (["Transformer", "Normalize"], {"modality_config": METHODS}, {}, "clip", "clip"),
+        (["Transformer", "Dense"], {"modality_config": METHODS}, {}, "clip", folders.SENTENCE_TRANSFORMER),
+        (["CLIPModel"], {}, {}, "clip", "clip"),
+        (["CLIPModel", "Dense"], {}, {}, "clip", folders.SENTENCE_TRANSFORMER),
+        (["Router"], {}, {}, "bert", folders.SENTENCE_TRANSFORMER),
+        (
+            ["Transformer"],
+            {"modality_config": {"message": {"method": "forward"}}},
+            {},
+            "qwen",
+            folders.SENTENCE_TRANSFORMER,
+        ),
+        (["Transformer", "Dense"], {"modality_config": {"text": {"method": "forward"}}}, {}, "bert", "bert"),
+        (["Transformer"], {"modality_config": METHODS}, {}, "blip", folders.SENTENCE_TRANSFORMER),
+        (["Transformer"], {"modality_config": METHODS}, {"truncate_dim": 8}, "clip", folders.SENTENCE_TRANSFORMER),
+        (["Transformer"], {"modality_config": METHODS}, {"prompts": {"query": ""}}, "clip", "clip"),
+    ],
+)
+def test_a_folder_has_the_type_of_its_network_if_it_gives_the_networks_own_vectors(
+    modules, settings, prompts, network, expected, tmp_path
+):
+    entries = [{"path": "", "type": f"sentence_transformers.models.{name}"} for name in modules]
+    for name, content in (
+        ("modules.json", entries),
+        ("sentence_bert_config.json", settings),
+        ("config_sentence_transformers.json", prompts),
+        ("config.json", {"model_type": network}),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+    assert folders.type_of(tmp_path) == expected
+
+
+def test_a_text_encoder_whose_captions_a_prompt_changes_is_refused(tmp_path):
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"default_prompt_name": "query"}))
+    with pytest.raises(ModelError, match="is a SentenceTransformer with prompt query, which is not computed here"):
+        folders.text_pooling(tmp_path)
+
+
 def test_an_embedder_over_a_vision_language_model_reads_captions_as_queries(photos, tmp_path):
     folder = save_embedder(tmp_path / "embedder", CAPTIONS)
     model = models.load_dual(folder)

@@ -239,6 +239,14 @@ def test_settings_of_a_later_version_are_refused(dual, folder, tmp_path):
         TextTower.open(copied(folder, tmp_path, settings=settings | {"case": "lower"}), dual.digest)
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+def test_a_file_that_is_not_listed_is_not_read(dual, folder, tmp_path, name):
+    files = json.loads((folder / "text.json").read_text())["files"]
+    del files[name]
+    with pytest.raises(StaleError, match=rf"text\.json does not list {name}"):
+        TextTower.open(copied(folder, tmp_path, files=files), dual.digest)
+
+
 def test_the_threads_are_those_given_or_those_of_the_environment(dual, folder, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     used = [

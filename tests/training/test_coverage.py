@@ -17,7 +17,7 @@ from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.teacher import CandidateConfig, TeacherCache
 from dcdctl.core.training import TrainingJob, TrainingOptions, coverage, initial_model, runs
 from dcdctl.core.training.batches.lists import CandidateLists
-from dcdctl.core.training.batches.step_pairs import CorpusBatches
+from dcdctl.core.training.batches.step_pairs import CorpusBatches, Coverage
 from dcdctl.core.training.recipe import BatchConfig, load_recipe
 
 DRAWN, KEPT, STEPS = 3, 2, 64
@@ -40,13 +40,15 @@ def batches_of(corpus: Corpus, cache: TeacherCache | None, **settings: Any) -> C
     return list_batches(Indices(corpus), config, 0, cache)  # type: ignore[arg-type]
 
 
-def count_by_hand(batches: CorpusBatches, queries: dict[Direction, Any]) -> dict[Direction, tuple[float, float]]:
-    """Lists and different negatives per query, from every batch of the training."""
+def count_by_hand(
+    batches: CorpusBatches, queries: dict[Direction, Any], num_steps: int = STEPS
+) -> dict[Direction, tuple[float, float]]:
+    """Lists and different negatives per query, from the first batches of the training."""
     met: dict[Direction, dict[int, list[int]]] = {
         direction: {int(query): [] for query in queries[direction]} for direction in queries
     }
     lists = dict.fromkeys(queries, 0)
-    for step in range(STEPS):
+    for step in range(num_steps):
         batch: Any = batches[step]
         image_BN, text_BN = batch.images[batch.image_ix_RC.numpy()], batch.texts[batch.text_ix_RC.numpy()]
         for images, texts in zip(image_BN.tolist(), text_BN.tolist(), strict=True):
@@ -116,6 +118,14 @@ def test_a_sample_of_queries_is_counted_as_by_hand_and_the_same_one_each_time(co
     # Long trainings count fewer queries, so that the count stays cheap: an image has 10 lists here.
     monkeypatch.setattr(coverage, "MAX_LISTS", 30)
     assert coverage.count_different_negatives(batches.pairs, STEPS)["text"].queries == 3
+    # Of more lists than may be counted one query has the first ones: those of 5 x 32 captions in two directions.
+    for name, limit in (("MAX_LISTS", 5), ("MAX_DRAWN", 5 * DRAWN)):
+        monkeypatch.setattr(coverage, "MAX_LISTS", 30)
+        monkeypatch.setattr(coverage, name, limit)
+        chosen.clear()
+        count = coverage.count_different_negatives(batches.pairs, STEPS)[Direction.TEXT]
+        first_ones = count_by_hand(batches, dict(chosen[:1]), num_steps=2 * 5 * 32 // 10)[Direction.TEXT]
+        assert (count.queries, count.lists, count.different) == (1, 10, first_ones[1])
 
 
 def test_without_a_cache_lists_are_drawn_from_the_whole_corpus(corpus):
@@ -176,6 +186,41 @@ def test_negatives_are_counted_for_lists_alone(corpus, caches):
         return len(coverage.measure_preview(settings, [caches[10]], batches.pairs).negatives)
 
     assert (num_counted(), num_counted("loss.terms={kl=1.0}")) == (2, 0)
+
+
+def test_a_preview_names_each_of_several_caches_that_differs(corpus, caches):
+    settings = load_recipe("tiny-student", [*TINY, "candidates.per_query=3", "optimizer.epochs=1.5"])
+    batches = recipe_batches(Indices(corpus), settings, caches[1])  # type: ignore[arg-type]
+
+    def differences(*times: int) -> list[str]:
+        preview = coverage.measure_preview(settings, [caches[each] for each in times], batches.pairs)
+        return [line for line in preview.differences if "per_query" in line]
+
+    assert differences(1, 10) == ["candidates.per_query is 3 in the recipe and 30 in cache 2"]
+    assert differences(10) == ["candidates.per_query is 3 in the recipe and 30 in the cache"]
+
+
+def test_a_dual_teacher_covers_every_pair(corpus):
+    settings = load_recipe("tiny-student", [*TINY, "optimizer.steps=48"])
+    batches = recipe_batches(Indices(corpus), settings, None)  # type: ignore[arg-type]
+    plain, taught = (
+        coverage.measure_preview(settings, [], batches.pairs, dual_teachers=kind)  # type: ignore[arg-type]
+        for kind in ("none", "embedded")
+    )
+    assert (plain.inputs(), taught.inputs()) == ({}, {"covered_queries": 1.0, "scored_share": 1.0})
+    line = "the dual teacher scores every pair, so batches are drawn as without a teacher"
+    assert (line in plain.lines(), line in taught.lines()) == (False, True)
+    # Lists of all 3 drawn negatives, and of the 2 that the teacher keeps.
+    assert (plain.work_per_step, taught.work_per_step) == (("pairs", 10 * 4), ("pairs", 10 * 3))
+    # 16 batches of 10 have the 160 captions.
+    assert (taught.batches_per_epoch, taught.to_json()["epochs"]) == (16, 3)
+
+
+def test_shares_in_run_json_have_four_digits(corpus):
+    share = Coverage(queries=1 / 3, of_queries="the captions", scored=2 / 3, hint="")
+    preview = coverage.Preview(recipe=load_recipe("tiny-student"), batches_per_epoch=None, coverage=share)
+    assert preview.inputs() == {"covered_queries": 0.3333, "scored_share": 0.6667}
+    assert preview.to_json()["epochs"] is None
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,30 @@ def test_the_head_of_a_recipe_says_what_it_needs_takes_and_gives(name, entries):
     assert entry.commands
 
 
+def test_facts_and_commands_of_a_recipe_are_lines_of_their_own(tmp_path, monkeypatch):
+    head = [
+        "Mine: a test",
+        "Needs: two images: any",
+        "needs: nothing",
+        "Other: a line",
+        "",
+        "dcdctl distill mine --out run",
+    ]
+    text = "".join(f"# {line}\n" for line in head) + 'description = "one"\n# Minutes: 3\n'
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(packaged, "RECIPES", tmp_path)
+    assert packaged.list_recipes() == [
+        packaged.RecipeEntry(
+            name="mine",
+            description="one",
+            needs="two images: any",
+            minutes="",
+            expected="",
+            commands=("dcdctl distill mine --out run",),
+        )
+    ]
+
+
 @pytest.mark.parametrize("name", packaged.names())
 def test_a_recipe_as_toml_with_all_fields_is_the_recipe(name, tmp_path):
     path = tmp_path / "mine.toml"
