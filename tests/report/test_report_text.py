@@ -99,6 +99,17 @@ def test_a_student_without_a_teacher_reaches_its_recall(split, tmp_path):
     assert write.headline(found)[0] == f"The run baseline reaches {found.result.rsum:.0f} of 600."
 
 
+def test_without_a_student_the_baseline_is_told_and_a_teacher_alone_is_not(found):
+    teacher, baseline = found.models[0], found.models[-1]
+    alone = dataclasses.replace(found, models=(teacher, baseline))
+    first, *_ = write.headline(alone)
+    assert first == (
+        "The dual-alone baseline answers in 3.00 ms, 33.3 times faster than the teacher, and keeps "
+        f"{baseline.result.rsum:.0f} of 600."
+    )
+    assert write.headline(dataclasses.replace(found, models=(teacher,))) == []
+
+
 def test_markdown_has_every_table_with_rows_of_equal_length(found, tmp_path):
     write.write_markdown(tmp_path / "report.md", found)
     blocks = (tmp_path / "report.md").read_text().split("\n\n")
