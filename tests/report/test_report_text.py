@@ -93,6 +93,11 @@ def test_the_report_opens_with_what_the_student_and_its_cascade_won_and_lost(fou
     assert write.report_document(found)["headline"] == expected
 
 
+def test_the_headline_has_the_first_student_and_its_first_cascade_alone(found):
+    other = dataclasses.replace(found.models[2], label="another cascade")
+    assert write.headline(dataclasses.replace(found, models=(*found.models, other))) == write.headline(found)
+
+
 def test_a_student_without_a_teacher_reaches_its_recall(split, tmp_path):
     folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
     found = report.read_report([folder])
