@@ -55,6 +55,19 @@ def test_the_model_sets_the_batch_size_unless_the_user_does(asked, expected):
     assert list(map(len, fusion.batches)) == expected
 
 
+def test_pairs_of_an_image_share_a_batch_of_a_model_that_groups_them(monkeypatch):
+    monkeypatch.setattr(pairs, "IMAGE_CHUNK", 2)
+    fusion, done = make_fusion(), []
+    fusion.groups_by_image = True
+    # By image: 4 pairs of 1, 1 of 3, 2 of 5, 1 of 8; the chunks are 1 with 3, and 5 with 8.
+    image_P, text_P = np.array([5, 1, 3, 1, 8, 1, 5, 1]), np.array([2, 7, 0, 3, 17, 12, 9, 7])
+    source, compute = CorpusSource(Numbers(OWNER), fusion.preprocess), Compute(batch_size=3)
+    scores = pairs.score_pairs(fusion, source, image_P, text_P, compute=compute, advance=done.append)
+    assert scores.tolist() == fusion.table_IT[image_P, text_P].tolist()
+    assert [[image for image, _ in batch] for batch in fusion.batches] == [[1, 1, 1], [1, 3], [5, 5, 8]]
+    assert done == [3, 2, 3]
+
+
 @pytest.mark.parametrize("rerank", [False, True])
 def test_the_workload_is_told_before_anything_is_scored(rerank):
     fusion, heard = make_fusion(), []
