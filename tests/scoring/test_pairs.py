@@ -46,6 +46,41 @@ def test_a_workload_is_the_rate_of_a_trial_times_the_counts(monkeypatch):
     assert workload.seconds == pytest.approx(1000 / 50 + 20 * 0.5 + 18 * 0.1)
 
 
+def test_two_workloads_are_estimated_by_the_same_pairs(monkeypatch):
+    monkeypatch.setattr(pairs, "TRIAL_S", 1e-9)
+    scored = []
+    for _ in range(2):
+        opened = scorer_on(range(2, 10), range(4, 18))
+        opened.workload(num_pairs=9, num_images=8, num_texts=14)
+        scored.append(opened.scorer.pairs)
+    assert scored[0] == scored[1]
+    assert len(set(scored[0])) > 1
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "counts"),
+    # At a hundredth of a second each, 4 x 64 pairs are the first that take two seconds.
+    [(10_000, [4, 16, 64, 256]), (100, [4, 16, 64, 100]), (3, [3])],
+)
+def test_trials_grow_by_four_until_one_takes_two_seconds_or_all_pairs(monkeypatch, num_pairs, counts):
+    now, tried = 0.0, []
+
+    def trial(scale):
+        count = min(4 * scale, num_pairs)
+
+        def work():
+            nonlocal now
+            # The first trial warms up, and only the last one counts.
+            now += count / (10 if not tried else 100)
+            tried.append(count)
+
+        return count, work
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    assert pairs.measure_rate(trial, num_pairs) == pytest.approx(100 if len(counts) > 1 else 10)
+    assert tried == counts
+
+
 @pytest.mark.parametrize(("asked", "expected"), [(None, [5, 3]), (2, [2, 2, 2, 2])])
 def test_the_model_sets_the_batch_size_unless_the_user_does(asked, expected):
     fusion = make_fusion()
