@@ -138,6 +138,12 @@ def test_a_processor_has_the_name_that_linux_or_else_python_gives_it(monkeypatch
     assert devices.cpu_name() == expected
 
 
+def test_the_time_of_some_work_comes_with_its_result(monkeypatch):
+    ticks = iter([10.0, 12.5])
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: next(ticks))
+    assert devices.timed(lambda: "made", torch.device("cpu")) == (2.5, "made")
+
+
 def test_numbers_that_are_read_later_are_those_of_the_tensor():
     numbers = torch.tensor([1.5, -2.0], requires_grad=True)
     assert devices.read_later(numbers)() == [1.5, -2.0]

@@ -82,6 +82,7 @@ def threadless():
         (os_error(errno.EDQUOT, None), FULL),
         (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), FULL),
         (pa.ArrowException("[Errno 28] Error writing bytes to file"), FULL),
+        (OSError("I/O error (os error 28)"), FULL),
         (RuntimeError(TORCH), "out/model cannot be written, perhaps because the disk is full; make room .*"),
         (
             OSError("18544 requested and 16320 written"),

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
 
@@ -144,6 +145,8 @@ def test_digests_depend_on_content_and_not_on_key_order(tmp_path):
     assert files.sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     assert files.digest_of({"a": 1, "b": 2}) == files.digest_of({"b": 2, "a": 1})
     assert files.digest_of({"a": 1}) != files.digest_of({"a": 2})
+    # Artifacts hold digests of earlier runs.
+    assert files.digest_of({"ü": "é"}) == hashlib.sha256('{"ü": "é"}'.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -296,3 +299,61 @@ def test_a_read_only_file_system_is_not_called_a_permission(tmp_path, monkeypatc
     for check in (files.check_output_folder, files.check_output_file):
         with pytest.raises(InputError, match=f"^{tmp_path} cannot be written to: read-only file system; name another"):
             check(tmp_path / "new" / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("birds of Berlin", "birds of Berlin"),
+        ("a/b\\c: d", "a-b-c: d"),
+        ("tab\tand\nline", "tab-and-line"),
+        ("\N{HEADPHONE}é", "\N{HEADPHONE}é"),
+        ("..", ""),
+        ("  ", ""),
+        ("x" * 400, "x" * files.MAX_NAME_BYTES),
+        ("é" * 400, "é" * (files.MAX_NAME_BYTES // 2)),
+    ],
+)
+def test_a_text_becomes_the_name_of_a_file(text, expected):
+    assert files.to_file_name(text) == expected
+    assert not expected or files.is_file_name(expected)
+
+
+def saved(path: Path, *arrays: np.ndarray) -> Path:
+    with path.open("wb") as file:
+        for array in arrays:
+            np.lib.format.write_array(file, array, version=(1, 0))
+    return path
+
+
+def test_arrays_of_a_file_are_mapped_one_after_another_in_either_order_and_also_empty(tmp_path):
+    arrays = [np.arange(6, dtype=np.int32).reshape(2, 3), np.zeros((0, 4), np.float16), np.arange(4.0)]
+    arrays.append(np.asfortranarray(np.arange(12, dtype=np.int32).reshape(4, 3)))
+    path = saved(tmp_path / "a.npy", *arrays)
+    shapes = [(None, 3), (None, 4), (4,), (4, None)]
+    found = files.map_arrays(path, *((array.dtype, shape) for array, shape in zip(arrays, shapes, strict=True)))
+    for mapped, array in zip(found, arrays, strict=True):
+        assert (type(mapped), mapped.dtype) == (np.ndarray, array.dtype)
+        assert mapped.tolist() == array.tolist()
+        assert mapped.shape == array.shape
+
+
+@pytest.mark.parametrize(
+    ("expected", "change", "message"),
+    [
+        ((np.int64, (2, 3)), bytes, r"it has int32 of shape \(2, 3\), expected int64 of shape \(2, 3\)"),
+        ((np.int32, (3, None)), bytes, r"it has int32 of shape \(2, 3\), expected int32 of shape \(3, 'any'\)"),
+        ((np.int32, (2, 3, 1)), bytes, r"of shape \(2, 3\), expected int32 of shape \(2, 3, 1\)"),
+        ((np.int32, (None, 3)), lambda data: data.replace(b"(2, 3)", b"(-2,3)"), r"it has int32 of shape \(-2, 3\)"),
+        ((np.int32, (None, 3)), lambda data: data.replace(b"(2, 3)", b"(9, 3)"), "it ends before its 27 numbers"),
+        ((np.int32, (2, 3)), lambda data: data[:-1], "it ends before its 6 numbers"),
+        ((np.int32, (2, 3)), lambda data: data + b"x", "it has bytes behind its numbers"),
+        ((np.int32, (2, 3)), lambda data: b"x" + data, "it is no array of numbers: "),
+        ((np.int32, (2, 3)), lambda data: data.replace(b"NUMPY\1", b"NUMPY\2"), "numbers: its version is not 1.0"),
+    ],
+)
+def test_a_file_that_holds_other_arrays_is_an_error_that_says_what_it_has(tmp_path, expected, change, message):
+    path = saved(tmp_path / "a.npy", np.arange(6, dtype=np.int32).reshape(2, 3))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        files.map_arrays(path, expected)

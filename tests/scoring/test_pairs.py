@@ -8,7 +8,9 @@ from tables import OWNER, Numbers, make_dual, make_fusion
 
 from dcdctl.core.devices import Compute
 from dcdctl.core.evaluation import EvalOptions, evaluate
+from dcdctl.core.models import vector_states
 from dcdctl.core.scoring import CorpusSource, PairScorer, pairs
+from dcdctl.core.scoring.features import EmbeddedImages
 
 
 def scorer_on(images: range, texts: range) -> PairScorer:
@@ -44,6 +46,13 @@ def test_a_workload_is_the_rate_of_a_trial_times_the_counts(monkeypatch):
     assert workload.num_pairs == 1000
     assert workload.pairs_per_s == pytest.approx(50)
     assert workload.seconds == pytest.approx(1000 / 50 + 20 * 0.5 + 18 * 0.1)
+
+
+def test_images_that_a_teacher_has_embedded_are_its_states_in_the_order_given():
+    vectors_ID = make_dual().image_ID
+    source = EmbeddedImages(Numbers(OWNER), make_fusion().preprocess, vector_states(vectors_ID))
+    assert source.images([7, 0, 7]).vectors.tolist() == vectors_ID[[7, 0, 7]].tolist()
+    assert len(source.texts([4, 5])) == 2
 
 
 def test_two_workloads_are_estimated_by_the_same_pairs(monkeypatch):
