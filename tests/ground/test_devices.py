@@ -70,6 +70,14 @@ def test_a_started_worker_knows_the_checksums_of_its_parent(tmp_path, monkeypatc
     assert artifacts.sha256_of(tmp_path / "part") == digest
 
 
+@pytest.mark.parametrize(("count", "expected"), [(None, []), (1, [1]), (1024, [1024])])
+def test_torch_computes_with_the_threads_asked_for(monkeypatch, count, expected):
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    devices.use_threads(count)
+    assert found == expected
+
+
 @pytest.mark.parametrize("count", [0, 1025, 99_999_999])
 def test_a_number_of_threads_that_no_machine_has_is_refused(count):
     with pytest.raises(ConfigError, match=rf"threads must lie in \[1, 1024\], got {count}"):

@@ -126,8 +126,56 @@ def test_a_full_disk_is_an_input_error_that_names_the_target(tmp_path, error):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_name_with_a_nul_leads_nowhere():
-    assert files.escapes_root("a\0.npy")
+@pytest.mark.parametrize(
+    ("name", "escapes"),
+    [
+        *(
+            (name, True)
+            for name in ("a\0.npy", "/a", "\\a", "C:a", "C:\\a", "..", "a/../b", "a\\..\\b", "//host/share/a")
+        ),
+        *((name, False) for name in ("a.npy", "a/b", "a\\b", "a..b", "...", "./a", "")),
+    ],
+)
+def test_a_name_that_leads_out_of_its_folder_on_any_system_is_told(name, escapes):
+    assert files.escapes_root(name) == escapes
+
+
+def named(folder: Path, *names: str) -> list[str]:
+    found = files.find_named([str(folder / name) for name in names], [".csv", ".jsonl"], what="table", option="--rows")
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A folder of tables, markers and other files."""
+    for name in ("b.csv", "a.CSV", "in/c.jsonl", "in/deep/d.csv", "_log/e.csv", ".f.csv", "note.txt", "empty/note.txt"):
+        path = tmp_path / "all" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "all"
+
+
+def test_files_are_named_by_themselves_by_folders_and_by_patterns_each_once(tables):
+    assert named(tables, "") == ["a.CSV", "b.csv", "in/c.jsonl", "in/deep/d.csv"]
+    assert named(tables, "in/deep/d.csv", "in", "b.csv") == ["in/deep/d.csv", "in/c.jsonl", "b.csv"]
+    assert named(tables, "*.csv") == ["b.csv"]
+    assert named(tables, "**/*.csv") == ["_log/e.csv", "b.csv", "in/deep/d.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.csv", r"absent\.csv does not exist; --rows takes a file, a folder or a pattern in quotes"),
+        ("*.parquet", r"\*\.parquet does not exist; --rows takes"),
+        ("note.txt", r"note\.txt is no table by its name; a table ends with \.csv, \.jsonl"),
+        ("*", r" is no table by its (name|kind); a table ends"),
+        ("i?", r"in is no table by its kind; a table ends"),
+        ("empty", r"empty holds no table; a table ends with \.csv, \.jsonl"),
+    ],
+)
+def test_a_name_of_no_file_or_of_one_of_another_kind_is_an_error(tables, name, message):
+    with pytest.raises(InputError, match=message):
+        named(tables, name)
 
 
 def test_a_folder_with_only_partial_files_counts_as_empty(tmp_path):

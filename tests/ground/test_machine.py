@@ -59,15 +59,17 @@ def test_threads_are_those_asked_for_or_those_of_the_environment_or_one_per_core
 
 
 def test_a_service_that_returns_memory_is_not_made_to_keep_it(monkeypatch):
+    # By the numbers in glibc's malloc.h.
+    trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4
     options: list[tuple[int, int]] = []
     monkeypatch.setattr(machine, "_RETURNS", False)
     monkeypatch.setattr(machine, "_set_malloc", lambda *given: options.extend(given))
     machine.keep_freed_memory()
-    assert dict(options)[machine.M_MMAP_MAX] == 0
+    assert dict(options) == {mmap_max: 0, trim_threshold: 2**31 - 1, top_pad: 2**26}
     options.clear()
     machine.return_freed_memory()
     machine.keep_freed_memory()
-    assert [option for option, _ in options] == [machine.M_MMAP_THRESHOLD]
+    assert [option for option, _ in options] == [mmap_threshold]
 
 
 def test_a_worker_raises_the_error_of_its_work_and_does_the_next():
