@@ -259,7 +259,9 @@ class LineMap:
         }
         if own_room:
             for file, by_line in self.lines.items():
-                own = {i for i, test in enumerate(self.tests) if test.startswith(f"tests/{_room_of(file)}/")}
+                # Modules beside the rooms may have a file of tests beside them.
+                places = f"tests/{_room_of(file)}/", f"tests/test_{Path(file).stem}.py::"
+                own = {i for i, test in enumerate(self.tests) if test.startswith(places)}
                 self.lines[file] = {line: [i for i in tests if i in own] for line, tests in by_line.items()}
 
     def setup(self, i: int) -> float:

@@ -13,12 +13,12 @@ import numpy as np
 import processes
 import pytest
 from PIL import Image
+from PIL.ExifTags import Base
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core.data import Corpus, ImageError, decode_image, difference_hash, images
 from dcdctl.core.data.images import check_image
-from dcdctl.core.data.images.decode import EXIF_ORIENTATION
 
 CELL = 8
 COLORS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -76,7 +76,7 @@ EXACT = {
 @pytest.mark.parametrize("orientation", STORED)
 def test_exif_orientation_is_undone(form, orientation):
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[Base.Orientation] = orientation
     data = image_file(np.ascontiguousarray(STORED[orientation]), form, exif=exif, **EXACT.get(form, {}))
     assert_shows(data, UPRIGHT, within=3)
 
@@ -84,7 +84,7 @@ def test_exif_orientation_is_undone(form, orientation):
 @pytest.mark.parametrize("orientation", STORED)
 def test_a_thumbnail_is_upright(orientation):
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[Base.Orientation] = orientation
     data = image_file(np.ascontiguousarray(STORED[orientation]), "PNG", exif=exif)
     small = np.asarray(Image.open(io.BytesIO(images.thumbnail(data, max(UPRIGHT.shape)))))
     assert small.shape == UPRIGHT.shape
@@ -94,7 +94,7 @@ def test_a_thumbnail_is_upright(orientation):
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_there_is_not_is_upright(orientation):
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[Base.Orientation] = orientation
     assert_shows(image_file(UPRIGHT, exif=exif), UPRIGHT)
 
 

@@ -100,12 +100,14 @@ def test_a_text_says_what_its_statement_says(test_scenes):
 
 
 @pytest.mark.parametrize("shape", scenes.SHAPES)
-def test_a_shape_is_drawn_in_its_color_inside_its_cell(shape):
+def test_a_shape_is_drawn_in_its_color_in_the_middle_of_its_cell(shape):
     thing = scenes.SceneObject(shape, "red", "large", column=1, row=2, shift=(0.0, 0.0))
     pixels = np.asarray(scenes.draw_scene(scenes.Scene((thing,), scenes.BACKGROUNDS[0]), 128)).astype(int)
     is_drawn = (np.abs(pixels - ImageColor.getrgb(scenes.BACKGROUNDS[0])) > 20).any(axis=2)
     rows, columns = np.nonzero(is_drawn)
     assert (rows.min() >= 64, rows.max() < 96, columns.min() >= 32, columns.max() < 64) == (True,) * 4
+    above, below = rows.min() - 64, 95 - rows.max()
+    assert abs(above - below) <= 3
     assert (pixels == ImageColor.getrgb(scenes.COLORS["red"])).all(axis=2).sum() > 100
     if shape not in ("moon", "arrow"):
         cell = is_drawn[64:96, 32:64]

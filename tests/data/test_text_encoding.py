@@ -8,7 +8,7 @@ import pytest
 from hostile_images import encoded
 
 from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, prepare_corpus
-from dcdctl.core.data.text_encoding import find_encoding
+from dcdctl.core.data.text_encoding import describe_value, find_encoding
 from dcdctl.core.errors import ConfigError, InputError
 
 
@@ -63,3 +63,21 @@ def test_a_named_encoding_is_in_the_summary_and_in_corpus_json(tmp_path):
 def test_a_name_of_no_text_encoding_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match=f"unknown encoding '{name}'; known: utf-8, utf-16, cp1252"):
         choose_manifest(DataChoice(csv=tmp_path / "rows.csv", images=[tmp_path], encoding=name))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "missing or null"),
+        (True, "a boolean (true)"),
+        (5, "a number (5)"),
+        (0.5, "a number (0.5)"),
+        ("größer", 'a string ("größer")'),
+        ([1, "два"], 'a list ([1, "два"])'),
+        ({"a": None}, 'an object ({"a": null})'),
+        ("x" * 38, f'a string ("{"x" * 38}")'),
+        ("é" * 39, f'a string ("{"é" * 36}...)'),
+    ],
+)
+def test_a_value_is_described_by_its_kind_and_its_beginning_as_it_is_written(value, expected):
+    assert describe_value(value) == expected

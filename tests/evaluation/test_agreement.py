@@ -248,3 +248,8 @@ def test_scores_that_are_not_finite_are_an_error():
     table_IT[3, 4] = torch.nan
     with pytest.raises(ModelError, match="NaN"):
         rankers.order_of(TableFusion(table_IT), RankingTask(Pool(OWNER), EvalOptions()))
+
+
+def test_a_correlation_has_two_digits_everywhere_and_shares_are_percentages():
+    shown = {row.name: (row.show(0.5 * row.factor), row.brief(0.5 * row.factor)) for row in agreement.AGREEMENT}
+    assert shown == {"same_first": ("50.00", "50.0"), "nDCG@10": ("50.00", "50.0"), "spearman": ("0.50", "0.50")}

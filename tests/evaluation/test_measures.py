@@ -246,3 +246,20 @@ def test_recalls_are_the_accuracies_of_sentence_transformers(asked):
         measured = measures.of_ranking(ours)
         assert [measured[f"R@{k}"] for k in (1, 5, 10)] == pytest.approx([100 * accuracies[k] for k in (1, 5, 10)])
         assert 10 < measured["R@1"] < 90
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown", "brief"),
+    [
+        ("R@1", 66.6667, "66.67", "66.7"),
+        ("mAP@R", 5, "5.00", "5.0"),
+        ("median_rank", 2.0, "2", "2"),
+        ("median_rank", 2.5, "2.5", "2.5"),
+        ("median_rank", 1234.0, "1,234", "1234"),
+        ("mean_rank", 1234.56, "1,234.6", None),
+    ],
+)
+def test_each_measure_has_the_digits_of_its_kind(name, value, shown, brief):
+    (measure,) = [row for row in measures.MEASURES if row.name == name]
+    assert measure.show(value) == shown
+    assert (measure.brief(value) if measure.in_report else None) == brief

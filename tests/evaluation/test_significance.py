@@ -16,9 +16,10 @@ from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation import Estimate, RankTable, compare_ranks, files, measures
 from dcdctl.core.evaluation import bootstrap as evaluation_bootstrap
+from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement
 from dcdctl.core.evaluation.files import read_ranks
 from dcdctl.core.evaluation.ranking import Ranking
-from dcdctl.core.evaluation.significance import Estimates, Interval, bootstrap, compare_all
+from dcdctl.core.evaluation.significance import Estimates, Interval, bootstrap, compare_agreements, compare_all
 
 
 def table(owner: Sequence[int], text_ranks: Sequence[int], image_ranks: Sequence[int]) -> RankTable:
@@ -341,3 +342,25 @@ def test_one_run_with_seeds_to_draw_is_an_error():
     for ours, base, name in (([run], [run, run], "ours"), ([run, run], [run], "the base")):
         with pytest.raises(InputError, match=f"{name} has 1 run, drawing its seeds needs 2 or more"):
             compare_ranks(ours, base, draw_seeds=True)
+
+
+def agreements(text_Q: Sequence[float], image_Q: Sequence[float]) -> Agreements:
+    """A run with this nDCG@10 of its queries."""
+    by_direction = {}
+    for direction, ndcg in zip(Direction, (text_Q, image_Q), strict=True):
+        count = len(ndcg)
+        by_direction[direction] = QueryAgreement(
+            np.arange(count), np.full(count, 9), np.column_stack([np.zeros(count), ndcg, ndcg])
+        )
+    return Agreements("all", by_direction)
+
+
+@pytest.mark.parametrize("draw_seeds", [False, True])
+def test_agreements_are_the_means_of_all_queries_whatever_is_drawn(draw_seeds):
+    # The mean of the means of two images and four captions, as (55 + 65) / 2 of the second run.
+    ours = [agreements([0.2, 0.8], [0.1, 0.5, 0.6, 0.8]), agreements([0.4, 0.7], [0.5, 0.7, 0.9, 0.5])]
+    base = [agreements([0.1, 1.0], [0.1, 0.2, 0.3, 0.8]), agreements([0.3, 0.4], [0.5, 0.6, 0.5, 0.6])]
+    found = compare_agreements(ours, base, resamples=50, draw_seeds=draw_seeds)
+    assert found.runs == (pytest.approx((50.0, 60.0)), pytest.approx((45.0, 45.0)))
+    assert (found.ours.value, found.base.value, found.difference.value) == pytest.approx((55.0, 45.0, 10.0))
+    assert found.ours.interval.low < 55 < found.ours.interval.high

@@ -16,7 +16,7 @@ from dcdctl.cli.app import app
 from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.evaluation import EvalOptions, evaluate, tables
+from dcdctl.core.evaluation import EvalOptions, evaluate, rankers, tables
 from dcdctl.core.evaluation.document import VectorForm
 from dcdctl.core.evaluation.ranks import rank_embeddings
 from dcdctl.core.evaluation.vectors import rank_vectors
@@ -140,3 +140,12 @@ def test_the_table_has_the_recalls_of_each_form_and_leaves_the_run_as_it_is(scen
         assert alone["protocol"].get("vectors") == ({"dims": 4, "kind": key[1], "rescore": key[2]} if words else None)
     # Only the evaluation by all numbers is the run's result.
     assert "vectors" not in json.loads((tmp_path / "run" / "result.json").read_text())["protocol"]
+
+
+def test_a_models_vectors_are_ranked_to_the_bit():
+    dual, task = make_dual(), rankers.RankingTask(Numbers(OWNER), EvalOptions())
+    # To divide by a length that is 1 but for its rounding would move last bits.
+    assert not torch.equal(functional.normalize(dual.image_ID, dim=1), dual.image_ID)
+    found = rankers.embed(dual, task)
+    assert torch.equal(found.images_ID, dual.image_ID)
+    assert torch.equal(found.texts_TD, dual.text_TD)

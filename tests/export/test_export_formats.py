@@ -134,3 +134,13 @@ def test_samples_come_from_the_split_that_was_evaluated_or_from_scenes(scenes_co
     drawn = export_check.samples_of(None, None)
     assert [image.mode for image in drawn.images] == ["RGB"] * 32
     assert len(set(drawn.captions)) > 16
+
+
+def test_open_clip_embeds_without_the_statistics_of_its_batch(corpus, samples, tmp_path):
+    """Batch normalization of an image alone and of three images would differ."""
+    dual = models.load_dual(save_open_clip("open_clip with timm", corpus.captions, tmp_path / "from"))
+    target = to_open_clip.OpenClip(ExportJob(ref="clip", out=tmp_path / "out", to="open-clip"), dual, tmp_path / "out")
+    target.write()
+    found, wanted = target.embed(samples), export_check.vectors_of(dual, samples)
+    torch.testing.assert_close(found.images_ID, wanted.images_ID, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.texts_TD, wanted.texts_TD, atol=1e-5, rtol=0)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import pytest
 from paths import ROOT
@@ -197,6 +197,21 @@ def test_a_value_out_of_range_is_an_error_in_the_constructor_and_in_build(wrong,
         (between(0, 1, "[)"), [0, 0.5], [1]),
         (between(0, 1, "(]"), [0.5, 1], [0]),
         (between(0, 1, "()"), [0.5], [0, 1]),
+        *(
+            (get_args(kind)[1], inside, outside)
+            for kind, inside, outside in (
+                (config.Count, [1, 10**9], [0, 10**9 + 1]),
+                (config.Natural, [0, 10**9], [-1, 10**9 + 1]),
+                (config.Positive, [1e-9, 1e9], [0, 1.1e9]),
+                (config.NotNegative, [0, 1e9], [-1e-9, 1.1e9]),
+                (config.Real, [-1e9, 0, 1e9], [-1.1e9, 1.1e9]),
+                (config.Share, [0, 1], [-1e-9, 1.1]),
+                (config.Fraction, [0, 0.9], [-1e-9, 1]),
+                (config.Width, [1, 2**16], [0, 2**16 + 1]),
+                (config.Repeated, [1, 1000], [0, 1001]),
+                (config.Seed, [0, 2**32 - 1], [-1, 2**32]),
+            )
+        ),
     ],
 )
 def test_a_range_admits_the_values_inside_it_only(constraint: Constraint, inside, outside):

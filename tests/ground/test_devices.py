@@ -70,10 +70,91 @@ def test_a_started_worker_knows_the_checksums_of_its_parent(tmp_path, monkeypatc
     assert artifacts.sha256_of(tmp_path / "part") == digest
 
 
+@pytest.mark.parametrize(("count", "expected"), [(None, []), (1, [1]), (1024, [1024])])
+def test_torch_computes_with_the_threads_asked_for(monkeypatch, count, expected):
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    devices.use_threads(count)
+    assert found == expected
+
+
 @pytest.mark.parametrize("count", [0, 1025, 99_999_999])
 def test_a_number_of_threads_that_no_machine_has_is_refused(count):
     with pytest.raises(ConfigError, match=rf"threads must lie in \[1, 1024\], got {count}"):
         devices.use_threads(count)
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers", "expected"),
+    [
+        (4, "1", None, 3),
+        (9, "1", None, 8),
+        (10, "1", None, 8),
+        (64, "1", None, 8),
+        (1, "1", None, 0),
+        (16, "4", None, 3),
+        (2, "4", None, 0),
+        (4, "1", 0, 0),
+        (4, "1", 20, 20),
+    ],
+)
+def test_images_are_read_by_one_thread_per_core_but_one_and_by_eight_at_most(
+    monkeypatch, cores, processes, workers, expected
+):
+    monkeypatch.setattr(devices.machine, "num_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert Compute(workers=workers).readers == expected
+
+
+@pytest.mark.parametrize(("name", "keeps"), [("cpu", True), ("auto", True), ("meta", False)])
+def test_only_the_cpu_makes_the_process_keep_the_memory_that_it_frees(monkeypatch, name, keeps):
+    calls: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices.machine, "keep_freed_memory", lambda: calls.append(True))
+    assert devices.choose(name) == torch.device("cpu" if keeps else name)
+    assert calls == [True] * keeps
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpu", "device gpu is unknown, expected auto, cpu, cuda, cuda:1 or mps; try --device cpu or --device auto"),
+        ("cuda:99", "device cuda:99 cannot be used here: .*; try --device cpu or --device auto"),
+    ],
+)
+def test_a_device_that_there_is_not_is_one_line_with_a_next_step(name, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        devices.choose(name)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("info", "processor", "expected"),
+    [
+        ("processor\t: 0\nmodel name\t: Fast CPU: 5 GHz\nmodel name\t: Slow CPU\n", "x86_64", "Fast CPU: 5 GHz"),
+        ("processor\t: 0\nBogoMIPS\t: 50\n", "arm", "arm"),
+        ("processor\t: 0\nBogoMIPS\t: 50\n", "", "aarch64"),
+        (None, "arm", "arm"),
+    ],
+)
+def test_a_processor_has_the_name_that_linux_or_else_python_gives_it(monkeypatch, tmp_path, info, processor, expected):
+    if info is not None:
+        (tmp_path / "cpuinfo").write_text(info)
+    monkeypatch.setattr(devices, "Path", lambda _: tmp_path / "cpuinfo")
+    monkeypatch.setattr(devices.platform, "processor", lambda: processor)
+    monkeypatch.setattr(devices.platform, "machine", lambda: "aarch64")
+    assert devices.cpu_name() == expected
+
+
+def test_the_time_of_some_work_comes_with_its_result(monkeypatch):
+    ticks = iter([10.0, 12.5])
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: next(ticks))
+    assert devices.timed(lambda: "made", torch.device("cpu")) == (2.5, "made")
+
+
+def test_numbers_that_are_read_later_are_those_of_the_tensor():
+    numbers = torch.tensor([1.5, -2.0], requires_grad=True)
+    assert devices.read_later(numbers)() == [1.5, -2.0]
 
 
 def test_float32_is_never_computed_in_tf32(monkeypatch):

@@ -16,12 +16,27 @@ import typer
 from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 
-from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, as_user_error, require_extra
+from dcdctl.core.errors import DcdError, Faults, InputError, MissingError, ModelError, as_user_error, require_extra
 
 
 def test_the_hint_follows_the_message():
     assert str(DcdError("no run", hint="make one")) == "no run; make one"
     assert str(DcdError("no run")) == "no run"
+
+
+def test_faults_are_counted_by_kind_with_three_examples_and_none_is_no_error():
+    faults = Faults("the scores do not fit")
+    faults.add("rows of unknown images", [], 0)
+    faults.check()
+    faults.add("rows of unknown images", ["a", "b"], 1200)
+    faults.add("scores that are not finite", ["x"], 1)
+    faults.add("rows of unknown images", ["c", "d"], 34)
+    message = (
+        "the scores do not fit: 1,234 rows of unknown images (a; b; c), 1 scores that are not finite (x); "
+        "nothing was stored; correct them and try again"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        faults.check()
 
 
 def os_error(number: int, path: str | None = "a.json") -> OSError:
@@ -67,6 +82,7 @@ def threadless():
         (os_error(errno.EDQUOT, None), FULL),
         (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), FULL),
         (pa.ArrowException("[Errno 28] Error writing bytes to file"), FULL),
+        (OSError("I/O error (os error 28)"), FULL),
         (RuntimeError(TORCH), "out/model cannot be written, perhaps because the disk is full; make room .*"),
         (
             OSError("18544 requested and 16320 written"),

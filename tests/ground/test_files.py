@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
 
@@ -125,8 +126,56 @@ def test_a_full_disk_is_an_input_error_that_names_the_target(tmp_path, error):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_name_with_a_nul_leads_nowhere():
-    assert files.escapes_root("a\0.npy")
+@pytest.mark.parametrize(
+    ("name", "escapes"),
+    [
+        *(
+            (name, True)
+            for name in ("a\0.npy", "/a", "\\a", "C:a", "C:\\a", "..", "a/../b", "a\\..\\b", "//host/share/a")
+        ),
+        *((name, False) for name in ("a.npy", "a/b", "a\\b", "a..b", "...", "./a", "")),
+    ],
+)
+def test_a_name_that_leads_out_of_its_folder_on_any_system_is_told(name, escapes):
+    assert files.escapes_root(name) == escapes
+
+
+def named(folder: Path, *names: str) -> list[str]:
+    found = files.find_named([str(folder / name) for name in names], [".csv", ".jsonl"], what="table", option="--rows")
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A folder of tables, markers and other files."""
+    for name in ("b.csv", "a.CSV", "in/c.jsonl", "in/deep/d.csv", "_log/e.csv", ".f.csv", "note.txt", "empty/note.txt"):
+        path = tmp_path / "all" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "all"
+
+
+def test_files_are_named_by_themselves_by_folders_and_by_patterns_each_once(tables):
+    assert named(tables, "") == ["a.CSV", "b.csv", "in/c.jsonl", "in/deep/d.csv"]
+    assert named(tables, "in/deep/d.csv", "in", "b.csv") == ["in/deep/d.csv", "in/c.jsonl", "b.csv"]
+    assert named(tables, "*.csv") == ["b.csv"]
+    assert named(tables, "**/*.csv") == ["_log/e.csv", "b.csv", "in/deep/d.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.csv", r"absent\.csv does not exist; --rows takes a file, a folder or a pattern in quotes"),
+        ("*.parquet", r"\*\.parquet does not exist; --rows takes"),
+        ("note.txt", r"note\.txt is no table by its name; a table ends with \.csv, \.jsonl"),
+        ("*", r" is no table by its (name|kind); a table ends"),
+        ("i?", r"in is no table by its kind; a table ends"),
+        ("empty", r"empty holds no table; a table ends with \.csv, \.jsonl"),
+    ],
+)
+def test_a_name_of_no_file_or_of_one_of_another_kind_is_an_error(tables, name, message):
+    with pytest.raises(InputError, match=message):
+        named(tables, name)
 
 
 def test_a_folder_with_only_partial_files_counts_as_empty(tmp_path):
@@ -144,6 +193,8 @@ def test_digests_depend_on_content_and_not_on_key_order(tmp_path):
     assert files.sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     assert files.digest_of({"a": 1, "b": 2}) == files.digest_of({"b": 2, "a": 1})
     assert files.digest_of({"a": 1}) != files.digest_of({"a": 2})
+    # Artifacts hold digests of earlier runs.
+    assert files.digest_of({"ü": "é"}) == hashlib.sha256('{"ü": "é"}'.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -296,3 +347,61 @@ def test_a_read_only_file_system_is_not_called_a_permission(tmp_path, monkeypatc
     for check in (files.check_output_folder, files.check_output_file):
         with pytest.raises(InputError, match=f"^{tmp_path} cannot be written to: read-only file system; name another"):
             check(tmp_path / "new" / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("birds of Berlin", "birds of Berlin"),
+        ("a/b\\c: d", "a-b-c: d"),
+        ("tab\tand\nline", "tab-and-line"),
+        ("\N{HEADPHONE}é", "\N{HEADPHONE}é"),
+        ("..", ""),
+        ("  ", ""),
+        ("x" * 400, "x" * files.MAX_NAME_BYTES),
+        ("é" * 400, "é" * (files.MAX_NAME_BYTES // 2)),
+    ],
+)
+def test_a_text_becomes_the_name_of_a_file(text, expected):
+    assert files.to_file_name(text) == expected
+    assert not expected or files.is_file_name(expected)
+
+
+def saved(path: Path, *arrays: np.ndarray) -> Path:
+    with path.open("wb") as file:
+        for array in arrays:
+            np.lib.format.write_array(file, array, version=(1, 0))
+    return path
+
+
+def test_arrays_of_a_file_are_mapped_one_after_another_in_either_order_and_also_empty(tmp_path):
+    arrays = [np.arange(6, dtype=np.int32).reshape(2, 3), np.zeros((0, 4), np.float16), np.arange(4.0)]
+    arrays.append(np.asfortranarray(np.arange(12, dtype=np.int32).reshape(4, 3)))
+    path = saved(tmp_path / "a.npy", *arrays)
+    shapes = [(None, 3), (None, 4), (4,), (4, None)]
+    found = files.map_arrays(path, *((array.dtype, shape) for array, shape in zip(arrays, shapes, strict=True)))
+    for mapped, array in zip(found, arrays, strict=True):
+        assert (type(mapped), mapped.dtype) == (np.ndarray, array.dtype)
+        assert mapped.tolist() == array.tolist()
+        assert mapped.shape == array.shape
+
+
+@pytest.mark.parametrize(
+    ("expected", "change", "message"),
+    [
+        ((np.int64, (2, 3)), bytes, r"it has int32 of shape \(2, 3\), expected int64 of shape \(2, 3\)"),
+        ((np.int32, (3, None)), bytes, r"it has int32 of shape \(2, 3\), expected int32 of shape \(3, 'any'\)"),
+        ((np.int32, (2, 3, 1)), bytes, r"of shape \(2, 3\), expected int32 of shape \(2, 3, 1\)"),
+        ((np.int32, (None, 3)), lambda data: data.replace(b"(2, 3)", b"(-2,3)"), r"it has int32 of shape \(-2, 3\)"),
+        ((np.int32, (None, 3)), lambda data: data.replace(b"(2, 3)", b"(9, 3)"), "it ends before its 27 numbers"),
+        ((np.int32, (2, 3)), lambda data: data[:-1], "it ends before its 6 numbers"),
+        ((np.int32, (2, 3)), lambda data: data + b"x", "it has bytes behind its numbers"),
+        ((np.int32, (2, 3)), lambda data: b"x" + data, "it is no array of numbers: "),
+        ((np.int32, (2, 3)), lambda data: data.replace(b"NUMPY\1", b"NUMPY\2"), "numbers: its version is not 1.0"),
+    ],
+)
+def test_a_file_that_holds_other_arrays_is_an_error_that_says_what_it_has(tmp_path, expected, change, message):
+    path = saved(tmp_path / "a.npy", np.arange(6, dtype=np.int32).reshape(2, 3))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        files.map_arrays(path, expected)

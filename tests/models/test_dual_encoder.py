@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import FAMILIES
 from torch.nn import functional
 from torch.testing import assert_close
 from transformers import (
@@ -38,6 +39,21 @@ def test_the_logit_scale_is_exponential_and_at_most_100(dual):
     assert dual.logit_scale.item() == pytest.approx(4.4816890)
     dual.network.logit_scale.fill_(9.0)
     assert dual.logit_scale.item() == 100
+
+
+@torch.no_grad()
+def test_a_temperature_divides(captions, tmp_path):
+    align = FAMILIES["ALIGN"](captions, tmp_path)
+    align.network.temperature.fill_(0.25)
+    assert align.logit_scale.tolist() == 4
+
+
+def test_layers_of_towers_are_not_chosen_without_towers_of_transformers(captions, tmp_path):
+    frozen = FAMILIES["frozen dual"](captions, tmp_path)
+    for vision, text in (([0], []), ([], [0]), ([0], [0])):
+        with pytest.raises(ModelError, match=r"model\.vision_layers and model\.text_layers is for dual encoders of"):
+            frozen.keep_layers(vision, text)
+    frozen.keep_layers([], [])
 
 
 @torch.no_grad()

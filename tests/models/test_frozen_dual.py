@@ -54,6 +54,18 @@ def test_only_projections_are_trained_and_encoders_stay_in_eval_mode(dual, pil_i
     assert dual.network.projections.dropout.training
 
 
+@pytest.mark.parametrize("vision", ["timm map", "tokens"])
+def test_an_export_has_the_architecture_of_an_encoder_of_timm(vision, captions, tmp_path):
+    dual = make_dual(captions, tmp_path, vision)
+    spec = dual.export_spec()
+    assert (spec.code, spec.model_class) == ("modeling_encoder_dual", "EncoderDualModel")
+    if vision == "tokens":
+        assert spec.timm_config is None
+    else:
+        saved = json.loads((tmp_path / "vision" / "config.json").read_text())
+        assert spec.timm_config.architecture == saved["architecture"]
+
+
 def test_training_and_evaluation_run_from_features_on_disk(corpus, tmp_path):
     refs = save_vision("map", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
     recipe = tmp_path / "dual.toml"

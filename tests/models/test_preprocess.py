@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -65,6 +66,15 @@ def test_a_batch_equals_that_of_transformers(processor):
     if ours.pixel_mask is not None:
         assert torch.equal(ours.pixel_mask.long(), theirs["pixel_mask"])
         assert not ours.pixel_mask.all()
+
+
+@pytest.mark.parametrize("processor_of", [square_image_processor, partial(vilt_image_processor, size_divisor=16)])
+def test_white_and_black_are_normalized_by_the_given_mean_and_deviation(processor_of):
+    preprocess = _with(processor_of(32, mean=0.3, std=0.2))
+    for color, expected in (("white", (1 - 0.3) / 0.2), ("black", -0.3 / 0.2)):
+        values = preprocess.images([Image.new("RGB", (32, 32), color)]).pixel_values
+        assert values.dtype == torch.float32
+        assert values.unique().tolist() == pytest.approx([expected])
 
 
 def test_a_very_long_image_keeps_at_least_one_patch_row():

@@ -94,6 +94,13 @@ def test_the_first_layers_of_the_teachers_encoder_are_kept(teachers: dict[str, A
         new_query(teacher, models.QuerySize(text="teacher", layers=[7]))
 
 
+def test_no_part_of_a_query_encoder_is_trained_alone(teachers: dict[str, Any]) -> None:
+    query = new_query(teachers["dual"], SIZES["static"])
+    with pytest.raises(ModelError, match=r"^model\.trained projections is for dual encoders of transformers"):
+        query.set_trained(models.TrainedParts(which="projections"))
+    query.set_trained(models.TrainedParts())
+
+
 def test_a_static_encoder_takes_the_teachers_word_vectors(teachers: dict[str, Any]) -> None:
     teacher = FAMILIES["dual"](CAPTIONS, None)
     query = new_query(teacher, SIZES["static, teacher's"])

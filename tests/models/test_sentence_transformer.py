@@ -46,6 +46,14 @@ def own_vectors(folder, images, texts, **options):
     return torch.from_numpy(images_ID), torch.from_numpy(encoder.encode_query(texts, normalize_embeddings=True))
 
 
+def without_modalities(folder):
+    """Make the settings of the first module those of older versions, which do not name what it reads."""
+    path = folder / "sentence_bert_config.json"
+    table = json.loads(path.read_text())
+    del table["modality_config"]
+    path.write_text(json.dumps(table))
+
+
 def assert_equal_and_varied(found, expected):
     assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert all(len(vectors.round(decimals=3).unique(dim=0)) == 4 for vectors in found)
@@ -69,6 +77,60 @@ def test_vectors_equal_those_of_encode_whatever_the_size_of_a_batch(dense, photo
     assert_close(alone, (expected[0][1:2], expected[1][2:3]), rtol=1e-4, atol=1e-5)
     assert model.embedding_dim == 6
     assert (float(model.logit_scale), model.logit_bias) == (1.0, None)
+
+
+def test_images_are_read_by_a_network_with_a_vision_part_in_files_without_modalities(dense, photos, tmp_path):
+    shutil.copytree(dense, tmp_path / "old")
+    without_modalities(tmp_path / "old")
+    # The name of the first module says nothing of images.
+    assert folders.module_types(tmp_path / "old")[0].endswith(".Transformer")
+    assert folders.type_of(tmp_path / "old") == folders.type_of(dense) == folders.SENTENCE_TRANSFORMER
+
+
+METHODS = {name: {"method": f"get_{name}_features"} for name in ("text", "image")}
+"""What a SentenceTransformer computes if its vectors are those of its network."""
+
+
+@pytest.mark.parametrize(
+    ("modules", "settings", "prompts", "network", "expected"),
+    [
+        (["Transformer"], {"modality_config": METHODS}, {}, "clip", "clip"),
+        (["Transformer", "Normalize"], {"modality_config": METHODS}, {}, "clip", "clip"),
+        (["Transformer", "Dense"], {"modality_config": METHODS}, {}, "clip", folders.SENTENCE_TRANSFORMER),
+        (["CLIPModel"], {}, {}, "clip", "clip"),
+        (["CLIPModel", "Dense"], {}, {}, "clip", folders.SENTENCE_TRANSFORMER),
+        (["Router"], {}, {}, "bert", folders.SENTENCE_TRANSFORMER),
+        (
+            ["Transformer"],
+            {"modality_config": {"message": {"method": "forward"}}},
+            {},
+            "qwen",
+            folders.SENTENCE_TRANSFORMER,
+        ),
+        (["Transformer", "Dense"], {"modality_config": {"text": {"method": "forward"}}}, {}, "bert", "bert"),
+        (["Transformer"], {"modality_config": METHODS}, {}, "blip", folders.SENTENCE_TRANSFORMER),
+        (["Transformer"], {"modality_config": METHODS}, {"truncate_dim": 8}, "clip", folders.SENTENCE_TRANSFORMER),
+        (["Transformer"], {"modality_config": METHODS}, {"prompts": {"query": ""}}, "clip", "clip"),
+    ],
+)
+def test_a_folder_has_the_type_of_its_network_if_it_gives_the_networks_own_vectors(
+    modules, settings, prompts, network, expected, tmp_path
+):
+    entries = [{"path": "", "type": f"sentence_transformers.models.{name}"} for name in modules]
+    for name, content in (
+        ("modules.json", entries),
+        ("sentence_bert_config.json", settings),
+        ("config_sentence_transformers.json", prompts),
+        ("config.json", {"model_type": network}),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+    assert folders.type_of(tmp_path) == expected
+
+
+def test_a_text_encoder_whose_captions_a_prompt_changes_is_refused(tmp_path):
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"default_prompt_name": "query"}))
+    with pytest.raises(ModelError, match="is a SentenceTransformer with prompt query, which is not computed here"):
+        folders.text_pooling(tmp_path)
 
 
 def test_an_embedder_over_a_vision_language_model_reads_captions_as_queries(photos, tmp_path):
@@ -172,11 +234,14 @@ def test_it_is_refused_for_training_by_name(dense):
             train()
 
 
-def test_a_model_of_texts_alone_is_refused_by_name_and_embeds_candidates(captions, tmp_path):
+@pytest.mark.parametrize("is_old", [False, True], ids=["saved now", "saved by an older version"])
+def test_a_model_of_texts_alone_is_refused_by_name_and_embeds_candidates(is_old, captions, tmp_path):
     transformer = Transformer(save_text("bert", captions, tmp_path / "bert"))
     SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu").save(
         str(tmp_path / "texts")
     )
+    if is_old:
+        without_modalities(tmp_path / "texts")
     with pytest.raises(
         ModelError,
         match=r"texts is a SentenceTransformer over a bert, which embeds texts alone; name it as candidates\.model",

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, READ_ONLY, with_noise
+from families import FAMILIES, READ_ONLY, late, with_noise
 from onnx import TensorProto
 from onnx import load as load_onnx
 from open_clips import OPEN_CLIPS, save_open_clip
@@ -196,6 +196,32 @@ def test_weights_of_a_saved_model_are_not_written_again(dual, folder, tmp_path):
         TextTower.open(copied(folder, tmp_path, weights={"/dev/zero": {"bytes": 1, "sha256": ""}}), dual.digest)
 
 
+def test_probes_are_read_where_they_are_asked_for_and_written(dual, folder, tmp_path):
+    onnx.export_text_tower(dual, tmp_path / "text", probes=TEXTS)
+    with torch.no_grad():
+        expected = dual.embed_texts(dual.preprocess.texts(TEXTS)).numpy()
+    np.testing.assert_allclose(TextTower.open(tmp_path / "text", dual.digest, probes=TEXTS).probes, expected, atol=1e-5)
+    assert TextTower.open(tmp_path / "text", dual.digest).probes is None
+    assert TextTower.open(folder, dual.digest, probes=TEXTS).probes is None
+    for others in (TEXTS[:-1], TEXTS[::-1]):
+        with pytest.raises(StaleError, match=r"is damaged|another vector for a text than when it was written"):
+            TextTower.open(tmp_path / "text", dual.digest, probes=others)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_the_text_side_of_a_query_encoder_is_for_the_images_of_its_teacher(dual, tmp_path, is_late):
+    teacher = late(dual, is_pooled=False) if is_late else dual
+    size = models.QuerySize(text="teacher", layers=[0])
+    query = models.new_query(models.QuerySpace.of(teacher), size, teacher=teacher)
+    onnx.export_text_tower(query, tmp_path / "text", space=teacher.digest)
+    tower = TextTower.open(tmp_path / "text", teacher.digest)
+    with torch.no_grad():
+        expected = query.embed_texts(query.preprocess.texts(TEXTS)).numpy()
+    np.testing.assert_allclose(tower.vectors(tower.tokenize(TEXTS)[0]), expected, atol=1e-5)
+    document = artifacts.read_document(tmp_path / "text" / "text.json")
+    assert (document["model"], document["query_model"]) == (teacher.digest, query.digest)
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "text.json", "../model/model.safetensors"])
 def test_a_damaged_file_is_refused(dual, folder, tmp_path, name):
     path = copied(folder, tmp_path) / name
@@ -211,6 +237,14 @@ def test_settings_of_a_later_version_are_refused(dual, folder, tmp_path):
     settings = json.loads((folder / "text.json").read_text())["settings"]
     with pytest.raises(StaleError, match="not as this dcdctl writes it"):
         TextTower.open(copied(folder, tmp_path, settings=settings | {"case": "lower"}), dual.digest)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+def test_a_file_that_is_not_listed_is_not_read(dual, folder, tmp_path, name):
+    files = json.loads((folder / "text.json").read_text())["files"]
+    del files[name]
+    with pytest.raises(StaleError, match=rf"text\.json does not list {name}"):
+        TextTower.open(copied(folder, tmp_path, files=files), dual.digest)
 
 
 def test_the_threads_are_those_given_or_those_of_the_environment(dual, folder, monkeypatch):

@@ -45,6 +45,23 @@ def svg_of(figure: str) -> ElementTree.Element:
     return ElementTree.fromstring(figure[figure.index("<svg") : figure.index("</svg>") + len("</svg>")])
 
 
+def texts_of(figure: str) -> list[tuple[str, float, float]]:
+    """The texts on the axes and beside them, with their places."""
+    found = []
+    for element in svg_of(figure).iter("{http://www.w3.org/2000/svg}text"):
+        x, y = element.attrib.get("x"), element.attrib.get("y")
+        if x is None or y is None:
+            x, y = re.findall(r"translate\(([-\d.]+) ([-\d.]+)\)", element.attrib["transform"])[0]
+        found.append(("".join(element.itertext()), float(x), float(y)))
+    return found
+
+
+def frame_of(figure: str) -> tuple[float, float, float]:
+    """The left, the bottom and the top of the axes; heights grow downward."""
+    left, bottom, _, _, _, top = re.findall(r"[\d.]+", figure.partition('axes_1">')[2].partition(' d="')[2])[:6]
+    return float(left), float(bottom), float(top)
+
+
 def test_the_same_numbers_give_the_same_bytes():
     assert draw() == made()
 
@@ -72,3 +89,57 @@ def test_text_is_escaped_and_not_read_as_a_formula():
     assert HOSTILE in texts
     assert "<b>" not in figure
     assert figure.startswith('<figure class="chart"><figcaption>a&lt;b&gt;&amp;')
+
+
+def test_every_color_is_a_variable_of_the_page():
+    used = set(re.findall(r"(?:fill|stroke|color): ([^;\"]+)", "".join(made().values())))
+    assert {color for color in used if not color.startswith("var(--")} == {"none"}
+
+
+def test_the_histograms_are_named_on_their_own_sides_in_the_frame_and_counts_have_no_sign():
+    texts = texts_of(made()["mirrored"])
+    heights = {text: y for text, _, y in texts}
+    _, bottom, top = frame_of(made()["mirrored"])
+    quarter = (bottom - top) / 4
+    assert top < heights["own"] < top + quarter
+    assert bottom - quarter < heights["other"] < bottom
+    own, other = (
+        [float(y) for y in re.findall(r"[ML] \S+ (\S+)", path)]
+        for path in re.findall(r'<path d="([^"]*)"[^>]*fill: var', made()["mirrored"])
+    )
+    # Five queries upward from the same line as four downward.
+    assert max(own) == min(other)
+    assert (max(own) - min(own)) / (max(other) - min(other)) == pytest.approx(5 / 4)
+    ticks = [text for text, _, _ in texts if text.isdecimal()]
+    assert ticks == ["6", "4", "2", "0", "2", "4", "6"]
+
+
+def test_a_point_is_named_once_beside_itself_or_beside_the_axes():
+    names = [text for text, _, _ in texts_of(made()["scatter"]) if text.startswith(("a", "b"))]
+    assert names == ["a, top 1", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("longest", "shown"),
+    [(90, ["1", "2", "5", "10", "20", "50", "100"]), (110, ["1", "10", "100"])],
+    ids=["short", "long"],
+)
+def test_times_are_labeled_more_often_on_a_short_axis(longest, shown):
+    series = [Series(label="a", color="c0", x=[1, longest], y=[200, 300], names=["a", "a"])]
+    figure = charts.scatter(labels(), series, [])
+    left, _, _ = frame_of(figure)
+    # The numbers of the y axis stand left of the frame.
+    assert [text for text, x, _ in texts_of(figure) if x > left and text.isdecimal()] == shown
+
+
+def test_curves_and_points_differ_without_their_colors():
+    count = charts.NUM_COLORS
+    figure = charts.lines(labels(), [curve(f"line {number}", 3, number, color="c0") for number in range(count)])
+    curves = re.findall(r'<path d="[^"]*" clip-path[^>]*style="([^"]*stroke: var\(--c0\)[^"]*)"', figure)
+    assert len(set(curves)) == len(curves) == count
+    points = [Series(label=f"{n}", color="c0", x=[n + 1], y=[n], names=[f"{n}"]) for n in range(count)]
+    shapes = re.findall(
+        r'<path id="[^"]*" d="([^"]*)" style="stroke: var\(--c0\)', charts.scatter(labels(), points, [])
+    )
+    # Each once on the axes and once beside them.
+    assert len(set(shapes)) == count

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dcdctl.core.progress import silent
+from dcdctl.core.report import charts, gallery
 from dcdctl.core.report.gallery import choose, count_wins
 
 
@@ -17,6 +23,12 @@ def test_the_largest_win_and_the_largest_loss_come_first():
     ours, base = ranks(1, 8, 3, 100, 5, 2), ranks(1, 2, 9, 50, 5, 40)
     # Wins by ratio: query 5 (20-fold), query 2 (3-fold); losses: query 1 (4-fold), query 3 (2-fold).
     assert choose([ours, base], [(0, 1)], 6)[:4] == [5, 1, 2, 3]
+
+
+def test_a_small_win_comes_before_a_larger_loss_and_equal_ranks_are_neither():
+    ours, base = ranks(10, 4, 6, 7), ranks(11, 2, 3, 7)
+    assert choose([ours, base], [(0, 1)], 4)[0] == 0
+    assert {*choose([ours, base], [(0, 1)], 4)[:3]} == {0, 1, 2}
 
 
 def test_pairs_are_chosen_from_in_turn():
@@ -61,3 +73,20 @@ def test_wins_of_a_swapped_pair_are_swapped(seed):
     ours, base = (rng.integers(1, 5, 40) for _ in range(2))
     one, other = count_wins(ours, base), count_wins(base, ours)
     assert one == {**other, "wins": other["losses"], "losses": other["wins"]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "first"),
+    [
+        (("teacher", "dual", "fusion", "dual-alone"), ("dual", "dual-alone")),
+        (("teacher", "fusion"), ("fusion", "teacher")),
+        (("dual", "fusion"), ("dual", "fusion")),
+        (("dual",), ()),
+    ],
+    ids=["with the baseline", "with the teacher", "with the last", "alone"],
+)
+def test_a_student_is_at_first_compared_with_the_baseline_else_with_the_teacher(found, labels, first):
+    models = tuple(model for model in found.models if model.label in labels)
+    alone = replace(found, models=models, corpus=None)
+    page = gallery.make_gallery(alone, charts.colors(alone), silent)
+    assert tuple(re.findall(r"<option[^>]* selected[^>]*>([^<]*)<", page)) == first

@@ -31,6 +31,17 @@ def test_points_are_benchmarks_of_models_and_depths_of_cascades(found):
     assert "dual + fusion, top 10: 6.5 ms, RSUM 350.0" in said
 
 
+def test_the_broken_line_joins_the_points_that_no_other_is_left_of_and_above(found):
+    chart = report_charts.speed_against_recall(found)
+    # After the axes come the line, then the points, which cover it; the y of an SVG grows downward.
+    line, after = re.findall(r'<path d="([^"]*)"[^>]*stroke-dasharray[^>]*>(.*)', chart)[0]
+    legend = after.index("legend_1")
+    points = [(float(x), float(y)) for x, y in re.findall(r'<use xlink:href="\S+" x="(\S+)" y="(\S+)"', after[:legend])]
+    front = [(x, y) for x, y in points if not any(a <= x and b <= y for a, b in points if (a, b) != (x, y))]
+    assert 1 < len(front) < len(points) == 6
+    assert [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", line)] == sorted(front)
+
+
 def test_a_cascade_without_the_time_of_its_dual_alone_is_not_on_the_axis_of_another_gallery(split, tmp_path):
     folders = write_demo(tmp_path / "demo", split)
     depths = json.loads((folders[1] / "cascade.json").read_text())["depths"]

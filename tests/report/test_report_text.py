@@ -93,10 +93,26 @@ def test_the_report_opens_with_what_the_student_and_its_cascade_won_and_lost(fou
     assert write.report_document(found)["headline"] == expected
 
 
+def test_the_headline_has_the_first_student_and_its_first_cascade_alone(found):
+    other = dataclasses.replace(found.models[2], label="another cascade")
+    assert write.headline(dataclasses.replace(found, models=(*found.models, other))) == write.headline(found)
+
+
 def test_a_student_without_a_teacher_reaches_its_recall(split, tmp_path):
     folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
     found = report.read_report([folder])
     assert write.headline(found)[0] == f"The run baseline reaches {found.result.rsum:.0f} of 600."
+
+
+def test_without_a_student_the_baseline_is_told_and_a_teacher_alone_is_not(found):
+    teacher, baseline = found.models[0], found.models[-1]
+    alone = dataclasses.replace(found, models=(teacher, baseline))
+    first, *_ = write.headline(alone)
+    assert first == (
+        "The dual-alone baseline answers in 3.00 ms, 33.3 times faster than the teacher, and keeps "
+        f"{baseline.result.rsum:.0f} of 600."
+    )
+    assert write.headline(dataclasses.replace(found, models=(teacher,))) == []
 
 
 def test_markdown_has_every_table_with_rows_of_equal_length(found, tmp_path):

@@ -52,11 +52,11 @@ def test_without_an_image_encoder_an_image_is_the_mean_of_its_captions(source):
         assert_close(vectors.images_ID[image], mean_D / mean_D.norm())
 
 
-@pytest.mark.parametrize(("normalize", "length"), [(True, 1.0), (False, 3.0)])
-def test_vectors_are_normalized_on_request(source, normalize, length):
+@pytest.mark.parametrize(("options", "length"), [({}, 1.0), ({"normalize": True}, 1.0), ({"normalize": False}, 3.0)])
+def test_vectors_are_normalized_unless_asked_otherwise(source, options, length):
     dual = make_dual()
     dual.text_TD = 3 * dual.text_TD
-    vectors = embed_all(dual_embedder(dual, CPU), source, Compute(), normalize=normalize)
+    vectors = embed_all(dual_embedder(dual, CPU), source, Compute(), **options)
     assert_close(vectors.texts_TD.norm(dim=1), torch.full((len(OWNER),), length))
 
 

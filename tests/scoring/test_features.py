@@ -157,7 +157,7 @@ def test_the_first_images_are_read_from_the_features_of_the_whole_split(kept, ro
     first = corpus.subset(17)  # 12 images are in the first file
     monkeypatch.setattr(features, "_build", None)
     found = open_or_build(root, first, pair)
-    assert found.folder == kept.folder
+    assert (found.folder, found.corpus) == (kept.folder, first)
     image_ix, text_ix = [16, 0, 12], [first.num_captions - 1, 0, 61, 60]
     for states, expected in (
         (found.images(image_ix), kept.images(image_ix)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 from made_index import exact, unit_vectors, write_index
 from tiny import contents
 
-from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search import FolderIndex, ann
 from dcdctl.core.search.index_config import HnswConfig, IndexConfig, TokenConfig
 from dcdctl.core.search.segments import BUILDERS, segment_ranges
@@ -173,3 +174,10 @@ def test_a_failed_segment_stops_the_others(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"too little memory for .*ann/hnsw-0+300-300-1"):
         write_index(tmp_path, PARTS, **GRAPHS)
     assert not (tmp_path / "index.json").exists()
+
+
+def test_a_graph_without_its_package_is_refused_with_the_search_that_needs_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "usearch", None)
+    with pytest.raises(MissingError, match=r"kind hnsw needs usearch, .*, or search exactly with --set kind=flat$"):
+        ann.require("hnsw")
+    ann.require("int8")

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from dcdctl.core import artifacts, distributed, models
 from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
+from dcdctl.core.errors import ConfigError, CorpusError, DcdError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.search import FolderIndex, ImageSource, embed, part_files
 from dcdctl.core.search.index_config import IndexConfig
 
@@ -626,3 +627,19 @@ def test_an_index_whose_model_was_replaced_accepts_no_images(pictures, corpus, f
     shutil.rmtree(flat.folder / "model")
     with pytest.raises(MissingError, match=r"lacks its model .{8}; copy it to"):
         update(flat.folder, add=pictures)
+
+
+MISTYPED = {
+    "vectors": {"vectors": ("mistyped.parquet",)},
+    "query_model": {"query_model": "mistyped"},
+    "metadata": {"metadata": Path("mistyped.csv")},
+}
+
+
+@pytest.mark.parametrize("what", MISTYPED)
+def test_inputs_that_are_not_there_are_told_before_anything_is_changed(flat, pictures, what):
+    before = contents(flat.folder)
+    put(pictures, {"new.png": png(9)})
+    with pytest.raises(DcdError, match="mistyped"):
+        update(flat.folder, remove=("0.png",), add=pictures, **MISTYPED[what])
+    assert contents(flat.folder) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import shutil
 import sys
@@ -240,8 +241,10 @@ def test_words_are_added_to_an_index_and_taken_away_without_its_model(photos, tm
         index.check_hybrid()
     more = update(index.folder, sets=("keywords=true",))
     assert keyword_bytes(more) == keyword_bytes(built)
+    assert more.document.versions["bm25s"] == importlib.metadata.version("bm25s")
     less = update(index.folder, sets=("keywords=false",))
     assert not less.has_keywords
+    assert "bm25s" not in less.document.versions
     assert list((index.folder / "keywords").iterdir()) == []
 
 

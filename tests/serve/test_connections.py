@@ -277,7 +277,8 @@ def test_a_stopped_service_ends_when_its_drain_time_is_over(searcher):
         server = sockets.http_server(serve_app.build(searcher, config), config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        # An answer, because a service that is stopped before its first request is waited for ends at once.
+        until(lambda: server.started)
+        # An answer too, because a service that is stopped before it waits for requests ends at once.
         assert get(listener.getsockname(), "/health").status_code == 200
         begun = time.monotonic()
         server.should_exit = True

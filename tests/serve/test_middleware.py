@@ -46,16 +46,24 @@ async def stuck() -> AsyncIterator[bytes]:
     await asyncio.Event().wait()
 
 
-def test_an_upload_is_refused_as_soon_as_it_is_too_large(searcher):
-    assert sent(serve_app.build(searcher, CONFIG), endless()) == (413, 6)
+@pytest.mark.parametrize(
+    ("chunks", "headers", "expected", "reason"),
+    [
+        (endless, {}, (413, 6), "upload too large"),
+        # Not even read.
+        (endless, {"Content-Length": "100000000"}, (413, 0), "upload too large"),
+        (stuck, {}, (408, 1), "upload too slow"),
+    ],
+    ids=["too large", "announced as too large", "stalled"],
+)
+def test_an_upload_is_refused_as_soon_as_it_breaks_a_limit_and_counted(searcher, chunks, headers, expected, reason):
+    app = serve_app.build(searcher, replace(CONFIG, max_upload_s=0.01) if chunks is stuck else CONFIG)
+    assert sent(app, chunks(), **headers) == expected
 
+    async def metrics(client: httpx2.AsyncClient) -> str:
+        return (await client.get("/metrics")).text
 
-def test_an_upload_announced_as_too_large_is_not_read(searcher):
-    assert sent(serve_app.build(searcher, CONFIG), endless(), **{"Content-Length": "100000000"}) == (413, 0)
-
-
-def test_an_upload_that_stalls_is_refused(searcher):
-    assert sent(serve_app.build(searcher, replace(CONFIG, max_upload_s=0.01)), stuck()) == (408, 1)
+    assert f'dcdctl_rejected_total{{reason="{reason}"}} 1.0' in served.asking(app, metrics)
 
 
 def test_a_request_that_ends_without_an_answer_counts_as_500(searcher, monkeypatch):

@@ -409,6 +409,15 @@ def test_what_a_study_cannot_use_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
+def test_settings_of_the_teacher_go_with_it_and_with_no_other_model(stage: Stage, tmp_path: Path):
+    teacher, sets = str(stage.folder / "siglip"), ("max_text_len=9",)
+    plan = resolve(stage.job(tmp_path / "study", teacher=teacher, model_set=sets))
+    fine_tuned, _, distilled = plan.arms
+    assert plan.inputs(distilled, 1).model_set == plan.cache_job(teacher, tmp_path / "cache").model_set == sets
+    own = plan.cache_job(str(stage.folder / "clip"), tmp_path / "cache")
+    assert plan.inputs(fine_tuned, 1).model_set == own.model_set == ()
+
+
 @pytest.mark.parametrize("kind", ["dual", "late"])
 def test_a_teacher_that_encodes_items_once_needs_no_cache_and_has_no_cascade(kind, stage: Stage, tmp_path: Path):
     """Also with a student of that kind, which starts from a dual encoder."""

@@ -153,6 +153,17 @@ def test_scores_are_the_logits_of_the_model_for_any_shape_of_pairs(duals, embedd
                 teacher.lookup(*map(np.array, outside))
 
 
+@torch.inference_mode()
+def test_the_states_of_its_images_have_its_scores_with_captions_that_are_encoded_now(duals, embedded, corpus):
+    image, text, token_model = np.arange(40) % 32, np.arange(40, 80), late(duals[0], is_pooled=False)
+    scorers = [*map(models.DualScorer, duals), token_model]
+    teachers = [*embedded, embed_corpus([("late", token_model)], corpus, Compute())]
+    for scorer, teacher in zip(scorers, teachers, strict=True):
+        texts = scorer.encode_texts(CorpusSource(corpus, scorer.preprocess).texts(text))
+        scores = scorer.score_pairs(teacher.image_states, texts, torch.from_numpy(image), torch.arange(40))
+        np.testing.assert_allclose(scores.numpy(), teacher.lookup(image, text), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("is_pooled", [True, False])
 def test_a_late_interaction_teacher_has_the_scores_of_its_cache_of_all_pairs(duals, corpus, tmp_path, is_pooled):
     model = late(duals[0], is_pooled=is_pooled)

@@ -84,11 +84,11 @@ def shuffled(table: pa.Table, seed: int = 0) -> pa.Table:
     return table.take(np.random.default_rng(seed).permutation(len(table)))
 
 
-def write(path: Path, table: pa.Table) -> str:
+def write(path: Path, table: pa.Table, encoding: str = "utf-8") -> str:
     """Write a table in the format of its name, as pandas does."""
     frame = table.to_pandas()
     if path.suffix == ".csv":
-        frame.to_csv(path, index=False)
+        frame.to_csv(path, index=False, encoding=encoding)
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
     else:
@@ -130,13 +130,17 @@ def test_the_work_list_has_each_planned_pair_once_with_what_was_asked_for(corpus
     assert pq.ParquetFile(job.out / "work" / "work-00003.parquet").num_row_groups > 1
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
-def test_scores_in_any_order_and_format_give_the_cache_of_the_model_itself(corpus, own, scored, job, suffix):
+@pytest.mark.parametrize(
+    ("suffix", "encoding"),
+    [("parquet", ""), ("csv", "utf-8"), ("csv", "utf-8-sig"), ("jsonl", "")],
+    ids=["parquet", "csv", "csv of a spreadsheet", "jsonl"],
+)
+def test_scores_in_any_order_and_format_give_the_cache_of_the_model_itself(corpus, own, scored, job, suffix, encoding):
     half = len(scored) // 2
     rows = shuffled(scored)
     (job.out.parent / "scores").mkdir()
     for name, part in (("a", rows[: half + 10]), ("b", rows[half:])):  # ten rows are in both
-        write(job.out.parent / "scores" / f"{name}.{suffix}", part)
+        write(job.out.parent / "scores" / f"{name}.{suffix}", part, encoding)
     (job.out.parent / "scores" / "_SUCCESS").write_text("")
     cache = take_scores(job, [str(job.out.parent / "scores")], NAME)
     assert cache.image_P.tolist() == own.image_P.tolist()

@@ -342,6 +342,7 @@ def test_the_hint_for_another_encoding_names_the_command_that_has_the_option(fol
         ([[1.0, 2.0], [1.0, float("nan")]], r"row 1: 1 of the 2 values"),
         ([[1.0, 2.0], [1.0, float("inf")]], r"row 1: 1 of the 2 values"),
         ([[], []], r"row 0: 0 of the 0 values .*, expected some that"),
+        ([None, [1.0, 2.0]], r"row 0: 0 of the 0 values .*, expected some that"),
     ],
 )
 def test_vectors_that_cannot_be_used_are_named(tmp_path, vectors, message):

@@ -128,6 +128,23 @@ def test_the_gradient_of_micro_batches_is_that_of_the_whole(inputs, student_of, 
     assert_same_gradients(gradients, expected)
 
 
+@pytest.mark.parametrize(("count", "factor"), [(1, 1), (2, 3)])
+def test_gradients_of_micro_batches_are_added_over_processes(
+    inputs, student_of, whole_gradients, monkeypatch, count, factor
+):
+    """Those of a whole batch are averaged by DistributedDataParallel."""
+
+    def of_three_alike(parameters):
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad *= 3
+
+    monkeypatch.setattr("dcdctl.core.distributed.sum_gradients", of_three_alike)
+    kind = next(iter(KINDS))
+    _, gradients = gradients_of(inputs, student_of(kind), MicroBatchPlan(count, range(count)))
+    assert_same_gradients(gradients, {name: factor * each for name, each in whole_gradients(kind)[1].items()})
+
+
 @pytest.mark.parametrize("kind", STARTS)
 def test_a_student_of_clip_or_siglip_has_the_gradient_of_the_whole_batch(inputs, student_of, whole_gradients, kind):
     _, gradients = gradients_of(inputs, student_of(kind), MicroBatchPlan(3, range(3)))

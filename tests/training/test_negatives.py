@@ -14,7 +14,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from batches import Indices, list_batches
+from batches import Indices, list_batches, recipe_batches
 from byte_level import byte_level_bpe
 from encoders import make_pair, save_text, save_vision
 from open_inputs import OpenInputs
@@ -32,7 +32,9 @@ from dcdctl.core.scoring import CorpusSource, embed, features
 from dcdctl.core.teacher import CandidateConfig, Candidates, candidates
 from dcdctl.core.training import TrainingJob, TrainingOptions, negatives, runs
 from dcdctl.core.training import recipe as training_recipe
+from dcdctl.core.training.batches.batch import UNSPLIT
 from dcdctl.core.training.batches.step_pairs import CorpusBatches
+from dcdctl.core.training.corpus_data import make_batches
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 NUM_IMAGES = 12
@@ -187,6 +189,17 @@ def test_a_run_that_was_killed_goes_on_with_what_it_mined(corpus, tmp_path, monk
         == (tmp_path / "killed" / "mined.safetensors").read_bytes()
         == (tmp_path / "whole" / "mined.safetensors").read_bytes()
     )
+
+
+def test_a_run_draws_what_it_mined_and_a_trial_mines_nothing(pairs_corpus, tmp_path):
+    recipe = Recipe(batch=MINED, candidates=CandidateConfig(kind="lexical", per_query=4))
+    parts = [recipe_batches(Indices(pairs_corpus), recipe, None)]
+    mined = negatives.mine(Indices(pairs_corpus), recipe)
+    negatives.save_mined(tmp_path, mined, pairs_corpus, recipe)
+    batches = make_batches(parts, recipe, UNSPLIT, runs.Run(tmp_path))
+    assert np.array_equal(batches.pairs.mined.images_of_text.values, mined.images_of_text.values)
+    assert mined_in(batches, 0) == [4] * 24
+    assert make_batches(parts, recipe, UNSPLIT, None).pairs.mined is None
 
 
 def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path):

@@ -88,6 +88,13 @@ def batches_of(
     return TextBatches(rows, preprocess, plan)
 
 
+def test_no_more_texts_are_held_out_than_a_cosine_needs(folders, monkeypatch):
+    monkeypatch.setattr(texts, "MOST_HELD_OUT", 1)
+    rows = batches_of(folders, holds_out=True).rows
+    assert rows.cache.num_texts > 100
+    assert (len(rows.held_out), sum(map(len, rows.trained))) == (1, rows.cache.num_texts - 1)
+
+
 @pytest.mark.usefixtures("small_windows")
 def test_an_epoch_has_each_text_once_with_its_vector_and_holds_out_a_hundredth(folders, corpus):
     batches = batches_of(folders, holds_out=True)

@@ -25,12 +25,43 @@ def test_a_recipe_parses_goes_through_json_and_opens_with_its_command(name):
     assert len(comments) >= 3
 
 
-@pytest.mark.parametrize("entry", packaged.list_recipes(), ids=lambda entry: entry.name)
-def test_the_head_of_a_recipe_says_what_it_needs_takes_and_gives(entry):
+@pytest.fixture(scope="module")
+def entries():
+    """Read in a test and not while the tests are collected, so that an error fails these tests alone."""
+    return {entry.name: entry for entry in packaged.list_recipes()}
+
+
+@pytest.mark.parametrize("name", packaged.names())
+def test_the_head_of_a_recipe_says_what_it_needs_takes_and_gives(name, entries):
+    entry = entries[name]
     assert entry.needs
     assert re.match(r"[\d,.]+ |a few |not estimated", entry.minutes)
     assert "not measured" in entry.expected or re.search(r"docs/evidence/results\.md|poor recall", entry.expected)
     assert entry.commands
+
+
+def test_facts_and_commands_of_a_recipe_are_lines_of_their_own(tmp_path, monkeypatch):
+    head = [
+        "Mine: a test",
+        "Needs: two images: any",
+        "needs: nothing",
+        "Other: a line",
+        "",
+        "dcdctl distill mine --out run",
+    ]
+    text = "".join(f"# {line}\n" for line in head) + 'description = "one"\n# Minutes: 3\n'
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(packaged, "RECIPES", tmp_path)
+    assert packaged.list_recipes() == [
+        packaged.RecipeEntry(
+            name="mine",
+            description="one",
+            needs="two images: any",
+            minutes="",
+            expected="",
+            commands=("dcdctl distill mine --out run",),
+        )
+    ]
 
 
 @pytest.mark.parametrize("name", packaged.names())

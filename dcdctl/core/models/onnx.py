@@ -205,7 +205,7 @@ def export_text_tower(
     `exports_text_towers`, InputError for a full disk.
     """
     require_extra("index", *TEXT_PACKAGES, needed_by="the text side for ONNX Runtime")
-    if reason := (model.as_dual or model).export_spec().refusals.get("onnx"):
+    if reason := model.export_spec().refusals.get("onnx"):
         raise ModelError(f"its text side does not export to ONNX: {reason}")
     settings = _text_settings(model)
     # A copy, because a tokenizer keeps how it cut and padded its last texts, and would be saved with that.
@@ -245,7 +245,7 @@ def _text_settings(model: Searchable) -> TextSettings:
             token=tokenizer.pad_token,
             type_id=tokenizer.pad_token_type_id,
             side=tokenizer.padding_side,
-            to_maximum=(model.as_dual or model).export_spec().padded_length is not None,
+            to_maximum=model.export_spec().padded_length is not None,
         ),
         splits_special_tokens=bool(tokenizer.split_special_tokens),
         # For transformers the unknown token is special too, but it stands for a word of the text.

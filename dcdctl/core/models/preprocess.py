@@ -176,7 +176,7 @@ class Preprocess:
         values = processor.normalize(
             processor.rescale(levels, processor.rescale_factor), processor.image_mean, processor.image_std
         )
-        return np.ascontiguousarray(values.reshape(3, 256), dtype=np.float32)
+        return np.ascontiguousarray(values.reshape(3, 256))
 
     def _resized(self, image: Image.Image) -> Image.Image:
         """An image after the known steps."""

@@ -137,8 +137,8 @@ class WaitingText:
 
     text: str
     k: int
-    where: Condition | None = None
-    hybrid: bool = False
+    where: Condition | None
+    hybrid: bool
     answer: Future[SearchAnswer] = field(default_factory=Future)
     queued: float = field(default_factory=time.monotonic)
 
