@@ -196,9 +196,9 @@ class _Proposer:
     """What `candidates.model` says of the pairs of a corpus."""
 
     vectors: scoring.Vectors | TeacherScores | None = None
-    """Of late interaction, which has no vectors of its own, the scores of all pairs."""
+    """The vectors of the corpus, or by late interaction the scores of all its pairs."""
     logits: Callable[[Indices, Indices], NDArray[np.floating]] | None = None
-    """Of images and captions, for a model that has a scale."""
+    """The logits of images with captions, by a model that has a scale."""
 
 
 def _open_proposer(corpus: Corpus, config: CandidateConfig, device: torch.device, track: Track) -> _Proposer:
