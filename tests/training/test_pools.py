@@ -290,6 +290,14 @@ def test_pseudo_positives_are_counted_and_measured_where_there_are_labels(pool, 
     assert lines[1] == "24 of 24 texts of the pool have a pseudo positive above -1000"
 
 
+def test_a_threshold_that_no_pick_reaches_is_named_with_the_best_score(pool):
+    scores = scores_of()
+    sets = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=1000", "batch.size=3"]
+    best = f"{scores.matrix.max():.4g}"
+    with pytest.raises(ConfigError, match=rf"above is 1000, and no text has an image .* the highest is {best}; set it"):
+        choose_pairs(pool, recipe(*sets), scores, None)
+
+
 def test_auto_picks_above_a_number_that_the_log_and_the_batches_have(pool, captioned, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(corpus_data, "FEWEST_CAPTIONS", 10)
     monkeypatch.setattr(picks, "FEW", 10)

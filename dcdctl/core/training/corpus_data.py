@@ -471,7 +471,14 @@ def _pairs_of(
     if corpus.is_pool:
         threshold = recipe.pool.pseudo_positive_above
         if isinstance(threshold, int | float) and scores is not None:
-            image_T = find_picks(scores, corpus).above(threshold)
+            picks = find_picks(scores, corpus)
+            image_T = picks.above(threshold)
+            if not (image_T >= 0).any():
+                raise ConfigError(
+                    f"pool.pseudo_positive_above is {threshold:g}, and no text has an image with such a score: the "
+                    f"highest is {picks.score_T.max():.4g}",
+                    hint="set it lower, or to auto",
+                )
             batch = replace(recipe.batch, size=recipe.pool.images or recipe.batch.size)
             matches = FalseNegativeFilter(image_T, text_classes(corpus.captions))
             return AllPairs(corpus, replace(recipe, batch=batch), scores, matches, image_T=image_T)
