@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dcdctl.core import progress
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.teacher import TeacherCache
@@ -152,7 +153,7 @@ class Preview:
         yield from self.differences
         if self.most_pairs is not None:
             asked = f"the teacher scores {self.most_pairs:,} pairs at most"
-            yield f"{self.rounds:,} rounds, each with a training such as this; {asked}"
+            yield f"{progress.counted(self.rounds, 'rounds')}, each with a training such as this; {asked}"
         if self.coverage is not None:
             yield f"the cache covers {self.coverage}"
         if self.dual_teachers != "none":
