@@ -18,7 +18,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import TeacherScores, false_negative_filter, picks
-from dcdctl.core.training import TrainingJob, TrainingOptions, checkpoints, corpus_data, load_recipe, loop, preview
+from dcdctl.core.training import TrainingJob, TrainingOptions, checkpoints, load_recipe, loop, picking, preview
 from dcdctl.core.training.batches.batch import MicroBatchPlan, MixedBatch
 from dcdctl.core.training.batches.pool import PoolLists, PoolPairs
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
@@ -299,7 +299,7 @@ def test_a_threshold_that_no_pick_reaches_is_named_with_the_best_score(pool):
 
 
 def test_auto_picks_above_a_number_that_the_log_and_the_batches_have(pool, captioned, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_data, "FEWEST_CAPTIONS", 10)
+    monkeypatch.setattr(picking, "FEWEST_CAPTIONS", 10)
     monkeypatch.setattr(picks, "FEW", 10)
     auto = ["loss.terms={ infonce = 1.0, kl = 1.0 }", "pool.pseudo_positive_above=auto", "pool.images=2"]
     said: list[str] = []

@@ -223,6 +223,19 @@ def test_captions_are_learned_with_the_negatives_that_a_student_of_them_proposes
     assert not (tmp_path / "by-dual-rounds").exists()
 
 
+def test_a_pool_that_a_start_proposes_for_needs_its_rounds(refs, tmp_path):
+    with pytest.raises(ConfigError, match=r"pool\.rounds is not set, and --data is a pool, which .*; set pool\.rounds"):
+        train(refs, tmp_path / "run", *BY_START)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_on_a_manifest_knows_the_steps_alone(refs, tmp_path):
+    job = TrainingJob("distill", "tiny-student", [*SETS, *BY_START, "optimizer.steps=7"], tmp_path / "run")
+    found = preview(job, replace(refs, data=Path("flickr30k")), TrainingOptions())
+    assert (found.num_steps, found.most_pairs) == (7, None)
+    assert "only counted" in " ".join(found.warnings())
+
+
 def test_a_dry_run_of_rounds_says_how_many_pairs_the_teacher_scores_at_most(refs, tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "cache_scores", lambda *_, **__: pytest.fail("the teacher was called"))
 

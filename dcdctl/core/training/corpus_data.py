@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from dcdctl.core import distributed, scoring
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
@@ -19,7 +17,6 @@ from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track
 from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import (
-    NO_PICK,
     Candidates,
     EmbeddedScores,
     EmbeddedTeachers,
@@ -32,12 +29,9 @@ from dcdctl.core.teacher import (
     embed_corpus,
     embedding_plan,
     false_negative_filter,
-    find_picks,
     measure_spread,
     read_caches,
     text_classes,
-    threshold_by_captions,
-    threshold_by_modes,
 )
 from dcdctl.core.training import negatives, validation
 from dcdctl.core.training.adapted import fit_validation
@@ -49,12 +43,11 @@ from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches,
 from dcdctl.core.training.coverage import DualTeachers, Preview, measure_preview
 from dcdctl.core.training.inputs import caches_of
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.recipe import FusionConfig, PoolConfig, Recipe
+from dcdctl.core.training.picking import choose_threshold, picked_images, picks_line, with_number
+from dcdctl.core.training.recipe import FusionConfig, Recipe
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.training_data import Prepared, SaveFiles, Teachers, TrainingPlan
 
-FEWEST_CAPTIONS = 100
-"""Captions with a pick of the teacher, half of which find a threshold and half of which measure it."""
 IMAGE_CACHE_BYTES = 512 * 2**20
 """Bytes of decoded images that a training keeps: enough for a corpus of small images, and little beside a model in
 training."""
@@ -221,7 +214,7 @@ class CorpusData:
         if isinstance(above, int | float):
             for part in parts:
                 if part.pairs.scores is not None:
-                    yield _pseudo_line(part.pairs.corpus, part.pairs.scores, above)
+                    yield picks_line(part.pairs.corpus, part.pairs.scores, above)
         if self.temperature is not None:
             yield f"loss.temperature is auto: {self.temperature:g} for these scores"
 
@@ -368,52 +361,9 @@ def _auto_temperature(cached: Sequence[TeacherCache | TeacherEnsemble | None]) -
     return spread.temperature
 
 
-def choose_threshold(
-    recipe: Recipe, corpora: Sequence[Corpus], scores: Sequence[TeacherScores | None]
-) -> Threshold | None:
-    """What `pool.pseudo_positive_above` auto stands for: by the captioned images, if the teacher has scored some of
-    their pairs, else by the best scores of the pool. None if the recipe has a number, or no pool has scores."""
-    precision = recipe.pool.precision
-    if recipe.pool.pseudo_positive_above != "auto":
-        return None
-    scored = [(corpus, each) for corpus, each in zip(corpora, scores, strict=True) if each is not None]
-    for corpus, each in scored:
-        if not corpus.is_pool:
-            image_T, score_T = find_picks(each, corpus)
-            has_pick = image_T != NO_PICK
-            if has_pick.sum() >= FEWEST_CAPTIONS:
-                is_right = (image_T == corpus.caption_image)[has_pick]
-                return threshold_by_captions(score_T[has_pick], is_right, precision)
-    for corpus, each in scored:
-        if corpus.is_pool:
-            score_T = find_picks(each, corpus).score_T
-            return threshold_by_modes(score_T[np.isfinite(score_T)], precision)
-    return None
-
-
-def with_number(recipe: Recipe, threshold: Threshold | None) -> Recipe:
-    """The recipe with the number that was found for its picks."""
-    if threshold is None:
-        return recipe
-    pool = replace(recipe.pool, pseudo_positive_above=threshold.value, precision=PoolConfig.precision)
-    return replace(recipe, pool=pool)
-
-
 def _teacher_weights(plan: TrainingPlan) -> Sequence[float]:
     """The shares of dual teachers. With caches, `teachers.weights` are the caches' shares."""
     return () if plan.inputs.caches else plan.recipe.teachers.weights
-
-
-def _pseudo_line(corpus: Corpus, scores: TeacherScores, threshold: float) -> str:
-    """How many texts have a pseudo positive, and how many of those of captioned images are right."""
-    image_T = find_picks(scores, corpus).above(threshold)
-    texts = np.flatnonzero(image_T >= 0)
-    name = "texts of the pool" if corpus.is_pool else "captions"
-    line = f"{len(texts):,} of {len(image_T):,} {name} have a pseudo positive above {threshold:g}"
-    if corpus.is_pool or not len(texts):
-        return line
-    right = (image_T[texts] == corpus.caption_image[texts]).mean()
-    return f"{line}, which is the own image of {right:.1%} of them"
 
 
 def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:
@@ -471,14 +421,7 @@ def _pairs_of(
     if corpus.is_pool:
         threshold = recipe.pool.pseudo_positive_above
         if isinstance(threshold, int | float) and scores is not None:
-            picks = find_picks(scores, corpus)
-            image_T = picks.above(threshold)
-            if not (image_T >= 0).any():
-                raise ConfigError(
-                    f"pool.pseudo_positive_above is {threshold:g}, and no text has an image with such a score: the "
-                    f"highest is {picks.score_T.max():.4g}",
-                    hint="set it lower, or to auto",
-                )
+            image_T = picked_images(corpus, scores, threshold)
             batch = replace(recipe.batch, size=recipe.pool.images or recipe.batch.size)
             matches = FalseNegativeFilter(image_T, text_classes(corpus.captions))
             return AllPairs(corpus, replace(recipe, batch=batch), scores, matches, image_T=image_T)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, counted_corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
 from dcdctl.core.teacher import START, CacheJob, CandidateConfig, cache_scores, most_pairs, read_cache
@@ -120,7 +120,9 @@ def train_in_rounds(
 
 def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track: Track = silent) -> Preview:
     """What `train_in_rounds` would do; opens files and writes nothing. In rounds, the initial model is made, and no
-    teacher is asked."""
+    teacher is asked. Of data that name a manifest, only the steps of a training are known."""
+    if counted_corpus(Path(*inputs.places), inputs.split, inputs.max_images) is not None:
+        return train.preview(job, inputs, options, track)
     recipe = load_recipe(job.recipe, job.sets)
     rounds = plan_rounds(inputs, recipe)
     if rounds is None:
@@ -140,7 +142,13 @@ def plan_rounds(inputs: InputRefs, recipe: Recipe) -> Rounds | None:
     # A dual teacher scores every pair of a batch.
     if not is_asked or inputs.caches or len(kinds) != 1 or kinds[0] in ("dual", "late"):
         return None
-    return Rounds(count=1, max_pairs=None, place=(Path(*inputs.places), inputs.split), starts_with_captions=True)
+    place = Path(*inputs.places), inputs.split
+    if Corpus.open(*place).is_pool:
+        raise ConfigError(
+            "candidates.model is start and pool.rounds is not set, and --data is a pool, which the teacher has to score",
+            hint="set pool.rounds, such as 2",
+        )
+    return Rounds(count=1, max_pairs=None, place=place, starts_with_captions=True)
 
 
 def _rounds_of_pool(inputs: InputRefs, recipe: Recipe, count: int) -> Rounds | None:
