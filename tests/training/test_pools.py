@@ -301,11 +301,16 @@ def test_a_threshold_that_no_pick_reaches_is_named_with_the_best_score(pool):
 def test_auto_picks_above_a_number_that_the_log_and_the_batches_have(pool, captioned, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(picking, "FEWEST_CAPTIONS", 10)
     monkeypatch.setattr(picks, "FEW", 10)
-    auto = ["loss.terms={ infonce = 1.0, kl = 1.0 }", "pool.pseudo_positive_above=auto", "pool.images=2"]
+    auto = [
+        "loss.terms={ infonce = 1.0, kl = 1.0 }",
+        "pool.pseudo_positive_above=auto",
+        "pool.precision=0.8",
+        "pool.images=2",
+    ]
     said: list[str] = []
     distill(OpenInputs(captioned, [], None, [teacher], pool=pool), tmp_path / "both", *MIXED, *auto, say=said.append)
     (line,) = [line for line in said if line.startswith("pool.pseudo_positive_above is auto")]
-    assert " of the captions that were held out, where 90% are asked" in line
+    assert " of the captions that were held out, where 80% are asked" in line
     said.clear()
     distill(OpenInputs(pool, [], None, [teacher]), tmp_path / "pool", *ON_POOL, *auto, say=said.append)
     (line,) = [line for line in said if line.startswith("pool.pseudo_positive_above is auto")]

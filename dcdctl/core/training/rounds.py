@@ -145,7 +145,7 @@ def plan_rounds(inputs: InputRefs, recipe: Recipe) -> Rounds | None:
     place = Path(*inputs.places), inputs.split
     if Corpus.open(*place).is_pool:
         raise ConfigError(
-            "candidates.model is start and pool.rounds is not set, and --data is a pool, which the teacher has to score",
+            "candidates.model is start and pool.rounds is not set, and --data is a pool, which the teacher must score",
             hint="set pool.rounds, such as 2",
         )
     return Rounds(count=1, max_pairs=None, place=place, starts_with_captions=True)
