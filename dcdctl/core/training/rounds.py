@@ -120,7 +120,7 @@ def train_in_rounds(
 
 def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track: Track = silent) -> Preview:
     """What `train_in_rounds` would do; opens files and writes nothing. In rounds, the initial model is made, and no
-    teacher is asked. Of data that name a manifest, only the steps of a training are known."""
+    teacher is asked. Only the steps of a training are known of data that name a manifest."""
     if counted_corpus(Path(*inputs.places), inputs.split, inputs.max_images) is not None:
         return train.preview(job, inputs, options, track)
     recipe = load_recipe(job.recipe, job.sets)
