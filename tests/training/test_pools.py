@@ -171,16 +171,43 @@ def test_pseudo_positives_are_the_best_images_above_a_threshold(pool, monkeypatc
         best_T, score_T = np.nanargmax(scores.matrix, axis=0), np.nanmax(scores.matrix, axis=0)
         chosen = picks.find_picks(scores, pool).above(1.0)
         np.testing.assert_array_equal(chosen, np.where(score_T > 1.0, best_T, -1))
-        sets = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=1.0", "batch.size=3"]
-        pairs = choose_pairs(pool, recipe(*sets), scores, None)
+        sets = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=1.0", "batch.size=6"]
+        pairs = choose_pairs(pool, recipe(*sets), scores, false_negative_filter(pool, None))
+        unpicked = set(range(12)) - set(chosen)
+        num_unpicked = int(6 * len(unpicked) / 12)
+        assert num_unpicked > 0
+        seen: set[int] = set()
         for step in range(8):
             batch = pairs.of_step(step)
             images, texts = batch.image_RC.ravel(), batch.text_RC.ravel()
-            np.testing.assert_array_equal(chosen[texts], images)
+            assert (len(images), len(texts)) == (6, 6 - num_unpicked) == (pairs.size_of_step[0], len(texts))
+            np.testing.assert_array_equal(chosen[texts], images[: len(texts)])
+            # Images that no text picked are negatives of every text, each once.
+            others = set(images[len(texts) :])
+            assert others <= unpicked
+            assert len(others) == num_unpicked
+            seen |= others
             # Another text with this image as its best is no negative of it.
-            np.testing.assert_array_equal(batch.same_RC, (chosen[texts] == images[:, None]) & ~np.eye(3, dtype=bool))
+            own = np.eye(*batch.same_RC.shape, dtype=bool)
+            np.testing.assert_array_equal(batch.same_RC, (chosen[texts] == images[:, None]) & ~own)
+        assert seen == unpicked
     unscored = Table(np.where(np.arange(24) < 20, scores_of().matrix, np.nan))
     assert picks.find_picks(unscored, pool).above(-1000)[20:].tolist() == [-1] * 4
+
+
+def test_a_duplicate_of_a_pick_is_no_negative_and_a_text_without_a_pick_has_none(tmp_path):
+    pool = make_pool(tmp_path / "pool", [["a"], ["b"], ["c"], ["d"]], copies={2: 0})
+    scores = Table(np.array([[9, 0, 0, -9], [0, 9, 0, -9], [0, 0, 9, -9], [0, 0, 0, -9]], dtype=np.float32))
+    sets = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=1.0", "batch.size=4"]
+    marked = []
+    for bits in ("none", "0"):
+        settings = recipe(*sets, f"candidates.duplicate_bits={bits}")
+        filters = false_negative_filter(pool, settings.candidates.duplicate_bits)
+        batch = choose_pairs(pool, settings, scores, filters).of_step(0)
+        rows, columns = np.nonzero(batch.same_RC)
+        images_of = batch.image_RC.ravel()
+        marked.append(sorted(zip(images_of[rows], images_of[columns], strict=True)))
+    assert marked == [[], [(0, 2), (2, 0)]]
 
 
 def test_a_student_learns_from_a_pool_and_resumes(pool, teacher, tmp_path, monkeypatch):

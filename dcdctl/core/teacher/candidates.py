@@ -74,7 +74,8 @@ class CandidateConfig:
     student of the captioned images, which is trained first, or without any the student's own start."""
     duplicate_bits: Annotated[int, between(0, 64, "[)")] | None = None
     """Images whose 64-bit difference hashes differ in at most this many bits count as duplicates: neither is a negative
-    for the other's captions, in a cache and in the batches of a training. Unset: duplicates are not searched for."""
+    for the other's captions, in a cache and in the batches of a training; in a pool, for the texts that the teacher
+    picked it for. Unset: duplicates are not searched for."""
     absolute_margin: Real | None = None
     """Removes negatives that score above the mean score of the query's positives minus this margin. Unset: no
     margin."""
@@ -131,7 +132,7 @@ def check_candidates(corpus: Corpus, config: CandidateConfig) -> None:
     for what, count in (("images", corpus.num_images), ("texts", corpus.num_captions)):
         if not count:
             raise CorpusError(f"{name} has no {what}, and a teacher scores pairs of both")
-    for setting in ("absolute_margin", "relative_margin", "duplicate_bits"):
+    for setting in ("absolute_margin", "relative_margin"):
         if (value := getattr(config, setting)) is not None:
             raise ConfigError(
                 f"candidates.{setting} is {value:g} and needs positives, which {name} lacks",

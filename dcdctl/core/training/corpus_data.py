@@ -31,14 +31,13 @@ from dcdctl.core.teacher import (
     false_negative_filter,
     measure_spread,
     read_caches,
-    text_classes,
 )
 from dcdctl.core.training import negatives, validation
 from dcdctl.core.training.adapted import fit_validation
 from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.lists import CandidateLists
-from dcdctl.core.training.batches.pool import PoolLists, PoolPairs
+from dcdctl.core.training.batches.pool import PickedPairs, PoolLists, PoolPairs
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches, StepPairs
 from dcdctl.core.training.coverage import DualTeachers, Preview, measure_preview
 from dcdctl.core.training.inputs import caches_of
@@ -423,8 +422,8 @@ def _pairs_of(
         if isinstance(threshold, int | float) and scores is not None:
             image_T = picked_images(corpus, scores, threshold)
             batch = replace(recipe.batch, size=recipe.pool.images or recipe.batch.size)
-            matches = FalseNegativeFilter(image_T, text_classes(corpus.captions))
-            return AllPairs(corpus, replace(recipe, batch=batch), scores, matches, image_T=image_T)
+            matches = false_negatives.with_owners(image_T)
+            return PickedPairs(corpus, replace(recipe, batch=batch), scores, matches, image_T=image_T)
         # A pool has no positives, so no image is looked for that is a duplicate of one.
         kind = PoolLists if recipe.loss.on_lists else PoolPairs
         return kind(corpus, recipe, scores, false_negative_filter(corpus, None))
