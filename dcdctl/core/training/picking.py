@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Indices
+from dcdctl.core.data import Corpus, Direction, Indices
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import (
     NO_PICK,
+    CandidateConfig,
     TeacherScores,
     Threshold,
     find_picks,
+    read_caches,
     threshold_by_captions,
     threshold_by_modes,
 )
+from dcdctl.core.training.inputs import InputRefs, caches_of
 from dcdctl.core.training.recipe import PoolConfig, Recipe
 
 FEWEST_CAPTIONS = 100
@@ -68,13 +72,66 @@ def picked_images(corpus: Corpus, scores: TeacherScores, threshold: float) -> In
     return image_T
 
 
+@dataclass(frozen=True, kw_only=True)
+class Picked:
+    """How many texts of a corpus have a pick that is sure, and how often such picks are right."""
+
+    num_texts: int
+    num_sure: int = 0
+    threshold: float | None = None
+    """The score above which a pick is sure; None before the first scores, and for a student that learns from no
+    picks."""
+    precision: float | None = None
+    """Share of the captions' picks above it that are their own image; None without captioned images."""
+
+    @property
+    def num_unsure(self) -> int:
+        """The texts that need further images."""
+        return self.num_texts - self.num_sure
+
+    def spread(self, candidates: CandidateConfig, num_images: int) -> CandidateConfig:
+        """The candidates of a round: the texts that are not sure share what was meant for all texts."""
+        if not self.num_sure or candidates.kind == "blocks" or candidates.directions != (Direction.IMAGE,):
+            return candidates
+        per_query = candidates.per_query * self.num_texts // max(self.num_unsure, 1)
+        return replace(candidates, per_query=min(per_query, num_images))
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts for run.json."""
+        if self.threshold is None:
+            return {}
+        return {"picks": self.num_sure, "picks_above": self.threshold, "precision": self.precision}
+
+
+def count_picks(recipe: Recipe, inputs: InputRefs) -> Picked:
+    """The picks that a training by a recipe with picks learns from on these inputs."""
+    corpora, caches = inputs.open()
+    pool, prints = corpora[-1], [corpus.fingerprint for corpus in corpora]
+    # Not those of validation corpora.
+    caches = [cache for cache in caches if cache.plan["corpus"] in prints]
+    scores = [read_caches(group, ()) for group in caches_of(corpora, caches)]
+    recipe = with_number(recipe, choose_threshold(recipe, corpora, scores))
+    threshold = recipe.pool.pseudo_positive_above
+    assert isinstance(threshold, int | float)
+    assert scores[-1] is not None
+    is_sure_T = find_picks(scores[-1], pool).above(threshold) != NO_PICK
+    precision = None
+    if len(corpora) == 2 and scores[0] is not None:
+        precision = _share_right(corpora[0], scores[0], threshold)
+    return Picked(num_texts=pool.num_captions, num_sure=int(is_sure_T.sum()), threshold=threshold, precision=precision)
+
+
+def _share_right(captioned: Corpus, scores: TeacherScores, threshold: float) -> float | None:
+    """The share of the captions' picks above a threshold that are their own images; None if there is no such pick."""
+    image_T = find_picks(scores, captioned).above(threshold)
+    texts = np.flatnonzero(image_T != NO_PICK)
+    return float((image_T[texts] == captioned.caption_image[texts]).mean()) if len(texts) else None
+
+
 def picks_line(corpus: Corpus, scores: TeacherScores, threshold: float) -> str:
     """How many texts have a pseudo positive, and how many of those of captioned images are right."""
-    image_T = find_picks(scores, corpus).above(threshold)
-    texts = np.flatnonzero(image_T >= 0)
+    num_picks = int((find_picks(scores, corpus).above(threshold) != NO_PICK).sum())
     name = "texts of the pool" if corpus.is_pool else "captions"
-    line = f"{len(texts):,} of {len(image_T):,} {name} have a pseudo positive above {threshold:g}"
-    if corpus.is_pool or not len(texts):
-        return line
-    right = (image_T[texts] == corpus.caption_image[texts]).mean()
-    return f"{line}, which is the own image of {right:.1%} of them"
+    line = f"{num_picks:,} of {corpus.num_captions:,} {name} have a pseudo positive above {threshold:g}"
+    right = None if corpus.is_pool else _share_right(corpus, scores, threshold)
+    return line if right is None else f"{line}, which is the own image of {right:.1%} of them"
