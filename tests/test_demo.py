@@ -16,7 +16,7 @@ from processes import make_once
 from speed_ups import check_speed_ups
 
 from dcdctl.cli import demo as demo_command
-from dcdctl.core import demo, files, models
+from dcdctl.core import demo, models
 from dcdctl.core.bench import BenchConfig, footprint
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Direction
@@ -177,7 +177,7 @@ def test_a_second_demo_trains_nothing_again(finished: tuple[Path, demo.DemoResul
 
 
 def test_the_built_in_teacher_is_small_enough_to_ship() -> None:
-    folder = files.packaged("teachers") / demo.BUILT_IN_TEACHER
+    folder = models.path_of(demo.BUILT_IN_TEACHER)
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 4 * 2**20
 
 
