@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dcdctl.core.teacher.picks import Picks, threshold_by_captions, threshold_by_modes, two_modes
+from dcdctl.core.teacher.picks import Picks, better_half, threshold_by_captions, threshold_by_modes, two_modes
 
 
 def test_picks_above_a_threshold_exclude_it():
@@ -34,12 +34,13 @@ def test_two_modes_give_the_precision_that_is_asked(apart, share, precision):
     assert (is_right & kept).sum() >= 0.85 * is_right.sum()
 
 
-def test_one_mode_is_said_and_keeps_the_better_half():
+def test_one_mode_is_none_and_the_better_half_is_half_of_the_picks():
     scores, _ = mixture(apart=0.0, share=0.5)
-    found = threshold_by_modes(scores, 0.9)
+    assert threshold_by_modes(scores, 0.9) is None
+    found = better_half(scores, "nothing is known")
     assert (scores > found.value).mean() == pytest.approx(0.5, abs=0.01)
     assert found.precision is None
-    assert "the better half, because the best scores do not have two modes" in str(found)
+    assert str(found).endswith(", the better half, because nothing is known")
     assert two_modes(np.full(100, 3.0)) is None
     assert two_modes(np.array([0.0, 1.0])) is None
 

@@ -339,15 +339,34 @@ def test_auto_picks_above_a_number_that_the_log_and_the_batches_have(pool, capti
     (line,) = [line for line in said if line.startswith("pool.pseudo_positive_above is auto")]
     assert " of the captions that were held out, where 80% are asked" in line
     said.clear()
-    distill(OpenInputs(pool, [], None, [teacher]), tmp_path / "pool", *ON_POOL, *auto, say=said.append)
+    alone = [*auto, "loss.terms={ infonce = 1.0 }"]
+    distill(OpenInputs(pool, [], None, [teacher]), tmp_path / "pool", *ON_POOL, *alone, say=said.append)
     (line,) = [line for line in said if line.startswith("pool.pseudo_positive_above is auto")]
-    assert "modes" in line
+    assert line.endswith("the better half, because the best scores do not have two modes")
     (kept,) = [line for line in said if "have a pseudo positive above" in line]
     number = float(line.split("auto: ")[1].split(",")[0])
     assert float(kept.split(" above ")[1]) == pytest.approx(number, rel=1e-3)
     assert "pool.precision is for pool.pseudo_positive_above auto" in refused(
         OpenInputs(pool, [], None, [teacher]), "pool.precision=0.5"
     )
+
+
+def test_auto_takes_no_pick_where_few_are_right_and_learns_from_the_scores_as_without_picks(
+    pool, teacher, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(picks, "FEW", 10)
+    said: list[str] = []
+    inputs = OpenInputs(pool, [], None, [teacher])
+    auto = ["loss.terms={ infonce = 1.0, kl = 1.0 }", "pool.pseudo_positive_above=auto"]
+    run = distill(inputs, tmp_path / "auto", *ON_POOL, *auto, say=said.append)
+    because = "because the best scores do not have two modes: the scores teach alone"
+    line = f"pool.pseudo_positive_above is auto: no pick, {because}"
+    assert [each for each in said if "pseudo" in each] == [line]
+    by_scores = distill(inputs, tmp_path / "kl", *ON_POOL, "loss.terms={ kl = 1.0 }")
+    assert model_contents(run.model_folder) == model_contents(by_scores.model_folder)
+    losses = [[row["loss"] for row in each.metrics()] for each in (run, by_scores)]
+    assert losses[0] == losses[1]
 
 
 def test_a_student_may_learn_from_the_picks_of_its_teacher_alone(pool, teacher, tmp_path):

@@ -15,7 +15,7 @@ from .embedded import (
 from .external_scores import RowNames, plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter, text_classes
 from .job import CacheCost, CacheJob, cache_scores, preview_cost, verify_cache
-from .picks import NO_PICK, Threshold, find_picks, threshold_by_captions, threshold_by_modes
+from .picks import NO_PICK, Threshold, better_half, find_picks, threshold_by_captions, threshold_by_modes
 from .score_files import READERS, read_batches
 from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread
@@ -47,6 +47,7 @@ __all__ = [
     "TextCache",
     "TextCacheJob",
     "Threshold",
+    "better_half",
     "cache_document",
     "cache_facts",
     "cache_scores",

@@ -45,14 +45,16 @@ class Picks(NamedTuple):
 class Threshold:
     """The score above which picks count as captions, and why."""
 
-    value: float
+    value: float | None
+    """None if no pick is taken."""
     precision: float | None
     """Share of these picks that are right: measured on captioned images, or expected from two modes; None if neither
     is known."""
     reason: str
 
     def __str__(self) -> str:
-        return f"pool.pseudo_positive_above is auto: {self.value:.4g}, {self.reason}"
+        found = "no pick" if self.value is None else f"{self.value:.4g}"
+        return f"pool.pseudo_positive_above is auto: {found}, {self.reason}"
 
 
 def find_picks(scores: TeacherScores, corpus: Corpus) -> Picks:
@@ -98,15 +100,17 @@ def threshold_by_captions(score_T: Values, is_right_T: Flags, precision: float) 
     return Threshold(value=value, precision=share, reason=f"{found}, where {precision:.0%} are asked")
 
 
-def threshold_by_modes(score_T: Values, precision: float) -> Threshold:
+def better_half(score_T: Values, reason: str) -> Threshold:
+    """The threshold of the better half of the picks, where nothing tells how often they are right."""
+    return Threshold(value=float(np.median(score_T)), precision=None, reason=f"the better half, because {reason}")
+
+
+def threshold_by_modes(score_T: Values, precision: float) -> Threshold | None:
     """The lowest threshold above which the picks are expected to be right as often as asked, if those of the upper of
-    two modes of the best scores are right; without two modes, that of the better half."""
+    two modes of the best scores are right; None without two modes."""
     found = two_modes(score_T)
     if found is None:
-        value = float(np.median(score_T))
-        return Threshold(
-            value=value, precision=None, reason="the better half, because the best scores do not have two modes"
-        )
+        return None
     order = np.argsort(-score_T, kind="stable")
     expected_N = found.share_of_upper(score_T[order]).cumsum() / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(expected_N >= precision)

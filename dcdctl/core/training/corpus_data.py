@@ -196,7 +196,9 @@ class CorpusData:
         return Prepared(
             recipe=recipe,
             preview=preview,
-            objective=make_objective(recipe, has_pool=len(batches) > 1, has_scores=has_scores),
+            objective=make_objective(
+                with_number(recipe, threshold), [part.corpus for part in self.parts], has_scores=has_scores
+            ),
             make_batches=partial(make_batches, batches, recipe),
             validation=self.validation,
             validation_teachers=judged_scores,
@@ -388,14 +390,14 @@ def check_features(model: Model, compute: Compute) -> None:
         )
 
 
-def make_objective(recipe: Recipe, *, has_pool: bool, has_scores: bool) -> PairObjective:
-    """The loss of captioned images and of the pool beside them; each has the terms that it has what they need for."""
+def make_objective(recipe: Recipe, corpora: Sequence[Corpus], *, has_scores: bool) -> PairObjective:
+    """The loss of captioned images, of a pool, or of both; each has the terms that it has what they need for."""
     loss, pool = recipe.loss, recipe.pool
-    if not has_pool:
-        return PairObjective(loss)
-    of_pairs: Collection[str] = loss.terms if has_scores else loss.own_terms
     without = [] if pool.pseudo_positive_above is not None else loss.with_positive
     of_pool = [name for name in loss.terms if name not in without]
+    if len(corpora) == 1:
+        return PairObjective(loss.with_terms(of_pool, 1.0) if corpora[0].is_pool else loss)
+    of_pairs: Collection[str] = loss.terms if has_scores else loss.own_terms
     return PairObjective(loss.with_terms(of_pairs, 1 - pool.weight), loss.with_terms(of_pool, pool.weight))
 
 

@@ -15,6 +15,7 @@ from dcdctl.core.teacher import (
     CandidateConfig,
     TeacherScores,
     Threshold,
+    better_half,
     find_picks,
     read_caches,
     threshold_by_captions,
@@ -25,33 +26,51 @@ from dcdctl.core.training.recipe import PoolConfig, Recipe
 
 FEWEST_CAPTIONS = 100
 """Captions with a pick of the teacher, half of which find a threshold and half of which measure it."""
+LEAST_SHARE = 0.2
+"""Share of the pool's texts with a pick, below which `auto` takes none where a loss learns from the scores alone."""
+ONE_MODE = "the best scores do not have two modes"
 
 
 def choose_threshold(
     recipe: Recipe, corpora: Sequence[Corpus], scores: Sequence[TeacherScores | None]
 ) -> Threshold | None:
     """What `pool.pseudo_positive_above` auto stands for: by the captioned images, if the teacher has scored some of
-    their pairs, else by the best scores of the pool. None if the recipe has a number, or no pool has scores."""
-    precision = recipe.pool.precision
-    if recipe.pool.pseudo_positive_above != "auto":
+    their pairs, else by the best scores of the pool. None if the recipe has a number, or no pool has scores.
+
+    If the picks that are right as often as asked are few, and a loss learns from the scores without a positive, no pick
+    is taken.
+    """
+    pool, of_pool = corpora[-1], scores[-1]
+    if recipe.pool.pseudo_positive_above != "auto" or not pool.is_pool or of_pool is None:
         return None
-    scored = [(corpus, each) for corpus, each in zip(corpora, scores, strict=True) if each is not None]
-    for corpus, each in scored:
-        if not corpus.is_pool:
-            image_T, score_T = find_picks(each, corpus)
-            has_pick = image_T != NO_PICK
-            if has_pick.sum() >= FEWEST_CAPTIONS:
-                is_right = (image_T == corpus.caption_image)[has_pick]
-                return threshold_by_captions(score_T[has_pick], is_right, precision)
-    for corpus, each in scored:
-        if corpus.is_pool:
-            score_T = find_picks(each, corpus).score_T
-            return threshold_by_modes(score_T[np.isfinite(score_T)], precision)
-    return None
+    score_T = find_picks(of_pool, pool).score_T
+    found = _by_captions(recipe, corpora[0], scores[0]) or threshold_by_modes(
+        score_T[np.isfinite(score_T)], recipe.pool.precision
+    )
+    share = 0.0 if found is None else float((score_T > found.value).mean())
+    if found is not None and share >= LEAST_SHARE:
+        return found
+    reason = ONE_MODE if found is None else f"{share:.0%} of the texts have a pick that is {found.reason}"
+    loss = recipe.loss
+    if set(loss.terms) - set(loss.with_positive) - set(loss.own_terms):
+        return Threshold(value=None, precision=None, reason=f"because {reason}: the scores teach alone")
+    return better_half(score_T[np.isfinite(score_T)], reason)
+
+
+def _by_captions(recipe: Recipe, captioned: Corpus, scores: TeacherScores | None) -> Threshold | None:
+    """By the captions that the teacher has scored; None if they are too few."""
+    if captioned.is_pool or scores is None:
+        return None
+    image_T, score_T = find_picks(scores, captioned)
+    has_pick = image_T != NO_PICK
+    if has_pick.sum() < FEWEST_CAPTIONS:
+        return None
+    is_right = (image_T == captioned.caption_image)[has_pick]
+    return threshold_by_captions(score_T[has_pick], is_right, recipe.pool.precision)
 
 
 def with_number(recipe: Recipe, threshold: Threshold | None) -> Recipe:
-    """The recipe with the number that was found for its picks."""
+    """The recipe with the number that was found for its picks, or without picks."""
     if threshold is None:
         return recipe
     pool = replace(recipe.pool, pseudo_positive_above=threshold.value, precision=PoolConfig.precision)
@@ -112,6 +131,8 @@ def count_picks(recipe: Recipe, inputs: InputRefs) -> Picked:
     scores = [read_caches(group, ()) for group in caches_of(corpora, caches)]
     recipe = with_number(recipe, choose_threshold(recipe, corpora, scores))
     threshold = recipe.pool.pseudo_positive_above
+    if threshold is None:
+        return Picked(num_texts=pool.num_captions)
     assert isinstance(threshold, int | float)
     assert scores[-1] is not None
     is_sure_T = find_picks(scores[-1], pool).above(threshold) != NO_PICK
