@@ -23,7 +23,15 @@ from .recipe import (
     require_recipe_of_cache,
     toml_value,
 )
-from .rounds import preview, train_in_rounds
+from .rounds import (
+    own_terms,
+    plan_rounds,
+    preview,
+    resolve_rounds,
+    sets_of_captions,
+    sets_of_own_loss,
+    train_in_rounds,
+)
 from .runs import Run, TrainingJob, check_folder, command_of
 from .train import check_new_model, resolve, train_model
 from .validation import run_document, validation_document, validation_table
@@ -54,13 +62,18 @@ __all__ = [
     "command_of",
     "list_recipes",
     "load_recipe",
+    "own_terms",
+    "plan_rounds",
     "preview",
     "read_mined",
     "recipe_text",
     "require_recipe_of_cache",
     "resolve",
+    "resolve_rounds",
     "run_document",
     "seals_of",
+    "sets_of_captions",
+    "sets_of_own_loss",
     "toml_value",
     "train_in_rounds",
     "train_model",

@@ -17,7 +17,7 @@ import numpy as np
 from dcdctl.core import progress
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
-from dcdctl.core.teacher import TeacherCache
+from dcdctl.core.teacher import START, TeacherCache
 from dcdctl.core.training.batches.lists import CandidateLists
 from dcdctl.core.training.batches.step_pairs import Coverage, StepPairs
 from dcdctl.core.training.recipe import Recipe
@@ -230,14 +230,6 @@ def measure_preview(
 ) -> Preview:
     """What a training does on pairs that were chosen from these caches. Nothing is encoded."""
     counted = Preview(recipe=recipe, batches_per_epoch=pairs.batches_per_epoch)
-    # Reported and not refused: scores of other candidates are correct too.
-    differences = []
-    for number, cache in enumerate(caches, start=1):
-        where = f"cache {number}" if len(caches) > 1 else "the cache"
-        for name, expected in to_table(recipe.candidates).items():
-            in_recipe, in_cache = json.dumps(expected), json.dumps(cache.plan["candidates"][name])
-            if in_recipe != in_cache:
-                differences.append(f"candidates.{name} is {in_recipe} in the recipe and {in_cache} in {where}")
     negatives: Mapping[Direction, DifferentNegatives] = {}
     # Grouping the images of all epochs of all pairs takes as long as the batches of the whole training take. A dual
     # teacher chooses among lists, and miners find negatives, when the training starts.
@@ -246,12 +238,26 @@ def measure_preview(
     return replace(
         counted,
         temperature=temperature,
-        differences=differences,
+        differences=different_candidates(recipe, caches),
         has_cache=bool(caches),
         coverage=pairs.coverage(counted.num_steps) if caches and recipe.loss.needs_teacher else None,
         dual_teachers=dual_teachers,
         negatives=negatives,
     )
+
+
+def different_candidates(recipe: Recipe, caches: Sequence[TeacherCache]) -> list[str]:
+    """A line for each field in which the candidates of a cache differ from the recipe's. Not an error: scores of other
+    candidates are correct too."""
+    differences = []
+    for number, cache in enumerate(caches, start=1):
+        where = f"cache {number}" if len(caches) > 1 else "the cache"
+        for name, expected in to_table(recipe.candidates).items():
+            in_recipe, in_cache = json.dumps(expected), json.dumps(cache.plan["candidates"][name])
+            # Any model may be what the student, or its start, came to be.
+            if in_recipe != in_cache and not (name == "model" and expected == START):
+                differences.append(f"candidates.{name} is {in_recipe} in the recipe and {in_cache} in {where}")
+    return differences
 
 
 def shown(number: float) -> str:

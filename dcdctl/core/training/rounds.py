@@ -18,8 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcdctl.core import models
 from dcdctl.core.data import Corpus, counted_corpus
 from dcdctl.core.errors import ConfigError
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
 from dcdctl.core.teacher import START, CacheJob, CandidateConfig, TeacherCache, cache_scores, most_pairs, read_cache
 from dcdctl.core.training import train
@@ -27,20 +29,10 @@ from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.picking import Picked, count_picks
-from dcdctl.core.training.recipe import PoolConfig, Recipe, load_recipe
-from dcdctl.core.training.rehearsal import rehearse
+from dcdctl.core.training.recipe import PoolConfig, Recipe, load_recipe, toml_value
+from dcdctl.core.training.rehearsal import rehearse, resolve_for_scores
 from dcdctl.core.training.runs import Run, TrainingJob
-from dcdctl.core.training.train import train_model
-
-OF_CAPTIONS = (
-    "loss.terms={ infonce = 1.0 }",
-    "loss.temperature=1.0",
-    "pool.pseudo_positive_above=none",
-    f"pool.precision={PoolConfig.precision}",
-    "pool.rounds=none",
-    "pool.max_pairs=none",
-)
-"""What makes a recipe of rounds that of a student of captions alone, which has no teacher."""
+from dcdctl.core.training.train import resolve, train_model
 
 
 @dataclass(frozen=True)
@@ -175,7 +167,7 @@ class _InRounds:
         if not self.rounds.starts_with_captions:
             return replace(candidates, model=self.recipe.model.start)
         self.say("a student of the captioned images proposes the first pairs")
-        job = replace(self.job, sets=(*self.job.sets, *OF_CAPTIONS), out=self.folder / "run-0")
+        job = replace(self.job, sets=(*self.job.sets, *sets_of_captions(self.recipe)), out=self.folder / "run-0")
         student = self.train(job, replace(self.learned, pool=None, caches=()))
         return replace(candidates, model=str(student.folder))
 
@@ -229,15 +221,59 @@ def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track
     return replace(found, rounds=rounds.count, most_pairs=min(most, rounds.max_pairs or most))
 
 
+def resolve_rounds(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> None:
+    """Raise what `train_in_rounds` raises before it opens weights."""
+    recipe = load_recipe(job.recipe, job.sets)
+    if plan_rounds(inputs, recipe) is None:
+        resolve(job, inputs, options)
+    else:
+        resolve_for_scores(job, _without_scorer(inputs, recipe), options)
+
+
+def own_terms(recipe: Recipe) -> dict[str, float]:
+    """The losses of a recipe's baseline: those that need no teacher, or InfoNCE if there are none."""
+    return recipe.loss.own_terms or {"infonce-hard" if recipe.loss.on_lists else "infonce": 1.0}
+
+
+def sets_of_own_loss(recipe: Recipe) -> tuple[str, ...]:
+    """Overrides of a recipe that leave it the losses that need no teacher."""
+    return (
+        f"loss.terms={toml_value(own_terms(recipe))}",
+        # Back to their defaults, because a recipe with a setting that no loss reads is refused. Only label_smoothing is
+        # one of a loss without a teacher.
+        "loss.temperature=1.0",
+        "loss.weight_group=none",
+    )
+
+
+def sets_of_captions(recipe: Recipe) -> tuple[str, ...]:
+    """Overrides that make a recipe that of a student of captions alone, which has no teacher: the student that proposes
+    the first pairs, and the baseline of a study with random batches."""
+    sets = (
+        *sets_of_own_loss(recipe),
+        "teachers.weights=[]",
+        "pool.pseudo_positive_above=none",
+        f"pool.precision={PoolConfig.precision}",
+        "pool.rounds=none",
+        "pool.max_pairs=none",
+    )
+    if not recipe.loss.on_lists:
+        return sets
+    # Distillation keeps the negatives that the teacher scores highest; without a teacher, as many are drawn at random.
+    return (*sets, f"batch.random_negatives={recipe.batch.hard_negatives}")
+
+
 def plan_rounds(inputs: InputRefs, recipe: Recipe) -> Rounds | None:
     """The rounds that a recipe asks for; None if its scores are there, or come from a dual teacher. ConfigError if
     there is no teacher to score, no pool to score, or no scores to validate with."""
     if recipe.pool.rounds is not None:
         return _rounds_of_pool(inputs, recipe, recipe.pool.rounds)
-    kinds = [kind for _, kind in inputs.teacher_kinds]
     is_asked = recipe.candidates.model == START and recipe.loss.needs_teacher and inputs.form == "corpus"
+    if not is_asked or inputs.caches or len(inputs.teachers) != 1:
+        return None
+    ((teacher, kind),) = inputs.teacher_kinds
     # A dual teacher scores every pair of a batch.
-    if not is_asked or inputs.caches or len(kinds) != 1 or kinds[0] in ("dual", "late"):
+    if kind in ("dual", "late") or (kind is None and models.is_dual(teacher)):
         return None
     place = Place(Path(*inputs.places), inputs.split, inputs.max_images)
     if place.open().is_pool:
@@ -265,6 +301,12 @@ def _rounds_of_pool(inputs: InputRefs, recipe: Recipe, count: int) -> Rounds | N
             hint="name a pool and the one model that scores it, or set pool.rounds to none and name a cache",
         )
     has_captions = inputs.pool is not None
+    folder, split = inputs.pool_place
+    if not Corpus.open(folder, split).is_pool:
+        raise ConfigError(
+            f"pool.rounds is {count}, and {shown(folder)} ({split}) has captions",
+            hint="name a pool, or set pool.rounds to none",
+        )
     if recipe.candidates.model == START and recipe.model.start == "new" and not has_captions:
         raise ConfigError(
             "candidates.model is start, and model.start is new: a model with random weights proposes at random",
