@@ -21,6 +21,7 @@ from dcdctl.core.teacher import (
     EmbeddedScores,
     EmbeddedTeachers,
     FalseNegativeFilter,
+    NoPicks,
     TeacherCache,
     TeacherEnsemble,
     TeacherScores,
@@ -90,7 +91,7 @@ class CorpusData:
     """Their cached scores; the others are embedded."""
     temperature: float | None
     """What `loss.temperature` auto stands for; None if the recipe has a number."""
-    threshold: Threshold | None
+    threshold: Threshold | NoPicks | None
     """What `pool.pseudo_positive_above` auto stands for; None if the recipe has a number, and before dual teachers are
     loaded."""
     preview: Preview
@@ -204,7 +205,9 @@ class CorpusData:
             collect=mine if recipe.batch.negatives == "mined" else None,
         )
 
-    def _lines(self, preview: Preview, parts: Sequence[CorpusBatches], threshold: Threshold | None) -> Iterator[str]:
+    def _lines(
+        self, preview: Preview, parts: Sequence[CorpusBatches], threshold: Threshold | NoPicks | None
+    ) -> Iterator[str]:
         """What the user should know of what was measured; ConfigError if the caches cover too little of the pool."""
         yield from preview.lines()
         yield from preview.warnings()

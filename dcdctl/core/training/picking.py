@@ -13,13 +13,14 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import (
     NO_PICK,
     CandidateConfig,
+    NoPicks,
     TeacherScores,
     Threshold,
     better_half,
     find_picks,
     read_caches,
     threshold_by_captions,
-    threshold_by_modes,
+    threshold_by_runners_up,
 )
 from dcdctl.core.training.inputs import InputRefs, caches_of
 from dcdctl.core.training.recipe import PoolConfig, Recipe
@@ -28,14 +29,14 @@ FEWEST_CAPTIONS = 100
 """Captions with a pick of the teacher, half of which find a threshold and half of which measure it."""
 LEAST_SHARE = 0.2
 """Share of the pool's texts with a pick, below which `auto` takes none where a loss learns from the scores alone."""
-ONE_MODE = "the best scores do not have two modes"
 
 
 def choose_threshold(
     recipe: Recipe, corpora: Sequence[Corpus], scores: Sequence[TeacherScores | None]
-) -> Threshold | None:
-    """What `pool.pseudo_positive_above` auto stands for: by the captioned images, if the teacher has scored some of
-    their pairs, else by the best scores of the pool. None if the recipe has a number, or no pool has scores.
+) -> Threshold | NoPicks | None:
+    """What `pool.pseudo_positive_above` auto stands for: the threshold by the runners-up of the pool's texts, or by the
+    captioned images if the teacher has scored their pairs and it is higher. None if the recipe has a number, or no pool
+    has scores.
 
     If the picks that are right as often as asked are few, and a loss learns from the scores without a positive, no pick
     is taken.
@@ -43,25 +44,26 @@ def choose_threshold(
     pool, of_pool = corpora[-1], scores[-1]
     if recipe.pool.pseudo_positive_above != "auto" or not pool.is_pool or of_pool is None:
         return None
-    score_T = find_picks(of_pool, pool).score_T
-    found = _by_captions(recipe, corpora[0], scores[0]) or threshold_by_modes(
-        score_T[np.isfinite(score_T)], recipe.pool.precision
-    )
-    share = 0.0 if found is None else float((score_T > found.value).mean())
-    if found is not None and share >= LEAST_SHARE:
+    picks = find_picks(of_pool, pool)
+    found = threshold_by_runners_up(picks, recipe.pool.precision)
+    by_captions = _by_captions(recipe, corpora[0], scores[0])
+    if by_captions is not None and by_captions.value > found.value:
+        found = by_captions
+    share = float((picks.score_T > found.value).mean())
+    if share >= LEAST_SHARE:
         return found
-    reason = ONE_MODE if found is None else f"{share:.0%} of the texts have a pick that is {found.reason}"
+    reason = f"{share:.0%} of the texts have a pick above {found.value:.4g}, {found.reason}"
     loss = recipe.loss
     if set(loss.terms) - set(loss.with_positive) - set(loss.own_terms):
-        return Threshold(value=None, precision=None, reason=f"because {reason}: the scores teach alone")
-    return better_half(score_T[np.isfinite(score_T)], reason)
+        return NoPicks(reason=f"{reason}: the scores teach alone")
+    return better_half(picks.score_T[np.isfinite(picks.score_T)], reason)
 
 
 def _by_captions(recipe: Recipe, captioned: Corpus, scores: TeacherScores | None) -> Threshold | None:
     """By the captions that the teacher has scored; None if they are too few."""
     if captioned.is_pool or scores is None:
         return None
-    image_T, score_T = find_picks(scores, captioned)
+    image_T, score_T, _ = find_picks(scores, captioned)
     has_pick = image_T != NO_PICK
     if has_pick.sum() < FEWEST_CAPTIONS:
         return None
@@ -69,7 +71,7 @@ def _by_captions(recipe: Recipe, captioned: Corpus, scores: TeacherScores | None
     return threshold_by_captions(score_T[has_pick], is_right, recipe.pool.precision)
 
 
-def with_number(recipe: Recipe, threshold: Threshold | None) -> Recipe:
+def with_number(recipe: Recipe, threshold: Threshold | NoPicks | None) -> Recipe:
     """The recipe with the number that was found for its picks, or without picks."""
     if threshold is None:
         return recipe
