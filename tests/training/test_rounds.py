@@ -16,7 +16,7 @@ from training_steps import TINY_DUAL
 
 from dcdctl.core import models
 from dcdctl.core.devices import CPU, Compute
-from dcdctl.core.errors import ConfigError, DcdError
+from dcdctl.core.errors import ConfigError, DcdError, StaleError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores, read_cache
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, preview, rounds, train_in_rounds
@@ -36,6 +36,7 @@ def refs(tmp_path_factory) -> InputRefs:
     folder = tmp_path_factory.mktemp("rounds")
     pool = make_pool(folder / "pool", CAPTIONS, has_colors=True)
     models.save(make_teacher(pool.captions), folder / "teacher")
+    make_corpus(folder / "captioned", CAPTIONS, has_colors=True)
     return InputRefs(data=folder / "pool", teachers=[str(folder / "teacher")])
 
 
@@ -286,6 +287,7 @@ def test_a_dry_run_of_rounds_says_how_many_pairs_the_teacher_scores_at_most(refs
     assert not list(tmp_path.iterdir())
 
 
+ON_CAPTIONS = [*BY_START, "pool.rounds=none"]
 REFUSED: dict[str, tuple[list[str], dict[str, Any], dict[str, Any], str]] = {
     "a loss of vectors": (["loss.terms={ embedding-cosine = 1.0 }"], {}, {}, "needs the vectors of one dual teacher"),
     "a loss that needs a positive": (["loss.terms={ infonce = 1.0, kl = 1.0 }"], {}, {}, "infonce needs a positive"),
@@ -311,7 +313,7 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], dict[str, Any], str]] = {
         "model.vision_layers is",
     ),
     "layers that a fusion student lacks": (
-        [*STARTED, "model.kind=fusion", "model.start=teacher", "model.layers=[0, 9]"],
+        [*STARTED, "model.kind=fusion", "model.start=teacher", "model.layers=[0, 9]", "pool.rounds=1"],
         {},
         {},
         r"layers? 0 to 3|has 4 layers|\b9\b",
@@ -328,6 +330,85 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], dict[str, Any], str]] = {
     "too many micro-batches": ([], {}, {"micro_batches": 99}, "batch.size is 8, too few for 99 micro-batches"),
     "no data": ([], {"data": Path("absent")}, {}, "absent"),
     "two teachers": ([], {"teachers": ["a/b", "c/d"]}, {}, "--teacher names 2 models"),
+    "a fusion student that would propose": (
+        [*STARTED, "model.kind=fusion", "model.start=teacher"],
+        {},
+        {},
+        "a fusion student scores pairs, and proposes none",
+    ),
+    "a fusion student of captions that would propose": (
+        [*STARTED, "model.kind=fusion", "model.start=teacher", *ON_CAPTIONS],
+        {"data": "CAPTIONED"},
+        {},
+        "a fusion student scores pairs, and proposes none",
+    ),
+    "blocks by a late student": (
+        ["candidates.kind=blocks", "model.kind=late", "model.token_dim=8"],
+        {},
+        {},
+        "a late model has none",
+    ),
+    "a start without vectors of random candidates": (
+        ["candidates.model=start"],
+        {},
+        {},
+        "no model proposes candidates of kind random",
+    ),
+    "a model that has no vectors": (
+        ["candidates.kind=embedding", "candidates.model=TEACHER"],
+        {},
+        {},
+        "is a fusion scorer, expected",
+    ),
+    "weights of several caches": (["teachers.weights=[0.5, 0.5]"], {}, {}, "teachers.weights has 2 numbers"),
+    "a margin below positives of a pool": (
+        ["candidates.absolute_margin=1.0"],
+        {"data": "CAPTIONED", "pool": "POOL"},
+        {},
+        "candidates.absolute_margin is 1 and needs positives",
+    ),
+    "words of images that have none": (
+        ["candidates.kind=lexical"],
+        {"data": "CAPTIONED", "pool": "POOL"},
+        {},
+        "candidates.kind is lexical, and the paths and columns",
+    ),
+    "a pool without rounds": (
+        [*ON_CAPTIONS],
+        {"data": "CAPTIONED", "pool": "POOL"},
+        {},
+        "pool.rounds is not set, and --pool is a pool",
+    ),
+    "rounds on captions": ([], {"data": "CAPTIONED"}, {}, r"captioned \(train\) has captions; name a pool"),
+    "lists in a direction without candidates": (
+        [*ON_CAPTIONS, "loss.terms={ dcd = 1.0 }", "batch.random_negatives=3", "batch.hard_negatives=2"],
+        {"data": "CAPTIONED"},
+        {},
+        "random_negatives is 3, and the candidates are 0 at most for each image",
+    ),
+    "lists longer than the candidates": (
+        [
+            "loss.terms={ mse = 1.0 }",
+            "batch.directions=['image']",
+            "batch.random_negatives=3",
+            "batch.hard_negatives=2",
+        ],
+        {},
+        {},
+        "random_negatives is 3, and the candidates are 3 at most for each caption; set candidates.per_query",
+    ),
+    "a temperature of single scores": (
+        ["loss.temperature=auto", "pool.max_pairs=30"],
+        {},
+        {},
+        "loss.temperature is auto, .* no query has two; set a number, or set pool.max_pairs higher",
+    ),
+    "a budget below a block": (
+        ["candidates.kind=blocks", "candidates.block_size=4", "pool.max_pairs=100"],
+        {},
+        {},
+        "pool.max_pairs leaves 50 pairs for the first blocks, and each has 72; set pool.max_pairs",
+    ),
 }
 """Settings, inputs and options of a training that cannot begin, and what its error says."""
 
@@ -340,7 +421,20 @@ def test_a_training_that_cannot_begin_is_refused_before_the_teacher_scores(refs,
     monkeypatch.setattr(rounds, "cache_scores", lambda *_, **__: pytest.fail("the teacher was called"))
     named = {"START": str(tmp_path / "start"), "TEACHER": refs.teachers[0]}
     sets = [functools.reduce(lambda line, name: line.replace(name, named[name]), named, line) for line in sets]
+    folders = {"CAPTIONED": Path(refs.data).with_name("captioned"), "POOL": refs.data}
+    inputs = {name: folders.get(value, value) if isinstance(value, str) else value for name, value in inputs.items()}
     job = TrainingJob("distill", "tiny-student", [*SETS, "pool.rounds=2", *sets], tmp_path / "run")
     with pytest.raises(DcdError, match=message):
         train_in_rounds(job, replace(refs, **inputs), options=TrainingOptions(**options))
     assert not list(tmp_path.glob("run*"))
+
+
+@pytest.mark.parametrize("taken", ["notes.txt", "cache-1/notes.txt", "run-1/notes.txt"])
+def test_a_folder_of_rounds_that_holds_something_else_is_left_as_it_is(refs, tmp_path, monkeypatch, taken):
+    monkeypatch.setattr(rounds, "cache_scores", lambda *_, **__: pytest.fail("the teacher was called"))
+    path = tmp_path / "run-rounds" / taken
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(StaleError, match=r"run-rounds.* holds something|run-rounds/cache-1 "):
+        train(refs, tmp_path / "run", "pool.rounds=2")
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]

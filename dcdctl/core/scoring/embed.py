@@ -216,6 +216,12 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
     )
 
 
+def check_embedder(ref: str, *, takes_late: bool) -> None:
+    """ModelError, before any weights are opened, if a run or a saved model has no vectors that propose candidates."""
+    if _is_ours(ref):
+        models.check_ref(ref, kind="searchable" if takes_late else "dual")
+
+
 def is_late(ref: str) -> bool:
     """Whether a reference is a run or a saved model of late interaction, which has no vector per image."""
     return _is_ours(ref) and models.check_ref(ref) == "late"

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dcdctl.core import artifacts, distributed, files, models, training
@@ -153,7 +153,7 @@ class StudyPlan:
         if candidates.model == START:
             # The models of a pool are compared before any of them is trained.
             has_run = self.proposer is not None and not is_against
-            candidates = replace(candidates, model=str(self.proposer) if has_run else self.recipe.model.start)
+            candidates = candidates.proposed_by(str(self.proposer) if has_run else self.recipe.model.start)
         return CacheJob(
             teacher=ref,
             data=self.job.data,

@@ -1,5 +1,5 @@
 from .checkpoints import check_best, seals_of
-from .coverage import Preview
+from .coverage import Preview, check_cache_job
 from .inputs import InputRefs
 from .loop import TrainingOptions
 from .losses.table import LossConfig
@@ -54,6 +54,7 @@ __all__ = [
     "TrainingOptions",
     "ValidationConfig",
     "check_best",
+    "check_cache_job",
     "check_folder",
     "check_new_model",
     "check_recipe_name",
