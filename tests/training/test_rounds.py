@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import make_corpus, make_pool, make_teacher, make_wide_dual, model_contents
+from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual, model_contents
 from training_steps import TINY_DUAL
 
 from dcdctl.core import models
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError, DcdError, StaleError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
-from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores, read_cache
-from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, preview, rounds, train_in_rounds
+from dcdctl.core.teacher import CacheJob, CandidateConfig, build, cache_scores, read_cache
+from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, preview, rounds, runs, train_in_rounds
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
             for thing in ("car", "dog", "hat")]  # fmt: skip
@@ -117,6 +117,64 @@ def test_killed_rounds_resume_to_the_same_model(refs, tmp_path, monkeypatch):
     scores = [read_cache(tmp_path / f"{name}-rounds" / "cache-2").score_P.tolist() for name in ("whole", "killed")]
     assert scores[0] == scores[1]
     assert model_contents(resumed.model_folder) == model_contents(whole.model_folder)
+
+
+STEPS = ["run-0", "cache-captions", "cache-1", "run-1", "cache-2", "run"]
+"""Of two rounds on a pool with captioned images, in order."""
+
+
+def test_rounds_that_are_killed_in_each_step_resume_to_the_same_bytes(refs, tmp_path, monkeypatch):
+    """Each step is killed before its last file."""
+    both = replace(refs, data=Path(refs.data).with_name("captioned"), pool=refs.data)
+    sets = [*BY_START, "loss.terms={ infonce = 1.0, kl = 1.0 }", "pool.rounds=2", "optimizer.save_every=1"]
+    steps: list[str] = []
+    folders = (tmp_path / "run", tmp_path / "run-rounds")
+
+    def bytes_of(root: Path) -> dict[str, Any]:
+        models_of = {name: model_contents(root / place / "model") for name, place in
+                     (("run", "run"), ("run-0", "run-rounds/run-0"), ("run-1", "run-rounds/run-1"))}  # fmt: skip
+        caches = {name: contents(root / "run-rounds" / name) for name in STEPS if name.startswith("cache")}
+        return {**models_of, **caches}
+
+    def noted(*arguments: Any, step: Any, **more: Any) -> Any:
+        steps.append(arguments[0].out.name)
+        return step(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        for name in ("train_model", "cache_scores"):
+            patch.setattr(rounds, name, functools.partial(noted, step=getattr(rounds, name)))
+        train(both, folders[0], *sets)
+    assert steps == STEPS
+    (tmp_path / "whole").mkdir()
+    for folder in folders:
+        folder.rename(tmp_path / "whole" / folder.name)
+
+    for name in STEPS:
+        with monkeypatch.context() as patch:
+            kill_in(patch, name)
+            with pytest.raises(KeyboardInterrupt):
+                train(both, folders[0], *sets, resume=True)
+    train(both, folders[0], *sets, resume=True)
+    assert bytes_of(tmp_path) == bytes_of(tmp_path / "whole")
+
+
+def kill_in(patch: pytest.MonkeyPatch, name: str) -> None:
+    """End the step of this name before its last file, as a kill would."""
+
+    def ends(*arguments: Any, step: Any, **more: Any) -> Any:
+        if arguments[0].out.name != name:
+            return step(*arguments, **more)
+        with pytest.MonkeyPatch.context() as inner:
+            for module, last in ((build, "seal"), (runs, "finish")):
+                inner.setattr(module, last, interrupt)
+            return step(*arguments, **more)
+
+    for step in ("train_model", "cache_scores"):
+        patch.setattr(rounds, step, functools.partial(ends, step=getattr(rounds, step)))
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_rounds_are_validated_with_a_cache_of_the_validation_split(refs, tmp_path):

@@ -48,8 +48,8 @@ from dcdctl.core.training.rehearsal import rehearse, resolve_for_scores
 from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.train import resolve, train_model
 
-PARTS = re.compile(r"(run|cache)-\d+|cache-captions")
-"""The names in the folder of the rounds."""
+PARTS = re.compile(r"(run|cache)-\d+|cache-captions|\..*")
+"""The names in the folder of the rounds, with the locks of its parts."""
 
 
 @dataclass(frozen=True)
