@@ -178,7 +178,7 @@ def test_a_fusion_model_keeps_its_scores_for_the_comparison(monkeypatch):
 
 
 def document_of(by_direction: dict[Direction, QueryAgreement], corpus: Numbers) -> Agreement:
-    return Agreement.of(Agreements("all", by_direction), corpus, "teacher", "1")
+    return Agreement.of(Agreements("all", by_direction, corpus.caption_image), "teacher", "1")
 
 
 def test_intervals_are_over_images_with_all_their_captions():
@@ -201,7 +201,7 @@ def test_intervals_are_over_images_with_all_their_captions():
 def test_the_results_hold_the_agreement_and_a_later_evaluation_without_it_removes_it(tmp_path):
     measured = evaluate.evaluate_model(make_dual(), CORPUS)
     agreements = compared(make_dual(), given(TABLE_IT))
-    document = Agreement.of(agreements, CORPUS, "table", "1")
+    document = Agreement.of(agreements, "table", "1")
     files.write_evaluation(tmp_path, measured.evaluation("dual", agreement=document), measured, agreements)
     saved = SavedEvaluation.load(tmp_path)
     assert saved.evaluation.agreement == document
@@ -236,7 +236,7 @@ def test_a_pool_is_compared_like_the_corpus_without_its_captions_images(monkeypa
     agreements, expected = compare_with(given(TABLE_IT), order, pool), compared(make_dual(), given(TABLE_IT))
     for ours, theirs in zip(agreements.by_direction.values(), expected.by_direction.values(), strict=True):
         assert ours.measures_QM.tolist() == pytest.approx(theirs.measures_QM)
-    document = Agreement.of(agreements, pool, "table", "1")
+    document = Agreement.of(agreements, "table", "1")
     assert document.ndcg == pytest.approx(expected.ndcg)
     # Texts of a pool are drawn each by itself.
     low, high = document.intervals["image_retrieval"]["nDCG@10"]
