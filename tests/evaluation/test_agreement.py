@@ -158,6 +158,16 @@ def test_a_cache_is_compared_over_the_pairs_that_it_has_scores_of():
     assert image.measures_QM[0].tolist() == pytest.approx(compare_orders(cosines()[[0, 1], 5], TABLE_IT[[0, 1], 5]))
 
 
+def test_the_pairs_of_a_cache_have_a_fingerprint():
+    found = []
+    for count in (6, 6, 5):
+        pairs = np.arange(count) // 3, np.arange(count) % 3
+        found.append(compared(make_dual(), given(TABLE_IT, pairs)).pairs_fingerprint)
+    first, same, fewer = found
+    assert first == same != fewer
+    assert compared(make_dual(), given(TABLE_IT)).pairs_fingerprint is None
+
+
 def test_a_split_without_two_candidates_of_a_query_is_an_error():
     with pytest.raises(InputError, match="no query of split test has two candidates"):
         compared(make_dual(), given(TABLE_IT, (np.array([0, 1]), np.array([3, 2]))))
