@@ -88,6 +88,11 @@ def ranked(folder):
     return folder
 
 
+def test_data_that_are_not_those_of_the_pool_are_refused(here):
+    make_corpus(here / "else", [["a"], ["b"]])
+    assert "the results are on split train of the corpus c0ffee" in error_of("report ours --data else")
+
+
 def test_recalls_and_a_pool_are_two_reports(here):
     ranked(here / "ranks")
     said = error_of("report ours ranks")

@@ -125,14 +125,17 @@ def _compare_agreements(
 ) -> Iterator[PairwiseComparison]:
     """The agreement of every system with the teacher against that of the first."""
     base, *others = systems
-    comparisons = []
+    # Here by the names of the systems; the comparison of two does not know them.
+    significance.check_seeds({short[letter]: system.runs for letter, system in systems.items()}, draw_seeds=draw_seeds)
+    of_base, comparisons = systems[base].agreements, []
     for letter in others:
-        named = {short[each]: systems[each].agreements for each in (letter, base)}
         comparisons.append(
-            significance.compare_agreements(*named.values(), resamples=resamples, seed=seed, draw_seeds=draw_seeds)
+            significance.compare_agreements(
+                systems[letter].agreements, of_base, resamples=resamples, seed=seed, draw_seeds=draw_seeds
+            )
         )
     for letter, adjusted in zip(others, _adjusted(comparisons, draw_seeds=draw_seeds), strict=True):
-        ours, of_base = systems[letter].agreements, systems[base].agreements
+        ours = systems[letter].agreements
         shifts = {each: count_shifts(ours, of_base, each) for each in of_base[0].by_direction}
         yield PairwiseComparison(**vars(adjusted), letter=letter, shifts=shifts, by_language={})
 

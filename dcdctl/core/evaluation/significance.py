@@ -275,7 +275,7 @@ def compare_agreements(
     of each direction are drawn for themselves, and the sign-flip test has a sign for each query. InputError for a
     system with one run whose seeds are to be drawn; StaleError for an agreement over other candidates.
     """
-    _check_seeds({"ours": ours, "the base": base}, draw_seeds=draw_seeds)
+    check_seeds({"ours": ours, "the base": base}, draw_seeds=draw_seeds)
     runs, runs_S = (*ours, *base), (len(ours), len(base))
     check_same_queries({f"run {number}": run for number, run in enumerate(runs, 1)})
     means_DRNM = _drawn_agreements(runs, resamples, seed)
@@ -414,7 +414,7 @@ class _Draws:
 
 
 def _draw(systems: Mapping[str, Runs], resamples: int, seed: int, *, draw_seeds: bool = False) -> _Draws:
-    _check_seeds(systems, draw_seeds=draw_seeds)
+    check_seeds(systems, draw_seeds=draw_seeds)
     named = {f"run {i} of {name}": table for name, tables in systems.items() for i, table in enumerate(tables, 1)}
     check_queries(named)
     runs_S = [len(tables) for tables in systems.values()]
@@ -442,7 +442,7 @@ def _draw(systems: Mapping[str, Runs], resamples: int, seed: int, *, draw_seeds:
     )
 
 
-def _check_seeds(systems: Mapping[str, Sequence[object]], *, draw_seeds: bool) -> None:
+def check_seeds(systems: Mapping[str, Sequence[object]], *, draw_seeds: bool) -> None:
     """InputError for a system, by its name, with one run whose seeds are to be drawn."""
     few = [name for name, runs in systems.items() if len(runs) < MIN_DRAWN_SEEDS]
     if draw_seeds and few:

@@ -182,8 +182,10 @@ def read_report(
     evaluation.check_comparable(results, "report them apart")
     report = Report(models=tuple(models), trainings=tuple(trainings), corpus=None)
     report = replace(report, models=_with_teacher_times(report))
-    # The queries of a pool have no answers to show.
-    corpus = open_corpus(report.result, data) if report.result is not None and report.ranked else None
+    corpus = None
+    # The queries of a pool have no answers to show; data that are named must be its own all the same.
+    if report.result is not None and (report.ranked or data is not None):
+        corpus = open_corpus(report.result, data)
     return replace(report, models=_compared(report), corpus=corpus)
 
 
