@@ -311,13 +311,13 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
         *((name, ZERO_SHOT) for name in baselines),
         (CASCADE, DISTILLED),
     ]
-    corpus = plan.corpus
+    corpus, texts = plan.corpus, "texts" if plan.is_by_agreement else "captions"
     facts = [
         ("recipe", " ".join([str(job.recipe), *(f"--set {line}" for line in job.sets)])),
         ("start", plan.recipe.model.start),
         ("teacher", job.teacher),
         ("trained on", f"{job.train_split} of {shown(job.data)}"),
-        ("measured on", f"{corpus.split}: {corpus.num_images:,} images, {corpus.num_captions:,} captions"),
+        ("measured on", f"{corpus.split}: {corpus.num_images:,} images, {corpus.num_captions:,} {texts}"),
         ("seeds", ", ".join(map(str, job.seeds))),
     ]
     return Study(
