@@ -45,7 +45,7 @@ class DemoJob:
     """Few compared with the teacher's own training images, like a user's images compared with those of a pretrained
     model."""
     few_images: int = 128
-    """The first ones have captions. Of the others, images and captions are a pool."""
+    """The first ones have captions. Images and captions of the others are a pool."""
     val_images: int = 32
     test_images: int = 1000
     """The gallery of a query."""
