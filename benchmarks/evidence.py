@@ -3,6 +3,7 @@
 
     python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON
         --images ZIP
+    python benchmarks/evidence.py picked --work work/picked (and the options of flickr8k)
     python benchmarks/evidence.py scenes --work work/scenes
     python benchmarks/evidence.py students --work work/students
     python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks
@@ -265,6 +266,9 @@ def main() -> None:
         evidence_clip.write_inputs(args.work)
     if args.plan == "picked" and not args.tables_only:
         evidence_picked.write_inputs(args.work)
+        if args.karpathy is not None:
+            evidence_pools.write_inputs(args.karpathy, args.images, args.work)
+            evidence_picked.write_photos(args.work)
     workspace, steps = Workspace(args.plan, args.work.resolve(), args.forks, args.results.resolve()), PLANS[args.plan]()
     started = time.perf_counter()
     if unknown := set(args.table) - {step.table for step in steps}:
