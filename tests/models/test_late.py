@@ -180,24 +180,32 @@ def test_what_late_interaction_has_not_is_an_error(tmp_path):
         models.load(tmp_path / "late")
 
 
+FORMS = "the forms for token vectors are those of sentence-transformers and onnx"
+
+
 @pytest.mark.parametrize(
-    ("to", "family", "is_pooled", "reason"),
+    ("to", "family", "is_pooled", "reason", "hint"),
     [
-        ("transformers", "dual", False, "the forms for token vectors are those of sentence-transformers and onnx"),
-        ("onnx", "dual", True, "the cosine of whole vectors counts too"),
-        ("onnx", "MultiVectorEncoder", False, "its own library reads its folder"),
-        ("sentence-transformers", "dual", True, "the cosine of whole vectors counts too"),
-        ("sentence-transformers", "frozen dual", False, "gives the token states of dcdctl-encoder-dual"),
-        ("sentence-transformers", "open_clip SigLIP", False, "gives the token states of open_clip"),
-        ("sentence-transformers", "SigLIP 2", False, "its images have padding, which no module there masks"),
-        ("sentence-transformers", "MultiVectorEncoder", False, "its own library reads its folder"),
+        ("transformers", "dual", False, FORMS, "export it with --to onnx"),
+        ("open-clip", "dual", False, FORMS, "export it with --to onnx"),
+        ("open-clip", "open_clip SigLIP", False, FORMS, "export it with --to onnx"),
+        ("onnx", "dual", True, "the cosine of whole vectors counts too", "read it with dcdctl"),
+        ("onnx", "MultiVectorEncoder", False, "its own library reads its folder", "read it with dcdctl"),
+        ("sentence-transformers", "dual", True, "the cosine of whole vectors counts too", "read it with dcdctl"),
+        ("sentence-transformers", "frozen dual", False, "gives the token states of dcdctl-encoder-dual", "--to onnx"),
+        ("sentence-transformers", "open_clip SigLIP", False, "gives the token states of open_clip", "--to onnx"),
+        ("sentence-transformers", "SigLIP 2", False, "its images have padding, which no module there", "--to onnx"),
+        ("sentence-transformers", "MultiVectorEncoder", False, "its own library reads its", "read it with dcdctl"),
     ],
 )
-def test_an_export_that_cannot_hold_a_late_model_says_why(to, family, is_pooled, reason, tmp_path):
+def test_an_export_that_cannot_hold_a_late_model_says_why(to, family, is_pooled, reason, hint, tmp_path):
     model = (FAMILIES | READ_ONLY)[family](CAPTIONS, tmp_path / "parts")
     models.save(model if model.kind == "late" else late(model, is_pooled=is_pooled), tmp_path / "late")
-    with pytest.raises(ModelError, match=f"is a late-interaction model, which is not exported to {to}: .*{reason}"):
+    said = f"is a late-interaction model, which is not exported to {to}: .*{reason}"
+    with pytest.raises(ModelError, match=said) as refused:
         export_model(ExportJob(ref=str(tmp_path / "late"), out=tmp_path / "out", to=to))
+    assert hint in refused.value.hint
+    assert not (tmp_path / "out").exists()
 
 
 def test_its_folder_is_that_of_its_dual_encoder_too(tmp_path):
