@@ -75,8 +75,17 @@ def test_maxsim_is_that_of_a_loop_and_of_sentence_transformers(is_mean):
 
 @pytest.mark.parametrize("limit", [1, 200, 1 << 20])
 def test_blocks_change_neither_scores_nor_gradients(monkeypatch, limit):
+    plain_block, sizes = ours._block, []
+
+    def block(images_IND, mask_IN, texts_TLD, *others):
+        sizes.append((images_IND.shape[:2].numel(), texts_TLD.shape[:2].numel()))
+        return plain_block(images_IND, mask_IN, texts_TLD, *others)
+
+    monkeypatch.setattr(ours, "_block", block)
+
     def of_limit(limit: int) -> list[torch.Tensor]:
         monkeypatch.setattr(ours, "PRODUCTS_AT_A_TIME", limit)
+        sizes.clear()
         leaves = [side[0].clone().requires_grad_() for side in (IMAGES, TEXTS)]
         scores = all_maxsims(leaves[0], IMAGES[1], leaves[1], TEXTS[1])
         # Of these leaves alone, as the second of two processes computes gradients.
@@ -84,6 +93,9 @@ def test_blocks_change_neither_scores_nor_gradients(monkeypatch, limit):
 
     for found, expected in zip(of_limit(limit), of_limit(1 << 30), strict=True):
         assert_close(found, expected)
+    of_limit(limit)
+    # Seven tokens of an image with five of a text are the least.
+    assert max(tokens * words for tokens, words in sizes) <= max(limit, 7 * 5)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 30])
