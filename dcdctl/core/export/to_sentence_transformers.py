@@ -217,7 +217,6 @@ def _add_positions(positions_ND: Tensor) -> list[Any]:
     at each place.
     """
     from sentence_transformers.base.modules import Dense
-    from sentence_transformers.sentence_transformer.modules import CNN
 
     num_tokens, width = positions_ND.shape
     marked = width + 1
@@ -229,18 +228,31 @@ def _add_positions(positions_ND: Tensor) -> list[Any]:
         init_bias=torch.eye(marked)[width].clone(),
         module_input_name=TOKENS,
     )
-    mark = CNN(marked, marked, kernel_sizes=[3])
+    mark = _identity_kernel(marked, marked, 3)
+    # Its own 1 less that of the token before it, which the first has not.
+    mark[width, width, 0] = -1
     # From the first token it reaches the last one.
-    answer = CNN(marked, width, kernel_sizes=[2 * num_tokens - 1])
-    with torch.no_grad():
-        for convolution in (mark.convs[0], answer.convs[0]):
-            convolution.weight.zero_()
-            convolution.bias.zero_()
-            # The middle of a kernel is the token itself.
-            middle_OI = convolution.weight[:, :, convolution.kernel_size[0] // 2]
-            middle_OI.copy_(torch.eye(*middle_OI.shape))
-        # Its own 1 less that of the token before it, which the first has not.
-        mark.convs[0].weight[width, width, 0] = -1
-        # At place n the mark lies n tokens back.
-        answer.convs[0].weight[:, width, :num_tokens] = positions_ND.T.flip(1)
-    return [append, mark, answer]
+    answer = _identity_kernel(width, marked, 2 * num_tokens - 1)
+    # At place n the mark lies n tokens back.
+    answer[:, width, :num_tokens] = positions_ND.detach().T.flip(1)
+    return [append, _convolution(mark), _convolution(answer)]
+
+
+def _identity_kernel(num_outputs: int, num_inputs: int, size: int) -> Tensor:
+    """The weights of a convolution that gives the first numbers of each token as they are."""
+    kernel = torch.zeros(num_outputs, num_inputs, size)
+    # The middle of a kernel is the token itself.
+    kernel[:, :, size // 2] = torch.eye(num_outputs, num_inputs)
+    return kernel
+
+
+def _convolution(kernel: Tensor) -> Any:
+    """The library's module with these weights, without a bias."""
+    from sentence_transformers.sentence_transformer.modules import CNN
+
+    num_outputs, num_inputs, size = kernel.shape
+    module: Any = CNN(num_inputs, num_outputs, kernel_sizes=[size])
+    (convolution,) = module.convs
+    convolution.weight = nn.Parameter(kernel)
+    nn.init.zeros_(convolution.bias)
+    return module
