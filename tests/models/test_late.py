@@ -262,7 +262,8 @@ def test_a_late_student_reads_all_tokens_of_stored_features(tmp_path):
     vision, text = refs(corpus.captions, tmp_path, "tokens")
     more = [word for word in TINY_DUAL if not word.startswith("model.")]
     sets = [*more, "model.kind=late", "model.layers=[]", "model.start=new", "model.frozen_encoders=true",
-            f"model.vision={vision}", f"model.text={text}", "model.max_text_len=12", "optimizer.steps=2"]  # fmt: skip
+            f"model.vision={vision}", f"model.text={text}", "model.max_text_len=12", "model.position_norm=0.7",
+            "optimizer.steps=2"]  # fmt: skip
     losses = []
     for features in (None, tmp_path / "features"):
         options = TrainingOptions(compute=Compute(features=features))

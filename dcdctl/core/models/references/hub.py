@@ -22,12 +22,13 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from dcdctl.core import data
 from dcdctl.core.errors import ModelError, first_line
+from dcdctl.core.models.references.folders import LATE_FILE
 
 TIMEOUT_S = 10.0
 """How long the Hub may take to answer the first request, before the copy in its cache is read instead."""
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
-SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-"""Configurations and tokenizers."""
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", LATE_FILE)
+"""Configurations and tokenizers, and the weights that tell a late-interaction model from its dual encoder."""
 _WEIGHTS = (
     re.compile(r"(.*/)?model(-\d+-of-\d+)?\.safetensors"),
     re.compile(r"(.*/)?pytorch_model(-\d+-of-\d+)?\.bin"),
