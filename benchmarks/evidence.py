@@ -35,6 +35,7 @@ import evidence_fair
 import evidence_flickr8k
 import evidence_forks
 import evidence_lead
+import evidence_picked
 import evidence_pools
 import evidence_scenes
 import evidence_students
@@ -51,6 +52,7 @@ PLANS = {
     "clip-scenes": evidence_clip.clip_scenes,
     "fair": evidence_fair.fair,
     "flickr8k": evidence_flickr8k.flickr8k,
+    "picked": evidence_picked.picked,
     "pools": evidence_pools.pools,
     "queries": evidence_students.queries,
     "scenes": evidence_scenes.scenes,
@@ -261,6 +263,8 @@ def main() -> None:
         evidence_pools.write_inputs(args.karpathy, args.images, args.work)
     if args.plan == "clip-scenes" and not args.tables_only:
         evidence_clip.write_inputs(args.work)
+    if args.plan == "picked" and not args.tables_only:
+        evidence_picked.write_inputs(args.work)
     workspace, steps = Workspace(args.plan, args.work.resolve(), args.forks, args.results.resolve()), PLANS[args.plan]()
     started = time.perf_counter()
     if unknown := set(args.table) - {step.table for step in steps}:

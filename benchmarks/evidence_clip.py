@@ -1,42 +1,29 @@
 """The plan `clip-scenes`: what a pretrained CLIP is worth as a start, and what fine-tuning, distillation, LoRA and
 WiSE-FT make of it.
 
-No published CLIP is used. A small CLIPModel of transformers is pretrained here with InfoNCE on a "web" of other scenes
-with poorer captions (`web_captions`), as a CLIP is on the web. The target is 1,024 scenes with full captions. Every row
-starts from this model, except the one from random weights, and takes the same images, steps and batches: rows without a
-teacher read the cache of the others, whose pairs decide which images form a batch. Learning rates were chosen on val
-with seed 0, from the same values for every row, once (docs/evidence/results/clip-scenes/chosen.md). HOLD_OUT is the
-same rows on test scenes of the web, which they no longer train on.
+No published CLIP is used. A small CLIPModel of transformers is pretrained here as the built-in `scenes-clip` was
+(`scenes_clip`), on a "web" of other scenes with poorer captions; it keeps float32 weights. The target is 1,024 scenes
+with full captions. Every row starts from this model, except the one from random weights, and takes the same images,
+steps and batches: rows without a teacher read the cache of the others, whose pairs decide which images form a batch.
+Learning rates were chosen on val with seed 0, from the same values for every row, once
+(docs/evidence/results/clip-scenes/chosen.md). HOLD_OUT is the same rows on test scenes of the web, which they no longer
+train on.
 """
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
-import torch
+import scenes_clip
 from evidence_steps import SEEDS, Step, sets
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
-
-from dcdctl.core import models
-from dcdctl.core.data import scenes
-
-SIDE_PX = 64
-WEB_SEED, WEB_COUNTS = 101, {"train": 16_000, "test": 500}
-CAPTIONS = 5
-WEB_NAMES = (1, 2, 2, 3)
-"""How many objects a caption of the web names, each as often as it stands here."""
-WIDTH, LAYERS, VECTOR = 128, 2, 256
-NUM_TOKENS = 32
 
 TARGET, WEB = ("--data", "data"), ("--data", "web")
 TEACHER, CACHE, START = "scenes-vilt", "caches/scenes", "runs/start"
 START_MODEL = f"{START}/model"
-PRETRAINING_STEPS, STEPS = 2000, 192
+STEPS = 192
+PRETRAINING_STEPS = scenes_clip.SETTINGS["optimizer.steps"]
 TABLE, HOLD_OUT = "A small CLIP on 1,024 scenes, 500 test scenes", "The same models on 500 test scenes of the web"
 INFONCE = sets(loss__terms="{infonce=1.0}", loss__temperature=1.0)
 KL = sets(loss__terms="{infonce=1.0,kl=1.0}", loss__temperature="auto")
@@ -86,11 +73,11 @@ DIMS = (16, 32, 64, 128, 256)
 def clip_scenes() -> list[Step]:
     """The start, and every row for three seeds, the most important rows first."""
     size = sets(counts__train=1024, counts__val=300, counts__test=500)
-    pretraining = sets(optimizer__steps=PRETRAINING_STEPS, batch__size=64, model__start="new-0", seed=WEB_SEED)
+    pretraining = sets(**scenes_clip.SETTINGS, model__start="new-0")
     steps = [
-        Step("data", "prepare", ("scenes", "--image-size", str(SIDE_PX), *size)),
+        Step("data", "prepare", ("scenes", "--image-size", str(scenes_clip.SIDE_PX), *size)),
         Step("web", "prepare", ("--jsonl", "web.jsonl", "--images", "web-images")),
-        Step(START, "distill", ("demo-dual-alone", *WEB, *pretraining), ("web",), measure=TARGET),
+        Step(START, "distill", (scenes_clip.RECIPE, *WEB, *pretraining), ("web",), measure=TARGET),
         Step(CACHE, "cache-teacher", (*TARGET, "--teacher", TEACHER, "--recipe", "demo-dual"), ("data",)),
         _evaluated("start-target", START, "data", (TABLE, ZERO_SHOT, TUNED)),
         _evaluated("start-web", START, "web", (HOLD_OUT, ZERO_SHOT, TUNED)),
@@ -163,53 +150,6 @@ def _evaluated(name: str, run: str, data: str, row: tuple[str, str, str]) -> Ste
 def write_inputs(work: Path) -> None:
     """Write what the commands of the plan read: the web's images and captions, and a CLIPModel of random weights for
     each seed."""
-    table = work / "web.jsonl"
-    if table.exists():
-        return
-    (work / "web-images").mkdir(exist_ok=True)
-    rng, rows = random.Random(f"web/{WEB_SEED}"), []
-    for split, count in WEB_COUNTS.items():
-        for index, item in enumerate(islice(scenes.describe_scenes(WEB_SEED, split, CAPTIONS), count)):
-            name = f"{split}-{index:05}.png"
-            (work / "web-images" / name).write_bytes(scenes.to_png(scenes.draw_scene(item.scene, SIDE_PX)))
-            rows.append({"image": name, "captions": web_captions(rng, item), "split": split})
-    words = [
-        statement.text for item in islice(scenes.describe_scenes(0, "train"), 1000) for statement in item.statements
-    ]
+    scenes_clip.write_web(work)
     for seed in SEEDS:
-        write_new_clip(work / f"new-{seed}", words, seed)
-    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def web_captions(rng: random.Random, item: scenes.DescribedScene) -> list[str]:
-    """Captions as poor as the web's: what is in the scene by color and shape, but neither sizes nor places nor
-    relations."""
-    captions = []
-    for _ in item.statements:
-        named = rng.sample(item.scene.objects, rng.choice(WEB_NAMES))
-        captions.append(
-            " and ".join(f"{'an' if thing.color == 'orange' else 'a'} {thing.color} {thing.shape}" for thing in named)
-        )
-    return captions
-
-
-def write_new_clip(folder: Path, captions: list[str], seed: int) -> None:
-    """A CLIPModel of random weights, 64 px in patches of 16, with a tokenizer of the captions' words."""
-    tokenizer = models.word_piece(captions, 400)
-    size = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
-    words = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": NUM_TOKENS,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        "pad_token_id": 0,
-    }
-    vision = {**size, "image_size": SIDE_PX, "patch_size": 16}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = CLIPModel(CLIPConfig(vision_config=vision, text_config={**size, **words}, projection_dim=VECTOR))
-    square = {"size": {"shortest_edge": SIDE_PX}, "crop_size": {"height": SIDE_PX, "width": SIDE_PX}}
-    # The pale backgrounds of the scenes then lie near 0, as in recipe demo-dual.
-    processor = CLIPImageProcessorPil(**square, image_mean=[0.92] * 3, image_std=[1.0] * 3)
-    for part in (network, tokenizer, processor):
-        part.save_pretrained(folder)
+        scenes_clip.write_new_clip(work / f"new-{seed}", seed)

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import evidence_clip
+import scenes_clip
 from evidence_steps import SEEDS, Step, sets
 
 from dcdctl.core.data import scenes
@@ -68,9 +69,9 @@ def write_inputs(karpathy: Path, images: Path, work: Path) -> None:
     evidence_clip.write_inputs(work)
     (work / "photos" / "scenes").mkdir()
     texts = []
-    described = scenes.describe_scenes(0, "train", evidence_clip.CAPTIONS)
+    described = scenes.describe_scenes(0, "train", scenes_clip.CAPTIONS)
     for number, item in enumerate(islice(described, NUM_CAPTIONED, NUM_SCENES)):
-        drawn = scenes.to_png(scenes.draw_scene(item.scene, evidence_clip.SIDE_PX))
+        drawn = scenes.to_png(scenes.draw_scene(item.scene, scenes_clip.SIDE_PX))
         (work / "photos" / "scenes" / f"{number:04}.png").write_bytes(drawn)
         texts += [statement.text for statement in item.statements]
     random.Random(1).shuffle(texts)
@@ -168,20 +169,19 @@ def _wrong(seed: int) -> list[Step]:
 def _scenes() -> list[Step]:
     """A small CLIP on scenes, with the built-in ViLT as the teacher: settings as in the plan clip-scenes."""
     size = sets(counts__train=NUM_SCENES, counts__val=300, counts__test=500)
-    pretraining = sets(optimizer__steps=evidence_clip.PRETRAINING_STEPS, batch__size=64, model__start="new-0")
-    seed = sets(seed=evidence_clip.WEB_SEED)
+    pretraining = sets(**scenes_clip.SETTINGS, model__start="new-0")
     data, pool, few = ("--data", "data/scenes"), ("--data", "data/scene-pool"), ("--max-images", str(NUM_CAPTIONED))
     start, test = "runs/start", ("--data", "data/scenes", "--split", "test")
     teacher = ("--teacher", evidence_clip.TEACHER, "--recipe")
     words = ("--images", "photos/scenes", "--queries", "scenes.txt", "--hold-out", "0")
     steps = [
-        Step("data/scenes", "prepare", ("scenes", "--image-size", str(evidence_clip.SIDE_PX), *size)),
+        Step("data/scenes", "prepare", ("scenes", "--image-size", str(scenes_clip.SIDE_PX), *size)),
         Step("data/scene-pool", "prepare", words),
         Step("data/web", "prepare", ("--jsonl", "web.jsonl", "--images", "web-images")),
         Step(
             start,
             "distill",
-            ("demo-dual-alone", "--data", "data/web", *pretraining, *seed),
+            (scenes_clip.RECIPE, "--data", "data/web", *pretraining),
             ("data/web", "data/scenes"),
             SCENES,
             "the start, zero-shot",

@@ -75,12 +75,12 @@ def names_in(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-@pytest.mark.parametrize("folder", ["data_manifests", "dcdctl/recipes", "dcdctl/teachers", "dcdctl/assets"])
+@pytest.mark.parametrize("folder", ["data_manifests", "dcdctl/recipes", "dcdctl/built_in", "dcdctl/assets"])
 def test_the_wheel_carries_the_data_of_a_folder(wheel, folder):
     files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     inside = Path("dcdctl") / Path(folder).name
     assert {str(inside / path.relative_to(ROOT / folder)) for path in files} <= names_in(wheel)
-    assert files or folder == "dcdctl/teachers"
+    assert files
 
 
 def test_the_wheel_carries_types_and_licence_and_no_tests(wheel):

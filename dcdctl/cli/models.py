@@ -1,4 +1,4 @@
-"""`dcdctl models`: the model families that load, and the teachers that have a name."""
+"""`dcdctl models`: the model families that load, and the models that have a name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dcdctl.cli.views.terminal import show, show_entries, show_json, show_table
 
 
 def list_models(json: Json = False) -> None:
-    """List model families and named teachers. For each family: its kind and the extra that it needs."""
+    """List model families and named models. For each family: its kind and the extra that it needs."""
     from dcdctl.core import models
     from dcdctl.core.config import to_table
 
@@ -40,4 +40,4 @@ def list_models(json: Json = False) -> None:
             "reported R@1/5/10": "; ".join(map(str, models.published_rows(name))),
         }
         entries.append((name, facts))
-    show_entries("teachers: --teacher NAME", entries)
+    show_entries("named models: --teacher NAME, or wherever a model is named", entries)

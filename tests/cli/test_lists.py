@@ -95,7 +95,7 @@ COMPLETED = {
     "prepare flickr": "flickr30k flickr8k",
     "prepare pub": "",
     "cache-teacher --teacher vilt-": "vilt-coco vilt-flickr30k",
-    "cache-teacher --data x --teacher scenes": "scenes-vilt",
+    "cache-teacher --data x --teacher scenes": "scenes-clip scenes-vilt",
     "eval run --data DIR/corpus --split t": "test train",
     "eval run --data DIR/absent --split t": "",
 }

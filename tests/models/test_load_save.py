@@ -15,6 +15,7 @@ from transformers import BertConfig, ViltConfig, ViltForImageAndTextRetrieval
 from dcdctl.core import artifacts, models
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import load_save
+from dcdctl.core.models.references import folders
 
 
 @torch.no_grad()
@@ -105,9 +106,9 @@ def test_a_run_folder_loads_its_model(vilt, tmp_path):
 
 
 def test_a_built_in_model_loads_by_name_unless_a_folder_has_that_name(vilt, dual, tmp_path, monkeypatch):
-    monkeypatch.setattr(load_save, "_TEACHERS", tmp_path / "teachers")
+    monkeypatch.setattr(folders, "BUILT_IN", tmp_path / "built_in")
     monkeypatch.chdir(tmp_path)
-    models.save(vilt, tmp_path / "teachers" / "scenes-vilt")
+    models.save(vilt, tmp_path / "built_in" / "scenes-vilt")
     assert models.load("scenes-vilt").digest == vilt.digest
     models.save(dual, tmp_path / "scenes-vilt")
     assert models.load("scenes-vilt").digest == dual.digest

@@ -67,6 +67,11 @@ def make_wide_dual(captions: Sequence[str]) -> models.DualEncoder:
     return dual
 
 
+Copies = Mapping[int, int]
+"""Images that repeat another one, by their numbers."""
+NO_COPIES: Copies = {}
+
+
 def make_corpus(
     folder: Path,
     captions: Sequence[Sequence[str]],
@@ -98,22 +103,30 @@ def make_splits(
     return Corpus.open(folder, next(iter(splits)))
 
 
-def make_pool(folder: Path, captions: Sequence[Sequence[str]], *, split: str = "train", **colors: bool) -> Corpus:
+def make_pool(
+    folder: Path, captions: Sequence[Sequence[str]], *, split: str = "train", copies: Copies = NO_COPIES, **colors: bool
+) -> Corpus:
     """A pool of the images and the captions of `make_corpus`, whose pairing is hidden: the captions are in another
-    order, with the numbers of their places in the corpus."""
+    order, with the numbers of their places in the corpus. `copies` are images that repeat others."""
     folder.mkdir(parents=True)
-    entry = write_pool(folder, split, captions, np.random.default_rng(1), **colors)
+    entry = write_pool(folder, split, captions, np.random.default_rng(1), copies, **colors)
     write_document(folder / "corpus.json", {"format": 2, "name": "made pool", "splits": {split: entry}})
     return Corpus.open(folder, split)
 
 
 def write_pool(
-    folder: Path, split: str, captions: Sequence[Sequence[str]], rng: np.random.Generator, *, has_colors: bool = False
+    folder: Path,
+    split: str,
+    captions: Sequence[Sequence[str]],
+    rng: np.random.Generator,
+    copies: Copies = NO_COPIES,
+    *,
+    has_colors: bool = False,
 ) -> dict[str, Any]:
     """Write a split that is a pool; returns its entry in corpus.json."""
     noise = np.random.default_rng(0)
     rows = [_row(noise, image, [], has_colors=has_colors) for image in range(len(captions))]
-    entry = write_split(folder, split, rows)
+    entry = write_split(folder, split, _with_copies(rows, copies))
     flat = [text for texts in captions for text in texts]
     order = rng.permutation(len(flat)).tolist()
     texts, file = [flat[i] for i in order], f"texts-{split}.parquet"
@@ -124,14 +137,16 @@ def write_pool(
 
 
 def _write_noise(
-    folder: Path, split: str, captions: Sequence[Sequence[str]], copies: Mapping[int, int], *, has_colors: bool
+    folder: Path, split: str, captions: Sequence[Sequence[str]], copies: Copies, *, has_colors: bool
 ) -> dict[str, Any]:
     """A split of noise images, in one shard."""
     rng = np.random.default_rng(0)
     rows = [_row(rng, image, texts, has_colors=has_colors) for image, texts in enumerate(captions)]
-    for copy, original in copies.items():
-        rows[copy] = replace(rows[copy], data=rows[original].data)
-    return write_split(folder, split, rows)
+    return write_split(folder, split, _with_copies(rows, copies))
+
+
+def _with_copies(rows: list[CorpusRow], copies: Copies) -> list[CorpusRow]:
+    return [replace(row, data=rows[copies.get(number, number)].data) for number, row in enumerate(rows)]
 
 
 def write_split(folder: Path, split: str, rows: Sequence[CorpusRow], rows_a_shard: int = 1000) -> dict[str, Any]:

@@ -377,7 +377,7 @@ def test_blocks_of_a_model_have_the_texts_near_their_images(pool, dual):
     assert [set(texts) for _, texts in blocks] == expected
 
 
-@pytest.mark.parametrize("setting", ["absolute_margin", "relative_margin", "duplicate_bits"])
+@pytest.mark.parametrize("setting", ["absolute_margin", "relative_margin"])
 def test_settings_that_need_positives_are_refused_before_the_teacher_is_loaded(pool, tmp_path, setting):
     job = CacheJob(
         data=pool.folder, out=tmp_path / "cache", candidates=replace(CONFIG, **{setting: 0}), teacher="vilt-flickr30k"

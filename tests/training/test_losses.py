@@ -206,6 +206,20 @@ def test_infonce_by_hand_and_without_pairs_that_match_too():
     assert all_pairs.infonce(logits_QG, same).item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 4)
 
 
+def test_an_image_without_a_caption_in_the_batch_is_a_negative_of_each_caption_and_no_query():
+    logits_QG = torch.tensor([[math.log(3.0), 0.0], [math.log(2.0), 0.0], [math.log(5.0), math.log(2.0)]])
+    # Rows: log(4/3), log 3. Columns: log(10/3), log 4.
+    rows, columns = math.log(4 / 3) + math.log(3), math.log(10 / 3) + math.log(4)
+    assert all_pairs.infonce(logits_QG).item() == pytest.approx((rows + columns) / 4)
+    smoothed = all_pairs.infonce(logits_QG, label_smoothing=0.5)
+    uniform_rows = math.log(4) - math.log(3) / 2 + math.log(3) - math.log(2) / 2
+    uniform_columns = math.log(10) - math.log(30) / 3 + math.log(4) - math.log(2) / 3
+    assert smoothed.item() == pytest.approx((rows + columns + uniform_rows + uniform_columns) / 8)
+    # Positives 3/4 and 1/2, negatives 1/2, 1/3, 1/6 and 1/3; divided by two positives.
+    factors = (4 / 3, 2, 2, 3, 6, 3)
+    assert all_pairs.sigmoid(logits_QG).item() == pytest.approx(math.log(math.prod(factors)) / 2)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_a_masked_pair_has_no_influence_on_infonce(smoothing):
     logits_QG, same = draw(3, 4, 4), torch.zeros(4, 4, dtype=torch.bool)

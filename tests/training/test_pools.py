@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,16 +172,43 @@ def test_pseudo_positives_are_the_best_images_above_a_threshold(pool, monkeypatc
         best_T, score_T = np.nanargmax(scores.matrix, axis=0), np.nanmax(scores.matrix, axis=0)
         chosen = picks.find_picks(scores, pool).above(1.0)
         np.testing.assert_array_equal(chosen, np.where(score_T > 1.0, best_T, -1))
-        sets = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=1.0", "batch.size=3"]
-        pairs = choose_pairs(pool, recipe(*sets), scores, None)
+        sets = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=1.0", "batch.size=6"]
+        pairs = choose_pairs(pool, recipe(*sets), scores, false_negative_filter(pool, None))
+        unpicked = set(range(12)) - set(chosen)
+        num_unpicked = int(6 * len(unpicked) / 12)
+        assert num_unpicked > 0
+        seen: set[int] = set()
         for step in range(8):
             batch = pairs.of_step(step)
             images, texts = batch.image_RC.ravel(), batch.text_RC.ravel()
-            np.testing.assert_array_equal(chosen[texts], images)
+            assert (len(images), len(texts)) == (6, 6 - num_unpicked) == (pairs.size_of_step[0], len(texts))
+            np.testing.assert_array_equal(chosen[texts], images[: len(texts)])
+            # Images that no text picked are negatives of every text, each once.
+            others = set(images[len(texts) :])
+            assert others <= unpicked
+            assert len(others) == num_unpicked
+            seen |= others
             # Another text with this image as its best is no negative of it.
-            np.testing.assert_array_equal(batch.same_RC, (chosen[texts] == images[:, None]) & ~np.eye(3, dtype=bool))
+            own = np.eye(*batch.same_RC.shape, dtype=bool)
+            np.testing.assert_array_equal(batch.same_RC, (chosen[texts] == images[:, None]) & ~own)
+        assert seen == unpicked
     unscored = Table(np.where(np.arange(24) < 20, scores_of().matrix, np.nan))
     assert picks.find_picks(unscored, pool).above(-1000)[20:].tolist() == [-1] * 4
+
+
+def test_a_duplicate_of_a_pick_is_no_negative_and_a_text_without_a_pick_has_none(tmp_path):
+    pool = make_pool(tmp_path / "pool", [["a"], ["b"], ["c"], ["d"]], copies={2: 0})
+    scores = Table(np.array([[9, 0, 0, -9], [0, 9, 0, -9], [0, 0, 9, -9], [0, 0, 0, -9]], dtype=np.float32))
+    sets = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=1.0", "batch.size=4"]
+    marked = []
+    for bits in ("none", "0"):
+        settings = recipe(*sets, f"candidates.duplicate_bits={bits}")
+        filters = false_negative_filter(pool, settings.candidates.duplicate_bits)
+        batch = choose_pairs(pool, settings, scores, filters).of_step(0)
+        rows, columns = np.nonzero(batch.same_RC)
+        images_of = batch.image_RC.ravel()
+        marked.append(sorted(zip(images_of[rows], images_of[columns], strict=True)))
+    assert marked == [[], [(0, 2), (2, 0)]]
 
 
 def test_a_student_learns_from_a_pool_and_resumes(pool, teacher, tmp_path, monkeypatch):
@@ -298,29 +326,55 @@ def test_a_threshold_that_no_pick_reaches_is_named_with_the_best_score(pool):
         choose_pairs(pool, recipe(*sets), scores, None)
 
 
-def test_auto_picks_above_a_number_that_the_log_and_the_batches_have(pool, captioned, teacher, tmp_path, monkeypatch):
+def test_auto_is_the_threshold_of_the_runners_up_or_a_higher_one_by_captions(pool, captioned, monkeypatch):
     monkeypatch.setattr(picking, "FEWEST_CAPTIONS", 10)
-    monkeypatch.setattr(picks, "FEW", 10)
-    auto = [
-        "loss.terms={ infonce = 1.0, kl = 1.0 }",
-        "pool.pseudo_positive_above=auto",
-        "pool.precision=0.8",
-        "pool.images=2",
-    ]
+    settings = recipe("loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=auto", "pool.precision=1.0")
+    of_pool = np.zeros((12, 24), dtype=np.float32)
+    of_pool[np.arange(24) % 12, np.arange(24)] = 5
+    of_captions = np.zeros((9, 18), dtype=np.float32)
+    of_captions[captioned.caption_image, np.arange(18)] = 5
+    corpora, by_pool = [captioned, pool], Table(of_pool)
+    found = picking.choose_threshold(settings, corpora, [None, by_pool])
+    assert (found.value, found.precision) == (0.0, 1.0)
+    # A wrong pick of a caption with a score of 4 says that a right one needs more.
+    of_captions[[8, 7], [0, 1]] = 4
+    of_captions[0] = 0
+    found = picking.choose_threshold(settings, corpora, [Table(of_captions), by_pool])
+    assert found.value == 4.0
+    assert " of the captions that were held out, where 100% are asked" in str(found)
+
+
+def test_auto_is_said_and_the_batches_have_the_same_number(pool, teacher, tmp_path, monkeypatch):
+    auto = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=auto", "pool.images=2"]
     said: list[str] = []
-    distill(OpenInputs(captioned, [], None, [teacher], pool=pool), tmp_path / "both", *MIXED, *auto, say=said.append)
-    (line,) = [line for line in said if line.startswith("pool.pseudo_positive_above is auto")]
-    assert " of the captions that were held out, where 80% are asked" in line
-    said.clear()
+    monkeypatch.setattr(picking, "LEAST_SHARE", 1.1)
     distill(OpenInputs(pool, [], None, [teacher]), tmp_path / "pool", *ON_POOL, *auto, say=said.append)
     (line,) = [line for line in said if line.startswith("pool.pseudo_positive_above is auto")]
-    assert "modes" in line
+    assert re.search(r"the better half, because \d+% of the texts have a pick above .*, expected to be right in ", line)
     (kept,) = [line for line in said if "have a pseudo positive above" in line]
     number = float(line.split("auto: ")[1].split(",")[0])
     assert float(kept.split(" above ")[1]) == pytest.approx(number, rel=1e-3)
     assert "pool.precision is for pool.pseudo_positive_above auto" in refused(
         OpenInputs(pool, [], None, [teacher]), "pool.precision=0.5"
     )
+
+
+def test_auto_takes_no_pick_where_few_are_right_and_learns_from_the_scores_as_without_picks(
+    pool, teacher, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(picking, "LEAST_SHARE", 1.1)
+    said: list[str] = []
+    inputs = OpenInputs(pool, [], None, [teacher])
+    auto = ["loss.terms={ infonce = 1.0, kl = 1.0 }", "pool.pseudo_positive_above=auto"]
+    run = distill(inputs, tmp_path / "auto", *ON_POOL, *auto, say=said.append)
+    (line,) = [each for each in said if "pseudo" in each]
+    assert line.startswith("pool.pseudo_positive_above is auto: no pick, because ")
+    assert line.endswith(": the scores teach alone")
+    by_scores = distill(inputs, tmp_path / "kl", *ON_POOL, "loss.terms={ kl = 1.0 }")
+    assert model_contents(run.model_folder) == model_contents(by_scores.model_folder)
+    losses = [[row["loss"] for row in each.metrics()] for each in (run, by_scores)]
+    assert losses[0] == losses[1]
 
 
 def test_a_student_may_learn_from_the_picks_of_its_teacher_alone(pool, teacher, tmp_path):

@@ -76,7 +76,9 @@ def test_the_teacher_scores_in_float32_and_each_round_draws_with_another_seed(
     """Whatever the precision of the training and its stored features: these are of the student."""
     jobs: list[CacheJob] = []
     monkeypatch.setattr(rounds, "train_model", lambda job, *more, **options: Run(job.out))
-    monkeypatch.setattr(rounds, "cache_scores", lambda job, **more: jobs.append(job) or SimpleNamespace(num_pairs=1))
+    monkeypatch.setattr(
+        rounds, "cache_scores", lambda job, **more: jobs.append(job) or SimpleNamespace(num_pairs=1, folder=job.out)
+    )
     monkeypatch.setattr(rounds, "rehearse", lambda *_: None)  # a new model has no encoders to store features of
     options = TrainingOptions(compute=Compute(device=CPU, precision="bfloat16", features=tmp_path / "features"))
     job = TrainingJob("distill", "tiny-student", [*SETS, *sets, "pool.rounds=3", "candidates.seed=7"], tmp_path / "run")
@@ -154,7 +156,41 @@ def test_rounds_teach_a_student_by_the_picks_of_the_teacher_alone(refs, tmp_path
     said: list[str] = []
     run = train(refs, tmp_path / "run", "pool.rounds=2", *picks, say=said.append)
     assert "infonce" in run.metrics()[0]
-    assert sum("18 of 18 texts of the pool have a pseudo positive" in line for line in said) == 2
+    assert sum("18 of 18 texts of the pool have a pseudo positive" in line for line in said) == 1
+    # Every pick is sure, so a second round has nothing to ask.
+    assert [path.name for path in (tmp_path / "run-rounds").iterdir()] == ["cache-1"]
+
+
+def test_the_texts_that_are_not_sure_share_the_images_of_a_further_round(refs, tmp_path):
+    sets = ["candidates.per_query=2", "loss.terms={ infonce = 1.0, kl = 1.0 }", "pool.rounds=2", "pool.images=3"]
+    train(refs, tmp_path / "all", *sets, "pool.pseudo_positive_above=-1000")
+    first = read_cache(tmp_path / "all-rounds" / "cache-1")
+    best_T = np.full(18, -np.inf)
+    np.maximum.at(best_T, first.text_P, first.score_P)
+    threshold = float(np.sort(best_T)[11])  # 6 texts have a higher score
+    is_sure_T = best_T > threshold
+    run = train(refs, tmp_path / "run", *sets, f"pool.pseudo_positive_above={threshold}")
+    second = read_cache(tmp_path / "run-rounds" / "cache-2")
+    counts = [np.bincount(cache.text_P, minlength=18) for cache in (first, second)]
+    assert (counts[0] == 2).all()
+    assert (counts[1][is_sure_T] == 2).all()
+    # 2 for each of 18 texts are 3 for each of 12, of which some have a score.
+    assert second.plan["candidates"]["per_query"] == 3
+    assert (counts[1][~is_sure_T] >= 3).all()
+    best_T = np.full(18, -np.inf)
+    np.maximum.at(best_T, second.text_P, second.score_P)
+    expected = [
+        {"texts": 18, "scored": 36, "picks": 6, "picks_above": threshold, "precision": None},
+        {
+            "texts": 12,
+            "scored": second.num_pairs - 36,
+            "picks": int((best_T > threshold).sum()),
+            "picks_above": threshold,
+            "precision": None,
+        },
+    ]
+    assert run.facts()["rounds"] == expected
+    assert Run(tmp_path / "run-rounds" / "run-1").facts()["rounds"] == expected[:1]
 
 
 BY_START = ["candidates.kind=embedding", "candidates.model=start"]
@@ -180,9 +216,10 @@ def test_with_captioned_images_their_student_proposes_first(refs, tmp_path):
     captioned = make_corpus(tmp_path / "captioned", CAPTIONS, has_colors=True)
     both = replace(refs, data=captioned.folder, pool=refs.data)
     picks = ["loss.terms={ infonce = 1.0, margin-mse = 0.1 }", "pool.pseudo_positive_above=-1000", "pool.images=3"]
-    run = train(both, tmp_path / "run", *BY_START, *picks, "pool.rounds=1", "pool.max_pairs=40")
+    run = train(both, tmp_path / "run", *BY_START, *picks, "pool.rounds=1", "pool.max_pairs=80")
     folder = tmp_path / "run-rounds"
-    assert sorted(path.name for path in folder.iterdir()) == ["cache-1", "run-0"]
+    # Of 40 pairs, as many for a caption as for a text of the pool; with 20, too few for the captions' own images.
+    assert sorted(path.name for path in folder.iterdir()) == ["cache-1", "cache-captions", "run-0"]
     assert read_cache(folder / "cache-1").plan["candidates"]["model"] == str(folder / "run-0")
     alone = Run(folder / "run-0").facts()
     assert alone["recipe"]["loss"]["terms"] == {"infonce": 1.0}

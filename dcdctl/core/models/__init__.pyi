@@ -56,7 +56,7 @@ from .preprocess import (
 )
 from .protocols import ExportSpec, Preprocessor
 from .query import QuerySpace
-from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
+from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE, path_of
 from .references.hub import hub_source, without_bars
 from .references.published import PublishedRow, list_teachers, published_rows
 from .run_documents import expect_run, read_run, run_of
@@ -134,6 +134,7 @@ __all__ = [
     "num_text_positions",
     "pair_products",
     "parse_overrides",
+    "path_of",
     "pool_tokens",
     "prefix_vectors",
     "published_rows",

@@ -96,7 +96,6 @@ ALWAYS_OPEN = (
     "`--scores`)"
 )
 """The hint for a model whose family does not load."""
-_TEACHERS = files.packaged("teachers")
 _KINDS = {
     "fusion": "a fusion scorer",
     "dual": "a dual encoder",
@@ -182,7 +181,7 @@ def text_pooling(ref: str | Path) -> folders.Pooling:
 
 def _read_small(ref: str | Path, read: Callable[[Path], T], *, otherwise: T) -> T:
     """What is read from a folder, or from the small files of a Hub id; `otherwise` if a reference is neither."""
-    if (folder := Path(ref)).is_dir():
+    if (folder := folders.path_of(ref)).is_dir():
         return read(folder)
     if not hub.is_id(str(ref)):
         return otherwise
@@ -269,7 +268,7 @@ def _check_folder(folder: Path) -> None:
 def _locate(ref: str | Path) -> tuple[Form, str]:
     """What a reference names, and the folder, file, name or Hub id that it is loaded from; ModelError if it names
     nothing."""
-    path = Path(ref).expanduser()
+    path = folders.path_of(ref)
     if path.is_file():
         if path.suffix != ".ckpt":
             raise ModelError(f"{path} is a file, but not a .ckpt", hint=ACCEPTED)
@@ -279,8 +278,7 @@ def _locate(ref: str | Path) -> tuple[Form, str]:
     if _FUNCTION.fullmatch(str(ref)):
         return "function", str(ref)
     if str(ref) in published.list_teachers():
-        built_in = _TEACHERS / str(ref)
-        return ("folder", str(built_in)) if built_in.is_dir() else ("published", str(ref))
+        return "published", str(ref)
     # The path of a missing file, such as runs/teacher.ckpt, has the form of a Hub id.
     if not hub.is_id(str(ref)) or path.suffix == ".ckpt":
         raise ModelError(f"{ref} does not exist", hint="`dcdctl models` shows what a model may be")

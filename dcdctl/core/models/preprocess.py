@@ -44,7 +44,7 @@ from dcdctl.core.errors import DcdError, ModelError, as_user_error, first_line, 
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.protocols import Table
-from dcdctl.core.models.references import hub
+from dcdctl.core.models.references import folders, hub
 from dcdctl.core.models.references.config_sizes import check_sizes
 
 METER: Literal["meter"] = "meter"
@@ -403,9 +403,10 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
 def hub_errors(ref: str, *, hint: str, use: str = "") -> Iterator[None]:
     """Turn the errors of libraries for missing or broken files, or an unreachable Hub (`hub.reading`), into a
     ModelError; others pass."""
-    is_local = Path(ref).exists()
+    path = folders.path_of(ref)
+    is_local = path.exists()
     try:
-        check_sizes(Path(ref))
+        check_sizes(path)
         with silence_transformers() if is_local else hub.reading(ref, use):
             yield
     except (DcdError, ImportError):  # not about the files; `needing_timm` and `load_tokenizer` name a missing package
@@ -415,7 +416,7 @@ def hub_errors(ref: str, *, hint: str, use: str = "") -> Iterator[None]:
     # cannot read, tokenizers raises a plain Exception, so no list of types is complete.
     except Exception as error:
         is_named = isinstance(error, PermissionError) or is_memory_short(error)
-        if is_named and (refusal := as_user_error(error, Path(ref), kind=ModelError)) is not None:
+        if is_named and (refusal := as_user_error(error, path, kind=ModelError)) is not None:
             raise refusal from error
         is_clear = isinstance(error, OSError | ValueError | SafetensorError)
         reason = first_line(error) if is_clear else f"{type(error).__name__}: {first_line(error)}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -224,7 +223,7 @@ def is_late(ref: str) -> bool:
 
 def _is_ours(ref: str) -> bool:
     """Whether a reference is a run, or a folder that `models.save` wrote, whose type transformers may not know."""
-    return any((Path(ref) / name).exists() for name in ("run.json", models.SETTINGS_FILE))
+    return any((models.path_of(ref) / name).exists() for name in ("run.json", models.SETTINGS_FILE))
 
 
 def _pooled(network: Any, batch: Texts, pooling: Literal["mean", "cls"]) -> Tensor:

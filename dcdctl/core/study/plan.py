@@ -291,7 +291,7 @@ def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> Docum
 
 def _digest(ref: str) -> str | None:
     """Identifies the version of a local model: SHA-256 over its files; None for a model that is not local."""
-    path = Path(ref).expanduser()
+    path = models.path_of(ref)
     if path.is_file():
         return artifacts.sha256_of(path)
     folder = path / "model" if (path / "model").is_dir() else path

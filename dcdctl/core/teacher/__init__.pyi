@@ -15,7 +15,7 @@ from .embedded import (
 from .external_scores import RowNames, plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter, text_classes
 from .job import CacheCost, CacheJob, cache_scores, preview_cost, verify_cache
-from .picks import NO_PICK, Threshold, find_picks, threshold_by_captions, threshold_by_modes
+from .picks import NO_PICK, NoPicks, Threshold, better_half, find_picks, threshold_by_captions, threshold_by_runners_up
 from .score_files import READERS, read_batches
 from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread
@@ -40,6 +40,7 @@ __all__ = [
     "EmbeddedTeachers",
     "FalseNegativeFilter",
     "LateTeacher",
+    "NoPicks",
     "RowNames",
     "TeacherCache",
     "TeacherEnsemble",
@@ -47,6 +48,7 @@ __all__ = [
     "TextCache",
     "TextCacheJob",
     "Threshold",
+    "better_half",
     "cache_document",
     "cache_facts",
     "cache_scores",
@@ -74,7 +76,7 @@ __all__ = [
     "text_cache_facts",
     "text_classes",
     "threshold_by_captions",
-    "threshold_by_modes",
+    "threshold_by_runners_up",
     "verify_cache",
     "verify_texts",
 ]

@@ -216,6 +216,7 @@ def plan_of(job: CacheJob, corpus: Corpus, scorer: Mapping[str, Any]) -> artifac
         "extends": None if job.extend is None else files.sha256_of(job.extend / CACHE.seal_file),
         "images_per_shard": IMAGES_PER_SHARD,
         "max_pairs": job.max_pairs,
+        "sure_above": job.sure_above,
     }
 
 
@@ -276,7 +277,7 @@ def begin(build: Build, job: CacheJob, corpus: Corpus, track: Track) -> artifact
         config, device = job.candidates, job.compute.device
         old = None if job.extend is None else reusable_pairs(job.extend, corpus, build.plan)
         drawn = candidates.draw_candidates(
-            corpus, config, device=device, max_pairs=job.max_pairs, scored=old, track=track
+            corpus, config, device=device, max_pairs=job.max_pairs, scored=old, sure_above=job.sure_above, track=track
         )
         image, text, role = drawn.pairs(corpus.caption_image)
         pairs = Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)

@@ -6,13 +6,13 @@ Only NumPy is imported here, because `dcdctl inspect` and `verify` read caches w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Direction, Indices, RaggedArray
+from dcdctl.core.data import Direction, Flags, Indices, RaggedArray
 
 POSITIVE, TEXT_CANDIDATE, IMAGE_CANDIDATE = 1, 2, 4
 """Roles of a pair: the caption belongs to the image; the caption is a candidate of the image; the image is a candidate
@@ -54,10 +54,21 @@ class Candidates:
             ]
         )
         coded.sort()
-        starts = np.flatnonzero(np.concatenate([[True], coded[1:] >> 3 != coded[:-1] >> 3]))
+        starts = np.flatnonzero(np.diff(coded >> 3, prepend=-1))
         role = np.bitwise_or.reduceat((coded & 7).astype(np.uint8), starts)
         keys = coded[starts] >> 3
         return keys // num_texts, keys % num_texts, role
+
+    def of_texts(self, is_asked_T: Flags) -> Candidates:
+        """The candidates of images, and of some of the texts."""
+        lists = self.images_of_text
+        here = is_asked_T[lists.rows]
+        asked = RaggedArray.from_sorted(lists.rows[here], lists.values[here], len(lists))
+        ranks = {
+            direction: ranks_P[here] if direction == Direction.IMAGE else ranks_P
+            for direction, ranks_P in self.ranks.items()
+        }
+        return replace(self, images_of_text=asked, ranks=ranks)
 
     def where(self, is_kept: Callable[[Indices, Indices], Any]) -> Candidates:
         """The candidates whose images and captions `is_kept` tells to keep; without ranks."""

@@ -74,7 +74,8 @@ class CandidateConfig:
     student of the captioned images, which is trained first, or without any the student's own start."""
     duplicate_bits: Annotated[int, between(0, 64, "[)")] | None = None
     """Images whose 64-bit difference hashes differ in at most this many bits count as duplicates: neither is a negative
-    for the other's captions, in a cache and in the batches of a training. Unset: duplicates are not searched for."""
+    for the other's captions, in a cache and in the batches of a training; in a pool, for the texts that the teacher
+    picked it for. Unset: duplicates are not searched for."""
     absolute_margin: Real | None = None
     """Removes negatives that score above the mean score of the query's positives minus this margin. Unset: no
     margin."""
@@ -131,7 +132,7 @@ def check_candidates(corpus: Corpus, config: CandidateConfig) -> None:
     for what, count in (("images", corpus.num_images), ("texts", corpus.num_captions)):
         if not count:
             raise CorpusError(f"{name} has no {what}, and a teacher scores pairs of both")
-    for setting in ("absolute_margin", "relative_margin", "duplicate_bits"):
+    for setting in ("absolute_margin", "relative_margin"):
         if (value := getattr(config, setting)) is not None:
             raise ConfigError(
                 f"candidates.{setting} is {value:g} and needs positives, which {name} lacks",
@@ -165,16 +166,21 @@ def draw_candidates(
     device: torch.device = CPU,
     max_pairs: int | None = None,
     scored: Pairs | None = None,
+    sure_above: float | None = None,
     track: Track = silent,
 ) -> Candidates:
     """The negatives of every query of a corpus, without false negatives.
 
     With `max_pairs` as many as leave at most so many pairs to score, positives included (`budget`); pairs that are
-    `scored` already are free, and their scores tell where the vectors of `model` disagree with the teacher.
+    `scored` already are free, and their scores tell where the vectors of `model` disagree with the teacher. A text with
+    a score above `sure_above` gets no further images, of any kind but blocks.
     """
     proposer = _open_proposer(corpus, config, device, track)
+    is_unsure_T = np.ones(corpus.num_captions, dtype=bool)
+    if scored is not None and sure_above is not None:
+        is_unsure_T[scored.text[scored.score > sure_above]] = False
     if max_pairs is None and config.kind != "blocks":
-        return mine_candidates(corpus, config, proposer.vectors, track)
+        return mine_candidates(corpus, config, proposer.vectors, track).of_texts(is_unsure_T)
     scored_P = np.empty(0, np.int64) if scored is None else scored.image * corpus.num_captions + scored.text
     count = None if max_pairs is None else budget.num_candidates(corpus, max_pairs, scored_P)
     if config.kind == "blocks":
@@ -187,7 +193,7 @@ def draw_candidates(
         for direction, ones_Q in weights.items():
             query_P, _ = direction.query_first(scored.image, scored.text)
             weights[direction] = budget.disagreement(query_P, scored.score, student_P, num_queries=len(ones_Q))
-    mined = mine_candidates(corpus, config, proposer.vectors, track)
+    mined = mine_candidates(corpus, config, proposer.vectors, track).of_texts(is_unsure_T)
     return budget.within_budget(mined, count, scored_P, weights, seed=config.seed)
 
 

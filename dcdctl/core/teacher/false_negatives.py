@@ -50,12 +50,20 @@ class FalseNegativeFilter:
             return frozenset()
         return frozenset(np.flatnonzero(np.bitwise_count(self._hash_I ^ self._hash_I[image]) <= self._bits).tolist())
 
+    def with_owners(self, caption_image: Indices) -> FalseNegativeFilter:
+        """The same texts and images, where each text belongs to an image of `caption_image`: in a pool, the one that a
+        teacher picked for it."""
+        return FalseNegativeFilter(caption_image, self.text_class, self._hash_I, self._bits)
+
     def __call__(self, image: Indices, text: Indices) -> Reasons:
         """The reason of each pair; images are the queries."""
         reasons = np.zeros(image.shape, dtype=np.uint8)
         # From the last reason to the first, so that a pair with several gets the first.
         if self._hash_I is not None:
-            reasons[np.bitwise_count(self._hash_I[image] ^ self._hash_I[self._caption_image[text]]) <= self._bits] = 3
+            owner = self._caption_image[text]
+            is_duplicate = np.bitwise_count(self._hash_I[image] ^ self._hash_I[owner]) <= self._bits
+            # A text of a pool may belong to no image.
+            reasons[is_duplicate & (owner >= 0)] = 3
         # Most texts occur once. Looking up the others takes time when there are millions of pairs.
         repeated = np.nonzero(self.is_repeated_T[text])
         keys = image[repeated] * self._num_classes + self.text_class[text[repeated]]

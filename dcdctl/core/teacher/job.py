@@ -62,6 +62,8 @@ class CacheJob(TeacherJob):
     max_pairs: int | None = None
     """At most so many pairs are scored, beside those that have a score: the best candidates of each query, and the
     queries first about which `candidates.model` disagrees with the scores of `extend`."""
+    sure_above: float | None = None
+    """A text that has a score above this in `extend` gets no further images: its pick is sure. Not for blocks."""
 
     def open_corpus(self) -> Corpus:
         """The corpus; an error for candidates that it cannot have."""

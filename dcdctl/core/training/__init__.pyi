@@ -23,12 +23,13 @@ from .recipe import (
     require_recipe_of_cache,
     toml_value,
 )
-from .rounds import preview, train_in_rounds
+from .rounds import OF_CAPTIONS, preview, train_in_rounds
 from .runs import Run, TrainingJob, check_folder, command_of
 from .train import check_new_model, resolve, train_model
 from .validation import run_document, validation_document, validation_table
 
 __all__ = [
+    "OF_CAPTIONS",
     "BatchConfig",
     "DualConfig",
     "FusionConfig",

@@ -21,6 +21,7 @@ from dcdctl.core.teacher import (
     EmbeddedScores,
     EmbeddedTeachers,
     FalseNegativeFilter,
+    NoPicks,
     TeacherCache,
     TeacherEnsemble,
     TeacherScores,
@@ -31,15 +32,14 @@ from dcdctl.core.teacher import (
     false_negative_filter,
     measure_spread,
     read_caches,
-    text_classes,
 )
 from dcdctl.core.training import negatives, validation
 from dcdctl.core.training.adapted import fit_validation
 from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.lists import CandidateLists
-from dcdctl.core.training.batches.pool import PoolLists, PoolPairs
-from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches, StepPairs
+from dcdctl.core.training.batches.pool import PickedPairs, PoolLists, PoolPairs
+from dcdctl.core.training.batches.step_pairs import CorpusBatches, Coverage, MixedBatches, StepPairs
 from dcdctl.core.training.coverage import DualTeachers, Preview, measure_preview
 from dcdctl.core.training.inputs import caches_of
 from dcdctl.core.training.objective import PairObjective
@@ -91,7 +91,7 @@ class CorpusData:
     """Their cached scores; the others are embedded."""
     temperature: float | None
     """What `loss.temperature` auto stands for; None if the recipe has a number."""
-    threshold: Threshold | None
+    threshold: Threshold | NoPicks | None
     """What `pool.pseudo_positive_above` auto stands for; None if the recipe has a number, and before dual teachers are
     loaded."""
     preview: Preview
@@ -105,7 +105,7 @@ class CorpusData:
         """Load the dual teachers, or the model that the student starts from. ConfigError before that, if the caches
         cover too little of what the recipe needs."""
         if self.preview.coverage is not None:
-            self.preview.coverage.check()
+            self._check_coverage(self.preview.coverage)
         recipe, inputs = self.recipe, self.plan.inputs
         if not self.plan.use.embeds:
             caches = [cache for part in self.parts for cache in part.caches]
@@ -119,6 +119,11 @@ class CorpusData:
             duals=duals,
             vector_width=first.embedding_dim if needs_width else None,
         )
+
+    def _check_coverage(self, coverage: Coverage) -> None:
+        # The scores of a round are what the recipe asked for, and may have taken hours.
+        if not self.plan.job.rounds:
+            coverage.check()
 
     def facts(self, teachers: Teachers) -> dict[str, Any]:
         """The fingerprints of corpora, caches and teachers, and what the caches cover."""
@@ -192,21 +197,25 @@ class CorpusData:
         return Prepared(
             recipe=recipe,
             preview=preview,
-            objective=make_objective(recipe, has_pool=len(batches) > 1, has_scores=has_scores),
+            objective=make_objective(
+                with_number(recipe, threshold), [part.corpus for part in self.parts], has_scores=has_scores
+            ),
             make_batches=partial(make_batches, batches, recipe),
             validation=self.validation,
             validation_teachers=judged_scores,
             collect=mine if recipe.batch.negatives == "mined" else None,
         )
 
-    def _lines(self, preview: Preview, parts: Sequence[CorpusBatches], threshold: Threshold | None) -> Iterator[str]:
+    def _lines(
+        self, preview: Preview, parts: Sequence[CorpusBatches], threshold: Threshold | NoPicks | None
+    ) -> Iterator[str]:
         """What the user should know of what was measured; ConfigError if the caches cover too little of the pool."""
         yield from preview.lines()
         yield from preview.warnings()
         for opened, part in zip(self.parts[1:], parts[1:], strict=True):
             if opened.cached is not None:
                 coverage = part.pairs.coverage(preview.num_steps)
-                coverage.check()
+                self._check_coverage(coverage)
                 yield f"the scores of the pool cover {coverage}"
         if threshold is not None:
             yield str(threshold)
@@ -384,14 +393,14 @@ def check_features(model: Model, compute: Compute) -> None:
         )
 
 
-def make_objective(recipe: Recipe, *, has_pool: bool, has_scores: bool) -> PairObjective:
-    """The loss of captioned images and of the pool beside them; each has the terms that it has what they need for."""
+def make_objective(recipe: Recipe, corpora: Sequence[Corpus], *, has_scores: bool) -> PairObjective:
+    """The loss of captioned images, of a pool, or of both; each has the terms that it has what they need for."""
     loss, pool = recipe.loss, recipe.pool
-    if not has_pool:
-        return PairObjective(loss)
-    of_pairs: Collection[str] = loss.terms if has_scores else loss.own_terms
     without = [] if pool.pseudo_positive_above is not None else loss.with_positive
     of_pool = [name for name in loss.terms if name not in without]
+    if len(corpora) == 1:
+        return PairObjective(loss.with_terms(of_pool, 1.0) if corpora[0].is_pool else loss)
+    of_pairs: Collection[str] = loss.terms if has_scores else loss.own_terms
     return PairObjective(loss.with_terms(of_pairs, 1 - pool.weight), loss.with_terms(of_pool, pool.weight))
 
 
@@ -423,8 +432,8 @@ def _pairs_of(
         if isinstance(threshold, int | float) and scores is not None:
             image_T = picked_images(corpus, scores, threshold)
             batch = replace(recipe.batch, size=recipe.pool.images or recipe.batch.size)
-            matches = FalseNegativeFilter(image_T, text_classes(corpus.captions))
-            return AllPairs(corpus, replace(recipe, batch=batch), scores, matches, image_T=image_T)
+            matches = false_negatives.with_owners(image_T)
+            return PickedPairs(corpus, replace(recipe, batch=batch), scores, matches, image_T=image_T)
         # A pool has no positives, so no image is looked for that is a duplicate of one.
         kind = PoolLists if recipe.loss.on_lists else PoolPairs
         return kind(corpus, recipe, scores, false_negative_filter(corpus, None))

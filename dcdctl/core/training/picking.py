@@ -3,51 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Indices
+from dcdctl.core.data import Corpus, Direction, Indices
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import (
     NO_PICK,
+    CandidateConfig,
+    NoPicks,
     TeacherScores,
     Threshold,
+    better_half,
     find_picks,
+    read_caches,
     threshold_by_captions,
-    threshold_by_modes,
+    threshold_by_runners_up,
 )
+from dcdctl.core.training.inputs import InputRefs, caches_of
 from dcdctl.core.training.recipe import PoolConfig, Recipe
 
 FEWEST_CAPTIONS = 100
 """Captions with a pick of the teacher, half of which find a threshold and half of which measure it."""
+LEAST_SHARE = 0.1
+"""Share of the pool's texts with a pick, below which `auto` takes none where a loss learns from the scores alone."""
 
 
 def choose_threshold(
     recipe: Recipe, corpora: Sequence[Corpus], scores: Sequence[TeacherScores | None]
-) -> Threshold | None:
-    """What `pool.pseudo_positive_above` auto stands for: by the captioned images, if the teacher has scored some of
-    their pairs, else by the best scores of the pool. None if the recipe has a number, or no pool has scores."""
-    precision = recipe.pool.precision
-    if recipe.pool.pseudo_positive_above != "auto":
+) -> Threshold | NoPicks | None:
+    """What `pool.pseudo_positive_above` auto stands for: the threshold by the runners-up of the pool's texts, or by the
+    captioned images if the teacher has scored their pairs and it is higher. None if the recipe has a number, or no pool
+    has scores.
+
+    If the picks that are right as often as asked are few, and a loss learns from the scores without a positive, no pick
+    is taken.
+    """
+    pool, of_pool = corpora[-1], scores[-1]
+    if recipe.pool.pseudo_positive_above != "auto" or not pool.is_pool or of_pool is None:
         return None
-    scored = [(corpus, each) for corpus, each in zip(corpora, scores, strict=True) if each is not None]
-    for corpus, each in scored:
-        if not corpus.is_pool:
-            image_T, score_T = find_picks(each, corpus)
-            has_pick = image_T != NO_PICK
-            if has_pick.sum() >= FEWEST_CAPTIONS:
-                is_right = (image_T == corpus.caption_image)[has_pick]
-                return threshold_by_captions(score_T[has_pick], is_right, precision)
-    for corpus, each in scored:
-        if corpus.is_pool:
-            score_T = find_picks(each, corpus).score_T
-            return threshold_by_modes(score_T[np.isfinite(score_T)], precision)
-    return None
+    picks = find_picks(of_pool, pool)
+    found = threshold_by_runners_up(picks, recipe.pool.precision)
+    by_captions = _by_captions(recipe, corpora[0], scores[0])
+    if by_captions is not None and by_captions.value > found.value:
+        found = by_captions
+    share = float((picks.score_T > found.value).mean())
+    if share >= LEAST_SHARE:
+        return found
+    reason = f"{share:.0%} of the texts have a pick above {found.value:.4g}, {found.reason}"
+    loss = recipe.loss
+    if set(loss.terms) - set(loss.with_positive) - set(loss.own_terms):
+        return NoPicks(reason=f"{reason}: the scores teach alone")
+    return better_half(picks.score_T[np.isfinite(picks.score_T)], reason)
 
 
-def with_number(recipe: Recipe, threshold: Threshold | None) -> Recipe:
-    """The recipe with the number that was found for its picks."""
+def _by_captions(recipe: Recipe, captioned: Corpus, scores: TeacherScores | None) -> Threshold | None:
+    """By the captions that the teacher has scored; None if they are too few."""
+    if captioned.is_pool or scores is None:
+        return None
+    image_T, score_T, _ = find_picks(scores, captioned)
+    has_pick = image_T != NO_PICK
+    if has_pick.sum() < FEWEST_CAPTIONS:
+        return None
+    is_right = (image_T == captioned.caption_image)[has_pick]
+    return threshold_by_captions(score_T[has_pick], is_right, recipe.pool.precision)
+
+
+def with_number(recipe: Recipe, threshold: Threshold | NoPicks | None) -> Recipe:
+    """The recipe with the number that was found for its picks, or without picks."""
     if threshold is None:
         return recipe
     pool = replace(recipe.pool, pseudo_positive_above=threshold.value, precision=PoolConfig.precision)
@@ -68,13 +93,68 @@ def picked_images(corpus: Corpus, scores: TeacherScores, threshold: float) -> In
     return image_T
 
 
+@dataclass(frozen=True, kw_only=True)
+class Picked:
+    """How many texts of a corpus have a pick that is sure, and how often such picks are right."""
+
+    num_texts: int
+    num_sure: int = 0
+    threshold: float | None = None
+    """The score above which a pick is sure; None before the first scores, and for a student that learns from no
+    picks."""
+    precision: float | None = None
+    """Share of the captions' picks above it that are their own image; None without captioned images."""
+
+    @property
+    def num_unsure(self) -> int:
+        """The texts that need further images."""
+        return self.num_texts - self.num_sure
+
+    def spread(self, candidates: CandidateConfig, num_images: int) -> CandidateConfig:
+        """The candidates of a round: the texts that are not sure share what was meant for all texts."""
+        if not self.num_sure or candidates.kind == "blocks" or candidates.directions != (Direction.IMAGE,):
+            return candidates
+        per_query = candidates.per_query * self.num_texts // max(self.num_unsure, 1)
+        return replace(candidates, per_query=min(per_query, num_images))
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts for run.json."""
+        if self.threshold is None:
+            return {}
+        return {"picks": self.num_sure, "picks_above": self.threshold, "precision": self.precision}
+
+
+def count_picks(recipe: Recipe, inputs: InputRefs) -> Picked:
+    """The picks that a training by a recipe with picks learns from on these inputs."""
+    corpora, caches = inputs.open()
+    pool, prints = corpora[-1], [corpus.fingerprint for corpus in corpora]
+    # Not those of validation corpora.
+    caches = [cache for cache in caches if cache.plan["corpus"] in prints]
+    scores = [read_caches(group, ()) for group in caches_of(corpora, caches)]
+    recipe = with_number(recipe, choose_threshold(recipe, corpora, scores))
+    threshold = recipe.pool.pseudo_positive_above
+    if threshold is None:
+        return Picked(num_texts=pool.num_captions)
+    assert isinstance(threshold, int | float)
+    assert scores[-1] is not None
+    is_sure_T = find_picks(scores[-1], pool).above(threshold) != NO_PICK
+    precision = None
+    if len(corpora) == 2 and scores[0] is not None:
+        precision = _share_right(corpora[0], scores[0], threshold)
+    return Picked(num_texts=pool.num_captions, num_sure=int(is_sure_T.sum()), threshold=threshold, precision=precision)
+
+
+def _share_right(captioned: Corpus, scores: TeacherScores, threshold: float) -> float | None:
+    """The share of the captions' picks above a threshold that are their own images; None if there is no such pick."""
+    image_T = find_picks(scores, captioned).above(threshold)
+    texts = np.flatnonzero(image_T != NO_PICK)
+    return float((image_T[texts] == captioned.caption_image[texts]).mean()) if len(texts) else None
+
+
 def picks_line(corpus: Corpus, scores: TeacherScores, threshold: float) -> str:
     """How many texts have a pseudo positive, and how many of those of captioned images are right."""
-    image_T = find_picks(scores, corpus).above(threshold)
-    texts = np.flatnonzero(image_T >= 0)
+    num_picks = int((find_picks(scores, corpus).above(threshold) != NO_PICK).sum())
     name = "texts of the pool" if corpus.is_pool else "captions"
-    line = f"{len(texts):,} of {len(image_T):,} {name} have a pseudo positive above {threshold:g}"
-    if corpus.is_pool or not len(texts):
-        return line
-    right = (image_T[texts] == corpus.caption_image[texts]).mean()
-    return f"{line}, which is the own image of {right:.1%} of them"
+    line = f"{num_picks:,} of {corpus.num_captions:,} {name} have a pseudo positive above {threshold:g}"
+    right = None if corpus.is_pool else _share_right(corpus, scores, threshold)
+    return line if right is None else f"{line}, which is the own image of {right:.1%} of them"

@@ -44,7 +44,7 @@ def rehearse(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, trac
         corpus_data.check_features(model, options.compute)
         if options.checkpoint_activations:
             model.checkpoint_activations()
-        objective = corpus_data.make_objective(data.recipe, has_pool=len(data.parts) > 1, has_scores=True)
+        objective = corpus_data.make_objective(data.recipe, [part.corpus for part in data.parts], has_scores=True)
         Learner(
             model,
             objective,

@@ -53,6 +53,8 @@ class TrainingJob:
     out: Path
     resume: bool = False
     """Resume the run in `out`, if there is one."""
+    rounds: Sequence[artifacts.Document] = ()
+    """What each round up to this training proposed, scored and picked, for run.json."""
 
 
 @dataclass(frozen=True)

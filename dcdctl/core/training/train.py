@@ -210,6 +210,7 @@ def start(plan: TrainingPlan, facts: dict[str, Any], options: TrainingOptions, p
             "micro_batches": options.micro_batches,
             "batches_per_epoch": prepared.preview.batches_per_epoch,
             "validated_on": list(prepared.validation),
+            **({"rounds": list(job.rounds)} if job.rounds else {}),
             **runs.equivalent_command(job, plan.inputs.options()),
         }
     with distributed.main_first():

@@ -1,5 +1,5 @@
-"""The type of the model in a folder, from the small files that its library wrote: a key of `load_save.FAMILIES`, if the
-model loads."""
+"""The path that a reference names, and the type of the model in a folder, from the small files that its library wrote:
+a key of `load_save.FAMILIES`, if the model loads."""
 
 from __future__ import annotations
 
@@ -37,10 +37,19 @@ MULTI_VECTOR_TYPES = (MULTI_VECTOR, "ColBERT")
 """The `model_type` in that file of sentence-transformers, and of PyLate, whose models it reads."""
 MODULE_CONFIG_FILE = "sentence_bert_config.json"
 """The settings of the first module."""
+BUILT_IN = files.packaged("built_in")
+"""A folder for each built-in model, under its name."""
 DECIDING = (LATE_FILE, CONFIG_FILE, OPEN_CLIP_FILE, SENTENCE_TRANSFORMERS_FILE, MODULES_FILE, MODULE_CONFIG_FILE)
 """The files that decide the type."""
 Pooling = Literal["mean", "cls"]
 """The vector of a text: the mean of its tokens, or the first one."""
+
+
+def path_of(ref: str | Path) -> Path:
+    """The path that a reference is: of a built-in model its folder, unless something here has the same name."""
+    path = Path(ref).expanduser()
+    is_built_in = not path.exists() and str(ref) in (folder.name for folder in BUILT_IN.iterdir())
+    return BUILT_IN / path if is_built_in else path
 
 
 def holds_model(folder: Path) -> bool:

@@ -22,12 +22,12 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from dcdctl.core import data
 from dcdctl.core.errors import ModelError, first_line
-from dcdctl.core.models.references.folders import LATE_FILE
+from dcdctl.core.models.references import folders
 
 TIMEOUT_S = 10.0
 """How long the Hub may take to answer the first request, before the copy in its cache is read instead."""
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
-SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", LATE_FILE)
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", folders.LATE_FILE)
 """Configurations and tokenizers, and the weights that tell a late-interaction model from its dual encoder."""
 _WEIGHTS = (
     re.compile(r"(.*/)?model(-\d+-of-\d+)?\.safetensors"),
@@ -46,7 +46,10 @@ def is_id(ref: str) -> bool:
 
 def hub_source(ref: str) -> dict[str, str]:
     """The first arguments of `from_pretrained`: the folder or repository, and its revision, a branch, tag or commit."""
-    match = None if Path(ref).exists() else _ID.fullmatch(ref)
+    path = folders.path_of(ref)
+    if path.exists():
+        return {"pretrained_model_name_or_path": str(path)}
+    match = _ID.fullmatch(ref)
     if match is None or match["revision"] is None:
         return {"pretrained_model_name_or_path": ref}
     return {"pretrained_model_name_or_path": match["repo"], "revision": match["revision"]}

@@ -91,8 +91,8 @@ class AllPairs(PairGrid):
     """Images with one caption each, all pairs of which are candidates.
 
     With a cache, a batch is a neighborhood of it: images that share scored pairs come together, so the hard candidates
-    of one query are the positives of others. `image_T` pairs texts of a pool with images, -1 for none: pseudo
-    positives, and images without one are left out.
+    of one query are the positives of others. `image_T` pairs texts of a pool with images, -1 for none; images without a
+    text have no place in the batches.
     """
 
     counted, hint = "with a negative or more", "batch.size to candidates.block_size"

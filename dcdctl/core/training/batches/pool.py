@@ -7,6 +7,7 @@ Shape letters as in `batches`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -15,9 +16,39 @@ from dcdctl.core.data import Corpus, Direction, Indices, RaggedArray
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import TeacherScores
 from dcdctl.core.training.adapted import fit_pool, lowered
-from dcdctl.core.training.batches.all_pairs import PairGrid, image_batches
+from dcdctl.core.training.batches.all_pairs import AllPairs, PairGrid, image_batches
 from dcdctl.core.training.batches.lists import Lists
 from dcdctl.core.training.batches.step_pairs import Coverage
+
+
+@dataclass
+class PickedPairs(AllPairs):
+    """Images of a pool, each with a text that the teacher picked it for, and images that no text picked: these are
+    negatives of every text of the batch.
+
+    They have the share of a batch that they have in the pool, at most half.
+    """
+
+    def __post_init__(self) -> None:
+        assert self.image_T is not None
+        self._unpicked = np.setdiff1d(np.arange(self.corpus.num_images), self.image_T)
+        size = min(self.recipe.batch.size, self.corpus.num_images)
+        share = min(len(self._unpicked) / self.corpus.num_images, 1 / 2)
+        # A loss that compares texts needs two of them.
+        self.num_unpicked = max(0, min(int(share * size), size - 2))
+        batch = replace(self.recipe.batch, size=size - self.num_unpicked)
+        self.recipe = replace(self.recipe, batch=batch)
+        super().__post_init__()
+
+    @property
+    def size_of_step(self) -> tuple[int, int]:
+        num_images = self.config.size + self.num_unpicked
+        return num_images, num_images * self.config.size
+
+    def _pairs(self, step: int) -> tuple[Indices, Indices]:
+        image_Q1, text_1G = super()._pairs(step)
+        others = self._rng(2, step).choice(self._unpicked, self.num_unpicked, replace=False)
+        return np.concatenate([image_Q1, np.sort(others)[:, None]]), text_1G
 
 
 class PoolPairs(PairGrid):

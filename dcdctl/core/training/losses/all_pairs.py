@@ -19,6 +19,8 @@ from dcdctl.core.training.losses.weights import decisiveness
 def infonce(logits_QG: Tensor, same_mask: Tensor | None = None, *, label_smoothing: float = 0.0) -> Tensor:
     """Softmax cross-entropy over a batch, mean of both directions; the diagonal is the positive.
 
+    Rows below the diagonal are images without a caption in the batch: negatives of each caption, and no queries.
+
     Pairs in `same_mask` (Q x G, True where a pair off the diagonal matches too) are left out of both directions, as
     false negatives. With `label_smoothing` e, each of the K_i pairs in the denominator of row i gets the target e /
     K_i, and the positive 1 - e more:
@@ -33,15 +35,17 @@ def infonce(logits_QG: Tensor, same_mask: Tensor | None = None, *, label_smoothi
     tensor(1.3863)
     """
     logits_QG = in_full_precision(logits_QG)
+    num_positives = logits_QG.shape[1]
     if same_mask is not None:
-        on_diagonal = torch.eye(len(logits_QG), dtype=torch.bool, device=logits_QG.device)
+        on_diagonal = torch.eye(*logits_QG.shape, dtype=torch.bool, device=logits_QG.device)
         # A mask that covers the diagonal would remove the positive and make the loss infinite.
         logits_QG = logits_QG.masked_fill(same_mask & ~on_diagonal, -torch.inf)
-    target_Q = torch.arange(len(logits_QG), device=logits_QG.device)
-    loss = (functional.cross_entropy(logits_QG, target_Q) + functional.cross_entropy(logits_QG.T, target_Q)) / 2
+    target_G = torch.arange(num_positives, device=logits_QG.device)
+    queries = logits_QG[:num_positives], logits_QG.T
+    loss = (functional.cross_entropy(queries[0], target_G) + functional.cross_entropy(queries[1], target_G)) / 2
     if label_smoothing == 0:
         return loss
-    uniform = (_uniform_cross_entropy(logits_QG) + _uniform_cross_entropy(logits_QG.T)) / 2
+    uniform = (_uniform_cross_entropy(queries[0]) + _uniform_cross_entropy(queries[1])) / 2
     return (1 - label_smoothing) * loss + label_smoothing * uniform
 
 
@@ -57,7 +61,7 @@ def sigmoid(logits_QG: Tensor, same_mask: Tensor | None = None) -> Tensor:
 
         loss = -(1 / Q) sum_ij log sigmoid(z_ij s_ij),   z_ij = 1 if i = j else -1
 
-    Equation 1 of Zhai et al., ICCV 2023, arXiv 2303.15343: a sum over pairs, divided by the number of images. `s` is
+    Equation 1 of Zhai et al., ICCV 2023, arXiv 2303.15343: a sum over pairs, divided by the number of positives. `s` is
     the logit with the model's scale and bias. Pairs in `same_mask` (as in `infonce`) are left out as false negatives.
 
     When to use it: for SigLIPs and new dual students whose logits are to stand for probabilities, alone or beside
@@ -67,12 +71,12 @@ def sigmoid(logits_QG: Tensor, same_mask: Tensor | None = None) -> Tensor:
     tensor(2.7726)
     """
     logits_QG = in_full_precision(logits_QG)
-    label_QG = torch.eye(len(logits_QG), dtype=logits_QG.dtype, device=logits_QG.device)
+    label_QG = torch.eye(*logits_QG.shape, dtype=logits_QG.dtype, device=logits_QG.device)
     error_QG = functional.binary_cross_entropy_with_logits(logits_QG, label_QG, reduction="none")
     if same_mask is not None:
         # A mask that covers the diagonal would remove the positive.
         error_QG = error_QG.masked_fill(same_mask & (label_QG == 0), 0)
-    return error_QG.sum() / len(logits_QG)
+    return error_QG.sum() / logits_QG.shape[1]
 
 
 def sigmoid_kl(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float) -> Tensor:

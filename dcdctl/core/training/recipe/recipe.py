@@ -103,11 +103,11 @@ class PoolConfig:
     """All pairs: texts of the pool in a step; as many as images if not set."""
     pseudo_positive_above: Real | Literal["auto"] | None = None
     """Take a text and its best image, by the teacher, for a pair if the score is above this: losses that need a
-    positive then learn from the pool too. auto: found from the scores, such that `precision` of the pairs are right.
-    Unset: they do not."""
-    precision: Annotated[Share, _AUTO_PICKS] = 0.9
-    """pseudo_positive_above auto: share of the pairs that should be right. Measured on captioned images that are
-    scored too, else expected from two modes of the best scores."""
+    positive then learn from the pool too. auto: found from the scores, such that `precision` of the pairs are right;
+    none if these are few. Unset: they do not."""
+    precision: Annotated[Share, _AUTO_PICKS] = 0.8
+    """pseudo_positive_above auto: share of the pairs that should be right. Expected from the second best scores, and
+    measured on captioned images that are scored too."""
     rounds: Repeated | None = None
     """Without a cache: let --teacher score the `[candidates]` of the pool, train, and from the second round on mine
     further ones with the student. Unset: the scores come from --cache, or from a dual --teacher for every pair."""
