@@ -106,7 +106,8 @@ class Workspace:
         if step.is_run and not step.trains:
             artifacts.write_document(folder / "cost.json", {"eval_seconds": self._measure(step, step.words)})
             return self.publish(step)
-        resume = ["--resume"] if step.is_run and (folder / "run.json").exists() else []
+        has_begun = (folder / "run.json").exists() or Path(f"{folder}-rounds").exists()
+        resume = ["--resume"] if step.is_run and has_begun else []
         cost = {"train_seconds": self._dcdctl(step, [*step.arguments, *resume])}
         if step.is_run:
             model = (step.out,) if not step.measured else (step.measured, step.role, step.out)
