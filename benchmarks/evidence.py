@@ -3,6 +3,7 @@
 
     python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON
         --images ZIP
+    python benchmarks/evidence.py picked --work work/picked (and the options of flickr8k)
     python benchmarks/evidence.py scenes --work work/scenes
     python benchmarks/evidence.py students --work work/students
     python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks
@@ -35,6 +36,7 @@ import evidence_fair
 import evidence_flickr8k
 import evidence_forks
 import evidence_lead
+import evidence_picked
 import evidence_pools
 import evidence_scenes
 import evidence_students
@@ -51,6 +53,7 @@ PLANS = {
     "clip-scenes": evidence_clip.clip_scenes,
     "fair": evidence_fair.fair,
     "flickr8k": evidence_flickr8k.flickr8k,
+    "picked": evidence_picked.picked,
     "pools": evidence_pools.pools,
     "queries": evidence_students.queries,
     "scenes": evidence_scenes.scenes,
@@ -103,7 +106,8 @@ class Workspace:
         if step.is_run and not step.trains:
             artifacts.write_document(folder / "cost.json", {"eval_seconds": self._measure(step, step.words)})
             return self.publish(step)
-        resume = ["--resume"] if step.is_run and (folder / "run.json").exists() else []
+        has_begun = (folder / "run.json").exists() or Path(f"{folder}-rounds").exists()
+        resume = ["--resume"] if step.is_run and has_begun else []
         cost = {"train_seconds": self._dcdctl(step, [*step.arguments, *resume])}
         if step.is_run:
             model = (step.out,) if not step.measured else (step.measured, step.role, step.out)
@@ -261,6 +265,11 @@ def main() -> None:
         evidence_pools.write_inputs(args.karpathy, args.images, args.work)
     if args.plan == "clip-scenes" and not args.tables_only:
         evidence_clip.write_inputs(args.work)
+    if args.plan == "picked" and not args.tables_only:
+        evidence_picked.write_inputs(args.work)
+        if args.karpathy is not None:
+            evidence_pools.write_inputs(args.karpathy, args.images, args.work)
+            evidence_picked.write_photos(args.work)
     workspace, steps = Workspace(args.plan, args.work.resolve(), args.forks, args.results.resolve()), PLANS[args.plan]()
     started = time.perf_counter()
     if unknown := set(args.table) - {step.table for step in steps}:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -24,7 +26,7 @@ from dcdctl.core.demo import DemoJob
 from dcdctl.core.evaluation import EvalOptions, Evaluation, cascade, evaluate_model
 from dcdctl.core.report import report
 from dcdctl.core.teacher import read_cache
-from dcdctl.core.training import load_recipe
+from dcdctl.core.training import Run, load_recipe
 
 QUICK = BenchConfig(
     num_images=4,
@@ -39,8 +41,8 @@ QUICK = BenchConfig(
     num_fresh_processes=0,
     is_onnx_timed=False,
 )
-PAGE_ROWS = ("teacher", "late", "cascade", "dual", "late-alone")
-SETS = ("batch.size=8", "candidates.block_size=8", "candidates.captions_per_image=2")
+PAGE_ROWS = ("teacher", "picked", "cascade", "all", "few")
+SETS = ("batch.size=8", "candidates.per_query=3")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,6 +58,7 @@ def small(out: Path) -> DemoJob:
     return DemoJob(
         out=out,
         train_images=32,
+        few_images=8,
         val_images=4,
         test_images=8,
         ranked_images=6,
@@ -69,15 +72,23 @@ def small(out: Path) -> DemoJob:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, demo.DemoResult]:
-    return make_once(tmp_path_factory, "demo", lambda out: (out, demo.run_demo(small(out))))
+    return make_once(tmp_path_factory, "demo", lambda out: (out, run_in(out)))
+
+
+def run_in(out: Path) -> demo.DemoResult:
+    """A demo in a folder that is named from beside it, as one types it; a copy of it is then the same demo."""
+    with contextlib.chdir(out.parent):
+        return demo.run_demo(small(Path(out.name)))
 
 
 def test_the_table_has_the_teacher_the_cascade_and_three_students(finished: tuple[Path, demo.DemoResult]) -> None:
     _, result = finished
-    assert [row.name for row in result.rows] == ["teacher", "cascade", "late", "late-alone", "dual"]
-    assert [row.model for row in result.rows[:2]] == [
-        "teacher (ViLT, 6 layers)",
-        "late interaction, top 3 by the teacher",
+    assert [(row.name, row.model) for row in result.rows] == [
+        ("teacher", "teacher (ViLT, 6 layers)"),
+        ("cascade", "captions of 8 scenes and the teacher's picks, top 3 by the teacher"),
+        ("picked", "captions of 8 scenes and the teacher's picks"),
+        ("few", "captions of 8 scenes"),
+        ("all", "captions of 32 scenes"),
     ]
     assert result.gallery_size == 8
     for row in result.rows:
@@ -90,8 +101,8 @@ def test_the_cascade_orders_its_candidates_by_the_scores_of_the_teacher(
 ) -> None:
     out, result = finished
     corpus = Corpus.open(out / "data", "test").subset(6)
-    teacher, late = models.load_scorer(demo.BUILT_IN_TEACHER), models.load(str(out / "late"))
-    again = evaluate_model(late, corpus, rerank=teacher, options=EvalOptions(depths=(0, 3)))
+    teacher, picked = models.load_scorer(demo.BUILT_IN_TEACHER), models.load(str(out / "picked"))
+    again = evaluate_model(picked, corpus, rerank=teacher, options=EvalOptions(depths=(0, 3)))
     row = result.row("cascade")
     assert row.evaluation.text_retrieval == again.text_retrieval
     assert row.evaluation.image_retrieval == again.image_retrieval
@@ -104,16 +115,31 @@ def test_the_recall_over_the_gallery_is_that_of_its_captions_among_all_images(
     out, result = finished
     gallery = Corpus.open(out / "data", "test")
     # The image of a caption, and with it the rank, does not depend on how many captions are asked.
-    ranks = evaluate_model(models.load(str(out / "late")), gallery).rankings.image.positions_QR[:4, 0]
-    assert result.row("late").gallery_recall == 100 * np.mean(ranks == 1)
+    ranks = evaluate_model(models.load(str(out / "picked")), gallery).rankings.image.positions_QR[:4, 0]
+    assert result.row("picked").gallery_recall == 100 * np.mean(ranks == 1)
 
 
-def test_the_cache_has_the_candidates_of_the_students_recipes_with_the_settings(
+def test_the_student_of_few_captions_proposes_and_the_others_learn_from_what_they_are_named_for(
     finished: tuple[Path, demo.DemoResult],
 ) -> None:
     out, _ = finished
-    for name in demo.RECIPES.values():
-        assert read_cache(out / "cache").plan["candidates"] == to_table(load_recipe(name, SETS).candidates)
+    cache = read_cache(out / "picked-rounds" / "cache-1")
+    assert cache.plan["candidates"] == to_table(
+        replace(load_recipe(demo.RECIPE, SETS).candidates, model=f"{out.name}/few")
+    )
+    corpus, pool = Corpus.open(out / "data", "train"), Corpus.open(out / "pool", "train")
+    # The pool has the scenes and the captions that the first student does not know, each caption once.
+    known = set(corpus.captions[: 5 * 8])
+    assert pool.num_images == 24
+    assert set(pool.captions) == set(corpus.captions[5 * 8 :])
+    assert pool.captions != corpus.captions[5 * 8 :]
+    assert not known & set(pool.captions) - set(corpus.captions[5 * 8 :])
+    runs = {name: Run(out / name).facts() for name in demo.STUDENTS}
+    assert {name: run["inputs"]["images"] for name, run in runs.items()} == {"few": 8, "picked": 8, "all": 32}
+    terms = {name: set(run["recipe"]["loss"]["terms"]) for name, run in runs.items()}
+    assert terms == {"few": {"infonce"}, "picked": {"infonce", "kl"}, "all": {"infonce"}}
+    assert runs["picked"]["inputs"]["pool"]["corpus"] == pool.fingerprint
+    assert len(runs["picked"]["rounds"]) == 1
 
 
 def test_the_built_in_teacher_knows_more_than_chance(finished: tuple[Path, demo.DemoResult]) -> None:
@@ -127,15 +153,14 @@ def test_what_it_leaves_behind_is_what_the_commands_leave(finished: tuple[Path, 
     out, result = finished
     assert json.loads((out / "demo.json").read_text(encoding="utf-8"))["rows"] == result.to_json()["rows"]
     assert (out / "data" / "corpus.json").exists()
-    assert (out / "cache" / "cache.json").exists()
-    assert {path.name for path in out.iterdir() if (path / "run.json").exists()} == set(demo.RECIPES)
+    assert {path.name for path in out.iterdir() if (path / "run.json").exists()} == set(demo.STUDENTS)
 
 
 def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult]) -> None:
     out, result = finished
-    page = result.page.read_text(encoding="utf-8")
-    assert result.page == out / "report.html"
-    found = report.read_report([out / "late", out / "dual"], teacher=out / "teacher", baseline=out / "late-alone")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert result.page == Path(out.name) / "report.html"
+    found = report.read_report([out / "picked", out / "all"], teacher=out / "teacher", baseline=out / "few")
     assert [one.role for one in found.models] == ["teacher", "student", "student", "student", "baseline"]
     for system in found.models:
         assert f'<th scope="row">{system.label}' in page
@@ -146,7 +171,7 @@ def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult])
 
 def test_its_page_has_a_time_for_every_model_and_a_measured_training(finished: tuple[Path, demo.DemoResult]) -> None:
     out, result = finished
-    found = report.read_report([out / "late", out / "dual"], teacher=out / "teacher", baseline=out / "late-alone")
+    found = report.read_report([out / "picked", out / "all"], teacher=out / "teacher", baseline=out / "few")
     assert [one.label for one in found.models if one.times is None] == []
     # The page says of the cascade what the terminal says, in one gallery.
     (cascade,) = (one for one in found.models if one.is_cascade)
@@ -156,7 +181,7 @@ def test_its_page_has_a_time_for_every_model_and_a_measured_training(finished: t
     # Every student was timed with a teacher of its own; page and terminal divide by one.
     table = re.findall(
         r"<td[^>]*>(~?[\d,.]+)<br><small>among 8 images</small></td><td[^>]*>(\S+)\N{MULTIPLICATION SIGN}",
-        result.page.read_text(encoding="utf-8"),
+        (out / "report.html").read_text(encoding="utf-8"),
     )
     assert len(table) == 4
     check_speed_ups([*table, (f"{result.rows[0].query_ms:.3f}", "1")])
@@ -165,10 +190,10 @@ def test_its_page_has_a_time_for_every_model_and_a_measured_training(finished: t
 
 def test_a_second_demo_trains_nothing_again(finished: tuple[Path, demo.DemoResult], tmp_path: Path) -> None:
     first, result = finished
-    out = shutil.copytree(first, tmp_path / "again")
-    weights = out / "late" / "model" / "model.safetensors"
+    out = shutil.copytree(first, tmp_path / first.name)
+    weights = out / "picked" / "model" / "model.safetensors"
     before = weights.stat().st_mtime_ns
-    again = demo.run_demo(small(out))
+    again = run_in(out)
     assert weights.stat().st_mtime_ns == before
     measured = [
         [[row.evaluation.measures(way) for way in Direction] for row in found.rows] for found in (again, result)
@@ -186,9 +211,9 @@ def made_up(tmp_path: Path) -> demo.DemoResult:
     values = {
         "teacher": (100.0, 100.0, 97.0, 600.0),
         "cascade": (96.9, 97.8, 96.0, 4.0),
-        "late": (50.0, 50.0, 45.0, 1.5),
-        "late-alone": (45.0, 50.0, 40.0, 1.5),
-        "dual": (25.0, 20.0, 8.0, 1.0),
+        "picked": (50.0, 50.0, 45.0, 1.5),
+        "few": (25.0, 20.0, 8.0, 1.5),
+        "all": (50.0, 51.0, 46.0, 1.5),
     }
 
     def measured(name: str) -> Evaluation:
@@ -219,3 +244,12 @@ def test_the_command_shows_the_table_and_the_summary(tmp_path: Path, capsys: pyt
     cascade = next(line for line in shown.splitlines() if line.startswith("│ cascade"))
     assert [cell.strip() for cell in cascade.strip("│").split("│")][-3:] == ["96.0", "4.00 ms", "150x"]
     assert result.summary in shown
+
+
+def test_the_summary_says_in_one_sentence_what_the_teacher_brought(tmp_path: Path) -> None:
+    first, second = made_up(tmp_path).summary.splitlines()
+    assert first == (
+        "The teacher's picks brought +165.0 RSUM to a student of the few, which then has 99% of the RSUM of a student "
+        "of the all."
+    )
+    assert second.startswith("Over 1,000 images, this student is 400 times as fast as the teacher, with an image R@1 ")

@@ -127,24 +127,23 @@ def test_the_commands_of_the_first_tutorial_lead_from_photos_to_a_search_page(ow
 
 
 def test_the_commands_of_the_tutorial_of_pools_lead_from_photos_and_queries_to_a_search_page(own_photos):
-    """A dual encoder is the teacher, and from the cache on a cross-encoder."""
+    """A dual encoder is the teacher, and of students that propose what it scores a cross-encoder."""
     with Path("captions.csv").open(newline="", encoding="utf-8") as file:
         texts = [row["caption"] for row in csv.DictReader(file)]
     Path("queries.txt").write_text("\n".join(texts[::2]) + "\n", encoding="utf-8")
     models.save(make_wide_dual(texts), Path("dual"))
     models.save(make_teacher(texts), Path("cross-encoder"))
-    tiny = TINY | own_photos | {"model.projection_dim": "8", "optimizer.steps": "2"}
-    sets = [word for key, value in tiny.items() for word in ("--set", f"{key}={value}")]
+    over_encoders = TINY | own_photos | {"model.projection_dim": "8", "optimizer.steps": "2"}
+    from_a_dual = {"model.start": "dual", "batch.size": "8", "optimizer.steps": "2"}
+    settings = {"pool-distilled": ("dual", over_encoders), "pool-picked": ("cross-encoder", from_a_dual)}
     commands = [words for words in commands_of(POOLS) if words[0] != "serve"]
     assert [words[0] for words in commands[:5]] == ["prepare", "distill", "eval", "index", "search"]
-    teacher = "dual"
+    assert {words[1] for words in commands if words[0] == "distill"} == set(settings)
     for words in commands:
-        if words[0] == "cache-teacher":
-            teacher = "cross-encoder"
-        elif "--pool" in words:
-            teacher = "dual"  # it scores every pair of a step, also of the captioned photos
+        teacher, sets = settings[words[1]] if words[0] == "distill" else ("dual", {})
         typed = [teacher if word == "TEACHER" else word for word in words]
-        result = CliRunner().invoke(app, [*typed, *(sets if words[0] == "distill" else [])])
+        more = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
+        result = CliRunner().invoke(app, [*typed, *more])
         assert result.exit_code == 0, f"{' '.join(words)}: {result.output}"
     config = ServiceConfig()
     with served.serving(

@@ -22,8 +22,8 @@ class Compare:
     systems: Annotated[
         Sequence[Refs],
         argument(
-            "Two or more systems: a run or another folder with an evaluation, FOLDER:cascade, or a table of "
-            "ranks; A,B,C are seeds of one system. The others are compared with the first.",
+            "Two or more systems: a run or another folder with an evaluation, FOLDER:cascade, or FOLDER:agreement; "
+            "A,B,C are seeds of one system. The others are compared with the first.",
             "SYSTEM",
         ),
         list[str],
@@ -59,13 +59,14 @@ class Compare:
         )
 
     def write_page(self, comparison: Comparison) -> bool:
-        """Write the page that was asked for; whether it has images."""
+        """Write the page that was asked for; whether it has the images of its queries."""
         from dcdctl.core import report
 
         assert self.html is not None
-        corpus = report.open_corpus(comparison.evaluation, optional_path(self.data))
+        needs_images = comparison.lists_queries
+        corpus = report.open_corpus(comparison.evaluation, optional_path(self.data)) if needs_images else None
         report.write_comparison_page(path(self.html), comparison, corpus)
-        return corpus is not None
+        return corpus is not None or not needs_images
 
 
 def compare(arguments: Compare, json: Json = False) -> None:

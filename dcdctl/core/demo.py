@@ -16,22 +16,21 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation, Protocol
 from dcdctl.core.models import Scorer
 from dcdctl.core.progress import Say, Track, digits, silent, unsaid
-from dcdctl.core.teacher import CacheJob, cache_scores
 from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
 
 BUILT_IN_TEACHER = "scenes-vilt"
-LATE, ALONE, DUAL = "late", "late-alone", "dual"
-TEACHER, CASCADE, CACHE = "teacher", "cascade", "cache"
-RECIPES = {LATE: "demo-late", ALONE: "demo-late", DUAL: "demo-dual"}
-"""Recipe of each student, by the name of its folder. One cache serves all: their recipes have the same candidates."""
+RECIPE = "demo-picked"
+TEACHER, CASCADE, PICKED, FEW, ALL = "teacher", "cascade", "picked", "few", "all"
+STUDENTS = (FEW, PICKED, ALL)
+"""The folders of the students, in the order in which they are trained."""
 LABELS = {
     TEACHER: "teacher (ViLT, 6 layers)",
-    CASCADE: "late interaction, top {} by the teacher",
-    LATE: "late interaction, with the teacher's scores",
-    ALONE: "late interaction, without a teacher",
-    DUAL: "dual, with the teacher's scores",
+    CASCADE: "captions of {few} scenes and the teacher's picks, top {depth} by the teacher",
+    PICKED: "captions of {few} scenes and the teacher's picks",
+    FEW: "captions of {few} scenes",
+    ALL: "captions of {train:,} scenes",
 }
-"""The rows of the final table."""
+"""The rows of the final table. All students are the same late-interaction model, from the same start."""
 BENCH = replace(QUICK, budget_s=3.0, num_repeats=5)
 """How queries are timed: three models against one teacher."""
 
@@ -45,6 +44,8 @@ class DemoJob:
     train_images: int = 1024
     """Few compared with the teacher's own training images, like a user's images compared with those of a pretrained
     model."""
+    few_images: int = 128
+    """The first ones have captions. Images and captions of the others are a pool."""
     val_images: int = 32
     test_images: int = 1000
     """The gallery of a query."""
@@ -57,10 +58,10 @@ class DemoJob:
     depth: int = 5
     """Candidates per query that the cascade re-ranks."""
     steps: int | None = None
-    """Training steps of each student; None for half of the recipes' own, which late interaction does not miss."""
+    """Training steps of each student; None for the recipe's own."""
     sets: tuple[str, ...] = ()
-    """More settings of all students' recipes, as `dcdctl distill --set` takes them."""
-    measure_every: int = 150
+    """More settings of the recipe, as `dcdctl distill --set` takes them."""
+    measure_every: int = 100
     """Training steps between measurements on the validation split. They do not affect the training."""
     bench: BenchConfig = BENCH
 
@@ -97,20 +98,19 @@ class DemoResult:
 
     @property
     def summary(self) -> str:
-        """What was won and what was lost, in words."""
-        teacher, cascade, late, alone, dual = self.rows
+        """What the teacher brought, in words."""
+        teacher, cascade, picked, few, every = self.rows
+        depth = cascade.evaluation.protocol.depth
+        gain = picked.evaluation.rsum - few.evaluation.rsum
+        share = picked.evaluation.rsum / every.evaluation.rsum
         return "\n".join(
             [
-                f"Over {self.gallery_size:,} images, the late-interaction student with its first "
-                f"{cascade.evaluation.protocol.depth} re-ranked by the teacher has an image R@1 of "
-                f"{cascade.gallery_recall:.1f}, where the teacher has {teacher.gallery_recall:.1f}, and answers in "
-                f"{digits(cascade.query_ms)} ms in place of {digits(teacher.query_ms)} ms: "
-                f"{digits(cascade.speed_up)} times as fast.",
-                f"Alone, it is {digits(late.speed_up)} times as fast as the teacher, with an image R@1 of "
-                f"{late.gallery_recall:.1f}.",
-                "The teacher's scores changed its RSUM by "
-                f"{late.evaluation.rsum - alone.evaluation.rsum:+.1f}; one vector per item, in place of a vector per "
-                f"token, changes it by {dual.evaluation.rsum - late.evaluation.rsum:+.1f}.",
+                f"The teacher's picks brought {gain:+.1f} RSUM to a student of the {few.model}, which then has "
+                f"{share:.0%} of the RSUM of a student of the {every.model}.",
+                f"Over {self.gallery_size:,} images, this student is {digits(picked.speed_up)} times as fast as the "
+                f"teacher, with an image R@1 of {picked.gallery_recall:.1f}; with its first {depth} re-ranked by the "
+                f"teacher it has {cascade.gallery_recall:.1f}, where the teacher has {teacher.gallery_recall:.1f}, and "
+                f"answers in {digits(cascade.query_ms)} ms in place of {digits(teacher.query_ms)} ms.",
             ]
         )
 
@@ -126,8 +126,8 @@ class DemoResult:
 
 
 def run_demo(job: DemoJob, *, announce: Say = unsaid, track: Track = silent) -> DemoResult:
-    """Prepare, cache, distill two students, train one without the teacher, evaluate all and report; finished steps are
-    not repeated.
+    """Prepare, train a student of few captions, let it propose what the teacher scores, train another one with the
+    teacher's picks and one with all captions, evaluate all and report; finished steps are not repeated.
 
     InputError if `job.out` holds something that is not a demo, or cannot be written.
     """
@@ -136,42 +136,56 @@ def run_demo(job: DemoJob, *, announce: Say = unsaid, track: Track = silent) -> 
     # The folder `data` is what a demo writes first.
     if not files.is_vacant(out) and not (out / "data").is_dir():
         raise InputError(f"{out} holds something that is not a demo", hint="name an empty or a new folder with --out")
-    announce("1. prepare: draw the corpus")
+    announce(f"1. prepare: draw the corpus; of {job.few_images} scenes the captions are known, of the others not")
     counts = {"train": job.train_images, "val": job.val_images, "test": job.test_images}
     source = data.find_manifest("scenes", [f"counts.{split}={count}" for split, count in counts.items()])
     options = data.PrepareOptions(image_size_px=job.image_size_px)
     data.prepare_corpus(source, out / "data", options=options, track=track)
-    announce("2. cache-teacher: score the students' candidates once")
-    cache_job = CacheJob(
-        data=out / "data",
-        out=out / CACHE,
-        candidates=training.load_recipe(RECIPES[LATE], job.sets).candidates,
-        teacher=BUILT_IN_TEACHER,
-        compute=job.compute,
-    )
-    cache_scores(cache_job, track=track)
-    announce("3. distill: a late-interaction student, the same without the teacher, and a dual encoder")
-    for name in RECIPES:
-        _distill(job, name, track)
-    announce("4. eval and bench: recall in both directions, time per query")
+    _prepare_pool(job, track)
+    announce("2. distill: a student of few captions")
+    _train(job, FEW, track)
+    announce("3. distill: it proposes images for the texts, the teacher scores them, and a student learns from both")
+    _train(job, PICKED, track)
+    announce("4. distill: a student of all captions, to compare with")
+    _train(job, ALL, track)
+    announce("5. eval and bench: recall in both directions, time per query")
     result = _measure(job, track)
-    announce("5. report: all results on one page")
-    folders = [out / name for name in (LATE, DUAL)]
-    report.write_report_page(result.page, report.read_report(folders, teacher=out / TEACHER, baseline=out / ALONE))
+    announce("6. report: all results on one page")
+    folders = [out / name for name in (PICKED, ALL)]
+    report.write_report_page(result.page, report.read_report(folders, teacher=out / TEACHER, baseline=out / FEW))
     return result
 
 
-def _distill(job: DemoJob, name: str, track: Track) -> None:
+def _prepare_pool(job: DemoJob, track: Track) -> None:
+    """The images and the captions of the further training scenes, without pairing."""
+    corpus, folder = Corpus.open(job.out / "data", "train"), job.out / "photos"
+    texts = job.out / "texts.txt"
+    # Written last: the images are then complete.
+    if not texts.exists():
+        folder.mkdir(exist_ok=True)
+        captions = []
+        for image in range(job.few_images, corpus.num_images):
+            (folder / f"{image:05}.png").write_bytes(corpus.image_bytes(image))
+            captions += [corpus.captions[text] for text in corpus.captions_of(image)]
+        order = np.random.default_rng(0).permutation(len(captions))
+        files.write_text(texts, "".join(f"{captions[text]}\n" for text in order))
+    choice = data.DataChoice(images=[folder], queries=[texts], hold_out=0)
+    data.prepare_corpus(data.choose_manifest(choice), job.out / "pool", track=track)
+
+
+def _train(job: DemoJob, name: str, track: Track) -> None:
     # keep=last, because the measurements must not choose the weights.
-    sets = [f"validation.every={job.measure_every}", "validation.keep=last"]
-    steps = job.steps or (training.load_recipe(RECIPES[name]).optimizer.steps or 0) // 2
-    sets += [f"optimizer.steps={steps}", *job.sets]
-    if name == ALONE:
-        sets.append("loss.terms={infonce=1.0}")
-    # Neighborhoods need the teacher's scores. Without them batches are random, which is also better for that student.
-    inputs = InputRefs(data=job.out / "data", caches=[] if name == ALONE else [job.out / CACHE])
-    training_job = TrainingJob("distill", RECIPES[name], sets, job.out / name, resume=True)
-    training.train_model(training_job, inputs, options=TrainingOptions(compute=job.compute), track=track)
+    sets = [f"validation.every={job.measure_every}", "validation.keep=last", *job.sets]
+    if job.steps is not None:
+        sets.append(f"optimizer.steps={job.steps}")
+    inputs = InputRefs(data=job.out / "data", max_images=None if name == ALL else job.few_images)
+    if name == PICKED:
+        sets.append(f"candidates.model={job.out / FEW}")
+        inputs = replace(inputs, pool=job.out / "pool", teachers=[BUILT_IN_TEACHER])
+    else:
+        sets += training.sets_of_captions(training.load_recipe(RECIPE, sets))
+    training_job = TrainingJob("distill", RECIPE, sets, job.out / name, resume=True)
+    training.train_in_rounds(training_job, inputs, options=TrainingOptions(compute=job.compute), track=track)
 
 
 def _measure(job: DemoJob, track: Track) -> DemoResult:
@@ -182,7 +196,7 @@ def _measure(job: DemoJob, track: Track) -> DemoResult:
     options = EvalOptions(
         protocol=Protocol(name=f"first-{job.ranked_images}"), compute=job.compute, depths=(0, job.depth)
     )
-    refs = {TEACHER: BUILT_IN_TEACHER, **{name: str(job.out / name) for name in RECIPES}}
+    refs = {TEACHER: BUILT_IN_TEACHER, **{name: str(job.out / name) for name in STUDENTS}}
     scorers = {name: models.load_scorer(ref).to(job.compute.device).eval() for name, ref in refs.items()}
     scores_IQ = {name: _gallery_scores(scorer, gallery, job, track) for name, scorer in scorers.items()}
     evaluations: dict[str, Evaluation] = {}
@@ -195,31 +209,31 @@ def _measure(job: DemoJob, track: Track) -> DemoResult:
                 teacher=BUILT_IN_TEACHER, student=ref, overrides={}, data=corpus.folder, split=corpus.split
             )
             benches[name] = compare_saved(pair, job.bench, device=job.compute.device, track=track)
-    measured = evaluation.evaluate_model(scorers[LATE], corpus, rerank=scorers[TEACHER], options=options, track=track)
-    by_teacher = measured.evaluation(refs[LATE], reranker=BUILT_IN_TEACHER)
-    evaluations[CASCADE] = evaluation.write_evaluation(job.out / LATE, by_teacher, measured)
-    rank_IQ = (-scores_IQ[LATE]).argsort(axis=0, kind="stable").argsort(axis=0)
+    measured = evaluation.evaluate_model(scorers[PICKED], corpus, rerank=scorers[TEACHER], options=options, track=track)
+    by_teacher = measured.evaluation(refs[PICKED], reranker=BUILT_IN_TEACHER)
+    evaluations[CASCADE] = evaluation.write_evaluation(job.out / PICKED, by_teacher, measured)
+    rank_IQ = (-scores_IQ[PICKED]).argsort(axis=0, kind="stable").argsort(axis=0)
     scores_IQ[CASCADE] = np.where(rank_IQ < job.depth, scores_IQ[TEACHER], -np.inf)
     ms = {name: 1000 * bench.student.query(len(rank_IQ), is_cached=True).seconds for name, bench in benches.items()}
-    ms[TEACHER] = 1000 * benches[LATE].teacher.query(len(rank_IQ), is_cached=True).seconds
+    ms[TEACHER] = 1000 * benches[PICKED].teacher.query(len(rank_IQ), is_cached=True).seconds
     # Re-ranking has the same number of candidates in a gallery of any size.
     shallow, deep = evaluations[CASCADE].depths
-    ms[CASCADE] = ms[LATE] + deep.ms_per_query - shallow.ms_per_query
+    ms[CASCADE] = ms[PICKED] + deep.ms_per_query - shallow.ms_per_query
     image_Q, queries = gallery.caption_image[: job.num_queries], np.arange(job.num_queries)
     rows = []
-    for name, label in {**LABELS, CASCADE: LABELS[CASCADE].format(job.depth)}.items():
+    for name, label in LABELS.items():
         # A tie counts against the positive.
         is_first_Q = (scores_IQ[name] >= scores_IQ[name][image_Q, queries]).sum(axis=0) == 1
         row = Row(
             name=name,
-            model=label,
+            model=label.format(few=job.few_images, train=job.train_images, depth=job.depth),
             evaluation=evaluations[name],
             gallery_recall=100 * float(is_first_Q.mean()),
             query_ms=ms[name],
             speed_up=ms[TEACHER] / ms[name],
         )
         rows.append(row)
-    result = DemoResult(rows, gallery.num_images, benches[LATE].machine, job.out / "report.html")
+    result = DemoResult(rows, gallery.num_images, benches[PICKED].machine, job.out / "report.html")
     files.write_json(job.out / "demo.json", result.to_json())
     return result
 

@@ -148,6 +148,8 @@ _OS_HINTS = {
     errno.ESTALE: "try again: the file server has removed it",
 }
 """What a user does about an error of the operating system. The others are bugs of ours, or have their own error."""
+_NO_HOME = "Could not determine home directory."
+"""What Path.expanduser says of ~NAME if there is no such user; it does not say of which name."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _GPU_MEMORY = re.compile(r"(CUDA|HIP|MPS|XPU|GPU)[^\n]*out of memory")
 _CPU_MEMORY = re.compile(r"not enough memory|[Cc]an.?t allocate memory|[Uu]nable to allocate|std::bad_alloc")
@@ -193,6 +195,8 @@ def as_user_error(
             "--checkpoint-activations"
         )
         return kind("the GPU has too little memory for this", hint=hint)
+    if isinstance(error, RuntimeError) and str(error) == _NO_HOME:
+        return kind("a path begins with ~, and that home folder is not known", hint="write the path without ~")
     if number == errno.ENOMEM or is_out_of_memory(error):
         hint = "use a smaller --batch-size or fewer --workers, or a machine with more memory"
         return kind(f"there is too little memory{where}", hint=hint)

@@ -218,8 +218,8 @@ def _evaluation(folder: Path, track: Track) -> VerifiedArtifact:
         if path.exists():
             with artifact.noting():
                 artifact.compare(folder, artifacts.listed_files(path, artifacts.read_document(path)), track)
-                if names.ranks:  # of a pool there are none
-                    evaluation.SavedEvaluation.load(folder, names)
+                kind = evaluation.SavedAgreement if names is POOL_FILES else evaluation.SavedEvaluation
+                kind.load(folder, names)
     return artifact
 
 

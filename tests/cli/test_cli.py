@@ -203,6 +203,11 @@ def test_an_interrupt_exits_with_130_and_says_what_is_kept():
     assert "interrupted: finished work, if any, is kept" in result.stderr
 
 
+@pytest.mark.parametrize("line", ["eval ~no-such-user/run --data x", "search ~no-such-user/index dog"])
+def test_the_home_folder_of_nobody_is_one_line(line):
+    assert "a path begins with ~, and that home folder is not known" in error_of(line)
+
+
 def test_a_missing_corpus_exits_with_1_and_names_the_command_that_makes_one(tmp_path):
     error = error_of(f"eval scenes-vilt --data {tmp_path}/absent")
     assert error.startswith("error: ")

@@ -158,6 +158,16 @@ def test_a_cache_is_compared_over_the_pairs_that_it_has_scores_of():
     assert image.measures_QM[0].tolist() == pytest.approx(compare_orders(cosines()[[0, 1], 5], TABLE_IT[[0, 1], 5]))
 
 
+def test_the_pairs_of_a_cache_have_a_fingerprint():
+    found = []
+    for count in (6, 6, 5):
+        pairs = np.arange(count) // 3, np.arange(count) % 3
+        found.append(compared(make_dual(), given(TABLE_IT, pairs)).pairs_fingerprint)
+    first, same, fewer = found
+    assert first == same != fewer
+    assert compared(make_dual(), given(TABLE_IT)).pairs_fingerprint is None
+
+
 def test_a_split_without_two_candidates_of_a_query_is_an_error():
     with pytest.raises(InputError, match="no query of split test has two candidates"):
         compared(make_dual(), given(TABLE_IT, (np.array([0, 1]), np.array([3, 2]))))
@@ -178,7 +188,7 @@ def test_a_fusion_model_keeps_its_scores_for_the_comparison(monkeypatch):
 
 
 def document_of(by_direction: dict[Direction, QueryAgreement], corpus: Numbers) -> Agreement:
-    return Agreement.of(Agreements("all", by_direction), corpus, "teacher", "1")
+    return Agreement.of(Agreements("all", by_direction, corpus.caption_image), "teacher", "1")
 
 
 def test_intervals_are_over_images_with_all_their_captions():
@@ -201,7 +211,7 @@ def test_intervals_are_over_images_with_all_their_captions():
 def test_the_results_hold_the_agreement_and_a_later_evaluation_without_it_removes_it(tmp_path):
     measured = evaluate.evaluate_model(make_dual(), CORPUS)
     agreements = compared(make_dual(), given(TABLE_IT))
-    document = Agreement.of(agreements, CORPUS, "table", "1")
+    document = Agreement.of(agreements, "table", "1")
     files.write_evaluation(tmp_path, measured.evaluation("dual", agreement=document), measured, agreements)
     saved = SavedEvaluation.load(tmp_path)
     assert saved.evaluation.agreement == document
@@ -236,7 +246,7 @@ def test_a_pool_is_compared_like_the_corpus_without_its_captions_images(monkeypa
     agreements, expected = compare_with(given(TABLE_IT), order, pool), compared(make_dual(), given(TABLE_IT))
     for ours, theirs in zip(agreements.by_direction.values(), expected.by_direction.values(), strict=True):
         assert ours.measures_QM.tolist() == pytest.approx(theirs.measures_QM)
-    document = Agreement.of(agreements, pool, "table", "1")
+    document = Agreement.of(agreements, "table", "1")
     assert document.ndcg == pytest.approx(expected.ndcg)
     # Texts of a pool are drawn each by itself.
     low, high = document.intervals["image_retrieval"]["nDCG@10"]

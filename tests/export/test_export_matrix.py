@@ -233,11 +233,11 @@ def test_each_other_export_ranks_like_eval_in_a_process_without_dcdctl(sources, 
 
 
 LATE = [
-    ("SigLIP", "sentence-transformers"),
-    ("dual of two encoders", "sentence-transformers"),
-    *({("SigLIP 2", "onnx")} - {*NO_PATCHES}),
+    ("SigLIP", "sentence-transformers", 0.7),
+    ("dual of two encoders", "sentence-transformers", 0.0),
+    *([] if NO_PATCHES else [("SigLIP 2", "onnx", 0.0)]),
 ]
-"""A model that attends to padded captions, two towers of different types, and images with padding."""
+"""A model that attends to padded captions and has positions, two towers of different types, and images with padding."""
 READ_LATE = f"""{ALONE}
 for name, block in blocks.items():
     exec(block, space := {{}})
@@ -253,9 +253,10 @@ def test_a_late_model_has_its_scores_in_a_process_without_dcdctl(gallery, tmp_pa
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     pictures = [picture.convert("RGB") for picture in [*gallery.images(range(gallery.num_images)), *odd_pictures()]]
     expected, blocks = {}, {}
-    for name, to in LATE:
+    for name, to, position_norm in LATE:
         ref, out = tmp_path / name.replace(" ", "-"), tmp_path / f"{name.replace(' ', '-')}-{to}"
-        model = late(FAMILIES[name](gallery.captions, tmp_path / "parts" / name), is_pooled=False)
+        dual = FAMILIES[name](gallery.captions, tmp_path / "parts" / name)
+        model = late(dual, is_pooled=False, position_norm=position_norm)
         models.save(model, ref)
         with operators_once():
             done = export.export_model(ExportJob(ref=str(ref), out=out, to=to, data=gallery.folder))

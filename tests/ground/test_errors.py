@@ -68,6 +68,12 @@ def unloaded():
     yield wrapped
 
 
+def raised_by(function):
+    with pytest.raises(RuntimeError) as caught:
+        function()
+    return caught.value
+
+
 def threadless():
     yield RuntimeError("can't start new thread")
     yield pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable")
@@ -98,6 +104,7 @@ def threadless():
         ),
         (os_error(errno.ENOENT), "a.json cannot be used: No such file or directory; check the path"),
         (os_error(errno.ELOOP), "a.json cannot be used: Too many levels of symbolic links; mend the links"),
+        (raised_by(Path("~no-such-user/a.json").expanduser), "a path begins with ~, .*; write the path without ~"),
         (os_error(errno.EMFILE), "a.json cannot be used: Too many open files; raise the limit .*"),
         (
             torch.OutOfMemoryError("Tried to allocate 2 GiB"),

@@ -11,6 +11,7 @@ import loopback
 import pytest
 import torch
 from duals import save_dual
+from families import FAMILIES, late
 from huggingface_hub import HfApi, constants, hf_api
 from loopback import Fault
 from open_clips import save_open_clip
@@ -20,6 +21,8 @@ from dcdctl.cli.app import app
 from dcdctl.core import models, scoring
 from dcdctl.core.config import naming_fields
 from dcdctl.core.errors import ModelError
+from dcdctl.core.export import ExportJob
+from dcdctl.core.export.export import export_model
 from dcdctl.core.models.references import hub
 from dcdctl.core.teacher import CandidateConfig
 
@@ -71,6 +74,21 @@ def test_a_model_of_the_hub_is_read_from_its_cache_once_the_hub_is_gone(online, 
     capfd.readouterr()
     assert models.load("me/vilt").digest == digest
     assert "Retrying" not in capfd.readouterr().err
+
+
+def test_a_late_model_its_export_and_its_query_student_are_read_from_the_hub(online, tmp_path, captions):
+    model = late(FAMILIES["dual"](captions, tmp_path), is_pooled=False, position_norm=0.7)
+    models.save(model, tmp_path / "late")
+    export_model(ExportJob(ref=str(tmp_path / "late"), out=tmp_path / "exported", to="sentence-transformers"))
+    space, size = models.QuerySpace.of(model), models.QuerySize(text="teacher")
+    models.save(models.new_query(space, size, teacher=model), tmp_path / "query")
+    folders = {f"me/{name}": tmp_path / name for name in ("late", "exported", "query")}
+    with loopback.serve(models=folders) as server:
+        online(server.url)
+        for ref, saved in folders.items():
+            assert models.load(ref, kind="any").digest == models.load(saved, kind="any").digest
+        # As `candidates.model`.
+        assert [scoring.is_late(ref) for ref in (*folders, str(tmp_path / "exported"))] == [True, True, False, True]
 
 
 def test_a_model_that_cannot_be_fetched_is_one_error_that_says_what_to_fetch_where(

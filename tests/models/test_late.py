@@ -75,8 +75,17 @@ def test_maxsim_is_that_of_a_loop_and_of_sentence_transformers(is_mean):
 
 @pytest.mark.parametrize("limit", [1, 200, 1 << 20])
 def test_blocks_change_neither_scores_nor_gradients(monkeypatch, limit):
+    plain_block, sizes = ours._block, []
+
+    def block(images_IND, mask_IN, texts_TLD, *others):
+        sizes.append((images_IND.shape[:2].numel(), texts_TLD.shape[:2].numel()))
+        return plain_block(images_IND, mask_IN, texts_TLD, *others)
+
+    monkeypatch.setattr(ours, "_block", block)
+
     def of_limit(limit: int) -> list[torch.Tensor]:
         monkeypatch.setattr(ours, "PRODUCTS_AT_A_TIME", limit)
+        sizes.clear()
         leaves = [side[0].clone().requires_grad_() for side in (IMAGES, TEXTS)]
         scores = all_maxsims(leaves[0], IMAGES[1], leaves[1], TEXTS[1])
         # Of these leaves alone, as the second of two processes computes gradients.
@@ -84,6 +93,9 @@ def test_blocks_change_neither_scores_nor_gradients(monkeypatch, limit):
 
     for found, expected in zip(of_limit(limit), of_limit(1 << 30), strict=True):
         assert_close(found, expected)
+    of_limit(limit)
+    # Seven tokens of an image with five of a text are the least.
+    assert max(tokens * words for tokens, words in sizes) <= max(limit, 7 * 5)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 30])
@@ -180,24 +192,32 @@ def test_what_late_interaction_has_not_is_an_error(tmp_path):
         models.load(tmp_path / "late")
 
 
+FORMS = "the forms for token vectors are those of sentence-transformers and onnx"
+
+
 @pytest.mark.parametrize(
-    ("to", "family", "is_pooled", "reason"),
+    ("to", "family", "is_pooled", "reason", "hint"),
     [
-        ("transformers", "dual", False, "the forms for token vectors are those of sentence-transformers and onnx"),
-        ("onnx", "dual", True, "the cosine of whole vectors counts too"),
-        ("onnx", "MultiVectorEncoder", False, "its own library reads its folder"),
-        ("sentence-transformers", "dual", True, "the cosine of whole vectors counts too"),
-        ("sentence-transformers", "frozen dual", False, "gives the token states of dcdctl-encoder-dual"),
-        ("sentence-transformers", "open_clip SigLIP", False, "gives the token states of open_clip"),
-        ("sentence-transformers", "SigLIP 2", False, "its images have padding, which no module there masks"),
-        ("sentence-transformers", "MultiVectorEncoder", False, "its own library reads its folder"),
+        ("transformers", "dual", False, FORMS, "export it with --to onnx"),
+        ("open-clip", "dual", False, FORMS, "export it with --to onnx"),
+        ("open-clip", "open_clip SigLIP", False, FORMS, "export it with --to onnx"),
+        ("onnx", "dual", True, "the cosine of whole vectors counts too", "read it with dcdctl"),
+        ("onnx", "MultiVectorEncoder", False, "its own library reads its folder", "read it with dcdctl"),
+        ("sentence-transformers", "dual", True, "the cosine of whole vectors counts too", "read it with dcdctl"),
+        ("sentence-transformers", "frozen dual", False, "gives the token states of dcdctl-encoder-dual", "--to onnx"),
+        ("sentence-transformers", "open_clip SigLIP", False, "gives the token states of open_clip", "--to onnx"),
+        ("sentence-transformers", "SigLIP 2", False, "its images have padding, which no module there", "--to onnx"),
+        ("sentence-transformers", "MultiVectorEncoder", False, "its own library reads its", "read it with dcdctl"),
     ],
 )
-def test_an_export_that_cannot_hold_a_late_model_says_why(to, family, is_pooled, reason, tmp_path):
+def test_an_export_that_cannot_hold_a_late_model_says_why(to, family, is_pooled, reason, hint, tmp_path):
     model = (FAMILIES | READ_ONLY)[family](CAPTIONS, tmp_path / "parts")
     models.save(model if model.kind == "late" else late(model, is_pooled=is_pooled), tmp_path / "late")
-    with pytest.raises(ModelError, match=f"is a late-interaction model, which is not exported to {to}: .*{reason}"):
+    said = f"is a late-interaction model, which is not exported to {to}: .*{reason}"
+    with pytest.raises(ModelError, match=said) as refused:
         export_model(ExportJob(ref=str(tmp_path / "late"), out=tmp_path / "out", to=to))
+    assert hint in refused.value.hint
+    assert not (tmp_path / "out").exists()
 
 
 def test_its_folder_is_that_of_its_dual_encoder_too(tmp_path):
@@ -242,7 +262,8 @@ def test_a_late_student_reads_all_tokens_of_stored_features(tmp_path):
     vision, text = refs(corpus.captions, tmp_path, "tokens")
     more = [word for word in TINY_DUAL if not word.startswith("model.")]
     sets = [*more, "model.kind=late", "model.layers=[]", "model.start=new", "model.frozen_encoders=true",
-            f"model.vision={vision}", f"model.text={text}", "model.max_text_len=12", "optimizer.steps=2"]  # fmt: skip
+            f"model.vision={vision}", f"model.text={text}", "model.max_text_len=12", "model.position_norm=0.7",
+            "optimizer.steps=2"]  # fmt: skip
     losses = []
     for features in (None, tmp_path / "features"):
         options = TrainingOptions(compute=Compute(features=features))

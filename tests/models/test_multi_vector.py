@@ -107,6 +107,14 @@ def test_settings_of_a_model_count_as_in_its_library(change, exported, photos, t
     assert models.load(tmp_path / "changed").digest != models.load(exported).digest
 
 
+def test_a_copy_of_an_export_reads_images_as_the_export_does(exported, photos, tmp_path):
+    """As the copy in an index, which is refused if it is another model."""
+    model = models.load(exported)
+    models.save(model, tmp_path / "copy")
+    assert models.load(tmp_path / "copy").digest == model.digest
+    assert torch.equal(scores_of(tmp_path / "copy", photos), scores_of(exported, photos))
+
+
 def test_no_late_student_starts_from_a_model_that_is_not_trained(exported, colpali):
     for ref in (exported, colpali):
         recipe = training.load_recipe("demo-late", [f"model.start={ref}"])

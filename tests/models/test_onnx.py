@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -50,7 +52,11 @@ def test_caption_embeddings_do_not_depend_on_padding(corpus, dual, towers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("finish", [lambda dual: dual, late], ids=["dual", "late with its vectors"])
+@pytest.mark.parametrize(
+    "finish",
+    [lambda dual: dual, late, partial(late, position_norm=0.7)],
+    ids=["dual", "late with its vectors", "late with positions too"],
+)
 def test_a_model_over_two_frozen_encoders_exports(corpus, tmp_path, finish):
     refs = save_vision("map", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
     dual = finish(models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=16), max_text_len=30))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, VARIANTS, late
+from families import FAMILIES, READ_ONLY, VARIANTS, late
 from PIL import Image
 
 from dcdctl.core import models
@@ -23,7 +23,7 @@ SIZES = {
 }
 TEACHERS: dict[str, Any] = {
     **{name: FAMILIES[name] for name in ("dual", "frozen dual", "CLIP", "SigLIP 2", "ALIGN", "open_clip with BERT")},
-    "late": lambda captions, folder: late(FAMILIES["dual"](captions, folder), is_pooled=False),
+    "late": lambda captions, folder: late(FAMILIES["dual"](captions, folder), is_pooled=False, position_norm=0.7),
     "late over SigLIP 2": FAMILIES["late from SigLIP 2"],
 }
 
@@ -67,6 +67,16 @@ def test_a_saved_query_encoder_gives_equal_vectors_beside_its_teachers_images(
     assert {parameter.data_ptr() for parameter in joined.parameters()}.isdisjoint(
         parameter.data_ptr() for parameter in teacher.parameters()
     )
+
+
+def test_a_late_teacher_without_a_text_encoder_of_its_own_is_not_answered_with_what_it_refuses(
+    tmp_path: Path,
+) -> None:
+    teacher = READ_ONLY["MultiVectorEncoder"](CAPTIONS, tmp_path)
+    with pytest.raises(ModelError, match="does not stand alone") as refused:
+        new_query(teacher, SIZES["teacher's"])
+    # Every other `model.text` is refused for late interaction.
+    assert "take a run over encoders of transformers" in refused.value.hint
 
 
 def test_a_static_text_is_the_mean_of_its_words(teachers: dict[str, Any]) -> None:

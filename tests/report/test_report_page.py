@@ -110,17 +110,17 @@ def test_a_query_shows_five_answers_of_every_model_and_marks_positives(text, fou
     cards = re.findall(r'<li class="query" data-direction="image".*?</div></li>\n', text, re.DOTALL)
     assert len(cards) == 60
     query = next(
-        one for one in range(80) if f'<p dir="auto">{found.models[0].evaluated.table.captions[one]}</p>' in cards[0]
+        one for one in range(80) if f'<p dir="auto">{found.models[0].ranked.table.captions[one]}</p>' in cards[0]
     )
-    for system, section in zip(found.evaluated, re.findall('<div class="answer".*?</div>', cards[0]), strict=True):
-        top = system.evaluated.top["image"]
+    for system, section in zip(found.ranked, re.findall('<div class="answer".*?</div>', cards[0]), strict=True):
+        top = system.ranked.top["image"]
         assert [int(number) for number in re.findall(r'href="#p(\d+)"', section)] == top.candidate_QK[
             query, :5
         ].tolist()
         assert ["class=own" in item for item in re.findall("<li.*?</li>", section)] == top.is_positive_QK[
             query, :5
         ].tolist()
-        assert f"rank {system.evaluated.table.ranks('image')[query]}<" in section
+        assert f"rank {system.ranked.table.ranks('image')[query]}<" in section
 
 
 def test_every_image_is_in_the_page_once_as_a_thumbnail(text):

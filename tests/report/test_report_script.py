@@ -92,7 +92,7 @@ def test_filters_for_hits_and_misses_of_both_models(see, show, is_right):
 
 
 def test_counts_cover_the_whole_split(see, found):
-    ours, base = (found.models[place].evaluated.table.ranks("text") for place in (1, -1))
+    ours, base = (found.models[place].ranked.table.ranks("text") for place in (1, -1))
     expected = (
         f"Over all 16 queries, dual wins {np.sum(ours < base)} and loses {np.sum(ours > base)} against dual-alone; "
     )

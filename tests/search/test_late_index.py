@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
@@ -18,6 +19,8 @@ from tiny import contents
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.export.export import export_model
+from dcdctl.core.export.target import ExportJob
 from dcdctl.core.search import (
     Changes,
     FolderIndex,
@@ -39,7 +42,8 @@ ALL = ("flat_up_to=0", "segment_rows=4", "candidates=4")
 @pytest.fixture(scope="module")
 def late_ref(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    models.save(with_noise(late(FAMILIES["dual"](CAPTIONS, folder), is_pooled=False)), folder / "late")
+    model = late(FAMILIES["dual"](CAPTIONS, folder), is_pooled=False, position_norm=0.7)
+    models.save(with_noise(model), folder / "late")
     return folder / "late"
 
 
@@ -219,6 +223,35 @@ def test_an_index_of_a_late_model_answers_by_the_scores_of_the_model(late_ref, p
     answer = searcher.ask(pictures / index.name(0), 7)
     assert answer.hits[0].row == 0
     assert answer.hits[0].score == pytest.approx(float((by_image.norm(dim=-1)).sum()), abs=5e-3)
+
+
+@pytest.mark.parametrize("position_norm", [0.0, 0.7])
+def test_a_late_model_its_export_and_its_query_student_are_searched_by_their_own_scores(
+    pictures, tmp_path, position_norm
+):
+    dual = FAMILIES["dual"](CAPTIONS, tmp_path)
+    model = with_noise(late(dual, is_pooled=False, position_norm=position_norm))
+    models.save(model, tmp_path / "late")
+    export_model(ExportJob(ref=str(tmp_path / "late"), out=tmp_path / "exported", to="sentence-transformers"))
+    student = models.new_query(models.QuerySpace.of(model), models.QuerySize(text="teacher"), teacher=model)
+    models.save(student, tmp_path / "query")
+    by_student = Changes(query_model=str(tmp_path / "query"))
+    student_ref = (str(tmp_path / "late"), by_student, models.with_queries(model, tmp_path / "query"))
+    pairs = torch.arange(7), torch.zeros(7, dtype=torch.long)
+    for ref, changes, scorer in (
+        (str(tmp_path / "late"), Changes(), model),
+        (str(tmp_path / "exported"), Changes(), model),
+        student_ref,
+    ):
+        index = run_index_job(ref, changes, images=pictures, out=tmp_path / f"{scorer.digest}-{Path(ref).name}").index
+        hits = searcher_of(index.folder).by_text(CAPTIONS[0], 7).hits
+        images = [Image.open(pictures / hit.name) for hit in hits]
+        with torch.no_grad():
+            states = model.encode_images(model.preprocess.images(images))
+            texts = scorer.encode_texts(scorer.preprocess.texts(CAPTIONS[:1]))
+            expected = model.score_pairs(states, texts, *pairs) / model.logit_scale
+        assert [hit.score for hit in hits] == pytest.approx(expected.tolist(), abs=2e-3)
+        assert expected.std() > 0.01
 
 
 def test_a_late_index_is_filtered_joined_with_words_reranked_and_served(late_ref, pictures, tmp_path):

@@ -160,15 +160,16 @@ def test_agreement_is_compared_by_the_mean_of_both_directions():
     ours = agreements([0.6, 0.4], [0.5] * 4)
     base = agreements([0.5, 0.3], [0.4] * 4)
     found = compare_agreements([ours], [base])
-    assert (found.ours.value, found.base.value, found.difference.value) == pytest.approx((50.0, 40.0, 10.0))
-    assert found.difference.interval == pytest.approx((10.0, 10.0))
+    totals = [side.total.value for side in (found.ours, found.base, found.difference)]
+    assert totals == pytest.approx([50.0, 40.0, 10.0])
+    assert found.difference.total.interval == pytest.approx((10.0, 10.0))
     # Draws of two images: 40 (both the second), 50 or 60; of texts always 50.
-    assert found.ours.interval == pytest.approx((45.0, 55.0))
+    assert found.ours.total.interval == pytest.approx((45.0, 55.0))
     assert found.p_value == pytest.approx(2 / 10_001)
     # All six signs alike: 2 of 64 patterns.
     assert (found.sign_flip_p_value, found.sign_flip_is_exact) == (2 / 64, True)
     same = compare_agreements([ours], [ours])
-    assert (same.difference.value, same.difference.interval, same.p_value) == (0.0, (0.0, 0.0), 1.0)
+    assert (same.difference.total.value, same.difference.total.interval, same.p_value) == (0.0, (0.0, 0.0), 1.0)
 
 
 def test_agreement_in_one_direction_is_tested_like_any_mean():
@@ -188,8 +189,8 @@ def test_seeds_are_drawn_where_both_systems_have_several():
     ours = [agreements([level] * 5, [level] * 5) for level in (0.3, 0.5, 0.7)]
     base = [agreements([0.5] * 5, [0.5] * 5)] * 3
     fixed, drawn = (compare_agreements(ours, base, draw_seeds=draws) for draws in (False, True))
-    assert fixed.difference.interval == (0.0, 0.0)
-    assert drawn.difference.interval == pytest.approx((-20.0, 20.0))
+    assert fixed.difference.total.interval == (0.0, 0.0)
+    assert drawn.difference.total.interval == pytest.approx((-20.0, 20.0))
     assert drawn.runs == (pytest.approx((30.0, 50.0, 70.0)), pytest.approx((50.0, 50.0, 50.0)))
 
 

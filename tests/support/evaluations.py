@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,22 @@ import numpy as np
 import pandas as pd
 
 from dcdctl.core import artifacts, files, models
+from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.evaluation import RankTable, measures, significance
+from dcdctl.core.evaluation import (
+    MODEL_FILES,
+    POOL_FILES,
+    Agreement,
+    Agreements,
+    PoolEvaluation,
+    RankTable,
+    SavedEvaluation,
+    measures,
+    significance,
+)
+from dcdctl.core.evaluation import files as files_of
+from dcdctl.core.evaluation.agreement import QueryAgreement
+from dcdctl.core.evaluation.document import TIES, HowMeasured
 from dcdctl.core.training import runs
 
 
@@ -147,3 +162,40 @@ def write_top(
     pd.DataFrame(rows).to_parquet(path, index=False)
     reseal(path.parent)
     return path
+
+
+def agreements_of(
+    text_Q: Sequence[float], image_Q: Sequence[float], image_of_text: Sequence[int] | None = None, **more: Any
+) -> Agreements:
+    """Nine candidates for every query, whose nDCG@10 this is, and also its correlation; a direction without queries is
+    left out."""
+    by_direction = {}
+    for direction, ndcg in zip(Direction, (text_Q, image_Q), strict=True):
+        if count := len(ndcg):
+            measures_QM = np.column_stack([np.zeros(count), ndcg, ndcg])
+            by_direction[direction] = QueryAgreement(np.arange(count), np.full(count, 9), measures_QM)
+    images = None if image_of_text is None else np.array(image_of_text)
+    return Agreements(**{"over": "all", "by_direction": by_direction, "image_of_text": images, **more})
+
+
+def write_pool_agreement(folder: Path, agreements: Agreements, teacher: str = "big", **changes: Any) -> Path:
+    """The evaluation of a pool with this agreement; `changes` are fields of the document."""
+    folder.mkdir(parents=True, exist_ok=True)
+    protocol = HowMeasured(name="whole", folds=1, kind="dual", depth=None, features=None, ties=TIES)
+    facts = {"model": folder.name, "split": "train", "images": 2, "captions": 4, "data": str(folder / "gone")}
+    facts |= {"corpus_fingerprint": "c0ffee", "seconds": 1.0, "protocol": protocol}
+    facts["agreement"] = Agreement.of(agreements, teacher, f"{teacher} fingerprint")
+    files_of.write_evaluation(folder, PoolEvaluation(**{**facts, **changes}), agreements=agreements)
+    return folder
+
+
+def add_agreement(folder: Path, agreements: Agreements, teacher: str = "big") -> Path:
+    """An agreement beside the recalls that `write_evaluation` wrote."""
+    saved = SavedEvaluation.load(folder)
+    rows = write_pool_agreement(folder / "pool", agreements) / POOL_FILES.agreement
+    rows.rename(folder / MODEL_FILES.agreement)
+    shutil.rmtree(folder / "pool")
+    agreement = to_table(Agreement.of(agreements, teacher, f"{teacher} fingerprint"))
+    tables = artifacts.list_files(folder, [*saved.listed, MODEL_FILES.agreement])
+    change_json(folder / "result.json", agreement=agreement, files=tables)
+    return folder

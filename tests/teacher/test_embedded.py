@@ -21,6 +21,8 @@ from dcdctl.core import artifacts, models, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import ImageBatch, ProjectionSize, TextBatch
+from dcdctl.core.models import late as models_late
+from dcdctl.core.models.networks import maxsim
 from dcdctl.core.progress import silent, unsaid
 from dcdctl.core.report import teachers_of
 from dcdctl.core.scoring import CorpusSource, score_pairs
@@ -30,6 +32,7 @@ from dcdctl.core.teacher import (
     TeacherCache,
     cache_format,
     candidate_lists,
+    candidates,
     embed_corpus,
 )
 from dcdctl.core.teacher.cache import TeacherEnsemble
@@ -183,6 +186,34 @@ def test_a_late_interaction_teacher_has_the_scores_of_its_cache_of_all_pairs(dua
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     with pytest.raises(ConfigError, match="late is a late-interaction model, and only scores of dual encoders are"):
         embed_corpus([("dual", duals[1]), ("late", model)], corpus, Compute())
+
+
+@pytest.mark.parametrize("direction", ["text", "image"])
+@pytest.mark.parametrize("is_pooled", [True, False])
+def test_a_late_interaction_model_proposes_from_blocks_what_a_plain_loop_finds(
+    duals, corpus, monkeypatch, is_pooled, direction
+):
+    """Of all pairs at once, the tokens of COCO's captions would be copied for every block of queries."""
+    model = late(duals[0], is_pooled=is_pooled, position_norm=0.7)
+    teacher = embed_corpus([("late", model)], corpus, Compute())
+    scores_IT = np.array([[float(teacher.lookup(np.array(i), np.array(t))) for t in range(160)] for i in range(32)])
+    config = candidates.CandidateConfig(kind="embedding", model="late", per_query=3, directions=(direction,))
+    at_once = []
+
+    def all_maxsims(images, mask_IN, texts, mask_TL, **options):
+        at_once.append((len(images), len(texts)))
+        return maxsim.all_maxsims(images, mask_IN, texts, mask_TL, **options)
+
+    monkeypatch.setattr(models_late, "all_maxsims", all_maxsims)
+    monkeypatch.setattr("dcdctl.core.teacher.embedded.STATES_AT_A_TIME", 7)
+    monkeypatch.setattr("dcdctl.core.teacher.miners.MAX_MATRIX_ENTRIES", 20 * 160)
+    found = candidates.mine_candidates(corpus, config, teacher)
+    assert np.max(at_once) == 7
+    own_IT = corpus.caption_image == np.arange(32)[:, None]
+    ranked = np.where(own_IT, -np.inf, scores_IT)
+    ranked, lists = (ranked, found.texts_of_image) if direction == "text" else (ranked.T, found.images_of_text)
+    for query, scores in enumerate(ranked):
+        assert sorted(lists[query].tolist()) == sorted(np.argsort(-scores, kind="stable")[:3].tolist())
 
 
 @pytest.mark.parametrize("loss", ["kl", "dcd-kl", "margin-mse", "dcd", "dcd-released", "wsl"])

@@ -296,7 +296,7 @@ def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teac
     )
     if LOSSES[loss].teacher:
         job = TrainingJob("distill", "tiny-student", [*FUSION, terms(loss)], tmp_path / "run")
-        with pytest.raises(ConfigError, match=f"loss {loss} needs the teacher's scores; name a cache with --cache"):
+        with pytest.raises(ConfigError, match=f"loss {loss} needs the teacher's scores; .*name a cache with --cache"):
             training.resolve(job, OpenInputs(inputs.corpus, [], teacher), OPTIONS)
     else:
         assert recipe_batches(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)[0].teacher_RC.isnan().all()

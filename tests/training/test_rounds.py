@@ -105,14 +105,15 @@ def test_killed_rounds_resume_to_the_same_model(refs, tmp_path, monkeypatch):
     def killed(*arguments: Any, train: Any = rounds.train_model, **more: Any) -> Any:
         done = train(*arguments, **more)
         if done.folder.name == "run-1":
-            raise KeyboardInterrupt
+            patch.setattr(build, "seal", interrupt)
         return done
 
     with monkeypatch.context() as patch:
         patch.setattr(rounds, "train_model", killed)
         with pytest.raises(KeyboardInterrupt):
             train(refs, tmp_path / "killed", "pool.rounds=2")
-    resumed = train(refs, tmp_path / "killed", "pool.rounds=2", resume=True)
+    # The same folder by another path.
+    resumed = train(refs, tmp_path / "whole" / ".." / "killed", "pool.rounds=2", resume=True)
     # The candidates of the second round name the folder of the first run, so only what they found is compared.
     scores = [read_cache(tmp_path / f"{name}-rounds" / "cache-2").score_P.tolist() for name in ("whole", "killed")]
     assert scores[0] == scores[1]

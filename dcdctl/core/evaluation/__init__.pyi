@@ -1,5 +1,5 @@
 from .against import agreement_of
-from .agreement import Agreements
+from .agreement import AGREEMENT, Agreements
 from .bootstrap import holm
 from .compare import compare_systems
 from .comparison import (
@@ -16,13 +16,14 @@ from .document import (
     CASCADE_FILES,
     MODEL_FILES,
     POOL_FILES,
+    Agreement,
     Evaluation,
     Measured,
     PoolEvaluation,
     check_comparable,
 )
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
-from .files import SavedEvaluation, read_pool, write_evaluation
+from .files import SavedAgreement, SavedEvaluation, write_evaluation
 from .measures import ESTIMATED, KS, MEASURES, NDCG, RECALL_NAMES, on_front
 from .protocols import Protocol
 from .rankers import EvalOptions, RankingTask
@@ -39,6 +40,7 @@ from .significance import (
 from .tables import evaluation_tables, vector_table
 
 __all__ = [
+    "AGREEMENT",
     "CASCADE_FILES",
     "ESTIMATED",
     "KS",
@@ -48,6 +50,7 @@ __all__ = [
     "NDCG",
     "POOL_FILES",
     "RECALL_NAMES",
+    "Agreement",
     "AgreementComparison",
     "Agreements",
     "Comparison",
@@ -63,6 +66,7 @@ __all__ = [
     "RankShift",
     "RankTable",
     "RankingTask",
+    "SavedAgreement",
     "SavedEvaluation",
     "agreement_of",
     "check_comparable",
@@ -78,7 +82,6 @@ __all__ = [
     "how_to_read",
     "on_front",
     "outcome",
-    "read_pool",
     "run_evaluation",
     "run_vector_table",
     "short_names",

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def agreement_of(model: Model, teacher: TeacherScores, task: RankingTask) -> Agr
 
 def compare_with(teacher: TeacherScores, ours: Lookup, corpus: Corpus) -> Agreements:
     """The agreement of a model's scores with a teacher's."""
-    lists = {}
+    lists, pairs_fingerprint = {}, None
     if teacher.scored_pairs is not None:
         # The candidates of every query; scored pairs are sorted by image.
         image_P, text_P = teacher.scored_pairs
@@ -65,7 +66,9 @@ def compare_with(teacher: TeacherScores, ours: Lookup, corpus: Corpus) -> Agreem
             Direction.TEXT: RaggedArray.from_sorted(image_P, text_P.astype(np.int64), corpus.num_images),
             Direction.IMAGE: RaggedArray.from_sorted(text_P[by_text], image_P[by_text], corpus.num_captions),
         }
-    return agreement.agree(ours, teacher.lookup, corpus, over="cached" if lists else "all", lists=lists)
+        numbers_P2 = np.column_stack([image_P, text_P]).astype("<i8")
+        pairs_fingerprint = hashlib.sha256(numbers_P2.tobytes()).hexdigest()
+    return agreement.agree(ours, teacher.lookup, corpus, lists, pairs_fingerprint)
 
 
 def _no_order(ref: str) -> ModelError:

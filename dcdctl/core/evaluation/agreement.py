@@ -15,14 +15,14 @@ Shape letters: I images, T texts; Q queries, G gallery, C candidates of a query,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from dcdctl.core.data import Corpus, Direction, Indices, RaggedArray, Scores, Values
-from dcdctl.core.errors import InputError
+from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation.measures import NDCG, Measure
 
 Lookup = Callable[[Indices, Indices], Scores]
@@ -43,6 +43,11 @@ class QueryAgreement:
     """The measures of AGREEMENT, from 0 or -1 to 1."""
 
     @property
+    def scaled_QM(self) -> Values:
+        """The same as tables have them: in percent, correlations as they are."""
+        return self.measures_QM * [row.factor for row in AGREEMENT]
+
+    @property
     def ndcg_Q(self) -> Values:
         return self.measures_QM[:, [row.name for row in AGREEMENT].index(NDCG.name)]
 
@@ -55,6 +60,23 @@ class Agreements:
     """Which candidates were compared: all, or those in a teacher cache."""
     by_direction: dict[Direction, QueryAgreement]
     """Without a direction in which no query has two candidates."""
+    image_of_text: Indices | None = None
+    """The image of each text; None for a pool, whose texts have none."""
+    pairs_fingerprint: str | None = None
+    """cached: SHA-256 of the pairs that the cache has scores of."""
+
+    @property
+    def drawn(self) -> str:
+        """What an interval is over."""
+        return "queries" if self.image_of_text is None else "images"
+
+    def unit_Q(self, direction: Direction) -> Indices:
+        """What is drawn with each query of a direction: an image with all of its captions, as for recalls; of a pool,
+        every query by itself."""
+        query_Q = self.by_direction[direction].query_Q
+        if self.image_of_text is None or direction == Direction.TEXT:
+            return query_Q
+        return self.image_of_text[query_Q]
 
     @property
     def ndcg(self) -> float:
@@ -62,7 +84,34 @@ class Agreements:
         return float(np.mean([100 * each.ndcg_Q.mean() for each in self.by_direction.values()]))
 
 
-def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict[Direction, RaggedArray]) -> Agreements:
+def mean_ndcg_Q(runs: Sequence[Agreements], direction: Direction) -> Values:
+    """(Q,): nDCG@10 of each query of a direction, in [0, 1], averaged over runs."""
+    return np.asarray(np.mean([run.by_direction[direction].ndcg_Q for run in runs], axis=0))
+
+
+def check_same_queries(named: Mapping[str, Agreements]) -> None:
+    """StaleError that names both if the agreements of one were measured on other candidates than those of the first."""
+    (first_name, first), *others = named.items()
+    for name, agreements in others:
+        for direction in Direction:
+            queries, expected = (each.by_direction.get(direction) for each in (agreements, first))
+            if _counts(queries) != _counts(expected):
+                raise StaleError(
+                    f"{name} has other candidates of {direction.query}s than {first_name}",
+                    hint="evaluate both on the same corpus and split, against the same teacher or the same cache",
+                )
+
+
+def _counts(agreement: QueryAgreement | None) -> list[tuple[int, int]]:
+    """Each query with the number of its candidates."""
+    if agreement is None:
+        return []
+    return list(zip(agreement.query_Q.tolist(), agreement.num_candidates_Q.tolist(), strict=True))
+
+
+def agree(
+    ours: Lookup, teacher: Lookup, corpus: Corpus, lists: dict[Direction, RaggedArray], pairs_fingerprint: str | None
+) -> Agreements:
     """Compare the order of two scorers on the candidates of `lists`, or on all pairs without any.
 
     InputError if no query has two candidates, whose order could be compared.
@@ -83,7 +132,12 @@ def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict
             f"no query of split {corpus.split} has two candidates whose order could be compared",
             hint="the split needs images and texts, and a teacher cache several candidates per query",
         )
-    return Agreements(over, by_direction)
+    return Agreements(
+        over="cached" if lists else "all",
+        by_direction=by_direction,
+        image_of_text=None if corpus.is_pool else corpus.caption_image,
+        pairs_fingerprint=pairs_fingerprint,
+    )
 
 
 def _scored(

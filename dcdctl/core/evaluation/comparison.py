@@ -13,11 +13,19 @@ from dcdctl.core.artifacts import Document
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation.document import Evaluation
-from dcdctl.core.evaluation.files import SavedEvaluation
-from dcdctl.core.evaluation.measures import MRR
+from dcdctl.core.evaluation.agreement import Agreements
+from dcdctl.core.evaluation.document import Evaluation, PoolEvaluation
+from dcdctl.core.evaluation.files import SavedAgreement, SavedEvaluation
 from dcdctl.core.evaluation.ranking import RankTable
-from dcdctl.core.evaluation.significance import LEVEL, Estimate, Estimates, RankComparison, outcome
+from dcdctl.core.evaluation.significance import (
+    LEVEL,
+    AgreementComparison,
+    AgreementEstimates,
+    Estimate,
+    Estimates,
+    RankComparison,
+    outcome,
+)
 from dcdctl.core.templates import Table
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -29,15 +37,21 @@ class System:
     """A model, or several that differ only in the seed."""
 
     name: str
-    runs: tuple[SavedEvaluation, ...]
-    """Each with a document and a table of ranks."""
+    runs: tuple[SavedEvaluation | SavedAgreement, ...]
+    """All of one kind: each with the ranks of its queries, or with their agreement with a teacher."""
 
     @property
     def tables(self) -> list[RankTable]:
-        return [run.table for run in self.runs]
+        """The ranks of each run; empty for agreements."""
+        return [run.table for run in self.runs if isinstance(run, SavedEvaluation)]
 
     @property
-    def evaluation(self) -> Evaluation:
+    def agreements(self) -> list[Agreements]:
+        """The agreement of each run; empty for ranks."""
+        return [run.by_query for run in self.runs if isinstance(run, SavedAgreement)]
+
+    @property
+    def evaluation(self) -> Evaluation | PoolEvaluation:
         """The document of the first run."""
         return self.runs[0].evaluation
 
@@ -54,22 +68,23 @@ class RankShift:
 
 
 @dataclass(frozen=True)
-class RankShifts:
-    """How many queries of a direction rank better, equally and worse than in the base, and those that differ most."""
+class QueryShifts:
+    """How many queries of a direction do better, equally well and worse than in the base; of ranks, also those that
+    differ most."""
 
     num_better: int
     num_equal: int
     num_worse: int
-    better: tuple[RankShift, ...]
-    worse: tuple[RankShift, ...]
+    better: tuple[RankShift, ...] = ()
+    worse: tuple[RankShift, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdjustedComparison:
-    """The ranks of a system against the base's, with p-values adjusted for all comparisons of the report
+    """The queries of a system against the base's, with p-values adjusted for all comparisons of the report
     (`bootstrap.holm`)."""
 
-    comparison: RankComparison
+    comparison: RankComparison | AgreementComparison
     holm_p_value: float
     """Of the bootstrap."""
     holm_sign_flip_p_value: float
@@ -82,7 +97,7 @@ class PairwiseComparison(AdjustedComparison):
     """A system against the base."""
 
     letter: str
-    shifts: dict[Direction, RankShifts]
+    shifts: dict[Direction, QueryShifts]
     by_language: dict[str, AdjustedComparison]
     """In image retrieval alone (`RankTable.of_captions`), for the captions of each language; adjusted for all languages
     and systems. Empty if the captions have no languages."""
@@ -109,17 +124,32 @@ class Comparison:
 
     @property
     def queries(self) -> RankTable:
-        """A table of ranks; all systems have the same images and captions."""
+        """A table of ranks; all systems have the same images and captions. Agreements have none."""
         return self.systems[self.base].tables[0]
 
     @property
-    def evaluation(self) -> Evaluation:
+    def evaluation(self) -> Evaluation | PoolEvaluation:
         """A document, for the split and the protocol that all systems share."""
         return self.systems[self.base].evaluation
 
     @property
-    def estimates(self) -> dict[str, Estimates]:
-        """The recalls of each system, by letter."""
+    def measured_by(self) -> str:
+        """The protocol, or the teacher, in words."""
+        return self.systems[self.base].runs[0].measured_by
+
+    @property
+    def drawn(self) -> str:
+        """What the intervals are over, besides runs."""
+        return self.systems[self.base].runs[0].drawn
+
+    @property
+    def lists_queries(self) -> bool:
+        """Whether it names the queries that differ most."""
+        return any(shifts.better or shifts.worse for one in self.comparisons for shifts in one.shifts.values())
+
+    @property
+    def estimates(self) -> dict[str, Estimates | AgreementEstimates]:
+        """The measures of each system, by letter."""
         compared = {pairwise.letter: pairwise.comparison.ours for pairwise in self.comparisons}
         # The base is estimated in every comparison, on the same draws.
         return {letter: compared.get(letter, self.comparisons[0].comparison.base) for letter in self.systems}
@@ -130,9 +160,10 @@ class Comparison:
         adjusted for all comparisons (Holm)."""
         sentences = []
         for pairwise in self.comparisons:
-            about = f"{self.names[pairwise.letter]} against {self.names[self.base]}, RSUM"
+            difference = pairwise.comparison.difference
+            about = f"{self.names[pairwise.letter]} against {self.names[self.base]}, {difference.total_in_words}"
             p_value = max(holm for _, holm in _tests(pairwise))
-            sentences.append(outcome(about, pairwise.comparison.difference.rsum, p_value))
+            sentences.append(outcome(about, difference.total, p_value))
         return sentences
 
     def __repr__(self) -> str:
@@ -179,6 +210,10 @@ def refs_of(name: str) -> list[str]:
 def comparison_document(comparison: Comparison) -> Document:
     """The comparison for JSON; recalls and mean reciprocal ranks in percent, intervals as [low, high]."""
     evaluation, sides = comparison.evaluation, []
+    first = comparison.systems[comparison.base].runs[0]
+    of_teacher: Document = {}
+    if isinstance(first, SavedAgreement):
+        of_teacher = {"teacher": first.agreement.teacher, "over": first.agreement.over}
     for letter, system in comparison.systems.items():
         sides.append(
             {
@@ -197,6 +232,7 @@ def comparison_document(comparison: Comparison) -> Document:
         "captions": evaluation.captions,
         "protocol": evaluation.protocol.name,
         "corpus_fingerprint": evaluation.corpus_fingerprint,
+        **of_teacher,
         "level": LEVEL,
         "resamples": comparison.num_resamples,
         "seed": comparison.seed,
@@ -215,7 +251,7 @@ def _pairwise(comparison: Comparison, pairwise: PairwiseComparison) -> Document:
         "difference": to_table(ranks.difference),
         **_p_values(pairwise),
     }
-    if ranks.ndcg_tests:
+    if isinstance(ranks, RankComparison) and ranks.ndcg_tests:
         document["ndcg"] = to_table(ranks.ndcg_tests)
     by_language: Document = {}
     for language, one in pairwise.by_language.items():
@@ -273,32 +309,32 @@ def comparison_facts(comparison: Comparison) -> list[tuple[str, str]]:
             about.append("the base")
         refs, words = ", ".join(run.ref for run in system.runs), ", ".join(about)
         facts.append((comparison.names[letter], f"{refs} ({words})"))
-    counts = f"{evaluation.images:,} images, {evaluation.captions:,} captions"
-    measured = f"split {evaluation.split}; protocol {evaluation.protocol.name}"
+    counts = f"{evaluation.images:,} images, {evaluation.captions:,} {evaluation.texts}"
+    measured = f"split {evaluation.split}; {comparison.measured_by}"
     runs = " and of runs" if comparison.draws_seeds else ""
     return [
         *facts,
         ("measured on", f"{counts}; {measured}"),
-        ("draws", f"{comparison.num_resamples:,} of images{runs}, seed {comparison.seed}"),
+        ("draws", f"{comparison.num_resamples:,} of {comparison.drawn}{runs}, seed {comparison.seed}"),
     ]
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """RSUM and p-values of all systems; then the recalls of each system against the base."""
+    """The total and p-values of all systems; then the measures of each system against the base."""
     return [_summary(comparison), *(_details(comparison, pairwise) for pairwise in comparison.comparisons)]
 
 
 def _summary(comparison: Comparison) -> Table:
-    """RSUM of each system, its difference from the base, and the p-values of the difference."""
+    """The total of each system, its difference from the base, and the p-values of the difference."""
     test = "t-test p" if comparison.draws_seeds else "sign-flip p"
-    columns = ["", "RSUM", "difference", test, "bootstrap p"]
+    columns = ["", comparison.estimates[comparison.base].total_title, "difference", test, "bootstrap p"]
     rows = []
     compared = {pairwise.letter: pairwise for pairwise in comparison.comparisons}
     for letter, estimates in comparison.estimates.items():
-        cells = [comparison.names[letter], f"{estimates.rsum.value:.2f}"]
+        cells = [comparison.names[letter], f"{estimates.total.value:.2f}"]
         if pairwise := compared.get(letter):
-            rsum = pairwise.comparison.difference.rsum
-            cells.append(f"{signed(rsum.value)} {_interval(rsum)}")
+            total = pairwise.comparison.difference.total
+            cells.append(f"{signed(total.value)} {_interval(total)}")
             for raw, adjusted in _tests(pairwise):
                 cells.append(f"{_p(raw)} ({_p(adjusted)})" if len(compared) > 1 else _p(raw))
         rows.append([*cells, *[""] * (len(columns) - len(cells))])
@@ -316,19 +352,19 @@ def _tests(pairwise: AdjustedComparison) -> list[tuple[float, float]]:
 
 
 def _details(comparison: Comparison, pairwise: PairwiseComparison) -> Table:
-    """Recalls and mean reciprocal ranks of both systems with the differences, and how many queries rank better."""
+    """The measures of both systems with the differences, and how many queries rank better."""
     base_name, name = comparison.names[comparison.base], comparison.names[pairwise.letter]
     ranks, estimates = pairwise.comparison, []
     for direction in Direction:
         for measure, change in ranks.difference.of(direction).items():
             both = ranks.base.of(direction)[measure], ranks.ours.of(direction)[measure]
-            estimates.append((f"{direction} {measure}", *both, change))
-    estimates.append(("RSUM", ranks.base.rsum, ranks.ours.rsum, ranks.difference.rsum))
+            estimates.append((f"{direction} {measure.replace('_', ' ')}", *both, change))
+    estimates.append((ranks.base.total_title, ranks.base.total, ranks.ours.total, ranks.difference.total))
     lines = []
     for direction, shifts in pairwise.shifts.items():
         lines.append(
-            f"ranks of {direction.query}s: {shifts.num_better:,} better with {name} than with {base_name}, "
-            f"{shifts.num_equal:,} equal, {shifts.num_worse:,} worse"
+            f"{ranks.base.per_query} of {direction.query}s: {shifts.num_better:,} better with {name} than with "
+            f"{base_name}, {shifts.num_equal:,} equal, {shifts.num_worse:,} worse"
         )
     for language, one in pairwise.by_language.items():
         sides = one.comparison.base, one.comparison.ours, one.comparison.difference
@@ -346,10 +382,12 @@ def how_to_read(comparison: Comparison) -> list[str]:
     """Notes on the intervals and p-values of the tables."""
     counted_all = all(pairwise.comparison.sign_flip_is_exact for pairwise in comparison.comparisons)
     exact = "; all patterns of signs counted" if counted_all and not comparison.draws_seeds else ""
-    interval = "interval over images and runs" if comparison.draws_seeds else "bootstrap interval over images"
+    drawn = comparison.drawn
+    interval = f"interval over {drawn} and runs" if comparison.draws_seeds else f"bootstrap interval over {drawn}"
+    estimates = comparison.estimates[comparison.base]
     lines = [
-        f"[low, high]: {100 * LEVEL:g}% {interval}. {MRR.name}: mean of 100 / rank.",
-        f"p: two-sided, for no difference in RSUM{exact}.",
+        f"[low, high]: {100 * LEVEL:g}% {interval}. {estimates.note}",
+        f"p: two-sided, for no difference in {estimates.total_title}{exact}.",
     ]
     if (count := len(comparison.comparisons)) > 1:
         lines.append(f"In parentheses after p: adjusted for {count} comparisons (Holm).")

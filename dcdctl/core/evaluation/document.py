@@ -139,6 +139,8 @@ class Agreement:
     teacher: str
     teacher_fingerprint: str
     over: Over
+    pairs_fingerprint: Annotated[str | None, OMITTED] = None
+    """SHA-256 of the pairs of a cache that were compared; None for all pairs."""
     text_retrieval: Annotated[Measures | None, OMITTED] = None
     """The means of the measures in AGREEMENT over `queries`, and the mean number of `candidates` per query; None if no
     query of the direction has two."""
@@ -150,21 +152,39 @@ class Agreement:
     intervals: dict[str, dict[str, Bounds]]
     """Bootstrap intervals by direction: over images with their captions; for the texts of a pool, over texts."""
 
+    def measures(self, direction: Direction) -> Measures | None:
+        """None if no query of the direction has two candidates."""
+        return self.text_retrieval if direction == Direction.TEXT else self.image_retrieval
+
+    def estimate(self, direction: Direction, name: str) -> Estimate | None:
+        """A measure of AGREEMENT with its interval."""
+        measures = self.measures(direction)
+        return None if measures is None else Estimate(measures[name], Interval(*self.intervals[direction.key][name]))
+
+    @property
+    def candidates_in_words(self) -> str:
+        return {"all": "all candidates", "cached": "the candidates that the cache has scores of"}[self.over]
+
+    @property
+    def basis(self) -> dict[str, object]:
+        """What must be equal for two agreements to be compared, besides the split."""
+        return {
+            "teacher": self.teacher_fingerprint[:8],
+            "candidates": self.over,
+            "pairs of the cache": self.pairs_fingerprint and self.pairs_fingerprint[:8],
+        }
+
     @staticmethod
-    def of(agreements: Agreements, corpus: Corpus, teacher: str, fingerprint: str) -> Agreement:
+    def of(agreements: Agreements, teacher: str, fingerprint: str) -> Agreement:
         """The agreement with the teacher of this name."""
         means: Document = {}
         intervals: dict[str, dict[str, Bounds]] = {}
         for direction, agreement in agreements.by_direction.items():
-            query_Q, measures_QM = agreement.query_Q, agreement.measures_QM * [row.factor for row in AGREEMENT]
-            # Captions of one image are drawn together, as for recalls.
-            # The texts of a pool have no images.
-            by_image = direction == Direction.IMAGE and not corpus.is_pool
-            drawn_Q = corpus.caption_image[query_Q] if by_image else query_Q
             # Always with seed 0, so that evaluating again gives the same intervals.
-            estimates = significance.estimate_means(measures_QM, drawn_Q, RESAMPLES, seed=0)
+            unit_Q = agreements.unit_Q(direction)
+            estimates = significance.estimate_means(agreement.scaled_QM, unit_Q, RESAMPLES, seed=0)
             means[direction.key] = {
-                "queries": len(query_Q),
+                "queries": len(unit_Q),
                 "candidates": float(agreement.num_candidates_Q.mean()),
             }
             intervals[direction.key] = {}
@@ -175,6 +195,7 @@ class Agreement:
             teacher=teacher,
             teacher_fingerprint=fingerprint,
             over=agreements.over,
+            pairs_fingerprint=agreements.pairs_fingerprint,
             ndcg=agreements.ndcg,
             intervals=intervals,
             **means,
@@ -232,10 +253,15 @@ class PoolEvaluation(_OnSplit):
     """How a model agrees with a teacher on a pool, whose images and texts are not paired: there are no recalls."""
 
     shown: ClassVar = AGREEMENT
-    """The measures of a direction that a study shows; and the number that sums both directions up, by its name in
-    tables and in documents."""
+    """The measures of a direction that a study shows; the number that sums both directions up, by its name in tables
+    and in documents, its highest value, and words for it; and what the texts are called."""
     total_title: ClassVar = NDCG.name
     total_key: ClassVar = "ndcg"
+    max_total: ClassVar = 100
+    about_total: ClassVar = f"the highest agreement with the teacher ({NDCG.name})"
+    quality: ClassVar = "Agreement"
+    unit: ClassVar = "percentage points, of spearman in correlation"
+    texts: ClassVar = "texts"
     agreement: Agreement
     published = None
     """Nobody reports recalls of a pool."""
@@ -248,15 +274,23 @@ class PoolEvaluation(_OnSplit):
 
     def measures(self, direction: Direction) -> Measures | None:
         """None if no query of the direction has two candidates."""
-        return self.agreement.text_retrieval if direction == Direction.TEXT else self.agreement.image_retrieval
+        return self.agreement.measures(direction)
+
+    @property
+    def how_measured(self) -> tuple[str, str]:
+        """A fact for a report."""
+        agreement = self.agreement
+        about = f"agreement with {agreement.teacher} over {agreement.candidates_in_words}"
+        return "measured by", f"{about}; a tie counts against the model"
 
     @property
     def basis(self) -> tuple[object, ...]:
-        return self.corpus_fingerprint, self.split, self.agreement.teacher_fingerprint, self.agreement.over
+        return self.corpus_fingerprint, self.split, *self.agreement.basis.values()
 
     @property
     def about_basis(self) -> str:
-        return f"split {self.split} of the corpus {self.corpus_fingerprint[:12]}, teacher {self.agreement.teacher}"
+        about = f"split {self.split} of the corpus {self.corpus_fingerprint[:12]}"
+        return f"{about}, by agreement with {self.agreement.teacher}"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -266,6 +300,12 @@ class Evaluation(_OnSplit):
     shown: ClassVar = ESTIMATED
     total_title: ClassVar = "RSUM"
     total_key: ClassVar = "rsum"
+    # Six recalls of 100 %.
+    max_total: ClassVar = 600
+    about_total: ClassVar = "the highest sum of recalls (RSUM)"
+    quality: ClassVar = "Recall"
+    unit: ClassVar = "percentage points"
+    texts: ClassVar = "captions"
     text_retrieval: Measures
     """Images as queries, captions as answers; the mean over the protocol's folds."""
     image_retrieval: Measures
@@ -328,6 +368,12 @@ class Evaluation(_OnSplit):
     def gallery_size(self) -> int:
         """Images that a caption is compared with."""
         return self.images // self.protocol.folds
+
+    @property
+    def how_measured(self) -> tuple[str, str]:
+        """A fact for a report."""
+        folds = f", the mean of {self.protocol.folds} folds" if self.protocol.folds > 1 else ""
+        return "protocol", f"{self.protocol.name}{folds}; a tie counts against the positive"
 
     @property
     def basis(self) -> tuple[object, ...]:

@@ -245,7 +245,7 @@ def run_evaluation(
                 model=job.model,
                 **about,
                 protocol=_how(model, None, options),
-                agreement=Agreement.of(by_query, corpus, str(job.against), fingerprint),
+                agreement=Agreement.of(by_query, str(job.against), fingerprint),
                 seconds=time.perf_counter() - started,
             )
             return of_pool if folder is None else write_evaluation(folder, of_pool, agreements=by_query)
@@ -259,7 +259,7 @@ def run_evaluation(
         if against is not None and measured.order is not None:
             teacher, fingerprint = against
             agreements = teachers.compare_with(teacher, measured.order, corpus)
-            more["agreement"] = Agreement.of(agreements, corpus, str(job.against), fingerprint)
+            more["agreement"] = Agreement.of(agreements, str(job.against), fingerprint)
         if job.relevance is not None:
             more["relevance"] = artifacts.sha256_of(job.relevance)
         evaluation = measured.evaluation(job.model, reranker=job.rerank, **more)

@@ -35,6 +35,7 @@ from dcdctl.core.evaluation.document import (
     CASCADE_FILES,
     MODEL_FILES,
     POOL_FILES,
+    Agreement,
     Evaluation,
     FileNames,
     Measured,
@@ -100,6 +101,29 @@ class SavedEvaluation:
         artifacts.check_files(self.folder, self.listed, error=InputError, hint=TABLES_HINT)
         return self.folder / name
 
+    @property
+    def basis(self) -> dict[str, object]:
+        """What must be equal for two evaluations to be compared, query by query."""
+        evaluation, protocol = self.evaluation, self.evaluation.protocol
+        return {
+            "measure": "recalls",
+            "split": evaluation.split,
+            "protocol's name": protocol.name,
+            "protocol's folds": protocol.folds,
+            "protocol's ties": protocol.ties,
+            "corpus": evaluation.corpus_fingerprint[:8],
+            "relevance": evaluation.relevance,
+        }
+
+    @property
+    def measured_by(self) -> str:
+        return f"protocol {self.evaluation.protocol.name}"
+
+    @property
+    def drawn(self) -> str:
+        """What an interval is over."""
+        return "images"
+
     @cached_property
     def table(self) -> RankTable:
         """The ranks of all queries."""
@@ -120,6 +144,83 @@ class SavedEvaluation:
         return by_direction
 
 
+@dataclass(frozen=True, eq=False)
+class SavedAgreement:
+    """How a model agrees with a teacher, on disk: on a pool, or on a split with captions, beside the recalls."""
+
+    folder: Path
+    names: FileNames
+    ref: str
+    """Its name, as the user gave it."""
+    evaluation: Evaluation | PoolEvaluation
+    listed: dict[str, artifacts.Document]
+    """Size and SHA-256 of the tables beside the document, by file name."""
+
+    @staticmethod
+    def load(folder: Path, names: FileNames = POOL_FILES, ref: str = "") -> SavedAgreement:
+        """The agreement in a folder: on a pool, or with MODEL_FILES on a split with captions. InputError for a missing
+        or damaged document, or for one without an agreement."""
+        path = folder / names.result
+        evaluation: Evaluation | PoolEvaluation
+        if names is POOL_FILES:
+            evaluation, listed = _read_document(PoolEvaluation, path)
+        else:
+            evaluation, listed = _read_document(Evaluation, path)
+        saved = SavedAgreement(folder, names, ref or str(folder), evaluation, listed)
+        if saved.evaluation.agreement is None:
+            raise InputError(
+                f"{saved.ref} was evaluated without a teacher, whose order could be compared",
+                hint=f"`dcdctl eval {folder} --data DIR --against TEACHER` adds the agreement",
+            )
+        return saved
+
+    @staticmethod
+    def find(folder: Path) -> SavedAgreement | None:
+        """The agreement on a pool in a folder; None without one."""
+        return SavedAgreement.load(folder) if (folder / POOL_FILES.result).exists() else None
+
+    @property
+    def agreement(self) -> Agreement:
+        assert self.evaluation.agreement is not None  # as `load` checks
+        return self.evaluation.agreement
+
+    @property
+    def basis(self) -> dict[str, object]:
+        """What must be equal for two evaluations to be compared, query by query."""
+        evaluation = self.evaluation
+        return {
+            "measure": "agreement with a teacher",
+            "split": evaluation.split,
+            "corpus": evaluation.corpus_fingerprint[:8],
+            **self.agreement.basis,
+        }
+
+    @property
+    def measured_by(self) -> str:
+        return f"agreement with {self.agreement.teacher} over {self.agreement.candidates_in_words}"
+
+    @property
+    def drawn(self) -> str:
+        """What an interval is over."""
+        return self.by_query.drawn
+
+    @cached_property
+    def by_query(self) -> Agreements:
+        """The agreement of every query. InputError for a missing or damaged table."""
+        artifacts.check_files(self.folder, self.listed, error=InputError, hint=TABLES_HINT)
+        by_direction = {}
+        for direction, rows in _by_direction(_read(self.folder / self.names.agreement)).items():
+            if rows.num_rows:
+                measures_QM = np.column_stack([rows[row.column].to_numpy() for row in AGREEMENT])
+                by_direction[direction] = QueryAgreement(
+                    rows["query"].to_numpy(), rows["candidates"].to_numpy(), measures_QM
+                )
+        # The ranks beside it name the image of each caption; a pool has none.
+        image_of_text = read_ranks(self.folder / self.names.ranks).caption_image if self.names.ranks else None
+        agreement = self.agreement
+        return Agreements(agreement.over, by_direction, image_of_text, agreement.pairs_fingerprint)
+
+
 def _read_document(kind: type[Result], path: Path) -> tuple[Result, dict[str, artifacts.Document]]:
     """An evaluation, and size and SHA-256 of the tables that it lists."""
     hint = f"`dcdctl eval {path.parent} --data DIR` writes it again"
@@ -128,23 +229,6 @@ def _read_document(kind: type[Result], path: Path) -> tuple[Result, dict[str, ar
     listed = artifacts.listed_files(path, document, error=InputError, hint=hint)
     evaluation = build_document(kind, document, path, error=InputError, hint=hint)
     return replace(evaluation, folder=path.parent), listed
-
-
-def read_pool(folder: Path) -> tuple[PoolEvaluation, Agreements] | None:
-    """The evaluation of a pool in a folder, and its agreement query by query; None without one. InputError for damaged
-    files."""
-    if not (folder / POOL_FILES.result).exists():
-        return None
-    evaluation, listed = _read_document(PoolEvaluation, folder / POOL_FILES.result)
-    artifacts.check_files(folder, listed, error=InputError, hint=TABLES_HINT)
-    by_direction = {}
-    for direction, rows in _by_direction(_read(folder / POOL_FILES.agreement)).items():
-        if rows.num_rows:
-            measures_QM = np.column_stack([rows[row.column].to_numpy() for row in AGREEMENT])
-            by_direction[direction] = QueryAgreement(
-                rows["query"].to_numpy(), rows["candidates"].to_numpy(), measures_QM
-            )
-    return evaluation, Agreements(evaluation.agreement.over, by_direction)
 
 
 def read_ranks(path: Path) -> RankTable:

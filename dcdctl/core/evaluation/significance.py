@@ -28,15 +28,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from dcdctl.core.data import Direction, Indices, Values
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation.agreement import Agreements
+from dcdctl.core.evaluation.agreement import AGREEMENT, Agreements, check_same_queries, mean_ndcg_Q
 from dcdctl.core.evaluation.bootstrap import ALPHA, MIN_RUNS, bootstrap_sums, sign_flip_test, welch_test
-from dcdctl.core.evaluation.measures import COMPARED, IN_RSUM, NDCG, recall_at_k, rsum
+from dcdctl.core.evaluation.measures import COMPARED, IN_RSUM, MRR, NDCG, recall_at_k, rsum
 from dcdctl.core.evaluation.ranking import RankTable, check_queries
 
 Runs = Sequence[RankTable]
@@ -73,9 +73,19 @@ class Estimate:
 class Estimates:
     """Measures in percent, or differences in percentage points: of each direction those that are COMPARED."""
 
+    total_title: ClassVar = "RSUM"
+    total_in_words: ClassVar = "RSUM"
+    per_query: ClassVar = "ranks"
+    """By what queries are better or worse."""
+    note: ClassVar = f"{MRR.name}: mean of 100 / rank."
     rsum: Estimate
     text_retrieval: dict[str, Estimate]
     image_retrieval: dict[str, Estimate]
+
+    @property
+    def total(self) -> Estimate:
+        """The number that sums both directions up."""
+        return self.rsum
 
     def of(self, direction: Direction) -> dict[str, Estimate]:
         return self.text_retrieval if direction == Direction.TEXT else self.image_retrieval
@@ -84,6 +94,30 @@ class Estimates:
         """The same with nDCG@10 among the measures of a direction."""
         changed: dict[str, Any] = {direction.key: {**self.of(direction), NDCG.name: estimate}}
         return replace(self, **changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementEstimates:
+    """The same of the agreement with a teacher: the measures in AGREEMENT, correlations as they are."""
+
+    total_title: ClassVar = NDCG.name
+    total_in_words: ClassVar = f"{NDCG.name} of agreement with the teacher"
+    per_query: ClassVar = NDCG.name
+    note: ClassVar = "Agreement favors models that learned from that teacher."
+    ndcg: Estimate
+    text_retrieval: dict[str, Estimate]
+    """Empty if no query of the direction has two candidates."""
+    image_retrieval: dict[str, Estimate]
+
+    @property
+    def total(self) -> Estimate:
+        return self.ndcg
+
+    def of(self, direction: Direction) -> dict[str, Estimate]:
+        return self.text_retrieval if direction == Direction.TEXT else self.image_retrieval
+
+
+Measured = TypeVar("Measured", Estimates, AgreementEstimates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,15 +165,13 @@ class RunTest(MeanTest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankComparison(RunTest):
-    """The ranks of a system against the base's; the tests are of RSUM."""
+class SystemComparison(RunTest, Generic[Measured]):
+    """A system against the base; the tests are of the total of the measures."""
 
-    difference: Estimates
+    difference: Measured
     """Ours minus the base's."""
-    ours: Estimates
-    base: Estimates
-    ndcg_tests: dict[str, MeanTest] = field(default_factory=dict)
-    """By direction, if both systems were evaluated with relevance."""
+    ours: Measured
+    base: Measured
 
     @property
     def trainings_p_value(self) -> float:
@@ -148,13 +180,17 @@ class RankComparison(RunTest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgreementComparison(RunTest):
-    """How much better a system agrees with a teacher than the base does: nDCG@10 in percent, the mean of both
-    directions."""
+class RankComparison(SystemComparison[Estimates]):
+    """The ranks of a system against the base's; the tests are of RSUM."""
 
-    difference: Estimate
-    ours: Estimate
-    base: Estimate
+    ndcg_tests: dict[str, MeanTest] = field(default_factory=dict)
+    """By direction, if both systems were evaluated with relevance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementComparison(SystemComparison[AgreementEstimates]):
+    """How much better a system agrees with a teacher than the base does; the tests are of nDCG@10 in percent, the mean
+    of both directions."""
 
 
 def outcome(about: str, change: Estimate, p_value: float | None, words: Sequence[str] = ("Better", "Worse")) -> str:
@@ -233,43 +269,103 @@ def compare_agreements(
     seed: int = 0,
     draw_seeds: bool = False,
 ) -> AgreementComparison:
-    """Compare the agreement of two systems with one teacher, from runs on the queries of one pool.
+    """Compare the agreement of two systems with one teacher, from runs on the same candidates.
 
-    Queries are drawn in each direction for itself, because the texts of a pool have no images; the sign-flip test has a
-    sign for each query. Runs are drawn as by `compare_ranks`.
+    Images are drawn with their captions, as by `compare_ranks`. The texts of a pool have no images: there, the queries
+    of each direction are drawn for themselves, and the sign-flip test has a sign for each query. InputError for a
+    system with one run whose seeds are to be drawn; StaleError for an agreement over other candidates.
     """
-    runs_S = len(ours), len(base)
-    means, shares = [], []
-    for number, direction in enumerate(ours[0].by_direction):
-        ndcg_QN = 100 * np.column_stack([run.by_direction[direction].ndcg_Q for run in (*ours, *base)])
-        drawn_RN = _drawn_means(ndcg_QN, np.arange(len(ndcg_QN)), resamples, seed + number)
-        means.append(np.vstack([ndcg_QN.mean(axis=0), drawn_RN]))
-        ours_Q, base_Q = (side.mean(axis=1) for side in np.split(ndcg_QN, [len(ours)], axis=1))
-        # Whole numbers, whose sums are exact.
-        shares.append(np.round((ours_Q - base_Q) / len(ndcg_QN) * WHOLE))
-    mean_RN = np.mean(means, axis=0)
+    check_seeds({"ours": ours, "the base": base}, draw_seeds=draw_seeds)
+    runs, runs_S = (*ours, *base), (len(ours), len(base))
+    check_same_queries({f"run {number}": run for number, run in enumerate(runs, 1)})
+    means_DRNM = _drawn_agreements(runs, resamples, seed)
+    columns_RNM = np.concatenate([*means_DRNM.values(), _mean_ndcg(means_DRNM)], axis=2)
     all_SN = np.repeat(np.eye(2), runs_S, axis=1)
     drawn_RSN = _drawn_runs(runs_S, resamples, seed) if draw_seeds else np.tile(all_SN, (resamples, 1, 1))
     taken_RSN = np.concatenate([all_SN[None], drawn_RSN])
-    ours_R, base_R = (np.einsum("rsn,rn->sr", taken_RSN, mean_RN) / taken_RSN.sum(axis=2).T).round(DECIMALS)
-    of_ours, of_base, difference = _with_intervals(np.column_stack([ours_R, base_R, ours_R - base_R]))
-    our_means, base_means = np.split(mean_RN[0], [len(ours)])
+    sides_RSM = np.einsum("rsn,rnm->rsm", taken_RSN, columns_RNM) / taken_RSN.sum(axis=2)[:, :, None]
+    ours_RM, base_RM = np.moveaxis(sides_RSM.round(DECIMALS), 1, 0)
+    our_totals, base_totals = np.split(columns_RNM[0, :, -1], [len(ours)])
+    directions = list(means_DRNM)
     return AgreementComparison(
-        ours=of_ours,
-        base=of_base,
-        difference=difference,
-        runs=(tuple(our_means.tolist()), tuple(base_means.tolist())),
-        **_tests((ours_R - base_R)[1:], np.concatenate(shares), seed),
+        ours=_agreement_estimates(ours_RM, directions),
+        base=_agreement_estimates(base_RM, directions),
+        difference=_agreement_estimates(ours_RM - base_RM, directions),
+        runs=(tuple(our_totals.tolist()), tuple(base_totals.tolist())),
+        **_tests((ours_RM - base_RM)[1:, -1], _ndcg_shares(ours, base), seed),
+    )
+
+
+def _drawn_agreements(runs: Sequence[Agreements], resamples: int, seed: int) -> dict[Direction, Values]:
+    """(1 + R, N, M) by direction: the measures of each run on all queries, and on those of each draw."""
+    first, of_draws = runs[0], {}
+    values = {way: np.hstack([run.by_direction[way].scaled_QM for run in runs]) for way in first.by_direction}
+    if first.image_of_text is None:
+        for number, (direction, values_QC) in enumerate(values.items()):
+            query_Q = first.unit_Q(direction)
+            of_draws[direction] = _drawn_means(values_QC, query_Q, resamples, seed + number)
+    else:
+        # One draw of images for both directions.
+        image_U = np.unique(np.concatenate([first.unit_Q(direction) for direction in values]))
+        sums = []
+        for direction, values_QC in values.items():
+            index_Q = np.searchsorted(image_U, first.unit_Q(direction))
+            sums.append(_unit_sums(values_QC, index_Q, len(image_U)))
+        drawn = np.hsplit(bootstrap_sums(np.hstack(sums), resamples, seed), len(sums))
+        for (direction, values_QC), drawn_RC in zip(values.items(), drawn, strict=True):
+            # A draw may have no query of a direction of which few images have one; it takes the mean of all.
+            means_RC = np.tile(values_QC.mean(axis=0), (resamples, 1))
+            np.divide(drawn_RC[:, :-1], drawn_RC[:, -1:], out=means_RC, where=drawn_RC[:, -1:] > 0)
+            of_draws[direction] = means_RC
+    shape = (resamples + 1, len(runs), len(AGREEMENT))
+    return {way: np.vstack([values[way].mean(axis=0), of_draws[way]]).reshape(shape) for way in values}
+
+
+def _mean_ndcg(means_DRNM: Mapping[Direction, Values]) -> Values:
+    """(1 + R, N, 1): nDCG@10, the mean of both directions."""
+    column = [row.name for row in AGREEMENT].index(NDCG.name)
+    return np.asarray(np.mean([means_RNM[:, :, column, None] for means_RNM in means_DRNM.values()], axis=0))
+
+
+def _ndcg_shares(ours: Sequence[Agreements], base: Sequence[Agreements]) -> Values:
+    """The share of each unit in the difference in nDCG@10, as whole numbers, whose sums are exact: of each image; of a
+    pool, of each query."""
+    first, shares, units = ours[0], [], []
+    for direction in first.by_direction:
+        ours_Q, base_Q = mean_ndcg_Q(ours, direction), mean_ndcg_Q(base, direction)
+        shares.append(np.round(100 * (ours_Q - base_Q) / len(ours_Q) * WHOLE))
+        units.append(first.unit_Q(direction))
+    if first.image_of_text is None:
+        return np.concatenate(shares)
+    return np.bincount(np.concatenate(units), np.concatenate(shares)).astype(np.float64)
+
+
+def _agreement_estimates(values_RC: Values, directions: Sequence[Direction]) -> AgreementEstimates:
+    """From the measures of each direction, and the total last."""
+    *columns, total = _with_intervals(values_RC)
+    names, by_direction = [row.name for row in AGREEMENT], {}
+    for number, direction in enumerate(directions):
+        own = columns[number * len(names) : (number + 1) * len(names)]
+        by_direction[direction] = dict(zip(names, own, strict=True))
+    return AgreementEstimates(
+        ndcg=total,
+        text_retrieval=by_direction.get(Direction.TEXT, {}),
+        image_retrieval=by_direction.get(Direction.IMAGE, {}),
     )
 
 
 def _drawn_means(values_QM: Values, unit_Q: Indices, resamples: int, seed: int) -> Values:
     """(R, M): the means of the columns over the queries of each draw of units."""
     index_Q = np.unique(unit_Q, return_inverse=True)[1]
-    columns_UC = np.zeros((index_Q.max() + 1, values_QM.shape[1] + 1))
-    np.add.at(columns_UC, index_Q, np.column_stack([values_QM, np.ones(len(index_Q))]))
-    sums_RC = bootstrap_sums(columns_UC, resamples, seed)
+    sums_RC = bootstrap_sums(_unit_sums(values_QM, index_Q, index_Q.max() + 1), resamples, seed)
     return sums_RC[:, :-1] / sums_RC[:, -1:]
+
+
+def _unit_sums(values_QM: Values, index_Q: Indices, num_units: int) -> Values:
+    """(U, M + 1): the columns summed over the queries of each unit, and the number of its queries."""
+    columns_UC = np.zeros((num_units, values_QM.shape[1] + 1))
+    np.add.at(columns_UC, index_Q, np.column_stack([values_QM, np.ones(len(index_Q))]))
+    return columns_UC
 
 
 def _graded(systems: Sequence[Runs]) -> Iterator[tuple[Direction, Values, Indices]]:
@@ -318,11 +414,7 @@ class _Draws:
 
 
 def _draw(systems: Mapping[str, Runs], resamples: int, seed: int, *, draw_seeds: bool = False) -> _Draws:
-    if draw_seeds and (few := [name for name, tables in systems.items() if len(tables) < MIN_DRAWN_SEEDS]):
-        raise InputError(
-            f"{few[0]} has 1 run, drawing its seeds needs {MIN_DRAWN_SEEDS} or more",
-            hint="name the runs of each seed, separated by commas, or leave --draw-seeds out",
-        )
+    check_seeds(systems, draw_seeds=draw_seeds)
     named = {f"run {i} of {name}": table for name, tables in systems.items() for i, table in enumerate(tables, 1)}
     check_queries(named)
     runs_S = [len(tables) for tables in systems.values()]
@@ -348,6 +440,16 @@ def _draw(systems: Mapping[str, Runs], resamples: int, seed: int, *, draw_seeds:
         taken_RS=np.vstack([all_S, taken_RS]),
         rsums_S=rsums_S,
     )
+
+
+def check_seeds(systems: Mapping[str, Sequence[object]], *, draw_seeds: bool) -> None:
+    """InputError for a system, by its name, with one run whose seeds are to be drawn."""
+    few = [name for name, runs in systems.items() if len(runs) < MIN_DRAWN_SEEDS]
+    if draw_seeds and few:
+        raise InputError(
+            f"{few[0]} has 1 run, drawing its seeds needs {MIN_DRAWN_SEEDS} or more",
+            hint="name the runs of each seed, separated by commas, or leave --draw-seeds out",
+        )
 
 
 def _drawn_runs(runs_S: Sequence[int], resamples: int, seed: int) -> Values:

@@ -55,13 +55,12 @@ def _agreement(agreement: Agreement, evaluation: Evaluation | PoolEvaluation) ->
             bounds = [agreement.intervals[direction.key][row.name] for row in AGREEMENT]
             interval = f"  {agreement.level:.0%} interval"
             rows.append([interval, *(f"{low:.2f} to {high:.2f}" for low, high in bounds), "", ""])
-    over = {"all": "all candidates", "cached": "the candidates that the cache has scores of"}[agreement.over]
     return Table(
         f"agreement of {evaluation.model} with {agreement.teacher} on {evaluation.split}: "
         f"{counted(evaluation.images, 'images')}, {counted(evaluation.captions, 'texts')}",
         ["", *(row.title for row in AGREEMENT), "queries", "candidates"],
         rows,
-        f"nDCG@10 {agreement.ndcg:.2f}, the mean of both directions; over {over}.",
+        f"nDCG@10 {agreement.ndcg:.2f}, the mean of both directions; over {agreement.candidates_in_words}.",
     )
 
 

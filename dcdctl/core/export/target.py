@@ -78,11 +78,8 @@ class Target(ABC):
     def check(self) -> None:
         """ModelError, with the target that fits, for a model that this one cannot hold."""
         ref, spec = self.job.ref, self.spec
-        if self.has_tokens and self.no_late:
-            raise ModelError(
-                f"{ref} is a late-interaction model, which is not exported to {self.name}: {self.no_late}",
-                hint="read it with dcdctl",
-            )
+        if self.has_tokens:
+            self._check_late()
         if self.name in spec.refusals:
             message = f"{ref} is a model of {spec.library}, and cannot be exported to {self.name}"
             raise ModelError(f"{message}: {spec.refusals[self.name]}", hint=f"export it with --to {spec.library}")
@@ -92,14 +89,17 @@ class Target(ABC):
                 hint="export it with --to transformers, or a dual student to this format",
             )
 
-    @property
-    def no_late(self) -> str:
-        """Why a late-interaction model cannot be exported; empty if it can."""
+    def _check_late(self) -> None:
+        """ModelError for a late-interaction model that no format holds, or not this one."""
+        message = f"{self.job.ref} is a late-interaction model, which is not exported to {self.name}"
         if self.model.as_dual is None:
-            return "its own library reads its folder"
+            raise ModelError(f"{message}: its own library reads its folder", hint="read it with dcdctl")
         if self.model.vectors_scale is not None:
-            return "MaxSim is not all of its score, the cosine of whole vectors counts too (model.pooled)"
-        return self.no_tokens
+            reason = "MaxSim is not all of its score, the cosine of whole vectors counts too (model.pooled)"
+            raise ModelError(f"{message}: {reason}", hint="read it with dcdctl")
+        if self.no_tokens:
+            # ONNX files hold the tokens of every network.
+            raise ModelError(f"{message}: {self.no_tokens}", hint="export it with --to onnx")
 
     @property
     def no_tokens(self) -> str:

@@ -44,6 +44,7 @@ class OpenClip(Target):
         require_extra(cls.name, "open_clip", needed_by=f"--to {cls.name}")
 
     def check(self) -> None:
+        super().check()
         library = self.spec.library or "transformers"
         if library != self.name:
             raise ModelError(

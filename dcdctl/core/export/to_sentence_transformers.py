@@ -122,7 +122,7 @@ class SentenceTransformers(Target):
         from sentence_transformers.base.modules import Dense, Normalize, Router
         from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
-        def route(projection: nn.Linear, *, has_mask: bool) -> list[Any]:
+        def route(projection: nn.Linear, *, has_mask: bool, positions_ND: Tensor | None = None) -> list[Any]:
             width, weight = projection.in_features, projection.weight.detach()
             project = Dense(
                 in_features=width,
@@ -132,8 +132,9 @@ class SentenceTransformers(Target):
                 init_weight=weight,
                 module_input_name=TOKENS,
             )
+            modules = [project] if positions_ND is None else [project, Normalize(TOKENS), *_add_positions(positions_ND)]
             if has_mask:
-                return [project]
+                return modules
             # The library keeps the tokens of an attention mask. Where the network takes none, a layer gives 1 for each.
             ones = Dense(
                 in_features=width,
@@ -145,10 +146,13 @@ class SentenceTransformers(Target):
                 module_input_name=TOKENS,
                 module_output_name="attention_mask",
             )
-            return [ones, project]
+            return [ones, *modules]
 
         tokens, is_padded = self.model.tokens, self.spec.padded_length is not None
-        routes = {"text": route(tokens.texts, has_mask=not is_padded), "image": route(tokens.images, has_mask=False)}
+        routes = {
+            "text": route(tokens.texts, has_mask=not is_padded),
+            "image": route(tokens.images, has_mask=False, positions_ND=tokens.positions),
+        }
         pads = [self.model.preprocess.tokenizer.pad_token] if is_padded else []
         modules = [Router(routes), MultiVectorMask(pads, skiplist_tasks=["query", "document"]), Normalize(TOKENS)]
         listed: list[Document] = [
@@ -203,3 +207,52 @@ class SentenceTransformers(Target):
 
     def requirements(self) -> list[str]:
         return with_timm(["sentence-transformers>=6.0"], self.spec)
+
+
+def _add_positions(positions_ND: Tensor) -> list[Any]:
+    """Modules of the library that add a vector to each token by its place among the N tokens.
+
+    None of them knows places, but a convolution pads with zeros before the first token. So a layer appends a constant 1
+    to each token, a convolution makes it the mark of the first token, and the next one answers the mark with a position
+    at each place.
+    """
+    from sentence_transformers.base.modules import Dense
+
+    num_tokens, width = positions_ND.shape
+    marked = width + 1
+    append = Dense(
+        in_features=width,
+        out_features=marked,
+        activation_function=None,
+        init_weight=torch.eye(marked, width),
+        init_bias=torch.eye(marked)[width].clone(),
+        module_input_name=TOKENS,
+    )
+    mark = _identity_kernel(marked, marked, 3)
+    # Its own 1 less that of the token before it, which the first has not.
+    mark[width, width, 0] = -1
+    # From the first token it reaches the last one.
+    answer = _identity_kernel(width, marked, 2 * num_tokens - 1)
+    # At place n the mark lies n tokens back.
+    answer[:, width, :num_tokens] = positions_ND.detach().T.flip(1)
+    return [append, _convolution(mark), _convolution(answer)]
+
+
+def _identity_kernel(num_outputs: int, num_inputs: int, size: int) -> Tensor:
+    """The weights of a convolution that gives the first numbers of each token as they are."""
+    kernel = torch.zeros(num_outputs, num_inputs, size)
+    # The middle of a kernel is the token itself.
+    kernel[:, :, size // 2] = torch.eye(num_outputs, num_inputs)
+    return kernel
+
+
+def _convolution(kernel: Tensor) -> Any:
+    """The library's module with these weights, without a bias."""
+    from sentence_transformers.sentence_transformer.modules import CNN
+
+    num_outputs, num_inputs, size = kernel.shape
+    module: Any = CNN(num_inputs, num_outputs, kernel_sizes=[size])
+    (convolution,) = module.convs
+    convolution.weight = nn.Parameter(kernel)
+    nn.init.zeros_(convolution.bias)
+    return module

@@ -71,18 +71,15 @@ class LateInteraction(PairModel):
         """Logits of P pairs, float32, also under autocast."""
         images, image_ix_P = images.distinct(image_ix_P)
         texts, text_ix_P = texts.distinct(text_ix_P)
-        mask_IN = None if images.is_full else images.mask
         if len(images) * len(texts) <= DENSE_FACTOR * len(image_ix_P):
-            all_IT = all_maxsims(images.tokens, mask_IN, texts.tokens, texts.mask, is_mean=self.is_mean)
-            maxsim_P = all_IT.flatten().index_select(0, image_ix_P * len(texts) + text_ix_P)
-        else:
-            parts = []
-            chunks = zip(image_ix_P.split(PAIRS_AT_A_TIME), text_ix_P.split(PAIRS_AT_A_TIME), strict=True)
-            for image_ix, text_ix in chunks:
-                mask_PN = None if mask_IN is None else mask_IN[image_ix]
-                tokens_PLD, mask_PL = texts.tokens[text_ix], texts.mask[text_ix]
-                parts.append(pair_maxsims(images.tokens[image_ix], mask_PN, tokens_PLD, mask_PL, is_mean=self.is_mean))
-            maxsim_P = torch.cat(parts)
+            return self.score_all(images, texts).flatten().index_select(0, image_ix_P * len(texts) + text_ix_P)
+        mask_IN = None if images.is_full else images.mask
+        parts = []
+        for image_ix, text_ix in zip(image_ix_P.split(PAIRS_AT_A_TIME), text_ix_P.split(PAIRS_AT_A_TIME), strict=True):
+            mask_PN = None if mask_IN is None else mask_IN[image_ix]
+            tokens_PLD, mask_PL = texts.tokens[text_ix], texts.mask[text_ix]
+            parts.append(pair_maxsims(images.tokens[image_ix], mask_PN, tokens_PLD, mask_PL, is_mean=self.is_mean))
+        maxsim_P = torch.cat(parts)
         logits_P = self.logit_scale.to(maxsim_P.device) * maxsim_P
         if self.vectors_scale is not None:
             assert images.vectors is not None
@@ -91,6 +88,18 @@ class LateInteraction(PairModel):
                 images.vectors, texts.vectors, image_ix_P, text_ix_P
             )
         return logits_P.detach()
+
+    def score_all(self, images: States, texts: States) -> Tensor:
+        """Logits of every image with every text, I x T, float32, also under autocast."""
+        mask_IN = None if images.is_full else images.mask
+        maxsim_IT = all_maxsims(images.tokens, mask_IN, texts.tokens, texts.mask, is_mean=self.is_mean)
+        logits_IT = self.logit_scale.to(maxsim_IT.device) * maxsim_IT
+        if self.vectors_scale is not None:
+            assert images.vectors is not None
+            assert texts.vectors is not None
+            with torch.autocast(maxsim_IT.device.type, enabled=False):
+                logits_IT = logits_IT + self.vectors_scale * images.vectors @ texts.vectors.T
+        return logits_IT.detach()
 
     def outputs(self, pairs: PairBatch) -> tuple[Tensor, ...]:
         """The token vectors of all images and texts, I x N x D and T x L x D, padding as zeros, and with

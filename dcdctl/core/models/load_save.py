@@ -166,10 +166,11 @@ def is_function(ref: str | Path) -> bool:
     return _locate(ref)[0] == "function"
 
 
-def is_dual(ref: str | Path) -> bool:
-    """Whether a folder holds, or a Hub id names, a dual encoder; the small files of a Hub id are fetched."""
+def kind_of(ref: str | Path) -> Kind | None:
+    """The kind of the model that a folder holds or a Hub id names, whose small files are fetched; None if it is none of
+    these."""
     family = _read_small(ref, lambda folder: find_family(_checked_type(folder) or ""), otherwise=None)
-    return family is not None and family.kind == "dual"
+    return None if family is None else family.kind
 
 
 def text_pooling(ref: str | Path) -> folders.Pooling:

@@ -154,8 +154,8 @@ def _ends(curves: Iterable[Series]) -> str:
 
 
 def speed_against_recall(report: Report) -> Markup | None:
-    """RSUM against milliseconds per query, all among `report.gallery_size` images, with a point for each depth of a
-    cascade.
+    """RSUM, or nDCG@10 of a pool, against milliseconds per query, all among `report.gallery_size` images, with a point
+    for each depth of a cascade.
 
     None with fewer than two points.
     """
@@ -166,19 +166,20 @@ def speed_against_recall(report: Report) -> Markup | None:
         result, ms = model.result, model.query_ms
         if result is not None and ms and model.gallery_size == report.gallery_size:
             depths = result.reranked
-            rsums = [depth.rsum for depth in depths] or [result.rsum]
+            totals = [depth.rsum for depth in depths] or [result.total]
             # The deepest is the result of the cascade, so it has the name of the model.
             names = [*(f"top {depth.depth}" for depth in depths[:-1]), model.label]
-            timed.append(Series(label=model.label, color=color[model.label], x=ms, y=rsums, names=names))
-            points += zip(ms, rsums, names, strict=True)
-    if len(points) < 2:
+            timed.append(Series(label=model.label, color=color[model.label], x=ms, y=totals, names=names))
+            points += zip(ms, totals, names, strict=True)
+    kind = report.result
+    if kind is None or len(points) < 2:
         return None
     labels = ChartLabels(
         name="speed-recall",
-        title="Recall against query time; the broken line is the Pareto front",
-        description="; ".join(f"{name}: {x:,.3g} ms, RSUM {y:.1f}" for x, y, name in sorted(points)),
+        title=f"{kind.quality} against query time; the broken line is the Pareto front",
+        description="; ".join(f"{name}: {x:,.3g} ms, {kind.total_title} {y:.1f}" for x, y, name in sorted(points)),
         x_label=f"ms per query among {report.gallery_size:,} images (logarithmic)",
-        y_label="RSUM",
+        y_label=kind.total_title,
     )
     is_best = on_front([y for _, y, _ in points], [x for x, _, _ in points])
     front = sorted({(x, y) for (x, y, _), is_on_front in zip(points, is_best, strict=True) if is_on_front})
@@ -190,14 +191,14 @@ def scores(report: Report) -> dict[Direction, list[Markup]]:
 
     Cascades have none: their scores come from two models.
     """
-    scored, charts = [model for model in report.evaluated if not model.is_cascade], {}
+    scored, charts = [model for model in report.ranked if not model.is_cascade], {}
     for direction in Direction:
         charts[direction] = [_scores(f"scores-{direction}-{at}", direction, model) for at, model in enumerate(scored)]
     return charts
 
 
 def _scores(name: str, direction: Direction, model: ModelResults) -> Markup:
-    saved = model.evaluated
+    saved = model.ranked
     positive_Q, negative_Q = saved.table.scores[direction], saved.top[direction].hardest_negative_Q
     negative_Q = negative_Q[~np.isnan(negative_Q)]
     edges = np.histogram_bin_edges(np.concatenate([positive_Q, negative_Q]), NUM_BINS)

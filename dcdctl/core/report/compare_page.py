@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dcdctl.core import evaluation
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.evaluation import Comparison, PairwiseComparison, RankShift
+from dcdctl.core.evaluation import Comparison, PairwiseComparison, RankShift, SavedEvaluation
 from dcdctl.core.report import html
 from dcdctl.core.report.gallery import ModelColumn, Query, captions_of, first_answers, query_of
 from dcdctl.core.report.html import EmbeddedImage
@@ -41,6 +41,7 @@ def write_comparison_page(path: Path, comparison: Comparison, corpus: Corpus | N
         path,
         "comparison.html",
         title=f"Compared with {base}",
+        total_title=comparison.estimates[comparison.base].total_title,
         verdicts=comparison.verdicts,
         facts=evaluation.comparison_facts(comparison),
         summary=summary,
@@ -81,7 +82,9 @@ def _columns(
     """The base, then the other system."""
     columns = []
     for letter, ranks in ((comparison.base, shift.base), (pairwise.letter, shift.ours)):
-        answers = first_answers(comparison.queries, comparison.systems[letter].runs[0], direction, shift.query)
+        run = comparison.systems[letter].runs[0]
+        assert isinstance(run, SavedEvaluation)  # agreements list no queries
+        answers = first_answers(comparison.queries, run, direction, shift.query)
         columns.append(ModelColumn(comparison.names[letter], ranks, answers))
     return columns
 

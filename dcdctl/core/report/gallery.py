@@ -139,7 +139,7 @@ def first_answers(table: RankTable, saved: SavedEvaluation, direction: Direction
 
 def make_gallery(report: Report, colors: dict[str, str], track: Track) -> Markup | None:
     """The gallery of a report; None if no model was evaluated."""
-    models = report.evaluated
+    models = report.ranked
     if not models:
         return None
     # A single model is compared with itself: there are no wins, so all of its queries are drawn at random.
@@ -147,7 +147,7 @@ def make_gallery(report: Report, colors: dict[str, str], track: Track) -> Markup
     ranks, chosen = {}, {}
     outcomes: dict[Direction, list[list[dict[str, int]]]] = {}
     for direction in Direction:
-        of_models = [model.evaluated.table.ranks(direction) for model in models]
+        of_models = [model.ranked.table.ranks(direction) for model in models]
         ranks[direction], chosen[direction] = of_models, choose(of_models, pairs, NUM_QUERIES)
         outcomes[direction] = []
         for ours_Q in of_models:
@@ -203,9 +203,9 @@ def _pairs(models: Sequence[ModelResults]) -> list[tuple[int, int]]:
 def _shown_images(models: Sequence[ModelResults], chosen: dict[Direction, list[int]]) -> list[int]:
     """The indices of the images on the page, ascending."""
     by_caption = chosen[Direction.IMAGE]
-    shown = {*chosen[Direction.TEXT], *models[0].evaluated.table.caption_image[by_caption].tolist()}
+    shown = {*chosen[Direction.TEXT], *models[0].ranked.table.caption_image[by_caption].tolist()}
     for model in models:
-        shown.update(model.evaluated.top[Direction.IMAGE].candidate_QK[by_caption, :NUM_ANSWERS].ravel().tolist())
+        shown.update(model.ranked.top[Direction.IMAGE].candidate_QK[by_caption, :NUM_ANSWERS].ravel().tolist())
     return sorted(shown)
 
 
@@ -221,12 +221,12 @@ def _embedded(corpus: Corpus, images: Sequence[int], track: Track) -> dict[int, 
 
 
 def _queries(models: Sequence[ModelResults], chosen: dict[Direction, list[int]]) -> Iterator[Query]:
-    table = models[0].evaluated.table
+    table = models[0].ranked.table
     for direction, _ in TITLES:
         for query in chosen[direction]:
             columns = []
             for model in models:
-                rank = int(model.evaluated.table.ranks(direction)[query])
-                answers = first_answers(table, model.evaluated, direction, query)
+                rank = int(model.ranked.table.ranks(direction)[query])
+                answers = first_answers(table, model.ranked, direction, query)
                 columns.append(ModelColumn(model.label, [rank], answers))
             yield query_of(table, direction, query, columns)

@@ -17,7 +17,16 @@ from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.data import CORPUS_FILE, Corpus
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.evaluation import CASCADE_FILES, Evaluation, RankComparison, SavedEvaluation
+from dcdctl.core.evaluation import (
+    CASCADE_FILES,
+    Agreement,
+    AgreementComparison,
+    Evaluation,
+    PoolEvaluation,
+    RankComparison,
+    SavedAgreement,
+    SavedEvaluation,
+)
 from dcdctl.core.places import shown
 from dcdctl.core.training import Run, command_of
 
@@ -32,20 +41,25 @@ class ModelResults:
     """Unique in a report."""
     role: Role
     folder: Path
-    saved: SavedEvaluation | None
-    """None for a run that was not evaluated."""
+    saved: SavedEvaluation | SavedAgreement | None
+    """Recalls, or the agreement with a teacher on a pool; None for a run that was not evaluated."""
     times: QueryTimes | None
-    comparison: RankComparison | None = None
+    comparison: RankComparison | AgreementComparison | None = None
     """With the baseline."""
 
     @property
-    def result(self) -> Evaluation | None:
+    def result(self) -> Evaluation | PoolEvaluation | None:
         return None if self.saved is None else self.saved.evaluation
 
     @property
-    def evaluated(self) -> SavedEvaluation:
-        """The evaluation of a model of `Report.evaluated`."""
-        assert self.saved is not None
+    def agreement(self) -> Agreement | None:
+        """On a pool, or beside the recalls."""
+        return None if self.result is None else self.result.agreement
+
+    @property
+    def ranked(self) -> SavedEvaluation:
+        """The evaluation of a model of `Report.ranked`."""
+        assert isinstance(self.saved, SavedEvaluation)
         return self.saved
 
     @property
@@ -57,7 +71,8 @@ class ModelResults:
         """Images that the timed query is compared with; None if no query was timed."""
         if self.times is not None:
             return self.times.num_images
-        return self.result.gallery_size if self.result is not None and self.result.reranked else None
+        # Only cascades have depths.
+        return self.ranked.evaluation.gallery_size if self.result is not None and self.result.reranked else None
 
     @property
     def query_ms(self) -> tuple[float, ...]:
@@ -108,7 +123,7 @@ class Report:
         return next((model for model in self.models if model.role == role), None)
 
     @property
-    def result(self) -> Evaluation | None:
+    def result(self) -> Evaluation | PoolEvaluation | None:
         """The first result; all results are on the same split."""
         return next((model.result for model in self.models if model.result is not None), None)
 
@@ -121,14 +136,14 @@ class Report:
         labels = {
             "not evaluated (dcdctl eval)": [model.label for model in self.models if model.result is None],
             "not timed (dcdctl bench)": [model.label for model in own_times if model.times is None],
-            "without images (--data DIR)": [model.label for model in evaluated] if self.corpus is None else [],
+            "without images (--data DIR)": [model.label for model in self.ranked] if self.corpus is None else [],
         }
         return {what: ", ".join(models) for what, models in labels.items() if models}
 
     @cached_property
-    def evaluated(self) -> tuple[ModelResults, ...]:
-        """The models that were evaluated."""
-        return tuple(model for model in self.models if model.saved is not None)
+    def ranked(self) -> tuple[ModelResults, ...]:
+        """The models whose queries have ranks: all that were evaluated, unless it was on a pool."""
+        return tuple(model for model in self.models if isinstance(model.saved, SavedEvaluation))
 
 
 def read_report(
@@ -136,8 +151,8 @@ def read_report(
 ) -> Report:
     """Read evaluation folders. The default `baseline` is the first of `runs` that is not the teacher.
 
-    MissingError for a folder with nothing to show; StaleError for results on different corpora, splits or protocols,
-    and for `data` that is not their corpus.
+    MissingError for a folder with nothing to show; StaleError for results on different corpora, splits, protocols or
+    teachers, and for `data` that is not their corpus.
     """
     # The teacher and the baseline may be among the runs.
     named = (teacher, *runs, baseline)
@@ -167,13 +182,18 @@ def read_report(
     evaluation.check_comparable(results, "report them apart")
     report = Report(models=tuple(models), trainings=tuple(trainings), corpus=None)
     report = replace(report, models=_with_teacher_times(report))
-    corpus = None if report.result is None else open_corpus(report.result, data)
+    corpus = None
+    # The queries of a pool have no answers to show; data that are named must be its own all the same.
+    if report.result is not None and (report.ranked or data is not None):
+        corpus = open_corpus(report.result, data)
     return replace(report, models=_compared(report), corpus=corpus)
 
 
 def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
     """The model of a folder, and the cascade that starts from it."""
-    alone, cascaded = SavedEvaluation.find(folder), SavedEvaluation.find(folder, CASCADE_FILES)
+    # An agreement on a pool is another report than the recalls that are beside it.
+    alone = SavedEvaluation.find(folder) or SavedAgreement.find(folder)
+    cascaded = SavedEvaluation.find(folder, CASCADE_FILES)
     times = read_times(folder / "bench.json", "student")
     if (alone, cascaded, times) == (None, None, None) and not (folder / "run.json").exists():
         raise artifacts.other_folder_error(folder, "run or an evaluation") or MissingError(
@@ -236,12 +256,21 @@ def _compared(report: Report) -> tuple[ModelResults, ...]:
         if model is base or model.saved is None:
             compared.append(model)
         else:
-            comparison = evaluation.compare_ranks([model.saved.table], [base.saved.table])
-            compared.append(replace(model, comparison=comparison))
+            compared.append(replace(model, comparison=_compare(model.saved, base.saved)))
     return tuple(compared)
 
 
-def open_corpus(result: Evaluation, data: Path | None) -> Corpus | None:
+def _compare(
+    ours: SavedEvaluation | SavedAgreement, base: SavedEvaluation | SavedAgreement
+) -> RankComparison | AgreementComparison:
+    if isinstance(ours, SavedEvaluation) and isinstance(base, SavedEvaluation):
+        return evaluation.compare_ranks([ours.table], [base.table])
+    assert isinstance(ours, SavedAgreement)
+    assert isinstance(base, SavedAgreement)  # of one kind, as `check_comparable` found
+    return evaluation.compare_agreements([ours.by_query], [base.by_query])
+
+
+def open_corpus(result: Evaluation | PoolEvaluation, data: Path | None) -> Corpus | None:
     """The split that a result is on, in `data` or where it was; None if it is gone or has changed. StaleError for
     another `data`."""
     folder = Path(result.data) if data is None else data

@@ -30,13 +30,13 @@ from dcdctl.core.evaluation import (
     PoolEvaluation,
     RankComparison,
     RankTable,
+    SavedAgreement,
     SavedEvaluation,
     check_comparable,
     compare_agreements,
     compare_ranks,
     holm,
     outcome,
-    read_pool,
 )
 from dcdctl.core.progress import digits
 from dcdctl.core.report import html
@@ -95,9 +95,7 @@ class Difference:
     def totals(self) -> tuple[Estimate, Estimate, Estimate]:
         """RSUM, or nDCG@10 of a pool: ours, the base's, and the difference."""
         comparison = self.comparison
-        if isinstance(comparison, AgreementComparison):
-            return comparison.ours, comparison.base, comparison.difference
-        return comparison.ours.rsum, comparison.base.rsum, comparison.difference.rsum
+        return comparison.ours.total, comparison.base.total, comparison.difference.total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +152,9 @@ def read_rows(
         results: list[Evaluation | PoolEvaluation] = []
         tables: list[RankTable | Agreements] = []
         for folder in folders:
-            if by_agreement and (of_pool := read_pool(folder)) is not None:
-                result, by_query = of_pool
-                results.append(result)
-                tables.append(by_query)
+            if by_agreement and (agreed := SavedAgreement.find(folder)) is not None:
+                results.append(agreed.evaluation)
+                tables.append(agreed.by_query)
             else:
                 saved = SavedEvaluation.load(folder, names)
                 results.append(saved.evaluation)
@@ -199,7 +196,7 @@ def compare_rows(rows: Mapping[str, StudyRow], contrasts: Sequence[tuple[str, st
             draw_seeds = min(map(len, tables)) > 1
             comparison: RankComparison | AgreementComparison
             if isinstance(tables[0][0], Agreements):
-                comparison, covers = compare_agreements(*tables, draw_seeds=draw_seeds), "queries"
+                comparison, covers = compare_agreements(*tables, draw_seeds=draw_seeds), tables[0][0].drawn
             else:
                 comparison, covers = compare_ranks(*tables, draw_seeds=draw_seeds), "images"
             differences.append(Difference(ours, base, comparison, f"{covers} and seeds" if draw_seeds else covers))
@@ -229,7 +226,7 @@ def verdict(differences: Sequence[Difference], untrained: float) -> str:
     comparison, p_value = strongest.comparison, planned_p_values(differences).get(strongest.base)
     ours, theirs, gain = strongest.totals
     base = "the start" if strongest.base == ZERO_SHOT else strongest.base.replace(",", " with")
-    total = f"{NDCG.name} of agreement with the teacher" if isinstance(comparison, AgreementComparison) else "RSUM"
+    total = comparison.difference.total_in_words
     scope = " in these trainings" if comparison.num_runs == 1 else ""
     about = f"{DISTILLED} against {base}{scope}, {total}"
     lines = [outcome(about, gain, p_value, ("The teacher paid", "The teacher did not pay")), comparison.seed_warning]
@@ -317,7 +314,7 @@ def _difference_document(difference: Difference) -> Document:
         for direction in Direction:
             document[direction.key] = {one.name: to_table(estimates.of(direction)[one.name]) for one in ESTIMATED}
     else:
-        document |= {"ndcg": to_table(difference.comparison.difference)}
+        document |= {"ndcg": to_table(difference.comparison.difference.ndcg)}
     return {
         **document,
         "interval_over": difference.covers,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import ESTIMATED, LEVEL, MEASURES, Estimate
+from dcdctl.core.evaluation import AGREEMENT, LEVEL, MEASURES, Estimate
 from dcdctl.core.progress import digits
 from dcdctl.core.report.report import ModelResults, Report
 from dcdctl.core.templates import Table
@@ -12,22 +14,19 @@ NOTHING = "\N{EN DASH}"
 """Shown for values that were not measured."""
 SHOWN = [row for row in MEASURES if row.of is not None and row.in_report]
 """The measures of a report."""
-COMPARED = [(direction, row.name) for direction in Direction for row in ESTIMATED]
-"""What is compared with the baseline."""
+BRIEF = "{:.1f}".format
 
 
 def result_tables(report: Report) -> list[Table]:
     """The tables of the results that have rows."""
-    tables = (_quality(report), _by_label(report), _differences(report), _speed(report))
+    tables = (_quality(report), *_agreements(report), _by_label(report), _differences(report), _speed(report))
     return [table for table in tables if table.rows]
 
 
 def _quality(report: Report) -> Table:
     rows = []
-    for model in report.models:
-        if (result := model.result) is None:
-            continue
-        cells = []
+    for model in report.ranked:
+        result, cells = model.ranked.evaluation, []
         for direction in Direction:
             for measure in SHOWN:
                 # An older evaluation may lack it.
@@ -47,9 +46,37 @@ def _quality(report: Report) -> Table:
     return Table(caption, ("model", "RSUM", *heads), rows)
 
 
+def _agreements(report: Report) -> list[Table]:
+    """The agreement with each teacher that models were compared with, over the same candidates."""
+    by_teacher: dict[tuple[object, ...], list[ModelResults]] = {}
+    for model in report.models:
+        if model.agreement is not None:
+            by_teacher.setdefault(tuple(model.agreement.basis.values()), []).append(model)
+    tables = []
+    for models in by_teacher.values():
+        rows = []
+        for model in models:
+            assert model.agreement is not None
+            cells = []
+            for direction in Direction:
+                for measure in AGREEMENT:
+                    estimate = model.agreement.estimate(direction, measure.name)
+                    cells.append(NOTHING if estimate is None else _with_interval(estimate, measure.brief))
+            rows.append((_name(model), BRIEF(model.agreement.ndcg), *cells))
+        first = models[0].agreement
+        assert first is not None
+        caption = (
+            f"Agreement with {first.teacher} over {first.candidates_in_words}: nDCG@10 and same first in percent; "
+            f"small print: {LEVEL:.0%} bootstrap interval. nDCG@10: the mean of both directions"
+        )
+        heads = [f"{direction}\n{measure.title}" for direction in Direction for measure in AGREEMENT]
+        tables.append(Table(caption, ("model", "nDCG@10", *heads), rows))
+    return tables
+
+
 def _by_label(report: Report) -> Table:
     """Image R@1 of each model, in a row per source and language."""
-    measured = [(_name(model), model.result) for model in report.models if model.result is not None]
+    measured = [(_name(model), model.ranked.evaluation) for model in report.ranked]
     # By row and model; rows keep the order of the first model.
     cells: dict[str, dict[str, str]] = {}
     for model, result in measured:
@@ -62,22 +89,28 @@ def _by_label(report: Report) -> Table:
 
 
 def _differences(report: Report) -> Table:
-    rows = []
+    rows, kind = [], report.result
+    if kind is None:
+        return Table("", (), [])
+    compared = [(direction, measure) for direction in Direction for measure in kind.shown]
     for model in report.models:
         if model.comparison is None:
             continue
-        difference = model.comparison.difference
-        cells = [_with_interval(difference.of(direction)[name], "+") for direction, name in COMPARED]
+        difference, cells = model.comparison.difference, []
+        for direction, measure in compared:
+            # No query of a direction may have two candidates whose order agrees or not.
+            estimate = difference.of(direction).get(measure.name)
+            cells.append(NOTHING if estimate is None else _with_interval(estimate, measure.brief, is_signed=True))
         p_value = f"{model.comparison.trainings_p_value:.2g}"
-        rows.append((_name(model), _with_interval(difference.rsum, "+"), p_value, *cells))
+        rows.append((_name(model), _with_interval(difference.total, is_signed=True), p_value, *cells))
     baseline = report.of_role("baseline")
     label = NOTHING if baseline is None else baseline.label
     caption = (
-        f"Difference to {label} in percentage points; small print: {LEVEL:.0%} paired bootstrap interval; "
-        "p: two-sided, for no difference in RSUM; the larger one of bootstrap and sign-flip test"
+        f"Difference to {label} in {kind.unit}; small print: {LEVEL:.0%} paired bootstrap interval; "
+        f"p: two-sided, for no difference in {kind.total_title}; the larger one of bootstrap and sign-flip test"
     )
-    heads = [f"{direction}\n{name}" for direction, name in COMPARED]
-    return Table(caption, ("model", "RSUM", "p", *heads), rows)
+    heads = [f"{direction}\n{measure.title}" for direction, measure in compared]
+    return Table(caption, ("model", kind.total_title, "p", *heads), rows)
 
 
 def _speed(report: Report) -> Table:
@@ -105,7 +138,11 @@ def _name(model: ModelResults) -> str:
     return model.label if model.role == "student" else f"{model.label}\n{model.role}"
 
 
-def _with_interval(estimate: Estimate, sign: str = "") -> str:
-    """A number and, as small print, its interval; with `sign` "+", positive numbers have their sign."""
-    low, high = estimate.interval
-    return f"{estimate.value:{sign}.1f}\n{low:{sign}.1f} to {high:{sign}.1f}"
+def _with_interval(estimate: Estimate, brief: Callable[[float], str] = BRIEF, *, is_signed: bool = False) -> str:
+    """A number and, as small print, its interval; `is_signed` if positive numbers have their sign."""
+    texts = []
+    for value in (estimate.value, *estimate.interval):
+        text = brief(value)
+        texts.append(f"+{text}" if is_signed and not text.startswith("-") else text)
+    number, low, high = texts
+    return f"{number}\n{low} to {high}"

@@ -10,15 +10,12 @@ from pathlib import Path
 
 from dcdctl.core import files, templates
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import Estimate, outcome
+from dcdctl.core.evaluation import AGREEMENT, ESTIMATED, Agreement, Estimate, Evaluation, outcome
 from dcdctl.core.progress import Track, digits, silent
 from dcdctl.core.report import charts, gallery, html, tables
 from dcdctl.core.report.gallery import TITLES
 from dcdctl.core.report.report import ModelResults, Report
-from dcdctl.core.report.tables import COMPARED, SHOWN
-
-MAX_RSUM = 600
-"""Six recalls of 100%."""
+from dcdctl.core.report.tables import SHOWN
 
 
 def write_report_page(path: Path, report: Report, track: Track = silent) -> None:
@@ -54,9 +51,11 @@ def headline(report: Report) -> list[str]:
     first = next((model for model in students if not model.is_cascade), students[0])
     shown = [first, *(model for model in students if model.is_cascade and model is not first)][:2]
     teacher = report.of_role("teacher")
-    notes = [f"{MAX_RSUM} is the highest sum of recalls (RSUM)"]
+    kind = report.result
+    assert kind is not None  # a student was evaluated
+    notes = [f"{kind.max_total} is {kind.about_total}"]
     if teacher is not None and teacher.result is not None:
-        notes.append(f"the teacher has {teacher.result.rsum:.0f}")
+        notes.append(f"the teacher has {teacher.result.total:.0f}")
     sizes = dict.fromkeys(model.gallery_size for model in shown if model.gallery_size is not None)
     if sizes:
         among = " or ".join(f"{size:,}" for size in sizes)
@@ -65,17 +64,18 @@ def headline(report: Report) -> list[str]:
     verdicts, base = [], report.of_role("baseline")
     for model in shown:
         if model.comparison is not None and base is not None:
-            about, change = f"{model.label} against {base.label}, RSUM", model.comparison.difference.rsum
-            verdicts.append(outcome(about, change, model.comparison.trainings_p_value))
+            difference = model.comparison.difference
+            about = f"{model.label} against {base.label}, {difference.total_in_words}"
+            verdicts.append(outcome(about, difference.total, model.comparison.trainings_p_value))
     return [*verdicts, *(_sentence(model, teacher) for model in shown), "; ".join(notes) + "."]
 
 
 def _sentence(model: ModelResults, teacher: ModelResults | None) -> str:
     assert model.result is not None
     subject = f"The cascade {model.label}," if model.is_cascade else f"The {model.label} {model.role}"
-    rsum = f"{model.result.rsum:.0f} of {MAX_RSUM}"
-    loses = teacher is not None and teacher.result is not None and model.result.rsum < teacher.result.rsum
-    outcome = f"keeps {rsum}" if loses else f"reaches {rsum}"
+    total = f"{model.result.total:.0f} of {model.result.max_total}"
+    loses = teacher is not None and teacher.result is not None and model.result.total < teacher.result.total
+    outcome = f"keeps {total}" if loses else f"reaches {total}"
     if not model.query_ms:
         return f"{subject} {outcome}."
     answers, times = f"answers in {digits(model.query_ms[-1])} ms", model.times
@@ -92,13 +92,15 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
     facts = [("models", labels), *report.lacks.items()]
     if (result := report.result) is None:
         return facts
-    folds = f", the mean of {result.protocol.folds} folds" if result.protocol.folds > 1 else ""
     # The last two parts of the folder: data/flickr30k. Its place on this machine tells a reader nothing.
     corpus = "/".join(Path(result.data).parts[-2:])
     return [
         *facts,
-        ("measured on", f"{corpus}, split {result.split}: {result.images:,} images, {result.captions:,} captions"),
-        ("protocol", f"{result.protocol.name}{folds}; a tie counts against the positive"),
+        (
+            "measured on",
+            f"{corpus}, split {result.split}: {result.images:,} images, {result.captions:,} {result.texts}",
+        ),
+        result.how_measured,
     ]
 
 
@@ -178,13 +180,10 @@ def _row(model: ModelResults) -> dict[str, object]:
             "protocol": result.protocol.name,
             "corpus_fingerprint": result.corpus_fingerprint,
         }
-        for direction, name in COMPARED:
-            if name in result.measures(direction):
-                row |= _with_ends(f"{direction}_{name}", result.recall(direction, name))
-        row |= _with_ends("rsum", result.rsum_estimate)
-        for measure in SHOWN:
-            if measure.of_rank is None:
-                row |= {f"{each}_{measure.name}": result.measures(each).get(measure.name) for each in Direction}
+        if isinstance(result, Evaluation):
+            row |= _recalls(result)
+        if result.agreement is not None:
+            row |= _agreement(result.agreement)
     if (times := model.times) is not None:
         if not model.is_cascade:
             row["parameters"] = times.num_parameters
@@ -194,10 +193,35 @@ def _row(model: ModelResults) -> dict[str, object]:
         row |= {
             "ms_per_query": result.reranked[-1].ms_per_query,
             "ms_extrapolated": False,
-            "ms_gallery_images": result.gallery_size,
+            "ms_gallery_images": model.gallery_size,
         }
     if (comparison := model.comparison) is not None:
-        row |= _with_ends("rsum_difference", comparison.difference.rsum) | {"p_value": comparison.trainings_p_value}
+        assert result is not None  # it was compared
+        row |= _with_ends(f"{result.total_key}_difference", comparison.difference.total)
+        row["p_value"] = comparison.trainings_p_value
+    return row
+
+
+def _recalls(result: Evaluation) -> dict[str, object]:
+    row: dict[str, object] = {}
+    for direction in Direction:
+        for measure in ESTIMATED:
+            if measure.name in result.measures(direction):
+                row |= _with_ends(f"{direction}_{measure.name}", result.recall(direction, measure.name))
+    row |= _with_ends("rsum", result.rsum_estimate)
+    for measure in SHOWN:
+        if measure.of_rank is None:
+            row |= {f"{each}_{measure.name}": result.measures(each).get(measure.name) for each in Direction}
+    return row
+
+
+def _agreement(agreement: Agreement) -> dict[str, object]:
+    row: dict[str, object] = {"agreement_with": agreement.teacher, "agreement_over": agreement.over}
+    row["ndcg"] = agreement.ndcg
+    for direction in Direction:
+        for measure in AGREEMENT:
+            if (estimate := agreement.estimate(direction, measure.name)) is not None:
+                row |= _with_ends(f"{direction}_{measure.name}", estimate)
     return row
 
 

@@ -189,7 +189,7 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
 
     ModelError for any other model.
     """
-    if _is_ours(ref) or models.is_dual(ref):
+    if _is_ours(ref) or models.kind_of(ref) == "dual":
         return dual_embedder(models.load_dual(ref), device)
     with hub_errors(ref, hint="candidates.model requires a dual encoder or a text encoder"):
         source = models.hub_source(ref)
@@ -223,8 +223,8 @@ def check_embedder(ref: str, *, takes_late: bool) -> None:
 
 
 def is_late(ref: str) -> bool:
-    """Whether a reference is a run or a saved model of late interaction, which has no vector per image."""
-    return _is_ours(ref) and models.check_ref(ref) == "late"
+    """Whether a reference is a run or another model of late interaction, which has no vector per image."""
+    return (models.check_ref(ref) if _is_ours(ref) else models.kind_of(ref)) == "late"
 
 
 def _is_ours(ref: str) -> bool:

@@ -179,7 +179,7 @@ def resolve(job: StudyJob) -> StudyPlan:
         )
     if recipe.model.start != "new":
         models.check_ref(recipe.model.start, kind=recipe.model.start_kind)
-    kind = models.check_ref(job.teacher, overrides) or ("dual" if models.is_dual(job.teacher) else "fusion")
+    kind = models.check_ref(job.teacher, overrides) or models.kind_of(job.teacher) or "fusion"
     reranker = job.teacher if kind == "fusion" else None
     corpus, evaluated = Corpus.open(job.data, job.train_split), Corpus.open(job.data, job.split)
     trains_on_pool, is_by_agreement = corpus.is_pool, evaluated.is_pool

@@ -28,7 +28,7 @@ from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import ModelPair, compare_saved, read_times
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import as_user_error
-from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, SavedEvaluation
+from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, SavedAgreement, SavedEvaluation
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
 from dcdctl.core.report import CASCADE, DISTILLED, TEACHER, ZERO_SHOT, Study
@@ -282,10 +282,10 @@ def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
 def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) -> bool:
     """Whether a folder has an evaluation on the split; another one, such as of another split, is made again."""
     if plan.against is not None:
-        if (found := evaluation.read_pool(folder)) is None:
+        if (found := SavedAgreement.find(folder)) is None:
             return False
-        of_pool, _ = found
-        basis = of_pool.corpus_fingerprint, of_pool.split, of_pool.agreement.teacher
+        of_pool = found.evaluation
+        basis = of_pool.corpus_fingerprint, of_pool.split, found.agreement.teacher
         return basis == (plan.corpus.fingerprint, plan.corpus.split, plan.against)
     names = CASCADE_FILES if is_cascade else MODEL_FILES
     saved = SavedEvaluation.find(folder, names)
@@ -329,13 +329,13 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
         *((name, ZERO_SHOT) for name in baselines),
         (CASCADE, DISTILLED),
     ]
-    corpus = plan.corpus
+    corpus, texts = plan.corpus, "texts" if plan.is_by_agreement else "captions"
     facts = [
         ("recipe", " ".join([str(job.recipe), *(f"--set {line}" for line in job.sets)])),
         ("start", plan.recipe.model.start),
         ("teacher", job.teacher),
         ("trained on", f"{job.train_split} of {shown(job.data)}"),
-        ("measured on", f"{corpus.split}: {corpus.num_images:,} images, {corpus.num_captions:,} captions"),
+        ("measured on", f"{corpus.split}: {corpus.num_images:,} images, {corpus.num_captions:,} {texts}"),
         ("seeds", ", ".join(map(str, job.seeds))),
     ]
     return Study(

@@ -21,7 +21,7 @@ from .embedded import (
     products_of,
 )
 from .external_scores import RowNames, plan_work, take_scores
-from .false_negatives import FalseNegativeFilter, false_negative_filter, text_classes
+from .false_negatives import FalseNegativeFilter, false_negative_filter
 from .job import CacheCost, CacheJob, cache_scores, preview_cost, verify_cache
 from .picks import NO_PICK, NoPicks, Threshold, better_half, find_picks, threshold_by_captions, threshold_by_runners_up
 from .score_files import READERS, read_batches
@@ -85,7 +85,6 @@ __all__ = [
     "summarize_cache",
     "take_scores",
     "text_cache_facts",
-    "text_classes",
     "threshold_by_captions",
     "threshold_by_runners_up",
     "verify_cache",

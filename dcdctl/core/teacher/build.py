@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core import artifacts, distributed, files, scoring
+from dcdctl.core import artifacts, distributed, files, models, scoring
 from dcdctl.core.artifacts import Build
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Indices, Scores
@@ -189,6 +189,7 @@ def plan_cache(job: CacheJob, corpus: Corpus, teacher: Scorer, track: Track) -> 
         "precision": compute.precision,
         "features": kind_of(compute),
     }
+    job = replace(job, candidates=_named_as_before(job))
     build = Build(job.out, plan_of(job, corpus, scorer), CACHE)
     # The main process encodes missing features, and the others find them.
     with distributed.main_first():
@@ -200,6 +201,18 @@ def plan_cache(job: CacheJob, corpus: Corpus, teacher: Scorer, track: Track) -> 
     # The released code keeps the teacher's dropout on, so its scores of equal pairs differ.
     teacher.to(compute.device).eval()
     return PlannedCache(build, corpus, teacher, source, compute)
+
+
+def _named_as_before(job: CacheJob) -> CandidateConfig:
+    """The candidates of a job. If an earlier plan has the same model by another path, such as a relative one, its path
+    stays."""
+    candidates = job.candidates
+    if not candidates.model or not (job.out / CACHE.plan_file).exists():
+        return candidates
+    recorded = CACHE.read_plan(job.out)["candidates"]["model"]
+    known, named = models.path_of(recorded), models.path_of(candidates.model)
+    is_same = known.exists() and named.exists() and known.samefile(named)
+    return replace(candidates, model=recorded) if is_same else candidates
 
 
 def plan_of(job: CacheJob, corpus: Corpus, scorer: Mapping[str, Any]) -> artifacts.Document:

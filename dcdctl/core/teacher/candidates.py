@@ -339,7 +339,8 @@ def _miner(
         if isinstance(vectors, TeacherScores):
             lookup = vectors.lookup
             if direction == Direction.IMAGE:
-                return miners.score_miner(lambda texts, images: lookup(images, texts), corpus.num_images)
+                # A column of images and a row of texts, which are scored in blocks.
+                return miners.score_miner(lambda texts, images: lookup(images.T, texts.T).T, corpus.num_images)
             return miners.score_miner(lookup, corpus.num_captions)
         return miners.embedding_miner(*direction.query_first(vectors.images_ID, vectors.texts_TD))
     return _random_miner(config, direction, direction.query_first(corpus.num_images, corpus.num_captions))

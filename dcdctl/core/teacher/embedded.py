@@ -29,6 +29,8 @@ from dcdctl.core.teacher.scores import AverageScores, TeacherScores, check_weigh
 
 ROWS_AT_A_TIME = 8192
 """Vectors converted to float64 at a time, so that no copy of all of them is made."""
+STATES_AT_A_TIME = 1024
+"""Images or captions whose token vectors are copied at a time: with 197 tokens of 128 numbers these are 103 MB."""
 
 
 class EmbeddedTeacher(TeacherScores):
@@ -80,10 +82,27 @@ class LateTeacher(TeacherScores):
 
     @torch.inference_mode()
     def lookup(self, image_ix: Indices, text_ix: Indices) -> Scores:
-        """The scores of these pairs, in their common shape."""
-        pairs = np.broadcast_arrays(*in_range(image_ix, text_ix, len(self._images), len(self._texts)))
+        """The scores of these pairs, in their common shape. A column of images and a row of captions are scored in
+        blocks: a miner asks for some with all others, whose tokens are more than a copy of them should be."""
+        images, texts = in_range(image_ix, text_ix, len(self._images), len(self._texts))
+        if _is_grid(images, texts):
+            return self._score_grid(torch.tensor(images[:, 0]), torch.tensor(texts[0]))
+        pairs = np.broadcast_arrays(images, texts)
         flat = (torch.tensor(index.flatten()) for index in pairs)
         return self._scorer.score_pairs(self._images, self._texts, *flat).numpy().reshape(pairs[0].shape)
+
+    def _score_grid(self, image_ix: Tensor, text_ix: Tensor) -> Scores:
+        """The scores of these images with these captions."""
+        scores = np.empty((len(image_ix), len(text_ix)), np.float32)
+        row = 0
+        for image_part in image_ix.split(STATES_AT_A_TIME):
+            images, column = self._images.take(image_part), 0
+            for text_part in text_ix.split(STATES_AT_A_TIME):
+                block = self._scorer.score_all(images, self._texts.take(text_part)).numpy()
+                scores[row : row + len(image_part), column : column + len(text_part)] = block
+                column += len(text_part)
+            row += len(image_part)
+        return scores
 
     def vectors(self, image_ix: Indices, text_ix: Indices) -> tuple[Tensor, Tensor]:
         """The vectors of the tokens of these images and of these captions, zeros for padding."""
@@ -199,11 +218,16 @@ def _embed_late(model: LateInteraction, corpus: Corpus, compute: Compute, track:
     return LateTeacher(_plan(model, corpus, compute), model.to(CPU), images, texts)
 
 
+def _is_grid(image_ix: Indices, text_ix: Indices) -> bool:
+    """Whether these are a column of images and a row of captions."""
+    return image_ix.ndim == text_ix.ndim == 2 and image_ix.shape[1] == text_ix.shape[0] == 1
+
+
 def products_of(images_ID: Tensor, texts_TD: Tensor, image_ix: Indices, text_ix: Indices) -> Scores:
     """Inner products of pairs of vectors on the CPU, in the common shape of their indices. A column of images and a row
     of captions cost one matrix product."""
     images, texts = in_range(image_ix, text_ix, len(images_ID), len(texts_TD))
-    if images.ndim == texts.ndim == 2 and images.shape[1] == texts.shape[0] == 1:
+    if _is_grid(images, texts):
         return (images_ID[torch.tensor(images[:, 0])] @ texts_TD[torch.tensor(texts[0])].T).numpy()
     images, texts = np.broadcast_arrays(images, texts)
     # Copies, because broadcast arrays are read-only, and torch warns of that.

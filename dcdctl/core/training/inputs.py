@@ -23,6 +23,11 @@ from dcdctl.core.teacher import TeacherCache, check_weights, read_cache
 from dcdctl.core.training.negatives import check_margins
 from dcdctl.core.training.recipe import Recipe
 
+PROPOSALS = (
+    "let the student propose what the teacher scores (--set candidates.kind=embedding --set candidates.model=start, "
+    "on a pool also --set pool.rounds=2)"
+)
+"""What a teacher is asked for that cannot score every pair and has no cache."""
 NamedKind = tuple[str, Literal["fusion", "dual", "late", "query"] | None]
 """The name of a teacher model and its kind; None for a Hub id, whose kind is not known before it is loaded."""
 
@@ -209,11 +214,13 @@ def check_teachers(recipe: Recipe, inputs: InputRefs, use: TeacherUse) -> None:
     if recipe.needs_scores and not inputs.caches:
         if not use.scores_batches or "fusion" in kinds:
             asks = f"loss {losses}" if recipe.loss.needs_teacher else "pool.pseudo_positive_above"
-            raise ConfigError(
-                f"{asks} needs the teacher's scores",
-                hint="name a cache with --cache, which `dcdctl cache-teacher` makes, or with --teacher a dual encoder "
-                "or a late-interaction model, which needs no cache",
+            way = (
+                "name a cache with --cache, which `dcdctl cache-teacher` makes, or with --teacher a dual encoder or a "
+                "late-interaction model, which needs no cache"
             )
+            if "fusion" in kinds:
+                way = f"{PROPOSALS}, or {way}"
+            raise ConfigError(f"{asks} needs the teacher's scores", hint=way)
         check_weights(recipe.teachers.weights, num_models, "teachers")
         check_margins(recipe)
     elif recipe.loss.vector_terms or is_query:

@@ -27,7 +27,7 @@ from dcdctl.core.training.recipe import PoolConfig, Recipe
 
 FEWEST_CAPTIONS = 100
 """Captions with a pick of the teacher, half of which find a threshold and half of which measure it."""
-LEAST_SHARE = 0.2
+LEAST_SHARE = 0.1
 """Share of the pool's texts with a pick, below which `auto` takes none where a loss learns from the scores alone."""
 
 

@@ -327,7 +327,7 @@ def _round_of_captions(inputs: InputRefs, recipe: Recipe) -> Rounds | None:
         return None
     ((teacher, kind),) = inputs.teacher_kinds
     # A dual teacher scores every pair of a batch.
-    if kind in ("dual", "late") or (kind is None and models.is_dual(teacher)):
+    if (kind or models.kind_of(teacher)) in ("dual", "late"):
         return None
     place = Place(Path(*inputs.places), inputs.split, inputs.max_images)
     if inputs.pool is not None or place.open().is_pool:

@@ -94,10 +94,10 @@ def _of_teacher(teacher: Searchable | None) -> tuple[Any, Any, bool]:
     # The vision encoder and the text encoder, where a dual encoder has both as modules.
     modules: tuple[Any, ...] = () if teacher.as_dual is None else teacher.as_dual._encoder_modules
     if not isinstance(preprocess, Preprocess) or len(modules) != 2 or modules[1].config.model_type in ATTENTION:
-        raise ModelError(
-            "the text encoder of this teacher does not stand alone as one of transformers",
-            hint="leave model.text empty, or name a text encoder such as MiniLM",
-        )
+        hint = "leave model.text empty, or name a text encoder such as MiniLM"
+        if teacher.kind == "late":
+            hint = "of late interaction, take a run over encoders of transformers; its export has no such encoder"
+        raise ModelError("the text encoder of this teacher does not stand alone as one of transformers", hint=hint)
     return copy.deepcopy(modules[1]).requires_grad_(True), preprocess.tokenizer, preprocess.pads_texts
 
 

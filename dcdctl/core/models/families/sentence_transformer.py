@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dcdctl.core import files
 from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, check_read, pictures_of, processor_table
@@ -26,7 +27,11 @@ from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.towers import TrainedParts
 from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quietly
 from dcdctl.core.models.protocols import ExportSpec, Table
+from dcdctl.core.models.references import folders
 from dcdctl.core.models.references.folders import MODULES_FILE, SENTENCE_TRANSFORMER, module_types
+
+PIL = "pil"
+"""The image processors of transformers that need no torchvision."""
 
 
 class ByteTokens:
@@ -49,8 +54,6 @@ class LibraryModel(RetrievalModel):
     """Those whose modules the library reads by classes of its own."""
     alternative: ClassVar[str]
     """What to do with a model of texts alone."""
-    tokens: ClassVar[ByteTokens | None] = None
-    """Stands for a tokenizer."""
     options: ClassVar[Mapping[str, bool]] = {}
     """Arguments of the library's two methods besides the inputs."""
     network: Any
@@ -59,7 +62,7 @@ class LibraryModel(RetrievalModel):
 
     def __init__(self, encoder: nn.Module, ref: str) -> None:
         """`ref` is where it was loaded from, for messages."""
-        super().__init__(encoder, RawPreprocess(tokenizer=self.tokens))
+        super().__init__(encoder, RawPreprocess(tokenizer=ByteTokens()))
         self.ref = ref
         # One image and one caption show whether the processor reads both.
         image = self._vectors(self.preprocess.images([Image.new("RGB", (64, 64))]))[0].shape[-1]
@@ -131,6 +134,11 @@ class LibraryModel(RetrievalModel):
         encoder = copy.deepcopy(self.network).half() if half else self.network
         with quietly():
             encoder.save_pretrained(str(folder), create_model_card=False)
+        image_processor = getattr(encoder[0].processor, "image_processor", None)
+        if getattr(image_processor, "backend", None) == PIL:
+            # The library leaves this out, and would read the copy with torchvision, which resizes images differently.
+            path = folders.network_folder(folder) / folders.MODULE_CONFIG_FILE
+            files.write_json(path, {**files.read_json(path), "processor_kwargs": {"backend": PIL}})
 
 
 class SentenceTransformerDual(LibraryModel, DualEncoder):
@@ -139,7 +147,6 @@ class SentenceTransformerDual(LibraryModel, DualEncoder):
     model_type = SENTENCE_TRANSFORMER
     library_class = "SentenceTransformer"
     alternative = "name it as candidates.model"
-    tokens = ByteTokens()
     options: ClassVar[Mapping[str, bool]] = {"convert_to_tensor": True}
 
     def __init__(self, encoder: Any, ref: str) -> None:

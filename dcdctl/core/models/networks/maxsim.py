@@ -2,8 +2,8 @@
 averaged over the text's tokens (Khattab & Zaharia 2020, ColBERT, arXiv 2004.12832, who add them up; FILIP, arXiv
 2111.07783, averages).
 
-All texts times all images have hundreds of products of tokens each, so they are computed for some texts at a time, and
-with a graph once more in the backward pass.
+All texts times all images have hundreds of products of tokens each, so they are computed in blocks, and with a graph
+once more in the backward pass.
 
 Shape letters: I images, T texts, N tokens of an image, L tokens of a text, D length of a token vector, P pairs.
 """
@@ -34,12 +34,20 @@ def all_maxsims(
     """
     (num_images, num_tokens, _), (num_texts, length, _) = images_IND.shape, texts_TLD.shape
     limit = PRODUCTS_AT_A_TIME if images_IND.device.type == "cpu" else PRODUCTS_ON_GPU
-    step = max(1, limit // max(1, num_images * num_tokens * length))
-    is_recomputed = torch.is_grad_enabled() and step < num_texts
+    # Many images are in blocks too: their products with a single text would leave the cache.
+    num_rows = max(1, min(num_images, limit // max(1, num_tokens * length)))
+    step = max(1, limit // max(1, num_rows * num_tokens * length))
+    is_recomputed = torch.is_grad_enabled() and (step < num_texts or num_rows < num_images)
     compute: Callable[..., Tensor] = partial(checkpoint, _block, use_reentrant=False) if is_recomputed else _block
-    parts = zip(texts_TLD.split(step), mask_TL.split(step), strict=True)
-    blocks = [compute(images_IND, mask_IN, texts, mask, is_mean) for texts, mask in parts]
-    return torch.cat(blocks, dim=1) if blocks else images_IND.new_zeros(num_images, 0)
+    rows = []
+    for start in range(0, num_images, num_rows):
+        images, mask = images_IND[start : start + num_rows], None
+        if mask_IN is not None:
+            mask = mask_IN[start : start + num_rows]
+        parts = zip(texts_TLD.split(step), mask_TL.split(step), strict=True)
+        blocks = [compute(images, mask, texts, mask_L, is_mean) for texts, mask_L in parts]
+        rows.append(torch.cat(blocks, dim=1) if blocks else images.new_zeros(len(images), 0))
+    return torch.cat(rows) if rows else images_IND.new_zeros(0, num_texts)
 
 
 def _block(images_IND: Tensor, mask_IN: Tensor | None, texts_TLD: Tensor, mask_TL: Tensor, is_mean: bool) -> Tensor:

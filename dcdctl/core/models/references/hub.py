@@ -27,8 +27,8 @@ from dcdctl.core.models.references import folders
 TIMEOUT_S = 10.0
 """How long the Hub may take to answer the first request, before the copy in its cache is read instead."""
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
-SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-"""Configurations and tokenizers."""
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", folders.LATE_FILE)
+"""Configurations and tokenizers, and the weights that tell a late-interaction model from its dual encoder."""
 _WEIGHTS = (
     re.compile(r"(.*/)?model(-\d+-of-\d+)?\.safetensors"),
     re.compile(r"(.*/)?pytorch_model(-\d+-of-\d+)?\.bin"),
