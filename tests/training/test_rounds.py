@@ -256,13 +256,15 @@ def test_the_texts_that_are_not_sure_share_the_images_of_a_further_round(refs, t
 BY_START = ["candidates.kind=embedding", "candidates.model=start"]
 
 
-def test_the_start_proposes_the_pairs_of_the_first_round(refs, tmp_path):
+def test_the_start_proposes_the_pairs_of_the_first_round(refs, tmp_path, monkeypatch):
     models.save(make_wide_dual([text for texts in CAPTIONS for text in texts]), tmp_path / "start")
-    sets = [*STARTED, *BY_START, f"model.start={tmp_path / 'start'}", "pool.rounds=2"]
+    # A folder may be named as the setting.
+    monkeypatch.chdir(tmp_path)
+    sets = [*STARTED, *BY_START, "model.start=start", "pool.rounds=2"]
     train(refs, tmp_path / "run", *sets)
     folder = tmp_path / "run-rounds"
     plans = [read_cache(folder / f"cache-{number}").plan["candidates"] for number in (1, 2)]
-    assert [plan["model"] for plan in plans] == [str(tmp_path / "start"), str(folder / "run-1")]
+    assert [plan["model"] for plan in plans] == ["./start", str(folder / "run-1")]
     with pytest.raises(ConfigError, match=r"candidates\.model is start, and model\.start is new: a model with random"):
         train(refs, tmp_path / "other", *BY_START, "pool.rounds=2")
     with pytest.raises(ConfigError, match=r"candidates\.model is start, which proposes candidates in the rounds"):
