@@ -217,6 +217,10 @@ def _pairs(
     # After the options, whose mistakes need no recipe to be told.
     _check_recipe(arguments, sets, verify)
     job = arguments.job(note, sets)
+    if verify is None:
+        from dcdctl.core.training import check_cache_job, load_recipe
+
+        check_cache_job(job, load_recipe(named(cast("Ref", arguments.recipe)), sets or ()))
     if external.plan_only:
         text, document = _plan(job, external.with_columns)
     elif verify is not None:

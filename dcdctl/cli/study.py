@@ -112,6 +112,10 @@ def _show_plan(planned: dict[str, Any]) -> None:
     trainings, steps = planned["trainings"], planned["steps_per_training"]
     of_steps = "" if steps is None else f" of {counted(steps, 'steps')}, {trainings * steps:,} in all"
     show(f"{counted(trainings, 'trainings')}{of_steps}")
+    if (most := planned.get("most_pairs")) is not None:
+        rounds = planned.get("rounds")
+        where = "" if rounds is None else f" in the {counted(rounds, 'rounds')} of each distillation"
+        show(f"the teacher scores {most:,} pairs of a student's proposals at most{where}")
     show(f"{counted(planned['evaluations'], 'evaluations')}, {counted(planned['caches'], 'caches')} of scores")
 
 

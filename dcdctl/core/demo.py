@@ -183,7 +183,7 @@ def _train(job: DemoJob, name: str, track: Track) -> None:
         sets.append(f"candidates.model={job.out / FEW}")
         inputs = replace(inputs, pool=job.out / "pool", teachers=[BUILT_IN_TEACHER])
     else:
-        sets += training.OF_CAPTIONS
+        sets += training.sets_of_captions(training.load_recipe(RECIPE, sets))
     training_job = TrainingJob("distill", RECIPE, sets, job.out / name, resume=True)
     training.train_in_rounds(training_job, inputs, options=TrainingOptions(compute=job.compute), track=track)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from bench_fakes import QUICK
 from duals import save_dual
-from tiny import make_corpus, make_teacher, write_pool
+from tiny import make_corpus, make_teacher, model_contents, write_pool
 
 from dcdctl.core import models
 from dcdctl.core.artifacts import read_document, write_document
@@ -20,7 +21,9 @@ from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement
 from dcdctl.core.evaluation.significance import compare_agreements, compare_means
 from dcdctl.core.report.study_report import Difference, verdict
-from dcdctl.core.study import StudyJob, StudyView, run_study
+from dcdctl.core.study import StudyJob, StudyView, preview_study, run_study, study
+from dcdctl.core.teacher import read_cache
+from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, rounds, train_in_rounds
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
             for thing in ("car", "dog", "hat", "bus")]  # fmt: skip
@@ -199,3 +202,74 @@ def test_a_verdict_by_agreement_says_so():
         "The teacher paid: distilled against the start, nDCG@10 of agreement with the teacher +10.0 (10.0 to 10.0), "
         "p 0.0002."
     )
+
+
+IN_ROUNDS = (
+    *("pool.rounds=2", "pool.pseudo_positive_above=3.75", "pool.images=4", "pool.texts=6"),
+    *("loss.terms={ infonce = 1.0, kl = 1.0 }", "candidates.kind=embedding", "candidates.model=start"),
+    *("candidates.per_query=3", "candidates.directions=['image']"),
+)
+"""Settings as of pool-picked: each student proposes in rounds of its own what the teacher scores."""
+
+
+def test_on_a_pool_each_distilled_model_has_rounds_of_its_own_which_a_killed_study_resumes(
+    folder, tmp_path, monkeypatch
+):
+    asked = job(folder, tmp_path / "study", "fusion", sets=IN_ROUNDS)
+    planned = preview_study(asked)
+    counts = {name: planned[name] for name in ("trainings", "evaluations", "caches", "rounds", "most_pairs")}
+    # Three of twelve images for each of 24 texts, in each of two rounds; the only cache is that of the test split.
+    assert counts == {"trainings": 2, "evaluations": 3, "caches": 1, "rounds": 2, "most_pairs": 144}
+    assert not asked.out.exists()
+
+    def killed(*arguments: Any, train: Any = rounds.train_model, **more: Any) -> Any:
+        done = train(*arguments, **more)
+        if done.folder.name == "run-1":
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "train_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(asked)
+    run_study(asked)
+    assert {path.name for path in (asked.out / "runs").iterdir() if path.is_dir()} == {
+        f"distilled-seed{seed}{suffix}" for seed in (0, 1) for suffix in ("", "-rounds")
+    }
+    rows = {row["name"]: row for row in document(asked.out)["models"]}
+    assert list(rows) == ["zero-shot", "distilled", "teacher"]
+    assert read_cache(asked.out / "against").plan["candidates"]["model"] == str(folder / "clip")
+    notes = " ".join(document(asked.out)["notes"])
+    assert ("in rounds of its own" in notes, "share one cache" in notes) == (True, False)
+    # As `dcdctl distill` trains it.
+    inputs = InputRefs(data=folder / "data", split="unpaired", teachers=[str(folder / "fusion")])
+    sets = [*IN_ROUNDS, f"model.start={folder / 'clip'}", "seed=1"]
+    alone = TrainingJob("distill", str(folder / "recipe.toml"), sets, tmp_path / "run")
+    run = train_in_rounds(alone, inputs, options=TrainingOptions())
+    assert model_contents(asked.out / "runs" / "distilled-seed1" / "model") == model_contents(run.model_folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"sets": ("candidates.kind=embedding", "candidates.model=start")},
+            r"pool\.rounds is not set, and --data is a",
+        ),
+        ({"sets": IN_ROUNDS, "train_split": "train"}, r"pool\.rounds is 2, and .*data \(train\) has captions; name a"),
+        ({"sets": (*IN_ROUNDS, "loss.dims=[8, 999]")}, r"loss\.dims ends with 999"),
+        (
+            {"sets": (*IN_ROUNDS[4:], "model.start=new", "pool.rounds=none"), "start": None, "train_split": "train"},
+            r"candidates\.model is start, which proposes what models are compared by on split test, a pool",
+        ),
+    ],
+)
+def test_a_study_of_proposals_that_cannot_begin_is_refused_before_the_teacher_scores(
+    folder, tmp_path, monkeypatch, changes, message
+):
+    for module in (rounds, study):
+        monkeypatch.setattr(module, "cache_scores", lambda *_, **__: pytest.fail("the teacher was called"))
+    asked = replace(job(folder, tmp_path / "study", "fusion"), **changes)
+    with pytest.raises(ConfigError, match=message):
+        run_study(asked)
+    assert not asked.out.exists()

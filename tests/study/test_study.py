@@ -20,7 +20,7 @@ from duals import save_dual
 from encoders import save_text, save_vision
 from families import late
 from speed_ups import check_speed_ups
-from tiny import contents, make_pool, make_teacher
+from tiny import contents, make_pool, make_teacher, model_contents
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -46,7 +46,7 @@ from dcdctl.core.progress import OnStep
 from dcdctl.core.report.report import read_report
 from dcdctl.core.report.study_report import Difference, planned_p_values, read_rows, verdict
 from dcdctl.core.scoring import pairs
-from dcdctl.core.study import StudyJob, StudyView, run_study, study
+from dcdctl.core.study import StudyJob, StudyView, preview_study, run_study, study
 from dcdctl.core.study.plan import DISTILLED, FINE_TUNED, RANDOM, SETTINGS_FILE, resolve
 from dcdctl.core.teacher import read_cache
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, load_recipe
@@ -690,3 +690,102 @@ def test_the_command_prints_the_study_and_its_verdict(stage: Stage, finished: Pa
     shown = run_cli(*words(stage, finished))
     assert document(finished)["verdict"] in shown.stdout
     assert "distilled \N{MINUS SIGN} fine-tuned" in shown.stdout
+
+
+PROPOSED = (
+    *(
+        "candidates.kind=embedding",
+        "candidates.model=start",
+        "candidates.per_query=3",
+        "candidates.directions=['image']",
+    ),
+    *("model.kind=late", "model.token_dim=8", "loss.terms={ infonce = 1.0, margin-mse = 0.1 }", "optimizer.steps=2"),
+)
+"""Settings as of late-mined: a student of the captions proposes what the teacher scores."""
+
+
+@pytest.fixture(scope="module")
+def proposed(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of such a study, which was killed before its proposer, its cache, the first run on it, and the last
+    seed."""
+    out = tmp_path_factory.mktemp("proposed") / "study"
+    job = stage.job(out, sets=PROPOSED, seeds=(1, 0))
+    for number in (2, 3, 4, 9):
+
+        def kill(line: str, start: str = f"{number}/") -> None:
+            if line.startswith(start):
+                raise InterruptError
+
+        with pytest.raises(InterruptError):
+            run_study(job, StudyView(announce=kill))
+    run_study(job)
+    return out
+
+
+def test_a_student_of_the_captions_proposes_what_the_teacher_of_a_study_scores(stage: Stage, proposed: Path):
+    # The first seed named is the proposer's.
+    proposer = "fine-tuned-random-seed1"
+    assert [one["folders"] for one in document(proposed)["models"]][1:5] == [
+        [str(proposed / "runs" / f"{name}-seed{seed}") for seed in (1, 0)]
+        for name in ("fine-tuned", "fine-tuned-random", "itself", "distilled")
+    ]
+    caches = [read_cache(proposed / name) for name in ("cache", "cache-itself-seed1", "cache-itself-seed0")]
+    assert {cache.plan["candidates"]["model"] for cache in caches} == {str(proposed / "runs" / proposer)}
+    # What is scored is the same, by whom is not.
+    pairs = [list(zip(cache.image_P.tolist(), cache.text_P.tolist(), strict=True)) for cache in caches]
+    assert pairs[0] == pairs[1] == pairs[2]
+    assert caches[0].score_P.tolist() != caches[1].score_P.tolist()
+    facts = {run.name: Run(run).facts() for run in (proposed / "runs").iterdir()}
+    for name, found in facts.items():
+        if name.startswith(("fine-tuned-seed", "distilled")):
+            assert found["inputs"]["cache"] == caches[0].plan
+    assert facts["fine-tuned-seed0"]["recipe"]["loss"]["terms"] == {"infonce": 1.0}
+    assert any("of seed 1 proposes" in note for note in document(proposed)["notes"])
+    # The same bytes as by one `dcdctl distill`, with run-0 in the place of the baseline.
+    inputs = InputRefs(data=stage.data, teachers=[str(stage.folder / "teacher")])
+    sets = [*PROPOSED, f"model.start={stage.folder / 'clip'}", "seed=1"]
+    run = training.train_in_rounds(
+        TrainingJob("distill", stage.recipe, sets, proposed.parent / "run"), inputs, options=TrainingOptions()
+    )
+    first = Run(Path(f"{run.folder}-rounds") / "run-0")
+    assert first.facts()["recipe"] == facts[proposer]["recipe"]
+    for ours, theirs in ((proposer, first), ("distilled-seed1", run)):
+        assert model_contents(proposed / "runs" / ours / "model") == model_contents(theirs.model_folder)
+    assert caches[0].score_P.tolist() == read_cache(Path(f"{run.folder}-rounds") / "cache-1").score_P.tolist()
+
+
+def test_a_dry_run_of_such_a_study_counts_what_the_teacher_scores_and_its_first_seed_stays(
+    stage: Stage, proposed: Path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(study, "cache_scores", lambda *_, **__: pytest.fail("the teacher was called"))
+    out = tmp_path / "study"
+    planned = preview_study(stage.job(out, sets=PROPOSED, seeds=(1, 0)))
+    num_captions = Corpus.open(stage.data, "train").num_captions
+    counts = {
+        name: planned[name] for name in ("trainings", "steps_per_training", "evaluations", "caches", "most_pairs")
+    }
+    assert counts == {
+        "trainings": 8,
+        "steps_per_training": 2,
+        "evaluations": 11,
+        "caches": 3,
+        "most_pairs": 4 * num_captions,
+    }
+    assert [part["name"] for part in planned["parts"]][:3] == [
+        "zero-shot",
+        "fine-tuned, random batches, seed 1",
+        f"scores of {stage.folder / 'teacher'}",
+    ]
+    sets = [word for line in PROPOSED for word in ("--set", line)]
+    shown = run_cli(*words(stage, out), *sets, "--dry-run").stdout
+    assert f"\nthe teacher scores {4 * num_captions:,} pairs of a student's proposals at most\n" in shown
+    assert not out.exists()
+    with pytest.raises(StaleError, match=r"another proposer \(fine-tuned-random-seed1, not fine-tuned-random-seed0\)"):
+        resolve(stage.job(proposed, sets=PROPOSED, seeds=(0, 1)))
+    # What only the distillation has is refused before the first training.
+    with pytest.raises(ConfigError, match="have no bias"):
+        run_study(stage.job(out, sets=[*PROPOSED[:4], "loss.terms={ sigmoid-kl = 1.0 }"]))
+    assert not out.exists()
+    # A dual teacher scores every pair, so nothing is proposed.
+    dual = resolve(stage.job(out, sets=PROPOSED, teacher=str(stage.folder / "siglip")))
+    assert (dual.proposer, dual.caches, "proposer" in dual.settings) == (None, {}, False)

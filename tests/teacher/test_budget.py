@@ -256,6 +256,13 @@ def test_a_budget_is_part_of_the_plan(pool, reranker, tmp_path, other):
 
 def test_the_command_takes_a_budget_and_its_dry_run_shows_it(pool, reranker, tmp_path):
     command = f"cache-teacher --data {pool.folder} --recipe tiny-student --max-pairs 20 --device cpu"
+    # No query would have the candidates of a list: to be extended, or for another recipe.
+    refused = run(f"{command} --teacher {reranker} --out {tmp_path / 'cache'}", code=1)
+    assert (
+        "batch.random_negatives is 15, and the candidates are 2 at most for each image; set --max-pairs"
+        in refused.stderr
+    )
+    command += " --set batch.random_negatives=1 --set batch.hard_negatives=1"
     result = run(f"{command} --teacher {reranker} --out {tmp_path / 'cache'} --dry-run --json")
     document = json.loads(result.stdout)
     assert (document["pairs"], document["to_score"]) == (20, 20)

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import make_corpus, make_pool, make_teacher, make_wide_dual, model_contents
+from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual, model_contents
 from training_steps import TINY_DUAL
 
 from dcdctl.core import models
 from dcdctl.core.devices import CPU, Compute
-from dcdctl.core.errors import ConfigError, DcdError
+from dcdctl.core.errors import ConfigError, DcdError, StaleError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
-from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores, read_cache
-from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, preview, rounds, train_in_rounds
+from dcdctl.core.teacher import CacheJob, CandidateConfig, build, cache_scores, read_cache
+from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, preview, rounds, runs, train_in_rounds
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
             for thing in ("car", "dog", "hat")]  # fmt: skip
@@ -36,6 +36,7 @@ def refs(tmp_path_factory) -> InputRefs:
     folder = tmp_path_factory.mktemp("rounds")
     pool = make_pool(folder / "pool", CAPTIONS, has_colors=True)
     models.save(make_teacher(pool.captions), folder / "teacher")
+    make_corpus(folder / "captioned", CAPTIONS, has_colors=True)
     return InputRefs(data=folder / "pool", teachers=[str(folder / "teacher")])
 
 
@@ -116,6 +117,64 @@ def test_killed_rounds_resume_to_the_same_model(refs, tmp_path, monkeypatch):
     scores = [read_cache(tmp_path / f"{name}-rounds" / "cache-2").score_P.tolist() for name in ("whole", "killed")]
     assert scores[0] == scores[1]
     assert model_contents(resumed.model_folder) == model_contents(whole.model_folder)
+
+
+STEPS = ["run-0", "cache-captions", "cache-1", "run-1", "cache-2", "run"]
+"""Of two rounds on a pool with captioned images, in order."""
+
+
+def test_rounds_that_are_killed_in_each_step_resume_to_the_same_bytes(refs, tmp_path, monkeypatch):
+    """Each step is killed before its last file."""
+    both = replace(refs, data=Path(refs.data).with_name("captioned"), pool=refs.data)
+    sets = [*BY_START, "loss.terms={ infonce = 1.0, kl = 1.0 }", "pool.rounds=2", "optimizer.save_every=1"]
+    steps: list[str] = []
+    folders = (tmp_path / "run", tmp_path / "run-rounds")
+
+    def bytes_of(root: Path) -> dict[str, Any]:
+        models_of = {name: model_contents(root / place / "model") for name, place in
+                     (("run", "run"), ("run-0", "run-rounds/run-0"), ("run-1", "run-rounds/run-1"))}  # fmt: skip
+        caches = {name: contents(root / "run-rounds" / name) for name in STEPS if name.startswith("cache")}
+        return {**models_of, **caches}
+
+    def noted(*arguments: Any, step: Any, **more: Any) -> Any:
+        steps.append(arguments[0].out.name)
+        return step(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        for name in ("train_model", "cache_scores"):
+            patch.setattr(rounds, name, functools.partial(noted, step=getattr(rounds, name)))
+        train(both, folders[0], *sets)
+    assert steps == STEPS
+    (tmp_path / "whole").mkdir()
+    for folder in folders:
+        folder.rename(tmp_path / "whole" / folder.name)
+
+    for name in STEPS:
+        with monkeypatch.context() as patch:
+            kill_in(patch, name)
+            with pytest.raises(KeyboardInterrupt):
+                train(both, folders[0], *sets, resume=True)
+    train(both, folders[0], *sets, resume=True)
+    assert bytes_of(tmp_path) == bytes_of(tmp_path / "whole")
+
+
+def kill_in(patch: pytest.MonkeyPatch, name: str) -> None:
+    """End the step of this name before its last file, as a kill would."""
+
+    def ends(*arguments: Any, step: Any, **more: Any) -> Any:
+        if arguments[0].out.name != name:
+            return step(*arguments, **more)
+        with pytest.MonkeyPatch.context() as inner:
+            for module, last in ((build, "seal"), (runs, "finish")):
+                inner.setattr(module, last, interrupt)
+            return step(*arguments, **more)
+
+    for step in ("train_model", "cache_scores"):
+        patch.setattr(rounds, step, functools.partial(ends, step=getattr(rounds, step)))
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_rounds_are_validated_with_a_cache_of_the_validation_split(refs, tmp_path):
@@ -286,6 +345,7 @@ def test_a_dry_run_of_rounds_says_how_many_pairs_the_teacher_scores_at_most(refs
     assert not list(tmp_path.iterdir())
 
 
+ON_CAPTIONS = [*BY_START, "pool.rounds=none"]
 REFUSED: dict[str, tuple[list[str], dict[str, Any], dict[str, Any], str]] = {
     "a loss of vectors": (["loss.terms={ embedding-cosine = 1.0 }"], {}, {}, "needs the vectors of one dual teacher"),
     "a loss that needs a positive": (["loss.terms={ infonce = 1.0, kl = 1.0 }"], {}, {}, "infonce needs a positive"),
@@ -311,7 +371,7 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], dict[str, Any], str]] = {
         "model.vision_layers is",
     ),
     "layers that a fusion student lacks": (
-        [*STARTED, "model.kind=fusion", "model.start=teacher", "model.layers=[0, 9]"],
+        [*STARTED, "model.kind=fusion", "model.start=teacher", "model.layers=[0, 9]", "pool.rounds=1"],
         {},
         {},
         r"layers? 0 to 3|has 4 layers|\b9\b",
@@ -328,6 +388,85 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], dict[str, Any], str]] = {
     "too many micro-batches": ([], {}, {"micro_batches": 99}, "batch.size is 8, too few for 99 micro-batches"),
     "no data": ([], {"data": Path("absent")}, {}, "absent"),
     "two teachers": ([], {"teachers": ["a/b", "c/d"]}, {}, "--teacher names 2 models"),
+    "a fusion student that would propose": (
+        [*STARTED, "model.kind=fusion", "model.start=teacher"],
+        {},
+        {},
+        "a fusion student scores pairs, and proposes none",
+    ),
+    "a fusion student of captions that would propose": (
+        [*STARTED, "model.kind=fusion", "model.start=teacher", *ON_CAPTIONS],
+        {"data": "CAPTIONED"},
+        {},
+        "a fusion student scores pairs, and proposes none",
+    ),
+    "blocks by a late student": (
+        ["candidates.kind=blocks", "model.kind=late", "model.token_dim=8"],
+        {},
+        {},
+        "a late model has none",
+    ),
+    "a start without vectors of random candidates": (
+        ["candidates.model=start"],
+        {},
+        {},
+        "no model proposes candidates of kind random",
+    ),
+    "a model that has no vectors": (
+        ["candidates.kind=embedding", "candidates.model=TEACHER"],
+        {},
+        {},
+        "is a fusion scorer, expected",
+    ),
+    "weights of several caches": (["teachers.weights=[0.5, 0.5]"], {}, {}, "teachers.weights has 2 numbers"),
+    "a margin below positives of a pool": (
+        ["candidates.absolute_margin=1.0"],
+        {"data": "CAPTIONED", "pool": "POOL"},
+        {},
+        "candidates.absolute_margin is 1 and needs positives",
+    ),
+    "words of images that have none": (
+        ["candidates.kind=lexical"],
+        {"data": "CAPTIONED", "pool": "POOL"},
+        {},
+        "candidates.kind is lexical, and the paths and columns",
+    ),
+    "a pool without rounds": (
+        [*ON_CAPTIONS],
+        {"data": "CAPTIONED", "pool": "POOL"},
+        {},
+        "pool.rounds is not set, and --pool is a pool",
+    ),
+    "rounds on captions": ([], {"data": "CAPTIONED"}, {}, r"captioned \(train\) has captions; name a pool"),
+    "lists in a direction without candidates": (
+        [*ON_CAPTIONS, "loss.terms={ dcd = 1.0 }", "batch.random_negatives=3", "batch.hard_negatives=2"],
+        {"data": "CAPTIONED"},
+        {},
+        "random_negatives is 3, and the candidates are 0 at most for each image",
+    ),
+    "lists longer than the candidates": (
+        [
+            "loss.terms={ mse = 1.0 }",
+            "batch.directions=['image']",
+            "batch.random_negatives=3",
+            "batch.hard_negatives=2",
+        ],
+        {},
+        {},
+        "random_negatives is 3, and the candidates are 3 at most for each caption; set candidates.per_query",
+    ),
+    "a temperature of single scores": (
+        ["loss.temperature=auto", "pool.max_pairs=30"],
+        {},
+        {},
+        "loss.temperature is auto, .* no query has two; set a number, or set pool.max_pairs higher",
+    ),
+    "a budget below a block": (
+        ["candidates.kind=blocks", "candidates.block_size=4", "pool.max_pairs=100"],
+        {},
+        {},
+        "pool.max_pairs leaves 50 pairs for the first blocks, and each has 72; set pool.max_pairs",
+    ),
 }
 """Settings, inputs and options of a training that cannot begin, and what its error says."""
 
@@ -340,7 +479,20 @@ def test_a_training_that_cannot_begin_is_refused_before_the_teacher_scores(refs,
     monkeypatch.setattr(rounds, "cache_scores", lambda *_, **__: pytest.fail("the teacher was called"))
     named = {"START": str(tmp_path / "start"), "TEACHER": refs.teachers[0]}
     sets = [functools.reduce(lambda line, name: line.replace(name, named[name]), named, line) for line in sets]
+    folders = {"CAPTIONED": Path(refs.data).with_name("captioned"), "POOL": refs.data}
+    inputs = {name: folders.get(value, value) if isinstance(value, str) else value for name, value in inputs.items()}
     job = TrainingJob("distill", "tiny-student", [*SETS, "pool.rounds=2", *sets], tmp_path / "run")
     with pytest.raises(DcdError, match=message):
         train_in_rounds(job, replace(refs, **inputs), options=TrainingOptions(**options))
     assert not list(tmp_path.glob("run*"))
+
+
+@pytest.mark.parametrize("taken", ["notes.txt", "cache-1/notes.txt", "run-1/notes.txt"])
+def test_a_folder_of_rounds_that_holds_something_else_is_left_as_it_is(refs, tmp_path, monkeypatch, taken):
+    monkeypatch.setattr(rounds, "cache_scores", lambda *_, **__: pytest.fail("the teacher was called"))
+    path = tmp_path / "run-rounds" / taken
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(StaleError, match=r"run-rounds.* holds something|run-rounds/cache-1 "):
+        train(refs, tmp_path / "run", "pool.rounds=2")
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]

@@ -1,5 +1,6 @@
 from .embed import (
     Vectors,
+    check_embedder,
     dual_embedder,
     embed_all,
     embed_batch,
@@ -32,6 +33,7 @@ __all__ = [
     "Workload",
     "binary_codes",
     "bytes_per_vector",
+    "check_embedder",
     "decoded",
     "dual_embedder",
     "embed_all",

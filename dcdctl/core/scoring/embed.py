@@ -216,6 +216,12 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
     )
 
 
+def check_embedder(ref: str, *, takes_late: bool) -> None:
+    """ModelError, before any weights are opened, if a run or a saved model has no vectors that propose candidates."""
+    if _is_ours(ref):
+        models.check_ref(ref, kind="searchable" if takes_late else "dual")
+
+
 def is_late(ref: str) -> bool:
     """Whether a reference is a run or another model of late interaction, which has no vector per image."""
     return (models.check_ref(ref) if _is_ours(ref) else models.kind_of(ref)) == "late"

@@ -10,6 +10,10 @@ seeds. A training on a pool has none, because nothing can be learned from a pool
 - Losses on lists: distillation keeps the negatives that the teacher scores highest. The baseline draws as many at
   random.
 
+A recipe with `candidates.model` start has a student propose what a fusion teacher scores. For captioned images that is
+the baseline without a cache, of the first seed; all trainings with a cache then share what it proposed. For a pool it
+is the start, and each distillation has its own rounds.
+
 The control is taught by itself: the same training with the fine-tuned model of its seed in place of the teacher
 (born-again networks, Furlanello et al. 2018). It tells the knowledge of a teacher from the regularization by soft
 targets, which every model can give. It is a baseline too, because it needs no teacher.
@@ -30,7 +34,7 @@ from dcdctl.core.data import Corpus, share_split
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.report import DISTILLED
-from dcdctl.core.teacher import CacheJob
+from dcdctl.core.teacher import START, CacheJob
 from dcdctl.core.training import InputRefs, Recipe, TrainingJob, TrainingOptions
 
 FORMAT = 1
@@ -95,6 +99,10 @@ class StudyPlan:
     """The teacher of each cache."""
     reranker: str | None
     """The teacher, if it is a fusion teacher, which re-ranks."""
+    proposer: Path | None
+    """The run that proposes what the teacher scores, where the recipe leaves that to a student of the captions."""
+    in_rounds: bool
+    """Whether the teacher scores in the rounds of each distillation what the recipe needs."""
     corpus: Corpus
     """The evaluated split."""
     is_by_agreement: bool
@@ -103,15 +111,14 @@ class StudyPlan:
 
     @property
     def runs(self) -> list[tuple[Arm, int, Path]]:
-        """Arm, seed and folder of each training, seed by seed."""
+        """Arm, seed and folder of each training, seed by seed, but first the one that proposes candidates."""
         runs = []
         for seed in self.job.seeds:
             runs += [(arm, seed, self.run_folder(arm.name, seed)) for arm in self.arms]
-        return runs
+        return sorted(runs, key=lambda run: run[2] != self.proposer)
 
     def run_folder(self, name: str, seed: int) -> Path:
-        name = name.replace(", ", "-").removesuffix(" batches").removeprefix("taught by ")
-        return self.job.out / "runs" / f"{name}-seed{seed}"
+        return _run_folder(self.job, name, seed)
 
     def own_cache(self, seed: int) -> Path:
         """The folder of the scores of a fine-tuned model for the student that it teaches, as candidates of a fusion
@@ -142,12 +149,17 @@ class StudyPlan:
 
     def cache_job(self, ref: str, folder: Path) -> CacheJob:
         """The scores of a teacher for the recipe's candidates."""
+        is_against, candidates = folder.name == AGAINST, self.recipe.candidates
+        if candidates.model == START:
+            # The models of a pool are compared before any of them is trained.
+            has_run = self.proposer is not None and not is_against
+            candidates = candidates.proposed_by(str(self.proposer) if has_run else self.recipe.model.start)
         return CacheJob(
             teacher=ref,
             data=self.job.data,
-            split=self.job.split if folder.name == AGAINST else self.job.train_split,
+            split=self.job.split if is_against else self.job.train_split,
             out=folder,
-            candidates=self.recipe.candidates,
+            candidates=candidates,
             model_set=self.job.model_set if ref == self.job.teacher else (),
             compute=self.job.scoring,
         )
@@ -169,9 +181,6 @@ def resolve(job: StudyJob) -> StudyPlan:
         models.check_ref(recipe.model.start, kind=recipe.model.start_kind)
     kind = models.check_ref(job.teacher, overrides) or models.kind_of(job.teacher) or "fusion"
     reranker = job.teacher if kind == "fusion" else None
-    caches = {} if reranker is None else {job.out / "cache": reranker}
-    if caches:
-        recipe.candidates.require_packages()
     corpus, evaluated = Corpus.open(job.data, job.train_split), Corpus.open(job.data, job.split)
     trains_on_pool, is_by_agreement = corpus.is_pool, evaluated.is_pool
     if is_by_agreement and job.model_set and reranker is None:
@@ -186,27 +195,54 @@ def resolve(job: StudyJob) -> StudyPlan:
             f"recipe {job.recipe} starts from new weights, which have no zero-shot quality",
             hint="name a start with --start",
         )
+    rounds = training.plan_rounds(asked_inputs(job), recipe)
+    in_rounds = rounds is not None and trains_on_pool
+    caches = {} if reranker is None or in_rounds else {job.out / "cache": reranker}
     arms = [] if trains_on_pool else list(_baselines(recipe, sets, tuple(caches)))
+    proposer = None
+    if rounds is not None and caches:
+        (name,) = [arm.name for arm in arms if not arm.caches and arm.name != ITSELF]
+        proposer = _run_folder(job, name, job.seeds[0])
     teachers = () if caches else (job.teacher,)
     arms.append(Arm(name=DISTILLED, sets=sets, caches=tuple(caches), teachers=teachers))
     if reranker is not None and is_by_agreement:
+        if recipe.candidates.model == START and recipe.model.start == "new":
+            raise ConfigError(
+                f"candidates.model is start, which proposes what models are compared by on split {job.split}, a pool, "
+                "and model.start is new: a model with random weights proposes at random",
+                hint="name a start with --start, or another --split",
+            )
         caches[job.out / AGAINST] = reranker
+    if caches:
+        recipe.candidates.require_packages()
     plan = StudyPlan(
         job=job,
         recipe=recipe,
         arms=tuple(arms),
         caches=caches,
         reranker=reranker,
+        proposer=proposer,
+        in_rounds=in_rounds,
         corpus=evaluated,
         is_by_agreement=is_by_agreement,
-        settings=_settings(job, recipe, (corpus, evaluated)),
+        settings=_settings(job, recipe, (corpus, evaluated), proposer),
     )
     _check_folder(plan)
     # All of them before the first step: each also looks at its own run folder.
     for arm, seed, _ in plan.runs:
         if arm.name != ITSELF:  # its teacher is trained by the study
-            training.resolve(plan.training_job(arm, seed), plan.inputs(arm, seed), job.training)
+            training.resolve_rounds(plan.training_job(arm, seed), plan.inputs(arm, seed), job.training)
     return plan
+
+
+def asked_inputs(job: StudyJob) -> InputRefs:
+    """What the distillation reads without a cache."""
+    return InputRefs(data=job.data, split=job.train_split, teachers=(job.teacher,), model_set=job.model_set)
+
+
+def _run_folder(job: StudyJob, name: str, seed: int) -> Path:
+    name = name.replace(", ", "-").removesuffix(" batches").removeprefix("taught by ")
+    return job.out / "runs" / f"{name}-seed{seed}"
 
 
 def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
@@ -233,35 +269,20 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
     return training.load_recipe(job.recipe, sets), sets
 
 
-def baseline_terms(recipe: Recipe) -> dict[str, float]:
-    """The losses of a recipe's baseline: those that need no teacher, or InfoNCE if there are none."""
-    return recipe.loss.own_terms or {"infonce-hard" if recipe.loss.on_lists else "infonce": 1.0}
-
-
 def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) -> Iterator[Arm]:
     """The recipe without the teacher's losses, with the batches of the distillation where they need no score of the
     teacher."""
-    loss, terms = recipe.loss, baseline_terms(recipe)
-    # Of the settings that belong to some losses alone, only label_smoothing is one of a loss without a teacher.
-    itself = (
-        f"loss.terms={training.toml_value(terms)}",
-        # Back to their defaults, because a recipe with a setting that no loss reads is refused.
-        "loss.temperature=1.0",
-        "loss.weight_group=none",
-    )
-    alone = (*sets, *itself, "teachers.weights=[]")
-    if loss.on_lists:
-        yield Arm(name=FINE_TUNED, sets=(*alone, f"batch.random_negatives={recipe.batch.hard_negatives}"))
-    elif caches:
-        yield Arm(name=FINE_TUNED, sets=(*sets, *itself), caches=caches)
-        yield Arm(name=RANDOM, sets=alone)
-    else:
+    alone = (*sets, *training.sets_of_captions(recipe))
+    if recipe.loss.on_lists or not caches:
         yield Arm(name=FINE_TUNED, sets=alone)
+    else:
+        yield Arm(name=FINE_TUNED, sets=(*sets, *training.sets_of_own_loss(recipe)), caches=caches)
+        yield Arm(name=RANDOM, sets=alone)
     yield Arm(name=ITSELF, sets=sets)
 
 
-def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> Document:
-    """Everything that changes a number. The seeds only add results."""
+def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus], proposer: Path | None) -> Document:
+    """Everything that changes a number. The seeds only add results, but the first one may propose candidates."""
     if share_split(job.train_split, job.split):
         raise ConfigError(
             f"the study trains on {job.train_split} and evaluates on {job.split}", hint="name another --split"
@@ -286,6 +307,7 @@ def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> Docum
             "cache": job.scoring.precision,
         },
         "features": None if compute.features is None else "float16",
+        **({} if proposer is None else {"proposer": proposer.name}),
     }
 
 

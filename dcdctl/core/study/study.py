@@ -8,6 +8,7 @@
     OUT/runs/fine-tuned-random-seed0 the same, with the batches of a training that has no cache
     OUT/cache-itself-seed0           the scores of the fine-tuned model, if the teacher has a cache
     OUT/runs/itself-seed0            the recipe with the fine-tuned model as its teacher
+    OUT/runs/distilled-seed0-rounds  its rounds, if the recipe has `pool.rounds`
     OUT/runs/distilled-seed0         the recipe; with cascade.json, its first candidates re-ranked by the teacher
     OUT/study.json, OUT/report.html  the results
 
@@ -41,7 +42,7 @@ from dcdctl.core.study.plan import (
     Arm,
     StudyJob,
     StudyPlan,
-    baseline_terms,
+    asked_inputs,
     resolve,
 )
 from dcdctl.core.teacher import CACHE, CacheCost, cache_scores
@@ -98,8 +99,17 @@ def preview_study(job: StudyJob, track: Track = silent) -> Document:
         "steps_per_training": num_steps,
         "evaluations": trainings + makes.count("an evaluation"),
         "caches": makes.count("scores"),
+        **_preview_rounds(plan, first),
         "parts": parts,
     }
+
+
+def _preview_rounds(plan: StudyPlan, first: Preview | None) -> Document:
+    """How many pairs the teacher scores at most of what a student proposes: for all trainings, or in the rounds of each
+    distillation."""
+    if first is None or first.most_pairs is None:
+        return {}
+    return {"most_pairs": first.most_pairs, **({"rounds": first.rounds} if plan.in_rounds else {})}
 
 
 def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
@@ -130,8 +140,11 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
 
 def _preview_training(plan: StudyPlan, track: Track) -> Preview | None:
     """What the first training that needs no cache does, if there is one: it opens all files that do not depend on a
-    teacher."""
+    teacher. With proposed candidates, the first distillation as it is by `dcdctl distill`: its model is made too."""
     seed = plan.job.seeds[0]
+    if plan.in_rounds or plan.proposer is not None:
+        job = plan.training_job(plan.arms[-1], seed)
+        return training.preview(job, asked_inputs(plan.job), plan.job.training, track)
     for arm in plan.arms:
         if not arm.caches:
             return training.preview(plan.training_job(arm, seed), plan.inputs(arm, seed), plan.job.training, track)
@@ -140,18 +153,19 @@ def _preview_training(plan: StudyPlan, track: Track) -> Preview | None:
 
 def make_steps(plan: StudyPlan) -> list[Step]:
     """All steps in order. What they write is looked at when they are asked whether they are done."""
-    steps = []
-    for folder, ref in plan.caches.items():
-        split = f" for {plan.job.split}" if folder.name == AGAINST else ""
-        name = f"scores of {ref}{split}"
-        steps.append(_scores_step(plan, name, ref, folder))
-    # After the scores that the start is compared with, if there are any.
+    steps, scores = [], {folder: _scores_step(plan, folder, ref) for folder, ref in plan.caches.items()}
+    # First the scores that the start is compared with, if there are any.
+    if (against := scores.pop(plan.job.out / AGAINST, None)) is not None:
+        steps.append(against)
     if (start := plan.recipe.model.start) != "new":
-        steps.insert(0 if plan.against is None else len(steps), _start_step(plan, start))
+        steps.append(_start_step(plan, start))
+    if plan.proposer is None:
+        steps += scores.values()
     for arm, seed, folder in plan.runs:
         if arm.name == ITSELF and plan.reranker is not None:
             ref = str(plan.run_folder(FINE_TUNED, seed))
-            steps.append(_scores_step(plan, f"scores of {FINE_TUNED}, seed {seed}", ref, plan.own_cache(seed)))
+            name = f"scores of {FINE_TUNED}, seed {seed}"
+            steps.append(_scores_step(plan, plan.own_cache(seed), ref, name))
         steps.append(
             Step(
                 name=f"{arm.name}, seed {seed}",
@@ -161,6 +175,8 @@ def make_steps(plan: StudyPlan) -> list[Step]:
                 run=partial(_train, plan, arm, seed),
             )
         )
+        if folder == plan.proposer:
+            steps += scores.values()
         if arm.name == DISTILLED and plan.reranker is not None and plan.against is None:
             steps.append(_cascade_step(plan, seed, folder))
     # Last, because it times a model that an earlier step has trained.
@@ -177,8 +193,10 @@ def make_steps(plan: StudyPlan) -> list[Step]:
     return steps
 
 
-def _scores_step(plan: StudyPlan, name: str, ref: str, folder: Path) -> Step:
+def _scores_step(plan: StudyPlan, folder: Path, ref: str, name: str | None = None) -> Step:
     is_scored = (folder / CACHE.seal_file).exists
+    split = f" for {plan.job.split}" if folder.name == AGAINST else ""
+    name = name or f"scores of {ref}{split}"
     return Step(name=name, makes="scores", folder=folder, is_done=is_scored, run=partial(_score, plan, ref, folder))
 
 
@@ -231,7 +249,7 @@ def _train(plan: StudyPlan, arm: Arm, seed: int, view: StudyView) -> None:
             compute = replace(options.compute, precision=first.facts()["inputs"]["precision"])
             options = replace(options, compute=compute, tries_precision=False)
         job, inputs = plan.training_job(arm, seed), plan.inputs(arm, seed)
-        training.train_model(job, inputs, options=options, track=view.track, watch=view.watch, say=view.say)
+        training.train_in_rounds(job, inputs, options=options, track=view.track, watch=view.watch, say=view.say)
     evaluated = EvalJob(model=str(folder), data=plan.job.data, split=plan.job.split, against=plan.against)
     _evaluate(plan, evaluated, None, view)
 
@@ -352,6 +370,11 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
         )
     if plan.arms[0].name == DISTILLED:
         yield "There is no fine-tuned baseline: nothing can be learned from a pool without a teacher."
+        if plan.in_rounds:
+            yield (
+                "Each distilled model is trained in rounds of its own: what it finds, starting with what the start "
+                f"finds, {plan.job.teacher} scores, and it learns from these scores."
+            )
     else:
         yield from _baseline_notes(plan)
     if plan.reranker is not None and plan.against is None:
@@ -371,7 +394,7 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
         "the t-test over seeds, adjusted for the number of baselines (Holm). "
         "Exploratory differences are not adjusted, and show what to test next."
     )
-    if several and plan.caches:
+    if several and plan.arms[-1].caches:
         yield "All seeds share one cache, so no interval covers the draw of the candidates."
     yield (
         f"Query: one caption against the {plan.corpus.num_images:,} encoded images of the split, on "
@@ -382,9 +405,9 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
 
 def _baseline_notes(plan: StudyPlan) -> Iterator[str]:
     """How the baselines were trained."""
-    recipe = plan.recipe
+    recipe, losses = plan.recipe, " and ".join(training.own_terms(plan.recipe))
     added = "" if recipe.loss.own_terms else ", because the recipe has no loss without a teacher"
-    yield f"Fine-tuned: the recipe without the teacher's losses, with {' and '.join(baseline_terms(recipe))}{added}."
+    yield f"Fine-tuned: the recipe without the teacher's losses, with {losses}{added}."
     yield "Start, steps, images, optimizer and seeds of fine-tuning are those of distillation."
     yield (
         "Taught by itself: distilled from the fine-tuned model of its seed in place of the teacher. What it gains, no "
@@ -401,5 +424,10 @@ def _baseline_notes(plan: StudyPlan) -> Iterator[str]:
             "the teacher."
         )
         yield (f"{RANDOM.capitalize()}: those of a training without a cache. The verdict is against the best baseline.")
+        if plan.proposer is not None:
+            yield (
+                f"The candidates of the cache are what the model {RANDOM}, of seed {plan.job.seeds[0]} proposes. All "
+                "trainings with a cache have these, and fine-tuned learns from no score of them."
+            )
     else:
         yield "Fine-tuned and distilled have the same batches, which are random."

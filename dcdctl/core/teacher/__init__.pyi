@@ -1,7 +1,15 @@
 from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
 from .cache_format import CACHE, TEXTS, WORK_FOLDER
 from .candidate_lists import Candidates
-from .candidates import START, CandidateConfig, mine_candidates, most_pairs
+from .candidates import (
+    START,
+    CandidateConfig,
+    check_candidates,
+    fewest_pairs,
+    mine_candidates,
+    most_pairs,
+    most_per_query,
+)
 from .embedded import (
     EmbeddedScores,
     EmbeddedTeacher,
@@ -53,16 +61,19 @@ __all__ = [
     "cache_facts",
     "cache_scores",
     "cache_texts",
+    "check_candidates",
     "check_embedding",
     "check_weights",
     "embed_corpus",
     "embedding_plan",
     "false_negative_filter",
+    "fewest_pairs",
     "find_picks",
     "lack_of_order",
     "measure_spread",
     "mine_candidates",
     "most_pairs",
+    "most_per_query",
     "parse_extras",
     "plan_work",
     "preview_cost",

@@ -8,7 +8,7 @@ and the seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -110,13 +110,26 @@ class CandidateConfig:
                 hint="set candidates.kind to embedding or lexical",
             )
 
+        if self.model == START and self.kind in ("random", "lexical"):
+            raise ConfigError(
+                f"candidates.model is start, and no model proposes candidates of kind {self.kind}",
+                hint="set candidates.kind to embedding, or leave the model out: --set candidates.model=",
+            )
+
+    def proposed_by(self, ref: str) -> CandidateConfig:
+        """These candidates by a model in the place of `start`."""
+        # A folder may have that name.
+        return replace(self, model=f"./{START}" if ref == START else ref)
+
     def check_model(self) -> None:
-        """ConfigError for a model that only the rounds of a training have."""
+        """ConfigError for a model that only the rounds of a training have, ModelError for one of the wrong kind."""
         if self.model == START:
             raise ConfigError(
                 "candidates.model is start, which proposes candidates in the rounds of a training alone",
                 hint="name a model (--set candidates.model=REF), or set pool.rounds in the training",
             )
+        if self.model:
+            scoring.check_embedder(self.model, takes_late=self.kind == "embedding")
 
     def require_packages(self) -> None:
         """MissingError if these candidates need a package that is not installed."""
@@ -157,6 +170,37 @@ def most_pairs(corpus: Corpus, config: CandidateConfig) -> int:
         used = per_image * size * -(-num_images // size) - own * max(0, per_image * num_images - num_texts)
         num_drawn = config.rounds * (size - own) * used
     return min(num_images * num_texts, own * num_texts + num_drawn)
+
+
+def most_per_query(corpus: Corpus, config: CandidateConfig, direction: Direction, max_pairs: int | None = None) -> int:
+    """The most candidates that any query of a direction can have, by the counts of a corpus alone."""
+    if direction not in config.directions:
+        return 0
+    own = int(not corpus.is_pool)
+    _, gallery = direction.query_first(corpus.num_images, corpus.num_captions)
+    if config.kind == "blocks":
+        if corpus.is_pool:
+            return gallery
+        # An image that fills the last block is in two blocks of a round.
+        images = 2 * config.rounds * (min(config.block_size, corpus.num_images) - 1)
+        return min(gallery - 1, images * config.captions_per_image if direction == Direction.TEXT else images)
+    count = min(config.per_query, gallery - own)
+    if max_pairs is None:
+        return count
+    # All queries have as many before one has another one more (`budget`).
+    sides = [each.query_first(corpus.num_images, corpus.num_captions)[0] for each in config.directions]
+    return min(count, max(max_pairs - own * corpus.num_captions, 0) // max(sides) + 1)
+
+
+def fewest_pairs(corpus: Corpus, config: CandidateConfig) -> int:
+    """The smallest budget with which a cache of these candidates can be made: the pairs that are always scored and one
+    more, or a whole block."""
+    own = 0 if corpus.is_pool else corpus.num_captions
+    if config.kind != "blocks":
+        return own + 1
+    size = min(config.block_size, corpus.num_images)
+    texts = min(size * config.captions_per_image, corpus.num_captions)
+    return own + texts * (size if corpus.is_pool else size - 1)
 
 
 def draw_candidates(

@@ -1,5 +1,5 @@
 from .checkpoints import check_best, seals_of
-from .coverage import Preview
+from .coverage import Preview, check_cache_job
 from .inputs import InputRefs
 from .loop import TrainingOptions
 from .losses.table import LossConfig
@@ -23,13 +23,20 @@ from .recipe import (
     require_recipe_of_cache,
     toml_value,
 )
-from .rounds import OF_CAPTIONS, preview, train_in_rounds
+from .rounds import (
+    own_terms,
+    plan_rounds,
+    preview,
+    resolve_rounds,
+    sets_of_captions,
+    sets_of_own_loss,
+    train_in_rounds,
+)
 from .runs import Run, TrainingJob, check_folder, command_of
 from .train import check_new_model, resolve, train_model
 from .validation import run_document, validation_document, validation_table
 
 __all__ = [
-    "OF_CAPTIONS",
     "BatchConfig",
     "DualConfig",
     "FusionConfig",
@@ -47,6 +54,7 @@ __all__ = [
     "TrainingOptions",
     "ValidationConfig",
     "check_best",
+    "check_cache_job",
     "check_folder",
     "check_new_model",
     "check_recipe_name",
@@ -55,13 +63,18 @@ __all__ = [
     "command_of",
     "list_recipes",
     "load_recipe",
+    "own_terms",
+    "plan_rounds",
     "preview",
     "read_mined",
     "recipe_text",
     "require_recipe_of_cache",
     "resolve",
+    "resolve_rounds",
     "run_document",
     "seals_of",
+    "sets_of_captions",
+    "sets_of_own_loss",
     "toml_value",
     "train_in_rounds",
     "train_model",

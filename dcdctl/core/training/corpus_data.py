@@ -39,8 +39,8 @@ from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.lists import CandidateLists
 from dcdctl.core.training.batches.pool import PickedPairs, PoolLists, PoolPairs
-from dcdctl.core.training.batches.step_pairs import CorpusBatches, Coverage, MixedBatches, StepPairs
-from dcdctl.core.training.coverage import DualTeachers, Preview, measure_preview
+from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches, StepPairs
+from dcdctl.core.training.coverage import DualTeachers, Preview, different_candidates, measure_preview
 from dcdctl.core.training.inputs import caches_of
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.picking import choose_threshold, picked_images, picks_line, with_number
@@ -104,8 +104,8 @@ class CorpusData:
     def load_teachers(self, track: Track) -> Teachers:
         """Load the dual teachers, or the model that the student starts from. ConfigError before that, if the caches
         cover too little of what the recipe needs."""
-        if self.preview.coverage is not None:
-            self._check_coverage(self.preview.coverage)
+        if self.preview.coverage is not None and not self._is_asked_for(self.parts[0]):
+            self.preview.coverage.check()
         recipe, inputs = self.recipe, self.plan.inputs
         if not self.plan.use.embeds:
             caches = [cache for part in self.parts for cache in part.caches]
@@ -120,10 +120,9 @@ class CorpusData:
             vector_width=first.embedding_dim if needs_width else None,
         )
 
-    def _check_coverage(self, coverage: Coverage) -> None:
-        # The scores of a round are what the recipe asked for, and may have taken hours.
-        if not self.plan.job.rounds:
-            coverage.check()
+    def _is_asked_for(self, part: ScoredCorpus) -> bool:
+        """Whether the scores are what the recipe asked for, if with a small budget: they may have taken hours."""
+        return bool(self.plan.job.rounds) or not different_candidates(self.plan.recipe, part.caches)
 
     def facts(self, teachers: Teachers) -> dict[str, Any]:
         """The fingerprints of corpora, caches and teachers, and what the caches cover."""
@@ -212,11 +211,15 @@ class CorpusData:
         """What the user should know of what was measured; ConfigError if the caches cover too little of the pool."""
         yield from preview.lines()
         yield from preview.warnings()
+        if preview.coverage is not None:
+            yield from preview.coverage.warnings()
         for opened, part in zip(self.parts[1:], parts[1:], strict=True):
             if opened.cached is not None:
                 coverage = part.pairs.coverage(preview.num_steps)
-                self._check_coverage(coverage)
+                if not self._is_asked_for(opened):
+                    coverage.check()
                 yield f"the scores of the pool cover {coverage}"
+                yield from coverage.warnings()
         if threshold is not None:
             yield str(threshold)
         above = with_number(preview.recipe, threshold).pool.pseudo_positive_above

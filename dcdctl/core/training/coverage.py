@@ -16,8 +16,9 @@ import numpy as np
 
 from dcdctl.core import progress
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Direction
-from dcdctl.core.teacher import TeacherCache
+from dcdctl.core.data import Corpus, Direction, counted_corpus
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.teacher import START, CacheJob, TeacherCache, fewest_pairs, most_per_query
 from dcdctl.core.training.batches.lists import CandidateLists
 from dcdctl.core.training.batches.step_pairs import Coverage, StepPairs
 from dcdctl.core.training.recipe import Recipe
@@ -230,14 +231,6 @@ def measure_preview(
 ) -> Preview:
     """What a training does on pairs that were chosen from these caches. Nothing is encoded."""
     counted = Preview(recipe=recipe, batches_per_epoch=pairs.batches_per_epoch)
-    # Reported and not refused: scores of other candidates are correct too.
-    differences = []
-    for number, cache in enumerate(caches, start=1):
-        where = f"cache {number}" if len(caches) > 1 else "the cache"
-        for name, expected in to_table(recipe.candidates).items():
-            in_recipe, in_cache = json.dumps(expected), json.dumps(cache.plan["candidates"][name])
-            if in_recipe != in_cache:
-                differences.append(f"candidates.{name} is {in_recipe} in the recipe and {in_cache} in {where}")
     negatives: Mapping[Direction, DifferentNegatives] = {}
     # Grouping the images of all epochs of all pairs takes as long as the batches of the whole training take. A dual
     # teacher chooses among lists, and miners find negatives, when the training starts.
@@ -246,12 +239,66 @@ def measure_preview(
     return replace(
         counted,
         temperature=temperature,
-        differences=differences,
+        differences=different_candidates(recipe, caches),
         has_cache=bool(caches),
         coverage=pairs.coverage(counted.num_steps) if caches and recipe.loss.needs_teacher else None,
         dual_teachers=dual_teachers,
         negatives=negatives,
     )
+
+
+def different_candidates(recipe: Recipe, caches: Sequence[TeacherCache]) -> list[str]:
+    """A line for each field in which the candidates of a cache differ from the recipe's. Not an error: scores of other
+    candidates are correct too."""
+    differences = []
+    for number, cache in enumerate(caches, start=1):
+        where = f"cache {number}" if len(caches) > 1 else "the cache"
+        for name, expected in to_table(recipe.candidates).items():
+            in_recipe, in_cache = json.dumps(expected), json.dumps(cache.plan["candidates"][name])
+            # Any model may be what the student, or its start, came to be.
+            if in_recipe != in_cache and not (name == "model" and expected == START):
+                differences.append(f"candidates.{name} is {in_recipe} in the recipe and {in_cache} in {where}")
+    return differences
+
+
+def check_candidates_suffice(
+    recipe: Recipe, corpus: Corpus, max_pairs: int | None = None, budget: str = "--max-pairs"
+) -> None:
+    """ConfigError if a training would refuse a cache of the recipe's own candidates, as far as counts tell: before a
+    teacher scores them. `max_pairs` are those of the option or field `budget`."""
+    config, needs_scores = recipe.candidates, recipe.loss.needs_teacher
+    more = "set candidates.per_query" if max_pairs is None else f"set {budget}"
+    fewest = fewest_pairs(corpus, config)
+    # How many pairs a block of captioned images has depends on their captions.
+    if config.kind == "blocks" and corpus.is_pool and max_pairs is not None and max_pairs < fewest:
+        raise ConfigError(
+            f"{budget} leaves {max_pairs:,} pairs for the first blocks, and each has {fewest:,}",
+            hint=f"set {budget} higher, or candidates.block_size lower",
+        )
+    most = {each: most_per_query(corpus, config, each, max_pairs) for each in Direction}
+    if recipe.loss.on_lists and needs_scores:
+        count = recipe.batch.random_negatives
+        # Of a small corpus, lists are as long as its candidates (`adapted`).
+        needed = count + 1 if corpus.is_pool else count if count < corpus.num_images else 1
+        for direction in recipe.batch.directions:
+            if most[direction] < needed:
+                raise ConfigError(
+                    f"batch.random_negatives is {count}, and the candidates are {most[direction]} at most for each "
+                    f"{direction.query}",
+                    hint=f"{more} higher, or batch.random_negatives lower, and name the same directions in both tables",
+                )
+    if recipe.loss.temperature == "auto" and max(most.values()) < 1 + corpus.is_pool:
+        raise ConfigError(
+            "loss.temperature is auto, which is taken from queries with two scores, and no query has two",
+            hint=f"set a number, or {more} higher",
+        )
+
+
+def check_cache_job(job: CacheJob, recipe: Recipe) -> None:
+    """Raise what `check_candidates_suffice` raises for a cache; what it extends may have more candidates."""
+    if job.extend is None:
+        corpus = counted_corpus(job.data, job.split, job.max_images) or job.open_corpus()
+        check_candidates_suffice(recipe, corpus, job.max_pairs)
 
 
 def shown(number: float) -> str:

@@ -15,6 +15,7 @@ from dcdctl.core.training.inputs import InputRefs, TeacherUse
 from dcdctl.core.training.loop import Learner, TrainingOptions
 from dcdctl.core.training.runs import TrainingJob
 from dcdctl.core.training.train import resolve
+from dcdctl.core.training.training_data import TrainingPlan
 
 TO_COME = Path("cache")
 """Stands for the cache that is not there yet."""
@@ -26,7 +27,7 @@ def rehearse(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, trac
     Raises what `train_model` would raise then, but for what depends on the scores: how many queries they cover, and how
     many texts have a pick. Opens the corpora, and makes the initial model and its optimizer.
     """
-    plan = resolve(job, replace(inputs, caches=[TO_COME, *inputs.caches]), options)
+    plan = resolve_for_scores(job, inputs, options)
     # As with a teacher that scores every pair, which is not read here.
     opened = replace(plan, inputs=inputs, use=TeacherUse(scores_batches=True, embeds=True))
     if plan.recipe.loss.temperature == "auto":
@@ -54,3 +55,8 @@ def rehearse(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, trac
             options=plan.options,
         )
     return replace(data.preview, dual_teachers="none", temperature=None)
+
+
+def resolve_for_scores(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> TrainingPlan:
+    """The plan of a training whose cache is not there yet."""
+    return resolve(job, replace(inputs, caches=[TO_COME, *inputs.caches]), options)

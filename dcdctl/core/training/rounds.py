@@ -13,34 +13,43 @@ blocks the blocks of images and texts that are near for it; a killed training re
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcdctl.core import files, models
+from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, counted_corpus
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
-from dcdctl.core.teacher import START, CacheJob, CandidateConfig, TeacherCache, cache_scores, most_pairs, read_cache
-from dcdctl.core.training import train
-from dcdctl.core.training.coverage import Preview
+from dcdctl.core.teacher import (
+    CACHE,
+    START,
+    CacheJob,
+    CandidateConfig,
+    TeacherCache,
+    cache_scores,
+    check_candidates,
+    check_weights,
+    fewest_pairs,
+    most_pairs,
+    read_cache,
+)
+from dcdctl.core.training import runs, train
+from dcdctl.core.training.coverage import Preview, check_candidates_suffice
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.picking import Picked, count_picks
-from dcdctl.core.training.recipe import PoolConfig, Recipe, load_recipe
-from dcdctl.core.training.rehearsal import rehearse
+from dcdctl.core.training.recipe import PoolConfig, Recipe, load_recipe, toml_value
+from dcdctl.core.training.rehearsal import rehearse, resolve_for_scores
 from dcdctl.core.training.runs import Run, TrainingJob
-from dcdctl.core.training.train import train_model
+from dcdctl.core.training.train import resolve, train_model
 
-OF_CAPTIONS = (
-    "loss.terms={ infonce = 1.0 }",
-    "loss.temperature=1.0",
-    "pool.pseudo_positive_above=none",
-    f"pool.precision={PoolConfig.precision}",
-    "pool.rounds=none",
-    "pool.max_pairs=none",
-)
-"""What makes a recipe of rounds that of a student of captions alone, which has no teacher."""
+PARTS = re.compile(r"(run|cache)-\d+|cache-captions|\..*")
+"""The names in the folder of the rounds, with the locks of its parts."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ class Rounds:
     """Whether a student of the captioned images proposes the pairs of the first round."""
     captions: Place | None = None
     """The captioned images beside the pool, whose scores tell how often a pick is right."""
+    max_pairs_of_captions: int = 0
+    """Those of `max_pairs` that are theirs."""
 
     def max_pairs_of(self, number: int) -> int | None:
         """The pairs of a round. The first rounds score those that are left over."""
@@ -97,7 +108,7 @@ def train_in_rounds(
     if rounds is None:
         return train_model(job, inputs, options=options, track=track, watch=watch, say=say)
     learned = _without_scorer(inputs, recipe)
-    rehearse(job, learned, options, track)
+    _rehearse(job, learned, rounds, recipe, options, track)
     train = functools.partial(train_model, options=options, track=track, watch=watch, say=say)
     return _InRounds(
         job=job,
@@ -131,7 +142,7 @@ class _InRounds:
     @property
     def folder(self) -> Path:
         """Everything but the last run."""
-        return Path(f"{self.job.out}-rounds")
+        return _folder_of(self.job)
 
     def run(self) -> Run:
         first = self._first_candidates()
@@ -173,27 +184,18 @@ class _InRounds:
         if candidates.model != START:
             return candidates
         if not self.rounds.starts_with_captions:
-            return replace(candidates, model=self.recipe.model.start)
+            return candidates.proposed_by(self.recipe.model.start)
         self.say("a student of the captioned images proposes the first pairs")
-        job = replace(self.job, sets=(*self.job.sets, *OF_CAPTIONS), out=self.folder / "run-0")
-        student = self.train(job, replace(self.learned, pool=None, caches=()))
-        return replace(candidates, model=str(student.folder))
+        student = self.train(_job_of_captions(self.job, self.recipe), replace(self.learned, pool=None, caches=()))
+        return candidates.proposed_by(str(student.folder))
 
     def _score_captions(self, candidates: CandidateConfig) -> tuple[list[Path], int | None]:
         """The cache of the captioned images beside a pool, by which the picks are measured, and the pairs that are left
-        for the pool. None where the budget is too small for the own images of all captions."""
+        for the pool."""
         max_pairs, place = self.rounds.max_pairs, self.rounds.captions
         if place is None:
             return [], max_pairs
-        num_captions = place.open().num_captions
-        share = None
-        if max_pairs is not None:
-            # As many for a caption as for a text of the pool.
-            num_texts = self.rounds.place.open().num_captions
-            share = max_pairs * num_captions // (num_captions + num_texts)
-            if share <= num_captions:
-                return [], max_pairs
-        cache = self._score(place, "cache-captions", candidates, max_pairs=share)
+        cache = self._score(place, "cache-captions", candidates, max_pairs=self.rounds.max_pairs_of_captions or None)
         self.say(f"captioned images: {cache.num_pairs:,} pairs have a score")
         return [cache.folder], None if max_pairs is None else max_pairs - cache.num_pairs
 
@@ -213,6 +215,18 @@ class _InRounds:
         return cache_scores(job, track=self.track)
 
 
+def _rehearse(
+    job: TrainingJob, inputs: InputRefs, rounds: Rounds, recipe: Recipe, options: TrainingOptions, track: Track
+) -> Preview:
+    """What each training would do; raises what it, or the first cache, would refuse."""
+    _check_folder(job, rounds, recipe)
+    found = rehearse(job, inputs, options, track)
+    of_pool = None if rounds.max_pairs is None else rounds.max_pairs - rounds.max_pairs_of_captions
+    first = replace(rounds, max_pairs=of_pool).max_pairs_of(1)
+    check_candidates_suffice(recipe, rounds.place.open(), first, "pool.max_pairs")
+    return found
+
+
 def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track: Track = silent) -> Preview:
     """What `train_in_rounds` would do; opens files and writes nothing. In rounds, the initial model is made, and no
     teacher is asked. Only the steps of a training are known of data that name a manifest."""
@@ -222,27 +236,104 @@ def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track
     rounds = plan_rounds(inputs, recipe)
     if rounds is None:
         return train.preview(job, inputs, options, track)
-    found = rehearse(job, _without_scorer(inputs, recipe), options, track)
+    found = _rehearse(job, _without_scorer(inputs, recipe), rounds, recipe, options, track)
     most = rounds.count * most_pairs(rounds.place.open(), recipe.candidates)
     if rounds.captions is not None:
         most += most_pairs(rounds.captions.open(), recipe.candidates)
     return replace(found, rounds=rounds.count, most_pairs=min(most, rounds.max_pairs or most))
 
 
+def resolve_rounds(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> None:
+    """Raise what `train_in_rounds` raises before it opens weights."""
+    recipe = load_recipe(job.recipe, job.sets)
+    rounds = plan_rounds(inputs, recipe)
+    if rounds is None:
+        resolve(job, inputs, options)
+    else:
+        _check_folder(job, rounds, recipe)
+        resolve_for_scores(job, _without_scorer(inputs, recipe), options)
+
+
+def own_terms(recipe: Recipe) -> dict[str, float]:
+    """The losses of a recipe's baseline: those that need no teacher, or InfoNCE if there are none."""
+    return recipe.loss.own_terms or {"infonce-hard" if recipe.loss.on_lists else "infonce": 1.0}
+
+
+def sets_of_own_loss(recipe: Recipe) -> tuple[str, ...]:
+    """Overrides of a recipe that leave it the losses that need no teacher."""
+    return (
+        f"loss.terms={toml_value(own_terms(recipe))}",
+        # Back to their defaults, because a recipe with a setting that no loss reads is refused. Only label_smoothing is
+        # one of a loss without a teacher.
+        "loss.temperature=1.0",
+        "loss.weight_group=none",
+    )
+
+
+def sets_of_captions(recipe: Recipe) -> tuple[str, ...]:
+    """Overrides that make a recipe that of a student of captions alone, which has no teacher: the student that proposes
+    the first pairs, and the baseline of a study with random batches."""
+    sets = (
+        *sets_of_own_loss(recipe),
+        "teachers.weights=[]",
+        "pool.pseudo_positive_above=none",
+        f"pool.precision={PoolConfig.precision}",
+        "pool.rounds=none",
+        "pool.max_pairs=none",
+    )
+    if not recipe.loss.on_lists:
+        return sets
+    # Distillation keeps the negatives that the teacher scores highest; without a teacher, as many are drawn at random.
+    return (*sets, f"batch.random_negatives={recipe.batch.hard_negatives}")
+
+
 def plan_rounds(inputs: InputRefs, recipe: Recipe) -> Rounds | None:
     """The rounds that a recipe asks for; None if its scores are there, or come from a dual teacher. ConfigError if
     there is no teacher to score, no pool to score, or no scores to validate with."""
-    if recipe.pool.rounds is not None:
-        return _rounds_of_pool(inputs, recipe, recipe.pool.rounds)
-    kinds = [kind for _, kind in inputs.teacher_kinds]
+    count = recipe.pool.rounds
+    rounds = _round_of_captions(inputs, recipe) if count is None else _rounds_of_pool(inputs, recipe, count)
+    if rounds is not None:
+        _check_rounds(rounds, recipe)
+    return rounds
+
+
+def _check_rounds(rounds: Rounds, recipe: Recipe) -> None:
+    """An error for what the teacher would not score in the rounds, or what a training could not learn from its scores,
+    as far as it is known before."""
+    candidates = recipe.candidates
+    if candidates.model != START:
+        candidates.check_model()
+    candidates.require_packages()
+    if rounds.count > 1 or candidates.model == START:
+        if recipe.model.kind == "fusion":
+            raise ConfigError(
+                "a fusion student scores pairs, and proposes none in rounds of a training",
+                hint="make a cache with `dcdctl cache-teacher`, and name it with --cache, or set model.kind to dual",
+            )
+        if recipe.model.kind == "late" and candidates.kind == "blocks":
+            raise ConfigError(
+                "candidates.kind is blocks, whose images are grouped by vectors, and a late model has none",
+                hint="set candidates.kind to embedding",
+            )
+    check_weights(recipe.teachers.weights, 1, "caches")
+    if rounds.captions is not None:
+        check_candidates(rounds.captions.open(), candidates)
+    check_candidates(rounds.place.open(), candidates)
+
+
+def _round_of_captions(inputs: InputRefs, recipe: Recipe) -> Rounds | None:
     is_asked = recipe.candidates.model == START and recipe.loss.needs_teacher and inputs.form == "corpus"
+    if not is_asked or inputs.caches or len(inputs.teachers) != 1:
+        return None
+    ((teacher, kind),) = inputs.teacher_kinds
     # A dual teacher scores every pair of a batch.
-    if not is_asked or inputs.caches or len(kinds) != 1 or kinds[0] in ("dual", "late"):
+    if kind in ("dual", "late") or (kind is None and models.is_dual(teacher)):
         return None
     place = Place(Path(*inputs.places), inputs.split, inputs.max_images)
-    if place.open().is_pool:
+    if inputs.pool is not None or place.open().is_pool:
+        name = "--data" if inputs.pool is None else "--pool"
         raise ConfigError(
-            "candidates.model is start and pool.rounds is not set, and --data is a pool, which the teacher must score",
+            f"candidates.model is start and pool.rounds is not set, and {name} is a pool, which the teacher must score",
             hint="set pool.rounds, such as 2",
         )
     return Rounds(count=1, max_pairs=None, place=place, starts_with_captions=True)
@@ -258,25 +349,73 @@ def _rounds_of_pool(inputs: InputRefs, recipe: Recipe, count: int) -> Rounds | N
             hint="make it with `dcdctl cache-teacher --split val`, and name it with --cache",
         )
     if inputs.form == "stream" or len(inputs.teachers) != 1:
-        models = f"--teacher names {len(inputs.teachers)} models"
-        found = "--data names shards to stream" if inputs.form == "stream" else models
+        found = f"--teacher names {len(inputs.teachers)} models"
+        if inputs.form == "stream":
+            found = "--data names shards to stream"
         raise ConfigError(
             f"pool.rounds is {count}, and {found}",
             hint="name a pool and the one model that scores it, or set pool.rounds to none and name a cache",
         )
     has_captions = inputs.pool is not None
+    folder, split = inputs.pool_place
+    if not Corpus.open(folder, split).is_pool:
+        raise ConfigError(
+            f"pool.rounds is {count}, and {shown(folder)} ({split}) has captions",
+            hint="name a pool, or set pool.rounds to none",
+        )
     if recipe.candidates.model == START and recipe.model.start == "new" and not has_captions:
         raise ConfigError(
             "candidates.model is start, and model.start is new: a model with random weights proposes at random",
             hint="set model.start to a dual encoder, or name captioned images too (--data PAIRS --pool POOL)",
         )
-    return Rounds(
+    place = Place(folder, split, None if has_captions else inputs.max_images)
+    rounds = Rounds(
         count=count,
         max_pairs=recipe.pool.max_pairs,
-        place=Place(*inputs.pool_place, None if has_captions else inputs.max_images),
+        place=place,
         starts_with_captions=has_captions and recipe.candidates.model == START,
-        captions=Place(Path(*inputs.places), inputs.split, inputs.max_images) if has_captions else None,
     )
+    if not has_captions:
+        return rounds
+    captions = Place(Path(*inputs.places), inputs.split, inputs.max_images)
+    if rounds.max_pairs is None:
+        return replace(rounds, captions=captions)
+    # As many for a caption as for a text of the pool; with a small budget none, because a caption has its own image.
+    captioned, num_texts = captions.open(), place.open().num_captions
+    share = rounds.max_pairs * captioned.num_captions // (captioned.num_captions + num_texts)
+    if share < fewest_pairs(captioned, recipe.candidates) or rounds.max_pairs - share < count:
+        return rounds
+    return replace(rounds, captions=captions, max_pairs_of_captions=share)
+
+
+def _folder_of(job: TrainingJob) -> Path:
+    return Path(f"{job.out}-rounds")
+
+
+def _job_of_captions(job: TrainingJob, recipe: Recipe) -> TrainingJob:
+    return replace(job, sets=(*job.sets, *sets_of_captions(recipe)), out=_folder_of(job) / "run-0")
+
+
+def _check_folder(job: TrainingJob, rounds: Rounds, recipe: Recipe) -> None:
+    """StaleError if the folder of the rounds holds something else, or rounds of another recipe; InputError if it cannot
+    be written to."""
+    folder = _folder_of(job)
+    files.check_output_folder(folder)
+    names = files.names_in(folder) if folder.exists() else []
+    if others := [name for name in names if not PARTS.fullmatch(name)]:
+        raise StaleError(
+            f"{folder}, where the rounds are kept, holds something else: {', '.join(others[:3])}",
+            hint="name another folder with --out",
+        )
+    facts = {"what": job.kind, "recipe": to_table(recipe)}
+    if rounds.starts_with_captions:
+        alone = _job_of_captions(job, recipe)
+        of_captions = to_table(load_recipe(alone.recipe, alone.sets))
+        runs.check_folder(alone.out, {**facts, "recipe": of_captions}, resume=job.resume)
+    for number in range(1, rounds.count):
+        runs.check_folder(folder / f"run-{number}", facts, resume=job.resume)
+    for name in ("captions", *range(1, rounds.count + 1)):
+        CACHE.check_folder(folder / f"cache-{name}")
 
 
 def _without_scorer(inputs: InputRefs, recipe: Recipe) -> InputRefs:

@@ -34,8 +34,8 @@ from dcdctl.core.training.batches.batch import (
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 LEAST_QUERIES = 1 / 3
-"""Below this share of the queries a training is refused: the teacher would teach nothing about most of them
-(docs/losses.md)."""
+"""Below this share of the queries a training is refused, if the cache was made for another recipe: the teacher would
+teach nothing about most of them (docs/losses.md)."""
 
 
 BYTES_PER_PAIR = 20
@@ -76,12 +76,21 @@ class Coverage:
             f"{self.queries:.0%} of {self.of_queries}, and has scores of {self.scored:.1%} of the negatives of a batch"
         )
 
+    @property
+    def is_enough(self) -> bool:
+        return self.queries >= LEAST_QUERIES
+
     def check(self) -> None:
         """ConfigError if most queries would learn nothing from the teacher."""
-        if self.queries < LEAST_QUERIES:
+        if not self.is_enough:
             raise ConfigError(
                 f"the cache covers {self}; {LEAST_QUERIES:.0%} of the queries are expected", hint=self.hint
             )
+
+    def warnings(self) -> Iterator[str]:
+        """The same as a line, for a cache that nothing is wrong with but its size."""
+        if not self.is_enough:
+            yield f"warning: the teacher teaches nothing about {1 - self.queries:.0%} of the queries: let it score more"
 
 
 @dataclass(frozen=True, kw_only=True)
