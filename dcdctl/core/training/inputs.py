@@ -218,7 +218,8 @@ def check_teachers(recipe: Recipe, inputs: InputRefs, use: TeacherUse) -> None:
                 "name a cache with --cache, which `dcdctl cache-teacher` makes, or with --teacher a dual encoder or a "
                 "late-interaction model, which needs no cache"
             )
-            if "fusion" in kinds:
+            # A fusion student scores pairs, and proposes none.
+            if "fusion" in kinds and recipe.model.embeds_sides:
                 way = f"{PROPOSALS}, or {way}"
             raise ConfigError(f"{asks} needs the teacher's scores", hint=way)
         check_weights(recipe.teachers.weights, num_models, "teachers")
