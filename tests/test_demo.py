@@ -41,7 +41,7 @@ QUICK = BenchConfig(
     num_fresh_processes=0,
     is_onnx_timed=False,
 )
-PAGE_ROWS = ("teacher", "picked", "cascade", "all", "few")
+PAGE_ROWS = ("picked", "cascade", "all", "few")
 SETS = ("batch.size=8", "candidates.per_query=3")
 
 
@@ -61,7 +61,6 @@ def small(out: Path) -> DemoJob:
         few_images=8,
         val_images=4,
         test_images=8,
-        ranked_images=6,
         num_queries=4,
         depth=3,
         steps=2,
@@ -93,14 +92,15 @@ def test_the_table_has_the_teacher_the_cascade_and_three_students(finished: tupl
     assert result.gallery_size == 8
     for row in result.rows:
         assert row.speed_up == result.rows[0].query_ms / row.query_ms
-        assert row.evaluation.images == 6
+        assert (row.evaluation is None) == (row.name == "teacher")
+        assert row.evaluation is None or row.evaluation.images == 8
 
 
 def test_the_cascade_orders_its_candidates_by_the_scores_of_the_teacher(
     finished: tuple[Path, demo.DemoResult],
 ) -> None:
     out, result = finished
-    corpus = Corpus.open(out / "data", "test").subset(6)
+    corpus = Corpus.open(out / "data", "test")
     teacher, picked = models.load_scorer(demo.BUILT_IN_TEACHER), models.load(str(out / "picked"))
     again = evaluate_model(picked, corpus, rerank=teacher, options=EvalOptions(depths=(0, 3)))
     row = result.row("cascade")
@@ -143,10 +143,9 @@ def test_the_student_of_few_captions_proposes_and_the_others_learn_from_what_the
 
 
 def test_the_built_in_teacher_knows_more_than_chance(finished: tuple[Path, demo.DemoResult]) -> None:
-    """Six pictures: four siblings and two of another family; by chance the sum of the R@1 is a third of 200 at most."""
+    """It finds more than half of four captions first among eight scenes, which are two families of siblings."""
     _, result = finished
-    recalls = result.rows[0].evaluation
-    assert recalls.text_retrieval["R@1"] + recalls.image_retrieval["R@1"] > 100
+    assert result.rows[0].gallery_recall > 50
 
 
 def test_what_it_leaves_behind_is_what_the_commands_leave(finished: tuple[Path, demo.DemoResult]) -> None:
@@ -156,12 +155,12 @@ def test_what_it_leaves_behind_is_what_the_commands_leave(finished: tuple[Path, 
     assert {path.name for path in out.iterdir() if (path / "run.json").exists()} == set(demo.STUDENTS)
 
 
-def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult]) -> None:
+def test_it_ends_with_a_page_on_all_that_were_evaluated(finished: tuple[Path, demo.DemoResult]) -> None:
     out, result = finished
     page = (out / "report.html").read_text(encoding="utf-8")
     assert result.page == Path(out.name) / "report.html"
-    found = report.read_report([out / "picked", out / "all"], teacher=out / "teacher", baseline=out / "few")
-    assert [one.role for one in found.models] == ["teacher", "student", "student", "student", "baseline"]
+    found = report.read_report([out / "picked", out / "all"], baseline=out / "few")
+    assert [one.role for one in found.models] == ["student", "student", "student", "baseline"]
     for system in found.models:
         assert f'<th scope="row">{system.label}' in page
     assert [one.result.rsum for one in found.models if one.result] == [
@@ -171,7 +170,7 @@ def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult])
 
 def test_its_page_has_a_time_for_every_model_and_a_measured_training(finished: tuple[Path, demo.DemoResult]) -> None:
     out, result = finished
-    found = report.read_report([out / "picked", out / "all"], teacher=out / "teacher", baseline=out / "few")
+    found = report.read_report([out / "picked", out / "all"], baseline=out / "few")
     assert [one.label for one in found.models if one.times is None] == []
     # The page says of the cascade what the terminal says, in one gallery.
     (cascade,) = (one for one in found.models if one.is_cascade)
@@ -196,7 +195,7 @@ def test_a_second_demo_trains_nothing_again(finished: tuple[Path, demo.DemoResul
     again = run_in(out)
     assert weights.stat().st_mtime_ns == before
     measured = [
-        [[row.evaluation.measures(way) for way in Direction] for row in found.rows] for found in (again, result)
+        [[row.evaluation.measures(way) for way in Direction] for row in found.rows[1:]] for found in (again, result)
     ]
     assert measured[0] == measured[1]
 
@@ -218,21 +217,21 @@ def made_up(tmp_path: Path) -> demo.DemoResult:
 
     def measured(name: str) -> Evaluation:
         recalls = {way: {f"R@{k}": values[name][i] for k in (1, 5, 10)} for i, way in enumerate(Direction)}
-        rsum, protocol = 3 * sum(values[name][:2]), SimpleNamespace(depth=5)
-        return cast(Evaluation, SimpleNamespace(measures=recalls.get, rsum=rsum, protocol=protocol, images=64))
+        rsum = 3 * sum(values[name][:2])
+        return cast(Evaluation, SimpleNamespace(measures=recalls.get, rsum=rsum))
 
     rows = [
         demo.Row(
             name=name,
             model=name,
-            evaluation=measured(name),
+            evaluation=None if name == "teacher" else measured(name),
             gallery_recall=values[name][2],
             query_ms=values[name][3],
             speed_up=values["teacher"][3] / values[name][3],
         )
         for name in demo.LABELS
     ]
-    return demo.DemoResult(rows, 1000, {"cpu": "Made-up CPU", "threads": 2}, tmp_path / "report.html")
+    return demo.DemoResult(rows, 1000, 32, 5, {"cpu": "Made-up CPU", "threads": 2}, tmp_path / "report.html")
 
 
 def test_the_command_shows_the_table_and_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,7 +239,7 @@ def test_the_command_shows_the_table_and_the_summary(tmp_path: Path, capsys: pyt
     demo_command._show(result, tmp_path)
     shown = capsys.readouterr().out
     assert "New scenes; Made-up CPU, threads: 2" in shown
-    assert "among 64 scenes" in shown
+    assert "of 32 captions" in shown
     cascade = next(line for line in shown.splitlines() if line.startswith("│ cascade"))
     assert [cell.strip() for cell in cascade.strip("│").split("│")][-3:] == ["96.0", "4.00 ms", "150x"]
     assert result.summary in shown
@@ -252,4 +251,6 @@ def test_the_summary_says_in_one_sentence_what_the_teacher_brought(tmp_path: Pat
         "The teacher's picks brought +165.0 RSUM to a student of the few, which then has 99% of the RSUM of a student "
         "of the all."
     )
-    assert second.startswith("Over 1,000 images, this student is 400 times as fast as the teacher, with an image R@1 ")
+    assert second.startswith(
+        "Over 1,000 images, this student is 400 times as fast as the teacher; with its first 5 re-ranked "
+    )

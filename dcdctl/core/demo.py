@@ -13,7 +13,7 @@ from dcdctl.core.bench import QUICK, Bench, BenchConfig, ModelPair, compare_save
 from dcdctl.core.data import Corpus, Scores
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation import EvalOptions, Evaluation, Protocol
+from dcdctl.core.evaluation import EvalOptions, Evaluation
 from dcdctl.core.models import Scorer
 from dcdctl.core.progress import Say, Track, digits, silent, unsaid
 from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
@@ -48,11 +48,9 @@ class DemoJob:
     """The first ones have captions. Images and captions of the others are a pool."""
     val_images: int = 32
     test_images: int = 1000
-    """The gallery of a query."""
-    ranked_images: int = 48
-    """Test images, the first ones, that all models rank with their captions in both directions."""
+    """The gallery of a query. Students rank all of them with all their captions; the teacher would take an hour."""
     num_queries: int = 32
-    """Captions, the first ones, for which all models also rank the whole gallery."""
+    """Captions, the first ones, for which the teacher too ranks the whole gallery."""
     image_size_px: int = 64
     """Size of the images for the models; they are resized once, not in every step."""
     depth: int = 5
@@ -74,20 +72,30 @@ class Row:
     """A key of `LABELS`."""
     model: str
     """Its label."""
-    evaluation: Evaluation
-    """Of the ranked images and their captions."""
+    evaluation: Evaluation | None
+    """Of all test images and their captions; None for the teacher."""
     gallery_recall: float
-    """Image R@1 over the whole gallery, in percent."""
+    """Image R@1 of the teacher's captions over the whole gallery, in percent."""
     query_ms: float
     """What a caption costs against the gallery, whose images are encoded."""
     speed_up: float
     """The teacher's time over this one."""
+
+    @property
+    def rsum(self) -> float:
+        """The sum of the recalls of a student."""
+        assert self.evaluation is not None
+        return self.evaluation.rsum
 
 
 @dataclass(frozen=True)
 class DemoResult:
     rows: list[Row]
     gallery_size: int
+    num_queries: int
+    """Captions that the teacher too has looked for."""
+    depth: int
+    """Candidates that the teacher re-ranks in the cascade."""
     machine: dict[str, Any]
     page: Path
     """The report."""
@@ -100,17 +108,15 @@ class DemoResult:
     def summary(self) -> str:
         """What the teacher brought, in words."""
         teacher, cascade, picked, few, every = self.rows
-        depth = cascade.evaluation.protocol.depth
-        gain = picked.evaluation.rsum - few.evaluation.rsum
-        share = picked.evaluation.rsum / every.evaluation.rsum
+        gain, share = picked.rsum - few.rsum, picked.rsum / every.rsum
         return "\n".join(
             [
                 f"The teacher's picks brought {gain:+.1f} RSUM to a student of the {few.model}, which then has "
                 f"{share:.0%} of the RSUM of a student of the {every.model}.",
                 f"Over {self.gallery_size:,} images, this student is {digits(picked.speed_up)} times as fast as the "
-                f"teacher, with an image R@1 of {picked.gallery_recall:.1f}; with its first {depth} re-ranked by the "
-                f"teacher it has {cascade.gallery_recall:.1f}, where the teacher has {teacher.gallery_recall:.1f}, and "
-                f"answers in {digits(cascade.query_ms)} ms in place of {digits(teacher.query_ms)} ms.",
+                f"teacher; with its first {self.depth} re-ranked by the teacher it has an image R@1 of "
+                f"{cascade.gallery_recall:.1f}, where the teacher has {teacher.gallery_recall:.1f}, and answers in "
+                f"{digits(cascade.query_ms)} ms in place of {digits(teacher.query_ms)} ms.",
             ]
         )
 
@@ -119,10 +125,16 @@ class DemoResult:
         keys = ("images", "captions", "text_retrieval", "image_retrieval", "rsum")
         rows = []
         for row in self.rows:
-            document = row.evaluation.document
+            found = {} if row.evaluation is None else {key: row.evaluation.document[key] for key in keys}
             costs = {"gallery_recall": row.gallery_recall, "query_ms": row.query_ms, "speed_up": row.speed_up}
-            rows.append({"name": row.name, "model": row.model, **{key: document[key] for key in keys}, **costs})
-        return {"rows": rows, "gallery_size": self.gallery_size, "machine": self.machine, "summary": self.summary}
+            rows.append({"name": row.name, "model": row.model, **found, **costs})
+        return {
+            "rows": rows,
+            "gallery_size": self.gallery_size,
+            "num_queries": self.num_queries,
+            "machine": self.machine,
+            "summary": self.summary,
+        }
 
 
 def run_demo(job: DemoJob, *, announce: Say = unsaid, track: Track = silent) -> DemoResult:
@@ -152,7 +164,7 @@ def run_demo(job: DemoJob, *, announce: Say = unsaid, track: Track = silent) -> 
     result = _measure(job, track)
     announce("6. report: all results on one page")
     folders = [out / name for name in (PICKED, ALL)]
-    report.write_report_page(result.page, report.read_report(folders, teacher=out / TEACHER, baseline=out / FEW))
+    report.write_report_page(result.page, report.read_report(folders, baseline=out / FEW))
     return result
 
 
@@ -189,27 +201,25 @@ def _train(job: DemoJob, name: str, track: Track) -> None:
 
 
 def _measure(job: DemoJob, track: Track) -> DemoResult:
-    """Evaluate all five and time the four that are not the cascade, each in its folder."""
+    """Evaluate and time the students, each in its folder, and let the teacher rank the gallery for a few captions."""
     gallery = Corpus.open(job.out / "data", "test")
-    corpus = gallery.subset(job.ranked_images)
     # Depth 0 re-ranks nothing; the time of a depth is its difference from depth 0.
-    options = EvalOptions(
-        protocol=Protocol(name=f"first-{job.ranked_images}"), compute=job.compute, depths=(0, job.depth)
-    )
+    options = EvalOptions(compute=job.compute, depths=(0, job.depth))
     refs = {TEACHER: BUILT_IN_TEACHER, **{name: str(job.out / name) for name in STUDENTS}}
     scorers = {name: models.load_scorer(ref).to(job.compute.device).eval() for name, ref in refs.items()}
     scores_IQ = {name: _gallery_scores(scorer, gallery, job, track) for name, scorer in scorers.items()}
     evaluations: dict[str, Evaluation] = {}
     benches: dict[str, Bench] = {}
-    for name, ref in refs.items():
-        measured = evaluation.evaluate_model(models.load(ref), corpus, options=options, track=track)
-        evaluations[name] = evaluation.write_evaluation(job.out / name, measured.evaluation(ref), measured)
-        if name != TEACHER:
-            pair = ModelPair(
-                teacher=BUILT_IN_TEACHER, student=ref, overrides={}, data=corpus.folder, split=corpus.split
-            )
-            benches[name] = compare_saved(pair, job.bench, device=job.compute.device, track=track)
-    measured = evaluation.evaluate_model(scorers[PICKED], corpus, rerank=scorers[TEACHER], options=options, track=track)
+    for name in STUDENTS:
+        measured = evaluation.evaluate_model(models.load(refs[name]), gallery, options=options, track=track)
+        evaluations[name] = evaluation.write_evaluation(job.out / name, measured.evaluation(refs[name]), measured)
+        pair = ModelPair(
+            teacher=BUILT_IN_TEACHER, student=refs[name], overrides={}, data=gallery.folder, split=gallery.split
+        )
+        benches[name] = compare_saved(pair, job.bench, device=job.compute.device, track=track)
+    measured = evaluation.evaluate_model(
+        scorers[PICKED], gallery, rerank=scorers[TEACHER], options=options, track=track
+    )
     by_teacher = measured.evaluation(refs[PICKED], reranker=BUILT_IN_TEACHER)
     evaluations[CASCADE] = evaluation.write_evaluation(job.out / PICKED, by_teacher, measured)
     rank_IQ = (-scores_IQ[PICKED]).argsort(axis=0, kind="stable").argsort(axis=0)
@@ -227,13 +237,15 @@ def _measure(job: DemoJob, track: Track) -> DemoResult:
         row = Row(
             name=name,
             model=label.format(few=job.few_images, train=job.train_images, depth=job.depth),
-            evaluation=evaluations[name],
+            evaluation=evaluations.get(name),
             gallery_recall=100 * float(is_first_Q.mean()),
             query_ms=ms[name],
             speed_up=ms[TEACHER] / ms[name],
         )
         rows.append(row)
-    result = DemoResult(rows, gallery.num_images, benches[PICKED].machine, job.out / "report.html")
+    result = DemoResult(
+        rows, gallery.num_images, len(queries), job.depth, benches[PICKED].machine, job.out / "report.html"
+    )
     files.write_json(job.out / "demo.json", result.to_json())
     return result
 
