@@ -79,7 +79,7 @@ def test_zero_shot_it_finds_scenes_that_it_has_not_seen(described):
     "read",
     [
         lambda ref: models.check_ref(ref, kind="dual") == "dual",
-        models.is_dual,
+        lambda ref: models.kind_of(ref) == "dual",
         lambda ref: load_embedder(ref, torch.device("cpu")).images is not None,
         lambda ref: backbones.load_vision(ref).config.image_size == 64,
         lambda ref: backbones.load_text(ref).config.hidden_size == 128,

@@ -217,10 +217,11 @@ def _pairs(
     # After the options, whose mistakes need no recipe to be told.
     _check_recipe(arguments, sets, verify)
     job = arguments.job(note, sets)
-    if verify is None:
+    # With other candidates than the recipe's, the training may have other batches, too.
+    if verify is None and not sets:
         from dcdctl.core.training import check_cache_job, load_recipe
 
-        check_cache_job(job, load_recipe(named(cast("Ref", arguments.recipe)), sets or ()))
+        check_cache_job(job, load_recipe(named(cast("Ref", arguments.recipe))))
     if external.plan_only:
         text, document = _plan(job, external.with_columns)
     elif verify is not None:
