@@ -207,8 +207,6 @@ def _late(seed: int) -> list[Step]:
             f"{every}-random", by_chance, (by_random,), LATE, f"{OF_ALL}, random scores of the same proposals", base
         ),
     ]
-    if seed == 2:  # for lack of time
-        steps = [step for step in steps if not step.out.endswith(("-picks", f"random-{seed}", "-random"))]
     if seed == 0:  # it learns nothing: one run shows it
         words = (recipe, *ALL, *FEW, *own, *ALONE)
         steps.append(_train(f"{few}-alone", words, data, LATE, f"{OF_128}, no teacher", base))

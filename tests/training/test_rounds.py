@@ -240,9 +240,10 @@ def test_the_texts_that_are_not_sure_share_the_images_of_a_further_round(refs, t
     best_T = np.full(18, -np.inf)
     np.maximum.at(best_T, second.text_P, second.score_P)
     expected = [
-        {"texts": 18, "scored": 36, "picks": 6, "picks_above": threshold, "precision": None},
+        {"texts": 18, "proposals": 36, "scored": 36, "picks": 6, "picks_above": threshold, "precision": None},
         {
             "texts": 12,
+            "proposals": 36,
             "scored": second.num_pairs - 36,
             "picks": int((best_T > threshold).sum()),
             "picks_above": threshold,

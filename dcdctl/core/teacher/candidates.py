@@ -155,21 +155,26 @@ def check_candidates(corpus: Corpus, config: CandidateConfig) -> None:
         _words_of_images(corpus)
 
 
-def most_pairs(corpus: Corpus, config: CandidateConfig) -> int:
-    """The most pairs that these candidates can have, positives included, by the counts of a corpus alone.
+def most_pairs(corpus: Corpus, config: CandidateConfig, *, num_texts: int | None = None) -> int:
+    """The most pairs that these candidates can have, positives included, by the counts of a corpus alone. `num_texts`
+    are those that get candidates, of all.
 
     There are fewer where both directions or several rounds propose the same pair, and where a false negative leaves a
     place empty; otherwise as many.
     """
-    num_images, num_texts, own = corpus.num_images, corpus.num_captions, int(not corpus.is_pool)
-    sides = [Direction(name).query_first(num_images, num_texts) for name in config.directions]
-    num_drawn = sum(queries * min(config.per_query, gallery - own) for queries, gallery in sides)
+    num_images, num_all, own = corpus.num_images, corpus.num_captions, int(not corpus.is_pool)
+    num_drawn = 0
+    for direction in config.directions:
+        queries, gallery = direction.query_first(num_images, num_all)
+        if direction == Direction.IMAGE and num_texts is not None:
+            queries = num_texts
+        num_drawn += queries * min(config.per_query, gallery - own)
     if config.kind == "blocks":
         size, per_image = min(config.block_size, num_images), config.captions_per_image
         # Of all images and those that fill the last block again, less what images lack that have fewer captions.
-        used = per_image * size * -(-num_images // size) - own * max(0, per_image * num_images - num_texts)
+        used = per_image * size * -(-num_images // size) - own * max(0, per_image * num_images - num_all)
         num_drawn = config.rounds * (size - own) * used
-    return min(num_images * num_texts, own * num_texts + num_drawn)
+    return min(num_images * num_all, own * num_all + num_drawn)
 
 
 def most_per_query(corpus: Corpus, config: CandidateConfig, direction: Direction, max_pairs: int | None = None) -> int:

@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dcdctl.core import files, models
 from dcdctl.core.config import to_table
@@ -168,7 +167,12 @@ class _InRounds:
             inputs = replace(self.learned, caches=[cache.folder, *of_captions, *self.learned.caches])
             if self.recipe.pool.pseudo_positive_above is not None:
                 picks = count_picks(self.recipe, inputs)
-            done.append({"texts": asked, "scored": cache.num_pairs - before, **picks.to_json()})
+            counts = {
+                "texts": asked,
+                "proposals": most_pairs(pool, candidates, num_texts=asked),
+                "scored": cache.num_pairs - before,
+            }
+            done.append({**counts, **picks.to_json()})
             # A further round has nothing to ask if every pick is sure.
             is_last = number == rounds.count or not picks.num_unsure
             out = self.job.out if is_last else self.folder / f"run-{number}"
@@ -199,7 +203,16 @@ class _InRounds:
         self.say(f"captioned images: {cache.num_pairs:,} pairs have a score")
         return [cache.folder], None if max_pairs is None else max_pairs - cache.num_pairs
 
-    def _score(self, place: Place, name: str, candidates: CandidateConfig, **more: Any) -> TeacherCache:
+    def _score(
+        self,
+        place: Place,
+        name: str,
+        candidates: CandidateConfig,
+        *,
+        max_pairs: int | None,
+        extend: Path | None = None,
+        sure_above: float | None = None,
+    ) -> TeacherCache:
         """The teacher's scores of what a student proposes."""
         job = CacheJob(
             data=place.folder,
@@ -210,7 +223,9 @@ class _InRounds:
             teacher=self.scored.teachers[0],
             model_set=self.scored.model_set,
             compute=replace(self.options.compute, precision="float32", features=None),
-            **more,
+            max_pairs=max_pairs,
+            extend=extend,
+            sure_above=sure_above,
         )
         return cache_scores(job, track=self.track)
 
