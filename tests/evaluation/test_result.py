@@ -12,7 +12,7 @@ from made_runs import cascade_changes, scores_of, write_evaluation
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation import CASCADE_FILES, Estimate, SavedEvaluation, check_comparable
-from dcdctl.core.evaluation.significance import Interval
+from dcdctl.core.evaluation.estimates import Interval
 
 
 @pytest.fixture

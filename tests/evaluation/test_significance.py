@@ -17,9 +17,17 @@ from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation import Estimate, RankTable, compare_ranks, files, measures
 from dcdctl.core.evaluation import bootstrap as evaluation_bootstrap
 from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement
+from dcdctl.core.evaluation.estimates import (
+    Estimates,
+    Interval,
+)
 from dcdctl.core.evaluation.files import read_ranks
 from dcdctl.core.evaluation.ranking import Ranking
-from dcdctl.core.evaluation.significance import Estimates, Interval, bootstrap, compare_agreements, compare_all
+from dcdctl.core.evaluation.significance import (
+    bootstrap,
+    compare_agreements,
+    compare_all,
+)
 
 
 def table(owner: Sequence[int], text_ranks: Sequence[int], image_ranks: Sequence[int]) -> RankTable:

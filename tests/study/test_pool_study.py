@@ -19,7 +19,10 @@ from dcdctl.core.data import Direction
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement
-from dcdctl.core.evaluation.significance import compare_agreements, compare_means
+from dcdctl.core.evaluation.significance import (
+    compare_agreements,
+    compare_means,
+)
 from dcdctl.core.report.study_report import Difference, verdict
 from dcdctl.core.study import StudyJob, StudyView, preview_study, run_study, study
 from dcdctl.core.teacher import read_cache

@@ -41,7 +41,7 @@ from dcdctl.core.evaluation import (
     run_evaluation,
 )
 from dcdctl.core.evaluation.bootstrap import holm
-from dcdctl.core.evaluation.significance import RankComparison
+from dcdctl.core.evaluation.estimates import RankComparison
 from dcdctl.core.progress import OnStep
 from dcdctl.core.report.report import read_report
 from dcdctl.core.report.study_report import Difference, planned_p_values, read_rows, verdict

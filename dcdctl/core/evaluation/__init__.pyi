@@ -22,6 +22,12 @@ from .document import (
     PoolEvaluation,
     check_comparable,
 )
+from .estimates import (
+    AgreementComparison,
+    Estimate,
+    RankComparison,
+    outcome,
+)
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
 from .files import SavedAgreement, SavedEvaluation, write_evaluation
 from .measures import ESTIMATED, KS, MEASURES, NDCG, RECALL_NAMES, on_front
@@ -30,12 +36,8 @@ from .rankers import EvalOptions, RankingTask
 from .ranking import RankTable
 from .significance import (
     LEVEL,
-    AgreementComparison,
-    Estimate,
-    RankComparison,
     compare_agreements,
     compare_ranks,
-    outcome,
 )
 from .tables import evaluation_tables, vector_table
 

@@ -40,9 +40,12 @@ from dcdctl.core.evaluation.comparison import (
     short_names,
 )
 from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, POOL_FILES
+from dcdctl.core.evaluation.estimates import (
+    AgreementComparison,
+    RankComparison,
+)
 from dcdctl.core.evaluation.files import SavedAgreement, SavedEvaluation
 from dcdctl.core.evaluation.ranking import RankTable, check_queries
-from dcdctl.core.evaluation.significance import AgreementComparison, RankComparison
 from dcdctl.core.places import shown
 
 WHOLE, CASCADE, AGREEMENT = "", ":cascade", ":agreement"

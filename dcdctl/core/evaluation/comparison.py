@@ -15,10 +15,7 @@ from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.agreement import Agreements
 from dcdctl.core.evaluation.document import Evaluation, PoolEvaluation
-from dcdctl.core.evaluation.files import SavedAgreement, SavedEvaluation
-from dcdctl.core.evaluation.ranking import RankTable
-from dcdctl.core.evaluation.significance import (
-    LEVEL,
+from dcdctl.core.evaluation.estimates import (
     AgreementComparison,
     AgreementEstimates,
     Estimate,
@@ -26,6 +23,9 @@ from dcdctl.core.evaluation.significance import (
     RankComparison,
     outcome,
 )
+from dcdctl.core.evaluation.files import SavedAgreement, SavedEvaluation
+from dcdctl.core.evaluation.ranking import RankTable
+from dcdctl.core.evaluation.significance import LEVEL
 from dcdctl.core.templates import Table
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -16,10 +16,14 @@ from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.evaluation import significance
 from dcdctl.core.evaluation.agreement import AGREEMENT, Agreements, Lookup, Over
+from dcdctl.core.evaluation.estimates import (
+    Estimate,
+    Interval,
+)
 from dcdctl.core.evaluation.measures import ESTIMATED, NDCG, RECALL_NAMES, recall_at_k, rsum
 from dcdctl.core.evaluation.published import Reproduction, compare_with_published
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
-from dcdctl.core.evaluation.significance import LEVEL, Estimate, Interval
+from dcdctl.core.evaluation.significance import LEVEL
 from dcdctl.core.places import shown, url_of
 from dcdctl.core.scoring import VectorKind
 

@@ -8,9 +8,9 @@ from dcdctl.core.artifacts import Document
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation.agreement import AGREEMENT
 from dcdctl.core.evaluation.document import Agreement, Evaluation, Measures, PoolEvaluation
+from dcdctl.core.evaluation.estimates import Interval
 from dcdctl.core.evaluation.measures import MEASURES, RECALL_NAMES
 from dcdctl.core.evaluation.published import published_table
-from dcdctl.core.evaluation.significance import Interval
 from dcdctl.core.progress import counted
 from dcdctl.core.templates import Table
 
