@@ -164,7 +164,7 @@ def most_pairs(corpus: Corpus, config: CandidateConfig, *, num_texts: int | None
     """
     num_images, num_all, own = corpus.num_images, corpus.num_captions, int(not corpus.is_pool)
     num_drawn = 0
-    for direction in config.directions:
+    for direction in map(Direction, config.directions):
         queries, gallery = direction.query_first(num_images, num_all)
         if direction == Direction.IMAGE and num_texts is not None:
             queries = num_texts
