@@ -1,16 +1,19 @@
 """From captioned images to a trained student: `prepare`, `load`, `load_recipe`, `cache_teacher`, `finetune_teacher`,
-`distill` and `study`."""
+`distill` and `study`; and `photos`, from a folder of photos to an index."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from dcdctl.api import arguments as api
 from dcdctl.api.arguments import say
+from dcdctl.api.search import Index
 from dcdctl.cli.cache_teacher import CacheTeacher
 from dcdctl.cli.declare import Overrides, Ref, assignments, named, takes
 from dcdctl.cli.distill import Distill
 from dcdctl.cli.finetune_teacher import FinetuneTeacher
+from dcdctl.cli.photos import Photos
 from dcdctl.cli.prepare import Prepare
 from dcdctl.cli.study import StudyArguments
 from dcdctl.cli.training_options import TrainingKind, TrainingRun
@@ -87,11 +90,27 @@ def study(arguments: StudyArguments) -> Study:
         return run_study(arguments.request(), view)
 
 
-def _train(kind: TrainingKind, arguments: TrainingRun) -> Run:
+@takes(Photos)
+def photos(arguments: Photos) -> Index:
+    """Make a folder of photos searchable: the index in the folder `index` of `out`.
+
+    A pretrained `model` indexes them. `captions`, or `queries` and a `teacher`, train a model first. The same call
+    again follows the folder: it adds what is new and removes what is gone.
+    """
+    arguments.check()
+    track = api.track(arguments.progress)
+    if (lesson := arguments.lesson) is not None:
+        lesson.corpus.run(track)
+        _train("distill", lesson.student, lesson.sets)
+    arguments.index(say, track)
+    return Index.open(arguments.library.index)
+
+
+def _train(kind: TrainingKind, arguments: TrainingRun, sets: Sequence[str] = ()) -> Run:
     progress = arguments.progress
     # Before `request`, which sets the threads.
     with api.same_threads():
-        job, refs, options = arguments.request(kind)
+        job, refs, options = arguments.request(kind, sets)
         return training.train_in_rounds(
             job, refs, options=options, track=api.track(progress), watch=api.watch(progress), say=say
         )

@@ -204,7 +204,7 @@ def index(new: NewIndex, changes: IndexOptions, threads: Threads = None, json: J
     if json:
         show_json(_document(change, uploaded))
     else:
-        _show(change, uploaded)
+        show_change(change, uploaded)
 
 
 def _check_store(store: Store, new: NewIndex, *, replace: bool) -> None:
@@ -257,7 +257,8 @@ def _document(change: IndexChange, uploaded: Upload | None) -> dict[str, Any]:
     return document if uploaded is None else {**document, "store": asdict(uploaded)}
 
 
-def _show(change: IndexChange, uploaded: Upload | None) -> None:
+def show_change(change: IndexChange, uploaded: Upload | None = None) -> None:
+    """Print what an index has now, and what was left out of it."""
     from dcdctl.core import search
 
     index, skipped = change.index, change.skipped

@@ -83,6 +83,8 @@ SETTING = Mistake("nonsense=1", r"unknown key nonsense; known keys here: ")
 EVALUATION = Mistake("ABSENT", r"(ABSENT.*evaluation|evaluation in ABSENT).*; `dcdctl eval")
 IMAGES = Mistake("ABSENT", r"ABSENT does not exist; .*--images")
 
+TEACHER = "--teacher=FUSION"
+
 MISTAKES: dict[str, list[Mistake]] = {
     "--device": [
         Mistake("gpu", r"device gpu .*auto, cpu, cuda.*; try --device cpu"),
@@ -253,6 +255,12 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ],
     ("photos", "images"): [Mistake("ABSENT", r"ABSENT .*; .*")],
     ("photos", "captions"): [Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; check the path")],
+    ("photos", "--model"): [replace(MODEL, needs="captions=UNSET")],
+    ("photos", "--queries"): [
+        Mistake("ABSENT", r"ABSENT is no file of texts, .*; a file of texts is a \.txt", f"captions=UNSET {TEACHER}"),
+        Mistake("PHOTOS", r"PHOTOS is a folder, and not a file of texts", f"captions=UNSET {TEACHER}"),
+    ],
+    ("photos", "--teacher"): [replace(MODEL, needs="captions=UNSET --queries=PAIRS.csv")],
     ("photos", "--vision"): [],  # the training checks its encoders, after the corpus is made
     ("photos", "--text"): [],
     ("photos", "--out"): FOLDER,

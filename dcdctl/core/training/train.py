@@ -189,8 +189,9 @@ def check_new_model(job: TrainingJob, inputs: InputRefs, options: TrainingOption
     their files are there.
     """
     recipe = resolve(job, inputs, options).recipe
-    # A model with a vocabulary of its own learns it from captions, which are not there yet.
-    initial_model.make_model(recipe, ["a photo"], None)
+    with naming_fields(recipe):
+        # A model with a vocabulary of its own learns it from captions, which are not there yet.
+        initial_model.make_model(recipe, ["a photo"], None)
 
 
 def start(plan: TrainingPlan, facts: dict[str, Any], options: TrainingOptions, prepared: Prepared | None = None) -> Run:
