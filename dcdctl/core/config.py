@@ -315,8 +315,8 @@ def naming_uses(uses: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
-FLAGS = {"model.vision": "--vision DIR", "model.text": "--text DIR"}
-"""The options of every training that set a recipe field to a model."""
+OPTIONS = {"model.vision": "--vision", "model.text": "--text"}
+"""Recipe fields that every training takes as an option too. Messages name both, because a user knows one of them."""
 
 
 @contextmanager
@@ -325,7 +325,10 @@ def naming_fields(config: Any) -> Iterator[None]:
     uses: dict[str, str] = {}
     for field, value in flatten(to_table(config)).items():
         if value and isinstance(value, str):
-            uses.setdefault(value, f"give `{FLAGS.get(field, f'--set {field}=DIR')}`")
+            given = f"`--set {field}=DIR`"
+            if field in OPTIONS:
+                given = f"`{OPTIONS[field]} DIR` ({field})"
+            uses.setdefault(value, f"give {given}")
     with naming_uses(uses):
         yield
 

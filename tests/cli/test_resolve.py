@@ -129,7 +129,10 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("ABSENT", r"ABSENT is no file of relevance by its name; it ends with \.parquet"),
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read.*No such file"),
     ],
-    **{name: [Mistake("ABSENT", r"model\.vision and model\.text go together, ")] for name in ("--vision", "--text")},
+    **{
+        name: [Mistake("ABSENT", r"--vision and --text \(model\.vision and model\.text\) go together, ")]
+        for name in ("--vision", "--text")
+    },
     "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],
     "place": [Mistake("ABSENT", r"ABSENT.*; .*dcdctl prepare.*dcdctl cache-teacher")],
     "--model": [Mistake("RUN", r"INDEX has its model in it; leave --model out")],
