@@ -53,6 +53,8 @@ ExpectedKind = Kind | Literal["searchable", "any"]
 Form = Literal["folder", "checkpoint", "published", "function", "hub"]
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """module:function"""
+_PYTHON_FILE = re.compile(r"(?P<file>.+\.py)(:(?P<name>\w*))?")
+"""What users write in its place: vlm.py:Reranker, or vlm.py."""
 _SENTENCE_TRANSFORMERS = ("sentence-transformers", "sentence_transformers")
 """The extra, and the module that it brings."""
 FAMILIES = {
@@ -269,6 +271,7 @@ def _locate(ref: str | Path) -> tuple[Form, str]:
     """What a reference names, and the folder, file, name or Hub id that it is loaded from; ModelError if it names
     nothing."""
     path = folders.path_of(ref)
+    _refuse_python_file(str(ref))
     if path.is_file():
         if path.suffix != ".ckpt":
             raise ModelError(f"{path} is a file, but not a .ckpt", hint=ACCEPTED)
@@ -283,6 +286,15 @@ def _locate(ref: str | Path) -> tuple[Form, str]:
     if not hub.is_id(str(ref)) or path.suffix == ".ckpt":
         raise ModelError(f"{ref} does not exist", hint="`dcdctl models` shows what a model may be")
     return "hub", str(ref)
+
+
+def _refuse_python_file(ref: str) -> None:
+    """ModelError for Python code that is named by its file, as in vlm.py:Reranker: it is imported as a module."""
+    if match := _PYTHON_FILE.fullmatch(ref):
+        file = Path(match["file"])
+        module = f"{file.stem}:{match['name'] or 'FUNCTION'}"
+        where = "" if file.parent == Path() else f", and run the command in {file.parent}"
+        raise ModelError(f"{ref} names a Python file, and code is named by its module", hint=f"write {module}{where}")
 
 
 def _model_folder(path: Path) -> Path:
