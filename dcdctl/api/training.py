@@ -19,6 +19,7 @@ from dcdctl.cli.study import StudyArguments
 from dcdctl.cli.training_options import TrainingKind, TrainingRun
 from dcdctl.core import devices, models, training
 from dcdctl.core.data import CorpusSummary
+from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Model
 from dcdctl.core.report import Study
 from dcdctl.core.study import StudyView, run_study
@@ -38,13 +39,26 @@ def prepare(arguments: Prepare) -> CorpusSummary:
     return arguments.run(api.track(arguments.progress))
 
 
-def load(ref: Ref, overrides: Overrides | None = None, *, device: str = "cpu", progress: bool = False) -> Model:
-    """A model in eval mode: a dual encoder or a fusion scorer (`models.model`).
+def load(
+    ref: Ref,
+    overrides: Overrides | None = None,
+    *,
+    query_model: Ref | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Model:
+    """A model in eval mode: a dual encoder, a late-interaction model or a fusion scorer (`models.model`). Its `score`
+    gives the logits of images with texts.
 
     `ref` is a run, a folder or Hub id of a family that loads, an official .ckpt, a built-in or published name, or
-    module:function.
+    module:function. `query_model` is a query encoder of the model, which reads the texts then.
     """
-    return models.load(os.fspath(ref), overrides, api.track(progress)).to(devices.choose(device))
+    model = models.load(os.fspath(ref), overrides, api.track(progress))
+    if query_model is not None:
+        if model.kind == "fusion":
+            raise ModelError(f"{os.fspath(ref)} scores pairs, and a query encoder has vectors of texts")
+        model = models.with_queries(model, os.fspath(query_model))
+    return model.to(devices.choose(device))
 
 
 def load_recipe(ref: Ref | Recipe, overrides: Overrides | None = None) -> Recipe:

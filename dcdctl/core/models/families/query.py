@@ -94,7 +94,7 @@ def _of_teacher(teacher: Searchable | None) -> tuple[Any, Any, bool]:
     # The vision encoder and the text encoder, where a dual encoder has both as modules.
     modules: tuple[Any, ...] = () if teacher.as_dual is None else teacher.as_dual._encoder_modules
     if not isinstance(preprocess, Preprocess) or len(modules) != 2 or modules[1].config.model_type in ATTENTION:
-        hint = "leave --text (model.text) empty, or name a text encoder such as MiniLM"
+        hint = "set model.text to an empty text, or name a text encoder such as MiniLM with --text"
         if teacher.kind == "late":
             hint = "of late interaction, take a run over encoders of transformers; its export has no such encoder"
         raise ModelError("the text encoder of this teacher does not stand alone as one of transformers", hint=hint)
