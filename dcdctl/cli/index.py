@@ -152,6 +152,8 @@ class IndexOptions:
         precision = None  # keeps the precision of an index that is changed
         if new.precision is not None:
             precision = devices.precision_on(new.precision, devices.choose(new.device), say)
+        if new.query_model is not None:
+            say_of_query_model(os.fspath(new.query_model), say)
         return Changes(
             sets=(*(self.sets or ()), *chosen),
             remove=tuple(self.remove or ()),
@@ -165,6 +167,14 @@ class IndexOptions:
             exif=new.exif,
             query_model=optional_ref(new.query_model),
         )
+
+
+def say_of_query_model(ref: str, say: Say) -> None:
+    """Say if a query encoder is far from its teacher, before it answers every search."""
+    from dcdctl.core import training
+
+    if text := training.note_of_query_model(ref):
+        say(text)
 
 
 def table_or_path(metadata: Metadata) -> Path | pa.Table | None:
