@@ -112,6 +112,20 @@ class Photos:
             )
         return None
 
+    @property
+    def pretrained(self) -> str | None:
+        """The model whose weights are taken as they are, or as the start of a training; None with captions, from which
+        a model over two encoders learns."""
+        if self.captions is not None:
+            return None
+        if self.model is not None:
+            return os.fspath(self.model)
+        if self.queries is None:
+            return DEFAULT_MODEL
+        from dcdctl.core.training import load_recipe
+
+        return load_recipe(OF_POOLS).model.start
+
     def check(self) -> None:
         """An error for what cannot be, before anything is written; ConfigError for options that exclude each other."""
         from dcdctl.core import models
@@ -120,7 +134,7 @@ class Photos:
 
         self._check_options()
         self._check_places()
-        library, lesson, model = self.library, self.lesson, optional_ref(self.model)
+        library, lesson = self.library, self.lesson
         library.check_photos(path(self.images))
         with self._naming_model():
             if lesson is not None:
@@ -130,12 +144,12 @@ class Photos:
                     check_new_model(*request)
                 else:
                     # A Hub id that cannot be fetched is an error here, and not after an hour of preparing.
-                    for ref in filter(None, (optional_ref(self.teacher), model)):
+                    for ref in filter(None, (optional_ref(self.teacher), self.pretrained)):
                         if models.check_ref(ref) is None:
                             models.kind_of(ref)
-            elif model is not None:
-                models.check_ref(model, kind="searchable")
-                library.check_model(model)
+            elif self.model is not None:
+                models.check_ref(os.fspath(self.model), kind="searchable")
+                library.check_model(os.fspath(self.model))
 
     def index(self, say: Say, track: Track) -> IndexChange:
         """The index, made or brought up to the folder."""
@@ -149,7 +163,7 @@ class Photos:
             changes = IndexOptions(add=images, remove_gone=True).for_index(change, say)
             return search.change_index(str(library.index), changes, compute=change.compute(), track=track)
         is_trained = self.lesson is not None
-        model = str(library.run) if is_trained else optional_ref(self.model) or DEFAULT_MODEL
+        model = str(library.run) if is_trained else str(self.pretrained)
         new = NewIndex(model, images, library.index)
         with self._naming_model():
             made = search.build_index(
@@ -231,14 +245,16 @@ class Photos:
         """Let the error for a model that is not on this machine say what to copy, and what to type then."""
         from dcdctl.core.config import naming_uses
 
-        model = optional_ref(self.model) or DEFAULT_MODEL
+        if self.pretrained is None:
+            yield
+            return
         words: list[Ref] = ["--model", "DIR"]
         if self.queries is not None and self.teacher is not None:
             for file in many(self.queries):
                 words += ["--queries", file]
             words += ["--teacher", self.teacher]
         parts = "config.json, model.safetensors, preprocessor_config.json and the files of the tokenizer"
-        uses = {model: f"copy DIR ({parts}) to this machine, then type: {self.command(self.images, *words)}"}
+        uses = {self.pretrained: f"copy DIR ({parts}) to this machine, then type: {self.command(self.images, *words)}"}
         with naming_uses(uses):
             yield
 

@@ -103,7 +103,7 @@ class Library:
             given = "captions and queries" if ref == STUDENT else "the model"
             raise StaleError(
                 f"{self.index} is an index of {self._named(made_by)}, not of {self._named(ref)}",
-                hint=f"name another folder with --out, or leave {given} out to go on with what the index has",
+                hint=f"name another folder with --out, or leave {given} out to keep what the index has",
             )
 
     def _named(self, ref: str | None) -> str:

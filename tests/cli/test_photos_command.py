@@ -164,6 +164,13 @@ CAPTIONED = "photos photos captions.csv --out mine"
         ("photos absent --out mine", ["absent cannot be read: No such file"]),
         ("photos photos --queries absent.txt --teacher siglip --out mine", ["absent.txt cannot be read: No such file"]),
         ("photos photos --queries queries.txt --teacher absent --out mine", ["absent does not exist"]),
+        (
+            "photos photos --queries queries.txt --teacher siglip --out mine",
+            [
+                "openai/clip-vit-base-patch32 is no",
+                "photos --model DIR --queries queries.txt --teacher siglip --out mine",
+            ],
+        ),
         (f"photos photos --model {DEFAULT_MODEL} --queries queries.txt --teacher siglip --out mine", ["type: dcdctl"]),
     ],
 )
