@@ -246,9 +246,9 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
         assert change.notes == (f"not in {where}: 5 images of the index",)
         assert own_index.values("year").drop_null().to_pylist() == [2021, 2020]
         own_index.set_columns(drop=["year", "owner"])
-        assert own_index.columns.names == []
-    own_index.set_columns(in_memory, exif="camera")
-    assert own_index.columns.names == ["year", "owner", "taken", "camera"]
+        assert own_index.columns.names == ["taken", "camera"]
+    own_index.set_columns(in_memory, exif="place")
+    assert own_index.columns.names == ["taken", "camera", "year", "owner", "latitude", "longitude"]
     searcher = dcdctl.Searcher(own_index)
     answer = searcher.search("a red circle", where="owner = '<b>'")
     assert [(hit.name, hit.columns["owner"]) for hit in answer] == [("plain.png", "<b>")]

@@ -37,6 +37,7 @@ from .images import (
     upright_rgb,
 )
 from .manifest import DataChoice, choose_manifest, counted_corpus, find_manifest, list_data_sets
+from .near_duplicates import NEAR_BITS
 from .prepare import CorpusSummary, prepare_corpus
 from .ragged_array import Flags, Indices, RaggedArray, Scores, Values, offsets_of
 from .readers.pool import LANGUAGE, TEXT_SUFFIXES, check_text, read_values
@@ -54,6 +55,7 @@ __all__ = [
     "MAX_PIXELS",
     "MAX_WORDS_COUNTED",
     "MOMENT",
+    "NEAR_BITS",
     "PLACE_COLUMNS",
     "TEXT_SUFFIXES",
     "Corpus",

@@ -9,7 +9,8 @@ from .answers import (
     read_image,
     value_for_json,
 )
-from .build import Changes, IndexChange, build_index, change_index, run_index_job
+from .build import build_index, change_index, run_index_job
+from .changes import Changes, IndexChange
 from .columns.table import NUM_SHOWN, ColumnSummary
 from .columns.where import (
     COLUMN_TYPES,
@@ -22,6 +23,7 @@ from .columns.where import (
     quoted_name,
     quoted_value,
 )
+from .copies import SameImages, find_copies
 from .exact import Floats, Rows, best_first, spread_over
 from .index import FolderIndex
 from .index_config import IndexConfig
@@ -32,7 +34,9 @@ from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, check_model, query_model_of, read_document, text_side_note
 from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
+from .upkeep import check_removable, open_to_change, up_to_date
 from .vector_files import write_image_list
+from .watch import watch_index
 
 __all__ = [
     "COLUMN_TYPES",
@@ -55,6 +59,7 @@ __all__ = [
     "IndexSearcher",
     "Joined",
     "Rows",
+    "SameImages",
     "SearchAnswer",
     "SourceImage",
     "SourceImages",
@@ -71,11 +76,14 @@ __all__ = [
     "change_index",
     "check_model",
     "check_query",
+    "check_removable",
     "check_vectors",
     "columns_text",
+    "find_copies",
     "image_of",
     "index_document",
     "index_facts",
+    "open_to_change",
     "parse_all",
     "parse_where",
     "query_model_of",
@@ -87,6 +95,8 @@ __all__ = [
     "spread_over",
     "text_side_beside",
     "text_side_note",
+    "up_to_date",
     "value_for_json",
+    "watch_index",
     "write_image_list",
 ]

@@ -90,14 +90,14 @@ def _source_image(path: Path, root: Path) -> SourceImage | SkippedFile:
     if _printable(name) != name:
         return SkippedFile(path=_printable(name), reason="its name is not UTF-8")
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except OSError as error:
         return SkippedFile(path=name, reason="a broken link" if path.is_symlink() else f"{error.strerror}")
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(status.st_mode):
         return SkippedFile(path=name, reason="a link to a folder, which is not followed")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         return SkippedFile(path=name, reason="not a regular file")
-    return SourceImage(image_id=name, path=name)
+    return SourceImage(image_id=name, path=name, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
 
 
 def _is_visible(name: str) -> bool:
@@ -136,6 +136,10 @@ class SourceImages:
         if image.corpus_row is not None:
             return io.BytesIO(self.read(source, image))
         return self._of_folder(source, image, FolderImageFile.open)
+
+    def path(self, source: int, image: SourceImage) -> Path | None:
+        """Where the file of an image of a folder is; None for an image of a corpus."""
+        return None if image.path is None else Path(self.sources[source].path, image.path)
 
     def read_captions(self, source: int, image: SourceImage) -> list[str]:
         """The captions of an image of a corpus; empty for one of a folder. MissingError or StaleError if the corpus is
