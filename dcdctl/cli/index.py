@@ -173,7 +173,7 @@ def table_or_path(metadata: Metadata) -> Path | pa.Table | None:
 
 
 NUM_SKIPPED_SHOWN = 5
-"""Files without a readable image that are named on the screen."""
+"""Damaged files that are named on the screen."""
 
 
 def index(new: NewIndex, changes: IndexOptions, threads: Threads = None, json: Json = False) -> None:
@@ -248,6 +248,7 @@ def _document(change: IndexChange, uploaded: Upload | None) -> dict[str, Any]:
         "added": change.added,
         "removed": change.removed,
         "left_out": len(change.skipped),
+        "left_out_by_kind": _by_kind(change),
         "dims": index.dim,
         "kind": index.kind,
         "keywords": index.has_keywords,
@@ -257,15 +258,25 @@ def _document(change: IndexChange, uploaded: Upload | None) -> dict[str, Any]:
     return document if uploaded is None else {**document, "store": asdict(uploaded)}
 
 
+def _by_kind(change: IndexChange) -> dict[str, int]:
+    from dcdctl.core import data
+
+    # Files that an earlier version left out have no kind.
+    return data.count_kinds(file.get("kind", "unreadable") for file in change.skipped)
+
+
 def _show(change: IndexChange, uploaded: Upload | None) -> None:
-    from dcdctl.core import search
+    from dcdctl.core import data, search
 
     index, skipped = change.index, change.skipped
-    for file in skipped[:NUM_SKIPPED_SHOWN]:
-        note(f"left out: {file['path']!r}: {file['reason']}")
-    if len(skipped) > NUM_SKIPPED_SHOWN:
-        listed = index.folder / str(index.document.skipped.file)
-        note(f"left out: {len(skipped) - NUM_SKIPPED_SHOWN:,} more, all listed in {listed}")
+    for line in data.left_out_lines(_by_kind(change)):
+        note(line)
+    # Only damaged files by name: of the others, the kind says it all.
+    damaged = [file for file in skipped if file.get("kind") == data.DAMAGED.kind]
+    for file in damaged[:NUM_SKIPPED_SHOWN]:
+        note(f"  {file['path']!r}: {file['reason']}")
+    if skipped:
+        note(f"left out: each is listed in {index.folder / str(index.document.skipped.file)}")
     for text in change.notes:
         note(f"note: {printable(text)}")
     if reason := search.text_side_note(index.document):

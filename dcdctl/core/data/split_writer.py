@@ -122,8 +122,8 @@ def write_splits(
 def _corpus_row(row: SourceRow, image: CheckedImage, labels: Sequence[str]) -> CorpusRow:
     return CorpusRow(
         image_id=row.image_id,
-        # An image that was shrunk may have become a PNG.
-        path=str(PurePosixPath(row.path).with_suffix(".png")) if image.became_png else row.path,
+        # An image that was shrunk or converted may have another format.
+        path=row.path if image.suffix is None else str(PurePosixPath(row.path).with_suffix(image.suffix)),
         data=image.data,
         width=image.width,
         height=image.height,

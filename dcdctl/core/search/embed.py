@@ -61,13 +61,15 @@ def image_reader(source: ImageSource, preprocess: Preprocessor) -> Callable[[Seq
                 width, height = decoded.size
                 if max(width, height) > MAX_ASPECT * min(width, height):
                     raise ImageError(
-                        f"a strip of {width} x {height} pixels, more than {MAX_ASPECT} times as long as wide"
+                        f"a strip of {width} x {height} pixels, more than {MAX_ASPECT} times as long as wide",
+                        data.STRIP,
                     )
                 # One by one, because photos are large until they are resized.
                 pixels.append(preprocess.images([decoded]))
                 images.append(image)
             except (RowError, ImageError) as error:
-                skipped.append(SkippedFile(path=image.path or image.image_id, reason=str(error)))
+                name = image.path or image.image_id
+                skipped.append(SkippedFile(path=name, reason=str(error), kind=data.kind_of(error, folder / name)))
         return ImageBatch.cat(pixels) if pixels else None, images, skipped
 
     return read

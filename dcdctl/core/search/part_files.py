@@ -56,6 +56,8 @@ class SkippedFile:
 
     path: str
     reason: str
+    kind: str = "unreadable"
+    """Such as "heif": a key of `UNREAD` in data/images/formats.py."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,9 +92,11 @@ def _source_image(path: Path, root: Path) -> SourceImage | SkippedFile:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        return SkippedFile(path=name, reason="a broken link" if path.is_symlink() else f"{error.strerror}")
+        if path.is_symlink():
+            return SkippedFile(path=name, reason="a broken link", kind="broken-link")
+        return SkippedFile(path=name, reason=f"{error.strerror}")
     if stat.S_ISDIR(mode):
-        return SkippedFile(path=name, reason="a link to a folder, which is not followed")
+        return SkippedFile(path=name, reason="a link to a folder, which is not followed", kind="link")
     if not stat.S_ISREG(mode):
         return SkippedFile(path=name, reason="not a regular file")
     return SourceImage(image_id=name, path=name)

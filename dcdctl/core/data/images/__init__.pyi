@@ -11,23 +11,28 @@ from .archives import (
 from .decode import (
     MAX_PIXELS,
     CheckedImage,
-    ImageError,
     check_image,
     decode_image,
     difference_hash,
-    media_type,
+    for_browser,
     thumbnail,
     upright_rgb,
 )
 from .exif import CAMERA_COLUMNS, PLACE_COLUMNS, read_exif
+from .formats import DAMAGED, FORMATS, IMAGE_SUFFIXES, STRIP, UNREAD, ImageError, count_kinds, kind_of, left_out_lines
 from .parquet import PARQUET_BATCH_ROWS, PARQUET_BUFFER_BYTES, ParquetImageFile, refuse_inflation
 
 __all__ = [
     "CAMERA_COLUMNS",
+    "DAMAGED",
+    "FORMATS",
+    "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "PARQUET_BATCH_ROWS",
     "PARQUET_BUFFER_BYTES",
     "PLACE_COLUMNS",
+    "STRIP",
+    "UNREAD",
     "CheckedImage",
     "FolderImageFile",
     "ImageError",
@@ -37,10 +42,13 @@ __all__ = [
     "RowError",
     "check_image",
     "check_tar_end",
+    "count_kinds",
     "decode_image",
     "difference_hash",
+    "for_browser",
     "is_macos_metadata",
-    "media_type",
+    "kind_of",
+    "left_out_lines",
     "read_exif",
     "refuse_inflation",
     "reject_large_file",
