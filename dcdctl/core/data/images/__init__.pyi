@@ -19,7 +19,19 @@ from .decode import (
     upright_rgb,
 )
 from .exif import CAMERA_COLUMNS, PLACE_COLUMNS, read_exif
-from .formats import DAMAGED, FORMATS, IMAGE_SUFFIXES, STRIP, UNREAD, ImageError, count_kinds, kind_of, left_out_lines
+from .formats import (
+    DAMAGED,
+    FORMATS,
+    IMAGE_SUFFIXES,
+    NEEDS_PACKAGE,
+    STRIP,
+    UNREAD,
+    ImageError,
+    count_kinds,
+    kind_of,
+    kind_of_name,
+    left_out_lines,
+)
 from .parquet import PARQUET_BATCH_ROWS, PARQUET_BUFFER_BYTES, ParquetImageFile, refuse_inflation
 
 __all__ = [
@@ -28,6 +40,7 @@ __all__ = [
     "FORMATS",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "NEEDS_PACKAGE",
     "PARQUET_BATCH_ROWS",
     "PARQUET_BUFFER_BYTES",
     "PLACE_COLUMNS",
@@ -48,6 +61,7 @@ __all__ = [
     "for_browser",
     "is_macos_metadata",
     "kind_of",
+    "kind_of_name",
     "left_out_lines",
     "read_exif",
     "refuse_inflation",

@@ -25,8 +25,7 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.files import escapes_root
 
 MAX_FILE_BYTES = 256 << 20
-"""Larger image files are rejected unread. An uncompressed 8-bit RGB image of 89 megapixels, the most that is decoded,
-has this size."""
+"""Larger files are rejected unread; a photo of 200 megapixels has some 60 MiB, a RAW photo at most some 200."""
 # zipfile counts its open members without a lock (until 3.11.8), and could close the file while another thread reads.
 _READ_ZIP = threading.Lock()
 

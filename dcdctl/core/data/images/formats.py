@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,10 +80,11 @@ CANNOT_OPEN = Unread(
     many="files that cannot be opened",
     next_step="check their permissions and names",
 )
+NEEDS_PACKAGE = (NO_HEIF, NO_RAW, NO_AVIF)
 UNREAD = {
     unread.kind: unread
     for unread in (
-        *(NO_HEIF, NO_RAW, NO_AVIF, NO_PREVIEW, LIVE_VIDEO, VIDEO, OTHER_FORMAT),
+        *(*NEEDS_PACKAGE, NO_PREVIEW, LIVE_VIDEO, VIDEO, OTHER_FORMAT),
         *(TOO_LARGE, STRIP, DAMAGED, BROKEN_LINK, LINK, CANNOT_OPEN, NOT_IMAGE),
     )
 }
@@ -164,6 +165,7 @@ FORMATS = {
 """The formats that are read. Pillow knows more, and starts another program for some of them (EPS)."""
 PILLOW_FORMATS = tuple(format.name for format in FORMATS.values() if format.package == "pillow")
 IMAGE_SUFFIXES = tuple(suffix for format in FORMATS.values() for suffix in format.suffixes)
+VIDEO_SUFFIXES = ("mov", "mp4", "m4v", "avi", "mkv", "webm", "3gp", "mts", "m2ts", "mpg", "mpeg", "wmv", "flv")
 
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
@@ -259,17 +261,37 @@ def kind_of(error: Exception, path: Path) -> str:
     """The kind of a file that could not be read, by the error and by its name: a damaged file may only be known as an
     image by its name, and the video of a Live Photo only by the picture beside it."""
     kind = str(getattr(error, "kind", CANNOT_OPEN.kind))
-    if kind == NOT_IMAGE.kind and path.suffix.lower().removeprefix(".") in IMAGE_SUFFIXES:
+    if kind == NOT_IMAGE.kind and suffix_of(path.name) in IMAGE_SUFFIXES:
         return DAMAGED.kind
-    if kind == VIDEO.kind and _has_picture(path):
+    if kind == VIDEO.kind and any(path.with_name(name).exists() for name in _pictures_of(path.name)):
         return LIVE_VIDEO.kind
     return kind
 
 
-def _has_picture(video: Path) -> bool:
-    """Whether a picture has the name of a video, apart from the ending, as in a Live Photo."""
-    endings = [ending for suffix in (*HEIF.suffixes, *JPEG.suffixes) for ending in (suffix, suffix.upper())]
-    return any(video.with_suffix(f".{ending}").exists() for ending in endings)
+def kind_of_name(name: str, names: Collection[str]) -> str | None:
+    """The kind of a file whose name is not that of an image, as far as the name tells; None for an image. `names` are
+    all files."""
+    suffix = suffix_of(name)
+    if suffix in IMAGE_SUFFIXES:
+        return None
+    if suffix not in VIDEO_SUFFIXES:
+        return NOT_IMAGE.kind
+    return LIVE_VIDEO.kind if any(picture in names for picture in _pictures_of(name)) else VIDEO.kind
+
+
+def suffix_of(name: str) -> str:
+    """What follows the last point of a name, in small letters.
+
+    >>> suffix_of("100APPLE/IMG_1.HEIC")
+    'heic'
+    """
+    return name.rpartition(".")[2].lower()
+
+
+def _pictures_of(video: str) -> list[str]:
+    """The names that the picture of a Live Photo may have beside its video."""
+    suffixes = (*HEIF.suffixes, *JPEG.suffixes)
+    return [f"{video.rpartition('.')[0]}.{ending}" for each in suffixes for ending in (each, each.upper())]
 
 
 def count_kinds(kinds: Iterable[str]) -> dict[str, int]:
