@@ -80,7 +80,7 @@ def test_a_pool_has_all_photos_of_a_phone_and_counts_its_other_files(tmp_path, f
     assert_readable_with_pillow_alone(tmp_path / "pool")
     assert found["left_out_by_kind"] == {"live-video": 1, "video": 1, "not-image": 1}
     again = run("prepare --workers 1 --images", place, "--out", tmp_path / "pool").stdout
-    assert "  left out: 1 video of a Live Photo: nothing to do, the picture beside each is what counts\n" in again
+    assert "  left out: 1 video of a Live Photo: nothing to do, the photo beside each is what counts\n" in again
     assert "  left out: 1 video: save frames of them as images\n" in again
 
 

@@ -61,7 +61,7 @@ class CorpusSummary:
     """Images that splits share."""
     skipped: tuple[SkippedRow, ...]
     left_out_by_kind: dict[str, int]
-    """Of `skipped`, those whose image is of a kind that cannot be read."""
+    """How many of `skipped` have an image of a kind that cannot be read."""
     notes: tuple[str, ...]
     """Where the files came from and how they were checked; how a table was read and divided."""
     already_there: bool

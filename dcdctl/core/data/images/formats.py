@@ -40,7 +40,7 @@ LIVE_VIDEO = Unread(
     kind="live-video",
     one="video of a Live Photo",
     many="videos of Live Photos",
-    next_step="nothing to do, the picture beside each is what counts",
+    next_step="nothing to do, the photo beside each is what counts",
 )
 VIDEO = Unread(kind="video", one="video", many="videos", next_step="save frames of them as images")
 OTHER_FORMAT = Unread(
@@ -259,11 +259,11 @@ def _has_sensor_data(data: bytes) -> bool:
 
 def kind_of(error: Exception, path: Path) -> str:
     """The kind of a file that could not be read, by the error and by its name: a damaged file may only be known as an
-    image by its name, and the video of a Live Photo only by the picture beside it."""
+    image by its name, and the video of a Live Photo only by the photo beside it."""
     kind = str(getattr(error, "kind", CANNOT_OPEN.kind))
     if kind == NOT_IMAGE.kind and suffix_of(path.name) in IMAGE_SUFFIXES:
         return DAMAGED.kind
-    if kind == VIDEO.kind and any(path.with_name(name).exists() for name in _pictures_of(path.name)):
+    if kind == VIDEO.kind and any(path.with_name(name).exists() for name in _photos_of(path.name)):
         return LIVE_VIDEO.kind
     return kind
 
@@ -276,7 +276,7 @@ def kind_of_name(name: str, names: Collection[str]) -> str | None:
         return None
     if suffix not in VIDEO_SUFFIXES:
         return NOT_IMAGE.kind
-    return LIVE_VIDEO.kind if any(picture in names for picture in _pictures_of(name)) else VIDEO.kind
+    return LIVE_VIDEO.kind if any(photo in names for photo in _photos_of(name)) else VIDEO.kind
 
 
 def suffix_of(name: str) -> str:
@@ -288,8 +288,8 @@ def suffix_of(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
-def _pictures_of(video: str) -> list[str]:
-    """The names that the picture of a Live Photo may have beside its video."""
+def _photos_of(video: str) -> list[str]:
+    """The names that the photo of a Live Photo may have beside its video."""
     suffixes = (*HEIF.suffixes, *JPEG.suffixes)
     return [f"{video.rpartition('.')[0]}.{ending}" for each in suffixes for ending in (each, each.upper())]
 

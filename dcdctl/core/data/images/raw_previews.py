@@ -1,4 +1,4 @@
-"""The preview in a RAW photo: the picture that the camera made of it, as large as the photo or a little smaller."""
+"""The preview in a RAW photo: the image that the camera made of it, as large as the photo or a little smaller."""
 
 from __future__ import annotations
 
