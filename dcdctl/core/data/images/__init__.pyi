@@ -8,6 +8,7 @@ from .archives import (
     reject_large_file,
     why_refused,
 )
+from .cities import nearest_place
 from .decode import (
     MAX_PIXELS,
     CheckedImage,
@@ -63,6 +64,7 @@ __all__ = [
     "kind_of",
     "kind_of_name",
     "left_out_lines",
+    "nearest_place",
     "read_exif",
     "refuse_inflation",
     "reject_large_file",

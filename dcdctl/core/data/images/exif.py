@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
@@ -25,12 +25,8 @@ _FUJIFILM = b"FUJIFILMCCD-RAW"
 _BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
 MAX_EXIF_BYTES = 1 << 18
 """Of a preview: a segment of EXIF data has at most 64 KB and stands near the beginning."""
-_TIMES = (
-    (Base.DateTimeOriginal, Base.OffsetTimeOriginal),
-    (Base.DateTimeDigitized, Base.OffsetTimeDigitized),
-    (Base.DateTime, Base.OffsetTime),
-)
-"""The tags of a moment and of its offset from UTC, the best first; the last one is when the file was changed."""
+_TIMES = (Base.DateTimeOriginal, Base.DateTimeDigitized, Base.DateTime)
+"""The tags of a moment, the best first; the last one is when the file was changed."""
 
 
 def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
@@ -101,18 +97,14 @@ def _text(value: object) -> str:
 
 
 def _taken(tags: Mapping[int, Any]) -> tuple[datetime | None, int | None]:
-    """The moment in UTC and the year on the camera's clock. A clock without an offset, as of most cameras, is taken for
-    one in UTC."""
-    for time, offset in _TIMES:
+    """The moment on the camera's clock, and its year: what people remember of a day far from home. The offset from UTC
+    is ignored, which most cameras do not write."""
+    for tag in _TIMES:
         try:
-            local = datetime.strptime(_text(tags.get(time)), "%Y:%m:%d %H:%M:%S")
+            local = datetime.strptime(_text(tags.get(tag)), "%Y:%m:%d %H:%M:%S")
         except ValueError:
             continue
-        try:
-            zone = datetime.strptime(_text(tags.get(offset)), "%z").tzinfo
-            return local.replace(tzinfo=zone).astimezone(UTC).replace(tzinfo=None), local.year
-        except (ValueError, OverflowError):
-            return local, local.year
+        return local, local.year
     return None, None
 
 

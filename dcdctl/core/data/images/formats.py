@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcdctl.core.errors import install_command
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unread:
@@ -23,9 +25,9 @@ class Unread:
     """What reads such files, or what to do with them."""
 
 
-NO_HEIF = Unread(kind="heif", one="HEIC photo", many="HEIC photos", next_step="`pip install 'pi-heif>=1.0'` reads them")
+NO_HEIF = Unread(kind="heif", one="HEIC photo", many="HEIC photos", next_step=f"`{install_command('heif')}` reads them")
 NO_RAW = Unread(
-    kind="raw", one="RAW photo", many="RAW photos", next_step="`pip install 'rawpy>=0.24'` reads their previews"
+    kind="raw", one="RAW photo", many="RAW photos", next_step=f"`{install_command('raw')}` reads their previews"
 )
 NO_AVIF = Unread(
     kind="avif", one="AVIF image", many="AVIF images", next_step="`pip install -U 'pillow>=12'` reads them"
@@ -108,7 +110,7 @@ class Format:
     signature: str
     """A regular expression of its first bytes; empty if those do not tell."""
     suffixes: tuple[str, ...]
-    """Of names in small letters, for what is listed by name; the format itself is recognized by content."""
+    """Endings of names in small letters, for what is listed by name; the format itself is recognized by content."""
     media_type: str = ""
     """Empty if browsers do not show it: such files are converted for pages."""
     package: str = "pillow"
@@ -189,7 +191,7 @@ _COMPRESSION, _PHOTOMETRIC, _SUB_DIRECTORIES, _DNG_VERSION = 0x0103, 0x0106, 0x0
 _SENSOR_PHOTOMETRICS = {32803, 34892}
 """Pixels of a color filter array, and of a sensor without one."""
 _SENSOR_COMPRESSIONS = {262, 32767, 32770, 34713, 65000, 65535}
-"""Of Kodak, Sony, Samsung, Nikon, Kodak and Pentax."""
+"""What Kodak, Sony, Samsung, Nikon and Pentax wrote."""
 _MAX_DIRECTORIES = 16
 
 
