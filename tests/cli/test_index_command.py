@@ -36,7 +36,7 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     made = run(dual, "--images", images, "--out", index)
     assert made.exit_code == 0, made.output
     assert made.stdout == f"8 images, 8 numbers each, search by flat -> {index}\n"
-    assert "left out: 1 file that is no image: nothing to do, they stay where they are\n" in made.stderr
+    assert "left out: 1 file that is no image: nothing to do\n" in made.stderr
     assert f"left out: each is listed in {index / 'skipped-1.json'}\n" in made.stderr
     put(images, {"new.png": png(20)})
     assert run(index, "--add", images).stdout.startswith("9 images, 1 added, 8 numbers each")

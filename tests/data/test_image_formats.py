@@ -214,9 +214,9 @@ def test_a_summary_has_one_line_for_each_kind_with_the_next_step():
     counts = images.count_kinds(["damaged", "heif", *["video"] * 1200, "heif"])
     assert list(counts.items()) == [("heif", 2), ("video", 1200), ("damaged", 1)]
     assert images.left_out_lines(counts) == [
-        "left out: 2 HEIC photos: `pip install 'pi-heif>=1.0'` reads them",
-        "left out: 1,200 videos: save frames of them as images",
-        "left out: 1 damaged image: copy them again from the camera or a backup",
+        "left out: 2 HEIC photos: `pip install 'pi-heif>=1.0'` reads HEIC",
+        "left out: 1,200 videos: save frames as images",
+        "left out: 1 damaged image: copy again from the camera or a backup",
     ]
 
 

@@ -80,8 +80,8 @@ def test_a_pool_has_all_photos_of_a_phone_and_counts_its_other_files(tmp_path, f
     assert_readable_with_pillow_alone(tmp_path / "pool")
     assert found["left_out_by_kind"] == {"live-video": 1, "video": 1, "not-image": 1}
     again = run("prepare --workers 1 --images", place, "--out", tmp_path / "pool").stdout
-    assert "  left out: 1 video of a Live Photo: nothing to do, the photo beside each is what counts\n" in again
-    assert "  left out: 1 video: save frames of them as images\n" in again
+    assert "  left out: 1 video of a Live Photo: nothing to do, the photo is a file of its own\n" in again
+    assert "  left out: 1 video: save frames as images\n" in again
 
 
 def test_a_table_names_photos_of_a_phone(tmp_path):
@@ -113,10 +113,10 @@ def test_photos_whose_package_is_missing_are_counted_with_the_next_step(tmp_path
     words = ("--images", tmp_path / "phone", "--out", tmp_path / "pool")
     message = error_of("prepare --workers 1", *words)
     assert '"IMG_1.HEIC": a HEIC photo, and the package pi-heif is not installed' in message
-    assert "`pip install 'pi-heif>=1.0'` reads them, or skip such rows with --on-error skip" in message
+    assert "`pip install 'pi-heif>=1.0'` reads HEIC, or skip such rows with --on-error skip" in message
     skipping = run("prepare --workers 1 --on-error skip", *words).stdout
-    assert "  left out: 2 HEIC photos: `pip install 'pi-heif>=1.0'` reads them\n" in skipping
-    assert "  left out: 1 RAW photo: `pip install 'rawpy>=0.24'` reads their previews\n" in skipping
+    assert "  left out: 2 HEIC photos: `pip install 'pi-heif>=1.0'` reads HEIC\n" in skipping
+    assert "  left out: 1 RAW photo: `pip install 'rawpy>=0.24'` reads RAW previews\n" in skipping
     document = document_of("prepare --workers 1 --on-error skip", *words)
     assert document["left_out_by_kind"] == {"heif": 2, "raw": 1}
     listed = json.loads((tmp_path / "pool" / "corpus.json").read_text())["skipped"]
@@ -130,4 +130,4 @@ def test_photos_whose_package_is_missing_are_counted_with_the_next_step(tmp_path
 def test_a_pool_of_nothing_that_can_be_read_names_the_package(tmp_path, without_packages):
     put(tmp_path / "phone", {f"{number}.heic": heic() for number in range(3)})
     message = error_of("prepare --workers 1 --on-error skip --images", tmp_path / "phone", "--out", tmp_path / "pool")
-    assert "left out: 3 HEIC photos: `pip install 'pi-heif>=1.0'` reads them" in message
+    assert "left out: 3 HEIC photos: `pip install 'pi-heif>=1.0'` reads HEIC" in message

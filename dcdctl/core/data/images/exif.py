@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, BinaryIO, Literal
@@ -27,6 +28,9 @@ MAX_EXIF_BYTES = 1 << 18
 """Of a preview: a segment of EXIF data has at most 64 KB and stands near the beginning."""
 _TIMES = (Base.DateTimeOriginal, Base.DateTimeDigitized, Base.DateTime)
 """The tags of a moment, the best first; the last one is when the file was changed."""
+
+_MOMENT = re.compile(r"(\d{4})[:/-](\d\d)[:/-](\d\d)[ T](\d\d):(\d\d):(\d\d)", re.ASCII)
+"""The standard has colons in a date; some programs write it otherwise, or an offset behind the time."""
 
 
 def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
@@ -100,9 +104,11 @@ def _taken(tags: Mapping[int, Any]) -> tuple[datetime | None, int | None]:
     """The moment on the camera's clock, and its year: what people remember of a day far from home. The offset from UTC
     is ignored, which most cameras do not write."""
     for tag in _TIMES:
+        if (match := _MOMENT.match(_text(tags.get(tag)))) is None:
+            continue
         try:
-            local = datetime.strptime(_text(tags.get(tag)), "%Y:%m:%d %H:%M:%S")
-        except ValueError:
+            local = datetime(*map(int, match.groups()))
+        except ValueError:  # such as February 31
             continue
         return local, local.year
     return None, None

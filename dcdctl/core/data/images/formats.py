@@ -25,62 +25,60 @@ class Unread:
     """What reads such files, or what to do with them."""
 
 
-NO_HEIF = Unread(kind="heif", one="HEIC photo", many="HEIC photos", next_step=f"`{install_command('heif')}` reads them")
+NO_HEIF = Unread(kind="heif", one="HEIC photo", many="HEIC photos", next_step=f"`{install_command('heif')}` reads HEIC")
 NO_RAW = Unread(
-    kind="raw", one="RAW photo", many="RAW photos", next_step=f"`{install_command('raw')}` reads their previews"
+    kind="raw", one="RAW photo", many="RAW photos", next_step=f"`{install_command('raw')}` reads RAW previews"
 )
 NO_AVIF = Unread(
-    kind="avif", one="AVIF image", many="AVIF images", next_step="`pip install -U 'pillow>=12'` reads them"
+    kind="avif", one="AVIF image", many="AVIF images", next_step="`pip install -U 'pillow>=12'` reads AVIF"
 )
 NO_PREVIEW = Unread(
     kind="no-preview",
     one="RAW photo without a preview",
     many="RAW photos without a preview",
-    next_step="export them as JPEG",
+    next_step="export as JPEG",
 )
 LIVE_VIDEO = Unread(
     kind="live-video",
     one="video of a Live Photo",
     many="videos of Live Photos",
-    next_step="nothing to do, the photo beside each is what counts",
+    next_step="nothing to do, the photo is a file of its own",
 )
-VIDEO = Unread(kind="video", one="video", many="videos", next_step="save frames of them as images")
+VIDEO = Unread(kind="video", one="video", many="videos", next_step="save frames as images")
 OTHER_FORMAT = Unread(
     kind="other-format",
     one="image of another format",
     many="images of other formats",
-    next_step="save them as JPEG or PNG",
+    next_step="save as JPEG or PNG",
 )
 NOT_IMAGE = Unread(
     kind="not-image",
     one="file that is no image",
     many="files that are no images",
-    next_step="nothing to do, they stay where they are",
+    next_step="nothing to do",
 )
 TOO_LARGE = Unread(
-    kind="too-large", one="image that is too large", many="images that are too large", next_step="save them smaller"
+    kind="too-large", one="image that is too large", many="images that are too large", next_step="save smaller"
 )
-STRIP = Unread(
-    kind="strip", one="strip that is too long", many="strips that are too long", next_step="cut them into pieces"
-)
+STRIP = Unread(kind="strip", one="strip that is too long", many="strips that are too long", next_step="cut into pieces")
 DAMAGED = Unread(
     kind="damaged",
     one="damaged image",
     many="damaged images",
-    next_step="copy them again from the camera or a backup",
+    next_step="copy again from the camera or a backup",
 )
-BROKEN_LINK = Unread(kind="broken-link", one="broken link", many="broken links", next_step="remove or mend them")
+BROKEN_LINK = Unread(kind="broken-link", one="broken link", many="broken links", next_step="mend or remove")
 LINK = Unread(
     kind="link",
     one="link out of the folder or to a folder",
     many="links out of the folder or to folders",
-    next_step="copy or add what they lead to",
+    next_step="copy or add what the link leads to",
 )
 CANNOT_OPEN = Unread(
     kind="unreadable",
     one="file that cannot be opened",
     many="files that cannot be opened",
-    next_step="check their permissions and names",
+    next_step="check permissions and names",
 )
 NEEDS_PACKAGE = (NO_HEIF, NO_RAW, NO_AVIF)
 UNREAD = {
