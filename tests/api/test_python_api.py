@@ -28,7 +28,7 @@ from dcdctl.cli.distill import Distill
 from dcdctl.cli.study import StudyArguments
 from dcdctl.core import training
 from dcdctl.core.config import to_table
-from dcdctl.core.data import media_type
+from dcdctl.core.data import for_browser
 from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError
 from dcdctl.core.training import DualConfig, LossConfig, Run
 
@@ -265,7 +265,7 @@ def test_an_answer_shows_small_images_and_escaped_names(noise_index):
     assert "&lt;b&gt;red" in html
     assert "<img src=x>" not in html
     images = [base64.b64decode(data) for data in re.findall(r'src="data:image/webp;base64,([^"]+)"', html)]
-    assert [media_type(image) for image in images] == ["image/webp"] * 12
+    assert [for_browser(image)[1] for image in images] == ["image/webp"] * 12
     assert max(max(Image.open(io.BytesIO(image)).size) for image in images) <= 112
     assert repr(answer) == f"Answer('a <b>red</b> circle': 12 images, the best {answer[0].name!r})"
 

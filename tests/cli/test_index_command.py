@@ -36,7 +36,8 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     made = run(dual, "--images", images, "--out", index)
     assert made.exit_code == 0, made.output
     assert made.stdout == f"8 images, 8 numbers each, search by flat, columns taken, year, camera -> {index}\n"
-    assert r"left out: 'not\nan image.txt': not an image file" in made.stderr
+    assert "left out: 1 file that is no image: nothing to do\n" in made.stderr
+    assert f"left out: each is listed in {index / 'skipped-1.json'}\n" in made.stderr
     put(images, {"new.png": png(20)})
     assert run(index, "--add", images).stdout.startswith("9 images, 1 added, 8 numbers each")
     assert run(index, "--remove", "0.png", "--remove", "[12].png").stdout.startswith("6 images, 3 removed,")
@@ -50,6 +51,7 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
         "added": 0,
         "removed": 0,
         "left_out": 0,
+        "left_out_by_kind": {},
         "dims": 8,
         "kind": "flat",
         "keywords": False,

@@ -336,7 +336,15 @@ def test_exif_columns_are_read_where_no_value_is(made, tmp_path, monkeypatch):
     assert column(index, "year") == [1999, 2018, None, None, None, None]
     assert column(index, "camera") == ["EOS", "D70", None, None, None, None]
     assert column(index, "taken")[1] == datetime(2018, 5, 1, 12)
-    assert index.columns.types == [pa.int64(), MOMENT, pa.string(), pa.float64(), pa.float64()]
+    assert index.columns.types == [
+        pa.int64(),
+        MOMENT,
+        pa.string(),
+        pa.float64(),
+        pa.float64(),
+        pa.string(),
+        pa.string(),
+    ]
     assert index.values("latitude").null_count == 6
     # Again: what is there stays.
     monkeypatch.setattr(SourceImages, "open", lambda *image: io.BytesIO())

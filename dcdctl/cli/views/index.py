@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dcdctl.core.stores import Upload
 
 NUM_SKIPPED_SHOWN = 5
-"""Files without a readable image that are named on the screen."""
+"""Damaged files that are named on the screen."""
 
 
 def change_document(change: IndexChange, uploaded: Upload | None = None) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def change_document(change: IndexChange, uploaded: Upload | None = None) -> dict
         "removed": change.removed,
         **asdict(change.counts),
         "left_out": len(change.skipped),
+        "left_out_by_kind": _by_kind(change),
         "dims": index.dim,
         "kind": index.kind,
         "keywords": index.has_keywords,
@@ -73,14 +74,26 @@ def show_sync(change: IndexChange, uploaded: Upload | None = None) -> None:
 
 
 def _show_notes(change: IndexChange) -> None:
+    from dcdctl.core import data
+
     skipped = change.skipped
-    for file in skipped[:NUM_SKIPPED_SHOWN]:
-        note(f"left out: {file['path']!r}: {file['reason']}")
-    if len(skipped) > NUM_SKIPPED_SHOWN:
-        listed = change.index.folder / str(change.index.document.skipped.file)
-        note(f"left out: {len(skipped) - NUM_SKIPPED_SHOWN:,} more, all listed in {listed}")
+    for line in data.left_out_lines(_by_kind(change)):
+        note(line)
+    # Only damaged files by name: of the others, the kind says it all.
+    damaged = [file for file in skipped if file.get("kind") == data.DAMAGED.kind]
+    for file in damaged[:NUM_SKIPPED_SHOWN]:
+        note(f"  {file['path']!r}: {file['reason']}")
+    if skipped:
+        note(f"left out: each is listed in {change.index.folder / str(change.index.document.skipped.file)}")
     for text in change.notes:
         note(f"note: {printable(text)}")
+
+
+def _by_kind(change: IndexChange) -> dict[str, int]:
+    from dcdctl.core import data
+
+    # Files that an earlier version left out have no kind.
+    return data.count_kinds(file.get("kind", "unreadable") for file in change.skipped)
 
 
 def _show_upload(uploaded: Upload | None) -> None:

@@ -96,8 +96,8 @@ def _candidates(facts: pa.Table) -> Iterator[tuple[Rows, Rows, bool]]:
 def _near(hashes: NDArray[np.uint64]) -> Iterator[tuple[Rows, Rows]]:
     """The places of pairs of distinct hashes within `NEAR_BITS`.
 
-    Only hashes that have one of four blocks of bits in common are compared: three bits that differ are in three blocks at
-    most.
+    Only hashes that have one of four blocks of bits in common are compared: three bits that differ are in three
+    blocks at most.
     """
     for shift in range(0, 64, _BLOCK_BITS):
         block = (hashes >> np.uint64(shift)) & np.uint64((1 << _BLOCK_BITS) - 1)

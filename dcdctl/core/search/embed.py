@@ -76,7 +76,8 @@ def image_reader(
                 width, height = decoded.size
                 if max(width, height) > MAX_ASPECT * min(width, height):
                     raise ImageError(
-                        f"a strip of {width} x {height} pixels, more than {MAX_ASPECT} times as long as wide"
+                        f"a strip of {width} x {height} pixels, more than {MAX_ASPECT} times as long as wide",
+                        data.STRIP,
                     )
                 # One by one, because photos are large until they are resized.
                 pixels.append(preprocess.images([decoded]))
@@ -85,7 +86,9 @@ def image_reader(
             except (RowError, ImageError) as error:
                 name = image.path or image.image_id
                 stamp = {"num_bytes": image.num_bytes, "modified_ns": image.modified_ns}
-                skipped.append(SkippedFile(path=name, reason=str(error), **stamp))
+                skipped.append(
+                    SkippedFile(path=name, reason=str(error), kind=data.kind_of(error, folder / name), **stamp)
+                )
         return ReadImages(ImageBatch.cat(pixels) if pixels else None, images, facts, skipped)
 
     return read

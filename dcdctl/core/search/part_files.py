@@ -62,6 +62,8 @@ class SkippedFile:
 
     path: str
     reason: str
+    kind: str = "unreadable"
+    """Such as "heif": a key of `UNREAD` in data/images/formats.py."""
     num_bytes: int | None = field(default=None, compare=False)
     modified_ns: int | None = field(default=None, compare=False)
     """As of an image: a file that is still the same is not read again."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dcdctl.core import artifacts
-from dcdctl.core.data import FolderImageFile, RowError
+from dcdctl.core.data import FolderImageFile, RowError, is_read_now
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.places import refuse_url
@@ -188,11 +188,11 @@ def _unread(index: FolderIndex, source: ImageSource) -> dict[tuple[str, int | No
     """The files of a source that could not be read, by name, size and time."""
     if source not in index.document.sources:
         return {}
-    number, found = index.document.sources.index(source), {}
+    number = index.document.sources.index(source)
+    found: dict[tuple[str, int | None, int | None], SkippedFile] = {}
     for entry in storage.skipped_of(index.folder, index.document):
-        facts = {key: value for key, value in entry.items() if key != "source"}
-        if entry["source"] == number and entry.get("modified_ns") is not None:
-            file = SkippedFile(**facts)
+        file = SkippedFile(**{key: value for key, value in entry.items() if key != "source"})
+        if entry["source"] == number and file.modified_ns is not None and not is_read_now(file.kind):
             found[file.path, file.num_bytes, file.modified_ns] = file
     return found
 

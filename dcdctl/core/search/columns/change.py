@@ -19,6 +19,7 @@ from dcdctl.core.data import (
     Corpus,
     ImageColumns,
     columns_of_table,
+    nearest_place,
     read_columns,
     read_exif,
 )
@@ -203,18 +204,35 @@ def _set_from_exif(
     is_old_R = reads_R & (np.arange(index.num_rows) < index.stored_columns.num_covered)
     read_before = index.image_files.table.column("exif_read").filter(pa.array(is_old_R))
     had_place = "place" in read_before.unique().to_pylist()
-    for name, type_ in EXIF_COLUMNS[index.config.exif].items():
+    found = {name: facts.column(name).combine_chunks() for name in EXIF_COLUMNS[index.config.exif]}
+    if index.config.exif == "place":
+        found |= _names_of_places(found["latitude"], found["longitude"], notes)
+    for name, new in found.items():
         was_made = is_old_R.any() and (name in CAMERA_COLUMNS or had_place)
         if name in dropped or (was_made and name not in columns):
             continue
         is_set = reads_R
         if name in columns:
-            if columns[name].type != type_ and columns[name].null_count < index.num_rows:
+            if columns[name].type != new.type and columns[name].null_count < index.num_rows:
                 notes.append(f"column {name} is {TYPES[columns[name].type]} of yours, and not filled from the files")
                 continue
             is_set = reads_R & columns[name].is_null().to_numpy(zero_copy_only=False)
-        new = facts.column(name).combine_chunks()
         _set(index, columns, name, new, is_set=is_set, where="the image files")
+
+
+def _names_of_places(latitudes: pa.Array, longitudes: pa.Array, notes: list[str]) -> dict[str, pa.Array]:
+    """The columns city and country of coordinates; none without the package that has the table of cities."""
+    try:
+        cities, countries = nearest_place(_degrees(latitudes), _degrees(longitudes))
+    except MissingError as error:
+        notes.append(f"places have no names: {error}")
+        return {}
+    return {"city": pa.array(cities, pa.string()), "country": pa.array(countries, pa.string())}
+
+
+def _degrees(coordinates: pa.Array) -> NDArray[np.float64]:
+    """Coordinates as numbers, NaN where there are none."""
+    return coordinates.to_numpy(zero_copy_only=False).astype(np.float64)
 
 
 def _set(
