@@ -19,7 +19,7 @@ from dcdctl.api.views import Query
 from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, optional_ref, path, takes
 from dcdctl.cli.index import IndexOptions, NewIndex, table_or_path
 from dcdctl.core import config, devices, search, stores
-from dcdctl.core.search import Changes, Condition, Hit, IndexChange, SearchAnswer
+from dcdctl.core.search import Browse, Changes, Condition, Hit, IndexChange, SearchAnswer, parse_order
 
 
 class Index(search.FolderIndex):
@@ -116,7 +116,7 @@ class Index(search.FolderIndex):
 class Answer(SearchAnswer):
     """The hits of a query, best first: a sequence of them, and in a notebook their images."""
 
-    query: Query = field(kw_only=True)
+    query: Query | Browse = field(kw_only=True)
     index: search.ImageIndex = field(kw_only=True, compare=False)
 
     def __len__(self) -> int:
@@ -133,7 +133,8 @@ class Answer(SearchAnswer):
         return search.image_of(self.index, self.hits[place].row)
 
     def __repr__(self) -> str:
-        best = f", the best {self.hits[0].name!r}" if self.hits else ""
+        which = "first" if isinstance(self.query, Browse) else "best"
+        best = f", the {which} {self.hits[0].name!r}" if self.hits else ""
         return f"Answer({views.query_text(self.query)}: {len(self.hits)} images{best})"
 
     def _repr_html_(self) -> str:
@@ -184,10 +185,22 @@ class Searcher:
         answer = self._searcher.ask(question, k, self._condition(where), hybrid=hybrid)
         return self._answer(query, answer)
 
+    def browse(self, k: int = 10, *, where: str | None = None, order: str | None = None, offset: int = 0) -> Answer:
+        """The images that meet a condition, without a query and scores: `k` of them after the first `offset`, of the
+        `total` that there are.
+
+        The newest come first, if the index has a column `taken`. `order` is another column, such as "year", or "year
+        desc" for the greatest first; images without a value come last. InputError for a store, and for an unknown
+        column.
+        """
+        by = None if order is None else parse_order(order, self.index.columns)
+        answer = self._searcher.browse(k, self._condition(where), by, offset=offset)
+        return self._answer(Browse(where, order), answer)
+
     def _condition(self, where: str | None) -> Condition | None:
         return None if where is None else search.parse_where(where, self.index.columns)
 
-    def _answer(self, query: Query, answer: SearchAnswer) -> Answer:
+    def _answer(self, query: Query | Browse, answer: SearchAnswer) -> Answer:
         return Answer(**vars(answer), query=query, index=self.index)
 
     def __repr__(self) -> str:

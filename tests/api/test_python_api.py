@@ -256,6 +256,12 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
     assert len(searcher.search("blue", where="owner is null")) == 5
     with pytest.raises(InputError, match="unknown column yaer"):
         searcher.search("red", where="yaer = 1")
+    listed = searcher.browse(2, order="year desc")
+    assert [hit.name for hit in listed] == ["g.png", "plain.png"]
+    assert (listed.total, {hit.score for hit in listed}, listed[0].path.is_file()) == (7, {None}, True)
+    assert repr(listed) == "Answer(Images, by year desc: 2 images, the first 'g.png')"
+    assert "Images, by year desc: 2 of 7 images" in listed._repr_html_()
+    assert len(searcher.browse(9, where="owner is null", offset=3)) == 2
 
 
 def test_an_answer_shows_small_images_and_escaped_names(noise_index):

@@ -1,4 +1,6 @@
 from .answers import (
+    Browse,
+    Question,
     SearchAnswer,
     answer_document,
     as_text,
@@ -7,9 +9,11 @@ from .answers import (
     columns_text,
     image_of,
     read_image,
+    title_of,
     value_for_json,
 )
 from .build import Changes, IndexChange, build_index, change_index, run_index_job
+from .columns.order import Order, parse_order
 from .columns.table import NUM_SHOWN, ColumnSummary
 from .columns.where import (
     COLUMN_TYPES,
@@ -27,7 +31,7 @@ from .index import FolderIndex
 from .index_config import IndexConfig
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
-from .searcher import WEAK, IndexSearcher
+from .searcher import WEAK, IndexSearcher, browse_index
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, check_model, query_model_of, read_document, text_side_note
 from .stored import Stored, StoredTokens, StoredType, StoredVectors
@@ -41,6 +45,7 @@ __all__ = [
     "INDEX_FILE",
     "NUM_SHOWN",
     "WEAK",
+    "Browse",
     "Changes",
     "ColumnSummary",
     "Compare",
@@ -54,6 +59,8 @@ __all__ = [
     "IndexConfig",
     "IndexSearcher",
     "Joined",
+    "Order",
+    "Question",
     "Rows",
     "SearchAnswer",
     "SourceImage",
@@ -66,6 +73,7 @@ __all__ = [
     "answer_document",
     "as_text",
     "best_first",
+    "browse_index",
     "build_index",
     "caption_of",
     "change_index",
@@ -77,6 +85,7 @@ __all__ = [
     "index_document",
     "index_facts",
     "parse_all",
+    "parse_order",
     "parse_where",
     "query_model_of",
     "quoted_name",
@@ -87,6 +96,7 @@ __all__ = [
     "spread_over",
     "text_side_beside",
     "text_side_note",
+    "title_of",
     "value_for_json",
     "write_image_list",
 ]

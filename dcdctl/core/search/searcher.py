@@ -26,6 +26,7 @@ from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.answers import SearchAnswer, checked_text, query_image
 from dcdctl.core.search.background import Background, measure_background, probe_texts
+from dcdctl.core.search.columns.order import Order, default_order
 from dcdctl.core.search.columns.where import Condition
 from dcdctl.core.search.protocol import Hit, ImageIndex
 
@@ -75,6 +76,28 @@ class IndexModel:
 
         devices.use_threads(self._threads)
         return devices.choose(str(self._device))
+
+
+def browse_index(
+    index: ImageIndex,
+    k: int = NUM_ANSWERS,
+    where: Condition | None = None,
+    order: Order | None = None,
+    *,
+    offset: int = 0,
+) -> SearchAnswer:
+    """The images that meet a condition, without a query, a model and scores: `k` of them after the first `offset`.
+
+    Without an order the newest come first, if the index has a column `taken`. InputError for a store.
+    """
+    _check_k(k)
+    if offset < 0:
+        raise ConfigError(f"the offset must be at least 0, got {offset}")
+    started = time.perf_counter()
+    listing = index.browse(where, order or default_order(index.columns), k=k, offset=offset)
+    found = time.perf_counter() - started
+    notes = (NO_IMAGE,) if where is not None and not listing.total else ()
+    return SearchAnswer(listing.hits, 0.0, found, notes=notes, total=listing.total)
 
 
 @dataclass(frozen=True)
@@ -138,6 +161,17 @@ class IndexSearcher:
     def model(self) -> models.Searchable:
         """The model of the index, which is loaded if it was not needed before."""
         return self.encoder.load().model
+
+    def browse(
+        self,
+        k: int = NUM_ANSWERS,
+        where: Condition | None = None,
+        order: Order | None = None,
+        *,
+        offset: int = 0,
+    ) -> SearchAnswer:
+        """The images that meet a condition, without a query (`browse_index`)."""
+        return browse_index(self.index, k, where, order, offset=offset)
 
     def ask(
         self,
@@ -215,8 +249,9 @@ class IndexSearcher:
                 notes[number].append(
                     "no word of the text is in the captions or names of these images: they are ordered by vectors alone"
                 )
+            best = answer.hits[0].score if answer.hits else None
             # A file that is found by its name is no weak match, whatever its cosine.
-            if not hybrid and answer.hits and self.background and answer.hits[0].score <= self.background.limit:
+            if not hybrid and best is not None and self.background and best <= self.background.limit:
                 notes[number].insert(0, WEAK)
             answers[number] = replace(answer, notes=tuple(notes[number]), background=self.background)
         if self.reranker is None:

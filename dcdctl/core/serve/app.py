@@ -27,8 +27,10 @@ from dcdctl.core.search import (
     ImageIndex,
     IndexSearcher,
     SearchAnswer,
+    browse_index,
     caption_of,
     parse_all,
+    parse_order,
 )
 from dcdctl.core.serve import images, logs, pages
 from dcdctl.core.serve.batch import BatchQuery, BatchReader, in_words
@@ -62,6 +64,17 @@ class SearchResponse:
     """Whether texts that no image of the index shows score as high as the best result."""
     captions: tuple[str, ...]
     """The first caption of each result, empty without one; none of a store."""
+
+
+@dataclass(frozen=True)
+class BrowseResponse:
+    """Images that meet the conditions, without a query."""
+
+    results: tuple[Hit, ...]
+    total: int
+    """How many images meet the conditions."""
+    captions: tuple[str, ...]
+    """The first caption of each result, empty without one."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +180,7 @@ def build(
         lifespan=lifespan,
         responses=errors,
     )
-    for add_routes in (_add_search, _add_bodies, _add_images, _add_state):
+    for add_routes in (_add_search, _add_browse, _add_bodies, _add_images, _add_state):
         add_routes(app, service)
     pages.add_pages(app, lambda: service.index, config)
     _add_error_handlers(app, service)
@@ -218,6 +231,27 @@ def _add_search(app: FastAPI, service: ServiceState) -> None:
             service, lambda searcher: images.image_of(searcher.index, row), k, _condition(service, where)
         )
         return await _response(service, answer)
+
+
+def _add_browse(app: FastAPI, service: ServiceState) -> None:
+    @app.get("/browse", summary="List images without a query, the newest first.")
+    async def browse(
+        k: int = _number(service.config),
+        offset: int = Query(0, ge=0, le=MAX_ROW, description="Images to leave out: those of earlier pages."),
+        order: str | None = Query(
+            None,
+            max_length=service.config.max_where_chars,
+            description='A column, and desc for the greatest first, such as "year desc"; by default the newest first.',
+        ),
+        where: list[str] = CONDITION,
+    ) -> BrowseResponse:
+        # Here, because the message of the index names its place.
+        if not isinstance(service.index, FolderIndex):
+            raise InputError("this index is in a store, which lists no images without a query")
+        met = _condition(service, where)
+        by = None if order is None else parse_order(order, service.index.columns)
+        answer = await service.searching.run(lambda: browse_index(service.index, k, met, by, offset=offset))
+        return BrowseResponse(_served(answer.hits), answer.total or 0, await _captions(service, answer.hits))
 
 
 def _add_bodies(app: FastAPI, service: ServiceState) -> None:
@@ -275,25 +309,38 @@ async def _by_texts(service: ServiceState, queries: Sequence[BatchQuery | str], 
 
 
 async def _response(service: ServiceState, answer: SearchAnswer) -> SearchResponse:
-    index = service.index
-    captions: list[str] = []
-    # A store would be asked for each; a corpus reads all its captions for the first.
-    if isinstance(index, FolderIndex):
-        captions = await asyncio.to_thread(lambda: [caption_of(index, hit.row) for hit in answer.hits])
-    bars = [] if answer.background is None else [round(answer.background.share(hit.score), 4) for hit in answer.hits]
-    hits = []
+    bars = []
     for hit in answer.hits:
-        hits.append(replace(hit, columns={name: shortened(value) for name, value in hit.columns.items()}))
+        if answer.background is not None and hit.score is not None:
+            bars.append(round(answer.background.share(hit.score), 4))
     return SearchResponse(
-        results=tuple(hits),
+        results=_served(answer.hits),
         encode_ms=round(1000 * answer.encode_seconds, 3),
         find_ms=round(1000 * answer.find_seconds, 3),
         rerank_ms=round(1000 * answer.rerank_seconds, 3),
         notes=answer.notes,
         bars=tuple(bars),
         weak=WEAK in answer.notes,
-        captions=tuple(captions),
+        captions=await _captions(service, answer.hits),
     )
+
+
+def _served(hits: Sequence[Hit]) -> tuple[Hit, ...]:
+    """Hits as a response has them: without paths of this machine, and without texts of books in columns."""
+    served = []
+    for hit in hits:
+        columns = {name: shortened(value) for name, value in hit.columns.items()}
+        served.append(replace(hit, columns=columns, path=None))
+    return tuple(served)
+
+
+async def _captions(service: ServiceState, hits: Sequence[Hit]) -> tuple[str, ...]:
+    """The first caption of each hit; none of a store, which would be asked for each."""
+    index = service.index
+    if not isinstance(index, FolderIndex):
+        return ()
+    # A corpus reads all its captions for the first.
+    return await asyncio.to_thread(lambda: tuple(caption_of(index, hit.row) for hit in hits))
 
 
 def _check_words(service: ServiceState, text: str | None = "") -> None:
