@@ -16,7 +16,7 @@ from dcdctl.cli.options import AnyIndex, Json, Page, SearchModels, argument, con
 from dcdctl.cli.views.terminal import bar, note
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import Browse, Condition, ImageIndex, SearchAnswer
+    from dcdctl.core.search import Browse, CombinedQuery, Condition, ImageIndex, SearchAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,12 @@ class Query:
         argument("What the images show; without a text and --image, one query per line of stdin.", "TEXT"),
     ] = None
     image: Annotated[Path | None, reads("--image", "Find images that resemble this one.", "FILE")] = None
+    also: Annotated[
+        list[str] | None, configures("--also", "Add a text to the text or the image; repeatable.", "TEXT")
+    ] = None
+    without: Annotated[
+        list[str] | None, configures("--not", "Rank images lower that show this; repeatable.", "TEXT")
+    ] = None
     k: Annotated[int, writes("--k -k", "Number of images to find.", "N", min=1)] = 10
     where: Annotated[
         str | None,
@@ -65,8 +71,8 @@ class Output:
 
 
 def search(index: AnyIndex, query: Query, models: SearchModels, output: Output) -> None:
-    """Find images by a text or by an image, or list them by date or another column. Without a query it answers each
-    line of stdin."""
+    """Find images by a text, an image or both, or list them by a column. Without a query it answers each line of
+    stdin."""
     from dcdctl.cli.views.search import answer_lines, show_answer, show_paths
 
     question = _question(query, models)
@@ -89,22 +95,28 @@ def search(index: AnyIndex, query: Query, models: SearchModels, output: Output) 
         note(f"page -> {output.html}")
 
 
-def _question(query: Query, models: SearchModels) -> str | Path | Browse | None:
-    """The query: a text, of one argument or several, an image file, or a list of images in an order; None if queries
-    come from stdin. A usage error for options that would have no effect, before a model is loaded."""
-    question = " ".join(query.text) if query.text else query.image
-    if query.text:
-        refuse({"--image": query.image}, "cannot be combined with a text: give one of them")
+def _question(query: Query, models: SearchModels) -> str | Path | CombinedQuery | Browse | None:
+    """The query: a text, of one argument or several, an image file, several of them, or a list of images in an order;
+    None if queries come from stdin. A usage error for options that would have no effect, before a model is loaded."""
     models.check_depth()
-    if question is None:
+    also, without = query.also or [], query.without or []
+    if not query.text and query.image is None:
+        why = "changes a query, and there is none: add a text or --image"
+        refuse({"--also": query.also, "--not": query.without}, why)
         return _without_query(query, models)
     refuse({"--order": query.order}, "orders a list without a query, and what a query finds is ordered by its scores")
-    from dcdctl.core.search import check_query
+    from dcdctl.core.search import CombinedQuery, check_query, question_of
 
+    question = question_of(" ".join(query.text) if query.text else None, query.image, also, without)
+    assert isinstance(question, str | Path | CombinedQuery), "an image of the command line is a file"
     check_query(question)
+    hybrid = query.hybrid or None
     if isinstance(question, Path):
         refuse({"--rerank": models.rerank}, "scores an image with a text, and cannot re-rank what --image finds")
-        refuse({"--hybrid": query.hybrid or None}, "compares the words of a text, and --image has none")
+        refuse({"--hybrid": hybrid}, "compares the words of a text, and --image has none")
+    if isinstance(question, CombinedQuery):
+        refuse({"--rerank": models.rerank}, "scores an image with one text, and this query has several parts")
+        refuse({"--hybrid": hybrid}, "compares the words of one text, and this query has several parts")
     return question
 
 
@@ -136,7 +148,7 @@ def _is_piped() -> bool:
         return not sys.stdin.isatty()  # a stream that is no file
 
 
-def _check_output(output: Output, question: str | Path | Browse | None) -> None:
+def _check_output(output: Output, question: str | Path | CombinedQuery | Browse | None) -> None:
     """A usage error for kinds of output that exclude each other."""
     if question is None:
         refuse({"--html": output.html}, "shows the answer to one query: add a text or --image")
@@ -166,7 +178,11 @@ def _open(place: str, query: Query, models: SearchModels) -> tuple[ImageIndex, C
 
 
 def _answer(
-    question: str | Path | Browse, index: ImageIndex, where: Condition | None, query: Query, models: SearchModels
+    question: str | Path | CombinedQuery | Browse,
+    index: ImageIndex,
+    where: Condition | None,
+    query: Query,
+    models: SearchModels,
 ) -> SearchAnswer:
     from dcdctl.core.search import Browse, browse_index, parse_order
 

@@ -10,6 +10,7 @@ from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.report import html
 from dcdctl.core.report.html import Histogram
 from dcdctl.core.search import (
+    CombinedQuery,
     ImageIndex,
     Question,
     SearchAnswer,
@@ -89,7 +90,8 @@ def write_search_page(
 
     InputError if the file cannot be written.
     """
-    query_image = html.embed_image(read_image(question), SEARCH_IMAGE_PX) if isinstance(question, Path) else None
+    file = question.image if isinstance(question, CombinedQuery) else question
+    query_image = html.embed_image(read_image(file), SEARCH_IMAGE_PX) if isinstance(file, Path) else None
     total = index.num_images if answer.total is None else answer.total
     with track("read images", total=len(answer.hits), unit="images") as advance:
         cards = list(_hit_cards(index, answer, advance))

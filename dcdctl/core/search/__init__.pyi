@@ -26,6 +26,7 @@ from .columns.where import (
     quoted_name,
     quoted_value,
 )
+from .combined import CombinedQuery, question_of
 from .exact import Floats, Rows, best_first, spread_over
 from .index import FolderIndex
 from .index_config import IndexConfig
@@ -48,6 +49,7 @@ __all__ = [
     "Browse",
     "Changes",
     "ColumnSummary",
+    "CombinedQuery",
     "Compare",
     "Condition",
     "Floats",
@@ -88,6 +90,7 @@ __all__ = [
     "parse_order",
     "parse_where",
     "query_model_of",
+    "question_of",
     "quoted_name",
     "quoted_value",
     "read_document",

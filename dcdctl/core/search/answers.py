@@ -13,6 +13,7 @@ from dcdctl.core import data
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search.background import Background
 from dcdctl.core.search.columns.where import Value
+from dcdctl.core.search.combined import CombinedQuery
 from dcdctl.core.search.protocol import Hit, ImageIndex
 
 MAX_CHARACTERS = 10_000
@@ -47,13 +48,18 @@ class Browse:
     order: str | None = None
 
 
-Question = str | Path | Browse
-"""What an answer is to: a text, the image in a file, or a list without a query."""
+Question = str | Path | CombinedQuery | Browse
+"""What an answer is to: a text, the image in a file, several of them, or a list without a query."""
 
 
-def check_query(question: str | Path) -> None:
+def check_query(question: str | Path | CombinedQuery) -> None:
     """InputError for a text or an image file that cannot be searched for."""
-    if isinstance(question, Path):
+    if isinstance(question, CombinedQuery):
+        for text in question.texts:
+            checked_text(text)
+        if isinstance(question.image, Path):
+            read_image(question.image)
+    elif isinstance(question, Path):
         read_image(question)
     else:
         checked_text(question)
@@ -156,6 +162,10 @@ def title_of(question: Question) -> str:
     >>> title_of("a dog"), title_of(Path("photos/dog.jpg")), title_of(Browse(where="year = 2020", order="taken"))
     ('a dog', 'Images like dog.jpg', 'Images where year = 2020, by taken')
     """
+    if isinstance(question, CombinedQuery):
+        image = [f"like {question.image.name}"] if isinstance(question.image, Path) else []
+        also, without = (f"also {text}" for text in question.also), (f"not {text}" for text in question.without)
+        return ", ".join([*([question.text] if question.text else []), *image, *also, *without])
     if isinstance(question, Browse):
         where = "" if question.where is None else f" where {question.where}"
         return f"Images{where}" if question.order is None else f"Images{where}, by {question.order}"
@@ -164,6 +174,10 @@ def title_of(question: Question) -> str:
 
 def query_document(question: Question) -> dict[str, Any]:
     """A query as plain values, for JSON."""
+    if isinstance(question, CombinedQuery):
+        parts = {"text": question.text, "image": None if question.image is None else str(question.image)}
+        document: dict[str, Any] = {name: as_text(part) for name, part in parts.items() if part is not None}
+        return document | {"also": list(map(as_text, question.also)), "not": list(map(as_text, question.without))}
     if isinstance(question, Browse):
         return {name: as_text(text) for name, text in vars(question).items() if text is not None}
     return {"image" if isinstance(question, Path) else "text": as_text(str(question))}

@@ -31,6 +31,7 @@ from dcdctl.core.search import (
     caption_of,
     parse_all,
     parse_order,
+    question_of,
 )
 from dcdctl.core.serve import images, logs, pages
 from dcdctl.core.serve.batch import BatchQuery, BatchReader, in_words
@@ -42,7 +43,7 @@ from dcdctl.core.serve.service_config import ServiceConfig
 from dcdctl.core.serve.workers import BusyError, LiveSearcher, TextBatcher, WaitingText, Workers
 from dcdctl.core.stores import UnavailableError
 
-NOT_RERANKED = "not re-ranked: the re-ranker compares images with texts only"
+NOT_RERANKED = "not re-ranked: the re-ranker compares images with one text only"
 # Rows are int64 numbers.
 MAX_ROW = 2**63 - 1
 READY_S = 2.0
@@ -199,6 +200,13 @@ def _number(config: ServiceConfig) -> Any:
     return Query(config.default_k, ge=1, le=config.max_k, description="Maximum number of images.")
 
 
+def _text(config: ServiceConfig) -> Any:
+    """The parameter text of a search."""
+    return Query(None, max_length=config.max_text_chars, description="What the image shows.")
+
+
+ALSO: Any = Query([], description="A text that is added to the text or the image; several are possible.")
+WITHOUT: Any = Query([], alias="not", description="A text that ranks images lower that show it; several are possible.")
 CONDITION: Any = Query(
     [], description="Only images whose columns meet this condition: year >= 2020. Several must all hold."
 )
@@ -207,30 +215,27 @@ CONDITION: Any = Query(
 def _add_search(app: FastAPI, service: ServiceState) -> None:
     config = service.config
 
-    @app.get("/search", summary="Search by a text, or by an image of the index.")
+    @app.get("/search", summary="Search by a text, by an image of the index, or by several of them.")
     async def by_text(
-        text: str | None = Query(None, max_length=config.max_text_chars, description="What the image shows."),
+        text: str | None = _text(config),
         row: int | None = Query(
-            None, ge=0, le=MAX_ROW, description="Instead of a text: the row of an image of the index."
+            None, ge=0, le=MAX_ROW, description="Instead of a text, or beside it: the row of an image of the index."
         ),
+        also: list[str] = ALSO,
+        without: list[str] = WITHOUT,
         k: int = _number(config),
         hybrid: bool = Query(False, description="Rank by the words of captions and file names too."),
         where: list[str] = CONDITION,
     ) -> SearchResponse:
+        if text is None and row is None:
+            raise InputError("the request has no text and no row", hint="for example /search?text=a+red+bus")
         if hybrid:
-            _check_words(service, text)
-        if text is not None and row is None:
-            answer = await service.texts.answer(WaitingText(text, k, _condition(service, where), hybrid))
-            return await _response(service, answer)
-        if row is None or text is not None:
-            found = "no text and no row" if text is None else "a text and a row"
-            raise InputError(
-                f"the request has {found}, expected one of them", hint="for example /search?text=a+red+bus"
-            )
-        answer = await _by_image(
-            service, lambda searcher: images.image_of(searcher.index, row), k, _condition(service, where)
-        )
-        return await _response(service, answer)
+            _check_words(service, None if also or without or row is not None else text)
+        met = _condition(service, where)
+        if text is not None and row is None and not also and not without:
+            return await _response(service, await service.texts.answer(WaitingText(text, k, met, hybrid)))
+        read = None if row is None else lambda searcher: images.image_of(searcher.index, row)
+        return await _response(service, await _by_parts(service, text, read, also, without, k, met))
 
 
 def _add_browse(app: FastAPI, service: ServiceState) -> None:
@@ -266,12 +271,20 @@ def _add_bodies(app: FastAPI, service: ServiceState) -> None:
         responses={408: {"model": ErrorResponse}, 413: {"model": ErrorResponse}},
     )
     async def by_body(
-        request: Request, image: UploadFile | None = None, k: int = _number(config), where: list[str] = CONDITION
+        request: Request,
+        image: UploadFile | None = None,
+        text: str | None = _text(config),
+        also: list[str] = ALSO,
+        without: list[str] = WITHOUT,
+        k: int = _number(config),
+        where: list[str] = CONDITION,
     ) -> SearchResponse | BatchResponse:
         if image is not None:
             data, met = await image.read(), _condition(service, where)
-            answer = await _by_image(service, lambda _: images.uploaded(data, config), k, met)
+            answer = await _by_parts(service, text, lambda _: images.uploaded(data, config), also, without, k, met)
             return await _response(service, answer)
+        if text is not None or also or without:
+            raise InputError("text, also and not belong to an uploaded image here", hint="send the image in its field")
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
             return await _by_texts(service, await batches.read(request), where)
         raise InputError("image: Field required", hint="or send a batch of texts as application/json")
@@ -347,7 +360,7 @@ def _check_words(service: ServiceState, text: str | None = "") -> None:
     """InputError if a hybrid search has no text, or its index no words; without the path of the index."""
     if text is None or not service.index.has_keywords:
         raise InputError(
-            "hybrid search is for a text, and for an index with words",
+            "hybrid search is for a text alone, and for an index with words",
             hint="add them with `dcdctl index INDEX --keywords`",
         )
 
@@ -361,17 +374,29 @@ def _condition(service: ServiceState, texts: Sequence[str]) -> Condition | None:
     return parse_all(texts, service.index.columns)
 
 
-async def _by_image(
-    service: ServiceState, read: Callable[[IndexSearcher], Image.Image], k: int, where: Condition | None
+async def _by_parts(
+    service: ServiceState,
+    text: str | None,
+    read: Callable[[IndexSearcher], Image.Image] | None,
+    also: Sequence[str],
+    without: Sequence[str],
+    k: int,
+    where: Condition | None,
 ) -> SearchAnswer:
+    """The answer to an image, or to several parts; `read` gives the image."""
+    for part in (*also, *without):
+        if len(part) > service.config.max_text_chars:
+            raise InputError(f"a text has {len(part):,} characters, at most {service.config.max_text_chars:,} are read")
+
     def work() -> SearchAnswer:
         searcher = service.searcher.now()
-        # A re-ranker compares images with texts only.
         # The image is decoded in the thread too: the event loop must stay free for other requests.
-        answer = replace(searcher, reranker=None).by_image(read(searcher), k, where)
+        question = question_of(text, None if read is None else read(searcher), also, without)
+        # A re-ranker compares images with one text only.
+        answer = replace(searcher, reranker=None).ask(question, k, where)
         return answer if searcher.reranker is None else replace(answer, notes=(*answer.notes, NOT_RERANKED))
 
-    if not service.searcher.now().encoder.is_loaded:
+    if read is not None and not service.searcher.now().encoder.is_loaded:
         # By a thread that reads images, so that searches by texts continue meanwhile.
         await service.reading.run(lambda: service.searcher.now().encoder.load())
     answer = await service.searching.run(work)
