@@ -216,6 +216,24 @@ print(sorted({"torch", "transformers", "rich"} & set(sys.modules)))
     assert run_script(script, index, tmp_path).splitlines() == ["1", "1", "1", "[]"]
 
 
+@pytest.mark.parametrize("command", ["search", "serve"])
+def test_a_model_in_place_of_an_index_is_told_how_an_index_is_made(index, tmp_path, monkeypatch, command):
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for place, shown, what in (
+        (run, f"'{run}'", f"{run} is a run, an index is expected; give it as RUN to make one: "),
+        (index.parent / "dual", index.parent / "dual", f"{index.parent / 'dual'} is a saved model, an index is "),
+        ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32", "there is no index openai/clip-vit-base-"),
+    ):
+        words = [command, str(place)] + (["dog"] if command == "search" else [])
+        result = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"error: {what}")
+        assert f"`dcdctl index {shown} --images DIR --out INDEX`" in result.stderr
+
+
 def test_the_number_of_threads_is_the_given_one(index, monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", str(before))
