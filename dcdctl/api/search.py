@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import pyarrow as pa
 from PIL import Image
@@ -19,7 +19,18 @@ from dcdctl.api.views import Query
 from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, optional_ref, path, takes
 from dcdctl.cli.index import IndexOptions, NewIndex, table_or_path
 from dcdctl.core import config, devices, search, stores
-from dcdctl.core.search import Changes, Condition, Hit, IndexChange, SearchAnswer
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.search import (
+    Browse,
+    Changes,
+    CombinedQuery,
+    Condition,
+    Hit,
+    IndexChange,
+    SearchAnswer,
+    parse_order,
+    question_of,
+)
 
 
 class Index(search.FolderIndex):
@@ -144,7 +155,7 @@ class Index(search.FolderIndex):
 class Answer(SearchAnswer):
     """The hits of a query, best first: a sequence of them, and in a notebook their images."""
 
-    query: Query = field(kw_only=True)
+    query: views.AnyQuery = field(kw_only=True)
     index: search.ImageIndex = field(kw_only=True, compare=False)
 
     def __len__(self) -> int:
@@ -161,7 +172,8 @@ class Answer(SearchAnswer):
         return search.image_of(self.index, self.hits[place].row)
 
     def __repr__(self) -> str:
-        best = f", the best {self.hits[0].name!r}" if self.hits else ""
+        which = "first" if isinstance(self.query, Browse) else "best"
+        best = f", the {which} {self.hits[0].name!r}" if self.hits else ""
         return f"Answer({views.query_text(self.query)}: {len(self.hits)} images{best})"
 
     def _repr_html_(self) -> str:
@@ -198,9 +210,40 @@ class Searcher:
             rerank_set=assignments(rerank_overrides),
         )
 
-    def search(self, query: Query, k: int = 10, *, where: str | None = None, hybrid: bool = False) -> Answer:
-        """The k images nearest to a text, to the image in a file (a Path), or to an image of Pillow. InputError for an
-        empty text.
+    @overload
+    def search(
+        self, query: list[str] | tuple[str, ...], k: int = 10, *, where: str | None = None, hybrid: bool = False
+    ) -> list[Answer]: ...
+
+    @overload
+    def search(
+        self,
+        query: Query,
+        k: int = 10,
+        *,
+        image: Image.Image | os.PathLike[str] | None = None,
+        also: str | Sequence[str] = (),
+        without: str | Sequence[str] = (),
+        where: str | None = None,
+        hybrid: bool = False,
+    ) -> Answer: ...
+
+    def search(
+        self,
+        query: Query | list[str] | tuple[str, ...],
+        k: int = 10,
+        *,
+        image: Image.Image | os.PathLike[str] | None = None,
+        also: str | Sequence[str] = (),
+        without: str | Sequence[str] = (),
+        where: str | None = None,
+        hybrid: bool = False,
+    ) -> Answer | list[Answer]:
+        """The k images nearest to a text, to the image in a file (a Path), or to an image of Pillow; for a list of
+        texts a list of answers, whose texts are read together. InputError for an empty text.
+
+        `image` is an image beside a text, `also` are texts that are added, and `without` are texts that count against
+        an image (docs/search.md has the weights).
 
         `where` is a condition on the columns of the images, such as "year >= 2020 and owner = 'x'"; InputError if it
         cannot be read.
@@ -208,14 +251,47 @@ class Searcher:
         With `hybrid`, a text is searched by the words of captions and file names too; MissingError for an index without
         words.
         """
-        question = Path(query) if isinstance(query, os.PathLike) else query
-        answer = self._searcher.ask(question, k, self._condition(where), hybrid=hybrid)
-        return self._answer(query, answer)
+        condition, added, excluded = self._condition(where), api.texts(also), api.texts(without)
+        if isinstance(query, list | tuple):
+            if image is not None or added or excluded:
+                raise ConfigError("a list of texts has no other parts", hint="search for each text by itself")
+            texts = api.texts(query)
+            answers = self._searcher.by_texts(texts, k, condition, hybrid=hybrid)
+            return [self._answer(text, answer) for text, answer in zip(texts, answers, strict=True)]
+        question = self._question(query, image, added, excluded)
+        answer = self._searcher.ask(question, k, condition, hybrid=hybrid)
+        return self._answer(question if isinstance(question, CombinedQuery) else query, answer)
+
+    def _question(
+        self,
+        query: Query,
+        image: Image.Image | os.PathLike[str] | None,
+        also: Sequence[str],
+        without: Sequence[str],
+    ) -> str | Path | Image.Image | CombinedQuery:
+        text = query if isinstance(query, str) else None
+        if not isinstance(query, str):
+            if image is not None:
+                raise ConfigError("the query is an image, and `image` is another one", hint="give one of them a text")
+            image = query
+        return question_of(text, Path(image) if isinstance(image, os.PathLike) else image, also, without)
+
+    def browse(self, k: int = 10, *, where: str | None = None, order: str | None = None, offset: int = 0) -> Answer:
+        """The images that meet a condition, without a query and scores: `k` of them after the first `offset`, of the
+        `total` that there are.
+
+        The newest come first, if the index has a column `taken`. `order` is another column, such as "year", or "year
+        desc" for the greatest first; images without a value come last. InputError for a store, and for an unknown
+        column.
+        """
+        by = None if order is None else parse_order(order, self.index.columns)
+        answer = self._searcher.browse(k, self._condition(where), by, offset=offset)
+        return self._answer(Browse(where, order), answer)
 
     def _condition(self, where: str | None) -> Condition | None:
         return None if where is None else search.parse_where(where, self.index.columns)
 
-    def _answer(self, query: Query, answer: SearchAnswer) -> Answer:
+    def _answer(self, query: views.AnyQuery, answer: SearchAnswer) -> Answer:
         return Answer(**vars(answer), query=query, index=self.index)
 
     def __repr__(self) -> str:

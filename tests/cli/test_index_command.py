@@ -7,7 +7,7 @@ import json
 import pytest
 from image_files import png, put
 from made_index import unit_vectors
-from tiny import contents, make_models
+from tiny import contents, make_models, run_script
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -106,3 +106,30 @@ def test_a_mistake_is_one_line_with_the_next_step(dual, images, tmp_path, words,
 def test_a_run_in_place_of_an_index_is_recognized(tmp_path):
     put(tmp_path, {"run/run.json": b"{}"})
     assert "is a run, not an index; make one: dcdctl index" in run(tmp_path / "run").stderr
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        ("typo", "typo does not exist; `dcdctl models` shows"),
+        ("runs/studnet", "runs/studnet does not exist; the runs in runs are query, student"),
+        ("./runs/a/b", "./runs/a/b does not exist"),
+    ],
+)
+def test_a_misspelled_query_model_is_named_before_torch_is_imported(images, tmp_path, ref, message):
+    put(tmp_path, {"runs/student/run.json": b"{}", "runs/query/run.json": b"{}", "runs/notes.txt": b""})
+    script = """
+import os, sys
+from dcdctl.cli.app import app
+os.chdir(sys.argv[1])
+os.dup2(1, 2)
+for words in (["index", "INDEX"], ["index", "runs/student", "--images", sys.argv[2], "--out", "NEW"]):
+    try:
+        app([*words, "--query-model", sys.argv[3]])
+    except SystemExit as end:
+        print(end.code, sorted({"torch", "transformers"} & set(sys.modules)), flush=True)
+"""
+    lines = run_script(script, tmp_path, images, ref).splitlines()
+    assert lines[1::2] == ["1 []", "1 []"]
+    assert all(line.startswith(f"error: {message}") for line in lines[::2])
+    assert not (tmp_path / "NEW").exists()

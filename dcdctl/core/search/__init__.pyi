@@ -1,4 +1,6 @@
 from .answers import (
+    Browse,
+    Question,
     SearchAnswer,
     answer_document,
     as_text,
@@ -7,10 +9,12 @@ from .answers import (
     columns_text,
     image_of,
     read_image,
+    title_of,
     value_for_json,
 )
 from .build import build_index, change_index, run_index_job
 from .changes import Changes, IndexChange
+from .columns.order import Order, parse_order
 from .columns.table import NUM_SHOWN, ColumnSummary
 from .columns.where import (
     COLUMN_TYPES,
@@ -18,18 +22,20 @@ from .columns.where import (
     Condition,
     Joined,
     Value,
+    like_regex,
     parse_all,
     parse_where,
     quoted_name,
     quoted_value,
 )
+from .combined import CombinedQuery, question_of
 from .copies import SameImages, find_copies
 from .exact import Floats, Rows, best_first, spread_over
 from .index import FolderIndex
 from .index_config import IndexConfig
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
-from .searcher import WEAK, IndexSearcher
+from .searcher import WEAK, IndexSearcher, browse_index
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, check_model, query_model_of, read_document, text_side_note
 from .stored import Stored, StoredTokens, StoredType, StoredVectors
@@ -45,8 +51,10 @@ __all__ = [
     "INDEX_FILE",
     "NUM_SHOWN",
     "WEAK",
+    "Browse",
     "Changes",
     "ColumnSummary",
+    "CombinedQuery",
     "Compare",
     "Condition",
     "Floats",
@@ -58,6 +66,8 @@ __all__ = [
     "IndexConfig",
     "IndexSearcher",
     "Joined",
+    "Order",
+    "Question",
     "Rows",
     "SameImages",
     "SearchAnswer",
@@ -71,6 +81,7 @@ __all__ = [
     "answer_document",
     "as_text",
     "best_first",
+    "browse_index",
     "build_index",
     "caption_of",
     "change_index",
@@ -83,10 +94,13 @@ __all__ = [
     "image_of",
     "index_document",
     "index_facts",
+    "like_regex",
     "open_to_change",
     "parse_all",
+    "parse_order",
     "parse_where",
     "query_model_of",
+    "question_of",
     "quoted_name",
     "quoted_value",
     "read_document",
@@ -95,6 +109,7 @@ __all__ = [
     "spread_over",
     "text_side_beside",
     "text_side_note",
+    "title_of",
     "up_to_date",
     "value_for_json",
     "watch_index",

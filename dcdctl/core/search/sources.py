@@ -126,6 +126,10 @@ class SourceImages:
         # A cache of this instance: a decorated method would keep every opened index alive.
         self._corpus = lru_cache(maxsize=OPEN_CORPORA)(_open_corpus)
 
+    def path(self, source: int, image: SourceImage) -> Path | None:
+        """The absolute path of an image file, whether it is there or not; None for an image of a corpus."""
+        return None if image.path is None else Path(self.sources[source].path, image.path)
+
     def read(self, source: int, image: SourceImage) -> bytes:
         """The image file. MissingError if it is gone, or is a link out of its folder; StaleError if the corpus has
         changed."""
@@ -138,10 +142,6 @@ class SourceImages:
         if image.corpus_row is not None:
             return io.BytesIO(self.read(source, image))
         return self._of_folder(source, image, FolderImageFile.open)
-
-    def path(self, source: int, image: SourceImage) -> Path | None:
-        """Where the file of an image of a folder is; None for an image of a corpus."""
-        return None if image.path is None else Path(self.sources[source].path, image.path)
 
     def read_captions(self, source: int, image: SourceImage) -> list[str]:
         """The captions of an image of a corpus; empty for one of a folder. MissingError or StaleError if the corpus is

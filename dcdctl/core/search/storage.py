@@ -20,6 +20,7 @@ index.json holds the SHA-256 of every file; it is compared when a process first 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -29,8 +30,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dcdctl.core import artifacts, files, models
 from dcdctl.core import config as configs
-from dcdctl.core import files, models
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.config import NOT_EMPTY, Constraint, Key, Natural, between, check_fields
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
@@ -334,6 +335,8 @@ def read_document(folder: Path) -> IndexDocument:
     format, or outside of the folder.
     """
     path = folder / INDEX_FILE
+    if not path.is_file() and (error := _model_error(folder)):
+        raise error
     try:
         document = configs.build(IndexDocument, INDEX.read_seal(folder))
         _check(document)
@@ -345,6 +348,18 @@ def read_document(folder: Path) -> IndexDocument:
     for name, (size, _) in document.files.items():
         INDEX.check_part(folder, name, size)
     return document
+
+
+def _model_error(folder: Path) -> MissingError | None:
+    """The error for a model in place of an index, with the command that makes one; None for anything else."""
+    kind = artifacts.kind_of_folder(folder)
+    command = f"`dcdctl index {shlex.quote(str(folder))} --images DIR --out INDEX`"
+    if kind in ("a run", "a saved model"):
+        return MissingError(f"{folder} is {kind}, an index is expected", hint=f"give it as RUN to make one: {command}")
+    # The name of a model, which the Hub may have.
+    if not folder.exists() and not folder.is_absolute() and len(folder.parts) == 2:
+        return MissingError(f"there is no index {folder}", hint=f"if it is a model, make an index with it: {command}")
+    return None
 
 
 def _check(document: IndexDocument) -> None:
