@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 from dcdctl.cli import options
 from dcdctl.cli.declare import Ref, Refs, many, optional_ref, path
 from dcdctl.cli.distill import Distill
-from dcdctl.cli.index import IndexOptions, NewIndex, show_change
+from dcdctl.cli.index import IndexOptions, NewIndex
 from dcdctl.cli.options import argument, reads, reads_model
 from dcdctl.cli.prepare import Prepare
 from dcdctl.cli.training_options import Text, Vision
+from dcdctl.cli.views.index import show_change, show_sync
 from dcdctl.cli.views.terminal import bar, note, show
 
 if TYPE_CHECKING:
@@ -130,7 +131,6 @@ class Photos:
         """An error for what cannot be, before anything is written; ConfigError for options that exclude each other."""
         from dcdctl.core import models
         from dcdctl.core.photos import STUDENT
-        from dcdctl.core.training import check_new_model
 
         self._check_options()
         self._check_places()
@@ -138,6 +138,8 @@ class Photos:
         library.check_photos(path(self.images))
         with self._naming_model():
             if lesson is not None:
+                from dcdctl.core.training import check_new_model
+
                 library.check_model(STUDENT)
                 request = lesson.request()
                 if self.captions is not None:
@@ -158,10 +160,11 @@ class Photos:
 
         library, images = self.library, path(self.images)
         if library.has_index:
-            # Of a change, neither images nor a folder are given.
-            change = NewIndex(library.index, None, None)  # type: ignore[arg-type]
-            changes = IndexOptions(add=images, remove_gone=True).for_index(change, say)
-            return search.change_index(str(library.index), changes, compute=change.compute(), track=track)
+            same = search.up_to_date(search.open_to_change(str(library.index)))
+            # The model is loaded only if there is something for it to do.
+            if same is not None:
+                return same
+            return search.change_index(str(library.index), search.Changes(sync=True), track=track)
         is_trained = self.lesson is not None
         model = str(library.run) if is_trained else str(self.pretrained)
         new = NewIndex(model, images, library.index)
@@ -268,5 +271,10 @@ def photos(arguments: Photos) -> None:
     if (lesson := arguments.lesson) is not None:
         lesson.corpus.run(bar)
         run_training(*lesson.request(), dry_run=False, json=False)
-    show_change(arguments.index(note, bar))
+    is_made = arguments.library.has_index
+    change = arguments.index(note, bar)
+    if is_made:
+        show_sync(change)
+    else:
+        show_change(change)
     show(f"next: dcdctl serve {shlex.quote(str(arguments.library.index))}")
