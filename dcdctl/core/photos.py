@@ -83,10 +83,16 @@ class Library:
             return
         indexed = [source.path for source in search.read_document(self.index).sources]
         if str(photos) not in indexed:
-            add = shlex.join(["dcdctl", "index", str(self.index), "--add", str(photos)])
+            change = ["dcdctl", "index", str(self.index)]
+            gone = [folder for folder in indexed if not Path(folder).exists()]
+            hint = f"for the photos of both in one index: {shlex.join([*change, '--add', str(photos)])}"
+            if gone:
+                hint = (
+                    f"if the photos are at another place now: {shlex.join([*change, '--moved', gone[0], str(photos)])}"
+                )
             raise StaleError(
                 f"{self.index} is an index of {', '.join(indexed)}, not of {photos}",
-                hint=f"name another folder with --out; for the photos of both in one index: {add}",
+                hint=f"name another folder with --out; {hint}",
             )
 
     def check_model(self, ref: str) -> None:

@@ -14,6 +14,7 @@ from duals import save_dual
 from every_command import inside
 from families import FAMILIES, late
 from open_clips import save_open_clip
+from PIL import Image
 
 import dcdctl
 from dcdctl.cli.photos import DEFAULT_MODEL
@@ -72,11 +73,11 @@ def test_encoders_that_are_not_there_are_refused_before_anything_is_prepared(her
 def test_the_same_command_again_takes_photos_that_came_or_went_and_refuses_other_captions(here):
     assert "12 images, 512 numbers each" in run(PHOTOS).stdout
     weights = Path("mine/run/model/model.safetensors").read_bytes()
-    shutil.copy("photos/3.png", "photos/new.png")
+    Image.open("photos/3.png").rotate(90).save("photos/new.png")
     assert "13 images, 1 added" in run(PHOTOS).stdout
     Path("photos/new.png").unlink()
     assert "12 images, 1 removed" in run(PHOTOS).stdout
-    assert "12 images, 512" in run(PHOTOS).stdout
+    assert "12 images, 12 unchanged" in run(PHOTOS).stdout
     with Path("captions.csv").open("a", encoding="utf-8") as file:
         file.write("3.png,one more caption\n")
     message = error_of(PHOTOS)
@@ -110,7 +111,7 @@ def test_photos_without_captions_are_indexed_with_any_searchable_model(here, kin
     out = run(f"photos photos --out mine --model {ref}").stdout
     assert "12 images" in out
     assert out.endswith("next: dcdctl serve mine/index\n")
-    shutil.copy("photos/3.png", "photos/new.png")
+    Image.open("photos/3.png").rotate(90).save("photos/new.png")
     # The model is that of the index, whether it is named again or not.
     assert "13 images, 1 added" in run(f"photos photos --out mine --model {ref}").stdout
     Path("photos/new.png").unlink()
@@ -200,6 +201,10 @@ def test_a_library_of_another_model_or_of_other_photos_is_named(here):
     message = error_of("photos others --out mine")
     assert "photos, not of " in message
     assert "dcdctl index mine/index --add " in message
+    Path("photos").rename("elsewhere")
+    message = error_of("photos elsewhere --out mine")
+    assert "if the photos are at another place now: dcdctl index mine/index --moved " in message
+    Path("elsewhere").rename("photos")
     # Written by another program, or by `dcdctl index`: the model is compared by its fingerprint.
     Path("mine/library.json").unlink()
     assert "12 images" in run("photos photos --out mine --model clip").stdout
