@@ -9,6 +9,7 @@ killed change that is run again counts as a change more where its first steps we
 from __future__ import annotations
 
 import itertools
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -328,6 +329,10 @@ def _fill(
     parts, skipped_now = part_files.describe_parts(build, planned, document.vector_type)
     if not (parts or document.parts):
         first = "; ".join(f"{file.path}: {file.reason}" for file in skipped_now[:2])
+        # An index without images would be in the way of the one of another folder, with its copy of the model.
+        distributed.barrier()
+        if distributed.is_main():
+            shutil.rmtree(folder)
         raise InputError(
             f"none of {len(skipped_now):,} files in {build.plan['sources'][source]['path']} is an image that can be "
             f"read: {first}"
