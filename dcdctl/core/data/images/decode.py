@@ -127,14 +127,14 @@ def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
         whole = _to_rgb(image)
         if (fraction := _fraction(whole)) > 1:
             whole = whole.reduce(fraction)
-        return _rotate_upright(whole, opened.orientation)
+        return _apart(_rotate_upright(whole, opened.orientation), image)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An opened image as `decode_image` gives it: upright and RGB; ImageError if its pixels cannot be decoded or
     converted."""
     try:
-        return _rotate_upright(_to_rgb(image), _orientation(image))
+        return _apart(_rotate_upright(_to_rgb(image), _orientation(image)), image)
     except ImageError:
         raise
     except DECODE_ERRORS as error:
@@ -149,8 +149,9 @@ def thumbnail(data: bytes, side_px: int) -> bytes:
         scale = SHRINK_REDUCING_GAP * side_px / max(image.size)
         image.draft(None, (round(scale * image.width), round(scale * image.height)))
         opened.load()
-        small = _rotate_upright(_to_rgb(image), opened.orientation)
-    small.thumbnail((side_px, side_px), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
+        small = _to_rgb(image)
+        small.thumbnail((side_px, side_px), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
+        small = _rotate_upright(small, opened.orientation)
     return _as_jpeg(small, THUMBNAIL_QUALITY)
 
 
@@ -179,8 +180,8 @@ def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
         image.draft("L", (9 * HASH_REDUCING_GAP, 8 * HASH_REDUCING_GAP))
         opened.load()
         orientation = opened.orientation
-        # Not converted if it is RGB, which would copy it.
-        whole = image if image.mode in ("L", "RGB") else _to_rgb(image)
+        # Gray is enough for the hash.
+        whole = image if image.mode == "L" else _to_rgb(image)
         hash_bits = difference_hash(_rotate_upright(whole, orientation))
     if orientation >= 5:  # rotated by 90 degrees
         width, height = height, width
@@ -383,7 +384,15 @@ def _rotate_upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
+def _apart(image: Image.Image, source: Image.Image) -> Image.Image:
+    """An image that is not the source itself, which is closed or is the user's."""
+    return image.copy() if image is source else image
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """An image in RGB: itself if it is, because a copy of a large one takes much memory."""
+    if image.mode == "RGB":
+        return image
     # Pillow clips wider modes to [0, 255]: most of 16-bit gray would become white, floats in [0, 1] black.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
@@ -418,9 +427,7 @@ def _shrink(opened: _Opened, side_px: int) -> CheckedImage:
     # Only a JPEG can be decoded at a fraction of its size.
     image.draft(None, (SHRINK_REDUCING_GAP * width, SHRINK_REDUCING_GAP * height))
     opened.load()
-    # Not converted if it is RGB, which would copy it.
-    whole = image if image.mode == "RGB" else _to_rgb(image)
-    smaller = whole.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
+    smaller = _to_rgb(image).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
     smaller = _rotate_upright(smaller, opened.orientation)
     is_photo = opened.format in (JPEG, HEIF, RAW)
     suffix = None if opened.format is JPEG else ".jpg" if is_photo else ".png"
