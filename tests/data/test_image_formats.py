@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import random
 import struct
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ UPRIGHT = {
     "avif": encoded("AVIF", HALVES),
     "heic": heic("heic_a.heic"),
     "heic on its side": heic("heic_turned.heic"),
+    "heic in tiles": heic("heic_tiles.heic"),
     "dng": dng(HALVES),
     "a heic of the brand mif1": heic("heic_a.heic").replace(b"ftypheic", b"ftypmif1"),
 }
@@ -270,4 +272,77 @@ def test_pillow_s_list_of_formats_stays_as_it_is():
 
 
 def test_colors_of_the_fixtures_are_told_apart():
-    assert len({decode_image(heic(name)).getpixel((5, 30)) for name in COLORS}) == 2
+    assert len({decode_image(heic(name)).getpixel((5, 30))[0] // 50 for name in COLORS}) == 2
+
+
+def test_an_image_longer_than_a_jpeg_may_be_is_shrunk_for_a_browser():
+    shown, media_type = for_browser(encoded("TIFF", Image.new("L", (70_000, 20), 90), compression="tiff_lzw"))
+    assert media_type == "image/jpeg"
+    assert decode_image(shown).size == (65_500, 19)
+
+
+READERS = {
+    "decode": decode_image,
+    "check": check_image,
+    "thumbnail": lambda data: thumbnail(data, 32),
+    "browser": for_browser,
+    "exif": lambda data: read_exif(io.BytesIO(data), place=True),
+}
+
+
+def answers(data):
+    """How many readers read a file; AssertionError for another error than ImageError."""
+    num_read = 0
+    for read in READERS.values():
+        try:
+            read(data)
+            num_read += 1
+        except ImageError:
+            pass
+    return num_read
+
+
+@pytest.mark.parametrize("form", ["avif", "heic", "heic on its side", "heic in tiles", "dng"])
+def test_damaged_files_of_phones_are_an_error_and_nothing_worse(form):
+    data, rng = UPRIGHT[form], random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(data)
+        for _ in range(rng.choice([1, 2, 5, 20])):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        answers(bytes(damaged))
+    for keep in range(0, len(data) - 4, len(data) // 40):
+        # EXIF data are missing at worst, and a browser shows what is left of an AVIF.
+        assert answers(data[:keep]) <= (2 if form == "avif" else 1)
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (2**32 - 1, 1), (11_000, 11_000), (97, 64), (0, 0)])
+@pytest.mark.parametrize("form", ["heic", "heic on its side"])
+def test_a_heif_header_that_lies_about_the_size_is_refused(form, size):
+    data = bytearray(UPRIGHT[form])
+    at = data.index(b"ispe") + 8
+    data[at : at + 8] = struct.pack(">II", *size)
+    with pytest.raises(ImageError):
+        decode_image(bytes(data))
+
+
+@pytest.mark.parametrize("letter", range(4))
+def test_a_heif_item_whose_type_is_no_text_is_refused(letter):
+    # pi-heif 1.4 ends the process.
+    data = bytearray(UPRIGHT["heic"])
+    data[data.index(b"Exif") + letter] = 0x8F
+    with pytest.raises(ImageError, match="the types of its items are no text"):
+        decode_image(bytes(data))
+
+
+def test_the_items_of_a_heif_file_are_found_in_boxes_of_every_length():
+    data = bytearray(UPRIGHT["heic"])
+    data[data.index(b"Exif")] = 0x8F
+    at = data.index(b"meta") - 4
+    size = int.from_bytes(data[at : at + 4], "big")
+    body = bytes(data[at + 8 : at + size])
+    to_the_end = struct.pack(">I", 0) + b"meta" + body
+    large = struct.pack(">I", 1) + b"meta" + struct.pack(">Q", 16 + len(body)) + body
+    for box_ in (to_the_end, large):
+        assert formats.damage_of_boxes(bytes(data[:at]) + box_) == "the types of its items are no text"
+    # Data behind the last box, as in motion photos, are no damage.
+    assert formats.damage_of_boxes(UPRIGHT["heic"] + b"more than one byte, which is no box") == ""

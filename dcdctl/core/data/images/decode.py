@@ -33,6 +33,7 @@ from dcdctl.core.data.images.formats import (
     Format,
     ImageError,
     Unread,
+    damage_of_boxes,
     recognize,
     what_else,
 )
@@ -48,6 +49,8 @@ LARGE_PIXELS = 2**25
 most 134 MB."""
 # The highest quality that Pillow recommends.
 JPEG_QUALITY = 95
+MAX_JPEG_SIDE = 65_500
+"""The most that libjpeg writes."""
 # At this size the blocks of JPEG do not show.
 THUMBNAIL_QUALITY = 80
 HASH_REDUCING_GAP = 4
@@ -149,10 +152,8 @@ def thumbnail(data: bytes, side_px: int) -> bytes:
         scale = SHRINK_REDUCING_GAP * side_px / max(image.size)
         image.draft(None, (round(scale * image.width), round(scale * image.height)))
         opened.load()
-        small = _to_rgb(image)
-        small.thumbnail((side_px, side_px), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
-        small = _rotate_upright(small, opened.orientation)
-    return _as_jpeg(small, THUMBNAIL_QUALITY)
+        small = _fit(_to_rgb(image), side_px)
+        return _as_jpeg(_rotate_upright(small, opened.orientation), THUMBNAIL_QUALITY)
 
 
 def for_browser(data: bytes) -> tuple[bytes, str]:
@@ -160,7 +161,7 @@ def for_browser(data: bytes) -> tuple[bytes, str]:
     with _open_image(data) as opened:
         if opened.format.media_type:
             return data, opened.format.media_type
-    return _as_jpeg(decode_image(data), JPEG_QUALITY), JPEG.media_type
+    return _as_jpeg(_fit(decode_image(data), MAX_JPEG_SIDE), JPEG_QUALITY), JPEG.media_type
 
 
 def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
@@ -277,8 +278,10 @@ def _opened(data: bytes) -> _Opened:
         return _Opened(format=format, image=open_heif(data), data=data)
     if format is RAW:
         return _open_preview(data)
-    if format is AVIF and not features.check("avif"):
-        raise ImageError("an AVIF image, which this version of Pillow does not read", AVIF.missing)
+    if format is AVIF:
+        if not features.check("avif"):
+            raise ImageError("an AVIF image, which this version of Pillow does not read", AVIF.missing)
+        _check_boxes(data)
     image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
     return _Opened(format=FORMATS[str(image.format)], image=image, data=data)
 
@@ -302,7 +305,14 @@ def open_heif(data: bytes) -> Image.Image:
         from pi_heif import HeifImageFile
     except ImportError as error:
         raise ImageError("a HEIC photo, and the package pi-heif is not installed", HEIF.missing) from error
+    _check_boxes(data)
     return HeifImageFile(io.BytesIO(data))
+
+
+def _check_boxes(data: bytes) -> None:
+    """ImageError for damage of a HEIF or AVIF file that its decoder does not refuse."""
+    if damage := damage_of_boxes(data):
+        raise ImageError(f"the image is truncated or damaged ({damage})")
 
 
 def _too_many_pixels(limit: int) -> ImageError:
@@ -408,7 +418,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _convert(opened: _Opened) -> CheckedImage:
     """A JPEG of a photo that Pillow alone does not read, upright and with its EXIF data."""
     opened.load()
-    upright = _rotate_upright(_to_rgb(opened.image), opened.orientation)
+    upright = _rotate_upright(_fit(_to_rgb(opened.image), MAX_JPEG_SIDE), opened.orientation)
     return CheckedImage(
         data=_as_jpeg(upright, JPEG_QUALITY, _upright_exif(opened.image)),
         width=upright.width,
@@ -444,6 +454,16 @@ def _shrink(opened: _Opened, side_px: int) -> CheckedImage:
         hash=difference_hash(smaller),
         suffix=suffix,
     )
+
+
+def _fit(image: Image.Image, side_px: int) -> Image.Image:
+    """An image, its longer side at most that long."""
+    if max(image.size) <= side_px:
+        return image
+    scale = side_px / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    # Not `thumbnail`, which changes the image itself: that of a HEIF file is decoded again where it is used.
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
 
 
 def _upright_exif(image: Image.Image) -> bytes:
