@@ -325,6 +325,14 @@ def test_a_heif_header_that_lies_about_the_size_is_refused(form, size):
         decode_image(bytes(data))
 
 
+def test_a_photo_with_damaged_exif_data_becomes_a_jpeg_without_them():
+    tag = struct.pack(">HH", 0x0110, 2)
+    data = UPRIGHT["heic"].replace(tag, struct.pack(">HH", 0x0110, 11))
+    assert data != UPRIGHT["heic"]
+    with Image.open(io.BytesIO(check_image(data).data)) as image:
+        assert dict(image.getexif()) == {}
+
+
 @pytest.mark.parametrize("letter", range(4))
 def test_a_heif_item_whose_type_is_no_text_is_refused(letter):
     # pi-heif 1.4 ends the process.

@@ -472,7 +472,8 @@ def _upright_exif(image: Image.Image) -> bytes:
         exif = image.getexif()
         exif[EXIF_ORIENTATION] = 1
         return exif.tobytes()
-    except DECODE_ERRORS:
+    # A number in place of a text has no method that encodes it.
+    except (*DECODE_ERRORS, AttributeError):
         return b""
 
 
