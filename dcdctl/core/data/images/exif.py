@@ -107,7 +107,8 @@ def _taken(tags: Mapping[int, Any]) -> tuple[datetime | None, int | None]:
         if (match := _MOMENT.match(_text(tags.get(tag)))) is None:
             continue
         try:
-            local = datetime(*map(int, match.groups()))
+            year, month, day, hour, minute, second = map(int, match.groups())
+            local = datetime(year, month, day, hour, minute, second)
         except ValueError:  # such as February 31
             continue
         return local, local.year
