@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, Watch, silent, step_bar
 
 say = logging.getLogger("dcdctl").warning
@@ -24,6 +25,14 @@ def same_threads() -> Iterator[None]:
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
+
+
+def texts(given: str | Sequence[object]) -> tuple[str, ...]:
+    """The texts of one, or of several; InputError for what is no text."""
+    found = (given,) if isinstance(given, str) else tuple(given)
+    if wrong := next((each for each in found if not isinstance(each, str)), None):
+        raise InputError(f"a list of texts has {type(wrong).__name__}", hint="search by each image by itself")
+    return tuple(str(text) for text in found)
 
 
 def track(progress: bool) -> Track:

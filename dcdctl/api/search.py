@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import pyarrow as pa
 from PIL import Image
@@ -19,7 +19,18 @@ from dcdctl.api.views import Query
 from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, optional_ref, path, takes
 from dcdctl.cli.index import IndexOptions, NewIndex, table_or_path
 from dcdctl.core import config, devices, search, stores
-from dcdctl.core.search import Changes, Condition, Hit, IndexChange, SearchAnswer
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.search import (
+    Browse,
+    Changes,
+    CombinedQuery,
+    Condition,
+    Hit,
+    IndexChange,
+    SearchAnswer,
+    parse_order,
+    question_of,
+)
 
 
 class Index(search.FolderIndex):
@@ -81,6 +92,32 @@ class Index(search.FolderIndex):
         """Remove images by name or pattern ("2019/*"), and with `gone` those whose files no longer exist."""
         return self._change(Changes(remove=names, remove_gone=gone))
 
+    def remove_gone(self) -> IndexChange:
+        """Remove the images whose files no longer exist; InputError if an image folder itself is gone."""
+        return self._change(Changes(remove_gone=True))
+
+    def sync(
+        self, *, workers: int | None = None, batch_size: int = 32, device: str = "auto", progress: bool = False
+    ) -> IndexChange:
+        """Follow the image folders: add what is new, read again what changed, remove what is gone, and fill columns.
+
+        A file of the same bytes under another name keeps its vectors and columns. If a folder has no images any more,
+        nothing of it is removed, and the notes say so. The model is loaded only for images that it has not seen.
+        """
+        if (same := search.up_to_date(self)) is not None:
+            return same
+        compute = devices.Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
+        return self._change(Changes(sync=True), compute=compute, track=api.track(progress))
+
+    def moved(self, old: Ref, new: Ref) -> IndexChange:
+        """Say that an image folder, or one above it, is at another place now; nothing is embedded. InputError if the
+        index has no such folder, or if its images are not at the new place."""
+        return self._change(Changes(moved=(path(old), path(new))))
+
+    def duplicates(self) -> list[search.SameImages]:
+        """The groups of images that are copies of each other, or look alike."""
+        return search.find_copies(self)
+
     def set_query_model(self, ref: Ref) -> IndexChange:
         """Embed texts by a query encoder from now on, in place of the model of the index; no image is embedded again.
 
@@ -92,17 +129,19 @@ class Index(search.FolderIndex):
         self,
         metadata: Ref | pa.Table | None = None,
         *,
-        exif: Literal["camera", "place"] | None = None,
+        exif: Literal["camera", "place", "none"] | None = None,
         drop: Sequence[str] = (),
         progress: bool = False,
     ) -> IndexChange:
         """Set columns that conditions read, such as year and owner; nothing is embedded again. Its `notes` name images
         without values.
 
-        `metadata` names the image of each row in a column `image`, `image_id`, `path` or `filepath`. `exif` reads the
-        date and the camera from the image files, with "place" also the place, and `drop` removes columns.
+        `metadata` names the image of each row in a column `image`, `image_id`, `path` or `filepath`. The
+        date and the camera are read from the image files as long as `exif` is not "none", with "place" also the place.
+        `drop` removes columns.
         """
-        changes = Changes(drop_columns=tuple(drop), metadata=table_or_path(metadata), exif=exif)
+        sets = () if exif is None else (f"exif={exif}",)
+        changes = Changes(sets=sets, drop_columns=tuple(drop), metadata=table_or_path(metadata))
         return self._change(changes, track=api.track(progress))
 
     def _change(self, changes: Changes, **how: Any) -> IndexChange:
@@ -116,7 +155,7 @@ class Index(search.FolderIndex):
 class Answer(SearchAnswer):
     """The hits of a query, best first: a sequence of them, and in a notebook their images."""
 
-    query: Query = field(kw_only=True)
+    query: views.AnyQuery = field(kw_only=True)
     index: search.ImageIndex = field(kw_only=True, compare=False)
 
     def __len__(self) -> int:
@@ -133,7 +172,8 @@ class Answer(SearchAnswer):
         return search.image_of(self.index, self.hits[place].row)
 
     def __repr__(self) -> str:
-        best = f", the best {self.hits[0].name!r}" if self.hits else ""
+        which = "first" if isinstance(self.query, Browse) else "best"
+        best = f", the {which} {self.hits[0].name!r}" if self.hits else ""
         return f"Answer({views.query_text(self.query)}: {len(self.hits)} images{best})"
 
     def _repr_html_(self) -> str:
@@ -170,9 +210,40 @@ class Searcher:
             rerank_set=assignments(rerank_overrides),
         )
 
-    def search(self, query: Query, k: int = 10, *, where: str | None = None, hybrid: bool = False) -> Answer:
-        """The k images nearest to a text, to the image in a file (a Path), or to an image of Pillow. InputError for an
-        empty text.
+    @overload
+    def search(
+        self, query: list[str] | tuple[str, ...], k: int = 10, *, where: str | None = None, hybrid: bool = False
+    ) -> list[Answer]: ...
+
+    @overload
+    def search(
+        self,
+        query: Query,
+        k: int = 10,
+        *,
+        image: Image.Image | os.PathLike[str] | None = None,
+        also: str | Sequence[str] = (),
+        without: str | Sequence[str] = (),
+        where: str | None = None,
+        hybrid: bool = False,
+    ) -> Answer: ...
+
+    def search(
+        self,
+        query: Query | list[str] | tuple[str, ...],
+        k: int = 10,
+        *,
+        image: Image.Image | os.PathLike[str] | None = None,
+        also: str | Sequence[str] = (),
+        without: str | Sequence[str] = (),
+        where: str | None = None,
+        hybrid: bool = False,
+    ) -> Answer | list[Answer]:
+        """The k images nearest to a text, to the image in a file (a Path), or to an image of Pillow; for a list of
+        texts a list of answers, whose texts are read together. InputError for an empty text.
+
+        `image` is an image beside a text, `also` are texts that are added, and `without` are texts that count against
+        an image (docs/search.md has the weights).
 
         `where` is a condition on the columns of the images, such as "year >= 2020 and owner = 'x'"; InputError if it
         cannot be read.
@@ -180,14 +251,47 @@ class Searcher:
         With `hybrid`, a text is searched by the words of captions and file names too; MissingError for an index without
         words.
         """
-        question = Path(query) if isinstance(query, os.PathLike) else query
-        answer = self._searcher.ask(question, k, self._condition(where), hybrid=hybrid)
-        return self._answer(query, answer)
+        condition, added, excluded = self._condition(where), api.texts(also), api.texts(without)
+        if isinstance(query, list | tuple):
+            if image is not None or added or excluded:
+                raise ConfigError("a list of texts has no other parts", hint="search for each text by itself")
+            texts = api.texts(query)
+            answers = self._searcher.by_texts(texts, k, condition, hybrid=hybrid)
+            return [self._answer(text, answer) for text, answer in zip(texts, answers, strict=True)]
+        question = self._question(query, image, added, excluded)
+        answer = self._searcher.ask(question, k, condition, hybrid=hybrid)
+        return self._answer(question if isinstance(question, CombinedQuery) else query, answer)
+
+    def _question(
+        self,
+        query: Query,
+        image: Image.Image | os.PathLike[str] | None,
+        also: Sequence[str],
+        without: Sequence[str],
+    ) -> str | Path | Image.Image | CombinedQuery:
+        text = query if isinstance(query, str) else None
+        if not isinstance(query, str):
+            if image is not None:
+                raise ConfigError("the query is an image, and `image` is another one", hint="give one of them a text")
+            image = query
+        return question_of(text, Path(image) if isinstance(image, os.PathLike) else image, also, without)
+
+    def browse(self, k: int = 10, *, where: str | None = None, order: str | None = None, offset: int = 0) -> Answer:
+        """The images that meet a condition, without a query and scores: `k` of them after the first `offset`, of the
+        `total` that there are.
+
+        The newest come first, if the index has a column `taken`. `order` is another column, such as "year", or "year
+        desc" for the greatest first; images without a value come last. InputError for a store, and for an unknown
+        column.
+        """
+        by = None if order is None else parse_order(order, self.index.columns)
+        answer = self._searcher.browse(k, self._condition(where), by, offset=offset)
+        return self._answer(Browse(where, order), answer)
 
     def _condition(self, where: str | None) -> Condition | None:
         return None if where is None else search.parse_where(where, self.index.columns)
 
-    def _answer(self, query: Query, answer: SearchAnswer) -> Answer:
+    def _answer(self, query: views.AnyQuery, answer: SearchAnswer) -> Answer:
         return Answer(**vars(answer), query=query, index=self.index)
 
     def __repr__(self) -> str:

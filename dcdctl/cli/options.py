@@ -141,6 +141,16 @@ def announce_code(refs: Any) -> Any:
     return refs
 
 
+def check_query_model(ref: str | None) -> str | None:
+    """Callback of `--query-model`: an error before torch is imported if there is no such model, or another kind."""
+    announce_code(ref)
+    if ref is not None:
+        from dcdctl.core import models
+
+        models.check_ref(ref, kind="query")
+    return ref
+
+
 # Texts of options whose type differs between commands
 DEPTH_HELP = "Number of candidates to re-rank per query."
 CODES_HELP = "Form in which vectors are compared; int8 and binary take less memory."
@@ -176,7 +186,11 @@ Rerank = Annotated[
     str,
 ]
 QueryRef = Annotated[
-    Ref | None, reads_model("--query-model", "Query encoder that embeds texts in the model's place.", "REF"), str
+    Ref | None,
+    reads_model(
+        "--query-model", "Query encoder that embeds texts in the model's place.", "REF", callback=check_query_model
+    ),
+    str,
 ]
 RerankSet = Annotated[
     Overrides | None,

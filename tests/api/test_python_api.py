@@ -30,6 +30,7 @@ from dcdctl.core import training
 from dcdctl.core.config import to_table
 from dcdctl.core.data import for_browser
 from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError
+from dcdctl.core.search import CombinedQuery, IndexSearcher
 from dcdctl.core.training import DualConfig, LossConfig, Run
 
 TINY = {
@@ -246,9 +247,9 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
         assert change.notes == (f"not in {where}: 5 images of the index",)
         assert own_index.values("year").drop_null().to_pylist() == [2021, 2020]
         own_index.set_columns(drop=["year", "owner"])
-        assert own_index.columns.names == []
-    own_index.set_columns(in_memory, exif="camera")
-    assert own_index.columns.names == ["year", "owner", "taken", "camera"]
+        assert own_index.columns.names == ["taken", "camera"]
+    own_index.set_columns(in_memory, exif="place")
+    assert own_index.columns.names == ["taken", "camera", "year", "owner", "latitude", "longitude"]
     searcher = dcdctl.Searcher(own_index)
     answer = searcher.search("a red circle", where="owner = '<b>'")
     assert [(hit.name, hit.columns["owner"]) for hit in answer] == [("plain.png", "<b>")]
@@ -256,6 +257,12 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
     assert len(searcher.search("blue", where="owner is null")) == 5
     with pytest.raises(InputError, match="unknown column yaer"):
         searcher.search("red", where="yaer = 1")
+    listed = searcher.browse(2, order="year desc")
+    assert [hit.name for hit in listed] == ["g.png", "plain.png"]
+    assert (listed.total, {hit.score for hit in listed}, listed[0].path.is_file()) == (7, {None}, True)
+    assert repr(listed) == "Answer(Images, by year desc: 2 images, the first 'g.png')"
+    assert "Images, by year desc: 2 of 7 images" in listed._repr_html_()
+    assert len(searcher.browse(9, where="owner is null", offset=3)) == 2
 
 
 def test_an_answer_shows_small_images_and_escaped_names(noise_index):
@@ -279,6 +286,39 @@ def test_an_image_in_memory_finds_what_its_file_finds(noise_index):
     damaged = Image.open(io.BytesIO(path.read_bytes()[:-500]))
     with pytest.raises(InputError, match="query image"):
         searcher.search(damaged)
+
+
+def test_a_list_of_texts_has_the_answers_of_each_alone(noise_index):
+    searcher = dcdctl.Searcher(noise_index)
+    texts = ["a red circle", "green", "a blue square"] * 30
+    together = searcher.search(texts, k=4)
+    assert [answer.query for answer in together] == texts
+    for text, answer in zip(texts[:3], together, strict=False):
+        alone = searcher.search(text, k=4)
+        assert {hit.row: hit.score for hit in answer} == pytest.approx({hit.row: hit.score for hit in alone}, abs=1e-5)
+        assert answer.notes == alone.notes
+    assert (searcher.search([]), len(searcher.search(("red",)))) == ([], 1)
+
+
+def test_a_text_an_image_and_other_texts_are_one_query(noise_index):
+    searcher, path = dcdctl.Searcher(noise_index), noise_index.parent / "images" / "plain.png"
+    answer = searcher.search("red", image=path, also="circle", without=["green", "blue"])
+    expected = CombinedQuery("red", path, ("circle",), ("green", "blue"))
+    assert list(answer) == list(IndexSearcher.for_index(searcher.index, device="cpu").ask(expected).hits)
+    assert repr(answer).startswith("Answer(red, like plain.png, also circle, not green, not blue: 10 images")
+    similar = searcher.search(path, without="green")
+    assert list(similar) == list(searcher.search(Image.open(path), without="green"))
+    for wrong, error in (
+        (lambda: searcher.search(path, image=path), ConfigError),
+        (lambda: searcher.search(["red"], also="x"), ConfigError),
+        (lambda: searcher.search(["red", path]), InputError),
+        (lambda: searcher.search("red", also=[3]), InputError),
+        (lambda: searcher.search("red", also=[""]), InputError),
+        (lambda: searcher.search("red", without="red"), InputError),
+        (lambda: searcher.search("red", also="blue", hybrid=True), ConfigError),
+    ):
+        with pytest.raises(error):
+            wrong()
 
 
 def test_a_bar_is_shown_only_if_asked_for(noise_index, tmp_path, capfd):

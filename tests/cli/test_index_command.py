@@ -7,7 +7,7 @@ import json
 import pytest
 from image_files import png, put
 from made_index import unit_vectors
-from tiny import contents, make_models
+from tiny import contents, make_models, run_script
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -35,7 +35,7 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     index = tmp_path / "index"
     made = run(dual, "--images", images, "--out", index)
     assert made.exit_code == 0, made.output
-    assert made.stdout == f"8 images, 8 numbers each, search by flat -> {index}\n"
+    assert made.stdout == f"8 images, 8 numbers each, search by flat, columns taken, year, camera -> {index}\n"
     assert "left out: 1 file that is no image: nothing to do\n" in made.stderr
     assert f"left out: each is listed in {index / 'skipped-1.json'}\n" in made.stderr
     put(images, {"new.png": png(20)})
@@ -56,7 +56,8 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
         "kind": "flat",
         "keywords": False,
     }
-    document |= {"columns": [], "notes": []}
+    document |= dict.fromkeys(("changed", "moved", "copied", "unchanged"), 0)
+    document |= {"columns": ["taken", "year", "camera"], "notes": []}
     assert json.loads(run(index, "--json").stdout) == document
     looked = run(index)
     assert looked.stdout.startswith("8 images, 8 numbers each, search by flat")
@@ -64,7 +65,10 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     assert run(index, "--set", "flat_up_to=2", "--set", "hnsw.neighbors=4").stdout.startswith(
         "8 images, 8 numbers each, search by hnsw"
     )
-    assert run(index, "--keywords").stdout == f"8 images, 8 numbers each, search by hnsw and by words -> {index}\n"
+    assert (
+        run(index, "--keywords").stdout
+        == f"8 images, 8 numbers each, search by hnsw and by words, columns taken, year, camera -> {index}\n"
+    )
     assert FolderIndex.open(index).hybrid(["4"], unit_vectors(1, 8), 1)[0][0].name == "4.png"
 
 
@@ -102,3 +106,30 @@ def test_a_mistake_is_one_line_with_the_next_step(dual, images, tmp_path, words,
 def test_a_run_in_place_of_an_index_is_recognized(tmp_path):
     put(tmp_path, {"run/run.json": b"{}"})
     assert "is a run, not an index; make one: dcdctl index" in run(tmp_path / "run").stderr
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        ("typo", "typo does not exist; `dcdctl models` shows"),
+        ("runs/studnet", "runs/studnet does not exist; the runs in runs are query, student"),
+        ("./runs/a/b", "./runs/a/b does not exist"),
+    ],
+)
+def test_a_misspelled_query_model_is_named_before_torch_is_imported(images, tmp_path, ref, message):
+    put(tmp_path, {"runs/student/run.json": b"{}", "runs/query/run.json": b"{}", "runs/notes.txt": b""})
+    script = """
+import os, sys
+from dcdctl.cli.app import app
+os.chdir(sys.argv[1])
+os.dup2(1, 2)
+for words in (["index", "INDEX"], ["index", "runs/student", "--images", sys.argv[2], "--out", "NEW"]):
+    try:
+        app([*words, "--query-model", sys.argv[3]])
+    except SystemExit as end:
+        print(end.code, sorted({"torch", "transformers"} & set(sys.modules)), flush=True)
+"""
+    lines = run_script(script, tmp_path, images, ref).splitlines()
+    assert lines[1::2] == ["1 []", "1 []"]
+    assert all(line.startswith(f"error: {message}") for line in lines[::2])
+    assert not (tmp_path / "NEW").exists()

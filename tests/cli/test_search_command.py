@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.cli.views import terminal
-from dcdctl.core.search import FolderIndex, index_facts
+from dcdctl.core.search import CombinedQuery, FolderIndex, index_facts
 
 TEXT = CAPTIONS[0]
 CPU = ["--device", "cpu"]
@@ -127,6 +127,25 @@ def test_hybrid_search_needs_words_in_the_index_and_in_the_query(index, hybrid):
     assert (result.exit_code, "compares the words of a text, and --image has none" in result.stderr) == (2, True)
 
 
+def test_several_parts_are_one_query(index, searcher, tmp_path):
+    photo, page = index.parent / "images" / "plain.png", tmp_path / "found.html"
+    words = ["red", "--image", photo, "--also", "circle", "--also", "blue", "--not", "green", "--k", 3]
+    result = run_cli(index, *words, "--html", page, *CPU)
+    expected = searcher.ask(CombinedQuery("red", photo, ("circle", "blue"), ("green",)), 3)
+    assert [line.split(maxsplit=2)[2] for line in result.stdout.splitlines()[1:]] == names_in(expected)
+    assert "<title>red, like plain.png, also circle, also blue, not green" in page.read_text()
+    document = json.loads(run_cli(index, *words, "--json", *CPU).stdout)
+    assert document["query"] == {"text": "red", "image": str(photo), "also": ["circle", "blue"], "not": ["green"]}
+    assert [hit["score"] for hit in document["hits"]] == [hit.score for hit in expected.hits]
+    assert (document["notes"], expected.background) == ([], None)
+
+
+def test_a_text_that_is_excluded_too_is_an_error_before_torch_is_imported(index):
+    result = run_cli(index, "red", "--not", "Red", *CPU)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: 'Red' is both searched for and excluded; leave one of them out\n"
+
+
 def test_an_image_finds_itself_also_if_its_file_is_gone(tmp_path):
     index = make_index(tmp_path)
     (tmp_path / "images" / "plain.png").rename(tmp_path / "plain.png")
@@ -157,7 +176,11 @@ def test_each_line_of_stdin_gives_one_json_document(index):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["red", "--image", "x.png"], "give one of them"),
+        (["--also", "red"], "there is none: add a text or --image"),
+        (["--not", "red"], "there is none: add a text or --image"),
+        (["red", "--also", "blue", "--rerank", "fusion"], "this query has several parts"),
+        (["red", "--not", "blue", "--hybrid"], "this query has several parts"),
+        (["red", "--image", "images/plain.png", "--hybrid"], "this query has several parts"),
         (["red", "--depth", "5"], "add --rerank"),
         (["--image", "images/plain.png", "--rerank", "fusion"], "scores an image with a text"),
         (["--html", "x.html"], "add a text"),
@@ -191,6 +214,24 @@ for words in ([sys.argv[2], "red"], [sys.argv[1], " "], [sys.argv[1], "--image",
 print(sorted({"torch", "transformers", "rich"} & set(sys.modules)))
 """
     assert run_script(script, index, tmp_path).splitlines() == ["1", "1", "1", "[]"]
+
+
+@pytest.mark.parametrize("command", ["search", "serve"])
+def test_a_model_in_place_of_an_index_is_told_how_an_index_is_made(index, tmp_path, monkeypatch, command):
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for place, shown, what in (
+        (run, f"'{run}'", f"{run} is a run, an index is expected; give it as RUN to make one: "),
+        (index.parent / "dual", index.parent / "dual", f"{index.parent / 'dual'} is a saved model, an index is "),
+        ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32", "there is no index openai/clip-vit-base-"),
+    ):
+        words = [command, str(place)] + (["dog"] if command == "search" else [])
+        result = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"error: {what}")
+        assert f"`dcdctl index {shown} --images DIR --out INDEX`" in result.stderr
 
 
 def test_the_number_of_threads_is_the_given_one(index, monkeypatch):

@@ -27,7 +27,7 @@ def phone(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("phone")
     models.save(make_models(corpus.captions)[1], folder / "dual")
     library = make_library(folder / "photos")
-    words = ("--images", library.folder, "--out", folder / "index", "--exif", "place", "--device", "cpu")
+    words = ("--images", library.folder, "--out", folder / "index", "--exif-place", "--device", "cpu")
     said = run("index", folder / "dual", *words).stderr
     return SimpleNamespace(library=library, said=said, index=FolderIndex.open(folder / "index"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from datetime import date, datetime
 
 import duckdb
@@ -65,6 +66,9 @@ CONDITIONS = [
     "\"owner name\" like 'B%'",
     "\"owner name\" not like '_nn'",
     "owner > 'o'",
+    "owner ilike 'O''N%'",
+    "\"owner name\" not ilike '%B%'",
+    "not \"owner name\" ilike '%b'",
 ]
 
 
@@ -126,7 +130,8 @@ def test_a_condition_is_read_into_plain_values():
         ("\udce9 = 1", r"the condition '\udce9 = 1' is not Unicode text"),
         ("owner like 'a\\'", r"has the pattern 'a\', which ends in a backslash; double it to find one"),
         ("owner not like '\\\\\\'", r"has the pattern '\\\', which ends in a backslash"),
-        ("owner ilike 'a'", "not a test of a column"),
+        ("owner ilike 'a\\'", "ends in a backslash"),
+        ("year ilike '2%'", "takes year for a text, and it is a whole number; like and ilike compare texts"),
         ("2020 < year", "has 2020 where a column is expected"),
         ("owner = 3", "compares owner, which is a text, with 3"),
         ("owner = year", "compares owner"),
@@ -147,6 +152,38 @@ def test_what_is_no_condition_is_refused(text, problem):
     with pytest.raises(InputError, match="the condition") as raised:
         parse_where(text, TABLE.schema)
     assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("year = '2021'", "a number has no quotes: year = 2021"),
+        ("year in (2020, '2021')", "a number has no quotes: year = 2021"),
+        ("rating > ' 4.5'", "a number has no quotes: rating = 4.5"),
+        ("year = 'x'", "for example year >= 2020"),
+        ("taken = 2021", "write year = 2021, or taken >= '2021-01-01' and taken < '2022-01-01'"),
+        ("taken = '2021'", "write year = 2021, or taken >= '2021-01-01' and taken < '2022-01-01'"),
+        ("day = '2021-12'", "write day >= '2021-12-01' and day < '2022-01-01'"),
+        ("taken >= '2021-02'", "write taken >= '2021-02-01' and taken < '2021-03-01'"),
+        ("day = 9999", "a date has single quotes: day >= '2024-05-01'"),
+        ("taken = 'yesterday'", "a date has single quotes: taken >= '2024-05-01' or '2024-05-01 12:30'"),
+        ("starred = 1", "it is a condition by itself: starred, or not starred"),
+        ("owner = 3", "a text has single quotes: owner = '3'"),
+        ('owner = "x"', "a text has single quotes: owner = 'x'"),
+        ('"owner name" = 3', "a text has single quotes: \"owner name\" = '3'"),
+        ("taken like '2021%'", "like and ilike compare texts"),
+        ("year", "for example year is not null"),
+    ],
+)
+def test_a_value_of_another_type_is_answered_by_the_right_form(text, right):
+    with pytest.raises(InputError) as raised:
+        parse_where(text, TABLE.schema)
+    hint = str(raised.value.hint)
+    assert right in hint
+    # Each form is a condition itself.
+    forms = re.sub(r"^(write|for example|.*:) ", "", hint.partition(" or '")[0]).split(", or ")
+    for form in forms if "compare texts" not in hint else []:
+        parse_where(form, TABLE.schema)
 
 
 @pytest.mark.parametrize("text", ["x" * 9000 + " = 1", f"rating > {'9' * 4000}", "year = 1 " + "\n)" * 4000])
@@ -209,6 +246,15 @@ def test_values_at_the_edges_of_their_types_compare_as_in_python(name, test):
         ("like", "a.b", ["a.b"]),
         ("not like", "%b%", ["", "\\", "50%", "k", "K", "\u212a", "ΟΔΟΣ", "οδοσ", "οδος", "ẞ", "ß"]),
         ("like", "K", ["K"]),
+        ("ilike", "k", ["k", "K", "\u212a"]),
+        ("ilike", "\u212a", ["k", "K", "\u212a"]),
+        ("ilike", "οδος", ["ΟΔΟΣ", "οδοσ", "οδος"]),
+        ("ilike", "ß", ["ẞ", "ß"]),
+        ("ilike", "ss", []),
+        ("ilike", "A\\\\_", ["a\\b"]),
+        ("ilike", "A\\B%", ["ab"]),
+        ("ilike", "[AB]", []),
+        ("not ilike", "%B%", ["", "\\", "50%", "k", "K", "\u212a", "ΟΔΟΣ", "οδοσ", "οδος", "ẞ", "ß"]),
     ],
 )
 def test_like_reads_a_backslash_and_the_case_of_letters(test, pattern, expected):

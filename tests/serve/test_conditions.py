@@ -70,6 +70,36 @@ def test_each_query_of_a_batch_meets_its_own_condition_and_those_of_the_url(clie
     assert "unknown column yaer" in names[2]
 
 
+def test_images_are_listed_without_a_query_page_by_page(client):
+    order = {"order": "day desc", "where": "year >= 2021"}
+    expected = [name for name, year in reversed(list(zip(served.NAMES, YEARS, strict=True))) if year >= 2021]
+    pages = [client.get("/browse", params={**order, "k": 5, "offset": offset}).json() for offset in (0, 5, 10, 2**62)]
+    assert [one["name"] for page in pages for one in page["results"]] == expected
+    assert {page["total"] for page in pages} == {len(expected)}
+    first = pages[0]["results"][0]
+    assert (first["score"], first["path"], first["columns"]["year"]) == (None, None, YEARS[-1])
+    # All were taken at the same moment, so the order without another one is that of rows.
+    assert len(client.get("/browse").json()["results"]) == NUM
+
+
+@pytest.mark.parametrize(
+    ("params", "status", "message"),
+    [
+        ({"order": "yaer"}, 400, "there is no column 'yaer' to order by: the columns are year, owner"),
+        ({"order": "year; drop table x"}, 400, "there is no column"),
+        ({"order": "x" * 61}, 422, "at most 60"),
+        ({"k": 0}, 422, "greater than or equal to 1"),
+        ({"k": 10**9}, 422, "less than or equal to"),
+        ({"offset": -1}, 422, "greater than or equal to 0"),
+        ({"offset": 2**63}, 422, "less than or equal to"),
+        ({"where": "yaer = 1"}, 400, "unknown column yaer"),
+    ],
+)
+def test_a_list_that_cannot_be_made_says_why(client, params, status, message):
+    response = client.get("/browse", params=params)
+    assert (response.status_code, message in response.json()["error"]) == (status, True)
+
+
 WRONG = {
     "owner = '\ud83d'": "is not Unicode text",
     "\ud83d = 1": "is not Unicode text",

@@ -22,7 +22,7 @@ from tiny import make_models
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus, images
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.search import FolderIndex, IndexSearcher
+from dcdctl.core.search import CombinedQuery, FolderIndex, IndexSearcher
 from dcdctl.core.search.torch_models import Reranker
 from dcdctl.core.serve import ServiceConfig, app
 
@@ -77,6 +77,24 @@ def test_an_image_of_the_index_and_the_same_file_uploaded_find_it_first(client, 
     assert len(by_row) == CONFIG.default_k
 
 
+def test_a_query_of_several_parts_is_that_of_the_searcher(client, made, searcher):
+    file, row = made.photos / served.LARGE, made.row(served.LARGE)
+    others = {"also": ["dogs", "snow"], "not": ["a man"]}
+    for text, image in (("a red bus", None), (None, file), ("a red bus", file)):
+        query = CombinedQuery(text, image, ("dogs", "snow"), ("a man",))
+        hits = [(hit.row, pytest.approx(hit.score, abs=1e-5)) for hit in searcher.ask(query, 7).hits]
+        params = {**others, "k": 7} | ({"text": text} if text else {})
+        by_row = client.get("/search", params=params | ({"row": row} if image else {})).json()
+        answers = [by_row]
+        if image:
+            answers.append(client.post("/search", files={"image": ("a.png", file.read_bytes())}, params=params).json())
+        for answer in answers:
+            assert [(one["row"], one["score"]) for one in answer["results"]] == hits
+            assert (answer["bars"], answer["weak"]) == ([], False)
+    refused = client.post("/search", params={"also": "x"}, json={"queries": [{"text": "a"}]})
+    assert (refused.status_code, "belong to an uploaded image" in refused.json()["error"]) == (400, True)
+
+
 @pytest.mark.parametrize("kind", ["int8", "binary", "hnsw"])
 def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kind, client, made, tmp_path):
     folder = shutil.copytree(made.index, tmp_path / "index")
@@ -116,7 +134,9 @@ def test_a_hybrid_search_is_that_of_the_searcher_and_never_a_weak_match(worded):
 @pytest.mark.parametrize("params", [{"text": "a bus"}, {"row": 0}])
 def test_a_hybrid_search_without_words_is_refused_without_a_path(client, params):
     found = client.get("/search", params={**params, "hybrid": True})
-    expected = "hybrid search is for a text, and for an index with words; add them with `dcdctl index INDEX --keywords`"
+    expected = (
+        "hybrid search is for a text alone, and for an index with words; add them with `dcdctl index INDEX --keywords`"
+    )
     assert (found.status_code, found.json()) == (400, {"error": expected})
     batch = client.post("/search", json={"queries": [{"text": "a bus", "hybrid": True}, {"text": "a bus"}]}).json()[
         "answers"
@@ -126,8 +146,14 @@ def test_a_hybrid_search_without_words_is_refused_without_a_path(client, params)
 
 
 WRONG = {
-    "/search?q=dogs": (400, "has no text and no row, expected one of them; for example /search?text="),
-    "/search?text=a&row=0": (400, "has a text and a row, expected one of them"),
+    "/search?q=dogs": (400, "has no text and no row; for example /search?text="),
+    "/search?also=dogs": (400, "has no text and no row; for example /search?text="),
+    "/search?text=dogs&not=Dogs": (400, "'Dogs' is both searched for and excluded"),
+    "/search?text=dogs&also=": (400, "the query is empty"),
+    f"/search?text=a&also={'x' * 41}": (400, "a text has 41 characters, at most 40 are read"),
+    f"/search?text=a{'&not=b' * 8}": (400, "has 9 texts, at most 8 are combined"),
+    "/search?text=dogs&also=cats&hybrid=true": (400, "hybrid search is for a text alone"),
+    "/search?row=99&also=cats": (404, "image 99 is not in this index"),
     "/search?text=": (400, "the query is empty"),
     f"/search?text={'x' * 41}": (422, "at most 40 characters"),
     "/search?text=a&k=0": (422, "k: Input should be greater than or equal to 1"),

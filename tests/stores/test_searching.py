@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 import dcdctl
 from dcdctl.core import models
+from dcdctl.core.errors import InputError
 from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, run_index_job
 from dcdctl.core.serve import ServiceConfig, app
 from dcdctl.core.stores import StoreIndex, open_store, upload_index
@@ -68,6 +69,9 @@ def test_the_service_answers_from_a_store_as_from_the_index(store, index):
         assert ours.get("/image/3?size=original").content == theirs.get("/image/3?size=original").content
         assert ours.get("/image/999").status_code == 404
         assert ours.get("/search", params={"text": "a", "where": "yaer = 3"}).status_code == 400
+        listed = ours.get("/browse")
+        assert listed.status_code == 400
+        assert listed.json() == {"error": "this index is in a store, which lists no images without a query"}
         assert (ours.get("/health").json()["images"], ours.get("/").status_code) == (12, 200)
 
 
@@ -91,6 +95,9 @@ def test_python_uploads_an_index_and_searches_the_store_by_its_url(url, index, s
     assert found.image().size == expected.image().size
     moved = dcdctl.Searcher(url, model=index.folder / "model", device="cpu")
     assert list(moved.search(CAPTIONS[0], k=5)) == list(expected)
+    assert found[0].path.is_file()
+    with pytest.raises(InputError, match="is a store, which lists no images without a query"):
+        moved.browse()
 
 
 def test_a_late_index_in_a_store_is_served_as_from_its_folder(noise_index, qdrant_url, tmp_path):

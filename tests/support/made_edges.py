@@ -37,7 +37,7 @@ EDGES: dict[str, tuple[pa.DataType, list[Value]]] = {
 PATTERNS = ["", "%", "_", "__", "a%", "%b", "%a\\\\b%", "%a\\b%", "\\\\", "%\\\\", "50\\%", "5\\_0", "%'%", "%\n%", "A"]
 PATTERNS += ["K", "S", "ß", "i", "\u03c3", "οδοσ", "\U00010400", "É", "\\a", "%\u212a"]
 ORDERS, EQUALITIES = ("<", "<=", ">", ">="), ("=", "!=", "in", "not in", "is null", "is not null")
-LIKES = ("like", "not like")
+LIKES = ("like", "not like", "ilike", "not ilike")
 NUM_VALUES = max(len(values) for _, values in EDGES.values()) + 1
 NUM_BLOCKS = max(NUM_VALUES, len(PATTERNS))
 COLUMNS = pa.schema([("tested", pa.int64()), *((name, type_) for name, (type_, _) in EDGES.items())])

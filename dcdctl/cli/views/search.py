@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from dcdctl.cli.views.terminal import note, printable, show, show_error, show_json
 from dcdctl.core.errors import DcdError
 from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import Condition, ImageIndex, IndexSearcher, SearchAnswer
+    from dcdctl.core.search import Condition, ImageIndex, IndexSearcher, Question, SearchAnswer
 
 
-def show_answer(index: ImageIndex, question: str | Path, answer: SearchAnswer, *, as_json: bool) -> None:
+def show_answer(index: ImageIndex, question: Question, answer: SearchAnswer, *, as_json: bool) -> None:
     """Show an answer: one hit per line, or a JSON document."""
     if as_json:
         from dcdctl.core.search import answer_document
@@ -23,7 +25,27 @@ def show_answer(index: ImageIndex, question: str | Path, answer: SearchAnswer, *
     _show_hits(index, answer)
     _show_notes(answer)
     ms = 1000 * (answer.encode_seconds + answer.find_seconds + answer.rerank_seconds)
-    note(f"{len(answer.hits):,} of {counted(index.num_images, 'images')} in {ms:.1f} ms")
+    total = index.num_images if answer.total is None else answer.total
+    note(f"{len(answer.hits):,} of {counted(total, 'images')} in {ms:.1f} ms")
+
+
+def show_paths(answer: SearchAnswer, *, end: str) -> None:
+    """Print the path of each hit, as other programs read it; a terminal gets it with characters that do not print
+    escaped."""
+    paths = [str(hit.path) for hit in answer.hits if hit.path is not None]
+    if end == "\n" and any("\n" in path for path in paths):
+        from dcdctl.core.errors import InputError
+
+        raise InputError("the path of an image has a line break, so lines cannot tell paths apart", hint="add -0")
+    for path in paths:
+        if sys.stdout.isatty():
+            typer.echo(printable(path))
+        else:
+            # Bytes, because a path may hold some that are not UTF-8.
+            typer.echo(os.fsencode(f"{path}{end}"), nl=False)
+    _show_notes(answer)
+    if others := len(answer.hits) - len(paths):
+        note(f"note: {counted(others, 'images')} of a corpus have no file of their own, and are left out")
 
 
 def answer_lines(searcher: IndexSearcher, k: int, where: Condition | None, *, hybrid: bool, as_json: bool) -> int:
@@ -72,7 +94,8 @@ def _show_hits(index: ImageIndex, answer: SearchAnswer) -> None:
     columns = [("#", 4, [str(place) for place in range(1, len(answer.hits) + 1)])]
     if any(hit.reranked is not None for hit in answer.hits):
         columns.append(("logit", 8, [_number(hit.reranked) for hit in answer.hits]))
-    columns.append(("cosine", 6, [f"{hit.score:.4f}" for hit in answer.hits]))
+    if any(hit.score is not None for hit in answer.hits):
+        columns.append(("cosine", 6, [f"{hit.score:.4f}" for hit in answer.hits]))
     if any(hit.fused is not None for hit in answer.hits):
         columns.append(("BM25", 6, [_number(hit.bm25) for hit in answer.hits]))
     indent = "  ".join(" " * width for _, width, _ in columns) + "  "

@@ -35,6 +35,7 @@ from .images import (
     decode_image,
     difference_hash,
     for_browser,
+    is_read_now,
     kind_of,
     left_out_lines,
     nearest_place,
@@ -43,6 +44,7 @@ from .images import (
     upright_rgb,
 )
 from .manifest import DataChoice, choose_manifest, counted_corpus, find_manifest, list_data_sets
+from .near_duplicates import NEAR_BITS
 from .prepare import CorpusSummary, prepare_corpus
 from .ragged_array import Flags, Indices, RaggedArray, Scores, Values, offsets_of
 from .readers.pool import LANGUAGE, TEXT_SUFFIXES, check_text, read_values
@@ -61,6 +63,7 @@ __all__ = [
     "MAX_PIXELS",
     "MAX_WORDS_COUNTED",
     "MOMENT",
+    "NEAR_BITS",
     "PLACE_COLUMNS",
     "STRIP",
     "TEXT_SUFFIXES",
@@ -106,6 +109,7 @@ __all__ = [
     "hub_connection",
     "hub_refusal",
     "hub_requests",
+    "is_read_now",
     "is_stream",
     "kind_of",
     "left_out_lines",

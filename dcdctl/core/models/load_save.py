@@ -51,6 +51,8 @@ if TYPE_CHECKING:  # torch takes a second
 T = TypeVar("T")
 ExpectedKind = Kind | Literal["searchable", "any"]
 Form = Literal["folder", "checkpoint", "published", "function", "hub"]
+MAX_NAMED = 6
+"""Runs that a message names."""
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """module:function"""
 _SENTENCE_TRANSFORMERS = ("sentence-transformers", "sentence_transformers")
@@ -282,7 +284,19 @@ def _locate(ref: str | Path) -> tuple[Form, str]:
     # The path of a missing file, such as runs/teacher.ckpt, has the form of a Hub id.
     if not hub.is_id(str(ref)) or path.suffix == ".ckpt":
         raise ModelError(f"{ref} does not exist", hint="`dcdctl models` shows what a model may be")
+    if runs := _runs_in(path.parent):
+        # A misspelled run: runs/studnet has the form of a Hub id too.
+        names = ", ".join(runs[:MAX_NAMED]) + (", ..." if len(runs) > MAX_NAMED else "")
+        raise ModelError(f"{ref} does not exist; the runs in {path.parent} are {names}")
     return "hub", str(ref)
+
+
+def _runs_in(folder: Path) -> list[str]:
+    """The names of the runs in a folder; none if it is not there."""
+    try:
+        return sorted(child.name for child in folder.iterdir() if (child / "run.json").is_file())
+    except OSError:
+        return []
 
 
 def _model_folder(path: Path) -> Path:

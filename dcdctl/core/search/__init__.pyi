@@ -1,4 +1,6 @@
 from .answers import (
+    Browse,
+    Question,
     SearchAnswer,
     answer_document,
     as_text,
@@ -7,9 +9,12 @@ from .answers import (
     columns_text,
     image_of,
     read_image,
+    title_of,
     value_for_json,
 )
-from .build import Changes, IndexChange, build_index, change_index, run_index_job
+from .build import build_index, change_index, run_index_job
+from .changes import Changes, IndexChange
+from .columns.order import Order, parse_order
 from .columns.table import NUM_SHOWN, ColumnSummary
 from .columns.where import (
     COLUMN_TYPES,
@@ -17,22 +22,27 @@ from .columns.where import (
     Condition,
     Joined,
     Value,
+    like_regex,
     parse_all,
     parse_where,
     quoted_name,
     quoted_value,
 )
+from .combined import CombinedQuery, question_of
+from .copies import SameImages, find_copies
 from .exact import Floats, Rows, best_first, spread_over
 from .index import FolderIndex
 from .index_config import IndexConfig
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
-from .searcher import WEAK, IndexSearcher
+from .searcher import WEAK, IndexSearcher, browse_index
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, check_model, query_model_of, read_document, text_side_note
 from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
+from .upkeep import check_removable, open_to_change, up_to_date
 from .vector_files import write_image_list
+from .watch import watch_index
 
 __all__ = [
     "COLUMN_TYPES",
@@ -41,8 +51,10 @@ __all__ = [
     "INDEX_FILE",
     "NUM_SHOWN",
     "WEAK",
+    "Browse",
     "Changes",
     "ColumnSummary",
+    "CombinedQuery",
     "Compare",
     "Condition",
     "Floats",
@@ -54,7 +66,10 @@ __all__ = [
     "IndexConfig",
     "IndexSearcher",
     "Joined",
+    "Order",
+    "Question",
     "Rows",
+    "SameImages",
     "SearchAnswer",
     "SourceImage",
     "SourceImages",
@@ -66,19 +81,26 @@ __all__ = [
     "answer_document",
     "as_text",
     "best_first",
+    "browse_index",
     "build_index",
     "caption_of",
     "change_index",
     "check_model",
     "check_query",
+    "check_removable",
     "check_vectors",
     "columns_text",
+    "find_copies",
     "image_of",
     "index_document",
     "index_facts",
+    "like_regex",
+    "open_to_change",
     "parse_all",
+    "parse_order",
     "parse_where",
     "query_model_of",
+    "question_of",
     "quoted_name",
     "quoted_value",
     "read_document",
@@ -87,6 +109,9 @@ __all__ = [
     "spread_over",
     "text_side_beside",
     "text_side_note",
+    "title_of",
+    "up_to_date",
     "value_for_json",
+    "watch_index",
     "write_image_list",
 ]

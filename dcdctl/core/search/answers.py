@@ -13,6 +13,7 @@ from dcdctl.core import data
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search.background import Background
 from dcdctl.core.search.columns.where import Value
+from dcdctl.core.search.combined import CombinedQuery
 from dcdctl.core.search.protocol import Hit, ImageIndex
 
 MAX_CHARACTERS = 10_000
@@ -35,11 +36,30 @@ class SearchAnswer:
     """What the user should know: a weak match, words that were not read, images that could not be scored."""
     background: Background | None = None
     """The scores of the index that mean nothing; None for the answer to an image, or of an index without images."""
+    total: int | None = None
+    """Of a list without a query: how many images meet the condition."""
 
 
-def check_query(question: str | Path) -> None:
+@dataclass(frozen=True)
+class Browse:
+    """Images under a condition and in an order, as texts, in place of a query."""
+
+    where: str | None = None
+    order: str | None = None
+
+
+Question = str | Path | CombinedQuery | Browse
+"""What an answer is to: a text, the image in a file, several of them, or a list without a query."""
+
+
+def check_query(question: str | Path | CombinedQuery) -> None:
     """InputError for a text or an image file that cannot be searched for."""
-    if isinstance(question, Path):
+    if isinstance(question, CombinedQuery):
+        for text in question.texts:
+            checked_text(text)
+        if isinstance(question.image, Path):
+            read_image(question.image)
+    elif isinstance(question, Path):
         read_image(question)
     else:
         checked_text(question)
@@ -136,17 +156,45 @@ def shown(value: Value) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
-def answer_document(question: str | Path, answer: SearchAnswer, index: ImageIndex) -> dict[str, Any]:
+def title_of(question: Question) -> str:
+    """A query in words, as the title of a page.
+
+    >>> title_of("a dog"), title_of(Path("photos/dog.jpg")), title_of(Browse(where="year = 2020", order="taken"))
+    ('a dog', 'Images like dog.jpg', 'Images where year = 2020, by taken')
+    """
+    if isinstance(question, CombinedQuery):
+        image = [f"like {question.image.name}"] if isinstance(question.image, Path) else []
+        also, without = (f"also {text}" for text in question.also), (f"not {text}" for text in question.without)
+        return ", ".join([*([question.text] if question.text else []), *image, *also, *without])
+    if isinstance(question, Browse):
+        where = "" if question.where is None else f" where {question.where}"
+        return f"Images{where}" if question.order is None else f"Images{where}, by {question.order}"
+    return f"Images like {question.name}" if isinstance(question, Path) else question
+
+
+def query_document(question: Question) -> dict[str, Any]:
+    """A query as plain values, for JSON."""
+    if isinstance(question, CombinedQuery):
+        parts = {"text": question.text, "image": None if question.image is None else str(question.image)}
+        document: dict[str, Any] = {name: as_text(part) for name, part in parts.items() if part is not None}
+        return document | {"also": list(map(as_text, question.also)), "not": list(map(as_text, question.without))}
+    if isinstance(question, Browse):
+        return {name: as_text(text) for name, text in vars(question).items() if text is not None}
+    return {"image" if isinstance(question, Path) else "text": as_text(str(question))}
+
+
+def answer_document(question: Question, answer: SearchAnswer, index: ImageIndex) -> dict[str, Any]:
     """An answer as plain values, for JSON."""
-    kind = "image" if isinstance(question, Path) else "text"
     hits = []
     for rank, hit in enumerate(answer.hits, start=1):
         columns = {name: value_for_json(value) for name, value in hit.columns.items()}
-        hits.append({"place": rank, **vars(hit), "columns": columns})
+        path = None if hit.path is None else as_text(str(hit.path))
+        hits.append({"place": rank, **vars(hit), "columns": columns, "path": path})
     return {
-        "query": {kind: as_text(str(question))},
+        "query": query_document(question),
         "index": {"folder": as_text(index.location), "images": index.num_images, "model": index.fingerprint},
         "hits": hits,
+        "total": answer.total,
         "seconds": {"encode": answer.encode_seconds, "find": answer.find_seconds, "rerank": answer.rerank_seconds},
         "notes": list(answer.notes),
     }

@@ -77,7 +77,7 @@ def measure_background(searcher: IndexSearcher) -> Background | None:
     probes_PD = probes_PD[np.isfinite(numbers).all(axis=1) & numbers.any(axis=1)]
     if not len(probes_PD):
         return None
-    best_P = [hits[0].score for hits in index.search(probes_PD, 1)]
+    best_P = np.array([hits[0].score for hits in index.search(probes_PD, 1)], dtype=np.float64)
     sample = index.stored(np.array(rows, dtype=np.int64))
     scores = [sample.rough(probe) for probe in probes_PD]
     return Background(typical=float(np.median(scores)), limit=float(np.quantile(best_P, LEVEL)))

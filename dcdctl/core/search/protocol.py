@@ -12,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dcdctl.core import files
-from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.models import TextTower
+from dcdctl.core.search.columns.order import Order
 from dcdctl.core.search.columns.where import Condition, Value
 from dcdctl.core.search.exact import Floats, Rows, unit
 from dcdctl.core.search.part_files import SourceImage
@@ -29,17 +30,30 @@ class Hit:
     row: int
     image_id: str
     name: str
-    score: float
-    """Cosine of the query vector and the image vector, or their MaxSim."""
+    score: float | None
+    """Cosine of the query vector and the image vector, or their MaxSim; None in a list without a query."""
     reranked: float | None = None
     """Logit of the re-ranker; None if it has not scored this image."""
     columns: Mapping[str, Value | None] = field(default_factory=dict)
     """The values of the image in the first columns of the index (`columns.table.NUM_SHOWN`)."""
+    copies: tuple[str, ...] = ()
+    """The names of other images that are copies of this one or look like it, and are no hits of their own."""
     bm25: float | None = None
     """BM25 of the words of the query in the captions and the name of the image; None without hybrid search, or without
     a common word."""
     fused: float | None = None
     """Sum of reciprocal ranks by which a hybrid search orders; None without hybrid search."""
+    path: Path | None = None
+    """The absolute path of its file; None for an image of a corpus."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images that meet a condition, in an order."""
+
+    hits: tuple[Hit, ...]
+    total: int
+    """How many images meet the condition, whether they are among the hits or not."""
 
 
 class ImageIndex(ABC):
@@ -61,6 +75,8 @@ class ImageIndex(ABC):
     """What it stores of an image."""
     compares_all: bool = False
     """Whether a search compares all images, in place of the candidates of graphs and codes."""
+    all_copies: bool = False
+    """Whether copies and look-alikes are hits of their own."""
     query_model: str | None = None
     """Fingerprint of the query encoder that embeds texts in the model's place, by the text side alone."""
     has_keywords: bool = False
@@ -120,6 +136,17 @@ class ImageIndex(ABC):
         k below 1.
         """
 
+    def browse(
+        self, where: Condition | None = None, order: Order | None = None, *, k: int = 10, offset: int = 0
+    ) -> Listing:
+        """The images that meet a condition, without a query: `k` of them, after the first `offset`, in an order, or in
+        that of rows. InputError for a store, ValueError for k below 1 or a negative offset."""
+        # Not abstract: the engines of stores answer queries, and have no common order of text and of missing values.
+        raise InputError(
+            f"{self.location} is a store, which lists no images without a query",
+            hint="search by a text or an image, or list the images of the index in its folder",
+        )
+
     def check_hybrid(self) -> None:
         """MissingError if it cannot be searched by words."""
         if not self.has_keywords:
@@ -138,6 +165,14 @@ class ImageIndex(ABC):
         """
         # Not abstract: an index without words has no more to say.
         raise NotImplementedError
+
+    def check_paths(self) -> None:
+        """InputError if no image can have a file of its own."""
+        if all(source.is_corpus for source in self.images.sources):
+            raise InputError(
+                f"the images of {self.location} are in a corpus, and have no file of their own",
+                hint="leave --paths out: their ids are shown",
+            )
 
     @abstractmethod
     def spread_rows(self, count: int) -> list[int]:

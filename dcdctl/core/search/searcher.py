@@ -26,7 +26,10 @@ from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.answers import SearchAnswer, checked_text, query_image
 from dcdctl.core.search.background import Background, measure_background, probe_texts
+from dcdctl.core.search.columns.order import Order, default_order
 from dcdctl.core.search.columns.where import Condition
+from dcdctl.core.search.combined import DEPTH, IMAGE_WEIGHT, MINUS, CombinedQuery
+from dcdctl.core.search.exact import best_first
 from dcdctl.core.search.protocol import Hit, ImageIndex
 
 if TYPE_CHECKING:
@@ -75,6 +78,28 @@ class IndexModel:
 
         devices.use_threads(self._threads)
         return devices.choose(str(self._device))
+
+
+def browse_index(
+    index: ImageIndex,
+    k: int = NUM_ANSWERS,
+    where: Condition | None = None,
+    order: Order | None = None,
+    *,
+    offset: int = 0,
+) -> SearchAnswer:
+    """The images that meet a condition, without a query, a model and scores: `k` of them after the first `offset`.
+
+    Without an order the newest come first, if the index has a column `taken`. InputError for a store.
+    """
+    _check_k(k)
+    if offset < 0:
+        raise ConfigError(f"the offset must be at least 0, got {offset}")
+    started = time.perf_counter()
+    listing = index.browse(where, order or default_order(index.columns), k=k, offset=offset)
+    found = time.perf_counter() - started
+    notes = (NO_IMAGE,) if where is not None and not listing.total else ()
+    return SearchAnswer(listing.hits, 0.0, found, notes=notes, total=listing.total)
 
 
 @dataclass(frozen=True)
@@ -139,22 +164,36 @@ class IndexSearcher:
         """The model of the index, which is loaded if it was not needed before."""
         return self.encoder.load().model
 
+    def browse(
+        self,
+        k: int = NUM_ANSWERS,
+        where: Condition | None = None,
+        order: Order | None = None,
+        *,
+        offset: int = 0,
+    ) -> SearchAnswer:
+        """The images that meet a condition, without a query (`browse_index`)."""
+        return browse_index(self.index, k, where, order, offset=offset)
+
     def ask(
         self,
-        question: str | Path | Image.Image,
+        question: str | Path | Image.Image | CombinedQuery,
         k: int = NUM_ANSWERS,
         where: Condition | None = None,
         *,
         hybrid: bool = False,
     ) -> SearchAnswer:
-        """The answer to a text, to the image in a file, or to an image in memory; ConfigError for a hybrid search by an
-        image."""
+        """The answer to a text, to the image in a file, to an image in memory, or to several of them; ConfigError for a
+        hybrid search by an image or by several."""
         if isinstance(question, str):
             return self.by_text(question, k, where, hybrid=hybrid)
         if hybrid:
             raise ConfigError(
-                "a hybrid search compares the words of a text, and an image has none", hint="search by a text"
+                "a hybrid search compares the words of one text, and this query is an image or has several parts",
+                hint="search by a text",
             )
+        if isinstance(question, CombinedQuery):
+            return self.by_parts(question, k, where)
         return self.by_image(query_image(question), k, where)
 
     def by_text(
@@ -184,17 +223,76 @@ class IndexSearcher:
     def by_image(self, image: Image.Image, k: int = NUM_ANSWERS, where: Condition | None = None) -> SearchAnswer:
         """The k images nearest to an image; ConfigError with a re-ranker, because it compares images with texts
         only."""
-        if self.reranker is not None:
-            raise ConfigError(
-                f"{self.reranker.ref} scores an image with a text, and cannot re-rank images by an image",
-                hint="leave --rerank out, or search by a text",
-            )
+        self._refuse_reranker("an image")
         _check_k(k)
         encoder = self.encoder.load()
         started = time.perf_counter()
         vectors_1D = encoder.of_image(image)
         (answer,) = self._answers(vectors_1D, started, lambda vectors_QD: self.index.search(vectors_QD, k, where))
         return replace(answer, notes=() if answer.hits or where is None else (NO_IMAGE,))
+
+    def by_parts(self, query: CombinedQuery, k: int = NUM_ANSWERS, where: Condition | None = None) -> SearchAnswer:
+        """The k images of the best scores of a query of several parts (`combined`); ConfigError with a re-ranker.
+
+        It has no background: the scores of its sums are on another scale than those of the probes, which are single
+        texts. An index of tokens subtracts from the best `combined.DEPTH` images by the other parts, or from all if it
+        compares all.
+        """
+        self._refuse_reranker("several parts")
+        _check_k(k)
+        stored, num_wanted = self.index.stored_type, len(query.wanted)
+        encoder = None if query.image is None else self.encoder.load()
+        started = time.perf_counter()
+        vectors, notes = self._part_vectors(query.texts)
+        wanted, weights = vectors[:num_wanted], [1.0] * num_wanted
+        if encoder is not None and query.image is not None:
+            wanted.append(self._checked(encoder.of_image(query_image(query.image)))[0])
+            weights.append(IMAGE_WEIGHT)
+        weights = [weight / sum(weights) for weight in weights]
+        unwanted = vectors[num_wanted:]
+        minus = [MINUS / len(unwanted) for _ in unwanted]
+        if stored.joins_negative:
+            query_vectors = stored.join([*wanted, *unwanted], [*weights, *(-weight for weight in minus)])
+        else:
+            query_vectors = stored.join(wanted, weights)
+        encoded = time.perf_counter()
+        if unwanted and not stored.joins_negative:
+            count = self.index.num_images if self.index.compares_all else max(DEPTH, 2 * k)
+            (near,) = self.index.search(query_vectors[None], max(count, 1), where)
+            hits = self._subtracted(near, stored.join(unwanted, minus))[:k]
+        else:
+            (hits,) = self.index.search(query_vectors[None], k, where)
+        found = time.perf_counter()
+        if where is not None and not hits:
+            notes.append(NO_IMAGE)
+        return SearchAnswer(hits, encoded - started, found - encoded, notes=tuple(notes))
+
+    def _part_vectors(self, texts: Sequence[str]) -> tuple[list[NDArray[np.float32]], list[str]]:
+        """The vectors of the texts of a query, and notes on their tokens, each with its text."""
+        if not texts:
+            return [], []
+        checked = [checked_text(text) for text in texts]
+        batch, ids_T = self.texts.tokenize(checked)
+        notes = [
+            f"{text!r}: {told}" for text, ids in zip(checked, ids_T, strict=True) for told in self._notes(text, ids)
+        ]
+        return list(self._checked(self.texts.vectors(batch))), notes
+
+    def _subtracted(self, hits: tuple[Hit, ...], minus_LD: NDArray[np.float32]) -> tuple[Hit, ...]:
+        """Hits whose scores are less by those of another query, best first, ties by row."""
+        rows = np.array([hit.row for hit in hits], dtype=np.int64)
+        if not len(rows):
+            return hits
+        scores = np.array([hit.score for hit in hits], dtype=np.float32)
+        scores -= self.index.stored(rows).score(minus_LD, np.arange(len(rows)))
+        return tuple(replace(hits[place], score=float(scores[place])) for place in best_first(scores, rows, len(rows)))
+
+    def _refuse_reranker(self, what: str) -> None:
+        if self.reranker is not None:
+            raise ConfigError(
+                f"{self.reranker.ref} scores an image with a text, and cannot re-rank images by {what}",
+                hint="leave --rerank out, or search by a text",
+            )
 
     def _answer_texts(self, texts: Sequence[str], k: int, where: Condition | None, hybrid: bool) -> list[SearchAnswer]:
         started = time.perf_counter()
@@ -215,8 +313,9 @@ class IndexSearcher:
                 notes[number].append(
                     "no word of the text is in the captions or names of these images: they are ordered by vectors alone"
                 )
+            best = answer.hits[0].score if answer.hits else None
             # A file that is found by its name is no weak match, whatever its cosine.
-            if not hybrid and answer.hits and self.background and answer.hits[0].score <= self.background.limit:
+            if not hybrid and best is not None and self.background and best <= self.background.limit:
                 notes[number].insert(0, WEAK)
             answers[number] = replace(answer, notes=tuple(notes[number]), background=self.background)
         if self.reranker is None:
@@ -231,6 +330,16 @@ class IndexSearcher:
         find: Callable[[NDArray[np.float32]], list[tuple[Hit, ...]]],
     ) -> list[SearchAnswer]:
         """What `find` gives for vectors whose encoding began at `started`."""
+        vectors_QD = self._checked(vectors_QD)
+        encoded = time.perf_counter()
+        hits_Q = find(vectors_QD)
+        found = time.perf_counter()
+        encode_s, find_s = (encoded - started) / len(hits_Q), (found - encoded) / len(hits_Q)
+        return [SearchAnswer(hits, encode_s, find_s) for hits in hits_Q]
+
+    def _checked(self, vectors_QD: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Vectors of queries as the index has them; StaleError for those of another model, ModelError for zeros and
+        NaN."""
         dim, axes = self.index.dim, self.index.stored_type.query_axes
         if vectors_QD.shape[-1] < dim or vectors_QD.ndim != axes:
             raise StaleError(
@@ -242,11 +351,7 @@ class IndexSearcher:
         if not (np.isfinite(vectors_QD).all() and vectors_QD.reshape(len(vectors_QD), -1).any(axis=1).all()):
             hint = "its training diverged: index the images with another model"
             raise ModelError("the model gives vectors of queries that are zero, NaN or infinite", hint=hint)
-        encoded = time.perf_counter()
-        hits_Q = find(vectors_QD)
-        found = time.perf_counter()
-        encode_s, find_s = (encoded - started) / len(hits_Q), (found - encoded) / len(hits_Q)
-        return [SearchAnswer(hits, encode_s, find_s) for hits in hits_Q]
+        return vectors_QD
 
     def _notes(self, text: str, ids: Sequence[int]) -> list[str]:
         """Notes on the tokens of a text; InputError if it has none."""

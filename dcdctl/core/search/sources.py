@@ -90,16 +90,16 @@ def _source_image(path: Path, root: Path) -> SourceImage | SkippedFile:
     if _printable(name) != name:
         return SkippedFile(path=_printable(name), reason="its name is not UTF-8")
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except OSError as error:
         if path.is_symlink():
             return SkippedFile(path=name, reason="a broken link", kind="broken-link")
         return SkippedFile(path=name, reason=f"{error.strerror}")
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(status.st_mode):
         return SkippedFile(path=name, reason="a link to a folder, which is not followed", kind="link")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         return SkippedFile(path=name, reason="not a regular file")
-    return SourceImage(image_id=name, path=name)
+    return SourceImage(image_id=name, path=name, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
 
 
 def _is_visible(name: str) -> bool:
@@ -125,6 +125,10 @@ class SourceImages:
         self.where, self.sources = where, tuple(sources)
         # A cache of this instance: a decorated method would keep every opened index alive.
         self._corpus = lru_cache(maxsize=OPEN_CORPORA)(_open_corpus)
+
+    def path(self, source: int, image: SourceImage) -> Path | None:
+        """The absolute path of an image file, whether it is there or not; None for an image of a corpus."""
+        return None if image.path is None else Path(self.sources[source].path, image.path)
 
     def read(self, source: int, image: SourceImage) -> bytes:
         """The image file. MissingError if it is gone, or is a link out of its folder; StaleError if the corpus has

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dcdctl.core.errors import InputError
 from dcdctl.core.search import exact
 from dcdctl.core.search.exact import Element, Elements, Floats, Half, Rows
 
@@ -40,6 +41,8 @@ class StoredVectors:
     """Settings of a new index, unless the user sets them."""
     query_axes: ClassVar = 2
     """Queries are Q x D."""
+    joins_negative: ClassVar = True
+    """Whether a part of a joined query may have a negative weight."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -63,6 +66,17 @@ class StoredVectors:
     def score(self, query_D: Floats, places: Rows) -> Floats:
         """The exact scores of some images; equal images have equal scores in every position."""
         return exact.cosines(query_D, self.data[places])
+
+    @staticmethod
+    def join(parts: Sequence[Floats], weights: Sequence[float]) -> Floats:
+        """The query whose scores are the weighted sums of those of queries: the unit vector in the direction of the sum
+        of their unit vectors. InputError if they cancel each other out."""
+        sum_D = sum(weight * exact.unit(part[None], len(part))[0] for part, weight in zip(parts, weights, strict=True))
+        length = np.linalg.norm(sum_D)
+        # Below, rounding decides the direction.
+        if length < 1e-3 * max(map(abs, weights)):
+            raise InputError("the parts of the query cancel each other out", hint="leave one of them out")
+        return np.asarray(sum_D / length, dtype=np.float32)
 
     # In the files of an index
 
@@ -124,6 +138,8 @@ class StoredTokens:
     defaults: ClassVar = ("kind=centroids", "flat_up_to=2000", "candidates=200")
     query_axes: ClassVar = 3
     """Queries are Q x L x D."""
+    # The largest of negated products is not the negated largest one.
+    joins_negative: ClassVar = False
 
     def __len__(self) -> int:
         return len(self.counts_R)
@@ -148,6 +164,16 @@ class StoredTokens:
         tokens = [self.data[starts_R[row] : starts_R[row] + self.counts_R[row]] for row in places.tolist()]
         near_N = np.concatenate([self.data[:0], *tokens])
         return exact.maxsims(query_LD, near_N, self.counts_R[places], is_precise=True)
+
+    @staticmethod
+    def join(parts: Sequence[Floats], weights: Sequence[float]) -> Floats:
+        """The tokens of all parts, scaled: a weight above 0 scales a largest product as it scales its token. The score
+        of a part is divided by its number of tokens, and padding is left out."""
+        scaled = []
+        for part_LD, weight in zip(parts, weights, strict=True):
+            tokens_LD = part_LD[part_LD.any(axis=1)]
+            scaled.append(weight / len(tokens_LD) * tokens_LD)
+        return np.concatenate(scaled).astype(np.float32)
 
     # In the files of an index
 

@@ -7,6 +7,7 @@ uploads.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,12 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-import lancedb
 import numpy as np
 import pyarrow as pa
+
+# Read when LanceDB is imported: it would warn of each new table. What goes wrong is an error of Python too.
+os.environ.setdefault("LANCEDB_LOG", "error")
+import lancedb
 from lancedb.index import BTree, HnswSq
 
 from dcdctl.core import locks

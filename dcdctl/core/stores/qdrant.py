@@ -296,7 +296,8 @@ def _test(condition: Condition, columns: pa.Schema) -> Any:
         return is_missing if operator == "is null" else models.Filter(must_not=[is_missing])
     if operator.endswith("like"):
         raise InputError(
-            f"Qdrant has no LIKE, which the condition asks of {condition.column}", hint="use =, IN or another store"
+            f"Qdrant has no {operator.removeprefix('not ').upper()}, which the condition asks of {condition.column}",
+            hint="use =, IN or another store",
         )
     if isinstance(value, tuple):
         held: Any = models.Filter(should=[_compare(condition, each, type_) for each in value])

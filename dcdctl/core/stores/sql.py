@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from dcdctl.core.search import Condition, Joined, Value
+from dcdctl.core.search import Condition, Joined, Value, like_regex
 
 
 def condition_sql(
@@ -24,6 +24,11 @@ def condition_sql(
     if value is None:
         return f"{column} {operator}"
     type_ = columns.field(condition.column).type
+    if operator.endswith("ILIKE"):
+        assert isinstance(value, str)
+        # Not ILIKE, which knows the case of ASCII letters only, or depends on the language of the database.
+        test = f"regexp_like({column}, {literal(like_regex(value, ignores_case=True), type_)})"
+        return f"({test})" if operator == "ILIKE" else f"(NOT {test})"
     if isinstance(value, tuple):
         values = ", ".join(literal(each, type_) for each in value)
         return f"({column} {operator} ({values}))"

@@ -6,7 +6,7 @@ the index. Shape letters: Q queries, D width, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,17 @@ class StoreIndex(ImageIndex):
         best = images.drop_columns(["vector"]).take(pa.array(near[order])).to_pylist()
         hits = []
         for score, values in zip(scores[order].tolist(), best, strict=True):
-            columns = {name: values[name] for name in self.columns.names[:NUM_SHOWN]}
-            name = values["path"] or values["image_id"]
-            hits.append(Hit(values["row"], values["image_id"], name, score, columns=columns))
+            image = _image_of(values)
+            hits.append(
+                Hit(
+                    values["row"],
+                    image.image_id,
+                    image.path or image.image_id,
+                    score,
+                    columns={name: values[name] for name in self.columns.names[:NUM_SHOWN]},
+                    path=self.images.path(values["source"], image),
+                )
+            )
         return tuple(hits)
 
     def spread_rows(self, count: int) -> list[int]:
@@ -162,4 +170,9 @@ class StoreIndex(ImageIndex):
         if not len(fetched):
             raise MissingError(f"{self.location} has no image {row}")
         (values,) = fetched.drop_columns(["vector"]).to_pylist()
-        return values["source"], SourceImage(**{name: values[name] for name in IMAGE_COLUMNS.names})
+        return values["source"], _image_of(values)
+
+
+def _image_of(values: Mapping[str, Any]) -> SourceImage:
+    """The image of a row of a store."""
+    return SourceImage(**{name: values[name] for name in IMAGE_COLUMNS.names})

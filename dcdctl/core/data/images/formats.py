@@ -3,6 +3,7 @@ files that are left out, with what a user may do about each."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import struct
 from collections import Counter
@@ -297,6 +298,12 @@ def _has_sensor_data(data: bytes) -> bool:
     return False
 
 
+def is_read_now(kind: str) -> bool:
+    """Whether files of a kind that lacked a package would be read, because it is installed by now."""
+    packages = {format.missing.kind: format.package for format in FORMATS.values() if format.package != "pillow"}
+    return kind in packages and importlib.util.find_spec(packages[kind]) is not None
+
+
 def kind_of(error: Exception, path: Path) -> str:
     """The kind of a file that could not be read, by the error and by its name: a damaged file may only be known as an
     image by its name, and the video of a Live Photo only by the photo beside it."""
@@ -345,7 +352,7 @@ def left_out_lines(counts: Mapping[str, int]) -> list[str]:
     """A line for each kind of file that was left out: how many, and what to do next.
 
     >>> left_out_lines({"heif": 18})
-    ["left out: 18 HEIC photos: `pip install 'pi-heif>=1.0'` reads them"]
+    ["left out: 18 HEIC photos: `pip install 'pi-heif>=1.0'` reads HEIC"]
     """
     lines = []
     for kind, count in counts.items():

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from sqlglot import exp
 
 Value = str | bool | int | float | date | datetime
-Operator = Literal["=", "!=", "<", "<=", ">", ">=", "in", "not in", "like", "not like", "is null", "is not null"]
+Comparison = Literal["=", "!=", "<", "<=", ">", ">="]
+Operator = Comparison | Literal["in", "not in", "like", "not like", "ilike", "not ilike", "is null", "is not null"]
 TYPES: dict[pa.DataType, str] = {
     pa.string(): "a text",
     pa.bool_(): "true or false",
@@ -40,6 +42,8 @@ COLUMN_TYPES = {str(type_): type_ for type_ in TYPES}
 """The types of columns by the names that files give them."""
 BUILT_IN = pa.schema([("image_id", pa.string()), ("path", pa.string())])
 """Columns that every index has: the id of an image, and its path in the image folder, which images of a corpus lack."""
+_SPAN = re.compile(r"([12]\d{3})(?:-(0[1-9]|1[0-2]))?")
+"""A year, or a year and a month."""
 EXAMPLE = "for example year >= 2020 and owner = 'x'"
 MAX_SHOWN = 100
 """Characters of a condition, and of a part of it, that a message shows."""
@@ -49,6 +53,7 @@ _PAIRS: tuple[tuple[Operator, Operator], ...] = (
     (">", "<="),
     ("in", "not in"),
     ("like", "not like"),
+    ("ilike", "not ilike"),
     ("is null", "is not null"),
 )
 _OPPOSITE: dict[Operator, Operator] = {**dict(_PAIRS), **{second: first for first, second in _PAIRS}}
@@ -71,8 +76,8 @@ class Compare:
     column: str
     operator: Operator
     value: Value | tuple[Value, ...] | None = None
-    """A value of the column's type; several for `in`, a pattern of SQL for `like` (% stands for any characters, _ for
-    one), None for `is null`."""
+    """A value of the column's type; several for `in`, a pattern of SQL for `like` and `ilike` (% stands for any
+    characters, _ for one), None for `is null`."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +175,10 @@ def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:
             # `is_in` distinguishes -0.0 from 0.0, and a sum with 0.0 is never -0.0.
             values, column = pc.add(values, 0.0), pc.add(column, 0.0)
         held = pc.if_else(pc.is_valid(column), pc.is_in(column, values), None)
-    elif test == "like":
+    elif test in ("like", "ilike"):
         assert isinstance(value, str)
         # Not `pc.match_like`, which takes some backslashes for letters.
-        held = pc.match_substring_regex(column, _like_regex(value))
+        held = pc.match_substring_regex(column, like_regex(value, ignores_case=test == "ilike"))
     else:
         held = pc.is_null(column) if test == "is null" else pc.is_valid(column)
     if test != condition.operator:
@@ -181,18 +186,41 @@ def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:
     return np.asarray(pc.fill_null(held, False))
 
 
-def _like_regex(pattern: str) -> str:
-    """A pattern of LIKE as a regular expression.
+def like_regex(pattern: str, *, ignores_case: bool = False) -> str:
+    """A pattern of LIKE, or of ILIKE, as a regular expression that RE2, Rust and PostgreSQL read alike.
 
-    >>> _like_regex("5\\\\%_k%")
-    '(?s)^5%.k.*$'
+    >>> like_regex("5\\\\%_k%"), like_regex("k1", ignores_case=True) == "(?s)^[Kk\u212a]1$"
+    ('(?s)^5%.k.*$', True)
     """
     wildcards = {"%": ".*", "_": "."}
     parts = []
     for part in re.findall(r"%+|\\.|.", pattern, re.DOTALL):
         # Any number of % is one; an escaped letter is two characters, and itself.
-        parts.append(wildcards.get(part[0]) or re.escape(part[-1]))
+        wildcard = wildcards.get(part[0])
+        letters = _same_letters().get(_folded(part[-1]), part[-1]) if ignores_case else part[-1]
+        parts.append(wildcard or (re.escape(letters) if len(letters) == 1 else f"[{letters}]"))
     return f"(?s)^{''.join(parts)}$"
+
+
+def _folded(letter: str) -> str:
+    """The letter that stands for all that differ from it by case only.
+
+    The engines of stores know case in different ways, some of ASCII alone; a list of letters is the same for all.
+    """
+    folded = letter.casefold()
+    return folded if len(folded) == 1 else letter.lower() if len(letter.lower()) == 1 else letter
+
+
+@lru_cache(maxsize=1)
+def _same_letters() -> dict[str, str]:
+    """For each folded letter all that differ by case only, if there are several: k, K and the sign of kelvin."""
+    groups: dict[str, list[str]] = {}
+    # No letter with case has a higher number.
+    for number in range(0x1E944):
+        letter = chr(number)
+        if (folded := _folded(letter)) != letter:
+            groups.setdefault(folded, [folded]).append(letter)
+    return {folded: "".join(sorted(letters)) for folded, letters in groups.items()}
 
 
 def columns_of(condition: Condition) -> set[str]:
@@ -225,8 +253,10 @@ def _read(node: exp.Expr, columns: pa.Schema) -> Condition:
     if isinstance(node, exp.In) and node.expressions:
         column = _column(node.this, columns)
         return Compare(column, "in", tuple(_value(value, column, columns) for value in node.expressions))
-    if isinstance(node, exp.Like) and isinstance(node.expression, exp.Literal) and node.expression.is_string:
-        like = Compare(_column(node.this, columns, pa.string()), "like", node.expression.name)
+    is_pattern = isinstance(node.args.get("expression"), exp.Literal) and node.expression.is_string
+    if isinstance(node, exp.Like | exp.ILike) and is_pattern:
+        operator = "ilike" if isinstance(node, exp.ILike) else "like"
+        like = Compare(_column(node.this, columns, pa.string()), operator, node.expression.name)
         if (len(node.expression.name) - len(node.expression.name.rstrip("\\"))) % 2:
             raise InputError(
                 f"has the pattern {_sql(node.expression)}, which ends in a backslash", hint="double it to find one"
@@ -249,7 +279,8 @@ def _column(node: exp.Expr, columns: pa.Schema, type_: pa.DataType | None = None
         hint = f"the columns are {', '.join(columns.names)}{more}"
         raise InputError(f"has the unknown column {_short(node.name)}", hint=hint)
     if type_ is not None and (actual := columns.field(node.name).type) != type_:
-        raise InputError(f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[actual]}", hint=EXAMPLE)
+        hint = f"for example {_name(node.name)} is not null" if type_ == pa.bool_() else "like and ilike compare texts"
+        raise InputError(f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[actual]}", hint=hint)
     return str(node.name)
 
 
@@ -261,9 +292,42 @@ def _value(node: exp.Expr, column: str, columns: pa.Schema) -> Value:
     # OverflowError: a number above all floats, or a moment that is before year 1 or after 9999 in UTC.
     except (ValueError, OverflowError) as error:
         raise InputError(
-            f"compares {column}, which is {TYPES[type_]}, with {_sql(node)}",
-            hint=f"a text has single quotes, {EXAMPLE}",
+            f"compares {column}, which is {TYPES[type_]}, with {_sql(node)}", hint=_right_form(column, node, columns)
         ) from error
+
+
+def _right_form(column: str, node: exp.Expr, columns: pa.Schema) -> str:
+    """How a comparison of a column is written, as near to what was given as can be."""
+    type_, name, text = columns.field(column).type, _name(column), node.name
+    if type_ in (pa.int64(), pa.float64()):
+        is_number = re.fullmatch(r"[+-]?\d{1,18}(\.\d{1,18})?", text.strip())
+        return f"a number has no quotes: {name} = {text.strip()}" if is_number else f"for example {name} >= 2020"
+    if type_ == pa.bool_():
+        return f"it is a condition by itself: {name}, or not {name}"
+    if type_ == pa.string():
+        # Also a text in double quotes, which sqlglot reads as a column.
+        return f"a text has single quotes: {name} = {quoted_value(_short(text) or 'x')}"
+    if span := _SPAN.fullmatch(text.strip()):
+        return _span(name, int(span[1]), None if span[2] is None else int(span[2]), columns)
+    return f"a date has single quotes: {name} >= '2024-05-01'" + (
+        "" if type_ == pa.date32() else " or '2024-05-01 12:30'"
+    )
+
+
+def _span(name: str, year: int, month: int | None, columns: pa.Schema) -> str:
+    """The condition that a date lies in a year or a month."""
+    if month is None:
+        first, after = (f"{year:04}-01-01", f"{year + 1:04}-01-01")
+    else:
+        first, after = (f"{year:04}-{month:02}-01", f"{year + month // 12:04}-{month % 12 + 1:02}-01")
+    span = f"{name} >= '{first}' and {name} < '{after}'"
+    has_year = month is None and "year" in columns.names and columns.field("year").type == pa.int64()
+    return f"write year = {year}, or {span}" if has_year else f"write {span}"
+
+
+def _name(column: str) -> str:
+    """A column as a condition writes it: in quotes if it needs them."""
+    return column if re.fullmatch(r"[A-Za-z_]\w*", column, re.ASCII) else quoted_name(column)
 
 
 def _sql(node: exp.Expr) -> str:

@@ -1,0 +1,119 @@
+"""Images listed without a query: under a condition, in an order, page by page."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pyarrow as pa
+import pytest
+from made_index import unit_vectors, update, write_index
+
+from dcdctl.core.data import MOMENT
+from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.search import FolderIndex, Order, browse_index, parse_order, parse_where
+
+COUNT, REMOVED = 9, (4,)
+MOMENTS = [datetime(2020 + number % 3, 5, 1 + number) if number % 4 else None for number in range(COUNT)]
+COLUMNS = {
+    "taken": pa.array(MOMENTS, MOMENT),
+    "year": pa.array([2020 + number % 3 for number in range(COUNT)], pa.int64()),
+    "owner": pa.array(["b", None, "é", "B", "b", "c", "a", "é", None], pa.string()),
+    "rating": pa.array([0.0, -0.0, 1e300, None, 5.0, -1e300, 0.5, None, 0.25], pa.float64()),
+    "starred": pa.array([True, None, False, True, True, False, None, True, False], pa.bool_()),
+    "day": pa.array([None if moment is None else moment.date() for moment in MOMENTS], pa.date32()),
+    "\U0001f4f7 desc": pa.array(range(COUNT, 0, -1), pa.int64()),
+}
+ORDERS = [(name, is_descending) for name in [*COLUMNS, "image_id"] for is_descending in (False, True)]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> FolderIndex:
+    folder = tmp_path_factory.mktemp("browse") / "index"
+    vectors = unit_vectors(COUNT)
+    write_index(folder, [vectors[:5], vectors[5:]], images=folder.parent / "photos", removed=REMOVED, kind="flat")
+    return update(folder, metadata=pa.table({"image": [f"{row}.png" for row in range(COUNT)], **COLUMNS}))
+
+
+def in_order(name: str, is_descending: bool) -> list[int]:
+    """The oracle: by Python's sort, which keeps equal values by row, and images without a value last."""
+    values = [f"{row}.png" for row in range(COUNT)] if name == "image_id" else COLUMNS[name].to_pylist()
+    rows = [row for row in range(COUNT) if row not in REMOVED]
+    filled = [row for row in rows if values[row] is not None]
+    # Texts by their bytes, as everywhere in dcdctl.
+    keys = {row: values[row].encode() if isinstance(values[row], str) else values[row] for row in filled}
+    # Equal values stay in the order of rows, also in reverse.
+    filled.sort(key=lambda row: keys[row], reverse=is_descending)
+    return [*filled, *(row for row in rows if values[row] is None)]
+
+
+@pytest.mark.parametrize(("name", "is_descending"), ORDERS)
+def test_the_order_of_each_type_is_that_of_python_with_missing_values_last(index, name, is_descending):
+    answer = browse_index(index, 99, order=Order(name, is_descending))
+    assert [hit.row for hit in answer.hits] == in_order(name, is_descending)
+    assert {hit.score for hit in answer.hits} == {None}
+
+
+def test_pages_follow_each_other_and_the_newest_come_first(index):
+    rows = in_order("taken", True)
+    pages = [[hit.row for hit in browse_index(index, 3, offset=offset).hits] for offset in (0, 3, 6, 9, 10**30)]
+    assert pages == [rows[:3], rows[3:6], rows[6:], [], []]
+    assert browse_index(index, 1).total == len(rows)
+
+
+def test_a_list_under_a_condition_has_the_images_that_meet_it(index):
+    answer = browse_index(index, 2, parse_where("year = 2021", index.columns), Order("year"))
+    assert ([hit.row for hit in answer.hits], answer.total, answer.notes) == ([1, 7], 2, ())
+    empty = browse_index(index, 2, parse_where("year = 1", index.columns))
+    assert (empty.hits, empty.total, empty.notes) == ((), 0, ("no image meets the condition",))
+
+
+def test_without_dates_the_list_is_in_the_order_of_rows(index):
+    plain = write_index(index.folder.parent / "plain", [unit_vectors(4)], kind="flat")
+    assert [hit.row for hit in browse_index(plain).hits] == [0, 1, 2, 3]
+
+
+def test_a_hit_has_the_path_of_its_file(index):
+    hit = browse_index(index, 1).hits[0]
+    assert hit.path == index.folder.parent / "photos" / hit.name
+    assert index.search(unit_vectors(1), 1)[0][0].path.is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("year", Order("year")),
+        ("  year  ASC ", Order("year")),
+        ("year\tDesc", Order("year", True)),
+        ('"year" desc', Order("year", True)),
+        ("path desc", Order("path", True)),
+        ('"\U0001f4f7 desc"', Order("\U0001f4f7 desc")),
+        ('"\U0001f4f7 desc" desc', Order("\U0001f4f7 desc", True)),
+    ],
+)
+def test_an_order_is_a_column_and_a_direction(index, text, expected):
+    assert parse_order(text, index.columns) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "desc", '""', '"', "yaer", "-year", "year, owner", "year; drop table images", "year desc desc"),
+        *("year\0", "random()", "1", "\U0001f4f7 desc", "year nulls first", "x" * 5000),
+    ],
+)
+def test_what_is_no_order_is_refused_with_the_columns(index, text):
+    with pytest.raises(InputError, match="the columns are taken, year, owner") as raised:
+        parse_order(text, index.columns)
+    assert len(str(raised.value)) < 500
+
+
+def test_a_number_out_of_range_is_refused(index):
+    for wrong in ({"k": 0}, {"k": -1}, {"offset": -1}):
+        with pytest.raises(ConfigError, match="must be at least"):
+            browse_index(index, **wrong)
+
+
+def test_a_column_that_is_gone_is_an_error(index, tmp_path):
+    other = write_index(tmp_path / "index", [unit_vectors(2)], kind="flat")
+    with pytest.raises(InputError, match="has no column taken"):
+        browse_index(other, order=parse_order("taken", index.columns))
