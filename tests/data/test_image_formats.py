@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import builtins
 import io
+import os
 import random
+import signal
 import struct
+import tracemalloc
 from datetime import datetime
 from pathlib import Path
 
@@ -17,8 +20,8 @@ from hostile_images import encoded, jpeg_of_size
 from PIL import Image, ImageFile
 from raw_files import dng
 
-from dcdctl.core.data import ImageError, decode_image, images, read_exif
-from dcdctl.core.data.images import check_image, decode, for_browser, formats, kind_of, thumbnail
+from dcdctl.core.data import FolderImageFile, ImageError, RowError, decode_image, images, read_exif
+from dcdctl.core.data.images import archives, check_image, decode, for_browser, formats, kind_of, thumbnail
 
 HALVES = halves(("red", "blue"))
 UPRIGHT = {
@@ -111,6 +114,40 @@ def test_exif_data_are_read_behind_the_marks_of_makers(mark):
     assert formats.recognize(data) is formats.RAW
 
 
+def box(kind, *content):
+    body = b"".join(content)
+    return (8 + len(body)).to_bytes(4, "big") + kind + body
+
+
+def cr3():
+    """A Canon photo as far as its EXIF data go: a directory for the camera, one for the photo, one for the place."""
+
+    def directory(tags):
+        exif = Image.Exif()
+        exif.update(tags)
+        return exif.tobytes().removeprefix(b"Exif\0\0")
+
+    boxes = [
+        box(b"CMT1", directory({0x010F: "Canon", 0x0110: "Canon EOS R6"})),
+        box(b"CMT2", directory({0x9003: "2022:07:08 09:10:11"})),
+        box(b"CMT4", directory({1: "S", 2: (22.0, 54.0, 0.0), 3: "W", 4: (43.0, 12.0, 0.0)})),
+    ]
+    return box(b"ftyp", b"crx ", bytes(4), b"crx isom") + box(b"moov", box(b"uuid", bytes(16), *boxes))
+
+
+def test_exif_data_of_a_canon_photo_are_read_from_its_boxes():
+    assert formats.recognize(cr3()) is formats.RAW
+    assert read_exif(io.BytesIO(cr3()), place=True) == {
+        "taken": datetime(2022, 7, 8, 9, 10, 11),
+        "year": 2022,
+        "camera": "Canon EOS R6",
+        "latitude": -22.9,
+        "longitude": -43.2,
+    }
+    nothing = box(b"ftyp", b"crx ", bytes(4), b"crx isom")
+    assert set(read_exif(io.BytesIO(nothing), place=False).values()) == {None}
+
+
 MISSING = {
     "pi_heif": (heic(), "heif", "the package pi-heif is not installed"),
     "rawpy": (dng(), "raw", "the package rawpy is not installed"),
@@ -135,11 +172,6 @@ def test_a_missing_package_is_named_and_only_needed_for_its_format(package, monk
     if package == "pi_heif":
         assert read_exif(io.BytesIO(data), place=False) == {"taken": None, "year": None, "camera": None}
     assert_halves(decode_image(UPRIGHT["avif"]))
-
-
-def box(kind, *content):
-    body = b"".join(content)
-    return (8 + len(body)).to_bytes(4, "big") + kind + body
 
 
 def in_three_scans(data):
@@ -210,6 +242,36 @@ def test_the_video_of_a_live_photo_is_told_by_the_picture_beside_it(tmp_path):
         with pytest.raises(ImageError) as refused:
             decode_image(LEFT_OUT["video"][0][1])
         assert kind_of(refused.value, tmp_path / name) == kind
+
+
+def test_a_video_is_told_by_its_first_bytes_and_not_read_to_its_end(tmp_path):
+    # Of any size: one that is too large for an image is a video all the same.
+    path = tmp_path / "large.mov"
+    path.write_bytes(LEFT_OUT["video"][0][1])
+    os.truncate(path, archives.MAX_FILE_BYTES + 1)
+    for size in (archives.MAX_FILE_BYTES + 1, 10_000_000):
+        os.truncate(path, size)
+        tracemalloc.start()
+        with pytest.raises(RowError, match="it is a video") as refused:
+            FolderImageFile(tmp_path, "large.mov").read()
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+        assert refused.value.kind == "video"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_large_images_are_decoded_one_at_a_time_also_after_a_fork(monkeypatch):
+    monkeypatch.setattr(decode, "LARGE_PIXELS", 2000)
+    with decode._one_large:
+        # A JPEG of one scan takes little memory, so it does not wait.
+        assert decode_image(encoded("JPEG")).size == (48, 32)
+        if (child := os.fork()) == 0:
+            signal.alarm(5)  # ends a child that waits
+            try:
+                width = decode_image(encoded("PNG")).width
+            finally:
+                os._exit(width)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 48
 
 
 def test_a_summary_has_one_line_for_each_kind_with_the_next_step():

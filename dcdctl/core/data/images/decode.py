@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import re
 import struct
 import threading
@@ -85,8 +86,17 @@ DECODE_ERRORS = (
     RuntimeError,
     MemoryError,
 )
-_ONE_LARGE = threading.Lock()
+_one_large = threading.Lock()
 """Held while a file is decoded that takes more memory than `LARGE_PIXELS`: many threads may read images."""
+
+
+def _renew_lock() -> None:
+    """In a forked process, nobody releases a lock that a thread of its parent held."""
+    global _one_large
+    _one_large = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """The markers of a JPEG that begin a frame: its size and its kind of coding."""
 # Baseline, extended and progressive. Only their blocks have a least size; arithmetic coding has none.
@@ -237,7 +247,7 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[_Opened]
         if not data:
             raise ImageError("the image file is empty (0 bytes)", NOT_IMAGE)
         opened = _opened(data)
-        with opened.image, _ONE_LARGE if _is_heavy(opened, max_pixels) else nullcontext():
+        with opened.image, _one_large if _is_heavy(opened, max_pixels) else nullcontext():
             yield opened
     except ImageError:
         raise
