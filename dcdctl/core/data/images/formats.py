@@ -166,6 +166,7 @@ FORMATS = {
 """The formats that are read. Pillow knows more, and starts another program for some of them (EPS)."""
 PILLOW_FORMATS = tuple(format.name for format in FORMATS.values() if format.package == "pillow")
 IMAGE_SUFFIXES = tuple(suffix for format in FORMATS.values() for suffix in format.suffixes)
+OTHER_SUFFIXES = ("jxl", "jp2", "j2k", "svg", "psd", "ico", "xcf", "eps")
 VIDEO_SUFFIXES = ("mov", "mp4", "m4v", "avi", "mkv", "webm", "3gp", "mts", "m2ts", "mpg", "mpeg", "wmv", "flv")
 
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -321,6 +322,8 @@ def kind_of_name(name: str, names: Collection[str]) -> str | None:
     suffix = suffix_of(name)
     if suffix in IMAGE_SUFFIXES:
         return None
+    if suffix in OTHER_SUFFIXES:
+        return OTHER_FORMAT.kind
     if suffix not in VIDEO_SUFFIXES:
         return NOT_IMAGE.kind
     return LIVE_VIDEO.kind if any(photo in names for photo in _photos_of(name)) else VIDEO.kind
