@@ -83,6 +83,8 @@ SETTING = Mistake("nonsense=1", r"unknown key nonsense; known keys here: ")
 EVALUATION = Mistake("ABSENT", r"(ABSENT.*evaluation|evaluation in ABSENT).*; `dcdctl eval")
 IMAGES = Mistake("ABSENT", r"ABSENT does not exist; .*--images")
 
+TEACHER = "--teacher=FUSION"
+
 MISTAKES: dict[str, list[Mistake]] = {
     "--device": [
         Mistake("gpu", r"device gpu .*auto, cpu, cuda.*; try --device cpu"),
@@ -127,7 +129,10 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("ABSENT", r"ABSENT is no file of relevance by its name; it ends with \.parquet"),
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read.*No such file"),
     ],
-    **{name: [Mistake("ABSENT", r"model\.vision and model\.text go together, ")] for name in ("--vision", "--text")},
+    **{
+        name: [Mistake("ABSENT", r"--vision and --text \(model\.vision and model\.text\) go together, ")]
+        for name in ("--vision", "--text")
+    },
     "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],
     "place": [Mistake("ABSENT", r"ABSENT.*; .*dcdctl prepare.*dcdctl cache-teacher")],
     "--model": [Mistake("RUN", r"INDEX has its model in it; leave --model out")],
@@ -256,6 +261,12 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ],
     ("photos", "images"): [Mistake("ABSENT", r"ABSENT .*; .*")],
     ("photos", "captions"): [Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; check the path")],
+    ("photos", "--model"): [replace(MODEL, needs="captions=UNSET")],
+    ("photos", "--queries"): [
+        Mistake("ABSENT", r"ABSENT is no file of texts, .*; a file of texts is a \.txt", f"captions=UNSET {TEACHER}"),
+        Mistake("PHOTOS", r"PHOTOS is a folder, and not a file of texts", f"captions=UNSET {TEACHER}"),
+    ],
+    ("photos", "--teacher"): [replace(MODEL, needs="captions=UNSET --queries=PAIRS.csv")],
     ("photos", "--vision"): [],  # the training checks its encoders, after the corpus is made
     ("photos", "--text"): [],
     ("photos", "--out"): FOLDER,
@@ -372,7 +383,6 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("study", "--depth"): [],
     ("search", "--depth"): [],
     ("serve", "--depth"): [],
-    ("index", "--exif"): [Mistake("nonsense", r"'nonsense' is not one of 'camera', 'place'", code=2)],
     ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", "--images=CORPUS")],
     ("recipes", "name"): [RECIPE],
     ("export", "--out"): [
@@ -409,8 +419,8 @@ def stage(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-NOTHING_TO_CHECK = {"text", "--license", "--remove", "--wandb"}
-"""Options that take any text. Numbers are compared with their limits by Typer."""
+NOTHING_TO_CHECK = {"text", "--license", "--moved", "--remove", "--wandb"}
+"""Options that take any text, or are tried in a file of their own. Numbers are compared with their limits by Typer."""
 PACKAGES = [
     ("cache-teacher", "--set=candidates.kind=lexical", "bm25s", "mine"),
     ("finetune-teacher", "--wandb=project", "wandb", "wandb"),
