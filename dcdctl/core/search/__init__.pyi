@@ -13,7 +13,7 @@ from .answers import (
     value_for_json,
 )
 from .build import Changes, IndexChange, build_index, change_index, run_index_job
-from .columns.order import Order, parse_order
+from .columns.order import Order, default_order, parse_order
 from .columns.table import NUM_SHOWN, ColumnSummary
 from .columns.where import (
     COLUMN_TYPES,
@@ -84,6 +84,7 @@ __all__ = [
     "check_query",
     "check_vectors",
     "columns_text",
+    "default_order",
     "image_of",
     "index_document",
     "index_facts",
