@@ -92,6 +92,32 @@ class Index(search.FolderIndex):
         """Remove images by name or pattern ("2019/*"), and with `gone` those whose files no longer exist."""
         return self._change(Changes(remove=names, remove_gone=gone))
 
+    def remove_gone(self) -> IndexChange:
+        """Remove the images whose files no longer exist; InputError if an image folder itself is gone."""
+        return self._change(Changes(remove_gone=True))
+
+    def sync(
+        self, *, workers: int | None = None, batch_size: int = 32, device: str = "auto", progress: bool = False
+    ) -> IndexChange:
+        """Follow the image folders: add what is new, read again what changed, remove what is gone, and fill columns.
+
+        A file of the same bytes under another name keeps its vectors and columns. If a folder has no images any more,
+        nothing of it is removed, and the notes say so. The model is loaded only for images that it has not seen.
+        """
+        if (same := search.up_to_date(self)) is not None:
+            return same
+        compute = devices.Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
+        return self._change(Changes(sync=True), compute=compute, track=api.track(progress))
+
+    def moved(self, old: Ref, new: Ref) -> IndexChange:
+        """Say that an image folder, or one above it, is at another place now; nothing is embedded. InputError if the
+        index has no such folder, or if its images are not at the new place."""
+        return self._change(Changes(moved=(path(old), path(new))))
+
+    def duplicates(self) -> list[search.SameImages]:
+        """The groups of images that are copies of each other, or look alike."""
+        return search.find_copies(self)
+
     def set_query_model(self, ref: Ref) -> IndexChange:
         """Embed texts by a query encoder from now on, in place of the model of the index; no image is embedded again.
 
@@ -103,17 +129,19 @@ class Index(search.FolderIndex):
         self,
         metadata: Ref | pa.Table | None = None,
         *,
-        exif: Literal["camera", "place"] | None = None,
+        exif: Literal["camera", "place", "none"] | None = None,
         drop: Sequence[str] = (),
         progress: bool = False,
     ) -> IndexChange:
         """Set columns that conditions read, such as year and owner; nothing is embedded again. Its `notes` name images
         without values.
 
-        `metadata` names the image of each row in a column `image`, `image_id`, `path` or `filepath`. `exif` reads the
-        date and the camera from the image files, with "place" also the place, and `drop` removes columns.
+        `metadata` names the image of each row in a column `image`, `image_id`, `path` or `filepath`. The
+        date and the camera are read from the image files as long as `exif` is not "none", with "place" also the place.
+        `drop` removes columns.
         """
-        changes = Changes(drop_columns=tuple(drop), metadata=table_or_path(metadata), exif=exif)
+        sets = () if exif is None else (f"exif={exif}",)
+        changes = Changes(sets=sets, drop_columns=tuple(drop), metadata=table_or_path(metadata))
         return self._change(changes, track=api.track(progress))
 
     def _change(self, changes: Changes, **how: Any) -> IndexChange:

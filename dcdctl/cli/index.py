@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -27,7 +28,8 @@ from dcdctl.cli.options import (
     refuse,
     writes,
 )
-from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
+from dcdctl.cli.views.index import change_document, show_change, show_copies, show_sync
+from dcdctl.cli.views.terminal import bar, note, show, show_error, show_json
 from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from dcdctl.core.devices import Compute
     from dcdctl.core.progress import Say
     from dcdctl.core.search import Changes, IndexChange, IndexConfig
-    from dcdctl.core.stores import Store, Upload
+    from dcdctl.core.stores import Store
 
 Metadata: TypeAlias = "Ref | pa.Table | None"
 Settings: TypeAlias = "IndexConfig | None"
@@ -75,14 +77,6 @@ class NewIndex:
         ),
         Path,
     ] = None
-    exif: Annotated[
-        Literal["camera", "place"] | None,
-        configures(
-            "--exif",
-            "Read columns from the image files: taken, year and camera; with place also latitude and longitude.",
-            "camera|place",
-        ),
-    ] = None
     workers: Workers = None
     batch_size: BatchSize = 32
     device: Device = "auto"
@@ -100,6 +94,19 @@ class NewIndex:
 class IndexOptions:
     """What changes in an index, or is special about a new one, and a store that follows it."""
 
+    sync: Annotated[
+        bool,
+        reads("--sync", "Follow the image folders: add what is new, read again what changed, remove what is gone."),
+    ] = False
+    watch: Annotated[bool, reads("--watch", "Keep following the image folders until Ctrl-C.")] = False
+    moved: Annotated[
+        tuple[Path, Path] | None,
+        reads(
+            "--moved",
+            "An image folder, or a folder that it is in, is at another place now; nothing is embedded.",
+            "OLD NEW",
+        ),
+    ] = None
     add: Annotated[Path | None, reads("--add", "Add the new images of a folder or a corpus.", "DIR")] = None
     remove: Annotated[
         list[str] | None, reads("--remove", "Remove an image by name, or several by a pattern; repeatable.", "NAME")
@@ -119,6 +126,16 @@ class IndexOptions:
         list[str],
     ] = None
     dims: Dims = None
+    exif_place: Annotated[
+        bool,
+        configures(
+            "--exif-place",
+            "Read latitude and longitude from the image files too, and name the place: --set exif=place.",
+        ),
+    ] = False
+    no_exif: Annotated[
+        bool, configures("--no-exif", "Read no date and no camera from the image files: --set exif=none.")
+    ] = False
     keywords: Annotated[
         bool,
         configures(
@@ -130,6 +147,10 @@ class IndexOptions:
         list[str] | None, configures("--drop-column", "Remove a column of the index; repeatable.", "NAME")
     ] = None
 
+    duplicates: Annotated[
+        bool, writes("--duplicates", "List the images that are copies of each other or look alike; removes nothing.")
+    ] = False
+    csv: Annotated[bool, writes("--csv", "With --duplicates: print CSV, a row per image.")] = False
     plan_only: Annotated[
         bool, writes("--plan-only", "Write the list of images to the folder OUT, for another engine to embed.")
     ] = False
@@ -143,26 +164,29 @@ class IndexOptions:
 
     def for_index(self, new: NewIndex, say: Say) -> Changes:
         """The same as the core takes it."""
-        from dcdctl.core import devices
         from dcdctl.core.search import Changes
 
         # Options for the settings that users change most, after --set, so that they win.
-        settings = {"dims": self.dims, "keywords": "true" if self.keywords else None}
+        exif = "place" if self.exif_place else "none" if self.no_exif else None
+        settings = {"dims": self.dims, "keywords": "true" if self.keywords else None, "exif": exif}
         chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
         precision = None  # keeps the precision of an index that is changed
         if new.precision is not None:
+            from dcdctl.core import devices
+
             precision = devices.precision_on(new.precision, devices.choose(new.device), say)
         return Changes(
             sets=(*(self.sets or ()), *chosen),
             remove=tuple(self.remove or ()),
             remove_gone=self.remove_gone,
+            moved=self.moved,
+            sync=self.sync,
             add=self.add,
             split=new.split,
             precision=precision,
             vectors=tuple(self.vectors or ()),
             drop_columns=tuple(self.drop_column or ()),
             metadata=table_or_path(new.metadata),
-            exif=new.exif,
             query_model=optional_ref(new.query_model),
         )
 
@@ -172,39 +196,84 @@ def table_or_path(metadata: Metadata) -> Path | pa.Table | None:
     return path(metadata) if isinstance(metadata, str | os.PathLike) else metadata
 
 
-NUM_SKIPPED_SHOWN = 5
-"""Files without a readable image that are named on the screen."""
-
-
 def index(new: NewIndex, changes: IndexOptions, threads: Threads = None, json: Json = False) -> None:
     """Make images searchable, or change an index. A model embeds the images of a folder or a corpus once."""
     # Typer knows no options that depend on each other.
     if changes.replace and changes.to is None:
         raise typer.BadParameter("replaces the images of a store: name it with --to", param_hint="--replace")
-    from dcdctl.core import devices, search, stores
+    if changes.csv and not changes.duplicates:
+        raise typer.BadParameter("is a form of --duplicates: add it", param_hint="--csv")
+    if changes.duplicates:
+        return _list_duplicates(new, changes, json)
+    if changes.watch:
+        return _watch(new, changes, json)
+    if changes.plan_only:
+        return _plan(new, changes, json)
+    from dcdctl.core import stores
 
     # A wrong URL is an error before any work.
     store = None if changes.to is None else stores.open_store(changes.to)
-    if changes.plan_only:
-        return _plan(new, changes, json)
     if store is not None:
         _check_store(store, new, replace=changes.replace)
+    change = _change(new, changes, threads)
+    uploaded = None
+    if store is not None:
+        uploaded = stores.upload_index(change.index, store, replace=changes.replace, track=bar)
+    if json:
+        show_json(change_document(change, uploaded))
+    elif changes.sync:
+        show_sync(change, uploaded)
+    else:
+        show_change(change, uploaded)
+
+
+def _change(new: NewIndex, changes: IndexOptions, threads: int | None) -> IndexChange:
+    """Do what is asked for. What needs no model is found out before torch is imported, which takes seconds."""
+    from dcdctl.core import search
+
+    ref = os.fspath(new.model)
+    if new.images is None and new.out is None:
+        if changes.remove:
+            search.check_removable(ref, changes.remove)
+        if changes.sync and changes.for_index(new, note) == search.Changes(sync=True):
+            same = search.up_to_date(search.open_to_change(ref))
+            if same is not None:
+                return same
+    from dcdctl.core import devices
+
     devices.use_threads(threads)
-    change = search.run_index_job(
-        os.fspath(new.model),
+    return search.run_index_job(
+        ref,
         changes.for_index(new, note),
         images=optional_path(new.images),
         out=optional_path(new.out),
         compute=new.compute(),
         track=bar,
     )
-    uploaded = None
-    if store is not None:
-        uploaded = stores.upload_index(change.index, store, replace=changes.replace, track=bar)
-    if json:
-        show_json(_document(change, uploaded))
-    else:
-        _show(change, uploaded)
+
+
+def _watch(new: NewIndex, changes: IndexOptions, json: bool) -> None:
+    """Follow the image folders until Ctrl-C, and show each change."""
+    from dcdctl.core.search import watch_index
+
+    others = {"--images": new.images, "--out": new.out, "--add": changes.add, "--to": changes.to}
+    refuse(others, "and --watch are two steps: make or change the index first")
+
+    def show_it(change: IndexChange) -> None:
+        if json:
+            show_json(change_document(change), indent=None)
+        else:
+            show_sync(change)
+
+    with suppress(KeyboardInterrupt):
+        watch_index(os.fspath(new.model), show_it, show_error, track=bar)
+
+
+def _list_duplicates(new: NewIndex, changes: IndexOptions, json: bool) -> None:
+    from dcdctl.core.search import find_copies, open_to_change
+
+    refuse({"--images": new.images, "--out": new.out}, "and --duplicates are two steps: make the index first")
+    show_copies(find_copies(open_to_change(os.fspath(new.model))), as_json=json, as_csv=changes.csv)
 
 
 def _check_store(store: Store, new: NewIndex, *, replace: bool) -> None:
@@ -238,50 +307,3 @@ def _plan(new: NewIndex, changes: IndexOptions, json: bool) -> None:
         return show_json(listed)
     counts = f"{counted(listed['images'], 'files')} in {counted(listed['files'], 'Parquet files')}"
     show(f"{counts}, model {listed['model'][:8]} -> {listed['list']}")
-
-
-def _document(change: IndexChange, uploaded: Upload | None) -> dict[str, Any]:
-    index = change.index
-    document = {
-        "index": str(index.folder),
-        "images": index.num_images,
-        "added": change.added,
-        "removed": change.removed,
-        "left_out": len(change.skipped),
-        "dims": index.dim,
-        "kind": index.kind,
-        "keywords": index.has_keywords,
-        "columns": index.columns.names,
-        "notes": list(change.notes),
-    }
-    return document if uploaded is None else {**document, "store": asdict(uploaded)}
-
-
-def _show(change: IndexChange, uploaded: Upload | None) -> None:
-    from dcdctl.core import search
-
-    index, skipped = change.index, change.skipped
-    for file in skipped[:NUM_SKIPPED_SHOWN]:
-        note(f"left out: {file['path']!r}: {file['reason']}")
-    if len(skipped) > NUM_SKIPPED_SHOWN:
-        listed = index.folder / str(index.document.skipped.file)
-        note(f"left out: {len(skipped) - NUM_SKIPPED_SHOWN:,} more, all listed in {listed}")
-    for text in change.notes:
-        note(f"note: {printable(text)}")
-    if reason := search.text_side_note(index.document):
-        note(f"note: {reason}")
-    counts = _counts(added=change.added, removed=change.removed)
-    words = " and by words" if index.has_keywords else ""
-    columns = f", columns {', '.join(map(printable, index.columns.names))}" if index.columns.names else ""
-    if query := search.query_model_of(index.document):
-        columns += f", texts by {printable(query)}"
-    numbers = f"{index.dim} numbers {index.stored_type.per}"
-    images = f"{counted(index.num_images, 'images')}{counts}"
-    show(f"{images}, {numbers}, search by {index.kind}{words}{columns} -> {index.folder}")
-    if uploaded is not None:
-        changes = _counts(sent=uploaded.sent, deleted=uploaded.deleted)
-        show(f"{counted(uploaded.images, 'images')}{changes} -> {uploaded.location}")
-
-
-def _counts(**counts: int) -> str:
-    return "".join(f", {count:,} {action}" for action, count in counts.items() if count)

@@ -49,6 +49,9 @@ class Query:
             "COLUMN",
         ),
     ] = None
+    all_copies: Annotated[
+        bool, configures("--all-copies", "Show copies and look-alikes as hits of their own, not as one.")
+    ] = False
     exact: Annotated[
         bool, configures("--exact", "Compare all images, in place of the candidates of graphs and codes.")
     ] = False
@@ -170,7 +173,7 @@ def _open(place: str, query: Query, models: SearchModels) -> tuple[ImageIndex, C
     if is_store(place):
         refuse({"--exact": query.exact or None}, "compares all images of an index in a folder, and this is a store")
     index = open_index(place, optional_path(models.model))
-    index.compares_all = query.exact
+    index.compares_all, index.all_copies = query.exact, query.all_copies
     condition = None if query.where is None else parse_where(query.where, index.columns)
     if query.hybrid:
         index.check_hybrid()

@@ -28,7 +28,7 @@ from dcdctl.cli.distill import Distill
 from dcdctl.cli.study import StudyArguments
 from dcdctl.core import training
 from dcdctl.core.config import to_table
-from dcdctl.core.data import media_type
+from dcdctl.core.data import for_browser
 from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError
 from dcdctl.core.search import CombinedQuery, IndexSearcher
 from dcdctl.core.training import DualConfig, LossConfig, Run
@@ -247,9 +247,9 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
         assert change.notes == (f"not in {where}: 5 images of the index",)
         assert own_index.values("year").drop_null().to_pylist() == [2021, 2020]
         own_index.set_columns(drop=["year", "owner"])
-        assert own_index.columns.names == []
-    own_index.set_columns(in_memory, exif="camera")
-    assert own_index.columns.names == ["year", "owner", "taken", "camera"]
+        assert own_index.columns.names == ["taken", "camera"]
+    own_index.set_columns(in_memory, exif="place")
+    assert own_index.columns.names == ["taken", "camera", "year", "owner", "latitude", "longitude"]
     searcher = dcdctl.Searcher(own_index)
     answer = searcher.search("a red circle", where="owner = '<b>'")
     assert [(hit.name, hit.columns["owner"]) for hit in answer] == [("plain.png", "<b>")]
@@ -272,7 +272,7 @@ def test_an_answer_shows_small_images_and_escaped_names(noise_index):
     assert "&lt;b&gt;red" in html
     assert "<img src=x>" not in html
     images = [base64.b64decode(data) for data in re.findall(r'src="data:image/webp;base64,([^"]+)"', html)]
-    assert [media_type(image) for image in images] == ["image/webp"] * 12
+    assert [for_browser(image)[1] for image in images] == ["image/webp"] * 12
     assert max(max(Image.open(io.BytesIO(image)).size) for image in images) <= 112
     assert repr(answer) == f"Answer('a <b>red</b> circle': 12 images, the best {answer[0].name!r})"
 

@@ -38,7 +38,8 @@ def metadata(tmp_path_factory):
 def index(noise_index, metadata, tmp_path_factory):
     folder = tmp_path_factory.mktemp("columns") / "index"
     shutil.copytree(noise_index, folder)
-    done = run("index", folder, "--metadata", metadata)
+    dropped = [part for name in ("taken", "year", "camera") for part in ("--drop-column", name)]
+    done = run("index", folder, *dropped, "--metadata", metadata)
     assert done.exit_code == 0, done.output
     assert done.stdout == f"12 images, 8 numbers each, search by flat, columns year, owner, day -> {folder}\n"
     assert f"note: not in the index: 1 image of {metadata}, such as 'absent.png'" in done.stderr
@@ -121,13 +122,13 @@ def test_an_index_is_built_with_columns_and_changed_without_embedding(noise_inde
     ]
     assert run(*words, "--json").exit_code == 0
     built = FolderIndex.open(tmp_path / "index")
-    assert (built.columns.names, built.values("owner").null_count) == (["year", "owner", "day"], 1)
+    assert (built.columns.names, built.values("owner").null_count) == (["year", "owner", "day", "taken", "camera"], 1)
     generation = built.document.generation
     assert run(*words).exit_code == 0
     assert FolderIndex.open(tmp_path / "index").document.generation == generation
     monkeypatch.setattr("dcdctl.core.search.embed.embed", None)
     done = run("index", tmp_path / "index", "--drop-column", "owner", "--drop-column", "day", "--json")
-    assert json.loads(done.stdout)["columns"] == ["year"]
+    assert json.loads(done.stdout)["columns"] == ["year", "taken", "camera"]
 
 
 def test_columns_of_a_corpus_travel_into_its_index(noise_index, tmp_path):

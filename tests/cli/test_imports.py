@@ -46,7 +46,8 @@ HEAVY = (
 )
 LIGHT = {
     "recipes": [],
-    "inspect index": [],
+    "inspect index": ["pandas"],  # by Arrow, for the summary of columns
+    "index index --sync": ["pandas"],
     "verify corpus": [],
     "verify index": [],
     "verify run": [],

@@ -35,8 +35,9 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     index = tmp_path / "index"
     made = run(dual, "--images", images, "--out", index)
     assert made.exit_code == 0, made.output
-    assert made.stdout == f"8 images, 8 numbers each, search by flat -> {index}\n"
-    assert r"left out: 'not\nan image.txt': not an image file" in made.stderr
+    assert made.stdout == f"8 images, 8 numbers each, search by flat, columns taken, year, camera -> {index}\n"
+    assert "left out: 1 file that is no image: nothing to do\n" in made.stderr
+    assert f"left out: each is listed in {index / 'skipped-1.json'}\n" in made.stderr
     put(images, {"new.png": png(20)})
     assert run(index, "--add", images).stdout.startswith("9 images, 1 added, 8 numbers each")
     assert run(index, "--remove", "0.png", "--remove", "[12].png").stdout.startswith("6 images, 3 removed,")
@@ -50,11 +51,13 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
         "added": 0,
         "removed": 0,
         "left_out": 0,
+        "left_out_by_kind": {},
         "dims": 8,
         "kind": "flat",
         "keywords": False,
     }
-    document |= {"columns": [], "notes": []}
+    document |= dict.fromkeys(("changed", "moved", "copied", "unchanged"), 0)
+    document |= {"columns": ["taken", "year", "camera"], "notes": []}
     assert json.loads(run(index, "--json").stdout) == document
     looked = run(index)
     assert looked.stdout.startswith("8 images, 8 numbers each, search by flat")
@@ -62,7 +65,10 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     assert run(index, "--set", "flat_up_to=2", "--set", "hnsw.neighbors=4").stdout.startswith(
         "8 images, 8 numbers each, search by hnsw"
     )
-    assert run(index, "--keywords").stdout == f"8 images, 8 numbers each, search by hnsw and by words -> {index}\n"
+    assert (
+        run(index, "--keywords").stdout
+        == f"8 images, 8 numbers each, search by hnsw and by words, columns taken, year, camera -> {index}\n"
+    )
     assert FolderIndex.open(index).hybrid(["4"], unit_vectors(1, 8), 1)[0][0].name == "4.png"
 
 

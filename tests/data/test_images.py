@@ -225,7 +225,7 @@ PNG = image_file(UPRIGHT)
 JPEG = image_file(UPRIGHT, "JPEG", quality=95)
 FRAME = JPEG.index(b"\xff\xc0") + 5
 UNPACKS_TO_MUCH = zlib.compress(bytes(80 << 20), 9)
-NOT_READ = r"not an image file of a supported format \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM\)"
+NOT_READ = r"not an image file of a supported format \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF, HEIF, RAW\)"
 
 
 def png_of_size(width, height):
@@ -236,14 +236,14 @@ REJECTED = {
     "nothing": (b"", r"the image file is empty \(0 bytes\)"),
     "a web page": (b"\n<!DOCTYPE html><html><h1>404", NOT_READ),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", NOT_READ),
-    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", NOT_READ),
+    "heic without its boxes": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "the image is truncated or damaged"),
     "a tga, which has no sign to know it by": (image_file(UPRIGHT, "TGA"), NOT_READ),
     "a png of no pixels": (png_of_size(0, 0), NOT_READ),
     "a png that says it is 60,000 pixels wide and high": (
         png_of_size(60_000, 60_000),
-        r"too many pixels, it may be a decompression bomb \(the limit is 89,478,485\)",
+        r"too many pixels, it may be a decompression bomb \(the limit is 134,217,728\)",
     ),
-    "a png of a hundred million": (png_of_size(10_000, 10_000), r"decompression bomb \(the limit"),
+    "a png of 144 million": (png_of_size(12_000, 12_000), r"decompression bomb \(the limit"),
     "a png with far less in it than it says": (png_of_size(9_000, 9_000), "the image is truncated or damaged"),
     "a jpeg that says it is 65,000 pixels wide and high": (
         JPEG[:FRAME] + struct.pack(">HH", 65_000, 65_000) + JPEG[FRAME + 4 :],

@@ -306,7 +306,11 @@ def test_unusable_texts_and_images_may_be_skipped(tmp_path, photos):
     with pytest.raises(InputError, match=r"a\.csv line 3: the text is empty"):
         prepare(tmp_path / "out", **places)
     summary = prepare(tmp_path / "out", **places, options={"on_error": "skip"})
-    assert [(row.row, row.image) for row in summary.skipped] == [("a.csv line 3", ""), ("more", "broken.jpg")]
+    assert [(row.row, row.image) for row in summary.skipped] == [
+        ("photos", "readme.md"),
+        ("a.csv line 3", ""),
+        ("more", "broken.jpg"),
+    ]
     assert Corpus.open(tmp_path / "out", "train").captions == ["a dog", "a cat"]
 
 

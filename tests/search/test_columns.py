@@ -332,15 +332,20 @@ def test_exif_columns_are_read_where_no_value_is(made, tmp_path, monkeypatch):
     exif_photo(tmp_path / "photos" / "0.png", Model="EOS", DateTime="2019:05:01 12:00:00")
     exif_photo(tmp_path / "photos" / "1.png", Model="D70", DateTime="2018:05:01 12:00:00")
     exif_photo(tmp_path / "photos" / "4.png", Model="gone")
-    index, _ = set_columns(made, {"image": ["0.png"], "year": [1999]}, exif="camera")
+    index, _ = set_columns(made, {"image": ["0.png"], "year": [1999]}, sets=("exif=place",))
     assert column(index, "year") == [1999, 2018, None, None, None, None]
     assert column(index, "camera") == ["EOS", "D70", None, None, None, None]
     assert column(index, "taken")[1] == datetime(2018, 5, 1, 12)
-    assert index.columns.types == [pa.int64(), MOMENT, pa.string()]
+    assert index.columns.types == [
+        pa.int64(),
+        MOMENT,
+        pa.string(),
+        pa.float64(),
+        pa.float64(),
+        pa.string(),
+        pa.string(),
+    ]
+    assert index.values("latitude").null_count == 6
     # Again: what is there stays.
     monkeypatch.setattr(SourceImages, "open", lambda *image: io.BytesIO())
-    assert set_columns(index, exif="camera")[0].document == index.document
-    index, _ = set_columns(index, exif="place")
-    assert index.values("latitude").null_count == 6
-    with pytest.raises(InputError, match="exif is 'places', expected camera or place"):
-        set_columns(index, exif="places")
+    assert set_columns(index, sets=("exif=place",))[0].values("year").equals(index.values("year"))

@@ -23,7 +23,7 @@ from tiny import make_corpus, make_pool, make_teacher, make_wide_dual
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus, summarize_corpus
 from dcdctl.core.scoring import features, open_or_build
-from dcdctl.core.search import FolderIndex, IndexSearcher, commit, keywords, parse_where
+from dcdctl.core.search import FolderIndex, IndexSearcher, commit, keywords, parse_where, storage
 from dcdctl.core.teacher import (
     CandidateConfig,
     TextCacheJob,
@@ -162,7 +162,7 @@ def index_kind(folder: Path) -> Artifact:
             index.stored(rows).data,
             names,
             index.stored_columns.table().to_pydict(),
-            commit.skipped_of(path, index.document),
+            storage.skipped_of(path, index.document),
         )
 
     return Artifact(folder / "made", folder / "other", read)

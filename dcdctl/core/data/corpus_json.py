@@ -79,6 +79,8 @@ class SkippedRow:
     row: str
     image: str
     reason: str
+    kind: Annotated[str, OMITTED] = ""
+    """What kind of file its image is (`UNREAD` in images/formats.py); empty if something else is wrong with the row."""
 
 
 @dataclass(frozen=True, kw_only=True)

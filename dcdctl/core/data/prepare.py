@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from dcdctl.core import config, files
 from dcdctl.core.artifacts import Build, seal_of
-from dcdctl.core.data import decontamination, near_duplicates, source_files
+from dcdctl.core.data import decontamination, images, near_duplicates, source_files
 from dcdctl.core.data.columns import ImageColumns
 from dcdctl.core.data.corpus_json import (
     CORPUS,
@@ -60,6 +60,8 @@ class CorpusSummary:
     leakage: Leakage
     """Images that splits share."""
     skipped: tuple[SkippedRow, ...]
+    left_out_by_kind: dict[str, int]
+    """How many of `skipped` have an image of a kind that cannot be read."""
     notes: tuple[str, ...]
     """Where the files came from and how they were checked; how a table was read and divided."""
     already_there: bool
@@ -100,6 +102,7 @@ class CorpusSummary:
         lines.append(f"  protocol: {self.protocol}")
         lines += [f"  {name}: {value}" for name, value in self.leakage.facts()]
         lines += [f"  {note}" for note in self.notes]
+        lines += [f"  {line}" for line in images.left_out_lines(self.left_out_by_kind)]
         if self.skipped:
             first = self.skipped[0].reason
             lines.append(f"  {len(self.skipped):,} rows skipped, listed in {CORPUS_FILE}; the first: {first}")
@@ -274,6 +277,7 @@ def _summary(out: Path, document: CorpusDocument, notes: Sequence[str] = (), *, 
         protocol=document.protocol,
         leakage=document.leakage,
         skipped=document.skipped,
+        left_out_by_kind=images.count_kinds(row.kind for row in document.skipped if row.kind),
         notes=(*notes, *_source_notes(document.source)),
         already_there=already_there,
     )

@@ -21,7 +21,7 @@ from dcdctl.core.data.corpus_json import ShardFile, SkippedRow
 from dcdctl.core.data.decontamination import HeldOut
 from dcdctl.core.data.images import CheckedImage, ImageError, RowError
 from dcdctl.core.data.near_duplicates import Match
-from dcdctl.core.data.readers.rows import HELD_OUT, SKIP_HINT, SPLITS, Listing, SourceRow
+from dcdctl.core.data.readers.rows import HELD_OUT, SPLITS, Listing, SourceRow, skip_hint
 from dcdctl.core.data.shards import CorpusRow, RowFacts, read_shard, shard_name, write_shard
 from dcdctl.core.errors import RUN_AGAIN, InputError, resumed_by
 from dcdctl.core.machine import num_cores, read_in_threads
@@ -122,8 +122,8 @@ def write_splits(
 def _corpus_row(row: SourceRow, image: CheckedImage, labels: Sequence[str]) -> CorpusRow:
     return CorpusRow(
         image_id=row.image_id,
-        # An image that was shrunk may have become a PNG.
-        path=str(PurePosixPath(row.path).with_suffix(".png")) if image.became_png else row.path,
+        # An image that was shrunk or converted may have another format.
+        path=row.path if image.suffix is None else str(PurePosixPath(row.path).with_suffix(image.suffix)),
         data=image.data,
         width=image.width,
         height=image.height,
@@ -144,14 +144,15 @@ def _write_shard(
 ) -> tuple[ShardNote, list[RowFacts]]:
     hashes, skipped, left_out = list[int](), list[SkippedRow](), list[Match]()
 
-    def check(row: SourceRow) -> CheckedImage | str:
+    def check(row: SourceRow) -> CheckedImage | SkippedRow:
         """The image file, shrunk if it is too large, or why it cannot be used."""
         try:
             return images.check_image(row.image_file.read(), options.image_size_px)
         except (RowError, ImageError) as error:
-            return str(error)
+            kind = images.kind_of(error, Path(row.path))
+            return SkippedRow(row=row.where, image=row.path, reason=str(error), kind=kind)
 
-    def usable_rows(results: Iterable[CheckedImage | str]) -> Iterator[CorpusRow]:
+    def usable_rows(results: Iterable[CheckedImage | SkippedRow]) -> Iterator[CorpusRow]:
         for row, result in zip(rows, results, strict=True):
             advance(1)
             if isinstance(result, CheckedImage):
@@ -162,9 +163,10 @@ def _write_shard(
                 hashes.append(result.hash)
                 yield _corpus_row(row, result, labels)
             elif options.on_error == "skip":
-                skipped.append(SkippedRow(row=row.where, image=row.path, reason=result))
+                skipped.append(result)
             else:
-                raise InputError(f"{row.where} {json.dumps(row.path, ensure_ascii=False)}: {result}", hint=SKIP_HINT)
+                name = json.dumps(row.path, ensure_ascii=False)
+                raise InputError(f"{row.where} {name}: {result.reason}", hint=skip_hint(result.kind))
 
     readers = 0 if options.workers == 1 else options.workers
     # Closed here, because the traceback of an error would keep the generator, and with it the threads.

@@ -13,7 +13,7 @@ from .study_report import (
     study_tables,
     write_study_page,
 )
-from .write import headline, report_document, write_csv, write_markdown, write_report_page
+from .write import csv_text, headline, report_document, write_csv, write_markdown, write_report_page
 
 __all__ = [
     "CASCADE",
@@ -22,6 +22,7 @@ __all__ = [
     "ZERO_SHOT",
     "Study",
     "compare_rows",
+    "csv_text",
     "embed_image",
     "headline",
     "open_corpus",

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dcdctl.core import files, templates
@@ -124,13 +125,17 @@ def write_markdown(path: Path, report: Report) -> None:
 
 def write_csv(path: Path, report: Report) -> None:
     """Write the numbers of `report_document`, unrounded, as CSV: a row per model; what was not measured is empty."""
-    rows = [{name: _csv_cell(value) for name, value in _row(model).items()} for model in report.models]
+    files.write_text(path, csv_text([_row(model) for model in report.models]))
+
+
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as CSV, without formulas; a value that a row lacks is empty."""
     stream = io.StringIO()
     # Lines end with \r\n, the csv module's default: with another end it would not quote a \r in a folder's name.
     writer = csv.DictWriter(stream, dict.fromkeys(name for row in rows for name in row))
     writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(path, stream.getvalue())
+    writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
+    return stream.getvalue()
 
 
 # https://owasp.org/www-community/attacks/CSV_Injection; the second half are the same signs in full width.

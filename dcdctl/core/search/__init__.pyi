@@ -12,7 +12,8 @@ from .answers import (
     title_of,
     value_for_json,
 )
-from .build import Changes, IndexChange, build_index, change_index, run_index_job
+from .build import build_index, change_index, run_index_job
+from .changes import Changes, IndexChange
 from .columns.order import Order, default_order, parse_order
 from .columns.table import NUM_SHOWN, ColumnSummary
 from .columns.where import (
@@ -28,6 +29,7 @@ from .columns.where import (
     quoted_value,
 )
 from .combined import CombinedQuery, question_of
+from .copies import SameImages, find_copies
 from .exact import Floats, Rows, best_first, spread_over
 from .index import FolderIndex
 from .index_config import IndexConfig
@@ -38,7 +40,9 @@ from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, check_model, query_model_of, read_document, text_side_note
 from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
+from .upkeep import check_removable, open_to_change, up_to_date
 from .vector_files import write_image_list
+from .watch import watch_index
 
 __all__ = [
     "COLUMN_TYPES",
@@ -65,6 +69,7 @@ __all__ = [
     "Order",
     "Question",
     "Rows",
+    "SameImages",
     "SearchAnswer",
     "SourceImage",
     "SourceImages",
@@ -82,13 +87,16 @@ __all__ = [
     "change_index",
     "check_model",
     "check_query",
+    "check_removable",
     "check_vectors",
     "columns_text",
     "default_order",
+    "find_copies",
     "image_of",
     "index_document",
     "index_facts",
     "like_regex",
+    "open_to_change",
     "parse_all",
     "parse_order",
     "parse_where",
@@ -103,6 +111,8 @@ __all__ = [
     "text_side_beside",
     "text_side_note",
     "title_of",
+    "up_to_date",
     "value_for_json",
+    "watch_index",
     "write_image_list",
 ]

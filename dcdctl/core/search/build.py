@@ -8,12 +8,10 @@ killed change that is run again counts as a change more where its first steps we
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,68 +22,31 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import ImageColumns
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, require_extra
-from dcdctl.core.places import refuse_url
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, commit, embed, keywords, part_files, plan, segments, sources, vector_files
+from dcdctl.core.search import (
+    ann,
+    commit,
+    copies,
+    embed,
+    image_files,
+    keywords,
+    part_files,
+    plan,
+    segments,
+    sources,
+    storage,
+    upkeep,
+    vector_files,
+)
 from dcdctl.core.search.background import probe_texts
+from dcdctl.core.search.changes import Changes, IndexChange
 from dcdctl.core.search.columns import change
-from dcdctl.core.search.columns.table import write_columns
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
-from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.index_config import IndexConfig
-from dcdctl.core.search.part_files import SourceImage
+from dcdctl.core.search.part_files import ChangeCounts, PlannedParts, SourceImage
 from dcdctl.core.search.storage import INDEX, TEXT, ImageSource, IndexDocument, IndexedModel, SealedFile, TextSide
 from dcdctl.core.search.stored import STORED, StoredTokens, StoredType
-
-SHOWN = 3
-"""Unknown names in an error message."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changes:
-    """Changes of an index, made in this order; a new index has neither of `remove`, `remove_gone`, `add` and
-    `drop_columns`."""
-
-    sets: tuple[str, ...] = ()
-    """Settings such as "kind=flat"."""
-    remove: tuple[str, ...] = ()
-    """Image ids, or patterns of them such as "2019/*"."""
-    remove_gone: bool = False
-    """Remove the images whose files are gone."""
-    add: Path | None = None
-    """A folder of images or a corpus to add; if it is indexed already, only its new images."""
-    split: str | None = None
-    """The split of a corpus to add, or several joined; None for all."""
-    precision: str | None = None
-    """Torch name of the precision of a new index; an index that is changed must have it already. None: float32, or that
-    of the index."""
-    vectors: tuple[str, ...] = ()
-    """Files, folders or patterns of the vectors of the images of a new index, or of those to add; empty: the model
-    embeds them."""
-    drop_columns: tuple[str, ...] = ()
-    """Columns to remove."""
-    metadata: Path | pa.Table | None = None
-    """A CSV or Parquet file, or a table, that names an image in each row. Its values replace those of the images it
-    names."""
-    exif: Literal["camera", "place"] | None = None
-    """Read when and with what photos were taken from their files, where the columns have no value yet; with place also
-    where they were taken."""
-    query_model: str | None = None
-    """A query encoder that embeds texts from now on, in the model's place (`models.QueryEncoder`)."""
-
-
-@dataclass(frozen=True)
-class IndexChange:
-    """An index after a command, and what the command changed."""
-
-    index: FolderIndex
-    skipped: list[dict[str, Any]]
-    """Files that could not be indexed, with the reasons."""
-    added: int = 0
-    removed: int = 0
-    notes: tuple[str, ...] = ()
-    """What the user should know about columns: images of the metadata that the index lacks, and the other way round."""
 
 
 def run_index_job(
@@ -101,12 +62,14 @@ def run_index_job(
     (`change_index`). ConfigError for a mix of both."""
     if images is None and out is None:
         return change_index(target, changes, compute=compute, track=track)
-    is_change = changes.add or changes.remove or changes.remove_gone or changes.drop_columns
+    is_change = (
+        changes.add or changes.remove or changes.remove_gone or changes.drop_columns or changes.sync or changes.moved
+    )
     if images is None or out is None or is_change:
         raise ConfigError(
             "--images and --out are for a new index only, and belong together",
-            hint="a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or "
-            "--remove NAME",
+            hint="a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR, "
+            "--sync or --remove NAME",
         )
     return build_index(target, images, out, changes, compute=compute, track=track)
 
@@ -120,7 +83,8 @@ def build_index(
     compute: Compute = IN_SMALL_BATCHES,
     track: Track = silent,
 ) -> IndexChange:
-    """Build an index with a model; without a split all images of a corpus are read. A killed run resumes.
+    """Build an index of `images` in the folder `out`; without a split all images of a corpus are read. A killed run
+    resumes.
 
     StaleError if `out` holds another index, and for a query encoder of another model; InputError if there is no image.
     """
@@ -134,20 +98,12 @@ def build_index(
         if planned is None:  # the same build has ended before
             index = FolderIndex.open(folder)
         else:
-            task = EmbeddingTask(
-                build=build,
-                source=source,
-                planned=planned,
-                model=model,
-                document=empty.document,
-                compute=replace(compute, precision=empty.document.precision),
-            )
-            index = _add(task, changes, track)
+            index = _fill(empty, build, planned, changes, compute, track, model=model)
         # Last, because added images get values too.
-        index, notes = _set_columns(index, changes, metadata, track)
+        index, notes = _set_columns(index, changes, metadata, track, first_row=0)
         if query is not None:
             index = _set_query_model(index, query, str(changes.query_model))
-    return IndexChange(index, commit.skipped_of(folder, index.document), notes=notes)
+    return IndexChange(index, storage.skipped_of(folder, index.document), notes=notes)
 
 
 def change_index(
@@ -161,47 +117,41 @@ def change_index(
     if changes.vectors and changes.add is None:
         hint = "name the images with --images and --out, or with --add"
         raise ConfigError("--vectors are the vectors of images that are new", hint=hint)
-    before = FolderIndex.open(_folder_to_change(place))
+    before = upkeep.open_to_change(place)
     folder = before.folder
-    # A split or a precision alone changes nothing.
-    if changes == Changes(split=changes.split, precision=changes.precision) and not change.has_new_corpus_columns(
-        before
-    ):
+    if not upkeep.has_changes(before, changes):
         return IndexChange(before, [])
     # Before a model is loaded, and by its own name: a user does not know the files that a change writes first.
     files.check_output_folder(folder)
     source = None if changes.add is None else _source(folder, changes.add, changes.split)
     query = _load_query(before.document, changes.query_model)
-    skipped = []
+    counts = ChangeCounts()
+    notes: list[str] = []
     with distributed.lock(folder):
         # Read again, because another run may have changed the index before this one had the lock.
         index = _alter(FolderIndex.open(folder), changes, track)
-        if source is not None:
-            build, planned = plan.plan_images(index, source, None, are_given=bool(changes.vectors))
+        followed = [each for each in index.document.sources if not each.is_corpus] if changes.sync else []
+        for each in followed if source is None or source in followed else [*followed, source]:
+            build, planned = plan.plan_images(index, each, are_given=bool(changes.vectors), follow=each in followed)
             assert planned is not None, "only the build of a new index can have ended before"
-            model = models.load_searchable(index.model)
-            index.expect(model.digest)
-            task = EmbeddingTask(
-                build=build,
-                source=source,
-                planned=planned,
-                model=model,
-                document=index.document,
-                # All vectors of an index have one precision, whatever --precision says now.
-                compute=replace(compute, precision=index.document.precision),
-            )
-            index = _add(task, changes, track)
-        index, notes = _set_columns(index, changes, metadata, track)
+            index = _fill(index, build, planned, changes, compute, track)
+            counts += planned.counts
+            notes += planned.notes
+        # All files that were indexed without a look at their EXIF data are read only when the user asks for it.
+        reads_all = changes.sync or index.config.exif != before.config.exif
+        first_row = 0 if reads_all else before.num_rows
+        index, more_notes = _set_columns(index, changes, metadata, track, first_row=first_row)
         if query is not None:
             index = _set_query_model(index, query, str(changes.query_model))
-        if source is not None:
-            skipped = commit.skipped_of(folder, index.document)
+        skipped = storage.skipped_of(folder, index.document) if followed or source is not None else []
+    num_new = index.num_rows - before.num_rows - counts.changed - counts.moved
     return IndexChange(
         index,
         skipped,
-        added=index.num_rows - before.num_rows,
-        removed=index.document.removed.count - before.document.removed.count,
-        notes=notes,
+        added=num_new,
+        removed=counts.removed if changes.sync else index.document.removed.count - before.document.removed.count,
+        counts=counts,
+        notes=(*notes, *more_notes),
     )
 
 
@@ -213,20 +163,6 @@ def _check_inputs(changes: Changes) -> ImageColumns | None:
     if changes.query_model:
         models.check_ref(changes.query_model, kind="query")
     return change.read_metadata(changes.metadata)
-
-
-def _folder_to_change(target: str) -> Path:
-    refuse_url(
-        Path(target),
-        "and the index to change is a folder of this machine",
-        "copy it to this machine, and name the copy",
-    )
-    folder = Path(target).expanduser()
-    if artifacts.kind_of_folder(folder) == "a run":
-        raise ConfigError(
-            f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX"
-        )
-    return folder
 
 
 def _source(folder: Path, images: Path, split: str | None) -> ImageSource:
@@ -303,13 +239,16 @@ def _check_packages(config: IndexConfig, num_rows: int) -> None:
 
 
 def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
-    """Change settings, and remove images."""
+    """Change settings and places of image folders, and remove images."""
     folder, document = index.folder, index.document
     if changes.precision not in (None, document.precision):
         raise ConfigError(
             f"the index {folder} is of precision {document.precision}, not {changes.precision}",
             hint="leave --precision out",
         )
+    if changes.moved is not None:
+        index = _move(index, *changes.moved)
+        document = index.document
     if not (changes.sets or changes.remove or changes.remove_gone):
         return index
     settings = configs.build(IndexConfig, configs.apply_sets(configs.to_table(document.settings), changes.sets))
@@ -325,7 +264,7 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
         )
     _check_kind(settings, document.stored_type)
     _check_packages(settings, document.num_rows)
-    removed = rows_to_remove(index, changes.remove, gone=changes.remove_gone)
+    removed = upkeep.rows_to_remove(index, changes.remove, gone=changes.remove_gone)
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
     generation = document.generation + 1
     entries = {"format": INDEX.format, "generation": generation, "settings": configs.to_table(settings)}
@@ -341,73 +280,91 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
     return FolderIndex(folder, commit.commit(folder, changed, removed=removed, track=track))
 
 
-def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> Rows | None:
-    """All rows to be empty after the removal, including rows removed before; None if there is nothing to remove.
-
-    A name is an image id, or a pattern (`*`, `?`, `[...]`) of image ids. With `gone`, images whose files are gone are
-    removed too. InputError if a name matches no image, or if an image folder itself is gone.
-    """
-    if not names and not gone:
-        return None
-    roots = [Path(source.path) if gone and not source.is_corpus else None for source in index.document.sources]
-    for root in roots:
-        # Otherwise an unmounted disk would remove all of its images.
-        if root is not None and not root.is_dir():
-            raise InputError(f"the image folder {root} is gone", hint="is its disk mounted? Nothing was removed")
-    removed = set(np.flatnonzero(index.is_removed).tolist())
-    image_ids = index.values("image_id").to_pylist()
-    live = {row: name for row, name in enumerate(image_ids) if row not in removed}
-    # Images that are removed already are no error: a command that was killed after its removal is run again.
-    gone_ids = {image_ids[row] for row in removed}
-    unknown = []
-    for name in dict.fromkeys(names):
-        # A file name may contain * or [, so a name that is an image id is not read as a pattern.
-        matching = {row for row, image_id in live.items() if image_id == name}
-        matching = matching or {row for row, image_id in live.items() if fnmatch.fnmatchcase(image_id, name)}
-        is_known = matching or name in gone_ids or fnmatch.filter(gone_ids, name)
-        unknown += [] if is_known else [name]
-        removed |= matching
-    if unknown:
-        raise InputError(
-            f"the index {index.folder} has no image {', '.join(map(repr, sorted(unknown)[:SHOWN]))}; nothing was "
-            "removed",
-            hint="name image ids, or patterns such as '2019/*'",
-        )
-    for row, source in enumerate(index.source_R.tolist()):
-        root = roots[source]
-        if root is not None and row in live and not (root / live[row]).is_file():
-            removed.add(row)
-    return np.array(sorted(removed), dtype=np.int64)
+def _move(index: FolderIndex, old: Path, new: Path) -> FolderIndex:
+    """The same index, whose image folder is at another place."""
+    with distributed.main_first():
+        if distributed.is_main():
+            document = index.document
+            sources = upkeep.moved_sources(index, old, new)
+            commit.seal(index.folder, replace(document, generation=document.generation + 1, sources=sources))
+    return FolderIndex.open(index.folder)
 
 
-def _add(task: EmbeddingTask, changes: Changes, track: Track) -> FolderIndex:
-    """Add the planned images of a source."""
-    folder, document, source = task.build.folder, task.document, task.build.plan["source"]
-    _check_packages(document.settings, document.num_rows + sum(task.planned.rows))
-    if changes.vectors:
-        vector_files.take(task, changes.vectors, track)
-    else:
-        embed.embed(task, track)
-    parts, skipped_now = part_files.describe_parts(task.build, task.planned, document.vector_type)
+def _fill(
+    index: FolderIndex,
+    build: Build,
+    planned: PlannedParts,
+    changes: Changes,
+    compute: Compute,
+    track: Track,
+    *,
+    model: models.Searchable | None = None,
+) -> FolderIndex:
+    """Add the planned images of a source, and remove the planned rows. The model of the index is loaded if it is needed
+    and not given."""
+    folder, document, source = index.folder, index.document, build.plan["source"]
+    _check_packages(document.settings, document.num_rows + sum(planned.rows))
+    # An index that was made without the packages of a text side gets one later.
+    lacks_text_side = document.text is None and models.exports_text_towers() and not changes.query_model
+    if planned.num_embedded or lacks_text_side:
+        if model is None:
+            model = models.load_searchable(index.model)
+            index.expect(model.digest)
+        if planned.num_embedded:
+            task = EmbeddingTask(
+                build=build,
+                source=ImageSource(**build.plan["sources"][source]),
+                planned=planned,
+                model=model,
+                document=document,
+                # All vectors of an index have one precision, whatever --precision says now.
+                compute=replace(compute, precision=document.precision),
+            )
+            if changes.vectors:
+                vector_files.take(task, changes.vectors, track)
+            else:
+                embed.embed(task, track)
+    copies.copy_known(index, build, planned)
+    parts, skipped_now = part_files.describe_parts(build, planned, document.vector_type)
     if not (parts or document.parts):
         first = "; ".join(f"{file.path}: {file.reason}" for file in skipped_now[:2])
         raise InputError(
-            f"none of {len(skipped_now):,} files in {task.source.path} is an image that can be read: {first}"
+            f"none of {len(skipped_now):,} files in {build.plan['sources'][source]['path']} is an image that can be "
+            f"read: {first}"
         )
-    before = commit.skipped_of(folder, document)
-    # The plan has read all files of this source again, so its entries are replaced.
+    before = storage.skipped_of(folder, document)
     skipped = [file for file in before if file["source"] != source]
     skipped += [{**asdict(file), "source": source} for file in skipped_now]
+    removed, touched = image_files.read_changed_rows(build.written(image_files.CHANGED_ROWS))
+    if not (parts or len(removed) or len(touched) or skipped != before or lacks_text_side):
+        with distributed.main_first():
+            if distributed.is_main():
+                build.clean(document.files)
+        return index
     text = document.text
     # A large model's text side is not exported if a query encoder's is about to follow.
-    if not changes.query_model:
-        text = _text_side(folder, document, task.model)
-    changed = replace(document, parts=(*document.parts, *parts), text=text)
-    # If nothing is new, the index keeps its generation and its sources.
-    if parts or skipped != before:
-        sources = tuple(ImageSource(**entry) for entry in task.build.plan["sources"])
-        changed = replace(changed, generation=task.build.plan["generation"], sources=sources)
-    return FolderIndex(folder, commit.commit(folder, changed, skipped=skipped, track=track))
+    if lacks_text_side and model is not None:
+        text = _text_side(folder, document, model)
+    changed = replace(
+        document,
+        generation=build.plan["generation"],
+        sources=tuple(ImageSource(**entry) for entry in build.plan["sources"]),
+        parts=(*document.parts, *parts),
+        text=text,
+    )
+    facts = [image_files.changed_facts(index.image_files.table, touched)]
+    facts += [image_files.read_facts_of(build, part_files.part_number(part.file)) for part in parts]
+    return FolderIndex(
+        folder,
+        commit.commit(
+            folder,
+            changed,
+            removed=np.union1d(np.flatnonzero(index.is_removed), removed) if len(removed) else None,
+            skipped=skipped,
+            facts=pa.concat_tables(facts),
+            track=track,
+        ),
+    )
 
 
 def _text_side(folder: Path, document: IndexDocument, model: models.Searchable) -> TextSide | None:
@@ -460,19 +417,17 @@ def _set_query_model(index: FolderIndex, query: Any, ref: str) -> FolderIndex:
 
 
 def _set_columns(
-    index: FolderIndex, changes: Changes, metadata: ImageColumns | None, track: Track
+    index: FolderIndex, changes: Changes, metadata: ImageColumns | None, track: Track, *, first_row: int
 ) -> tuple[FolderIndex, tuple[str, ...]]:
     """Change the columns of the images; the same index then, and notes for the user."""
-    are_changed = changes.drop_columns or metadata is not None or changes.exif
-    if not are_changed and not change.has_new_corpus_columns(index):
+    is_asked = changes.drop_columns or metadata is not None
+    if not (is_asked or change.has_columns_to_fill(index, first_row=first_row)):
         return index, ()
     notes: list[str] = []
     with distributed.main_first():
         if distributed.is_main():
-            table = change.changed_table(index, changes, metadata, notes=notes, track=track)
+            table, facts = change.changed_table(index, changes, metadata, first_row=first_row, notes=notes, track=track)
             stored = index.stored_columns
-            if stored.num_covered not in (0, index.num_rows) or not table.equals(stored.table()):
-                generation = index.document.generation + 1
-                entry = write_columns(index.folder, generation, table)
-                commit.seal(index.folder, replace(index.document, generation=generation, columns=entry))
+            if stored.num_covered not in (0, index.num_rows) or not table.equals(stored.table()) or facts is not None:
+                commit.seal_columns(index, table, facts)
     return FolderIndex.open(index.folder), tuple(notes)

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from dcdctl.core import config as configs
 from dcdctl.core import devices, distributed, files
 from dcdctl.core.artifacts import Build, sha256_of
-from dcdctl.core.errors import StaleError
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, keywords, segments, storage
+from dcdctl.core.search import ann, copies, image_files, keywords, segments, storage
+from dcdctl.core.search.columns.table import write_columns
 from dcdctl.core.search.exact import Rows
+from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.storage import INDEX, IndexDocument, ListFile
 
 
@@ -23,13 +26,14 @@ def commit(
     *,
     removed: Rows | None = None,
     skipped: list[dict[str, Any]] | None = None,
+    facts: pa.Table | None = None,
     track: Track = silent,
 ) -> IndexDocument:
     """Replace index.json by this document, with the segments and the words that follow from it. Returns the new
     index.json.
 
     All processes build segments. `removed` are all rows without an image, `skipped` all image files that could not be
-    read; None leaves them as they are.
+    read, `facts` what is known of the files of all rows; None leaves them as they are.
     """
     document = replace(document, segments=segments.fill(folder, document, track))
     distributed.barrier()  # until all have read what is about to be replaced
@@ -46,9 +50,23 @@ def commit(
                 if skipped:
                     files.write_json(path, skipped)
                 document = replace(document, skipped=_listed(path, len(skipped)))
+            if facts is not None:
+                group_R = copies.group_rows(folder, document, facts)
+                entry = image_files.write_files_table(folder, document.generation, facts, group_R)
+                document = replace(document, image_files=entry)
             seal(folder, replace(document, keywords=keywords.fill(folder, document, track)))
     # From the disk, because only the main process has made it.
     return storage.read_document(folder)
+
+
+def seal_columns(index: FolderIndex, columns: pa.Table, facts: pa.Table | None) -> None:
+    """Write index.json with other columns, and with `facts` other facts of the same files."""
+    generation, folder = index.document.generation + 1, index.folder
+    document = replace(index.document, generation=generation, columns=write_columns(folder, generation, columns))
+    if facts is not None:
+        entry = image_files.write_files_table(folder, generation, facts, index.image_files.group_R)
+        document = replace(document, image_files=entry)
+    seal(folder, document)
 
 
 def _listed(path: Path, count: int) -> ListFile:
@@ -70,11 +88,3 @@ def seal(folder: Path, document: IndexDocument) -> None:
         versions=devices.versions() | {name: importlib.import_module(name).__version__ for name in packages},
     )
     Build(folder, {}, INDEX).seal(configs.to_table(document), document.files)
-
-
-def skipped_of(folder: Path, document: IndexDocument) -> list[dict[str, Any]]:
-    """The skipped files of an index, with their sources and the reasons."""
-    if document.skipped.file is None:
-        return []
-    path = INDEX.checked(folder / document.skipped.file, str(document.skipped.sha256))
-    return files.read_json(path, kind=list, error=StaleError, hint=INDEX.remake)

@@ -26,8 +26,10 @@ from dcdctl.core.memory import Fitting
 from dcdctl.core.models import ImageBatch, Preprocessor, Searchable, pool_tokens, prefix_vectors
 from dcdctl.core.progress import Track
 from dcdctl.core.scoring import embed_batch
-from dcdctl.core.search import exact, part_files
+from dcdctl.core.search import exact, image_files, part_files
 from dcdctl.core.search.exact import Half
+from dcdctl.core.search.image_files import FileFacts, read_facts
+from dcdctl.core.search.index_config import ExifColumns
 from dcdctl.core.search.part_files import PlannedParts, SkippedFile, SourceImage
 from dcdctl.core.search.storage import ImageSource, IndexDocument
 from dcdctl.core.search.stored import Stored, StoredTokens, StoredVectors
@@ -40,35 +42,54 @@ DEFAULT_BATCH_SIZE = 32
 IN_SMALL_BATCHES = Compute(batch_size=DEFAULT_BATCH_SIZE)
 
 
-ReadImages = tuple[ImageBatch | None, list[SourceImage], list[SkippedFile]]
-"""Images that were read together, None if no file could be read; the images of these pixels, and the other files."""
+@dataclass(frozen=True)
+class ReadImages:
+    """Images that were read together, and files that could not be read."""
+
+    pixels: ImageBatch | None
+    """None if no file could be read."""
+    images: Sequence[SourceImage]
+    """The images of these pixels."""
+    facts: Sequence[FileFacts]
+    """What is known of their files."""
+    skipped: Sequence[SkippedFile]
 
 
-def image_reader(source: ImageSource, preprocess: Preprocessor) -> Callable[[Sequence[SourceImage]], ReadImages]:
+def image_reader(
+    source: ImageSource, preprocess: Preprocessor, exif: ExifColumns = "none"
+) -> Callable[[Sequence[SourceImage]], ReadImages]:
     """Reads images of a source; safe to call from threads. CorpusError for a damaged image of a corpus; a file of a
-    folder is skipped."""
+    folder is skipped. `exif` says what is looked for in the EXIF data of the files of a folder."""
     folder = Path(source.path)
     corpus = Corpus.open(folder, str(source.split)) if source.is_corpus else None
 
     def read(planned: Sequence[SourceImage]) -> ReadImages:
-        pixels, images, skipped = [], [], []
+        pixels, images, facts, skipped = [], [], [], []
         for image in planned:
             try:
                 if corpus is None or image.corpus_row is None:
-                    decoded = data.decode_image(FolderImageFile(folder, str(image.path)).read())
+                    file = FolderImageFile(folder, str(image.path)).read()
+                    decoded = data.decode_image(file)
                 else:
+                    file = corpus.image_bytes(image.corpus_row)
                     decoded = corpus.image(image.corpus_row)
                 width, height = decoded.size
                 if max(width, height) > MAX_ASPECT * min(width, height):
                     raise ImageError(
-                        f"a strip of {width} x {height} pixels, more than {MAX_ASPECT} times as long as wide"
+                        f"a strip of {width} x {height} pixels, more than {MAX_ASPECT} times as long as wide",
+                        data.STRIP,
                     )
                 # One by one, because photos are large until they are resized.
                 pixels.append(preprocess.images([decoded]))
                 images.append(image)
+                facts.append(read_facts(image, file, decoded, "none" if source.is_corpus else exif))
             except (RowError, ImageError) as error:
-                skipped.append(SkippedFile(path=image.path or image.image_id, reason=str(error)))
-        return ImageBatch.cat(pixels) if pixels else None, images, skipped
+                name = image.path or image.image_id
+                stamp = {"num_bytes": image.num_bytes, "modified_ns": image.modified_ns}
+                skipped.append(
+                    SkippedFile(path=name, reason=str(error), kind=data.kind_of(error, folder / name), **stamp)
+                )
+        return ReadImages(ImageBatch.cat(pixels) if pixels else None, images, facts, skipped)
 
     return read
 
@@ -90,7 +111,7 @@ class EmbeddingTask:
 
     def images(self, part: int) -> list[SourceImage]:
         """The planned images of a part."""
-        return part_files.read_images(self.build.written(part_files.planned_name(part)))
+        return part_files.read_planned(self.build.written(part_files.planned_name(part)))
 
 
 @torch.inference_mode()
@@ -98,8 +119,8 @@ def embed(task: EmbeddingTask, track: Track) -> None:
     """Write this process's share of the missing parts, and wait for the other processes."""
     task.model.to(task.compute.device).eval()
     size, planned = task.compute.batch_size or DEFAULT_BATCH_SIZE, task.planned
-    share = Parts(task.build, planned.vectors_names).share()
-    counts = {planned.part_numbers[number]: planned.rows[number] for number in share}
+    names, rows = planned.vectors_names[: planned.num_embedded], planned.rows
+    counts = {planned.part_numbers[number]: rows[number] for number in Parts(task.build, names).share()}
     if not counts:
         return distributed.barrier()
 
@@ -109,19 +130,24 @@ def embed(task: EmbeddingTask, track: Track) -> None:
             for start in range(0, len(images), size):
                 yield images[start : start + size]
 
-    reading = read_in_threads(image_reader(task.source, task.model.preprocess), batches(), task.compute.readers)
+    read = image_reader(task.source, task.model.preprocess, task.document.settings.exif)
+    reading = read_in_threads(read, batches(), task.compute.readers)
     with track("embed", total=sum(counts.values()), unit="images") as advance:
         for part, count in counts.items():
             stored: list[Stored] = []
             images: list[SourceImage] = []
+            facts: list[FileFacts] = []
             skipped: list[SkippedFile] = []
             while len(images) + len(skipped) < count:
-                pixels, read, failed = next(reading)
-                if pixels is not None:
-                    stored.append(embed_stored(task, pixels))
-                images += read
-                skipped += failed
-                advance(len(read) + len(failed))
+                batch = next(reading)
+                if batch.pixels is not None:
+                    stored.append(embed_stored(task, batch.pixels))
+                images += batch.images
+                facts += batch.facts
+                skipped += batch.skipped
+                advance(len(batch.images) + len(batch.skipped))
+            with task.build.write(image_files.facts_name(part)) as partial:
+                image_files.write_facts(partial, facts)
             with task.build.write(part_files.vectors_name(part)) as partial:
                 # A part without a readable image is written empty, so that a resumed run does not read its files again.
                 vectors = task.document.stored_type.joined(stored, task.document.vector_type)

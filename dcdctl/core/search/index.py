@@ -23,6 +23,7 @@ from dcdctl.core.search.columns.order import Order, in_order
 from dcdctl.core.search.columns.table import ColumnSummary, StoredColumns, summarize_column
 from dcdctl.core.search.columns.where import BUILT_IN, Condition, columns_of, matches
 from dcdctl.core.search.exact import Floats, Rows
+from dcdctl.core.search.image_files import StoredFiles
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.protocol import Hit, ImageIndex, Listing
 from dcdctl.core.search.readers import OPEN_FILES, READERS
@@ -70,7 +71,9 @@ class FolderIndex(ImageIndex):
         self._words = lru_cache(maxsize=1)(keywords.open_keywords)
         self.stored_columns = StoredColumns(folder, document.columns, self.num_rows)
         self.columns = self.stored_columns.schema
+        self.image_files = StoredFiles(folder, document.image_files, self.num_rows)
         self.summarize_columns = lru_cache(maxsize=1)(self._summarize_columns)
+        self._copies = lru_cache(maxsize=1)(self._find_copies)
         self._matching = lru_cache(maxsize=CONDITIONS)(self._find_matching)
         # The pages of a list follow each other.
         self._in_order = lru_cache(maxsize=CONDITIONS)(self._find_in_order)
@@ -196,13 +199,39 @@ class FolderIndex(ImageIndex):
             count = min(4 * count, segment.rows)
 
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
-        """The hits of `nearest` for each query."""
-        scores_QK, rows_QK = self.nearest(vectors_QD, min(k, max(self.num_images, 1)), where)
+        """The hits of `nearest` for each query, of copies and look-alikes the best one (`all_copies`)."""
+        most = max(self.num_images, 1)
+        k = count = min(k, most)
+        while True:
+            scores_QK, rows_QK = self.nearest(vectors_QD, count, where)
+            places_Q = [self._distinct(rows_K)[:k] for rows_K in rows_QK]
+            if count == most or all(len(places) == k for places in places_Q):
+                break
+            # Copies took the places of others.
+            count = min(4 * count, most)
         hits_Q = []
-        for rows, scores in zip(rows_QK.tolist(), scores_QK.tolist(), strict=True):
-            hits = [self._hit(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
-            hits_Q.append(tuple(hits))
+        for scores_K, rows_K, places in zip(scores_QK, rows_QK, places_Q, strict=True):
+            hits_Q.append(tuple(self._hit(int(rows_K[place]), float(scores_K[place])) for place in places))
         return hits_Q
+
+    def _distinct(self, rows_K: Rows) -> Rows:
+        """The places of the rows, best first, without those of the group of one before; -1 is no row."""
+        places = np.flatnonzero(rows_K >= 0)
+        if self.all_copies or not self._copies():
+            return places
+        _, firsts = np.unique(self.image_files.group_R[rows_K[places]], return_index=True)
+        return places[np.sort(firsts)]
+
+    def _find_copies(self) -> dict[int, list[int]]:
+        """The rows of each group of several images, by the name of the group."""
+        rows = np.flatnonzero(self.is_live)
+        groups = self.image_files.group_R[rows]
+        names, counts = np.unique(groups, return_counts=True)
+        is_shared = np.isin(groups, names[counts > 1])
+        members: dict[int, list[int]] = {}
+        for row, group in zip(rows[is_shared].tolist(), groups[is_shared].tolist(), strict=True):
+            members.setdefault(group, []).append(row)
+        return members
 
     def hybrid(
         self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
@@ -221,7 +250,9 @@ class FolderIndex(ImageIndex):
         for text, query_D, near_K in zip(texts, exact.unit(vectors_QD, self.dim), rows_QK, strict=True):
             bm25_R = words.scores(text)
             by_words = keywords.best(bm25_R, depth, is_out)
-            rows, fused = keywords.fuse(near_K[near_K >= 0], by_words, k, has_captions)
+            rows, fused = keywords.fuse(near_K[near_K >= 0], by_words, depth, has_captions)
+            places = self._distinct(rows)[:k]
+            rows, fused = rows[places], fused[places]
             scores = self.stored(rows).score(query_D, np.arange(len(rows)))
             hits = []
             for row, score, sum_of_ranks in zip(rows.tolist(), scores.tolist(), fused.tolist(), strict=True):
@@ -241,15 +272,19 @@ class FolderIndex(ImageIndex):
         return Listing(hits, total=len(rows))
 
     def _find_in_order(self, where: Condition | None, order: Order | None) -> Rows:
-        """The rows that meet a condition, in an order; without an order ascending."""
+        """The rows that meet a condition, in an order; without an order ascending. Of copies the first one."""
         rows = np.flatnonzero(self.is_live) if where is None else self._matching(where)
-        if order is None:
-            return rows
-        self._check_columns([order.column])
-        return in_order(rows, self.values(order.column), order)
+        if order is not None:
+            self._check_columns([order.column])
+            rows = in_order(rows, self.values(order.column), order)
+        return rows[self._distinct(rows)]
 
     def _hit(self, row: int, score: float | None) -> Hit:
         source, image = self.source_image(row)
+        copies: tuple[str, ...] = ()
+        if not self.all_copies:
+            group = int(self.image_files.group_R[row])
+            copies = tuple(self.name(other) for other in self._copies().get(group, ()) if other != row)
         return Hit(
             row,
             image.image_id,
@@ -257,6 +292,7 @@ class FolderIndex(ImageIndex):
             score,
             columns=self.stored_columns.values(row),
             path=self.images.path(source, image),
+            copies=copies,
         )
 
     def spread_rows(self, count: int) -> list[int]:

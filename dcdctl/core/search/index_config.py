@@ -8,6 +8,8 @@ from typing import Literal
 from dcdctl.core.config import Count, Natural, check_fields
 from dcdctl.core.errors import ConfigError
 
+ExifColumns = Literal["camera", "place", "none"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class HnswConfig:
@@ -62,6 +64,8 @@ class IndexConfig:
     """Minimum number of candidates per segment that are scored again; at least twice the number of answers."""
     keywords: bool = False
     """Whether the words of captions and file names are indexed too, for hybrid search."""
+    exif: ExifColumns = "camera"
+    """Which columns the files of image folders give: taken, year and camera; with place also latitude and longitude."""
     hnsw: HnswConfig = field(default_factory=HnswConfig)
     tokens: TokenConfig = field(default_factory=TokenConfig)
 

@@ -9,10 +9,11 @@ Shape letters: R rows, D width.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,11 @@ class SourceImage:
     """Relative to the image folder, with slashes; None in a corpus."""
     corpus_row: int | None = None
     """None in a folder."""
+    num_bytes: int | None = field(default=None, compare=False)
+    modified_ns: int | None = field(default=None, compare=False)
+    """The size and the time of a file of a folder when it was listed."""
+    copied_from: int | None = field(default=None, compare=False)
+    """The row of the index that has the vectors of a file of the same bytes; None for an image to embed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +62,29 @@ class SkippedFile:
 
     path: str
     reason: str
+    kind: str = "unreadable"
+    """Such as "heif": a key of `UNREAD` in data/images/formats.py."""
+    num_bytes: int | None = field(default=None, compare=False)
+    modified_ns: int | None = field(default=None, compare=False)
+    """As of an image: a file that is still the same is not read again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeCounts:
+    """What following a folder found, in images."""
+
+    changed: int = 0
+    """Files with other bytes under the same name, which are read again."""
+    moved: int = 0
+    """Files with the bytes of one that is gone."""
+    copied: int = 0
+    """Files with the bytes of another image of the index."""
+    removed: int = 0
+    """Files that are gone."""
+    unchanged: int = 0
+
+    def __add__(self, other: ChangeCounts) -> ChangeCounts:
+        return ChangeCounts(**{name: count + getattr(other, name) for name, count in asdict(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +94,11 @@ class PlannedParts:
     first_part: int
     rows: tuple[int, ...]
     """Files of each part, some of which may turn out not to be images."""
+    num_embedded: int
+    """The first parts, whose images are embedded; those of the others take the vectors of rows (`copied_from`)."""
     skipped: tuple[SkippedFile, ...]
+    counts: ChangeCounts = field(default_factory=ChangeCounts)
+    notes: tuple[str, ...] = ()
 
     @property
     def part_numbers(self) -> range:
@@ -90,7 +123,11 @@ IMAGE_COLUMNS = pa.schema(
         pa.field("corpus_row", pa.int64()),
     ]
 )
-"""The fields of `SourceImage`."""
+"""What an index keeps of a `SourceImage`."""
+PLANNED_COLUMNS = pa.schema(
+    [*IMAGE_COLUMNS, ("num_bytes", pa.int64()), ("modified_ns", pa.int64()), ("copied_from", pa.int64())]
+)
+"""All fields of a `SourceImage`."""
 
 
 def part_name(number: int) -> str:
@@ -125,7 +162,7 @@ def write_part(path: Path, images: Sequence[SourceImage], stored: Stored, skippe
     vectors = stored.file_columns()
     metadata = {_SKIPPED: json.dumps([asdict(file) for file in skipped])}
     schema = pa.schema([*IMAGE_COLUMNS, *vectors.schema], metadata)
-    table = pa.Table.from_arrays([*_columns(images), *vectors.columns], schema=schema)
+    table = pa.Table.from_arrays([*_columns(images, IMAGE_COLUMNS), *vectors.columns], schema=schema)
     # Numbers of unit vectors hardly shrink, and only plain ones can be memory-mapped.
     plain = dict.fromkeys(("vector.list.element", "tokens.list.element"), "none")
     compression = {name: "zstd" for name in IMAGE_COLUMNS.names} | plain
@@ -149,10 +186,10 @@ def write_part(path: Path, images: Sequence[SourceImage], stored: Stored, skippe
         first += count
 
 
-def _columns(images: Sequence[SourceImage]) -> list[pa.Array]:
+def _columns(images: Sequence[SourceImage], schema: pa.Schema) -> list[pa.Array]:
     columns = []
-    for field in IMAGE_COLUMNS:
-        columns.append(pa.array([getattr(image, field.name) for image in images], type=field.type))
+    for column in schema:
+        columns.append(pa.array([getattr(image, column.name) for image in images], type=column.type))
     return columns
 
 
@@ -184,13 +221,23 @@ def describe_parts(build: Build, planned: PlannedParts, type_: Element) -> tuple
 
 def write_planned(path: Path, images: Sequence[SourceImage]) -> None:
     """Write the images of a part, before they are embedded."""
-    pq.write_table(pa.Table.from_arrays(_columns(images), schema=IMAGE_COLUMNS), path, compression="zstd")
+    table = pa.Table.from_arrays(_columns(images, PLANNED_COLUMNS), schema=PLANNED_COLUMNS)
+    pq.write_table(table, path, compression="zstd")
+
+
+def read_planned(path: Path) -> list[SourceImage]:
+    """The images that were planned for a part."""
+    return _read_images(path, PLANNED_COLUMNS)
 
 
 def read_images(path: Path) -> list[SourceImage]:
-    """The images of a part, planned or written."""
+    """The images of a part that is written."""
+    return _read_images(path, IMAGE_COLUMNS)
+
+
+def _read_images(path: Path, columns: pa.Schema) -> list[SourceImage]:
     with pq.ParquetFile(path) as file:  # half of the time of `read_table` for a small part
-        return [SourceImage(**row) for row in file.read(columns=IMAGE_COLUMNS.names).to_pylist()]
+        return [SourceImage(**row) for row in file.read(columns=columns.names).to_pylist()]
 
 
 def part_path(folder: Path, part: Part) -> Path:
@@ -237,6 +284,31 @@ def reading(path: Path) -> Iterator[None]:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise files.unreadable(path, error, error=StaleError) from error
         raise INDEX.damaged(path, first_line(error)[:200]) from error
+
+
+class MappedTable:
+    """A Parquet file of an index, mapped when the index is opened: who has it open reads on after a change that
+    replaces the file. It is compared with its SHA-256 when it is first read. Safe to use from several threads."""
+
+    def __init__(self, path: Path, sha256: str) -> None:
+        self.path, self._sha256, self._is_checked = path, sha256, False
+        with reading(path):
+            self._buffer = pa.memory_map(str(path)).read_buffer()
+
+    @contextmanager
+    def open(self, footer: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+        """The file in a block, with its footer if that was read before; StaleError if it is damaged."""
+        if not self._is_checked:
+            digest = hashlib.sha256(memoryview(self._buffer)).hexdigest()
+            if digest != self._sha256:
+                raise INDEX.damaged(self.path, f"its SHA-256 is {digest[:8]}, not {self._sha256[:8]}")
+            self._is_checked = True
+        # Reading ahead would copy the pages that are mapped.
+        with (
+            reading(self.path),
+            pq.ParquetFile(pa.BufferReader(self._buffer), pre_buffer=False, metadata=footer) as file,
+        ):
+            yield file
 
 
 def mapped(folder: Path, part: Part, type_: Element) -> tuple[Elements, ...]:

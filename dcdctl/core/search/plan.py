@@ -6,10 +6,7 @@ All is planned before anything is embedded, so a killed run resumes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
-
-import numpy as np
+from dataclasses import fields, replace
 
 from dcdctl.core import artifacts, distributed, models
 from dcdctl.core import config as configs
@@ -17,9 +14,10 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import share_split
 from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.search import part_files, sources, storage
+from dcdctl.core.search import image_files, part_files, sources, storage, upkeep
+from dcdctl.core.search.image_files import CHANGED_ROWS
 from dcdctl.core.search.index import FolderIndex
-from dcdctl.core.search.part_files import PlannedParts, SkippedFile, SourceImage
+from dcdctl.core.search.part_files import PlannedParts
 from dcdctl.core.search.storage import INDEX, PLANNED, ImageSource, IndexDocument
 
 PLANNED_ENTRIES = ("format", "generation", "model", "sources", "precision", "settings")
@@ -27,10 +25,15 @@ PLANNED_ENTRIES = ("format", "generation", "model", "sources", "precision", "set
 
 
 def plan_images(
-    index: FolderIndex, source: ImageSource, new: models.Searchable | None, *, are_given: bool
+    index: FolderIndex,
+    source: ImageSource,
+    new: models.Searchable | None = None,
+    *,
+    are_given: bool = False,
+    follow: bool = False,
 ) -> tuple[Build, PlannedParts | None]:
-    """The build that adds a source, and which of its images become which parts, None if the same build of a new index
-    has ended before.
+    """The build that adds a source, or with `follow` does what happened in a folder, and which of its images become
+    which parts, None if the same build of a new index has ended before.
 
     The main process writes the plan, unless a killed run has, and with it `new`, the model of a new index. `are_given`
     says that the vectors are not embedded here. StaleError and InputError for a source that cannot be added.
@@ -38,7 +41,11 @@ def plan_images(
     listed = with_source(index, source)
     table = configs.to_table(replace(index.document, generation=index.document.generation + 1, sources=listed))
     # The origin of the vectors, so that a killed run is not resumed with vectors from elsewhere.
-    origin = {"source": listed.index(source), "vectors": "given" if are_given else "embedded"}
+    origin = {
+        "source": listed.index(source),
+        "vectors": "given" if are_given else "embedded",
+        "changes": "followed" if follow else "added",
+    }
     build = Build(index.folder, {**{key: table[key] for key in PLANNED_ENTRIES}, **origin}, INDEX)
     with distributed.main_first():
         if distributed.is_main():
@@ -47,7 +54,7 @@ def plan_images(
         return build, None
     # From the disk, because only the main process has made it.
     notes = INDEX.read_plan(index.folder)
-    return build, configs.build(PlannedParts, {key: notes[key] for key in ("first_part", "rows", "skipped")})
+    return build, configs.build(PlannedParts, {item.name: notes[item.name] for item in fields(PlannedParts)})
 
 
 def with_source(index: FolderIndex, source: ImageSource) -> tuple[ImageSource, ...]:
@@ -116,29 +123,31 @@ def _expect(build: Build, document: IndexDocument) -> None:
 
 
 def _plan_parts(build: Build, index: FolderIndex) -> PlannedParts:
-    """Write into the folder which images each new part has, without those that the index has."""
-    folder, source = build.folder, build.plan["source"]
-    known: set[str] = set()
-    # Of a new source nothing is known, and names are read from all files of vectors, which are hashed before.
-    if source < len(index.document.sources):
-        ids = index.values("image_id").to_pylist()
-        known = {ids[row] for row in np.flatnonzero((index.source_R == source) & index.is_live).tolist()}
-    skipped: list[SkippedFile] = []
-
-    def new_images() -> Iterator[SourceImage]:
-        for item in sources.list_images(ImageSource(**build.plan["sources"][source]), folder):
-            if isinstance(item, SkippedFile):
-                skipped.append(item)
-            elif item.image_id not in known:
-                yield item
-
+    """Write into the folder which images each new part has, and which rows change."""
+    folder, plan = build.folder, build.plan
+    source = ImageSource(**plan["sources"][plan["source"]])
+    changes = upkeep.compare_source(index, source, follow=plan["changes"] == "followed")
     shutil.rmtree(folder / PLANNED, ignore_errors=True)
     (folder / PLANNED).mkdir(parents=True)
+    with build.write(CHANGED_ROWS) as partial:
+        image_files.write_changed_rows(partial, changes.removed, changes.touched)
+    # Vectors that are given have their own way to an image of the same bytes.
+    is_taken = plan["vectors"] == "embedded"
+    to_embed = changes.new if is_taken else [*changes.known, *changes.new]
+    parts = list(sources.in_parts(iter(to_embed), part_files.ROWS_PER_PART))
+    num_embedded = len(parts)
+    if is_taken:
+        parts += sources.in_parts(iter(changes.known), part_files.ROWS_PER_PART)
     # After the highest number in use, because files of an index are never overwritten.
     first = 1 + max((part_files.part_number(part.file) for part in index.parts), default=-1)
-    rows: list[int] = []
-    for images in sources.in_parts(new_images(), part_files.ROWS_PER_PART):
-        with build.write(part_files.planned_name(first + len(rows))) as partial:
+    for number, images in enumerate(parts, start=first):
+        with build.write(part_files.planned_name(number)) as partial:
             part_files.write_planned(partial, images)
-        rows.append(len(images))
-    return PlannedParts(first_part=first, rows=tuple(rows), skipped=tuple(skipped))
+    return PlannedParts(
+        first_part=first,
+        rows=tuple(map(len, parts)),
+        num_embedded=num_embedded,
+        skipped=tuple(changes.skipped),
+        counts=changes.counts,
+        notes=changes.notes,
+    )

@@ -36,6 +36,8 @@ class Hit:
     """Logit of the re-ranker; None if it has not scored this image."""
     columns: Mapping[str, Value | None] = field(default_factory=dict)
     """The values of the image in the first columns of the index (`columns.table.NUM_SHOWN`)."""
+    copies: tuple[str, ...] = ()
+    """The names of other images that are copies of this one or look like it, and are no hits of their own."""
     bm25: float | None = None
     """BM25 of the words of the query in the captions and the name of the image; None without hybrid search, or without
     a common word."""
@@ -73,6 +75,8 @@ class ImageIndex(ABC):
     """What it stores of an image."""
     compares_all: bool = False
     """Whether a search compares all images, in place of the candidates of graphs and codes."""
+    all_copies: bool = False
+    """Whether copies and look-alikes are hits of their own."""
     query_model: str | None = None
     """Fingerprint of the query encoder that embeds texts in the model's place, by the text side alone."""
     has_keywords: bool = False

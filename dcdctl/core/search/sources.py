@@ -90,14 +90,16 @@ def _source_image(path: Path, root: Path) -> SourceImage | SkippedFile:
     if _printable(name) != name:
         return SkippedFile(path=_printable(name), reason="its name is not UTF-8")
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except OSError as error:
-        return SkippedFile(path=name, reason="a broken link" if path.is_symlink() else f"{error.strerror}")
-    if stat.S_ISDIR(mode):
-        return SkippedFile(path=name, reason="a link to a folder, which is not followed")
-    if not stat.S_ISREG(mode):
+        if path.is_symlink():
+            return SkippedFile(path=name, reason="a broken link", kind="broken-link")
+        return SkippedFile(path=name, reason=f"{error.strerror}")
+    if stat.S_ISDIR(status.st_mode):
+        return SkippedFile(path=name, reason="a link to a folder, which is not followed", kind="link")
+    if not stat.S_ISREG(status.st_mode):
         return SkippedFile(path=name, reason="not a regular file")
-    return SourceImage(image_id=name, path=name)
+    return SourceImage(image_id=name, path=name, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
 
 
 def _is_visible(name: str) -> bool:

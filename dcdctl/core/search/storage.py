@@ -11,6 +11,7 @@
     INDEX/keywords/...                     words of captions and file names, for hybrid search; none without the setting
     INDEX/removed-N.npy, skipped-N.json    removed rows; image files that could not be read
     INDEX/columns-N.parquet                the columns of images, if there are any: one row per image, removed ones too
+    INDEX/files-N.parquet                  what is known of the file of each image (`image_files`)
     INDEX/plan.json, planned/              only during a build: the images of each part
 
 index.json holds the SHA-256 of every file; it is compared when a process first reads or maps the file.
@@ -58,6 +59,7 @@ INDEX = Kind(
         "removed-*.npy",
         "skipped-*.json",
         "columns-*.parquet",
+        "files-*.parquet",
         f"{TEXT}*/*",
         PLANNED,
     ),
@@ -215,6 +217,20 @@ class ColumnsFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowsFile:
+    """The entry of the table of image files in index.json; an index of an earlier dcdctl has none."""
+
+    file: Annotated[str, FILE_NAME]
+    rows: Natural
+    """The first rows of the index; of later ones nothing is known."""
+    bytes: Natural
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_fields(self, "image_files")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextSide:
     """The entry of the text side of the model in index.json; an index without the packages has none."""
 
@@ -255,6 +271,7 @@ class IndexDocument:
     parts: tuple[Part, ...] = ()
     segments: tuple[Segment, ...] = ()
     columns: Annotated[ColumnsFile | None, Key(omits_default=True)] = None
+    image_files: Annotated[RowsFile | None, Key(omits_default=True)] = None
     text: Annotated[TextSide | None, Key(omits_default=True)] = None
     keywords: Annotated[WordFiles | None, Key(omits_default=True)] = None
 
@@ -291,14 +308,13 @@ class IndexDocument:
     @property
     def files(self) -> dict[str, tuple[int | None, str]]:
         """Size and SHA-256 of each file, by its path in the folder; the lists of rows and of files have no size."""
-        folders: dict[str, Sequence[Part | Segment | SealedFile | ColumnsFile]] = {
+        folders: dict[str, Sequence[Part | Segment | SealedFile | ColumnsFile | RowsFile]] = {
             "vectors": self.parts,
             "ann": self.segments,
+            "": [table for table in (self.columns, self.image_files) if table is not None],
         }
         if self.keywords is not None:
             folders["keywords"] = self.keywords.files
-        if self.columns is not None:
-            folders[""] = (self.columns,)
         if self.text is not None:
             folders[self.text.folder] = self.text.files
         # Joined as paths, so that an absolute name stays one and is refused.
@@ -368,6 +384,7 @@ def _check(document: IndexDocument) -> None:
         and stops[-1] <= rows
         and all(each.rows > 0 and each.kind == kind for each in segments),
         "columns": document.columns is None or document.columns.rows <= rows,
+        "image_files": document.image_files is None or document.image_files.rows <= rows,
         "keywords": words is None or (words.num_rows, words.removed) == (rows, removed.count),
     }
     if wrong := [name for name, right in is_right.items() if not right]:
@@ -397,6 +414,14 @@ def removed_rows(folder: Path, document: IndexDocument) -> NDArray[np.bool_]:
         raise INDEX.damaged(path, f"its rows are not ascending and among {document.num_rows:,}")
     is_removed[rows] = True
     return is_removed
+
+
+def skipped_of(folder: Path, document: IndexDocument) -> list[dict[str, Any]]:
+    """The skipped files of an index, with their sources and the reasons."""
+    if document.skipped.file is None:
+        return []
+    path = INDEX.checked(folder / document.skipped.file, str(document.skipped.sha256))
+    return files.read_json(path, kind=list, error=StaleError, hint=INDEX.remake)
 
 
 def mapped_arrays(path: Path, *expected: tuple[Any, tuple[int | None, ...]]) -> list[NDArray[Any]]:

@@ -31,10 +31,11 @@ from dcdctl.core import distributed, files, models
 from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError, StaleError, first_line
 from dcdctl.core.models import ImageBatch
 from dcdctl.core.progress import Track
-from dcdctl.core.search import embed, part_files, sources
+from dcdctl.core.search import embed, image_files, part_files, sources
 from dcdctl.core.search.columns.change import position_in
 from dcdctl.core.search.embed import EmbeddingTask
 from dcdctl.core.search.exact import Rows
+from dcdctl.core.search.image_files import FileFacts
 from dcdctl.core.search.part_files import SkippedFile
 from dcdctl.core.search.storage import PLANNED
 from dcdctl.core.search.stored import StoredVectors
@@ -202,14 +203,14 @@ class _GivenVectors:
         """The files without a vector that are no images, by their place; InputError for an image without a vector."""
         skipped: dict[int, SkippedFile] = {}
         missing = np.flatnonzero(~self.is_given).tolist()
-        for row, (pixels, _, failed) in self._read_images(missing):
-            if pixels is not None:
+        for row, read in self._read_images(missing):
+            if read.pixels is not None:
                 message = (
                     f"{len(missing):,} of {len(self.ids):,} files have no vector, and {self.ids[row].as_py()!r} "
                     "is an image"
                 )
                 raise InputError(message, hint="give the files of all vectors; `--plan-only` lists the images")
-            skipped[row] = failed[0]
+            skipped[row] = read.skipped[0]
         return skipped
 
     @torch.inference_mode()
@@ -219,7 +220,7 @@ class _GivenVectors:
         given = np.flatnonzero(self.is_given)
         places = np.unique(np.linspace(0, len(given) - 1, min(NUM_VERIFIED, len(given))).astype(np.int64))
         rows = given[places].tolist()
-        readable = [(row, pixels) for row, (pixels, _, _) in self._read_images(rows) if pixels is not None]
+        readable = [(row, read.pixels) for row, read in self._read_images(rows) if read.pixels is not None]
         if not readable:
             return
         self.task.model.to(self.task.compute.device).eval()
@@ -252,6 +253,8 @@ class _GivenVectors:
             given = self.is_given[first : here.stop]
             kept = [image for image, is_given in zip(images, given, strict=True) if is_given]
             vectors = StoredVectors(np.ascontiguousarray(self.vectors_ND[first : here.stop][given]))
+            with self.task.build.write(image_files.facts_name(part)) as partial:
+                image_files.write_facts(partial, [FileFacts.listed(image) for image in kept])
             with self.task.build.write(part_files.vectors_name(part)) as partial:
                 part_files.write_part(partial, kept, vectors, [skipped[row] for row in here if row in skipped])
 

@@ -9,7 +9,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from dcdctl.core.data import ImageError, decode_image, media_type, thumbnail
+from dcdctl.core.data import ImageError, decode_image, for_browser, thumbnail
 from dcdctl.core.errors import DcdError
 from dcdctl.core.search import ImageIndex
 from dcdctl.core.serve.service_config import ServiceConfig
@@ -44,8 +44,9 @@ def image_of(index: ImageIndex, row: int) -> Image.Image:
 
 
 def respond(index: ImageIndex, row: int, size: Size, if_none_match: str, *, config: ServiceConfig) -> Response:
-    """The image of a row, as a JPEG without metadata, small or to fill a screen, or as the original file; 304 if the
-    client has it already (`if_none_match`, the header of the request), 404 if it is gone or damaged."""
+    """The image of a row, as a JPEG without metadata, small or to fill a screen, or as the original file, which becomes
+    a JPEG if browsers do not show its format; 304 if the client has it already (`if_none_match`, the header of the
+    request), 404 if it is gone or damaged."""
     data = _image_bytes(index, row)
     # The size too: after a change of the settings browsers must not keep the old thumbnails.
     longer_side = {"thumbnail": config.thumbnail_px, "preview": PREVIEW_PX, "original": None}[size]
@@ -57,7 +58,8 @@ def respond(index: ImageIndex, row: int, size: Size, if_none_match: str, *, conf
         return Response(status_code=304, headers=headers)
     try:
         if longer_side is None:
-            return Response(data, media_type=media_type(data), headers=headers)
+            shown, media_type = for_browser(data)
+            return Response(shown, media_type=media_type, headers=headers)
         return Response(thumbnail(data, longer_side), media_type="image/jpeg", headers=headers)
     except ImageError as error:
         raise _gone(row) from error

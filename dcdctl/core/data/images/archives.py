@@ -20,12 +20,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
+from dcdctl.core.data.images.formats import CANNOT_OPEN, HEAD_BYTES, LINK, TOO_LARGE, VIDEO, Unread, is_video
 from dcdctl.core.errors import InputError
 from dcdctl.core.files import escapes_root
 
 MAX_FILE_BYTES = 256 << 20
-"""Larger image files are rejected unread. An uncompressed 8-bit RGB image of 89 megapixels, the most that is decoded,
-has this size."""
+"""Larger files are rejected unread; a photo of 200 megapixels has some 60 MiB, a RAW photo at most some 200."""
 # zipfile counts its open members without a lock (until 3.11.8), and could close the file while another thread reads.
 _READ_ZIP = threading.Lock()
 
@@ -43,7 +43,12 @@ UNREADABLE = (
 
 
 class RowError(ValueError):
-    """A row that cannot be used. The message is the reason; the caller adds which row it is."""
+    """A row that cannot be used. The message is the reason; the caller adds which row it is. `kind` is a key of
+    `UNREAD`, if it is the file of its image that cannot be read."""
+
+    def __init__(self, message: str, unread: Unread = CANNOT_OPEN) -> None:
+        super().__init__(message)
+        self.kind = unread.kind
 
 
 class ImageFile(Protocol):
@@ -67,10 +72,11 @@ class FolderImageFile:
     name: str
 
     def read(self) -> bytes:
-        try:
-            return self._checked_path().read_bytes()
-        except OSError as error:
-            raise RowError(f"its image cannot be read ({error.strerror})") from error
+        with self.open() as file:
+            try:
+                return file.read()
+            except OSError as error:
+                raise RowError(f"its image cannot be read ({error.strerror})") from error
 
     def open(self) -> BinaryIO:
         """The open file; RowError if it cannot be opened."""
@@ -87,8 +93,10 @@ class FolderImageFile:
         # its path.
         if path.parent != self.root or not stat.S_ISREG(status.st_mode):
             if not path.resolve().is_relative_to(_resolve_folder(self.root)):
-                raise RowError(f"its image is a link that leads out of the folder {self.root}")
+                raise RowError(f"its image is a link that leads out of the folder {self.root}", LINK)
             status = path.stat()
+        if status.st_size > MAX_FILE_BYTES and _begins_video(path):
+            raise RowError("it is a video, expected an image", VIDEO)
         reject_large_file(status.st_size)
         return path
 
@@ -368,4 +376,9 @@ def _resolve_folder(folder: Path) -> Path:
 def reject_large_file(size: int) -> None:
     """RowError for an image file of more than `MAX_FILE_BYTES`."""
     if size > MAX_FILE_BYTES:
-        raise RowError(f"its image file is larger than {MAX_FILE_BYTES:,} bytes")
+        raise RowError(f"its image file is larger than {MAX_FILE_BYTES:,} bytes", TOO_LARGE)
+
+
+def _begins_video(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_video(file.read(HEAD_BYTES))

@@ -1,4 +1,7 @@
-"""Image files: decoded to upright RGB, checked, shrunk, hashed, and their formats."""
+"""Image files: decoded to upright RGB, checked, shrunk, and hashed. Memory is bounded: a large photo is decoded at a
+fraction of its size, what cannot be is refused above a number of pixels, and files that take much are decoded one at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,43 @@ import io
 import itertools
 import re
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL.JpegImagePlugin import JpegImageFile, jpeg_factory
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""The formats that are decoded. Pillow knows more, and starts another program for some of them (EPS)."""
-# Pillow's limit is None if a program has switched it off.
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
-"""A larger image counts as a decompression bomb: Pillow's own limit, 89 megapixels."""
+from dcdctl.core.data.images.formats import (
+    AVIF,
+    FORMATS,
+    HEIF,
+    JPEG,
+    NOT_IMAGE,
+    PILLOW_FORMATS,
+    RAW,
+    TOO_LARGE,
+    VIDEO,
+    Format,
+    ImageError,
+    Unread,
+    recognize,
+    what_else,
+)
+from dcdctl.core.data.images.raw_previews import extract_preview
+
+MAX_PIXELS = 2**27
+"""134 megapixels. A larger image counts as a decompression bomb, unless it is a JPEG of one scan: in other formats,
+phones write at most 108 megapixels."""
+MAX_JPEG_PIXELS = 2**30
+"""The same for a JPEG of one scan (not a progressive one), which is decoded at a fraction of its size, row by row."""
+LARGE_PIXELS = 2**25
+"""34 megapixels. Larger images are halved until they have fewer: no model looks at more, and the memory of one is at
+most 134 MB."""
 # The highest quality that Pillow recommends.
 JPEG_QUALITY = 95
 # At this size the blocks of JPEG do not show.
@@ -52,20 +78,23 @@ DECODE_ERRORS = (
     ArithmeticError,
     struct.error,
     zlib.error,
+    # Of the decoders of AVIF and HEIF.
+    RuntimeError,
+    MemoryError,
 )
+_ONE_LARGE = threading.Lock()
+"""Held while a file is decoded that takes more memory than `LARGE_PIXELS`: many threads may read images."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """The markers of a JPEG that begin a frame: its size and its kind of coding."""
 # Baseline, extended and progressive. Only their blocks have a least size; arithmetic coding has none.
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)
+_SEQUENTIAL_FRAMES = (0xC0, 0xC1)
+"""Baseline and extended: decoded row by row, unless their colors come in several scans."""
 # In the data of a scan, 255 is followed by 0 or begins a restart marker.
 _END_OF_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _SMALLER_THAN_HEADER = "the image is truncated or damaged (its data ends before the last pixels of its header)"
 _PADDING = bytes(16)
 """The decoder of a complete JPEG looks at most 8 bytes past the end of its data."""
-
-
-class ImageError(ValueError):
-    """An image file that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,19 +107,27 @@ class CheckedImage:
     hash: int
     """The `difference_hash` of the upright image, 64 bits; copies that were saved again or shrunk differ in at most a
     few bits."""
-    became_png: bool = False
-    """Whether the bytes were encoded again, as PNG: the name of the file needs another suffix."""
+    suffix: str | None = None
+    """Such as ".png", if the bytes were encoded again in another format: the name of the file needs it."""
 
 
 def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
-    """The image in a file, upright and RGB; the first frame of an animation. ImageError if it has more than
-    `max_pixels`.
+    """The image in a file, upright and RGB; the first frame of an animation, the preview in a RAW photo. ImageError if
+    it has more than `max_pixels`.
 
-    Transparency and color profiles are ignored, as image processors of models do; 16 bits per channel become 8.
+    An image of more than `LARGE_PIXELS` is halved until it has fewer. Transparency and color profiles are ignored, as
+    image processors of models do; 16 bits per channel become 8.
     """
-    with _open_image(data, max_pixels) as image:
-        _load(image, data)
-        return _rotate_upright(_to_rgb(image), _orientation(image))
+    with _open_image(data, max_pixels) as opened:
+        image = opened.image
+        fraction = _fraction(image)
+        # A JPEG is decoded at that fraction; other formats have no such thing.
+        image.draft(None, (image.width // fraction, image.height // fraction))
+        opened.load()
+        whole = _to_rgb(image)
+        if (fraction := _fraction(whole)) > 1:
+            whole = whole.reduce(fraction)
+        return _rotate_upright(whole, opened.orientation)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -106,36 +143,42 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 def thumbnail(data: bytes, side_px: int) -> bytes:
     """A JPEG of the upright image, its longer side at most that long, without metadata."""
-    with _open_image(data) as image:
+    with _open_image(data) as opened:
+        image = opened.image
         # A large JPEG is decoded at a fraction of its size.
         scale = SHRINK_REDUCING_GAP * side_px / max(image.size)
         image.draft(None, (round(scale * image.width), round(scale * image.height)))
-        _load(image, data)
-        small = _rotate_upright(_to_rgb(image), _orientation(image))
+        opened.load()
+        small = _rotate_upright(_to_rgb(image), opened.orientation)
     small.thumbnail((side_px, side_px), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=THUMBNAIL_QUALITY)
-    return stream.getvalue()
+    return _as_jpeg(small, THUMBNAIL_QUALITY)
 
 
-def media_type(data: bytes) -> str:
-    """The media type of an image file by its content, whatever its name; ImageError if it is not an image."""
-    with _open_image(data) as image:
-        # MPO: several JPEGs in one file, as some cameras write; browsers show the first.
-        return "image/jpeg" if image.format == "MPO" else Image.MIME[image.format or ""]
+def for_browser(data: bytes) -> tuple[bytes, str]:
+    """A file that browsers show, and its media type: an image file itself, or a JPEG of one that they do not show."""
+    with _open_image(data) as opened:
+        if opened.format.media_type:
+            return data, opened.format.media_type
+    return _as_jpeg(decode_image(data), JPEG_QUALITY), JPEG.media_type
 
 
 def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
     """Decode a file to its end, measure and hash it. With `max_side_px`, an image with a longer shorter side is shrunk
-    to that."""
-    with _open_image(data) as image:
+    to that.
+
+    The bytes stay those of the file, but for formats that Pillow alone does not read (HEIF, RAW): they become a JPEG.
+    """
+    with _open_image(data) as opened:
+        image = opened.image
         width, height = image.size
         if max_side_px is not None and min(width, height) > max_side_px:
-            return _shrink(image, data, max_side_px)
+            return _shrink(opened, max_side_px)
+        if opened.format.package != "pillow":
+            return _convert(opened)
         # A gray JPEG at an eighth of the size is decoded to its end too, in half the time, and is enough for the hash.
         image.draft("L", (9 * HASH_REDUCING_GAP, 8 * HASH_REDUCING_GAP))
-        _load(image, data)
-        orientation = _orientation(image)
+        opened.load()
+        orientation = opened.orientation
         # Not converted if it is RGB, which would copy it.
         whole = image if image.mode in ("L", "RGB") else _to_rgb(image)
         hash_bits = difference_hash(_rotate_upright(whole, orientation))
@@ -152,68 +195,160 @@ def ignore_pillow_warnings() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Opened:
+    """An image file that is not decoded yet."""
+
+    format: Format
+    image: Image.Image
+    data: bytes
+    """What `image` is read from: the file, or the preview in a RAW photo."""
+    raw_orientation: int | None = None
+    """The orientation of a RAW photo, which its preview lacks."""
+
+    def load(self) -> None:
+        """Decode the image to its end; ImageError if its data ends before the last pixels of its header, which Pillow
+        fills in."""
+        self.image.load()
+        if self.image.format in ("JPEG", "MPO"):
+            # Filled pixels are at the end. The second look takes as long as decoding, so images whose end is of another
+            # color are spared it.
+            last = self.image.getpixel((self.image.width - 1, self.image.height - 1))
+            is_filled = {127, 128}.issuperset(last if isinstance(last, tuple) else (last,))
+            if is_filled and not _is_complete_jpeg(self.data):
+                raise ImageError(_SMALLER_THAN_HEADER)
+
+    @property
+    def orientation(self) -> int:
+        """The EXIF orientation, 1 to 8, once the image is decoded: a PNG may have it behind its pixels."""
+        return _orientation(self.image) if self.raw_orientation is None else self.raw_orientation
+
+
 @contextmanager
-def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
-    """The image in a file, not yet decoded; in the block, Pillow's many errors become ImageError."""
-    limit = min(max_pixels or MAX_PIXELS, MAX_PIXELS)
+def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[_Opened]:
+    """The image in a file, not yet decoded; in the block, the many errors of decoders become ImageError."""
     # A setting of the whole process: another library may have switched it on, and gray would then replace what is
     # missing.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     ignore_pillow_warnings()
     try:
         if not data:
-            raise ImageError("the image file is empty (0 bytes)")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > limit:
-                raise _too_many_pixels(limit)
-            # Not even one bit for each block of 8 x 8 pixels, although every Huffman code has at least one: refused
-            # before any memory for pixels is allocated.
-            num_blocks = -(-image.width // 8) * -(-image.height // 8)
-            is_jpeg = image.format in ("JPEG", "MPO")
-            if is_jpeg and 8 * len(data) < num_blocks and _find_scan(data)[0] in _HUFFMAN_FRAMES:
-                raise ImageError(_SMALLER_THAN_HEADER)
-            yield image
+            raise ImageError("the image file is empty (0 bytes)", NOT_IMAGE)
+        opened = _opened(data)
+        with opened.image, _ONE_LARGE if _is_heavy(opened, max_pixels) else nullcontext():
+            yield opened
     except ImageError:
         raise
     except Image.DecompressionBombError as error:  # more than twice as many pixels as its warning is about
-        raise _too_many_pixels(limit) from error
+        raise _too_many_pixels(min(max_pixels or MAX_PIXELS, MAX_PIXELS)) from error
     # Before the errors of decoders, because it is an OSError.
     except UnidentifiedImageError as error:
-        raise ImageError(f"not an image file of a supported format ({', '.join(FORMATS)})") from error
+        raise _not_an_image(what_else(data)) from error
     except DECODE_ERRORS as error:
-        raise ImageError(f"the image is truncated or damaged ({error})") from error
+        raise ImageError(f"the image is truncated or damaged ({error})", what_else(data)) from error
+
+
+def _is_heavy(opened: _Opened, max_pixels: int | None) -> bool:
+    """Whether an image takes much memory while it is decoded; ImageError if it takes too much, or if its data cannot
+    hold the pixels of its header."""
+    width, height = opened.image.size
+    scan = _find_scan(opened.data) if opened.image.format in ("JPEG", "MPO") else _Scan()
+    is_by_rows = scan.frame in _SEQUENTIAL_FRAMES and scan.has_all_colors
+    limit = MAX_JPEG_PIXELS if is_by_rows else MAX_PIXELS
+    limit = min(max_pixels or limit, limit)
+    if width * height > limit:
+        raise _too_many_pixels(limit)
+    # Not even one bit for each block of 8 x 8 pixels, although every Huffman code has at least one: refused before any
+    # memory for pixels is allocated.
+    num_blocks = -(-width // 8) * -(-height // 8)
+    if scan.frame in _HUFFMAN_FRAMES and 8 * len(opened.data) < num_blocks:
+        raise ImageError(_SMALLER_THAN_HEADER)
+    return width * height > LARGE_PIXELS and not is_by_rows
+
+
+def _opened(data: bytes) -> _Opened:
+    """An image file opened by what reads its format; ImageError if that is not installed."""
+    format = recognize(data)
+    if format is JPEG:
+        # Not by `Image.open`, which refuses large photos.
+        return _Opened(format=format, image=jpeg_factory(io.BytesIO(data)), data=data)
+    if format is HEIF:
+        return _Opened(format=format, image=open_heif(data), data=data)
+    if format is RAW:
+        return _open_preview(data)
+    if format is AVIF and not features.check("avif"):
+        raise ImageError("an AVIF image, which this version of Pillow does not read", AVIF.missing)
+    image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
+    return _Opened(format=FORMATS[str(image.format)], image=image, data=data)
+
+
+def _open_preview(data: bytes) -> _Opened:
+    """The preview in a RAW photo."""
+    preview = extract_preview(data)
+    if isinstance(preview.content, bytes):
+        image: Image.Image = jpeg_factory(io.BytesIO(preview.content))
+        content = preview.content
+    else:
+        image, content = Image.fromarray(preview.content), b""
+    return _Opened(format=RAW, image=image, data=content, raw_orientation=preview.orientation)
+
+
+def open_heif(data: bytes) -> Image.Image:
+    """A HEIF image, turned upright by its decoder."""
+    try:
+        # Here, because most folders have no such image. Its class is used as it is, so that Pillow's list of formats,
+        # which other libraries read too, stays the same.
+        from pi_heif import HeifImageFile
+    except ImportError as error:
+        raise ImageError("a HEIC photo, and the package pi-heif is not installed", HEIF.missing) from error
+    return HeifImageFile(io.BytesIO(data))
 
 
 def _too_many_pixels(limit: int) -> ImageError:
-    return ImageError(f"too many pixels, it may be a decompression bomb (the limit is {limit:,})")
+    return ImageError(f"too many pixels, it may be a decompression bomb (the limit is {limit:,})", TOO_LARGE)
 
 
-def _load(image: Image.Image, data: bytes) -> None:
-    """Decode an image to its end; ImageError if its data ends before the last pixels of its header, which Pillow fills
-    in."""
-    image.load()
-    if image.format in ("JPEG", "MPO"):
-        # Filled pixels are at the end. The second look takes as long as decoding, so images whose end is of another
-        # color are spared it.
-        last = image.getpixel((image.width - 1, image.height - 1))
-        is_filled = {127, 128}.issuperset(last if isinstance(last, tuple) else (last,))
-        if is_filled and not _is_complete_jpeg(data):
-            raise ImageError(_SMALLER_THAN_HEADER)
+def _not_an_image(unread: Unread) -> ImageError:
+    if unread is VIDEO:
+        return ImageError("it is a video, expected an image", VIDEO)
+    return ImageError(f"not an image file of a supported format ({', '.join(FORMATS)})", unread)
 
 
-def _find_scan(data: bytes) -> tuple[int, int]:
-    """The marker of a JPEG's frame, and the position of the data of its first scan; zeros if it has none."""
-    frame, position = 0, 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
+def _fraction(image: Image.Image) -> int:
+    """1, 2, 4 or 8: by which a large image is divided."""
+    fraction = 1
+    while fraction < 8 and image.width * image.height > LARGE_PIXELS * fraction**2:
+        fraction *= 2
+    return fraction
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """The first scan of a JPEG; zeros if it has none."""
+
+    frame: int = 0
+    """The marker of its frame."""
+    start: int = 0
+    """Of its data."""
+    has_all_colors: bool = False
+    """Else libjpeg keeps the whole image in memory until the other scans."""
+
+
+def _find_scan(data: bytes) -> _Scan:
+    frame, num_colors, position = 0, 0, 2
+    while position + 10 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF:  # a fill byte
             position += 1
             continue
+        segment = position
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if marker == 0xDA:
-            return frame, position
-        frame = marker if marker in _JPEG_FRAMES else frame
-    return 0, 0
+            return _Scan(frame, position, has_all_colors=data[segment + 4] == num_colors)
+        if marker in _JPEG_FRAMES:
+            # After the size of the segment, the bits of a color, and both sides.
+            frame, num_colors = marker, data[segment + 9]
+    return _Scan()
 
 
 def _is_complete_jpeg(data: bytes) -> bool:
@@ -222,11 +357,11 @@ def _is_complete_jpeg(data: bytes) -> bool:
 
     libjpeg fills the rest with gray if it meets the end marker early. Without the marker it asks for more data.
     """
-    frame, start = _find_scan(data)
-    end = _END_OF_SCAN.search(data, start)
-    if frame not in (0xC0, 0xC1) or end is None or end[0][-1] != 0xD9:
+    scan = _find_scan(data)
+    end = _END_OF_SCAN.search(data, scan.start)
+    if scan.frame not in _SEQUENTIAL_FRAMES or end is None or end[0][-1] != 0xD9:
         return True
-    with Image.open(io.BytesIO(data[: end.start()] + _PADDING), formats=("JPEG",)) as image:
+    with JpegImageFile(io.BytesIO(data[: end.start()] + _PADDING)) as image:
         image.draft("L", (1, 1))
         try:
             image.load()
@@ -261,21 +396,36 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _shrink(image: Image.Image, data: bytes, side_px: int) -> CheckedImage:
-    """Shrink an image that is not decoded yet: a JPEG to a JPEG, any other format to a PNG."""
+def _convert(opened: _Opened) -> CheckedImage:
+    """A JPEG of a photo that Pillow alone does not read, upright and with its EXIF data."""
+    opened.load()
+    upright = _rotate_upright(_to_rgb(opened.image), opened.orientation)
+    return CheckedImage(
+        data=_as_jpeg(upright, JPEG_QUALITY, _upright_exif(opened.image)),
+        width=upright.width,
+        height=upright.height,
+        hash=difference_hash(upright),
+        suffix=".jpg",
+    )
+
+
+def _shrink(opened: _Opened, side_px: int) -> CheckedImage:
+    """Shrink an image that is not decoded yet: a photo to a JPEG, an image of any other format to a PNG."""
+    image = opened.image
     scale = side_px / min(image.size)
     # Rounding must not make a side shorter than was requested.
     width, height = (max(side_px, round(side * scale)) for side in image.size)
-    is_jpeg = image.format in ("JPEG", "MPO")
     # Only a JPEG can be decoded at a fraction of its size.
     image.draft(None, (SHRINK_REDUCING_GAP * width, SHRINK_REDUCING_GAP * height))
-    _load(image, data)
+    opened.load()
     # Not converted if it is RGB, which would copy it.
     whole = image if image.mode == "RGB" else _to_rgb(image)
     smaller = whole.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
-    smaller = _rotate_upright(smaller, _orientation(image))
+    smaller = _rotate_upright(smaller, opened.orientation)
+    is_photo = opened.format in (JPEG, HEIF, RAW)
+    suffix = None if opened.format is JPEG else ".jpg" if is_photo else ".png"
     buffer = io.BytesIO()
-    if is_jpeg:
+    if is_photo:
         smaller.save(buffer, format="JPEG", quality=JPEG_QUALITY)
     else:
         # Lossless, because the errors of a JPEG show in drawings and text.
@@ -285,8 +435,24 @@ def _shrink(image: Image.Image, data: bytes, side_px: int) -> CheckedImage:
         width=smaller.width,
         height=smaller.height,
         hash=difference_hash(smaller),
-        became_png=not is_jpeg,
+        suffix=suffix,
     )
+
+
+def _upright_exif(image: Image.Image) -> bytes:
+    """The EXIF data of an image that was turned upright; empty if they are missing or damaged."""
+    try:
+        exif = image.getexif()
+        exif[EXIF_ORIENTATION] = 1
+        return exif.tobytes()
+    except DECODE_ERRORS:
+        return b""
+
+
+def _as_jpeg(image: Image.Image, quality: int, exif: bytes = b"") -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality, exif=exif)
+    return stream.getvalue()
 
 
 def difference_hash(image: Image.Image) -> int:

@@ -3,27 +3,34 @@ missing."""
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from datetime import datetime
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
+from PIL.JpegImagePlugin import jpeg_factory
 
 from dcdctl.core.data.columns import MOMENT
-from dcdctl.core.data.images.decode import DECODE_ERRORS, FORMATS, ignore_pillow_warnings
+from dcdctl.core.data.images.decode import DECODE_ERRORS, ignore_pillow_warnings, open_heif
+from dcdctl.core.data.images.formats import HEAD_BYTES, HEIF, JPEG, PILLOW_FORMATS, RAW, TIFF, ImageError, recognize
 
 CAMERA_COLUMNS = {"taken": MOMENT, "year": pa.int64(), "camera": pa.string()}
 PLACE_COLUMNS = {"latitude": pa.float64(), "longitude": pa.float64()}
 """Degrees, north and east positive."""
-_TIMES = (
-    (Base.DateTimeOriginal, Base.OffsetTimeOriginal),
-    (Base.DateTimeDigitized, Base.OffsetTimeDigitized),
-    (Base.DateTime, Base.OffsetTime),
-)
-"""The tags of a moment and of its offset from UTC, the best first; the last one is when the file was changed."""
+_FUJIFILM = b"FUJIFILMCCD-RAW"
+_BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
+MAX_EXIF_BYTES = 1 << 18
+"""Of a preview: a segment of EXIF data has at most 64 KB and stands near the beginning."""
+_TIMES = (Base.DateTimeOriginal, Base.DateTimeDigitized, Base.DateTime)
+"""The tags of a moment, the best first; the last one is when the file was changed."""
+
+_MOMENT = re.compile(r"(\d{4})[:/-](\d\d)[:/-](\d\d)[ T](\d\d):(\d\d):(\d\d)", re.ASCII)
+"""The standard has colons in a date; some programs write it otherwise, or an offset behind the time."""
 
 
 def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
@@ -34,16 +41,11 @@ def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
     # Pillow warns about damaged data, which are expected here.
     ignore_pillow_warnings()
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            exif = Image.Exif()
-            if image.format != "PNG":
-                exif = image.getexif()
-            # Pillow would decode a PNG to its end, to look for EXIF data behind the pixels.
-            elif "exif" in image.info:
-                exif.load(image.info["exif"])
-            tags = {**exif, **exif.get_ifd(IFD.Exif)}
-            position = exif.get_ifd(IFD.GPSInfo) if place else {}
-    except (*DECODE_ERRORS, Image.DecompressionBombError):
+        exif = _find_exif(file)
+        tags = {**exif, **exif.get_ifd(IFD.Exif)}
+        position = exif.get_ifd(IFD.GPSInfo) if place else {}
+    # ImageError: pi-heif is not installed.
+    except (*DECODE_ERRORS, Image.DecompressionBombError, ImageError):
         return values
     values["taken"], values["year"] = _taken(tags)
     # The model often begins with the maker.
@@ -58,6 +60,38 @@ def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
     return values
 
 
+def _find_exif(file: BinaryIO) -> Image.Exif:
+    """The EXIF data of an image file; empty if it has none."""
+    exif = Image.Exif()
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    format = recognize(head)
+    if format is HEIF:
+        exif.load(open_heif(file.read()).info.get("exif") or b"")
+        return exif
+    if head.startswith(_FUJIFILM):
+        # Its preview is a JPEG with the EXIF data of the photo; the header says where.
+        file.seek(int.from_bytes(head[84:88], "big"))
+        return jpeg_factory(io.BytesIO(file.read(MAX_EXIF_BYTES))).getexif()
+    if format in (TIFF, RAW) and head[:2] in _BYTE_ORDERS:
+        # Read as a directory of tags: Pillow knows neither the marks of Olympus and Panasonic in place of 42, nor the
+        # compression of the pixels in most RAW photos.
+        order = _BYTE_ORDERS[head[:2]]
+        exif.endian = "<" if order == "little" else ">"
+        exif.load_from_fp(file, int.from_bytes(head[4:8], order))
+        return exif
+    # JPEG apart, because `Image.open` refuses large photos.
+    if format is JPEG:
+        return jpeg_factory(file).getexif()
+    with Image.open(file, formats=PILLOW_FORMATS) as image:
+        if image.format != "PNG":
+            return image.getexif()
+        # Pillow would decode a PNG to its end, to look for EXIF data behind the pixels.
+        if "exif" in image.info:
+            exif.load(image.info["exif"])
+    return exif
+
+
 def _text(value: object) -> str:
     """A text of a tag without the zeros and blanks that fill it up; empty if it is none."""
     if isinstance(value, bytes):
@@ -67,18 +101,17 @@ def _text(value: object) -> str:
 
 
 def _taken(tags: Mapping[int, Any]) -> tuple[datetime | None, int | None]:
-    """The moment in UTC and the year on the camera's clock. A clock without an offset, as of most cameras, is taken for
-    one in UTC."""
-    for time, offset in _TIMES:
-        try:
-            local = datetime.strptime(_text(tags.get(time)), "%Y:%m:%d %H:%M:%S")
-        except ValueError:
+    """The moment on the camera's clock, and its year: what people remember of a day far from home. The offset from UTC
+    is ignored, which most cameras do not write."""
+    for tag in _TIMES:
+        if (match := _MOMENT.match(_text(tags.get(tag)))) is None:
             continue
         try:
-            zone = datetime.strptime(_text(tags.get(offset)), "%z").tzinfo
-            return local.replace(tzinfo=zone).astimezone(UTC).replace(tzinfo=None), local.year
-        except (ValueError, OverflowError):
-            return local, local.year
+            year, month, day, hour, minute, second = map(int, match.groups())
+            local = datetime(year, month, day, hour, minute, second)
+        except ValueError:  # such as February 31
+            continue
+        return local, local.year
     return None, None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dcdctl.core.data.captions import text_key
-from dcdctl.core.data.images import ImageStore, RowError
+from dcdctl.core.data.images import IMAGE_SUFFIXES, ImageStore, RowError, kind_of_name
 from dcdctl.core.data.readers.captions import read_caption, read_label
 from dcdctl.core.data.readers.parquet import list_images, open_parquet, read_rows
 from dcdctl.core.data.readers.rows import (
@@ -29,7 +29,6 @@ from dcdctl.core.data.readers.rows import (
     held_out_facts,
     make_listing,
 )
-from dcdctl.core.data.readers.webdataset import IMAGE_SUFFIXES
 from dcdctl.core.data.text_encoding import csv_rows, find_column, find_encoding, json_lines, lines_of
 from dcdctl.core.errors import InputError
 
@@ -117,7 +116,7 @@ def add_pool(source: SourceConfig, listing: Listing, check: RowCheck) -> Listing
 
 def _list_images(places: Sequence[Path], check: RowCheck) -> Iterator[SourceRow]:
     """The images of each place, with their path in it as the id; a name that an earlier place has gets the name of its
-    own place before it. Other files are left out."""
+    own place before it. Other files are left out and counted, but for hidden ones."""
     seen: set[str] = set()
     for place in places:
         if place.suffix == ".parquet":
@@ -127,8 +126,13 @@ def _list_images(places: Sequence[Path], check: RowCheck) -> Iterator[SourceRow]
                     yield SourceRow(where, image_id, path=image_id, image_file=stored)
             continue
         store = ImageStore(place)
-        for name in store.members():
-            if "/." in f"/{name}" or name.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
+        names = store.members()
+        all_names = set(names)
+        for name in names:
+            if "/." in f"/{name}":
+                continue
+            if kind := kind_of_name(name, all_names):
+                check.leave_out(place.name, name, kind)
                 continue
             image_id = f"{place.stem}/{name}" if name in seen else name
             try:

@@ -19,7 +19,7 @@ from dcdctl.core import files
 from dcdctl.core.config import between, check_fields
 from dcdctl.core.data.columns import ImageColumns
 from dcdctl.core.data.corpus_json import SkippedRow
-from dcdctl.core.data.images import ImageFile, ImageStore, RowError
+from dcdctl.core.data.images import NEEDS_PACKAGE, ImageFile, ImageStore, RowError, count_kinds, left_out_lines
 from dcdctl.core.data.readers.captions import NO_LABEL, CaptionLabel, is_synthetic
 from dcdctl.core.data.shards import LABEL_COLUMNS
 from dcdctl.core.data.text_encoding import check_encoding, describe_value
@@ -190,6 +190,10 @@ class RowCheck:
             raise InputError(f"{where}{quoted}: {reason}", hint=SKIP_HINT)
         self.skipped.append(SkippedRow(row=where, image=image, reason=reason))
 
+    def leave_out(self, where: str, name: str, kind: str) -> None:
+        """Record a file of a pool that is no image by its name, which is no error."""
+        self.skipped.append(SkippedRow(row=where, image=name, reason="its name is not that of an image", kind=kind))
+
     def requested(self, keys: Collection[str]) -> list[str]:
         """The splits among the keys that are requested, in the order in which they are written."""
         return [split for split in SPLITS if split in keys and (not self.splits or split in self.splits)]
@@ -299,8 +303,17 @@ def make_listing(
     )
 
 
+def skip_hint(kind: str) -> str:
+    """What to do about a row whose image is of a kind that cannot be read."""
+    packages = {unread.kind: unread.next_step for unread in NEEDS_PACKAGE}
+    return SKIP_HINT.replace("correct it", packages[kind]) if kind in packages else SKIP_HINT
+
+
 def empty_split_hint(skipped: Sequence[SkippedRow]) -> str:
     """The hint for a split without images."""
+    kinds = count_kinds(row.kind for row in skipped if row.kind)
+    if set(kinds) & {unread.kind for unread in NEEDS_PACKAGE}:
+        return "; ".join(left_out_lines(kinds))
     return f"the first skipped row: {skipped[0].row}: {skipped[0].reason}" if skipped else "the source has no row of it"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dcdctl.core.data.images import ImageFile, ImageStore, RowError
+from dcdctl.core.data.images import IMAGE_SUFFIXES, ImageFile, ImageStore, RowError
 from dcdctl.core.data.readers.captions import read_captions, reject_large_text
 from dcdctl.core.data.readers.rows import (
     SPLITS,
@@ -22,8 +22,6 @@ from dcdctl.core.data.readers.rows import (
     make_listing,
 )
 from dcdctl.core.data.text_encoding import describe_value
-
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ embedded."""
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from dcdctl.core.data import (
     CAMERA_COLUMNS,
-    PLACE_COLUMNS,
     Corpus,
     ImageColumns,
     columns_of_table,
+    nearest_place,
     read_columns,
     read_exif,
 )
@@ -28,12 +28,13 @@ from dcdctl.core.machine import read_in_threads
 from dcdctl.core.progress import Track, counted
 from dcdctl.core.search.columns.where import TYPES
 from dcdctl.core.search.exact import Rows
+from dcdctl.core.search.image_files import EXIF_TYPES
 from dcdctl.core.search.index import FolderIndex
 
 if TYPE_CHECKING:
-    from dcdctl.core.search.build import Changes
+    from dcdctl.core.search.changes import Changes
 
-EXIF_COLUMNS = {"camera": CAMERA_COLUMNS, "place": CAMERA_COLUMNS | PLACE_COLUMNS}
+EXIF_COLUMNS = {"none": {}, "camera": CAMERA_COLUMNS, "place": EXIF_TYPES}
 EXIF_THREADS = 4
 """Threads that read EXIF data: most of the time they wait for the disk."""
 
@@ -48,13 +49,19 @@ def read_metadata(metadata: Path | pa.Table | None) -> ImageColumns | None:
 
 
 def changed_table(
-    index: FolderIndex, changes: Changes, metadata: ImageColumns | None, *, notes: list[str], track: Track
-) -> pa.Table:
-    """The columns of all rows after the changes; `metadata` is what `read_metadata` gave. Adds to the notes for the
-    user.
+    index: FolderIndex,
+    changes: Changes,
+    metadata: ImageColumns | None,
+    *,
+    first_row: int,
+    notes: list[str],
+    track: Track,
+) -> tuple[pa.Table, pa.Table | None]:
+    """The columns of all rows after the changes; `metadata` is what `read_metadata` gave. And the facts of all image
+    files, if more was read of them, from `first_row` on. Adds to the notes for the user.
 
-    InputError if a column to drop is unknown, if the metadata names no image of the index, if `exif` has no such
-    columns, or if a column gets values of another type.
+    InputError if a column to drop is unknown, if the metadata names no image of the index, or if a column gets values
+    of another type.
     """
     columns = {name: index.values(name) for name in index.columns.names}
     for name in changes.drop_columns:
@@ -63,21 +70,47 @@ def changed_table(
             raise InputError(f"the index {index.folder} has no column {name!r} to drop", hint=f"its columns: {known}")
         del columns[name]
     _set_from_corpora(columns, index)
+    _set_from_copied_rows(columns, index)
     if metadata is not None:
         _set_from_metadata(columns, index, metadata, notes)
-    if changes.exif is not None:
-        if changes.exif not in EXIF_COLUMNS:
-            raise InputError(f"exif is {changes.exif!r}, expected {' or '.join(EXIF_COLUMNS)}")
-        _set_from_exif(columns, index, EXIF_COLUMNS[changes.exif], track)
-    return pa.table(columns)
+    facts = _with_exif(index, first_row, track)
+    _set_from_exif(columns, index, index.image_files.table if facts is None else facts, changes.drop_columns, notes)
+    return pa.table(columns), facts
 
 
-def has_new_corpus_columns(index: FolderIndex) -> bool:
-    """Whether rows without a chance to get values come from a corpus with columns."""
+def has_columns_to_fill(index: FolderIndex, *, first_row: int) -> bool:
+    """Whether rows have not had a chance to get values from their corpus or from what is known of their file, or from
+    `first_row` on from the file itself."""
+    is_new_R = np.arange(index.num_rows) >= index.stored_columns.num_covered
+    if (is_new_R & _knows_exif(index, index.image_files.table)).any() or _has_new_corpora(index):
+        return True
+    return len(_rows_without_exif(index, first_row)) > 0
+
+
+def _has_new_corpora(index: FolderIndex) -> bool:
     try:
         return any(table.column_names for _, _, table in _new_corpora(index))
     except CorpusError:  # it is gone: the index is searched and changed without it
         return False
+
+
+def _gives_exif(index: FolderIndex) -> NDArray[np.bool_]:
+    """(R,): the rows whose file gives columns: those of folders, unless the setting is none."""
+    is_folder = np.array([not source.is_corpus for source in index.document.sources], np.bool_)
+    return is_folder[index.source_R] & index.is_live & (index.config.exif != "none")
+
+
+def _knows_exif(index: FolderIndex, facts: pa.Table) -> NDArray[np.bool_]:
+    """(R,): the rows whose file gives columns and was read for them."""
+    return _gives_exif(index) & facts.column("exif_read").is_valid().to_numpy()
+
+
+def _rows_without_exif(index: FolderIndex, first_row: int) -> Rows:
+    """The rows, from one on, whose file was not read for the columns of the setting."""
+    read_R = index.image_files.table.column("exif_read")
+    wanted = pa.array(["camera", "place"] if index.config.exif == "camera" else ["place"])
+    is_read_R = pc.is_in(read_R, value_set=wanted).to_numpy()
+    return np.flatnonzero(_gives_exif(index) & ~is_read_R & (np.arange(index.num_rows) >= first_row))
 
 
 def _new_corpora(index: FolderIndex) -> Iterator[tuple[range, Corpus, pa.Table]]:
@@ -130,24 +163,76 @@ def _set_from_metadata(columns: dict[str, pa.Array], index: FolderIndex, read: I
         _set(index, columns, name, new, is_set=is_named, where=read.where)
 
 
-def _set_from_exif(
-    columns: dict[str, pa.Array], index: FolderIndex, types: Mapping[str, pa.DataType], track: Track
-) -> None:
-    """What the image files say, where a column has no value yet."""
-    rows = np.flatnonzero(index.is_live)
-    read_row = partial(_read_row, index, place="latitude" in types)
-    read = {name: np.full(index.num_rows, None, dtype=object) for name in types}
+def _set_from_copied_rows(columns: dict[str, pa.Array], index: FolderIndex) -> None:
+    """All columns of the row that is gone, for a new row of the same file under another name."""
+    origin_R = index.image_files.table.column("copied_from").fill_null(-1).to_numpy()
+    is_new_R = np.arange(index.num_rows) >= index.stored_columns.num_covered
+    is_moved_R = is_new_R & (origin_R >= 0) & index.is_removed[np.maximum(origin_R, 0)]
+    places = pa.array(np.where(is_moved_R, origin_R, np.arange(index.num_rows)))
+    for name in columns:
+        columns[name] = columns[name].take(places)
+
+
+def _with_exif(index: FolderIndex, first_row: int, track: Track) -> pa.Table | None:
+    """The facts of all image files, with the EXIF data of rows that were not read for them; None if there are none."""
+    rows, setting, facts = _rows_without_exif(index, first_row), index.config.exif, index.image_files.table
+    if not len(rows):
+        return None
+    read_row = partial(_read_row, index, place=setting == "place")
+    read: list[dict[str, Any]] = []
     with track("read EXIF", total=len(rows), unit="images") as advance:
-        for row, values in zip(rows, read_in_threads(read_row, rows.tolist(), EXIF_THREADS), strict=True):
-            for name in types:
-                read[name][row] = values[name]
+        for values in read_in_threads(read_row, rows.tolist(), EXIF_THREADS):
+            read.append({**values, "exif_read": setting})
             advance(1)
-    for name, type_ in types.items():
-        is_set = index.is_live
+    for name in ("exif_read", *EXIF_COLUMNS[setting]):
+        values = facts.column(name).to_pylist()
+        for row, found in zip(rows.tolist(), read, strict=True):
+            values[row] = found[name]
+        field = facts.schema.field(name)
+        facts = facts.set_column(facts.schema.get_field_index(name), field, pa.array(values, field.type))
+    return facts
+
+
+def _set_from_exif(
+    columns: dict[str, pa.Array], index: FolderIndex, facts: pa.Table, dropped: Sequence[str], notes: list[str]
+) -> None:
+    """What the image files say, where a column has no value yet. A column that was dropped stays so, and one with
+    values of another type, which the user gave, stays as it is."""
+    reads_R = _knows_exif(index, facts)
+    if not reads_R.any():
+        return
+    is_old_R = reads_R & (np.arange(index.num_rows) < index.stored_columns.num_covered)
+    read_before = index.image_files.table.column("exif_read").filter(pa.array(is_old_R))
+    had_place = "place" in read_before.unique().to_pylist()
+    found = {name: facts.column(name).combine_chunks() for name in EXIF_COLUMNS[index.config.exif]}
+    if index.config.exif == "place":
+        found |= _names_of_places(found["latitude"], found["longitude"], notes)
+    for name, new in found.items():
+        was_made = is_old_R.any() and (name in CAMERA_COLUMNS or had_place)
+        if name in dropped or (was_made and name not in columns):
+            continue
+        is_set = reads_R
         if name in columns:
-            is_set &= columns[name].is_null().to_numpy(zero_copy_only=False)
-        new = pa.array(read[name], type_)
+            if columns[name].type != new.type and columns[name].null_count < index.num_rows:
+                notes.append(f"column {name} is {TYPES[columns[name].type]} of yours, and not filled from the files")
+                continue
+            is_set = reads_R & columns[name].is_null().to_numpy(zero_copy_only=False)
         _set(index, columns, name, new, is_set=is_set, where="the image files")
+
+
+def _names_of_places(latitudes: pa.Array, longitudes: pa.Array, notes: list[str]) -> dict[str, pa.Array]:
+    """The columns city and country of coordinates; none without the package that has the table of cities."""
+    try:
+        cities, countries = nearest_place(_degrees(latitudes), _degrees(longitudes))
+    except MissingError as error:
+        notes.append(f"places have no names: {error}")
+        return {}
+    return {"city": pa.array(cities, pa.string()), "country": pa.array(countries, pa.string())}
+
+
+def _degrees(coordinates: pa.Array) -> NDArray[np.float64]:
+    """Coordinates as numbers, NaN where there are none."""
+    return coordinates.to_numpy(zero_copy_only=False).astype(np.float64)
 
 
 def _set(

@@ -18,6 +18,7 @@ from dcdctl.core import files
 from dcdctl.core.artifacts import seal_of
 from dcdctl.core.search import part_files
 from dcdctl.core.search.columns.where import TYPES, Value
+from dcdctl.core.search.part_files import MappedTable
 from dcdctl.core.search.storage import INDEX, Column, ColumnsFile
 
 # Ten hits of an index with a thousand columns would take 60 to 130 ms to read.
@@ -31,7 +32,8 @@ class StoredColumns:
     """The columns of the images of an index, memory-mapped; safe to use from several threads."""
 
     def __init__(self, folder: Path, entry: ColumnsFile | None, num_rows: int) -> None:
-        self._folder, self._entry, self._num_rows = folder, entry, num_rows
+        self._num_rows = num_rows
+        self._mapped = None if entry is None else MappedTable(folder / entry.file, entry.sha256)
         self.schema: pa.Schema = pa.schema([]) if entry is None else entry.schema
         self.num_covered = 0 if entry is None else entry.rows
         """The first rows, which have had a chance to get values; rows that were added since have none."""
@@ -78,15 +80,10 @@ class StoredColumns:
 
     @contextmanager
     def _file(self) -> Iterator[pq.ParquetFile]:
-        assert self._entry is not None  # an index without columns has none to ask for
-        path = INDEX.checked(self._folder / self._entry.file, self._entry.sha256)
-        # Reading ahead would copy the pages that are mapped.
-        with (
-            part_files.reading(path),
-            pq.ParquetFile(path, memory_map=True, pre_buffer=False, metadata=self._footer) as file,
-        ):
+        assert self._mapped is not None  # an index without columns has none to ask for
+        with self._mapped.open(self._footer) as file:
             if self._footer is None:
-                self._check(file, path)
+                self._check(file, self._mapped.path)
             self._footer = file.metadata  # 20 ms for a thousand columns
             yield file
 

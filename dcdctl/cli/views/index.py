@@ -1,0 +1,124 @@
+"""How `dcdctl index` shows what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from dcdctl.cli.views.terminal import note, printable, show, show_json
+from dcdctl.core.progress import counted
+
+if TYPE_CHECKING:
+    from dcdctl.core.search import IndexChange, SameImages
+    from dcdctl.core.stores import Upload
+
+NUM_SKIPPED_SHOWN = 5
+"""Damaged files that are named on the screen."""
+
+
+def change_document(change: IndexChange, uploaded: Upload | None = None) -> dict[str, Any]:
+    """A change as plain values, for JSON."""
+    index = change.index
+    document = {
+        "index": str(index.folder),
+        "images": index.num_images,
+        "added": change.added,
+        "removed": change.removed,
+        **asdict(change.counts),
+        "left_out": len(change.skipped),
+        "left_out_by_kind": _by_kind(change),
+        "dims": index.dim,
+        "kind": index.kind,
+        "keywords": index.has_keywords,
+        "columns": index.columns.names,
+        "notes": list(change.notes),
+    }
+    return document if uploaded is None else {**document, "store": asdict(uploaded)}
+
+
+def show_change(change: IndexChange, uploaded: Upload | None = None) -> None:
+    """Show what the index is now, and what was left out."""
+    from dcdctl.core import search
+
+    index = change.index
+    _show_notes(change)
+    if reason := search.text_side_note(index.document):
+        note(f"note: {reason}")
+    counts = _counts(added=change.added, removed=change.removed)
+    words = " and by words" if index.has_keywords else ""
+    columns = f", columns {', '.join(map(printable, index.columns.names))}" if index.columns.names else ""
+    if query := search.query_model_of(index.document):
+        columns += f", texts by {printable(query)}"
+    numbers = f"{index.dim} numbers {index.stored_type.per}"
+    images = f"{counted(index.num_images, 'images')}{counts}"
+    show(f"{images}, {numbers}, search by {index.kind}{words}{columns} -> {index.folder}")
+    _show_upload(uploaded)
+
+
+def show_sync(change: IndexChange, uploaded: Upload | None = None) -> None:
+    """Show on one line what following the folders did."""
+    _show_notes(change)
+    counts = change.counts
+    new = change.added - counts.copied
+    done = _counts(
+        added=new,
+        changed=counts.changed,
+        moved=counts.moved,
+        copied=counts.copied,
+        removed=change.removed,
+        unchanged=counts.unchanged,
+    )
+    show(f"{counted(change.index.num_images, 'images')}{done} -> {change.index.folder}")
+    _show_upload(uploaded)
+
+
+def _show_notes(change: IndexChange) -> None:
+    from dcdctl.core import data
+
+    skipped = change.skipped
+    for line in data.left_out_lines(_by_kind(change)):
+        note(line)
+    # Only damaged files by name: of the others, the kind says it all.
+    damaged = [file for file in skipped if file.get("kind") == data.DAMAGED.kind]
+    for file in damaged[:NUM_SKIPPED_SHOWN]:
+        note(f"  {file['path']!r}: {file['reason']}")
+    if skipped:
+        note(f"left out: each is listed in {change.index.folder / str(change.index.document.skipped.file)}")
+    for text in change.notes:
+        note(f"note: {printable(text)}")
+
+
+def _by_kind(change: IndexChange) -> dict[str, int]:
+    from dcdctl.core import data
+
+    # Files that an earlier version left out have no kind.
+    return data.count_kinds(file.get("kind", "unreadable") for file in change.skipped)
+
+
+def _show_upload(uploaded: Upload | None) -> None:
+    if uploaded is not None:
+        changes = _counts(sent=uploaded.sent, deleted=uploaded.deleted)
+        show(f"{counted(uploaded.images, 'images')}{changes} -> {uploaded.location}")
+
+
+def _counts(**counts: int) -> str:
+    return "".join(f", {count:,} {action}" for action, count in counts.items() if count)
+
+
+def show_copies(groups: Sequence[SameImages], *, as_json: bool, as_csv: bool) -> None:
+    """Show groups of images that are the same: a table, a JSON document or CSV with a row per image."""
+    if as_json:
+        return show_json({"groups": [group.document() for group in groups]})
+    if as_csv:
+        from dcdctl.core.report import csv_text
+
+        rows = [{"group": number, **row} for number, group in enumerate(groups, 1) for row in group.rows()]
+        return show(csv_text(rows).rstrip("\r\n"))
+    for group in groups:
+        how = "files of the same bytes" if group.same_bytes else "images that look alike"
+        show(f"{len(group.images)} {how}")
+        for name, num_bytes in zip(group.images, group.num_bytes, strict=True):
+            show(f"{'' if num_bytes is None else f'{num_bytes:,}':>14}  {printable(name)}")
+    num_more = sum(len(group.images) - 1 for group in groups)
+    note(f"{counted(len(groups), 'groups')}, {counted(num_more, 'images')} beside the first of each; none is deleted")

@@ -1,0 +1,68 @@
+"""What can change in an index, and what a change brought."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dcdctl.core.search.index import FolderIndex
+from dcdctl.core.search.part_files import ChangeCounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """Changes of an index, made in this order; a new index has neither of `remove`, `remove_gone`, `moved`, `sync`,
+    `add` and `drop_columns`."""
+
+    sets: tuple[str, ...] = ()
+    """Settings such as "kind=flat"."""
+    remove: tuple[str, ...] = ()
+    """Image ids, or patterns of them such as "2019/*"."""
+    remove_gone: bool = False
+    """Remove the images whose files are gone."""
+    moved: tuple[Path, Path] | None = None
+    """Where an image folder was, or a folder that it was in, and where it is now."""
+    sync: bool = False
+    """Follow the image folders: add what is new, read again what changed, remove what is gone."""
+    add: Path | None = None
+    """A folder of images or a corpus to add; if it is indexed already, only its new images."""
+    split: str | None = None
+    """The split of a corpus to add, or several joined; None for all."""
+    precision: str | None = None
+    """Torch name of the precision of a new index; an index that is changed must have it already. None: float32, or that
+    of the index."""
+    vectors: tuple[str, ...] = ()
+    """Files, folders or patterns of the vectors of the images of a new index, or of those to add; empty: the model
+    embeds them."""
+    drop_columns: tuple[str, ...] = ()
+    """Columns to remove."""
+    metadata: Path | pa.Table | None = None
+    """A CSV or Parquet file, or a table, that names an image in each row. Its values replace those of the images it
+    names."""
+    query_model: str | None = None
+    """A query encoder that embeds texts from now on, in the model's place (`models.QueryEncoder`)."""
+
+
+@dataclass(frozen=True)
+class IndexChange:
+    """An index after a command, and what the command changed."""
+
+    index: FolderIndex
+    skipped: list[dict[str, Any]]
+    """Files that could not be indexed, with the reasons."""
+    added: int = 0
+    removed: int = 0
+    counts: ChangeCounts = field(default_factory=ChangeCounts)
+    """What following the folders found."""
+    notes: tuple[str, ...] = ()
+    """What the user should know: images of the metadata that the index lacks and the other way round, a folder that is
+    gone, images whose vectors were there already."""
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether following the folders changed no image."""
+        counts = self.counts
+        return not (self.added or self.removed or counts.changed or counts.moved)

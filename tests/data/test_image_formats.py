@@ -1,0 +1,273 @@
+"""The formats of phones and cameras: recognized by content, upright, in bounded memory; and what is left out, by
+kind."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import struct
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from heif_files import COLORS, halves, heic
+from hostile_images import encoded, jpeg_of_size
+from PIL import Image, ImageFile
+from raw_files import dng
+
+from dcdctl.core.data import ImageError, decode_image, images, read_exif
+from dcdctl.core.data.images import check_image, decode, for_browser, formats, kind_of, thumbnail
+
+HALVES = halves(("red", "blue"))
+UPRIGHT = {
+    "avif": encoded("AVIF", HALVES),
+    "heic": heic("heic_a.heic"),
+    "heic on its side": heic("heic_turned.heic"),
+    "dng": dng(HALVES),
+    "a heic of the brand mif1": heic("heic_a.heic").replace(b"ftypheic", b"ftypmif1"),
+}
+QUARTERS = Image.fromarray(
+    np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 250]]], np.uint8).repeat(40, 0).repeat(60, 1)
+)
+
+
+def assert_halves(image):
+    assert image.size == HALVES.size
+    for x, color in ((10, (255, 0, 0)), (85, (0, 0, 255))):
+        assert np.abs(np.subtract(image.getpixel((x, 30)), color)).max() < 20
+
+
+@pytest.mark.parametrize("form", UPRIGHT)
+def test_a_format_of_phones_is_read_by_every_reader(form):
+    data = UPRIGHT[form]
+    assert_halves(decode_image(data))
+    with Image.open(io.BytesIO(thumbnail(data, 48))) as small:
+        assert (small.format, small.size) == ("JPEG", (48, 32))
+    shown, shown_type = for_browser(data)
+    assert shown_type == ("image/avif" if form == "avif" else "image/jpeg")
+    assert_halves(decode_image(shown))
+    checked = check_image(data)
+    assert (checked.width, checked.height) == HALVES.size
+    # Whoever reads a corpus with Pillow alone reads these bytes.
+    with Image.open(io.BytesIO(checked.data)) as kept:
+        assert (kept.format, checked.suffix) == (("AVIF", None) if form == "avif" else ("JPEG", ".jpg"))
+    assert_halves(decode_image(checked.data))
+    shrunk = check_image(data, 32)
+    assert (shrunk.width, shrunk.height, shrunk.suffix) == (48, 32, ".png" if form == "avif" else ".jpg")
+    assert checked.hash == shrunk.hash
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_raw_photo_is_turned_as_its_camera_says(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = decode_image(encoded("JPEG", QUARTERS, exif=exif.tobytes(), quality=95))
+    for data in (dng(QUARTERS, orientation=orientation), check_image(dng(QUARTERS, orientation=orientation)).data):
+        found = decode_image(data)
+        assert found.size == expected.size
+        assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).mean() < 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_avif_is_turned_as_its_camera_says(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = decode_image(encoded("JPEG", QUARTERS, exif=exif.tobytes(), quality=95))
+    found = decode_image(encoded("AVIF", QUARTERS, exif=exif.tobytes()))
+    assert found.size == expected.size
+    assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).mean() < 6
+
+
+def test_what_the_camera_says_is_read_and_kept():
+    found = read_exif(io.BytesIO(heic()), place=True)
+    assert found == {
+        "taken": datetime(2021, 6, 1, 12, 34, 56),
+        "year": 2021,
+        "camera": "Apple iPhone 12 mini",
+        "latitude": 52.52,
+        "longitude": 13.405,
+    }
+    assert read_exif(io.BytesIO(check_image(heic("heic_turned.heic")).data), place=True) == found
+    raw = {"taken": datetime(2022, 7, 8, 9, 10, 11), "year": 2022, "camera": "Apple iPhone 13 Pro"}
+    assert read_exif(io.BytesIO(dng()), place=False) == raw
+    assert read_exif(io.BytesIO(check_image(dng(orientation=6)).data), place=False) == raw
+
+
+def raf(data):
+    """A Fujifilm photo as far as its EXIF data go: a header that says where its preview is."""
+    return b"FUJIFILMCCD-RAW ".ljust(84, b"\0") + struct.pack(">II", 100, len(data)) + bytes(8) + data
+
+
+@pytest.mark.parametrize("mark", [b"IIRO", b"IIU\0", b"FUJI"])
+def test_exif_data_are_read_behind_the_marks_of_makers(mark):
+    exif = Image.Exif()
+    exif.update({0x010F: "Apple", 0x0110: "iPhone 13 Pro"})
+    exif[0x8769] = {0x9003: "2022:07:08 09:10:11"}
+    data = raf(encoded("JPEG", exif=exif.tobytes())) if mark == b"FUJI" else mark + dng()[4:]
+    assert read_exif(io.BytesIO(data), place=False)["taken"] == datetime(2022, 7, 8, 9, 10, 11)
+    assert formats.recognize(data) is formats.RAW
+
+
+MISSING = {
+    "pi_heif": (heic(), "heif", "the package pi-heif is not installed"),
+    "rawpy": (dng(), "raw", "the package rawpy is not installed"),
+}
+
+
+@pytest.mark.parametrize("package", MISSING)
+def test_a_missing_package_is_named_and_only_needed_for_its_format(package, monkeypatch):
+    data, kind, message = MISSING[package]
+    import_module = builtins.__import__
+
+    def refuse(name, *args, **options):
+        if name == package:
+            raise ImportError(name)
+        return import_module(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    for read in (decode_image, check_image, for_browser, lambda data: thumbnail(data, 32)):
+        with pytest.raises(ImageError, match=message) as refused:
+            read(data)
+        assert refused.value.kind == kind
+    if package == "pi_heif":
+        assert read_exif(io.BytesIO(data), place=False) == {"taken": None, "year": None, "camera": None}
+    assert_halves(decode_image(UPRIGHT["avif"]))
+
+
+def box(kind, *content):
+    body = b"".join(content)
+    return (8 + len(body)).to_bytes(4, "big") + kind + body
+
+
+def in_three_scans(data):
+    """The start of a JPEG whose first scan has one of its three colors: libjpeg would keep all pixels in memory."""
+    return data.replace(b"\xff\xda\0\x0c\x03\1\0\2\x11\3\x11", b"\xff\xda\0\x08\x01\1\0")
+
+
+LEFT_OUT = {
+    "video": [
+        ("a.mov", box(b"ftyp", b"qt  ", bytes(4), b"qt  ") + box(b"mdat")),
+        ("a.mp4", box(b"ftyp", b"isom", bytes(4), b"isomavc1")),
+        ("a.MOV", box(b"moov", bytes(40))),
+        ("a.avi", b"RIFF\0\0\0\0AVI LIST"),
+        ("a.mkv", b"\x1aE\xdf\xa3" + bytes(40)),
+        ("a.mts", (b"G" + bytes(187)) * 4),
+        ("named as an image.jpg", box(b"ftyp", b"mp42", bytes(4), b"isom")),
+    ],
+    "not-image": [
+        ("a.txt", b"a text"),
+        ("Thumbs.db", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),
+        ("a.pdf", b"%PDF-1.7"),
+        ("a.aae", b'<?xml version="1.0"?><plist></plist>'),
+        ("a.m4a", box(b"ftyp", b"M4A ", bytes(4), b"M4A mp42")),
+        ("empty", b""),
+        ("BMW.txt", b"BMW is a maker of cars"),
+        ("P1.txt", b"P1 is a text"),
+    ],
+    "other-format": [
+        ("a.svg", b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'></svg>"),
+        ("a.jxl", b"\xff\x0a" + bytes(40)),
+        ("a.jxl", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40)),
+        ("a.psd", b"8BPS\0\1" + bytes(40)),
+        ("a.jp2", b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40)),
+        ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n"),
+    ],
+    "damaged": [
+        ("a.jpg", encoded("JPEG")[:300]),
+        ("a.png", encoded("PNG")[:300]),
+        ("a.png", encoded("PNG")[:20]),
+        ("a.heic", heic()[:600]),
+        ("a.avif", encoded("AVIF")[:-400]),
+        ("a.dng", dng()[:600]),
+        ("zeros.jpg", bytes(300)),
+        ("empty.heic", b""),
+    ],
+    "no-preview": [("a.dng", dng(preview=b""))],
+    "too-large": [
+        ("a.ppm", b"P6 20000 20000 255\n"),
+        ("a.jpg", jpeg_of_size(60_000, 60_000)),
+        ("a.jpg", jpeg_of_size(20_000, 20_000, encoded("JPEG", progressive=True))),
+        ("a.jpg", in_three_scans(jpeg_of_size(20_000, 20_000))),
+    ],
+}
+CASES = [(kind, name, data) for kind, files in LEFT_OUT.items() for name, data in files]
+
+
+@pytest.mark.parametrize(("kind", "name", "data"), CASES, ids=[f"{kind} {name}" for kind, name, _ in CASES])
+def test_a_file_that_is_left_out_has_a_kind(kind, name, data):
+    for read in (decode_image, check_image, lambda data: thumbnail(data, 32)):
+        with pytest.raises(ImageError) as refused:
+            read(data)
+        assert kind_of(refused.value, Path(name)) == kind
+
+
+def test_the_video_of_a_live_photo_is_told_by_the_picture_beside_it(tmp_path):
+    (tmp_path / "IMG_1.HEIC").write_bytes(heic())
+    for name, kind in (("IMG_1.MOV", "live-video"), ("IMG_2.MOV", "video")):
+        with pytest.raises(ImageError) as refused:
+            decode_image(LEFT_OUT["video"][0][1])
+        assert kind_of(refused.value, tmp_path / name) == kind
+
+
+def test_a_summary_has_one_line_for_each_kind_with_the_next_step():
+    counts = images.count_kinds(["damaged", "heif", *["video"] * 1200, "heif"])
+    assert list(counts.items()) == [("heif", 2), ("video", 1200), ("damaged", 1)]
+    assert images.left_out_lines(counts) == [
+        "left out: 2 HEIC photos: `pip install 'pi-heif>=1.0'` reads HEIC",
+        "left out: 1,200 videos: save frames as images",
+        "left out: 1 damaged image: copy again from the camera or a backup",
+    ]
+
+
+def large_jpeg(width, height):
+    return encoded("JPEG", Image.new("L", (width, height), 200))
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(monkeypatch):
+    data = large_jpeg(10_000, 4_000)
+    loaded, load = [], ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: (loaded.append(image.size), load(image))[1])
+    assert decode_image(data).size == (5_000, 2_000)
+    assert set(loaded) == {(5_000, 2_000)}
+    checked = check_image(data)
+    assert (checked.width, checked.height, checked.data is data) == (10_000, 4_000, True)
+    # Gray at its end too, where a second look tells whether it is complete.
+    assert decode_image(encoded("JPEG", Image.new("L", (20_000, 10_000), 128))).size == (5_000, 2_500)
+    with pytest.raises(ImageError, match="the limit is 39,999,999"):
+        decode_image(data, max_pixels=39_999_999)
+
+
+def test_every_large_image_is_halved_until_it_has_fewer_pixels(monkeypatch):
+    monkeypatch.setattr(decode, "LARGE_PIXELS", 96 * 64 // 4)
+    for data in (encoded("PNG", HALVES), encoded("JPEG", HALVES), *UPRIGHT.values()):
+        found = decode_image(data)
+        assert found.size == (48, 32)
+        assert np.abs(np.subtract(found.getpixel((5, 15)), (255, 0, 0))).max() < 20
+
+
+@pytest.mark.parametrize("form", ["AVIF", "HEIF"])
+def test_an_image_in_boxes_that_is_larger_than_the_limit_is_refused_undecoded(form, monkeypatch):
+    data = UPRIGHT["avif" if form == "AVIF" else "heic"]
+    monkeypatch.setattr(decode, "MAX_PIXELS", 96 * 64 - 1)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(ImageError, match="decompression bomb") as refused:
+        decode_image(data)
+    assert refused.value.kind == "too-large"
+
+
+def test_a_tiff_with_more_directories_is_no_raw_photo():
+    pages = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
+    data = encoded("TIFF", pages[0], save_all=True, append_images=pages[1:])
+    assert formats.recognize(data) is formats.TIFF
+    assert decode_image(data).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_pillow_s_list_of_formats_stays_as_it_is():
+    before = dict(Image.OPEN)
+    decode_image(heic())
+    assert before == Image.OPEN
+
+
+def test_colors_of_the_fixtures_are_told_apart():
+    assert len({decode_image(heic(name)).getpixel((5, 30)) for name in COLORS}) == 2
