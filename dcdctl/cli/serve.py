@@ -49,6 +49,9 @@ def serve(
         list[str] | None,
         configures("--set", "Override a setting: max_k=500; repeatable. docs/deploy.md lists them.", "KEY=VALUE"),
     ] = None,
+    watch: Annotated[
+        bool, configures("--watch", "Follow the image folders, and show what is new without a restart.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Search an index over HTTP, with a search page. The service runs until Ctrl-C."""
@@ -69,7 +72,7 @@ def serve(
         depth=models.depth,
         rerank_set=assignments(models.rerank_overrides),
     )
-    serve(job, on_start=partial(_show_start, json, is_logged=config.log_format == "json"))
+    serve(job, on_start=partial(_show_start, json, is_logged=config.log_format == "json"), watch=watch)
 
 
 def _show_start(json: bool, started: Started, *, is_logged: bool = False) -> None:

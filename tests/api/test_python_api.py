@@ -249,7 +249,7 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
         own_index.set_columns(drop=["year", "owner"])
         assert own_index.columns.names == ["taken", "camera"]
     own_index.set_columns(in_memory, exif="place")
-    assert own_index.columns.names == ["taken", "camera", "year", "owner", "latitude", "longitude"]
+    assert own_index.columns.names == ["taken", "camera", "year", "owner", "latitude", "longitude", "city", "country"]
     searcher = dcdctl.Searcher(own_index)
     answer = searcher.search("a red circle", where="owner = '<b>'")
     assert [(hit.name, hit.columns["owner"]) for hit in answer] == [("plain.png", "<b>")]

@@ -55,7 +55,8 @@ def test_a_path_of_this_machine_cannot_be_a_url(command, parameter, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     url, rest = "s3://me:secret@bucket/x?key=1", REST.get(command, "")
     if parameter.param_type_name == "option":
-        line = re.sub(rf"{parameter.opts[0]} \S+", "", rest) + f" {parameter.opts[0]} {url}"
+        values = " ".join([url, *["elsewhere"] * (parameter.nargs - 1)])
+        line = re.sub(rf"{parameter.opts[0]} \S+", "", rest) + f" {parameter.opts[0]} {values}"
     else:
         line = re.sub(r"^\S*", url, rest)
     error = error_of(f"{command} {line}")

@@ -328,7 +328,7 @@ def test_added_images_have_the_words_of_an_index_built_at_once(photos, tmp_path)
         == "no word of the text is in the captions or names of these images: they are ordered by vectors alone"
     )
     assert [hit.row for hit in unknown.hits] == [hit.row for hit in searcher.by_text("zeppelins", 3).hits]
-    with pytest.raises(ConfigError, match="an image has none; search by a text"):
+    with pytest.raises(ConfigError, match="this query is an image or has several parts; search by a text"):
         searcher.ask(pictures / "z dog.png", hybrid=True)
 
 

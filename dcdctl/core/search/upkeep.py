@@ -344,6 +344,8 @@ def moved_sources(index: FolderIndex, old: Path, new: Path) -> tuple[ImageSource
 
     InputError if no image folder was there, if the new place is no folder or another source, or if it lacks the images.
     """
+    refuse_url(old, "and image folders are of this machine", "name the place where the images were")
+    refuse_url(new, "and image folders are of this machine", "name the place where the images are now")
     # Not resolved: what was there is gone.
     was, now = Path(os.path.abspath(old.expanduser())), new.expanduser().resolve()  # noqa: PTH100
     listed = index.document.sources

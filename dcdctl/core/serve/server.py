@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 from dcdctl.core.errors import require_extra
 from dcdctl.core.serve import logs
+from dcdctl.core.serve.following import check_watch, followed
 from dcdctl.core.serve.job import Job
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.listener import bound, is_loopback, url_of
@@ -35,11 +37,11 @@ class Started:
     """Whether requests need a key."""
 
 
-def serve(job: Job, *, on_start: Callable[[Started], None]) -> None:
+def serve(job: Job, *, on_start: Callable[[Started], None], watch: bool = False) -> None:
     """Answer searches of an index, in a folder or a store, until SIGINT or SIGTERM; requests in progress are answered
     first.
 
-    SIGHUP reloads the index and its model.
+    SIGHUP reloads the index and its model, and `watch` lets a process follow its image folders and do so.
 
     `on_start` is called when the service accepts requests. InputError if the port is not available, MissingError
     without the packages of the extra, ConfigError for a weak key, and the errors of `devices.choose` and
@@ -49,7 +51,9 @@ def serve(job: Job, *, on_start: Callable[[Started], None]) -> None:
     # Malformed uploads are reported to the client, not logged.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     keys, config = Keys.from_environment(), job.config
-    with bound(config.host, config.port) as listener, logs.to_stderr(config):
+    if watch:
+        check_watch(job.place)
+    with bound(config.host, config.port) as listener, logs.to_stderr(config), ExitStack() as beside:
         # Errors of the index come now, before anything is imported; several processes check its files themselves.
         index = job.index() if config.processes == 1 else open_index(job.place, job.model_folder)
 
@@ -63,6 +67,9 @@ def serve(job: Job, *, on_start: Callable[[Started], None]) -> None:
             )
             logs.SERVICE.info("listening", extra={"facts": asdict(started) | {"pid": os.getpid()}})
             on_start(started)
+            # Not earlier: until it answers, the signal would end the service.
+            if watch:
+                beside.enter_context(followed(job.place))
 
         if config.processes > 1:
             from dcdctl.core.serve.processes import supervise
