@@ -4,7 +4,7 @@ import typing
 if typing.TYPE_CHECKING:
     from .api.results import bench, compare, evaluate, export
     from .api.search import Answer, Index, Searcher
-    from .api.training import cache_teacher, distill, finetune_teacher, load, load_recipe, prepare, study
+    from .api.training import cache_teacher, distill, finetune_teacher, load, load_recipe, photos, prepare, study
     from .core.bench import BenchConfig
     from .core.data import Corpus, StreamConfig
     from .core.errors import DcdError
@@ -57,6 +57,7 @@ __all__ = [
     "finetune_teacher",
     "load",
     "load_recipe",
+    "photos",
     "prepare",
     "study",
 ]

@@ -221,7 +221,8 @@ def passages(path: Path, facts: dict[Path, SourceFacts]) -> Iterator[tuple[int, 
         yield from enumerate(text.splitlines(), 1)
 
 
-NOT_BEFORE, NOT_AFTER = r"(?<![\w-])", r"(?![\w-])"
+# Part of a path is no prose: ~/Pictures.
+NOT_BEFORE, NOT_AFTER = r"(?<![\w/-])", r"(?![\w-])"
 AT_START = {
     re.compile(f"{SENTENCE_START}(?:{words}){NOT_AFTER}"): better
     for words, better in WORDING.items()

@@ -29,7 +29,7 @@ OTHERS = {"accelerate", "apt", "curl", "docker", "hf", "make", "mypy", "pip", "t
 WRITTEN = {
     "html": "report demo/report",
     "json": "bench cache cascade checkpoint config config_sentence_transformers corpus dcdctl features gpu index "
-    "metrics modules open_clip_config plan pool prepare result run study text texts tokenizer wandb text/text "
+    "library metrics modules open_clip_config plan pool prepare result run study text texts tokenizer wandb text/text "
     "INDEX/skipped-N RUN/mined /openapi",
     "jsonl": "metrics shards RUN/shards",
     "md": "gpu",

@@ -68,8 +68,9 @@ def test_the_recipes_of_a_tutorial_load_with_their_settings(page):
 
 
 def test_the_readme_has_the_commands_of_the_tutorial():
-    own = [words for words in commands_of(README) if words[0] in ("prepare", "distill", "index", "serve")]
-    assert [words[0] for words in own] == ["prepare", "distill", "index", "serve"]
+    steps = ("photos", "prepare", "distill", "index", "serve")
+    own = [words for words in commands_of(README) if words[0] in steps]
+    assert [words[0] for words in own] == ["photos", "serve", "prepare", "distill", "index", "serve"]
     tutorial = commands_of(TUTORIALS[0])
     assert [words for words in own if words not in tutorial] == []
 
@@ -104,7 +105,7 @@ def with_tiny_models(words: list[str], encoders_of: dict[str, str]) -> list[str]
 
 def runs_here(words: list[str]) -> bool:
     """Whether a command of the first tutorial needs nothing from the Hub, nobody's own recipe, and ends."""
-    return words[0] not in ("serve", "demo") and not any(
+    return words[0] not in ("serve", "demo", "photos") and not any(
         word.startswith("openai/") or word in ("clip-finetune", "mine.toml") for word in words
     )
 
@@ -136,7 +137,8 @@ def test_the_commands_of_the_tutorial_of_pools_lead_from_photos_and_queries_to_a
     over_encoders = TINY | own_photos | {"model.projection_dim": "8", "optimizer.steps": "2"}
     from_a_dual = {"model.start": "dual", "batch.size": "8", "optimizer.steps": "2"}
     settings = {"pool-distilled": ("dual", over_encoders), "pool-picked": ("cross-encoder", from_a_dual)}
-    commands = [words for words in commands_of(POOLS) if words[0] != "serve"]
+    # tests/cli/test_photos_command.py runs `photos`.
+    commands = [words for words in commands_of(POOLS) if words[0] not in ("photos", "serve")]
     assert [words[0] for words in commands[:5]] == ["prepare", "distill", "eval", "index", "search"]
     assert {words[1] for words in commands if words[0] == "distill"} == set(settings)
     for words in commands:

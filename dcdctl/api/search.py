@@ -17,7 +17,7 @@ from dcdctl.api import views
 from dcdctl.api.arguments import say
 from dcdctl.api.views import Query
 from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, optional_ref, path, takes
-from dcdctl.cli.index import IndexOptions, NewIndex, table_or_path
+from dcdctl.cli.index import IndexOptions, NewIndex, say_of_query_model, table_or_path
 from dcdctl.core import config, devices, search, stores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.search import (
@@ -123,6 +123,7 @@ class Index(search.FolderIndex):
 
         StaleError for a query encoder of another model.
         """
+        say_of_query_model(os.fspath(ref), say)
         return self._change(Changes(query_model=os.fspath(ref)))
 
     def set_columns(

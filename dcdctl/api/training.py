@@ -1,21 +1,25 @@
 """From captioned images to a trained student: `prepare`, `load`, `load_recipe`, `cache_teacher`, `finetune_teacher`,
-`distill` and `study`."""
+`distill` and `study`; and `photos`, from a folder of photos to an index."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from dcdctl.api import arguments as api
 from dcdctl.api.arguments import say
+from dcdctl.api.search import Index
 from dcdctl.cli.cache_teacher import CacheTeacher
 from dcdctl.cli.declare import Overrides, Ref, assignments, named, takes
 from dcdctl.cli.distill import Distill
 from dcdctl.cli.finetune_teacher import FinetuneTeacher
+from dcdctl.cli.photos import Photos
 from dcdctl.cli.prepare import Prepare
 from dcdctl.cli.study import StudyArguments
 from dcdctl.cli.training_options import TrainingKind, TrainingRun
 from dcdctl.core import devices, models, training
 from dcdctl.core.data import CorpusSummary
+from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Model
 from dcdctl.core.report import Study
 from dcdctl.core.study import StudyView, run_study
@@ -35,13 +39,26 @@ def prepare(arguments: Prepare) -> CorpusSummary:
     return arguments.run(api.track(arguments.progress))
 
 
-def load(ref: Ref, overrides: Overrides | None = None, *, device: str = "cpu", progress: bool = False) -> Model:
-    """A model in eval mode: a dual encoder or a fusion scorer (`models.model`).
+def load(
+    ref: Ref,
+    overrides: Overrides | None = None,
+    *,
+    query_model: Ref | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Model:
+    """A model in eval mode: a dual encoder, a late-interaction model or a fusion scorer (`models.model`). Its `score`
+    gives the logits of images with texts.
 
     `ref` is a run, a folder or Hub id of a family that loads, an official .ckpt, a built-in or published name, or
-    module:function.
+    module:function. `query_model` is a query encoder of the model, which reads the texts then.
     """
-    return models.load(os.fspath(ref), overrides, api.track(progress)).to(devices.choose(device))
+    model = models.load(os.fspath(ref), overrides, api.track(progress))
+    if query_model is not None:
+        if model.kind == "fusion":
+            raise ModelError(f"{os.fspath(ref)} scores pairs, and a query encoder has vectors of texts")
+        model = models.with_queries(model, os.fspath(query_model))
+    return model.to(devices.choose(device))
 
 
 def load_recipe(ref: Ref | Recipe, overrides: Overrides | None = None) -> Recipe:
@@ -87,11 +104,27 @@ def study(arguments: StudyArguments) -> Study:
         return run_study(arguments.request(), view)
 
 
-def _train(kind: TrainingKind, arguments: TrainingRun) -> Run:
+@takes(Photos)
+def photos(arguments: Photos) -> Index:
+    """Make a folder of photos searchable: the index in the folder `index` of `out`.
+
+    A pretrained `model` indexes them. `captions`, or `queries` and a `teacher`, train a model first. The same call
+    again follows the folder: it adds what is new and removes what is gone.
+    """
+    arguments.check()
+    track = api.track(arguments.progress)
+    if (lesson := arguments.lesson) is not None:
+        lesson.corpus.run(track)
+        _train("distill", lesson.student, lesson.sets)
+    arguments.index(say, track)
+    return Index.open(arguments.library.index)
+
+
+def _train(kind: TrainingKind, arguments: TrainingRun, sets: Sequence[str] = ()) -> Run:
     progress = arguments.progress
     # Before `request`, which sets the threads.
     with api.same_threads():
-        job, refs, options = arguments.request(kind)
+        job, refs, options = arguments.request(kind, sets)
         return training.train_in_rounds(
             job, refs, options=options, track=api.track(progress), watch=api.watch(progress), say=say
         )

@@ -62,7 +62,7 @@ def dcdctl(
 # Each function imports the core when it is called, so that --help loads no torch.
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("demo", "Start here", demo, "demo --out demo"),
-    ("photos", "Start here", photos, "photos photos captions.csv --out mine"),
+    ("photos", "Start here", photos, "photos photos --out library"),
     ("recipes", "Start here", recipes, "recipes demo-dual > mine.toml"),
     ("models", "Start here", list_models, "models"),
     ("prepare", "Data", prepare, "prepare flickr30k --out data/flickr30k"),

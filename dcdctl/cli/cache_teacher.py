@@ -257,7 +257,7 @@ def _encode(arguments: CacheTeacher, external: External, verify: int | None) -> 
     document = {"cache": str(job.out), "texts": cache.num_texts, "languages": cache.plan["languages"]}
     document["teacher"] = cache.space.teacher_name or cache.space.teacher
     # Its student reads the tokens that it reads.
-    of_tokens = ["--teacher", job.teacher, "--set", "model.text=teacher"] if cache.space.has_tokens else []
+    of_tokens = ["--teacher", job.teacher, "--text", "teacher"] if cache.space.has_tokens else []
     recipe = "query-static" if of_tokens else "query-minilm"
     document["next"] = shlex.join(["dcdctl", "distill", recipe, "--cache", str(job.out), *of_tokens, "--out", "RUN"])
     vectors = f"vectors of {counted(cache.num_texts, 'texts')}, {cache.space.dim} numbers each"

@@ -175,6 +175,8 @@ class IndexOptions:
             from dcdctl.core import devices
 
             precision = devices.precision_on(new.precision, devices.choose(new.device), say)
+        if new.query_model is not None:
+            say_of_query_model(os.fspath(new.query_model), say)
         return Changes(
             sets=(*(self.sets or ()), *chosen),
             remove=tuple(self.remove or ()),
@@ -189,6 +191,14 @@ class IndexOptions:
             metadata=table_or_path(new.metadata),
             query_model=optional_ref(new.query_model),
         )
+
+
+def say_of_query_model(ref: str, say: Say) -> None:
+    """Say if a query encoder is far from its teacher, before it answers every search."""
+    from dcdctl.core import training
+
+    if text := training.note_of_query_model(ref):
+        say(text)
 
 
 def table_or_path(metadata: Metadata) -> Path | pa.Table | None:

@@ -47,8 +47,8 @@ MOST = 10**9
 """As `core.config.MOST`, which is not imported for --help."""
 MOST_WORKERS = 256
 """More processes than a machine takes end in its errors, or end others."""
-CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-"""A reference to Python code, module:function."""
+CODE = re.compile(r"(?!.*\.py:)[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+"""A reference to Python code, module:function; one that names a file is refused."""
 
 
 def check_output_file(path: Path | None) -> Path | None:

@@ -303,16 +303,34 @@ def changed_fields(config: Any) -> str:
 
 
 @contextmanager
-def naming_fields(config: Any) -> Iterator[None]:
-    """Let the error for a model that is not on this machine name the recipe field that has it, as an override."""
+def naming_uses(uses: Mapping[str, str]) -> Iterator[None]:
+    """Let the error for a model that is not on this machine say how its folder is named here: a sentence for each
+    reference, in which the folder is DIR."""
     try:
         yield
     except DcdError as error:
-        for field, value in flatten(to_table(config)).items():
-            if value and error.hint.endswith(place := f"name DIR in place of {value}"):
-                hint = error.hint.replace(place, f"give `--set {field}=DIR`")
-                raise type(error)(error.args[0], hint=hint) from error
+        for ref, use in uses.items():
+            if error.hint.endswith(place := f"name DIR in place of {ref}"):
+                raise type(error)(error.args[0], hint=error.hint.replace(place, use)) from error
         raise
+
+
+OPTIONS = {"model.vision": "--vision", "model.text": "--text"}
+"""Recipe fields that every training takes as an option too. Messages name both, because a user knows one of them."""
+
+
+@contextmanager
+def naming_fields(config: Any) -> Iterator[None]:
+    """Let the error for a model that is not on this machine name the recipe field that has it, as an override."""
+    uses: dict[str, str] = {}
+    for field, value in flatten(to_table(config)).items():
+        if value and isinstance(value, str):
+            given = f"`--set {field}=DIR`"
+            if field in OPTIONS:
+                given = f"`{OPTIONS[field]} DIR` ({field})"
+            uses.setdefault(value, f"give {given}")
+    with naming_uses(uses):
+        yield
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`dcdctl photos`: captioned photos, their encoders, and the same command again."""
+"""`dcdctl photos`: photos with and without captions, what does not fit together, and the same command again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from pathlib import Path
 import encoders
 import pytest
 from command_line import error_of, run
+from duals import save_dual
 from every_command import inside
+from families import FAMILIES, late
+from open_clips import save_open_clip
 
+import dcdctl
+from dcdctl.cli.photos import DEFAULT_MODEL
+from dcdctl.core import models
 from dcdctl.core.data.scenes import describe_scenes, draw_scene
 
 PHOTOS = "photos photos captions.csv --out mine --vision vision --text text"
@@ -34,7 +40,11 @@ def stage(tmp_path_factory):
     with inside(folder):
         write_captions(rows)
     encoders.save_vision("timm map", folder / "vision")
-    encoders.save_text("bert", [caption for _, caption in rows], folder / "text")
+    captions = [caption for _, caption in rows]
+    encoders.save_text("bert", captions, folder / "text")
+    (folder / "queries.txt").write_text("\n".join(captions), encoding="utf-8")
+    save_dual("CLIP", captions, folder / "clip")
+    save_dual("SigLIP", captions, folder / "siglip")
     return folder
 
 
@@ -63,7 +73,7 @@ def test_the_same_command_again_takes_photos_that_came_or_went_and_refuses_other
     assert "12 images, 512 numbers each" in run(PHOTOS).stdout
     weights = Path("mine/run/model/model.safetensors").read_bytes()
     shutil.copy("photos/3.png", "photos/new.png")
-    assert "13 images, 1 added" in run(PHOTOS).stdout
+    assert "13 images, 1 copied" in run(PHOTOS).stdout
     Path("photos/new.png").unlink()
     assert "12 images, 1 removed" in run(PHOTOS).stdout
     assert "12 images, 512" in run(PHOTOS).stdout
@@ -73,3 +83,137 @@ def test_the_same_command_again_takes_photos_that_came_or_went_and_refuses_other
     assert "mine/data holds a finished corpus, data, made from other files or with other options" in message
     assert message.endswith("; name another folder with --out\n")
     assert Path("mine/run/model/model.safetensors").read_bytes() == weights
+
+
+def make_run(folder, captions):
+    """The folder of a run with a dual encoder in it."""
+    run(f"photos photos captions.csv --out {folder.parent / 'other'} --vision vision --text text")
+    return folder.parent / "other" / "run"
+
+
+MODELS = {
+    "a CLIP folder": lambda folder, captions: folder / "clip",
+    "open_clip": lambda folder, captions: save_open_clip("open_clip SigLIP", captions, folder),
+    "late interaction": lambda folder, captions: save_late(folder, captions),
+    "a run": lambda folder, captions: make_run(folder / "run", captions),
+}
+
+
+def save_late(folder, captions):
+    models.save(late(FAMILIES["dual"](captions, folder), is_pooled=False), folder / "late")
+    return folder / "late"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_photos_without_captions_are_indexed_with_any_searchable_model(here, kind):
+    ref = MODELS[kind](Path.cwd(), Path("queries.txt").read_text(encoding="utf-8").splitlines())
+    out = run(f"photos photos --out mine --model {ref}").stdout
+    assert "12 images" in out
+    assert out.endswith("next: dcdctl serve mine/index\n")
+    shutil.copy("photos/3.png", "photos/new.png")
+    # The model is that of the index, whether it is named again or not.
+    assert "13 images, 1 copied" in run(f"photos photos --out mine --model {ref}").stdout
+    Path("photos/new.png").unlink()
+    assert "12 images, 1 removed" in run("photos photos --out mine").stdout
+    assert "a red" in run("search mine/index 'a red circle' --json").stdout
+
+
+def test_queries_and_a_teacher_train_a_student_that_indexes_the_photos(here):
+    words = "photos photos --queries queries.txt --teacher siglip --model clip --out mine"
+    result = run(words)
+    assert "12 images, 8 numbers each" in result.stdout
+    assert dcdctl.load("mine/run").embedding_dim == 8
+    assert dcdctl.load("mine/run").digest == models.load("mine/index/model").digest
+    # A finished library follows the folder, and trains nothing again.
+    run_json = Path("mine/run/run.json").read_bytes()
+    Path("photos/3.png").unlink()
+    assert "11 images, 1 removed" in run("photos photos --out mine").stdout
+    assert Path("mine/run/run.json").read_bytes() == run_json
+
+
+CAPTIONED = "photos photos captions.csv --out mine"
+"""Captions, and options that are for photos without them."""
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (
+            "photos captions.csv photos --out mine",
+            ["the folder of the photos comes first", "; dcdctl photos photos captions.csv --out mine\n"],
+        ),
+        (
+            "photos captions.csv --out mine",
+            ["captions.csv is a file, and `dcdctl photos` takes a folder", "dcdctl photos FOLDER captions.csv"],
+        ),
+        (
+            "photos photos clip --out mine",
+            ["clip is a folder, and the captions are a CSV file", "then dcdctl index mine/index --add clip"],
+        ),
+        (f"{CAPTIONED} --model clip", ["--model is for photos without captions", "photos photos --model clip --out"]),
+        (f"{CAPTIONED} --queries queries.txt", ["--queries are for photos without captions"]),
+        (f"{CAPTIONED} --teacher siglip", ["--teacher are for photos without captions", "docs/tutorial-pools.md"]),
+        ("photos photos --queries queries.txt --out mine", ["name it with --teacher REF", "photos photos --out mine"]),
+        ("photos photos --teacher siglip --out mine", ["--teacher needs texts", "name them with --queries FILE"]),
+        ("photos photos --vision vision --out mine", ["--vision is an encoder of a model that is trained on captions"]),
+        ("photos photos --text text --out mine", ["--text is an encoder of a model that is trained on captions"]),
+        ("photos photos --out photos/mine", ["mine would lie among the photos", "--out ", "photos-library"]),
+        ("photos photos --out .", ["photos lie in the library"]),
+        ("photos photos --model absent --out mine", ["absent does not exist"]),
+        ("photos photos --model vision --out mine", ["vision"]),
+        ("photos absent --out mine", ["absent cannot be read: No such file"]),
+        ("photos photos --queries absent.txt --teacher siglip --out mine", ["absent.txt cannot be read: No such file"]),
+        ("photos photos --queries queries.txt --teacher absent --out mine", ["absent does not exist"]),
+        (
+            "photos photos --queries queries.txt --teacher siglip --out mine",
+            [
+                "openai/clip-vit-base-patch32 is no",
+                "photos --model DIR --queries queries.txt --teacher siglip --out mine",
+            ],
+        ),
+        (f"photos photos --model {DEFAULT_MODEL} --queries queries.txt --teacher siglip --out mine", ["type: dcdctl"]),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_before_anything_is_written(here, monkeypatch, words, messages):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    error = error_of(words)
+    assert [message for message in messages if message not in error] == []
+    assert not Path("mine").exists()
+    assert not Path("photos/mine").exists()
+
+
+def test_without_a_network_the_error_says_what_to_copy_and_what_to_type_then(here, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    error = error_of("photos photos --out mine")
+    assert f"`hf download {DEFAULT_MODEL} --local-dir DIR`, and copy DIR (config.json, model.safetensors, " in error
+    assert error.endswith("to this machine, then type: dcdctl photos photos --model DIR --out mine\n")
+    assert not Path("mine").exists()
+
+
+def test_a_library_of_another_model_or_of_other_photos_is_named(here):
+    run("photos photos --out mine --model clip")
+    message = error_of("photos photos --out mine --model siglip")
+    assert "mine/index is an index of " in message
+    assert "clip, not of siglip; name another folder" in message
+    assert "not of the student mine/run" in error_of(PHOTOS)
+    shutil.copytree("photos", "others")
+    message = error_of("photos others --out mine")
+    assert "photos, not of " in message
+    assert "dcdctl index mine/index --add " in message
+    # Written by another program, or by `dcdctl index`: the model is compared by its fingerprint.
+    Path("mine/library.json").unlink()
+    assert "12 images" in run("photos photos --out mine --model clip").stdout
+    index = Path("mine/index/index.json").read_bytes()
+    assert "is an index of another model, not of siglip" in error_of("photos photos --out mine --model siglip")
+    Path("mine/library.json").write_text("{")
+    assert "library.json" in error_of("photos photos --out mine --model clip")
+    assert Path("mine/index/index.json").read_bytes() == index
+
+
+def test_photos_in_python_are_the_index_of_the_command(here):
+    index = dcdctl.photos("photos", out="mine", model="clip")
+    assert [hit.name for hit in dcdctl.Searcher(index).search("a red circle", k=3)]
+    with pytest.raises(dcdctl.DcdError, match="--teacher REF"):
+        dcdctl.photos("photos", out="other", queries="queries.txt")
+    trained = dcdctl.photos("photos", "captions.csv", out="trained", vision="vision", text="text")
+    assert trained.num_images == 12

@@ -83,6 +83,8 @@ SETTING = Mistake("nonsense=1", r"unknown key nonsense; known keys here: ")
 EVALUATION = Mistake("ABSENT", r"(ABSENT.*evaluation|evaluation in ABSENT).*; `dcdctl eval")
 IMAGES = Mistake("ABSENT", r"ABSENT does not exist; .*--images")
 
+TEACHER = "--teacher=FUSION"
+
 MISTAKES: dict[str, list[Mistake]] = {
     "--device": [
         Mistake("gpu", r"device gpu .*auto, cpu, cuda.*; try --device cpu"),
@@ -127,7 +129,10 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("ABSENT", r"ABSENT is no file of relevance by its name; it ends with \.parquet"),
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read.*No such file"),
     ],
-    **{name: [Mistake("ABSENT", r"model\.vision and model\.text go together, ")] for name in ("--vision", "--text")},
+    **{
+        name: [Mistake("ABSENT", r"--vision and --text \(model\.vision and model\.text\) go together, ")]
+        for name in ("--vision", "--text")
+    },
     "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],
     "place": [Mistake("ABSENT", r"ABSENT.*; .*dcdctl prepare.*dcdctl cache-teacher")],
     "--model": [Mistake("RUN", r"INDEX has its model in it; leave --model out")],
@@ -256,6 +261,12 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ],
     ("photos", "images"): [Mistake("ABSENT", r"ABSENT .*; .*")],
     ("photos", "captions"): [Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; check the path")],
+    ("photos", "--model"): [replace(MODEL, needs="captions=UNSET")],
+    ("photos", "--queries"): [
+        Mistake("ABSENT", r"ABSENT is no file of texts, .*; a file of texts is a \.txt", f"captions=UNSET {TEACHER}"),
+        Mistake("PHOTOS", r"PHOTOS is a folder, and not a file of texts", f"captions=UNSET {TEACHER}"),
+    ],
+    ("photos", "--teacher"): [replace(MODEL, needs="captions=UNSET --queries=PAIRS.csv")],
     ("photos", "--vision"): [],  # the training checks its encoders, after the corpus is made
     ("photos", "--text"): [],
     ("photos", "--out"): FOLDER,

@@ -21,7 +21,7 @@ from dcdctl.core.scoring import Vectors
 
 @pytest.fixture(scope="module")
 def samples(corpus) -> Samples:
-    return Samples(corpus.images(range(3)), [*corpus.captions[:2], "a"], "three images")
+    return Samples(corpus.images(range(3)), [*corpus.captions[:2], "a"], "a test")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_the_first_input_is_a_batch_of_its_own_so_that_padding_to_the_longest_sh
     first, *rest = map(len, samples.captions)
     assert found.texts_TD.flatten().tolist() == [first, max(rest), max(rest)]
     assert found.images_ID.flatten().tolist() == [image.width for image in samples.images]
-    one = Samples(samples.images[:1], samples.captions[:1], "an image")
+    one = Samples(samples.images[:1], samples.captions[:1], "a test")
     assert export_check.embed_in_two_batches(
         one, lambda images: torch.ones(len(images), 1), padded
     ).texts_TD.tolist() == [[first]]
@@ -129,8 +129,8 @@ def test_logits_may_differ_by_rounding_alone():
 
 def test_samples_come_from_the_split_that_was_evaluated_or_from_scenes(scenes_corpus_dir):
     found = export_check.samples_of(scenes_corpus_dir, "val")
-    assert (len(found.images), len(found.captions), found.source) == (8, 8, "8 images of scenes, split val")
-    assert export_check.samples_of(scenes_corpus_dir, "restval").source == "16 images of scenes, split test"
+    assert (len(found.images), len(found.captions), found.in_words) == (8, 8, "8 images of scenes, split val")
+    assert export_check.samples_of(scenes_corpus_dir, "restval").in_words == "16 images of scenes, split test"
     drawn = export_check.samples_of(None, None)
     assert [image.mode for image in drawn.images] == ["RGB"] * 32
     assert len(set(drawn.captions)) > 16

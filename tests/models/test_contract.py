@@ -6,18 +6,23 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import io
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from families import FAMILIES, READ_ONLY, with_noise
+from PIL import Image
 from plain_scores import plain_score
 from torch.testing import assert_close
 
-from dcdctl.core import files, models
-from dcdctl.core.errors import ModelError
-from dcdctl.core.models import DualEncoder, FusionScorer, LateInteraction, PairBatch, States
+from dcdctl.core import files, models, scoring
+from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
+from dcdctl.core.errors import InputError, ModelError
+from dcdctl.core.models import DualEncoder, DualScorer, FusionScorer, LateInteraction, PairBatch, States
 from dcdctl.core.models.networks.over_encoders import Encoders
 
 BASES = {"fusion": FusionScorer, "dual": DualEncoder, "late": LateInteraction}
@@ -129,6 +134,53 @@ def test_logits_equal_those_of_each_pair_alone(model, pairs):
             alone = plain_score(model, *inputs, area).view(3, 2)
     assert_close(logits_RC, alone, rtol=1e-4, atol=1e-4)
     assert logits_RC.flatten().unique().numel() == 6
+
+
+@of_all_families
+def test_score_gives_the_logits_of_all_images_with_all_texts(model, scenes_corpus_dir, tmp_path):
+    corpus = Corpus.open(scenes_corpus_dir, "test")
+    texts, opened = corpus.captions[:4], [corpus.image(number) for number in range(3)]
+    opened[1] = opened[1].resize((40, 56))  # a batch of several sizes
+    buffer = io.BytesIO()
+    opened[1].save(buffer, "PNG")
+    opened[0].save(tmp_path / "a.png")
+    logits_IT = model.score([tmp_path / "a.png", buffer.getvalue(), opened[2]], texts, batch_size=2)
+    scorer = DualScorer(model) if model.has_one_vector else model
+    for row, image in enumerate(opened):
+        with torch.no_grad():
+            states = scorer.encode_images(model.preprocess.images([image]))
+            text_states = scorer.encode_texts(model.preprocess.texts(texts))
+            alone_T = scorer.score_pairs(states, text_states, torch.zeros(4, dtype=torch.long), torch.arange(4))
+        np.testing.assert_allclose(logits_IT[row], alone_T, rtol=1e-4, atol=1e-4)
+    assert (logits_IT.shape, logits_IT.dtype) == ((3, 4), np.float32)
+    # As `dcdctl eval` scores a corpus.
+    image_P, text_P = np.repeat([0, 2], 4), np.tile(np.arange(4), 2)
+    scored_P = scoring.score_pairs(
+        scorer, scoring.CorpusSource(corpus, model.preprocess), image_P, text_P, compute=Compute()
+    )
+    np.testing.assert_allclose(logits_IT[[0, 2]].flatten(), scored_P, rtol=1e-4, atol=1e-4)
+
+
+def test_score_takes_lists_of_images_that_can_be_read(captions, tmp_path):
+    own = FAMILIES["dual"](captions, tmp_path)
+    (tmp_path / "no.png").write_bytes(b"no image")
+    image = Image.new("RGB", (40, 40))
+    assert own.score([], ["a dog"]).shape == (0, 1)
+    assert own.score([image], []).shape == (1, 0)
+    own.train()
+    # Without dropout, and then as it was.
+    assert own.score([image], ["a dog"]) == own.score([image], ["a dog"])
+    assert own.training
+    for images, texts, message in (
+        (image, ["a dog"], "score takes lists of images and of texts; put a single one in brackets"),
+        ([image], "a dog", "score takes lists"),
+        ([tmp_path / "absent.png"], ["a dog"], "absent.png cannot be read"),
+        ([str(tmp_path / "no.png")], ["a dog"], "no.png cannot be used"),
+        ([b"no image"], ["a dog"], "the image in memory cannot be used"),
+    ):
+        with pytest.raises(InputError, match=message):
+            own.score(images, texts)
+    assert own.training
 
 
 @of_all_families

@@ -91,7 +91,7 @@ def test_training_and_evaluation_run_from_features_on_disk(corpus, tmp_path):
 
 
 def test_frozen_encoders_require_two_named_encoders(corpus):
-    with pytest.raises(ConfigError, match=r"frozen_encoders is for a new model over model\.vision and model\.text"):
+    with pytest.raises(ConfigError, match=r"frozen_encoders is for a new model over --vision and --text"):
         DualConfig(start="new", frozen_encoders=True)
     with pytest.raises(ConfigError, match=r"dropout must lie in \[0, 1\), got 1"):
         ProjectionSize(dropout=1.0)

@@ -15,15 +15,19 @@ from families import FAMILIES, late
 from huggingface_hub import HfApi, constants, hf_api
 from loopback import Fault
 from open_clips import save_open_clip
+from PIL import Image
 from typer.testing import CliRunner
 
+import dcdctl
 from dcdctl.cli.app import app
+from dcdctl.cli.photos import DEFAULT_MODEL
 from dcdctl.core import models, scoring
 from dcdctl.core.config import naming_fields
 from dcdctl.core.errors import ModelError
 from dcdctl.core.export import ExportJob
 from dcdctl.core.export.export import export_model
 from dcdctl.core.models.references import hub
+from dcdctl.core.progress import byte_size
 from dcdctl.core.teacher import CandidateConfig
 
 FETCH = r"on a machine with a network run `hf download me/vilt --local-dir DIR`, and name DIR in place of me/vilt"
@@ -126,6 +130,26 @@ def test_a_cached_copy_that_lacks_a_file_is_not_complete(missing, online, nobody
     online(nobody)
     with pytest.raises(ModelError, match=rf"me/vilt was not read \(.*refused.*\); {FETCH}"):
         models.load("me/vilt")
+
+
+def test_photos_without_a_model_fetch_the_default_one_and_say_its_size_once(
+    online, nobody, tmp_path, captions, monkeypatch, capfd
+):
+    monkeypatch.setattr(hub, "LONG_DOWNLOAD", 1)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "a.png")
+    siglip = save_dual("SigLIP", captions, tmp_path / "siglip")
+    with loopback.serve(models={DEFAULT_MODEL: siglip}) as server:
+        online(server.url)
+        index = dcdctl.photos(tmp_path / "photos", out=tmp_path / "mine")
+    assert index.fingerprint == models.load(siglip).digest
+    size = byte_size((siglip / "model.safetensors").stat().st_size)
+    expected = f"{DEFAULT_MODEL}: downloading {size}, once, into {tmp_path / 'cache'}"
+    assert capfd.readouterr().err.count(expected) == 1
+    # What the cache has is not announced again, and a finished library needs neither.
+    online(nobody)
+    dcdctl.photos(tmp_path / "photos", out=tmp_path / "again")
+    assert "downloading" not in capfd.readouterr().err
 
 
 def other_model(folder, tmp_path, captions):

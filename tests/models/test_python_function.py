@@ -145,6 +145,10 @@ def test_a_reference_that_names_no_scorer_is_refused(module, tmp_path):
     for ref, message in (
         ("absent_module:score", "there is no Python module absent_module for absent_module:score"),
         (f"{module}.part:score", f"there is no Python module {module}.part"),
+        (f"{module}.py:Scaled", f"{module}.py:Scaled names a Python file, and code is named by its module; write "),
+        (f"{module}.py:Scaled", f"; write {module}:Scaled"),
+        (f"{module}.py", f"; write {module}:FUNCTION"),
+        (f"here/{module}.py:score", f"; write {module}:score, and run the command in here"),
         (f"{module}:absent", "absent is no function or class of a scorer"),
         (f"{module}:number", "number is no function or class of a scorer"),
         (f"{module}:a:b", f"{module}:a:b does not exist; `dcdctl models` shows"),

@@ -248,6 +248,7 @@ def test_the_cosine_of_validation_is_the_mean_of_the_held_out_texts(folders, kin
 
 def test_a_finished_student_has_its_result_and_its_space(folders, tmp_path):
     run = train(folders, tmp_path / "run", "optimizer.steps=40")
+    assert training.note_of_query_model(str(run.folder)) is None
     document = training.run_document(run)
     teacher = models.load(folders / "dual")
     query = models.load(run, kind="query")
@@ -370,7 +371,7 @@ def test_a_cross_encoder_gives_scores_beside_the_frozen_images(corpus, folders, 
         (
             [*NOT_NEW, "model.text=teacher"],
             {},
-            r"model.text is teacher, and no teacher is given; name it with --teacher",
+            r"--text \(model.text\) is teacher, and no teacher is given; name it with --teacher",
         ),
         (["loss.dims=[2, 9]"], {}, r"loss.dims ends with 9, and the vectors of the model have 8 numbers"),
         (["model.pooled=true"], {}, r"model.pooled is unknown in a query model; a late model has it; leave it out"),

@@ -204,7 +204,7 @@ def test_a_recipe_that_is_not_there_names_the_most_similar_ones(tmp_path):
             r"model\.layers is unknown in a dual model; a fusion model has it; leave it",
         ),
         (["model.kind=dual", "model.layers=[]"], r"cannot start from a fusion teacher; set model\.start to new"),
-        (["model.vision=a/b", "model.start=new"], r"model\.vision and model\.text go together"),
+        (["model.vision=a/b", "model.start=new"], r"--vision and --text \(model\.vision and model\.text\) go together"),
         (["model.vision=a/b", "model.text=c/d"], r"model\.text is for model\.start new, and it is teacher"),
     ],
 )

@@ -47,7 +47,7 @@ from .manifest import DataChoice, choose_manifest, counted_corpus, find_manifest
 from .near_duplicates import NEAR_BITS
 from .prepare import CorpusSummary, prepare_corpus
 from .ragged_array import Flags, Indices, RaggedArray, Scores, Values, offsets_of
-from .readers.pool import LANGUAGE, TEXT_SUFFIXES, check_text, read_values
+from .readers.pool import LANGUAGE, TEXT_SUFFIXES, check_text, check_text_file, read_values
 from .scenes import describe_scenes, draw_scene
 from .shard_reader import StreamSample
 from .source_files import SourceOptions
@@ -92,6 +92,7 @@ __all__ = [
     "all_splits",
     "artifact_kind",
     "check_text",
+    "check_text_file",
     "choose_manifest",
     "columns_of_table",
     "corpus_facts",

@@ -78,8 +78,10 @@ class CorpusSummary:
         """A command that reads a split of this corpus: a training on train, or an evaluation where there is none."""
         train = self.splits.get("train", {"is_pool": False})
         if train["is_pool"]:
-            if not (train["images"] and train["captions"]):
+            if not train["images"]:
                 return f"dcdctl inspect {self.folder}"
+            if not train["captions"]:
+                return f"dcdctl index MODEL --images {self.folder} --out INDEX"
             return f"dcdctl cache-teacher --data {self.folder} --teacher TEACHER --recipe pool-distilled --out CACHE"
         if "pool" in self.splits:
             return f"dcdctl distill RECIPE --data {self.folder} --pool {self.folder} --out RUN"
@@ -99,6 +101,11 @@ class CorpusSummary:
             lines.append(f"  {split:<5} {counts}, fingerprint {entry['fingerprint'][:8]}")
             if split == "train" and entry["images"] < FEW:
                 lines.append(f"  few images: under {FEW}, each image of a tenth held out is 2 points of recall or more")
+            if entry["is_pool"] and not entry["captions"]:
+                lines.append(
+                    "  no texts: nothing learns from images alone, add --queries FILE or captions (--csv FILE); "
+                    "`dcdctl photos` and `dcdctl index` need neither"
+                )
         lines.append(f"  protocol: {self.protocol}")
         lines += [f"  {name}: {value}" for name, value in self.leakage.facts()]
         lines += [f"  {note}" for note in self.notes]

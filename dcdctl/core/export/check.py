@@ -17,6 +17,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus, describe_scenes, draw_scene, read_corpus_json
 from dcdctl.core.errors import CorpusError, ModelError
 from dcdctl.core.models import Searchable
+from dcdctl.core.progress import counted
 from dcdctl.core.scoring import Vectors
 
 # Enough to meet images and captions of different sizes; the check should not take longer than the export.
@@ -35,8 +36,18 @@ class Samples:
 
     images: list[Image.Image]
     captions: list[str]
-    source: str
-    """Their origin, in words."""
+    origin: str
+    """In words."""
+
+    @property
+    def in_words(self) -> str:
+        """What was compared, of an export that reads images."""
+        return f"{counted(len(self.images), 'images')} of {self.origin}"
+
+    @property
+    def texts_in_words(self) -> str:
+        """The same of an export of texts alone."""
+        return f"{counted(len(self.captions), 'texts')} of {self.origin}"
 
 
 def embed_in_two_batches(
@@ -77,7 +88,7 @@ def samples_of(data: Path | None, split: str | None) -> Samples:
         described = list(islice(describe_scenes(0, "test", 1), NUM_SAMPLES))
         images = [draw_scene(description.scene) for description in described]
         captions = [description.statements[0].text for description in described]
-        return Samples(images, captions, f"{NUM_SAMPLES} images of the built-in corpus")
+        return Samples(images, captions, "the built-in corpus")
     document = read_corpus_json(data)
     names = list(document.splits)
     corpus = Corpus.open(data, split if split in names else names[-1])
@@ -88,7 +99,7 @@ def samples_of(data: Path | None, split: str | None) -> Samples:
     if not corpus.is_pool:
         texts = [corpus.captions_of(image)[0] for image in range(count)]
     captions = [corpus.captions[text] for text in texts]
-    return Samples(corpus.images(range(count)), captions, f"{count} images of {document.name}, split {corpus.split}")
+    return Samples(corpus.images(range(count)), captions, f"{document.name}, split {corpus.split}")
 
 
 def vectors_of(model: Searchable, samples: Samples) -> Vectors:

@@ -81,8 +81,9 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
                 target.write()
                 advance(1)
                 checks = target.compare(samples)
+                checked_on = samples.texts_in_words if target.has_texts_alone else samples.in_words
                 advance(1)
-                model_card.write(target, f"{samples.source}: {check.checks_in_words(checks)}", history)
+                model_card.write(target, f"{checked_on}: {check.checks_in_words(checks)}", history)
                 advance(1)
             num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     # After the folder has its name, so that it stays if the push fails.
@@ -95,7 +96,7 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
         kind=model.kind,
         num_bytes=num_bytes,
         checks=checks,
-        checked_on=samples.source,
+        checked_on=checked_on,
         page=page,
     )
 

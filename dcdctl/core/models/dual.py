@@ -113,6 +113,16 @@ class DualEncoder(RetrievalModel):
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. A model with `encoders` takes their features as well."""
 
+    def _encode_images(self, images: ImageBatch) -> Tensor:
+        return self.embed_images(images).float()
+
+    def _encode_texts(self, texts: TextBatch) -> Tensor:
+        return self.embed_texts(texts).float()
+
+    def _all_logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        logits_IT = self.logit_scale * images @ texts.T
+        return logits_IT if self.logit_bias is None else logits_IT + self.logit_bias
+
     def image_tokens(self, images: ImageBatch | States) -> States:
         """What the image encoder gives for each token, I x N x W, and the unit vectors; a model with `encoders` that
         keep tokens takes their features as well. ModelError for a family without token states."""

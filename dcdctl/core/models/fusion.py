@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
@@ -47,6 +48,19 @@ class PairModel(RetrievalModel):
     @abstractmethod
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
+
+    def _encode_images(self, images: ImageBatch) -> States:
+        return self.encode_images(images)
+
+    def _encode_texts(self, texts: TextBatch) -> States:
+        return self.encode_texts(texts)
+
+    def _all_logits(self, images: States, texts: States) -> Tensor:
+        image_ix_P = torch.arange(len(images)).repeat_interleave(len(texts))
+        text_ix_P = torch.arange(len(texts)).repeat(len(images))
+        parts = zip(image_ix_P.split(self.pairs_per_batch), text_ix_P.split(self.pairs_per_batch), strict=True)
+        logits_P = torch.cat([self.score_pairs(images, texts, image_ix, text_ix) for image_ix, text_ix in parts])
+        return logits_P.view(len(images), len(texts))
 
     def forward(
         self, images: ImageBatch | States, texts: TextBatch | States, image_ix_P: Tensor, text_ix_P: Tensor

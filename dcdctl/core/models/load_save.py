@@ -55,6 +55,8 @@ MAX_NAMED = 6
 """Runs that a message names."""
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """module:function"""
+_PYTHON_FILE = re.compile(r"(?P<file>.+\.py)(:(?P<name>\w*))?")
+"""What users write in its place: vlm.py:Reranker, or vlm.py."""
 _SENTENCE_TRANSFORMERS = ("sentence-transformers", "sentence_transformers")
 """The extra, and the module that it brings."""
 FAMILIES = {
@@ -271,6 +273,7 @@ def _locate(ref: str | Path) -> tuple[Form, str]:
     """What a reference names, and the folder, file, name or Hub id that it is loaded from; ModelError if it names
     nothing."""
     path = folders.path_of(ref)
+    _refuse_python_file(str(ref))
     if path.is_file():
         if path.suffix != ".ckpt":
             raise ModelError(f"{path} is a file, but not a .ckpt", hint=ACCEPTED)
@@ -297,6 +300,15 @@ def _runs_in(folder: Path) -> list[str]:
         return sorted(child.name for child in folder.iterdir() if (child / "run.json").is_file())
     except OSError:
         return []
+
+
+def _refuse_python_file(ref: str) -> None:
+    """ModelError for Python code that is named by its file, as in vlm.py:Reranker: it is imported as a module."""
+    if match := _PYTHON_FILE.fullmatch(ref):
+        file = Path(match["file"])
+        module = f"{file.stem}:{match['name'] or 'FUNCTION'}"
+        where = "" if file.parent == Path() else f", and run the command in {file.parent}"
+        raise ModelError(f"{ref} names a Python file, and code is named by its module", hint=f"write {module}{where}")
 
 
 def _model_folder(path: Path) -> Path:

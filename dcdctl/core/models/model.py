@@ -1,11 +1,12 @@
 """What all models share. The three kinds are `fusion.FusionScorer`, `late.LateInteraction` and `dual.DualEncoder`; a
 family subclasses one of them, and callers use their members alone.
 
-Shape letters: I images, T texts, R x C pairs of a training step, D length of the vectors.
+Shape letters: I images, T texts, R x C pairs of a training step, P pairs, D length of the vectors.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,19 +15,29 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
-from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core import data, files
+from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.fingerprint import digest_of
-from dcdctl.core.models.inputs import PairBatch, States, TextBatch, up_to_padding
+from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch, up_to_padding
 from dcdctl.core.models.networks.towers import restore_eval_mode
 from dcdctl.core.models.protocols import ExportSpec, Preprocessor, Table
 
 if TYPE_CHECKING:
     from dcdctl.core.models.dual import DualEncoder
     from dcdctl.core.models.networks.over_encoders import Encoders
+
+
+Picture = str | os.PathLike[str] | bytes | Image.Image
+"""An image: its file by path, the bytes of its file, or an image of Pillow."""
+ROWS_AT_ONCE = 32
+"""Images, or texts, in one forward pass of `score`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +162,55 @@ class RetrievalModel(nn.Module, ABC):
         """The logits of the pairs, R x C, and those of all images with all texts, I x T; None instead of the latter for
         a fusion model."""
 
+    @torch.inference_mode()
+    def score(
+        self, images: Sequence[Picture], texts: Sequence[str], *, batch_size: int = ROWS_AT_ONCE
+    ) -> NDArray[np.float32]:
+        """The raw logits of all images with all texts, I x T: higher fits better, and logits of different models cannot
+        be compared.
+
+        A dual encoder gives the cosine of two vectors times its logit scale, plus its bias if it has one, as SigLIP;
+        late interaction MaxSim times its scale; a fusion scorer what its head says of the pair. Images are files by
+        path, the bytes of files, or images of Pillow. InputError for one that cannot be read.
+        """
+        if isinstance(texts, str) or isinstance(images, str | bytes | os.PathLike | Image.Image):
+            raise InputError("score takes lists of images and of texts", hint="put a single one in brackets")
+        was_training, device = self.training, self._device
+        # In training mode, dropout would change the logits.
+        self.eval()
+        try:
+            encoded = []
+            for start in range(0, len(texts), batch_size):
+                batch = self.preprocess.texts(texts[start : start + batch_size])
+                encoded.append(self._encode_texts(batch.to(device)))
+            logits_IT = np.empty((len(images), len(texts)), np.float32)
+            for start in range(0, len(images), batch_size):
+                opened = [_open(image) for image in images[start : start + batch_size]]
+                if encoded:
+                    of_images = self._encode_images(self.preprocess.images(opened).to(device))
+                    rows = torch.cat([self._all_logits(of_images, of_texts) for of_texts in encoded], dim=1)
+                    logits_IT[start : start + len(opened)] = rows.float().cpu().numpy()
+        finally:
+            self.train(was_training)
+        return logits_IT
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the weights are; a Python function has none."""
+        return next((weights.device for weights in self.parameters()), torch.device("cpu"))
+
+    @abstractmethod
+    def _encode_images(self, images: ImageBatch) -> Any:
+        """What `_all_logits` takes of I images."""
+
+    @abstractmethod
+    def _encode_texts(self, texts: TextBatch) -> Any:
+        """What `_all_logits` takes of T texts."""
+
+    @abstractmethod
+    def _all_logits(self, images: Any, texts: Any) -> Tensor:
+        """Logits of all encoded images with all encoded texts, I x T."""
+
     def calibrate(self, logits: Tensor) -> Tensor:
         """The logits on the teacher's scale, for losses that compare logits with logits. A fusion student learns that
         scale itself, so its logits are unchanged."""
@@ -201,3 +261,17 @@ class RetrievalModel(nn.Module, ABC):
     def export_copy(self) -> Self:
         """The same model in the form that the classes of `export_spec` compute and preprocess; it may share weights."""
         return type(self)(self.network, self.preprocess.self_contained())
+
+
+def _open(picture: Picture) -> Image.Image:
+    """An image, upright and RGB; InputError that names it if it cannot be read."""
+    if isinstance(picture, Image.Image | bytes):
+        name, read = "the image in memory", picture
+    else:
+        path = Path(picture)
+        files.check_exists(path)
+        name, read = str(path), path.read_bytes()
+    try:
+        return data.decode_image(read) if isinstance(read, bytes) else data.upright_rgb(read)
+    except data.ImageError as error:
+        raise InputError(f"{name} cannot be used: {error}") from error

@@ -42,7 +42,7 @@ from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
 from .upkeep import check_removable, open_to_change, up_to_date
 from .vector_files import write_image_list
-from .watch import watch_index
+from .watch import sync_index, watch_index
 
 __all__ = [
     "COLUMN_TYPES",
@@ -108,6 +108,7 @@ __all__ = [
     "read_image",
     "run_index_job",
     "spread_over",
+    "sync_index",
     "text_side_beside",
     "text_side_note",
     "title_of",

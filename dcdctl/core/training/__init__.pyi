@@ -34,7 +34,7 @@ from .rounds import (
 )
 from .runs import Run, TrainingJob, check_folder, command_of
 from .train import check_new_model, resolve, train_model
-from .validation import run_document, validation_document, validation_table
+from .validation import note_of_query_model, run_document, validation_document, validation_table
 
 __all__ = [
     "BatchConfig",
@@ -63,6 +63,7 @@ __all__ = [
     "command_of",
     "list_recipes",
     "load_recipe",
+    "note_of_query_model",
     "own_terms",
     "plan_rounds",
     "preview",

@@ -49,7 +49,7 @@ from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.stream_data import StreamData
 from dcdctl.core.training.text_data import TextData
 from dcdctl.core.training.training_data import Prepared, Teachers, TrainingPlan
-from dcdctl.core.training.validation import Validation, check_corpora
+from dcdctl.core.training.validation import Validation, check_corpora, cosine_note
 
 TrainingData = CorpusData | StreamData | TextData
 CHECKS = {"corpus": corpus_data.check, "stream": stream_data.check, "texts": text_data.check}
@@ -189,8 +189,9 @@ def check_new_model(job: TrainingJob, inputs: InputRefs, options: TrainingOption
     their files are there.
     """
     recipe = resolve(job, inputs, options).recipe
-    # A model with a vocabulary of its own learns it from captions, which are not there yet.
-    initial_model.make_model(recipe, ["a photo"], None)
+    with naming_fields(recipe):
+        # A model with a vocabulary of its own learns it from captions, which are not there yet.
+        initial_model.make_model(recipe, ["a photo"], None)
 
 
 def start(plan: TrainingPlan, facts: dict[str, Any], options: TrainingOptions, prepared: Prepared | None = None) -> Run:
@@ -245,3 +246,5 @@ def finish(
     if validation is not None and share != "auto" and (share or len(data.validation) > 1):
         validation.log_saved(model, share)
     runs.finish(started, model)
+    if note := cosine_note(started):
+        say(note)

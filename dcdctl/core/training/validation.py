@@ -28,6 +28,11 @@ SHARES = tuple(tenth / 10 for tenth in range(11))
 """The shares of the start that `model.average_with_start` auto compares."""
 
 
+LOW_COSINE = 80.0
+"""Percent, of a query encoder's held-out texts to its teacher's vectors. Over 500 drawn scenes, students with 83 kept
+half of their teacher's image R@1, with 71 a sixth and with 54 a twelfth (docs/query-students.md)."""
+
+
 @dataclass
 class Validation:
     """Validates a model between the steps of a run. If there are several processes, the main one does so while the
@@ -330,6 +335,29 @@ def validation_document(run: Run) -> dict[str, Any] | None:
         before = starts[number] if starts else None
         corpora.append({"corpus": corpus, "start": before, "saved": saved[number]})
     return {"measure": CHOSEN[name], "corpora": corpora, "share": share}
+
+
+def cosine_note(run: Run) -> str | None:
+    """What the user of a query encoder should know: that its held-out texts are far from its teacher's vectors. None
+    for one that is near, and for a run without such a validation."""
+    document = validation_document(run)
+    if document is None or document["measure"] != CHOSEN["cosine"]:
+        return None
+    cosine = document["corpora"][0]["saved"]
+    if cosine >= LOW_COSINE:
+        return None
+    return (
+        f"the query encoder {run.folder} gives held-out texts vectors with a cosine of {cosine:.1f} % to its "
+        f"teacher's, under {LOW_COSINE:g} %: it finds few of the images that the teacher finds; train it longer or on "
+        "more texts, and measure it with `dcdctl eval TEACHER --query-model`"
+    )
+
+
+def note_of_query_model(ref: str) -> str | None:
+    """The same for a reference: only a run knows its held-out texts."""
+    folder = Path(ref).expanduser()
+    is_run = (folder / "run.json").is_file() and Run(folder).is_finished
+    return cosine_note(Run(folder)) if is_run else None
 
 
 def validation_table(document: Mapping[str, Any]) -> Table:

@@ -171,16 +171,24 @@ def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any
     return texts
 
 
+def check_text_file(path: Path) -> None:
+    """InputError for a path that is no file of texts by its kind or its name."""
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and not a file of texts", hint=_TEXTS_HINT)
+    if suffix not in TEXT_SUFFIXES:
+        ending = repr(suffix or "nothing")
+        raise InputError(f"{path} is no file of texts, its name ends with {ending}", hint=_TEXTS_HINT)
+
+
 def read_values(path: Path, forced: str | None = None, more: Sequence[str] = ()) -> Iterator[tuple[Any, ...]]:
     """Of each text of a file where it stands ("log.csv line 3"), its value, and those of `more` columns, None where the
     file lacks one; unchecked and streamed. Blank lines are left out.
 
     `forced` names the encoding. InputError for a file of another kind, and for one without a column of texts.
     """
+    check_text_file(path)
     suffix = path.suffix.lower()
-    if suffix not in TEXT_SUFFIXES:
-        ending = repr(suffix or "nothing")
-        raise InputError(f"{path} is no file of texts, its name ends with {ending}", hint=_TEXTS_HINT)
     unit = "row" if suffix == ".parquet" else "line"
     for line, row in _rows_of(path, suffix, forced, more):
         name = find_column(f"{path} line {line}", list(row), _COLUMNS, _TEXTS_HINT)

@@ -66,7 +66,7 @@ def new_query(
     if space.has_tokens and size.text != TEACHER:
         raise ModelError(
             "a late-interaction teacher has a vector for each of its tokens, and this encoder reads other tokens",
-            hint="name it with --teacher, and set model.text to teacher",
+            hint="name it with --teacher, and give --text teacher (model.text)",
         )
     pads_texts = False
     if size.text == TEACHER:
@@ -89,12 +89,12 @@ def new_query(
 def _of_teacher(teacher: Searchable | None) -> tuple[Any, Any, bool]:
     """A copy of the teacher's text encoder, its tokenizer, and whether it reads padding."""
     if teacher is None:
-        raise ModelError("model.text is teacher, and no teacher is given", hint="name it with --teacher")
+        raise ModelError("--text (model.text) is teacher, and no teacher is given", hint="name it with --teacher")
     preprocess = teacher.preprocess
     # The vision encoder and the text encoder, where a dual encoder has both as modules.
     modules: tuple[Any, ...] = () if teacher.as_dual is None else teacher.as_dual._encoder_modules
     if not isinstance(preprocess, Preprocess) or len(modules) != 2 or modules[1].config.model_type in ATTENTION:
-        hint = "leave model.text empty, or name a text encoder such as MiniLM"
+        hint = "set model.text to an empty text, or name a text encoder such as MiniLM with --text"
         if teacher.kind == "late":
             hint = "of late interaction, take a run over encoders of transformers; its export has no such encoder"
         raise ModelError("the text encoder of this teacher does not stand alone as one of transformers", hint=hint)

@@ -7,6 +7,7 @@ are of one commit, and no Python file is fetched unless dcdctl itself saved it t
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +24,12 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from dcdctl.core import data
 from dcdctl.core.errors import ModelError, first_line
 from dcdctl.core.models.references import folders
+from dcdctl.core.progress import byte_size
 
 TIMEOUT_S = 10.0
 """How long the Hub may take to answer the first request, before the copy in its cache is read instead."""
+LONG_DOWNLOAD = 50_000_000
+"""Bytes from which a download is announced: at least several seconds."""
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", folders.LATE_FILE)
 """Configurations and tokenizers, and the weights that tell a late-interaction model from its dual encoder."""
@@ -80,12 +84,23 @@ def without_bars() -> Iterator[None]:
 def fetch_more(ref: str, folder: Path, choose: Callable[[Sequence[str]], Sequence[str]]) -> None:
     """Add to a folder of `fetch` the files that `choose` picks from the commit's files."""
     try:
-        listed = [entry.path for entry in get_cached_repo_tree(_parts(ref)[0], revision=folder.name)]
+        tree = get_cached_repo_tree(_parts(ref)[0], revision=folder.name)
     except (OSError, hub.CachedRepoTreeNotFoundError):
         return  # another program has filled the cache, and the Hub is not asked
+    listed = {entry.path: getattr(entry, "size", 0) for entry in tree}
     # Escaped, because `allow_patterns` are globs. The name of the folder is its commit, so all files are of one commit.
-    if chosen := [escape(path) for path in choose(listed)]:
-        snapshot_download(_parts(ref)[0], revision=folder.name, allow_patterns=chosen, endpoint=constants.ENDPOINT)
+    if chosen := [path for path in choose(list(listed))]:
+        _announce(ref, sum(listed[path] for path in chosen if not (folder / path).exists()))
+        patterns = [escape(path) for path in chosen]
+        snapshot_download(_parts(ref)[0], revision=folder.name, allow_patterns=patterns, endpoint=constants.ENDPOINT)
+
+
+def _announce(ref: str, num_bytes: int) -> None:
+    """Say how large a long download is and where it stays, before it begins."""
+    if num_bytes >= LONG_DOWNLOAD:
+        logging.getLogger("dcdctl").warning(
+            "%s: downloading %s, once, into %s", ref, byte_size(num_bytes), constants.HF_HUB_CACHE
+        )
 
 
 def weights_among(paths: Sequence[str]) -> list[str]:

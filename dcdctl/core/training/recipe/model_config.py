@@ -35,27 +35,32 @@ LORA = TrainedParts(which="lora")
 # When a setting means something. A value that means nothing is refused, because it would have no effect.
 _START_IS_NEW = OnlyIf(lambda model: model.start == "new", "model.start new, and it is {start}")
 _START_IS_PRETRAINED = OnlyIf(lambda model: model.start != "new", "a pretrained model.start, and it is new")
-_NEW_VISION = OnlyIf(lambda model: model.start == "new" and not model.vision, "new models without model.vision")
-_NEW_TEXT = OnlyIf(lambda model: model.start == "new" and not model.text, "new models without model.text")
-_NEW_LAYERS = OnlyIf(lambda model: model.has_new_layers, "new layers, and model.text or model.start brings its own")
+_NEW_VISION = OnlyIf(
+    lambda model: model.start == "new" and not model.vision, "new models without --vision (model.vision)"
+)
+_NEW_TEXT = OnlyIf(lambda model: model.start == "new" and not model.text, "new models without --text (model.text)")
+_NEW_LAYERS = OnlyIf(
+    lambda model: model.has_new_layers, "new layers, and --text (model.text) or model.start brings its own"
+)
 _NEW_HEADS = OnlyIf(lambda model: model.has_new_heads, "new layers with attention, and this model has none")
 _NEW_QUERY_LAYERS = OnlyIf(
     lambda model: model.start == "new" and (not model.text or not model.num_text_layers),
     "new layers, or 0 for none; `text` has its own (model.text_layers)",
 )
-_TWO_FROZEN = "model.vision and model.text, with model.frozen_encoders"
+_TWO_ENCODERS = "--vision and --text (model.vision and model.text)"
+_TWO_FROZEN = f"{_TWO_ENCODERS}, with model.frozen_encoders"
 _OVER_TWO_FROZEN = OnlyIf(lambda model: model.is_over_two_frozen, f"new models over {_TWO_FROZEN}")
 _FUSION_OVER_TWO_FROZEN = OnlyIf(lambda model: model.is_over_two_frozen, f"a new fusion model over {_TWO_FROZEN}")
 _FUSION_OVER_TWO_ENCODERS = OnlyIf(
     lambda model: model.start != "new" or bool(model.vision),
-    "a model over two encoders: a METER, or model.vision and model.text",
+    f"a model over two encoders: a METER, or {_TWO_ENCODERS}",
 )
 _NEW_DUAL_OVER_TWO_ENCODERS = OnlyIf(
     lambda model: model.start == "new" and bool(model.vision),
-    "a new model over model.vision and model.text; of a pretrained start, model.trained projections keeps the encoders",
+    f"a new model over {_TWO_ENCODERS}; of a pretrained start, model.trained projections keeps the encoders",
 )
 _PRETRAINED_TOWERS = OnlyIf(lambda model: model.has_pretrained_towers, "a dual encoder with a pretrained start")
-_PRETRAINED_TEXT = OnlyIf(lambda model: bool(model.text), "a pretrained model.text")
+_PRETRAINED_TEXT = OnlyIf(lambda model: bool(model.text), "a pretrained --text (model.text)")
 _LAST_LAYERS = OnlyIf(lambda model: model.trained == "last-layers", "model.trained last-layers, and it is {trained}")
 _LORA = OnlyIf(lambda model: model.trained == "lora", "model.trained lora, and it is {trained}")
 
@@ -201,7 +206,7 @@ class ImageTextConfig(AnyModelConfig):
     def __post_init__(self) -> None:
         # Before the conditions of other fields, which read `vision` for both.
         if bool(self.vision) != bool(self.text):
-            raise ConfigError("model.vision and model.text go together, and one of them is empty")
+            raise ConfigError(f"{_TWO_ENCODERS} go together, and one of them is empty")
         super().__post_init__()
         if self.trains_word_pieces and self.image_size % self.patch_size:
             raise ConfigError(
