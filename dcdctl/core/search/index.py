@@ -272,8 +272,8 @@ class FolderIndex(ImageIndex):
         return Listing(hits, total=len(rows))
 
     def _find_in_order(self, where: Condition | None, order: Order | None, all_copies: bool) -> Rows:
-        """The rows that meet a condition, in an order; without an order ascending. Of copies the first one, unless all
-        are hits."""
+        """The rows that meet a condition, in an order; without an order ascending. The first one stands for its copies,
+        unless all are hits."""
         rows = np.flatnonzero(self.is_live) if where is None else self._matching(where)
         if order is not None:
             self._check_columns([order.column])
