@@ -14,7 +14,7 @@ from .answers import (
 )
 from .build import build_index, change_index, run_index_job
 from .changes import Changes, IndexChange
-from .columns.order import Order, parse_order
+from .columns.order import Order, default_order, parse_order
 from .columns.table import NUM_SHOWN, ColumnSummary
 from .columns.where import (
     COLUMN_TYPES,
@@ -90,6 +90,7 @@ __all__ = [
     "check_removable",
     "check_vectors",
     "columns_text",
+    "default_order",
     "find_copies",
     "image_of",
     "index_document",
