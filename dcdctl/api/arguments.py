@@ -29,10 +29,12 @@ def same_threads() -> Iterator[None]:
 
 def texts(given: str | Sequence[object]) -> tuple[str, ...]:
     """The texts of one, or of several; InputError for what is no text."""
-    found = (given,) if isinstance(given, str) else tuple(given)
-    if wrong := next((each for each in found if not isinstance(each, str)), None):
-        raise InputError(f"a list of texts has {type(wrong).__name__}", hint="search by each image by itself")
-    return tuple(str(text) for text in found)
+    found = [given] if isinstance(given, str) else list(given)
+    texts = [each for each in found if isinstance(each, str)]
+    if len(texts) < len(found):
+        wrong = next(type(each).__name__ for each in found if not isinstance(each, str))
+        raise InputError(f"a list of texts has a {wrong}", hint="search by each image by itself")
+    return tuple(texts)
 
 
 def track(progress: bool) -> Track:

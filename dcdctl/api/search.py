@@ -222,7 +222,7 @@ class Searcher:
         query: Query,
         k: int = 10,
         *,
-        image: Image.Image | os.PathLike[str] | None = None,
+        image: Image.Image | Ref | None = None,
         also: str | Sequence[str] = (),
         without: str | Sequence[str] = (),
         where: str | None = None,
@@ -234,7 +234,7 @@ class Searcher:
         query: Query | list[str] | tuple[str, ...],
         k: int = 10,
         *,
-        image: Image.Image | os.PathLike[str] | None = None,
+        image: Image.Image | Ref | None = None,
         also: str | Sequence[str] = (),
         without: str | Sequence[str] = (),
         where: str | None = None,
@@ -264,18 +264,15 @@ class Searcher:
         return self._answer(question if isinstance(question, CombinedQuery) else query, answer)
 
     def _question(
-        self,
-        query: Query,
-        image: Image.Image | os.PathLike[str] | None,
-        also: Sequence[str],
-        without: Sequence[str],
+        self, query: Query, image: Image.Image | Ref | None, also: Sequence[str], without: Sequence[str]
     ) -> str | Path | Image.Image | CombinedQuery:
         text = query if isinstance(query, str) else None
         if not isinstance(query, str):
             if image is not None:
                 raise ConfigError("the query is an image, and `image` is another one", hint="give one of them a text")
             image = query
-        return question_of(text, Path(image) if isinstance(image, os.PathLike) else image, also, without)
+        given = Path(image) if isinstance(image, str | os.PathLike) else image
+        return question_of(text, given, also, without)
 
     def browse(self, k: int = 10, *, where: str | None = None, order: str | None = None, offset: int = 0) -> Answer:
         """The images that meet a condition, without a query and scores: `k` of them after the first `offset`, of the

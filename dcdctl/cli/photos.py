@@ -161,11 +161,7 @@ class Photos:
 
         library, images = self.library, path(self.images)
         if library.has_index:
-            same = search.up_to_date(search.open_to_change(str(library.index)))
-            # The model is loaded only if there is something for it to do.
-            if same is not None:
-                return same
-            return search.change_index(str(library.index), search.Changes(sync=True), track=track)
+            return search.sync_index(str(library.index), track=track)
         is_trained = self.lesson is not None
         model = str(library.run) if is_trained else str(self.pretrained)
         new = NewIndex(model, images, library.index)
@@ -272,10 +268,6 @@ def photos(arguments: Photos) -> None:
     if (lesson := arguments.lesson) is not None:
         lesson.corpus.run(bar)
         run_training(*lesson.request(), dry_run=False, json=False)
-    is_made = arguments.library.has_index
-    change = arguments.index(note, bar)
-    if is_made:
-        show_sync(change)
-    else:
-        show_change(change)
+    show_it = show_sync if arguments.library.has_index else show_change
+    show_it(arguments.index(note, bar))
     show(f"next: dcdctl serve {shlex.quote(str(arguments.library.index))}")

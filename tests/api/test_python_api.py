@@ -306,12 +306,14 @@ def test_a_text_an_image_and_other_texts_are_one_query(noise_index):
     expected = CombinedQuery("red", path, ("circle",), ("green", "blue"))
     assert list(answer) == list(IndexSearcher.for_index(searcher.index, device="cpu").ask(expected).hits)
     assert repr(answer).startswith("Answer(red, like plain.png, also circle, not green, not blue: 10 images")
+    assert list(searcher.search("red", image=str(path))) == list(searcher.search("red", image=Image.open(path)))
     similar = searcher.search(path, without="green")
     assert list(similar) == list(searcher.search(Image.open(path), without="green"))
     for wrong, error in (
         (lambda: searcher.search(path, image=path), ConfigError),
         (lambda: searcher.search(["red"], also="x"), ConfigError),
         (lambda: searcher.search(["red", path]), InputError),
+        (lambda: searcher.search(["red", None]), InputError),
         (lambda: searcher.search("red", also=[3]), InputError),
         (lambda: searcher.search("red", also=[""]), InputError),
         (lambda: searcher.search("red", without="red"), InputError),

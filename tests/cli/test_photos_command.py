@@ -73,8 +73,8 @@ def test_encoders_that_are_not_there_are_refused_before_anything_is_prepared(her
 def test_the_same_command_again_takes_photos_that_came_or_went_and_refuses_other_captions(here):
     assert "12 images, 512 numbers each" in run(PHOTOS).stdout
     weights = Path("mine/run/model/model.safetensors").read_bytes()
-    Image.open("photos/3.png").rotate(90).save("photos/new.png")
-    assert "13 images, 1 added" in run(PHOTOS).stdout
+    shutil.copy("photos/3.png", "photos/new.png")
+    assert "13 images, 1 copied" in run(PHOTOS).stdout
     Path("photos/new.png").unlink()
     assert "12 images, 1 removed" in run(PHOTOS).stdout
     assert "12 images, 12 unchanged" in run(PHOTOS).stdout

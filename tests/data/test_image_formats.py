@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import builtins
 import io
+import os
+import random
+import signal
 import struct
+import tracemalloc
 from datetime import datetime
 from pathlib import Path
 
@@ -16,14 +20,15 @@ from hostile_images import encoded, jpeg_of_size
 from PIL import Image, ImageFile
 from raw_files import dng
 
-from dcdctl.core.data import ImageError, decode_image, images, read_exif
-from dcdctl.core.data.images import check_image, decode, for_browser, formats, kind_of, thumbnail
+from dcdctl.core.data import FolderImageFile, ImageError, RowError, decode_image, images, read_exif
+from dcdctl.core.data.images import archives, check_image, decode, for_browser, formats, kind_of, thumbnail
 
 HALVES = halves(("red", "blue"))
 UPRIGHT = {
     "avif": encoded("AVIF", HALVES),
     "heic": heic("heic_a.heic"),
     "heic on its side": heic("heic_turned.heic"),
+    "heic in tiles": heic("heic_tiles.heic"),
     "dng": dng(HALVES),
     "a heic of the brand mif1": heic("heic_a.heic").replace(b"ftypheic", b"ftypmif1"),
 }
@@ -109,6 +114,40 @@ def test_exif_data_are_read_behind_the_marks_of_makers(mark):
     assert formats.recognize(data) is formats.RAW
 
 
+def box(kind, *content):
+    body = b"".join(content)
+    return (8 + len(body)).to_bytes(4, "big") + kind + body
+
+
+def cr3():
+    """A Canon photo as far as its EXIF data go: a directory for the camera, one for the photo, one for the place."""
+
+    def directory(tags):
+        exif = Image.Exif()
+        exif.update(tags)
+        return exif.tobytes().removeprefix(b"Exif\0\0")
+
+    boxes = [
+        box(b"CMT1", directory({0x010F: "Canon", 0x0110: "Canon EOS R6"})),
+        box(b"CMT2", directory({0x9003: "2022:07:08 09:10:11"})),
+        box(b"CMT4", directory({1: "S", 2: (22.0, 54.0, 0.0), 3: "W", 4: (43.0, 12.0, 0.0)})),
+    ]
+    return box(b"ftyp", b"crx ", bytes(4), b"crx isom") + box(b"moov", box(b"uuid", bytes(16), *boxes))
+
+
+def test_exif_data_of_a_canon_photo_are_read_from_its_boxes():
+    assert formats.recognize(cr3()) is formats.RAW
+    assert read_exif(io.BytesIO(cr3()), place=True) == {
+        "taken": datetime(2022, 7, 8, 9, 10, 11),
+        "year": 2022,
+        "camera": "Canon EOS R6",
+        "latitude": -22.9,
+        "longitude": -43.2,
+    }
+    nothing = box(b"ftyp", b"crx ", bytes(4), b"crx isom")
+    assert set(read_exif(io.BytesIO(nothing), place=False).values()) == {None}
+
+
 MISSING = {
     "pi_heif": (heic(), "heif", "the package pi-heif is not installed"),
     "rawpy": (dng(), "raw", "the package rawpy is not installed"),
@@ -133,11 +172,6 @@ def test_a_missing_package_is_named_and_only_needed_for_its_format(package, monk
     if package == "pi_heif":
         assert read_exif(io.BytesIO(data), place=False) == {"taken": None, "year": None, "camera": None}
     assert_halves(decode_image(UPRIGHT["avif"]))
-
-
-def box(kind, *content):
-    body = b"".join(content)
-    return (8 + len(body)).to_bytes(4, "big") + kind + body
 
 
 def in_three_scans(data):
@@ -210,6 +244,36 @@ def test_the_video_of_a_live_photo_is_told_by_the_picture_beside_it(tmp_path):
         assert kind_of(refused.value, tmp_path / name) == kind
 
 
+def test_a_video_is_told_by_its_first_bytes_and_not_read_to_its_end(tmp_path):
+    # Of any size: one that is too large for an image is a video all the same.
+    path = tmp_path / "large.mov"
+    path.write_bytes(LEFT_OUT["video"][0][1])
+    os.truncate(path, archives.MAX_FILE_BYTES + 1)
+    for size in (archives.MAX_FILE_BYTES + 1, 10_000_000):
+        os.truncate(path, size)
+        tracemalloc.start()
+        with pytest.raises(RowError, match="it is a video") as refused:
+            FolderImageFile(tmp_path, "large.mov").read()
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+        assert refused.value.kind == "video"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_large_images_are_decoded_one_at_a_time_also_after_a_fork(monkeypatch):
+    monkeypatch.setattr(decode, "LARGE_PIXELS", 2000)
+    with decode._one_large:
+        # A JPEG of one scan takes little memory, so it does not wait.
+        assert decode_image(encoded("JPEG")).size == (48, 32)
+        if (child := os.fork()) == 0:
+            signal.alarm(5)  # ends a child that waits
+            try:
+                width = decode_image(encoded("PNG")).width
+            finally:
+                os._exit(width)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 48
+
+
 def test_a_summary_has_one_line_for_each_kind_with_the_next_step():
     counts = images.count_kinds(["damaged", "heif", *["video"] * 1200, "heif"])
     assert list(counts.items()) == [("heif", 2), ("video", 1200), ("damaged", 1)]
@@ -270,4 +334,85 @@ def test_pillow_s_list_of_formats_stays_as_it_is():
 
 
 def test_colors_of_the_fixtures_are_told_apart():
-    assert len({decode_image(heic(name)).getpixel((5, 30)) for name in COLORS}) == 2
+    assert len({decode_image(heic(name)).getpixel((5, 30))[0] // 50 for name in COLORS}) == 2
+
+
+def test_an_image_longer_than_a_jpeg_may_be_is_shrunk_for_a_browser():
+    shown, media_type = for_browser(encoded("TIFF", Image.new("L", (70_000, 20), 90), compression="tiff_lzw"))
+    assert media_type == "image/jpeg"
+    assert decode_image(shown).size == (65_500, 19)
+
+
+READERS = {
+    "decode": decode_image,
+    "check": check_image,
+    "thumbnail": lambda data: thumbnail(data, 32),
+    "browser": for_browser,
+    "exif": lambda data: read_exif(io.BytesIO(data), place=True),
+}
+
+
+def answers(data):
+    """How many readers read a file; AssertionError for another error than ImageError."""
+    num_read = 0
+    for read in READERS.values():
+        try:
+            read(data)
+            num_read += 1
+        except ImageError:
+            pass
+    return num_read
+
+
+@pytest.mark.parametrize("form", ["avif", "heic", "heic on its side", "heic in tiles", "dng"])
+def test_damaged_files_of_phones_are_an_error_and_nothing_worse(form):
+    data, rng = UPRIGHT[form], random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(data)
+        for _ in range(rng.choice([1, 2, 5, 20])):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        answers(bytes(damaged))
+    for keep in range(0, len(data) - 4, len(data) // 40):
+        # EXIF data are missing at worst, and a browser shows what is left of an AVIF.
+        assert answers(data[:keep]) <= (2 if form == "avif" else 1)
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (2**32 - 1, 1), (11_000, 11_000), (97, 64), (0, 0)])
+@pytest.mark.parametrize("form", ["heic", "heic on its side"])
+def test_a_heif_header_that_lies_about_the_size_is_refused(form, size):
+    data = bytearray(UPRIGHT[form])
+    at = data.index(b"ispe") + 8
+    data[at : at + 8] = struct.pack(">II", *size)
+    with pytest.raises(ImageError):
+        decode_image(bytes(data))
+
+
+def test_a_photo_with_damaged_exif_data_becomes_a_jpeg_without_them():
+    tag = struct.pack(">HH", 0x0110, 2)
+    data = UPRIGHT["heic"].replace(tag, struct.pack(">HH", 0x0110, 11))
+    assert data != UPRIGHT["heic"]
+    with Image.open(io.BytesIO(check_image(data).data)) as image:
+        assert dict(image.getexif()) == {}
+
+
+@pytest.mark.parametrize("letter", range(4))
+def test_a_heif_item_whose_type_is_no_text_is_refused(letter):
+    # pi-heif 1.4 ends the process.
+    data = bytearray(UPRIGHT["heic"])
+    data[data.index(b"Exif") + letter] = 0x8F
+    with pytest.raises(ImageError, match="the types of its items are no text"):
+        decode_image(bytes(data))
+
+
+def test_the_items_of_a_heif_file_are_found_in_boxes_of_every_length():
+    data = bytearray(UPRIGHT["heic"])
+    data[data.index(b"Exif")] = 0x8F
+    at = data.index(b"meta") - 4
+    size = int.from_bytes(data[at : at + 4], "big")
+    body = bytes(data[at + 8 : at + size])
+    to_the_end = struct.pack(">I", 0) + b"meta" + body
+    large = struct.pack(">I", 1) + b"meta" + struct.pack(">Q", 16 + len(body)) + body
+    for box_ in (to_the_end, large):
+        assert formats.damage_of_boxes(bytes(data[:at]) + box_) == "the types of its items are no text"
+    # Data behind the last box, as in motion photos, are no damage.
+    assert formats.damage_of_boxes(UPRIGHT["heic"] + b"more than one byte, which is no box") == ""

@@ -26,7 +26,13 @@ PHOTOS = {
     "IMG_3.DNG": dng(orientation=6),
     "IMG_4.jpg": jpeg(4),
 }
-OTHERS = {"IMG_1.MOV": b"a video", "party.mp4": b"a video", "IMG_1.AAE": b"edits", ".DS_Store": b"hidden"}
+OTHERS = {
+    "IMG_1.MOV": b"a video",
+    "party.mp4": b"a video",
+    "IMG_1.AAE": b"edits",
+    ".DS_Store": b"hidden",
+    "logo.svg": b"<svg/>",
+}
 FORMATS = {"IMG_1.HEIC": "JPEG", "IMG_2.avif": "AVIF", "IMG_3.DNG": "JPEG", "IMG_4.jpg": "JPEG"}
 SIZES = {"IMG_1.HEIC": (96, 64), "IMG_2.avif": (96, 64), "IMG_3.DNG": (80, 120)}
 
@@ -78,7 +84,7 @@ def test_a_pool_has_all_photos_of_a_phone_and_counts_its_other_files(tmp_path, f
     place = packed(tmp_path, form)
     found = document_of("prepare --workers 1 --images", place, "--out", tmp_path / "pool")
     assert_readable_with_pillow_alone(tmp_path / "pool")
-    assert found["left_out_by_kind"] == {"live-video": 1, "video": 1, "not-image": 1}
+    assert found["left_out_by_kind"] == {"live-video": 1, "video": 1, "other-format": 1, "not-image": 1}
     again = run("prepare --workers 1 --images", place, "--out", tmp_path / "pool").stdout
     assert "  left out: 1 video of a Live Photo: nothing to do, the photo is a file of its own\n" in again
     assert "  left out: 1 video: save frames as images\n" in again

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime
 
 import pyarrow as pa
 import pytest
-from made_index import unit_vectors, update, write_index
+from made_index import build, searcher_of, unit_vectors, update, write_index
 
 from dcdctl.core.data import MOMENT
 from dcdctl.core.errors import ConfigError, InputError
-from dcdctl.core.search import FolderIndex, Order, browse_index, parse_order, parse_where
+from dcdctl.core.search import CombinedQuery, FolderIndex, Order, browse_index, parse_order, parse_where
 
 COUNT, REMOVED = 9, (4,)
 MOMENTS = [datetime(2020 + number % 3, 5, 1 + number) if number % 4 else None for number in range(COUNT)]
@@ -117,3 +118,20 @@ def test_a_column_that_is_gone_is_an_error(index, tmp_path):
     other = write_index(tmp_path / "index", [unit_vectors(2)], kind="flat")
     with pytest.raises(InputError, match="has no column taken"):
         browse_index(other, order=parse_order("taken", index.columns))
+
+
+def test_copies_are_one_image_of_a_list_and_of_a_combined_query_unless_all_are_asked_for(noise_index, tmp_path):
+    photos, files = tmp_path / "photos", noise_index.parent / "images"
+    photos.mkdir()
+    for name, source in (("a.png", "plain.png"), ("b.png", "plain.png"), ("c.png", "g.png")):
+        shutil.copy(files / source, photos / name)
+    index = build(noise_index.parent / "dual", photos, tmp_path / "index")
+    searcher = searcher_of(index.folder)
+    combined = CombinedQuery("red", without=("blue",))
+    for all_copies in (False, True, False):
+        index.all_copies = searcher.index.all_copies = all_copies
+        listed = browse_index(index, 9, order=Order("path"))
+        names = ["a.png", "b.png", "c.png"] if all_copies else ["a.png", "c.png"]
+        assert ([hit.name for hit in listed.hits], listed.total) == (names, len(names))
+        assert listed.hits[0].copies == (() if all_copies else ("b.png",))
+        assert len(searcher.ask(combined).hits) == len(names)

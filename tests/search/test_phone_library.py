@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import served
-from command_line import document_of, run
+from command_line import document_of, error_of, run
+from heif_files import heic
+from image_files import put
 from phone_library import make_library
 from PIL import Image
+from raw_files import dng
 from tiny import make_models
 
 from dcdctl.core import models
@@ -93,3 +97,15 @@ def test_a_page_shows_every_photo(phone):
             assert answer.headers["content-type"] == ("image/avif" if size and "avif" in name else "image/jpeg")
             with Image.open(io.BytesIO(answer.content)) as shown:
                 assert np.sign(shown.width - shown.height) == np.sign(np.subtract(*phone.library.files[name].size))
+
+
+def test_a_folder_of_photos_whose_package_is_missing_says_what_to_install(phone, tmp_path, monkeypatch):
+    put(tmp_path / "photos", {"1.heic": heic(), "2.heic": heic("heic_b.heic"), "3.dng": dng()})
+    for package in ("pi_heif", "rawpy"):
+        monkeypatch.setitem(sys.modules, package, None)
+    message = error_of(
+        "index", phone.library.folder.parent / "dual", "--images", tmp_path / "photos", "--out", tmp_path / "new"
+    )
+    assert "none of 3 files in" in message
+    assert "left out: 2 HEIC photos: `pip install 'pi-heif>=1.0'` reads HEIC" in message
+    assert "left out: 1 RAW photo: `pip install 'rawpy>=0.24'` reads RAW previews" in message

@@ -10,7 +10,7 @@ import functools
 import json
 import re
 import shutil
-from datetime import date
+from datetime import date, datetime
 from html import unescape
 from urllib.parse import parse_qs, urlencode
 from urllib.request import urlopen
@@ -31,12 +31,14 @@ pytestmark = browser.is_installed
 NUM = len(served.NAMES)
 OWNERS = ["ann", "<b>'bob'</b>", None, *["ann"] * (NUM - 3)]
 DAYS = [date(2024, 1, 1 + number) for number in range(NUM)]
+TAKEN = datetime(2022, 5, 12, 17, 20)
 TITLES = [f"50% of_it's {number:02}" for number in range(NUM)]
 DEEDS = """
 const choose = (field, value) => {
   field.value = value;
   field.dispatchEvent(new Event("change"));
 };
+const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
 const deeds = {
   "#choose": () => choose(document.querySelector("#facets select"),
   document.querySelector("#facets select").options[2].value),
@@ -47,7 +49,44 @@ const deeds = {
   },
   "#part": () => choose(document.querySelector("#facets details input"), "_it's 03"),
   "#remove": () => document.querySelector("#facets .condition").click(),
-  "#click": () => document.querySelector("#results a.image").click(),
+  "#click": () => document.querySelector("#results a.similar").click(),
+  "#open": () => {
+    document.querySelectorAll("#results a.image")[1].click();
+    press("ArrowRight");
+    press("ArrowLeft");
+    press("ArrowLeft");
+  },
+  "#close": () => {
+    press("ArrowDown");
+    press("ArrowRight");
+    document.activeElement.click();
+    document.getElementById("viewer").close();
+    setTimeout(() => (document.body.dataset.focused = document.activeElement.title), 200);
+  },
+  "#s": () => {
+    press("ArrowDown");
+    press("s");
+  },
+  "#copies": () => {
+    const real = window.fetch;
+    window.fetch = async (...words) => {
+      const answer = await (await real(...words)).json();
+      answer.results[0].copies = ["b.jpg", "<i>c</i>.jpg"];
+      return new Response(JSON.stringify(answer));
+    };
+    dispatchEvent(new PopStateEvent("popstate"));
+  },
+  "#more": () => document.getElementById("more").click(),
+  "#also": () => {
+    const [also, not] = document.querySelectorAll("#refine input");
+    also.value = "<b>snow</b>";
+    also.form.requestSubmit();
+    setTimeout(() => {
+      document.querySelectorAll("#refine input")[1].value = "a man";
+      document.querySelectorAll("#refine input")[1].form.requestSubmit();
+    }, 500);
+  },
+  "#unpart": () => document.querySelector("#refine .part.also").click(),
   "#type": () => {
     document.getElementById("words").value = "two <b>dogs</b> & 犬";
     document.querySelector("#search button").click();
@@ -64,7 +103,6 @@ const deeds = {
     document.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
   },
   "#keys": () => {
-    const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
     ["/", "ArrowDown", "ArrowRight", "ArrowRight", "ArrowLeft"].forEach(press);
     document.body.dataset.focused = document.activeElement.title;
   },
@@ -87,7 +125,9 @@ def url(tmp_path_factory):
         with (folder / "assets" / "search.js").open("a", encoding="utf-8") as script:
             script.write(DEEDS)
         patch.setattr(pages, "ASSETS", folder / "assets")
-        made = served.make(folder / "all").with_columns(owner=OWNERS, day=DAYS, title=TITLES)
+        # Columns that are not offered, each with one value.
+        constant = {"taken": [TAKEN] * NUM, "year": [2022] * NUM, "city": ["Oslo"] * NUM}
+        made = served.make(folder / "all").with_columns(owner=OWNERS, day=DAYS, title=TITLES, **constant)
         app = serve_app.build(made.searcher, ServiceConfig(default_k=NUM, max_upload_bytes=100_000))
         patch.setattr(facets, "MAX_CHOICES", NUM - 1)
         with served.serving(app) as url:
@@ -102,17 +142,24 @@ def see(url, tmp_path_factory):
         return html, Page(html)
 
     with browser.started(tmp_path_factory.mktemp("profile")) as chromium:
+        look.browser = chromium
         yield look
 
 
 def told(html: str) -> str:
-    return unescape(re.search(r'id="status" role="status"[^>]*>(.*?)</p>', html)[1])
+    return unescape(re.search(r'<p id="status"[^>]*>(.*?)</p>', html)[1])
+
+
+def warned(html: str) -> str | None:
+    """The warning above the results, if it is shown."""
+    found = re.search(r'<p id="weak"( hidden="")?>(.*?)</p>', html)
+    return None if found[1] else unescape(found[2])
 
 
 def test_a_link_shows_what_its_sender_saw(see):
     html, page = see("?q=a+red+bus")
     assert re.fullmatch(
-        rf"{NUM} images in [\d.]+ ms \(encoding [\d.]+, finding [\d.]+\)", told(html).split(";")[1].strip()
+        rf"{NUM} images in [\d.]+ ms \(encoding [\d.]+, finding [\d.]+\)", told(html).split(";")[0].strip()
     )
     assert page.all("body")[0]["data-drawn"] == str(NUM)
     assert page.all("input")[0]["id"] == "words"
@@ -122,7 +169,7 @@ def test_a_link_shows_what_its_sender_saw(see):
 def test_names_and_words_cannot_become_markup(see):
     _, page = see("?q=a+red+bus")
     assert sorted(one["alt"] for one in page.all("img") if one["alt"]) == sorted(served.NAMES)
-    assert sorted(one["title"] for one in page.all("a") if one.get("rel")) == sorted(served.NAMES)
+    assert sorted(one["title"] for one in page.all("a") if one.get("class") == "image") == sorted(served.NAMES)
     html, page = see("?q=%3Cimg+src%3Dx+onerror%3Dalert(1)%3E#type")
     assert page.all("b") == []
     assert [one for _, one in page.tags if "onerror" in one] == []
@@ -130,12 +177,19 @@ def test_names_and_words_cannot_become_markup(see):
     assert "<title>two &lt;b&gt;dogs&lt;/b&gt; &amp; 犬 | Search index</title>" in html
 
 
-def test_an_empty_page_shows_a_sample_and_example_queries_and_names_the_index(see):
+def test_a_page_without_a_query_lists_the_images_by_date_and_names_the_index(see):
     html, page = see("")
+    assert told(html) == f"{NUM} images, the newest first. Type what an image shows, or drop an image here."
+    assert re.findall(r'<li class="month"><h2>(.*?)</h2></li>', html) == ["May 2022"]
+    assert (
+        html.count('<p class="when" title="May 12, 2022, 17:20 \u00b7 Oslo" dir="auto">May 12, 2022 \u00b7 Oslo</p>')
+        == NUM
+    )
+    assert 'id="more" hidden' in html
     assert "<h1>Search index</h1>" in html
     assert page.all("body")[0]["data-drawn"] == str(NUM)
     assert sorted(one["alt"] for one in page.all("img") if one["alt"]) == sorted(served.NAMES)
-    links = [one["href"] for one in page.all("a") if one["href"].startswith("?q=")]
+    links = [one["href"] for one in page.all("a") if one.get("href", "").startswith("?q=")]
     assert links == [f"?{urlencode({'q': text})}" for text in pages.EXAMPLES]
     assert 'class="score"' not in html
     assert '<p id="examples" hidden' in see("?q=a+red+bus")[0]
@@ -143,8 +197,8 @@ def test_an_empty_page_shows_a_sample_and_example_queries_and_names_the_index(se
 
 def test_long_names_are_shortened_in_the_middle(see):
     html, _ = see("?q=a+red+bus")
-    assert ">&lt;img src=\u2026lert(1)&gt;.png</a>" in html
-    assert ">photo.jpg</a>" in html
+    assert ">&lt;img src=\u2026lert(1)&gt;.png</p>" in html
+    assert ">photo.jpg</p>" in html
 
 
 def test_a_text_that_scores_as_nonsense_is_a_weak_match(see, url):
@@ -161,20 +215,66 @@ def test_a_text_that_scores_as_nonsense_is_a_weak_match(see, url):
         ask(text)["results"][0]["score"] <= limit for text in (weak, strong)
     ]
     pages = [see(f"?{urlencode({'q': text})}")[0] for text in (weak, strong)]
-    assert [told(html).startswith(WEAK) for html in pages] == [True, False]
+    assert [warned(html) for html in pages] == [WEAK, None]
     shares = [[float(share) for share in re.findall(r"--share: ([\d.]+)", html)] for html in pages]
     assert shares[1] == pytest.approx(ask(strong)["bars"], abs=1e-3)
     assert shares[1][0] > 0.5 >= shares[0][0]
 
 
-def test_a_click_on_an_image_searches_by_it(see):
-    html, page = see("?q=a+red+bus#click")
+@pytest.mark.parametrize("how", ["#click", "#s"])
+def test_similar_images_are_a_click_or_a_key_away(see, how):
+    html, page = see(f"?q=a+red+bus{how}")
     first = page.all("body")[0]["data-address"]
     assert re.fullmatch(r"\?row=\d+", first)
-    assert page.all(
-        "a",
-    )[1]["href"] == first or first in [one["href"] for one in page.all("a")]
-    assert '<p class="numbers">1.000</p>' in html
+    assert first in [one["href"] for one in page.all("a") if "href" in one]
+    assert '<p class="numbers"><span>1.000</span>' in html
+
+
+def test_a_click_opens_an_image_and_arrows_go_to_the_others(see):
+    html, page = see("?q=a+red+bus#open")
+    first = next(one["title"] for one in page.all("a") if one.get("class") == "image")
+    viewer = html[html.index('<dialog id="viewer"') :]
+    assert viewer.startswith('<dialog id="viewer" aria-labelledby="viewer-name" open="">')
+    assert unescape(re.search(r'id="viewer-name"[^>]*>(.*?)</p>', viewer)[1]) == first
+    assert "May 12, 2022, 17:20 \u00b7 Oslo" in viewer
+    assert re.search(r'class="previous"[^>]* disabled=""', viewer)
+    assert re.search(r'<img alt="[^"]*" src="image/\d+\?size=preview">', viewer)
+
+
+def test_a_closed_image_gives_the_focus_back(see):
+    html, page = see("?q=a+red+bus#close")
+    titles = [one["title"] for one in page.all("a") if one.get("class") == "image"]
+    assert page.all("body")[0]["data-focused"] == titles[1]
+    assert '<dialog id="viewer" aria-labelledby="viewer-name">' in html
+
+
+def test_parts_are_added_to_a_query_and_removed(see):
+    html, page = see("?q=a+red+bus#also")
+    assert address(page) == {"q": ["a red bus"], "also": ["<b>snow</b>"], "not": ["a man"]}
+    assert page.all("b") == []
+    assert "also &lt;b&gt;snow&lt;/b&gt; \u00d7</button>" in html
+    assert "not a man \u00d7</button>" in html
+    # Scores of several parts are on another scale than those of single texts.
+    assert ('class="score"' in html, warned(html)) == (False, None)
+    assert len(alts(page)) == NUM
+    _, page = see(f"{page.all('body')[0]['data-address']}#unpart")
+    assert address(page) == {"q": ["a red bus"], "not": ["a man"]}
+    html, page = see("?row=0&also=snow")
+    assert (len(alts(page)), "Images like " in html, "also snow \u00d7</button>" in html) == (NUM, True, True)
+
+
+def test_an_image_with_copies_says_how_many(see):
+    html, page = see("#copies")
+    found = re.findall(r'<p class="copies" title="([^"]*)" dir="auto">(.*?)</p>', html)
+    assert [(unescape(title), text) for title, text in found] == [("b.jpg\n<i>c</i>.jpg", "3 copies")]
+    assert page.all("i") == []
+
+
+def test_a_filter_without_a_query_lists_what_meets_it(see):
+    html, page = see(f"?{urlencode({'where': 'owner is null'})}")
+    assert (alts(page), told(html)) == ({served.NAMES[2]}, "1 image meets the condition")
+    html, page = see(f"?{urlencode({'where': 'owner = 1'})}")
+    assert told(html).startswith("the condition 'owner = 1' compares owner")
 
 
 def test_an_image_that_is_dropped_is_searched_by(see):
@@ -182,7 +282,7 @@ def test_an_image_that_is_dropped_is_searched_by(see):
     assert "Images like &lt;i&gt;mine&lt;/i&gt;.png" in html
     assert page.all("i") == []
     assert page.all("body")[0]["data-drawn"] == str(NUM)
-    assert '<p class="numbers">1.000</p>' in html
+    assert '<p class="numbers"><span>1.000</span>' in html
 
 
 def test_invalid_queries_show_an_error(see):
@@ -232,6 +332,28 @@ def test_a_range_filters_and_the_address_keeps_it(see):
     again = see(page.all("body")[0]["data-address"])[1]
     assert alts(again) == alts(page)
     assert [one for one in again.all("button") if one.get("class") == "condition"] == []
+
+
+def test_filters_are_in_the_order_in_which_people_ask_and_more_images_are_listed(tmp_path_factory, see):
+    folder = tmp_path_factory.mktemp("ordered")
+    many = [number % 4 for number in range(NUM)]
+    columns = {"a": [number % 2 for number in range(NUM)], "city": list(map(str, many)), "year": many}
+    columns["camera"] = [f"camera {number % 3}" for number in range(NUM)]
+    columns["taken"] = [TAKEN.replace(month=12 - number) if number < 9 else None for number in range(NUM)]
+    made = served.make(folder / "all").with_columns(**columns)
+    with served.serving(serve_app.build(made.searcher, ServiceConfig(default_k=5))) as url:
+        html = see.browser.html(f"{url}/", budget_ms=3000)
+        filters = re.findall(r"<label><span>(.*?)</span>", html)
+        assert filters == ["year", "camera", "city", "a", "taken"]
+        years = re.search(r"<span>year</span><select>(.*?)</select>", html)[1]
+        assert re.findall(r">(\d) \(", years) == ["3", "2", "1", "0"]
+        assert re.findall(r"<h2>(.*?)</h2>", html)[:2] == ["December 2022", "November 2022"]
+        assert (html.count('class="image"'), 'id="more">' in html) == (5, True)
+        html = see.browser.html(f"{url}/#more", budget_ms=3000)
+        assert html.count('class="image"') == 10
+        # The months go on where they ended.
+        months = ["December", "November", "October", "September", "August", "July", "June", "May", "April"]
+        assert re.findall(r"<h2>(.*?)</h2>", html) == [*(f"{month} 2022" for month in months), "Without a date"]
 
 
 def test_another_condition_of_a_link_can_be_removed(see):

@@ -159,7 +159,7 @@ WRONG = {
     "/search?text=a&k=0": (422, "k: Input should be greater than or equal to 1"),
     "/search?text=a&k=1000000000": (422, "k: Input should be less than or equal to 50"),
     "/search?row=-1": (422, "row: Input should be greater"),
-    "/image/0?size=huge": (422, "size: Input should be 'thumbnail' or 'original'"),
+    "/image/0?size=huge": (422, "size: Input should be 'thumbnail', 'preview' or 'original'"),
 }
 
 

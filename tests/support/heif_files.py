@@ -11,8 +11,14 @@ from PIL import Image
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SIZE = 96, 64
 """Of the upright pictures: a left half and a right half of these colors."""
-COLORS = {"heic_a.heic": ("red", "blue"), "heic_b.heic": ("green", "white"), "heic_turned.heic": ("red", "blue")}
-"""`heic_turned` is stored on its side, with the turn both in its boxes and in its EXIF data, as phones do."""
+COLORS = {
+    "heic_a.heic": ("red", "blue"),
+    "heic_b.heic": ("green", "white"),
+    "heic_turned.heic": ("red", "blue"),
+    "heic_tiles.heic": ("red", "blue"),
+}
+"""`heic_turned` is stored on its side, with the turn both in its boxes and in its EXIF data, as phones do;
+`heic_tiles` has two tiles, as large photos have many."""
 TAKEN, MODEL = "2021:06:01 12:34:56", "iPhone 12 mini"
 
 
@@ -48,7 +54,8 @@ def _write() -> None:
             picture = picture.transpose(Image.Transpose.ROTATE_90)
         file = pillow_heif.from_pillow(picture)
         stream = io.BytesIO()
-        file.save(stream, quality=60, exif=exif.tobytes())
+        tiles = {"tile_size": 64} if name == "heic_tiles.heic" else {}
+        file.save(stream, quality=60, exif=exif.tobytes(), **tiles)
         (FIXTURES / name).write_bytes(stream.getvalue())
 
 

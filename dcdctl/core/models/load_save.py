@@ -294,6 +294,14 @@ def _locate(ref: str | Path) -> tuple[Form, str]:
     return "hub", str(ref)
 
 
+def _runs_in(folder: Path) -> list[str]:
+    """The names of the runs in a folder; none if it is not there."""
+    try:
+        return sorted(child.name for child in folder.iterdir() if (child / "run.json").is_file())
+    except OSError:
+        return []
+
+
 def _refuse_python_file(ref: str) -> None:
     """ModelError for Python code that is named by its file, as in vlm.py:Reranker: it is imported as a module."""
     if match := _PYTHON_FILE.fullmatch(ref):
@@ -301,14 +309,6 @@ def _refuse_python_file(ref: str) -> None:
         module = f"{file.stem}:{match['name'] or 'FUNCTION'}"
         where = "" if file.parent == Path() else f", and run the command in {file.parent}"
         raise ModelError(f"{ref} names a Python file, and code is named by its module", hint=f"write {module}{where}")
-
-
-def _runs_in(folder: Path) -> list[str]:
-    """The names of the runs in a folder; none if it is not there."""
-    try:
-        return sorted(child.name for child in folder.iterdir() if (child / "run.json").is_file())
-    except OSError:
-        return []
 
 
 def _model_folder(path: Path) -> Path:

@@ -14,7 +14,7 @@ from .answers import (
 )
 from .build import build_index, change_index, run_index_job
 from .changes import Changes, IndexChange
-from .columns.order import Order, parse_order
+from .columns.order import Order, default_order, parse_order
 from .columns.table import NUM_SHOWN, ColumnSummary
 from .columns.where import (
     COLUMN_TYPES,
@@ -42,7 +42,7 @@ from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
 from .upkeep import check_removable, open_to_change, up_to_date
 from .vector_files import write_image_list
-from .watch import watch_index
+from .watch import sync_index, watch_index
 
 __all__ = [
     "COLUMN_TYPES",
@@ -90,6 +90,7 @@ __all__ = [
     "check_removable",
     "check_vectors",
     "columns_text",
+    "default_order",
     "find_copies",
     "image_of",
     "index_document",
@@ -107,6 +108,7 @@ __all__ = [
     "read_image",
     "run_index_job",
     "spread_over",
+    "sync_index",
     "text_side_beside",
     "text_side_note",
     "title_of",

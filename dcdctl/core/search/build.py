@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dcdctl.core import artifacts, distributed, files, models
+from dcdctl.core import artifacts, data, distributed, files, models
 from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import ImageColumns
@@ -335,7 +335,8 @@ def _fill(
             shutil.rmtree(folder)
         raise InputError(
             f"none of {len(skipped_now):,} files in {build.plan['sources'][source]['path']} is an image that can be "
-            f"read: {first}"
+            f"read: {first}",
+            hint="; ".join(data.left_out_lines(data.count_kinds(file.kind for file in skipped_now))),
         )
     before = storage.skipped_of(folder, document)
     skipped = [file for file in before if file["source"] != source]

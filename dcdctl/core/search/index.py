@@ -267,17 +267,18 @@ class FolderIndex(ImageIndex):
     ) -> Listing:
         if k < 1 or offset < 0:
             raise ValueError(f"k must be at least 1 and offset at least 0, got {k} and {offset}")
-        rows = self._in_order(where, order)
+        rows = self._in_order(where, order, self.all_copies)
         hits = tuple(self._hit(row, None) for row in rows[offset : offset + k].tolist())
         return Listing(hits, total=len(rows))
 
-    def _find_in_order(self, where: Condition | None, order: Order | None) -> Rows:
-        """The rows that meet a condition, in an order; without an order ascending. Of copies the first one."""
+    def _find_in_order(self, where: Condition | None, order: Order | None, all_copies: bool) -> Rows:
+        """The rows that meet a condition, in an order; without an order ascending. The first one stands for its copies,
+        unless all are hits."""
         rows = np.flatnonzero(self.is_live) if where is None else self._matching(where)
         if order is not None:
             self._check_columns([order.column])
             rows = in_order(rows, self.values(order.column), order)
-        return rows[self._distinct(rows)]
+        return rows if all_copies else rows[self._distinct(rows)]
 
     def _hit(self, row: int, score: float | None) -> Hit:
         source, image = self.source_image(row)

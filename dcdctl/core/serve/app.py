@@ -407,7 +407,7 @@ async def _by_parts(
 def _add_images(app: FastAPI, service: ServiceState) -> None:
     @app.get(
         "/image/{row}",
-        summary="An image of the index, as a thumbnail or as the original file.",
+        summary="An image of the index, as a thumbnail, a preview or the original file.",
         response_class=Response,
         responses={
             200: {"content": {"image/*": {}}},

@@ -15,7 +15,9 @@ from dcdctl.core.search import ImageIndex
 from dcdctl.core.serve.service_config import ServiceConfig
 from dcdctl.core.stores import UnavailableError
 
-Size = Literal["thumbnail", "original"]
+Size = Literal["thumbnail", "preview", "original"]
+PREVIEW_PX = 1600
+"""Longer side of a preview, which browsers show whatever the file is: they read neither HEIC nor TIFF."""
 START_OF_SCAN = b"\xff\xda"
 # Short, because a row may be another image in the next index, and a removed image should not stay visible for long.
 CACHE_S = 300
@@ -42,22 +44,23 @@ def image_of(index: ImageIndex, row: int) -> Image.Image:
 
 
 def respond(index: ImageIndex, row: int, size: Size, if_none_match: str, *, config: ServiceConfig) -> Response:
-    """The image of a row, as a JPEG thumbnail without metadata or as the original file, which
-    becomes a JPEG if browsers do not show its format; 304 if the client has it
-    already (`if_none_match`, the header of the request), 404 if it is gone or damaged."""
+    """The image of a row, as a JPEG without metadata, small or to fill a screen, or as the original file, which becomes
+    a JPEG if browsers do not show its format; 304 if the client has it already (`if_none_match`, the header of the
+    request), 404 if it is gone or damaged."""
     data = _image_bytes(index, row)
     # The size too: after a change of the settings browsers must not keep the old thumbnails.
-    form = "original" if size == "original" else f"thumbnail {config.thumbnail_px}"
+    longer_side = {"thumbnail": config.thumbnail_px, "preview": PREVIEW_PX, "original": None}[size]
+    form = "original" if longer_side is None else f"thumbnail {longer_side}"
     tag = f'"{hashlib.sha256(form.encode() + data).hexdigest()[:32]}"'
     headers = {"ETag": tag, "Cache-Control": f"private, max-age={CACHE_S}"}
     # Proxies that compress mark a tag as weak.
     if tag in [known.strip().removeprefix("W/") for known in if_none_match.split(",")]:
         return Response(status_code=304, headers=headers)
     try:
-        if size == "original":
+        if longer_side is None:
             shown, media_type = for_browser(data)
             return Response(shown, media_type=media_type, headers=headers)
-        return Response(thumbnail(data, config.thumbnail_px), media_type="image/jpeg", headers=headers)
+        return Response(thumbnail(data, longer_side), media_type="image/jpeg", headers=headers)
     except ImageError as error:
         raise _gone(row) from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastapi import FastAPI, Response
 
 from dcdctl.core import files, templates
-from dcdctl.core.search import ImageIndex, caption_of
+from dcdctl.core.search import FolderIndex, ImageIndex, caption_of, default_order
 from dcdctl.core.serve.service_config import ServiceConfig
 
 ASSETS = files.packaged("assets")
@@ -35,9 +35,10 @@ EXAMPLES = ("a person", "an animal", "food on a table", "a street with cars")
 
 
 def search_page(index: ImageIndex, config: ServiceConfig) -> str:
-    """The HTML of the search page: it names the index and, until there is a query, shows a sample of its images and
-    example queries."""
+    """The HTML of the search page: it names the index and, until there is a query, shows its images by date and example
+    queries. An index in a store lists no images, and shows a sample of them."""
     rows = index.spread_rows(NUM_SAMPLE)
+    is_listed = isinstance(index, FolderIndex)
     # An image that comes from a corpus has captions.
     captions = [caption_of(index, row) for row in rows]
     sample = []
@@ -48,7 +49,9 @@ def search_page(index: ImageIndex, config: ServiceConfig) -> str:
         config=config,
         index_name=Path(index.location).resolve().name,
         num_images=index.num_images,
-        sample=sample,
+        sample=[] if is_listed else sample,
+        is_listed=is_listed,
+        order=default_order(index.columns),
         examples=list(dict.fromkeys(filter(None, captions)))[:NUM_EXAMPLES] or EXAMPLES,
         max_chars=config.max_text_chars,
         has_keywords=index.has_keywords,

@@ -74,7 +74,11 @@ class FolderImageFile:
     def read(self) -> bytes:
         with self.open() as file:
             try:
-                return file.read()
+                head = file.read(HEAD_BYTES)
+                # Here, because a video is large, and the one of a Live Photo lies beside each photo.
+                if is_video(head):
+                    raise RowError("it is a video, expected an image", VIDEO)
+                return head + file.read()
             except OSError as error:
                 raise RowError(f"its image cannot be read ({error.strerror})") from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import re
 import struct
 import threading
@@ -33,6 +34,7 @@ from dcdctl.core.data.images.formats import (
     Format,
     ImageError,
     Unread,
+    damage_of_boxes,
     recognize,
     what_else,
 )
@@ -48,6 +50,8 @@ LARGE_PIXELS = 2**25
 most 134 MB."""
 # The highest quality that Pillow recommends.
 JPEG_QUALITY = 95
+MAX_JPEG_SIDE = 65_500
+"""The most that libjpeg writes."""
 # At this size the blocks of JPEG do not show.
 THUMBNAIL_QUALITY = 80
 HASH_REDUCING_GAP = 4
@@ -82,8 +86,17 @@ DECODE_ERRORS = (
     RuntimeError,
     MemoryError,
 )
-_ONE_LARGE = threading.Lock()
+_one_large = threading.Lock()
 """Held while a file is decoded that takes more memory than `LARGE_PIXELS`: many threads may read images."""
+
+
+def _renew_lock() -> None:
+    """In a forked process, nobody releases a lock that a thread of its parent held."""
+    global _one_large
+    _one_large = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """The markers of a JPEG that begin a frame: its size and its kind of coding."""
 # Baseline, extended and progressive. Only their blocks have a least size; arithmetic coding has none.
@@ -127,14 +140,14 @@ def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
         whole = _to_rgb(image)
         if (fraction := _fraction(whole)) > 1:
             whole = whole.reduce(fraction)
-        return _rotate_upright(whole, opened.orientation)
+        return _apart(_rotate_upright(whole, opened.orientation), image)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An opened image as `decode_image` gives it: upright and RGB; ImageError if its pixels cannot be decoded or
     converted."""
     try:
-        return _rotate_upright(_to_rgb(image), _orientation(image))
+        return _apart(_rotate_upright(_to_rgb(image), _orientation(image)), image)
     except ImageError:
         raise
     except DECODE_ERRORS as error:
@@ -149,9 +162,8 @@ def thumbnail(data: bytes, side_px: int) -> bytes:
         scale = SHRINK_REDUCING_GAP * side_px / max(image.size)
         image.draft(None, (round(scale * image.width), round(scale * image.height)))
         opened.load()
-        small = _rotate_upright(_to_rgb(image), opened.orientation)
-    small.thumbnail((side_px, side_px), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
-    return _as_jpeg(small, THUMBNAIL_QUALITY)
+        small = _fit(_to_rgb(image), side_px)
+        return _as_jpeg(_rotate_upright(small, opened.orientation), THUMBNAIL_QUALITY)
 
 
 def for_browser(data: bytes) -> tuple[bytes, str]:
@@ -159,7 +171,7 @@ def for_browser(data: bytes) -> tuple[bytes, str]:
     with _open_image(data) as opened:
         if opened.format.media_type:
             return data, opened.format.media_type
-    return _as_jpeg(decode_image(data), JPEG_QUALITY), JPEG.media_type
+    return _as_jpeg(_fit(decode_image(data), MAX_JPEG_SIDE), JPEG_QUALITY), JPEG.media_type
 
 
 def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
@@ -179,8 +191,8 @@ def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
         image.draft("L", (9 * HASH_REDUCING_GAP, 8 * HASH_REDUCING_GAP))
         opened.load()
         orientation = opened.orientation
-        # Not converted if it is RGB, which would copy it.
-        whole = image if image.mode in ("L", "RGB") else _to_rgb(image)
+        # Gray is enough for the hash.
+        whole = image if image.mode == "L" else _to_rgb(image)
         hash_bits = difference_hash(_rotate_upright(whole, orientation))
     if orientation >= 5:  # rotated by 90 degrees
         width, height = height, width
@@ -235,7 +247,7 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[_Opened]
         if not data:
             raise ImageError("the image file is empty (0 bytes)", NOT_IMAGE)
         opened = _opened(data)
-        with opened.image, _ONE_LARGE if _is_heavy(opened, max_pixels) else nullcontext():
+        with opened.image, _one_large if _is_heavy(opened, max_pixels) else nullcontext():
             yield opened
     except ImageError:
         raise
@@ -276,8 +288,10 @@ def _opened(data: bytes) -> _Opened:
         return _Opened(format=format, image=open_heif(data), data=data)
     if format is RAW:
         return _open_preview(data)
-    if format is AVIF and not features.check("avif"):
-        raise ImageError("an AVIF image, which this version of Pillow does not read", AVIF.missing)
+    if format is AVIF:
+        if not features.check("avif"):
+            raise ImageError("an AVIF image, which this version of Pillow does not read", AVIF.missing)
+        _check_boxes(data)
     image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
     return _Opened(format=FORMATS[str(image.format)], image=image, data=data)
 
@@ -301,7 +315,14 @@ def open_heif(data: bytes) -> Image.Image:
         from pi_heif import HeifImageFile
     except ImportError as error:
         raise ImageError("a HEIC photo, and the package pi-heif is not installed", HEIF.missing) from error
+    _check_boxes(data)
     return HeifImageFile(io.BytesIO(data))
+
+
+def _check_boxes(data: bytes) -> None:
+    """ImageError for damage of a HEIF or AVIF file that its decoder does not refuse."""
+    if damage := damage_of_boxes(data):
+        raise ImageError(f"the image is truncated or damaged ({damage})")
 
 
 def _too_many_pixels(limit: int) -> ImageError:
@@ -383,7 +404,15 @@ def _rotate_upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
+def _apart(image: Image.Image, source: Image.Image) -> Image.Image:
+    """An image that is not the source itself, which is closed or is the user's."""
+    return image.copy() if image is source else image
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """An image in RGB: itself if it is, because a copy of a large one takes much memory."""
+    if image.mode == "RGB":
+        return image
     # Pillow clips wider modes to [0, 255]: most of 16-bit gray would become white, floats in [0, 1] black.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
@@ -399,7 +428,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _convert(opened: _Opened) -> CheckedImage:
     """A JPEG of a photo that Pillow alone does not read, upright and with its EXIF data."""
     opened.load()
-    upright = _rotate_upright(_to_rgb(opened.image), opened.orientation)
+    upright = _rotate_upright(_fit(_to_rgb(opened.image), MAX_JPEG_SIDE), opened.orientation)
     return CheckedImage(
         data=_as_jpeg(upright, JPEG_QUALITY, _upright_exif(opened.image)),
         width=upright.width,
@@ -418,9 +447,7 @@ def _shrink(opened: _Opened, side_px: int) -> CheckedImage:
     # Only a JPEG can be decoded at a fraction of its size.
     image.draft(None, (SHRINK_REDUCING_GAP * width, SHRINK_REDUCING_GAP * height))
     opened.load()
-    # Not converted if it is RGB, which would copy it.
-    whole = image if image.mode == "RGB" else _to_rgb(image)
-    smaller = whole.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
+    smaller = _to_rgb(image).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
     smaller = _rotate_upright(smaller, opened.orientation)
     is_photo = opened.format in (JPEG, HEIF, RAW)
     suffix = None if opened.format is JPEG else ".jpg" if is_photo else ".png"
@@ -439,13 +466,24 @@ def _shrink(opened: _Opened, side_px: int) -> CheckedImage:
     )
 
 
+def _fit(image: Image.Image, side_px: int) -> Image.Image:
+    """An image, its longer side at most that long."""
+    if max(image.size) <= side_px:
+        return image
+    scale = side_px / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    # Not `thumbnail`, which changes the image itself: that of a HEIF file is decoded again where it is used.
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
+
+
 def _upright_exif(image: Image.Image) -> bytes:
     """The EXIF data of an image that was turned upright; empty if they are missing or damaged."""
     try:
         exif = image.getexif()
         exif[EXIF_ORIENTATION] = 1
         return exif.tobytes()
-    except DECODE_ERRORS:
+    # A number in place of a text has no method that encodes it.
+    except (*DECODE_ERRORS, AttributeError):
         return b""
 
 

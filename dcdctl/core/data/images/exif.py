@@ -23,9 +23,11 @@ CAMERA_COLUMNS = {"taken": MOMENT, "year": pa.int64(), "camera": pa.string()}
 PLACE_COLUMNS = {"latitude": pa.float64(), "longitude": pa.float64()}
 """Degrees, north and east positive."""
 _FUJIFILM = b"FUJIFILMCCD-RAW"
+_CANON = b"ftypcrx "
+_LARGE_TIFF = (b"+\0", b"\0+")
 _BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
 MAX_EXIF_BYTES = 1 << 18
-"""Of a preview: a segment of EXIF data has at most 64 KB and stands near the beginning."""
+"""EXIF data of a preview, and those of a CR3, stand near the beginning and have at most 64 KB."""
 _TIMES = (Base.DateTimeOriginal, Base.DateTimeDigitized, Base.DateTime)
 """The tags of a moment, the best first; the last one is when the file was changed."""
 
@@ -41,9 +43,7 @@ def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
     # Pillow warns about damaged data, which are expected here.
     ignore_pillow_warnings()
     try:
-        exif = _find_exif(file)
-        tags = {**exif, **exif.get_ifd(IFD.Exif)}
-        position = exif.get_ifd(IFD.GPSInfo) if place else {}
+        tags, position = _find_tags(file)
     # ImageError: pi-heif is not installed.
     except (*DECODE_ERRORS, Image.DecompressionBombError, ImageError):
         return values
@@ -60,11 +60,32 @@ def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
     return values
 
 
-def _find_exif(file: BinaryIO) -> Image.Exif:
-    """The EXIF data of an image file; empty if it has none."""
-    exif = Image.Exif()
+_Tags = Mapping[int, Any]
+
+
+def _find_tags(file: BinaryIO) -> tuple[_Tags, _Tags]:
+    """The EXIF tags of an image file, of a photo and of its place; empty if it has none."""
     head = file.read(HEAD_BYTES)
     file.seek(0)
+    if head.startswith(_CANON, 4):
+        # Three directories in boxes of their own: of the camera, of the photo, and of the place.
+        start = file.read(MAX_EXIF_BYTES)
+        camera, photo, position = (_in_box(start, name) for name in (b"CMT1", b"CMT2", b"CMT4"))
+        return {**camera, **photo}, position
+    exif = _find_exif(file, head)
+    return {**exif, **exif.get_ifd(IFD.Exif)}, exif.get_ifd(IFD.GPSInfo)
+
+
+def _in_box(data: bytes, name: bytes) -> Image.Exif:
+    exif = Image.Exif()
+    if (at := data.find(name)) >= 4:
+        size = int.from_bytes(data[at - 4 : at], "big")
+        exif.load(data[at + len(name) : at - 4 + size])
+    return exif
+
+
+def _find_exif(file: BinaryIO, head: bytes) -> Image.Exif:
+    exif = Image.Exif()
     format = recognize(head)
     if format is HEIF:
         exif.load(open_heif(file.read()).info.get("exif") or b"")
@@ -73,7 +94,7 @@ def _find_exif(file: BinaryIO) -> Image.Exif:
         # Its preview is a JPEG with the EXIF data of the photo; the header says where.
         file.seek(int.from_bytes(head[84:88], "big"))
         return jpeg_factory(io.BytesIO(file.read(MAX_EXIF_BYTES))).getexif()
-    if format in (TIFF, RAW) and head[:2] in _BYTE_ORDERS:
+    if format in (TIFF, RAW) and head[:2] in _BYTE_ORDERS and head[2:4] not in _LARGE_TIFF:
         # Read as a directory of tags: Pillow knows neither the marks of Olympus and Panasonic in place of 42, nor the
         # compression of the pixels in most RAW photos.
         order = _BYTE_ORDERS[head[:2]]

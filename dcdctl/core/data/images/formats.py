@@ -7,7 +7,7 @@ import importlib.util
 import re
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,6 +166,7 @@ FORMATS = {
 """The formats that are read. Pillow knows more, and starts another program for some of them (EPS)."""
 PILLOW_FORMATS = tuple(format.name for format in FORMATS.values() if format.package == "pillow")
 IMAGE_SUFFIXES = tuple(suffix for format in FORMATS.values() for suffix in format.suffixes)
+OTHER_SUFFIXES = ("jxl", "jp2", "j2k", "svg", "psd", "ico", "xcf", "eps")
 VIDEO_SUFFIXES = ("mov", "mp4", "m4v", "avi", "mkv", "webm", "3gp", "mts", "m2ts", "mpg", "mpeg", "wmv", "flv")
 
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -234,6 +235,46 @@ def _brands(data: bytes) -> set[bytes]:
     return {data[8:12]} | {data[at : at + 4] for at in range(16, end - 3, 4)}
 
 
+def damage_of_boxes(data: bytes) -> str:
+    """What is wrong with the boxes of a HEIF or AVIF file that its decoder does not refuse; empty if nothing is.
+
+    libheif leaves the tiles of a file that was cut off empty, and pi-heif 1.4 ends the whole process if the type of an
+    item is no text.
+    """
+    for kind, start, end in _boxes(data):
+        if kind in (b"meta", b"mdat") and end > len(data):
+            return "its data ends before its last pixels"
+        if kind == b"meta" and not _has_readable_items(data[start:end]):
+            return "the types of its items are no text"
+    return ""
+
+
+def _has_readable_items(meta: bytes) -> bool:
+    for found in re.finditer(rb"infe", meta):
+        size = int.from_bytes(meta[max(0, found.start() - 4) : found.start()], "big")
+        # The version of the box, its flags, the number of the item and of its protection; then its type and names.
+        number_bytes = 4 if meta[found.end() : found.end() + 1] == b"\3" else 2
+        start = found.end() + 4 + number_bytes + 2
+        try:
+            meta[start : max(start + 4, found.start() - 4 + size)].decode()
+        except UnicodeDecodeError:
+            return False
+    return True
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The kind of each outer box, and where its content begins and ends; the last one may end behind the data."""
+    position = 0
+    while position + 8 <= len(data):
+        size, start = int.from_bytes(data[position : position + 4], "big"), position + 8
+        if size == 1:  # a large box
+            size, start = int.from_bytes(data[position + 8 : position + 16], "big"), position + 16
+        # A box of size 0 reaches to the end, and one that is too small is damaged.
+        end = position + size if size >= 8 else len(data)
+        yield data[position + 4 : position + 8], start, end
+        position = end
+
+
 def _has_sensor_data(data: bytes) -> bool:
     """Whether a TIFF is a RAW photo: DNG, NEF, ARW, PEF and others are, with a preview where a TIFF has its image."""
     order = "<" if data[:2] == b"II" else ">"
@@ -281,6 +322,8 @@ def kind_of_name(name: str, names: Collection[str]) -> str | None:
     suffix = suffix_of(name)
     if suffix in IMAGE_SUFFIXES:
         return None
+    if suffix in OTHER_SUFFIXES:
+        return OTHER_FORMAT.kind
     if suffix not in VIDEO_SUFFIXES:
         return NOT_IMAGE.kind
     return LIVE_VIDEO.kind if any(photo in names for photo in _photos_of(name)) else VIDEO.kind

@@ -1,0 +1,394 @@
+"""An index follows its image folders: what is new, changed, moved, copied or gone."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import png, put
+from kills import kill_often
+from made_index import build, update, write_index
+from PIL import Image
+from PIL.ExifTags import Base
+from tiny import make_models
+
+from dcdctl.core import models
+from dcdctl.core.errors import DcdError, InputError
+from dcdctl.core.search import FolderIndex, IndexConfig, commit, copies, part_files, upkeep
+from dcdctl.core.search import build as build_module
+from dcdctl.core.search.image_files import FileFacts, facts_table
+from dcdctl.core.search.watch import sync_index, watch_index
+
+FLAT = IndexConfig(kind="flat")
+
+
+@pytest.fixture(scope="module")
+def dual(corpus, tmp_path_factory):
+    """A saved random dual encoder."""
+    folder = tmp_path_factory.mktemp("models") / "dual"
+    models.save(make_models(corpus.captions)[1], folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of six photos, each with the year that it was taken in."""
+    return put(tmp_path / "photos", {f"{'sub/' if seed % 2 else ''}{seed}.jpg": photo(seed) for seed in range(6)})
+
+
+@pytest.fixture
+def index(dual, photos, tmp_path):
+    return build(dual, photos, tmp_path / "index", FLAT)
+
+
+@pytest.fixture
+def no_model(index, monkeypatch):
+    """Once the index is there, no model can be loaded."""
+    monkeypatch.setattr(models, "load_searchable", None)
+
+
+def photo(seed: int) -> bytes:
+    """A JPEG of noise that was taken in the year 2000 + seed."""
+    exif = Image.Exif()
+    exif[Base.DateTime] = f"{2000 + seed}:01:01 00:00:00"
+    stream = io.BytesIO()
+    image = np.random.default_rng(seed).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(image).save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
+def sync(folder: Path):
+    return sync_index(str(folder))
+
+
+def content(index: FolderIndex) -> dict[str, tuple[bytes, int | None]]:
+    """The vector and the year of each image, by name; AssertionError if an image has two rows."""
+    rows = np.flatnonzero(index.is_live).tolist()
+    names = [index.name(row) for row in rows]
+    assert len(set(names)) == len(names) == index.num_images
+    years = index.values("year").to_pylist()
+    vectors = index.stored(np.array(rows, dtype=np.int64)).data
+    return {name: (vectors[i].tobytes(), years[row]) for i, (name, row) in enumerate(zip(names, rows, strict=True))}
+
+
+def as_new(dual, photos, folder: Path) -> dict[str, tuple[bytes, int | None]]:
+    """What an index has that is made of the folder now."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return content(build(dual, photos, folder, FLAT))
+
+
+def touch(path: Path) -> None:
+    """Give a file another time, as a copy or a program that rewrites it does."""
+    stamp = path.stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(stamp, stamp))
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    touch(path)
+
+
+def test_everything_that_can_happen_to_a_file_is_followed_at_once(dual, photos, index, tmp_path):
+    put(photos, {"new.jpg": photo(10), "copy.jpg": photo(2)})
+    rewrite(photos / "0.jpg", photo(20))
+    touch(photos / "2.jpg")
+    (photos / "4.jpg").rename(photos / "sub" / "moved.jpg")
+    (photos / "sub" / "1.jpg").unlink()
+    change = sync(index.folder)
+    counts = change.counts
+    assert (change.added, counts.changed, counts.moved, counts.copied, change.removed) == (2, 1, 1, 1, 1)
+    assert counts.unchanged == 3
+    assert content(change.index) == as_new(dual, photos, tmp_path / "new")
+    again = sync(index.folder)
+    assert (again.is_nothing, again.counts.unchanged) == (True, 7)
+    assert again.index.document == change.index.document
+
+
+@pytest.mark.usefixtures("no_model")
+def test_what_needs_no_model_loads_none(dual, photos, index):
+    touch(photos / "2.jpg")
+    (photos / "4.jpg").rename(photos / "renamed.jpg")
+    shutil.copy(photos / "0.jpg", photos / "copy.jpg")
+    (photos / "sub" / "1.jpg").unlink()
+    followed = sync(index.folder).index
+    assert set(content(followed)) == {"0.jpg", "2.jpg", "renamed.jpg", "copy.jpg", "sub/3.jpg", "sub/5.jpg"}
+    # Neither do these, of which nothing is new.
+    update(index.folder, add=photos)
+    update(index.folder, remove=("0.jpg",))
+
+
+def test_random_changes_leave_what_a_new_index_has(dual, photos, index, tmp_path):
+    rng = np.random.default_rng(0)
+    seed = 100
+    for _ in range(5):
+        for _ in range(rng.integers(3, 9)):
+            files = sorted(path for path in photos.rglob("*.jpg"))
+            chosen = files[rng.integers(len(files))]
+            action = rng.integers(6)
+            seed += 1
+            if action == 0:
+                put(photos, {f"{'sub/' * int(rng.integers(2))}{seed}.jpg": photo(seed % 90)})
+            elif action == 1:
+                rewrite(chosen, photo(int(rng.integers(90))))
+            elif action == 2:
+                chosen.rename(photos / f"{seed}.jpg")
+            elif action == 3:
+                shutil.copy2(chosen, photos / f"{seed}.jpg")
+            elif action == 4 and len(files) > 2:
+                chosen.unlink()
+            else:
+                other = files[rng.integers(len(files))]
+                data = chosen.read_bytes(), other.read_bytes()
+                rewrite(other, data[0])
+                rewrite(chosen, data[1])
+        assert content(sync(index.folder).index) == as_new(dual, photos, tmp_path / "new")
+
+
+def test_columns_go_with_a_file_that_moves_and_copies_read_their_own(photos, index):
+    rows = "image,owner\n4.jpg,ann\n"
+    (photos.parent / "owners.csv").write_text(rows, encoding="utf-8")
+    update(index.folder, metadata=photos.parent / "owners.csv")
+    (photos / "4.jpg").rename(photos / "sub" / "moved.jpg")
+    shutil.copy(photos / "2.jpg", photos / "copy.jpg")
+    followed = sync(index.folder).index
+    owners, years = followed.values("owner").to_pylist(), followed.values("year").to_pylist()
+    row_of = {followed.name(row): row for row in np.flatnonzero(followed.is_live).tolist()}
+    assert owners[row_of["sub/moved.jpg"]] == "ann"
+    assert (owners[row_of["copy.jpg"]], years[row_of["copy.jpg"]]) == (None, 2002)
+
+
+@pytest.mark.parametrize("problem", ["is gone", "has no images now"])
+def test_a_disk_that_is_not_mounted_removes_nothing(photos, index, problem):
+    shutil.move(photos, photos.parent / "elsewhere")
+    if problem == "has no images now":
+        photos.mkdir()
+    change = sync(index.folder)
+    assert (change.is_nothing, change.index.num_images) == (True, 6)
+    assert change.notes == (f"{photos} {problem}, and nothing was removed: is its disk mounted?",)
+
+
+def test_images_in_a_folder_that_cannot_be_read_now_are_kept(photos, index, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (photos / "0.jpg").unlink()
+    followed = sync(index.folder).index
+    assert set(content(followed)) == {"2.jpg", "4.jpg", "sub/1.jpg", "sub/3.jpg", "sub/5.jpg"}
+
+
+def test_a_file_that_cannot_be_read_is_tried_again_when_it_changes(photos, index, monkeypatch):
+    put(photos, {"bad.jpg": photo(7)[:300]})
+    assert [file["path"] for file in sync(index.folder).skipped] == ["bad.jpg"]
+    loaded = models.load_searchable
+    monkeypatch.setattr(models, "load_searchable", None)
+    assert [file["path"] for file in sync(index.folder).skipped] == ["bad.jpg"]
+    assert [file["path"] for file in update_skipped(index.folder, photos)] == ["bad.jpg"]
+    monkeypatch.setattr(models, "load_searchable", loaded)
+    rewrite(photos / "bad.jpg", photo(7))
+    change = sync(index.folder)
+    assert (change.skipped, change.added) == ([], 1)
+
+
+def update_skipped(folder: Path, photos: Path):
+    return build_module.change_index(str(folder), build_module.Changes(add=photos)).skipped
+
+
+def test_a_file_that_lacked_a_package_is_tried_again_with_it(photos, index, monkeypatch):
+    put(photos, {"bad.jpg": photo(7)[:300]})
+    sync(index.folder)
+    monkeypatch.setattr(upkeep, "is_read_now", lambda kind: kind == "damaged")
+    assert upkeep.up_to_date(FolderIndex.open(index.folder)) is None
+
+
+def test_an_index_that_knows_no_files_gets_to_know_them(dual, photos, index, no_model):
+    """As one that an earlier version made."""
+    document = index.document
+    from dataclasses import replace
+
+    commit.seal(index.folder, replace(document, image_files=None, columns=None, generation=document.generation + 1))
+    change = sync(index.folder)
+    assert (change.counts.unchanged, change.index.values("year").to_pylist()) == (
+        6,
+        [2000, 2002, 2004, 2001, 2003, 2005],
+    )
+    assert sync(index.folder).is_nothing
+
+
+def test_a_folder_of_files_that_are_indexed_takes_their_vectors(photos, index, tmp_path, no_model):
+    shutil.copytree(photos, tmp_path / "backup")
+    added = update(index.folder, add=tmp_path / "backup")
+    rows = np.flatnonzero(added.is_live)
+    vectors = added.stored(rows).data
+    np.testing.assert_array_equal(vectors[:6], vectors[6:])
+    # A name that two folders have is no name of one image.
+    with pytest.raises(InputError, match=r"2.jpg stands for 2 images of .*; nothing was removed; give its whole path"):
+        update(index.folder, remove=("2.jpg",))
+    assert update(index.folder, remove=(str(tmp_path / "backup" / "2.jpg"),)).num_images == 11
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_moved_folder_keeps_its_rows(photos, index, tmp_path):
+    before = content(index)
+    (tmp_path / "disk").mkdir()
+    shutil.move(photos, tmp_path / "disk" / "photos")
+    for wrong, message in (
+        ((tmp_path / "other", tmp_path / "disk"), "is no image folder of .*; its image folders: "),
+        ((photos, tmp_path / "disk"), "has 0 of 6 images of .* that were looked for"),
+        ((photos, tmp_path / "nowhere"), "is no folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            update(index.folder, moved=wrong)
+    moved = update(index.folder, moved=(photos, tmp_path / "disk" / "photos"))
+    assert content(moved) == before
+    assert moved.image_bytes(0) == (tmp_path / "disk" / "photos" / "0.jpg").read_bytes()
+    assert sync(index.folder).is_nothing
+    # A folder above the image folder, as the place of a disk.
+    shutil.move(tmp_path / "disk", tmp_path / "usb")
+    assert content(update(index.folder, moved=(tmp_path / "disk", tmp_path / "usb"))) == before
+
+
+def test_an_open_index_answers_as_before_while_it_is_changed(photos, index):
+    (photos / "0.jpg").unlink()
+    queries = index.stored(np.arange(2)).data.astype(np.float32)
+    sync(index.folder)
+    # Nothing of it was read before the change.
+    hits = index.search(queries, 6)[0]
+    assert [hit.columns["year"] for hit in hits if hit.name == "0.jpg"] == [2000]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the work is killed in forks")
+def test_a_killed_sync_goes_on_and_ends_as_one_that_was_not_killed(dual, photos, index, tmp_path):
+    put(photos, {"new.jpg": photo(10), "copy.jpg": photo(2)})
+    rewrite(photos / "0.jpg", photo(20))
+    (photos / "4.jpg").rename(photos / "sub" / "moved.jpg")
+    (photos / "sub" / "1.jpg").unlink()
+    for name in ("whole", "victim"):
+        shutil.copytree(index.folder, tmp_path / name)
+
+    def check(victim: Path) -> None:
+        # Searched at any moment.
+        found = FolderIndex.open(victim)
+        found.search(np.ones((1, found.dim), np.float32), 3)
+
+    kill_often(sync, tmp_path / "whole", tmp_path / "victim", 4, check=check)
+    expected = as_new(dual, photos, tmp_path / "new")
+    assert content(FolderIndex.open(tmp_path / "victim")) == expected
+    assert content(FolderIndex.open(tmp_path / "whole")) == expected
+
+
+def test_watching_takes_what_comes_until_it_is_stopped(photos, index):
+    stop, seen = threading.Event(), []
+    came = threading.Event()
+
+    def on_change(change) -> None:
+        seen.append(change)
+        came.set()
+
+    errors: list[DcdError] = []
+    thread = threading.Thread(
+        target=watch_index, args=(str(index.folder), on_change, errors.append), kwargs={"stop": stop}
+    )
+    thread.start()
+    try:
+        assert came.wait(60)
+        came.clear()
+        put(photos, {"late.jpg": photo(2)})
+        assert came.wait(60)
+    finally:
+        stop.set()
+        thread.join(60)
+    assert (seen[0].is_nothing, seen[1].counts.copied, errors) == (True, 1, [])
+
+
+def test_a_missing_package_of_watching_is_named(index, monkeypatch):
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+    with pytest.raises(DcdError, match="watchfiles"):
+        watch_index(str(index.folder), print, print)
+
+
+# Copies and look-alikes
+
+
+def near_pairs(hashes, bits):
+    return {
+        (one, other)
+        for one in range(len(hashes))
+        for other in range(one)
+        if (hashes[one] ^ hashes[other]).bit_count() <= bits
+    }
+
+
+def test_near_hashes_are_those_of_comparing_all_pairs():
+    rng = np.random.default_rng(0)
+    hashes = [int(value) for value in rng.integers(0, 2**64, 300, dtype=np.uint64)]
+    # Close ones at every distance up to five, in any bits.
+    for one in hashes[:200]:
+        flips = rng.choice(64, rng.integers(1, 6), replace=False)
+        hashes.append(one ^ sum(1 << int(bit) for bit in flips))
+    hashes = sorted(set(hashes))
+    found = {
+        (max(pair), min(pair))
+        for ones, others in copies._near(np.array(hashes, np.uint64))
+        for pair in zip(ones.tolist(), others.tolist(), strict=True)
+    }
+    assert found == near_pairs(hashes, 3)
+    assert len(found) > 50
+
+
+def test_copies_and_look_alikes_are_one_hit_and_listed(dual, tmp_path):
+    smooth = Image.fromarray(np.random.default_rng(3).integers(0, 255, (9, 12, 3), dtype=np.uint8)).resize((240, 180))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    smooth.save(folder / "a.jpg", quality=95)
+    smooth.resize((200, 150)).save(folder / "b.jpg", quality=70)  # saved again, smaller
+    shutil.copy(folder / "a.jpg", folder / "c.jpg")
+    put(folder, {f"{seed}.png": png(seed) for seed in range(8)})
+    index = build(dual, folder, tmp_path / "index", FLAT)
+    (group,) = copies.find_copies(index)
+    assert (group.images, group.same_bytes) == (("a.jpg", "b.jpg", "c.jpg"), False)
+    assert [row["bytes"] for row in group.rows()] == [(folder / name).stat().st_size for name in group.images]
+    query = index.stored(np.array([index.values("image_id").to_pylist().index("c.jpg")])).data.astype(np.float32)
+    for count in (1, 3, 9, 99):
+        hits = index.search(query, count)[0]
+        assert [hit.name for hit in hits if hit.name in group.images] == ["a.jpg"]
+        assert hits[0].copies == ("b.jpg", "c.jpg")
+        assert len(hits) == min(count, 9)
+    index.all_copies = True
+    every = index.search(query, 99)[0]
+    assert len(every) == 11
+    assert {hit.copies for hit in every} == {()}
+    # Without the first one, another is the hit.
+    (folder / "a.jpg").unlink()
+    hits = sync(index.folder).index.search(query, 99)[0]
+    assert [(hit.name, hit.copies) for hit in hits if hit.copies] == [("c.jpg", ("b.jpg",))]
+
+
+def test_images_without_structure_look_alike_only_if_their_vectors_do(tmp_path):
+    vectors = np.zeros((5, 8), np.float16)
+    vectors[[0, 1, 2, 3, 4], [0, 1, 0, 1, 2]] = 1
+    index = write_index(tmp_path / "index", [vectors])
+    facts = [FileFacts(sha256=bytes([row] * 32), dhash=0) for row in range(4)]
+    facts.append(FileFacts())  # nothing is known of it
+    groups = copies.group_rows(index.folder, index.document, facts_table(facts))
+    # Rows 1 and 3 are neither neighbors nor look like the first.
+    assert groups.tolist() == [0, 1, 0, 3, 4]
+    facts[3] = replace(facts[3], sha256=facts[1].sha256)
+    assert copies.group_rows(index.folder, index.document, facts_table(facts)).tolist() == [0, 1, 0, 1, 4]
