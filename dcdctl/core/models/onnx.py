@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from dcdctl.core import artifacts, config, files
 from dcdctl.core.errors import ModelError, StaleError, first_line, is_installed, require_extra
-from dcdctl.core.models import onnx_towers, text_tower
+from dcdctl.core.models import onnx_towers, saved_folder, text_tower
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.late import LateInteraction, Model, Searchable
 from dcdctl.core.models.onnx_towers import TOWERS, OnnxTowers, image_inputs, require_onnx
@@ -239,9 +239,18 @@ def export_text_tower(
             "query_model": None if space is None else digest,
             "settings": config.to_table(settings),
             artifacts.FILES: artifacts.list_files(partial, names),
-            "weights": artifacts.list_files(folder.parent, weights),
+            "weights": {} if saved is None else _listed(saved, weights),
         }
         artifacts.write_document(partial / text_tower.TEXT_FILE, document)
+
+
+def _listed(saved: Path, names: Sequence[str]) -> dict[str, artifacts.Document]:
+    """The entries of files of a saved model, named from the folder above it."""
+    if not (saved / saved_folder.SETTINGS_FILE).exists():  # another library's
+        return artifacts.list_files(saved.parent, names)
+    # As they were saved: to hash a large model again takes a second.
+    entries = {f"{saved.name}/{name}": entry for name, entry in saved_folder.listed_in(saved).items()}
+    return {name: entries[name] for name in names}
 
 
 def _text_settings(model: Searchable) -> TextSettings:
