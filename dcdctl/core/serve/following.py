@@ -1,19 +1,21 @@
-"""A process beside a service that keeps its index at one with the image folders, and lets the service load it again."""
+"""A process beside a service that keeps its index at one with the image folders. The service opens an index again that
+has changed on disk."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dcdctl.core.errors import ConfigError, DcdError, InputError, require_extra
+from dcdctl.core.errors import DcdError, InputError, require_extra
 from dcdctl.core.search import IndexChange, open_to_change, watch_index
 from dcdctl.core.serve import logs
-from dcdctl.core.serve.listener import HANGUP
+from dcdctl.core.serve.job import Job
 from dcdctl.core.stores import is_store
 
 PARENT_CHECK_S = 1.0
@@ -27,20 +29,18 @@ def check_watch(place: str) -> None:
             "a store does not say where its image folders are",
             hint="follow the index that fills it: dcdctl index INDEX --sync --to URL",
         )
-    if HANGUP is None:
-        raise ConfigError("--watch reloads the index by a signal that this system lacks", hint="leave --watch out")
     require_extra("watch", "watchfiles", needed_by="--watch")
     if all(source.is_corpus for source in open_to_change(place).document.sources):
         raise InputError(f"{place} is of a corpus, and no image folder can be watched", hint="leave --watch out")
 
 
 @contextmanager
-def followed(place: str) -> Iterator[None]:
-    """A block in which another process follows the image folders of an index. It has a memory of its own, in which the
+def followed(job: Job) -> Iterator[None]:
+    """A block in which another process follows the image folders of the index. It has a memory of its own, in which the
     model is loaded only while images are embedded."""
     # Started fresh, because a fork would take over the threads and the sockets of the service.
     process = multiprocessing.get_context("spawn").Process(
-        target=_follow, args=(place, os.getpid()), name="dcdctl serve --watch", daemon=True
+        target=_follow, args=(job, os.getpid()), name="dcdctl serve --watch", daemon=True
     )
     process.start()
     try:
@@ -50,7 +50,9 @@ def followed(place: str) -> Iterator[None]:
         process.join()
 
 
-def _follow(place: str, service: int) -> None:
+def _follow(job: Job, service: int) -> None:
+    # Ctrl-C reaches both processes; the service ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop = threading.Event()
 
     def wait_for_the_end() -> None:
@@ -62,10 +64,11 @@ def _follow(place: str, service: int) -> None:
     threading.Thread(target=wait_for_the_end, daemon=True).start()
 
     def on_change(change: IndexChange) -> None:
-        if not change.is_nothing and HANGUP is not None:
-            os.kill(service, HANGUP)
+        if not change.is_nothing:
+            logs.SERVICE.info("%d images after a change of the folders", change.index.num_images)
 
     def on_error(error: DcdError) -> None:
-        logs.SERVICE.error("%s does not follow its folders: %s", Path(place).name, error)
+        logs.SERVICE.error("%s does not follow its folders: %s", Path(job.place).name, error)
 
-    watch_index(place, on_change, on_error, stop=stop)
+    with logs.to_stderr(job.config):
+        watch_index(job.place, on_change, on_error, stop=stop)
