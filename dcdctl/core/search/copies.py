@@ -54,12 +54,14 @@ def group_rows(folder: Path, document: IndexDocument, facts: pa.Table) -> NDArra
     group_R = np.arange(len(facts))
     reader = READERS[document.model.kind](folder, document)
     for firsts, others, are_equal in _candidates(facts):
+        is_pair = firsts != others
+        firsts, others = firsts[is_pair], others[is_pair]
         is_same = np.ones(len(firsts), np.bool_) if are_equal else _look_alike(reader.stored, firsts, others)
         for first, other in zip(firsts[is_same].tolist(), others[is_same].tolist(), strict=True):
             _join(group_R, first, other)
-    # Each row may still point to a row that points to another.
-    for row in range(len(group_R)):
-        group_R[row] = group_R[group_R[row]]
+    # A row may still point to a row that points to another.
+    while not np.array_equal(group_R, group_R[group_R]):
+        group_R = group_R[group_R]
     return group_R
 
 
