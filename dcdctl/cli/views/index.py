@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dcdctl.cli.views.terminal import note, printable, show, show_json
+from dcdctl.cli.views.terminal import note, printable, show, show_exactly, show_json
 from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def show_copies(groups: Sequence[SameImages], *, as_json: bool, as_csv: bool) ->
         from dcdctl.core.report import csv_text
 
         rows = [{"group": number, **row} for number, group in enumerate(groups, 1) for row in group.rows()]
-        return show(csv_text(rows).rstrip("\r\n"))
+        text = csv_text(rows)
+        return show_exactly(text, on_terminal=text.replace("\r\n", "\n").rstrip("\n"))
     for group in groups:
         how = "files of the same bytes" if group.same_bytes else "images that look alike"
         show(f"{len(group.images)} {how}")
