@@ -7,9 +7,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from command_line import document_of, run
+from PIL import Image
 
+import dcdctl
 from dcdctl.core import models
 from dcdctl.core.search import FolderIndex
 
@@ -27,6 +31,13 @@ def test_four_commands_lead_from_a_dual_encoder_to_a_search_by_its_query_student
     # Two steps are too few, and every search of the index would show it.
     for result in (trained, indexed):
         assert re.search(r"with a cosine of [\d.]+ % to its teacher's, under 80 %: it finds few", result.stderr)
+    # Its texts beside the images of its teacher, in Python.
+    white, teacher, student = Image.new("RGB", (64, 64)), models.load_dual(dual_run), models.load(query, kind="query")
+    logits_IT = dcdctl.load(dual_run, query_model=query).score([white], ["a red circle", "a dog"])
+    with torch.no_grad():
+        image = teacher.embed_images(teacher.preprocess.images([white]))
+        texts = student.embed_texts(student.preprocess.texts(["a red circle", "a dog"]))
+    np.testing.assert_allclose(logits_IT, teacher.logit_scale.item() * image @ texts.T, rtol=1e-4)
     hits = document_of("search", index, "a red circle")["hits"]
     assert len(hits) == 10
     shutil.copytree(dual_run, tmp_path / "dual")

@@ -131,14 +131,16 @@ class Photos:
         """An error for what cannot be, before anything is written; ConfigError for options that exclude each other."""
         from dcdctl.core import models
         from dcdctl.core.photos import STUDENT
-        from dcdctl.core.training import check_new_model
 
         self._check_options()
         self._check_places()
         library, lesson = self.library, self.lesson
         library.check_photos(path(self.images))
+        library.check_folder()
         with self._naming_model():
             if lesson is not None:
+                from dcdctl.core.training import check_new_model
+
                 library.check_model(STUDENT)
                 request = lesson.request()
                 if self.captions is not None:
@@ -186,7 +188,7 @@ class Photos:
         if self.captions is not None and any(has_pool.values()):
             given = " and ".join(name for name, is_given in has_pool.items() if is_given)
             raise ConfigError(
-                f"{given} are for photos without captions, and {os.fspath(self.captions)} has captions",
+                f"{given} goes with photos without captions, and {os.fspath(self.captions)} has captions",
                 hint="leave one out; docs/tutorial-pools.md says how a student learns from both",
             )
         if self.captions is not None and self.model is not None:
@@ -221,10 +223,10 @@ class Photos:
             if captions is not None and captions.is_dir():
                 problem = f"the folder of the photos comes first, and {images} is a file"
                 raise InputError(problem, hint=self.command(captions, images))
-            raise InputError(
-                f"{images} is a file, and `dcdctl photos` takes a folder of photos",
-                hint=f"captions come after the folder: {self.command('FOLDER', images)}",
-            )
+            hint = "unpack an archive, and name the folder"
+            if images.suffix.lower() in data.TEXT_SUFFIXES:
+                hint = f"captions come after the folder: {self.command('FOLDER', images)}"
+            raise InputError(f"{images} is a file, and `dcdctl photos` takes a folder of photos", hint=hint)
         for place in (captions, images):
             if place is not None:
                 files.check_exists(place)

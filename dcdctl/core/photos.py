@@ -12,10 +12,12 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcdctl.core import artifacts, models, search
+from dcdctl.core import artifacts, files, models, search
 from dcdctl.core.errors import InputError, StaleError
 
 LIBRARY_FILE, FORMAT = "library.json", 1
+MAX_NAMED = 6
+"""Files of another folder that a message names."""
 STUDENT = "run"
 """The model of a library whose student was trained in it: a library may be moved with its run."""
 
@@ -69,9 +71,21 @@ class Library:
         """Write down the model of the index, so that the same command again need not load it."""
         artifacts.write_document(self.folder / LIBRARY_FILE, {"format": FORMAT, "model": _absolute(ref)})
 
+    def check_folder(self) -> None:
+        """InputError if the folder holds something else than a library."""
+        is_library = self.has_run or any(path.exists() for path in (self.index, self.data, self.folder / LIBRARY_FILE))
+        if not is_library and not files.is_vacant(self.folder):
+            names = ", ".join(files.names_in(self.folder)[:MAX_NAMED])
+            raise InputError(f"{self.folder} holds {names}, and no library of photos", hint="name another folder")
+
     def check_photos(self, photos: Path) -> None:
         """InputError if library and photos lie in each other, StaleError if the index has other photos."""
         folder, photos = self.folder.resolve(), photos.resolve()
+        if (photos / LIBRARY_FILE).exists():
+            raise InputError(
+                f"{photos} is a library that `dcdctl photos` wrote, and a folder of photos is expected",
+                hint=f"search it: dcdctl serve {shlex.quote(str(Library(photos).index))}",
+            )
         if folder.is_relative_to(photos):
             raise InputError(
                 f"the library {self.folder} would lie among the photos of {photos}",
@@ -83,10 +97,16 @@ class Library:
             return
         indexed = [source.path for source in search.read_document(self.index).sources]
         if str(photos) not in indexed:
-            add = shlex.join(["dcdctl", "index", str(self.index), "--add", str(photos)])
+            change = ["dcdctl", "index", str(self.index)]
+            gone = [folder for folder in indexed if not Path(folder).exists()]
+            hint = f"for the photos of both in one index: {shlex.join([*change, '--add', str(photos)])}"
+            if gone:
+                hint = (
+                    f"if the photos are at another place now: {shlex.join([*change, '--moved', gone[0], str(photos)])}"
+                )
             raise StaleError(
                 f"{self.index} is an index of {', '.join(indexed)}, not of {photos}",
-                hint=f"name another folder with --out; for the photos of both in one index: {add}",
+                hint=f"name another folder with --out; {hint}",
             )
 
     def check_model(self, ref: str) -> None:

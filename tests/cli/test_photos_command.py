@@ -14,6 +14,7 @@ from duals import save_dual
 from every_command import inside
 from families import FAMILIES, late
 from open_clips import save_open_clip
+from PIL import Image
 
 import dcdctl
 from dcdctl.cli.photos import DEFAULT_MODEL
@@ -105,16 +106,19 @@ def save_late(folder, captions):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_photos_without_captions_are_indexed_with_any_searchable_model(here, kind):
+def test_photos_without_captions_are_indexed_with_any_searchable_model(here, monkeypatch, kind):
     ref = MODELS[kind](Path.cwd(), Path("queries.txt").read_text(encoding="utf-8").splitlines())
     out = run(f"photos photos --out mine --model {ref}").stdout
     assert "12 images" in out
     assert out.endswith("next: dcdctl serve mine/index\n")
-    shutil.copy("photos/3.png", "photos/new.png")
+    Image.open("photos/3.png").rotate(90).save("photos/new.png")
     # The model is that of the index, whether it is named again or not.
-    assert "13 images, 1 copied" in run(f"photos photos --out mine --model {ref}").stdout
-    Path("photos/new.png").unlink()
-    assert "12 images, 1 removed" in run("photos photos --out mine").stdout
+    assert "13 images, 1 added" in run(f"photos photos --out mine --model {ref}").stdout
+    with monkeypatch.context() as without_models:
+        without_models.setattr("dcdctl.core.models.load_save.load", None)
+        assert "13 images, 13 unchanged" in run(f"photos photos --out mine --model {ref}").stdout
+        Path("photos/new.png").unlink()
+        assert "12 images, 1 removed" in run("photos photos --out mine").stdout
     assert "a red" in run("search mine/index 'a red circle' --json").stdout
 
 
@@ -146,13 +150,15 @@ CAPTIONED = "photos photos captions.csv --out mine"
             "photos captions.csv --out mine",
             ["captions.csv is a file, and `dcdctl photos` takes a folder", "dcdctl photos FOLDER captions.csv"],
         ),
+        ("photos photos.zip --out mine", ["photos.zip is a file", "; unpack an archive, and name the folder"]),
+        ("photos photos --out clip --model clip", ["clip holds config.json, ", "no library of photos; name another"]),
         (
             "photos photos clip --out mine",
             ["clip is a folder, and the captions are a CSV file", "then dcdctl index mine/index --add clip"],
         ),
         (f"{CAPTIONED} --model clip", ["--model is for photos without captions", "photos photos --model clip --out"]),
-        (f"{CAPTIONED} --queries queries.txt", ["--queries are for photos without captions"]),
-        (f"{CAPTIONED} --teacher siglip", ["--teacher are for photos without captions", "docs/tutorial-pools.md"]),
+        (f"{CAPTIONED} --queries queries.txt", ["--queries goes with photos without captions"]),
+        (f"{CAPTIONED} --teacher siglip", ["--teacher goes with photos without captions", "docs/tutorial-pools.md"]),
         ("photos photos --queries queries.txt --out mine", ["name it with --teacher REF", "photos photos --out mine"]),
         ("photos photos --teacher siglip --out mine", ["--teacher needs texts", "name them with --queries FILE"]),
         ("photos photos --vision vision --out mine", ["--vision is an encoder of a model that is trained on captions"]),
@@ -176,10 +182,12 @@ CAPTIONED = "photos photos captions.csv --out mine"
 )
 def test_what_does_not_fit_together_is_refused_before_anything_is_written(here, monkeypatch, words, messages):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    shutil.make_archive("photos", "zip", "photos")
     error = error_of(words)
     assert [message for message in messages if message not in error] == []
     assert not Path("mine").exists()
     assert not Path("photos/mine").exists()
+    assert not Path("clip/index").exists()
 
 
 def test_without_a_network_the_error_says_what_to_copy_and_what_to_type_then(here, monkeypatch):
@@ -196,10 +204,16 @@ def test_a_library_of_another_model_or_of_other_photos_is_named(here):
     assert "mine/index is an index of " in message
     assert "clip, not of siglip; name another folder" in message
     assert "not of the student mine/run" in error_of(PHOTOS)
+    assert "is a library that `dcdctl photos` wrote" in error_of("photos mine --out other --model clip")
+    assert not Path("other").exists()
     shutil.copytree("photos", "others")
     message = error_of("photos others --out mine")
     assert "photos, not of " in message
     assert "dcdctl index mine/index --add " in message
+    Path("photos").rename("elsewhere")
+    message = error_of("photos elsewhere --out mine")
+    assert "if the photos are at another place now: dcdctl index mine/index --moved " in message
+    Path("elsewhere").rename("photos")
     # Written by another program, or by `dcdctl index`: the model is compared by its fingerprint.
     Path("mine/library.json").unlink()
     assert "12 images" in run("photos photos --out mine --model clip").stdout

@@ -269,7 +269,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("photos", "--teacher"): [replace(MODEL, needs="captions=UNSET --queries=PAIRS.csv")],
     ("photos", "--vision"): [],  # the training checks its encoders, after the corpus is made
     ("photos", "--text"): [],
-    ("photos", "--out"): FOLDER,
+    ("photos", "--out"): [*FOLDER, TAKEN],
     ("prepare", "--csv"): [
         Mistake(
             "ABSENT.csv",

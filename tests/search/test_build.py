@@ -237,7 +237,7 @@ def test_without_images_the_build_is_an_error_and_leaves_no_folder(dual, tmp_pat
     put(tmp_path, {"1.txt": b"x", "texts/1.txt": b"x", "texts/2.txt": b"y", "index/photos/1.png": png(1)})
     with pytest.raises(InputError, match=message):
         build(dual, tmp_path / images, tmp_path / "index" if "index" in images else tmp_path / "new", FLAT)
-    assert not (tmp_path / "new" / "index.json").exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_missing_permissions_are_reported_before_embedding(dual, pictures, tmp_path, monkeypatch):

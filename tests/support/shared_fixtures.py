@@ -42,7 +42,10 @@ def _text_sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         space: str | None = None,
         saved: Path | None = None,
         probes: Sequence[str] = (),
+        *,
+        fingerprint: str | None = None,
     ) -> None:
+        assert fingerprint in (None, model.digest)
         # Beside a saved model, a text side reads weights of its files.
         weights = (
             sorted((path.name, artifacts.sha256_of(path)) for path in saved.rglob("*.safetensors")) if saved else None

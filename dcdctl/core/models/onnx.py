@@ -32,16 +32,19 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core import artifacts, config, files
 from dcdctl.core.errors import ModelError, StaleError, first_line, is_installed, require_extra
-from dcdctl.core.models import onnx_towers, text_tower
+from dcdctl.core.models import onnx_towers, saved_folder, text_tower
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.late import LateInteraction, Model, Searchable
 from dcdctl.core.models.onnx_towers import TOWERS, OnnxTowers, image_inputs, require_onnx
@@ -60,6 +63,11 @@ EXTERNAL_FROM_BYTES = 1_800_000_000
 """A single ONNX file may have at most 2 GiB; larger weights are written to a file beside it."""
 SHARED_FROM_BYTES = 1024
 """Smaller tensors stay in a graph, because ONNX Runtime may need their values to find shapes."""
+COMPARED_BYTES = 1 << 24
+"""Bytes of a tensor that are compared at once."""
+COMPARED_EVERY = 8
+"""Every so many of `PROBES` are compared together, whatever their length: a model that pads all texts to its maximum
+takes a tenth of a second for each."""
 PROBES = (
     "a",
     ".",
@@ -192,13 +200,19 @@ def exports_text_towers() -> bool:
 
 
 def export_text_tower(
-    model: Searchable, folder: Path, space: str | None = None, saved: Path | None = None, probes: Sequence[str] = ()
+    model: Searchable,
+    folder: Path,
+    space: str | None = None,
+    saved: Path | None = None,
+    probes: Sequence[str] = (),
+    *,
+    fingerprint: str | None = None,
 ) -> None:
     """Write the text side of a model as `text_tower` describes, atomically, compared with torch on `PROBES`.
 
     `space` is for a query encoder: the digest of the model that embeds the images. `saved` is a saved model beside
     `folder`: weights in its files are read from there and not written again. `probes` are texts whose vectors are
-    written too.
+    written too, `fingerprint` is the model's if it was computed before.
 
     ModelError for a model whose texts cannot be prepared or computed without it, and if its tokens differ from the
     model's, or its vectors by more than `LARGEST_DIFFERENCE`. MissingError without the packages of
@@ -218,15 +232,25 @@ def export_text_tower(
             tokens, _ = tower.tokenize(probes)
             np.save(partial / text_tower.PROBES_FILE, tower.vectors(tokens))
         names = sorted(path.name for path in partial.iterdir())
+        digest = fingerprint or model.digest
         document = {
             "format": text_tower.FORMAT,
-            "model": space or model.digest,
-            "query_model": None if space is None else model.digest,
+            "model": space or digest,
+            "query_model": None if space is None else digest,
             "settings": config.to_table(settings),
             artifacts.FILES: artifacts.list_files(partial, names),
-            "weights": artifacts.list_files(folder.parent, weights),
+            "weights": {} if saved is None else _listed(saved, weights),
         }
         artifacts.write_document(partial / text_tower.TEXT_FILE, document)
+
+
+def _listed(saved: Path, names: Sequence[str]) -> dict[str, artifacts.Document]:
+    """The entries of files of a saved model, named from the folder above it."""
+    if not (saved / saved_folder.SETTINGS_FILE).exists():  # another library's
+        return artifacts.list_files(saved.parent, names)
+    # As they were saved: to hash a large model again takes a second.
+    entries = {f"{saved.name}/{name}": entry for name, entry in saved_folder.listed_in(saved).items()}
+    return {name: entries[name] for name in names}
 
 
 def _text_settings(model: Searchable) -> TextSettings:
@@ -266,9 +290,11 @@ def _export_text_graph(
     axes = {0: "texts"} if settings.padding.to_maximum else {0: "texts", 1: "tokens"}
     free = dict.fromkeys(inputs, axes)
     graph = folder / text_tower.GRAPH_FILE
+    # In eval mode, because tracing ends by setting the tower's mode on the model in it.
+    tower = _TextTower(model, model.embed_texts).eval()
     refusal = ModelError("no exporter")
-    # Tracing takes a tenth of a second where the newer exporter takes three, and does not need onnxscript. It writes
-    # constants where the computation depends on sizes, which the comparison on texts of many lengths finds.
+    # Tracing takes a second where the newer exporter takes several, and does not need onnxscript. It writes constants
+    # where the computation depends on sizes, which the comparison on texts of many lengths finds.
     exporters: list[Callable[[_TextTower, Mapping[str, Tensor], Mapping[str, dict[int, str]], Path], None]] = [_trace]
     if all(map(is_installed, onnx_towers.PACKAGES)):
         exporters.append(_write)
@@ -276,9 +302,8 @@ def _export_text_graph(
         for path in folder.glob(f"{graph.name}*"):
             path.unlink()
         try:
-            # The tower too is in eval mode, because tracing ends by setting the tower's mode on the model in it.
-            write(_TextTower(model, model.embed_texts).eval(), inputs, free, graph)
-            weights = _share_weights(graph, saved) if saved else []
+            write(tower, inputs, free, graph)
+            weights = _link_weights(graph, tower.state_dict(), saved)
             _compare_texts(TextTower(folder, settings, weights=weights), model, preprocess)
             return weights
         except ModelError as error:
@@ -291,62 +316,115 @@ def _export_text_graph(
     raise refusal
 
 
-def _share_weights(graph: Path, saved: Path) -> list[str]:
-    """Let a graph read the tensors that files of a saved model hold, byte for byte, from these files. Returns their
-    paths, relative to the folder above the saved model.
+@dataclass(frozen=True)
+class _SavedTensor:
+    """Where a tensor is in a .safetensors file."""
+
+    file: str
+    """Relative to the folder above the saved model."""
+    start: int
+    bytes_N: NDArray[np.uint8]
+
+    def holds(self, array: NDArray[Any]) -> bool:
+        """Whether it has the bytes of an array."""
+        bytes_N = array.reshape(-1).view(np.uint8)
+        if len(bytes_N) != len(self.bytes_N):
+            return False
+        # In blocks: all at once would take as much memory again.
+        blocks = range(0, len(bytes_N), COMPARED_BYTES)
+        return all(
+            np.array_equal(bytes_N[at : at + COMPARED_BYTES], self.bytes_N[at : at + COMPARED_BYTES]) for at in blocks
+        )
+
+
+def _saved_tensors(saved: Path) -> dict[str, _SavedTensor]:
+    """The tensors of a saved model by name.
 
     A .safetensors file is the length of its header, 8 bytes, the header in JSON, and the tensors as they are in memory.
     """
-    import onnx
-
-    # By content: the file that holds the bytes, and where they begin in it.
-    places: dict[memoryview, tuple[str, int]] = {}
-    for path in saved.rglob("*.safetensors"):
-        file = memoryview(path.read_bytes())
-        name = path.relative_to(saved.parent).as_posix()
-        start = 8 + int.from_bytes(file[:8], "little")
-        for entry in json.loads(bytes(file[8:start])).values():
+    found = {}
+    for path in sorted(saved.rglob("*.safetensors")):
+        bytes_N = np.memmap(path, np.uint8, mode="r")
+        start = 8 + int.from_bytes(bytes_N[:8].tobytes(), "little")
+        for name, entry in json.loads(bytes_N[8:start].tobytes()).items():
             # The entry of metadata has no offsets.
             if "data_offsets" in entry:
-                first, stop = entry["data_offsets"]
-                places[file[start + first : start + stop]] = name, start + first
-    proto = onnx.load(graph, load_external_data=False)
-    names = set()
-    for tensor in proto.graph.initializer:
-        content = memoryview(tensor.raw_data)
-        if len(content) >= SHARED_FROM_BYTES and content in places:
-            name, first = places[content]
-            onnx.external_data_helper.set_external_data(tensor, location=name, offset=first, length=len(content))
-            tensor.ClearField("raw_data")
-            names.add(name)
+                first, stop = (start + offset for offset in entry["data_offsets"])
+                found[name] = _SavedTensor(path.relative_to(saved.parent).as_posix(), first, bytes_N[first:stop])
+    return found
+
+
+def _link_weights(graph: Path, weights: Mapping[str, Tensor], saved: Path | None) -> list[str]:
+    """Give a graph the weights that are its inputs, as `_trace` leaves them: those that a file of a saved model holds,
+    byte for byte, are read from there, others are in the graph. Returns the paths of these files, relative to the
+    folder above the saved model."""
+    import onnx
+
+    proto = onnx.load(graph)
+    tensors = {} if saved is None else _saved_tensors(saved)
+    inputs, files_read = [], set()
+    for value in proto.graph.input:
+        if value.name not in weights:
+            inputs.append(value)
+            continue
+        array = weights[value.name].detach().cpu().contiguous().numpy()
+        # A saved model lacks the names of what is around the network.
+        parts = value.name.split(".")
+        names = (".".join(parts[start:]) for start in range(len(parts)))
+        place = next((tensors[name] for name in names if name in tensors and tensors[name].holds(array)), None)
+        if place is None or array.nbytes < SHARED_FROM_BYTES:
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+            continue
+        tensor = proto.graph.initializer.add()
+        tensor.name, tensor.data_type = value.name, value.type.tensor_type.elem_type
+        tensor.dims.extend(array.shape)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, entry in (("location", place.file), ("offset", place.start), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(entry))
+        files_read.add(place.file)
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
     graph.write_bytes(proto.SerializeToString())
-    return sorted(names)
+    return sorted(files_read)
 
 
 def _compare_texts(tower: TextTower, model: Searchable, preprocess: Preprocessor) -> None:
-    """ModelError if the tokens of `PROBES`, each alone and all together, differ from the model's, or a coordinate too
-    much from torch's."""
+    """ModelError if the tokens of a text of `PROBES` differ from the model's, or a coordinate of a vector too much from
+    torch's: of texts of every length, each alone, and of some together."""
     device = next(iter(model.parameters())).device
+    by_length: dict[int, str] = {}
+    for text in PROBES:
+        ids = _same_tokens(tower, preprocess, [text])["input_ids"]
+        # Of the whole text, where the tokens are cut to the maximum.
+        if tower.num_tokens(text) != len(preprocess.tokenizer(text, verbose=False)["input_ids"]):
+            raise _other_tokens(text)
+        by_length.setdefault(ids.shape[1], text)
+    together = list(dict.fromkeys([*by_length.values(), *PROBES[::COMPARED_EVERY]]))
     difference = 0.0
-    alone = [(text,) for text in PROBES]
-    for texts in (*alone, PROBES):
-        tokens, _ = tower.tokenize(texts)
-        batch = preprocess.texts(texts)
-        # Of the whole text, where `tokens` are cut to the maximum.
-        lengths = [len(preprocess.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
-        has_same_tokens = tokens["input_ids"].tolist() == batch.input_ids.tolist()
-        if not has_same_tokens or [tower.num_tokens(text) for text in texts] != lengths:
-            raise ModelError(
-                f"the library tokenizers alone reads {texts[0][:40]!r} as other tokens than the model's preprocessing"
-            )
+    for texts in (*([text] for text in by_length.values()), together):
+        tokens = _same_tokens(tower, preprocess, texts)
         with torch.no_grad():
-            expected = model.embed_texts(batch.to(device)).cpu()
+            expected = model.embed_texts(preprocess.texts(texts).to(device)).cpu()
         difference = max(difference, largest_difference(torch.from_numpy(tower.vectors(tokens)), expected))
     if not difference <= LARGEST_DIFFERENCE:  # NaN fails too
         raise ModelError(
             f"ONNX Runtime's vectors of texts differ from torch's by {difference:.1e}, more than "
             f"{LARGEST_DIFFERENCE:.0e}"
         )
+
+
+def _same_tokens(tower: TextTower, preprocess: Preprocessor, texts: Sequence[str]) -> Mapping[str, NDArray[np.int64]]:
+    """The tokens of texts; ModelError if the model reads other ones."""
+    tokens, _ = tower.tokenize(texts)
+    if tokens["input_ids"].tolist() != preprocess.texts(texts).input_ids.tolist():
+        raise _other_tokens(texts[0])
+    return tokens
+
+
+def _other_tokens(text: str) -> ModelError:
+    return ModelError(
+        f"the library tokenizers alone reads {text[:40]!r} as other tokens than the model's preprocessing"
+    )
 
 
 def largest_difference(vectors: Tensor, expected: Tensor) -> float:
@@ -421,8 +499,9 @@ def _exporting(path: Path) -> Iterator[None]:
 
 
 def _trace(tower: _TextTower, example: Mapping[str, Tensor], free: Mapping[str, dict[int, str]], path: Path) -> None:
-    """Write one file by following the computation of an example. Constants are not folded, so that weights stay as the
-    model has them; ONNX Runtime folds them as it opens the file."""
+    """Write one file by following the computation of an example. Weights are inputs, by the names of the tower: a large
+    model's would be written, read and written again. Constants are not folded, so that weights stay as the model has
+    them; ONNX Runtime folds them as it opens the file."""
     with _exporting(path):
         torch.onnx.export(
             tower,
@@ -433,6 +512,7 @@ def _trace(tower: _TextTower, example: Mapping[str, Tensor], free: Mapping[str, 
             output_names=[text_tower.GRAPH_OUTPUT],
             dynamic_axes={**free, text_tower.GRAPH_OUTPUT: {0: "texts"}},
             do_constant_folding=False,
+            export_params=False,
         )
 
 

@@ -9,6 +9,7 @@ killed change that is run again counts as a change more where its first steps we
 from __future__ import annotations
 
 import itertools
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,10 @@ def build_index(
     folder = out.expanduser()
     metadata = _check_inputs(changes)
     source = _source(folder, images, changes.split)
-    empty, model = _new_index(ref, folder, source, changes)
+    empty, model = _new_index(ref, folder, source, changes, track)
     query = _load_query(empty.document, changes.query_model)
     with distributed.lock(folder):
-        build, planned = plan.plan_images(empty, source, model, are_given=bool(changes.vectors))
+        build, planned = plan.plan_images(empty, source, model, are_given=bool(changes.vectors), track=track)
         if planned is None:  # the same build has ended before
             index = FolderIndex.open(folder)
         else:
@@ -169,11 +170,18 @@ def _source(folder: Path, images: Path, split: str | None) -> ImageSource:
     return source
 
 
-def _new_index(ref: str, folder: Path, source: ImageSource, changes: Changes) -> tuple[FolderIndex, models.Searchable]:
+def _loaded(ref: str, track: Track) -> models.Searchable:
+    with track("load the model", total=None, unit=""):
+        return models.load_searchable(ref)
+
+
+def _new_index(
+    ref: str, folder: Path, source: ImageSource, changes: Changes, track: Track
+) -> tuple[FolderIndex, models.Searchable]:
     """An index without images, whose generation of 0 is never written, and its model."""
     model_kind, model = models.check_ref(ref, kind="searchable"), None
     if model_kind is None:  # what a Hub id names is known when it is loaded
-        model = models.load_searchable(ref)
+        model = _loaded(ref, track)
         model_kind = model.kind
     stored_type = STORED[model_kind]
     settings = configs.build(IndexConfig, configs.apply_sets({}, (*stored_type.defaults, *changes.sets)))
@@ -184,7 +192,7 @@ def _new_index(ref: str, folder: Path, source: ImageSource, changes: Changes) ->
     first = itertools.islice(sources.list_images(source, [folder]), settings.flat_up_to + 1)
     _check_packages(settings, sum(isinstance(item, SourceImage) for item in first))
     INDEX.check_folder(folder)
-    model = model or models.load_searchable(ref)
+    model = model or _loaded(ref, track)
     if model.kind == "late":
         dim = model.token_dim
         if model.vectors_scale is not None:
@@ -303,7 +311,7 @@ def _fill(
     lacks_text_side = document.text is None and models.exports_text_towers() and not changes.query_model
     if planned.num_embedded or lacks_text_side:
         if model is None:
-            model = models.load_searchable(index.model)
+            model = _loaded(str(index.model), track)
             index.expect(model.digest)
         if planned.num_embedded:
             task = EmbeddingTask(
@@ -323,6 +331,10 @@ def _fill(
     parts, skipped_now = part_files.describe_parts(build, planned, document.vector_type)
     if not (parts or document.parts):
         first = "; ".join(f"{file.path}: {file.reason}" for file in skipped_now[:2])
+        # An index without images would be in the way of the one of another folder, with its copy of the model.
+        distributed.barrier()
+        if distributed.is_main():
+            shutil.rmtree(folder)
         raise InputError(
             f"none of {len(skipped_now):,} files in {build.plan['sources'][source]['path']} is an image that can be "
             f"read: {first}",
@@ -340,7 +352,7 @@ def _fill(
     text = document.text
     # A large model's text side is not exported if a query encoder's is about to follow.
     if lacks_text_side and model is not None:
-        text = _text_side(folder, document, model)
+        text = _text_side(folder, document, model, track)
     changed = replace(
         document,
         generation=build.plan["generation"],
@@ -363,7 +375,7 @@ def _fill(
     )
 
 
-def _text_side(folder: Path, document: IndexDocument, model: models.Searchable) -> TextSide | None:
+def _text_side(folder: Path, document: IndexDocument, model: models.Searchable, track: Track) -> TextSide | None:
     """The entry of the text side of the model, which the main process writes if the index has none.
 
     None without the packages that export it. The entry holds the reason why a model has no text side, so that it is not
@@ -372,16 +384,19 @@ def _text_side(folder: Path, document: IndexDocument, model: models.Searchable) 
     if document.text is not None or not models.exports_text_towers() or not distributed.is_main():
         return document.text
     try:
-        return _write_text_side(folder / TEXT, model)
+        with track("write the text side", total=None, unit=""):
+            return _write_text_side(folder / TEXT, model, fingerprint=document.model.fingerprint)
     except ModelError as error:
         return TextSide(refused=str(error.args[0]))
 
 
-def _write_text_side(folder: Path, model: models.Searchable, space: str | None = None) -> TextSide:
+def _write_text_side(
+    folder: Path, model: models.Searchable, space: str | None = None, fingerprint: str | None = None
+) -> TextSide:
     """The entry of a text side that is written to a folder; see `models.export_text_tower`."""
     # A query encoder's stands by itself: to answer, the files of a large model need not be read.
     weights = None if space else folder.with_name("model")
-    models.export_text_tower(model, folder, space, weights, probes=probe_texts())
+    models.export_text_tower(model, folder, space, weights, probes=probe_texts(), fingerprint=fingerprint)
     sealed = tuple(SealedFile(file=path.name, **artifacts.seal_of(path)) for path in sorted(folder.iterdir()))
     return TextSide(folder=folder.name, files=sealed)
 

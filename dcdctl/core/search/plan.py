@@ -15,6 +15,7 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import share_split
 from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import image_files, part_files, sources, storage, upkeep
 from dcdctl.core.search.image_files import CHANGED_ROWS
 from dcdctl.core.search.index import FolderIndex
@@ -32,6 +33,7 @@ def plan_images(
     *,
     are_given: bool = False,
     follow: bool = False,
+    track: Track = silent,
 ) -> tuple[Build, PlannedParts | None]:
     """The build that adds a source, or with `follow` does what happened in a folder, and which of its images become
     which parts, None if the same build of a new index has ended before.
@@ -50,7 +52,7 @@ def plan_images(
     build = Build(index.folder, {**{key: table[key] for key in PLANNED_ENTRIES}, **origin}, INDEX)
     with distributed.main_first():
         if distributed.is_main():
-            _write_plan(build, index, new)
+            _write_plan(build, index, new, track)
     if new is not None and build.is_sealed:
         return build, None
     # From the disk, because only the main process has made it.
@@ -87,7 +89,7 @@ def with_source(index: FolderIndex, source: ImageSource) -> tuple[ImageSource, .
     return (*listed, source)
 
 
-def _write_plan(build: Build, index: FolderIndex, new: models.Searchable | None) -> None:
+def _write_plan(build: Build, index: FolderIndex, new: models.Searchable | None, track: Track) -> None:
     """The plan of another change is replaced; for a new index, only if none of its images is embedded."""
     folder, kept = build.folder, index.document.files
     if new is not None and build.is_sealed:
@@ -113,7 +115,8 @@ def _write_plan(build: Build, index: FolderIndex, new: models.Searchable | None)
                 hint="--images takes a folder of images or a corpus",
             )
         # Before the notes: a plan without `rows` is one that was killed here, and starts over.
-        models.save(new, folder / "model")
+        with track("copy the model", total=None, unit=""):
+            models.save(new, folder / "model", fingerprint=index.document.model.fingerprint)
     build.note(**configs.to_table(planned))
 
 
