@@ -130,6 +130,7 @@ def change_index(
     with distributed.lock(folder):
         # Read again, because another run may have changed the index before this one had the lock.
         before = FolderIndex.open(folder)
+        skipped_before = storage.skipped_of(folder, before.document) if changes.sync else []
         index = _alter(before, changes, track)
         folders = [each for each in index.document.sources if not each.is_corpus] if changes.sync else []
         for each in folders if source is None or source in folders else [*folders, source]:
@@ -146,7 +147,7 @@ def change_index(
             index = _set_query_model(index, query, str(changes.query_model))
         skipped = storage.skipped_of(folder, index.document) if folders or source is not None else []
     if changes.sync:
-        return followed(before, index, skipped, tuple(notes))
+        return followed(before, index, skipped=skipped, skipped_before=skipped_before, notes=tuple(notes))
     num_removed = index.document.removed.count - before.document.removed.count
     return IndexChange(index, skipped, added=index.num_rows - before.num_rows, removed=num_removed, notes=tuple(notes))
 

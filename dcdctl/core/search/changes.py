@@ -67,6 +67,8 @@ class IndexChange:
     index: FolderIndex
     skipped: list[dict[str, Any]]
     """Files that could not be indexed, with the reasons."""
+    newly_skipped: list[dict[str, Any]] = field(default_factory=list)
+    """Those of them that following the folders found this time."""
     added: int = 0
     removed: int = 0
     counts: ChangeCounts = field(default_factory=ChangeCounts)
@@ -83,7 +85,12 @@ class IndexChange:
 
 
 def followed(
-    before: FolderIndex, after: FolderIndex, skipped: list[dict[str, Any]], notes: tuple[str, ...]
+    before: FolderIndex,
+    after: FolderIndex,
+    *,
+    skipped: list[dict[str, Any]],
+    skipped_before: list[dict[str, Any]],
+    notes: tuple[str, ...],
 ) -> IndexChange:
     """What following the folders did, by the names that rows were added and removed for."""
     new = _names(after, np.arange(before.num_rows, after.num_rows))
@@ -92,11 +99,13 @@ def followed(
     changed = new.keys() & gone.keys()
     origins = after.image_files.table.column("copied_from").to_pylist()
     known = [origins[row] for name, row in new.items() if name not in changed and origins[row] is not None]
+    known_skipped = {frozenset(file.items()) for file in skipped_before}
     # A file moves to one place; a second one with its bytes is a copy.
     num_moved = len(set(known) & {row for name, row in gone.items() if name not in changed})
     return IndexChange(
         after,
         skipped,
+        newly_skipped=[file for file in skipped if frozenset(file.items()) not in known_skipped],
         added=len(new) - len(changed) - num_moved,
         removed=len(gone) - len(changed) - num_moved,
         counts=ChangeCounts(

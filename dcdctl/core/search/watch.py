@@ -72,7 +72,7 @@ def watch_index(
                     on_error(error)
                 problem, next_look = str(error), time.monotonic() + TRY_AGAIN_S
                 continue
-            if is_first or not change.is_nothing:
+            if is_first or change.newly_skipped or not change.is_nothing:
                 on_change(change)
             is_first, problem, next_look = False, None, time.monotonic() + LOOK_AGAIN_S
             if folders != (folders := _folders(change.index)):
