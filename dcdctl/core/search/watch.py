@@ -32,12 +32,8 @@ def sync_index(place: str, *, compute: Callable[[], Compute] | None = None, trac
         return same
     from dcdctl.core import devices
     from dcdctl.core.search.build import change_index
-    from dcdctl.core.search.embed import DEFAULT_BATCH_SIZE
 
-    if compute is None:
-        how = devices.Compute(device=devices.choose("auto"), batch_size=DEFAULT_BATCH_SIZE)
-    else:
-        how = compute()
+    how = devices.Compute(device=devices.choose("auto")) if compute is None else compute()
     return change_index(place, Changes(sync=True), compute=how, track=track)
 
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dcdctl.core.errors import ConfigError, DcdError, InputError, require_extra
 from dcdctl.core.search import IndexChange, open_to_change, watch_index
 from dcdctl.core.serve import logs
+from dcdctl.core.serve.job import Job
 from dcdctl.core.serve.listener import HANGUP
 from dcdctl.core.stores import is_store
+
+if TYPE_CHECKING:
+    from dcdctl.core.devices import Compute
 
 PARENT_CHECK_S = 1.0
 """Seconds between looks whether the service is still there."""
@@ -35,14 +42,21 @@ def check_watch(place: str) -> None:
 
 
 @contextmanager
-def followed(place: str) -> Iterator[None]:
+def followed(job: Job) -> Iterator[None]:
     """A block in which another process follows the image folders of an index. It has a memory of its own, in which the
     model is loaded only while images are embedded."""
     # Started fresh, because a fork would take over the threads and the sockets of the service.
     process = multiprocessing.get_context("spawn").Process(
-        target=_follow, args=(place, os.getpid()), name="dcdctl serve --watch", daemon=True
+        target=_follow, args=(job, os.getpid()), name="dcdctl serve --watch", daemon=True
     )
-    process.start()
+    # Ctrl-C goes to all processes of a terminal, and the service ends this one. The process of multiprocessing itself
+    # comes first: its start would let the signal through again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         yield
     finally:
@@ -50,7 +64,7 @@ def followed(place: str) -> Iterator[None]:
         process.join()
 
 
-def _follow(place: str, service: int) -> None:
+def _follow(job: Job, service: int) -> None:
     stop = threading.Event()
 
     def wait_for_the_end() -> None:
@@ -66,6 +80,13 @@ def _follow(place: str, service: int) -> None:
             os.kill(service, HANGUP)
 
     def on_error(error: DcdError) -> None:
-        logs.SERVICE.error("%s does not follow its folders: %s", Path(place).name, error)
+        logs.SERVICE.error("%s does not follow its folders: %s", Path(job.place).name, error)
 
-    watch_index(place, on_change, on_error, stop=stop)
+    def compute() -> Compute:
+        from dcdctl.core import devices
+
+        devices.use_threads(job.threads)
+        return devices.Compute(device=devices.choose(job.device))
+
+    with logs.to_stderr(job.config):
+        watch_index(job.place, on_change, on_error, stop=stop, compute=compute)

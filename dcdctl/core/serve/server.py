@@ -69,7 +69,7 @@ def serve(job: Job, *, on_start: Callable[[Started], None], watch: bool = False)
             on_start(started)
             # Not earlier: until it answers, the signal would end the service.
             if watch:
-                beside.enter_context(followed(job.place))
+                beside.enter_context(followed(job))
 
         if config.processes > 1:
             from dcdctl.core.serve.processes import supervise
