@@ -100,7 +100,7 @@ def move_it_to_another_disk(library: PhoneLibrary, index: Path, there: Path) -> 
     assert f", {len(library.read)} unchanged -> " in gone.stdout
     assert "0 of 100 images" in error_of("index", index, "--moved", before, there.parent)
     document = index.joinpath("index.json").read_bytes()
-    assert error_of("index", index, "--moved", there, before).startswith(f"error: {there} is no image folder of ")
+    assert error_of("index", index, "--moved", there, before).startswith(f"error: {before} is no folder")
     assert index.joinpath("index.json").read_bytes() == document
     assert run("index", index, "--moved", before, there).stdout.startswith(f"{len(library.read)} images, 8 numbers")
     assert document_of("index", index, "--sync")["unchanged"] == len(library.read)

@@ -364,7 +364,7 @@ def test_a_moved_folder_keeps_its_rows(photos, index, tmp_path):
     (tmp_path / "disk").mkdir()
     shutil.move(photos, tmp_path / "disk" / "photos")
     for wrong, message in (
-        ((tmp_path / "other", tmp_path / "disk"), "is no image folder of .*; its image folders: "),
+        ((tmp_path / "other", tmp_path / "disk"), r"other is no image folder of .*; its image folders: "),
         ((photos, tmp_path / "disk"), "has 0 of 6 images of .* that were looked for"),
         ((photos, tmp_path / "nowhere"), "is no folder"),
     ):
@@ -374,6 +374,8 @@ def test_a_moved_folder_keeps_its_rows(photos, index, tmp_path):
     assert content(moved) == before
     assert moved.image_bytes(0) == (tmp_path / "disk" / "photos" / "0.jpg").read_bytes()
     assert sync(index.folder).is_nothing
+    # The same command again, as after a kill.
+    assert update(index.folder, moved=(photos, tmp_path / "disk" / "photos")).document == moved.document
     # A folder above the image folder, as the place of a disk.
     shutil.move(tmp_path / "disk", tmp_path / "usb")
     assert content(update(index.folder, moved=(tmp_path / "disk", tmp_path / "usb"))) == before

@@ -290,7 +290,8 @@ def _move(index: FolderIndex, old: Path, new: Path) -> FolderIndex:
         if distributed.is_main():
             document = index.document
             sources = upkeep.moved_sources(index, old, new)
-            commit.seal(index.folder, replace(document, generation=document.generation + 1, sources=sources))
+            if sources != document.sources:
+                commit.seal(index.folder, replace(document, generation=document.generation + 1, sources=sources))
     return FolderIndex.open(index.folder)
 
 

@@ -351,15 +351,17 @@ def moved_sources(index: FolderIndex, old: Path, new: Path) -> tuple[ImageSource
     numbers = [
         number for number, source in enumerate(listed) if not source.is_corpus and Path(source.path).is_relative_to(was)
     ]
+    if not now.is_dir():
+        raise InputError(f"{new} is no folder", hint="name the place where the images are now")
+    sources.check_name(now)
     if not numbers:
+        if any(not source.is_corpus and Path(source.path).is_relative_to(now) for source in listed):
+            return listed  # a command that was killed after this step is run again
         folders = ", ".join(source.path for source in listed if not source.is_corpus) or "none"
         raise InputError(
             f"{old} is no image folder of {index.folder}, and none is in it",
             hint=f"its image folders: {folders}; of files that moved within one, --sync takes note",
         )
-    if not now.is_dir():
-        raise InputError(f"{new} is no folder", hint="name the place where the images are now")
-    sources.check_name(now)
     moved = list(listed)
     for number in numbers:
         folder = now / Path(listed[number].path).relative_to(was)
