@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -216,7 +216,7 @@ def index(new: NewIndex, changes: IndexOptions, threads: Threads = None, json: J
     if changes.duplicates:
         return _list_duplicates(new, changes, json)
     if changes.watch:
-        return _watch(new, changes, json)
+        return _watch(new, changes, threads, json)
     if changes.plan_only:
         return _plan(new, changes, json)
     from dcdctl.core import stores
@@ -262,12 +262,17 @@ def _change(new: NewIndex, changes: IndexOptions, threads: int | None) -> IndexC
     )
 
 
-def _watch(new: NewIndex, changes: IndexOptions, json: bool) -> None:
+def _watch(new: NewIndex, changes: IndexOptions, threads: int | None, json: bool) -> None:
     """Follow the image folders until Ctrl-C, and show each change."""
     from dcdctl.core.search import watch_index
 
-    others = {"--images": new.images, "--out": new.out, "--add": changes.add, "--to": changes.to}
-    refuse(others, "and --watch are two steps: make or change the index first")
+    _refuse_changes(new, replace(changes, watch=False, sync=False), "--watch")
+
+    def compute() -> Compute:
+        from dcdctl.core import devices
+
+        devices.use_threads(threads)
+        return new.compute()
 
     def show_it(change: IndexChange) -> None:
         if json:
@@ -276,14 +281,28 @@ def _watch(new: NewIndex, changes: IndexOptions, json: bool) -> None:
             show_sync(change)
 
     with suppress(KeyboardInterrupt):
-        watch_index(os.fspath(new.model), show_it, show_error, track=bar)
+        watch_index(os.fspath(new.model), show_it, show_error, compute=compute, track=bar)
 
 
 def _list_duplicates(new: NewIndex, changes: IndexOptions, json: bool) -> None:
     from dcdctl.core.search import find_copies, open_to_change
 
-    refuse({"--images": new.images, "--out": new.out}, "and --duplicates are two steps: make the index first")
+    _refuse_changes(new, replace(changes, duplicates=False, csv=False), "--duplicates")
+    if json:
+        refuse({"--csv": changes.csv or None}, "and --json are two forms of --duplicates: choose one")
     show_copies(find_copies(open_to_change(os.fspath(new.model))), as_json=json, as_csv=changes.csv)
+
+
+def _refuse_changes(new: NewIndex, changes: IndexOptions, name: str) -> None:
+    """A usage error for an option that makes or changes an index, beside one that does not."""
+    of_new = {item: getattr(new, item) for item in ("images", "out", "precision", "split", "query_model", "metadata")}
+    unset = IndexOptions()
+    of_changes = {item: value for item, value in vars(changes).items() if value != getattr(unset, item)}
+    options = {
+        f"--{item.removesuffix('s') if item == 'sets' else item.replace('_', '-')}": value
+        for item, value in (of_new | of_changes).items()
+    }
+    refuse(options, f"and {name} are two steps: make or change the index first")
 
 
 def _check_store(store: Store, new: NewIndex, *, replace: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import queue
 import shutil
 import sys
 import threading
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from image_files import png, put
 from kills import kill_often
@@ -19,9 +21,9 @@ from PIL import Image
 from PIL.ExifTags import Base
 from tiny import make_models
 
-from dcdctl.core import models
+from dcdctl.core import distributed, models
 from dcdctl.core.errors import DcdError, InputError
-from dcdctl.core.search import FolderIndex, IndexConfig, commit, copies, part_files, upkeep
+from dcdctl.core.search import FolderIndex, IndexConfig, commit, copies, part_files, upkeep, watch
 from dcdctl.core.search import build as build_module
 from dcdctl.core.search.image_files import FileFacts, facts_table
 from dcdctl.core.search.watch import sync_index, watch_index
@@ -170,6 +172,94 @@ def test_columns_go_with_a_file_that_moves_and_copies_read_their_own(photos, ind
     assert (owners[row_of["copy.jpg"]], years[row_of["copy.jpg"]]) == (None, 2002)
 
 
+def test_the_columns_that_a_user_gave_stay_when_a_photo_is_edited(photos, index, tmp_path):
+    rows = "image,owner,year\n4.jpg,ann,1999\n2.jpg,bob,\n"
+    (tmp_path / "owners.csv").write_text(rows, encoding="utf-8")
+    update(index.folder, metadata=tmp_path / "owners.csv")
+    rewrite(photos / "4.jpg", photo(20))
+    rewrite(photos / "2.jpg", photo(21))
+    # The bytes of a photo count more than its name: its owner goes with it, and another photo takes its name.
+    (photos / "2.jpg").rename(photos / "sub" / "two.jpg")
+    sync(index.folder)
+    put(photos, {"2.jpg": photo(22)})
+    followed = sync(index.folder).index
+    found = {
+        name: (owner, year)
+        for name, owner, year in zip(*map(values_of(followed), ("image_id", "owner", "year")), strict=True)
+    }
+    assert found["4.jpg"] == ("ann", 1999)
+    assert found["2.jpg"] == ("bob", 2022)
+    assert found["sub/two.jpg"] == (None, 2021)
+
+
+def values_of(index):
+    live = np.flatnonzero(index.is_live)
+    return lambda name: index.values(name).take(pa.array(live)).to_pylist()
+
+
+def test_a_column_that_was_dropped_stays_so_when_all_photos_change(photos, index):
+    update(index.folder, drop_columns=("year",))
+    for number, path in enumerate(photos.rglob("*.jpg")):
+        rewrite(path, photo(40 + number))
+    assert sync(index.folder).index.columns.names == ["taken", "camera"]
+
+
+def test_counts_say_what_became_of_each_name(photos, index):
+    """Files that are swapped, that are moved over another, or that cannot be read any more, were counted twice."""
+    swapped = [(photos / name).read_bytes() for name in ("0.jpg", "2.jpg")]
+    rewrite(photos / "2.jpg", swapped[0])
+    rewrite(photos / "0.jpg", swapped[1])
+    (photos / "4.jpg").replace(photos / "sub" / "1.jpg")
+    put(photos, {"sub/3.jpg": b"", "empty.jpg": b""})
+    change = sync(index.folder)
+    counts = change.counts
+    assert (change.added, change.removed) == (0, 2)
+    assert (counts.changed, counts.moved, counts.copied, counts.unchanged) == (3, 0, 0, 1)
+
+
+def test_a_photo_that_moves_to_another_image_folder_or_comes_back_keeps_all(photos, index, tmp_path, no_model):
+    (tmp_path / "owners.csv").write_text("image,owner\n4.jpg,ann\n", encoding="utf-8")
+    update(index.folder, metadata=tmp_path / "owners.csv")
+    other = put(tmp_path / "other", {"0.jpg": photo(0)})
+    update(index.folder, add=other)
+    (photos / "4.jpg").rename(other / "four.jpg")
+    change = sync(index.folder)
+    assert (change.added, change.counts.moved, change.removed) == (0, 1, 0)
+    (other / "four.jpg").rename(tmp_path / "trash.jpg")
+    assert sync(index.folder).removed == 1
+    (tmp_path / "trash.jpg").rename(other / "four.jpg")
+    followed = sync(index.folder).index
+    assert dict(zip(*map(values_of(followed), ("image_id", "owner")), strict=True))["four.jpg"] == "ann"
+
+
+def test_a_folder_in_an_image_folder_is_refused_and_one_above_takes_the_others(dual, photos, index, tmp_path):
+    with pytest.raises(InputError, match=r"sub lies in .*photos, an image folder of .*, to which its images belong; "):
+        update(index.folder, add=photos / "sub")
+    inner = build(dual, photos / "sub", tmp_path / "inner", FLAT)
+    outer = update(inner.folder, add=photos)
+    paths = [outer.images.path(*outer.source_image(row)) for row in range(outer.num_rows)]
+    assert sorted(paths) == sorted(photos.rglob("*.jpg"))
+    (photos / "0.jpg").rename(photos / "sub" / "0.jpg")
+    assert (sync(inner.folder).counts.moved, sync(inner.folder).is_nothing) == (1, True)
+
+
+def test_what_becomes_of_a_file_that_is_no_photo_any_more(photos, index, tmp_path):
+    (tmp_path / "outside.jpg").write_bytes(photo(30))
+    for name in ("0.jpg", "2.jpg", "4.jpg"):
+        (photos / name).unlink()
+    (photos / "0.jpg").symlink_to(tmp_path / "outside.jpg")
+    (photos / "2.jpg").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  \0\0\0\x08mdat")
+    os.mkfifo(photos / "4.jpg")
+    change = sync(index.folder)
+    assert set(content(change.index)) == {"sub/1.jpg", "sub/3.jpg", "sub/5.jpg"}
+    assert {file["path"]: file["kind"] for file in change.skipped} == {
+        "0.jpg": "link",
+        "2.jpg": "video",
+        "4.jpg": "not-image",
+    }
+    assert sync(index.folder).index.document == change.index.document
+
+
 @pytest.mark.parametrize("problem", ["is gone", "has no images now"])
 def test_a_disk_that_is_not_mounted_removes_nothing(photos, index, problem):
     shutil.move(photos, photos.parent / "elsewhere")
@@ -180,15 +270,39 @@ def test_a_disk_that_is_not_mounted_removes_nothing(photos, index, problem):
     assert change.notes == (f"{photos} {problem}, and nothing was removed: is its disk mounted?",)
 
 
-def test_images_in_a_folder_that_cannot_be_read_now_are_kept(photos, index, monkeypatch):
-    scandir = os.scandir
+def test_what_was_left_out_stays_known_while_a_disk_is_not_mounted(photos, index, tmp_path, monkeypatch):
+    put(photos, {"bad.jpg": photo(7)[:300]})
+    other = put(tmp_path / "other", {"0.jpg": photo(0)})
+    update(index.folder, add=other)
+    sync(index.folder)
+    monkeypatch.setattr(models, "load_searchable", None)
+    photos.rename(tmp_path / "elsewhere")
+    put(other, {"1.jpg": photo(1)})
+    assert [file["path"] for file in sync(index.folder).skipped] == ["bad.jpg"]
+    (tmp_path / "elsewhere").rename(photos)
+    assert sync(index.folder).is_nothing
 
-    def refuse(path):
-        if str(path).endswith("/sub"):
-            raise PermissionError(13, "Permission denied", str(path))
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_images_in_a_folder_that_cannot_be_read_now_are_kept(photos, index, monkeypatch, mode):
+    """A folder may give its names, and not its files. The tests run as a user who may read everything."""
+    scandir, stat = os.scandir, Path.stat
+
+    def denied(path):
+        return PermissionError(13, "Permission denied", str(path))
+
+    def refuse_names(path):
+        if str(path).endswith("/sub") and not mode:
+            raise denied(path)
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    def refuse_files(path, **options):
+        if path.parent.name == "sub":
+            raise denied(path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "scandir", refuse_names)
+    monkeypatch.setattr(Path, "stat", refuse_files)
     (photos / "0.jpg").unlink()
     followed = sync(index.folder).index
     assert set(content(followed)) == {"2.jpg", "4.jpg", "sub/1.jpg", "sub/3.jpg", "sub/5.jpg"}
@@ -250,7 +364,7 @@ def test_a_moved_folder_keeps_its_rows(photos, index, tmp_path):
     (tmp_path / "disk").mkdir()
     shutil.move(photos, tmp_path / "disk" / "photos")
     for wrong, message in (
-        ((tmp_path / "other", tmp_path / "disk"), "is no image folder of .*; its image folders: "),
+        ((tmp_path / "other", tmp_path / "disk"), r"other is no image folder of .*; its image folders: "),
         ((photos, tmp_path / "disk"), "has 0 of 6 images of .* that were looked for"),
         ((photos, tmp_path / "nowhere"), "is no folder"),
     ):
@@ -260,6 +374,8 @@ def test_a_moved_folder_keeps_its_rows(photos, index, tmp_path):
     assert content(moved) == before
     assert moved.image_bytes(0) == (tmp_path / "disk" / "photos" / "0.jpg").read_bytes()
     assert sync(index.folder).is_nothing
+    # The same command again, as after a kill.
+    assert update(index.folder, moved=(photos, tmp_path / "disk" / "photos")).document == moved.document
     # A folder above the image folder, as the place of a disk.
     shutil.move(tmp_path / "disk", tmp_path / "usb")
     assert content(update(index.folder, moved=(tmp_path / "disk", tmp_path / "usb"))) == before
@@ -316,6 +432,32 @@ def test_watching_takes_what_comes_until_it_is_stopped(photos, index):
         stop.set()
         thread.join(60)
     assert (seen[0].is_nothing, seen[1].counts.copied, errors) == (True, 1, [])
+
+
+def test_watching_begins_while_another_run_writes_and_goes_on_with_a_folder_that_is_at_another_place(
+    photos, index, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(watch, "TRY_AGAIN_S", 0.1)
+    stop, seen, errors = threading.Event(), queue.Queue(), queue.Queue()
+    thread = threading.Thread(target=watch_index, args=(str(index.folder), seen.put, errors.put), kwargs={"stop": stop})
+    with distributed.lock(index.folder):
+        put(photos, {"new.jpg": photo(2)})
+        thread.start()
+        assert "another run is writing" in str(errors.get(timeout=60))
+    try:
+        assert seen.get(timeout=60).counts.copied == 1
+        photos.rename(tmp_path / "moved")
+        update(index.folder, moved=(photos, tmp_path / "moved"))
+        put(tmp_path / "moved", {"late.jpg": photo(2)})
+        # The first look finds the new place, and after it each message is of that.
+        found = 0
+        while not found:
+            change = seen.get(timeout=60)
+            found = change.counts.copied
+    finally:
+        stop.set()
+        thread.join(60)
+    assert errors.empty()
 
 
 def test_a_missing_package_of_watching_is_named(index, monkeypatch):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dcdctl.cli.views.terminal import note, printable, show, show_json
+from dcdctl.cli.views.terminal import note, printable, show, show_exactly, show_json
 from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def change_document(change: IndexChange, uploaded: Upload | None = None) -> dict
         "removed": change.removed,
         **asdict(change.counts),
         "left_out": len(change.skipped),
-        "left_out_by_kind": _by_kind(change),
+        "left_out_by_kind": _by_kind(change.skipped),
         "dims": index.dim,
         "kind": index.kind,
         "keywords": index.has_keywords,
@@ -42,7 +42,7 @@ def show_change(change: IndexChange, uploaded: Upload | None = None) -> None:
     from dcdctl.core import search
 
     index = change.index
-    _show_notes(change)
+    _show_notes(change, change.skipped)
     if reason := search.text_side_note(index.document):
         note(f"note: {reason}")
     counts = _counts(added=change.added, removed=change.removed)
@@ -57,8 +57,8 @@ def show_change(change: IndexChange, uploaded: Upload | None = None) -> None:
 
 
 def show_sync(change: IndexChange, uploaded: Upload | None = None) -> None:
-    """Show on one line what following the folders did."""
-    _show_notes(change)
+    """Show on one line what following the folders did, and of the files that are left out, which ones are new."""
+    _show_notes(change, change.newly_skipped)
     counts = change.counts
     new = change.added - counts.copied
     done = _counts(
@@ -73,27 +73,28 @@ def show_sync(change: IndexChange, uploaded: Upload | None = None) -> None:
     _show_upload(uploaded)
 
 
-def _show_notes(change: IndexChange) -> None:
+def _show_notes(change: IndexChange, skipped: Sequence[Mapping[str, Any]]) -> None:
+    """The files that are left out by kind, where all of them are listed, and the notes."""
     from dcdctl.core import data
 
-    skipped = change.skipped
-    for line in data.left_out_lines(_by_kind(change)):
+    for line in data.left_out_lines(_by_kind(skipped)):
         note(line)
     # Only damaged files by name: of the others, the kind says it all.
     damaged = [file for file in skipped if file.get("kind") == data.DAMAGED.kind]
     for file in damaged[:NUM_SKIPPED_SHOWN]:
         note(f"  {file['path']!r}: {file['reason']}")
-    if skipped:
-        note(f"left out: each is listed in {change.index.folder / str(change.index.document.skipped.file)}")
+    if change.skipped:
+        which = "each is" if len(skipped) == len(change.skipped) else f"{counted(len(change.skipped), 'files')} in all,"
+        note(f"left out: {which} listed in {change.index.folder / str(change.index.document.skipped.file)}")
     for text in change.notes:
         note(f"note: {printable(text)}")
 
 
-def _by_kind(change: IndexChange) -> dict[str, int]:
+def _by_kind(skipped: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     from dcdctl.core import data
 
     # Files that an earlier version left out have no kind.
-    return data.count_kinds(file.get("kind", "unreadable") for file in change.skipped)
+    return data.count_kinds(file.get("kind", "unreadable") for file in skipped)
 
 
 def _show_upload(uploaded: Upload | None) -> None:
@@ -114,7 +115,8 @@ def show_copies(groups: Sequence[SameImages], *, as_json: bool, as_csv: bool) ->
         from dcdctl.core.report import csv_text
 
         rows = [{"group": number, **row} for number, group in enumerate(groups, 1) for row in group.rows()]
-        return show(csv_text(rows).rstrip("\r\n"))
+        text = csv_text(rows)
+        return show_exactly(text, on_terminal=text.replace("\r\n", "\n").rstrip("\n"))
     for group in groups:
         how = "files of the same bytes" if group.same_bytes else "images that look alike"
         show(f"{len(group.images)} {how}")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING
 
-import typer
-
-from dcdctl.cli.views.terminal import note, printable, show, show_error, show_json
+from dcdctl.cli.views.terminal import note, printable, show, show_error, show_exactly, show_json
 from dcdctl.core.errors import DcdError
 from dcdctl.core.progress import counted
 
@@ -38,11 +35,7 @@ def show_paths(answer: SearchAnswer, *, end: str) -> None:
 
         raise InputError("the path of an image has a line break, so lines cannot tell paths apart", hint="add -0")
     for path in paths:
-        if sys.stdout.isatty():
-            typer.echo(printable(path))
-        else:
-            # Bytes, because a path may hold some that are not UTF-8.
-            typer.echo(os.fsencode(f"{path}{end}"), nl=False)
+        show_exactly(f"{path}{end}", on_terminal=printable(path))
     _show_notes(answer)
     if others := len(answer.hits) - len(paths):
         note(f"note: {counted(others, 'images')} of a corpus have no file of their own, and are left out")

@@ -160,6 +160,16 @@ def show(text: str) -> None:
         typer.echo(printable_lines(text))
 
 
+def show_exactly(text: str, *, on_terminal: str) -> None:
+    """Print a text that other programs read, byte by byte as file names are; a terminal gets another, with characters
+    that do not print escaped."""
+    if sys.stdout.isatty():
+        show(on_terminal)
+    elif is_main():
+        # A path may hold bytes that are not UTF-8.
+        typer.echo(os.fsencode(text), nl=False)
+
+
 def show_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Print named values, one per line."""
     for name, value in facts:

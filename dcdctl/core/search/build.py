@@ -40,12 +40,12 @@ from dcdctl.core.search import (
     vector_files,
 )
 from dcdctl.core.search.background import probe_texts
-from dcdctl.core.search.changes import Changes, IndexChange
+from dcdctl.core.search.changes import Changes, IndexChange, followed
 from dcdctl.core.search.columns import change
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.index_config import IndexConfig
-from dcdctl.core.search.part_files import ChangeCounts, PlannedParts, SourceImage
+from dcdctl.core.search.part_files import PlannedParts, SourceImage
 from dcdctl.core.search.storage import INDEX, TEXT, ImageSource, IndexDocument, IndexedModel, SealedFile, TextSide
 from dcdctl.core.search.stored import STORED, StoredTokens, StoredType
 
@@ -126,34 +126,30 @@ def change_index(
     files.check_output_folder(folder)
     source = None if changes.add is None else _source(folder, changes.add, changes.split)
     query = _load_query(before.document, changes.query_model)
-    counts = ChangeCounts()
     notes: list[str] = []
     with distributed.lock(folder):
         # Read again, because another run may have changed the index before this one had the lock.
-        index = _alter(FolderIndex.open(folder), changes, track)
-        followed = [each for each in index.document.sources if not each.is_corpus] if changes.sync else []
-        for each in followed if source is None or source in followed else [*followed, source]:
-            build, planned = plan.plan_images(index, each, are_given=bool(changes.vectors), follow=each in followed)
+        before = FolderIndex.open(folder)
+        skipped_before = storage.skipped_of(folder, before.document) if changes.sync else []
+        index = _alter(before, changes, track)
+        folders = [each for each in index.document.sources if not each.is_corpus] if changes.sync else []
+        for each in folders if source is None or source in folders else [*folders, source]:
+            build, planned = plan.plan_images(index, each, are_given=bool(changes.vectors), follow=each in folders)
             assert planned is not None, "only the build of a new index can have ended before"
             index = _fill(index, build, planned, changes, compute, track)
-            counts += planned.counts
             notes += planned.notes
         # All files that were indexed without a look at their EXIF data are read only when the user asks for it.
         reads_all = changes.sync or index.config.exif != before.config.exif
         first_row = 0 if reads_all else before.num_rows
         index, more_notes = _set_columns(index, changes, metadata, track, first_row=first_row)
+        notes += more_notes
         if query is not None:
             index = _set_query_model(index, query, str(changes.query_model))
-        skipped = storage.skipped_of(folder, index.document) if followed or source is not None else []
-    num_new = index.num_rows - before.num_rows - counts.changed - counts.moved
-    return IndexChange(
-        index,
-        skipped,
-        added=num_new,
-        removed=counts.removed if changes.sync else index.document.removed.count - before.document.removed.count,
-        counts=counts,
-        notes=(*notes, *more_notes),
-    )
+        skipped = storage.skipped_of(folder, index.document) if folders or source is not None else []
+    if changes.sync:
+        return followed(before, index, skipped=skipped, skipped_before=skipped_before, notes=tuple(notes))
+    num_removed = index.document.removed.count - before.document.removed.count
+    return IndexChange(index, skipped, added=index.num_rows - before.num_rows, removed=num_removed, notes=tuple(notes))
 
 
 def _check_inputs(changes: Changes) -> ImageColumns | None:
@@ -194,7 +190,7 @@ def _new_index(
     if stored_type is StoredTokens and changes.vectors:
         raise ConfigError(f"--vectors has a vector per image, and {ref} one per token", hint="leave --vectors out")
     # Before the model is loaded, which takes seconds. As many images are counted as decide whether a graph is made.
-    first = itertools.islice(sources.list_images(source, folder), settings.flat_up_to + 1)
+    first = itertools.islice(sources.list_images(source, [folder]), settings.flat_up_to + 1)
     _check_packages(settings, sum(isinstance(item, SourceImage) for item in first))
     INDEX.check_folder(folder)
     model = model or _loaded(ref, track)
@@ -294,7 +290,8 @@ def _move(index: FolderIndex, old: Path, new: Path) -> FolderIndex:
         if distributed.is_main():
             document = index.document
             sources = upkeep.moved_sources(index, old, new)
-            commit.seal(index.folder, replace(document, generation=document.generation + 1, sources=sources))
+            if sources != document.sources:
+                commit.seal(index.folder, replace(document, generation=document.generation + 1, sources=sources))
     return FolderIndex.open(index.folder)
 
 

@@ -56,35 +56,21 @@ class SourceImage:
     """The row of the index that has the vectors of a file of the same bytes; None for an image to embed."""
 
 
+UNREADABLE = "unreadable"
+"""The kind of a file or folder that the system does not let us read."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SkippedFile:
     """A file of a source that could not be indexed."""
 
     path: str
     reason: str
-    kind: str = "unreadable"
+    kind: str = UNREADABLE
     """Such as "heif": a key of `UNREAD` in data/images/formats.py."""
     num_bytes: int | None = field(default=None, compare=False)
     modified_ns: int | None = field(default=None, compare=False)
     """As of an image: a file that is still the same is not read again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChangeCounts:
-    """What following a folder found, in images."""
-
-    changed: int = 0
-    """Files with other bytes under the same name, which are read again."""
-    moved: int = 0
-    """Files with the bytes of one that is gone."""
-    copied: int = 0
-    """Files with the bytes of another image of the index."""
-    removed: int = 0
-    """Files that are gone."""
-    unchanged: int = 0
-
-    def __add__(self, other: ChangeCounts) -> ChangeCounts:
-        return ChangeCounts(**{name: count + getattr(other, name) for name, count in asdict(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +83,6 @@ class PlannedParts:
     num_embedded: int
     """The first parts, whose images are embedded; those of the others take the vectors of rows (`copied_from`)."""
     skipped: tuple[SkippedFile, ...]
-    counts: ChangeCounts = field(default_factory=ChangeCounts)
     notes: tuple[str, ...] = ()
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import fields, replace
+from pathlib import Path
 
 from dcdctl.core import artifacts, distributed, models
 from dcdctl.core import config as configs
@@ -62,8 +63,8 @@ def plan_images(
 def with_source(index: FolderIndex, source: ImageSource) -> tuple[ImageSource, ...]:
     """The sources of an index, with this one.
 
-    StaleError for another corpus at the place of one, InputError if the index has some of its splits, whose images
-    would be there twice.
+    StaleError for another corpus at the place of one, InputError if the index has some of its splits, or a folder that
+    it lies in: its images would be there twice.
     """
     # A folder is known by its place, whatever images it has now; a corpus by its fingerprint too.
     listed = index.document.sources
@@ -75,6 +76,11 @@ def with_source(index: FolderIndex, source: ImageSource) -> tuple[ImageSource, .
             )
         return listed
     for path, split in places:
+        if split is None and source.split is None and Path(source.path).is_relative_to(path):
+            raise InputError(
+                f"{source.path} lies in {path}, an image folder of {index.folder}, to which its images belong",
+                hint=f"dcdctl index {index.folder} --sync, or --add {path}, adds what is new in it",
+            )
         if source.split is not None and path == source.path and share_split(source.split, str(split)):
             raise InputError(
                 f"{index.folder} has split {split} of {source.path}, and split {source.split} was to be added",
@@ -151,6 +157,5 @@ def _plan_parts(build: Build, index: FolderIndex) -> PlannedParts:
         rows=tuple(map(len, parts)),
         num_embedded=num_embedded,
         skipped=tuple(changes.skipped),
-        counts=changes.counts,
         notes=changes.notes,
     )

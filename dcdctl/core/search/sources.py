@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -37,6 +38,7 @@ def find_source(images: Path, split: str | None = None) -> ImageSource:
         )
     # The index may be searched from another working directory.
     path = path.resolve()
+    check_name(path)
     if (path / data.CORPUS_FILE).is_file():
         corpus = Corpus.open(path, split or data.all_splits(path))
         if repeated := [image_id for image_id, count in Counter(corpus.image_ids).items() if count > 1]:
@@ -52,15 +54,29 @@ def find_source(images: Path, split: str | None = None) -> ImageSource:
     return ImageSource(kind="folder", path=str(path))
 
 
-def list_images(source: ImageSource, ignored: Path) -> Iterator[SourceImage | SkippedFile]:
-    """The images of a source in a fixed order, and files that cannot be images; the folder `ignored` is left out."""
+def check_name(folder: Path) -> None:
+    """InputError for an image folder whose path an index cannot hold."""
+    if _printable(str(folder)) != str(folder):
+        raise InputError(
+            f"the path {_printable(str(folder))} is not UTF-8", hint="rename the folder: a link to it changes nothing"
+        )
+
+
+def folders_in(source: ImageSource, others: Sequence[ImageSource]) -> list[Path]:
+    """The other image folders that lie in one: an image belongs to the innermost."""
+    inner = [Path(other.path) for other in others if not other.is_corpus and other.path != source.path]
+    return [path for path in inner if path.is_relative_to(source.path)]
+
+
+def list_images(source: ImageSource, ignored: Sequence[Path]) -> Iterator[SourceImage | SkippedFile]:
+    """The images of a source in a fixed order, and files that cannot be images; `ignored` folders are left out."""
     if source.is_corpus:
         corpus = Corpus.open(Path(source.path), str(source.split))
         return (SourceImage(image_id=image_id, corpus_row=row) for row, image_id in enumerate(corpus.image_ids))
-    return _files(Path(source.path), ignored.resolve())
+    return _files(Path(source.path), {path.resolve() for path in ignored})
 
 
-def _files(root: Path, ignored: Path) -> Iterator[SourceImage | SkippedFile]:
+def _files(root: Path, ignored: Set[Path]) -> Iterator[SourceImage | SkippedFile]:
     """Files sorted by name, before the files of subfolders; without hidden files and the folders that macOS adds to
     zips."""
     failed: list[OSError] = []
@@ -78,7 +94,7 @@ def _files(root: Path, ignored: Path) -> Iterator[SourceImage | SkippedFile]:
         links = [name for name in folders if (here / name).is_symlink()]
         # In place, because os.walk visits what this list then holds; sorted, because file systems list in any order.
         visible = [name for name in folders if name not in links and _is_visible(name)]
-        folders[:] = sorted(name for name in visible if here / name != ignored)
+        folders[:] = sorted(name for name in visible if here / name not in ignored)
         for name in sorted([*names, *links]):
             if _is_visible(name):
                 yield _source_image(here / name, root)
@@ -92,13 +108,14 @@ def _source_image(path: Path, root: Path) -> SourceImage | SkippedFile:
     try:
         status = path.stat()
     except OSError as error:
-        if path.is_symlink():
+        # Of a file that cannot be looked at, it is not known whether it is a link.
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) and path.is_symlink():
             return SkippedFile(path=name, reason="a broken link", kind="broken-link")
         return SkippedFile(path=name, reason=f"{error.strerror}")
     if stat.S_ISDIR(status.st_mode):
         return SkippedFile(path=name, reason="a link to a folder, which is not followed", kind="link")
     if not stat.S_ISREG(status.st_mode):
-        return SkippedFile(path=name, reason="not a regular file")
+        return SkippedFile(path=name, reason="not a regular file", kind="not-image")
     return SourceImage(image_id=name, path=name, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
 
 

@@ -20,12 +20,12 @@ from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.places import refuse_url
 from dcdctl.core.search import sources, storage
-from dcdctl.core.search.changes import Changes, IndexChange
+from dcdctl.core.search.changes import ChangeCounts, Changes, IndexChange
 from dcdctl.core.search.columns import change
 from dcdctl.core.search.exact import Rows, spread_over
 from dcdctl.core.search.image_files import FileFacts
 from dcdctl.core.search.index import FolderIndex
-from dcdctl.core.search.part_files import ChangeCounts, SkippedFile, SourceImage
+from dcdctl.core.search.part_files import UNREADABLE, SkippedFile, SourceImage
 from dcdctl.core.search.storage import ImageSource
 
 SHOWN = 3
@@ -50,7 +50,6 @@ class SourceChanges:
     """Rows to remove: images that are gone, and those that get a row of their new bytes."""
     skipped: Sequence[SkippedFile] = ()
     """All files of the source that are not indexed."""
-    counts: ChangeCounts = field(default_factory=ChangeCounts)
     notes: tuple[str, ...] = ()
 
 
@@ -84,20 +83,12 @@ def compare_source(index: FolderIndex, source: ImageSource, *, follow: bool) -> 
     seen = _look_at(index, source, follow=follow)
     touched, changed = _told_apart(index, source, seen.suspects)
     known, unknown = _known_again(index, source, [*(image for _, image in changed), *seen.new], seen.gone)
-    num_moved = len({image.copied_from for image in known} & seen.gone)
     return SourceChanges(
         new=unknown,
         known=known,
         touched=touched,
         removed=np.array(sorted({*seen.outdated, *seen.gone, *(row for row, _ in changed)}), dtype=np.int64),
         skipped=seen.skipped,
-        counts=ChangeCounts(
-            changed=len(changed),
-            moved=num_moved,
-            copied=len(known) - num_moved,
-            removed=len(seen.gone) - num_moved,
-            unchanged=seen.num_unchanged + len(touched),
-        ),
         notes=seen.notes,
     )
 
@@ -105,7 +96,6 @@ def compare_source(index: FolderIndex, source: ImageSource, *, follow: bool) -> 
 def up_to_date(index: FolderIndex) -> IndexChange | None:
     """The index unchanged, if all its folders are as they were indexed; None if one is to be compared closely. Reads no
     file of the folders."""
-    num_unchanged = 0
     notes: list[str] = []
     skipped = storage.skipped_of(index.folder, index.document)
     for number, source in enumerate(index.document.sources):
@@ -116,11 +106,10 @@ def up_to_date(index: FolderIndex) -> IndexChange | None:
         is_same = seen.notes or before == {file.path for file in seen.skipped}
         if seen.new or seen.suspects or seen.gone or seen.outdated or not is_same:
             return None
-        num_unchanged += seen.num_unchanged
         notes += seen.notes
     if change.has_columns_to_fill(index, first_row=0):
         return None
-    return IndexChange(index, skipped, counts=ChangeCounts(unchanged=num_unchanged), notes=tuple(notes))
+    return IndexChange(index, skipped, counts=ChangeCounts(unchanged=index.num_images), notes=tuple(notes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,20 +123,26 @@ class _Seen:
     outdated: Sequence[int] = ()
     """Earlier rows of an image that has a later one: a change was killed between the two."""
     skipped: Sequence[SkippedFile] = ()
-    num_unchanged: int = 0
     notes: tuple[str, ...] = ()
 
 
 def _look_at(index: FolderIndex, source: ImageSource, *, follow: bool) -> _Seen:
-    files = list(sources.list_images(source, index.folder))
+    files = list(sources.list_images(source, [index.folder, *sources.folders_in(source, index.document.sources)]))
     listed = [file for file in files if isinstance(file, SourceImage)]
     skipped = [file for file in files if isinstance(file, SkippedFile)]
     rows, outdated = _rows_by_id(index, source)
+    skipped_before = _skipped_before(index, source)
     if follow and rows and not listed:
         problem = "has no images now" if Path(source.path).is_dir() else "is gone"
-        return _Seen(notes=(f"{source.path} {problem}, and nothing was removed: is its disk mounted?",))
-    unread = _unread(index, source)
-    new, suspects, num_unchanged = [], [], 0
+        note = f"{source.path} {problem}, and nothing was removed: is its disk mounted?"
+        return _Seen(skipped=skipped_before, notes=(note,))
+    # By name, size and time: a file that could not be read is not tried again before it changes.
+    unread: dict[tuple[str, int | None, int | None], SkippedFile] = {
+        (file.path, file.num_bytes, file.modified_ns): file
+        for file in skipped_before
+        if file.modified_ns is not None and not is_read_now(file.kind)
+    }
+    new, suspects = [], []
     for image in listed:
         row = rows.pop(image.image_id, None)
         if row is None:
@@ -158,15 +153,12 @@ def _look_at(index: FolderIndex, source: ImageSource, *, follow: bool) -> _Seen:
                 skipped.append(earlier)
         elif follow and not _is_as_indexed(index, row, image):
             suspects.append((row, image))
-        else:
-            num_unchanged += 1
     return _Seen(
         new=new,
         suspects=suspects,
         gone=_gone(rows, skipped) if follow else frozenset(),
         outdated=outdated,
         skipped=skipped,
-        num_unchanged=num_unchanged,
     )
 
 
@@ -184,16 +176,15 @@ def _rows_by_id(index: FolderIndex, source: ImageSource) -> tuple[dict[str, int]
     return rows, outdated
 
 
-def _unread(index: FolderIndex, source: ImageSource) -> dict[tuple[str, int | None, int | None], SkippedFile]:
-    """The files of a source that could not be read, by name, size and time."""
+def _skipped_before(index: FolderIndex, source: ImageSource) -> list[SkippedFile]:
+    """The files of a source that were left out so far."""
     if source not in index.document.sources:
-        return {}
+        return []
     number = index.document.sources.index(source)
-    found: dict[tuple[str, int | None, int | None], SkippedFile] = {}
+    found = []
     for entry in storage.skipped_of(index.folder, index.document):
-        file = SkippedFile(**{key: value for key, value in entry.items() if key != "source"})
-        if entry["source"] == number and file.modified_ns is not None and not is_read_now(file.kind):
-            found[file.path, file.num_bytes, file.modified_ns] = file
+        if entry["source"] == number:
+            found.append(SkippedFile(**{key: value for key, value in entry.items() if key != "source"}))
     return found
 
 
@@ -205,11 +196,15 @@ def _is_as_indexed(index: FolderIndex, row: int, image: SourceImage) -> bool:
 
 
 def _gone(rows: dict[str, int], skipped: Sequence[SkippedFile]) -> set[int]:
-    """The rows of images that are not among the listed ones. Those in a folder that cannot be read now are not
-    gone."""
-    unreadable = {file.path for file in skipped}
-    is_kept = {name for name in rows if any(parent.as_posix() in unreadable for parent in Path(name).parents)}
-    return {row for name, row in rows.items() if name not in is_kept}
+    """The rows of images that are not among the listed ones. Files that cannot be looked at now, and those in a folder
+    that cannot be read, are not gone."""
+    unreadable = {file.path for file in skipped if file.kind == UNREADABLE}
+    gone = set()
+    for name, row in rows.items():
+        places = [name, *(parent.as_posix() for parent in Path(name).parents)]
+        if unreadable.isdisjoint(places):
+            gone.add(row)
+    return gone
 
 
 def _told_apart(
@@ -221,7 +216,7 @@ def _told_apart(
     touched, changed = {}, []
     digests = _digests(source, [image for _, image in suspects])
     for (row, image), digest in zip(suspects, digests, strict=True):
-        if digest is None:  # it cannot be read now
+        if digest is None:
             continue
         # Of an index of an earlier dcdctl, or of given vectors, no file was ever looked at.
         if sha256_R[row] in (digest, None):
@@ -234,18 +229,21 @@ def _told_apart(
 def _known_again(
     index: FolderIndex, source: ImageSource, images: Sequence[SourceImage], gone: Set[int]
 ) -> tuple[list[SourceImage], list[SourceImage]]:
-    """The images whose file has the bytes of one of the index, with its row, and the others. Of several rows one that
-    is gone comes first: its image moved."""
+    """The images whose file has the bytes of a row, with that row, and the others.
+
+    Of several rows one that is gone comes first: its image moved. Removed rows have their vectors still: an image that
+    moved to another folder, or that came back.
+    """
     bytes_R, _, sha256_R = index.image_files.stamps
     if source.is_corpus or not images or not len(bytes_R):
         return [], list(images)
     rows_of: dict[bytes, list[int]] = {}
-    for row in np.flatnonzero(index.is_live).tolist():
-        digest = sha256_R[row]
+    for row, digest in enumerate(sha256_R):
         if digest is not None:
             rows_of.setdefault(digest, []).append(row)
+    is_removed = index.is_removed.tolist()
     for rows in rows_of.values():
-        rows.sort(key=lambda row: row not in gone)
+        rows.sort(key=lambda row: (row not in gone, is_removed[row]))
     sizes = set(bytes_R)
     candidates = [image for image in images if image.num_bytes in sizes]
     row_of: dict[str, int] = {}
@@ -259,14 +257,15 @@ def _known_again(
 
 
 def _digests(source: ImageSource, images: Sequence[SourceImage]) -> list[bytes | None]:
-    """The SHA-256 of each file; None for one that cannot be read."""
+    """The SHA-256 of each file; None for one that the system does not let us read, and no bytes for one that is left
+    out, such as a video."""
     root = Path(source.path)
 
     def digest_of(image: SourceImage) -> bytes | None:
         try:
             return hashlib.sha256(FolderImageFile(root, str(image.path)).read()).digest()
-        except RowError:
-            return None
+        except RowError as error:
+            return None if error.kind == UNREADABLE else b""
 
     return list(read_in_threads(digest_of, images, HASHING_THREADS))
 
@@ -352,14 +351,17 @@ def moved_sources(index: FolderIndex, old: Path, new: Path) -> tuple[ImageSource
     numbers = [
         number for number, source in enumerate(listed) if not source.is_corpus and Path(source.path).is_relative_to(was)
     ]
+    if not now.is_dir():
+        raise InputError(f"{new} is no folder", hint="name the place where the images are now")
+    sources.check_name(now)
     if not numbers:
+        if any(not source.is_corpus and Path(source.path).is_relative_to(now) for source in listed):
+            return listed  # a command that was killed after this step is run again
         folders = ", ".join(source.path for source in listed if not source.is_corpus) or "none"
         raise InputError(
             f"{old} is no image folder of {index.folder}, and none is in it",
             hint=f"its image folders: {folders}; of files that moved within one, --sync takes note",
         )
-    if not now.is_dir():
-        raise InputError(f"{new} is no folder", hint="name the place where the images are now")
     moved = list(listed)
     for number in numbers:
         folder = now / Path(listed[number].path).relative_to(was)

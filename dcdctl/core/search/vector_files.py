@@ -77,7 +77,7 @@ def write_image_list(ref: str, images: Path, folder: Path) -> dict[str, Any]:
     files.check_output_folder(folder)
     if not files.is_vacant(folder):
         raise InputError(f"{folder} is not empty, a new folder is expected", hint="name another folder")
-    digest, found_files = models.load_dual(ref).digest, sources.list_images(source, folder)
+    digest, found_files = models.load_dual(ref).digest, sources.list_images(source, [folder])
     listed = (item for item in found_files if not isinstance(item, SkippedFile))
     num_images = num_files = 0
     with files.atomic_folder(folder) as partial:

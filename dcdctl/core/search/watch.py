@@ -7,27 +7,34 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from dcdctl.core.errors import DcdError, InputError, require_extra
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import upkeep
 from dcdctl.core.search.changes import Changes, IndexChange
+from dcdctl.core.search.index import FolderIndex
+
+if TYPE_CHECKING:
+    from dcdctl.core.devices import Compute
 
 LOOK_AGAIN_S = 60
 """Seconds after which the folders are compared without a message of the system: a network drive may send none."""
+TRY_AGAIN_S = 5
+"""The same after an error: another run writes to the index, or the disk is full."""
 
 
-def sync_index(place: str, *, track: Track = silent) -> IndexChange:
-    """Follow the image folders of an index once. Torch is imported only if something happened in them."""
+def sync_index(place: str, *, compute: Callable[[], Compute] | None = None, track: Track = silent) -> IndexChange:
+    """Follow the image folders of an index once. Torch is imported, and `compute` called, only if something happened in
+    them."""
     index = upkeep.open_to_change(place)
     if (same := upkeep.up_to_date(index)) is not None:
         return same
     from dcdctl.core import devices
     from dcdctl.core.search.build import change_index
-    from dcdctl.core.search.embed import DEFAULT_BATCH_SIZE
 
-    compute = devices.Compute(device=devices.choose("auto"), batch_size=DEFAULT_BATCH_SIZE)
-    return change_index(place, Changes(sync=True), compute=compute, track=track)
+    how = devices.Compute(device=devices.choose("auto")) if compute is None else compute()
+    return change_index(place, Changes(sync=True), compute=how, track=track)
 
 
 def watch_index(
@@ -36,43 +43,55 @@ def watch_index(
     on_error: Callable[[DcdError], None],
     *,
     stop: Event | None = None,
+    compute: Callable[[], Compute] | None = None,
     track: Track = silent,
 ) -> None:
-    """Follow the image folders of an index until `stop` is set. `on_change` gets each change, the first one at once;
-    `on_error` what went wrong with one, which is tried again with the next.
+    """Follow the image folders of an index until `stop` is set. `on_change` gets each change, and the first comparison
+    whatever it finds; `on_error` what went wrong, once. It is tried again until it goes well.
 
     MissingError without the package watchfiles, InputError for an index without an image folder.
     """
     require_extra("watch", "watchfiles", needed_by="--watch")
-    folders = [Path(source.path) for source in upkeep.open_to_change(place).document.sources if not source.is_corpus]
+    folders = _folders(upkeep.open_to_change(place))
     if not folders:
         raise InputError(f"{place} is of a corpus, and no image folder can be watched", hint="leave --watch out")
     stop = stop or Event()
-    on_change(sync_index(place, track=track))
+    is_first, problem, next_look = True, None, -math.inf
     while not stop.is_set():
-        for _ in _moments([folder for folder in folders if folder.is_dir()], folders, stop):
+        for is_due in _seconds([folder for folder in folders if folder.is_dir()], folders, stop):
+            if not (is_due or time.monotonic() > next_look):
+                continue
             try:
-                change = sync_index(place, track=track)
+                change = sync_index(place, compute=compute, track=track)
             except DcdError as error:
-                on_error(error)
-            else:
-                if not change.is_nothing:
-                    on_change(change)
+                if problem != str(error):
+                    on_error(error)
+                problem, next_look = str(error), time.monotonic() + TRY_AGAIN_S
+                continue
+            if is_first or change.newly_skipped or not change.is_nothing:
+                on_change(change)
+            is_first, problem, next_look = False, None, time.monotonic() + LOOK_AGAIN_S
+            if folders != (folders := _folders(change.index)):
+                break  # another command moved or added one
 
 
-def _moments(there: Sequence[Path], folders: Sequence[Path], stop: Event) -> Iterator[None]:
-    """The moments to compare: at once, when files changed in folders that are there and rest again, and every
-    `LOOK_AGAIN_S`. Ends when another of the folders is there."""
+def _folders(index: FolderIndex) -> list[Path]:
+    return [Path(source.path) for source in index.document.sources if not source.is_corpus]
+
+
+def _seconds(there: Sequence[Path], folders: Sequence[Path], stop: Event) -> Iterator[bool]:
+    """Each second, whether to compare at once: at the start, and when files changed in folders that are there and rest
+    again. Ends when another of the folders is there."""
     # Imported here: only the extra has it.
     from watchfiles import watch
 
-    compared_at = -math.inf
+    yield True
+    is_due = True  # what happens during the first comparison has no message
     # Messages that come during a comparison wait for the next one. A copy of a video changes many times.
     for messages in watch(
         *there, watch_filter=None, stop_event=stop, step=500, debounce=10_000, rust_timeout=1000, yield_on_timeout=True
     ):
         if [folder for folder in folders if folder.is_dir()] != list(there):
             return
-        if messages or time.monotonic() > compared_at + LOOK_AGAIN_S:
-            yield
-            compared_at = time.monotonic()
+        yield is_due or bool(messages)
+        is_due = False

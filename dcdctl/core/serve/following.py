@@ -10,13 +10,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dcdctl.core.errors import DcdError, InputError, require_extra
 from dcdctl.core.search import IndexChange, open_to_change, watch_index
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.job import Job
 from dcdctl.core.stores import is_store
+
+if TYPE_CHECKING:
+    from dcdctl.core.devices import Compute
 
 PARENT_CHECK_S = 1.0
 """Seconds between looks whether the service is still there."""
@@ -42,7 +47,8 @@ def followed(job: Job) -> Iterator[None]:
     process = multiprocessing.get_context("spawn").Process(
         target=_follow, args=(job, os.getpid()), name="dcdctl serve --watch", daemon=True
     )
-    process.start()
+    with _without_interrupts():
+        process.start()
     try:
         yield
     finally:
@@ -50,9 +56,23 @@ def followed(job: Job) -> Iterator[None]:
         process.join()
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A block whose processes are started deaf to Ctrl-C, which goes to all processes of a terminal: the service ends
+    them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    # The process of multiprocessing itself comes first: its start would let the signal through again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _follow(job: Job, service: int) -> None:
-    # Ctrl-C reaches both processes; the service ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop = threading.Event()
 
     def wait_for_the_end() -> None:
@@ -70,5 +90,11 @@ def _follow(job: Job, service: int) -> None:
     def on_error(error: DcdError) -> None:
         logs.SERVICE.error("%s does not follow its folders: %s", Path(job.place).name, error)
 
+    def compute() -> Compute:
+        from dcdctl.core import devices
+
+        devices.use_threads(job.threads)
+        return devices.Compute(device=devices.choose(job.device))
+
     with logs.to_stderr(job.config):
-        watch_index(job.place, on_change, on_error, stop=stop)
+        watch_index(job.place, on_change, on_error, stop=stop, compute=compute)

@@ -311,7 +311,8 @@ def kind_of(error: Exception, path: Path) -> str:
     kind = str(getattr(error, "kind", CANNOT_OPEN.kind))
     if kind == NOT_IMAGE.kind and suffix_of(path.name) in IMAGE_SUFFIXES:
         return DAMAGED.kind
-    if kind == VIDEO.kind and any(path.with_name(name).exists() for name in _photos_of(path.name)):
+    photos = [path.with_name(name) for name in _photos_of(path.name) if name != path.name]
+    if kind == VIDEO.kind and any(photo.exists() for photo in photos):
         return LIVE_VIDEO.kind
     return kind
 

@@ -4,7 +4,7 @@ embedded."""
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dcdctl.core.search.changes import Changes
 
 EXIF_COLUMNS = {"none": {}, "camera": CAMERA_COLUMNS, "place": EXIF_TYPES}
+PLACE_NAMES = ("city", "country")
 EXIF_THREADS = 4
 """Threads that read EXIF data: most of the time they wait for the disk."""
 
@@ -70,7 +71,7 @@ def changed_table(
             raise InputError(f"the index {index.folder} has no column {name!r} to drop", hint=f"its columns: {known}")
         del columns[name]
     _set_from_corpora(columns, index)
-    _set_from_copied_rows(columns, index)
+    _set_from_earlier_rows(columns, index)
     if metadata is not None:
         _set_from_metadata(columns, index, metadata, notes)
     facts = _with_exif(index, first_row, track)
@@ -163,14 +164,47 @@ def _set_from_metadata(columns: dict[str, pa.Array], index: FolderIndex, read: I
         _set(index, columns, name, new, is_set=is_named, where=read.where)
 
 
-def _set_from_copied_rows(columns: dict[str, pa.Array], index: FolderIndex) -> None:
-    """All columns of the row that is gone, for a new row of the same file under another name."""
-    origin_R = index.image_files.table.column("copied_from").fill_null(-1).to_numpy()
+def _set_from_earlier_rows(columns: dict[str, pa.Array], index: FolderIndex) -> None:
+    """The columns of rows that are gone, for new rows of the same images.
+
+    A file of the same bytes has all of them. A file of the same name has other bytes now, and the columns that the user
+    gave; what the file says is read from it again.
+    """
     is_new_R = np.arange(index.num_rows) >= index.stored_columns.num_covered
-    is_moved_R = is_new_R & (origin_R >= 0) & index.is_removed[np.maximum(origin_R, 0)]
-    places = pa.array(np.where(is_moved_R, origin_R, np.arange(index.num_rows)))
+    if not (columns and is_new_R.any()):
+        return
+    facts = index.image_files.table
+    origin_R = facts.column("copied_from").fill_null(-1).to_numpy()
+    is_same_file_R = is_new_R & (origin_R >= 0) & index.is_removed[np.maximum(origin_R, 0)]
+    earlier_R = _earlier_rows(index, set(origin_R[is_new_R].tolist()))
+    is_same_name_R = is_new_R & ~is_same_file_R & (earlier_R >= 0)
+    from_R = np.where(is_same_file_R, origin_R, np.where(is_same_name_R, earlier_R, np.arange(index.num_rows)))
+    places = pa.array(from_R)
     for name in columns:
-        columns[name] = columns[name].take(places)
+        values = columns[name].take(places)
+        if name in EXIF_TYPES and values.type == EXIF_TYPES[name]:
+            is_of_file = pc.equal(values, facts.column(name).combine_chunks().take(places)).fill_null(False)
+            values = pc.if_else(pc.and_(pa.array(is_same_name_R), is_of_file), None, values)
+        elif name in PLACE_NAMES and index.config.exif == "place":
+            values = pc.if_else(pa.array(is_same_name_R), None, values)
+        columns[name] = values
+
+
+def _earlier_rows(index: FolderIndex, moved: Set[int]) -> Rows:
+    """(R,): the last removed row that each new row has the name of; -1 without one, and if its file has another name
+    now."""
+    ids, source_R = index.values("image_id").to_pylist(), index.source_R.tolist()
+    found = np.full(index.num_rows, -1, np.int64)
+    last: dict[tuple[int, str], int] = {}
+    for row, name in enumerate(ids):
+        image = source_R[row], name
+        if row >= index.stored_columns.num_covered:
+            found[row] = last.get(image, -1)
+        elif index.is_removed[row] and row not in moved:
+            last[image] = row
+        else:
+            last.pop(image, None)
+    return found
 
 
 def _with_exif(index: FolderIndex, first_row: int, track: Track) -> pa.Table | None:
@@ -201,14 +235,13 @@ def _set_from_exif(
     reads_R = _knows_exif(index, facts)
     if not reads_R.any():
         return
-    is_old_R = reads_R & (np.arange(index.num_rows) < index.stored_columns.num_covered)
-    read_before = index.image_files.table.column("exif_read").filter(pa.array(is_old_R))
-    had_place = "place" in read_before.unique().to_pylist()
+    # Removed rows count: the column may have been dropped when they were there.
+    read_before = index.image_files.table.column("exif_read")[: index.stored_columns.num_covered].unique().to_pylist()
     found = {name: facts.column(name).combine_chunks() for name in EXIF_COLUMNS[index.config.exif]}
     if index.config.exif == "place":
         found |= _names_of_places(found["latitude"], found["longitude"], notes)
     for name, new in found.items():
-        was_made = is_old_R.any() and (name in CAMERA_COLUMNS or had_place)
+        was_made = "place" in read_before or (name in CAMERA_COLUMNS and "camera" in read_before)
         if name in dropped or (was_made and name not in columns):
             continue
         is_set = reads_R
@@ -227,7 +260,7 @@ def _names_of_places(latitudes: pa.Array, longitudes: pa.Array, notes: list[str]
     except MissingError as error:
         notes.append(f"places have no names: {error}")
         return {}
-    return {"city": pa.array(cities, pa.string()), "country": pa.array(countries, pa.string())}
+    return dict(zip(PLACE_NAMES, (pa.array(names, pa.string()) for names in (cities, countries)), strict=True))
 
 
 def _degrees(coordinates: pa.Array) -> NDArray[np.float64]:
