@@ -17,6 +17,7 @@ from dcdctl.core.search import ann, copies, image_files, keywords, segments, sto
 from dcdctl.core.search.columns.table import write_columns
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
+from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.storage import INDEX, IndexDocument, ListFile
 
 
@@ -59,13 +60,14 @@ def commit(
     return storage.read_document(folder)
 
 
-def seal_columns(index: FolderIndex, columns: pa.Table, facts: pa.Table | None) -> None:
-    """Write index.json with other columns, and with `facts` other facts of the same files."""
+def seal_columns(index: FolderIndex, columns: pa.Table, facts: pa.Table | None, settings: IndexConfig) -> None:
+    """Write index.json with other columns and settings, and with `facts` other facts of the same files."""
     generation, folder = index.document.generation + 1, index.folder
-    document = replace(index.document, generation=generation, columns=write_columns(folder, generation, columns))
+    entry = write_columns(folder, generation, columns)
+    document = replace(index.document, generation=generation, columns=entry, settings=settings)
     if facts is not None:
-        entry = image_files.write_files_table(folder, generation, facts, index.image_files.group_R)
-        document = replace(document, image_files=entry)
+        files_entry = image_files.write_files_table(folder, generation, facts, index.image_files.group_R)
+        document = replace(document, image_files=files_entry)
     seal(folder, document)
 
 
