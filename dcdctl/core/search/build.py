@@ -442,9 +442,8 @@ def _set_columns(
             table, facts = change.changed_table(index, changes, metadata, first_row=first_row, notes=notes, track=track)
             stored = index.stored_columns
             if stored.num_covered not in (0, index.num_rows) or not table.equals(stored.table()) or facts is not None:
-                settings, of_files = index.config, change.EXIF_COLUMNS[index.config.exif].keys()
-                # If all of them are dropped, no column is left to remember that.
-                if of_files & {*changes.drop_columns} and not of_files & {*table.column_names}:
-                    settings = replace(settings, exif="none")
+                # No column would be left to remember that.
+                drops_all = change.drops_all_of_files(index, changes, table)
+                settings = replace(index.config, exif="none") if drops_all else index.config
                 commit.seal_columns(index, table, facts, settings)
     return FolderIndex.open(index.folder), tuple(notes)

@@ -79,6 +79,13 @@ def changed_table(
     return pa.table(columns), facts
 
 
+def drops_all_of_files(index: FolderIndex, changes: Changes, table: pa.Table) -> bool:
+    """Whether the last of the columns that the image files gave is dropped."""
+    given = EXIF_COLUMNS[index.config.exif].keys()
+    was_read = index.image_files.table.column("exif_read").null_count < index.num_rows
+    return was_read and bool(given & {*changes.drop_columns}) and not given & {*table.column_names}
+
+
 def has_columns_to_fill(index: FolderIndex, *, first_row: int) -> bool:
     """Whether rows have not had a chance to get values from their corpus or from what is known of their file, or from
     `first_row` on from the file itself."""
