@@ -506,6 +506,25 @@ def test_watching_begins_while_another_run_writes_and_goes_on_with_a_folder_that
     assert errors.empty()
 
 
+def test_folders_that_the_system_does_not_watch_are_compared_at_times(photos, index, monkeypatch):
+    def refuse(*folders, **options):
+        raise OSError("OS file watch limit reached.")
+
+    monkeypatch.setattr("watchfiles.watch", refuse)
+    monkeypatch.setattr(watch, "LOOK_AGAIN_S", 0.1)
+    stop, seen, errors = threading.Event(), queue.Queue(), queue.Queue()
+    thread = threading.Thread(target=watch_index, args=(str(index.folder), seen.put, errors.put), kwargs={"stop": stop})
+    thread.start()
+    try:
+        assert seen.get(timeout=60).is_nothing
+        assert "fs.inotify.max_user_watches" in str(errors.get(timeout=60))
+        put(photos, {"late.jpg": photo(2)})
+        assert seen.get(timeout=60).counts.copied == 1
+    finally:
+        stop.set()
+        thread.join(60)
+
+
 def test_a_missing_package_of_watching_is_named(index, monkeypatch):
     monkeypatch.setitem(sys.modules, "watchfiles", None)
     with pytest.raises(DcdError, match="watchfiles"):
