@@ -4,7 +4,8 @@ their images."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -108,6 +109,17 @@ class Index(search.FolderIndex):
             return same
         compute = devices.Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
         return self._change(Changes(sync=True), compute=compute, track=api.track(progress))
+
+    def watch(self, on_change: Callable[[IndexChange], None], *, stop: threading.Event | None = None) -> None:
+        """Follow the image folders until `stop` is set, in this thread; `on_change` gets each change, the first at
+        once. What cannot be done now is said to the logger `dcdctl`, and tried again. MissingError without the package
+        watchfiles."""
+
+        def take(change: IndexChange) -> None:
+            self._open(change.index.document)
+            on_change(change)
+
+        search.watch_index(str(self.folder), take, lambda error: say(str(error)), stop=stop)
 
     def moved(self, old: Ref, new: Ref) -> IndexChange:
         """Say that an image folder, or one above it, is at another place now; nothing is embedded. InputError if the

@@ -105,11 +105,10 @@ class Photos:
             )
             return Lesson(Prepare(csv=self.captions, images=self.images, out=library.data), student)
         if self.queries is not None:
-            start = () if self.model is None else (f"model.start={os.fspath(self.model)}",)
             return Lesson(
                 Prepare(images=self.images, queries=self.queries, out=library.data),
                 Distill(OF_POOLS, library.data, library.run, teacher=self.teacher, resume=resume),
-                start,
+                (f"model.start={self.pretrained}",),
             )
         return None
 
@@ -119,13 +118,7 @@ class Photos:
         a model over two encoders learns."""
         if self.captions is not None:
             return None
-        if self.model is not None:
-            return os.fspath(self.model)
-        if self.queries is None:
-            return DEFAULT_MODEL
-        from dcdctl.core.training import load_recipe
-
-        return load_recipe(OF_POOLS).model.start
+        return DEFAULT_MODEL if self.model is None else os.fspath(self.model)
 
     def check(self) -> None:
         """An error for what cannot be, before anything is written; ConfigError for options that exclude each other."""

@@ -173,7 +173,7 @@ CAPTIONED = "photos photos captions.csv --out mine"
         (
             "photos photos --queries queries.txt --teacher siglip --out mine",
             [
-                "openai/clip-vit-base-patch32 is no",
+                f"{DEFAULT_MODEL} is no",
                 "photos --model DIR --queries queries.txt --teacher siglip --out mine",
             ],
         ),

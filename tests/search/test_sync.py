@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from image_files import png, put
 from kills import kill_often
-from made_index import build, update, write_index
+from made_index import build, unit_vectors, update, write_index
 from PIL import Image
 from PIL.ExifTags import Base
 from tiny import make_models
@@ -586,6 +586,28 @@ def test_copies_and_look_alikes_are_one_hit_and_listed(dual, tmp_path):
     (folder / "a.jpg").unlink()
     hits = sync(index.folder).index.search(query, 99)[0]
     assert [(hit.name, hit.copies) for hit in hits if hit.copies] == [("c.jpg", ("b.jpg",))]
+
+
+def test_look_alikes_are_closer_than_nearly_all_unlike_images(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors = unit_vectors(60, dim=4)
+    index = write_index(tmp_path / "index", [vectors])
+    hashes = [int(value) for value in rng.integers(0, 2**64, 60, dtype=np.uint64)]
+    hashes[1] = hashes[0] ^ 1  # a copy of 0, which does not count
+    facts = facts_table([FileFacts(dhash=value) for value in hashes])
+    wide = vectors.astype(np.float64)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    unlike = [
+        wide[one] @ wide[other]
+        for one in range(60)
+        for other in range(one)
+        if (hashes[one] ^ hashes[other]).bit_count() > 16
+    ]
+    monkeypatch.setattr(copies, "MOST_NEEDED", 2)
+    assert copies.least_cosine(facts, index.stored) == pytest.approx(np.quantile(unlike, 0.999), abs=1e-6)
+    # Without an image that is unlike another, and without any.
+    same = facts_table([FileFacts(dhash=0) for _ in range(60)])
+    assert copies.least_cosine(same, index.stored) == 2
 
 
 def test_images_without_structure_look_alike_only_if_their_vectors_do(tmp_path):

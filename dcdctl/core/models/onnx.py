@@ -50,6 +50,7 @@ from dcdctl.core.models.late import LateInteraction, Model, Searchable
 from dcdctl.core.models.onnx_towers import TOWERS, OnnxTowers, image_inputs, require_onnx
 from dcdctl.core.models.preprocess import quietly
 from dcdctl.core.models.protocols import Preprocessor
+from dcdctl.core.models.references.folders import SETTINGS_FILE
 from dcdctl.core.models.text_tower import Padding, TextSettings, TextTower
 
 TEXT_PACKAGES = ("onnx", "onnxruntime")
@@ -246,7 +247,7 @@ def export_text_tower(
 
 def _listed(saved: Path, names: Sequence[str]) -> dict[str, artifacts.Document]:
     """The entries of files of a saved model, named from the folder above it."""
-    if not (saved / saved_folder.SETTINGS_FILE).exists():  # another library's
+    if not (saved / SETTINGS_FILE).exists():  # another library's
         return artifacts.list_files(saved.parent, names)
     # As they were saved: to hash a large model again takes a second.
     entries = {f"{saved.name}/{name}": entry for name, entry in saved_folder.listed_in(saved).items()}

@@ -1,16 +1,18 @@
 """Images that are the same: a file of the same bytes takes the vectors that are there, and copies and look-alikes are
 found among all rows.
 
-Two images look alike if their difference hashes are within `NEAR_BITS` and their vectors nearly point the same way: the
-hashes of unlike images without structure, such as dark photos and blank pages, are near too.
+Two images look alike if their difference hashes are within `NEAR_BITS`, and their vectors are closer than those of
+nearly all unlike images: the hashes of blank pages, dark photos and drawings of one layout are near too. How close that
+is depends on the model, so it is measured in each index.
 
-Shape letters: R rows, D width, P pairs.
+Shape letters: R rows, D width, P pairs, S sampled rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,20 @@ from dcdctl.core import distributed
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import NEAR_BITS
 from dcdctl.core.search import image_files, part_files
-from dcdctl.core.search.exact import Floats, Rows
+from dcdctl.core.search.exact import Floats, Rows, spread_over
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.part_files import PlannedParts
 from dcdctl.core.search.readers import READERS
 from dcdctl.core.search.storage import IndexDocument
 from dcdctl.core.search.stored import Stored, StoredTokens
 
-LEAST_COSINE = 0.9
-"""Of the vectors of look-alikes."""
+UNLIKE_BITS = 16
+"""Images whose hashes differ in more bits are unlike. Of random photos half of the 64 bits differ."""
+ABOVE_UNLIKE = 0.999
+"""Share of the pairs of unlike images whose cosine look-alikes exceed."""
+MOST_NEEDED = 0.95
+"""A cosine that is enough for any model: a few unlike images, or an untrained model, may have none below."""
+SAMPLE = 1000
 _BLOCK_BITS = 16
 _PAIR_BLOCK = 65_536
 """Pairs whose vectors are compared together."""
@@ -53,13 +60,19 @@ def group_rows(folder: Path, document: IndexDocument, facts: pa.Table) -> NDArra
     """(R,): the first row of the copies and look-alikes of each row; its own if there are none."""
     group_R = np.arange(len(facts))
     reader = READERS[document.model.kind](folder, document)
+    # Measured only where hashes are near, which is rare.
+    least = cache(lambda: least_cosine(facts, reader.stored))
     for firsts, others, are_equal in _candidates(facts):
-        is_same = np.ones(len(firsts), np.bool_) if are_equal else _look_alike(reader.stored, firsts, others)
-        for first, other in zip(firsts[is_same].tolist(), others[is_same].tolist(), strict=True):
+        is_pair = firsts != others
+        firsts, others = firsts[is_pair], others[is_pair]
+        if len(firsts) and not are_equal:
+            is_alike = _cosines(reader.stored, firsts, others) >= least()
+            firsts, others = firsts[is_alike], others[is_alike]
+        for first, other in zip(firsts.tolist(), others.tolist(), strict=True):
             _join(group_R, first, other)
-    # Each row may still point to a row that points to another.
-    for row in range(len(group_R)):
-        group_R[row] = group_R[group_R[row]]
+    # A row may still point to a row that points to another.
+    while not np.array_equal(group_R, group_R[group_R]):
+        group_R = group_R[group_R]
     return group_R
 
 
@@ -113,15 +126,27 @@ def _near(hashes: NDArray[np.uint64]) -> Iterator[tuple[Rows, Rows]]:
             distance += 1
 
 
-def _look_alike(stored_of: Callable[[Rows], Stored], firsts: Rows, others: Rows) -> NDArray[np.bool_]:
-    """(P,): whether the vectors of the pairs point nearly the same way."""
-    is_alike_P = np.zeros(len(firsts), np.bool_)
+def least_cosine(facts: pa.Table, stored_of: Callable[[Rows], Stored]) -> float:
+    """The cosine that look-alikes need in an index: more than `ABOVE_UNLIKE` of its unlike images have, in a sample."""
+    hash_R = facts.column("dhash").combine_chunks()
+    rows = np.flatnonzero(hash_R.is_valid().to_numpy(zero_copy_only=False))
+    rows = rows[spread_over(len(rows), SAMPLE)]
+    hash_S = hash_R.take(pa.array(rows)).to_numpy()
+    directions_SD = _directions(stored_of(rows))
+    is_unlike_SS = np.triu(np.bitwise_count(hash_S[:, None] ^ hash_S) > UNLIKE_BITS)
+    cosines_P = (directions_SD @ directions_SD.T)[is_unlike_SS]
+    return min(MOST_NEEDED, float(np.quantile(cosines_P, ABOVE_UNLIKE))) if len(cosines_P) else MOST_NEEDED
+
+
+def _cosines(stored_of: Callable[[Rows], Stored], firsts: Rows, others: Rows) -> Floats:
+    """(P,): the cosines of the vectors of pairs of rows."""
+    cosine_P = np.zeros(len(firsts), np.float32)
     for start in range(0, len(firsts), _PAIR_BLOCK):
         here = slice(start, start + _PAIR_BLOCK)
         rows, places = np.unique(np.concatenate([firsts[here], others[here]]), return_inverse=True)
         one_PD, other_PD = np.split(_directions(stored_of(rows))[places], 2)
-        is_alike_P[here] = (one_PD * other_PD).sum(axis=1) >= LEAST_COSINE
-    return is_alike_P
+        cosine_P[here] = (one_PD * other_PD).sum(axis=1)
+    return cosine_P
 
 
 def _directions(stored: Stored) -> Floats:

@@ -1,4 +1,5 @@
-"""A process beside a service that keeps its index at one with the image folders, and lets the service load it again."""
+"""A process beside a service that keeps its index at one with the image folders. The service opens an index again that
+has changed on disk."""
 
 from __future__ import annotations
 
@@ -13,11 +14,10 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcdctl.core.errors import ConfigError, DcdError, InputError, require_extra
+from dcdctl.core.errors import DcdError, InputError, require_extra
 from dcdctl.core.search import IndexChange, open_to_change, watch_index
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.job import Job
-from dcdctl.core.serve.listener import HANGUP
 from dcdctl.core.stores import is_store
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ def check_watch(place: str) -> None:
             "a store does not say where its image folders are",
             hint="follow the index that fills it: dcdctl index INDEX --sync --to URL",
         )
-    if HANGUP is None:
-        raise ConfigError("--watch reloads the index by a signal that this system lacks", hint="leave --watch out")
     require_extra("watch", "watchfiles", needed_by="--watch")
     if all(source.is_corpus for source in open_to_change(place).document.sources):
         raise InputError(f"{place} is of a corpus, and no image folder can be watched", hint="leave --watch out")
@@ -43,25 +41,35 @@ def check_watch(place: str) -> None:
 
 @contextmanager
 def followed(job: Job) -> Iterator[None]:
-    """A block in which another process follows the image folders of an index. It has a memory of its own, in which the
+    """A block in which another process follows the image folders of the index. It has a memory of its own, in which the
     model is loaded only while images are embedded."""
     # Started fresh, because a fork would take over the threads and the sockets of the service.
     process = multiprocessing.get_context("spawn").Process(
         target=_follow, args=(job, os.getpid()), name="dcdctl serve --watch", daemon=True
     )
-    # Ctrl-C goes to all processes of a terminal, and the service ends this one. The process of multiprocessing itself
-    # comes first: its start would let the signal through again.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with _without_interrupts():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         yield
     finally:
         process.terminate()
         process.join()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A block whose processes are started deaf to Ctrl-C, which goes to all processes of a terminal: the service ends
+    them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    # The process of multiprocessing itself comes first: its start would let the signal through again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _follow(job: Job, service: int) -> None:
@@ -76,8 +84,8 @@ def _follow(job: Job, service: int) -> None:
     threading.Thread(target=wait_for_the_end, daemon=True).start()
 
     def on_change(change: IndexChange) -> None:
-        if not change.is_nothing and HANGUP is not None:
-            os.kill(service, HANGUP)
+        if not change.is_nothing:
+            logs.SERVICE.info("%d images after a change of the folders", change.index.num_images)
 
     def on_error(error: DcdError) -> None:
         logs.SERVICE.error("%s does not follow its folders: %s", Path(job.place).name, error)

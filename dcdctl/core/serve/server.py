@@ -41,7 +41,7 @@ def serve(job: Job, *, on_start: Callable[[Started], None], watch: bool = False)
     """Answer searches of an index, in a folder or a store, until SIGINT or SIGTERM; requests in progress are answered
     first.
 
-    SIGHUP reloads the index and its model, and `watch` lets a process follow its image folders and do so.
+    SIGHUP reloads the index and its model; with `watch` a process follows its image folders.
 
     `on_start` is called when the service accepts requests. InputError if the port is not available, MissingError
     without the packages of the extra, ConfigError for a weak key, and the errors of `devices.choose` and
@@ -67,7 +67,6 @@ def serve(job: Job, *, on_start: Callable[[Started], None], watch: bool = False)
             )
             logs.SERVICE.info("listening", extra={"facts": asdict(started) | {"pid": os.getpid()}})
             on_start(started)
-            # Not earlier: until it answers, the signal would end the service.
             if watch:
                 beside.enter_context(followed(job))
 
