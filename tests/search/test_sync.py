@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from image_files import png, put
 from made_index import build, killed_before, unit_vectors, update, write_index
@@ -21,6 +22,7 @@ from PIL.ExifTags import Base
 from tiny import make_models
 
 from dcdctl.core import distributed, models
+from dcdctl.core.data import FolderImageFile, RowError
 from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.search import FolderIndex, IndexConfig, commit, copies, part_files, upkeep, watch
 from dcdctl.core.search import build as build_module
@@ -295,19 +297,21 @@ def test_what_was_left_out_stays_known_while_a_disk_is_not_mounted(photos, index
 
 @pytest.mark.parametrize("mode", [0o000, 0o444])
 def test_images_in_a_folder_that_cannot_be_read_now_are_kept(photos, index, monkeypatch, mode):
-    """A folder may give its names, and not its files. The tests run as a user who may read everything."""
+    """A folder may give its names, and not its files and folders. The tests run as a user who may read everything."""
+    put(photos, {"sub/deep/6.jpg": photo(6)})
+    sync(index.folder)
     scandir, stat = os.scandir, Path.stat
 
     def denied(path):
         return PermissionError(13, "Permission denied", str(path))
 
     def refuse_names(path):
-        if str(path).endswith("/sub") and not mode:
+        if (str(path).endswith("/sub") and not mode) or str(path).endswith("/deep"):
             raise denied(path)
         return scandir(path)
 
     def refuse_files(path, **options):
-        if path.parent.name == "sub":
+        if path.parent.name in ("sub", "deep"):
             raise denied(path)
         return stat(path, **options)
 
@@ -315,7 +319,49 @@ def test_images_in_a_folder_that_cannot_be_read_now_are_kept(photos, index, monk
     monkeypatch.setattr(Path, "stat", refuse_files)
     (photos / "0.jpg").unlink()
     followed = sync(index.folder).index
-    assert set(content(followed)) == {"2.jpg", "4.jpg", "sub/1.jpg", "sub/3.jpg", "sub/5.jpg"}
+    assert set(content(followed)) == {"2.jpg", "4.jpg", "sub/1.jpg", "sub/3.jpg", "sub/5.jpg", "sub/deep/6.jpg"}
+
+
+def test_a_file_that_may_be_read_by_now_is_tried_again(photos, index, monkeypatch):
+    put(photos, {"new.jpg": photo(7)})
+    read, access = FolderImageFile.read, os.access
+
+    def refuse(file):
+        if file.name == "new.jpg":
+            raise RowError("its image cannot be read (Permission denied)")
+        return read(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderImageFile, "read", refuse)
+        assert [file["kind"] for file in sync(index.folder).skipped] == ["unreadable"]
+        patch.setattr(os, "access", lambda path, mode: path.name != "new.jpg" and access(path, mode))
+        patch.setattr(models, "load_searchable", None)
+        assert sync(index.folder).is_nothing
+    assert sync(index.folder).added == 1
+
+
+def test_an_index_of_given_vectors_notices_an_edited_photo(dual, photos, index, tmp_path):
+    names = [index.name(row) for row in range(index.num_rows)]
+    vectors = index.stored(np.arange(index.num_rows)).data.astype(np.float32)
+    pq.write_table(pa.table({"image_id": names, "vector": vectors.tolist()}), tmp_path / "given.parquet")
+    given = build(dual, photos, tmp_path / "of given", FLAT, given=tmp_path / "given.parquet")
+    rewrite(photos / "0.jpg", photo(20))
+    change = sync(given.folder)
+    assert (change.counts.changed, change.counts.unchanged) == (1, 5)
+    assert content(change.index) == as_new(dual, photos, tmp_path / "new")
+    # By now the bytes of all files are known.
+    (photos / "2.jpg").rename(photos / "two.jpg")
+    assert sync(given.folder).counts.moved == 1
+    with pytest.raises(DcdError, match="leave --sync out"):
+        update(given.folder, add=photos, sync=True, vectors=(str(tmp_path / "given.parquet"),))
+
+
+def test_a_time_after_the_year_2262_is_a_time(photos, index):
+    put(photos, {"late.jpg": photo(7)})
+    os.utime(photos / "late.jpg", ns=(2**63 + 10**9,) * 2)
+    if (photos / "late.jpg").stat().st_mtime_ns < 2**63:
+        pytest.skip("this file system has no such time")
+    assert (sync(index.folder).added, sync(index.folder).is_nothing) == (1, True)
 
 
 def test_a_file_that_cannot_be_read_is_tried_again_when_it_changes(photos, index, monkeypatch):
@@ -471,6 +517,25 @@ def test_watching_begins_while_another_run_writes_and_goes_on_with_a_folder_that
         stop.set()
         thread.join(60)
     assert errors.empty()
+
+
+def test_folders_that_the_system_does_not_watch_are_compared_at_times(photos, index, monkeypatch):
+    def refuse(*folders, **options):
+        raise OSError("OS file watch limit reached.")
+
+    monkeypatch.setattr("watchfiles.watch", refuse)
+    monkeypatch.setattr(watch, "LOOK_AGAIN_S", 0.1)
+    stop, seen, errors = threading.Event(), queue.Queue(), queue.Queue()
+    thread = threading.Thread(target=watch_index, args=(str(index.folder), seen.put, errors.put), kwargs={"stop": stop})
+    thread.start()
+    try:
+        assert seen.get(timeout=60).is_nothing
+        assert "fs.inotify.max_user_watches" in str(errors.get(timeout=60))
+        put(photos, {"late.jpg": photo(2)})
+        assert seen.get(timeout=60).counts.copied == 1
+    finally:
+        stop.set()
+        thread.join(60)
 
 
 def test_a_missing_package_of_watching_is_named(index, monkeypatch):

@@ -118,6 +118,11 @@ def change_index(
     if changes.vectors and changes.add is None:
         hint = "name the images with --images and --out, or with --add"
         raise ConfigError("--vectors are the vectors of images that are new", hint=hint)
+    if changes.vectors and changes.sync:
+        raise ConfigError(
+            "--vectors has the vectors of the images to add, and --sync embeds what is new in all folders",
+            hint="leave --sync out, and follow the folders in a second command",
+        )
     before = upkeep.open_to_change(place)
     folder = before.folder
     if not upkeep.has_changes(before, changes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import itertools
 import os
@@ -22,6 +21,8 @@ from dcdctl.core.search.storage import ImageSource
 T = TypeVar("T")
 OPEN_CORPORA = 256
 """Maximum number of open corpora; the least recently used is closed."""
+MOST_NS = 2**63 - 1
+"""What a table holds of a time: up to the year 2262. A damaged file system may give a later one."""
 
 
 def find_source(images: Path, split: str | None = None) -> ImageSource:
@@ -91,7 +92,7 @@ def _files(root: Path, ignored: Set[Path]) -> Iterator[SourceImage | SkippedFile
         yield from take_failed()
         here = Path(folder)
         # os.walk lists links to folders among the folders, and does not follow them.
-        links = [name for name in folders if (here / name).is_symlink()]
+        links = [name for name in folders if _is_link(here / name)]
         # In place, because os.walk visits what this list then holds; sorted, because file systems list in any order.
         visible = [name for name in folders if name not in links and _is_visible(name)]
         folders[:] = sorted(name for name in visible if here / name not in ignored)
@@ -101,6 +102,14 @@ def _files(root: Path, ignored: Set[Path]) -> Iterator[SourceImage | SkippedFile
     yield from take_failed()
 
 
+def _is_link(path: Path) -> bool:
+    """Whether a path is a link; a path that cannot be looked at is none."""
+    try:
+        return path.is_symlink()
+    except OSError:
+        return False
+
+
 def _source_image(path: Path, root: Path) -> SourceImage | SkippedFile:
     name = path.relative_to(root).as_posix()
     if _printable(name) != name:
@@ -108,15 +117,15 @@ def _source_image(path: Path, root: Path) -> SourceImage | SkippedFile:
     try:
         status = path.stat()
     except OSError as error:
-        # Of a file that cannot be looked at, it is not known whether it is a link.
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) and path.is_symlink():
+        if not isinstance(error, PermissionError) and _is_link(path):
             return SkippedFile(path=name, reason="a broken link", kind="broken-link")
         return SkippedFile(path=name, reason=f"{error.strerror}")
     if stat.S_ISDIR(status.st_mode):
         return SkippedFile(path=name, reason="a link to a folder, which is not followed", kind="link")
     if not stat.S_ISREG(status.st_mode):
         return SkippedFile(path=name, reason="not a regular file", kind="not-image")
-    return SourceImage(image_id=name, path=name, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+    modified_ns = max(-MOST_NS, min(status.st_mtime_ns, MOST_NS))
+    return SourceImage(image_id=name, path=name, num_bytes=status.st_size, modified_ns=modified_ns)
 
 
 def _is_visible(name: str) -> bool:

@@ -118,7 +118,7 @@ class _Seen:
 
     new: Sequence[SourceImage] = ()
     suspects: Sequence[tuple[int, SourceImage]] = ()
-    """Rows whose file has another size or time."""
+    """Rows whose file has another size or time, or was never read."""
     gone: Set[int] = frozenset()
     outdated: Sequence[int] = ()
     """Earlier rows of an image that has a later one: a change was killed between the two."""
@@ -147,7 +147,10 @@ def _look_at(index: FolderIndex, source: ImageSource, *, follow: bool) -> _Seen:
         row = rows.pop(image.image_id, None)
         if row is None:
             earlier = unread.get((image.image_id, image.num_bytes, image.modified_ns))
-            if earlier is None:
+            # Rights change without a change of the file.
+            if earlier is None or (
+                earlier.kind == UNREADABLE and os.access(Path(source.path, image.image_id), os.R_OK)
+            ):
                 new.append(image)
             else:
                 skipped.append(earlier)
@@ -191,6 +194,12 @@ def _skipped_before(index: FolderIndex, source: ImageSource) -> list[SkippedFile
 def _is_as_indexed(index: FolderIndex, row: int, image: SourceImage) -> bool:
     if image.corpus_row is not None:
         return True
+    _, _, sha256_R = index.image_files.stamps
+    return sha256_R[row] is not None and _has_stamp(index, row, image)
+
+
+def _has_stamp(index: FolderIndex, row: int, image: SourceImage) -> bool:
+    """Whether a file has the size and the time that a row has noted."""
     bytes_R, modified_R, _ = index.image_files.stamps
     return bytes_R[row] == image.num_bytes and modified_R[row] == image.modified_ns
 
@@ -212,14 +221,15 @@ def _told_apart(
 ) -> tuple[dict[int, FileFacts], list[tuple[int, SourceImage]]]:
     """Files of another size or time, by their bytes: those that are as they were, with what is known now, and those
     that changed."""
-    *_, sha256_R = index.image_files.stamps
+    bytes_R, _, sha256_R = index.image_files.stamps
     touched, changed = {}, []
     digests = _digests(source, [image for _, image in suspects])
     for (row, image), digest in zip(suspects, digests, strict=True):
         if digest is None:
             continue
-        # Of an index of an earlier dcdctl, or of given vectors, no file was ever looked at.
-        if sha256_R[row] in (digest, None):
+        # Of given vectors, only the size and the time are known so far; of an index of an earlier dcdctl, nothing.
+        is_first_look = sha256_R[row] is None and (bytes_R[row] is None or _has_stamp(index, row, image))
+        if is_first_look or sha256_R[row] == digest:
             touched[row] = replace(FileFacts.listed(image), sha256=digest)
         else:
             changed.append((row, image))

@@ -58,7 +58,7 @@ def watch_index(
     stop = stop or Event()
     is_first, problem, next_look = True, None, -math.inf
     while not stop.is_set():
-        for is_due in _seconds([folder for folder in folders if folder.is_dir()], folders, stop):
+        for is_due in _seconds([folder for folder in folders if folder.is_dir()], folders, stop, on_error):
             if not (is_due or time.monotonic() > next_look):
                 continue
             try:
@@ -79,19 +79,41 @@ def _folders(index: FolderIndex) -> list[Path]:
     return [Path(source.path) for source in index.document.sources if not source.is_corpus]
 
 
-def _seconds(there: Sequence[Path], folders: Sequence[Path], stop: Event) -> Iterator[bool]:
+def _seconds(
+    there: Sequence[Path], folders: Sequence[Path], stop: Event, on_error: Callable[[DcdError], None]
+) -> Iterator[bool]:
     """Each second, whether to compare at once: at the start, and when files changed in folders that are there and rest
     again. Ends when another of the folders is there."""
     # Imported here: only the extra has it.
     from watchfiles import watch
 
+    def is_another_there() -> bool:
+        return [folder for folder in folders if folder.is_dir()] != list(there)
+
     yield True
     is_due = True  # what happens during the first comparison has no message
-    # Messages that come during a comparison wait for the next one. A copy of a video changes many times.
-    for messages in watch(
-        *there, watch_filter=None, stop_event=stop, step=500, debounce=10_000, rust_timeout=1000, yield_on_timeout=True
-    ):
-        if [folder for folder in folders if folder.is_dir()] != list(there):
-            return
-        yield is_due or bool(messages)
-        is_due = False
+    try:
+        # Messages that come during a comparison wait for the next one. A copy of a video changes many times.
+        for messages in watch(
+            *there,
+            watch_filter=None,
+            stop_event=stop,
+            step=500,
+            debounce=10_000,
+            rust_timeout=1000,
+            yield_on_timeout=True,
+        ):
+            if is_another_there():
+                return
+            yield is_due or bool(messages)
+            is_due = False
+    except OSError as error:
+        on_error(
+            DcdError(
+                f"the system does not watch all folders, which are compared every {LOOK_AGAIN_S} seconds now ({error})",
+                hint="on Linux, fs.inotify.max_user_watches is the limit",
+            )
+        )
+        while not (stop.wait(1) or is_another_there()):
+            yield is_due
+            is_due = False
