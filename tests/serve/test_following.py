@@ -99,8 +99,11 @@ def test_a_photo_comes_and_goes_in_a_browser_and_ctrl_c_ends_both_processes(made
         assert children
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(TIMEOUT_S) == 0
-        assert all(map(has_ended, children))
-    assert (tmp_path / "log").read_text() == "Ctrl-C stops it\n"
+        # One of them is multiprocessing's own, and ends once it has cleaned up.
+        until(lambda: all(map(has_ended, children)))
+    # A process that was still taking over its work says so if the service is killed then.
+    if end == signal.SIGINT:
+        assert (tmp_path / "log").read_text() == "Ctrl-C stops it\n"
 
 
 @needs_proc
