@@ -120,6 +120,10 @@ def list_its_duplicates(library: PhoneLibrary, index: Path) -> None:
     table = run("index", index, "--duplicates")
     assert table.stdout.count("images that look alike") + table.stdout.count("files of the same bytes") == len(groups)
     assert "new/a second copy\\n.avif" in table.stdout
+    found = document_of("search", index, "a dog", "-k", 99)["hits"]
+    assert {len(hit["copies"]) for hit in found} >= {0, 1}
+    shown = run("search", index, "a dog", "-k", 99).stdout
+    assert shown.count(" copies") == sum(bool(hit["copies"]) for hit in found)
     num_more = len(group_of) - len(groups)
     assert table.stderr == f"{len(groups)} groups, {num_more} images beside the first of each; none is deleted\n"
     rows = list(csv.DictReader(io.StringIO(run("index", index, "--duplicates", "--csv").stdout, newline="")))

@@ -19,6 +19,7 @@ from image_files import png, put
 from made_index import build, killed_before, unit_vectors, update, write_index
 from PIL import Image
 from PIL.ExifTags import Base
+from processes import TIMEOUT_S
 from tiny import make_models
 
 from dcdctl.core import distributed, models
@@ -404,7 +405,9 @@ def test_an_index_that_knows_no_files_gets_to_know_them(dual, photos, index, no_
 
 def test_a_folder_of_files_that_are_indexed_takes_their_vectors(photos, index, tmp_path, no_model):
     shutil.copytree(photos, tmp_path / "backup")
-    added = update(index.folder, add=tmp_path / "backup")
+    change = build_module.change_index(str(index.folder), build_module.Changes(add=tmp_path / "backup"))
+    assert change.notes == ("6 files have the bytes of an image of the index, whose vectors were taken",)
+    added = change.index
     rows = np.flatnonzero(added.is_live)
     vectors = added.stored(rows).data
     np.testing.assert_array_equal(vectors[:6], vectors[6:])
@@ -483,13 +486,13 @@ def test_watching_takes_what_comes_until_it_is_stopped(photos, index):
     )
     thread.start()
     try:
-        assert came.wait(60)
+        assert came.wait(TIMEOUT_S)
         came.clear()
         put(photos, {"late.jpg": photo(2)})
-        assert came.wait(60)
+        assert came.wait(TIMEOUT_S)
     finally:
         stop.set()
-        thread.join(60)
+        thread.join(TIMEOUT_S)
     assert (seen[0].is_nothing, seen[1].counts.copied, errors) == (True, 1, [])
 
 
@@ -515,7 +518,7 @@ def test_watching_begins_while_another_run_writes_and_goes_on_with_a_folder_that
             found = change.counts.copied
     finally:
         stop.set()
-        thread.join(60)
+        thread.join(TIMEOUT_S)
     assert errors.empty()
 
 
@@ -535,7 +538,7 @@ def test_folders_that_the_system_does_not_watch_are_compared_at_times(photos, in
         assert seen.get(timeout=60).counts.copied == 1
     finally:
         stop.set()
-        thread.join(60)
+        thread.join(TIMEOUT_S)
 
 
 def test_a_missing_package_of_watching_is_named(index, monkeypatch):
@@ -612,14 +615,14 @@ def test_look_alikes_are_closer_than_nearly_all_unlike_images(tmp_path, monkeypa
     wide /= np.linalg.norm(wide, axis=1, keepdims=True)
     unlike = [
         wide[one] @ wide[other]
-        for one in range(60)
+        for one in range(TIMEOUT_S)
         for other in range(one)
         if (hashes[one] ^ hashes[other]).bit_count() > 16
     ]
     monkeypatch.setattr(copies, "MOST_NEEDED", 2)
     assert copies.least_cosine(facts, index.stored) == pytest.approx(np.quantile(unlike, 0.999), abs=1e-6)
     # Without an image that is unlike another, and without any.
-    same = facts_table([FileFacts(dhash=0) for _ in range(60)])
+    same = facts_table([FileFacts(dhash=0) for _ in range(TIMEOUT_S)])
     assert copies.least_cosine(same, index.stored) == 2
 
 

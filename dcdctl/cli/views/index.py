@@ -120,7 +120,9 @@ def show_copies(groups: Sequence[SameImages], *, as_json: bool, as_csv: bool) ->
     for group in groups:
         how = "files of the same bytes" if group.same_bytes else "images that look alike"
         show(f"{len(group.images)} {how}")
-        for name, num_bytes in zip(group.images, group.num_bytes, strict=True):
-            show(f"{'' if num_bytes is None else f'{num_bytes:,}':>14}  {printable(name)}")
+        # Whole paths: two folders may have images of one name.
+        for row in group.rows():
+            num_bytes = "" if row["bytes"] is None else f"{row['bytes']:,}"
+            show(f"{num_bytes:>14}  {printable(row['path'] or row['image'])}")
     num_more = sum(len(group.images) - 1 for group in groups)
     note(f"{counted(len(groups), 'groups')}, {counted(num_more, 'images')} beside the first of each; none is deleted")

@@ -95,8 +95,9 @@ def _show_hits(index: ImageIndex, answer: SearchAnswer) -> None:
     show("  ".join([*(f"{title:>{width}}" for title, width, _ in columns), "image"]))
     for place, hit in enumerate(answer.hits):
         show("  ".join([*(f"{texts[place]:>{width}}" for _, width, texts in columns), printable(hit.name)]))
-        if values := columns_text(hit):
-            show(indent + printable(values))
+        copies = [f"{1 + len(hit.copies)} copies"] if hit.copies else []
+        if details := ", ".join(filter(None, [*copies, columns_text(hit)])):
+            show(indent + printable(details))
 
 
 def _number(value: float | None) -> str:

@@ -153,6 +153,11 @@ def change_index(
         skipped = storage.skipped_of(folder, index.document) if folders or source is not None else []
     if changes.sync:
         return followed(before, index, skipped=skipped, skipped_before=skipped_before, notes=tuple(notes))
+    origins = index.image_files.table.column("copied_from")[before.num_rows :]
+    num_taken = len(origins) - origins.null_count
+    if num_taken:
+        files_in = "file has" if num_taken == 1 else "files have"
+        notes.append(f"{num_taken:,} {files_in} the bytes of an image of the index, whose vectors were taken")
     num_removed = index.document.removed.count - before.document.removed.count
     return IndexChange(index, skipped, added=index.num_rows - before.num_rows, removed=num_removed, notes=tuple(notes))
 
