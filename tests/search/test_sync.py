@@ -505,16 +505,16 @@ def test_watching_begins_while_another_run_writes_and_goes_on_with_a_folder_that
     with distributed.lock(index.folder):
         put(photos, {"new.jpg": photo(2)})
         thread.start()
-        assert "another run is writing" in str(errors.get(timeout=60))
+        assert "another run is writing" in str(errors.get(timeout=TIMEOUT_S))
     try:
-        assert seen.get(timeout=60).counts.copied == 1
+        assert seen.get(timeout=TIMEOUT_S).counts.copied == 1
         photos.rename(tmp_path / "moved")
         update(index.folder, moved=(photos, tmp_path / "moved"))
         put(tmp_path / "moved", {"late.jpg": photo(2)})
         # The first look finds the new place, and after it each message is of that.
         found = 0
         while not found:
-            change = seen.get(timeout=60)
+            change = seen.get(timeout=TIMEOUT_S)
             found = change.counts.copied
     finally:
         stop.set()
@@ -532,10 +532,10 @@ def test_folders_that_the_system_does_not_watch_are_compared_at_times(photos, in
     thread = threading.Thread(target=watch_index, args=(str(index.folder), seen.put, errors.put), kwargs={"stop": stop})
     thread.start()
     try:
-        assert seen.get(timeout=60).is_nothing
-        assert "fs.inotify.max_user_watches" in str(errors.get(timeout=60))
+        assert seen.get(timeout=TIMEOUT_S).is_nothing
+        assert "fs.inotify.max_user_watches" in str(errors.get(timeout=TIMEOUT_S))
         put(photos, {"late.jpg": photo(2)})
-        assert seen.get(timeout=60).counts.copied == 1
+        assert seen.get(timeout=TIMEOUT_S).counts.copied == 1
     finally:
         stop.set()
         thread.join(TIMEOUT_S)
@@ -615,14 +615,14 @@ def test_look_alikes_are_closer_than_nearly_all_unlike_images(tmp_path, monkeypa
     wide /= np.linalg.norm(wide, axis=1, keepdims=True)
     unlike = [
         wide[one] @ wide[other]
-        for one in range(TIMEOUT_S)
+        for one in range(60)
         for other in range(one)
         if (hashes[one] ^ hashes[other]).bit_count() > 16
     ]
     monkeypatch.setattr(copies, "MOST_NEEDED", 2)
     assert copies.least_cosine(facts, index.stored) == pytest.approx(np.quantile(unlike, 0.999), abs=1e-6)
     # Without an image that is unlike another, and without any.
-    same = facts_table([FileFacts(dhash=0) for _ in range(TIMEOUT_S)])
+    same = facts_table([FileFacts(dhash=0) for _ in range(60)])
     assert copies.least_cosine(same, index.stored) == 2
 
 
