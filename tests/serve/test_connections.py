@@ -131,7 +131,9 @@ def test_while_all_requests_are_in_progress_health_answers_and_others_are_refuse
         statuses = []
         for client in busy:
             client.settimeout(TIMEOUT_S)
-            statuses.append(client.recv(12)[-3:])
+            # A connection that is closed with a request unread is reset.
+            with suppress(ConnectionResetError):
+                statuses.append(client.recv(12)[-3:])
         assert statuses.count(b"200") == config.max_requests
         assert set(statuses) <= {b"200", b"503", b""}
         assert all(map(is_closed, silent[:8]))
