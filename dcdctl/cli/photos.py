@@ -21,9 +21,8 @@ from dcdctl.cli.views.index import show_change, show_sync
 from dcdctl.cli.views.terminal import bar, note, show
 
 if TYPE_CHECKING:
-    from dcdctl.core.photos import Library
     from dcdctl.core.progress import Say, Track
-    from dcdctl.core.search import IndexChange
+    from dcdctl.core.search import IndexChange, Library
     from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
 
 DEFAULT_MODEL = "google/siglip2-base-patch32-256"
@@ -83,7 +82,7 @@ class Photos:
     @property
     def library(self) -> Library:
         """Where all of it goes."""
-        from dcdctl.core.photos import Library
+        from dcdctl.core.search import Library
 
         return Library(path(self.out))
 
@@ -123,7 +122,7 @@ class Photos:
     def check(self) -> None:
         """An error for what cannot be, before anything is written; ConfigError for options that exclude each other."""
         from dcdctl.core import models
-        from dcdctl.core.photos import STUDENT
+        from dcdctl.core.search import STUDENT
 
         self._check_options()
         self._check_places()
@@ -150,7 +149,7 @@ class Photos:
     def index(self, say: Say, track: Track) -> IndexChange:
         """The index, made or brought up to the folder."""
         from dcdctl.core import search
-        from dcdctl.core.photos import STUDENT
+        from dcdctl.core.search import STUDENT
 
         library, images = self.library, path(self.images)
         if library.has_index:

@@ -18,12 +18,12 @@ from tiny import make_models
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.errors import InputError, ModelError, StaleError
-from dcdctl.core.models import TextTower, onnx, onnx_towers, text_tower
+from dcdctl.core.models import TextTower, onnx_towers, text_export, text_tower
 
 CAPTIONS = ["a red circle left of a blue square", "a small green triangle"]
 LONG = " ".join(["a small green triangle"] * 30)
 TEXTS = ["a red", "the GREEN triangle, left!", "unknown [MASK] words \u72d7", LONG, "a red circle left of a square"]
-"""None of them is one of `onnx.PROBES`."""
+"""None of them is one of `text_export.PROBES`."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def folder(dual, tmp_path_factory):
     """A text side beside its model."""
     path = tmp_path_factory.mktemp("side") / "text"
     models.save(dual, path.with_name("model"))
-    onnx.export_text_tower(dual, path, saved=path.with_name("model"))
+    text_export.export_text_tower(dual, path, saved=path.with_name("model"))
     return path
 
 
@@ -51,7 +51,7 @@ def copied(folder, tmp_path, **changes):
 def weights_in(graph):
     """The large tensors that a graph holds, and the number of those that it reads from another file."""
     tensors = load_onnx(graph, load_external_data=False).graph.initializer
-    held = [tensor.name for tensor in tensors if len(tensor.raw_data) >= onnx.SHARED_FROM_BYTES]
+    held = [tensor.name for tensor in tensors if len(tensor.raw_data) >= text_export.SHARED_FROM_BYTES]
     return held, sum(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors)
 
 
@@ -62,7 +62,7 @@ KINDS = ("dual", "frozen dual", "CLIP", "SigLIP", "SigLIP 2", "Chinese-CLIP", "A
 def test_tokens_and_vectors_are_those_of_the_model(kind, tmp_path):
     model = with_noise(FAMILIES[kind](CAPTIONS, tmp_path / "made"))
     models.save(model, tmp_path / "model")
-    onnx.export_text_tower(model, tmp_path / "text", saved=tmp_path / "model")
+    text_export.export_text_tower(model, tmp_path / "text", saved=tmp_path / "model")
     held, num_shared = weights_in(tmp_path / "text" / "model.onnx")
     assert (held, num_shared > 0) == ([], True)
     tower = TextTower.open(tmp_path / "text", model.digest)
@@ -83,7 +83,7 @@ def test_tokens_and_vectors_are_those_of_the_model(kind, tmp_path):
 def test_exporting_changes_neither_the_mode_nor_the_tokenizer_of_a_model(dual, tmp_path):
     models.save(dual, tmp_path / "before")
     dual.train()
-    onnx.export_text_tower(dual, tmp_path / "text")
+    text_export.export_text_tower(dual, tmp_path / "text")
     assert dual.training
     dual.eval()
     models.save(dual, tmp_path / "after")
@@ -104,7 +104,7 @@ MESSY = [
 def test_tokens_and_vectors_of_open_clip_are_its_own(kind, tmp_path):
     saved = save_open_clip(kind, CAPTIONS, tmp_path, num_layers=1)
     model = models.load_dual(saved)
-    onnx.export_text_tower(model, tmp_path / "text", saved=saved)
+    text_export.export_text_tower(model, tmp_path / "text", saved=saved)
     assert weights_in(tmp_path / "text" / "model.onnx")[0] == []
     tower, tokenizer = TextTower.open(tmp_path / "text", model.digest), model.preprocess.tokenizer
     for texts in (*([text] for text in MESSY), MESSY):
@@ -136,7 +136,7 @@ def test_models_whose_texts_python_code_prepares_are_refused_with_the_reason(tmp
         (sentences, "no graph of tensors"),
     ):
         with pytest.raises(ModelError, match=reason):
-            onnx.export_text_tower(model, tmp_path / "text")
+            text_export.export_text_tower(model, tmp_path / "text")
     assert not (tmp_path / "text").exists()
 
 
@@ -150,11 +150,11 @@ def test_a_graph_that_computes_something_else_is_not_kept(dual, tmp_path, monkey
             path,
         )
 
-    onnx_trace = onnx._trace
-    monkeypatch.setattr(onnx, "_trace", wrong)
+    onnx_trace = text_export._trace
+    monkeypatch.setattr(text_export, "_trace", wrong)
     monkeypatch.setattr(onnx_towers, "PACKAGES", ("no_such_package",))
     with pytest.raises(ModelError, match="ONNX Runtime does not run its text side"):
-        onnx.export_text_tower(dual, tmp_path / "text")
+        text_export.export_text_tower(dual, tmp_path / "text")
     assert not (tmp_path / "text").exists()
 
 
@@ -167,7 +167,7 @@ def test_a_full_disk_is_no_property_of_the_model(dual, tmp_path, monkeypatch, wr
     models.save(dual, saved)
     monkeypatch.setattr(writer, full)
     with pytest.raises(InputError, match="no room left"):
-        onnx.export_text_tower(dual, tmp_path / "text", saved=saved)
+        text_export.export_text_tower(dual, tmp_path / "text", saved=saved)
     assert not (tmp_path / "text").exists()
 
 
@@ -181,7 +181,7 @@ def test_the_text_side_of_another_model_is_refused(dual, folder):
 
 def test_weights_of_a_saved_model_are_not_written_again(dual, folder, tmp_path):
     models.save(dual, tmp_path / "model")
-    onnx.export_text_tower(dual, tmp_path / "alone")  # nothing looks for a model beside it
+    text_export.export_text_tower(dual, tmp_path / "alone")  # nothing looks for a model beside it
     assert artifacts.read_document(tmp_path / "alone" / "text.json")["weights"] == {}
     towers = [TextTower.open(path, dual.digest) for path in (folder, tmp_path / "alone")]
     vectors, alone = (tower.vectors(tower.tokenize(TEXTS)[0]) for tower in towers)
@@ -190,14 +190,14 @@ def test_weights_of_a_saved_model_are_not_written_again(dual, folder, tmp_path):
     assert weights_in(folder / "model.onnx") == ([], len(held))
     # Another model's weights are not taken for its own, and a stranger's text.json names no file elsewhere.
     models.save(with_noise(copy.deepcopy(dual)), tmp_path / "other")
-    onnx.export_text_tower(dual, tmp_path / "text", saved=tmp_path / "other")
+    text_export.export_text_tower(dual, tmp_path / "text", saved=tmp_path / "other")
     assert weights_in(tmp_path / "text" / "model.onnx") == (held, 0)
     with pytest.raises(StaleError, match="a file outside of its folder"):
         TextTower.open(copied(folder, tmp_path, weights={"/dev/zero": {"bytes": 1, "sha256": ""}}), dual.digest)
 
 
 def test_probes_are_read_where_they_are_asked_for_and_written(dual, folder, tmp_path):
-    onnx.export_text_tower(dual, tmp_path / "text", probes=TEXTS)
+    text_export.export_text_tower(dual, tmp_path / "text", probes=TEXTS)
     with torch.no_grad():
         expected = dual.embed_texts(dual.preprocess.texts(TEXTS)).numpy()
     np.testing.assert_allclose(TextTower.open(tmp_path / "text", dual.digest, probes=TEXTS).probes, expected, atol=1e-5)
@@ -213,7 +213,7 @@ def test_the_text_side_of_a_query_encoder_is_for_the_images_of_its_teacher(dual,
     teacher = late(dual, is_pooled=False) if is_late else dual
     size = models.QuerySize(text="teacher", layers=[0])
     query = models.new_query(models.QuerySpace.of(teacher), size, teacher=teacher)
-    onnx.export_text_tower(query, tmp_path / "text", space=teacher.digest)
+    text_export.export_text_tower(query, tmp_path / "text", space=teacher.digest)
     tower = TextTower.open(tmp_path / "text", teacher.digest)
     with torch.no_grad():
         expected = query.embed_texts(query.preprocess.texts(TEXTS)).numpy()

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, AutoTokenizer, Siglip2Tokenizer, SiglipT
 
 from dcdctl.core import models
 from dcdctl.core.errors import MissingError, ModelError, is_installed
-from dcdctl.core.models import TextTower, onnx
+from dcdctl.core.models import TextTower, text_export
 
 CAPTIONS = ["a dog. runs over grass", "two people", "a dog"]
 CAPITALS = ["A DOG.", "a dog.", "A dog, over Grass"]
@@ -94,7 +94,7 @@ def test_siglip_2_of_one_resolution_reads_lower_case_as_in_its_training(tmp_path
     assert models.load_dual(tmp_path / "model").digest == model.digest
     processor = AutoProcessor.from_pretrained(tmp_path / "model", backend="pil")
     assert processor(text=CAPITALS, padding="max_length", max_length=24)["input_ids"] == expected.tolist()
-    onnx.export_text_tower(model, tmp_path / "text")
+    text_export.export_text_tower(model, tmp_path / "text")
     assert TextTower.open(tmp_path / "text", model.digest).tokenize(CAPITALS)[1] == expected.tolist()
 
 
@@ -120,7 +120,7 @@ def test_the_tokenizer_of_siglip_removes_case_and_punctuation(tmp_path):
     assert model.preprocess.texts(CAPITALS).input_ids.tolist() == own(CAPITALS, padding="max_length")["input_ids"]
     assert model.preprocess.texts(CAPITALS).input_ids.tolist() == expected
     with pytest.raises(ModelError, match="its tokenizer, SiglipTokenizer, is Python code"):
-        onnx.export_text_tower(model, tmp_path / "text")
+        text_export.export_text_tower(model, tmp_path / "text")
 
 
 @pytest.mark.skipif(is_installed("sentencepiece"), reason="the extra siglip is installed")

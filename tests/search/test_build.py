@@ -29,23 +29,10 @@ from dcdctl.core.errors import ConfigError, CorpusError, DcdError, InputError, M
 from dcdctl.core.search import FolderIndex, ImageSource, embed, part_files
 from dcdctl.core.search.index_config import IndexConfig
 
-pytestmark = pytest.mark.usefixtures("_duals_read_once")
+pytestmark = pytest.mark.usefixtures("_duals_read_once", "small_parts")
+
 FLAT = IndexConfig(kind="flat")
 GRAPHS = IndexConfig(flat_up_to=2, segment_rows=4)
-
-
-@pytest.fixture(scope="module")
-def dual(corpus, tmp_path_factory):
-    """A saved random dual encoder."""
-    folder = tmp_path_factory.mktemp("models") / "dual"
-    models.save(make_models(corpus.captions)[1], folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _small_parts(monkeypatch):
-    monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
-    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
 
 
 @pytest.fixture

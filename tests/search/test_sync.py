@@ -20,31 +20,18 @@ from made_index import build, killed_before, unit_vectors, update, write_index
 from PIL import Image
 from PIL.ExifTags import Base
 from processes import TIMEOUT_S
-from tiny import make_models
 
 from dcdctl.core import distributed, models
 from dcdctl.core.data import FolderImageFile, RowError
 from dcdctl.core.errors import DcdError, InputError
-from dcdctl.core.search import FolderIndex, IndexConfig, commit, copies, part_files, upkeep, watch
+from dcdctl.core.search import FolderIndex, IndexConfig, commit, copies, upkeep, watch
 from dcdctl.core.search import build as build_module
 from dcdctl.core.search.image_files import FileFacts, facts_table
 from dcdctl.core.search.watch import sync_index, watch_index
 
+pytestmark = pytest.mark.usefixtures("small_parts")
+
 FLAT = IndexConfig(kind="flat")
-
-
-@pytest.fixture(scope="module")
-def dual(corpus, tmp_path_factory):
-    """A saved random dual encoder."""
-    folder = tmp_path_factory.mktemp("models") / "dual"
-    models.save(make_models(corpus.captions)[1], folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _small_parts(monkeypatch):
-    monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
-    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
 
 
 @pytest.fixture
@@ -54,7 +41,7 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def index(dual, photos, tmp_path):
+def index(small_parts, dual, photos, tmp_path):
     return build(dual, photos, tmp_path / "index", FLAT)
 
 

@@ -14,7 +14,7 @@ from tiny import run_script
 
 from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.models import TextTower, onnx
+from dcdctl.core.models import TextTower, text_export
 from dcdctl.core.search import IndexSearcher
 from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.storage import text_side_note
@@ -107,11 +107,11 @@ def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch
     assert "is Python code" in index.document.text.refused
     assert not (index.folder / "text").exists()
     assert isinstance(IndexSearcher.for_index(index, device="cpu").texts, DualVectors)
-    monkeypatch.setattr(onnx, "export_text_tower", None)  # not tried again
+    monkeypatch.setattr(text_export, "export_text_tower", None)  # not tried again
     assert update(index.folder, add=one_more(noise_index, tmp_path / "more")).num_images == 13
 
 
-@pytest.mark.parametrize("package", onnx.TEXT_PACKAGES)
+@pytest.mark.parametrize("package", text_export.TEXT_PACKAGES)
 def test_without_a_package_an_index_is_made_without_a_text_side_and_gets_one_later(
     noise_index, tmp_path, monkeypatch, package
 ):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from image_files import png, put
 from made_index import build, killed_before, update
-from tiny import contents, make_models
+from tiny import contents
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -28,13 +28,6 @@ pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
 FLAT = IndexConfig(kind="flat")
 NAMES = [f"{'sub/' if seed % 2 else ''}{seed}.png" for seed in range(7)]
-
-
-@pytest.fixture(scope="module")
-def dual(corpus, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "dual"
-    models.save(make_models(corpus.captions)[1], folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

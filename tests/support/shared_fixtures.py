@@ -24,7 +24,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.evaluation import EvalJob, evaluate
 from dcdctl.core.export import ExportJob, export
 from dcdctl.core.export.export import Exported
-from dcdctl.core.models import onnx
+from dcdctl.core.models import text_export
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,7 +54,7 @@ def _text_sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         if not exported.exists():
             if saved is not None:
                 saved = Path(shutil.copytree(saved, exported.with_name(saved.name), dirs_exist_ok=True))
-            onnx.export_text_tower(model, exported, space, saved, probes)
+            text_export.export_text_tower(model, exported, space, saved, probes)
         with files.atomic_folder(folder) as partial:
             shutil.copytree(exported, partial, dirs_exist_ok=True)
 

@@ -34,15 +34,7 @@ from .networks.projections import ProjectionSize, masked_mean
 from .networks.query_text import OWN_POOLING
 from .networks.token_pooling import pool_tokens
 from .networks.towers import TrainedParts
-from .onnx import (
-    TEXT_PACKAGES,
-    check_onnx,
-    export_onnx,
-    export_text_tower,
-    exports_text_towers,
-    quantize_dynamic,
-    tower_outputs,
-)
+from .onnx import check_onnx, export_onnx, quantize_dynamic, tower_outputs
 from .onnx_towers import TOWERS, OnnxTowers, require_onnx
 from .overrides import parse_overrides
 from .preprocess import (
@@ -61,6 +53,7 @@ from .references.hub import hub_source, without_bars
 from .references.published import PublishedRow, list_teachers, published_rows
 from .run_documents import expect_run, read_run, run_of
 from .saved_folder import find_damages, saved_fingerprint, seal_again
+from .text_export import TEXT_PACKAGES, export_text_tower, exports_text_towers
 from .text_tower import PATIENCE_S, TextTower
 
 __all__ = [

@@ -15,7 +15,7 @@ Beside a saved model, as in an index, the graph holds no weights that the model'
 are external data of ONNX, ranges of bytes of these files, named relative to the folder above TEXT. ONNX Runtime maps
 them into memory. Whoever moves TEXT moves the model with it.
 
-`onnx.export_text_tower` writes such a folder, after it has compared tokens and vectors with those of the dual encoder.
+`text_export.export_text_tower` writes such a folder, after it has compared tokens and vectors with those of the model.
 Shape letters: T texts, D length of the vectors.
 """
 

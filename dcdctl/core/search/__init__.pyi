@@ -33,6 +33,7 @@ from .copies import SameImages, find_copies
 from .exact import Floats, Rows, best_first, spread_over
 from .index import FolderIndex
 from .index_config import IndexConfig
+from .library import STUDENT, Library
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
 from .searcher import WEAK, IndexSearcher, browse_index
@@ -50,6 +51,7 @@ __all__ = [
     "INDEX",
     "INDEX_FILE",
     "NUM_SHOWN",
+    "STUDENT",
     "WEAK",
     "Browse",
     "Changes",
@@ -66,6 +68,7 @@ __all__ = [
     "IndexConfig",
     "IndexSearcher",
     "Joined",
+    "Library",
     "Order",
     "Question",
     "Rows",

@@ -65,7 +65,7 @@ class EncoderProjections(nn.Module):
             return self._project(self.text_projection, masked_mean(tokens_TLW, mask_TL))
 
     def _project(self, projection: nn.Linear, features: Tensor) -> Tensor:
-        # The width as a plain number: tracing (`onnx.export_text_tower`) would take that of the tensor as a variable.
+        # The width as a plain number: tracing (`models.export_text_tower`) would take that of the tensor as a variable.
         normed = functional.layer_norm(features, (projection.in_features,))
         return functional.normalize(projection(self.dropout(normed)), dim=-1)
 

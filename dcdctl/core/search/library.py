@@ -12,8 +12,9 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcdctl.core import artifacts, files, models, search
+from dcdctl.core import artifacts, files, models
 from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.search.storage import INDEX_FILE, read_document
 
 LIBRARY_FILE, FORMAT = "library.json", 1
 MAX_NAMED = 6
@@ -51,7 +52,7 @@ class Library:
     @property
     def has_index(self) -> bool:
         """Whether the index has been finished once; it may have changed since."""
-        return (self.index / search.INDEX_FILE).exists()
+        return (self.index / INDEX_FILE).exists()
 
     @property
     def has_run(self) -> bool:
@@ -95,7 +96,7 @@ class Library:
             raise InputError(f"the photos {photos} lie in the library {self.folder}", hint="name another --out")
         if not self.has_index:
             return
-        indexed = [source.path for source in search.read_document(self.index).sources]
+        indexed = [source.path for source in read_document(self.index).sources]
         if str(photos) not in indexed:
             change = ["dcdctl", "index", str(self.index)]
             gone = [folder for folder in indexed if not Path(folder).exists()]
@@ -116,7 +117,7 @@ class Library:
         made_by = self.made_by
         if made_by is None and ref != STUDENT:
             # The index alone cannot tell the name of its model.
-            is_same = models.load_searchable(ref).digest == search.read_document(self.index).model.fingerprint
+            is_same = models.load_searchable(ref).digest == read_document(self.index).model.fingerprint
         else:
             is_same = made_by == _absolute(ref)
         if not is_same:
