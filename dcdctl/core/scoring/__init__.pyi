@@ -12,9 +12,10 @@ from .embed import (
 )
 from .encoded import encode_corpus
 from .feature_files import FEATURES
-from .features import CorpusSource, Reader, Source, encoders_of, open_or_build, open_source
+from .features import CorpusSource, PairSource, Reader, Source, encoders_of, open_or_build, open_source
 from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, PairScorer, Workload, measure_rate, score_pairs
 from .quantize import HIGHEST, VectorKind, binary_codes, bytes_per_vector, decoded, int8_codes
+from .shard_source import CorpusRows, EncodedShard, ImageFiles, ShardItems, ShardSource
 from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, top_k, top_k_of_rows
 
 __all__ = [
@@ -24,9 +25,15 @@ __all__ = [
     "HIGHEST",
     "IMAGE_CHUNK",
     "LOGIT_ROUNDING",
+    "CorpusRows",
     "CorpusSource",
+    "EncodedShard",
+    "ImageFiles",
     "PairScorer",
+    "PairSource",
     "Reader",
+    "ShardItems",
+    "ShardSource",
     "Source",
     "VectorKind",
     "Vectors",

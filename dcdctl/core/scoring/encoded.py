@@ -29,6 +29,11 @@ class EncodedCorpus:
     of_images: States
     of_texts: States
 
+    @property
+    def captions(self) -> Sequence[str]:
+        """The text of each caption."""
+        return self.corpus.captions
+
     def images(self, image_ix: Sequence[int] | Indices) -> States:
         """The states of these images, in the order given."""
         return self.of_images.take(torch.as_tensor(image_ix))

@@ -64,7 +64,14 @@ class Reader(Protocol):
     def texts(self, text_ix: Sequence[int] | Indices) -> TextBatch | States: ...
 
 
-class Source(Reader, Protocol):
+class PairSource(Reader, Protocol):
+    """Images and captions whose pairs are scored: those of a corpus, or of one shard."""
+
+    @property
+    def captions(self) -> Sequence[str]: ...
+
+
+class Source(PairSource, Protocol):
     """Images and captions of a corpus."""
 
     @property
@@ -79,6 +86,11 @@ class CorpusSource:
         self.corpus, self.preprocess = corpus, preprocess
         self._bytes_left = memory_bytes
         self._decoded: dict[int, Image.Image] = {}
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """The text of each caption."""
+        return self.corpus.captions
 
     def images(self, image_ix: Sequence[int] | Indices) -> ImageBatch:
         """The preprocessed images, in the order given."""
@@ -121,6 +133,11 @@ class Features:
     only_first: bool = False
     """Read only the first token of an image, which stands for the whole image and is all that a dual encoder needs;
     then V is 1."""
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """The text of each caption."""
+        return self.corpus.captions
 
     def images(self, image_ix: Sequence[int] | Indices) -> States:
         """Image features in the order given, I x V x D."""
@@ -172,7 +189,7 @@ def _text_parts(corpus: Corpus) -> Indices:
     return corpus.caption_image // IMAGES_PER_FILE
 
 
-def read_images(source: Source, image_ix: Sequence[int] | Indices, compute: Compute) -> ImageBatch | States:
+def read_images(source: PairSource, image_ix: Sequence[int] | Indices, compute: Compute) -> ImageBatch | States:
     """Images of a source as a reader leaves them: not on the device yet, but for CUDA in memory that it copies from by
     itself."""
     images = source.images(image_ix)
