@@ -9,7 +9,8 @@ import torch
 from tables import OWNER, Numbers, make_dual
 from torch.testing import assert_close
 
-from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.devices import CPU
+from dcdctl.core.engines import Compute
 from dcdctl.core.models import TextBatch
 from dcdctl.core.scoring import CorpusSource, Source, dual_embedder, embed_all, embed_batch
 from dcdctl.core.scoring.embed import Embedder

@@ -20,7 +20,7 @@ from tiny import contents, make_corpus
 from torch.testing import assert_close
 
 from dcdctl.core import artifacts, files, locks, training
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.progress import byte_size
 from dcdctl.core.scoring import CorpusSource, features, open_or_build

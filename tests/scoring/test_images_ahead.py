@@ -9,7 +9,7 @@ from encoders import make_pair
 from tiny import make_models
 
 from dcdctl.core import data
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import CorpusError
 from dcdctl.core.scoring import CorpusSource, dual_embedder, embed_all, features, open_or_build
 from dcdctl.core.scoring import pairs as scoring_pairs

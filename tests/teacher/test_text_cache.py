@@ -19,7 +19,8 @@ from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual
 from dcdctl.core import models
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import DataChoice, choose_manifest, prepare_corpus, text_encoding
-from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.devices import CPU
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.teacher import TextCacheJob, cache_texts, read_cache, read_text_cache, text_cache, verify_texts
 from dcdctl.core.verify import verify

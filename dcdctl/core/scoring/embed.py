@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.memory import Fitting, in_fitting_parts
 from dcdctl.core.models import (

@@ -11,7 +11,7 @@ import torch
 
 from dcdctl.core import distributed
 from dcdctl.core.data import Corpus, Indices
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import Scorer, States
 from dcdctl.core.progress import Track, silent

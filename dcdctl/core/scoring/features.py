@@ -34,8 +34,8 @@ from PIL import Image
 
 from dcdctl.core.artifacts import Build, other_folder_error
 from dcdctl.core.data import Corpus, Indices
-from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.distributed import Parts
+from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting, in_fitting_parts

@@ -34,8 +34,9 @@ from numpy.typing import NDArray
 from dcdctl.core import artifacts, config, data, distributed, files, models, scoring
 from dcdctl.core.artifacts import Build, Document
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute, versions
+from dcdctl.core.devices import versions
 from dcdctl.core.distributed import Parts
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import QuerySpace, Searchable

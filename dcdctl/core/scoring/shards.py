@@ -1,10 +1,14 @@
-"""The images and captions of one shard, apart from their corpus: what a worker on another machine, or a file of the
-work list, has to score."""
+"""The pairs of one shard, apart from their corpus: what a worker on another machine, or a file of the work list, has to
+score; and the worker that scores them.
+
+Shape letters: P pairs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -12,9 +16,13 @@ import torch
 from PIL import Image
 
 from dcdctl.core import data
-from dcdctl.core.data import Corpus, ImageError, Indices
-from dcdctl.core.errors import CorpusError, InputError
-from dcdctl.core.models import ImageBatch, Preprocessor, RefusedTextError, States, TextBatch
+from dcdctl.core.data import Corpus, ImageError, Indices, Scores
+from dcdctl.core.engines import Compute
+from dcdctl.core.errors import CorpusError, InputError, StaleError
+from dcdctl.core.models import ImageBatch, Preprocessor, RefusedTextError, Scorer, States, TextBatch
+from dcdctl.core.progress import Advance
+from dcdctl.core.scoring.features import CorpusSource, PairSource, Source
+from dcdctl.core.scoring.pairs import score_pairs
 
 
 class ShardImages(Protocol):
@@ -110,3 +118,65 @@ class EncodedShard:
     def texts(self, text_ix: Sequence[int] | Indices) -> States:
         """The states of these captions, in the order given."""
         return self.of_texts.take(torch.as_tensor(text_ix))
+
+
+@dataclass(frozen=True)
+class ShardPairs:
+    """The pairs of a shard: what they are made of, and which image belongs to which caption."""
+
+    items: PairSource | ShardItems
+    image_P: Indices
+    text_P: Indices
+
+    @classmethod
+    def packed(cls, source: Source, image_P: Indices, text_P: Indices) -> ShardPairs:
+        """Pairs of a corpus, to travel: with their captions, and with the bytes of their images, which of a corpus at a
+        URL are read where they are scored; of stored features with these."""
+        images, image_at_P = np.unique(image_P, return_inverse=True)
+        texts, text_at_P = np.unique(text_P, return_inverse=True)
+        corpus = source.corpus
+        captions = [corpus.captions[text] for text in texts.tolist()]
+        items: PairSource | ShardItems
+        if isinstance(source, CorpusSource):
+            of_images: ShardImages = CorpusRows(corpus, images)
+            if not corpus.is_remote:
+                names = [f"image {corpus.image_ids[image]!r} of split {corpus.split}" for image in images.tolist()]
+                of_images = ImageFiles(names, [corpus.image_bytes(image) for image in images.tolist()])
+            items = ShardItems(of_images, captions, [f"caption {corpus.caption_ids[text]}" for text in texts.tolist()])
+        else:
+            image_states, text_states = source.images(images), source.texts(texts)
+            assert isinstance(image_states, States)
+            assert isinstance(text_states, States)
+            items = EncodedShard(image_states, text_states, captions)
+        return cls(items, image_at_P, text_at_P)
+
+
+@dataclass(frozen=True)
+class PairWorker:
+    """Scores the pairs of shards."""
+
+    scorer: Scorer
+    compute: Compute
+
+    @classmethod
+    def make(cls, scorer: Scorer, compute: Compute) -> PairWorker:
+        """A worker with the scorer on its device. In eval mode, since dropout would make its scores random."""
+        compute = compute.in_worker()
+        return cls(scorer.to(compute.device).eval(), compute)
+
+    def start(self, pairs: ShardPairs) -> Callable[[Advance], Scores]:
+        """The scoring of the pairs of a shard."""
+        return partial(self._score, pairs)
+
+    def _score(self, pairs: ShardPairs, advance: Advance) -> Scores:
+        if not len(pairs.image_P):
+            return np.empty(0, dtype=np.float32)
+        items = pairs.items
+        source = ShardSource(items, self.scorer.preprocess) if isinstance(items, ShardItems) else items
+        scores_P = score_pairs(self.scorer, source, pairs.image_P, pairs.text_P, compute=self.compute, advance=advance)
+        if not np.isfinite(scores_P).all():
+            raise StaleError(
+                f"the teacher gave {int((~np.isfinite(scores_P)).sum())} scores that are not finite",
+                hint="try --precision fp32",
+            )
+        return scores_P

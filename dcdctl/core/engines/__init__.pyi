@@ -1,0 +1,6 @@
+from .choice import EngineChoice, open_engine
+from .compute import ON_CPU, Compute
+from .engine import Engine, Task, Worker
+from .processes import here
+
+__all__ = ["ON_CPU", "Compute", "Engine", "EngineChoice", "Task", "Worker", "here", "open_engine"]
