@@ -1,6 +1,6 @@
 from .choice import EngineChoice, open_engine
 from .compute import ON_CPU, Compute
-from .engine import Engine, Task, Worker
+from .engine import Engine, Task, Worker, whole_shards
 from .processes import here
 
-__all__ = ["ON_CPU", "Compute", "Engine", "EngineChoice", "Task", "Worker", "here", "open_engine"]
+__all__ = ["ON_CPU", "Compute", "Engine", "EngineChoice", "Task", "Worker", "here", "open_engine", "whole_shards"]

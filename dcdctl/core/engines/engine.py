@@ -30,6 +30,9 @@ class Task(Generic[Input]):
     """What the worker gets in this process."""
     packed: Callable[[], Input]
     """What a worker on another machine gets: the same, without a path of this one."""
+    part: int = 0
+    """Which part of the shard it is, from 0."""
+    num_parts: int = 1
 
 
 TaskOf = TypeVar("TaskOf", bound=Task[Any])
@@ -58,3 +61,18 @@ class Engine(Protocol):
         here, at the latest when the other tasks are done.
         """
         ...
+
+    def alone(self) -> Engine:
+        """The engine for work that one process of torchrun does while the others wait, or that each does for itself."""
+        ...
+
+
+def whole_shards(results: Iterable[tuple[Task[Any], Output]]) -> Iterator[tuple[int, list[Output]]]:
+    """The number of each shard and the results of its parts in order, when the last of them is there."""
+    begun: dict[int, dict[int, Output]] = {}
+    for task, output in results:
+        parts = begun.setdefault(task.shard, {})
+        parts[task.part] = output
+        if len(parts) == task.num_parts:
+            del begun[task.shard]
+            yield task.shard, [parts[part] for part in range(task.num_parts)]

@@ -35,6 +35,10 @@ class ThisProcess:
         if error is not None:
             raise error
 
+    def alone(self) -> Engine:
+        """This process."""
+        return self
+
 
 class TorchProcesses:
     """Each process of torchrun does the tasks of its shards, and gets the results of these alone."""
@@ -48,6 +52,10 @@ class TorchProcesses:
         # By the number of the shard, and not of the task: processes look at different times at what is missing.
         mine = (task for task in tasks if task.shard % distributed.world_size() == distributed.rank())
         return ThisProcess().map(mine, make_worker, advance)
+
+    def alone(self) -> Engine:
+        """This process, without the others."""
+        return ThisProcess()
 
 
 def here() -> Engine:

@@ -96,6 +96,10 @@ class RayEngine:
             job.end()
         job.raise_failures()
 
+    def alone(self) -> RayEngine:
+        """The cluster: its driver is one process."""
+        return self
+
     def start_actor(self) -> _Actor:
         """A new worker, which Ray places as soon as a node has room for it."""
         self.num_started += 1

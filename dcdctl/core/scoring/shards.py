@@ -66,18 +66,42 @@ class CorpusRows:
 
 @dataclass(frozen=True)
 class ShardItems:
-    """What the pairs of a shard need: images and captions by their position, in the order of the corpus."""
+    """Images and captions of a shard by their position in it, in the order of the corpus, to travel."""
 
-    of_images: ShardImages
+    of_images: ShardImages | States
+    """Files, or what frozen encoders made of them."""
     captions: Sequence[str]
     caption_names: Sequence[str]
     """For messages."""
+    of_texts: States | None = None
+    """What frozen encoders made of the captions, if the model reads that."""
+
+    @classmethod
+    def packed(cls, source: Source, images: Indices, texts: Indices) -> ShardItems:
+        """Some items of a source: the bytes of images, which of a corpus at a URL are read by the worker, or stored
+        features; and the texts of captions, or stored features."""
+        corpus = source.corpus
+        of_images: ShardImages | States
+        if type(source) is not CorpusSource:  # a query encoder knows the images of its corpus as vectors
+            states = source.images(images)
+            assert isinstance(states, States)
+            of_images = states
+        elif corpus.is_remote:
+            of_images = CorpusRows(corpus, images)
+        else:
+            names = [f"image {corpus.image_ids[image]!r} of split {corpus.split}" for image in images.tolist()]
+            of_images = ImageFiles(names, [corpus.image_bytes(image) for image in images.tolist()])
+        text_states = None if isinstance(source, CorpusSource) else source.texts(texts)
+        assert text_states is None or isinstance(text_states, States)
+        captions = [corpus.captions[text] for text in texts.tolist()]
+        names_of_captions = [f"caption {corpus.caption_ids[text]}" for text in texts.tolist()]
+        return cls(of_images, captions, names_of_captions, text_states)
 
 
 @dataclass(frozen=True)
 class ShardSource:
-    """The items of a shard, preprocessed each time they are read. `score_pairs` gives the pairs of a shard the scores
-    that they have in the corpus, to the bit: chunks and batches are those of the shard in both."""
+    """The items of a shard as a model reads them. `score_pairs` gives the pairs of a shard the scores that they have in
+    the corpus, to the bit: chunks and batches are those of the shard in both."""
 
     items: ShardItems
     preprocess: Preprocessor
@@ -87,12 +111,17 @@ class ShardSource:
         """The text of each caption."""
         return self.items.captions
 
-    def images(self, image_ix: Sequence[int] | Indices) -> ImageBatch:
-        """The preprocessed images, in the order given."""
-        return self.preprocess.images(self.items.of_images.images([int(image) for image in image_ix]))
+    def images(self, image_ix: Sequence[int] | Indices) -> ImageBatch | States:
+        """The preprocessed images or their states, in the order given."""
+        of_images = self.items.of_images
+        if isinstance(of_images, States):
+            return of_images.take(torch.as_tensor(image_ix))
+        return self.preprocess.images(of_images.images([int(image) for image in image_ix]))
 
-    def texts(self, text_ix: Sequence[int] | Indices) -> TextBatch:
-        """The tokenized captions, in the order given."""
+    def texts(self, text_ix: Sequence[int] | Indices) -> TextBatch | States:
+        """The tokenized captions or their states, in the order given."""
+        if self.items.of_texts is not None:
+            return self.items.of_texts.take(torch.as_tensor(text_ix))
         try:
             return self.preprocess.texts([self.captions[int(text)] for text in text_ix])
         except RefusedTextError as error:
@@ -103,21 +132,9 @@ class ShardSource:
             ) from error
 
 
-@dataclass(frozen=True)
-class EncodedShard:
-    """The items of a shard as frozen encoders gave them."""
-
-    of_images: States
-    of_texts: States
-    captions: Sequence[str]
-
-    def images(self, image_ix: Sequence[int] | Indices) -> States:
-        """The states of these images, in the order given."""
-        return self.of_images.take(torch.as_tensor(image_ix))
-
-    def texts(self, text_ix: Sequence[int] | Indices) -> States:
-        """The states of these captions, in the order given."""
-        return self.of_texts.take(torch.as_tensor(text_ix))
+def reader_of(items: PairSource | ShardItems, preprocess: Preprocessor) -> PairSource:
+    """What a model reads of items: in a worker of a cluster they have travelled there."""
+    return ShardSource(items, preprocess) if isinstance(items, ShardItems) else items
 
 
 @dataclass(frozen=True)
@@ -130,25 +147,10 @@ class ShardPairs:
 
     @classmethod
     def packed(cls, source: Source, image_P: Indices, text_P: Indices) -> ShardPairs:
-        """Pairs of a corpus, to travel: with their captions, and with the bytes of their images, which of a corpus at a
-        URL are read where they are scored; of stored features with these."""
+        """Pairs of a corpus, to travel with their items."""
         images, image_at_P = np.unique(image_P, return_inverse=True)
         texts, text_at_P = np.unique(text_P, return_inverse=True)
-        corpus = source.corpus
-        captions = [corpus.captions[text] for text in texts.tolist()]
-        items: PairSource | ShardItems
-        if isinstance(source, CorpusSource):
-            of_images: ShardImages = CorpusRows(corpus, images)
-            if not corpus.is_remote:
-                names = [f"image {corpus.image_ids[image]!r} of split {corpus.split}" for image in images.tolist()]
-                of_images = ImageFiles(names, [corpus.image_bytes(image) for image in images.tolist()])
-            items = ShardItems(of_images, captions, [f"caption {corpus.caption_ids[text]}" for text in texts.tolist()])
-        else:
-            image_states, text_states = source.images(images), source.texts(texts)
-            assert isinstance(image_states, States)
-            assert isinstance(text_states, States)
-            items = EncodedShard(image_states, text_states, captions)
-        return cls(items, image_at_P, text_at_P)
+        return cls(ShardItems.packed(source, images, texts), image_at_P, text_at_P)
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,7 @@ class PairWorker:
     def _score(self, pairs: ShardPairs, advance: Advance) -> Scores:
         if not len(pairs.image_P):
             return np.empty(0, dtype=np.float32)
-        items = pairs.items
-        source = ShardSource(items, self.scorer.preprocess) if isinstance(items, ShardItems) else items
+        source = reader_of(pairs.items, self.scorer.preprocess)
         scores_P = score_pairs(self.scorer, source, pairs.image_P, pairs.text_P, compute=self.compute, advance=advance)
         if not np.isfinite(scores_P).all():
             raise StaleError(
