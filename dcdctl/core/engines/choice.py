@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from dcdctl.core.engines.engine import Engine
-from dcdctl.core.engines.processes import here
+from dcdctl.core.engines.processes import TorchProcesses
 from dcdctl.core.errors import ConfigError, require_extra
 from dcdctl.core.machine import num_threads
 from dcdctl.core.progress import Say
@@ -64,7 +64,7 @@ def open_engine(choice: EngineChoice, say: Say) -> Engine:
     `EngineChoice.check`."""
     choice.check()
     if choice.engine is None:
-        return here()
+        return TorchProcesses()
     from dcdctl.core.engines.ray_engine import RayEngine
 
     return RayEngine(choice, say)

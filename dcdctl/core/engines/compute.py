@@ -12,7 +12,7 @@ from dcdctl.core import devices, machine
 from dcdctl.core.devices import CPU
 from dcdctl.core.engines.choice import EngineChoice, open_engine, threads_of_worker
 from dcdctl.core.engines.engine import Engine
-from dcdctl.core.engines.processes import ThisProcess, here
+from dcdctl.core.engines.processes import ThisProcess, TorchProcesses
 from dcdctl.core.progress import Say
 
 MOST_READERS = 8
@@ -34,7 +34,7 @@ class Compute:
     when they are needed. None: as many threads as `readers` says, no processes."""
     features: Path | None = None
     """Folder that stores the outputs of frozen encoders; None computes them each time."""
-    engine: Engine = field(default_factory=here, compare=False)
+    engine: Engine = field(default=TorchProcesses(), compare=False)
     """Who does what is divided into shards."""
     of_worker: OfWorker | None = None
     """What the workers of a cluster compute with; None in this process."""

@@ -41,23 +41,19 @@ class ThisProcess:
 
 
 class TorchProcesses:
-    """Each process of torchrun does the tasks of its shards, and gets the results of these alone."""
+    """The processes that torchrun has started, or this one if there is no other: each does the tasks of its shards, and
+    gets the results of these alone."""
 
     def map(
         self, tasks: Iterable[TaskOf], make_worker: Callable[[], Worker[Any, Output]], advance: Advance
     ) -> Iterator[tuple[TaskOf, Output]]:
         """The results of this process's share, in order."""
-        from dcdctl.core import distributed
-
-        # By the number of the shard, and not of the task: processes look at different times at what is missing.
-        mine = (task for task in tasks if task.shard % distributed.world_size() == distributed.rank())
+        # As `distributed.world_size`, which imports torch. By the number of the shard, and not of the task: processes
+        # look at different times at what is missing.
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        mine = (task for task in tasks if task.shard % world_size == rank)
         return ThisProcess().map(mine, make_worker, advance)
 
     def alone(self) -> Engine:
         """This process, without the others."""
         return ThisProcess()
-
-
-def here() -> Engine:
-    """The engine without a cluster: the processes of torchrun if it has started several, else this process."""
-    return TorchProcesses() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ThisProcess()

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from dcdctl.core import distributed, engines
+from dcdctl.core import distributed
 from dcdctl.core.data import Corpus, Indices
-from dcdctl.core.engines import Compute
+from dcdctl.core.engines import Compute, TorchProcesses
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import Preprocessor, Scorer, States
 from dcdctl.core.progress import Track, silent
@@ -93,7 +93,7 @@ def encode_corpus(
         # Captions of similar length share a batch, so that little of it is padding.
         text_order = sorted(text_order, key=lambda text: len(corpus.captions[text]))
     engine = compute.engine if is_shared else compute.engine.alone()
-    here = replace(compute, engine=engines.here(), of_worker=None)
+    here = replace(compute, engine=TorchProcesses(), of_worker=None)
 
     def encode(side: Side, order: Sequence[int], step: int) -> States:
         encoder = _StatesEncoder(scorer, side, compute.device)

@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core import artifacts, distributed, engines, files, models, scoring
+from dcdctl.core import artifacts, distributed, files, models, scoring
 from dcdctl.core.artifacts import Build
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Indices, Scores
 from dcdctl.core.devices import versions
 from dcdctl.core.distributed import Parts
-from dcdctl.core.engines import Compute, Task
+from dcdctl.core.engines import Compute, Task, TorchProcesses
 from dcdctl.core.models import Scorer
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import PairWorker, ShardPairs, Source, open_source
@@ -258,7 +258,7 @@ def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:
     missing = job.shards.missing()
     total = sum(int(np.isnan(read_shard(job.build, shard).score).sum()) for shard in missing)
     # Scores of vectors that are known cost less than sending the vectors.
-    engine = engines.here() if job.teacher.keeps_states else job.compute.engine
+    engine = TorchProcesses() if job.teacher.keeps_states else job.compute.engine
     make_worker = partial(PairWorker.make, job.teacher, job.compute.for_workers())
     with track("score", total=total, unit="pairs") as advance:
         for task, scores_P in engine.map((job.task(shard) for shard in missing), make_worker, advance):
