@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any
 
 import ray
@@ -19,6 +20,7 @@ def connect(choice: EngineChoice, say: Say) -> None:
     machine, else one that is started here and ends with this process. SourceError if none answers."""
     if ray.is_initialized():
         return
+    _keep_stdout_free(choice.verbose)
     quiet: dict[str, Any] = {"log_to_driver": choice.verbose}
     if not choice.verbose:
         quiet["logging_level"] = logging.ERROR
@@ -34,6 +36,18 @@ def connect(choice: EngineChoice, say: Say) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address="local", num_cpus=num_cores(), include_dashboard=False, **quiet)
         say(f"no Ray cluster runs here: one was started for this command, with {counted(num_cores(), 'cores')}")
+
+
+def _keep_stdout_free(verbose: bool) -> None:
+    """Let Ray write to stderr if that is wanted, else nowhere: its messages about lost workers go to stdout, which is
+    for results, and no setting changes that."""
+    from ray._private import worker
+
+    def write(data: dict[str, Any], **_: Any) -> None:
+        if verbose:
+            sys.stderr.writelines(f"({data.get('pid', 'ray')}) {line}\n" for line in data["lines"])
+
+    worker.print_to_stdstream = write
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:

@@ -8,17 +8,21 @@ without end.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ray
 from ray import cloudpickle
 from ray import exceptions as failures
 
+import dcdctl
 from dcdctl.core.engines.choice import EngineChoice
 from dcdctl.core.engines.cluster import connect, gpus_of_worker, num_workers, room_of_cluster
 from dcdctl.core.engines.engine import Output, Task, TaskOf, Worker
@@ -286,8 +290,8 @@ class _Job:
         elif time.monotonic() - self.last_seen > SECONDS_WITHOUT_WORKER:
             choice = self.engine.choice
             self.engine.say(
-                f"waiting for a worker with {choice.worker_cpus or 1} CPUs and {gpus_of_worker(choice):g} GPUs: the "
-                f"cluster has {room_of_cluster()}"
+                f"waiting for a worker with {counted(choice.worker_cpus or 1, 'CPUs')} and "
+                f"{gpus_of_worker(choice):g} GPUs: the cluster has {room_of_cluster()}"
             )
             self.last_seen = time.monotonic()
 
@@ -319,15 +323,21 @@ class _Job:
         if not self.failed:
             return
         first = self.failed[0].reasons[-1]
+        if isinstance(first, failures.RayTaskError):  # no error that a user can put right: it keeps its traceback
+            raise first
         reasons = [(begun.task.name, begun.reasons[-1]) for begun in self.failed]
         raise DcdError(
-            f"{counted(len(self.failed), 'tasks')} failed {TRIES} times and are left out; the others are kept",
+            f"{counted(len(self.failed), 'tasks')} failed {TRIES} times, and the others are kept",
             details=[f"{name}: {first_line(reason)}" for name, reason in reasons],
             hint=first.hint if isinstance(first, DcdError) else "",
         ) from first
 
 
 def _pickled(make_worker: Callable[[], Any]) -> bytes:
+    """What makes a worker, with its model and with the user's own modules, which other nodes lack."""
+    own = _own_modules()
+    for module in own:
+        cloudpickle.register_pickle_by_value(module)
     try:
         return cloudpickle.dumps(make_worker)
     except Exception as error:
@@ -335,6 +345,21 @@ def _pickled(make_worker: Callable[[], Any]) -> bytes:
             f"the model cannot travel to workers: {first_line(error)}",
             hint="leave --engine out, or use torchrun, whose processes load it themselves",
         ) from error
+    finally:
+        for module in own:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _own_modules() -> list[ModuleType]:
+    """The loaded modules of the current folder, in which `module:function` is found."""
+    here, installed = Path.cwd(), (Path(sys.prefix), Path(dcdctl.__file__).parent)
+    own = []
+    for name, module in list(sys.modules.items()):
+        path = Path(getattr(module, "__file__", None) or "/")
+        is_installed = any(path.is_relative_to(folder) for folder in installed)
+        if name != "__main__" and path.is_relative_to(here) and not is_installed:
+            own.append(module)
+    return own
 
 
 def _cause(error: failures.RayTaskError) -> BaseException:
