@@ -40,7 +40,9 @@ from .images import (
     left_out_lines,
     nearest_place,
     read_exif,
+    read_orientation,
     thumbnail,
+    turned_back,
     upright_rgb,
 )
 from .manifest import DataChoice, choose_manifest, counted_corpus, find_manifest, list_data_sets
@@ -125,6 +127,7 @@ __all__ = [
     "read_columns",
     "read_corpus_json",
     "read_exif",
+    "read_orientation",
     "read_values",
     "share_split",
     "split_to_measure",
@@ -132,5 +135,6 @@ __all__ = [
     "text_key",
     "thumbnail",
     "tokens_of",
+    "turned_back",
     "upright_rgb",
 ]
