@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -250,6 +251,16 @@ Threads = Annotated[
 
 # What a command writes
 Out = Annotated[Ref, writes("--out -o", "Folder to write.", "DIR", callback=check_output_folder), Path]
+OutFiles = Annotated[
+    Ref,
+    writes(
+        "--out -o",
+        "Folder that gets a file for each of these files; those that are there are kept.",
+        "DIR",
+        callback=check_output_folder,
+    ),
+    Path,
+]
 NewOut = Annotated[Ref, writes("--out -o", "New folder to write.", "DIR"), Path]
 Page = Annotated[
     Ref | None, writes("--html", "Also write a page with the images.", "FILE", callback=check_output_file), Path
@@ -269,13 +280,12 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inference(Machine):
-    """Passes without gradients."""
+class Passes(Machine):
+    """Passes without gradients over images and captions."""
 
     workers: Workers = None
     batch_size: PairBatchSize = None
     precision: Precision = "fp32"
-    features: Features = None
 
     def compute(self, say: Say) -> Compute:
         """The same as the core takes it, with the threads set; a message for a precision that is slower than fp32 on
@@ -289,8 +299,18 @@ class Inference(Machine):
             precision=devices.precision_on(self.precision, device, say),
             batch_size=self.batch_size,
             workers=self.workers,
-            features=optional_path(self.features),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference(Passes):
+    """The same over a corpus, whose features may be stored."""
+
+    features: Features = None
+
+    def compute(self, say: Say) -> Compute:
+        """The same as the core takes it."""
+        return dataclasses.replace(super().compute(say), features=optional_path(self.features))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,7 @@ from .shard_reader import StreamSample
 from .source_files import SourceOptions
 from .split_writer import PrepareOptions
 from .stream import ShardCount, ShardStream, StreamConfig, is_stream, open_shards
+from .task_files import TaskFile, complete_tasks, facts_in, find_tasks
 
 __all__ = [
     "CAMERA_COLUMNS",
@@ -90,6 +91,7 @@ __all__ = [
     "SourceOptions",
     "StreamConfig",
     "StreamSample",
+    "TaskFile",
     "Values",
     "all_splits",
     "artifact_kind",
@@ -97,6 +99,7 @@ __all__ = [
     "check_text_file",
     "choose_manifest",
     "columns_of_table",
+    "complete_tasks",
     "corpus_facts",
     "corpus_table",
     "count_kinds",
@@ -105,8 +108,10 @@ __all__ = [
     "describe_scenes",
     "difference_hash",
     "draw_scene",
+    "facts_in",
     "fetch_file",
     "find_manifest",
+    "find_tasks",
     "for_browser",
     "group_captions",
     "hub_connection",
