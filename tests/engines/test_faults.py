@@ -1,4 +1,5 @@
-"""What may go wrong on a cluster: workers and nodes that end or are slow, tasks that fail, stores that are too small."""
+"""What may go wrong on a cluster: workers and nodes that end or are slow, tasks that fail, stores that are too
+small."""
 
 from __future__ import annotations
 

@@ -40,7 +40,9 @@ from .images import (
     left_out_lines,
     nearest_place,
     read_exif,
+    read_orientation,
     thumbnail,
+    turned_back,
     upright_rgb,
 )
 from .manifest import DataChoice, choose_manifest, counted_corpus, find_manifest, list_data_sets
@@ -53,6 +55,7 @@ from .shard_reader import StreamSample
 from .source_files import SourceOptions
 from .split_writer import PrepareOptions
 from .stream import ShardCount, ShardStream, StreamConfig, is_stream, open_shards
+from .task_files import TaskFile, complete_tasks, facts_in, find_tasks
 
 __all__ = [
     "CAMERA_COLUMNS",
@@ -88,6 +91,7 @@ __all__ = [
     "SourceOptions",
     "StreamConfig",
     "StreamSample",
+    "TaskFile",
     "Values",
     "all_splits",
     "artifact_kind",
@@ -95,6 +99,7 @@ __all__ = [
     "check_text_file",
     "choose_manifest",
     "columns_of_table",
+    "complete_tasks",
     "corpus_facts",
     "corpus_table",
     "count_kinds",
@@ -103,8 +108,10 @@ __all__ = [
     "describe_scenes",
     "difference_hash",
     "draw_scene",
+    "facts_in",
     "fetch_file",
     "find_manifest",
+    "find_tasks",
     "for_browser",
     "group_captions",
     "hub_connection",
@@ -125,6 +132,7 @@ __all__ = [
     "read_columns",
     "read_corpus_json",
     "read_exif",
+    "read_orientation",
     "read_values",
     "share_split",
     "split_to_measure",
@@ -132,5 +140,6 @@ __all__ = [
     "text_key",
     "thumbnail",
     "tokens_of",
+    "turned_back",
     "upright_rgb",
 ]
