@@ -157,7 +157,6 @@ class _Job:
             if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
                 self._look()
                 looked = time.monotonic()
-        self._show()
 
     def _give(self) -> bool:
         """Start workers that are missing, and give tasks to those that have time; whether a result is still to come."""
@@ -227,6 +226,7 @@ class _Job:
             return None
         self.open.remove(begun)
         self.received += num_units
+        self._show()
         return begun.task, output
 
     def _hear(self, kind: str, actor: _Actor, value: Any) -> None:
