@@ -15,7 +15,8 @@ import pytest
 import ray
 from tiny import contents
 
-pytestmark = pytest.mark.slow
+# Ray leaves files of its logs open.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 NUM_KILLS = int(os.environ.get("DCDCTL_FAULT_TRIALS", "1"))
 RECIPE = """
 [candidates]

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import ray
 import torch
 from encoders import make_pair
@@ -22,6 +23,8 @@ from dcdctl.core.teacher import CandidateConfig, TextCacheJob, build, cache_text
 BATCH_SIZE = 64
 
 
+# Ray leaves files of its logs open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_cluster_gives_the_bytes_of_one_process(nodes, corpus, teacher, tmp_path, monkeypatch):
     # One test, because a cluster and its workers take most of its time.
     nodes.add("a", cpus=1)
