@@ -165,9 +165,9 @@ def test_wrong_places_say_what_is_wrong(tmp_path, tars):
         (str(tmp_path / "absent.tar"), InputError, "absent.tar cannot be read: No such file or directory"),
         (str(tmp_path / "*.parquet"), InputError, "no file matches"),
         (
-            "s3://bucket/a.tar",
+            "gs://bucket/a.tar",
             MissingError,
-            "s3://bucket/a.tar needs a package that is not installed: Install s3fs",
+            "gs://bucket/a.tar needs a package that is not installed: Please install gcsfs",
         ),
         ("bird://bucket/a.tar", ConfigError, "the protocol bird:// is unknown; known are s3://"),
         *(
@@ -198,7 +198,7 @@ def test_a_chained_url_that_does_not_exist_or_is_no_archive_is_one_line(monkeypa
         ("tar://0.tar::memory://absent.tar", "does not exist"),
         ("zip://0.tar::memory://birds/bad.zip", "gave up after 5 attempts"),
         ("simplecache::memory://absent/0.tar", "does not exist"),
-        ("simplecache::s3://bucket/0.tar", "Install s3fs"),
+        ("simplecache::gs://bucket/0.tar", "install gcsfs"),
         ("zip://0.tar::https://me:secret@host/a.zip?sig=secret", "is given with a password"),
     ):
         place = pattern.format(url)

@@ -53,6 +53,7 @@ from .shard_reader import StreamSample
 from .source_files import SourceOptions
 from .split_writer import PrepareOptions
 from .stream import ShardCount, ShardStream, StreamConfig, is_stream, open_shards
+from .urls import find_named, local_copy, open_stream, readable
 
 __all__ = [
     "CAMERA_COLUMNS",
@@ -105,6 +106,7 @@ __all__ = [
     "draw_scene",
     "fetch_file",
     "find_manifest",
+    "find_named",
     "for_browser",
     "group_captions",
     "hub_connection",
@@ -115,17 +117,20 @@ __all__ = [
     "kind_of",
     "left_out_lines",
     "list_data_sets",
+    "local_copy",
     "manifests_folder",
     "moment_of",
     "nearest_place",
     "offsets_of",
     "open_shards",
+    "open_stream",
     "prepare_command",
     "prepare_corpus",
     "read_columns",
     "read_corpus_json",
     "read_exif",
     "read_values",
+    "readable",
     "share_split",
     "split_to_measure",
     "summarize_corpus",
