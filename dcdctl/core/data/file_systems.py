@@ -20,7 +20,7 @@ from dcdctl.core.places import links_of, shown
 
 T = TypeVar("T")
 PART_BYTES = 50 << 20
-"""Of an upload in parts, to S3 for files of 100 MB and more. The ETag of such a file depends on it."""
+"""The size of a part of an upload, to S3 for files of 100 MB and more. The ETag of such a file depends on it."""
 READ_BYTES = 4 << 20
 """What is requested at once where a file is read from start to end."""
 _VERSION_FACTS = ("ETag", "etag", "generation")
