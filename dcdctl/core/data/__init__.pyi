@@ -53,7 +53,19 @@ from .shard_reader import StreamSample
 from .source_files import SourceOptions
 from .split_writer import PrepareOptions
 from .stream import ShardCount, ShardStream, StreamConfig, is_stream, open_shards
-from .urls import find_named, local_copy, open_stream, readable
+from .urls import (
+    check_writable,
+    download_file,
+    find_named,
+    is_copy,
+    list_folder,
+    local_copy,
+    open_stream,
+    read_text,
+    readable,
+    remove_file,
+    write_file,
+)
 
 __all__ = [
     "CAMERA_COLUMNS",
@@ -94,6 +106,7 @@ __all__ = [
     "artifact_kind",
     "check_text",
     "check_text_file",
+    "check_writable",
     "choose_manifest",
     "columns_of_table",
     "corpus_facts",
@@ -103,6 +116,7 @@ __all__ = [
     "decode_image",
     "describe_scenes",
     "difference_hash",
+    "download_file",
     "draw_scene",
     "fetch_file",
     "find_manifest",
@@ -112,11 +126,13 @@ __all__ = [
     "hub_connection",
     "hub_refusal",
     "hub_requests",
+    "is_copy",
     "is_read_now",
     "is_stream",
     "kind_of",
     "left_out_lines",
     "list_data_sets",
+    "list_folder",
     "local_copy",
     "manifests_folder",
     "moment_of",
@@ -129,8 +145,10 @@ __all__ = [
     "read_columns",
     "read_corpus_json",
     "read_exif",
+    "read_text",
     "read_values",
     "readable",
+    "remove_file",
     "share_split",
     "split_to_measure",
     "summarize_corpus",
@@ -138,4 +156,5 @@ __all__ = [
     "thumbnail",
     "tokens_of",
     "upright_rgb",
+    "write_file",
 ]

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from dcdctl.core.data.attempts import attempted, changed_error
@@ -99,57 +101,80 @@ def matching(url: str) -> list[str]:
     return [str(system.unstrip_protocol(name)) for name in sorted(asked(lambda: system.glob(pattern), url))]
 
 
-def files_below(url: str) -> list[str]:
-    """The file of that name, or all files of a folder, however deep, by name."""
-    system, path = file_system(url)
+def list_folder(url: str) -> dict[str, int]:
+    """The size of each file of a folder, however deep, by its path in the folder; that of "" if the URL is a file."""
+    system, folder = file_system(url)
     try:
-        found = asked(lambda: system.find(path), url)
+        found = asked(lambda: system.find(folder, detail=True), url)
     except SourceError as error:
-        # A bucket that is not there, which other stores and `find` of s3fs tell by an empty list.
+        # Other stores, and `find` of s3fs, give an empty list for a folder that is not there.
         if isinstance(error.__cause__, FileNotFoundError):
-            return []
+            return {}
         raise
     # Consoles of stores make an object with a / at its end for an empty folder.
-    return [str(system.unstrip_protocol(name)) for name in sorted(found) if not name.endswith("/")]
+    names = [name for name in sorted(found) if not name.endswith("/")]
+    return {name.removeprefix(folder.rstrip("/")).lstrip("/"): int(found[name]["size"]) for name in names}
 
 
-def upload(path: Path, url: str) -> None:
-    """Write a file to a URL, and compare what is there with it. SourceError if it cannot be written."""
+def upload(path: Path, url: str) -> str:
+    """Write a file to a URL, and compare what is there with it. SourceError if it cannot be written. Returns the
+    SHA-256 of what was written."""
     system, target = file_system(url)
-    is_s3 = urlsplit(url).scheme in ("s3", "s3a")
-    options = {"chunksize": PART_BYTES} if is_s3 else {}
+    options = {"chunksize": PART_BYTES} if urlsplit(url).scheme in ("s3", "s3a") else {}
     _written(lambda: system.put_file(str(path), target, **options), url)
-    remote = open_remote(url)
-    size, md5, sha256 = _facts_of(path)
-    if remote.size != size:
-        raise SourceError(f"{shown(url)} has {remote.size:,} bytes after its upload, not {size:,}", hint=_AGAIN)
-    # With encryption by a key of the user, an ETag is no checksum; then the file is read back.
-    if is_s3 and str(remote.version).strip('"') == md5:
-        return
-    digest = hashlib.sha256()
-    for start in range(0, size, READ_BYTES):
-        digest.update(remote.read_range(start, min(start + READ_BYTES, size)))
-    if digest.hexdigest() != sha256:
-        raise SourceError(f"{shown(url)} differs from {path} after its upload", hint=_AGAIN)
+    facts = FileFacts.of(path)
+    if not facts.fit(open_remote(url)):
+        raise SourceError(f"{shown(url)} differs from {path} after its upload", hint="run the command again")
+    return facts.sha256
 
 
-_AGAIN = "run the command again: it is written again"
+class RangeReader(Protocol):
+    """A remote file."""
+
+    size: int
+    version: str
+
+    def read_range(self, start: int, stop: int) -> bytes: ...
 
 
-def _facts_of(path: Path) -> tuple[int, str, str]:
-    """Size, the ETag that S3 gives an upload in parts of `PART_BYTES`, and SHA-256 of a file."""
-    size, sha256, parts = 0, hashlib.sha256(), []
-    with path.open("rb") as file:
-        while part := file.read(PART_BYTES):
-            size += len(part)
-            sha256.update(part)
-            parts.append(hashlib.md5(part, usedforsecurity=False))
-    # s3fs sends a file of less than two parts as one.
-    if size < 2 * PART_BYTES:
-        whole = hashlib.md5(path.read_bytes(), usedforsecurity=False)
-        return size, whole.hexdigest(), sha256.hexdigest()
-    of_parts = hashlib.md5(b"".join(part.digest() for part in parts), usedforsecurity=False)
-    return size, f"{of_parts.hexdigest()}-{len(parts)}", sha256.hexdigest()
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """What a file of this machine is compared by with a remote one."""
+
+    size: int
+    etag: str
+    """That which S3 gives for an upload in parts of `PART_BYTES`."""
+    sha256: str
+
+    def fit(self, remote: RangeReader) -> bool:
+        """Whether a remote file has the same content."""
+        if remote.size != self.size:
+            return False
+        if remote.version.strip('"') == self.etag:
+            return True
+        # An ETag is no checksum of an upload in other parts, or with encryption by a key of the user.
+        digest = hashlib.sha256()
+        for start in range(0, self.size, READ_BYTES):
+            digest.update(remote.read_range(start, min(start + READ_BYTES, self.size)))
+        return digest.hexdigest() == self.sha256
+
+    @staticmethod
+    def of(path: Path) -> FileFacts:
+        """The facts of a file."""
+        size, sha256, whole, parts = 0, hashlib.sha256(), _md5(), []
+        with path.open("rb") as file:
+            while part := file.read(PART_BYTES):
+                size += len(part)
+                sha256.update(part)
+                whole.update(part)
+                parts.append(_md5(part).digest())
+        # s3fs sends a file of less than two parts as one.
+        is_one = size < 2 * PART_BYTES
+        etag = whole.hexdigest() if is_one else f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+        return FileFacts(size=size, etag=etag, sha256=sha256.hexdigest())
+
+
+_md5 = partial(hashlib.md5, usedforsecurity=False)  # without which builds of OpenSSL for FIPS refuse it
 
 
 def remove(url: str) -> None:

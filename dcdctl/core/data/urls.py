@@ -144,7 +144,16 @@ def copy_to(url: str, folder: Path, track: Track) -> Path:
     path = folder / f"{digest}-{name}"
     if path.exists():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
+    _copy(remote, path, name, track)
+    return path
+
+
+def download_file(url: str, path: Path) -> None:
+    """Copy a remote file to a path of this machine."""
+    _copy(open_remote(url), path, path.name, silent)
+
+
+def _copy(remote: Remote, path: Path, name: str, track: Track) -> None:
     with (
         atomic_path(path) as partial,
         partial.open("wb") as file,
@@ -152,7 +161,6 @@ def copy_to(url: str, folder: Path, track: Track) -> Path:
     ):
         for start in range(0, remote.size, READ_BYTES):
             advance(file.write(remote.read_range(start, min(start + READ_BYTES, remote.size))))
-    return path
 
 
 def list_files(place: str | Path, suffixes: Sequence[str] = ()) -> list[str]:
@@ -168,8 +176,9 @@ def list_files(place: str | Path, suffixes: Sequence[str] = ()) -> list[str]:
     if url.startswith(_WEB) or any(letter in url for letter in "*{"):
         found, is_folder = expand(url), False
     else:
-        found = _files_below(url)
-        is_folder = found != [url.rstrip("/")]
+        names = list_folder(url)
+        is_folder = "" not in names
+        found = [f"{url.rstrip('/')}/{name}".rstrip("/") for name in names]
     if is_folder:
         found = [name for name in found if not _is_marker(name, url) and _ends_with(name, suffixes)]
     kinds = f" that ends with {', '.join(suffixes)}" if suffixes else ""
@@ -180,14 +189,16 @@ def list_files(place: str | Path, suffixes: Sequence[str] = ()) -> list[str]:
     return found
 
 
-def _files_below(url: str) -> list[str]:
-    """The file of a URL, or all files of a folder."""
+def list_folder(url: str) -> dict[str, int]:
+    """The size of each file of a folder at a URL, however deep, by its path in it; that of "" if the URL is a file."""
+    if url.startswith(_WEB):
+        raise ConfigError(f"{shown(url)}: a web server lists no files", hint="name an s3:// or hf:// URL")
     if not url.startswith("hf://"):
-        return file_systems.files_below(url)
+        return file_systems.list_folder(url)
     parts = hub.HubPath.parse(url)
-    inside = f"{parts.path.rstrip('/')}/".lstrip("/")
-    paths = [path for path in sorted(hub.sizes(parts)) if path == parts.path or path.startswith(inside)]
-    return [parts.folder + path for path in paths]
+    folder = parts.path.rstrip("/")
+    found = {path: size for path, size in sorted(hub.sizes(parts).items()) if f"{path}/".startswith(f"{folder}/")}
+    return {path.removeprefix(folder).lstrip("/"): size for path, size in found.items()}
 
 
 def _is_marker(name: str, folder: str) -> bool:
@@ -237,16 +248,27 @@ def check_writable(folder: str | Path) -> None:
         file_systems.check_writable(url)
 
 
-def write_file(place: str | Path, path: Path) -> None:
+def write_file(place: str | Path, path: Path) -> str:
     """Write a file of this machine to a place atomically; what is there then is compared with it. SourceError if it
-    cannot be written or differs."""
+    cannot be written or differs. Returns the SHA-256 of what was written."""
     url = url_of(place)
-    if url is None:
-        with atomic_path(local_path(place)) as partial:
-            shutil.copyfile(path, partial)
-    else:
+    if url is not None:
         _refuse_to_write(url)
-        file_systems.upload(path, url)
+        return file_systems.upload(path, url)
+    with atomic_path(local_path(place)) as partial:
+        shutil.copyfile(path, partial)
+        return files.sha256_of(partial)
+
+
+def is_copy(url: str, path: Path) -> bool:
+    """Whether a file of this machine has the content of a remote one."""
+    return file_systems.FileFacts.of(path).fit(open_remote(url))
+
+
+def remove_file(url: str) -> None:
+    """Remove a remote file, if it is there."""
+    _refuse_to_write(url)
+    file_systems.remove(url)
 
 
 def _refuse_to_write(url: str) -> None:
