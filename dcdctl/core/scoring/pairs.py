@@ -23,12 +23,13 @@ from torch import Tensor
 
 from dcdctl.core import devices
 from dcdctl.core.data import Indices
-from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.devices import CPU
+from dcdctl.core.engines import Compute
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting, GpuMemory, in_fitting_parts
 from dcdctl.core.models import ImageBatch, Scorer, States
 from dcdctl.core.progress import Advance
-from dcdctl.core.scoring.features import Source, in_memory, read_images
+from dcdctl.core.scoring.features import PairSource, Source, in_memory, read_images
 
 T = TypeVar("T")
 IMAGE_CHUNK = 64
@@ -47,7 +48,7 @@ WARM_UP = 32
 
 
 @torch.inference_mode()
-def encode_images(scorer: Scorer, source: Source, image_ix: Indices, compute: Compute) -> States:
+def encode_images(scorer: Scorer, source: PairSource, image_ix: Indices, compute: Compute) -> States:
     """The states of these images of a corpus, in the order given; chunks are read ahead."""
     chunks = [image_ix[start : start + IMAGE_CHUNK] for start in range(0, len(image_ix), IMAGE_CHUNK)]
     reading = read_in_threads(lambda chunk: read_images(source, chunk, compute), chunks, compute.readers)
@@ -66,13 +67,13 @@ def _encode_chunk(scorer: Scorer, images: ImageBatch | States, compute: Compute)
 
 
 @torch.inference_mode()
-def encode_texts(scorer: Scorer, source: Source, text_ix: Indices, compute: Compute) -> States:
+def encode_texts(scorer: Scorer, source: PairSource, text_ix: Indices, compute: Compute) -> States:
     """The states of these captions of a corpus, in the order given."""
 
     def encode(chunk: Indices) -> States:
         return scorer.encode_texts(source.texts(chunk).to(compute.device, non_blocking=True))
 
-    captions = source.corpus.captions
+    captions = source.captions
     starts = range(0, len(text_ix), TEXT_CHUNK)
     # The chunk with the longest caption first: its width is most often the width of all, and the captions of a fold are
     # in memory only once.
@@ -174,15 +175,15 @@ def _by_image(order_P: Tensor, image_ix_P: Tensor, batch_size: int) -> list[Tens
 
 def score_pairs(
     scorer: Scorer,
-    source: Source,
+    source: PairSource,
     image_P: Indices,
     text_P: Indices,
     *,
     compute: Compute,
     advance: Advance | None = None,
 ) -> NDArray[np.float32]:
-    """Logits of pairs of a corpus, in the order given. Memory grows with the number of different images, unless pairs
-    are grouped."""
+    """Logits of pairs of a corpus or of a shard, in the order given. Memory grows with the number of different images,
+    unless pairs are grouped."""
     if _groups_by_image(scorer):
 
         def score_chunk(images: States, image_at_P: Tensor, pairs: Indices) -> Tensor:
@@ -197,7 +198,7 @@ def score_pairs(
     images, image_at_P = np.unique(image_P, return_inverse=True)
     texts, text_at_P = np.unique(text_P, return_inverse=True)
     # Captions with a similar number of characters share a chunk, so that little of it is padding.
-    by_length_T = np.argsort([len(source.corpus.captions[text]) for text in texts.tolist()], kind="stable")
+    by_length_T = np.argsort([len(source.captions[text]) for text in texts.tolist()], kind="stable")
     position_T = np.empty_like(by_length_T)
     position_T[by_length_T] = np.arange(len(by_length_T))
     position_P = position_T[text_at_P]
@@ -215,7 +216,7 @@ def score_pairs(
 
 def _score_by_images(
     scorer: Scorer,
-    source: Source,
+    source: PairSource,
     image_P: Indices,
     chunk_P: Indices,
     score_chunk: Callable[[States, Tensor, Indices], Tensor],
