@@ -91,7 +91,7 @@ def test_a_resumed_stream_that_skips_samples_gives_the_batches_of_an_uninterrupt
         assert captions_of(resumed, range(step, step + 3)) == expected[step : step + 3]
 
 
-def test_tars_parquet_and_urls_of_the_same_samples_give_the_same_batches(tmp_path, tars, monkeypatch):
+def test_tars_parquet_and_urls_of_the_same_samples_give_the_same_batches(tmp_path, tars, monkeypatch, bucket):
     expected = captions_of(stream_of(tars), range(10))
     assert captions_of(stream_of(write_shards(tmp_path / "parquet", rows_of(SIZES), ".parquet")), range(10)) == expected
     memory = fsspec.filesystem("memory")
@@ -100,6 +100,12 @@ def test_tars_parquet_and_urls_of_the_same_samples_give_the_same_batches(tmp_pat
         memory.pipe(f"/birds/{number}.parquet", parquet_of(rows))
     assert captions_of(stream_of(["memory://birds/*.tar"]), range(10)) == expected
     assert captions_of(stream_of(["memory://birds/{0..3}.parquet"]), range(10)) == expected
+    for tar in tars:
+        bucket.put(f"birds/{Path(tar).name}", Path(tar).read_bytes())
+    by_pattern, by_name = (stream_of([bucket.url(f"birds/{names}.tar")]) for names in ("*", "{0..3}"))
+    assert captions_of(by_pattern, range(10)) == captions_of(by_name, range(10)) == expected
+    # A listing and a request for one object say different things of it.
+    assert by_pattern.fingerprint == by_name.fingerprint
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     files = {Path(tar).name: Path(tar).read_bytes() for tar in tars}
     with loopback.serve(files, {"me/birds": files}) as server:
