@@ -18,7 +18,7 @@ from reports import peak_mib, reset_peak
 import dcdctl
 from dcdctl.core import devices
 from dcdctl.core.data import Corpus, describe_scenes
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.scoring import CorpusSource, score_pairs
 from dcdctl.core.teacher.job import TOLERANCES
 

@@ -16,7 +16,7 @@ import dcdctl
 from dcdctl.core import devices, models
 from dcdctl.core.bench import BenchConfig
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.models.networks.maxsim import all_maxsims
 from dcdctl.core.teacher.job import TOLERANCES
 

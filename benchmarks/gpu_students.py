@@ -24,7 +24,7 @@ import dcdctl
 from dcdctl.cli.declare import assignments
 from dcdctl.core import devices, models
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.teacher import CacheJob, TextCacheJob, cache_scores, cache_texts, read_cache, read_text_cache
 from dcdctl.core.teacher.job import TOLERANCES
 from dcdctl.core.training import Run, checkpoints

@@ -17,7 +17,7 @@ from reports import say
 
 from dcdctl.core import models, scoring
 from dcdctl.core.data import Corpus, Direction, Indices
-from dcdctl.core.devices import ON_CPU
+from dcdctl.core.engines import ON_CPU
 from dcdctl.core.models import Scorer
 from dcdctl.core.progress import silent
 

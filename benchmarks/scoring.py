@@ -38,7 +38,7 @@ from transformers.utils import logging
 
 from dcdctl.core import devices, models
 from dcdctl.core.bench.footprint import count_flops
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.models import CoAttentionScorer, FusionSize, ImageBatch, TextBatch, ViltScorer
 from dcdctl.core.models.families.blip import BlipScorer
 from dcdctl.core.models.families.bridgetower import BridgeTowerScorer

@@ -20,6 +20,7 @@ from dcdctl.api.views import Query
 from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, optional_ref, path, takes
 from dcdctl.cli.index import IndexOptions, NewIndex, say_of_query_model, table_or_path
 from dcdctl.core import config, devices, search, stores
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.search import (
     Browse,
@@ -86,7 +87,7 @@ class Index(search.FolderIndex):
         progress: bool = False,
     ) -> IndexChange:
         """Add the new images of a folder or a corpus; returns how many, and the files that could not be read."""
-        compute = devices.Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
+        compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
         return self._change(Changes(add=path(images), split=split), compute=compute, track=api.track(progress))
 
     def remove(self, *names: str, gone: bool = False) -> IndexChange:
@@ -107,7 +108,7 @@ class Index(search.FolderIndex):
         """
         if (same := search.up_to_date(self)) is not None:
             return same
-        compute = devices.Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
+        compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
         return self._change(Changes(sync=True), compute=compute, track=api.track(progress))
 
     def watch(self, on_change: Callable[[IndexChange], None], *, stop: threading.Event | None = None) -> None:

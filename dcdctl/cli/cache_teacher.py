@@ -183,6 +183,7 @@ def cache_teacher(
             "--precision": None if arguments.precision == "fp32" else arguments.precision,
             "--batch-size": arguments.batch_size,
             "--workers": arguments.workers,
+            "--engine": arguments.engine,
         }
     )
     if external.texts or external.vectors:
@@ -195,7 +196,8 @@ def cache_teacher(
             "--scores": external.scores,
             "--plan-only": external.plan_only or None,
             "--features": arguments.features,
-            "--workers": arguments.workers,
+            # Of threads that read images; an engine's workers encode texts, too.
+            "--workers": None if arguments.engine else arguments.workers,
             "--dry-run": dry_run or None,
         }
         refuse(of_pairs, "is for scores of images with captions, and a text cache has none")

@@ -19,7 +19,7 @@ def demo(out: OutFolder = Path("demo"), steps: Steps = None, device: Device = "a
     """Run all steps on generated scenes. It takes minutes on a CPU."""
     from dcdctl.core import demo as core
     from dcdctl.core import devices
-    from dcdctl.core.devices import Compute
+    from dcdctl.core.engines import Compute
 
     compute = Compute(device=devices.choose(device))
     job = core.DemoJob(out=out, compute=compute, steps=steps)

@@ -35,7 +35,7 @@ from dcdctl.core.progress import counted
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dcdctl.core.devices import Compute
+    from dcdctl.core.engines import Compute
     from dcdctl.core.progress import Say
     from dcdctl.core.search import Changes, IndexChange, IndexConfig
     from dcdctl.core.stores import Store
@@ -86,8 +86,9 @@ class NewIndex:
     def compute(self) -> Compute:
         """The same as the core takes it."""
         from dcdctl.core import devices
+        from dcdctl.core.engines import Compute
 
-        return devices.Compute(device=devices.choose(self.device), batch_size=self.batch_size, workers=self.workers)
+        return Compute(device=devices.choose(self.device), batch_size=self.batch_size, workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

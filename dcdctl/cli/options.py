@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from dcdctl.cli.completion import complete_recipe, complete_split, complete_teac
 from dcdctl.cli.declare import Overrides, Ref, assignments, many, named, optional_path, optional_ref
 
 if TYPE_CHECKING:
-    from dcdctl.core.devices import Compute
+    from dcdctl.core.engines import Compute, EngineChoice
     from dcdctl.core.progress import Say
     from dcdctl.core.search import ImageIndex, IndexSearcher
     from dcdctl.core.training import Recipe
@@ -46,6 +45,7 @@ READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
 ALSO_READ_FROM_URLS = (("prepare", "images"),)
 MOST = 10**9
 """As `core.config.MOST`, which is not imported for --help."""
+MOST_CLUSTER_WORKERS = 100_000
 MOST_WORKERS = 256
 """More processes than a machine takes end in its errors, or end others."""
 CODE = re.compile(r"(?!.*\.py:)[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -280,8 +280,58 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The engine that computes shards, and its workers."""
+
+    workers: Annotated[
+        int | None,
+        computes(
+            "--workers",
+            "With --engine: its workers. Else: threads that read and decode images ahead.",
+            "N",
+            show_default="as many as fit; one thread per core but one, at most 8",
+            min=0,
+            max=MOST_CLUSTER_WORKERS,
+        ),
+    ] = None
+    engine: Annotated[
+        str | None,
+        computes("--engine", "Compute on a cluster: ray, or ray://HOST:PORT of its head (extra ray).", "NAME"),
+    ] = None
+    worker_gpus: Annotated[
+        float | None,
+        computes(
+            "--worker-gpus",
+            "GPUs of each worker of an engine, such as 1 or 0.5.",
+            "N",
+            show_default="1 where the cluster has GPUs",
+            min=0,
+        ),
+    ] = None
+    worker_cpus: Annotated[
+        int | None,
+        computes("--worker-cpus", "CPU cores of each worker of an engine.", "N", show_default="1", min=1, max=1024),
+    ] = None
+    verbose: Annotated[bool, writes("--verbose", "With --engine: show what the engine itself prints.")] = False
+
+    def choice(self) -> EngineChoice:
+        """The same as the core takes it; ConfigError for options that need an engine."""
+        from dcdctl.core.engines import EngineChoice
+
+        choice = EngineChoice(
+            engine=self.engine,
+            workers=self.workers,
+            worker_gpus=self.worker_gpus,
+            worker_cpus=self.worker_cpus,
+            verbose=self.verbose,
+        )
+        choice.check()
+        return choice
+
+
+@dataclass(frozen=True, kw_only=True)
 class Passes(Machine):
-    """Passes without gradients over images and captions."""
+    """Passes without gradients over images and captions, by this process."""
 
     workers: Workers = None
     batch_size: PairBatchSize = None
@@ -290,27 +340,40 @@ class Passes(Machine):
     def compute(self, say: Say) -> Compute:
         """The same as the core takes it, with the threads set; a message for a precision that is slower than fp32 on
         this processor."""
-        from dcdctl.core import devices
+        from dcdctl.core.engines import Compute, EngineChoice
 
-        devices.use_threads(self.threads)
-        device = devices.choose(self.device)
-        return devices.Compute(
-            device=device,
-            precision=devices.precision_on(self.precision, device, say),
+        return Compute.chosen(
+            EngineChoice(workers=self.workers),
+            device=self.device,
+            threads=self.threads,
+            precision=self.precision,
             batch_size=self.batch_size,
-            workers=self.workers,
+            say=say,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inference(Passes):
-    """The same over a corpus, whose features may be stored."""
+class Inference(Machine, Cluster):
+    """Passes without gradients over a corpus, by this process or by an engine."""
 
+    batch_size: PairBatchSize = None
+    precision: Precision = "fp32"
     features: Features = None
 
     def compute(self, say: Say) -> Compute:
-        """The same as the core takes it."""
-        return dataclasses.replace(super().compute(say), features=optional_path(self.features))
+        """The same as the core takes it, with the threads set; a message for a precision that is slower than fp32 on
+        this processor."""
+        from dcdctl.core.engines import Compute
+
+        return Compute.chosen(
+            self.choice(),
+            device=self.device,
+            threads=self.threads,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            features=optional_path(self.features),
+            say=say,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

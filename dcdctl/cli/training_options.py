@@ -92,6 +92,7 @@ class Training(Machine):
     def options(self, *, batch_size: int | None = None, wandb: str | None = None) -> TrainingOptions:
         """The same as the core takes it, with the threads set."""
         from dcdctl.core import devices
+        from dcdctl.core.engines import Compute
         from dcdctl.core.training import TrainingOptions
 
         devices.use_threads(self.threads)
@@ -99,7 +100,7 @@ class Training(Machine):
         device = devices.choose(self.device)
         return TrainingOptions(
             micro_batches=1 if tries_micro_batches else int(self.accumulate),
-            compute=devices.Compute(
+            compute=Compute(
                 device=device,
                 precision=devices.precision("fp32" if tries_precision else self.precision, device),
                 batch_size=batch_size,

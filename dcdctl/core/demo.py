@@ -11,7 +11,7 @@ import numpy as np
 from dcdctl.core import data, evaluation, files, models, report, scoring, training
 from dcdctl.core.bench import QUICK, Bench, BenchConfig, ModelPair, compare_saved
 from dcdctl.core.data import Corpus, Scores
-from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation
 from dcdctl.core.models import Scorer

@@ -21,47 +21,8 @@ from dcdctl.core.errors import ConfigError, DcdError, InputError, first_line
 from dcdctl.core.progress import Say
 
 T = TypeVar("T")
-MOST_READERS = 8
-"""Threads that read ahead by default; each has a batch of images in memory."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU = torch.device("cpu")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Compute:
-    """Where and how to run a model. Only `precision` and `features` may change a number beyond rounding."""
-
-    device: torch.device = CPU
-    precision: str = "float32"
-    """Torch name of the type to compute in: float32 without autocast, bfloat16 or float16 under autocast."""
-    batch_size: int | None = None
-    """Images, captions or pairs in one forward pass without gradients; None for the model's choice. A recipe sets that
-    of training."""
-    workers: int | None = None
-    """Threads of a pass without gradients, or processes of a training, that read and decode images ahead; 0 reads them
-    when they are needed. None: as many threads as `readers` says, no processes."""
-    features: Path | None = None
-    """Folder that stores the outputs of frozen encoders; None computes them each time."""
-
-    @property
-    def readers(self) -> int:
-        """Threads that read and decode images ahead in a pass without gradients."""
-        if self.workers is not None:
-            return self.workers
-        # Processes of torchrun share the cores, and one core of each computes.
-        num_own = machine.num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return max(0, min(MOST_READERS, num_own - 1))
-
-    def forward_pass(self) -> torch.autocast:
-        """A block for a forward pass: autocast in this precision, none in float32.
-
-        Each pass needs its own block: a block caches the weights that it has cast, and those cast without a graph have
-        no gradient.
-        """
-        return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
-
-
-ON_CPU = Compute()
 
 
 def choose(name: str) -> torch.device:
@@ -201,7 +162,7 @@ def _block_seconds(precision_name: str) -> float:
     times = []
     for _ in range(4):
         started = time.perf_counter()
-        with Compute(precision=precision_name).forward_pass():
+        with torch.autocast("cpu", getattr(torch, precision_name), enabled=precision_name != "float32"):
             block(tokens)
         times.append(time.perf_counter() - started)
     # The first pass warms up, and whatever else runs only adds time to the others.

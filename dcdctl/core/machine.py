@@ -9,7 +9,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -166,29 +166,49 @@ def _end(idle: list[tuple[SimpleQueue[Any], SimpleQueue[Any]]]) -> None:
         idle.pop()[0].put(None)
 
 
+class ReadAhead(Iterator[T]):
+    """`read(key)` of each key, in order, while threads read the next ones (`read_in_threads`)."""
+
+    def __init__(self, read: Callable[[K], T], keys: Iterable[K], readers: int, num_ahead: int) -> None:
+        self._read, self._keys, self._num_ahead = read, iter(keys), num_ahead
+        self._coming = deque[Future[T]]()
+        self._pool = ThreadPoolExecutor(readers, "reader") if readers else None
+        self._fill()
+
+    def __next__(self) -> T:
+        if self._pool is None:
+            return self._read(next(self._keys))
+        self._fill()
+        if not self._coming:
+            self.close()
+            raise StopIteration
+        return self._coming.popleft().result()
+
+    def _fill(self) -> None:
+        while (
+            self._pool is not None
+            and len(self._coming) < self._num_ahead
+            and (key := list(itertools.islice(self._keys, 1)))
+        ):
+            self._coming.append(self._pool.submit(self._read, key[0]))
+
+    def close(self) -> None:
+        """End the threads, also when the consumer fails or is interrupted: what was not begun is dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def read_in_threads(
     read: Callable[[K], T], keys: Iterable[K], readers: int, *, ahead: int | None = None
-) -> Generator[T, None, None]:
-    """`read(key)` of each key, in order, at most `ahead` (by default `readers` + 1) of them ahead; without readers,
-    each when it is needed.
+) -> ReadAhead[T]:
+    """`read(key)` of each key, in order, at most `ahead` (by default `readers` + 1) of them ahead; the threads begin at
+    once. Without readers, each is read when it is needed.
 
     Pillow decodes without Python's lock, so threads decode at the same time. Unlike processes they start at once, copy
     nothing, and end with the program. An error is raised where its key stands in the order, as it would be without
     readers.
     """
-    if not readers:
-        yield from map(read, keys)
-        return
-    remaining, coming = iter(keys), deque[Future[T]]()
-    num_coming = readers + 1 if ahead is None else ahead
-    pool = ThreadPoolExecutor(readers, "reader")
-    try:
-        while True:
-            while len(coming) < num_coming and (key := list(itertools.islice(remaining, 1))):
-                coming.append(pool.submit(read, key[0]))
-            if not coming:
-                return
-            yield coming.popleft().result()
-    finally:
-        # Also when the consumer fails or is interrupted: what was not begun is dropped.
-        pool.shutdown(cancel_futures=True)
+    return ReadAhead(read, keys, readers, readers + 1 if ahead is None else ahead)

@@ -8,7 +8,7 @@ import torch
 from matrix_ranks import rank_matrix
 from tables import OWNER, Numbers, TableFusion, make_dual, make_fusion
 
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalOptions, Measured, cascade, evaluate, rankers
 from dcdctl.core.evaluation.cascade import Shortlists

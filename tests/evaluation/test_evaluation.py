@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dcdctl.core import scoring
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import ESTIMATED, EvalOptions, Measured, evaluate
 from dcdctl.core.evaluation.protocols import Protocol

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from dcdctl.core import artifacts, devices
-from dcdctl.core.devices import Compute, read_ahead
+from dcdctl.core.devices import read_ahead
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, InputError
 from dcdctl.core.progress import unsaid
 

@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from dcdctl.core import files, models, scoring
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import InputError, ModelError
 from dcdctl.core.models import DualEncoder, DualScorer, FusionScorer, LateInteraction, PairBatch, States
 from dcdctl.core.models.networks.over_encoders import Encoders

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from vlm import save_reranker
 
 from dcdctl.core import models
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import InputError, MissingError, ModelError
 from dcdctl.core.models import load_save
 from dcdctl.core.models.families import shared_prefix

@@ -13,7 +13,7 @@ from tiny import make_teacher
 from torch.testing import assert_close
 
 from dcdctl.core import devices, models, training
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import FusionSize, ProjectionSize, States
 from dcdctl.core.scoring import CorpusSource, open_or_build

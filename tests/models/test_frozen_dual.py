@@ -11,7 +11,7 @@ from open_inputs import OpenInputs
 from torch.testing import assert_close
 
 from dcdctl.core import models
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.models import FeatureSpec, FrozenDual, ProjectionSize

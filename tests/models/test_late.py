@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from training_steps import TINY_DUAL, distill
 
 from dcdctl.core import models
-from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.export.export import export_model
 from dcdctl.core.export.target import ExportJob

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from training_steps import distill
 
 from dcdctl.core import models
-from dcdctl.core.devices import ON_CPU
+from dcdctl.core.engines import ON_CPU
 from dcdctl.core.export import ExportJob, export
 from dcdctl.core.teacher import embed_corpus
 

@@ -14,7 +14,7 @@ from command_line import QUICK_BENCH, run
 
 from dcdctl.core import models, scoring
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, preview, train_model
 

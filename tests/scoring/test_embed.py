@@ -7,9 +7,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 from tables import OWNER, Numbers, make_dual
+from torch import nn
 from torch.testing import assert_close
 
-from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.devices import CPU
+from dcdctl.core.engines import Compute
 from dcdctl.core.models import TextBatch
 from dcdctl.core.scoring import CorpusSource, Source, dual_embedder, embed_all, embed_batch
 from dcdctl.core.scoring.embed import Embedder
@@ -45,7 +47,9 @@ def test_a_model_in_the_middle_of_its_training_embeds_in_eval_mode():
 
 def test_without_an_image_encoder_an_image_is_the_mean_of_its_captions(source):
     dual = make_dual()
-    embedder = Embedder(preprocess=source.preprocess, texts=dual.embed_texts, images=None, device=CPU)
+    embedder = Embedder(
+        preprocess=source.preprocess, network=nn.Identity(), texts=dual.embed_texts, images=None, device=CPU
+    )
     vectors = embed_all(embedder, source, Compute(batch_size=7))
     for image in range(10):
         mean_D = vectors.texts_TD[[text for text, owner in enumerate(OWNER) if owner == image]].mean(dim=0)
@@ -86,7 +90,11 @@ def test_a_batch_of_images_or_captions_that_does_not_fit_is_embedded_in_halves(s
         return work
 
     embedder = Embedder(
-        preprocess=source.preprocess, texts=limited(dual.embed_texts), images=limited(dual.embed_images), device=CPU
+        preprocess=source.preprocess,
+        network=nn.Identity(),
+        texts=limited(dual.embed_texts),
+        images=limited(dual.embed_images),
+        device=CPU,
     )
     vectors = embed_all(embedder, source, Compute(batch_size=8))
     assert_close(vectors.texts_TD, dual.text_TD)

@@ -20,10 +20,10 @@ from tiny import contents, make_corpus
 from torch.testing import assert_close
 
 from dcdctl.core import artifacts, files, locks, training
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.progress import byte_size
-from dcdctl.core.scoring import CorpusSource, features, open_or_build
+from dcdctl.core.scoring import CorpusSource, feature_build, features, open_or_build
 from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, recipe
 
@@ -53,8 +53,8 @@ def root(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _small_files(monkeypatch):
     monkeypatch.setattr(features, "IMAGES_PER_FILE", 12)
-    monkeypatch.setattr(features, "IMAGE_CHUNK", 5)
-    monkeypatch.setattr(features, "TEXT_CHUNK", 7)
+    monkeypatch.setattr(feature_build, "IMAGE_CHUNK", 5)
+    monkeypatch.setattr(feature_build, "TEXT_CHUNK", 7)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_the_size_is_told_before_anything_is_encoded(tmp_path, corpus, pair):
         yield lambda count: None
 
     stored = open_or_build(tmp_path, corpus, pair, track=track)
-    size = features.size_in_bytes(stored.plan)
+    size = feature_build.size_in_bytes(stored.plan)
     of_images = [f"images-0000{part}.npy" for part in range(3)]
     assert labels == [
         (f"encode 32 images, then 160 captions, {byte_size(size)} in all", 32, []),
@@ -155,7 +155,7 @@ def test_another_corpus_or_encoder_has_its_own_folder(root, kept, corpus, pair, 
 
 def test_the_first_images_are_read_from_the_features_of_the_whole_split(kept, root, corpus, pair, monkeypatch):
     first = corpus.subset(17)  # 12 images are in the first file
-    monkeypatch.setattr(features, "_build", None)
+    monkeypatch.setattr(feature_build, "_build", None)
     found = open_or_build(root, first, pair)
     assert (found.folder, found.corpus) == (kept.folder, first)
     image_ix, text_ix = [16, 0, 12], [first.num_captions - 1, 0, 61, 60]
@@ -272,7 +272,7 @@ def test_features_that_another_run_is_writing_are_awaited_and_not_encoded_again(
         lock.close()
         yield lambda count: None
 
-    monkeypatch.setattr(features, "_build", None)
+    monkeypatch.setattr(feature_build, "_build", None)
     with ExitStack() as lock:
         lock.enter_context(locks.lock(folder))
         assert open_or_build(tmp_path, corpus, pair, track=track).parts == kept.parts

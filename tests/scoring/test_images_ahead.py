@@ -9,9 +9,9 @@ from encoders import make_pair
 from tiny import make_models
 
 from dcdctl.core import data
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import CorpusError
-from dcdctl.core.scoring import CorpusSource, dual_embedder, embed_all, features, open_or_build
+from dcdctl.core.scoring import CorpusSource, dual_embedder, embed_all, feature_build, features, open_or_build
 from dcdctl.core.scoring import pairs as scoring_pairs
 
 
@@ -23,7 +23,7 @@ def pair(corpus, tmp_path_factory):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_features_have_the_same_bytes(corpus, pair, tmp_path, monkeypatch, workers):
     monkeypatch.setattr(features, "IMAGES_PER_FILE", 12)
-    monkeypatch.setattr(features, "IMAGE_CHUNK", 5)
+    monkeypatch.setattr(feature_build, "IMAGE_CHUNK", 5)
     alone, helped = (
         open_or_build(tmp_path / str(count), corpus, pair, Compute(workers=count)) for count in (0, workers)
     )

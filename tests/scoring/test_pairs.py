@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tables import OWNER, Numbers, make_dual, make_fusion
 
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.models import vector_states
 from dcdctl.core.scoring import CorpusSource, PairScorer, pairs

@@ -9,7 +9,7 @@ from plain_scores import plain_score
 from tiny import make_wide_dual
 
 from dcdctl.core import models
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.scoring import CorpusSource, encode_corpus
 from dcdctl.core.scoring import pairs as scoring_pairs
 

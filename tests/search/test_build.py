@@ -24,7 +24,7 @@ from tiny import contents, make_models, make_splits
 from dcdctl.core import artifacts, distributed, models
 from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, DcdError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.search import FolderIndex, ImageSource, embed, part_files
 from dcdctl.core.search.index_config import IndexConfig

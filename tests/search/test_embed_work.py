@@ -18,7 +18,7 @@ from tiny import contents, make_models
 
 from dcdctl.core import models
 from dcdctl.core.data import TaskFile
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.search import EmbedWorkJob, embed_work, part_files, write_image_list
 from dcdctl.core.search.index_config import IndexConfig

@@ -28,7 +28,7 @@ from dcdctl.core import evaluation, models, training
 from dcdctl.core.artifacts import write_document
 from dcdctl.core.bench import footprint
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, DcdError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import (
     RECALL_NAMES,

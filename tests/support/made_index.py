@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts, config
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.models import saved_folder
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import (

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "data": (),
-    "models": ("data",),
-    "scoring": ("data", "models"),
-    "teacher": ("data", "models", "scoring"),
-    "evaluation": ("data", "models", "scoring", "teacher"),
-    "training": ("data", "models", "scoring", "teacher", "evaluation"),
-    "bench": ("data", "models"),
-    "search": ("data", "models", "scoring"),
+    "engines": (),
+    "data": ("engines",),
+    "models": ("engines", "data"),
+    "scoring": ("engines", "data", "models"),
+    "teacher": ("engines", "data", "models", "scoring"),
+    "evaluation": ("engines", "data", "models", "scoring", "teacher"),
+    "training": ("engines", "data", "models", "scoring", "teacher", "evaluation"),
+    "bench": ("engines", "data", "models"),
+    "search": ("engines", "data", "models", "scoring"),
     "stores": ("search",),
-    "serve": ("data", "search", "stores"),
-    "report": ("data", "teacher", "evaluation", "training", "bench", "search"),
-    "export": ("data", "models", "scoring", "evaluation", "training", "bench", "report"),
-    "study": ("data", "models", "scoring", "teacher", "evaluation", "training", "bench", "report"),
+    "serve": ("engines", "data", "search", "stores"),
+    "report": ("engines", "data", "teacher", "evaluation", "training", "bench", "search"),
+    "export": ("engines", "data", "models", "scoring", "evaluation", "training", "bench", "report"),
+    "study": ("engines", "data", "models", "scoring", "teacher", "evaluation", "training", "bench", "report"),
 }
 """The rooms in order, and the earlier rooms that each one reads. Ground files are free to all."""
 WHOLE = ("demo", "verify")

@@ -20,7 +20,7 @@ from tiny import contents, make_teacher, make_wide_dual
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.evaluation import EvalJob, evaluate
 from dcdctl.core.export import ExportJob, export
 from dcdctl.core.export.export import Exported

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dcdctl.core import distributed, models
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import read_cache
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, initial_model, train_model

@@ -14,7 +14,7 @@ from tiny import make_corpus, make_pool, make_teacher, make_wide_dual
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, Direction, RaggedArray
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.scoring import CorpusSource, embed_with_model
 from dcdctl.core.teacher import (

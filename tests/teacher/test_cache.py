@@ -15,7 +15,7 @@ from made_caches import build_cache, plan_cache
 from tiny import contents, make_corpus, make_teacher
 
 from dcdctl.core import artifacts, models
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.models.preprocess import vilt_image_processor
 from dcdctl.core.scoring import CorpusSource
@@ -168,7 +168,7 @@ from kills import kill_often
 from made_caches import build_cache
 from tiny import make_teacher
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.teacher import CandidateConfig, build
 build.IMAGES_PER_SHARD = 2
 corpus = Corpus.open(Path(sys.argv[1]), "train")

@@ -18,7 +18,7 @@ from open_inputs import OpenInputs
 from tiny import contents, make_wide_dual, model_contents
 
 from dcdctl.core import artifacts, models, training
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import ImageBatch, ProjectionSize, TextBatch
 from dcdctl.core.models import late as models_late

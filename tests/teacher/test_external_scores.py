@@ -16,7 +16,7 @@ from tiny import contents
 
 from dcdctl.core import scoring, training
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import (

@@ -21,9 +21,9 @@ from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.artifacts import read_document, seal_of, write_document
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
-from dcdctl.core.scoring import CorpusSource, embed_with_model, score_pairs
+from dcdctl.core.scoring import CorpusSource, PairWorker, embed_with_model, score_pairs
 from dcdctl.core.teacher import (
     CacheJob,
     CandidateConfig,
@@ -133,7 +133,7 @@ from kills import kill_often
 from made_caches import build_cache
 from tiny import make_teacher
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.teacher import CandidateConfig, build
 build.IMAGES_PER_SHARD = 2
 pool = Corpus.open(Path(sys.argv[1]), "train")
@@ -155,13 +155,13 @@ class PairCounter:
     """Counts the pairs that a teacher scores."""
 
     def __init__(self, monkeypatch) -> None:
-        self.num_pairs, score = 0, build.score_pairs
+        self.num_pairs, start = 0, PairWorker.start
 
-        def counted(job, image_P, text_P, advance=None):
-            self.num_pairs += len(image_P)
-            return score(job, image_P, text_P, advance)
+        def counted(worker, pairs):
+            self.num_pairs += len(pairs.image_P)
+            return start(worker, pairs)
 
-        monkeypatch.setattr(build, "score_pairs", counted)
+        monkeypatch.setattr(PairWorker, "start", counted)
 
 
 def test_a_larger_pool_reuses_the_scores_of_equal_images_and_texts(pool, reranker, folder, tmp_path, monkeypatch):

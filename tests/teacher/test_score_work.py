@@ -16,7 +16,7 @@ from tiny import contents, make_models, make_teacher
 
 from dcdctl.core import models
 from dcdctl.core.data import TaskFile
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError, StaleError
 from dcdctl.core.teacher import CacheJob, CandidateConfig, ScoreWorkJob, build, plan_work, score_work, take_scores
 

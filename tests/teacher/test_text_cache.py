@@ -19,7 +19,8 @@ from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual
 from dcdctl.core import models
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import DataChoice, choose_manifest, prepare_corpus, text_encoding
-from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.devices import CPU
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.teacher import TextCacheJob, cache_texts, read_cache, read_text_cache, text_cache, verify_texts
 from dcdctl.core.verify import verify
@@ -165,7 +166,7 @@ def test_each_process_encodes_its_share(folder, tmp_path, monkeypatch):
                 make(folder, tmp_path / "two", folder / "a.txt")
         written.append(sorted(path.name for path in (tmp_path / "two").glob("texts-0*.parquet")))
     assert [len(names) for names in written] == [3, 5]
-    monkeypatch.setattr(text_cache, "_encode", None)  # nothing is encoded twice
+    monkeypatch.setattr(text_cache._TextWorker, "start", None)  # nothing is encoded twice
     make(folder, tmp_path / "two", folder / "a.txt")
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
@@ -173,16 +174,16 @@ def test_each_process_encodes_its_share(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["texts-planned-00001.parquet", "texts-00001.parquet"])
 def test_a_part_that_was_damaged_after_a_kill_is_noticed_when_the_build_resumes(folder, tmp_path, monkeypatch, name):
     whole = contents(make(folder, tmp_path / "whole", folder / "a.txt").folder)
-    encode, encoded = text_cache._encode, []
+    encode, encoded = text_cache._TextWorker._encode, []
 
-    def killed_at_the_third_part(model, texts, *more):
-        encoded.append(texts)
+    def killed_at_the_third_part(worker, batches, advance):
+        encoded.append(batches)
         if len(encoded) == 3:
             raise KeyboardInterrupt
-        return encode(model, texts, *more)
+        return encode(worker, batches, advance)
 
     with monkeypatch.context() as patch:
-        patch.setattr(text_cache, "_encode", killed_at_the_third_part)
+        patch.setattr(text_cache._TextWorker, "_encode", killed_at_the_third_part)
         with pytest.raises(KeyboardInterrupt):
             make(folder, tmp_path / "q", folder / "a.txt")
     if "planned" in name:
@@ -202,10 +203,13 @@ def test_an_extended_cache_encodes_only_new_texts(folder, tmp_path, monkeypatch)
     (tmp_path / "a.csv").write_text("text,language\n" + "".join(f"{text},en\n" for text in TEXTS))
     old = make(folder, tmp_path / "old", tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text("text,language\nDOG number 0,en\neine Katze,de\n")
-    encoded, encode = [], text_cache._encode
-    monkeypatch.setattr(
-        text_cache, "_encode", lambda model, texts, *more: encoded.extend(texts) or encode(model, texts, *more)
-    )
+    encoded, start = [], text_cache._TextWorker.start
+
+    def noted(worker, batches):
+        encoded.extend(text for batch in batches for text in batch)
+        return start(worker, batches)
+
+    monkeypatch.setattr(text_cache._TextWorker, "start", noted)
     cache = make(folder, tmp_path / "q", folder / "a.txt", tmp_path / "b.csv", extend=tmp_path / "old")
     assert encoded == ["eine Katze"]
     assert texts_of(cache) == [*TEXTS, "eine Katze"]

@@ -19,7 +19,7 @@ from tiny import contents, make_models, make_teacher
 from training_steps import distill
 
 from dcdctl.core import models, training
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError, MissingError, ModelError, StaleError, as_user_error
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, cache, measure_spread

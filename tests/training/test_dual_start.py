@@ -20,7 +20,7 @@ from training_steps import KilledError, killed_after
 
 from dcdctl.core import models, training
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
 from dcdctl.core.evaluation import evaluate
 from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, recipe, runs, wise_ft

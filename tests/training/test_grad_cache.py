@@ -40,7 +40,7 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import models, training
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, TextCacheJob, build, cache, cache_texts

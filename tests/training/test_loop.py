@@ -19,7 +19,7 @@ from paths import FIXTURES
 from torch import nn
 from torch.utils.data import Dataset
 
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.training import TrainingOptions, checkpoints, loop, runs
 from dcdctl.core.training.loop import learning_rate_factor, make_optimizer

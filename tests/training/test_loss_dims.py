@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from training_steps import distill
 
 from dcdctl.core import models
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import embed_corpus

@@ -18,7 +18,8 @@ from torch.testing import assert_close
 from training_steps import KilledError, killed_after
 
 from dcdctl.core import models, training
-from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.devices import CPU
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.teacher import CandidateConfig, TextCacheJob, cache_texts, embed_corpus, read_text_cache, text_cache
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, initial_model, load_recipe, text_data

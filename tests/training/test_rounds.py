@@ -15,7 +15,8 @@ from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual,
 from training_steps import TINY_DUAL
 
 from dcdctl.core import models
-from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.devices import CPU
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, DcdError, StaleError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.teacher import CacheJob, CandidateConfig, build, cache_scores, read_cache

@@ -19,7 +19,7 @@ from training_steps import DUAL, KilledError, killed_after
 
 from dcdctl.core import models, training, verify
 from dcdctl.core.data import decode_image
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions

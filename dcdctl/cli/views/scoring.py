@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 def show_estimate(estimate: CacheCost) -> None:
     """The cost of a teacher cache; of one that is only counted, the time at a round rate."""
     most, rate = "", "nothing to do"
-    if estimate.pairs_per_s is None or estimate.seconds is None:
+    if estimate.is_most:
         most = "at most "
         rate = f"{clock(estimate.num_to_score / 100)} at 100 pairs/s (--teacher and a prepared corpus measure the rate)"
+    elif estimate.pairs_per_s is None or estimate.seconds is None:
+        rate = "no trial, since the workers of the engine score them"
     elif estimate.num_to_score:
         rate = f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}"
     left_out = f" ({estimate.num_left_out:,} more exceed --max-pairs)" if estimate.num_left_out else ""

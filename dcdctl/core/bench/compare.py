@@ -34,7 +34,7 @@ from dcdctl.core.bench.result import (
 from dcdctl.core.bench.steps import BenchModel, device_of, prepare_model, timed_model
 from dcdctl.core.bench.timer import Timer
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, DcdError
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Track, silent

@@ -14,7 +14,7 @@ import numpy as np
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus, Direction, RaggedArray
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import agreement, rankers
 from dcdctl.core.evaluation.agreement import Agreements, Lookup

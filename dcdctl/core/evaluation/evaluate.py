@@ -16,7 +16,7 @@ import numpy as np
 
 from dcdctl.core import artifacts, files, locks, models
 from dcdctl.core.data import Corpus, Direction, share_split
-from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import against as teachers
 from dcdctl.core.evaluation import eccv, rankers, ranks, relevance, vectors

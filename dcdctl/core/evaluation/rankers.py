@@ -27,7 +27,7 @@ from torch import Tensor
 from dcdctl.core import scoring
 from dcdctl.core.config import ASCENDING, NOT_EMPTY, Natural, check_fields
 from dcdctl.core.data import Corpus, Indices, Scores
-from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import cascade
 from dcdctl.core.evaluation.agreement import Lookup

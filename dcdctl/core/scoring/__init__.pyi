@@ -11,11 +11,12 @@ from .embed import (
     load_embedder,
 )
 from .encoded import encode_corpus
+from .feature_build import encoders_of, open_or_build, open_source
 from .feature_files import FEATURES
-from .features import CorpusSource, PairSource, Reader, Source, encoders_of, open_or_build, open_source
+from .features import CorpusSource, PairSource, Reader, Source
 from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, PairScorer, Workload, measure_rate, score_pairs
 from .quantize import HIGHEST, VectorKind, binary_codes, bytes_per_vector, decoded, int8_codes
-from .shard_source import CorpusRows, EncodedShard, ImageFiles, ShardItems, ShardSource
+from .shards import CorpusRows, ImageFiles, PairWorker, ShardItems, ShardPairs, ShardSource
 from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, top_k, top_k_of_rows
 
 __all__ = [
@@ -27,12 +28,13 @@ __all__ = [
     "LOGIT_ROUNDING",
     "CorpusRows",
     "CorpusSource",
-    "EncodedShard",
     "ImageFiles",
     "PairScorer",
     "PairSource",
+    "PairWorker",
     "Reader",
     "ShardItems",
+    "ShardPairs",
     "ShardSource",
     "Source",
     "VectorKind",

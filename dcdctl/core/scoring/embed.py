@@ -8,18 +8,18 @@ Shape letters: I images, T texts, D width of a vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.memory import Fitting, in_fitting_parts
 from dcdctl.core.models import (
@@ -34,7 +34,8 @@ from dcdctl.core.models import (
     num_text_positions,
 )
 from dcdctl.core.progress import Advance, Track, silent
-from dcdctl.core.scoring.features import CorpusSource, Features, Source, images_ahead
+from dcdctl.core.scoring.batches import Side, encoded_batches
+from dcdctl.core.scoring.features import CorpusSource, Features, Source
 
 DEFAULT_BATCH_SIZE = 256
 """Captions per forward pass, and images on a GPU, unless the user sets a batch size."""
@@ -64,6 +65,8 @@ class Embedder:
     length."""
 
     preprocess: Preprocessor
+    network: nn.Module
+    """What the two functions run."""
     texts: Callable[[Texts], Tensor]
     images: Callable[[Images], Tensor] | None
     """None for a text encoder."""
@@ -83,6 +86,31 @@ def embed_batch(
             return embed(part.to(compute.device, non_blocking=True)).float()
 
     return torch.cat([vectors for _, vectors in in_fitting_parts(batch, size or len(batch), work, fitting)])
+
+
+@dataclass(frozen=True)
+class _VectorEncoder:
+    """An embedder, and whether its vectors get unit length."""
+
+    embedder: Embedder
+    side: Side
+    normalize: bool
+
+    @property
+    def preprocess(self) -> Preprocessor:
+        return self.embedder.preprocess
+
+    def placed(self, compute: Compute) -> Callable[[Any], Tensor]:
+        """The vectors of a batch, on the device of the embedder; a batch that does not fit into memory is halved."""
+        self.embedder.network.to(compute.device)
+        embed: Any = self.embedder.images if self.side == "images" else self.embedder.texts
+        fitting = Fitting()
+
+        def encode(batch: Any) -> Tensor:
+            vectors = embed_batch(embed, batch, compute, fitting)
+            return (functional.normalize(vectors, dim=-1) if self.normalize else vectors).to(self.embedder.device)
+
+        return encode
 
 
 @torch.inference_mode()
@@ -111,10 +139,7 @@ def embed_all(
         order = sorted(order, key=lambda text: len(corpus.captions[text]))
     with track("embed captions", total=corpus.num_captions, unit="captions") as advance:
         batches = _batches(order, compute)
-        sorted_TD = _embed_in_batches(
-            embedder.texts, (source.texts(batch) for batch in batches), compute, normalize, advance
-        )
-    texts_TD = torch.empty_like(sorted_TD).index_copy_(0, torch.tensor(order, device=sorted_TD.device), sorted_TD)
+        texts_TD = _embedded(_VectorEncoder(embedder, "captions", normalize), source, batches, compute, advance)
     if embedder.images is None:
         image_T = torch.from_numpy(corpus.caption_image).to(texts_TD.device)
         # The sum has the direction of the mean, and its length is normalized.
@@ -122,21 +147,24 @@ def embed_all(
         return Vectors(functional.normalize(sums_ID, dim=-1), texts_TD)
     with track("embed images", total=corpus.num_images, unit="images") as advance:
         size = DEFAULT_BATCH_SIZE if compute.device.type == "cuda" else BATCH_SIZE
-        reading = images_ahead(source, _batches(range(corpus.num_images), compute, size), compute)
-        images_ID = _embed_in_batches(embedder.images, reading, compute, normalize, advance)
+        batches = _batches(range(corpus.num_images), compute, size)
+        images_ID = _embedded(_VectorEncoder(embedder, "images", normalize), source, batches, compute, advance)
     return Vectors(images_ID, texts_TD)
 
 
-def _embed_in_batches(
-    embed: Callable[[B], Tensor], batches: Iterable[B], compute: Compute, normalize: bool, advance: Advance
+def _embedded(
+    encoder: _VectorEncoder, source: Source, batches: Sequence[Sequence[int]], compute: Compute, advance: Advance
 ) -> Tensor:
-    """The vectors of these images or captions, in this order."""
-    embedded, fitting = [], Fitting()
-    for batch in batches:
-        vectors = embed_batch(embed, batch, compute, fitting)
-        embedded.append(functional.normalize(vectors, dim=-1) if normalize else vectors)
-        advance(len(vectors))
-    return torch.cat(embedded)
+    """The vectors of all images or captions of a source, which are read in these batches."""
+    vectors_ND: Tensor | None = None
+    # Of the processes of torchrun, each embeds for itself.
+    engine = compute.engine.alone()
+    for batch, vectors in encoded_batches(encoder, source, encoder.side, batches, compute, engine, advance):
+        if vectors_ND is None:
+            vectors_ND = vectors.new_empty(sum(map(len, batches)), vectors.shape[1])
+        vectors_ND[torch.as_tensor(batch, device=vectors.device)] = vectors
+    assert vectors_ND is not None
+    return vectors_ND
 
 
 def _batches(indices: Sequence[int], compute: Compute, size: int = DEFAULT_BATCH_SIZE) -> list[Sequence[int]]:
@@ -176,6 +204,7 @@ def dual_embedder(model: DualEncoder, device: torch.device) -> Embedder:
     model.to(device).eval()
     return Embedder(
         preprocess=model.preprocess,
+        network=model,
         texts=model.embed_texts,
         images=model.embed_images,
         device=device,
@@ -212,7 +241,11 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
         max_text_len=min(MAX_TEXT_LEN, num_text_positions(config)),
     )
     return Embedder(
-        preprocess=preprocess, texts=lambda batch: _pooled(network, batch, pooling), images=None, device=device
+        preprocess=preprocess,
+        network=network,
+        texts=lambda batch: _pooled(network, batch, pooling),
+        images=None,
+        device=device,
     )
 
 

@@ -3,19 +3,20 @@ dual encoder, or the token vectors of late interaction."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from dcdctl.core import distributed
 from dcdctl.core.data import Corpus, Indices
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute, TorchProcesses
 from dcdctl.core.memory import Fitting
-from dcdctl.core.models import Scorer, States
+from dcdctl.core.models import Preprocessor, Scorer, States
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring.features import Features, Source, images_ahead, in_memory
+from dcdctl.core.scoring.batches import Batch, BatchWorker, Side, SideBatches, encoded_batches
+from dcdctl.core.scoring.features import Features, Source, in_memory
 
 IMAGE_CHUNK, TEXT_CHUNK = 64, 512
 """Images and captions encoded in one forward pass."""
@@ -43,6 +44,32 @@ class EncodedCorpus:
         return self.of_texts.take(torch.as_tensor(text_ix))
 
 
+@dataclass(frozen=True)
+class _StatesEncoder:
+    """A scorer, and the device on which its states are kept."""
+
+    scorer: Scorer
+    side: Side
+    home: torch.device
+
+    @property
+    def preprocess(self) -> Preprocessor:
+        return self.scorer.preprocess
+
+    def placed(self, compute: Compute) -> Callable[[Any], States]:
+        """The states of a batch; one that does not fit into memory is halved."""
+        scorer = self.scorer.to(compute.device).eval()
+        is_image = self.side == "images"
+        work = scorer.encode_images if is_image else scorer.encode_texts
+        step, fitting = IMAGE_CHUNK if is_image else TEXT_CHUNK, Fitting()
+
+        def encode(batch: Any) -> States:
+            with compute.forward_pass():
+                return in_memory(batch, step, work, fitting).to(self.home)
+
+        return encode
+
+
 @torch.inference_mode()
 def encode_corpus(
     scorer: Scorer, source: Source, compute: Compute, *, track: Track = silent, is_shared: bool = False
@@ -65,30 +92,24 @@ def encode_corpus(
     else:
         # Captions of similar length share a batch, so that little of it is padding.
         text_order = sorted(text_order, key=lambda text: len(corpus.captions[text]))
+    engine = compute.engine if is_shared else compute.engine.alone()
+    here = replace(compute, engine=TorchProcesses(), of_worker=None)
 
-    def encode(noun: Literal["images", "captions"], order: Sequence[int], step: int) -> States:
-        fitting = Fitting()
-
-        def states_of(batches: Iterable[Sequence[int]]) -> Iterator[States]:
-            read: Iterable[Any] = (source.texts(batch).to(compute.device) for batch in batches)
-            work: Callable[..., States] = scorer.encode_texts
-            if noun == "images":
-                read, work = images_ahead(source, batches, compute), scorer.encode_images
-            for batch in read:
-                yield in_memory(batch, step, work, fitting)
-
+    def encode(side: Side, order: Sequence[int], step: int) -> States:
+        encoder = _StatesEncoder(scorer, side, compute.device)
+        # Every process needs the widths, also one without a batch of its own.
+        [first] = BatchWorker.make(encoder, here).start(SideBatches(side, source, [order[:1]]))(lambda count: None)
         batches = [order[start : start + step] for start in range(0, len(order), step)]
-        with track(f"encode {noun}", total=len(order), unit=noun) as advance, compute.forward_pass():
-            # Every process needs the widths, also one without a batch of its own.
-            first = next(states_of([batches[0][:1]]))
-            local = [batches[i] for i in (distributed.local_indices if is_shared else range)(len(batches))]
-            # How many tokens the longest item has is known at the end.
-            encoded = list(states_of(local)) if scorer.keeps_tokens else states_of(local)
-            longest = _longest([first, *encoded], is_shared=is_shared) if isinstance(encoded, list) else 1
+        with track(f"encode {side}", total=len(order), unit=side) as advance:
+            found: Iterable[tuple[Batch, States]]
+            found = encoded_batches(encoder, source, side, batches, compute, engine, advance)
+            longest = 1
+            if scorer.keeps_tokens:  # how many tokens the longest item has is known at the end
+                found = list(found)
+                longest = _longest([first, *(states for _, states in found)], is_shared=is_shared)
             room = first.room_for(len(order), longest)
-            for batch, states in zip(local, encoded, strict=True):
+            for batch, states in found:
                 room.put(torch.tensor(batch), states)
-                advance(len(batch))
         # Rows of other processes are zeros here.
         return room.summed(distributed.all_sum) if is_shared else room
 

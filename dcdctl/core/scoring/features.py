@@ -1,4 +1,5 @@
-"""What a model reads of a corpus: images and captions, or features, the outputs of frozen encoders, stored on disk.
+"""What a model reads of a corpus: images and captions, or features, the outputs of frozen encoders, stored on disk
+(`feature_build` stores them).
 
     ROOT/SPLIT-CORPUS-ENCODERS/plan.json          fingerprints and sizes, written first
     ROOT/SPLIT-CORPUS-ENCODERS/lengths.npy        tokens of each caption; 1 each if the encoders pool texts
@@ -18,12 +19,9 @@ Shape letters: I images, T texts, V image tokens, L text tokens, D width of an e
 
 from __future__ import annotations
 
-import math
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,26 +30,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dcdctl.core.artifacts import Build, other_folder_error
 from dcdctl.core.data import Corpus, Indices
-from dcdctl.core.devices import ON_CPU, Compute
-from dcdctl.core.distributed import Parts
-from dcdctl.core.errors import InputError, ModelError, StaleError
-from dcdctl.core.machine import read_in_threads
+from dcdctl.core.engines import Compute
+from dcdctl.core.errors import InputError
 from dcdctl.core.memory import Fitting, in_fitting_parts
-from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, RefusedTextError, States, TextBatch
+from dcdctl.core.models import ImageBatch, Preprocessor, RefusedTextError, States, TextBatch
 from dcdctl.core.places import shown
-from dcdctl.core.progress import Advance, Track, byte_size, silent
 from dcdctl.core.scoring.feature_files import FEATURES
 
 IMAGES_PER_FILE = 256
 """Images in a file, and what a killed run loses at most."""
 TEXTS_PER_FILE = 1280
 """Texts of a pool in a file; captions lie in the file of their image's number."""
-IMAGE_CHUNK = 32
-"""Images encoded in one forward pass."""
-TEXT_CHUNK = 256
-"""Captions encoded in one forward pass; captions of similar length share one."""
 LENGTHS_FILE = "lengths.npy"
 Half = NDArray[np.float16]
 
@@ -161,7 +151,7 @@ class Features:
         return States(torch.from_numpy(tokens), torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None]))
 
     def _mapped(self, kind: str, part: int) -> Half:
-        name = _name(kind, part)
+        name = file_name(kind, part)
         return _mapped(self.folder / name, self.parts[name]["sha256"])
 
     @cached_property
@@ -179,10 +169,10 @@ class Features:
 
     @cached_property
     def _text_parts(self) -> Indices:
-        return _text_parts(self.corpus)
+        return text_parts(self.corpus)
 
 
-def _text_parts(corpus: Corpus) -> Indices:
+def text_parts(corpus: Corpus) -> Indices:
     """The file of each caption, ascending."""
     if corpus.is_pool:
         return np.arange(corpus.num_captions) // TEXTS_PER_FILE
@@ -195,14 +185,6 @@ def read_images(source: PairSource, image_ix: Sequence[int] | Indices, compute: 
     images = source.images(image_ix)
     is_copied = compute.device.type == "cuda" and isinstance(images, ImageBatch)
     return images.pin_memory() if is_copied else images
-
-
-def images_ahead(
-    source: Source, batches: Iterable[Sequence[int] | Indices], compute: Compute
-) -> Iterator[ImageBatch | States]:
-    """Batches of images on the device, in order; images and stored features are read ahead by threads."""
-    for images in read_in_threads(lambda batch: read_images(source, batch, compute), batches, compute.readers):
-        yield images.to(compute.device, non_blocking=compute.device.type == "cuda")
 
 
 def in_memory(items: Any, size: int, encode: Callable[[Any], States], fitting: Fitting | None = None) -> States:
@@ -223,248 +205,9 @@ class EmbeddedImages(CorpusSource):
         return self._states[torch.as_tensor(image_ix)]
 
 
-def open_source(corpus: Corpus, model: Model, compute: Compute, track: Track = silent, memory_bytes: int = 0) -> Source:
-    """What a model reads of a corpus: stored features if `compute.features` names a folder, else images, which a query
-    encoder may know as vectors, and captions. Decoded images are kept up to `memory_bytes`."""
-    if (known := model.known_images.get(corpus.fingerprint)) is not None:
-        return EmbeddedImages(corpus, model.preprocess, known)
-    if compute.features is None:
-        return CorpusSource(corpus, model.preprocess, memory_bytes)
-    return open_or_build(compute.features, corpus, model, compute, track=track)
-
-
-def encoders_of(model: Model) -> Encoders:
-    """The encoders whose features are stored; ModelError for a model that has none of its own."""
-    if model.encoders is None:
-        raise ModelError(
-            "this model has no encoders of its own whose features could be stored", hint="leave --features out"
-        )
-    return model.encoders
-
-
-def open_or_build(
-    root: Path, corpus: Corpus, model: Model, compute: Compute = ON_CPU, *, track: Track = silent
-) -> Features:
-    """The features of a corpus, encoded and stored first if `root` lacks them.
-
-    The progress label shows their size on disk. If another run is encoding them, this one waits for it and reads what
-    it stored. ModelError for a model without encoders of its own, InputError if the disk is too small.
-    """
-    encoders = encoders_of(model)
-    if other := other_folder_error(root, "folder for features", "name a new folder", error=InputError):
-        raise other
-    expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": encoders.digest}
-    # Short, for paths; the plan holds the whole fingerprints, and they are compared.
-    name = f"{corpus.split}-{corpus.fingerprint[:12]}-{encoders.digest[:12]}"
-    build = Build(root / name, expected, FEATURES)
-    opened = None if build.is_sealed else _find_larger(root, corpus, encoders.digest)
-    if opened is None:
-        if not build.is_sealed:
-            with build.lock(wait=track):
-                if not build.is_sealed:  # another run may have sealed it meanwhile
-                    model.to(compute.device).eval()
-                    _build(build, CorpusSource(corpus, model.preprocess), encoders, compute, track)
-        plan, seal = FEATURES.read_plan_and_seal(build.folder)
-        build.expect(plan)
-        opened = Features(corpus, build.folder, plan, seal["files"])
-    for name, part in opened.parts.items():
-        FEATURES.check_part(opened.folder, name, part["bytes"])
-    return replace(opened, corpus=corpus, only_first=model.kind == "dual")
-
-
-def _find_larger(root: Path, corpus: Corpus, encoders: str) -> Features | None:
-    """Finished features of these encoders for more images of the split, which begin with those of `corpus`."""
-    if corpus.whole is corpus:
-        return None
-    for stored in _stored_nearby(root, corpus):
-        if stored.plan["encoders"] == encoders and stored.corpus.num_images >= corpus.num_images:
-            return stored
-    return None
-
-
-def _stored_nearby(root: Path, corpus: Corpus) -> list[Features]:
-    """Finished features of the corpus's split, whole or of its first images, by any encoders; the most images first.
-
-    Their fingerprints must belong to the split and so many images. What cannot be read is left out.
-    """
-    nearby = []
-    for seal_file in sorted(root.glob(f"{corpus.split}-*/{FEATURES.seal_file}")):
-        try:
-            plan, seal = FEATURES.read_plan_and_seal(seal_file.parent)
-            same_images = corpus.whole.subset(int(plan["images"]))
-        except (StaleError, KeyError, ValueError):
-            continue
-        if plan["format"] == FEATURES.format and plan["corpus"] == same_images.fingerprint:
-            nearby.append(Features(same_images, seal_file.parent, plan, seal["files"]))
-    return sorted(nearby, key=lambda stored: -stored.corpus.num_images)
-
-
-def _files_of(corpus: Corpus) -> tuple[dict[str, range], dict[str, range]]:
-    """The images of each file of images, and the captions, or a pool's texts, of each file of texts."""
-    first_image = [*range(0, corpus.num_images, IMAGES_PER_FILE), corpus.num_images]
-    text_parts = _text_parts(corpus)
-    num_text_parts = int(text_parts.max(initial=-1)) + 1
-    first_text = np.searchsorted(text_parts, range(num_text_parts + 1)).tolist()
-    images = {_name("images", part): range(*ends) for part, ends in enumerate(pairwise(first_image))}
-    texts = {_name("texts", part): range(*ends) for part, ends in enumerate(pairwise(first_text))}
-    return images, texts
-
-
-def _take_stored(parts: Parts, corpus: Corpus, text_digest: str) -> None:
-    """Take files that another folder of the root has for the same images or captions, by encoders of the same
-    digest."""
-    build = parts.build
-    for stored in _stored_nearby(build.folder.parent, corpus):
-        is_whole = stored.corpus.num_images == corpus.num_images
-        # The last file of fewer images holds only some of its images.
-        shared = min(stored.corpus.num_images, corpus.num_images) + (IMAGES_PER_FILE - 1 if is_whole else 0)
-        num_files = shared // IMAGES_PER_FILE
-        usable: list[str] = []
-        if stored.plan["encoders"] == build.plan["encoders"]:
-            usable += [_name("images", part) for part in range(num_files)]
-        if stored.plan.get("text_encoder") == text_digest:
-            # All subsets of a pool have all of its texts.
-            num_texts = math.ceil(corpus.num_captions / TEXTS_PER_FILE) if corpus.is_pool else num_files
-            usable += [_name("texts", part) for part in range(num_texts)]
-        for number in parts.missing():
-            name = parts.names[number]
-            if name in usable:
-                # Compared with its checksum first, so that damage stays where it is.
-                parts.take(number, FEATURES.checked(stored.folder / name, stored.parts[name]["sha256"]))
-
-
-def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute) -> tuple[Parts, Indices]:
-    """The parts of the build with its whole plan, and the number of tokens of each caption; InputError if the disk is
-    too small."""
-    corpus, folder = source.corpus, planned.folder
-    lengths = np.ones(corpus.num_captions, dtype=np.int64)
-    if not encoders.pools_texts:
-        texts = range(corpus.num_captions)
-        masks = (source.texts(texts[start : start + TEXT_CHUNK]).attention_mask for start in texts[::TEXT_CHUNK])
-        lengths = torch.cat([mask.sum(dim=1) for mask in masks]).numpy()
-    # The configurations of encoders have no common field for the number of tokens of an image.
-    sample = encoders.image_features(source.images([0]).to(compute.device)).tokens
-    plan = {
-        **planned.plan,
-        "split": corpus.split,
-        "images": corpus.num_images,
-        "captions": corpus.num_captions,
-        "image_tokens": sample.shape[1],
-        "image_width": sample.shape[2],
-        "text_tokens": int(lengths.sum()),
-        "text_width": encoders.text_width,
-        "text_encoder": encoders.text_digest,
-    }
-    build = Build(folder, plan, FEATURES)
-    build.begin()
-    if not build.is_written(LENGTHS_FILE):
-        # Captions are cut to far fewer than 65,536 tokens.
-        _save(build, LENGTHS_FILE, lengths.astype(np.uint16))
-    images_of, texts_of = _files_of(corpus)
-    parts = Parts(build, [*images_of, *texts_of])
-    _take_stored(parts, corpus, plan["text_encoder"])
-    # A resumed run needs room only for what is missing.
-    bytes_left = size_in_bytes(plan) - sum(path.stat().st_size for path in folder.glob("*-*.npy"))
-    if (free := shutil.disk_usage(folder).free) < bytes_left:
-        raise InputError(f"the features need {byte_size(bytes_left)} more in {folder}, and {byte_size(free)} are free")
-    return parts, lengths
-
-
-@torch.inference_mode()
-def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute, track: Track) -> None:
-    parts, lengths = _begin(planned, source, encoders, compute)
-    build, missing = parts.build, {parts.names[number] for number in parts.missing()}
-    images_of, texts_of = _files_of(source.corpus)
-    images = {name: rows for name, rows in images_of.items() if name in missing}
-    texts = {name: rows for name, rows in texts_of.items() if name in missing}
-    num_images, num_texts = sum(map(len, images.values())), sum(map(len, texts.values()))
-    # Two bars, because an image takes as long as many captions: one rate for both would tell nothing of what is left.
-    # Without autocast, whatever precision the user sets for scores: features serve runs of every precision.
-    if num_images:
-        in_all = byte_size(size_in_bytes(build.plan))
-        label = f"encode {num_images:,} images, then {num_texts:,} captions, {in_all} in all"
-        with track(label, total=num_images, unit="images") as advance:
-            _build_images(build, images, source, encoders, compute, advance)
-    if num_texts:
-
-        def encode(text_ix: Indices) -> States:
-            return encoders.text_features(source.texts(text_ix).to(compute.device))
-
-        with track(f"encode {num_texts:,} captions", total=num_texts, unit="captions") as advance:
-            _build_texts(build, texts, lengths, encode, advance)
-    parts.seal_alone(lambda listed: {"format": FEATURES.format, "files": listed}, further=[LENGTHS_FILE])
-
-
-def _build_images(
-    build: Build,
-    images: Mapping[str, range],
-    source: CorpusSource,
-    encoders: Encoders,
-    compute: Compute,
-    advance: Advance,
-) -> None:
-    """Encode the images of these files."""
-    # The batches start again in each file: a resumed run encodes the same ones and writes the same bytes.
-    chunks = [
-        rows[start : start + IMAGE_CHUNK] for rows in images.values() for start in range(0, len(rows), IMAGE_CHUNK)
-    ]
-    # Read ahead over the ends of files, so that the encoder does not wait at each of them.
-    reading = images_ahead(source, chunks, compute)
-    fitting = Fitting()
-    for name, rows in images.items():
-        encoded = []
-        for start in range(0, len(rows), IMAGE_CHUNK):
-            size = min(IMAGE_CHUNK, len(rows) - start)
-            states = in_memory(next(reading), size, encoders.image_features, fitting)
-            encoded.append(_to_half(states, build.folder / name)[0])
-            advance(size)
-        _save(build, name, np.concatenate(encoded))
-
-
-def _build_texts(
-    build: Build, texts: Mapping[str, range], lengths: Indices, encode: Callable[[Indices], States], advance: Advance
-) -> None:
-    """Encode the captions of these files; captions of similar length share a batch."""
-    fitting = Fitting()
-    for name, rows in texts.items():
-        text_ix = np.arange(rows.start, rows.stop)
-        length_T = lengths[text_ix]
-        starts = np.cumsum(length_T) - length_T
-        # Without padding, so that a caption takes only the space of its own tokens.
-        packed = np.empty((int(length_T.sum()), build.plan["text_width"]), dtype=np.float16)
-        by_length = np.argsort(length_T, kind="stable")
-        for start in range(0, len(rows), TEXT_CHUNK):
-            chunk = by_length[start : start + TEXT_CHUNK]
-            states = in_memory(text_ix[chunk], len(chunk), encode, fitting)
-            tokens, mask = _to_half(states, build.folder / name)
-            for start_token, text_tokens, is_real in zip(starts[chunk].tolist(), tokens, mask, strict=True):
-                packed[start_token : start_token + int(is_real.sum())] = text_tokens[is_real]
-            advance(len(chunk))
-        _save(build, name, packed)
-
-
-def size_in_bytes(plan: dict[str, Any]) -> int:
-    """Size of the features of a plan on disk, without headers."""
-    return 2 * (plan["images"] * plan["image_tokens"] * plan["image_width"] + plan["text_tokens"] * plan["text_width"])
-
-
-def _to_half(states: States, path: Path) -> tuple[Half, NDArray[np.bool_]]:
-    """Tokens in float16, and the mask; ModelError if a number is too large for float16."""
-    tokens, mask = states.tokens.half().cpu().numpy(), states.mask.cpu().numpy()
-    if not np.isfinite(tokens[mask]).all():
-        raise ModelError(
-            f"{path}: the encoder's features are larger than float16 can hold", hint="leave --features out"
-        )
-    return tokens, mask
-
-
-def _name(kind: str, part: int) -> str:
+def file_name(kind: str, part: int) -> str:
+    """The file of a part of the images or of the texts."""
     return f"{kind}-{part:05d}.npy"
-
-
-def _save(build: Build, name: str, array: NDArray[Any]) -> None:
-    with build.write(name) as partial, partial.open("wb") as file:
-        np.save(file, array)
 
 
 @lru_cache(maxsize=256)

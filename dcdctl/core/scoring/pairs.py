@@ -23,7 +23,8 @@ from torch import Tensor
 
 from dcdctl.core import devices
 from dcdctl.core.data import Indices
-from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.devices import CPU
+from dcdctl.core.engines import Compute
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting, GpuMemory, in_fitting_parts
 from dcdctl.core.models import ImageBatch, Scorer, States

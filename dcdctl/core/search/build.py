@@ -21,7 +21,7 @@ from dcdctl.core import artifacts, data, distributed, files, models
 from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import ImageColumns
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, require_extra
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import (

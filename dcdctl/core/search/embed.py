@@ -20,8 +20,8 @@ from torch.nn import functional
 from dcdctl.core import data, distributed
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
-from dcdctl.core.devices import Compute
 from dcdctl.core.distributed import Parts
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting

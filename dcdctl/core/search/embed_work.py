@@ -30,7 +30,7 @@ from PIL import Image
 
 from dcdctl.core import data, models
 from dcdctl.core.data import ImageError, TaskFile, complete_tasks, facts_in, find_tasks
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import CorpusError, InputError, StaleError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting

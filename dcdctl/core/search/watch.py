@@ -16,7 +16,7 @@ from dcdctl.core.search.changes import Changes, IndexChange
 from dcdctl.core.search.index import FolderIndex
 
 if TYPE_CHECKING:
-    from dcdctl.core.devices import Compute
+    from dcdctl.core.engines import Compute
 
 LOOK_AGAIN_S = 60
 """Seconds after which the folders are compared without a message of the system: a network drive may send none."""
@@ -31,9 +31,10 @@ def sync_index(place: str, *, compute: Callable[[], Compute] | None = None, trac
     if (same := upkeep.up_to_date(index)) is not None:
         return same
     from dcdctl.core import devices
+    from dcdctl.core.engines import Compute
     from dcdctl.core.search.build import change_index
 
-    how = devices.Compute(device=devices.choose("auto")) if compute is None else compute()
+    how = Compute(device=devices.choose("auto")) if compute is None else compute()
     return change_index(place, Changes(sync=True), compute=how, track=track)
 
 

@@ -21,7 +21,7 @@ from dcdctl.core.serve.job import Job
 from dcdctl.core.stores import is_store
 
 if TYPE_CHECKING:
-    from dcdctl.core.devices import Compute
+    from dcdctl.core.engines import Compute
 
 PARENT_CHECK_S = 1.0
 """Seconds between looks whether the service is still there."""
@@ -92,9 +92,10 @@ def _follow(job: Job, service: int) -> None:
 
     def compute() -> Compute:
         from dcdctl.core import devices
+        from dcdctl.core.engines import Compute
 
         devices.use_threads(job.threads)
-        return devices.Compute(device=devices.choose(job.device))
+        return Compute(device=devices.choose(job.device))
 
     with logs.to_stderr(job.config):
         watch_index(job.place, on_change, on_error, stop=stop, compute=compute)

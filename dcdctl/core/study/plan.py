@@ -31,7 +31,7 @@ from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import QUICK, BenchConfig
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, share_split
-from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.report import DISTILLED
 from dcdctl.core.teacher import START, CacheJob

@@ -26,7 +26,7 @@ from typing import Literal
 from dcdctl.core import artifacts, evaluation, locks, models, report, training
 from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import ModelPair, compare_saved, read_times
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import as_user_error
 from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, SavedAgreement, SavedEvaluation
 from dcdctl.core.places import shown

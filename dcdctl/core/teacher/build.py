@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,12 @@ from dcdctl.core import artifacts, distributed, files, models, scoring
 from dcdctl.core.artifacts import Build
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Indices, Scores
-from dcdctl.core.devices import Compute, versions
+from dcdctl.core.devices import versions
 from dcdctl.core.distributed import Parts
-from dcdctl.core.errors import StaleError
+from dcdctl.core.engines import Compute, Task, TorchProcesses
 from dcdctl.core.models import Scorer
-from dcdctl.core.progress import Advance, Track, silent
-from dcdctl.core.scoring import Source, open_source
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.scoring import PairWorker, ShardPairs, Source, open_source
 from dcdctl.core.teacher import cache, candidates
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import (
@@ -173,6 +174,21 @@ class PlannedCache:
         """The pairs of each range of images."""
         return shard_parts(self.build)
 
+    def task(self, shard: int) -> Task[ShardPairs]:
+        """The pairs of a shard that have no score."""
+
+        def todo() -> tuple[Indices, Indices]:
+            pairs = read_shard(self.build, shard)
+            unscored = pairs.at(np.isnan(pairs.score))
+            return unscored.image, unscored.text
+
+        return Task(
+            shard,
+            pairs_name(shard),
+            inputs=lambda: ShardPairs(self.source, *todo()),
+            packed=lambda: ShardPairs.packed(self.source, *todo()),
+        )
+
 
 def plan_cache(job: CacheJob, corpus: Corpus, teacher: Scorer, track: Track) -> PlannedCache:
     """Write into the folder of a job which pairs are to be scored; nothing is scored.
@@ -234,23 +250,24 @@ def plan_of(job: CacheJob, corpus: Corpus, scorer: Mapping[str, Any]) -> artifac
 
 
 def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:
-    """Score this process's share of the missing shards, and seal the cache."""
+    """Score the missing shards, and seal the cache."""
     if job.shards.missing():
         # Before any shard, for a teacher whose states can be kept: a shard needs captions of nearly the whole corpus.
         source = scoring.encode_corpus(job.teacher, job.source, job.compute, track=track, is_shared=True)
         job = replace(job, source=source)
-    mine = job.shards.share()
-    total = sum(int(np.isnan(read_shard(job.build, shard).score).sum()) for shard in mine)
+    missing = job.shards.missing()
+    total = sum(int(np.isnan(read_shard(job.build, shard).score).sum()) for shard in missing)
+    # Scores of vectors that are known cost less than sending the vectors.
+    engine = TorchProcesses() if job.teacher.keeps_states else job.compute.engine
+    make_worker = partial(PairWorker.make, job.teacher, job.compute.for_workers())
     with track("score", total=total, unit="pairs") as advance:
-        for shard in mine:
-            pairs = read_shard(job.build, shard)
-            todo = np.isnan(pairs.score)
+        for task, scores_P in engine.map((job.task(shard) for shard in missing), make_worker, advance):
+            pairs = read_shard(job.build, task.shard)
             # Arrays that come from pyarrow are read-only.
             scores = pairs.score.copy()
-            if todo.any():
-                scores[todo] = score_pairs(job, pairs.image[todo], pairs.text[todo], advance)
-            with job.build.write(pairs_name(shard)) as partial:
-                write_pairs(partial, replace(pairs, score=scores))
+            scores[np.isnan(pairs.score)] = scores_P
+            with job.build.write(pairs_name(task.shard)) as path:
+                write_pairs(path, replace(pairs, score=scores))
     seal(job.build)
     return cache.read_cache(job.build.folder, corpus=job.corpus, teacher=job.teacher.digest)
 
@@ -260,15 +277,11 @@ def shard_parts(build: Build) -> Parts:
     return Parts(build, [pairs_name(shard) for shard in range(len(shards_of(build.plan)))])
 
 
-def score_pairs(job: PlannedCache, image_P: Indices, text_P: Indices, advance: Advance | None = None) -> Scores:
-    """The teacher's scores of pairs, computed with the options of a job; StaleError if one is not finite."""
-    scores_P = scoring.score_pairs(job.teacher, job.source, image_P, text_P, compute=job.compute, advance=advance)
-    if not np.isfinite(scores_P).all():
-        raise StaleError(
-            f"the teacher gave {int((~np.isfinite(scores_P)).sum())} scores that are not finite",
-            hint="try --precision fp32",
-        )
-    return scores_P
+def score_pairs(job: PlannedCache, image_P: Indices, text_P: Indices) -> Scores:
+    """The teacher's scores of pairs in this process, computed with the options of a job; StaleError if one is not
+    finite."""
+    score = PairWorker(job.teacher, job.compute).start(ShardPairs(job.source, image_P, text_P))
+    return score(lambda count: None)
 
 
 def begin(build: Build, job: CacheJob, corpus: Corpus, track: Track) -> artifacts.Document:

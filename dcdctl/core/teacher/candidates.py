@@ -30,7 +30,8 @@ from dcdctl.core.config import (
     check_fields,
 )
 from dcdctl.core.data import Corpus, Direction, Indices, RaggedArray
-from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.devices import CPU
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent

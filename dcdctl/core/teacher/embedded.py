@@ -21,7 +21,8 @@ from torch import Tensor
 
 from dcdctl.core import distributed, models, scoring
 from dcdctl.core.data import Corpus, Indices, Scores
-from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.devices import CPU
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualEncoder, LateInteraction, Searchable, States
 from dcdctl.core.progress import Track, silent

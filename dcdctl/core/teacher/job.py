@@ -16,7 +16,7 @@ from dcdctl.core import artifacts, distributed, files, models
 from dcdctl.core.artifacts import Build
 from dcdctl.core.config import naming_fields
 from dcdctl.core.data import Corpus, counted_corpus
-from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import StaleError
 from dcdctl.core.models import Model, Scorer
 from dcdctl.core.progress import Track, silent
@@ -81,8 +81,11 @@ class CacheCost:
     """Pairs without a score. The others have one from the extended cache or from an earlier run."""
     num_left_out: int
     """Candidates that exceed `--max-pairs`."""
+    is_most: bool = False
+    """Whether the pairs are only counted, by the sizes of the corpus; there may be fewer."""
     pairs_per_s: float | None = None
-    """Rate of a short trial by this process on this device; None if the pairs are only counted, without a trial."""
+    """Rate of a short trial by this process on this device; None without a trial: if the pairs are only counted, or
+    scored by the workers of a cluster."""
     seconds: float | None = None
     """Remaining time, with all processes at work."""
     disk_bytes: int
@@ -147,6 +150,7 @@ def preview_cost(job: CacheJob, track: Track = silent) -> CacheCost:
         num_pairs=num_pairs,
         num_to_score=num_to_score,
         num_left_out=most - num_to_score,
+        is_most=True,
         disk_bytes=BYTES_PER_PAIR * num_pairs,
     )
 
@@ -177,8 +181,11 @@ def estimate_cost(job: PlannedCache) -> CacheCost:
     num_pairs = sum(len(pairs) for pairs in shards)
     dropped_file = job.build.folder / DROPPED_FILE
     dropped = artifacts.read_document(dropped_file, hint=CACHE.remake) if dropped_file.exists() else {}
-    rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None), num_to_score)
-    seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
+    rate = seconds = None
+    # The workers of a cluster may be faster than this process, or slower.
+    if job.compute.of_worker is None:
+        rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None), num_to_score)
+        seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
     return CacheCost(
         num_pairs=num_pairs,
         num_to_score=num_to_score,

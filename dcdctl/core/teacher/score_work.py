@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from dcdctl.core import models, scoring
 from dcdctl.core.data import Indices, TaskFile, complete_tasks, find_tasks
-from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.models import Scorer
 from dcdctl.core.progress import Track, silent

@@ -20,8 +20,9 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ from numpy.typing import NDArray
 from dcdctl.core import artifacts, config, data, distributed, files, models, scoring
 from dcdctl.core.artifacts import Build, Document
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute, versions
+from dcdctl.core.devices import versions
 from dcdctl.core.distributed import Parts
+from dcdctl.core.engines import Compute, Task, whole_shards
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import QuerySpace, Searchable
@@ -48,6 +50,8 @@ TEXTS_PER_PART = 8192
 """Texts that one process encodes and writes atomically: what a killed run loses at most per process."""
 BATCH_SIZE = 256
 """Texts per forward pass, unless the user sets a batch size."""
+BATCHES_PER_TASK = 4
+"""A task of an engine is less than a part, so that few texts keep several workers busy."""
 _ROUNDING = 2**-10
 """Difference of equal numbers of unit vectors that float16 rounds to two sides."""
 _HINT = "give a row per text: text, vector (a list of numbers), and language if it is known"
@@ -343,33 +347,80 @@ def _directions(width: int) -> NDArray[np.float64]:
 
 
 def _encode_missing(parts: Parts, sizes: Sequence[int], model: Searchable, compute: Compute, track: Track) -> None:
-    """Encode this process's share of the planned parts; those of an extended cache are there."""
-    mine = parts.share()
-    with track("encode", total=sum(sizes[part] for part in mine), unit="texts") as advance:
-        for part in mine:
-            planned = pq.read_table(parts.build.written(_planned_name(part))).to_pydict()
-            texts, languages = planned["text"], planned[data.LANGUAGE]
-            vectors = _encode(model, texts, compute, advance)
-            _write(parts.build, parts.names[part], list(zip(texts, languages, vectors, strict=True)))
+    """Encode the planned parts; those of an extended cache are there."""
+    missing, size = parts.missing(), compute.batch_size or BATCH_SIZE
+
+    def planned(part: int) -> dict[str, list[Any]]:
+        return pq.read_table(parts.build.written(_planned_name(part))).to_pydict()
+
+    def tasks() -> Iterator[Task[list[list[str]]]]:
+        for part in missing:
+            texts = planned(part)["text"]
+            batches = [[texts[text] for text in batch] for batch in _batches(texts, size)]
+            groups = [batches[start : start + BATCHES_PER_TASK] for start in range(0, len(batches), BATCHES_PER_TASK)]
+            for number, group in enumerate(groups):
+                inputs: Callable[[], list[list[str]]] = partial(list, group)
+                yield Task(part, _name(part), inputs, packed=inputs, part=number, num_parts=len(groups))
+
+    make_worker = partial(_TextWorker.make, model, compute.for_workers())
+    with track("encode", total=sum(sizes[part] for part in missing), unit="texts") as advance:
+        for part, encoded in whole_shards(compute.engine.map(tasks(), make_worker, advance)):
+            columns = planned(part)
+            texts = columns["text"]
+            vectors: dict[int, Half] = {}
+            for batch, of_batch in zip(_batches(texts, size), itertools.chain(*encoded), strict=True):
+                vectors |= zip(batch, of_batch, strict=True)
+            rows = zip(texts, columns[data.LANGUAGE], (vectors[text] for text in range(len(texts))), strict=True)
+            _write(parts.build, parts.names[part], list(rows))
 
 
-@torch.inference_mode()
-def _encode(model: Searchable, texts: Sequence[str], compute: Compute, advance: Advance) -> list[Half]:
-    """The vector of each text, D, or the vectors of its tokens, L x D."""
-    encode: Any = model.embed_texts if model.kind == "dual" else lambda batch: model.encode_texts(batch).tokens
-    # Texts of similar length share a batch, so that little of it is padding.
+def _batches(texts: Sequence[str], size: int) -> list[list[int]]:
+    """The positions of texts in batches; texts of similar length share one, so that little of it is padding."""
     order = sorted(range(len(texts)), key=lambda text: len(texts[text]))
-    encoded: dict[int, Half] = {}
-    fitting = Fitting()
-    size = compute.batch_size or BATCH_SIZE
-    for batch in (order[start : start + size] for start in range(0, len(order), size)):
-        tokenized = model.preprocess.texts([texts[text] for text in batch])
-        vectors = scoring.finite_vectors(scoring.embed_batch(encode, tokenized, compute, fitting))
-        # Padding is zeros.
-        for text, row in zip(batch, vectors.half().cpu().numpy(), strict=True):
-            encoded[text] = row if row.ndim == 1 else row[row.any(axis=1)]
-        advance(len(batch))
-    return [encoded[text] for text in range(len(texts))]
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+@dataclass(frozen=True)
+class _TextWorker:
+    """Encodes batches of texts."""
+
+    model: Searchable
+    compute: Compute
+    fitting: Fitting
+
+    @classmethod
+    def make(cls, model: Any, compute: Compute) -> _TextWorker:
+        """A worker with the model on its device."""
+        compute = compute.in_worker()
+        return cls(model.to(compute.device).eval(), compute, Fitting())
+
+    def start(self, batches: list[list[str]]) -> Callable[[Advance], list[list[Half]]]:
+        """The encoding of batches: of each text its vector, D, or the vectors of its tokens, L x D."""
+        return partial(self._encode, batches)
+
+    @torch.inference_mode()
+    def _encode(self, batches: list[list[str]], advance: Advance) -> list[list[Half]]:
+        model: Any = self.model
+        embed: Any = model.embed_texts if model.kind == "dual" else lambda batch: model.encode_texts(batch).tokens
+        encoded = []
+        for texts in batches:
+            tokenized = model.preprocess.texts(texts)
+            vectors = scoring.finite_vectors(scoring.embed_batch(embed, tokenized, self.compute, self.fitting))
+            # Padding is zeros.
+            rows = vectors.half().cpu().numpy()
+            encoded.append([row if row.ndim == 1 else row[row.any(axis=1)] for row in rows])
+            advance(len(texts))
+        return encoded
+
+
+def _encode(model: Searchable, texts: Sequence[str], compute: Compute, advance: Advance) -> list[Half]:
+    """The vector of each text, or the vectors of its tokens, by this process."""
+    batches = _batches(texts, compute.batch_size or BATCH_SIZE)
+    encoded = _TextWorker.make(model, compute).start([[texts[text] for text in batch] for batch in batches])(advance)
+    found: dict[int, Half] = {}
+    for batch, vectors in zip(batches, encoded, strict=True):
+        found |= zip(batch, vectors, strict=True)
+    return [found[text] for text in range(len(texts))]
 
 
 def _write(build: Build, name: str, rows: Sequence[Row]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dcdctl.core import distributed, scoring
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Model
 from dcdctl.core.places import shown

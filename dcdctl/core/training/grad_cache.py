@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dcdctl.core import devices, distributed
-from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatch, MicroBatchPlan
 from dcdctl.core.training.objective import PairObjective

@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dcdctl.core import distributed
-from dcdctl.core.devices import ON_CPU, Compute, read_ahead
+from dcdctl.core.devices import read_ahead
+from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.models import DualEncoder
 from dcdctl.core.progress import Watch, silent, step_bar

@@ -12,7 +12,7 @@ import torch
 
 from dcdctl.core import distributed, evaluation, models
 from dcdctl.core.data import Corpus, Direction, share_split
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.evaluation import KS, EvalOptions, RankingTask
 from dcdctl.core.places import shown

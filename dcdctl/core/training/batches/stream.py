@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from dcdctl.core import distributed, scoring
 from dcdctl.core.data import Flags, ImageError, Indices, ShardStream, StreamSample, decode_image, text_key
-from dcdctl.core.devices import Compute, read_ahead
+from dcdctl.core.devices import read_ahead
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import InputError
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, TextBatch
 from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatchPlan

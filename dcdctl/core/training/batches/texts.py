@@ -18,7 +18,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from dcdctl.core.data import Indices
-from dcdctl.core.devices import Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.models import Preprocessor, States
 from dcdctl.core.teacher import TextCache
 from dcdctl.core.training.adapted import fit_size

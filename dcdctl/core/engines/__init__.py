@@ -1,0 +1,5 @@
+"""Who computes what is divided into shards, and with what: this process, the processes of torchrun, or a cluster."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,16 @@
+from .choice import EngineChoice, open_engine
+from .compute import ON_CPU, Compute
+from .engine import Engine, Task, Worker, whole_shards
+from .processes import TorchProcesses
+
+__all__ = [
+    "ON_CPU",
+    "Compute",
+    "Engine",
+    "EngineChoice",
+    "Task",
+    "TorchProcesses",
+    "Worker",
+    "open_engine",
+    "whole_shards",
+]

@@ -1,0 +1,59 @@
+"""Tasks done here: by this process, or by the processes of torchrun, which share the folder that they write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from dcdctl.core.engines.engine import Engine, Output, TaskOf, Worker
+from dcdctl.core.progress import Advance
+
+
+class ThisProcess:
+    """This process does all tasks, in order."""
+
+    def map(
+        self, tasks: Iterable[TaskOf], make_worker: Callable[[], Worker[Any, Output]], advance: Advance
+    ) -> Iterator[tuple[TaskOf, Output]]:
+        """The result of each task, in order."""
+        worker: Worker[Any, Output] | None = None
+        before: tuple[TaskOf, Callable[[Advance], Output]] | None = None
+        error: Exception | None = None
+        for task in tasks:
+            worker = worker or make_worker()
+            try:
+                started = task, worker.start(task.inputs())
+            except Exception as reason:  # raised when the task before it is done and written
+                error = reason
+                break
+            if before is not None:
+                yield before[0], before[1](advance)
+            before = started
+        if before is not None:
+            yield before[0], before[1](advance)
+        if error is not None:
+            raise error
+
+    def alone(self) -> Engine:
+        """This process."""
+        return self
+
+
+class TorchProcesses:
+    """The processes that torchrun has started, or this one if there is no other: each does the tasks of its shards, and
+    gets the results of these alone."""
+
+    def map(
+        self, tasks: Iterable[TaskOf], make_worker: Callable[[], Worker[Any, Output]], advance: Advance
+    ) -> Iterator[tuple[TaskOf, Output]]:
+        """The results of this process's share, in order."""
+        # As `distributed.world_size`, which imports torch. By the number of the shard, and not of the task: processes
+        # look at different times at what is missing.
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        mine = (task for task in tasks if task.shard % world_size == rank)
+        return ThisProcess().map(mine, make_worker, advance)
+
+    def alone(self) -> Engine:
+        """This process, without the others."""
+        return ThisProcess()

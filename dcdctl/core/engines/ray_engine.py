@@ -1,0 +1,388 @@
+"""Tasks done by the workers of a Ray cluster.
+
+The driver, which is the process that called `map`, gives each worker a task and a second one to read meanwhile, and
+takes the results as they come. It sends the tasks of a lost worker to others, and starts another worker in its place,
+which may have to wait for a node. Ray's own retries are off: with them, a task that kills its worker is repeated
+without end.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray import exceptions as failures
+
+import dcdctl
+from dcdctl.core.engines.choice import EngineChoice
+from dcdctl.core.engines.cluster import connect, gpus_of_worker, num_workers, room_of_cluster
+from dcdctl.core.engines.engine import Output, Task, TaskOf, Worker
+from dcdctl.core.engines.ray_worker import RayWorker, versions
+from dcdctl.core.errors import DcdError, InputError, ModelError, StaleError, first_line
+from dcdctl.core.progress import Advance, Say, counted
+
+TRIES = 4
+"""How often a task may fail, or lose its worker, before it is left out."""
+IN_FLIGHT = 2
+"""Tasks that a worker has: one that it computes, and one that it reads ahead."""
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_WITHOUT_WORKER = 30.0
+"""How long no worker may be there before the user is told what they wait for."""
+_LOST = (failures.RayActorError, failures.NodeDiedError, failures.WorkerCrashedError, failures.LocalRayletDiedError)
+"""The worker is gone, and with it what it was computing."""
+_OBJECT_LOST = (failures.ObjectLostError, failures.ObjectFetchTimedOutError, failures.OwnerDiedError)
+"""The node that kept an input or a result is gone."""
+
+
+@dataclass(eq=False)
+class _Begun:
+    """A task that some worker has or had."""
+
+    task: Task[Any]
+    reasons: list[BaseException] = field(default_factory=list)
+    """Why it failed, each time."""
+    num_in_flight: int = 0
+    """Workers that have it."""
+
+
+@dataclass(eq=False)
+class _Actor:
+    """A worker as the driver sees it."""
+
+    handle: Any
+    number: int
+    is_ready: bool = False
+    tasks: list[_Begun] = field(default_factory=list)
+    """In the order in which they were sent: the first one is computed."""
+    reported: int = 0
+    """Units that it says it has done."""
+    received: int = 0
+    """Units of the results that came from it."""
+
+
+class RayEngine:
+    """The workers of a Ray cluster, which are started for the first task and kept for the next call."""
+
+    def __init__(self, choice: EngineChoice, say: Say) -> None:
+        self.choice, self.say = choice, say
+        self.actors: list[_Actor] = []
+        self.num_started = 0
+
+    def map(
+        self, tasks: Iterable[TaskOf], make_worker: Callable[[], Worker[Any, Output]], advance: Advance
+    ) -> Iterator[tuple[TaskOf, Output]]:
+        """The result of each task, in the order in which they come.
+
+        A task that fails `TRIES` times, on whatever worker, is left out; when the others are done, a DcdError names it.
+        StaleError for a node whose versions are not those of this process, InputError if Ray's object store is too
+        small for a task, ModelError for a worker that cannot travel.
+        """
+        remaining = iter(tasks)
+        some = list(islice(remaining, 1))
+        if not some:
+            return
+        connect(self.choice, self.say)
+        # No more workers than there are tasks.
+        some += islice(remaining, num_workers(self.choice) - 1)
+        job = _Job(self, chain(some, remaining), _pickled(make_worker), len(some), advance)
+        try:
+            yield from job.results()
+        finally:
+            job.end()
+        job.raise_failures()
+
+    def alone(self) -> RayEngine:
+        """The cluster: its driver is one process."""
+        return self
+
+    def start_actor(self) -> _Actor:
+        """A new worker, which Ray places as soon as a node has room for it."""
+        self.num_started += 1
+        remote = ray.remote(concurrency_groups={"watch": 1})(RayWorker)
+        handle = remote.options(
+            num_cpus=self.choice.worker_cpus or 1,
+            num_gpus=gpus_of_worker(self.choice),
+            max_concurrency=IN_FLIGHT,
+            max_restarts=0,
+            max_task_retries=0,
+        ).remote()
+        actor = _Actor(handle, self.num_started)
+        self.actors.append(actor)
+        return actor
+
+
+class _Job:
+    """One call of `map`."""
+
+    def __init__(
+        self, engine: RayEngine, tasks: Iterator[Task[Any]], make_worker: bytes, num_workers: int, advance: Advance
+    ) -> None:
+        self.engine, self.num_workers, self.advance = engine, num_workers, advance
+        self.make_worker = ray.put(make_worker)
+        self.not_begun, self.all_begun = tasks, False
+        self.again: deque[_Begun] = deque()
+        """Tasks that failed, or whose worker was lost."""
+        self.open: list[_Begun] = []
+        """Tasks that were begun and have no result, oldest first."""
+        self.failed: list[_Begun] = []
+        self.expected: dict[Any, tuple[str, _Actor, _Begun | None]] = {}
+        """What each reference will give: a word for it, the worker, and the task of a result."""
+        self.failed_starts = 0
+        """Workers that were lost before they were ready, since the last one that became ready."""
+        self.received, self.shown = 0, 0
+        """Units of all results, and units on the bar."""
+        self.last_seen = time.monotonic()
+        """When a worker was ready."""
+
+    def results(self) -> Iterator[tuple[Any, Any]]:
+        """The results as they come."""
+        for actor in self.engine.actors:  # of an earlier call
+            actor.is_ready, actor.reported, actor.received = False, 0, 0
+            self._expect("ready", actor, actor.handle.prepare.remote([self.make_worker]))
+        looked = time.monotonic()
+        while self._give():
+            ready, _ = ray.wait(list(self.expected), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
+            for reference in ready:
+                if (found := self._take(reference)) is not None:
+                    yield found
+            if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
+                self._look()
+                looked = time.monotonic()
+        self._show()
+
+    def _give(self) -> bool:
+        """Start workers that are missing, and give tasks to those that have time; whether a result is still to come."""
+        while len(self.engine.actors) < self.num_workers:
+            actor = self.engine.start_actor()
+            self._expect("described", actor, actor.handle.describe.remote())
+        for num_tasks in range(IN_FLIGHT):  # a first task for each before a second one for any
+            for actor in self.engine.actors:
+                if actor.is_ready and len(actor.tasks) == num_tasks and (begun := self._next(actor)):
+                    self._send(actor, begun)
+        # Without a worker that is ready, no task is begun.
+        return bool(self.open) or not self.all_begun
+
+    def _next(self, actor: _Actor) -> _Begun | None:
+        """The task that a worker gets. If none is left, a worker without work gets the oldest one that another worker
+        has, which may be slow, or gone without a word: the first result counts, and both are equal."""
+        if self.again:
+            return self.again.popleft()
+        task = next(self.not_begun, None)
+        if task is not None:
+            self.open.append(_Begun(task))
+            return self.open[-1]
+        self.all_begun = True
+        if actor.tasks:
+            return None
+        return next((begun for begun in self.open if begun.num_in_flight == 1), None)
+
+    def _send(self, actor: _Actor, begun: _Begun) -> None:
+        try:
+            reference = actor.handle.run.remote(begun.task.packed())
+        except failures.ObjectStoreFullError as error:
+            raise _store_error(begun.task) from error
+        actor.tasks.append(begun)
+        begun.num_in_flight += 1
+        self._expect("result", actor, reference, begun)
+
+    def _expect(self, kind: str, actor: _Actor, reference: Any, begun: _Begun | None = None) -> None:
+        self.expected[reference] = kind, actor, begun
+
+    def _take(self, reference: Any) -> tuple[Any, Any] | None:
+        """Take what a reference gives: a result to pass on, None if it is something else."""
+        kind, actor, begun = self.expected.pop(reference)
+        try:
+            value = ray.get(reference)
+        except _LOST as error:
+            self._lose(actor, error)
+        except _OBJECT_LOST as error:
+            if begun is None:
+                self._lose(actor, error)
+            else:
+                self._fail(actor, begun, error)
+        except failures.RayTaskError as error:
+            if begun is None:  # a worker that cannot be made here can be made nowhere
+                raise _cause(error) from error
+            self._fail(actor, begun, _cause(error))
+        else:
+            if begun is not None:
+                return self._receive(actor, begun, *value)
+            self._hear(kind, actor, value)
+        return None
+
+    def _receive(self, actor: _Actor, begun: _Begun, output: Any, num_units: int) -> tuple[Any, Any] | None:
+        """A result to pass on; None if another worker was faster."""
+        self._leave(actor, begun)
+        actor.received += num_units
+        if begun not in self.open:
+            return None
+        self.open.remove(begun)
+        self.received += num_units
+        return begun.task, output
+
+    def _hear(self, kind: str, actor: _Actor, value: Any) -> None:
+        """Take what a worker says of itself."""
+        if kind == "described":
+            _check_versions(value["node"], value["versions"])
+            self._expect("ready", actor, actor.handle.prepare.remote([self.make_worker]))
+        elif kind == "ready":
+            actor.is_ready, self.failed_starts = True, 0
+            self._say_who_works(f"worker {actor.number} is ready")
+        else:
+            actor.reported = value
+
+    def _leave(self, actor: _Actor, begun: _Begun) -> None:
+        actor.tasks.remove(begun)
+        begun.num_in_flight -= 1
+
+    def _fail(self, actor: _Actor, begun: _Begun, reason: BaseException) -> None:
+        """Note that a task failed."""
+        self._leave(actor, begun)
+        self._try_again(begun, reason)
+
+    def _try_again(self, begun: _Begun, reason: BaseException | None) -> None:
+        """Queue a task again, unless it has failed too often; None if it is not known to be the reason."""
+        if begun not in self.open:
+            return
+        if reason is not None:
+            begun.reasons.append(reason)
+        if len(begun.reasons) >= TRIES:
+            self.open.remove(begun)
+            self.failed.append(begun)
+        elif not begun.num_in_flight:
+            self.again.append(begun)
+
+    def _lose(self, actor: _Actor, reason: BaseException) -> None:
+        """Forget a worker that is gone; its tasks go to others."""
+        self.engine.actors.remove(actor)
+        self.expected = {key: value for key, value in self.expected.items() if value[1] is not actor}
+        if not actor.is_ready:
+            self.failed_starts += 1
+            if self.failed_starts >= TRIES:
+                raise DcdError(
+                    f"{TRIES} workers in a row ended before they were ready: {first_line(reason)}",
+                    hint="look at the nodes: they may lack memory, or an installed dcdctl",
+                ) from reason
+        for position, begun in enumerate(list(actor.tasks)):
+            self._leave(actor, begun)
+            # The one that was computed may be what ended the worker.
+            self._try_again(begun, reason if position == 0 else None)
+        self._say_who_works(f"worker {actor.number} is gone")
+
+    def _look(self) -> None:
+        """Ask the workers how far they are, and tell the user if there is none."""
+        asked = {actor.number for kind, actor, _ in self.expected.values() if kind == "done"}
+        for actor in self.engine.actors:
+            if actor.tasks and actor.number not in asked:
+                self._expect("done", actor, actor.handle.done.options(concurrency_group="watch").remote())
+        self._show()
+        if any(actor.is_ready for actor in self.engine.actors):
+            self.last_seen = time.monotonic()
+        elif time.monotonic() - self.last_seen > SECONDS_WITHOUT_WORKER:
+            choice = self.engine.choice
+            self.engine.say(
+                f"waiting for a worker with {counted(choice.worker_cpus or 1, 'CPUs')} and "
+                f"{gpus_of_worker(choice):g} GPUs: the cluster has {room_of_cluster()}"
+            )
+            self.last_seen = time.monotonic()
+
+    def _show(self) -> None:
+        """Move the bar: results, and what workers have done of the next ones. It moves back where a worker is lost."""
+        unfinished: dict[_Begun, int] = {}
+        for actor in self.engine.actors:
+            if actor.tasks and actor.tasks[0] in self.open:
+                # Two workers may have one task.
+                done = max(unfinished.get(actor.tasks[0], 0), actor.reported - actor.received)
+                unfinished[actor.tasks[0]] = done
+        done = self.received + sum(unfinished.values())
+        self.advance(done - self.shown)
+        self.shown = done
+
+    def _say_who_works(self, news: str) -> None:
+        num_ready = sum(actor.is_ready for actor in self.engine.actors)
+        self.engine.say(f"{news}: {num_ready} of {counted(self.num_workers, 'workers')}")
+
+    def end(self) -> None:
+        """End the workers that still compute something; the others are kept for the next call."""
+        for actor in list(self.engine.actors):
+            if actor.tasks or not actor.is_ready:
+                self.engine.actors.remove(actor)
+                ray.kill(actor.handle)
+
+    def raise_failures(self) -> None:
+        """DcdError that names the tasks that were left out, if there are some."""
+        if not self.failed:
+            return
+        first = self.failed[0].reasons[-1]
+        if isinstance(first, failures.RayTaskError):  # no error that a user can put right: it keeps its traceback
+            raise first
+        reasons = [(begun.task.name, begun.reasons[-1]) for begun in self.failed]
+        raise DcdError(
+            f"{counted(len(self.failed), 'tasks')} failed {TRIES} times, and the others are kept",
+            details=[f"{name}: {first_line(reason)}" for name, reason in reasons],
+            hint=first.hint if isinstance(first, DcdError) else "",
+        ) from first
+
+
+def _pickled(make_worker: Callable[[], Any]) -> bytes:
+    """What makes a worker, with its model and with the user's own modules, which other nodes lack."""
+    own = _own_modules()
+    for module in own:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return cloudpickle.dumps(make_worker)
+    except Exception as error:
+        raise ModelError(
+            f"the model cannot travel to workers: {first_line(error)}",
+            hint="leave --engine out, or use torchrun, whose processes load it themselves",
+        ) from error
+    finally:
+        for module in own:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _own_modules() -> list[ModuleType]:
+    """The loaded modules of the current folder, in which `module:function` is found."""
+    here, installed = Path.cwd(), (Path(sys.prefix), Path(dcdctl.__file__).parent)
+    own = []
+    for name, module in list(sys.modules.items()):
+        path = Path(getattr(module, "__file__", None) or "/")
+        is_installed = any(path.is_relative_to(folder) for folder in installed)
+        if name != "__main__" and path.is_relative_to(here) and not is_installed:
+            own.append(module)
+    return own
+
+
+def _cause(error: failures.RayTaskError) -> BaseException:
+    """What a worker raised; DcdError if its object store was too small."""
+    cause = error.cause
+    if isinstance(cause, failures.ObjectStoreFullError | failures.OutOfDiskError):
+        return InputError(f"Ray's object store is too small: {first_line(cause)}", hint=_STORE_HINT)
+    return cause if isinstance(cause, DcdError) else error
+
+
+_STORE_HINT = "start Ray with more: ray start --object-store-memory BYTES"
+
+
+def _store_error(task: Task[Any]) -> InputError:
+    return InputError(f"Ray's object store is too small for {task.name}", hint=_STORE_HINT)
+
+
+def _check_versions(node: str, theirs: dict[str, str]) -> None:
+    """StaleError for a node whose software is not that of this process."""
+    ours = versions()
+    if other := [name for name in ours if theirs.get(name) != ours[name]]:
+        differences = ", ".join(f"{name} {theirs.get(name)} there and {ours[name]} here" for name in other)
+        raise StaleError(
+            f"the node {node} would compute with other software: {differences}",
+            hint="install the same versions on all nodes",
+        )
