@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import processes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import document_of, error_of, run
 from made_caches import build_cache
+from paths import DOCS
 from tiny import contents, make_models, make_teacher
 
 from dcdctl.core import models
@@ -275,6 +279,25 @@ def test_torchrun_is_refused(stage, tmp_path, monkeypatch):
         ConfigError, match="each call of this command is one process, and there are 2; start it without"
     ):
         score(stage / "cache" / "work", stage / "teacher", tmp_path)
+
+
+def test_the_array_of_slurm_in_the_docs_scores_each_work_file(stage, tmp_path, monkeypatch):
+    """The script itself in bash, where a stand-in of `dcdctl` writes down its words."""
+    text = (DOCS / "scaling.md").read_text(encoding="utf-8")
+    script = re.search(r"^ {4}#!/bin/bash\n(?: {4}.*\n)+", text, re.MULTILINE)[0]
+    (tmp_path / "array.sh").write_text(re.sub("^ {4}", "", script, flags=re.MULTILINE))
+    (tmp_path / "dcdctl").write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/lines\n')
+    (tmp_path / "dcdctl").chmod(0o755)
+    for task in range(7):
+        env = {"SLURM_ARRAY_TASK_ID": str(task), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        processes.run(["bash", "array.sh"], cwd=tmp_path, env=env, check=True)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(stage / "cache" / "work", tmp_path / "cache" / "teacher" / "work")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "teacher").symlink_to(stage / "teacher")
+    for line in (tmp_path / "lines").read_text().splitlines():
+        run(line)
+    assert len(list((tmp_path / "scores").iterdir())) == 7
 
 
 def test_the_command_prints_counts_and_its_cache_is_sealed_by_cache_teacher(stage, corpus, tmp_path):

@@ -109,7 +109,7 @@ class _WorkPairs:
 
     path: Path
     tables: list[pa.Table] = field(default_factory=list)
-    """Of `IDS`, one per row group."""
+    """The ids of the rows, one table per row group."""
     images: dict[int, tuple[str, bytes]] = field(default_factory=dict)
     """Name and file."""
     captions: dict[int, tuple[str, str]] = field(default_factory=dict)
