@@ -95,6 +95,11 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("gpu", r"device gpu .*auto, cpu, cuda.*; try --device cpu"),
         Mistake("cuda:77", r"device cuda:77 .*; try --device cpu"),
     ],
+    "--engine": [
+        Mistake("spark", r"engine 'spark' is unknown; known are ray, and ray://HOST:PORT"),
+        Mistake("ray", r"--workers must be at least 1 with --engine, got 0", "--workers=0"),
+    ],
+    "--verbose": [Mistake("", r"--verbose is for the workers of an engine; add --engine ray")],
     "--precision": [Mistake("int9", r"precision .*fp32, bf16, fp16.*int9; .+")],
     "--accumulate": [
         Mistake("0", r"--accumulate: expected auto or a number of at least 1, got '0'", code=2),
@@ -265,18 +270,14 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("FILE", r"--teacher: is for a model that dcdctl runs", OF_TEXTS, code=2),
     ],
     ("score-work", "work"): [
-        Mistake(
-            "ABSENT.parquet", r"ABSENT\.parquet does not exist; WORK takes a file, a folder or a pattern"
-        ),
+        Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; WORK takes a file, a folder or a pattern"),
         Mistake("FILE", r"FILE is no work file by its name; a work file ends with \.parquet"),
         Mistake("TAKEN", r"TAKEN holds no work file; "),
         Mistake("LIST.parquet", r"LIST\.parquet has no column caption_id \(it has .*; .*--with captions,bytes"),
     ],
     ("score-work", "--out"): FOLDER,
     ("embed-work", "lists"): [
-        Mistake(
-            "ABSENT.parquet", r"ABSENT\.parquet does not exist; LIST takes a file, a folder or a pattern"
-        ),
+        Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; LIST takes a file, a folder or a pattern"),
         Mistake("FILE", r"FILE is no list file by its name; a list file ends with \.parquet"),
         Mistake("TAKEN", r"TAKEN holds no list file; "),
         Mistake("WORK.parquet", r"WORK\.parquet has no column path \(it has .*; .*`dcdctl index --plan-only`"),
@@ -463,6 +464,7 @@ PACKAGES = [
     ("finetune-teacher", "--wandb=project", "wandb", "wandb"),
     ("distill", "--wandb=project", "wandb", "wandb"),
     ("eval", "--eccv=", "eccv_caption", "eccv"),
+    ("cache-teacher", "--engine=ray", "ray", "ray"),
     ("export", "--to=onnx", "onnxruntime", "onnx"),
     ("export", "--to=sentence-transformers", "sentence_transformers", "sentence-transformers"),
     ("index", "--set=flat_up_to=0", "usearch", "index"),
