@@ -42,7 +42,7 @@ reads, configures, computes, writes = (partial(_declare, panel) for panel in ("I
 
 READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
 """Parameters that also take a URL, in every command that has them."""
-ALSO_READ_FROM_URLS = (("prepare", "images"),)
+ALSO_READ_FROM_URLS = (("prepare", "images"), ("copy", "source"), ("copy", "target"))
 MOST = 10**9
 """As `core.config.MOST`, which is not imported for --help."""
 MOST_CLUSTER_WORKERS = 100_000

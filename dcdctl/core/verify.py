@@ -87,9 +87,7 @@ class Verification:
 
 def verify(path: Path, track: Track = silent) -> Verification:
     """Check all artifacts in a folder, however deep; links to folders are not followed. InputError if there is none."""
-    if not path.is_dir():
-        found = "a file" if path.exists() else "not there"
-        raise InputError(f"{path} is {found}, a folder is expected", hint="name a folder of artifacts")
+    require_folder(path)
     verified: list[VerifiedArtifact] = []
 
     def note(folder: Path, error: OSError) -> None:
@@ -115,6 +113,13 @@ def verify(path: Path, track: Track = silent) -> Verification:
             f"{path} holds no artifact of dcdctl", hint="name a corpus, a cache, an index, a run or a model"
         )
     return Verification(artifacts=tuple(verified))
+
+
+def require_folder(path: Path) -> None:
+    """InputError for a path that is no folder."""
+    if not path.is_dir():
+        found = "a file" if path.exists() else "not there"
+        raise InputError(f"{path} is {found}, a folder is expected", hint="name a folder of artifacts")
 
 
 def _without_document(folder: Path, names: list[str]) -> Iterator[VerifiedArtifact]:

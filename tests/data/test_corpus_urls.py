@@ -49,7 +49,9 @@ def assert_same(remote, local):
     assert [remote.image_bytes(image) for image in (3, 0, 31)] == [local.image_bytes(image) for image in (3, 0, 31)]
 
 
-def test_a_corpus_at_a_url_is_the_corpus_of_the_folder(scenes_corpus_dir, files, memory, corpus, tmp_path, monkeypatch):
+def test_a_corpus_at_a_url_is_the_corpus_of_the_folder(
+    scenes_corpus_dir, files, memory, corpus, tmp_path, monkeypatch, bucket
+):
     # As commands give it: pathlib joins the slashes.
     remote = Corpus.open(Path("memory://scenes"), "train")
     assert_same(remote, corpus)
@@ -60,6 +62,8 @@ def test_a_corpus_at_a_url_is_the_corpus_of_the_folder(scenes_corpus_dir, files,
         == Corpus.open(scenes_corpus_dir, "train+val", 35).fingerprint
     )
     assert_same(Corpus.open(f"file://{scenes_corpus_dir}", "train"), corpus)
+    bucket.put_all(scenes_corpus_dir, "scenes")
+    assert_same(Corpus.open(Path(bucket.url("scenes")), "train"), corpus)
     with loopback.serve({f"data/{name}": data for name, data in files.items()}, {"me/scenes": files}) as server:
         assert_same(Corpus.open(f"{server.url}/data", "train"), corpus)
         monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -93,16 +97,17 @@ def test_a_failing_server_is_asked_again(files, corpus, monkeypatch):
             remote.image_bytes(0)
 
 
-def test_evaluation_and_training_take_a_url(scenes_corpus_dir, memory, dual_run, tmp_path):
+def test_evaluation_and_training_take_a_url(scenes_corpus_dir, memory, bucket, dual_run, tmp_path):
     results = []
-    for data in ("memory://scenes", str(scenes_corpus_dir)):
+    bucket.put_all(scenes_corpus_dir, "scenes")
+    for data in ("memory://scenes", bucket.url("scenes"), str(scenes_corpus_dir)):
         result = CliRunner().invoke(
             app, ["eval", str(dual_run), "--data", data, "--split", "test", "--json", "--out", str(tmp_path / data[:6])]
         )
         assert result.exit_code == 0, result.stderr
         results.append(json.loads(result.stdout))
-    assert results[0]["image_retrieval"] == results[1]["image_retrieval"]
-    assert results[0]["text_retrieval"] == results[1]["text_retrieval"]
+    for side in ("image_retrieval", "text_retrieval"):
+        assert results[0][side] == results[1][side] == results[2][side]
     sets = [
         "batch.size=8",
         "optimizer.steps=3",
@@ -111,7 +116,8 @@ def test_evaluation_and_training_take_a_url(scenes_corpus_dir, memory, dual_run,
         "model.vocab_size=200",
     ]
     losses = []
-    for name, place in (("url", ["memory://scenes"]), ("folder", scenes_corpus_dir)):
+    places = {"url": ["memory://scenes"], "s3": [bucket.url("scenes")], "folder": scenes_corpus_dir}
+    for name, place in places.items():
         job = TrainingJob("distill", "demo-dual-alone", sets, tmp_path / name)
         losses.append(
             [
@@ -119,7 +125,7 @@ def test_evaluation_and_training_take_a_url(scenes_corpus_dir, memory, dual_run,
                 for line in training.train_model(job, InputRefs(data=place), options=TrainingOptions()).metrics()
             ]
         )
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] == losses[2]
 
 
 def page_of(data, place):

@@ -51,17 +51,19 @@ def prepared(tmp_path, name, base, out):
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_source_at_a_url_gives_the_corpus_of_a_folder(files, name, tmp_path, monkeypatch):
+def test_a_source_at_a_url_gives_the_corpus_of_a_folder(files, name, tmp_path, monkeypatch, bucket):
     memory = fsspec.filesystem("memory")
     (tmp_path / "local").mkdir()
     for file, data in files.items():
         (tmp_path / "local" / file).write_bytes(data)
         memory.pipe(f"/source/{file}", data)
+        bucket.put(f"source/{file}", data)
     if name == "braces":
         expected = {"train": prepared(tmp_path, "tars", str(tmp_path / "local"), "expected")["train"]}
     else:
         expected = prepared(tmp_path, name, str(tmp_path / "local"), "expected")
     assert prepared(tmp_path, name, "memory://source", "memory") == expected
+    assert prepared(tmp_path, name, bucket.url("source"), "s3") == expected
     with loopback.serve(files, {"me/birds": files}) as server:
         if name != "tars":  # a web server lists no files
             assert prepared(tmp_path, name, server.url, "web") == expected

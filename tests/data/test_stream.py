@@ -91,7 +91,7 @@ def test_a_resumed_stream_that_skips_samples_gives_the_batches_of_an_uninterrupt
         assert captions_of(resumed, range(step, step + 3)) == expected[step : step + 3]
 
 
-def test_tars_parquet_and_urls_of_the_same_samples_give_the_same_batches(tmp_path, tars, monkeypatch):
+def test_tars_parquet_and_urls_of_the_same_samples_give_the_same_batches(tmp_path, tars, monkeypatch, bucket):
     expected = captions_of(stream_of(tars), range(10))
     assert captions_of(stream_of(write_shards(tmp_path / "parquet", rows_of(SIZES), ".parquet")), range(10)) == expected
     memory = fsspec.filesystem("memory")
@@ -100,6 +100,12 @@ def test_tars_parquet_and_urls_of_the_same_samples_give_the_same_batches(tmp_pat
         memory.pipe(f"/birds/{number}.parquet", parquet_of(rows))
     assert captions_of(stream_of(["memory://birds/*.tar"]), range(10)) == expected
     assert captions_of(stream_of(["memory://birds/{0..3}.parquet"]), range(10)) == expected
+    for tar in tars:
+        bucket.put(f"birds/{Path(tar).name}", Path(tar).read_bytes())
+    by_pattern, by_name = (stream_of([bucket.url(f"birds/{names}.tar")]) for names in ("*", "{0..3}"))
+    assert captions_of(by_pattern, range(10)) == captions_of(by_name, range(10)) == expected
+    # A listing and a request for one object say different things of it.
+    assert by_pattern.fingerprint == by_name.fingerprint
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     files = {Path(tar).name: Path(tar).read_bytes() for tar in tars}
     with loopback.serve(files, {"me/birds": files}) as server:
@@ -165,9 +171,9 @@ def test_wrong_places_say_what_is_wrong(tmp_path, tars):
         (str(tmp_path / "absent.tar"), InputError, "absent.tar cannot be read: No such file or directory"),
         (str(tmp_path / "*.parquet"), InputError, "no file matches"),
         (
-            "s3://bucket/a.tar",
+            "gs://bucket/a.tar",
             MissingError,
-            "s3://bucket/a.tar needs a package that is not installed: Install s3fs",
+            "gs://bucket/a.tar needs a package that is not installed: Please install gcsfs",
         ),
         ("bird://bucket/a.tar", ConfigError, "the protocol bird:// is unknown; known are s3://"),
         *(
@@ -198,7 +204,7 @@ def test_a_chained_url_that_does_not_exist_or_is_no_archive_is_one_line(monkeypa
         ("tar://0.tar::memory://absent.tar", "does not exist"),
         ("zip://0.tar::memory://birds/bad.zip", "gave up after 5 attempts"),
         ("simplecache::memory://absent/0.tar", "does not exist"),
-        ("simplecache::s3://bucket/0.tar", "Install s3fs"),
+        ("simplecache::gs://bucket/0.tar", "install gcsfs"),
         ("zip://0.tar::https://me:secret@host/a.zip?sig=secret", "is given with a password"),
     ):
         place = pattern.format(url)

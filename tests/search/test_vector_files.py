@@ -85,9 +85,12 @@ def test_vectors_in_any_order_and_length_give_the_bytes_of_embedding(dual, model
     assert taken.document.skipped.count == 1
 
 
-def test_the_files_of_an_index_are_files_of_vectors(dual, photos, tmp_path):
+def test_the_files_of_an_index_are_files_of_vectors(dual, photos, tmp_path, bucket):
     own = build(dual, photos, tmp_path / "own", FLAT)
     taken = build(dual, photos, tmp_path / "taken", FLAT, given=own.folder / "vectors")
+    assert comparable(taken.folder) == comparable(own.folder)
+    bucket.put_all(own.folder / "vectors", "vectors")
+    taken = build(dual, photos, tmp_path / "remote", FLAT, given=bucket.url("vectors/*.parquet"))
     assert comparable(taken.folder) == comparable(own.folder)
 
 

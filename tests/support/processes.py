@@ -20,7 +20,7 @@ TIMEOUT_S = 600
 """How long tests wait for a process or a server. Generous, because a test that passes does not wait for it."""
 LONG_TIMEOUT_S = 7200
 """The same for a download of gigabytes, or a whole suite."""
-USER_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "WANDB_", "DCDCTL_", "TORCHELASTIC_")
+USER_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "WANDB_", "DCDCTL_", "TORCHELASTIC_", "AWS_")
 """Beginnings of the names of environment variables that change what dcdctl and its libraries do; HF_DATASETS_* is one
 of the first."""
 PLAIN_TESTS = "DCDCTL_PLAIN_TESTS"

@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "study": ("engines", "data", "models", "scoring", "teacher", "evaluation", "training", "bench", "report"),
 }
 """The rooms in order, and the earlier rooms that each one reads. Ground files are free to all."""
-WHOLE = ("demo", "verify")
+WHOLE = ("copies", "demo", "verify")
 """Files beside the rooms that use all of them."""
 GROUND = (
     "errors",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import object_store
 import postgres
 import pytest
 from made_runs import write_run
@@ -20,6 +21,7 @@ from tiny import contents, make_teacher, make_wide_dual
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
+from dcdctl.core.data.download import http
 from dcdctl.core.engines import Compute
 from dcdctl.core.evaluation import EvalJob, evaluate
 from dcdctl.core.export import ExportJob, export
@@ -207,3 +209,19 @@ def qdrant_url() -> Iterator[Callable[[], str]]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(qdrant, "connect", lambda url, key: client_of(url) if "//memory-" in url else connect(url, key))
         yield lambda: f"qdrant://memory-{next(numbers)}/photos"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[object_store.Store]:
+    """A new bucket of an S3 server, with the settings of a user who may read and write it; requests are repeated
+    without a wait."""
+    store = object_store.start()
+    store.begin(f"birds-{next(_BUCKETS)}")
+    for setting, value in object_store.settings(store).items():
+        monkeypatch.setenv(setting, value)
+    monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 0.0)
+    yield store
+    store.end()
+
+
+_BUCKETS = itertools.count()

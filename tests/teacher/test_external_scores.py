@@ -135,14 +135,22 @@ def test_the_work_list_has_each_planned_pair_once_with_what_was_asked_for(corpus
     [("parquet", ""), ("csv", "utf-8"), ("csv", "utf-8-sig"), ("jsonl", "")],
     ids=["parquet", "csv", "csv of a spreadsheet", "jsonl"],
 )
-def test_scores_in_any_order_and_format_give_the_cache_of_the_model_itself(corpus, own, scored, job, suffix, encoding):
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_scores_in_any_order_and_format_give_the_cache_of_the_model_itself(
+    corpus, own, scored, job, suffix, encoding, place, request
+):
     half = len(scored) // 2
     rows = shuffled(scored)
     (job.out.parent / "scores").mkdir()
     for name, part in (("a", rows[: half + 10]), ("b", rows[half:])):  # ten rows are in both
         write(job.out.parent / "scores" / f"{name}.{suffix}", part, encoding)
     (job.out.parent / "scores" / "_SUCCESS").write_text("")
-    cache = take_scores(job, [str(job.out.parent / "scores")], NAME)
+    scores = str(job.out.parent / "scores")
+    if place == "bucket":
+        bucket = request.getfixturevalue("bucket")
+        bucket.put_all(job.out.parent / "scores", "scores")
+        scores = bucket.url("scores")
+    cache = take_scores(job, [scores], NAME)
     assert cache.image_P.tolist() == own.image_P.tolist()
     assert cache.text_P.tolist() == own.text_P.tolist()
     assert cache.role_P.tobytes() == own.role_P.tobytes()

@@ -95,7 +95,7 @@ def test_a_late_teacher_gives_its_tokens_and_their_counts(folder, tmp_path):
     assert verify_texts(TextCacheJob(out=tmp_path / "q", teacher=str(folder / "late")), 9) < 1e-3
 
 
-def test_equal_texts_are_kept_once_with_the_first_language(folder, tmp_path):
+def test_equal_texts_are_kept_once_with_the_first_language(folder, tmp_path, bucket, monkeypatch):
     rows = [("A dog.", "en"), ("ein Hund", "de"), ("a  DOG", "fr"), ("un chien", None)]
     with (tmp_path / "a.jsonl").open("w") as file:
         file.writelines(json.dumps({"text": text, "language": language}) + "\n" for text, language in rows)
@@ -104,10 +104,16 @@ def test_equal_texts_are_kept_once_with_the_first_language(folder, tmp_path):
     pq.write_table(
         pa.table({"text": ["a fish"], "language": pa.array(["en"]).dictionary_encode()}), tmp_path / "d.parquet"
     )
-    cache = make(folder, tmp_path / "q", *(tmp_path / name for name in ("a.jsonl", "b.csv", "c.tsv", "d.parquet")))
+    names = ("a.jsonl", "b.csv", "c.tsv", "d.parquet")
+    cache = make(folder, tmp_path / "q", *(tmp_path / name for name in names))
     assert texts_of(cache) == ["A dog.", "ein Hund", "un chien", "eine Katze", "a cat", "a bird", "a fish"]
     assert columns_of(cache)[1] == ["en", "de", None, "de", None, None, "en"]
     assert cache.plan["languages"] == {"de": 2, "en": 2}
+    monkeypatch.setenv("DCDCTL_CACHE", str(tmp_path / "downloads"))
+    for name in names:
+        bucket.put(name, (tmp_path / name).read_bytes())
+    remote = make(folder, tmp_path / "r", *map(bucket.url, names))
+    assert (remote.fingerprint, contents(remote.folder)) == (cache.fingerprint, contents(cache.folder))
 
 
 def test_the_captions_of_a_corpus_and_the_texts_of_a_pool(folder, tmp_path):

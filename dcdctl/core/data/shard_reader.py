@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dcdctl.core.data import urls
+from dcdctl.core.data.file_systems import READ_BYTES
 from dcdctl.core.data.images import (
     PARQUET_BATCH_ROWS,
     PARQUET_BUFFER_BYTES,
@@ -101,7 +102,7 @@ def read_samples(shard: StreamShard, columns: ParquetSource, start: int = 0) -> 
 def _tar_samples(shard: StreamShard) -> Iterator[StreamSample]:
     """The samples of a tar: consecutive files with the same key."""
     sample = _TarSample(shard.name, "")
-    with closing(urls.open_file(shard.place, buffer_bytes=urls.READ_BYTES)) as file:
+    with closing(urls.open_stream(shard.place)) as file:
         try:
             # "r:" refuses compressed tars.
             with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -172,7 +173,7 @@ def _open_parquet(shard: StreamShard) -> Iterator[pq.ParquetFile]:
     """The Parquet file of a shard; InputError if it is none, or has no rows."""
     with closing(urls.open_file(shard.place)) as stream:
         is_remote = url_of(shard.place) is not None
-        buffer_bytes = urls.READ_BYTES if is_remote else PARQUET_BUFFER_BYTES
+        buffer_bytes = READ_BYTES if is_remote else PARQUET_BUFFER_BYTES
         try:
             # pre_buffer would read the columns of a whole row group into memory before the first batch.
             file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=buffer_bytes)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core.data.download import cache
+from dcdctl.core.data.file_systems import refuse_password
 from dcdctl.core.data.manifest import Manifest, SourceFile, path_fields
 from dcdctl.core.data.readers.rows import Paths, SourceConfig
-from dcdctl.core.data.urls import copy_to, expand, refuse_password
+from dcdctl.core.data.urls import copy_to, expand
 from dcdctl.core.errors import InputError, SourceError
 from dcdctl.core.places import shown, url_of
 from dcdctl.core.progress import Track, silent

@@ -1,8 +1,8 @@
 """Places of files: local paths, and URLs that are read by byte ranges with retries, without a copy on disk.
 
 https://, http:// and hf:// are read here, because fsspec's readers need further packages and repeat no failed request.
-Every other protocol (s3://, gs://, memory://, ...) is read through fsspec. Passwords and queries of URLs, which may be
-credentials, appear in no message.
+Every other protocol (s3://, gs://, memory://, ...) is read and written through fsspec (`file_systems`). Passwords and
+queries of URLs, which may be credentials, appear in no message.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ import itertools
 import math
 import os
 import re
-import tarfile
-import time
-import zipfile
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from dcdctl.core.data.download import http, hub
-from dcdctl.core.errors import ConfigError, InputError, MissingError, SourceError, StaleError, first_line
+from dcdctl.core import files
+from dcdctl.core.data import file_systems
+from dcdctl.core.data.attempts import attempted
+from dcdctl.core.data.download import cache, http, hub
+from dcdctl.core.data.file_systems import READ_BYTES, refuse_password
+from dcdctl.core.errors import ConfigError, InputError, SourceError, StaleError
 from dcdctl.core.files import atomic_path, unreadable
-from dcdctl.core.places import links_of, local_path, shown, url_of
-from dcdctl.core.progress import Track
+from dcdctl.core.places import local_path, shown, url_of
+from dcdctl.core.progress import Track, silent
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-T = TypeVar("T")
 _NUMBERS = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 MAX_NAMES = 1_000_000
 """Files that a pattern may name: the pairs of LAION-5B in tars of 10,000 are 585,000 files. A training looks up each
 name before it starts."""
-READ_BYTES = 4 << 20
-"""What is requested at once where a file is read from start to end."""
+_WEB = ("http://", "https://")
 
 
 def expand(pattern: str) -> list[str]:
@@ -87,8 +87,7 @@ def _expand_stars(pattern: str) -> list[str]:
         parts = hub.HubPath.parse(url)
         paths = [parts.folder + name for name in parts.matching(hub.sizes(parts))]
     else:
-        system, within = _file_system(url)
-        paths = [str(system.unstrip_protocol(name)) for name in sorted(_asked(lambda: system.glob(within), url))]
+        paths = file_systems.matching(url)
     if not paths:
         raise InputError(f"no file matches {shown(pattern)}", hint="check the pattern, and quote it for the shell")
     return paths
@@ -133,7 +132,7 @@ def open_remote(url: str) -> Remote:
     protocol's package."""
     if url.startswith("hf://"):
         return _HubFile(url)
-    return _WebFile(url) if url.startswith(("http://", "https://")) else _FileSystemFile(url)
+    return _WebFile(url) if url.startswith(("http://", "https://")) else file_systems.open_remote(url)
 
 
 def copy_to(url: str, folder: Path, track: Track) -> Path:
@@ -145,7 +144,16 @@ def copy_to(url: str, folder: Path, track: Track) -> Path:
     path = folder / f"{digest}-{name}"
     if path.exists():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
+    _copy(remote, path, name, track)
+    return path
+
+
+def download_file(url: str, path: Path) -> None:
+    """Copy a remote file to a path of this machine."""
+    _copy(open_remote(url), path, path.name, silent)
+
+
+def _copy(remote: Remote, path: Path, name: str, track: Track) -> None:
     with (
         atomic_path(path) as partial,
         partial.open("wb") as file,
@@ -153,7 +161,121 @@ def copy_to(url: str, folder: Path, track: Track) -> Path:
     ):
         for start in range(0, remote.size, READ_BYTES):
             advance(file.write(remote.read_range(start, min(start + READ_BYTES, remote.size))))
-    return path
+
+
+def list_files(place: str | Path, suffixes: Sequence[str] = ()) -> list[str]:
+    """The files of a place with one of the suffixes, by name: the place itself if it is a file or a pattern, and all
+    files of a folder, however deep. All files without suffixes.
+
+    Names in a folder that begin with `_` or `.` are left out, since engines write markers under such names. InputError
+    or SourceError if there is no file, or another one is named than the suffixes allow.
+    """
+    url = url_of(place)
+    if url is None:
+        return [str(path) for path in files.find_named([str(local_path(place))], suffixes, what="file", option="it")]
+    if url.startswith(_WEB) or any(letter in url for letter in "*{"):
+        found, is_folder = expand(url), False
+    else:
+        names = list_folder(url)
+        is_folder = "" not in names
+        found = [f"{url.rstrip('/')}/{name}".rstrip("/") for name in names]
+    if is_folder:
+        found = [name for name in found if not _is_marker(name, url) and _ends_with(name, suffixes)]
+    kinds = f" that ends with {', '.join(suffixes)}" if suffixes else ""
+    if not found:
+        raise InputError(f"{shown(url)} holds no file{kinds}", hint="check the URL")
+    if other := next((name for name in found if not _ends_with(name, suffixes)), None):
+        raise InputError(f"{shown(other)} is no file{kinds}", hint="check the URL, or name a pattern in quotes")
+    return found
+
+
+def list_folder(url: str) -> dict[str, int]:
+    """The size of each file of a folder at a URL, however deep, by its path in it; that of "" if the URL is a file."""
+    if url.startswith(_WEB):
+        raise ConfigError(f"{shown(url)}: a web server lists no files", hint="name an s3:// or hf:// URL")
+    if not url.startswith("hf://"):
+        return file_systems.list_folder(url)
+    parts = hub.HubPath.parse(url)
+    folder = parts.path.rstrip("/")
+    found = {path: size for path, size in sorted(hub.sizes(parts).items()) if f"{path}/".startswith(f"{folder}/")}
+    return {path.removeprefix(folder).lstrip("/"): size for path, size in found.items()}
+
+
+def _is_marker(name: str, folder: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in name[len(folder.rstrip("/")) :].split("/"))
+
+
+def _ends_with(name: str, suffixes: Sequence[str]) -> bool:
+    return not suffixes or Path(shown(name)).suffix.lower() in suffixes
+
+
+def find_named(names: Sequence[str], suffixes: Sequence[str], *, what: str, option: str) -> list[Path]:
+    """`files.find_named` that also takes URLs of files, folders and patterns. `open_file` opens what it returns."""
+    found: list[Path] = []
+    for name in names:
+        if url_of(name) is None:
+            found += files.find_named([name], suffixes, what=what, option=option)
+        else:
+            found += map(Path, list_files(name, suffixes))
+    return list(dict.fromkeys(found))
+
+
+def open_stream(place: str | Path) -> io.BufferedReader:
+    """A file to read from start to end."""
+    file = open_file(place, buffer_bytes=READ_BYTES)
+    assert isinstance(file, io.BufferedReader)
+    return file
+
+
+def readable(path: Path) -> Path | io.BufferedReader:
+    """What a reader takes that accepts paths and open files: a path of this machine itself, and a URL opened."""
+    return path if url_of(path) is None else open_stream(path)
+
+
+def local_copy(path: Path, track: Track = silent) -> Path:
+    """A path of this machine itself, and a copy of a URL in the cache of downloads, for readers that need a path."""
+    url = url_of(path)
+    return path if url is None else copy_to(url, cache.cache_folder() / "downloads", track)
+
+
+def check_writable(folder: str | Path) -> None:
+    """An error, before any work, if no file can be written to a folder or to the folder of a URL."""
+    url = url_of(folder)
+    if url is None:
+        files.check_output_folder(local_path(folder))
+    else:
+        _refuse_to_write(url)
+        file_systems.check_writable(url)
+
+
+def write_file(place: str | Path, path: Path) -> str:
+    """Write a file of this machine to a place atomically; what is there then is compared with it. SourceError if it
+    cannot be written or differs. Returns the SHA-256 of what was written."""
+    url = url_of(place)
+    if url is not None:
+        _refuse_to_write(url)
+        return file_systems.upload(path, url)
+    with atomic_path(local_path(place)) as partial:
+        shutil.copyfile(path, partial)
+        return files.sha256_of(partial)
+
+
+def is_copy(url: str, path: Path) -> bool:
+    """Whether a file of this machine has the content of a remote one."""
+    return file_systems.FileFacts.of(path).fit(open_remote(url))
+
+
+def remove_file(url: str) -> None:
+    """Remove a remote file, if it is there."""
+    _refuse_to_write(url)
+    file_systems.remove(url)
+
+
+def _refuse_to_write(url: str) -> None:
+    if url.startswith((*_WEB, "hf://")):
+        raise ConfigError(
+            f"{shown(url)}: {urlsplit(url).scheme}:// is read only here", hint="name an s3:// URL, or a folder"
+        )
 
 
 class RangeFile(io.RawIOBase):
@@ -183,29 +305,6 @@ class RangeFile(io.RawIOBase):
         return len(data)
 
 
-def _attempted(request: Callable[[], T], url: str) -> T:
-    """The result of a request, repeated with increasing waits; SourceError if it fails for good, or as often as a
-    download may."""
-    import httpx2
-
-    for attempt in itertools.count(1):
-        try:
-            return request()
-        except FileNotFoundError as error:
-            raise SourceError(f"{shown(url)} does not exist", hint="check the URL") from error
-        except PermissionError as error:
-            raise SourceError(f"{shown(url)} was refused", hint="check the credentials of its protocol") from error
-        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, httpx2.HTTPError, http.RetryError) as error:
-            if attempt == http.ATTEMPTS:
-                # Not the text of the error, in which libraries quote URLs with their queries.
-                reason = str(error) if isinstance(error, http.RetryError) else type(error).__name__
-                raise SourceError(
-                    f"{shown(url)}: gave up after {attempt} attempts ({reason})", hint="run the command again later"
-                ) from error
-            time.sleep(http.FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
-    raise AssertionError("unreachable")
-
-
 class _WebFile:
     """A file on a web server, at the version that it has when it is opened."""
 
@@ -216,7 +315,7 @@ class _WebFile:
 
     def _open(self, address: str, headers: dict[str, str]) -> None:
         self._address, self._headers = address, headers
-        head = _attempted(
+        head = attempted(
             lambda: http.check_status(http.client(os.getpid()).head(address, headers=headers), self.url), self.url
         )
         # The Hub stores large files elsewhere, and gives their size in a header of its own.
@@ -234,7 +333,7 @@ class _WebFile:
 
     def read_range(self, start: int, stop: int) -> bytes:
         """The bytes from start to before stop; SourceError after repeated failures."""
-        return _attempted(lambda: self._request(start, stop), self.url)
+        return attempted(lambda: self._request(start, stop), self.url)
 
     def _request(self, start: int, stop: int) -> bytes:
         headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}"}
@@ -271,67 +370,5 @@ class _HubFile(_WebFile):
         self._open(address, build_hf_headers())
 
 
-class _FileSystemFile:
-    """A file of any other protocol, through fsspec."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._system, self._path = _file_system(url)
-        facts = _asked(lambda: self._system.info(self._path), url)
-        if facts.get("type") == "directory" or facts.get("size") is None:
-            raise SourceError(f"{shown(url)} is not a file", hint="check the URL")
-        self.size = int(facts["size"])
-        # Their names differ: ETag, generation, mtime, ...
-        self.version = hashlib.sha256(repr(sorted(facts.items(), key=str)).encode()).hexdigest()[:16]
-
-    def read_range(self, start: int, stop: int) -> bytes:
-        def read() -> bytes:
-            data: bytes = self._system.cat_file(self._path, start=start, end=stop)
-            if len(data) != stop - start:
-                raise http.RetryError(f"it sent {len(data):,} of {stop - start:,} bytes")
-            return data
-
-        return _attempted(read, self.url)
-
-
-Remote = _WebFile | _FileSystemFile
+Remote = _WebFile | file_systems.FileSystemFile
 """A file that is read by ranges of bytes."""
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it; MissingError names the package that its protocol needs."""
-    from fsspec.core import url_to_fs
-
-    refuse_password(url)
-    protocol = urlsplit(url).scheme
-    try:
-        # Opens the archive of zip://NAME::URL.
-        system, path = _asked(lambda: url_to_fs(url), url)
-    except ImportError as error:
-        # simplecache::s3://bucket needs what s3:// needs.
-        protocol = urlsplit(links_of(url)[-1]).scheme
-        raise MissingError(
-            f"{shown(url)} needs a package that is not installed: {first_line(error)}",
-            hint=f"install what fsspec needs for {protocol}",
-        ) from error
-    return system, path
-
-
-def _asked(request: Callable[[], T], url: str) -> T:
-    """`_attempted` for fsspec; ConfigError for a protocol that it lacks, or that takes more than a URL (reference://)."""
-    try:
-        return _attempted(request, url)
-    except (ValueError, TypeError, AttributeError) as error:
-        known = "s3://, gs://, az://, https://, hf:// and the other protocols of fsspec"
-        reason = "is unknown" if "not known" in str(error) else "names no files by a URL alone"
-        raise ConfigError(
-            f"{shown(url)}: the protocol {urlsplit(url).scheme}:// {reason}", hint=f"known are {known}"
-        ) from error
-
-
-def refuse_password(url: str) -> None:
-    """ConfigError for a password in a URL, which would end up in command histories and in saved command lines."""
-    if any(":" in urlsplit(link).netloc.rpartition("@")[0] for link in links_of(url)):
-        raise ConfigError(
-            f"{shown(url)} is given with a password", hint="use the settings or environment variables of its protocol"
-        )

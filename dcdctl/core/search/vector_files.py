@@ -60,7 +60,7 @@ Flags = NDArray[np.bool_]
 def find(names: Sequence[str]) -> list[Path]:
     """The files of vectors that files, folders or patterns name; InputError for a name without one, and for a file
     without the columns."""
-    paths = files.find_named(names, (".parquet", ".pq"), what="file of vectors", option="--vectors")
+    paths = data.find_named(names, (".parquet", ".pq"), what="file of vectors", option="--vectors")
     for path in paths:
         _check_columns(path)
     return paths
@@ -316,7 +316,7 @@ class _GivenVectors:
 
 def _check_columns(path: Path) -> None:
     """InputError for a file without a name or a vector per row."""
-    with _readable(path), pq.ParquetFile(path) as file:
+    with _readable(path), pq.ParquetFile(data.readable(path)) as file:
         schema = file.schema_arrow
     if missing := next((name for name in (NAME, VECTOR) if name not in schema.names), None):
         names = ", ".join(schema.names) or "none"
@@ -332,7 +332,7 @@ def _check_columns(path: Path) -> None:
 
 def _read_names(path: Path) -> pa.Array:
     """The name of each row; InputError for a row without one."""
-    with _readable(path), pq.ParquetFile(path) as file:
+    with _readable(path), pq.ParquetFile(data.readable(path)) as file:
         column = file.read(columns=[NAME]).column(0).cast(pa.string()).combine_chunks()
     if column.null_count:
         raise InputError(f"{column.null_count:,} rows of {path} have no {NAME}", hint=_HINT)
@@ -341,7 +341,7 @@ def _read_names(path: Path) -> pa.Array:
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     """The rows of a file, with vectors as plain lists."""
-    with _readable(path), pq.ParquetFile(path) as file:
+    with _readable(path), pq.ParquetFile(data.readable(path)) as file:
         columns = [name for name in (VECTOR, MODEL) if name in file.schema_arrow.names]
         for batch in file.iter_batches(ROWS_PER_BATCH, columns=columns):
             place = batch.schema.get_field_index(VECTOR)

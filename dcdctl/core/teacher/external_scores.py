@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dcdctl.core import distributed, files
+from dcdctl.core import data, distributed
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, Flags, Indices, offsets_of
 from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, MissingError, StaleError
@@ -75,7 +75,7 @@ def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Tra
         raise ConfigError(
             f"--teacher-name must be a line of text, got {teacher!r}", hint="name the model, its version and its prompt"
         )
-    paths = files.find_named(names, tuple(score_files.READERS), what="file of scores", option="--scores")
+    paths = data.find_named(names, tuple(score_files.READERS), what="file of scores", option="--scores")
     with _planned(job, track) as (corpus, planned, noted):
         where = job.out if job.extend is None else f"{job.out}, which extends {job.extend},"
         if noted.get(TEACHER_NAME, teacher) != teacher:

@@ -21,7 +21,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from dcdctl.core import files
+from dcdctl.core import data, files
 from dcdctl.core.errors import InputError, first_line
 
 COLUMNS = {
@@ -79,7 +79,7 @@ def _require_columns(path: Path, names: Sequence[str]) -> None:
 
 
 def _read_parquet(path: Path) -> RecordBatches:
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(data.readable(path)) as file:
         names = file.schema_arrow.names
         _require_columns(path, names)
         yield from file.iter_batches(ROWS_PER_BATCH, columns=[name for name in names if name in COLUMNS])
@@ -87,7 +87,7 @@ def _read_parquet(path: Path) -> RecordBatches:
 
 def _read_csv(path: Path) -> RecordBatches:
     # Spreadsheets write a byte order mark.
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(data.open_stream(path), encoding="utf-8-sig", newline="") as file:
         names = next(csv.reader(file), [])
     _require_columns(path, names)
     options: dict[str, Any] = {
@@ -100,12 +100,12 @@ def _read_csv(path: Path) -> RecordBatches:
             column_types=COLUMNS, include_columns=[name for name in names if name in COLUMNS]
         ),
     }
-    with pa_csv.open_csv(path, **options) as reader:
+    with pa_csv.open_csv(data.readable(path), **options) as reader:
         yield from reader
 
 
 def _read_json_lines(path: Path) -> RecordBatches:
-    with path.open("rb") as file:
+    with data.open_stream(path) as file:
         first = file.readline()
         # With a schema a missing column is a column of nulls, so the first row tells what there is.
         row = json.loads(first) if first.strip() else {}

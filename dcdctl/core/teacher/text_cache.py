@@ -214,7 +214,7 @@ def _sources(job: TextCacheJob) -> tuple[list[_Source], int | None]:
     sources = []
     width = None
     for place in job.vectors or job.texts:
-        if not job.vectors and (url_of(place) is not None or Path(place).expanduser().is_dir()):
+        if not job.vectors and _is_corpus(place):
             corpus = Corpus.open(place, job.split)
             rows = zip(corpus.captions, corpus.languages, itertools.repeat(None), itertools.repeat(""))
             sources.append(_Source(f"{corpus.name} {job.split}", corpus.fingerprint, rows))
@@ -222,11 +222,20 @@ def _sources(job: TextCacheJob) -> tuple[list[_Source], int | None]:
         if job.split != "train":
             raise InputError(f"{place} is a file of texts, and has no split {job.split!r}", hint="leave --split out")
         option = "--vectors" if job.vectors else "--texts"
-        for path in files.find_named([place], data.TEXT_SUFFIXES, what="file of texts", option=option):
+        for named in data.find_named([place], data.TEXT_SUFFIXES, what="file of texts", option=option):
+            path = data.local_copy(named)
             if job.vectors and width is None:
                 width = _width_of(path)
-            sources.append(_Source(path.name, artifacts.sha256_of(path), _rows_of_file(path, width)))
+            sources.append(_Source(named.name, artifacts.sha256_of(path), _rows_of_file(path, width)))
     return sources, width
+
+
+def _is_corpus(place: str) -> bool:
+    """Whether a place is a corpus and no file or pattern of files: a folder of this machine, or another URL."""
+    url = url_of(place)
+    if url is None:
+        return Path(place).expanduser().is_dir()
+    return "*" not in url and not url.endswith((*data.TEXT_SUFFIXES, "}"))
 
 
 def _width_of(path: Path) -> int:
