@@ -1,6 +1,6 @@
 from .choice import EngineChoice, open_engine
 from .compute import ON_CPU, Compute
-from .engine import Engine, Task, Worker, whole_shards
+from .engine import Engine, Task, whole_shards
 from .processes import TorchProcesses
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "EngineChoice",
     "Task",
     "TorchProcesses",
-    "Worker",
     "open_engine",
     "whole_shards",
 ]
