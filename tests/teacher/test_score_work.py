@@ -119,7 +119,7 @@ def test_a_repeated_call_scores_only_what_is_missing(stage, tmp_path, monkeypatc
     [
         ({"teacher": "other"}, r"work-00000.parquet was made with another teacher \(\w{12}, not \w{12}\)"),
         ({"precision": "bfloat16"}, r"work-00000.parquet was made with another precision \(float32, not bfloat16\)"),
-        ({"model_set": ("max_text_len=9",)}, r"another max_text_len \(\d+, not 9\)"),
+        ({"model_set": ("max_text_len=9",)}, r"another teacher \(\w{12}, not \w{12}\)"),
     ],
 )
 def test_scores_of_another_teacher_are_refused_and_nothing_is_scored(options, message, stage, tmp_path):
@@ -218,6 +218,28 @@ def emptied(work: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("caption", pa.array([3]), r"the column caption of .* is int64, string is expected; write the work list"),
+        ("caption", pa.array([{"a": 1}]), r"the column caption of .* is struct<a: int64>, string is expected"),
+        ("image_bytes", pa.array(["x"]), r"the column image_bytes of .* is string, binary is expected"),
+        ("image_bytes", pa.array([[1]]), r"the column image_bytes of .* is list<.*int64>, binary is expected"),
+        ("image_index", pa.array(["x"]), r"cannot be read as a work file: Failed to parse string: 'x'"),
+        ("caption_id", pa.array([1.5]), r"cannot be read as a work file: Float value 1\.500000 was truncated"),
+        ("image_id", pa.array([None], pa.string()), r"1 rows of .*work-00000\.parquet have no image_id"),
+        ("image_bytes", pa.array([None], pa.binary()), r"1 rows of .*work-00000\.parquet have no image_bytes"),
+    ],
+)
+def test_a_column_of_another_type_is_named(name, values, message, stage, work, tmp_path):
+    path = work / "work-00000.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 1), path)
+    change(path, **{name: values})
+    with pytest.raises(InputError, match=message):
+        score(path, stage / "teacher", tmp_path / "scores")
+    assert not contents(tmp_path / "scores")
+
+
+@pytest.mark.parametrize(
     ("prepare", "message"),
     [
         (
@@ -240,7 +262,9 @@ def test_a_work_list_that_cannot_be_used_is_refused_before_anything_is_scored(pr
 def test_a_folder_of_other_files_is_not_overwritten(stage, work, tmp_path):
     with pytest.raises(InputError, match=r"--out is the folder of .*work-00000\.parquet, which would be overwritten"):
         score(work, stage / "teacher", work)
-    for data in (b"", b"PAR1", (work / "work-00001.parquet").read_bytes()):
+    pq.write_table(pa.table({"score": [1.0]}).replace_schema_metadata({b"dcdctl": b"[1]"}), tmp_path / "of_a_list")
+    others = [(tmp_path / "of_a_list").read_bytes(), (work / "work-00001.parquet").read_bytes()]
+    for data in (b"", b"PAR1", *others):
         (tmp_path / "scores").mkdir(exist_ok=True)
         (tmp_path / "scores" / "work-00000.parquet").write_bytes(data)
         with pytest.raises(InputError, match=r"work-00000\.parquet is there and is no result of this command, or is"):

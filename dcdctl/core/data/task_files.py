@@ -64,7 +64,8 @@ class TaskFile:
             return None
         try:
             metadata = pq.read_metadata(self.target)
-            json.loads((metadata.metadata or {})[FACTS])
+            if not isinstance(json.loads((metadata.metadata or {})[FACTS]), dict):
+                raise ValueError("its metadata are no JSON object")
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise InputError(
                 f"{self.target} is there and is no result of this command, or is damaged",

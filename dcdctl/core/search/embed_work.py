@@ -13,6 +13,7 @@ Shape letters: N rows of a file, D width.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,11 +125,19 @@ def embed_work(job: EmbedWorkJob, *, track: Track = silent) -> EmbeddedWork:
 def _check_columns(task: TaskFile) -> None:
     """InputError for a file that is neither of a list nor of a corpus."""
     with task.open() as file:
-        names = file.schema_arrow.names
+        schema = file.schema_arrow
+    names = schema.names
     needed = (NAME, IMAGE) if IMAGE in names else (NAME, PATH, MODEL)
     if missing := [name for name in needed if name not in names]:
         columns = ", ".join(names) or "none"
         raise InputError(f"{task.source} has no column {missing[0]} (it has {columns})", hint=_HINT)
+    for name in needed:
+        type_ = schema.field(name).type
+        is_image = pa.types.is_struct(type_) and "bytes" in [each.name for each in type_]
+        is_text = pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_dictionary(type_)
+        if not (is_image if name == IMAGE else is_text):
+            expected = "a struct with bytes" if name == IMAGE else "string"
+            raise InputError(f"the column {name} of {task.source} is {type_}, {expected} is expected", hint=_HINT)
 
 
 def _expect_model(task: TaskFile, digest: str) -> None:
@@ -136,10 +145,10 @@ def _expect_model(task: TaskFile, digest: str) -> None:
     with task.open() as file:
         if MODEL not in file.schema_arrow.names:
             return
-        listed = pc.unique(file.read(columns=[MODEL]).column(0)).to_pylist()
-    if other := [each for each in listed if each != digest]:
+        listed = set(_texts(file.read(columns=[MODEL]).column(0), MODEL, task.source))
+    if other := listed - {digest}:
         raise StaleError(
-            f"{task.source} is a list for the model {str(other[0])[:8]}, and this is the model {digest[:8]}",
+            f"{task.source} is a list for the model {other.pop()[:8]}, and this is the model {digest[:8]}",
             hint="name the model of the list, or write the list again with `dcdctl index --plan-only`",
         )
 
@@ -183,6 +192,12 @@ def _of_list(file: pq.ParquetFile, path: Path, model: DualEncoder, size: int) ->
     """The images of a list, which lie in the folder that the ids are relative to."""
     rows = file.read(columns=[NAME, PATH])
     ids, paths = (_texts(rows.column(name), name, path) for name in (NAME, PATH))
+    # On a machine that lacks their folder, all images would be left out.
+    if paths and not any(os.path.exists(each) for each in paths):  # noqa: PTH110 - Path.exists raises for a name that is too long
+        raise InputError(
+            f"no image of {path} is on this machine, such as {paths[0]!r:.200}",
+            hint="make their folder available under the same path, or write the list on this machine",
+        )
     root = _folder_of(ids, paths)
     read = embed.image_reader(ImageSource(kind="folder", path=str(root)), model.preprocess)
     images = [
@@ -197,7 +212,7 @@ def _folder_of(ids: Sequence[str], paths: Sequence[str]) -> Path:
     """The folder to which the ids of a list are relative, out of which no link may lead; the root of the disk for a
     list with other ids."""
     folders = {each.removesuffix(f"/{image_id}") for image_id, each in zip(ids, paths, strict=True)}
-    if len(folders) == 1 and Path(folder := folders.pop()).is_dir():
+    if len(folders) == 1 and os.path.isdir(folder := folders.pop()):  # noqa: PTH112 - as above
         return Path(folder).absolute()
     return Path(Path.cwd().anchor)
 
