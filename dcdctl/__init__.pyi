@@ -4,7 +4,18 @@ import typing
 if typing.TYPE_CHECKING:
     from .api.results import bench, compare, evaluate, export
     from .api.search import Answer, Index, Searcher
-    from .api.training import cache_teacher, distill, finetune_teacher, load, load_recipe, photos, prepare, study
+    from .api.training import (
+        cache_teacher,
+        distill,
+        embed_work,
+        finetune_teacher,
+        load,
+        load_recipe,
+        photos,
+        prepare,
+        score_work,
+        study,
+    )
     from .core.bench import BenchConfig
     from .core.data import Corpus, StreamConfig
     from .core.errors import DcdError
@@ -52,6 +63,7 @@ __all__ = [
     "cache_teacher",
     "compare",
     "distill",
+    "embed_work",
     "evaluate",
     "export",
     "finetune_teacher",
@@ -59,5 +71,6 @@ __all__ = [
     "load_recipe",
     "photos",
     "prepare",
+    "score_work",
     "study",
 ]

@@ -1,5 +1,5 @@
-"""From captioned images to a trained student: `prepare`, `load`, `load_recipe`, `cache_teacher`, `finetune_teacher`,
-`distill` and `study`; and `photos`, from a folder of photos to an index."""
+"""From captioned images to a trained student: `prepare`, `load`, `load_recipe`, `cache_teacher`, `score_work`,
+`embed_work`, `finetune_teacher`, `distill` and `study`; and `photos`, from a folder of photos to an index."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from dcdctl.api.search import Index
 from dcdctl.cli.cache_teacher import CacheTeacher
 from dcdctl.cli.declare import Overrides, Ref, assignments, named, takes
 from dcdctl.cli.distill import Distill
+from dcdctl.cli.embed_work import EmbedWork
 from dcdctl.cli.finetune_teacher import FinetuneTeacher
 from dcdctl.cli.photos import Photos
 from dcdctl.cli.prepare import Prepare
+from dcdctl.cli.score_work import ScoreWork
 from dcdctl.cli.study import StudyArguments
 from dcdctl.cli.training_options import TrainingKind, TrainingRun
-from dcdctl.core import devices, models, training
+from dcdctl.core import devices, models, search, teacher, training
 from dcdctl.core.data import CorpusSummary
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Model
 from dcdctl.core.report import Study
+from dcdctl.core.search import EmbeddedWork
 from dcdctl.core.study import StudyView, run_study
-from dcdctl.core.teacher import TeacherCache, cache_scores
+from dcdctl.core.teacher import ScoredWork, TeacherCache, cache_scores
 from dcdctl.core.training import Recipe, Run
 
 
@@ -75,6 +78,27 @@ def cache_teacher(arguments: CacheTeacher) -> TeacherCache:
     scored."""
     with api.same_threads():
         return cache_scores(arguments.job(say), track=api.track(arguments.progress))
+
+
+@takes(ScoreWork)
+def score_work(arguments: ScoreWork) -> ScoredWork:
+    """Score files of the work list that `dcdctl cache-teacher --plan-only` writes, as a task of any engine.
+
+    `work` is a file, a folder or a pattern, or several. Each gets a file of scores in `out`, unless it is there.
+    """
+    with api.same_threads():
+        return teacher.score_work(arguments.job(say), track=api.track(arguments.progress))
+
+
+@takes(EmbedWork)
+def embed_work(arguments: EmbedWork) -> EmbeddedWork:
+    """Embed files of a list of images for `dcdctl index --vectors`, as a task of any engine.
+
+    `lists` are files that `dcdctl index --plan-only` writes, or Parquet files of a corpus. Each gets a file of vectors
+    in `out`, unless it is there.
+    """
+    with api.same_threads():
+        return search.embed_work(arguments.job(say), track=api.track(arguments.progress))
 
 
 @takes(Distill)

@@ -19,6 +19,7 @@ from dcdctl.cli.copy import copy
 from dcdctl.cli.declare import as_typer
 from dcdctl.cli.demo import demo
 from dcdctl.cli.distill import distill
+from dcdctl.cli.embed_work import embed_work
 from dcdctl.cli.evaluate import evaluate
 from dcdctl.cli.export import export
 from dcdctl.cli.finetune_teacher import finetune_teacher
@@ -29,6 +30,7 @@ from dcdctl.cli.photos import photos
 from dcdctl.cli.prepare import prepare
 from dcdctl.cli.recipes import recipes
 from dcdctl.cli.report import report
+from dcdctl.cli.score_work import score_work
 from dcdctl.cli.search import search
 from dcdctl.cli.serve import serve
 from dcdctl.cli.study import study
@@ -82,6 +84,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
         cache_teacher,
         "cache-teacher --data data/flickr30k --teacher runs/teacher --recipe vilt-flickr30k --out cache/flickr30k",
     ),
+    ("score-work", "Teacher", score_work, "score-work cache/teacher/work --teacher runs/teacher --out scores"),
     ("inspect", "Teacher", inspect, "inspect data/flickr30k --html flickr30k.html"),
     ("distill", "Student", distill, "distill photos --data data/photos --features features --out runs/photos"),
     (
@@ -97,6 +100,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("report", "Proof", report, "report runs/student --teacher-eval runs/teacher --out report.html"),
     ("export", "Search", export, "export runs/dual --to onnx --out dual-onnx"),
     ("index", "Search", index, "index runs/photos --images photos --out photos.index"),
+    ("embed-work", "Search", embed_work, "embed-work list runs/dual --out vectors"),
     ("search", "Search", search, 'search photos.index "a dog in the snow"'),
     ("serve", "Search", serve, "serve photos.index"),
 ]

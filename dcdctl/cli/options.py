@@ -251,6 +251,16 @@ Threads = Annotated[
 
 # What a command writes
 Out = Annotated[Ref, writes("--out -o", "Folder to write.", "DIR", callback=check_output_folder), Path]
+OutFiles = Annotated[
+    Ref,
+    writes(
+        "--out -o",
+        "Folder that gets a file for each of these files; those that are there are kept.",
+        "DIR",
+        callback=check_output_folder,
+    ),
+    Path,
+]
 NewOut = Annotated[Ref, writes("--out -o", "New folder to write.", "DIR"), Path]
 Page = Annotated[
     Ref | None, writes("--html", "Also write a page with the images.", "FILE", callback=check_output_file), Path
@@ -320,8 +330,31 @@ class Cluster:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Passes(Machine):
+    """Passes without gradients over images and captions, by this process."""
+
+    workers: Workers = None
+    batch_size: PairBatchSize = None
+    precision: Precision = "fp32"
+
+    def compute(self, say: Say) -> Compute:
+        """The same as the core takes it, with the threads set; a message for a precision that is slower than fp32 on
+        this processor."""
+        from dcdctl.core.engines import Compute, EngineChoice
+
+        return Compute.chosen(
+            EngineChoice(workers=self.workers),
+            device=self.device,
+            threads=self.threads,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            say=say,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inference(Machine, Cluster):
-    """Passes without gradients."""
+    """Passes without gradients over a corpus, by this process or by an engine."""
 
     batch_size: PairBatchSize = None
     precision: Precision = "fp32"

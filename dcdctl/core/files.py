@@ -144,7 +144,8 @@ def unreadable(path: Path, reason: OSError, *, error: type[DcdError] = InputErro
     translated = as_user_error(reason, path)
     if not isinstance(reason, FileNotFoundError) and translated is not None:
         hint = translated.hint
-    return error(f"{path} cannot be read: {reason.strerror}", hint=hint)
+    # Arrow raises OSError with a text alone for a damaged file.
+    return error(f"{path} cannot be read: {reason.strerror or first_line(reason)}", hint=hint)
 
 
 def check_exists(path: Path) -> None:

@@ -41,6 +41,8 @@ READS = {
     "inspect index": "index/index.json",
     "cache-teacher": f"{CORPUS_FILES} {TEACHER_FILES}",
     "cache-teacher --extend": CACHE_FILES,
+    "score-work": f"planned/work/work-00000.parquet {TEACHER_FILES}",
+    "embed-work": f"list/images-00000.parquet {DUAL_FILES}",
     "finetune-teacher": "recipe.toml corpus/corpus.json",
     "distill": f"{CACHE_FILES} corpus/test-00000-of-00001.parquet teacher/model.safetensors",
     "distill --resume": RUN_FILES,

@@ -78,6 +78,8 @@ BESIDES = {
     "eval": ["pandas"],
     "bench": ["pandas"],
     "cache-teacher": ["pandas"],
+    "score-work": ["pandas"],
+    "embed-work": ["pandas"],
     "distill": ["pandas", "tensorboard"],
     "export": ["pandas"],
     "index": ["onnxruntime", "onnx", "pandas"],

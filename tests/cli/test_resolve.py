@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import command_line
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from made_index import unit_vectors, write_index
@@ -40,6 +42,8 @@ VALID = {
     "convert": "checkpoint=FUSION --out=NEW",
     "finetune-teacher": "recipe=tiny-teacher --data=CORPUS --out=NEW",
     "cache-teacher": "--data=CORPUS --teacher=FUSION --recipe=tiny-student --out=NEW",
+    "score-work": "work=WORK.parquet --teacher=FUSION --out=NEW",
+    "embed-work": "lists=LIST.parquet model=DUAL --out=NEW",
     "inspect": "place=CORPUS",
     "distill": "recipe=demo-dual-alone --data=CORPUS --out=NEW",
     "study": "recipe=demo-dual --start=DUAL --teacher=FUSION --data=CORPUS --out=NEW --set=batch.size=8",
@@ -260,6 +264,25 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("FILE", r"--teacher-name: name the model that gave them", f"{OF_TEXTS} --teacher=UNSET", code=2),
         Mistake("FILE", r"--teacher: is for a model that dcdctl runs", OF_TEXTS, code=2),
     ],
+    ("score-work", "work"): [
+        Mistake(
+            "ABSENT.parquet", r"ABSENT\.parquet does not exist; WORK takes a file, a folder or a pattern"
+        ),
+        Mistake("FILE", r"FILE is no work file by its name; a work file ends with \.parquet"),
+        Mistake("TAKEN", r"TAKEN holds no work file; "),
+        Mistake("LIST.parquet", r"LIST\.parquet has no column caption_id \(it has .*; .*--with captions,bytes"),
+    ],
+    ("score-work", "--out"): FOLDER,
+    ("embed-work", "lists"): [
+        Mistake(
+            "ABSENT.parquet", r"ABSENT\.parquet does not exist; LIST takes a file, a folder or a pattern"
+        ),
+        Mistake("FILE", r"FILE is no list file by its name; a list file ends with \.parquet"),
+        Mistake("TAKEN", r"TAKEN holds no list file; "),
+        Mistake("WORK.parquet", r"WORK\.parquet has no column path \(it has .*; .*`dcdctl index --plan-only`"),
+    ],
+    ("embed-work", "model"): [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer.*dual encoder")],
+    ("embed-work", "--out"): FOLDER,
     ("photos", "images"): [Mistake("ABSENT", r"ABSENT .*; .*")],
     ("photos", "captions"): [Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; check the path")],
     ("photos", "--model"): [replace(MODEL, needs="captions=UNSET")],
@@ -425,6 +448,9 @@ def stage(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (folder / "TAKEN").mkdir()
     (folder / "TAKEN" / "letter.txt").write_text("dear")
     (folder / "FILE").write_text("dear")
+    work = "image_id caption_id image_index caption_index caption image_bytes"
+    for name, columns in (("WORK", work), ("LIST", "image_id path model_digest")):
+        pq.write_table(pa.table({column: ["1"] for column in columns.split()}), folder / f"{name}.parquet")
     (folder / "CACHE").mkdir()
     (folder / "CACHE" / "cache.json").write_text("{}")
     return folder

@@ -7,10 +7,12 @@ import random
 from datetime import datetime
 
 import pytest
+from heif_files import heic
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
+from raw_files import dng
 
-from dcdctl.core.data import read_exif
+from dcdctl.core.data import decode_image, read_exif, read_orientation, turned_back
 
 
 def photo(kind="JPEG", size=(8, 8), **parts):
@@ -92,6 +94,38 @@ def test_odd_values_are_missing_or_put_right(parts, expected):
 
 def test_files_without_exif_data_or_without_an_image_have_none():
     assert [read(data) for data in (photo(), b"", b"a text", photo()[:40])] == [NOTHING] * 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "DNG"])
+def test_an_image_that_is_turned_back_is_as_its_file_stores_it(kind, orientation):
+    size = 200, 150
+    if kind == "DNG":
+        data = dng(Image.new("RGB", size, "red"), orientation=orientation)
+    else:
+        data = photo(kind, size=size, tags={Base.Orientation: orientation})
+    upright = decode_image(data)
+    assert read_orientation(io.BytesIO(data)) == orientation
+    assert upright.size == (size if orientation < 5 else size[::-1])
+    assert turned_back(upright, orientation).size == size
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turning_back_undoes_every_turn(orientation):
+    pixels = Image.frombytes("L", (3, 2), bytes(range(6)))
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[Base.Orientation] = orientation
+    pixels.convert("RGB").save(stream, "PNG", exif=exif.tobytes())
+    assert turned_back(decode_image(stream.getvalue()), orientation).convert("L").tobytes() == pixels.tobytes()
+
+
+def test_a_file_that_says_no_turn_has_none():
+    turned = heic("heic_turned.heic")
+    odd = photo(tags={Base.Orientation: 9})
+    assert [read_orientation(io.BytesIO(data)) for data in (photo(), odd, b"", b"a text", photo()[:40], turned)] == [
+        1
+    ] * 6
 
 
 def test_damaged_exif_data_never_fail():

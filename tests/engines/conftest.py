@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,12 +18,23 @@ STORE_BYTES = 100_000_000
 """Of each node, for objects: little more than Ray's least."""
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
 class Nodes:
     """A head, which computes nothing, and nodes by name."""
 
     def __init__(self) -> None:
+        port = free_port()
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        head |= {"ray_client_server_port": port}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.url = f"ray://127.0.0.1:{port}"
         self.named: dict[str, Any] = {}
 
     @property

@@ -1,4 +1,5 @@
-"""What may go wrong on a cluster: workers and nodes that end or are slow, tasks that fail, stores that are too small."""
+"""What may go wrong on a cluster: workers and nodes that end or are slow, tasks that fail, stores that are too
+small."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from toy_work import Adder, Sum, expected, tasks
 from dcdctl.core.engines import EngineChoice, open_engine
 from dcdctl.core.errors import DcdError, StaleError
 
-pytestmark = pytest.mark.slow
+# Ray leaves files of its logs open.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 NUM_TRIALS = int(os.environ.get("DCDCTL_FAULT_TRIALS", "1"))
 """How often each fault is tried; docs/evidence/reliability.md says how often it was."""
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from command_line import QUICK_BENCH, run
 
-from dcdctl.core import models
+from dcdctl.core import models, scoring
+from dcdctl.core.data import Corpus
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, preview, train_model
 
@@ -42,6 +44,12 @@ class Needs:
     def __init__(self, folder): pass
 class Ends:
     def __init__(self): raise SystemExit(3)
+class Encoder:
+    pairs_per_batch = 8
+    calls = []
+    def score(self, images, texts):
+        self.calls.append([id(image) for image in images])
+        return [float(len(text)) for text in texts]
 class InNone(Scaled): pairs_per_batch = 0
 class InMany(Scaled): pairs_per_batch = "many"
 class InTooMany(Scaled): pairs_per_batch = 10**20
@@ -71,6 +79,19 @@ def test_scores_are_those_of_the_function_for_the_same_pixels_and_strings(module
     image_ix, text_ix = torch.tensor([2, 0, 1, 2]), torch.tensor([0, 3, 1, 1])
     expected = [int(np.asarray(pil_images[i])[0, 0, 0]) + len(captions[t]) for i, t in ((2, 0), (0, 3), (1, 1), (2, 1))]
     assert scorer.score_pairs(images, texts, image_ix, text_ix).tolist() == [factor * score for score in expected]
+
+
+def test_a_cache_gives_the_pairs_of_an_image_as_one_object_in_a_row_and_in_one_call(module, scenes_corpus_dir):
+    """As docs/models.md says, so that a scorer encodes each image once."""
+    scorer = models.load_scorer(f"{module}:Encoder")
+    corpus = Corpus.open(scenes_corpus_dir, "val")
+    # Five captions for seven images, in an order that mixes them, and nineteen, more than a batch, for the last one.
+    pairs = [(image, (3 * image + turn) % 40) for turn in range(5) for image in range(7)] + [(7, n) for n in range(19)]
+    image_P, text_P = np.array(pairs).T
+    compute = Compute(batch_size=None)
+    scoring.score_pairs(scorer, scoring.CorpusSource(corpus, scorer.preprocess), image_P, text_P, compute=compute)
+    runs = [[len(list(run)) for _, run in itertools.groupby(images)] for images in scorer.call.__self__.calls]
+    assert runs == [[5]] * 7 + [[8], [8], [3]]
 
 
 def test_the_digest_covers_the_source_the_name_and_what_the_object_declares(module, tmp_path):

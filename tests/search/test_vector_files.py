@@ -14,12 +14,14 @@ import pytest
 import torch
 from image_files import png, put
 from made_index import build, killed_before, update
+from phone_library import encoded, exif_of, scene
+from PIL import Image
 from tiny import contents
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import models
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, decode_image
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search import part_files, vector_files, write_image_list
 from dcdctl.core.search.index_config import IndexConfig
@@ -161,6 +163,58 @@ def test_vectors_of_another_model_are_refused_by_their_digest_and_by_embedding_a
         InputError, match=r"the vector of 'sub/5\.png' is not that of this model: the cosine is -1\.0000, "
     ):
         build(dual, photos, out, FLAT, given=path)  # compares the first row and the last, sub/5.png
+
+
+def turned_photo(seed, orientation):
+    """A photo as a phone saves it: the sensor's pixels, and how they are to be turned."""
+    return encoded(scene(seed, (40, 30)), exif=exif_of(orientation=orientation))
+
+
+def vectors_of(model, photos, *, upright=True):
+    """What an engine gives that knows EXIF orientations, or one that does not."""
+    names = sorted(path.name for path in photos.iterdir())
+    read = (lambda path: decode_image(path.read_bytes())) if upright else (lambda path: Image.open(path).convert("RGB"))
+    with torch.no_grad():
+        return names, model.embed_images(model.preprocess.images([read(photos / name) for name in names])).numpy()
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_vectors_of_photos_that_were_not_rotated_are_refused_as_such(dual, model, tmp_path, orientation):
+    files = {f"{n}.jpg": turned_photo(n, orientation if n == 2 else 1) for n in range(5)}
+    photos = put(tmp_path / "photos", files)
+    path = write(tmp_path / "v.parquet", *vectors_of(model, photos, upright=False))
+    with pytest.raises(InputError, match=r"'2\.jpg' is that of the image as stored, not rotated upright.*exif_transp"):
+        build(dual, photos, tmp_path / "index", FLAT, given=path)
+    write(path, *vectors_of(model, photos))
+    assert len(build(dual, photos, tmp_path / "index", FLAT, given=path)) == 5
+    # Of another model, and no turn makes them equal.
+    names, wrong = vectors_of(model, photos, upright=False)
+    wrong[2] = -wrong[2]
+    write(path, names, wrong)
+    with pytest.raises(InputError, match=r"'2\.jpg' is not that of this model: the cosine is -"):
+        build(dual, photos, tmp_path / "other", FLAT, given=path)
+
+
+@pytest.mark.parametrize(("row", "is_found"), [(44, True), (45, False)])
+def test_every_rotated_photo_among_the_first_ones_is_compared_and_no_other_pixels_are_read(
+    dual, model, tmp_path, monkeypatch, row, is_found
+):
+    monkeypatch.setattr(part_files, "ROWS_PER_PART", 40)
+    monkeypatch.setattr(vector_files, "NUM_VERIFIED", 4)
+    monkeypatch.setattr(vector_files, "ROTATED_AMONG", 45)
+    photos = put(tmp_path / "photos", {f"{n:02}.jpg": turned_photo(n, 6 if n == row else 1) for n in range(60)})
+    path = write(tmp_path / "v.parquet", *vectors_of(model, photos, upright=False))
+    decoded = []
+    monkeypatch.setattr(
+        vector_files.embed.data, "decode_image", lambda data: decoded.append(data) or decode_image(data)
+    )
+    if is_found:
+        with pytest.raises(InputError, match=r"'44\.jpg' is that of the image as stored"):
+            build(dual, photos, tmp_path / "index", FLAT, given=path)
+    else:
+        build(dual, photos, tmp_path / "index", FLAT, given=path)
+    # Four of all and, once to compare and once to turn it back, the rotated one.
+    assert len(decoded) == (6 if is_found else 4)
 
 
 def test_a_killed_run_takes_all_vectors_again_and_is_not_resumed_by_embedding(

@@ -44,6 +44,8 @@ COMMANDS = {
     "inspect index": "inspect index",
     "cache-teacher": SCORED,
     "cache-teacher --extend": f"{SCORED} --extend cache",
+    "score-work": "score-work planned/work --teacher teacher --out NEW --device cpu",
+    "embed-work": "embed-work list dual --out NEW --workers 0 --device cpu",
     "finetune-teacher": f"finetune-teacher recipe.toml {DATA} --out NEW {SETS}",
     "distill": f"distill {STUDENT} --out NEW",
     "distill --resume": f"distill {STUDENT} --out run --resume",
@@ -89,6 +91,9 @@ def make_stage(folder: Path) -> Path:
     with inside(folder):
         for name, made in (("cache-teacher", "cache"), ("distill", "run"), ("index", "index")):
             run(COMMANDS[name].replace(NEW, made))
+        plan = SCORED.replace(" --device cpu --teacher teacher", "").replace(NEW, "planned")
+        run(f"{plan} --plan-only --with captions,bytes")
+        run("index dual --images photos --out list --plan-only")
     return folder
 
 

@@ -210,11 +210,12 @@ def test_an_extended_cache_encodes_only_new_texts(folder, tmp_path, monkeypatch)
     old = make(folder, tmp_path / "old", tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text("text,language\nDOG number 0,en\neine Katze,de\n")
     encoded, start = [], text_cache._TextWorker.start
-    monkeypatch.setattr(
-        text_cache._TextWorker,
-        "start",
-        lambda worker, batches: encoded.extend(sum(batches, [])) or start(worker, batches),
-    )
+
+    def noted(worker, batches):
+        encoded.extend(text for batch in batches for text in batch)
+        return start(worker, batches)
+
+    monkeypatch.setattr(text_cache._TextWorker, "start", noted)
     cache = make(folder, tmp_path / "q", folder / "a.txt", tmp_path / "b.csv", extend=tmp_path / "old")
     assert encoded == ["eine Katze"]
     assert texts_of(cache) == [*TEXTS, "eine Katze"]

@@ -40,7 +40,9 @@ from .images import (
     left_out_lines,
     nearest_place,
     read_exif,
+    read_orientation,
     thumbnail,
+    turned_back,
     upright_rgb,
 )
 from .manifest import DataChoice, choose_manifest, counted_corpus, find_manifest, list_data_sets
@@ -53,6 +55,7 @@ from .shard_reader import StreamSample
 from .source_files import SourceOptions
 from .split_writer import PrepareOptions
 from .stream import ShardCount, ShardStream, StreamConfig, is_stream, open_shards
+from .task_files import TaskFile, complete_tasks, facts_in, find_tasks
 from .urls import (
     check_writable,
     download_file,
@@ -101,6 +104,7 @@ __all__ = [
     "SourceOptions",
     "StreamConfig",
     "StreamSample",
+    "TaskFile",
     "Values",
     "all_splits",
     "artifact_kind",
@@ -109,6 +113,7 @@ __all__ = [
     "check_writable",
     "choose_manifest",
     "columns_of_table",
+    "complete_tasks",
     "corpus_facts",
     "corpus_table",
     "count_kinds",
@@ -118,9 +123,11 @@ __all__ = [
     "difference_hash",
     "download_file",
     "draw_scene",
+    "facts_in",
     "fetch_file",
     "find_manifest",
     "find_named",
+    "find_tasks",
     "for_browser",
     "group_captions",
     "hub_connection",
@@ -145,6 +152,7 @@ __all__ = [
     "read_columns",
     "read_corpus_json",
     "read_exif",
+    "read_orientation",
     "read_text",
     "read_values",
     "readable",
@@ -155,6 +163,7 @@ __all__ = [
     "text_key",
     "thumbnail",
     "tokens_of",
+    "turned_back",
     "upright_rgb",
     "write_file",
 ]

@@ -42,6 +42,9 @@ _LOST = (failures.RayActorError, failures.NodeDiedError, failures.WorkerCrashedE
 _OBJECT_LOST = (failures.ObjectLostError, failures.ObjectFetchTimedOutError, failures.OwnerDiedError)
 """The node that kept an input or a result is gone."""
 
+# It answers while tasks are computed. Here and not in the class, whose file does not import Ray.
+ray.method(concurrency_group="watch")(RayWorker.done)
+
 
 @dataclass(eq=False)
 class _Begun:
@@ -157,7 +160,6 @@ class _Job:
             if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
                 self._look()
                 looked = time.monotonic()
-        self._show()
 
     def _give(self) -> bool:
         """Start workers that are missing, and give tasks to those that have time; whether a result is still to come."""
@@ -227,6 +229,7 @@ class _Job:
             return None
         self.open.remove(begun)
         self.received += num_units
+        self._show()
         return begun.task, output
 
     def _hear(self, kind: str, actor: _Actor, value: Any) -> None:
@@ -283,7 +286,7 @@ class _Job:
         asked = {actor.number for kind, actor, _ in self.expected.values() if kind == "done"}
         for actor in self.engine.actors:
             if actor.tasks and actor.number not in asked:
-                self._expect("done", actor, actor.handle.done.options(concurrency_group="watch").remote())
+                self._expect("done", actor, actor.handle.done.remote())
         self._show()
         if any(actor.is_ready for actor in self.engine.actors):
             self.last_seen = time.monotonic()

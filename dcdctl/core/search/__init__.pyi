@@ -30,6 +30,7 @@ from .columns.where import (
 )
 from .combined import CombinedQuery, question_of
 from .copies import SameImages, find_copies
+from .embed_work import EmbeddedWork, EmbedWorkJob, embed_work
 from .exact import Floats, Rows, best_first, spread_over
 from .index import FolderIndex
 from .index_config import IndexConfig
@@ -59,6 +60,8 @@ __all__ = [
     "CombinedQuery",
     "Compare",
     "Condition",
+    "EmbedWorkJob",
+    "EmbeddedWork",
     "Floats",
     "FolderIndex",
     "Hit",
@@ -94,6 +97,7 @@ __all__ = [
     "check_vectors",
     "columns_text",
     "default_order",
+    "embed_work",
     "find_copies",
     "image_of",
     "index_document",

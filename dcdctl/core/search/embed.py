@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -63,35 +65,46 @@ def image_reader(
     folder = Path(source.path)
     corpus = Corpus.open(folder, str(source.split)) if source.is_corpus else None
 
-    def read(planned: Sequence[SourceImage]) -> ReadImages:
-        pixels, images, facts, skipped = [], [], [], []
-        for image in planned:
-            try:
-                if corpus is None or image.corpus_row is None:
-                    file = FolderImageFile(folder, str(image.path)).read()
-                    decoded = data.decode_image(file)
-                else:
-                    file = corpus.image_bytes(image.corpus_row)
-                    decoded = corpus.image(image.corpus_row)
-                width, height = decoded.size
-                if max(width, height) > MAX_ASPECT * min(width, height):
-                    raise ImageError(
-                        f"a strip of {width} x {height} pixels, more than {MAX_ASPECT} times as long as wide",
-                        data.STRIP,
-                    )
-                # One by one, because photos are large until they are resized.
-                pixels.append(preprocess.images([decoded]))
-                images.append(image)
-                facts.append(read_facts(image, file, decoded, "none" if source.is_corpus else exif))
-            except (RowError, ImageError) as error:
-                name = image.path or image.image_id
-                stamp = {"num_bytes": image.num_bytes, "modified_ns": image.modified_ns}
-                skipped.append(
-                    SkippedFile(path=name, reason=str(error), kind=data.kind_of(error, folder / name), **stamp)
-                )
-        return ReadImages(ImageBatch.cat(pixels) if pixels else None, images, facts, skipped)
+    def read_file(image: SourceImage) -> tuple[bytes, Image.Image]:
+        if corpus is not None and image.corpus_row is not None:
+            return corpus.image_bytes(image.corpus_row), corpus.image(image.corpus_row)
+        file = FolderImageFile(folder, str(image.path)).read()
+        return file, data.decode_image(file)
 
-    return read
+    return partial(
+        read_images, read_file=read_file, preprocess=preprocess, folder=folder, exif="none" if corpus else exif
+    )
+
+
+def read_images(
+    planned: Sequence[SourceImage],
+    *,
+    read_file: Callable[[SourceImage], tuple[bytes, Image.Image]],
+    preprocess: Preprocessor,
+    folder: Path,
+    exif: ExifColumns = "none",
+) -> ReadImages:
+    """The images that `read_file` reads and decodes. One for which it raises RowError or ImageError is skipped, and so
+    is a strip."""
+    pixels, images, facts, skipped = [], [], [], []
+    for image in planned:
+        try:
+            file, decoded = read_file(image)
+            width, height = decoded.size
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise ImageError(
+                    f"a strip of {width} x {height} pixels, more than {MAX_ASPECT} times as long as wide",
+                    data.STRIP,
+                )
+            # One by one, because photos are large until they are resized.
+            pixels.append(preprocess.images([decoded]))
+            images.append(image)
+            facts.append(read_facts(image, file, decoded, exif))
+        except (RowError, ImageError) as error:
+            name = image.path or image.image_id
+            stamp = {"num_bytes": image.num_bytes, "modified_ns": image.modified_ns}
+            skipped.append(SkippedFile(path=name, reason=str(error), kind=data.kind_of(error, folder / name), **stamp))
+    return ReadImages(ImageBatch.cat(pixels) if pixels else None, images, facts, skipped)
 
 
 @dataclass(frozen=True)
@@ -172,9 +185,14 @@ def embed_stored(task: EmbeddingTask, images: ImageBatch) -> Stored:
         stored = StoredVectors(unit_prefixes(vectors_ID, document.model.dim))
         is_good = has_direction(stored.data).all()
     if not is_good:
-        hint = "try --precision fp32; if that does not help, its training diverged"
-        raise ModelError("the model gives vectors that are zero, NaN or infinite", hint=hint)
+        raise no_direction()
     return stored
+
+
+def no_direction() -> ModelError:
+    """The error for a model whose vectors are zero or not finite."""
+    hint = "try --precision fp32; if that does not help, its training diverged"
+    return ModelError("the model gives vectors that are zero, NaN or infinite", hint=hint)
 
 
 def unit_prefixes(vectors_ID: Tensor, dims: int) -> Half:

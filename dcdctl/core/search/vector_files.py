@@ -7,7 +7,7 @@ that become an index.
         kept
 
 A vector is stored with the bits that embedding here would give for the same numbers. The images must be there: they
-decide the order of rows, files that are no images are skipped as always, and a few are embedded again to compare. Shape
+decide the order of rows, files that are no images are skipped as always, and some are embedded again to compare. Shape
 letters: B rows of a batch, N planned images, D width.
 """
 
@@ -28,7 +28,8 @@ import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import data, distributed, files, models
-from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError, StaleError, first_line
+from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError, MissingError, StaleError, first_line
+from dcdctl.core.machine import read_in_threads
 from dcdctl.core.models import ImageBatch
 from dcdctl.core.progress import Track
 from dcdctl.core.search import embed, image_files, part_files, sources
@@ -36,15 +37,19 @@ from dcdctl.core.search.columns.change import position_in
 from dcdctl.core.search.embed import EmbeddingTask
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.image_files import FileFacts
-from dcdctl.core.search.part_files import SkippedFile
+from dcdctl.core.search.part_files import SkippedFile, SourceImage
+from dcdctl.core.search.sources import SourceImages
 from dcdctl.core.search.storage import PLANNED
 from dcdctl.core.search.stored import StoredVectors
 
 NAME, VECTOR, MODEL = "image_id", "vector", "model_digest"
 # About 16 MB of float32 at 512 numbers per vector.
 ROWS_PER_BATCH = 8192
-# One wrong preprocessing shows in every image; a few rule out luck, and cost seconds.
-NUM_VERIFIED = 4
+NUM_VERIFIED = 32
+"""Given vectors that are compared, spread over all files, because one of them may be of another model."""
+ROTATED_AMONG = 1000
+"""Among so many first images, every rotated one is compared too: an engine that forgets to turn photos upright is right
+about all others."""
 LEAST_COSINE = 0.99
 """Between a given vector and that of the model here. Other number formats and decoders stay above, another model or
 preprocessing below."""
@@ -104,7 +109,7 @@ def take(task: EmbeddingTask, names: Sequence[str], track: Track) -> None:
             gathered = _GivenVectors(task)
             gathered.read(find(names), track)
             skipped = gathered.check_missing()
-            gathered.verify()
+            gathered.verify(track)
             # All parts: some may have been written from other files before a kill.
             gathered.write(skipped)
     distributed.barrier()
@@ -129,6 +134,7 @@ class _GivenVectors:
         self.vectors_ND = np.memmap(path, dtype=np.float16, mode="w+", shape=(max(len(self.ids), 1), self.dim))
         self.is_given: Flags = np.zeros(len(self.ids), dtype=np.bool_)
         self.faults = Faults("the vectors cannot be used")
+        self._files = SourceImages(task.source.path, [task.source])
 
     def read(self, paths: Sequence[Path], track: Track) -> None:
         """Take the vectors of files. All names are checked before the first vector is read."""
@@ -214,36 +220,85 @@ class _GivenVectors:
         return skipped
 
     @torch.inference_mode()
-    def verify(self) -> None:
+    def verify(self, track: Track) -> None:
         """Embed some images and compare; InputError if a vector is not that of the model."""
-        # Spread over all files, because one of them may be of another model.
+        rows = self._rows_to_verify()
+        self.task.model.to(self.task.compute.device).eval()
+        readable: list[tuple[int, ImageBatch]] = []
+        with track("compare vectors", total=len(rows), unit="images") as advance:
+            for number, (row, read) in enumerate(self._read_images(rows), 1):
+                if read.pixels is not None:
+                    readable.append((row, read.pixels))
+                # One batch of images in memory at a time.
+                if readable and (len(readable) == embed.DEFAULT_BATCH_SIZE or number == len(rows)):
+                    self._compare([row for row, _ in readable], ImageBatch.cat([pixels for _, pixels in readable]))
+                    readable = []
+                advance(1)
+
+    def _rows_to_verify(self) -> list[int]:
+        """Images with a vector, spread over all files, and the rotated ones among the first; ascending."""
         given = np.flatnonzero(self.is_given)
         places = np.unique(np.linspace(0, len(given) - 1, min(NUM_VERIFIED, len(given))).astype(np.int64))
-        rows = given[places].tolist()
-        readable = [(row, read.pixels) for row, read in self._read_images(rows) if read.pixels is not None]
-        if not readable:
+        first = given[given < ROTATED_AMONG].tolist()
+        images = self._planned_images(first)
+        rotated = [row for row, image in zip(first, images, strict=True) if self._orientation_of(image) != 1]
+        return sorted({*given[places].tolist(), *rotated})
+
+    def _compare(self, rows: Sequence[int], pixels: ImageBatch) -> None:
+        """InputError if the given vector of an image differs from that of the model."""
+        cosines = self._cosines(rows, pixels)
+        if (least := float(cosines.min())) >= LEAST_COSINE:
             return
-        self.task.model.to(self.task.compute.device).eval()
-        stored = embed.embed_stored(self.task, ImageBatch.cat([pixels for _, pixels in readable]))
-        computed = stored.data.astype(np.float32)
-        theirs = self.vectors_ND[[row for row, _ in readable]].astype(np.float32)
-        cosines = (computed * theirs).sum(axis=1) / (np.linalg.norm(computed, axis=1) * np.linalg.norm(theirs, axis=1))
-        if (least := float(cosines.min())) < LEAST_COSINE:
-            name = self.ids[readable[int(cosines.argmin())][0]].as_py()
-            message = (
-                f"the vector of {name!r} is not that of this model: the cosine is {least:.4f}, and at least "
-                f"{LEAST_COSINE} is expected"
+        for wrong in np.flatnonzero(cosines < LEAST_COSINE).tolist():
+            self._expect_upright(rows[wrong])
+        name = self.ids[rows[int(cosines.argmin())]].as_py()
+        message = (
+            f"the vector of {name!r} is not that of this model: the cosine is {least:.4f}, and at least "
+            f"{LEAST_COSINE} is expected"
+        )
+        raise InputError(message, hint="embed with this model and its image preprocessing")
+
+    def _expect_upright(self, row: int) -> None:
+        """InputError if the given vector is that of the image as its file stores it, without its EXIF orientation."""
+        [image] = self._planned_images([row])
+        if (orientation := self._orientation_of(image)) == 1:
+            return
+        stored = data.turned_back(data.decode_image(self._files.read(0, image)), orientation)
+        if self._cosines([row], self.task.model.preprocess.images([stored])).min() >= LEAST_COSINE:
+            raise InputError(
+                f"the vector of {image.image_id!r} is that of the image as stored, not rotated upright as its EXIF "
+                "data say",
+                hint="rotate each image with PIL.ImageOps.exif_transpose before embedding it, or let the engine run "
+                "`dcdctl embed-work`",
             )
-            raise InputError(message, hint="embed with this model and its image preprocessing")
+
+    def _cosines(self, rows: Sequence[int], pixels: ImageBatch) -> NDArray[np.float32]:
+        """The cosine of the given vector of each image and of that which the model gives."""
+        computed = embed.embed_stored(self.task, pixels).data.astype(np.float32)
+        theirs = self.vectors_ND[list(rows)].astype(np.float32)
+        lengths = np.linalg.norm(computed, axis=1) * np.linalg.norm(theirs, axis=1)
+        return (computed * theirs).sum(axis=1) / lengths
+
+    def _orientation_of(self, image: SourceImage) -> int:
+        """The EXIF orientation of an image file, of which only the beginning is read; 1 if it is gone."""
+        try:
+            with self._files.open(0, image) as file:
+                return data.read_orientation(file)
+        except MissingError:
+            return 1
 
     def _read_images(self, rows: Sequence[int]) -> Iterator[tuple[int, embed.ReadImages]]:
-        """The planned images of some rows, one by one."""
+        """The planned images of some ascending rows, one by one; read ahead in threads."""
         read = embed.image_reader(self.task.source, self.task.model.preprocess)
-        part_of = lru_cache(maxsize=1)(self.task.images)  # rows ascend
+        images = ([image] for image in self._planned_images(rows))
+        return zip(rows, read_in_threads(read, images, self.task.compute.readers), strict=True)
+
+    def _planned_images(self, rows: Sequence[int]) -> Iterator[SourceImage]:
+        """The images of some ascending rows; one part is in memory at a time."""
+        part_of = lru_cache(maxsize=1)(self.task.images)
         for row in rows:
             number = int(np.searchsorted(self.starts, row, side="right")) - 1
-            start = row - self.starts[number]
-            yield row, read(part_of(self.task.planned.part_numbers[number])[start : start + 1])
+            yield part_of(self.task.planned.part_numbers[number])[row - self.starts[number]]
 
     def write(self, skipped: dict[int, SkippedFile]) -> None:
         """Write the vectors of all parts."""

@@ -25,6 +25,7 @@ from .false_negatives import FalseNegativeFilter, false_negative_filter
 from .job import CacheCost, CacheJob, cache_scores, preview_cost, verify_cache
 from .picks import NO_PICK, NoPicks, Threshold, better_half, find_picks, threshold_by_captions, threshold_by_runners_up
 from .score_files import READERS, read_batches
+from .score_work import ScoredWork, ScoreWorkJob, score_work
 from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread
 from .summary import CacheSummary, cache_document, cache_facts, summarize_cache
@@ -50,6 +51,8 @@ __all__ = [
     "LateTeacher",
     "NoPicks",
     "RowNames",
+    "ScoreWorkJob",
+    "ScoredWork",
     "TeacherCache",
     "TeacherEnsemble",
     "TeacherScores",
@@ -82,6 +85,7 @@ __all__ = [
     "read_cache",
     "read_caches",
     "read_text_cache",
+    "score_work",
     "summarize_cache",
     "take_scores",
     "text_cache_facts",

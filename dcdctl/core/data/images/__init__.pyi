@@ -17,9 +17,10 @@ from .decode import (
     difference_hash,
     for_browser,
     thumbnail,
+    turned_back,
     upright_rgb,
 )
-from .exif import CAMERA_COLUMNS, PLACE_COLUMNS, read_exif
+from .exif import CAMERA_COLUMNS, PLACE_COLUMNS, read_exif, read_orientation
 from .formats import (
     DAMAGED,
     FORMATS,
@@ -68,9 +69,11 @@ __all__ = [
     "left_out_lines",
     "nearest_place",
     "read_exif",
+    "read_orientation",
     "refuse_inflation",
     "reject_large_file",
     "thumbnail",
+    "turned_back",
     "upright_rgb",
     "why_refused",
 ]

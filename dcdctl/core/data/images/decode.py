@@ -400,6 +400,12 @@ def _orientation(image: Image.Image) -> int:
     return value if value in _UPRIGHT else 1
 
 
+def turned_back(upright: Image.Image, orientation: int) -> Image.Image:
+    """An upright image as its file stores it: the EXIF orientation is undone."""
+    # A quarter turn is undone by the other one, and everything else by itself.
+    return _rotate_upright(upright, {6: 8, 8: 6}.get(orientation, orientation))
+
+
 def _rotate_upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 

@@ -60,6 +60,20 @@ def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
     return values
 
 
+def read_orientation(file: BinaryIO) -> int:
+    """The EXIF orientation by which the pixels that a file stores are turned upright, 1 to 8; 1 if it says none. Reads
+    no pixels."""
+    ignore_pillow_warnings()
+    try:
+        # Every decoder of HEIF turns its images upright, by a setting that is not EXIF.
+        is_turned = recognize(file.read(HEAD_BYTES)) is HEIF
+        file.seek(0)
+        value = 1 if is_turned else _find_tags(file)[0].get(Base.Orientation, 1)
+    except (*DECODE_ERRORS, Image.DecompressionBombError):
+        return 1
+    return value if value in range(1, 9) else 1
+
+
 _Tags = Mapping[int, Any]
 
 

@@ -3,6 +3,7 @@ user, and it runs.
 
 `module:function` takes a list of P PIL images (RGB) and a list of P captions, and returns P numbers, higher is better.
 `module:Class` makes an object with such a `score`, which may have `version`, `fingerprint` and `pairs_per_batch`.
+Pairs of one image follow each other as one object, all in one call unless they exceed `pairs_per_batch`.
 
 Shape letters: P pairs.
 """

@@ -1,0 +1,143 @@
+"""Commands on a cluster of two nodes: one cache whoever scores it, killed and interrupted commands, models that only
+the head can read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import processes
+import pytest
+import ray
+from tiny import contents
+
+# Ray leaves files of its logs open.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+NUM_KILLS = int(os.environ.get("DCDCTL_FAULT_TRIALS", "1"))
+RECIPE = """
+[candidates]
+kind = "random"
+per_query = 2
+[batch]
+size = 4
+random_negatives = 2
+hard_negatives = 1
+"""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Scenes whose pairs are three shards, and a recipe beside them."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "r.toml").write_text(RECIPE)
+    counts = ["--set", "counts.train=600", "--set", "counts.val=10", "--set", "counts.test=10"]
+    processes.run([*DCDCTL, "prepare", "scenes", *counts, "--out", folder / "scenes"], check=True)
+    return folder
+
+
+DCDCTL = [sys.executable, "-m", "dcdctl"]
+
+
+def scoring(data: Path, out: Path, *more: object, teacher: str = "scenes-vilt") -> list[str]:
+    command = [*DCDCTL, "cache-teacher", "--data", data / "scenes", "--recipe", data / "r.toml", "--teacher", teacher]
+    return list(map(str, [*command, "--out", out, *more]))
+
+
+def pairs(out: Path) -> dict[str, bytes]:
+    """The parts of a cache with scores."""
+    return {path.name: path.read_bytes() for path in sorted(out.glob("pairs-*.parquet"))}
+
+
+@pytest.fixture(scope="module")
+def one(data, tmp_path_factory) -> Path:
+    """The cache of one process."""
+    out = tmp_path_factory.mktemp("one") / "cache"
+    processes.run(scoring(data, out, "--threads", 1, "--device", "cpu"), check=True)
+    return out
+
+
+def test_one_cache_whoever_scores_it(nodes, data, one, tmp_path):
+    nodes.add("a")
+    nodes.add("b")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dcdctl"]
+    command = scoring(data, tmp_path / "torchrun", "--device", "cpu")
+    processes.run([*torchrun, *command[3:]], check=True, env={**os.environ, **ONE_THREAD})
+    assert contents(tmp_path / "torchrun") == contents(one)
+    for workers in (1, 2, 4):
+        out = tmp_path / f"ray-{workers}"
+        processes.run(scoring(data, out, "--engine", "ray", "--workers", workers, "--threads", 1), check=True)
+        assert contents(out) == contents(one)
+    listed = scoring(data, tmp_path / "listed", "--plan-only", "--with", "captions,bytes")
+    at = listed.index("--teacher")
+    planned = [*listed[:at], *listed[at + 2 :]]
+    processes.run(planned, check=True)
+    for work in sorted((tmp_path / "listed" / "work").iterdir()):
+        one_file = ["score-work", work, "--teacher", "scenes-vilt", "--threads", 1, "--out", tmp_path / "scores"]
+        processes.run([*DCDCTL, *one_file], check=True)
+    given = [word for word in planned if word not in ("--plan-only", "--with", "captions,bytes")]
+    processes.run([*given, "--scores", tmp_path / "scores", "--teacher-name", "scenes-vilt"], check=True)
+    assert pairs(tmp_path / "listed") == pairs(one)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("trial", range(NUM_KILLS))
+def test_a_command_that_ends_in_the_middle_is_repeated_and_leaves_the_cluster(nodes, data, one, tmp_path, sign, trial):
+    nodes.add("a")
+    out = tmp_path / "cache"
+    command = scoring(data, out, "--engine", "ray", "--workers", 2, "--threads", 1)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not pairs(out):
+            time.sleep(0.1)
+        process.send_signal(sign)
+        said = process.communicate()[1]
+    assert process.returncode == (130 if sign == signal.SIGINT else -sign)
+    if sign == signal.SIGINT:
+        assert said.splitlines()[-1] == "interrupted: finished work, if any, is kept"
+    kept = pairs(out)
+    assert 0 < len(kept) < 3
+    ray.init(nodes.address, log_to_driver=False)
+    wait_until_free(2)
+    again = processes.run(command, check=True, capture_output=True, text=True)
+    assert contents(out) == contents(one)
+    assert "Traceback" not in said + again.stderr
+
+
+def wait_until_free(cpus: int) -> None:
+    """Until no worker of a command that ended takes a core of the cluster."""
+    deadline = time.monotonic() + processes.TIMEOUT_S
+    while ray.available_resources().get("CPU", 0) < cpus:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+FUNCTION = """
+import own_words
+
+
+class Length:
+    def score(self, images, texts):
+        return [float(len(text) + image.size[0] * own_words.WEIGHT) for image, text in zip(images, texts)]
+"""
+
+
+def test_a_teacher_of_the_current_folder_travels(nodes, data, tmp_path):
+    nodes.add("a")
+    (tmp_path / "own_words.py").write_text("WEIGHT = 0.5\n")
+    (tmp_path / "own_scorer.py").write_text(FUNCTION)
+    for out, more in (("one", ("--device", "cpu")), ("ray", ("--engine", "ray", "--workers", 2))):
+        command = scoring(data, tmp_path / out, *more, teacher="own_scorer:Length")
+        processes.run(command, check=True, cwd=tmp_path)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+def test_the_address_of_a_head(nodes, data, one, tmp_path, monkeypatch):
+    nodes.add("a")
+    monkeypatch.delenv("RAY_ADDRESS")
+    command = scoring(data, tmp_path / "cache", "--engine", nodes.url, "--workers", 2, "--threads", 1)
+    processes.run(command, check=True)
+    assert contents(tmp_path / "cache") == contents(one)

@@ -1,0 +1,209 @@
+"""`dcdctl embed-work`: a call per file of a list gives the vectors that `index` stores, also of odd files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command_line import document_of, run
+from image_files import png, put
+from made_index import build
+from phone_library import make_library
+from tiny import contents, make_models
+
+from dcdctl.core import models
+from dcdctl.core.data import TaskFile
+from dcdctl.core.engines import Compute
+from dcdctl.core.errors import InputError, ModelError, StaleError
+from dcdctl.core.search import EmbedWorkJob, embed_work, part_files, write_image_list
+from dcdctl.core.search.index_config import IndexConfig
+
+pytestmark = pytest.mark.usefixtures("_duals_read_once")
+
+FLAT = IndexConfig(kind="flat")
+
+
+def work_on(lists: list[Path] | Path, model: Path, out: Path, **compute):
+    names = [str(path) for path in (lists if isinstance(lists, list) else [lists])]
+    compute = {"batch_size": 2, "workers": 0, **compute}
+    return embed_work(EmbedWorkJob(lists=names, model=str(model), out=out, compute=Compute(**compute)))
+
+
+def comparable(folder: Path) -> tuple[dict[str, bytes], list[object], object]:
+    """The files of an index by their content; of images whose vectors are given, no digest is known."""
+    found = contents(folder)
+    document = json.loads(found["index.json"])
+    kept = {name: data for name, data in found.items() if not name.startswith(("index.json", "files-"))}
+    return kept, document["parts"], document["skipped"]
+
+
+@pytest.fixture
+def photos(tmp_path, small_parts):
+    """Seven images and a text, in three list files."""
+    return put(tmp_path / "photos", {f"{seed}.png": png(seed) for seed in range(7)} | {"notes.txt": b"no image"})
+
+
+@pytest.fixture
+def lists(dual, photos, tmp_path):
+    write_image_list(str(dual), photos, tmp_path / "list")
+    return tmp_path / "list"
+
+
+def test_a_library_of_phones_gets_the_bytes_of_the_index_of_one_process(dual, tmp_path, monkeypatch):
+    """Photos in all turns, HEIC, RAW, strips, damaged files, videos, and links out of the folder."""
+    library = make_library(tmp_path / "library")
+    monkeypatch.setattr(part_files, "ROWS_PER_PART", 60)
+    own = build(dual, library.folder, tmp_path / "own", FLAT)
+    write_image_list(str(dual), library.folder, tmp_path / "list")
+    files = sorted((tmp_path / "list").iterdir())
+    assert len(files) == 3
+    embedded = [work_on(path, dual, tmp_path / "vectors") for path in reversed(files)]
+    taken = build(dual, library.folder, tmp_path / "taken", FLAT, given=tmp_path / "vectors")
+    assert comparable(taken.folder) == comparable(own.folder)
+    assert sum(each.num_images for each in embedded) == len(library.read) == len(own)
+    left_out: dict[str, int] = {}
+    for each in embedded:
+        left_out |= {kind: count + left_out.get(kind, 0) for kind, count in each.left_out.items()}
+    # A list has neither a link to nothing nor a link to a folder.
+    expected = {**library.counts, "link": library.counts["link"] - 1}
+    assert left_out == {kind: count for kind, count in expected.items() if kind != "broken-link"}
+
+
+def test_the_files_of_a_corpus_are_lists_too(dual, scenes_corpus_dir, tmp_path):
+    own = build(dual, scenes_corpus_dir, tmp_path / "own", FLAT, split="val")
+    work_on(sorted(scenes_corpus_dir.glob("val-*.parquet")), dual, tmp_path / "vectors")
+    taken = build(dual, scenes_corpus_dir, tmp_path / "taken", FLAT, split="val", given=tmp_path / "vectors")
+    assert comparable(taken.folder)[0] == comparable(own.folder)[0]
+
+
+def test_a_damaged_image_of_a_corpus_is_named_and_the_other_files_are_kept(dual, scenes_corpus_dir, tmp_path):
+    whole = next(scenes_corpus_dir.glob("val-*.parquet"))
+    table = pq.read_table(whole)
+    images = table["image"].to_pylist()
+    images[3]["bytes"] = images[3]["bytes"][:200]
+    (tmp_path / "corpus").mkdir()
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("image"), "image", pa.array(images)),
+        tmp_path / "corpus" / "b.parquet",
+    )
+    shutil.copy(whole, tmp_path / "corpus" / "a.parquet")
+    name = table["image_id"][3].as_py()
+    with pytest.raises(InputError, match=rf"1 of 2 files failed. b.parquet: image '{name}' of .* cannot be decoded: "):
+        work_on(tmp_path / "corpus", dual, tmp_path / "vectors")
+    assert [path.name for path in (tmp_path / "vectors").iterdir()] == ["a.parquet"]
+
+
+def test_a_repeated_call_embeds_only_what_is_missing_and_counts_all(dual, lists, tmp_path, monkeypatch):
+    out = tmp_path / "vectors"
+    first = work_on(lists, dual, out)
+    assert (first.num_files, first.num_there, first.num_images, first.left_out) == (3, 0, 7, {"not-image": 1})
+    before = contents(out)
+    (out / "images-00001.parquet").unlink()
+    written: list[TaskFile] = []
+    whole = TaskFile.write
+    monkeypatch.setattr(TaskFile, "write", lambda task, *args: written.append(task) or whole(task, *args))
+    again = work_on(lists, dual, out)
+    assert (again.num_files, again.num_there, again.num_images, again.left_out) == (3, 2, 7, {"not-image": 1})
+    assert [task.source.name for task in written] == ["images-00001.parquet"]
+    assert contents(out) == before
+
+
+def test_a_list_of_ones_own_names_its_files_anywhere(dual, photos, tmp_path):
+    model = models.load_dual(dual)
+    rows = {"image_id": ["a", "b", "gone"], "path": [str(photos / "3.png"), str(photos / "5.png"), "/absent.png"]}
+    pq.write_table(pa.table({**rows, "model_digest": [model.digest] * 3}), tmp_path / "own.parquet")
+    embedded = work_on(tmp_path / "own.parquet", dual, tmp_path / "vectors")
+    assert (embedded.num_images, sum(embedded.left_out.values())) == (2, 1)
+    table = pq.read_table(tmp_path / "vectors" / "own.parquet")
+    assert table["image_id"].to_pylist() == rows["image_id"]
+    assert [vector is None for vector in table["vector"].to_pylist()] == [False, False, True]
+    images = [embed_image(model, photos / name) for name in ("3.png", "5.png")]
+    np.testing.assert_allclose(np.stack(table["vector"].to_pylist()[:2]), images, rtol=1e-4, atol=1e-6)
+
+
+def embed_image(model: models.DualEncoder, path: Path) -> np.ndarray:
+    from dcdctl.core.data import decode_image
+
+    return model.embed_images(model.preprocess.images([decode_image(path.read_bytes())])).detach().numpy()[0]
+
+
+def without_column(lists: Path) -> None:
+    path = lists / "images-00001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["path"]), path)
+
+
+def of_another_model(lists: Path) -> None:
+    path = lists / "images-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(2, "model_digest", pa.array(["f" * 64] * len(table))), path)
+
+
+def half_written(lists: Path) -> None:
+    path = lists / "images-00002.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def twice(lists: Path) -> None:
+    shutil.copytree(lists, lists / "more")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "error", "message"),
+    [
+        (
+            without_column,
+            InputError,
+            r"images-00001\.parquet has no column path \(it has image_id, model_digest\); give",
+        ),
+        (
+            of_another_model,
+            StaleError,
+            r"images-00001\.parquet is a list for the model f{8}, and this is the model \w{8};",
+        ),
+        (half_written, InputError, r"images-00002\.parquet cannot be read as a list file"),
+        (twice, InputError, r"images-00000\.parquet have the same name, and so would their results"),
+        (shutil.rmtree, InputError, r"list does not exist; LIST takes a file, a folder or a pattern"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused_before_an_image_is_read(prepare, error, message, dual, lists, tmp_path):
+    prepare(lists)
+    with pytest.raises(error, match=message):
+        work_on(lists, dual, tmp_path / "vectors")
+    assert not (tmp_path / "vectors").exists()
+
+
+def test_vectors_of_another_model_or_precision_are_not_mixed(dual, corpus, lists, tmp_path):
+    out = tmp_path / "vectors"
+    work_on(lists / "images-00000.parquet", dual, out)
+    with pytest.raises(StaleError, match=r"was made with another precision \(float32, not bfloat16\)"):
+        work_on(lists, dual, out, precision="bfloat16")
+    models.save(make_models(corpus.captions[:9])[1], tmp_path / "other")
+    with pytest.raises(StaleError, match="is a list for the model"):
+        work_on(lists, tmp_path / "other", out)
+    with pytest.raises(InputError, match="--out is the folder of"):
+        work_on(lists, dual, lists)
+    with pytest.raises(ModelError, match=r"dual"):
+        work_on(lists, "scenes-vilt", out)
+    assert [path.name for path in out.iterdir()] == ["images-00000.parquet"]
+
+
+def test_the_command_prints_counts_and_index_takes_its_files(dual, photos, lists, tmp_path):
+    line = f"embed-work '{lists}/*.parquet' {dual} --out {tmp_path}/vectors --batch-size 2 --workers 1 --device cpu"
+    made = document_of(line)
+    assert {name: made[name] for name in ("images", "left_out", "left_out_by_kind", "files", "already_there")} == {
+        "images": 7,
+        "left_out": 1,
+        "left_out_by_kind": {"not-image": 1},
+        "files": 3,
+        "already_there": 0,
+    }
+    again = run(line)
+    assert again.stdout == f"vectors of 7 images in 3 files (3 already there) -> {tmp_path}/vectors\n"
+    assert "left out: 1 file" in again.stderr
+    words = f"index {dual} --images {photos} --vectors {tmp_path}/vectors --out {tmp_path}/index --device cpu"
+    assert document_of(words)["images"] == 7
