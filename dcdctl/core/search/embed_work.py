@@ -35,6 +35,7 @@ from dcdctl.core.errors import CorpusError, InputError, StaleError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import DualEncoder
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import embed_batch
 from dcdctl.core.search import embed
@@ -128,7 +129,7 @@ def _check_columns(task: TaskFile) -> None:
     needed = (NAME, IMAGE) if IMAGE in names else (NAME, PATH, MODEL)
     if missing := [name for name in needed if name not in names]:
         columns = ", ".join(names) or "none"
-        raise InputError(f"{task.source} has no column {missing[0]} (it has {columns})", hint=_HINT)
+        raise InputError(f"{shown(task.source)} has no column {missing[0]} (it has {columns})", hint=_HINT)
 
 
 def _expect_model(task: TaskFile, digest: str) -> None:
@@ -139,7 +140,7 @@ def _expect_model(task: TaskFile, digest: str) -> None:
         listed = pc.unique(file.read(columns=[MODEL]).column(0)).to_pylist()
     if other := [each for each in listed if each != digest]:
         raise StaleError(
-            f"{task.source} is a list for the model {str(other[0])[:8]}, and this is the model {digest[:8]}",
+            f"{shown(task.source)} is a list for the model {str(other[0])[:8]}, and this is the model {digest[:8]}",
             hint="name the model of the list, or write the list again with `dcdctl index --plan-only`",
         )
 
@@ -214,7 +215,7 @@ def _of_corpus(file: pq.ParquetFile, path: Path, model: DualEncoder, size: int) 
             try:
                 return content, data.decode_image(content)
             except ImageError as error:
-                raise CorpusError(f"image {image.image_id!r} of {path} cannot be decoded: {error}") from error
+                raise CorpusError(f"image {image.image_id!r} of {shown(path)} cannot be decoded: {error}") from error
 
         yield _Batch(
             images, partial(embed.read_images, read_file=read_file, preprocess=model.preprocess, folder=path.parent)
@@ -224,6 +225,6 @@ def _of_corpus(file: pq.ParquetFile, path: Path, model: DualEncoder, size: int) 
 def _texts(column: pa.Array | pa.ChunkedArray, name: str, path: Path) -> list[str]:
     """The texts of a column; InputError for a row without one."""
     if column.null_count:
-        raise InputError(f"{column.null_count:,} rows of {path} have no {name}", hint=_HINT)
+        raise InputError(f"{column.null_count:,} rows of {shown(path)} have no {name}", hint=_HINT)
     texts: list[str] = column.cast(pa.string()).to_pylist()
     return texts

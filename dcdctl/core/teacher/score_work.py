@@ -25,6 +25,7 @@ from dcdctl.core.data import Indices, TaskFile, complete_tasks, find_tasks
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.models import Scorer
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import ImageFiles, ShardItems, ShardSource
 
@@ -100,7 +101,9 @@ def _check_columns(task: TaskFile) -> None:
         names = file.schema_arrow.names
     if missing := [name for name in (*IDS.names, CAPTION, BYTES) if name not in names]:
         hint = "write the work list with `dcdctl cache-teacher --plan-only --with captions,bytes`"
-        raise InputError(f"{task.source} has no column {missing[0]} (it has {', '.join(names) or 'none'})", hint=hint)
+        raise InputError(
+            f"{shown(task.source)} has no column {missing[0]} (it has {', '.join(names) or 'none'})", hint=hint
+        )
 
 
 @dataclass
@@ -128,7 +131,9 @@ class _WorkPairs:
     def _add(self, rows: pa.Table) -> None:
         for name in rows.column_names:
             if count := rows.column(name).null_count:
-                raise InputError(f"{count:,} rows of {self.path} have no {name}", hint="write the work list again")
+                raise InputError(
+                    f"{count:,} rows of {shown(self.path)} have no {name}", hint="write the work list again"
+                )
         ids = rows.select(IDS.names).cast(IDS)
         self.tables.append(ids)
         firsts = rows.take(_firsts(ids, "image_index"))
