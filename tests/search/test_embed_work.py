@@ -82,6 +82,22 @@ def test_the_files_of_a_corpus_are_lists_too(dual, scenes_corpus_dir, tmp_path):
     assert comparable(taken.folder)[0] == comparable(own.folder)[0]
 
 
+def test_lists_and_vectors_may_be_in_a_bucket(dual, lists, scenes_corpus_dir, photos, tmp_path, bucket):
+    bucket.put_all(lists, "list")
+    bucket.put_all(scenes_corpus_dir, "corpus")
+    shard = scenes_corpus_dir / "val-00000-of-00001.parquet"
+    for place, url in ((lists, bucket.url("list")), (shard, bucket.url(f"corpus/{shard.name}"))):
+        own, remote = tmp_path / f"own-{place.name}", bucket.url(f"vectors-{place.name}")
+        made, there = work_on(place, dual, own), work_on([url], dual, Path(remote))
+        assert (there.num_images, there.left_out) == (made.num_images, made.left_out)
+        assert {key.rpartition("/")[2]: bucket.get(key) for key in bucket.keys(f"vectors-{place.name}/")} == contents(
+            own
+        )
+        assert work_on([url], dual, Path(remote)).num_there == made.num_files
+    taken = build(dual, photos, tmp_path / "taken", FLAT, given=Path(bucket.url("vectors-list")))
+    assert comparable(taken.folder) == comparable(build(dual, photos, tmp_path / "own", FLAT).folder)
+
+
 def test_a_damaged_image_of_a_corpus_is_named_and_the_other_files_are_kept(dual, scenes_corpus_dir, tmp_path):
     whole = next(scenes_corpus_dir.glob("val-*.parquet"))
     table = pq.read_table(whole)

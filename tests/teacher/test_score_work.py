@@ -114,6 +114,40 @@ def test_a_repeated_call_scores_only_what_is_missing(stage, tmp_path, monkeypatc
     assert kept == before
 
 
+def test_work_and_scores_may_be_in_a_bucket(corpus, stage, tmp_path, bucket):
+    local = tmp_path / "scores"
+    score(stage / "cache" / "work", stage / "teacher", local)
+    bucket.put_all(stage / "cache" / "work", "work")
+    for number in range(7):  # a call per file, as of an engine
+        work = bucket.url(f"work/work-{number:05d}.parquet")
+        assert score([work], stage / "teacher", Path(bucket.url("scores"))).num_there == 0
+    assert {f"scores/{name}": data for name, data in contents(local).items()} == {
+        key: bucket.get(key) for key in bucket.keys("scores/")
+    }
+    line = f"score-work {bucket.url('work')} --teacher {stage}/teacher --out {bucket.url('scores')}"
+    assert f"(7 already there) -> {bucket.url('scores')}\n" in run(line).stdout
+    caches = []
+    for scores in (str(local), bucket.url("scores")):
+        job = CacheJob(data=corpus.folder, out=tmp_path / f"cache{len(caches)}", candidates=CONFIG)
+        caches.append(contents(take_scores(job, [scores], "one").folder))
+    assert caches[0] == caches[1]
+
+
+def test_a_bucket_that_fails_is_named_and_the_scores_are_never_of_another_file(stage, tmp_path, bucket):
+    bucket.put_all(stage / "cache" / "work", "work")
+    first = "work/work-00000.parquet"
+    bucket.fail(method="PUT", key="/scores/", status=403, code="AccessDenied")
+    line = f"score-work {bucket.url(first)} --teacher {stage}/teacher --out {bucket.url('scores')}"
+    assert error_of(line).startswith(f"error: {bucket.url('scores')} was refused (AccessDenied); ")
+    # One file takes the place of another while it is scored, and then the results cannot be written.
+    other = bucket.get("work/work-00001.parquet")
+    bucket.fail(method="HEAD", key="/scores/work", then=lambda: bucket.put(first, other))
+    assert error_of(line).startswith(f"error: {bucket.url(first)} has changed while it was read; run")
+    bucket.fail(method="PUT", key="/scores/work", times=None, status=503, code="SlowDown")
+    assert "scores/work-00000.parquet: gave up after 5 attempts (SlowDown)" in error_of(line)
+    assert bucket.keys("scores/") == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -36,6 +36,7 @@ from dcdctl.core.errors import CorpusError, InputError, StaleError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import DualEncoder
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import embed_batch
 from dcdctl.core.search import embed
@@ -130,14 +131,16 @@ def _check_columns(task: TaskFile) -> None:
     needed = (NAME, IMAGE) if IMAGE in names else (NAME, PATH, MODEL)
     if missing := [name for name in needed if name not in names]:
         columns = ", ".join(names) or "none"
-        raise InputError(f"{task.source} has no column {missing[0]} (it has {columns})", hint=_HINT)
+        raise InputError(f"{shown(task.source)} has no column {missing[0]} (it has {columns})", hint=_HINT)
     for name in needed:
         type_ = schema.field(name).type
         is_image = pa.types.is_struct(type_) and "bytes" in [each.name for each in type_]
         is_text = pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_dictionary(type_)
         if not (is_image if name == IMAGE else is_text):
             expected = "a struct with bytes" if name == IMAGE else "string"
-            raise InputError(f"the column {name} of {task.source} is {type_}, {expected} is expected", hint=_HINT)
+            raise InputError(
+                f"the column {name} of {shown(task.source)} is {type_}, {expected} is expected", hint=_HINT
+            )
 
 
 def _expect_model(task: TaskFile, digest: str) -> None:
@@ -148,7 +151,7 @@ def _expect_model(task: TaskFile, digest: str) -> None:
         listed = set(_texts(file.read(columns=[MODEL]).column(0), MODEL, task.source))
     if other := listed - {digest}:
         raise StaleError(
-            f"{task.source} is a list for the model {other.pop()[:8]}, and this is the model {digest[:8]}",
+            f"{shown(task.source)} is a list for the model {other.pop()[:8]}, and this is the model {digest[:8]}",
             hint="name the model of the list, or write the list again with `dcdctl index --plan-only`",
         )
 
@@ -229,7 +232,7 @@ def _of_corpus(file: pq.ParquetFile, path: Path, model: DualEncoder, size: int) 
             try:
                 return content, data.decode_image(content)
             except ImageError as error:
-                raise CorpusError(f"image {image.image_id!r} of {path} cannot be decoded: {error}") from error
+                raise CorpusError(f"image {image.image_id!r} of {shown(path)} cannot be decoded: {error}") from error
 
         yield _Batch(
             images, partial(embed.read_images, read_file=read_file, preprocess=model.preprocess, folder=path.parent)
@@ -239,6 +242,6 @@ def _of_corpus(file: pq.ParquetFile, path: Path, model: DualEncoder, size: int) 
 def _texts(column: pa.Array | pa.ChunkedArray, name: str, path: Path) -> list[str]:
     """The texts of a column; InputError for a row without one."""
     if column.null_count:
-        raise InputError(f"{column.null_count:,} rows of {path} have no {name}", hint=_HINT)
+        raise InputError(f"{column.null_count:,} rows of {shown(path)} have no {name}", hint=_HINT)
     texts: list[str] = column.cast(pa.string()).to_pylist()
     return texts

@@ -25,6 +25,7 @@ from dcdctl.core.data import Indices, TaskFile, complete_tasks, find_tasks
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.models import Scorer
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import ImageFiles, ShardItems, ShardSource
 
@@ -98,11 +99,13 @@ def _check_columns(task: TaskFile) -> None:
         schema = file.schema_arrow
     if missing := [name for name in (*IDS.names, CAPTION, BYTES) if name not in schema.names]:
         columns = ", ".join(schema.names) or "none"
-        raise InputError(f"{task.source} has no column {missing[0]} (it has {columns})", hint=hint)
+        raise InputError(f"{shown(task.source)} has no column {missing[0]} (it has {columns})", hint=hint)
     for name, accepted in ((CAPTION, TEXT_TYPES), (BYTES, BYTES_TYPES)):
         type_ = schema.field(name).type
         if (type_.value_type if pa.types.is_dictionary(type_) else type_) not in accepted:
-            raise InputError(f"the column {name} of {task.source} is {type_}, {accepted[0]} is expected", hint=hint)
+            raise InputError(
+                f"the column {name} of {shown(task.source)} is {type_}, {accepted[0]} is expected", hint=hint
+            )
 
 
 @dataclass
@@ -130,7 +133,9 @@ class _WorkPairs:
     def _add(self, rows: pa.Table) -> None:
         for name in rows.column_names:
             if count := rows.column(name).null_count:
-                raise InputError(f"{count:,} rows of {self.path} have no {name}", hint="write the work list again")
+                raise InputError(
+                    f"{count:,} rows of {shown(self.path)} have no {name}", hint="write the work list again"
+                )
         ids = rows.select(IDS.names).cast(IDS)
         self.tables.append(ids)
         firsts = rows.take(_firsts(ids, "image_index"))
