@@ -47,6 +47,17 @@ class Nodes:
             num_cpus=cpus, object_store_memory=STORE_BYTES, env_vars={"NODE": name, **environment}
         )
 
+    def kill_head(self) -> None:
+        """End all processes of the head, to which commands are connected."""
+        for kind in self.cluster.head_node.all_processes.values():
+            for started in kind:
+                started.process.kill()
+
+    def start_again(self) -> None:
+        """A new head, without nodes."""
+        self.cluster.shutdown()
+        self.__init__()
+
     def kill(self, name: str) -> None:
         self.cluster.remove_node(self.named.pop(name), allow_graceful=False)
 

@@ -20,11 +20,13 @@ TIMEOUT_S = 600
 """How long tests wait for a process or a server. Generous, because a test that passes does not wait for it."""
 LONG_TIMEOUT_S = 7200
 """The same for a download of gigabytes, or a whole suite."""
-USER_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "WANDB_", "DCDCTL_", "TORCHELASTIC_", "AWS_")
+USER_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "WANDB_", "DCDCTL_", "TORCHELASTIC_", "AWS_", "RAY_")
 """Beginnings of the names of environment variables that change what dcdctl and its libraries do; HF_DATASETS_* is one
 of the first."""
 PLAIN_TESTS = "DCDCTL_PLAIN_TESTS"
 """Set to 1, it runs the tests without what makes them fast: libraries as they are, new processes in place of forks."""
+FAULT_TRIALS = "DCDCTL_FAULT_TRIALS"
+"""Set to a number, it is how often each fault of a cluster is tried."""
 IS_PLAIN = os.environ.get(PLAIN_TESTS) == "1"
 LAUNCHER_SETTINGS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -32,7 +34,7 @@ LAUNCHER_SETTINGS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MA
 def clear_user_settings(environment: MutableMapping[str, str]) -> None:
     """Remove the settings of the user who runs the tests; each test sets those that it is about."""
     for name in list(environment):
-        if name != PLAIN_TESTS and (name.startswith(USER_SETTINGS) or name in LAUNCHER_SETTINGS):
+        if name not in (PLAIN_TESTS, FAULT_TRIALS) and (name.startswith(USER_SETTINGS) or name in LAUNCHER_SETTINGS):
             del environment[name]
 
 
