@@ -97,6 +97,11 @@ MISTAKES: dict[str, list[Mistake]] = {
     ],
     "--engine": [
         Mistake("spark", r"engine 'spark' is unknown; known are ray, and ray://HOST:PORT"),
+        Mistake("ray://head", r"engine 'ray://head' is unknown; known are ray, and ray://HOST:PORT"),
+        Mistake("ray", r"device gpu is unknown", "--device=gpu"),
+        # The workers may have a device that this machine lacks.
+        Mistake("ray", r"--workers must be at least 1 with --engine, got 0", "--workers=0 --device=cuda:77"),
+        Mistake("ray", r"--worker-gpus must be a share of one GPU or a whole number.*, got 1\.5", "--worker-gpus=1.5"),
         Mistake("ray", r"--workers must be at least 1 with --engine, got 0", "--workers=0"),
     ],
     "--verbose": [Mistake("", r"--verbose is for the workers of an engine; add --engine ray")],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from paths import ROOT
+from processes import free_port
 
 ray = pytest.importorskip("ray")
 
@@ -16,14 +16,6 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 STORE_BYTES = 100_000_000
 """Of each node, for objects: little more than Ray's least."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Nodes:

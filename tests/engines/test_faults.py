@@ -243,7 +243,7 @@ def refuse_device(folder: Path) -> Adder:
 
 
 def test_an_error_of_the_user_in_making_a_worker_arrives_as_it_is(job):
-    with pytest.raises(ConfigError, match="^device cuda is not there; try --device cpu$"):
+    with pytest.raises(ConfigError, match=r"^device cuda is not there; try --device cpu$"):
         job.run([Sum(1)], make_worker=partial(refuse_device, job.folder))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import subprocess
 from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ TIMEOUT_S = 600
 """How long tests wait for a process or a server. Generous, because a test that passes does not wait for it."""
 LONG_TIMEOUT_S = 7200
 """The same for a download of gigabytes, or a whole suite."""
-USER_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "WANDB_", "DCDCTL_", "TORCHELASTIC_", "AWS_", "RAY_")
+USER_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "WANDB_", "DCDCTL_", "TORCHELASTIC_", "AWS_")
 """Beginnings of the names of environment variables that change what dcdctl and its libraries do; HF_DATASETS_* is one
 of the first."""
 PLAIN_TESTS = "DCDCTL_PLAIN_TESTS"
@@ -28,7 +29,15 @@ PLAIN_TESTS = "DCDCTL_PLAIN_TESTS"
 FAULT_TRIALS = "DCDCTL_FAULT_TRIALS"
 """Set to a number, it is how often each fault of a cluster is tried."""
 IS_PLAIN = os.environ.get(PLAIN_TESTS) == "1"
-LAUNCHER_SETTINGS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER_SETTINGS = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "RAY_ADDRESS",
+)
 
 
 def clear_user_settings(environment: MutableMapping[str, str]) -> None:
@@ -36,6 +45,14 @@ def clear_user_settings(environment: MutableMapping[str, str]) -> None:
     for name in list(environment):
         if name not in (PLAIN_TESTS, FAULT_TRIALS) and (name.startswith(USER_SETTINGS) or name in LAUNCHER_SETTINGS):
             del environment[name]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def run(command: Sequence[object], **options: Any) -> subprocess.CompletedProcess[Any]:

@@ -8,6 +8,7 @@ without end.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -155,11 +156,11 @@ class _Job:
         """Workers that were lost before they were ready, since the last one that became ready."""
         self.received, self.shown = 0, 0
         """Units of all results, and units on the bar."""
-        self.last_seen = time.monotonic() if has_room(engine.choice) else -SECONDS_WITHOUT_WORKER
+        self.last_seen = time.monotonic() if has_room(engine.choice) else -math.inf
         """When a worker was ready; long ago if none fits on a node, which the user is told at once."""
         self.news: dict[str, int] = {"ready": 0, "lost": 0}
         """Workers that came and went since the user was told."""
-        self.last_news = -SECONDS_BETWEEN_NEWS
+        self.last_news = -math.inf
 
     def results(self) -> Iterator[tuple[Any, Any]]:
         """The results as they come."""
@@ -177,6 +178,9 @@ class _Job:
                 with answering():
                     self._look()
                 looked = time.monotonic()
+        if self.news["lost"]:
+            self.last_news = -math.inf
+            self._tell_news()
 
     def _give(self) -> bool:
         """Start workers that are missing, and give tasks to those that have time; whether a result is still to come."""
