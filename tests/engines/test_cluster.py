@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 from processes import free_port
+from ray._private import ray_constants, services
 
 from dcdctl.core.engines import EngineChoice, cluster, ray_engine
 from dcdctl.core.errors import ConfigError, SourceError, StaleError
@@ -43,6 +44,8 @@ def test_a_cluster_with_another_version_is_told_with_both(monkeypatch):
     said = "Version mismatch: The cluster has:\n  Ray: 2.9.0\n  Python: 3.9.1\nThis process:\n  Ray: 2.60"
 
     def init(**options: object) -> None:
+        # Each try takes 41 s if somebody listens who is no head.
+        assert ray_constants.NUM_REDIS_GET_RETRIES == 1
         raise RuntimeError(said)
 
     monkeypatch.setattr(ray, "init", init)
@@ -57,8 +60,6 @@ def test_a_cluster_with_another_version_is_told_with_both(monkeypatch):
 @pytest.fixture
 def alone(monkeypatch) -> list[dict[str, Any]]:
     """A machine with two cores, on which no cluster runs; and what Ray is started with."""
-    from ray._private import services
-
     started: list[dict[str, Any]] = []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     # Ray remembers the head that was started last, though it was killed.

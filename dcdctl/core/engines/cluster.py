@@ -104,7 +104,7 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
     if reason := _why_silent(address):
         raise SourceError(f"no Ray cluster answers at {address}: {reason}", hint=hint)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), _few_tries():
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if "Version mismatch" in str(error):
@@ -144,6 +144,20 @@ def answering() -> Iterator[None]:
         if isinstance(error, failures.RayTaskError):  # of a worker, which has lost another connection
             raise
         raise SourceError(message, hint=RUN_AGAIN) from error
+
+
+@contextmanager
+def _few_tries() -> Iterator[None]:
+    """Let Ray try a head that accepts connections and is none, or ends just now, for a minute and not for a quarter of
+    an hour."""
+    from ray._private import ray_constants
+
+    tries = ray_constants.NUM_REDIS_GET_RETRIES
+    ray_constants.NUM_REDIS_GET_RETRIES = 1
+    try:
+        yield
+    finally:
+        ray_constants.NUM_REDIS_GET_RETRIES = tries
 
 
 def has_room(choice: EngineChoice) -> bool:
