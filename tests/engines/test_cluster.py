@@ -3,6 +3,7 @@ started here."""
 
 from __future__ import annotations
 
+import signal
 import socket
 from types import SimpleNamespace
 from typing import Any
@@ -106,3 +107,16 @@ def test_a_hundred_workers_are_a_few_lines(monkeypatch):
         "50 workers ready: 51 of 100 at work",
         "49 workers ready: 100 of 100 at work",
     ]
+
+
+def test_an_interrupt_waits_until_ray_has_started(alone, monkeypatch):
+    def init(**options: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        alone.append({"address": "started"})
+
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.connect(EngineChoice(engine="ray"), unsaid)
+    assert [options["address"] for options in alone] == ["started"]
+    assert signal.getsignal(signal.SIGINT) is before

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +47,8 @@ def connect(choice: EngineChoice, say: Say) -> None:
         return
     # Nothing of it is reported to Ray's makers, and no page is served.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address="local", num_cpus=num_cores(), include_dashboard=False, **quiet)
+    with _interrupted_afterwards():
+        ray.init(address="local", num_cpus=num_cores(), include_dashboard=False, **quiet)
     say(f"no Ray cluster runs here: one was started for this command, with {counted(num_cores(), 'cores')}")
     # No node can join it.
     if not has_room(choice):
@@ -104,7 +107,7 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
     if reason := _why_silent(address):
         raise SourceError(f"no Ray cluster answers at {address}: {reason}", hint=hint)
     try:
-        with warnings.catch_warnings(action="ignore"), _few_tries():
+        with warnings.catch_warnings(action="ignore"), _few_tries(), _interrupted_afterwards():
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if "Version mismatch" in str(error):
@@ -144,6 +147,29 @@ def answering() -> Iterator[None]:
         if isinstance(error, failures.RayTaskError):  # of a worker, which has lost another connection
             raise
         raise SourceError(message, hint=RUN_AGAIN) from error
+
+
+@contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """Let the first Ctrl-C wait for the end of the block: a Ray that is interrupted while it starts ends the process
+    with a segmentation fault. A second one does not wait."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread can be interrupted
+        yield
+        return
+    interrupts: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if interrupts:
+            raise KeyboardInterrupt
+        interrupts.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if interrupts:
+        raise KeyboardInterrupt
 
 
 @contextmanager
