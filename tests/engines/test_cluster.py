@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from processes import free_port
 from ray._private import ray_constants, services
 
 from dcdctl.core.engines import EngineChoice, cluster, ray_engine
-from dcdctl.core.errors import ConfigError, SourceError, StaleError
+from dcdctl.core.errors import ConfigError, DcdError, SourceError, StaleError
 from dcdctl.core.progress import unsaid
 
 
@@ -89,16 +90,42 @@ def test_a_worker_that_can_never_start_is_an_error_at_once(alone, more, taken):
     assert [options["address"] for options in alone] == ["local", "none"]
 
 
-def test_a_hundred_workers_are_a_few_lines(monkeypatch):
+@pytest.fixture
+def job(monkeypatch) -> ray_engine._Job:
+    """A job for a hundred workers, without a cluster."""
+    monkeypatch.setattr(ray_engine, "has_room", lambda choice: True)
+    monkeypatch.setattr(ray, "kill", lambda handle: None)
+    engine = ray_engine.RayEngine(EngineChoice(engine="ray"), unsaid)
+    monkeypatch.setattr(engine, "start_actor", partial(start_actor, engine))
+    return ray_engine._Job(engine, iter([]), None, 100, lambda count: None)
+
+
+def start_actor(engine: ray_engine.RayEngine) -> ray_engine._Actor:
+    """A worker that never answers."""
+    describe = SimpleNamespace(remote=object)
+    engine.actors.append(ray_engine._Actor(handle=SimpleNamespace(describe=describe)))
+    return engine.actors[-1]
+
+
+def test_a_node_that_ends_with_its_unready_workers_does_not_end_the_job(job):
+    job._give()
+    for _ in range(3):
+        for actor in list(job.engine.actors):
+            job._lose(actor, RuntimeError("the node has died"))
+        assert job.engine.actors == []
+        job._give()
+    with pytest.raises(DcdError, match="4 workers in a row ended before they were ready: the node has died"):
+        job._lose(job.engine.actors[0], RuntimeError("the node has died"))
+
+
+def test_a_hundred_workers_are_a_few_lines(job, monkeypatch):
     now = 1000.0
     said: list[str] = []
-    monkeypatch.setattr(ray_engine, "has_room", lambda choice: True)
     monkeypatch.setattr(ray_engine, "time", SimpleNamespace(monotonic=lambda: now))
-    engine = ray_engine.RayEngine(EngineChoice(engine="ray"), said.append)
-    job = ray_engine._Job(engine, iter([]), None, 100, lambda count: None)
+    job.engine.say = said.append
     for number in range(100):
-        engine.actors.append(ray_engine._Actor(handle=None))
-        job._hear("ready", engine.actors[number], None)
+        job.engine.actors.append(ray_engine._Actor(handle=None))
+        job._hear("ready", job.engine.actors[number], None)
         now += 0.1
     now += ray_engine.SECONDS_BETWEEN_NEWS
     job._look()

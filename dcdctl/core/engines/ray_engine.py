@@ -81,8 +81,10 @@ class _Actor:
     """Units that it says it has done."""
     received: int = 0
     """Units of the results that came from it."""
-    asked: float | None = None
-    """When it was asked how far it is; None if it has answered."""
+    looks: int = 0
+    """How often the driver has looked since it asked how far the worker is; 0 if that was answered."""
+    round: int = 0
+    """Round of starts: workers that are lost together before they are ready, as with their node, are one failure."""
 
 
 class RayEngine:
@@ -152,8 +154,8 @@ class _Job:
         self.failed: list[_Begun] = []
         self.expected: dict[Any, tuple[str, _Actor, _Begun | None]] = {}
         """What each reference will give: a word for it, the worker, and the task of a result."""
-        self.failed_starts = 0
-        """Workers that were lost before they were ready, since the last one that became ready."""
+        self.round, self.ready_round = 0, 0
+        """The round of starts, and the one in which a worker became ready last."""
         self.received, self.shown = 0, 0
         """Units of all results, and units on the bar."""
         self.last_seen = time.monotonic() if has_room(engine.choice) else -math.inf
@@ -165,7 +167,7 @@ class _Job:
     def results(self) -> Iterator[tuple[Any, Any]]:
         """The results as they come."""
         for actor in self.engine.actors:  # of an earlier call
-            actor.is_ready, actor.reported, actor.received, actor.asked = False, 0, 0, None
+            actor.is_ready, actor.reported, actor.received, actor.looks, actor.round = False, 0, 0, 0, 0
             self._expect("ready", actor, actor.handle.prepare.remote([self.make_worker]))
         looked = time.monotonic()
         while self._give():
@@ -186,6 +188,7 @@ class _Job:
         """Start workers that are missing, and give tasks to those that have time; whether a result is still to come."""
         while len(self.engine.actors) < self.num_workers:
             actor = self.engine.start_actor()
+            actor.round = self.round
             self._expect("described", actor, actor.handle.describe.remote())
         for num_tasks in range(IN_FLIGHT):  # a first task for each before a second one for any
             for actor in self.engine.actors:
@@ -262,13 +265,13 @@ class _Job:
             check_versions(actor.node, value["versions"])
             self._expect("ready", actor, actor.handle.prepare.remote([self.make_worker]))
         elif kind == "ready":
-            actor.is_ready, self.failed_starts = True, 0
+            actor.is_ready, self.ready_round = True, self.round
             if not actor.is_told:
                 actor.is_told = True
                 self.news["ready"] += 1
                 self._tell_news()
         else:
-            actor.reported, actor.asked = value, None
+            actor.reported, actor.looks = value, 0
 
     def _leave(self, actor: _Actor, begun: _Begun) -> None:
         actor.tasks.remove(begun)
@@ -296,9 +299,9 @@ class _Job:
         self.engine.actors.remove(actor)
         ray.kill(actor.handle)
         self.expected = {key: value for key, value in self.expected.items() if value[1] is not actor}
-        if not actor.is_ready:
-            self.failed_starts += 1
-            if self.failed_starts >= TRIES:
+        if not actor.is_ready and actor.round == self.round:
+            self.round += 1
+            if self.round - self.ready_round >= TRIES:
                 said = str(reason).strip().splitlines()[-1]  # where Python's traceback has the error
                 raise DcdError(
                     f"{TRIES} workers in a row ended before they were ready: {said.strip()}",
@@ -315,10 +318,13 @@ class _Job:
         """Ask the workers how far they are, and tell the user if there is none."""
         now = time.monotonic()
         for actor in list(self.engine.actors):
-            if actor.asked is not None and now - actor.asked > SECONDS_WITHOUT_ANSWER:
+            # Looks and not time, because this process may itself be stopped for a while.
+            if actor.looks * SECONDS_BETWEEN_LOOKS > SECONDS_WITHOUT_ANSWER:
                 self._lose(actor, DcdError(f"a worker on {actor.node} has not answered for minutes"))
-            elif actor.asked is None and actor.tasks:
-                actor.asked = now
+            elif actor.looks:
+                actor.looks += 1
+            elif actor.tasks:
+                actor.looks = 1
                 self._expect("done", actor, actor.handle.done.remote())
         self._show()
         self._tell_news()
