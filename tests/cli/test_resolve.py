@@ -265,18 +265,14 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("FILE", r"--teacher: is for a model that dcdctl runs", OF_TEXTS, code=2),
     ],
     ("score-work", "work"): [
-        Mistake(
-            "ABSENT.parquet", r"ABSENT\.parquet does not exist; WORK takes a file, a folder or a pattern"
-        ),
+        Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; WORK takes a file, a folder or a pattern"),
         Mistake("FILE", r"FILE is no work file by its name; a work file ends with \.parquet"),
         Mistake("TAKEN", r"TAKEN holds no work file; "),
         Mistake("LIST.parquet", r"LIST\.parquet has no column caption_id \(it has .*; .*--with captions,bytes"),
     ],
     ("score-work", "--out"): FOLDER,
     ("embed-work", "lists"): [
-        Mistake(
-            "ABSENT.parquet", r"ABSENT\.parquet does not exist; LIST takes a file, a folder or a pattern"
-        ),
+        Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; LIST takes a file, a folder or a pattern"),
         Mistake("FILE", r"FILE is no list file by its name; a list file ends with \.parquet"),
         Mistake("TAKEN", r"TAKEN holds no list file; "),
         Mistake("WORK.parquet", r"WORK\.parquet has no column path \(it has .*; .*`dcdctl index --plan-only`"),
