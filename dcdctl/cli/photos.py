@@ -258,7 +258,7 @@ def photos(arguments: Photos) -> None:
 
     arguments.check()
     if (lesson := arguments.lesson) is not None:
-        lesson.corpus.run(bar)
+        lesson.corpus.run(bar, note)
         run_training(*lesson.request(), dry_run=False, json=False)
     show_it = show_sync if arguments.library.has_index else show_change
     show_it(arguments.index(note, bar))
