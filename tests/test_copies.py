@@ -96,6 +96,17 @@ def test_a_download_that_is_cut_is_no_artifact_and_is_finished_by_the_next(intac
         assert contents(back) == whole
 
 
+def test_what_a_killed_download_left_is_not_part_of_the_copy(intact, bucket, tmp_path, monkeypatch):
+    source, back = intact / "models" / "dual", tmp_path / "back"
+    copy(source, bucket.url("dual"))
+    copying = shutil.copytree(source, tmp_path / "back.copying")
+    # A model refuses weights that its document does not list.
+    (copying / "model.safetensors.0badf00d-1.partial").write_bytes(b"half of it")
+    (copying / "of-another-source.safetensors").write_bytes(b"old")
+    assert copy(bucket.url("dual"), back).num_copied == 0
+    assert contents(back) == contents(source)
+
+
 def test_a_target_that_holds_something_else_is_refused_and_left_as_it_is(intact, bucket, tmp_path):
     corpus, url = intact / "data" / "corpus", bucket.url("kept")
     bucket.put("kept/notes.txt", b"mine")

@@ -45,6 +45,7 @@ class EmbedWork(options.Passes):
 def embed_work(arguments: EmbedWork, json: options.Json = False) -> None:
     """Embed files of a list of images, as a task of any engine. `index --vectors` makes an index of the vectors."""
     from dcdctl.core.data import left_out_lines
+    from dcdctl.core.places import shown
     from dcdctl.core.search import embed_work as embed
 
     started = time.monotonic()
@@ -52,7 +53,7 @@ def embed_work(arguments: EmbedWork, json: options.Json = False) -> None:
     if json:
         return show_json(
             {
-                "vectors": str(embedded.folder),
+                "vectors": shown(embedded.folder),
                 "images": embedded.num_images,
                 "left_out": sum(embedded.left_out.values()),
                 "left_out_by_kind": embedded.left_out,
@@ -66,4 +67,4 @@ def embed_work(arguments: EmbedWork, json: options.Json = False) -> None:
         note(line)
     there = f" ({embedded.num_there:,} already there)" if embedded.num_there else ""
     counts = f"{counted(embedded.num_images, 'images')} in {counted(embedded.num_files, 'files')}{there}"
-    show(f"vectors of {counts} -> {embedded.folder}")
+    show(f"vectors of {counts} -> {shown(embedded.folder)}")

@@ -42,7 +42,13 @@ reads, configures, computes, writes = (partial(_declare, panel) for panel in ("I
 
 READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
 """Parameters that also take a URL, in every command that has them."""
-ALSO_READ_FROM_URLS = (("prepare", "images"), ("copy", "source"), ("copy", "target"))
+ALSO_READ_FROM_URLS = (
+    ("prepare", "images"),
+    ("copy", "source"),
+    ("copy", "target"),
+    ("score-work", "out"),
+    ("embed-work", "out"),
+)
 MOST = 10**9
 """As `core.config.MOST`, which is not imported for --help."""
 MOST_CLUSTER_WORKERS = 100_000
@@ -112,6 +118,13 @@ def check_output_folder(path: Path) -> Path:
 
     files.check_output_folder(path)
     return path
+
+
+def check_output_place(path: Path) -> Path:
+    """Callback of an `--out` that may be a URL, which the core tries to write to before any work."""
+    from dcdctl.core.places import url_of
+
+    return path if url_of(path) else check_output_folder(path)
 
 
 def check_device(name: str) -> str:
@@ -255,9 +268,9 @@ OutFiles = Annotated[
     Ref,
     writes(
         "--out -o",
-        "Folder that gets a file for each of these files; those that are there are kept.",
+        "Folder, or its URL, that gets a file for each of these files; those that are there are kept.",
         "DIR",
-        callback=check_output_folder,
+        callback=check_output_place,
     ),
     Path,
 ]

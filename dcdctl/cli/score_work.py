@@ -48,6 +48,7 @@ class ScoreWork(options.Passes):
 
 def score_work(arguments: ScoreWork, json: options.Json = False) -> None:
     """Score files of a work list, as a task of any engine. `cache-teacher --scores` makes a cache of the scores."""
+    from dcdctl.core.places import shown
     from dcdctl.core.teacher import score_work as score
 
     started = time.monotonic()
@@ -55,7 +56,7 @@ def score_work(arguments: ScoreWork, json: options.Json = False) -> None:
     if json:
         return show_json(
             {
-                "scores": str(scored.folder),
+                "scores": shown(scored.folder),
                 "pairs": scored.num_pairs,
                 "files": scored.num_files,
                 "already_there": scored.num_there,
@@ -65,4 +66,4 @@ def score_work(arguments: ScoreWork, json: options.Json = False) -> None:
         )
     there = f" ({scored.num_there:,} already there)" if scored.num_there else ""
     counts = f"{counted(scored.num_pairs, 'pairs')} in {counted(scored.num_files, 'files')}{there}"
-    show(f"scores of {counts} -> {scored.folder}")
+    show(f"scores of {counts} -> {shown(scored.folder)}")

@@ -424,7 +424,7 @@ def know_digests(digests: Mapping[FileVersion, str]) -> None:
     _DIGESTS.update(digests)
 
 
-def expect(where: Path, actual: Mapping[str, Any], expected: Mapping[str, Any], *, hint: str = ELSEWHERE) -> None:
+def expect(where: Path | str, actual: Mapping[str, Any], expected: Mapping[str, Any], *, hint: str = ELSEWHERE) -> None:
     """StaleError if `actual` differs from `expected` in a key of `expected`; it names both sides of the first one."""
     for key, value in expected.items():
         if difference := first_difference(key, actual.get(key), value):

@@ -134,6 +134,10 @@ def _to_folder(source: _LocalFolder | _RemoteFolder, target: Path, track: Track)
             _check_target(str(target), there, source, lambda name: (target / name).read_bytes())
             filled = target
         source.check(track)
+        if filled != target:
+            # What a copy that was killed left there. The lock says that no other process writes to it.
+            for path in list(filled.rglob(f"*{files.PARTIAL_SUFFIX}")):
+                path.unlink()
         # What an earlier copy of another source left there.
         for name in set(_names_in(filled)) - set(source.sizes):
             (filled / name).unlink()

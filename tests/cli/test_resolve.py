@@ -95,6 +95,11 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("gpu", r"device gpu .*auto, cpu, cuda.*; try --device cpu"),
         Mistake("cuda:77", r"device cuda:77 .*; try --device cpu"),
     ],
+    "--engine": [
+        Mistake("spark", r"engine 'spark' is unknown; known are ray, and ray://HOST:PORT"),
+        Mistake("ray", r"--workers must be at least 1 with --engine, got 0", "--workers=0"),
+    ],
+    "--verbose": [Mistake("", r"--verbose is for the workers of an engine; add --engine ray")],
     "--precision": [Mistake("int9", r"precision .*fp32, bf16, fp16.*int9; .+")],
     "--accumulate": [
         Mistake("0", r"--accumulate: expected auto or a number of at least 1, got '0'", code=2),
@@ -459,6 +464,7 @@ PACKAGES = [
     ("finetune-teacher", "--wandb=project", "wandb", "wandb"),
     ("distill", "--wandb=project", "wandb", "wandb"),
     ("eval", "--eccv=", "eccv_caption", "eccv"),
+    ("cache-teacher", "--engine=ray", "ray", "ray"),
     ("export", "--to=onnx", "onnxruntime", "onnx"),
     ("export", "--to=sentence-transformers", "sentence_transformers", "sentence-transformers"),
     ("index", "--set=flat_up_to=0", "usearch", "index"),

@@ -123,6 +123,11 @@ def test_a_region_that_the_store_names_is_used(bucket, user):
     bucket.fail(key="a.tar", times=None, status=301, code="PermanentRedirect", headers={"x-amz-bucket-region": "x-1"})
     with pytest.raises(SourceError, match=r"is in another region \(301\); set AWS_DEFAULT_REGION to x-1"):
         read(bucket.url("a.tar"))
+    # To a region that is not named: each answer to the question for it is another redirect.
+    bucket.faults.clear()
+    bucket.fail(times=None, status=301, code="PermanentRedirect")
+    with pytest.raises(SourceError, match=r"is redirected without end; check the region and the endpoint"):
+        read(bucket.url("a.tar"))
 
 
 def test_what_is_not_there_is_named(bucket, tmp_path):

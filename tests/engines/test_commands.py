@@ -13,6 +13,7 @@ from pathlib import Path
 import processes
 import pytest
 import ray
+from processes import TIMEOUT_S
 from tiny import contents
 
 # Ray leaves files of its logs open.
@@ -94,7 +95,7 @@ def test_a_command_that_ends_in_the_middle_is_repeated_and_leaves_the_cluster(no
         while not pairs(out):
             time.sleep(0.1)
         process.send_signal(sign)
-        said = process.communicate()[1]
+        said = process.communicate(timeout=TIMEOUT_S)[1]
     assert process.returncode == (130 if sign == signal.SIGINT else -sign)
     if sign == signal.SIGINT:
         assert said.splitlines()[-1] == "interrupted: finished work, if any, is kept"
@@ -109,7 +110,7 @@ def test_a_command_that_ends_in_the_middle_is_repeated_and_leaves_the_cluster(no
 
 def wait_until_free(cpus: int) -> None:
     """Until no worker of a command that ended takes a core of the cluster."""
-    deadline = time.monotonic() + processes.TIMEOUT_S
+    deadline = time.monotonic() + TIMEOUT_S
     while ray.available_resources().get("CPU", 0) < cpus:
         assert time.monotonic() < deadline
         time.sleep(0.2)

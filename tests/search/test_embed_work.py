@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -81,6 +82,22 @@ def test_the_files_of_a_corpus_are_lists_too(dual, scenes_corpus_dir, tmp_path):
     assert comparable(taken.folder)[0] == comparable(own.folder)[0]
 
 
+def test_lists_and_vectors_may_be_in_a_bucket(dual, lists, scenes_corpus_dir, photos, tmp_path, bucket):
+    bucket.put_all(lists, "list")
+    bucket.put_all(scenes_corpus_dir, "corpus")
+    shard = scenes_corpus_dir / "val-00000-of-00001.parquet"
+    for place, url in ((lists, bucket.url("list")), (shard, bucket.url(f"corpus/{shard.name}"))):
+        own, remote = tmp_path / f"own-{place.name}", bucket.url(f"vectors-{place.name}")
+        made, there = work_on(place, dual, own), work_on([url], dual, Path(remote))
+        assert (there.num_images, there.left_out) == (made.num_images, made.left_out)
+        assert {key.rpartition("/")[2]: bucket.get(key) for key in bucket.keys(f"vectors-{place.name}/")} == contents(
+            own
+        )
+        assert work_on([url], dual, Path(remote)).num_there == made.num_files
+    taken = build(dual, photos, tmp_path / "taken", FLAT, given=Path(bucket.url("vectors-list")))
+    assert comparable(taken.folder) == comparable(build(dual, photos, tmp_path / "own", FLAT).folder)
+
+
 def test_a_damaged_image_of_a_corpus_is_named_and_the_other_files_are_kept(dual, scenes_corpus_dir, tmp_path):
     whole = next(scenes_corpus_dir.glob("val-*.parquet"))
     table = pq.read_table(whole)
@@ -132,6 +149,25 @@ def embed_image(model: models.DualEncoder, path: Path) -> np.ndarray:
     return model.embed_images(model.preprocess.images([decode_image(path.read_bytes())])).detach().numpy()[0]
 
 
+def test_what_is_no_file_is_left_out_and_a_machine_without_the_images_is_an_error(dual, photos, tmp_path):
+    """All images would be left out, and the vectors would count as complete."""
+    os.mkfifo(tmp_path / "pipe")
+    digest = models.load_dual(dual).digest
+    paths = [str(photos / "3.png"), "/dev/zero", str(tmp_path / "pipe"), str(photos), "a\0b", "/" + "x" * 5000, ""]
+    table = {"image_id": [str(row) for row in range(7)], "path": paths, "model_digest": [digest] * 7}
+    pq.write_table(pa.table(table), tmp_path / "odd.parquet")
+    odd = work_on(tmp_path / "odd.parquet", dual, tmp_path / "vectors")
+    assert (odd.num_images, sum(odd.left_out.values())) == (1, 6)
+    for path in ("/absent/3.png", "s3://bucket/3.png", "a\0b", "/" + "x" * 5000):
+        table = {"image_id": ["3.png"], "path": [path], "model_digest": [digest]}
+        pq.write_table(pa.table(table), tmp_path / "gone.parquet")
+        with pytest.raises(
+            InputError, match=r"no image of .*gone\.parquet is on this machine, such as .*; make their fol"
+        ):
+            work_on(tmp_path / "gone.parquet", dual, tmp_path / "vectors")
+    assert [path.name for path in (tmp_path / "vectors").iterdir()] == ["odd.parquet"]
+
+
 def without_column(lists: Path) -> None:
     path = lists / "images-00001.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["path"]), path)
@@ -141,6 +177,24 @@ def of_another_model(lists: Path) -> None:
     path = lists / "images-00001.parquet"
     table = pq.read_table(path)
     pq.write_table(table.set_column(2, "model_digest", pa.array(["f" * 64] * len(table))), path)
+
+
+def without_digests(lists: Path) -> None:
+    path = lists / "images-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(2, "model_digest", pa.array([None] * len(table), pa.string())), path)
+
+
+def of_numbers(lists: Path) -> None:
+    path = lists / "images-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "path", pa.array([3] * len(table))), path)
+
+
+def without_bytes(lists: Path) -> None:
+    path = lists / "images-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("image", pa.array([{"path": "a.png"}] * len(table))), path)
 
 
 def half_written(lists: Path) -> None:
@@ -165,6 +219,13 @@ def twice(lists: Path) -> None:
             StaleError,
             r"images-00001\.parquet is a list for the model f{8}, and this is the model \w{8};",
         ),
+        (
+            without_digests,
+            InputError,
+            r"3 rows of .*images-00001\.parquet have no model_digest; give files of the list",
+        ),
+        (of_numbers, InputError, r"the column path of .*images-00001\.parquet is int64, string is expected; give"),
+        (without_bytes, InputError, r"the column image of .* is struct<path: string>, a struct with bytes is expected"),
         (half_written, InputError, r"images-00002\.parquet cannot be read as a list file"),
         (twice, InputError, r"images-00000\.parquet have the same name, and so would their results"),
         (shutil.rmtree, InputError, r"list does not exist; LIST takes a file, a folder or a pattern"),

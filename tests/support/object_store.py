@@ -145,8 +145,7 @@ def start() -> Store:
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     store = Store(moto.get_host_and_port())
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (_Handler,), {"store": store}))
-    proxy.daemon_threads = True
+    proxy = _Proxy(("127.0.0.1", 0), type("BoundHandler", (_Handler,), {"store": store}))
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     store.endpoint = f"http://127.0.0.1:{proxy.server_port}"
     return store
@@ -181,6 +180,13 @@ def _request(
         return answer.status, answer.getheaders(), answer.read()
     finally:
         connection.close()
+
+
+class _Proxy(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Nothing on stderr for a client that was killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):

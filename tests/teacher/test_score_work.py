@@ -114,12 +114,46 @@ def test_a_repeated_call_scores_only_what_is_missing(stage, tmp_path, monkeypatc
     assert kept == before
 
 
+def test_work_and_scores_may_be_in_a_bucket(corpus, stage, tmp_path, bucket):
+    local = tmp_path / "scores"
+    score(stage / "cache" / "work", stage / "teacher", local)
+    bucket.put_all(stage / "cache" / "work", "work")
+    for number in range(7):  # a call per file, as of an engine
+        work = bucket.url(f"work/work-{number:05d}.parquet")
+        assert score([work], stage / "teacher", Path(bucket.url("scores"))).num_there == 0
+    assert {f"scores/{name}": data for name, data in contents(local).items()} == {
+        key: bucket.get(key) for key in bucket.keys("scores/")
+    }
+    line = f"score-work {bucket.url('work')} --teacher {stage}/teacher --out {bucket.url('scores')}"
+    assert f"(7 already there) -> {bucket.url('scores')}\n" in run(line).stdout
+    caches = []
+    for scores in (str(local), bucket.url("scores")):
+        job = CacheJob(data=corpus.folder, out=tmp_path / f"cache{len(caches)}", candidates=CONFIG)
+        caches.append(contents(take_scores(job, [scores], "one").folder))
+    assert caches[0] == caches[1]
+
+
+def test_a_bucket_that_fails_is_named_and_the_scores_are_never_of_another_file(stage, tmp_path, bucket):
+    bucket.put_all(stage / "cache" / "work", "work")
+    first = "work/work-00000.parquet"
+    bucket.fail(method="PUT", key="/scores/", status=403, code="AccessDenied")
+    line = f"score-work {bucket.url(first)} --teacher {stage}/teacher --out {bucket.url('scores')}"
+    assert error_of(line).startswith(f"error: {bucket.url('scores')} was refused (AccessDenied); ")
+    # One file takes the place of another while it is scored, and then the results cannot be written.
+    other = bucket.get("work/work-00001.parquet")
+    bucket.fail(method="HEAD", key="/scores/work", then=lambda: bucket.put(first, other))
+    assert error_of(line).startswith(f"error: {bucket.url(first)} has changed while it was read; run")
+    bucket.fail(method="PUT", key="/scores/work", times=None, status=503, code="SlowDown")
+    assert "scores/work-00000.parquet: gave up after 5 attempts (SlowDown)" in error_of(line)
+    assert bucket.keys("scores/") == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"teacher": "other"}, r"work-00000.parquet was made with another teacher \(\w{12}, not \w{12}\)"),
         ({"precision": "bfloat16"}, r"work-00000.parquet was made with another precision \(float32, not bfloat16\)"),
-        ({"model_set": ("max_text_len=9",)}, r"another max_text_len \(\d+, not 9\)"),
+        ({"model_set": ("max_text_len=9",)}, r"another teacher \(\w{12}, not \w{12}\)"),
     ],
 )
 def test_scores_of_another_teacher_are_refused_and_nothing_is_scored(options, message, stage, tmp_path):
@@ -218,6 +252,28 @@ def emptied(work: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("caption", pa.array([3]), r"the column caption of .* is int64, string is expected; write the work list"),
+        ("caption", pa.array([{"a": 1}]), r"the column caption of .* is struct<a: int64>, string is expected"),
+        ("image_bytes", pa.array(["x"]), r"the column image_bytes of .* is string, binary is expected"),
+        ("image_bytes", pa.array([[1]]), r"the column image_bytes of .* is list<.*int64>, binary is expected"),
+        ("image_index", pa.array(["x"]), r"cannot be read as a work file: Failed to parse string: 'x'"),
+        ("caption_id", pa.array([1.5]), r"cannot be read as a work file: Float value 1\.500000 was truncated"),
+        ("image_id", pa.array([None], pa.string()), r"1 rows of .*work-00000\.parquet have no image_id"),
+        ("image_bytes", pa.array([None], pa.binary()), r"1 rows of .*work-00000\.parquet have no image_bytes"),
+    ],
+)
+def test_a_column_of_another_type_is_named(name, values, message, stage, work, tmp_path):
+    path = work / "work-00000.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 1), path)
+    change(path, **{name: values})
+    with pytest.raises(InputError, match=message):
+        score(path, stage / "teacher", tmp_path / "scores")
+    assert not contents(tmp_path / "scores")
+
+
+@pytest.mark.parametrize(
     ("prepare", "message"),
     [
         (
@@ -240,7 +296,9 @@ def test_a_work_list_that_cannot_be_used_is_refused_before_anything_is_scored(pr
 def test_a_folder_of_other_files_is_not_overwritten(stage, work, tmp_path):
     with pytest.raises(InputError, match=r"--out is the folder of .*work-00000\.parquet, which would be overwritten"):
         score(work, stage / "teacher", work)
-    for data in (b"", b"PAR1", (work / "work-00001.parquet").read_bytes()):
+    pq.write_table(pa.table({"score": [1.0]}).replace_schema_metadata({b"dcdctl": b"[1]"}), tmp_path / "of_a_list")
+    others = [(tmp_path / "of_a_list").read_bytes(), (work / "work-00001.parquet").read_bytes()]
+    for data in (b"", b"PAR1", *others):
         (tmp_path / "scores").mkdir(exist_ok=True)
         (tmp_path / "scores" / "work-00000.parquet").write_bytes(data)
         with pytest.raises(InputError, match=r"work-00000\.parquet is there and is no result of this command, or is"):

@@ -28,7 +28,7 @@ from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models, training
 from dcdctl.core.data import Corpus, RaggedArray
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
-from dcdctl.core.scoring import CorpusSource, embed, features
+from dcdctl.core.scoring import CorpusSource, embed, open_or_build
 from dcdctl.core.teacher import CandidateConfig, Candidates, candidates
 from dcdctl.core.training import TrainingJob, TrainingOptions, negatives, runs
 from dcdctl.core.training import recipe as training_recipe
@@ -313,7 +313,7 @@ def test_vectors_of_features_are_those_of_the_images(corpus, tmp_path, monkeypat
     artifacts.write_document(tmp_path / "run" / "run.json", {"seed": 0})
     runs.finish(runs.Run(tmp_path / "run"), dual)
     expected = embed.embed_source(str(tmp_path / "run"), CorpusSource(corpus, dual.preprocess), torch.device("cpu"))
-    stored = features.open_or_build(tmp_path / "features", corpus, dual)
+    stored = open_or_build(tmp_path / "features", corpus, dual)
     monkeypatch.setattr(Corpus, "images", lambda *_: pytest.fail("an image was read"))
     vectors = embed.embed_source(str(tmp_path / "run"), stored, torch.device("cpu"))
     # float16 keeps three digits.

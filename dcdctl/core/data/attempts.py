@@ -69,6 +69,8 @@ def _is_of_a_request(error: Exception) -> bool:
     import httpx2
 
     of_answers = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, httpx2.HTTPError, http.RetryError)
+    if isinstance(error, RecursionError):  # botocore follows a redirect by calling itself
+        return True
     return isinstance(error, of_answers) or any(
         kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(error).__mro__
     )
@@ -83,6 +85,8 @@ def _final_error(error: Exception, url: str) -> DcdError | None:
         return changed_error(url)
     if name in _SETTINGS_HINTS:
         return SourceError(f"{place} cannot be requested ({name})", hint=_SETTINGS_HINTS[name])
+    if isinstance(error, RecursionError):
+        return SourceError(f"{place} is redirected without end", hint="check the region and the endpoint")
     if code in _REGION_CODES:
         region = headers.get("x-amz-bucket-region", "")
         hint = f"set AWS_DEFAULT_REGION to {region or 'the region of the bucket'}, and the endpoint of that region"

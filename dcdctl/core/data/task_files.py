@@ -15,13 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dcdctl.core import artifacts, distributed, files
-from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, DcdError, InputError, first_line
+from dcdctl.core.data import urls
+from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, DcdError, InputError, StaleError, first_line
+from dcdctl.core.places import shown, url_of
 
 FACTS = b"dcdctl"
 """The key of what made a file of results, as JSON, in its Parquet metadata."""
@@ -36,17 +39,19 @@ class TaskFile:
     target: Path
     noun: str
     """What a file of tasks is called in messages: work file."""
+    version: tuple[int, str]
+    """Size and version of the file of tasks when it was found."""
 
     @contextmanager
     def open(self, **options: Any) -> Iterator[pq.ParquetFile]:
         """The open file of tasks; InputError if it is not Parquet or is damaged, also for errors in the block."""
         try:
-            with pq.ParquetFile(self.source, **options) as file:
+            with pq.ParquetFile(urls.readable(self.source), **options) as file:
                 yield file
         except OSError as error:
             raise files.unreadable(self.source, error) from error
         except pa.ArrowException as error:
-            raise InputError(f"{self.source} cannot be read as a {self.noun}: {first_line(error)}") from error
+            raise InputError(f"{shown(self.source)} cannot be read as a {self.noun}: {first_line(error)}") from error
 
     @cached_property
     def num_rows(self) -> int:
@@ -56,18 +61,19 @@ class TaskFile:
 
     def facts_of(self, maker: Mapping[str, Any]) -> dict[str, Any]:
         """What decides the results: the model and its settings, and the rows of the file."""
-        return {**maker, self.noun: files.sha256_of(self.source)}
+        return {**maker, self.noun: urls.sha256_of(self.source)}
 
     def results(self) -> pq.FileMetaData | None:
         """The metadata of the results; None if there are none yet. InputError for a file that is no such results."""
-        if not self.target.exists():
+        if not urls.exists(self.target):
             return None
         try:
-            metadata = pq.read_metadata(self.target)
-            json.loads((metadata.metadata or {})[FACTS])
+            metadata = pq.read_metadata(urls.readable(self.target))
+            if not isinstance(json.loads((metadata.metadata or {})[FACTS]), dict):
+                raise ValueError("its metadata are no JSON object")
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise InputError(
-                f"{self.target} is there and is no result of this command, or is damaged",
+                f"{shown(self.target)} is there and is no result of this command, or is damaged",
                 hint=f"remove it, or {_ANOTHER_FOLDER}",
             ) from error
         return metadata
@@ -76,14 +82,22 @@ class TaskFile:
         """Whether the results are there; StaleError if another model or another file of tasks made them."""
         metadata = self.results()
         if metadata is not None:
-            artifacts.expect(self.target, facts_in(metadata), self.facts_of(maker), hint=_ANOTHER_FOLDER)
+            artifacts.expect(shown(self.target), facts_in(metadata), self.facts_of(maker), hint=_ANOTHER_FOLDER)
         return metadata is not None
 
     def write(self, results: pa.Table, facts: Mapping[str, Any]) -> None:
         """Write the results atomically."""
         table = results.replace_schema_metadata({FACTS: json.dumps(facts)})
-        with files.atomic_path(self.target) as partial:
-            pq.write_table(table, partial, compression="zstd")
+        if urls.size_and_version(self.source) != self.version:
+            raise StaleError(f"{shown(self.source)} has changed while it was read", hint="run the command again")
+        if url_of(self.target) is None:
+            with files.atomic_path(self.target) as partial:
+                pq.write_table(table, partial, compression="zstd")
+            return
+        with TemporaryDirectory() as scratch:
+            path = Path(scratch) / self.target.name
+            pq.write_table(table, path, compression="zstd")
+            urls.write_file(self.target, path)
 
 
 def facts_in(metadata: pq.FileMetaData) -> dict[str, Any]:
@@ -102,15 +116,17 @@ def find_tasks(names: Sequence[str], out: Path, *, noun: str, metavar: str) -> l
             f"each call of this command is one process, and there are {distributed.world_size()}",
             hint="start it without torchrun, once per file or with several files",
         )
-    files.check_output_folder(out)
+    urls.check_writable(out)
     by_name: dict[str, TaskFile] = {}
-    for source in files.find_named(names, (".parquet", ".pq"), what=noun, option=metavar):
-        task = TaskFile(source, out / source.name, noun)
+    for source in urls.find_named(names, (".parquet", ".pq"), what=noun, option=metavar):
+        task = TaskFile(source, out / source.name, noun, urls.size_and_version(source))
         if source.resolve() == task.target.resolve():
-            raise InputError(f"--out is the folder of {source}, which would be overwritten", hint=_ANOTHER_FOLDER)
+            raise InputError(
+                f"--out is the folder of {shown(source)}, which would be overwritten", hint=_ANOTHER_FOLDER
+            )
         if (other := by_name.setdefault(source.name, task)) is not task:
             raise InputError(
-                f"{other.source} and {source} have the same name, and so would their results",
+                f"{shown(other.source)} and {shown(source)} have the same name, and so would their results",
                 hint="give them in two calls with two folders",
             )
     return list(by_name.values())
@@ -128,7 +144,8 @@ def complete_tasks(
     failed; the results of all others are written.
     """
     missing = [task for task in tasks if not task.is_finished(maker)]
-    files.remove_partials(tasks[0].target.parent)
+    if url_of(tasks[0].target) is None:
+        files.remove_partials(tasks[0].target.parent)
     failed: dict[TaskFile, DcdError] = {}
     for task in missing:
         try:
@@ -141,10 +158,11 @@ def complete_tasks(
     if len(tasks) == 1 and failed:
         raise failed[tasks[0]]
     if failed:
+        folder = shown(tasks[0].target.parent)
         reasons = [f"{task.source.name}: {error}" for task, error in failed.items()]
         raise InputError(
             f"{len(failed):,} of {len(tasks):,} files failed",
             details=[*reasons[:NUM_EXAMPLES], *(["..."] if len(reasons) > NUM_EXAMPLES else [])],
-            hint=f"the results of the others are in {tasks[0].target.parent}; correct these and repeat the command",
+            hint=f"the results of the others are in {folder}; correct these and repeat the command",
         )
     return len(tasks) - len(missing)

@@ -260,6 +260,26 @@ def write_file(place: str | Path, path: Path) -> str:
         return files.sha256_of(partial)
 
 
+def exists(place: str | Path) -> bool:
+    """Whether there is a file. An error for a place that does not say so, such as one without a permission."""
+    url = url_of(place)
+    if url is None:
+        return local_path(place).exists()
+    try:
+        open_remote(url)
+    except SourceError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return False
+        raise
+    return True
+
+
+def sha256_of(place: str | Path) -> str:
+    """The SHA-256 of a file in hex."""
+    with open_stream(place) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def is_copy(url: str, path: Path) -> bool:
     """Whether a file of this machine has the content of a remote one."""
     return file_systems.FileFacts.of(path).fit(open_remote(url))

@@ -1,6 +1,6 @@
 from .choice import EngineChoice, open_engine
 from .compute import ON_CPU, Compute
-from .engine import Engine, Task, Worker, whole_shards
+from .engine import Engine, Task, whole_shards
 from .processes import ThisProcess, TorchProcesses
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Task",
     "ThisProcess",
     "TorchProcesses",
-    "Worker",
     "open_engine",
     "whole_shards",
 ]

@@ -39,8 +39,8 @@ def connect(choice: EngineChoice, say: Say) -> None:
 
 
 def _keep_stdout_free(verbose: bool) -> None:
-    """Let Ray write to stderr if that is wanted, else nowhere: its messages about lost workers go to stdout, which is
-    for results, and no setting changes that."""
+    """Let Ray write to stderr if the user asks for it, else nowhere: its messages about lost workers go to stdout,
+    which is for results, and no setting changes that."""
     from ray._private import worker
 
     def write(data: dict[str, Any], **_: Any) -> None:

@@ -13,6 +13,7 @@ Shape letters: N rows of a file, D width.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from dcdctl.core.errors import CorpusError, InputError, StaleError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import DualEncoder
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import embed_batch
 from dcdctl.core.search import embed
@@ -124,11 +126,21 @@ def embed_work(job: EmbedWorkJob, *, track: Track = silent) -> EmbeddedWork:
 def _check_columns(task: TaskFile) -> None:
     """InputError for a file that is neither of a list nor of a corpus."""
     with task.open() as file:
-        names = file.schema_arrow.names
+        schema = file.schema_arrow
+    names = schema.names
     needed = (NAME, IMAGE) if IMAGE in names else (NAME, PATH, MODEL)
     if missing := [name for name in needed if name not in names]:
         columns = ", ".join(names) or "none"
-        raise InputError(f"{task.source} has no column {missing[0]} (it has {columns})", hint=_HINT)
+        raise InputError(f"{shown(task.source)} has no column {missing[0]} (it has {columns})", hint=_HINT)
+    for name in needed:
+        type_ = schema.field(name).type
+        is_image = pa.types.is_struct(type_) and "bytes" in [each.name for each in type_]
+        is_text = pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_dictionary(type_)
+        if not (is_image if name == IMAGE else is_text):
+            expected = "a struct with bytes" if name == IMAGE else "string"
+            raise InputError(
+                f"the column {name} of {shown(task.source)} is {type_}, {expected} is expected", hint=_HINT
+            )
 
 
 def _expect_model(task: TaskFile, digest: str) -> None:
@@ -136,10 +148,10 @@ def _expect_model(task: TaskFile, digest: str) -> None:
     with task.open() as file:
         if MODEL not in file.schema_arrow.names:
             return
-        listed = pc.unique(file.read(columns=[MODEL]).column(0)).to_pylist()
-    if other := [each for each in listed if each != digest]:
+        listed = set(_texts(file.read(columns=[MODEL]).column(0), MODEL, task.source))
+    if other := listed - {digest}:
         raise StaleError(
-            f"{task.source} is a list for the model {str(other[0])[:8]}, and this is the model {digest[:8]}",
+            f"{shown(task.source)} is a list for the model {other.pop()[:8]}, and this is the model {digest[:8]}",
             hint="name the model of the list, or write the list again with `dcdctl index --plan-only`",
         )
 
@@ -183,6 +195,12 @@ def _of_list(file: pq.ParquetFile, path: Path, model: DualEncoder, size: int) ->
     """The images of a list, which lie in the folder that the ids are relative to."""
     rows = file.read(columns=[NAME, PATH])
     ids, paths = (_texts(rows.column(name), name, path) for name in (NAME, PATH))
+    # On a machine that lacks their folder, all images would be left out.
+    if paths and not any(os.path.exists(each) for each in paths):  # noqa: PTH110 - Path.exists raises for a name that is too long
+        raise InputError(
+            f"no image of {path} is on this machine, such as {paths[0]!r:.200}",
+            hint="make their folder available under the same path, or write the list on this machine",
+        )
     root = _folder_of(ids, paths)
     read = embed.image_reader(ImageSource(kind="folder", path=str(root)), model.preprocess)
     images = [
@@ -197,7 +215,7 @@ def _folder_of(ids: Sequence[str], paths: Sequence[str]) -> Path:
     """The folder to which the ids of a list are relative, out of which no link may lead; the root of the disk for a
     list with other ids."""
     folders = {each.removesuffix(f"/{image_id}") for image_id, each in zip(ids, paths, strict=True)}
-    if len(folders) == 1 and Path(folder := folders.pop()).is_dir():
+    if len(folders) == 1 and os.path.isdir(folder := folders.pop()):  # noqa: PTH112 - as above
         return Path(folder).absolute()
     return Path(Path.cwd().anchor)
 
@@ -214,7 +232,7 @@ def _of_corpus(file: pq.ParquetFile, path: Path, model: DualEncoder, size: int) 
             try:
                 return content, data.decode_image(content)
             except ImageError as error:
-                raise CorpusError(f"image {image.image_id!r} of {path} cannot be decoded: {error}") from error
+                raise CorpusError(f"image {image.image_id!r} of {shown(path)} cannot be decoded: {error}") from error
 
         yield _Batch(
             images, partial(embed.read_images, read_file=read_file, preprocess=model.preprocess, folder=path.parent)
@@ -224,6 +242,6 @@ def _of_corpus(file: pq.ParquetFile, path: Path, model: DualEncoder, size: int) 
 def _texts(column: pa.Array | pa.ChunkedArray, name: str, path: Path) -> list[str]:
     """The texts of a column; InputError for a row without one."""
     if column.null_count:
-        raise InputError(f"{column.null_count:,} rows of {path} have no {name}", hint=_HINT)
+        raise InputError(f"{column.null_count:,} rows of {shown(path)} have no {name}", hint=_HINT)
     texts: list[str] = column.cast(pa.string()).to_pylist()
     return texts

@@ -31,6 +31,7 @@ from dcdctl.core import data, distributed, files, models
 from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError, MissingError, StaleError, first_line
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.models import ImageBatch
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Track
 from dcdctl.core.search import embed, image_files, part_files, sources
 from dcdctl.core.search.columns.change import position_in
@@ -174,7 +175,7 @@ class _GivenVectors:
         models = pc.unique(batch.column(MODEL)).to_pylist() if MODEL in batch.schema.names else []
         if other := set(models) - {None, self.task.model.digest}:
             message = (
-                f"the vectors of {path} are of the model {str(other.pop())[:8]}, and this is the model "
+                f"the vectors of {shown(path)} are of the model {str(other.pop())[:8]}, and this is the model "
                 f"{self.task.model.digest[:8]}"
             )
             raise StaleError(message, hint="name the model that made them, or let the engine run this one")
@@ -191,7 +192,7 @@ class _GivenVectors:
             numbers = " or ".join(map(str, sorted(accepted)))
             given = ", ".join(map(str, widths[:NUM_EXAMPLES]))
             raise InputError(
-                f"the vectors of {path} have {given} numbers, and those of the model have {numbers}", hint=_HINT
+                f"the vectors of {shown(path)} have {given} numbers, and those of the model have {numbers}", hint=_HINT
             )
         values = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
         # A copy, because torch warns about arrays that are not writable, and Arrow's are not.
@@ -320,13 +321,14 @@ def _check_columns(path: Path) -> None:
         schema = file.schema_arrow
     if missing := next((name for name in (NAME, VECTOR) if name not in schema.names), None):
         names = ", ".join(schema.names) or "none"
-        raise InputError(f"{path} has no column {missing} (it has {names})", hint=_HINT)
+        raise InputError(f"{shown(path)} has no column {missing} (it has {names})", hint=_HINT)
     vector_type = schema.field(VECTOR).type
     type_ = vector_type.storage_type if isinstance(vector_type, pa.BaseExtensionType) else vector_type
     is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
     if not is_list or type_.value_type not in (pa.float16(), pa.float32(), pa.float64()):
         raise InputError(
-            f"the column {VECTOR} of {path} is {vector_type}, lists of floating-point numbers are expected", hint=_HINT
+            f"the column {VECTOR} of {shown(path)} is {vector_type}, lists of floating-point numbers are expected",
+            hint=_HINT,
         )
 
 
@@ -335,7 +337,7 @@ def _read_names(path: Path) -> pa.Array:
     with _readable(path), pq.ParquetFile(data.readable(path)) as file:
         column = file.read(columns=[NAME]).column(0).cast(pa.string()).combine_chunks()
     if column.null_count:
-        raise InputError(f"{column.null_count:,} rows of {path} have no {NAME}", hint=_HINT)
+        raise InputError(f"{column.null_count:,} rows of {shown(path)} have no {NAME}", hint=_HINT)
     return column
 
 
@@ -360,4 +362,4 @@ def _readable(path: Path) -> Iterator[None]:
     except OSError as error:
         raise files.unreadable(path, error) from error
     except pa.ArrowException as error:
-        raise InputError(f"{path} cannot be read as vectors: {first_line(error)}", hint=_HINT) from error
+        raise InputError(f"{shown(path)} cannot be read as vectors: {first_line(error)}", hint=_HINT) from error

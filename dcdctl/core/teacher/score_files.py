@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from dcdctl.core import data, files
 from dcdctl.core.errors import InputError, first_line
+from dcdctl.core.places import shown
 
 COLUMNS = {
     "image_id": pa.string(),
@@ -64,18 +65,18 @@ def read_batches(path: Path) -> RecordBatches:
     except OSError as error:
         raise files.unreadable(path, error) from error
     except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{path} cannot be read as scores: {first_line(error)}", hint=_ROWS_HINT) from error
+        raise InputError(f"{shown(path)} cannot be read as scores: {first_line(error)}", hint=_ROWS_HINT) from error
 
 
 def _require_columns(path: Path, names: Sequence[str]) -> None:
     found = ", ".join(names) or "none"
     for choices in (("image_id",), ("caption_id", "caption"), tuple(SCORES)):
         if not set(choices) & set(names):
-            raise InputError(f"{path} has no column {choices[0]} (it has {found})", hint=_ROWS_HINT)
+            raise InputError(f"{shown(path)} has no column {choices[0]} (it has {found})", hint=_ROWS_HINT)
     if len(given := [name for name in SCORES if name in names]) > 1:
-        raise InputError(f"{path} has columns {' and '.join(given)}, expected one of them", hint=_ROWS_HINT)
+        raise InputError(f"{shown(path)} has columns {' and '.join(given)}, expected one of them", hint=_ROWS_HINT)
     if repeated := next((name for name in COLUMNS if list(names).count(name) > 1), None):
-        raise InputError(f"{path} has the column {repeated} twice", hint=_ROWS_HINT)
+        raise InputError(f"{shown(path)} has the column {repeated} twice", hint=_ROWS_HINT)
 
 
 def _read_parquet(path: Path) -> RecordBatches:

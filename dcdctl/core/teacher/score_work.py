@@ -25,6 +25,7 @@ from dcdctl.core.data import Indices, TaskFile, complete_tasks, find_tasks
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.models import Scorer
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import ImageFiles, ShardItems, ShardSource
 
@@ -32,6 +33,8 @@ IDS = pa.schema(
     [("image_id", pa.string()), ("caption_id", pa.int64()), ("image_index", pa.int32()), ("caption_index", pa.int32())]
 )
 CAPTION, BYTES = "caption", "image_bytes"
+TEXT_TYPES = pa.string(), pa.large_string(), pa.string_view()
+BYTES_TYPES = pa.binary(), pa.large_binary(), pa.binary_view()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +77,8 @@ def score_work(job: ScoreWorkJob, *, track: Track = silent) -> ScoredWork:
         _check_columns(task)
     teacher = models.load_scorer(job.teacher, overrides, track)
     teacher.to(job.compute.device).eval()
-    maker = {
-        # Before the teacher, whose digest changes with them: the first difference is reported, and these are plainer.
-        "image_size_px": teacher.preprocess.image_size_px,
-        "max_text_len": teacher.preprocess.max_text_len,
-        "teacher": teacher.digest,
-        "precision": job.compute.precision,
-    }
+    # The digest covers the settings of the model.
+    maker = {"teacher": teacher.digest, "precision": job.compute.precision}
     num_pairs = sum(task.num_rows for task in tasks)
     with track("score", total=num_pairs, unit="pairs") as advance:
 
@@ -96,11 +94,18 @@ def score_work(job: ScoreWorkJob, *, track: Track = silent) -> ScoredWork:
 
 def _check_columns(task: TaskFile) -> None:
     """InputError for a file without the columns that are read."""
+    hint = "write the work list with `dcdctl cache-teacher --plan-only --with captions,bytes`"
     with task.open() as file:
-        names = file.schema_arrow.names
-    if missing := [name for name in (*IDS.names, CAPTION, BYTES) if name not in names]:
-        hint = "write the work list with `dcdctl cache-teacher --plan-only --with captions,bytes`"
-        raise InputError(f"{task.source} has no column {missing[0]} (it has {', '.join(names) or 'none'})", hint=hint)
+        schema = file.schema_arrow
+    if missing := [name for name in (*IDS.names, CAPTION, BYTES) if name not in schema.names]:
+        columns = ", ".join(schema.names) or "none"
+        raise InputError(f"{shown(task.source)} has no column {missing[0]} (it has {columns})", hint=hint)
+    for name, accepted in ((CAPTION, TEXT_TYPES), (BYTES, BYTES_TYPES)):
+        type_ = schema.field(name).type
+        if (type_.value_type if pa.types.is_dictionary(type_) else type_) not in accepted:
+            raise InputError(
+                f"the column {name} of {shown(task.source)} is {type_}, {accepted[0]} is expected", hint=hint
+            )
 
 
 @dataclass
@@ -128,7 +133,9 @@ class _WorkPairs:
     def _add(self, rows: pa.Table) -> None:
         for name in rows.column_names:
             if count := rows.column(name).null_count:
-                raise InputError(f"{count:,} rows of {self.path} have no {name}", hint="write the work list again")
+                raise InputError(
+                    f"{count:,} rows of {shown(self.path)} have no {name}", hint="write the work list again"
+                )
         ids = rows.select(IDS.names).cast(IDS)
         self.tables.append(ids)
         firsts = rows.take(_firsts(ids, "image_index"))

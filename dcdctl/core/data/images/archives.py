@@ -20,7 +20,16 @@ from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar, Protocol
 
-from dcdctl.core.data.images.formats import CANNOT_OPEN, HEAD_BYTES, LINK, TOO_LARGE, VIDEO, Unread, is_video
+from dcdctl.core.data.images.formats import (
+    CANNOT_OPEN,
+    HEAD_BYTES,
+    LINK,
+    NOT_IMAGE,
+    TOO_LARGE,
+    VIDEO,
+    Unread,
+    is_video,
+)
 from dcdctl.core.errors import InputError
 from dcdctl.core.files import escapes_root
 
@@ -88,6 +97,8 @@ class FolderImageFile:
 
     def open(self) -> BinaryIO:
         """The open file; RowError if it cannot be opened."""
+        if "\0" in self.name:
+            raise RowError("its path holds a NUL, which no path can")
         try:
             return self._checked_path().open("rb")
         except OSError as error:
@@ -103,6 +114,9 @@ class FolderImageFile:
             if not path.resolve().is_relative_to(_resolve_folder(self.root)):
                 raise RowError(f"its image is a link that leads out of the folder {self.root}", LINK)
             status = path.stat()
+            # A device has no end, and a pipe waits for its writer.
+            if not stat.S_ISREG(status.st_mode):
+                raise RowError("its image is a folder, a device or a pipe, expected a file", NOT_IMAGE)
         if status.st_size > MAX_FILE_BYTES and _begins_video(path):
             raise RowError("it is a video, expected an image", VIDEO)
         reject_large_file(status.st_size)
