@@ -163,7 +163,7 @@ class Photos:
                 images,
                 library.index,
                 IndexOptions().for_index(new, say),
-                compute=new.compute(),
+                compute=new.compute(say),
                 track=track,
             )
         library.write_model(STUDENT if is_trained else model)
