@@ -190,6 +190,24 @@ def test_files_are_listed_below_a_folder_and_by_patterns(bucket, tmp_path):
     assert found == [tmp_path / "a.csv", *map(Path, listed)]
 
 
+@pytest.mark.parametrize("name", ["a b.csv", "ü+%20.csv", "a#b.csv", "a?b=1.csv", "a&b;c=d.csv", "{a}.csv", "a'b.csv"])
+def test_a_key_may_have_any_letters(bucket, tmp_path, name):
+    (tmp_path / "local.csv").write_bytes(DATA)
+    url = bucket.url(f"odd/{name}")
+    urls.write_file(url, tmp_path / "local.csv")
+    assert bucket.keys() == [f"odd/{name}"]
+    assert urls.list_files(bucket.url("odd"), (".csv",)) == [url]
+    assert read(Path(url)) == DATA
+
+
+def test_a_folder_may_be_written_to_without_the_right_to_remove(bucket):
+    bucket.fail(method="DELETE", times=None, status=403, code="AccessDenied")
+    bucket.fail(method="POST", key="delete", times=None, status=403, code="AccessDenied")
+    urls.check_writable(bucket.url("out"))
+    assert bucket.keys() == ["out/.dcdctl-write-trial"]
+    assert urls.list_folder(bucket.url("out")) == {}
+
+
 def test_a_file_is_written_and_compared(bucket, tmp_path, monkeypatch):
     path = tmp_path / "a.bin"
     path.write_bytes(DATA)

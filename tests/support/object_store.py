@@ -10,6 +10,7 @@ The proxy knows one access key and one region, because moto takes every key in e
 
 from __future__ import annotations
 
+import html
 import http.client
 import re
 import threading
@@ -108,7 +109,7 @@ class Store:
         """The objects below a prefix, sorted."""
         query = urllib.parse.urlencode({"list-type": "2", "prefix": under})
         listed = self._ask("GET", f"?{query}")[1].decode()
-        return sorted(map(urllib.parse.unquote, re.findall("<Key>(.*?)</Key>", listed)))
+        return sorted(map(html.unescape, re.findall("<Key>(.*?)</Key>", listed)))
 
     def uploads(self) -> int:
         """Uploads in parts that are not complete."""
