@@ -64,6 +64,7 @@ class Store:
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.held: list[threading.Event] = []
+        self.lock = threading.Lock()
         self.names_region = True
         """Whether an answer to a request for another region names the region, as that of S3 does."""
 
@@ -123,14 +124,15 @@ class Store:
         return status, body
 
     def take_fault(self, method: str, path: str) -> Fault:
-        for fault in self.faults:
-            if fault.fits(method, path):
-                if fault.passes:
-                    fault.passes -= 1
-                    continue
-                if fault.times is not None:
-                    fault.times -= 1
-                return fault
+        with self.lock:  # parts of an upload come at once
+            for fault in self.faults:
+                if fault.fits(method, path):
+                    if fault.passes:
+                        fault.passes -= 1
+                        continue
+                    if fault.times is not None:
+                        fault.times -= 1
+                    return fault
         return Fault()
 
 
