@@ -46,7 +46,7 @@ def check_file(file: AnyFile, image_size_px: int | None) -> Checked:
 
 
 class CheckWorker:
-    """Checks image files in threads, which go on to the next task while one is written; a single thread checks them
+    """Checks image files in threads, which continue with the next task while one is written; a single thread checks them
     when they are needed."""
 
     def __init__(self, image_size_px: int | None, threads: int) -> None:
