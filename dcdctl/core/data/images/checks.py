@@ -21,7 +21,7 @@ fill the memory."""
 SENT_TOGETHER = 16
 """Images of a task that is sent to another machine, at least: 2 MB of those of the web, 64 MB of photos."""
 MOST_KEPT_BYTES = 512 << 20
-"""Of files that were sent, and wait to be written."""
+"""Bytes of files that were sent and wait to be written."""
 AnyFile = ImageFile | PackedImageFile
 Checked = CheckedImage | RowError | ImageError
 """An image that can be used, or why it cannot."""
