@@ -46,8 +46,8 @@ def check_file(file: AnyFile, image_size_px: int | None) -> Checked:
 
 
 class CheckWorker:
-    """Checks image files in threads, which continue with the next task while one is written; a single thread checks them
-    when they are needed."""
+    """Checks image files in threads, which continue with the next task while one is written; a single thread checks
+    them when they are needed."""
 
     def __init__(self, image_size_px: int | None, threads: int) -> None:
         # Not the method of an object: the traceback of an error would keep it, and with it the threads.
