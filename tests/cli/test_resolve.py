@@ -95,10 +95,8 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("gpu", r"device gpu .*auto, cpu, cuda.*; try --device cpu"),
         Mistake("cuda:77", r"device cuda:77 .*; try --device cpu"),
     ],
-    "--engine": [
-        Mistake("spark", r"engine 'spark' is unknown; known are ray, and ray://HOST:PORT"),
-        Mistake("ray", r"--workers must be at least 1 with --engine, got 0", "--workers=0"),
-    ],
+    "--engine": [Mistake("spark", r"engine 'spark' is unknown; known are ray, and ray://HOST:PORT")],
+    "--worker-cpus": [Mistake("2", r"--worker-cpus is for the workers of an engine; add --engine ray")],
     "--verbose": [Mistake("", r"--verbose is for the workers of an engine; add --engine ray")],
     "--precision": [Mistake("int9", r"precision .*fp32, bf16, fp16.*int9; .+")],
     "--accumulate": [

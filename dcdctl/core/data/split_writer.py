@@ -79,7 +79,7 @@ class PlannedShard:
     path: Path
     rows: Sequence[SourceRow]
     note: ShardNote | None
-    """Of an earlier run, if that has written it."""
+    """That of an earlier run, if it has written the shard."""
 
     @property
     def files(self) -> ShardFiles:

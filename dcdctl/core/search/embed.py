@@ -47,8 +47,8 @@ DEFAULT_BATCH_SIZE = 32
 """Images per forward pass, unless the user sets a batch size."""
 IN_SMALL_BATCHES = Compute(batch_size=DEFAULT_BATCH_SIZE)
 MOST_SENT_IMAGES, MOST_SENT_BYTES = 128, 64 << 20
-"""Of a task that is sent to a worker, unless a single batch has more: few, so that workers end at about the same time,
-and small, because each worker has two tasks in memory."""
+"""A task that is sent to a worker has no more, unless a single batch has: few, so that workers end at about the same
+time, and small, because each worker has two tasks in memory."""
 
 ReadFile = Callable[[SourceImage], tuple[bytes, Image.Image]]
 """Reads and decodes the file of an image; RowError or ImageError for one that is left out, CorpusError for damage in a

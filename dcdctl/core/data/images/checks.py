@@ -21,7 +21,7 @@ fill the memory."""
 SENT_TOGETHER = 16
 """Images of a task that is sent to another machine, at least: 2 MB of those of the web, 64 MB of photos."""
 MOST_KEPT_BYTES = 512 << 20
-"""Of files that were sent, and wait to be written."""
+"""Bytes of files that were sent and wait to be written."""
 AnyFile = ImageFile | PackedImageFile
 Checked = CheckedImage | RowError | ImageError
 """An image that can be used, or why it cannot."""
@@ -46,8 +46,8 @@ def check_file(file: AnyFile, image_size_px: int | None) -> Checked:
 
 
 class CheckWorker:
-    """Checks image files in threads, which go on to the next task while one is written; a single thread checks them
-    when they are needed."""
+    """Checks image files in threads, which continue with the next task while one is written; a single thread checks
+    them when they are needed."""
 
     def __init__(self, image_size_px: int | None, threads: int) -> None:
         # Not the method of an object: the traceback of an error would keep it, and with it the threads.
