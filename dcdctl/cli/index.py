@@ -215,6 +215,7 @@ def table_or_path(metadata: Metadata) -> Path | pa.Table | None:
 
 def index(new: NewIndex, changes: IndexOptions, json: Json = False) -> None:
     """Make images searchable, or change an index. A model embeds the images of a folder or a corpus once."""
+    new.choice()  # a wrong engine is an error also where nothing is to be done
     # Typer knows no options that depend on each other.
     if changes.replace and changes.to is None:
         raise typer.BadParameter("replaces the images of a store: name it with --to", param_hint="--replace")
