@@ -127,13 +127,17 @@ def check_output_place(path: Path) -> Path:
     return path if url_of(path) else check_output_folder(path)
 
 
-def check_device(name: str) -> str:
-    """Callback of `--device`: an error if this machine lacks the device. The names that every machine has need no
-    import of torch."""
+def check_device(context: typer.Context, name: str) -> str:
+    """Callback of `--device`: an error if this machine lacks the device, or if no machine of an engine can have it. The
+    names that every machine has need no import of torch."""
     if name not in ("auto", "cpu"):
         from dcdctl.core import devices
 
-        devices.choose(name)
+        # The device is that of an engine's workers. `--engine` is read before all others.
+        if context.params.get("engine"):
+            devices.named(name)
+        else:
+            devices.choose(name)
     return name
 
 
@@ -309,7 +313,12 @@ class CpuCluster:
     ] = None
     engine: Annotated[
         str | None,
-        computes("--engine", "Compute on a cluster: ray, or ray://HOST:PORT of its head (extra ray).", "NAME"),
+        computes(
+            "--engine",
+            "Compute on a cluster: ray, or ray://HOST:PORT of its head (extra ray).",
+            "NAME",
+            is_eager=True,
+        ),
     ] = None
     worker_cpus: Annotated[
         int | None,

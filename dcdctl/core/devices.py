@@ -42,18 +42,27 @@ def choose(name: str) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     if name == "cpu":
         machine.keep_freed_memory()
-    hint = "try --device cpu or --device auto"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:  # its message lists twenty kinds of device
-        raise ConfigError(f"device {name} is unknown, expected auto, cpu, cuda, cuda:1 or mps", hint=hint) from error
+    device = named(name)
     try:
         # torch.device also accepts devices that this machine lacks: only an allocation fails. AssertionError: torch
         # without CUDA.
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name} cannot be used here: {first_line(error)}", hint=hint) from error
+        raise ConfigError(f"device {name} cannot be used here: {first_line(error)}", hint=_OTHER_DEVICE) from error
     return device
+
+
+_OTHER_DEVICE = "try --device cpu or --device auto"
+
+
+def named(name: str) -> torch.device:
+    """The torch device of a name, which this machine may lack; ConfigError for an unknown one."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:  # its message lists twenty kinds of device
+        raise ConfigError(
+            f"device {name} is unknown, expected auto, cpu, cuda, cuda:1 or mps", hint=_OTHER_DEVICE
+        ) from error
 
 
 def own_gpu() -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from paths import ROOT
+from processes import free_port
 
 ray = pytest.importorskip("ray")
 
@@ -16,14 +16,6 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 STORE_BYTES = 100_000_000
 """Of each node, for objects: little more than Ray's least."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Nodes:
@@ -46,6 +38,17 @@ class Nodes:
         self.named[name] = self.cluster.add_node(
             num_cpus=cpus, object_store_memory=STORE_BYTES, env_vars={"NODE": name, **environment}
         )
+
+    def kill_head(self) -> None:
+        """End all processes of the head, to which commands are connected."""
+        for kind in self.cluster.head_node.all_processes.values():
+            for started in kind:
+                started.process.kill()
+
+    def start_again(self) -> None:
+        """A new head, without nodes."""
+        self.cluster.shutdown()
+        self.__init__()
 
     def kill(self, name: str) -> None:
         self.cluster.remove_node(self.named.pop(name), allow_graceful=False)

@@ -13,12 +13,12 @@ from pathlib import Path
 import processes
 import pytest
 import ray
-from processes import TIMEOUT_S
+from processes import FAULT_TRIALS, TIMEOUT_S
 from tiny import contents
 
 # Ray leaves files of its logs open.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
-NUM_KILLS = int(os.environ.get("DCDCTL_FAULT_TRIALS", "1"))
+NUM_KILLS = int(os.environ.get(FAULT_TRIALS, "1"))
 RECIPE = """
 [candidates]
 kind = "random"
@@ -106,6 +106,33 @@ def test_a_command_that_ends_in_the_middle_is_repeated_and_leaves_the_cluster(no
     again = processes.run(command, check=True, capture_output=True, text=True)
     assert contents(out) == contents(one)
     assert "Traceback" not in said + again.stderr
+
+
+@pytest.mark.parametrize("by", ["address", "url"])
+@pytest.mark.parametrize("trial", range(NUM_KILLS))
+def test_a_command_ends_if_the_head_dies_and_is_repeated_on_a_new_cluster(
+    nodes, data, one, tmp_path, monkeypatch, by, trial
+):
+    def engine() -> str:
+        monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+        return "ray" if by == "address" else nodes.url
+
+    nodes.add("a")
+    out = tmp_path / "cache"
+    command = scoring(data, out, "--engine", engine(), "--workers", 2, "--threads", 1)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not pairs(out):
+            time.sleep(0.1)
+        nodes.kill_head()
+        said = process.communicate(timeout=TIMEOUT_S)[1]
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("error: the Ray cluster no longer answers: ")
+    assert "Traceback" not in said
+    assert 0 < len(pairs(out)) < 3
+    nodes.start_again()
+    nodes.add("a")
+    processes.run(scoring(data, out, "--engine", engine(), "--workers", 2, "--threads", 1), check=True)
+    assert contents(out) == contents(one)
 
 
 def wait_until_free(cpus: int) -> None:

@@ -9,16 +9,18 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from processes import FAULT_TRIALS
 from toy_work import Adder, Sum, expected, tasks
 
 from dcdctl.core.engines import EngineChoice, open_engine
-from dcdctl.core.errors import DcdError, StaleError
+from dcdctl.core.errors import ConfigError, DcdError, MissingError, StaleError
 
 # Ray leaves files of its logs open.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
-NUM_TRIALS = int(os.environ.get("DCDCTL_FAULT_TRIALS", "1"))
+NUM_TRIALS = int(os.environ.get(FAULT_TRIALS, "1"))
 """How often each fault is tried; docs/evidence/reliability.md says how often it was."""
 
 
@@ -31,9 +33,14 @@ class Job:
         self.units = 0
         self.engine = open_engine(EngineChoice(engine="ray", workers=workers), self.said.append)
 
-    def run(self, works: list[Sum], after: Callable[[int], None] = lambda count: None) -> None:
+    def run(
+        self,
+        works: list[Sum],
+        after: Callable[[int], None] = lambda count: None,
+        make_worker: Callable[[], Any] | None = None,
+    ) -> None:
         """Do the tasks; `after` is called with the number of results after each."""
-        make_worker = partial(Adder.make, self.folder)
+        make_worker = make_worker or partial(Adder.make, self.folder)
         for task, result in self.engine.map(tasks(works), make_worker, self.advance):
             assert task.shard not in self.results
             self.results[task.shard] = result.tolist()
@@ -65,7 +72,7 @@ def test_a_worker_that_is_killed_loses_nothing(job):
     job.run(works, kill_one)
     assert job.results == expected(works)
     assert job.units == 120
-    assert any("is gone" in line for line in job.said)
+    assert any("1 worker lost" in line for line in job.said)
 
 
 def test_a_killed_node_loses_nothing_and_one_that_joins_takes_part(job, nodes):
@@ -156,3 +163,115 @@ def test_a_user_who_waits_for_a_node_is_told(job, nodes, monkeypatch):
     job.run(works)
     assert job.results == expected(works)
     assert any(re.search(r"waiting for a worker with 1 CPU and 0 GPUs: the cluster has ", line) for line in job.said)
+
+
+@pytest.mark.parametrize("all_hang", [False, True])
+def test_a_worker_that_hangs_is_replaced(job, monkeypatch, all_hang):
+    from dcdctl.core.engines import ray_engine
+
+    # Long enough that a worker on a busy machine answers.
+    monkeypatch.setattr(ray_engine, "SECONDS_WITHOUT_ANSWER", 10.0)
+    works = [Sum(number, seconds=0.2) for number in range(12)]
+
+    def stop(count: int) -> None:
+        if count == 3:
+            for process in job.processes() if all_hang else job.processes()[:1]:
+                os.kill(process, signal.SIGSTOP)
+
+    job.run(works, stop)
+    assert job.results == expected(works)
+    assert job.units == 120
+
+
+def test_a_node_that_hangs_loses_nothing(job, nodes):
+    works = [Sum(number, seconds=0.2) for number in range(12)]
+
+    def stop(count: int) -> None:
+        if count == 2:
+            [raylet] = nodes.named["a"].all_processes["raylet"]
+            for process in (raylet.process.pid, *job.processes("a")):
+                os.kill(process, signal.SIGSTOP)
+
+    job.run(works, stop)
+    assert job.results == expected(works)
+
+
+def end_at_first(folder: Path, times: int) -> Adder:
+    """A worker whose process ends while it is made, this often."""
+    number = len(list(folder.glob("made-*")))
+    (folder / f"made-{number}-{os.getpid()}").touch()
+    if number < times:
+        os._exit(1)
+    return Adder(folder)
+
+
+def test_a_worker_that_is_killed_before_it_is_ready_is_replaced(job):
+    works = [Sum(number) for number in range(6)]
+    job.run(works, make_worker=partial(end_at_first, job.folder, 2))
+    assert job.results == expected(works)
+
+
+def test_workers_that_always_end_before_they_are_ready_end_the_job(job):
+    with pytest.raises(DcdError, match=r"4 workers in a row ended before they were ready: .*; look at the nodes"):
+        job.run([Sum(1), Sum(2)], make_worker=partial(end_at_first, job.folder, 1000))
+
+
+def test_a_worker_that_is_killed_between_two_calls_is_replaced(job):
+    works = [Sum(number) for number in range(6)]
+    job.run(works)
+    os.kill(job.processes()[0], signal.SIGKILL)
+    job.results.clear()
+    job.run(works)
+    assert job.results == expected(works)
+    assert job.units == 120
+
+
+def test_a_model_larger_than_the_object_store_arrives(job):
+    works = [Sum(number) for number in range(3)]
+    job.run(works, make_worker=partial(make_with, job.folder, bytes(240_000_000)))
+    assert job.results == expected(works)
+
+
+def make_with(folder: Path, model: bytes) -> Adder:
+    """A worker that needs a model."""
+    return Adder.make(folder)
+
+
+def refuse_device(folder: Path) -> Adder:
+    """A worker that a machine without GPUs cannot make."""
+    raise ConfigError("device cuda is not there", hint="try --device cpu")
+
+
+def test_an_error_of_the_user_in_making_a_worker_arrives_as_it_is(job):
+    with pytest.raises(ConfigError, match=r"^device cuda is not there; try --device cpu$"):
+        job.run([Sum(1)], make_worker=partial(refuse_device, job.folder))
+
+
+def test_a_package_that_nodes_lack_is_named_with_the_node(job, monkeypatch, tmp_path):
+    (tmp_path / "only_here.py").write_text("def make(folder):\n    raise AssertionError\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import only_here
+
+    with pytest.raises(MissingError, match=r"the node .+ lacks a package: No module named 'only_here'; install"):
+        job.run([Sum(1)], make_worker=partial(only_here.make, job.folder))
+
+
+def test_a_result_that_cannot_travel_is_an_error_and_the_others_are_kept(job):
+    with pytest.raises(TypeError, match="cannot pickle"):
+        job.run([Sum(number, fails="lock" if number == 3 else "") for number in range(5)])
+    assert len(job.results) == 4
+
+
+def test_a_worker_that_fits_on_no_node_is_told_at_once(job, nodes):
+    job.engine.choice = EngineChoice(engine="ray", workers=1, worker_cpus=7)
+
+    def say(line: str) -> None:
+        job.said.append(line)
+        if "waiting" in line:
+            nodes.add("large", cpus=7)
+
+    job.engine.say = say
+    works = [Sum(1)]
+    job.run(works)
+    assert job.results == {0: expected(works)[0]}
+    assert re.search(r"waiting for a worker with 7 CPUs and 0 GPUs: the cluster has ", job.said[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import subprocess
 from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
@@ -25,15 +26,33 @@ USER_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "WANDB_", "DCDCTL_", "TORCHE
 of the first."""
 PLAIN_TESTS = "DCDCTL_PLAIN_TESTS"
 """Set to 1, it runs the tests without what makes them fast: libraries as they are, new processes in place of forks."""
+FAULT_TRIALS = "DCDCTL_FAULT_TRIALS"
+"""Set to a number, it is how often each fault of a cluster is tried."""
 IS_PLAIN = os.environ.get(PLAIN_TESTS) == "1"
-LAUNCHER_SETTINGS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER_SETTINGS = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "RAY_ADDRESS",
+)
 
 
 def clear_user_settings(environment: MutableMapping[str, str]) -> None:
     """Remove the settings of the user who runs the tests; each test sets those that it is about."""
     for name in list(environment):
-        if name != PLAIN_TESTS and (name.startswith(USER_SETTINGS) or name in LAUNCHER_SETTINGS):
+        if name not in (PLAIN_TESTS, FAULT_TRIALS) and (name.startswith(USER_SETTINGS) or name in LAUNCHER_SETTINGS):
             del environment[name]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def run(command: Sequence[object], **options: Any) -> subprocess.CompletedProcess[Any]:

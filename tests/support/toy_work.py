@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class Sum:
     seconds: float = 0.0
     size: int = 10
     fails: str = ""
-    """`error`, `bug` or `end`: what happens in place of a result."""
+    """`error`, `bug`, `end` or `lock`: what happens in place of a result; a lock cannot travel."""
     once: Path | None = None
     """A file that is made when it has happened: then it does not happen again."""
 
@@ -54,6 +55,8 @@ class Adder:
                 task.once.touch()
             if task.fails == "end":
                 os._exit(1)
+            if task.fails == "lock":
+                return threading.Lock()
             raise InputError(f"{task.number} cannot be added") if task.fails == "error" else ValueError(task.number)
         return np.arange(task.size) * task.number
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 from dcdctl.core.engines.engine import Engine
@@ -13,6 +14,9 @@ from dcdctl.core.progress import Say
 
 MOST_THREADS = 256
 """Threads that read ahead: with more, a machine ends in its errors, or ends others."""
+
+
+_ADDRESS = re.compile(r"ray://.+:\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +49,13 @@ class EngineChoice:
             return
         if self.workers == 0:
             raise ConfigError("--workers must be at least 1 with --engine, got 0")
-        if self.engine != "ray" and not self.engine.startswith("ray://"):
+        if self.engine != "ray" and not _ADDRESS.fullmatch(self.engine):
             raise ConfigError(
                 f"engine {self.engine!r} is unknown", hint="known are ray, and ray://HOST:PORT for a cluster elsewhere"
+            )
+        if self.worker_gpus is not None and self.worker_gpus > 1 and self.worker_gpus % 1:
+            raise ConfigError(
+                f"--worker-gpus must be a share of one GPU or a whole number of them, got {self.worker_gpus:g}"
             )
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("--engine and torchrun both start processes", hint="leave one of them out")

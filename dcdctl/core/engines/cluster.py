@@ -4,38 +4,57 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
+from ray import exceptions as failures
 
 from dcdctl.core.engines.choice import EngineChoice
-from dcdctl.core.errors import SourceError, first_line
+from dcdctl.core.errors import RUN_AGAIN, ConfigError, SourceError, StaleError, first_line
 from dcdctl.core.machine import num_cores
 from dcdctl.core.progress import Say, counted
+
+SECONDS_TO_ANSWER = 5.0
+"""How long the head of a cluster may take to accept a connection."""
 
 
 def connect(choice: EngineChoice, say: Say) -> None:
     """Connect to the cluster that the choice names; `ray` is the one that RAY_ADDRESS names or that runs on this
-    machine, else one that is started here and ends with this process. SourceError if none answers."""
+    machine, else one that is started here and ends with this process. A connection that exists is used as it is.
+
+    SourceError if none answers, StaleError if its Ray or Python is another one, ConfigError if a worker can never
+    start.
+    """
     if ray.is_initialized():
         return
     _keep_stdout_free(choice.verbose)
     quiet: dict[str, Any] = {"log_to_driver": choice.verbose}
     if not choice.verbose:
         quiet["logging_level"] = logging.ERROR
-    if choice.engine != "ray":
-        _join(str(choice.engine), quiet)
+        # Of a connection as ray://, which does not take the level.
+        logging.getLogger("ray.util.client.logsclient").disabled = True
+    address = _address(choice)
+    if address is not None:
+        _join(address, quiet)
         return
-    try:
-        _join("auto", quiet)
-    except SourceError:
-        if os.environ.get("RAY_ADDRESS"):
-            raise
-        # Nothing of it is reported to Ray's makers, and no page is served.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", num_cpus=num_cores(), include_dashboard=False, **quiet)
-        say(f"no Ray cluster runs here: one was started for this command, with {counted(num_cores(), 'cores')}")
+    # Nothing of it is reported to Ray's makers, and no page is served.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(address="local", num_cpus=num_cores(), include_dashboard=False, **quiet)
+    say(f"no Ray cluster runs here: one was started for this command, with {counted(num_cores(), 'cores')}")
+    # No node can join it.
+    if not has_room(choice):
+        found = f"one takes {room_of_worker(choice)}, and the cluster has {room_of_cluster()}"
+        ray.shutdown()
+        raise ConfigError(
+            f"no worker fits: {found}",
+            hint="use a smaller --worker-cpus or --worker-gpus, or a cluster",
+        )
 
 
 def _keep_stdout_free(verbose: bool) -> None:
@@ -50,15 +69,91 @@ def _keep_stdout_free(verbose: bool) -> None:
     worker.print_to_stdstream = write
 
 
-def _join(address: str, quiet: dict[str, Any]) -> None:
+def _address(choice: EngineChoice) -> str | None:
+    """The address of the cluster; None if none is named and none runs on this machine."""
+    named = os.environ.get("RAY_ADDRESS", "") if choice.engine == "ray" else choice.engine
+    if named == "local":
+        return None
+    if named and named != "auto":
+        return named
+    from ray._private import services
+
     try:
-        ray.init(address=address, **quiet)
+        found = services.canonicalize_bootstrap_address_or_die("auto")
+    except ConnectionError:
+        return None
+    # Ray remembers a head that was killed.
+    return None if _why_silent(found) else found
+
+
+def _why_silent(address: str) -> str:
+    """Why nobody accepts connections at HOST:PORT or ray://HOST:PORT; empty if somebody does."""
+    try:
+        place = urlsplit(address if "://" in address else f"ray://{address}")
+        if place.hostname is None or place.port is None:
+            return "it is not HOST:PORT"
+        with socket.create_connection((place.hostname, place.port), timeout=SECONDS_TO_ANSWER):
+            return ""
+    except (OSError, ValueError) as error:
+        return first_line(error)
+
+
+def _join(address: str, quiet: dict[str, Any]) -> None:
+    hint = "`ray start --head` starts one, and `ray status` shows whether it runs"
+    # Ray itself tries for minutes.
+    if reason := _why_silent(address):
+        raise SourceError(f"no Ray cluster answers at {address}: {reason}", hint=hint)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        named = os.environ.get("RAY_ADDRESS", "here") if address == "auto" else address
-        raise SourceError(
-            f"no Ray cluster answers at {named}: {first_line(error)}",
-            hint="`ray start --head` starts one, and `ray status` shows whether it runs",
-        ) from error
+        if "Version mismatch" in str(error):
+            raise StaleError(
+                f"the Ray cluster at {address} has another Ray or Python: {' '.join(str(error).split())}",
+                hint="install the same versions here and on all nodes",
+            ) from error
+        raise SourceError(f"no Ray cluster answers at {address}: {first_line(error)}", hint=hint) from error
+
+
+def is_alive() -> bool:
+    """Whether this process is still connected to the cluster.
+
+    If the node of this process is gone, Ray ends the process without a word when it next reads a large object. If a
+    connection as ray:// is gone, Ray tries for minutes to find or start another cluster.
+    """
+    from ray._private import worker
+
+    if not ray.is_initialized():
+        return False
+    node = worker._global_node
+    if node is None:  # ray://
+        return True
+    with socket.socket(socket.AF_UNIX) as store:
+        return store.connect_ex(node.plasma_store_socket_name) == 0
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """SourceError if the cluster ends before the block or in it."""
+    message = "the Ray cluster no longer answers: its head, or Ray on this machine, has ended"
+    if not is_alive():
+        raise SourceError(message, hint=RUN_AGAIN)
+    try:
+        yield
+    except (ConnectionError, failures.LocalRayletDiedError) as error:
+        if isinstance(error, failures.RayTaskError):  # of a worker, which has lost another connection
+            raise
+        raise SourceError(message, hint=RUN_AGAIN) from error
+
+
+def has_room(choice: EngineChoice) -> bool:
+    """Whether some node is large enough for a worker."""
+    for node in ray.nodes():
+        resources = node.get("Resources", {}) if node.get("Alive") else {}
+        cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+        if cpus >= (choice.worker_cpus or 1) and gpus >= gpus_of_worker(choice):
+            return True
+    return False
 
 
 def gpus_of_worker(choice: EngineChoice) -> float:
@@ -83,3 +178,8 @@ def room_of_cluster() -> str:
     resources = ray.cluster_resources()
     nodes = sum(bool(node.get("Alive")) for node in ray.nodes())
     return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs on {counted(nodes, 'nodes')}"
+
+
+def room_of_worker(choice: EngineChoice) -> str:
+    """What a worker takes of a node, in words."""
+    return f"{counted(choice.worker_cpus or 1, 'CPUs')} and {gpus_of_worker(choice):g} GPUs"

@@ -8,26 +8,32 @@ without end.
 
 from __future__ import annotations
 
-import sys
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import ray
-from ray import cloudpickle
 from ray import exceptions as failures
 
-import dcdctl
 from dcdctl.core.engines.choice import EngineChoice
-from dcdctl.core.engines.cluster import connect, gpus_of_worker, num_workers, room_of_cluster
+from dcdctl.core.engines.cluster import (
+    answering,
+    connect,
+    gpus_of_worker,
+    has_room,
+    is_alive,
+    num_workers,
+    room_of_cluster,
+    room_of_worker,
+)
 from dcdctl.core.engines.engine import Output, Task, TaskOf, Worker
-from dcdctl.core.engines.ray_worker import RayWorker, versions
-from dcdctl.core.errors import DcdError, InputError, ModelError, StaleError, first_line
+from dcdctl.core.engines.ray_worker import RayWorker
+from dcdctl.core.engines.travel import STORE_FULL, cause_of, check_versions, put_maker, store_error
+from dcdctl.core.errors import DcdError, first_line
 from dcdctl.core.progress import Advance, Say, counted
 
 TRIES = 4
@@ -37,10 +43,12 @@ IN_FLIGHT = 2
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_WITHOUT_WORKER = 30.0
 """How long no worker may be there before the user is told what they wait for."""
-_LOST = (failures.RayActorError, failures.NodeDiedError, failures.WorkerCrashedError, failures.LocalRayletDiedError)
-"""The worker is gone, and with it what it was computing."""
-_OBJECT_LOST = (failures.ObjectLostError, failures.ObjectFetchTimedOutError, failures.OwnerDiedError)
-"""The node that kept an input or a result is gone."""
+SECONDS_WITHOUT_ANSWER = 300.0
+"""How long a worker may not say how far it is before it is taken for lost: it hangs, or its machine does."""
+SECONDS_BETWEEN_NEWS = 5.0
+"""How often the user is told who works: a hundred workers come one after the other."""
+_TASK_FAILED = (failures.ObjectLostError, *STORE_FULL, failures.UnserializableException, failures.RaySystemError)
+"""An input or a result is lost, or cannot be stored or read. With any other error of Ray, the worker is gone."""
 
 # It answers while tasks are computed. Here and not in the class, whose file does not import Ray.
 ray.method(concurrency_group="watch")(RayWorker.done)
@@ -62,14 +70,19 @@ class _Actor:
     """A worker as the driver sees it."""
 
     handle: Any
-    number: int
+    node: str = ""
+    """Known when it runs."""
     is_ready: bool = False
+    is_told: bool = False
+    """Whether the user knows of it."""
     tasks: list[_Begun] = field(default_factory=list)
     """In the order in which they were sent: the first one is computed."""
     reported: int = 0
     """Units that it says it has done."""
     received: int = 0
     """Units of the results that came from it."""
+    asked: float | None = None
+    """When it was asked how far it is; None if it has answered."""
 
 
 class RayEngine:
@@ -80,7 +93,6 @@ class RayEngine:
     def __init__(self, choice: EngineChoice, say: Say) -> None:
         self.choice, self.say = choice, say
         self.actors: list[_Actor] = []
-        self.num_started = 0
 
     def map(
         self, tasks: Iterable[TaskOf], make_worker: Callable[[], Worker[Any, Output]], advance: Advance
@@ -89,7 +101,7 @@ class RayEngine:
 
         A task that fails `TRIES` times, on whatever worker, is left out; when the others are done, a DcdError names it.
         StaleError for a node whose versions are not those of this process, InputError if Ray's object store is too
-        small for a task, ModelError for a worker that cannot travel.
+        small for a task, ModelError for a worker that cannot travel, SourceError if the cluster ends.
         """
         remaining = iter(tasks)
         some = list(islice(remaining, 1))
@@ -98,7 +110,9 @@ class RayEngine:
         connect(self.choice, self.say)
         # No more workers than there are tasks.
         some += islice(remaining, num_workers(self.choice) - 1)
-        job = _Job(self, chain(some, remaining), _pickled(make_worker), len(some), advance)
+        with answering():
+            maker = put_maker(make_worker)
+        job = _Job(self, chain(some, remaining), maker, len(some), advance)
         try:
             yield from job.results()
         finally:
@@ -111,7 +125,6 @@ class RayEngine:
 
     def start_actor(self) -> _Actor:
         """A new worker, which Ray places as soon as a node has room for it."""
-        self.num_started += 1
         remote = ray.remote(concurrency_groups={"watch": 1})(RayWorker)
         handle = remote.options(
             num_cpus=self.choice.worker_cpus or 1,
@@ -120,7 +133,7 @@ class RayEngine:
             max_restarts=0,
             max_task_retries=0,
         ).remote()
-        actor = _Actor(handle, self.num_started)
+        actor = _Actor(handle)
         self.actors.append(actor)
         return actor
 
@@ -129,10 +142,10 @@ class _Job:
     """One call of `map`."""
 
     def __init__(
-        self, engine: RayEngine, tasks: Iterator[Task[Any]], make_worker: bytes, num_workers: int, advance: Advance
+        self, engine: RayEngine, tasks: Iterator[Task[Any]], make_worker: Any, num_workers: int, advance: Advance
     ) -> None:
         self.engine, self.num_workers, self.advance = engine, num_workers, advance
-        self.make_worker = ray.put(make_worker)
+        self.make_worker = make_worker
         self.not_begun, self.all_begun = tasks, False
         self.again: deque[_Begun] = deque()
         """Tasks that failed, or whose worker was lost."""
@@ -145,23 +158,31 @@ class _Job:
         """Workers that were lost before they were ready, since the last one that became ready."""
         self.received, self.shown = 0, 0
         """Units of all results, and units on the bar."""
-        self.last_seen = time.monotonic()
-        """When a worker was ready."""
+        self.last_seen = time.monotonic() if has_room(engine.choice) else -math.inf
+        """When a worker was ready; long ago if none fits on a node, which the user is told at once."""
+        self.news: dict[str, int] = {"ready": 0, "lost": 0}
+        """Workers that came and went since the user was told."""
+        self.last_news = -math.inf
 
     def results(self) -> Iterator[tuple[Any, Any]]:
         """The results as they come."""
         for actor in self.engine.actors:  # of an earlier call
-            actor.is_ready, actor.reported, actor.received = False, 0, 0
+            actor.is_ready, actor.reported, actor.received, actor.asked = False, 0, 0, None
             self._expect("ready", actor, actor.handle.prepare.remote([self.make_worker]))
         looked = time.monotonic()
         while self._give():
-            ready, _ = ray.wait(list(self.expected), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
+            with answering():
+                ready, _ = ray.wait(list(self.expected), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
             for reference in ready:
                 if (found := self._take(reference)) is not None:
                     yield found
             if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
-                self._look()
+                with answering():
+                    self._look()
                 looked = time.monotonic()
+        if self.news["lost"]:
+            self.last_news = -math.inf
+            self._tell_news()
 
     def _give(self) -> bool:
         """Start workers that are missing, and give tasks to those that have time; whether a result is still to come."""
@@ -190,10 +211,12 @@ class _Job:
         return next((begun for begun in self.open if begun.num_in_flight == 1), None)
 
     def _send(self, actor: _Actor, begun: _Begun) -> None:
+        inputs = begun.task.packed()
         try:
-            reference = actor.handle.run.remote(begun.task.packed())
-        except failures.ObjectStoreFullError as error:
-            raise _store_error(begun.task) from error
+            with answering():
+                reference = actor.handle.run.remote(inputs)
+        except STORE_FULL as error:
+            raise store_error(begun.task.name) from error
         actor.tasks.append(begun)
         begun.num_in_flight += 1
         self._expect("result", actor, reference, begun)
@@ -205,18 +228,18 @@ class _Job:
         """Take what a reference gives: a result to pass on, None if it is something else."""
         kind, actor, begun = self.expected.pop(reference)
         try:
-            value = ray.get(reference)
-        except _LOST as error:
-            self._lose(actor, error)
-        except _OBJECT_LOST as error:
-            if begun is None:
-                self._lose(actor, error)
-            else:
-                self._fail(actor, begun, error)
+            with answering():
+                value = ray.get(reference)
         except failures.RayTaskError as error:
+            cause = cause_of(error, actor.node)
             if begun is None:  # a worker that cannot be made here can be made nowhere
-                raise _cause(error) from error
-            self._fail(actor, begun, _cause(error))
+                raise cause from error
+            self._fail(actor, begun, cause)
+        except failures.RayError as error:
+            if begun is not None and isinstance(error, _TASK_FAILED):
+                self._fail(actor, begun, error)
+            else:
+                self._lose(actor, error)
         else:
             if begun is not None:
                 return self._receive(actor, begun, *value)
@@ -237,13 +260,17 @@ class _Job:
     def _hear(self, kind: str, actor: _Actor, value: Any) -> None:
         """Take what a worker says of itself."""
         if kind == "described":
-            _check_versions(value["node"], value["versions"])
+            actor.node = value["node"]
+            check_versions(actor.node, value["versions"])
             self._expect("ready", actor, actor.handle.prepare.remote([self.make_worker]))
         elif kind == "ready":
             actor.is_ready, self.failed_starts = True, 0
-            self._say_who_works(f"worker {actor.number} is ready")
+            if not actor.is_told:
+                actor.is_told = True
+                self.news["ready"] += 1
+                self._tell_news()
         else:
-            actor.reported = value
+            actor.reported, actor.asked = value, None
 
     def _leave(self, actor: _Actor, begun: _Begun) -> None:
         actor.tasks.remove(begun)
@@ -267,38 +294,45 @@ class _Job:
             self.again.append(begun)
 
     def _lose(self, actor: _Actor, reason: BaseException) -> None:
-        """Forget a worker that is gone; its tasks go to others."""
+        """Forget a worker that is gone or does not answer; its tasks go to others."""
         self.engine.actors.remove(actor)
+        ray.kill(actor.handle)
         self.expected = {key: value for key, value in self.expected.items() if value[1] is not actor}
         if not actor.is_ready:
             self.failed_starts += 1
             if self.failed_starts >= TRIES:
+                said = str(reason).strip().splitlines()[-1]  # where Python's traceback has the error
                 raise DcdError(
-                    f"{TRIES} workers in a row ended before they were ready: {first_line(reason)}",
+                    f"{TRIES} workers in a row ended before they were ready: {said.strip()}",
                     hint="look at the nodes: they may lack memory, or an installed dcdctl",
                 ) from reason
         for position, begun in enumerate(list(actor.tasks)):
             self._leave(actor, begun)
             # The one that was computed may be what ended the worker.
             self._try_again(begun, reason if position == 0 else None)
-        self._say_who_works(f"worker {actor.number} is gone")
+        self.news["lost"] += 1
+        self._tell_news()
 
     def _look(self) -> None:
         """Ask the workers how far they are, and tell the user if there is none."""
-        asked = {actor.number for kind, actor, _ in self.expected.values() if kind == "done"}
-        for actor in self.engine.actors:
-            if actor.tasks and actor.number not in asked:
+        now = time.monotonic()
+        for actor in list(self.engine.actors):
+            if actor.asked is not None and now - actor.asked > SECONDS_WITHOUT_ANSWER:
+                self._lose(actor, DcdError(f"a worker on {actor.node} has not answered for minutes"))
+            elif actor.asked is None and actor.tasks:
+                actor.asked = now
                 self._expect("done", actor, actor.handle.done.remote())
         self._show()
+        self._tell_news()
         if any(actor.is_ready for actor in self.engine.actors):
-            self.last_seen = time.monotonic()
-        elif time.monotonic() - self.last_seen > SECONDS_WITHOUT_WORKER:
-            choice = self.engine.choice
-            self.engine.say(
-                f"waiting for a worker with {counted(choice.worker_cpus or 1, 'CPUs')} and "
-                f"{gpus_of_worker(choice):g} GPUs: the cluster has {room_of_cluster()}"
-            )
-            self.last_seen = time.monotonic()
+            self.last_seen = now
+        elif now - self.last_seen > SECONDS_WITHOUT_WORKER:
+            self.last_seen = now
+            if num_placed := sum(bool(actor.node) for actor in self.engine.actors):
+                self.engine.say(f"{counted(num_placed, 'workers')} started, and none has loaded its model yet")
+            else:
+                room = room_of_worker(self.engine.choice)
+                self.engine.say(f"waiting for a worker with {room}: the cluster has {room_of_cluster()}")
 
     def _show(self) -> None:
         """Move the bar: results, and what workers have done of the next ones. It moves back where a worker is lost."""
@@ -312,16 +346,23 @@ class _Job:
         self.advance(done - self.shown)
         self.shown = done
 
-    def _say_who_works(self, news: str) -> None:
+    def _tell_news(self) -> None:
+        """Tell the user which workers came and went, unless they were told just now."""
+        now = time.monotonic()
+        if not any(self.news.values()) or now - self.last_news < SECONDS_BETWEEN_NEWS:
+            return
+        changes = ", ".join(f"{counted(count, 'workers')} {what}" for what, count in self.news.items() if count)
         num_ready = sum(actor.is_ready for actor in self.engine.actors)
-        self.engine.say(f"{news}: {num_ready} of {counted(self.num_workers, 'workers')}")
+        self.engine.say(f"{changes}: {num_ready} of {self.num_workers} at work")
+        self.news, self.last_news = dict.fromkeys(self.news, 0), now
 
     def end(self) -> None:
         """End the workers that still compute something; the others are kept for the next call."""
         for actor in list(self.engine.actors):
             if actor.tasks or not actor.is_ready:
                 self.engine.actors.remove(actor)
-                ray.kill(actor.handle)
+                if is_alive():
+                    ray.kill(actor.handle)
 
     def raise_failures(self) -> None:
         """DcdError that names the tasks that were left out, if there are some."""
@@ -336,58 +377,3 @@ class _Job:
             details=[f"{name}: {first_line(reason)}" for name, reason in reasons],
             hint=first.hint if isinstance(first, DcdError) else "",
         ) from first
-
-
-def _pickled(make_worker: Callable[[], Any]) -> bytes:
-    """What makes a worker, with its model and with the user's own modules, which other nodes lack."""
-    own = _own_modules()
-    for module in own:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        return cloudpickle.dumps(make_worker)
-    except Exception as error:
-        raise ModelError(
-            f"the model cannot travel to workers: {first_line(error)}",
-            hint="leave --engine out, or use torchrun, whose processes load it themselves",
-        ) from error
-    finally:
-        for module in own:
-            cloudpickle.unregister_pickle_by_value(module)
-
-
-def _own_modules() -> list[ModuleType]:
-    """The loaded modules of the current folder, in which `module:function` is found."""
-    here, installed = Path.cwd(), (Path(sys.prefix), Path(dcdctl.__file__).parent)
-    own = []
-    for name, module in list(sys.modules.items()):
-        path = Path(getattr(module, "__file__", None) or "/")
-        is_installed = any(path.is_relative_to(folder) for folder in installed)
-        if name != "__main__" and path.is_relative_to(here) and not is_installed:
-            own.append(module)
-    return own
-
-
-def _cause(error: failures.RayTaskError) -> BaseException:
-    """What a worker raised; DcdError if its object store was too small."""
-    cause = error.cause
-    if isinstance(cause, failures.ObjectStoreFullError | failures.OutOfDiskError):
-        return InputError(f"Ray's object store is too small: {first_line(cause)}", hint=_STORE_HINT)
-    return cause if isinstance(cause, DcdError) else error
-
-
-_STORE_HINT = "start Ray with more: ray start --object-store-memory BYTES"
-
-
-def _store_error(task: Task[Any]) -> InputError:
-    return InputError(f"Ray's object store is too small for {task.name}", hint=_STORE_HINT)
-
-
-def _check_versions(node: str, theirs: dict[str, str]) -> None:
-    """StaleError for a node whose software is not that of this process."""
-    ours = versions()
-    if other := [name for name in ours if theirs.get(name) != ours[name]]:
-        differences = ", ".join(f"{name} {theirs.get(name)} there and {ours[name]} here" for name in other)
-        raise StaleError(
-            f"the node {node} would compute with other software: {differences}",
-            hint="install the same versions on all nodes",
-        )
