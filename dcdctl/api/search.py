@@ -18,9 +18,8 @@ from dcdctl.api import views
 from dcdctl.api.arguments import say
 from dcdctl.api.views import Query
 from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, optional_ref, path, takes
-from dcdctl.cli.index import IndexOptions, NewIndex, say_of_query_model, table_or_path
-from dcdctl.core import config, devices, search, stores
-from dcdctl.core.engines import Compute
+from dcdctl.cli.index import Embedding, IndexOptions, NewIndex, say_of_query_model, table_or_path
+from dcdctl.core import config, search, stores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.search import (
     Browse,
@@ -56,14 +55,15 @@ class Index(search.FolderIndex):
         """
         settings = {} if arguments.settings is None else config.flatten(config.to_table(arguments.settings))
         changes = IndexOptions(sets=assignments(settings)).for_index(arguments, say)
-        search.build_index(
-            os.fspath(arguments.model),
-            path(arguments.images),
-            path(arguments.out),
-            changes,
-            compute=arguments.compute(),
-            track=api.track(arguments.progress),
-        )
+        with api.same_threads():
+            search.build_index(
+                os.fspath(arguments.model),
+                path(arguments.images),
+                path(arguments.out),
+                changes,
+                compute=arguments.compute(say),
+                track=api.track(arguments.progress),
+            )
         return Index.open(arguments.out)
 
     def upload(self, url: str, *, replace: bool = False, progress: bool = False) -> stores.Upload:
@@ -81,14 +81,15 @@ class Index(search.FolderIndex):
         images: Ref,
         *,
         split: str | None = None,
+        engine: str | None = None,
         workers: int | None = None,
         batch_size: int = 32,
         device: str = "auto",
         progress: bool = False,
     ) -> IndexChange:
         """Add the new images of a folder or a corpus; returns how many, and the files that could not be read."""
-        compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
-        return self._change(Changes(add=path(images), split=split), compute=compute, track=api.track(progress))
+        how = Embedding(engine=engine, workers=workers, batch_size=batch_size, device=device, progress=progress)
+        return self._embed(Changes(add=path(images), split=split), how)
 
     def remove(self, *names: str, gone: bool = False) -> IndexChange:
         """Remove images by name or pattern ("2019/*"), and with `gone` those whose files no longer exist."""
@@ -99,7 +100,13 @@ class Index(search.FolderIndex):
         return self._change(Changes(remove_gone=True))
 
     def sync(
-        self, *, workers: int | None = None, batch_size: int = 32, device: str = "auto", progress: bool = False
+        self,
+        *,
+        engine: str | None = None,
+        workers: int | None = None,
+        batch_size: int = 32,
+        device: str = "auto",
+        progress: bool = False,
     ) -> IndexChange:
         """Follow the image folders: add what is new, read again what changed, remove what is gone, and fill columns.
 
@@ -108,8 +115,8 @@ class Index(search.FolderIndex):
         """
         if (same := search.up_to_date(self)) is not None:
             return same
-        compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
-        return self._change(Changes(sync=True), compute=compute, track=api.track(progress))
+        how = Embedding(engine=engine, workers=workers, batch_size=batch_size, device=device, progress=progress)
+        return self._embed(Changes(sync=True), how)
 
     def watch(self, on_change: Callable[[IndexChange], None], *, stop: threading.Event | None = None) -> None:
         """Follow the image folders until `stop` is set, in this thread; `on_change` gets each change, the first at
@@ -157,6 +164,10 @@ class Index(search.FolderIndex):
         sets = () if exif is None else (f"exif={exif}",)
         changes = Changes(sets=sets, drop_columns=tuple(drop), metadata=table_or_path(metadata))
         return self._change(changes, track=api.track(progress))
+
+    def _embed(self, changes: Changes, how: Embedding) -> IndexChange:
+        with api.same_threads():
+            return self._change(changes, compute=how.compute(say), track=api.track(how.progress))
 
     def _change(self, changes: Changes, **how: Any) -> IndexChange:
         change = search.change_index(str(self.folder), changes, **how)

@@ -39,7 +39,7 @@ def prepare(arguments: Prepare) -> CorpusSummary:
     names the captions and `images` the folders or archives. Does nothing if the corpus is finished, and resumes an
     interrupted one.
     """
-    return arguments.run(api.track(arguments.progress))
+    return arguments.run(api.track(arguments.progress), say)
 
 
 def load(
@@ -138,7 +138,7 @@ def photos(arguments: Photos) -> Index:
     arguments.check()
     track = api.track(arguments.progress)
     if (lesson := arguments.lesson) is not None:
-        lesson.corpus.run(track)
+        lesson.corpus.run(track, say)
         _train("distill", lesson.student, lesson.sets)
     arguments.index(say, track)
     return Index.open(arguments.library.index)

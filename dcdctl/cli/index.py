@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -14,12 +15,11 @@ import typer
 from dcdctl.cli.declare import Ref, optional_path, optional_ref, path
 from dcdctl.cli.options import (
     BatchSize,
-    Device,
+    Cluster,
     Dims,
     Json,
+    Machine,
     QueryRef,
-    Threads,
-    Workers,
     argument,
     computes,
     configures,
@@ -44,8 +44,23 @@ Metadata: TypeAlias = "Ref | pa.Table | None"
 Settings: TypeAlias = "IndexConfig | None"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Machine, Cluster):
+    """How to embed images: by this process, those of torchrun or the workers of an engine."""
+
+    batch_size: BatchSize = 32
+
+    def compute(self, say: Say) -> Compute:
+        """The same as the core takes it, with the threads set."""
+        from dcdctl.core.engines import Compute
+
+        return Compute.chosen(
+            self.choice(), device=self.device, threads=self.threads, batch_size=self.batch_size, say=say
+        )
+
+
 @dataclass(frozen=True)
-class NewIndex:
+class NewIndex(Embedding):
     """A dual encoder, images, and the folder of their index. A command that changes an index has neither images nor
     folder, and the index in place of the model."""
 
@@ -77,18 +92,6 @@ class NewIndex:
         ),
         Path,
     ] = None
-    workers: Workers = None
-    batch_size: BatchSize = 32
-    device: Device = "auto"
-    progress: bool = False
-    """Show bars. The command always shows them."""
-
-    def compute(self) -> Compute:
-        """The same as the core takes it."""
-        from dcdctl.core import devices
-        from dcdctl.core.engines import Compute
-
-        return Compute(device=devices.choose(self.device), batch_size=self.batch_size, workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,10 @@ class IndexOptions:
         if new.precision is not None:
             from dcdctl.core import devices
 
-            precision = devices.precision_on(new.precision, devices.choose(new.device), say)
+            if new.engine is None:
+                precision = devices.precision_on(new.precision, devices.choose(new.device), say)
+            else:  # the device is that of workers
+                precision = devices.precision(new.precision)
         if new.query_model is not None:
             say_of_query_model(os.fspath(new.query_model), say)
         return Changes(
@@ -207,8 +213,9 @@ def table_or_path(metadata: Metadata) -> Path | pa.Table | None:
     return path(metadata) if isinstance(metadata, str | os.PathLike) else metadata
 
 
-def index(new: NewIndex, changes: IndexOptions, threads: Threads = None, json: Json = False) -> None:
+def index(new: NewIndex, changes: IndexOptions, json: Json = False) -> None:
     """Make images searchable, or change an index. A model embeds the images of a folder or a corpus once."""
+    new.choice()  # a wrong engine is an error also where nothing is to be done
     # Typer knows no options that depend on each other.
     if changes.replace and changes.to is None:
         raise typer.BadParameter("replaces the images of a store: name it with --to", param_hint="--replace")
@@ -217,7 +224,7 @@ def index(new: NewIndex, changes: IndexOptions, threads: Threads = None, json: J
     if changes.duplicates:
         return _list_duplicates(new, changes, json)
     if changes.watch:
-        return _watch(new, changes, threads, json)
+        return _watch(new, changes, json)
     if changes.plan_only:
         return _plan(new, changes, json)
     from dcdctl.core import stores
@@ -226,7 +233,7 @@ def index(new: NewIndex, changes: IndexOptions, threads: Threads = None, json: J
     store = None if changes.to is None else stores.open_store(changes.to)
     if store is not None:
         _check_store(store, new, replace=changes.replace)
-    change = _change(new, changes, threads)
+    change = _change(new, changes)
     uploaded = None
     if store is not None:
         uploaded = stores.upload_index(change.index, store, replace=changes.replace, track=bar)
@@ -238,7 +245,7 @@ def index(new: NewIndex, changes: IndexOptions, threads: Threads = None, json: J
         show_change(change, uploaded)
 
 
-def _change(new: NewIndex, changes: IndexOptions, threads: int | None) -> IndexChange:
+def _change(new: NewIndex, changes: IndexOptions) -> IndexChange:
     """Do what is asked for. What needs no model is found out before torch is imported, which takes seconds."""
     from dcdctl.core import search
 
@@ -250,30 +257,25 @@ def _change(new: NewIndex, changes: IndexOptions, threads: int | None) -> IndexC
             same = search.up_to_date(search.open_to_change(ref))
             if same is not None:
                 return same
-    from dcdctl.core import devices
-
-    devices.use_threads(threads)
     return search.run_index_job(
         ref,
         changes.for_index(new, note),
         images=optional_path(new.images),
         out=optional_path(new.out),
-        compute=new.compute(),
+        compute=new.compute(note),
         track=bar,
     )
 
 
-def _watch(new: NewIndex, changes: IndexOptions, threads: int | None, json: bool) -> None:
+def _watch(new: NewIndex, changes: IndexOptions, json: bool) -> None:
     """Follow the image folders until Ctrl-C, and show each change."""
     from dcdctl.core.search import watch_index
 
     _refuse_changes(new, replace(changes, watch=False, sync=False), "--watch")
 
+    @cache  # with one engine, whose workers are kept
     def compute() -> Compute:
-        from dcdctl.core import devices
-
-        devices.use_threads(threads)
-        return new.compute()
+        return new.compute(note)
 
     def show_it(change: IndexChange) -> None:
         if json:

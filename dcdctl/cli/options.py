@@ -297,8 +297,8 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """The engine that computes shards, and its workers."""
+class CpuCluster:
+    """The engine that computes shards without a model, and its workers."""
 
     workers: Annotated[
         int | None,
@@ -320,16 +320,6 @@ class Cluster:
             is_eager=True,
         ),
     ] = None
-    worker_gpus: Annotated[
-        float | None,
-        computes(
-            "--worker-gpus",
-            "GPUs of each worker of an engine, such as 1 or 0.5.",
-            "N",
-            show_default="1 where the cluster has GPUs",
-            min=0,
-        ),
-    ] = None
     worker_cpus: Annotated[
         int | None,
         computes("--worker-cpus", "CPU cores of each worker of an engine.", "N", show_default="1", min=1, max=1024),
@@ -343,12 +333,36 @@ class Cluster:
         choice = EngineChoice(
             engine=self.engine,
             workers=self.workers,
-            worker_gpus=self.worker_gpus,
+            worker_gpus=self.gpus_of_worker(),
             worker_cpus=self.worker_cpus,
             verbose=self.verbose,
         )
         choice.check()
         return choice
+
+    def gpus_of_worker(self) -> float | None:
+        """GPUs of each worker; None for the engine's default."""
+        return None if self.engine is None else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster(CpuCluster):
+    """The engine that computes shards, and its workers."""
+
+    worker_gpus: Annotated[
+        float | None,
+        computes(
+            "--worker-gpus",
+            "GPUs of each worker of an engine, such as 1 or 0.5.",
+            "N",
+            show_default="1 where the cluster has GPUs",
+            min=0,
+        ),
+    ] = None
+
+    def gpus_of_worker(self) -> float | None:
+        """GPUs of each worker; None for the engine's default."""
+        return self.worker_gpus
 
 
 @dataclass(frozen=True, kw_only=True)

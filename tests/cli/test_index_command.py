@@ -103,6 +103,16 @@ def test_a_mistake_is_one_line_with_the_next_step(dual, images, tmp_path, words,
     assert not (tmp_path / "NEW").exists()
 
 
+@pytest.mark.parametrize("change", ["--sync", "--duplicates", "--remove-gone"])
+def test_a_misspelled_engine_is_an_error_also_where_nothing_is_to_be_embedded(dual, images, tmp_path, change):
+    assert run(dual, "--images", images, "--out", tmp_path / "index").exit_code == 0
+    before = contents(tmp_path / "index")
+    result = run(tmp_path / "index", change, "--engine", "spark")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "engine 'spark' is unknown; known are ray, and ray://HOST:PORT" in result.stderr
+    assert contents(tmp_path / "index") == before
+
+
 def test_a_run_in_place_of_an_index_is_recognized(tmp_path):
     put(tmp_path, {"run/run.json": b"{}"})
     assert "is a run, not an index; make one: dcdctl index" in run(tmp_path / "run").stderr

@@ -98,12 +98,8 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--engine": [
         Mistake("spark", r"engine 'spark' is unknown; known are ray, and ray://HOST:PORT"),
         Mistake("ray://head", r"engine 'ray://head' is unknown; known are ray, and ray://HOST:PORT"),
-        Mistake("ray", r"device gpu is unknown", "--device=gpu"),
-        # The workers may have a device that this machine lacks.
-        Mistake("ray", r"--workers must be at least 1 with --engine, got 0", "--workers=0 --device=cuda:77"),
-        Mistake("ray", r"--worker-gpus must be a share of one GPU or a whole number.*, got 1\.5", "--worker-gpus=1.5"),
-        Mistake("ray", r"--workers must be at least 1 with --engine, got 0", "--workers=0"),
     ],
+    "--worker-cpus": [Mistake("2", r"--worker-cpus is for the workers of an engine; add --engine ray")],
     "--verbose": [Mistake("", r"--verbose is for the workers of an engine; add --engine ray")],
     "--precision": [Mistake("int9", r"precision .*fp32, bf16, fp16.*int9; .+")],
     "--accumulate": [
@@ -214,6 +210,12 @@ TEXTS, OF_TEXTS, GIVEN = "--texts=PAIRS.csv", "--data=UNSET --recipe=UNSET", "--
 """Options of a text cache."""
 OWN: dict[tuple[str, str], list[Mistake]] = {
     ("index", "model"): [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer.*dual encoder")],
+    ("cache-teacher", "--engine"): [
+        Mistake("ray", r"device gpu is unknown", "--device=gpu"),
+        # The workers may have a device that this machine lacks.
+        Mistake("ray", r"--workers must be at least 1 with --engine, got 0", "--workers=0 --device=cuda:77"),
+        Mistake("ray", r"--worker-gpus must be a share of one GPU or a whole number.*, got 1\.5", "--worker-gpus=1.5"),
+    ],
     ("cache-teacher", "--teacher"): [
         MODEL,
         Mistake("UNSET", r"--teacher: name the model that scores, or use --plan-only, --scores or --vectors", code=2),

@@ -28,7 +28,6 @@ def test_a_file_is_read_by_ranges(bucket):
 
 FAULTS = [
     {"cut_after": 0},
-    {"cut_after": 1},
     {"cut_after": 2000},
     {"cut_after": 4095},
     {"drop_after": 0},
@@ -191,6 +190,24 @@ def test_files_are_listed_below_a_folder_and_by_patterns(bucket, tmp_path):
     assert found == [tmp_path / "a.csv", *map(Path, listed)]
 
 
+@pytest.mark.parametrize("name", ["a b.csv", "ü+%20.csv", "a#b.csv", "a?b=1.csv", "a&b;c=d.csv", "{a}.csv", "a'b.csv"])
+def test_a_key_may_have_any_letters(bucket, tmp_path, name):
+    (tmp_path / "local.csv").write_bytes(DATA)
+    url = bucket.url(f"odd/{name}")
+    urls.write_file(url, tmp_path / "local.csv")
+    assert bucket.keys() == [f"odd/{name}"]
+    assert urls.list_files(bucket.url("odd"), (".csv",)) == [url]
+    assert read(Path(url)) == DATA
+
+
+def test_a_folder_may_be_written_to_without_the_right_to_remove(bucket):
+    bucket.fail(method="DELETE", times=None, status=403, code="AccessDenied")
+    bucket.fail(method="POST", key="delete", times=None, status=403, code="AccessDenied")
+    urls.check_writable(bucket.url("out"))
+    assert bucket.keys() == ["out/.dcdctl-write-trial"]
+    assert urls.list_folder(bucket.url("out")) == {}
+
+
 def test_a_file_is_written_and_compared(bucket, tmp_path, monkeypatch):
     path = tmp_path / "a.bin"
     path.write_bytes(DATA)
@@ -201,21 +218,21 @@ def test_a_file_is_written_and_compared(bucket, tmp_path, monkeypatch):
         assert read(place) == DATA
     # In parts of 5 MiB, the least that S3 takes.
     monkeypatch.setattr(file_systems, "PART_BYTES", 5 << 20)
-    path.write_bytes(DATA * 800)
+    path.write_bytes(DATA * 641)
     bucket.requests.clear()
     urls.write_file(bucket.url("large.bin"), path)
-    assert bucket.get("large.bin") == DATA * 800
+    assert bucket.get("large.bin") == DATA * 641
     # The ETag is that of the parts, so nothing was read back.
     assert not [request for request in bucket.requests if request.startswith("GET")]
 
 
-@pytest.mark.parametrize("size", [1, 800], ids=["one", "parts"])
+@pytest.mark.parametrize("size", [1, 641], ids=["one", "parts"])  # two parts of 5 MiB and the rest
 def test_an_upload_that_fails_leaves_what_was_there(bucket, tmp_path, monkeypatch, size):
     monkeypatch.setattr(file_systems, "PART_BYTES", 5 << 20)
     path = tmp_path / "a.bin"
     path.write_bytes(DATA * size)
     bucket.put("a.bin", b"before")
-    for fault in ({"drop_after": 0}, {"drop_after": 1000}, {"status": 503, "code": "SlowDown"}):
+    for fault in ({"drop_after": 1000}, {"status": 503, "code": "SlowDown"}):
         bucket.faults.clear()
         bucket.fail(method="PUT", times=2, **fault)
         urls.write_file(bucket.url("b.bin"), path)

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Corpus, PrepareOptions, manifest, near_duplicates, prepare_corpus, split_writer
-from dcdctl.core.data.images import FolderImageFile
+from dcdctl.core.data import Corpus, PrepareOptions, manifest, near_duplicates, prepare_corpus
+from dcdctl.core.data.images import FolderImageFile, checks
 from dcdctl.core.errors import CorpusError, InputError, StaleError
 from dcdctl.core.files import sha256_of
 
@@ -570,7 +570,7 @@ def test_too_little_memory_in_a_thread_is_an_error_at_once_and_ends_the_threads(
     rows = [entry(name) for name in [*ALL_IMAGES, *(f"late/{i}.jpg" for i in range(400))]]
     with pytest.raises(InputError, match=r"there is too little memory .* fewer --workers"):
         karpathy(rows, workers=2, on_error="skip")
-    assert len(begun) <= 4 + 2 * split_writer.AHEAD_PER_WORKER
+    assert len(begun) <= 4 + 2 * checks.AHEAD_PER_WORKER
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 

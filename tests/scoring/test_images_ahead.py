@@ -11,7 +11,15 @@ from tiny import make_models
 from dcdctl.core import data
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import CorpusError
-from dcdctl.core.scoring import CorpusSource, dual_embedder, embed_all, feature_build, features, open_or_build
+from dcdctl.core.scoring import (
+    CorpusSource,
+    PairScorer,
+    dual_embedder,
+    embed_all,
+    feature_build,
+    features,
+    open_or_build,
+)
 from dcdctl.core.scoring import pairs as scoring_pairs
 
 
@@ -40,9 +48,7 @@ def test_scores_have_the_same_bits(corpus, teacher, monkeypatch, workers):
 
     def scored(count: int) -> list[np.ndarray]:
         compute = Compute(batch_size=3, workers=count)
-        fold = scoring_pairs.PairScorer(
-            scorer=teacher, source=source, images=range(32), texts=range(160), compute=compute
-        )
+        fold = PairScorer(scorer=teacher, source=source, images=range(32), texts=range(160), compute=compute)
         return [
             scoring_pairs.score_pairs(teacher, source, image_P, text_P, compute=compute),
             fold.score(image_P, text_P),

@@ -9,7 +9,7 @@ from tables import OWNER, Numbers, make_dual, make_fusion
 from dcdctl.core.engines import Compute
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.models import vector_states
-from dcdctl.core.scoring import CorpusSource, PairScorer, pairs
+from dcdctl.core.scoring import CorpusSource, PairScorer, folds, pairs
 from dcdctl.core.scoring.features import EmbeddedImages
 
 
@@ -56,7 +56,7 @@ def test_images_that_a_teacher_has_embedded_are_its_states_in_the_order_given():
 
 
 def test_two_workloads_are_estimated_by_the_same_pairs(monkeypatch):
-    monkeypatch.setattr(pairs, "TRIAL_S", 1e-9)
+    monkeypatch.setattr(folds, "TRIAL_S", 1e-9)
     scored = []
     for _ in range(2):
         opened = scorer_on(range(2, 10), range(4, 18))
@@ -86,7 +86,7 @@ def test_trials_grow_by_four_until_one_takes_two_seconds_or_all_pairs(monkeypatc
         return count, work
 
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    assert pairs.measure_rate(trial, num_pairs) == pytest.approx(100 if len(counts) > 1 else 10)
+    assert folds.measure_rate(trial, num_pairs) == pytest.approx(100 if len(counts) > 1 else 10)
     assert tried == counts
 
 

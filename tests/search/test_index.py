@@ -99,7 +99,7 @@ def test_an_image_is_never_read_from_outside_its_folder(tmp_path):
     (images / "17.png").write_bytes(b"removed")
     index = write_index(tmp_path / "index", PARTS, removed=[17], images=images)
     assert index.image_bytes(3) == index.image_bytes(4) == b"here"
-    for row, why in ((0, "a link that leads out of the folder"), (1, "Is a directory"), (2, "No such file")):
+    for row, why in ((0, "a link that leads out of the folder"), (1, "is a folder"), (2, "No such file")):
         with pytest.raises(MissingError, match=why):
             index.image_bytes(row)
 

@@ -45,7 +45,7 @@ from dcdctl.core.evaluation.estimates import RankComparison
 from dcdctl.core.progress import OnStep
 from dcdctl.core.report.report import read_report
 from dcdctl.core.report.study_report import Difference, planned_p_values, read_rows, verdict
-from dcdctl.core.scoring import pairs
+from dcdctl.core.scoring import folds
 from dcdctl.core.study import StudyJob, StudyView, preview_study, run_study, study
 from dcdctl.core.study.plan import DISTILLED, FINE_TUNED, RANDOM, SETTINGS_FILE, resolve
 from dcdctl.core.teacher import read_cache
@@ -101,7 +101,7 @@ class Stage:
 def _short_trials() -> Iterator[None]:
     """Estimates of the teacher's time from a single batch, times of few queries: they are shown, and change nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "TRIAL_S", 0.001)
+        patch.setattr(folds, "TRIAL_S", 0.001)
         patch.setattr(cascade, "MAX_ROUNDS", 3)
         patch.setattr(footprint, "NUM_COUNTED", 1)
         yield

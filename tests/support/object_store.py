@@ -10,6 +10,7 @@ The proxy knows one access key and one region, because moto takes every key in e
 
 from __future__ import annotations
 
+import html
 import http.client
 import re
 import threading
@@ -63,6 +64,7 @@ class Store:
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.held: list[threading.Event] = []
+        self.lock = threading.Lock()
         self.names_region = True
         """Whether an answer to a request for another region names the region, as that of S3 does."""
 
@@ -108,7 +110,7 @@ class Store:
         """The objects below a prefix, sorted."""
         query = urllib.parse.urlencode({"list-type": "2", "prefix": under})
         listed = self._ask("GET", f"?{query}")[1].decode()
-        return sorted(map(urllib.parse.unquote, re.findall("<Key>(.*?)</Key>", listed)))
+        return sorted(map(html.unescape, re.findall("<Key>(.*?)</Key>", listed)))
 
     def uploads(self) -> int:
         """Uploads in parts that are not complete."""
@@ -122,14 +124,15 @@ class Store:
         return status, body
 
     def take_fault(self, method: str, path: str) -> Fault:
-        for fault in self.faults:
-            if fault.fits(method, path):
-                if fault.passes:
-                    fault.passes -= 1
-                    continue
-                if fault.times is not None:
-                    fault.times -= 1
-                return fault
+        with self.lock:  # parts of an upload come at once
+            for fault in self.faults:
+                if fault.fits(method, path):
+                    if fault.passes:
+                        fault.passes -= 1
+                        continue
+                    if fault.times is not None:
+                        fault.times -= 1
+                    return fault
         return Fault()
 
 

@@ -1,6 +1,6 @@
 from .captions import text_key, tokens_of
 from .columns import MOMENT, ImageColumns, columns_of_table, moment_of, read_columns
-from .corpus import Corpus, Direction, group_captions
+from .corpus import Corpus, Direction, decode_image_of, group_captions
 from .corpus_json import (
     CORPUS,
     CORPUS_FILE,
@@ -30,6 +30,7 @@ from .images import (
     STRIP,
     FolderImageFile,
     ImageError,
+    PackedImageFile,
     RowError,
     count_kinds,
     decode_image,
@@ -94,6 +95,7 @@ __all__ = [
     "ImageColumns",
     "ImageError",
     "Indices",
+    "PackedImageFile",
     "PrepareOptions",
     "RaggedArray",
     "RemoteFile",
@@ -119,6 +121,7 @@ __all__ = [
     "count_kinds",
     "counted_corpus",
     "decode_image",
+    "decode_image_of",
     "describe_scenes",
     "difference_hash",
     "download_file",

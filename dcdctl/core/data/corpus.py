@@ -91,6 +91,15 @@ def group_captions(labels: Sequence[str | None]) -> dict[str, Indices]:
     return {names[i]: np.flatnonzero(label_T == i) for i in order[:MAX_GROUPS]}
 
 
+def decode_image_of(place: str, image_id: str, file: bytes) -> Image.Image:
+    """The image in a file of a corpus, upright and RGB; CorpusError that names it and its `Corpus.place` if the bytes
+    are no image."""
+    try:
+        return images.decode_image(file)
+    except images.ImageError as error:
+        raise CorpusError(f"image {image_id!r} of {place} cannot be decoded: {error}", hint=CORPUS.remake) from error
+
+
 class Corpus:
     """A split of a prepared corpus, or several joined. Images are read on demand; safe to pickle, to fork and to share
     between threads."""
@@ -264,6 +273,11 @@ class Corpus:
         """The caption indices of an image; none in a pool."""
         return range(int(self._caption_starts[image_ix]), int(self._caption_starts[image_ix + 1]))
 
+    @property
+    def place(self) -> str:
+        """The split and the folder, for messages."""
+        return f"split {self.split} in {shown(self.folder)}"
+
     def image_bytes(self, image_ix: int) -> bytes:
         """The image file of an image, as it was prepared."""
         shard, group, row = self._locate(image_ix)
@@ -280,11 +294,7 @@ class Corpus:
         for (shard, group), members in by_group:
             column = self._group_bytes(shard, group)
             for ix in members:
-                try:
-                    decoded[ix] = images.decode_image(column[self._locate(ix)[2]].as_py())
-                except images.ImageError as error:
-                    where = f"image {self.image_ids[ix]!r} of split {self.split} in {shown(self.folder)}"
-                    raise CorpusError(f"{where} cannot be decoded: {error}", hint=CORPUS.remake) from error
+                decoded[ix] = decode_image_of(self.place, self.image_ids[ix], column[self._locate(ix)[2]].as_py())
         return [decoded[int(ix)] for ix in image_ix]
 
     def subset(self, max_images: int) -> Corpus:

@@ -45,7 +45,9 @@ class FileSystemFile:
         self._system, self._path = file_system(url)
         facts = asked(lambda: self._system.info(self._path), url)
         if facts.get("type") == "directory" or facts.get("size") is None:
-            raise SourceError(f"{shown(url)} is not a file", hint="check the URL")
+            raise SourceError(
+                f"{shown(url)} is a folder, a file is expected", hint="name a file, such as a table, a zip or a tar"
+            )
         self.size, self.version = int(facts["size"]), _version(facts)
 
     def read_range(self, start: int, stop: int) -> bytes:
@@ -111,8 +113,9 @@ def list_folder(url: str) -> dict[str, int]:
         if isinstance(error.__cause__, FileNotFoundError):
             return {}
         raise
-    # Consoles of stores make an object with a / at its end for an empty folder.
-    names = [name for name in sorted(found) if not name.endswith("/")]
+    # Consoles of stores make an object with a / at its end for an empty folder. A trial stays where nothing may be
+    # removed.
+    names = [name for name in sorted(found) if not name.endswith(("/", _TRIAL))]
     return {name.removeprefix(folder.rstrip("/")).lstrip("/"): int(found[name]["size"]) for name in names}
 
 

@@ -40,11 +40,13 @@ from dcdctl.core.data.readers.rows import Listing, RowCheck, SplitCounts, empty_
 from dcdctl.core.data.shards import RowFacts, fingerprint_of, text_digest, write_texts
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.data.split_writer import PrepareOptions, ShardNote, write_splits
+from dcdctl.core.engines import Engine, ThisProcess
 from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Track, counted, silent
 
 # Of 500 images 50 are held out, and each of them is 2 points of recall.
 FEW = 500
+_HERE = ThisProcess()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +126,11 @@ def prepare_corpus(
     options: PrepareOptions | None = None,
     source_options: SourceOptions | None = None,
     decontaminate: Sequence[Path] = (),
+    engine: Engine = _HERE,
     track: Track = silent,
 ) -> CorpusSummary:
-    """Write a corpus, or resume an interrupted one; does nothing if the corpus is finished.
+    """Write a corpus, or resume an interrupted one; does nothing if the corpus is finished. The workers of `engine`
+    check its images.
 
     A pool is left without the images and texts of val and test, and of those of the corpora to `decontaminate` from.
     InputError if a row cannot be used, or if the test split is not the one of the manifest's protocol; StaleError if
@@ -151,7 +155,7 @@ def prepare_corpus(
         if build.is_sealed:
             return _already_there(out, digest)
         held_out = decontamination.read_measured(measured, options.workers, track) if measured else HeldOut()
-        shards, rows = write_splits(listing, build, options, held_out, track)
+        shards, rows = write_splits(listing, build, options, held_out, engine, track)
         pools, left_out = decontamination.leave_texts_out(listing, held_out)
         entries = {split: _entry(out, split, shards[split], rows[split], pools.get(split, {})) for split in rows}
         skipped = tuple(skip for notes in shards.values() for note in notes for skip in note.skipped)

@@ -1,5 +1,5 @@
-"""The shards of every split of a corpus: threads decode every image once, to find damaged ones; rows keep the source's
-order, and finished shards are noted, so that a killed run resumes."""
+"""The shards of every split of a corpus: workers of an engine decode every image once, to find damaged ones; rows keep
+the source's order, and finished shards are noted, so that a killed run resumes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,17 +19,14 @@ from dcdctl.core.config import OMITTED, Count
 from dcdctl.core.data import decontamination, images
 from dcdctl.core.data.corpus_json import ShardFile, SkippedRow
 from dcdctl.core.data.decontamination import HeldOut
-from dcdctl.core.data.images import CheckedImage, ImageError, RowError
+from dcdctl.core.data.images import CheckedImage, ImageChecks, ImageError, RowError, ShardFiles
 from dcdctl.core.data.near_duplicates import Match
 from dcdctl.core.data.readers.rows import HELD_OUT, SPLITS, Listing, SourceRow, skip_hint
 from dcdctl.core.data.shards import CorpusRow, RowFacts, read_shard, shard_name, write_shard
-from dcdctl.core.errors import RUN_AGAIN, InputError, resumed_by
-from dcdctl.core.machine import num_cores, read_in_threads
-from dcdctl.core.progress import Advance, Track
-
-AHEAD_PER_WORKER = 8
-"""Images read ahead per worker: enough to keep it busy while a shard is written, few enough that large photos do not
-fill the memory."""
+from dcdctl.core.engines import Engine
+from dcdctl.core.errors import RUN_AGAIN, DcdError, InputError, resumed_by
+from dcdctl.core.machine import num_cores
+from dcdctl.core.progress import Track
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,8 @@ class PrepareOptions:
     image_size_px: Count | None = None
     """Shrink larger images so that their shorter side has this length; None keeps the original bytes."""
     workers: Count = field(default_factory=num_cores)
-    """Threads that read and check images ahead; with one, the program reads each image when it is needed."""
+    """Threads that read and check images ahead, of this process or of each worker of an engine; with one, images are
+    read when they are needed."""
     on_error: Literal["stop", "skip"] = "stop"
     shard_size: Count = 2000
     """Images per shard."""
@@ -71,11 +69,32 @@ class ShardNote:
     """Images of a pool that are measured on."""
 
 
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard, and its rows."""
+
+    number: int
+    """Among those of all splits."""
+    split: str
+    path: Path
+    rows: Sequence[SourceRow]
+    note: ShardNote | None
+    """That of an earlier run, if it has written the shard."""
+
+    @property
+    def files(self) -> ShardFiles:
+        """The image of each row."""
+        return ShardFiles(self.number, self.path.name, [row.image_file for row in self.rows])
+
+
 def write_splits(
-    listing: Listing, build: Build, options: PrepareOptions, held_out: HeldOut, track: Track
+    listing: Listing, build: Build, options: PrepareOptions, held_out: HeldOut, engine: Engine, track: Track
 ) -> tuple[dict[str, list[ShardNote]], dict[str, list[RowFacts]]]:
     """The shards and the rows of each split; a shard is written unless an earlier run did. Images that are measured on
-    are added to `held_out`."""
+    are added to `held_out`.
+
+    If an engine cannot do a task, its error is raised when the other shards are written.
+    """
     # The shards of an earlier run of the same plan with the same library versions; the others are removed.
     noted = build.begin(restart=True).get("shards", {})
     build.clean(noted)
@@ -83,32 +102,47 @@ def write_splits(
     shards: dict[str, list[ShardNote]] = {split: [] for split in listing.counts}
     facts: dict[str, list[RowFacts]] = {split: [] for split in listing.counts}
     trained = decontamination.trained_pools(listing)
-    with track("prepare", total=sum(count.images for count in listing.counts.values()), unit="images") as advance:
-        # The pools to train on last, because they are left without what the other splits hold.
-        for split in sorted(listing.counts, key=lambda split: split in trained):
-            rows, unwanted = listing.rows(split), held_out if split in trained else HeldOut()
-            num_shards = math.ceil(listing.counts[split].images / options.shard_size)
-            for number in range(num_shards):
-                path = build.folder / shard_name(split, number, num_shards)
-                # Taken for a finished shard too, because `rows` is an iterator.
-                part = list(itertools.islice(rows, options.shard_size))
-                note = notes.get(path.name)
-                # The file may be missing, or may have changed since.
-                if note is not None and path.exists() and sha256_of(path) == note.entry.sha256:
-                    written = list(map(RowFacts.of, read_shard(path), (int(value, 16) for value in note.hashes)))
-                    advance(len(part))
+    # Rows are listed once: to make tasks of them, which are ahead, and to write them.
+    to_check, to_write = itertools.tee(_planned_shards(listing, build.folder, options, notes))
+    with (
+        track("prepare", total=sum(count.images for count in listing.counts.values()), unit="images") as advance,
+        # Closed here, because the traceback of an error would keep the threads of the engine.
+        closing(
+            ImageChecks(
+                engine,
+                (shard.files for shard in to_check if shard.note is None),
+                image_size_px=options.image_size_px,
+                threads=options.workers,
+                advance=advance,
+            )
+        ) as checks,
+    ):
+        for split, planned in itertools.groupby(to_write, key=lambda shard: shard.split):
+            unwanted = held_out if split in trained else HeldOut()
+            for shard in planned:
+                if shard.note is not None:
+                    note = shard.note
+                    written = list(map(RowFacts.of, read_shard(shard.path), (int(value, 16) for value in note.hashes)))
+                    advance(len(shard.rows))
+                elif checks.error is not None and split in trained:
+                    break  # an image of it may be in a shard that is missing
                 else:
-                    with resumed_by(RUN_AGAIN, lambda: bool(notes)):
-                        note, written = _write_shard(
-                            path,
-                            part,
-                            labels=listing.label_columns,
-                            unwanted=unwanted,
-                            options=options,
-                            advance=advance,
-                        )
-                    notes[path.name] = note
-                    # After each shard: a killed run loses at most the shard that it was writing.
+                    try:
+                        with resumed_by(RUN_AGAIN, lambda: bool(notes)):
+                            note, written = _write_shard(
+                                shard.path,
+                                shard.rows,
+                                checked=checks.of(shard.files),
+                                labels=listing.label_columns,
+                                unwanted=unwanted,
+                                options=options,
+                            )
+                    except DcdError as error:
+                        if error is not checks.error:
+                            raise
+                        continue
+                    notes[shard.path.name] = note
+                    # After each shard: a killed run loses at most the shards that it was writing.
                     build.note(shards=config.to_table(notes))
                 shards[split].append(note)
                 facts[split] += written
@@ -116,7 +150,28 @@ def write_splits(
                 for fact in facts[split]:
                     held_out.add(f"{fact.image_id} of {split}", fact.image_digest, fact.hash)
                 held_out.add_texts(text for row in listing.rows(split) for text in row.captions)
+        checks.end()
     return shards, facts
+
+
+def _planned_shards(
+    listing: Listing, folder: Path, options: PrepareOptions, notes: Mapping[str, ShardNote]
+) -> Iterator[PlannedShard]:
+    """All shards, in the order in which they are written."""
+    trained = decontamination.trained_pools(listing)
+    numbers = itertools.count()
+    # The pools to train on last, because they are left without what the other splits hold.
+    for split in sorted(listing.counts, key=lambda split: split in trained):
+        rows = listing.rows(split)
+        num_shards = math.ceil(listing.counts[split].images / options.shard_size)
+        for number in range(num_shards):
+            path = folder / shard_name(split, number, num_shards)
+            # Taken for a finished shard too, because `rows` is an iterator.
+            part = list(itertools.islice(rows, options.shard_size))
+            note = notes.get(path.name)
+            # The file may be missing, or may have changed since.
+            is_finished = note is not None and path.exists() and sha256_of(path) == note.entry.sha256
+            yield PlannedShard(next(numbers), split, path, part, note if is_finished else None)
 
 
 def _corpus_row(row: SourceRow, image: CheckedImage, labels: Sequence[str]) -> CorpusRow:
@@ -136,42 +191,32 @@ def _corpus_row(row: SourceRow, image: CheckedImage, labels: Sequence[str]) -> C
 def _write_shard(
     path: Path,
     rows: Sequence[SourceRow],
-    labels: Sequence[str],
     *,
+    checked: Iterable[CheckedImage | RowError | ImageError],
+    labels: Sequence[str],
     unwanted: HeldOut,
     options: PrepareOptions,
-    advance: Advance,
 ) -> tuple[ShardNote, list[RowFacts]]:
+    """Write the rows whose images can be used; `checked` has the image of each row, or why it cannot be used."""
     hashes, skipped, left_out = list[int](), list[SkippedRow](), list[Match]()
 
-    def check(row: SourceRow) -> CheckedImage | SkippedRow:
-        """The image file, shrunk if it is too large, or why it cannot be used."""
-        try:
-            return images.check_image(row.image_file.read(), options.image_size_px)
-        except (RowError, ImageError) as error:
-            kind = images.kind_of(error, Path(row.path))
-            return SkippedRow(row=row.where, image=row.path, reason=str(error), kind=kind)
-
-    def usable_rows(results: Iterable[CheckedImage | SkippedRow]) -> Iterator[CorpusRow]:
-        for row, result in zip(rows, results, strict=True):
-            advance(1)
-            if isinstance(result, CheckedImage):
-                digest = hashlib.sha256(result.data).digest()
-                if (match := unwanted.find(row.image_id, digest, result.hash)) is not None:
+    def usable_rows() -> Iterator[CorpusRow]:
+        for row, image in zip(rows, checked, strict=True):
+            if isinstance(image, CheckedImage):
+                digest = hashlib.sha256(image.data).digest()
+                if (match := unwanted.find(row.image_id, digest, image.hash)) is not None:
                     left_out.append(match)
                     continue
-                hashes.append(result.hash)
-                yield _corpus_row(row, result, labels)
-            elif options.on_error == "skip":
-                skipped.append(result)
-            else:
+                hashes.append(image.hash)
+                yield _corpus_row(row, image, labels)
+                continue
+            kind = images.kind_of(image, Path(row.path))
+            if options.on_error == "stop":
                 name = json.dumps(row.path, ensure_ascii=False)
-                raise InputError(f"{row.where} {name}: {result.reason}", hint=skip_hint(result.kind))
+                raise InputError(f"{row.where} {name}: {image}", hint=skip_hint(kind))
+            skipped.append(SkippedRow(row=row.where, image=row.path, reason=str(image), kind=kind))
 
-    readers = 0 if options.workers == 1 else options.workers
-    # Closed here, because the traceback of an error would keep the generator, and with it the threads.
-    with closing(read_in_threads(check, rows, readers, ahead=AHEAD_PER_WORKER * readers)) as results:
-        written = [RowFacts.of(row, hashes[i]) for i, row in enumerate(write_shard(path, usable_rows(results), labels))]
+    written = [RowFacts.of(row, hashes[i]) for i, row in enumerate(write_shard(path, usable_rows(), labels))]
     note = ShardNote(
         entry=ShardFile(file=path.name, **seal_of(path, rows=len(written))),
         skipped=tuple(skipped),

@@ -206,7 +206,9 @@ def _is_marker(name: str, folder: str) -> bool:
 
 
 def _ends_with(name: str, suffixes: Sequence[str]) -> bool:
-    return not suffixes or Path(shown(name)).suffix.lower() in suffixes
+    # Only the URL of a web server has a query; a key of a store may have a ? or a #.
+    path = urlsplit(name).path if name.startswith(_WEB) else name
+    return not suffixes or Path(path).suffix.lower() in suffixes
 
 
 def find_named(names: Sequence[str], suffixes: Sequence[str], *, what: str, option: str) -> list[Path]:

@@ -1,7 +1,7 @@
 from .choice import EngineChoice, open_engine
 from .compute import ON_CPU, Compute
 from .engine import Engine, Task, whole_shards
-from .processes import TorchProcesses
+from .processes import ThisProcess, TorchProcesses
 
 __all__ = [
     "ON_CPU",
@@ -9,6 +9,7 @@ __all__ = [
     "Engine",
     "EngineChoice",
     "Task",
+    "ThisProcess",
     "TorchProcesses",
     "open_engine",
     "whole_shards",

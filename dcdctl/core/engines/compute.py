@@ -92,6 +92,10 @@ class Compute:
         """
         return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
 
+    def plain(self, batch_size: int | None = None) -> Compute:
+        """The same place and engine without what may change a number: for vectors that candidates are chosen by."""
+        return replace(self, precision="float32", batch_size=batch_size, features=None)
+
     def for_workers(self) -> Compute:
         """The same, to travel to a worker, which calls `in_worker`."""
         return replace(self, engine=ThisProcess())

@@ -52,6 +52,9 @@ class Worker(Protocol[InputOfWorker, OutputOfWorker]):
 class Engine(Protocol):
     """Gives tasks to workers."""
 
+    sends_tasks: bool
+    """Whether tasks are sent to other processes, packed: many small ones are better then than a few large ones."""
+
     def map(
         self, tasks: Iterable[TaskOf], make_worker: Callable[[], Worker[Any, Output]], advance: Advance
     ) -> Iterator[tuple[TaskOf, Output]]:

@@ -13,27 +13,38 @@ from dcdctl.core.progress import Advance
 class ThisProcess:
     """This process does all tasks, in order."""
 
+    sends_tasks = False
+
     def map(
         self, tasks: Iterable[TaskOf], make_worker: Callable[[], Worker[Any, Output]], advance: Advance
     ) -> Iterator[tuple[TaskOf, Output]]:
         """The result of each task, in order."""
         worker: Worker[Any, Output] | None = None
         before: tuple[TaskOf, Callable[[Advance], Output]] | None = None
+        started: tuple[TaskOf, Callable[[Advance], Output]] | None = None
         error: Exception | None = None
-        for task in tasks:
-            worker = worker or make_worker()
-            try:
-                started = task, worker.start(task.inputs())
-            except Exception as reason:  # raised when the task before it is done and written
-                error = reason
-                break
+        remaining = iter(tasks)
+        try:
+            while True:
+                try:
+                    task = next(remaining, None)
+                    if task is None:
+                        break
+                    worker = worker or make_worker()
+                    started = task, worker.start(task.inputs())
+                except Exception as reason:  # raised when the task before it is done and written
+                    error = reason
+                    break
+                if before is not None:
+                    yield before[0], before[1](advance)
+                before = started
             if before is not None:
                 yield before[0], before[1](advance)
-            before = started
-        if before is not None:
-            yield before[0], before[1](advance)
-        if error is not None:
-            raise error
+            if error is not None:
+                raise error
+        finally:
+            # The traceback of an error would keep what was begun, and with it the threads that read.
+            worker = before = started = None
 
     def alone(self) -> Engine:
         """This process."""
@@ -43,6 +54,8 @@ class ThisProcess:
 class TorchProcesses:
     """The processes that torchrun has started, or this one if there is no other: each does the tasks of its shards, and
     gets the results of these alone."""
+
+    sends_tasks = False
 
     def map(
         self, tasks: Iterable[TaskOf], make_worker: Callable[[], Worker[Any, Output]], advance: Advance

@@ -90,6 +90,8 @@ class _Actor:
 class RayEngine:
     """The workers of a Ray cluster, which are started for the first task and kept for the next call."""
 
+    sends_tasks = True
+
     def __init__(self, choice: EngineChoice, say: Say) -> None:
         self.choice, self.say = choice, say
         self.actors: list[_Actor] = []

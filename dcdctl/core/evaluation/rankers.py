@@ -147,10 +147,10 @@ def order_of(model: Model, task: RankingTask) -> Lookup:
     scores_IT = np.empty((task.corpus.num_images, num_texts), np.float32)
     report_workload(task, scorer, scores_IT.size, task.corpus.num_images)
     with task.track("score", total=scores_IT.size, unit="pairs") as advance:
-        for first in range(0, len(scores_IT), scoring.IMAGE_CHUNK):
-            images = np.arange(first, min(first + scoring.IMAGE_CHUNK, len(scores_IT)))
-            pairs = np.repeat(images, num_texts), np.tile(np.arange(num_texts), len(images))
-            scores_IT[images] = checked_scores(scorer.score(*pairs, advance)).reshape(len(images), num_texts)
+        chunks = _chunks_of(range(len(scores_IT)))
+        pairs = ((np.repeat(images, num_texts), np.tile(np.arange(num_texts), len(images))) for images in chunks)
+        for images, scores_P in zip(chunks, scorer.score_chunks(pairs, advance), strict=True):
+            scores_IT[images] = checked_scores(scores_P).reshape(len(images), num_texts)
     return lambda image_ix, text_ix: scores_IT[image_ix, text_ix]
 
 
@@ -227,17 +227,30 @@ def _rank_all_pairs(
             scorer, image_T = open_fold(fold), task.image_T(fold)
             positive_T = scorer.score(image_T, np.arange(len(image_T)), advance)
             counter = RankCounter(positive_T, image_T, num_top=num_top, margin=LOGIT_ROUNDING)
-            for first in range(0, len(scorer.images), scoring.IMAGE_CHUNK):
-                images = np.arange(first, min(first + scoring.IMAGE_CHUNK, len(scorer.images)))
-                # The positives have their scores already; all other pairs of the chunk are scored now.
-                image_P, text_P = np.nonzero(images[:, None] != image_T)
+            # The positives have their scores already; all other pairs are scored now.
+            chunks = _chunks_of(range(len(scorer.images)))
+            others = (_others(images, image_T) for images in chunks)
+            for images, scores_P in zip(chunks, scorer.score_chunks(others, advance), strict=True):
+                image_P, text_P = _others(images, image_T)
                 scores_IT = np.tile(positive_T, (len(images), 1))
-                scores_IT[image_P, text_P] = scorer.score(image_P + first, text_P, advance)
-                counter.add(scores_IT, first_image=first)
+                scores_IT[image_P - images[0], text_P] = scores_P
+                counter.add(scores_IT, first_image=int(images[0]))
                 if kept_IT is not None:
                     kept_IT[images] = scores_IT
             folds.append(counter.rankings())
     return folds
+
+
+def _chunks_of(images: range) -> list[Indices]:
+    """Images in the chunks of `PairScorer`."""
+    step = scoring.IMAGE_CHUNK
+    return [np.arange(first, min(first + step, images.stop)) for first in images[::step]]
+
+
+def _others(images: Indices, image_T: Indices) -> tuple[Indices, Indices]:
+    """The pairs of images with all captions but their own."""
+    image_P, text_P = np.nonzero(images[:, None] != image_T)
+    return images[image_P], text_P
 
 
 def fold_scorers(scorer: Scorer, task: RankingTask) -> Callable[[Fold], PairScorer]:
@@ -250,5 +263,6 @@ def fold_scorers(scorer: Scorer, task: RankingTask) -> Callable[[Fold], PairScor
 
 
 def report_workload(task: RankingTask, scorer: PairScorer, num_pairs: int, num_images: int) -> None:
-    if task.on_workload is not None:
+    # The workers of a cluster may be faster than this process, or slower.
+    if task.on_workload is not None and scorer.compute.of_worker is None:
         task.on_workload(scorer.workload(num_pairs, num_images, task.corpus.num_captions))

@@ -14,7 +14,8 @@ from .encoded import encode_corpus
 from .feature_build import encoders_of, open_or_build, open_source
 from .feature_files import FEATURES
 from .features import CorpusSource, Reader, Source
-from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, PairScorer, Workload, measure_rate, score_pairs
+from .folds import PairScorer, Workload, measure_rate
+from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, score_pairs
 from .quantize import HIGHEST, VectorKind, binary_codes, bytes_per_vector, decoded, int8_codes
 from .shards import ImageFiles, PairWorker, ShardItems, ShardPairs, ShardSource
 from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, top_k, top_k_of_rows

@@ -172,9 +172,10 @@ def _batches(indices: Sequence[int], compute: Compute, size: int = DEFAULT_BATCH
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def embed_corpus(embedder: Embedder, corpus: Corpus, track: Track = silent) -> Vectors:
-    """The unit vectors of a corpus, for hard-negative mining and for a dual teacher."""
-    compute = Compute(device=embedder.device, batch_size=BATCH_SIZE)
+def embed_corpus(embedder: Embedder, corpus: Corpus, track: Track = silent, compute: Compute | None = None) -> Vectors:
+    """The unit vectors of a corpus, for hard-negative mining and for a dual teacher; by the engine of `compute`, or on
+    the device of the embedder."""
+    compute = (compute or Compute(device=embedder.device)).plain(BATCH_SIZE)
     return embed_all(embedder, CorpusSource(corpus, embedder.preprocess), compute, track=track)
 
 

@@ -1,9 +1,8 @@
-"""Pair scores of a model: many image-caption pairs, each image and caption encoded once, and how long they will
-take.
+"""Pair scores of a model: many image-caption pairs, each image and caption encoded once.
 
 `score_pairs` scores any pairs of a corpus; all their images are in memory at once, their captions come in chunks. For a
 model that groups pairs by image, the images come in chunks instead, each with all captions that it is paired with.
-`PairScorer` scores pairs of a part of a corpus again and again; all captions stay in memory, the images come in chunks.
+`PairScorer` (`folds`) scores pairs of a part of a corpus again and again.
 
 Shape letters: P pairs, T texts.
 """
@@ -11,8 +10,6 @@ Shape letters: P pairs, T texts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,15 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core import devices
 from dcdctl.core.data import Indices
-from dcdctl.core.devices import CPU
 from dcdctl.core.engines import Compute
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting, GpuMemory, in_fitting_parts
 from dcdctl.core.models import ImageBatch, Scorer, States
 from dcdctl.core.progress import Advance
-from dcdctl.core.scoring.features import PairSource, Source, in_memory, read_images
+from dcdctl.core.scoring.features import PairSource, in_memory, read_images
 
 T = TypeVar("T")
 IMAGE_CHUNK = 64
@@ -38,13 +33,7 @@ TEXT_CHUNK = 512
 """Captions encoded in one forward pass; in `score_pairs` also those in memory."""
 LOGIT_ROUNDING = 1e-5
 """Logits closer than this, relative to max(1, |logit|), are a tie: padding and batch size change a logit by as much."""
-TRIAL_S = 2.0
-"""Seconds of trial scoring from which a rate is estimated: enough to be past the first, slower batches."""
-TRIAL_IMAGES, TRIAL_TEXTS = 16, 128
-"""Images and captions of a trial."""
 _FITTING: WeakKeyDictionary[Scorer, dict[tuple[str, torch.device, bool], Fitting]] = WeakKeyDictionary()
-WARM_UP = 32
-"""Pairs scored before a trial, untimed: the first pass allocates memory and selects kernels."""
 
 
 @torch.inference_mode()
@@ -52,11 +41,11 @@ def encode_images(scorer: Scorer, source: PairSource, image_ix: Indices, compute
     """The states of these images of a corpus, in the order given; chunks are read ahead."""
     chunks = [image_ix[start : start + IMAGE_CHUNK] for start in range(0, len(image_ix), IMAGE_CHUNK)]
     reading = read_in_threads(lambda chunk: read_images(source, chunk, compute), chunks, compute.readers)
-    return States.cat([_encode_chunk(scorer, images, compute) for images in reading])
+    return States.cat([encode_chunk(scorer, images, compute) for images in reading])
 
 
 @torch.inference_mode()
-def _encode_chunk(scorer: Scorer, images: ImageBatch | States, compute: Compute) -> States:
+def encode_chunk(scorer: Scorer, images: ImageBatch | States, compute: Compute) -> States:
     """The states of the images of a chunk, which were read ahead."""
 
     def encode(part: ImageBatch | States) -> States:
@@ -235,94 +224,6 @@ def _score_by_images(
 
     chunks = (np.flatnonzero(chunk_P == chunk) for chunk in np.unique(chunk_P).tolist())
     for pairs, image_at_P, images in read_in_threads(read, chunks, compute.readers):
-        states = _encode_chunk(scorer, images, compute)
+        states = encode_chunk(scorer, images, compute)
         scores_P[pairs] = score_chunk(states, image_at_P, pairs).numpy()
     return scores_P
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """The cost of scoring pairs."""
-
-    num_pairs: int
-    pairs_per_s: float
-    """Rate of a short trial on this device."""
-    seconds: float
-    """Time of all pairs at this rate, and of encoding the images and captions."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairScorer:
-    """Scores pairs of consecutive images and captions of a corpus, such as a fold, given by their positions within
-    these ranges."""
-
-    scorer: Scorer
-    source: Source
-    images: range
-    texts: range
-    compute: Compute
-
-    @property
-    def batch_size(self) -> int:
-        """Pairs in one forward pass: the user's batch size, else the model's."""
-        return self.compute.batch_size or self.scorer.pairs_per_batch
-
-    def score(self, image_P: Indices, text_P: Indices, advance: Advance | None = None) -> NDArray[np.float32]:
-        """Logits of the pairs, in the order given."""
-
-        def score_chunk(images: States, image_at_P: Tensor, pairs: Indices) -> Tensor:
-            ix = image_at_P, torch.from_numpy(text_P[pairs])
-            return score_block(self.scorer, images, self._text_states, *ix, self.compute, advance)
-
-        shifted_P = image_P + self.images.start
-        return _score_by_images(self.scorer, self.source, shifted_P, image_P // IMAGE_CHUNK, score_chunk, self.compute)
-
-    def encode_images(self, images: Indices) -> States:
-        """The states of images."""
-        return encode_images(self.scorer, self.source, images + self.images.start, self.compute)
-
-    def workload(self, num_pairs: int, num_images: int, num_texts: int) -> Workload:
-        """The cost of scoring so many pairs and encoding so many images and captions, by a trial on random ones."""
-        # Seeded, so that two runs estimate by the same pairs.
-        rng = np.random.default_rng(0)
-        image_ix = rng.permutation(len(self.images))[:TRIAL_IMAGES]
-        text_ix = rng.permutation(len(self.texts))[:TRIAL_TEXTS]
-        zeros = torch.zeros(WARM_UP, dtype=torch.int64)
-        score_block(
-            self.scorer, self.encode_images(image_ix[:1]), self._encode_texts(text_ix[:1]), zeros, zeros, self.compute
-        )
-        image_s, images = devices.timed(lambda: self.encode_images(image_ix), self.compute.device)
-        text_s, texts = devices.timed(lambda: self._encode_texts(text_ix), self.compute.device)
-
-        def trial(scale: int) -> tuple[int, Callable[[], object]]:
-            count = min(scale * self.batch_size, num_pairs)
-            image_P, text_P = (torch.from_numpy(rng.integers(len(states), size=count)) for states in (images, texts))
-            return count, partial(score_block, self.scorer, images, texts, image_P, text_P, self.compute)
-
-        rate = measure_rate(trial, num_pairs, self.compute.device)
-        encoding_s = num_images * image_s / len(images) + num_texts * text_s / len(texts)
-        return Workload(num_pairs=num_pairs, pairs_per_s=rate, seconds=num_pairs / rate + encoding_s)
-
-    @cached_property
-    def _text_states(self) -> States:
-        return self._encode_texts(np.arange(len(self.texts)))
-
-    def _encode_texts(self, texts: Indices) -> States:
-        return encode_texts(self.scorer, self.source, texts + self.texts.start, self.compute)
-
-
-def measure_rate(
-    trial: Callable[[int], tuple[int, Callable[[], object]]], num_pairs: int, device: torch.device = CPU
-) -> float:
-    """Pairs per second of the last of several trials, each about four times as large as the one before.
-
-    `trial(scale)` returns a number of pairs, about proportional to the scale, and the work that scores them. The trials
-    end when one takes `TRIAL_S` or has scored all `num_pairs`, of which there is at least one.
-    """
-    scale, count, seconds = 1, 0, 0.0
-    while seconds < TRIAL_S and count < num_pairs:
-        count, work = trial(scale)
-        seconds, _ = devices.timed(work, device)
-        # By four, so that all earlier trials together take about a third of the last one.
-        scale *= 4
-    return count / seconds

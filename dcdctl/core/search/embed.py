@@ -1,12 +1,16 @@
-"""Embedding the planned images of a source: read ahead in threads, and written part by part.
+"""Embedding the planned images of a source by the workers of an engine, and writing them part by part.
+
+In this process and in those of torchrun, a task is a part. For workers elsewhere a part is divided into tasks of a few
+batches, whose files travel.
 
 Shape letters: I images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,19 +23,19 @@ from torch.nn import functional
 
 from dcdctl.core import data, distributed
 from dcdctl.core.artifacts import Build
-from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
+from dcdctl.core.data import Corpus, FolderImageFile, ImageError, PackedImageFile, RowError
 from dcdctl.core.distributed import Parts
-from dcdctl.core.engines import Compute
+from dcdctl.core.engines import Compute, Task, whole_shards
 from dcdctl.core.errors import ModelError
-from dcdctl.core.machine import read_in_threads
+from dcdctl.core.machine import ReadAhead, read_in_threads
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import ImageBatch, Preprocessor, Searchable, pool_tokens, prefix_vectors
-from dcdctl.core.progress import Track
+from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import embed_batch
 from dcdctl.core.search import exact, image_files, part_files
 from dcdctl.core.search.exact import Half
 from dcdctl.core.search.image_files import FileFacts, read_facts
-from dcdctl.core.search.index_config import ExifColumns
+from dcdctl.core.search.index_config import ExifColumns, IndexConfig
 from dcdctl.core.search.part_files import PlannedParts, SkippedFile, SourceImage
 from dcdctl.core.search.storage import ImageSource, IndexDocument
 from dcdctl.core.search.stored import Stored, StoredTokens, StoredVectors
@@ -42,6 +46,13 @@ gigabytes."""
 DEFAULT_BATCH_SIZE = 32
 """Images per forward pass, unless the user sets a batch size."""
 IN_SMALL_BATCHES = Compute(batch_size=DEFAULT_BATCH_SIZE)
+MOST_SENT_IMAGES, MOST_SENT_BYTES = 128, 64 << 20
+"""A task that is sent to a worker has no more, unless a single batch has: few, so that workers end at about the same
+time, and small, because each worker has two tasks in memory."""
+
+ReadFile = Callable[[SourceImage], tuple[bytes, Image.Image]]
+"""Reads and decodes the file of an image; RowError or ImageError for one that is left out, CorpusError for damage in a
+corpus."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,17 @@ def image_reader(
 ) -> Callable[[Sequence[SourceImage]], ReadImages]:
     """Reads images of a source; safe to call from threads. CorpusError for a damaged image of a corpus; a file of a
     folder is skipped. `exif` says what is looked for in the EXIF data of the files of a folder."""
+    return partial(
+        read_images,
+        read_file=file_reader(source),
+        preprocess=preprocess,
+        folder=Path(source.path),
+        exif="none" if source.is_corpus else exif,
+    )
+
+
+def file_reader(source: ImageSource) -> ReadFile:
+    """Reads the files of a source in this process; safe to call from threads."""
     folder = Path(source.path)
     corpus = Corpus.open(folder, str(source.split)) if source.is_corpus else None
 
@@ -71,15 +93,30 @@ def image_reader(
         file = FolderImageFile(folder, str(image.path)).read()
         return file, data.decode_image(file)
 
-    return partial(
-        read_images, read_file=read_file, preprocess=preprocess, folder=folder, exif="none" if corpus else exif
-    )
+    return read_file
+
+
+@dataclass(frozen=True)
+class PackedFiles:
+    """The files of some images, which travel to a worker."""
+
+    files: Mapping[str, PackedImageFile]
+    """By the ids of the images."""
+    corpus: str | None
+    """The split and the folder of a corpus, for messages."""
+
+    def __call__(self, image: SourceImage) -> tuple[bytes, Image.Image]:
+        """The same as `file_reader` gives."""
+        file = self.files[image.image_id].read()
+        if self.corpus is None:
+            return file, data.decode_image(file)
+        return file, data.decode_image_of(self.corpus, image.image_id, file)
 
 
 def read_images(
     planned: Sequence[SourceImage],
     *,
-    read_file: Callable[[SourceImage], tuple[bytes, Image.Image]],
+    read_file: ReadFile,
     preprocess: Preprocessor,
     folder: Path,
     exif: ExifColumns = "none",
@@ -108,6 +145,106 @@ def read_images(
 
 
 @dataclass(frozen=True)
+class ImagesToEmbed:
+    """Some images of a part, which begin and end with a batch."""
+
+    images: Sequence[SourceImage]
+    read_file: ReadFile
+
+
+@dataclass(frozen=True)
+class EmbeddedImages:
+    """What an index keeps of images, and files that could not be read."""
+
+    stored: Sequence[Stored]
+    """Of each batch that has an image."""
+    images: Sequence[SourceImage]
+    facts: Sequence[FileFacts]
+    skipped: Sequence[SkippedFile]
+
+
+@dataclass(frozen=True)
+class EmbedWorker:
+    """Reads and embeds images of a source, in the batches of its index."""
+
+    model: Searchable
+    compute: Compute
+    """With the precision of the index."""
+    source: ImageSource
+    dim: int
+    """Numbers of a vector."""
+    settings: IndexConfig
+    fitting: Fitting = field(default_factory=Fitting)
+    """Kept for all batches."""
+
+    def placed(self) -> EmbedWorker:
+        """The same in the process that computes, with the model on its device."""
+        compute = self.compute.in_worker()
+        return replace(self, model=self.model.to(compute.device).eval(), compute=compute)
+
+    @property
+    def batch_size(self) -> int:
+        """Images per forward pass."""
+        return self.compute.batch_size or DEFAULT_BATCH_SIZE
+
+    def start(self, inputs: ImagesToEmbed) -> Callable[[Advance], EmbeddedImages]:
+        """Begin to read images, and return what embeds them."""
+        read = partial(
+            read_images,
+            read_file=inputs.read_file,
+            preprocess=self.model.preprocess,
+            folder=Path(self.source.path),
+            exif="none" if self.source.is_corpus else self.settings.exif,
+        )
+        batches = in_batches(inputs.images, self.batch_size)
+        return partial(self._embed, read_in_threads(read, batches, self.compute.readers))
+
+    @torch.inference_mode()
+    def _embed(self, reading: ReadAhead[ReadImages], advance: Advance) -> EmbeddedImages:
+        stored: list[Stored] = []
+        images: list[SourceImage] = []
+        facts: list[FileFacts] = []
+        skipped: list[SkippedFile] = []
+        # Closed here, because the traceback of an error would keep the threads.
+        with closing(reading):
+            for batch in reading:
+                if batch.pixels is not None:
+                    stored.append(self.embed(batch.pixels))
+                images += batch.images
+                facts += batch.facts
+                skipped += batch.skipped
+                advance(len(batch.images) + len(batch.skipped))
+        return EmbeddedImages(stored, images, facts, skipped)
+
+    def embed(self, images: ImageBatch) -> Stored:
+        """What an index stores of images; ModelError if a vector is zero or not finite."""
+        model, tokens = self.model, self.settings.tokens
+        stored: Stored
+        if model.kind == "late":
+            tokens_IND = embed_batch(
+                lambda batch: model.encode_images(batch).tokens, images, self.compute, self.fitting
+            )
+            if (factor := tokens.pooling or model.token_pooling) > 1:
+                tokens_IND = pool_tokens(tokens_IND, factor)
+            is_token_IN = tokens_IND.ne(0).any(dim=-1)
+            counts_I, tokens_ND = is_token_IN.sum(dim=1).cpu().numpy(), tokens_IND[is_token_IN].cpu().numpy()
+            stored = StoredTokens(exact.encoded(tokens_ND, tokens.codes), counts_I)
+            is_good = np.isfinite(tokens_ND).all() and (counts_I > 0).all()
+        else:
+            vectors_ID = embed_batch(model.embed_images, images, self.compute, self.fitting)
+            stored = StoredVectors(unit_prefixes(vectors_ID, self.dim))
+            is_good = has_direction(stored.data).all()
+        if not is_good:
+            raise no_direction()
+        return stored
+
+
+def in_batches(images: Sequence[SourceImage], size: int) -> list[Sequence[SourceImage]]:
+    """Images in order, in batches of a size; the last one may be smaller."""
+    return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+@dataclass(frozen=True)
 class EmbeddingTask:
     """Planned parts of a source, and the model that embeds them."""
 
@@ -119,74 +256,96 @@ class EmbeddingTask:
     """The index before."""
     compute: Compute
     """With the precision of the index."""
-    fitting: Fitting = field(default_factory=Fitting)
-    """Kept for all batches."""
 
     def images(self, part: int) -> list[SourceImage]:
         """The planned images of a part."""
         return part_files.read_planned(self.build.written(part_files.planned_name(part)))
 
+    def worker(self, compute: Compute) -> EmbedWorker:
+        """What embeds images for this index."""
+        return EmbedWorker(self.model, compute, self.source, self.document.model.dim, self.document.settings)
 
-@torch.inference_mode()
+
 def embed(task: EmbeddingTask, track: Track) -> None:
     """Write this process's share of the missing parts, and wait for the other processes."""
-    task.model.to(task.compute.device).eval()
-    size, planned = task.compute.batch_size or DEFAULT_BATCH_SIZE, task.planned
-    names, rows = planned.vectors_names[: planned.num_embedded], planned.rows
-    counts = {planned.part_numbers[number]: rows[number] for number in Parts(task.build, names).share()}
-    if not counts:
-        return distributed.barrier()
-
-    def batches() -> Iterator[list[SourceImage]]:
-        for part in counts:
-            images = task.images(part)  # one part in memory at a time
-            for start in range(0, len(images), size):
-                yield images[start : start + size]
-
-    read = image_reader(task.source, task.model.preprocess, task.document.settings.exif)
-    reading = read_in_threads(read, batches(), task.compute.readers)
-    with track("embed", total=sum(counts.values()), unit="images") as advance:
-        for part, count in counts.items():
-            stored: list[Stored] = []
-            images: list[SourceImage] = []
-            facts: list[FileFacts] = []
-            skipped: list[SkippedFile] = []
-            while len(images) + len(skipped) < count:
-                batch = next(reading)
-                if batch.pixels is not None:
-                    stored.append(embed_stored(task, batch.pixels))
-                images += batch.images
-                facts += batch.facts
-                skipped += batch.skipped
-                advance(len(batch.images) + len(batch.skipped))
-            with task.build.write(image_files.facts_name(part)) as partial:
-                image_files.write_facts(partial, facts)
-            with task.build.write(part_files.vectors_name(part)) as partial:
-                # A part without a readable image is written empty, so that a resumed run does not read its files again.
-                vectors = task.document.stored_type.joined(stored, task.document.vector_type)
-                part_files.write_part(partial, images, vectors, skipped)
+    planned, engine = task.planned, task.compute.engine
+    missing = Parts(task.build, planned.vectors_names[: planned.num_embedded]).share()
+    worker = task.worker(task.compute.for_workers())
+    total = sum(planned.rows[number] for number in missing)
+    with track("embed", total=total, unit="images") as advance:
+        tasks = _tasks(task, missing, worker.batch_size)
+        for number, embedded in whole_shards(engine.map(tasks, worker.placed, advance)):
+            _write(task, planned.part_numbers[number], embedded)
     distributed.barrier()
 
 
-def embed_stored(task: EmbeddingTask, images: ImageBatch) -> Stored:
-    """What an index stores of images; ModelError if a vector is zero or not finite."""
-    model, document = task.model, task.document
-    stored: Stored
-    if model.kind == "late":
-        tokens_IND = embed_batch(lambda batch: model.encode_images(batch).tokens, images, task.compute, task.fitting)
-        if (factor := document.settings.tokens.pooling or model.token_pooling) > 1:
-            tokens_IND = pool_tokens(tokens_IND, factor)
-        is_token_IN = tokens_IND.ne(0).any(dim=-1)
-        counts_I, tokens_ND = is_token_IN.sum(dim=1).cpu().numpy(), tokens_IND[is_token_IN].cpu().numpy()
-        stored = StoredTokens(exact.encoded(tokens_ND, document.settings.tokens.codes), counts_I)
-        is_good = np.isfinite(tokens_ND).all() and (counts_I > 0).all()
-    else:
-        vectors_ID = embed_batch(model.embed_images, images, task.compute, task.fitting)
-        stored = StoredVectors(unit_prefixes(vectors_ID, document.model.dim))
-        is_good = has_direction(stored.data).all()
-    if not is_good:
-        raise no_direction()
-    return stored
+def _tasks(task: EmbeddingTask, numbers: Sequence[int], batch_size: int) -> Iterator[Task[ImagesToEmbed]]:
+    """The tasks of some planned parts, by their places; the images of one part are listed at a time."""
+    if not numbers:
+        return
+    source = task.source
+    read_file = file_reader(source)
+    corpus = Corpus.open(Path(source.path), str(source.split)) if source.is_corpus else None
+    for number in numbers:
+        images = task.images(task.planned.part_numbers[number])
+        groups = [images]
+        if task.compute.engine.sends_tasks:
+            # The sizes of images of a corpus are not known before they are read.
+            num_bytes = 0 if corpus is None else corpus.num_bytes // corpus.num_images
+            groups = _to_send(in_batches(images, batch_size), num_bytes)
+        for part, group in enumerate(groups):
+            yield Task(
+                number,
+                part_files.vectors_name(task.planned.part_numbers[number]),
+                inputs=partial(ImagesToEmbed, group, read_file),
+                packed=partial(_packed, group, source, corpus),
+                part=part,
+                num_parts=len(groups),
+            )
+
+
+def _to_send(batches: Sequence[Sequence[SourceImage]], unknown_bytes: int) -> list[list[SourceImage]]:
+    """Batches joined to tasks; a file of unknown size counts as so many bytes."""
+    groups: list[list[SourceImage]] = []
+    num_bytes = 0
+    for batch in batches:
+        size = sum(unknown_bytes if image.num_bytes is None else image.num_bytes for image in batch)
+        if groups and len(groups[-1]) + len(batch) <= MOST_SENT_IMAGES and num_bytes + size <= MOST_SENT_BYTES:
+            groups[-1] += batch
+            num_bytes += size
+        else:
+            groups.append(list(batch))
+            num_bytes = size
+    return groups
+
+
+def _packed(images: Sequence[SourceImage], source: ImageSource, corpus: Corpus | None) -> ImagesToEmbed:
+    """Images with their files, which are read now."""
+    files = {}
+    for image in images:
+        if corpus is not None and image.corpus_row is not None:
+            file = PackedImageFile(corpus.image_bytes(image.corpus_row))
+        else:
+            file = PackedImageFile.of(FolderImageFile(Path(source.path), str(image.path)))
+            if isinstance(file.content, RowError):
+                # Here, because the kind of a video depends on the photo beside it.
+                file.content.kind = data.kind_of(file.content, Path(source.path) / str(image.path))
+        files[image.image_id] = file
+    return ImagesToEmbed(images, PackedFiles(files, None if corpus is None else corpus.place))
+
+
+def _write(task: EmbeddingTask, part: int, embedded: Sequence[EmbeddedImages]) -> None:
+    """Write the images of a part, of which each task gave some."""
+    stored = [batch for each in embedded for batch in each.stored]
+    images = [image for each in embedded for image in each.images]
+    facts = [fact for each in embedded for fact in each.facts]
+    skipped = [file for each in embedded for file in each.skipped]
+    with task.build.write(image_files.facts_name(part)) as partial_file:
+        image_files.write_facts(partial_file, facts)
+    with task.build.write(part_files.vectors_name(part)) as partial_file:
+        # A part without a readable image is written empty, so that a resumed run does not read its files again.
+        vectors = task.document.stored_type.joined(stored, task.document.vector_type)
+        part_files.write_part(partial_file, images, vectors, skipped)
 
 
 def no_direction() -> ModelError:

@@ -121,6 +121,8 @@ class _GivenVectors:
 
     def __init__(self, task: EmbeddingTask) -> None:
         self.task, self.dim = task, task.document.model.dim
+        # In this process, whatever the engine is: few images are embedded.
+        self.worker = task.worker(task.compute)
         parts = [task.build.written(name) for name in task.planned.planned_names]
         columns = [pq.read_table(part, columns=["image_id"]).column(0) for part in parts]
         self.ids = pa.chunked_array(
@@ -275,7 +277,7 @@ class _GivenVectors:
 
     def _cosines(self, rows: Sequence[int], pixels: ImageBatch) -> NDArray[np.float32]:
         """The cosine of the given vector of each image and of that which the model gives."""
-        computed = embed.embed_stored(self.task, pixels).data.astype(np.float32)
+        computed = self.worker.embed(pixels).data.astype(np.float32)
         theirs = self.vectors_ND[list(rows)].astype(np.float32)
         lengths = np.linalg.norm(computed, axis=1) * np.linalg.norm(theirs, axis=1)
         return (computed * theirs).sum(axis=1) / lengths

@@ -300,10 +300,10 @@ def begin(build: Build, job: CacheJob, corpus: Corpus, track: Track) -> artifact
     # A shard that is scored does not need its planned file.
     is_planned = all(len(build.missing([planned_name(i), pairs_name(i)])) < 2 for i in range(len(shards)))
     if not is_planned or build.missing([DROPPED_FILE]):
-        config, device = job.candidates, job.compute.device
+        config, compute = job.candidates, job.compute
         old = None if job.extend is None else reusable_pairs(job.extend, corpus, build.plan)
         drawn = candidates.draw_candidates(
-            corpus, config, device=device, max_pairs=job.max_pairs, scored=old, sure_above=job.sure_above, track=track
+            corpus, config, compute=compute, max_pairs=job.max_pairs, scored=old, sure_above=job.sure_above, track=track
         )
         image, text, role = drawn.pairs(corpus.caption_image)
         pairs = Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)

@@ -30,8 +30,7 @@ from dcdctl.core.config import (
     check_fields,
 )
 from dcdctl.core.data import Corpus, Direction, Indices, RaggedArray
-from dcdctl.core.devices import CPU
-from dcdctl.core.engines import Compute
+from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
@@ -213,7 +212,7 @@ def draw_candidates(
     corpus: Corpus,
     config: CandidateConfig,
     *,
-    device: torch.device = CPU,
+    compute: Compute = ON_CPU,
     max_pairs: int | None = None,
     scored: Pairs | None = None,
     sure_above: float | None = None,
@@ -225,7 +224,7 @@ def draw_candidates(
     `scored` already are free, and their scores tell where the vectors of `model` disagree with the teacher. A text with
     a score above `sure_above` gets no further images, of any kind but blocks.
     """
-    proposer = _open_proposer(corpus, config, device, track)
+    proposer = _open_proposer(corpus, config, compute, track)
     is_unsure_T = np.ones(corpus.num_captions, dtype=bool)
     if scored is not None and sure_above is not None:
         is_unsure_T[scored.text[scored.score > sure_above]] = False
@@ -257,16 +256,16 @@ class _Proposer:
     """The logits of images with captions, by a model that has a scale."""
 
 
-def _open_proposer(corpus: Corpus, config: CandidateConfig, device: torch.device, track: Track) -> _Proposer:
+def _open_proposer(corpus: Corpus, config: CandidateConfig, compute: Compute, track: Track) -> _Proposer:
     """The model of a recipe, which encodes the corpus once for both directions and for all rounds."""
     if not config.model:
         return _Proposer()
     if config.kind == "embedding" and scoring.is_late(config.model):
         named = [(config.model, models.load_searchable(config.model))]
-        scores = embed_corpus(named, corpus, Compute(device=device), track=track)
+        scores = embed_corpus(named, corpus, compute.plain(), track=track)
         return _Proposer(vectors=scores, logits=scores.lookup)
-    embedder = scoring.load_embedder(config.model, device)
-    vectors = scoring.embed_corpus(embedder, corpus, track)
+    embedder = scoring.load_embedder(config.model, compute.device)
+    vectors = scoring.embed_corpus(embedder, corpus, track, compute)
 
     def logits(image_P: Indices, text_P: Indices) -> NDArray[np.floating]:
         pair_ix = torch.from_numpy(image_P), torch.from_numpy(text_P)

@@ -2,12 +2,14 @@ from .archives import (
     FolderImageFile,
     ImageFile,
     ImageStore,
+    PackedImageFile,
     RowError,
     check_tar_end,
     is_macos_metadata,
     reject_large_file,
     why_refused,
 )
+from .checks import ImageChecks, ShardFiles
 from .cities import nearest_place
 from .decode import (
     MAX_PIXELS,
@@ -51,11 +53,14 @@ __all__ = [
     "UNREAD",
     "CheckedImage",
     "FolderImageFile",
+    "ImageChecks",
     "ImageError",
     "ImageFile",
     "ImageStore",
+    "PackedImageFile",
     "ParquetImageFile",
     "RowError",
+    "ShardFiles",
     "check_image",
     "check_tar_end",
     "count_kinds",

@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 from dcdctl.core.data.images.formats import (
     CANNOT_OPEN,
@@ -63,6 +63,9 @@ class RowError(ValueError):
 class ImageFile(Protocol):
     """An image file that is not read yet."""
 
+    is_here: ClassVar[bool]
+    """Whether only this machine can read it, so that a worker on another one needs its bytes."""
+
     def read(self) -> bytes:
         """The bytes of the file; RowError if they cannot be read."""
         ...
@@ -79,6 +82,7 @@ class FolderImageFile:
 
     root: Path
     name: str
+    is_here: ClassVar = True
 
     def read(self) -> bytes:
         with self.open() as file:
@@ -128,6 +132,7 @@ class ZipImageFile:
 
     archive: Path
     member: str
+    is_here: ClassVar = True
 
     def read(self) -> bytes:
         info = _open_zip(self.archive).getinfo(self.member)
@@ -162,6 +167,7 @@ class TarImageFile:
     size: int
     modified: int
     """Seconds since 1970, as saved in the tar."""
+    is_here: ClassVar = True
 
     def read(self) -> bytes:
         reject_large_file(self.size)
@@ -178,6 +184,28 @@ class TarImageFile:
 
     def stamp(self) -> str:
         return f"{self.member} {self.size} {self.modified}"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedImageFile:
+    """An image file that was read, to travel to another machine."""
+
+    content: bytes | RowError
+    """Its bytes, or why they cannot be read."""
+
+    @classmethod
+    def of(cls, file: ImageFile) -> PackedImageFile:
+        """A file that is read now; the same as `read` of it gives."""
+        try:
+            return cls(file.read())
+        except RowError as error:
+            return cls(error)
+
+    def read(self) -> bytes:
+        """The bytes of the file; RowError if they cannot be read."""
+        if isinstance(self.content, RowError):
+            raise self.content
+        return self.content
 
 
 class ImageStore:

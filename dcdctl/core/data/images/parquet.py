@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +40,7 @@ class ParquetImageFile:
     row_group: int
     row_in_group: int
     column: str = "image"
+    is_here: ClassVar = True
 
     def read(self) -> bytes:
         try:

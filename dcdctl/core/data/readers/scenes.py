@@ -57,6 +57,8 @@ class SceneImageFile:
 
     scene: scenes.Scene
     side_px: int
+    # The scene says all of it, and to draw it is the work.
+    is_here: ClassVar = False
 
     def read(self) -> bytes:
         return scenes.to_png(scenes.draw_scene(self.scene, self.side_px))
