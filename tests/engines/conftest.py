@@ -47,7 +47,9 @@ class Nodes:
 
     def start_again(self) -> None:
         """A new head, without nodes."""
-        self.cluster.shutdown()
+        # `shutdown` asks the head, which may be gone, and waits for it.
+        for node in (self.cluster.head_node, *self.named.values()):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
         self.__init__()
 
     def kill(self, name: str) -> None:
