@@ -59,9 +59,10 @@ def main() -> None:
     sys.stdout.write(json.dumps({**facts("ray", "transformers"), "speed": speed, "driver": driver}) + "\n")
 
 
-def cluster(num_workers: int) -> Compute:
-    """A compute whose tasks are done by workers of Ray, each with one thread."""
-    choice = EngineChoice(engine="ray", workers=num_workers)
+def computed_by(num_workers: int | None) -> Compute:
+    """A compute whose tasks are done by workers of Ray, or by this process, each with one thread, and with one that
+    reads ahead."""
+    choice = EngineChoice(workers=1) if num_workers is None else EngineChoice(engine="ray", workers=num_workers)
     return Compute.chosen(choice, device="cpu", threads=1, say=say)
 
 
@@ -104,9 +105,9 @@ def measure_speed(folder: Path, num_pairs: int, num_rounds: int) -> dict[str, An
     config, few = CandidateConfig(per_query=4), scenes(20, folder / "few")
     data = scenes(num_pairs // 29 + 1, folder / "scenes")
     kinds: dict[str, Callable[[], Compute]] = {
-        "this process": partial(Compute, workers=1),
-        "1 worker": partial(cluster, 1),
-        "2 workers": partial(cluster, 2),
+        "this process": partial(computed_by, None),
+        "1 worker": partial(computed_by, 1),
+        "2 workers": partial(computed_by, 2),
     }
     rates: dict[str, list[float]] = {name: [] for name in kinds}
     starts: dict[str, list[float]] = {name: [] for name in kinds}
@@ -164,7 +165,7 @@ def measure_driver(folder: Path, num_images: int) -> dict[str, Any]:
     data = photos(num_images, folder / "photos")
     corpus, config = Corpus.open(data, "train"), CandidateConfig(per_query=PER_QUERY, directions=("text",))
     build.PairWorker = NoScorer  # type: ignore[misc, assignment]
-    compute = cluster(2)
+    compute = computed_by(2)
     warm_up(scenes(20, folder / "few2"), folder / "warm", compute)
     count, seconds = score(data, folder / "cache", compute, config)
     job = CacheJob(out=folder / "sizes", data=data, candidates=config)
