@@ -41,6 +41,9 @@ from dcdctl.core.scoring import ShardPairs
 from dcdctl.core.teacher import CacheJob, CandidateConfig, build
 
 PHOTO_SIZE = (640, 480)
+SHARD = 64
+"""Images of a shard in part 1: with the usual 256, 100,000 pairs are 14 shards, and how the last one falls would decide
+the ratio of two workers."""
 PER_QUERY = 150
 """Captions that an image is scored with, as in the recipes of METER."""
 CAPTION = "a group of people stands beside a wooden table with plates of food number {}"
@@ -112,6 +115,7 @@ def measure_speed(folder: Path, num_pairs: int, num_rounds: int) -> dict[str, An
     rates: dict[str, list[float]] = {name: [] for name in kinds}
     starts: dict[str, list[float]] = {name: [] for name in kinds}
     scores, count = set(), 0
+    build.IMAGES_PER_SHARD, usual = SHARD, build.IMAGES_PER_SHARD
     for number in range(num_rounds):
         for name, make in kinds.items():
             compute, out = make(), folder / f"{name}-{number}"
@@ -121,6 +125,7 @@ def measure_speed(folder: Path, num_pairs: int, num_rounds: int) -> dict[str, An
             rates[name].append(count / seconds)
             starts[name].append(start)
             say(f"round {number + 1}, {name}: {count:,} pairs, {count / seconds:,.0f} pairs/s, start {start:.1f} s")
+    build.IMAGES_PER_SHARD = usual
     assert len(scores) == 1, "the scores differ"
     rows, ratios = [], {}
     for name, found in rates.items():
