@@ -55,7 +55,7 @@ def seals_of(names):
     return [name for name in names if copies._is_seal(name)]
 
 
-@pytest.mark.parametrize("kind", ["data/corpus", "run"])
+@pytest.mark.parametrize("kind", ["data/corpus", pytest.param("run", marks=pytest.mark.slow)])
 def test_an_upload_that_is_cut_anywhere_is_no_artifact_and_is_finished_by_the_next(intact, bucket, tmp_path, kind):
     source = intact / kind
     whole = contents(source)

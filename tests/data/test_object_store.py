@@ -226,7 +226,8 @@ def test_a_file_is_written_and_compared(bucket, tmp_path, monkeypatch):
     assert not [request for request in bucket.requests if request.startswith("GET")]
 
 
-@pytest.mark.parametrize("size", [1, 641], ids=["one", "parts"])  # two parts of 5 MiB and the rest
+# Two parts of 5 MiB and the rest.
+@pytest.mark.parametrize("size", [pytest.param(1, id="one"), pytest.param(641, id="parts", marks=pytest.mark.slow)])
 def test_an_upload_that_fails_leaves_what_was_there(bucket, tmp_path, monkeypatch, size):
     monkeypatch.setattr(file_systems, "PART_BYTES", 5 << 20)
     path = tmp_path / "a.bin"
