@@ -147,3 +147,15 @@ def test_an_interrupt_waits_until_ray_has_started(alone, monkeypatch):
         cluster.connect(EngineChoice(engine="ray"), unsaid)
     assert [options["address"] for options in alone] == ["started"]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_cluster_of_this_machine_is_joined_with_its_token(monkeypatch):
+    # By its address, Ray takes no token, and `ray start --head` asks for one.
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setattr("ray._private.services.canonicalize_bootstrap_address_or_die", lambda _: address)
+        assert cluster._address(EngineChoice(engine="ray")) == "auto"
+    assert cluster._address(EngineChoice(engine="ray")) is None  # it was killed

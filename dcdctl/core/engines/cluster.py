@@ -22,6 +22,8 @@ from dcdctl.core.errors import RUN_AGAIN, ConfigError, SourceError, StaleError, 
 from dcdctl.core.machine import num_cores
 from dcdctl.core.progress import Say, counted
 
+_AUTO = "auto"
+"""What Ray calls the cluster that runs on this machine."""
 SECONDS_TO_ANSWER = 5.0
 """How long the head of a cluster may take to accept a connection."""
 
@@ -77,16 +79,17 @@ def _address(choice: EngineChoice) -> str | None:
     named = os.environ.get("RAY_ADDRESS", "") if choice.engine == "ray" else choice.engine
     if named == "local":
         return None
-    if named and named != "auto":
+    if named and named != _AUTO:
         return named
     from ray._private import services
 
     try:
-        found = services.canonicalize_bootstrap_address_or_die("auto")
+        found = services.canonicalize_bootstrap_address_or_die(_AUTO)
     except ConnectionError:
         return None
-    # Ray remembers a head that was killed.
-    return None if _why_silent(found) else found
+    # Ray remembers a head that was killed. By "auto" it is joined with the token of this machine, which
+    # `ray start --head` made; by its address it is not.
+    return None if _why_silent(found) else _AUTO
 
 
 def _why_silent(address: str) -> str:
@@ -102,9 +105,12 @@ def _why_silent(address: str) -> str:
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
-    hint = "`ray start --head` starts one, and `ray status` shows whether it runs"
+    hint = (
+        "`ray start --head` starts one, and `ray status` shows whether it runs; one that asks for a token takes "
+        "RAY_AUTH_MODE=token and its file"
+    )
     # Ray itself tries for minutes.
-    if reason := _why_silent(address):
+    if address != _AUTO and (reason := _why_silent(address)):
         raise SourceError(f"no Ray cluster answers at {address}: {reason}", hint=hint)
     try:
         with warnings.catch_warnings(action="ignore"), _few_tries(), _interrupted_afterwards():
