@@ -196,7 +196,8 @@ def _of_list(file: pq.ParquetFile, path: Path, model: DualEncoder, size: int) ->
     rows = file.read(columns=[NAME, PATH])
     ids, paths = (_texts(rows.column(name), name, path) for name in (NAME, PATH))
     # On a machine that lacks their folder, all images would be left out.
-    if paths and not any(os.path.exists(each) for each in paths):  # noqa: PTH110 - Path.exists raises for a name that is too long
+    # Not Path.exists, which raises for a name that is too long.
+    if paths and not any(os.path.exists(each) for each in paths):  # noqa: PTH110
         raise InputError(
             f"no image of {path} is on this machine, such as {paths[0]!r:.200}",
             hint="make their folder available under the same path, or write the list on this machine",
