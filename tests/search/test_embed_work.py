@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from command_line import document_of, run
 from image_files import png, put
 from made_index import build
@@ -143,10 +144,11 @@ def test_a_list_of_ones_own_names_its_files_anywhere(dual, photos, tmp_path):
     np.testing.assert_allclose(np.stack(table["vector"].to_pylist()[:2]), images, rtol=1e-4, atol=1e-6)
 
 
+@torch.inference_mode()
 def embed_image(model: models.DualEncoder, path: Path) -> np.ndarray:
     from dcdctl.core.data import decode_image
 
-    return model.embed_images(model.preprocess.images([decode_image(path.read_bytes())])).detach().numpy()[0]
+    return model.embed_images(model.preprocess.images([decode_image(path.read_bytes())])).numpy()[0]
 
 
 def test_what_is_no_file_is_left_out_and_a_machine_without_the_images_is_an_error(dual, photos, tmp_path):
