@@ -125,7 +125,7 @@ class Checkout:
         script = self.root / "benchmarks" / "scoring.py"
         options = ("--models", model, "--captions", "32", "--plain-pairs", "1", "--repeats", "1")
         measured = json.loads(self.python(str(script), *options).splitlines()[-1])
-        return 1 / measured["models"][model]["pairs_per_s"]["factorized"]
+        return 1 / float(measured["models"][model]["pairs_per_s"]["factorized"])
 
 
 def _files(folder: Path) -> Sequence[Path]:
