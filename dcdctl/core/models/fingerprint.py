@@ -115,13 +115,13 @@ def digest_of(
     config: Table,
     preprocess: Table,
     settings: Table | None = None,
-    leave_out: str = "",
+    leave_out: str | tuple[str, ...] = "",
 ) -> str:
     """SHA-256, in hex, of the name, type, shape and bytes of every tensor of a network, and of all settings that change
     its scores.
 
     `config` is what config.json holds, `preprocess` is `Preprocess.settings`, and `settings` is what dcdctl.json holds.
-    Tensors whose names start with `leave_out` do not count, if it is not empty.
+    Tensors whose names start with `leave_out`, or with one of several, do not count, if it is not empty.
     """
     digest = hashlib.sha256(f"{VERSION}\n".encode())
     # Sorted, because a state dict has the order in which modules were created.

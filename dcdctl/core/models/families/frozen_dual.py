@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.model import seeded
 from dcdctl.core.models.networks import backbones
-from dcdctl.core.models.networks.backbones import AS_IT_IS, FeatureSpec, NetworkOverEncoders
+from dcdctl.core.models.networks.backbones import AS_IT_IS, EncoderPair, FeatureSpec, NetworkOverEncoders
+from dcdctl.core.models.networks.lower_layers import LowerLayers
 from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_weights, read_folder
 from dcdctl.core.models.networks.projections import EncoderProjections, ProjectionSize
-from dcdctl.core.models.networks.towers import Tower
+from dcdctl.core.models.networks.towers import Tower, TrainedParts
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import Preprocess, fitted_preprocess, load_tokenizer
 from dcdctl.core.models.protocols import ExportSpec, Table
@@ -46,6 +47,7 @@ class FrozenDual(ModelOverEncoders, TowerDual):
     def __init__(self, network: FrozenDualNetwork, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
         self.embedding_dim = network.projections.size.projection_dim
+        self._lower: LowerLayers | None = None
         # Here, so that a loaded model is frozen as a new one is.
         self.encoders.freeze()
 
@@ -53,7 +55,21 @@ class FrozenDual(ModelOverEncoders, TowerDual):
     def towers(self) -> tuple[Tower, Tower]:
         """The image and the text encoder."""
         network = self.network
-        return Tower("image", "network.vision", network.vision), Tower("text", "network.text", network.text)
+        vision = Tower("image", "network.vision", network.vision, layers_name=backbones.layers_name(network.vision))
+        return vision, Tower("text", "network.text", network.text)
+
+    @property
+    def encoders(self) -> EncoderPair | LowerLayers:
+        """Both encoders; or what lies below their last layers while only these are trained."""
+        return self._lower or self.encoder_pair
+
+    def set_trained(self, parts: TrainedParts) -> None:
+        """Let training change only these parts of both towers."""
+        super().set_trained(parts)
+        shallower = min(len(tower.layers[1]) for tower in self.towers) if parts.which == "last-layers" else 0
+        self._lower = (
+            LowerLayers(self.encoder_pair, self.towers, parts.num_layers) if parts.num_layers < shallower else None
+        )
 
     def set_dropout(self, probability: float) -> None:
         """Set the dropout of the features."""
@@ -68,23 +84,30 @@ class FrozenDual(ModelOverEncoders, TowerDual):
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D, of images or of their features."""
-        return self.network.projections.project_images(self.features(images).tokens)
+        return self.network.projections.project_images(self._image_output(images).tokens)
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D, of captions or of their features."""
-        features = self.features(texts)
+        features = self._text_output(texts)
         return self.network.projections.project_texts(features.tokens, features.mask)
 
     def image_tokens(self, images: ImageBatch | States) -> States:
         """The features of images, I x V x W, and the unit vectors."""
-        features = self.features(images)
+        features = self._image_output(images)
         return features.with_tokens(features.tokens, self.network.projections.project_images(features.tokens))
 
     def text_tokens(self, texts: TextBatch | States) -> States:
         """The features of captions, T x L x W, and the unit vectors."""
-        features = self.features(texts)
+        features = self._text_output(texts)
         vectors = self.network.projections.project_texts(features.tokens, features.mask)
         return features.with_tokens(features.tokens, vectors)
+
+    def _image_output(self, images: ImageBatch | States) -> States:
+        """The output of the image encoder, from pixels or from features."""
+        return self._lower.image_output(images) if self._lower and isinstance(images, States) else self.features(images)
+
+    def _text_output(self, texts: TextBatch | States) -> States:
+        return self._lower.text_output(texts) if self._lower and isinstance(texts, States) else self.features(texts)
 
     def export_spec(self) -> ExportSpec:
         """A class in a file of code: no class of transformers reads stages, the mean of tokens and normalized

@@ -310,6 +310,13 @@ def to_tokens(states: Tensor, width: int, grid: int | None = None) -> Tensor:
     return torch.cat([states.mean(dim=(2, 3))[:, None], positions.flatten(2).transpose(1, 2)], dim=1)
 
 
+def layers_name(encoder: PreTrainedModel) -> str:
+    """Dotted name of the layers or stages of a timm model, which has no list of them; empty for others."""
+    if encoder.config.model_type != TIMM:
+        return ""
+    return next((f"timm_model.{name}" for name in ("blocks", "stages") if hasattr(encoder.timm_model, name)), "")
+
+
 def image_width(encoder: PreTrainedModel) -> int:
     """Width W of a vision encoder's tokens, or the number of channels of its feature map, including the stages of its
     spec."""

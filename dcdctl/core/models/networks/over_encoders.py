@@ -20,6 +20,7 @@ from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.backbones import EncoderPair, NetworkOverEncoders, config_tables
+from dcdctl.core.models.networks.lower_layers import LowerLayers
 from dcdctl.core.models.preprocess import Preprocess, hub_errors
 from dcdctl.core.models.protocols import Table
 
@@ -62,8 +63,13 @@ class ModelOverEncoders(RetrievalModel):
         return {"model_type": self.model_type, **self.network.to_table()}
 
     @property
-    def encoders(self) -> EncoderPair:
+    def encoders(self) -> EncoderPair | LowerLayers:
         """Both encoders, whose features may be stored while they are frozen."""
+        return self.encoder_pair
+
+    @property
+    def encoder_pair(self) -> EncoderPair:
+        """Both encoders, whatever of them is trained."""
         return EncoderPair(self.network.vision, self.network.text, self.network.image_width, self.preprocess)
 
     @property
@@ -78,8 +84,8 @@ class ModelOverEncoders(RetrievalModel):
         """The features of images or captions, or the given ones."""
         if isinstance(inputs, States):
             return inputs
-        encoders = self.encoders
-        return encoders.image_features(inputs) if isinstance(inputs, ImageBatch) else encoders.text_features(inputs)
+        pair = self.encoder_pair
+        return pair.image_features(inputs) if isinstance(inputs, ImageBatch) else pair.text_features(inputs)
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ class FrozenTowers:
         return _pooled(self.model.projections[1], lambda: self.model.text_output(texts))
 
 
-Encoders = EncoderPair | FrozenTowers
+Encoders = EncoderPair | FrozenTowers | LowerLayers
 """Encoders whose outputs, the features, are computed once and stored while they are frozen. Models whose encoders have
 equal digests share them."""
 

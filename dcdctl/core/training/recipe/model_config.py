@@ -279,9 +279,9 @@ class TwoTowerConfig(ImageTextConfig):
     frozen_encoders: Annotated[bool, _NEW_DUAL_OVER_TWO_ENCODERS] = False
     trained: Annotated[Literal["all", "last-layers", "projections", "lora"], _PRETRAINED_TOWERS] = "all"
     """dual with a pretrained start: what is trained besides the projections and the logit scale. last-layers: the last
-    `trained_layers` of each encoder, with its final norm. projections: nothing; --features then stores the outputs of
-    both encoders. lora: low-rank adapters of all linear layers of both encoders (extra peft), merged into the weights
-    at the end."""
+    `trained_layers` of each encoder, with its final norm; over two encoders, as of a run of `photos`, --features stores
+    the states below them. projections: nothing; --features then stores the outputs of both encoders. lora: low-rank
+    adapters of all linear layers of both encoders (extra peft), merged into the weights at the end."""
     trained_layers: Annotated[Repeated | None, _LAST_LAYERS] = None
     """last-layers: how many of each encoder."""
     lora_rank: Annotated[Width, _LORA] = LORA.rank
