@@ -90,6 +90,8 @@ STUDENTS = {
     "dual-b16": "dual, ViT-B/16",
     "query-b32": "static query student of the dual, ViT-B/32",
 }
+WAYS = {"encoded_before": "encoded before", "encoded_with_it": "encoded with the query"}
+"""When the teacher encodes its images. A student has encoded its own before."""
 COLUMNS_OF_STUDENTS = ["student", "ms per query", "of it the caption", "parameters", "bytes per image"]
 
 
@@ -278,8 +280,8 @@ def section(found: Mapping[str, dict[str, Any]]) -> str:
     first = next(iter(found.values()))
     tokens = fmean(document["teacher"]["caption_tokens"] for document in found.values())
     counts = {name: document["teacher"]["num_timed"] for name, document in found.items()}
-    of_all = max(counts.values())
-    others = "".join(f", {TEACHERS[name].label} {count}" for name, count in counts.items() if count != of_all)
+    timed = ", ".join(f"{TEACHERS[name].label} {count}" for name, count in counts.items())
+    load = max(document["load"] for document in found.values())
     commits = ", ".join(sorted({document["commit"] for document in found.values()}))
     lines = [
         "## At the sizes of published models",
@@ -291,15 +293,20 @@ def section(found: Mapping[str, dict[str, Any]]) -> str:
         "",
         table(["", *(TEACHERS[name].label for name in found)], list(rows_of_teachers(found))),
         "",
-        f"{first['machine']}, {THREADS} threads, torch {first['versions']['torch']}, commit {commits}. "
-        f"Photos of {PHOTO_PX[0]} x {PHOTO_PX[1]} px and captions of {tokens:.0f} tokens; "
-        "float32, the reranker bfloat16.",
-        f"A teacher's time marked with ~ is extrapolated, from {of_all} scored images{others}. "
-        "All models of a column were timed in turns in one process.",
-        "Speed-ups are for images that both models encoded before the query, unless the row says otherwise; "
-        "a student encodes its images once in any case.",
-        f"Rows of GPUs are arithmetic: counted operations over {GPU_SHARE:.0%} of the dense bfloat16 throughput of the "
-        "data sheet. No GPU was used.",
+        f"{first['machine']}, {THREADS} threads, load of at most {load:.1f} before, "
+        f"torch {first['versions']['torch']}, commit {commits}.",
+        f"Photos of {PHOTO_PX[0]} x {PHOTO_PX[1]} px, captions of {tokens:.0f} tokens; weights in float32, "
+        "those of the reranker in bfloat16.",
+        "All models of a column were timed in turns in one process, as `dcdctl bench` times them.",
+        f"~ is extrapolated from fewer images: {timed}.",
+        "Brackets are 95 % intervals over two or three rounds, too few for a sharp one.",
+        "The speed-up of a cascade is that of the sum of two times.",
+        "Unless a row says otherwise, both models have encoded their images before the query; "
+        "the reranker reads pixels and caption together and has nothing to encode before.",
+        f"Rows of arithmetic were not timed: the operations that torch counts, over {GPU_SHARE:.0%} of the dense "
+        "bfloat16 throughput of the data sheet, "
+        f"and the ratio to the query of {STUDENTS['late-b32']} on these cores.",
+        "A student's own query has too few operations for such arithmetic: starting its kernels takes longer.",
         "",
         table(COLUMNS_OF_STUDENTS, rows_of_students(found)),
         "",
@@ -313,10 +320,12 @@ def rows_of_teachers(found: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]
     documents = list(found.values())
     teachers = [document["teacher"] for document in documents]
     yield ["parameters", *(f"{teacher['num_parameters'] / 1e6:,.0f} M" for teacher in teachers)]
-    for way, label in (("encoded_before", "teacher, images encoded before"), ("encoded_with_it", "the same, with it")):
-        yield [label, *(f"~{digits(teacher[way][str(GALLERY)]['value'])} s" for teacher in teachers)]
+    yield ["teacher, 5 images", *(f"{digits(teacher['encoded_before']['5']['value'])} s" for teacher in teachers)]
+    for way, label in WAYS.items():
+        yield [f"teacher, {GALLERY:,} images, {label}", *(f"~{minutes(teacher[way])}" for teacher in teachers)]
     factors = [teacher["bfloat16_factor"] for teacher in teachers]
-    yield ["how much faster in bf16", *("" if each is None else f"{digits(each['value'])}x" for each in factors)]
+    label = "teacher under autocast to bfloat16, times as fast"
+    yield [label, *("" if each is None else f"{digits(each['value'])}x" for each in factors)]
     for student, label in STUDENTS.items():
         of_student = [document["students"][student]["speed_ups"] for document in documents]
         yield [f"**{label}**", *(ratio(each["encoded_before"]["0"]) for each in of_student)]
@@ -329,15 +338,22 @@ def rows_of_teachers(found: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]
     of_leader = [document["students"][leader]["speed_ups"]["encoded_with_it"] for document in documents]
     for count in (0, *FIRST):
         first = f", its first {count} by the teacher" if count else ""
-        label = f"{STUDENTS[leader]}{first}; the teacher encodes its images with the query"
+        label = f"{STUDENTS[leader]}{first}; the teacher's images {WAYS['encoded_with_it']}"
         yield [label, *(ratio(each[str(count)]) for each in of_leader)]
+    queries = [document["students"][leader]["query_s"]["value"] for document in documents]
     for gpu, throughput in GPUS.items():
-        seconds = [gpu_seconds(teacher["operations"], throughput) for teacher in teachers]
-        yield [f"arithmetic: the teacher on an {gpu}", *(f"{digits(each)} s" for each in seconds)]
-        queries = [document["students"][leader]["query_s"]["value"] for document in documents]
-        ratios = [slow / fast for slow, fast in zip(seconds, queries, strict=True)]
-        label = f"arithmetic: {STUDENTS[leader]} on these cores against it"
-        yield [label, *(f"{digits(each)}x" for each in ratios)]
+        for way, label in WAYS.items():
+            seconds = [gpu_seconds(teacher["operations"], throughput, way) for teacher in teachers]
+            cells = []
+            for slow, fast in zip(seconds, queries, strict=True):
+                cells.append(f"{digits(slow)} s, {digits(slow / fast)}x")
+            yield [f"arithmetic: teacher on an {gpu}, images {label}", *cells]
+
+
+def minutes(of_way: Mapping[str, Any]) -> str:
+    """The time of a query over all images."""
+    seconds: float = of_way[str(GALLERY)]["value"]
+    return f"{digits(seconds)} s" if seconds < 600 else f"{digits(seconds / 60)} min"
 
 
 def ratio(found: Mapping[str, Any]) -> str:
@@ -346,9 +362,10 @@ def ratio(found: Mapping[str, Any]) -> str:
     return f"{digits(found['value'])}x ({low}-{high})"
 
 
-def gpu_seconds(counted: Mapping[str, float], throughput: float) -> float:
-    """Seconds of a query over images that are encoded before."""
-    return (counted["per_caption"] + GALLERY * counted["per_ranked_image"]) / (GPU_SHARE * throughput)
+def gpu_seconds(counted: Mapping[str, float], throughput: float, way: str) -> float:
+    """Seconds of a query by its operations."""
+    per_image = counted["per_ranked_image"] + (counted["per_image"] if way == "encoded_with_it" else 0)
+    return (counted["per_caption"] + GALLERY * per_image) / (GPU_SHARE * throughput)
 
 
 def rows_of_students(found: Mapping[str, dict[str, Any]]) -> list[list[str]]:

@@ -70,5 +70,5 @@ def test_a_finished_teacher_is_not_timed_again(real_sizes, work, monkeypatch, ca
     # A ratio with its interval for each teacher, of five students and of their first two and first five.
     ratios = re.findall(r"^\| .*x \(.*x \(.*x \(.*\|$", text, re.MULTILINE)
     assert len(ratios) == 3 * len(real_sizes.STUDENTS) + 3
-    assert text.count("arithmetic: the teacher on an ") == 2
+    assert text.count("| arithmetic: teacher on an ") == 4
     assert "nan" not in text
