@@ -301,6 +301,8 @@ def section(found: Mapping[str, dict[str, Any]]) -> str:
         f"~ is extrapolated from fewer images: {timed}.",
         "Brackets are 95 % intervals over two or three rounds, too few for a sharp one.",
         "The speed-up of a cascade is that of the sum of two times.",
+        "Against a teacher under autocast to bfloat16, divide the speed-up of a student alone by the teacher's row; "
+        "that of a cascade hardly changes.",
         "Unless a row says otherwise, both models have encoded their images before the query; "
         "the reranker reads pixels and caption together and has nothing to encode before.",
         f"Rows of arithmetic were not timed: the operations that torch counts, over {GPU_SHARE:.0%} of the dense "
