@@ -57,7 +57,7 @@ class Proposed:
 
     corpus: Corpus
     cache: TeacherCache
-    """Of the last round, which holds all pairs of the rounds before."""
+    """The last round's, which holds all pairs of the rounds before."""
 
     @property
     def scores(self) -> dict[tuple[int, int], float]:

@@ -305,9 +305,9 @@ def section(found: Mapping[str, dict[str, Any]]) -> str:
         "that of a cascade hardly changes.",
         "Unless a row says otherwise, both models have encoded their images before the query; "
         "the reranker reads pixels and caption together and has nothing to encode before.",
-        f"Rows of arithmetic were not timed: the operations that torch counts, over {GPU_SHARE:.0%} of the dense "
-        "bfloat16 throughput of the data sheet, "
-        f"and the ratio to the query of {STUDENTS['late-b32']} on these cores.",
+        "Rows of arithmetic were not timed: they are the operations that torch counts, "
+        f"over {GPU_SHARE:.0%} of the dense bfloat16 throughput of the data sheet.",
+        f"Their ratio is to the query of {STUDENTS['late-b32']} on these cores.",
         "A student's own query has too few operations for such arithmetic: starting its kernels takes longer.",
         "",
         table(COLUMNS_OF_STUDENTS, rows_of_students(found)),
