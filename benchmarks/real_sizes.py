@@ -124,6 +124,7 @@ def main(words: list[str] | None = None) -> None:
 
 def measure(name: str, out: Path, maker: Maker) -> dict[str, Any]:
     """The times of a teacher and of all students, timed in this process, and their ratios."""
+    about = facts("transformers")  # with the load before this process adds its own
     teacher, corpus = TEACHERS[name], Corpus.open(photos(out, BATCH), "test")
     folder = made(out / "models" / name, partial(teacher.make, maker))
     loaded = {TEACHER: models.load(str(folder), dict(teacher.settings)), **load_students(out / "models", maker)}
@@ -141,7 +142,7 @@ def measure(name: str, out: Path, maker: Maker) -> dict[str, Any]:
         timer = Timer(config=config, clock=time.perf_counter)
         time_queries(timed, timer, teacher.timed)
         document = {
-            **facts("transformers"),
+            **about,
             "teacher": {
                 **described(loaded[TEACHER], corpus),
                 **times_of_teacher(timed[TEACHER]),
@@ -281,7 +282,6 @@ def section(found: Mapping[str, dict[str, Any]]) -> str:
     tokens = fmean(document["teacher"]["caption_tokens"] for document in found.values())
     counts = {name: document["teacher"]["num_timed"] for name, document in found.items()}
     timed = ", ".join(f"{TEACHERS[name].label} {count}" for name, count in counts.items())
-    load = max(document["load"] for document in found.values())
     commits = ", ".join(sorted({document["commit"] for document in found.values()}))
     lines = [
         "## At the sizes of published models",
@@ -293,7 +293,7 @@ def section(found: Mapping[str, dict[str, Any]]) -> str:
         "",
         table(["", *(TEACHERS[name].label for name in found)], list(rows_of_teachers(found))),
         "",
-        f"{first['machine']}, {THREADS} threads, load of at most {load:.1f} before, "
+        f"{first['machine']}, {THREADS} threads, "
         f"torch {first['versions']['torch']}, commit {commits}.",
         f"Photos of {PHOTO_PX[0]} x {PHOTO_PX[1]} px, captions of {tokens:.0f} tokens; weights in float32, "
         "those of the reranker in bfloat16.",
