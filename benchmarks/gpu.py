@@ -14,6 +14,9 @@ elsewhere), on the built-in scenes. No download.
 - late: a late-interaction student of ViLT.
 - query: vectors of texts by a dual encoder and by late interaction, and a query student of each.
 - pool: the cache of a pool of images without captions and texts without images, and a student of it.
+- rounds: a late-interaction student proposes pairs, which its teacher scores during the training.
+- picks: a CLIP of a pool in two rounds, whose teacher picks an image for each text.
+- ray: `cache-teacher` by one worker of Ray with one GPU, or without one. Needs the extra ray.
 - maxsim: MaxSim of all images with all texts and its gradients; a search of a late-interaction index, where the device
   encodes images and queries.
 - vlm: a vision-language reranker with one prefix per image, against the plain way of its library.
@@ -39,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_parts as parts
+import gpu_rounds as rounds
 import gpu_students as students
 from gpu_machine import COLUMNS, Machine, Row
 from gpu_models import SIZES
@@ -54,6 +58,9 @@ PARTS: dict[str, Callable[[Machine], Iterator[Row]]] = {
     "late": students.each(students.trained, "late"),
     "query": students.each(students.learned, students.QUERY, students.QUERY_LATE),
     "pool": students.each(students.learned, "pool"),
+    "rounds": students.each(rounds.asked, "late-mined"),
+    "picks": students.each(rounds.asked, "pool-picked"),
+    "ray": rounds.ray,
     "maxsim": parts.maxsim,
     "vlm": parts.vlm,
     "resume": students.each(students.resumed, "vilt", "clip"),

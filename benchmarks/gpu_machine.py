@@ -24,6 +24,8 @@ from dcdctl.core.teacher.job import TOLERANCES
 
 NAMES = {"float32": "fp32", "bfloat16": "bf16"}
 """The precisions of the parts, by their names in torch, as --precision names them."""
+FEW_IMAGES = 16
+"""Images of a training whose teacher also scores on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +105,26 @@ class Machine:
     @cached_property
     def pool(self) -> Path:
         """The images of one half of them without captions, and the captions of the other half without images."""
-        corpus, files = Corpus.open(self.data, "train"), self.out / "pool-files"
+        corpus = Corpus.open(self.data, "train")
+        return self._make_pool("pool", corpus.num_images // 2, corpus.num_captions // 2)
+
+    @cached_property
+    def small_pool(self) -> Path:
+        """The same of few images, because a CPU also scores their pairs."""
+        corpus = Corpus.open(self.data, "train")
+        num_images = min(FEW_IMAGES, corpus.num_images // 2)
+        return self._make_pool("small-pool", num_images, 5 * num_images)
+
+    def _make_pool(self, name: str, num_images: int, num_texts: int) -> Path:
+        """The first images and the last captions."""
+        corpus, files = Corpus.open(self.data, "train"), self.out / f"{name}-files"
         files.mkdir(exist_ok=True)
-        half = corpus.num_images // 2
-        for number, image in enumerate(corpus.images(range(half))):
+        for number, image in enumerate(corpus.images(range(num_images))):
             image.save(files / f"{number}.png")
-        (self.out / "pool.txt").write_text("\n".join(corpus.captions[corpus.num_captions // 2 :]) + "\n")
-        dcdctl.prepare(images=[files], queries=[self.out / "pool.txt"], out=self.out / "pool", hold_out=0.0)
-        return self.out / "pool"
+        texts = self.out / f"{name}.txt"
+        texts.write_text("\n".join(corpus.captions[-num_texts:]) + "\n")
+        dcdctl.prepare(images=[files], queries=[texts], out=self.out / name, hold_out=0.0)
+        return self.out / name
 
 
 def relative(found: Any, expected: Any) -> float:

@@ -180,26 +180,31 @@ def trained(machine: Machine, name: str) -> Iterator[Row]:
 
 def scored(machine: Machine, name: str) -> Iterator[Row]:
     """The rate of a student's cache, by precision and batch size, and some of its scores computed again on the CPU."""
-    student = STUDENTS[name](machine)
-    corpus = Corpus.open(corpus_of(machine, student), "train")
-    teacher = models.load_scorer(machine.model(student.teacher))
     computes = machine.computes
-    if student.teacher != "clip":
+    if STUDENTS[name](machine).teacher != "clip":
         computes += [machine.compute(batch_size=size) for size in machine.size.batch_sizes]
     if machine.is_gpu:
         cached(machine, name, again=True)  # the first pass loads libraries and selects kernels
     for compute in computes:
-        work = partial(cached, machine, name, compute, again=True)
-        (seconds, folder), mib = with_peak(machine, partial(devices.timed, work, machine.device))
-        cache = read_cache(folder)
-        chosen = np.random.default_rng(0).permutation(cache.num_pairs)[: machine.size.pairs]
-        expected = scoring(teacher, corpus, cache.image_P[chosen], cache.text_P[chosen])(Compute())
-        batch = "" if compute.batch_size is None else f", --batch-size {compute.batch_size}"
-        yield Row(
-            model=name, what=f"cache-teacher, {NAMES[compute.precision]}{batch}, {len(chosen)} pairs checked",
-            difference=relative(cache.score_P[chosen], expected), limit=TOLERANCES[compute.precision],
-            value=cache.num_pairs / seconds, unit="pairs/s", peak_mib=mib,
-        )  # fmt: skip
+        yield cache_row(machine, name, compute)
+
+
+def cache_row(machine: Machine, name: str, compute: Compute, what: str = "cache-teacher") -> Row:
+    """The rate of a student's cache, and some of its scores computed again on the CPU."""
+    student = STUDENTS[name](machine)
+    corpus = Corpus.open(corpus_of(machine, student), "train")
+    teacher = models.load_scorer(machine.model(student.teacher))
+    work = partial(cached, machine, name, compute, again=True)
+    (seconds, folder), mib = with_peak(machine, partial(devices.timed, work, machine.device))
+    cache = read_cache(folder)
+    chosen = np.random.default_rng(0).permutation(cache.num_pairs)[: machine.size.pairs]
+    expected = scoring(teacher, corpus, cache.image_P[chosen], cache.text_P[chosen])(Compute())
+    batch = "" if compute.batch_size is None else f", --batch-size {compute.batch_size}"
+    return Row(
+        model=name, what=f"{what}, {NAMES[compute.precision]}{batch}, {len(chosen)} pairs checked",
+        difference=relative(cache.score_P[chosen], expected), limit=TOLERANCES[compute.precision],
+        value=cache.num_pairs / seconds, unit="pairs/s", peak_mib=mib,
+    )  # fmt: skip
 
 
 def encoded(machine: Machine, name: str) -> Iterator[Row]:

@@ -73,22 +73,24 @@ def save_reranker(
     pixels: tuple[int, int] = (16 * 16, 64 * 64),
     patch_size: int = 8,
     vocab_size: int = 300,
+    num_embeddings: int | None = None,
+    prompt: str = "Is it a good caption?",
+    dtype: torch.dtype = torch.float32,
 ) -> Path:
     """A folder with a random Qwen3-VL and the score yes - no; `spread` scales its weights, so that scores depend on the
-    inputs."""
+    inputs. The network has `num_embeddings` tokens, more than its tokenizer, or as many."""
     from sentence_transformers import CrossEncoder
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.cross_encoder.modules import LogitScore
 
     bare = folder.with_name(f"{folder.name}-bare")
-    tokenizer = byte_level_bpe(
-        [*captions, "Is it a good caption? yes no a: is\n", *map(chr, range(32, 127))], vocab_size
-    )
+    tokenizer = byte_level_bpe([*captions, f"{prompt} yes no a: is\n", *map(chr, range(32, 127))], vocab_size)
     tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
     ids = {mark: tokenizer.convert_tokens_to_ids(mark) for mark in MARKS}
     config = Qwen3VLConfig(
         text_config={
-            **text, "head_dim": head_dim, "vocab_size": len(tokenizer), "max_position_embeddings": 4096,
+            **text, "head_dim": head_dim, "vocab_size": num_embeddings or len(tokenizer),
+            "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections(head_dim),
             "mrope_interleaved": True},
         },
@@ -110,12 +112,14 @@ def save_reranker(
         Qwen2VLImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3, **common),
         tokenizer, Qwen3VLVideoProcessor(**common), chat_template=TEMPLATE,
     )  # fmt: skip
-    network.save_pretrained(bare)
+    network.to(dtype).save_pretrained(bare)
     processor.save_pretrained(bare)
-    modules = [Transformer(str(bare), transformer_task="any-to-any"), LogitScore(ids["yes"], ids["no"])]
-    encoder = CrossEncoder(
-        modules=modules, device="cpu", prompts={"query": "Is it a good caption?"}, default_prompt_name="query"
-    )
+    del network  # its weights and the loaded ones need not fit into memory together
+    modules = [
+        Transformer(str(bare), transformer_task="any-to-any", model_kwargs={"dtype": dtype}),
+        LogitScore(ids["yes"], ids["no"]),
+    ]
+    encoder = CrossEncoder(modules=modules, device="cpu", prompts={"query": prompt}, default_prompt_name="query")
     encoder.save_pretrained(str(folder), create_model_card=False)
     return folder
 
