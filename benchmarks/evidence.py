@@ -4,6 +4,7 @@
     python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON
         --images ZIP
     python benchmarks/evidence.py picked --work work/picked (and the options of flickr8k)
+    python benchmarks/evidence.py towers --work work/towers --lite2 DIR --resnet50 DIR (and the options of flickr8k)
     python benchmarks/evidence.py scenes --work work/scenes
     python benchmarks/evidence.py students --work work/students
     python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks
@@ -41,6 +42,7 @@ import evidence_pools
 import evidence_scenes
 import evidence_students
 import evidence_tables
+import evidence_towers
 import evidence_weights
 from evidence_steps import Step
 from reports import commit, processor, say
@@ -59,6 +61,7 @@ PLANS = {
     "scenes": evidence_scenes.scenes,
     "small": evidence_scenes.small,
     "students": evidence_students.students,
+    "towers": evidence_towers.towers,
     "weights": evidence_weights.weights,
 }
 PARTS = {
@@ -239,6 +242,8 @@ def main() -> None:
         "--vision", type=Path, help="flickr8k: folder of EfficientNet-Lite0 in the format of transformers"
     )
     parser.add_argument("--text", type=Path, help="flickr8k: folder of all-MiniLM-L6-v2")
+    parser.add_argument("--lite2", type=Path, help="towers: folder of EfficientNet-Lite2")
+    parser.add_argument("--resnet50", type=Path, help="towers: folder of a ResNet-50")
     parser.add_argument("--karpathy", type=Path, help="flickr8k: dataset_flickr8k.json")
     parser.add_argument("--images", type=Path, help="flickr8k: folder or zip of the photos")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -255,7 +260,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    for name in ("vision", "text", "karpathy", "images"):
+    for name in ("vision", "text", "lite2", "resnet50", "karpathy", "images"):
         # Links in the work folder keep paths of this machine out of run.json.
         path = getattr(args, name)
         link = args.work / (f"{name}.json" if name == "karpathy" else name)
@@ -263,6 +268,8 @@ def main() -> None:
             link.symlink_to(path.resolve())
     if args.plan == "pools" and args.karpathy is not None:
         evidence_pools.write_inputs(args.karpathy, args.images, args.work)
+    if args.plan == "towers" and args.karpathy is not None:
+        evidence_towers.write_inputs(args.karpathy, args.images, args.work)
     if args.plan == "clip-scenes" and not args.tables_only:
         evidence_clip.write_inputs(args.work)
     if args.plan == "picked" and not args.tables_only:

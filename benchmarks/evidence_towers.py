@@ -1,0 +1,128 @@
+"""The plan `towers`: what a trained image tower takes from better teachers, on Flickr8k.
+
+The teachers are dual encoders over frozen EfficientNet-Lite0, EfficientNet-Lite2 at 320 px and ResNet-50; the mean of
+their scores teaches. Each student starts from the EfficientNet-Lite0 teacher of its seed, and trains the last two
+blocks of that tower and the last two layers of MiniLM, from stored states. A query and an image cost what they cost
+with the start.
+
+- 6,000 captioned photos: a teacher has seen the photos of its student.
+- 2,000 captioned photos, and 3,000 others without captions; the texts of these are the captions of the 2,000.
+
+Learning rate, epochs and losses were chosen on the last 1,000 photos of train with seed 0, by students of the 5,000 or
+2,000 before them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from evidence_steps import SEEDS, Step, sets
+
+ENCODERS = {
+    "lite0": ("EfficientNet-Lite0", sets(model__vision="vision")),
+    "lite2": ("EfficientNet-Lite2, 320 px", sets(model__vision="lite2", model__vision_size=320)),
+    "resnet": ("ResNet-50", sets(model__vision="resnet50")),
+}
+"""Label and settings of the teachers' image encoders."""
+FEATURES = ("--features", "features")
+LAST_LAYERS = (*sets(model__trained="last-layers", model__trained_layers=2, optimizer__lr=3e-4), "--precision", "bf16")
+SMOOTHING = sets(loss__label_smoothing=0.1)
+CAPTIONED, POOL = 2000, 3000
+TABLES = {
+    "all": "6,000 captioned photos, val",
+    "few": "2,000 captioned photos, val",
+    "further": "2,000 captioned photos, 1,000 further photos",
+}
+
+
+def write_inputs(karpathy: Path, images: Path, work: Path) -> None:
+    """Divide Flickr8k's train: 2,000 photos with captions, 3,000 whose captions are not read, and a further test
+    set."""
+    if (work / "unpaired.txt").exists():
+        return
+    document = json.loads(karpathy.read_text())
+    train = [image for image in document["images"] if image["split"] == "train"]
+    val = [image for image in document["images"] if image["split"] == "val"]
+    random.Random(0).shuffle(train)
+    captioned, others, further = train[:CAPTIONED], train[CAPTIONED : CAPTIONED + POOL], train[CAPTIONED + POOL :]
+    listed = [{**image, "split": "train"} for image in captioned] + [{**image, "split": "test"} for image in further]
+    (work / "few.json").write_text(json.dumps({**document, "images": [*listed, *val]}))
+    (work / "photos").mkdir(exist_ok=True)
+    with zipfile.ZipFile(images) as archive:
+        names = {Path(name).name: name for name in archive.namelist()}
+        for image in others:
+            (work / "photos" / image["filename"]).write_bytes(archive.read(names[image["filename"]]))
+    lines = [sentence["raw"].strip() for image in captioned for sentence in image["sentences"]]
+    random.Random(1).shuffle(lines)
+    (work / "unpaired.txt").write_text("\n".join(lines) + "\n")
+
+
+def towers() -> list[Step]:
+    """The teachers, then the students, seed by seed."""
+    pool = ("--images", "photos", "--queries", "unpaired.txt", "--hold-out", "0")
+    steps = [
+        Step("data/all", "prepare", ("--karpathy", "karpathy.json", "--images", "images")),
+        Step("data/few", "prepare", ("--karpathy", "few.json", "--images", "images")),
+        Step("data/pool", "prepare", pool),
+    ]
+    steps += [step for seed in SEEDS for photos in ("all", "few") for step in _teachers(photos, seed)]
+    return [*steps, *(step for seed in SEEDS for photos in ("few", "all") for step in _students(photos, seed))]
+
+
+def _teacher(photos: str, encoder: str, seed: int) -> str:
+    return f"runs/{photos}-{encoder}-{seed}"
+
+
+def _teachers(photos: str, seed: int) -> Iterator[Step]:
+    """Dual encoders over frozen towers; that of EfficientNet-Lite0 is the students' start."""
+    for encoder, (label, settings) in ENCODERS.items():
+        data, text = ("--data", f"data/{photos}"), sets(model__text="text", seed=seed)
+        words = ("photos", *data, *FEATURES, *settings, *text)
+        out, row = _teacher(photos, encoder, seed), f"a teacher over frozen {label}"
+        yield from _measured(Step(out, "distill", words, data[1:], TABLES[photos], row, "", _val(photos)), photos)
+
+
+def _val(photos: str) -> tuple[str, ...]:
+    return ("--data", f"data/{photos}", "--split", "val")
+
+
+def _measured(step: Step, photos: str) -> Iterator[Step]:
+    """A training, and its evaluation on the further photos where there are some."""
+    yield step
+    if photos == "few":
+        words = (step.out, "--data", "data/few", "--split", "test")
+        yield Step(f"{step.out}-further", "eval", words, (step.out,), TABLES["further"], step.label, step.base)
+
+
+def _students(photos: str, seed: int) -> Iterator[Step]:
+    start = _teacher(photos, "lite0", seed)
+    better = tuple(_teacher(photos, encoder, seed) for encoder in ENCODERS)
+    by_itself, by_better = ("--teacher", start), tuple(word for ref in better for word in ("--teacher", ref))
+    # Half of a step's images and texts are of the pool.
+    halves = sets(batch__size=128, pool__images=128)
+    pool = ("--pool", "data/pool", *halves) if photos == "few" else ()
+    epochs = {"all": sets(optimizer__epochs=10), "few": sets(optimizer__steps=225)}[photos]
+    long = {"all": sets(optimizer__epochs=20), "few": sets(optimizer__steps=450)}[photos]
+    own = "no teacher: last layers trained"
+    rows = {
+        "alone": (own, ("photos", *LAST_LAYERS, *epochs)),
+        "smooth": ("no teacher: label smoothing", ("photos", *LAST_LAYERS, *epochs, *SMOOTHING)),
+        "itself": ("its start as the teacher", ("photos-distilled", *by_itself, *pool, *LAST_LAYERS, *epochs)),
+        "better": ("three better teachers", ("photos-distilled", *by_better, *pool, *LAST_LAYERS, *epochs)),
+        "linear": (
+            "three better teachers, frozen towers",
+            ("photos-distilled", *by_better, *pool, *sets(model__trained="projections"), *long),
+        ),
+        "long": ("no teacher, twice as long", ("photos", *LAST_LAYERS, *long)),
+    }
+    for name, (label, (recipe, *words)) in rows.items():
+        needs = (start, *better, *(["data/pool"] if pool else []))
+        base = "" if name == "itself" else rows["itself"][0]
+        started = sets(model__start=start, seed=seed)
+        arguments = (recipe, "--data", f"data/{photos}", *FEATURES, *started, *words)
+        run = f"runs/{photos}-{name}-{seed}"
+        yield from _measured(Step(run, "distill", arguments, needs, TABLES[photos], label, base, _val(photos)), photos)
