@@ -4,7 +4,8 @@
     python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON
         --images ZIP
     python benchmarks/evidence.py picked --work work/picked (and the options of flickr8k)
-    python benchmarks/evidence.py towers --work work/towers --lite2 DIR --resnet50 DIR (and the options of flickr8k)
+    inputs = ("vision", "text", "lite2", "resnet50", "images", "karpathy.json", "outside.txt")
+    for name in inputs:
     python benchmarks/evidence.py scenes --work work/scenes
     python benchmarks/evidence.py students --work work/students
     python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks
@@ -53,6 +54,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "evidence" / "results"
 PLANS = {
     "clip-scenes": evidence_clip.clip_scenes,
+    "elsewhere": evidence_students.elsewhere,
     "fair": evidence_fair.fair,
     "flickr8k": evidence_flickr8k.flickr8k,
     "picked": evidence_picked.picked,
@@ -246,6 +248,7 @@ def main() -> None:
     parser.add_argument("--resnet50", type=Path, help="towers: folder of a ResNet-50")
     parser.add_argument("--karpathy", type=Path, help="flickr8k: dataset_flickr8k.json")
     parser.add_argument("--images", type=Path, help="flickr8k: folder or zip of the photos")
+    parser.add_argument("--outside", type=Path, help="elsewhere: texts of another source, one a line (.txt)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--forks",
@@ -260,10 +263,13 @@ def main() -> None:
     )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+<<<<<<< HEAD
     for name in ("vision", "text", "lite2", "resnet50", "karpathy", "images"):
+=======
+    for name, suffix in {"vision": "", "text": "", "karpathy": ".json", "images": "", "outside": ".txt"}.items():
+>>>>>>> wt-queries
         # Links in the work folder keep paths of this machine out of run.json.
-        path = getattr(args, name)
-        link = args.work / (f"{name}.json" if name == "karpathy" else name)
+        path, link = getattr(args, name.partition(".")[0]), args.work / name
         if path is not None and not link.is_symlink():
             link.symlink_to(path.resolve())
     if args.plan == "pools" and args.karpathy is not None:
@@ -272,6 +278,8 @@ def main() -> None:
         evidence_towers.write_inputs(args.karpathy, args.images, args.work)
     if args.plan == "clip-scenes" and not args.tables_only:
         evidence_clip.write_inputs(args.work)
+    if args.plan == "elsewhere" and not args.tables_only:
+        evidence_students.write_inputs(args.karpathy, args.work)
     if args.plan == "picked" and not args.tables_only:
         evidence_picked.write_inputs(args.work)
         if args.karpathy is not None:

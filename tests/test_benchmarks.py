@@ -27,6 +27,7 @@ BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = sorted(BENCHMARKS.glob("*.py"))
 PLANS = [
     "clip-scenes",
+    "elsewhere",
     "fair",
     "flickr8k",
     "pools",

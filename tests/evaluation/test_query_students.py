@@ -47,10 +47,14 @@ def test_an_evaluation_of_a_query_student_names_both_and_lies_in_its_run(folders
     ranked = (texts @ images.T).argsort(dim=1, descending=True, stable=True)
     expected = sum(int(row[0]) == image for row, image in zip(ranked, corpus.caption_image, strict=True))
     assert document["image_retrieval"]["R@1"] == pytest.approx(100 * expected / len(ranked), abs=1e-3)
-    shown = run(
-        "eval", big, "--query-model", query, "--data", scenes_corpus_dir, "--out", folders / "other", "--dims", 4
-    ).stdout
-    assert "texts by" in shown
+
+
+@pytest.mark.parametrize("more", [("--dims", 4), ("--against", "big")], ids=["recalls", "agreement"])
+def test_every_table_says_whose_texts_it_measures(folders, scenes_corpus_dir, tmp_path, monkeypatch, more):
+    monkeypatch.chdir(folders)
+    out = ("--device", "cpu", "--out", tmp_path)
+    shown = run("eval", "big", "--query-model", "q", "--data", scenes_corpus_dir, *out, *more).stdout
+    assert shown.count("big, texts by q") == (2 if "--against" in more else 1)
 
 
 def test_a_fusion_scorer_has_no_query_student(folders, scenes_corpus_dir, tmp_path):

@@ -56,12 +56,18 @@ def _agreement(agreement: Agreement, evaluation: Evaluation | PoolEvaluation) ->
             interval = f"  {agreement.level:.0%} interval"
             rows.append([interval, *(f"{low:.2f} to {high:.2f}" for low, high in bounds), "", ""])
     return Table(
-        f"agreement of {evaluation.model} with {agreement.teacher} on {evaluation.split}: "
+        f"agreement of {_model(evaluation)} with {agreement.teacher} on {evaluation.split}: "
         f"{counted(evaluation.images, 'images')}, {counted(evaluation.captions, 'texts')}",
         ["", *(row.title for row in AGREEMENT), "queries", "candidates"],
         rows,
         f"nDCG@10 {agreement.ndcg:.2f}, the mean of both directions; over {agreement.candidates_in_words}.",
     )
+
+
+def _model(evaluation: Evaluation | PoolEvaluation) -> str:
+    """The model, and the query student that embeds its texts."""
+    texts = "" if evaluation.query_model is None else f", texts by {evaluation.query_model}"
+    return f"{evaluation.model}{texts}"
 
 
 def _measures(evaluation: Evaluation) -> Table:
@@ -75,8 +81,7 @@ def _measures(evaluation: Evaluation) -> Table:
         rows.append([f"  {evaluation.intervals.level:.0%} interval", *bounds])
     folds = f" ({protocol.folds} folds)" if protocol.folds > 1 else ""
     precision = "" if protocol.precision == "float32" else f", {protocol.precision}"
-    texts = "" if evaluation.query_model is None else f", texts by {evaluation.query_model}"
-    model = f"{evaluation.model}{texts} ({protocol.model_in_words})"
+    model = f"{_model(evaluation)} ({protocol.model_in_words})"
     return Table(
         f"{model} on {evaluation.split}, protocol {protocol.name}{folds}: "
         f"{counted(evaluation.images, 'images')}, {counted(evaluation.captions, 'captions')}{precision}",
