@@ -4,8 +4,8 @@
     python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON
         --images ZIP
     python benchmarks/evidence.py picked --work work/picked (and the options of flickr8k)
-    inputs = ("vision", "text", "lite2", "resnet50", "images", "karpathy.json", "outside.txt")
-    for name in inputs:
+    python benchmarks/evidence.py elsewhere --work work/elsewhere --outside TEXTS (and the options of flickr8k)
+    python benchmarks/evidence.py towers --work work/towers --lite2 DIR --resnet50 DIR (and the options of flickr8k)
     python benchmarks/evidence.py scenes --work work/scenes
     python benchmarks/evidence.py students --work work/students
     python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks
@@ -263,11 +263,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-<<<<<<< HEAD
-    for name in ("vision", "text", "lite2", "resnet50", "karpathy", "images"):
-=======
-    for name, suffix in {"vision": "", "text": "", "karpathy": ".json", "images": "", "outside": ".txt"}.items():
->>>>>>> wt-queries
+    for name in ("vision", "text", "lite2", "resnet50", "images", "karpathy.json", "outside.txt"):
         # Links in the work folder keep paths of this machine out of run.json.
         path, link = getattr(args, name.partition(".")[0]), args.work / name
         if path is not None and not link.is_symlink():
