@@ -53,13 +53,15 @@ from dcdctl.core.training import load_recipe
 
 KILL_TRIES = 5
 """Moments that are tried for one kill. The processor time of a command varies, so some come when it has finished."""
+MOST_MORE_KILLS = 2
+"""Kills of a command that resumes after a kill."""
 
 
 def kills(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
-    """SIGKILL at a random moment of processor time, then the same command: its result must be that of an undisturbed
-    run.
+    """SIGKILL at a random moment of processor time, up to three times in a row, then the same command: its result must
+    be that of an undisturbed run.
 
-    A command that has finished before its kill is no trial.
+    A command that has finished before its first kill is no trial.
     """
     for job in stage.jobs:
         _, expected, seconds = stage.undisturbed(job)
@@ -71,10 +73,14 @@ def kills(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
                 moment = rng.uniform(0.0, 0.95 * seconds)
                 killed = in_fork(lambda out=out, job=job: dcdctl(*job.words(out)), kill_at_cpu_s=moment)
                 if killed.kind == "killed":
-                    yield (
-                        f"kill, {job.name}",
-                        *_again(job, out, expected, f"killed after {moment:.3f} of {seconds:.3f} s"),
-                    )
+                    moments = [
+                        moment,
+                        *(rng.uniform(0.0, 0.95 * seconds) for _ in range(rng.randrange(MOST_MORE_KILLS + 1))),
+                    ]
+                    for further in moments[1:]:
+                        in_fork(lambda out=out, job=job: dcdctl(*job.words(out)), kill_at_cpu_s=further)
+                    details = f"killed after {', '.join(f'{each:.3f}' for each in moments)} of {seconds:.3f} s"
+                    yield f"kill, {job.name}", *_again(job, out, expected, details)
                 shutil.rmtree(out, ignore_errors=True)
                 if killed.kind == "killed":
                     break
