@@ -45,6 +45,7 @@ import numpy as np
 from damage import Artifact, as_new_process, damages, digest_of
 from every_command import without_root
 from reliability_cases import command_lines, hostile_files
+from reliability_changes import changed_inputs
 from reliability_trials import CPU, GOOD, OUTCOMES, Ended, Job, Part, Stage, Trial, dcdctl, in_fork, outcome_of, trained
 from test_corruption import KINDS
 
@@ -270,6 +271,7 @@ def _refused(ended: Ended, about: tuple[str, ...]) -> str:
 
 PARTS: dict[str, tuple[Part, int]] = {
     "kills": (kills, 14),
+    "changes": (changed_inputs, 6),
     "damages": (damaged_files, 60),
     "disks": (full_disks, 4),
     "places": (wrong_places, len(PLACES)),
