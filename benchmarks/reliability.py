@@ -46,6 +46,7 @@ from damage import Artifact, as_new_process, damages, digest_of
 from every_command import without_root
 from reliability_cases import command_lines, hostile_files
 from reliability_changes import changed_inputs
+from reliability_rounds import hostile_rounds
 from reliability_trials import CPU, GOOD, OUTCOMES, Ended, Job, Part, Stage, Trial, dcdctl, in_fork, outcome_of, trained
 from test_corruption import KINDS
 
@@ -275,6 +276,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "damages": (damaged_files, 60),
     "disks": (full_disks, 4),
     "places": (wrong_places, len(PLACES)),
+    "rounds": (hostile_rounds, 150),
     "files": (hostile_files, 120),
     "lines": (command_lines, 200),
 }
