@@ -4,7 +4,7 @@ command lines, on tiny artifacts.
     python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills damages disks places files lines]
         [--jobs "distill, pool" ...] [--json]
 
-`--jobs` limits kills, disks and places to some commands of `reliability_trials.Stage`.
+`--jobs` limits kills, disks and places to some commands of `reliability_trials.Stage`, and damages to some artifacts.
 
 Each trial is a command, or the reading of an artifact, in a fork of this process, in a temporary folder. It ends in one
 of these ways:
@@ -44,8 +44,10 @@ sys.path.extend(
 import numpy as np
 from damage import Artifact, as_new_process, damages, digest_of
 from every_command import without_root
+from reliability_artifacts import kinds_of
 from reliability_cases import command_lines, hostile_files
 from reliability_changes import changed_inputs
+from reliability_lines import combined_lines
 from reliability_rounds import hostile_rounds
 from reliability_trials import CPU, GOOD, OUTCOMES, Ended, Job, Part, Stage, Trial, dcdctl, in_fork, outcome_of, trained
 from test_corruption import KINDS
@@ -102,7 +104,9 @@ def _again(job: Job, out: Path, expected: str, details: str) -> tuple[str, str]:
 
 def damaged_files(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
     """Flipped bits, zeros, truncated, longer and swapped files, then a full read."""
-    for name, make in {**KINDS, **run_kinds(stage)}.items():
+    kinds = {**KINDS, **run_kinds(stage), **kinds_of(stage)}
+    for name in stage.chosen or kinds:
+        make = kinds[name]
         folder = stage.folder / "damages" / name.replace(" ", "-")
         folder.mkdir(parents=True)
         artifact = make(folder)
@@ -279,6 +283,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "rounds": (hostile_rounds, 150),
     "files": (hostile_files, 120),
     "lines": (command_lines, 200),
+    "combined": (combined_lines, 500),
 }
 """What is tried, and the number of trials per row, or of cases of a table."""
 
@@ -288,13 +293,14 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="share of the trials per row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--jobs", nargs="+", help="commands, by the names in the table")
+    parser.add_argument("--jobs", nargs="+", help="commands or artifacts, by the names in the table")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     counts: dict[str, Counter[str]] = {}
     bad: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder))
+        stage.chosen = options.jobs or ()
         if options.jobs:
             stage.jobs = [job for job in stage.jobs if job.name in options.jobs]
             stage.more_jobs = [job for job in stage.more_jobs if job.name in options.jobs]

@@ -252,6 +252,9 @@ class Job:
 class Stage:
     """One of everything, tiny. The names are those of tests/cli/test_resolve.py."""
 
+    chosen: Sequence[str] = ()
+    """The names of what is tried; all if empty."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.corpus, self.fusion, self.dual, self.cache = (
