@@ -47,6 +47,7 @@ from every_command import without_root
 from reliability_artifacts import kinds_of
 from reliability_cases import command_lines, hostile_files
 from reliability_changes import changed_inputs
+from reliability_inputs import hostile_photos, hostile_queries
 from reliability_lines import combined_lines
 from reliability_rounds import hostile_rounds
 from reliability_trials import CPU, GOOD, OUTCOMES, Ended, Job, Part, Stage, Trial, dcdctl, in_fork, outcome_of, trained
@@ -282,6 +283,8 @@ PARTS: dict[str, tuple[Part, int]] = {
     "places": (wrong_places, len(PLACES)),
     "rounds": (hostile_rounds, 150),
     "files": (hostile_files, 120),
+    "photos": (hostile_photos, 20),
+    "queries": (hostile_queries, 200),
     "lines": (command_lines, 200),
     "combined": (combined_lines, 500),
 }
