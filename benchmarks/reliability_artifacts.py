@@ -23,7 +23,7 @@ from dcdctl.core.teacher.picks import find_picks
 
 def kinds_of(stage: Stage) -> dict[str, Callable[[Path], Artifact]]:
     """A function that makes each, in a folder of its own."""
-    jobs = {job.name: job for job in stage.jobs}
+    jobs = stage.by_name
     return {
         "rounds of captions, resumed": _resumed(jobs["distill late-mined"], in_rounds, "run/model"),
         "rounds of a pool, resumed": _resumed(jobs["distill pool-picked"], in_rounds, "run/model"),

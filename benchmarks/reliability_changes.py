@@ -82,9 +82,8 @@ def _make_inputs(stage: Stage) -> tuple[Path, Path]:
         folder.mkdir(parents=True)
     for name, source in (("pool", stage.pool), ("corpus", stage.corpus), ("begin", stage.dual), ("late", stage.late)):
         shutil.copytree(source, first / name)
-    by_name = {job.name: job for job in stage.jobs}
     for name, job in (("corpus", "prepare"), ("begin", "distill"), ("late", "distill, late")):
-        stage.make(f"another {name}", [*by_name[job].words(other / name), *sets("seed=1")])
+        stage.make(f"another {name}", [*stage.by_name[job].words(other / name), *sets("seed=1")])
     texts = ("--queries", stage.folder / "MORE.csv", "--workers", 1, "--name", "pool")
     stage.make("another pool", ["prepare", "--images", stage.more, *texts, "--out", other / "pool"])
 

@@ -6,6 +6,7 @@ to a served index by HTTP; what SQLite answers to a condition tells which images
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import sqlite3

@@ -269,6 +269,7 @@ class Stage:
         self.followed, self.moved = folder / "FOLLOWED", folder / "MOVED"
         self.planned = folder / "PLANNED"
         self.jobs = self._resuming_jobs() + self._jobs_of_texts() + self._jobs_in_rounds() + self._jobs_of_folders()
+        self.by_name = {job.name: job for job in self.jobs}
         self.more_jobs = self._other_writers()
         self._make_inputs()
 
@@ -455,8 +456,7 @@ class Stage:
         return [Job("convert", lambda out: ["convert", self.fusion, "--out", out]), *exports, report, bench]
 
     def _make_inputs(self) -> None:
-        by_name = {job.name: job for job in self.jobs}
-        self.make("prepare", by_name["prepare"].words(self.corpus))
+        self.make("prepare", self.by_name["prepare"].words(self.corpus))
         for folder, first, count in ((self.photos, 0, 12), (self.more, 12, 6)):
             folder.mkdir()
             for number in range(first, first + count):
@@ -482,7 +482,7 @@ class Stage:
             ("index, tokens", self.folder / "LATE_INDEX"),
             ("index, query model", self.folder / "QUERY_INDEX"),
         ):
-            self.make(name, by_name[name].words(folder))
+            self.make(name, self.by_name[name].words(folder))
         for name in ("EVALUATION", "EVALUATION2"):
             self.make("eval", ["eval", self.dual, "--data", self.corpus, *CPU, "--out", self.folder / name])
         self.make("eval", ["eval", self.dual, "--data", self.corpus, *CPU])
