@@ -303,6 +303,7 @@ def main() -> None:
     bad: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder))
+        stage.make_inputs()
         stage.chosen = options.jobs or ()
         if options.jobs:
             stage.jobs = [job for job in stage.jobs if job.name in options.jobs]

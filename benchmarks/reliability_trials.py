@@ -264,14 +264,11 @@ class Stage:
         self.pool, self.late, self.vectors, self.tokens, self.query, self.late_query = (
             folder / name for name in ("POOL", "LATE", "VECTORS", "TOKENS", "QUERY", "LATE_QUERY")
         )
-        # Several parts of texts, and windows of one part each.
-        text_cache.TEXTS_PER_PART, texts.WINDOW_BYTES = 16, 1
         self.followed, self.moved = folder / "FOLLOWED", folder / "MOVED"
         self.planned = folder / "PLANNED"
         self.jobs = self._resuming_jobs() + self._jobs_of_texts() + self._jobs_in_rounds() + self._jobs_of_folders()
         self.by_name = {job.name: job for job in self.jobs}
         self.more_jobs = self._other_writers()
-        self._make_inputs()
 
     def _resuming_jobs(self) -> list[Job]:
         """Commands that resume after a kill."""
@@ -455,7 +452,10 @@ class Stage:
         ]
         return [Job("convert", lambda out: ["convert", self.fusion, "--out", out]), *exports, report, bench]
 
-    def _make_inputs(self) -> None:
+    def make_inputs(self) -> None:
+        """Write what the commands read."""
+        # Several parts of texts, and windows of one part each.
+        text_cache.TEXTS_PER_PART, texts.WINDOW_BYTES = 16, 1
         self.make("prepare", self.by_name["prepare"].words(self.corpus))
         for folder, first, count in ((self.photos, 0, 12), (self.more, 12, 6)):
             folder.mkdir()
