@@ -1,8 +1,8 @@
-"""Counts for docs/evidence/reliability.md: kills, damaged files, full disks, wrong places, hostile files and wrong
-command lines, on tiny artifacts.
+"""Counts for docs/evidence/reliability.md: kills, changed inputs, damaged files, full disks, wrong places, hostile
+teachers, pools, files, photos and queries, and wrong command lines, on tiny artifacts.
 
-    python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills damages disks places files lines]
-        [--jobs "distill, pool" ...] [--json]
+    python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills changes damages disks places rounds files
+        photos queries lines combined] [--jobs "distill, pool" ...] [--json]
 
 `--jobs` limits kills, disks and places to some commands of `reliability_trials.Stage`, and damages to some artifacts.
 
