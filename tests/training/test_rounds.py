@@ -286,6 +286,10 @@ def test_a_start_that_another_model_has_replaced_proposes_nothing_to_a_killed_tr
         kill_in(patch, "cache-1")
         with pytest.raises(KeyboardInterrupt):
             train(refs, tmp_path / "run", *sets)
+    # A damaged model is no other model: whoever reads it names the file.
+    before, weights = models.digest_of_files(start), start / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert models.digest_of_files(start) == before
     shutil.rmtree(start)
     models.save(make_wide_dual(captions[:4]), start)
     with pytest.raises(StaleError, match=r"cache-1 was made with another candidates_model \([0-9a-f]{12}, not "):

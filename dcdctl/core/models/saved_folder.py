@@ -34,7 +34,10 @@ def seal(folder: Path, settings: Table) -> None:
 
 
 def digest_of_files(folder: Path) -> str:
-    """A digest of all files of a model that decide what it computes, without opening it."""
+    """A digest of all files of a model that decide what it computes, without opening it: as they were saved, so that a
+    damaged file is not taken for another model."""
+    if (folder / SETTINGS_FILE).exists():
+        return files.digest_of(listed_in(folder))
     return files.digest_of({name: artifacts.sha256_of(folder / name) for name in sorted(_file_names(folder))})
 
 
