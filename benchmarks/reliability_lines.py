@@ -162,7 +162,7 @@ def _lines() -> Iterator[Line]:
         yield Line(f"index CHANGED --device cpu {action} {other}")
     for action, other in itertools.product(ACTIONS, EXCLUDING):
         if (action, other) == ("--sync", "--watch"):
-            continue  # goes on until Ctrl-C, as it should
+            continue  # until Ctrl-C, as it should
         yield Line(f"index CHANGED --device cpu {action} {other}", may_end_well=False)
     for name, values in OF_INDEX.items():
         yield from (Line(f"index CHANGED --device cpu {name} {value}") for value in values)
