@@ -1,10 +1,10 @@
-"""Counts for docs/evidence/reliability.md: kills, damaged files, full disks, wrong places, hostile files and wrong
-command lines, on tiny artifacts.
+"""Counts for docs/evidence/reliability.md: kills, changed inputs, damaged files, full disks, wrong places, hostile
+teachers, pools, files, photos and queries, and wrong command lines, on tiny artifacts.
 
-    python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills damages disks places files lines]
-        [--jobs "distill, pool" ...] [--json]
+    python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills changes damages disks places rounds files
+        photos queries lines combined] [--jobs "distill, pool" ...] [--json]
 
-`--jobs` limits kills, disks and places to some commands of `reliability_trials.Stage`.
+`--jobs` limits kills, disks and places to some commands of `reliability_trials.Stage`, and damages to some artifacts.
 
 Each trial is a command, or the reading of an artifact, in a fork of this process, in a temporary folder. It ends in one
 of these ways:
@@ -44,7 +44,12 @@ sys.path.extend(
 import numpy as np
 from damage import Artifact, as_new_process, damages, digest_of
 from every_command import without_root
+from reliability_artifacts import kinds_of
 from reliability_cases import command_lines, hostile_files
+from reliability_changes import changed_inputs
+from reliability_inputs import hostile_photos, hostile_queries
+from reliability_lines import combined_lines
+from reliability_rounds import hostile_rounds
 from reliability_trials import CPU, GOOD, OUTCOMES, Ended, Job, Part, Stage, Trial, dcdctl, in_fork, outcome_of, trained
 from test_corruption import KINDS
 
@@ -53,13 +58,15 @@ from dcdctl.core.training import load_recipe
 
 KILL_TRIES = 5
 """Moments that are tried for one kill. The processor time of a command varies, so some come when it has finished."""
+MOST_MORE_KILLS = 2
+"""Kills of a command that resumes after a kill."""
 
 
 def kills(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
-    """SIGKILL at a random moment of processor time, then the same command: its result must be that of an undisturbed
-    run.
+    """SIGKILL at a random moment of processor time, up to three times in a row, then the same command: its result must
+    be that of an undisturbed run.
 
-    A command that has finished before its kill is no trial.
+    A command that has finished before its first kill is no trial.
     """
     for job in stage.jobs:
         _, expected, seconds = stage.undisturbed(job)
@@ -71,10 +78,14 @@ def kills(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
                 moment = rng.uniform(0.0, 0.95 * seconds)
                 killed = in_fork(lambda out=out, job=job: dcdctl(*job.words(out)), kill_at_cpu_s=moment)
                 if killed.kind == "killed":
-                    yield (
-                        f"kill, {job.name}",
-                        *_again(job, out, expected, f"killed after {moment:.3f} of {seconds:.3f} s"),
-                    )
+                    moments = [
+                        moment,
+                        *(rng.uniform(0.0, 0.95 * seconds) for _ in range(rng.randrange(MOST_MORE_KILLS + 1))),
+                    ]
+                    for further in moments[1:]:
+                        in_fork(lambda out=out, job=job: dcdctl(*job.words(out)), kill_at_cpu_s=further)
+                    details = f"killed after {', '.join(f'{each:.3f}' for each in moments)} of {seconds:.3f} s"
+                    yield f"kill, {job.name}", *_again(job, out, expected, details)
                 shutil.rmtree(out, ignore_errors=True)
                 if killed.kind == "killed":
                     break
@@ -94,7 +105,9 @@ def _again(job: Job, out: Path, expected: str, details: str) -> tuple[str, str]:
 
 def damaged_files(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
     """Flipped bits, zeros, truncated, longer and swapped files, then a full read."""
-    for name, make in {**KINDS, **run_kinds(stage)}.items():
+    kinds = {**KINDS, **run_kinds(stage), **kinds_of(stage)}
+    for name in stage.chosen or kinds:
+        make = kinds[name]
         folder = stage.folder / "damages" / name.replace(" ", "-")
         folder.mkdir(parents=True)
         artifact = make(folder)
@@ -264,11 +277,16 @@ def _refused(ended: Ended, about: tuple[str, ...]) -> str:
 
 PARTS: dict[str, tuple[Part, int]] = {
     "kills": (kills, 14),
+    "changes": (changed_inputs, 6),
     "damages": (damaged_files, 60),
     "disks": (full_disks, 4),
     "places": (wrong_places, len(PLACES)),
+    "rounds": (hostile_rounds, 150),
     "files": (hostile_files, 120),
+    "photos": (hostile_photos, 20),
+    "queries": (hostile_queries, 200),
     "lines": (command_lines, 200),
+    "combined": (combined_lines, 500),
 }
 """What is tried, and the number of trials per row, or of cases of a table."""
 
@@ -278,13 +296,15 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="share of the trials per row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--jobs", nargs="+", help="commands, by the names in the table")
+    parser.add_argument("--jobs", nargs="+", help="commands or artifacts, by the names in the table")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     counts: dict[str, Counter[str]] = {}
     bad: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder))
+        stage.make_inputs()
+        stage.chosen = options.jobs or ()
         if options.jobs:
             stage.jobs = [job for job in stage.jobs if job.name in options.jobs]
             stage.more_jobs = [job for job in stage.more_jobs if job.name in options.jobs]

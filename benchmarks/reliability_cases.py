@@ -82,7 +82,9 @@ MANIFESTS = ["", "[expected.train]", "[expected]\ntrain = 7", "[[expected]]", "[
 """Manifests without counts, and with tables nested deeply."""
 
 
-def _bounded(work: Callable[[], str]) -> Ended:
+def bounded(work: Callable[[], str]) -> Ended:
+    """How work ends with limited memory."""
+
     def limited() -> str:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
@@ -128,7 +130,7 @@ def hostile_files(stage: Stage, rng: random.Random, trials: int) -> Iterator[Tri
         for words in (["distill", "demo-dual"], ["cache-teacher", "--recipe", "demo-dual"]):
             lines.append(("manifest", text, [*words, "--dry-run", "--data", path]))
     for kind, name, words in rng.sample(lines, min(trials, len(lines))):
-        ended = _bounded(lambda words=words: dcdctl(*words, "--out", folder / "out", *CPU))
+        ended = bounded(lambda words=words: dcdctl(*words, "--out", folder / "out", *CPU))
         yield f"hostile file, {kind}", _outcome(ended, name.endswith("accepted")), f"{name[:60]!r}: {ended}"
         shutil.rmtree(folder / "out", ignore_errors=True)
 

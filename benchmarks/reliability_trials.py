@@ -24,7 +24,7 @@ sys.path.extend(
 import numpy as np
 import torch
 from damage import digest_of
-from encoders import make_pair
+from encoders import make_pair, save_text, save_vision
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -32,8 +32,9 @@ from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import FolderIndex, IndexSearcher
-from dcdctl.core.teacher import text_cache
+from dcdctl.core.search import FolderIndex, IndexSearcher, storage
+from dcdctl.core.teacher import read_cache, text_cache
+from dcdctl.core.training import Run
 from dcdctl.core.training.batches import texts
 
 OUTCOMES = ("named", "harmless", "unnamed", "wrong", "traceback", "hang")
@@ -41,13 +42,8 @@ GOOD = ("named", "harmless")
 CPU_LIMIT_S, WALL_LIMIT_S = 60.0, 300.0
 """Processor time and time of a trial, after which it counts as a hang. A busy machine needs the second to be large."""
 CPU = ("--device", "cpu")
-SIZES = (
-    "model.hidden_size=32",
-    "model.num_layers=2",
-    "model.num_text_layers=1",
-    "model.vocab_size=200",
-    "model.projection_dim=16",
-)
+TEACHER_SIZES = ("model.hidden_size=32", "model.num_layers=2", "model.vocab_size=200")
+SIZES = (*TEACHER_SIZES, "model.num_text_layers=1", "model.projection_dim=16")
 BATCH = ("batch.size=8", "batch.random_negatives=4", "batch.hard_negatives=2")
 CHECKPOINTS = ("optimizer.steps=6", "optimizer.save_every=2", "validation.every=3", "validation.max_images=4")
 BENCH = tuple(
@@ -213,6 +209,30 @@ def answers(folder: Path) -> str:
     return searched(folder) + digest_of([[(hit.name, hit.score) for hit in each.hits] for each in found])
 
 
+def followed(folder: Path) -> str:
+    """A checksum of all that an index holds by row: names, vectors or tokens, copies, files, columns and folders."""
+    index = FolderIndex.open(folder)
+    facts = index.image_files
+    known = [
+        [index.values("image_id").to_pylist(), vars(index.stored(np.arange(index.num_rows)))],
+        facts.group_R,
+        facts.table.to_pydict(),
+        [str(source.path) for source in index.document.sources],
+        [index.is_removed, index.stored_columns.table().to_pydict()],
+        storage.skipped_of(folder, index.document),
+    ]
+    return digest_of(known)
+
+
+def in_rounds(folder: Path) -> str:
+    """The model of a training in rounds, the scores of all rounds, and what is noted of each round."""
+    caches = []
+    for cache in map(read_cache, sorted((folder / "run-rounds").glob("cache-*"))):
+        caches.append([cache.folder.name, cache.image_P, cache.text_P, cache.score_P, cache.role_P])
+    proposers = [models.load(run).digest for run in sorted((folder / "run-rounds").glob("run-*"))]
+    return trained(folder / "run") + digest_of([caches, proposers, Run(folder / "run").facts().get("rounds")])
+
+
 def listing(folder: Path) -> str:
     """The names of all files: of what holds times or dates."""
     return "\n".join(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
@@ -232,6 +252,9 @@ class Job:
 class Stage:
     """One of everything, tiny. The names are those of tests/cli/test_resolve.py."""
 
+    chosen: Sequence[str] = ()
+    """The names of what is tried; all if empty."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.corpus, self.fusion, self.dual, self.cache = (
@@ -241,11 +264,11 @@ class Stage:
         self.pool, self.late, self.vectors, self.tokens, self.query, self.late_query = (
             folder / name for name in ("POOL", "LATE", "VECTORS", "TOKENS", "QUERY", "LATE_QUERY")
         )
-        # Several parts of texts, and windows of one part each.
-        text_cache.TEXTS_PER_PART, texts.WINDOW_BYTES = 16, 1
-        self.jobs = self._resuming_jobs() + self._jobs_of_texts()
+        self.followed, self.moved = folder / "FOLLOWED", folder / "MOVED"
+        self.planned = folder / "PLANNED"
+        self.jobs = self._resuming_jobs() + self._jobs_of_texts() + self._jobs_in_rounds() + self._jobs_of_folders()
+        self.by_name = {job.name: job for job in self.jobs}
         self.more_jobs = self._other_writers()
-        self._make_inputs()
 
     def _resuming_jobs(self) -> list[Job]:
         """Commands that resume after a kill."""
@@ -258,7 +281,14 @@ class Stage:
             *sets("counts.train=24", "counts.val=4", "counts.test=8", "side_px=32"),
         ]
         self.distill: list[object] = ["distill", "demo-dual", *data, "--cache", self.cache, *CPU, "--resume", *steps]
-        pretrain = ["finetune-teacher", "tiny-teacher", *data, *CPU, "--resume", *sets(*SIZES, *BATCH, *CHECKPOINTS)]
+        pretrain = [
+            "finetune-teacher",
+            "tiny-teacher",
+            *data,
+            *CPU,
+            "--resume",
+            *sets(*TEACHER_SIZES, *BATCH, *CHECKPOINTS),
+        ]
         score = ["cache-teacher", *data, "--teacher", self.fusion, "--recipe", "demo-dual", *CPU]
         embed = ["index", self.dual, "--images", self.photos, "--workers", 0, *CPU]
         return [
@@ -333,6 +363,72 @@ class Stage:
             ),
         ]
 
+    def _jobs_in_rounds(self) -> list[Job]:
+        """Trainings for which a teacher scores what a student proposes, and tasks of its work list."""
+        few = sets("batch.size=8", *CHECKPOINTS[:2])
+        rounds = sets("pool.rounds=3", "candidates.per_query=6", "pool.images=6", "pool.texts=6")
+        late: list[object] = ["late-mined", "--data", self.corpus, *sets(*SIZES, *CHECKPOINTS, "model.token_dim=8")]
+        start = sets(f"model.start={self.dual}")
+        captioned = ["--data", self.corpus, "--pool", self.pool, *sets("validation.max_images=4")]
+        jobs: dict[str, list[object]] = {
+            "distill late-mined": [*late, *sets("candidates.per_query=4")],
+            "distill pool-picked": ["pool-picked", "--data", self.pool, *rounds, *start],
+            "distill pool-picked, budget": [
+                *("pool-picked", "--data", self.pool, *rounds, *start, *sets("pool.max_pairs=200")),
+                *sets("pool.pseudo_positive_above=none", "loss.terms={ kl = 1.0 }"),
+            ],
+            "distill pool-picked-late, captions": [
+                "pool-picked-late",
+                *captioned,
+                *rounds,
+                *sets(f"model.start={self.late}"),
+            ],
+        }
+        with_teacher = ("--teacher", "reliability_teachers:judge", *few, *CPU, "--resume")
+        work = ["score-work", self.planned / "work", "--teacher", self.fusion, "--device", "cpu"]
+        embed = ["embed-work", self.folder / "LIST", self.dual, "--workers", 0, *CPU]
+        return [
+            *(
+                Job(name, lambda out, words=words: ["distill", *words, *with_teacher, "--out", out / "run"], in_rounds)
+                for name, words in jobs.items()
+            ),
+            Job("score-work", lambda out: [*work, "--out", out]),
+            Job("embed-work", lambda out: [*embed, "--out", out]),
+        ]
+
+    def _jobs_of_folders(self) -> list[Job]:
+        """Indexes that follow their folders, libraries of photos, and copies."""
+        photos: list[object] = ["photos", self.photos, "--out"]
+        captions = [self.folder / "CAPTIONS.csv", "--vision", self.folder / "VISION", "--text", self.folder / "TEXT"]
+        return [
+            Job(
+                "index --sync",
+                lambda out: ["index", out, "--sync", *CPU],
+                followed,
+                lambda out: shutil.copytree(self.folder / "FOLLOWED_INDEX", out),
+            ),
+            Job(
+                "index --sync, tokens",
+                lambda out: ["index", out, "--sync", *CPU],
+                followed,
+                lambda out: shutil.copytree(self.folder / "FOLLOWED_TOKENS", out),
+            ),
+            Job(
+                "index --moved",
+                lambda out: ["index", out, "--moved", self.folder / "OLD", self.moved],
+                followed,
+                lambda out: shutil.copytree(self.folder / "MOVED_INDEX", out),
+            ),
+            Job("photos", lambda out: [*photos, out, "--model", self.dual], lambda out: followed(out / "index")),
+            Job(
+                "photos, captions",
+                lambda out: [*photos[:-1], *captions, "--out", out],
+                lambda out: followed(out / "index") + trained(out / "run"),
+            ),
+            Job("copy", lambda out: ["copy", self.index, out]),
+            Job("copy, run", lambda out: ["copy", self.dual, out]),
+        ]
+
     def _other_writers(self) -> list[Job]:
         """Commands that start again."""
         pair = ("--teacher", self.fusion, "--data", self.corpus, "--split", "test")
@@ -356,14 +452,18 @@ class Stage:
         ]
         return [Job("convert", lambda out: ["convert", self.fusion, "--out", out]), *exports, report, bench]
 
-    def _make_inputs(self) -> None:
-        by_name = {job.name: job for job in self.jobs}
-        self.make("prepare", by_name["prepare"].words(self.corpus))
+    def make_inputs(self) -> None:
+        """Write what the commands read."""
+        # Several parts of texts, and windows of one part each.
+        text_cache.TEXTS_PER_PART, texts.WINDOW_BYTES = 16, 1
+        self.make("prepare", self.by_name["prepare"].words(self.corpus))
         for folder, first, count in ((self.photos, 0, 12), (self.more, 12, 6)):
             folder.mkdir()
             for number in range(first, first + count):
-                noise = np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(noise).save(folder / f"{number:02}.png")
+                rng = np.random.default_rng(number)
+                # Noise alone looks the same to a network.
+                color, noise = rng.integers(0, 191, 3), rng.integers(0, 63, (32, 32, 3))
+                Image.fromarray((color + noise).astype(np.uint8)).save(folder / f"{number:02}.png")
         captions = Corpus.open(self.corpus, "train").captions
         for name, some in (("TEXTS.csv", captions[:40]), ("MORE.csv", captions[20:])):
             lines = (f"{text},{'de' if number % 3 else ''}\n" for number, text in enumerate(some))
@@ -382,11 +482,13 @@ class Stage:
             ("index, tokens", self.folder / "LATE_INDEX"),
             ("index, query model", self.folder / "QUERY_INDEX"),
         ):
-            self.make(name, by_name[name].words(folder))
+            self.make(name, self.by_name[name].words(folder))
         for name in ("EVALUATION", "EVALUATION2"):
             self.make("eval", ["eval", self.dual, "--data", self.corpus, *CPU, "--out", self.folder / name])
         self.make("eval", ["eval", self.dual, "--data", self.corpus, *CPU])
         self.make("bench", self.more_jobs[-1].words(self.dual))
+        self._make_lists()
+        self._make_folders_that_change()
 
         def save_pair() -> str:
             models.save(
@@ -400,6 +502,54 @@ class Stage:
         (self.folder / "TAKEN").mkdir()
         (self.folder / "TAKEN" / "letter.txt").write_text("dear")
         (self.folder / "FILE").write_text("dear")
+
+    def _make_lists(self) -> None:
+        """A work list, a list of images, and encoders with captions for `photos`."""
+        scored = ["cache-teacher", "--data", self.corpus, "--recipe", "demo-dual", "--out", self.planned]
+        self.make("a work list", [*scored, "--plan-only", "--with", "captions,bytes"])
+        images = ["index", self.dual, "--images", self.photos, "--out", self.folder / "LIST", "--plan-only"]
+        self.make("a list of images", images)
+        captions = Corpus.open(self.corpus, "train").captions[:12]
+        lines = [f"{number:02}.png,{text}" for number, text in enumerate(captions)]
+        (self.folder / "CAPTIONS.csv").write_text("\n".join(["image,caption", *lines]))
+
+        def save_encoders() -> str:
+            save_vision("timm map", self.folder / "VISION")
+            save_text("bert", list(captions), self.folder / "TEXT")
+            return ""
+
+        if (ended := in_fork(save_encoders)).kind != "ok":
+            raise SystemExit(f"the encoders of photos: {ended}")
+
+    def _make_folders_that_change(self) -> None:
+        """Indexes of a folder in which photos came, went, moved and changed since, and of a folder that moved."""
+        old = self.folder / "OLD"
+        for folder in (self.followed, old):
+            shutil.copytree(self.photos, folder)
+        shutil.copy(self.followed / "03.png", self.followed / "copy of 03.png")
+        (self.followed / "broken.png").write_bytes(b"no image")
+        for name, model, folder in (
+            ("FOLLOWED_INDEX", self.dual, self.followed),
+            ("FOLLOWED_TOKENS", self.late, self.followed),
+            ("MOVED_INDEX", self.dual, old),
+        ):
+            words = ["index", model, "--images", folder, "--workers", 0, "--keywords", *CPU]
+            self.make(name, [*words, "--out", self.folder / name])
+        old.rename(self.moved)
+        there = self.followed
+        (there / "album").mkdir()
+        (there / "00.png").unlink()
+        (there / "01.png").rename(there / "album" / "moved.png")
+        os.utime(there / "02.png", (1, 1))
+        with Image.open(there / "04.png") as image:
+            changed = image.transpose(Image.Transpose.ROTATE_90)
+        changed.save(there / "04.png")
+        shutil.copy(there / "05.png", there / "album" / "copy of 05.png")
+        shutil.copy(self.more / "12.png", there / "broken.png")
+        for name in ("13.png", "14.png", "15.png"):
+            shutil.copy(self.more / name, there / "album" / name)
+        with Image.open(there / "06.png") as image:
+            image.convert("RGB").save(there / "looks like 06.jpg", quality=95)
 
     @staticmethod
     def make(name: str, words: Sequence[object]) -> Ended:

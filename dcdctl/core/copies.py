@@ -251,7 +251,7 @@ def _names_in(folder: Path) -> list[str]:
         if link := next((name for name in folders if (Path(parent) / name).is_symlink()), None):
             raise InputError(f"{Path(parent) / link} is a link to a folder", hint="copy what it names in its place")
         for name in found:
-            if not files.PARTIAL_NAME.fullmatch(name) and ".lock-" not in name:
+            if not files.PARTIAL_NAME.fullmatch(name) and not files.LOCK_NAME.fullmatch(name):
                 names.append((Path(parent) / name).relative_to(folder).as_posix())
     return sorted(names)
 

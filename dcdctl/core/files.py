@@ -32,6 +32,8 @@ PARTIAL_SUFFIX = ".partial"
 # File systems allow 255 bytes; suffixes of partial files and of shards come on top.
 MAX_NAME_BYTES = 150
 PARTIAL_NAME = re.compile(rf".*\.(?P<host>[0-9a-f]{{8}})-(?P<process>\d+){re.escape(PARTIAL_SUFFIX)}")
+LOCK_NAME = re.compile(r"\..+\.lock-\d+")
+"""Of the lock file of a folder (`lock_prefix`), which a killed process leaves."""
 KEPT_S = 24 * 3600.0
 """How long an incomplete file of another machine is kept after its last change: this one cannot see whether its process
 lives."""
@@ -281,14 +283,14 @@ def is_vacant(folder: Path) -> bool:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder, sorted, without locks and incomplete files."""
-    lock = lock_prefix(folder)
+    """The names in a folder, sorted, without incomplete files and locks: its own, and those of folders in it."""
     names = (path.name for path in folder.iterdir())
-    return sorted(name for name in names if not name.endswith(PARTIAL_SUFFIX) and not name.startswith(lock))
+    return sorted(name for name in names if not name.endswith(PARTIAL_SUFFIX) and not LOCK_NAME.fullmatch(name))
 
 
 def lock_prefix(folder: Path) -> str:
-    """How the names of a folder's lock files begin, which `locks` makes; the same for all names of the folder."""
+    """How the names of a folder's lock files begin, which `locks` makes beside it or in it; the same for all names of
+    the folder."""
     # Unlike Path.resolve, realpath accepts loops of links.
     return f".{Path(os.path.realpath(folder)).name}.lock-"
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from dcdctl.core import files
+from dcdctl.core import files, locks
 from dcdctl.core.errors import InputError, StaleError
 
 
@@ -176,6 +176,15 @@ def test_files_are_named_by_themselves_by_folders_and_by_patterns_each_once(tabl
 def test_a_name_of_no_file_or_of_one_of_another_kind_is_an_error(tables, name, message):
     with pytest.raises(InputError, match=message):
         named(tables, name)
+
+
+def test_a_folder_counts_as_empty_while_a_part_of_it_is_locked(tmp_path):
+    """A command that was killed there leaves the lock file."""
+    with locks.lock(tmp_path / "data"):
+        assert any(tmp_path.iterdir())
+        assert files.is_vacant(tmp_path)
+    (tmp_path / ".notes").write_text("dear")
+    assert not files.is_vacant(tmp_path)
 
 
 def test_a_folder_with_only_partial_files_counts_as_empty(tmp_path):

@@ -23,6 +23,7 @@ from dcdctl.core.data import TaskFile
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError, StaleError
 from dcdctl.core.teacher import CacheJob, CandidateConfig, ScoreWorkJob, build, plan_work, score_work, take_scores
+from dcdctl.core.teacher.score_files import read_batches
 
 CONFIG = CandidateConfig(per_query=4)
 FUNCTION = """
@@ -178,6 +179,30 @@ def test_scores_of_another_work_list_are_refused(stage, work, tmp_path):
     pq.write_table(pq.read_table(path).slice(3), path)
     with pytest.raises(StaleError, match=r"was made with another work file \(\w{12}, not \w{12}\)"):
         score(path, stage / "teacher", tmp_path / "scores")
+
+
+@pytest.mark.parametrize("kind", ["work file", "scores"])
+def test_a_flipped_bit_is_an_error_or_changes_nothing(kind, stage, work, tmp_path):
+    """Neither file is listed in another one with its checksum."""
+    path, results = work / "work-00000.parquet", tmp_path / "scores" / "work-00000.parquet"
+    score(path, stage / "teacher", results.parent)
+    expected = pq.read_table(results).to_pydict()
+    changed = path if kind == "work file" else results
+    intact, messages = changed.read_bytes(), []
+    for number, at in enumerate(range(8, len(intact), len(intact) // 25)):
+        changed.write_bytes(intact[:at] + bytes([intact[at] ^ 4]) + intact[at + 1 :])
+        try:
+            if kind == "work file":
+                score(path, stage / "teacher", tmp_path / f"scores-{number}")
+                found = pq.read_table(tmp_path / f"scores-{number}" / path.name)
+            else:
+                found = pa.Table.from_batches(read_batches(results))
+        except InputError as error:
+            messages.append(str(error))
+        else:
+            assert found.to_pydict() == expected, f"bit of byte {at}"
+    assert len(messages) > 10
+    assert all(str(changed) in message for message in messages)
 
 
 def test_what_fails_is_named_and_the_rest_is_kept(stage, work, tmp_path):

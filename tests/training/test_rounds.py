@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -274,6 +275,26 @@ def test_the_start_proposes_the_pairs_of_the_first_round(refs, tmp_path, monkeyp
             CacheJob(data=refs.data, out=tmp_path / "cache", teacher=refs.teachers[0],
                      candidates=CandidateConfig(kind="embedding", model="start"))
         )  # fmt: skip
+
+
+def test_a_start_that_another_model_has_replaced_proposes_nothing_to_a_killed_training(refs, tmp_path):
+    """The pairs would be those of the one, and the student from the other."""
+    start, captions = tmp_path / "start", [text for texts in CAPTIONS for text in texts]
+    models.save(make_wide_dual(captions), start)
+    sets = [*STARTED, *BY_START, f"model.start={start}", "pool.rounds=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        kill_in(patch, "cache-1")
+        with pytest.raises(KeyboardInterrupt):
+            train(refs, tmp_path / "run", *sets)
+    # A damaged model is no other model: whoever reads it names the file.
+    before, weights = models.digest_of_files(start), start / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert models.digest_of_files(start) == before
+    shutil.rmtree(start)
+    models.save(make_wide_dual(captions[:4]), start)
+    with pytest.raises(StaleError, match=r"cache-1 was made with another candidates_model \([0-9a-f]{12}, not "):
+        train(refs, tmp_path / "run", *sets, resume=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_with_captioned_images_their_student_proposes_first(refs, tmp_path):

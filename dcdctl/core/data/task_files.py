@@ -46,7 +46,7 @@ class TaskFile:
     def open(self, **options: Any) -> Iterator[pq.ParquetFile]:
         """The open file of tasks; InputError if it is not Parquet or is damaged, also for errors in the block."""
         try:
-            with pq.ParquetFile(urls.readable(self.source), **options) as file:
+            with pq.ParquetFile(urls.readable(self.source), page_checksum_verification=True, **options) as file:
                 yield file
         except OSError as error:
             raise files.unreadable(self.source, error) from error
@@ -92,12 +92,17 @@ class TaskFile:
             raise StaleError(f"{shown(self.source)} has changed while it was read", hint="run the command again")
         if url_of(self.target) is None:
             with files.atomic_path(self.target) as partial:
-                pq.write_table(table, partial, compression="zstd")
+                _write_table(table, partial)
             return
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / self.target.name
-            pq.write_table(table, path, compression="zstd")
+            _write_table(table, path)
             urls.write_file(self.target, path)
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    """With checksums of the pages, because no document lists these files."""
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
 def facts_in(metadata: pq.FileMetaData) -> dict[str, Any]:

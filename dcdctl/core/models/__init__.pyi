@@ -17,6 +17,7 @@ from .late import LateInteraction, Model, Scorer, Searchable
 from .load_save import (
     check_ref,
     convert,
+    digest_of_files,
     is_function,
     kind_of,
     load,
@@ -99,6 +100,7 @@ __all__ = [
     "check_onnx",
     "check_ref",
     "convert",
+    "digest_of_files",
     "dual_from_backbones",
     "expect_run",
     "export_onnx",

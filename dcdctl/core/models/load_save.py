@@ -165,6 +165,12 @@ def check_ref(ref: str | Path, overrides: Table | None = None, *, kind: Expected
     return actual
 
 
+def digest_of_files(ref: str | Path) -> str | None:
+    """A digest of the files of the model that a folder or a run holds; None for a reference that is neither."""
+    form, source = _locate(ref)
+    return saved_folder.digest_of_files(Path(source)) if form == "folder" else None
+
+
 def is_function(ref: str | Path) -> bool:
     """Whether a reference is module:function, which scores and is not trained."""
     return _locate(ref)[0] == "function"

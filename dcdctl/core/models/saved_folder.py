@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dcdctl.core import artifacts
+from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references.folders import SETTINGS_FILE
@@ -31,6 +31,14 @@ def seal(folder: Path, settings: Table) -> None:
     """Write dcdctl.json."""
     listed = artifacts.list_files(folder, sorted(_file_names(folder)))
     artifacts.write_document(folder / SETTINGS_FILE, {"format": FORMAT_VERSION, **settings, artifacts.FILES: listed})
+
+
+def digest_of_files(folder: Path) -> str:
+    """A digest of all files of a model that decide what it computes, without opening it: as they were saved, so that a
+    damaged file is not taken for another model."""
+    if (folder / SETTINGS_FILE).exists():
+        return files.digest_of(listed_in(folder))
+    return files.digest_of({name: artifacts.sha256_of(folder / name) for name in sorted(_file_names(folder))})
 
 
 def _file_names(folder: Path) -> set[str]:

@@ -92,7 +92,8 @@ def write_image_list(ref: str, images: Path, folder: Path) -> dict[str, Any]:
             table = pa.table(
                 {"image_id": [image.image_id for image in part], "path": paths, MODEL: [digest] * len(part)}
             )
-            pq.write_table(table, partial / f"images-{num_files - 1:05d}.parquet", compression="zstd")
+            name = f"images-{num_files - 1:05d}.parquet"
+            pq.write_table(table, partial / name, compression="zstd", write_page_checksum=True)
             num_images += len(part)
         if not num_images:
             raise InputError(f"there is no image in {source.path}", hint="--images takes a folder of images")
@@ -319,7 +320,7 @@ class _GivenVectors:
 
 def _check_columns(path: Path) -> None:
     """InputError for a file without a name or a vector per row."""
-    with _readable(path), pq.ParquetFile(data.readable(path)) as file:
+    with _readable(path), pq.ParquetFile(data.readable(path), page_checksum_verification=True) as file:
         schema = file.schema_arrow
     if missing := next((name for name in (NAME, VECTOR) if name not in schema.names), None):
         names = ", ".join(schema.names) or "none"
@@ -336,7 +337,7 @@ def _check_columns(path: Path) -> None:
 
 def _read_names(path: Path) -> pa.Array:
     """The name of each row; InputError for a row without one."""
-    with _readable(path), pq.ParquetFile(data.readable(path)) as file:
+    with _readable(path), pq.ParquetFile(data.readable(path), page_checksum_verification=True) as file:
         column = file.read(columns=[NAME]).column(0).cast(pa.string()).combine_chunks()
     if column.null_count:
         raise InputError(f"{column.null_count:,} rows of {shown(path)} have no {NAME}", hint=_HINT)
@@ -345,7 +346,7 @@ def _read_names(path: Path) -> pa.Array:
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     """The rows of a file, with vectors as plain lists."""
-    with _readable(path), pq.ParquetFile(data.readable(path)) as file:
+    with _readable(path), pq.ParquetFile(data.readable(path), page_checksum_verification=True) as file:
         columns = [name for name in (VECTOR, MODEL) if name in file.schema_arrow.names]
         for batch in file.iter_batches(ROWS_PER_BATCH, columns=columns):
             place = batch.schema.get_field_index(VECTOR)

@@ -241,12 +241,19 @@ def plan_of(job: CacheJob, corpus: Corpus, scorer: Mapping[str, Any]) -> artifac
         "captions": corpus.num_captions,
         **scorer,
         "candidates": to_table(job.candidates),
+        **_model_of_candidates(job.candidates),
         # The seal holds the checksum of every shard, so its own checksum stands for the cache.
         "extends": None if job.extend is None else files.sha256_of(job.extend / CACHE.seal_file),
         "images_per_shard": IMAGES_PER_SHARD,
         "max_pairs": job.max_pairs,
         "sure_above": job.sure_above,
     }
+
+
+def _model_of_candidates(config: CandidateConfig) -> artifacts.Document:
+    """Which model proposes the pairs, where its name does not say it: another one may be in its folder now."""
+    digest = models.digest_of_files(config.model) if config.model else None
+    return {} if digest is None else {"candidates_model": digest}
 
 
 def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:

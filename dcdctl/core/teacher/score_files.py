@@ -80,7 +80,7 @@ def _require_columns(path: Path, names: Sequence[str]) -> None:
 
 
 def _read_parquet(path: Path) -> RecordBatches:
-    with pq.ParquetFile(data.readable(path)) as file:
+    with pq.ParquetFile(data.readable(path), page_checksum_verification=True) as file:
         names = file.schema_arrow.names
         _require_columns(path, names)
         yield from file.iter_batches(ROWS_PER_BATCH, columns=[name for name in names if name in COLUMNS])

@@ -88,7 +88,10 @@ def _write(path: Path, pairs: Pairs, columns: Mapping[str, pa.Array], corpus: Co
         groups = (_table(pairs.at(slice(*bound)), columns, corpus) for bound in bounds)
         first = next(groups)
         # Without a limit, so that the bytes of an image are stored once per row group and not once per pair.
-        with pq.ParquetWriter(partial, first.schema, compression="zstd", dictionary_pagesize_limit=2**30) as writer:
+        # With checksums of the pages, because no document lists these files.
+        with pq.ParquetWriter(
+            partial, first.schema, compression="zstd", dictionary_pagesize_limit=2**30, write_page_checksum=True
+        ) as writer:
             # One group in memory at a time: with bytes, all of them may not fit.
             for group in itertools.chain([first], groups):
                 writer.write_table(group, row_group_size=len(group))
