@@ -33,7 +33,7 @@ PARTIAL_SUFFIX = ".partial"
 MAX_NAME_BYTES = 150
 PARTIAL_NAME = re.compile(rf".*\.(?P<host>[0-9a-f]{{8}})-(?P<process>\d+){re.escape(PARTIAL_SUFFIX)}")
 LOCK_NAME = re.compile(r"\..+\.lock-\d+")
-"""Of the lock file of a folder (`lock_prefix`), which a killed process leaves."""
+"""The name of a folder's lock file (`lock_prefix`), which a killed process leaves."""
 KEPT_S = 24 * 3600.0
 """How long an incomplete file of another machine is kept after its last change: this one cannot see whether its process
 lives."""
