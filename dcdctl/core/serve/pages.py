@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from fastapi import FastAPI, Response
 
 from dcdctl.core import files, templates
-from dcdctl.core.search import FolderIndex, ImageIndex, caption_of, default_order
+from dcdctl.core.search import FolderIndex, ImageIndex, caption_of, default_order, name_of_index
 from dcdctl.core.serve.service_config import ServiceConfig
 
 ASSETS = files.packaged("assets")
@@ -47,7 +46,7 @@ def search_page(index: ImageIndex, config: ServiceConfig) -> str:
     return templates.render(
         "search.html",
         config=config,
-        index_name=Path(index.location).resolve().name,
+        index_name=name_of_index(index.location),
         num_images=index.num_images,
         sample=[] if is_listed else sample,
         is_listed=is_listed,
