@@ -50,11 +50,20 @@ def search_page(index: ImageIndex, config: ServiceConfig) -> str:
         num_images=index.num_images,
         sample=[] if is_listed else sample,
         is_listed=is_listed,
-        order=default_order(index.columns),
+        has_dates=isinstance(index, FolderIndex) and _has_dates(index),
         examples=list(dict.fromkeys(filter(None, captions)))[:NUM_EXAMPLES] or EXAMPLES,
         max_chars=config.max_text_chars,
         has_keywords=index.has_keywords,
     )
+
+
+def _has_dates(index: FolderIndex) -> bool:
+    """Whether any image has a date; its column may be empty."""
+    order = default_order(index.columns)
+    if order is None:
+        return False
+    # Images without a value come last.
+    return any(hit.columns[order.column] is not None for hit in index.browse(None, order, k=1).hits)
 
 
 def _add(app: FastAPI, path: str, content: Callable[[], bytes], media_type: str) -> None:
