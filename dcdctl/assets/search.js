@@ -105,10 +105,12 @@
     say(conditions().length ? `${total ? count : "No image"} ${total === 1 || !total ? "meets" : "meet"} the condition` : instructions);
     results.classList.remove("weak", "by-text");
     let last = offset ? [...results.querySelectorAll(".month")].at(-1)?.textContent : undefined;
+    // Images without a date come last: if the first has none, none of them has one.
+    const hasDates = offset ? last !== undefined : ISO.test(hits[0]?.columns.taken ?? "");
     const items = hits.flatMap((hit, position) => {
       const item = card({ ...hit, caption: captions[position] });
       const month = monthOf(hit.columns);
-      if (month === undefined || month === last) return [item];
+      if (!hasDates || month === undefined || month === last) return [item];
       last = month;
       return [monthItem(month), item];
     });

@@ -353,7 +353,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(dual, pictures, tmp_path, afte
 
     with pytest.raises(Killed):
         build(dual, pictures, tmp_path / "index", GRAPHS, track=dying)
-    with pytest.raises(MissingError, match="is not finished; run the same `dcdctl index` again"):
+    with pytest.raises(MissingError, match="is not finished; run the same `dcdctl index` or `dcdctl photos` again"):
         FolderIndex.open(tmp_path / "index")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "index" / "vectors").glob("*.parquet")}
     put(pictures, {"later.png": png(99)})  # new files are not planned

@@ -9,7 +9,7 @@ import pytest
 from made_index import unit_vectors
 
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.search import StoredVectors, part_files, storage
+from dcdctl.core.search import StoredVectors, name_of_index, part_files, storage
 from dcdctl.core.search.exact import token_type
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
 
@@ -74,16 +74,27 @@ def test_a_part_lists_skipped_files_and_may_be_empty(tmp_path):
     ("written", "message"),
     [
         (None, r"there is no index in .* \(no index\.json\); make one with `dcdctl index RUN --images DIR --out"),
-        ({}, r"there is no index in .* \(no index\.json\); make one with"),
-        ({"plan.json": "{}"}, "the index in .* is not finished; run the same `dcdctl index` again: it resumes"),
+        ({}, r"there is no index in .* \(no index\.json\); make one with .* with `dcdctl photos FOLDER --out LIBRARY`"),
+        ({"index/index.json": "{}"}, "index is no index, its index is .*/index/index; name .*/index/index"),
+        (
+            {"plan.json": "{}"},
+            "the index in .* is not finished; run the same `dcdctl index` or `dcdctl photos` again: it resumes",
+        ),
     ],
 )
 def test_a_missing_index_names_the_command_that_makes_one(tmp_path, written, message):
     folder = tmp_path / "index"
     for name, text in (written or {}).items():
-        folder.mkdir()
+        (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text(text)
     if written == {}:
         folder.mkdir()
     with pytest.raises(MissingError, match=message):
         storage.read_document(folder)
+
+
+def test_a_page_calls_the_index_of_a_library_by_the_name_of_the_library(tmp_path):
+    assert name_of_index(str(tmp_path / "holiday" / "index")) == "index"
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "library.json").write_text("{}")
+    assert name_of_index(str(tmp_path / "holiday" / "index")) == "holiday"

@@ -34,7 +34,7 @@ from .embed_work import EmbeddedWork, EmbedWorkJob, embed_work
 from .exact import Floats, Rows, best_first, spread_over
 from .index import FolderIndex
 from .index_config import IndexConfig
-from .library import STUDENT, Library
+from .library import STUDENT, Library, name_of_index
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
 from .searcher import WEAK, IndexSearcher, browse_index
@@ -103,6 +103,7 @@ __all__ = [
     "index_document",
     "index_facts",
     "like_regex",
+    "name_of_index",
     "open_to_change",
     "parse_all",
     "parse_order",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.search.storage import INDEX_FILE, read_document
+from dcdctl.core.search.storage import IN_LIBRARY, INDEX_FILE, read_document
 
 LIBRARY_FILE, FORMAT = "library.json", 1
 MAX_NAMED = 6
@@ -32,7 +32,7 @@ class Library:
     @property
     def index(self) -> Path:
         """The folder of the index."""
-        return self.folder / "index"
+        return self.folder / IN_LIBRARY
 
     @property
     def data(self) -> Path:
@@ -131,6 +131,12 @@ class Library:
         if ref is None:
             return "another model"
         return f"the student {self.run}" if ref == STUDENT else ref
+
+
+def name_of_index(index: str) -> str:
+    """What a page calls an index: its folder or, in a library, the folder that the user has named."""
+    folder = Path(index).resolve()
+    return folder.parent.name if (folder.parent / LIBRARY_FILE).exists() else folder.name
 
 
 def _absolute(ref: str) -> str:

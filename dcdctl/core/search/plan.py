@@ -112,7 +112,7 @@ def _write_plan(build: Build, index: FolderIndex, new: models.Searchable | None,
             shutil.rmtree(folder)
             raise InputError(
                 f"there is no image in {build.plan['sources'][0]['path']}",
-                hint="--images takes a folder of images or a corpus",
+                hint="name a folder of images, or a corpus",
             )
         # Before the notes: a plan without `rows` is one that was killed here, and starts over.
         with track("copy the model", total=None, unit=""):

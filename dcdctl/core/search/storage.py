@@ -46,6 +46,8 @@ INDEX_FILE, PLANNED, TEXT = "index.json", "planned", "text"
 PART_NAME = re.compile(r"part-\d{5,8}\.parquet")
 _FOLDER_OF_TEXTS = re.compile(r"text(-\d{1,10})?")
 _FINGERPRINT = re.compile(r"\w{1,100}", re.ASCII)
+IN_LIBRARY = "index"
+"""The folder of the index in a library of `dcdctl photos`."""
 INDEX = Kind(
     name="index",
     format=3,
@@ -63,8 +65,9 @@ INDEX = Kind(
         f"{TEXT}*/*",
         PLANNED,
     ),
-    make="make one with `dcdctl index RUN --images DIR --out INDEX`",
-    make_again="run the same `dcdctl index` again",
+    make="make one with `dcdctl index RUN --images DIR --out INDEX`, or without a model of your own with "
+    "`dcdctl photos FOLDER --out LIBRARY`",
+    make_again="run the same `dcdctl index` or `dcdctl photos` again",
 )
 
 # An index may come from a stranger, and its checksums fit then too.
@@ -335,7 +338,7 @@ def read_document(folder: Path) -> IndexDocument:
     format, or outside of the folder.
     """
     path = folder / INDEX_FILE
-    if not path.is_file() and (error := _model_error(folder)):
+    if not path.is_file() and (error := _other_error(folder)):
         raise error
     try:
         document = configs.build(IndexDocument, INDEX.read_seal(folder))
@@ -350,8 +353,12 @@ def read_document(folder: Path) -> IndexDocument:
     return document
 
 
-def _model_error(folder: Path) -> MissingError | None:
-    """The error for a model in place of an index, with the command that makes one; None for anything else."""
+def _other_error(folder: Path) -> MissingError | None:
+    """The error for a library or a model in place of an index, with the index or the command that makes one; None for
+    anything else."""
+    within = folder / IN_LIBRARY
+    if (within / INDEX_FILE).is_file():
+        return MissingError(f"{folder} is no index, its index is {within}", hint=f"name {within}")
     kind = artifacts.kind_of_folder(folder)
     command = f"`dcdctl index {shlex.quote(str(folder))} --images DIR --out INDEX`"
     if kind in ("a run", "a saved model"):

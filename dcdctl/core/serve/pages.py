@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from fastapi import FastAPI, Response
 
 from dcdctl.core import files, templates
-from dcdctl.core.search import FolderIndex, ImageIndex, caption_of, default_order
+from dcdctl.core.search import FolderIndex, ImageIndex, caption_of, default_order, name_of_index
 from dcdctl.core.serve.service_config import ServiceConfig
 
 ASSETS = files.packaged("assets")
@@ -47,15 +46,24 @@ def search_page(index: ImageIndex, config: ServiceConfig) -> str:
     return templates.render(
         "search.html",
         config=config,
-        index_name=Path(index.location).resolve().name,
+        index_name=name_of_index(index.location),
         num_images=index.num_images,
         sample=[] if is_listed else sample,
         is_listed=is_listed,
-        order=default_order(index.columns),
+        has_dates=isinstance(index, FolderIndex) and _has_dates(index),
         examples=list(dict.fromkeys(filter(None, captions)))[:NUM_EXAMPLES] or EXAMPLES,
         max_chars=config.max_text_chars,
         has_keywords=index.has_keywords,
     )
+
+
+def _has_dates(index: FolderIndex) -> bool:
+    """Whether any image has a date; its column may be empty."""
+    order = default_order(index.columns)
+    if order is None:
+        return False
+    # Images without a value come last.
+    return any(hit.columns[order.column] is not None for hit in index.browse(None, order, k=1).hits)
 
 
 def _add(app: FastAPI, path: str, content: Callable[[], bytes], media_type: str) -> None:
