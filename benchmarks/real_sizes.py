@@ -14,8 +14,8 @@ GPUs are not timed. Their rows are arithmetic: the operations that torch counts,
 data sheet.
 
 OUT/TEACHER.json is written after each teacher, and a teacher that has one is not timed again: a stopped run resumes.
-Ends with the section of docs/evidence/performance.md on stdout, also in OUT/section.md. The models stay in OUT/models
-(12 GB), so `dcdctl bench OUT/models/late-b32 --teacher OUT/models/vilt --data OUT/data` times two of them.
+Ends with the page docs/evidence/results/real-sizes/README.md on stdout, also in OUT/README.md. The models stay in
+OUT/models (12 GB), so `dcdctl bench OUT/models/late-b32 --teacher OUT/models/vilt --data OUT/data` times two of them.
 """
 
 from __future__ import annotations
@@ -87,12 +87,11 @@ STUDENTS = {
     "late-b32": "late interaction, ViT-B/32",
     "late-b16": "late interaction, ViT-B/16",
     "dual-b32": "dual, ViT-B/32",
-    "dual-b16": "dual, ViT-B/16",
     "query-b32": "static query student of the dual, ViT-B/32",
 }
 WAYS = {"encoded_before": "encoded before", "encoded_with_it": "encoded with the query"}
 """When the teacher encodes its images. A student has encoded its own before."""
-COLUMNS_OF_STUDENTS = ["student", "ms per query", "of it the caption", "parameters", "bytes per image"]
+COLUMNS_OF_STUDENTS = ["student", "ms per query", "bytes per image"]
 
 
 def main(words: list[str] | None = None) -> None:
@@ -118,7 +117,7 @@ def main(words: list[str] | None = None) -> None:
         say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes, of them the timing and what it needs")
     found = {name: artifacts.read_document(options.out / f"{name}.json") for name in options.teachers}
     text = section(found)
-    files.write_text(options.out / "section.md", text)
+    files.write_text(options.out / "README.md", text)
     sys.stdout.write(text)
 
 
@@ -172,13 +171,14 @@ def made(folder: Path, make: Callable[[Path], None]) -> Path:
 
 def load_students(folder: Path, maker: Maker) -> dict[str, Model]:
     """All students, in the order of STUDENTS."""
-    duals, lates = {}, {}
+    lates = {}
     for name, patch_px in {"b32": 32, "b16": 16}.items():
         dual = made(folder / f"dual-{name}", partial(maker.clip, patch_px=patch_px))
         late = made(folder / f"late-{name}", partial(maker.late, dual=dual))
-        duals[f"dual-{name}"], lates[f"late-{name}"] = models.load(str(dual)), models.load(str(late))
+        lates[f"late-{name}"] = models.load(str(late))
+    dual = models.load(str(folder / "dual-b32"))
     query = made(folder / "query-b32", partial(maker.query, dual=folder / "dual-b32"))
-    return {**lates, **duals, "query-b32": models.with_queries(duals["dual-b32"], query)}
+    return {**lates, "dual-b32": dual, "query-b32": models.with_queries(dual, query)}
 
 
 def time_queries(timed: Mapping[str, BenchModel], timer: Timer, most: int) -> None:
@@ -277,14 +277,14 @@ def plain(quantity: Quantity) -> dict[str, Any]:
 
 
 def section(found: Mapping[str, dict[str, Any]]) -> str:
-    """The section of docs/evidence/performance.md."""
+    """The page docs/evidence/results/real-sizes/README.md."""
     first = next(iter(found.values()))
     tokens = fmean(document["teacher"]["caption_tokens"] for document in found.values())
     counts = {name: document["teacher"]["num_timed"] for name, document in found.items()}
     timed = ", ".join(f"{TEACHERS[name].label} {count}" for name, count in counts.items())
     commits = ", ".join(sorted({document["commit"] for document in found.values()}))
     lines = [
-        "## At the sizes of published models",
+        "# Speed-up at the sizes of published models",
         "",
         "    python benchmarks/real_sizes.py --out work/real-sizes",
         "",
@@ -378,8 +378,7 @@ def rows_of_students(found: Mapping[str, dict[str, Any]]) -> list[list[str]]:
         rows.append(
             [
                 label,
-                *(digits(1000 * median(each[name]["value"] for each in timed)) for name in ("query_s", "caption_s")),
-                f"{timed[0]['num_parameters'] / 1e6:,.1f} M",
+                digits(1000 * median(each["query_s"]["value"] for each in timed)),
                 f"{timed[0]['bytes_per_image']:,.0f}",
             ]
         )

@@ -65,7 +65,7 @@ def test_a_finished_teacher_is_not_timed_again(real_sizes, work, monkeypatch, ca
     assert asked == ["later"]
     real_sizes.main(["--out", str(work), "--teachers", *TEACHERS])
     text = capsys.readouterr().out
-    assert text == (work / "section.md").read_text()
+    assert text == (work / "README.md").read_text()
     assert asked == ["later"]
     # A ratio with its interval for each teacher, of five students and of their first two and first five.
     ratios = re.findall(r"^\| .*x \(.*x \(.*\|$", text, re.MULTILINE)
