@@ -10,6 +10,7 @@ import pytest
 import torch
 from encoders import SIDE, TEXT, VISION
 from open_inputs import OpenInputs
+from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModel, TimmWrapperConfig, ViTConfig
 
@@ -160,3 +161,21 @@ def test_a_training_from_stored_states_is_that_from_pixels_and_reads_no_image(co
     # The start's states serve every run of as many trained layers.
     monkeypatch.setattr(Corpus, "images", lambda *_: pytest.fail("an image was read"))
     assert losses("again", tmp_path / "features") == stored
+
+
+def test_trained_depthwise_convolutions_compute_in_float32_under_autocast(captions, pil_images, tmp_path):
+    dual = make_dual(captions, tmp_path)
+    vision, images = dual.encoder_pair.vision, dual.preprocess.images(pil_images)
+    depthwise = [layer for layer in vision.modules() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
+    types: list[list[torch.dtype]] = []
+    for layer in depthwise:
+        layer.register_forward_hook(lambda *call: types[-1].append(call[-1].dtype))
+    # Only the last of three blocks is trained, and only its training is in float32.
+    cut(dual)
+    for with_gradient in (True, False):
+        types.append([])
+        with torch.set_grad_enabled(with_gradient), torch.autocast("cpu", torch.bfloat16):
+            vision(pixel_values=images.pixel_values)
+    in_training, without = types
+    assert [kind for kind in in_training if kind is torch.float32] == in_training[-1:]
+    assert set(without) == {torch.bfloat16}

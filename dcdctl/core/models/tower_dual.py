@@ -10,7 +10,7 @@ from torch import nn
 
 from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.lora import add_adapters
-from dcdctl.core.models.networks.towers import Tower, TrainedParts, depth_of, freeze_others
+from dcdctl.core.models.networks.towers import Tower, TrainedParts, depth_of, freeze_others, set_depthwise_in_float32
 
 
 class TowerDual(DualEncoder):
@@ -34,6 +34,7 @@ class TowerDual(DualEncoder):
             self._adapted = (add_adapters(self.network, self.towers, parts),)
         self._parts = parts
         freeze_others(self, self.towers, parts)
+        set_depthwise_in_float32(self)
         self.train(self.training)
 
     def merge_adapters(self) -> None:

@@ -85,8 +85,10 @@ class LowerLayers:
         if state.ndim == 4:
             # As the convolutions that follow compute it (`backbones.in_kernel_order`).
             state = state.contiguous(memory_format=torch.channels_last)
+        # One image is enough for what lies below, unless its size gives the stages of `model.vision_levels` their form.
+        count = len(state) if spec_of(self.pair.vision.config).levels else 1
         with self._replaced(0, state):
-            return self.pair.image_features(self._blank_images(len(state), state.device))
+            return self.pair.image_features(self._blank_images(count, state.device))
 
     def text_output(self, features: States) -> States:
         """The features of the whole text encoder, T x L x W, from those below the trained layers."""
