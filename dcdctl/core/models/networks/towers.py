@@ -7,9 +7,9 @@ pooled output to the joint space.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -115,26 +115,23 @@ def freeze_others(model: nn.Module, towers: Sequence[Tower], parts: TrainedParts
         parameter.requires_grad_(is_trained or (parts.which == "lora" and ".lora_" in name))
 
 
-class TrainedDepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution of which a CPU computes the training in float32, also under autocast.
+def set_depthwise_in_float32(network: nn.Module) -> None:
+    """Let a CPU compute the training of depthwise convolutions in float32, also under autocast.
 
     No fast kernel computes the gradients of 5 x 5 filters in bfloat16: they take 5 to 20 times as long as those in
     float32.
     """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """What nn.Conv2d returns."""
-        if input.device.type != "cpu" or not torch.is_grad_enabled():
-            return super().forward(input)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(input.float())
-
-
-def set_depthwise_in_float32(network: nn.Module) -> None:
-    """Make the trained depthwise convolutions of a network a `TrainedDepthwiseConv2d`."""
     for module in network.modules():
-        if type(module) is nn.Conv2d and 1 < module.groups == module.in_channels and module.weight.requires_grad:
-            module.__class__ = TrainedDepthwiseConv2d
+        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels and module.weight.requires_grad:
+            # Not a subclass: some of timm's convolutions are one already.
+            module.forward = partial(_training_in_float32, type(module).forward, module)  # type: ignore[method-assign]
+
+
+def _training_in_float32(forward: Callable[[nn.Conv2d, Tensor], Tensor], module: nn.Conv2d, images: Tensor) -> Tensor:
+    if images.device.type != "cpu" or not torch.is_grad_enabled():
+        return forward(module, images)
+    with torch.autocast("cpu", enabled=False):
+        return forward(module, images.float())
 
 
 def restore_eval_mode(network: nn.Module) -> None:
