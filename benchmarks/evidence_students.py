@@ -34,6 +34,8 @@ ALL, DUAL, LATE, PLACED = (
 )
 PHOTOS, BIG = "Query students, 6,000 photos", "dual, 288 px, its own MiniLM for texts"
 HELD = "Query students, 4,000 photos, on 1,000 further ones of train"
+HELD_VAL = "Query students, 4,000 photos, val"
+HELD_TEST = ("--data", "held", "--split", "test", "--features", "features")
 STATIC = f"{BIG}, a static query student"
 OUTSIDE = f"{STATIC} with captions of another source"
 MANY_TEXTS = sets(batch__size=512, optimizer__epochs=10)
@@ -182,19 +184,39 @@ def write_inputs(karpathy: Path, work: Path) -> None:
 
 
 def elsewhere() -> list[Step]:
-    """Dual encoders of 4,000 photos of Flickr8k's train and their query students, on 1,000 further photos of it."""
-    test = ("--data", "held", "--split", "test")
-    steps = [Step("held", "prepare", ("--karpathy", "held.json", "--images", "images"))]
+    """Dual encoders of 4,000 photos of Flickr8k's train and their query students, on 1,000 further photos of it and on
+    its val."""
+    steps = [
+        Step("held", "prepare", ("--karpathy", "held.json", "--images", "images")),
+        Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images")),
+    ]
     for seed in SEEDS:
         big, texts, outside = f"runs/big-{seed}", f"caches/texts-{seed}", f"caches/outside-{seed}"
         words = ("photos-large", "--data", "held", *FROZEN, *sets(seed=seed, optimizer__epochs=100))
         more = ("--teacher", big, "--texts", "outside.txt", "--extend", texts)
         steps += [
-            Step(big, "distill", words, ("held",), HELD, BIG, "", (*test, "--features", "features")),
+            *_on_both(Step(big, "distill", words, ("held",), HELD, BIG, "", HELD_TEST), ()),
             Step(texts, "cache-teacher", ("--teacher", big, "--texts", "held"), (big,)),
             Step(outside, "cache-teacher", more, (texts,)),
         ]
-        for name, label, cache, settings in (("static", STATIC, texts, ()), ("outside", OUTSIDE, outside, MANY_TEXTS)):
-            words = ("query-static", "--cache", cache, *sets(seed=seed, model__text="text"), *settings)
-            steps.append(Step(f"runs/{name}-{seed}", "distill", words, (cache,), HELD, label, BIG, test, big, QUERY))
+        many, longer = ("query-static", *MANY_TEXTS), ("query-static", *MANY_TEXTS, *sets(optimizer__epochs=20))
+        rows = {
+            "static": (STATIC, texts, ("query-static",)),
+            "outside": (OUTSIDE, outside, many),
+            "longer": (f"{OUTSIDE}, twice as long", outside, longer),
+        }
+        if seed == SEEDS[0]:
+            one_layer = ("query-minilm", *sets(model__text_layers="[0]"))
+            rows["layer"] = (f"{BIG}, a query student of one layer", texts, one_layer)
+        for name, (label, cache, recipe) in rows.items():
+            words = (*recipe, "--cache", cache, *sets(seed=seed, model__text="text"))
+            run = Step(f"runs/{name}-{seed}", "distill", words, (cache,), HELD, label, BIG, HELD_TEST, big, QUERY)
+            steps += _on_both(run, (QUERY, f"runs/{name}-{seed}"))
     return steps
+
+
+def _on_both(run: Step, as_query_model: tuple[str, ...]) -> tuple[Step, Step]:
+    """A training that is measured on the further photos, and its row on val."""
+    model = run.measured or run.out
+    words = (model, *as_query_model, "--data", "data", "--split", "val", "--features", "features")
+    return run, Step(f"{run.out}-val", "eval", words, (run.out, "data"), HELD_VAL, run.label, run.base)
