@@ -205,14 +205,16 @@ def elsewhere() -> list[Step]:
             "outside": (OUTSIDE, outside, many),
             "longer": (f"{OUTSIDE}, twice as long", outside, longer),
         }
-        if seed == SEEDS[0]:
-            one_layer = ("query-minilm", *sets(model__text_layers="[0]"))
-            rows["layer"] = (f"{BIG}, a query student of one layer", texts, one_layer)
         for name, (label, cache, recipe) in rows.items():
             words = (*recipe, "--cache", cache, *sets(seed=seed, model__text="text"))
             run = Step(f"runs/{name}-{seed}", "distill", words, (cache,), HELD, label, BIG, HELD_TEST, big, QUERY)
-            steps += _on_both(run, (QUERY, f"runs/{name}-{seed}"))
-    return steps
+            steps += _on_both(run, (QUERY, run.out))
+    words = ("query-minilm", "--cache", "caches/texts-0", *sets(model__text="text", model__text_layers="[0]"))
+    label = f"{BIG}, a query student of one layer"
+    layer = Step(
+        "runs/layer-0", "distill", words, ("caches/texts-0",), HELD, label, BIG, HELD_TEST, "runs/big-0", QUERY
+    )
+    return [*steps, *_on_both(layer, (QUERY, layer.out))]
 
 
 def _on_both(run: Step, as_query_model: tuple[str, ...]) -> tuple[Step, Step]:
