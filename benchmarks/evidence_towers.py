@@ -32,6 +32,10 @@ ENCODERS = {
 FEATURES = ("--features", "features")
 LAST_LAYERS = (*sets(model__trained="last-layers", model__trained_layers=2, optimizer__lr=3e-4), "--precision", "bf16")
 SMOOTHING = sets(loss__label_smoothing=0.1)
+LENGTHS = {"all": sets(optimizer__epochs=10), "few": sets(optimizer__steps=150)}
+TWICE = {"all": sets(optimizer__epochs=20), "few": sets(optimizer__steps=300)}
+A_TEACHER = "a teacher"
+ITSELF = "its start as the teacher"
 CAPTIONED, POOL = 2000, 3000
 TABLES = {
     "all": "6,000 captioned photos, val",
@@ -71,7 +75,8 @@ def towers() -> list[Step]:
         Step("data/pool", "prepare", pool),
     ]
     for photos, seeds in (("few", SEEDS), ("all", SEEDS[:1])):
-        steps += [step for seed in seeds for step in (*_teachers(photos, seed), *_students(photos, seed))]
+        steps += [step for seed in seeds for step in (*_teachers(photos, seed), *_taught(photos, seed))]
+        steps += [step for seed in seeds for step in _untaught(photos, seed)]
     return steps
 
 
@@ -84,7 +89,7 @@ def _teachers(photos: str, seed: int) -> Iterator[Step]:
     for encoder, (label, settings) in ENCODERS.items():
         data, text = ("--data", f"data/{photos}"), sets(model__text="text", seed=seed)
         words = ("photos", *data, *FEATURES, *settings, *text)
-        out, row = _teacher(photos, encoder, seed), f"a teacher over frozen {label}"
+        out, row = _teacher(photos, encoder, seed), f"{A_TEACHER} over frozen {label}"
         yield from _measured(Step(out, "distill", words, data[1:], TABLES[photos], row, "", _val(photos)), photos)
 
 
@@ -96,34 +101,44 @@ def _measured(step: Step, photos: str) -> Iterator[Step]:
     """A training, and its evaluation on the further photos where there are some."""
     yield step
     if photos == "few":
-        words = (step.out, "--data", "data/few", "--split", "test")
+        # Only the features of a frozen tower are shared by all seeds.
+        stored = FEATURES if step.label.startswith(A_TEACHER) else ()
+        words = (step.out, "--data", "data/few", "--split", "test", *stored)
         yield Step(f"{step.out}-further", "eval", words, (step.out,), TABLES["further"], step.label, step.base)
 
 
-def _students(photos: str, seed: int) -> Iterator[Step]:
-    start = _teacher(photos, "lite0", seed)
-    better = tuple(_teacher(photos, encoder, seed) for encoder in ENCODERS)
-    by_itself, by_better = ("--teacher", start), tuple(word for ref in better for word in ("--teacher", ref))
+def _taught(photos: str, seed: int) -> Iterator[Step]:
+    """The students of a teacher: of their start, and of the better teachers."""
+    by_itself = ("--teacher", _teacher(photos, "lite0", seed))
+    by_better = tuple(word for encoder in ENCODERS for word in ("--teacher", _teacher(photos, encoder, seed)))
     # Half of a step's images and texts are of the pool.
-    halves = sets(batch__size=128, pool__images=128)
-    pool = ("--pool", "data/pool", *halves) if photos == "few" else ()
-    epochs = {"all": sets(optimizer__epochs=10), "few": sets(optimizer__steps=225)}[photos]
-    twice = {"all": sets(optimizer__epochs=20), "few": sets(optimizer__steps=450)}[photos]
-    own = "no teacher: last layers trained"
+    halves = ("--pool", "data/pool", *sets(batch__size=128, pool__images=128)) if photos == "few" else ()
     rows = {
-        "alone": (own, ("photos", *LAST_LAYERS, *epochs)),
-        "smooth": ("no teacher: label smoothing", ("photos", *LAST_LAYERS, *epochs, *SMOOTHING)),
-        "itself": ("its start as the teacher", ("photos-distilled", *by_itself, *pool, *LAST_LAYERS, *epochs)),
-        "better": ("three better teachers", ("photos-distilled", *by_better, *pool, *LAST_LAYERS, *epochs)),
+        "itself": (ITSELF, (*by_itself, *halves, *LAST_LAYERS, *LENGTHS[photos])),
+        "better": ("three better teachers", (*by_better, *halves, *LAST_LAYERS, *LENGTHS[photos])),
         "linear": (
             "three better teachers, frozen towers, twice as long",
-            ("photos-distilled", *by_better, *pool, *sets(model__trained="projections"), *twice),
+            (*by_better, *halves, *sets(model__trained="projections"), *TWICE[photos]),
         ),
     }
-    for name, (label, (recipe, *words)) in rows.items():
-        needs = (start, *better, *(["data/pool"] if pool else []))
-        base = "" if name == "itself" else rows["itself"][0]
-        started = sets(model__start=start, seed=seed)
-        arguments = (recipe, "--data", f"data/{photos}", *FEATURES, *started, *words)
-        run = f"runs/{photos}-{name}-{seed}"
-        yield from _measured(Step(run, "distill", arguments, needs, TABLES[photos], label, base, _val(photos)), photos)
+    for name, (label, words) in rows.items():
+        yield from _student(photos, seed, name, label, ("photos-distilled", *words))
+
+
+def _untaught(photos: str, seed: int) -> Iterator[Step]:
+    """The students of captions alone, which read as many images in all."""
+    words = ("photos", *LAST_LAYERS, *LENGTHS[photos])
+    yield from _student(photos, seed, "alone", "no teacher", words)
+    yield from _student(photos, seed, "smooth", "no teacher, label smoothing", (*words, *SMOOTHING))
+
+
+def _student(photos: str, seed: int, name: str, label: str, words: tuple[str, ...]) -> Iterator[Step]:
+    needs = tuple(_teacher(photos, encoder, seed) for encoder in ENCODERS)
+    if photos == "few":
+        needs = (*needs, "data/pool")
+    recipe, *rest = words
+    started = sets(model__start=needs[0], seed=seed)
+    arguments = (recipe, "--data", f"data/{photos}", *FEATURES, *started, *rest)
+    base = "" if label == ITSELF else ITSELF
+    run = f"runs/{photos}-{name}-{seed}"
+    yield from _measured(Step(run, "distill", arguments, needs, TABLES[photos], label, base, _val(photos)), photos)
