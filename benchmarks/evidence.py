@@ -116,7 +116,8 @@ class Workspace:
         cost = {"train_seconds": self._dcdctl(step, [*step.arguments, *resume])}
         if step.is_run:
             model = (step.out,) if not step.measured else (step.measured, step.role, step.out)
-            cost["eval_seconds"] = self._measure(step, (*model, *step.measure))
+            if step.table:
+                cost["eval_seconds"] = self._measure(step, (*model, *step.measure))
             if resume:
                 del cost["train_seconds"]  # a resumed run measures only its last part
             artifacts.write_document(folder / "cost.json", cost)
