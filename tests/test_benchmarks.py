@@ -168,6 +168,7 @@ def test_the_commands_of_a_plan_parse_and_their_recipes_load(evidence, plan):
         parse(shlex.join(["dcdctl", *step.arguments]))
         if step.trains:
             load_recipe(step.words[0], values_of("--set", step.words))
+        if step.trains and step.table:
             model = [step.measured, "--rerank", step.out] if step.measured else [step.out]
             parse(shlex.join(["dcdctl", "eval", *model, *step.measure, "--out", step.out]))
         for recipe in values_of("--recipe", step.words):
