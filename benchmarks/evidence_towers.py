@@ -90,7 +90,8 @@ def _teachers(photos: str, seed: int) -> Iterator[Step]:
         data, text = ("--data", f"data/{photos}"), sets(model__text="text", seed=seed)
         words = ("photos", *data, *FEATURES, *settings, *text)
         out, row = _teacher(photos, encoder, seed), f"{A_TEACHER} over frozen {label}"
-        yield from _measured(Step(out, "distill", words, data[1:], TABLES[photos], row, "", _val(photos)), photos)
+        val = (*_val(photos), *FEATURES)
+        yield from _measured(Step(out, "distill", words, data[1:], TABLES[photos], row, "", val), photos)
 
 
 def _val(photos: str) -> tuple[str, ...]:
