@@ -74,10 +74,12 @@ def towers() -> list[Step]:
         Step("data/few", "prepare", ("--karpathy", "few.json", "--images", "images")),
         Step("data/pool", "prepare", pool),
     ]
-    for photos, seeds in (("few", SEEDS), ("all", SEEDS[:1])):
-        steps += [step for seed in seeds for step in (*_teachers(photos, seed), *_taught(photos, seed))]
-        steps += [step for seed in seeds for step in _untaught(photos, seed)]
-    return steps
+    first, *others = SEEDS
+    steps += [*_teachers("few", first), *_taught("few", first), *_untaught("few", first)]
+    # What a teacher brings is measured with every seed before more of the rest.
+    steps += [step for seed in others for step in (*_teachers("few", seed), *_taught("few", seed))]
+    steps += [step for seed in others for step in _untaught("few", seed)]
+    return [*steps, *_teachers("all", first), *_taught("all", first), *_untaught("all", first)]
 
 
 def _teacher(photos: str, encoder: str, seed: int) -> str:
