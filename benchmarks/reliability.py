@@ -4,7 +4,8 @@ teachers, pools, files, photos and queries, and wrong command lines, on tiny art
     python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills changes damages disks places rounds files
         photos queries lines combined] [--jobs "distill, pool" ...] [--json]
 
-`--jobs` limits kills, disks and places to some commands of `reliability_trials.Stage`, and damages to some artifacts.
+`--jobs` limits kills, disks and places to some commands of `reliability_trials.Stage`, damages to some artifacts,
+changes to some trainings, and combined command lines to some groups.
 
 Each trial is a command, or the reading of an artifact, in a fork of this process, in a temporary folder. It ends in one
 of these ways:
@@ -296,7 +297,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="share of the trials per row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--jobs", nargs="+", help="commands or artifacts, by the names in the table")
+    parser.add_argument("--jobs", nargs="+", help="commands, artifacts or groups of lines, by their names")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     counts: dict[str, Counter[str]] = {}

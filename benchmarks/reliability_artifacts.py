@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from damage import Artifact, as_new_process
-from reliability_trials import CPU, Job, Stage, answers, contents, dcdctl, followed, in_fork, in_rounds
+from reliability_trials import CPU, Job, Stage, answers, contents, dcdctl, followed, in_fork, in_rounds, trained
 
 from dcdctl.core.data import Corpus
 from dcdctl.core.search import FolderIndex, browse_index, find_copies, parse_order
@@ -42,6 +42,10 @@ def kinds_of(stage: Stage) -> dict[str, Callable[[Path], Artifact]]:
         "scores of a work list": lambda folder: _scores(stage, jobs["score-work"], folder),
         "list of images": lambda folder: _list(stage, folder),
         "vectors of a list": lambda folder: _vectors(stage, jobs["embed-work"], folder),
+        "states below the last layers": lambda folder: _states(stage, folder),
+        "training of last layers, resumed": _resumed(
+            jobs["distill, last layers"], lambda out: trained(out / "run"), "run/model"
+        ),
     }
 
 
@@ -188,3 +192,29 @@ def _vectors(stage: Stage, job: Job, folder: Path) -> Artifact:
             return followed(scratch / "index")
 
     return Artifact(folder / "made", folder / "absent", read)
+
+
+def _states(stage: Stage, folder: Path) -> Artifact:
+    """The states that a training of last layers stores, read by a new training; and those of other encoders."""
+
+    def store(start: Path, states: Path) -> list[Path]:
+        words = stage.last_layers(folder / "training", states)
+        words = [f"model.start={start}" if word == f"model.start={stage.layered}" else word for word in words]
+        if (ended := in_fork(lambda: dcdctl(*words))).kind != "ok":
+            raise SystemExit(f"states below the last layers: {ended}")
+        shutil.rmtree(folder / "training")
+        return sorted(states.iterdir())
+
+    made = store(stage.layered, folder / "made")
+    others = store(stage.other_layered, folder / "other")
+    # The names hold fingerprints of the encoders.
+    for one, other in zip(made, others, strict=True):
+        other.rename(folder / "other" / one.name)
+
+    def read(path: Path) -> Any:
+        with _scratch(folder) as scratch:
+            shutil.copytree(path, scratch / "states")
+            dcdctl(*stage.last_layers(scratch, scratch / "states"))
+            return trained(scratch / "run")
+
+    return Artifact(folder / "made", folder / "other", read)

@@ -38,8 +38,12 @@ LINES = {
         *("distill", "late-mined", "--data", "corpus", *CODE, *TRAIN),
         *sets(*SIZES, "model.token_dim=8", "candidates.per_query=4"),
     ),
+    "last layers": (
+        *("distill", "photos", "--data", "corpus", "--features", "features", *TRAIN),
+        *sets("model.start=layered", "model.trained=last-layers", "model.trained_layers=1"),
+    ),
 }
-"""Command lines of trainings in rounds, over folders of the working folder."""
+"""Command lines of trainings in rounds, and of last layers, over folders of the working folder."""
 
 
 CHANGES = {
@@ -47,6 +51,7 @@ CHANGES = {
     "pool, weights": ("scorer", "pool", "begin"),
     "both": ("changing.py", "pool", "corpus", "late"),
     "captions": ("changing.py", "corpus"),
+    "last layers": ("corpus", "layered"),
 }
 """What each of them reads, and what is replaced by another one."""
 
@@ -55,6 +60,8 @@ def changed_inputs(stage: Stage, rng: random.Random, trials: int) -> Iterator[Tr
     """Kill, replace one input, resume."""
     first, other = _make_inputs(stage)
     for name, line in LINES.items():
+        if stage.chosen and name not in stage.chosen:
+            continue
         before, _ = _whole(stage, first, {}, line)
         for changed in CHANGES[name]:
             expected, seconds = _whole(stage, first, {changed: other}, line)
@@ -80,8 +87,15 @@ def _make_inputs(stage: Stage) -> tuple[Path, Path]:
     first, other = (stage.folder / "inputs" / name for name in ("first", "other"))
     for folder in (first, other):
         folder.mkdir(parents=True)
-    for name, source in (("pool", stage.pool), ("corpus", stage.corpus), ("begin", stage.dual), ("late", stage.late)):
+    for name, source in (
+        ("pool", stage.pool),
+        ("corpus", stage.corpus),
+        ("begin", stage.dual),
+        ("late", stage.late),
+        ("layered", stage.layered),
+    ):
         shutil.copytree(source, first / name)
+    shutil.copytree(stage.other_layered, other / "layered")
     for name, job in (("corpus", "prepare"), ("begin", "distill"), ("late", "distill, late")):
         stage.make(f"another {name}", [*stage.by_name[job].words(other / name), *sets("seed=1")])
     texts = ("--queries", stage.folder / "MORE.csv", "--workers", 1, "--name", "pool")

@@ -1,5 +1,6 @@
-"""Command lines for benchmarks/reliability.py that products of tables give: settings of rounds and picks, and options
-of commands that follow folders, search, copy and score files, with wrong values and beside each other.
+"""Command lines for benchmarks/reliability.py that products of tables give: settings of rounds and picks, of
+trainings of last layers, and options of commands that follow folders, search, copy and score files, with wrong values
+and beside each other.
 
 A line that must be refused and is not is wrong. Others may end well: then only how they end counts.
 """
@@ -14,6 +15,9 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from heif_files import heic
+from hostile_images import encoded
+from raw_files import dng
 from reliability_trials import Stage, Trial, dcdctl, in_fork, outcome_of
 
 
@@ -149,7 +153,160 @@ PLACES = (
 )
 
 
-def _lines() -> Iterator[Line]:
+STORED = (
+    "distill photos --data CORPUS --features STATES --set model.start=LAYERED --set model.trained=last-layers "
+    "--set model.trained_layers=1 --set optimizer.steps=1 --set batch.size=8 --device cpu --out NEW"
+)
+STORED_SETTINGS = {
+    "model.trained_layers": (*NO_NUMBERS, *NUMBERS, "2", "99"),
+    "model.trained": ("all", "projections", "lora", "nothing", "''", "3"),
+    "model.start": (
+        "absent",
+        "CORPUS",
+        "FUSION",
+        "LATE",
+        "DUAL",
+        "QUERY",
+        "PAIR",
+        "OTHER_LAYERED",
+        "''",
+        "FILE",
+        "new",
+    ),
+    "model.vision_levels": ("[]", "[0]", "[1]", "[3, 4]", "[99]", "[-1]", "x", "[nan]"),
+    "model.frozen_encoders": ("true", "false", "3"),
+    "model.kind": ("late", "fusion", "query", "nothing"),
+    "model.vision": ("VISION", "TEXT", "absent", "''"),
+    "model.text": ("VISION", "TEXT", "absent", "''"),
+    "model.layers": ("[0]", "[]"),
+    "model.vision_layers": ("[0]", "[0, 1]"),
+}
+"""Settings of a training of last layers from stored states."""
+STORED_OPTIONS = {
+    "--features": (
+        "ABSENT",
+        "FILE",
+        "FILE/x",
+        "CORPUS",
+        "CACHE",
+        "INDEX",
+        "TAKEN",
+        "LAYERED",
+        "''",
+        "/dev/null",
+        "s3://b/x",
+    ),
+    "--data": ("POOL", "ABSENT", "CACHE", "'x-{0..3}.tar'"),
+    "--vision": ("VISION", "TEXT", "ABSENT", "''"),
+    "--text": ("TEXT", "VISION", "ABSENT", "''"),
+    "--teacher": ("DUAL", "LAYERED", "FUSION", "LATE", "QUERY"),
+    "--cache": ("CACHE", "VECTORS", "ABSENT"),
+    "--pool": ("POOL", "POOL --teacher DUAL", "CORPUS"),
+    "--precision": ("fp8", "bf16", "''"),
+    "--accumulate": ("2", "0", "x", "auto"),
+    "": (
+        "--checkpoint-activations",
+        "--max-images 3",
+        "--max-images 0",
+        "--validation-data CORPUS",
+        "--dry-run",
+        "--json",
+    ),
+}
+ENGINES = (
+    "--engine spark",
+    "--engine ''",
+    "--engine ray://",
+    "--engine ray://x",
+    "--engine ray://x:y",
+    "--engine RAY",
+    "--engine http://x:1",
+    "--engine ray --workers 0",
+    "--engine ray --workers -1",
+    "--engine ray --workers 100001",
+    "--engine ray --worker-gpus 1.5",
+    "--engine ray --worker-gpus nan",
+    "--engine ray --worker-gpus -1",
+    "--engine ray --worker-cpus 0",
+    "--engine ray --worker-cpus x",
+    "--worker-gpus 1",
+    "--worker-cpus 1",
+    "--verbose",
+    "--workers 257",
+)
+"""Wrong engines; no line starts one."""
+WITH_ENGINE = (
+    "index DUAL --images PHOTOS --out NEW --device cpu",
+    "cache-teacher --data CORPUS --teacher FUSION --recipe demo-dual --out NEW --device cpu",
+    "cache-teacher --texts TEXTS.csv --teacher DUAL --out NEW --device cpu",
+    "eval FUSION --data CORPUS --out NEW --device cpu",
+)
+OF_PHONES = (
+    "whole.heic",
+    "tiles.heic",
+    "whole.avif",
+    "whole.dng",
+    "no preview.dng",
+    "short.heic",
+    "short.avif",
+    "short.dng",
+    "empty.heic",
+    "text.avif",
+    "JPEG.HEIC",
+)
+"""Photos that are whole, truncated, empty or of another form than their names say."""
+BESIDE_PHOTO = (
+    "",
+    "--also 'a cat'",
+    "--not 'a cat'",
+    "--also 'a cat' --not 'a cat'",
+    "--also ''",
+    "--hybrid",
+    "-k 0",
+    "'a dog'",
+    "--rerank FUSION",
+    "--order year",
+    "--where 'year is null'",
+    "--all-copies --json",
+)
+WITH_PHOTOS_OF_PHONES = (
+    "index DUAL --images PHONE --out NEW --device cpu",
+    "index LATE --images PHONE --out NEW --exif-place",
+    "index DUAL --images PHONE --out NEW --no-exif",
+    "index CHANGED --add PHONE --device cpu",
+    "index DUAL --images PHONE --out NEW --metadata PHONE.csv",
+    "index CHANGED --moved PHOTOS PHONE",
+    "photos PHONE --out NEW --model DUAL",
+    "photos PHONE PHONE.csv --out NEW --vision VISION --text TEXT",
+    "prepare --csv PHONE.csv --images PHONE --out NEW",
+    "prepare --csv PHONE.csv --images PHONE --on-error skip --out NEW",
+    "prepare --csv PHONE.csv --images PHONE --image-size 8 --on-error skip --out NEW",
+    "prepare --images PHONE --queries TEXTS.csv --out NEW",
+    "index DUAL --images PHONE --out NEW --plan-only",
+)
+COMBINED = (
+    "'a dog' --also 'a dog' --not 'a dog'",
+    "'a dog' --not 'a dog'",
+    "--also 'a cat'",
+    "--not 'a cat'",
+    "'' --also x",
+    "'a dog' --also ''",
+    "'a dog' --not ' '",
+    "'a dog'" + " --also x" * 200,
+    "--image PHOTOS/00.png --image PHOTOS/01.png",
+    "'a dog' --image PHOTOS/00.png",
+    "--image PHOTOS/00.png --not 'a dog' --order year",
+    "'a dog' --also '\u202e'",
+    "--also 'a cat' --order year",
+    "--also 'a cat' --where 'year = 1'",
+    "'a dog' --also x --rerank FUSION --depth 3",
+    "'a dog' --also x --hybrid --where 'year is null' --all-copies",
+    f"'a dog' --not {'x' * 5000}",
+)
+"""Queries of several texts and images."""
+
+
+def _rounds() -> Iterator[Line]:
     for recipe, names in SETTINGS.items():
         for name, value in itertools.product(names, (*NO_NUMBERS, *NUMBERS)):
             yield Line(f"{TRAINED[recipe]} --set {shlex.quote(f'{name}={value}')}", value not in NO_NUMBERS)
@@ -158,6 +315,9 @@ def _lines() -> Iterator[Line]:
             yield from (Line(f"{start} --set {shlex.quote(f'{name}={value}')}") for value in values)
         for name, values in INPUTS.items():
             yield from (Line(f"{start} {name} {value}") for value in values)
+
+
+def _indexes() -> Iterator[Line]:
     for action, other in itertools.combinations(ACTIONS, 2):
         yield Line(f"index CHANGED --device cpu {action} {other}")
     for action, other in itertools.product(ACTIONS, EXCLUDING):
@@ -166,10 +326,16 @@ def _lines() -> Iterator[Line]:
         yield Line(f"index CHANGED --device cpu {action} {other}", may_end_well=False)
     for name, values in OF_INDEX.items():
         yield from (Line(f"index CHANGED --device cpu {name} {value}") for value in values)
+
+
+def _searches() -> Iterator[Line]:
     for query, (name, values) in itertools.product(QUERIES, OF_SEARCH.items()):
         yield from (Line(f"search FOLLOWED_INDEX {query} {name} {value} --device cpu") for value in values)
     for query, (one, other) in itertools.product(QUERIES, itertools.combinations(SWITCHES, 2)):
         yield Line(f"search FOLLOWED_INDEX {query} {one} {other} --device cpu")
+
+
+def _others() -> Iterator[Line]:
     for start, options in OTHERS.items():
         for name, values in options.items():
             yield from (Line(f"{start} {name} {value}") for value in values)
@@ -181,9 +347,48 @@ def _lines() -> Iterator[Line]:
             yield Line(f"{command.format(place)} {'' if command.endswith('DUAL') else '--device cpu'}")
 
 
+def _last_layers() -> Iterator[Line]:
+    for name, values in STORED_SETTINGS.items():
+        for value in values:
+            is_no_number = name == "model.trained_layers" and value in NO_NUMBERS
+            yield Line(f"{STORED} --set {shlex.quote(f'{name}={value}')}", not is_no_number)
+    for name, values in STORED_OPTIONS.items():
+        yield from (Line(f"{STORED} {name} {value}") for value in values)
+
+
+def _engines() -> Iterator[Line]:
+    for command, engine in itertools.product(WITH_ENGINE, ENGINES):
+        yield Line(f"{command} {engine}", may_end_well=False)
+
+
+def _photos_of_phones() -> Iterator[Line]:
+    for photo, beside in itertools.product(OF_PHONES, BESIDE_PHOTO):
+        yield Line(f"search FOLLOWED_INDEX --image {shlex.quote(f'PHONE/{photo}')} {beside} --device cpu")
+    yield from map(Line, WITH_PHOTOS_OF_PHONES)
+
+
+def _combined_queries() -> Iterator[Line]:
+    for query, index in itertools.product(COMBINED, ("FOLLOWED_INDEX", "FOLLOWED_TOKENS", "QUERY_INDEX")):
+        yield Line(f"search {index} {query} --device cpu")
+
+
+GROUPS = {
+    "rounds": _rounds,
+    "indexes": _indexes,
+    "searches": _searches,
+    "work lists, photos, copies": _others,
+    "last layers": _last_layers,
+    "engines": _engines,
+    "photos of phones": _photos_of_phones,
+    "combined queries": _combined_queries,
+}
+"""Lines by what they are about."""
+
+
 def combined_lines(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
     """Some of the lines, each in a stage whose folders that it could change are made again."""
-    lines = list(_lines())
+    _make_photos_of_phones(stage)
+    lines = [line for group, make in GROUPS.items() if group in (stage.chosen or GROUPS) for line in make()]
     for line in rng.sample(lines, min(trials, len(lines))):
         if "CHANGED" in line.text:
             shutil.copytree(stage.index, stage.folder / "CHANGED")
@@ -198,3 +403,33 @@ def combined_lines(stage: Stage, rng: random.Random, trials: int) -> Iterator[Tr
         yield f"combined command line, {command}", outcome, f"{line.text!r}: {ended}"
         for name in ("NEW", "NEW-rounds", "CHANGED", "ABSENT", "x.html"):
             shutil.rmtree(stage.folder / name, ignore_errors=True)
+
+
+def _make_photos_of_phones(stage: Stage) -> None:
+    """PHONE with the photos, and PHONE.csv with a caption of each."""
+    folder = stage.folder / "PHONE"
+    folder.mkdir()
+    heif, avif, raw = heic(), encoded("AVIF"), dng()
+    contents = dict(
+        zip(
+            OF_PHONES,
+            (
+                heif,
+                heic("heic_tiles.heic"),
+                avif,
+                raw,
+                dng(preview=b""),
+                heif[:400],
+                avif[:200],
+                raw[:300],
+                b"",
+                b"dear",
+            ),
+            strict=False,
+        )
+    )
+    contents["JPEG.HEIC"] = encoded("JPEG")
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    lines = [f"{name},{text}" for name, text in zip(contents, itertools.cycle(("a dog", "a cat")), strict=False)]
+    (stage.folder / "PHONE.csv").write_text("\n".join(["image,caption", *lines]))

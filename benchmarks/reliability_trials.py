@@ -26,12 +26,14 @@ import torch
 from damage import digest_of
 from encoders import make_pair, save_text, save_vision
 from PIL import Image
+from test_lower_layers import make_dual
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import DcdError
+from dcdctl.core.scoring import features
 from dcdctl.core.search import FolderIndex, IndexSearcher, storage
 from dcdctl.core.teacher import read_cache, text_cache
 from dcdctl.core.training import Run
@@ -233,6 +235,11 @@ def in_rounds(folder: Path) -> str:
     return trained(folder / "run") + digest_of([caches, proposers, Run(folder / "run").facts().get("rounds")])
 
 
+def from_stored_states(folder: Path) -> str:
+    """The model of a training, and the states that it stored."""
+    return trained(folder / "run") + contents(folder / "features")
+
+
 def listing(folder: Path) -> str:
     """The names of all files: of what holds times or dates."""
     return "\n".join(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
@@ -266,7 +273,14 @@ class Stage:
         )
         self.followed, self.moved = folder / "FOLLOWED", folder / "MOVED"
         self.planned = folder / "PLANNED"
-        self.jobs = self._resuming_jobs() + self._jobs_of_texts() + self._jobs_in_rounds() + self._jobs_of_folders()
+        self.layered, self.other_layered = folder / "LAYERED", folder / "OTHER_LAYERED"
+        self.jobs = [
+            *self._resuming_jobs(),
+            *self._jobs_of_texts(),
+            *self._jobs_in_rounds(),
+            *self._jobs_of_folders(),
+            Job("distill, last layers", lambda out: self.last_layers(out, out / "features"), from_stored_states),
+        ]
         self.by_name = {job.name: job for job in self.jobs}
         self.more_jobs = self._other_writers()
 
@@ -429,6 +443,13 @@ class Stage:
             Job("copy, run", lambda out: ["copy", self.dual, out]),
         ]
 
+    def last_layers(self, out: Path, states: Path) -> list[object]:
+        """A training of the last layers of two encoders from the states below them."""
+        trained_parts = sets(f"model.start={self.layered}", "model.trained=last-layers", "model.trained_layers=1")
+        steps = sets("batch.size=8", *CHECKPOINTS[:3])
+        inputs = ("--data", self.corpus, "--features", states, *CPU)
+        return ["distill", "photos", *inputs, "--resume", *trained_parts, *steps, "--out", out / "run"]
+
     def _other_writers(self) -> list[Job]:
         """Commands that start again."""
         pair = ("--teacher", self.fusion, "--data", self.corpus, "--split", "test")
@@ -454,8 +475,8 @@ class Stage:
 
     def make_inputs(self) -> None:
         """Write what the commands read."""
-        # Several parts of texts, and windows of one part each.
-        text_cache.TEXTS_PER_PART, texts.WINDOW_BYTES = 16, 1
+        # Several parts of texts, and windows of one part each; several files of features.
+        text_cache.TEXTS_PER_PART, texts.WINDOW_BYTES, features.IMAGES_PER_FILE = 16, 1, 8
         self.make("prepare", self.by_name["prepare"].words(self.corpus))
         for folder, first, count in ((self.photos, 0, 12), (self.more, 12, 6)):
             folder.mkdir()
@@ -498,10 +519,26 @@ class Stage:
 
         if (ended := in_fork(save_pair)).kind != "ok":
             raise SystemExit(f"the pair of encoders: {ended}")
+        self._make_layered()
         (self.folder / "PAIRS.csv").write_text("image,caption\n00.png,a dog\n")
         (self.folder / "TAKEN").mkdir()
         (self.folder / "TAKEN" / "letter.txt").write_text("dear")
         (self.folder / "FILE").write_text("dear")
+
+    def _make_layered(self) -> None:
+        """Two dual encoders over encoders of several layers, which differ in every weight."""
+
+        def save() -> str:
+            dual = make_dual(list(Corpus.open(self.corpus, "train").captions), self.folder / "layered encoders")
+            models.save(dual, self.layered)
+            with torch.no_grad():
+                for parameter in dual.parameters():
+                    parameter += 0.01
+            models.save(dual, self.other_layered)
+            return ""
+
+        if (ended := in_fork(save)).kind != "ok":
+            raise SystemExit(f"the dual encoders over layers: {ended}")
 
     def _make_lists(self) -> None:
         """A work list, a list of images, and encoders with captions for `photos`."""

@@ -8,7 +8,6 @@ end. A command that is repeated copies what is missing or differs.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -246,13 +245,13 @@ def _names_in(folder: Path) -> list[str]:
     """The files of a folder by their paths in it, sorted, without locks and without what other processes are writing;
     InputError for a link to a folder, which `verify` does not follow."""
     names = []
-    for parent, folders, found in os.walk(folder):
+    for parent, folders, found in files.walk(folder):
         folders.sort()
-        if link := next((name for name in folders if (Path(parent) / name).is_symlink()), None):
-            raise InputError(f"{Path(parent) / link} is a link to a folder", hint="copy what it names in its place")
+        if link := next((name for name in folders if (parent / name).is_symlink()), None):
+            raise InputError(f"{parent / link} is a link to a folder", hint="copy what it names in its place")
         for name in found:
             if not files.PARTIAL_NAME.fullmatch(name) and not files.LOCK_NAME.fullmatch(name):
-                names.append((Path(parent) / name).relative_to(folder).as_posix())
+                names.append((parent / name).relative_to(folder).as_posix())
     return sorted(names)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -214,8 +215,7 @@ def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[
     path, ending = Path(name).expanduser(), f"a {what} ends with {', '.join(suffixes)}"
     if path.is_dir():
         paths = []
-        # Sorted, because the order of a file system differs between machines.
-        for file in sorted(path.rglob("*")):
+        for file in files_below(path):
             is_marker = any(part.startswith(("_", ".")) for part in file.relative_to(path).parts)
             if file.is_file() and file.suffix.lower() in suffixes and not is_marker:
                 paths.append(file)
@@ -230,6 +230,29 @@ def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[
         reason = "name" if other.is_file() else "kind"
         raise InputError(f"{other} is no {what} by its {reason}", hint=ending)
     return matches
+
+
+def walk(
+    root: Path, on_error: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Each folder below `root`, itself first, with the names of its folders and of its other files: `os.walk`, without
+    its limit of some 1,000 levels in Python 3.11.
+
+    A caller may sort the list of folders or take some out, and decides so which ones follow. Links to folders are in
+    the list, and are not followed.
+    """
+    waiting = [root]
+    while waiting:
+        # The first step of os.walk alone; there is none for a folder that cannot be read.
+        for parent, folders, names in itertools.islice(os.walk(waiting.pop(), onerror=on_error), 1):
+            folder = Path(parent)
+            yield folder, folders, names
+            waiting += [folder / name for name in reversed(folders) if not os.path.islink(folder / name)]  # noqa: PTH114  # Path.is_symlink raises for a folder that cannot be entered
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, because the order of a file system differs between machines."""
+    return sorted(parent / name for parent, _, names in walk(folder) for name in names)
 
 
 def escapes_root(name: str) -> bool:

@@ -7,7 +7,6 @@ folders of artifacts.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,9 +93,8 @@ def verify(path: Path, track: Track = silent) -> Verification:
         damage = files.unreadable(Path(error.filename or folder), error).args[0]
         verified.append(VerifiedArtifact(path=folder, kind="folder", damages=[damage]))
 
-    for parent, folders, names in os.walk(path, onerror=partial(note, path)):
-        folders.sort()  # os.walk descends in this order, and the order of a file system is by chance
-        folder = Path(parent)
+    for folder, folders, names in files.walk(path, partial(note, path)):
+        folders.sort()  # the order of a file system is by chance
         checks = [check for markers, check in CHECKS if set(markers) & set(names)]
         if "plan.json" in names and not any(kind.seal_file in names for kind in PLANNED):
             checks.append(_unfinished)

@@ -195,7 +195,13 @@ def test_a_recipe_of_a_student_fine_tunes_no_teacher(inputs, tmp_path):
 
 def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(corpus, teacher, tmp_path):
     before = teacher.digest
-    sets = ["optimizer.steps=30", "optimizer.lr=1e-3", "batch.size=8", "batch.random_negatives=3"]
+    sets = [
+        "model.start=teacher",
+        "optimizer.steps=30",
+        "optimizer.lr=1e-3",
+        "batch.size=8",
+        "batch.random_negatives=3",
+    ]
     run = training.train_model(
         TrainingJob("finetune-teacher", "tiny-teacher", sets, tmp_path / "run"),
         OpenInputs(corpus, [], teacher),

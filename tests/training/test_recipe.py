@@ -205,6 +205,7 @@ def test_a_recipe_that_is_not_there_names_the_most_similar_ones(tmp_path):
         ),
         (["model.kind=dual", "model.layers=[]"], r"cannot start from a fusion teacher; set model\.start to new"),
         (["model.vision=a/b", "model.start=new"], r"--vision and --text \(model\.vision and model\.text\) go together"),
+        (["model.vision=a/b"], r"model\.vision is for model\.start new, and it is teacher; leave it out"),
         (["model.vision=a/b", "model.text=c/d"], r"model\.text is for model\.start new, and it is teacher"),
     ],
 )

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from dcdctl.core import artifacts, data
+from dcdctl.core import artifacts, data, files
 from dcdctl.core.data import Corpus, FolderImageFile, RowError
 from dcdctl.core.errors import CorpusError, InputError, MissingError, StaleError
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
@@ -88,12 +88,10 @@ def _files(root: Path, ignored: Set[Path]) -> Iterator[SourceImage | SkippedFile
             name = Path(error.filename).relative_to(root).as_posix()
             yield SkippedFile(path=_printable(name), reason=f"{error.strerror}")
 
-    for folder, folders, names in os.walk(root, onerror=failed.append):
+    for here, folders, names in files.walk(root, failed.append):
         yield from take_failed()
-        here = Path(folder)
-        # os.walk lists links to folders among the folders, and does not follow them.
         links = [name for name in folders if _is_link(here / name)]
-        # In place, because os.walk visits what this list then holds; sorted, because file systems list in any order.
+        # In place, because the walk visits what this list then holds; sorted, because file systems list in any order.
         visible = [name for name in folders if name not in links and _is_visible(name)]
         folders[:] = sorted(name for name in visible if here / name not in ignored)
         for name in sorted([*names, *links]):

@@ -392,8 +392,8 @@ def check_features(model: Model, compute: Compute) -> None:
     if not scoring.encoders_of(model).is_frozen:
         raise ConfigError(
             "--features stores the outputs of frozen encoders, and these encoders are trained",
-            hint="set model.frozen_encoders, model.layers, or model.trained to projections or last-layers, or leave "
-            "--features out",
+            hint="set model.frozen_encoders, model.layers, or model.trained to projections, or to last-layers with "
+            "fewer model.trained_layers than each encoder has, or leave --features out",
         )
 
 

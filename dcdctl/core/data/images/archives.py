@@ -31,7 +31,7 @@ from dcdctl.core.data.images.formats import (
     is_video,
 )
 from dcdctl.core.errors import InputError
-from dcdctl.core.files import escapes_root
+from dcdctl.core.files import escapes_root, files_below
 
 MAX_FILE_BYTES = 256 << 20
 """Larger files are rejected unread; a photo of 200 megapixels has some 60 MiB, a RAW photo at most some 200."""
@@ -285,7 +285,7 @@ class _Folder:
     @cached_property
     def names(self) -> Collection[str]:
         """The names of all files."""
-        return [path.relative_to(self.path).as_posix() for path in sorted(self.path.rglob("*")) if path.is_file()]
+        return [path.relative_to(self.path).as_posix() for path in files_below(self.path) if path.is_file()]
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name, without a list of the folder."""

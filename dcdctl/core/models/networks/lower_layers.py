@@ -132,14 +132,16 @@ class LowerLayers:
         outputs: list[Any] = []
         tower = self.towers[side]
         layer = tower.layers[1][self._num_lower(side) - 1]
-        with layer.register_forward_hook(lambda _module, _arguments, output: outputs.append(output)):
+        # timm calls the blocks of a stage one by one where activations are computed again, and not the stage.
+        last = layer[-1] if isinstance(layer, nn.Sequential) else layer
+        with last.register_forward_hook(lambda _module, _arguments, output: outputs.append(output)):
             encode()
-        if not isinstance(state := outputs[0], Tensor):
+        if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
             kind = tower.module.config.model_type
             raise ModelError(
-                f"a layer of the {tower.side} encoder ({kind}) returns more than a state", hint="leave --features out"
+                f"a layer of the {tower.side} encoder ({kind}) does not return one state", hint="leave --features out"
             )
-        return state
+        return outputs[0]
 
     def _blank_images(self, count: int, device: torch.device) -> ImageBatch:
         size = self.pair.preprocess.image_size_px
@@ -158,8 +160,9 @@ class LowerLayers:
         layers, count = self.towers[side].layers[1], self._num_lower(side)
         lower = [layers[number] for number in range(count)]
         try:
-            for number in range(count):
-                layers[number] = _Giving(state)
+            for number, layer in enumerate(lower):
+                giving = _Giving(state)
+                layers[number] = nn.Sequential(giving) if isinstance(layer, nn.Sequential) else giving
             yield
         finally:
             for number, layer in enumerate(lower):

@@ -205,7 +205,7 @@ class ImageTextConfig(AnyModelConfig):
 
     def __post_init__(self) -> None:
         # Before the conditions of other fields, which read `vision` for both.
-        if bool(self.vision) != bool(self.text):
+        if self.start == "new" and bool(self.vision) != bool(self.text):
             raise ConfigError(f"{_TWO_ENCODERS} go together, and one of them is empty")
         super().__post_init__()
         if self.trains_word_pieces and self.image_size % self.patch_size:
