@@ -70,6 +70,33 @@ def test_encoders_that_are_not_there_are_refused_before_anything_is_prepared(her
     assert not Path("mine").exists()
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "there is no image in"),
+        ({"notes.txt": b"x", "1.heic": b"\0\0\0\x18ftypheic"}, "none of 2 files in"),
+        ({"film.mp4": b"\0\0\0\x18ftypisom\0\0\0\0isomiso2"}, "videos: save frames"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "photos other --out new",
+        "photos other captions.csv --out new",
+        "photos other --queries queries.txt --teacher some/teacher --out new",
+        "index some/model --images other --out new",
+        "index some/model --images other --out new --plan-only",
+    ],
+)
+def test_a_folder_without_photos_is_refused_before_a_model_is_looked_for(here, monkeypatch, command, files, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    Path("other").mkdir()
+    for name, content in files.items():
+        Path("other", name).write_bytes(content)
+    assert message in error_of(command)
+    assert not Path("new").exists()
+
+
 def test_the_same_command_again_takes_photos_that_came_or_went_and_refuses_other_captions(here):
     assert "12 images, 512 numbers each" in run(PHOTOS).stdout
     weights = Path("mine/run/model/model.safetensors").read_bytes()
