@@ -75,7 +75,7 @@ def test_encoders_that_are_not_there_are_refused_before_anything_is_prepared(her
     [
         ({}, "there is no image in"),
         ({"notes.txt": b"x", "1.heic": b"\0\0\0\x18ftypheic"}, "none of 2 files in"),
-        ({"film.mp4": b"\0\0\0\x18ftypisom\0\0\0\0isomiso2"}, "videos: save frames"),
+        ({"film.mp4": b"\0\0\0\x18ftypisom\0\0\0\0isomiso2"}, "1 video: save frames"),
     ],
 )
 @pytest.mark.parametrize(
