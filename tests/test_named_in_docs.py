@@ -24,7 +24,7 @@ from dcdctl.core.training.recipe import Recipe
 
 DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md"]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-OTHERS = {"accelerate", "apt", "curl", "docker", "hf", "make", "mypy", "pip", "torchrun"}
+OTHERS = {"accelerate", "apt", "curl", "docker", "hf", "make", "mypy", "pip", "ray", "torchrun"}
 """Programs whose options are their own, up to the `dcdctl` that they start."""
 WRITTEN = {
     "html": "report demo/report",

@@ -140,8 +140,7 @@ class Photos:
                 else:
                     # A Hub id that cannot be fetched is an error here, and not after an hour of preparing.
                     for ref in filter(None, (optional_ref(self.teacher), self.pretrained)):
-                        if models.check_ref(ref) is None:
-                            models.kind_of(ref)
+                        models.check_found(ref)
             elif self.model is not None:
                 models.check_ref(os.fspath(self.model), kind="searchable")
                 library.check_model(os.fspath(self.model))

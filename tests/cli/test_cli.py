@@ -6,6 +6,7 @@ import errno
 import gc
 import io
 import json
+import signal
 import sys
 import threading
 
@@ -201,6 +202,31 @@ def test_an_interrupt_exits_with_130_and_says_what_is_kept():
     result = CliRunner().invoke(small_app(), ["stop"])
     assert result.exit_code == 130
     assert "interrupted: finished work, if any, is kept" in result.stderr
+
+
+INTERRUPTED = """
+import atexit, os, runpy, signal, sys, types
+
+class Interrupted(types.ModuleType):
+    def __getattr__(self, name):
+        os.kill(os.getpid(), signal.SIGINT)  # while the commands are imported
+
+def end():
+    atexit.register(os.kill, os.getpid(), signal.SIGINT)
+    sys.exit(130)
+
+commands = Interrupted("app") if sys.argv[1] == "import" else types.ModuleType("app")
+commands.main = end
+sys.modules["dcdctl.cli.app"] = commands
+runpy.run_module("dcdctl", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+@pytest.mark.parametrize(("moment", "code"), [("import", 130), ("end", -signal.SIGINT)])
+def test_ctrl_c_while_commands_are_imported_and_another_one_at_the_end_show_no_traceback(moment, code):
+    done = processes.run([sys.executable, "-c", INTERRUPTED, moment], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "")
 
 
 @pytest.mark.parametrize("line", ["eval ~no-such-user/run --data x", "search ~no-such-user/index dog"])

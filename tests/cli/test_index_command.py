@@ -35,7 +35,7 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     index = tmp_path / "index"
     made = run(dual, "--images", images, "--out", index)
     assert made.exit_code == 0, made.output
-    assert made.stdout == f"8 images, 8 numbers each, search by flat, columns taken, year, camera -> {index}\n"
+    assert made.stdout == f"8 images, 8 numbers each, search by flat, no values for taken, year, camera -> {index}\n"
     assert "left out: 1 file that is no image: nothing to do\n" in made.stderr
     assert f"left out: each is listed in {index / 'skipped-1.json'}\n" in made.stderr
     put(images, {"new.png": png(20)})
@@ -67,7 +67,7 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     )
     assert (
         run(index, "--keywords").stdout
-        == f"8 images, 8 numbers each, search by hnsw and by words, columns taken, year, camera -> {index}\n"
+        == f"8 images, 8 numbers each, search by hnsw and by words, no values for taken, year, camera -> {index}\n"
     )
     assert FolderIndex.open(index).hybrid(["4"], unit_vectors(1, 8), 1)[0][0].name == "4.png"
 

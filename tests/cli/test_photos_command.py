@@ -70,6 +70,55 @@ def test_encoders_that_are_not_there_are_refused_before_anything_is_prepared(her
     assert not Path("mine").exists()
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "there is no image in"),
+        ({"notes.txt": b"x", "1.heic": b"\0\0\0\x18ftypheic"}, "none of 2 files in"),
+        ({"film.mp4": b"\0\0\0\x18ftypisom\0\0\0\0isomiso2"}, "1 video: save frames"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "photos other --out new",
+        "photos other captions.csv --out new",
+        "photos other --queries queries.txt --teacher some/teacher --out new",
+        "index some/model --images other --out new",
+        "index some/model --images other --out new --plan-only",
+    ],
+)
+def test_a_folder_without_photos_is_refused_before_a_model_is_looked_for(here, monkeypatch, command, files, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    Path("other").mkdir()
+    for name, content in files.items():
+        Path("other", name).write_bytes(content)
+    assert message in error_of(command)
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "what_to_do"),
+    [
+        (
+            "photos photos --queries queries.txt --teacher blip-coco --model clip --out new",
+            "name DIR in place of blip-coco",
+        ),
+        ("study demo-dual --start some/start --teacher scenes-vilt --data data --out new", "give `--start DIR`"),
+        ("study demo-dual --start clip --teacher blip-coco --data data --out new", "name DIR in place of blip-coco"),
+        (
+            "eval vilt-coco --data data",
+            "name DIR in place of vilt-coco, with --model-set image_size=384 --model-set max_text_len=40",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_fetched_is_an_error_before_other_work(here, monkeypatch, command, what_to_do):
+    run("prepare --csv captions.csv --images photos --hold-out 0.3 --out data")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert error_of(command).endswith(f"{what_to_do}\n")
+    assert not Path("new").exists()
+
+
 def test_the_same_command_again_takes_photos_that_came_or_went_and_refuses_other_captions(here):
     assert "12 images, 512 numbers each" in run(PHOTOS).stdout
     weights = Path("mine/run/model/model.safetensors").read_bytes()

@@ -81,7 +81,12 @@ def test_a_head_that_was_killed_is_not_waited_for(alone):
 
 
 @pytest.mark.parametrize(
-    ("more", "taken"), [({"worker_gpus": 0.5}, "1 CPU and 0.5 GPUs"), ({"worker_cpus": 64}, "64 CPUs and 0 GPUs")]
+    ("more", "taken"),
+    [
+        ({"worker_gpus": 0.5}, "1 CPU and 0.5 GPUs"),
+        ({"worker_gpus": 1}, "1 CPU and 1 GPU"),
+        ({"worker_cpus": 64}, "64 CPUs and 0 GPUs"),
+    ],
 )
 def test_a_worker_that_can_never_start_is_an_error_at_once(alone, more, taken):
     message = f"no worker fits: one takes {taken}, and the cluster has 2 CPUs and 0 GPUs on 1 node; use a smaller"

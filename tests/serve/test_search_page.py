@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import served
 from html_page import Page
+from made_index import update
 
 from dcdctl.core.search import WEAK
 from dcdctl.core.search.background import probe_texts
@@ -193,6 +194,17 @@ def test_a_page_without_a_query_lists_the_images_by_date_and_names_the_index(see
     assert links == [f"?{urlencode({'q': text})}" for text in pages.EXAMPLES]
     assert 'class="score"' not in html
     assert '<p id="examples" hidden' in see("?q=a+red+bus")[0]
+
+
+def test_photos_without_any_date_are_neither_the_newest_first_nor_under_a_month(see, tmp_path):
+    made = served.make(tmp_path)
+    index = update(made.index, sets=("exif=camera",))
+    assert index.empty_columns == index.columns.names == ["taken", "year", "camera"]
+    with served.serving(serve_app.build(made.searcher, ServiceConfig(default_k=NUM))) as url:
+        html = see.browser.html(url, budget_ms=6000)
+    assert told(html) == f"{NUM} images. Type what an image shows, or drop an image here."
+    assert html.count('class="image"') == NUM
+    assert 'class="month"' not in html
 
 
 def test_long_names_are_shortened_in_the_middle(see):

@@ -377,7 +377,11 @@ def test_an_integer_beyond_float64_is_no_number_of_a_vector(tmp_path):
             r"a\.csv has no column query, caption, text: its columns are texts, x",
         ),
         ("a.csv", "text\n' '\n\" \"\n", r"a\.csv line 3: the text is empty"),
-        ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', r"a\.jsonl line 2: the text is a number \(3\), expected text"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"text": 3}\n',
+            r"a\.jsonl line 2: the text is a number \(3\), expected text; correct the text, or",
+        ),
         ("a.jsonl", '{"text": "a", "language": 3}\n', r"a\.jsonl line 1: the language is a number"),
         ("a.csv", "text,language\na,\x1b[31m\n", r"a\.csv line 2: the language is '\\x1b\[31m', expected a short name"),
         ("a.jsonl", '{"txt": "a"}\n', r"a\.jsonl line 1 has no column query, caption, text"),

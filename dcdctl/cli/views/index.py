@@ -47,13 +47,19 @@ def show_change(change: IndexChange, uploaded: Upload | None = None) -> None:
         note(f"note: {reason}")
     counts = _counts(added=change.added, removed=change.removed)
     words = " and by words" if index.has_keywords else ""
-    columns = f", columns {', '.join(map(printable, index.columns.names))}" if index.columns.names else ""
+    empty = index.empty_columns
+    columns = _listed(", columns", [name for name in index.columns.names if name not in empty])
+    columns += _listed(", no values for", empty)
     if query := search.query_model_of(index.document):
         columns += f", texts by {printable(query)}"
     numbers = f"{index.dim} numbers {index.stored_type.per}"
     images = f"{counted(index.num_images, 'images')}{counts}"
     show(f"{images}, {numbers}, search by {index.kind}{words}{columns} -> {index.folder}")
     _show_upload(uploaded)
+
+
+def _listed(title: str, names: Sequence[str]) -> str:
+    return f"{title} {', '.join(map(printable, names))}" if names else ""
 
 
 def show_sync(change: IndexChange, uploaded: Upload | None = None) -> None:

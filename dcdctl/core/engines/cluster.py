@@ -223,9 +223,14 @@ def room_of_cluster() -> str:
     """What the nodes have, in words."""
     resources = ray.cluster_resources()
     nodes = sum(bool(node.get("Alive")) for node in ray.nodes())
-    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs on {counted(nodes, 'nodes')}"
+    room = _amounts(resources.get("CPU", 0), resources.get("GPU", 0))
+    return f"{room} on {counted(nodes, 'nodes')}"
 
 
 def room_of_worker(choice: EngineChoice) -> str:
     """What a worker takes of a node, in words."""
-    return f"{counted(choice.worker_cpus or 1, 'CPUs')} and {gpus_of_worker(choice):g} GPUs"
+    return _amounts(choice.worker_cpus or 1, gpus_of_worker(choice))
+
+
+def _amounts(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} CPU{'' if cpus == 1 else 's'} and {gpus:g} GPU{'' if gpus == 1 else 's'}"

@@ -15,6 +15,7 @@ from .fusion import FusionScorer
 from .inputs import ImageBatch, PairBatch, RefusedTextError, States, TextBatch
 from .late import LateInteraction, Model, Scorer, Searchable
 from .load_save import (
+    check_found,
     check_ref,
     convert,
     digest_of_files,
@@ -97,6 +98,7 @@ __all__ = [
     "ViltScorer",
     "ViltSize",
     "check_finite",
+    "check_found",
     "check_onnx",
     "check_ref",
     "convert",

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dcdctl.core import artifacts, files
+from dcdctl.core.config import naming_uses
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import run_documents, saved_folder
 from dcdctl.core.models.overrides import (
@@ -128,12 +129,13 @@ def load(
         from dcdctl.core.models.families import python_function
 
         return python_function.load(source, settings)
-    is_official = form == "checkpoint"
+    is_official, uses = form == "checkpoint", {}
     if form == "published":
         teacher = published.list_teachers()[source]
-        is_official = not teacher.hub
+        is_official, uses = not teacher.hub, _uses(teacher, source)
         source, settings = published.locate(teacher, settings, track)
-    model = _load_official(Path(source), settings) if is_official else _load_pretrained(source, settings, kind)
+    with naming_uses(uses):
+        model = _load_official(Path(source), settings) if is_official else _load_pretrained(source, settings, kind)
     # Here, because torch takes a second to import.
     from dcdctl.core.models.checkpoint import check_finite
 
@@ -163,6 +165,30 @@ def check_ref(ref: str | Path, overrides: Table | None = None, *, kind: Expected
         actual = family.kind
     _check_kind(ref, actual, kind)
     return actual
+
+
+def check_found(ref: str | Path, overrides: Table | None = None, *, kind: ExpectedKind | None = None) -> None:
+    """What `check_ref` checks, and that what a Hub id or the name of a published teacher stands for can be fetched: for
+    work that needs the model hours later. Fetches small files of the Hub."""
+    check_ref(ref, overrides, kind=kind)
+    form, source = _locate(ref)
+    hub_id, uses = source if form == "hub" else "", {}
+    if form == "published":
+        teacher = published.list_teachers()[source]
+        hub_id, uses = teacher.hub, _uses(teacher, source)
+    if not hub_id:
+        return
+    with naming_uses(uses):
+        actual = kind_of(hub_id)
+    if actual is not None:
+        _check_kind(ref, actual, kind)
+
+
+def _uses(teacher: published.PublishedTeacher, name: str) -> dict[str, str]:
+    """How the error for a published teacher that cannot be fetched names it: by the name that the user gave, with the
+    settings that a folder lacks."""
+    given = "".join(f" --model-set {key}={value}" for key, value in teacher.overrides.items())
+    return {teacher.hub: f"name DIR in place of {name}" + (f", with{given}" if given else "")}
 
 
 def digest_of_files(ref: str | Path) -> str | None:

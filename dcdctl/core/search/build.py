@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dcdctl.core import artifacts, data, distributed, files, models
+from dcdctl.core import artifacts, distributed, files, models
 from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import ImageColumns
@@ -46,7 +46,16 @@ from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.part_files import PlannedParts, SourceImage
-from dcdctl.core.search.storage import INDEX, TEXT, ImageSource, IndexDocument, IndexedModel, SealedFile, TextSide
+from dcdctl.core.search.storage import (
+    INDEX,
+    INDEX_FILE,
+    TEXT,
+    ImageSource,
+    IndexDocument,
+    IndexedModel,
+    SealedFile,
+    TextSide,
+)
 from dcdctl.core.search.stored import STORED, StoredTokens, StoredType
 
 
@@ -92,6 +101,9 @@ def build_index(
     folder = out.expanduser()
     metadata = _check_inputs(changes)
     source = _source(folder, images, changes.split)
+    # Vectors that are given may be of formats that are not read here, and a finished index needs no images.
+    if not changes.vectors and not (folder / INDEX_FILE).exists():
+        sources.check_has_image(source, [folder])
     empty, model = _new_index(ref, folder, source, changes, track)
     query = _load_query(empty.document, changes.query_model)
     with distributed.lock(folder):
@@ -342,16 +354,11 @@ def _fill(
     copies.copy_known(index, build, planned)
     parts, skipped_now = part_files.describe_parts(build, planned, document.vector_type)
     if not (parts or document.parts):
-        first = "; ".join(f"{file.path}: {file.reason}" for file in skipped_now[:2])
         # An index without images would be in the way of the one of another folder, with its copy of the model.
         distributed.barrier()
         if distributed.is_main():
             shutil.rmtree(folder)
-        raise InputError(
-            f"none of {len(skipped_now):,} files in {build.plan['sources'][source]['path']} is an image that can be "
-            f"read: {first}",
-            hint="; ".join(data.left_out_lines(data.count_kinds(file.kind for file in skipped_now))),
-        )
+        raise sources.no_image_error(ImageSource(**build.plan["sources"][source]), skipped_now)
     before = storage.skipped_of(folder, document)
     skipped = [file for file in before if file["source"] != source]
     skipped += [{**asdict(file), "source": source} for file in skipped_now]

@@ -32,7 +32,7 @@ from dcdctl.core.memory import Fitting
 from dcdctl.core.models import ImageBatch, Preprocessor, Searchable, pool_tokens, prefix_vectors
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import embed_batch
-from dcdctl.core.search import exact, image_files, part_files
+from dcdctl.core.search import exact, image_files, part_files, sources
 from dcdctl.core.search.exact import Half
 from dcdctl.core.search.image_files import FileFacts, read_facts
 from dcdctl.core.search.index_config import ExifColumns, IndexConfig
@@ -138,9 +138,7 @@ def read_images(
             images.append(image)
             facts.append(read_facts(image, file, decoded, exif))
         except (RowError, ImageError) as error:
-            name = image.path or image.image_id
-            stamp = {"num_bytes": image.num_bytes, "modified_ns": image.modified_ns}
-            skipped.append(SkippedFile(path=name, reason=str(error), kind=data.kind_of(error, folder / name), **stamp))
+            skipped.append(sources.unread_file(image, error, folder))
     return ReadImages(ImageBatch.cat(pixels) if pixels else None, images, facts, skipped)
 
 

@@ -112,6 +112,11 @@ class FolderIndex(ImageIndex):
         chunks = [chunk for part in self.parts for chunk in part_files.read_column(self.folder, part, name).chunks]
         return pa.chunked_array(chunks, pa.string()).combine_chunks()
 
+    @property
+    def empty_columns(self) -> list[str]:
+        """The columns without a value in any row, such as those of EXIF data where no photo has any."""
+        return [name for name in self.columns.names if self.values(name).null_count == self.num_rows]
+
     def _summarize_columns(self) -> list[ColumnSummary]:
         """Each column with its type, the number of images without a value, and its most frequent values."""
         table = self.stored_columns.table()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.search import sources
 from dcdctl.core.search.storage import IN_LIBRARY, INDEX_FILE, read_document
 
 LIBRARY_FILE, FORMAT = "library.json", 1
@@ -80,7 +81,8 @@ class Library:
             raise InputError(f"{self.folder} holds {names}, and no library of photos", hint="name another folder")
 
     def check_photos(self, photos: Path) -> None:
-        """InputError if library and photos lie in each other, StaleError if the index has other photos."""
+        """InputError if library and photos lie in each other, or if there is no photo to index; StaleError if the
+        index has other photos."""
         folder, photos = self.folder.resolve(), photos.resolve()
         if (photos / LIBRARY_FILE).exists():
             raise InputError(
@@ -95,6 +97,7 @@ class Library:
         if photos.is_relative_to(folder):
             raise InputError(f"the photos {photos} lie in the library {self.folder}", hint="name another --out")
         if not self.has_index:
+            sources.check_has_image(sources.find_source(photos), [])
             return
         indexed = [source.path for source in read_document(self.index).sources]
         if str(photos) not in indexed:

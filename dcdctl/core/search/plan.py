@@ -110,10 +110,7 @@ def _write_plan(build: Build, index: FolderIndex, new: models.Searchable | None,
     if new is not None:
         if not planned.rows:
             shutil.rmtree(folder)
-            raise InputError(
-                f"there is no image in {build.plan['sources'][0]['path']}",
-                hint="name a folder of images, or a corpus",
-            )
+            raise sources.no_image_error(ImageSource(**build.plan["sources"][0]), planned.skipped)
         # Before the notes: a plan without `rows` is one that was killed here, and starts over.
         with track("copy the model", total=None, unit=""):
             models.save(new, folder / "model", fingerprint=index.document.model.fingerprint)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from dcdctl.core import artifacts, data, files
-from dcdctl.core.data import Corpus, FolderImageFile, RowError
+from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
 from dcdctl.core.errors import CorpusError, InputError, MissingError, StaleError
+from dcdctl.core.progress import counted
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
 from dcdctl.core.search.storage import ImageSource
 
@@ -75,6 +76,52 @@ def list_images(source: ImageSource, ignored: Sequence[Path]) -> Iterator[Source
         corpus = Corpus.open(Path(source.path), str(source.split))
         return (SourceImage(image_id=image_id, corpus_row=row) for row, image_id in enumerate(corpus.image_ids))
     return _files(Path(source.path), {path.resolve() for path in ignored})
+
+
+def check_has_image(source: ImageSource, ignored: Sequence[Path]) -> None:
+    """InputError if a folder has no image that can be read, before a model is loaded. Reads files up to the first
+    image; a corpus has images."""
+    if source.is_corpus:
+        return
+    root = Path(source.path)
+    left_out = []
+    for file in list_images(source, ignored):
+        if isinstance(file, SkippedFile):
+            left_out.append(file)
+            continue
+        try:
+            data.decode_image(FolderImageFile(root, str(file.path)).read())
+        except (RowError, ImageError) as error:
+            left_out.append(unread_file(file, error, root))
+        else:
+            return
+    raise no_image_error(source, left_out)
+
+
+def unread_file(image: SourceImage, error: RowError | ImageError, folder: Path) -> SkippedFile:
+    """The entry of a file that cannot be read as an image."""
+    name = image.path or image.image_id
+    return SkippedFile(
+        path=name,
+        reason=str(error),
+        kind=data.kind_of(error, folder / name),
+        num_bytes=image.num_bytes,
+        modified_ns=image.modified_ns,
+    )
+
+
+def no_image_error(source: ImageSource, left_out: Sequence[SkippedFile]) -> InputError:
+    """The error for a source of which all files are left out."""
+    hint = "name a folder of images, or a corpus"
+    if not left_out:
+        return InputError(f"there is no image in {source.path}", hint=hint)
+    first = "; ".join(f"{file.path}: {file.reason}" for file in left_out[:2])
+    # Of files that are no images, a user can read none by another step.
+    kinds = data.count_kinds(file.kind for file in left_out if file.kind != data.NOT_IMAGE.kind)
+    return InputError(
+        f"none of {counted(len(left_out), 'files')} in {source.path} is an image that can be read: {first}",
+        hint="; ".join(data.left_out_lines(kinds)) or hint,
+    )
 
 
 def _files(root: Path, ignored: Set[Path]) -> Iterator[SourceImage | SkippedFile]:

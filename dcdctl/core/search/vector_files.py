@@ -83,6 +83,7 @@ def write_image_list(ref: str, images: Path, folder: Path) -> dict[str, Any]:
     files.check_output_folder(folder)
     if not files.is_vacant(folder):
         raise InputError(f"{folder} is not empty, a new folder is expected", hint="name another folder")
+    sources.check_has_image(source, [folder])
     digest, found_files = models.load_dual(ref).digest, sources.list_images(source, [folder])
     listed = (item for item in found_files if not isinstance(item, SkippedFile))
     num_images = num_files = 0
@@ -95,8 +96,6 @@ def write_image_list(ref: str, images: Path, folder: Path) -> dict[str, Any]:
             name = f"images-{num_files - 1:05d}.parquet"
             pq.write_table(table, partial / name, compression="zstd", write_page_checksum=True)
             num_images += len(part)
-        if not num_images:
-            raise InputError(f"there is no image in {source.path}", hint="--images takes a folder of images")
     return {"list": str(folder), "images": num_images, "files": num_files, "model": digest}
 
 

@@ -26,6 +26,7 @@ from typing import Literal
 from dcdctl.core import artifacts, evaluation, locks, models, report, training
 from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import ModelPair, compare_saved, read_times
+from dcdctl.core.config import naming_uses
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import as_user_error
 from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, SavedAgreement, SavedEvaluation
@@ -119,6 +120,7 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
     another study or anything else, or another process writes to it; and what the steps raise.
     """
     plan = resolve(job)
+    _check_models(plan)
     # Before the teacher scores for hours: the batch is not larger than the split, and the validation split is there.
     _preview_training(plan, view.track)
     with locks.lock(job.out):
@@ -136,6 +138,15 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
         artifacts.write_document(job.out / RESULT_FILE, study.to_json())
         report.write_study_page(job.out / PAGE_FILE, study)
     return study
+
+
+def _check_models(plan: StudyPlan) -> None:
+    """An error for a start or a teacher that cannot be fetched, which a later step would find."""
+    start = plan.recipe.model.start
+    if start != "new":
+        with naming_uses({start: "give `--start DIR`"}):
+            models.check_found(start, kind=plan.recipe.model.start_kind)
+    models.check_found(plan.job.teacher, models.parse_overrides(plan.job.model_set))
 
 
 def _preview_training(plan: StudyPlan, track: Track) -> Preview | None:

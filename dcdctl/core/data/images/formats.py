@@ -77,8 +77,8 @@ LINK = Unread(
 )
 CANNOT_OPEN = Unread(
     kind="unreadable",
-    one="file that cannot be opened",
-    many="files that cannot be opened",
+    one="file or folder that cannot be opened",
+    many="files or folders that cannot be opened",
     next_step="check permissions and names",
 )
 NEEDS_PACKAGE = (NO_HEIF, NO_RAW, NO_AVIF)
@@ -357,6 +357,8 @@ def left_out_lines(counts: Mapping[str, int]) -> list[str]:
 
     >>> left_out_lines({"heif": 18})
     ["left out: 18 HEIC photos: `pip install 'pi-heif>=1.0'` reads HEIC"]
+    >>> left_out_lines({"unreadable": 1})
+    ['left out: 1 file or folder that cannot be opened: check permissions and names']
     """
     lines = []
     for kind, count in counts.items():

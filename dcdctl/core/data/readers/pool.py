@@ -225,4 +225,4 @@ def check_text(where: str, value: Any, language: Any = None) -> tuple[str, str |
     try:
         return read_caption(value, "the text"), None if language in (None, "") else read_label(LANGUAGE, language)
     except RowError as error:
-        raise InputError(f"{where}: {error}", hint=_TEXTS_HINT) from error
+        raise InputError(f"{where}: {error}", hint="correct the text, or delete its row") from error
