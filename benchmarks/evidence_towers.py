@@ -5,8 +5,8 @@ their scores teaches. Each student starts from the EfficientNet-Lite0 teacher of
 blocks of that tower and the last two layers of MiniLM, from stored states. A query and an image cost what they cost
 with the start.
 
-- 2,000 captioned photos, and 3,000 others without captions; the texts of these are the captions of the 2,000. A taught
-  student's step has half of its images from each, so all students of a row's table read as many images.
+- 2,000 captioned photos; and for some students a pool of 3,000 others without captions, whose texts are the captions of
+  the 2,000. Half of the images of a step are then of the pool, so all students of a table read as many images.
 - 6,000 captioned photos, one seed: a teacher has seen the photos of its student.
 
 Learning rate, epochs and losses were chosen on the last 1,000 photos of train with seed 0, by students of the 5,000 or
@@ -33,9 +33,8 @@ FEATURES = ("--features", "features")
 LAST_LAYERS = (*sets(model__trained="last-layers", model__trained_layers=2, optimizer__lr=3e-4), "--precision", "bf16")
 SMOOTHING = sets(loss__label_smoothing=0.1)
 LENGTHS = {"all": sets(optimizer__epochs=10), "few": sets(optimizer__steps=150)}
-TWICE = {"all": sets(optimizer__epochs=20), "few": sets(optimizer__steps=300)}
-A_TEACHER = "a teacher"
-ITSELF = "its start as the teacher"
+A_TEACHER, NO_TEACHER, POOLED = "a teacher", "no teacher", ", and the pool"
+ITSELF = f"its start as the teacher{POOLED}"
 CAPTIONED, POOL = 2000, 3000
 TABLES = {
     "all": "6,000 captioned photos, val",
@@ -74,12 +73,9 @@ def towers() -> list[Step]:
         Step("data/few", "prepare", ("--karpathy", "few.json", "--images", "images")),
         Step("data/pool", "prepare", pool),
     ]
-    first, *others = SEEDS
-    steps += [*_teachers("few", first), *_taught("few", first), *_untaught("few", first)]
-    # What a teacher brings is measured with every seed before more of the rest.
-    steps += [step for seed in others for step in (*_teachers("few", seed), *_taught("few", seed))]
-    steps += [step for seed in others for step in _untaught("few", seed)]
-    return [*steps, *_teachers("all", first), *_taught("all", first), *_untaught("all", first)]
+    for seed in SEEDS:
+        steps += [*_teachers("few", seed), *_with_pool(seed), *_on_captions("few", seed)]
+    return [*steps, *_teachers("all", SEEDS[0]), *_on_captions("all", SEEDS[0])]
 
 
 def _teacher(photos: str, encoder: str, seed: int) -> str:
@@ -110,29 +106,41 @@ def _measured(step: Step, photos: str) -> Iterator[Step]:
         yield Step(f"{step.out}-further", "eval", words, (step.out,), TABLES["further"], step.label, step.base)
 
 
-def _taught(photos: str, seed: int) -> Iterator[Step]:
-    """The students of a teacher: of their start, and of the better teachers."""
-    by_itself = ("--teacher", _teacher(photos, "lite0", seed))
-    by_better = tuple(word for encoder in ENCODERS for word in ("--teacher", _teacher(photos, encoder, seed)))
-    # Half of a step's images and texts are of the pool.
-    halves = ("--pool", "data/pool", *sets(batch__size=128, pool__images=128)) if photos == "few" else ()
+def _with_pool(seed: int) -> Iterator[Step]:
+    """The students of a teacher whose images are half of the pool: of their start, and of the better teachers."""
+    halves = ("--pool", "data/pool", *sets(batch__size=128, pool__images=128))
+    by_itself, by_better = _by_itself("few", seed), _by_better("few", seed)
     rows = {
-        "itself": (ITSELF, (*by_itself, *halves, *LAST_LAYERS, *LENGTHS[photos])),
-        "better": ("three better teachers", (*by_better, *halves, *LAST_LAYERS, *LENGTHS[photos])),
+        "itself": (ITSELF, (*by_itself, *halves, *LAST_LAYERS, *LENGTHS["few"])),
+        "better": (f"three better teachers{POOLED}", (*by_better, *halves, *LAST_LAYERS, *LENGTHS["few"])),
         "linear": (
-            "three better teachers, frozen towers, twice as long",
-            (*by_better, *halves, *sets(model__trained="projections"), *TWICE[photos]),
+            f"three better teachers{POOLED}, frozen towers, twice as long",
+            (*by_better, *halves, *sets(model__trained="projections", optimizer__steps=300)),
         ),
     }
     for name, (label, words) in rows.items():
-        yield from _student(photos, seed, name, label, ("photos-distilled", *words))
+        yield from _student("few", seed, name, label, ("photos-distilled", *words))
 
 
-def _untaught(photos: str, seed: int) -> Iterator[Step]:
-    """The students of captions alone, which read as many images in all."""
-    words = ("photos", *LAST_LAYERS, *LENGTHS[photos])
-    yield from _student(photos, seed, "alone", "no teacher", words)
-    yield from _student(photos, seed, "smooth", "no teacher, label smoothing", (*words, *SMOOTHING))
+def _on_captions(photos: str, seed: int) -> Iterator[Step]:
+    """The students of captioned photos alone, which read as many images in all: of no teacher, and of those."""
+    words = (*LAST_LAYERS, *LENGTHS[photos])
+    rows = {
+        "alone": (NO_TEACHER, ("photos", *words)),
+        "smooth": ("no teacher, label smoothing", ("photos", *words, *SMOOTHING)),
+        "captions": ("three better teachers", ("photos-distilled", *_by_better(photos, seed), *words)),
+        "own": ("its start as the teacher", ("photos-distilled", *_by_itself(photos, seed), *words)),
+    }
+    for name, (label, recipe) in rows.items():
+        yield from _student(photos, seed, name, label, recipe)
+
+
+def _by_itself(photos: str, seed: int) -> tuple[str, ...]:
+    return ("--teacher", _teacher(photos, "lite0", seed))
+
+
+def _by_better(photos: str, seed: int) -> tuple[str, ...]:
+    return tuple(word for encoder in ENCODERS for word in ("--teacher", _teacher(photos, encoder, seed)))
 
 
 def _student(photos: str, seed: int, name: str, label: str, words: tuple[str, ...]) -> Iterator[Step]:
@@ -142,6 +150,6 @@ def _student(photos: str, seed: int, name: str, label: str, words: tuple[str, ..
     recipe, *rest = words
     started = sets(model__start=needs[0], seed=seed)
     arguments = (recipe, "--data", f"data/{photos}", *FEATURES, *started, *rest)
-    base = "" if label == ITSELF else ITSELF
+    base = "" if label == NO_TEACHER else NO_TEACHER
     run = f"runs/{photos}-{name}-{seed}"
     yield from _measured(Step(run, "distill", arguments, needs, TABLES[photos], label, base, _val(photos)), photos)

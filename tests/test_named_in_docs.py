@@ -116,7 +116,7 @@ def options_of_script(script: str) -> set[str]:
         return set()
     names = re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     files = [path, *(other for name in names if (other := path.with_name(f"{name}.py")).exists())]
-    return {option for file in files for option in re.findall(r'"(--[a-z-]+)"', file.read_text(encoding="utf-8"))}
+    return {option for file in files for option in re.findall(r'"(--[a-z0-9-]+)"', file.read_text(encoding="utf-8"))}
 
 
 def command_of(code: str) -> tuple[str, str]:
