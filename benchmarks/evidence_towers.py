@@ -127,9 +127,9 @@ def _on_captions(photos: str, seed: int) -> Iterator[Step]:
     words = (*LAST_LAYERS, *LENGTHS[photos])
     rows = {
         "alone": (NO_TEACHER, ("photos", *words)),
-        "smooth": ("no teacher, label smoothing", ("photos", *words, *SMOOTHING)),
         "captions": ("three better teachers", ("photos-distilled", *_by_better(photos, seed), *words)),
         "own": ("its start as the teacher", ("photos-distilled", *_by_itself(photos, seed), *words)),
+        "smooth": (f"{NO_TEACHER}, label smoothing", ("photos", *words, *SMOOTHING)),
     }
     for name, (label, recipe) in rows.items():
         yield from _student(photos, seed, name, label, recipe)
