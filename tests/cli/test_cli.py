@@ -223,10 +223,12 @@ runpy.run_module("dcdctl", run_name="__main__")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
-@pytest.mark.parametrize(("moment", "code"), [("import", 130), ("end", -signal.SIGINT)])
-def test_ctrl_c_while_commands_are_imported_and_another_one_at_the_end_show_no_traceback(moment, code):
+@pytest.mark.parametrize("moment", ["import", "end"])
+def test_ctrl_c_while_commands_are_imported_and_another_one_at_the_end_show_no_traceback(moment):
     done = processes.run([sys.executable, "-c", INTERRUPTED, moment], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (code, "")
+    # Python 3.12 ends by itself where 3.11 is ended by the signal.
+    assert done.returncode in (130, -signal.SIGINT)
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("line", ["eval ~no-such-user/run --data x", "search ~no-such-user/index dog"])

@@ -382,10 +382,6 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
             "DUAL",
             r"DUAL has no fusion layers to start from, and loss infonce learns from no teacher; leave --teacher out",
         ),
-        Mistake(
-            "FUSION",
-            r"nothing reads FUSION: loss infonce learns from no teacher, and model\.start is another model; leave",
-        ),
         Mistake("DUAL", r"--cache and --teacher DUAL both give scores; leave one out", f"{TAUGHT} --cache=CACHE"),
         Mistake(
             "DUAL",

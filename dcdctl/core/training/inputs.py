@@ -28,7 +28,6 @@ PROPOSALS = (
     "on a pool also --set pool.rounds=2)"
 )
 """What a teacher is asked for that cannot score every pair and has no cache."""
-LEAVE_TEACHER_OUT = "leave --teacher out, or name a loss that has a teacher, such as kl"
 NamedKind = tuple[str, Literal["fusion", "dual", "late", "query"] | None]
 """The name of a teacher model and its kind; None for a Hub id, whose kind is not known before it is loaded."""
 
@@ -234,15 +233,9 @@ def check_teachers(recipe: Recipe, inputs: InputRefs, use: TeacherUse) -> None:
         )
     elif duals:
         problem = f"{duals[0]} has no fusion layers to start from, and loss {losses} learns from no teacher"
-        raise ModelError(problem, hint=LEAVE_TEACHER_OUT)
+        raise ModelError(problem, hint="leave --teacher out, or name a loss that has a teacher, such as kl")
     elif num_models > 1:
         raise ConfigError(
             f"--teacher names {num_models} models, expected the one that the student starts from",
             hint="several teachers are several --cache, or dual encoders without a cache",
-        )
-    elif num_models and not inputs.caches and not recipe.model.starts_from_teacher:
-        name, _ = inputs.teacher_kinds[0]
-        raise ConfigError(
-            f"nothing reads {name}: loss {losses} learns from no teacher, and model.start is another model",
-            hint=LEAVE_TEACHER_OUT,
         )
