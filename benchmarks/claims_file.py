@@ -16,9 +16,9 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import digits
 
 CLAIMS = Path(__file__).resolve().parent / "claims.toml"
-GIVEN = ("vision", "text", "karpathy", "images", "outside")
-"""What a clone lacks and an option gives: two encoders, the captions and photos of Flickr8k, and texts of another
-source."""
+GIVEN = ("vision", "text", "karpathy", "images", "outside", "lite2", "resnet50")
+"""What a clone lacks and an option gives: two encoders, the captions and photos of Flickr8k, texts of another
+source, and two more image encoders."""
 At = str | float | list[Any]
 """`FILE > key > key`, a number, or `["minus", AT, AT]`; `tables.md > TABLE > ROW > COLUMN > 0` is the first number of
 a cell. A file with a *, `*name` and a key `name=value & name=value`, which selects in a list, may fit several values:

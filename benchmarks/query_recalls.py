@@ -88,10 +88,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     outside = args.outside.read_text().splitlines()
-    document = json.loads(args.out.read_text()) if args.out.exists() else {"commit": commit()}
+    document = json.loads(args.out.read_text()) if args.out.exists() else {"commit": commit(), "seeds": {}}
     for seed in SEEDS:
         if (args.work / f"runs/big-{seed}/result.json").exists():
-            document[f"seed {seed}"] = measure(args.work, seed, outside)
+            document["seeds"][str(seed)] = measure(args.work, seed, outside)
     args.out.write_text(json.dumps(document, indent=2) + "\n")
 
 

@@ -152,7 +152,7 @@ def test_the_command_of_a_run_parses(claims, line):
     assert program == "python"
     if not any(run.get("needs") for run in DOCUMENT["runs"].values() if line in run["steps"].values()):
         source = (ROOT / script).read_text(encoding="utf-8")
-        flags = {f"--{name}" for name in re.findall(r'"--([a-z-]+)"', source)}
+        flags = {f"--{name}" for name in re.findall(r'"--([a-z0-9-]+)"', source)}
         assert {word for word in words if word.startswith("--")} <= flags
 
 
