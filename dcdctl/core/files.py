@@ -247,7 +247,9 @@ def walk(
         for parent, folders, names in itertools.islice(os.walk(waiting.pop(), onerror=on_error), 1):
             folder = Path(parent)
             yield folder, folders, names
-            waiting += [folder / name for name in reversed(folders) if not os.path.islink(folder / name)]  # noqa: PTH114  # Path.is_symlink raises for a folder that cannot be entered
+            # Not Path.is_symlink, which raises for a folder that cannot be entered.
+            followed = [name for name in reversed(folders) if not os.path.islink(folder / name)]  # noqa: PTH114
+            waiting += [folder / name for name in followed]
 
 
 def files_below(folder: Path) -> list[Path]:
