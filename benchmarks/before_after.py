@@ -1,4 +1,4 @@
-"""What takes time in dcdctl, in turns with another checkout of it: preparing, indexing, evaluating,
+"""What takes time in dcdctl, in turns with another checkout of it: preparing, indexing, evaluating, the demo,
 scoring, training.
 
     git worktree add --detach ../before REVISION
@@ -74,6 +74,7 @@ CASES = {
     "prepare": Case(("-m", "dcdctl", "prepare", "--csv", "captions.csv", "--images", "PHOTOS", "--out", "OUT")),
     "index": Case(("-m", "dcdctl", "index", "MODEL", "--images", "PHOTOS", "--out", "OUT")),
     "eval": Case(("-m", "dcdctl", "eval", "MODEL", "--data", "DATA", "--split", "test", "--out", "OUT")),
+    "demo": Case(("-m", "dcdctl", "demo", "--out", "OUT")),
     "MaxSim over 100,000 images": Case(("-c", MAXSIM), prints_seconds=True),
     "a step of late interaction": Case(("-c", STEPS, "DATA", "OUT"), prints_seconds=True),
 }
