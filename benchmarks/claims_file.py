@@ -16,7 +16,7 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import digits
 
 CLAIMS = Path(__file__).resolve().parent / "claims.toml"
-GIVEN = ("vision", "text", "karpathy", "images", "outside", "lite2", "resnet50")
+GIVEN = ("vision", "text", "karpathy", "images", "outside", "wordnet", "lite2", "resnet50")
 """What a clone lacks and an option gives: two encoders, the captions and photos of Flickr8k, texts of another
 source, and two more image encoders."""
 At = str | float | list[Any]

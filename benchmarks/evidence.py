@@ -4,7 +4,8 @@
     python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON
         --images ZIP
     python benchmarks/evidence.py picked --work work/picked (and the options of flickr8k)
-    python benchmarks/evidence.py elsewhere --work work/elsewhere --outside TEXTS (and the options of flickr8k)
+    python benchmarks/evidence.py elsewhere --work work/elsewhere --outside TEXTS --wordnet TEXTS
+        (and the options of flickr8k)
     python benchmarks/evidence.py towers --work work/towers --lite2 DIR --resnet50 DIR (and the options of flickr8k)
     python benchmarks/evidence.py scenes --work work/scenes
     python benchmarks/evidence.py students --work work/students
@@ -250,6 +251,7 @@ def main() -> None:
     parser.add_argument("--karpathy", type=Path, help="flickr8k: dataset_flickr8k.json")
     parser.add_argument("--images", type=Path, help="flickr8k: folder or zip of the photos")
     parser.add_argument("--outside", type=Path, help="elsewhere: texts of another source, one a line (.txt)")
+    parser.add_argument("--wordnet", type=Path, help="elsewhere: texts of wordnet_texts.py, one a line (.txt)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--forks",
@@ -264,7 +266,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    for name in ("vision", "text", "lite2", "resnet50", "images", "karpathy.json", "outside.txt"):
+    for name in ("vision", "text", "lite2", "resnet50", "images", "karpathy.json", "outside.txt", "wordnet.txt"):
         # Links in the work folder keep paths of this machine out of run.json.
         path, link = getattr(args, name.partition(".")[0]), args.work / name
         if path is not None and not link.is_symlink():
@@ -273,6 +275,7 @@ def main() -> None:
         evidence_pools.write_inputs(args.karpathy, args.images, args.work)
     if args.plan == "towers" and args.karpathy is not None:
         evidence_towers.write_inputs(args.karpathy, args.images, args.work)
+        evidence_towers.write_augmented(args.images, args.work)
     if args.plan == "clip-scenes" and not args.tables_only:
         evidence_clip.write_inputs(args.work)
     if args.plan == "elsewhere" and not args.tables_only:

@@ -37,6 +37,7 @@ HELD = "Query students, 4,000 photos, on 1,000 further ones of train"
 HELD_TEST = ("--data", "held", "--split", "test", "--features", "features")
 STATIC = f"{BIG}, a static query student"
 MANY_TEXTS = sets(batch__size=512, optimizer__epochs=10)
+LONGER = sets(batch__size=512, optimizer__epochs=20)
 EXPECTED = {
     ALL: 591,
     DUAL: 240,
@@ -192,18 +193,21 @@ def elsewhere() -> list[Step]:
         Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images")),
     ]
     for seed in SEEDS:
-        big, texts, outside = f"runs/big-{seed}", f"caches/texts-{seed}", f"caches/outside-{seed}"
+        big, texts = f"runs/big-{seed}", f"caches/texts-{seed}"
+        outside, wordnet = f"caches/outside-{seed}", f"caches/wordnet-{seed}"
         words = ("photos-large", "--data", "held", *FROZEN, *sets(seed=seed, optimizer__epochs=100))
-        more = ("--teacher", big, "--texts", "outside.txt", "--extend", texts)
+        more = ("--teacher", big, "--extend", texts, "--texts")
         steps += [
             Step(big, "distill", words, ("held",), HELD, BIG, "", HELD_TEST),
             Step(texts, "cache-teacher", ("--teacher", big, "--texts", "held"), (big,)),
-            Step(outside, "cache-teacher", more, (texts,)),
+            Step(outside, "cache-teacher", (*more, "outside.txt"), (texts,)),
+            Step(wordnet, "cache-teacher", (*more, "wordnet.txt"), (texts,)),
         ]
         students = {
             "static": (texts, ()),
             "outside": (outside, MANY_TEXTS),
-            "longer": (outside, (*MANY_TEXTS, *sets(optimizer__epochs=20))),
+            "longer": (outside, LONGER),
+            "wordnet": (wordnet, LONGER),
         }
         for name, (cache, settings) in students.items():
             words = ("query-static", "--cache", cache, *sets(seed=seed, model__text="text"), *settings)

@@ -7,6 +7,8 @@ with the start.
 
 - 2,000 captioned photos; and for some students a pool of 3,000 others without captions, whose texts are the captions of
   the 2,000. Half of the images of a step are then of the pool, so all students of a table read as many images.
+- The same, of which each photo is also there mirrored, and as a random part of it: a stored state has no other
+  augmentation.
 - 6,000 captioned photos, one seed: a teacher has seen the photos of its student.
 
 Learning rate, epochs and losses were chosen on the last 1,000 photos of train with seed 0, by students of the 5,000 or
@@ -15,6 +17,7 @@ Learning rate, epochs and losses were chosen on the last 1,000 photos of train w
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import zipfile
@@ -22,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evidence_steps import SEEDS, Step, sets
+from PIL import Image, ImageOps
 
 ENCODERS = {
     "lite0": ("EfficientNet-Lite0", sets(model__vision="vision")),
@@ -65,6 +69,40 @@ def write_inputs(karpathy: Path, images: Path, work: Path) -> None:
     (work / "unpaired.txt").write_text("\n".join(lines) + "\n")
 
 
+def write_augmented(images: Path, work: Path) -> None:
+    """The 2,000 photos with captions, each also mirrored and in part with the same captions, and val."""
+    if (work / "augmented.json").exists():
+        return
+    document, rng = json.loads((work / "few.json").read_text()), random.Random(2)
+    (work / "augmented").mkdir(exist_ok=True)
+    listed = []
+    with zipfile.ZipFile(images) as archive:
+        names = {Path(name).name: name for name in archive.namelist()}
+        for image in document["images"]:
+            if image["split"] == "test":
+                continue
+            data = archive.read(names[image["filename"]])
+            (work / "augmented" / image["filename"]).write_bytes(data)
+            listed.append(image)
+            if image["split"] == "train":
+                photo = Image.open(io.BytesIO(data)).convert("RGB")
+                for number, form in enumerate((ImageOps.mirror(photo), _part(photo, rng))):
+                    name = f"{number}-{image['filename']}"
+                    form.save(work / "augmented" / name, quality=95)
+                    listed.append({**image, "filename": name, "imgid": len(listed) + 100_000})
+    (work / "augmented.json").write_text(json.dumps({**document, "images": listed}))
+
+
+def _part(photo: Image.Image, rng: random.Random) -> Image.Image:
+    """A random part, of 60 % of the area or more and nearly the same shape; every second one mirrored."""
+    area, shape = rng.uniform(0.6, 1), rng.uniform(3 / 4, 4 / 3) ** 0.5
+    width = min(photo.width, round(photo.width * area**0.5 * shape))
+    height = min(photo.height, round(photo.height * area**0.5 / shape))
+    left, top = rng.randint(0, photo.width - width), rng.randint(0, photo.height - height)
+    part = photo.crop((left, top, left + width, top + height))
+    return ImageOps.mirror(part) if rng.random() < 1 / 2 else part
+
+
 def towers() -> list[Step]:
     """The teachers, then the students, seed by seed; then the other students, and those of all photos."""
     pool = ("--images", "photos", "--queries", "unpaired.txt", "--hold-out", "0")
@@ -72,6 +110,7 @@ def towers() -> list[Step]:
         Step("data/all", "prepare", ("--karpathy", "karpathy.json", "--images", "images")),
         Step("data/few", "prepare", ("--karpathy", "few.json", "--images", "images")),
         Step("data/pool", "prepare", pool),
+        Step("data/augmented", "prepare", ("--karpathy", "augmented.json", "--images", "augmented")),
     ]
     students = {seed: [*_with_pool(seed), *_on_captions("few", seed)] for seed in SEEDS}
     for seed in SEEDS:
@@ -82,7 +121,7 @@ def towers() -> list[Step]:
 
 def _is_late(step: Step) -> bool:
     """Whether a row is no answer to the plan's question, and so waits for all seeds of those that are."""
-    return any(f"runs/few-{name}-" in step.out for name in ("linear", "own"))
+    return any(f"runs/few-{name}-" in step.out for name in ("linear", "own", "augmented"))
 
 
 def _teacher(photos: str, encoder: str, seed: int) -> str:
@@ -140,6 +179,9 @@ def _on_captions(photos: str, seed: int) -> Iterator[Step]:
     }
     for name, (label, recipe) in rows.items():
         yield from _student(photos, seed, name, label, recipe)
+    if photos == "few":
+        label = f"{NO_TEACHER}, each photo also mirrored and in part"
+        yield from _student(photos, seed, "augmented", label, ("photos", *words), data="data/augmented")
 
 
 def _by_itself(photos: str, seed: int) -> tuple[str, ...]:
@@ -150,13 +192,14 @@ def _by_better(photos: str, seed: int) -> tuple[str, ...]:
     return tuple(word for encoder in ENCODERS for word in ("--teacher", _teacher(photos, encoder, seed)))
 
 
-def _student(photos: str, seed: int, name: str, label: str, words: tuple[str, ...]) -> Iterator[Step]:
-    needs = tuple(_teacher(photos, encoder, seed) for encoder in ENCODERS)
+def _student(photos: str, seed: int, name: str, label: str, words: tuple[str, ...], data: str = "") -> Iterator[Step]:
+    data = data or f"data/{photos}"
+    needs = (*(_teacher(photos, encoder, seed) for encoder in ENCODERS), data)
     if photos == "few":
         needs = (*needs, "data/pool")
     recipe, *rest = words
     started = sets(model__start=needs[0], seed=seed)
-    arguments = (recipe, "--data", f"data/{photos}", *FEATURES, *started, *rest)
+    arguments = (recipe, "--data", data, *FEATURES, *started, *rest)
     base = "" if label == NO_TEACHER else NO_TEACHER
     run = f"runs/{photos}-{name}-{seed}"
     yield from _measured(Step(run, "distill", arguments, needs, TABLES[photos], label, base, _val(photos)), photos)
