@@ -1,13 +1,11 @@
 """Texts by rule from WordNet, for query students that have no other source of texts: one a line.
 
     apt-get install wordnet-base
-    python benchmarks/wordnet_texts.py templates --wordnet /usr/share/wordnet --out templates.txt
-    python benchmarks/wordnet_texts.py glosses --wordnet /usr/share/wordnet --out glosses.txt
+    python benchmarks/wordnet_texts.py templates --wordnet /usr/share/wordnet --most 37563 --out templates.txt
     python benchmarks/wordnet_texts.py paraphrases --wordnet /usr/share/wordnet --captions held.json --out para.txt
 
-Templates name every noun of WordNet that can be seen, in the words of a caption. Glosses are the definitions of these
-nouns, and of all verbs and adjectives. Paraphrases are the captions of a Karpathy file's train, each three times, with
-words replaced by synonyms of their most frequent meaning.
+Templates name the nouns of WordNet that can be seen, in the words of a caption. Paraphrases are the captions of a
+Karpathy file's train, each three times, with words replaced by synonyms of their most frequent meaning.
 """
 
 from __future__ import annotations
@@ -48,7 +46,6 @@ class Meaning:
     """n, v, a (s: an adjective near another), r."""
     file: str
     words: tuple[str, ...]
-    gloss: str
 
 
 def read_meanings(wordnet: Path) -> dict[tuple[str, str], Meaning]:
@@ -58,10 +55,9 @@ def read_meanings(wordnet: Path) -> dict[tuple[str, str], Meaning]:
         for line in (wordnet / f"data.{part}").read_text().splitlines():
             if line.startswith("  "):  # the license
                 continue
-            head, _, gloss = line.partition(" | ")
-            offset, file, kind, count, *rest = head.split()
+            offset, file, kind, count, *rest = line.partition(" | ")[0].split()
             words = tuple(re.sub(r"\(.*\)", "", word).replace("_", " ") for word in rest[: 2 * int(count, 16) : 2])
-            meanings[part, offset] = Meaning(kind, file, words, gloss.split('; "')[0].strip())
+            meanings[part, offset] = Meaning(kind, file, words)
     return meanings
 
 
@@ -75,12 +71,6 @@ def templates(meanings: dict[tuple[str, str], Meaning], rng: random.Random) -> I
     seen = [meaning for meaning in meanings.values() if meaning.kind == "n" and meaning.file in SEEN]
     for noun in dict.fromkeys(word for meaning in seen for word in meaning.words):
         yield rng.choice(TEMPLATES).format(with_article(noun))
-
-
-def glosses(meanings: dict[tuple[str, str], Meaning]) -> Iterator[str]:
-    for meaning in meanings.values():
-        if meaning.kind != "n" or meaning.file in SEEN:
-            yield meaning.gloss
 
 
 def read_synonyms(wordnet: Path, meanings: dict[tuple[str, str], Meaning]) -> dict[str, tuple[str, ...]]:
@@ -102,14 +92,12 @@ def read_synonyms(wordnet: Path, meanings: dict[tuple[str, str], Meaning]) -> di
 
 def paraphrases(captions: list[str], synonyms: dict[str, tuple[str, ...]], rng: random.Random) -> Iterator[str]:
     def replaced(word: str) -> str:
-        if len(word) < SHORTEST:
+        lower = word.lower()
+        # A plural of a noun keeps its ending.
+        stem = lower if lower in synonyms else lower.removesuffix("s")
+        if len(word) < SHORTEST or stem not in synonyms or rng.random() > REPLACED:
             return word
-        # A plural of a noun keeps its number.
-        for ending in ("", "s"):
-            stem = word.lower().removesuffix(ending) if ending else word.lower()
-            if stem + ending == word.lower() and stem in synonyms and rng.random() < REPLACED:
-                return rng.choice(synonyms[stem]) + ending
-        return word
+        return rng.choice(synonyms[stem]) + lower[len(stem) :]
 
     for caption in captions:
         for _ in range(VARIANTS):
@@ -120,21 +108,23 @@ def paraphrases(captions: list[str], synonyms: dict[str, tuple[str, ...]], rng: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["templates", "glosses", "paraphrases"])
+    parser.add_argument("kind", choices=["templates", "paraphrases"])
     parser.add_argument("--wordnet", type=Path, required=True, help="the folder of WordNet 3.0's data files")
     parser.add_argument("--captions", type=Path, help="paraphrases: a Karpathy file")
+    parser.add_argument("--most", type=int, help="a random choice of this many texts")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     meanings, rng = read_meanings(args.wordnet), random.Random(0)
     if args.kind == "templates":
         texts = templates(meanings, rng)
-    elif args.kind == "glosses":
-        texts = glosses(meanings)
     else:
         images = json.loads(args.captions.read_text())["images"]
         train = [sentence["raw"] for image in images if image["split"] == "train" for sentence in image["sentences"]]
         texts = paraphrases(train, read_synonyms(args.wordnet, meanings), rng)
-    args.out.write_text("".join(f"{text}\n" for text in dict.fromkeys(texts)))
+    different = list(dict.fromkeys(texts))
+    if args.most is not None:
+        different = rng.sample(different, args.most)
+    args.out.write_text("".join(f"{text}\n" for text in different))
 
 
 if __name__ == "__main__":
