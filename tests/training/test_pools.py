@@ -25,7 +25,9 @@ from dcdctl.core.training.batches.pool import PoolLists, PoolPairs
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
 from dcdctl.core.training.corpus_data import choose_pairs
 from dcdctl.core.training.grad_cache import Step, backward
+from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES
+from dcdctl.core.training.next_step import command_after_training
 from dcdctl.core.training.objective import PairObjective
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ["red", "blue", "tan"]
@@ -404,3 +406,14 @@ def test_what_a_pool_cannot_give_is_named(pool, captioned, teacher, tmp_path):
     assert "is for losses on all pairs, and loss mse is on lists" in refused(
         OpenInputs(pool, [], None, [teacher]), "loss.terms={ mse = 1.0 }", "pool.pseudo_positive_above=1"
     )
+
+
+def test_what_comes_after_a_training_on_a_pool_is_the_agreement_because_there_are_no_recalls(pool, captioned, tmp_path):
+    job = TrainingJob("distill", recipe(), (), tmp_path / "run")
+    evaluation = f"dcdctl eval {tmp_path / 'run'} --data"
+    on_pool = InputRefs(data=pool.folder, teachers=["my teacher"])
+    assert command_after_training(job, on_pool).endswith(f"--data {pool.folder} --split train --against 'my teacher'")
+    from_a_cache = command_after_training(job, InputRefs(data=pool.folder))
+    assert from_a_cache == f"{evaluation} {pool.folder} --split train --against TEACHER"
+    on_both = command_after_training(job, InputRefs(data=captioned.folder, pool=pool.folder, teachers=["my teacher"]))
+    assert on_both == f"{evaluation} {captioned.folder} --split train"

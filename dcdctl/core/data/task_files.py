@@ -28,6 +28,8 @@ from dcdctl.core.places import shown, url_of
 
 FACTS = b"dcdctl"
 """The key of what made a file of results, as JSON, in its Parquet metadata."""
+CORPUS_FACT = "corpus"
+"""In these, the fingerprint of the corpus, which the file of tasks says of itself and its results repeat."""
 _ANOTHER_FOLDER = "name another folder with --out"
 
 
@@ -47,6 +49,7 @@ class TaskFile:
         """The open file of tasks; InputError if it is not Parquet or is damaged, also for errors in the block."""
         try:
             with pq.ParquetFile(urls.readable(self.source), page_checksum_verification=True, **options) as file:
+                check_rows(file, self.source)
                 yield file
         except OSError as error:
             raise files.unreadable(self.source, error) from error
@@ -69,8 +72,10 @@ class TaskFile:
             return None
         try:
             metadata = pq.read_metadata(urls.readable(self.target))
-            if not isinstance(json.loads((metadata.metadata or {})[FACTS]), dict):
-                raise ValueError("its metadata are no JSON object")
+            facts = json.loads((metadata.metadata or {})[FACTS])
+            # A file of tasks may have facts of its own.
+            if not isinstance(facts, dict) or self.noun not in facts:
+                raise ValueError("its metadata are not those of results")
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise InputError(
                 f"{shown(self.target)} is there and is no result of this command, or is damaged",
@@ -103,6 +108,29 @@ class TaskFile:
 def _write_table(table: pa.Table, path: Path) -> None:
     """With checksums of the pages, because no document lists these files."""
     pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def check_rows(file: pq.ParquetFile, path: Path) -> None:
+    """InputError for a file without some of its row groups. Pages have checksums, and the footer that lists them has
+    none: a flipped bit there can make a file of no rows."""
+    metadata = file.metadata
+    listed = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    if listed != metadata.num_rows:
+        raise InputError(
+            f"{shown(path)} is damaged: its row groups have {listed:,} rows, and it says {metadata.num_rows:,}",
+            hint="make it again",
+        )
+
+
+def corpus_of(schema: pa.Schema) -> str | None:
+    """The fingerprint of the corpus that a file of tasks or of results is of; None if it does not say, such as one that
+    another program wrote."""
+    try:
+        facts = json.loads((schema.metadata or {})[FACTS])
+    except (KeyError, ValueError):
+        return None
+    corpus = facts.get(CORPUS_FACT) if isinstance(facts, dict) else None
+    return corpus if isinstance(corpus, str) else None
 
 
 def facts_in(metadata: pq.FileMetaData) -> dict[str, Any]:
