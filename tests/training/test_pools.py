@@ -15,6 +15,7 @@ from tiny import make_corpus, make_pool, make_wide_dual, model_contents
 from torch.testing import assert_close
 from training_steps import TINY_DUAL, distill
 
+from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
@@ -408,12 +409,14 @@ def test_what_a_pool_cannot_give_is_named(pool, captioned, teacher, tmp_path):
     )
 
 
-def test_what_comes_after_a_training_on_a_pool_is_the_agreement_because_there_are_no_recalls(pool, captioned, tmp_path):
-    job = TrainingJob("distill", recipe(), (), tmp_path / "run")
-    evaluation = f"dcdctl eval {tmp_path / 'run'} --data"
-    on_pool = InputRefs(data=pool.folder, teachers=["my teacher"])
-    assert command_after_training(job, on_pool).endswith(f"--data {pool.folder} --split train --against 'my teacher'")
-    from_a_cache = command_after_training(job, InputRefs(data=pool.folder))
-    assert from_a_cache == f"{evaluation} {pool.folder} --split train --against TEACHER"
-    on_both = command_after_training(job, InputRefs(data=captioned.folder, pool=pool.folder, teachers=["my teacher"]))
-    assert on_both == f"{evaluation} {captioned.folder} --split train"
+def test_what_comes_after_a_training_on_a_pool_is_the_agreement_because_there_are_no_recalls(
+    pool, captioned, teacher, tmp_path
+):
+    models.save(teacher, tmp_path / "my teacher")
+    teachers = [str(tmp_path / "my teacher")]
+    job, on_pool = TrainingJob("distill", recipe(), (), tmp_path / "run"), f"--data {pool.folder} --split train"
+    said = command_after_training(job, InputRefs(data=pool.folder, teachers=teachers))
+    assert said == f"dcdctl eval {tmp_path / 'run'} {on_pool} --against '{teachers[0]}'"
+    assert command_after_training(job, InputRefs(data=pool.folder)).endswith(f"{on_pool} --against TEACHER")
+    said = command_after_training(job, InputRefs(data=captioned.folder, pool=pool.folder, teachers=teachers))
+    assert said == f"dcdctl eval {tmp_path / 'run'} --data {captioned.folder} --split train"

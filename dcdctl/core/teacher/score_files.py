@@ -106,10 +106,13 @@ def _require_columns(path: Path, names: Sequence[str]) -> None:
 
 def _read_parquet(path: Path) -> RecordBatches:
     with pq.ParquetFile(data.readable(path), page_checksum_verification=True) as file:
-        data.check_rows(file, path)
         names = file.schema_arrow.names
         _require_columns(path, names)
-        yield from file.iter_batches(ROWS_PER_BATCH, columns=[name for name in names if name in COLUMNS])
+        num_read = 0
+        for batch in file.iter_batches(ROWS_PER_BATCH, columns=[name for name in names if name in COLUMNS]):
+            num_read += len(batch)
+            yield batch
+        data.check_rows(num_read, file, path)
 
 
 def _read_csv(path: Path) -> RecordBatches:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from dcdctl.core import models, scoring
-from dcdctl.core.data import CORPUS_FACT, Indices, TaskFile, complete_tasks, corpus_of, find_tasks
+from dcdctl.core.data import CORPUS_FACT, Indices, TaskFile, check_rows, complete_tasks, corpus_of, find_tasks
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.models import Scorer
@@ -136,6 +136,7 @@ class _WorkPairs:
             pairs.corpus = corpus_of(file.schema_arrow)
             for group in range(file.num_row_groups):
                 pairs._add(file.read_row_group(group, columns=[*IDS.names, CAPTION, BYTES]))
+            check_rows(sum(map(len, pairs.tables)), file, task.source)
         return pairs
 
     def _add(self, rows: pa.Table) -> None:
