@@ -417,6 +417,8 @@ def test_what_comes_after_a_training_on_a_pool_is_the_agreement_because_there_ar
     job, on_pool = TrainingJob("distill", recipe(), (), tmp_path / "run"), f"--data {pool.folder} --split train"
     said = command_after_training(job, InputRefs(data=pool.folder, teachers=teachers))
     assert said == f"dcdctl eval {tmp_path / 'run'} {on_pool} --against '{teachers[0]}'"
-    assert command_after_training(job, InputRefs(data=pool.folder)).endswith(f"{on_pool} --against TEACHER")
+    # A cross-encoder scores the candidates of a cache, here a function.
+    for refs in (InputRefs(data=pool.folder), InputRefs(data=pool.folder, teachers=["json:dumps"])):
+        assert command_after_training(job, refs).endswith(f"{on_pool} --against CACHE")
     said = command_after_training(job, InputRefs(data=captioned.folder, pool=pool.folder, teachers=teachers))
     assert said == f"dcdctl eval {tmp_path / 'run'} --data {captioned.folder} --split train"

@@ -100,8 +100,9 @@ class InputRefs:
         words = f"--data {shown(folder)}" if split == "test" else f"--data {shown(folder)} --split {split}"
         if not read_corpus_json(folder).splits[split].is_pool:
             return words
-        # A pool has no recalls.
-        return f"{words} --against {shlex.quote(next(iter(self.teachers), 'TEACHER'))}"
+        # A pool has no recalls, but an agreement: with a teacher that embeds, or with a cache of another one.
+        embeds = [teacher for teacher, kind in self.teacher_kinds if kind not in ("fusion", "query")]
+        return f"{words} --against {shlex.quote(embeds[0]) if embeds else 'CACHE'}"
 
     def options(self) -> list[str]:
         """The options of a command line that name the same."""
