@@ -198,6 +198,10 @@ def run_kinds(stage: Stage) -> dict[str, Callable[[Path], Artifact]]:
     }
 
 
+PAGE = 4096
+"""What a tmpfs gives to files, in bytes."""
+
+
 def full_disks(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
     """A small file system, or a limit on the size of files where none can be mounted; then the same command with
     room."""
@@ -211,11 +215,14 @@ def full_disks(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]
             is_mounted = _mount(disk, "size=256M")
             try:
                 job.start(disk / "out")
+                # A tmpfs of size 0 has no limit, so that a page is filled beside what the command writes.
+                (disk / "filler").write_bytes(bytes(PAGE))
                 file_system = os.statvfs(disk)
                 used = (file_system.f_blocks - file_system.f_bfree) * file_system.f_frsize
-                room = used + max(4096, int(level * (sum(-(-size // 4096) * 4096 for size in sizes) - used)))
+                needed = sum(-(-size // PAGE) * PAGE for size in sizes) + PAGE
                 if is_mounted:
-                    _mount(disk, f"remount,size={room}")
+                    # A command that changes a file needs room beside it, also where the sum stays as it is.
+                    _mount(disk, f"remount,size={used + int(level * max(0, needed - used)) // PAGE * PAGE}")
                 mechanism = "tmpfs" if is_mounted else "RLIMIT_FSIZE"
 
                 largest = None if is_mounted else int(level * max(sizes))

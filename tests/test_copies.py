@@ -96,6 +96,22 @@ def test_a_download_that_is_cut_is_no_artifact_and_is_finished_by_the_next(intac
         assert contents(back) == whole
 
 
+def test_a_link_as_the_target_stays_and_its_folder_has_the_copy(intact, tmp_path):
+    source = intact / "models" / "dual"
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new"):
+        link = tmp_path / f"link to {name}"
+        link.symlink_to(tmp_path / name)
+        copy(source, link)
+        assert link.is_symlink()
+        assert contents(tmp_path / name) == contents(source)
+        assert copy(source, link).num_copied == 0
+    (tmp_path / "file").write_text("dear")
+    (tmp_path / "link below a file").symlink_to(tmp_path / "file" / "x")
+    with pytest.raises(InputError, match="file is a file; name another folder"):
+        copy(source, tmp_path / "link below a file")
+
+
 def test_what_a_killed_download_left_is_not_part_of_the_copy(intact, bucket, tmp_path, monkeypatch):
     source, back = intact / "models" / "dual", tmp_path / "back"
     copy(source, bucket.url("dual"))

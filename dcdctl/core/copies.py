@@ -126,14 +126,19 @@ class _RemoteFolder:
 
 def _to_folder(source: _LocalFolder | _RemoteFolder, target: Path, track: Track) -> Copy:
     files.check_output_folder(target)
-    filled = target.with_name(f"{target.name}{COPYING_SUFFIX}")
-    with locks.lock(target):
-        there = set(_names_in(target)) if target.exists() else set()
+    place = target
+    if target.is_symlink():
+        # A folder cannot take the place of a link, so that the copy goes where the link leads.
+        place = target.resolve()
+        files.check_output_folder(place)
+    filled = place.with_name(f"{place.name}{COPYING_SUFFIX}")
+    with locks.lock(place):
+        there = set(_names_in(place)) if place.exists() else set()
         if there:
-            _check_target(str(target), there, source, lambda name: (target / name).read_bytes())
-            filled = target
+            _check_target(str(target), there, source, lambda name: (place / name).read_bytes())
+            filled = place
         source.check(track)
-        if filled != target:
+        if filled != place:
             # What a copy that was killed left there. The lock says that no other process writes to it.
             for path in list(filled.rglob(f"*{files.PARTIAL_SUFFIX}")):
                 path.unlink()
@@ -151,11 +156,11 @@ def _to_folder(source: _LocalFolder | _RemoteFolder, target: Path, track: Track)
         with _tracked(track, target.name, source.sizes) as advance:
             num_copied = _run(bring, source.sizes, source.sizes, advance)
         _require_whole(filled, source.name, track)
-        if filled != target:
+        if filled != place:
             with files.user_errors(target):
-                if target.exists():
-                    target.rmdir()
-                filled.rename(target)
+                if place.exists():
+                    place.rmdir()
+                filled.rename(place)
     return _copy_of(str(target), source.sizes, num_copied)
 
 

@@ -16,7 +16,7 @@ import pytest
 from command_line import document_of, error_of, run
 from made_caches import build_cache
 from paths import DOCS
-from tiny import contents, make_models, make_teacher
+from tiny import contents, make_corpus, make_models, make_teacher
 
 from dcdctl.core import models
 from dcdctl.core.data import TaskFile
@@ -181,6 +181,26 @@ def test_scores_of_another_work_list_are_refused(stage, work, tmp_path):
         score(path, stage / "teacher", tmp_path / "scores")
 
 
+def test_scores_of_the_work_list_of_another_corpus_are_refused_though_the_ids_are_the_same(stage, tmp_path):
+    texts = [[f"a circle {number}", f"round {number}"] for number in range(6)]
+    jobs = []
+    for name, captions in (("one", texts), ("other", texts[::-1])):
+        folder = make_corpus(tmp_path / name, captions).folder
+        jobs.append(CacheJob(data=folder, out=tmp_path / f"cache of {name}", candidates=CandidateConfig(per_query=2)))
+        plan_work(jobs[-1], ("captions", "bytes"))
+    works = [pq.read_table(job.out / "work").drop_columns(["caption", "image_bytes"]) for job in jobs]
+    assert works[0].to_pydict() == works[1].to_pydict()
+    one, other = jobs
+    score(one.out / "work", stage / "teacher", tmp_path / "scores")
+    message = r"work-00000\.parquet has scores of another corpus \(\w{8}, not \w{8}\); score the work list that"
+    with pytest.raises(StaleError, match=message):
+        take_scores(other, [str(tmp_path / "scores")], "one")
+    # Rows of another program do not say what they are of.
+    pq.write_table(pq.read_table(tmp_path / "scores").replace_schema_metadata(), tmp_path / "bare.parquet")
+    take_scores(other, [str(tmp_path / "bare.parquet")], "one")
+    assert take_scores(one, [str(tmp_path / "scores")], "one").num_pairs == len(works[0])
+
+
 @pytest.mark.parametrize("kind", ["work file", "scores"])
 def test_a_flipped_bit_is_an_error_or_changes_nothing(kind, stage, work, tmp_path):
     """Neither file is listed in another one with its checksum."""
@@ -316,6 +336,11 @@ def test_a_work_list_that_cannot_be_used_is_refused_before_anything_is_scored(pr
     with pytest.raises(InputError, match=message):
         score(work, stage / "teacher", tmp_path / "scores")
     assert not (tmp_path / "scores").exists()
+
+
+def test_a_cache_in_the_place_of_its_work_list_is_told(stage, tmp_path):
+    with pytest.raises(InputError, match=r"has no column image_id .*; .*cache/work is the work list of this cache"):
+        score(stage / "cache", stage / "teacher", tmp_path)
 
 
 def test_a_folder_of_other_files_is_not_overwritten(stage, work, tmp_path):

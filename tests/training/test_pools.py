@@ -15,6 +15,7 @@ from tiny import make_corpus, make_pool, make_wide_dual, model_contents
 from torch.testing import assert_close
 from training_steps import TINY_DUAL, distill
 
+from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
@@ -25,7 +26,9 @@ from dcdctl.core.training.batches.pool import PoolLists, PoolPairs
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
 from dcdctl.core.training.corpus_data import choose_pairs
 from dcdctl.core.training.grad_cache import Step, backward
+from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES
+from dcdctl.core.training.next_step import command_after_training
 from dcdctl.core.training.objective import PairObjective
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ["red", "blue", "tan"]
@@ -404,3 +407,18 @@ def test_what_a_pool_cannot_give_is_named(pool, captioned, teacher, tmp_path):
     assert "is for losses on all pairs, and loss mse is on lists" in refused(
         OpenInputs(pool, [], None, [teacher]), "loss.terms={ mse = 1.0 }", "pool.pseudo_positive_above=1"
     )
+
+
+def test_what_comes_after_a_training_on_a_pool_is_the_agreement_because_there_are_no_recalls(
+    pool, captioned, teacher, tmp_path
+):
+    models.save(teacher, tmp_path / "my teacher")
+    teachers = [str(tmp_path / "my teacher")]
+    job, on_pool = TrainingJob("distill", recipe(), (), tmp_path / "run"), f"--data {pool.folder} --split train"
+    said = command_after_training(job, InputRefs(data=pool.folder, teachers=teachers))
+    assert said == f"dcdctl eval {tmp_path / 'run'} {on_pool} --against '{teachers[0]}'"
+    # A cross-encoder scores the candidates of a cache, here a function.
+    for refs in (InputRefs(data=pool.folder), InputRefs(data=pool.folder, teachers=["json:dumps"])):
+        assert command_after_training(job, refs).endswith(f"{on_pool} --against CACHE")
+    said = command_after_training(job, InputRefs(data=captioned.folder, pool=pool.folder, teachers=teachers))
+    assert said == f"dcdctl eval {tmp_path / 'run'} --data {captioned.folder} --split train"

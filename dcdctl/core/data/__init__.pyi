@@ -57,7 +57,7 @@ from .shard_reader import StreamSample
 from .source_files import SourceOptions
 from .split_writer import PrepareOptions
 from .stream import ShardCount, ShardStream, StreamConfig, is_stream, open_shards
-from .task_files import TaskFile, complete_tasks, facts_in, find_tasks
+from .task_files import CORPUS_FACT, FACTS, TaskFile, check_rows, complete_tasks, corpus_of, facts_in, find_tasks
 from .urls import (
     check_writable,
     download_file,
@@ -75,8 +75,10 @@ from .urls import (
 __all__ = [
     "CAMERA_COLUMNS",
     "CORPUS",
+    "CORPUS_FACT",
     "CORPUS_FILE",
     "DAMAGED",
+    "FACTS",
     "LANGUAGE",
     "MAX_PIXELS",
     "MAX_WORDS_COUNTED",
@@ -112,6 +114,7 @@ __all__ = [
     "Values",
     "all_splits",
     "artifact_kind",
+    "check_rows",
     "check_text",
     "check_text_file",
     "check_writable",
@@ -119,6 +122,7 @@ __all__ = [
     "columns_of_table",
     "complete_tasks",
     "corpus_facts",
+    "corpus_of",
     "corpus_table",
     "count_kinds",
     "counted_corpus",

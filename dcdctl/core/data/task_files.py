@@ -28,6 +28,8 @@ from dcdctl.core.places import shown, url_of
 
 FACTS = b"dcdctl"
 """The key of what made a file of results, as JSON, in its Parquet metadata."""
+CORPUS_FACT = "corpus"
+"""In these, the fingerprint of the corpus, which the file of tasks says of itself and its results repeat."""
 _ANOTHER_FOLDER = "name another folder with --out"
 
 
@@ -69,8 +71,10 @@ class TaskFile:
             return None
         try:
             metadata = pq.read_metadata(urls.readable(self.target))
-            if not isinstance(json.loads((metadata.metadata or {})[FACTS]), dict):
-                raise ValueError("its metadata are no JSON object")
+            facts = json.loads((metadata.metadata or {})[FACTS])
+            # A file of tasks may have facts of its own.
+            if not isinstance(facts, dict) or self.noun not in facts:
+                raise ValueError("its metadata are not those of results")
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise InputError(
                 f"{shown(self.target)} is there and is no result of this command, or is damaged",
@@ -103,6 +107,27 @@ class TaskFile:
 def _write_table(table: pa.Table, path: Path) -> None:
     """With checksums of the pages, because no document lists these files."""
     pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def check_rows(num_read: int, file: pq.ParquetFile, path: Path) -> None:
+    """InputError if a file has other rows than were read. Its pages have checksums, and its footer, which says where
+    they are, has none: a flipped bit there can hide rows."""
+    if num_read != file.metadata.num_rows:
+        raise InputError(
+            f"{shown(path)} is damaged: {num_read:,} of its {file.metadata.num_rows:,} rows can be read",
+            hint="make it again",
+        )
+
+
+def corpus_of(schema: pa.Schema) -> str | None:
+    """The fingerprint of the corpus that a file of tasks or of results is of; None if it does not say, such as one that
+    another program wrote."""
+    try:
+        facts = json.loads((schema.metadata or {})[FACTS])
+    except (KeyError, ValueError):
+        return None
+    corpus = facts.get(CORPUS_FACT) if isinstance(facts, dict) else None
+    return corpus if isinstance(corpus, str) else None
 
 
 def facts_in(metadata: pq.FileMetaData) -> dict[str, Any]:

@@ -183,6 +183,7 @@ def _embed_file(
             vectors += [embedded.get(id(image)) for image in batch.images]
             kinds += [skipped.kind for skipped in found.skipped]
             advance(len(batch.images))
+        data.check_rows(len(ids), file, task.source)
     columns = {
         NAME: pa.array(ids, pa.string()),
         VECTOR: pa.array(vectors, pa.list_(pa.float32())),

@@ -86,6 +86,7 @@ def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Tra
         given = _GivenScores(corpus, planned)
         with track("read scores", total=len(paths), unit="files") as advance:
             for path in paths:
+                score_files.expect_corpus(path, corpus.fingerprint)
                 for batch in score_files.read_batches(path):
                     given.take(batch, path.name)
                 advance(1)

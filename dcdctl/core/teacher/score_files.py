@@ -22,7 +22,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from dcdctl.core import data, files
-from dcdctl.core.errors import InputError, first_line
+from dcdctl.core.errors import InputError, StaleError, first_line
 from dcdctl.core.places import shown
 
 COLUMNS = {
@@ -65,7 +65,32 @@ def read_batches(path: Path) -> RecordBatches:
     except OSError as error:
         raise files.unreadable(path, error) from error
     except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{shown(path)} cannot be read as scores: {first_line(error)}", hint=_ROWS_HINT) from error
+        raise _no_scores(path, error) from error
+
+
+def expect_corpus(path: Path, fingerprint: str) -> None:
+    """StaleError for scores that `score-work` made from the work list of another corpus.
+
+    Its ids may be the same: two corpora of scenes count their images alike. Files of other programs do not say what
+    they are of.
+    """
+    if READERS[path.suffix.lower()] is not _read_parquet:
+        return
+    try:
+        corpus = data.corpus_of(pq.read_schema(data.readable(path)))
+    except OSError as error:
+        raise files.unreadable(path, error) from error
+    except (pa.ArrowException, ValueError) as error:
+        raise _no_scores(path, error) from error
+    if corpus not in (None, fingerprint):
+        raise StaleError(
+            f"{shown(path)} has scores of another corpus ({corpus[:8]}, not {fingerprint[:8]})",
+            hint="score the work list that `--plan-only` writes for this one",
+        )
+
+
+def _no_scores(path: Path, error: Exception) -> InputError:
+    return InputError(f"{shown(path)} cannot be read as scores: {first_line(error)}", hint=_ROWS_HINT)
 
 
 def _require_columns(path: Path, names: Sequence[str]) -> None:
@@ -83,7 +108,11 @@ def _read_parquet(path: Path) -> RecordBatches:
     with pq.ParquetFile(data.readable(path), page_checksum_verification=True) as file:
         names = file.schema_arrow.names
         _require_columns(path, names)
-        yield from file.iter_batches(ROWS_PER_BATCH, columns=[name for name in names if name in COLUMNS])
+        num_read = 0
+        for batch in file.iter_batches(ROWS_PER_BATCH, columns=[name for name in names if name in COLUMNS]):
+            num_read += len(batch)
+            yield batch
+        data.check_rows(num_read, file, path)
 
 
 def _read_csv(path: Path) -> RecordBatches:

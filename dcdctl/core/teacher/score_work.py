@@ -21,13 +21,14 @@ import numpy as np
 import pyarrow as pa
 
 from dcdctl.core import models, scoring
-from dcdctl.core.data import Indices, TaskFile, complete_tasks, find_tasks
+from dcdctl.core.data import CORPUS_FACT, Indices, TaskFile, check_rows, complete_tasks, corpus_of, find_tasks
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.models import Scorer
-from dcdctl.core.places import shown
+from dcdctl.core.places import shown, url_of
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import ImageFiles, ShardItems, ShardSource
+from dcdctl.core.teacher.cache_format import WORK_FOLDER
 
 IDS = pa.schema(
     [("image_id", pa.string()), ("caption_id", pa.int64()), ("image_index", pa.int32()), ("caption_index", pa.int32())]
@@ -84,7 +85,8 @@ def score_work(job: ScoreWorkJob, *, track: Track = silent) -> ScoredWork:
 
         def compute(task: TaskFile) -> tuple[pa.Table, Mapping[str, Any]]:
             pairs = _WorkPairs.read(task)
-            return pairs.scored_by(teacher, job.compute, advance), {}
+            scores = pairs.scored_by(teacher, job.compute, advance)
+            return scores, {} if pairs.corpus is None else {CORPUS_FACT: pairs.corpus}
 
         num_there = complete_tasks(tasks, maker, compute)
     return ScoredWork(
@@ -95,6 +97,9 @@ def score_work(job: ScoreWorkJob, *, track: Track = silent) -> ScoredWork:
 def _check_columns(task: TaskFile) -> None:
     """InputError for a file without the columns that are read."""
     hint = "write the work list with `dcdctl cache-teacher --plan-only --with captions,bytes`"
+    folder = task.source.parent / WORK_FOLDER
+    if url_of(task.source) is None and folder.is_dir():
+        hint = f"{folder} is the work list of this cache: name it"
     with task.open() as file:
         schema = file.schema_arrow
     if missing := [name for name in (*IDS.names, CAPTION, BYTES) if name not in schema.names]:
@@ -113,6 +118,8 @@ class _WorkPairs:
     """The pairs of a work file, and each of their images and captions once, by its index in the corpus."""
 
     path: Path
+    corpus: str | None = None
+    """The fingerprint of their corpus, if the file says it."""
     tables: list[pa.Table] = field(default_factory=list)
     """The ids of the rows, one table per row group."""
     images: dict[int, tuple[str, bytes]] = field(default_factory=dict)
@@ -126,8 +133,10 @@ class _WorkPairs:
         pairs = _WorkPairs(task.source)
         # A dictionary, so that the bytes of an image are in memory once and not once per pair.
         with task.open(read_dictionary=[BYTES]) as file:
+            pairs.corpus = corpus_of(file.schema_arrow)
             for group in range(file.num_row_groups):
                 pairs._add(file.read_row_group(group, columns=[*IDS.names, CAPTION, BYTES]))
+            check_rows(sum(map(len, pairs.tables)), file, task.source)
         return pairs
 
     def _add(self, rows: pa.Table) -> None:

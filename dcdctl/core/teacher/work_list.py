@@ -5,12 +5,14 @@
 
 A row is a pair: image_id (string) and caption_id (int64) of the corpus, image_index and caption_index (int32, positions
 in the split), and if asked for caption (string), image_path (string, as in the source) and image_bytes (binary, the
-image file). The rows of an image follow each other, so that a scorer can encode it once.
+image file). The rows of an image follow each other, so that a scorer can encode it once. The Parquet metadata have the
+fingerprint of the corpus.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,7 +23,7 @@ import pyarrow.parquet as pq
 
 from dcdctl.core import files
 from dcdctl.core.artifacts import Build
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import CORPUS_FACT, FACTS, Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Track
 from dcdctl.core.teacher.cache_format import WORK_FOLDER, Pairs, read_shard, shards_of
@@ -70,7 +72,7 @@ def write_work_list(build: Build, corpus: Corpus, extras: Sequence[Extra], track
             pairs, path = read_shard(build, shard), folder / f"work-{shard:05d}.parquet"
             pairs = pairs.at(np.isnan(pairs.score))
             if len(pairs):
-                _write(path, pairs, columns, corpus if "bytes" in extras else None)
+                _write(path, pairs, columns, corpus, with_bytes="bytes" in extras)
                 num_pairs, num_files = num_pairs + len(pairs), num_files + 1
             else:
                 path.unlink(missing_ok=True)
@@ -78,19 +80,19 @@ def write_work_list(build: Build, corpus: Corpus, extras: Sequence[Extra], track
     return num_pairs, num_files
 
 
-def _write(path: Path, pairs: Pairs, columns: Mapping[str, pa.Array], corpus: Corpus | None) -> None:
-    """Write the pairs of a shard: the columns of their images and captions, and the images of `corpus` if it is
-    given."""
+def _write(path: Path, pairs: Pairs, columns: Mapping[str, pa.Array], corpus: Corpus, *, with_bytes: bool) -> None:
+    """Write the pairs of a shard: the columns of their images and captions, and the images."""
     with files.atomic_path(path) as partial:
         # Groups end between images, so that each image is in one group.
         starts = np.flatnonzero(np.diff(pairs.image, prepend=-1))
         bounds = itertools.pairwise([*starts[::IMAGES_PER_GROUP].tolist(), len(pairs)])
-        groups = (_table(pairs.at(slice(*bound)), columns, corpus) for bound in bounds)
+        groups = (_table(pairs.at(slice(*bound)), columns, corpus if with_bytes else None) for bound in bounds)
         first = next(groups)
+        schema = first.schema.with_metadata({FACTS: json.dumps({CORPUS_FACT: corpus.fingerprint})})
         # Without a limit, so that the bytes of an image are stored once per row group and not once per pair.
         # With checksums of the pages, because no document lists these files.
         with pq.ParquetWriter(
-            partial, first.schema, compression="zstd", dictionary_pagesize_limit=2**30, write_page_checksum=True
+            partial, schema, compression="zstd", dictionary_pagesize_limit=2**30, write_page_checksum=True
         ) as writer:
             # One group in memory at a time: with bytes, all of them may not fit.
             for group in itertools.chain([first], groups):

@@ -7,6 +7,7 @@ Otherwise the only one is the fusion scorer that the student starts from.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,7 +97,12 @@ class InputRefs:
             return "--data CORPUS"
         folder = self.validation_data[0] if self.validation_data else Path(*self.places)
         split = split_to_measure(folder, "" if self.validation_data else self.split)
-        return f"--data {shown(folder)}" if split == "test" else f"--data {shown(folder)} --split {split}"
+        words = f"--data {shown(folder)}" if split == "test" else f"--data {shown(folder)} --split {split}"
+        if not read_corpus_json(folder).splits[split].is_pool:
+            return words
+        # A pool has no recalls, but an agreement: with a teacher that embeds, or with a cache of another one.
+        embeds = [teacher for teacher, kind in self.teacher_kinds if kind not in ("fusion", "query")]
+        return f"{words} --against {shlex.quote(embeds[0]) if embeds else 'CACHE'}"
 
     def options(self) -> list[str]:
         """The options of a command line that name the same."""
