@@ -248,6 +248,12 @@ def room_of_cluster() -> str:
     return f"{room} on {counted(nodes, 'nodes')}"
 
 
+def free_room() -> str:
+    """What of it no other command uses now, in words."""
+    free = ray.available_resources()
+    return f"{_amounts(free.get('CPU', 0), free.get('GPU', 0))} free"
+
+
 def room_of_worker(choice: EngineChoice) -> str:
     """What a worker takes of a node, in words."""
     return _amounts(choice.worker_cpus or 1, gpus_of_worker(choice))
