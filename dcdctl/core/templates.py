@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from dcdctl.core import files
 
@@ -62,6 +62,7 @@ def _environment() -> Environment:
     environment.filters["thousands"] = "{:,}".format
     environment.filters["numeric_columns"] = numeric_columns
     environment.filters["column_groups"] = _column_groups
+    environment.filters["with_code"] = _with_code
     # A style sheet or a script of ours goes into a page as it is.
     environment.globals["asset"] = lambda name: Markup((ASSETS / name).read_text(encoding="utf-8"))
     return environment
@@ -81,6 +82,15 @@ def _visible(value: object) -> object:
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+
+
+def _with_code(text: str) -> Markup:
+    """A sentence as HTML, whose commands stand between backticks, as on the terminal.
+
+    >>> _with_code("see `dcdctl eval DIR --out <b>`")
+    Markup('see <code>dcdctl eval DIR --out &lt;b&gt;</code>')
+    """
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(_visible(text)))))
 
 
 def numeric_columns(rows: Sequence[Sequence[str]]) -> list[int]:

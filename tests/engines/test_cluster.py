@@ -14,7 +14,7 @@ import ray
 from processes import free_port
 from ray._private import ray_constants, services
 
-from dcdctl.core.engines import EngineChoice, cluster, ray_engine
+from dcdctl.core.engines import Compute, EngineChoice, cluster, open_engine, ray_engine
 from dcdctl.core.errors import ConfigError, DcdError, SourceError, StaleError
 from dcdctl.core.progress import unsaid
 
@@ -40,6 +40,22 @@ def test_an_address_where_nobody_listens_is_an_error_at_once(monkeypatch, is_nam
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(SourceError, match=rf"no Ray cluster answers at .*{address}: .*{why}.*; `ray start --head`"):
         cluster.connect(choice, unsaid)
+
+
+@pytest.mark.parametrize("named", ["ray", "ray://127.0.0.1:{}"])
+def test_a_cluster_that_is_named_and_gone_is_an_error_before_a_model_is_read(monkeypatch, named):
+    monkeypatch.setattr(ray, "init", refuse)
+    port = free_port()
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(SourceError, match=f"no Ray cluster answers at .*127.0.0.1:{port}: .*refused"):
+        Compute.chosen(EngineChoice(engine=named.format(port)), say=unsaid)
+
+
+@pytest.mark.parametrize("named", ["", "auto", "local"])
+def test_a_cluster_that_is_not_named_is_looked_for_when_a_task_is_given(monkeypatch, named):
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    assert isinstance(open_engine(EngineChoice(engine="ray"), unsaid), ray_engine.RayEngine)
 
 
 def test_a_cluster_with_another_version_is_told_with_both(monkeypatch):

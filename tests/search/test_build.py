@@ -227,6 +227,32 @@ def test_without_images_the_build_is_an_error_and_leaves_no_folder(dual, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "there is no image in .*; name a folder of images, or a corpus"),
+        ({"1.txt": b"x"}, r"none of 1 file in .* is an image that can be read: 1\.txt: not an image"),
+    ],
+)
+def test_a_folder_without_images_is_not_added_and_no_model_is_read_for_it(flat, tmp_path, monkeypatch, files, message):
+    before = contents(flat.folder)
+    new = tmp_path / "new"
+    new.mkdir()
+    put(new, files)
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "load_searchable", lambda *_, **__: pytest.fail("the model was read"))
+        with pytest.raises(InputError, match=message):
+            update(flat.folder, add=new)
+    assert contents(flat.folder) == before
+
+
+def test_a_folder_of_the_index_may_have_lost_its_images(dual, pictures, tmp_path):
+    index = build(dual, pictures, tmp_path / "index", FLAT)
+    for file in pictures.iterdir():
+        file.rename(tmp_path / file.name)
+    assert update(index.folder, add=pictures).num_rows == index.num_rows
+
+
 def test_missing_permissions_are_reported_before_embedding(dual, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode, **_: path.exists() and mode != os.W_OK | os.X_OK)
     with pytest.raises(InputError, match=f"{tmp_path} cannot be written to: permission denied"):

@@ -68,11 +68,13 @@ def threads_of_worker(choice: EngineChoice, threads: int | None) -> int:
 
 
 def open_engine(choice: EngineChoice, say: Say) -> Engine:
-    """The engine of a choice; a cluster is reached when the first task is given to it. The errors of
-    `EngineChoice.check`."""
+    """The engine of a choice; a cluster is joined when the first task is given to it. The errors of
+    `EngineChoice.check`, and SourceError if nobody listens at the address of the cluster."""
     choice.check()
     if choice.engine is None:
         return TorchProcesses()
+    from dcdctl.core.engines.cluster import check_address
     from dcdctl.core.engines.ray_engine import RayEngine
 
+    check_address(choice)
     return RayEngine(choice, say)

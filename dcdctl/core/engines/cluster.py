@@ -24,6 +24,12 @@ from dcdctl.core.progress import Say, counted
 
 _AUTO = "auto"
 """What Ray calls the cluster that runs on this machine."""
+_LOCAL = "local"
+"""What Ray calls a cluster that it starts for this process."""
+_NO_CLUSTER_HINT = (
+    "`ray start --head` starts one, and `ray status` shows whether it runs; one that asks for a token takes "
+    "RAY_AUTH_MODE=token and its file"
+)
 SECONDS_TO_ANSWER = 5.0
 """How long the head of a cluster may take to accept a connection."""
 
@@ -50,7 +56,7 @@ def connect(choice: EngineChoice, say: Say) -> None:
     # Nothing of it is reported to Ray's makers, and no page is served.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with _interrupted_afterwards():
-        ray.init(address="local", num_cpus=num_cores(), include_dashboard=False, **quiet)
+        ray.init(address=_LOCAL, num_cpus=num_cores(), include_dashboard=False, **quiet)
     say(f"no Ray cluster runs here: one was started for this command, with {counted(num_cores(), 'cores')}")
     # No node can join it.
     if not has_room(choice):
@@ -60,6 +66,14 @@ def connect(choice: EngineChoice, say: Say) -> None:
             f"no worker fits: {found}",
             hint="use a smaller --worker-cpus or --worker-gpus, or a cluster",
         )
+
+
+def check_address(choice: EngineChoice) -> None:
+    """SourceError if nobody listens at the address that the choice names: known before a model is read, which may take
+    minutes. A cluster that is not named is looked for by `connect`."""
+    named = _named(choice)
+    if named and named not in (_LOCAL, _AUTO) and not ray.is_initialized():
+        _check_answers(named)
 
 
 def _keep_stdout_free(verbose: bool) -> None:
@@ -74,10 +88,15 @@ def _keep_stdout_free(verbose: bool) -> None:
     worker.print_to_stdstream = write
 
 
+def _named(choice: EngineChoice) -> str | None:
+    """The cluster that the user names; empty if they name none."""
+    return os.environ.get("RAY_ADDRESS", "") if choice.engine == "ray" else choice.engine
+
+
 def _address(choice: EngineChoice) -> str | None:
     """The address of the cluster; None if none is named and none runs on this machine."""
-    named = os.environ.get("RAY_ADDRESS", "") if choice.engine == "ray" else choice.engine
-    if named == "local":
+    named = _named(choice)
+    if named == _LOCAL:
         return None
     if named and named != _AUTO:
         return named
@@ -104,14 +123,15 @@ def _why_silent(address: str) -> str:
         return first_line(error)
 
 
+def _check_answers(address: str) -> None:
+    """SourceError if nobody listens at an address: Ray itself tries for minutes."""
+    if reason := _why_silent(address):
+        raise SourceError(f"no Ray cluster answers at {address}: {reason}", hint=_NO_CLUSTER_HINT)
+
+
 def _join(address: str, quiet: dict[str, Any]) -> None:
-    hint = (
-        "`ray start --head` starts one, and `ray status` shows whether it runs; one that asks for a token takes "
-        "RAY_AUTH_MODE=token and its file"
-    )
-    # Ray itself tries for minutes.
-    if address != _AUTO and (reason := _why_silent(address)):
-        raise SourceError(f"no Ray cluster answers at {address}: {reason}", hint=hint)
+    if address != _AUTO:
+        _check_answers(address)
     try:
         with warnings.catch_warnings(action="ignore"), _few_tries(), _interrupted_afterwards():
             ray.init(address=address, **quiet)
@@ -121,7 +141,8 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
                 f"the Ray cluster at {address} has another Ray or Python: {' '.join(str(error).split())}",
                 hint="install the same versions here and on all nodes",
             ) from error
-        raise SourceError(f"no Ray cluster answers at {address}: {first_line(error)}", hint=hint) from error
+        reason = first_line(error)
+        raise SourceError(f"no Ray cluster answers at {address}: {reason}", hint=_NO_CLUSTER_HINT) from error
 
 
 def is_alive() -> bool:
@@ -225,6 +246,12 @@ def room_of_cluster() -> str:
     nodes = sum(bool(node.get("Alive")) for node in ray.nodes())
     room = _amounts(resources.get("CPU", 0), resources.get("GPU", 0))
     return f"{room} on {counted(nodes, 'nodes')}"
+
+
+def free_room() -> str:
+    """What of it no other command uses now, in words."""
+    free = ray.available_resources()
+    return f"{_amounts(free.get('CPU', 0), free.get('GPU', 0))} free"
 
 
 def room_of_worker(choice: EngineChoice) -> str:

@@ -23,6 +23,7 @@ from dcdctl.core.engines.choice import EngineChoice
 from dcdctl.core.engines.cluster import (
     answering,
     connect,
+    free_room,
     gpus_of_worker,
     has_room,
     is_alive,
@@ -338,7 +339,9 @@ class _Job:
                 self.engine.say(f"{counted(num_placed, 'workers')} started, and none has loaded its model yet")
             else:
                 room = room_of_worker(self.engine.choice)
-                self.engine.say(f"waiting for a worker with {room}: the cluster has {room_of_cluster()}")
+                # Where all is in use, by this user's other commands perhaps, the size of the cluster explains nothing.
+                found = f"the cluster has {room_of_cluster()}, {free_room()}"
+                self.engine.say(f"waiting for a worker with {room}: {found}")
 
     def _show(self) -> None:
         """Move the bar: results, and what workers have done of the next ones. It moves back where a worker is lost."""

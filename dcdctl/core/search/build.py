@@ -124,7 +124,8 @@ def change_index(
 ) -> IndexChange:
     """Change the index in a folder; without changes it is only opened. A killed run resumes.
 
-    StaleError for a query encoder of another model, InputError if a name to remove matches none.
+    StaleError for a query encoder of another model, InputError if a name to remove matches none or a folder to add has
+    no image.
     """
     metadata = _check_inputs(changes)
     if changes.vectors and changes.add is None:
@@ -142,6 +143,10 @@ def change_index(
     # Before a model is loaded, and by its own name: a user does not know the files that a change writes first.
     files.check_output_folder(folder)
     source = None if changes.add is None else _source(folder, changes.add, changes.split)
+    # A folder that is followed may be empty for a while. One without images would not be followed, so it is an error.
+    # Vectors that are given may be of formats that are not read here.
+    if source is not None and source not in before.document.sources and not changes.vectors:
+        sources.check_has_image(source, [folder])
     query = _load_query(before.document, changes.query_model)
     notes: list[str] = []
     with distributed.lock(folder):
