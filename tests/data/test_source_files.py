@@ -142,7 +142,8 @@ def test_placed_files_are_found_under_any_of_their_names(tmp_path, server):
     placed.mkdir()
     data_set = birds(tmp_path, server.url)
     with pytest.raises(
-        InputError, match=r"placed holds no file of birds; or place dataset.json and images.zip in a folder"
+        InputError,
+        match=r"placed holds no file of birds; place dataset.json and images.zip in it, or name another folder",
     ):
         source_files.locate(data_set, SourceOptions(placed=placed))
     with pytest.raises(InputError, match="is not a folder; --from takes a folder"):

@@ -202,8 +202,15 @@ def test_captions_are_encoded_once_for_all_image_sizes(num_images, tmp_path, cor
     processor.image_mean = [0.1, 0.2, 0.3]
     other = copy.copy(pair)
     other.preprocess = dataclasses.replace(pair.preprocess, image_processor=processor)
-    counts = runs_of(monkeypatch, pair)
-    second = open_or_build(tmp_path, corpus, other)
+    counts, labels = runs_of(monkeypatch, pair), []
+
+    @contextmanager
+    def track(label, *, total, unit):
+        labels.append(label)
+        yield lambda count: None
+
+    second = open_or_build(tmp_path, corpus, other, track=track)
+    assert [label.partition(" in all")[0].rpartition(",")[0] for label in labels] == [f"encode {num_images} images"]
     assert counts == {"image_features": 1 + num_images, "text_features": 0}
     assert second.folder != first.folder
     assert not torch.equal(second.images([3]).tokens, first.images([3]).tokens)

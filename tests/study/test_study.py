@@ -287,7 +287,9 @@ def test_a_time_is_that_of_the_benchmark_or_of_the_cascade(finished: Path):
 def test_the_page_and_other_commands_read_what_it_leaves(finished: Path):
     page, found = page_of(finished), document(finished)
     assert found["verdict"] in page
-    assert "<code>dcdctl compare</code>" in page and "`" not in page  # commands look as such, not as on the terminal
+    # Commands look as such, not as on the terminal.
+    assert "<code>dcdctl compare</code>" in page
+    assert "`" not in page
     trained = ("distilled", "fine-tuned", "fine-tuned, random batches", "taught by itself")
     best = max(rows(finished)[name]["rsum"] for name in trained)
     assert ("The start without any training" in found["verdict"]) == (rows(finished)["zero-shot"]["rsum"] > best)

@@ -57,7 +57,9 @@ def locate(manifest: Manifest, options: SourceOptions, track: Track = silent) ->
             located, notes=(*(f"skipped source {failure}" for failure in failures), *located.notes)
         )
     raise SourceError(
-        f"no source of {manifest.name} is available", hint=_placing_hint(manifest, names), details=failures
+        f"no source of {manifest.name} is available",
+        hint=_placing_hint(manifest, names, "or place {} in a folder and add --from FOLDER"),
+        details=failures,
     )
 
 
@@ -98,7 +100,8 @@ def _sources_to_try(manifest: Manifest, options: SourceOptions) -> list[str]:
         num_missing[name] = placed.count(False)
         num_found += placed.count(True)
     if not num_found:
-        raise InputError(f"{options.placed} holds no file of {manifest.name}", hint=_placing_hint(manifest, names))
+        hint = _placing_hint(manifest, names, "place {} in it, or name another folder with --from")
+        raise InputError(f"{options.placed} holds no file of {manifest.name}", hint=hint)
     # The sort is stable: among equals, the manifest's order of preference decides.
     return sorted(names, key=lambda name: num_missing[name])
 
@@ -180,9 +183,7 @@ def _with_paths(source: SourceConfig, files_of: Callable[[Path], list[Path]]) ->
     return dataclasses.replace(source, **{name: replace(getattr(source, name)) for name in path_fields(type(source))})
 
 
-def _placing_hint(manifest: Manifest, names: list[str]) -> str:
-    """The hint that names the files to place in a folder, for the source that needs the fewest."""
+def _placing_hint(manifest: Manifest, names: list[str], advice: str) -> str:
+    """Advice to place files in a folder by hand, with the names of those that the source needs that has the fewest."""
     fewest = min((files_needed(manifest, name) for name in names if files_needed(manifest, name)), key=len, default=[])
-    return (
-        f"or place {' and '.join(fewest)} in a folder and add --from FOLDER" if fewest else "see dcdctl prepare --list"
-    )
+    return advice.format(" and ".join(fewest)) if fewest else "see dcdctl prepare --list"

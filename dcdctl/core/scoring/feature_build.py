@@ -193,7 +193,9 @@ def _build(planned: Build, source: CorpusSource, model: Model, compute: Compute,
     # Two bars, because an image takes as long as many captions: one rate for both would tell nothing of what is left.
     if num_images:
         in_all = byte_size(size_in_bytes(build.plan))
-        label = f"encode {num_images:,} images, then {num_texts:,} captions, {in_all} in all"
+        # Captions are stored already where another image size has them.
+        then = f", then {num_texts:,} captions" if num_texts else ""
+        label = f"encode {num_images:,} images{then}, {in_all} in all"
         with track(label, total=num_images, unit="images") as advance:
             _build_images(build, images, source, model, compute, advance)
     if num_texts:
