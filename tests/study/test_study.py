@@ -289,7 +289,7 @@ def test_the_page_and_other_commands_read_what_it_leaves(finished: Path):
     assert found["verdict"] in page
     # Commands look as such, not as on the terminal.
     assert "<code>dcdctl compare</code>" in page
-    assert "`" not in page
+    assert "`" not in page.partition("</style>")[2]  # a comment of the style sheet has some
     trained = ("distilled", "fine-tuned", "fine-tuned, random batches", "taught by itself")
     best = max(rows(finished)[name]["rsum"] for name in trained)
     assert ("The start without any training" in found["verdict"]) == (rows(finished)["zero-shot"]["rsum"] > best)
