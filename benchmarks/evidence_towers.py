@@ -180,8 +180,10 @@ def _on_captions(photos: str, seed: int) -> Iterator[Step]:
     for name, (label, recipe) in rows.items():
         yield from _student(photos, seed, name, label, recipe)
     if photos == "few":
-        label = f"{NO_TEACHER}, each photo also mirrored and in part"
-        yield from _student(photos, seed, "augmented", label, ("photos", *words), data="data/augmented")
+        for name, like in {"augmented": "alone", "augmented-captions": "captions"}.items():
+            label, recipe = rows[like]
+            augmented = f"{label}, each photo also mirrored and in part"
+            yield from _student(photos, seed, name, augmented, recipe, data="data/augmented")
 
 
 def _by_itself(photos: str, seed: int) -> tuple[str, ...]:

@@ -116,6 +116,28 @@ def test_a_damaged_image_of_a_corpus_is_named_and_the_other_files_are_kept(dual,
     assert [path.name for path in (tmp_path / "vectors").iterdir()] == ["a.parquet"]
 
 
+def hide_a_row(path: Path) -> None:
+    """Lower the number of rows of a file's only row group; the footer, which has no checksum, has the whole number
+    too."""
+    data = bytearray(path.read_bytes())
+    num_rows = pq.read_metadata(path).num_rows
+    # Thrift's compact protocol: the header of a field of 64 bits, and the zigzag code of its number.
+    place = data.rindex(bytes([0x16, 2 * num_rows]))
+    data[place + 1] -= 2
+    path.write_bytes(data)
+    assert (pq.read_metadata(path).num_rows, len(pq.read_table(path))) == (num_rows, num_rows - 1)
+
+
+def test_rows_that_a_damaged_footer_hides_are_an_error_and_the_other_files_are_kept(dual, lists, tmp_path):
+    hide_a_row(lists / "images-00001.parquet")
+    with pytest.raises(InputError, match=r"images-00001.parquet.* is damaged: 2 of its 3 rows can be read"):
+        work_on(lists, dual, tmp_path / "vectors")
+    assert sorted(path.name for path in (tmp_path / "vectors").iterdir()) == [
+        "images-00000.parquet",
+        "images-00002.parquet",
+    ]
+
+
 def test_a_repeated_call_embeds_only_what_is_missing_and_counts_all(dual, lists, tmp_path, monkeypatch):
     out = tmp_path / "vectors"
     first = work_on(lists, dual, out)
