@@ -20,8 +20,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "integrity": ("data", "models", "scoring", "teacher", "evaluation", "training", "bench", "search"),
 }
 """The rooms in order, and the earlier rooms that each one reads. Ground files are free to all."""
-WHOLE = ("demo",)
-"""Files beside the rooms that use all of them."""
 GROUND = (
     "errors",
     "progress",
