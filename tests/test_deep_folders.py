@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dcdctl.core import copies, files, verify
+from dcdctl.core import files
 from dcdctl.core.data.images.archives import ImageStore
+from dcdctl.core.integrity import copies, verify
 from dcdctl.core.search.sources import list_images
 from dcdctl.core.search.storage import ImageSource
 
@@ -29,7 +30,7 @@ READERS: dict[str, Callable[[Path], list[str]]] = {
         for path in files.find_named([str(folder)], [".json"], what="list", option="--x")
     ],
     "verified": lambda folder: [
-        f"{each.path.relative_to(folder).as_posix()}/plan.json" for each in verify.verify(folder).artifacts
+        f"{each.path.relative_to(folder).as_posix()}/plan.json" for each in verify(folder).artifacts
     ],
     "copied": copies._names_in,
 }

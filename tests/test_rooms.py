@@ -8,7 +8,7 @@ import sys
 import processes
 import pytest
 from paths import ROOT
-from room_rules import GROUND, MAY_IMPORT, WHOLE
+from room_rules import GROUND, MAY_IMPORT
 from source_facts import SourceFacts, all_facts
 
 import dcdctl
@@ -40,7 +40,7 @@ def used_by_name(file: SourceFacts, room: str) -> set[str]:
 
 def test_core_holds_these_rooms_and_ground_files():
     assert {path.parent.name for path in CORE.glob("*/__init__.py")} == set(MAY_IMPORT)
-    assert {path.stem for path in CORE.glob("*.py")} == {"__init__", *WHOLE, *GROUND}
+    assert {path.stem for path in CORE.glob("*.py")} == {"__init__", *GROUND}
 
 
 def test_the_order_of_the_rooms_has_no_cycle():
@@ -66,11 +66,7 @@ def test_a_room_imports_earlier_rooms_through_their_faces(room, facts):
             assert len(rest) <= 1, f"{path} imports a file of {first}"
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted([*CLI.rglob("*.py"), *API.rglob("*.py"), *(CORE / f"{name}.py" for name in WHOLE)]),
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", sorted([*CLI.rglob("*.py"), *API.rglob("*.py")]), ids=lambda path: path.stem)
 def test_commands_import_rooms_through_their_faces(path, facts):
     for first, *rest in core_names(facts[path]):
         if first in MAY_IMPORT:

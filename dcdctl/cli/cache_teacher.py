@@ -15,6 +15,7 @@ import typer
 from dcdctl.cli import options
 from dcdctl.cli.completion import complete_recipe
 from dcdctl.cli.declare import Ref, assignments, named, optional_path, path
+from dcdctl.cli.option_groups import Inference
 from dcdctl.cli.options import reads, refuse, writes
 from dcdctl.cli.views.scoring import show_estimate
 from dcdctl.cli.views.terminal import bar, note, show, show_json
@@ -29,7 +30,7 @@ Outcome = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class CacheTeacher(options.Inference):
+class CacheTeacher(Inference):
     """A teacher, a corpus, and the pairs to score. On the command line, the teacher, the corpus and the recipe may be
     None."""
 

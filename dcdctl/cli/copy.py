@@ -15,7 +15,7 @@ Target = Annotated[Path, argument("New folder, or the URL of one: s3://BUCKET/NA
 def copy(source: Source, target: Target, json: Json = False) -> None:
     """Copy a finished artifact to or from a URL. Each file is compared with its checksum, and a repeated command copies
     what is missing."""
-    from dcdctl.core.copies import copy as copy_artifact
+    from dcdctl.core.integrity import copy as copy_artifact
 
     copied = copy_artifact(source, target, bar)
     if json:

@@ -9,7 +9,7 @@ from dcdctl.cli.options import Device, Json, configures, writes
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 
 if TYPE_CHECKING:
-    from dcdctl.core.demo import DemoResult
+    from dcdctl.core.study import DemoResult
 
 OutFolder = Annotated[Path, writes("--out -o", "Folder to write; steps finished in it are not repeated.", "DIR")]
 Steps = Annotated[int | None, configures("--steps", "Training steps per student, for a shorter demo.", "N", min=1)]
@@ -17,13 +17,13 @@ Steps = Annotated[int | None, configures("--steps", "Training steps per student,
 
 def demo(out: OutFolder = Path("demo"), steps: Steps = None, device: Device = "auto", json: Json = False) -> None:
     """Run all steps on generated scenes. It takes minutes on a CPU."""
-    from dcdctl.core import demo as core
     from dcdctl.core import devices
     from dcdctl.core.engines import Compute
+    from dcdctl.core.study import DemoJob, run_demo
 
     compute = Compute(device=devices.choose(device))
-    job = core.DemoJob(out=out, compute=compute, steps=steps)
-    result = core.run_demo(job, announce=note, track=bar)
+    job = DemoJob(out=out, compute=compute, steps=steps)
+    result = run_demo(job, announce=note, track=bar)
     if json:
         show_json(result.to_json())
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from dcdctl.cli import options
 from dcdctl.cli.declare import Refs, many, path
+from dcdctl.cli.option_groups import Passes
 from dcdctl.cli.views.terminal import bar, note, show, show_json
 from dcdctl.core.progress import counted
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EmbedWork(options.Passes):
+class EmbedWork(Passes):
     """Files of a list of images, and the dual encoder that embeds them."""
 
     lists: Annotated[

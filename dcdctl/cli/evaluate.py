@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 from dcdctl.cli.declare import Ref, assignments, optional_path, optional_ref, path
+from dcdctl.cli.option_groups import Inference
 from dcdctl.cli.options import (
     CODES_HELP,
     DEPTH_HELP,
     Data,
     Dims,
-    Inference,
     Json,
     MaxImages,
     ModelSet,

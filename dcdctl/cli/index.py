@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from dcdctl.cli.declare import Ref, optional_path, optional_ref, path
+from dcdctl.cli.option_groups import Cluster, Machine
 from dcdctl.cli.options import (
     BatchSize,
-    Cluster,
     Dims,
     Json,
-    Machine,
     QueryRef,
     argument,
     computes,

@@ -1,13 +1,12 @@
-"""Options that several commands share: one name, one help text, one check; and groups of those that travel together.
+"""Options that several commands share: one name, one help text, one check.
 
-`cli/declare.py` describes the annotations.
+`cli/option_groups.py` has the groups of those that travel together, and `cli/declare.py` describes the annotations.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -15,12 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from dcdctl.cli.completion import complete_recipe, complete_split, complete_teacher
-from dcdctl.cli.declare import Overrides, Ref, assignments, many, named, optional_path, optional_ref
+from dcdctl.cli.declare import Overrides, Ref, many, named
 
 if TYPE_CHECKING:
-    from dcdctl.core.engines import Compute, EngineChoice
-    from dcdctl.core.progress import Say
-    from dcdctl.core.search import ImageIndex, IndexSearcher
     from dcdctl.core.training import Recipe
 
 
@@ -284,166 +280,6 @@ Page = Annotated[
 ]
 DryRun = Annotated[bool, writes("--dry-run", "Show the steps and their cost, then stop; --data may name a manifest.")]
 Json = Annotated[bool, writes("--json", "Print the result as one JSON document.")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """The device, and the threads of torch."""
-
-    device: Device = "auto"
-    threads: Threads = None
-    progress: bool = False
-    """Show bars. A command always shows them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CpuCluster:
-    """The engine that computes shards without a model, and its workers."""
-
-    workers: Annotated[
-        int | None,
-        computes(
-            "--workers",
-            "With --engine: its workers. Else: threads that read and decode images ahead.",
-            "N",
-            show_default="as many as fit; one thread per core but one, at most 8",
-            min=0,
-            max=MOST_CLUSTER_WORKERS,
-        ),
-    ] = None
-    engine: Annotated[
-        str | None,
-        computes(
-            "--engine",
-            "Compute on a cluster: ray, or ray://HOST:PORT of its head (extra ray).",
-            "NAME",
-            is_eager=True,
-        ),
-    ] = None
-    worker_cpus: Annotated[
-        int | None,
-        computes("--worker-cpus", "CPU cores of each worker of an engine.", "N", show_default="1", min=1, max=1024),
-    ] = None
-    verbose: Annotated[bool, writes("--verbose", "With --engine: show what the engine itself prints.")] = False
-
-    def choice(self) -> EngineChoice:
-        """The same as the core takes it; ConfigError for options that need an engine."""
-        from dcdctl.core.engines import EngineChoice
-
-        choice = EngineChoice(
-            engine=self.engine,
-            workers=self.workers,
-            worker_gpus=self.gpus_of_worker(),
-            worker_cpus=self.worker_cpus,
-            verbose=self.verbose,
-        )
-        choice.check()
-        return choice
-
-    def gpus_of_worker(self) -> float | None:
-        """GPUs of each worker; None for the engine's default."""
-        return None if self.engine is None else 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster(CpuCluster):
-    """The engine that computes shards, and its workers."""
-
-    worker_gpus: Annotated[
-        float | None,
-        computes(
-            "--worker-gpus",
-            "GPUs of each worker of an engine, such as 1 or 0.5.",
-            "N",
-            show_default="1 where the cluster has GPUs",
-            min=0,
-        ),
-    ] = None
-
-    def gpus_of_worker(self) -> float | None:
-        """GPUs of each worker; None for the engine's default."""
-        return self.worker_gpus
-
-
-@dataclass(frozen=True, kw_only=True)
-class Passes(Machine):
-    """Passes without gradients over images and captions, by this process."""
-
-    workers: Workers = None
-    batch_size: PairBatchSize = None
-    precision: Precision = "fp32"
-
-    def compute(self, say: Say) -> Compute:
-        """The same as the core takes it, with the threads set; a message for a precision that is slower than fp32 on
-        this processor."""
-        from dcdctl.core.engines import Compute, EngineChoice
-
-        return Compute.chosen(
-            EngineChoice(workers=self.workers),
-            device=self.device,
-            threads=self.threads,
-            precision=self.precision,
-            batch_size=self.batch_size,
-            say=say,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inference(Machine, Cluster):
-    """Passes without gradients over a corpus, by this process or by an engine."""
-
-    batch_size: PairBatchSize = None
-    precision: Precision = "fp32"
-    features: Features = None
-
-    def compute(self, say: Say) -> Compute:
-        """The same as the core takes it, with the threads set; a message for a precision that is slower than fp32 on
-        this processor."""
-        from dcdctl.core.engines import Compute
-
-        return Compute.chosen(
-            self.choice(),
-            device=self.device,
-            threads=self.threads,
-            precision=self.precision,
-            batch_size=self.batch_size,
-            features=optional_path(self.features),
-            say=say,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchModels(Machine):
-    """The models behind a search."""
-
-    model: Annotated[
-        Ref | None,
-        configures(
-            "--model", "With a store: the folder of its dual encoder, if the index is on another machine.", "DIR"
-        ),
-        Path,
-    ] = None
-    rerank: Rerank = None
-    rerank_overrides: RerankSet = None
-    depth: Annotated[int | None, configures("--depth", DEPTH_HELP, "N", show_default="50", min=1)] = None
-
-    def check_depth(self) -> None:
-        """A usage error for a depth without a re-ranker."""
-        if self.rerank is None:
-            refuse({"--depth": self.depth}, "is the number of candidates to re-rank: add --rerank REF")
-
-    def searcher(self, index: ImageIndex) -> IndexSearcher:
-        """The searcher of an index with these models."""
-        from dcdctl.core.search import IndexSearcher
-
-        return IndexSearcher.for_index(
-            index,
-            device=self.device,
-            threads=self.threads,
-            rerank=optional_ref(self.rerank),
-            depth=self.depth,
-            rerank_set=assignments(self.rerank_overrides),
-        )
 
 
 def sizes(text: str) -> tuple[int, ...]:

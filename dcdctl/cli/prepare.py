@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dcdctl.cli.completion import complete_manifest
 from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, names_in, optional_path, optional_ref, path
+from dcdctl.cli.option_groups import CpuCluster
 from dcdctl.cli.options import (
     MOST_CLUSTER_WORKERS,
     ColumnNames,
-    CpuCluster,
     Json,
     MaxImages,
     argument,

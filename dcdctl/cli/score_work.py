@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from dcdctl.cli import options
 from dcdctl.cli.declare import Refs, assignments, many, path
+from dcdctl.cli.option_groups import Passes
 from dcdctl.cli.views.terminal import bar, note, show, show_json
 from dcdctl.core.progress import counted
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ScoreWork(options.Passes):
+class ScoreWork(Passes):
     """Files of the work list, and the teacher that scores them."""
 
     work: Annotated[

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcdctl.cli.declare import optional_path, path
-from dcdctl.cli.options import AnyIndex, Json, Page, SearchModels, argument, configures, reads, refuse, writes
+from dcdctl.cli.option_groups import SearchModels
+from dcdctl.cli.options import AnyIndex, Json, Page, argument, configures, reads, refuse, writes
 from dcdctl.cli.views.terminal import bar, note
 
 if TYPE_CHECKING:

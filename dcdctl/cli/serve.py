@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from dcdctl.cli.declare import assignments, optional_path, optional_ref
-from dcdctl.cli.options import AnyIndex, Json, SearchModels, configures
+from dcdctl.cli.option_groups import SearchModels
+from dcdctl.cli.options import AnyIndex, Json, configures
 from dcdctl.cli.views.terminal import note, show, show_json
 from dcdctl.core.progress import counted
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from dcdctl.cli.declare import Ref, Refs, assignments, many, named, optional_path, path
+from dcdctl.cli.option_groups import Machine
 from dcdctl.cli.options import (
     Features,
-    Machine,
     MaxImages,
     ModelSet,
     Out,

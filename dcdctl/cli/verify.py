@@ -17,7 +17,7 @@ Folder = Annotated[
 
 def verify(path: Folder, json: Json = False) -> None:
     """Compare the files with their checksums. The command reads all of an artifact and names every damage."""
-    from dcdctl.core.verify import verify as verify_artifacts
+    from dcdctl.core.integrity import verify as verify_artifacts
 
     verification = verify_artifacts(path, bar)
     if json:

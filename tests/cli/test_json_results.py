@@ -18,7 +18,7 @@ from tiny import make_teacher
 
 import dcdctl
 from dcdctl.cli import serve as serve_command
-from dcdctl.cli.options import SearchModels
+from dcdctl.cli.option_groups import SearchModels
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError

@@ -26,7 +26,7 @@ from dcdctl.core.data import (
 from dcdctl.core.data.readers.rows import divide
 from dcdctl.core.data.shards import CorpusRow
 from dcdctl.core.errors import InputError
-from dcdctl.core.verify import verify
+from dcdctl.core.integrity import verify
 
 NAMES = [f"{number}.jpg" for number in range(20)]
 ROWS = [

@@ -21,7 +21,7 @@ from PIL import Image, ImageFile
 from raw_files import dng
 
 from dcdctl.core.data import FolderImageFile, ImageError, RowError, decode_image, images, read_exif
-from dcdctl.core.data.images import archives, check_image, decode, for_browser, formats, kind_of, thumbnail
+from dcdctl.core.data.images import archives, check_image, for_browser, formats, kind_of, opened, thumbnail
 
 HALVES = halves(("red", "blue"))
 UPRIGHT = {
@@ -261,8 +261,8 @@ def test_a_video_is_told_by_its_first_bytes_and_not_read_to_its_end(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_large_images_are_decoded_one_at_a_time_also_after_a_fork(monkeypatch):
-    monkeypatch.setattr(decode, "LARGE_PIXELS", 2000)
-    with decode._one_large:
+    monkeypatch.setattr(opened, "LARGE_PIXELS", 2000)
+    with opened._one_large:
         # A JPEG of one scan takes little memory, so it does not wait.
         assert decode_image(encoded("JPEG")).size == (48, 32)
         if (child := os.fork()) == 0:
@@ -303,7 +303,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(monkeypatch):
 
 
 def test_every_large_image_is_halved_until_it_has_fewer_pixels(monkeypatch):
-    monkeypatch.setattr(decode, "LARGE_PIXELS", 96 * 64 // 4)
+    monkeypatch.setattr(opened, "LARGE_PIXELS", 96 * 64 // 4)
     for data in (encoded("PNG", HALVES), encoded("JPEG", HALVES), *UPRIGHT.values()):
         found = decode_image(data)
         assert found.size == (48, 32)
@@ -313,7 +313,7 @@ def test_every_large_image_is_halved_until_it_has_fewer_pixels(monkeypatch):
 @pytest.mark.parametrize("form", ["AVIF", "HEIF"])
 def test_an_image_in_boxes_that_is_larger_than_the_limit_is_refused_undecoded(form, monkeypatch):
     data = UPRIGHT["avif" if form == "AVIF" else "heic"]
-    monkeypatch.setattr(decode, "MAX_PIXELS", 96 * 64 - 1)
+    monkeypatch.setattr(opened, "MAX_PIXELS", 96 * 64 - 1)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
     with pytest.raises(ImageError, match="decompression bomb") as refused:
         decode_image(data)

@@ -10,9 +10,9 @@ from tiny import make_corpus, make_pool, write_pool
 from dcdctl.core.artifacts import read_document, write_document
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import CorpusError
+from dcdctl.core.integrity import verify
 from dcdctl.core.progress import silent
 from dcdctl.core.scoring import CorpusSource, features, open_or_build
-from dcdctl.core.verify import verify
 
 CAPTIONS = [[f"a {word} of image {image}" for word in ("view", "photo")[: 1 + image % 2]] for image in range(9)]
 FLAT = [text for texts in CAPTIONS for text in texts]

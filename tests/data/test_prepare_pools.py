@@ -32,7 +32,7 @@ from dcdctl.core.data.readers.captions import MAX_TEXT_BYTES
 from dcdctl.core.data.readers.rows import divide
 from dcdctl.core.errors import ConfigError, CorpusError, InputError
 from dcdctl.core.export.check import samples_of
-from dcdctl.core.verify import verify
+from dcdctl.core.integrity import verify
 
 NAMES = [f"{'sub/' if number % 2 else ''}{number}.jpg" for number in range(30)]
 TEXTS = [f"query {number}" for number in range(40)]

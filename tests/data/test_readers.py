@@ -17,7 +17,7 @@ from shards import add
 
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
 from dcdctl.core.errors import ConfigError, InputError
-from dcdctl.core.verify import verify
+from dcdctl.core.integrity import verify
 
 
 @pytest.fixture

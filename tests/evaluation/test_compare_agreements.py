@@ -12,7 +12,7 @@ from tiny import make_corpus
 
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation import compare_agreements
-from dcdctl.core.verify import verify
+from dcdctl.core.integrity import verify
 
 # Two images and four texts: 60, 40 and 50 in percent; the base has 10 less everywhere.
 OURS, BASE = ([0.6, 0.4], [0.5] * 4), ([0.5, 0.3], [0.4] * 4)

@@ -13,7 +13,7 @@ from artifact_kinds import KINDS
 from damage import NAMED, Artifact, as_new_process, count_outcomes, damages, replaced
 
 from dcdctl.core import files
-from dcdctl.core.verify import verify
+from dcdctl.core.integrity import verify
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 

@@ -10,7 +10,7 @@ import pytest
 from processes import TIMEOUT_S
 
 from dcdctl.core.data import ImageError, decode_image
-from dcdctl.core.data.images.decode import ignore_pillow_warnings
+from dcdctl.core.data.images.opened import ignore_pillow_warnings
 from dcdctl.core.errors import CorpusError
 from dcdctl.core.machine import read_in_threads
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import preprocess
+from dcdctl.core.models import hub_errors
 from dcdctl.core.models.networks import backbones
 
 DEEP = "[" * 10_000 + "]" * 10_000
@@ -111,7 +111,7 @@ def test_missing_weights_are_not_allocated_in_a_size_from_config_json(folders, t
 def test_too_little_memory_for_a_model_is_no_fault_of_its_files(tmp_path, error, message):
     with (
         pytest.raises(ModelError, match=message.format(tmp_path)) as raised,
-        preprocess.hub_errors(str(tmp_path), hint="give a folder that holds config.json"),
+        hub_errors(str(tmp_path), hint="give a folder that holds config.json"),
     ):
         raise error
     assert "config.json" not in str(raised.value)

@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import Preprocess, preprocess
+from dcdctl.core.models import Preprocess
 from dcdctl.core.models.preprocess import meter_image_processor, square_image_processor, vilt_image_processor
+from dcdctl.core.models.tokenizer import check_text_length
 
 OFFICIAL = json.loads((FIXTURES / "preprocess_a.json").read_text())
 
@@ -129,4 +130,4 @@ def test_preprocessing_survives_pickling(vilt, pil_images, captions):
 @pytest.mark.parametrize("length", [-1, 0, 2])
 def test_a_text_length_without_room_for_a_word_is_refused(length):
     with pytest.raises(ModelError, match=f"max_text_len must be at least 3, got {length}"):
-        preprocess.check_text_length(length, 40)
+        check_text_length(length, 40)

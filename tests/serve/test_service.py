@@ -24,7 +24,7 @@ from dcdctl.core.data import Corpus, images
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.search import CombinedQuery, FolderIndex, IndexSearcher
 from dcdctl.core.search.torch_models import Reranker
-from dcdctl.core.serve import ServiceConfig, app
+from dcdctl.core.serve import ServiceConfig, search_routes
 
 MAX_UPLOAD, MAX_PIXELS = 100_000, 300_000
 CONFIG = ServiceConfig(
@@ -421,7 +421,7 @@ def test_with_a_reranker_texts_are_reranked_and_images_are_not(searcher, kind):
     assert by_text["rerank_ms"] > 0
     by_row = client.get("/search?row=0").json()
     assert by_row["results"][0]["row"] == 0
-    assert by_row["notes"] == [app.NOT_RERANKED]
+    assert by_row["notes"] == [search_routes.NOT_RERANKED]
 
 
 @pytest.mark.parametrize(

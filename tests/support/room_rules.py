@@ -17,10 +17,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "report": ("engines", "data", "teacher", "evaluation", "training", "bench", "search"),
     "export": ("engines", "data", "models", "scoring", "evaluation", "training", "bench", "report"),
     "study": ("engines", "data", "models", "scoring", "teacher", "evaluation", "training", "bench", "report"),
+    "integrity": ("data", "models", "scoring", "teacher", "evaluation", "training", "bench", "search"),
 }
 """The rooms in order, and the earlier rooms that each one reads. Ground files are free to all."""
-WHOLE = ("copies", "demo", "verify")
-"""Files beside the rooms that use all of them."""
 GROUND = (
     "errors",
     "progress",

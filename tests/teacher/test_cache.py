@@ -17,6 +17,7 @@ from tiny import contents, make_corpus, make_teacher
 from dcdctl.core import artifacts, models
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.integrity import verify
 from dcdctl.core.models.preprocess import vilt_image_processor
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.scoring import pairs as scoring_pairs
@@ -30,7 +31,6 @@ from dcdctl.core.teacher import (
 )
 from dcdctl.core.teacher import cache as teacher_cache
 from dcdctl.core.teacher import job as teacher_job
-from dcdctl.core.verify import verify
 
 CONFIG = CandidateConfig(per_query=4)
 COMPUTE = Compute(batch_size=64)

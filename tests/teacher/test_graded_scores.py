@@ -13,8 +13,8 @@ from tiny import contents, make_corpus, make_pool
 
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import InputError, MissingError, StaleError
+from dcdctl.core.integrity import verify
 from dcdctl.core.teacher import CacheJob, CandidateConfig, TeacherCache, build, plan_work, take_scores
-from dcdctl.core.verify import verify
 
 TEXTS = [[f"a {word} of thing {image}" for word in ("view", "photo")[: 1 + image % 2]] for image in range(8)]
 CONFIG = CandidateConfig(per_query=3)

@@ -23,6 +23,7 @@ from dcdctl.core.artifacts import read_document, seal_of, write_document
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
+from dcdctl.core.integrity import verify
 from dcdctl.core.scoring import CorpusSource, PairWorker, embed_with_model, score_pairs
 from dcdctl.core.teacher import (
     CacheJob,
@@ -41,7 +42,6 @@ from dcdctl.core.teacher import (
     take_scores,
     verify_cache,
 )
-from dcdctl.core.verify import verify
 
 COMPUTE = Compute(batch_size=64)
 TEXTS = [[f"a {word} of thing {image}" for word in ("view", "photo")[: 1 + image % 2]] for image in range(12)]

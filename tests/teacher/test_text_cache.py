@@ -22,8 +22,8 @@ from dcdctl.core.data import DataChoice, choose_manifest, prepare_corpus, text_e
 from dcdctl.core.devices import CPU
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, StaleError
+from dcdctl.core.integrity import verify
 from dcdctl.core.teacher import TextCacheJob, cache_texts, read_cache, read_text_cache, text_cache, verify_texts
-from dcdctl.core.verify import verify
 
 TEXTS = [f"{'a ' * (-2 * number % 5)}dog number {number}" for number in range(23)]
 """Their order is not that of their lengths."""

@@ -17,9 +17,9 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, InputError, StaleError
 from dcdctl.core.evaluation import evaluate
+from dcdctl.core.integrity import verify
 from dcdctl.core.training import InputRefs, Run, checkpoints, validation, validation_document, validation_table
 from dcdctl.core.training.runs import BEST
-from dcdctl.core.verify import verify
 
 STEPS = [
     *("model.kind=dual", "model.layers=[]", "batch.size=8", "loss.terms={ infonce = 1.0 }", "optimizer.steps=6"),

@@ -16,11 +16,11 @@ from dcdctl.core import models
 from dcdctl.core.artifacts import write_document
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.integrity import verify
 from dcdctl.core.training import checkpoints, loggers, loop, runs
 from dcdctl.core.training.grad_cache import UNSCALED
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import Recipe
-from dcdctl.core.verify import verify
 
 RECIPE = Recipe(seed=3)
 

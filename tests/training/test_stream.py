@@ -17,11 +17,12 @@ from tiny import make_models, make_pool, make_wide_dual
 from torch.nn import functional
 from training_steps import DUAL, KilledError, killed_after
 
-from dcdctl.core import models, training, verify
+from dcdctl.core import models, training
 from dcdctl.core.data import decode_image
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
+from dcdctl.core.integrity import verify
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.stream import StreamBatches, StreamTeacher
@@ -109,9 +110,9 @@ def test_a_killed_training_that_skips_samples_resumes_to_the_weights_of_an_unint
 def test_the_counts_of_a_run_are_verified_and_lost_ones_counted_again(tars, whole, tmp_path):
     folder = shutil.copytree(whole.folder, tmp_path / "run")
     path = folder / "shards.jsonl"
-    assert not [line for artifact in verify.verify(folder).artifacts for line in artifact.damages]
+    assert not [line for artifact in verify(folder).artifacts for line in artifact.damages]
     path.write_text(path.read_text().replace('"samples": 9', '"samples": 8'))
-    (damage,) = [line for artifact in verify.verify(folder).artifacts for line in artifact.damages]
+    (damage,) = [line for artifact in verify(folder).artifacts for line in artifact.damages]
     assert "shards.jsonl is damaged, or of another run: it does not match its checksum" in damage
     with pytest.raises(KilledError):
         run(tars, tmp_path / "killed", watch=killed_after(13))

@@ -39,24 +39,18 @@ from .networks.towers import TrainedParts
 from .onnx import check_onnx, export_onnx, quantize_dynamic, tower_outputs
 from .onnx_towers import TOWERS, OnnxTowers, require_onnx
 from .overrides import parse_overrides
-from .preprocess import (
-    Preprocess,
-    hub_errors,
-    load_tokenizer,
-    num_text_positions,
-    quietly,
-    silence_transformers,
-    word_piece,
-)
+from .preprocess import Preprocess
 from .protocols import ExportSpec, Preprocessor
 from .query import QuerySpace
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE, path_of
 from .references.hub import hub_source, without_bars
+from .references.loading import hub_errors, quietly, silence_transformers
 from .references.published import PublishedRow, list_teachers, published_rows
 from .run_documents import expect_run, read_run, run_of
 from .saved_folder import find_damages, saved_fingerprint, seal_again
 from .text_export import TEXT_PACKAGES, export_text_tower, exports_text_towers
 from .text_tower import PATIENCE_S, TextTower
+from .tokenizer import load_tokenizer, num_text_positions, word_piece
 
 __all__ = [
     "MODULE_CONFIG_FILE",

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dcdctl.core import files
 from dcdctl.core.errors import DcdError, ModelError, first_line
-from dcdctl.core.models.preprocess import silence_transformers
 from dcdctl.core.models.protocols import Table
+from dcdctl.core.models.references.loading import silence_transformers
 
 WEIGHTS_FILE = "model.safetensors"
 # Lightning before 1.5 uses classes as keys of its callbacks, so plain unpickling of such a file needs that Lightning

@@ -464,6 +464,6 @@ def _check_kind(ref: str | Path, actual: Kind, expected: ExpectedKind | None) ->
 
 
 def _hub_errors(ref: str, *, hint: str) -> AbstractContextManager[None]:
-    from dcdctl.core.models.preprocess import hub_errors
+    from dcdctl.core.models.references.loading import hub_errors
 
     return hub_errors(ref, hint=hint)

@@ -42,7 +42,7 @@ from dcdctl.core.models import text_tower
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.late import LateInteraction, Model
 from dcdctl.core.models.onnx_towers import TOWERS, OnnxTowers, image_inputs, require_onnx
-from dcdctl.core.models.preprocess import quietly
+from dcdctl.core.models.references.loading import quietly
 
 LARGEST_DIFFERENCE = 1e-4
 """Largest accepted difference of a coordinate between torch and ONNX Runtime in float32, which sum in another order."""

@@ -1,5 +1,4 @@
-"""Images and captions to tensors: equal to the Pillow processors of transformers, and faster; loading and training of
-tokenizers.
+"""Images and captions to tensors: equal to the Pillow processors of transformers, and faster.
 
 A normalized pixel depends only on its channel and its gray level. So it is looked up in a table of 3 x 256 values,
 which the processor itself has computed: the result is equal to the last bit. Processors with other steps (crops, other
@@ -10,11 +9,8 @@ Shape letters: I images, T texts, H and W pixels, L text tokens.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging as stdlib_logging
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,29 +19,22 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
-from tokenizers.models import WordPiece
 from transformers import (
     AutoImageProcessor,
-    AutoTokenizer,
     BaseImageProcessor,
-    BertTokenizer,
     CLIPImageProcessorPil,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
-    Siglip2Tokenizer,
     ViltImageProcessorPil,
     ViTImageProcessorPil,
 )
-from transformers.utils import logging
 
-from dcdctl.core.errors import DcdError, ModelError, as_user_error, first_line, is_memory_short, require_extra
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.protocols import Table
-from dcdctl.core.models.references import folders, hub
-from dcdctl.core.models.references.config_sizes import check_sizes
+from dcdctl.core.models.references import hub
+from dcdctl.core.models.references.loading import hub_errors
+from dcdctl.core.models.tokenizer import check_text_length, check_vocabulary, num_text_positions, save_tokenizer
 
 METER: Literal["meter"] = "meter"
 """The `image_transform` of METER."""
@@ -54,10 +43,6 @@ VILT_LONGER_PER_SHORTER = 1333 / 800
 VILT_SIZE_DIVISOR = 32
 """ViLT cuts the sides of a resized image to multiples of its patch size."""
 _SQUARE_PROCESSORS = ("ViTImageProcessor", "DeiTImageProcessor", "BlipImageProcessor")
-AFTER_PADDING = ("roberta", "xlm-roberta", "bridgetower_text_model")
-"""Text encoders whose positions are counted from their padding id, as in RoBERTa."""
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-"""Special tokens of a new tokenizer, in the order of their ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,84 +250,11 @@ def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5)
     )
 
 
-FOLDER_HINT = "give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
-TOKENIZER_HINT = "name a tokenizer with `--model-set tokenizer=FOLDER`"
-
-
-def load_tokenizer(
-    ref: str, hint: str = TOKENIZER_HINT, use: str = "", config: PreTrainedConfig | None = None
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub id; ModelError if there is none.
-
-    `use` is that of `hub.reading`. `config` is the configuration of transformers in the same place, if it has been
-    read.
-    """
-    # A folder may hold code for transformers (`dcdctl export`). Without the second argument transformers would ask
-    # whether to run it.
-    source = {**hub.hub_source(ref), "trust_remote_code": False}
-    with hub_errors(ref, hint=hint, use=use):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(**source, config=config)
-        except ImportError:
-            require_extra("siglip", "sentencepiece", needed_by=f"the tokenizer of {ref}")
-            raise
-        # A SigLIP 2 of one resolution has the type of SigLIP and names Gemma's tokenizer, which ignores do_lower_case.
-        # The model has read lower case only, and loses 4 to 7 points of R@1 without (big_vision, issue 166).
-        is_lower = getattr(config, "model_type", "") == "siglip" or tokenizer.init_kwargs.get("do_lower_case")
-        if is_lower and type(tokenizer).__name__ == "GemmaTokenizer":
-            tokenizer = Siglip2Tokenizer.from_pretrained(**source)
-    check_words(tokenizer, ref, hint)
-    return tokenizer
-
-
-def check_words(tokenizer: PreTrainedTokenizerBase, ref: str, hint: str) -> None:
-    """ModelError for a tokenizer without words, which transformers makes for a folder without a vocabulary."""
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ModelError(f"{ref} holds no tokenizer's vocabulary", hint=hint)
-
-
 def load_image_processor(ref: str) -> BaseImageProcessor:
     """The image processor of a folder or Hub id, the Pillow version if there is one."""
     with hub_errors(ref, hint="a model needs its preprocessor_config.json"):
         # The torchvision version differs by one gray level in some pixels.
         return AutoImageProcessor.from_pretrained(**hub.hub_source(ref), backend="pil", trust_remote_code=False)
-
-
-def load_own_tokenizer(ref: str, config: PreTrainedConfig, other: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a network's folder or Hub id, whose configuration is `config`, or that of `other`, if the user
-    names another."""
-    return load_tokenizer(ref, config=config) if not other else load_tokenizer(other)
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the files of a tokenizer, which do not depend on what it has read."""
-    if tokenizer.is_fast:
-        # A call leaves its truncation and padding in the backend, and sets them again; the file would have those of the
-        # last one.
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    tokenizer.save_pretrained(folder)
-
-
-def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer:
-    """A lower-casing WordPiece tokenizer of at most `vocab_size` tokens, trained on these captions; [PAD] is 0.
-    Repeatable. ModelError if there is no room for more than their letters: each word would be unknown."""
-    texts = list(captions)
-    trained = Tokenizer(WordPiece(unk_token="[UNK]"))
-    trained.normalizer = normalizers.BertNormalizer(lowercase=True)
-    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    characters: set[str] = set().union(*map(trained.normalizer.normalize_str, texts))
-    letters = sorted(character for character in characters if not character.isspace())
-    # The trainer numbers "##x" pieces in the order of a randomly seeded hash map, and resolves equal counts by number.
-    # Pieces that are given to it in advance have a fixed order, which makes the vocabulary reproducible.
-    pieces = [*SPECIALS, *(f"##{letter}" for letter in letters)]
-    if vocab_size <= len(pieces):
-        raise ModelError(
-            f"{vocab_size:,} tokens have no room for words", hint=f"raise model.vocab_size above {len(pieces):,}"
-        )
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=pieces, show_progress=False)
-    trained.train_from_iterator(texts, trainer)
-    return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True)
 
 
 def fitted_preprocess(
@@ -363,100 +275,3 @@ def fitted_preprocess(
     return Preprocess(
         tokenizer=tokenizer, image_processor=image_processor, max_text_len=check_text_length(length, num_positions)
     )
-
-
-def check_text_length(max_text_len: int, num_positions: int) -> int:
-    """`max_text_len`; ModelError if the model has fewer text positions, or if there is no room for a word."""
-    # [CLS], a word, [SEP]; the settings of a saved model are not checked as those of --model-set are.
-    if not isinstance(max_text_len, int) or max_text_len < 3:
-        raise ModelError(f"max_text_len must be at least 3, got {max_text_len!r:.40}")
-    if max_text_len > num_positions:
-        raise ModelError(
-            f"max_text_len is {max_text_len}, but the model has {num_positions} text positions",
-            hint=f"use at most {num_positions}",
-        )
-    return max_text_len
-
-
-def num_text_positions(config: PreTrainedConfig) -> int:
-    """The number of tokens that a text encoder has positions for; ModelError if its configuration does not give it."""
-    if not hasattr(config, "max_position_embeddings"):
-        raise ModelError(
-            f"the configuration of a {config.model_type} text encoder does not give its number of positions",
-            hint="take one such as BERT or RoBERTa",
-        )
-    # RoBERTa's first position comes after its padding id.
-    reserved = config.pad_token_id + 1 if config.model_type in AFTER_PADDING else 0
-    return int(config.max_position_embeddings) - reserved
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """ModelError if the tokenizer has more tokens than the model has embeddings."""
-    if len(tokenizer) > vocab_size:
-        problem = (
-            f"the tokenizer has {len(tokenizer):,} tokens, but the model's embedding table has {vocab_size:,} rows"
-        )
-        raise ModelError(problem, hint="use the tokenizer the model was trained with: `--model-set tokenizer=FOLDER`")
-
-
-@contextlib.contextmanager
-def hub_errors(ref: str, *, hint: str, use: str = "") -> Iterator[None]:
-    """Turn the errors of libraries for missing or broken files, or an unreachable Hub (`hub.reading`), into a
-    ModelError; others pass."""
-    path = folders.path_of(ref)
-    is_local = path.exists()
-    try:
-        check_sizes(path)
-        with silence_transformers() if is_local else hub.reading(ref, use):
-            yield
-    except (DcdError, ImportError):  # not about the files; `needing_timm` and `load_tokenizer` name a missing package
-        raise
-    # transformers raises OSError for missing files, and also where the Hub is unreachable. A setting that it does not
-    # know is a KeyError, TypeError or AttributeError, and weights of other shapes are a RuntimeError. For what it
-    # cannot read, tokenizers raises a plain Exception, so no list of types is complete.
-    except Exception as error:
-        is_named = isinstance(error, PermissionError) or is_memory_short(error)
-        if is_named and (refusal := as_user_error(error, path, kind=ModelError)) is not None:
-            raise refusal from error
-        is_clear = isinstance(error, OSError | ValueError | SafetensorError)
-        reason = first_line(error) if is_clear else f"{type(error).__name__}: {first_line(error)}"
-        kind = "" if is_local else " (no such file or folder here, so it was looked up as a Hugging Face Hub id)"
-        raise ModelError(f"cannot load {ref}{kind}: {reason}", hint=hint) from error
-
-
-@contextlib.contextmanager
-def silence_transformers() -> Iterator[None]:
-    """Without the progress bar of transformers for weights and its list of unused entries.
-
-    Local files need no bar, and dcdctl reports missing entries itself. Downloads keep their bar.
-    """
-    had_bar, handlers = logging.is_progress_bar_enabled(), list(logging.get_logger("transformers").handlers)
-    levels = [handler.level for handler in handlers]
-    logging.disable_progress_bar()
-    # The level of a logger would do as well, but each change of it goes through all loggers of the process, which are
-    # thousands.
-    for handler in handlers:
-        handler.setLevel(stdlib_logging.ERROR)
-    try:
-        yield
-    finally:
-        for handler, level in zip(handlers, levels, strict=True):
-            handler.setLevel(level)
-        if had_bar:
-            logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Without warnings and with log messages of errors alone: what other libraries say of their progress, and of what
-    dcdctl sets itself, is for their developers."""
-    # Without a handler, the functions of `logging` set up one of the root logger.
-    silent, before = stdlib_logging.NullHandler(), stdlib_logging.root.manager.disable
-    stdlib_logging.root.addHandler(silent)
-    stdlib_logging.disable(stdlib_logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        stdlib_logging.disable(before)
-        stdlib_logging.root.removeHandler(silent)

@@ -30,9 +30,10 @@ from dcdctl.core.models.model import Calibration, RetrievalModel
 from dcdctl.core.models.networks.attention import set_hidden_dropout
 from dcdctl.core.models.networks.query_text import QueryText
 from dcdctl.core.models.networks.towers import Tower, depth_of
-from dcdctl.core.models.preprocess import Preprocess, save_tokenizer
+from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import ExportSpec, Preprocessor, Table
 from dcdctl.core.models.references.folders import QUERY
+from dcdctl.core.models.tokenizer import save_tokenizer
 
 T = TypeVar("T")
 

@@ -1,4 +1,5 @@
-"""The work behind the routes: the current index, bounded thread pools, and batches of texts."""
+"""The work behind the routes: the current index, bounded thread pools, batches of texts, and the state that
+the routes share."""
 
 from __future__ import annotations
 
@@ -14,15 +15,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import INDEX_FILE, Condition, FolderIndex, IndexSearcher, SearchAnswer
+from dcdctl.core.search import INDEX_FILE, Condition, FolderIndex, ImageIndex, IndexSearcher, SearchAnswer
 from dcdctl.core.serve import logs
-from dcdctl.core.serve.metrics import Metrics
+from dcdctl.core.serve.metrics import Metrics, Shared
 from dcdctl.core.serve.service_config import ServiceConfig
 from dcdctl.core.stores import UnavailableError
 
 T = TypeVar("T")
 Stamp = tuple[int, int, int]
 OVERDUE = "waited too long"
+READY_S = 2.0
+"""How long /health waits for a store; balancers and containers wait for some seconds."""
 
 
 class LiveSearcher:
@@ -232,3 +235,42 @@ class TextBatcher:
         for text, answer in zip(texts, answers, strict=True):
             self.metrics.searched(answer)
             text.answer.set_result(replace(answer, hits=answer.hits[: text.k]))
+
+
+class ServiceState:
+    """The state that the routes share."""
+
+    def __init__(self, searcher: IndexSearcher | LiveSearcher, config: ServiceConfig, shared: Shared | None) -> None:
+        self.searcher = searcher if isinstance(searcher, LiveSearcher) else LiveSearcher(searcher)
+        self.config = config
+        self.metrics = Metrics(shared)
+        self.searching = Workers(
+            "search",
+            threads=config.search_workers,
+            max_waiting=config.max_waiting,
+            max_wait_s=config.max_wait_s,
+            metrics=self.metrics,
+        )
+        self.reading = Workers(
+            "image",
+            threads=config.image_workers,
+            max_waiting=config.max_waiting_images,
+            max_wait_s=config.max_wait_s,
+            metrics=self.metrics,
+        )
+        self.texts = TextBatcher(self.searcher, self.searching, config, self.metrics)
+        self.is_stopping = threading.Event()
+        """Set while it answers its last requests."""
+        self._asked: asyncio.Task[bool] | None = None
+
+    @property
+    def index(self) -> ImageIndex:
+        """The index that is searched now."""
+        return self.searcher.now().index
+
+    async def is_ready(self) -> bool:
+        """Whether the index answers within `READY_S`; one call at a time: a silent store holds each for long."""
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.create_task(asyncio.to_thread(self.index.is_ready))
+        done, _ = await asyncio.wait([self._asked], timeout=READY_S)
+        return any(task.result() for task in done)

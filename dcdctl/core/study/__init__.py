@@ -1,4 +1,5 @@
-"""Whether a teacher pays on the user's data: zero-shot, fine-tuned, distilled and a cascade, in one report."""
+"""Whether a teacher pays, all steps in one call and one report: on the user's data (`run_study`) and on built-in scenes
+(`run_demo`)."""
 
 import lazy_loader
 

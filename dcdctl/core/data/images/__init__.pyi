@@ -12,7 +12,6 @@ from .archives import (
 from .checks import ImageChecks, ShardFiles
 from .cities import nearest_place
 from .decode import (
-    MAX_PIXELS,
     CheckedImage,
     check_image,
     decode_image,
@@ -38,6 +37,7 @@ from .formats import (
     kind_of_name,
     left_out_lines,
 )
+from .opened import MAX_PIXELS
 from .parquet import PARQUET_BATCH_ROWS, PARQUET_BUFFER_BYTES, ParquetImageFile, refuse_inflation
 
 __all__ = [

@@ -16,8 +16,8 @@ from PIL.ExifTags import GPS, IFD, Base
 from PIL.JpegImagePlugin import jpeg_factory
 
 from dcdctl.core.data.columns import MOMENT
-from dcdctl.core.data.images.decode import DECODE_ERRORS, ignore_pillow_warnings, open_heif
 from dcdctl.core.data.images.formats import HEAD_BYTES, HEIF, JPEG, PILLOW_FORMATS, RAW, TIFF, ImageError, recognize
+from dcdctl.core.data.images.opened import DECODE_ERRORS, ignore_pillow_warnings, open_heif
 
 CAMERA_COLUMNS = {"taken": MOMENT, "year": pa.int64(), "camera": pa.string()}
 PLACE_COLUMNS = {"latitude": pa.float64(), "longitude": pa.float64()}

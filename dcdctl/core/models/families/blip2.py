@@ -26,7 +26,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.matching import MatchingScorer, finish, self_attend
 from dcdctl.core.models.inputs import States, TextBatch, select_rows
 from dcdctl.core.models.networks.attention import Groups, heads_of, recomputed
-from dcdctl.core.models.preprocess import check_vocabulary
+from dcdctl.core.models.tokenizer import check_vocabulary
 
 IMAGE_TOKEN = "<image>"
 """What the processor of transformers puts before a caption, once for each query; the network cuts it off."""

@@ -31,8 +31,9 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_weights, read_folder
 from dcdctl.core.models.overrides import read_overrides
-from dcdctl.core.models.preprocess import METER, fitted_preprocess, load_tokenizer, meter_image_processor
+from dcdctl.core.models.preprocess import METER, fitted_preprocess, meter_image_processor
 from dcdctl.core.models.protocols import Table
+from dcdctl.core.models.tokenizer import load_tokenizer
 
 MAX_TEXT_LEN = 40
 """Tokens of a caption unless set otherwise, as in METER."""

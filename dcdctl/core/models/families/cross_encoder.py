@@ -23,8 +23,8 @@ from dcdctl.core.errors import MissingError, ModelError, first_line, install_com
 from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess, check_read, processor_table
 from dcdctl.core.models.families.shared_prefix import TOLERANCES, Pair, SharedPrefix, SharingError
 from dcdctl.core.models.overrides import IMAGE_FIRST, Overrides, read_overrides
-from dcdctl.core.models.preprocess import hub_errors, quietly
 from dcdctl.core.models.protocols import Table
+from dcdctl.core.models.references.loading import hub_errors, quietly
 
 EXTRA = "sentence-transformers"
 NUM_CHECKED = 2

@@ -21,8 +21,9 @@ from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_we
 from dcdctl.core.models.networks.projections import EncoderProjections, ProjectionSize
 from dcdctl.core.models.networks.towers import Tower, TrainedParts
 from dcdctl.core.models.overrides import read_overrides
-from dcdctl.core.models.preprocess import Preprocess, fitted_preprocess, load_tokenizer
+from dcdctl.core.models.preprocess import Preprocess, fitted_preprocess
 from dcdctl.core.models.protocols import ExportSpec, Table
+from dcdctl.core.models.tokenizer import load_tokenizer
 from dcdctl.core.models.tower_dual import TowerDual
 
 

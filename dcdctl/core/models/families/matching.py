@@ -25,17 +25,10 @@ from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.networks.attention import attend_and_project, heads_of, set_hidden_dropout
 from dcdctl.core.models.overrides import read_overrides
-from dcdctl.core.models.preprocess import (
-    FOLDER_HINT,
-    Preprocess,
-    check_text_length,
-    check_vocabulary,
-    hub_errors,
-    load_image_processor,
-    load_own_tokenizer,
-    num_text_positions,
-)
+from dcdctl.core.models.preprocess import Preprocess, load_image_processor
 from dcdctl.core.models.protocols import ExportSpec, Table
+from dcdctl.core.models.references.loading import FOLDER_HINT, hub_errors
+from dcdctl.core.models.tokenizer import check_text_length, check_vocabulary, load_own_tokenizer, num_text_positions
 
 NO_MATCH, MATCH = 0, 1
 """Rows of the heads."""

@@ -32,9 +32,10 @@ from dcdctl.core.models.networks.open_clip_towers import find_towers
 from dcdctl.core.models.networks.towers import TrainedParts, depth_of, freeze_others
 from dcdctl.core.models.open_clip_tokenizer import OpenClipTokenizer
 from dcdctl.core.models.overrides import Overrides, read_overrides
-from dcdctl.core.models.preprocess import TOKENIZER_HINT, check_words, hub_errors, quietly
 from dcdctl.core.models.protocols import ExportSpec, Table
 from dcdctl.core.models.references.folders import OPEN_CLIP, OPEN_CLIP_FILE, OPEN_CLIP_WEIGHTS, open_clip_weights
+from dcdctl.core.models.references.loading import hub_errors, quietly
+from dcdctl.core.models.tokenizer import TOKENIZER_HINT, check_words
 
 WEIGHTS_FILE = OPEN_CLIP_WEIGHTS[0]
 TEXT_CONFIG = "hf_text_config"

@@ -21,15 +21,10 @@ from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.over_encoders import load_weights, read_folder
 from dcdctl.core.models.networks.query_text import QueryText, StaticText
 from dcdctl.core.models.networks.towers import Tower, keep_layers
-from dcdctl.core.models.preprocess import (
-    Preprocess,
-    check_text_length,
-    check_vocabulary,
-    load_tokenizer,
-    num_text_positions,
-)
+from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.query import QueryEncoder, QueryLate, QueryPreprocess, QuerySpace
+from dcdctl.core.models.tokenizer import check_text_length, check_vocabulary, load_tokenizer, num_text_positions
 
 ATTENTION = ("align_text_model", "aimv2_text_model")
 """Text encoders whose attention here is not the default that they have alone (`vision_text_dual.ATTENTION`)."""

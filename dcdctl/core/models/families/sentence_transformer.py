@@ -25,10 +25,11 @@ from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, ch
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.towers import TrainedParts
-from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quietly
 from dcdctl.core.models.protocols import ExportSpec, Table
 from dcdctl.core.models.references import folders
 from dcdctl.core.models.references.folders import MODULES_FILE, SENTENCE_TRANSFORMER, module_types
+from dcdctl.core.models.references.loading import hub_errors, quietly
+from dcdctl.core.models.tokenizer import num_text_positions
 
 PIL = "pil"
 """The image processors of transformers that need no torchvision."""

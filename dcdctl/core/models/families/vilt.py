@@ -27,16 +27,10 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, select_rows
 from dcdctl.core.models.model import TransformerSize, seeded
 from dcdctl.core.models.networks.attention import Heads, heads_of, into_queries, recomputed, set_hidden_dropout
 from dcdctl.core.models.overrides import read_overrides
-from dcdctl.core.models.preprocess import (
-    FOLDER_HINT,
-    Preprocess,
-    fitted_preprocess,
-    hub_errors,
-    load_image_processor,
-    load_own_tokenizer,
-    vilt_image_processor,
-)
+from dcdctl.core.models.preprocess import Preprocess, fitted_preprocess, load_image_processor, vilt_image_processor
 from dcdctl.core.models.protocols import ExportSpec, Table
+from dcdctl.core.models.references.loading import FOLDER_HINT, hub_errors
+from dcdctl.core.models.tokenizer import load_own_tokenizer
 
 TEXT_EPS = 1e-12
 """LayerNorm epsilon of the text embeddings."""

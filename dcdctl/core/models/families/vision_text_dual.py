@@ -42,17 +42,10 @@ from dcdctl.core.models.networks.attention import set_hidden_dropout
 from dcdctl.core.models.networks.over_encoders import FrozenTowers
 from dcdctl.core.models.networks.towers import Tower, keep_layers
 from dcdctl.core.models.overrides import read_overrides
-from dcdctl.core.models.preprocess import (
-    FOLDER_HINT,
-    Preprocess,
-    fitted_preprocess,
-    hub_errors,
-    load_image_processor,
-    load_own_tokenizer,
-    load_tokenizer,
-    square_image_processor,
-)
+from dcdctl.core.models.preprocess import Preprocess, fitted_preprocess, load_image_processor, square_image_processor
 from dcdctl.core.models.protocols import ExportSpec, Table
+from dcdctl.core.models.references.loading import FOLDER_HINT, hub_errors
+from dcdctl.core.models.tokenizer import load_own_tokenizer, load_tokenizer
 from dcdctl.core.models.tower_dual import TowerDual
 
 MAX_TEXT_LEN = 40

@@ -27,16 +27,11 @@ from dcdctl.core.errors import ModelError, first_line, require_extra
 from dcdctl.core.models.checkpoint import check_complete, check_finite
 from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
-from dcdctl.core.models.preprocess import (
-    Preprocess,
-    fitted_preprocess,
-    hub_errors,
-    load_image_processor,
-    load_tokenizer,
-    num_text_positions,
-)
+from dcdctl.core.models.preprocess import Preprocess, fitted_preprocess, load_image_processor
 from dcdctl.core.models.protocols import Table
 from dcdctl.core.models.references import hub
+from dcdctl.core.models.references.loading import hub_errors
+from dcdctl.core.models.tokenizer import load_tokenizer, num_text_positions
 
 TIMM = "timm_wrapper"
 """The model type of timm's models in transformers."""

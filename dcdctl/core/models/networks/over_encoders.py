@@ -21,8 +21,9 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.backbones import EncoderPair, NetworkOverEncoders, config_tables
 from dcdctl.core.models.networks.lower_layers import LowerLayers
-from dcdctl.core.models.preprocess import Preprocess, hub_errors
+from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import Table
+from dcdctl.core.models.references.loading import hub_errors
 
 if TYPE_CHECKING:  # it imports this module
     from dcdctl.core.models.families.vision_text_dual import VisionTextDual

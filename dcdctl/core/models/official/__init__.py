@@ -12,8 +12,9 @@ from transformers import BaseImageProcessor, PreTrainedConfig
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.overrides import Overrides
-from dcdctl.core.models.preprocess import TOKENIZER_HINT, Preprocess, fitted_preprocess, load_tokenizer
+from dcdctl.core.models.preprocess import Preprocess, fitted_preprocess
 from dcdctl.core.models.protocols import Table
+from dcdctl.core.models.tokenizer import TOKENIZER_HINT, load_tokenizer
 
 MATCH_ROW = 1
 """The row of the two-way matching head that stands for "match"."""

@@ -15,9 +15,10 @@ from every_artifact import make_all
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import artifacts, models, search, verify
+from dcdctl.core import artifacts, models, search
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.evaluation import SavedEvaluation
+from dcdctl.core.integrity import verification, verify
 from dcdctl.core.stores import upload_index
 
 
@@ -34,7 +35,7 @@ def copied(intact: Path, tmp_path: Path) -> Path:
 
 
 def test_intact_artifacts_of_every_kind_are_well(intact):
-    found = verify.verify(intact)
+    found = verify(intact)
     kinds = ["corpus", "evaluation", "features", "index", "index", *["model"] * 4, "run", "teacher cache"]
     assert sorted(item.kind for item in found.artifacts) == kinds
     assert found.problems == []
@@ -89,12 +90,12 @@ def test_unfinished_artifacts_are_said_to_be_so(copied):
         content = seal.read_bytes()
         seal.unlink()
         (seal.parent / "plan.json").touch() if kind == "index" else None
-        (item,) = (item for item in verify.verify(seal.parent).artifacts if item.kind == kind)
+        (item,) = (item for item in verify(seal.parent).artifacts if item.kind == kind)
         assert not item.is_finished
         seal.write_bytes(content)
         (seal.parent / "plan.json").unlink() if kind == "index" else None
     shutil.rmtree(copied / "run" / "model")
-    assert [f"{copied / 'run'}: the run is not finished"] == verify.verify(copied / "run").problems
+    assert [f"{copied / 'run'}: the run is not finished"] == verify(copied / "run").problems
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_a_folder_that_lost_its_document_is_a_problem_alone_and_among_others(cop
         plan.unlink()  # else it is an unfinished artifact
     problem = f"{document.parent} holds {part} and no {document.name}: its {kind} cannot be checked"
     for folder in (document.parent, copied):
-        assert problem in verify.verify(folder).problems
+        assert problem in verify(folder).problems
 
 
 def test_an_index_with_the_model_of_another_one_is_named_by_verify_inspect_and_an_upload(copied):
@@ -124,7 +125,7 @@ def test_an_index_with_the_model_of_another_one_is_named_by_verify_inspect_and_a
     other.network.logit_scale.data.add_(1)
     models.save(other, copied / "index" / "model")
     named = f"{copied / 'index' / 'model'} is not the model {index.fingerprint[:8]}, which made the vectors"
-    assert named in verify.verify(copied / "index").problems
+    assert named in verify(copied / "index").problems
     with pytest.raises(StaleError, match=re.escape(named)):
         search.index_document(index)
     with pytest.raises(StaleError, match=re.escape(named)):
@@ -134,7 +135,7 @@ def test_an_index_with_the_model_of_another_one_is_named_by_verify_inspect_and_a
 def test_an_evaluation_whose_table_is_gone_and_an_index_without_model_are_damaged(copied):
     (copied / "run" / "top.parquet").unlink()
     shutil.rmtree(copied / "index" / "model")
-    problems = verify.verify(copied).problems
+    problems = verify(copied).problems
     assert f"{copied / 'run' / 'top.parquet'} is missing" in problems
     named = f"{copied / 'index' / 'model'} is missing, or has no dcdctl.json"
     assert named in problems
@@ -152,7 +153,7 @@ def test_other_files_and_the_folders_of_a_model_are_no_artifacts(copied):
     inner = copied / "models" / "dual" / "0_Transformer"
     inner.mkdir()
     shutil.copy(copied / "models" / "dual" / "model.safetensors", inner)
-    assert verify.verify(copied).problems == [
+    assert verify(copied).problems == [
         f"{inner / 'model.safetensors'} was added to a saved model, and a loader might read it"
     ]
 
@@ -161,17 +162,17 @@ def test_artifacts_are_in_the_order_of_their_folders(tmp_path):
     for name in "fbhadgce":
         (tmp_path / name).mkdir()
         (tmp_path / name / "plan.json").touch()
-    assert [artifact.path.name for artifact in verify.verify(tmp_path).artifacts] == list("abcdefgh")
+    assert [artifact.path.name for artifact in verify(tmp_path).artifacts] == list("abcdefgh")
 
 
 def test_a_path_without_artifacts_is_the_users_error(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(InputError, match=r"holds no artifact of dcdctl; name a corpus"):
-        verify.verify(tmp_path)
+        verify(tmp_path)
     with pytest.raises(InputError, match=r"letter\.txt is a file, a folder is expected"):
-        verify.verify(tmp_path / "letter.txt")
+        verify(tmp_path / "letter.txt")
     with pytest.raises(InputError, match="absent is not there, a folder is expected"):
-        verify.verify(tmp_path / "absent")
+        verify(tmp_path / "absent")
 
 
 def test_what_cannot_be_read_is_named(copied, run_verify, monkeypatch):
@@ -185,8 +186,8 @@ def test_what_cannot_be_read_is_named(copied, run_verify, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(folder / "run.json"))
 
     monkeypatch.setattr(os, "walk", walk_denied)
-    checks = [(names, stat_denied if "run.json" in names else check) for names, check in verify.CHECKS]
-    monkeypatch.setattr(verify, "CHECKS", checks)
+    checks = [(names, stat_denied if "run.json" in names else check) for names, check in verification.CHECKS]
+    monkeypatch.setattr(verification, "CHECKS", checks)
     result = run_verify(copied)
     assert result.exit_code == 1
     problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
@@ -202,7 +203,7 @@ def test_a_document_that_names_a_file_with_a_nul_is_one_line(copied, kind):
     text = json.dumps(artifacts.read_document(path))
     name = re.search(r'"([\w.-]+\.(?:parquet|npy|bin|f16))"', text)[1]
     artifacts.write_document(path, json.loads(text.replace(f'"{name}"', json.dumps(f"a\0{name}"))))
-    problems = verify.verify(folder).problems
+    problems = verify(folder).problems
     named = f"a\0{name}"
     refusals = f"folder: {named}", f"{named} is missing", f"must be the name of a file, got {named!r}"
     assert any(refusal in problem for problem in problems for refusal in refusals)

@@ -10,11 +10,11 @@ from command_line import error_of, run
 from every_artifact import make_all
 from tiny import contents
 
-from dcdctl.core import artifacts, copies
-from dcdctl.core.copies import COPYING, copy
+from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import DcdError, InputError, SourceError, StaleError
-from dcdctl.core.verify import verify
+from dcdctl.core.integrity import copies, copy, verify
+from dcdctl.core.integrity.copies import COPYING
 
 KINDS = ("data/corpus", "data/cache", "data/features", "index", "run", "models/dual")
 

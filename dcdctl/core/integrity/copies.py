@@ -19,10 +19,10 @@ from typing import Any
 from dcdctl.core import artifacts, data, files, locks
 from dcdctl.core.artifacts import Document
 from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.integrity.verification import CHECKS, require_folder, verify
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.places import local_path, shown, url_of
 from dcdctl.core.progress import Advance, Track, silent
-from dcdctl.core.verify import CHECKS, require_folder, verify
 
 COPYING = "copying.json"
 """The document at a URL while a copy to it is not complete: of which files it is."""

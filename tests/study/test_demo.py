@@ -18,13 +18,13 @@ from processes import make_once
 from speed_ups import check_speed_ups
 
 from dcdctl.cli import demo as demo_command
-from dcdctl.core import demo, models
+from dcdctl.core import models
 from dcdctl.core.bench import BenchConfig, footprint
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.demo import DemoJob
 from dcdctl.core.evaluation import EvalOptions, Evaluation, cascade, evaluate_model
 from dcdctl.core.report import report
+from dcdctl.core.study import DemoJob, demo
 from dcdctl.core.teacher import read_cache
 from dcdctl.core.training import Run, load_recipe
 

@@ -1,0 +1,6 @@
+"""Artifacts of every kind, compared with their checksums: where they are (`verify`), and before and after they are
+copied (`copy`)."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

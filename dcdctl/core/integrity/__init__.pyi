@@ -1,0 +1,4 @@
+from .copies import copy
+from .verification import verify
+
+__all__ = ["copy", "verify"]
