@@ -167,7 +167,8 @@ def test_cmyk_red_is_red(form):
     inks[:, 24:] = (0, 0, 0, 255)  # the right half is black
     expected = np.zeros((32, 48, 3), int)
     expected[:, :24] = (255, 0, 0)
-    data = image_file(Image.fromarray(inks, "CMYK"), form, quality=100)
+    image = Image.frombytes("CMYK", (48, 32), inks.tobytes())
+    data = image_file(image, form, quality=100)
     # Adobe stores the inks of a JPEG upside down, and so does Pillow; the marker says that it is of that kind.
     assert (b"Adobe" in data) == (form == "JPEG")
     assert_shows(data, expected, within=2)

@@ -162,7 +162,7 @@ def test_a_dangling_link_is_named_with_its_target(tmp_path):
 
 SERVE = (
     "pip install 'fastapi>=0.165' 'uvicorn>=0.54' 'python-multipart>=0.0.34' 'prometheus-client>=0.26' "
-    "'onnx>=1.19' 'onnxruntime>=1.23'"
+    "'onnx>=1.19' 'onnxruntime>=1.27'"
 )
 
 
@@ -175,7 +175,7 @@ def test_missing_packages_are_named_with_the_install_command(monkeypatch):
         require_extra("index", "blocked", "no_such_package", needed_by="a graph", or_else="--set kind=flat")
     assert str(error.value) == (
         "a graph needs blocked, no-such-package, which are not installed; "
-        "pip install 'usearch>=2.21' 'onnx>=1.19' 'onnxruntime>=1.23', or --set kind=flat"
+        "pip install 'usearch>=2.21' 'onnx>=1.19' 'onnxruntime>=1.27', or --set kind=flat"
     )
 
 

@@ -117,20 +117,20 @@ def test_a_damaged_image_of_a_corpus_is_named_and_the_other_files_are_kept(dual,
 
 
 def hide_a_row(path: Path) -> None:
-    """Lower the number of rows of a file's only row group; the footer, which has no checksum, has the whole number
-    too."""
+    """Raise the number of rows in a file's footer, which has no checksum."""
     data = bytearray(path.read_bytes())
     num_rows = pq.read_metadata(path).num_rows
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     # Thrift's compact protocol: the header of a field of 64 bits, and the zigzag code of its number.
-    place = data.rindex(bytes([0x16, 2 * num_rows]))
-    data[place + 1] -= 2
+    place = data.index(bytes([0x16, 2 * num_rows]), footer)
+    data[place + 1] += 2
     path.write_bytes(data)
-    assert (pq.read_metadata(path).num_rows, len(pq.read_table(path))) == (num_rows, num_rows - 1)
+    assert (pq.read_metadata(path).num_rows, len(pq.read_table(path))) == (num_rows + 1, num_rows)
 
 
 def test_rows_that_a_damaged_footer_hides_are_an_error_and_the_other_files_are_kept(dual, lists, tmp_path):
     hide_a_row(lists / "images-00001.parquet")
-    with pytest.raises(InputError, match=r"images-00001.parquet.* is damaged: 2 of its 3 rows can be read"):
+    with pytest.raises(InputError, match=r"images-00001.parquet.* is damaged: 3 of its 4 rows can be read"):
         work_on(lists, dual, tmp_path / "vectors")
     assert sorted(path.name for path in (tmp_path / "vectors").iterdir()) == [
         "images-00000.parquet",

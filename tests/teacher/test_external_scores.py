@@ -227,6 +227,16 @@ def test_scores_of_some_shards_may_come_first_and_what_is_missing_is_counted(own
         plan_work(job)
 
 
+def test_scores_given_without_the_settings_of_the_plan_leave_it_and_its_work_list(scored, job, tmp_path):
+    plan_work(job)
+    before = contents(job.out)
+    other = CacheJob(data=job.data, out=job.out, candidates=CandidateConfig(per_query=3))
+    with pytest.raises(StaleError, match=r"another candidates\.per_query \(4, not 3\)"):
+        take_scores(other, [write(tmp_path / "scores.parquet", scored)], NAME)
+    assert contents(job.out) == before
+    assert take_scores(job, [str(tmp_path / "scores.parquet")], NAME).num_pairs == len(scored)
+
+
 def changed_row(table: pa.Table, row: int, **values: object) -> pa.Table:
     rows = table.to_pylist()
     rows[row] |= values

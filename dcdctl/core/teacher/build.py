@@ -291,16 +291,16 @@ def score_pairs(job: PlannedCache, image_P: Indices, text_P: Indices) -> Scores:
     return score(lambda count: None)
 
 
-def begin(build: Build, job: CacheJob, corpus: Corpus, track: Track) -> artifacts.Document:
+def begin(build: Build, job: CacheJob, corpus: Corpus, track: Track, *, replaces: bool = True) -> artifacts.Document:
     """Make the folder this plan's, with the pairs of every shard that is not scored, and return the notes of the plan.
 
-    Another plan is replaced if none of it is scored.
+    With `replaces`, another plan is replaced if none of it is scored; without it, it is a StaleError.
     """
     # A planned shard may have scores too: those that were given from elsewhere.
     has_scores = any(build.folder.glob("pairs-*.parquet")) or (
         (build.folder / CACHE.plan_file).exists() and NUM_GIVEN in CACHE.read_plan(build.folder)
     )
-    notes = build.begin(restart=not has_scores)
+    notes = build.begin(restart=replaces and not has_scores)
     if build.is_sealed:
         return notes
     shards = shards_of(build.plan)

@@ -53,7 +53,7 @@ def plan_work(job: CacheJob, extras: Sequence[Extra] = (), *, track: Track = sil
     StaleError if the folder holds a cache of another corpus or plan, or a finished one.
     """
     _resolve(job)
-    with _planned(job, track) as (corpus, planned, _):
+    with _planned(job, track, replaces=True) as (corpus, planned, _):
         if planned.is_sealed:
             raise StaleError(
                 f"the teacher cache in {job.out} is finished: no pair is left to score",
@@ -67,8 +67,8 @@ def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Tra
 
     A pair may be in several rows with the same score, since engines repeat a task that failed. InputError for rows that
     do not fit, by kind with examples; then nothing is stored. MissingError if pairs still have no score; then what was
-    given is stored, and a further call may bring the rest. StaleError if the folder or `job.extend` holds scores of
-    another teacher, or of another kind (`score_files.SCORES`).
+    given is stored, and a further call may bring the rest. StaleError if the folder holds another plan, or if it or
+    `job.extend` holds scores of another teacher, or of another kind (`score_files.SCORES`).
     """
     _resolve(job)
     if not teacher.strip() or not teacher.isprintable():
@@ -76,7 +76,8 @@ def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Tra
             f"--teacher-name must be a line of text, got {teacher!r}", hint="name the model, its version and its prompt"
         )
     paths = data.find_named(names, tuple(score_files.READERS), what="file of scores", option="--scores")
-    with _planned(job, track) as (corpus, planned, noted):
+    # The scores are those of the plan that is there, whose work list other machines may still read.
+    with _planned(job, track, replaces=False) as (corpus, planned, noted):
         where = job.out if job.extend is None else f"{job.out}, which extends {job.extend},"
         if noted.get(TEACHER_NAME, teacher) != teacher:
             raise StaleError(
@@ -117,7 +118,7 @@ def _resolve(job: CacheJob) -> None:
 
 
 @contextmanager
-def _planned(job: CacheJob, track: Track) -> Iterator[tuple[Corpus, Build, dict[str, Any]]]:
+def _planned(job: CacheJob, track: Track, *, replaces: bool) -> Iterator[tuple[Corpus, Build, dict[str, Any]]]:
     """The corpus of a job, its planned cache, whose folder is locked, and what is noted of the scores that it has."""
     corpus = job.open_corpus()
     old = None if job.extend is None else read_cache(job.extend)
@@ -127,7 +128,7 @@ def _planned(job: CacheJob, track: Track) -> Iterator[tuple[Corpus, Build, dict[
         )
     planned = Build(job.out, build.plan_of(job, corpus, NO_SCORER), CACHE)
     with distributed.lock(job.out):
-        noted = build.begin(planned, job, corpus, track)
+        noted = build.begin(planned, job, corpus, track, replaces=replaces)
         if old is not None and TEACHER_NAME not in noted:
             noted = {name: old.plan[name] for name in (TEACHER_NAME, SCORES_FROM) if name in old.plan}
             planned.note(**noted)

@@ -45,9 +45,9 @@ def nearest_place(latitudes: ArrayLike, longitudes: ArrayLike) -> tuple[list[str
     # Many photos are taken at one place; a thousandth of a degree is 100 m.
     places, place_of_point = np.unique(np.round(points, 3), axis=0, return_inverse=True)
     named = [_name(latitude, longitude) for latitude, longitude in places]
-    cities = [named[place][0] for place in place_of_point]
-    countries = [named[place][1] for place in place_of_point]
-    return cities, countries
+    # NumPy 2.0.0 returns a column.
+    found = [named[place] for place in place_of_point.ravel()]
+    return [city for city, _ in found], [country for _, country in found]
 
 
 def _name(latitude: float, longitude: float) -> tuple[str | None, str | None]:
