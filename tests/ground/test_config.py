@@ -204,7 +204,7 @@ def test_a_value_out_of_range_is_an_error_in_the_constructor_and_in_build(wrong,
                 (config.Natural, [0, 10**9], [-1, 10**9 + 1]),
                 (config.Positive, [1e-9, 1e9], [0, 1.1e9]),
                 (config.NotNegative, [0, 1e9], [-1e-9, 1.1e9]),
-                (config.Real, [-1e9, 0, 1e9], [-1.1e9, 1.1e9]),
+                (config.Logit, [-3e38, 0, 3e38], [-3.5e38, 3.5e38]),
                 (config.Share, [0, 1], [-1e-9, 1.1]),
                 (config.Fraction, [0, 0.9], [-1e-9, 1]),
                 (config.Width, [1, 2**16], [0, 2**16 + 1]),
@@ -219,7 +219,7 @@ def test_a_range_admits_the_values_inside_it_only(constraint: Constraint, inside
     assert not any(constraint.admits(value) for value in outside)
 
 
-RANGES = ("Annotated", "Count", "Repeated", "NotNegative", "Positive", "Real", "Seed", "Share", "Width")
+RANGES = ("Annotated", "Count", "Repeated", "NotNegative", "Positive", "Logit", "Seed", "Share", "Width")
 
 
 def has_a_range(annotation: ast.expr) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,16 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import TeacherScores, false_negative_filter, picks
-from dcdctl.core.training import TrainingJob, TrainingOptions, checkpoints, load_recipe, loop, picking, preview
+from dcdctl.core.teacher import NoPicks, TeacherScores, false_negative_filter, picks
+from dcdctl.core.training import (
+    TrainingJob,
+    TrainingOptions,
+    checkpoints,
+    load_recipe,
+    loop,
+    picking,
+    preview,
+)
 from dcdctl.core.training.batches.batch import MicroBatchPlan, MixedBatch
 from dcdctl.core.training.batches.pool import PoolLists, PoolPairs
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
@@ -52,6 +59,15 @@ class Table(TeacherScores):
 
     def lookup(self, image_ix: Any, text_ix: Any) -> Any:
         return self.matrix[image_ix, text_ix]
+
+
+@dataclass
+class Pool:
+    """The counts of a pool, which are all that a threshold needs."""
+
+    num_captions: int
+    num_images: int
+    is_pool: bool = True
 
 
 @pytest.fixture(scope="module")
@@ -329,55 +345,87 @@ def test_a_threshold_that_no_pick_reaches_is_named_with_the_best_score(pool):
         choose_pairs(pool, recipe(*sets), scores, None)
 
 
-def test_auto_is_the_threshold_of_the_runners_up_or_a_higher_one_by_captions(pool, captioned, monkeypatch):
-    monkeypatch.setattr(picking, "FEWEST_CAPTIONS", 10)
-    settings = recipe("loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=auto", "pool.precision=1.0")
-    of_pool = np.zeros((12, 24), dtype=np.float32)
-    of_pool[np.arange(24) % 12, np.arange(24)] = 5
-    of_captions = np.zeros((9, 18), dtype=np.float32)
-    of_captions[captioned.caption_image, np.arange(18)] = 5
-    corpora, by_pool = [captioned, pool], Table(of_pool)
-    found = picking.choose_threshold(settings, corpora, [None, by_pool])
-    assert (found.value, found.precision) == (0.0, 1.0)
-    # A wrong pick of a caption with a score of 4 says that a right one needs more.
-    of_captions[[8, 7], [0, 1]] = 4
-    of_captions[0] = 0
-    found = picking.choose_threshold(settings, corpora, [Table(of_captions), by_pool])
-    assert found.value == 4.0
-    assert " of the captions that were held out, where 100% are asked" in str(found)
+def scored_right(num_images: int, own_image_T: np.ndarray, score: float = 5.0) -> np.ndarray:
+    """Scores of 0, and of each text with its own image a higher one."""
+    scores = np.zeros((num_images, len(own_image_T)), dtype=np.float32)
+    scores[own_image_T, np.arange(len(own_image_T))] = score
+    return scores
 
 
-def test_auto_is_said_and_the_batches_have_the_same_number(pool, teacher, tmp_path, monkeypatch):
-    auto = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=auto", "pool.images=2"]
-    said: list[str] = []
-    monkeypatch.setattr(picking, "LEAST_SHARE", 1.1)
-    distill(OpenInputs(pool, [], None, [teacher]), tmp_path / "pool", *ON_POOL, *auto, say=said.append)
-    (line,) = [line for line in said if line.startswith("pool.pseudo_positive_above is auto")]
-    assert re.search(r"the better half, because \d+% of the texts have a pick above .*, expected to be right in ", line)
-    (kept,) = [line for line in said if "have a pseudo positive above" in line]
-    number = float(line.split("auto: ")[1].split(",")[0])
-    assert float(kept.split(" above ")[1]) == pytest.approx(number, rel=1e-3)
-    assert "pool.precision is for pool.pseudo_positive_above auto" in refused(
-        OpenInputs(pool, [], None, [teacher]), "pool.precision=0.5"
-    )
+AUTO = "pool.pseudo_positive_above=auto"
+
+
+@pytest.mark.parametrize(("num_captions", "expected"), [(18, 0.0), (120, 3.0)])
+def test_auto_is_the_threshold_of_the_best_two_scores_or_a_higher_one_by_captions(
+    pool, tmp_path, num_captions, expected
+):
+    """18 captions are too few to say anything; of 120, every fourth scores 4 with an image that is not its own, and
+    four of the pool's 24 picks only 3."""
+    settings = recipe("loss.terms={ infonce = 1.0 }", AUTO, "pool.precision=0.5")
+    of_pool = scored_right(12, np.arange(24) % 12)
+    of_pool[of_pool.argmax(axis=0)[:4], np.arange(4)] = 3
+    texts = [[f"{image} {number}" for number in range(num_captions // 6)] for image in range(6)]
+    captioned = make_corpus(tmp_path / "captioned", texts)
+    of_captions = scored_right(6, captioned.caption_image)
+    wrong = np.arange(0, num_captions, 4)
+    of_captions[(captioned.caption_image[wrong] + 1) % 6, wrong] = 4
+    corpora = [captioned, pool]
+    assert picking.choose_threshold(settings, corpora, [None, Table(of_pool)]).value == 0.0
+    found = picking.choose_threshold(settings, corpora, [Table(of_captions), Table(of_pool)])
+    assert found.value == expected
+    assert ("and the scores of 120 captions with other images" in found.reason) == (num_captions == 120)
+
+
+def test_the_precision_is_one_of_auto_and_at_least_a_half(pool, teacher):
+    inputs, infonce = OpenInputs(pool, [], None, [teacher]), "loss.terms={ infonce = 1.0 }"
+    assert "pool.precision is for pool.pseudo_positive_above auto" in refused(inputs, "pool.precision=0.5")
+    assert "pool.precision must lie in [0.5, 1], got 0.4" in refused(inputs, infonce, AUTO, "pool.precision=0.4")
 
 
 def test_auto_takes_no_pick_where_few_are_right_and_learns_from_the_scores_as_without_picks(
     pool, teacher, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    monkeypatch.setattr(picking, "LEAST_SHARE", 1.1)
     said: list[str] = []
     inputs = OpenInputs(pool, [], None, [teacher])
-    auto = ["loss.terms={ infonce = 1.0, kl = 1.0 }", "pool.pseudo_positive_above=auto"]
+    auto = ["loss.terms={ infonce = 1.0, kl = 1.0 }", AUTO]
     run = distill(inputs, tmp_path / "auto", *ON_POOL, *auto, say=said.append)
     (line,) = [each for each in said if "pseudo" in each]
-    assert line.startswith("pool.pseudo_positive_above is auto: no pick, because ")
-    assert line.endswith(": the scores teach alone")
+    assert line.startswith("pool.pseudo_positive_above is auto: no pick, because by the best two scores of each text, ")
     by_scores = distill(inputs, tmp_path / "kl", *ON_POOL, "loss.terms={ kl = 1.0 }")
     assert model_contents(run.model_folder) == model_contents(by_scores.model_folder)
     losses = [[row["loss"] for row in each.metrics()] for each in (run, by_scores)]
     assert losses[0] == losses[1]
+
+
+def test_few_picks_are_none_where_the_scores_teach_and_all_there_is_where_they_do_not():
+    """One text in fourteen has a right image, far above all others."""
+    pool = Pool(num_captions=7000, num_images=50)
+    scores = Table(np.random.default_rng(0).normal(size=(50, 7000)).astype(np.float32))
+    scores.matrix[np.arange(500) % 50, np.arange(0, 7000, 14)] = 20
+    both, alone = recipe("loss.terms={ infonce = 1.0, kl = 1.0 }", AUTO), recipe("loss.terms={ infonce = 1.0 }", AUTO)
+    found = picking.choose_threshold(both, [pool], [scores])
+    assert isinstance(found, NoPicks)
+    assert found.reason.startswith("7% of the texts have a pick above ")
+    assert 3 < picking.choose_threshold(alone, [pool], [scores]).value < 20
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 0, 0, 1, 2), (3,)])
+def test_a_teacher_whose_scores_tie_gives_the_next_step_where_nothing_else_teaches(pool, values):
+    """Yes or no, grades whose best is the commonest of the texts' best, and one value."""
+    drawn = np.random.default_rng(0).choice(np.array(values, dtype=np.float32), size=(12, 24))
+    with pytest.raises(ConfigError) as caught:
+        picking.choose_threshold(recipe("loss.terms={ infonce = 1.0 }", AUTO), [pool], [Table(drawn)])
+    assert "no pick is taken: by the best two scores" in str(caught.value)
+    assert "add a loss of the scores, such as --set loss.terms={infonce=1.0,kl=1.0}" in str(caught.value)
+
+
+def test_scores_of_any_size_have_a_threshold(pool):
+    scores = Table(scored_right(12, np.arange(24) % 12, 3e38) + np.float32(2.64e37))
+    settings = recipe("loss.terms={ infonce = 1.0 }", AUTO)
+    found = picking.choose_threshold(settings, [pool], [scores])
+    assert found.value == pytest.approx(2.64e37)
+    assert picking.with_number(settings, found).pool.pseudo_positive_above == found.value
 
 
 def test_a_student_may_learn_from_the_picks_of_its_teacher_alone(pool, teacher, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual,
 from training_steps import TINY_DUAL
 
 from dcdctl.core import models
+from dcdctl.core.data import Corpus
 from dcdctl.core.devices import CPU
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, DcdError, StaleError
@@ -221,6 +223,62 @@ def test_rounds_teach_a_student_by_the_picks_of_the_teacher_alone(refs, tmp_path
     assert sum("18 of 18 texts of the pool have a pseudo positive" in line for line in said) == 1
     # Every pick is sure, so a second round has nothing to ask.
     assert [path.name for path in (tmp_path / "run-rounds").iterdir()] == ["cache-1"]
+
+
+FUNCTION = """
+from pathlib import Path
+
+OWN = {own!r}
+
+def knows(images, texts):
+    _note(len(texts))
+    return [5.0 if image.tobytes()[:9] == OWN[text] else 0.0 for image, text in zip(images, texts)]
+
+def says_yes(images, texts):
+    _note(len(texts))
+    return [1.0] * len(texts)
+
+def _note(count):
+    with Path(__file__).with_suffix(".log").open("a") as file:
+        print(count, file=file)
+"""
+
+
+@pytest.fixture
+def functions(refs, tmp_path, monkeypatch) -> Path:
+    """A module with two teachers: one knows the image of each text, the other finds that every image fits. The result
+    is a file, with the number of pairs of each of their calls."""
+    captioned = Corpus.open(Path(*refs.places).parent / "captioned", "train")
+    own = {
+        text: captioned.image(image).tobytes()[:9]
+        for text, image in zip(captioned.captions, captioned.caption_image, strict=True)
+    }
+    (tmp_path / "of_rounds.py").write_text(FUNCTION.format(own=own))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "of_rounds", raising=False)
+    return tmp_path / "of_rounds.log"
+
+
+EVERY = ["candidates.per_query=9", "pool.rounds=1", "pool.images=3", "pool.pseudo_positive_above=auto"]
+
+
+def test_auto_is_said_and_the_batches_have_the_same_number(refs, functions, tmp_path):
+    said: list[str] = []
+    refs = replace(refs, teachers=["of_rounds:knows"])
+    train(refs, tmp_path / "run", *EVERY, "loss.terms={ infonce = 1.0 }", say=said.append)
+    (line,) = [line for line in said if line.startswith("pool.pseudo_positive_above is auto")]
+    assert "auto: 0, above which at least 81% of the picks are expected to be right" in line
+    assert "18 of 18 texts of the pool have a pseudo positive above 0" in said
+
+
+def test_a_teacher_that_always_says_yes_is_asked_once_and_its_scores_teach_with_another_loss(refs, functions, tmp_path):
+    refs = replace(refs, teachers=["of_rounds:says_yes"])
+    with pytest.raises(ConfigError, match="no pick is taken: by the best two scores"):
+        train(refs, tmp_path / "run", *EVERY, "loss.terms={ infonce = 1.0 }")
+    asked = functions.read_text()
+    assert sum(map(int, asked.split())) == 9 * 18
+    train(refs, tmp_path / "run", *EVERY, "loss.terms={ infonce = 1.0, kl = 1.0 }")
+    assert functions.read_text() == asked
 
 
 def test_the_texts_that_are_not_sure_share_the_images_of_a_further_round(refs, tmp_path):

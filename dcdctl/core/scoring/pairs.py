@@ -25,8 +25,11 @@ from dcdctl.core.memory import Fitting, GpuMemory, in_fitting_parts
 from dcdctl.core.models import ImageBatch, Scorer, States
 from dcdctl.core.progress import Advance
 from dcdctl.core.scoring.features import PairSource, in_memory, read_images
+from dcdctl.core.scoring.kept_scores import KeptScores
 
 T = TypeVar("T")
+Keep = Callable[[Tensor, Callable[[], Tensor]], Tensor]
+"""Gives the scores of a batch, from its positions and the call that computes them."""
 IMAGE_CHUNK = 64
 """Images encoded in one forward pass; in a `PairScorer` also those in memory."""
 TEXT_CHUNK = 512
@@ -97,11 +100,13 @@ def score_block(
     text_ix_P: Tensor,
     compute: Compute,
     advance: Advance | None = None,
+    keep: Keep | None = None,
 ) -> Tensor:
     """Logits of pairs of encoded images and captions, float32 on the CPU, in the order given.
 
     A batch that does not fit into memory is halved, and on a GPU one whose size the user did not set grows. Positions
-    stay on the CPU and scores on the device until all are computed, so that the program waits for a GPU once.
+    stay on the CPU and scores on the device until all are computed, so that the program waits for a GPU once, unless
+    `keep` writes each batch.
     """
     length_T = texts.mask_on_cpu.sum(dim=1)
     image_ix_P, text_ix_P = image_ix_P.cpu(), text_ix_P.cpu()
@@ -113,7 +118,10 @@ def score_block(
     ordered: list[Tensor] = []
 
     def score(batch: Tensor) -> Tensor:
-        return scorer.score_pairs(images, texts, image_ix_P[batch], text_ix_P[batch]).float()
+        def ask() -> Tensor:
+            return scorer.score_pairs(images, texts, image_ix_P[batch], text_ix_P[batch]).float()
+
+        return ask() if keep is None else keep(batch, ask)
 
     with compute.forward_pass():
         for group in batches:
@@ -170,16 +178,25 @@ def score_pairs(
     *,
     compute: Compute,
     advance: Advance | None = None,
+    kept: KeptScores | None = None,
 ) -> NDArray[np.float32]:
-    """Logits of pairs of a corpus or of a shard, in the order given. Memory grows with the number of different images,
-    unless pairs are grouped."""
+    """Logits of pairs of a corpus or of a shard, in the order given; of batches that are `kept`, no pair is scored.
+    Memory grows with the number of different images, unless pairs are grouped."""
+
+    def keep_of(pairs: Indices) -> Keep | None:
+        """Keeps the scores of batches of these pairs."""
+        if kept is None:
+            return None
+        return lambda batch, ask: kept.score(image_P[pairs[batch.numpy()]], text_P[pairs[batch.numpy()]], ask)
+
     if _groups_by_image(scorer):
 
         def score_chunk(images: States, image_at_P: Tensor, pairs: Indices) -> Tensor:
             """The pairs of one chunk of images, with all captions that they are paired with."""
             texts, text_at_P = np.unique(text_P[pairs], return_inverse=True)
             text_states = encode_texts(scorer, source, texts, compute)
-            return score_block(scorer, images, text_states, image_at_P, torch.from_numpy(text_at_P), compute, advance)
+            ix = image_at_P, torch.from_numpy(text_at_P)
+            return score_block(scorer, images, text_states, *ix, compute, advance, keep_of(pairs))
 
         # By rank among the images of these pairs: a cache may use few of the corpus.
         chunk_P = np.unique(image_P, return_inverse=True)[1] // IMAGE_CHUNK
@@ -199,7 +216,7 @@ def score_pairs(
         first = chunk * TEXT_CHUNK
         text_states = encode_texts(scorer, source, texts[by_length_T[first : first + TEXT_CHUNK]], compute)
         ix = torch.from_numpy(image_at_P[pairs]), torch.from_numpy(position_P[pairs] - first)
-        scores_P[pairs] = score_block(scorer, image_states, text_states, *ix, compute, advance).numpy()
+        scores_P[pairs] = score_block(scorer, image_states, text_states, *ix, compute, advance, keep_of(pairs)).numpy()
     return scores_P
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from dcdctl.core.errors import CorpusError, InputError, StaleError
 from dcdctl.core.models import ImageBatch, Preprocessor, RefusedTextError, Scorer, States, TextBatch
 from dcdctl.core.progress import Advance
 from dcdctl.core.scoring.features import CorpusSource, PairSource, Source
+from dcdctl.core.scoring.kept_scores import KeptScores
 from dcdctl.core.scoring.pairs import score_pairs
 
 
@@ -144,6 +146,8 @@ class ShardPairs:
     items: PairSource | ShardItems
     image_P: Indices
     text_P: Indices
+    keep_in: Path | None = None
+    """The file that keeps the scores of batches until the shard is done. None where the worker is elsewhere."""
 
     @classmethod
     def packed(cls, source: Source, image_P: Indices, text_P: Indices) -> ShardPairs:
@@ -174,7 +178,10 @@ class PairWorker:
         if not len(pairs.image_P):
             return np.empty(0, dtype=np.float32)
         source = reader_of(pairs.items, self.scorer.preprocess)
-        scores_P = score_pairs(self.scorer, source, pairs.image_P, pairs.text_P, compute=self.compute, advance=advance)
+        kept = None if pairs.keep_in is None else KeptScores.open(pairs.keep_in)
+        scores_P = score_pairs(
+            self.scorer, source, pairs.image_P, pairs.text_P, compute=self.compute, advance=advance, kept=kept
+        )
         if not np.isfinite(scores_P).all():
             raise StaleError(
                 f"the teacher gave {int((~np.isfinite(scores_P)).sum())} scores that are not finite",

@@ -23,7 +23,7 @@ from .embedded import (
 from .external_scores import RowNames, plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter
 from .job import CacheCost, CacheJob, cache_scores, preview_cost, verify_cache
-from .picks import NO_PICK, NoPicks, Threshold, better_half, find_picks, threshold_by_captions, threshold_by_runners_up
+from .picks import NO_PICK, CaptionPicks, NoPicks, Threshold, find_picks, find_threshold
 from .score_files import READERS, read_batches
 from .score_work import ScoredWork, ScoreWorkJob, score_work
 from .scores import TeacherScores, check_weights
@@ -44,6 +44,7 @@ __all__ = [
     "CacheSummary",
     "CandidateConfig",
     "Candidates",
+    "CaptionPicks",
     "EmbeddedScores",
     "EmbeddedTeacher",
     "EmbeddedTeachers",
@@ -59,7 +60,6 @@ __all__ = [
     "TextCache",
     "TextCacheJob",
     "Threshold",
-    "better_half",
     "cache_document",
     "cache_facts",
     "cache_scores",
@@ -72,6 +72,7 @@ __all__ = [
     "false_negative_filter",
     "fewest_pairs",
     "find_picks",
+    "find_threshold",
     "lack_of_order",
     "measure_spread",
     "mine_candidates",
@@ -89,8 +90,6 @@ __all__ = [
     "summarize_cache",
     "take_scores",
     "text_cache_facts",
-    "threshold_by_captions",
-    "threshold_by_runners_up",
     "verify_cache",
     "verify_texts",
 ]

@@ -36,6 +36,7 @@ from dcdctl.core.teacher.cache_format import (
     ITEMS_FILE,
     NUM_GIVEN,
     Pairs,
+    asked_name,
     pairs_name,
     planned_name,
     read_pairs,
@@ -174,6 +175,10 @@ class PlannedCache:
         """The pairs of each range of images."""
         return shard_parts(self.build)
 
+    def asked(self, shard: int) -> Path:
+        """The file of the scores of an unfinished shard."""
+        return self.build.folder / asked_name(shard)
+
     def task(self, shard: int) -> Task[ShardPairs]:
         """The pairs of a shard that have no score."""
 
@@ -185,7 +190,7 @@ class PlannedCache:
         return Task(
             shard,
             pairs_name(shard),
-            inputs=lambda: ShardPairs(self.source, *todo()),
+            inputs=lambda: ShardPairs(self.source, *todo(), None if self.teacher.keeps_states else self.asked(shard)),
             packed=lambda: ShardPairs.packed(self.source, *todo()),
         )
 
@@ -275,6 +280,7 @@ def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:
             scores[np.isnan(pairs.score)] = scores_P
             with job.build.write(pairs_name(task.shard)) as path:
                 write_pairs(path, replace(pairs, score=scores))
+            job.asked(task.shard).unlink(missing_ok=True)
     seal(job.build)
     return cache.read_cache(job.build.folder, corpus=job.corpus, teacher=job.teacher.digest)
 

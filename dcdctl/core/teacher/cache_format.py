@@ -4,6 +4,7 @@
     CACHE/items.parquet           digests of every image and caption, by which a larger corpus finds its own again
     CACHE/planned-00000.parquet   pairs of a range of images before scoring; removed when the cache is finished
     CACHE/dropped.json            number of rejected candidates, by reason; removed when the cache is finished
+    CACHE/asked-00000.bin         scores of its first batches (`kept_scores`); removed when the shard is finished
     CACHE/pairs-00000.parquet     the same pairs, scored
     CACHE/work/                   the planned pairs without a score, by id, for other engines (`work_list`); removed
         likewise
@@ -40,7 +41,7 @@ CACHE = Kind(
     name="teacher cache",
     format=3,
     seal_file="cache.json",
-    files=("pairs-*.parquet", "planned-*.parquet", ITEMS_FILE, DROPPED_FILE, WORK_FOLDER),
+    files=("pairs-*.parquet", "planned-*.parquet", "asked-*.bin", ITEMS_FILE, DROPPED_FILE, WORK_FOLDER),
     make="make one with `dcdctl cache-teacher`",
     make_again="run `dcdctl cache-teacher` again with the same options",
 )
@@ -54,7 +55,7 @@ TEXTS = Kind(
 )
 """The cache of text vectors (`text_cache`)."""
 IMAGES_PER_SHARD = 256
-"""Images in a shard, which one process scores and writes atomically: what a killed run loses at most per process."""
+"""Images in a shard, which one process scores and writes atomically."""
 SCHEMA = pa.schema([("image", pa.int32()), ("text", pa.int32()), ("score", pa.float32()), ("role", pa.uint8())])
 # Sorted positions differ by little, and the high bytes of scores repeat; with zstd a pair took 5.4 of 13 bytes on a
 # trial corpus.
@@ -95,6 +96,10 @@ def pairs_name(shard: int) -> str:
 
 def planned_name(shard: int) -> str:
     return f"planned-{shard:05d}.parquet"
+
+
+def asked_name(shard: int) -> str:
+    return f"asked-{shard:05d}.bin"
 
 
 def read_shard(build: Build, shard: int) -> Pairs:

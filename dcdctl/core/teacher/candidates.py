@@ -22,8 +22,8 @@ from dcdctl.core.config import (
     NOT_EMPTY,
     Count,
     Fraction,
+    Logit,
     Natural,
-    Real,
     Repeated,
     Seed,
     between,
@@ -76,7 +76,7 @@ class CandidateConfig:
     """Images whose 64-bit difference hashes differ in at most this many bits count as duplicates: neither is a negative
     for the other's captions, in a cache and in the batches of a training; in a pool, for the texts that the teacher
     picked it for. Unset: duplicates are not searched for."""
-    absolute_margin: Real | None = None
+    absolute_margin: Logit | None = None
     """Removes negatives that score above the mean score of the query's positives minus this margin. Unset: no
     margin."""
     relative_margin: Fraction | None = None

@@ -1,10 +1,11 @@
 """Picks: the image of each text that a teacher scores highest, and the score above which a pick counts as a caption.
 
-Shape letters: T texts, P scored pairs, N scores.
+Shape letters: T texts, P scored pairs, C captions, N scores.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -16,6 +17,10 @@ from dcdctl.core.teacher.scores import TeacherScores
 TEXTS_AT_ONCE = 256
 """Texts whose scores with all images are looked up at once."""
 NO_PICK = -1
+FEWEST_SCORED = 4
+"""Scored images of a text whose best two scores tell something: of two images, one is always the better one."""
+BOUND = 1.645
+"""Standard deviations of a count between its estimate and its one-sided bound of 95 %."""
 
 
 class Picks(NamedTuple):
@@ -27,10 +32,23 @@ class Picks(NamedTuple):
     """Minus infinity for a text without one."""
     second_T: Values
     """The second best score of each text; minus infinity for one without two."""
+    num_scored_T: Indices
+    """The scored images of each text."""
 
     def above(self, threshold: float) -> Indices:
         """The images of the picks whose scores are above a threshold, T; NO_PICK for the others."""
         return np.where(self.score_T > threshold, self.image_T, NO_PICK)
+
+    def at(self, where_T: Flags) -> Picks:
+        """Those of some of the texts."""
+        return Picks(self.image_T[where_T], self.score_T[where_T], self.second_T[where_T], self.num_scored_T[where_T])
+
+
+class CaptionPicks(NamedTuple):
+    """The picks of captions, and which image is theirs."""
+
+    picks: Picks
+    own_image_C: Indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +56,8 @@ class Threshold:
     """The score above which picks count as captions, and why."""
 
     value: float
-    precision: float | None
-    """Share of these picks that are right: measured on captioned images, or expected from the runners-up; None if
-    neither is known."""
+    precision: float
+    """Share of these picks that are expected to be right, at least."""
     reason: str
 
     def __str__(self) -> str:
@@ -66,11 +83,11 @@ def find_picks(scores: TeacherScores, corpus: Corpus) -> Picks:
         image_P, text_P = scored
         score_P = scores.lookup(image_P, text_P)
         order = np.lexsort((image_P, -score_P, text_P))
-        texts, first = np.unique(text_P[order], return_index=True)
+        texts, first, counts = np.unique(text_P[order], return_index=True, return_counts=True)
         image_T[texts], score_T[texts] = image_P[order][first], score_P[order][first]
-        has_second = np.diff(first, append=len(order)) > 1
+        has_second = counts > 1
         second_T[texts[has_second]] = score_P[order][first[has_second] + 1]
-        return Picks(image_T, score_T, second_T)
+        return Picks(image_T, score_T, second_T, np.bincount(text_P, minlength=corpus.num_captions))
     images = np.arange(corpus.num_images)[:, None]
     for start in range(0, corpus.num_captions, TEXTS_AT_ONCE):
         texts = np.arange(start, min(start + TEXTS_AT_ONCE, corpus.num_captions))
@@ -78,67 +95,90 @@ def find_picks(scores: TeacherScores, corpus: Corpus) -> Picks:
         image_T[texts], score_T[texts] = score_IT.argmax(axis=0), score_IT.max(axis=0)
         if len(images) > 1:
             second_T[texts] = np.partition(score_IT, -2, axis=0)[-2]
-    return Picks(image_T, score_T, second_T)
+    return Picks(image_T, score_T, second_T, np.full(corpus.num_captions, len(images)))
 
 
-def threshold_by_captions(score_T: Values, is_right_T: Flags, precision: float) -> Threshold:
-    """The lowest threshold at which picks of captions are right as often as asked, found on every second caption and
-    measured on the others; the highest score if they never are.
+def find_threshold(picks: Picks, precision: float, captions: CaptionPicks | None = None) -> Threshold | NoPicks:
+    """The lowest threshold above which the picks of a pool are expected to be right at least as often as asked, by the
+    best two scores of each text and, if there are captions, by the scores of these with other images.
 
-    >>> right = np.arange(100) >= 50
-    >>> found = threshold_by_captions(np.arange(100.0), right, 0.9)
+    >>> best, second = np.full(99, 3.0), np.append(np.full(90, 1.0), np.full(9, 3.0))
+    >>> picks = Picks(np.arange(99), best, second, np.full(99, 8))
+    >>> found = find_threshold(picks, 0.8)
     >>> found.value, round(found.precision, 2)
-    (44.0, 0.89)
+    (1.0, 0.84)
+    >>> print(find_threshold(picks, 0.9).reason)
+    by the best two scores of each text, at most 84% of the picks can be expected to be right, where 90% are asked
     """
-    chosen, measured = slice(0, None, 2), slice(1, None, 2)
-    order = np.argsort(-score_T[chosen], kind="stable")
-    right_N = is_right_T[chosen][order].cumsum() / np.arange(1, len(order) + 1)
+    _, best_T, second_T, num_scored_T = picks.at(picks.num_scored_T >= FEWEST_SCORED)
+    num_texts = len(best_T)
+    if not num_texts:
+        return NoPicks(reason=f"no text of the pool has {FEWEST_SCORED} scored images or more")
+    # Each different score, so that tied picks are taken together.
+    score_N = np.unique(best_T)[::-1]
+    best_N = _at_least(_num_from(score_N, best_T), num_texts)
+    wrong_N = _wrong_by_seconds(best_N, _at_most(_num_from(score_N, second_T), num_texts))
+    known = "the best two scores of each text"
+    if captions is not None:
+        wrong_N = np.maximum(wrong_N, _wrong_by_captions(score_N, captions, float(num_scored_T.mean())))
+        known += f" and the scores of {len(captions.own_image_C):,} captions with other images"
+    right_N = 1 - wrong_N / np.maximum(best_N, 1 / num_texts)
     enough = np.flatnonzero(right_N >= precision)
-    scores_N = score_T[chosen][order]
-    # Just below the last pick that is kept.
-    kept = int(enough[-1]) + 1 if len(enough) else 0
-    value = float(scores_N[kept]) if kept < len(scores_N) else float(np.nextafter(scores_N[-1], -np.inf))
-    is_kept = score_T[measured] > value
-    share = float(is_right_T[measured][is_kept].mean()) if is_kept.any() else None
-    found = f"right in {share:.1%} of the captions that were held out" if share is not None else "above every caption"
-    return Threshold(value=value, precision=share, reason=f"{found}, where {precision:.0%} are asked")
-
-
-def better_half(score_T: Values, reason: str) -> Threshold:
-    """The threshold of the better half of the picks, where nothing tells how often they are right."""
-    return Threshold(value=float(np.median(score_T)), precision=None, reason=f"the better half, because {reason}")
-
-
-def threshold_by_runners_up(picks: Picks, precision: float) -> Threshold:
-    """The lowest threshold above which the picks are expected to be right as often as asked, from the runners-up: the
-    second best score of each text, of an image that does not fit.
-
-    Above a threshold there are b of the T best scores and d of the second best ones. A text whose image is not among
-    the scored ones has such a wrong image as its best, so of the b picks
-
-        (T - b) / b d   are expected to be wrong, and at least d.
-
-    As the decoys of proteomics do (Elias and Gygi 2007), the runners-up need no label. Fewer picks than are right are
-    expected to be where several images fit a text, and more where the scores of different texts are hard to compare.
-
-    >>> best, second = np.array([9.0, 8.0, 7.0, 2.0]), np.array([1.0, 2.5, 1.0, 1.5])
-    >>> threshold_by_runners_up(Picks(np.arange(4), best, second), 0.9).value
-    2.5
-    """
-    best_N = np.sort(picks.score_T[np.isfinite(picks.score_T)])[::-1]
-    second_N = np.sort(picks.second_T)[::-1]
-    num_best_N = np.arange(1, len(best_N) + 1)
-    num_second_N = np.searchsorted(-second_N, -best_N, side="right")
-    num_wrong_N = num_second_N * np.maximum((len(picks.score_T) - num_best_N) / num_best_N, 1)
-    expected_N = 1 - num_wrong_N / num_best_N
-    enough = np.flatnonzero(expected_N >= precision)
     if not len(enough):
-        return Threshold(value=float(best_N[0]), precision=None, reason="above which too few are expected to be right")
+        most = math.ceil(100 * right_N.max())
+        found = f"at most {most}% of the picks can be expected to be right, where {precision:.0%} are asked"
+        return NoPicks(reason=f"by {known}, {found if most > 50 else 'right picks cannot be told from wrong ones'}")
     last = int(enough[-1])
+    share = float(right_N[last])
     # Just below the last pick that is kept, at the next score of any kind.
-    lower = max(scores[scores < best_N[last]].max(initial=-np.inf) for scores in (best_N, second_N))
-    value = float(lower) if np.isfinite(lower) else float(np.nextafter(best_N[last], -np.inf))
-    share = float(expected_N[last])
+    below = max(scores[scores < score_N[last]].max(initial=-np.inf) for scores in (picks.score_T, picks.second_T))
     return Threshold(
-        value=value, precision=share, reason=f"expected to be right in {share:.1%} of the texts by the runners-up"
+        value=float(below) if np.isfinite(below) else float(np.nextafter(score_N[last], -np.inf)),
+        precision=share,
+        reason=f"above which at least {math.floor(100 * share)}% of the picks are expected to be right, by {known}",
     )
+
+
+def _wrong_by_seconds(best_N: Values, second_N: Values) -> Values:
+    """The share of all texts with a wrong image above each score, at most, from the shares whose best score and whose
+    second best one is not below it.
+
+    Of the texts, a share R has its right image above a score, and a share A a wrong one. Where the one does not depend
+    on the other, the best score is above in a share B = A + R - AR, and the second best in D = AR or more: A and R are
+    the roots of z^2 - (B + D) z + D. A is the smaller one for a teacher that is more often right than wrong. Without a
+    real root the scores tell nothing: the best two of three equally distributed scores or more, as those of noise, are
+    above together in more texts than right and wrong ones can be, D > (1 - sqrt(1 - B))^2.
+
+    As the decoys of proteomics (Elias and Gygi 2007), the second best scores need no label.
+
+    >>> right, wrong = 0.6, 0.1
+    >>> _wrong_by_seconds(np.array([right + wrong - right * wrong]), np.array([right * wrong])).round(6).tolist()
+    [0.1]
+    """
+    root_N = (best_N + second_N) ** 2 - 4 * second_N
+    return np.where(root_N >= 0, (best_N + second_N - np.sqrt(np.maximum(root_N, 0))) / 2, 1.0)
+
+
+def _wrong_by_captions(score_N: Values, captions: CaptionPicks, num_scored: float) -> Values:
+    """The share of all texts with a wrong image above each score, at most, from the highest score of each caption with
+    an image that is not its own. Of more images of a text, `num_scored` in the mean, one more often lies above."""
+    image_C, score_C, second_C, num_scored_C = captions.picks
+    wrong_C = np.where(image_C == captions.own_image_C, second_C, score_C)
+    wrong_N = _at_most(_num_from(score_N, wrong_C), len(wrong_C))
+    return 1 - (1 - wrong_N) ** max(num_scored / max(num_scored_C.mean() - 1, 1), 1)
+
+
+def _num_from(score_N: Values, scores: Values) -> Indices:
+    """How many of some scores are not below each score."""
+    return np.searchsorted(np.sort(-scores), -score_N, side="right")
+
+
+def _at_least(num_N: Indices, total: int) -> Values:
+    """The lower bound of the shares of which these are counts: an interval of the square root, whose variance does not
+    depend on the count."""
+    return np.maximum(np.sqrt(num_N) - BOUND / 2 * np.sqrt(1 - num_N / total), 0) ** 2 / total
+
+
+def _at_most(num_N: Indices, total: int) -> Values:
+    """The upper bound of the shares of which these are counts: 3.3 of `total` where none was seen."""
+    return np.minimum((np.sqrt(num_N + 1) + BOUND / 2) ** 2 / total, 1)

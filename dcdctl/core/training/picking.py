@@ -13,20 +13,19 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import (
     NO_PICK,
     CandidateConfig,
+    CaptionPicks,
     NoPicks,
     TeacherScores,
     Threshold,
-    better_half,
     find_picks,
+    find_threshold,
     read_caches,
-    threshold_by_captions,
-    threshold_by_runners_up,
 )
 from dcdctl.core.training.inputs import InputRefs, caches_of
 from dcdctl.core.training.recipe import PoolConfig, Recipe
 
 FEWEST_CAPTIONS = 100
-"""Captions with a pick of the teacher, half of which find a threshold and half of which measure it."""
+"""Captions with a score, below which they say nothing: of 100 whose other images all score low, 3 could be wrong."""
 LEAST_SHARE = 0.1
 """Share of the pool's texts with a pick, below which `auto` takes none where a loss learns from the scores alone."""
 
@@ -34,41 +33,42 @@ LEAST_SHARE = 0.1
 def choose_threshold(
     recipe: Recipe, corpora: Sequence[Corpus], scores: Sequence[TeacherScores | None]
 ) -> Threshold | NoPicks | None:
-    """What `pool.pseudo_positive_above` auto stands for: the threshold by the runners-up of the pool's texts, or by the
-    captioned images if the teacher has scored their pairs and it is higher. None if the recipe has a number, or no pool
-    has scores.
+    """What `pool.pseudo_positive_above` auto stands for, by the scores of the pool's texts and of captioned images, if
+    the teacher has scored their pairs. None if the recipe has a number, or no pool has scores.
 
-    If the picks that are right as often as asked are few, and a loss learns from the scores without a positive, no pick
-    is taken.
+    If no picks are right as often as asked, or few, the losses that need no positive learn from the scores alone.
+    ConfigError if there is no such loss, and no pick.
     """
     pool, of_pool = corpora[-1], scores[-1]
     if recipe.pool.pseudo_positive_above != "auto" or not pool.is_pool or of_pool is None:
         return None
     picks = find_picks(of_pool, pool)
-    found = threshold_by_runners_up(picks, recipe.pool.precision)
-    by_captions = _by_captions(recipe, corpora[0], scores[0])
-    if by_captions is not None and by_captions.value > found.value:
-        found = by_captions
+    found = find_threshold(picks, recipe.pool.precision, _picks_of_captions(corpora[0], scores[0]))
+    learns_from_scores = set(recipe.loss.terms) - set(recipe.loss.with_positive) - set(recipe.loss.own_terms)
+    if isinstance(found, NoPicks):
+        if learns_from_scores:
+            return found
+        raise ConfigError(
+            f"pool.pseudo_positive_above is auto, and no pick is taken: {found.reason}; loss "
+            f"{', '.join(recipe.loss.terms)} learns from nothing else",
+            hint="add a loss of the scores, such as --set loss.terms={infonce=1.0,kl=1.0}; the pairs that are scored "
+            "are kept",
+        )
     share = float((picks.score_T > found.value).mean())
-    if share >= LEAST_SHARE:
-        return found
-    reason = f"{share:.0%} of the texts have a pick above {found.value:.4g}, {found.reason}"
-    loss = recipe.loss
-    if set(loss.terms) - set(loss.with_positive) - set(loss.own_terms):
-        return NoPicks(reason=f"{reason}: the scores teach alone")
-    return better_half(picks.score_T[np.isfinite(picks.score_T)], reason)
+    if share < LEAST_SHARE and learns_from_scores:
+        return NoPicks(reason=f"{share:.0%} of the texts have a pick above {found.value:.4g}, {found.reason}")
+    return found
 
 
-def _by_captions(recipe: Recipe, captioned: Corpus, scores: TeacherScores | None) -> Threshold | None:
-    """By the captions that the teacher has scored; None if they are too few."""
+def _picks_of_captions(captioned: Corpus, scores: TeacherScores | None) -> CaptionPicks | None:
+    """The picks of the captions that the teacher has scored; None if they are too few."""
     if captioned.is_pool or scores is None:
         return None
-    image_T, score_T, _ = find_picks(scores, captioned)
-    has_pick = image_T != NO_PICK
-    if has_pick.sum() < FEWEST_CAPTIONS:
+    picks = find_picks(scores, captioned)
+    is_scored_C = picks.image_T != NO_PICK
+    if is_scored_C.sum() < FEWEST_CAPTIONS:
         return None
-    is_right = (image_T == captioned.caption_image)[has_pick]
-    return threshold_by_captions(score_T[has_pick], is_right, recipe.pool.precision)
+    return CaptionPicks(picks.at(is_scored_C), captioned.caption_image[is_scored_C])
 
 
 def with_number(recipe: Recipe, threshold: Threshold | NoPicks | None) -> Recipe:

@@ -17,12 +17,12 @@ from dcdctl.core.config import (
     NOT_EMPTY,
     Count,
     Fraction,
+    Logit,
     Natural,
     NotNegative,
     OneOf,
     OnlyIf,
     Positive,
-    Real,
     Repeated,
     Seed,
     Share,
@@ -101,13 +101,13 @@ class PoolConfig:
     """All pairs: images of the pool in a step; as many as batch.size if not set."""
     texts: Count | None = None
     """All pairs: texts of the pool in a step; as many as images if not set."""
-    pseudo_positive_above: Real | Literal["auto"] | None = None
+    pseudo_positive_above: Logit | Literal["auto"] | None = None
     """Take a text and its best image, by the teacher, for a pair if the score is above this: losses that need a
-    positive then learn from the pool too. auto: found from the scores, such that `precision` of the pairs are right;
-    none if these are few. Unset: they do not."""
-    precision: Annotated[Share, _AUTO_PICKS] = 0.8
-    """pseudo_positive_above auto: share of the pairs that should be right. Expected from the second best scores, and
-    measured on captioned images that are scored too."""
+    positive then learn from the pool too. auto: found from the scores, such that `precision` of the pairs can be
+    expected to be right; no pair if none or few can. Unset: they do not."""
+    precision: Annotated[float, between(0.5, 1), _AUTO_PICKS] = 0.8
+    """pseudo_positive_above auto: share of the pairs that must be expected to be right, by the best two scores of each
+    text, and by captioned images that are scored too."""
     rounds: Repeated | None = None
     """Without a cache: let --teacher score the `[candidates]` of the pool, train, and from the second round on mine
     further ones with the student. Unset: the scores come from --cache, or from a dual --teacher for every pair."""
