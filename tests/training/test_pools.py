@@ -18,7 +18,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import NoPicks, TeacherScores, false_negative_filter, picks
+from dcdctl.core.teacher import TeacherScores, false_negative_filter, picks
 from dcdctl.core.training import (
     TrainingJob,
     TrainingOptions,
@@ -59,15 +59,6 @@ class Table(TeacherScores):
 
     def lookup(self, image_ix: Any, text_ix: Any) -> Any:
         return self.matrix[image_ix, text_ix]
-
-
-@dataclass
-class Pool:
-    """The counts of a pool, which are all that a threshold needs."""
-
-    num_captions: int
-    num_images: int
-    is_pool: bool = True
 
 
 @pytest.fixture(scope="module")
@@ -398,26 +389,17 @@ def test_auto_takes_no_pick_where_few_are_right_and_learns_from_the_scores_as_wi
     assert losses[0] == losses[1]
 
 
-def test_few_picks_are_none_where_the_scores_teach_and_all_there_is_where_they_do_not():
-    """One text in fourteen has a right image, far above all others."""
-    pool = Pool(num_captions=7000, num_images=50)
-    scores = Table(np.random.default_rng(0).normal(size=(50, 7000)).astype(np.float32))
-    scores.matrix[np.arange(500) % 50, np.arange(0, 7000, 14)] = 20
-    both, alone = recipe("loss.terms={ infonce = 1.0, kl = 1.0 }", AUTO), recipe("loss.terms={ infonce = 1.0 }", AUTO)
-    found = picking.choose_threshold(both, [pool], [scores])
-    assert isinstance(found, NoPicks)
-    assert found.reason.startswith("7% of the texts have a pick above ")
-    assert 3 < picking.choose_threshold(alone, [pool], [scores]).value < 20
-
-
 @pytest.mark.parametrize("values", [(0, 1), (0, 0, 0, 1, 2), (3,)])
 def test_a_teacher_whose_scores_tie_gives_the_next_step_where_nothing_else_teaches(pool, values):
     """Yes or no, grades whose best is the commonest of the texts' best, and one value."""
     drawn = np.random.default_rng(0).choice(np.array(values, dtype=np.float32), size=(12, 24))
+    alone = recipe("loss.terms={ infonce = 1.0 }", AUTO)
+    found = picking.choose_threshold(alone, [pool], [Table(drawn)])
     with pytest.raises(ConfigError) as caught:
-        picking.choose_threshold(recipe("loss.terms={ infonce = 1.0 }", AUTO), [pool], [Table(drawn)])
+        picking.check_teaches(alone, found)
     assert "no pick is taken: by the best two scores" in str(caught.value)
-    assert "add a loss of the scores, such as --set loss.terms={infonce=1.0,kl=1.0}" in str(caught.value)
+    assert "add a loss that learns from the scores, such as --set loss.terms={infonce=1.0,kl=1.0}" in str(caught.value)
+    picking.check_teaches(recipe("loss.terms={ infonce = 1.0, kl = 1.0 }", AUTO), found)
 
 
 def test_scores_of_any_size_have_a_threshold(pool):

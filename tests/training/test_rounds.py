@@ -267,17 +267,34 @@ def test_auto_is_said_and_the_batches_have_the_same_number(refs, functions, tmp_
     refs = replace(refs, teachers=["of_rounds:knows"])
     train(refs, tmp_path / "run", *EVERY, "loss.terms={ infonce = 1.0 }", say=said.append)
     (line,) = [line for line in said if line.startswith("pool.pseudo_positive_above is auto")]
-    assert "auto: 0, above which at least 81% of the picks are expected to be right" in line
+    assert "auto: 0, above which at least 85% of the picks are expected to be right" in line
     assert "18 of 18 texts of the pool have a pseudo positive above 0" in said
+
+
+def test_a_student_that_only_proposes_learns_from_what_is_more_often_right_than_wrong(refs, functions, tmp_path):
+    """Of 9 images 8 are proposed, so that a further round has texts to ask for; no pick of the first round is as sure
+    as asked, and InfoNCE has no other teacher."""
+    refs = replace(refs, teachers=["of_rounds:knows"])
+    sets = [*EVERY[2:], "candidates.per_query=8", "pool.rounds=2", "pool.precision=0.9"]
+    with pytest.raises(ConfigError, match=r"by the best two scores of each text, at most .*, where 90% are asked"):
+        train(refs, tmp_path / "run", *sets, "loss.terms={ infonce = 1.0 }")
+    first = Run(tmp_path / "run-rounds" / "run-1")
+    assert first.facts()["recipe"]["pool"]["precision"] == 0.5
+    assert first.facts()["inputs"]["pseudo_positive_above"] == 0.0
+    sets = ["candidates.per_query=8", "pool.rounds=2", "pool.images=3", "pool.pseudo_positive_above=auto"]
+    run = train(refs, tmp_path / "other", *sets, "loss.terms={ infonce = 1.0, kl = 1.0 }")
+    assert run.facts()["recipe"]["pool"]["precision"] == 0.8
 
 
 def test_a_teacher_that_always_says_yes_is_asked_once_and_its_scores_teach_with_another_loss(refs, functions, tmp_path):
     refs = replace(refs, teachers=["of_rounds:says_yes"])
-    with pytest.raises(ConfigError, match="no pick is taken: by the best two scores"):
+    with pytest.raises(ConfigError, match=r"no pick is taken: by .*,kl=1\.0} --cache .*cache-1$"):
         train(refs, tmp_path / "run", *EVERY, "loss.terms={ infonce = 1.0 }")
     asked = functions.read_text()
     assert sum(map(int, asked.split())) == 9 * 18
-    train(refs, tmp_path / "run", *EVERY, "loss.terms={ infonce = 1.0, kl = 1.0 }")
+    # The command of the error.
+    scored = replace(refs, caches=[tmp_path / "run-rounds" / "cache-1"])
+    train(scored, tmp_path / "run", *EVERY, "loss.terms={ infonce = 1.0, kl = 1.0 }")
     assert functions.read_text() == asked
 
 

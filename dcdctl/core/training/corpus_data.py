@@ -43,7 +43,7 @@ from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches,
 from dcdctl.core.training.coverage import DualTeachers, Preview, different_candidates, measure_preview
 from dcdctl.core.training.inputs import caches_of
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.picking import choose_threshold, picked_images, picks_line, with_number
+from dcdctl.core.training.picking import check_teaches, choose_threshold, picked_images, picks_line, with_number
 from dcdctl.core.training.recipe import FusionConfig, Recipe
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.training_data import Prepared, SaveFiles, Teachers, TrainingPlan
@@ -165,6 +165,7 @@ class CorpusData:
         threshold = self.threshold
         if plan.use.scores_batches:
             threshold = choose_threshold(plan.recipe, [part.corpus for part in self.parts], embedded)
+            check_teaches(plan.recipe, threshold)
         batches: list[CorpusBatches] = []
         for part, scores in zip(self.parts, embedded, strict=True):
             # The main process stores the features; the others then find them complete.
@@ -270,6 +271,7 @@ def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> 
     scores_all = plan.use.scores_batches
     # Dual teachers are loaded later.
     threshold = None if scores_all else choose_threshold(plan.recipe, corpora, of_parts)
+    check_teaches(plan.recipe, threshold, groups[len(of_parts) - 1])
     parts = []
     for corpus, group, scores in zip(corpora, groups[: len(corpora)], of_parts, strict=True):
         # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.

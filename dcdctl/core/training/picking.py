@@ -10,11 +10,13 @@ import numpy as np
 
 from dcdctl.core.data import Corpus, Direction, Indices
 from dcdctl.core.errors import ConfigError
+from dcdctl.core.places import shown
 from dcdctl.core.teacher import (
     NO_PICK,
     CandidateConfig,
     CaptionPicks,
     NoPicks,
+    TeacherCache,
     TeacherScores,
     Threshold,
     find_picks,
@@ -26,38 +28,28 @@ from dcdctl.core.training.recipe import PoolConfig, Recipe
 
 FEWEST_CAPTIONS = 100
 """Captions with a score, below which they say nothing: of 100 whose other images all score low, 3 could be wrong."""
-LEAST_SHARE = 0.1
-"""Share of the pool's texts with a pick, below which `auto` takes none where a loss learns from the scores alone."""
 
 
 def choose_threshold(
     recipe: Recipe, corpora: Sequence[Corpus], scores: Sequence[TeacherScores | None]
 ) -> Threshold | NoPicks | None:
-    """What `pool.pseudo_positive_above` auto stands for, by the scores of the pool's texts and of captioned images, if
-    the teacher has scored their pairs. None if the recipe has a number, or no pool has scores.
-
-    If no picks are right as often as asked, or few, the losses that need no positive learn from the scores alone.
-    ConfigError if there is no such loss, and no pick.
-    """
+    """What `pool.pseudo_positive_above` auto stands for, by the scores of the pool and those of captioned images, if
+    the teacher has scored their pairs. None if the recipe has a number, or no pool has scores."""
     pool, of_pool = corpora[-1], scores[-1]
     if recipe.pool.pseudo_positive_above != "auto" or not pool.is_pool or of_pool is None:
         return None
-    picks = find_picks(of_pool, pool)
-    found = find_threshold(picks, recipe.pool.precision, _picks_of_captions(corpora[0], scores[0]))
-    learns_from_scores = set(recipe.loss.terms) - set(recipe.loss.with_positive) - set(recipe.loss.own_terms)
-    if isinstance(found, NoPicks):
-        if learns_from_scores:
-            return found
-        raise ConfigError(
-            f"pool.pseudo_positive_above is auto, and no pick is taken: {found.reason}; loss "
-            f"{', '.join(recipe.loss.terms)} learns from nothing else",
-            hint="add a loss of the scores, such as --set loss.terms={infonce=1.0,kl=1.0}; the pairs that are scored "
-            "are kept",
-        )
-    share = float((picks.score_T > found.value).mean())
-    if share < LEAST_SHARE and learns_from_scores:
-        return NoPicks(reason=f"{share:.0%} of the texts have a pick above {found.value:.4g}, {found.reason}")
-    return found
+    return find_threshold(find_picks(of_pool, pool), recipe.pool.precision, _picks_of_captions(corpora[0], scores[0]))
+
+
+def check_teaches(recipe: Recipe, found: Threshold | NoPicks | None, caches: Sequence[TeacherCache] = ()) -> None:
+    """ConfigError if there are no picks, and no loss that learns from the scores alone. The scores are in `caches`."""
+    if not isinstance(found, NoPicks) or recipe.loss.learns_from_scores_alone:
+        return
+    kept, terms = "".join(f" --cache {shown(cache.folder)}" for cache in caches), ", ".join(recipe.loss.terms)
+    raise ConfigError(
+        f"pool.pseudo_positive_above is auto, and no pick is taken: {found.reason}; loss {terms} learns from picks alone",
+        hint=f"add a loss that learns from the scores, such as --set loss.terms={{infonce=1.0,kl=1.0}}{kept}",
+    )
 
 
 def _picks_of_captions(captioned: Corpus, scores: TeacherScores | None) -> CaptionPicks | None:

@@ -175,8 +175,8 @@ class _InRounds:
             done.append({**counts, **picks.to_json()})
             # A further round has nothing to ask if every pick is sure.
             is_last = number == rounds.count or not picks.num_unsure
-            out = self.job.out if is_last else self.folder / f"run-{number}"
-            run = self.train(replace(self.job, out=out, rounds=tuple(done)), inputs)
+            job = self.job if is_last else _job_of_proposer(self.job, self.recipe, number)
+            run = self.train(replace(job, rounds=tuple(done)), inputs)
             if is_last:
                 break
         return run
@@ -411,6 +411,13 @@ def _job_of_captions(job: TrainingJob, recipe: Recipe) -> TrainingJob:
     return replace(job, sets=(*job.sets, *sets_of_captions(recipe)), out=_folder_of(job) / "run-0")
 
 
+def _job_of_proposer(job: TrainingJob, recipe: Recipe, number: int) -> TrainingJob:
+    """The training of a student that only proposes: it learns from picks that are more often right than wrong, since
+    the teacher scores what it proposes, and wrong picks cost proposals alone."""
+    sets = ("pool.precision=0.5",) if recipe.pool.pseudo_positive_above == "auto" else ()
+    return replace(job, sets=(*job.sets, *sets), out=_folder_of(job) / f"run-{number}")
+
+
 def _check_folder(job: TrainingJob, rounds: Rounds, recipe: Recipe) -> None:
     """StaleError if the folder of the rounds holds something else, or rounds of another recipe; InputError if it cannot
     be written to."""
@@ -422,13 +429,16 @@ def _check_folder(job: TrainingJob, rounds: Rounds, recipe: Recipe) -> None:
             f"{folder}, where the rounds are kept, holds something else: {', '.join(others[:3])}",
             hint="name another folder with --out",
         )
-    facts = {"what": job.kind, "recipe": to_table(recipe)}
+
+    def check_run(of_round: TrainingJob) -> None:
+        table = to_table(load_recipe(of_round.recipe, of_round.sets))
+        runs.check_folder(of_round.out, {"what": job.kind, "recipe": table}, resume=job.resume)
+
     if rounds.starts_with_captions:
         alone = _job_of_captions(job, recipe)
-        of_captions = to_table(load_recipe(alone.recipe, alone.sets))
-        runs.check_folder(alone.out, {**facts, "recipe": of_captions}, resume=job.resume)
+        check_run(alone)
     for number in range(1, rounds.count):
-        runs.check_folder(folder / f"run-{number}", facts, resume=job.resume)
+        check_run(_job_of_proposer(job, recipe, number))
     for name in ("captions", *range(1, rounds.count + 1)):
         CACHE.check_folder(folder / f"cache-{name}")
 

@@ -107,6 +107,11 @@ class LossConfig:
         """The terms that need a positive of each query."""
         return [name for name in self.terms if name in LOSSES and LOSSES[name].positive]
 
+    @property
+    def learns_from_scores_alone(self) -> bool:
+        """Whether a term learns from the teacher without a positive."""
+        return bool(set(self.terms) - set(self.with_positive) - set(self.own_terms))
+
     def with_terms(self, names: Collection[str], share: float) -> LossConfig:
         """The same loss with the terms of these names, each times `share`; without the settings that none of them
         reads."""
