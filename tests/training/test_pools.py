@@ -397,7 +397,7 @@ def test_a_teacher_whose_scores_tie_gives_the_next_step_where_nothing_else_teach
     found = picking.choose_threshold(alone, [pool], [Table(drawn)])
     with pytest.raises(ConfigError) as caught:
         picking.check_teaches(alone, found)
-    assert "no pick is taken: by the best two scores" in str(caught.value)
+    assert "loss infonce learns from picks alone, and none is taken: by the best two scores" in str(caught.value)
     assert "add a loss that learns from the scores, such as --set loss.terms={infonce=1.0,kl=1.0}" in str(caught.value)
     picking.check_teaches(recipe("loss.terms={ infonce = 1.0, kl = 1.0 }", AUTO), found)
 

@@ -288,7 +288,9 @@ def test_a_student_that_only_proposes_learns_from_what_is_more_often_right_than_
 
 def test_a_teacher_that_always_says_yes_is_asked_once_and_its_scores_teach_with_another_loss(refs, functions, tmp_path):
     refs = replace(refs, teachers=["of_rounds:says_yes"])
-    with pytest.raises(ConfigError, match=r"no pick is taken: by .*,kl=1\.0} --cache .*cache-1$"):
+    with pytest.raises(
+        ConfigError, match=r"learns from picks alone, and none is taken: by .*,kl=1\.0} --cache .*cache-1$"
+    ):
         train(refs, tmp_path / "run", *EVERY, "loss.terms={ infonce = 1.0 }")
     asked = functions.read_text()
     assert sum(map(int, asked.split())) == 9 * 18

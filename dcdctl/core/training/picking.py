@@ -45,9 +45,9 @@ def check_teaches(recipe: Recipe, found: Threshold | NoPicks | None, caches: Seq
     """ConfigError if there are no picks, and no loss that learns from the scores alone. The scores are in `caches`."""
     if not isinstance(found, NoPicks) or recipe.loss.learns_from_scores_alone:
         return
-    kept, terms = "".join(f" --cache {shown(cache.folder)}" for cache in caches), ", ".join(recipe.loss.terms)
+    kept = "".join(f" --cache {shown(cache.folder)}" for cache in caches)
     raise ConfigError(
-        f"pool.pseudo_positive_above is auto, and no pick is taken: {found.reason}; loss {terms} learns from picks alone",
+        f"loss {', '.join(recipe.loss.terms)} learns from picks alone, and none is taken: {found.reason}",
         hint=f"add a loss that learns from the scores, such as --set loss.terms={{infonce=1.0,kl=1.0}}{kept}",
     )
 
