@@ -33,8 +33,8 @@ from reports import facts, say, table
 HERE = Path(__file__).resolve().parent.parent
 MAXSIM = """
 import time
-import torch
 from dcdctl.core.models.networks.maxsim import all_maxsims
+import torch
 generator = torch.Generator().manual_seed(0)
 unit = lambda *size: torch.nn.functional.normalize(torch.randn(*size, generator=generator), dim=-1)
 images, text, mask = unit(100_000, 17, 64), unit(1, 12, 64), torch.ones(1, 12, dtype=torch.bool)

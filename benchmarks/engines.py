@@ -27,6 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dcdctl  # noqa: F401  # before torch: it sets how long torch's threads spin
+
+# isort: split
+
 import cloudpickle
 import numpy as np
 import torch

@@ -22,6 +22,10 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import dcdctl  # noqa: F401  # before torch: it sets how long torch's threads spin
+
+# isort: split
+
 import torch
 from reports import facts, peak_mib, say, table
 from torch import Tensor

@@ -22,6 +22,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import dcdctl  # noqa: F401  # before torch: it sets how long torch's threads spin
+
+# isort: split
+
 import numpy as np
 import torch
 import transformers

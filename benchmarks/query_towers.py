@@ -26,6 +26,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import dcdctl  # noqa: F401  # before torch: it sets how long torch's threads spin
+
+# isort: split
+
 import torch
 import transformers
 from reports import facts, say, table

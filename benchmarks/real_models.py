@@ -13,6 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dcdctl  # before torch: it sets how long torch's threads spin
+
+# isort: split
+
 import numpy as np
 import torch
 from PIL import Image
@@ -28,7 +32,6 @@ from transformers import (
     ViltConfig,
 )
 
-import dcdctl
 from dcdctl.core import models
 from dcdctl.core.models.families.blip import BlipScorer
 from dcdctl.core.models.families.coattention import CoAttentionNetwork

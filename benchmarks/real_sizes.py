@@ -31,6 +31,10 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import dcdctl  # noqa: F401  # before torch: it sets how long torch's threads spin
+
+# isort: split
+
 import torch
 from real_models import PHOTO_PX, Maker, photos
 from reports import facts, say, table

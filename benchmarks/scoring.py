@@ -22,6 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dcdctl  # noqa: F401  # before torch: it sets how long torch's threads spin
+
+# isort: split
+
 import torch
 from reports import peak_mib, processor, reset_peak
 from torch import Tensor

@@ -35,6 +35,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dcdctl  # noqa: F401  # before torch: it sets how long torch's threads spin
+
+# isort: split
+
 import numpy as np
 import pyarrow as pa
 import torch

@@ -4,8 +4,19 @@ The functions and classes behind the commands, for notebooks and programs (docs/
 first use, so `import dcdctl` loads no torch.
 """
 
+import os
+import sys
+
 import lazy_loader
 
 __version__ = "0.1.0"
+
+SPINS = "1000"
+"""How often a thread of torch that waits looks for work before it sleeps: some 10 microseconds. libgomp's own 300,000
+keep a core from other programs for 3 milliseconds each time (docs/evidence/performance.md)."""
+# Every command, worker and program imports this file first, and libgomp reads the variable once, when torch loads it.
+# Children inherit it. What the user has set stays.
+if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = SPINS
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

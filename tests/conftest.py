@@ -32,8 +32,10 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
     sys.dont_write_bytecode = False
     if WORKER in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"
-        # Threads that wait must not spin: tests that use several would take the time of the other processes.
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    # Before torch: it decides how long threads spin, here and in all processes that tests start.
+    import dcdctl  # noqa: F401
+
+    if WORKER in os.environ:
         import torch
 
         torch.set_num_threads(1)

@@ -43,7 +43,7 @@ class Compare:
         bool,
         configures(
             "--draw-seeds",
-            "Draw the seeds of each system too, so that intervals cover them; needs two or more per system.",
+            "Cover other seeds in intervals and p-values too; needs two or more per system.",
         ),
     ] = False
 

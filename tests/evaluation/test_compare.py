@@ -183,6 +183,8 @@ def test_where_seeds_are_drawn_the_t_test_over_runs_stands_beside_the_bootstrap(
     words = ("base,mixed", "gain,mixed", "--resamples", 200)
     (comparison,) = document_of(*words, "--draw-seeds")["comparisons"]
     assert document_of(*words)["comparisons"][0]["t_test"] is None
+    averaged = run_cli(*words).stdout.splitlines()
+    assert "Intervals and p are about these trainings; for a claim about other seeds add --draw-seeds." in averaged
     # The systems share a run, so the difference is half of gain's +177, and the spread of each is wider than it.
     assert comparison["t_test"]["p_value"] == comparison["t_test"]["holm_p_value"] > 0.2
     lines = run_cli(*words, "--draw-seeds").stdout.splitlines()

@@ -49,6 +49,17 @@ def test_studies_of_several_seeds_claim_a_difference_no_more_often_than_the_leve
     assert claims(null_verdicts(num_seeds, spread)) / NUM_STUDIES <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / NUM_STUDIES)
 
 
+@pytest.mark.parametrize(("num_seeds", "spread"), [(2, 0.2), (3, 0.2), (2, 0.02)])
+def test_intervals_over_few_seeds_contain_the_true_difference_as_often_as_they_say(num_seeds: int, spread: float):
+    rng, covered, num_pairs = np.random.default_rng(1), 0, 150
+    for _ in range(num_pairs):
+        easy_I = rng.beta(2, 2, NUM_IMAGES)
+        ours, base = ([run(rng, easy_I, spread) for _ in range(num_seeds)] for _ in range(2))
+        low, high = compare_ranks(ours, base, resamples=200, draw_seeds=True).difference.rsum.interval
+        covered += low <= 0 <= high
+    assert covered / num_pairs >= 0.95 - 2 * np.sqrt(0.05 * 0.95 / num_pairs)
+
+
 def test_studies_of_one_seed_claim_nothing():
     verdicts = null_verdicts(1, 0.2)
     assert all(text.startswith("Not tested: distilled against fine-tuned") for text in verdicts)

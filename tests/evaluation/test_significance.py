@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from tiny import make_corpus
 
 from dcdctl.core.data import Direction
@@ -127,43 +128,37 @@ def test_counts_and_products_equal_a_loop_over_the_same_draws(sides, seed, block
     assert comparison.p_value == pytest.approx(min(1, 2 * (rarer + 1) / (resamples + 1)))
 
 
-@given(sides=sides(min_runs=2), seed=st.integers(0, 100))
-@settings(max_examples=25, deadline=None)
-def test_drawn_seeds_equal_a_loop_over_the_same_images_and_runs(sides, seed):
-    resamples, num_images = 23, len(sides[0][0].image_ids)
-    comparison = compare_ranks(*sides, resamples=resamples, seed=seed, draw_seeds=True)
-    runs = [drawn_runs(len(tables), resamples, seed, stream) for tables, stream in zip(sides, (2, 3), strict=True)]
-    ours_R9, base_R9 = (
-        np.array(
-            [
-                figures_of([tables[run] for run in taken], images)
-                for taken, images in zip(of_draws, images_R, strict=True)
-            ]
-        )
-        for tables, of_draws, images_R in zip(sides, runs, [drawn(num_images, resamples, seed)] * 2, strict=True)
-    )
-    for estimates, draws_R9 in (
-        (comparison.difference, ours_R9 - base_R9),
-        (comparison.ours, ours_R9),
-        (comparison.base, base_R9),
-    ):
-        low_9, high_9 = np.percentile(draws_R9, [2.5, 97.5], axis=0)
-        assert [estimate.interval.low for estimate in figures(estimates)] == pytest.approx(low_9.tolist(), abs=1e-9)
-        assert [estimate.interval.high for estimate in figures(estimates)] == pytest.approx(high_9.tolist(), abs=1e-9)
-    rsum_R = (ours_R9 - base_R9)[:, RSUM].round(9)
-    assert comparison.p_value == pytest.approx(
-        min(1, 2 * (min(sum(rsum_R <= 0), sum(rsum_R >= 0)) + 1) / (resamples + 1))
-    )
-    # The seeds drawn change no difference and no sign flip.
-    averaged = compare_ranks(*sides, resamples=resamples, seed=seed)
-    assert [estimate.value for estimate in figures(comparison.difference)] == [
-        estimate.value for estimate in figures(averaged.difference)
-    ]
-    assert comparison.sign_flip_p_value == averaged.sign_flip_p_value
-
-
-def drawn_runs(num_runs: int, resamples: int, seed: int, stream: int) -> list[list[int]]:
-    return np.random.default_rng((seed, stream)).integers(num_runs, size=(resamples, num_runs - 1)).tolist()
+@pytest.mark.parametrize(("num_ours", "num_base"), [(2, 2), (3, 3), (2, 5), (5, 3)])
+def test_intervals_over_images_and_runs_are_students(num_ours, num_base):
+    owner = np.repeat(np.arange(80), 2).tolist()
+    # Runs with easier and harder ranks.
+    ours = [random_table(seed, owner, hardest=14 + 2 * seed) for seed in range(num_ours)]
+    base = [random_table(10 + seed, owner, hardest=15 + 3 * seed) for seed in range(num_base)]
+    averaged, found = (compare_ranks(ours, base, resamples=20_000, draw_seeds=draws) for draws in (False, True))
+    runs = [[figures_of([run], range(80)) for run in tables] for tables in (ours, base)]
+    for name, sides in (("ours", runs[:1]), ("base", runs[1:]), ("difference", runs)):
+        variance_S9 = np.stack([np.var(side, axis=0, ddof=1) / len(side) for side in sides])
+        counts_S1 = np.array([[len(side)] for side in sides])
+        for number, (alone, both) in enumerate(
+            zip(figures(getattr(averaged, name)), figures(getattr(found, name)), strict=True)
+        ):
+            # The interval over images has a normal distribution's width.
+            over_images = ((alone.interval.high - alone.interval.low) / 2 / stats.norm.ppf(0.975)) ** 2
+            over_runs_S = variance_S9[:, number]
+            if not over_runs_S.any():
+                assert both == alone
+                continue
+            total = over_images + over_runs_S.sum()
+            freedom = total**2 / (over_runs_S**2 / (counts_S1[:, 0] - 1)).sum()
+            half = stats.t.ppf(0.975, freedom) * np.sqrt(total)
+            assert both.value == alone.value
+            highest = 600 if number == RSUM else 100
+            lowest = -highest if name == "difference" else 0
+            expected = np.clip([both.value - half, both.value + half], lowest, highest)
+            # A tail of 20,000 draws, and the draws of images are only nearly normal.
+            assert both.interval == pytest.approx(tuple(expected), abs=0.12 * half)
+    assert found.sign_flip_p_value == averaged.sign_flip_p_value
+    assert found.runs == averaged.runs
 
 
 @given(sides=sides(), copies=st.integers(2, 4), seed=st.integers(0, 100))

@@ -596,11 +596,13 @@ def test_a_verdict_from_two_seeds_says_that_they_are_few():
     assert found.endswith("Fewer than 3 seeds per system: a claim about methods needs at least 3.")
 
 
-def test_an_interval_without_zero_is_no_difference_if_seeds_differ_too_much():
-    # RSUM 600, 400 and 300 against 200: every draw is above 0, but t = 233.3 / 88.2 with 2 degrees of freedom, and
-    # p = 1 - t / sqrt(2 + t^2) = 0.118.
+def test_runs_that_are_all_better_show_no_difference_if_they_differ_too_much():
+    # RSUM 600, 400 and 300 against 200: t = 233.3 / 88.2 with 2 degrees of freedom, p = 1 - t / sqrt(2 + t^2) = 0.118,
+    # and 233.3 - 4.30 * 88.2 = -146. No difference is above 600.
     runs = difference_of_runs([ranks(1, 1), ranks(2, 2), ranks(2, 6)], [ranks(6, 6)] * 3)
-    expected = "Not shown to differ: distilled against fine-tuned, RSUM +233.3 (100.0 to 400.0), p 0.12."
+    interval = runs.comparison.difference.total.interval
+    assert interval == (pytest.approx(-146, abs=20), 600)
+    expected = f"Not shown to differ: distilled against fine-tuned, RSUM +233.3 ({interval}), p 0.12."
     assert verdict([runs], 0.0) == expected
     # Beside a weaker baseline the larger p-value stays; that of an equal baseline doubles it.
     assert verdict([runs, difference(ranks(1, 1), ranks(11, 11), "other")], 0.0) == expected

@@ -232,6 +232,6 @@ AGREEMENT: tuple[Measure[Orders], ...] = (
     Measure(name="same_first", of=lambda orders: float(orders.gain_D[0] == orders.ideal_D[0])),
     Measure(name=NDCG.name, of=_ndcg),
     # A correlation stays in [-1, 1], and has two digits everywhere.
-    Measure(name="spearman", of=_spearman, factor=1.0, brief="{:.2f}".format),
+    Measure(name="spearman", of=_spearman, factor=1.0, lowest=-1.0, brief="{:.2f}".format),
 )
 """The measures of a query, in the order of documents and tables."""

@@ -393,6 +393,9 @@ def how_to_read(comparison: Comparison) -> list[str]:
         lines.append(f"In parentheses after p: adjusted for {count} comparisons (Holm).")
     if comparison.draws_seeds:
         lines.append("t-test: over runs. A difference is shown if both p are at most 0.05.")
+    elif all(len(system.runs) > 1 for system in comparison.systems.values()):
+        # Where runs differ much, drawing images alone claims differences that are none (docs/metrics.md).
+        lines.append("Intervals and p are about these trainings; for a claim about other seeds add --draw-seeds.")
     else:
         lines.append("Intervals and p are about these trainings; they cover no other seed.")
     warnings = dict.fromkeys(pairwise.comparison.seed_warning for pairwise in comparison.comparisons)

@@ -41,7 +41,8 @@ class Measure(Generic[Ordered]):
     """Its text in a report."""
     in_report: bool = True
     factor: float = 100.0
-    """agreement: what the mean over queries is multiplied by."""
+    """agreement: what the mean over queries is multiplied by; also the highest value."""
+    lowest: float = 0.0
 
     @property
     def title(self) -> str:

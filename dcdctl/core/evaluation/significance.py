@@ -8,16 +8,15 @@ The gallery is not drawn: ranks do not change. An interval shows how much a resu
 split. Runs that differ in the seed are averaged query by query, not drawn: how much a result depends on the seed is not
 in the interval.
 
-With `draw_seeds`, each draw also takes N - 1 of the N runs of a system with replacement. N draws would make the
-variance of their mean too small by the factor (N - 1) / N. Systems draw their runs independently, also if the seeds are
-equal: what a seed does to both of them makes the interval too wide rather than too narrow.
+With `draw_seeds`, each draw of images also draws the mean over runs, from Student's t distribution (`_with_runs`).
+Runs drawn with replacement would be too alike: of 2 + 2 or 3 + 3 runs that differ much, such intervals of 95 % contain
+the difference in 79 % and 90 % of cases (benchmarks/interval_coverage.py). Systems draw independently, also if their
+seeds are equal: what a seed does to both of them makes the interval too wide rather than too narrow.
 
 Sign-flip test: how often would a difference in RSUM be as large if, image by image, it were chance which of two systems
 has which hits?
 
-A few runs can differ less in the draws than they would in trainings: of two runs a draw takes one, so the interval is
-too narrow where seeds differ much. A claim about methods therefore needs the t-test over the RSUM of the runs too
-(`RankComparison.method_p_value`).
+A claim about methods needs the t-test over the RSUM of the runs too (`RankComparison.method_p_value`).
 
 Shape letters: I images, T texts (captions); R draws, the first of them every image once; S systems, the base last; C
 columns of a system, half of them for text retrieval and half for image retrieval: the measures that are COMPARED; N
@@ -45,7 +44,7 @@ from dcdctl.core.evaluation.estimates import (
     MeanTest,
     RankComparison,
 )
-from dcdctl.core.evaluation.measures import COMPARED, IN_RSUM, NDCG, recall_at_k, rsum
+from dcdctl.core.evaluation.measures import COMPARED, IN_RSUM, NDCG
 from dcdctl.core.evaluation.ranking import RankTable, check_queries
 
 Runs = Sequence[RankTable]
@@ -56,11 +55,12 @@ WHOLE = 10**9
 """Differences of values in [0, 1] are tested as whole numbers of this fraction."""
 DECIMALS = 9
 """Digits of an agreement in percent that are kept: further digits are rounding."""
+LIMITS_2C = np.array([[0.0, 100.0]] * 2 * len(COMPARED) + [[0.0, 600.0]]).T
+"""The lowest and the highest value of each column in percent, and of RSUM."""
 MIN_DRAWN_SEEDS = 2
 """Fewest runs of a system whose seeds can be drawn: one run does not show how runs differ."""
-_OUR_SEEDS, _BASE_SEEDS = 2, 3
-"""Streams of the drawn seeds: one for the base, one for all others, so that a comparison does not depend on what else
-is compared."""
+_RUN_STREAM = 2
+"""Stream of the drawn means over runs, so that they do not depend on the draws of images with the same seed."""
 
 
 def compare_ranks(
@@ -69,8 +69,8 @@ def compare_ranks(
     """How much better a system retrieves than the base, from runs on the same queries; both are measured on the same
     draws.
 
-    With `draw_seeds`, the draws are of runs too, except those of the sign-flip test. InputError for a system
-    with one run whose seeds are to be drawn; StaleError for ranks of other queries.
+    With `draw_seeds`, intervals and `p_value` cover other runs too; the sign-flip test does not. InputError for a
+    system with one run whose seeds are to be drawn; StaleError for ranks of other queries.
 
     >>> run = RankTable(("a", "b"), np.arange(2), np.arange(2), np.array([1, 1]), np.array([1, 7]))
     >>> comparison = compare_ranks([run], [run])
@@ -85,7 +85,7 @@ def compare_all(
 ) -> list[RankComparison]:
     """Each system, by name, against the base, all on the same draws. Raises what `compare_ranks` raises."""
     draws = _draw({**systems, "the base": base}, resamples, seed, draw_seeds=draw_seeds)
-    comparisons = [_against_base(draws, system, seed) for system in range(len(systems))]
+    comparisons = [_against_base(draws, system) for system in range(len(systems))]
     if draw_seeds:  # draws of runs are those of recalls alone
         return comparisons
     for system, ours in enumerate(systems.values()):
@@ -132,23 +132,25 @@ def compare_agreements(
     system with one run whose seeds are to be drawn; StaleError for an agreement over other candidates.
     """
     check_seeds({"ours": ours, "the base": base}, draw_seeds=draw_seeds)
-    runs, runs_S = (*ours, *base), (len(ours), len(base))
+    runs = (*ours, *base)
     check_same_queries({f"run {number}": run for number, run in enumerate(runs, 1)})
     means_DRNM = _drawn_agreements(runs, resamples, seed)
     columns_RNM = np.concatenate([*means_DRNM.values(), _mean_ndcg(means_DRNM)], axis=2)
-    all_SN = np.repeat(np.eye(2), runs_S, axis=1)
-    drawn_RSN = _drawn_runs(runs_S, resamples, seed) if draw_seeds else np.tile(all_SN, (resamples, 1, 1))
-    taken_RSN = np.concatenate([all_SN[None], drawn_RSN])
-    sides_RSM = np.einsum("rsn,rnm->rsm", taken_RSN, columns_RNM) / taken_RSN.sum(axis=2)[:, :, None]
-    ours_RM, base_RM = np.moveaxis(sides_RSM.round(DECIMALS), 1, 0)
-    our_totals, base_totals = np.split(columns_RNM[0, :, -1], [len(ours)])
+    sides_RNM = np.split(columns_RNM, [len(ours)], axis=1)
+    ours_RM, base_RM = (side_RNM.mean(axis=1).round(DECIMALS) for side_RNM in sides_RNM)
+    difference_RM, limits_2M = ours_RM - base_RM, _agreement_limits(len(means_DRNM))
+    our_NM, base_NM = (side_RNM[0] for side_RNM in sides_RNM)
+    if draw_seeds:
+        ours_RM = _with_runs(ours_RM, [our_NM], limits_2M, seed)
+        base_RM = _with_runs(base_RM, [base_NM], limits_2M, seed)
+        difference_RM = _with_runs(difference_RM, [our_NM, base_NM], limits_2M - limits_2M[::-1], seed)
     directions = list(means_DRNM)
     return AgreementComparison(
         ours=_agreement_estimates(ours_RM, directions),
         base=_agreement_estimates(base_RM, directions),
-        difference=_agreement_estimates(ours_RM - base_RM, directions),
-        runs=(tuple(our_totals.tolist()), tuple(base_totals.tolist())),
-        **_tests((ours_RM - base_RM)[1:, -1], _ndcg_shares(ours, base), seed),
+        difference=_agreement_estimates(difference_RM, directions),
+        runs=(tuple(our_NM[:, -1].tolist()), tuple(base_NM[:, -1].tolist())),
+        **_tests(difference_RM[1:, -1], _ndcg_shares(ours, base), seed),
     )
 
 
@@ -181,6 +183,12 @@ def _mean_ndcg(means_DRNM: Mapping[Direction, Values]) -> Values:
     """(1 + R, N, 1): nDCG@10, the mean of both directions."""
     column = [row.name for row in AGREEMENT].index(NDCG.name)
     return np.asarray(np.mean([means_RNM[:, :, column, None] for means_RNM in means_DRNM.values()], axis=0))
+
+
+def _agreement_limits(num_directions: int) -> Values:
+    """(2, M): the lowest and the highest value of the measures of each direction, and of nDCG@10."""
+    limits_M2 = [(row.lowest, row.factor) for row in AGREEMENT] * num_directions
+    return np.array([*limits_M2, (NDCG.lowest, NDCG.factor)]).T
 
 
 def _ndcg_shares(ours: Sequence[Agreements], base: Sequence[Agreements]) -> Values:
@@ -263,38 +271,29 @@ class _Draws:
     """The columns, summed over the images of each draw."""
     captions_R1: Values
     """Number of captions of each draw."""
-    taken_RS: Values
-    """Number of runs of each system that a draw takes, a run that is taken twice counted twice; first all runs."""
-    rsums_S: list[tuple[float, ...]]
-    """RSUM of each run."""
+    percents_SNC: list[Values]
+    """The columns of each run as means over queries, and RSUM, in percent: (N, C + 1) of each system."""
+    covers_runs: bool
+    seed: int
 
 
 def _draw(systems: Mapping[str, Runs], resamples: int, seed: int, *, draw_seeds: bool = False) -> _Draws:
     check_seeds(systems, draw_seeds=draw_seeds)
     named = {f"run {i} of {name}": table for name, tables in systems.items() for i, table in enumerate(tables, 1)}
     check_queries(named)
-    runs_S = [len(tables) for tables in systems.values()]
     # Summed over runs, not averaged: sums of hits stay whole numbers.
-    columns_SIC = np.stack([_columns(tables) for tables in systems.values()])
+    runs_SNIC = [np.stack([_columns(table) for table in tables]) for tables in systems.values()]
+    columns_SIC = np.stack([runs_NIC.sum(axis=0) for runs_NIC in runs_SNIC])
     num_captions_I = np.bincount(next(iter(named.values())).caption_image)
-    # Runs that are drawn apart need sums apart.
-    apart = [_columns([table]) for table in named.values()] if draw_seeds else list(columns_SIC)
-    drawn_RC = bootstrap_sums(np.column_stack([*apart, num_captions_I]), resamples, seed)
-    drawn_RSC = drawn_RC[:, :-1].reshape(resamples, len(apart), -1)
-    all_S = np.array(runs_S, dtype=np.float64)
-    taken_RS = np.broadcast_to(all_S, (resamples, len(runs_S)))
-    if draw_seeds:
-        taken_RSN = _drawn_runs(runs_S, resamples, seed)
-        drawn_RSC, taken_RS = np.einsum("rsn,rnc->rsc", taken_RSN, drawn_RSC), taken_RSN.sum(axis=2)
-    rsums_S = []
-    for tables in systems.values():
-        rsums_S.append(tuple(rsum(recall_at_k(run.text_ranks), recall_at_k(run.image_ranks)) for run in tables))
+    drawn_RC = bootstrap_sums(np.column_stack([*columns_SIC, num_captions_I]), resamples, seed)
+    num_images, num_captions = len(num_captions_I), num_captions_I.sum(keepdims=True)[None]
     return _Draws(
         columns_SIC=columns_SIC,
-        sums_RSC=np.vstack([columns_SIC.sum(axis=1)[None], drawn_RSC]),
-        captions_R1=np.vstack([num_captions_I.sum(keepdims=True)[None], drawn_RC[:, -1:]]),
-        taken_RS=np.vstack([all_S, taken_RS]),
-        rsums_S=rsums_S,
+        sums_RSC=np.vstack([columns_SIC.sum(axis=1)[None], drawn_RC[:, :-1].reshape(resamples, len(systems), -1)]),
+        captions_R1=np.vstack([num_captions, drawn_RC[:, -1:]]),
+        percents_SNC=[_percents(runs_NIC.sum(axis=1), num_images, num_captions) for runs_NIC in runs_SNIC],
+        covers_runs=draw_seeds,
+        seed=seed,
     )
 
 
@@ -308,53 +307,68 @@ def check_seeds(systems: Mapping[str, Sequence[object]], *, draw_seeds: bool) ->
         )
 
 
-def _drawn_runs(runs_S: Sequence[int], resamples: int, seed: int) -> Values:
-    """(R, S, N): how often each draw takes each run of each system; N counts the runs of all systems, and those of
-    others are 0."""
-    taken_RSN, first = np.zeros((resamples, len(runs_S), sum(runs_S))), 0
-    for system, num_runs in enumerate(runs_S):
-        is_base = system == len(runs_S) - 1
-        rng = np.random.default_rng((seed, _BASE_SEEDS if is_base else _OUR_SEEDS))
-        # One run fewer than there are; the module docstring says why.
-        run_RN = rng.integers(num_runs, size=(resamples, num_runs - 1))
-        for run in range(num_runs):
-            taken_RSN[:, system, first + run] = (run_RN == run).sum(axis=1)
-        first += num_runs
-    return taken_RSN
-
-
-def _columns(tables: Runs) -> Values:
-    """(I, C): the measures of each image, summed over tables."""
-    text_IC, image_IC = np.zeros((2, len(tables[0].image_ids), len(COMPARED)))
-    for table in tables:
-        text_IC += np.column_stack([of_rank(table.text_ranks) for _, of_rank in COMPARED])
-        image_TC = np.column_stack([of_rank(table.image_ranks) for _, of_rank in COMPARED])
-        # An image has several captions, and `+=` would add only one of them.
-        np.add.at(image_IC, table.caption_image, image_TC)
+def _columns(table: RankTable) -> Values:
+    """(I, C): the measures of each image."""
+    text_IC = np.column_stack([of_rank(table.text_ranks) for _, of_rank in COMPARED]).astype(np.float64)
+    image_TC = np.column_stack([of_rank(table.image_ranks) for _, of_rank in COMPARED])
+    image_IC = np.zeros_like(text_IC)
+    # An image has several captions, and `+=` would add only one of them.
+    np.add.at(image_IC, table.caption_image, image_TC)
     return np.hstack([text_IC, image_IC])
 
 
 def _system_estimates(draws: _Draws, system: int) -> Estimates:
-    return _estimates(_percents(draws.sums_RSC[:, system], draws, draws.taken_RS[:, system]))
+    percents_NC = draws.percents_SNC[system]
+    sums_RC = draws.sums_RSC[:, system] / len(percents_NC)
+    percents_RC = _percents(sums_RC, draws.columns_SIC.shape[1], draws.captions_R1)
+    if draws.covers_runs:
+        percents_RC = _with_runs(percents_RC, [percents_NC], LIMITS_2C, draws.seed)
+    return _estimates(percents_RC)
 
 
-def _against_base(draws: _Draws, system: int, seed: int) -> RankComparison:
+def _against_base(draws: _Draws, system: int) -> RankComparison:
+    our_NC, base_NC = draws.percents_SNC[system], draws.percents_SNC[-1]
     # Hits are whole numbers. Multiplied crosswise they stay whole, so a draw without a difference gives exactly zero.
-    our_taken_R, base_taken_R = draws.taken_RS[:, system], draws.taken_RS[:, -1]
-    sums_RC = draws.sums_RSC[:, system] * base_taken_R[:, None] - draws.sums_RSC[:, -1] * our_taken_R[:, None]
-    columns_IC = draws.columns_SIC[system] * base_taken_R[0] - draws.columns_SIC[-1] * our_taken_R[0]
-    percents_RC = _percents(sums_RC, draws, our_taken_R * base_taken_R)
+    sums_RC = draws.sums_RSC[:, system] * len(base_NC) - draws.sums_RSC[:, -1] * len(our_NC)
+    columns_IC = draws.columns_SIC[system] * len(base_NC) - draws.columns_SIC[-1] * len(our_NC)
     text_IC, image_IC = np.hsplit(columns_IC, 2)
     num_images, num_captions = len(columns_IC), draws.captions_R1[0, 0]
+    percents_RC = _percents(sums_RC, num_images, draws.captions_R1) / (len(our_NC) * len(base_NC))
+    if draws.covers_runs:
+        percents_RC = _with_runs(percents_RC, [our_NC, base_NC], LIMITS_2C - LIMITS_2C[::-1], draws.seed)
     # Each image's share of the difference in RSUM, times images and captions: a whole number.
     share_I = num_captions * text_IC[:, IN_RSUM].sum(axis=1) + num_images * image_IC[:, IN_RSUM].sum(axis=1)
     return RankComparison(
         difference=_estimates(percents_RC),
         ours=_system_estimates(draws, system),
         base=_system_estimates(draws, -1),
-        runs=(draws.rsums_S[system], draws.rsums_S[-1]),
-        **_tests(percents_RC[1:, -1], share_I, seed),
+        runs=(tuple(our_NC[:, -1].tolist()), tuple(base_NC[:, -1].tolist())),
+        **_tests(percents_RC[1:, -1], share_I, draws.seed),
     )
+
+
+def _with_runs(values_RC: Values, runs_SNC: Sequence[Values], limits_2C: Values, seed: int) -> Values:
+    """The draws of a mean over runs, or of the difference of two such means, spread by how much runs differ.
+
+    The mean of N runs has the variance s^2 / N beside that over images. Both are estimates, and s^2 from few runs is a
+    poor one: a normal distribution is too narrow, and Student's t is wider by as much as the degrees of freedom say
+    (Welch 1947, Satterthwaite 1946; images are many, so their variance counts as known). The draws of images keep their
+    skew. The first row, what was observed, stays as it is, and so do columns in which all runs are equal.
+    """
+    # Less the first run: the variance of equal runs is then exactly zero.
+    variance_SC = np.stack([np.var(runs_NC - runs_NC[0], axis=0, ddof=1) / len(runs_NC) for runs_NC in runs_SNC])
+    freedom_S1 = np.array([[len(runs_NC) - 1] for runs_NC in runs_SNC])
+    over_runs_C, over_images_C = variance_SC.sum(axis=0), values_RC[1:].var(axis=0)
+    rng, spread_RC = np.random.default_rng((seed, _RUN_STREAM)), values_RC.copy()
+    for column in np.flatnonzero(over_runs_C):
+        total = over_images_C[column] + over_runs_C[column]
+        freedom = total**2 / (variance_SC[:, column] ** 2 / freedom_S1[:, 0]).sum()
+        observed, *drawn = values_RC[:, column]
+        error_R = drawn - observed + rng.normal(0, np.sqrt(over_runs_C[column]), len(drawn))
+        # A normal number over the root of a mean of squares is what Student's t is.
+        error_R *= np.sqrt(freedom / rng.chisquare(freedom, len(drawn)))
+        spread_RC[1:, column] = np.clip(observed + error_R, *limits_2C[:, column])
+    return spread_RC
 
 
 def _tests(difference_R: Values, difference_U: Values, seed: int) -> dict[str, Any]:
@@ -368,14 +382,13 @@ def _tests(difference_R: Values, difference_U: Values, seed: int) -> dict[str, A
     }
 
 
-def _percents(sums_RC: Values, draws: _Draws, num_runs_R: Values) -> Values:
-    """(R, C + 1): the columns as means over queries, and RSUM, in percent, from sums over `num_runs_R` runs."""
-    num_images = draws.columns_SIC.shape[1]
+def _percents(sums_RC: Values, num_images: int, captions_R1: Values) -> Values:
+    """(R, C + 1): the columns as means over queries, and RSUM, in percent."""
     text_RC, image_RC = np.hsplit(sums_RC, 2)
     # One division per direction: if the sums of the directions cancel, so do their quotients, to the bit.
     text_R, image_R = text_RC[:, IN_RSUM].sum(axis=1), image_RC[:, IN_RSUM].sum(axis=1)
-    rsum_R = text_R / num_images + image_R / draws.captions_R1[:, 0]
-    return (100 / num_runs_R)[:, None] * np.column_stack([text_RC / num_images, image_RC / draws.captions_R1, rsum_R])
+    rsum_R = text_R / num_images + image_R / captions_R1[:, 0]
+    return 100 * np.column_stack([text_RC / num_images, image_RC / captions_R1, rsum_R])
 
 
 def _with_intervals(values_RC: Values) -> list[Estimate]:
