@@ -82,7 +82,7 @@ def test_the_shares_of_right_and_wrong_images_are_the_roots_of_what_is_seen():
     """Many texts, so that bounds are close: of R = 0.6 and A = 0.1, a pick above is wrong in at most A / B."""
     num_texts = 10**6
     has_right, has_wrong = np.arange(num_texts) % 10 < 6, np.arange(num_texts) // 10 % 10 < 1
-    scores = np.zeros((num_texts, 4))
+    scores = np.zeros((num_texts, 5))
     scores[has_right, 0], scores[has_wrong, 1] = 2.0, 1.0
     found = find_threshold(picks_of(scores), 0.8)
     assert found.value == 0.0
@@ -113,10 +113,10 @@ def test_tied_picks_are_taken_or_left_together():
 
 
 def test_texts_with_few_scored_images_tell_nothing():
-    scores, _ = drawn(0, right=4.0, num_images=3)
+    scores, _ = drawn(0, right=4.0, num_images=4)
     found = find_threshold(picks_of(scores), 0.5)
-    assert str(found).endswith("no pick, because no text of the pool has 4 scored images or more")
-    # A fourth text does not change what three others say.
+    assert str(found).endswith("no pick, because no text of the pool has 5 scored images or more")
+    # Texts with two do not change what three others say.
     scores, _ = drawn(0, right=4.0)
     picks, few = picks_of(scores), picks_of(np.full((1000, 2), 9.0))
     both = Picks(*(np.concatenate(values) for values in zip(picks, few, strict=True)))

@@ -165,8 +165,9 @@ class _InRounds:
             )
             self.say(f"round {number} of {rounds.count}: {cache.num_pairs:,} pairs have a score")
             inputs = replace(self.learned, caches=[cache.folder, *of_captions, *self.learned.caches])
+            job = self.job if number == rounds.count else _job_of_proposer(self.job, self.recipe, number)
             if self.recipe.pool.pseudo_positive_above is not None:
-                picks = count_picks(self.recipe, inputs)
+                picks = count_picks(load_recipe(job.recipe, job.sets), inputs)
             counts = {
                 "texts": asked,
                 "proposals": most_pairs(pool, candidates, num_texts=asked),
@@ -175,8 +176,7 @@ class _InRounds:
             done.append({**counts, **picks.to_json()})
             # A further round has nothing to ask if every pick is sure.
             is_last = number == rounds.count or not picks.num_unsure
-            job = self.job if is_last else _job_of_proposer(self.job, self.recipe, number)
-            run = self.train(replace(job, rounds=tuple(done)), inputs)
+            run = self.train(replace(self.job if is_last else job, rounds=tuple(done)), inputs)
             if is_last:
                 break
         return run
@@ -412,8 +412,8 @@ def _job_of_captions(job: TrainingJob, recipe: Recipe) -> TrainingJob:
 
 
 def _job_of_proposer(job: TrainingJob, recipe: Recipe, number: int) -> TrainingJob:
-    """The training of a student that only proposes: it learns from picks that are more often right than wrong, since
-    the teacher scores what it proposes, and wrong picks cost proposals alone."""
+    """The training of a student that only proposes: picks that are more often right than wrong are sure enough for it,
+    since the teacher scores what it proposes, and wrong picks cost proposals alone."""
     sets = ("pool.precision=0.5",) if recipe.pool.pseudo_positive_above == "auto" else ()
     return replace(job, sets=(*job.sets, *sets), out=_folder_of(job) / f"run-{number}")
 
