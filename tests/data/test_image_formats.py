@@ -84,6 +84,18 @@ def test_an_avif_is_turned_as_its_camera_says(orientation):
     assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).mean() < 6
 
 
+def test_a_heic_is_turned_once_whatever_its_decoder_leaves_in_its_exif_data(monkeypatch):
+    """pi-heif turns an image by its boxes, and puts 1 into the EXIF data, where phones say the turn once more."""
+    monkeypatch.setattr("pi_heif.as_plugin.set_orientation", lambda info: None)
+    data = heic("heic_turned.heic")
+    assert opened.orientation_of(opened.open_heif(data)) == 6
+    assert_halves(decode_image(data))
+    assert_halves(decode_image(check_image(data).data))
+    with Image.open(io.BytesIO(thumbnail(data, 48))) as small:
+        assert small.size == (48, 32)
+    assert images.read_orientation(io.BytesIO(data)) == 1
+
+
 def test_what_the_camera_says_is_read_and_kept():
     found = read_exif(io.BytesIO(heic()), place=True)
     assert found == {

@@ -108,6 +108,26 @@ def test_everything_that_can_happen_to_a_file_is_followed_at_once(dual, photos, 
     assert again.index.document == change.index.document
 
 
+def test_a_file_is_read_again_if_its_time_or_its_size_is_another(dual, photos, index, tmp_path):
+    def picture(seed: int, side: int) -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)).save(
+            stream, "BMP"
+        )
+        return stream.getvalue()
+
+    put(photos, {"by time.bmp": picture(1, 32), "by size.bmp": picture(2, 32)})
+    sync(index.folder)
+    # A BMP has as many bytes as its pixels say, whatever they are.
+    rewrite(photos / "by time.bmp", picture(3, 32))
+    stamp = (photos / "by size.bmp").stat().st_mtime_ns
+    (photos / "by size.bmp").write_bytes(picture(4, 40))
+    os.utime(photos / "by size.bmp", ns=(stamp, stamp))
+    change = sync(index.folder)
+    assert (change.counts.changed, change.counts.unchanged) == (2, 6)
+    assert content(change.index) == as_new(dual, photos, tmp_path / "new")
+
+
 @pytest.mark.usefixtures("no_model")
 def test_what_needs_no_model_loads_none(dual, photos, index):
     touch(photos / "2.jpg")
@@ -425,6 +445,22 @@ def test_a_moved_folder_keeps_its_rows(photos, index, tmp_path):
     # A folder above the image folder, as the place of a disk.
     shutil.move(tmp_path / "disk", tmp_path / "usb")
     assert content(update(index.folder, moved=(tmp_path / "disk", tmp_path / "usb"))) == before
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_folder_with_less_than_half_of_the_images_is_not_where_they_moved(photos, index, tmp_path):
+    place = tmp_path / "new"
+    shutil.copytree(photos, place)
+    files = sorted(place.rglob("*.jpg"))
+    for number, file in enumerate(files, 1):
+        file.unlink()
+        if number <= 3:
+            assert update(index.folder, moved=(photos, place)).document.sources[0].path == str(place)
+            update(index.folder, moved=(place, photos))
+            continue
+        with pytest.raises(InputError, match=rf"new has {6 - number} of 6 images of .* that were looked for"):
+            update(index.folder, moved=(photos, place))
+    assert FolderIndex.open(index.folder).document.sources == index.document.sources
 
 
 def test_an_open_index_answers_as_before_while_it_is_changed(photos, index):

@@ -21,7 +21,17 @@ from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, DcdError, StaleError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.teacher import CacheJob, CandidateConfig, build, cache_scores, read_cache
-from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, preview, rounds, runs, train_in_rounds
+from dcdctl.core.training import (
+    InputRefs,
+    Run,
+    TrainingJob,
+    TrainingOptions,
+    load_recipe,
+    preview,
+    rounds,
+    runs,
+    train_in_rounds,
+)
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
             for thing in ("car", "dog", "hat")]  # fmt: skip
@@ -311,6 +321,19 @@ def test_with_captioned_images_their_student_proposes_first(refs, tmp_path):
     assert "pool" not in alone["inputs"]
     # From the start again, with the picks.
     assert {"infonce", "pool_infonce", "pool_margin-mse"} <= set(run.metrics()[0])
+
+
+def test_a_limit_of_images_is_that_of_the_captioned_ones_beside_a_pool(refs, tmp_path):
+    captioned = make_corpus(tmp_path / "captioned", CAPTIONS, has_colors=True)
+    recipe = load_recipe("tiny-student", [*SETS, "pool.rounds=2"])
+    beside = rounds.plan_rounds(replace(refs, data=captioned.folder, pool=refs.data, max_images=4), recipe)
+    assert beside is not None
+    assert beside.captions is not None
+    assert (beside.place.open().num_images, beside.captions.open().num_images) == (9, 4)
+    # A pool that is named as --data is what is limited.
+    alone = rounds.plan_rounds(replace(refs, max_images=4), recipe)
+    assert alone is not None
+    assert (alone.place.open().num_images, alone.captions) == (4, None)
 
 
 def test_captions_are_learned_with_the_negatives_that_a_student_of_them_proposes(refs, tmp_path):
