@@ -107,6 +107,11 @@ def test_what_a_camera_wrote_is_read_in_every_format(kind):
             {"taken": datetime(2022, 1, 1), "year": 2022},
         ),
         ({"place": RIO}, {"latitude": -22.9, "longitude": -43.2}),
+        # Seven digits of a degree: a centimeter.
+        (
+            {"place": {**BERLIN, GPS.GPSLatitude: (52.0, 31.0, 12.001), GPS.GPSLongitude: (13.0, 24.0, 18.123457)}},
+            {"latitude": 52.5200003, "longitude": 13.4050343},
+        ),
         ({"place": FARTHEST}, {"latitude": -90.0, "longitude": 180.0}),
         ({"place": {**FARTHEST, GPS.GPSLongitude: (180.0, 0.0, 0.1)}}, {}),
         ({"place": {**FARTHEST, GPS.GPSLatitude: (90.0, 0.0, 0.1)}}, {}),

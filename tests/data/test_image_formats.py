@@ -314,6 +314,24 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(monkeypatch):
         decode_image(data, max_pixels=39_999_999)
 
 
+def test_tables_between_the_frame_and_the_scan_of_a_jpeg_are_no_frame(monkeypatch):
+    """A JPEG of one scan may have more pixels than others, because it is decoded row by row."""
+    monkeypatch.setattr(opened, "MAX_PIXELS", 40 * 30 - 1)
+    data = large_jpeg(40, 30)
+    assert decode_image(data).size == (40, 30)
+    frame = data.index(b"\xff\xc0")
+    scan = data.index(b"\xff\xda")
+    assert frame < scan
+    for marker in (0xC4, 0xC8, 0xCC):  # Huffman tables, reserved, and those of arithmetic coding
+        table = bytes([0xFF, marker, 0, 12]) + bytes(10)
+        found = opened._find_scan(data[:scan] + table + data[scan:])
+        assert (found.frame, found.has_all_colors) == (0xC0, True)
+        assert data[found.start - len(table) :] == data[opened._find_scan(data).start :]
+    for marker in {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}:
+        found = opened._find_scan(data[:frame] + bytes([0xFF, marker]) + data[frame + 2 :])
+        assert (found.frame, found.has_all_colors) == (marker, True)
+
+
 def test_every_large_image_is_halved_until_it_has_fewer_pixels(monkeypatch):
     monkeypatch.setattr(opened, "LARGE_PIXELS", 96 * 64 // 4)
     for data in (encoded("PNG", HALVES), encoded("JPEG", HALVES), *UPRIGHT.values()):

@@ -23,7 +23,7 @@ from processes import TIMEOUT_S
 
 from dcdctl.core import distributed, models
 from dcdctl.core.data import FolderImageFile, RowError
-from dcdctl.core.errors import DcdError, InputError
+from dcdctl.core.errors import ConfigError, DcdError, InputError
 from dcdctl.core.search import FolderIndex, IndexConfig, commit, copies, upkeep, watch
 from dcdctl.core.search import build as build_module
 from dcdctl.core.search.image_files import FileFacts, facts_table
@@ -461,6 +461,40 @@ def test_a_folder_with_less_than_half_of_the_images_is_not_where_they_moved(phot
         with pytest.raises(InputError, match=rf"new has {6 - number} of 6 images of .* that were looked for"):
             update(index.folder, moved=(photos, place))
     assert FolderIndex.open(index.folder).document.sources == index.document.sources
+
+
+def test_a_folder_does_not_move_to_another_image_folder_of_the_index(photos, index, tmp_path):
+    other = shutil.copytree(photos, tmp_path / "other")
+    two = update(index.folder, add=other)
+    with pytest.raises(InputError, match=r"other is an image folder of .*index already; use --sync"):
+        update(index.folder, moved=(photos, other))
+    assert FolderIndex.open(index.folder).document == two.document
+
+
+def test_a_run_is_no_index_to_change(tmp_path):
+    put(tmp_path / "run", {"run.json": b"{}"})
+    with pytest.raises(ConfigError, match=r"run is a run, not an index; make one: dcdctl index .*run --images"):
+        upkeep.open_to_change(str(tmp_path / "run"))
+
+
+def test_an_index_with_files_that_were_left_out_is_up_to_date_until_one_of_them_changes(photos, index, tmp_path):
+    put(photos, {"note.txt": b"no image"})
+    other = put(tmp_path / "other", {"9.jpg": photo(9), "broken.jpg": photo(9)[:100], "note.txt": b"no image"})
+    update(index.folder, add=other)
+    followed = sync(index.folder).index
+    unchanged = upkeep.up_to_date(followed)
+    assert unchanged is not None
+    assert unchanged.counts.unchanged == 7
+    assert sorted((entry["source"], entry["path"]) for entry in unchanged.skipped) == [
+        (0, "note.txt"),
+        (1, "broken.jpg"),
+        (1, "note.txt"),
+    ]
+    rewrite(other / "broken.jpg", photo(8))
+    assert upkeep.up_to_date(followed) is None
+    assert sync(index.folder).added == 1
+    (other / "note.txt").unlink()
+    assert upkeep.up_to_date(FolderIndex.open(index.folder)) is None
 
 
 def test_an_open_index_answers_as_before_while_it_is_changed(photos, index):

@@ -1,0 +1,169 @@
+"""What the driver of a Ray cluster gives to whom, and what its bar shows: without a cluster, by workers that do
+nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray import exceptions as failures
+
+from dcdctl.core.engines import EngineChoice, cluster, ray_engine
+from dcdctl.core.engines.engine import Task
+from dcdctl.core.errors import ConfigError, DcdError, SourceError
+from dcdctl.core.progress import unsaid
+
+
+@pytest.fixture
+def shown() -> list[int]:
+    """How the bar moved."""
+    return []
+
+
+@pytest.fixture
+def job(monkeypatch, shown) -> ray_engine._Job:
+    """A job of nine tasks for three workers, all of them ready."""
+    monkeypatch.setattr(cluster, "is_alive", lambda: True)
+    monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(ray, "kill", lambda handle: None)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    engine = ray_engine.RayEngine(EngineChoice(engine="ray"), unsaid)
+    made = ray_engine._Job(engine, (task(number) for number in range(9)), None, 3, shown.append)
+    for _ in range(3):
+        calls = SimpleNamespace(remote=lambda *_: object())
+        engine.actors.append(
+            ray_engine._Actor(handle=SimpleNamespace(run=calls, done=calls), node="here", is_ready=True)
+        )
+    return made
+
+
+def task(number: int) -> Task[int]:
+    return Task(number, f"task {number}", inputs=lambda: number, packed=lambda: number)
+
+
+def tasks_of(job: ray_engine._Job) -> list[list[int]]:
+    return [[begun.task.shard for begun in actor.tasks] for actor in job.engine.actors]
+
+
+def finish(job: ray_engine._Job, place: int, num_units: int = 1) -> tuple[Task[int], str] | None:
+    """The result of the first task of a worker arrives."""
+    actor = job.engine.actors[place]
+    return job._receive(actor, actor.tasks[0], "result", num_units)
+
+
+def test_each_worker_has_a_task_before_any_has_a_second_one_that_it_reads_ahead(job):
+    assert job._give()
+    assert tasks_of(job) == [[0, 3], [1, 4], [2, 5]]
+    assert finish(job, 1)[0].shard == 1
+    assert job._give()
+    assert tasks_of(job) == [[0, 3], [4, 6], [2, 5]]
+
+
+def test_a_worker_without_work_gets_the_oldest_task_of_another_once(job):
+    job._give()
+    for place in (0, 0, 1, 1, 2):  # the last worker is slow with its second task
+        finish(job, place)
+    job._give()
+    assert tasks_of(job) == [[6, 8], [7], [5]]
+    for _ in range(2):
+        finish(job, 0)
+        job._give()
+    # Nobody has nothing to do, and no third worker gets a task that two have.
+    assert tasks_of(job) == [[5], [7], [5]]
+    finish(job, 1)
+    job._give()
+    assert tasks_of(job) == [[5], [], [5]]
+    # The first result counts.
+    assert finish(job, 0)[0].shard == 5
+    assert finish(job, 2) is None
+    assert not job._give()
+    assert job.received == 9
+
+
+def test_the_tasks_of_a_lost_worker_go_to_others_first_and_the_bar_moves_back(job, shown):
+    job._give()
+    lost = job.engine.actors[0]
+    for actor, done in zip(job.engine.actors, (5, 2, 0), strict=True):
+        job._hear("done", actor, done)
+    job._show()
+    assert sum(shown) == 7
+    job._lose(lost, DcdError("the node has died"))
+    job._show()
+    assert sum(shown) == 2
+    assert [begun.task.shard for begun in job.again] == [0, 3]
+    # The task that it computed may be what ended it, and not the one that it read ahead.
+    assert [len(begun.reasons) for begun in job.again] == [1, 0]
+    assert job.news["lost"] == 0  # told at once
+    finish(job, 0, num_units=2)
+    assert sum(shown) == 2
+    job.num_workers = 2
+    job._give()
+    assert tasks_of(job) == [[4, 0], [2, 5]]
+
+
+def test_two_workers_with_one_task_count_as_the_one_that_did_more(job, shown):
+    job.not_begun = iter([task(0)])
+    job._give()
+    assert tasks_of(job) == [[0], [0], []]
+    for actor, done in zip(job.engine.actors[:2], (3, 4), strict=True):
+        job._hear("done", actor, done)
+    job._show()
+    assert sum(shown) == 4
+
+
+def test_a_task_that_fails_as_often_as_may_be_is_left_out_and_named(job):
+    job.not_begun = iter([task(0), task(1)])
+    job.num_workers = 1
+    del job.engine.actors[1:]
+    for trial in range(ray_engine.TRIES):
+        assert [begun.task.shard for begun in job.failed] == []
+        assert job._give()
+        (actor,) = job.engine.actors
+        (begun,) = [begun for begun in actor.tasks if begun.task.shard == 0]
+        job._fail(actor, begun, DcdError(f"a wrong file, {trial}"))
+    assert finish(job, 0)[0].shard == 1
+    assert not job._give()
+    with pytest.raises(DcdError, match=r"task 0.*a wrong file"):
+        job.raise_failures()
+
+
+def test_a_lost_connection_of_a_worker_is_no_lost_cluster(monkeypatch):
+    monkeypatch.setattr(cluster, "is_alive", lambda: True)
+    of_worker = failures.RayTaskError("run", "its traceback", ConnectionError("reset by a store")).as_instanceof_cause()
+    assert isinstance(of_worker, ConnectionError)
+    with pytest.raises(failures.RayTaskError), cluster.answering():
+        raise of_worker
+    with pytest.raises(SourceError, match="no longer answers"), cluster.answering():
+        raise ConnectionError("reset")
+    monkeypatch.setattr(cluster, "is_alive", lambda: False)
+    with pytest.raises(SourceError, match="no longer answers"), cluster.answering():
+        pytest.fail("it began")
+
+
+@pytest.mark.parametrize(
+    ("resources", "choice", "expected"),
+    [
+        ({"CPU": 7.0}, {}, 7),
+        ({"CPU": 7.0}, {"worker_cpus": 2}, 3),
+        ({"CPU": 7.0}, {"worker_cpus": 8}, 1),
+        ({"CPU": 7.0, "GPU": 2.0}, {}, 2),
+        ({"CPU": 7.0, "GPU": 2.0}, {"worker_gpus": 0.5}, 4),
+        ({"CPU": 3.0, "GPU": 2.0}, {"worker_gpus": 0.5}, 3),
+        ({"CPU": 7.0, "GPU": 2.0}, {"worker_gpus": 0}, 7),
+        ({"CPU": 7.0, "GPU": 2.0}, {"workers": 5}, 5),
+    ],
+)
+def test_there_are_as_many_workers_as_nodes_have_room_for_unless_the_user_says(
+    monkeypatch, resources, choice, expected
+):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    assert cluster.num_workers(EngineChoice(engine="ray", **choice)) == expected
+
+
+@pytest.mark.parametrize("share", [1.5, 2.25])
+def test_a_worker_takes_a_share_of_one_gpu_or_whole_ones(share):
+    with pytest.raises(ConfigError, match=rf"a share of one GPU or a whole number of them, got {share:g}"):
+        EngineChoice(engine="ray", worker_gpus=share).check()
+    for fine in (0.5, 1, 2, 0):
+        EngineChoice(engine="ray", worker_gpus=fine).check()
