@@ -299,6 +299,16 @@ def test_a_row_of_a_parquet_file_is_an_image_file(parquet):
     assert len(stamps) == 9
 
 
+def test_a_large_row_of_a_parquet_file_is_rejected(parquet, monkeypatch):
+    file = ParquetImageFile(parquet, 0, 0)
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", len(file.read()))
+    file.read()
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", len(file.read()) - 1)
+    with pytest.raises(RowError, match=r"its image file is larger than \d+ bytes") as refused:
+        file.read()
+    assert refused.value.kind == "too-large"
+
+
 def test_rows_of_a_large_group_are_read_in_any_order_and_few_at_a_time(tmp_path):
     images = [{"bytes": bytes([i]) * 100_000, "path": None} for i in range(200)]
     pq.write_table(

@@ -446,3 +446,17 @@ def test_the_items_of_a_heif_file_are_found_in_boxes_of_every_length():
         assert formats.damage_of_boxes(bytes(data[:at]) + box_) == "the types of its items are no text"
     # Data behind the last box, as in motion photos, are no damage.
     assert formats.damage_of_boxes(UPRIGHT["heic"] + b"more than one byte, which is no box") == ""
+
+
+@pytest.mark.parametrize(("version", "number"), [(2, b"\xff\x80"), (3, b"\0\0\xff\x80")])
+def test_the_type_of_a_heif_item_follows_a_number_of_two_or_of_four_bytes(version, number):
+    def file(kind: bytes) -> bytes:
+        entry = b"infe" + bytes([version, 0, 0, 0]) + number + b"\0\0" + kind + b"\0"
+        meta = b"meta" + bytes(4) + struct.pack(">I", 4 + len(entry)) + entry
+        return struct.pack(">I", 4 + len(meta)) + meta
+
+    assert formats.damage_of_boxes(file(b"hvc1")) == ""
+    for place in range(4):
+        kind = bytearray(b"hvc1")
+        kind[place] = 0x8F
+        assert formats.damage_of_boxes(file(bytes(kind))) == "the types of its items are no text"

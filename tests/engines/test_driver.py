@@ -112,6 +112,15 @@ def test_two_workers_with_one_task_count_as_the_one_that_did_more(job, shown):
     assert sum(shown) == 4
 
 
+def test_the_user_is_told_once_that_a_worker_is_ready(job):
+    said: list[str] = []
+    job.engine.say = said.append
+    for _ in range(2):  # in this call, and in the next one
+        job._hear("ready", job.engine.actors[0], None)
+    assert said == ["1 worker ready: 3 of 3 at work"]
+    assert job.news["ready"] == 0
+
+
 def test_a_task_that_fails_as_often_as_may_be_is_left_out_and_named(job):
     job.not_begun = iter([task(0), task(1)])
     job.num_workers = 1
@@ -126,6 +135,52 @@ def test_a_task_that_fails_as_often_as_may_be_is_left_out_and_named(job):
     assert not job._give()
     with pytest.raises(DcdError, match=r"task 0.*a wrong file"):
         job.raise_failures()
+
+
+@pytest.mark.parametrize("error", [failures.OutOfDiskError("full"), failures.ObjectLostError("0" * 56, "", "here")])
+def test_a_task_whose_result_is_lost_is_tried_again_and_its_worker_stays(job, monkeypatch, error):
+    def lose(reference: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "get", lose)
+    job._give()
+    first = next(iter(job.expected))
+    assert job._take(first) is None
+    assert tasks_of(job) == [[3], [1, 4], [2, 5]]
+    assert [(begun.task.shard, begun.reasons) for begun in job.again] == [(0, [error])]
+
+
+@pytest.mark.parametrize("is_result", [True, False])
+def test_another_error_of_ray_loses_the_worker(job, monkeypatch, is_result):
+    def end(reference: object) -> None:
+        raise failures.RayActorError
+
+    monkeypatch.setattr(ray, "get", end)
+    job._give()
+    job._look()  # asks each worker how far it is
+    kinds = [kind for kind, _, _ in job.expected.values()]
+    reference = list(job.expected)[kinds.index("result" if is_result else "done")]
+    assert job._take(reference) is None
+    assert tasks_of(job) == [[1, 4], [2, 5]]
+    assert [begun.task.shard for begun in job.again] == [0, 3]
+
+
+def test_a_user_is_told_every_half_minute_what_the_job_waits_for(job, monkeypatch):
+    second = 0
+    told: list[tuple[int, str]] = []
+    job.engine.say = lambda line: told.append((second, line))
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
+    monkeypatch.setattr(ray_engine, "time", SimpleNamespace(monotonic=lambda: second))
+    job.last_seen = 0
+    for actor in job.engine.actors:
+        actor.is_ready, actor.node = False, ""
+    for second in range(70):
+        if second == 40:
+            job.engine.actors[0].node = "here"  # it has a place, and loads its model
+        job._look()
+    assert [second for second, _ in told] == [31, 62]
+    assert "waiting for a worker with 1 CPU and 0 GPUs" in told[0][1]
+    assert told[1][1] == "1 worker started, and none has loaded its model yet"
 
 
 def test_a_lost_connection_of_a_worker_is_no_lost_cluster(monkeypatch):

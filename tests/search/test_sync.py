@@ -24,7 +24,7 @@ from processes import TIMEOUT_S
 from dcdctl.core import distributed, models
 from dcdctl.core.data import FolderImageFile, RowError
 from dcdctl.core.errors import ConfigError, DcdError, InputError
-from dcdctl.core.search import FolderIndex, IndexConfig, commit, copies, upkeep, watch
+from dcdctl.core.search import Changes, FolderIndex, IndexConfig, commit, copies, upkeep, watch
 from dcdctl.core.search import build as build_module
 from dcdctl.core.search.image_files import FileFacts, facts_table
 from dcdctl.core.search.watch import sync_index, watch_index
@@ -469,6 +469,11 @@ def test_a_folder_does_not_move_to_another_image_folder_of_the_index(photos, ind
     with pytest.raises(InputError, match=r"other is an image folder of .*index already; use --sync"):
         update(index.folder, moved=(photos, other))
     assert FolderIndex.open(index.folder).document == two.document
+
+
+def test_a_precision_or_a_split_alone_changes_nothing(index):
+    assert not upkeep.has_changes(index, Changes(precision="bf16", split="train"))
+    assert upkeep.has_changes(index, Changes(precision="bf16", sync=True))
 
 
 def test_a_run_is_no_index_to_change(tmp_path):

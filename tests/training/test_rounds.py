@@ -394,6 +394,25 @@ def test_a_dry_run_of_rounds_says_how_many_pairs_the_teacher_scores_at_most(refs
     assert not list(tmp_path.iterdir())
 
 
+def test_a_budget_that_leaves_the_first_round_no_block_is_refused(refs, tmp_path):
+    """A block of N images and N texts of the pool has N x N pairs; of an odd budget the first round gets one more."""
+
+    def plan(inputs: InputRefs, size: int, max_pairs: int) -> None:
+        blocks = ["candidates.kind=blocks", f"candidates.block_size={size}", "candidates.captions_per_image=1"]
+        sets = [*SETS, *blocks, "pool.rounds=2", f"pool.max_pairs={max_pairs}"]
+        preview(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, TrainingOptions())
+
+    plan(refs, 3, 17)
+    with pytest.raises(ConfigError, match=r"pool\.max_pairs leaves 8 pairs for the first blocks, and each has 9"):
+        plan(refs, 3, 16)
+    # Half of the budget is for the captions, of which there are as many as texts.
+    captioned = make_corpus(tmp_path / "captioned", CAPTIONS, has_colors=True)
+    both = replace(refs, data=captioned.folder, pool=refs.data)
+    plan(both, 4, 62)
+    with pytest.raises(ConfigError, match=r"pool\.max_pairs leaves 15 pairs for the first blocks, and each has 16"):
+        plan(both, 4, 60)
+
+
 ON_CAPTIONS = [*BY_START, "pool.rounds=none"]
 REFUSED: dict[str, tuple[list[str], dict[str, Any], dict[str, Any], str]] = {
     "a loss of vectors": (["loss.terms={ embedding-cosine = 1.0 }"], {}, {}, "needs the vectors of one dual teacher"),
