@@ -3,6 +3,9 @@ nothing."""
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +14,9 @@ from ray import exceptions as failures
 
 from dcdctl.core.engines import EngineChoice, cluster, ray_engine
 from dcdctl.core.engines.engine import Task
+from dcdctl.core.engines.ray_worker import RayWorker, versions
 from dcdctl.core.errors import ConfigError, DcdError, SourceError
-from dcdctl.core.progress import unsaid
+from dcdctl.core.progress import Advance, unsaid
 
 
 @pytest.fixture
@@ -24,7 +28,8 @@ def shown() -> list[int]:
 @pytest.fixture
 def job(monkeypatch, shown) -> ray_engine._Job:
     """A job of nine tasks for three workers, all of them ready."""
-    monkeypatch.setattr(cluster, "is_alive", lambda: True)
+    for module in (cluster, ray_engine):
+        monkeypatch.setattr(module, "is_alive", lambda: True)
     monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(ray, "kill", lambda handle: None)
     monkeypatch.setattr(ray, "cluster_resources", dict)
@@ -222,3 +227,78 @@ def test_a_worker_takes_a_share_of_one_gpu_or_whole_ones(share):
         EngineChoice(engine="ray", worker_gpus=share).check()
     for fine in (0.5, 1, 2, 0):
         EngineChoice(engine="ray", worker_gpus=fine).check()
+
+
+def test_workers_without_a_task_are_kept_for_the_next_call_and_the_others_end(job, monkeypatch):
+    killed: list[object] = []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    job.not_begun = iter([task(0)])
+    job._give()
+    busy, _, idle = job.engine.actors
+    late = ray_engine._Actor(handle=object())
+    job.engine.actors.append(late)
+    finish(job, 1)
+    job.end()
+    assert idle in job.engine.actors
+    assert len(job.engine.actors) == 2
+    assert killed == [busy.handle, late.handle]
+
+
+def test_a_bug_of_a_task_keeps_its_traceback_and_an_error_of_the_user_its_hint(job):
+    bug = failures.RayTaskError("run", "its traceback", ZeroDivisionError("by zero"))
+    failed = ray_engine._Begun(task(7), reasons=[bug])
+    job.failed = [failed]
+    with pytest.raises(failures.RayTaskError, match="its traceback"):
+        job.raise_failures()
+    job.failed = [
+        ray_engine._Begun(task(1), reasons=[DcdError("old"), DcdError("the file is damaged", hint="make it again")]),
+        ray_engine._Begun(task(2), reasons=[DcdError("another one")]),
+    ]
+    with pytest.raises(DcdError, match=r"2 tasks failed 4 times, and the others are kept") as error:
+        job.raise_failures()
+    assert error.value.hint == "make it again"
+    assert list(error.value.details) == ["task 1: the file is damaged; make it again", "task 2: another one"]
+
+
+class Counting:
+    """A worker that is made anew for each `prepare`, and does as many units as it is told."""
+
+    def start(self, inputs: int) -> Callable[[Advance], int]:
+        def rest(advance: Advance) -> int:
+            for _ in range(inputs):
+                advance(1)
+            return 10 * inputs
+
+        return rest
+
+
+def test_a_worker_says_how_many_units_it_has_done_since_it_was_made(monkeypatch):
+    monkeypatch.setattr(ray, "get", pickle.dumps)
+    worker = RayWorker()
+    worker.prepare([Counting])
+    assert [worker.run(3), worker.run(5), worker.done()] == [(30, 3), (50, 5), 8]
+    worker.prepare([Counting])
+    assert [worker.done(), worker.run(2), worker.done()] == [0, (20, 2), 2]
+    assert worker.describe()["versions"] == versions()
+
+
+@pytest.mark.parametrize(
+    ("options", "world_size", "message"),
+    [
+        ({"worker_gpus": 0}, "1", "--worker-gpus is for the workers of an engine; add --engine ray"),
+        ({"worker_cpus": 2}, "1", "--worker-cpus is for the workers of an engine"),
+        ({"verbose": True}, "1", "--verbose is for the workers of an engine"),
+        ({"workers": 257}, "1", "--workers must be at most 256 threads, got 257"),
+        ({"engine": "ray", "workers": 0}, "1", "--workers must be at least 1 with --engine, got 0"),
+        ({"engine": "ray://head"}, "1", "engine 'ray://head' is unknown"),
+        ({"engine": "ray"}, "2", "--engine and torchrun both start processes"),
+        ({"engine": "ray", "workers": 300, "worker_gpus": 0, "worker_cpus": 2, "verbose": True}, "1", ""),
+        ({"engine": "ray://head:10001"}, "1", ""),
+        ({"workers": 256}, "2", ""),
+        ({"workers": 0}, "1", ""),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(monkeypatch, options, world_size, message):
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        EngineChoice(**options).check()

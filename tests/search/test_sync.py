@@ -699,3 +699,20 @@ def test_images_without_structure_look_alike_only_if_their_vectors_do(tmp_path):
     assert groups.tolist() == [0, 1, 0, 3, 4]
     facts[3] = replace(facts[3], sha256=facts[1].sha256)
     assert copies.group_rows(index.folder, index.document, facts_table(facts)).tolist() == [0, 1, 0, 1, 4]
+
+
+def test_a_group_of_copies_as_plain_values():
+    same = copies.SameImages(
+        images=("a.jpg", "b"), paths=(Path("photos/a.jpg"), None), num_bytes=(12, None), same_bytes=True
+    )
+    assert same.rows() == [
+        {"image": "a.jpg", "path": str(Path("photos/a.jpg")), "bytes": 12, "same_bytes": True},
+        {"image": "b", "path": None, "bytes": None, "same_bytes": True},
+    ]
+    assert same.document() == {
+        "same_bytes": True,
+        "images": [
+            {"image": "a.jpg", "path": str(Path("photos/a.jpg")), "bytes": 12},
+            {"image": "b", "path": None, "bytes": None},
+        ],
+    }
