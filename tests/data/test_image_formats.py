@@ -350,6 +350,44 @@ def test_an_image_in_boxes_that_is_larger_than_the_limit_is_refused_undecoded(fo
     assert refused.value.kind == "too-large"
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_what_follows_a_directory_of_a_tiff_is_none_of_its_tags(order):
+    def tiff(num_tags):
+        width, dng_version = (struct.pack(f"{order}HHII", tag, 4, 1, 8) for tag in (256, 0xC612))
+        header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, num_tags)
+        return header + 12 * width + dng_version
+
+    assert [formats.recognize(tiff(count)) for count in (12, 13)] == [formats.TIFF, formats.RAW]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jpg", None),
+        ("sub/IMG_1.HEIC", None),
+        ("IMG_1.NEF", None),
+        ("scan.PSD", "other-format"),
+        ("a.svg", "other-format"),
+        ("IMG_1.MOV", "live-video"),
+        ("sub/IMG_1.mp4", "live-video"),
+        ("IMG_2.MOV", "video"),
+        ("film.MKV", "video"),
+        ("a.md", "not-image"),
+        ("jpg", None),
+        ("noending", "not-image"),
+    ],
+)
+def test_the_name_of_a_file_tells_its_kind(name, kind):
+    names = {"a.jpg", "IMG_1.JPG", "sub/IMG_1.heic", "IMG_2.png", name}
+    assert formats.kind_of_name(name, names) == kind
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_a_browser_gets_the_file_itself_of_what_it_shows(form):
+    data = encoded(form)
+    assert for_browser(data) == (data, f"image/{form.lower()}")
+
+
 def test_a_tiff_with_more_directories_is_no_raw_photo():
     pages = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
     data = encoded("TIFF", pages[0], save_all=True, append_images=pages[1:])

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
+from dcdctl.core.engines.choice import EngineChoice
 from dcdctl.core.engines.compute import MOST_READERS, Compute, OfWorker
 from dcdctl.core.engines.engine import Task, whole_shards
 from dcdctl.core.engines.processes import ThisProcess, TorchProcesses
-from dcdctl.core.progress import Advance
+from dcdctl.core.engines.ray_engine import RayEngine
+from dcdctl.core.progress import Advance, unsaid
 
 
 def task(shard: int, part: int = 0, num_parts: int = 1) -> Task[str]:
@@ -78,6 +80,13 @@ def test_an_error_of_a_task_comes_after_the_results_of_those_before_it():
     with pytest.raises(ValueError, match="this one is bad"):
         next(results)
     assert log == ["start a", "start bad", "end a"]
+
+
+def test_tasks_are_small_only_where_they_are_sent_to_other_machines():
+    assert not ThisProcess().sends_tasks
+    assert not TorchProcesses().sends_tasks
+    assert not TorchProcesses().alone().sends_tasks
+    assert RayEngine(EngineChoice(engine="ray"), unsaid).alone().sends_tasks
 
 
 def test_no_worker_is_made_without_a_task():
