@@ -488,8 +488,10 @@ def test_the_items_of_a_heif_file_are_found_in_boxes_of_every_length():
 
 @pytest.mark.parametrize(("version", "number"), [(2, b"\xff\x80"), (3, b"\0\0\xff\x80")])
 def test_the_type_of_a_heif_item_follows_a_number_of_two_or_of_four_bytes(version, number):
+    """And two more, of its protection. Neither needs to be text."""
+
     def file(kind: bytes) -> bytes:
-        entry = b"infe" + bytes([version, 0, 0, 0]) + number + b"\0\0" + kind + b"\0"
+        entry = b"infe" + bytes([version, 0, 0, 0]) + number + b"\xff\x80" + kind + b"\0"
         meta = b"meta" + bytes(4) + struct.pack(">I", 4 + len(entry)) + entry
         return struct.pack(">I", 4 + len(meta)) + meta
 
