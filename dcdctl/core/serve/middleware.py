@@ -88,14 +88,14 @@ class LimitsMiddleware:
 
     def _answer(self, scope: Scope, body: _LimitedBody) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
-        # The HTTP parser applies its limit only to headers that arrive in pieces. A long address may arrive whole.
-        if len(scope["raw_path"]) + len(scope["query_string"]) >= self.config.max_header_bytes:
-            return _rejected(self.metrics, "address too long", "the address is too long", status=414)
         headers = Headers(scope=scope)
         if "content-length" in headers and "transfer-encoding" in headers:
             # RFC 9112, 6.1: a proxy may believe the other length, and what follows would be another client's request.
             error = "a request has Content-Length or Transfer-Encoding, and not both"
             return _rejected(self.metrics, "two lengths", error, status=400, headers={"Connection": "close"})
+        # The HTTP parser applies its limit only to headers that arrive in pieces. A long address may arrive whole.
+        if len(scope["raw_path"]) + len(scope["query_string"]) >= self.config.max_header_bytes:
+            return _rejected(self.metrics, "address too long", "the address is too long", status=414)
         if self._in_flight > self.config.max_requests and scope["path"] not in ALWAYS_ANSWERED:
             return refusal("too many requests", self.config, self.metrics)
         # Slow uploads must leave room for searches.
