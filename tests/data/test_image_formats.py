@@ -74,6 +74,25 @@ def test_a_raw_photo_is_turned_as_its_camera_says(orientation):
         assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).mean() < 6
 
 
+@pytest.mark.parametrize(
+    ("of_photo", "of_preview", "turn"), [(6, 1, 6), (1, 6, 6), (1, 1, 1), (8, 6, 8), (1, None, 1), (6, None, 6)]
+)
+def test_the_turn_of_a_raw_photo_is_its_own_and_else_that_of_its_preview(of_photo, of_preview, turn):
+    exif = Image.Exif()
+    if of_preview is not None:
+        exif[0x0112] = of_preview
+    preview = encoded("JPEG", QUARTERS, exif=exif.tobytes() if of_preview else b"", quality=95)
+    if of_preview is not None:
+        # Without the JFIF segment: cameras begin with the EXIF data, and LibRaw adds its own before others.
+        preview = preview[:2] + preview[20:]
+        assert preview[6:10] == b"Exif"
+    exif[0x0112] = turn
+    expected = decode_image(encoded("JPEG", QUARTERS, exif=exif.tobytes(), quality=95))
+    found = decode_image(dng(QUARTERS, orientation=of_photo, preview=preview))
+    assert found.size == expected.size
+    assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).mean() < 6
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_avif_is_turned_as_its_camera_says(orientation):
     exif = Image.Exif()
@@ -348,6 +367,21 @@ def test_an_image_in_boxes_that_is_larger_than_the_limit_is_refused_undecoded(fo
     with pytest.raises(ImageError, match="decompression bomb") as refused:
         decode_image(data)
     assert refused.value.kind == "too-large"
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "is_raw"),
+    [
+        (262, 2, False),  # RGB
+        (262, 32803, True),  # a color filter array
+        (262, 34892, True),  # a sensor without one
+        *((259, number, False) for number in (1, 5, 7, 32773, 32769)),  # none, LZW, JPEG, PackBits
+        *((259, number, True) for number in (262, 32767, 32770, 34713, 65000, 65535)),  # of makers of cameras
+    ],
+)
+def test_a_tiff_with_data_of_a_sensor_is_a_raw_photo(tag, value, is_raw):
+    data = b"II*\0" + struct.pack("<IHHHIHH", 8, 1, tag, 3, 1, value, 0)
+    assert formats.recognize(data) is (formats.RAW if is_raw else formats.TIFF)
 
 
 @pytest.mark.parametrize("order", "<>")

@@ -4,6 +4,8 @@ nothing."""
 from __future__ import annotations
 
 import pickle
+import socket
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -11,11 +13,13 @@ from types import SimpleNamespace
 import pytest
 import ray
 from ray import exceptions as failures
+from ray._private import worker
 
 from dcdctl.core.engines import EngineChoice, cluster, ray_engine
 from dcdctl.core.engines.engine import Task
 from dcdctl.core.engines.ray_worker import RayWorker, versions
-from dcdctl.core.errors import ConfigError, DcdError, SourceError
+from dcdctl.core.engines.travel import put_maker
+from dcdctl.core.errors import ConfigError, DcdError, InputError, ModelError, SourceError
 from dcdctl.core.progress import Advance, unsaid
 
 
@@ -188,6 +192,48 @@ def test_a_user_is_told_every_half_minute_what_the_job_waits_for(job, monkeypatc
     assert told[1][1] == "1 worker started, and none has loaded its model yet"
 
 
+def test_a_user_is_told_at_once_that_no_node_has_room_and_else_after_the_last_worker_has_gone(job, monkeypatch):
+    second = 0
+    told: list[int] = []
+    job.engine.say = lambda line: told.append(second)
+    monkeypatch.setattr(ray, "available_resources", dict)
+    monkeypatch.setattr(ray_engine, "time", SimpleNamespace(monotonic=lambda: second))
+    for second in range(60):
+        for actor in job.engine.actors:
+            actor.is_ready = 5 <= second < 20
+        job._look()
+    # The cluster of this job has no node.
+    assert told == [0, 50]
+
+
+def test_a_model_that_cannot_travel_is_an_error_that_says_why(monkeypatch):
+    def fill(value: object) -> None:
+        raise failures.ObjectStoreFullError("2 GB of 1 GB")
+
+    with pytest.raises(ModelError, match=r"the model cannot travel to workers: .*pickle.*; leave --engine out"):
+        put_maker(threading.Lock().acquire)
+    monkeypatch.setattr(ray, "put", fill)
+    with pytest.raises(InputError, match=r"Ray's object store is too small for the model; start Ray with more"):
+        put_maker(Counting)
+
+
+def test_a_connection_is_alive_while_its_node_answers(monkeypatch, tmp_path):
+    # A path of a socket has at most 108 bytes.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert not cluster.is_alive()
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(worker, "_global_node", None)  # connected as ray://
+    assert cluster.is_alive()
+    monkeypatch.setattr(worker, "_global_node", SimpleNamespace(plasma_store_socket_name="store"))
+    assert not cluster.is_alive()
+    with socket.socket(socket.AF_UNIX) as store:
+        store.bind("store")
+        store.listen()
+        assert cluster.is_alive()
+    assert not cluster.is_alive()
+
+
 def test_a_lost_connection_of_a_worker_is_no_lost_cluster(monkeypatch):
     monkeypatch.setattr(cluster, "is_alive", lambda: True)
     of_worker = failures.RayTaskError("run", "its traceback", ConnectionError("reset by a store")).as_instanceof_cause()
@@ -274,12 +320,12 @@ class Counting:
 
 def test_a_worker_says_how_many_units_it_has_done_since_it_was_made(monkeypatch):
     monkeypatch.setattr(ray, "get", pickle.dumps)
-    worker = RayWorker()
-    worker.prepare([Counting])
-    assert [worker.run(3), worker.run(5), worker.done()] == [(30, 3), (50, 5), 8]
-    worker.prepare([Counting])
-    assert [worker.done(), worker.run(2), worker.done()] == [0, (20, 2), 2]
-    assert worker.describe()["versions"] == versions()
+    made = RayWorker()
+    made.prepare([Counting])
+    assert [made.run(3), made.run(5), made.done()] == [(30, 3), (50, 5), 8]
+    made.prepare([Counting])
+    assert [made.done(), made.run(2), made.done()] == [0, (20, 2), 2]
+    assert made.describe()["versions"] == versions()
 
 
 @pytest.mark.parametrize(
