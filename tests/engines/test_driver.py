@@ -4,11 +4,14 @@ nothing."""
 from __future__ import annotations
 
 import pickle
+import random
 import socket
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -348,3 +351,73 @@ def test_an_engine_that_cannot_be_is_refused(monkeypatch, options, world_size, m
     monkeypatch.setenv("WORLD_SIZE", world_size)
     with pytest.raises(ConfigError, match=message) if message else nullcontext():
         EngineChoice(**options).check()
+
+
+class Ref:
+    """What a call of a worker will give."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+
+
+@pytest.fixture
+def engine(monkeypatch) -> ray_engine.RayEngine:
+    """A cluster with four cores whose workers are objects of this process, and do a task when its result is asked
+    for."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    for module in (cluster, ray_engine):
+        monkeypatch.setattr(module, "is_alive", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray, "kill", lambda handle: None)
+    monkeypatch.setattr(ray, "wait", lambda references, **_: ([random.Random(0).choice(references)], []))
+    monkeypatch.setattr(ray, "get", lambda found: found.call() if isinstance(found, Ref) else found)
+    made = ray_engine.RayEngine(EngineChoice(engine="ray"), unsaid)
+
+    def start_actor() -> ray_engine._Actor:
+        of_process = RayWorker()
+
+        def remote(name: str) -> SimpleNamespace:
+            return SimpleNamespace(remote=lambda *inputs: Ref(partial(getattr(of_process, name), *inputs)))
+
+        handle = SimpleNamespace(**{name: remote(name) for name in ("describe", "prepare", "run", "done")})
+        made.actors.append(ray_engine._Actor(handle))
+        return made.actors[-1]
+
+    monkeypatch.setattr(made, "start_actor", start_actor)
+    return made
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 20])
+def test_every_task_has_one_result_and_workers_that_rest_are_kept(engine, num_tasks):
+    shown: list[int] = []
+    for _ in range(2):
+        results = list(engine.map([task(number) for number in range(num_tasks)], Counting, shown.append))
+        assert sorted((each.shard, output) for each, output in results) == [(n, 10 * n) for n in range(num_tasks)]
+        # No more workers than tasks, or than the cluster has cores.
+        assert len(engine.actors) <= min(num_tasks, 4)
+    assert sum(shown) == 2 * sum(range(num_tasks))
+    assert all(actor.is_ready and not actor.tasks for actor in engine.actors)
+
+
+def test_no_cluster_is_looked_for_without_a_task(engine, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: pytest.fail("it was looked for"))
+    assert list(engine.map([], Counting, lambda _: None)) == []
+
+
+def test_a_task_that_always_fails_is_left_out_and_the_others_have_their_results(engine):
+    tasks = [task(0), Task(1, "bad", inputs=lambda: "x", packed=lambda: "x"), task(2)]  # type: ignore[arg-type]
+    found: list[int] = []
+    with pytest.raises(failures.RayTaskError, match="cannot be interpreted as an integer"):
+        found.extend(each.shard for each, _ in engine.map(tasks, Failing, lambda _: None))
+    assert sorted(found) == [0, 2]
+
+
+class Failing(Counting):
+    """A worker that fails, as Ray reports it, with inputs that are no number."""
+
+    def start(self, inputs: int) -> Callable[[Advance], int]:
+        if isinstance(inputs, str):
+            raise failures.RayTaskError("run", "'str' object cannot be interpreted as an integer", TypeError("str"))
+        return super().start(inputs)
