@@ -205,6 +205,14 @@ def test_a_missing_package_is_named_and_only_needed_for_its_format(package, monk
     assert_halves(decode_image(UPRIGHT["avif"]))
 
 
+def test_an_avif_that_this_pillow_does_not_read_is_named(monkeypatch):
+    monkeypatch.setattr("PIL.features.check", lambda name: name != "avif")
+    for read in (decode_image, check_image, for_browser, lambda data: thumbnail(data, 32)):
+        with pytest.raises(ImageError, match="an AVIF image, which this version of Pillow does not read") as refused:
+            read(UPRIGHT["avif"])
+        assert refused.value.kind == "avif"
+
+
 def in_three_scans(data):
     """The start of a JPEG whose first scan has one of its three colors: libjpeg would keep all pixels in memory."""
     return data.replace(b"\xff\xda\0\x0c\x03\1\0\2\x11\3\x11", b"\xff\xda\0\x08\x01\1\0")

@@ -18,7 +18,7 @@ import ray
 from ray import exceptions as failures
 from ray._private import worker
 
-from dcdctl.core.engines import EngineChoice, cluster, ray_engine
+from dcdctl.core.engines import EngineChoice, choice, cluster, ray_engine
 from dcdctl.core.engines.engine import Task
 from dcdctl.core.engines.ray_worker import RayWorker, versions
 from dcdctl.core.engines.travel import put_maker
@@ -268,6 +268,47 @@ def test_there_are_as_many_workers_as_nodes_have_room_for_unless_the_user_says(
 ):
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
     assert cluster.num_workers(EngineChoice(engine="ray", **choice)) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "choice", "expected"),
+    [
+        ([{"CPU": 2.0}], {}, True),
+        ([{"CPU": 2.0}], {"worker_cpus": 2}, True),
+        ([{"CPU": 2.0}], {"worker_cpus": 3}, False),
+        ([{"CPU": 2.0}, {"CPU": 2.0}], {"worker_cpus": 3}, False),
+        ([{"CPU": 2.0}, {"CPU": 3.0}], {"worker_cpus": 3}, True),
+        ([{"CPU": 2.0}], {"worker_gpus": 0.5}, False),
+        ([{"CPU": 2.0, "GPU": 0.5}], {"worker_gpus": 0.5}, True),
+        # Not the cores of one node and the GPU of another.
+        ([{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}], {"worker_cpus": 4, "worker_gpus": 1}, False),
+        ([None, {"CPU": 1.0}], {}, True),
+        ([None], {}, False),
+        ([], {}, False),
+    ],
+)
+def test_a_worker_needs_a_node_with_room_for_all_that_it_takes(monkeypatch, nodes, choice, expected):
+    listed = [{"Alive": node is not None, "Resources": node or {"CPU": 64.0}} for node in nodes]  # None: it is gone
+    monkeypatch.setattr(ray, "nodes", lambda: listed)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    assert cluster.has_room(EngineChoice(engine="ray", **choice)) == expected
+
+
+def test_rooms_are_told_in_words(monkeypatch):
+    nodes = [{"Alive": True}, {"Alive": False}, {"Alive": True}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 6.0, "GPU": 1.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
+    assert cluster.room_of_cluster() == "6 CPUs and 1 GPU on 2 nodes"
+    assert cluster.free_room() == "1 CPU and 0 GPUs free"
+    assert cluster.room_of_worker(EngineChoice(engine="ray")) == "1 CPU and 1 GPU"
+    assert cluster.room_of_worker(EngineChoice(engine="ray", worker_cpus=2, worker_gpus=0.5)) == "2 CPUs and 0.5 GPUs"
+
+
+def test_a_worker_computes_with_as_many_threads_as_it_has_cores():
+    assert choice.threads_of_worker(EngineChoice(engine="ray", worker_cpus=3), None) == 3
+    assert choice.threads_of_worker(EngineChoice(engine="ray", worker_cpus=3), 5) == 5
+    assert choice.threads_of_worker(EngineChoice(engine="ray"), None) == 1
 
 
 @pytest.mark.parametrize("share", [1.5, 2.25])

@@ -241,6 +241,37 @@ def test_a_photo_that_moves_to_another_image_folder_or_comes_back_keeps_all(phot
     assert dict(zip(*map(values_of(followed), ("image_id", "owner")), strict=True))["four.jpg"] == "ann"
 
 
+def test_copies_that_are_renamed_take_a_row_each(photos, index, tmp_path, no_model):
+    put(photos, {"a.jpg": photo(3), "b.jpg": photo(3)})
+    sync(index.folder)
+    (tmp_path / "owners.csv").write_text("image,owner\na.jpg,ann\nb.jpg,bob\nsub/3.jpg,eve\n", encoding="utf-8")
+    update(index.folder, metadata=tmp_path / "owners.csv")
+    for old, new in (("a.jpg", "y.jpg"), ("b.jpg", "z.jpg")):
+        (photos / old).rename(photos / new)
+    shutil.copy(photos / "sub" / "3.jpg", photos / "zz.jpg")
+    change = sync(index.folder)
+    assert (change.counts.moved, change.counts.copied) == (2, 1)
+    owners = dict(zip(*map(values_of(change.index), ("image_id", "owner")), strict=True))
+    # The third file is a copy, and no move: what a user says of an image is not said of its copies.
+    assert {name: owners[name] for name in ("y.jpg", "z.jpg", "sub/3.jpg")} == {
+        "y.jpg": "ann",
+        "z.jpg": "bob",
+        "sub/3.jpg": "eve",
+    }
+
+
+def test_an_index_whose_only_file_was_not_read_for_its_columns_is_not_up_to_date(dual, tmp_path):
+    folder = build(
+        dual, put(tmp_path / "one", {"0.jpg": photo(0)}), tmp_path / "of one", replace(FLAT, exif="none")
+    ).folder
+    document = sync(folder).index.document
+    assert upkeep.up_to_date(FolderIndex.open(folder)) is not None
+    # As a command leaves it that was killed after it had noted the setting.
+    commit.commit(folder, replace(document, settings=replace(document.settings, exif="camera")))
+    assert upkeep.up_to_date(FolderIndex.open(folder)) is None
+    assert sync(folder).index.values("year").to_pylist() == [2000]
+
+
 def test_a_folder_in_an_image_folder_is_refused_and_one_above_takes_the_others(dual, photos, index, tmp_path):
     with pytest.raises(InputError, match=r"sub lies in .*photos, an image folder of .*, to which its images belong; "):
         update(index.folder, add=photos / "sub")
