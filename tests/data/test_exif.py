@@ -174,8 +174,8 @@ def test_damaged_exif_data_never_fail():
 
 def test_the_pixels_of_a_png_are_not_decoded(monkeypatch):
     data, without = photo("PNG", tags={Base.Model: "EOS"}), photo("PNG")
-    monkeypatch.setattr(Image.Image, "load", None)
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    for name in ("Image.Image", "ImageFile.ImageFile", "PngImagePlugin.PngImageFile"):
+        monkeypatch.setattr(f"PIL.{name}.load", lambda image: pytest.fail("it was decoded"))
     assert read(data)["camera"] == "EOS"
     # Pillow would look for EXIF data behind the pixels.
     assert read(without) == NOTHING
