@@ -60,6 +60,21 @@ def links_of(url: str) -> list[str]:
     return _CHAINED.split(url)
 
 
+def in_utf8(name: str) -> str:
+    """A name of the file system as any document can hold it; bytes that are not UTF-8 become question marks.
+
+    >>> in_utf8("caf\\udce9.png"), in_utf8("café.png")
+    ('caf?.png', 'café.png')
+    """
+    return name.encode("utf-8", "replace").decode()
+
+
+def check_utf8(place: Path) -> None:
+    """InputError for a path that is not UTF-8, which no document can name."""
+    if in_utf8(str(place)) != str(place):
+        raise InputError(f"the path {in_utf8(str(place))} is not UTF-8", hint="rename the file or folder")
+
+
 def refuse_url(place: Path, why: str, hint: str) -> None:
     """InputError for a URL where only a path of this machine will do. Without it the path `s3:` would be made here."""
     if match := _URL.fullmatch(str(place)):

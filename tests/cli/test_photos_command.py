@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -173,7 +174,9 @@ def test_photos_without_captions_are_indexed_with_any_searchable_model(here, mon
 
 def test_queries_and_a_teacher_train_a_student_that_indexes_the_photos(here):
     words = "photos photos --queries queries.txt --teacher siglip --model clip --out mine"
+    shutil.copy("photos/3.png", os.fsdecode(b"photos/caf\xe9.png"))
     result = run(words)
+    assert "left out: 1 file or folder that cannot be opened: check permissions and names" in result.output
     assert "12 images, 8 numbers each" in result.stdout
     assert dcdctl.load("mine/run").embedding_dim == 8
     assert dcdctl.load("mine/run").digest == models.load("mine/index/model").digest

@@ -45,6 +45,13 @@ RIO = {
     GPS.GPSLongitude: (43.0, 12.0, 0.0),
 }
 
+FARTHEST = {
+    GPS.GPSLatitudeRef: "S",
+    GPS.GPSLatitude: (90.0, 0.0, 0.0),
+    GPS.GPSLongitudeRef: "E",
+    GPS.GPSLongitude: (180.0, 0.0, 0.0),
+}
+
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_what_a_camera_wrote_is_read_in_every_format(kind):
@@ -82,7 +89,32 @@ def test_what_a_camera_wrote_is_read_in_every_format(kind):
             {"detail": {Base.DateTimeOriginal: "0001:01:01 00:00:00", Base.OffsetTimeOriginal: "+05:00"}},
             {"taken": datetime(1, 1, 1), "year": 1},
         ),
+        (
+            {
+                "tags": {Base.DateTime: "2023:01:01 00:00:00"},
+                "detail": {
+                    Base.DateTimeDigitized: "2022:01:01 00:00:00",  # of a scanned print
+                    Base.DateTimeOriginal: "1999:01:01 00:00:00",
+                },
+            },
+            {"taken": datetime(1999, 1, 1), "year": 1999},
+        ),
+        (
+            {
+                "tags": {Base.DateTime: "2023:01:01 00:00:00"},
+                "detail": {Base.DateTimeDigitized: "2022:01:01 00:00:00"},
+            },
+            {"taken": datetime(2022, 1, 1), "year": 2022},
+        ),
         ({"place": RIO}, {"latitude": -22.9, "longitude": -43.2}),
+        # Seven digits of a degree: a centimeter.
+        (
+            {"place": {**BERLIN, GPS.GPSLatitude: (52.0, 31.0, 12.001), GPS.GPSLongitude: (13.0, 24.0, 18.123457)}},
+            {"latitude": 52.5200003, "longitude": 13.4050343},
+        ),
+        ({"place": FARTHEST}, {"latitude": -90.0, "longitude": 180.0}),
+        ({"place": {**FARTHEST, GPS.GPSLongitude: (180.0, 0.0, 0.1)}}, {}),
+        ({"place": {**FARTHEST, GPS.GPSLatitude: (90.0, 0.0, 0.1)}}, {}),
         ({"place": {**RIO, GPS.GPSLatitude: (95.0, 0.0, 0.0)}}, {}),
         ({"place": {GPS.GPSLatitude: (0.0, 0.0, 0.0), GPS.GPSLongitude: (0.0, 0.0, 0.0)}}, {}),
         ({"place": {**RIO, GPS.GPSLatitude: (22.0, 54.0)}}, {}),
@@ -141,7 +173,10 @@ def test_damaged_exif_data_never_fail():
 
 
 def test_the_pixels_of_a_png_are_not_decoded(monkeypatch):
-    data = photo("PNG", tags={Base.Model: "EOS"})
-    monkeypatch.setattr(Image.Image, "load", None)
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    data, without = photo("PNG", tags={Base.Model: "EOS"}), io.BytesIO()
+    Image.new("RGB", (8, 8)).save(without, "PNG")
+    for name in ("Image.Image", "ImageFile.ImageFile", "PngImagePlugin.PngImageFile"):
+        monkeypatch.setattr(f"PIL.{name}.load", lambda image: pytest.fail("it was decoded"))
     assert read(data)["camera"] == "EOS"
+    # Pillow would look for EXIF data behind the pixels.
+    assert read(without.getvalue()) == NOTHING

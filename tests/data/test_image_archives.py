@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dcdctl.core.data import RowError
+from dcdctl.core.data import FolderImageFile, RowError
 from dcdctl.core.data.images import ImageStore, ParquetImageFile, archives
 from dcdctl.core.errors import InputError
 
@@ -297,6 +297,34 @@ def test_a_row_of_a_parquet_file_is_an_image_file(parquet):
             ParquetImageFile(parquet, 2, row).read()
     stamps = {ParquetImageFile(parquet, i // 3, i % 3).stamp() for i in range(9)}
     assert len(stamps) == 9
+
+
+def test_a_link_out_of_a_folder_of_images_is_not_followed(tmp_path):
+    for name in ("secret.jpg", "photos/a.jpg", "photos/sub/b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    photos = tmp_path / "photos"
+    (photos / "out.jpg").symlink_to(tmp_path / "secret.jpg")
+    (photos / "sub" / "out.jpg").symlink_to("../../secret.jpg")
+    (photos / "sub" / "in.jpg").symlink_to("../a.jpg")
+    for name in ("out.jpg", "sub/out.jpg"):
+        with pytest.raises(RowError, match=r"its image is a link that leads out of the folder .*photos") as refused:
+            FolderImageFile(photos, name).read()
+        assert refused.value.kind == "link"
+    assert [FolderImageFile(photos, name).read() for name in ("sub/in.jpg", "sub/b.jpg")] == [
+        b"photos/a.jpg",
+        b"photos/sub/b.jpg",
+    ]
+
+
+def test_a_large_row_of_a_parquet_file_is_rejected(parquet, monkeypatch):
+    file = ParquetImageFile(parquet, 0, 0)
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", len(file.read()))
+    file.read()
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", len(file.read()) - 1)
+    with pytest.raises(RowError, match=r"its image file is larger than \d+ bytes") as refused:
+        file.read()
+    assert refused.value.kind == "too-large"
 
 
 def test_rows_of_a_large_group_are_read_in_any_order_and_few_at_a_time(tmp_path):

@@ -74,6 +74,25 @@ def test_a_raw_photo_is_turned_as_its_camera_says(orientation):
         assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).mean() < 6
 
 
+@pytest.mark.parametrize(
+    ("of_photo", "of_preview", "turn"), [(6, 1, 6), (1, 6, 6), (1, 1, 1), (8, 6, 8), (1, None, 1), (6, None, 6)]
+)
+def test_the_turn_of_a_raw_photo_is_its_own_and_else_that_of_its_preview(of_photo, of_preview, turn):
+    exif = Image.Exif()
+    if of_preview is not None:
+        exif[0x0112] = of_preview
+    preview = encoded("JPEG", QUARTERS, exif=exif.tobytes() if of_preview else b"", quality=95)
+    if of_preview is not None:
+        # Without the JFIF segment: cameras begin with the EXIF data, and LibRaw adds its own before others.
+        preview = preview[:2] + preview[20:]
+        assert preview[6:10] == b"Exif"
+    exif[0x0112] = turn
+    expected = decode_image(encoded("JPEG", QUARTERS, exif=exif.tobytes(), quality=95))
+    found = decode_image(dng(QUARTERS, orientation=of_photo, preview=preview))
+    assert found.size == expected.size
+    assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).mean() < 6
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_avif_is_turned_as_its_camera_says(orientation):
     exif = Image.Exif()
@@ -82,6 +101,18 @@ def test_an_avif_is_turned_as_its_camera_says(orientation):
     found = decode_image(encoded("AVIF", QUARTERS, exif=exif.tobytes()))
     assert found.size == expected.size
     assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).mean() < 6
+
+
+def test_a_heic_is_turned_once_whatever_its_decoder_leaves_in_its_exif_data(monkeypatch):
+    """pi-heif turns an image by its boxes, and puts 1 into the EXIF data, where phones say the turn once more."""
+    monkeypatch.setattr("pi_heif.as_plugin.set_orientation", lambda info: None)
+    data = heic("heic_turned.heic")
+    assert opened.orientation_of(opened.open_heif(data)) == 6
+    assert_halves(decode_image(data))
+    assert_halves(decode_image(check_image(data).data))
+    with Image.open(io.BytesIO(thumbnail(data, 48))) as small:
+        assert small.size == (48, 32)
+    assert images.read_orientation(io.BytesIO(data)) == 1
 
 
 def test_what_the_camera_says_is_read_and_kept():
@@ -172,6 +203,14 @@ def test_a_missing_package_is_named_and_only_needed_for_its_format(package, monk
     if package == "pi_heif":
         assert read_exif(io.BytesIO(data), place=False) == {"taken": None, "year": None, "camera": None}
     assert_halves(decode_image(UPRIGHT["avif"]))
+
+
+def test_an_avif_that_this_pillow_does_not_read_is_named(monkeypatch):
+    monkeypatch.setattr("PIL.features.check", lambda name: name != "avif")
+    for read in (decode_image, check_image, for_browser, lambda data: thumbnail(data, 32)):
+        with pytest.raises(ImageError, match="an AVIF image, which this version of Pillow does not read") as refused:
+            read(UPRIGHT["avif"])
+        assert refused.value.kind == "avif"
 
 
 def in_three_scans(data):
@@ -302,6 +341,24 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(monkeypatch):
         decode_image(data, max_pixels=39_999_999)
 
 
+def test_tables_between_the_frame_and_the_scan_of_a_jpeg_are_no_frame(monkeypatch):
+    """A JPEG of one scan may have more pixels than others, because it is decoded row by row."""
+    monkeypatch.setattr(opened, "MAX_PIXELS", 40 * 30 - 1)
+    data = large_jpeg(40, 30)
+    assert decode_image(data).size == (40, 30)
+    frame = data.index(b"\xff\xc0")
+    scan = data.index(b"\xff\xda")
+    assert frame < scan
+    for marker in (0xC4, 0xC8, 0xCC):  # Huffman tables, reserved, and those of arithmetic coding
+        table = bytes([0xFF, marker, 0, 12]) + bytes(10)
+        found = opened._find_scan(data[:scan] + table + data[scan:])
+        assert (found.frame, found.has_all_colors) == (0xC0, True)
+        assert data[found.start - len(table) :] == data[opened._find_scan(data).start :]
+    for marker in {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}:
+        found = opened._find_scan(data[:frame] + bytes([0xFF, marker]) + data[frame + 2 :])
+        assert (found.frame, found.has_all_colors) == (marker, True)
+
+
 def test_every_large_image_is_halved_until_it_has_fewer_pixels(monkeypatch):
     monkeypatch.setattr(opened, "LARGE_PIXELS", 96 * 64 // 4)
     for data in (encoded("PNG", HALVES), encoded("JPEG", HALVES), *UPRIGHT.values()):
@@ -318,6 +375,59 @@ def test_an_image_in_boxes_that_is_larger_than_the_limit_is_refused_undecoded(fo
     with pytest.raises(ImageError, match="decompression bomb") as refused:
         decode_image(data)
     assert refused.value.kind == "too-large"
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "is_raw"),
+    [
+        (262, 2, False),  # RGB
+        (262, 32803, True),  # a color filter array
+        (262, 34892, True),  # a sensor without one
+        *((259, number, False) for number in (1, 5, 7, 32773, 32769)),  # none, LZW, JPEG, PackBits
+        *((259, number, True) for number in (262, 32767, 32770, 34713, 65000, 65535)),  # of makers of cameras
+    ],
+)
+def test_a_tiff_with_data_of_a_sensor_is_a_raw_photo(tag, value, is_raw):
+    data = b"II*\0" + struct.pack("<IHHHIHH", 8, 1, tag, 3, 1, value, 0)
+    assert formats.recognize(data) is (formats.RAW if is_raw else formats.TIFF)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_what_follows_a_directory_of_a_tiff_is_none_of_its_tags(order):
+    def tiff(num_tags):
+        width, dng_version = (struct.pack(f"{order}HHII", tag, 4, 1, 8) for tag in (256, 0xC612))
+        header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, num_tags)
+        return header + 12 * width + dng_version
+
+    assert [formats.recognize(tiff(count)) for count in (12, 13)] == [formats.TIFF, formats.RAW]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jpg", None),
+        ("sub/IMG_1.HEIC", None),
+        ("IMG_1.NEF", None),
+        ("scan.PSD", "other-format"),
+        ("a.svg", "other-format"),
+        ("IMG_1.MOV", "live-video"),
+        ("sub/IMG_1.mp4", "live-video"),
+        ("IMG_2.MOV", "video"),
+        ("film.MKV", "video"),
+        ("a.md", "not-image"),
+        ("jpg", None),
+        ("noending", "not-image"),
+    ],
+)
+def test_the_name_of_a_file_tells_its_kind(name, kind):
+    names = {"a.jpg", "IMG_1.JPG", "sub/IMG_1.heic", "IMG_2.png", name}
+    assert formats.kind_of_name(name, names) == kind
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_a_browser_gets_the_file_itself_of_what_it_shows(form):
+    data = encoded(form)
+    assert for_browser(data) == (data, f"image/{form.lower()}")
 
 
 def test_a_tiff_with_more_directories_is_no_raw_photo():
@@ -416,3 +526,19 @@ def test_the_items_of_a_heif_file_are_found_in_boxes_of_every_length():
         assert formats.damage_of_boxes(bytes(data[:at]) + box_) == "the types of its items are no text"
     # Data behind the last box, as in motion photos, are no damage.
     assert formats.damage_of_boxes(UPRIGHT["heic"] + b"more than one byte, which is no box") == ""
+
+
+@pytest.mark.parametrize(("version", "number"), [(2, b"\xff\x80"), (3, b"\0\0\xff\x80")])
+def test_the_type_of_a_heif_item_follows_a_number_of_two_or_of_four_bytes(version, number):
+    """And two more, of its protection. Neither needs to be text."""
+
+    def file(kind: bytes) -> bytes:
+        entry = b"infe" + bytes([version, 0, 0, 0]) + number + b"\xff\x80" + kind + b"\0"
+        meta = b"meta" + bytes(4) + struct.pack(">I", 4 + len(entry)) + entry
+        return struct.pack(">I", 4 + len(meta)) + meta
+
+    assert formats.damage_of_boxes(file(b"hvc1")) == ""
+    for place in range(4):
+        kind = bytearray(b"hvc1")
+        kind[place] = 0x8F
+        assert formats.damage_of_boxes(file(bytes(kind))) == "the types of its items are no text"

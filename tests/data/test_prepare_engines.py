@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 import zipfile
 from dataclasses import replace
 
 import pytest
 from image_files import png, put
 from sent_tasks import SendingEngine
+from shards import parquet_of
 from tiny import contents
 
 from dcdctl.core.data import PrepareOptions, choose_manifest, prepare, prepare_corpus
@@ -68,6 +70,26 @@ def test_a_corpus_has_the_same_bytes_whoever_checks_its_images(photos, tmp_path,
     assert prepared(zipped(photos), tmp_path / "zip", SendingEngine(), **options) == prepared(
         photos.with_suffix(".zip"), tmp_path / "zip-here", **options
     )
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "parquet"])
+def test_a_worker_needs_no_path_of_this_machine(tmp_path, kind):
+    place = put(tmp_path / "photos", {name: png(number) for number, name in enumerate(NAMES)})
+    if kind == "zip":
+        place = zipped(place)
+    elif kind == "tar":
+        place = tmp_path / "photos.tar"
+        with tarfile.open(place, "w") as archive:
+            archive.add(tmp_path / "photos", "photos")
+    elif kind == "parquet":
+        place = tmp_path / "photos.parquet"
+        place.write_bytes(parquet_of([(png(number), ["a photo"]) for number in range(len(NAMES))]))
+    corpora = []
+    for name, engine in (("here", ThisProcess()), ("there", SendingEngine(hidden=place))):
+        manifest = choose_manifest(DataChoice(images=[place], folder=tmp_path / name, name="photos"))
+        prepare_corpus(manifest, tmp_path / name, options=PrepareOptions(workers=1), engine=engine)
+        corpora.append(contents(tmp_path / name))
+    assert corpora[0] == corpora[1]
 
 
 def test_the_bytes_of_an_image_that_stays_the_same_do_not_come_back(photos, tmp_path):

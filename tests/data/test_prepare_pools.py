@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -321,6 +324,58 @@ def test_unusable_texts_and_images_may_be_skipped(tmp_path, photos):
         ("more", "broken.jpg"),
     ]
     assert Corpus.open(tmp_path / "out", "train").captions == ["a dog", "a cat"]
+
+
+@pytest.fixture
+def odd_names(photos, tmp_path):
+    """The photos, one of them, a text file and the photo of a folder with names that are not UTF-8."""
+    folder = shutil.copytree(photos, tmp_path / "odd")
+    (folder / NAMES[0]).rename(folder / os.fsdecode(b"caf\xe9.jpg"))
+    (folder / os.fsdecode(b"note\xff.md")).write_text("no image")
+    (folder / os.fsdecode(b"d\xff")).mkdir()
+    (folder / os.fsdecode(b"d\xff/1.jpg")).write_bytes(jpeg(1))
+    return folder
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_a_file_of_a_pool_whose_name_is_not_utf8_is_left_out(tmp_path, odd_names, queries, kind, on_error):
+    place, above = odd_names, ""
+    if kind == "tar":
+        place, above = tmp_path / "odd.tar", "odd/"
+        with tarfile.open(place, "w") as archive:
+            archive.add(odd_names, "odd")
+    summary = prepare(tmp_path / "out", images=place, queries=queries, hold_out=0.0, options={"on_error": on_error})
+    assert sorted(Corpus.open(tmp_path / "out", "train").image_ids) == sorted(f"{above}{name}" for name in NAMES[1:])
+    left_out = {
+        row["image"]: row["reason"] for row in json.loads((tmp_path / "out" / "corpus.json").read_text())["skipped"]
+    }
+    assert left_out.pop(f"{above}readme.md") == "its name is not that of an image"
+    names = ("caf?.jpg", "d?/1.jpg", "note?.md")
+    assert left_out == {f"{above}{name}": "its name is not UTF-8" for name in names}
+    assert "left out: 3 files or folders that cannot be opened: check permissions and names" in str(summary)
+    assert verify(tmp_path / "out").problems == []
+
+
+def test_a_row_whose_image_has_a_name_that_is_not_utf8_is_an_error_or_skipped(tmp_path, odd_names, queries):
+    rows = [{"image": name, "caption": "a photo"} for name in (*NAMES[1:9], "caf\udce9.jpg")]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    places = {"jsonl": tmp_path / "pairs.jsonl", "images": odd_names, "queries": queries, "hold_out": 0.0}
+    with pytest.raises(InputError, match=r'pairs\.jsonl line 9 "caf\?\.jpg": its name is not UTF-8'):
+        prepare(tmp_path / "out", **places)
+    summary = prepare(tmp_path / "out", **places, options={"on_error": "skip"})
+    splits = splits_of(tmp_path / "out")
+    assert [splits[split].num_images for split in ("train", "pool")] == [8, len(NAMES) - 9]
+    assert ("pairs.jsonl line 9", "caf?.jpg") in [(row.row, row.image) for row in summary.skipped]
+
+
+@pytest.mark.parametrize("option", ["images", "queries", "out"])
+def test_a_place_whose_name_is_not_utf8_is_an_error(tmp_path, photos, queries, option):
+    places = {"images": photos, "queries": queries, "out": tmp_path / "out"}
+    places[option] = places[option].rename(tmp_path / "caf\udce9") if option == "queries" else tmp_path / "caf\udce9"
+    out = places.pop("out")
+    with pytest.raises(InputError, match=r"caf\? is not UTF-8; rename the file or folder"):
+        prepare(out, **places)
 
 
 def test_a_named_encoding_is_that_of_the_texts(tmp_path):

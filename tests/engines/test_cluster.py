@@ -3,6 +3,7 @@ started here."""
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from functools import partial
@@ -94,6 +95,9 @@ def test_a_head_that_was_killed_is_not_waited_for(alone):
     cluster.connect(EngineChoice(engine="ray"), said.append)
     assert [options["address"] for options in alone] == ["local"]
     assert "one was started for this command" in said[0]
+    assert (alone[0]["log_to_driver"], alone[0]["logging_level"]) == (False, logging.ERROR)
+    cluster.connect(EngineChoice(engine="ray", verbose=True), said.append)
+    assert (alone[1]["log_to_driver"], "logging_level" in alone[1]) == (True, False)
 
 
 @pytest.mark.parametrize(

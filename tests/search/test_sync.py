@@ -23,8 +23,8 @@ from processes import TIMEOUT_S
 
 from dcdctl.core import distributed, models
 from dcdctl.core.data import FolderImageFile, RowError
-from dcdctl.core.errors import DcdError, InputError
-from dcdctl.core.search import FolderIndex, IndexConfig, commit, copies, upkeep, watch
+from dcdctl.core.errors import ConfigError, DcdError, InputError
+from dcdctl.core.search import Changes, FolderIndex, IndexConfig, commit, copies, upkeep, watch
 from dcdctl.core.search import build as build_module
 from dcdctl.core.search.image_files import FileFacts, facts_table
 from dcdctl.core.search.watch import sync_index, watch_index
@@ -106,6 +106,26 @@ def test_everything_that_can_happen_to_a_file_is_followed_at_once(dual, photos, 
     again = sync(index.folder)
     assert (again.is_nothing, again.counts.unchanged) == (True, 7)
     assert again.index.document == change.index.document
+
+
+def test_a_file_is_read_again_if_its_time_or_its_size_is_another(dual, photos, index, tmp_path):
+    def picture(seed: int, side: int) -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)).save(
+            stream, "BMP"
+        )
+        return stream.getvalue()
+
+    put(photos, {"by time.bmp": picture(1, 32), "by size.bmp": picture(2, 32)})
+    sync(index.folder)
+    # A BMP has as many bytes as its pixels say, whatever they are.
+    rewrite(photos / "by time.bmp", picture(3, 32))
+    stamp = (photos / "by size.bmp").stat().st_mtime_ns
+    (photos / "by size.bmp").write_bytes(picture(4, 40))
+    os.utime(photos / "by size.bmp", ns=(stamp, stamp))
+    change = sync(index.folder)
+    assert (change.counts.changed, change.counts.unchanged) == (2, 6)
+    assert content(change.index) == as_new(dual, photos, tmp_path / "new")
 
 
 @pytest.mark.usefixtures("no_model")
@@ -219,6 +239,37 @@ def test_a_photo_that_moves_to_another_image_folder_or_comes_back_keeps_all(phot
     (tmp_path / "trash.jpg").rename(other / "four.jpg")
     followed = sync(index.folder).index
     assert dict(zip(*map(values_of(followed), ("image_id", "owner")), strict=True))["four.jpg"] == "ann"
+
+
+def test_copies_that_are_renamed_take_a_row_each(photos, index, tmp_path, no_model):
+    put(photos, {"a.jpg": photo(3), "b.jpg": photo(3)})
+    sync(index.folder)
+    (tmp_path / "owners.csv").write_text("image,owner\na.jpg,ann\nb.jpg,bob\nsub/3.jpg,eve\n", encoding="utf-8")
+    update(index.folder, metadata=tmp_path / "owners.csv")
+    for old, new in (("a.jpg", "y.jpg"), ("b.jpg", "z.jpg")):
+        (photos / old).rename(photos / new)
+    shutil.copy(photos / "sub" / "3.jpg", photos / "zz.jpg")
+    change = sync(index.folder)
+    assert (change.counts.moved, change.counts.copied) == (2, 1)
+    owners = dict(zip(*map(values_of(change.index), ("image_id", "owner")), strict=True))
+    # The third file is a copy, and no move: what a user says of an image is not said of its copies.
+    assert {name: owners[name] for name in ("y.jpg", "z.jpg", "sub/3.jpg")} == {
+        "y.jpg": "ann",
+        "z.jpg": "bob",
+        "sub/3.jpg": "eve",
+    }
+
+
+def test_an_index_whose_only_file_was_not_read_for_its_columns_is_not_up_to_date(dual, tmp_path):
+    folder = build(
+        dual, put(tmp_path / "one", {"0.jpg": photo(0)}), tmp_path / "of one", replace(FLAT, exif="none")
+    ).folder
+    document = sync(folder).index.document
+    assert upkeep.up_to_date(FolderIndex.open(folder)) is not None
+    # As a command leaves it that was killed after it had noted the setting.
+    commit.commit(folder, replace(document, settings=replace(document.settings, exif="camera")))
+    assert upkeep.up_to_date(FolderIndex.open(folder)) is None
+    assert sync(folder).index.values("year").to_pylist() == [2000]
 
 
 def test_a_folder_in_an_image_folder_is_refused_and_one_above_takes_the_others(dual, photos, index, tmp_path):
@@ -427,6 +478,61 @@ def test_a_moved_folder_keeps_its_rows(photos, index, tmp_path):
     assert content(update(index.folder, moved=(tmp_path / "disk", tmp_path / "usb"))) == before
 
 
+@pytest.mark.usefixtures("no_model")
+def test_a_folder_with_less_than_half_of_the_images_is_not_where_they_moved(photos, index, tmp_path):
+    place = tmp_path / "new"
+    shutil.copytree(photos, place)
+    files = sorted(place.rglob("*.jpg"))
+    for number, file in enumerate(files, 1):
+        file.unlink()
+        if number <= 3:
+            assert update(index.folder, moved=(photos, place)).document.sources[0].path == str(place)
+            update(index.folder, moved=(place, photos))
+            continue
+        with pytest.raises(InputError, match=rf"new has {6 - number} of 6 images of .* that were looked for"):
+            update(index.folder, moved=(photos, place))
+    assert FolderIndex.open(index.folder).document.sources == index.document.sources
+
+
+def test_a_folder_does_not_move_to_another_image_folder_of_the_index(photos, index, tmp_path):
+    other = shutil.copytree(photos, tmp_path / "other")
+    two = update(index.folder, add=other)
+    with pytest.raises(InputError, match=r"other is an image folder of .*index already; use --sync"):
+        update(index.folder, moved=(photos, other))
+    assert FolderIndex.open(index.folder).document == two.document
+
+
+def test_a_precision_or_a_split_alone_changes_nothing(index):
+    assert not upkeep.has_changes(index, Changes(precision="bf16", split="train"))
+    assert upkeep.has_changes(index, Changes(precision="bf16", sync=True))
+
+
+def test_a_run_is_no_index_to_change(tmp_path):
+    put(tmp_path / "run", {"run.json": b"{}"})
+    with pytest.raises(ConfigError, match=r"run is a run, not an index; make one: dcdctl index .*run --images"):
+        upkeep.open_to_change(str(tmp_path / "run"))
+
+
+def test_an_index_with_files_that_were_left_out_is_up_to_date_until_one_of_them_changes(photos, index, tmp_path):
+    put(photos, {"note.txt": b"no image"})
+    other = put(tmp_path / "other", {"9.jpg": photo(9), "broken.jpg": photo(9)[:100], "note.txt": b"no image"})
+    update(index.folder, add=other)
+    followed = sync(index.folder).index
+    unchanged = upkeep.up_to_date(followed)
+    assert unchanged is not None
+    assert unchanged.counts.unchanged == 7
+    assert sorted((entry["source"], entry["path"]) for entry in unchanged.skipped) == [
+        (0, "note.txt"),
+        (1, "broken.jpg"),
+        (1, "note.txt"),
+    ]
+    rewrite(other / "broken.jpg", photo(8))
+    assert upkeep.up_to_date(followed) is None
+    assert sync(index.folder).added == 1
+    (other / "note.txt").unlink()
+    assert upkeep.up_to_date(FolderIndex.open(index.folder)) is None
+
+
 def test_an_open_index_answers_as_before_while_it_is_changed(photos, index):
     (photos / "0.jpg").unlink()
     queries = index.stored(np.arange(2)).data.astype(np.float32)
@@ -624,3 +730,20 @@ def test_images_without_structure_look_alike_only_if_their_vectors_do(tmp_path):
     assert groups.tolist() == [0, 1, 0, 3, 4]
     facts[3] = replace(facts[3], sha256=facts[1].sha256)
     assert copies.group_rows(index.folder, index.document, facts_table(facts)).tolist() == [0, 1, 0, 1, 4]
+
+
+def test_a_group_of_copies_as_plain_values():
+    same = copies.SameImages(
+        images=("a.jpg", "b"), paths=(Path("photos/a.jpg"), None), num_bytes=(12, None), same_bytes=True
+    )
+    assert same.rows() == [
+        {"image": "a.jpg", "path": str(Path("photos/a.jpg")), "bytes": 12, "same_bytes": True},
+        {"image": "b", "path": None, "bytes": None, "same_bytes": True},
+    ]
+    assert same.document() == {
+        "same_bytes": True,
+        "images": [
+            {"image": "a.jpg", "path": str(Path("photos/a.jpg")), "bytes": 12},
+            {"image": "b", "path": None, "bytes": None},
+        ],
+    }

@@ -312,6 +312,29 @@ def test_malformed_requests_are_counted_and_not_logged(searcher, logged, capfd, 
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("route", [b"GET /health", b"POST /search?text=a", b"GET /nope?" + 1000 * b"a"])
+def test_a_request_of_two_lengths_is_refused_and_ends_its_connection(searcher, route):
+    """RFC 9112, 6.1: for a proxy that believes the other length, the rest is the answer to someone else."""
+    body, smuggled = b"5\r\nimage\r\n0\r\n\r\n", b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    start, chunked = route + b" HTTP/1.1\r\nHost: localhost\r\n", b"Transfer-Encoding: chunked\r\n"
+    with serving(searcher, replace(PATIENT, max_header_bytes=1000)) as address:
+        for length in (b"Content-Length: 15\r\n", b"Content-Length: 0\r\n", b"content-length: 99\r\n"):
+            for fields in (length + chunked, chunked + length):
+                with socket.create_connection(address, TIMEOUT_S) as client:
+                    client.sendall(start + fields + b"\r\n" + body + smuggled)
+                    answer = b"".join(iter(lambda client=client: client.recv(2**16), b""))
+                assert answer.count(b"HTTP/1.1 ") == 1
+                assert answer.startswith(b"HTTP/1.1 400 ")
+                assert b"\r\nconnection: close\r\n" in answer.lower()
+                assert b"Content-Length or Transfer-Encoding, and not both" in answer
+        assert rejected(address, "two lengths") == 6
+        # Either alone is answered, and the connection stays.
+        with socket.create_connection(address, TIMEOUT_S) as client:
+            for request in (start + chunked + b"\r\n" + body, start + b"Content-Length: 0\r\n\r\n", smuggled):
+                client.sendall(request)
+                assert b"connection: close" not in client.recv(2**16).lower()
+
+
 def test_a_malformed_upload_is_answered_and_not_logged(made, searcher, logged, monkeypatch):
     logged.set_level(logging.NOTSET, logger="python_multipart")
     client, answers = served.client_of(searcher, PATIENT), []

@@ -23,7 +23,17 @@ from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, DcdError, StaleError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.teacher import CacheJob, CandidateConfig, build, cache_scores, read_cache
-from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, preview, rounds, runs, train_in_rounds
+from dcdctl.core.training import (
+    InputRefs,
+    Run,
+    TrainingJob,
+    TrainingOptions,
+    load_recipe,
+    preview,
+    rounds,
+    runs,
+    train_in_rounds,
+)
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
             for thing in ("car", "dog", "hat")]  # fmt: skip
@@ -390,6 +400,19 @@ def test_with_captioned_images_their_student_proposes_first(refs, tmp_path):
     assert {"infonce", "pool_infonce", "pool_margin-mse"} <= set(run.metrics()[0])
 
 
+def test_a_limit_of_images_is_that_of_the_captioned_ones_beside_a_pool(refs, tmp_path):
+    captioned = make_corpus(tmp_path / "captioned", CAPTIONS, has_colors=True)
+    recipe = load_recipe("tiny-student", [*SETS, "pool.rounds=2"])
+    beside = rounds.plan_rounds(replace(refs, data=captioned.folder, pool=refs.data, max_images=4), recipe)
+    assert beside is not None
+    assert beside.captions is not None
+    assert (beside.place.open().num_images, beside.captions.open().num_images) == (9, 4)
+    # A pool that is named as --data is what is limited.
+    alone = rounds.plan_rounds(replace(refs, max_images=4), recipe)
+    assert alone is not None
+    assert (alone.place.open().num_images, alone.captions) == (4, None)
+
+
 def test_captions_are_learned_with_the_negatives_that_a_student_of_them_proposes(refs, tmp_path):
     captioned = make_corpus(tmp_path / "captioned", CAPTIONS, has_colors=True)
     teachers = replace(refs, data=captioned.folder)
@@ -446,6 +469,25 @@ def test_a_dry_run_of_rounds_says_how_many_pairs_the_teacher_scores_at_most(refs
     assert asked() == ["2 rounds, each with a training such as this; the teacher scores 108 pairs at most"]
     assert asked("pool.max_pairs=50")[0].endswith("the teacher scores 50 pairs at most")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_that_leaves_the_first_round_no_block_is_refused(refs, tmp_path):
+    """A block of N images and N texts of the pool has N x N pairs; of an odd budget the first round gets one more."""
+
+    def plan(inputs: InputRefs, size: int, max_pairs: int) -> None:
+        blocks = ["candidates.kind=blocks", f"candidates.block_size={size}", "candidates.captions_per_image=1"]
+        sets = [*SETS, *blocks, "pool.rounds=2", f"pool.max_pairs={max_pairs}"]
+        preview(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, TrainingOptions())
+
+    plan(refs, 3, 17)
+    with pytest.raises(ConfigError, match=r"pool\.max_pairs leaves 8 pairs for the first blocks, and each has 9"):
+        plan(refs, 3, 16)
+    # Half of the budget is for the captions, of which there are as many as texts.
+    captioned = make_corpus(tmp_path / "captioned", CAPTIONS, has_colors=True)
+    both = replace(refs, data=captioned.folder, pool=refs.data)
+    plan(both, 4, 62)
+    with pytest.raises(ConfigError, match=r"pool\.max_pairs leaves 15 pairs for the first blocks, and each has 16"):
+        plan(both, 4, 60)
 
 
 ON_CAPTIONS = [*BY_START, "pool.rounds=none"]

@@ -40,7 +40,7 @@ from dcdctl.core.data.corpus_json import JOIN, manifest_files, manifest_path, pr
 from dcdctl.core.data.readers import FORMATS
 from dcdctl.core.data.readers.rows import Paths, SourceConfig, SplitCounts, check_splits
 from dcdctl.core.errors import ConfigError, InputError
-from dcdctl.core.places import url_of
+from dcdctl.core.places import check_utf8, url_of
 from dcdctl.core.progress import counted
 
 BYTES_PER_IMAGE, BYTES_PER_CAPTION = 16, 64
@@ -186,6 +186,8 @@ def choose_manifest(choice: DataChoice) -> Manifest:
     flags = {"--karpathy": choice.karpathy, "--csv": choice.csv, "--jsonl": choice.jsonl}
     tables = {flag: path for flag, path in flags.items() if path is not None}
     given = list(tables) if choice.manifest is None else ["a manifest", *tables]
+    for path in (*choice.images, *choice.queries, *tables.values(), *([choice.folder] if choice.folder else [])):
+        check_utf8(path)
     places = {"images": list(map(str, choice.images)), "queries": list(map(str, choice.queries))}
     # Images, texts or both without a table that pairs them are a pool.
     if len(given) > 1 or not (given or any(places.values())):

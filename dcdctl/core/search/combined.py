@@ -4,8 +4,9 @@
 
 A text that is searched for or added has the weight 1, and an image `IMAGE_WEIGHT`. With a vector per image, s is a
 product of unit vectors, so the sum is one vector, which is searched for; its cosine is shown. With token vectors, s is
-the MaxSim divided by the number of tokens of the part, so that a long text or an image with many tokens counts no more
-than a short text.
+the sum of the largest products divided by the lengths of the part's tokens, so that a long text or an image with many
+tokens counts no more than a short text. Where these lengths are 1, as in all models of our own, s is the MaxSim divided
+by the number of tokens.
 
 Shape letters: P parts, L tokens, D width.
 """

@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeVar
 from dcdctl.core import artifacts, data, files
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
 from dcdctl.core.errors import CorpusError, InputError, MissingError, StaleError
+from dcdctl.core.places import check_utf8, in_utf8
 from dcdctl.core.progress import counted
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
 from dcdctl.core.search.storage import ImageSource
@@ -40,7 +41,7 @@ def find_source(images: Path, split: str | None = None) -> ImageSource:
         )
     # The index may be searched from another working directory.
     path = path.resolve()
-    check_name(path)
+    check_utf8(path)
     if (path / data.CORPUS_FILE).is_file():
         corpus = Corpus.open(path, split or data.all_splits(path))
         if repeated := [image_id for image_id, count in Counter(corpus.image_ids).items() if count > 1]:
@@ -54,14 +55,6 @@ def find_source(images: Path, split: str | None = None) -> ImageSource:
     if not os.access(path, os.R_OK | os.X_OK):
         raise InputError(f"the folder {images} cannot be read", hint="change its permissions, or name another")
     return ImageSource(kind="folder", path=str(path))
-
-
-def check_name(folder: Path) -> None:
-    """InputError for an image folder whose path an index cannot hold."""
-    if _printable(str(folder)) != str(folder):
-        raise InputError(
-            f"the path {_printable(str(folder))} is not UTF-8", hint="rename the folder: a link to it changes nothing"
-        )
 
 
 def folders_in(source: ImageSource, others: Sequence[ImageSource]) -> list[Path]:
@@ -133,7 +126,7 @@ def _files(root: Path, ignored: Set[Path]) -> Iterator[SourceImage | SkippedFile
         while failed:
             error = failed.pop(0)
             name = Path(error.filename).relative_to(root).as_posix()
-            yield SkippedFile(path=_printable(name), reason=f"{error.strerror}")
+            yield SkippedFile(path=in_utf8(name), reason=f"{error.strerror}")
 
     for here, folders, names in files.walk(root, failed.append):
         yield from take_failed()
@@ -157,8 +150,8 @@ def _is_link(path: Path) -> bool:
 
 def _source_image(path: Path, root: Path) -> SourceImage | SkippedFile:
     name = path.relative_to(root).as_posix()
-    if _printable(name) != name:
-        return SkippedFile(path=_printable(name), reason="its name is not UTF-8")
+    if in_utf8(name) != name:
+        return SkippedFile(path=in_utf8(name), reason="its name is not UTF-8")
     try:
         status = path.stat()
     except OSError as error:
@@ -176,11 +169,6 @@ def _source_image(path: Path, root: Path) -> SourceImage | SkippedFile:
 def _is_visible(name: str) -> bool:
     # Such as .DS_Store, .git and the resource forks ._name, which have the suffixes of images.
     return not name.startswith(".") and name != "__MACOSX"
-
-
-def _printable(name: str) -> str:
-    """A file name as text; bytes that are not UTF-8 become question marks."""
-    return name.encode("utf-8", "replace").decode()
 
 
 def in_parts(images: Iterator[SourceImage], rows: int) -> Iterator[list[SourceImage]]:

@@ -168,11 +168,12 @@ class StoredTokens:
     @staticmethod
     def join(parts: Sequence[Floats], weights: Sequence[float]) -> Floats:
         """The tokens of all parts, scaled: a weight above 0 scales a largest product as it scales its token. The score
-        of a part is divided by its number of tokens, and padding is left out."""
+        of a part is divided by the sum of the lengths of its tokens, and padding is left out."""
         scaled = []
         for part_LD, weight in zip(parts, weights, strict=True):
-            tokens_LD = part_LD[part_LD.any(axis=1)]
-            scaled.append(weight / len(tokens_LD) * tokens_LD)
+            # Not by the number of tokens: a model whose MaxSim is a mean has divided its queries by it already.
+            lengths_L = np.linalg.norm(part_LD.astype(np.float64), axis=1)
+            scaled.append(weight / lengths_L.sum() * part_LD[lengths_L > 0])
         return np.concatenate(scaled).astype(np.float32)
 
     # In the files of an index

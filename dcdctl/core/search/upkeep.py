@@ -18,7 +18,7 @@ from dcdctl.core import artifacts
 from dcdctl.core.data import FolderImageFile, RowError, is_read_now
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.machine import read_in_threads
-from dcdctl.core.places import refuse_url
+from dcdctl.core.places import check_utf8, refuse_url
 from dcdctl.core.search import sources, storage
 from dcdctl.core.search.changes import ChangeCounts, Changes, IndexChange
 from dcdctl.core.search.columns import change
@@ -363,7 +363,7 @@ def moved_sources(index: FolderIndex, old: Path, new: Path) -> tuple[ImageSource
     ]
     if not now.is_dir():
         raise InputError(f"{new} is no folder", hint="name the place where the images are now")
-    sources.check_name(now)
+    check_utf8(now)
     if not numbers:
         if any(not source.is_corpus and Path(source.path).is_relative_to(now) for source in listed):
             return listed  # a command that was killed after this step is run again

@@ -88,6 +88,11 @@ class LimitsMiddleware:
 
     def _answer(self, scope: Scope, body: _LimitedBody) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
+        headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # RFC 9112, 6.1: a proxy may believe the other length, and what follows would be another client's request.
+            error = "a request has Content-Length or Transfer-Encoding, and not both"
+            return _rejected(self.metrics, "two lengths", error, status=400, headers={"Connection": "close"})
         # The HTTP parser applies its limit only to headers that arrive in pieces. A long address may arrive whole.
         if len(scope["raw_path"]) + len(scope["query_string"]) >= self.config.max_header_bytes:
             return _rejected(self.metrics, "address too long", "the address is too long", status=414)

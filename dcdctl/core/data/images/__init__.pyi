@@ -23,6 +23,7 @@ from .decode import (
 )
 from .exif import CAMERA_COLUMNS, PLACE_COLUMNS, read_exif, read_orientation
 from .formats import (
+    CANNOT_OPEN,
     DAMAGED,
     FORMATS,
     IMAGE_SUFFIXES,
@@ -42,6 +43,7 @@ from .parquet import PARQUET_BATCH_ROWS, PARQUET_BUFFER_BYTES, ParquetImageFile,
 
 __all__ = [
     "CAMERA_COLUMNS",
+    "CANNOT_OPEN",
     "DAMAGED",
     "FORMATS",
     "IMAGE_SUFFIXES",

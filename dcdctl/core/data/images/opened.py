@@ -103,8 +103,9 @@ class Opened:
     image: Image.Image
     data: bytes
     """What `image` is read from: the file, or the preview in a RAW photo."""
-    raw_orientation: int | None = None
-    """The orientation of a RAW photo, which its preview lacks."""
+    known_orientation: int | None = None
+    """The orientation if the image itself does not say it: that of a RAW photo, which its preview lacks, and 1 for
+    HEIF, whose decoder has turned it."""
 
     def load(self) -> None:
         """Decode the image to its end; ImageError if its data ends before the last pixels of its header, which Pillow
@@ -121,7 +122,7 @@ class Opened:
     @property
     def orientation(self) -> int:
         """The EXIF orientation, 1 to 8, once the image is decoded: a PNG may have it behind its pixels."""
-        return orientation_of(self.image) if self.raw_orientation is None else self.raw_orientation
+        return orientation_of(self.image) if self.known_orientation is None else self.known_orientation
 
 
 @contextmanager
@@ -189,7 +190,7 @@ def _opened(data: bytes) -> Opened:
         # Not by `Image.open`, which refuses large photos.
         return Opened(format=format, image=jpeg_factory(io.BytesIO(data)), data=data)
     if format is HEIF:
-        return Opened(format=format, image=open_heif(data), data=data)
+        return Opened(format=format, image=open_heif(data), data=data, known_orientation=1)
     if format is RAW:
         return _open_preview(data)
     if format is AVIF:
@@ -208,7 +209,7 @@ def _open_preview(data: bytes) -> Opened:
         content = preview.content
     else:
         image, content = Image.fromarray(preview.content), b""
-    return Opened(format=RAW, image=image, data=content, raw_orientation=preview.orientation)
+    return Opened(format=RAW, image=image, data=content, known_orientation=preview.orientation)
 
 
 def open_heif(data: bytes) -> Image.Image:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dcdctl.core.data.captions import text_key
-from dcdctl.core.data.images import IMAGE_SUFFIXES, ImageStore, RowError, kind_of_name
+from dcdctl.core.data.images import CANNOT_OPEN, IMAGE_SUFFIXES, ImageStore, RowError, kind_of_name
 from dcdctl.core.data.readers.captions import read_caption, read_label
 from dcdctl.core.data.readers.parquet import list_images, open_parquet, read_rows
 from dcdctl.core.data.readers.rows import (
     HELD_OUT_BY_DEFAULT,
+    NOT_UTF8,
     SPLITS,
     Listing,
     Paths,
@@ -31,6 +32,7 @@ from dcdctl.core.data.readers.rows import (
 )
 from dcdctl.core.data.text_encoding import csv_rows, find_column, find_encoding, json_lines, lines_of
 from dcdctl.core.errors import InputError
+from dcdctl.core.places import in_utf8
 
 Texts = dict[str, tuple[str, tuple[int, str]]]
 """Each text with its number among all texts and its language, empty if it is not known, by `text_key`."""
@@ -116,7 +118,7 @@ def add_pool(source: SourceConfig, listing: Listing, check: RowCheck) -> Listing
 
 def _list_images(places: Sequence[Path], check: RowCheck) -> Iterator[SourceRow]:
     """The images of each place, with their path in it as the id; a name that an earlier place has gets the name of its
-    own place before it. Other files are left out and counted, but for hidden ones."""
+    own place before it. Other files, and names that are not UTF-8, are left out and counted, but for hidden ones."""
     seen: set[str] = set()
     for place in places:
         if place.suffix == ".parquet":
@@ -130,6 +132,9 @@ def _list_images(places: Sequence[Path], check: RowCheck) -> Iterator[SourceRow]
         all_names = set(names)
         for name in names:
             if "/." in f"/{name}":
+                continue
+            if in_utf8(name) != name:
+                check.leave_out(place.name, name, CANNOT_OPEN.kind, NOT_UTF8)
                 continue
             if kind := kind_of_name(name, all_names):
                 check.leave_out(place.name, name, kind)

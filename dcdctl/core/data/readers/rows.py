@@ -24,6 +24,7 @@ from dcdctl.core.data.readers.captions import NO_LABEL, CaptionLabel, is_synthet
 from dcdctl.core.data.shards import LABEL_COLUMNS
 from dcdctl.core.data.text_encoding import check_encoding, describe_value
 from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.places import in_utf8
 
 CAPTIONED_SPLITS = ("train", "val", "test")
 SPLITS = (*CAPTIONED_SPLITS, "pool")
@@ -38,6 +39,7 @@ HELD_OUT = ("test", "val")
 HELD_OUT_BY_DEFAULT = 0.1
 MAX_HELD_OUT = 0.3
 """Maximum share of each, so that train stays the largest split."""
+NOT_UTF8 = "its name is not UTF-8"
 SKIP_HINT = "correct it, or skip such rows with --on-error skip"
 
 
@@ -185,14 +187,15 @@ class RowCheck:
 
     def reject(self, where: str, image: str, reason: str) -> None:
         """Record a row that cannot be used, or raise InputError."""
+        where, image, reason = map(in_utf8, (where, image, reason))
         if not self.skip_bad:
             quoted = f" {json.dumps(image, ensure_ascii=False)}" if image else ""
             raise InputError(f"{where}{quoted}: {reason}", hint=SKIP_HINT)
         self.skipped.append(SkippedRow(row=where, image=image, reason=reason))
 
-    def leave_out(self, where: str, name: str, kind: str) -> None:
+    def leave_out(self, where: str, name: str, kind: str, reason: str = "its name is not that of an image") -> None:
         """Record a file of a pool that is no image by its name, which is no error."""
-        self.skipped.append(SkippedRow(row=where, image=name, reason="its name is not that of an image", kind=kind))
+        self.skipped.append(SkippedRow(row=where, image=in_utf8(name), reason=reason, kind=kind))
 
     def requested(self, keys: Collection[str]) -> list[str]:
         """The splits among the keys that are requested, in the order in which they are written."""
@@ -225,6 +228,8 @@ def group_by_image(
             if split is None or not check.includes(split):
                 continue
             path = entry.image_path()
+            if in_utf8(path) != path:
+                raise RowError(NOT_UTF8)
             known = by_path.get(path)
             # A full split still accepts further captions of its images.
             if known is None and check.max_images is not None and len(rows[split]) >= check.max_images:
