@@ -197,7 +197,9 @@ def test_rounds_are_validated_with_a_cache_of_the_validation_split(refs, tmp_pat
 
 
 def test_what_rounds_need_is_named(refs, tmp_path):
-    with pytest.raises(ConfigError, match=r"pool\.rounds is 2, and --teacher names 0 models; name a pool and the one"):
+    with pytest.raises(
+        ConfigError, match=r"asks a teacher .*pool\.rounds.*, and none is named; name it with --teacher"
+    ):
         train(InputRefs(data=refs.data), tmp_path / "run", "pool.rounds=2")
     with pytest.raises(ConfigError, match=r"pool\.max_pairs is the budget of pool\.rounds, which is not set"):
         train(refs, tmp_path / "run", "pool.max_pairs=5")

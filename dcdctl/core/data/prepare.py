@@ -319,6 +319,11 @@ def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
                 f"{' and '.join(empty)} without {lacking}: the hashes alone decide, and these are few; add some, or "
                 "change --hold-out"
             )
+    if (caption := source.get("only_caption")) is not None:
+        yield (
+            f"warning: every caption is {caption!r}, so nothing can be learned from them; the column named caption is "
+            "read, give that name to another one"
+        )
     if (encoding := source.get("encoding")) is not None:
         yield f"{encoding['file']} was read as {encoding['name']}; --encoding names another"
     if repeated := source.get("queries", {}).get("repeated"):

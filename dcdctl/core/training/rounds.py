@@ -363,6 +363,12 @@ def _rounds_of_pool(inputs: InputRefs, recipe: Recipe, count: int) -> Rounds | N
             f"pool.rounds is {count}, and validation.metric agreement needs a cache of the validation split",
             hint="make it with `dcdctl cache-teacher --split val`, and name it with --cache",
         )
+    if inputs.form == "corpus" and not inputs.teachers:
+        raise ConfigError(
+            "the recipe asks a teacher which images fit the texts of the pool (pool.rounds), and none is named",
+            hint="name it with --teacher REF: a reranker, a vision-language model or a run; or name a finished cache "
+            "of the pool with --cache",
+        )
     if inputs.form == "stream" or len(inputs.teachers) != 1:
         found = f"--teacher names {len(inputs.teachers)} models"
         if inputs.form == "stream":
