@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import command_line
 import numpy as np
 import pytest
 import torch
@@ -21,7 +24,17 @@ from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, DcdError, StaleError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.teacher import CacheJob, CandidateConfig, build, cache_scores, read_cache
-from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, preview, rounds, runs, train_in_rounds
+from dcdctl.core.training import (
+    InputRefs,
+    Run,
+    TrainingJob,
+    TrainingOptions,
+    command_after_training,
+    preview,
+    rounds,
+    runs,
+    train_in_rounds,
+)
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
             for thing in ("car", "dog", "hat")]  # fmt: skip
@@ -82,7 +95,9 @@ def test_the_teacher_scores_in_float32_and_each_round_draws_with_another_seed(
     monkeypatch.setattr(
         rounds, "cache_scores", lambda job, **more: jobs.append(job) or SimpleNamespace(num_pairs=1, folder=job.out)
     )
-    monkeypatch.setattr(rounds, "rehearse", lambda *_: None)  # a new model has no encoders to store features of
+    monkeypatch.setattr(
+        rounds, "rehearse", lambda *_, **__: SimpleNamespace(notes=())
+    )  # a new model has no encoders to store features of
     options = TrainingOptions(compute=Compute(device=CPU, precision="bfloat16", features=tmp_path / "features"))
     job = TrainingJob("distill", "tiny-student", [*SETS, *sets, "pool.rounds=3", "candidates.seed=7"], tmp_path / "run")
     train_in_rounds(job, refs, options=options)
@@ -371,6 +386,46 @@ def test_a_dry_run_of_rounds_says_how_many_pairs_the_teacher_scores_at_most(refs
     assert asked() == ["2 rounds, each with a training such as this; the teacher scores 108 pairs at most"]
     assert asked("pool.max_pairs=50")[0].endswith("the teacher scores 50 pairs at most")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_commands_after_a_training_in_rounds_measure_it(refs, tmp_path):
+    """Those for a teacher that cannot score every pair: its scores of the split, and the agreement with them."""
+    run = train(refs, tmp_path / "run", "pool.rounds=1")
+    job = TrainingJob("distill", "tiny-student", SETS, run.folder)
+    lines = command_after_training(job, refs).split(" &&\n")
+    assert len(lines) == 2
+    for line in lines:
+        command_line.run(line.removeprefix("dcdctl "))
+    scores = read_cache(tmp_path / "run-scores")
+    # All pairs of nine images and 18 texts are in one block.
+    assert scores.num_pairs == 9 * 18
+    measured = json.loads((run.folder / "pool.json").read_text())["agreement"]
+    assert (measured["teacher"], measured["over"]) == (str(tmp_path / "run-scores"), "cached")
+
+
+def test_what_is_named_with_against_by_mistake_is_answered_by_the_command_for_its_scores(refs, tmp_path):
+    run = train(refs, tmp_path / "run", "pool.rounds=1")
+    (tmp_path / "other").mkdir()
+    other = make_pool(tmp_path / "other" / "pool", CAPTIONS[:5], split="test", has_colors=True)
+    line = f"eval {run.folder} --data {other.folder} --split test --against"
+    scored = f"dcdctl cache-teacher --data {other.folder} --split test --teacher %s --recipe pool-distilled --out CACHE"
+    assert scored % refs.teachers[0] in command_line.error_of(line, refs.teachers[0])
+    # The scores that the training learned from, which are of another split, and must not be deleted.
+    error = command_line.error_of(line, tmp_path / "run-rounds" / "cache-1")
+    assert scored % "TEACHER" in error
+    assert "delete" not in error
+
+
+def test_a_dry_run_of_rounds_shows_the_sizes_that_the_pool_has_and_a_time(refs, tmp_path):
+    words = f"--data {refs.data} --teacher {refs.teachers[0]} --out {tmp_path / 'run'} --dry-run".split()
+    sets = [word for text in (*SETS[:-5], *SETS[-3:], "optimizer.steps=4", "pool.rounds=2") for word in ("--set", text)]
+    shown = command_line.run("distill tiny-student", *words, *sets, "--set", "batch.size=512").stdout
+    assert "pool.images 9" in shown
+    assert "batch size: 9\nimages per step: 9\n" in shown
+    assert re.search(r"^about \d+:\d\d for each training, .* images/s in a trial$", shown, re.MULTILINE)
+    with_captions = InputRefs(data=refs.data.parent / "captioned", pool=refs.data, teachers=refs.teachers)
+    job = TrainingJob("distill", "tiny-student", [*SETS, "pool.rounds=2", "batch.size=512", "pool.images=4"], tmp_path)
+    assert preview(job, with_captions, TrainingOptions()).work_per_step == ("images", 9 + 4)
 
 
 ON_CAPTIONS = [*BY_START, "pool.rounds=none"]

@@ -229,7 +229,7 @@ def _check_no_table(name: str, images: Sequence[Path]) -> None:
     if manifest_path(name) is not None:
         return
     if (option := _OPTION_OF.get(path.suffix.lower())) is not None:
-        words = [word for place in images or ["DIR"] for word in ("--images", str(place))]
+        words = [word for place in images or [Path("DIR")] for word in ("--images", str(place))]
         command = shlex.join(["dcdctl", "prepare", option, name, *words])
         raise InputError(f"{name} is a file of captions, expected a manifest", hint=f"type `{command}`")
     if path.suffix.lower() in SPREADSHEET_SUFFIXES:

@@ -84,7 +84,12 @@ class CorpusSummary:
                 return f"dcdctl inspect {self.folder}"
             if not train["captions"]:
                 return f"dcdctl index MODEL --images {self.folder} --out INDEX"
-            return f"dcdctl cache-teacher --data {self.folder} --teacher TEACHER --recipe pool-distilled --out CACHE"
+            recipes = {"pool-distilled": "a CLIP or a SigLIP", "pool-picked": "any other, such as a reranker"}
+            ways = [
+                f"dcdctl distill {recipe} --data {self.folder} --teacher TEACHER --out RUN, if TEACHER is {kind}"
+                for recipe, kind in recipes.items()
+            ]
+            return "; or ".join(ways)
         if "pool" in self.splits:
             return f"dcdctl distill RECIPE --data {self.folder} --pool {self.folder} --out RUN"
         if "train" in self.splits:
