@@ -13,6 +13,7 @@ parameters of a command's function are for the command line only.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import os
@@ -65,6 +66,10 @@ def takes(declared: Callable[P, A]) -> Callable[[Callable[[A], R]], Callable[P, 
     def decorate(function: Callable[[A], R]) -> Callable[P, R]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if unknown := [name for name in kwargs if name not in signature.parameters]:
+                near = difflib.get_close_matches(unknown[0], signature.parameters, n=1)
+                question = f"did you mean {near[0]}?" if near else f"it takes {', '.join(signature.parameters)}"
+                raise TypeError(f"{function.__name__}() has no argument {unknown[0]}; {question}")
             return function(declared(*args, **kwargs))
 
         types = _annotations(declared)

@@ -168,9 +168,10 @@ def _open(place: str, query: Query, models: SearchModels) -> tuple[ImageIndex, C
     seconds."""
     if models.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(models.threads)  # read by NumPy's and torch's libraries when imported
-    from dcdctl.core.search import parse_where
+    from dcdctl.core.search import check_comes_first, parse_where
     from dcdctl.core.stores import is_store, open_index
 
+    check_comes_first(place, query.text or [])
     if is_store(place):
         refuse({"--exact": query.exact or None}, "compares all images of an index in a folder, and this is a store")
     index = open_index(place, optional_path(models.model))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import functools
 import itertools
 import sys
@@ -245,12 +246,33 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     """
     known, hints = _fields(cls), _annotations(cls)  # type: ignore[arg-type]
     if unknown := next((key for key in table if key not in known), None):
-        raise ConfigError(f"unknown key {_join(where, unknown)}", hint=f"known keys here: {', '.join(known)}")
+        meant = _keys_like(unknown, known, hints, where)
+        hint = f"did you mean {' or '.join(meant)}? " if meant else ""
+        raise ConfigError(f"unknown key {_join(where, unknown)}", hint=f"{hint}known keys here: {', '.join(known)}")
     for key, field in known.items():
         if key not in table and _default(field) is dataclasses.MISSING:
             raise ConfigError(f"{_join(where, key)} is missing")
     names = {key: field.name for key, field in known.items()}
     return cls(**{names[key]: _convert(hints[names[key]], value, _join(where, key)) for key, value in table.items()})
+
+
+def _keys_like(key: str, known: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> list[str]:
+    """What an unknown key may stand for: keys of that name in the tables of this one, or else a key that is spelled
+    nearly so."""
+    inside = [
+        _join(_join(where, table), key)
+        for table, field in known.items()
+        if any(key in _fields(kind) for kind in _configs_in(hints[field.name]))
+    ]
+    return inside or [_join(where, near) for near in difflib.get_close_matches(key, known, n=1)]
+
+
+def _configs_in(hint: Any) -> list[Any]:
+    """The dataclasses in a type: itself, or those of a union."""
+    # The arguments of an Annotated are also constraints, which are instances of dataclasses.
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return [hint]
+    return [kind for inner in typing.get_args(hint) for kind in _configs_in(inner)]
 
 
 def build_document(

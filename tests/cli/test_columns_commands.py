@@ -73,7 +73,7 @@ def test_columns_are_shown_below_a_hit(index):
 def test_a_condition_that_no_image_meets_gives_an_empty_answer(index):
     result = run("search", index, TEXT, "--where", "year > 3000", *CPU)
     assert (result.exit_code, len(result.stdout.splitlines())) == (0, 1)
-    assert "note: no image meets the condition\n0 of 12 images" in result.stderr
+    assert "note: no image meets the condition: year is from 2018 to 2021\n0 of 12 images" in result.stderr
 
 
 def test_a_wrong_condition_is_one_line_before_a_model_is_loaded(index, monkeypatch):

@@ -94,7 +94,9 @@ def test_images_and_texts_are_each_held_out_by_their_hashes(tmp_path, photos, qu
     assert verify(tmp_path / "out").problems == []
     counts = f"{splits['train'].num_images} images, {splits['train'].num_captions} texts without pairing"
     assert f"train {counts}" in str(summary)
-    assert "next: dcdctl cache-teacher" in str(summary)
+    # One way for each kind of teacher, as in docs/tutorial-pools.md.
+    for recipe in ("pool-distilled", "pool-picked"):
+        assert f"dcdctl distill {recipe} --data {tmp_path / 'out'} --teacher TEACHER" in summary.next_step
 
 
 def test_equal_texts_are_kept_once_and_counted(tmp_path, photos):

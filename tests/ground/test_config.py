@@ -62,7 +62,7 @@ def test_tables_become_dataclasses_and_integers_become_floats():
     [
         (
             {"name": "x", "inner": {"rat": 1}},
-            r"unknown key inner\.rat; known keys here: rate, kind, sizes, most, is_on",
+            r"unknown key inner\.rat; did you mean inner\.rate\? known keys here: rate, kind, sizes, most, is_on",
         ),
         ({}, "name is missing"),
         ({"name": 3}, "name must be str, got 3"),

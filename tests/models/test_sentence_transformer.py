@@ -244,7 +244,7 @@ def test_a_model_of_texts_alone_is_refused_by_name_and_embeds_candidates(is_old,
         without_modalities(tmp_path / "texts")
     with pytest.raises(
         ModelError,
-        match=r"texts is a SentenceTransformer over a bert, which embeds texts alone; name it as candidates\.model",
+        match=r"texts is a SentenceTransformer over a bert, which embeds texts alone; name a CLIP, a SigLIP or another",
     ):
         models.load_dual(tmp_path / "texts")
     embedder = scoring.load_embedder(str(tmp_path / "texts"), torch.device("cpu"))

@@ -471,8 +471,11 @@ def test_a_moved_folder_keeps_its_rows(photos, index, tmp_path):
     assert content(moved) == before
     assert moved.image_bytes(0) == (tmp_path / "disk" / "photos" / "0.jpg").read_bytes()
     assert sync(index.folder).is_nothing
-    # The same command again, as after a kill.
-    assert update(index.folder, moved=(photos, tmp_path / "disk" / "photos")).document == moved.document
+    # The same command again moves nothing, unless it has more to do, as after a kill.
+    with pytest.raises(InputError, match="is no image folder of"):
+        update(index.folder, moved=(photos, tmp_path / "disk" / "photos"))
+    again = update(index.folder, moved=(photos, tmp_path / "disk" / "photos"), sync=True)
+    assert again.document == moved.document
     # A folder above the image folder, as the place of a disk.
     shutil.move(tmp_path / "disk", tmp_path / "usb")
     assert content(update(index.folder, moved=(tmp_path / "disk", tmp_path / "usb"))) == before

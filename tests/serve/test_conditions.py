@@ -137,7 +137,11 @@ def test_no_condition_of_a_batch_fails_the_other_queries(tmp_path):
 
 def test_an_answer_without_images_is_no_error(client):
     answer = client.get("/search", params={"text": "dogs", "where": "year = 1"}).json()
-    assert (answer["results"], answer["notes"], answer["weak"]) == ([], ["no image meets the condition"], False)
+    assert (answer["results"], answer["notes"], answer["weak"]) == (
+        [],
+        ["no image meets the condition: year is from 2020 to 2022"],
+        False,
+    )
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
 from dcdctl.core.evaluation import evaluate
+from dcdctl.core.progress import silent
 from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, recipe, runs, wise_ft
 from dcdctl.core.training.loop import make_optimizer
 
@@ -487,3 +488,13 @@ def test_a_start_in_place_of_a_new_model_unsets_its_sizes_and_keeps_encoders_fro
         recipe.load_recipe("photos", [f"model.start={over_two}", "model.projection_dim=64"])
     # A text encoder in place of new layers.
     assert recipe.load_recipe("query-kl", ["model.text=a/b"]).model.hidden_size == 128
+
+
+@pytest.mark.parametrize(("sets", "is_told"), [([], True), (["model.trained=projections"], False)])
+def test_a_start_over_frozen_encoders_that_are_trained_is_told(corpus, tmp_path, sets, is_told):
+    models.save(frozen_dual(corpus.captions, tmp_path, "map"), tmp_path / "model")
+    said: list[str] = []
+    recipe_of = recipe.load_recipe("tiny-student", [*STEPS, f"model.start={tmp_path / 'model'}", *sets])
+    model = initial_model.load_start(recipe_of, corpus.captions, None, None, said.append, silent)
+    assert any(parameter.requires_grad for parameter in model.network.vision.parameters()) == is_told
+    assert any("--set model.trained=projections keeps them frozen" in line for line in said) == is_told

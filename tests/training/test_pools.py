@@ -448,7 +448,11 @@ def test_what_comes_after_a_training_on_a_pool_is_the_agreement_because_there_ar
     said = command_after_training(job, InputRefs(data=pool.folder, teachers=teachers))
     assert said == f"dcdctl eval {tmp_path / 'run'} {on_pool} --against '{teachers[0]}'"
     # A cross-encoder scores the candidates of a cache, here a function.
-    for refs in (InputRefs(data=pool.folder), InputRefs(data=pool.folder, teachers=["json:dumps"])):
-        assert command_after_training(job, refs).endswith(f"{on_pool} --against CACHE")
+    for named, taught in ((), "TEACHER"), (["json:dumps"], "json:dumps"):
+        scores, evaluation = command_after_training(job, InputRefs(data=pool.folder, teachers=named)).split(" &&\n")
+        assert scores.startswith(
+            f"dcdctl cache-teacher --data {pool.folder} --teacher {taught} --recipe pool-distilled "
+        )
+        assert evaluation == f"dcdctl eval {tmp_path / 'run'} {on_pool} --against {scores.split()[-1]}"
     said = command_after_training(job, InputRefs(data=captioned.folder, pool=pool.folder, teachers=teachers))
     assert said == f"dcdctl eval {tmp_path / 'run'} --data {captioned.folder} --split train"

@@ -144,7 +144,10 @@ def test_a_recipe_that_is_not_there_names_the_most_similar_ones(tmp_path):
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (["loss.alhpa=0.5"], r"unknown key loss\.alhpa; known keys here: terms, alpha, temperature"),
+        (
+            ["loss.alhpa=0.5"],
+            r"unknown key loss\.alhpa; did you mean loss\.alpha\? known keys here: terms, alpha, temperature",
+        ),
         (["loss.alpha=1.5"], r"loss\.alpha must lie in \[0, 1\], got 1\.5"),
         (["loss.alpha=nan"], r"loss\.alpha must lie in \[0, 1\], got nan"),
         (["loss.temperature=0"], r"loss\.temperature must lie in .*, got 0"),
@@ -227,5 +230,7 @@ def test_an_error_names_the_recipe_file_and_that_a_set_may_be_wrong(tmp_path):
 def test_an_unknown_key_of_a_recipe_file_is_named_with_the_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[gandidates]\n")
-    with pytest.raises(ConfigError, match=r"mine\.toml: unknown key gandidates; known keys here: description"):
+    with pytest.raises(
+        ConfigError, match=r"mine\.toml: unknown key gandidates; did you mean candidates\? known keys here: description"
+    ):
         recipe.load_recipe(str(path))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import command_line
 import numpy as np
 import pytest
 import torch
@@ -28,6 +31,7 @@ from dcdctl.core.training import (
     Run,
     TrainingJob,
     TrainingOptions,
+    command_after_training,
     load_recipe,
     preview,
     rounds,
@@ -94,7 +98,9 @@ def test_the_teacher_scores_in_float32_and_each_round_draws_with_another_seed(
     monkeypatch.setattr(
         rounds, "cache_scores", lambda job, **more: jobs.append(job) or SimpleNamespace(num_pairs=1, folder=job.out)
     )
-    monkeypatch.setattr(rounds, "rehearse", lambda *_: None)  # a new model has no encoders to store features of
+    monkeypatch.setattr(
+        rounds, "rehearse", lambda *_, **__: SimpleNamespace(notes=())
+    )  # a new model has no encoders to store features of
     options = TrainingOptions(compute=Compute(device=CPU, precision="bfloat16", features=tmp_path / "features"))
     job = TrainingJob("distill", "tiny-student", [*SETS, *sets, "pool.rounds=3", "candidates.seed=7"], tmp_path / "run")
     train_in_rounds(job, refs, options=options)
@@ -209,7 +215,9 @@ def test_rounds_are_validated_with_a_cache_of_the_validation_split(refs, tmp_pat
 
 
 def test_what_rounds_need_is_named(refs, tmp_path):
-    with pytest.raises(ConfigError, match=r"pool\.rounds is 2, and --teacher names 0 models; name a pool and the one"):
+    with pytest.raises(
+        ConfigError, match=r"asks a teacher .*pool\.rounds.*, and none is named; name it with --teacher"
+    ):
         train(InputRefs(data=refs.data), tmp_path / "run", "pool.rounds=2")
     with pytest.raises(ConfigError, match=r"pool\.max_pairs is the budget of pool\.rounds, which is not set"):
         train(refs, tmp_path / "run", "pool.max_pairs=5")
@@ -488,6 +496,46 @@ def test_a_budget_that_leaves_the_first_round_no_block_is_refused(refs, tmp_path
     plan(both, 4, 62)
     with pytest.raises(ConfigError, match=r"pool\.max_pairs leaves 15 pairs for the first blocks, and each has 16"):
         plan(both, 4, 60)
+
+
+def test_the_commands_after_a_training_in_rounds_measure_it(refs, tmp_path):
+    """Those for a teacher that cannot score every pair: its scores of the split, and the agreement with them."""
+    run = train(refs, tmp_path / "run", "pool.rounds=1")
+    job = TrainingJob("distill", "tiny-student", SETS, run.folder)
+    lines = command_after_training(job, refs).split(" &&\n")
+    assert len(lines) == 2
+    for line in lines:
+        command_line.run(line.removeprefix("dcdctl "))
+    scores = read_cache(tmp_path / "run-scores")
+    # All pairs of nine images and 18 texts are in one block.
+    assert scores.num_pairs == 9 * 18
+    measured = json.loads((run.folder / "pool.json").read_text())["agreement"]
+    assert (measured["teacher"], measured["over"]) == (str(tmp_path / "run-scores"), "cached")
+
+
+def test_what_is_named_with_against_by_mistake_is_answered_by_the_command_for_its_scores(refs, tmp_path):
+    run = train(refs, tmp_path / "run", "pool.rounds=1")
+    (tmp_path / "other").mkdir()
+    other = make_pool(tmp_path / "other" / "pool", CAPTIONS[:5], split="test", has_colors=True)
+    line = f"eval {run.folder} --data {other.folder} --split test --against"
+    scored = f"dcdctl cache-teacher --data {other.folder} --split test --teacher %s --recipe pool-distilled --out CACHE"
+    assert scored % refs.teachers[0] in command_line.error_of(line, refs.teachers[0])
+    # The scores that the training learned from, which are of another split, and must not be deleted.
+    error = command_line.error_of(line, tmp_path / "run-rounds" / "cache-1")
+    assert scored % "TEACHER" in error
+    assert "delete" not in error
+
+
+def test_a_dry_run_of_rounds_shows_the_sizes_that_the_pool_has_and_a_time(refs, tmp_path):
+    words = f"--data {refs.data} --teacher {refs.teachers[0]} --out {tmp_path / 'run'} --dry-run".split()
+    sets = [word for text in (*SETS[:-5], *SETS[-3:], "optimizer.steps=4", "pool.rounds=2") for word in ("--set", text)]
+    shown = command_line.run("distill tiny-student", *words, *sets, "--set", "batch.size=512").stdout
+    assert "pool.images 9" in shown
+    assert "batch size: 9\nimages per step: 9\n" in shown
+    assert re.search(r"^about \d+:\d\d for each training, .* images/s in a trial$", shown, re.MULTILINE)
+    with_captions = InputRefs(data=refs.data.parent / "captioned", pool=refs.data, teachers=refs.teachers)
+    job = TrainingJob("distill", "tiny-student", [*SETS, "pool.rounds=2", "batch.size=512", "pool.images=4"], tmp_path)
+    assert preview(job, with_captions, TrainingOptions()).work_per_step == ("images", 9 + 4)
 
 
 ON_CAPTIONS = [*BY_START, "pool.rounds=none"]

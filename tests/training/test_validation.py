@@ -180,11 +180,12 @@ def test_a_wrong_validation_table_is_refused(field, message):
 )
 def test_the_next_step_names_a_split_that_the_corpus_has(tmp_path, splits, trained, flags):
     make_splits(tmp_path / "corpus", {split: [["a"], ["b"]] for split in splits})
-    assert InputRefs(data=tmp_path / "corpus", split=trained).evaluation_flags == f"--data {tmp_path / 'corpus'}{flags}"
-    assert InputRefs(data=["a-{0..3}.tar"]).evaluation_flags == "--data CORPUS"
+    refs = InputRefs(data=tmp_path / "corpus", split=trained)
+    assert refs.evaluation_of("RUN", cache="CACHE") == f"dcdctl eval RUN --data {tmp_path / 'corpus'}{flags}"
+    assert InputRefs(data=["a-{0..3}.tar"]).evaluation_of("RUN", cache="CACHE") == "dcdctl eval RUN --data CORPUS"
 
 
 def test_the_next_step_after_a_stream_names_the_corpus_of_the_validation(tmp_path):
     make_splits(tmp_path / "corpus", {"val": [["a"]]})
     refs = InputRefs(data=["a-{0..3}.tar"], validation_data=[tmp_path / "corpus"])
-    assert refs.evaluation_flags == f"--data {tmp_path / 'corpus'} --split val"
+    assert refs.evaluation_of("RUN", cache="CACHE") == f"dcdctl eval RUN --data {tmp_path / 'corpus'} --split val"

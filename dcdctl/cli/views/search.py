@@ -30,10 +30,13 @@ def show_paths(answer: SearchAnswer, *, end: str) -> None:
     """Print the path of each hit, as other programs read it; a terminal gets it with characters that do not print
     escaped."""
     paths = [str(hit.path) for hit in answer.hits if hit.path is not None]
-    if end == "\n" and any("\n" in path for path in paths):
+    if end == "\n" and (broken := [path for path in paths if "\n" in path]):
         from dcdctl.core.errors import InputError
 
-        raise InputError("the path of an image has a line break, so lines cannot tell paths apart", hint="add -0")
+        raise InputError(
+            f"the path {broken[0]!r} has a line break, so lines cannot tell paths apart",
+            hint="add -0, or rename the file",
+        )
     for path in paths:
         show_exactly(f"{path}{end}", on_terminal=printable(path))
     _show_notes(answer)

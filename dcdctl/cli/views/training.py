@@ -87,6 +87,10 @@ def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *,
             return show_json(overview.to_json())
         for line in (*overview.facts(), *overview.lines()):
             show(line)
+        if overview.seconds is not None:
+            unit, per_step = overview.work_per_step
+            speed = rate(overview.num_steps * per_step, unit, overview.seconds)
+            show(f"about {clock(overview.seconds)} for each training{speed} in a trial")
         for line in overview.warnings():
             note(line)
         return

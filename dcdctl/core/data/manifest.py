@@ -26,6 +26,7 @@ If there is only one source, its fields may stand at the top level, without `[[s
 from __future__ import annotations
 
 import json
+import shlex
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
@@ -39,6 +40,7 @@ from dcdctl.core.data.corpus import Corpus
 from dcdctl.core.data.corpus_json import JOIN, manifest_files, manifest_path, prepare_command
 from dcdctl.core.data.readers import FORMATS
 from dcdctl.core.data.readers.rows import Paths, SourceConfig, SplitCounts, check_splits
+from dcdctl.core.data.text_encoding import AS_CSV, SPREADSHEET_SUFFIXES
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.places import check_utf8, url_of
 from dcdctl.core.progress import counted
@@ -197,6 +199,7 @@ def choose_manifest(choice: DataChoice) -> Manifest:
             hint="dcdctl prepare --list shows the manifests",
         )
     if choice.manifest is not None:
+        _check_no_table(choice.manifest, choice.images)
         if any(places.values()):
             option = "--images" if choice.images else "--queries"
             raise InputError(
@@ -213,6 +216,31 @@ def choose_manifest(choice: DataChoice) -> Manifest:
         annotations = "annotations" if flag == "--karpathy" else "pairs"
         table = {"format": flag.removeprefix("--"), annotations: str(path), **places}
     return _parse_manifest(config.apply_sets(table, choice.overrides()), choice.default_name(path), Path())
+
+
+_OPTION_OF = {
+    **dict.fromkeys((".csv", ".tsv"), "--csv"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "--jsonl"),
+    ".json": "--karpathy",
+}
+
+
+def _check_no_table(name: str, images: Sequence[Path]) -> None:
+    """InputError for a file of captions or a folder in the place of a manifest, with the command that takes it."""
+    path = Path(name)
+    if manifest_path(name) is not None:
+        return
+    if (option := _OPTION_OF.get(path.suffix.lower())) is not None:
+        words = [word for place in images or [Path("DIR")] for word in ("--images", str(place))]
+        command = shlex.join(["dcdctl", "prepare", option, name, *words])
+        raise InputError(f"{name} is a file of captions, expected a manifest", hint=f"type `{command}`")
+    if path.suffix.lower() in SPREADSHEET_SUFFIXES:
+        raise InputError(f"{name} is a spreadsheet, expected a manifest", hint=f"{AS_CSV}, and name that with --csv")
+    if path.is_dir():
+        raise InputError(
+            f"{name} is a folder, expected a manifest",
+            hint=f"name its captions too: `{shlex.join(['dcdctl', 'prepare', '--csv', 'FILE', '--images', name])}`",
+        )
 
 
 def list_data_sets() -> list[dict[str, Any]]:

@@ -84,7 +84,12 @@ class CorpusSummary:
                 return f"dcdctl inspect {self.folder}"
             if not train["captions"]:
                 return f"dcdctl index MODEL --images {self.folder} --out INDEX"
-            return f"dcdctl cache-teacher --data {self.folder} --teacher TEACHER --recipe pool-distilled --out CACHE"
+            recipes = {"pool-distilled": "a CLIP or a SigLIP", "pool-picked": "any other, such as a reranker"}
+            ways = [
+                f"dcdctl distill {recipe} --data {self.folder} --teacher TEACHER --out RUN, if TEACHER is {kind}"
+                for recipe, kind in recipes.items()
+            ]
+            return "; or ".join(ways)
         if "pool" in self.splits:
             return f"dcdctl distill RECIPE --data {self.folder} --pool {self.folder} --out RUN"
         if "train" in self.splits:
@@ -319,6 +324,11 @@ def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
                 f"{' and '.join(empty)} without {lacking}: the hashes alone decide, and these are few; add some, or "
                 "change --hold-out"
             )
+    if (caption := source.get("only_caption")) is not None:
+        yield (
+            f"warning: every caption is {caption!r}, so nothing can be learned from them; the column named caption is "
+            "read, give that name to another one"
+        )
     if (encoding := source.get("encoding")) is not None:
         yield f"{encoding['file']} was read as {encoding['name']}; --encoding names another"
     if repeated := source.get("queries", {}).get("repeated"):

@@ -21,6 +21,10 @@ _HINT = "save the file as UTF-8; `dcdctl prepare` has --encoding, such as --enco
 _PIECE = 1 << 20
 _LONGEST_LINE = 1 << 24
 """Characters, more than any row has."""
+_SPREADSHEETS = {b"PK\x03\x04": "a spreadsheet or a zip", b"\xd0\xcf\x11\xe0": "a spreadsheet of Excel"}
+"""How the files of .xlsx and .ods begin, and those of .xls. Many encodings would take the bytes for letters."""
+SPREADSHEET_SUFFIXES = (".xlsx", ".xls", ".ods", ".numbers")
+AS_CSV = "open it in its program and save it as CSV UTF-8"
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -45,7 +49,9 @@ def find_encoding(path: Path, forced: str | None = None) -> str:
     line = 1
     try:
         with path.open("rb") as file:
-            mark = file.read(len(codecs.BOM_UTF8))
+            mark = file.read(4)
+            if (kind := _SPREADSHEETS.get(mark)) is not None:
+                raise InputError(f"{path} is {kind}, expected a table in a text file", hint=AS_CSV)
             marked = next((name for known, name in _MARKS.items() if mark.startswith(known)), None)
             # A byte order mark would become a part of the first column's name.
             name = ("utf-8-sig" if forced == "utf-8" else forced) or marked or "utf-8-sig"

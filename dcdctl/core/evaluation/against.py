@@ -15,13 +15,14 @@ import numpy as np
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus, Direction, RaggedArray
 from dcdctl.core.engines import Compute
-from dcdctl.core.errors import ModelError
+from dcdctl.core.errors import ModelError, StaleError
 from dcdctl.core.evaluation import agreement, rankers
 from dcdctl.core.evaluation.agreement import Agreements, Lookup
 from dcdctl.core.evaluation.rankers import RankingTask
 from dcdctl.core.models import Model
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Track
-from dcdctl.core.teacher import TeacherScores, embed_corpus, read_cache
+from dcdctl.core.teacher import TeacherScores, command_to_compare, embed_corpus, read_cache
 
 
 def is_cache(ref: str) -> bool:
@@ -29,23 +30,28 @@ def is_cache(ref: str) -> bool:
     return artifacts.kind_of_folder(Path(ref)) == "a teacher cache"
 
 
-def check_teacher(ref: str) -> None:
+def check_teacher(ref: str, data: Path, split: str) -> None:
     """An error for a reference that names no teacher, before anything is opened."""
     if is_cache(ref):
         read_cache(Path(ref))
     elif models.check_ref(ref) == "fusion":
-        raise _no_order(ref)
+        raise _no_order(ref, data, split)
 
 
 def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track) -> tuple[TeacherScores, str]:
     """The scores and the fingerprint of the teacher that a reference names: a model that embeds the corpus, or a
     teacher cache of it. StaleError for a cache of another corpus, ModelError for a cross-encoder."""
     if is_cache(ref):
-        cache = read_cache(Path(ref), corpus=corpus)
+        cache = read_cache(Path(ref))
+        if cache.plan["corpus"] != corpus.fingerprint:
+            raise StaleError(
+                f"{ref} has the scores of other images or texts than {shown(corpus.folder)} ({corpus.split})",
+                hint=f"make a cache of them: `{command_to_compare(corpus.folder, corpus.split, 'TEACHER', 'CACHE')}`",
+            )
         return cache, str(cache.plan["teacher"])
     model = models.load(ref, track=track)
     if model.kind == "fusion":
-        raise _no_order(ref)
+        raise _no_order(ref, corpus.folder, corpus.split)
     embedded = embed_corpus([(ref, model)], corpus, compute, track=track)
     return embedded, model.digest
 
@@ -71,8 +77,8 @@ def compare_with(teacher: TeacherScores, ours: Lookup, corpus: Corpus) -> Agreem
     return agreement.agree(ours, teacher.lookup, corpus, lists, pairs_fingerprint)
 
 
-def _no_order(ref: str) -> ModelError:
+def _no_order(ref: str, data: Path, split: str) -> ModelError:
     return ModelError(
         f"{ref} is a cross-encoder, which scores the candidates of a cache",
-        hint="make a cache of this split with `dcdctl cache-teacher --split NAME`, and name it with --against",
+        hint=f"make one, `{command_to_compare(data, split, ref, 'CACHE')}`, and name it: --against CACHE",
     )

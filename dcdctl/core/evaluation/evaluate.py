@@ -189,7 +189,7 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
                 "--against compares the order of a model alone, by its full vectors",
                 hint="leave --rerank, --dims, --codes and --rescore out",
             )
-        teachers.check_teacher(job.against)
+        teachers.check_teacher(job.against, job.data, job.split)
     if job.with_eccv:
         eccv.load_package()
     if form != FULL_VECTORS and job.rerank is not None:

@@ -425,7 +425,8 @@ def _family(folder: Path, ref: str | Path, kind: ExpectedKind | None = None) -> 
     if family is None and (folder / folders.MODULES_FILE).is_file():
         raise ModelError(
             f"{ref} is a SentenceTransformer over a {model_type}, which embeds texts alone",
-            hint="name it as candidates.model; a dual encoder embeds images and texts",
+            hint="name a CLIP, a SigLIP or another dual encoder, which embeds images too"
+            + ("" if kind is not None else "; candidates.model takes a text encoder"),
         )
     if family is None:
         raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)

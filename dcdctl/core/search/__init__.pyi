@@ -39,7 +39,16 @@ from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
 from .searcher import WEAK, IndexSearcher, browse_index
 from .sources import SourceImages
-from .storage import INDEX, INDEX_FILE, ImageSource, check_model, query_model_of, read_document, text_side_note
+from .storage import (
+    INDEX,
+    INDEX_FILE,
+    ImageSource,
+    check_comes_first,
+    check_model,
+    query_model_of,
+    read_document,
+    text_side_note,
+)
 from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
 from .upkeep import check_removable, open_to_change, up_to_date
@@ -91,6 +100,7 @@ __all__ = [
     "build_index",
     "caption_of",
     "change_index",
+    "check_comes_first",
     "check_model",
     "check_query",
     "check_removable",

@@ -154,6 +154,9 @@ def change_index(
         before = FolderIndex.open(folder)
         skipped_before = storage.skipped_of(folder, before.document) if changes.sync else []
         index = _alter(before, changes, track)
+        for was, now in zip(before.document.sources, index.document.sources, strict=True):
+            if was.path != now.path:
+                notes.append(f"moved: the images of {was.path} are now looked for in {now.path}")
         folders = [each for each in index.document.sources if not each.is_corpus] if changes.sync else []
         for each in folders if source is None or source in folders else [*folders, source]:
             build, planned = plan.plan_images(index, each, are_given=bool(changes.vectors), follow=each in folders)
@@ -278,7 +281,7 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
             hint="leave --precision out",
         )
     if changes.moved is not None:
-        index = _move(index, *changes.moved)
+        index = _move(index, changes)
         document = index.document
     if not (changes.sets or changes.remove or changes.remove_gone):
         return index
@@ -311,12 +314,15 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
     return FolderIndex(folder, commit.commit(folder, changed, removed=removed, track=track))
 
 
-def _move(index: FolderIndex, old: Path, new: Path) -> FolderIndex:
+def _move(index: FolderIndex, changes: Changes) -> FolderIndex:
     """The same index, whose image folder is at another place."""
+    assert changes.moved is not None
+    old, new = changes.moved
     with distributed.main_first():
         if distributed.is_main():
             document = index.document
-            sources = upkeep.moved_sources(index, old, new)
+            is_alone = not upkeep.has_changes(index, replace(changes, moved=None))
+            sources = upkeep.moved_sources(index, old, new, is_alone=is_alone)
             if sources != document.sources:
                 commit.seal(index.folder, replace(document, generation=document.generation + 1, sources=sources))
     return FolderIndex.open(index.folder)

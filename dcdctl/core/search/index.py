@@ -21,6 +21,7 @@ from dcdctl.core.models import TextTower
 from dcdctl.core.search import ann, exact, keywords, part_files, storage
 from dcdctl.core.search.columns.order import Order, in_order
 from dcdctl.core.search.columns.table import ColumnSummary, StoredColumns, summarize_column
+from dcdctl.core.search.columns.unmet import why_none
 from dcdctl.core.search.columns.where import BUILT_IN, Condition, columns_of, matches
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.image_files import StoredFiles
@@ -75,6 +76,7 @@ class FolderIndex(ImageIndex):
         self.summarize_columns = lru_cache(maxsize=1)(self._summarize_columns)
         self._copies = lru_cache(maxsize=1)(self._find_copies)
         self._matching = lru_cache(maxsize=CONDITIONS)(self._find_matching)
+        self._why_none = lru_cache(maxsize=CONDITIONS)(self._find_why_none)
         # The pages of a list follow each other.
         self._in_order = lru_cache(maxsize=CONDITIONS)(self._find_in_order)
 
@@ -179,6 +181,13 @@ class FolderIndex(ImageIndex):
         self._check_columns(names)
         held = matches(where, pa.table({name: self.values(name) for name in names}))
         return np.flatnonzero(held & self.is_live)
+
+    def why_none(self, where: Condition) -> str:
+        return self._why_none(where)
+
+    def _find_why_none(self, where: Condition) -> str:
+        live = pa.array(self.is_live)
+        return why_none(where, lambda name: self.values(name).filter(live))
 
     def _check_columns(self, names: Sequence[str]) -> None:
         """InputError for an unknown column: another index may be open now than when a condition or an order was

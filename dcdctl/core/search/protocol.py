@@ -15,6 +15,7 @@ from dcdctl.core import files
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.columns.order import Order
+from dcdctl.core.search.columns.unmet import NO_IMAGE
 from dcdctl.core.search.columns.where import Condition, Value
 from dcdctl.core.search.exact import Floats, Rows, unit
 from dcdctl.core.search.part_files import SourceImage
@@ -146,6 +147,11 @@ class ImageIndex(ABC):
             f"{self.location} is a store, which lists no images without a query",
             hint="search by a text or an image, or list the images of the index in its folder",
         )
+
+    def why_none(self, where: Condition) -> str:
+        """The note for a condition that no image meets."""
+        # Not abstract: the values of a store are in its engine.
+        return NO_IMAGE
 
     def check_hybrid(self) -> None:
         """MissingError if it cannot be searched by words."""

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 NUM_ANSWERS = 10
 TEXT_BATCH = 64
 """Texts encoded together."""
-NO_IMAGE = "no image meets the condition"
 WEAK = "Probably not among these images: unrelated texts score as high"
 
 
@@ -98,7 +97,7 @@ def browse_index(
     started = time.perf_counter()
     listing = index.browse(where, order or default_order(index.columns), k=k, offset=offset)
     found = time.perf_counter() - started
-    notes = (NO_IMAGE,) if where is not None and not listing.total else ()
+    notes = (index.why_none(where),) if where is not None and not listing.total else ()
     return SearchAnswer(listing.hits, 0.0, found, notes=notes, total=listing.total)
 
 
@@ -229,7 +228,7 @@ class IndexSearcher:
         started = time.perf_counter()
         vectors_1D = encoder.of_image(image)
         (answer,) = self._answers(vectors_1D, started, lambda vectors_QD: self.index.search(vectors_QD, k, where))
-        return replace(answer, notes=() if answer.hits or where is None else (NO_IMAGE,))
+        return replace(answer, notes=() if answer.hits or where is None else (self.index.why_none(where),))
 
     def by_parts(self, query: CombinedQuery, k: int = NUM_ANSWERS, where: Condition | None = None) -> SearchAnswer:
         """The k images of the best scores of a query of several parts (`combined`); ConfigError with a re-ranker.
@@ -264,7 +263,7 @@ class IndexSearcher:
             (hits,) = self.index.search(query_vectors[None], k, where)
         found = time.perf_counter()
         if where is not None and not hits:
-            notes.append(NO_IMAGE)
+            notes.append(self.index.why_none(where))
         return SearchAnswer(hits, encoded - started, found - encoded, notes=tuple(notes))
 
     def _part_vectors(self, texts: Sequence[str]) -> tuple[list[NDArray[np.float32]], list[str]]:
@@ -308,7 +307,7 @@ class IndexSearcher:
         answers = self._answers(self.texts.vectors(batch), started, find)
         for number, answer in enumerate(answers):
             if where is not None and not answer.hits:
-                notes[number].append(NO_IMAGE)
+                notes[number].append(self.index.why_none(where))
             elif hybrid and all(hit.bm25 is None for hit in answer.hits):
                 notes[number].append(
                     "no word of the text is in the captions or names of these images: they are ordered by vectors alone"

@@ -34,7 +34,7 @@ from dcdctl.core import artifacts, files, models
 from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.config import NOT_EMPTY, Constraint, Key, Natural, between, check_fields
-from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search import exact
 from dcdctl.core.search.columns.where import BUILT_IN, COLUMN_TYPES
@@ -396,6 +396,15 @@ def _check(document: IndexDocument) -> None:
     }
     if wrong := [name for name, right in is_right.items() if not right]:
         raise ConfigError(f"{wrong[0]} does not fit the other entries")
+
+
+def check_comes_first(place: str, texts: Sequence[str]) -> None:
+    """InputError for a query in the place of the index, and the index after it."""
+    *others, last = texts or [""]
+    is_index = bool(last) and artifacts.kind_of_folder(Path(last).expanduser()) == "an index"
+    if is_index and not Path(place).exists():
+        words = shlex.join(["dcdctl", "search", last, place, *others])
+        raise InputError(f"{place!r} is no index, and {last} is one", hint=f"the index comes first: `{words}`")
 
 
 def check_model(folder: Path, document: IndexDocument) -> None:

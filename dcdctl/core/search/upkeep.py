@@ -348,10 +348,11 @@ def _rows_at(
     return found
 
 
-def moved_sources(index: FolderIndex, old: Path, new: Path) -> tuple[ImageSource, ...]:
+def moved_sources(index: FolderIndex, old: Path, new: Path, *, is_alone: bool) -> tuple[ImageSource, ...]:
     """The sources of an index whose image folder, or one above it, is at another place now.
 
     InputError if no image folder was there, if the new place is no folder or another source, or if it lacks the images.
+    Beside other changes it is no error that the folders are at the new place already: `is_alone` is without them.
     """
     refuse_url(old, "and image folders are of this machine", "name the place where the images were")
     refuse_url(new, "and image folders are of this machine", "name the place where the images are now")
@@ -365,8 +366,9 @@ def moved_sources(index: FolderIndex, old: Path, new: Path) -> tuple[ImageSource
         raise InputError(f"{new} is no folder", hint="name the place where the images are now")
     check_utf8(now)
     if not numbers:
-        if any(not source.is_corpus and Path(source.path).is_relative_to(now) for source in listed):
-            return listed  # a command that was killed after this step is run again
+        # A command that was killed after this step is run again, for its other changes.
+        if not is_alone and any(not source.is_corpus and Path(source.path).is_relative_to(now) for source in listed):
+            return listed
         folders = ", ".join(source.path for source in listed if not source.is_corpus) or "none"
         raise InputError(
             f"{old} is no image folder of {index.folder}, and none is in it",

@@ -1,4 +1,4 @@
-from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
+from .cache import OF_ANOTHER, TeacherCache, TeacherEnsemble, read_cache, read_caches
 from .cache_format import CACHE, TEXTS, WORK_FOLDER
 from .candidate_lists import Candidates
 from .candidates import (
@@ -22,7 +22,7 @@ from .embedded import (
 )
 from .external_scores import RowNames, plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter
-from .job import CacheCost, CacheJob, cache_scores, preview_cost, verify_cache
+from .job import CacheCost, CacheJob, cache_scores, command_to_compare, preview_cost, verify_cache
 from .picks import NO_PICK, CaptionPicks, NoPicks, Threshold, find_picks, find_threshold
 from .score_files import READERS, read_batches
 from .score_work import ScoredWork, ScoreWorkJob, score_work
@@ -35,6 +35,7 @@ from .work_list import parse_extras
 __all__ = [
     "CACHE",
     "NO_PICK",
+    "OF_ANOTHER",
     "READERS",
     "START",
     "TEXTS",
@@ -67,6 +68,7 @@ __all__ = [
     "check_candidates",
     "check_embedding",
     "check_weights",
+    "command_to_compare",
     "embed_corpus",
     "embedding_plan",
     "false_negative_filter",

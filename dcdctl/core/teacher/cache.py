@@ -146,6 +146,9 @@ class TeacherCache(TeacherScores):
         return np.concatenate(keys), np.concatenate(scores), np.concatenate(roles)
 
 
+OF_ANOTHER = "name a cache of this corpus and split, which `dcdctl cache-teacher --split NAME` makes"
+
+
 def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | None = None) -> TeacherCache:
     """The cache in a folder.
 
@@ -154,7 +157,7 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
     """
     cache = TeacherCache(folder, *CACHE.open(folder))
     if corpus is not None:
-        artifacts.expect(folder, cache.plan, {"corpus": corpus.fingerprint})
+        artifacts.expect(folder, cache.plan, {"corpus": corpus.fingerprint}, hint=OF_ANOTHER)
     if teacher is not None:
         cache.check_teacher(teacher)
     return cache

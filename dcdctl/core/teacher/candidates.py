@@ -126,7 +126,8 @@ class CandidateConfig:
         if self.model == START:
             raise ConfigError(
                 "candidates.model is start, which proposes candidates in the rounds of a training alone",
-                hint="name a model (--set candidates.model=REF), or set pool.rounds in the training",
+                hint="let `dcdctl distill --teacher REF` score in its rounds, or name a model, such as a finished run: "
+                "--set candidates.model=RUN; for a cache that --against names, take --recipe pool-distilled",
             )
         if self.model:
             scoring.check_embedder(self.model, takes_late=self.kind == "embedding")

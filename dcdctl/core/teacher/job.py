@@ -3,6 +3,7 @@ loaded last. Also the cost of a planned cache, and a check of a finished one aga
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from dcdctl.core.data import Corpus, counted_corpus
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import StaleError
 from dcdctl.core.models import Model, Scorer
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import PairScorer, measure_rate, open_source
 from dcdctl.core.teacher import build
@@ -49,6 +51,18 @@ class TeacherJob:
     """Finished cache of the same teacher whose scores or vectors are reused."""
     compute: Compute = ON_CPU
     """Its folder of features is made if it does not exist."""
+
+
+POOL_RECIPE = "pool-distilled"
+"""Its candidates are blocks of images and texts, which need no model and have many scores for each of them."""
+
+
+def command_to_compare(data: Path, split: str, teacher: str, out: str) -> str:
+    """The command that scores a split of a pool, or of captioned images, so that the order of a model can be compared
+    with a teacher that is no dual encoder."""
+    of_split = [] if split == "train" else ["--split", split]
+    words = ["--data", shown(data), *of_split, "--teacher", teacher, "--recipe", POOL_RECIPE, "--out", out]
+    return shlex.join(["dcdctl", "cache-teacher", *words])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -311,10 +311,14 @@ def measure(
     adapted = {} if every == plan.recipe.validation.every else {"validation.every": every}
     for each in pairs:
         adapted |= each.adapted
-    if not pairs[0].corpus.is_pool:
-        recipe = replace(recipe, batch=pairs[0].config)
-    preview = measure_preview(recipe, caches, pairs[0], dual_teachers=dual_teachers, temperature=temperature)
-    return replace(preview, adapted=adapted)
+    main, *pools = pairs
+    if not main.corpus.is_pool:
+        recipe = replace(recipe, batch=main.config)
+    elif not recipe.loss.on_lists:
+        # A step has what the pool has, whatever the size of a batch of captioned images would be.
+        recipe = replace(recipe, batch=replace(recipe.batch, size=main.size_of_step[0]))
+    preview = measure_preview(recipe, caches, main, dual_teachers=dual_teachers, temperature=temperature)
+    return replace(preview, adapted=adapted, pool_images=sum(pool.size_of_step[0] for pool in pools))
 
 
 def _check_parts(plan: TrainingPlan, corpora: Sequence[Corpus], cached: Sequence[TeacherScores | None]) -> None:

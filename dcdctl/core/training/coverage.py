@@ -120,6 +120,12 @@ class Preview:
     """Trainings such as this one, each on more scores (`rounds.train_in_rounds`)."""
     most_pairs: int | None = None
     """Pairs that the teacher scores in all rounds, at most; None without rounds."""
+    pool_images: int = 0
+    """Images of a pool that a step has beside those of the batch."""
+    notes: Sequence[str] = ()
+    """What the captions lack, and which weights are trained that need not be."""
+    seconds: float | None = None
+    """About how long the steps take, by a trial of a few images; None if it was not measured."""
     made_by: str = ""
     """The command that makes the corpus, if it is not there and only its counts are known."""
 
@@ -137,7 +143,7 @@ class Preview:
         # These encode each image once, while a fusion model takes a forward pass per pair.
         recipe, config = self.recipe, self.recipe.batch
         if recipe.model.work_unit != "pairs":
-            return recipe.model.work_unit, config.size
+            return recipe.model.work_unit, config.size + self.pool_images
         has_scores = self.has_cache or self.dual_teachers != "none"
         num_negatives = config.hard_negatives if has_scores else config.random_negatives
         return "pairs", config.size * (1 + num_negatives if recipe.loss.on_lists else config.size)
@@ -151,6 +157,7 @@ class Preview:
 
     def lines(self) -> Iterator[str]:
         """How the caches differ from the recipe, what they cover, and what the queries meet."""
+        yield from self.notes
         yield from self.differences
         if self.most_pairs is not None:
             asked = f"the teacher scores {self.most_pairs:,} pairs at most"
@@ -207,6 +214,7 @@ class Preview:
             "batch_size": config.size,
             f"{unit}_per_step": per_step,
             "temperature": self.temperature,
+            **({} if self.seconds is None else {"seconds": round(self.seconds, 1)}),
             **({} if self.most_pairs is None else {"rounds": self.rounds, "most_pairs": self.most_pairs}),
             **self.inputs(),
             **self.measured(),
@@ -214,10 +222,10 @@ class Preview:
         }
 
     def facts(self) -> Iterator[str]:
-        """What a dry run shows beside `lines`: name and value of each fact."""
+        """What a dry run shows beside `lines` and the time: name and value of each fact."""
         yield from self.adaptations()
         for name, value in self.to_json().items():
-            if isinstance(value, float | int):
+            if isinstance(value, float | int) and name != "seconds":
                 yield f"{name.replace('_', ' ')}: {value:,g}"
 
 

@@ -16,6 +16,7 @@ from dcdctl.core.training.recipe import (
     FusionConfig,
     ImageTextConfig,
     LateConfig,
+    ModelConfig,
     QueryConfig,
     Recipe,
     TwoTowerConfig,
@@ -71,12 +72,23 @@ def load_start(
     teacher. `say` gets what the captions lack."""
     model = make_model(recipe, captions, teacher, track)
     check_loss(recipe.loss, model)
+    if trains_frozen_encoders(recipe.model, model):
+        say(
+            f"the encoders of {recipe.model.start} are trained too (model.trained is all), which takes far longer than "
+            "its projections; --set model.trained=projections keeps them frozen"
+        )
     for line in caption_notes(captions, model.preprocess):
         say(line)
     if vector_width is not None:
         assert model.as_dual is not None
         model.as_dual.add_projection(vector_width)
     return model
+
+
+def trains_frozen_encoders(config: ModelConfig, model: Model) -> bool:
+    """Whether a training changes the encoders of a start that was made over frozen ones, such as a run of `photos`."""
+    is_asked = isinstance(config, TwoTowerConfig) and config.start != "new" and config.trained == "all"
+    return is_asked and model.encoders is not None and not model.encoders.is_frozen
 
 
 def _make_fusion(

@@ -20,7 +20,7 @@ from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import Scorer, Searchable
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.teacher import TeacherCache, check_weights, read_cache
+from dcdctl.core.teacher import OF_ANOTHER, TeacherCache, check_weights, command_to_compare, read_cache
 from dcdctl.core.training.negatives import check_margins
 from dcdctl.core.training.recipe import Recipe
 
@@ -91,18 +91,31 @@ class InputRefs:
         return self.pool, "pool" if "pool" in read_corpus_json(self.pool).splits else "train"
 
     @property
-    def evaluation_flags(self) -> str:
-        """The corpus and the split to evaluate on, as flags of `dcdctl eval`; its default split is test."""
+    def measured(self) -> tuple[Path, str] | None:
+        """The folder and the split to evaluate on; None where no corpus is named."""
         if not self.validation_data and self.form != "corpus":
-            return "--data CORPUS"
+            return None
         folder = self.validation_data[0] if self.validation_data else Path(*self.places)
-        split = split_to_measure(folder, "" if self.validation_data else self.split)
-        words = f"--data {shown(folder)}" if split == "test" else f"--data {shown(folder)} --split {split}"
+        return folder, split_to_measure(folder, "" if self.validation_data else self.split)
+
+    def evaluation_of(self, model: str, *more: str, cache: str) -> str:
+        """The commands that evaluate a model on `measured`, joined as a shell takes them.
+
+        A pool has no recalls, but an agreement: with a teacher that embeds, or with the scores of another one, which
+        the first command writes to `cache`.
+        """
+        if self.measured is None:
+            return shlex.join(["dcdctl", "eval", model, "--data", "CORPUS", *more])
+        folder, split = self.measured
+        words = ["dcdctl", "eval", model, "--data", shown(folder), *([] if split == "test" else ["--split", split])]
         if not read_corpus_json(folder).splits[split].is_pool:
-            return words
-        # A pool has no recalls, but an agreement: with a teacher that embeds, or with a cache of another one.
-        embeds = [teacher for teacher, kind in self.teacher_kinds if kind not in ("fusion", "query")]
-        return f"{words} --against {shlex.quote(embeds[0]) if embeds else 'CACHE'}"
+            return shlex.join([*words, *more])
+        kinds = {teacher: kind or models.kind_of(teacher) for teacher, kind in self.teacher_kinds}
+        embeds = [teacher for teacher, kind in kinds.items() if kind not in ("fusion", "query")]
+        if embeds:
+            return shlex.join([*words, "--against", embeds[0], *more])
+        scores = command_to_compare(folder, split, next(iter(kinds), "TEACHER"), cache)
+        return f"{scores} &&\n{shlex.join([*words, '--against', cache, *more])}"
 
     def options(self) -> list[str]:
         """The options of a command line that name the same."""
@@ -152,7 +165,7 @@ def caches_of(corpora: Sequence[Corpus], caches: Sequence[TeacherCache]) -> list
     prints = [corpus.fingerprint for corpus in corpora]
     for cache in caches:
         if cache.plan["corpus"] not in prints:
-            artifacts.expect(cache.folder, cache.plan, {"corpus": prints[0]})
+            artifacts.expect(cache.folder, cache.plan, {"corpus": prints[0]}, hint=OF_ANOTHER)
     groups = []
     for fingerprint in prints:
         groups.append([cache for cache in caches if cache.plan["corpus"] == fingerprint])

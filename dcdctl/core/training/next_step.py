@@ -13,13 +13,14 @@ from dcdctl.core.training.runs import TrainingJob
 
 
 def command_after_training(job: TrainingJob, refs: InputRefs) -> str:
-    """The command that uses the model of a training: an evaluation of a student, or the cache of a teacher."""
+    """The command that uses the model of a training: an evaluation of a student, or the cache of a teacher. Two, joined
+    as a shell takes them, where the student of a pool is compared with a teacher that has to score the split first."""
     if job.kind == "distill":
-        run = shlex.quote(str(job.out))
+        run, cache = str(job.out), f"{job.out}-scores"
         if load_recipe(job.recipe, job.sets).model.learns_teacher_space:
-            teacher = shlex.quote(next(iter(refs.teachers), "TEACHER"))
-            return f"dcdctl eval {teacher} {refs.evaluation_flags} --query-model {run}"
-        return f"dcdctl eval {run} {refs.evaluation_flags}"
+            teacher = next(iter(refs.teachers), "TEACHER")
+            return refs.evaluation_of(teacher, "--query-model", run, cache=cache)
+        return refs.evaluation_of(run, cache=cache)
     words = ["dcdctl", "cache-teacher", "--teacher", str(job.out), *flags(*corpus_flags(refs.places, refs.split))]
     return shlex.join([*words, "--recipe", "RECIPE", "--out", "CACHE"])
 

@@ -107,7 +107,8 @@ def train_in_rounds(
     if rounds is None:
         return train_model(job, inputs, options=options, track=track, watch=watch, say=say)
     learned = _without_scorer(inputs, recipe)
-    _rehearse(job, learned, rounds, recipe, options, track)
+    for line in _rehearse(job, learned, rounds, recipe, options, track).notes:
+        say(line)
     train = functools.partial(train_model, options=options, track=track, watch=watch, say=say)
     return _InRounds(
         job=job,
@@ -231,11 +232,18 @@ class _InRounds:
 
 
 def _rehearse(
-    job: TrainingJob, inputs: InputRefs, rounds: Rounds, recipe: Recipe, options: TrainingOptions, track: Track
+    job: TrainingJob,
+    inputs: InputRefs,
+    rounds: Rounds,
+    recipe: Recipe,
+    options: TrainingOptions,
+    track: Track,
+    *,
+    is_timed: bool = False,
 ) -> Preview:
     """What each training would do; raises what it, or the first cache, would refuse."""
     _check_folder(job, rounds, recipe)
-    found = rehearse(job, inputs, options, track)
+    found = rehearse(job, inputs, options, track, is_timed=is_timed)
     of_pool = None if rounds.max_pairs is None else rounds.max_pairs - rounds.max_pairs_of_captions
     first = replace(rounds, max_pairs=of_pool).max_pairs_of(1)
     check_candidates_suffice(recipe, rounds.place.open(), first, "pool.max_pairs")
@@ -251,7 +259,7 @@ def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track
     rounds = plan_rounds(inputs, recipe)
     if rounds is None:
         return train.preview(job, inputs, options, track)
-    found = _rehearse(job, _without_scorer(inputs, recipe), rounds, recipe, options, track)
+    found = _rehearse(job, _without_scorer(inputs, recipe), rounds, recipe, options, track, is_timed=True)
     most = rounds.count * most_pairs(rounds.place.open(), recipe.candidates)
     if rounds.captions is not None:
         most += most_pairs(rounds.captions.open(), recipe.candidates)
@@ -362,6 +370,12 @@ def _rounds_of_pool(inputs: InputRefs, recipe: Recipe, count: int) -> Rounds | N
         raise ConfigError(
             f"pool.rounds is {count}, and validation.metric agreement needs a cache of the validation split",
             hint="make it with `dcdctl cache-teacher --split val`, and name it with --cache",
+        )
+    if inputs.form == "corpus" and not inputs.teachers:
+        raise ConfigError(
+            "the recipe asks a teacher which images fit the texts of the pool (pool.rounds), and none is named",
+            hint="name it with --teacher REF: a reranker, a vision-language model or a run; or name a finished cache "
+            "of the pool with --cache",
         )
     if inputs.form == "stream" or len(inputs.teachers) != 1:
         found = f"--teacher names {len(inputs.teachers)} models"

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, ClassVar, Protocol
 
 from dcdctl.core.data.images.formats import (
@@ -225,7 +225,8 @@ class ImageStore:
         else by file name.
         """
         if escapes_root(name):
-            raise RowError("its image path leads out of the folder of images")
+            of_windows = "; it is a path of Windows" if PureWindowsPath(name).drive else ""
+            raise RowError(f"its image path leads out of the folder of images{of_windows}{self._meant(name)}")
         exact = [container for container in self._containers if container.has(name)]
         if len(exact) == 1:
             return exact[0].image_file(name)
@@ -254,10 +255,7 @@ class ImageStore:
         matches = matches or same_file_name
         searched = " or ".join(map(str, self.paths))
         if not matches:
-            by_small_letters = {other.lower(): other for other in self._by_file_name}
-            near = by_small_letters.get(PurePosixPath(name).name.lower())
-            question = f" (did you mean {near}?)" if near else ""
-            raise RowError(f"there is no such image in {searched}{question}")
+            raise RowError(f"there is no such image in {searched}{self._meant(name)}")
         if len(matches) > 1:
             names = [member for _, member in matches[:2]]
             if len(self.paths) > 1:
@@ -265,6 +263,20 @@ class ImageStore:
             shown = ", ".join(names)
             raise RowError(f"{len(matches)} images in {searched} have that name ({shown}): give the full path")
         return matches[0]
+
+    def _meant(self, name: str) -> str:
+        """The image that a name may stand for, as the end of a message; empty if there is none."""
+        near = self._by_near_name.get(PureWindowsPath(name).name.lower())
+        return f" (did you mean {near}?)" if near else ""
+
+    @cached_property
+    def _by_near_name(self) -> dict[str, str]:
+        """The path of an image by its file name in small letters, also without its ending."""
+        near: dict[str, str] = {}
+        for name, members in self._by_file_name.items():
+            for written in (name, PurePosixPath(name).stem):
+                near.setdefault(written.lower(), members[0][1])
+        return near
 
     @cached_property
     def _by_file_name(self) -> dict[str, list[tuple[_Container, str]]]:

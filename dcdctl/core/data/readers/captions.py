@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from dcdctl.core.data.images import RowError
@@ -30,6 +31,18 @@ class CaptionLabel(NamedTuple):
 
 
 NO_LABEL = CaptionLabel()
+_NUMBERED = re.compile(r"caption_(\d+)")
+
+
+def numbered_captions(names: Iterable[str]) -> list[str]:
+    """The columns caption_0, caption_1, ... among these, with a caption each, by their numbers.
+
+    >>> numbered_captions(["caption_10", "image", "caption_2"])
+    ['caption_2', 'caption_10']
+    """
+    # By number: as text, caption_10 precedes caption_2.
+    numbers = {name: int(match[1]) for name in names if (match := _NUMBERED.fullmatch(name))}
+    return sorted(numbers, key=lambda name: numbers[name])
 
 
 def read_captions(value: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 image,caption[,split]               or file_name and text, the names in the Hub's image folders
 filename,raw,sentids,split          nlphuji/flickr30k; raw and sentids hold JSON lists
+image,caption_0,...,caption_4       several captions of an image in one row, as in data sets of Kaggle
 {"image": "a.jpg", "captions": ["a dog", "a brown dog"], "split": "val"}
 [{"image": "a.jpg", "caption": "a dog"}]      LAVIS: a list per split; val and test have a list of captions per image
 
@@ -27,7 +28,14 @@ from dcdctl.core.data.columns import (
     problem_of_name,
 )
 from dcdctl.core.data.images import ImageStore, RowError
-from dcdctl.core.data.readers.captions import CaptionLabel, is_synthetic, read_caption_ids, read_captions, read_labels
+from dcdctl.core.data.readers.captions import (
+    CaptionLabel,
+    is_synthetic,
+    numbered_captions,
+    read_caption_ids,
+    read_captions,
+    read_labels,
+)
 from dcdctl.core.data.readers.rows import (
     HELD_OUT_BY_DEFAULT,
     EntryWithFile,
@@ -55,6 +63,8 @@ _LIST_COLUMNS = ("captions", "raw")
 _OF_CAPTIONS = ("sentids", *CaptionLabel._fields)
 _WITH_A_ROLE = {*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_LIST_COLUMNS, "split", *_OF_CAPTIONS, *KEYS}
 _LAVIS_HINT = "an example of this format, in UTF-8, is coco_karpathy_val.json"
+MAX_SHOWN = 60
+"""Characters of a caption that every image has, in corpus.json."""
 _HEADER_HINT = "the first line names the columns: image,caption[,split]"
 
 
@@ -102,6 +112,10 @@ class CsvSource(TextSource):
             splits = dict.fromkeys(filter(None, images), self.split)
         entries = (TableEntry(f"{self.pairs.name} line {line}", cells, store, splits) for line, cells in rows)
         grouped = group_by_image(entries, check, merge=True, is_divided=share > 0)
+        prepared = [row for rows_of_split in grouped.values() for row in rows_of_split]
+        texts = {text for row in prepared for text in row.captions}
+        if len(texts) == 1 < len(prepared):
+            provenance["only_caption"] = texts.pop()[:MAX_SHOWN]
         if encoding != "utf-8-sig":
             provenance["encoding"] = {"file": self.pairs.name, "name": encoding}
         if check.num_synthetic:
@@ -239,7 +253,8 @@ def read_csv(path: Path, encoding: str) -> Rows:
     # Spreadsheets of all kinds write Image and Caption.
     names = [name.lower() if name.lower() in _WITH_A_ROLE else name for name in names]
     find_column(path, names, _IMAGE_COLUMNS, _HEADER_HINT)
-    is_list = find_column(path, names, (*_CAPTION_COLUMNS, *_LIST_COLUMNS), _HEADER_HINT) in _LIST_COLUMNS
+    known = (*_CAPTION_COLUMNS, *_LIST_COLUMNS, *numbered_captions(names))
+    is_list = find_column(path, names, known, _HEADER_HINT) in _LIST_COLUMNS
     rows = []
     for line, cells in table:
         row = cells_of({name: _parse_cell(name, cell) for name, cell in zip(names, cells, strict=True) if name})
@@ -271,4 +286,7 @@ def cells_of(value: Mapping[str, Any]) -> dict[str, Any]:
     cells["image"] = next((value[key] for key in _IMAGE_COLUMNS if key in value), None)
     caption = next((value[key] for key in (*_CAPTION_COLUMNS, *_LIST_COLUMNS) if key in value), None)
     others = {key: item for key, item in value.items() if key not in _WITH_A_ROLE}
+    if caption is None and (numbered := numbered_captions(others)):
+        # An image with fewer captions than others has empty cells.
+        caption = [item for name in numbered if (item := others.pop(name)) not in (None, "")]
     return cells | {"columns": others, "captions" if isinstance(caption, list) else "caption": caption}

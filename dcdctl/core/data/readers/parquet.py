@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ from dcdctl.core.data.images import ImageFile, ParquetImageFile, RowError, refus
 from dcdctl.core.data.readers.captions import (
     NO_LABEL,
     CaptionLabel,
+    numbered_captions,
     read_caption,
     read_caption_ids,
     read_captions,
@@ -46,7 +46,6 @@ _LABEL_COLUMNS = {label: (label, f"caption_{label}s") for label in CaptionLabel.
 """The second name is that of a prepared corpus, which can be read as Parquet files."""
 LISTED_ROWS = 1 << 14
 """Rows that are listed at a time: their texts are a few megabytes."""
-_NUMBERED = re.compile(r"caption_(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,15 +234,11 @@ def find_columns(
     image_id = require(source.id_column) if source.id_column else ""
     if not image_id and pa.types.is_struct(type_) and type_.get_field_index("path") >= 0:
         image_id = f"{image}.path"
-    # By number: as text, caption_10 precedes caption_2.
-    numbered = sorted(
-        (name for name in schema.names if _NUMBERED.fullmatch(name)), key=lambda name: int(name.rpartition("_")[2])
-    )
     captions: Sequence[str] = ()
     if source.caption_column:
         captions = [require(source.caption_column)]
     elif has_captions:
-        captions = numbered or [require(*_CAPTION_COLUMNS)]
+        captions = numbered_captions(schema.names) or [require(*_CAPTION_COLUMNS)]
     numbers = next((name for name in ("caption_ids", "sentids") if name in schema.names), "")
     labels = {label: name for label, known in _LABEL_COLUMNS.items() for name in known if name in schema.names}
     return ParquetColumns(

@@ -30,7 +30,15 @@ from dcdctl.core.data.readers.rows import (
     held_out_facts,
     make_listing,
 )
-from dcdctl.core.data.text_encoding import csv_rows, find_column, find_encoding, json_lines, lines_of
+from dcdctl.core.data.text_encoding import (
+    AS_CSV,
+    SPREADSHEET_SUFFIXES,
+    csv_rows,
+    find_column,
+    find_encoding,
+    json_lines,
+    lines_of,
+)
 from dcdctl.core.errors import InputError
 from dcdctl.core.places import in_utf8
 
@@ -183,7 +191,8 @@ def check_text_file(path: Path) -> None:
         raise InputError(f"{path} is a folder, and not a file of texts", hint=_TEXTS_HINT)
     if suffix not in TEXT_SUFFIXES:
         ending = repr(suffix or "nothing")
-        raise InputError(f"{path} is no file of texts, its name ends with {ending}", hint=_TEXTS_HINT)
+        hint = AS_CSV if suffix in SPREADSHEET_SUFFIXES else _TEXTS_HINT
+        raise InputError(f"{path} is no file of texts, its name ends with {ending}", hint=hint)
 
 
 def read_values(path: Path, forced: str | None = None, more: Sequence[str] = ()) -> Iterator[tuple[Any, ...]]:

@@ -147,7 +147,7 @@ class SentenceTransformerDual(LibraryModel, DualEncoder):
 
     model_type = SENTENCE_TRANSFORMER
     library_class = "SentenceTransformer"
-    alternative = "name it as candidates.model"
+    alternative = "name a dual encoder, which embeds images too; candidates.model takes a text encoder"
     options: ClassVar[Mapping[str, bool]] = {"convert_to_tensor": True}
 
     def __init__(self, encoder: Any, ref: str) -> None:

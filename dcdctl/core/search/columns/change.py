@@ -26,7 +26,7 @@ from dcdctl.core.data import (
 from dcdctl.core.errors import CorpusError, InputError, MissingError, StaleError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.progress import Track, counted
-from dcdctl.core.search.columns.where import TYPES
+from dcdctl.core.search.columns.where import PLACE_NAMES, TYPES
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.image_files import EXIF_TYPES
 from dcdctl.core.search.index import FolderIndex
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from dcdctl.core.search.changes import Changes
 
 EXIF_COLUMNS = {"none": {}, "camera": CAMERA_COLUMNS, "place": EXIF_TYPES}
-PLACE_NAMES = ("city", "country")
 EXIF_THREADS = 4
 """Threads that read EXIF data: most of the time they wait for the disk."""
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dcdctl.core.data import MOMENT, moment_of
+from dcdctl.core.data import MOMENT, PLACE_COLUMNS, moment_of
 from dcdctl.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ BUILT_IN = pa.schema([("image_id", pa.string()), ("path", pa.string())])
 """Columns that every index has: the id of an image, and its path in the image folder, which images of a corpus lack."""
 _SPAN = re.compile(r"([12]\d{3})(?:-(0[1-9]|1[0-2]))?")
 """A year, or a year and a month."""
-EXAMPLE = "for example year >= 2020 and owner = 'x'"
+PLACE_NAMES = ("city", "country")
+"""Columns that are named after the coordinates of a photo."""
+EXAMPLE = "for example year >= 2020 and owner = 'x', or year in (2021, 2022)"
 MAX_SHOWN = 100
 """Characters of a condition, and of a part of it, that a message shows."""
 _PAIRS: tuple[tuple[Operator, Operator], ...] = (
@@ -117,18 +119,18 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
     except errors.SqlglotError as error:
         first_error = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
         highlight = first_error.get("highlight")
-        where = None if highlight is None else _short(highlight) or "its end"
+        where = None if highlight is None else short(highlight) or "its end"
         place = "" if where is None else f" near {where!r}"
         raise InputError(
-            f"the condition {_short(text)!r} cannot be read{place}", hint=f"comparisons are = != < <= > >=, {EXAMPLE}"
+            f"the condition {short(text)!r} cannot be read{place}", hint=f"comparisons are = != < <= > >=, {EXAMPLE}"
         ) from error
     except UnicodeEncodeError as error:
-        raise InputError(f"the condition {_short(text)!r} is not Unicode text", hint="use UTF-8") from error
+        raise InputError(f"the condition {short(text)!r} is not Unicode text", hint="use UTF-8") from error
     # sqlglot and `_read` call themselves for each parenthesis.
     except RecursionError as error:
-        raise InputError(f"the condition {_short(text)!r} is nested too deeply", hint=EXAMPLE) from error
+        raise InputError(f"the condition {short(text)!r} is nested too deeply", hint=EXAMPLE) from error
     except InputError as error:
-        raise InputError(f"the condition {_short(text)!r} {error.args[0]}", hint=error.hint) from error
+        raise InputError(f"the condition {short(text)!r} {error.args[0]}", hint=error.hint) from error
 
 
 def parse_all(texts: Sequence[str], columns: pa.Schema) -> Condition | None:
@@ -275,11 +277,18 @@ def _column(node: exp.Expr, columns: pa.Schema, type_: pa.DataType | None = None
     if not isinstance(node, exp.Column) or node.table:
         raise InputError(f"has {_sql(node)} where a column is expected", hint=EXAMPLE)
     if node.name not in columns.names:
-        more = "" if len(columns) > len(BUILT_IN) else "; `dcdctl index INDEX --metadata FILE` adds others"
-        hint = f"the columns are {', '.join(columns.names)}{more}"
-        raise InputError(f"has the unknown column {_short(node.name)}", hint=hint)
+        hint = f"the columns are {', '.join(columns.names)}"
+        if node.name in (*PLACE_COLUMNS, *PLACE_NAMES):
+            hint += f"; `dcdctl index INDEX --exif-place` adds {', '.join((*PLACE_COLUMNS, *PLACE_NAMES))}"
+        elif len(columns) == len(BUILT_IN):
+            hint += "; `dcdctl index INDEX --metadata FILE` adds others"
+        raise InputError(f"has the unknown column {short(node.name)}", hint=hint)
     if type_ is not None and (actual := columns.field(node.name).type) != type_:
-        hint = f"for example {_name(node.name)} is not null" if type_ == pa.bool_() else "like and ilike compare texts"
+        hint = (
+            f"for example {as_written(node.name)} is not null"
+            if type_ == pa.bool_()
+            else "like and ilike compare texts"
+        )
         raise InputError(f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[actual]}", hint=hint)
     return str(node.name)
 
@@ -298,7 +307,7 @@ def _value(node: exp.Expr, column: str, columns: pa.Schema) -> Value:
 
 def _right_form(column: str, node: exp.Expr, columns: pa.Schema) -> str:
     """How a comparison of a column is written, as near to what was given as can be."""
-    type_, name, text = columns.field(column).type, _name(column), node.name
+    type_, name, text = columns.field(column).type, as_written(column), node.name
     if type_ in (pa.int64(), pa.float64()):
         is_number = re.fullmatch(r"[+-]?\d{1,18}(\.\d{1,18})?", text.strip())
         return f"a number has no quotes: {name} = {text.strip()}" if is_number else f"for example {name} >= 2020"
@@ -306,10 +315,10 @@ def _right_form(column: str, node: exp.Expr, columns: pa.Schema) -> str:
         return f"it is a condition by itself: {name}, or not {name}"
     if type_ == pa.string():
         # Also a text in double quotes, which sqlglot reads as a column.
-        return f"a text has single quotes: {name} = {quoted_value(_short(text) or 'x')}"
+        return f"a text has single quotes: {name} = {quoted_value(short(text) or 'x')}"
     if span := _SPAN.fullmatch(text.strip()):
         return _span(name, int(span[1]), None if span[2] is None else int(span[2]), columns)
-    return f"a date has single quotes: {name} >= '2024-05-01'" + (
+    return f"a date is YYYY-MM-DD in single quotes: {name} >= '2024-05-01'" + (
         "" if type_ == pa.date32() else " or '2024-05-01 12:30'"
     )
 
@@ -325,16 +334,16 @@ def _span(name: str, year: int, month: int | None, columns: pa.Schema) -> str:
     return f"write year = {year}, or {span}" if has_year else f"write {span}"
 
 
-def _name(column: str) -> str:
+def as_written(column: str) -> str:
     """A column as a condition writes it: in quotes if it needs them."""
     return column if re.fullmatch(r"[A-Za-z_]\w*", column, re.ASCII) else quoted_name(column)
 
 
 def _sql(node: exp.Expr) -> str:
-    return _short(node.sql(dialect="duckdb"))
+    return short(node.sql(dialect="duckdb"))
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """A text as messages of one line show it."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}..."
