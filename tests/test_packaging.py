@@ -20,6 +20,7 @@ from paths import ROOT
 
 from dcdctl import __version__
 from dcdctl.core.data.manifest import manifest_files
+from dcdctl.core.errors import EXTRAS
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +134,10 @@ def test_the_wheel_of_the_sdist_is_that_of_the_checkout_and_installs(wheel, tmp_
     processes.run(build, check=True, capture_output=True)
     assert names_in(next(tmp_path.glob("*.whl"))) == names_in(wheel)
     check_installed(sdist, tmp_path)
+
+
+def test_the_extra_of_the_readme_has_what_its_library_is_exported_with():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    (of_photos,) = extras["photos"]
+    brought = {text for name in Requirement(of_photos).extras for text in extras[name]}
+    assert set(EXTRAS["onnx"]) <= brought

@@ -142,7 +142,8 @@ def test_the_commands_of_the_tutorial_of_pools_lead_from_photos_and_queries_to_a
     assert [words[0] for words in commands[:5]] == ["prepare", "distill", "eval", "index", "search"]
     assert {words[1] for words in commands if words[0] == "distill"} == set(settings)
     for words in commands:
-        teacher, sets = settings[words[1]] if words[0] == "distill" else ("dual", {})
+        of_others = "cross-encoder" if words[0] == "cache-teacher" else "dual", {}
+        teacher, sets = settings[words[1]] if words[0] == "distill" else of_others
         typed = [teacher if word == "TEACHER" else word for word in words]
         more = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
         result = CliRunner().invoke(app, [*typed, *more])

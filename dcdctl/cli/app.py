@@ -59,13 +59,14 @@ def dcdctl(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
     ] = False,
 ) -> None:
-    """Turn a slow image-text cross-encoder into search in milliseconds, by Dynamic Contrastive Distillation."""
+    """dcdctl makes your images searchable by text, with a small model that answers in milliseconds, and turns slow
+    image-text models into such small ones."""
 
 
 # Each function imports the core when it is called, so that --help loads no torch.
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
-    ("demo", "Start here", demo, "demo --out demo"),
     ("photos", "Start here", photos, "photos photos --out library"),
+    ("demo", "Start here", demo, "demo --out demo"),
     ("recipes", "Start here", recipes, "recipes demo-dual > mine.toml"),
     ("models", "Start here", list_models, "models"),
     ("prepare", "Data", prepare, "prepare flickr30k --out data/flickr30k"),

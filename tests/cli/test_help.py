@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 import typer
+from paths import ROOT
 from typed_commands import parse
 from typer.testing import CliRunner
 
@@ -96,3 +97,11 @@ def test_every_number_has_a_range_with_two_ends(command):
             assert parameter.min is not None, parameter.name
             assert parameter.max is not None, parameter.name
             assert parameter.max <= 10**9, parameter.name
+
+
+def test_help_begins_as_the_readme_and_names_photos_first():
+    title, _, first, *_ = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert (title, NAMES[0]) == ("# dcdctl", "photos")
+    assert first in re.sub(r"\s+", " ", shown())
+    # Its first sentence is what it does: what a teacher brings, in numbers, comes later.
+    assert not re.search(r"\d", first)
