@@ -185,7 +185,7 @@ def test_a_teacher_that_cannot_be_compared_is_one_line(folders, run, run_eval, v
     for arguments, message in (
         (("--against", tmp_path / "absent"), "absent"),
         (("--against", val_cache, "--split", "val"), "corpus"),
-        (("--against", folders / "vilt"), "make a cache of this split with `dcdctl cache-teacher --split NAME`"),
+        (("--against", folders / "vilt"), "make one, `dcdctl cache-teacher --data "),
         (("--against", folders / "vilt", "--rerank", folders / "vilt"), "leave --rerank"),
         (("--against", folders / "vilt", "--codes", "int8"), "leave --rerank"),
     ):

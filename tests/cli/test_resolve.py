@@ -108,12 +108,18 @@ MISTAKES: dict[str, list[Mistake]] = {
     ],
     "--set": [SETTING, Mistake("nonsense", r"--set \w+ key=value, got 'nonsense'; for example --set")],
     "--model-set": [
-        Mistake("image_sise=9", r"unknown key model-set\.image_sise; known keys here: image_size"),
+        Mistake(
+            "image_sise=9",
+            r"unknown key model-set\.image_sise; did you mean model-set\.image_size\? known keys here: image_size",
+        ),
         Mistake("image_size", r"--model-set \w+ NAME=VALUE, got 'image_size'; for example --model-set image_size=384"),
         Mistake("image_size=0", r"image_size must lie in .*, got 0"),
     ],
     "--rerank-set": [
-        Mistake("dtipe=bfloat16", r"unknown key rerank-set\.dtipe; known keys here: image_size"),
+        Mistake(
+            "dtipe=bfloat16",
+            r"unknown key rerank-set\.dtipe; did you mean rerank-set\.dtype\? known keys here: image_size",
+        ),
         Mistake("dtype", r"--rerank-set \w+ NAME=VALUE, got 'dtype'; for example --rerank-set image_size=384"),
     ],
     "--recipe": [RECIPE],

@@ -218,6 +218,7 @@ class Preview:
             **({} if self.most_pairs is None else {"rounds": self.rounds, "most_pairs": self.most_pairs}),
             **self.inputs(),
             **self.measured(),
+            **({"notes": list(self.notes)} if self.notes else {}),
             "warnings": list(self.warnings()),
         }
 
