@@ -277,7 +277,8 @@ def test_a_file_that_is_left_out_has_a_kind(kind, name, data):
 
 def test_the_video_of_a_live_photo_is_told_by_the_picture_beside_it(tmp_path):
     (tmp_path / "IMG_1.HEIC").write_bytes(heic())
-    for name, kind in (("IMG_1.MOV", "live-video"), ("IMG_2.MOV", "video")):
+    (tmp_path / "IMG_3.jpg").write_bytes(LEFT_OUT["video"][0][1])  # no photo of its own
+    for name, kind in (("IMG_1.MOV", "live-video"), ("IMG_2.MOV", "video"), ("IMG_3.jpg", "video")):
         with pytest.raises(ImageError) as refused:
             decode_image(LEFT_OUT["video"][0][1])
         assert kind_of(refused.value, tmp_path / name) == kind
