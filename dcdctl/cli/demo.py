@@ -50,7 +50,15 @@ def _show(result: DemoResult, out: Path) -> None:
     machine = result.machine
     title = f"New scenes; {machine['cpu']}, threads: {machine['threads']}"
     gallery = f"{result.gallery_size:,} images"
-    heads = ("", "text retrieval", "image retrieval", "RSUM", "image R@1", "query", "speed-up")
+    heads = (
+        "",
+        "text retrieval",
+        "image retrieval",
+        "RSUM",
+        f"image R@1, {result.num_queries} captions",
+        "query",
+        "speed-up",
+    )
     caption = (
         f"All students are the same late-interaction model. Text and image retrieval: R@1/5/10 among {gallery}, which "
         f"the teacher would rank for an hour. Image R@1: of {result.num_queries} captions, for all models. Query: a "

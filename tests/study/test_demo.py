@@ -240,6 +240,8 @@ def test_the_command_shows_the_table_and_the_summary(tmp_path: Path, capsys: pyt
     shown = capsys.readouterr().out
     assert "New scenes; Made-up CPU, threads: 2" in shown
     assert "of 32 captions" in shown
+    # Beside the column of all captions, which has R@1 too.
+    assert "image R@1, 32 captions" in shown
     cascade = next(line for line in shown.splitlines() if line.startswith("│ cascade"))
     assert [cell.strip() for cell in cascade.strip("│").split("│")][-3:] == ["96.0", "4.00 ms", "150x"]
     assert result.summary in shown
