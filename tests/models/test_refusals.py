@@ -126,7 +126,12 @@ ROWS = [
     Refusal("owner", partial(models.load, "owner/absent"), ModelError, "is no file or folder here"),
     Refusal("classifier", at(models.load, "classifier"), ModelError, "is a bert model"),
     Refusal("prompt", at(folders.text_pooling, ""), ModelError, "with prompt query, which is not computed here"),
-    Refusal("backbone", lambda: models.dual_from_backbones("absent", "absent"), ModelError, "name a folder"),
+    Refusal(
+        "backbone",
+        lambda places: models.dual_from_backbones(*[str(places / "absent")] * 2),
+        ModelError,
+        "name a folder",
+    ),
     *(Refusal(f"content {content}", of_content(content), ModelError, says) for content, says in CHECKPOINTS),
     *(
         Refusal(f"bytes {content!r}", of_bytes(models.load, content), ModelError, "PyTorch .*download complete")
