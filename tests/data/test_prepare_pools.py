@@ -274,12 +274,6 @@ def test_a_pool_has_no_image_of_splits_that_were_not_asked_for(tmp_path, photos,
     assert splits["pool"].image_ids == sorted(NAMES[20:])[:7]
 
 
-def test_a_row_cannot_name_the_split_pool(tmp_path, photos):
-    (tmp_path / "pairs.csv").write_text(f"image,caption,split\n{NAMES[0]},a dog,pool\n")
-    with pytest.raises(InputError, match="unknown split 'pool'"):
-        prepare(tmp_path / "out", csv=tmp_path / "pairs.csv", images=photos)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

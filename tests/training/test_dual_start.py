@@ -413,38 +413,6 @@ def test_a_dual_encoder_without_such_parts_is_named(corpus, tmp_path):
         make(tmp_path / "model", "model.vision_layers=[0]")
 
 
-@pytest.mark.parametrize(
-    ("sets", "message"),
-    [
-        (
-            ["model.trained=lora", "model.kind=fusion", "model.layers=[0]"],
-            "model.trained is unknown in a fusion model; dual and late models have it",
-        ),
-        (["model.trained=projections", "model.start=new"], "model.trained is for a dual encoder"),
-        (["model.trained=last-layers"], "model.trained_layers is not set"),
-        (["model.trained_layers=2"], "model.trained_layers is for model.trained last-layers, and it is all"),
-        (["model.lora_rank=2"], "model.lora_rank is for model.trained lora"),
-        (
-            ["model.vision_layers=[0]", "model.start=new"],
-            "model.vision_layers is for a dual encoder with a pretrained start",
-        ),
-        (["model.text_layers=[1, 0]"], "model.text_layers must ascend"),
-        (
-            ["model.average_with_start=0.5", "model.vision_layers=[0]"],
-            "a model of fewer layers does not compute what they do",
-        ),
-        (["model.average_with_start=0.5", "model.start=new"], "average_with_start is for a pretrained model.start"),
-        (["model.average_with_start=1.5"], "must lie in"),
-        (["optimizer.layer_decay=0.5", "model.kind=fusion"], "optimizer.layer_decay is for dual encoders"),
-        (["optimizer.layer_decay=0.0"], "must lie in"),
-        (["validation.at_start=true"], "validation.every is 0"),
-    ],
-)
-def test_a_recipe_that_contradicts_itself_is_refused_before_anything_is_opened(sets, message):
-    with pytest.raises(ConfigError, match=message):
-        recipe.load_recipe("tiny-student", ["model.kind=dual", "model.layers=[]", "model.start=owner/clip", *sets])
-
-
 @pytest.fixture(scope="module")
 def over_two(corpus, tmp_path_factory) -> Path:
     """A dual encoder over two encoders, as a run of the recipe `photos` has."""
