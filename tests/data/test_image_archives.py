@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import pickle
 import stat
 import tarfile
@@ -362,3 +363,11 @@ def read_or_reason(image_file):
 def test_a_missing_row_is_named(parquet):
     with pytest.raises(RowError, match=r"cannot be read from train.parquet \(row group 2 ends before row 3\)"):
         ParquetImageFile(parquet, 2, 3).read()
+
+
+def test_a_folder_and_a_pipe_are_no_images(tmp_path):
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name in ("folder.jpg", "pipe.jpg"):
+        with pytest.raises(RowError, match="a folder, a device or a pipe, expected a file"):
+            FolderImageFile(tmp_path, name).read()
