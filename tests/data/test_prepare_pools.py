@@ -520,11 +520,8 @@ def test_decontaminate_needs_a_pool_and_a_corpus(tmp_path, mixed):
         prepare(tmp_path / "out", **mixed, decontaminate=[mixed["images"]])
 
 
-@pytest.mark.parametrize("is_pool", [False, True])
-def test_a_killed_preparation_of_a_pool_resumes_to_the_same_bytes(tmp_path, mixed, monkeypatch, is_pool):
+def test_a_killed_preparation_of_a_pool_resumes_to_the_same_bytes(tmp_path, mixed, monkeypatch):
     other = prepare(tmp_path / "other", csv=mixed["csv"], images=mixed["images"])
-    if is_pool:
-        mixed = {"images": mixed["images"], "queries": mixed["queries"], "hold_out": 0.3}
     mixed |= {"decontaminate": [Path(other)], "options": {"shard_size": 2}}
     prepare(tmp_path / "whole", name="x", **mixed)
     whole = contents(tmp_path / "whole")

@@ -131,11 +131,16 @@ def test_the_work_list_has_each_planned_pair_once_with_what_was_asked_for(corpus
 
 
 @pytest.mark.parametrize(
-    ("suffix", "encoding"),
-    [("parquet", ""), ("csv", "utf-8"), ("csv", "utf-8-sig"), ("jsonl", "")],
-    ids=["parquet", "csv", "csv of a spreadsheet", "jsonl"],
+    ("suffix", "encoding", "place"),
+    [
+        ("parquet", "", "folder"),
+        ("parquet", "", "bucket"),
+        ("csv", "utf-8", "folder"),
+        ("csv", "utf-8-sig", "bucket"),
+        ("jsonl", "", "folder"),
+    ],
+    ids=["parquet", "parquet in a bucket", "csv", "csv of a spreadsheet in a bucket", "jsonl"],
 )
-@pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_scores_in_any_order_and_format_give_the_cache_of_the_model_itself(
     corpus, own, scored, job, suffix, encoding, place, request
 ):

@@ -66,9 +66,6 @@ def projected(start, corpus, tmp_path_factory) -> runs.Run:
         start,
         folder,
         "model.trained=projections",
-        "validation.every=3",
-        "validation.at_start=true",
-        "validation.keep=last",
     )
 
 
@@ -123,15 +120,17 @@ def changed(run: runs.Run, start: Path) -> set[str]:
     return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
 
 
-def test_before_the_first_step_a_student_has_the_recalls_of_its_start(start, projected, scenes_corpus_dir):
-    line, *others = projected.metrics()
-    model = models.load_dual(start)
+def test_before_the_first_step_a_student_has_the_recalls_of_its_start(clip, corpus, tmp_path, scenes_corpus_dir):
+    measured = ["validation.every=3", "validation.at_start=true", "validation.keep=last"]
+    run = train(corpus, clip, tmp_path / "run", "model.trained=projections", *measured)
+    line, *others = run.metrics()
+    model = models.load_dual(clip)
     expected = evaluate.evaluate_model(model, Corpus.open(scenes_corpus_dir, "val"))
     for direction, percents in (("text", expected.text_retrieval), ("image", expected.image_retrieval)):
         assert {f"R@{k}": line[f"start_{direction}_r{k}"] for k in (1, 5, 10)}.items() <= percents.items()
     assert line["start_rsum"] == expected.rsum
     assert not any(name.startswith("start_") for other in others for name in other)
-    assert projected.facts()["inputs"]["start"] == model.digest
+    assert run.facts()["inputs"]["start"] == model.digest
 
 
 def test_the_start_may_be_the_best_model_of_its_run(clip, corpus, tmp_path):
