@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from damage import Artifact, as_new_process
-from reliability_trials import CPU, Job, Stage, answers, contents, dcdctl, followed, in_fork, in_rounds, trained
+from reliability_trials import CPU, Job, Stage, answers, dcdctl, followed, in_fork, in_rounds, trained
 
 from dcdctl.core.data import Corpus
 from dcdctl.core.search import FolderIndex, browse_index, find_copies, parse_order
@@ -37,7 +37,6 @@ def kinds_of(stage: Stage) -> dict[str, Callable[[Path], Artifact]]:
         "moved index": _made(jobs["index --moved"], _read_index),
         "index, synced again": _resumed(jobs["index --sync"], followed),
         "library of photos, once more": _resumed(jobs["photos"], lambda out: followed(out / "index")),
-        "unfinished copy": lambda folder: _copy(stage, folder),
         "work list": lambda folder: _work(stage, folder),
         "scores of a work list": lambda folder: _scores(stage, jobs["score-work"], folder),
         "list of images": lambda folder: _list(stage, folder),
@@ -129,19 +128,6 @@ def _caches(stage: Stage, job: Job, folder: Path) -> Artifact:
             picks = find_picks(cache, Corpus.open(stage.pool, "train"))
             found.append([cache.score_P, cache.role_P, picks.image_T, picks.score_T, picks.second_T, cache.candidates])
         return found
-
-    return Artifact(folder / "made", folder / "absent", read)
-
-
-def _copy(stage: Stage, folder: Path) -> Artifact:
-    """A copy of an index that was killed before its last step, and the same command again."""
-    shutil.copytree(stage.index, folder / "made")
-
-    def read(path: Path) -> Any:
-        with _scratch(folder) as scratch:
-            shutil.copytree(path, scratch / "copy.copying")
-            dcdctl("copy", stage.index, scratch / "copy")
-            return contents(scratch / "copy")
 
     return Artifact(folder / "made", folder / "absent", read)
 

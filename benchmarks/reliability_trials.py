@@ -439,8 +439,6 @@ class Stage:
                 lambda out: [*photos[:-1], *captions, "--out", out],
                 lambda out: followed(out / "index") + trained(out / "run"),
             ),
-            Job("copy", lambda out: ["copy", self.index, out]),
-            Job("copy, run", lambda out: ["copy", self.dual, out]),
         ]
 
     def last_layers(self, out: Path, states: Path) -> list[object]:
