@@ -84,7 +84,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
         "cache-teacher --data data/flickr30k --teacher runs/teacher --recipe vilt-flickr30k --out cache/flickr30k",
     ),
     ("score-work", "Teacher", score_work, "score-work cache/teacher/work --teacher runs/teacher --out scores"),
-    ("inspect", "Teacher", inspect, "inspect data/flickr30k --html flickr30k.html"),
+    ("inspect", "Teacher", inspect, "inspect data/flickr30k"),
     ("distill", "Student", distill, "distill photos --data data/photos --features features --out runs/photos"),
     (
         "study",

@@ -13,8 +13,6 @@ from .corpus_json import (
     split_to_measure,
 )
 from .corpus_summary import (
-    MAX_WORDS_COUNTED,
-    CorpusInspection,
     artifact_kind,
     corpus_facts,
     corpus_table,
@@ -74,7 +72,6 @@ __all__ = [
     "FACTS",
     "LANGUAGE",
     "MAX_PIXELS",
-    "MAX_WORDS_COUNTED",
     "MOMENT",
     "NEAR_BITS",
     "NOT_IMAGE",
@@ -83,7 +80,6 @@ __all__ = [
     "TEXT_SUFFIXES",
     "Corpus",
     "CorpusDocument",
-    "CorpusInspection",
     "CorpusSummary",
     "DataChoice",
     "Direction",
