@@ -56,7 +56,6 @@ BENCH = tuple(
         "gallery_sizes=[10]",
         "reference_gallery=10",
         "num_repeats=1",
-        "num_fresh_processes=0",
         "budget_s=0.05",
         "is_onnx_timed=false",
     )
