@@ -144,7 +144,7 @@ def bench(machine: Machine) -> Iterator[Row]:
     """The speed-up per query that `dcdctl bench` reports."""
     toy = {"num_images": 8, "batch_size": 8, "batch_sizes": (8,), "budget_s": 0.05}
     toy |= {"gallery_sizes": (10,), "reference_gallery": 10}
-    config = BenchConfig(num_fresh_processes=0, is_onnx_timed=False, **(toy if machine.size.is_toy else {}))
+    config = BenchConfig(is_onnx_timed=False, **(toy if machine.size.is_toy else {}))
     pair = machine.model("clip"), machine.model("vilt")
     for speed_up in dcdctl.bench(*pair, machine.data, config=config, device=str(machine.device)).speed_ups:
         what = f"speed-up against vilt: {speed_up.label}"

@@ -57,9 +57,11 @@ def peak_mib(device: torch.device) -> float:
     cannot be reset."""
     import torch
 
-    from dcdctl.core.bench.cold_start import peak_rss_mib
-
-    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_rss_mib()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Not `getrusage`, which includes the memory of the parent process.
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

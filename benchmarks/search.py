@@ -193,11 +193,11 @@ def fill(index: FolderIndex, url: str) -> dict[str, Any]:
 
 
 def num_bytes(store: Any) -> int:
-    """The size of a store on disk; 0 for Qdrant, which cannot say."""
+    """The size of a store on disk."""
     if store.kind == "postgresql":
         ((size,),) = store._run("SELECT pg_total_relation_size(to_regclass(%s))", [store._regclass])
         return int(size)
-    return int(store._open().stats()["total_bytes"]) if store.kind == "lancedb" else 0
+    return int(store._open().stats()["total_bytes"])
 
 
 def recall(found: list[list[int]], true: list[list[int]]) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 from dcdctl.core import files
 from dcdctl.core.data.images.archives import ImageStore
-from dcdctl.core.integrity import copies, verify
+from dcdctl.core.integrity import verify
 from dcdctl.core.search.sources import list_images
 from dcdctl.core.search.storage import ImageSource
 
@@ -32,7 +32,6 @@ READERS: dict[str, Callable[[Path], list[str]]] = {
     "verified": lambda folder: [
         f"{each.path.relative_to(folder).as_posix()}/plan.json" for each in verify(folder).artifacts
     ],
-    "copied": copies._names_in,
 }
 
 

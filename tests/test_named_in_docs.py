@@ -28,7 +28,7 @@ OTHERS = {"accelerate", "apt", "curl", "docker", "hf", "make", "mypy", "pip", "r
 """Programs whose options are their own, up to the `dcdctl` that they start."""
 WRITTEN = {
     "html": "report demo/report",
-    "json": "bench cache cascade checkpoint config config_sentence_transformers copying corpus dcdctl features gpu "
+    "json": "bench cache cascade checkpoint config config_sentence_transformers corpus dcdctl features gpu "
     "index library metrics modules open_clip_config plan pool prepare result run study text texts tokenizer wandb "
     "text/text INDEX/skipped-N RUN/mined /openapi",
     "jsonl": "metrics shards RUN/shards",

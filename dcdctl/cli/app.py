@@ -15,7 +15,6 @@ from dcdctl.cli.bench import bench
 from dcdctl.cli.cache_teacher import cache_teacher
 from dcdctl.cli.compare import compare
 from dcdctl.cli.convert import convert
-from dcdctl.cli.copy import copy
 from dcdctl.cli.declare import as_typer
 from dcdctl.cli.demo import demo
 from dcdctl.cli.distill import distill
@@ -71,7 +70,6 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("models", "Start here", list_models, "models"),
     ("prepare", "Data", prepare, "prepare flickr30k --out data/flickr30k"),
     ("verify", "Data", verify, "verify data/flickr30k"),
-    ("copy", "Data", copy, "copy data/flickr30k s3://bucket/flickr30k"),
     ("convert", "Teacher", convert, "convert vilt_irtr_f30k.ckpt --out models/vilt-flickr30k"),
     (
         "finetune-teacher",
@@ -86,7 +84,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
         "cache-teacher --data data/flickr30k --teacher runs/teacher --recipe vilt-flickr30k --out cache/flickr30k",
     ),
     ("score-work", "Teacher", score_work, "score-work cache/teacher/work --teacher runs/teacher --out scores"),
-    ("inspect", "Teacher", inspect, "inspect data/flickr30k --html flickr30k.html"),
+    ("inspect", "Teacher", inspect, "inspect data/flickr30k"),
     ("distill", "Student", distill, "distill photos --data data/photos --features features --out runs/photos"),
     (
         "study",

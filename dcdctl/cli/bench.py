@@ -79,7 +79,7 @@ def bench(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Time a student and its teacher on the same pairs. It prints the time of a query, the throughput and the memory of
+    """Time a student and its teacher on the same pairs. It prints the time of a query, the throughput and the size of
     both."""
     from dcdctl.core import devices
     from dcdctl.core.bench import BenchConfig, compare_saved

@@ -159,7 +159,7 @@ class IndexOptions:
     ] = False
     to: Annotated[
         str | None,
-        writes("--to", "Bring a store up to the index: PostgreSQL, LanceDB or Qdrant (docs/indexing.md).", "URL"),
+        writes("--to", "Bring a store up to the index: PostgreSQL or LanceDB (docs/indexing.md).", "URL"),
     ] = None
     replace: Annotated[
         bool, configures("--replace", "With --to: fill the store again, in place of the images of another index.")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from dcdctl.cli.declare import path
-from dcdctl.cli.options import Json, MaxImages, Page, argument, reads, reads_split, refuse
-from dcdctl.cli.views.terminal import note, show, show_facts, show_json, show_table
+from dcdctl.cli.options import Json, MaxImages, argument, reads, reads_split, refuse
+from dcdctl.cli.views.terminal import show, show_facts, show_json, show_table
 
 NUM_HARDEST = 10
 """Hardest negatives of a cache that are shown."""
@@ -27,7 +26,6 @@ class Inspect:
     ] = None
     split: Annotated[str | None, reads_split(show_default="all of a corpus, train of a cache")] = None
     max_images: MaxImages = None
-    html: Page = None
     json: Json = False
 
 
@@ -41,32 +39,24 @@ def inspect(arguments: Inspect) -> None:
     kind = artifact_kind(folder)
     # An option without effect is an error, so that nobody trusts a result that ignored it.
     of_cache = {"--data": arguments.data}
-    page = {"--html": arguments.html}
     if kind in WHOLE:
         name, show_whole = WHOLE[kind]
         others = {"--split": arguments.split, "--max-images": arguments.max_images}
-        refuse({**of_cache, **others, **page}, f"is for a corpus or a teacher cache, and {place} is {name}")
+        refuse({**of_cache, **others}, f"is for a corpus or a teacher cache, and {place} is {name}")
         show_whole(folder, arguments.json)
     elif kind == "corpus":
         refuse(of_cache, f"is for a teacher cache, and {shown(folder)} is a corpus")
         _inspect_corpus(folder, arguments)
     else:
-        if arguments.data is None:
-            refuse(page, "needs the images: name their corpus with --data")
         _inspect_cache(folder, arguments)
 
 
 def _inspect_corpus(folder: Path, arguments: Inspect) -> None:
-    from dcdctl.core import data, report
+    from dcdctl.core import data
     from dcdctl.core.config import to_table
-    from dcdctl.core.data import Corpus
     from dcdctl.core.places import shown
 
     summary = data.summarize_corpus(folder, arguments.split, max_images=arguments.max_images)
-    if arguments.html is not None:
-        corpus = Corpus.open(folder, next(iter(summary.splits)), arguments.max_images)
-        report.write_corpus_page(path(arguments.html), summary, corpus, f"Corpus {summary.name}, {shown(folder)}")
-        note(f"page -> {arguments.html}")
     if arguments.json:
         return show_json(to_table(summary))
     show(f"{summary.name}, {shown(folder)}")
@@ -75,16 +65,13 @@ def _inspect_corpus(folder: Path, arguments: Inspect) -> None:
 
 
 def _inspect_cache(cache: Path, arguments: Inspect) -> None:
-    from dcdctl.core import report, teacher
+    from dcdctl.core import teacher
     from dcdctl.core.data import Corpus
 
     corpus = None
     if arguments.data is not None:
         corpus = Corpus.open(arguments.data, arguments.split or "train", arguments.max_images)
     summary = teacher.summarize_cache(teacher.read_cache(cache, corpus=corpus), NUM_HARDEST)
-    if arguments.html is not None and corpus is not None:
-        report.write_cache_page(path(arguments.html), summary, corpus, f"Teacher cache {cache}")
-        note(f"page -> {arguments.html}")
     document = teacher.cache_document(summary, corpus)
     if arguments.json:
         return show_json(document)

@@ -40,8 +40,6 @@ READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
 """Parameters that also take a URL, in every command that has them."""
 ALSO_READ_FROM_URLS = (
     ("prepare", "images"),
-    ("copy", "source"),
-    ("copy", "target"),
     ("score-work", "out"),
     ("embed-work", "out"),
 )

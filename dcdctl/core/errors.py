@@ -38,7 +38,6 @@ EXTRAS = {
     "hybrid": ("bm25s>=0.2.10",),
     "postgres": ("psycopg[binary]>=3.2",),
     "lancedb": ("lancedb>=0.39",),
-    "qdrant": ("qdrant-client>=1.16",),
     "serve": (
         "fastapi>=0.165",
         "uvicorn>=0.54",

@@ -18,7 +18,7 @@ from dcdctl.core.training import runs
 SMALL = [
     "--batch-size", 2, "--set", "num_images=2", "--set", "batch_sizes=[1, 2]",
     "--set", "gallery_sizes=[10, 1000000]", "--set", "reference_gallery=10", "--set", "budget_s=0.02",
-    "--set", "num_repeats=4", "--set", "num_fresh_processes=0",
+    "--set", "num_repeats=4",
 ]  # fmt: skip
 
 
@@ -62,7 +62,6 @@ def test_bench_leaves_bench_json_and_prints_the_same(scenes_corpus_dir, folders,
     assert onnx["largest_difference"] < 1e-5
     assert onnx["times"]["runtime"].startswith("onnxruntime ")
     assert document["student"]["kind"] == onnx["times"]["kind"] == "dual"
-    assert document["teacher"]["first_query"] is None
 
 
 def test_bench_shows_tables_that_mark_extrapolated_times(scenes_corpus_dir, folders):
@@ -77,7 +76,6 @@ def test_bench_shows_tables_that_mark_extrapolated_times(scenes_corpus_dir, fold
     assert len(rows) > 1
     assert ">= 129x" in result.stdout
     assert "ONNX Runtime: not asked for" in result.stdout
-    assert "first query" not in result.stdout
 
 
 @pytest.mark.parametrize(

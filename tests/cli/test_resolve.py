@@ -38,7 +38,6 @@ VALID = {
     "models": "",
     "prepare": "manifest=scenes --out=NEW",
     "verify": "path=CORPUS",
-    "copy": "source=CORPUS target=NEW",
     "convert": "checkpoint=FUSION --out=NEW",
     "finetune-teacher": "recipe=tiny-teacher --data=CORPUS --out=NEW",
     "cache-teacher": "--data=CORPUS --teacher=FUSION --recipe=tiny-student --out=NEW",
@@ -353,16 +352,6 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("FILE", r"FILE is a file, a folder is expected; name a folder of artifacts"),
         Mistake("TAKEN", r"TAKEN holds no artifact of dcdctl; name a corpus"),
     ],
-    ("copy", "source"): [
-        Mistake("ABSENT", r"ABSENT is not there, a folder is expected; name a folder of artifacts"),
-        Mistake("TAKEN", r"TAKEN holds no artifact of dcdctl; name a corpus"),
-        Mistake("https://host/a", r"https://host/a: a web server lists no files; name an s3://"),
-    ],
-    ("copy", "target"): [
-        *FOLDER,
-        Mistake("TAKEN", r"TAKEN holds something else .*; name an empty or a new place"),
-        Mistake("https://host/a", r"https://host/a: https:// is read only here; name an s3://"),
-    ],
     ("compare", "--data"): [Mistake("ABSENT", CORPUS.message, "--html=NEW.html")],
     ("report", "--out"): PAGE,
     ("report", "--csv"): [PAGE[1]],
@@ -419,9 +408,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("int8", r"--vector-table measures all kinds.*; leave all options", "--vector-table="),
     ],
     ("export", "--to"): [Mistake("absent", r"--to .*absent.*transformers, sentence-transformers, open-clip, onnx")],
-    ("index", "--to"): [
-        Mistake("absent", r"'absent' is not the URL of a store; write postgresql://.*, lancedb:.* or qdrant://")
-    ],
+    ("index", "--to"): [Mistake("absent", r"'absent' is not the URL of a store; write postgresql://.* or lancedb:")],
     ("index", "--vectors"): [
         Mistake(
             "absent.parquet", r"absent.parquet does not exist; --vectors takes a file, a folder or a pattern in quotes"

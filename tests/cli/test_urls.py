@@ -93,7 +93,7 @@ def remote(scenes_corpus_dir):
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        ("inspect memory://scenes --html page.html", 0, "scenes, memory://scenes\n"),
+        ("inspect memory://scenes", 0, "scenes, memory://scenes\n"),
         ("inspect memory://scenes --data x", 2, "memory://scenes is a corpus"),
         ("inspect memory://absent", 1, "memory://absent/corpus.json does not exist"),
         ("eval DUAL --data memory://scenes --split absent", 1, "memory://scenes has no split 'absent'"),

@@ -17,7 +17,6 @@ from dcdctl.core.data import corpus_summary
 from dcdctl.core.data.corpus_summary import Spread
 from dcdctl.core.data.shards import CorpusRow
 from dcdctl.core.errors import CorpusError, InputError
-from dcdctl.core.report import pages
 from dcdctl.core.search import spread_over
 
 TRAIN = [["A dog.", "a DOG", "two dogs on_grass"], ['"><script>alert(1)</script>'], ["a dog", "...", "!"]]
@@ -82,13 +81,6 @@ def test_the_summary_of_a_split_equals_that_by_hand(folder):
     assert found.captions_by_words == [2, 0, 3, 0, 2]
     assert found.different_words == len({"a", "dog", "two", "dogs", "on", "grass", "script", "alert", "1"})
     assert found.repeated == 3 / 7  # "..." and "!" are two texts
-
-
-@pytest.mark.parametrize(("make", "name"), [(tiny.make_corpus, "captions"), (tiny.make_pool, "texts")])
-def test_the_page_counts_the_captions_of_a_corpus_and_the_texts_of_a_pool(tmp_path, make, name):
-    corpus = make(tmp_path / "made", [["a dog"], ["a dog", "a cat"]])
-    pages.write_corpus_page(tmp_path / "page.html", corpus_summary.summarize_corpus(corpus.folder), corpus, "made")
-    assert f'title="3 {name}"' in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize(("num_images", "count"), [(1, 60), (60, 60), (61, 60), (113_287, 60), (7, 0)])

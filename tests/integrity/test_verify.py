@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 from every_artifact import make_all
+from every_command import make_stage
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -90,12 +91,11 @@ def test_unfinished_artifacts_are_said_to_be_so(copied):
         content = seal.read_bytes()
         seal.unlink()
         (seal.parent / "plan.json").touch() if kind == "index" else None
-        (item,) = (item for item in verify(seal.parent).artifacts if item.kind == kind)
-        assert not item.is_finished
+        assert f"{seal} is missing: the {kind} is not finished" in verify(seal.parent).problems
         seal.write_bytes(content)
         (seal.parent / "plan.json").unlink() if kind == "index" else None
     shutil.rmtree(copied / "run" / "model")
-    assert [f"{copied / 'run'}: the run is not finished"] == verify(copied / "run").problems
+    assert verify(copied / "run").problems == [f"{copied / 'run' / 'model'} is missing: the run is not finished"]
 
 
 @pytest.mark.parametrize(
@@ -208,3 +208,27 @@ def test_a_document_that_names_a_file_with_a_nul_is_one_line(copied, kind):
     refusals = f"folder: {named}", f"{named} is missing", f"must be the name of a file, got {named!r}"
     assert any(refusal in problem for problem in problems for refusal in refusals)
     assert not any("\n" in problem for problem in problems)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what commands wrote. Not to be written to."""
+    return make_stage(tmp_path_factory.mktemp("made"))
+
+
+@pytest.mark.parametrize("kind", ["corpus", "cache", "index", "run", "evaluation2"])
+def test_a_cut_copy_is_called_cut_and_its_file_is_named(made, tmp_path, kind):
+    copy = shutil.copytree(made / kind, tmp_path / kind)
+    assert verify(copy).is_well
+    paths = sorted(path for path in copy.rglob("*") if path.is_file() and path.parent.name != "tensorboard")
+    assert len(paths) > 2
+    for path in paths:
+        content = path.read_bytes()
+        for rest in (None, content[:-1], content[: len(content) // 2]):
+            path.unlink(missing_ok=True)
+            if rest is not None:
+                path.write_bytes(rest)
+            found = verify(copy)
+            assert not found.is_well
+            assert any(str(path.parent) in problem and path.name in problem for problem in found.problems), path
+        path.write_bytes(content)

@@ -19,7 +19,7 @@ from tiny import make_models
 from dcdctl.core import models
 from dcdctl.core.data import images as data_images
 from dcdctl.core.errors import ConfigError, InputError, MissingError, ModelError, StaleError
-from dcdctl.core.report import pages
+from dcdctl.core.report import write_search_page
 from dcdctl.core.search import WEAK, SearchAnswer, answer_document, as_text, read_image
 from dcdctl.core.search.answers import MAX_CHARACTERS
 
@@ -160,7 +160,7 @@ def test_images_that_are_gone_rank_below_reranked_images(index, tmp_path):
     assert [hit.name for hit in answer.hits[:2]] == [before[2].name, before[4].name]
     assert {hit.name for hit in answer.hits[2:5]} == {before[i].name for i in (0, 1, 3)}
     assert told(answer) == ["3 of 5 candidates are not re-ranked: their images are gone or damaged"]
-    pages.write_search_page(tmp_path / "sheet.html", searcher.index, TEXT, answer)
+    write_search_page(tmp_path / "sheet.html", searcher.index, TEXT, answer)
     text = (tmp_path / "sheet.html").read_text()
     assert text.count("the image is gone") == 3
     assert len(Page(text).all("img")) == 3
@@ -248,7 +248,7 @@ def test_a_document_has_every_number_and_is_text(searcher):
 
 def test_the_page_embeds_its_images_and_escapes_names_and_texts(index, searcher, tmp_path):
     question = "<script>alert(1)</script> red"
-    pages.write_search_page(tmp_path / "sheet.html", searcher.index, question, searcher.by_text(question, 12))
+    write_search_page(tmp_path / "sheet.html", searcher.index, question, searcher.by_text(question, 12))
     text = (tmp_path / "sheet.html").read_text()
     page = Page(text)
     images = page.all("img")
@@ -263,8 +263,8 @@ def test_the_page_embeds_its_images_and_escapes_names_and_texts(index, searcher,
 
 def test_the_page_of_an_image_query_shows_the_image(index, searcher, tmp_path):
     question = index.parent / "images" / "plain.png"
-    pages.write_search_page(tmp_path / "sheet.html", searcher.index, question, searcher.ask(question, 2))
+    write_search_page(tmp_path / "sheet.html", searcher.index, question, searcher.ask(question, 2))
     alts = [image["alt"] for image in Page((tmp_path / "sheet.html").read_text()).all("img")]
     assert alts[:2] == ["the query image", "plain.png"]
     with pytest.raises(InputError, match=r"sheet\.html cannot be used: File exists"):
-        pages.write_search_page(tmp_path / "sheet.html" / "x.html", searcher.index, question, searcher.ask(question, 2))
+        write_search_page(tmp_path / "sheet.html" / "x.html", searcher.index, question, searcher.ask(question, 2))

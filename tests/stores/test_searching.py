@@ -100,11 +100,11 @@ def test_python_uploads_an_index_and_searches_the_store_by_its_url(url, index, s
         moved.browse()
 
 
-def test_a_late_index_in_a_store_is_served_as_from_its_folder(noise_index, qdrant_url, tmp_path):
+def test_a_late_index_in_a_store_is_served_as_from_its_folder(noise_index, tmp_path):
     late_model = with_noise(late(FAMILIES["dual"](CAPTIONS, tmp_path), is_pooled=False))
     models.save(late_model, tmp_path / "late")
     index = build_of(tmp_path / "late", noise_index.parent / "images", tmp_path / "index")
-    opened = open_store(qdrant_url())
+    opened = open_store(f"lancedb:{tmp_path}?table=photos")
     assert upload_index(index, opened).images == 12
     with client_of(StoreIndex.open(opened)) as ours, client_of(index) as theirs:
         for query in ({"text": CAPTIONS[0], "k": 5}, {"row": 3, "k": 4}):

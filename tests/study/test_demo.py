@@ -38,7 +38,6 @@ QUICK = BenchConfig(
     budget_s=0.01,
     gallery_sizes=(8,),
     reference_gallery=8,
-    num_fresh_processes=0,
     is_onnx_timed=False,
 )
 PAGE_ROWS = ("picked", "cascade", "all", "few")

@@ -21,7 +21,6 @@ QUICK = BenchConfig(
     budget_s=0.01,
     gallery_sizes=(2,),
     reference_gallery=2,
-    num_fresh_processes=0,
     is_onnx_timed=False,
 )
 """The shortest benchmark of real models."""
@@ -144,4 +143,4 @@ def bench(
     teacher = FakeFusion(clock, Costs(image=10, text=2, pair=1))
     pupil = student(clock, Costs(image=5, text=1, pair=0.5))
     in_torch = {"teacher": teacher, "student": pupil}
-    return compare(in_torch, corpus or FakeCorpus([1, 1, 1, 1]), BenchConfig(**given), fresh={}, clock=clock)
+    return compare(in_torch, corpus or FakeCorpus([1, 1, 1, 1]), BenchConfig(**given), clock=clock)

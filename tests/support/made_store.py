@@ -52,7 +52,6 @@ NAMES = map("photos_{}".format, itertools.count())
 URLS: dict[str, Callable[[pytest.FixtureRequest, Path], str]] = {
     "postgresql": lambda request, _: f"{request.getfixturevalue('postgres_url')}&table={next(NAMES)}",
     "lancedb": lambda _, folder: f"lancedb:{folder / 'lance'}?table=photos",
-    "qdrant": lambda request, _: request.getfixturevalue("qdrant_url")(),
 }
 """For each kind the URL of a store that does not exist yet."""
 

@@ -196,21 +196,6 @@ def postgres_url() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="session")
-def qdrant_url() -> Iterator[Callable[[], str]]:
-    """A function that gives the URL of a collection, which does not exist yet, on a server in memory."""
-    # Here, because importing the client takes most of a second that only one process of the tests needs.
-    from memory_qdrant import client_of
-
-    from dcdctl.core.stores import qdrant
-
-    connect = qdrant.connect
-    numbers = itertools.count()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(qdrant, "connect", lambda url, key: client_of(url) if "//memory-" in url else connect(url, key))
-        yield lambda: f"qdrant://memory-{next(numbers)}/photos"
-
-
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[object_store.Store]:
     """A new bucket of an S3 server, with the settings of a user who may read and write it; requests are repeated

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-UNITS = {"ms": 1.0, "s": 1e3, "min": 6e4}
+UNITS = {"ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6}
 """In milliseconds; a number without a unit is in them."""
 
 

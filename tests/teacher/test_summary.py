@@ -103,8 +103,8 @@ def test_inspect_prints_json_with_captions(folder, corpus):
     assert document["spread"]["num_lists"] == 5
 
 
-def test_inspect_shows_tables_and_writes_a_page_with_images(folder, corpus, tmp_path):
-    result = run_cli(folder, "--data", corpus.folder, "--html", tmp_path / "page.html")
+def test_inspect_shows_tables_with_captions(folder, corpus):
+    result = run_cli(folder, "--data", corpus.folder)
     assert result.exit_code == 0, result.stderr
     assert "text retrieval: 2 queries, 2 negatives: positive first 50.0%, negatives above it 50.00%" in result.stdout
     assert "removed: 2 by equal text" in result.stdout
@@ -112,15 +112,6 @@ def test_inspect_shows_tables_and_writes_a_page_with_images(folder, corpus, tmp_
     temperature = summary.summarize_cache(cache.read_cache(folder)).spread.temperature
     assert f"loss.temperature: {temperature:g}, where the entropy is 50% of the largest possible" in result.stdout
     assert "a cat & a dog" in result.stdout
-    page = (tmp_path / "page.html").read_text()
-    assert page.count("data:image/") == 3
-    assert "a cat &amp; a dog" in page
-
-
-def test_a_page_without_a_corpus_is_a_usage_error(folder, tmp_path):
-    result = run_cli(folder, "--html", tmp_path / "page.html")
-    assert result.exit_code == 2
-    assert "--data" in result.stderr
 
 
 def test_another_corpus_is_refused(folder, tmp_path):

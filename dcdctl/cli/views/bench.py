@@ -75,12 +75,6 @@ def _footprint(times: ModelTimes) -> dict[str, str]:
     }
     for dtype in ("float32", "float16"):
         cells[f"index of a million images, {dtype}"] = byte_size(footprint.index_bytes_per_million_images[dtype])
-    if times.first_query is not None:
-        median = times.first_query.median
-        cells["first query of a fresh process"] = seconds(median.total_s)
-        cells["- CPU time of it"] = seconds(median.processor_s)
-        gpu = "" if median.cuda_peak_mib is None else f", GPU {median.cuda_peak_mib:,.0f} MiB"
-        cells["peak memory of that process"] = f"{median.rss_peak_mib:,.0f} MiB{gpu}"
     return cells
 
 

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 
 from dcdctl.core import artifacts, devices, files, models
-from dcdctl.core.bench import cold_start, rates, result
+from dcdctl.core.bench import rates, result
 from dcdctl.core.bench.config import ONNX, STUDENT, TEACHER, BenchConfig, ModelPair
 from dcdctl.core.bench.footprint import measure_footprint
 from dcdctl.core.bench.result import (
     Bench,
     CurvePoint,
     Duration,
-    FirstQuery,
     Footprint,
     ModelTimes,
     OnnxTimes,
@@ -62,10 +61,8 @@ def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device,
             hint="a search needs both: name another corpus, or a split with --split",
         )
     saved: Any = {TEACHER: pair.load(TEACHER, track), STUDENT: pair.load(STUDENT)}
-    # Before the models are moved to a GPU, so that the processes have all of its memory.
-    fresh = cold_start.measure(pair, config, device, track) if config.num_fresh_processes else {}
     on_device = {name: model.to(device) for name, model in saved.items()}
-    bench = compare(on_device, corpus, config, fresh=fresh, clock=clock, track=track)
+    bench = compare(on_device, corpus, config, clock=clock, track=track)
     bench = dataclasses.replace(bench, student_model=student, teacher_model=pair.teacher)
     if result_file is not None:
         artifacts.write_document(result_file, {**bench.to_json(), **models.run_of(result_file.parent)})
@@ -77,14 +74,10 @@ def compare(
     corpus: Corpus,
     config: BenchConfig,
     *,
-    fresh: Mapping[str, FirstQuery],
     clock: Callable[[], float],
     track: Track = silent,
 ) -> Bench:
-    """Times of the teacher and the student, on the device they are on, and three speed-ups.
-
-    `fresh` has the times of fresh processes by model.
-    """
+    """Times of the teacher and the student, on the device they are on, and three speed-ups."""
     student = in_torch[STUDENT]
     device = device_of(student)
     with _inference(config, device), tempfile.TemporaryDirectory(prefix="dcdctl-onnx-") as folder:
@@ -118,8 +111,8 @@ def compare(
         num_captions=corpus.num_captions,
         settings=config,
         machine=machine,
-        teacher=dataclasses.replace(times[TEACHER], first_query=fresh.get(TEACHER)),
-        student=dataclasses.replace(times[STUDENT], first_query=fresh.get(STUDENT)),
+        teacher=times[TEACHER],
+        student=times[STUDENT],
         onnx=onnx_times,
         speed_ups=speed_ups[STUDENT],
         curve=_curve(bench_models[TEACHER], bench_models[STUDENT], config),
@@ -184,7 +177,6 @@ def _model_times(
         queries=tuple(queries),
         test_set=Duration(seconds=test_set_s.value, extrapolated=True, interval=test_set_s.interval, num_repeats=0),
         footprint=footprint,
-        first_query=None,
     )
 
 

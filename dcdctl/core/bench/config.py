@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dcdctl.core import models
-from dcdctl.core.config import NOT_EMPTY, Count, Natural, Positive, check_fields
+from dcdctl.core.config import NOT_EMPTY, Count, Positive, check_fields
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Track, silent
 
@@ -61,8 +61,6 @@ class BenchConfig:
     """A larger gallery of a dual model is not allocated, and its query is extrapolated."""
     clock: Literal["wall", "processor"] = "wall"
     """wall, or processor: CPU seconds of this process over all its threads; for models on a CPU."""
-    num_fresh_processes: Natural = 3
-    """Processes per model that load it and answer, for first-query time and peak memory; 0 for neither."""
     is_onnx_timed: bool = True
     """Whether the student is also timed in ONNX Runtime, if it can be exported."""
     precision: str = "float32"
@@ -84,7 +82,5 @@ class BenchConfig:
         return tuple(sorted({*self.batch_sizes, self.batch_size}))
 
 
-QUICK = BenchConfig(
-    budget_s=2.0, num_repeats=20, batch_sizes=(32,), gallery_sizes=(1000,), num_fresh_processes=0, is_onnx_timed=False
-)
+QUICK = BenchConfig(budget_s=2.0, num_repeats=20, batch_sizes=(32,), gallery_sizes=(1000,), is_onnx_timed=False)
 """How a study and the demo time queries."""

@@ -51,31 +51,6 @@ class Footprint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColdStartTimes:
-    """Time and memory of one process."""
-
-    total_s: float
-    """From the start by the parent process: imports, loading the model, tokenizing and encoding a caption, and ranking
-    all encoded images for the first ten."""
-    processor_s: float
-    """CPU seconds of that, over all threads; the rest was waiting for files or for other processes."""
-    rss_peak_mib: float
-    """Peak memory of the process."""
-    cuda_peak_mib: float | None
-    """Peak memory that torch allocated on the GPU; None on a CPU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstQuery:
-    """The times of fresh processes and their medians."""
-
-    num_images: int
-    """Encoded images that the caption is ranked against."""
-    median: ColdStartTimes
-    processes: tuple[ColdStartTimes, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Duration:
     seconds: float
     extrapolated: bool
@@ -134,8 +109,6 @@ class ModelTimes:
     queries: tuple[QueryTime, ...]
     test_set: Duration
     footprint: Footprint
-    first_query: FirstQuery | None
-    """None without fresh processes, and for other runtimes than torch."""
 
     def query(self, num_images: int, *, is_cached: bool) -> Duration:
         return next(item for item in self.queries if (item.num_images, item.is_cached) == (num_images, is_cached))

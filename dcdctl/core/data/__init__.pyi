@@ -13,8 +13,6 @@ from .corpus_json import (
     split_to_measure,
 )
 from .corpus_summary import (
-    MAX_WORDS_COUNTED,
-    CorpusInspection,
     artifact_kind,
     corpus_facts,
     corpus_table,
@@ -59,17 +57,10 @@ from .split_writer import PrepareOptions
 from .stream import ShardCount, ShardStream, StreamConfig, is_stream, open_shards
 from .task_files import CORPUS_FACT, FACTS, TaskFile, check_rows, complete_tasks, corpus_of, facts_in, find_tasks
 from .urls import (
-    check_writable,
-    download_file,
     find_named,
-    is_copy,
-    list_folder,
     local_copy,
     open_stream,
-    read_text,
     readable,
-    remove_file,
-    write_file,
 )
 
 __all__ = [
@@ -81,7 +72,6 @@ __all__ = [
     "FACTS",
     "LANGUAGE",
     "MAX_PIXELS",
-    "MAX_WORDS_COUNTED",
     "MOMENT",
     "NEAR_BITS",
     "NOT_IMAGE",
@@ -90,7 +80,6 @@ __all__ = [
     "TEXT_SUFFIXES",
     "Corpus",
     "CorpusDocument",
-    "CorpusInspection",
     "CorpusSummary",
     "DataChoice",
     "Direction",
@@ -117,7 +106,6 @@ __all__ = [
     "check_rows",
     "check_text",
     "check_text_file",
-    "check_writable",
     "choose_manifest",
     "columns_of_table",
     "complete_tasks",
@@ -130,7 +118,6 @@ __all__ = [
     "decode_image_of",
     "describe_scenes",
     "difference_hash",
-    "download_file",
     "draw_scene",
     "facts_in",
     "fetch_file",
@@ -142,13 +129,11 @@ __all__ = [
     "hub_connection",
     "hub_refusal",
     "hub_requests",
-    "is_copy",
     "is_read_now",
     "is_stream",
     "kind_of",
     "left_out_lines",
     "list_data_sets",
-    "list_folder",
     "local_copy",
     "manifests_folder",
     "moment_of",
@@ -162,10 +147,8 @@ __all__ = [
     "read_corpus_json",
     "read_exif",
     "read_orientation",
-    "read_text",
     "read_values",
     "readable",
-    "remove_file",
     "share_split",
     "split_to_measure",
     "summarize_corpus",
@@ -174,5 +157,4 @@ __all__ = [
     "tokens_of",
     "turned_back",
     "upright_rgb",
-    "write_file",
 ]

@@ -119,16 +119,13 @@ def list_folder(url: str) -> dict[str, int]:
     return {name.removeprefix(folder.rstrip("/")).lstrip("/"): int(found[name]["size"]) for name in names}
 
 
-def upload(path: Path, url: str) -> str:
-    """Write a file to a URL, and compare what is there with it. SourceError if it cannot be written. Returns the
-    SHA-256 of what was written."""
+def upload(path: Path, url: str) -> None:
+    """Write a file to a URL, and compare what is there with it. SourceError if it cannot be written."""
     system, target = file_system(url)
     options = {"chunksize": PART_BYTES} if urlsplit(url).scheme in ("s3", "s3a") else {}
     _written(lambda: system.put_file(str(path), target, **options), url)
-    facts = FileFacts.of(path)
-    if not facts.fit(open_remote(url)):
+    if not FileFacts.of(path).fit(open_remote(url)):
         raise SourceError(f"{shown(url)} differs from {path} after its upload", hint="run the command again")
-    return facts.sha256
 
 
 class RangeReader(Protocol):
@@ -178,13 +175,6 @@ class FileFacts:
 
 
 _md5 = partial(hashlib.md5, usedforsecurity=False)  # without which builds of OpenSSL for FIPS refuse it
-
-
-def remove(url: str) -> None:
-    """Remove a file, if it is there."""
-    system, path = file_system(url)
-    with suppress(FileNotFoundError):
-        asked(lambda: system.rm_file(path), url)
 
 
 def check_writable(folder: str) -> None:

@@ -144,16 +144,6 @@ def copy_to(url: str, folder: Path, track: Track) -> Path:
     path = folder / f"{digest}-{name}"
     if path.exists():
         return path
-    _copy(remote, path, name, track)
-    return path
-
-
-def download_file(url: str, path: Path) -> None:
-    """Copy a remote file to a path of this machine."""
-    _copy(open_remote(url), path, path.name, silent)
-
-
-def _copy(remote: Remote, path: Path, name: str, track: Track) -> None:
     with (
         atomic_path(path) as partial,
         partial.open("wb") as file,
@@ -161,6 +151,7 @@ def _copy(remote: Remote, path: Path, name: str, track: Track) -> None:
     ):
         for start in range(0, remote.size, READ_BYTES):
             advance(file.write(remote.read_range(start, min(start + READ_BYTES, remote.size))))
+    return path
 
 
 def list_files(place: str | Path, suffixes: Sequence[str] = ()) -> list[str]:
@@ -250,16 +241,16 @@ def check_writable(folder: str | Path) -> None:
         file_systems.check_writable(url)
 
 
-def write_file(place: str | Path, path: Path) -> str:
-    """Write a file of this machine to a place atomically; what is there then is compared with it. SourceError if it
-    cannot be written or differs. Returns the SHA-256 of what was written."""
+def write_file(place: str | Path, path: Path) -> None:
+    """Write a file of this machine to a place atomically. SourceError if it cannot be written, or if what is at a URL
+    then differs from it."""
     url = url_of(place)
     if url is not None:
         _refuse_to_write(url)
-        return file_systems.upload(path, url)
-    with atomic_path(local_path(place)) as partial:
-        shutil.copyfile(path, partial)
-        return files.sha256_of(partial)
+        file_systems.upload(path, url)
+    else:
+        with atomic_path(local_path(place)) as partial:
+            shutil.copyfile(path, partial)
 
 
 def exists(place: str | Path) -> bool:
@@ -280,17 +271,6 @@ def sha256_of(place: str | Path) -> str:
     """The SHA-256 of a file in hex."""
     with open_stream(place) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_copy(url: str, path: Path) -> bool:
-    """Whether a file of this machine has the content of a remote one."""
-    return file_systems.FileFacts.of(path).fit(open_remote(url))
-
-
-def remove_file(url: str) -> None:
-    """Remove a remote file, if it is there."""
-    _refuse_to_write(url)
-    file_systems.remove(url)
 
 
 def _refuse_to_write(url: str) -> None:

@@ -1,5 +1,4 @@
-"""Artifacts of every kind, compared with their checksums: where they are (`verify`), and before and after they are
-copied (`copy`)."""
+"""Artifacts of every kind, compared with their checksums."""
 
 import lazy_loader
 

@@ -1,4 +1,3 @@
-from .copies import copy
 from .verification import verify
 
-__all__ = ["copy", "verify"]
+__all__ = ["verify"]

@@ -7,8 +7,9 @@ folders of artifacts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,9 @@ from dcdctl.core.progress import Track, silent
 
 PLANNED: tuple[Kind, ...] = (teacher.CACHE, teacher.TEXTS, scoring.FEATURES, search.INDEX)
 """The artifacts with a plan.json. Without a seal, the names of their parts tell which one it is."""
+EVALUATIONS = (MODEL_FILES, CASCADE_FILES, POOL_FILES)
+CUT_DOCUMENT = re.compile(rb'"checksum": "\w+"\n}\Z')
+"""The end of what `artifacts.write_document` writes, without its last byte."""
 
 
 @dataclass(kw_only=True)
@@ -31,13 +35,14 @@ class VerifiedArtifact:
     path: Path
     kind: str
     damages: list[str] = field(default_factory=list)
-    is_finished: bool = True
+    missing: str = ""
+    """What is written last, and is not there: a run was killed, or a copy was cut."""
 
     @property
     def state(self) -> Literal["ok", "damaged", "unfinished"]:
         if self.damages:
             return "damaged"
-        return "ok" if self.is_finished else "unfinished"
+        return "unfinished" if self.missing else "ok"
 
     def compare(self, folder: Path, listed: Mapping[str, Document], track: Track) -> None:
         """Compare files with their sizes and checksums."""
@@ -73,8 +78,8 @@ class Verification:
         damages, unfinished = [], []
         for artifact in self.artifacts:
             damages += artifact.damages
-            if not artifact.is_finished:
-                unfinished.append(f"{artifact.path}: the {artifact.kind} is not finished")
+            if artifact.missing:
+                unfinished.append(f"{artifact.path / artifact.missing} is missing: the {artifact.kind} is not finished")
         return list(dict.fromkeys(damages)) + unfinished
 
     def to_json(self) -> Document:
@@ -86,7 +91,9 @@ class Verification:
 
 def verify(path: Path, track: Track = silent) -> Verification:
     """Check all artifacts in a folder, however deep; links to folders are not followed. InputError if there is none."""
-    require_folder(path)
+    if not path.is_dir():
+        found = "a file" if path.exists() else "not there"
+        raise InputError(f"{path} is {found}, a folder is expected", hint="name a folder of artifacts")
     verified: list[VerifiedArtifact] = []
 
     def note(folder: Path, error: OSError) -> None:
@@ -104,6 +111,7 @@ def verify(path: Path, track: Track = silent) -> Verification:
             except OSError as error:  # such as a folder whose files may be listed and not read
                 note(folder, error)
         verified += _without_document(folder, names)
+        verified += _cut_documents(folder, names)
         if models.SETTINGS_FILE in names:
             folders.clear()  # all below it belongs to the model
     if not verified:
@@ -111,13 +119,6 @@ def verify(path: Path, track: Track = silent) -> Verification:
             f"{path} holds no artifact of dcdctl", hint="name a corpus, a cache, an index, a run or a model"
         )
     return Verification(artifacts=tuple(verified))
-
-
-def require_folder(path: Path) -> None:
-    """InputError for a path that is no folder."""
-    if not path.is_dir():
-        found = "a file" if path.exists() else "not there"
-        raise InputError(f"{path} is {found}, a folder is expected", hint="name a folder of artifacts")
 
 
 def _without_document(folder: Path, names: list[str]) -> Iterator[VerifiedArtifact]:
@@ -131,6 +132,7 @@ def _without_document(folder: Path, names: list[str]) -> Iterator[VerifiedArtifa
         ("index", search.INDEX.seal_file, ("vectors/part-*.parquet",)),
         ("run", "run.json", ("metrics.json", "metrics.jsonl", "checkpoints/*/checkpoint.json")),
         ("model", models.SETTINGS_FILE, ("model*.safetensors",)),
+        *(("evaluation", names.result, (names.ranks or names.agreement,)) for names in EVALUATIONS),
     ):
         # With a plan it is an unfinished one.
         if {document, "plan.json", data.CORPUS.plan_file} & set(names):
@@ -141,19 +143,30 @@ def _without_document(folder: Path, names: list[str]) -> Iterator[VerifiedArtifa
             yield VerifiedArtifact(path=folder, kind=kind, damages=[damage])
 
 
+def _cut_documents(folder: Path, names: list[str]) -> Iterator[VerifiedArtifact]:
+    """The documents of a folder that lost the end of their last line, without which they say all that they said."""
+    for path in sorted(folder / name for name in names if name.endswith(".json")):
+        with suppress(OSError):  # which its check has noted
+            if CUT_DOCUMENT.search(path.read_bytes()):
+                damages = [f"{path} is damaged: its last line has no end"]
+                yield VerifiedArtifact(path=folder, kind="document", damages=damages)
+
+
 def _unfinished(folder: Path, _: Track) -> VerifiedArtifact:
     for kind in PLANNED:
         if any(any(folder.glob(pattern)) for pattern in kind.files):
-            artifact = VerifiedArtifact(path=folder, kind=kind.name, is_finished=False)
+            artifact = VerifiedArtifact(path=folder, kind=kind.name, missing=kind.seal_file)
             with artifact.noting():
                 kind.read_plan(folder)
             return artifact
-    return VerifiedArtifact(path=folder, kind="artifact", is_finished=False)
+    return VerifiedArtifact(path=folder, kind="artifact", missing=" or ".join(kind.seal_file for kind in PLANNED))
 
 
 def _corpus(folder: Path, track: Track) -> VerifiedArtifact:
-    artifact = VerifiedArtifact(path=folder, kind="corpus", is_finished=(folder / data.CORPUS_FILE).exists())
-    if artifact.is_finished:
+    artifact = VerifiedArtifact(path=folder, kind="corpus")
+    if not (folder / data.CORPUS_FILE).exists():
+        artifact.missing = data.CORPUS_FILE
+    else:
         with artifact.noting():
             document = data.read_corpus_json(folder)
             parts = [part for split in document.splits.values() for part in split.parts]
@@ -185,7 +198,7 @@ def _index(folder: Path, track: Track) -> VerifiedArtifact:
 
 def _run(folder: Path, track: Track) -> VerifiedArtifact:
     run = training.Run(folder)
-    artifact = VerifiedArtifact(path=folder, kind="run", is_finished=run.is_finished)
+    artifact = VerifiedArtifact(path=folder, kind="run", missing="" if run.is_finished else run.model_folder.name)
     # Not a constant of this file: the room of training gets torch, which takes seconds, when its names are used.
     readers: dict[str, Callable[[Path], object]] = {
         "run.json": lambda path: run.check_logs(),
@@ -216,7 +229,7 @@ def _model(folder: Path, track: Track) -> VerifiedArtifact:
 
 def _evaluation(folder: Path, track: Track) -> VerifiedArtifact:
     artifact = VerifiedArtifact(path=folder, kind="evaluation")
-    for names in (MODEL_FILES, CASCADE_FILES, POOL_FILES):
+    for names in EVALUATIONS:
         path = folder / str(names.result)
         if path.exists():
             with artifact.noting():
@@ -232,6 +245,6 @@ CHECKS: list[tuple[tuple[str, ...], Callable[[Path, Track], VerifiedArtifact]]] 
     ((search.INDEX.seal_file,), _index),
     (("run.json",), _run),
     ((models.SETTINGS_FILE,), _model),
-    ((MODEL_FILES.result, CASCADE_FILES.result, POOL_FILES.result), _evaluation),
+    (tuple(names.result for names in EVALUATIONS), _evaluation),
 ]
 """The documents by which an artifact is recognized, and its check."""

@@ -1,7 +1,7 @@
 from .compare_page import write_comparison_page
 from .html import embed_image
-from .pages import write_cache_page, write_corpus_page, write_search_page
 from .report import open_corpus, read_report, teachers_of
+from .search_page import write_search_page
 from .study_report import (
     CASCADE,
     DISTILLED,
@@ -31,9 +31,7 @@ __all__ = [
     "report_document",
     "study_tables",
     "teachers_of",
-    "write_cache_page",
     "write_comparison_page",
-    "write_corpus_page",
     "write_csv",
     "write_markdown",
     "write_report_page",

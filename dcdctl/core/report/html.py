@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,29 +43,3 @@ def embed_image(image: Image.Image, side_px: int) -> EmbeddedImage:
     # Inside the page, so that it can be sent as one file.
     data = base64.b64encode(stream.getvalue()).decode()
     return EmbeddedImage(f"data:image/webp;base64,{data}", small.width, small.height)
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Counts by bin of at most two series."""
-
-    label: str
-    """What the bins are."""
-    bins: Sequence[str]
-    counts: Mapping[str, Sequence[int]]
-    """A count for each bin, by series."""
-
-    @property
-    def rows(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Each bin with its count in every series.
-
-        >>> list(Histogram("words", ["1", "2"], {"a": [3, 4], "b": [5, 6]}).rows)
-        [('1', (3, 5)), ('2', (4, 6))]
-        """
-        for number, label in enumerate(self.bins):
-            yield label, tuple(series[number] for series in self.counts.values())
-
-    @property
-    def highest(self) -> int:
-        """The largest count, at least 1."""
-        return max(1, *(max(series, default=0) for series in self.counts.values()))

@@ -113,15 +113,6 @@ class StoredVectors:
         chunks = [chunk.flatten().to_numpy().reshape(-1, width) for chunk in column.chunks]
         return cls(np.concatenate([np.empty((0, width), dtype=np.float16), *chunks]))
 
-    def to_lists(self) -> list[Any]:
-        """A list of numbers per image, for an engine that takes JSON."""
-        return self.data.astype(np.float32).tolist()
-
-    @classmethod
-    def of_lists(cls, lists: Sequence[Any], dim: int) -> Self:
-        """The images of lists of numbers; ValueError for vectors of another width."""
-        return cls(np.array(lists, dtype=np.float16).reshape(len(lists), dim))
-
 
 @dataclass(frozen=True)
 class StoredTokens:
@@ -218,15 +209,6 @@ class StoredTokens:
     def of_column(cls, column: pa.ChunkedArray) -> Self:
         counts_R = pc.list_value_length(column).to_numpy().astype(np.int64)
         return cls(StoredVectors.of_column(pc.list_flatten(column)).data, counts_R)
-
-    def to_lists(self) -> list[Any]:
-        return [tokens_ND.tolist() for tokens_ND in np.split(self.tokens_ND, np.cumsum(self.counts_R)[:-1])]
-
-    @classmethod
-    def of_lists(cls, lists: Sequence[Any], dim: int) -> Self:
-        tokens = [token for tokens in lists for token in tokens]
-        counts_R = np.array([len(tokens) for tokens in lists], dtype=np.int64)
-        return cls(StoredVectors.of_lists(tokens, dim).data, counts_R)
 
 
 Stored = StoredVectors | StoredTokens

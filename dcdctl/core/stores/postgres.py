@@ -141,7 +141,7 @@ class PostgresStore(Store):
         if facts.stored_type is StoredTokens:
             raise InputError(
                 f"{self._name} takes one vector per image, and the index has one for each token",
-                hint="upload it to Qdrant or LanceDB, or search its folder",
+                hint="upload it to LanceDB, or search its folder",
             )
         # One transaction for all of it, because a thread has one connection.
         with self._connection() as connection, connection.transaction():

@@ -80,7 +80,7 @@ def _facts_of_nothing(is_late: bool) -> StoreFacts:
 def _other_images(store: Store, index: FolderIndex) -> StaleError:
     return StaleError(
         f"{store.location} holds the images of another index than {index.folder}",
-        hint="name another table or collection, or replace what is there with --replace",
+        hint="name another table, or replace what is there with --replace",
     )
 
 

@@ -1,8 +1,7 @@
-"""URLs of stores: which program, where, and the name of the table or collection.
+"""URLs of stores: which program, where, and the name of the table.
 
     postgresql://user@host:5432/database?table=photos
     lancedb:FOLDER?table=photos, lancedb+s3://bucket/folder?table=photos
-    qdrant://host:6333/photos, qdrants://host:6333/photos (TLS)
 
 Passwords and keys come from the environment, or for PostgreSQL also from the URL; they are never shown.
 """
@@ -25,19 +24,12 @@ _SCHEME = re.compile(r"([a-z]+)(?:\+([a-z0-9]+))?:(.*)", re.DOTALL)
 _FORMS = {
     "postgres": "postgresql://user@host/database?table=NAME",
     "lancedb": "lancedb:FOLDER?table=NAME",
-    "qdrant": "qdrant://host/NAME",
 }
 """URLs as messages show them, by the file in this folder, which has the name of the extra. Its function `open_url`
 makes the store of a `StoreUrl`."""
-_PACKAGES = {"postgres": "psycopg", "lancedb": "lancedb", "qdrant": "qdrant_client"}
+_PACKAGES = {"postgres": "psycopg", "lancedb": "lancedb"}
 """The first package of each extra, as it is imported."""
-_SCHEMES = {
-    "postgresql": "postgres",
-    "postgres": "postgres",
-    "lancedb": "lancedb",
-    "qdrant": "qdrant",
-    "qdrants": "qdrant",
-}
+_SCHEMES = {"postgresql": "postgres", "postgres": "postgres", "lancedb": "lancedb"}
 
 
 class StoreUrl:

@@ -28,7 +28,7 @@ from .score_files import READERS, read_batches
 from .score_work import ScoredWork, ScoreWorkJob, score_work
 from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread
-from .summary import CacheSummary, cache_document, cache_facts, summarize_cache
+from .summary import cache_document, cache_facts, summarize_cache
 from .text_cache import TextCache, TextCacheJob, cache_texts, read_text_cache, text_cache_facts, verify_texts
 from .work_list import parse_extras
 
@@ -42,7 +42,6 @@ __all__ = [
     "WORK_FOLDER",
     "CacheCost",
     "CacheJob",
-    "CacheSummary",
     "CandidateConfig",
     "Candidates",
     "CaptionPicks",
