@@ -31,7 +31,6 @@ if typing.TYPE_CHECKING:
         OptimizerConfig,
         QueryConfig,
         Recipe,
-        TeachersConfig,
         ValidationConfig,
     )
 
@@ -57,7 +56,6 @@ __all__ = [
     "Recipe",
     "Searcher",
     "StreamConfig",
-    "TeachersConfig",
     "ValidationConfig",
     "bench",
     "cache_teacher",

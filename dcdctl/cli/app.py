@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable
-from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -114,11 +112,6 @@ NEW_OBJECTS = 20_000
 
 def main() -> None:
     """The console script."""
-    if sys.platform == "win32":
-        # Windows encodes what goes to a pipe in its local code page, which lacks most letters of captions.
-        for stream in (sys.stdin, sys.stdout, sys.stderr):
-            if isinstance(stream, TextIOWrapper):
-                stream.reconfigure(encoding="utf-8")
     # Python looks for garbage after 700 new objects; the modules of a model are a million that stay, and looking takes
     # a sixth of a start.
     gc.set_threshold(NEW_OBJECTS, *gc.get_threshold()[1:])

@@ -19,7 +19,7 @@ import re
 import shutil
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,8 +270,7 @@ class Build:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             elif path.relative_to(self.folder).as_posix() not in kept:
-                with suppress(PermissionError):  # mapped by another process, on Windows; a later build removes it
-                    path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         if self.is_sealed and not self.kind.keeps_plan:
             (self.folder / self.kind.plan_file).unlink(missing_ok=True)
         files.remove_partials(self.folder)

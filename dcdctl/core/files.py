@@ -13,7 +13,6 @@ import re
 import shutil
 import socket
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -123,9 +122,7 @@ def _host() -> str:
 
 def sync(path: Path) -> None:
     """Wait until a file is on the disk: a rename may reach the disk before the content of the file."""
-    # Windows flushes only files that are open for writing. A copied file may be read-only, and other systems flush it
-    # all the same.
-    with path.open("r+b" if os.access(path, os.W_OK) else "rb") as file:
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
@@ -162,8 +159,7 @@ def check_exists(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as partial:
-        # The same bytes on every system, because files are compared by their checksums.
-        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -358,8 +354,7 @@ def _check_writable(folder: Path) -> None:
         raise InputError(f"{folder} cannot be written to: {existing} is a file", hint="name another folder")
     # With the rights that this process has now, where the system can tell.
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        # Windows has no statvfs.
-        if hasattr(os, "statvfs") and os.statvfs(existing).f_flag & os.ST_RDONLY:
+        if os.statvfs(existing).f_flag & os.ST_RDONLY:
             raise InputError(f"{existing} cannot be written to: read-only file system", hint="name another folder")
         raise InputError(
             f"{existing} cannot be written to: permission denied", hint="change its permissions, or name another folder"
@@ -386,8 +381,7 @@ def _is_being_written(path: Path) -> bool:
     owner = PARTIAL_NAME.fullmatch(path.name)
     if owner is None:
         return False
-    # Windows has no signal 0: os.kill would send Ctrl+C.
-    if owner["host"] != _host() or sys.platform == "win32":
+    if owner["host"] != _host():
         return _seconds_since_change(path) < KEPT_S
     return int(owner["process"]) != os.getpid() and is_alive(int(owner["process"]))
 

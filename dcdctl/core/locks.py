@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import glob
 import os
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +15,6 @@ from dcdctl.core.errors import StaleError
 from dcdctl.core.files import lock_prefix, user_errors
 from dcdctl.core.progress import Track
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-
-POLL_S = 0.2
-"""Between two tries to lock a file on Windows, which has no waiting without a limit."""
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 """What `flock` raises on a file system without locks."""
 
@@ -86,7 +78,7 @@ def _locked(path: Path, *, is_waiting: bool) -> IO[str] | None:
     while True:
         file = path.open("a")
         try:
-            _lock_file(file, is_waiting=is_waiting)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
         except BlockingIOError:
             file.close()
             return None
@@ -105,21 +97,6 @@ def _locked(path: Path, *, is_waiting: bool) -> IO[str] | None:
         file.close()
 
 
-def _lock_file(file: IO[str], *, is_waiting: bool) -> None:
-    """Lock an open, empty file; BlockingIOError if another process has locked it and this one is not to wait."""
-    if sys.platform == "win32":
-        while True:
-            try:
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # its waiting variant gives up after ten seconds
-                return
-            except PermissionError as error:
-                if not is_waiting:
-                    raise BlockingIOError(*error.args) from error
-                time.sleep(POLL_S)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
-
-
 def _is_at(path: Path, file: IO[str]) -> bool:
     """Whether an open file is the one that has this path."""
     try:
@@ -133,9 +110,6 @@ def _is_at(path: Path, file: IO[str]) -> bool:
 
 def _unlink_own(path: Path, file: IO[str]) -> None:
     """Remove a lock file that this process has locked, unless somebody removed it and another process has made its own
-    since.
-
-    Windows removes no open file, so the empty file stays there; the lock on it ends with the process.
-    """
-    if sys.platform != "win32" and _is_at(path, file):
+    since."""
+    if _is_at(path, file):
         path.unlink(missing_ok=True)

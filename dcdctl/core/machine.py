@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import resource
 import sys
 import threading
 import weakref
@@ -17,9 +18,6 @@ from typing import Any, TypeVar
 
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import byte_size
-
-if sys.platform != "win32":
-    import resource
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -42,8 +40,6 @@ def num_cores() -> int:
 
 def address_space() -> int | None:
     """The bytes of memory that this process may map (`ulimit -v`); None without a limit."""
-    if sys.platform == "win32":
-        return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if limit == resource.RLIM_INFINITY else limit
 
@@ -59,7 +55,7 @@ def num_threads(count: int | None = None) -> int:
 
 def memory_bytes() -> int:
     """The memory that this process may use: that of the machine, or less where a container or `ulimit -v` limits it."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [sys.maxsize]
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in _CGROUP_LIMITS:
         # The text is max without a limit.
         if path.is_file() and (text := path.read_text(encoding="ascii").strip()).isdecimal():

@@ -157,7 +157,6 @@ def test_a_large_limit_of_memory_is_not_said(monkeypatch):
     assert CliRunner().invoke(small_app(), ["end"]).stderr == ""
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 def test_the_limit_of_memory_is_that_of_ulimit():
     script = "from dcdctl.core import machine; print(machine.address_space())"
     done = processes.run(
@@ -222,7 +221,6 @@ runpy.run_module("dcdctl", run_name="__main__")
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
 @pytest.mark.parametrize(("moment", "codes"), [("import", {130}), ("end", {130, -signal.SIGINT})])
 def test_ctrl_c_while_commands_are_imported_and_another_one_at_the_end_show_no_traceback(moment, codes):
     done = processes.run([sys.executable, "-c", INTERRUPTED, moment], capture_output=True, text=True)

@@ -393,11 +393,6 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
             r"candidates\.relative_margin is for .* cache.*; leave it out",
             f"{KL} --set=candidates.relative_margin=0.1",
         ),
-        Mistake(
-            "DUAL",
-            r"teachers\.weights has 2 numbers, and there are 1 teachers",
-            f"{KL} '--set=teachers.weights=[1, 2]'",
-        ),
     ],
     ("eval", "--dims"): [
         Mistake("8,16", r"--dims.* valid integer", code=2),

@@ -21,7 +21,6 @@ from tiny import contents, make_models, make_teacher
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork and no POSIX locks")
 DATA = "--data corpus --split test --device cpu"
 ONE = f"cache-teacher {DATA} --recipe tiny-student --set candidates.per_query=1"
 COMMANDS = {

@@ -19,7 +19,6 @@ import pytest
 from command_line import run
 from every_command import COMMANDS, NEW, inside, make_stage, without_root
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits of this kind")
 WRITERS = [
     "prepare",
     "photos",

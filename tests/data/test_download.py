@@ -224,7 +224,6 @@ def wait_for(condition) -> None:
     assert condition()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_the_partial_file_of_a_killed_process_is_resumed(server, a_zip, cache, tmp_path):
     server.faults["/a.zip"] = Fault(cut_after=100_000, hold=threading.Event())
     with start(tmp_path, f"{server.url}/a.zip") as process:

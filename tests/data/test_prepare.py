@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -267,7 +266,6 @@ def test_a_bad_image_is_an_error_with_its_row_or_is_skipped(tmp_path, images, ka
     assert [(row.row, row.image) for row in summary.skipped] == [("dataset.json images[9]", "09.jpg")]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
 def test_a_link_out_of_the_folder_is_an_error(tmp_path, images, karpathy):
     (tmp_path / "secret.jpg").write_bytes(image_file(0, ".jpg"))
     (images / "link.jpg").symlink_to(tmp_path / "secret.jpg")
@@ -436,7 +434,6 @@ print(json.dumps([len(kept), is_complete]))
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_that_is_killed_repeatedly_ends_with_the_same_bytes(tmp_path, workers):
     num_kept, is_complete = json.loads(run_forked(SCRIPT, tmp_path / "whole", tmp_path / "victim", workers)[0])
@@ -446,7 +443,6 @@ def test_a_run_that_is_killed_repeatedly_ends_with_the_same_bytes(tmp_path, work
     assert len(contents(tmp_path / "victim")) == 6 + 1 + 3 + 1
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
 def test_an_interrupt_ends_the_command_at_once_and_keeps_finished_shards(tmp_path):
     out, counts = tmp_path / "out", ("counts.train=4", "counts.val=200000", "counts.test=0")
     command = [

@@ -252,7 +252,6 @@ with Build(Path(sys.argv[1]), {}, kind).lock():
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX locks")
 def test_a_second_writer_process_is_refused_with_a_one_line_error(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path / "toy")], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -53,7 +53,6 @@ def test_an_error_of_a_worker_keeps_its_message(workers):
     assert str(raised.value) == "image 'x' cannot be decoded; prepare again"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_killed_worker_is_an_error_in_one_line():
     with pytest.raises(
         InputError, match="a worker process died, perhaps because memory ran out; try again with --workers 0"

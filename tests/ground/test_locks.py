@@ -6,14 +6,11 @@ import errno
 import fcntl
 import os
 import random
-import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from dcdctl.core import locks
 from dcdctl.core.errors import StaleError
 from dcdctl.core.files import is_vacant
 from dcdctl.core.locks import lock
@@ -115,43 +112,6 @@ def test_all_names_of_a_folder_share_one_lock(tmp_path):
         lock(tmp_path / "cache"),
     ):
         pass
-
-
-class FakeMsvcrt:
-    """The locks of Windows by those of POSIX: a refused lock is a PermissionError there."""
-
-    LK_NBLCK = 2
-
-    def locking(self, file: int, mode: int, num_bytes: int) -> None:
-        assert (mode, num_bytes) == (self.LK_NBLCK, 1)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PermissionError(errno.EACCES, "Permission denied") from error
-
-
-def test_with_the_locks_of_windows_one_process_holds_a_folder_and_the_next_waits(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "msvcrt", FakeMsvcrt(), raising=False)
-    monkeypatch.setattr(sys, "platform", "win32")
-    held, waited = threading.Event(), []
-
-    def hold() -> None:
-        with lock(tmp_path / "cache"):
-            held.set()
-            time.sleep(0.1)
-            waited.append("released")
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(60)
-    with pytest.raises(StaleError, match="another run is writing to"), lock(tmp_path / "cache"):
-        pass
-    with lock(tmp_path / "cache", wait=silent):
-        waited.append("locked")
-    holder.join()
-    assert waited == ["released", "locked"]
-    # Windows removes no open file.
-    assert [path.name for path in tmp_path.iterdir()] == [".cache.lock-0"]
 
 
 def test_a_folder_inside_one_that_cannot_be_written_is_locked_from_inside(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 
 import pytest
@@ -12,7 +11,6 @@ from dcdctl.core import machine
 from dcdctl.core.errors import ConfigError
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no ulimit")
 @pytest.mark.parametrize(
     ("container", "ulimit", "expected"),
     [

@@ -23,6 +23,7 @@ from dcdctl.core import models
 from dcdctl.core.errors import MissingError, ModelError
 from dcdctl.core.models import TrainedParts
 from dcdctl.core.models.networks.open_clip_towers import find_towers
+from dcdctl.core.models.networks.towers import depth_of
 from dcdctl.core.training.loop import make_optimizer
 from dcdctl.core.training.recipe import OptimizerConfig
 
@@ -288,7 +289,7 @@ def test_a_step_changes_the_parts_that_are_trained(kind, saved, photos):
     assert after("projections")[1] == PROJECTIONS[kind] | scales
     model, last = after("last-layers", 1)
     assert last == PROJECTIONS[kind] | scales | {name for name in everything if LAST.match(name)}
-    depths = {name: model.depth_of(f"network.{name}") for name in everything}
+    depths = {name: depth_of(find_towers(model.network), f"network.{name}") for name in everything}
     assert {name for name, depth in depths.items() if depth <= 1} == last
     # Embeddings and stem lie below all layers, and every weight of a tower is somewhere.
     stems = {name for name in everything if re.search(r"embedding|conv1|conv_stem|trunk\.bn1|ln_pre|cls_emb", name)}

@@ -82,7 +82,7 @@ def test_a_cache_holds_the_teachers_score_of_every_candidate(corpus, teacher, fo
 def made_cache(folder: Path, pairs: dict[tuple[int, int], tuple[float, int]], size: tuple[int, int], **margins: float):
     """A function that opens a cache of these pairs, image and caption -> score and role, in shards of two images."""
     plan, seal = {"images": size[0], "captions": size[1], "images_per_shard": 2}, {}
-    plan["candidates"] = {"absolute_margin": None, "relative_margin": None, **margins}
+    plan["candidates"] = {"relative_margin": None, **margins}
     for shard, images in enumerate(cache_format.shards_of(plan)):
         inside = [(image, text, *pair) for (image, text), pair in sorted(pairs.items()) if image in images]
         columns = [np.array([row[column] for row in inside]) for column in range(4)]
@@ -107,26 +107,26 @@ def test_an_unscored_pair_never_gets_the_score_of_the_next_image(tmp_path):
 TEXT, IMAGE = candidate_lists.TEXT_CANDIDATE, candidate_lists.IMAGE_CANDIDATE
 
 
-def test_the_absolute_margin_by_hand(tmp_path):
-    # Image 0 has captions 0 and 1, of mean 3; image 1 has caption 2, image 2 caption 3.
+def test_the_margin_by_hand(tmp_path):
+    # Image 0 has captions 0 and 1, of mean 3; image 1 has caption 2, image 2 caption 3. Half of their sigmoids: 0.476,
+    # 0.4999 and 0.134, the sigmoids of logits of -0.095, 0 and -1.86.
     pairs = {(0, 0): (2.0, 1), (0, 1): (4.0, 1), (1, 2): (9.0, 1), (2, 3): (-1.0, 1)}
-    # A pair may be near for its image and not for its caption: 2 - 1 is exactly at the margin and stays, 2.5 lies
-    # within.
+    # A pair may be near for its image and not for its caption.
     pairs |= {
-        (0, 2): (2.0, TEXT | IMAGE),
-        (0, 3): (2.5, TEXT | IMAGE),
-        (1, 0): (1.5, TEXT | IMAGE),
-        (1, 1): (3.5, TEXT),
-        (2, 1): (0.0, IMAGE),
+        (0, 2): (-0.05, TEXT | IMAGE),
+        (0, 3): (-2.0, TEXT | IMAGE),
+        (1, 0): (-0.2, TEXT | IMAGE),
+        (1, 1): (0.1, TEXT),
+        (2, 1): (-0.5, IMAGE),
     }
-    cache = made_cache(tmp_path, pairs, (3, 4), absolute_margin=1.0)()
-    assert [cache.candidates.texts_of_image[image].tolist() for image in range(3)] == [[2], [0, 1], []]
-    # For caption 0 the mean is 2, for caption 3 it is -1.
-    assert [cache.candidates.images_of_text[text].tolist() for text in range(4)] == [[], [2], [0], []]
-    assert cache.candidates.dropped == {"margins": 3}
+    cache = made_cache(tmp_path, pairs, (3, 4), relative_margin=0.5)()
+    assert [cache.candidates.texts_of_image[image].tolist() for image in range(3)] == [[3], [0], []]
+    # For caption 0 the mean is 2, of which half the sigmoid is 0.44: a logit of -0.24.
+    assert [cache.candidates.images_of_text[text].tolist() for text in range(4)] == [[], [2], [0], [0]]
+    assert cache.candidates.dropped == {"margin": 3}
 
 
-def test_the_relative_margin_tells_large_logits_apart_and_adds_to_the_absolute_one(tmp_path):
+def test_the_margin_tells_large_logits_apart(tmp_path):
     """In float32 the sigmoid of each of these logits is 1."""
     pairs = {
         (0, 0): (20.0, 1),
@@ -136,10 +136,8 @@ def test_the_relative_margin_tells_large_logits_apart_and_adds_to_the_absolute_o
         (0, 2): (19.0, TEXT),
         (1, 0): (27.5, TEXT),
     }
-    alone = made_cache(tmp_path, pairs, (3, 3), relative_margin=1e-8)()
-    assert [alone.candidates.texts_of_image[image].tolist() for image in range(3)] == [[1], [], []]
-    both = made_cache(tmp_path, pairs, (3, 3), relative_margin=1e-8, absolute_margin=3.0)()
-    assert [both.candidates.texts_of_image[image].tolist() for image in range(3)] == [[], [], []]
+    cache = made_cache(tmp_path, pairs, (3, 3), relative_margin=1e-8)()
+    assert [cache.candidates.texts_of_image[image].tolist() for image in range(3)] == [[1], [], []]
 
 
 def test_a_caption_index_out_of_range_is_an_error(folder):
@@ -441,11 +439,11 @@ def test_an_extended_cache_with_pairs_that_are_no_candidates_any_more_is_intact(
 def test_a_margin_that_drops_is_counted_in_the_seal(corpus, teacher, tmp_path):
     config = dataclasses.replace(CONFIG, relative_margin=0.1)
     cache = build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
-    assert cache.seal["dropped"]["margins"] == cache.candidates.dropped["margins"] > 0
+    assert cache.seal["dropped"]["margin"] == cache.candidates.dropped["margin"] > 0
 
 
-def test_the_margins_of_an_extended_cache_hold_for_old_candidates(twins, teacher, all_scored, tmp_path):
-    none = CandidateConfig(per_query=1, absolute_margin=1e6)
+def test_the_margin_of_an_extended_cache_holds_for_old_candidates(twins, teacher, all_scored, tmp_path):
+    none = CandidateConfig(per_query=1, relative_margin=0.999999)
     cache = build_cache(twins, teacher, tmp_path / "cache", none, extend=all_scored.folder)
     assert cache.candidates.texts_of_image.lengths.sum() == cache.candidates.images_of_text.lengths.sum() == 0
     assert cache.num_pairs == all_scored.num_pairs

@@ -23,7 +23,6 @@ from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import ImageBatch, ProjectionSize, TextBatch
 from dcdctl.core.models import late as models_late
 from dcdctl.core.models.networks import maxsim
-from dcdctl.core.progress import silent, unsaid
 from dcdctl.core.report import teachers_of
 from dcdctl.core.scoring import CorpusSource, score_pairs
 from dcdctl.core.teacher import (
@@ -46,7 +45,6 @@ from dcdctl.core.training import (
     load_recipe,
     loop,
 )
-from dcdctl.core.training.batches.batch import UNSPLIT
 from dcdctl.core.training.objective import PairObjective
 
 SMALL = [
@@ -111,7 +109,7 @@ def cache_of(logits_IT: np.ndarray, corpus: Any, folder: Path) -> TeacherCache:
         "corpus": "",
         "teacher": "",
     }
-    plan["candidates"] = {"absolute_margin": None, "relative_margin": None}
+    plan["candidates"] = {"relative_margin": None}
     return TeacherCache(folder, plan, {"files": {name: artifacts.seal_of(folder / name, pairs=len(image))}})
 
 
@@ -276,14 +274,11 @@ def test_the_offset_of_a_siglip_is_part_of_its_scores(corpus, tmp_path):
 
 
 def test_several_teachers_are_averaged_as_their_caches_are(embedded, caches, duals, corpus):
-    for weights in ((), (3.0, 1.0)):
-        ensemble, expected = EmbeddedTeachers(embedded, weights), TeacherEnsemble(caches, weights)
-        np.testing.assert_allclose(ensemble._moments, expected._moments, rtol=1e-4)
-        everything = np.indices((32, 160))
-        np.testing.assert_allclose(ensemble.lookup(*everything), expected.lookup(*everything), rtol=1e-3, atol=1e-4)
-        assert ensemble.plan == [teacher.plan for teacher in embedded]
-    with pytest.raises(ConfigError, match=r"teachers\.weights has 3 numbers, and there are 2 teachers"):
-        embed_corpus([("a", duals[0]), ("b", duals[1])], corpus, Compute(), (1, 2, 3))
+    ensemble, expected = EmbeddedTeachers(embedded), TeacherEnsemble(caches)
+    np.testing.assert_allclose(ensemble._moments, expected._moments, rtol=1e-4)
+    everything = np.indices((32, 160))
+    np.testing.assert_allclose(ensemble.lookup(*everything), expected.lookup(*everything), rtol=1e-3, atol=1e-4)
+    assert ensemble.plan == [teacher.plan for teacher in embedded]
     with pytest.raises(
         ConfigError, match="the teachers a and c are one model, by their fingerprints; name each teacher once"
     ):
@@ -310,8 +305,7 @@ def losses_of(run: Any) -> list[dict[str, float]]:
 
 def test_a_run_names_its_teachers_and_resumes_with_them_alone(duals, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    weights = "teachers.weights=[2, 1]"
-    whole = train(corpus, tmp_path / "whole", duals, weights)
+    whole = train(corpus, tmp_path / "whole", duals)
     inputs = whole.facts()["inputs"]
     assert inputs["cache"] is None
     assert (inputs["covered_queries"], inputs["scored_share"]) == (1.0, 1.0)
@@ -325,16 +319,16 @@ def test_a_run_names_its_teachers_and_resumes_with_them_alone(duals, corpus, tmp
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(corpus, folder, duals, weights)
-    for others, named in ((duals[::-1], weights), (duals[:1], "teachers.weights=[1]")):
-        with pytest.raises(StaleError, match=r"made with another (inputs\.teachers|recipe\.teachers)"):
-            train(corpus, folder, others, named, resume=True)
-    resumed = train(corpus, folder, duals, weights, resume=True)
+            train(corpus, folder, duals)
+    for others in (duals[::-1], duals[:1]):
+        with pytest.raises(StaleError, match=r"made with another inputs\.teachers"):
+            train(corpus, folder, others, resume=True)
+    resumed = train(corpus, folder, duals, resume=True)
     assert losses_of(resumed) == losses_of(whole)
     assert model_contents(resumed.model_folder) == model_contents(whole.model_folder)
     with monkeypatch.context() as patch:
         patch.setattr(corpus_data, "embed_corpus", None)  # a finished run needs no scores
-        assert train(corpus, folder, duals, weights, resume=True).is_finished
+        assert train(corpus, folder, duals, resume=True).is_finished
 
 
 def test_a_teacher_reads_its_own_pixels_or_its_own_features(duals, embedded, corpus, tmp_path):
@@ -371,20 +365,6 @@ def test_a_teacher_reads_its_own_pixels_or_its_own_features(duals, embedded, cor
     assert contents(tmp_path / "features") == before
 
 
-def test_the_weights_of_a_recipe_reach_its_teachers(duals, corpus, tmp_path):
-    job, inputs = (
-        TrainingJob("distill", "tiny-student", [*TERMS, "teachers.weights=[3, 1]"], tmp_path / "run"),
-        OpenInputs(corpus, [], None, duals),
-    )
-    plan = training.resolve(job, inputs, TrainingOptions())
-    data = corpus_data.open_data(plan, silent)
-    teachers = data.load_teachers(silent)
-    prepared = data.read(initial_model.make_model(data.recipe, data.captions, None), teachers, unsaid, silent)
-    scores = prepared.make_batches(UNSPLIT, None).pairs.scores
-    assert isinstance(scores, EmbeddedTeachers)
-    assert scores.weights.tolist() == [0.75, 0.25]
-
-
 def test_vectors_that_are_not_finite_are_refused_and_leave_no_run(duals, corpus, tmp_path):
     broken = copy.deepcopy(duals[1])
     with torch.no_grad():
@@ -399,8 +379,7 @@ def test_vectors_that_are_not_finite_are_refused_and_leave_no_run(duals, corpus,
     [
         (2, 1, [], "--cache and --teacher dual teacher 1 both give scores"),
         (1, 0, ["loss.terms={ infonce = 1.0 }"], "dual teacher 1 has no fusion layers to start from"),
-        (1, 0, ["candidates.absolute_margin=1.0"], r"candidates\.absolute_margin is for the candidates of a cache"),
-        (2, 0, ["teachers.weights=[1, 2, 3]"], r"teachers\.weights has 3 numbers, and there are 2 teachers"),
+        (1, 0, ["candidates.relative_margin=0.1"], r"candidates\.relative_margin is for the candidates of a cache"),
         (
             0,
             0,

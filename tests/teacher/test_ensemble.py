@@ -15,7 +15,7 @@ from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher import CandidateConfig, read_caches
 from dcdctl.core.teacher import cache as teacher_cache
 from dcdctl.core.teacher.cache import TeacherEnsemble
-from dcdctl.core.training import TrainingJob, TrainingOptions, recipe
+from dcdctl.core.training import TrainingJob, TrainingOptions
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +33,13 @@ def caches(folders):
 
 
 def test_scores_are_standardized_averaged_and_rescaled_to_the_mean_scale_of_the_teachers(caches):
-    ensemble = TeacherEnsemble(caches, [3, 1])
+    ensemble = TeacherEnsemble(caches)
     everything = np.indices((32, 160)).reshape(2, -1)
     first, second = (cache.lookup(*everything).astype(np.float64) for cache in caches)
     shared = ~np.isnan(first) & ~np.isnan(second)
     assert 160 < shared.sum() < min(cache.num_pairs for cache in caches)
-    expected = sum(
-        weight * (scores - scores[shared].mean()) / scores[shared].std()
-        for weight, scores in ((0.75, first), (0.25, second))
-    )
-    mean, spread = (
-        0.75 * statistic(first[shared]) + 0.25 * statistic(second[shared]) for statistic in (np.mean, np.std)
-    )
+    expected = sum((scores - scores[shared].mean()) / scores[shared].std() for scores in (first, second)) / 2
+    mean, spread = ((statistic(first[shared]) + statistic(second[shared])) / 2 for statistic in (np.mean, np.std))
     np.testing.assert_allclose(
         ensemble.lookup(*everything), np.where(shared, expected * spread + mean, np.nan), rtol=1e-5, atol=1e-6
     )
@@ -91,12 +86,9 @@ def test_candidates_are_those_of_the_first_cache_that_all_teachers_scored(caches
         assert ensemble.candidates.images_of_text[text].tolist() == expected
 
 
-def test_one_cache_is_returned_unchanged_and_weights_must_match_the_caches(caches):
-    assert read_caches(caches[:1], ()) is caches[0]
-    assert read_caches([], ()) is None
-    for given in (caches, caches[:1], []):
-        with pytest.raises(ConfigError, match=rf"teachers\.weights has 3 numbers, and there are {len(given)} caches"):
-            read_caches(given, (1.0, 2.0, 1.0))
+def test_one_cache_is_returned_unchanged(caches):
+    assert read_caches(caches[:1]) is caches[0]
+    assert read_caches([]) is None
 
 
 @pytest.mark.parametrize("how", ["same path", "spelling", "link", "copy"])
@@ -113,7 +105,7 @@ def test_a_cache_named_twice_is_refused_however_it_is_named(folders, tmp_path, h
     with pytest.raises(
         ConfigError, match=r"first and .* are one cache, by the checksums of their files; name each cache once"
     ):
-        read_caches([teacher_cache.read_cache(folder) for folder in (first, second, again)], ())
+        read_caches([teacher_cache.read_cache(folder) for folder in (first, second, again)])
 
 
 def test_caches_of_different_corpora_are_refused(corpus, teacher, caches, tmp_path):
@@ -123,10 +115,6 @@ def test_caches_of_different_corpora_are_refused(corpus, teacher, caches, tmp_pa
 
 
 def test_a_student_learns_from_two_teachers(scenes_corpus_dir, corpus, teacher, folders, tmp_path):
-    config = recipe.load_recipe("tiny-student", ["teachers.weights=[0.7, 0.3]"])
-    assert config.teachers.weights == (0.7, 0.3)
-    with pytest.raises(ConfigError, match=r"teachers\.weights\[\d\] must lie in"):
-        recipe.load_recipe("tiny-student", ["teachers.weights=[1, 0]"])
     inputs = OpenInputs(corpus, [teacher_cache.read_cache(folder) for folder in folders], teacher)
     sets = [
         "model.layers=[0, 2]",

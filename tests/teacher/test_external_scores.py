@@ -375,7 +375,7 @@ def test_an_external_cache_is_averaged_like_any_and_cannot_be_verified(corpus, t
         NAME,
     )
     pairs = own.image_P[:50], own.text_P[:50]
-    average = read_caches([own, cache], ())
+    average = read_caches([own, cache])
     # Half the scores are the same scores on another scale: the average has the mean of both scales.
     np.testing.assert_allclose(average.lookup(*pairs), 0.75 * own.lookup(*pairs), rtol=1e-4, atol=1e-4)
 

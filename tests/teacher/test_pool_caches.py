@@ -217,7 +217,7 @@ def test_a_work_list_of_a_pool_gives_a_cache_of_other_scores(pool, folder, tmp_p
     np.testing.assert_allclose(cache.score_P, 2 * own.score_P + 1, rtol=1e-6)
     np.testing.assert_array_equal(cache.role_P, own.role_P)
     # Their standardized scores are equal; the average has the mean of both means and of both standard deviations.
-    both = read_caches([own, cache], ())
+    both = read_caches([own, cache])
     assert both is not None
     assert len(both.scored_pairs[0]) == own.num_pairs
     np.testing.assert_allclose(both.lookup(*both.scored_pairs), 1.5 * own.score_P + 0.5, atol=1e-4)
@@ -377,14 +377,12 @@ def test_blocks_of_a_model_have_the_texts_near_their_images(pool, dual):
     assert [set(texts) for _, texts in blocks] == expected
 
 
-@pytest.mark.parametrize("setting", ["absolute_margin", "relative_margin"])
-def test_settings_that_need_positives_are_refused_before_the_teacher_is_loaded(pool, tmp_path, setting):
-    job = CacheJob(
-        data=pool.folder, out=tmp_path / "cache", candidates=replace(CONFIG, **{setting: 0}), teacher="vilt-flickr30k"
-    )
+def test_a_margin_which_needs_positives_is_refused_before_the_teacher_is_loaded(pool, tmp_path):
+    config = replace(CONFIG, relative_margin=0.0)
+    job = CacheJob(data=pool.folder, out=tmp_path / "cache", candidates=config, teacher="vilt-flickr30k")
     for make in (cache_scores, plan_work):
         with pytest.raises(
-            ConfigError, match=rf"candidates\.{setting} is 0 and needs positives, which the pool .*pool"
+            ConfigError, match=r"candidates\.relative_margin is 0 and needs positives, which the pool .*pool"
         ):
             make(job)
     assert not (tmp_path / "cache").exists()

@@ -41,14 +41,13 @@ def folder(tmp_path, corpus):
     folder.mkdir()
     image, text, score, role = (np.array(column) for column in zip(*PAIRS, strict=True))
     cache_format.write_pairs(folder / "pairs-00000.parquet", Pairs(image, text, score.astype(np.float32), role))
-    margins = {"absolute_margin": None, "relative_margin": None}
     plan = {
         "format": 3,
         "corpus": corpus.fingerprint,
         "images": 3,
         "captions": 4,
         "images_per_shard": 256,
-        "candidates": margins,
+        "candidates": {"relative_margin": None},
     }
     build = Build(folder, plan, CACHE)
     build.note()

@@ -418,7 +418,7 @@ def test_a_cache_that_covers_too_little_of_a_batch_or_too_few_queries_is_refused
     distill(given, tmp_path / "own", *everything, *own, say=lines.append)
     assert re.fullmatch(r"warning: the teacher teaches nothing about [78]\d% of the queries: let it .*", lines[1])
     # With a margin, candidates are removed after they are scored, and lists become short.
-    scores = inputs_of(corpus, teacher, tmp_path / "margin", CandidateConfig(per_query=6, absolute_margin=0.0))
+    scores = inputs_of(corpus, teacher, tmp_path / "margin", CandidateConfig(per_query=6, relative_margin=0.0))
     lists = [
         "model.layers=[0, 2]",
         "batch.size=4",

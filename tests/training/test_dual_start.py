@@ -23,6 +23,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
 from dcdctl.core.evaluation import evaluate
+from dcdctl.core.models.networks.towers import depth_of
 from dcdctl.core.progress import silent
 from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, recipe, runs, wise_ft
 from dcdctl.core.training.loop import make_optimizer
@@ -191,7 +192,7 @@ def test_the_learning_rate_falls_with_the_distance_from_the_top(start):
         if "layer.0" in str(list(model.state_dict())) and hasattr(model.network.text_model.encoder, "layer")
         else "encoder.layers"
     )
-    depths = {name: model.depth_of(name) for name, _ in model.named_parameters()}
+    depths = {name: depth_of(model.towers, name) for name, _ in model.named_parameters()}
     assert {depth for name, depth in depths.items() if name.startswith(f"{prefix}{layer}.1.")} == {1}
     assert {depth for name, depth in depths.items() if name.startswith(f"{prefix}{layer}.0.")} == {2}
     assert {depth for name, depth in depths.items() if name.startswith(f"{prefix}embeddings.")} == {3}
@@ -201,10 +202,10 @@ def test_the_learning_rate_falls_with_the_distance_from_the_top(start):
         if not name.startswith((f"{prefix}encoder.", f"{prefix}embeddings.", "network.vision_model."))
     }
     assert {depths[name] for name in rest} == {0}
-    optimizer = make_optimizer(model, recipe.OptimizerConfig(layer_decay=0.5, lr_factors={"text_model": 4.0}))
+    optimizer = make_optimizer(model, recipe.OptimizerConfig(lr_factors={"text_model": 4.0}))
     factors = {id(p): group["lr_factor"] for group in optimizer.param_groups for p in group["params"]}
     by_name = dict(model.named_parameters())
-    assert {factors[id(by_name[name])] for name in depths if name.startswith(f"{prefix}embeddings.")} == {4.0 * 0.5**3}
+    assert {factors[id(by_name[name])] for name in depths if name.startswith(f"{prefix}embeddings.")} == {4.0}
     assert factors[id(model.calibration.offset)] == 1
 
 

@@ -42,7 +42,6 @@ from dcdctl.core.training.recipe import (
     PoolConfig,
     QueryConfig,
     Recipe,
-    TeachersConfig,
     ValidationConfig,
 )
 
@@ -55,7 +54,6 @@ QUERY = ["model.text=", "model.num_text_layers=1"]
 TABLES: dict[str, tuple[Any, list[str]]] = {
     "": (Recipe, TINY_DUAL),
     "candidates.": (CandidateConfig, LISTS),
-    "teachers.": (TeachersConfig, TINY_DUAL),
     "model. of fusion": (FusionConfig, NEW_FUSION),
     "model. of dual": (DualConfig, TINY_DUAL),
     "model. of late": (LateConfig, LATE),

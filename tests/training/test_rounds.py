@@ -613,12 +613,11 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], dict[str, Any], str]] = {
         {},
         "is a fusion scorer, expected",
     ),
-    "weights of several caches": (["teachers.weights=[0.5, 0.5]"], {}, {}, "teachers.weights has 2 numbers"),
     "a margin below positives of a pool": (
-        ["candidates.absolute_margin=1.0"],
+        ["candidates.relative_margin=0.5"],
         {"data": "CAPTIONED", "pool": "POOL"},
         {},
-        "candidates.absolute_margin is 1 and needs positives",
+        "candidates.relative_margin is 0.5 and needs positives",
     ),
     "words of images that have none": (
         ["candidates.kind=lexical"],

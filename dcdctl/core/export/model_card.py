@@ -40,8 +40,7 @@ def write(target: Target, checked: str, history: RunHistory) -> None:
     were compared with the model, and how close they come."""
     path = target.folder / "README.md"
     text = f"---\n{_header(target, history).to_yaml()}\n---\n\n{_body(target, checked, history)}"
-    # The same bytes on every system: Windows would write other line breaks.
-    path.write_text(text, encoding="utf-8", newline="\n")
+    path.write_text(text, encoding="utf-8")
     # Read back by the Hub's own reader, so that a wrong header is an error here.
     ModelCard.load(path)
 

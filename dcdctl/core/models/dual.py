@@ -193,15 +193,6 @@ class DualEncoder(RetrievalModel):
         """Add the adapters of `set_trained` to the weights that they adapt, and remove them; does nothing without
         adapters."""
 
-    def depth_of(self, parameter: str) -> int:
-        """Distance of a parameter, by its dotted name, from the top of its tower; ModelError for a family without
-        towers of layers.
-
-        0 for projections, logit scale and what follows the layers, 1 for the last layer, N + 1 for what comes before N
-        layers.
-        """
-        raise self._without_towers("optimizer.layer_decay")
-
     def keep_layers(self, vision: Sequence[int], text: Sequence[int]) -> None:
         """Remove all layers of the towers but these, which ascend; an empty list keeps all. ModelError for layers that
         a tower lacks, and for any choice in a family without towers."""

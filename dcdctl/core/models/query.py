@@ -29,7 +29,6 @@ from dcdctl.core.models.late import LateInteraction, Searchable
 from dcdctl.core.models.model import Calibration, RetrievalModel
 from dcdctl.core.models.networks.attention import set_hidden_dropout
 from dcdctl.core.models.networks.query_text import QueryText
-from dcdctl.core.models.networks.towers import Tower, depth_of
 from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import ExportSpec, Preprocessor, Table
 from dcdctl.core.models.references.folders import QUERY
@@ -199,10 +198,6 @@ class _QuerySide(RetrievalModel):
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
         return () if self.network.is_static else (self.network.encoder,)
-
-    def depth_of(self, parameter: str) -> int:
-        """Distance of a parameter from the top of the text encoder."""
-        return depth_of([Tower("text", "network.encoder", module) for module in self._encoder_modules], parameter)
 
     def set_dropout(self, probability: float) -> None:
         """Set the hidden dropout of the text encoder; ModelError if it has none."""

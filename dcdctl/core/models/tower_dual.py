@@ -10,7 +10,7 @@ from torch import nn
 
 from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.lora import add_adapters
-from dcdctl.core.models.networks.towers import Tower, TrainedParts, depth_of, freeze_others, set_depthwise_in_float32
+from dcdctl.core.models.networks.towers import Tower, TrainedParts, freeze_others, set_depthwise_in_float32
 
 
 class TowerDual(DualEncoder):
@@ -51,7 +51,3 @@ class TowerDual(DualEncoder):
         merged = copy.deepcopy(self)
         merged.merge_adapters()
         return merged.digest
-
-    def depth_of(self, parameter: str) -> int:
-        """Distance of a parameter from the top of its tower."""
-        return depth_of(self.towers, parameter)

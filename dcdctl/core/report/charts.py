@@ -1,5 +1,4 @@
-"""Charts of a report as SVG inside the page: text is the page's text, colors are the page's CSS variables, light and
-dark.
+"""Charts of a report as SVG inside the page: text is the page's text, colors are the page's CSS variables.
 
 matplotlib draws each chart; its SVG is then adapted to a page with other charts. The same numbers give the same bytes.
 """

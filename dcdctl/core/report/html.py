@@ -1,5 +1,4 @@
-"""HTML pages in one file each: images are embedded, nothing is loaded from elsewhere, and light and dark modes are
-supported.
+"""HTML pages in one file each: images are embedded, and nothing is loaded from elsewhere.
 
 The templates are in assets/templates.
 """

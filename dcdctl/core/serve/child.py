@@ -24,7 +24,7 @@ from dcdctl.core.serve.app import build
 from dcdctl.core.serve.connections import fit_to_open_files
 from dcdctl.core.serve.job import Job
 from dcdctl.core.serve.keys import Keys
-from dcdctl.core.serve.listener import HANGUP, handled, http_server, is_loopback
+from dcdctl.core.serve.listener import handled, http_server, is_loopback
 from dcdctl.core.serve.metrics import Shared
 from dcdctl.core.serve.workers import LiveSearcher
 
@@ -59,9 +59,9 @@ def run(
     if control is not None:
         # A daemon, because it waits for its parent until the process ends.
         threading.Thread(target=_obey, args=(job, searcher, server, control), daemon=True).start()
-    elif HANGUP is not None:
+    else:
         # A reload takes seconds, in which requests are answered.
-        handlers[HANGUP] = lambda *_: threading.Thread(target=reload, args=(job, searcher), daemon=True).start()
+        handlers[signal.SIGHUP] = lambda *_: threading.Thread(target=reload, args=(job, searcher), daemon=True).start()
     with handled(handlers):
         server.run(sockets=[listener])
 

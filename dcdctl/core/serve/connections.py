@@ -7,6 +7,7 @@ occupies a socket, which is an open file, so without a cap some hundred such cli
 from __future__ import annotations
 
 import asyncio
+import resource
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,11 +52,7 @@ def fit_to_open_files(config: ServiceConfig) -> ServiceConfig:
 
 
 def open_file_limit() -> int | None:
-    """How many files the process may open; None if the system has no limit, or none that Python can read."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
+    """How many files the process may open; None if the system has no limit, or does not list the open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY or not OPEN_FILES.is_dir() else soft
 

@@ -60,9 +60,6 @@ def followed(job: Job) -> Iterator[None]:
 def _without_interrupts() -> Iterator[None]:
     """A block whose processes are started deaf to Ctrl-C, which goes to all processes of a terminal: the service ends
     them."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
     # The process of multiprocessing itself comes first: its start would let the signal through again.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import math
-import os
 import signal
 import socket
 import threading
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 # The default of uvicorn.
 BACKLOG = 2048
-HANGUP = getattr(signal, "SIGHUP", None)
-"""The signal to open the index and the models again; Windows has none."""
 
 
 @contextmanager
@@ -42,10 +39,8 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         )[0]
         listener = socket.socket(family, kind, protocol)
     with listener:
-        # Without it, a restart would have to wait until closed connections time out. On Windows it lets two programs
-        # share a port.
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Without it, a restart would have to wait until closed connections time out.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with _bind_errors(host, port):
             listener.bind(address)
         yield listener

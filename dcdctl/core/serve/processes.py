@@ -22,7 +22,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core.errors import ConfigError, DcdError
+from dcdctl.core.errors import DcdError
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.job import Job
 from dcdctl.core.serve.listener import handled
@@ -65,11 +65,6 @@ def supervise(job: Job, listener: socket.socket, on_ready: Callable[[int], None]
 
     `on_ready` gets the number of images once all answer. The error of a process that cannot start.
     """
-    if sys.platform == "win32":
-        raise ConfigError(
-            "several processes need a system that shares sockets between them, which Windows does not",
-            hint="--processes 1",
-        )
     # Signals arrive as messages, so that one call waits for them and for the processes.
     signals, arrived = multiprocessing.Pipe(duplex=False)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -26,7 +26,7 @@ from .job import CacheCost, CacheJob, cache_scores, command_to_compare, preview_
 from .picks import NO_PICK, CaptionPicks, NoPicks, Threshold, find_picks, find_threshold
 from .score_files import READERS, read_batches
 from .score_work import ScoredWork, ScoreWorkJob, score_work
-from .scores import TeacherScores, check_weights
+from .scores import TeacherScores
 from .spread import lack_of_order, measure_spread
 from .summary import cache_document, cache_facts, summarize_cache
 from .text_cache import TextCache, TextCacheJob, cache_texts, read_text_cache, text_cache_facts, verify_texts
@@ -66,7 +66,6 @@ __all__ = [
     "cache_texts",
     "check_candidates",
     "check_embedding",
-    "check_weights",
     "command_to_compare",
     "embed_corpus",
     "embedding_plan",

@@ -103,7 +103,7 @@ def without_refused_roles(old: Pairs, corpus: Corpus, config: CandidateConfig, t
     """Pairs of an old cache with their scores, and with only the roles that the new plan allows.
 
     A pair is no candidate of a direction that the plan lacks, nor if the plan's filter calls it a false negative. A
-    pool has no positives. The margins of the new plan apply to all candidates when the cache is read.
+    pool has no positives. The margin of the new plan applies to all candidates when the cache is read.
     """
     # A pool has no positives.
     own = 0 if corpus.is_pool else POSITIVE
@@ -339,11 +339,11 @@ def seal(build: Build) -> None:
 
     def document_of(listed: dict[str, artifacts.Document]) -> artifacts.Document:
         dropped = artifacts.read_document(build.folder / DROPPED_FILE, hint=CACHE.remake)
-        by_margins = TeacherCache(build.folder, build.plan, {"files": listed}).candidates.dropped
+        by_margin = TeacherCache(build.folder, build.plan, {"files": listed}).candidates.dropped
         return {
             "format": CACHE.format,
             "pairs": sum(part["pairs"] for part in listed.values() if "pairs" in part),
-            "dropped": {**dropped, **by_margins},
+            "dropped": {**dropped, **by_margin},
             "versions": versions(),
             "files": listed,
         }

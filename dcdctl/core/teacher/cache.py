@@ -22,7 +22,7 @@ from dcdctl.core.data import Corpus, Flags, Indices, RaggedArray, Scores, Values
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import CACHE, TEACHER_NAME, pairs_name, read_pairs, shards_of
 from dcdctl.core.teacher.candidate_lists import POSITIVE, ROLES, Candidates
-from dcdctl.core.teacher.scores import AverageScores, TeacherScores, check_weights, in_range
+from dcdctl.core.teacher.scores import AverageScores, TeacherScores, in_range
 
 
 class TeacherCache(TeacherScores):
@@ -93,37 +93,31 @@ class TeacherCache(TeacherScores):
 
     @cached_property
     def candidates(self) -> Candidates:
-        """The negatives of every query, without those that score too close to the query's positives (the margins of the
+        """The negatives of every query, without those that score too close to the query's positives (the margin of the
         plan)."""
         image_P, text_P = self.scored_pairs
-        margins = [self.plan["candidates"][f"{kind}_margin"] for kind in ("absolute", "relative")]
+        margin = self.plan["candidates"]["relative_margin"]
         lists, num_near = [], 0
         for direction, role in ROLES.items():
             query_P, value_P = direction.query_first(image_P, text_P)
             count, _ = direction.query_first(self.num_images, self.num_texts)
             is_candidate = (self.role_P & role) > 0
-            if margins != [None, None]:
-                is_near = is_candidate & self._is_near(query_P, count, *margins)
+            if margin is not None:
+                is_near = is_candidate & self._is_near(query_P, count, margin)
                 num_near += int(is_near.sum())
                 is_candidate &= ~is_near
             # Stable, so that the images of a caption stay sorted.
             order = np.flatnonzero(is_candidate)
             order = order[np.argsort(query_P[order], kind="stable")]
             lists.append(RaggedArray.from_sorted(query_P[order], value_P[order], count))
-        return Candidates(lists[0], lists[1], {} if margins == [None, None] else {"margins": num_near})
+        return Candidates(lists[0], lists[1], {} if margin is None else {"margin": num_near})
 
-    def _is_near(
-        self, query_P: NDArray[Any], num_queries: int, absolute: float | None, relative: float | None
-    ) -> Flags:
-        """Whether a pair's score is within the plan's margins of the mean score of its query's positives."""
+    def _is_near(self, query_P: NDArray[Any], num_queries: int, margin: float) -> Flags:
+        """Whether a pair's score is within a margin of the mean score of its query's positives, as sigmoids."""
         is_positive = (self.role_P & POSITIVE) > 0
         sums = np.bincount(query_P[is_positive], self.score_P[is_positive], num_queries)
         mean_P = (sums / np.maximum(np.bincount(query_P[is_positive], minlength=num_queries), 1))[query_P]
-        is_near = np.zeros(self.num_pairs, dtype=bool)
-        if absolute is not None:
-            is_near |= self.score_P > mean_P - absolute
-        if relative is not None:
-            is_near |= _sigmoid(self.score_P) > _sigmoid(mean_P) * (1 - relative)
+        is_near: Flags = _sigmoid(self.score_P) > _sigmoid(mean_P) * (1 - margin)
         return is_near
 
     @cached_property
@@ -164,7 +158,7 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
 
 
 def _sigmoid(logits: NDArray[Any]) -> Values:
-    import torch  # for margins alone: caches are inspected and verified without it
+    import torch  # for a margin alone: caches are inspected and verified without it
 
     # In float64: in float32 the sigmoid of every logit above about 17 is 1, and a margin could not tell them apart.
     return torch.from_numpy(np.asarray(logits, dtype=np.float64)).sigmoid().numpy()
@@ -211,12 +205,11 @@ class TeacherEnsemble(AverageScores):
         return [(float(scores.mean()), float(scores.std()) or 1.0) for scores in shared]
 
 
-def read_caches(caches: Sequence[TeacherCache], weights: Sequence[float]) -> TeacherCache | TeacherEnsemble | None:
+def read_caches(caches: Sequence[TeacherCache]) -> TeacherCache | TeacherEnsemble | None:
     """None, the only cache, or an ensemble of several caches.
 
-    ConfigError if the number of weights differs from the number of caches, or if two caches hold the same scores.
+    ConfigError if two caches hold the same scores.
     """
-    check_weights(weights, len(caches), "caches")
     if len(caches) < 2:
         return caches[0] if caches else None
     # By content: the paths of one folder may differ by a link or a spelling, and a copy counts its teacher twice as
@@ -227,7 +220,7 @@ def read_caches(caches: Sequence[TeacherCache], weights: Sequence[float]) -> Tea
         if content in folders:
             raise ConfigError(
                 f"{folders[content]} and {cache.folder} are one cache, by the checksums of their files",
-                hint="name each cache once; teachers.weights gives the caches different shares",
+                hint="name each cache once",
             )
         folders[content] = cache.folder
-    return TeacherEnsemble(caches, weights)
+    return TeacherEnsemble(caches)

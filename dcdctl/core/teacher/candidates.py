@@ -22,7 +22,6 @@ from dcdctl.core.config import (
     NOT_EMPTY,
     Count,
     Fraction,
-    Logit,
     Natural,
     Repeated,
     Seed,
@@ -76,11 +75,9 @@ class CandidateConfig:
     """Images whose 64-bit difference hashes differ in at most this many bits count as duplicates: neither is a negative
     for the other's captions, in a cache and in the batches of a training; in a pool, for the texts that the teacher
     picked it for. Unset: duplicates are not searched for."""
-    absolute_margin: Logit | None = None
-    """Removes negatives that score above the mean score of the query's positives minus this margin. Unset: no
-    margin."""
     relative_margin: Fraction | None = None
-    """The same for sigmoids of the scores: removes negatives above the positives' mean times (1 - margin)."""
+    """Removes negatives whose score, as a sigmoid, is above that of the mean score of the query's positives times (1 -
+    margin). Unset: no margin."""
     block_size: Annotated[int, between(2, MOST)] = 32
     """blocks: images per block."""
     rounds: Repeated = 1
@@ -146,12 +143,11 @@ def check_candidates(corpus: Corpus, config: CandidateConfig) -> None:
     for what, count in (("images", corpus.num_images), ("texts", corpus.num_captions)):
         if not count:
             raise CorpusError(f"{name} has no {what}, and a teacher scores pairs of both")
-    for setting in ("absolute_margin", "relative_margin"):
-        if (value := getattr(config, setting)) is not None:
-            raise ConfigError(
-                f"candidates.{setting} is {value:g} and needs positives, which {name} lacks",
-                hint=f"use a recipe without candidates.{setting}",
-            )
+    if config.relative_margin is not None:
+        raise ConfigError(
+            f"candidates.relative_margin is {config.relative_margin:g} and needs positives, which {name} lacks",
+            hint="use a recipe without candidates.relative_margin",
+        )
     if config.kind == "lexical":
         _words_of_images(corpus)
 

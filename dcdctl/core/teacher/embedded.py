@@ -26,7 +26,7 @@ from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualEncoder, LateInteraction, Searchable, States
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.teacher.scores import AverageScores, TeacherScores, check_weights, in_range
+from dcdctl.core.teacher.scores import AverageScores, TeacherScores, in_range
 
 ROWS_AT_A_TIME = 8192
 """Vectors converted to float64 at a time, so that no copy of all of them is made."""
@@ -123,8 +123,8 @@ class EmbeddedTeachers(AverageScores):
     noun = "teachers"
     teachers: Sequence[EmbeddedTeacher]
 
-    def __init__(self, teachers: Sequence[EmbeddedTeacher], weights: Sequence[float] = ()) -> None:
-        super().__init__(teachers, weights)
+    def __init__(self, teachers: Sequence[EmbeddedTeacher]) -> None:
+        super().__init__(teachers)
         # Before worker processes copy this object: each would compute them again.
         _ = self._moments
 
@@ -137,17 +137,16 @@ EmbeddedScores = EmbeddedTeacher | LateTeacher | EmbeddedTeachers
 NamedModels = Sequence[tuple[str, Searchable]]
 
 
-def check_embedding(named: NamedModels, weights: Sequence[float] = ()) -> None:
-    """ConfigError for models that are not averaged: if the number of weights differs from theirs, if two of them are
-    the same model, or if one of several is a late-interaction model."""
-    check_weights(weights, len(named), "teachers")
+def check_embedding(named: NamedModels) -> None:
+    """ConfigError for models that are not averaged: if two of them are the same model, or if one of several is a
+    late-interaction model."""
     names: dict[str, str] = {}
     for name, model in named:
         # By fingerprint, as for caches: a copy of a model counts its teacher twice as well.
         if model.digest in names:
             raise ConfigError(
                 f"the teachers {names[model.digest]} and {name} are one model, by their fingerprints",
-                hint="name each teacher once; teachers.weights gives the teachers different shares",
+                hint="name each teacher once",
             )
         names[model.digest] = name
         if model.kind != "dual" and len(named) > 1:
@@ -163,19 +162,17 @@ def embedding_plan(named: NamedModels, corpus: Corpus, compute: Compute) -> Any:
     return plans if len(plans) > 1 else plans[0]
 
 
-def embed_corpus(
-    named: NamedModels, corpus: Corpus, compute: Compute, weights: Sequence[float] = (), track: Track = silent
-) -> EmbeddedScores:
+def embed_corpus(named: NamedModels, corpus: Corpus, compute: Compute, track: Track = silent) -> EmbeddedScores:
     """The scores of all pairs of a corpus by one teacher, a dual encoder or a late-interaction model, or by the average
     of several dual encoders. Each model encodes the corpus once.
 
     It reads its stored features where `compute` names a folder and it has encoders; otherwise images and captions.
     ConfigError as from `check_embedding`, ModelError if a vector is not finite.
     """
-    check_embedding(named, weights)
+    check_embedding(named)
     duals = [_embed_dual(model, corpus, compute, track) for _, model in named if model.kind == "dual"]
     if len(duals) > 1:
-        return EmbeddedTeachers(duals, weights)
+        return EmbeddedTeachers(duals)
     ((_, model),) = named
     return duals[0] if model.kind == "dual" else _embed_late(model, corpus, compute, track)
 

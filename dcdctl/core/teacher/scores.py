@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dcdctl.core.data import Indices, Scores
-from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.errors import StaleError
 from dcdctl.core.teacher.candidate_lists import Candidates
 
 
@@ -40,8 +40,8 @@ class TeacherScores(ABC):
 class AverageScores(TeacherScores):
     """Several teachers as one.
 
-    Each teacher's scores are standardized over the pairs that all teachers have scored, averaged with weights, and
-    scaled to the weighted mean of the teachers' means and standard deviations. The average is thus a logit like theirs,
+    Each teacher's scores are standardized over the pairs that all teachers have scored, averaged, and scaled to the
+    mean of the teachers' means and standard deviations. The average is thus a logit like theirs,
     and a temperature keeps its meaning. Pairs without a score of every teacher have none: an average over fewer
     teachers would be another kind of score.
     """
@@ -49,16 +49,13 @@ class AverageScores(TeacherScores):
     noun: str
     """What messages call the teachers."""
 
-    def __init__(self, teachers: Sequence[TeacherScores], weights: Sequence[float] = ()) -> None:
-        """`weights` are normalized to a sum of 1; equal weights if empty. StaleError for teachers of different
-        corpora."""
+    def __init__(self, teachers: Sequence[TeacherScores]) -> None:
+        """StaleError for teachers of different corpora."""
         if len({teacher.plan["corpus"] for teacher in teachers}) > 1:
             raise StaleError(
                 f"the {self.noun} are of different corpora",
                 hint="make each with the same --data, --split and --max-images",
             )
-        shares = np.array(weights or [1.0] * len(teachers))
-        self.weights = shares / shares.sum()
         self.plan = [teacher.plan for teacher in teachers]
         self.teachers = teachers
 
@@ -69,16 +66,11 @@ class AverageScores(TeacherScores):
 
     def lookup(self, image_ix: Indices, text_ix: Indices) -> Scores:
         total: Any = 0.0
-        for teacher, weight, (mean, spread) in zip(self.teachers, self.weights, self._moments, strict=True):
-            total = total + weight * (teacher.lookup(image_ix, text_ix) - mean) / spread
-        mean, spread = np.average(self._moments, axis=0, weights=self.weights)
+        share = 1 / len(self.teachers)
+        for teacher, (mean, spread) in zip(self.teachers, self._moments, strict=True):
+            total = total + share * (teacher.lookup(image_ix, text_ix) - mean) / spread
+        mean, spread = np.mean(self._moments, axis=0)
         return np.asarray(total * spread + mean, dtype=np.float32)
-
-
-def check_weights(weights: Sequence[float], num_teachers: int, noun: str) -> None:
-    """ConfigError if there are weights, and not one for each teacher."""
-    if len(weights) not in (0, num_teachers):
-        raise ConfigError(f"teachers.weights has {len(weights)} numbers, and there are {num_teachers} {noun}")
 
 
 def in_range(image_ix: Indices, text_ix: Indices, num_images: int, num_texts: int) -> tuple[Indices, Indices]:

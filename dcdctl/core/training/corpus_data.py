@@ -112,7 +112,7 @@ class CorpusData:
             return Teachers(start=inputs.load_teacher(caches, track))
         needs_width = bool(recipe.loss.vector_terms) and not recipe.model.learns_teacher_space
         duals = inputs.load_dual_teachers(with_vectors=needs_width)
-        check_embedding(duals, _teacher_weights(self.plan))
+        check_embedding(duals)
         first: Any = duals[0][1]
         return Teachers(
             start=first if recipe.model.learns_teacher_space else None,
@@ -149,10 +149,9 @@ class CorpusData:
         """Embed the corpora with the dual teachers, and open the images, or the stored features of the model's
         encoders."""
         plan, recipe, compute = self.plan, self.recipe, self.plan.options.compute
-        weights = _teacher_weights(plan)
 
         def embed(corpus: Corpus) -> EmbeddedScores:
-            scores = embed_corpus(teachers.duals, corpus, compute, weights, track)
+            scores = embed_corpus(teachers.duals, corpus, compute, track)
             if recipe.model.learns_teacher_space:
                 assert not isinstance(scores, EmbeddedTeachers)
                 model.known_images = {**model.known_images, corpus.fingerprint: scores.image_states}
@@ -258,10 +257,8 @@ def open_data(plan: TrainingPlan, track: Track, *, is_preview: bool = False) -> 
     validated = validation.open_corpora(recipe.validation, inputs.validation_data, corpora[0])
     judged = validation.judged_corpora(recipe, validated)
     groups = caches_of([*corpora, *judged.values()], caches)
-    # With dual teachers alone, teachers.weights are their shares.
     embeds = plan.use.embeds
-    weights = () if embeds and not inputs.caches else recipe.teachers.weights
-    cached = [read_caches(group, weights if group or not caches else ()) for group in groups]
+    cached = [read_caches(group) for group in groups]
     _check_parts(plan, corpora, cached)
     by_name = zip(judged, cached[len(corpora) :], strict=True)
     judged_caches = {name: scores for name, scores in by_name if scores is not None}
@@ -377,11 +374,6 @@ def _auto_temperature(cached: Sequence[TeacherCache | TeacherEnsemble | None]) -
             hint="set a number",
         )
     return spread.temperature
-
-
-def _teacher_weights(plan: TrainingPlan) -> Sequence[float]:
-    """The shares of dual teachers. With caches, `teachers.weights` are the caches' shares."""
-    return () if plan.inputs.caches else plan.recipe.teachers.weights
 
 
 def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:

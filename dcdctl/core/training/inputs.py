@@ -20,8 +20,8 @@ from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import Scorer, Searchable
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.teacher import OF_ANOTHER, TeacherCache, check_weights, command_to_compare, read_cache
-from dcdctl.core.training.negatives import check_margins
+from dcdctl.core.teacher import OF_ANOTHER, TeacherCache, command_to_compare, read_cache
+from dcdctl.core.training.negatives import check_margin
 from dcdctl.core.training.recipe import Recipe
 
 PROPOSALS = (
@@ -241,8 +241,7 @@ def check_teachers(recipe: Recipe, inputs: InputRefs, use: TeacherUse) -> None:
             if "fusion" in kinds and recipe.model.embeds_sides:
                 way = f"{PROPOSALS}, or {way}"
             raise ConfigError(f"{asks} needs the teacher's scores", hint=way)
-        check_weights(recipe.teachers.weights, num_models, "teachers")
-        check_margins(recipe)
+        check_margin(recipe)
     elif recipe.loss.vector_terms or is_query:
         return
     elif duals and inputs.caches:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +21,6 @@ from dcdctl.core import distributed
 from dcdctl.core.devices import read_ahead
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, InputError
-from dcdctl.core.models import DualEncoder
 from dcdctl.core.progress import Watch, silent, step_bar
 from dcdctl.core.training import checkpoints, grad_cache, loggers
 from dcdctl.core.training.batches.batch import MicroBatchPlan
@@ -225,8 +224,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     """AdamW over the trainable parameters; no weight decay on biases, LayerNorms and other vectors.
 
     Each group carries `lr_factor`, a factor of the learning rate, and `decay`, from which `set_rates` sets the rates of
-    a step. The factor is that of `lr_factors`, times `layer_decay` to the power of the parameter's depth. ConfigError
-    if a part in `lr_factors` has no parameters, ModelError if rates depend on the depth in a model without towers.
+    a step. The factor is that of `lr_factors`. ConfigError if a part in `lr_factors` has no parameters.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     used_parts = set()
@@ -235,8 +233,6 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         used_parts.update(parts)
         if parameter.requires_grad:
             factor = config.lr_factors[parts[0]] if parts else 1.0
-            if config.layer_decay < 1:
-                factor *= config.layer_decay ** cast(DualEncoder, model).depth_of(name)
             groups.setdefault((factor, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     if unused := config.lr_factors.keys() - used_parts:
         raise ConfigError(

@@ -61,14 +61,13 @@ def check(recipe: Recipe, *, has_cache: bool) -> None:
             f"batch.negatives is mined, and candidates.directions lacks {', '.join(missing)}",
             hint="set candidates.directions to those of the batch",
         )
-    check_margins(recipe)
+    check_margin(recipe)
 
 
-def check_margins(recipe: Recipe) -> None:
-    """ConfigError if a recipe without a cache has margins, which remove candidates by the scores of all of them."""
-    for name in ("absolute_margin", "relative_margin"):
-        if getattr(recipe.candidates, name) is not None:
-            raise ConfigError(f"candidates.{name} is for the candidates of a cache", hint="leave it out")
+def check_margin(recipe: Recipe) -> None:
+    """ConfigError if a recipe without a cache has a margin, which removes candidates by the scores of all of them."""
+    if recipe.candidates.relative_margin is not None:
+        raise ConfigError("candidates.relative_margin is for the candidates of a cache", hint="leave it out")
 
 
 def mine(source: Source, recipe: Recipe, device: torch.device = CPU, track: Track = silent) -> Candidates:

@@ -122,7 +122,7 @@ def count_picks(recipe: Recipe, inputs: InputRefs) -> Picked:
     pool, prints = corpora[-1], [corpus.fingerprint for corpus in corpora]
     # Not those of validation corpora.
     caches = [cache for cache in caches if cache.plan["corpus"] in prints]
-    scores = [read_caches(group, ()) for group in caches_of(corpora, caches)]
+    scores = [read_caches(group) for group in caches_of(corpora, caches)]
     recipe = with_number(recipe, choose_threshold(recipe, corpora, scores))
     threshold = recipe.pool.pseudo_positive_above
     if threshold is None:

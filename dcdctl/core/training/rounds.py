@@ -32,7 +32,6 @@ from dcdctl.core.teacher import (
     TeacherCache,
     cache_scores,
     check_candidates,
-    check_weights,
     fewest_pairs,
     most_pairs,
     read_cache,
@@ -298,7 +297,6 @@ def sets_of_captions(recipe: Recipe) -> tuple[str, ...]:
     the first pairs, and the baseline of a study with random batches."""
     sets = (
         *sets_of_own_loss(recipe),
-        "teachers.weights=[]",
         "pool.pseudo_positive_above=none",
         f"pool.precision={PoolConfig.precision}",
         "pool.rounds=none",
@@ -338,7 +336,6 @@ def _check_rounds(rounds: Rounds, recipe: Recipe) -> None:
                 "candidates.kind is blocks, whose images are grouped by vectors, and a late model has none",
                 hint="set candidates.kind to embedding",
             )
-    check_weights(recipe.teachers.weights, 1, "caches")
     if rounds.captions is not None:
         check_candidates(rounds.captions.open(), candidates)
     check_candidates(rounds.place.open(), candidates)

@@ -139,13 +139,6 @@ class LateDual(LateInteraction):
         self.as_dual.train(mode)
         return self
 
-    def depth_of(self, parameter: str) -> int:
-        """Distance of a parameter from the top of its tower; 0 for the projections of tokens."""
-        prefix = "network.dual."
-        if not parameter.startswith(prefix):
-            return 0
-        return self.as_dual.depth_of(f"network.{parameter.removeprefix(prefix)}")
-
     def set_dropout(self, probability: float) -> None:
         """Set the dropout of the dual encoder."""
         self.as_dual.set_dropout(probability)

@@ -29,7 +29,7 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.backbones import in_kernel_order
 from dcdctl.core.models.networks.open_clip_towers import find_towers
-from dcdctl.core.models.networks.towers import TrainedParts, depth_of, freeze_others
+from dcdctl.core.models.networks.towers import TrainedParts, freeze_others
 from dcdctl.core.models.open_clip_tokenizer import OpenClipTokenizer
 from dcdctl.core.models.overrides import Overrides, read_overrides
 from dcdctl.core.models.protocols import ExportSpec, Table
@@ -197,10 +197,6 @@ class OpenClipDual(DualEncoder):
         # All weights need no towers, which not every encoder has.
         freeze_others(self, () if parts.which == "all" else find_towers(self.network), parts)
         self.train(self.training)
-
-    def depth_of(self, parameter: str) -> int:
-        """Distance of a parameter from the top of its tower."""
-        return depth_of(find_towers(self.network), parameter)
 
     def set_dropout(self, probability: float) -> None:
         """ModelError: open_clip's encoders have no dropout of embeddings and sublayer outputs."""

@@ -265,11 +265,6 @@ class FusionConfig(ImageTextConfig):
 
     def check(self, recipe: Recipe) -> None:
         refuse_vector_losses(recipe)
-        if recipe.optimizer.layer_decay < 1:
-            raise ConfigError(
-                "optimizer.layer_decay is for dual encoders, and model.kind is fusion",
-                hint="set it to 1; optimizer.lr_factors sets the rates of parts of a fusion model",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,18 +47,6 @@ MOST_ROWS = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeachersConfig:
-    """The `[teachers]` table: how several caches are averaged."""
-
-    weights: tuple[Positive, ...] = ()
-    """Share of each cache, in the order of --cache; empty for equal shares. Scores are brought to one scale, then
-    averaged."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "teachers")
-
-
-@dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     """The `[batch]` table: what one optimizer step sees."""
 
@@ -135,9 +123,6 @@ class OptimizerConfig:
     lr_factors: dict[str, Positive] = field(default_factory=dict)
     """Part of the model (a component of its parameters' dotted names, such as text_layers) -> factor of the learning
     rate."""
-    layer_decay: Annotated[float, between(0, 1, "(]")] = 1.0
-    """dual: factor of the learning rate from one layer to the one below it. Projections and final norms have the whole
-    rate, the last layer of N this factor, and the embeddings its power N + 1."""
     weight_decay: NotNegative = 0.01
     """Not applied to biases and LayerNorms."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
@@ -218,7 +203,6 @@ class Recipe:
     seed: Seed = 0
     """Seed of new weights, batches and dropout."""
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
-    teachers: TeachersConfig = field(default_factory=TeachersConfig)
     model: Annotated[ModelConfig, OneOf("kind")] = field(default_factory=FusionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
