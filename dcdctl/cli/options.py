@@ -42,8 +42,7 @@ ALSO_READ_FROM_URLS = (
     ("prepare", "images"),
     ("copy", "source"),
     ("copy", "target"),
-    ("score-work", "out"),
-    ("embed-work", "out"),
+    ("work", "out"),
 )
 MOST = 10**9
 """As `core.config.MOST`, which is not imported for --help."""
@@ -189,6 +188,7 @@ ModelRef = Annotated[Ref, model_argument, str]
 AnyIndex = Annotated[
     str, argument("Folder written by `dcdctl index`, or the URL of a store (docs/indexing.md).", "INDEX")
 ]
+IndexFolder = Annotated[str, argument("Folder written by `dcdctl index`.", "INDEX")]
 Teacher = Annotated[Ref, reads_model("--teacher", TEACHER_HELP, "REF"), str]
 Rerank = Annotated[
     Ref | None,
