@@ -17,7 +17,7 @@ The exact answer comes from a flat index over the same files. Latencies are for 
 without the encoder, with the files in the system's cache: p50 and p95 of ten hits with their names and columns.
 Filtered queries have a condition on a column that one image in a hundred meets. Processor milliseconds are the sum over
 all threads of this process, without those of a server, and hardly grow when other work runs beside. The opening time is
-measured in a warm process. A store is filled by the upload of `dcdctl index --to`, which replaces what the URL holds;
+measured in a warm process. A store is filled by the upload of `dcdctl upload`, which replaces what the URL holds;
 its build time includes the upload. Ends with one JSON line.
 """
 

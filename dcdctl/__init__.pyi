@@ -7,14 +7,13 @@ if typing.TYPE_CHECKING:
     from .api.training import (
         cache_teacher,
         distill,
-        embed_work,
         finetune_teacher,
         load,
         load_recipe,
         photos,
         prepare,
-        score_work,
         study,
+        work,
     )
     from .core.bench import BenchConfig
     from .core.data import Corpus, StreamConfig
@@ -61,7 +60,6 @@ __all__ = [
     "cache_teacher",
     "compare",
     "distill",
-    "embed_work",
     "evaluate",
     "export",
     "finetune_teacher",
@@ -69,6 +67,6 @@ __all__ = [
     "load_recipe",
     "photos",
     "prepare",
-    "score_work",
     "study",
+    "work",
 ]

@@ -59,7 +59,7 @@ A_FILE = re.compile(rf"[\w.*/-]*[\w*]\.(?:{ENDINGS})|\.ckpt")
 TABLE = re.compile(r"\[\[?([a-z_]+)[^\]]*\]\]?")
 OTHER_TABLES = {"expected", "facts", "files", "sources"}
 """Tables of manifests and of claims.toml."""
-SETTINGS = {"index": IndexConfig, "bench": BenchConfig, "serve": ServiceConfig}
+SETTINGS = {"index": IndexConfig, "change": IndexConfig, "bench": BenchConfig, "serve": ServiceConfig}
 """What --set changes in a command; in a training, a cache and a study it is the recipe."""
 
 

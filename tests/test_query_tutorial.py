@@ -22,7 +22,7 @@ def test_four_commands_lead_from_a_dual_encoder_to_a_search_by_its_query_student
     dual_run: Path, scenes_corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, query, index = tmp_path / "cache", tmp_path / "query", tmp_path / "index"
-    run("cache-teacher", "--teacher", dual_run, "--texts", scenes_corpus_dir, "--out", cache, "--device", "cpu")
+    run("cache-texts", "--teacher", dual_run, "--texts", scenes_corpus_dir, "--out", cache, "--device", "cpu")
     sets = [word for each in ("model.text=", "optimizer.steps=2", "batch.size=4") for word in ("--set", each)]
     steps = (*sets, "--device", "cpu", "--workers", "0")
     monkeypatch.setattr(sys, "argv", ["dcdctl", "distill", "--cache", str(cache)])  # for run.json

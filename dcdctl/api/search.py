@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import pyarrow as pa
 from PIL import Image
@@ -18,7 +18,7 @@ from dcdctl.api import views
 from dcdctl.api.arguments import say
 from dcdctl.api.views import Query
 from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, optional_ref, path, takes
-from dcdctl.cli.index import Embedding, IndexOptions, NewIndex, say_of_query_model, table_or_path
+from dcdctl.cli.index import Embedding, NewIndex, say_of_query_model, table_or_path
 from dcdctl.core import config, search, stores
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.search import (
@@ -54,16 +54,8 @@ class Index(search.FolderIndex):
         Columns are set as by `set_columns`.
         """
         settings = {} if arguments.settings is None else config.flatten(config.to_table(arguments.settings))
-        changes = IndexOptions(sets=assignments(settings)).for_index(arguments, say)
         with api.same_threads():
-            search.build_index(
-                os.fspath(arguments.model),
-                path(arguments.images),
-                path(arguments.out),
-                changes,
-                compute=arguments.compute(say),
-                track=api.track(arguments.progress),
-            )
+            search.build_index(arguments.job(say, assignments(settings)), track=api.track(arguments.progress))
         return Index.open(arguments.out)
 
     def upload(self, url: str, *, replace: bool = False, progress: bool = False) -> stores.Upload:
@@ -89,15 +81,15 @@ class Index(search.FolderIndex):
     ) -> IndexChange:
         """Add the new images of a folder or a corpus; returns how many, and the files that could not be read."""
         how = Embedding(engine=engine, workers=workers, batch_size=batch_size, device=device, progress=progress)
-        return self._embed(Changes(add=path(images), split=split), how)
+        with api.same_threads():
+            added = search.add_images(
+                str(self.folder), path(images), split=split, compute=how.compute(say), track=api.track(how.progress)
+            )
+        return self._after(added)
 
-    def remove(self, *names: str, gone: bool = False) -> IndexChange:
-        """Remove images by name or pattern ("2019/*"), and with `gone` those whose files no longer exist."""
-        return self._change(Changes(remove=names, remove_gone=gone))
-
-    def remove_gone(self) -> IndexChange:
-        """Remove the images whose files no longer exist; InputError if an image folder itself is gone."""
-        return self._change(Changes(remove_gone=True))
+    def remove(self, *names: str) -> IndexChange:
+        """Remove images by name or pattern ("2019/*")."""
+        return self._change(Changes(remove=names))
 
     def sync(
         self,
@@ -113,10 +105,12 @@ class Index(search.FolderIndex):
         A file of the same bytes under another name keeps its vectors and columns. If a folder has no images any more,
         nothing of it is removed, and the notes say so. The model is loaded only for images that it has not seen.
         """
-        if (same := search.up_to_date(self)) is not None:
-            return same
         how = Embedding(engine=engine, workers=workers, batch_size=batch_size, device=device, progress=progress)
-        return self._embed(Changes(sync=True), how)
+        with api.same_threads():
+            followed = search.sync_index(
+                str(self.folder), compute=lambda: how.compute(say), track=api.track(how.progress)
+            )
+        return self._after(followed)
 
     def watch(self, on_change: Callable[[IndexChange], None], *, stop: threading.Event | None = None) -> None:
         """Follow the image folders until `stop` is set, in this thread; `on_change` gets each change, the first at
@@ -132,7 +126,7 @@ class Index(search.FolderIndex):
     def moved(self, old: Ref, new: Ref) -> IndexChange:
         """Say that an image folder, or one above it, is at another place now; nothing is embedded. InputError if the
         index has no such folder, or if its images are not at the new place."""
-        return self._change(Changes(moved=(path(old), path(new))))
+        return self._after(search.move_images(str(self.folder), path(old), path(new)))
 
     def duplicates(self) -> list[search.SameImages]:
         """The groups of images that are copies of each other, or look alike."""
@@ -163,14 +157,13 @@ class Index(search.FolderIndex):
         """
         sets = () if exif is None else (f"exif={exif}",)
         changes = Changes(sets=sets, drop_columns=tuple(drop), metadata=table_or_path(metadata))
-        return self._change(changes, track=api.track(progress))
+        return self._change(changes, progress=progress)
 
-    def _embed(self, changes: Changes, how: Embedding) -> IndexChange:
-        with api.same_threads():
-            return self._change(changes, compute=how.compute(say), track=api.track(how.progress))
+    def _change(self, changes: Changes, *, progress: bool = False) -> IndexChange:
+        return self._after(search.change_index(str(self.folder), changes, track=api.track(progress)))
 
-    def _change(self, changes: Changes, **how: Any) -> IndexChange:
-        change = search.change_index(str(self.folder), changes, **how)
+    def _after(self, change: IndexChange) -> IndexChange:
+        """The change, which this object has too."""
         # In place, so that all who hold this index see the change.
         self._open(change.index.document)
         return change

@@ -1,5 +1,5 @@
-"""From captioned images to a trained student: `prepare`, `load`, `load_recipe`, `cache_teacher`, `score_work`,
-`embed_work`, `finetune_teacher`, `distill` and `study`; and `photos`, from a folder of photos to an index."""
+"""From captioned images to a trained student: `prepare`, `load`, `load_recipe`, `cache_teacher`, `work`,
+`finetune_teacher`, `distill` and `study`; and `photos`, from a folder of photos to an index."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from dcdctl.api.search import Index
 from dcdctl.cli.cache_teacher import CacheTeacher
 from dcdctl.cli.declare import Overrides, Ref, assignments, named, takes
 from dcdctl.cli.distill import Distill
-from dcdctl.cli.embed_work import EmbedWork
 from dcdctl.cli.finetune_teacher import FinetuneTeacher
 from dcdctl.cli.photos import Photos
 from dcdctl.cli.prepare import Prepare
-from dcdctl.cli.score_work import ScoreWork
 from dcdctl.cli.study import StudyArguments
 from dcdctl.cli.training_options import TrainingKind, TrainingRun
-from dcdctl.core import devices, models, search, teacher, training
+from dcdctl.cli.work import Work
+from dcdctl.core import devices, models, training
 from dcdctl.core.data import CorpusSummary
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Model
@@ -80,25 +79,15 @@ def cache_teacher(arguments: CacheTeacher) -> TeacherCache:
         return cache_scores(arguments.job(say), track=api.track(arguments.progress))
 
 
-@takes(ScoreWork)
-def score_work(arguments: ScoreWork) -> ScoredWork:
-    """Score files of the work list that `dcdctl cache-teacher --plan-only` writes, as a task of any engine.
+@takes(Work)
+def work(arguments: Work) -> ScoredWork | EmbeddedWork:
+    """Score or embed files of a work list, as a task of any engine: the pairs of `dcdctl cache-teacher --plan-only`, or
+    the images of `dcdctl index --plan-only` or of a corpus.
 
-    `work` is a file, a folder or a pattern, or several. Each gets a file of scores in `out`, unless it is there.
+    `files` is a file, a folder or a pattern, or several. Each gets a file of results in `out`, unless it is there.
     """
     with api.same_threads():
-        return teacher.score_work(arguments.job(say), track=api.track(arguments.progress))
-
-
-@takes(EmbedWork)
-def embed_work(arguments: EmbedWork) -> EmbeddedWork:
-    """Embed files of a list of images for `dcdctl index --vectors`, as a task of any engine.
-
-    `lists` are files that `dcdctl index --plan-only` writes, or Parquet files of a corpus. Each gets a file of vectors
-    in `out`, unless it is there.
-    """
-    with api.same_threads():
-        return search.embed_work(arguments.job(say), track=api.track(arguments.progress))
+        return arguments.run(say, api.track(arguments.progress))
 
 
 @takes(Distill)

@@ -11,12 +11,14 @@ import typer
 from dcdctl import __version__
 from dcdctl.cli.bench import bench
 from dcdctl.cli.cache_teacher import cache_teacher
+from dcdctl.cli.cache_texts import cache_texts
+from dcdctl.cli.change import change
 from dcdctl.cli.compare import compare
 from dcdctl.cli.convert import convert
 from dcdctl.cli.declare import as_typer
 from dcdctl.cli.demo import demo
 from dcdctl.cli.distill import distill
-from dcdctl.cli.embed_work import embed_work
+from dcdctl.cli.duplicates import duplicates
 from dcdctl.cli.evaluate import evaluate
 from dcdctl.cli.export import export
 from dcdctl.cli.finetune_teacher import finetune_teacher
@@ -27,13 +29,15 @@ from dcdctl.cli.photos import photos
 from dcdctl.cli.prepare import prepare
 from dcdctl.cli.recipes import recipes
 from dcdctl.cli.report import report
-from dcdctl.cli.score_work import score_work
 from dcdctl.cli.search import search
 from dcdctl.cli.serve import serve
 from dcdctl.cli.study import study
+from dcdctl.cli.sync import sync
+from dcdctl.cli.upload import upload
 from dcdctl.cli.verify import verify
 from dcdctl.cli.views.help import MAX_COLUMNS, HelpCommand
 from dcdctl.cli.views.terminal import ErrorGroup, show
+from dcdctl.cli.work import work
 
 app = typer.Typer(
     cls=ErrorGroup,
@@ -81,7 +85,13 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
         cache_teacher,
         "cache-teacher --data data/flickr30k --teacher runs/teacher --recipe vilt-flickr30k --out cache/flickr30k",
     ),
-    ("score-work", "Teacher", score_work, "score-work cache/teacher/work --teacher runs/teacher --out scores"),
+    (
+        "cache-texts",
+        "Teacher",
+        cache_texts,
+        "cache-texts --teacher runs/clip --texts data/flickr30k --out cache/texts",
+    ),
+    ("work", "Teacher", work, "work cache/teacher/work --model runs/teacher --out scores"),
     ("inspect", "Teacher", inspect, "inspect data/flickr30k"),
     ("distill", "Student", distill, "distill photos --data data/photos --features features --out runs/photos"),
     (
@@ -97,7 +107,10 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("report", "Proof", report, "report runs/student --teacher-eval runs/teacher --out report.html"),
     ("export", "Search", export, "export runs/dual --to onnx --out dual-onnx"),
     ("index", "Search", index, "index runs/photos --images photos --out photos.index"),
-    ("embed-work", "Search", embed_work, "embed-work list runs/dual --out vectors"),
+    ("sync", "Search", sync, "sync photos.index"),
+    ("change", "Search", change, "change photos.index --metadata photos.csv"),
+    ("duplicates", "Search", duplicates, "duplicates photos.index"),
+    ("upload", "Search", upload, "upload photos.index 'postgresql:///photos?table=photos'"),
     ("search", "Search", search, 'search photos.index "a dog in the snow"'),
     ("serve", "Search", serve, "serve photos.index"),
 ]

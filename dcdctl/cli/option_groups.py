@@ -3,7 +3,7 @@ cluster, batches), and the models behind a search."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -134,12 +134,11 @@ class Passes(Machine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inference(Machine, Cluster):
-    """Passes without gradients over a corpus, by this process or by an engine."""
+class Embeddings(Machine, Cluster):
+    """Passes without gradients, by this process or by an engine."""
 
     batch_size: PairBatchSize = None
     precision: Precision = "fp32"
-    features: Features = None
 
     def compute(self, say: Say) -> Compute:
         """The same as the core takes it, with the threads set; a message for a precision that is slower than fp32 on
@@ -152,9 +151,19 @@ class Inference(Machine, Cluster):
             threads=self.threads,
             precision=self.precision,
             batch_size=self.batch_size,
-            features=optional_path(self.features),
             say=say,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference(Embeddings):
+    """The same over the images of a corpus."""
+
+    features: Features = None
+
+    def compute(self, say: Say) -> Compute:
+        """The same as the core takes it, with the folder of features."""
+        return replace(super().compute(say), features=optional_path(self.features))
 
 
 @dataclass(frozen=True, kw_only=True)

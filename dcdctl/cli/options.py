@@ -40,8 +40,7 @@ READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
 """Parameters that also take a URL, in every command that has them."""
 ALSO_READ_FROM_URLS = (
     ("prepare", "images"),
-    ("score-work", "out"),
-    ("embed-work", "out"),
+    ("work", "out"),
 )
 MOST = 10**9
 """As `core.config.MOST`, which is not imported for --help."""
@@ -187,6 +186,7 @@ ModelRef = Annotated[Ref, model_argument, str]
 AnyIndex = Annotated[
     str, argument("Folder written by `dcdctl index`, or the URL of a store (docs/indexing.md).", "INDEX")
 ]
+IndexFolder = Annotated[str, argument("Folder written by `dcdctl index`.", "INDEX")]
 Teacher = Annotated[Ref, reads_model("--teacher", TEACHER_HELP, "REF"), str]
 Rerank = Annotated[
     Ref | None,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from dcdctl.cli import options
 from dcdctl.cli.declare import Ref, Refs, many, optional_ref, path
 from dcdctl.cli.distill import Distill
-from dcdctl.cli.index import IndexOptions, NewIndex
+from dcdctl.cli.index import NewIndex
 from dcdctl.cli.options import argument, reads, reads_model
 from dcdctl.cli.prepare import Prepare
 from dcdctl.cli.training_options import Text, Vision
@@ -150,21 +150,14 @@ class Photos:
         from dcdctl.core import search
         from dcdctl.core.search import STUDENT
 
-        library, images = self.library, path(self.images)
+        library = self.library
         if library.has_index:
             return search.sync_index(str(library.index), track=track)
         is_trained = self.lesson is not None
         model = str(library.run) if is_trained else str(self.pretrained)
-        new = NewIndex(model, images, library.index)
+        new = NewIndex(model, path(self.images), library.index)
         with self._naming_model():
-            made = search.build_index(
-                model,
-                images,
-                library.index,
-                IndexOptions().for_index(new, say),
-                compute=new.compute(say),
-                track=track,
-            )
+            made = search.build_index(new.job(say), track=track)
         library.write_model(STUDENT if is_trained else model)
         return made
 
@@ -228,7 +221,7 @@ class Photos:
             raise InputError(
                 f"{captions} is a folder, and the captions are a CSV file",
                 hint=f"for the photos of both folders: {self.command(images)}, then "
-                + shlex.join(["dcdctl", "index", str(self.library.index), "--add", str(captions)]),
+                + shlex.join(["dcdctl", "sync", str(self.library.index), "--add", str(captions)]),
             )
 
     @contextmanager

@@ -59,7 +59,7 @@ class Query:
     hybrid: Annotated[
         bool,
         configures(
-            "--hybrid", "Rank by the words of captions and file names too; the index needs `dcdctl index --keywords`."
+            "--hybrid", "Rank by the words of captions and file names too; the index needs --set keywords=true."
         ),
     ] = False
 

@@ -69,13 +69,12 @@ DECLARED = {
     "bench": "TimedModels",
     "cache_teacher": "CacheTeacher",
     "distill": "Distill",
-    "embed_work": "EmbedWork",
     "evaluate": "Evaluate",
     "export": "Export",
     "finetune_teacher": "FinetuneTeacher",
     "prepare": "Prepare",
-    "score_work": "ScoreWork",
     "study": "StudyArguments",
+    "work": "Work",
 }
 
 

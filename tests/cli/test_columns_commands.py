@@ -39,7 +39,7 @@ def index(noise_index, metadata, tmp_path_factory):
     folder = tmp_path_factory.mktemp("columns") / "index"
     shutil.copytree(noise_index, folder)
     dropped = [part for name in ("taken", "year", "camera") for part in ("--drop-column", name)]
-    done = run("index", folder, *dropped, "--metadata", metadata)
+    done = run("change", folder, *dropped, "--metadata", metadata)
     assert done.exit_code == 0, done.output
     assert done.stdout == f"12 images, 8 numbers each, search by flat, columns year, owner, day -> {folder}\n"
     assert f"note: not in the index: 1 image of {metadata}, such as 'absent.png'" in done.stderr
@@ -127,7 +127,7 @@ def test_an_index_is_built_with_columns_and_changed_without_embedding(noise_inde
     assert run(*words).exit_code == 0
     assert FolderIndex.open(tmp_path / "index").document.generation == generation
     monkeypatch.setattr("dcdctl.core.search.embed.embed", None)
-    done = run("index", tmp_path / "index", "--drop-column", "owner", "--drop-column", "day", "--json")
+    done = run("change", tmp_path / "index", "--drop-column", "owner", "--drop-column", "day", "--json")
     assert json.loads(done.stdout)["columns"] == ["year", "taken", "camera"]
 
 
@@ -155,9 +155,9 @@ def test_columns_of_a_corpus_travel_into_its_index(noise_index, tmp_path):
     ]
     # Values that were set since stay, and a corpus that is added to another index brings its own.
     (tmp_path / "m.csv").write_text("image,owner\ng.png,eve\n")
-    assert run("index", tmp_path / "index", "--metadata", tmp_path / "m.csv").exit_code == 0
-    assert run("index", tmp_path / "index", "--add", tmp_path / "corpus", *CPU).exit_code == 0
+    assert run("change", tmp_path / "index", "--metadata", tmp_path / "m.csv").exit_code == 0
+    assert run("sync", tmp_path / "index", "--add", tmp_path / "corpus", *CPU).exit_code == 0
     assert FolderIndex.open(tmp_path / "index").values("owner").to_pylist() == ["ann", "eve"]
     other = shutil.copytree(noise_index, tmp_path / "other")
-    assert run("index", other, "--add", tmp_path / "corpus", *CPU).exit_code == 0
+    assert run("sync", other, "--add", tmp_path / "corpus", *CPU).exit_code == 0
     assert FolderIndex.open(other).values("year").to_pylist() == [None] * 12 + [2020, 2021]

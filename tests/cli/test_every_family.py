@@ -244,8 +244,8 @@ def test_a_cache_holds_the_logits_of_the_library(made, cache):
     scored = read_cache(cache, corpus=made.corpus)
     assert min(made.logits_IT.std(axis=axis).min() for axis in (0, 1)) > 0.01
     np.testing.assert_allclose(scored.score_P, made.logits_IT[scored.image_P, scored.text_P], rtol=1e-4, atol=1e-4)
-    verified = run(f"cache-teacher {made.on_data} --teacher {made.ref} --out {cache} --verify 5").stdout
-    assert float(re.search(r"5 pairs scored again, the largest difference is (\S+)", verified)[1]) < 1e-4
+    verified = run(f"verify {cache} --scores 5 --data {made.corpus.folder} --teacher {made.ref} --device cpu").stdout
+    assert float(re.search(r"5 pairs computed again, the largest difference is (\S+)", verified)[1]) < 1e-4
 
 
 def test_eval_ranks_by_the_logits_of_the_library(made, student):

@@ -47,7 +47,7 @@ HEAVY = (
 LIGHT = {
     "recipes": [],
     "inspect index": ["pandas"],  # by Arrow, for the summary of columns
-    "index index --sync": ["pandas"],
+    "sync index": ["pandas"],
     "verify corpus": [],
     "verify index": [],
     "verify run": [],
@@ -78,16 +78,18 @@ BESIDES = {
     "eval": ["pandas"],
     "bench": ["pandas"],
     "cache-teacher": ["pandas"],
-    "score-work": ["pandas"],
-    "embed-work": ["pandas"],
+    "work": ["pandas"],
+    "cache-texts": ["pandas"],
     "distill": ["pandas", "tensorboard"],
     "export": ["pandas"],
     "index": ["onnxruntime", "onnx", "pandas"],
+    "change": ["pandas"],
+    "duplicates": [],
 }
 """Commands of `every_command`, and the heavy packages besides `MODELS`."""
-ELSEWHERE = {"demo", "photos", "study", "finetune-teacher", "serve"}
+ELSEWHERE = {"demo", "photos", "study", "finetune-teacher", "serve", "upload"}
 """demo, photos and study run the other commands; finetune-teacher trains as distill does; serve is in
-tests/serve/test_processes.py."""
+tests/serve/test_processes.py, and upload in tests/cli/test_stores_command.py."""
 SCRIPT = """
 import gc, importlib, importlib.util, json, os, shutil, sys
 gc.disable()

@@ -1,4 +1,4 @@
-"""`dcdctl index` on the command line: output and files, in one process and in two."""
+"""`dcdctl index`, `sync`, `change` and `duplicates` on the command line: output and files."""
 
 from __future__ import annotations
 
@@ -28,22 +28,21 @@ def images(tmp_path):
 
 
 def run(*words):
-    return CliRunner().invoke(app, ["index", *map(str, words)])
+    return CliRunner().invoke(app, [*map(str, words)])
 
 
 def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     index = tmp_path / "index"
-    made = run(dual, "--images", images, "--out", index)
+    made = run("index", dual, "--images", images, "--out", index)
     assert made.exit_code == 0, made.output
     assert made.stdout == f"8 images, 8 numbers each, search by flat, no values for taken, year, camera -> {index}\n"
     assert "left out: 1 file that is no image: nothing to do\n" in made.stderr
     assert f"left out: each is listed in {index / 'skipped-1.json'}\n" in made.stderr
     put(images, {"new.png": png(20)})
-    assert run(index, "--add", images).stdout.startswith("9 images, 1 added, 8 numbers each")
-    assert run(index, "--remove", "0.png", "--remove", "[12].png").stdout.startswith("6 images, 3 removed,")
+    assert run("sync", index, "--add", images).stdout.startswith("9 images, 1 added, 8 numbers each")
+    assert run("change", index, "--remove", "0.png", "--remove", "[12].png").stdout.startswith("6 images, 3 removed,")
     (images / "new.png").unlink()
-    assert run(index, "--remove-gone").stdout.startswith("5 images, 1 removed,")
-    assert run(index, "--remove", "3.png", "--add", images).stdout.startswith("8 images, 4 added, 1 removed,")
+    assert run("sync", index).stdout == f"8 images, 3 copied, 1 removed, 5 unchanged -> {index}\n"
     before = contents(index)
     document = {
         "index": str(index),
@@ -58,15 +57,15 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     }
     document |= dict.fromkeys(("changed", "moved", "copied", "unchanged"), 0)
     document |= {"columns": ["taken", "year", "camera"], "notes": []}
-    assert json.loads(run(index, "--json").stdout) == document
-    looked = run(index)
+    assert json.loads(run("change", index, "--json").stdout) == document
+    looked = run("change", index)
     assert looked.stdout.startswith("8 images, 8 numbers each, search by flat")
     assert contents(index) == before
-    assert run(index, "--set", "flat_up_to=2", "--set", "hnsw.neighbors=4").stdout.startswith(
+    assert run("change", index, "--set", "flat_up_to=2", "--set", "hnsw.neighbors=4").stdout.startswith(
         "8 images, 8 numbers each, search by hnsw"
     )
     assert (
-        run(index, "--keywords").stdout
+        run("change", index, "--set", "keywords=true").stdout
         == f"8 images, 8 numbers each, search by hnsw and by words, no values for taken, year, camera -> {index}\n"
     )
     assert FolderIndex.open(index).hybrid(["4"], unit_vectors(1, 8), 1)[0][0].name == "4.png"
@@ -75,12 +74,8 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["RUN"], "RUN (no index.json); make one with `dcdctl index RUN --images DIR --out"),
-        (["DUAL", "--images", "IMAGES"], "--images and --out are for a new index only"),
-        (
-            ["DUAL", "--images", "IMAGES", "--out", "NEW", "--add", "IMAGES"],
-            "--images and --out are for a new index only",
-        ),
+        (["sync", "RUN"], "RUN (no index.json); make one with `dcdctl index RUN --images DIR --out"),
+        (["change", "RUN"], "RUN (no index.json); make one with `dcdctl index RUN --images DIR --out"),
         (["RUN", "--images", "IMAGES", "--out", "NEW"], "RUN does not exist; `dcdctl models` shows"),
         (["DUAL", "--images", "ABSENT", "--out", "NEW"], "ABSENT does not exist; --images and --add take a folder"),
         (
@@ -95,7 +90,8 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
 )
 def test_a_mistake_is_one_line_with_the_next_step(dual, images, tmp_path, words, message):
     places = {"DUAL": dual, "IMAGES": images} | {name: tmp_path / name for name in ("RUN", "NEW", "ABSENT")}
-    done = run(*(places.get(word, word) for word in words))
+    command = () if words[0] in ("sync", "change") else ("index",)
+    done = run(*command, *(places.get(word, word) for word in words))
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
@@ -103,11 +99,10 @@ def test_a_mistake_is_one_line_with_the_next_step(dual, images, tmp_path, words,
     assert not (tmp_path / "NEW").exists()
 
 
-@pytest.mark.parametrize("change", ["--sync", "--duplicates", "--remove-gone"])
-def test_a_misspelled_engine_is_an_error_also_where_nothing_is_to_be_embedded(dual, images, tmp_path, change):
-    assert run(dual, "--images", images, "--out", tmp_path / "index").exit_code == 0
+def test_a_misspelled_engine_is_an_error_also_where_nothing_is_to_be_embedded(dual, images, tmp_path):
+    assert run("index", dual, "--images", images, "--out", tmp_path / "index").exit_code == 0
     before = contents(tmp_path / "index")
-    result = run(tmp_path / "index", change, "--engine", "spark")
+    result = run("sync", tmp_path / "index", "--engine", "spark")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "engine 'spark' is unknown; known are ray, and ray://HOST:PORT" in result.stderr
     assert contents(tmp_path / "index") == before
@@ -115,7 +110,7 @@ def test_a_misspelled_engine_is_an_error_also_where_nothing_is_to_be_embedded(du
 
 def test_a_run_in_place_of_an_index_is_recognized(tmp_path):
     put(tmp_path, {"run/run.json": b"{}"})
-    assert "is a run, not an index; make one: dcdctl index" in run(tmp_path / "run").stderr
+    assert "is a run, not an index; make one: dcdctl index" in run("sync", tmp_path / "run").stderr
 
 
 @pytest.mark.parametrize(
@@ -133,7 +128,7 @@ import os, sys
 from dcdctl.cli.app import app
 os.chdir(sys.argv[1])
 os.dup2(1, 2)
-for words in (["index", "INDEX"], ["index", "runs/student", "--images", sys.argv[2], "--out", "NEW"]):
+for words in (["change", "INDEX"], ["index", "runs/student", "--images", sys.argv[2], "--out", "NEW"]):
     try:
         app([*words, "--query-model", sys.argv[3]])
     except SystemExit as end:

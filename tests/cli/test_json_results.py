@@ -123,7 +123,8 @@ def test_a_cache_prints_its_counts_and_a_training_that_runs(scenes_corpus_dir, t
     )
     assert (found["images"], found["captions"], found["already_there"]) == (16, 80, False)
     assert document_of(line)["already_there"]
-    assert document_of(f"{line} --verify 5")["largest_difference"] < 1e-4
+    verify = f"verify 'my cache' --scores 5 --data {scenes_corpus_dir} --teacher {teacher} --device cpu"
+    assert document_of(verify)["again"]["largest_difference"] < 1e-4
     trained = document_of(f"{next_line(found)} --device cpu")
     assert trained["model_digest"] == models.load_fusion(tmp_path / "RUN").digest
     assert Run(tmp_path / "RUN").facts()["inputs"]["images"] == 16

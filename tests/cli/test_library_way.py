@@ -74,7 +74,7 @@ def what_a_person_does(library: PhoneLibrary) -> None:
 
 
 def follow_it(library: PhoneLibrary, index: Path, place: Path) -> None:
-    """`photos` again, which says on one line what it did; and `--sync`, which finds nothing more."""
+    """`photos` again, which says on one line what it did; and `sync`, which finds nothing more."""
     num_images = len(library.read)
     again = run("photos", library.folder, "--out", place / "mine")
     done = "3 added, 1 changed, 12 moved, 1 copied, 2 removed"
@@ -83,7 +83,7 @@ def follow_it(library: PhoneLibrary, index: Path, place: Path) -> None:
     assert [line for line in again.stderr.splitlines() if line.startswith("left out: ")] == [
         f"left out: 28 files in all, listed in {index / FolderIndex.open(index).document.skipped.file}"
     ]
-    synced = document_of("index", index, "--sync")
+    synced = document_of("sync", index)
     assert {name: synced[name] for name in ("added", "changed", "moved", "copied", "removed")} == dict.fromkeys(
         ("added", "changed", "moved", "copied", "removed"), 0
     )
@@ -95,20 +95,20 @@ def move_it_to_another_disk(library: PhoneLibrary, index: Path, there: Path) -> 
     there.parent.mkdir()
     shutil.move(library.folder, there)
     before, library.folder = library.folder, there
-    gone = run("index", index, "--sync")
+    gone = run("sync", index)
     assert f"note: {before} is gone, and nothing was removed: is its disk mounted?\n" in gone.stderr
     assert f", {len(library.read)} unchanged -> " in gone.stdout
-    assert "0 of 100 images" in error_of("index", index, "--moved", before, there.parent)
+    assert "0 of 100 images" in error_of("sync", index, "--moved", before, there.parent)
     document = index.joinpath("index.json").read_bytes()
-    assert error_of("index", index, "--moved", there, before).startswith(f"error: {before} is no folder")
+    assert error_of("sync", index, "--moved", there, before).startswith(f"error: {before} is no folder")
     assert index.joinpath("index.json").read_bytes() == document
-    assert run("index", index, "--moved", before, there).stdout.startswith(f"{len(library.read)} images, 8 numbers")
-    assert document_of("index", index, "--sync")["unchanged"] == len(library.read)
+    assert run("sync", index, "--moved", before, there).stdout.startswith(f"{len(library.read)} images, 8 numbers")
+    assert document_of("sync", index)["unchanged"] == len(library.read)
 
 
 def list_its_duplicates(library: PhoneLibrary, index: Path) -> None:
     """As a table, as JSON and as CSV: the copies, and pictures that look alike."""
-    groups = document_of("index", index, "--duplicates")["groups"]
+    groups = document_of("duplicates", index)["groups"]
     group_of = {image["image"]: number for number, group in enumerate(groups) for image in group["images"]}
     for name, file in library.read.items():
         original = file.same_as or file.like
@@ -117,7 +117,7 @@ def list_its_duplicates(library: PhoneLibrary, index: Path) -> None:
             assert group_of[name] == group_of[original], name
     for group in groups:
         assert group["same_bytes"] == (len({Path(image["path"]).read_bytes() for image in group["images"]}) == 1)
-    table = run("index", index, "--duplicates")
+    table = run("duplicates", index)
     assert table.stdout.count("images that look alike") + table.stdout.count("files of the same bytes") == len(groups)
     assert "new/a second copy\\n.avif" in table.stdout
     found = document_of("search", index, "a dog", "-k", 99)["hits"]
@@ -126,11 +126,10 @@ def list_its_duplicates(library: PhoneLibrary, index: Path) -> None:
     assert shown.count(" copies") == sum(bool(hit["copies"]) for hit in found)
     num_more = len(group_of) - len(groups)
     assert table.stderr == f"{len(groups)} groups, {num_more} images beside the first of each; none is deleted\n"
-    rows = list(csv.DictReader(io.StringIO(run("index", index, "--duplicates", "--csv").stdout, newline="")))
+    rows = list(csv.DictReader(io.StringIO(run("duplicates", index, "--csv").stdout, newline="")))
     assert [(row["image"], row["path"], int(row["bytes"])) for row in rows] == [
         (image["image"], image["path"], image["bytes"]) for group in groups for image in group["images"]
     ]
-    assert "and --duplicates are two steps" in error_of("index", index, "--duplicates", "--remove-gone", code=2)
 
 
 def browse_it(library: PhoneLibrary, index: Path) -> None:
@@ -156,24 +155,24 @@ def browse_it(library: PhoneLibrary, index: Path) -> None:
 
 
 def ask_for_places(library: PhoneLibrary, index: Path, place: Path) -> None:
-    run("index", index, "--exif-place")
-    assert_as_new(library, index, place, (*COLUMNS, *PLACE), "--exif-place")
+    run("change", index, "--set", "exif=place")
+    assert_as_new(library, index, place, (*COLUMNS, *PLACE), "--set", "exif=place")
     in_paris = document_of("search", index, "--where", "city ilike 'PARIS%'", "--order", "path", "--k", 999)["hits"]
     assert len(in_paris) == 6
     assert {hit["columns"]["country"] for hit in in_paris} == {"France"}
     # Another setting leaves the columns that are there.
-    assert ", country -> " in run("index", index, "--no-exif").stdout
+    assert ", country -> " in run("change", index, "--set", "exif=none").stdout
     library.add("new/no exif.jpg", encoded(scene(953), exif=exif_of(taken=datetime(2020, 1, 1))), "new")
-    assert document_of("index", index, "--sync")["added"] == 1
+    assert document_of("sync", index)["added"] == 1
     opened = FolderIndex.open(index)
     assert opened.values("year").to_pylist()[-1] is None
 
 
 def remove_by_name(library: PhoneLibrary, index: Path) -> None:
     whole = library.folder / "new" / "DSC_1.JPG"
-    removed = document_of("index", index, "--remove", "new/1.jpg", "--remove", whole, "--remove", "Screenshots/*")
+    removed = document_of("change", index, "--remove", "new/1.jpg", "--remove", whole, "--remove", "Screenshots/*")
     assert (removed["removed"], removed["images"]) == (10, len(library.read) - 10)
-    assert "has no image 'IMG_0001.JPG'; nothing was removed" in error_of("index", index, "--remove", "IMG_0001.JPG")
+    assert "has no image 'IMG_0001.JPG'; nothing was removed" in error_of("change", index, "--remove", "IMG_0001.JPG")
     assert all((library.folder / name).exists() for name in ("new/1.jpg", "new/DSC_1.JPG"))
 
 

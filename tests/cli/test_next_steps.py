@@ -86,8 +86,8 @@ MISTAKES: dict[str, tuple[type[DcdError], str]] = {
     "prepare --csv backslash.csv --images photos --out out": (InputError, "did you mean sub/c.jpg?"),
     "search index a --where 'year in 2021, 2022'": (InputError, "year in (2021, 2022)"),
     "search index a --where 'shots = 1 or 2'": (InputError, "year in (2021, 2022)"),
-    "search index a --where \"city = 'Berlin'\"": (InputError, "`dcdctl index INDEX --exif-place`"),
-    "index index --moved elsewhere photos": (InputError, "its image folders: "),
+    "search index a --where \"city = 'Berlin'\"": (InputError, "`dcdctl change INDEX --set exif=place`"),
+    "sync index --moved elsewhere photos": (InputError, "its image folders: "),
 }
 """What is typed in the folder `stage`, the error, and what its next step names."""
 
@@ -174,9 +174,9 @@ def test_a_move_is_told_and_one_that_moves_nothing_is_refused(tmp_path):
     (tmp_path / "after").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "after" / "0.png")
     words = tmp_path / "moved", "--moved", tmp_path / "before", tmp_path / "after"
-    done = command_line.run("index", *words)
+    done = command_line.run("sync", *words)
     assert f"moved: the images of {tmp_path / 'before'} are now looked for in {tmp_path / 'after'}" in done.stderr
-    assert "no image folder of" in command_line.error_of("index", *words)
+    assert "no image folder of" in command_line.error_of("sync", *words)
 
 
 def test_python_names_the_nearest_function_and_argument():

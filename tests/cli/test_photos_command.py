@@ -206,7 +206,7 @@ CAPTIONED = "photos photos captions.csv --out mine"
         ("photos photos --out clip --model clip", ["clip holds config.json, ", "no library of photos; name another"]),
         (
             "photos photos clip --out mine",
-            ["clip is a folder, and the captions are a CSV file", "then dcdctl index mine/index --add clip"],
+            ["clip is a folder, and the captions are a CSV file", "then dcdctl sync mine/index --add clip"],
         ),
         (f"{CAPTIONED} --model clip", ["--model is for photos without captions", "photos photos --model clip --out"]),
         (f"{CAPTIONED} --queries queries.txt", ["--queries goes with photos without captions"]),
@@ -261,10 +261,10 @@ def test_a_library_of_another_model_or_of_other_photos_is_named(here):
     shutil.copytree("photos", "others")
     message = error_of("photos others --out mine")
     assert "photos, not of " in message
-    assert "dcdctl index mine/index --add " in message
+    assert "dcdctl sync mine/index --add " in message
     Path("photos").rename("elsewhere")
     message = error_of("photos elsewhere --out mine")
-    assert "if the photos are at another place now: dcdctl index mine/index --moved " in message
+    assert "if the photos are at another place now: dcdctl sync mine/index --moved " in message
     Path("elsewhere").rename("photos")
     # Written by another program, or by `dcdctl index`: the model is compared by its fingerprint.
     Path("mine/library.json").unlink()

@@ -37,12 +37,12 @@ VALID = {
     "recipes": "name=demo-dual",
     "models": "",
     "prepare": "manifest=scenes --out=NEW",
-    "verify": "path=CORPUS",
+    "verify": "place=CORPUS",
     "convert": "checkpoint=FUSION --out=NEW",
     "finetune-teacher": "recipe=tiny-teacher --data=CORPUS --out=NEW",
     "cache-teacher": "--data=CORPUS --teacher=FUSION --recipe=tiny-student --out=NEW",
-    "score-work": "work=WORK.parquet --teacher=FUSION --out=NEW",
-    "embed-work": "lists=LIST.parquet model=DUAL --out=NEW",
+    "cache-texts": "--teacher=DUAL --texts=PAIRS.csv --out=NEW",
+    "work": "files=WORK.parquet --model=FUSION --out=NEW",
     "inspect": "place=CORPUS",
     "distill": "recipe=demo-dual-alone --data=CORPUS --out=NEW",
     "study": "recipe=demo-dual --start=DUAL --teacher=FUSION --data=CORPUS --out=NEW --set=batch.size=8",
@@ -52,6 +52,10 @@ VALID = {
     "report": "runs=EVALUATION --out=NEW.html",
     "export": "model=DUAL --out=NEW --to=transformers",
     "index": "model=DUAL --images=PHOTOS --out=NEW",
+    "sync": "index=INDEX",
+    "change": "index=INDEX",
+    "duplicates": "index=INDEX",
+    "upload": "index=INDEX url=lancedb:store?table=photos",
     "search": "index=INDEX 'text=a dog'",
     "serve": "index=INDEX --port=0",
 }
@@ -175,7 +179,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--splits": [Mistake("absent", r"split.*absent.*train, val")],
     "--on-error": [Mistake("absent", r"on_error .*stop.*skip.*absent")],
     "--images": [IMAGES],
-    "--add": [Mistake("ABSENT", IMAGES.message, "model=INDEX --images=UNSET --out=UNSET")],
+    "--add": [Mistake("ABSENT", IMAGES.message)],
     "--image": [Mistake("ABSENT", r"ABSENT does not exist", "text=UNSET")],
     "--order": [Mistake("year", r"no column 'year' to order by: the columns are image_id, path; .*", "text=UNSET")],
     "--also": [Mistake(" ", r"the query is empty, it must be a text; for example")],
@@ -196,13 +200,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; check the path"),
         Mistake("FILE", r"FILE is no table of metadata, .*; a table of metadata is a \.csv or \.parquet file"),
     ],
-    "--drop-column": [
-        Mistake(
-            "year",
-            r"has no column 'year' to drop; its columns: none",
-            "model=INDEX --images=UNSET --out=UNSET",
-        )
-    ],
+    "--drop-column": [Mistake("year", r"has no column 'year' to drop; its columns: none")],
 }
 """By option or argument, for all commands that have it."""
 MEASURED = "--set=validation.every=5"
@@ -211,8 +209,8 @@ KL = "recipe=photos-self"
 """A loss that needs scores, by an override and by a recipe."""
 PLAN, TAKE = "--teacher=UNSET --plan-only=", "--teacher=UNSET --scores=PAIRS.csv --teacher-name=a"
 """Two ways to make a cache without a model."""
-TEXTS, OF_TEXTS, GIVEN = "--texts=PAIRS.csv", "--data=UNSET --recipe=UNSET", "--teacher=UNSET --teacher-name=a"
-"""Options of a text cache."""
+GIVEN = "--teacher=UNSET --texts=UNSET --teacher-name=a"
+"""Options of a cache of vectors from elsewhere."""
 OWN: dict[tuple[str, str], list[Mistake]] = {
     ("index", "model"): [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer.*dual encoder")],
     ("cache-teacher", "--engine"): [
@@ -223,10 +221,10 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ],
     ("cache-teacher", "--teacher"): [
         MODEL,
-        Mistake("UNSET", r"--teacher: name the model that scores, or use --plan-only, --scores or --vectors", code=2),
+        Mistake("UNSET", r"--teacher: name the model that scores, or use --plan-only or --scores", code=2),
         Mistake(
             "FUSION",
-            r"--teacher: is for a model that dcdctl runs, and --plan-only, --scores and --vectors run none",
+            r"--teacher: is for a model that dcdctl runs, and --plan-only and --scores run none",
             "--plan-only=",
             code=2,
         ),
@@ -250,52 +248,52 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ],
     ("cache-teacher", "--teacher-name"): [
         Mistake("a\nb", r"--teacher-name must be a line of text, got 'a\\nb'; name the model", TAKE),
-        Mistake("a", r"--teacher-name: is for scores and vectors from elsewhere: name their files with", code=2),
+        Mistake("a", r"--teacher-name: is for scores from elsewhere: name their files with", code=2),
     ],
-    ("cache-teacher", "--data"): [
-        CORPUS,
-        Mistake("UNSET", r"--data: name the corpus to score, or texts with --texts", code=2),
-        Mistake("CORPUS", r"--data: is for scores of images with captions, and a text cache has none", TEXTS, code=2),
+    ("cache-teacher", "--data"): [CORPUS],
+    ("cache-texts", "--texts"): [
+        Mistake("ABSENT.txt", r"ABSENT\.txt does not exist; --texts takes a file, a folder or a pattern"),
+        Mistake("FILE", r"FILE is no file of texts by its name; a file of texts ends with \.txt, \.csv"),
+        Mistake("TAKEN", r"no corpus in TAKEN"),
+        Mistake("PAIRS.csv", r"FUSION is a fusion scorer, .*; it scores pairs, and has no vectors", "--teacher=FUSION"),
+        Mistake("PAIRS.csv", r"--texts: is for a model that dcdctl runs", f"{GIVEN} --vectors=PAIRS.csv", code=2),
+        Mistake("UNSET", r"--texts: name the texts, or their vectors with --vectors", code=2),
     ],
-    ("cache-teacher", "--texts"): [
-        Mistake("ABSENT.txt", r"ABSENT\.txt does not exist; --texts takes a file, a folder or a pattern", OF_TEXTS),
-        Mistake("FILE", r"FILE is no file of texts by its name; a file of texts ends with \.txt, \.csv", OF_TEXTS),
-        Mistake("TAKEN", r"no corpus in TAKEN", OF_TEXTS),
-        Mistake("PAIRS.csv", r"FUSION is a fusion scorer, .*; it scores pairs, and has no vectors", OF_TEXTS),
-        Mistake("PAIRS.csv", r"no text cache in ABSENT.*--texts`", f"{OF_TEXTS} --extend=ABSENT"),
-        *(
-            Mistake(
-                "PAIRS.csv",
-                rf"{option.split('=')[0]}: is for scores of images",
-                f"{OF_TEXTS} {option}",
-                code=2,
-            )
-            for option in ("--recipe=tiny-student", "--max-pairs=5", "--dry-run=", "--max-images=3", "--workers=1")
-        ),
-        Mistake("PAIRS.csv", r"--texts: is for a model that dcdctl runs", f"{OF_TEXTS} {TAKE}", code=2),
-        Mistake("PAIRS.csv", r"--texts: is for a model that dcdctl runs", f"{OF_TEXTS} {PLAN}", code=2),
+    ("cache-texts", "--teacher"): [
+        MODEL,
+        Mistake("UNSET", r"--teacher: name the model that encodes the texts", code=2),
     ],
-    ("cache-teacher", "--vectors"): [
-        Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; --vectors takes a file", f"{OF_TEXTS} {GIVEN}"),
-        Mistake("FILE", r"FILE is no file of texts by its name", f"{OF_TEXTS} {GIVEN}"),
-        Mistake("FILE", r"--teacher-name: name the model that gave them", f"{OF_TEXTS} --teacher=UNSET", code=2),
-        Mistake("FILE", r"--teacher: is for a model that dcdctl runs", OF_TEXTS, code=2),
+    ("cache-texts", "--teacher-name"): [Mistake("a", r"--teacher-name: is for vectors from elsewhere", code=2)],
+    ("cache-texts", "--extend"): [Mistake("ABSENT", r"no text cache in ABSENT.*dcdctl cache-texts`")],
+    ("cache-texts", "--split"): [Mistake("val", r"PAIRS\.csv is a file of texts, and has no split 'val'")],
+    ("cache-texts", "--vectors"): [
+        Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; --vectors takes a file", GIVEN),
+        Mistake("FILE", r"FILE is no file of texts by its name", GIVEN),
+        Mistake("FILE", r"--teacher-name: name the model that gave them", "--teacher=UNSET --texts=UNSET", code=2),
+        Mistake("FILE", r"--teacher: is for a model that dcdctl runs", "--texts=UNSET", code=2),
     ],
-    ("score-work", "work"): [
-        Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; WORK takes a file, a folder or a pattern"),
+    ("verify", "--teacher"): [
+        replace(MODEL, needs="place=CORPUS --scores=3"),
+        Mistake("FUSION", r"--teacher: is for scores that are computed again: add --scores N", code=2),
+        Mistake("UNSET", r"--teacher: name the model that gave the scores", "--scores=3", code=2),
+    ],
+    **{
+        ("verify", name): [Mistake("a", rf"{name}: is for scores that are computed again: add --scores N", code=2)]
+        for name in ("--data", "--features", "--model-set")
+    },
+    ("work", "files"): [
+        Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; FILE takes a file, a folder or a pattern"),
         Mistake("FILE", r"FILE is no work file by its name; a work file ends with \.parquet"),
         Mistake("TAKEN", r"TAKEN holds no work file; "),
-        Mistake("LIST.parquet", r"LIST\.parquet has no column caption_id \(it has .*; .*--with captions,bytes"),
+        Mistake("LIST.parquet", r"FUSION is a fusion scorer.*dual encoder"),
+        Mistake("PAIRS.parquet", r"PAIRS\.parquet has no column path \(it has .*; .*`index --plan-only`"),
     ],
-    ("score-work", "--out"): FOLDER,
-    ("embed-work", "lists"): [
-        Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; LIST takes a file, a folder or a pattern"),
-        Mistake("FILE", r"FILE is no list file by its name; a list file ends with \.parquet"),
-        Mistake("TAKEN", r"TAKEN holds no list file; "),
-        Mistake("WORK.parquet", r"WORK\.parquet has no column path \(it has .*; .*`dcdctl index --plan-only`"),
+    ("work", "--model"): [MODEL, replace(MODEL, needs="files=LIST.parquet")],
+    ("work", "--model-set"): [
+        *MISTAKES["--model-set"],
+        Mistake("image_size=384", r"model settings are for the teacher of pairs", "files=LIST.parquet"),
     ],
-    ("embed-work", "model"): [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer.*dual encoder")],
-    ("embed-work", "--out"): FOLDER,
+    ("work", "--out"): FOLDER,
     ("photos", "images"): [Mistake("ABSENT", r"ABSENT .*; .*")],
     ("photos", "captions"): [Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; check the path")],
     ("photos", "--model"): [replace(MODEL, needs="captions=UNSET")],
@@ -347,7 +345,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ],
     ("prepare", "--images"): [Mistake("ABSENT", r"ABSENT .*; .*", "manifest=UNSET --csv=PAIRS.csv")],
     ("inspect", "--data"): [Mistake("ABSENT", CORPUS.message, "place=CACHE")],
-    ("verify", "path"): [
+    ("verify", "place"): [
         Mistake("ABSENT", r"ABSENT is not there, a folder is expected; name a folder of artifacts"),
         Mistake("FILE", r"FILE is a file, a folder is expected; name a folder of artifacts"),
         Mistake("TAKEN", r"TAKEN holds no artifact of dcdctl; name a corpus"),
@@ -403,17 +401,22 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("int8", r"--vector-table measures all kinds.*; leave all options", "--vector-table="),
     ],
     ("export", "--to"): [Mistake("absent", r"--to .*absent.*transformers, sentence-transformers, open-clip, onnx")],
-    ("index", "--to"): [Mistake("absent", r"'absent' is not the URL of a store; write postgresql://.* or lancedb:")],
+    ("upload", "url"): [Mistake("absent", r"'absent' is not the URL of a store; write postgresql://.* or lancedb:")],
     ("index", "--vectors"): [
         Mistake(
             "absent.parquet", r"absent.parquet does not exist; --vectors takes a file, a folder or a pattern in quotes"
         ),
         Mistake("FILE", r"FILE is no file of vectors by its name; "),
     ],
+    ("sync", "--vectors"): [
+        Mistake("FILE", r"--vectors: is for images to add: name them with --add DIR", code=2),
+        Mistake("FILE", r"FILE is no file of vectors by its name; ", "--add=PHOTOS"),
+    ],
     ("study", "--depth"): [],
     ("search", "--depth"): [],
     ("serve", "--depth"): [],
     ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", "--images=CORPUS")],
+    ("sync", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", "--add=CORPUS")],
     ("recipes", "name"): [RECIPE],
     ("export", "--out"): [
         Mistake("FILE", r"FILE is a file, a new folder is expected; name another folder"),
@@ -463,7 +466,7 @@ PACKAGES = [
     ("export", "--to=onnx", "onnxruntime", "onnx"),
     ("export", "--to=sentence-transformers", "sentence_transformers", "sentence-transformers"),
     ("index", "--set=flat_up_to=0", "usearch", "index"),
-    ("index", "--keywords=", "bm25s", "hybrid"),
+    ("index", "--set=keywords=true", "bm25s", "hybrid"),
     ("serve", "", "uvicorn", "serve"),
 ]
 """Options that need a package, which a command must miss before it opens weights, and the extra that it must name."""

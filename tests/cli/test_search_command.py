@@ -120,7 +120,8 @@ def test_hybrid_search_needs_words_in_the_index_and_in_the_query(index, hybrid):
     result = run_cli(index, "a dog", "--hybrid", *CPU)
     assert result.exit_code == 1
     assert re.search(
-        r"error: .*index has no words of captions and file names; add them: dcdctl index .*index --keywords\n",
+        r"error: .*index has no words of captions and file names; add them: "
+        r"dcdctl change .*index --set keywords=true\n",
         result.stderr,
     )
     result = run_cli(hybrid, "--image", index.parent / "images" / "plain.png", "--hybrid", *CPU)

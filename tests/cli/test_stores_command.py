@@ -8,11 +8,9 @@ from urllib.parse import unquote
 
 import pytest
 from command_line import document_of, error_of, run
-from families import FAMILIES, late
+from made_index import write_late
 from noise_index import CAPTIONS, NAMES
 
-from dcdctl.core import models
-from dcdctl.core.search import FolderIndex, embed
 from dcdctl.core.stores import retry
 
 
@@ -24,7 +22,7 @@ def shown(url):
 def url(noise_index, postgres_url):
     """A store with the noise images."""
     found = f"{postgres_url}&table=noise"
-    result = run(f"index {noise_index} --to '{found}'")
+    result = run(f"upload {noise_index} '{found}'")
     assert result.stdout.splitlines()[-1] == f"12 images, 12 sent -> {shown(found)}"
     return found
 
@@ -45,7 +43,7 @@ def test_a_store_on_another_machine_is_searched_with_a_model_that_is_named(noise
     moved = tmp_path / "index"
     shutil.copytree(noise_index, moved)
     url = f"{postgres_url}&table=moved"
-    run(f"index {moved} --to '{url}'")
+    run(f"upload {moved} '{url}'")
     text = f"'{CAPTIONS[0]}'"
     expected = hits(url, text)["hits"]
     shutil.rmtree(moved)
@@ -56,8 +54,9 @@ def test_a_store_on_another_machine_is_searched_with_a_model_that_is_named(noise
 
 
 def test_an_upload_as_json_names_the_store(noise_index, url):
-    document = document_of(f"index {noise_index} --to '{url}' --replace")
-    assert document["store"] == {
+    document = document_of(f"upload {noise_index} '{url}' --replace")
+    assert document == {
+        "index": str(noise_index),
         "location": shown(url),
         "images": len(NAMES),
         "sent": len(NAMES),
@@ -66,8 +65,7 @@ def test_an_upload_as_json_names_the_store(noise_index, url):
 
 
 def test_mistakes_are_told_before_any_work(noise_index, tmp_path):
-    assert "name it with --to" in error_of(f"index {noise_index} --replace", code=2)
-    error = error_of(f"index {tmp_path}/absent --to redis://host/photos")
+    error = error_of(f"upload {tmp_path}/absent redis://host/photos")
     assert "'redis://host/photos' is not the URL of a store" in error
     assert "leave --model out" in error_of(f"search {noise_index} 'a dog' --model {tmp_path}")
 
@@ -83,26 +81,13 @@ def test_mistakes_are_told_before_any_work(noise_index, tmp_path):
         ("lancedb:{file}?table=a", "file"),
     ],
 )
-def test_a_store_that_cannot_be_filled_is_refused_before_images_are_embedded(
-    noise_index, tmp_path, monkeypatch, url, message
-):
+def test_a_store_that_cannot_be_filled_is_one_line(noise_index, tmp_path, monkeypatch, url, message):
     monkeypatch.setattr(retry.time, "sleep", lambda _: None)
-    monkeypatch.setattr(embed, "embed", None)
     (tmp_path / "file").write_text("x")
-    folder, before = noise_index.parent, FolderIndex.open(noise_index).document
     url = url.format(file=tmp_path / "file")
-    assert re.search(
-        message, error_of(f"index {folder}/dual --images {folder}/images --out {tmp_path}/new --to '{url}'")
-    )
-    assert not (tmp_path / "new").exists()
-    error_of(f"index {noise_index} --set kind=flat --to '{url}'")
-    assert FolderIndex.open(noise_index).document == before
+    assert re.search(message, error_of(f"upload {noise_index} '{url}'"))
 
 
-def test_a_late_index_for_a_store_of_single_vectors_is_refused_before_images_are_embedded(
-    postgres_url, noise_index, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(embed, "embed", None)
-    models.save(late(FAMILIES["dual"](CAPTIONS, tmp_path), is_pooled=False), tmp_path / "late")
-    command = f"index {tmp_path}/late --images {noise_index.parent}/images --out {tmp_path}/new"
-    assert "takes one vector per image" in error_of(f"{command} --to '{postgres_url}&table=late'")
+def test_a_late_index_is_no_upload_for_a_store_of_single_vectors(postgres_url, tmp_path):
+    index, _ = write_late(tmp_path / "late.index", [4, 2])
+    assert "takes one vector per image" in error_of(f"upload {index.folder} '{postgres_url}&table=late'")

@@ -100,7 +100,7 @@ def remote(scenes_corpus_dir):
         ("eval DUAL --data memory://scenes --split test --protocol coco-5k", 1, "memory://scenes"),
         ("compare memory://a DUAL", 1, "there is no finished evaluation in memory://a"),
         (
-            "index memory://a --add photos",
+            "sync memory://a --add photos",
             1,
             "memory://a is a URL, and the index to change is a folder of this machine",
         ),

@@ -78,7 +78,7 @@ def test_one_cache_whoever_scores_it(nodes, data, one, tmp_path):
     planned = [*listed[:at], *listed[at + 2 :]]
     processes.run(planned, check=True)
     for work in sorted((tmp_path / "listed" / "work").iterdir()):
-        one_file = ["score-work", work, "--teacher", "scenes-vilt", "--threads", 1, "--out", tmp_path / "scores"]
+        one_file = ["work", work, "--model", "scenes-vilt", "--threads", 1, "--out", tmp_path / "scores"]
         processes.run([*DCDCTL, *one_file], check=True)
     given = [word for word in planned if word not in ("--plan-only", "--with", "captions,bytes")]
     processes.run([*given, "--scores", tmp_path / "scores", "--teacher-name", "scenes-vilt"], check=True)

@@ -497,20 +497,11 @@ def test_a_name_with_brackets_is_matched_exactly_first(dual, tmp_path):
     assert names(update(index.folder, remove=("a[1].png",))) == ["a1.png", "b.png"]
 
 
-def test_images_that_are_gone_are_removed_unless_the_whole_folder_is_gone(pictures, tmp_path, flat):
-    (pictures / "2.png").unlink()
-    assert "2.png" not in names(update(flat.folder, remove_gone=True))
-    shutil.move(pictures, tmp_path / "moved")
-    with pytest.raises(InputError, match="is gone; is its disk mounted"):
-        update(flat.folder, remove_gone=True)
-    assert FolderIndex.open(flat.folder).num_images == 6
-
-
-@pytest.mark.parametrize("name", ["remove", "sets", "remove_gone", "add"])
+@pytest.mark.parametrize("name", ["remove", "sets", "add"])
 def test_a_change_of_an_index_that_cannot_be_written_names_the_index(dual, pictures, tmp_path, name):
     index = build(dual, pictures, tmp_path / "index", FLAT)
     before = contents(index.folder)
-    values = {"remove": ("0.png",), "sets": ("segment_rows=3",), "remove_gone": True, "add": pictures}
+    values = {"remove": ("0.png",), "sets": ("segment_rows=3",), "add": pictures}
     index.folder.chmod(0o555)
     try:
         with without_root() as is_ordinary:
@@ -572,17 +563,6 @@ def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp
     assert number > 3
 
 
-def test_a_command_that_was_killed_between_its_changes_is_run_again_as_it_was(dual, pictures, tmp_path, monkeypatch):
-    index = build(dual, pictures, tmp_path / "index", FLAT)
-    changes = {"remove": ("0.png", "sub/*"), "add": put(tmp_path / "more", {"z.png": png(20)})}
-    with monkeypatch.context() as patched:
-        patched.setattr(embed, "embed", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            update(index.folder, **changes)
-    assert names(FolderIndex.open(index.folder)) == ["2.png", "4.png", "6.png"]
-    assert names(update(index.folder, **changes)) == ["2.png", "4.png", "6.png", "z.png"]
-
-
 def test_the_plan_of_another_change_is_not_resumed(tmp_path, monkeypatch, flat):
     first = put(tmp_path / "first", {f"a{seed}.png": png(30 + seed) for seed in range(4)})
     second = put(tmp_path / "second", {f"b{seed}.png": png(40 + seed) for seed in range(4)})
@@ -625,8 +605,6 @@ def test_two_changes_at_once_are_refused(dual, pictures, tmp_path):
     build(dual, pictures, tmp_path / "index", FLAT)
     with distributed.lock(tmp_path / "index"), pytest.raises(StaleError, match="another run is writing to"):
         update(tmp_path / "index", remove=("0.png",))
-    with pytest.raises(ConfigError, match="is of precision float32, not bfloat16"):
-        update(tmp_path / "index", add=pictures, precision="bfloat16")
 
 
 def test_an_index_whose_model_was_replaced_accepts_no_images(pictures, corpus, flat):
@@ -643,7 +621,7 @@ def test_an_index_whose_model_was_replaced_accepts_no_images(pictures, corpus, f
 
 
 MISTYPED = {
-    "vectors": {"vectors": ("mistyped.parquet",)},
+    "vectors": {"vectors": ("mistyped.parquet",), "add": Path("pictures")},
     "query_model": {"query_model": "mistyped"},
     "metadata": {"metadata": Path("mistyped.csv")},
 }
@@ -654,5 +632,5 @@ def test_inputs_that_are_not_there_are_told_before_anything_is_changed(flat, pic
     before = contents(flat.folder)
     put(pictures, {"new.png": png(9)})
     with pytest.raises(DcdError, match="mistyped"):
-        update(flat.folder, remove=("0.png",), add=pictures, **MISTYPED[what])
+        update(flat.folder, **MISTYPED[what])
     assert contents(flat.folder) == before

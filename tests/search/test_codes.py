@@ -96,7 +96,7 @@ def test_other_codes_are_built_from_the_stored_vectors(tmp_path):
     sizes = {"int8": 70 * 150, "binary": 16 * 150}
     for kind, size in sizes.items():
         result = CliRunner().invoke(
-            app, ["index", str(folder), "--set", f"kind={kind}", "--set", "candidates=30"], catch_exceptions=False
+            app, ["change", str(folder), "--set", f"kind={kind}", "--set", "candidates=30"], catch_exceptions=False
         )
         assert f"search by {kind}" in result.stdout
         assert FolderIndex.open(folder).segments[0].bytes == size + 128
@@ -113,7 +113,7 @@ def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(corpus, tmp_path
     images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(6)})
     made = ["index", tmp_path / "dual", "--images", images, "--device", "cpu", "--out"]
     run(*made, tmp_path / "full")
-    short = [*made, tmp_path / "short", "--dims", 3, "--set", "kind=binary", "--set", "flat_up_to=2"]
+    short = [*made, tmp_path / "short", "--set", "dims=3", "--set", "kind=binary", "--set", "flat_up_to=2"]
     assert run(*short).startswith("6 images, 3 numbers each, search by binary")
     assert run(*short).startswith("6 images, 3 numbers each")  # done already
     full, index = FolderIndex.open(tmp_path / "full"), FolderIndex.open(tmp_path / "short")
@@ -121,19 +121,19 @@ def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(corpus, tmp_path
     expected = prefixes / np.linalg.norm(prefixes, axis=1, keepdims=True)
     np.testing.assert_allclose(index.stored(np.arange(6)).data, expected, atol=2e-3)
     put(images, {"new.png": png(9)})
-    assert run("index", tmp_path / "short", "--add", images).startswith("7 images, 1 added, 3 numbers each")
+    assert run("sync", tmp_path / "short", "--add", images).startswith("7 images, 1 added, 3 numbers each")
     found = run("search", tmp_path / "short", "--image", images / "new.png", "-k", 1, "--device", "cpu", "--json")
     assert '"new.png"' in found
     for words, message in (
         (
-            ["index", tmp_path / "short", "--set", "dims=5"],
+            ["change", tmp_path / "short", "--set", "dims=5"],
             "have 3 numbers, and dims is fixed when an index is made; make a new index",
         ),
         (
-            [*made, tmp_path / "wide", "--dims", 4000],
+            [*made, tmp_path / "wide", "--set", "dims=4000"],
             "dims is 4000, and the vectors of the model have 8 numbers; set it to at most 8",
         ),
-        ([*made, tmp_path / "short", "--dims", 4], "name another folder with --out"),
+        ([*made, tmp_path / "short", "--set", "dims=4"], "name another folder with --out"),
     ):
         result = CliRunner().invoke(app, list(map(str, words)))
         assert result.exit_code == 1

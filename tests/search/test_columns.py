@@ -17,7 +17,7 @@ from PIL.ExifTags import Base
 
 from dcdctl.core.data import MOMENT, columns_of_table, read_columns
 from dcdctl.core.errors import InputError
-from dcdctl.core.search import Changes, SourceImages, parse_where, readers, run_index_job
+from dcdctl.core.search import Changes, SourceImages, change_index, parse_where, readers
 
 KINDS = {
     "flat": {"kind": "flat"},
@@ -30,7 +30,7 @@ REMOVED = (3, 40, 41)
 
 def set_columns(index, table=None, **changes):
     metadata = pa.table(table) if isinstance(table, dict) else table
-    change = run_index_job(str(index.folder), Changes(metadata=metadata, **changes))
+    change = change_index(str(index.folder), Changes(metadata=metadata, **changes))
     return change.index, list(change.notes)
 
 

@@ -28,13 +28,13 @@ from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.export.export import export_model
 from dcdctl.core.export.target import ExportJob
 from dcdctl.core.search import (
-    Changes,
     CombinedQuery,
+    IndexJob,
     IndexSearcher,
     StoredTokens,
+    build_index,
     parse_where,
     question_of,
-    run_index_job,
 )
 from dcdctl.core.serve import ServiceConfig, app
 from dcdctl.core.stores import StoreIndex, open_store, upload_index
@@ -85,8 +85,7 @@ def late_searchers(noise_index, searchers, tmp_path_factory):
         build_of(folder / kind, images, folder / f"{kind}.index")
         searcher = searcher_of(folder / f"{kind}.index")
         found[kind] = searcher, searcher.model
-    by_student = Changes(query_model=str(folder / "query"))
-    run_index_job(str(place), by_student, images=images, out=folder / "student.index")
+    build_index(IndexJob(model=str(place), images=images, out=folder / "student.index", query_model=f"{folder}/query"))
     found["query student"] = searcher_of(folder / "student.index"), models.with_queries(model, folder / "query")
     return found
 

@@ -16,7 +16,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus, PackedImageFile
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import CorpusError, DcdError
-from dcdctl.core.search import Changes, embed, part_files, run_index_job
+from dcdctl.core.search import IndexJob, build_index, embed, follow_folders, part_files
 from dcdctl.core.search.embed import PackedFiles
 from dcdctl.core.search.part_files import SourceImage
 
@@ -65,7 +65,8 @@ def compute(engine=None, batch_size=2):
 
 
 def built(ref, images, out, split=None, **how):
-    change = run_index_job(str(ref), Changes(split=split), images=images, out=out, compute=compute(**how))
+    job = IndexJob(model=str(ref), images=images, out=out, split=split, compute=compute(**how))
+    change = build_index(job)
     return contents(out), change.skipped
 
 
@@ -105,7 +106,7 @@ def test_files_that_came_and_went_are_followed_by_any_engine(refs, photos, tmp_p
     put(photos, {"new.png": png(40), "00.png": png(41)})
     (photos / "01.png").unlink()
     for out, engine in (("here", None), ("there", SendingEngine())):
-        update(tmp_path / out, compute=compute(engine), sync=True)
+        follow_folders(str(tmp_path / out), compute=compute(engine))
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 

@@ -1,4 +1,4 @@
-"""`dcdctl embed-work`: a call per file of a list gives the vectors that `index` stores, also of odd files."""
+"""`dcdctl work`: a call per file of a list gives the vectors that `index` stores, also of odd files."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_vectors_of_another_model_or_precision_are_not_mixed(dual, corpus, lists
 
 
 def test_the_command_prints_counts_and_index_takes_its_files(dual, photos, lists, tmp_path):
-    line = f"embed-work '{lists}/*.parquet' {dual} --out {tmp_path}/vectors --batch-size 2 --workers 1 --device cpu"
+    line = f"work '{lists}/*.parquet' --model {dual} --out {tmp_path}/vectors --batch-size 2 --workers 1 --device cpu"
     made = document_of(line)
     assert {name: made[name] for name in ("images", "left_out", "left_out_by_kind", "files", "already_there")} == {
         "images": 7,

@@ -236,7 +236,8 @@ def test_words_are_added_to_an_index_and_taken_away_without_its_model(photos, tm
     assert not (index.folder / "keywords").exists()
     assert index.document.keywords is None
     with pytest.raises(
-        MissingError, match=r"index has no words of captions and file names; add them: dcdctl index .*index --keywords"
+        MissingError,
+        match=r"index has no words of captions and file names; add them: dcdctl change .*index --set keywords=true",
     ):
         index.check_hybrid()
     more = update(index.folder, sets=("keywords=true",))

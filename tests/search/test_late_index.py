@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
@@ -22,12 +21,12 @@ from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.export.export import export_model
 from dcdctl.core.export.target import ExportJob
 from dcdctl.core.search import (
-    Changes,
     FolderIndex,
+    IndexJob,
     StoredTokens,
+    build_index,
     parse_where,
     part_files,
-    run_index_job,
     segments,
 )
 from dcdctl.core.search.exact import decoded, encoded, maxsims, token_type
@@ -235,15 +234,16 @@ def test_a_late_model_its_export_and_its_query_student_are_searched_by_their_own
     export_model(ExportJob(ref=str(tmp_path / "late"), out=tmp_path / "exported", to="sentence-transformers"))
     student = models.new_query(models.QuerySpace.of(model), models.QuerySize(text="teacher"), teacher=model)
     models.save(student, tmp_path / "query")
-    by_student = Changes(query_model=str(tmp_path / "query"))
-    student_ref = (str(tmp_path / "late"), by_student, models.with_queries(model, tmp_path / "query"))
+    query = tmp_path / "query"
     pairs = torch.arange(7), torch.zeros(7, dtype=torch.long)
-    for ref, changes, scorer in (
-        (str(tmp_path / "late"), Changes(), model),
-        (str(tmp_path / "exported"), Changes(), model),
-        student_ref,
+    for name, query_model, scorer in (
+        ("late", None, model),
+        ("exported", None, model),
+        ("late", str(query), models.with_queries(model, query)),
     ):
-        index = run_index_job(ref, changes, images=pictures, out=tmp_path / f"{scorer.digest}-{Path(ref).name}").index
+        out = tmp_path / f"{scorer.digest}-{name}"
+        job = IndexJob(model=str(tmp_path / name), images=pictures, out=out, query_model=query_model)
+        index = build_index(job).index
         hits = searcher_of(index.folder).by_text(CAPTIONS[0], 7).hits
         images = [Image.open(pictures / hit.name) for hit in hits]
         with torch.no_grad():
@@ -258,8 +258,8 @@ def test_a_late_index_is_filtered_joined_with_words_reranked_and_served(late_ref
     table = tmp_path / "years.csv"
     table.write_text("\n".join(["image,year", *(f"{n}.png,{2018 + n % 3}" for n in range(7))]))
     sets = ("flat_up_to=0", "candidates=3", "keywords=true")
-    changes = Changes(sets=sets, metadata=table)
-    index = run_index_job(str(late_ref), changes, images=pictures, out=tmp_path / "index").index
+    job = IndexJob(model=str(late_ref), images=pictures, out=tmp_path / "index", sets=sets, metadata=table)
+    index = build_index(job).index
     searcher, where = searcher_of(index.folder), parse_where("year = 2019", index.columns)
     assert isinstance(searcher.texts, models.TextTower)
     every = searcher_of(index.folder, rerank=None)

@@ -31,7 +31,7 @@ def phone(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("phone")
     models.save(make_models(corpus.captions)[1], folder / "dual")
     library = make_library(folder / "photos")
-    words = ("--images", library.folder, "--out", folder / "index", "--exif-place", "--device", "cpu")
+    words = ("--images", library.folder, "--out", folder / "index", "--set", "exif=place", "--device", "cpu")
     said = run("index", folder / "dual", *words).stderr
     return SimpleNamespace(library=library, said=said, index=FolderIndex.open(folder / "index"))
 
@@ -61,7 +61,7 @@ def test_what_is_left_out_is_summed_up_with_the_next_step(phone):
         "(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF, HEIF, RAW)",
     ]
     assert lines[-1] == f"left out: each is listed in {phone.index.folder / 'skipped-1.json'}"
-    counts = document_of("index", phone.index.folder, "--add", phone.library.folder)["left_out_by_kind"]
+    counts = document_of("sync", phone.index.folder, "--add", phone.library.folder)["left_out_by_kind"]
     assert counts == phone.library.counts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tiny import run_script
 import dcdctl
 from dcdctl.core import models
 from dcdctl.core.errors import InputError, MissingError, ModelError, StaleError
-from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, StoredTokens, run_index_job
+from dcdctl.core.search import Changes, FolderIndex, IndexJob, IndexSearcher, StoredTokens, build_index, change_index
 from dcdctl.core.stores import StoreIndex, open_store, upload_index
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -103,9 +104,8 @@ def test_a_new_index_takes_the_query_models_texts_alone(made, noise_index, tmp_p
         return export(model, *arguments, **options)
 
     monkeypatch.setattr(models, "export_text_tower", noted)
-    new = run_index_job(
-        str(ref), Changes(query_model=query), images=noise_index.parent / "images", out=tmp_path / "index"
-    ).index
+    images = noise_index.parent / "images"
+    new = build_index(IndexJob(model=str(ref), images=images, out=tmp_path / "index", query_model=query)).index
     assert exported == [index.query_model] == [new.query_model]
     np.testing.assert_allclose(found_by(searcher_of(new.folder)), found_by(searcher_of(index.folder)), atol=1e-6)
     # Another one takes its place, also after images were removed.
@@ -155,14 +155,15 @@ def test_a_query_model_of_another_teacher_is_refused_before_an_image_is_read(
     ref, own, _, query = made
     other = late_ref if ref != late_ref else noise_index.parent / "dual"
     wrong = save_query(other, tmp_path / "wrong")
-    for target, places in (
-        (own.folder, {}),
-        (ref, {"images": noise_index.parent / "images", "out": tmp_path / "index"}),
+    new = IndexJob(model=str(ref), images=noise_index.parent / "images", out=tmp_path / "index", compute=BATCHES)
+    for give in (
+        lambda query_model: change_index(str(own.folder), Changes(query_model=query_model)),
+        lambda query_model: build_index(replace(new, query_model=query_model)),
     ):
         with pytest.raises(StaleError, match="wrong speaks the space of the model"):
-            run_index_job(str(target), Changes(query_model=wrong), compute=BATCHES, **places)
+            give(wrong)
         with pytest.raises(ModelError, match=r"no query encoder|query"):
-            run_index_job(str(target), Changes(query_model=str(ref)), compute=BATCHES, **places)
+            give(str(ref))
     assert not (tmp_path / "index" / "vectors").exists()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxruntime", None)
@@ -175,7 +176,7 @@ def test_a_command_attaches_it_and_a_cold_search_reads_neither_torch_nor_the_lar
     folder = tmp_path / "index"
     shutil.copytree(own.folder, folder)
     name = f"{query} ({index.query_model[:8]})"
-    assert f"texts by {name}" in run("index", folder, "--query-model", query).stdout.replace("\n", "")
+    assert f"texts by {name}" in run("change", folder, "--query-model", query).stdout.replace("\n", "")
     assert document_of("inspect", folder)["query_model"] == index.query_model
     assert name in run("inspect", folder).stdout.replace("\n", "")
     (folder / "model" / "model.safetensors").unlink()

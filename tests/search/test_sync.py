@@ -24,8 +24,16 @@ from processes import TIMEOUT_S
 from dcdctl.core import distributed, models
 from dcdctl.core.data import FolderImageFile, RowError
 from dcdctl.core.errors import ConfigError, DcdError, InputError
-from dcdctl.core.search import Changes, FolderIndex, IndexConfig, commit, copies, upkeep, watch
-from dcdctl.core.search import build as build_module
+from dcdctl.core.search import (
+    FolderIndex,
+    IndexConfig,
+    add_images,
+    commit,
+    copies,
+    move_images,
+    upkeep,
+    watch,
+)
 from dcdctl.core.search.image_files import FileFacts, facts_table
 from dcdctl.core.search.watch import sync_index, watch_index
 
@@ -391,8 +399,6 @@ def test_an_index_of_given_vectors_notices_an_edited_photo(dual, photos, index, 
     # By now the bytes of all files are known.
     (photos / "2.jpg").rename(photos / "two.jpg")
     assert sync(given.folder).counts.moved == 1
-    with pytest.raises(DcdError, match="leave --sync out"):
-        update(given.folder, add=photos, sync=True, vectors=(str(tmp_path / "given.parquet"),))
 
 
 def test_a_time_after_the_year_2262_is_a_time(photos, index):
@@ -417,7 +423,7 @@ def test_a_file_that_cannot_be_read_is_tried_again_when_it_changes(photos, index
 
 
 def update_skipped(folder: Path, photos: Path):
-    return build_module.change_index(str(folder), build_module.Changes(add=photos)).skipped
+    return add_images(str(folder), photos).skipped
 
 
 def test_a_file_that_lacked_a_package_is_tried_again_with_it(photos, index, monkeypatch):
@@ -443,7 +449,7 @@ def test_an_index_that_knows_no_files_gets_to_know_them(dual, photos, index, no_
 
 def test_a_folder_of_files_that_are_indexed_takes_their_vectors(photos, index, tmp_path, no_model):
     shutil.copytree(photos, tmp_path / "backup")
-    change = build_module.change_index(str(index.folder), build_module.Changes(add=tmp_path / "backup"))
+    change = add_images(str(index.folder), tmp_path / "backup")
     assert change.notes == ("6 files have the bytes of an image of the index, whose vectors were taken",)
     added = change.index
     rows = np.flatnonzero(added.is_live)
@@ -466,19 +472,17 @@ def test_a_moved_folder_keeps_its_rows(photos, index, tmp_path):
         ((photos, tmp_path / "nowhere"), "is no folder"),
     ):
         with pytest.raises(InputError, match=message):
-            update(index.folder, moved=wrong)
-    moved = update(index.folder, moved=(photos, tmp_path / "disk" / "photos"))
+            move_images(str(index.folder), *wrong)
+    moved = move_images(str(index.folder), photos, tmp_path / "disk" / "photos").index
     assert content(moved) == before
     assert moved.image_bytes(0) == (tmp_path / "disk" / "photos" / "0.jpg").read_bytes()
     assert sync(index.folder).is_nothing
-    # The same command again moves nothing, unless it has more to do, as after a kill.
+    # The same command again moves nothing.
     with pytest.raises(InputError, match="is no image folder of"):
-        update(index.folder, moved=(photos, tmp_path / "disk" / "photos"))
-    again = update(index.folder, moved=(photos, tmp_path / "disk" / "photos"), sync=True)
-    assert again.document == moved.document
+        move_images(str(index.folder), photos, tmp_path / "disk" / "photos")
     # A folder above the image folder, as the place of a disk.
     shutil.move(tmp_path / "disk", tmp_path / "usb")
-    assert content(update(index.folder, moved=(tmp_path / "disk", tmp_path / "usb"))) == before
+    assert content(move_images(str(index.folder), tmp_path / "disk", tmp_path / "usb").index) == before
 
 
 @pytest.mark.usefixtures("no_model")
@@ -489,25 +493,20 @@ def test_a_folder_with_less_than_half_of_the_images_is_not_where_they_moved(phot
     for number, file in enumerate(files, 1):
         file.unlink()
         if number <= 3:
-            assert update(index.folder, moved=(photos, place)).document.sources[0].path == str(place)
-            update(index.folder, moved=(place, photos))
+            assert move_images(str(index.folder), photos, place).index.document.sources[0].path == str(place)
+            move_images(str(index.folder), place, photos)
             continue
         with pytest.raises(InputError, match=rf"new has {6 - number} of 6 images of .* that were looked for"):
-            update(index.folder, moved=(photos, place))
+            move_images(str(index.folder), photos, place)
     assert FolderIndex.open(index.folder).document.sources == index.document.sources
 
 
 def test_a_folder_does_not_move_to_another_image_folder_of_the_index(photos, index, tmp_path):
     other = shutil.copytree(photos, tmp_path / "other")
     two = update(index.folder, add=other)
-    with pytest.raises(InputError, match=r"other is an image folder of .*index already; use --sync"):
-        update(index.folder, moved=(photos, other))
+    with pytest.raises(InputError, match=r"other is an image folder of .*index already; follow it: dcdctl sync"):
+        move_images(str(index.folder), photos, other)
     assert FolderIndex.open(index.folder).document == two.document
-
-
-def test_a_precision_or_a_split_alone_changes_nothing(index):
-    assert not upkeep.has_changes(index, Changes(precision="bf16", split="train"))
-    assert upkeep.has_changes(index, Changes(precision="bf16", sync=True))
 
 
 def test_a_run_is_no_index_to_change(tmp_path):
@@ -605,7 +604,7 @@ def test_watching_begins_while_another_run_writes_and_goes_on_with_a_folder_that
     try:
         assert seen.get(timeout=TIMEOUT_S).counts.copied == 1
         photos.rename(tmp_path / "moved")
-        update(index.folder, moved=(photos, tmp_path / "moved"))
+        move_images(str(index.folder), photos, tmp_path / "moved")
         put(tmp_path / "moved", {"late.jpg": photo(2)})
         # The first look finds the new place, and after it each message is of that.
         found = 0

@@ -290,7 +290,7 @@ def test_an_unknown_column_names_the_columns():
 def test_without_columns_the_hint_names_those_that_every_index_has():
     with pytest.raises(InputError) as raised:
         parse_where("year = 2020", pa.schema([]))
-    assert raised.value.hint == "the columns are image_id, path; `dcdctl index INDEX --metadata FILE` adds others"
+    assert raised.value.hint == "the columns are image_id, path; `dcdctl change INDEX --metadata FILE` adds others"
 
 
 @pytest.mark.parametrize("text", ["(" * 900 + "year = 1" + ")" * 900, "not " * 5000 + "starred", "year in (" * 900])

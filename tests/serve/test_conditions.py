@@ -214,7 +214,9 @@ def test_columns_that_are_set_while_the_index_is_served_are_offered(tmp_path):
     client = served.client_of(made.searcher, CONFIG)
     assert client.get("/columns").json() == []
     refused = client.get("/search", params={"text": "dogs", "where": "year = 2020"})
-    assert "the columns are image_id, path; `dcdctl index INDEX --metadata FILE` adds others" in refused.json()["error"]
+    assert (
+        "the columns are image_id, path; `dcdctl change INDEX --metadata FILE` adds others" in refused.json()["error"]
+    )
     made.with_columns(year=YEARS)
     found = client.get("/search", params={"text": "dogs", "where": "year = 2020"}).json()["results"]
     assert {one["name"] for one in found} == kept(lambda year, owner: year == 2020)

@@ -135,7 +135,8 @@ def test_a_hybrid_search_is_that_of_the_searcher_and_never_a_weak_match(worded):
 def test_a_hybrid_search_without_words_is_refused_without_a_path(client, params):
     found = client.get("/search", params={**params, "hybrid": True})
     expected = (
-        "hybrid search is for a text alone, and for an index with words; add them with `dcdctl index INDEX --keywords`"
+        "hybrid search is for a text alone, and for an index with words; "
+        "add them with `dcdctl change INDEX --set keywords=true`"
     )
     assert (found.status_code, found.json()) == (400, {"error": expected})
     batch = client.post("/search", json={"queries": [{"text": "a bus", "hybrid": True}, {"text": "a bus"}]}).json()[

@@ -12,7 +12,7 @@ from made_store import COLUMNS, DIM, check_graph_search, made_facts, made_images
 
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search.columns.where import matches, parse_where
-from dcdctl.core.stores import StoreIndex, check_store, open_index, open_store
+from dcdctl.core.stores import StoreIndex, open_index, open_store, upload_index
 from dcdctl.core.stores import postgres as postgres_store
 from dcdctl.core.stores.retry import UnavailableError
 
@@ -174,7 +174,7 @@ def test_a_store_that_is_refused_or_not_there_is_told_without_the_password(postg
         (
             f"{postgres_url}&table=nothing",
             MissingError,
-            r"there are no images in .*`dcdctl index INDEX --to 'postgresql://tester@/postgres\?host=.*&table=nothing'",
+            r"there are no images in .*`dcdctl upload INDEX 'postgresql://tester@/postgres\?host=.*&table=nothing'",
         ),
     ):
         waits.clear()
@@ -184,10 +184,10 @@ def test_a_store_that_is_refused_or_not_there_is_told_without_the_password(postg
         assert len(waits) == (3 if error is UnavailableError else 0)
 
 
-def test_a_role_that_may_not_make_tables_is_refused_before_images_are_embedded(make, postgres_url, tmp_path):
+def test_a_role_that_may_not_make_tables_is_refused(make, postgres_url, tmp_path):
     make("forbidden")._run("CREATE ROLE reader LOGIN")
     index = write_index(tmp_path / "index", [unit_vectors(3)])
     reader = open_store(f"{postgres_url}&table=forbidden".replace("tester@", "reader@"))
     with pytest.raises(InputError, match="refuses: permission denied for schema"):
-        check_store(reader, index)
+        upload_index(index, reader)
     reader.close()

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 import dcdctl
 from dcdctl.core import models
 from dcdctl.core.errors import InputError
-from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, run_index_job
+from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, change_index
 from dcdctl.core.serve import ServiceConfig, app
 from dcdctl.core.stores import StoreIndex, open_store, upload_index
 
@@ -31,7 +31,7 @@ def index(noise_index, tmp_path_factory):
     rows = [f'"{name}",{2018 + number % 4},{"ann" if number % 3 else ""}' for number, name in enumerate(names)]
     table = folder.parent / "photos.csv"
     table.write_text("\n".join(["image,year,owner", *rows]), encoding="utf-8")
-    run_index_job(str(folder), Changes(metadata=table))
+    change_index(str(folder), Changes(metadata=table))
     return FolderIndex.open(folder)
 
 
@@ -78,7 +78,7 @@ def test_the_service_answers_from_a_store_as_from_the_index(store, index):
 def test_changed_columns_are_found_after_the_next_upload(store, index, tmp_path):
     folder = tmp_path / "index"
     shutil.copytree(index.folder, folder)
-    run_index_job(str(folder), Changes(drop_columns=("owner",)))
+    change_index(str(folder), Changes(drop_columns=("owner",)))
     changed = FolderIndex.open(folder)
     upload_index(changed, store)
     assert StoreIndex.open(store).columns == changed.columns

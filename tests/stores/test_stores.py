@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from dcdctl.core.search.columns.where import matches, parse_where
 from dcdctl.core.stores import (
     Store,
     StoreIndex,
-    check_store,
     open_index,
     open_store,
     retry,
@@ -189,7 +187,7 @@ def test_rows_that_are_sent_again_are_replaced_and_deleted_rows_are_gone(full):
 
 def test_facts_are_kept_and_a_store_that_is_not_there_has_none(store, url):
     assert store.facts() is None
-    with pytest.raises(MissingError, match=r"there are no images in .*dcdctl index INDEX --to"):
+    with pytest.raises(MissingError, match=r"there are no images in .*dcdctl upload INDEX"):
         open_index(url)
     store.create(made_facts())
     store.describe(made_facts(generation=2, images=7))
@@ -481,46 +479,3 @@ def test_a_wrong_url_says_how_one_looks(url, message):
     with pytest.raises(InputError, match=message) as caught:
         open_index(url)
     assert "secret" not in str(caught.value)
-
-
-# What is refused before images are embedded
-
-
-def test_a_store_that_may_be_filled_is_as_before_after_it_was_checked(index, store, url):
-    check_store(store, index)
-    assert store.facts() is None
-    assert store.draft().facts() is None
-    upload_index(index, store)
-    before = store.facts()
-    check_store(store, index)
-    assert (store.facts(), store.count(), store.draft().facts()) == (before, 53, None)
-
-
-def test_a_store_of_another_index_or_with_other_columns_is_refused_before(index, store, url, tmp_path):
-    upload_index(index, store)
-    other = write_index(tmp_path / "other", [unit_vectors(10, seed=5)])
-    with pytest.raises(StaleError, match=r"holds the images of another index than .*; name another table"):
-        check_store(store, other)
-    check_store(store, other, replace=True)
-    store.describe(replace(store.facts(), columns={"absent": "int64"}))
-    again = open_store(url)
-    with pytest.raises((StaleError, InputError), match=r"does not hold what its facts say: |refuses: "):
-        check_store(again, index)
-    again.close()
-
-
-def test_the_draft_of_a_killed_upload_outlives_a_check(index, store, monkeypatch):
-    upserts = []
-
-    def upsert(images):
-        upserts.append(images)
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(type(store), "upsert", lambda _, images: upsert(images))
-        with pytest.raises(Killed):
-            upload_index(index, store)
-    before = store.draft().facts()
-    assert before is not None
-    check_store(store, index)
-    assert store.draft().facts() == before

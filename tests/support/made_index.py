@@ -17,12 +17,15 @@ from dcdctl.core.search import (
     Changes,
     FolderIndex,
     ImageSource,
+    IndexJob,
     IndexSearcher,
     StoredTokens,
     StoredVectors,
+    add_images,
+    build_index,
+    change_index,
     commit,
     part_files,
-    run_index_job,
 )
 from dcdctl.core.search.exact import encoded, token_type
 from dcdctl.core.search.index_config import IndexConfig
@@ -130,23 +133,40 @@ def build(
 ) -> FolderIndex:
     """The index that `dcdctl index RUN --images DIR --out INDEX` builds."""
     sets = config.flatten(config.to_table(settings or IndexConfig()))
-    changes = Changes(
-        sets=tuple(f"{name}={str(value).lower()}" for name, value in sets.items()),
+    job = IndexJob(
+        model=str(ref),
+        images=images,
+        out=folder,
         split=split,
-        precision=compute.precision,
+        sets=tuple(f"{name}={str(value).lower()}" for name, value in sets.items()),
         vectors=() if given is None else (str(given),),
+        compute=compute,
     )
-    return run_index_job(str(ref), changes, images=images, out=folder, compute=compute, track=track).index
+    return build_index(job, track=track).index
 
 
 def build_of(ref: Path, images: Path, folder: Path, *sets: str) -> FolderIndex:
     """The same with these settings alone."""
-    return run_index_job(str(ref), Changes(sets=sets), images=images, out=folder, compute=BATCHES).index
+    return build_index(IndexJob(model=str(ref), images=images, out=folder, sets=sets, compute=BATCHES)).index
 
 
-def update(folder: Path, *, compute: Compute = BATCHES, track: Track = silent, **changes: Any) -> FolderIndex:
-    """The index that `dcdctl index INDEX` gives for these changes, the fields of `Changes`."""
-    return run_index_job(str(folder), Changes(**changes), compute=compute, track=track).index
+def update(
+    folder: Path,
+    *,
+    add: Path | None = None,
+    split: str | None = None,
+    vectors: Sequence[str] = (),
+    compute: Compute = BATCHES,
+    track: Track = silent,
+    **changes: Any,
+) -> FolderIndex:
+    """The index that `dcdctl change INDEX` gives for these changes, the fields of `Changes`, and then
+    `dcdctl sync INDEX --add`."""
+    if changes or add is None:
+        change_index(str(folder), Changes(**changes), track=track)
+    if add is not None:
+        add_images(str(folder), add, split=split, vectors=vectors, compute=compute, track=track)
+    return FolderIndex.open(folder)
 
 
 def searcher_of(folder: Path, **options: Any) -> IndexSearcher:

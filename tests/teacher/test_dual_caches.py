@@ -92,8 +92,7 @@ def test_a_cache_holds_scale_times_cosine_of_the_teachers_vectors(name, folders,
 
 def test_verify_with_another_dual_teacher_is_refused(folders, cached, scenes_corpus_dir):
     error = error_of(
-        f"cache-teacher --data {scenes_corpus_dir} --out {cached['whole']} --verify 50 --device cpu "
-        f"--teacher {folders['frozen']}"
+        f"verify {cached['whole']} --scores 50 --data {scenes_corpus_dir} --teacher {folders['frozen']} --device cpu"
     )
     assert "another max_text_len" in error or "another teacher" in error
 

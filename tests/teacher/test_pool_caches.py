@@ -28,6 +28,7 @@ from dcdctl.core.scoring import CorpusSource, PairWorker, embed_with_model, scor
 from dcdctl.core.teacher import (
     CacheJob,
     CandidateConfig,
+    Recheck,
     build,
     cache_facts,
     cache_scores,
@@ -37,10 +38,10 @@ from dcdctl.core.teacher import (
     plan_work,
     read_cache,
     read_caches,
+    recheck,
     spread,
     summarize_cache,
     take_scores,
-    verify_cache,
 )
 
 COMPUTE = Compute(batch_size=64)
@@ -225,8 +226,8 @@ def test_a_work_list_of_a_pool_gives_a_cache_of_other_scores(pool, folder, tmp_p
 
 def test_verify_scores_pairs_of_a_pool_again(pool, reranker, folder, tmp_path):
     models.save(reranker, tmp_path / "teacher")
-    job = CacheJob(data=pool.folder, out=folder, teacher=str(tmp_path / "teacher"), compute=COMPUTE)
-    assert verify_cache(job, 20) < 1e-4
+    job = Recheck(cache=folder, count=20, data=pool.folder, teacher=str(tmp_path / "teacher"), compute=COMPUTE)
+    assert recheck(job).largest_difference < 1e-4
 
 
 def test_the_spread_of_a_pool_is_that_of_lists_of_candidates(folder):

@@ -1,4 +1,4 @@
-"""`dcdctl score-work`: a call per work file gives the scores of one process, to the bit, and keeps what is there."""
+"""`dcdctl work`: a call per work file gives the scores of one process, to the bit, and keeps what is there."""
 
 from __future__ import annotations
 
@@ -127,6 +127,8 @@ def test_work_and_scores_may_be_in_a_bucket(corpus, stage, tmp_path, bucket):
     assert {f"scores/{name}": data for name, data in contents(local).items()} == {
         key: bucket.get(key) for key in bucket.keys("scores/")
     }
+    line = f"work {bucket.url('work')} --model {stage}/teacher --out {bucket.url('scores')}"
+    assert f"(7 already there) -> {bucket.url('scores')}\n" in run(line).stdout
     caches = []
     for scores in (str(local), bucket.url("scores")):
         job = CacheJob(data=corpus.folder, out=tmp_path / f"cache{len(caches)}", candidates=CONFIG)
@@ -138,7 +140,7 @@ def test_a_bucket_that_fails_is_named_and_the_scores_are_never_of_another_file(s
     bucket.put_all(stage / "cache" / "work", "work")
     first = "work/work-00000.parquet"
     bucket.fail(method="PUT", key="/scores/", status=403, code="AccessDenied")
-    line = f"score-work {bucket.url(first)} --teacher {stage}/teacher --out {bucket.url('scores')}"
+    line = f"work {bucket.url(first)} --model {stage}/teacher --out {bucket.url('scores')}"
     assert error_of(line).startswith(f"error: {bucket.url('scores')} was refused (AccessDenied); ")
     # One file takes the place of another while it is scored, and then the results cannot be written.
     other = bucket.get("work/work-00001.parquet")
@@ -409,7 +411,7 @@ def test_the_array_of_slurm_in_the_docs_scores_each_work_file(stage, tmp_path, m
 
 
 def test_the_command_prints_counts_and_its_cache_is_sealed_by_cache_teacher(stage, corpus, tmp_path):
-    line = f"score-work '{stage}/cache/work/work-0000[0-2].parquet' --teacher {stage}/teacher --out {tmp_path}/scores"
+    line = f"work '{stage}/cache/work/work-0000[0-2].parquet' --model {stage}/teacher --out {tmp_path}/scores"
     made = document_of(line)
     num_pairs = sum(pq.read_metadata(path).num_rows for path in sorted((tmp_path / "scores").iterdir()))
     assert {name: made[name] for name in ("pairs", "files", "already_there")} == {
@@ -418,7 +420,7 @@ def test_the_command_prints_counts_and_its_cache_is_sealed_by_cache_teacher(stag
         "already_there": 0,
     }
     assert "(3 already there) -> " in run(line).stdout
-    message = error_of(f"score-work {stage}/bare/work --teacher {stage}/teacher --out {tmp_path}/new")
+    message = error_of(f"work {stage}/bare/work --model {stage}/teacher --out {tmp_path}/new")
     assert "has no column caption (it has image_id, caption_id, image_index, caption_index)" in message
     facts = json.loads(pq.read_metadata(tmp_path / "scores" / "work-00000.parquet").metadata[b"dcdctl"])
-    assert facts["teacher"] == made["teacher"] == models.load_scorer(stage / "teacher").digest
+    assert facts["teacher"] == made["model"] == models.load_scorer(stage / "teacher").digest

@@ -1,4 +1,4 @@
-"""How `dcdctl index` shows what it did."""
+"""How the commands of an index show what they did."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NUM_SKIPPED_SHOWN = 5
 """Damaged files that are named on the screen."""
 
 
-def change_document(change: IndexChange, uploaded: Upload | None = None) -> dict[str, Any]:
+def change_document(change: IndexChange) -> dict[str, Any]:
     """A change as plain values, for JSON."""
     index = change.index
-    document = {
+    return {
         "index": str(index.folder),
         "images": index.num_images,
         "added": change.added,
@@ -34,10 +34,9 @@ def change_document(change: IndexChange, uploaded: Upload | None = None) -> dict
         "columns": index.columns.names,
         "notes": list(change.notes),
     }
-    return document if uploaded is None else {**document, "store": asdict(uploaded)}
 
 
-def show_change(change: IndexChange, uploaded: Upload | None = None) -> None:
+def show_change(change: IndexChange) -> None:
     """Show what the index is now, and what was left out."""
     from dcdctl.core import search
 
@@ -55,14 +54,13 @@ def show_change(change: IndexChange, uploaded: Upload | None = None) -> None:
     numbers = f"{index.dim} numbers {index.stored_type.per}"
     images = f"{counted(index.num_images, 'images')}{counts}"
     show(f"{images}, {numbers}, search by {index.kind}{words}{columns} -> {index.folder}")
-    _show_upload(uploaded)
 
 
 def _listed(title: str, names: Sequence[str]) -> str:
     return f"{title} {', '.join(map(printable, names))}" if names else ""
 
 
-def show_sync(change: IndexChange, uploaded: Upload | None = None) -> None:
+def show_sync(change: IndexChange) -> None:
     """Show on one line what following the folders did, and of the files that are left out, which ones are new."""
     _show_notes(change, change.newly_skipped)
     counts = change.counts
@@ -76,7 +74,6 @@ def show_sync(change: IndexChange, uploaded: Upload | None = None) -> None:
         unchanged=counts.unchanged,
     )
     show(f"{counted(change.index.num_images, 'images')}{done} -> {change.index.folder}")
-    _show_upload(uploaded)
 
 
 def _show_notes(change: IndexChange, skipped: Sequence[Mapping[str, Any]]) -> None:
@@ -103,10 +100,10 @@ def _by_kind(skipped: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return data.count_kinds(file.get("kind", "unreadable") for file in skipped)
 
 
-def _show_upload(uploaded: Upload | None) -> None:
-    if uploaded is not None:
-        changes = _counts(sent=uploaded.sent, deleted=uploaded.deleted)
-        show(f"{counted(uploaded.images, 'images')}{changes} -> {uploaded.location}")
+def show_upload(uploaded: Upload) -> None:
+    """Show what a store has now."""
+    changes = _counts(sent=uploaded.sent, deleted=uploaded.deleted)
+    show(f"{counted(uploaded.images, 'images')}{changes} -> {uploaded.location}")
 
 
 def _counts(**counts: int) -> str:

@@ -1,3 +1,4 @@
+from .alter import change_index, move_images
 from .answers import (
     Browse,
     Question,
@@ -12,7 +13,7 @@ from .answers import (
     title_of,
     value_for_json,
 )
-from .build import build_index, change_index, run_index_job
+from .build import IndexJob, add_images, build_index, follow_folders
 from .changes import Changes, IndexChange
 from .columns.order import Order, default_order, parse_order
 from .columns.table import NUM_SHOWN, ColumnSummary
@@ -51,7 +52,7 @@ from .storage import (
 )
 from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
-from .upkeep import check_removable, open_to_change, up_to_date
+from .upkeep import check_removable, open_to_change
 from .vector_files import write_image_list
 from .watch import sync_index, watch_index
 
@@ -78,6 +79,7 @@ __all__ = [
     "ImageSource",
     "IndexChange",
     "IndexConfig",
+    "IndexJob",
     "IndexSearcher",
     "Joined",
     "Library",
@@ -93,6 +95,7 @@ __all__ = [
     "StoredType",
     "StoredVectors",
     "Value",
+    "add_images",
     "answer_document",
     "as_text",
     "best_first",
@@ -109,10 +112,12 @@ __all__ = [
     "default_order",
     "embed_work",
     "find_copies",
+    "follow_folders",
     "image_of",
     "index_document",
     "index_facts",
     "like_regex",
+    "move_images",
     "name_of_index",
     "open_to_change",
     "parse_all",
@@ -124,13 +129,11 @@ __all__ = [
     "quoted_value",
     "read_document",
     "read_image",
-    "run_index_job",
     "spread_over",
     "sync_index",
     "text_side_beside",
     "text_side_note",
     "title_of",
-    "up_to_date",
     "value_for_json",
     "watch_index",
     "write_image_list",

@@ -15,29 +15,12 @@ from dcdctl.core.search.index import FolderIndex
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """Changes of an index, made in this order; a new index has neither of `remove`, `remove_gone`, `moved`, `sync`,
-    `add` and `drop_columns`."""
+    """Changes of an index for which nothing is embedded, made in this order."""
 
     sets: tuple[str, ...] = ()
     """Settings such as "kind=flat"."""
     remove: tuple[str, ...] = ()
     """Image ids, or patterns of them such as "2019/*"."""
-    remove_gone: bool = False
-    """Remove the images whose files are gone."""
-    moved: tuple[Path, Path] | None = None
-    """Where an image folder was, or a folder that it was in, and where it is now."""
-    sync: bool = False
-    """Follow the image folders: add what is new, read again what changed, remove what is gone."""
-    add: Path | None = None
-    """A folder of images or a corpus to add; if it is indexed already, only its new images."""
-    split: str | None = None
-    """The split of a corpus to add, or several joined; None for all."""
-    precision: str | None = None
-    """Torch name of the precision of a new index; an index that is changed must have it already. None: float32, or that
-    of the index."""
-    vectors: tuple[str, ...] = ()
-    """Files, folders or patterns of the vectors of the images of a new index, or of those to add; empty: the model
-    embeds them."""
     drop_columns: tuple[str, ...] = ()
     """Columns to remove."""
     metadata: Path | pa.Table | None = None

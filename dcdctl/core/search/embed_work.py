@@ -48,7 +48,7 @@ from dcdctl.core.search.vector_files import MODEL, NAME, VECTOR
 PATH, IMAGE = "path", "image"
 LEFT_OUT = "left_out"
 """The number of files of each kind that are no images, in what is known of a file of vectors."""
-_HINT = "give files of the list of `dcdctl index --plan-only`, or the Parquet files of a corpus"
+_HINT = "give files of `cache-teacher --plan-only` or of `index --plan-only`, or the Parquet files of a corpus"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def embed_work(job: EmbedWorkJob, *, track: Track = silent) -> EmbeddedWork:
     embedded and kept.
     """
     models.check_ref(job.model, kind="dual")
-    tasks = find_tasks(job.lists, job.out, noun="list file", metavar="LIST")
+    tasks = find_tasks(job.lists, job.out, noun="list file", metavar="FILE")
     for task in tasks:
         _check_columns(task)
     model = models.load_dual(job.model)

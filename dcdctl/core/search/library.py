@@ -101,12 +101,12 @@ class Library:
             return
         indexed = [source.path for source in read_document(self.index).sources]
         if str(photos) not in indexed:
-            change = ["dcdctl", "index", str(self.index)]
+            follow = ["dcdctl", "sync", str(self.index)]
             gone = [folder for folder in indexed if not Path(folder).exists()]
-            hint = f"for the photos of both in one index: {shlex.join([*change, '--add', str(photos)])}"
+            hint = f"for the photos of both in one index: {shlex.join([*follow, '--add', str(photos)])}"
             if gone:
                 hint = (
-                    f"if the photos are at another place now: {shlex.join([*change, '--moved', gone[0], str(photos)])}"
+                    f"if the photos are at another place now: {shlex.join([*follow, '--moved', gone[0], str(photos)])}"
                 )
             raise StaleError(
                 f"{self.index} is an index of {', '.join(indexed)}, not of {photos}",

@@ -79,7 +79,7 @@ def with_source(index: FolderIndex, source: ImageSource) -> tuple[ImageSource, .
         if split is None and source.split is None and Path(source.path).is_relative_to(path):
             raise InputError(
                 f"{source.path} lies in {path}, an image folder of {index.folder}, to which its images belong",
-                hint=f"dcdctl index {index.folder} --sync, or --add {path}, adds what is new in it",
+                hint=f"dcdctl sync {index.folder}, or with --add {path}, adds what is new in it",
             )
         if source.split is not None and path == source.path and share_split(source.split, str(split)):
             raise InputError(
@@ -122,8 +122,8 @@ def _expect(build: Build, document: IndexDocument) -> None:
     actual = configs.to_table(replace(document, sources=document.sources[:1]))
     expected = {key: build.plan[key] for key in ("model", "sources", "precision", "settings")}
     hint = (
-        f"name another folder with --out, add images with `dcdctl index {build.folder} --add DIR`, or change settings "
-        f"with `dcdctl index {build.folder} --set ...`"
+        f"name another folder with --out, add images with `dcdctl sync {build.folder} --add DIR`, or change settings "
+        f"with `dcdctl change {build.folder} --set ...`"
     )
     artifacts.expect(build.folder, actual, expected, hint=hint)
 

@@ -157,7 +157,7 @@ class ImageIndex(ABC):
         """MissingError if it cannot be searched by words."""
         if not self.has_keywords:
             is_folder = Path(self.location).is_dir()
-            add = f"add them: dcdctl index {self.location} --keywords"
+            add = f"add them: dcdctl change {self.location} --set keywords=true"
             hint = add if is_folder else "hybrid search needs an index in a folder"
             raise MissingError(f"{self.location} has no words of captions and file names", hint=hint)
 

@@ -69,10 +69,8 @@ def open_to_change(target: str) -> FolderIndex:
 
 
 def has_changes(index: FolderIndex, changes: Changes) -> bool:
-    """Whether changes may do anything; a split or a precision alone changes nothing."""
-    return changes != Changes(split=changes.split, precision=changes.precision) or change.has_columns_to_fill(
-        index, first_row=index.num_rows
-    )
+    """Whether changes may do anything."""
+    return changes != Changes() or change.has_columns_to_fill(index, first_row=index.num_rows)
 
 
 def compare_source(index: FolderIndex, source: ImageSource, *, follow: bool) -> SourceChanges:
@@ -282,23 +280,18 @@ def _digests(source: ImageSource, images: Sequence[SourceImage]) -> list[bytes |
 
 def check_removable(place: str, names: Sequence[str]) -> None:
     """InputError for a name that `rows_to_remove` would refuse. Asked before torch is imported, which takes seconds."""
-    rows_to_remove(open_to_change(place), names, gone=False)
+    rows_to_remove(open_to_change(place), names)
 
 
-def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> Rows | None:
+def rows_to_remove(index: FolderIndex, names: Sequence[str]) -> Rows | None:
     """All rows to be empty after the removal, including rows removed before; None if there is nothing to remove.
 
-    A name is an image id, the absolute path of a file, or a pattern (`*`, `?`, `[...]`) of image ids. With `gone`,
-    images whose files are gone are removed too. InputError if a name matches no image or stands for two, or if an image
-    folder itself is gone.
+    A name is an image id, the absolute path of a file, or a pattern (`*`, `?`, `[...]`) of image ids. InputError if a
+    name matches no image or stands for two.
     """
-    if not names and not gone:
+    if not names:
         return None
     roots = [None if source.is_corpus else Path(source.path) for source in index.document.sources]
-    for root in roots:
-        # Otherwise an unmounted disk would remove all of its images.
-        if gone and root is not None and not root.is_dir():
-            raise InputError(f"the image folder {root} is gone", hint="is its disk mounted? Nothing was removed")
     removed = set(np.flatnonzero(index.is_removed).tolist())
     image_ids, source_R = index.values("image_id").to_pylist(), index.source_R.tolist()
     live = {row: name for row, name in enumerate(image_ids) if row not in removed}
@@ -329,10 +322,6 @@ def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> R
             "removed",
             hint="name image ids, or patterns such as '2019/*'",
         )
-    for row, name in live.items() if gone else ():
-        root = roots[source_R[row]]
-        if root is not None and not (root / name).is_file():
-            removed.add(row)
     return np.array(sorted(removed), dtype=np.int64)
 
 
@@ -348,11 +337,10 @@ def _rows_at(
     return found
 
 
-def moved_sources(index: FolderIndex, old: Path, new: Path, *, is_alone: bool) -> tuple[ImageSource, ...]:
+def moved_sources(index: FolderIndex, old: Path, new: Path) -> tuple[ImageSource, ...]:
     """The sources of an index whose image folder, or one above it, is at another place now.
 
     InputError if no image folder was there, if the new place is no folder or another source, or if it lacks the images.
-    Beside other changes it is no error that the folders are at the new place already: `is_alone` is without them.
     """
     refuse_url(old, "and image folders are of this machine", "name the place where the images were")
     refuse_url(new, "and image folders are of this machine", "name the place where the images are now")
@@ -366,19 +354,18 @@ def moved_sources(index: FolderIndex, old: Path, new: Path, *, is_alone: bool) -
         raise InputError(f"{new} is no folder", hint="name the place where the images are now")
     check_utf8(now)
     if not numbers:
-        # A command that was killed after this step is run again, for its other changes.
-        if not is_alone and any(not source.is_corpus and Path(source.path).is_relative_to(now) for source in listed):
-            return listed
         folders = ", ".join(source.path for source in listed if not source.is_corpus) or "none"
         raise InputError(
             f"{old} is no image folder of {index.folder}, and none is in it",
-            hint=f"its image folders: {folders}; of files that moved within one, --sync takes note",
+            hint=f"its image folders: {folders}; files that moved within one need no --moved",
         )
     moved = list(listed)
     for number in numbers:
         folder = now / Path(listed[number].path).relative_to(was)
         if any(str(folder) == source.path for source in listed):
-            raise InputError(f"{folder} is an image folder of {index.folder} already", hint="use --sync")
+            raise InputError(
+                f"{folder} is an image folder of {index.folder} already", hint=f"follow it: dcdctl sync {index.folder}"
+            )
         rows = np.flatnonzero((index.source_R == number) & index.is_live)
         names = [index.image_id(int(rows[place])) for place in spread_over(len(rows), SAMPLED)]
         there = sum((folder / name).is_file() for name in names)

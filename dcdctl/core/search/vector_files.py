@@ -272,7 +272,7 @@ class _GivenVectors:
                 f"the vector of {image.image_id!r} is that of the image as stored, not rotated upright as its EXIF "
                 "data say",
                 hint="rotate each image with PIL.ImageOps.exif_transpose before embedding it, or let the engine run "
-                "`dcdctl embed-work`",
+                "`dcdctl work`",
             )
 
     def _cosines(self, rows: Sequence[int], pixels: ImageBatch) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dcdctl.core.errors import DcdError, InputError, require_extra
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import upkeep
-from dcdctl.core.search.changes import Changes, IndexChange
+from dcdctl.core.search.changes import IndexChange
 from dcdctl.core.search.index import FolderIndex
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ def sync_index(place: str, *, compute: Callable[[], Compute] | None = None, trac
         return same
     from dcdctl.core import devices
     from dcdctl.core.engines import Compute
-    from dcdctl.core.search.build import change_index
+    from dcdctl.core.search.build import follow_folders
 
     how = Compute(device=devices.choose("auto")) if compute is None else compute()
-    return change_index(place, Changes(sync=True), compute=how, track=track)
+    return follow_folders(place, compute=how, track=track)
 
 
 def watch_index(

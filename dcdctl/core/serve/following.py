@@ -32,7 +32,7 @@ def check_watch(place: str) -> None:
     if is_store(place):
         raise InputError(
             "a store does not say where its image folders are",
-            hint="follow the index that fills it: dcdctl index INDEX --sync --to URL",
+            hint="follow the folders of its index: dcdctl sync INDEX, then dcdctl upload INDEX URL",
         )
     require_extra("watch", "watchfiles", needed_by="--watch")
     if all(source.is_corpus for source in open_to_change(place).document.sources):

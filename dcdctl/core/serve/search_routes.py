@@ -243,7 +243,7 @@ def _check_words(service: ServiceState, text: str | None = "") -> None:
     if text is None or not service.index.has_keywords:
         raise InputError(
             "hybrid search is for a text alone, and for an index with words",
-            hint="add them with `dcdctl index INDEX --keywords`",
+            hint="add them with `dcdctl change INDEX --set keywords=true`",
         )
 
 

@@ -130,7 +130,7 @@ class LanceStore(Store):
             if is_short and min(map(len, tables)) < min(count, table.count_rows(condition)):
                 raise StaleError(
                     f"{self.location} has images whose vectors are zero, NaN or infinite, which LanceDB leaves out",
-                    hint="does another program write to it? Fill it again with `dcdctl index INDEX --to --replace`",
+                    hint="does another program write to it? Fill it again with `dcdctl upload INDEX URL --replace`",
                 )
         return tables, facts.model
 

@@ -212,5 +212,5 @@ class Store(ABC):
     def not_there(self) -> MissingError:
         """The error for a store that nobody has filled."""
         return MissingError(
-            f"there are no images in {self.location}", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`"
+            f"there are no images in {self.location}", hint=f"fill it with `dcdctl upload INDEX '{self.location}'`"
         )

@@ -86,12 +86,8 @@ class StoreIndex(ImageIndex):
         if (count := repeated(self.store.count, FOR_A_QUESTION)) != self.num_images:
             raise StaleError(
                 f"{self.location} has {count:,} images, and its last upload ended with {self.num_images:,}",
-                hint="run `dcdctl index INDEX --to` again; does an upload run, or does another program write to it?",
+                hint="run `dcdctl upload` again; does an upload run, or does another program write to it?",
             )
-
-    def check_columns(self) -> None:
-        """StaleError if the store has other columns than its facts say."""
-        self._ask(self.store.fetch, np.zeros(1, dtype=np.int64))
 
     def is_ready(self) -> bool:
         """Whether the store answers, and still holds the vectors of this model."""
@@ -127,7 +123,7 @@ class StoreIndex(ImageIndex):
         """The error for images that are not as their facts say."""
         return StaleError(
             f"{self.location} does not hold what its facts say: {str(error.args[0])[:200]}",
-            hint="does another program write to it? Fill it again with `dcdctl index INDEX --to --replace`",
+            hint="does another program write to it? Fill it again with `dcdctl upload INDEX URL --replace`",
         )
 
     def _best(self, query_D: Floats, images: pa.Table, k: int) -> tuple[Hit, ...]:

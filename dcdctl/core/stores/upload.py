@@ -17,10 +17,9 @@ import pyarrow as pa
 
 from dcdctl.core.errors import StaleError
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import FolderIndex, ImageSource, StoredTokens
+from dcdctl.core.search import FolderIndex, StoredTokens
 from dcdctl.core.stores.protocol import Store, StoreFacts, batches_of
 from dcdctl.core.stores.retry import FOR_A_BATCH, FOR_A_QUESTION, repeated
-from dcdctl.core.stores.store_index import StoreIndex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,49 +31,6 @@ class Upload:
     """Images in the store now."""
     sent: int
     deleted: int
-
-
-def check_store(
-    store: Store, index: FolderIndex | None = None, *, is_late: bool = False, replace: bool = False
-) -> None:
-    """The errors of an upload that can be known before images are embedded for hours: a store that does not answer or
-    may not be written to, images of another index, and columns that are not there. The store stays as it is.
-
-    `index` is the index that is to be changed and uploaded, None for a new one, of which `is_late` says whether an
-    image has a vector for each token.
-    """
-    if index is not None:
-        is_late = index.stored_type is StoredTokens
-    with store.lock():
-        published = repeated(store.facts, FOR_A_QUESTION)
-        if published is not None and not replace:
-            if index is not None and not _continues(published, index):
-                raise _other_images(store, index)
-            StoreIndex(store, published).check_columns()
-        with closing(store.draft()) as draft:
-            # The draft of a killed upload was written by someone who may.
-            if repeated(draft.facts, FOR_A_QUESTION) is None:
-                # Only a table shows that tables can be made. No upload continues it, should this process be killed.
-                repeated(draft.create, FOR_A_QUESTION, _facts_of_nothing(is_late))
-                repeated(draft.drop, FOR_A_QUESTION)
-
-
-def _facts_of_nothing(is_late: bool) -> StoreFacts:
-    """Facts of a store that holds no images of any index."""
-    return StoreFacts(
-        model="0",
-        model_folder="-",
-        dims=1,
-        precision="float32",
-        columns={},
-        sources=(ImageSource(kind="folder", path="-"),),
-        generation=0,
-        rows=0,
-        images=0,
-        content="",
-        values="",
-        is_late=is_late,
-    )
 
 
 def _other_images(store: Store, index: FolderIndex) -> StaleError:

@@ -22,10 +22,11 @@ from .embedded import (
 )
 from .external_scores import RowNames, plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter
-from .job import CacheCost, CacheJob, cache_scores, command_to_compare, preview_cost, verify_cache
+from .job import CacheCost, CacheJob, cache_scores, command_to_compare, preview_cost
 from .picks import NO_PICK, CaptionPicks, NoPicks, Threshold, find_picks, find_threshold
+from .recheck import Recheck, Rechecked, recheck
 from .score_files import READERS, read_batches
-from .score_work import ScoredWork, ScoreWorkJob, score_work
+from .score_work import ScoredWork, ScoreWorkJob, holds_pairs, score_work
 from .scores import TeacherScores
 from .spread import lack_of_order, measure_spread
 from .summary import cache_document, cache_facts, summarize_cache
@@ -51,6 +52,8 @@ __all__ = [
     "FalseNegativeFilter",
     "LateTeacher",
     "NoPicks",
+    "Recheck",
+    "Rechecked",
     "RowNames",
     "ScoreWorkJob",
     "ScoredWork",
@@ -73,6 +76,7 @@ __all__ = [
     "fewest_pairs",
     "find_picks",
     "find_threshold",
+    "holds_pairs",
     "lack_of_order",
     "measure_spread",
     "mine_candidates",
@@ -86,10 +90,10 @@ __all__ = [
     "read_cache",
     "read_caches",
     "read_text_cache",
+    "recheck",
     "score_work",
     "summarize_cache",
     "take_scores",
     "text_cache_facts",
-    "verify_cache",
     "verify_texts",
 ]

@@ -50,8 +50,8 @@ TEXTS = Kind(
     format=2,
     seal_file="texts.json",
     files=("texts-*.parquet",),
-    make="make one with `dcdctl cache-teacher --texts`",
-    make_again="run `dcdctl cache-teacher --texts` again with the same options",
+    make="make one with `dcdctl cache-texts`",
+    make_again="run `dcdctl cache-texts` again with the same options",
 )
 """The cache of text vectors (`text_cache`)."""
 IMAGES_PER_SHARD = 256

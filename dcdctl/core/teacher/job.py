@@ -1,5 +1,5 @@
 """One `dcdctl cache-teacher`: what needs no model is checked first, then the corpus is opened, and the teacher is
-loaded last. Also the cost of a planned cache, and a check of a finished one against its teacher."""
+loaded last. Also the cost of a planned cache, and a check of scores against their teacher."""
 
 from __future__ import annotations
 
@@ -71,7 +71,6 @@ class CacheJob(TeacherJob):
 
     data: Path
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
-    """Not read by `verify_cache`: the finished cache has its own."""
     max_images: int | None = None
     max_pairs: int | None = None
     """At most so many pairs are scored, beside those that have a score: the best candidates of each query, and the
@@ -167,23 +166,6 @@ def preview_cost(job: CacheJob, track: Track = silent) -> CacheCost:
         is_most=True,
         disk_bytes=BYTES_PER_PAIR * num_pairs,
     )
-
-
-def verify_cache(job: CacheJob, count: int, *, track: Track = silent) -> float:
-    """The largest relative difference between `count` scores of the finished cache in `out` and the same scores
-    computed again.
-
-    StaleError if it is larger than rounding explains, or if the cache belongs to another corpus, teacher or precision.
-    """
-    overrides = _resolve(job)
-    corpus = job.open_corpus()
-    if (name := read_cache(job.out, corpus=corpus).teacher_name) is not None:
-        raise StaleError(
-            f"the scores of {job.out} are those of {name}, which dcdctl cannot compute again",
-            hint="score some pairs again elsewhere: --scores compares them with the finished cache",
-        )
-    teacher = models.load_scorer(job.teacher, overrides, track)
-    return verify_scores(job.out, corpus, teacher, count, compute=job.compute, track=track)
 
 
 def estimate_cost(job: PlannedCache) -> CacheCost:

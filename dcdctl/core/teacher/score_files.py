@@ -69,7 +69,7 @@ def read_batches(path: Path) -> RecordBatches:
 
 
 def expect_corpus(path: Path, fingerprint: str) -> None:
-    """StaleError for scores that `score-work` made from the work list of another corpus.
+    """StaleError for scores that `dcdctl work` made from the work list of another corpus.
 
     Its ids may be the same: two corpora of scenes count their images alike. Files of other programs do not say what
     they are of.

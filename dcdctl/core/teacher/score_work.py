@@ -73,7 +73,7 @@ def score_work(job: ScoreWorkJob, *, track: Track = silent) -> ScoredWork:
     """
     overrides = models.parse_overrides(job.model_set)
     models.check_ref(job.teacher, overrides)
-    tasks = find_tasks(job.work, job.out, noun="work file", metavar="WORK")
+    tasks = find_tasks(job.work, job.out, noun="work file", metavar="FILE")
     for task in tasks:
         _check_columns(task)
     teacher = models.load_scorer(job.teacher, overrides, track)
@@ -92,6 +92,13 @@ def score_work(job: ScoreWorkJob, *, track: Track = silent) -> ScoredWork:
     return ScoredWork(
         folder=job.out, teacher=teacher.digest, num_files=len(tasks), num_there=num_there, num_pairs=num_pairs
     )
+
+
+def holds_pairs(work: Sequence[str], out: Path) -> bool:
+    """Whether the first of some files of tasks has pairs to score; otherwise it lists images to embed."""
+    first, *_ = find_tasks(work, out, noun="work file", metavar="FILE")
+    with first.open() as file:
+        return "caption_index" in file.schema_arrow.names
 
 
 def _check_columns(task: TaskFile) -> None:

@@ -44,7 +44,7 @@ def check(plan: TrainingPlan) -> None:
     if len(refs.caches) != 1:
         raise ConfigError(
             f"--cache names {len(refs.caches)} folders, expected one with texts and their vectors",
-            hint="make one with `dcdctl cache-teacher --texts`",
+            hint="make one with `dcdctl cache-texts`",
         )
 
 

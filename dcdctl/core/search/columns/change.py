@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Sequence, Set
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +31,6 @@ from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.image_files import EXIF_TYPES
 from dcdctl.core.search.index import FolderIndex
 
-if TYPE_CHECKING:
-    from dcdctl.core.search.changes import Changes
-
 EXIF_COLUMNS = {"none": {}, "camera": CAMERA_COLUMNS, "place": EXIF_TYPES}
 EXIF_THREADS = 4
 """Threads that read EXIF data: most of the time they wait for the disk."""
@@ -50,7 +47,7 @@ def read_metadata(metadata: Path | pa.Table | None) -> ImageColumns | None:
 
 def changed_table(
     index: FolderIndex,
-    changes: Changes,
+    dropped: Sequence[str],
     metadata: ImageColumns | None,
     *,
     first_row: int,
@@ -64,7 +61,7 @@ def changed_table(
     of another type.
     """
     columns = {name: index.values(name) for name in index.columns.names}
-    for name in changes.drop_columns:
+    for name in dropped:
         if name not in columns:
             known = ", ".join(columns) or "none"
             raise InputError(f"the index {index.folder} has no column {name!r} to drop", hint=f"its columns: {known}")
@@ -74,15 +71,15 @@ def changed_table(
     if metadata is not None:
         _set_from_metadata(columns, index, metadata, notes)
     facts = _with_exif(index, first_row, track)
-    _set_from_exif(columns, index, index.image_files.table if facts is None else facts, changes.drop_columns, notes)
+    _set_from_exif(columns, index, index.image_files.table if facts is None else facts, dropped, notes)
     return pa.table(columns), facts
 
 
-def drops_all_of_files(index: FolderIndex, changes: Changes, table: pa.Table) -> bool:
+def drops_all_of_files(index: FolderIndex, dropped: Sequence[str], table: pa.Table) -> bool:
     """Whether the last of the columns that the image files gave is dropped."""
     given = EXIF_COLUMNS[index.config.exif].keys()
     was_read = index.image_files.table.column("exif_read").null_count < index.num_rows
-    return was_read and bool(given & {*changes.drop_columns}) and not given & {*table.column_names}
+    return was_read and bool(given & {*dropped}) and not given & {*table.column_names}
 
 
 def has_columns_to_fill(index: FolderIndex, *, first_row: int) -> bool:
@@ -291,7 +288,7 @@ def _set(
     if old.type != new.type:
         raise InputError(
             f"column {name} of {index.folder} is {TYPES[old.type]}, and in {where} it is {TYPES[new.type]}",
-            hint=f"rename it, or remove the old one with --drop-column {name}",
+            hint=f"rename it, or remove the old one with `dcdctl change {index.folder} --drop-column {name}`",
         )
     columns[name] = pc.if_else(pa.array(is_set), new, old)
 

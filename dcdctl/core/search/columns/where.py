@@ -279,9 +279,9 @@ def _column(node: exp.Expr, columns: pa.Schema, type_: pa.DataType | None = None
     if node.name not in columns.names:
         hint = f"the columns are {', '.join(columns.names)}"
         if node.name in (*PLACE_COLUMNS, *PLACE_NAMES):
-            hint += f"; `dcdctl index INDEX --exif-place` adds {', '.join((*PLACE_COLUMNS, *PLACE_NAMES))}"
+            hint += f"; `dcdctl change INDEX --set exif=place` adds {', '.join((*PLACE_COLUMNS, *PLACE_NAMES))}"
         elif len(columns) == len(BUILT_IN):
-            hint += "; `dcdctl index INDEX --metadata FILE` adds others"
+            hint += "; `dcdctl change INDEX --metadata FILE` adds others"
         raise InputError(f"has the unknown column {short(node.name)}", hint=hint)
     if type_ is not None and (actual := columns.field(node.name).type) != type_:
         hint = (
