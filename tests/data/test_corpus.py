@@ -167,23 +167,6 @@ def test_joined_splits_are_one_gallery_whose_parts_stay_as_they_are(scenes_corpu
     assert joined.subset(33).captions == train.captions + val.captions[:5]
 
 
-@pytest.mark.parametrize(
-    ("split", "message"),
-    [
-        (
-            "train+dev",
-            r"has no split 'dev', a part of 'train\+dev'; it has train, val, test; \+ joins splits, as in train\+val",
-        ),
-        ("train,val", r"has no split 'train,val'; it has train, val, test; \+ joins splits, as in train\+val"),
-        ("train+", r"has no split '', a part of 'train\+'"),
-        ("val+train+val", r"split 'val\+train\+val' has 'val' twice; name each split once"),
-    ],
-)
-def test_splits_that_cannot_be_joined_are_named(scenes_corpus_dir, split, message):
-    with pytest.raises(CorpusError, match=message):
-        Corpus.open(scenes_corpus_dir, split)
-
-
 def test_the_fingerprint_covers_ids_captions_images_and_order(tmp_path):
     rows = [make_row(i) for i in range(4)]
     changes = [

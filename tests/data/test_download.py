@@ -714,35 +714,6 @@ def test_offline_a_pattern_uses_the_cached_list(hub):
 
 
 @pytest.mark.parametrize(
-    ("known", "words"),
-    [
-        (
-            {"url": "ftp://host/a.zip"},
-            "'ftp://host/a.zip' is not a URL to download from: expected https://, http:// or hf://",
-        ),
-        ({"url": "https://host/"}, "https://host/ does not end with a file name"),
-        (
-            {"url": "hf://datasets/birds/a.csv"},
-            "hf://datasets/birds/a.csv is not hf://datasets/OWNER/NAME@REVISION/PATH, nor "
-            "hf://OWNER/NAME@REVISION/PATH",
-        ),
-        (
-            {"url": "https://host/a", "checksum": "sha1:ab"},
-            "the checksum of https://host/a must be sha256:HEX or md5:HEX, got 'sha1:ab'",
-        ),
-        ({"url": "https://host/..%5C..%5Cevil"}, "https://host/..%5C..%5Cevil does not end with a file name"),
-        (
-            {"url": "hf://datasets/me/birds/../../evil/a.csv"},
-            "hf://datasets/me/birds/../../evil/a.csv leads out of its repository",
-        ),
-    ],
-)
-def test_an_invalid_description_of_a_file_is_an_error(known, words):
-    with pytest.raises(ConfigError, match=exactly(words)):
-        RemoteFile(**known)
-
-
-@pytest.mark.parametrize(
     ("url", "name", "revision"),
     [
         ("hf://datasets/me/birds@refs/convert/parquet/default/train/0.parquet", "0.parquet", "refs/convert/parquet"),

@@ -11,7 +11,7 @@ from hostile_images import encoded
 
 from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, prepare_corpus
 from dcdctl.core.data.readers.rows import divide
-from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.errors import InputError
 
 NAMES = [f"{number}.jpg" for number in range(40)]
 
@@ -133,18 +133,6 @@ def test_limits_apply_to_the_splits_that_are_held_out(tmp_path, images):
     options = {"splits": ("train", "test"), "max_images": 3}
     prepare(write_csv(tmp_path), images, tmp_path / "out", hold_out=0.2, options=options)
     assert ids_of(tmp_path / "out") == {split: expected[split][:3] for split in ("train", "test")}
-
-
-@pytest.mark.parametrize(
-    ("sets", "message"),
-    [
-        (["hold_out=0.5"], r"hold_out must lie in \[0, 0\.3\], got 0\.5"),
-        (["split=val", "hold_out=0.1"], "hold_out is 0.1, and split = 'val'"),
-    ],
-)
-def test_a_wrong_share_is_refused(tmp_path, images, sets, message):
-    with pytest.raises(ConfigError, match=message):
-        prepare(write_csv(tmp_path), images, tmp_path / "out", sets=sets)
 
 
 def test_the_name_is_given_or_that_of_the_folder_or_the_file(tmp_path, images):

@@ -529,6 +529,21 @@ def test_the_items_of_a_heif_file_are_found_in_boxes_of_every_length():
     assert formats.damage_of_boxes(UPRIGHT["heic"] + b"more than one byte, which is no box") == ""
 
 
+def test_images_in_boxes_are_no_videos():
+    assert [formats.is_video(box(b"ftyp", brand, bytes(4))) for brand in (b"heic", b"avif", b"M4A ", b"qt  ")] == [
+        *(False, False, False),
+        True,
+    ]
+
+
+def test_a_kind_that_lacked_a_package_is_read_once_the_package_is_there(monkeypatch):
+    kinds = [formats.NO_HEIF.kind, formats.NO_RAW.kind]
+    installed = {"pi_heif": True, "rawpy": False}
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: object() if installed[name] else None)
+    assert [formats.is_read_now(kind) for kind in kinds] == [True, False]
+    assert not formats.is_read_now(formats.DAMAGED.kind)
+
+
 @pytest.mark.parametrize(("version", "number"), [(2, b"\xff\x80"), (3, b"\0\0\xff\x80")])
 def test_the_type_of_a_heif_item_follows_a_number_of_two_or_of_four_bytes(version, number):
     """And two more, of its protection. Neither needs to be text."""

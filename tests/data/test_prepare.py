@@ -288,46 +288,6 @@ def test_a_damaged_zip_member_is_named(tmp_path, images, karpathy):
         karpathy([entry("ü.png"), entry("a.jpg")], images=archive)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "is not JSON"),
-        ('{"imgs": []}', '"images" is missing or null, expected a list of images'),
-        ('{"images": []}', "the source has no image and no text"),
-        ('{"images": "a.jpg"}', r'"images" is a string \("a.jpg"\)'),
-    ],
-)
-def test_json_without_images_is_an_error(tmp_path, images, content, message):
-    (tmp_path / "x.json").write_text(content)
-    with pytest.raises(InputError, match=message):
-        prepare_corpus(
-            manifest.choose_manifest(manifest.DataChoice(karpathy=tmp_path / "x.json", images=[images])),
-            tmp_path / "out",
-        )
-
-
-def test_missing_files_are_named(tmp_path, images, karpathy):
-    with pytest.raises(InputError, match=r"absent.json cannot be read: No such file"):
-        prepare_corpus(
-            manifest.choose_manifest(manifest.DataChoice(karpathy=tmp_path / "absent.json", images=[images])),
-            tmp_path / "out",
-        )
-    with pytest.raises(InputError, match=r"absent.csv cannot be read: No such file"):
-        prepare_corpus(
-            manifest.choose_manifest(manifest.DataChoice(csv=tmp_path / "absent.csv", images=[images])),
-            tmp_path / "out",
-        )
-    with pytest.raises(InputError, match=r"absent.zip do not exist; --images takes a folder or a zip"):
-        karpathy([entry("a.jpg")], images=tmp_path / "absent.zip")
-
-
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 cut off", b"a text"])
-def test_images_that_are_not_a_zip_are_an_error(tmp_path, karpathy, data):
-    (tmp_path / "images.zip").write_bytes(data)
-    with pytest.raises(InputError, match=r"images.zip cannot be read as a zip"):
-        karpathy([entry("a.jpg")], images=tmp_path / "images.zip")
-
-
 BAD_LINES = {
     "a missing image": ("gone.jpg,x", '"gone.jpg": there is no such image'),
     "no image": (",x", "no image is named"),
@@ -348,39 +308,6 @@ def test_a_bad_csv_line_is_an_error_with_its_number_or_is_skipped(tmp_path, pair
     summary = pairs(text, on_error="skip")
     assert Corpus.open(tmp_path / "out", "train").captions == ["over\ntwo lines", "fine"]
     assert [row.row for row in summary.skipped] == ["pairs.csv line 5"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "has no column image, file_name, filename: it is empty"),
-        (
-            ",".join(map(str, range(70_000))) + "\na.jpg,x\n",
-            "has no column image, file_name, filename: its columns are 0, 1, 2, 3, 4, 5, 6, 7 and 69,992 more",
-        ),
-        ('"' + "a" * 200_000, "line 1: a cell starts with a quotation mark and does not end with one"),
-        (
-            'image,caption\na.jpg,"x"\na.jpg,"a dog"s\n',
-            "a cell starts with a quotation mark .*, up to line 3",
-        ),
-        ("file,text\na.jpg,x\n", "has no column image, file_name, filename: its columns are file, text"),
-        ("image\na.jpg\n", "has no column caption, text, captions, raw: its columns are image"),
-        ("image,caption,caption\na.jpg,x,y\n", "has the column 'caption' twice"),
-        (
-            "image,caption\na.jpg,x\na.jpg,a dog, running\n",
-            "line 3 has 3 cells, and line 1 names 2 columns; a text with ',' needs",
-        ),
-        ("image,caption\n", "has no row under its column names"),
-        ("image,caption,split\na.jpg,x,holdout\n", "line 2: unknown split 'holdout'"),
-        (
-            "image,caption,split\na.jpg,x,val\na.jpg,y,train\n",
-            'line 3 "a.jpg": its split is train, but val in pairs.csv line 2',
-        ),
-    ],
-)
-def test_a_csv_of_another_form_is_an_error(pairs, text, message):
-    with pytest.raises(InputError, match=message):
-        pairs(text)
 
 
 def test_an_empty_split_is_an_error_even_where_rows_are_skipped(images, karpathy):

@@ -274,12 +274,6 @@ def test_a_pool_has_no_image_of_splits_that_were_not_asked_for(tmp_path, photos,
     assert splits["pool"].image_ids == sorted(NAMES[20:])[:7]
 
 
-def test_a_row_cannot_name_the_split_pool(tmp_path, photos):
-    (tmp_path / "pairs.csv").write_text(f"image,caption,split\n{NAMES[0]},a dog,pool\n")
-    with pytest.raises(InputError, match="unknown split 'pool'"):
-        prepare(tmp_path / "out", csv=tmp_path / "pairs.csv", images=photos)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -526,11 +520,8 @@ def test_decontaminate_needs_a_pool_and_a_corpus(tmp_path, mixed):
         prepare(tmp_path / "out", **mixed, decontaminate=[mixed["images"]])
 
 
-@pytest.mark.parametrize("is_pool", [False, True])
-def test_a_killed_preparation_of_a_pool_resumes_to_the_same_bytes(tmp_path, mixed, monkeypatch, is_pool):
+def test_a_killed_preparation_of_a_pool_resumes_to_the_same_bytes(tmp_path, mixed, monkeypatch):
     other = prepare(tmp_path / "other", csv=mixed["csv"], images=mixed["images"])
-    if is_pool:
-        mixed = {"images": mixed["images"], "queries": mixed["queries"], "hold_out": 0.3}
     mixed |= {"decontaminate": [Path(other)], "options": {"shard_size": 2}}
     prepare(tmp_path / "whole", name="x", **mixed)
     whole = contents(tmp_path / "whole")

@@ -16,7 +16,7 @@ from captioned_photos import CAPTIONS, DATA, NAMES, SPLITS, contents
 from shards import add
 
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
-from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.errors import InputError
 from dcdctl.core.integrity import verify
 
 
@@ -83,24 +83,6 @@ def test_an_ordinary_table_gives_the_corpus_of_the_plain_one(folder, changed, to
     assert contents(made(folder, toml)) == {
         "train": [("a.jpg", DATA[0], ["a dog"]), ("b c.jpg", DATA[1], ["two birds"])]
     }
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (TABLE.replace("a.jpg", "A.JPG"), r"rows.csv line 2 \"A.JPG\": there is no .* \(did you mean a.jpg\?\)"),
-        (TABLE.replace("a.jpg", "/elsewhere/a.jpg"), "line 2 .* leads out of the folder of images"),
-        (TABLE.replace("a.jpg", "{folder}/jpg/../rows.csv"), "line 2 .* leads out of the folder of images"),
-        ("image,caption\n", "rows.csv has no row under its column names; add one per caption: photo.jpg,a dog runs"),
-        (TABLE.replace("a dog", '"a dog" runs'), "line 2: a cell starts with a quotation mark .*, up to line 2; put"),
-        (TABLE.replace("two birds", '"two birds'), "line 3: a cell starts with a quotation mark .*, up to line 3; put"),
-        (TABLE.replace(",", ";").replace("a dog", "a dog; a cat"), "line 2 has 3 cells, .* 2 columns; a text with ';'"),
-    ],
-)
-def test_a_table_that_is_wrong_says_where_and_what_to_write(folder, text, message):
-    (folder / "rows.csv").write_text(text.replace("{folder}", str(folder)), encoding="utf-8")
-    with pytest.raises(InputError, match=message):
-        made(folder, 'format = "csv"\npairs = "rows.csv"\nimages = "jpg"\n')
 
 
 def test_a_column_of_single_captions_wins_over_one_of_lists(folder):
@@ -321,75 +303,6 @@ def test_a_bad_row_is_an_error_with_its_position_or_is_skipped(folder, case):
     out = made(folder, toml, on_error="skip")
     assert Corpus.open(out, "train").num_images == 2
     assert [row["row"] for row in json.loads((out / "corpus.json").read_text())["skipped"]] == [WHERE[form]]
-
-
-@pytest.mark.parametrize(
-    ("toml", "message"),
-    [
-        (
-            'format = "lavis"\nimages = "jpg"\nannotations = { dev = "x.json" }\n',
-            "annotations.dev is not a split; known splits",
-        ),
-        ('format = "parquet"\nrows = { dev = "x.parquet" }\n', "rows.dev is not a split"),
-        ('format = "parquet"\nrows = "x.parquet"\n', "rows must be a table"),
-        ('name = "a"\n[[sources]]\nformat = "csv"\nimages = "jpg"\n', "pairs is missing"),
-        ('format = "csv"\n[[sources]]\nformat = "csv"\n', r"format is outside \[\[sources\]\]"),
-        ("sources = []\n", "sources must be a list of tables"),
-        ('[[sources]]\nname = "x"\nformat = "csv"\npairs = "p"\nimages = "jpg"\n' * 2, "two sources have the name 'x'"),
-    ],
-)
-def test_the_error_for_a_wrong_manifest_names_the_field(folder, toml, message):
-    with pytest.raises(ConfigError, match=message):
-        made(folder, toml)
-
-
-@pytest.mark.parametrize(
-    ("toml", "message"),
-    [
-        ('format = "parquet"\nrows = { train = "none-*.parquet" }\n', r"there is no file .*none-\*.parquet"),
-        ('format = "parquet"\nrows = { train = "none.parquet" }\n', "none.parquet does not exist"),
-        ('format = "parquet"\nrows = { train = "broken.parquet" }\n', "broken.parquet is not a Parquet file"),
-        (
-            'format = "parquet"\nrows = { train = "bare.parquet" }\n',
-            "has no column image: its columns are text",
-        ),
-        (
-            'format = "parquet"\nimage_column = "text"\nrows = { train = "bare.parquet" }\n',
-            "'text' is string, expected image files",
-        ),
-        (
-            'format = "parquet"\nrows = { train = "silent.parquet" }\n',
-            "has no column captions, caption, sentences, raw, text: its columns are image",
-        ),
-        (
-            'format = "parquet"\nid_column = "id"\nrows = { train = "fine.parquet" }\n',
-            "has no column id: its columns are image, captions",
-        ),
-        ('format = "parquet"\nrows = { all = "fine.parquet" }\n', "has no column split: its columns are"),
-        ('format = "webdataset"\nshards = { train = "none.tar" }\n', "none.tar do not exist"),
-        ('format = "webdataset"\nshards = { train = "broken.parquet" }\n', "broken.parquet cannot be read as a zip"),
-        ('format = "jsonl"\npairs = "none.jsonl"\nimages = "jpg"\n', "none.jsonl cannot be read"),
-        ('format = "jsonl"\npairs = "broken.jsonl"\nimages = "jpg"\n', "broken.jsonl line 2 is not JSON"),
-        (
-            'format = "jsonl"\npairs = "list.jsonl"\nimages = "jpg"\n',
-            r"list.jsonl line 1 is a list \(\[1\]\), expected an object",
-        ),
-        (
-            'format = "lavis"\nimages = "jpg"\nannotations = { train = "object.json" }\n',
-            "object.json holds no JSON array",
-        ),
-    ],
-)
-def test_a_wrong_file_is_named(folder, toml, message):
-    (folder / "broken.parquet").write_bytes(b"PAR1 cut off")
-    (folder / "broken.jsonl").write_text('{"image": "a.jpg", "caption": "x"}\n{"image": ')
-    (folder / "list.jsonl").write_text("[1]")
-    (folder / "object.json").write_text("{}")
-    write_parquet(folder / "bare.parquet", [{"text": "x"}])
-    write_parquet(folder / "silent.parquet", [{"image": image_struct(0)}])
-    write_parquet(folder / "fine.parquet", [{"image": image_struct(0), "captions": ["x"]}])
-    with pytest.raises(InputError, match=message):
-        made(folder, toml)
 
 
 def test_other_columns_of_a_table_become_those_of_the_corpus(folder):

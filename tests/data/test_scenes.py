@@ -9,7 +9,6 @@ from itertools import islice
 import numpy as np
 import processes
 import pytest
-import scripts
 from paths import ROOT, SUPPORT
 from PIL import ImageColor
 from scene_digest import digest_of_scenes
@@ -17,7 +16,25 @@ from scene_digest import digest_of_scenes
 from dcdctl.core.data import scenes
 
 NUM_TEST = 500
-holds = scripts.load("scenes_teacher").holds
+
+
+def fits(mention: scenes.Mention, thing: scenes.SceneObject) -> bool:
+    """Whether a mention describes an object."""
+    return (
+        (thing.shape, thing.color) == (mention.shape, mention.color)
+        and mention.size in (None, thing.size)
+        and mention.quarter in (None, thing.quarter)
+    )
+
+
+def holds(statement: scenes.Statement, scene: scenes.Scene) -> bool:
+    """Whether a statement is true of a scene."""
+    relation = scenes.RELATIONS[statement.relation]
+    return any(
+        fits(statement.subject, first) and fits(statement.object, second) and relation.holds(first, second)
+        for first in scene.objects
+        for second in scene.objects
+    )
 
 
 @pytest.fixture(scope="module")

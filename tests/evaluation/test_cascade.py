@@ -9,7 +9,6 @@ from matrix_ranks import rank_matrix
 from tables import OWNER, Numbers, TableFusion, make_dual, make_fusion
 
 from dcdctl.core.engines import Compute
-from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalOptions, Measured, cascade, evaluate, rankers
 from dcdctl.core.evaluation.cascade import Shortlists
 from dcdctl.core.evaluation.measures import on_front
@@ -116,18 +115,3 @@ def test_the_front_holds_what_nothing_beats():
     assert on_front(rsums, times_ms) == [True, False, True, True, False, False]
     assert on_front([300, 300], [1, 1]) == [True, True]
     assert on_front([200, 150], [1, 1]) == [True, False]
-
-
-@pytest.mark.parametrize(
-    ("depths", "message"),
-    [
-        ((), r"depths must not be empty, got \[\]"),
-        ((0,), "depths must end above 0, got 0"),
-        ((-1, 5), r"depths\[0\] must lie in .*, got -1"),
-        ((10, 5), r"depths must ascend, got \[10, 5\]"),
-        ((5, 5), r"depths must ascend, got \[5, 5\]"),
-    ],
-)
-def test_depths_are_ascending_and_one_of_them_reranks(depths, message):
-    with pytest.raises(ConfigError, match=message):
-        rankers.EvalOptions(depths=depths)

@@ -43,13 +43,13 @@ def claims(verdicts: Sequence[str]) -> int:
     return sum("Not shown to differ" not in text for text in verdicts)
 
 
-@pytest.mark.parametrize(("num_seeds", "spread"), [(2, 0.2), (3, 0.2), (5, 0.1)])
+@pytest.mark.parametrize(("num_seeds", "spread"), [(2, 0.2), (3, 0.2)])
 def test_studies_of_several_seeds_claim_a_difference_no_more_often_than_the_level_says(num_seeds: int, spread: float):
     # Two standard errors of a share of 5 %.
     assert claims(null_verdicts(num_seeds, spread)) / NUM_STUDIES <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / NUM_STUDIES)
 
 
-@pytest.mark.parametrize(("num_seeds", "spread"), [(2, 0.2), (3, 0.2), (2, 0.02)])
+@pytest.mark.parametrize(("num_seeds", "spread"), [(2, 0.2), (2, 0.02)])
 def test_intervals_over_few_seeds_contain_the_true_difference_as_often_as_they_say(num_seeds: int, spread: float):
     rng, covered, num_pairs = np.random.default_rng(1), 0, 150
     for _ in range(num_pairs):

@@ -9,7 +9,7 @@ import pytest
 
 from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus, manifest
-from dcdctl.core.errors import ConfigError, CorpusError
+from dcdctl.core.errors import CorpusError
 from dcdctl.core.evaluation import protocols
 from dcdctl.core.evaluation.protocols import PAPER_PROTOCOLS, WHOLE, Protocol, folds_of, open_split
 
@@ -125,24 +125,6 @@ def test_another_data_set_of_the_same_size_does_not_serve_a_protocol(scenes_corp
 def test_counts_alone_decide_where_a_corpus_says_nothing(scenes_corpus_dir, tmp_path, papers):
     folder = serving(scenes_corpus_dir, tmp_path / "corpus", None)
     assert open_split(folder, "test", "flickr30k-1k")[1].name == "flickr30k-1k"
-
-
-@pytest.mark.parametrize(
-    ("choice", "message"),
-    [
-        (("coco-10k",), "no protocol 'coco-10k'.*known: auto, whole, flickr30k-1k"),
-        (("first-5",), "no protocol 'first-5'"),
-    ],
-)
-def test_an_unknown_protocol_is_the_users_error(scenes_corpus_dir, choice, message):
-    with pytest.raises(ConfigError, match=message):
-        open_split(scenes_corpus_dir, "test", *choice)
-
-
-@pytest.mark.parametrize("name", ["whole", "coco-5k"])
-def test_the_first_images_of_another_protocol_are_the_users_error(scenes_corpus_dir, name):
-    with pytest.raises(ConfigError, match=f"--max-images 5 is a protocol of its own, but the protocol {name} is given"):
-        open_split(scenes_corpus_dir, "test", name, max_images=5)
 
 
 def test_folds_cover_every_image_and_caption_once(scenes_corpus_dir):

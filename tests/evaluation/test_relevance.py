@@ -102,22 +102,6 @@ def test_the_first_images_of_a_split_leave_other_pairs_out(tmp_path):
     assert dense.tolist() == GRADES_IT[:4, :7].tolist()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"image_id": "elsewhere"}, r"1 rows of unknown images \(.*elsewhere"),
-        ({"caption_id": 7}, "1 rows of unknown captions"),
-        ({"relevance": -1.0}, "1 relevances that are no number of at least 0"),
-        ({"relevance": None}, "1 relevances that are no number of at least 0"),
-    ],
-)
-def test_rows_that_do_not_fit_are_named(tmp_path, changes, message):
-    row = {"image_id": "image 1", "caption_id": 103, "relevance": 2.0}
-    pd.DataFrame([row, {**row, "caption_id": 104, **changes}]).to_parquet(tmp_path / "relevance.parquet")
-    with pytest.raises(InputError, match=message):
-        read_relevance(tmp_path / "relevance.parquet", CORPUS)
-
-
 def test_a_pair_may_be_there_twice_with_one_relevance_only(tmp_path):
     row, path = {"image_id": "image 1", "caption_id": 103, "relevance": 2.0}, tmp_path / "relevance.parquet"
     pd.DataFrame([row, row]).to_parquet(path)
@@ -184,12 +168,3 @@ def test_systems_are_compared_by_the_ndcg_of_the_same_queries(relevance):
     assert "nDCG@10" not in alone.difference.text_retrieval
     assert alone.ndcg_tests == {}
     assert "nDCG@10" in significance.bootstrap([base], resamples=50).text_retrieval
-
-
-@pytest.mark.parametrize("name", ["absent.csv", "relevance.txt", "folder", "folder.csv"])
-def test_a_file_that_is_missing_or_of_another_kind_is_one_line(tmp_path, name):
-    (tmp_path / "relevance.txt").write_text("image_id,caption_id,relevance\n")
-    for folder in ("folder", "folder.csv"):
-        (tmp_path / folder).mkdir()
-    with pytest.raises(InputError, match=name):
-        read_relevance(tmp_path / name, CORPUS)

@@ -61,14 +61,6 @@ def test_two_results_on_other_splits_are_not_comparable(corpus, folder, tmp_path
         check_comparable([("one", read(folder)), ("other", other)], "report them apart")
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '"rsum"'])
-def test_what_is_no_document_is_refused_by_name(tmp_path, text):
-    path = tmp_path / "result.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"result\.json (is not JSON|holds no JSON object).*dcdctl eval"):
-        read(path.parent)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"), [({"rsum": "."}, "rsum must be float"), ({"split": 1e308}, "split must be str")]
 )

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tables import OWNER, Numbers, make_dual, make_fusion
+from tables import OWNER, Numbers, make_dual
 from tiny import make_models
 from torch.nn import functional
 from typer.testing import CliRunner
@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus
-from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate, rankers, tables
 from dcdctl.core.evaluation.document import VectorForm
 from dcdctl.core.evaluation.ranks import rank_embeddings
@@ -95,16 +94,6 @@ def test_short_vectors_are_compared_by_the_cosines_of_their_first_numbers():
     ]
     assert result.table.image_ranks.tolist() == expected
     assert expected != evaluate.evaluate_model(dual, corpus).table.image_ranks.tolist()
-
-
-def test_a_model_without_vectors_and_a_cascade_refuse_a_form():
-    options = EvalOptions(form=VectorForm(kind="binary"))
-    with pytest.raises(ModelError, match="dual encoder alone"):
-        evaluate.evaluate_model(make_fusion(), Numbers(OWNER), options=options)
-    with pytest.raises(ModelError, match="dual encoder alone"):
-        evaluate.evaluate_model(make_dual(), Numbers(OWNER), rerank=make_fusion(), options=options)
-    with pytest.raises(ConfigError, match="--dims is 4000, and the vectors of the model have"):
-        evaluate.evaluate_model(make_dual(), Numbers(OWNER), options=EvalOptions(form=VectorForm(dims=4000)))
 
 
 def test_the_table_has_the_recalls_of_each_form_and_leaves_the_run_as_it_is(scenes_corpus_dir, tmp_path):

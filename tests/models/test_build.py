@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
-import pytest
-
-from dcdctl.core.errors import ModelError
-
 
 def test_a_student_shares_no_storage_and_is_trainable_although_its_teacher_is_frozen(vilt):
     vilt.requires_grad_(False)
@@ -17,10 +11,3 @@ def test_a_student_shares_no_storage_and_is_trainable_although_its_teacher_is_fr
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert not any(parameter.requires_grad for parameter in vilt.parameters())
     assert vilt.network.config.num_hidden_layers == 4
-
-
-@pytest.mark.parametrize("layers", [[], [0, 4], [-1], [2, 1], [1, 1]])
-def test_invalid_layers_of_a_student_are_refused(vilt, layers):
-    message = f"layers of a student are {layers}, expected some of 0 to 3, ascending and each once"
-    with pytest.raises(ModelError, match=re.escape(message)):
-        vilt.student(layers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import io
 from functools import cache
 
@@ -22,10 +21,9 @@ from dcdctl.core import files, models, scoring
 from dcdctl.core.data import Corpus
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import InputError, ModelError
-from dcdctl.core.models import DualEncoder, DualScorer, FusionScorer, LateInteraction, PairBatch, States
+from dcdctl.core.models import DualScorer, PairBatch, States
 from dcdctl.core.models.networks.over_encoders import Encoders
 
-BASES = {"fusion": FusionScorer, "dual": DualEncoder, "late": LateInteraction}
 # Each of three images with two of four captions; all rows differ.
 IMAGE_IX = torch.tensor([[0, 0], [1, 1], [2, 2]])
 TEXT_IX = torch.tensor([[0, 3], [1, 0], [2, 1]])
@@ -78,28 +76,6 @@ def pairs(model, pil_images, captions) -> PairBatch:
 @torch.no_grad()
 def logits_of(model, pairs: PairBatch) -> torch.Tensor:
     return model.logits(model.outputs(pairs), pairs)[0]
-
-
-def members(base: type) -> set[str]:
-    """The functions that a base class of models declares beyond those of nn.Module."""
-    return {
-        name
-        for each in base.__mro__[: base.__mro__.index(torch.nn.Module)]
-        for name, value in vars(each).items()
-        if inspect.isfunction(value) and not name.startswith("_") and not hasattr(torch.nn.Module, name)
-    }
-
-
-@of_all_families
-def test_the_members_of_a_family_take_the_parameters_of_its_base_class(model):
-    base = BASES[model.kind]
-    expected = members(base)
-    assert {"outputs", "logits", "calibrate", "export_spec", "checkpoint_activations"} <= expected
-    for name in expected:
-        own, declared = (
-            inspect.signature(inspect.getattr_static(each, name)).parameters for each in (type(model), base)
-        )
-        assert own.keys() == declared.keys(), name
 
 
 @of_all_families
@@ -231,7 +207,11 @@ def test_calibration_is_the_identity_before_training(model):
 def test_the_digest_depends_on_every_scoring_weight_and_not_on_the_mode(model):
     digest = model.digest
     assert model.train().digest == model.eval().digest == digest
+    # One weight of each kind of each part: every digest is over all weights, and a family has hundreds.
+    first = {(*name.split(".")[:2], name.rsplit(".", 1)[-1]): name for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
+        if name not in first.values():
+            continue
         changed = copy.deepcopy(parameter.data)
         with torch.no_grad():
             parameter.view(-1)[0] += 1

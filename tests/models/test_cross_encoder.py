@@ -344,11 +344,3 @@ def test_without_the_library_the_extra_is_named(folder, monkeypatch):
     with pytest.raises(MissingError, match="sentence-transformers") as error:
         models.load(folder)
     assert "sentence-transformers>=" in error.value.hint
-
-
-def test_a_text_only_cross_encoder_of_older_versions_is_refused_by_name(tmp_path):
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "bert", "architectures": ["BertForSequenceClassification"]})
-    )
-    with pytest.raises(ModelError, match="is a bert model"):
-        models.load(tmp_path)

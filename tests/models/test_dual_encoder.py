@@ -78,8 +78,3 @@ def test_a_dual_encoder_from_two_backbones_has_their_weights(backbones, pil_imag
     expected = functional.normalize(model.network.text_projection(pooled), dim=-1)
     assert_close(model.embed_texts(texts), expected)
     assert model.embed_images(model.preprocess.images(pil_images)).shape == (3, 8)
-
-
-def test_a_missing_backbone_is_named(backbones, tmp_path):
-    with pytest.raises(ModelError, match=r"absent does not exist; name a folder"):
-        models.dual_from_backbones(backbones[0], str(tmp_path / "absent"))

@@ -14,13 +14,12 @@ from torch.testing import assert_close
 
 from dcdctl.core import devices, models, training
 from dcdctl.core.engines import Compute
-from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.errors import ModelError
 from dcdctl.core.models import FusionSize, ProjectionSize, States
 from dcdctl.core.scoring import CorpusSource, open_or_build
 from dcdctl.core.scoring import pairs as scoring_pairs
 from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, recipe
 from dcdctl.core.training.batches.batch import MicroBatch
-from dcdctl.core.training.recipe import FusionConfig
 
 SMALL = FusionSize(hidden_size=16, num_layers=2, num_heads=2, dropout=0.0)
 IMAGES_P, TEXTS_P = torch.tensor([2, 0, 1, 0, 2, 1]), torch.tensor([0, 3, 1, 2, 3, 0])
@@ -208,18 +207,3 @@ def test_a_dual_init_that_does_not_fit_is_refused_and_named(dual, captions, tmp_
     models.save(make_teacher(captions), tmp_path / "fusion")
     with pytest.raises(ModelError, match="fusion is a fusion scorer, expected a dual encoder"):
         scorer_from(tmp_path, dual_init=str(tmp_path / "fusion"))
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"frozen_encoders": False},
-        {"vision": "", "text": "", "frozen_encoders": False},
-        {"vision": "", "text": "", "start": "runs/a"},
-    ],
-)
-def test_dual_init_requires_a_new_fusion_model_over_frozen_encoders(changed):
-    table = {"start": "new", "vision": "v", "text": "t", "frozen_encoders": True, "dual_init": "runs/dual"}
-    FusionConfig(**table)
-    with pytest.raises(ConfigError, match=r"model\.dual_init is for a new fusion model over --vision and --text"):
-        FusionConfig(**{**table, **changed})

@@ -12,11 +12,10 @@ from torch.testing import assert_close
 
 from dcdctl.core import models
 from dcdctl.core.engines import Compute
-from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.models import FeatureSpec, FrozenDual, ProjectionSize
 from dcdctl.core.training import TrainingJob, TrainingOptions, train_model
-from dcdctl.core.training.recipe import DualConfig
 
 SIZE = ProjectionSize(projection_dim=8, dropout=0.5)
 
@@ -90,13 +89,6 @@ def test_training_and_evaluation_run_from_features_on_disk(corpus, tmp_path):
     assert len(list((tmp_path / "features").iterdir())) == 1
 
 
-def test_frozen_encoders_require_two_named_encoders(corpus):
-    with pytest.raises(ConfigError, match=r"frozen_encoders is for a new model over --vision and --text"):
-        DualConfig(start="new", frozen_encoders=True)
-    with pytest.raises(ConfigError, match=r"dropout must lie in \[0, 1\), got 1"):
-        ProjectionSize(dropout=1.0)
-
-
 @pytest.mark.parametrize(("vision", "levels"), [("timm map", (1, 3)), ("tokens", (0,)), ("clip", (1, 0))])
 @torch.no_grad()
 def test_earlier_stages_are_added_to_the_output_and_saved_with_the_model(
@@ -147,17 +139,6 @@ def test_a_grid_requires_an_encoder_with_feature_maps(captions, tmp_path):
         ModelError, match=r"model\.vision_grid is for encoders with feature maps, and this one gives 17 tokens"
     ):
         models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=FeatureSpec(grid=2))
-
-
-@pytest.mark.parametrize("name", ["vision_grid", "vision_size"])
-def test_grid_and_image_size_are_at_least_one(name):
-    with pytest.raises(ConfigError, match=rf"model\.{name} must lie in .*, got 0"):
-        DualConfig(start="new", vision="a", text="b", frozen_encoders=True, **{name: 0})
-
-
-def test_levels_require_frozen_encoders():
-    with pytest.raises(ConfigError, match=r"model\.vision_\w+ is for new models over"):
-        DualConfig(start="new", vision="a", text="b", vision_levels=(1,))
 
 
 @torch.no_grad()

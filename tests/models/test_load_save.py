@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from transformers import BertConfig, ViltConfig, ViltForImageAndTextRetrieval
+from transformers import ViltConfig, ViltForImageAndTextRetrieval
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.errors import ConfigError, ModelError
@@ -124,30 +124,6 @@ def test_overrides_change_the_model(vilt_dir, tokenizer_dir):
     assert models.load(vilt_dir).preprocess.max_text_len == 40
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            {"size": 3},
-            r"unknown key model-set\.size; known keys here: image_size, max_text_len, tokenizer, num_attention_heads",
-        ),
-        ({"image_size": "big"}, "model-set.image_size must be int, got 'big'"),
-        ({"image_size": 0}, "image_size must lie in .*, got 0"),
-        ({"max_text_len": 2}, "max_text_len must lie in"),
-    ],
-)
-def test_invalid_overrides_are_refused_before_anything_is_read(overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        models.load("owner/absent", overrides)
-
-
-def test_invalid_assignments_are_refused():
-    with pytest.raises(ConfigError, match=r"--model-set expects NAME=VALUE, got 'image_size'"):
-        models.parse_overrides(["image_size"])
-    with pytest.raises(ConfigError, match=r"unknown key model-set\.size"):
-        models.parse_overrides(["size=3"])
-
-
 def test_a_model_of_the_other_kind_is_refused_and_named(vilt_dir, dual_dir, dual, tmp_path):
     assert models.load_dual(dual_dir).digest == dual.digest
     with pytest.raises(ModelError, match="vilt is a fusion scorer, expected a dual encoder"):
@@ -166,33 +142,6 @@ def test_a_dual_encoder_refuses_overrides_that_its_weights_fix(dual_dir):
         models.load(dual_dir, {"image_size": 64})
     with pytest.raises(ModelError, match="max_text_len is 99, but the model has 40 text positions"):
         models.load(dual_dir, {"max_text_len": 99})
-
-
-def test_an_invalid_reference_is_an_error_that_says_why(tmp_path):
-    (tmp_path / "weights.bin").touch()
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "one.png").touch()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").touch()
-    BertConfig().save_pretrained(tmp_path / "bert")
-    for ref, message in (
-        (tmp_path / "weights.bin", r"weights\.bin is a file, but not a \.ckpt; a model is a run folder"),
-        (tmp_path / "photos", r"is no model: it holds one\.png, and neither config\.json nor model/; a model is"),
-        (tmp_path / "run", "run has no finished model; finish it with --resume"),
-        (
-            tmp_path / "bert",
-            r"bert is a bert model, a family .*: vilt, .*clip.*`--teacher module:function`.*`--scores`",
-        ),
-        (tmp_path / "absent", "absent does not exist; `dcdctl models` shows"),
-        ("absent.ckpt", "absent.ckpt does not exist; `dcdctl models` shows"),
-        ("runs", "runs does not exist; `dcdctl models` shows"),
-        ("owner/absent", r"owner/absent is no file or folder here and not complete in the cache of the Hub"),
-    ):
-        with pytest.raises(ModelError, match=message):
-            models.load(ref)
-        if ref != "owner/absent":  # only the Hub knows
-            with pytest.raises(ModelError, match=message):
-                models.check_ref(ref)
 
 
 def test_a_reference_is_checked_without_opening_weights(vilt, tmp_path):

@@ -18,10 +18,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Preprocess
 from dcdctl.core.models.preprocess import meter_image_processor, square_image_processor, vilt_image_processor
-from dcdctl.core.models.tokenizer import check_text_length
 
 OFFICIAL = json.loads((FIXTURES / "preprocess_a.json").read_text())
 
@@ -125,9 +123,3 @@ def test_preprocessing_survives_pickling(vilt, pil_images, captions):
     copy = pickle.loads(pickle.dumps(vilt.preprocess))
     assert torch.equal(copy.images(pil_images).pixel_values, vilt.preprocess.images(pil_images).pixel_values)
     assert torch.equal(copy.texts(captions).input_ids, vilt.preprocess.texts(captions).input_ids)
-
-
-@pytest.mark.parametrize("length", [-1, 0, 2])
-def test_a_text_length_without_room_for_a_word_is_refused(length):
-    with pytest.raises(ModelError, match=f"max_text_len must be at least 3, got {length}"):
-        check_text_length(length, 40)

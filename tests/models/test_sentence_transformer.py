@@ -127,12 +127,6 @@ def test_a_folder_has_the_type_of_its_network_if_it_gives_the_networks_own_vecto
     assert folders.type_of(tmp_path) == expected
 
 
-def test_a_text_encoder_whose_captions_a_prompt_changes_is_refused(tmp_path):
-    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"default_prompt_name": "query"}))
-    with pytest.raises(ModelError, match="is a SentenceTransformer with prompt query, which is not computed here"):
-        folders.text_pooling(tmp_path)
-
-
 def test_an_embedder_over_a_vision_language_model_reads_captions_as_queries(photos, tmp_path):
     folder = save_embedder(tmp_path / "embedder", CAPTIONS)
     model = models.load_dual(folder)

@@ -72,6 +72,20 @@ def trained_dual(vision, text):
 BUILDERS = [fusion, frozen_dual, trained_dual]
 
 
+def refusal(build, vision, text):
+    """What the error must say; None for a pair that works."""
+    table = REFUSED if build is not trained_dual else {**REFUSED, **NOT_TRAINED}
+    return table.get(("vision", vision)) or table.get(("text", text))
+
+
+def cases():
+    """Every refusal; of pairs that work one builder each in turns, as all builders read encoders by one function."""
+    for number, pair in enumerate(PAIRS):
+        for place, build in enumerate(BUILDERS):
+            if refusal(build, *pair) or number % len(BUILDERS) == place:
+                yield build, *pair
+
+
 @pytest.fixture(scope="session")
 def root(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sides")
@@ -97,15 +111,10 @@ def _counterparts_loaded_once(root):
         yield
 
 
-def refusal(build, vision, text):
-    """What the error must say; None for a pair that works."""
-    table = REFUSED if build is not trained_dual else {**REFUSED, **NOT_TRAINED}
-    return table.get(("vision", vision)) or table.get(("text", text))
-
-
 @pytest.mark.usefixtures("_counterparts_loaded_once")
-@pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
-@pytest.mark.parametrize(("vision", "text"), PAIRS, ids=lambda name: name)
+@pytest.mark.parametrize(
+    ("build", "vision", "text"), [*cases()], ids=lambda name: name if isinstance(name, str) else name.__name__
+)
 def test_a_pair_of_encoders_trains_and_loads_again_or_is_refused(
     build, vision, text, root, pil_images, captions, tmp_path
 ):

@@ -9,8 +9,7 @@ from plain_scores import plain_score
 from torch.testing import assert_close
 
 from dcdctl.core import models
-from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import DualSize, ImageBatch, States, ViltSize
+from dcdctl.core.models import ImageBatch, States, ViltSize
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 
@@ -135,12 +134,3 @@ def test_a_new_model_depends_on_the_seed_alone_and_keeps_the_random_state(tokeni
     digests = [models.new_vilt(size, tokenizer, seed).digest for seed in (1, 1, 2)]
     assert torch.equal(before, torch.get_rng_state())
     assert digests[0] == digests[1] != digests[2]
-
-
-@pytest.mark.parametrize("size", [ViltSize, DualSize])
-@pytest.mark.parametrize(
-    ("wrong", "message"), [({"hidden_size": 30}, "num_attention_heads 4"), ({"image_size": 50}, "patch_size 16")]
-)
-def test_sizes_that_do_not_divide_are_refused(size, wrong, message):
-    with pytest.raises(ConfigError, match=message):
-        size(**wrong)

@@ -658,8 +658,8 @@ def near_pairs(hashes, bits):
 def test_near_hashes_are_those_of_comparing_all_pairs():
     rng = np.random.default_rng(0)
     hashes = [int(value) for value in rng.integers(0, 2**64, 300, dtype=np.uint64)]
-    # Close ones at every distance up to five, in any bits.
-    for one in hashes[:200]:
+    # Close ones at every distance up to five, in any bits; two of each, so that three have a block in common.
+    for one in hashes[:200] * 2:
         flips = rng.choice(64, rng.integers(1, 6), replace=False)
         hashes.append(one ^ sum(1 << int(bit) for bit in flips))
     hashes = sorted(set(hashes))

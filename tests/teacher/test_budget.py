@@ -269,17 +269,3 @@ def test_the_command_takes_a_budget_and_its_dry_run_shows_it(pool, reranker, tmp
     assert f"20 to score ({document['left_out']:,} more exceed --max-pairs)" in result.stderr
     result = run(f"{command} --out {tmp_path / 'plan'} --plan-only")
     assert result.stdout.startswith("20 pairs without a score in 1 file")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"kind": "embedding", "model": "m", "per_query": 4, "random_per_query": 4}, "must be less than per_query"),
-        ({"kind": "random", "random_per_query": 2}, "is for mined candidates, and the kind is random"),
-        ({"kind": "blocks", "random_per_query": 2}, "is for mined candidates, and the kind is blocks"),
-        ({"kind": "lexical", "random_per_query": -1}, "random_per_query"),
-    ],
-)
-def test_settings_of_mixed_candidates_are_checked(wrong, message):
-    with pytest.raises(ConfigError, match=message):
-        CandidateConfig(**wrong)

@@ -188,13 +188,13 @@ def test_a_late_interaction_teacher_has_the_scores_of_its_cache_of_all_pairs(dua
 
 @pytest.mark.parametrize("direction", ["text", "image"])
 @pytest.mark.parametrize("is_pooled", [True, False])
-def test_a_late_interaction_model_proposes_from_blocks_what_a_plain_loop_finds(
+def test_a_late_interaction_model_proposes_from_blocks_what_all_scores_say(
     duals, corpus, monkeypatch, is_pooled, direction
 ):
     """Of all pairs at once, the tokens of COCO's captions would be copied for every block of queries."""
     model = late(duals[0], is_pooled=is_pooled, position_norm=0.7)
     teacher = embed_corpus([("late", model)], corpus, Compute())
-    scores_IT = np.array([[float(teacher.lookup(np.array(i), np.array(t))) for t in range(160)] for i in range(32)])
+    scores_IT = teacher.lookup(*np.indices((32, 160)))
     config = candidates.CandidateConfig(kind="embedding", model="late", per_query=3, directions=(direction,))
     at_once = []
 

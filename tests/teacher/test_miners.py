@@ -16,7 +16,7 @@ from transformers import AutoModel, CLIPConfig, CLIPImageProcessorPil, SiglipCon
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, difference_hash
-from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.errors import ModelError
 from dcdctl.core.scoring import embed
 from dcdctl.core.teacher import CandidateConfig, candidates, false_negatives, miners
 
@@ -307,17 +307,3 @@ def test_near_duplicate_images_are_excluded_as_negatives(corpus, monkeypatch, ki
     assert 2 not in drawn.images_of_text[0]
     # Images 0 and 2 each drop the two captions of the other, and their four captions drop one image each.
     assert drawn.dropped["near-duplicate images"] == 8
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"kind": "embedding"}, r"needs candidates\.model"),
-        ({"directions": ()}, r"candidates\.directions must not be empty, got \[\]"),
-        ({"duplicate_bits": 64}, r"candidates\.duplicate_bits must lie in \[0, 64\), got 64"),
-        ({"relative_margin": 1.0}, r"candidates\.relative_margin must lie in \[0, 1\), got 1\.0"),
-    ],
-)
-def test_inconsistent_settings_are_named(wrong, message):
-    with pytest.raises(ConfigError, match=message):
-        CandidateConfig(**wrong)

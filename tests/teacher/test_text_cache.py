@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tracemalloc
 
@@ -327,72 +326,6 @@ def test_equal_texts_with_unlike_vectors_are_refused_and_both_rows_named(tmp_pat
         cache_texts(extended)
 
 
-def test_a_file_of_texts_has_no_split(folder, tmp_path):
-    message = r"a\.txt is a file of texts, and has no split 'test'; leave --split out"
-    with pytest.raises(InputError, match=message):
-        make(folder, tmp_path / "q", folder / "a.txt", split="test")
-    vectors = given(tmp_path / "v.parquet", [[1.0, 2.0]], ["a dog"]).vectors
-    with pytest.raises(InputError, match=r"has no split 'test'"):
-        cache_texts(TextCacheJob(out=tmp_path / "n", vectors=vectors, teacher_name="x", split="test"))
-
-
-def test_the_hint_for_another_encoding_names_the_command_that_has_the_option(folder, tmp_path):
-    (tmp_path / "a.txt").write_bytes("grün\n".encode("cp1252"))
-    with pytest.raises(InputError, match=r"not UTF-8 .*; save the file as UTF-8; `dcdctl prepare` has --encoding"):
-        make(folder, tmp_path / "q", tmp_path / "a.txt")
-
-
-@pytest.mark.parametrize(
-    ("vectors", "message"),
-    [
-        ([[1.0, 2.0], [3.0]], r"v\.parquet row 1: 1 of the 1 values .* finite numbers, expected 2 that"),
-        ([[1.0, 2.0], None], r"row 1: 0 of the 0 values"),
-        ([[1.0, 2.0], [None, 1.0, 2.0]], r"row 1: 2 of the 3 values"),
-        ([[1.0, 2.0], [0.0, 0.0]], r"row 1: 2 of the 2 values .*, expected 2 that are not all zero"),
-        ([[1.0, 2.0], [1.0, float("nan")]], r"row 1: 1 of the 2 values"),
-        ([[1.0, 2.0], [1.0, float("inf")]], r"row 1: 1 of the 2 values"),
-        ([[], []], r"row 0: 0 of the 0 values .*, expected some that"),
-        ([None, [1.0, 2.0]], r"row 0: 0 of the 0 values .*, expected some that"),
-    ],
-)
-def test_vectors_that_cannot_be_used_are_named(tmp_path, vectors, message):
-    with pytest.raises(InputError, match=message):
-        cache_texts(given(tmp_path / "v.parquet", pa.array(vectors, pa.list_(pa.float64())), ["a", "b"]))
-
-
-def test_an_integer_beyond_float64_is_no_number_of_a_vector(tmp_path):
-    (tmp_path / "v.jsonl").write_text(json.dumps({"text": "a", "vector": [10**400, 2]}))
-    with pytest.raises(InputError, match=r"v\.jsonl line 1: 1 of the 2 values"):
-        cache_texts(TextCacheJob(out=tmp_path / "q", vectors=[str(tmp_path / "v.jsonl")], teacher_name="x"))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", "\n \n", r"a\.txt has no text"),
-        ("a.csv", "", r"a\.csv has no column query, caption, text: it is empty"),
-        (
-            "a.csv",
-            "texts,x\na dog,1\n",
-            r"a\.csv has no column query, caption, text: its columns are texts, x",
-        ),
-        ("a.csv", "text\n' '\n\" \"\n", r"a\.csv line 3: the text is empty"),
-        (
-            "a.jsonl",
-            '{"text": "a"}\n{"text": 3}\n',
-            r"a\.jsonl line 2: the text is a number \(3\), expected text; correct the text, or",
-        ),
-        ("a.jsonl", '{"text": "a", "language": 3}\n', r"a\.jsonl line 1: the language is a number"),
-        ("a.csv", "text,language\na,\x1b[31m\n", r"a\.csv line 2: the language is '\\x1b\[31m', expected a short name"),
-        ("a.jsonl", '{"txt": "a"}\n', r"a\.jsonl line 1 has no column query, caption, text"),
-    ],
-)
-def test_bad_files_are_named_with_the_line(folder, tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=message):
-        make(folder, tmp_path / "q", tmp_path / name)
-
-
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
 def test_a_line_that_fills_a_disk_is_not_read_into_memory(folder, tmp_path, monkeypatch, name):
     monkeypatch.setattr(text_encoding, "_LONGEST_LINE", 2**21)
@@ -404,12 +337,6 @@ def test_a_line_that_fills_a_disk_is_not_read_into_memory(folder, tmp_path, monk
         make(folder, tmp_path / "q", tmp_path / name)
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
-
-
-def test_a_named_pipe_is_no_file_of_texts(folder, tmp_path):
-    os.mkfifo(tmp_path / "a.txt")
-    with pytest.raises(InputError, match=r"a\.txt is no file of texts by its kind"):
-        make(folder, tmp_path / "q", tmp_path / "a.txt")
 
 
 def test_a_teacher_without_text_vectors_is_refused(folder, tmp_path):

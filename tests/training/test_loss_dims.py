@@ -88,20 +88,6 @@ def test_losses_of_vectors_see_the_full_width(corpus, dual):
     assert values[0]["infonce"] != values[1]["infonce"]
 
 
-@pytest.mark.parametrize(
-    ("sets", "message"),
-    [
-        (["loss.dims=[8, 4]", *DUAL], "loss.dims must ascend"),
-        (["loss.dims=[0, 4]", *DUAL], "loss.dims.* must lie in"),
-        (["loss.dims=[4, 8]"], "loss.dims is for vectors, and a fusion model has none"),
-        (["loss.dims=[4]", "loss.terms={ embedding-cosine = 1.0 }", *DUAL], "loss.dims is for losses of scores"),
-    ],
-)
-def test_widths_without_a_meaning_are_refused(sets, message):
-    with pytest.raises(ConfigError, match=message):
-        load_recipe("tiny-student", sets)
-
-
 def test_a_width_above_that_of_the_model_is_refused_before_a_run_folder_is_made(corpus, tmp_path):
     sets = [*DUAL, "loss.terms={ infonce = 1.0 }", "model.projection_dim=8", "loss.dims=[4, 9]"]
     with pytest.raises(ConfigError, match=r"loss\.dims ends with 9, and the vectors of the model have 8 numbers"):

@@ -25,7 +25,6 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import models, training
 from dcdctl.core.engines import Compute
-from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, embed_corpus
 from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, load_recipe, runs
@@ -271,8 +270,3 @@ def test_what_a_loss_of_vectors_lacks_is_named(corpus, dual, scenes_corpus_dir, 
     assert result.exit_code == 1
     assert message in result.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_an_unknown_loss_of_vectors_is_named():
-    with pytest.raises(ConfigError, match="embedding-cos"):
-        load_recipe("tiny-student", terms("{ embedding-cos = 1.0 }"))

@@ -309,7 +309,7 @@ def test_a_student_learns_with_the_teachers_images(corpus, folders, kind, terms,
         *ONE_LAYER[kind],
         *WITH_IMAGES,
         *BLOCKS,
-        "optimizer.steps=20",
+        "optimizer.steps=8",
     ]
     if "dcd" in terms:
         sets += ["batch.random_negatives=7", "batch.hard_negatives=3"]

@@ -396,7 +396,9 @@ def test_with_captioned_images_their_student_proposes_first(refs, tmp_path):
     captioned = make_corpus(tmp_path / "captioned", CAPTIONS, has_colors=True)
     both = replace(refs, data=captioned.folder, pool=refs.data)
     picks = ["loss.terms={ infonce = 1.0, margin-mse = 0.1 }", "pool.pseudo_positive_above=-1000", "pool.images=3"]
-    run = train(both, tmp_path / "run", *BY_START, *picks, "pool.rounds=1", "pool.max_pairs=80")
+    said: list[str] = []
+    run = train(both, tmp_path / "run", *BY_START, *picks, "pool.rounds=1", "pool.max_pairs=80", say=said.append)
+    assert "a student of the captioned images proposes the first pairs" in said
     folder = tmp_path / "run-rounds"
     # Of 40 pairs, as many for a caption as for a text of the pool; with 20, too few for the captions' own images.
     assert sorted(path.name for path in folder.iterdir()) == ["cache-1", "cache-captions", "run-0"]

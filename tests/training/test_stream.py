@@ -81,10 +81,9 @@ def whole(tmp_path_factory):
     return run(write_shards(folder / "tars", rows_of(SIZES, num_captions=2)), folder / "run")
 
 
-@pytest.mark.parametrize("num_steps", [6, 13], ids=["first epoch", "second epoch"])
-def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(tars, whole, tmp_path, num_steps):
+def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(tars, whole, tmp_path):
     with pytest.raises(KilledError):
-        run(tars, tmp_path / "killed", watch=killed_after(num_steps))
+        run(tars, tmp_path / "killed", watch=killed_after(13))  # in the second epoch
     # As a kill in the middle of a write leaves it.
     with (tmp_path / "killed" / "shards.jsonl").open("a") as file:
         file.write('{"shard": 3, "sam')

@@ -16,7 +16,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.evaluation import Measured, evaluate
 from dcdctl.core.teacher import CandidateConfig
-from dcdctl.core.training import InputRefs, TrainingOptions, checkpoints, initial_model, recipe, runs
+from dcdctl.core.training import InputRefs, TrainingOptions, checkpoints, initial_model, runs
 from dcdctl.core.training.objective import PairObjective
 
 DUAL = [
@@ -158,14 +158,6 @@ def test_a_training_on_joined_splits_is_measured_on_another_one(scenes_corpus_di
     inputs = run.facts()["inputs"]
     assert (inputs["split"], inputs["corpus"]) == ("train+val", joined.fingerprint)
     assert run.metrics()[-1]["val_rsum"] > 0
-
-
-@pytest.mark.parametrize(
-    ("field", "message"), [("every=-1", "every must lie in"), ("max_images=0", "max_images must lie in")]
-)
-def test_a_wrong_validation_table_is_refused(field, message):
-    with pytest.raises(ConfigError, match=rf"validation\.{message}"):
-        recipe.load_recipe("tiny-student", [f"validation.{field}"])
 
 
 @pytest.mark.parametrize(

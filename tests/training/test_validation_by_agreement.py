@@ -23,7 +23,6 @@ from dcdctl.core.training import (
     InputRefs,
     Run,
     checkpoints,
-    load_recipe,
     run_document,
     validation_document,
     validation_table,
@@ -190,10 +189,3 @@ def test_what_an_agreement_needs_is_named(folder, caches, teacher, tmp_path):
     assert "was made with another corpus" in refused(
         both, "validation.metric=rsum", "validation.every=0", "validation.at_start=false"
     )
-
-
-@pytest.mark.parametrize("field", ["validation.max_loss_elsewhere=3", "model.average_with_start=auto"])
-def test_points_of_rsum_are_none_of_agreement(field):
-    sets = ["validation.metric=agreement", "model.kind=dual", "model.start=clip", field, "model.layers=[]"]
-    with pytest.raises(ConfigError, match=r"count points of RSUM, and validation\.metric is agreement"):
-        load_recipe("tiny-student", [*sets, "loss.terms={ infonce = 1.0 }"])

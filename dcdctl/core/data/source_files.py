@@ -154,7 +154,7 @@ def _expand(path: Path, options: SourceOptions, track: Track) -> list[Path]:
         return [path]
     paths = sorted(path.parent.glob(path.name))
     if not paths:
-        raise InputError(f"there is no file {path}")
+        raise InputError(f"there is no file {path}", hint="check the pattern")
     return paths
 
 

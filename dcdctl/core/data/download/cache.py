@@ -49,7 +49,7 @@ class RemoteFile:
         elif urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).netloc:
             raise ConfigError(f"{self.url!r} is not a URL to download from: expected https://, http:// or hf://")
         if not is_file_name(self.name):
-            raise ConfigError(f"{self.url} does not end with a file name")
+            raise ConfigError(f"{self.url} must end with a file name")
         if self.checksum and not CHECKSUM.fullmatch(self.checksum):
             raise ConfigError(f"the checksum of {self.url} must be sha256:HEX or md5:HEX, got {self.checksum!r}")
 

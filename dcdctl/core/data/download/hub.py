@@ -41,9 +41,9 @@ class HubPath:
         Else ConfigError."""
         match = URL.fullmatch(url)
         if match is None:
-            raise ConfigError(f"{url} is not hf://datasets/OWNER/NAME@REVISION/PATH, nor hf://OWNER/NAME@REVISION/PATH")
+            raise ConfigError(f"{url} must be hf://datasets/OWNER/NAME@REVISION/PATH or hf://OWNER/NAME@REVISION/PATH")
         if escapes_root(match["path"]):
-            raise ConfigError(f"{url} leads out of its repository")
+            raise ConfigError(f"{url} leads out of its repository", hint="name a file in it")
         kind = "dataset" if match["kind"] else "model"
         return cls(
             url=url, repo=match["repo"], kind=kind, revision=unquote(match["revision"] or "main"), path=match["path"]
