@@ -41,9 +41,9 @@ class AverageScores(TeacherScores):
     """Several teachers as one.
 
     Each teacher's scores are standardized over the pairs that all teachers have scored, averaged, and scaled to the
-    mean of the teachers' means and standard deviations. The average is thus a logit like theirs,
-    and a temperature keeps its meaning. Pairs without a score of every teacher have none: an average over fewer
-    teachers would be another kind of score.
+    mean of the teachers' means and standard deviations. The average is thus a logit like theirs, and a temperature
+    keeps its meaning. Pairs without a score of every teacher have none: an average over fewer teachers would be another
+    kind of score.
     """
 
     noun: str
@@ -66,7 +66,8 @@ class AverageScores(TeacherScores):
 
     def lookup(self, image_ix: Indices, text_ix: Indices) -> Scores:
         total: Any = 0.0
-        share = 1 / len(self.teachers)
+        # Of NumPy's type, so that the sum is in float64: a number of Python would leave it in float32.
+        share = np.float64(1 / len(self.teachers))
         for teacher, (mean, spread) in zip(self.teachers, self._moments, strict=True):
             total = total + share * (teacher.lookup(image_ix, text_ix) - mean) / spread
         mean, spread = np.mean(self._moments, axis=0)
