@@ -66,7 +66,7 @@ class Stage:
             ["prepare", "scenes", "--out", self.data, *_sets(SCENES)],
             ["distill", "demo-dual-alone", "--data", self.data, *_sets({"optimizer.steps": 2}), "--out", self.dual],
             ["cache-teacher", *scenes, "--recipe", "demo-fusion", "--out", self.caches["fusion"]],
-            ["cache-teacher", "--teacher", self.dual, "--texts", self.data, "--out", self.caches["query"]],
+            ["cache-texts", "--teacher", self.dual, "--texts", self.data, "--out", self.caches["query"]],
             ["index", self.dual, "--images", self.data, "--out", str(self.folder / "index")],
         ):
             done = subprocess.run([sys.executable, "-m", "dcdctl", *words], capture_output=True, text=True, check=False)

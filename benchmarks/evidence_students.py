@@ -112,7 +112,7 @@ def _dual(seed: int) -> list[Step]:
     return [
         _run(f"dual-{seed}", ("demo-dual", *DATA, "--cache", CACHE, *own), (CACHE,), DUAL, alone),
         _run(f"dual-alone-{seed}", ("demo-dual-alone", *DATA, *own), ("data",), alone, ""),
-        Step(texts, "cache-teacher", ("--teacher", run, "--texts", "data"), (run,)),
+        Step(texts, "cache-texts", ("--teacher", run, "--texts", "data"), (run,)),
         Step(f"runs/query-dual-{seed}", "distill", static, (texts,), TABLE, query, DUAL, TEST, run, QUERY),
     ]
 
@@ -130,7 +130,7 @@ def _late(seed: int) -> list[Step]:
         _run(f"late-alone-{seed}", ("demo-late", *DATA, *INFONCE, *own), ("data",), alone, LATE),
         _run(f"first-{seed}", (*late, *own, *positions), (CACHE,), "", ""),
         _run(f"placed-{seed}", (*families, *own), (FAMILIES, first), PLACED, LATE),
-        Step(texts, "cache-teacher", ("--teacher", placed, "--texts", "data"), (placed,)),
+        Step(texts, "cache-texts", ("--teacher", placed, "--texts", "data"), (placed,)),
         Step(f"runs/query-placed-{seed}", "distill", layer, (texts,), TABLE, query, PLACED, TEST, placed, QUERY),
     ]
 
@@ -161,7 +161,7 @@ def queries() -> list[Step]:
         big, texts, own = f"runs/big-{seed}", f"caches/texts-{seed}", sets(seed=seed)
         words = ("photos-large", *data, *own, *sets(optimizer__epochs=100))
         steps.append(Step(big, "distill", words, ("data",), PHOTOS, BIG, "", (*val, "--features", "features")))
-        steps.append(Step(texts, "cache-teacher", ("--teacher", big, "--texts", "data"), (big,)))
+        steps.append(Step(texts, "cache-texts", ("--teacher", big, "--texts", "data"), (big,)))
         for name, text, label in (("static", "text", ""), ("own", "", " with token vectors of its own")):
             words = ("query-static", "--cache", texts, *own, *sets(model__text=text))
             label, out = f"{BIG}, a static query student{label}", f"runs/{name}-{seed}"
@@ -199,7 +199,7 @@ def elsewhere() -> list[Step]:
         more = ("--teacher", big, "--extend", texts, "--texts")
         steps += [
             Step(big, "distill", words, ("held",), HELD, BIG, "", HELD_TEST),
-            Step(texts, "cache-teacher", ("--teacher", big, "--texts", "held"), (big,)),
+            Step(texts, "cache-texts", ("--teacher", big, "--texts", "held"), (big,)),
             Step(outside, "cache-teacher", (*more, "outside.txt"), (texts,)),
             Step(wordnet, "cache-teacher", (*more, "wordnet.txt"), (texts,)),
         ]

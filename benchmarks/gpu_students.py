@@ -216,7 +216,7 @@ def encoded(machine: Machine, name: str) -> Iterator[Row]:
         return np.vstack([vector for part in parts for *_, vector in part]).astype(np.float32)
 
     work = {"run": vectors, "count": read_text_cache(cached(machine, name)).num_texts, "unit": "texts/s"}
-    yield from compared(machine, Work(model=name, what="cache-teacher --texts", **work, limits=VECTOR_LIMITS))
+    yield from compared(machine, Work(model=name, what="cache-texts", **work, limits=VECTOR_LIMITS))
 
 
 def resumed(machine: Machine, name: str) -> Iterator[Row]:

@@ -122,13 +122,11 @@ def test_work_and_scores_may_be_in_a_bucket(corpus, stage, tmp_path, bucket):
     for number in range(2):  # a call per file, as of an engine
         work = bucket.url(f"work/work-{number:05d}.parquet")
         assert score([work], stage / "teacher", Path(bucket.url("scores"))).num_there == 0
-    line = f"score-work {bucket.url('work')} --teacher {stage}/teacher --out {bucket.url('scores')}"
+    line = f"work {bucket.url('work')} --model {stage}/teacher --out {bucket.url('scores')}"
     assert f"(2 already there) -> {bucket.url('scores')}\n" in run(line).stdout
     assert {f"scores/{name}": data for name, data in contents(local).items()} == {
         key: bucket.get(key) for key in bucket.keys("scores/")
     }
-    line = f"work {bucket.url('work')} --model {stage}/teacher --out {bucket.url('scores')}"
-    assert f"(7 already there) -> {bucket.url('scores')}\n" in run(line).stdout
     caches = []
     for scores in (str(local), bucket.url("scores")):
         job = CacheJob(data=corpus.folder, out=tmp_path / f"cache{len(caches)}", candidates=CONFIG)
