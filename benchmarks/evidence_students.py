@@ -200,8 +200,8 @@ def elsewhere() -> list[Step]:
         steps += [
             Step(big, "distill", words, ("held",), HELD, BIG, "", HELD_TEST),
             Step(texts, "cache-texts", ("--teacher", big, "--texts", "held"), (big,)),
-            Step(outside, "cache-teacher", (*more, "outside.txt"), (texts,)),
-            Step(wordnet, "cache-teacher", (*more, "wordnet.txt"), (texts,)),
+            Step(outside, "cache-texts", (*more, "outside.txt"), (texts,)),
+            Step(wordnet, "cache-texts", (*more, "wordnet.txt"), (texts,)),
         ]
         students = {
             "static": (texts, ()),

@@ -43,9 +43,8 @@ STUDENTS = {
     "pool-picked": AskingStudent(
         rounds=2,
         is_of_pool=True,
-        # No pick of random weights is sure. Without a loss of the scores alone the better half of the picks counts, and
-        # the second round asks for the other texts.
-        overrides={"pool.rounds": 2, "loss.terms": {"infonce": 1.0}, "loss.temperature": 1.0},
+        # No pick of random weights is sure, so the second round asks for all texts.
+        overrides={"pool.rounds": 2, "loss.temperature": 1.0},
     ),
 }
 """By their recipes."""

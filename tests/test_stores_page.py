@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.cli.views.terminal import printable
-from dcdctl.core.search import Changes, FolderIndex, run_index_job
+from dcdctl.core.search import FolderIndex
 
 PAGE = (DOCS / "indexing.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^```\n(createdb .*?)^```", PAGE, re.MULTILINE | re.DOTALL)[0].splitlines()
@@ -58,7 +58,8 @@ def test_the_lines_for_any_other_engine_read_the_images_of_an_index(noise_index,
     run(f"index {made}/dual --images {made}/images --metadata photos.csv --out photos.index")
     Path("more").mkdir()
     Image.effect_noise((32, 32), 60).convert("RGB").save("more/new.png")
-    run_index_job("photos.index", Changes(remove=("plain.png",), add=Path("more")))
+    run("change photos.index --remove plain.png")
+    run("sync photos.index --add more")
     read: dict[str, Any] = {}
     exec(READING, read)
     index, images = FolderIndex.open(Path("photos.index")), read["images"]

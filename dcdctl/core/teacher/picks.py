@@ -145,7 +145,7 @@ def _wrong_by_seconds(best_N: Values, second_N: Values) -> Values:
     """The share of all texts with a wrong image above each score, at most, from the shares whose best score and whose
     second best one is not below it.
 
-    Of the texts, a share R has its right image above a score, and a share A a wrong one. Where the one does not depend
+    A share R of the texts has its right image above a score, and a share A a wrong one. Where the one does not depend
     on the other, the best score is above in a share B = A + R - AR, and the second best in D = AR or more: A and R are
     the roots of z^2 - (B + D) z + D. A is the smaller one for a teacher that is more often right than wrong. Without a
     real root the scores tell nothing: the best two of three equally distributed scores or more, as those of noise, are
@@ -163,7 +163,7 @@ def _wrong_by_seconds(best_N: Values, second_N: Values) -> Values:
 
 def _wrong_by_captions(score_N: Values, captions: CaptionPicks, num_scored: float) -> Values:
     """The share of all texts with a wrong image above each score, at most, from the highest score of each caption with
-    an image that is not its own. Of more images of a text, `num_scored` in the mean, one more often lies above."""
+    an image that is not its own. One of more images of a text, `num_scored` in the mean, more often lies above."""
     image_C, score_C, second_C, num_scored_C = captions.picks
     wrong_C = np.where(image_C == captions.own_image_C, second_C, score_C)
     wrong_N = _at_most(_num_from(score_N, wrong_C), len(wrong_C))
