@@ -328,7 +328,7 @@ def test_a_column_of_another_type_is_named(name, values, message, stage, work, t
         (half_written, r"work-00006\.parquet cannot be read as a work file"),
         (twice, r"work-00000\.parquet have the same name, and so would their results; give them in two calls"),
         (emptied, r"work holds no work file; a work file ends with .parquet"),
-        (shutil.rmtree, r"work does not exist; WORK takes a file, a folder or a pattern"),
+        (shutil.rmtree, r"work does not exist; FILE takes a file, a folder or a pattern"),
     ],
 )
 def test_a_work_list_that_cannot_be_used_is_refused_before_anything_is_scored(prepare, message, stage, work, tmp_path):
