@@ -69,7 +69,7 @@ COMMANDS = {
     "query": f"distill query-kl --data data --teacher dual --out query {SMALL} {WORDS}",
     "query-late": f"distill query-kl --data data --teacher late --out query-late {SMALL} {TINY} "
     "--set loss.terms={embedding-cosine=1.0} --set model.num_text_layers=1",
-    "texts": f"cache-teacher --teacher dual --texts queries.txt --out texts {CPU}",
+    "texts": f"cache-texts --teacher dual --texts queries.txt --out texts {CPU}",
     "query-texts": f"distill query-static --cache texts --out query-texts {SMALL} {WORDS} --set model.text= "
     "--set validation.every=6",
     "query-judged": f"distill query-static --cache texts --teacher dual --validation-data data "
