@@ -32,7 +32,7 @@ COMMANDS = {
     "data": "prepare scenes --set counts.train=48 --set counts.val=12 --set counts.test=12 --set side_px=64 --out data",
     "other": "prepare scenes --set counts.train=40 --set counts.val=8 --set counts.test=8 --set side_px=64 "
     "--set seed=5 --out other",
-    "pool": "prepare --images data-images --queries queries.txt --name pool --out pool",
+    "pool": "prepare --images data-images --queries queries.txt --out pool",
     "teacher": f"finetune-teacher tiny-teacher --data data --out teacher {SMALL} {TINY} "
     "--set batch.random_negatives=5 --set model.num_layers=4",
     "cache": f"cache-teacher --data data --teacher teacher --recipe tiny-student --out cache {CPU} "

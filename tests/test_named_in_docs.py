@@ -195,10 +195,10 @@ def tables_of(config: type) -> dict[str, set[str]]:
 
 
 def settings_of(command: str) -> dict[str, set[str]]:
-    """The tables that --set of a command changes; without a command, those of any, and the protocol of a manifest."""
+    """The tables that --set of a command changes; without a command, those of any, and those of a manifest."""
     if command:
         return tables_of(SETTINGS.get(command, Recipe))
-    every: dict[str, set[str]] = {"": {"protocol"}}
+    every: dict[str, set[str]] = {"": {"protocol", "encoding", "columns"}}
     for config in (Recipe, *SETTINGS.values()):
         for table, names in tables_of(config).items():
             every[table] = every.get(table, set()) | names

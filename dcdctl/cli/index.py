@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from dcdctl.cli.declare import Ref, optional_ref, path
-from dcdctl.cli.option_groups import Cluster, Machine
+from dcdctl.cli.option_groups import Cluster
 from dcdctl.cli.options import (
     BatchSize,
     Json,
@@ -57,7 +57,7 @@ Vectors = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedding(Machine, Cluster):
+class Embedding(Cluster):
     """How to embed images: by this process, those of torchrun or the workers of an engine."""
 
     batch_size: BatchSize = 32

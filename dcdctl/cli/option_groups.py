@@ -22,7 +22,6 @@ from dcdctl.cli.options import (
     computes,
     configures,
     refuse,
-    writes,
 )
 
 if TYPE_CHECKING:
@@ -65,11 +64,6 @@ class CpuCluster:
             is_eager=True,
         ),
     ] = None
-    worker_cpus: Annotated[
-        int | None,
-        computes("--worker-cpus", "CPU cores of each worker of an engine.", "N", show_default="1", min=1, max=1024),
-    ] = None
-    verbose: Annotated[bool, writes("--verbose", "With --engine: show what the engine itself prints.")] = False
 
     def choice(self) -> EngineChoice:
         """The same as the core takes it; ConfigError for options that need an engine."""
@@ -79,8 +73,7 @@ class CpuCluster:
             engine=self.engine,
             workers=self.workers,
             worker_gpus=self.gpus_of_worker(),
-            worker_cpus=self.worker_cpus,
-            verbose=self.verbose,
+            worker_cpus=self.cpus_of_worker(),
         )
         choice.check()
         return choice
@@ -89,9 +82,13 @@ class CpuCluster:
         """GPUs of each worker; None for the engine's default."""
         return None if self.engine is None else 0
 
+    def cpus_of_worker(self) -> int | None:
+        """CPU cores of each worker; None for the engine's default."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
-class Cluster(CpuCluster):
+class Cluster(Machine, CpuCluster):
     """The engine that computes shards, and its workers."""
 
     worker_gpus: Annotated[
@@ -108,6 +105,10 @@ class Cluster(CpuCluster):
     def gpus_of_worker(self) -> float | None:
         """GPUs of each worker; None for the engine's default."""
         return self.worker_gpus
+
+    def cpus_of_worker(self) -> int | None:
+        """CPU cores of each worker, as many as its threads; None for the engine's default."""
+        return self.threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ class Passes(Machine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embeddings(Machine, Cluster):
+class Embeddings(Cluster):
     """Passes without gradients, by this process or by an engine."""
 
     batch_size: PairBatchSize = None

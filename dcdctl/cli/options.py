@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -217,11 +217,6 @@ Features = Annotated[
 
 # Settings
 Dims = Annotated[int | None, configures("--dims", "Use only the first N numbers of each vector.", "N", min=1)]
-ColumnNames = Annotated[
-    Sequence[str] | None,
-    configures("--columns", "Take only these columns: year,owner.", "NAMES", show_default="all"),
-    str,
-]
 Sets = Annotated[
     list[str] | None, configures("--set", "Override a recipe field: loss.alpha=0.5; repeatable.", "KEY=VALUE")
 ]
@@ -257,7 +252,14 @@ Workers = Annotated[
 ]
 # The most is machine.MOST_THREADS, which is not imported for --help.
 Threads = Annotated[
-    int | None, computes("--threads", "CPU threads of torch; by default torch decides.", "N", min=1, max=1024)
+    int | None,
+    computes(
+        "--threads",
+        "CPU threads of torch; of each worker with --engine. By default torch decides.",
+        "N",
+        min=1,
+        max=1024,
+    ),
 ]
 
 # What a command writes

@@ -12,7 +12,6 @@ from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, names_in
 from dcdctl.cli.option_groups import CpuCluster
 from dcdctl.cli.options import (
     MOST_CLUSTER_WORKERS,
-    ColumnNames,
     Json,
     MaxImages,
     argument,
@@ -70,9 +69,6 @@ class Prepare(CpuCluster):
         ),
         list[Path],
     ] = None
-    data_name: Annotated[
-        str | None, configures("--name", "Name of the data set; by default that of --out, else of the file.", "NAME")
-    ] = None
     hold_out: Annotated[
         float | None,
         configures(
@@ -81,10 +77,6 @@ class Prepare(CpuCluster):
             "SHARE",
         ),
     ] = None
-    encoding: Annotated[
-        str | None, configures("--encoding", "Encoding of a table or of texts that are not Unicode.", "NAME")
-    ] = None
-    columns: ColumnNames = None
     placed: Annotated[
         Ref | None, reads("--from", "Folder with manifest files that you downloaded yourself.", "DIR"), Path
     ] = None
@@ -120,7 +112,9 @@ class Prepare(CpuCluster):
         str,
     ] = "stop"
     overrides: Annotated[
-        Overrides | None, configures("--set", "Override a manifest field: counts.train=500.", "KEY=VALUE"), list[str]
+        Overrides | None,
+        configures("--set", 'Override a manifest field: encoding=cp1252, columns=["year"]; repeatable.', "KEY=VALUE"),
+        list[str],
     ] = None
     progress: bool = False
     """Show bars. The command always shows them."""
@@ -135,7 +129,7 @@ class Prepare(CpuCluster):
         # Every core, since decoding images is the work here; nothing else computes meanwhile.
         threads = self.workers or machine.num_cores()
         if engine.sends_tasks:
-            threads = self.worker_cpus or 1
+            threads = 1
         out = optional_path(self.out)
         choice = data.DataChoice(
             manifest=optional_ref(self.manifest),
@@ -146,10 +140,7 @@ class Prepare(CpuCluster):
             queries=[path(file) for file in many(self.queries)],
             folder=out,
             sets=assignments(self.overrides),
-            name=self.data_name,
             hold_out=self.hold_out,
-            encoding=self.encoding,
-            columns=names_in(self.columns),
         )
         manifest = data.choose_manifest(choice)
         rows = {

@@ -1,28 +1,32 @@
-"""`dcdctl recipes`: the recipes that come with the package, and one with all its fields."""
+"""`dcdctl recipes`: the recipes that come with the package, and the settings of one."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from dcdctl.cli.options import Json, Sets, recipe_argument, refuse
-from dcdctl.cli.views.terminal import show, show_entries, show_json
+from dcdctl.cli.options import Json, Sets, recipe_argument, refuse, writes
+from dcdctl.cli.views.terminal import show, show_json
 
-Name = Annotated[str | None, recipe_argument("Recipe to print with all its fields: a name or a .toml file.")]
+Name = Annotated[str | None, recipe_argument("Recipe to print: a name or a .toml file.")]
 
 
-def recipes(name: Name = None, sets: Sets = None, json: Json = False) -> None:
-    """List the recipes, or print one as TOML. The TOML has every field with its explanation, to edit and to train
-    with."""
+def recipes(
+    name: Name = None,
+    sets: Sets = None,
+    every: Annotated[bool, writes("--all", "With RECIPE: print all settings, not only those that it changes.")] = False,
+    json: Json = False,
+) -> None:
+    """List the recipes, or print one as TOML. The TOML explains each setting, to edit and to train with."""
     from dcdctl.core import training
     from dcdctl.core.config import to_table
 
     if name is None:
         # A list has no recipe that it could change.
-        refuse({"--set": sets}, "changes a field of one recipe: name it")
+        refuse({"--set": sets, "--all": every or None}, "is for one recipe: name it")
         return _list(json)
     if json:
         return show_json(to_table(training.load_recipe(name, sets or ())))
-    show(training.recipe_text(name, sets or ()).rstrip("\n"))
+    show(training.recipe_text(name, sets or (), with_defaults=every).rstrip("\n"))
 
 
 def _list(json: bool) -> None:
@@ -32,8 +36,6 @@ def _list(json: bool) -> None:
     entries = training.list_recipes()
     if json:
         return show_json({"recipes": [to_table(entry) for entry in entries]})
-    shown = []
+    width = max(len(entry.name) for entry in entries)
     for entry in entries:
-        facts = {"": entry.description, "needs": entry.needs, "minutes": entry.minutes, "expected": entry.expected}
-        shown.append((entry.name, facts))
-    show_entries("recipes: dcdctl recipes NAME > mine.toml, then dcdctl distill mine.toml", shown)
+        show(f"{entry.name.ljust(width)}  {entry.description}")

@@ -54,6 +54,11 @@ class Again:
             refuse(of_scores, "is for scores that are computed again: add --scores N")
         elif self.teacher is None:
             raise typer.BadParameter("name the model that gave the scores", param_hint="--teacher")
+        else:
+            from dcdctl.core import models
+
+            # Before all files are read.
+            models.check_ref(self.teacher, models.parse_overrides(assignments(self.model_overrides)))
 
     def job(self, cache: Path) -> Recheck | None:
         """What to compute again; None for nothing."""

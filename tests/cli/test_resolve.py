@@ -102,8 +102,6 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("spark", r"engine 'spark' is unknown; known are ray, and ray://HOST:PORT"),
         Mistake("ray://head", r"engine 'ray://head' is unknown; known are ray, and ray://HOST:PORT"),
     ],
-    "--worker-cpus": [Mistake("2", r"--worker-cpus is for the workers of an engine; add --engine ray")],
-    "--verbose": [Mistake("", r"--verbose is for the workers of an engine; add --engine ray")],
     "--precision": [Mistake("int9", r"precision .*fp32, bf16, fp16.*int9; .+")],
     "--accumulate": [
         Mistake("0", r"--accumulate: expected auto or a number of at least 1, got '0'", code=2),
@@ -286,7 +284,6 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("FILE", r"FILE is no work file by its name; a work file ends with \.parquet"),
         Mistake("TAKEN", r"TAKEN holds no work file; "),
         Mistake("LIST.parquet", r"FUSION is a fusion scorer.*dual encoder"),
-        Mistake("PAIRS.parquet", r"PAIRS\.parquet has no column path \(it has .*; .*`index --plan-only`"),
     ],
     ("work", "--model"): [MODEL, replace(MODEL, needs="files=LIST.parquet")],
     ("work", "--model-set"): [
@@ -319,27 +316,6 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake(
             "0.5",
             r"hold_out must lie in \[0, 0\.3\], got 0\.5",
-            "manifest=UNSET --csv=PAIRS.csv --images=PHOTOS",
-        )
-    ],
-    ("prepare", "--columns"): [
-        Mistake(
-            "yaer",
-            r"PAIRS\.csv has no column 'yaer'; it has only the names of images",
-            "manifest=UNSET --csv=PAIRS.csv --images=PHOTOS",
-        )
-    ],
-    ("prepare", "--encoding"): [
-        Mistake(
-            "klingon",
-            r"unknown encoding 'klingon'; known: utf-8, ",
-            "manifest=UNSET --csv=PAIRS.csv --images=PHOTOS",
-        )
-    ],
-    ("prepare", "--name"): [
-        Mistake(
-            "a/b",
-            r"name 'a/b' is not the name of a folder; ",
             "manifest=UNSET --csv=PAIRS.csv --images=PHOTOS",
         )
     ],

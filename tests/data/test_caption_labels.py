@@ -224,7 +224,7 @@ def test_a_divided_table_holds_out_the_captions_of_people_alone(tmp_path, images
 def test_a_column_of_captions_cannot_be_kept_for_the_images(tmp_path, images):
     table = write_table(tmp_path / "rows.csv", ROWS)
     with pytest.raises(InputError, match=r"'weight' of rows\.csv is about its captions"):
-        prepare_table(table, images, tmp_path / "out", columns=("weight",))
+        prepare_table(table, images, tmp_path / "out", sets=['columns=["weight"]'])
 
 
 def test_inspect_counts_the_captions_of_each_source(tmp_path, images):

@@ -138,7 +138,7 @@ def test_limits_apply_to_the_splits_that_are_held_out(tmp_path, images):
 def test_the_name_is_given_or_that_of_the_folder_or_the_file(tmp_path, images):
     table = write_csv(tmp_path)
     assert prepare(table, images, tmp_path / "birds").name == "birds"
-    assert prepare(table, images, tmp_path / "more", name="my birds").name == "my birds"
+    assert prepare(table, images, tmp_path / "more", sets=["name=my birds"]).name == "my birds"
     assert choose_manifest(DataChoice(csv=table, images=[images])).name == "rows"
     assert choose_manifest(DataChoice(csv=table, images=[images], folder=tmp_path / "a\x07\\b")).name == "a--b"
     assert choose_manifest(DataChoice(csv=tmp_path / "..", images=[images])).name == "corpus"

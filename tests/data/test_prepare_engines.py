@@ -52,7 +52,7 @@ def prepared(images, out, engine=None, **options):
     splits = [*["train"] * 12, *["test"] * 7]
     rows = [f"{name},a photo,{split}" for name, split in zip(NAMES, splits, strict=True)]
     table.write_text("\n".join(["image,caption,split", *rows]))
-    manifest = choose_manifest(DataChoice(csv=table, images=[images], folder=out, name="photos"))
+    manifest = choose_manifest(DataChoice(csv=table, images=[images], folder=out, sets=["name=photos"]))
     options = {"workers": 1, "on_error": "skip", "shard_size": 5} | options
     prepare_corpus(manifest, out, options=PrepareOptions(**options), engine=engine or ThisProcess())
     return contents(out)
@@ -86,7 +86,7 @@ def test_a_worker_needs_no_path_of_this_machine(tmp_path, kind):
         place.write_bytes(parquet_of([(png(number), ["a photo"]) for number in range(len(NAMES))]))
     corpora = []
     for name, engine in (("here", ThisProcess()), ("there", SendingEngine(hidden=place))):
-        manifest = choose_manifest(DataChoice(images=[place], folder=tmp_path / name, name="photos"))
+        manifest = choose_manifest(DataChoice(images=[place], folder=tmp_path / name, sets=["name=photos"]))
         prepare_corpus(manifest, tmp_path / name, options=PrepareOptions(workers=1), engine=engine)
         corpora.append(contents(tmp_path / name))
     assert corpora[0] == corpora[1]

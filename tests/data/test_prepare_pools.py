@@ -291,7 +291,7 @@ def test_a_pool_has_no_image_of_splits_that_were_not_asked_for(tmp_path, photos,
         ("a.jsonl", b'{"query": "a"}\n{"query": 5}\n', r"a\.jsonl line 2: the text is a number \(5\), expected text"),
         ("a.jsonl", b'{"query": \n', r"a\.jsonl line 1 is not JSON"),
         ("a.txt", jpeg(0), r"a\.txt is not UTF-8 text"),
-        ("a.txt", "grün\n".encode("cp1252"), r"a\.txt is not UTF-8 text .* on line 1.*--encoding"),
+        ("a.txt", "grün\n".encode("cp1252"), r"a\.txt is not UTF-8 text .* on line 1.*--set encoding"),
         ("a.txt", b"\n  \n", r"a\.txt has no text"),
         ("a.txt", b"a dog\n" + b"x" * (MAX_TEXT_BYTES + 1), r"a\.txt line 2: the text is larger than 1,048,576 bytes"),
         ("a.parquet", b"PAR1", r"a\.parquet is not a Parquet file"),
@@ -376,10 +376,10 @@ def test_a_place_whose_name_is_not_utf8_is_an_error(tmp_path, photos, queries, o
 
 def test_a_named_encoding_is_that_of_the_texts(tmp_path):
     (tmp_path / "a.txt").write_bytes("grün\n".encode("cp1252"))
-    prepare(tmp_path / "out", queries=tmp_path / "a.txt", encoding="windows-1252")
+    prepare(tmp_path / "out", queries=tmp_path / "a.txt", sets=["encoding=windows-1252"])
     assert Corpus.open(tmp_path / "out", "train").captions == ["grün"]
     with pytest.raises(InputError, match="made from other files or with other options"):
-        prepare(tmp_path / "out", queries=tmp_path / "a.txt", encoding="cp1251")
+        prepare(tmp_path / "out", queries=tmp_path / "a.txt", sets=["encoding=cp1251"])
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ def test_decontaminate_needs_a_pool_and_a_corpus(tmp_path, mixed):
 def test_a_killed_preparation_of_a_pool_resumes_to_the_same_bytes(tmp_path, mixed, monkeypatch):
     other = prepare(tmp_path / "other", csv=mixed["csv"], images=mixed["images"])
     mixed |= {"decontaminate": [Path(other)], "options": {"shard_size": 2}}
-    prepare(tmp_path / "whole", name="x", **mixed)
+    prepare(tmp_path / "whole", sets=["name=x"], **mixed)
     whole = contents(tmp_path / "whole")
     write_shard, num_kills = split_writer._write_shard, 0
     for kill_after in range(1, 20):
@@ -538,11 +538,11 @@ def test_a_killed_preparation_of_a_pool_resumes_to_the_same_bytes(tmp_path, mixe
         monkeypatch.setattr(split_writer, "_write_shard", killed)
         out = tmp_path / f"killed-{kill_after}"
         try:
-            prepare(out, name="x", **mixed)
+            prepare(out, sets=["name=x"], **mixed)
         except KeyboardInterrupt:
             num_kills += 1
             monkeypatch.setattr(split_writer, "_write_shard", write_shard)
-            prepare(out, name="x", **mixed)
+            prepare(out, sets=["name=x"], **mixed)
         assert contents(out) == whole
     assert 3 < num_kills < 19
 

@@ -241,7 +241,7 @@ ROWS = [
     *(
         Refusal(
             f"encoding {name}",
-            lambda name=name: choose_manifest(DataChoice(csv=X, images=[X], encoding=name)),
+            lambda name=name: choose_manifest(DataChoice(csv=X, images=[X], sets=[f"encoding={name}"])),
             ConfigError,
             f"unknown encoding '{name}'; known: utf-8, utf-16, cp1252",
         )

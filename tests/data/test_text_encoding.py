@@ -18,7 +18,7 @@ def test_another_encoding_needs_its_name(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\n".join([b"image,caption", "a.jpg,café".encode(), latin.encode("cp1252")]))
     with pytest.raises(
         InputError,
-        match=r"a\.csv is not UTF-8 text \(invalid continuation byte on line 3\); .*`dcdctl prepare` has --encoding",
+        match=r"a\.csv is not UTF-8 text \(invalid continuation byte on line 3\); .*tell `dcdctl prepare` its encoding",
     ):
         find_encoding(tmp_path / "a.csv")
     assert find_encoding(tmp_path / "a.csv", "cp1252") == "cp1252"
@@ -35,7 +35,7 @@ def test_a_named_encoding_is_taken_or_refused_with_the_line(tmp_path):
     assert find_encoding(tmp_path / "a.csv", "cp1251") == "cp1251"
     with pytest.raises(
         InputError,
-        match=r"is not UTF-8 text \(invalid start byte on line 2\); .*`dcdctl prepare` has --encoding",
+        match=r"is not UTF-8 text \(invalid start byte on line 2\); .*tell `dcdctl prepare` its encoding",
     ):
         find_encoding(tmp_path / "a.csv", "utf-8")
 
@@ -45,10 +45,12 @@ def test_a_named_encoding_is_in_the_summary_and_in_corpus_json(tmp_path):
     (tmp_path / "rows.csv").write_bytes("image,caption\na.jpg,a dog\na.jpg,größer\n".encode("cp1252"))
 
     def prepare(folder, encoding):
-        manifest = choose_manifest(DataChoice(csv=tmp_path / "rows.csv", images=[tmp_path], encoding=encoding))
+        manifest = choose_manifest(
+            DataChoice(csv=tmp_path / "rows.csv", images=[tmp_path], sets=[f"encoding={encoding}"])
+        )
         return prepare_corpus(manifest, tmp_path / folder, options=PrepareOptions(workers=1))
 
-    note = "rows.csv was read as cp1252; --encoding names another"
+    note = "rows.csv was read as cp1252; --set encoding=NAME names another"
     assert note in str(prepare("named", "cp1252"))
     assert note in str(prepare("named", "windows-1252"))  # the same corpus
     assert json.loads((tmp_path / "named" / "corpus.json").read_text())["source"]["encoding"] == {

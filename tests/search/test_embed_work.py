@@ -246,13 +246,13 @@ def twice(lists: Path) -> None:
         (
             without_digests,
             InputError,
-            r"3 rows of .*images-00001\.parquet have no model_digest; give files of the list",
+            r"3 rows of .*images-00001\.parquet have no model_digest; give files of `cache-teacher",
         ),
         (of_numbers, InputError, r"the column path of .*images-00001\.parquet is int64, string is expected; give"),
         (without_bytes, InputError, r"the column image of .* is struct<path: string>, a struct with bytes is expected"),
         (half_written, InputError, r"images-00002\.parquet cannot be read as a list file"),
         (twice, InputError, r"images-00000\.parquet have the same name, and so would their results"),
-        (shutil.rmtree, InputError, r"list does not exist; LIST takes a file, a folder or a pattern"),
+        (shutil.rmtree, InputError, r"list does not exist; FILE takes a file, a folder or a pattern"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused_before_an_image_is_read(prepare, error, message, dual, lists, tmp_path):

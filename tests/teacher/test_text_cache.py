@@ -350,7 +350,7 @@ def test_a_teacher_without_text_vectors_is_refused(folder, tmp_path):
 
 
 def test_a_missing_or_damaged_cache_says_what_to_do(folder, tmp_path):
-    with pytest.raises(MissingError, match=r"no text cache in .*; make one with `dcdctl cache-teacher --texts`"):
+    with pytest.raises(MissingError, match=r"no text cache in .*; make one with `dcdctl cache-texts`"):
         read_text_cache(tmp_path)
     cache = make(folder, tmp_path / "q", folder / "a.txt")
     with pytest.raises(

@@ -64,10 +64,11 @@ def test_facts_and_commands_of_a_recipe_are_lines_of_their_own(tmp_path, monkeyp
     ]
 
 
+@pytest.mark.parametrize("with_defaults", [True, False])
 @pytest.mark.parametrize("name", packaged.names())
-def test_a_recipe_as_toml_with_all_fields_is_the_recipe(name, tmp_path):
+def test_a_recipe_as_toml_is_the_recipe(name, with_defaults, tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text(toml.recipe_text(name), encoding="utf-8")
+    path.write_text(toml.recipe_text(name, with_defaults=with_defaults), encoding="utf-8")
     assert recipe.load_recipe(str(path)) == recipe.load_recipe(name)
     assert packaged.head_of(path) == packaged.head_of(packaged.RECIPES / f"{name}.toml")
 

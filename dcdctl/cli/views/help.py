@@ -21,7 +21,7 @@ MAX_COLUMNS = 100
 """Widest line of the help, however wide the terminal is."""
 NAME_COLUMNS = 26
 """Longest name that has its text on the same line."""
-PATHS = re.compile("CACHE|CKPT|DATA|DIR|FILE|FOLDER|INDEX|MANIFEST|PATH|RECIPE|REF|RUN|SYSTEM")
+PATHS = re.compile("CACHE|CKPT|DATA|DIR|FILE|FOLDER|INDEX|MANIFEST|PATH|PLACE|RECIPE|REF|RUN|SYSTEM")
 """Metavars of parameters that name a file or a folder."""
 ORDER = ("Common", "Input", "Settings", "Compute", "Output", "Other")
 COMMON = [

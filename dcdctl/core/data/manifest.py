@@ -25,7 +25,6 @@ If there is only one source, its fields may stand at the top level, without `[[s
 
 from __future__ import annotations
 
-import json
 import shlex
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -110,20 +109,12 @@ class DataChoice:
     """The folder of the corpus; None for the default, which the name gives."""
     sets: Sequence[str] = ()
     """Overrides of a manifest's fields: counts.train=500."""
-    name: str | None = None
-    """Name of the data set; by default the folder's, or else the file's."""
     hold_out: float | None = None
     """For tables: the share of images that is test, and as many are val, if there is no split column."""
-    encoding: str | None = None
-    """For tables: the encoding of a file that is not UTF-8, -16 or -32."""
-    columns: tuple[str, ...] | None = None
-    """For tables: the columns to keep beside images and captions; None for all."""
 
     def overrides(self) -> list[str]:
         """The given settings as overrides of a manifest, `sets` last."""
-        fields = {"name": self.name, "hold_out": self.hold_out, "encoding": self.encoding, "columns": self.columns}
-        given = {key: value for key, value in fields.items() if value is not None}
-        return [*(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()), *self.sets]
+        return [*([] if self.hold_out is None else [f"hold_out={self.hold_out}"]), *self.sets]
 
     def default_name(self, path: Path) -> str:
         """The name of the folder, or else of a file of captions, without the characters that no folder may have.

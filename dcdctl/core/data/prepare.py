@@ -330,6 +330,6 @@ def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
             "read, give that name to another one"
         )
     if (encoding := source.get("encoding")) is not None:
-        yield f"{encoding['file']} was read as {encoding['name']}; --encoding names another"
+        yield f"{encoding['file']} was read as {encoding['name']}; --set encoding=NAME names another"
     if repeated := source.get("queries", {}).get("repeated"):
         yield f"repeated texts: {repeated:,}, each kept once"

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.files import unreadable
 
-_HINT = "save the file as UTF-8; `dcdctl prepare` has --encoding, such as --encoding cp1252"
+_HINT = "save the file as UTF-8; tell `dcdctl prepare` its encoding, such as --set encoding=cp1252"
 _PIECE = 1 << 20
 _LONGEST_LINE = 1 << 24
 """Characters, more than any row has."""

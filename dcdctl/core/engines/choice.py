@@ -30,20 +30,13 @@ class EngineChoice:
     worker_gpus: float | None = None
     """GPUs of each worker, which may be a fraction; None for one where the cluster has GPUs, else none."""
     worker_cpus: int | None = None
-    """CPU cores of each worker; None for one."""
-    verbose: bool = False
-    """Show what the engine itself prints."""
+    """CPU cores of each worker, as many as its threads; None for one."""
 
     def check(self) -> None:
         """ConfigError for an unknown engine or options without one, MissingError without its package."""
         if self.engine is None:
-            options = {
-                "--worker-gpus": self.worker_gpus,
-                "--worker-cpus": self.worker_cpus,
-                "--verbose": self.verbose or None,
-            }
-            if given := next((name for name, value in options.items() if value is not None), None):
-                raise ConfigError(f"{given} is for the workers of an engine", hint="add --engine ray")
+            if self.worker_gpus is not None:
+                raise ConfigError("--worker-gpus is for the workers of an engine", hint="add --engine ray")
             if (self.workers or 0) > MOST_THREADS:
                 raise ConfigError(f"--workers must be at most {MOST_THREADS} threads, got {self.workers:,}")
             return

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -43,12 +42,10 @@ def connect(choice: EngineChoice, say: Say) -> None:
     """
     if ray.is_initialized():
         return
-    _keep_stdout_free(choice.verbose)
-    quiet: dict[str, Any] = {"log_to_driver": choice.verbose}
-    if not choice.verbose:
-        quiet["logging_level"] = logging.ERROR
-        # Of a connection as ray://, which does not take the level.
-        logging.getLogger("ray.util.client.logsclient").disabled = True
+    _keep_stdout_free()
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Of a connection as ray://, which does not take the level.
+    logging.getLogger("ray.util.client.logsclient").disabled = True
     address = _address(choice)
     if address is not None:
         _join(address, quiet)
@@ -64,7 +61,7 @@ def connect(choice: EngineChoice, say: Say) -> None:
         ray.shutdown()
         raise ConfigError(
             f"no worker fits: {found}",
-            hint="use a smaller --worker-cpus or --worker-gpus, or a cluster",
+            hint="use fewer --threads or a smaller --worker-gpus, or a cluster",
         )
 
 
@@ -76,16 +73,12 @@ def check_address(choice: EngineChoice) -> None:
         _check_answers(named)
 
 
-def _keep_stdout_free(verbose: bool) -> None:
-    """Let Ray write to stderr if the user asks for it, else nowhere: its messages about lost workers go to stdout,
-    which is for results, and no setting changes that."""
+def _keep_stdout_free() -> None:
+    """Let Ray print nothing: its messages about lost workers go to stdout, which is for results, and no setting changes
+    that. Its logs have them."""
     from ray._private import worker
 
-    def write(data: dict[str, Any], **_: Any) -> None:
-        if verbose:
-            sys.stderr.writelines(f"({data.get('pid', 'ray')}) {line}\n" for line in data["lines"])
-
-    worker.print_to_stdstream = write
+    worker.print_to_stdstream = lambda data, **_: None
 
 
 def _named(choice: EngineChoice) -> str | None:

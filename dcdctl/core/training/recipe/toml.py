@@ -22,15 +22,16 @@ WIDTH = 100
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def recipe_text(ref: str, sets: Sequence[str] = ()) -> str:
-    """A recipe by name or from a .toml file with all its fields, as TOML that loads as an equal recipe.
+def recipe_text(ref: str, sets: Sequence[str] = (), *, with_defaults: bool = True) -> str:
+    """A recipe by name or from a .toml file, as TOML that loads as an equal recipe: with all its fields, or with those
+    that differ from the defaults.
 
     It opens with the head of the file. Above each field are the sentences of its docstring.
     """
     recipe = load_recipe(ref, sets)
     head = [f"# {line}".rstrip() for line in head_of(check_recipe_name(ref))]
     changed = ["#", "# Changed here: " + ", ".join(sets)] if sets else []
-    return "\n".join([*head, *changed, *_table(recipe, "")]) + "\n"
+    return "\n".join([*head, *changed, *_table(recipe, "", with_defaults)]) + "\n"
 
 
 @functools.cache
@@ -49,11 +50,16 @@ def field_docs(cls: type) -> Mapping[str, str]:
     return docs
 
 
-def _table(config: Any, name: str) -> Iterator[str]:
-    """The lines of a table: its values, then its inner tables."""
+def _table(config: Any, name: str, with_defaults: bool) -> Iterator[str]:
+    """The lines of a table: its values, then its inner tables. Without defaults, an inner table of defaults has no
+    lines; `kind` has one, since it decides which fields there are."""
     kind: Any = type(config)  # mypy does not count type[Any] as hashable
     docs = field_docs(kind)
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if with_defaults or field.name == "kind" or value != _default(field):
+            values[field.name] = value
     # Values first: in TOML a key after a table belongs to that table.
     for key, value in values.items():
         if not dataclasses.is_dataclass(value):
@@ -63,7 +69,11 @@ def _table(config: Any, name: str) -> Iterator[str]:
             # "The `[batch]` table: what one step sees." becomes "What one step sees."
             title = (type(value).__doc__ or "").split(": ", 1)[-1]
             yield from ["", "", *_lines(f"{title[:1].upper()}{title[1:]}"), f"[{name}{key}]"]
-            yield from _table(value, f"{name}{key}.")
+            yield from _table(value, f"{name}{key}.", with_defaults)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _lines(text: str) -> list[str]:
