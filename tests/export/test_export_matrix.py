@@ -259,12 +259,9 @@ def test_a_late_model_has_its_scores_in_a_process_without_dcdctl(gallery, tmp_pa
         model = late(dual, is_pooled=False, position_norm=position_norm)
         models.save(model, ref)
         with operators_once():
-            done = export.export_model(ExportJob(ref=str(ref), out=out, to=to, data=gallery.folder))
+            done = export.export_model(ExportJob(ref=str(ref), out=out, to=to, data=gallery.folder, with_int8=False))
         if to == "onnx":
-            assert [(check.precision, check.lowest_cosine > 0.98) for check in done.checks] == [
-                ("fp32", True),
-                ("int8", True),
-            ]
+            assert [check.precision for check in done.checks] == ["fp32"]
             read = models.OnnxTowers(out, device=torch.device("cpu"))
         else:
             assert done.checks[0].largest_difference < 1e-4
