@@ -3,7 +3,7 @@ known.
 
     python benchmarks/picks.py > picks.md        (three minutes of a CPU core)
 
-Of each mixture, 200 draws for each number of texts (100, 300, 1,000 and 5,000 texts with 8 scored images each; 1,000
+Each mixture has 200 draws for each number of texts (100, 300, 1,000 and 5,000 texts with 8 scored images each; 1,000
 with 5, 20 and 100). A right image, where there is one, scores N(right, 1) and all others N(0, 1), unless the mixture
 says otherwise. Prints a Markdown table of the share of draws with picks, the share of these picks that is right, and,
 for the worst number of texts, the share of draws whose picks are right less often than asked by more than 0.03. Ends
