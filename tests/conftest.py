@@ -35,6 +35,8 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
     # Before torch: it decides how long threads spin, here and in all processes that tests start.
     import dcdctl  # noqa: F401
 
+    # Some scripts run in forks of this process and check that nothing imports it.
+    del sys.modules["dcdctl"]
     if WORKER in os.environ:
         import torch
 

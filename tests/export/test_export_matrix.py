@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from families import FAMILIES, late
@@ -50,10 +51,10 @@ HELD = [
 IN_EVERY_RUN = [
     (name, to)
     for name, to in HELD
-    if to not in ("onnx", "sentence-transformers") or name in ("SigLIP 2", "SentenceTransformer")
+    if to != "onnx" and (to != "sentence-transformers" or name in ("SigLIP 2", "SentenceTransformer"))
 ]
-"""The others are slow: torch takes 5 seconds to export a model. SigLIP 2 has patches, a mask and padded captions, all
-that may go wrong."""
+"""The others are slow: torch takes 5 seconds to export a model. `LATE` has SigLIP 2 in ONNX, with patches, a mask and
+padded captions, all that may go wrong."""
 LENGTH = 9
 """Tokens of a caption, fewer than the models have positions for, as a recipe may set it."""
 ALONE = """
@@ -196,10 +197,10 @@ def check_logits(facts: dict[str, Any], model: models.DualEncoder, name: str, to
     """AssertionError if an export lacks the scale, the offset, the class or the number of tokens of its source."""
     if to == "onnx":
         assert facts["tokens"] == (model.export_spec().padded_length or "tokens")
-        assert float(facts["logit_scale"]) == pytest.approx(float(model.logit_scale))
+        assert float(facts["logit_scale"]) == pytest.approx(float(model.logit_scale.detach()))
     if to in ("onnx", "transformers", "open-clip"):
         assert float(facts.get("logit_bias", 0)) == pytest.approx(
-            0 if model.logit_bias is None else float(model.logit_bias)
+            0 if model.logit_bias is None else float(model.logit_bias.detach())
         )
     if to == "transformers":
         assert facts["class"] == CLASSES[name]
@@ -259,12 +260,12 @@ def test_a_late_model_has_its_scores_in_a_process_without_dcdctl(gallery, tmp_pa
         model = late(dual, is_pooled=False, position_norm=position_norm)
         models.save(model, ref)
         with operators_once():
-            done = export.export_model(ExportJob(ref=str(ref), out=out, to=to, data=gallery.folder))
+            done = export.export_model(ExportJob(ref=str(ref), out=out, to=to, data=gallery.folder, with_int8=False))
         if to == "onnx":
-            assert [(check.precision, check.lowest_cosine > 0.98) for check in done.checks] == [
-                ("fp32", True),
-                ("int8", True),
-            ]
+            assert [check.precision for check in done.checks] == ["fp32"]
+            for tower in out.glob("*.onnx"):
+                facts = {entry.key: float(entry.value) for entry in onnx.load(tower).metadata_props}
+                assert facts["logit_scale"] == pytest.approx(float(model.logit_scale.detach()))
             read = models.OnnxTowers(out, device=torch.device("cpu"))
         else:
             assert done.checks[0].largest_difference < 1e-4

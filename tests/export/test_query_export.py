@@ -10,7 +10,7 @@ import pytest
 import torch
 from command_line import document_of, error_of
 from families import FAMILIES, late
-from tiny import run_script
+from forks import LIBRARIES, run_forked
 
 from dcdctl.core import models
 
@@ -25,7 +25,7 @@ SIZES = {
 CASES = [("dual", size) for size in SIZES] + [("CLIP", "teacher"), ("SigLIP 2", "teacher"), ("late", "teacher")]
 SCRIPT = """
 import json, sys
-for script in sys.argv[2:]:
+for script in sys.argv[1:]:
     namespace = {}
     exec(open(script).read(), namespace)
     print(json.dumps(namespace.get("vectors", namespace["texts"]).tolist()))
@@ -85,7 +85,8 @@ def test_an_export_needs_no_dcdctl(tmp_path):
         document_of("export", tmp_path / "q", "--to", to, "--out", tmp_path / to)
         scripts.append(tmp_path / f"{to}.py")
         scripts[-1].write_text(script_of(tmp_path / to), encoding="utf-8")
-    for line in run_script(SCRIPT, "", *scripts).splitlines():
+    printed, _ = run_forked(SCRIPT, *scripts, imported=LIBRARIES)
+    for line in printed.splitlines():
         np.testing.assert_allclose(json.loads(line), vectors_of(query), atol=1e-5)
 
 

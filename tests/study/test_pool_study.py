@@ -90,8 +90,6 @@ def document(out: Path) -> dict[str, Any]:
     ("teacher", "train_split", "names"),
     [
         ("siglip", "unpaired", ["zero-shot", "distilled"]),
-        ("siglip", "train", ["zero-shot", "fine-tuned", "taught by itself", "distilled"]),
-        ("fusion", "unpaired", ["zero-shot", "distilled"]),
         (
             "fusion",
             "train",
