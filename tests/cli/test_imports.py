@@ -56,7 +56,6 @@ LIGHT = {
     "inspect cache": ["pandas"],
     "verify cache": [],
     "verify evaluation": ["pandas"],
-    "copy corpus NEW": [],
     "prepare --csv pairs.csv --images photos --out NEW --workers 1": ["pandas"],
     "models": ["huggingface_hub"],
     "compare evaluation evaluation2": ["pandas"],

@@ -401,7 +401,10 @@ def _check(document: IndexDocument) -> None:
 def check_comes_first(place: str, texts: Sequence[str]) -> None:
     """InputError for a query in the place of the index, and the index after it."""
     *others, last = texts or [""]
-    is_index = bool(last) and artifacts.kind_of_folder(Path(last).expanduser()) == "an index"
+    try:
+        is_index = bool(last) and artifacts.kind_of_folder(Path(last).expanduser()) == "an index"
+    except OSError:  # a text may be too long for the name of a file
+        return
     if is_index and not Path(place).exists():
         words = shlex.join(["dcdctl", "search", last, place, *others])
         raise InputError(f"{place!r} is no index, and {last} is one", hint=f"the index comes first: `{words}`")
