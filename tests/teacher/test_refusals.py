@@ -49,7 +49,7 @@ TEXTS = [
     ("a.jsonl", '{"text": "a", "language": 3}\n', r"a\.jsonl line 1: the language is a number"),
     ("a.csv", "text,language\na,\x1b[31m\n", r"a\.csv line 2: the language is '\\x1b\[31m', expected a short name"),
     ("a.jsonl", '{"txt": "a"}\n', r"a\.jsonl line 1 has no column query, caption, text"),
-    ("a.txt", "grün\n".encode("cp1252"), "not UTF-8 .*; save the file as UTF-8; tell `dcdctl prepare` .* --set encoding="),
+    ("a.txt", "grün\n".encode("cp1252"), "not UTF-8 .*; save the file as UTF-8; .* --set encoding="),
 ]
 VECTORS = [
     ([[1.0, 2.0], [3.0]], r"v\.parquet row 1: 1 of the 1 values .* finite numbers, expected 2 that"),
