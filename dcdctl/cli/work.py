@@ -11,7 +11,6 @@ from dcdctl.cli import options
 from dcdctl.cli.declare import Ref, Refs, assignments, many, path
 from dcdctl.cli.option_groups import Passes
 from dcdctl.cli.views.terminal import bar, note, show, show_json
-from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
@@ -55,6 +54,8 @@ class Work(Passes):
                 track=track,
             )
         if self.model_overrides:
+            from dcdctl.core.errors import ConfigError
+
             raise ConfigError(
                 "model settings are for the teacher of pairs, and these files list images", hint="leave --model-set out"
             )

@@ -33,7 +33,7 @@ COMMANDS = {
     "finetune-teacher vilt-flickr30k-teacher --data X --out out": "a corpus",
     "search X 'a dog'": "an index",
     "serve X": "an index",
-    "index X": "an index",
+    "sync X": "an index",
     "inspect X": "a corpus, a teacher cache or an index",
     "convert X --out out": "a model",
     "export X --out out --to transformers": "a model",
@@ -52,7 +52,7 @@ ACCEPTED = {
     ("convert X --out out", "a run"),  # a run without a model is another error
     ("export X --out out --to transformers", "a run"),
     ("compare X ABSENT", "a run"),
-    ("index X", "a run"),  # `dcdctl index RUN` makes an index
+    ("sync X", "a run"),  # the error names `dcdctl index RUN`, which makes an index
 }
 SWAPPED = [
     (line, kind)

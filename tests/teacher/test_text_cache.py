@@ -338,7 +338,7 @@ def test_a_file_of_texts_has_no_split(folder, tmp_path):
 
 def test_the_hint_for_another_encoding_names_the_command_that_has_the_option(folder, tmp_path):
     (tmp_path / "a.txt").write_bytes("grün\n".encode("cp1252"))
-    with pytest.raises(InputError, match=r"not UTF-8 .*; save the file as UTF-8; `dcdctl prepare` has --encoding"):
+    with pytest.raises(InputError, match=r"not UTF-8 .*; save the file as UTF-8; tell `dcdctl prepare` its encoding"):
         make(folder, tmp_path / "q", tmp_path / "a.txt")
 
 

@@ -24,7 +24,7 @@ from .external_scores import RowNames, plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter
 from .job import CacheCost, CacheJob, cache_scores, command_to_compare, preview_cost
 from .picks import NO_PICK, CaptionPicks, NoPicks, Threshold, find_picks, find_threshold
-from .recheck import Recheck, Rechecked, recheck
+from .recheck import Recheck, recheck
 from .score_files import READERS, read_batches
 from .score_work import ScoredWork, ScoreWorkJob, holds_pairs, score_work
 from .scores import TeacherScores, check_weights
@@ -54,7 +54,6 @@ __all__ = [
     "LateTeacher",
     "NoPicks",
     "Recheck",
-    "Rechecked",
     "RowNames",
     "ScoreWorkJob",
     "ScoredWork",
