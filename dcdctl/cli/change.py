@@ -15,7 +15,12 @@ from dcdctl.cli.views.terminal import bar, note, show_json
 def change(
     index: IndexFolder,
     remove: Annotated[
-        list[str] | None, reads("--remove", "Remove an image by name, or several by a pattern; repeatable.", "NAME")
+        list[str] | None,
+        reads(
+            "--remove",
+            "Remove an image by name, or several by a pattern; sync adds it again while its file is there; repeatable.",
+            "NAME",
+        ),
     ] = None,
     drop_column: Annotated[
         list[str] | None, configures("--drop-column", "Remove a column of the index; repeatable.", "NAME")

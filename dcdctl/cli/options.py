@@ -218,7 +218,10 @@ Features = Annotated[
 # Settings
 Dims = Annotated[int | None, configures("--dims", "Use only the first N numbers of each vector.", "N", min=1)]
 Sets = Annotated[
-    list[str] | None, configures("--set", "Override a recipe field: loss.alpha=0.5; repeatable.", "KEY=VALUE")
+    list[str] | None,
+    configures(
+        "--set", "Override a recipe field (`dcdctl recipes NAME --all`): loss.alpha=0.5; repeatable.", "KEY=VALUE"
+    ),
 ]
 ModelSet = Annotated[
     Overrides | None,

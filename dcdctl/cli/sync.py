@@ -23,7 +23,7 @@ def sync(
     index: IndexFolder,
     embedding: Embedding,
     add: Annotated[
-        Path | None, reads("--add", "Add the images of a folder or a corpus; follows no other folder.", "DIR")
+        Path | None, reads("--add", "Add the images of a folder or a corpus; other folders are not read.", "DIR")
     ] = None,
     split: Annotated[str | None, reads_split(show_default="all")] = None,
     vectors: Vectors = None,

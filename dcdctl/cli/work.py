@@ -65,7 +65,7 @@ class Work(Passes):
 
 
 def work(arguments: Work, json: options.Json = False) -> None:
-    """Score the pairs of files, or embed their images, as a task of any engine. `cache-teacher --scores` and
+    """Score pairs or embed images that --plan-only listed, on any machine. `cache-teacher --scores` and
     `index --vectors` take the results."""
     from dcdctl.core.data import left_out_lines
     from dcdctl.core.places import shown

@@ -18,7 +18,10 @@ class ThisProcess:
     def map(
         self, tasks: Iterable[TaskOf], make_worker: Callable[[], Worker[Any, Output]], advance: Advance
     ) -> Iterator[tuple[TaskOf, Output]]:
-        """The result of each task, in order."""
+        """The result of each task, in order.
+
+        Each task is started before the one ahead of it is computed, as `Worker.start` says.
+        """
         worker: Worker[Any, Output] | None = None
         before: tuple[TaskOf, Callable[[Advance], Output]] | None = None
         started: tuple[TaskOf, Callable[[Advance], Output]] | None = None

@@ -90,6 +90,7 @@ def recommend_temperature(lists_LK: Lists) -> float | None:
 
 
 def _share(lists_LK: Lists, temperature: float) -> float:
+    """Entropy as a share of log K, K being the pairs that a list has; the mean over lists."""
     return float((_entropy(lists_LK, temperature) / np.log((~np.isnan(lists_LK)).sum(axis=1))).mean())
 
 

@@ -108,7 +108,6 @@ def train_in_rounds(
     learned = _without_scorer(inputs, recipe)
     for line in _rehearse(job, learned, rounds, recipe, options, track).notes:
         say(line)
-    train = functools.partial(train_model, options=options, track=track, watch=watch, say=say)
     return _InRounds(
         job=job,
         scored=inputs,
@@ -116,7 +115,7 @@ def train_in_rounds(
         recipe=recipe,
         rounds=rounds,
         options=options,
-        train=train,
+        train=functools.partial(train_model, options=options, track=track, watch=watch, say=say),
         track=track,
         say=say,
     ).run()

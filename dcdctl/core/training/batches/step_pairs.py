@@ -36,8 +36,6 @@ from dcdctl.core.training.recipe import BatchConfig, Recipe
 LEAST_QUERIES = 1 / 3
 """Below this share of the queries a training is refused, if the cache was made for another recipe: the teacher would
 teach nothing about most of them (docs/losses.md)."""
-
-
 BYTES_PER_PAIR = 20
 """A drawn pair has the numbers of its image and its text, and its score."""
 
@@ -165,7 +163,8 @@ class StepPairs(ABC):
         return self.scores.lookup(image_RC, text_RC)
 
     def _rng(self, *key: int) -> np.random.Generator:
-        # The first number of the key separates the order of an epoch (0) from the draws of a list or a step (1).
+        # The first number of the key separates the order of an epoch (0), the draws of a list or a step (1), and the
+        # unpicked images of a pool (2).
         return np.random.default_rng([self.seed, *key])
 
 
