@@ -16,7 +16,6 @@ from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search import StoredTokens
 from dcdctl.core.search.columns.where import matches, parse_where
 from dcdctl.core.stores import (
-    Store,
     StoreIndex,
     open_index,
     open_store,
@@ -24,6 +23,7 @@ from dcdctl.core.stores import (
     store_index,
     upload_index,
 )
+from dcdctl.core.stores.protocol import Store
 from dcdctl.core.stores.retry import UnavailableError
 
 
