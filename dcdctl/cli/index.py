@@ -63,7 +63,7 @@ class Embedding(Cluster):
     batch_size: BatchSize = 32
 
     def compute(self, say: Say, precision: str = "fp32") -> Compute:
-        """The same as the core takes it, with the threads set."""
+        """What to embed on, as the core takes it, with the threads set."""
         from dcdctl.core.engines import Compute
 
         return Compute.chosen(
@@ -92,7 +92,7 @@ class NewIndex(Embedding):
     metadata: MetadataFile = None
 
     def job(self, say: Say, sets: Sequence[str] = (), vectors: Sequence[str] = ()) -> IndexJob:
-        """The same as the core takes it."""
+        """The new index, as the core takes it."""
         from dcdctl.core.search import IndexJob
 
         if self.query_model is not None:

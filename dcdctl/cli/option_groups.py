@@ -158,12 +158,12 @@ class Embeddings(Cluster):
 
 @dataclass(frozen=True, kw_only=True)
 class Inference(Embeddings):
-    """The same over the images of a corpus."""
+    """Passes without gradients over the images and captions of a corpus, by this process or by an engine."""
 
     features: Features = None
 
     def compute(self, say: Say) -> Compute:
-        """The same as the core takes it, with the folder of features."""
+        """What to compute on, as the core takes it, with the folder of features."""
         return replace(super().compute(say), features=optional_path(self.features))
 
 

@@ -50,6 +50,7 @@ class Again:
                 "--model-set": self.model_overrides,
                 "--features": self.features,
                 "--batch-size": self.batch_size,
+                "--device": None if self.device == "auto" else self.device,
             }
             refuse(of_scores, "is for scores that are computed again: add --scores N")
         elif self.teacher is None:

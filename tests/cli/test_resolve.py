@@ -279,6 +279,10 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         ("verify", name): [Mistake("a", rf"{name}: is for scores that are computed again: add --scores N", code=2)]
         for name in ("--data", "--features", "--model-set")
     },
+    ("verify", "--device"): [
+        *MISTAKES["--device"],
+        Mistake("cpu", r"--device: is for scores that are computed again: add --scores N", code=2),
+    ],
     ("work", "files"): [
         Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; FILE takes a file, a folder or a pattern"),
         Mistake("FILE", r"FILE is no work file by its name; a work file ends with \.parquet"),

@@ -179,7 +179,7 @@ def load_query(document: IndexDocument, ref: str | None) -> Any:
 
 
 def set_query_model(index: FolderIndex, query: Any, ref: str) -> FolderIndex:
-    """The same index, whose texts a query encoder embeds."""
+    """Let a query encoder embed the texts of an index; the index as it is then."""
     document, generation = index.document, index.document.generation + 1
     with distributed.main_first():
         if distributed.is_main():

@@ -31,7 +31,7 @@ def recipe_text(ref: str, sets: Sequence[str] = (), *, with_defaults: bool = Tru
     recipe = load_recipe(ref, sets)
     head = [f"# {line}".rstrip() for line in head_of(check_recipe_name(ref))]
     changed = ["#", "# Changed here: " + ", ".join(sets)] if sets else []
-    return "\n".join([*head, *changed, *_table(recipe, "", with_defaults)]) + "\n"
+    return "\n".join([*head, *changed, *_table(recipe, "", with_defaults=with_defaults)]) + "\n"
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def field_docs(cls: type) -> Mapping[str, str]:
     return docs
 
 
-def _table(config: Any, name: str, with_defaults: bool) -> Iterator[str]:
+def _table(config: Any, name: str, *, with_defaults: bool) -> Iterator[str]:
     """The lines of a table: its values, then its inner tables. Without defaults, an inner table of defaults has no
     lines; `kind` has one, since it decides which fields there are."""
     kind: Any = type(config)  # mypy does not count type[Any] as hashable
@@ -69,7 +69,7 @@ def _table(config: Any, name: str, with_defaults: bool) -> Iterator[str]:
             # "The `[batch]` table: what one step sees." becomes "What one step sees."
             title = (type(value).__doc__ or "").split(": ", 1)[-1]
             yield from ["", "", *_lines(f"{title[:1].upper()}{title[1:]}"), f"[{name}{key}]"]
-            yield from _table(value, f"{name}{key}.", with_defaults)
+            yield from _table(value, f"{name}{key}.", with_defaults=with_defaults)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
