@@ -191,7 +191,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise files.unreadable(path, error, error=ConfigError) from error
     # Also bytes that are not UTF-8, numbers of thousands of digits, and deep nesting.
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+        raise ConfigError(f"{path} is not valid TOML: {error}", hint="correct it and try again") from error
 
 
 def parse_toml(path: Path, parse: Callable[[dict[str, Any]], T], sets: Sequence[str] = ()) -> T:
@@ -224,7 +224,7 @@ def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str
         for parent in parents:
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
-                raise ConfigError(f"--set {key}: {parent} is a value, not a table")
+                raise ConfigError(f"--set {key}: {parent} is a value, not a table", hint=f"set {parent} itself")
         inner[leaf] = parse_value(text)
     return result
 

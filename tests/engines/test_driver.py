@@ -6,9 +6,7 @@ from __future__ import annotations
 import pickle
 import random
 import socket
-import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +19,7 @@ from ray._private import worker
 from dcdctl.core.engines import EngineChoice, choice, cluster, ray_engine
 from dcdctl.core.engines.engine import Task
 from dcdctl.core.engines.ray_worker import RayWorker, versions
-from dcdctl.core.engines.travel import put_maker
-from dcdctl.core.errors import ConfigError, DcdError, InputError, ModelError, SourceError
+from dcdctl.core.errors import DcdError, SourceError
 from dcdctl.core.progress import Advance, unsaid
 
 
@@ -209,17 +206,6 @@ def test_a_user_is_told_at_once_that_no_node_has_room_and_else_after_the_last_wo
     assert told == [0, 50]
 
 
-def test_a_model_that_cannot_travel_is_an_error_that_says_why(monkeypatch):
-    def fill(value: object) -> None:
-        raise failures.ObjectStoreFullError("2 GB of 1 GB")
-
-    with pytest.raises(ModelError, match=r"the model cannot travel to workers: .*pickle.*; leave --engine out"):
-        put_maker(threading.Lock().acquire)
-    monkeypatch.setattr(ray, "put", fill)
-    with pytest.raises(InputError, match=r"Ray's object store is too small for the model; start Ray with more"):
-        put_maker(Counting)
-
-
 def test_a_connection_is_alive_while_its_node_answers(monkeypatch, tmp_path):
     # A path of a socket has at most 108 bytes.
     monkeypatch.chdir(tmp_path)
@@ -311,14 +297,6 @@ def test_a_worker_computes_with_as_many_threads_as_it_has_cores():
     assert choice.threads_of_worker(EngineChoice(engine="ray"), None) == 1
 
 
-@pytest.mark.parametrize("share", [1.5, 2.25])
-def test_a_worker_takes_a_share_of_one_gpu_or_whole_ones(share):
-    with pytest.raises(ConfigError, match=rf"a share of one GPU or a whole number of them, got {share:g}"):
-        EngineChoice(engine="ray", worker_gpus=share).check()
-    for fine in (0.5, 1, 2, 0):
-        EngineChoice(engine="ray", worker_gpus=fine).check()
-
-
 def test_workers_without_a_task_are_kept_for_the_next_call_and_the_others_end(job, monkeypatch):
     killed: list[object] = []
     monkeypatch.setattr(ray, "kill", killed.append)
@@ -373,23 +351,18 @@ def test_a_worker_says_how_many_units_it_has_done_since_it_was_made(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("options", "world_size", "message"),
+    "options",
     [
-        ({"worker_gpus": 0}, "1", "--worker-gpus is for the workers of an engine; add --engine ray"),
-        ({"workers": 257}, "1", "--workers must be at most 256 threads, got 257"),
-        ({"engine": "ray", "workers": 0}, "1", "--workers must be at least 1 with --engine, got 0"),
-        ({"engine": "ray://head"}, "1", "engine 'ray://head' is unknown"),
-        ({"engine": "ray"}, "2", "--engine and torchrun both start processes"),
-        ({"engine": "ray", "workers": 300, "worker_gpus": 0, "worker_cpus": 2}, "1", ""),
-        ({"engine": "ray://head:10001"}, "1", ""),
-        ({"workers": 256}, "2", ""),
-        ({"workers": 0}, "1", ""),
+        {"engine": "ray", "workers": 300, "worker_gpus": 0, "worker_cpus": 2},
+        {"engine": "ray://head:10001"},
+        {"engine": "ray", "worker_gpus": 0.5},
+        {"engine": "ray", "worker_gpus": 2},
+        {"workers": 256},
+        {"workers": 0},
     ],
 )
-def test_an_engine_that_cannot_be_is_refused(monkeypatch, options, world_size, message):
-    monkeypatch.setenv("WORLD_SIZE", world_size)
-    with pytest.raises(ConfigError, match=message) if message else nullcontext():
-        EngineChoice(**options).check()
+def test_options_that_fit_an_engine_are_taken(options):
+    EngineChoice(**options).check()
 
 
 class Ref:

@@ -16,7 +16,7 @@ import typer
 from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 
-from dcdctl.core.errors import DcdError, Faults, InputError, MissingError, ModelError, as_user_error, require_extra
+from dcdctl.core.errors import DcdError, Faults, InputError, ModelError, as_user_error, require_extra
 
 
 def test_the_hint_follows_the_message():
@@ -158,25 +158,6 @@ def test_a_dangling_link_is_named_with_its_target(tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
     found = as_user_error(os_error(errno.ENOENT, str(tmp_path / "link")))
     assert str(found) == f"{tmp_path}/link is a link to nowhere, which does not exist; mend the link"
-
-
-SERVE = (
-    "pip install 'fastapi>=0.165' 'uvicorn>=0.54' 'python-multipart>=0.0.34' 'prometheus-client>=0.26' "
-    "'onnx>=1.19' 'onnxruntime>=1.27'"
-)
-
-
-def test_missing_packages_are_named_with_the_install_command(monkeypatch):
-    with pytest.raises(MissingError) as error:
-        require_extra("serve", "json", "no_such_package", needed_by="serving")
-    assert str(error.value) == "serving needs no-such-package, which is not installed; " + SERVE
-    monkeypatch.setitem(sys.modules, "blocked", None)
-    with pytest.raises(MissingError) as error:
-        require_extra("index", "blocked", "no_such_package", needed_by="a graph", or_else="--set kind=flat")
-    assert str(error.value) == (
-        "a graph needs blocked, no-such-package, which are not installed; "
-        "pip install 'usearch>=2.21' 'onnx>=1.19' 'onnxruntime>=1.27', or --set kind=flat"
-    )
 
 
 def test_the_check_for_packages_does_not_import_them():

@@ -8,7 +8,6 @@ import threading
 import pytest
 
 from dcdctl.core import machine
-from dcdctl.core.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -36,14 +35,6 @@ def test_the_memory_is_the_least_of_machine_container_and_ulimit(monkeypatch, tm
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2 * 10**6, "SC_PAGE_SIZE": 4000}.__getitem__)
     assert machine.address_space() == ulimit
     assert machine.memory_bytes() == expected
-
-
-def test_what_takes_more_memory_than_there_is_is_refused(monkeypatch):
-    monkeypatch.setattr(machine, "memory_bytes", lambda: 3 * 10**9)
-    machine.require_memory(3 * 10**9, "the weights", "take fewer")
-    message = "the weights take at least 4.00 GB, and there are 3.00 GB of memory; take fewer"
-    with pytest.raises(ConfigError, match=message):
-        machine.require_memory(4 * 10**9, "the weights", "take fewer")
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from torch.testing import assert_close
 
 from dcdctl.core import artifacts, files, locks, training
 from dcdctl.core.engines import Compute
-from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
+from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.progress import byte_size
 from dcdctl.core.scoring import CorpusSource, feature_build, features, open_or_build
 from dcdctl.core.teacher import CandidateConfig
-from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, recipe
+from dcdctl.core.training import TrainingJob, TrainingOptions
 
 HALF = {"rtol": 2**-10, "atol": 1e-4}
 """Half a unit in the last of float16's 11 digits, and something for numbers near 0."""
@@ -242,28 +242,14 @@ def test_a_damaged_file_of_another_folder_is_not_taken(tmp_path, corpus, pair):
         open_or_build(tmp_path, corpus, pair)
 
 
-def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, pair, tmp_path):
+def test_a_folder_of_encoders_whose_digest_begins_alike_is_refused(root, kept, corpus, pair, tmp_path):
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / kept.folder.name
-    damaged = folder / "images-00001.npy"
-    damaged.write_bytes(damaged.read_bytes()[:-2])
-    with pytest.raises(
-        StaleError, match=r"images-00001\.npy is damaged: it has [\d,]+ bytes, not [\d,]+; delete .* again"
-    ):
-        open_or_build(tmp_path, corpus, pair)
-    damaged.write_bytes((kept.folder / damaged.name).read_bytes())
     plan, seal = features.FEATURES.read_plan_and_seal(folder)
-    # Encoders whose digest begins alike: the folder would have the same name.
     other = {**plan, "encoders": plan["encoders"][:12] + "0" * 52}
     artifacts.write_document(folder / "plan.json", other)
-    with pytest.raises(
-        StaleError, match=r"plan\.json belongs to another build: its checksum is \w{12}, features\.json names \w{12};"
-    ):
-        open_or_build(tmp_path, corpus, pair)
     artifacts.write_document(folder / "features.json", {**seal, artifacts.PLAN_CHECKSUM: files.digest_of(other)})
-    with pytest.raises(
-        StaleError, match=rf"made with another encoders \({other['encoders']}, not {plan['encoders']}\)"
-    ):
+    with pytest.raises(StaleError, match=rf"with another encoders \({other['encoders']}, not {plan['encoders']}\)"):
         open_or_build(tmp_path, corpus, pair)
 
 
@@ -284,11 +270,6 @@ def test_features_that_another_run_is_writing_are_awaited_and_not_encoded_again(
         lock.enter_context(locks.lock(folder))
         assert open_or_build(tmp_path, corpus, pair, track=track).parts == kept.parts
     assert labels == [f"wait for another run that is writing to {folder}"]
-
-
-def test_a_model_without_encoders_is_refused(tmp_path, corpus, teacher):
-    with pytest.raises(ModelError, match="no encoders of its own whose features could be stored; leave --features out"):
-        open_or_build(tmp_path, corpus, teacher)
 
 
 def test_features_beyond_float16_are_refused(tmp_path, corpus):
@@ -336,24 +317,6 @@ def test_caches_and_losses_are_those_of_the_encoders(root, corpus, pair, tmp_pat
         runs.append([json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()])
     assert runs[1] == pytest.approx(runs[0], abs=2e-3)
     assert len(runs[0]) == 2
-
-
-def test_encoders_that_are_trained_have_no_features(root, corpus, pair, tmp_path):
-    inputs = OpenInputs(corpus, [], pair)
-    sets = [*TRAIN, "model.layers=[]", "loss.terms={ranking = 1.0}", "loss.weight_group=none"]
-    options = TrainingOptions(compute=Compute(features=root))
-    with pytest.raises(
-        ConfigError, match=r"--features stores the outputs of frozen encoders, and these encoders are trained; set"
-    ):
-        training.train_model(
-            TrainingJob("finetune-teacher", "vilt-flickr30k", sets, tmp_path / "run"), inputs, options=options
-        )
-
-
-def test_frozen_encoders_are_for_models_that_have_them(corpus, teacher):
-    config = recipe.load_recipe("vilt-flickr30k", ["model.frozen_encoders=true", "model.layers=[]"])
-    with pytest.raises(ConfigError, match=r"model\.frozen_encoders is set, and the model has no separate encoders"):
-        initial_model.make_model(config, corpus.captions, teacher)
 
 
 def test_a_corpus_of_any_number_of_captions_is_read_back(tmp_path, pair):
