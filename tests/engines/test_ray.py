@@ -27,8 +27,7 @@ BATCH_SIZE = 64
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_cluster_gives_the_bytes_of_one_process(nodes, corpus, teacher, tmp_path, monkeypatch):
     # One test, because a cluster and its workers take most of its time.
-    nodes.add("a", cpus=1)
-    nodes.add("b", cpus=1)
+    nodes.add("a", cpus=2)
     # Many tasks, so that some are left for the worker that is killed, however late the bar moves.
     monkeypatch.setattr(build, "IMAGES_PER_SHARD", 1)
     said: list[str] = []

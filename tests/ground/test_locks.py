@@ -43,7 +43,7 @@ def test_a_lock_file_removed_while_another_process_opens_it_is_opened_again(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-HELD_TIMES = 25
+HELD_TIMES = 10
 
 
 def hold_often(folder: Path, *, is_waiting: bool) -> None:
