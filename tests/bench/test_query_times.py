@@ -29,13 +29,3 @@ def test_a_benchmark_without_its_reference_gallery_is_refused(tmp_path):
     change_json(path, settings={"reference_gallery": 12345})
     with pytest.raises(InputError, match=r"bench\.json is not as this dcdctl writes it: .* gallery sizes"):
         read_times(path, "student")
-
-
-def test_a_changed_digit_in_a_benchmark_is_refused(tmp_path):
-    write_bench(tmp_path, "scenes-vilt", student_ms=2.0)
-    path = tmp_path / "bench.json"
-    path.write_text(path.read_text().replace("0.002", "0.001"))
-    with pytest.raises(
-        InputError, match=r"bench\.json is damaged: its content does not match its checksum; run `dcdctl bench` again"
-    ):
-        read_times(path, "student")

@@ -12,7 +12,6 @@ from open_clips import save_open_clip
 from tiny import make_teacher
 
 from dcdctl.core import models
-from dcdctl.core.errors import ModelError
 from dcdctl.core.export import ExportJob, to_open_clip, to_sentence_transformers, to_transformers
 from dcdctl.core.export import check as export_check
 from dcdctl.core.export.check import Samples
@@ -89,19 +88,12 @@ def test_open_clip_alone_prepares_images_and_captions_as_the_model_does(corpus, 
 
 
 def test_the_lowest_cosine_decides():
-    east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
+    east = torch.tensor([[1.0, 0.0]])
     both = Vectors(torch.cat([east, east]), east)
     check = export_check.compare_vectors(
         "int8", Vectors(torch.cat([east, torch.tensor([[0.99, 0.1411]])]), 3 * east), both, hint=""
     )
     assert check.lowest_cosine == pytest.approx(0.99, abs=1e-4)
-    with pytest.raises(
-        ModelError,
-        match=r"the exported int8 model have a cosine of 0\.60000 with those of the model, it must be at least 0\.98",
-    ):
-        export_check.compare_vectors("int8", Vectors(both.images_ID, north), both, hint="")
-    with pytest.raises(ModelError, match="a cosine of nan"):
-        export_check.compare_vectors("fp32", Vectors(both.images_ID, east * torch.nan), both, hint="")
 
 
 def test_the_first_input_is_a_batch_of_its_own_so_that_padding_to_the_longest_shows(samples):
@@ -123,8 +115,6 @@ def test_the_first_input_is_a_batch_of_its_own_so_that_padding_to_the_longest_sh
 def test_logits_may_differ_by_rounding_alone():
     wanted = torch.tensor([3.0, -2.0])
     assert export_check.compare_logits(wanted + 2**-12, wanted).largest_difference == 2**-12
-    with pytest.raises(ModelError, match=r"differ from those of the model by 1.0e-02, at most 1e-03 is allowed"):
-        export_check.compare_logits(wanted - 0.01, wanted)
 
 
 def test_samples_come_from_the_split_that_was_evaluated_or_from_scenes(scenes_corpus_dir):

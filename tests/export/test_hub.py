@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import loopback_uploads
 import pytest
 from tiny import contents
 
-from dcdctl.core.errors import ConfigError, MissingError, SourceError
+from dcdctl.core.errors import ConfigError, SourceError
 from dcdctl.core.export import ExportJob
 from dcdctl.core.export import push as export_push
 from dcdctl.core.export.export import resolve
@@ -93,19 +91,5 @@ def test_an_unreachable_hub_is_an_error(folder, monkeypatch):
         export_push.push_folder(folder, "me/dual")
 
 
-def test_a_public_export_names_its_repository(tmp_path):
-    job = ExportJob(ref="scenes-vilt", out=tmp_path / "out", to="transformers", private=False)
-    with pytest.raises(ConfigError, match="--public is for a repository of the Hub, and none is named; add --push-to-"):
-        resolve(job)
-    resolve(dataclasses.replace(job, private=True))
-
-
-def test_without_a_token_or_a_valid_name_nothing_is_computed(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(
-        MissingError, match="pushing to me/dual needs a token for the Hub, and there is none; `hf auth login`, or"
-    ):
-        export_push.check("me/dual")
-    for name in ("dual", "me/du al", "me/dual/three"):
-        with pytest.raises(ConfigError, match=r"--push-to-hub .*; use OWNER/NAME"):
-            export_push.check(name)
+def test_a_private_export_needs_no_repository(tmp_path):
+    resolve(ExportJob(ref="scenes-vilt", out=tmp_path / "out", to="transformers", private=True))
