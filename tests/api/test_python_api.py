@@ -29,7 +29,7 @@ from dcdctl.cli.study import StudyArguments
 from dcdctl.core import training
 from dcdctl.core.config import to_table
 from dcdctl.core.data import for_browser
-from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError
+from dcdctl.core.errors import ConfigError, InputError, MissingError
 from dcdctl.core.search import CombinedQuery, IndexSearcher
 from dcdctl.core.training import DualConfig, LossConfig, Run
 
@@ -167,17 +167,6 @@ def test_the_two_encoders_of_a_recipe_win_over_its_settings():
         assert changed == replace(recipe, model=model, seed=3)
 
 
-def test_overrides_of_the_wrong_name_or_range_are_errors_that_name_them():
-    with pytest.raises(
-        ConfigError, match=r"unknown key optimizer\.step; did you mean optimizer\.steps\? known keys here: lr,"
-    ):
-        dcdctl.load_recipe("demo-dual", {"optimizer.step ": 3})
-    with pytest.raises(DcdError, match=r"batch\.size must lie in .*, got 1"):
-        dcdctl.load_recipe(dcdctl.Recipe(), {"batch.size": 1})
-    with pytest.raises(ConfigError, match="micro-batches"):
-        dcdctl.distill("demo-dual-alone", "absent", "absent", accumulate=0)
-
-
 def test_the_repr_of_a_recipe_is_what_differs_from_the_defaults():
     recipe = dcdctl.Recipe(seed=3, model=DualConfig(num_heads=2))
     assert repr(recipe) == "Recipe(seed=3, model=DualConfig(num_heads=2))"
@@ -258,8 +247,6 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
     assert [(hit.name, hit.columns["owner"]) for hit in answer] == [("plain.png", "<b>")]
     assert "owner &lt;b&gt;" in answer._repr_html_()
     assert len(searcher.search("blue", where="owner is null")) == 5
-    with pytest.raises(InputError, match="unknown column yaer"):
-        searcher.search("red", where="yaer = 1")
     listed = searcher.browse(2, order="year desc")
     assert [hit.name for hit in listed] == ["g.png", "plain.png"]
     assert (listed.total, {hit.score for hit in listed}, listed[0].path.is_file()) == (7, {None}, True)
@@ -312,18 +299,6 @@ def test_a_text_an_image_and_other_texts_are_one_query(noise_index):
     assert list(searcher.search("red", image=str(path))) == list(searcher.search("red", image=Image.open(path)))
     similar = searcher.search(path, without="green")
     assert list(similar) == list(searcher.search(Image.open(path), without="green"))
-    for wrong, error in (
-        (lambda: searcher.search(path, image=path), ConfigError),
-        (lambda: searcher.search(["red"], also="x"), ConfigError),
-        (lambda: searcher.search(["red", path]), InputError),
-        (lambda: searcher.search(["red", None]), InputError),
-        (lambda: searcher.search("red", also=[3]), InputError),
-        (lambda: searcher.search("red", also=[""]), InputError),
-        (lambda: searcher.search("red", without="red"), InputError),
-        (lambda: searcher.search("red", also="blue", hybrid=True), ConfigError),
-    ):
-        with pytest.raises(error):
-            wrong()
 
 
 def test_a_bar_is_shown_only_if_asked_for(noise_index, tmp_path, capfd):
