@@ -22,7 +22,7 @@ CACHE, FAMILIES, FUSION_CACHE = "caches/scenes", "caches/families", "caches/fusi
 BY_DUAL = sets(candidates__model="runs/dual-0/model", candidates__group_size=4, candidates__block_size=8)
 """Blocks of whole families of scenes, which a dual encoder finds: without them nothing asks for left and right."""
 QUERY = "--query-model"
-BENCH = ("--threads", "2", *sets(budget_s=2, num_repeats=20, batch_sizes="[32]"))
+BENCH = sets(budget_s=2, num_repeats=20, batch_sizes="[32]")
 BENCH += sets(gallery_sizes="[2,5,20,100,1000]", is_onnx_timed="false")
 """As a study times queries. The teacher's times over the few images of a cascade are those of its re-ranking."""
 INFONCE = sets(loss__terms="{infonce=1.0}")

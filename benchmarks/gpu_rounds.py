@@ -126,12 +126,12 @@ def ray(machine: Machine) -> Iterator[Row]:
         return
     import ray as cluster
 
-    choice = EngineChoice(engine="ray", workers=1, worker_gpus=float(machine.is_gpu))
+    choice = EngineChoice(engine="ray", workers=1, gpus=float(machine.is_gpu))
     try:
         for compute in machine.computes:
             precision = NAMES[compute.precision]
             by_worker = Compute.chosen(choice, device=machine.device.type, precision=precision, say=say)
-            row = cache_row(machine, TEACHER, by_worker, what=f"{what} --worker-gpus {choice.worker_gpus:g}")
+            row = cache_row(machine, TEACHER, by_worker, what=f"{what} gpus={choice.gpus:g}")
             # The memory is the worker's, in another process.
             yield replace(row, peak_mib=None, note="with the start of the worker")
     finally:

@@ -23,11 +23,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-SMALL = "--set optimizer.steps=12 --set batch.size=8 --workers 0 --device cpu --threads 1"
+SMALL = "--set optimizer.steps=12 --set batch.size=8 --workers 0 --device cpu"
 LISTS = "--set batch.random_negatives=5 --set batch.hard_negatives=3"
 WORDS = "--set model.hidden_size=32 --set model.vocab_size=300"
 TINY = f"{WORDS} --set model.num_heads=2"
-CPU = "--device cpu --threads 1"
+CPU = "--device cpu"
 COMMANDS = {
     "data": "prepare scenes --set counts.train=48 --set counts.val=12 --set counts.test=12 --set side_px=64 --out data",
     "other": "prepare scenes --set counts.train=40 --set counts.val=8 --set counts.test=8 --set side_px=64 "

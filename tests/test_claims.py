@@ -383,7 +383,7 @@ def test_a_wrong_option_of_the_command_is_told(claims, made, monkeypatch, capsys
 
 
 def test_a_run_needs_what_its_commands_name(claims, tmp_path):
-    run = claims.Run(steps={"a": "dcdctl distill photos --vision {vision} --out {work}/a"}, minutes=20)
+    run = claims.Run(steps={"a": "dcdctl distill photos --set model.vision={vision} --out {work}/a"}, minutes=20)
     assert claims.Bench(tmp_path, {}, True, []).obstacle(run) == "needs --vision"
     assert claims.Bench(tmp_path, {"vision": "v"}, False, []).obstacle(run) == "takes 20 minutes: --all"
     assert claims.Bench(tmp_path, {"vision": "v"}, True, []).obstacle(run) == ""

@@ -1,4 +1,4 @@
-"""What the Python functions share: messages as log records, the threads of the program, and bars for notebooks."""
+"""What the Python functions share: messages as log records, and bars for notebooks."""
 
 from __future__ import annotations
 
@@ -6,25 +6,11 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
 from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, Watch, silent, step_bar
 
 say = logging.getLogger("dcdctl").warning
 """Shows a line that a command would print as a message."""
-
-
-@contextmanager
-def same_threads() -> Iterator[None]:
-    """Let torch use the number of CPU threads after the block that it used before."""
-    # A command ends with its process; the other cells of a notebook expect the threads that they had.
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
 
 
 def texts(given: str | Sequence[object]) -> tuple[str, ...]:

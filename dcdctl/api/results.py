@@ -30,8 +30,7 @@ def evaluate(arguments: Evaluate) -> Evaluation | PoolEvaluation:
     measured too. `dims`, `vectors` and `rescore` compare the vectors of a dual encoder by their first numbers or by
     codes, as an index does. `against` is a teacher whose order is compared without labels; a pool has that alone.
     """
-    with api.same_threads():
-        return evaluation.run_evaluation(arguments.job(say), track=api.track(arguments.progress), say=say)
+    return evaluation.run_evaluation(arguments.job(say), track=api.track(arguments.progress), say=say)
 
 
 @takes(Compare)

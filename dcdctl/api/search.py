@@ -54,8 +54,7 @@ class Index(search.FolderIndex):
         Columns are set as by `set_columns`.
         """
         settings = {} if arguments.settings is None else config.flatten(config.to_table(arguments.settings))
-        with api.same_threads():
-            search.build_index(arguments.job(say, assignments(settings)), track=api.track(arguments.progress))
+        search.build_index(arguments.job(say, assignments(settings)), track=api.track(arguments.progress))
         return Index.open(arguments.out)
 
     def upload(self, url: str, *, replace: bool = False, progress: bool = False) -> stores.Upload:
@@ -81,10 +80,9 @@ class Index(search.FolderIndex):
     ) -> IndexChange:
         """Add the new images of a folder or a corpus; returns how many, and the files that could not be read."""
         how = Embedding(engine=engine, workers=workers, batch_size=batch_size, device=device, progress=progress)
-        with api.same_threads():
-            added = search.add_images(
-                str(self.folder), path(images), split=split, compute=how.compute(say), track=api.track(how.progress)
-            )
+        added = search.add_images(
+            str(self.folder), path(images), split=split, compute=how.compute(say), track=api.track(how.progress)
+        )
         return self._after(added)
 
     def remove(self, *names: str) -> IndexChange:
@@ -106,10 +104,7 @@ class Index(search.FolderIndex):
         nothing of it is removed, and the notes say so. The model is loaded only for images that it has not seen.
         """
         how = Embedding(engine=engine, workers=workers, batch_size=batch_size, device=device, progress=progress)
-        with api.same_threads():
-            followed = search.sync_index(
-                str(self.folder), compute=lambda: how.compute(say), track=api.track(how.progress)
-            )
+        followed = search.sync_index(str(self.folder), compute=lambda: how.compute(say), track=api.track(how.progress))
         return self._after(followed)
 
     def watch(self, on_change: Callable[[IndexChange], None], *, stop: threading.Event | None = None) -> None:

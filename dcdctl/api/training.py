@@ -75,8 +75,7 @@ def load_recipe(ref: Ref | Recipe, overrides: Overrides | None = None) -> Recipe
 def cache_teacher(arguments: CacheTeacher) -> TeacherCache:
     """Score each query's candidates with the teacher, once. `recipe` is the student's, whose `candidates` say what is
     scored."""
-    with api.same_threads():
-        return cache_scores(arguments.job(say), track=api.track(arguments.progress))
+    return cache_scores(arguments.job(say), track=api.track(arguments.progress))
 
 
 @takes(Work)
@@ -86,8 +85,7 @@ def work(arguments: Work) -> ScoredWork | EmbeddedWork:
 
     `files` is a file, a folder or a pattern, or several. Each gets a file of results in `out`, unless it is there.
     """
-    with api.same_threads():
-        return arguments.run(say, api.track(arguments.progress))
+    return arguments.run(say, api.track(arguments.progress))
 
 
 @takes(Distill)
@@ -113,8 +111,7 @@ def study(arguments: StudyArguments) -> Study:
     `out`."""
     progress = arguments.progress
     view = StudyView(say=say, track=api.track(progress), watch=api.watch(progress))
-    with api.same_threads():
-        return run_study(arguments.request(), view)
+    return run_study(arguments.request(), view)
 
 
 @takes(Photos)
@@ -135,9 +132,7 @@ def photos(arguments: Photos) -> Index:
 
 def _train(kind: TrainingKind, arguments: TrainingRun, sets: Sequence[str] = ()) -> Run:
     progress = arguments.progress
-    # Before `request`, which sets the threads.
-    with api.same_threads():
-        job, refs, options = arguments.request(kind, sets)
-        return training.train_in_rounds(
-            job, refs, options=options, track=api.track(progress), watch=api.watch(progress), say=say
-        )
+    job, refs, options = arguments.request(kind, sets)
+    return training.train_in_rounds(
+        job, refs, options=options, track=api.track(progress), watch=api.watch(progress), say=say
+    )

@@ -11,7 +11,6 @@ import typer
 from dcdctl.cli.declare import Ref, assignments, optional_ref, path
 from dcdctl.cli.options import (
     TEACHER_HELP,
-    BatchSize,
     Data,
     Device,
     Json,
@@ -19,7 +18,6 @@ from dcdctl.cli.options import (
     Precision,
     QueryRef,
     Split,
-    Threads,
     argument,
     configures,
     reads_model,
@@ -74,9 +72,7 @@ def bench(
         list[str] | None,
         configures("--set", "Override a setting: budget_s=2; repeatable. docs/bench.md lists them.", "KEY=VALUE"),
     ] = None,
-    batch_size: BatchSize = 32,
     precision: Precision = "fp32",
-    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Time a student and its teacher on the same pairs. It prints the time of a query, the throughput and the size of
@@ -86,11 +82,7 @@ def bench(
     from dcdctl.core.config import apply_sets, build
 
     device = devices.choose(timed.device)
-    settings = {
-        "batch_size": batch_size,
-        "precision": devices.precision_on(precision, device, note),
-        "num_threads": threads,
-    }
+    settings = {"precision": devices.precision_on(precision, device, note)}
     config = build(BenchConfig, settings | apply_sets({}, sets or []))
     result = compare_saved(timed.pair(), config, device=device, track=bar)
     if json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -15,7 +15,7 @@ from dcdctl.cli import options
 from dcdctl.cli.completion import complete_recipe
 from dcdctl.cli.declare import Ref, assignments, named, optional_path, path
 from dcdctl.cli.option_groups import Inference
-from dcdctl.cli.options import reads, refuse, writes
+from dcdctl.cli.options import configures, reads, refuse
 from dcdctl.cli.views.scoring import show_estimate
 from dcdctl.cli.views.terminal import bar, note, show, show_json
 from dcdctl.core.progress import counted
@@ -34,7 +34,7 @@ class CacheTeacher(Inference):
 
     teacher: Annotated[
         Ref,
-        options.reads_model("--teacher", f"{options.TEACHER_HELP} Not with --plan-only and --scores.", "REF"),
+        options.reads_model("--teacher", f"{options.TEACHER_HELP} With --scores, the name of what gave them.", "REF"),
         str | None,
     ]
     data: options.Data
@@ -44,7 +44,7 @@ class CacheTeacher(Inference):
         options.RecipeRef,
         reads(
             "--recipe",
-            "Recipe of the student, whose [candidates] say what to score: a name or a .toml file.",
+            "Recipe of the student, a name or a .toml file: its [candidates] say what to score. Required.",
             "RECIPE",
             callback=options.check_recipe,
             autocompletion=complete_recipe,
@@ -90,11 +90,11 @@ class External:
     """Scores that another program gives."""
 
     plan_only: Annotated[
-        bool, writes("--plan-only", "Write the pairs without a score to OUT/work, for another program to score.")
+        bool, configures("--plan-only", "Write the pairs without a score to OUT/work, for another program to score.")
     ] = False
     with_columns: Annotated[
         str | None,
-        writes(
+        configures(
             "--with", "With --plan-only: also write captions, paths, bytes (of the images); comma-separated.", "NAMES"
         ),
     ] = None
@@ -102,28 +102,18 @@ class External:
         list[str] | None,
         reads("--scores", "Take scores by ids: Parquet, CSV or JSON lines, a folder or a pattern; repeatable.", "FILE"),
     ] = None
-    teacher_name: Annotated[str | None, reads("--teacher-name", "With --scores: the model that gave them.", "NAME")] = (
-        None
-    )
 
-    def check(self, of_teacher: Mapping[str, object]) -> None:
+    def check(self, teacher: Ref | None, of_teacher: Mapping[str, object]) -> None:
         """A usage error for options that do not go together; `of_teacher` are for a model that dcdctl runs."""
         if not self.plan_only:
             refuse({"--with": self.with_columns}, "is for a work list: add --plan-only")
-        if not self.scores:
-            refuse(
-                {"--teacher-name": self.teacher_name}, "is for scores from elsewhere: name their files with --scores"
-            )
         if self.plan_only or self.scores:
             refuse(of_teacher, "is for a model that dcdctl runs, and --plan-only and --scores run none")
-        elif of_teacher["--teacher"] is None and not of_teacher["--dry-run"]:
-            raise typer.BadParameter(
-                "name the model that scores, or use --plan-only or --scores", param_hint="--teacher"
-            )
         if self.plan_only:
+            refuse({"--teacher": teacher}, "scores, and --plan-only lists the pairs for another program")
             refuse({"--scores": self.scores}, "and --plan-only are two steps: plan first, then give the scores")
-        elif self.scores and not self.teacher_name:
-            raise typer.BadParameter("name the model that gave them", param_hint="--teacher-name")
+        elif teacher is None and not of_teacher["--dry-run"]:
+            raise typer.BadParameter("name the model that scores, or that gave --scores", param_hint="--teacher")
 
 
 def cache_teacher(
@@ -136,8 +126,8 @@ def cache_teacher(
     """Score candidates with a teacher. Training reads the scores and never runs the teacher."""
     # `refuse` lets None pass; a flag and an option with a default are None here unless they were given.
     external.check(
+        arguments.teacher,
         {
-            "--teacher": arguments.teacher,
             "--model-set": arguments.model_overrides,
             "--features": arguments.features,
             "--dry-run": dry_run or None,
@@ -145,7 +135,7 @@ def cache_teacher(
             "--batch-size": arguments.batch_size,
             "--workers": arguments.workers,
             "--engine": arguments.engine,
-        }
+        },
     )
     text, document = _pairs(arguments, external, sets, dry_run=dry_run)
     if json:
@@ -171,7 +161,9 @@ def _pairs(arguments: CacheTeacher, external: External, sets: list[str] | None, 
         return _plan(job, external.with_columns)
     if dry_run:
         return "", _estimate(job)
-    text, document = _score(job, external)
+    if external.scores:  # dcdctl runs no teacher
+        job = replace(job, teacher="")
+    text, document = _score(job, external.scores, os.fspath(arguments.teacher))
     document["next"] = command_after_cache(job, os.fspath(cast("Ref", arguments.recipe)), sets or ())
     return f"{text}; next: {document['next']}", document
 
@@ -183,7 +175,7 @@ def _plan(job: CacheJob, with_columns: str | None) -> Outcome:
     folder = job.out / WORK_FOLDER
     text = (
         f"{counted(num_pairs, 'pairs')} without a score in {counted(num_files, 'files')} -> {folder}; next: the same "
-        "command with --scores FILES --teacher-name NAME in place of --plan-only"
+        "command with --scores FILES --teacher NAME in place of --plan-only"
     )
     return text, {"work": str(folder), "pairs": num_pairs, "files": num_files}
 
@@ -197,14 +189,14 @@ def _estimate(job: CacheJob) -> dict[str, Any]:
     return {name.removeprefix("num_"): value for name, value in vars(cost).items()}
 
 
-def _score(job: CacheJob, external: External) -> Outcome:
+def _score(job: CacheJob, scores: Sequence[str] | None, teacher: str) -> Outcome:
     """The cache of a job, by its teacher or from the files of another program."""
     from dcdctl.core.teacher import CACHE, cache_scores, lack_of_order, take_scores
 
     # Before the work, since the seal is always there afterwards.
     started, already_there = time.monotonic(), (job.out / CACHE.seal_file).exists()
-    if external.scores:
-        cache = take_scores(job, external.scores, external.teacher_name or "", track=bar)
+    if scores:
+        cache = take_scores(job, scores, teacher, track=bar)
     else:
         cache = cache_scores(job, track=bar, on_estimate=show_estimate)
     if not already_there and (lack := lack_of_order(cache.score_P)):

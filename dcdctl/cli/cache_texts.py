@@ -27,7 +27,11 @@ class CacheTexts(Embeddings):
 
     teacher: Annotated[
         Ref | None,
-        options.reads_model("--teacher", f"Dual or late-interaction model. {options.TEACHER_HELP}", "REF"),
+        options.reads_model(
+            "--teacher",
+            f"Dual or late-interaction model, or with --vectors the name of what gave them. {options.TEACHER_HELP}",
+            "REF",
+        ),
         str,
     ] = None
     texts: Annotated[
@@ -42,12 +46,9 @@ class CacheTexts(Embeddings):
         list[str] | None,
         reads(
             "--vectors",
-            "In place of --teacher and --texts: Parquet with the columns text and vector; repeatable.",
+            "In place of --texts: Parquet with the columns text and vector; repeatable.",
             "FILE",
         ),
-    ] = None
-    teacher_name: Annotated[
-        str | None, reads("--teacher-name", "With --vectors: the model that gave them.", "NAME")
     ] = None
     out: options.Out
     split: options.Split = "train"
@@ -60,7 +61,6 @@ class CacheTexts(Embeddings):
             raise typer.BadParameter("name the texts, or their vectors with --vectors", param_hint="--texts")
         if self.vectors:
             of_teacher = {
-                "--teacher": self.teacher,
                 "--texts": self.texts,
                 "--model-set": self.model_overrides,
                 "--precision": None if self.precision == "fp32" else self.precision,
@@ -68,12 +68,10 @@ class CacheTexts(Embeddings):
                 "--engine": self.engine,
             }
             refuse(of_teacher, "is for a model that dcdctl runs, and --vectors runs none")
-            if not self.teacher_name:
-                raise typer.BadParameter("name the model that gave them", param_hint="--teacher-name")
-        else:
-            refuse({"--teacher-name": self.teacher_name}, "is for vectors from elsewhere: name them with --vectors")
-            if self.teacher is None:
-                raise typer.BadParameter("name the model that encodes the texts", param_hint="--teacher")
+        if self.teacher is None:
+            raise typer.BadParameter(
+                "name the model that encodes the texts, or that gave --vectors", param_hint="--teacher"
+            )
 
     def job(self, say: Say) -> TextCacheJob:
         """What to encode, and where."""
@@ -84,7 +82,6 @@ class CacheTexts(Embeddings):
             teacher=os.fspath(self.teacher or ""),
             texts=self.texts or (),
             vectors=self.vectors or (),
-            teacher_name=self.teacher_name,
             split=self.split,
             model_set=assignments(self.model_overrides),
             extend=optional_path(self.extend),
@@ -108,7 +105,7 @@ def cache_texts(arguments: CacheTexts, json: options.Json = False) -> None:
 
 def _document(job: TextCacheJob, cache: TextCache) -> dict[str, Any]:
     # Its student reads the tokens that it reads.
-    of_tokens = ["--teacher", job.teacher, "--text", "teacher"] if cache.space.has_tokens else []
+    of_tokens = ["--teacher", job.teacher, "--set", "model.text=teacher"] if cache.space.has_tokens else []
     recipe = "query-static" if of_tokens else "query-minilm"
     return {
         "cache": str(job.out),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Annotated
 
+import typer
+
 from dcdctl.cli.declare import optional_ref
 from dcdctl.cli.index import MetadataFile, SearchSets, say_of_query_model, table_or_path
 from dcdctl.cli.options import IndexFolder, Json, QueryRef, configures, reads
@@ -33,6 +35,8 @@ def change(
     """Change what an index has or how it is searched. Nothing is embedded again; `dcdctl sync` follows its folders."""
     from dcdctl.core import search
 
+    if not any((remove, drop_column, metadata, sets, query_model)):
+        raise typer.BadParameter("name what to change: --set, --metadata, --drop-column, --query-model or --remove")
     if remove:
         search.check_removable(index, remove)
     if query_model is not None:

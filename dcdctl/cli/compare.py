@@ -33,12 +33,6 @@ class Compare:
         Ref | None, reads("--data", "Corpus of the images on the page; by default that of the evaluation.", "DIR"), Path
     ] = None
     html: Page = None
-    resamples: Annotated[
-        int,
-        configures("--resamples", "Resamples of the bootstrap and of the sign-flip test.", "N", min=100, max=1_000_000),
-    ] = 10_000
-    seed: int = 0
-    """Of the resamples. The command line always has 0."""
     draw_seeds: Annotated[
         bool,
         configures(
@@ -51,12 +45,7 @@ class Compare:
         """Compare the systems."""
         from dcdctl.core.evaluation import compare_systems
 
-        return compare_systems(
-            [",".join(many(system)) for system in self.systems],
-            resamples=self.resamples,
-            seed=self.seed,
-            draw_seeds=self.draw_seeds,
-        )
+        return compare_systems([",".join(many(system)) for system in self.systems], draw_seeds=self.draw_seeds)
 
     def write_page(self, comparison: Comparison) -> bool:
         """Write the page that was asked for; whether it has the images of its queries."""

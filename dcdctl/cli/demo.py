@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dcdctl.cli.options import Device, Json, configures, writes
+from dcdctl.cli.options import Device, Json, configures
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 
 if TYPE_CHECKING:
     from dcdctl.core.study import DemoResult
 
-OutFolder = Annotated[Path, writes("--out -o", "Folder to write; steps finished in it are not repeated.", "DIR")]
+OutFolder = Annotated[Path, configures("--out -o", "Folder to write; steps finished in it are not repeated.", "DIR")]
 Steps = Annotated[int | None, configures("--steps", "Training steps per student, for a shorter demo.", "N", min=1)]
 
 

@@ -30,7 +30,7 @@ class Distill(TrainingRun):
     _: KW_ONLY
     cache: Annotated[
         Refs | None,
-        reads("--cache", "Folder written by `dcdctl cache-teacher`; repeat for several teachers.", "DIR"),
+        reads("--cache", "Folder written by `dcdctl cache-teacher`; repeatable.", "DIR"),
         list[Path],
     ] = None
     teacher: Annotated[

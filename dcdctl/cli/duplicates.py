@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from dcdctl.cli.options import IndexFolder, Json, refuse, writes
+from dcdctl.cli.options import IndexFolder, Json, configures, refuse
 from dcdctl.cli.views.index import show_copies
 
 
 def duplicates(
     index: IndexFolder,
-    csv: Annotated[bool, writes("--csv", "Print CSV, a row per image.")] = False,
+    csv: Annotated[bool, configures("--csv", "Print CSV, a row per image.")] = False,
     json: Json = False,
 ) -> None:
     """List the images that are copies of each other or look alike. Nothing is removed."""

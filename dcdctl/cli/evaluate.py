@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 from dcdctl.cli.declare import Ref, assignments, optional_path, optional_ref, path
 from dcdctl.cli.option_groups import Inference
 from dcdctl.cli.options import (
-    CODES_HELP,
     DEPTH_HELP,
     Data,
     Dims,
@@ -27,7 +26,6 @@ from dcdctl.cli.options import (
     reads,
     reads_model,
     sizes,
-    writes,
 )
 from dcdctl.cli.views.scoring import show_workload
 from dcdctl.cli.views.terminal import bar, note, show_json, show_tables
@@ -51,7 +49,10 @@ class Evaluate(Inference):
     protocol: Annotated[
         str,
         configures(
-            "--protocol", "flickr30k-1k, coco-5k, coco-1k (five folds) or whole; auto uses the corpus's own.", "NAME"
+            "--protocol",
+            "flickr30k-1k, coco-5k, coco-1k (five folds) or whole.",
+            "NAME",
+            show_default="auto, the corpus's own",
         ),
     ] = "auto"
     query_model: QueryRef = None
@@ -81,19 +82,18 @@ class Evaluate(Inference):
     ] = None
     max_images: MaxImages = None
     model_overrides: ModelSet = None
-    eccv: Annotated[
-        bool, configures("--eccv", "With coco-5k: also measure ECCV Caption and CrissCrossed Captions (extra eccv).")
-    ] = False
+    eccv: Annotated[bool, configures("--eccv", "With coco-5k: ECCV Caption and CxC (extra eccv).")] = False
     out: Annotated[
-        Ref | None, writes("--out -o", "Folder for the results; by default the run folder.", "DIR"), Path
+        Ref | None, configures("--out -o", "Folder for the results; by default the run folder.", "DIR"), Path
     ] = None
     dims: Dims = None
     vectors: Annotated[
-        Literal["float32", "int8", "binary"], configures("--codes", CODES_HELP, "float32|int8|binary")
+        Literal["float32", "int8", "binary"],
+        configures("--codes", "Vectors as float32, int8 or binary.", "FORM"),
     ] = "float32"
     rescore: Annotated[
         int | None,
-        configures("--rescore", "With int8 or binary: score the first N again by float32 vectors.", "N", min=1),
+        configures("--rescore", "With int8 or binary: first N again by float32.", "N", min=1),
     ] = None
 
     def job(self, say: Say) -> EvalJob:
@@ -130,9 +130,7 @@ def evaluate(
     arguments: Evaluate,
     vector_table: Annotated[
         bool,
-        writes(
-            "--vector-table", "Only print what shorter, int8 and binary vectors cost, from one embedding of the split."
-        ),
+        configures("--vector-table", "Only what shorter, int8 and binary vectors cost."),
     ] = False,
     json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from dcdctl.cli.declare import Ref, assignments, optional_path, path
-from dcdctl.cli.options import Json, ModelRef, ModelSet, NewOut, reads, writes
+from dcdctl.cli.options import Json, ModelRef, ModelSet, NewOut, configures, reads
 from dcdctl.cli.views.terminal import amount, bar, show, show_json
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Export:
     # str for Typer, so that the core's error for a wrong word appears, with its hint.
     to: Annotated[
         Literal["transformers", "sentence-transformers", "open-clip", "onnx"],
-        writes("--to", "transformers, sentence-transformers, open-clip or onnx (docs/export.md).", "FORMAT"),
+        configures("--to", "transformers, sentence-transformers, open-clip or onnx (docs/export.md).", "FORMAT"),
         str,
     ]
     _: KW_ONLY
@@ -34,15 +34,15 @@ class Export:
         reads("--data", "Corpus to check the export on; by default that of the evaluation, or scenes.", "DIR"),
         Path,
     ] = None
-    int8: Annotated[bool, writes("--int8/--no-int8", "With --to onnx: also write towers with int8 weights.")] = True
+    int8: Annotated[bool, configures("--int8/--no-int8", "With --to onnx: also write towers with int8 weights.")] = True
     license_id: Annotated[
-        str | None, writes("--license", "License of the weights, as the Hub names it: apache-2.0.", "ID")
+        str | None, configures("--license", "License of the weights, as the Hub names it: apache-2.0.", "ID")
     ] = None
-    push_to_hub: Annotated[str | None, writes("--push-to-hub", "Push the folder to this repository.", "OWNER/NAME")] = (
-        None
-    )
+    push_to_hub: Annotated[
+        str | None, configures("--push-to-hub", "Push the folder to this repository.", "OWNER/NAME")
+    ] = None
     private: Annotated[
-        bool, writes("--private/--public", "With --push-to-hub: who sees the repository, you alone or everybody.")
+        bool, configures("--private/--public", "With --push-to-hub: who sees the repository, you alone or everybody.")
     ] = True
     model_overrides: ModelSet = None
     progress: bool = False

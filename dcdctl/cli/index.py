@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from dcdctl.cli.declare import Ref, optional_ref, path
-from dcdctl.cli.option_groups import Cluster
+from dcdctl.cli.option_groups import Machine
 from dcdctl.cli.options import (
     BatchSize,
+    Engine,
     Json,
     Precision,
     QueryRef,
+    Workers,
     argument,
     configures,
     reads,
     reads_split,
     refuse,
-    writes,
 )
 from dcdctl.cli.views.index import change_document, show_change
 from dcdctl.cli.views.terminal import bar, note, show, show_json
@@ -57,21 +58,23 @@ Vectors = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedding(Cluster):
+class Embedding(Machine):
     """How to embed images: by this process, those of torchrun or the workers of an engine."""
 
+    workers: Workers = None
+    engine: Engine = None
     batch_size: BatchSize = 32
 
     def compute(self, say: Say, precision: str = "fp32") -> Compute:
-        """What to embed on, as the core takes it, with the threads set."""
-        from dcdctl.core.engines import Compute
+        """What to embed on, as the core takes it."""
+        from dcdctl.core.engines import Compute, EngineChoice
 
         return Compute.chosen(
-            self.choice(),
+            EngineChoice.parse(self.engine),
             device=self.device,
-            threads=self.threads,
             precision=precision,
             batch_size=self.batch_size,
+            workers=self.workers,
             say=say,
         )
 
@@ -82,7 +85,7 @@ class NewIndex(Embedding):
 
     model: Annotated[Ref, argument("Dual or late-interaction model: a run folder, or another reference.", "MODEL"), str]
     images: Annotated[Ref, reads("--images", "Folder of images, or a folder written by `dcdctl prepare`.", "DIR"), Path]
-    out: Annotated[Ref, writes("--out -o", "Folder of the new index.", "INDEX"), Path]
+    out: Annotated[Ref, configures("--out -o", "Folder of the new index.", "INDEX"), Path]
     _: KW_ONLY
     settings: Settings = None
     """The command line has `--set`."""
@@ -128,7 +131,7 @@ def index(
     sets: SearchSets = None,
     vectors: Vectors = None,
     plan_only: Annotated[
-        bool, writes("--plan-only", "Write the list of images to the folder OUT, for another engine to embed.")
+        bool, configures("--plan-only", "Write the list of images to the folder OUT, for another engine to embed.")
     ] = False,
     json: Json = False,
 ) -> None:

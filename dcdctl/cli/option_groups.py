@@ -1,5 +1,5 @@
-"""Options that travel together, each group with what the core takes for it: where a command computes (device, threads,
-cluster, batches), and the models behind a search."""
+"""Options that travel together, each group with what the core takes for it: where a command computes (device, engine,
+batches), and the models behind a search."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 from dcdctl.cli.declare import Ref, assignments, optional_path, optional_ref
 from dcdctl.cli.options import (
     DEPTH_HELP,
-    MOST_CLUSTER_WORKERS,
     Device,
+    Engine,
     Features,
     PairBatchSize,
     Precision,
     Rerank,
     RerankSet,
-    Threads,
     Workers,
-    computes,
     configures,
     refuse,
 )
@@ -32,83 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The device, and the threads of torch."""
+    """The device."""
 
     device: Device = "auto"
-    threads: Threads = None
     progress: bool = False
     """Show bars. A command always shows them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CpuCluster:
-    """The engine that computes shards without a model, and its workers."""
-
-    workers: Annotated[
-        int | None,
-        computes(
-            "--workers",
-            "With --engine: its workers. Else: threads that read and decode images ahead.",
-            "N",
-            show_default="as many as fit; one thread per core but one, at most 8",
-            min=0,
-            max=MOST_CLUSTER_WORKERS,
-        ),
-    ] = None
-    engine: Annotated[
-        str | None,
-        computes(
-            "--engine",
-            "Compute on a cluster: ray, or ray://HOST:PORT of its head (extra ray).",
-            "NAME",
-            is_eager=True,
-        ),
-    ] = None
-
-    def choice(self) -> EngineChoice:
-        """The same as the core takes it; ConfigError for options that need an engine."""
-        from dcdctl.core.engines import EngineChoice
-
-        choice = EngineChoice(
-            engine=self.engine,
-            workers=self.workers,
-            worker_gpus=self.gpus_of_worker(),
-            worker_cpus=self.cpus_of_worker(),
-        )
-        choice.check()
-        return choice
-
-    def gpus_of_worker(self) -> float | None:
-        """GPUs of each worker; None for the engine's default."""
-        return None if self.engine is None else 0
-
-    def cpus_of_worker(self) -> int | None:
-        """CPU cores of each worker; None for the engine's default."""
-        return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster(Machine, CpuCluster):
-    """The engine that computes shards, and its workers."""
-
-    worker_gpus: Annotated[
-        float | None,
-        computes(
-            "--worker-gpus",
-            "GPUs of each worker of an engine, such as 1 or 0.5.",
-            "N",
-            show_default="1 where the cluster has GPUs",
-            min=0,
-        ),
-    ] = None
-
-    def gpus_of_worker(self) -> float | None:
-        """GPUs of each worker; None for the engine's default."""
-        return self.worker_gpus
-
-    def cpus_of_worker(self) -> int | None:
-        """CPU cores of each worker, as many as its threads; None for the engine's default."""
-        return self.threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,40 +46,36 @@ class Passes(Machine):
     precision: Precision = "fp32"
 
     def compute(self, say: Say) -> Compute:
-        """The same as the core takes it, with the threads set; a message for a precision that is slower than fp32 on
-        this processor."""
-        from dcdctl.core.engines import Compute, EngineChoice
+        """The same as the core takes it; a message for a precision that is slower than fp32 on this processor."""
+        from dcdctl.core.engines import EngineChoice
+
+        return self.compute_on(EngineChoice(), say)
+
+    def compute_on(self, choice: EngineChoice, say: Say) -> Compute:
+        """The same with an engine."""
+        from dcdctl.core.engines import Compute
 
         return Compute.chosen(
-            EngineChoice(workers=self.workers),
+            choice,
             device=self.device,
-            threads=self.threads,
             precision=self.precision,
             batch_size=self.batch_size,
+            workers=self.workers,
             say=say,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embeddings(Cluster):
+class Embeddings(Passes):
     """Passes without gradients, by this process or by an engine."""
 
-    batch_size: PairBatchSize = None
-    precision: Precision = "fp32"
+    engine: Engine = None
 
     def compute(self, say: Say) -> Compute:
-        """The same as the core takes it, with the threads set; a message for a precision that is slower than fp32 on
-        this processor."""
-        from dcdctl.core.engines import Compute
+        """The same as the core takes it; a message for a precision that is slower than fp32 on this processor."""
+        from dcdctl.core.engines import EngineChoice
 
-        return Compute.chosen(
-            self.choice(),
-            device=self.device,
-            threads=self.threads,
-            precision=self.precision,
-            batch_size=self.batch_size,
-            say=say,
-        )
+        return self.compute_on(EngineChoice.parse(self.engine), say)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +116,6 @@ class SearchModels(Machine):
         return IndexSearcher.for_index(
             index,
             device=self.device,
-            threads=self.threads,
             rerank=optional_ref(self.rerank),
             depth=self.depth,
             rerank_set=assignments(self.rerank_overrides),

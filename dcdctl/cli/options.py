@@ -34,7 +34,7 @@ def argument(help: str, metavar: str, **more: Any) -> Any:
 
 
 # An option is declared by what it is for, which is its panel in the help.
-reads, configures, computes, writes = (partial(_declare, panel) for panel in ("Input", "Settings", "Compute", "Output"))
+reads, configures, computes = (partial(_declare, panel) for panel in ("Input", "Settings", "Compute"))
 
 READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
 """Parameters that also take a URL, in every command that has them."""
@@ -44,7 +44,6 @@ ALSO_READ_FROM_URLS = (
 )
 MOST = 10**9
 """As `core.config.MOST`, which is not imported for --help."""
-MOST_CLUSTER_WORKERS = 100_000
 MOST_WORKERS = 256
 """More processes than a machine takes end in its errors, or end others."""
 CODE = re.compile(r"(?!.*\.py:)[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -83,6 +82,31 @@ def refuse(options: Mapping[str, object], why: str) -> None:
     for name, value in options.items():
         if value is not None:
             raise typer.BadParameter(why, param_hint=name)
+
+
+def settings_like(command: str, option: str) -> list[str]:
+    """The settings of a command that an option which it lacks may stand for: exif for --exif-place, model.vision for
+    --vision."""
+    from dcdctl.core import config
+
+    words = set(option.strip("-").split("-"))
+    found = {key: set(key.rpartition(".")[2].split("_")) for key in config.dotted_keys(_settings_of(command))}
+    exact = [key for key, parts in found.items() if parts == words]
+    return exact or [key for key, parts in found.items() if parts <= words]
+
+
+def _settings_of(command: str) -> type:
+    """What `--set` of a command sets."""
+    from dcdctl.core import bench, data, search, serve, training
+
+    of_commands: dict[str, type] = {
+        "prepare": data.Manifest,
+        "index": search.IndexConfig,
+        "change": search.IndexConfig,
+        "bench": bench.BenchConfig,
+        "serve": serve.ServiceConfig,
+    }
+    return of_commands.get(command, training.Recipe)
 
 
 # These callbacks run before a command imports any model, so a misspelled name is an error as soon as torch is imported.
@@ -163,8 +187,7 @@ def check_query_model(ref: str | None) -> str | None:
 
 
 # Texts of options whose type differs between commands
-DEPTH_HELP = "Number of candidates to re-rank per query."
-CODES_HELP = "Form in which vectors are compared; int8 and binary take less memory."
+DEPTH_HELP = "Candidates to re-rank per query."
 TEACHER_HELP = (
     "Name (dcdctl models), Hub id, transformers folder, official .ckpt, run folder, or module:function "
     "(code that runs)."
@@ -172,9 +195,7 @@ TEACHER_HELP = (
 
 # What a command reads
 Data = Annotated[Ref, reads("--data", "Folder written by `dcdctl prepare`.", "DIR"), Path]
-reads_split = partial(
-    reads, "--split", "Split of the corpus; train+val reads two as one.", "NAME", autocompletion=complete_split
-)
+reads_split = partial(reads, "--split", "Split; train+val reads both.", "NAME", autocompletion=complete_split)
 Split = Annotated[str, reads_split()]
 MaxImages = Annotated[int | None, reads("--max-images", "Use only the first N images of a split.", "N", min=1)]
 RecipeRef: TypeAlias = "Ref | Recipe"
@@ -192,7 +213,7 @@ Rerank = Annotated[
     Ref | None,
     reads_model(
         "--rerank",
-        "Model that re-ranks the first candidates of each query: any run, or module:function (code that runs).",
+        "Model that re-ranks the first candidates: any run, or module:function (code that runs).",
         "REF",
     ),
     str,
@@ -206,12 +227,12 @@ QueryRef = Annotated[
 ]
 RerankSet = Annotated[
     Overrides | None,
-    configures("--rerank-set", "With --rerank: set what its files lack: dtype=bfloat16; repeatable.", "NAME=VALUE"),
+    configures("--rerank-set", "With --rerank: what its files lack: dtype=bfloat16; repeatable.", "NAME=VALUE"),
     list[str],
 ]
 Features = Annotated[
     Ref | None,
-    computes("--features", "Folder that stores the outputs of frozen encoders; created if it does not exist.", "DIR"),
+    computes("--features", "Folder that keeps the outputs of frozen encoders.", "DIR"),
     Path,
 ]
 
@@ -225,7 +246,7 @@ Sets = Annotated[
 ]
 ModelSet = Annotated[
     Overrides | None,
-    configures("--model-set", "Set what the model's files lack: image_size=384; repeatable.", "NAME=VALUE"),
+    configures("--model-set", "What model files lack: image_size=384; repeatable.", "NAME=VALUE"),
     list[str],
 ]
 
@@ -234,42 +255,36 @@ Device = Annotated[
     str,
     computes("--device", "auto (the GPU if there is one), cpu, cuda, cuda:1 or mps.", "NAME", callback=check_device),
 ]
-Precision = Annotated[
-    str, computes("--precision", "fp32, or bf16 or fp16 if the hardware supports it.", "NAME", callback=check_precision)
-]
-BATCH_SIZE_HELP = "Images, captions or pairs in one forward pass."
+Precision = Annotated[str, computes("--precision", "fp32, bf16 or fp16.", "NAME", callback=check_precision)]
+BATCH_SIZE_HELP = "Images or pairs in a forward pass."
 BatchSize = Annotated[int, computes("--batch-size", BATCH_SIZE_HELP, "N", min=1)]
-PairBatchSize = Annotated[
-    int | None, computes("--batch-size", BATCH_SIZE_HELP, "N", show_default="the model's, 256", min=1)
-]
+PairBatchSize = Annotated[int | None, computes("--batch-size", BATCH_SIZE_HELP, "N", show_default="the model's", min=1)]
 Workers = Annotated[
     int | None,
     computes(
         "--workers",
-        "Threads that read and decode images ahead; a training starts as many processes.",
+        "Threads that read images ahead.",
         "N",
-        show_default="one per core but one, at most 8; 0 processes",
+        show_default="one per core but one, at most 8",
         min=0,
         max=MOST_WORKERS,
     ),
 ]
-# The most is machine.MOST_THREADS, which is not imported for --help.
-Threads = Annotated[
-    int | None,
+Engine = Annotated[
+    str | None,
     computes(
-        "--threads",
-        "CPU threads of torch; of each worker with --engine. By default torch decides.",
-        "N",
-        min=1,
-        max=1024,
+        "--engine",
+        "Compute on a cluster: ray, 'ray?workers=4&gpus=0.5&cpus=2' or ray://HOST:PORT of its head (extra ray).",
+        "NAME",
+        is_eager=True,
     ),
 ]
 
-# What a command writes
-Out = Annotated[Ref, writes("--out -o", "Folder to write.", "DIR", callback=check_output_folder), Path]
+# Where it goes
+Out = Annotated[Ref, configures("--out -o", "Folder to write.", "DIR", callback=check_output_folder), Path]
 OutFiles = Annotated[
     Ref,
-    writes(
+    configures(
         "--out -o",
         "Folder, or its URL, that gets a file for each of these files; those that are there are kept.",
         "DIR",
@@ -277,12 +292,12 @@ OutFiles = Annotated[
     ),
     Path,
 ]
-NewOut = Annotated[Ref, writes("--out -o", "New folder to write.", "DIR"), Path]
+NewOut = Annotated[Ref, configures("--out -o", "New folder to write.", "DIR"), Path]
 Page = Annotated[
-    Ref | None, writes("--html", "Also write a page with the images.", "FILE", callback=check_output_file), Path
+    Ref | None, configures("--html", "Also write a page with the images.", "FILE", callback=check_output_file), Path
 ]
-DryRun = Annotated[bool, writes("--dry-run", "Show the steps and their cost, then stop; --data may name a manifest.")]
-Json = Annotated[bool, writes("--json", "Print the result as one JSON document.")]
+DryRun = Annotated[bool, configures("--dry-run", "Show steps and cost, and stop; --data may name a manifest.")]
+Json = Annotated[bool, configures("--json", "Print the result as one JSON document.")]
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dcdctl.cli import options
-from dcdctl.cli.declare import Ref, Refs, many, optional_ref, path
+from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, optional_ref, path
 from dcdctl.cli.distill import Distill
 from dcdctl.cli.index import NewIndex
-from dcdctl.cli.options import argument, reads, reads_model
+from dcdctl.cli.options import argument, configures, reads, reads_model
 from dcdctl.cli.prepare import Prepare
-from dcdctl.cli.training_options import Text, Vision
 from dcdctl.cli.views.index import show_change, show_sync
 from dcdctl.cli.views.terminal import bar, note, show
 
@@ -74,8 +73,15 @@ class Photos:
         reads_model("--teacher", "With --queries: the model that finds photos for them, any reference.", "REF"),
         str,
     ] = None
-    vision: Vision = None
-    text: Text = None
+    overrides: Annotated[
+        Overrides | None,
+        configures(
+            "--set",
+            "With a training: override a recipe field, model.vision=DIR; repeatable (`dcdctl recipes photos --all`).",
+            "KEY=VALUE",
+        ),
+        list[str],
+    ] = None
     progress: bool = False
     """Show bars. The command always shows them."""
 
@@ -91,23 +97,15 @@ class Photos:
         """The training; None where a pretrained model is taken as it is."""
         library = self.library
         # The same command again continues where it was killed.
-        resume = library.has_run
+        resume, sets = library.has_run, assignments(self.overrides)
         if self.captions is not None:
-            student = Distill(
-                OF_CAPTIONS,
-                library.data,
-                library.run,
-                features=library.features,
-                vision=self.vision,
-                text=self.text,
-                resume=resume,
-            )
-            return Lesson(Prepare(csv=self.captions, images=self.images, out=library.data), student)
+            student = Distill(OF_CAPTIONS, library.data, library.run, features=library.features, resume=resume)
+            return Lesson(Prepare(csv=self.captions, images=self.images, out=library.data), student, sets)
         if self.queries is not None:
             return Lesson(
                 Prepare(images=self.images, queries=self.queries, out=library.data),
                 Distill(OF_POOLS, library.data, library.run, teacher=self.teacher, resume=resume),
-                (f"model.start={self.pretrained}",),
+                (f"model.start={self.pretrained}", *sets),
             )
         return None
 
@@ -180,7 +178,7 @@ class Photos:
                 f"--model is for photos without captions, and {os.fspath(self.captions)} trains the recipe "
                 f"{OF_CAPTIONS}",
                 hint=f"leave the captions out: {self.command(self.images, '--model', self.model)}, or leave --model "
-                "out; --vision and --text name other encoders",
+                "out; --set model.vision=DIR and --set model.text=DIR name other encoders",
             )
         if self.queries is None and self.teacher is not None:
             raise ConfigError(
@@ -191,12 +189,11 @@ class Photos:
                 "--queries needs a model that finds photos for them",
                 hint=f"name it with --teacher REF; an index alone needs no queries: {self.command(self.images)}",
             )
-        for name, encoder in (("--vision", self.vision), ("--text", self.text)):
-            if encoder is not None and self.captions is None:
-                raise ConfigError(
-                    f"{name} is an encoder of a model that is trained on captions, and there are none",
-                    hint=f"name the captions, {self.command(self.images, 'CAPTIONS')}, or a whole model: --model REF",
-                )
+        if self.overrides and self.captions is None and self.queries is None:
+            raise ConfigError(
+                "--set is for the recipe of a training, and nothing is trained here",
+                hint=f"name the captions, {self.command(self.images, 'CAPTIONS')}, or a whole model: --model REF",
+            )
 
     def _check_places(self) -> None:
         from dcdctl.core import data, files

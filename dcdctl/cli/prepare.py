@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dcdctl.cli.completion import complete_manifest
 from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, names_in, optional_path, optional_ref, path
-from dcdctl.cli.option_groups import CpuCluster
 from dcdctl.cli.options import (
-    MOST_CLUSTER_WORKERS,
+    MOST_WORKERS,
+    Engine,
     Json,
     MaxImages,
     argument,
     computes,
     configures,
     reads,
-    writes,
 )
 from dcdctl.cli.views.terminal import bar, note, show, show_entries, show_json
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Prepare(CpuCluster):
+class Prepare:
     """Captioned images, and the corpus that they become."""
 
     manifest: Annotated[
@@ -36,7 +35,7 @@ class Prepare(CpuCluster):
         argument("Manifest: a name (--list shows them) or a .toml file.", "MANIFEST", autocompletion=complete_manifest),
         str,
     ] = None
-    out: Annotated[Ref | None, writes("--out -o", "Folder to write; data/NAME by default.", "DIR"), Path] = None
+    out: Annotated[Ref | None, configures("--out -o", "Folder to write; data/NAME by default.", "DIR"), Path] = None
     _: KW_ONLY
     karpathy: Annotated[
         Ref | None, reads("--karpathy", "Karpathy JSON, such as dataset_flickr30k.json.", "FILE"), Path
@@ -78,12 +77,10 @@ class Prepare(CpuCluster):
         ),
     ] = None
     placed: Annotated[
-        Ref | None, reads("--from", "Folder with manifest files that you downloaded yourself.", "DIR"), Path
+        Ref | None, reads("--from", "Folder with files of the manifest that you downloaded.", "DIR"), Path
     ] = None
-    source: Annotated[str, reads("--source", "Source in the manifest; by default the first available one.", "NAME")] = (
-        ""
-    )
-    offline: Annotated[bool, reads("--offline", "Download nothing: use only earlier downloads and --from.")] = False
+    source: Annotated[str, reads("--source", "Source in the manifest; by default the first one.", "NAME")] = ""
+    offline: Annotated[bool, reads("--offline", "Download nothing: use earlier downloads and --from.")] = False
     splits: Annotated[
         Sequence[str], reads("--splits", "Prepare only these splits: train,val.", "NAMES", show_default=False), str
     ] = ()
@@ -98,13 +95,14 @@ class Prepare(CpuCluster):
         int | None,
         computes(
             "--workers",
-            "With --engine: its workers. Else: threads that read and check images ahead.",
+            "Threads that read and check images ahead.",
             "N",
-            show_default="as many as fit; one thread per core",
+            show_default="one per core; one in a worker of an engine",
             min=1,
-            max=MOST_CLUSTER_WORKERS,
+            max=MOST_WORKERS,
         ),
     ] = None
+    engine: Engine = None
     # str for Typer, so that `PrepareOptions` refuses a wrong word, as in Python.
     on_error: Annotated[
         Literal["stop", "skip"],
@@ -123,13 +121,11 @@ class Prepare(CpuCluster):
         """Write the corpus, unless it is finished."""
         from dcdctl.core import data, machine
         from dcdctl.core.config import build
-        from dcdctl.core.engines import open_engine
+        from dcdctl.core.engines import EngineChoice, open_engine
 
-        engine = open_engine(self.choice(), say).alone()
+        engine = open_engine(EngineChoice.parse(self.engine), say).alone()
         # Every core, since decoding images is the work here; nothing else computes meanwhile.
-        threads = self.workers or machine.num_cores()
-        if engine.sends_tasks:
-            threads = 1
+        threads = self.workers or (1 if engine.sends_tasks else machine.num_cores())
         out = optional_path(self.out)
         choice = data.DataChoice(
             manifest=optional_ref(self.manifest),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from dcdctl.cli.options import Json, Sets, recipe_argument, refuse, writes
+from dcdctl.cli.options import Json, Sets, configures, recipe_argument, refuse
 from dcdctl.cli.views.terminal import show, show_json
 
 Name = Annotated[str | None, recipe_argument("Recipe to print: a name or a .toml file.")]
@@ -13,7 +13,9 @@ Name = Annotated[str | None, recipe_argument("Recipe to print: a name or a .toml
 def recipes(
     name: Name = None,
     sets: Sets = None,
-    every: Annotated[bool, writes("--all", "With RECIPE: print all settings, not only those that it changes.")] = False,
+    every: Annotated[
+        bool, configures("--all", "With RECIPE: print all settings, not only those that it changes.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List the recipes, or print one as TOML. The TOML explains each setting, to edit and to train with."""

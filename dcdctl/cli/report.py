@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from dcdctl.cli.options import Json, argument, check_output_file, reads, writes
+from dcdctl.cli.options import Json, argument, check_output_file, configures, reads
 from dcdctl.cli.views.terminal import bar, note, show, show_json
 
 
@@ -25,13 +25,16 @@ class Report:
         Path | None,
         reads("--baseline", "Folder that the others are compared with; by default the first RUN.", "FOLDER"),
     ] = None
-    out: Annotated[Path, writes("--out -o", "Page to write.", "FILE", callback=check_output_file)] = Path("report.html")
+    out: Annotated[Path, configures("--out -o", "Page to write.", "FILE", callback=check_output_file)] = Path(
+        "report.html"
+    )
     markdown: Annotated[
-        Path | None, writes("--to-markdown", "Also write the tables as Markdown.", "FILE", callback=check_output_file)
+        Path | None,
+        configures("--to-markdown", "Also write the tables as Markdown.", "FILE", callback=check_output_file),
     ] = None
     csv: Annotated[
         Path | None,
-        writes("--csv", "Also write the numbers as CSV, a row per model.", "FILE", callback=check_output_file),
+        configures("--csv", "Also write the numbers as CSV, a row per model.", "FILE", callback=check_output_file),
     ] = None
     json: Json = False
 

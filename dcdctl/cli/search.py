@@ -13,7 +13,7 @@ import typer
 
 from dcdctl.cli.declare import optional_path, path
 from dcdctl.cli.option_groups import SearchModels
-from dcdctl.cli.options import AnyIndex, Json, Page, argument, configures, reads, refuse, writes
+from dcdctl.cli.options import AnyIndex, Json, Page, argument, configures, reads, refuse
 from dcdctl.cli.views.terminal import bar, note
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Query:
     without: Annotated[
         list[str] | None, configures("--not", "Rank images lower that show this; repeatable.", "TEXT")
     ] = None
-    k: Annotated[int, writes("--k -k", "Number of images to find.", "N", min=1)] = 10
+    k: Annotated[int, configures("--k -k", "Number of images to find.", "N", min=1)] = 10
     where: Annotated[
         str | None,
         configures(
@@ -70,8 +70,8 @@ class Output:
 
     html: Page = None
     json: Json = False
-    paths: Annotated[bool, writes("--paths", "Print only the absolute path of each image, one per line.")] = False
-    null: Annotated[bool, writes("--null -0", "End each path with a NUL, for xargs -0.")] = False
+    paths: Annotated[bool, configures("--paths", "Print only the absolute path of each image, one per line.")] = False
+    null: Annotated[bool, configures("--null -0", "End each path with a NUL, for xargs -0.")] = False
 
 
 def search(index: AnyIndex, query: Query, models: SearchModels, output: Output) -> None:
@@ -166,8 +166,6 @@ def _check_output(output: Output, question: str | Path | CombinedQuery | Browse 
 def _open(place: str, query: Query, models: SearchModels) -> tuple[ImageIndex, Condition | None]:
     """The index at a place (`open_index`), and the condition. Both are checked before torch is imported, which takes
     seconds."""
-    if models.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(models.threads)  # read by NumPy's and torch's libraries when imported
     from dcdctl.core.search import check_comes_first, parse_where
     from dcdctl.core.stores import is_store, open_index
 

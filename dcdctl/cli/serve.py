@@ -68,7 +68,6 @@ def serve(
         config,
         model_folder=optional_path(models.model),
         device=models.device,
-        threads=models.threads,
         rerank=optional_ref(models.rerank),
         depth=models.depth,
         rerank_set=assignments(models.rerank_overrides),

@@ -42,9 +42,7 @@ class StudyArguments(Training):
     ] = (0, 1, 2)
     train_split: Annotated[
         str,
-        options.reads(
-            "--train-split", "Split to train on; train+val reads two as one.", "NAME", autocompletion=complete_split
-        ),
+        options.reads("--train-split", "Split to train on.", "NAME", autocompletion=complete_split),
     ] = "train"
     split: options.Split = "test"
     depth: Annotated[int, options.configures("--depth", options.DEPTH_HELP, "N", min=1)] = 20
@@ -62,7 +60,7 @@ class StudyArguments(Training):
             teacher=os.fspath(self.teacher),
             data=path(self.data),
             out=path(self.out),
-            sets=self.with_encoders(sets),
+            sets=list(sets or ()),
             model_set=assignments(self.model_overrides),
             seeds=tuple(self.seeds),
             train_split=self.train_split,
@@ -75,9 +73,7 @@ class StudyArguments(Training):
 
 
 # Not the option of other trainings, because the data must be there.
-DryRun = Annotated[
-    bool, options.writes("--dry-run", "Show what the study would train and measure, then stop. It writes nothing.")
-]
+DryRun = Annotated[bool, options.configures("--dry-run", "Show what the study would train and measure, and stop.")]
 
 
 def study(
@@ -85,7 +81,7 @@ def study(
 ) -> None:
     """Find out whether a teacher pays on your data. It compares zero-shot, fine-tuned, distilled and cascade in one
     report."""
-    options.check_overrides(arguments.recipe, arguments.with_encoders(sets))
+    options.check_overrides(arguments.recipe, sets)
     from dcdctl.cli.views.training import view as watch
     from dcdctl.core.study import StudyView, preview_study, run_study
 

@@ -40,9 +40,9 @@ def sync(
 ) -> None:
     """Follow the image folders of an index. New images are added, changed ones read again, and those that are gone
     removed."""
-    from dcdctl.core import search
+    from dcdctl.core import engines, search
 
-    embedding.choice()  # a wrong engine is an error also where nothing is to be done
+    engines.EngineChoice.parse(embedding.engine)  # a wrong engine is an error also where nothing is to be done
     if add is None:
         refuse({"--split": split, "--vectors": vectors}, "is for images to add: name them with --add DIR")
 

@@ -1,5 +1,4 @@
-"""The options of every training, and what the core takes for them: `--vision` and `--text` become `model.vision` and
-`model.text` of the recipe."""
+"""The options of every training, and what the core takes for them."""
 
 from __future__ import annotations
 
@@ -11,35 +10,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from dcdctl.cli.declare import Ref, Refs, assignments, many, named, optional_path, path
+from dcdctl.cli.declare import Refs, assignments, many, named, optional_path, path
 from dcdctl.cli.option_groups import Machine
 from dcdctl.cli.options import (
+    MOST_WORKERS,
     Features,
     MaxImages,
     ModelSet,
     Out,
     RecipeArgument,
     Split,
-    Workers,
     check_overrides,
     check_precision,
     computes,
+    configures,
     reads,
-    writes,
 )
 
 if TYPE_CHECKING:
     from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
 
 TrainingKind: TypeAlias = Literal["distill", "finetune-teacher"]
-Vision = Annotated[
-    Ref | None,
-    reads("--vision", "Image encoder of a recipe of two encoders: a folder, timm or Hub id (model.vision).", "REF"),
-    str,
-]
-Text = Annotated[
-    Ref | None, reads("--text", "Text encoder of such a recipe: a folder or Hub id (model.text).", "REF"), str
-]
 
 
 def check_accumulate(text: str) -> str:
@@ -54,26 +45,25 @@ def check_accumulate(text: str) -> str:
 class Training(Machine):
     """How to train; a trial of the first step chooses what is auto."""
 
-    vision: Vision = None
-    text: Text = None
     features: Features = None
     precision: Annotated[
         str,
         computes(
             "--precision",
-            "auto (bf16 on a GPU where a step is faster in it, else fp32), fp32, or bf16 or fp16 if the hardware "
-            "supports it.",
+            "fp32, bf16, fp16, or auto: bf16 on a GPU where a step is faster in it, else fp32.",
             "NAME",
             callback=check_precision,
         ),
     ] = "auto"
-    workers: Workers = None
+    workers: Annotated[
+        int | None,
+        computes("--workers", "Processes that read images ahead.", "N", show_default="0", min=0, max=MOST_WORKERS),
+    ] = None
     accumulate: Annotated[
         int | Literal["auto"],
         computes(
             "--accumulate",
-            "Split each batch into N micro-batches to save memory (GradCache, same loss); auto doubles N until "
-            "the first step fits.",
+            "Micro-batches of a batch, to save memory (GradCache, same loss); auto doubles N until a step fits.",
             "N",
             callback=check_accumulate,
         ),
@@ -84,18 +74,12 @@ class Training(Machine):
         computes("--checkpoint-activations", "Recompute activations instead of storing them: less memory, more time."),
     ] = False
 
-    def with_encoders(self, sets: Sequence[str] | None) -> list[str]:
-        """The overrides of the recipe, and after them, so that they win, its two encoders."""
-        given = {"model.vision": self.vision, "model.text": self.text}
-        return [*(sets or ()), *(f"{name}={named(ref)}" for name, ref in given.items() if ref is not None)]
-
     def options(self, *, batch_size: int | None = None, wandb: str | None = None) -> TrainingOptions:
-        """The same as the core takes it, with the threads set."""
+        """The same as the core takes it."""
         from dcdctl.core import devices
         from dcdctl.core.engines import Compute
         from dcdctl.core.training import TrainingOptions
 
-        devices.use_threads(self.threads)
         tries_precision, tries_micro_batches = self.precision == "auto", self.accumulate == "auto"
         device = devices.choose(self.device)
         return TrainingOptions(
@@ -129,16 +113,16 @@ class TrainingRun(Training, ABC):
         Refs | None,
         reads(
             "--validation-data",
-            "Corpus to validate on, if it is not that of --data: folder or URL. Repeatable: the first chooses the "
-            "weights, and further ones show what is lost elsewhere.",
+            "Corpus to validate on, folder or URL; by default that of --data. Repeatable: the first chooses the "
+            "weights.",
             "DIR",
         ),
         list[Path],
     ] = None
     wandb: Annotated[
-        str | None, writes("--wandb", "Also log to this Weights & Biases project (extra wandb).", "PROJECT")
+        str | None, configures("--wandb", "Also log to this Weights & Biases project (extra wandb).", "PROJECT")
     ] = None
-    resume: Annotated[bool, writes("--resume", "Resume an interrupted run.")] = False
+    resume: Annotated[bool, configures("--resume", "Resume an interrupted run.")] = False
 
     @abstractmethod
     def further_refs(self) -> dict[str, Any]:
@@ -150,7 +134,7 @@ class TrainingRun(Training, ABC):
         from dcdctl.core.training import check_folder
 
         check_folder(path(self.out), {}, resume=self.resume)
-        check_overrides(self.recipe, self.with_encoders(sets))
+        check_overrides(self.recipe, sets)
 
     def request(
         self, kind: TrainingKind, sets: Sequence[str] | None = None
@@ -165,7 +149,5 @@ class TrainingRun(Training, ABC):
             validation_data=[path(folder) for folder in many(self.validation_data)],
             **self.further_refs(),
         )
-        job = TrainingJob(
-            kind, named(self.recipe), sets=self.with_encoders(sets), out=path(self.out), resume=self.resume
-        )
+        job = TrainingJob(kind, named(self.recipe), sets=list(sets or ()), out=path(self.out), resume=self.resume)
         return job, refs, self.options(wandb=self.wandb)

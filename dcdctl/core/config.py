@@ -267,6 +267,17 @@ def _keys_like(key: str, known: Mapping[str, Any], hints: Mapping[str, Any], whe
     return inside or [_join(where, near) for near in difflib.get_close_matches(key, known, n=1)]
 
 
+def dotted_keys(cls: Any, prefix: str = "") -> Iterator[str]:
+    """The names that `apply_sets` can set of a dataclass, those of its tables included: loss.alpha."""
+    hints = _annotations(cls)
+    for key, field in _fields(cls).items():
+        tables = _configs_in(hints[field.name])
+        if not tables:
+            yield prefix + key
+        for table in tables:
+            yield from dotted_keys(table, f"{prefix}{key}.")
+
+
 def _configs_in(hint: Any) -> list[Any]:
     """The dataclasses in a type: itself, or those of a union."""
     # The arguments of an Annotated are also constraints, which are instances of dataclasses.
@@ -338,20 +349,13 @@ def naming_uses(uses: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
-OPTIONS = {"model.vision": "--vision", "model.text": "--text"}
-"""Recipe fields that every training takes as an option too. Messages name both, because a user knows one of them."""
-
-
 @contextmanager
 def naming_fields(config: Any) -> Iterator[None]:
     """Let the error for a model that is not on this machine name the recipe field that has it, as an override."""
     uses: dict[str, str] = {}
     for field, value in flatten(to_table(config)).items():
         if value and isinstance(value, str):
-            given = f"`--set {field}=DIR`"
-            if field in OPTIONS:
-                given = f"`{OPTIONS[field]} DIR` ({field})"
-            uses.setdefault(value, f"give {given}")
+            uses.setdefault(value, f"give `--set {field}=DIR`")
     with naming_uses(uses):
         yield
 

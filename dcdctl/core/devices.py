@@ -73,15 +73,6 @@ def own_gpu() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
 
 
-def use_threads(count: int | None) -> None:
-    """Set the number of CPU threads of torch; None keeps torch's default. ConfigError outside of 1 to
-    MOST_THREADS."""
-    if count is not None:
-        if not 1 <= count <= machine.MOST_THREADS:
-            raise ConfigError(f"threads must lie in [1, {machine.MOST_THREADS}], got {count}")
-        torch.set_num_threads(count)
-
-
 def read_ahead(items: Dataset[T], keys: Iterable[Any], workers: int, *, pin_memory: bool = False) -> Iterator[T]:
     """The items of these keys in order, read ahead by worker processes; by this process if there are none.
 

@@ -24,8 +24,6 @@ K = TypeVar("K")
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 """Options of mallopt, from glibc's malloc.h."""
-MOST_THREADS = 1024
-"""To compute with. A process ends without a word if it may not start as many as torch asks for."""
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """The limit of a container, by versions 2 and 1 of Linux's control groups."""
 _RETURNS = False
@@ -44,11 +42,8 @@ def address_space() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def num_threads(count: int | None = None) -> int:
-    """The number of CPU threads to compute with: `count`, or what OMP_NUM_THREADS says, or one for each core. As torch
-    does it."""
-    if count is not None:
-        return count
+def num_threads() -> int:
+    """The number of CPU threads to compute with: what OMP_NUM_THREADS says, or one for each core. As torch does it."""
     named = os.environ.get("OMP_NUM_THREADS", "")
     return int(named) if named.isdecimal() and int(named) else num_cores()
 

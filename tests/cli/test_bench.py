@@ -16,7 +16,7 @@ from dcdctl.core import artifacts, models
 from dcdctl.core.training import runs
 
 SMALL = [
-    "--batch-size", 2, "--set", "num_images=2", "--set", "batch_sizes=[1, 2]",
+    "--set", "batch_size=2", "--set", "num_images=2", "--set", "batch_sizes=[1, 2]",
     "--set", "gallery_sizes=[10, 1000000]", "--set", "reference_gallery=10", "--set", "budget_s=0.02",
     "--set", "num_repeats=4",
 ]  # fmt: skip
@@ -43,7 +43,7 @@ def test_bench_leaves_bench_json_and_prints_the_same(scenes_corpus_dir, folders,
         shutil.copytree(onnx_student.folder, folder)
 
     monkeypatch.setattr(models, "export_onnx", copied)
-    result = run_cli(scenes_corpus_dir, folders, *SMALL, "--threads", 1, "--json")
+    result = run_cli(scenes_corpus_dir, folders, *SMALL, "--json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     written = artifacts.read_document(folders / "run" / "bench.json")

@@ -212,14 +212,14 @@ def test_a_cache_is_planned_scored_elsewhere_and_sealed(scenes_corpus_dir, cache
     planned = run(f"{line} --plan-only --with captions,paths").stdout
     own = teacher_cache.read_cache(cache)
     work = f"{own.num_pairs} pairs without a score in 1 file -> {out / 'work'}"
-    take = "the same command with --scores FILES --teacher-name NAME in place of --plan-only"
+    take = "the same command with --scores FILES --teacher NAME in place of --plan-only"
     assert planned == f"{work}; next: {take}\n"
     rows = pq.read_table(out / "work" / "work-00000.parquet")
     assert rows.schema.names == ["image_id", "caption_id", "image_index", "caption_index", "caption", "image_path"]
     scores = own.lookup(rows["image_index"].to_numpy(), rows["caption_index"].to_numpy())
     scored = rows.append_column("score", pa.array(scores))
     pq.write_table(scored[:-1], tmp_path / "scores.parquet")
-    take = f"{line} --scores {tmp_path}/scores.parquet --teacher-name 'a vilt'"
+    take = f"{line} --scores {tmp_path}/scores.parquet --teacher 'a vilt'"
     assert f"1 of {own.num_pairs} pairs" in error_of(take)
     last = scored[-1:].select(["image_id", "caption_id", "score"]).to_pandas()
     last.to_json(tmp_path / "last.jsonl", orient="records", lines=True)
@@ -257,7 +257,7 @@ def test_scores_without_an_order_get_a_note(scenes_corpus_dir, tmp_path):
     rows = pq.read_table(tmp_path / "cache" / "work")
     is_own = np.random.default_rng(0).random(len(rows)) < 0.5
     pq.write_table(rows.append_column("score", pa.array(is_own.astype(float))), tmp_path / "scores.parquet")
-    taken = run(f"{line} --scores {tmp_path}/scores.parquet --teacher-name judge")
+    taken = run(f"{line} --scores {tmp_path}/scores.parquet --teacher judge")
     sentence = "every score is 0 or 1: nothing can be learned from the order of the scores"
     assert sentence in taken.stderr
     assert sentence in run(f"inspect {tmp_path}/cache").stdout

@@ -12,6 +12,7 @@ from typed_commands import parse
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import COMMANDS, app
+from dcdctl.cli.views.help import SHARED
 
 TREE = typer.main.get_command(app)
 NAMES = [name for name, *_ in COMMANDS]
@@ -39,11 +40,12 @@ def test_help_names_no_python_type(command):
 
 @pytest.mark.parametrize("command", NAMES)
 def test_every_line_of_help_fits_and_every_sentence_is_whole(command, width):
-    printed = shown(command).partition("\nExample:\n\n")[0]
+    printed = shown(command).partition("\nExample:\n")[0]
     assert max(map(len, printed.splitlines())) <= width
     flat = " ".join(printed.split())
     for parameter in TREE.commands[command].params:
-        if not parameter.hidden:
+        # Those of many commands are explained once.
+        if not parameter.hidden and parameter.name not in SHARED:
             assert re.sub(r"\W*$", "", parameter.help) != parameter.help, f"{parameter.name} has no period"
             assert parameter.help in flat
     assert " ".join(TREE.commands[command].help.split()) in flat
@@ -51,7 +53,7 @@ def test_every_line_of_help_fits_and_every_sentence_is_whole(command, width):
 
 @pytest.mark.parametrize(("command", "example"), [(command, example) for command, *_, example in COMMANDS])
 def test_help_ends_with_an_example_that_parses_when_it_is_copied(command, example, width):
-    *_, copied = shown(command).partition("\nExample:\n\n")
+    *_, copied = shown(command).partition("\nExample:\n")
     assert shlex.split(copied) == ["dcdctl", *shlex.split(example)]
     parse(copied)
 
@@ -75,8 +77,8 @@ def test_an_empty_path_is_not_the_current_folder(line):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("bench x --data y --threads 99999999", "Input should be less than or equal to 1024"),
-        ("bench x --data y --threads 1_0", "'1_0' is not a number from 1 to 1024"),
+        ("serve x --processes 99999999", "Input should be less than or equal to 256"),
+        ("serve x --processes 1_0", "'1_0' is not a number from 1 to 256"),
         ("eval x --data y --batch-size=1_000", "'1_000' is not a number from 1"),
         (f"eval x --data y --dims {10**20}", "Input should be less than or equal to 1000000000"),
         ("distill photos --data y --out z --workers 100000", "Input should be less than or equal to 256"),
@@ -105,3 +107,35 @@ def test_help_begins_as_the_readme_and_names_photos_first():
     assert first in re.sub(r"\s+", " ", shown())
     # Its first sentence is what it does: what a teacher brings, in numbers, comes later.
     assert not re.search(r"\d", first)
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_the_help_of_a_command_fits_a_page_and_names_what_the_program_explains(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = shown(command)
+    assert printed.count("\n") + 1 <= 50
+    (also,) = re.findall(r"(?m)^Also \(dcdctl --help\): (.*)$", printed)
+    taken = {parameter.name for parameter in TREE.commands[command].params} & {*SHARED}
+    assert {word.split()[-1] if "," in word else word.split()[0] for word in also.split("; ")} == {
+        f"--{name}" for name in (*taken, "help")
+    }
+    for name in taken:
+        assert re.search(rf"(?m)^  --{name}\b.*  \S", shown())
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("index x --keywords", "--set keywords=VALUE"),
+        ("index x --exif-place", "--set exif=VALUE"),
+        ("distill x --vision y", "--set model.vision=VALUE"),
+        ("distill x --alpha 3", "--set loss.alpha=VALUE"),
+        ("bench x --batch-size 3", "--set batch_size=VALUE"),
+        ("serve x --max-k 3", "--set max_k=VALUE"),
+        ("eval x --dats y", "--data"),
+    ],
+)
+def test_an_unknown_option_names_the_setting_that_it_may_mean(line, named):
+    result = CliRunner().invoke(app, shlex.split(line))
+    assert result.exit_code == 2
+    assert f"No such option: {line.split()[2]} (Possible options: {named}" in " ".join(result.stderr.split())

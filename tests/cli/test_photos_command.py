@@ -22,7 +22,7 @@ from dcdctl.cli.photos import DEFAULT_MODEL
 from dcdctl.core import models
 from dcdctl.core.data.scenes import describe_scenes, draw_scene
 
-PHOTOS = "photos photos captions.csv --out mine --vision vision --text text"
+PHOTOS = "photos photos captions.csv --out mine --set model.vision=vision --set model.text=text"
 
 
 def write_captions(rows):
@@ -59,9 +59,12 @@ def here(stage, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--vision vision --text no-text", "no-text is no file or folder here"),
-        ("--vision no-vision --text text", "no-vision is no file or folder here"),
-        ("--vision text --text text", "text is a bert model and reads input_ids, expected one that reads pixel_values"),
+        ("--set model.vision=vision --set model.text=no-text", "no-text is no file or folder here"),
+        ("--set model.vision=no-vision --set model.text=text", "no-vision is no file or folder here"),
+        (
+            "--set model.vision=text --set model.text=text",
+            "text is a bert model and reads input_ids, expected one that reads pixel_values",
+        ),
         ("", "timm/tf_efficientnet_lite0.in1k is no file or folder here and not complete in the cache of the Hub"),
     ],
 )
@@ -138,7 +141,7 @@ def test_the_same_command_again_takes_photos_that_came_or_went_and_refuses_other
 
 def make_run(folder, captions):
     """The folder of a run with a dual encoder in it."""
-    run(f"photos photos captions.csv --out {folder.parent / 'other'} --vision vision --text text")
+    run(f"photos photos captions.csv --out {folder.parent / 'other'} --set model.vision=vision --set model.text=text")
     return folder.parent / "other" / "run"
 
 
@@ -213,8 +216,7 @@ CAPTIONED = "photos photos captions.csv --out mine"
         (f"{CAPTIONED} --teacher siglip", ["--teacher goes with photos without captions", "docs/tutorial-pools.md"]),
         ("photos photos --queries queries.txt --out mine", ["name it with --teacher REF", "photos photos --out mine"]),
         ("photos photos --teacher siglip --out mine", ["--teacher needs texts", "name them with --queries FILE"]),
-        ("photos photos --vision vision --out mine", ["--vision is an encoder of a model that is trained on captions"]),
-        ("photos photos --text text --out mine", ["--text is an encoder of a model that is trained on captions"]),
+        ("photos photos --set model.vision=vision --out mine", ["--set is for the recipe of a training"]),
         ("photos photos --out photos/mine", ["mine would lie among the photos", "--out ", "photos-library"]),
         ("photos photos --out .", ["photos lie in the library"]),
         ("photos photos --model absent --out mine", ["absent does not exist"]),
@@ -281,5 +283,7 @@ def test_photos_in_python_are_the_index_of_the_command(here):
     assert [hit.name for hit in dcdctl.Searcher(index).search("a red circle", k=3)]
     with pytest.raises(dcdctl.DcdError, match="--teacher REF"):
         dcdctl.photos("photos", out="other", queries="queries.txt")
-    trained = dcdctl.photos("photos", "captions.csv", out="trained", vision="vision", text="text")
+    trained = dcdctl.photos(
+        "photos", "captions.csv", out="trained", overrides={"model.vision": "vision", "model.text": "text"}
+    )
     assert trained.num_images == 12

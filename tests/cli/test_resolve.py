@@ -53,7 +53,7 @@ VALID = {
     "export": "model=DUAL --out=NEW --to=transformers",
     "index": "model=DUAL --images=PHOTOS --out=NEW",
     "sync": "index=INDEX",
-    "change": "index=INDEX",
+    "change": "index=INDEX --set=candidates=40",
     "duplicates": "index=INDEX",
     "upload": "index=INDEX url=lancedb:store?table=photos",
     "search": "index=INDEX 'text=a dog'",
@@ -147,10 +147,6 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("ABSENT", r"ABSENT is no file of relevance by its name; it ends with \.parquet"),
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read.*No such file"),
     ],
-    **{
-        name: [Mistake("ABSENT", r"--vision and --text \(model\.vision and model\.text\) go together, ")]
-        for name in ("--vision", "--text")
-    },
     "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],
     "place": [Mistake("ABSENT", r"ABSENT.*; .*dcdctl prepare.*dcdctl cache-teacher")],
     "--model": [Mistake("RUN", r"INDEX has its model in it; leave --model out")],
@@ -205,24 +201,25 @@ MEASURED = "--set=validation.every=5"
 TAUGHT = "'--set=loss.terms={ kl = 1.0 }'"
 KL = "recipe=photos-self"
 """A loss that needs scores, by an override and by a recipe."""
-PLAN, TAKE = "--teacher=UNSET --plan-only=", "--teacher=UNSET --scores=PAIRS.csv --teacher-name=a"
+PLAN, TAKE = "--teacher=UNSET --plan-only=", "--teacher=a --scores=PAIRS.csv"
 """Two ways to make a cache without a model."""
-GIVEN = "--teacher=UNSET --texts=UNSET --teacher-name=a"
+GIVEN = "--teacher=a --texts=UNSET"
 """Options of a cache of vectors from elsewhere."""
 OWN: dict[tuple[str, str], list[Mistake]] = {
     ("index", "model"): [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer.*dual encoder")],
     ("cache-teacher", "--engine"): [
         Mistake("ray", r"device gpu is unknown", "--device=gpu"),
         # The workers may have a device that this machine lacks.
-        Mistake("ray", r"--workers must be at least 1 with --engine, got 0", "--workers=0 --device=cuda:77"),
-        Mistake("ray", r"--worker-gpus must be a share of one GPU or a whole number.*, got 1\.5", "--worker-gpus=1.5"),
+        Mistake("ray?workers=0", r"--engine\.workers must lie in \[1, 100000\], got 0", "--device=cuda:77"),
+        Mistake("ray?gpus=1.5", r"--engine\.gpus must be a share of one GPU or a whole number.*, got 1\.5"),
+        Mistake("ray?wrokers=2", r"unknown key --engine\.wrokers; did you mean --engine\.workers\?"),
     ],
     ("cache-teacher", "--teacher"): [
         MODEL,
-        Mistake("UNSET", r"--teacher: name the model that scores, or use --plan-only or --scores", code=2),
+        Mistake("UNSET", r"--teacher: name the model that scores, or that gave --scores", code=2),
         Mistake(
             "FUSION",
-            r"--teacher: is for a model that dcdctl runs, and --plan-only and --scores run none",
+            r"--teacher: scores, and --plan-only lists the pairs for another program",
             "--plan-only=",
             code=2,
         ),
@@ -242,11 +239,10 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("FILE", r"FILE is no file of scores by its name; a file of scores ends with \.parquet, ", TAKE),
         Mistake("TAKEN", r"TAKEN holds no file of scores; ", TAKE),
         Mistake("PAIRS.csv", r"--scores: and --plan-only are two steps", PLAN, code=2),
-        Mistake("PAIRS.csv", r"--teacher-name: name the model that gave them", "--teacher=UNSET", code=2),
-    ],
-    ("cache-teacher", "--teacher-name"): [
-        Mistake("a\nb", r"--teacher-name must be a line of text, got 'a\\nb'; name the model", TAKE),
-        Mistake("a", r"--teacher-name: is for scores from elsewhere: name their files with", code=2),
+        Mistake(
+            "PAIRS.csv", r"--teacher: name the model that scores, or that gave --scores", "--teacher=UNSET", code=2
+        ),
+        Mistake("PAIRS.csv", r"--teacher must be a line of text, got ' '; name the model", "'--teacher= '"),
     ],
     ("cache-teacher", "--data"): [CORPUS],
     ("cache-texts", "--texts"): [
@@ -261,14 +257,12 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         MODEL,
         Mistake("UNSET", r"--teacher: name the model that encodes the texts", code=2),
     ],
-    ("cache-texts", "--teacher-name"): [Mistake("a", r"--teacher-name: is for vectors from elsewhere", code=2)],
     ("cache-texts", "--extend"): [Mistake("ABSENT", r"no text cache in ABSENT.*dcdctl cache-texts`")],
     ("cache-texts", "--split"): [Mistake("val", r"PAIRS\.csv is a file of texts, and has no split 'val'")],
     ("cache-texts", "--vectors"): [
         Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; --vectors takes a file", GIVEN),
         Mistake("FILE", r"FILE is no file of texts by its name", GIVEN),
-        Mistake("FILE", r"--teacher-name: name the model that gave them", "--teacher=UNSET --texts=UNSET", code=2),
-        Mistake("FILE", r"--teacher: is for a model that dcdctl runs", "--texts=UNSET", code=2),
+        Mistake("FILE", r"--teacher: name the model .* that gave --vectors", "--teacher=UNSET --texts=UNSET", code=2),
     ],
     ("verify", "--teacher"): [
         replace(MODEL, needs="place=CORPUS --scores=3"),
@@ -303,8 +297,6 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("PHOTOS", r"PHOTOS is a folder, and not a file of texts", f"captions=UNSET {TEACHER}"),
     ],
     ("photos", "--teacher"): [replace(MODEL, needs="captions=UNSET --queries=PAIRS.csv")],
-    ("photos", "--vision"): [],  # the training checks its encoders, after the corpus is made
-    ("photos", "--text"): [],
     ("photos", "--out"): [*FOLDER, TAKEN],
     ("prepare", "--csv"): [
         Mistake(

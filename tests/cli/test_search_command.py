@@ -9,7 +9,6 @@ import re
 import shutil
 
 import pytest
-import torch
 from html_page import Page
 from made_index import searcher_of, update
 from noise_index import CAPTIONS, NAMES, make_index
@@ -233,19 +232,6 @@ def test_a_model_in_place_of_an_index_is_told_how_an_index_is_made(index, tmp_pa
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr.startswith(f"error: {what}")
         assert f"`dcdctl index {shown} --images DIR --out INDEX`" in result.stderr
-
-
-def test_the_number_of_threads_is_the_given_one(index, monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.setenv("OMP_NUM_THREADS", str(before))
-    try:
-        assert (
-            run_cli(index, "--image", index.parent / "images" / "plain.png", "--threads", before + 1, *CPU).exit_code
-            == 0
-        )
-        assert torch.get_num_threads() == before + 1
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_only_unprintable_characters_are_escaped():

@@ -71,8 +71,8 @@ def test_a_head_that_was_killed_is_not_waited_for(alone):
 
 
 def test_a_worker_that_can_never_start_is_an_error_and_the_cluster_that_was_started_ends(alone):
-    with pytest.raises(ConfigError, match=r"no worker fits: one takes 64 CPUs and 0 GPUs, .*; use fewer --threads"):
-        cluster.connect(EngineChoice(engine="ray", worker_cpus=64), unsaid)
+    with pytest.raises(ConfigError, match=r"no worker fits: one takes 64 CPUs and 0 GPUs, .*; ask for less: --engine"):
+        cluster.connect(EngineChoice(engine="ray", cpus=64), unsaid)
     assert [options["address"] for options in alone] == ["local", "none"]
 
 

@@ -58,7 +58,7 @@ def pairs(out: Path) -> dict[str, bytes]:
 def one(data, tmp_path_factory) -> Path:
     """The cache of one process."""
     out = tmp_path_factory.mktemp("one") / "cache"
-    processes.run(scoring(data, out, "--threads", 1, "--device", "cpu"), check=True)
+    processes.run(scoring(data, out, "--device", "cpu"), check=True, env={**os.environ, **ONE_THREAD})
     return out
 
 
@@ -71,17 +71,17 @@ def test_one_cache_whoever_scores_it(nodes, data, one, tmp_path):
     assert contents(tmp_path / "torchrun") == contents(one)
     for workers in (1, 2, 4):
         out = tmp_path / f"ray-{workers}"
-        processes.run(scoring(data, out, "--engine", "ray", "--workers", workers, "--threads", 1), check=True)
+        processes.run(scoring(data, out, "--engine", f"ray?workers={workers}"), check=True)
         assert contents(out) == contents(one)
     listed = scoring(data, tmp_path / "listed", "--plan-only", "--with", "captions,bytes")
     at = listed.index("--teacher")
     planned = [*listed[:at], *listed[at + 2 :]]
     processes.run(planned, check=True)
     for work in sorted((tmp_path / "listed" / "work").iterdir()):
-        one_file = ["work", work, "--model", "scenes-vilt", "--threads", 1, "--out", tmp_path / "scores"]
-        processes.run([*DCDCTL, *one_file], check=True)
+        one_file = ["work", work, "--model", "scenes-vilt", "--out", tmp_path / "scores"]
+        processes.run([*DCDCTL, *one_file], check=True, env={**os.environ, **ONE_THREAD})
     given = [word for word in planned if word not in ("--plan-only", "--with", "captions,bytes")]
-    processes.run([*given, "--scores", tmp_path / "scores", "--teacher-name", "scenes-vilt"], check=True)
+    processes.run([*given, "--scores", tmp_path / "scores", "--teacher", "scenes-vilt"], check=True)
     assert pairs(tmp_path / "listed") == pairs(one)
 
 
@@ -90,7 +90,7 @@ def test_one_cache_whoever_scores_it(nodes, data, one, tmp_path):
 def test_a_command_that_ends_in_the_middle_is_repeated_and_leaves_the_cluster(nodes, data, one, tmp_path, sign, trial):
     nodes.add("a")
     out = tmp_path / "cache"
-    command = scoring(data, out, "--engine", "ray", "--workers", 2, "--threads", 1)
+    command = scoring(data, out, "--engine", "ray?workers=2")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not pairs(out):
             time.sleep(0.1)
@@ -119,7 +119,7 @@ def test_a_command_ends_if_the_head_dies_and_is_repeated_on_a_new_cluster(
 
     nodes.add("a")
     out = tmp_path / "cache"
-    command = scoring(data, out, "--engine", engine(), "--workers", 2, "--threads", 1)
+    command = scoring(data, out, "--engine", f"{engine()}?workers=2")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not pairs(out):
             time.sleep(0.1)
@@ -131,7 +131,7 @@ def test_a_command_ends_if_the_head_dies_and_is_repeated_on_a_new_cluster(
     assert 0 < len(pairs(out)) < 3
     nodes.start_again()
     nodes.add("a")
-    processes.run(scoring(data, out, "--engine", engine(), "--workers", 2, "--threads", 1), check=True)
+    processes.run(scoring(data, out, "--engine", f"{engine()}?workers=2"), check=True)
     assert contents(out) == contents(one)
 
 
@@ -157,7 +157,7 @@ def test_a_teacher_of_the_current_folder_travels(nodes, data, tmp_path):
     nodes.add("a")
     (tmp_path / "own_words.py").write_text("WEIGHT = 0.5\n")
     (tmp_path / "own_scorer.py").write_text(FUNCTION)
-    for out, more in (("one", ("--device", "cpu")), ("ray", ("--engine", "ray", "--workers", 2))):
+    for out, more in (("one", ("--device", "cpu")), ("ray", ("--engine", "ray?workers=2"))):
         command = scoring(data, tmp_path / out, *more, teacher="own_scorer:Length")
         processes.run(command, check=True, cwd=tmp_path)
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
@@ -166,6 +166,6 @@ def test_a_teacher_of_the_current_folder_travels(nodes, data, tmp_path):
 def test_the_address_of_a_head(nodes, data, one, tmp_path, monkeypatch):
     nodes.add("a")
     monkeypatch.delenv("RAY_ADDRESS")
-    command = scoring(data, tmp_path / "cache", "--engine", nodes.url, "--workers", 2, "--threads", 1)
+    command = scoring(data, tmp_path / "cache", "--engine", f"{nodes.url}?workers=2")
     processes.run(command, check=True)
     assert contents(tmp_path / "cache") == contents(one)

@@ -16,7 +16,7 @@ import ray
 from ray import exceptions as failures
 from ray._private import worker
 
-from dcdctl.core.engines import EngineChoice, choice, cluster, ray_engine
+from dcdctl.core.engines import EngineChoice, cluster, ray_engine
 from dcdctl.core.engines.engine import Task
 from dcdctl.core.engines.ray_worker import RayWorker, versions
 from dcdctl.core.errors import DcdError, SourceError
@@ -240,12 +240,12 @@ def test_a_lost_connection_of_a_worker_is_no_lost_cluster(monkeypatch):
     ("resources", "choice", "expected"),
     [
         ({"CPU": 7.0}, {}, 7),
-        ({"CPU": 7.0}, {"worker_cpus": 2}, 3),
-        ({"CPU": 7.0}, {"worker_cpus": 8}, 1),
+        ({"CPU": 7.0}, {"cpus": 2}, 3),
+        ({"CPU": 7.0}, {"cpus": 8}, 1),
         ({"CPU": 7.0, "GPU": 2.0}, {}, 2),
-        ({"CPU": 7.0, "GPU": 2.0}, {"worker_gpus": 0.5}, 4),
-        ({"CPU": 3.0, "GPU": 2.0}, {"worker_gpus": 0.5}, 3),
-        ({"CPU": 7.0, "GPU": 2.0}, {"worker_gpus": 0}, 7),
+        ({"CPU": 7.0, "GPU": 2.0}, {"gpus": 0.5}, 4),
+        ({"CPU": 3.0, "GPU": 2.0}, {"gpus": 0.5}, 3),
+        ({"CPU": 7.0, "GPU": 2.0}, {"gpus": 0}, 7),
         ({"CPU": 7.0, "GPU": 2.0}, {"workers": 5}, 5),
     ],
 )
@@ -260,14 +260,14 @@ def test_there_are_as_many_workers_as_nodes_have_room_for_unless_the_user_says(
     ("nodes", "choice", "expected"),
     [
         ([{"CPU": 2.0}], {}, True),
-        ([{"CPU": 2.0}], {"worker_cpus": 2}, True),
-        ([{"CPU": 2.0}], {"worker_cpus": 3}, False),
-        ([{"CPU": 2.0}, {"CPU": 2.0}], {"worker_cpus": 3}, False),
-        ([{"CPU": 2.0}, {"CPU": 3.0}], {"worker_cpus": 3}, True),
-        ([{"CPU": 2.0}], {"worker_gpus": 0.5}, False),
-        ([{"CPU": 2.0, "GPU": 0.5}], {"worker_gpus": 0.5}, True),
+        ([{"CPU": 2.0}], {"cpus": 2}, True),
+        ([{"CPU": 2.0}], {"cpus": 3}, False),
+        ([{"CPU": 2.0}, {"CPU": 2.0}], {"cpus": 3}, False),
+        ([{"CPU": 2.0}, {"CPU": 3.0}], {"cpus": 3}, True),
+        ([{"CPU": 2.0}], {"gpus": 0.5}, False),
+        ([{"CPU": 2.0, "GPU": 0.5}], {"gpus": 0.5}, True),
         # Not the cores of one node and the GPU of another.
-        ([{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}], {"worker_cpus": 4, "worker_gpus": 1}, False),
+        ([{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}], {"cpus": 4, "gpus": 1}, False),
         ([None, {"CPU": 1.0}], {}, True),
         ([None], {}, False),
         ([], {}, False),
@@ -288,13 +288,7 @@ def test_rooms_are_told_in_words(monkeypatch):
     assert cluster.room_of_cluster() == "6 CPUs and 1 GPU on 2 nodes"
     assert cluster.free_room() == "1 CPU and 0 GPUs free"
     assert cluster.room_of_worker(EngineChoice(engine="ray")) == "1 CPU and 1 GPU"
-    assert cluster.room_of_worker(EngineChoice(engine="ray", worker_cpus=2, worker_gpus=0.5)) == "2 CPUs and 0.5 GPUs"
-
-
-def test_a_worker_computes_with_as_many_threads_as_it_has_cores():
-    assert choice.threads_of_worker(EngineChoice(engine="ray", worker_cpus=3), None) == 3
-    assert choice.threads_of_worker(EngineChoice(engine="ray", worker_cpus=3), 5) == 5
-    assert choice.threads_of_worker(EngineChoice(engine="ray"), None) == 1
+    assert cluster.room_of_worker(EngineChoice(engine="ray", cpus=2, gpus=0.5)) == "2 CPUs and 0.5 GPUs"
 
 
 def test_workers_without_a_task_are_kept_for_the_next_call_and_the_others_end(job, monkeypatch):
@@ -351,18 +345,17 @@ def test_a_worker_says_how_many_units_it_has_done_since_it_was_made(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("text", "choice"),
     [
-        {"engine": "ray", "workers": 300, "worker_gpus": 0, "worker_cpus": 2},
-        {"engine": "ray://head:10001"},
-        {"engine": "ray", "worker_gpus": 0.5},
-        {"engine": "ray", "worker_gpus": 2},
-        {"workers": 256},
-        {"workers": 0},
+        (None, EngineChoice()),
+        ("ray", EngineChoice(engine="ray")),
+        ("ray?workers=300&gpus=0&cpus=2", EngineChoice(engine="ray", workers=300, gpus=0, cpus=2)),
+        ("ray://head:10001", EngineChoice(engine="ray://head:10001")),
+        ("ray://head:10001?gpus=0.5", EngineChoice(engine="ray://head:10001", gpus=0.5)),
     ],
 )
-def test_options_that_fit_an_engine_are_taken(options):
-    EngineChoice(**options).check()
+def test_a_choice_is_read_as_it_is_typed(text, choice):
+    assert EngineChoice.parse(text) == choice
 
 
 class Ref:

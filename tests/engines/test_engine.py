@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -115,10 +116,11 @@ def test_a_worker_reads_ahead_on_all_threads_but_one(threads, readers):
 def test_a_worker_computes_with_what_the_user_gave_it(monkeypatch):
     used: list[int | None] = []
     monkeypatch.setattr("torch.set_num_threads", used.append)
-    given = Compute(batch_size=3, precision="bfloat16", workers=0, of_worker=OfWorker(device="cpu", threads=5))
+    given = Compute(batch_size=3, precision="bfloat16", of_worker=OfWorker(device="cpu", threads=5))
     made = given.for_workers().in_worker()
     assert (made.workers, made.batch_size, made.precision, made.of_worker) == (4, 3, "bfloat16", None)
     assert isinstance(made.engine, ThisProcess)
     assert used == [5]
+    assert replace(given, workers=0).in_worker().workers == 0
     # A process that is no worker keeps what it has.
     assert made.in_worker() is made

@@ -264,7 +264,7 @@ def test_a_result_that_cannot_travel_is_an_error_and_the_others_are_kept(job):
 
 
 def test_a_worker_that_fits_on_no_node_is_told_at_once(job, nodes):
-    job.engine.choice = EngineChoice(engine="ray", workers=1, worker_cpus=7)
+    job.engine.choice = EngineChoice(engine="ray", workers=1, cpus=7)
 
     def say(line: str) -> None:
         job.said.append(line)

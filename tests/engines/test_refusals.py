@@ -19,12 +19,13 @@ from dcdctl.core.engines.travel import check_versions, put_maker
 from dcdctl.core.errors import ConfigError, InputError, ModelError, SourceError, StaleError
 from dcdctl.core.progress import unsaid
 
-OPTIONS = [
-    ({"worker_gpus": 0}, "--worker-gpus is for the workers of an engine; add --engine ray"),
-    ({"workers": 257}, "--workers must be at most 256 threads, got 257"),
-    ({"engine": "ray", "workers": 0}, "--workers must be at least 1 with --engine, got 0"),
-    ({"engine": "ray://head"}, r"engine 'ray://head' is unknown; known are ray, and ray://HOST:PORT"),
-    ({"engine": "ray", "worker_gpus": 1.5}, r"a share of one GPU or a whole number of them, got 1\.5"),
+CHOICES = [
+    ("ray://head", r"engine 'ray://head' is unknown; known are ray, and ray://HOST:PORT"),
+    ("ray?workers=0", r"--engine\.workers must lie in \[1, 100000\], got 0"),
+    ("ray?workers=many", r"--engine\.workers must be .*'many'"),
+    ("ray?gpus=1.5", r"a share of one GPU or a whole number of them, got 1\.5"),
+    ("ray://head:10001?cpus=0", r"--engine\.cpus must lie in \[1, 1024\], got 0"),
+    ("ray?threads=2", r"unknown key --engine\.threads; known keys here: engine, workers, gpus, cpus"),
 ]
 ADDRESSES = [
     ("127.0.0.1:{}", "refused"),
@@ -55,7 +56,7 @@ def of_address(address: str, use, *, by_option: bool):
 
 def under_torchrun(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    EngineChoice(engine="ray").check()
+    EngineChoice.parse("ray")
 
 
 def in_a_small_store(monkeypatch):
@@ -74,7 +75,7 @@ def silent(why: str) -> str:
 
 
 ROWS = [
-    *(Refusal(f"{options}", EngineChoice(**options).check, ConfigError, says) for options, says in OPTIONS),
+    *(Refusal(text, partial(EngineChoice.parse, text), ConfigError, says) for text, says in CHOICES),
     Refusal("torchrun", under_torchrun, ConfigError, "--engine and torchrun both start processes; leave one of them"),
     *(
         Refusal(f"--engine {address}", of_address(address, connect, by_option=True), SourceError, silent(why))

@@ -51,7 +51,7 @@ def document_of(*words):
 
 
 def test_the_document_has_the_numbers_of_both_and_of_the_difference_by_hand(here, made):
-    document = document_of("base", "gain", "--resamples", 200)
+    document = document_of("base", "gain")
     assert {
         key: document[key]
         for key in ("split", "images", "captions", "protocol", "corpus_fingerprint", "resamples", "seed", "level")
@@ -61,7 +61,7 @@ def test_the_document_has_the_numbers_of_both_and_of_the_difference_by_hand(here
         "captions": 7,
         "protocol": "whole",
         "corpus_fingerprint": made.fingerprint,
-        "resamples": 200,
+        "resamples": 10_000,
         "seed": 0,
         "level": 0.95,
     }
@@ -166,7 +166,7 @@ def test_runs_of_one_side_are_averaged(here):
 
 
 def test_drawn_seeds_widen_the_interval_and_are_named(here):
-    words = ("base,mixed", "gain,mixed", "--resamples", 200)
+    words = ("base,mixed", "gain,mixed")
     averaged, drawn = document_of(*words), document_of(*words, "--draw-seeds")
     assert (averaged["draws_seeds"], drawn["draws_seeds"]) == (False, True)
     rsums = [document["comparisons"][0]["difference"]["rsum"] for document in (averaged, drawn)]
@@ -174,13 +174,13 @@ def test_drawn_seeds_widen_the_interval_and_are_named(here):
     widths = [high - low for low, high in (rsum["interval"] for rsum in rsums)]
     assert widths[1] > 1.2 * widths[0]
     result = run_cli(*words, "--draw-seeds")
-    assert "  draws: 200 of images and of runs, seed 0" in result.stdout.splitlines()
+    assert "  draws: 10,000 of images and of runs, seed 0" in result.stdout.splitlines()
     assert "95% interval over images and runs." in result.stdout
     assert max(map(len, result.stdout.splitlines()[1:])) <= 75 + len("gain + 1 more") + 3
 
 
 def test_where_seeds_are_drawn_the_t_test_over_runs_stands_beside_the_bootstrap(here):
-    words = ("base,mixed", "gain,mixed", "--resamples", 200)
+    words = ("base,mixed", "gain,mixed")
     (comparison,) = document_of(*words, "--draw-seeds")["comparisons"]
     assert document_of(*words)["comparisons"][0]["t_test"] is None
     averaged = run_cli(*words).stdout.splitlines()
@@ -195,12 +195,12 @@ def test_where_seeds_are_drawn_the_t_test_over_runs_stands_beside_the_bootstrap(
 def test_fewer_than_three_seeds_are_warned_of(here, made):
     for seed, ranks in enumerate((BASE, GAIN, GAIN)):
         write_evaluation(here / f"run{seed}", made, *ranks)
-    two = run_cli("base,base", "gain,mixed", "--draw-seeds", "--resamples", 200).stdout.splitlines()[-1]
+    two = run_cli("base,base", "gain,mixed", "--draw-seeds").stdout.splitlines()[-1]
     assert two == "Fewer than 3 seeds per system: a claim about methods needs at least 3."
     assert document_of("base,base", "gain,mixed")["comparisons"][0]["seed_warning"] == two
-    three = run_cli("run0,run1,run2", "gain,gain,mixed", "--draw-seeds", "--resamples", 200)
+    three = run_cli("run0,run1,run2", "gain,gain,mixed", "--draw-seeds")
     assert "Fewer than" not in three.stdout
-    assert run_cli("base", "gain", "--html", here / "page.html", "--resamples", 100).exit_code == 0
+    assert run_cli("base", "gain", "--html", here / "page.html").exit_code == 0
     page = (here / "page.html").read_text()
     assert "<h1>Compared with base</h1>\n<p><b>Not shown to differ: gain against base, RSUM +177.1 (" in page
     assert "<p>Intervals and p are about these trainings; they cover no other seed.</p>" in page
@@ -209,9 +209,7 @@ def test_fewer_than_three_seeds_are_warned_of(here, made):
 
 def test_a_cascade_is_named_with_its_depth(here, made):
     write_evaluation(here / "base", made, *GAIN, cascade=True)
-    assert (
-        "base:cascade: base:cascade (cascade of depth 50)" in run_cli("base", "base:cascade", "--resamples", 100).stdout
-    )
+    assert "base:cascade: base:cascade (cascade of depth 50)" in run_cli("base", "base:cascade").stdout
     side = document_of("base", "base:cascade")["sides"][1]
     assert (side["runs"], side["kind"], side["depth"]) == (["base:cascade"], "cascade", 50)
 
@@ -221,7 +219,6 @@ def test_a_cascade_is_named_with_its_depth(here, made):
     [
         (["base"], 1, "got 1 systems, expected 2 to 26"),
         (["base", "absent"], 1, "there is no finished evaluation in absent"),
-        (["base", "gain", "--resamples", 99], 2, "--resamples"),
         (["base,mixed", "gain", "--draw-seeds"], 1, "gain has 1 run, drawing its seeds needs 2 or more"),
         (["base", "gain", "--data", "x"], 2, "--html"),
         ([], 2, "SYSTEM"),
@@ -241,7 +238,7 @@ def page(here, made):
         first_text = [(np.arange(7) + image + shift) % 7 for image in range(5)]
         first_image = [(np.arange(5) + owner + shift) % 5 for owner in made.caption_image]
         write_top(here / name / "top.parquet", made, first_text, first_image)
-    result = run_cli("base", "gain", "--resamples", 100, "--html", here / "page.html")
+    result = run_cli("base", "gain", "--html", here / "page.html")
     assert result.exit_code == 0
     assert result.stderr == f"page -> {here / 'page.html'}\n"
     return (here / "page.html").read_text()
@@ -285,7 +282,7 @@ def test_the_page_of_a_corpus_that_is_gone_has_names_and_no_images(here, made):
     for name, ranks in (("moved", BASE), ("better", GAIN)):
         write_evaluation(here / name, made, *ranks, data="gone/corpus")
         write_top(here / name / "top.parquet", made, [np.arange(7)] * 5, [np.arange(5)] * 7)
-    result = run_cli("moved", "better", "--resamples", 100, "--html", here / "page.html")
+    result = run_cli("moved", "better", "--html", here / "page.html")
     assert result.exit_code == 0, result.stderr
     assert (
         result.stderr

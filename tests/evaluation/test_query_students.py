@@ -66,7 +66,7 @@ def test_a_fusion_scorer_has_no_query_student(folders, scenes_corpus_dir, tmp_pa
 def test_it_is_compared_with_the_teachers_own_texts(folders, scenes_corpus_dir):
     big, query = folders / "big", folders / "q"
     run("eval", big, "--query-model", query, "--data", scenes_corpus_dir, "--device", "cpu", "--out", folders / "both")
-    compared = document_of("compare", folders / "own", folders / "both", "--resamples", 200)
+    compared = document_of("compare", folders / "own", folders / "both")
     assert "interval" in str(compared)
     # Another model's student has no recall.
     other = models.load_dual(big)

@@ -70,14 +70,6 @@ def test_a_started_worker_knows_the_checksums_of_its_parent(tmp_path, monkeypatc
     assert artifacts.sha256_of(tmp_path / "part") == digest
 
 
-@pytest.mark.parametrize(("count", "expected"), [(None, []), (1, [1]), (1024, [1024])])
-def test_torch_computes_with_the_threads_asked_for(monkeypatch, count, expected):
-    found: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", found.append)
-    devices.use_threads(count)
-    assert found == expected
-
-
 @pytest.mark.parametrize(
     ("cores", "processes", "workers", "expected"),
     [

@@ -37,14 +37,11 @@ def test_the_memory_is_the_least_of_machine_container_and_ulimit(monkeypatch, tm
     assert machine.memory_bytes() == expected
 
 
-@pytest.mark.parametrize(
-    ("count", "named", "expected"),
-    [(3, "2", 3), (None, "2", 2), (None, "", 6), (None, "0", 6), (None, "many", 6), (None, "-1", 6)],
-)
-def test_threads_are_those_asked_for_or_those_of_the_environment_or_one_per_core(monkeypatch, count, named, expected):
+@pytest.mark.parametrize(("named", "expected"), [("2", 2), ("", 6), ("0", 6), ("many", 6), ("-1", 6)])
+def test_threads_are_those_of_the_environment_or_one_per_core(monkeypatch, named, expected):
     monkeypatch.setenv("OMP_NUM_THREADS", named)
     monkeypatch.setattr(machine, "num_cores", lambda: 6)
-    assert machine.num_threads(count) == expected
+    assert machine.num_threads() == expected
 
 
 def test_a_service_that_returns_memory_is_not_made_to_keep_it(monkeypatch):

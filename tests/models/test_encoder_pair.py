@@ -87,7 +87,7 @@ def test_an_encoder_that_does_not_fit_is_refused_and_named(captions, tmp_path):
     (tmp_path / "text" / "tokenizer.json").unlink()
     with pytest.raises(
         ModelError,
-        match=r"text holds no tokenizer's vocabulary; --text \(model\.text\) names a text model with its tokenizer",
+        match=r"text holds no tokenizer's vocabulary; model\.text names a text model with its tokenizer",
     ):
         models.new_coattention(vision, text, SMALL)
     square_image_processor(SIDE + 8).save_pretrained(vision)

@@ -35,7 +35,7 @@ CONFIGS = [
         {**FROM_DUAL, "vision": "", "text": "", "start": "runs/a"},
         r"model\.dual_init is for a new fusion model",
     ),
-    (DualConfig, {"start": "new", "frozen_encoders": True}, "is for a new model over --vision and --text"),
+    (DualConfig, {"start": "new", "frozen_encoders": True}, "is for a new model over model.vision and model.text"),
     (DualConfig, {**OVER_ENCODERS, "vision_grid": 0}, r"model\.vision_grid must lie in .*, got 0"),
     (DualConfig, {**OVER_ENCODERS, "vision_size": 0}, r"model\.vision_size must lie in .*, got 0"),
     (

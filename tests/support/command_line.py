@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 
 QUICK_BENCH = (
-    "--set num_images=2 --batch-size 2 --set batch_sizes=[2] --set gallery_sizes=[10] --set reference_gallery=10 "
+    "--set num_images=2 --set batch_size=2 --set batch_sizes=[2] --set gallery_sizes=[10] --set reference_gallery=10 "
     "--set budget_s=0.02 --set num_repeats=2 --set is_onnx_timed=false --device cpu"
 )
 """Options of `bench` for the shortest measurements, in no other process."""

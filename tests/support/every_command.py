@@ -38,7 +38,7 @@ COMMANDS = {
     "prepare zip": "prepare --csv pairs.csv --images photos.zip --out NEW --workers 1",
     "prepare again": f"prepare scenes {SCENES} --out corpus --workers 1",
     # One image to train on is too few: what comes before the training is tried.
-    "photos": "photos photos pairs.csv --out NEW --vision vision --text text",
+    "photos": "photos photos pairs.csv --out NEW --set model.vision=vision --set model.text=text",
     "inspect corpus": "inspect corpus",
     "inspect cache": "inspect cache",
     "inspect index": "inspect index",

@@ -372,7 +372,7 @@ def test_a_cross_encoder_gives_scores_beside_the_frozen_images(corpus, folders, 
         (
             [*NOT_NEW, "model.text=teacher"],
             {},
-            r"--text \(model.text\) is teacher, and no teacher is given; name it with --teacher",
+            r"model\.text is teacher, and no teacher is given; name it with --teacher",
         ),
         (["loss.dims=[2, 9]"], {}, r"loss.dims ends with 9, and the vectors of the model have 8 numbers"),
         (["model.pooled=true"], {}, r"model.pooled is unknown in a query model; a late model has it; leave it out"),

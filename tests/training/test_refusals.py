@@ -57,7 +57,7 @@ RECIPES = {
         (["model.dropout=1"], r"model\.dropout must lie in"),
         (["model.kind=dual", "model.start=new"], r"model\.layers is unknown in a dual model; .*; leave it"),
         (["model.kind=dual", "model.layers=[]"], r"cannot start from a fusion teacher; set model\.start to new"),
-        (["model.vision=a/b", "model.start=new"], r"--vision and --text .* go together"),
+        (["model.vision=a/b", "model.start=new"], r"model\.vision and model\.text go together"),
         (["model.vision=a/b"], r"model\.vision is for model\.start new, and it is teacher; leave it out"),
         (["model.vision=a/b", "model.text=c/d"], r"model\.text is for model\.start new"),
     ],

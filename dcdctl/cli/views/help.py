@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from dcdctl.cli.options import MOST, refuse_urls
+from dcdctl.cli.options import refuse_urls, settings_like
 
 MAX_COLUMNS = 100
 """Widest line of the help, however wide the terminal is."""
@@ -23,7 +23,10 @@ NAME_COLUMNS = 26
 """Longest name that has its text on the same line."""
 PATHS = re.compile("CACHE|CKPT|DATA|DIR|FILE|FOLDER|INDEX|MANIFEST|PATH|PLACE|RECIPE|REF|RUN|SYSTEM")
 """Metavars of parameters that name a file or a folder."""
-ORDER = ("Common", "Input", "Settings", "Compute", "Output", "Other")
+ORDER = ("Common", "Input", "Settings", "Compute")
+SHARED = ("device", "json", "help")
+"""Options that mean the same in every command that has them. `dcdctl --help` explains them, and the help of a command
+names them in a line."""
 COMMON = [
     "data",
     "images",
@@ -36,6 +39,9 @@ COMMON = [
     "start",
     "split",
     "add",
+    "moved",
+    "watch",
+    "remove",
     "metadata",
     "image",
     "where",
@@ -58,8 +64,16 @@ class HelpCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of a command; a usage error for two kinds that Typer takes: an empty path, which would be the
-        current folder, and a number such as 1_000."""
-        words = self.make_parser(ctx).parse_args(list(args))[0]
+        current folder, and a number such as 1_000. The error for an unknown option names the settings it may mean."""
+        try:
+            words = self.make_parser(ctx).parse_args(list(args))[0]
+        except typer.TyperException as error:
+            unknown: Any = error
+            # Only the error for an unknown option has this attribute.
+            if hasattr(unknown, "possibilities") and any("--set" in each.opts for each in self.params):
+                settings = settings_like(str(self.name), unknown.option_name)
+                unknown.possibilities = [f"--set {name}=VALUE" for name in settings] or unknown.possibilities
+            raise
         parameters: list[Any] = [] if ctx.resilient_parsing else self.params
         for parameter in parameters:
             given = words.get(parameter.name)
@@ -98,18 +112,24 @@ class HelpCommand(TyperCommand):
         for argument in _arguments(self):
             # The record's name has the type, and its text the notes on default and range.
             panels["Arguments"].append((argument.metavar, (argument.get_help_record(ctx) or ("", ""))[1]))
+        shared = []
         for parameter in self.get_params(ctx):
             if parameter.param_type_name == "option" and (record := parameter.get_help_record(ctx)) is not None:
+                if parameter.name in SHARED:
+                    shared.append(record[0])
+                    continue
                 is_first = parameter.opts[0].lstrip("-") in COMMON
                 name, text = record
-                # The maximum of all numbers tells nobody anything.
-                row = name, re.sub(rf"(\d+)<=x<={MOST}", r"x>=\1", text)
-                panels["Common" if is_first else getattr(parameter, "rich_help_panel", None) or "Other"].append(row)
+                # A range is told by the error for a number outside of it.
+                text = re.sub(r"(; |  \[)[\d<=x>]+\]$", lambda match: "]" if match[1] == "; " else "", text)
+                row = name, re.sub(r"\[default: \((.*)\)\]$", r"[default: \1]", text)
+                panels["Common" if is_first else str(vars(parameter)["rich_help_panel"])].append(row)
         write_panels(formatter, panels)
+        formatter.write(f"\nAlso (dcdctl --help): {'; '.join(shared)}\n")
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """The example, a command that runs when it is copied."""
-        formatter.write(f"\nExample:\n\n  {self.epilog}\n")
+        formatter.write(f"\nExample:\n  {self.epilog}\n")
 
 
 def _arguments(command: Any) -> list[Any]:

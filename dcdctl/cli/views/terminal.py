@@ -21,7 +21,7 @@ from unicodedata import category
 import typer
 from typer.core import TyperGroup
 
-from dcdctl.cli.views.help import write_panels
+from dcdctl.cli.views.help import SHARED, write_panels
 from dcdctl.core.errors import DcdError, as_user_error, first_line
 from dcdctl.core.progress import Advance, byte_size
 
@@ -92,7 +92,17 @@ class ErrorGroup(TyperGroup):
             panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append(
                 (name.ljust(longest), summary)
             )
-        write_panels(formatter, panels)
+        write_panels(formatter, panels | {"Options of many commands": self._shared_options(ctx)})
+
+    def _shared_options(self, ctx: Any) -> list[tuple[str, str]]:
+        """The options that the help of a command only names."""
+        records = {
+            parameter.name: parameter.get_help_record(ctx)
+            for command in self.commands.values()
+            for parameter in command.params
+            if parameter.name in SHARED
+        }
+        return [record for record in records.values() if record is not None]
 
 
 def _small_address_space() -> str:

@@ -121,15 +121,9 @@ def compare(
 
 @contextmanager
 def _inference(config: BenchConfig, device: torch.device) -> Iterator[None]:
-    """Inference mode, autocast and the number of threads, for both models."""
-    # The number of threads holds for the whole process, so it is restored at the end.
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.num_threads or before)
-    try:
-        with torch.inference_mode(), Compute(device=device, precision=config.precision).forward_pass():
-            yield
-    finally:
-        torch.set_num_threads(before)
+    """Inference mode and autocast, for both models."""
+    with torch.inference_mode(), Compute(device=device, precision=config.precision).forward_pass():
+        yield
 
 
 def _clock(config: BenchConfig, device: torch.device) -> Callable[[], float]:

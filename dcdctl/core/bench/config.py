@@ -65,8 +65,6 @@ class BenchConfig:
     """Whether the student is also timed in ONNX Runtime, if it can be exported."""
     precision: str = "float32"
     """Autocast precision of both models; float32 means no autocast."""
-    num_threads: int | None = None
-    """CPU threads; None for torch's default."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -45,7 +45,7 @@ from .images import (
     turned_back,
     upright_rgb,
 )
-from .manifest import DataChoice, choose_manifest, counted_corpus, find_manifest, list_data_sets
+from .manifest import DataChoice, Manifest, choose_manifest, counted_corpus, find_manifest, list_data_sets
 from .near_duplicates import NEAR_BITS
 from .prepare import CorpusSummary, prepare_corpus
 from .ragged_array import Flags, Indices, RaggedArray, Scores, Values, offsets_of
@@ -88,6 +88,7 @@ __all__ = [
     "ImageColumns",
     "ImageError",
     "Indices",
+    "Manifest",
     "PackedImageFile",
     "PrepareOptions",
     "RaggedArray",

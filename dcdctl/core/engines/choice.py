@@ -5,65 +5,60 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import parse_qsl
 
+from dcdctl.core.config import between, build, check_fields, parse_value
 from dcdctl.core.engines.engine import Engine
 from dcdctl.core.engines.processes import TorchProcesses
 from dcdctl.core.errors import ConfigError, require_extra
-from dcdctl.core.machine import num_threads
 from dcdctl.core.progress import Say
-
-MOST_THREADS = 256
-"""Threads that read ahead: with more, a machine ends in its errors, or ends others."""
-
 
 _ADDRESS = re.compile(r"ray://.+:\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
-    """An engine and its workers, as options name them."""
+    """An engine and its workers."""
 
     engine: str | None = None
     """`ray`, or the address of a cluster, such as ray://HEAD:10001; None for this process or those of torchrun."""
-    workers: int | None = None
+    workers: Annotated[int, between(1, 100_000)] | None = None
     """Workers of the engine; None for as many as the cluster has room for."""
-    worker_gpus: float | None = None
+    gpus: Annotated[float, between(0, 1024)] | None = None
     """GPUs of each worker, which may be a fraction; None for one where the cluster has GPUs, else none."""
-    worker_cpus: int | None = None
-    """CPU cores of each worker, as many as its threads; None for one."""
+    cpus: Annotated[int, between(1, 1024)] = 1
+    """CPU cores of each worker, which computes with as many threads."""
 
-    def check(self) -> None:
-        """ConfigError for an unknown engine or options without one, MissingError without its package."""
-        if self.engine is None:
-            if self.worker_gpus is not None:
-                raise ConfigError("--worker-gpus is for the workers of an engine", hint="add --engine ray")
-            if (self.workers or 0) > MOST_THREADS:
-                raise ConfigError(f"--workers must be at most {MOST_THREADS} threads, got {self.workers:,}")
-            return
-        if self.workers == 0:
-            raise ConfigError("--workers must be at least 1 with --engine, got 0")
-        if self.engine != "ray" and not _ADDRESS.fullmatch(self.engine):
+    def __post_init__(self) -> None:
+        check_fields(self, "--engine")
+        if self.gpus is not None and self.gpus > 1 and self.gpus % 1:
+            raise ConfigError(f"--engine.gpus must be a share of one GPU or a whole number of them, got {self.gpus:g}")
+
+    @classmethod
+    def parse(cls, text: str | None) -> EngineChoice:
+        """The choice that a user types: ray, or ray://HEAD:10001?workers=4&gpus=0.5&cpus=2; None for no engine.
+
+        ConfigError for an unknown engine or setting, and beside torchrun; MissingError without the engine's package.
+        """
+        if text is None:
+            return cls()
+        engine, _, query = text.partition("?")
+        if engine != "ray" and not _ADDRESS.fullmatch(engine):
             raise ConfigError(
-                f"engine {self.engine!r} is unknown", hint="known are ray, and ray://HOST:PORT for a cluster elsewhere"
+                f"engine {engine!r} is unknown", hint="known are ray, and ray://HOST:PORT for a cluster elsewhere"
             )
-        if self.worker_gpus is not None and self.worker_gpus > 1 and self.worker_gpus % 1:
-            raise ConfigError(
-                f"--worker-gpus must be a share of one GPU or a whole number of them, got {self.worker_gpus:g}"
-            )
+        settings = {name: parse_value(value) for name, value in parse_qsl(query, keep_blank_values=True)}
+        choice = build(cls, {**settings, "engine": engine}, where="--engine")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("--engine and torchrun both start processes", hint="leave one of them out")
         require_extra("ray", "ray", needed_by="--engine ray")
-
-
-def threads_of_worker(choice: EngineChoice, threads: int | None) -> int:
-    """CPU threads that a worker computes with: those that the user names, else one for each of its cores."""
-    return threads if threads is not None else num_threads(choice.worker_cpus or 1)
+        return choice
 
 
 def open_engine(choice: EngineChoice, say: Say) -> Engine:
-    """The engine of a choice; a cluster is joined when the first task is given to it. The errors of
-    `EngineChoice.check`, and SourceError if nobody listens at the address of the cluster."""
-    choice.check()
+    """The engine of a choice; a cluster is joined when the first task is given to it. SourceError if nobody listens at
+    the address of the cluster."""
     if choice.engine is None:
         return TorchProcesses()
     from dcdctl.core.engines.cluster import check_address

@@ -61,7 +61,7 @@ def connect(choice: EngineChoice, say: Say) -> None:
         ray.shutdown()
         raise ConfigError(
             f"no worker fits: {found}",
-            hint="use fewer --threads or a smaller --worker-gpus, or a cluster",
+            hint="ask for less: --engine 'ray?cpus=1&gpus=0', or name a cluster",
         )
 
 
@@ -211,15 +211,15 @@ def has_room(choice: EngineChoice) -> bool:
     for node in ray.nodes():
         resources = node.get("Resources", {}) if node.get("Alive") else {}
         cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-        if cpus >= (choice.worker_cpus or 1) and gpus >= gpus_of_worker(choice):
+        if cpus >= (choice.cpus) and gpus >= gpus_of_worker(choice):
             return True
     return False
 
 
 def gpus_of_worker(choice: EngineChoice) -> float:
     """The GPUs that each worker gets."""
-    if choice.worker_gpus is not None:
-        return choice.worker_gpus
+    if choice.gpus is not None:
+        return choice.gpus
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
@@ -228,7 +228,7 @@ def num_workers(choice: EngineChoice) -> int:
     if choice.workers is not None:
         return choice.workers
     resources, gpus = ray.cluster_resources(), gpus_of_worker(choice)
-    by_cpus = resources.get("CPU", 0) / (choice.worker_cpus or 1)
+    by_cpus = resources.get("CPU", 0) / (choice.cpus)
     by_gpus = resources.get("GPU", 0) / gpus if gpus else by_cpus
     return max(1, int(min(by_cpus, by_gpus)))
 
@@ -249,7 +249,7 @@ def free_room() -> str:
 
 def room_of_worker(choice: EngineChoice) -> str:
     """What a worker takes of a node, in words."""
-    return _amounts(choice.worker_cpus or 1, gpus_of_worker(choice))
+    return _amounts(choice.cpus, gpus_of_worker(choice))
 
 
 def _amounts(cpus: float, gpus: float) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from dcdctl.core import devices, machine
 from dcdctl.core.devices import CPU
-from dcdctl.core.engines.choice import EngineChoice, open_engine, threads_of_worker
+from dcdctl.core.engines.choice import EngineChoice, open_engine
 from dcdctl.core.engines.engine import Engine
 from dcdctl.core.engines.processes import ThisProcess, TorchProcesses
 from dcdctl.core.progress import Say
@@ -45,34 +45,35 @@ class Compute:
         choice: EngineChoice,
         *,
         device: str = "auto",
-        threads: int | None = None,
         precision: str = "fp32",
         batch_size: int | None = None,
+        workers: int | None = None,
         features: Path | None = None,
         say: Say,
     ) -> Compute:
-        """What options say, by the names that users type; the threads of torch are set. A line to `say` for a precision
-        that is slower than fp32 on this processor.
+        """What options say, by the names that users type. A line to `say` for a precision that is slower than fp32 on
+        this processor.
 
-        With a cluster, device and threads are those of its workers, and this process uses its CPU.
+        With a cluster, the device and the threads that read ahead are those of each worker, and this process uses its
+        CPU.
         """
-        devices.use_threads(threads)
         if choice.engine is None:
             chosen = devices.choose(device)
             return cls(
                 device=chosen,
                 precision=devices.precision_on(precision, chosen, say),
                 batch_size=batch_size,
-                workers=choice.workers,
+                workers=workers,
                 features=features,
             )
         return cls(
             device=devices.choose("cpu"),
             precision=devices.precision(precision),
             batch_size=batch_size,
+            workers=workers,
             features=features,
             engine=open_engine(choice, say),
-            of_worker=OfWorker(device=device, threads=threads_of_worker(choice, threads)),
+            of_worker=OfWorker(device=device, threads=choice.cpus),
         )
 
     @property
@@ -105,9 +106,10 @@ class Compute:
         ConfigError if the machine lacks the device."""
         if self.of_worker is None:
             return self
-        devices.use_threads(self.of_worker.threads)
+        torch.set_num_threads(self.of_worker.threads)
         device = devices.choose(self.of_worker.device)
-        return replace(self, device=device, workers=self.of_worker.readers, of_worker=None)
+        workers = self.of_worker.readers if self.workers is None else self.workers
+        return replace(self, device=device, workers=workers, of_worker=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,7 +130,7 @@ class RayEngine:
         """A new worker, which Ray places as soon as a node has room for it."""
         remote = ray.remote(concurrency_groups={"watch": 1})(RayWorker)
         handle = remote.options(
-            num_cpus=self.choice.worker_cpus or 1,
+            num_cpus=self.choice.cpus,
             num_gpus=gpus_of_worker(self.choice),
             max_concurrency=IN_FLIGHT,
             max_restarts=0,

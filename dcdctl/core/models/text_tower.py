@@ -158,11 +158,9 @@ class TextTower:
     probes: NDArray[np.float32] | None = None
     """The vectors of the texts that tell a weak match, if `open` found them."""
 
-    def __init__(
-        self, folder: Path, settings: TextSettings, threads: int | None = None, weights: Collection[str] = ()
-    ) -> None:
-        """A folder whose files were compared with their checksums; `threads` as in `machine.num_threads`. `weights` are
-        the files beside it that hold weights of the graph."""
+    def __init__(self, folder: Path, settings: TextSettings, weights: Collection[str] = ()) -> None:
+        """A folder whose files were compared with their checksums. `weights` are the files beside it that hold weights
+        of the graph."""
         from tokenizers import Tokenizer
 
         if settings.cleaning:
@@ -186,7 +184,7 @@ class TextTower:
         with self._reading(GRAPH_FILE):
             self._session = open_session(
                 folder / GRAPH_FILE,
-                machine.num_threads(threads),
+                machine.num_threads(),
                 ["CPUExecutionProvider"],
                 folder.parent if weights else None,
                 is_limited=True,
@@ -221,7 +219,7 @@ class TextTower:
         return all(map(is_installed, PACKAGES))
 
     @staticmethod
-    def open(folder: Path, fingerprint: str, threads: int | None = None, probes: Sequence[str] = ()) -> TextTower:
+    def open(folder: Path, fingerprint: str, probes: Sequence[str] = ()) -> TextTower:
         """The text side in a folder; `probes` are the texts of its probes, none to leave them out. StaleError for a
         damaged file, and for the side of a dual encoder of another fingerprint, MissingError without the packages."""
         require_extra("index", "onnxruntime", needed_by="the text side of an index")
@@ -245,7 +243,7 @@ class TextTower:
             raise StaleError(
                 f"{folder / TEXT_FILE} is not as this dcdctl writes it: {error}", hint="update dcdctl"
             ) from error
-        tower = TextTower(folder, settings, threads, weights=listed)
+        tower = TextTower(folder, settings, weights=listed)
         if probes and PROBES_FILE in own:
             tower.probes = tower._read_probes(folder / PROBES_FILE, probes)
         return tower

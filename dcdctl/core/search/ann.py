@@ -181,7 +181,7 @@ class Centroids:
             return largest_RL.astype(np.float32) @ ones_L
 
         # NumPy releases the lock of Python in both calls of the loop.
-        with ThreadPoolExecutor(machine.num_threads(None)) as pool:
+        with ThreadPoolExecutor(machine.num_threads()) as pool:
             return np.concatenate(list(pool.map(scores, range(0, self._codes_NR.shape[1], CODES))))
 
 

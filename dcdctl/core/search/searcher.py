@@ -46,10 +46,9 @@ WEAK = "Probably not among these images: unrelated texts score as high"
 class IndexModel:
     """The model of an index, loaded when it is first needed. Thread-safe."""
 
-    def __init__(self, index: ImageIndex, device: str | torch.device, threads: int | None = None) -> None:
-        """MissingError if the index lacks its model. `device` is a name for `devices.choose`, or a device; `threads`
-        are those of torch."""
-        self._index, self._folder, self._device, self._threads = index, index.model, device, threads
+    def __init__(self, index: ImageIndex, device: str | torch.device) -> None:
+        """MissingError if the index lacks its model. `device` is a name for `devices.choose`, or a device."""
+        self._index, self._folder, self._device = index, index.model, device
         self._loaded: DualVectors | None = None
         self._loading = threading.Lock()
 
@@ -75,7 +74,6 @@ class IndexModel:
         """The device of the name; ConfigError if this machine lacks it."""
         from dcdctl.core import devices
 
-        devices.use_threads(self._threads)
         return devices.choose(str(self._device))
 
 
@@ -116,7 +114,6 @@ class IndexSearcher:
         index: ImageIndex,
         *,
         device: str | torch.device,
-        threads: int | None = None,
         rerank: str | None = None,
         depth: int | None = None,
         rerank_set: Sequence[str] = (),
@@ -128,8 +125,7 @@ class IndexSearcher:
         with a query encoder have their text side alone, whatever the device.
 
         `rerank` is a fusion scorer or another dual encoder, named as for `models.load`, and `rerank_set` its settings
-        (`Reranker.open`). It orders the first `depth` candidates, `DEPTH` if None. `threads` is the number of CPU
-        threads, None for torch's default.
+        (`Reranker.open`). It orders the first `depth` candidates, `DEPTH` if None.
 
         MissingError if the index lacks its model, StaleError if another model made its vectors, ModelError if a model
         cannot be loaded.
@@ -139,11 +135,11 @@ class IndexSearcher:
             models.check_ref(rerank, overrides)
         elif overrides:
             raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
-        encoder, tower = IndexModel(index, device, threads), None
+        encoder, tower = IndexModel(index, device), None
         # A re-ranker needs torch anyway, and on a GPU that the user names, texts are encoded there.
         is_best = rerank is None and str(device) in ("auto", "cpu") and TextTower.is_available()
         if (is_best or index.query_model is not None) and (side := index.text_side) is not None:
-            tower = TextTower.open(side, index.fingerprint, threads, probe_texts())
+            tower = TextTower.open(side, index.fingerprint, probe_texts())
         searcher = IndexSearcher(index, tower or encoder.load(), encoder)
         if rerank is None:
             return searcher

@@ -7,7 +7,6 @@ in the process from which the others are forked.
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import socket
 import threading
@@ -97,12 +96,8 @@ def _searcher_of(job: Job, index: ImageIndex, *, with_images: bool) -> IndexSear
     first image."""
     # Most of the time a service waits; the memory of a large upload belongs to other programs by then.
     machine.return_freed_memory()
-    threads, processes = job.threads, job.config.processes
-    # torch would start a thread per core in each of the processes.
-    if threads is None and processes > 1 and "OMP_NUM_THREADS" not in os.environ:
-        threads = max(1, machine.num_cores() // processes)
     searcher = IndexSearcher.for_index(
-        index, device=job.device, threads=threads, rerank=job.rerank, depth=job.depth, rerank_set=job.rerank_set
+        index, device=job.device, rerank=job.rerank, depth=job.depth, rerank_set=job.rerank_set
     )
     if with_images:
         searcher.encoder.load()

@@ -91,7 +91,6 @@ def _follow(job: Job, service: int) -> None:
         from dcdctl.core import devices
         from dcdctl.core.engines import Compute
 
-        devices.use_threads(job.threads)
         return Compute(device=devices.choose(job.device))
 
     with logs.to_stderr(job.config):

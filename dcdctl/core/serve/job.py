@@ -20,9 +20,6 @@ class Job:
     config: ServiceConfig
     _: KW_ONLY
     device: str
-    threads: int | None = None
-    """CPU threads of torch in each process; None for torch's default, and for an equal share each if there are several
-    processes."""
     model_folder: Path | None = None
     """The folder of the dual encoder of a store, if it is not where the store was filled."""
     rerank: str | None = None

@@ -9,6 +9,7 @@ its own.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from dcdctl.core import machine
 from dcdctl.core.errors import DcdError
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.job import Job
@@ -65,6 +67,8 @@ def supervise(job: Job, listener: socket.socket, on_ready: Callable[[int], None]
 
     `on_ready` gets the number of images once all answer. The error of a process that cannot start.
     """
+    # torch would start a thread per core in each of the processes, which inherit this.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine.num_cores() // job.config.processes)))
     # Signals arrive as messages, so that one call waits for them and for the processes.
     signals, arrived = multiprocessing.Pipe(duplex=False)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

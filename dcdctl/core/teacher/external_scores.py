@@ -73,7 +73,7 @@ def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Tra
     _resolve(job)
     if not teacher.strip() or not teacher.isprintable():
         raise ConfigError(
-            f"--teacher-name must be a line of text, got {teacher!r}", hint="name the model, its version and its prompt"
+            f"--teacher must be a line of text, got {teacher!r}", hint="name the model, its version and its prompt"
         )
     paths = data.find_named(names, tuple(score_files.READERS), what="file of scores", option="--scores")
     # The scores are those of the plan that is there, whose work list other machines may still read.

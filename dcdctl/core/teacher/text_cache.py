@@ -70,9 +70,8 @@ class TextCacheJob(TeacherJob):
     texts: Sequence[str] = ()
     """Files of texts, and folders of corpora or pools, of which `split` is read."""
     vectors: Sequence[str] = ()
-    """Parquet files of texts with vectors of another program, in place of `texts` and `teacher`."""
-    teacher_name: str | None = None
-    """The model that gave `vectors`."""
+    """Parquet files of texts with vectors of another program, in place of `texts`; `teacher` is then the name of the
+    model that gave them."""
 
 
 class TextCache:
@@ -186,7 +185,7 @@ def _settings(job: TextCacheJob, model: Searchable | None, width: int | None) ->
     """Everything that a vector depends on; None for what is not known of vectors from elsewhere."""
     if model is None:
         # Vectors from elsewhere have no scale.
-        space = QuerySpace(kind="dual", dim=width or 0, logit_scale=1.0, teacher_name=job.teacher_name)
+        space = QuerySpace(kind="dual", dim=width or 0, logit_scale=1.0, teacher_name=job.teacher)
     else:
         space = QuerySpace.of(model)
     return {

@@ -47,13 +47,15 @@ def _start_from_dual(scorer: CoAttentionScorer, ref: str, encoders: str) -> None
     """Let a scorer add a dual encoder's logit. ModelError if the two have different encoders, or features."""
     dual = load_dual(ref)
     if not isinstance(dual, FrozenDual):
-        hint = "train one with model.kind dual, model.start new, --vision, --text and model.frozen_encoders"
+        hint = "train one with model.kind dual, model.start new, model.vision, model.text and model.frozen_encoders"
         raise ModelError(
             f"{ref} is a dual encoder whose own encoders were trained, expected one over frozen {encoders}", hint=hint
         )
     actual, expected = dual.encoders.digest, scorer.encoders.digest
     if actual != expected:
-        hint = "give both the same --vision, --text, model.vision_levels, model.vision_size and model.max_text_len"
+        hint = (
+            "give both the same model.vision, model.text, model.vision_levels, model.vision_size and model.max_text_len"
+        )
         raise ModelError(
             f"{ref} is a dual encoder over other encoders ({actual[:8]}) than {encoders} ({expected[:8]})", hint=hint
         )

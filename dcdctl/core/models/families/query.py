@@ -61,7 +61,7 @@ def new_query(
     if space.has_tokens and size.text != TEACHER:
         raise ModelError(
             "a late-interaction teacher has a vector for each of its tokens, and this encoder reads other tokens",
-            hint="name it with --teacher, and give --text teacher (model.text)",
+            hint="name it with --teacher, and give --set model.text=teacher",
         )
     pads_texts = False
     if size.text == TEACHER:
@@ -84,7 +84,7 @@ def new_query(
 def _of_teacher(teacher: Searchable | None) -> tuple[Any, Any, bool]:
     """A copy of the teacher's text encoder, its tokenizer, and whether it reads padding."""
     if teacher is None:
-        raise ModelError("--text (model.text) is teacher, and no teacher is given", hint="name it with --teacher")
+        raise ModelError("model.text is teacher, and no teacher is given", hint="name it with --teacher")
     preprocess = teacher.preprocess
     # The vision encoder and the text encoder, where a dual encoder has both as modules.
     modules: tuple[Any, ...] = () if teacher.as_dual is None else teacher.as_dual._encoder_modules

@@ -76,7 +76,7 @@ def load_pair(
 ) -> tuple[PreTrainedModel, PreTrainedModel, Preprocess]:
     """The pretrained encoders of two folders or Hub ids, and the preprocessing of their inputs."""
     vision, text = load_vision(vision_ref, features), load_text(text_ref)
-    tokenizer = load_tokenizer(text_ref, "--text (model.text) names a text model with its tokenizer")
+    tokenizer = load_tokenizer(text_ref, "model.text names a text model with its tokenizer")
     processor = load_processor(vision_ref, vision.config)
     return vision, text, fitted_preprocess(tokenizer, processor, text.config, default=max_text_len)
 

@@ -35,19 +35,15 @@ LORA = TrainedParts(which="lora")
 # When a setting means something. A value that means nothing is refused, because it would have no effect.
 _START_IS_NEW = OnlyIf(lambda model: model.start == "new", "model.start new, and it is {start}")
 _START_IS_PRETRAINED = OnlyIf(lambda model: model.start != "new", "a pretrained model.start, and it is new")
-_NEW_VISION = OnlyIf(
-    lambda model: model.start == "new" and not model.vision, "new models without --vision (model.vision)"
-)
-_NEW_TEXT = OnlyIf(lambda model: model.start == "new" and not model.text, "new models without --text (model.text)")
-_NEW_LAYERS = OnlyIf(
-    lambda model: model.has_new_layers, "new layers, and --text (model.text) or model.start brings its own"
-)
+_NEW_VISION = OnlyIf(lambda model: model.start == "new" and not model.vision, "new models without model.vision")
+_NEW_TEXT = OnlyIf(lambda model: model.start == "new" and not model.text, "new models without model.text")
+_NEW_LAYERS = OnlyIf(lambda model: model.has_new_layers, "new layers, and model.text or model.start brings its own")
 _NEW_HEADS = OnlyIf(lambda model: model.has_new_heads, "new layers with attention, and this model has none")
 _NEW_QUERY_LAYERS = OnlyIf(
     lambda model: model.start == "new" and (not model.text or not model.num_text_layers),
     "new layers, or 0 for none; `text` has its own (model.text_layers)",
 )
-_TWO_ENCODERS = "--vision and --text (model.vision and model.text)"
+_TWO_ENCODERS = "model.vision and model.text"
 _TWO_FROZEN = f"{_TWO_ENCODERS}, with model.frozen_encoders"
 _OVER_TWO_FROZEN = OnlyIf(lambda model: model.is_over_two_frozen, f"new models over {_TWO_FROZEN}")
 _FUSION_OVER_TWO_FROZEN = OnlyIf(lambda model: model.is_over_two_frozen, f"a new fusion model over {_TWO_FROZEN}")
@@ -60,7 +56,7 @@ _NEW_DUAL_OVER_TWO_ENCODERS = OnlyIf(
     f"a new model over {_TWO_ENCODERS}; of a pretrained start, model.trained projections keeps the encoders",
 )
 _PRETRAINED_TOWERS = OnlyIf(lambda model: model.has_pretrained_towers, "a dual encoder with a pretrained start")
-_PRETRAINED_TEXT = OnlyIf(lambda model: bool(model.text), "a pretrained --text (model.text)")
+_PRETRAINED_TEXT = OnlyIf(lambda model: bool(model.text), "a pretrained model.text")
 _LAST_LAYERS = OnlyIf(lambda model: model.trained == "last-layers", "model.trained last-layers, and it is {trained}")
 _LORA = OnlyIf(lambda model: model.trained == "lora", "model.trained lora, and it is {trained}")
 
