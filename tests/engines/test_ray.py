@@ -33,9 +33,8 @@ def test_a_cluster_gives_the_bytes_of_one_process(nodes, corpus, teacher, tmp_pa
     said: list[str] = []
     alone = Compute(batch_size=BATCH_SIZE)
     cluster = Compute.chosen(
-        EngineChoice(engine="ray", workers=2),
+        EngineChoice(engine="ray", workers=2, cpus=torch.get_num_threads()),
         device="cpu",
-        threads=torch.get_num_threads(),
         batch_size=BATCH_SIZE,
         say=said.append,
     )
