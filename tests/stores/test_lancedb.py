@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
+from forks import LIBRARIES, run_forked
 from made_index import ragged, write_late
 from made_store import check_graph_search, made_facts, made_images, vectors_of
-from tiny import run_script
 
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.stores import StoreIndex, open_store, upload_index
@@ -60,13 +60,12 @@ def test_a_table_of_another_program_is_never_touched(store, connection):
 
 def test_lancedb_itself_says_nothing(tmp_path):
     script = """
-import os, sys
-os.dup2(1, 2)
+import sys
 from made_store import made_facts
 from dcdctl.core.stores import open_store
 open_store(f"lancedb:{sys.argv[1]}?table=photos").create(made_facts())
 """
-    assert run_script(script, tmp_path) == ""
+    assert run_forked(script, tmp_path, imported=LIBRARIES) == ("", "")
 
 
 def test_names_that_lancedb_does_not_take_are_refused(store, tmp_path):
