@@ -197,8 +197,11 @@ class Bench:
 
 def execute(line: str, log: Path) -> int:
     """Run a line with this Python; a training that was killed resumes. What it prints, such as a `--json` document, is
-    the file of the step. Its exit status."""
+    the file of the step. Its exit status. A line may begin with variables, as in a shell: OMP_NUM_THREADS=1."""
     words = shlex.split(line)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    while "=" in words[0]:
+        name, _, environment[name] = words.pop(0).partition("=")
     if (
         words[:2] in (["dcdctl", "distill"], ["dcdctl", "finetune-teacher"])
         and "--out" in words[:-1]
@@ -206,7 +209,6 @@ def execute(line: str, log: Path) -> int:
     ):
         words.append("--resume")
     program = [sys.executable, "-m", "dcdctl"] if words[0] == "dcdctl" else [sys.executable]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("a") as errors, log.with_suffix(".json").open("w") as output:
         command = [*program, *words[1:]]
         return subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=errors, check=False).returncode

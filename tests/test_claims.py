@@ -145,6 +145,8 @@ def command_lines() -> list[str]:
 @pytest.mark.parametrize("line", command_lines())
 def test_the_command_of_a_run_parses(claims, line):
     words = shlex.split(line.format(work="work", **dict.fromkeys(claims.GIVEN, "given")))
+    if words[0] == "OMP_NUM_THREADS=1":
+        words = words[1:]
     if words[0] == "dcdctl":
         parse(shlex.join(words))
         return

@@ -57,10 +57,12 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     }
     document |= dict.fromkeys(("changed", "moved", "copied", "unchanged"), 0)
     document |= {"columns": ["taken", "year", "camera"], "notes": []}
-    assert json.loads(run("change", index, "--json").stdout) == document
-    looked = run("change", index)
-    assert looked.stdout.startswith("8 images, 8 numbers each, search by flat")
+    nothing = run("change", index)
+    assert (nothing.exit_code, nothing.stdout) == (2, "")
+    assert "name what to change: --set, --metadata," in nothing.stderr
     assert contents(index) == before
+    # A setting that it has already.
+    assert json.loads(run("change", index, "--set", "keywords=false", "--json").stdout) == document
     assert run("change", index, "--set", "flat_up_to=2", "--set", "hnsw.neighbors=4").stdout.startswith(
         "8 images, 8 numbers each, search by hnsw"
     )
@@ -75,7 +77,10 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     ("words", "message"),
     [
         (["sync", "RUN"], "RUN (no index.json); make one with `dcdctl index RUN --images DIR --out"),
-        (["change", "RUN"], "RUN (no index.json); make one with `dcdctl index RUN --images DIR --out"),
+        (
+            ["change", "RUN", "--set", "kind=flat"],
+            "RUN (no index.json); make one with `dcdctl index RUN --images DIR --out",
+        ),
         (["RUN", "--images", "IMAGES", "--out", "NEW"], "RUN does not exist; `dcdctl models` shows"),
         (["DUAL", "--images", "ABSENT", "--out", "NEW"], "ABSENT does not exist; --images and --add take a folder"),
         (

@@ -276,10 +276,6 @@ ROWS = [
         )
         for listed, says in LISTS
     ),
-    *(
-        Refusal(f"{count} threads", partial(devices.use_threads, count), ConfigError, rf"in \[1, 1024\], got {count}")
-        for count in (0, 1025)
-    ),
     Refusal("gpu", partial(devices.choose, "gpu"), ConfigError, "gpu is unknown, expected auto, .*; try --device cpu"),
     Refusal("GPU 99", partial(devices.choose, "cuda:99"), ConfigError, "cuda:99 cannot be used here: .*--device auto"),
     Refusal("memory", of_a_small_machine, ConfigError, "take at least 4.00 GB, .* are 3.00 GB of memory; take fewer"),

@@ -106,7 +106,7 @@ def of_vectors(vectors, **more):
             pq.write_table(pa.table({"text": ["a", "b"], "vector": pa.array(vectors, pa.list_(pa.float64()))}), path)
         else:
             path.write_text(json.dumps({"text": "a", "vector": [10**400, 2]}))
-        cache_texts(TextCacheJob(out=tmp_path / "q", vectors=[str(path)], teacher_name="a large model", **more))
+        cache_texts(TextCacheJob(out=tmp_path / "q", vectors=[str(path)], teacher="a large model", **more))
 
     return cache
 

@@ -293,7 +293,7 @@ def test_verify_computes_vectors_again_and_finds_wrong_ones(folder, tmp_path):
 
 def given(path, vectors, texts, **more):
     pq.write_table(pa.table({"text": texts, "vector": vectors, **more}), path)
-    return TextCacheJob(out=path.parent / "q", vectors=[str(path)], teacher_name="a large model")
+    return TextCacheJob(out=path.parent / "q", vectors=[str(path)], teacher="a large model")
 
 
 def test_vectors_from_elsewhere_become_unit_vectors(tmp_path):
@@ -306,7 +306,7 @@ def test_vectors_from_elsewhere_become_unit_vectors(tmp_path):
     assert cache.space == models.QuerySpace(kind="dual", dim=2, logit_scale=1.0, teacher_name="a large model")
     pq.write_table(pa.table({"vector": vectors}), tmp_path / "w.parquet")
     with pytest.raises(InputError, match=r"has no column query, caption, text"):
-        cache_texts(TextCacheJob(out=tmp_path / "n", vectors=[str(tmp_path / "w.parquet")], teacher_name="x"))
+        cache_texts(TextCacheJob(out=tmp_path / "n", vectors=[str(tmp_path / "w.parquet")], teacher="x"))
 
 
 def test_equal_texts_with_unlike_vectors_are_refused_and_both_rows_named(tmp_path):
@@ -318,10 +318,8 @@ def test_equal_texts_with_unlike_vectors_are_refused_and_both_rows_named(tmp_pat
     both = [str(tmp_path / "v.parquet"), *unlike.vectors]
     message = r"w\.parquet row 1 has another vector than its text in {}; keep one"
     with pytest.raises(InputError, match=message.format(r"v\.parquet row 0")):
-        cache_texts(TextCacheJob(out=tmp_path / "n", vectors=both, teacher_name="a large model"))
-    extended = TextCacheJob(
-        out=tmp_path / "e", vectors=unlike.vectors, teacher_name="a large model", extend=tmp_path / "q"
-    )
+        cache_texts(TextCacheJob(out=tmp_path / "n", vectors=both, teacher="a large model"))
+    extended = TextCacheJob(out=tmp_path / "e", vectors=unlike.vectors, teacher="a large model", extend=tmp_path / "q")
     with pytest.raises(InputError, match=message.format(r"\S+/q")):
         cache_texts(extended)
 
