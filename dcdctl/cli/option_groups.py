@@ -46,13 +46,13 @@ class Passes(Machine):
     precision: Precision = "fp32"
 
     def compute(self, say: Say) -> Compute:
-        """The same as the core takes it; a message for a precision that is slower than fp32 on this processor."""
+        """Where and how to run the model; a message for a precision that is slower than fp32 on this processor."""
         from dcdctl.core.engines import EngineChoice
 
         return self.compute_on(EngineChoice(), say)
 
     def compute_on(self, choice: EngineChoice, say: Say) -> Compute:
-        """The same with an engine."""
+        """Where and how to run the model, its shards by an engine."""
         from dcdctl.core.engines import Compute
 
         return Compute.chosen(
@@ -72,7 +72,7 @@ class Embeddings(Passes):
     engine: Engine = None
 
     def compute(self, say: Say) -> Compute:
-        """The same as the core takes it; a message for a precision that is slower than fp32 on this processor."""
+        """Where and how to run the model; a message for a precision that is slower than fp32 on this processor."""
         from dcdctl.core.engines import EngineChoice
 
         return self.compute_on(EngineChoice.parse(self.engine), say)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -123,7 +123,8 @@ class Prepare:
         from dcdctl.core.config import build
         from dcdctl.core.engines import EngineChoice, open_engine
 
-        engine = open_engine(EngineChoice.parse(self.engine), say).alone()
+        # Images are decoded without a GPU, which the workers of a model get by default.
+        engine = open_engine(replace(EngineChoice.parse(self.engine), gpus=0), say).alone()
         # Every core, since decoding images is the work here; nothing else computes meanwhile.
         threads = self.workers or (1 if engine.sends_tasks else machine.num_cores())
         out = optional_path(self.out)

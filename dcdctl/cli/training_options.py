@@ -75,7 +75,7 @@ class Training(Machine):
     ] = False
 
     def options(self, *, batch_size: int | None = None, wandb: str | None = None) -> TrainingOptions:
-        """The same as the core takes it."""
+        """How to train, as the core takes it."""
         from dcdctl.core import devices
         from dcdctl.core.engines import Compute
         from dcdctl.core.training import TrainingOptions

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 import pytest
+from nested_configs import Inner, Outer
 from paths import ROOT
 
 from dcdctl.core import config
@@ -26,22 +26,6 @@ from dcdctl.core.errors import ConfigError, StaleError
 class Side(StrEnum):
     LEFT = "left"
     RIGHT = "right"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inner:
-    rate: float = 0.1
-    kind: Literal["a", "b"] = "a"
-    sizes: tuple[int, ...] = ()
-    most: int | None = None
-    is_on: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outer:
-    name: str
-    inner: Inner = field(default_factory=Inner)
-    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def test_tables_become_dataclasses_and_integers_become_floats():

@@ -13,28 +13,13 @@ from typing import Annotated, Literal
 
 import pytest
 import refusals
+from nested_configs import Outer
 from refusals import Refusal
 
 from dcdctl.core import artifacts, config, devices, files, machine
 from dcdctl.core.artifacts import Build, Kind
 from dcdctl.core.config import ASCENDING, DISTINCT, NOT_EMPTY, Count, Positive, Share, between, check_fields
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError, require_extra
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inner:
-    rate: float = 0.1
-    kind: Literal["a", "b"] = "a"
-    sizes: tuple[int, ...] = ()
-    most: int | None = None
-    is_on: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outer:
-    name: str
-    inner: Inner = field(default_factory=Inner)
-    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
