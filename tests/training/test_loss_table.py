@@ -25,11 +25,7 @@ from dcdctl.core.training.recipe import load_recipe
 
 NUM_ROWS, NUM_COLUMNS = 6, 6
 ALPHA, T, SMOOTHING, GROUP, WEIGHT = 0.35, 2.5, 0.3, 4, 0.7
-SETS = [
-    f"loss.alpha={ALPHA}",
-    f"loss.temperature={T}",
-]
-OPTIONS = {"label_smoothing": SMOOTHING, "weight_group": GROUP}
+OPTIONS = {"alpha": ALPHA, "label_smoothing": SMOOTHING, "weight_group": GROUP}
 """Settings that only some losses have: a recipe may set them for these alone."""
 FACTOR, OFFSET = 1.7, -0.4
 """Of the calibration."""
@@ -130,7 +126,8 @@ STUDENT_RC, ALL_IT = draw(0, NUM_ROWS, NUM_COLUMNS), draw(2, NUM_ROWS, NUM_ROWS)
 def config_of(name: str, *sets: str) -> LossConfig:
     """The loss of a recipe, as the command line sets it."""
     options = [f"loss.{option}={OPTIONS[option]}" for option in LOSSES[name].options]
-    return load_recipe("tiny-student", [*SETS, *options, f"loss.terms={{ {name} = {WEIGHT} }}", *sets]).loss
+    terms = f"loss.terms={{ {name} = {WEIGHT} }}"
+    return load_recipe("tiny-student", [f"loss.temperature={T}", *options, terms, *sets]).loss
 
 
 def loss_of(

@@ -10,7 +10,8 @@ import pytest
 
 from dcdctl.core.config import build, flatten, to_table
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.training import recipe
+from dcdctl.core.training import recipe, rounds
+from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import Recipe, packaged, toml
 
 
@@ -23,6 +24,16 @@ def test_a_recipe_parses_goes_through_json_and_opens_with_its_command(name):
     comments = [line for line in head if line.startswith("#")]
     assert any(f"dcdctl {verb} {name} " in line for line in comments for verb in ("distill", "finetune-teacher"))
     assert len(comments) >= 3
+
+
+@pytest.mark.parametrize("name", packaged.names())
+def test_each_recipe_has_a_baseline_without_its_teacher(name):
+    loaded = recipe.load_recipe(name)
+    baseline = recipe.load_recipe(name, rounds.sets_of_own_loss(loaded))
+    assert baseline.loss == LossConfig(
+        terms=rounds.own_terms(loaded), label_smoothing=loaded.loss.label_smoothing, dims=loaded.loss.dims
+    )
+    assert not baseline.loss.needs_teacher
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ RECIPES = {
         (["loss.terms.kl=1"], "mixes losses on candidate lists with losses on all pairs"),
         (["loss.terms={ infonce = 1 }", "loss.label_smoothing=1"], r"loss\.label_smoothing must .*, got 1"),
         (["loss.label_smoothing=0.1"], r"loss\.label_smoothing is 0\.1.*; set it to 0.0, or add one of infonce"),
+        (["loss.terms={ kl = 1 }", "loss.alpha=0.5", "loss.weight_group=none"], r"loss\.alpha is 0\.5.*set it to 0\.2"),
         (["loss.weight_group=0"], r"loss\.weight_group must lie in .*, got 0"),
         (["loss.weight_group=half"], r"loss\.weight_group must be int, got 'half'"),
         (

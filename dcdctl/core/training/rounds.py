@@ -40,6 +40,7 @@ from dcdctl.core.training import runs, train
 from dcdctl.core.training.coverage import Preview, check_candidates_suffice
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
+from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.picking import Picked, count_picks
 from dcdctl.core.training.recipe import PoolConfig, Recipe, load_recipe, toml_value
 from dcdctl.core.training.rehearsal import rehearse, resolve_for_scores
@@ -287,6 +288,7 @@ def sets_of_own_loss(recipe: Recipe) -> tuple[str, ...]:
         # Back to their defaults, because a recipe with a setting that no loss reads is refused. Only label_smoothing is
         # one of a loss without a teacher.
         "loss.temperature=1.0",
+        f"loss.alpha={LossConfig.alpha}",
         "loss.weight_group=none",
     )
 

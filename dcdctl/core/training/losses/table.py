@@ -17,8 +17,8 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses import all_pairs, lists, official, vectors
 
-UNSET = {"label_smoothing": 0.0, "weight_group": None}
-"""The settings that only some losses read, with the value that stands for no setting."""
+OF_SOME_LOSSES = ("alpha", "label_smoothing", "weight_group")
+"""The settings that only some losses read. Their defaults stand for no setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,9 @@ class LossConfig:
 
     def _check_options(self) -> None:
         # A setting that no loss reads would have no effect, and nobody would notice.
-        for name, value_if_unset in UNSET.items():
+        for name in OF_SOME_LOSSES:
             readers = [loss for loss, entry in LOSSES.items() if name in entry.options]
-            value = getattr(self, name)
+            value, value_if_unset = getattr(self, name), getattr(LossConfig, name)
             if value != value_if_unset and not self.terms.keys() & set(readers):
                 unset = "none" if value_if_unset is None else value_if_unset
                 raise ConfigError(
@@ -117,7 +117,7 @@ class LossConfig:
         reads."""
         terms = {name: weight * share for name, weight in self.terms.items() if name in names}
         read = {option for name in terms if name in LOSSES for option in LOSSES[name].options}
-        unread: dict[str, Any] = {name: value for name, value in UNSET.items() if name not in read}
+        unread: dict[str, Any] = {name: getattr(LossConfig, name) for name in OF_SOME_LOSSES if name not in read}
         return replace(self, terms=terms, **unread)
 
     @property
@@ -187,7 +187,7 @@ def _infonce_hard(t: TermInputs) -> Tensor:
     return lists.infonce_hard(t.all_IT, t.batch.true_IT, t.batch.image_ix_RC, t.batch.text_ix_RC)
 
 
-_GROUPED = frozenset({"weight_group"})
+_WEIGHTED = frozenset({"alpha", "weight_group"})
 LOSSES: dict[str, Loss] = {
     "dcd": Loss(
         term=lambda t: (
@@ -203,10 +203,10 @@ LOSSES: dict[str, Loss] = {
         teacher=True,
         positive=True,
         calibrated=True,
-        options=_GROUPED,
+        options=_WEIGHTED,
     ),
     "dcd-released": Loss(
-        term=lambda t: _in_groups(t, official.dcd_official), on="lists", teacher=True, positive=True, options=_GROUPED
+        term=lambda t: _in_groups(t, official.dcd_official), on="lists", teacher=True, positive=True, options=_WEIGHTED
     ),
     "mse": Loss(
         term=lambda t: lists.mse(t.student_RC, t.batch.teacher_RC, temperature=t.temperature),
@@ -221,7 +221,7 @@ LOSSES: dict[str, Loss] = {
         positive=True,
     ),
     "wsl-released": Loss(
-        term=lambda t: _in_groups(t, official.wsl_official), on="lists", teacher=True, positive=True, options=_GROUPED
+        term=lambda t: _in_groups(t, official.wsl_official), on="lists", teacher=True, positive=True, options=_WEIGHTED
     ),
     "ground-truth": Loss(term=lambda t: lists.ground_truth(t.student_RC, "bce"), on="lists", positive=True),
     "ranking": Loss(term=lambda t: lists.ground_truth(t.student_RC, "softmax"), on="lists", positive=True),
