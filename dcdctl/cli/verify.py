@@ -55,11 +55,6 @@ class Again:
             refuse(of_scores, "is for scores that are computed again: add --scores N")
         elif self.teacher is None:
             raise typer.BadParameter("name the model that gave the scores", param_hint="--teacher")
-        else:
-            from dcdctl.core import models
-
-            # Before all files are read.
-            models.check_ref(self.teacher, models.parse_overrides(assignments(self.model_overrides)))
 
     def job(self, cache: Path) -> Recheck | None:
         """What to compute again; None for nothing."""
@@ -90,11 +85,12 @@ def verify(place: Folder, again: Again, json: Json = False) -> None:
     from dcdctl.core.integrity import verify as verify_artifacts
 
     again.check()
+    job, rechecked = again.job(place), None
+    if job is not None:
+        # Before all files are read.
+        job.check()
     verification = verify_artifacts(place, bar)
-    job = again.job(place) if verification.is_well else None
-    if job is None:
-        rechecked = None
-    else:
+    if job is not None and verification.is_well:
         from dcdctl.core.teacher import recheck
 
         rechecked = recheck(job, track=bar)

@@ -289,6 +289,9 @@ def test_a_bar_in_a_pipe_prints_a_line_every_ten_seconds_and_at_the_end(clock, c
 
 
 def test_a_bar_of_failed_work_does_not_report_completion(clock, capsys):
+    with terminal.bar("score", total=0, unit="pairs"):
+        pass
+    assert capsys.readouterr().err == ""
     with pytest.raises(StaleError), terminal.bar("score", total=2, unit="pairs"):
         raise StaleError("no")
     assert capsys.readouterr().err == ""

@@ -80,9 +80,7 @@ def follow_it(library: PhoneLibrary, index: Path, place: Path) -> None:
     done = "3 added, 1 changed, 12 moved, 1 copied, 2 removed"
     assert f"{num_images} images, {done}, {num_images - 17} unchanged -> {index}\n" in again.stdout
     # What was left out before is not told again.
-    assert [line for line in again.stderr.splitlines() if line.startswith("left out: ")] == [
-        f"left out: 28 files in all, listed in {index / FolderIndex.open(index).document.skipped.file}"
-    ]
+    assert "left out" not in again.stderr
     synced = document_of("sync", index)
     assert {name: synced[name] for name in ("added", "changed", "moved", "copied", "removed")} == dict.fromkeys(
         ("added", "changed", "moved", "copied", "removed"), 0

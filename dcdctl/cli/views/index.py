@@ -86,7 +86,7 @@ def _show_notes(change: IndexChange, skipped: Sequence[Mapping[str, Any]]) -> No
     damaged = [file for file in skipped if file.get("kind") == data.DAMAGED.kind]
     for file in damaged[:NUM_SKIPPED_SHOWN]:
         note(f"  {file['path']!r}: {file['reason']}")
-    if change.skipped:
+    if skipped:
         which = "each is" if len(skipped) == len(change.skipped) else f"{counted(len(change.skipped), 'files')} in all,"
         note(f"left out: {which} listed in {change.index.folder / str(change.index.document.skipped.file)}")
     for text in change.notes:

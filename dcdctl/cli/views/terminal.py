@@ -262,7 +262,10 @@ def show_entries(title: str, entries: Iterable[tuple[str, Mapping[str, str]]]) -
 
 @contextmanager
 def bar(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
-    """A Track on stderr, with rate and time left."""
+    """A Track on stderr, with rate and time left; silent where there is nothing to do."""
+    if total == 0:
+        yield lambda count: None
+        return
     label = printable(label)  # it may have the name of a file
     started, done = time.monotonic(), 0
 

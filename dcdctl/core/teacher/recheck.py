@@ -12,7 +12,7 @@ from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher.cache import read_cache
-from dcdctl.core.teacher.cache_format import TEXTS
+from dcdctl.core.teacher.cache_format import CACHE, TEXTS
 from dcdctl.core.teacher.job import verify_scores
 from dcdctl.core.teacher.text_cache import TextCacheJob, read_text_cache, verify_texts
 
@@ -30,6 +30,15 @@ class Recheck:
     model_set: Sequence[str] = ()
     compute: Compute = ON_CPU
 
+    def check(self) -> None:
+        """ModelError if the teacher's reference names nothing, and ConfigError for scores without their corpus, before
+        anything is read."""
+        models.check_ref(self.teacher, models.parse_overrides(self.model_set))
+        if self.data is None and (self.cache / CACHE.seal_file).exists():
+            raise ConfigError(
+                f"the scores of {self.cache} are of images with captions", hint="name their corpus: --data DIR"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rechecked:
@@ -44,8 +53,10 @@ class Rechecked:
 def recheck(job: Recheck, *, track: Track = silent) -> Rechecked:
     """Compute some scores or vectors of a cache again.
 
-    StaleError if the difference is larger than rounding explains, or if the cache belongs to another corpus or teacher.
+    StaleError if the difference is larger than rounding explains, or if the cache belongs to another corpus or teacher;
+    see also `Recheck.check`.
     """
+    job.check()
     if (job.cache / TEXTS.seal_file).exists():
         return Rechecked(what="texts", count=job.count, largest_difference=_recheck_texts(job, track))
     return Rechecked(what="pairs", count=job.count, largest_difference=_recheck_scores(job, track))
@@ -60,20 +71,15 @@ def _recheck_texts(job: Recheck, track: Track) -> float:
 
 
 def _recheck_scores(job: Recheck, track: Track) -> float:
-    overrides = models.parse_overrides(job.model_set)
-    models.check_ref(job.teacher, overrides)
     cache = read_cache(job.cache)
     if cache.teacher_name is not None:
         raise StaleError(
             f"the scores of {job.cache} are those of {cache.teacher_name}, which dcdctl cannot compute again",
             hint="score some pairs again elsewhere: --scores compares them with the finished cache",
         )
-    if job.data is None:
-        raise ConfigError(
-            f"the scores of {job.cache} are of images with captions", hint="name their corpus: --data DIR"
-        )
+    assert job.data is not None, "a cache that can be read has the file that `check` looks for"
     corpus = Corpus.open(job.data, cache.plan["split"], cache.plan["images"])
     read_cache(job.cache, corpus=corpus)
-    teacher = models.load_scorer(job.teacher, overrides, track)
+    teacher = models.load_scorer(job.teacher, models.parse_overrides(job.model_set), track)
     compute = replace(job.compute, precision=cache.plan["precision"])
     return verify_scores(job.cache, corpus, teacher, job.count, compute=compute, track=track)
