@@ -91,6 +91,7 @@ RECIPES = {
     ],
     "photos": [(["loss.terms=kl"], r"must be a table, got 'kl'; for example --set 'loss.terms=\{ kl = 1.0 \}'")],
     "vilt-flicker": [([], r"no recipe vilt-flicker; did you mean .*vilt-flickr30k.*\? `dcdctl")],
+    "scenes-vilt": [([], "no recipe scenes-vilt, which is a model \\(`dcdctl models`\\); ")],
     "x": [([], "no recipe x; `dcdctl recipes` lists all")],
     "absent.toml": [([], r"absent\.toml does not exist; `dcdctl recipes` lists all")],
 }

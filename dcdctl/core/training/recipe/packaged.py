@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcdctl.core import files
+from dcdctl.core import files, models
 from dcdctl.core.config import read_toml
 from dcdctl.core.errors import ConfigError
 
@@ -43,6 +43,8 @@ def check_recipe_name(ref: str) -> Path:
     if not path.is_file():
         near = " or ".join(difflib.get_close_matches(Path(ref).stem, names()))
         problem = f"{ref} does not exist" if ref.endswith(".toml") else f"no recipe {ref}"
+        if ref in models.list_teachers():
+            problem += ", which is a model (`dcdctl models`)"
         question = f"did you mean {near}? " if near else ""
         raise ConfigError(
             problem,
