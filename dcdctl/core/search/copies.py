@@ -70,7 +70,7 @@ def group_rows(folder: Path, document: IndexDocument, facts: pa.Table) -> NDArra
             firsts, others = firsts[is_alike], others[is_alike]
         for first, other in zip(firsts.tolist(), others.tolist(), strict=True):
             _join(group_R, first, other)
-    # A row may still point to a row that points to another.
+    # All rows at once, until each points to the first of its group.
     while not np.array_equal(group_R, group_R[group_R]):
         group_R = group_R[group_R]
     return group_R
@@ -78,11 +78,15 @@ def group_rows(folder: Path, document: IndexDocument, facts: pa.Table) -> NDArra
 
 def _join(group_R: NDArray[np.int64], one: int, other: int) -> None:
     """Make two rows members of one group, which is named by its first row."""
-    for _ in range(2):
-        while group_R[one] != one:
-            one = int(group_R[one])
-        one, other = other, one
+    one, other = _first_of_group(group_R, one), _first_of_group(group_R, other)
     group_R[max(one, other)] = min(one, other)
+
+
+def _first_of_group(group_R: NDArray[np.int64], row: int) -> int:
+    """The first row of the group of a row. A row points to an earlier one of its group, and the first to itself."""
+    while group_R[row] != row:
+        row = int(group_R[row])
+    return row
 
 
 def _candidates(facts: pa.Table) -> Iterator[tuple[Rows, Rows, bool]]:
