@@ -24,7 +24,6 @@ from vlm import save_colpali
 import dcdctl
 from dcdctl.core import models
 from dcdctl.core.data import images as data_images
-from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.export.export import export_model
 from dcdctl.core.export.target import ExportJob
 from dcdctl.core.search import (
@@ -266,51 +265,12 @@ def test_a_single_part_is_the_plain_query(photo):
     assert question_of("a dog", without=["a cat"]) == CombinedQuery("a dog", without=("a cat",))
 
 
-@pytest.mark.parametrize(
-    ("parts", "error", "message"),
-    [
-        (dict(also=("x",)), ConfigError, "finds nothing; add a text or an image"),
-        (dict(without=("x",)), ConfigError, "finds nothing"),
-        (dict(text="a dog", without=(" A Dog ",)), InputError, "' A Dog ' is both searched for and excluded"),
-        (dict(text="a", also=("b",), without=("b",)), InputError, "'b' is both"),
-        (dict(text="a", also=tuple("bcdefghi")), InputError, "has 9 texts, at most 8"),
-    ],
-)
-def test_a_query_that_contradicts_itself_is_refused(parts, error, message):
-    with pytest.raises(error, match=message):
-        CombinedQuery(**parts)
-
-
-@pytest.mark.parametrize("wrong", ["", " ", "\u200b", "caf\udce9", "x" * 10_001])
-def test_every_text_must_be_one(searchers, wrong):
-    for query in (CombinedQuery("red", also=(wrong,)), CombinedQuery("red", without=(wrong,))):
-        with pytest.raises(InputError):
-            searchers["flat"].ask(query)
-
-
 def test_notes_name_the_text_that_they_are_about(searchers):
     answer = searchers["flat"].ask(CombinedQuery("red", also=("\u72ac",), without=("red " * 40,)))
     assert answer.notes[0] == "'\u72ac': the model knows none of these words: the hits are random"
     assert answer.notes[1].startswith(
         f"'{('red ' * 40).strip()}': the text has 42 tokens, and the model reads the first"
     )
-
-
-def test_parts_that_cancel_each_other_are_an_error(searchers, monkeypatch):
-    searcher = searchers["flat"]
-    vector = np.ones((1, searcher.index.dim), np.float32)
-    monkeypatch.setattr(searcher.texts, "vectors", lambda batch: np.concatenate([vector, -vector]))
-    with pytest.raises(InputError, match="cancel each other out"):
-        searcher.ask(CombinedQuery("red", also=("blue",)))
-
-
-def test_what_compares_one_text_refuses_several_parts(noise_index, searchers):
-    query = CombinedQuery("red", also=("blue",))
-    with pytest.raises(ConfigError, match="compares the words of one text, and this query is an image or has several"):
-        searchers["flat"].ask(query, hybrid=True)
-    reranking = searcher_of(noise_index, rerank=str(noise_index.parent / "fusion"))
-    with pytest.raises(ConfigError, match="cannot re-rank images by several parts"):
-        reranking.ask(query)
 
 
 def test_an_index_without_images_gives_an_empty_answer(noise_index, searchers, tmp_path):

@@ -17,7 +17,6 @@ from starlette.testclient import TestClient
 from tiny import contents
 
 from dcdctl.core import models
-from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.export.export import export_model
 from dcdctl.core.export.target import ExportJob
 from dcdctl.core.search import (
@@ -317,23 +316,10 @@ def test_a_late_index_grows_shrinks_and_resumes(late_ref, pictures, tmp_path, mo
         assert found == {"new.png", *(f"{n}.png" for n in range(1, 7))}
 
 
-def test_what_a_late_index_refuses(late_ref, pictures, tmp_path):
-    for sets, message in {
-        ("kind=hnsw",): "kind hnsw does not search the index of a late-interaction model",
-        ("dims=4",): "dims shortens the vectors of a dual encoder",
-        ("tokens.centroids=70000",): "tokens.centroids must be below 65,536",
-    }.items():
-        with pytest.raises(ConfigError, match=message):
-            build_of(late_ref, pictures, tmp_path / "index", *sets)
+def test_queries_without_an_axis_of_tokens_are_a_wrong_call(tmp_path):
     index, _ = write_late(tmp_path / "made", [2, 2])
-    with pytest.raises(ConfigError, match=r"tokens\.codes and tokens\.pooling of .* are fixed"):
-        update(index.folder, sets=("tokens.codes=int8",))
     with pytest.raises(ValueError, match="queries have 2 axes, expected 3"):
         index.nearest(np.ones((1, 6)), 1)
-    pooled = late(FAMILIES["dual"](CAPTIONS, tmp_path), is_pooled=True)
-    models.save(pooled, tmp_path / "pooled")
-    with pytest.raises(ModelError, match="an index compares tokens alone"):
-        build_of(tmp_path / "pooled", pictures, tmp_path / "index")
 
 
 def test_tokens_in_the_file_are_those_that_were_given(tmp_path):
