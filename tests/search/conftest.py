@@ -17,8 +17,10 @@ def dual(corpus, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def small_parts(monkeypatch):
+@pytest.fixture(scope="module")
+def small_parts():
     """Several files of vectors, and several groups in each, for a few images."""
-    monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
-    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(part_files, "ROWS_PER_PART", 3)
+        patch.setattr(part_files, "ROWS_PER_GROUP", 2)
+        yield

@@ -16,7 +16,7 @@ import torch
 from every_command import without_root
 from hostile_images import TALLER, jpeg_of_size
 from image_files import png, put
-from made_index import Killed, build, killed_before, update
+from made_index import Killed, build, copied, killed_before, update
 from PIL import Image
 from tiny import contents, make_models
 
@@ -34,16 +34,29 @@ FLAT = IndexConfig(kind="flat")
 GRAPHS = IndexConfig(flat_up_to=2, segment_rows=4)
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    """A folder of seven images."""
-    return put(tmp_path / "pictures", {f"{'sub/' if seed % 2 else ''}{seed}.png": png(seed) for seed in range(7)})
+@pytest.fixture(scope="module")
+def made(small_parts, dual, tmp_path_factory):
+    """A folder of seven images, and two indices of them."""
+    folder = tmp_path_factory.mktemp("made")
+    pictures = put(folder / "pictures", {f"{'sub/' if seed % 2 else ''}{seed}.png": png(seed) for seed in range(7)})
+    return pictures, build(dual, pictures, folder / "flat", FLAT), build(dual, pictures, folder / "graphs", GRAPHS)
 
 
 @pytest.fixture
-def flat(dual, pictures, tmp_path):
+def pictures(made, tmp_path):
+    return Path(shutil.copytree(made[0], tmp_path / "pictures"))
+
+
+@pytest.fixture
+def flat(made, pictures, tmp_path):
     """The index of the pictures, searched exactly."""
-    return build(dual, pictures, tmp_path / "index", FLAT)
+    return copied(made[1], tmp_path / "index", pictures)
+
+
+@pytest.fixture
+def graphs(made, pictures, tmp_path):
+    """The index of the pictures, searched by graphs."""
+    return copied(made[2], tmp_path / "graphs", pictures)
 
 
 def vectors_of(model, images):
@@ -209,11 +222,10 @@ def test_a_folder_without_images_makes_no_index_and_changes_none_and_no_model_is
     assert contents(flat.folder) == before
 
 
-def test_a_folder_of_the_index_may_have_lost_its_images(dual, pictures, tmp_path):
-    index = build(dual, pictures, tmp_path / "index", FLAT)
+def test_a_folder_of_the_index_may_have_lost_its_images(flat, pictures, tmp_path):
     for file in pictures.iterdir():
         file.rename(tmp_path / file.name)
-    assert update(index.folder, add=pictures).num_rows == index.num_rows
+    assert update(flat.folder, add=pictures).num_rows == flat.num_rows
 
 
 def test_missing_permissions_are_reported_before_embedding(dual, pictures, tmp_path, monkeypatch):
@@ -246,8 +258,7 @@ def test_an_existing_index_is_not_overwritten(dual, pictures, tmp_path, corpus, 
     assert contents(flat.folder) == before
 
 
-def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, monkeypatch):
-    whole = build(dual, pictures, tmp_path / "whole", GRAPHS)
+def test_processes_share_the_parts_and_the_segments(dual, graphs, pictures, tmp_path, monkeypatch):
     written, folder, waits = {}, tmp_path / "shared", 0
 
     def wait(**ways):
@@ -275,10 +286,8 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
     assert written["vectors", "1"] == ["part-00001.parquet"]
     assert [len(written["ann", rank]) for rank in "01"] == [1, 1]
     monkeypatch.undo()
-    monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
-    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
     build(dual, pictures, folder, GRAPHS)
-    assert contents(folder) == contents(whole.folder)
+    assert contents(folder) == contents(graphs.folder)
 
 
 def test_a_part_without_images_does_not_let_a_later_one_overwrite_a_file(dual, tmp_path, flat):
@@ -381,20 +390,19 @@ def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(tmp_path, mon
     assert contents(flat.folder) == contents(expected.folder)
 
 
-def test_adding_images_keeps_the_rows(dual, pictures, scenes_corpus_dir, tmp_path):
-    index = build(dual, pictures, tmp_path / "index", GRAPHS)
-    before = names(index)
+def test_adding_images_keeps_the_rows(dual, graphs, pictures, scenes_corpus_dir, tmp_path):
+    before = names(graphs)
     put(pictures, {"aa/new.png": png(50), "broken.png": b"x"})
-    more = update(index.folder, add=pictures)
+    more = update(graphs.folder, add=pictures)
     assert names(more) == [*before, "aa/new.png"]
     assert skipped(more)["broken.png"].startswith("not an image file")
     other = put(tmp_path / "other", {"0.png": png(60), "bad.png": b""})
-    three = update(index.folder, add=other)
+    three = update(graphs.folder, add=other)
     assert names(three) == [*before, "aa/new.png", "0.png"]
     assert names(three).count("0.png") == 2
     assert three.image_bytes(8) == png(60)
     assert sorted(skipped(three)) == ["bad.png", "broken.png"]
-    four = update(index.folder, add=scenes_corpus_dir, split="val")
+    four = update(graphs.folder, add=scenes_corpus_dir, split="val")
     assert four.num_images == 17
     corpus = Corpus.open(scenes_corpus_dir, "val")
     assert four.image_bytes(9 + 3) == corpus.image_bytes(3)
@@ -402,29 +410,28 @@ def test_adding_images_keeps_the_rows(dual, pictures, scenes_corpus_dir, tmp_pat
     _, rows_QK = four.nearest(vectors_of(model, corpus.images([3])), 1)
     assert rows_QK.tolist() == [[12]]
     assert [one.stop for one in four.segments][-1] >= 15
-    again = update(index.folder, add=scenes_corpus_dir, split="val")
+    again = update(graphs.folder, add=scenes_corpus_dir, split="val")
     assert again.num_rows == 17  # nothing is new
 
 
-def test_images_are_removed_by_name_and_pattern_and_can_be_added_again(dual, pictures, tmp_path):
-    index = build(dual, pictures, tmp_path / "index", GRAPHS)
-    rows = {name: row for row, name in enumerate(names(index))}
-    fewer = update(index.folder, remove=("0.png", "sub/*"))
+def test_images_are_removed_by_name_and_pattern_and_can_be_added_again(dual, graphs, pictures):
+    rows = {name: row for row, name in enumerate(names(graphs))}
+    fewer = update(graphs.folder, remove=("0.png", "sub/*"))
     assert names(fewer) == ["2.png", "4.png", "6.png"]
     assert fewer.num_images == 3
     model = models.load_dual(dual)
     found = fewer.nearest(vectors_of(model, [Image.open(pictures / "0.png")]), 7)[1][0].tolist()
     assert {row for row in found if row >= 0} == {rows[name] for name in names(fewer)}
-    before = contents(index.folder)
+    before = contents(graphs.folder)
     for name in ("absent.png", "*.jpg"):
         with pytest.raises(InputError, match="nothing was removed"):
-            update(index.folder, remove=("2.png", name))
-    assert contents(index.folder) == before
+            update(graphs.folder, remove=("2.png", name))
+    assert contents(graphs.folder) == before
     # Those that are removed already, by a command that was killed after its removal.
-    assert names(update(index.folder, remove=("0.png", "sub/*"))) == ["2.png", "4.png", "6.png"]
-    back = update(index.folder, add=pictures)
+    assert names(update(graphs.folder, remove=("0.png", "sub/*"))) == ["2.png", "4.png", "6.png"]
+    back = update(graphs.folder, add=pictures)
     assert sorted(names(back)) == sorted(rows)
-    none = update(index.folder, remove=("*",))
+    none = update(graphs.folder, remove=("*",))
     assert (none.num_images, none.nearest(np.ones((1, 8)), 2)[1].tolist()) == (0, [[-1, -1]])
 
 
@@ -434,32 +441,30 @@ def test_a_name_with_brackets_is_matched_exactly_first(dual, tmp_path):
     assert names(update(index.folder, remove=("a[1].png",))) == ["a1.png", "b.png"]
 
 
-@pytest.mark.parametrize("name", ["remove", "sets", "add"])
-def test_a_change_of_an_index_that_cannot_be_written_names_the_index(dual, pictures, tmp_path, name):
-    index = build(dual, pictures, tmp_path / "index", FLAT)
-    before = contents(index.folder)
-    values = {"remove": ("0.png",), "sets": ("segment_rows=3",), "add": pictures}
-    index.folder.chmod(0o555)
+@pytest.mark.parametrize("name", ["sets", "add"])
+def test_a_change_of_an_index_that_cannot_be_written_names_the_index(flat, pictures, name):
+    before = contents(flat.folder)
+    values = {"sets": ("segment_rows=3",), "add": pictures}
+    flat.folder.chmod(0o555)
     try:
         with without_root() as is_ordinary:
             if not is_ordinary:
                 pytest.skip("this process keeps the rights of root")
-            with pytest.raises(InputError, match=rf"^{index.folder} cannot be written to"):
-                update(index.folder, **{name: values[name]})
-            assert update(index.folder).num_images == index.num_images
+            with pytest.raises(InputError, match=rf"^{flat.folder} cannot be written to"):
+                update(flat.folder, **{name: values[name]})
+            assert update(flat.folder).num_images == flat.num_images
     finally:
-        index.folder.chmod(0o755)
-    assert contents(index.folder) == before
+        flat.folder.chmod(0o755)
+    assert contents(flat.folder) == before
 
 
-def test_settings_can_be_changed_later(dual, pictures, tmp_path):
-    index = build(dual, pictures, tmp_path / "index", GRAPHS)
-    graphs = contents(index.folder / "ann")
-    wider = update(index.folder, sets=("hnsw.search_width=99",))
-    assert (wider.config.hnsw.search_width, contents(index.folder / "ann")) == (99, graphs)
-    flat = update(index.folder, sets=("kind=flat",))
-    assert (flat.kind, flat.segments, contents(index.folder / "ann")) == ("flat", (), {})
-    assert FolderIndex.open(index.folder).document.generation == index.document.generation + 2
+def test_settings_can_be_changed_later(graphs):
+    segments = contents(graphs.folder / "ann")
+    wider = update(graphs.folder, sets=("hnsw.search_width=99",))
+    assert (wider.config.hnsw.search_width, contents(graphs.folder / "ann")) == (99, segments)
+    flat = update(graphs.folder, sets=("kind=flat",))
+    assert (flat.kind, flat.segments, contents(graphs.folder / "ann")) == ("flat", (), {})
+    assert flat.document.generation == graphs.document.generation + 2
 
 
 @pytest.mark.parametrize(
@@ -470,18 +475,16 @@ def test_settings_can_be_changed_later(dual, pictures, tmp_path):
     ],
     ids=["add", "remove"],
 )
-def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp_path, monkeypatch, changes, step):
-    build(dual, pictures, tmp_path / "old", GRAPHS)
+def test_a_killed_change_leaves_the_old_index_or_the_new_one(graphs, pictures, tmp_path, monkeypatch, changes, step):
     put(pictures, {f"z{seed}.png": png(20 + seed) for seed in range(4)})
     changes = {**changes, **({"add": pictures} if "add" in changes else {})}
-    shutil.copytree(tmp_path / "old", tmp_path / "new")
-    new = names(update(tmp_path / "new", **changes))
-    old = names(FolderIndex.open(tmp_path / "old"))
+    shutil.copytree(graphs.folder, tmp_path / "new")
+    new, old = names(update(tmp_path / "new", **changes)), names(graphs)
     assert old != new
     number = 0
     while True:
         folder = tmp_path / f"killed {number}"
-        shutil.copytree(tmp_path / "old", folder)
+        shutil.copytree(graphs.folder, folder)
         was_killed = killed_before(monkeypatch, number, lambda: update(folder, **changes))  # noqa: B023
         index = FolderIndex.open(folder)
         assert names(index) in (old, new), number
@@ -495,7 +498,7 @@ def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp
         if not was_killed:
             break
         number += step
-    assert number > 15
+    assert number > 12
 
 
 def test_the_plan_of_another_change_is_not_resumed(tmp_path, monkeypatch, flat):
@@ -512,7 +515,6 @@ def test_the_plan_of_another_change_is_not_resumed(tmp_path, monkeypatch, flat):
     with pytest.raises(Killed):
         update(flat.folder, add=first)
     monkeypatch.undo()
-    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
     assert (flat.folder / "vectors" / "part-00003.parquet").exists()
     assert names(FolderIndex.open(flat.folder))[-1] == "sub/5.png"
     found = update(flat.folder, add=second)

@@ -145,7 +145,7 @@ def test_a_killed_change_of_the_query_model_keeps_the_former_one(made, tmp_path,
         resumed = update(folder, query_model=query)
         np.testing.assert_array_equal(found_by(searcher_of(folder)), expected[resumed.query_model])
         resumed.check()
-        number += 1
+        number += 2
     assert number > 5
 
 
