@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from image_files import png, put
 from made_index import Killed, build, exact, unit_vectors, update, write_index
-from tiny import contents, make_models
+from tiny import contents
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import models
 from dcdctl.core.scoring import quantize
 from dcdctl.core.search import FolderIndex, ann, part_files
 from dcdctl.core.search.index_config import IndexConfig
@@ -106,10 +105,9 @@ def run(*words: object) -> str:
     return result.stdout
 
 
-def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(corpus, tmp_path):
-    models.save(make_models(corpus.captions)[1], tmp_path / "dual")
+def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(dual, tmp_path):
     images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(6)})
-    made = ["index", tmp_path / "dual", "--images", images, "--device", "cpu", "--out"]
+    made = ["index", dual, "--images", images, "--device", "cpu", "--out"]
     run(*made, tmp_path / "full")
     short = [*made, tmp_path / "short", "--set", "dims=3", "--set", "kind=binary", "--set", "flat_up_to=2"]
     assert run(*short).startswith("6 images, 3 numbers each, search by binary")
@@ -124,11 +122,9 @@ def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(corpus, tmp_path
     assert '"new.png"' in found
 
 
-@pytest.mark.parametrize("label", ["embed", "build"])
-@pytest.mark.parametrize("kind", ["int8", "binary"])
-def test_a_killed_build_and_a_killed_addition_resume_to_the_same_bytes(kind, label, corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "label"), [("int8", "embed"), ("binary", "build")])
+def test_a_killed_build_and_a_killed_addition_resume_to_the_same_bytes(kind, label, dual, tmp_path, monkeypatch):
     monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
-    models.save(make_models(corpus.captions)[1], tmp_path / "dual")
     images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(7)})
     more = put(tmp_path / "more", {f"{seed}.png": png(seed) for seed in range(20, 26)})
     whole, folder = tmp_path / "whole", tmp_path / "index"
@@ -146,7 +142,7 @@ def test_a_killed_build_and_a_killed_addition_resume_to_the_same_bytes(kind, lab
         yield advance
 
     def make(to, **options):
-        return build(tmp_path / "dual", images, to, IndexConfig(kind=kind, flat_up_to=2, segment_rows=4), **options)
+        return build(dual, images, to, IndexConfig(kind=kind, flat_up_to=2, segment_rows=4), **options)
 
     for work, changed in (
         (make, "index"),

@@ -174,7 +174,7 @@ ROWS = [
         Refusal(
             f"orientation {orientation}", turned(orientation), InputError, "as stored, not rotated .*exif_transpose"
         )
-        for orientation in (3, 5, 6)
+        for orientation in range(2, 9)
     ),
     *(Refusal(f"list {number}", of_list(change), *says) for number, (change, *says) in enumerate(LISTS)),
     Refusal(

@@ -6,6 +6,7 @@ import io
 import os
 import queue
 import shutil
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from heif_files import heic
 from image_files import png, put
 from made_index import build, copied, killed_before, unit_vectors, update, write_index
 from PIL import Image
@@ -435,10 +437,12 @@ def test_a_file_that_cannot_be_read_is_tried_again_when_it_changes(photos, index
 
 
 def test_a_file_that_lacked_a_package_is_tried_again_with_it(photos, index, monkeypatch):
-    put(photos, {"bad.jpg": photo(7)[:300]})
-    sync(index.folder)
-    monkeypatch.setattr(upkeep, "is_read_now", lambda kind: kind == "damaged")
-    assert upkeep.up_to_date(FolderIndex.open(index.folder)) is None
+    put(photos, {"new.heic": heic()})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pi_heif", None)
+        assert [file["path"] for file in sync(index.folder).skipped] == ["new.heic"]
+        assert upkeep.up_to_date(FolderIndex.open(index.folder)) is not None
+    assert sync(index.folder).added == 1
 
 
 def test_an_index_that_knows_no_files_gets_to_know_them(dual, photos, index, no_model):

@@ -72,11 +72,16 @@ CONDITIONS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def database():
+    with duckdb.connect() as connected:
+        connected.register("images", TABLE.append_column("row", pa.array(range(len(TABLE)))))
+        yield connected
+
+
 @pytest.mark.parametrize("text", CONDITIONS)
-def test_the_rows_are_those_of_duckdb(text):
-    with duckdb.connect() as database:
-        database.register("images", TABLE.append_column("row", pa.array(range(len(TABLE)))))
-        expected = [row for (row,) in database.sql(f"select row from images where {text} order by row").fetchall()]
+def test_the_rows_are_those_of_duckdb(database, text):
+    expected = [row for (row,) in database.sql(f"select row from images where {text} order by row").fetchall()]
     held = matches(parse_where(text, TABLE.schema), TABLE)
     assert held.nonzero()[0].tolist() == expected
 
@@ -96,8 +101,8 @@ NESTED = st.recursive(
 
 @settings(max_examples=25, deadline=None)
 @given(NESTED)
-def test_nested_conditions_have_the_rows_of_duckdb(text):
-    test_the_rows_are_those_of_duckdb(text)
+def test_nested_conditions_have_the_rows_of_duckdb(database, text):
+    test_the_rows_are_those_of_duckdb(database, text)
 
 
 SUGGESTED = [
