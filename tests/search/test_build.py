@@ -339,14 +339,15 @@ DAMAGED = [
     ("planned/part-00001.parquet", 1),
     ("vectors/part-00000.parquet", 1),
     ("vectors/part-00001.parquet.sha256", 2),
-    ("ann/hnsw*-1", 3),
+    ("ann/hnsw*-1", 4),
 ]
 
 
 @pytest.mark.parametrize(("name", "after"), DAMAGED)
-def test_a_part_that_is_damaged_before_the_build_resumes_is_made_again(dual, tmp_path, monkeypatch, name, after):
-    pictures = put(tmp_path / "pictures", {f"{seed}.png": png(seed) for seed in range(6)})
-    whole, folder = build(dual, pictures, tmp_path / "whole", GRAPHS), tmp_path / "index"
+def test_a_part_that_is_damaged_before_the_build_resumes_is_made_again(
+    dual, graphs, pictures, tmp_path, monkeypatch, name, after
+):
+    folder = tmp_path / "index"
     write, written = Build.write, []
 
     @contextmanager
@@ -370,7 +371,7 @@ def test_a_part_that_is_damaged_before_the_build_resumes_is_made_again(dual, tmp
     damaged.write_bytes(found)
     build(dual, pictures, folder, GRAPHS)
     assert not damaged.exists() or damaged.read_bytes() != found
-    assert contents(folder) == contents(whole.folder)
+    assert contents(folder) == contents(graphs.folder)
 
 
 def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(tmp_path, monkeypatch, flat):

@@ -15,7 +15,6 @@ import torch
 from command_line import document_of, run
 from image_files import png, put
 from made_index import build
-from phone_library import make_library
 from tiny import contents, make_models
 
 from dcdctl.core import models
@@ -55,23 +54,22 @@ def lists(dual, photos, tmp_path):
     return tmp_path / "list"
 
 
-def test_a_library_of_phones_gets_the_bytes_of_the_index_of_one_process(dual, tmp_path, monkeypatch):
+def test_a_library_of_phones_gets_the_bytes_of_the_index_of_one_process(dual, phone_photos, tmp_path, monkeypatch):
     """Photos in all turns, HEIC, RAW, strips, damaged files, videos, and links out of the folder."""
-    library = make_library(tmp_path / "library")
     monkeypatch.setattr(part_files, "ROWS_PER_PART", 60)
-    own = build(dual, library.folder, tmp_path / "own", FLAT)
-    write_image_list(str(dual), library.folder, tmp_path / "list")
+    own = build(dual, phone_photos.folder, tmp_path / "own", FLAT)
+    write_image_list(str(dual), phone_photos.folder, tmp_path / "list")
     files = sorted((tmp_path / "list").iterdir())
     assert len(files) == 3
     embedded = [work_on(path, dual, tmp_path / "vectors") for path in reversed(files)]
-    taken = build(dual, library.folder, tmp_path / "taken", FLAT, given=tmp_path / "vectors")
+    taken = build(dual, phone_photos.folder, tmp_path / "taken", FLAT, given=tmp_path / "vectors")
     assert comparable(taken.folder) == comparable(own.folder)
-    assert sum(each.num_images for each in embedded) == len(library.read) == len(own)
+    assert sum(each.num_images for each in embedded) == len(phone_photos.read) == len(own)
     left_out: dict[str, int] = {}
     for each in embedded:
         left_out |= {kind: count + left_out.get(kind, 0) for kind, count in each.left_out.items()}
     # A list has neither a link to nothing nor a link to a folder.
-    expected = {**library.counts, "link": library.counts["link"] - 1}
+    expected = {**phone_photos.counts, "link": phone_photos.counts["link"] - 1}
     assert left_out == {kind: count for kind, count in expected.items() if kind != "broken-link"}
 
 
