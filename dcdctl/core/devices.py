@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -227,9 +228,13 @@ def _with_fields(batch: T, method: str, *arguments: Any, **options: Any) -> T:
     return dataclasses.replace(batch, **changed)  # type: ignore[type-var]
 
 
+# Each reading parses all metadata of a package: 10 ms for the four of them, per change of an index.
+_version = cache(version)
+
+
 def versions() -> dict[str, str]:
     """Versions of the software that results depend on, and the machine type."""
-    packages = {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")}
+    packages = {name: _version(name) for name in ("torch", "transformers", "numpy", "pillow")}
     return {"dcdctl": __version__, "python": platform.python_version(), **packages, "machine": platform.machine()}
 
 

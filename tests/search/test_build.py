@@ -13,20 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damage import damage_image
 from every_command import without_root
 from hostile_images import TALLER, jpeg_of_size
 from image_files import png, put
-from made_index import Killed, build, killed_before, update
+from made_index import Killed, build, copied, killed_before, update
 from PIL import Image
-from tiny import contents, make_models, make_splits
+from tiny import contents, make_models
 
-from dcdctl.core import artifacts, distributed, models
+from dcdctl.core import distributed, models
 from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.engines import Compute
-from dcdctl.core.errors import ConfigError, CorpusError, DcdError, InputError, MissingError, ModelError, StaleError
-from dcdctl.core.search import FolderIndex, ImageSource, embed, part_files
+from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
+from dcdctl.core.search import FolderIndex, ImageSource, part_files
 from dcdctl.core.search.index_config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once", "small_parts")
@@ -35,16 +34,29 @@ FLAT = IndexConfig(kind="flat")
 GRAPHS = IndexConfig(flat_up_to=2, segment_rows=4)
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    """A folder of seven images."""
-    return put(tmp_path / "pictures", {f"{'sub/' if seed % 2 else ''}{seed}.png": png(seed) for seed in range(7)})
+@pytest.fixture(scope="module")
+def made(small_parts, dual, tmp_path_factory):
+    """A folder of seven images, and two indices of them."""
+    folder = tmp_path_factory.mktemp("made")
+    pictures = put(folder / "pictures", {f"{'sub/' if seed % 2 else ''}{seed}.png": png(seed) for seed in range(7)})
+    return pictures, build(dual, pictures, folder / "flat", FLAT), build(dual, pictures, folder / "graphs", GRAPHS)
 
 
 @pytest.fixture
-def flat(dual, pictures, tmp_path):
+def pictures(made, tmp_path):
+    return Path(shutil.copytree(made[0], tmp_path / "pictures"))
+
+
+@pytest.fixture
+def flat(made, pictures, tmp_path):
     """The index of the pictures, searched exactly."""
-    return build(dual, pictures, tmp_path / "index", FLAT)
+    return copied(made[1], tmp_path / "index", pictures)
+
+
+@pytest.fixture
+def graphs(made, pictures, tmp_path):
+    """The index of the pictures, searched by graphs."""
+    return copied(made[2], tmp_path / "graphs", pictures)
 
 
 def vectors_of(model, images):
@@ -89,8 +101,6 @@ def test_all_splits_of_a_corpus_are_indexed_unless_one_is_named(dual, scenes_cor
     first_of_val = splits[0].num_images
     assert whole.image_bytes(first_of_val) == splits[1].image_bytes(0)
     assert whole.document.sources[0].split == "train+val+test"
-    with pytest.raises(InputError, match=r"has split train\+val\+test of .*, and split val was to be added; "):
-        update(whole.folder, add=scenes_corpus_dir, split="val")
 
 
 def test_a_small_index_needs_no_package_and_a_large_one_misses_it_before_it_embeds(
@@ -104,26 +114,18 @@ def test_a_small_index_needs_no_package_and_a_large_one_misses_it_before_it_embe
         "flat",
         "hnsw",
     )
-    with monkeypatch.context() as patch:
-        patch.setattr(embed, "embed", lambda *_: pytest.fail("images are embedded"))
-        put(pictures, {"8.png": png(8)})
-        with pytest.raises(MissingError, match="an index of kind hnsw needs usearch"):
-            build(dual, pictures, tmp_path / "other", few)
-        with pytest.raises(MissingError, match="an index of kind hnsw needs usearch"):
-            update(tmp_path / "index", add=pictures)
-        with pytest.raises(MissingError, match="an index of kind hnsw needs usearch"):
-            update(tmp_path / "index", sets=("flat_up_to=6",))
-    assert names(FolderIndex.open(tmp_path / "index")) == names(index)
-    assert update(tmp_path / "index", sets=("kind=flat",), add=pictures).num_images == 8
-
-
-def test_splits_with_equal_ids_are_refused_as_one_source(dual, tmp_path):
-    make_splits(tmp_path / "corpus", {"train": [["a"]] * 3, "test": [["b"]] * 2})
-    with pytest.raises(
-        InputError, match=r"2 images of .*corpus have the same id in two splits, such as .*; index one split"
+    before = contents(tmp_path / "index" / "vectors")
+    put(pictures, {"8.png": png(8)})
+    for change in (
+        lambda: build(dual, pictures, tmp_path / "other", few),
+        lambda: update(tmp_path / "index", add=pictures),
+        lambda: update(tmp_path / "index", sets=("flat_up_to=6",)),
     ):
-        build(dual, tmp_path / "corpus", tmp_path / "index", FLAT)
-    assert build(dual, tmp_path / "corpus", tmp_path / "index", FLAT, split="test").num_images == 2
+        with pytest.raises(MissingError, match="usearch"):
+            change()
+    assert not (tmp_path / "other" / "vectors").exists()
+    assert contents(tmp_path / "index" / "vectors") == before
+    assert update(tmp_path / "index", sets=("kind=flat",), add=pictures).num_images == 8
 
 
 def test_images_in_a_folder_are_indexed_and_other_files_skipped_with_reasons(dual, tmp_path, monkeypatch):
@@ -208,54 +210,27 @@ def test_an_index_inside_its_image_folder_is_ignored(dual, pictures):
     assert (again.num_rows, skipped(again)) == (7, {})
 
 
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        ("absent", "absent does not exist; --images and --add take a folder"),
-        ("empty", "there is no image in"),
-        ("texts", r"none of 2 files in .* is an image that can be read: 1\.txt: not an image"),
-        ("1.txt", r"1\.txt is a file; --images and --add take a folder"),
-        ("index/photos", "are inside the index"),
-        ("index", "are inside the index"),
-    ],
-)
-def test_without_images_the_build_is_an_error_and_leaves_no_folder(dual, tmp_path, images, message):
-    (tmp_path / "empty").mkdir()
-    put(tmp_path, {"1.txt": b"x", "texts/1.txt": b"x", "texts/2.txt": b"y", "index/photos/1.png": png(1)})
-    with pytest.raises(InputError, match=message):
-        build(dual, tmp_path / images, tmp_path / "index" if "index" in images else tmp_path / "new", FLAT)
+def test_a_folder_without_images_makes_no_index_and_changes_none_and_no_model_is_read(flat, tmp_path):
+    texts = put(tmp_path / "texts", {"1.txt": b"x"})
+    with pytest.raises(InputError, match="texts"):
+        build(tmp_path / "no model", texts, tmp_path / "new", FLAT)
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({}, "there is no image in .*; name a folder of images, or a corpus"),
-        ({"1.txt": b"x"}, r"none of 1 file in .* is an image that can be read: 1\.txt: not an image"),
-    ],
-)
-def test_a_folder_without_images_is_not_added_and_no_model_is_read_for_it(flat, tmp_path, monkeypatch, files, message):
+    (flat.folder / "model" / "model.safetensors").unlink()
     before = contents(flat.folder)
-    new = tmp_path / "new"
-    new.mkdir()
-    put(new, files)
-    with monkeypatch.context() as patch:
-        patch.setattr(models, "load_searchable", lambda *_, **__: pytest.fail("the model was read"))
-        with pytest.raises(InputError, match=message):
-            update(flat.folder, add=new)
+    with pytest.raises(InputError, match="texts"):
+        update(flat.folder, add=texts)
     assert contents(flat.folder) == before
 
 
-def test_a_folder_of_the_index_may_have_lost_its_images(dual, pictures, tmp_path):
-    index = build(dual, pictures, tmp_path / "index", FLAT)
+def test_a_folder_of_the_index_may_have_lost_its_images(flat, pictures, tmp_path):
     for file in pictures.iterdir():
         file.rename(tmp_path / file.name)
-    assert update(index.folder, add=pictures).num_rows == index.num_rows
+    assert update(flat.folder, add=pictures).num_rows == flat.num_rows
 
 
 def test_missing_permissions_are_reported_before_embedding(dual, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode, **_: path.exists() and mode != os.W_OK | os.X_OK)
-    with pytest.raises(InputError, match=f"{tmp_path} cannot be written to: permission denied"):
+    with pytest.raises(InputError, match=f"{tmp_path} cannot be written to"):
         build(dual, pictures, tmp_path / "new" / "index", FLAT)
     monkeypatch.undo()
     assert build(dual, pictures, tmp_path / "index", FLAT).num_images == 7
@@ -269,48 +244,21 @@ def test_an_existing_index_is_not_overwritten(dual, pictures, tmp_path, corpus, 
         model.network.visual_projection.weight.add_(1)
     models.save(model, tmp_path / "model")
     for arguments, message in (
-        (
-            (str(tmp_path / "model"), pictures, flat.folder, FLAT),
-            r"another model\.fingerprint \(.{12}, not .{12}\); name another",
-        ),
-        ((str(dual), other, flat.folder, FLAT), r"another sources\[0\]\.path \(.*/pictures, not .*/other\)"),
-        (
-            (str(dual), pictures, flat.folder, IndexConfig()),
-            r"another settings\.kind \(flat, not hnsw\); .* or change settings with `dcdctl",
-        ),
-        ((str(dual), pictures, other, FLAT), "is not empty and holds no index .*; name an empty or a new folder"),
-        (
-            (str(dual), pictures, tmp_path / "model", FLAT),
-            "is not empty and holds no index .*; name an empty or a new folder",
-        ),
+        ((str(tmp_path / "model"), pictures, flat.folder, FLAT), r"model\.fingerprint .*; name another"),
+        ((str(dual), other, flat.folder, FLAT), r"sources\[0\]\.path .*/pictures, not .*/other"),
+        ((str(dual), pictures, flat.folder, IndexConfig()), r"settings\.kind .*; .* change settings with `dcdctl"),
+        ((str(dual), pictures, other, FLAT), "other is not empty .*; name an empty or a new folder"),
     ):
         with pytest.raises((StaleError, InputError), match=message):
             build(*arguments)
-    with pytest.raises(StaleError, match=r"another precision \(float32, not bfloat16\)"):
+    with pytest.raises(StaleError, match="precision"):
         build(dual, pictures, flat.folder, FLAT, compute=Compute(precision="bfloat16"))
     assert contents(flat.folder) == before
     assert build(dual, pictures, flat.folder, FLAT).num_images == 7  # the same build again is allowed
     assert contents(flat.folder) == before
 
 
-def test_a_damaged_image_of_a_corpus_is_an_error(dual, scenes_corpus_dir, tmp_path):
-    data = shutil.copytree(scenes_corpus_dir, tmp_path / "data")
-    name = damage_image(data, "val", 2)
-    with pytest.raises(CorpusError, match=rf"image '{name}' of split val in .*data cannot be decoded: not an image"):
-        build(dual, data, tmp_path / "index", FLAT, split="val")
-
-
-def test_vectors_that_are_not_finite_are_refused(dual, pictures, tmp_path):
-    model = models.load_dual(dual)
-    with torch.no_grad():
-        model.network.visual_projection.weight[0] = 3e38  # finite, but its products are not
-    models.save(model, tmp_path / "broken")
-    with pytest.raises(ModelError, match="zero, NaN or infinite"):
-        build(tmp_path / "broken", pictures, tmp_path / "index", FLAT)
-
-
-def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, monkeypatch):
-    whole = build(dual, pictures, tmp_path / "whole", GRAPHS)
+def test_processes_share_the_parts_and_the_segments(dual, graphs, pictures, tmp_path, monkeypatch):
     written, folder, waits = {}, tmp_path / "shared", 0
 
     def wait(**ways):
@@ -338,10 +286,8 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
     assert written["vectors", "1"] == ["part-00001.parquet"]
     assert [len(written["ann", rank]) for rank in "01"] == [1, 1]
     monkeypatch.undo()
-    monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
-    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
     build(dual, pictures, folder, GRAPHS)
-    assert contents(folder) == contents(whole.folder)
+    assert contents(folder) == contents(graphs.folder)
 
 
 def test_a_part_without_images_does_not_let_a_later_one_overwrite_a_file(dual, tmp_path, flat):
@@ -379,7 +325,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(dual, pictures, tmp_path, afte
 
     with pytest.raises(Killed):
         build(dual, pictures, tmp_path / "index", GRAPHS, track=dying)
-    with pytest.raises(MissingError, match="is not finished; run the same `dcdctl index` or `dcdctl photos` again"):
+    with pytest.raises(MissingError, match="is not finished"):
         FolderIndex.open(tmp_path / "index")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "index" / "vectors").glob("*.parquet")}
     put(pictures, {"later.png": png(99)})  # new files are not planned
@@ -393,14 +339,15 @@ DAMAGED = [
     ("planned/part-00001.parquet", 1),
     ("vectors/part-00000.parquet", 1),
     ("vectors/part-00001.parquet.sha256", 2),
-    ("ann/hnsw*-1", 3),
+    ("ann/hnsw*-1", 4),
 ]
 
 
 @pytest.mark.parametrize(("name", "after"), DAMAGED)
-def test_a_part_that_is_damaged_before_the_build_resumes_is_made_again(dual, tmp_path, monkeypatch, name, after):
-    pictures = put(tmp_path / "pictures", {f"{seed}.png": png(seed) for seed in range(6)})
-    whole, folder = build(dual, pictures, tmp_path / "whole", GRAPHS), tmp_path / "index"
+def test_a_part_that_is_damaged_before_the_build_resumes_is_made_again(
+    dual, graphs, pictures, tmp_path, monkeypatch, name, after
+):
+    folder = tmp_path / "index"
     write, written = Build.write, []
 
     @contextmanager
@@ -424,7 +371,7 @@ def test_a_part_that_is_damaged_before_the_build_resumes_is_made_again(dual, tmp
     damaged.write_bytes(found)
     build(dual, pictures, folder, GRAPHS)
     assert not damaged.exists() or damaged.read_bytes() != found
-    assert contents(folder) == contents(whole.folder)
+    assert contents(folder) == contents(graphs.folder)
 
 
 def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(tmp_path, monkeypatch, flat):
@@ -444,20 +391,19 @@ def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(tmp_path, mon
     assert contents(flat.folder) == contents(expected.folder)
 
 
-def test_adding_images_keeps_the_rows(dual, pictures, scenes_corpus_dir, tmp_path):
-    index = build(dual, pictures, tmp_path / "index", GRAPHS)
-    before = names(index)
+def test_adding_images_keeps_the_rows(dual, graphs, pictures, scenes_corpus_dir, tmp_path):
+    before = names(graphs)
     put(pictures, {"aa/new.png": png(50), "broken.png": b"x"})
-    more = update(index.folder, add=pictures)
+    more = update(graphs.folder, add=pictures)
     assert names(more) == [*before, "aa/new.png"]
     assert skipped(more)["broken.png"].startswith("not an image file")
     other = put(tmp_path / "other", {"0.png": png(60), "bad.png": b""})
-    three = update(index.folder, add=other)
+    three = update(graphs.folder, add=other)
     assert names(three) == [*before, "aa/new.png", "0.png"]
     assert names(three).count("0.png") == 2
     assert three.image_bytes(8) == png(60)
     assert sorted(skipped(three)) == ["bad.png", "broken.png"]
-    four = update(index.folder, add=scenes_corpus_dir, split="val")
+    four = update(graphs.folder, add=scenes_corpus_dir, split="val")
     assert four.num_images == 17
     corpus = Corpus.open(scenes_corpus_dir, "val")
     assert four.image_bytes(9 + 3) == corpus.image_bytes(3)
@@ -465,29 +411,28 @@ def test_adding_images_keeps_the_rows(dual, pictures, scenes_corpus_dir, tmp_pat
     _, rows_QK = four.nearest(vectors_of(model, corpus.images([3])), 1)
     assert rows_QK.tolist() == [[12]]
     assert [one.stop for one in four.segments][-1] >= 15
-    again = update(index.folder, add=scenes_corpus_dir, split="val")
+    again = update(graphs.folder, add=scenes_corpus_dir, split="val")
     assert again.num_rows == 17  # nothing is new
 
 
-def test_images_are_removed_by_name_and_pattern_and_can_be_added_again(dual, pictures, tmp_path):
-    index = build(dual, pictures, tmp_path / "index", GRAPHS)
-    rows = {name: row for row, name in enumerate(names(index))}
-    fewer = update(index.folder, remove=("0.png", "sub/*"))
+def test_images_are_removed_by_name_and_pattern_and_can_be_added_again(dual, graphs, pictures):
+    rows = {name: row for row, name in enumerate(names(graphs))}
+    fewer = update(graphs.folder, remove=("0.png", "sub/*"))
     assert names(fewer) == ["2.png", "4.png", "6.png"]
     assert fewer.num_images == 3
     model = models.load_dual(dual)
     found = fewer.nearest(vectors_of(model, [Image.open(pictures / "0.png")]), 7)[1][0].tolist()
     assert {row for row in found if row >= 0} == {rows[name] for name in names(fewer)}
-    before = contents(index.folder)
+    before = contents(graphs.folder)
     for name in ("absent.png", "*.jpg"):
-        with pytest.raises(InputError, match=r"has no image '.*'; nothing was removed"):
-            update(index.folder, remove=("2.png", name))
-    assert contents(index.folder) == before
+        with pytest.raises(InputError, match="nothing was removed"):
+            update(graphs.folder, remove=("2.png", name))
+    assert contents(graphs.folder) == before
     # Those that are removed already, by a command that was killed after its removal.
-    assert names(update(index.folder, remove=("0.png", "sub/*"))) == ["2.png", "4.png", "6.png"]
-    back = update(index.folder, add=pictures)
+    assert names(update(graphs.folder, remove=("0.png", "sub/*"))) == ["2.png", "4.png", "6.png"]
+    back = update(graphs.folder, add=pictures)
     assert sorted(names(back)) == sorted(rows)
-    none = update(index.folder, remove=("*",))
+    none = update(graphs.folder, remove=("*",))
     assert (none.num_images, none.nearest(np.ones((1, 8)), 2)[1].tolist()) == (0, [[-1, -1]])
 
 
@@ -497,34 +442,30 @@ def test_a_name_with_brackets_is_matched_exactly_first(dual, tmp_path):
     assert names(update(index.folder, remove=("a[1].png",))) == ["a1.png", "b.png"]
 
 
-@pytest.mark.parametrize("name", ["remove", "sets", "add"])
-def test_a_change_of_an_index_that_cannot_be_written_names_the_index(dual, pictures, tmp_path, name):
-    index = build(dual, pictures, tmp_path / "index", FLAT)
-    before = contents(index.folder)
-    values = {"remove": ("0.png",), "sets": ("segment_rows=3",), "add": pictures}
-    index.folder.chmod(0o555)
+@pytest.mark.parametrize("name", ["sets", "add"])
+def test_a_change_of_an_index_that_cannot_be_written_names_the_index(flat, pictures, name):
+    before = contents(flat.folder)
+    values = {"sets": ("segment_rows=3",), "add": pictures}
+    flat.folder.chmod(0o555)
     try:
         with without_root() as is_ordinary:
             if not is_ordinary:
                 pytest.skip("this process keeps the rights of root")
-            with pytest.raises(InputError, match=rf"^{index.folder} cannot be written to: permission denied; change"):
-                update(index.folder, **{name: values[name]})
-            assert update(index.folder).num_images == index.num_images
+            with pytest.raises(InputError, match=rf"^{flat.folder} cannot be written to"):
+                update(flat.folder, **{name: values[name]})
+            assert update(flat.folder).num_images == flat.num_images
     finally:
-        index.folder.chmod(0o755)
-    assert contents(index.folder) == before
+        flat.folder.chmod(0o755)
+    assert contents(flat.folder) == before
 
 
-def test_settings_can_be_changed_later(dual, pictures, tmp_path):
-    index = build(dual, pictures, tmp_path / "index", GRAPHS)
-    graphs = contents(index.folder / "ann")
-    wider = update(index.folder, sets=("hnsw.search_width=99",))
-    assert (wider.config.hnsw.search_width, contents(index.folder / "ann")) == (99, graphs)
-    flat = update(index.folder, sets=("kind=flat",))
-    assert (flat.kind, flat.segments, contents(index.folder / "ann")) == ("flat", (), {})
-    with pytest.raises(ConfigError, match="unknown key colour; known keys here: kind"):
-        update(index.folder, sets=("colour=red",))
-    assert FolderIndex.open(index.folder).document.generation == index.document.generation + 2
+def test_settings_can_be_changed_later(graphs):
+    segments = contents(graphs.folder / "ann")
+    wider = update(graphs.folder, sets=("hnsw.search_width=99",))
+    assert (wider.config.hnsw.search_width, contents(graphs.folder / "ann")) == (99, segments)
+    flat = update(graphs.folder, sets=("kind=flat",))
+    assert (flat.kind, flat.segments, contents(graphs.folder / "ann")) == ("flat", (), {})
+    assert flat.document.generation == graphs.document.generation + 2
 
 
 @pytest.mark.parametrize(
@@ -535,18 +476,16 @@ def test_settings_can_be_changed_later(dual, pictures, tmp_path):
     ],
     ids=["add", "remove"],
 )
-def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp_path, monkeypatch, changes, step):
-    build(dual, pictures, tmp_path / "old", GRAPHS)
+def test_a_killed_change_leaves_the_old_index_or_the_new_one(graphs, pictures, tmp_path, monkeypatch, changes, step):
     put(pictures, {f"z{seed}.png": png(20 + seed) for seed in range(4)})
     changes = {**changes, **({"add": pictures} if "add" in changes else {})}
-    shutil.copytree(tmp_path / "old", tmp_path / "new")
-    new = names(update(tmp_path / "new", **changes))
-    old = names(FolderIndex.open(tmp_path / "old"))
+    shutil.copytree(graphs.folder, tmp_path / "new")
+    new, old = names(update(tmp_path / "new", **changes)), names(graphs)
     assert old != new
     number = 0
     while True:
         folder = tmp_path / f"killed {number}"
-        shutil.copytree(tmp_path / "old", folder)
+        shutil.copytree(graphs.folder, folder)
         was_killed = killed_before(monkeypatch, number, lambda: update(folder, **changes))  # noqa: B023
         index = FolderIndex.open(folder)
         assert names(index) in (old, new), number
@@ -560,7 +499,7 @@ def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp
         if not was_killed:
             break
         number += step
-    assert number > 15
+    assert number > 12
 
 
 def test_the_plan_of_another_change_is_not_resumed(tmp_path, monkeypatch, flat):
@@ -577,47 +516,11 @@ def test_the_plan_of_another_change_is_not_resumed(tmp_path, monkeypatch, flat):
     with pytest.raises(Killed):
         update(flat.folder, add=first)
     monkeypatch.undo()
-    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
     assert (flat.folder / "vectors" / "part-00003.parquet").exists()
     assert names(FolderIndex.open(flat.folder))[-1] == "sub/5.png"
     found = update(flat.folder, add=second)
     assert names(found)[7:] == ["b0.png", "b1.png", "b2.png", "b3.png"]
     assert not (flat.folder / "plan.json").exists()
-
-
-def test_a_changed_corpus_is_refused(dual, scenes_corpus_dir, tmp_path):
-    data = shutil.copytree(scenes_corpus_dir, tmp_path / "data")
-    index = build(dual, data, tmp_path / "index", FLAT, split="val")
-    assert index.image_bytes(0)
-    document = artifacts.read_document(data / "corpus.json")
-    document["splits"]["val"]["fingerprint"] = "f" * 64
-    artifacts.write_document(data / "corpus.json", document)
-    with pytest.raises(StaleError, match="holds another corpus now"):
-        FolderIndex.open(index.folder).image_bytes(0)
-    with pytest.raises(StaleError, match="holds another corpus than the one that was indexed"):
-        update(index.folder, add=data, split="val")
-    shutil.rmtree(data)
-    with pytest.raises(MissingError, match="images of the index are not where they were"):
-        FolderIndex.open(index.folder).image_bytes(0)
-
-
-def test_two_changes_at_once_are_refused(dual, pictures, tmp_path):
-    build(dual, pictures, tmp_path / "index", FLAT)
-    with distributed.lock(tmp_path / "index"), pytest.raises(StaleError, match="another run is writing to"):
-        update(tmp_path / "index", remove=("0.png",))
-
-
-def test_an_index_whose_model_was_replaced_accepts_no_images(pictures, corpus, flat):
-    model = make_models(corpus.captions)[1]
-    with torch.no_grad():
-        model.network.visual_projection.weight.add_(1)
-    models.save(model, flat.folder / "model")
-    put(pictures, {"new.png": png(9)})
-    with pytest.raises(StaleError, match="made with the model"):
-        update(flat.folder, add=pictures)
-    shutil.rmtree(flat.folder / "model")
-    with pytest.raises(MissingError, match=r"lacks its model .{8}; copy it to"):
-        update(flat.folder, add=pictures)
 
 
 MISTYPED = {

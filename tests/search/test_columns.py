@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import shutil
 from dataclasses import replace
 from datetime import date, datetime
 
@@ -17,7 +17,7 @@ from PIL.ExifTags import Base
 
 from dcdctl.core.data import MOMENT, columns_of_table, read_columns
 from dcdctl.core.errors import InputError
-from dcdctl.core.search import Changes, SourceImages, change_index, parse_where, readers
+from dcdctl.core.search import Changes, change_index, parse_where, readers
 
 KINDS = {
     "flat": {"kind": "flat"},
@@ -152,43 +152,6 @@ def test_nanoseconds_of_moments_are_dropped(tmp_path):
     assert read.table.to_pydict() == {"taken": [datetime(2024, 1, 1, microsecond=1)]}
 
 
-@pytest.mark.parametrize(
-    ("text", "message", "hint"),
-    [
-        ("photo,year\na,1\n", "names no images, its columns are photo, year", "image, image_id, path, filepath"),
-        ("image\na\n", "has no columns besides", "add some"),
-        (
-            "image,row\na,1\n",
-            r"the column 'row' of .* has a name that the index itself uses",
-            "rename it",
-        ),
-        ("image,Score\na,1\n", "has a name that the index itself uses", "rename it"),
-        ('image,"a""b"\na,1\n', "has a name with quotation marks", "rename it"),
-        (f"image,{'x' * 61}\na,1\n", "more than 60 bytes", "rename it"),
-        ("image,year,year\na,1,2\n", "has the column 'year' twice", "rename one"),
-        ("image,owner\na,b, c\n", "line 2 has 3 cells, and line 1 names 2", "quotation marks"),
-        (
-            'image,owner\na,"b\n',
-            "line 2: a cell starts with a quotation mark and does not end with one",
-            "quotation marks",
-        ),
-    ],
-)
-def test_a_table_that_is_no_metadata_is_refused(tmp_path, text, message, hint):
-    with pytest.raises(InputError, match=message) as caught:
-        read_columns(write(tmp_path / "m.csv", text))
-    assert hint in caught.value.hint
-
-
-def test_a_missing_or_unknown_file_and_a_wrong_column_are_refused(tmp_path):
-    with pytest.raises(InputError, match="cannot be read: No such file"):
-        read_columns(tmp_path / "absent.csv")
-    with pytest.raises(InputError, match=r"is no table of metadata, its name ends with '.xlsx'"):
-        read_columns(tmp_path / "m.xlsx")
-    with pytest.raises(InputError, match=r"cannot be read: .*[Pp]arquet"):
-        read_columns(write(tmp_path / "m.parquet", "x"))
-
-
 def test_the_first_row_of_an_image_counts_and_others_are_counted():
     table = pa.table({"path": ["a", "b", "a", "a", None], "year": [1, 2, 1, 5, 9], "owner": ["x", None, "x", "x", "y"]})
     read = columns_of_table(table, "it")
@@ -240,19 +203,10 @@ def test_the_same_metadata_again_changes_nothing(made):
     assert set_columns(index, given)[0].document == index.document
 
 
-def test_metadata_of_other_images_or_of_another_type_is_refused(made):
+def test_a_column_gets_another_type_if_no_value_of_the_old_type_stays(made):
     index, _ = set_columns(made, {"image": ["0.png", "1.png"], "year": [1, 2]})
-    with pytest.raises(
-        InputError, match=r"none of the 1 images of the table of metadata is in the index .*, such as 'a.png'"
-    ) as caught:
-        set_columns(index, {"image": ["a.png"], "year": [1]})
-    assert "'0.png'" in caught.value.hint
-    with pytest.raises(
-        InputError, match=r"column year of .* is a whole number, and in the table of metadata it is a text"
-    ) as caught:
+    with pytest.raises(InputError, match="year"):
         set_columns(index, {"image": ["0.png"], "year": ["x"]})
-    assert "--drop-column year" in caught.value.hint
-    # No value of the old type stays.
     index, _ = set_columns(index, {"image": ["1.png", "0.png"], "year": ["x", "y"]})
     assert column(index, "year")[:2] == ["y", "x"]
 
@@ -262,8 +216,6 @@ def test_columns_are_dropped_and_an_index_without_columns_has_no_file(made):
     assert before.columns is None
     index, _ = set_columns(made, {"image": ["0.png"], "year": [1], "owner": ["x"]})
     assert index.columns.names == ["year", "owner"]
-    with pytest.raises(InputError, match="has no column 'yaer' to drop"):
-        set_columns(index, drop_columns=("yaer",))
     index, _ = set_columns(index, drop_columns=("year",))
     assert index.columns.names == ["owner"]
     index, _ = set_columns(index, drop_columns=("owner",))
@@ -276,13 +228,6 @@ def test_a_column_is_summarized_without_removed_images(made):
     (summary,) = index.summarize_columns()
     assert (summary.type, summary.missing, summary.distinct) == ("text", 1, 2)
     assert (summary.frequent, summary.low, summary.high) == ((("a", 2), ("b", 2)), "a", "b")
-
-
-def test_a_condition_on_a_column_that_is_gone_is_an_error(made):
-    index, _ = set_columns(made, {"image": ["0.png"], "year": [1]})
-    condition = parse_where("year = 1", index.columns)
-    with pytest.raises(InputError, match="has no column year"):
-        made.nearest(unit_vectors(1), 1, condition)
 
 
 def test_values_of_all_types_come_back(made):
@@ -328,7 +273,7 @@ def exif_photo(path, **tags):
     Image.new("RGB", (4, 4)).save(path, exif=exif)
 
 
-def test_exif_columns_are_read_where_no_value_is(made, tmp_path, monkeypatch):
+def test_exif_columns_are_read_where_no_value_is(made, tmp_path):
     exif_photo(tmp_path / "photos" / "0.png", Model="EOS", DateTime="2019:05:01 12:00:00")
     exif_photo(tmp_path / "photos" / "1.png", Model="D70", DateTime="2018:05:01 12:00:00")
     exif_photo(tmp_path / "photos" / "4.png", Model="gone")
@@ -346,6 +291,6 @@ def test_exif_columns_are_read_where_no_value_is(made, tmp_path, monkeypatch):
         pa.string(),
     ]
     assert index.values("latitude").null_count == 6
-    # Again: what is there stays.
-    monkeypatch.setattr(SourceImages, "open", lambda *image: io.BytesIO())
+    # Again: what is there stays, whatever became of the files.
+    shutil.rmtree(tmp_path / "photos")
     assert set_columns(index, sets=("exif=place",))[0].values("year").equals(index.values("year"))

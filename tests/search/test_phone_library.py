@@ -14,26 +14,20 @@ import served
 from command_line import document_of, error_of, run
 from heif_files import heic
 from image_files import put
-from phone_library import make_library
 from PIL import Image
 from raw_files import dng
-from tiny import make_models
 
-from dcdctl.core import models
 from dcdctl.core.data import decode_image
 from dcdctl.core.search import FolderIndex, IndexSearcher
 from dcdctl.core.serve import ServiceConfig
 
 
 @pytest.fixture(scope="module")
-def phone(corpus, tmp_path_factory):
+def phone(dual, phone_photos, tmp_path_factory):
     """The library, what `index` said of it, and the index with all columns of the EXIF data."""
-    folder = tmp_path_factory.mktemp("phone")
-    models.save(make_models(corpus.captions)[1], folder / "dual")
-    library = make_library(folder / "photos")
-    words = ("--images", library.folder, "--out", folder / "index", "--set", "exif=place", "--device", "cpu")
-    said = run("index", folder / "dual", *words).stderr
-    return SimpleNamespace(library=library, said=said, index=FolderIndex.open(folder / "index"))
+    out = tmp_path_factory.mktemp("phone") / "index"
+    said = run("index", dual, "--images", phone_photos.folder, "--out", out, "--set", "exif=place").stderr
+    return SimpleNamespace(library=phone_photos, said=said, index=FolderIndex.open(out))
 
 
 def test_all_images_are_read_and_all_other_files_are_left_out_by_kind(phone):
@@ -99,13 +93,11 @@ def test_a_page_shows_every_photo(phone):
                 assert np.sign(shown.width - shown.height) == np.sign(np.subtract(*phone.library.files[name].size))
 
 
-def test_a_folder_of_photos_whose_package_is_missing_says_what_to_install(phone, tmp_path, monkeypatch):
+def test_a_folder_of_photos_whose_package_is_missing_says_what_to_install(dual, tmp_path, monkeypatch):
     put(tmp_path / "photos", {"1.heic": heic(), "2.heic": heic("heic_b.heic"), "3.dng": dng()})
     for package in ("pi_heif", "rawpy"):
         monkeypatch.setitem(sys.modules, package, None)
-    message = error_of(
-        "index", phone.library.folder.parent / "dual", "--images", tmp_path / "photos", "--out", tmp_path / "new"
-    )
+    message = error_of("index", dual, "--images", tmp_path / "photos", "--out", tmp_path / "new")
     assert "none of 3 files in" in message
     assert "left out: 2 HEIC photos: `pip install 'pi-heif>=1.0'` reads HEIC" in message
     assert "left out: 1 RAW photo: `pip install 'rawpy>=0.24'` reads RAW previews" in message

@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_index import unit_vectors
 
-from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.search import StoredVectors, name_of_index, part_files, storage
+from dcdctl.core.search import StoredVectors, name_of_index, part_files
 from dcdctl.core.search.exact import token_type
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
 
@@ -38,24 +37,6 @@ def test_mapped_vectors_equal_those_of_parquet_readers(tmp_path, count, dim):
     assert (part.rows, part.source, part.bytes) == (count, 3, path.stat().st_size)
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
-def test_vectors_of_a_part_that_are_not_finite_are_refused(tmp_path, bad):
-    path = tmp_path / "vectors" / "part.parquet"
-    vectors = unit_vectors(1200, 5)
-    vectors[1100, 3] = bad
-    path.parent.mkdir()
-    part_files.write_part(
-        path, [SourceImage(image_id=str(row), path=str(row)) for row in range(1200)], StoredVectors(vectors)
-    )
-    part, _ = part_files.describe_part(path, 0, token_type(5, "float16"))
-    for _ in range(2):
-        with pytest.raises(
-            StaleError,
-            match=r"part\.parquet is damaged: it has vectors that are NaN or infinite; delete the folder and run",
-        ):
-            part_files.mapped(tmp_path, part, token_type(5, "float16"))
-
-
 def test_duckdb_reads_the_vectors(tmp_path):
     vectors, _ = write(tmp_path / "part.parquet", 3)
     found = duckdb.sql(f"select image_id, vector from '{tmp_path / 'part.parquet'}'").fetchall()
@@ -68,29 +49,6 @@ def test_a_part_lists_skipped_files_and_may_be_empty(tmp_path):
     write(tmp_path / "part.parquet", 0, skipped=lost)
     part, found = part_files.describe_part(tmp_path / "part.parquet", 0, token_type(5, "float16"))
     assert (part.rows, part.vectors_at, found) == (0, (), lost)
-
-
-@pytest.mark.parametrize(
-    ("written", "message"),
-    [
-        (None, r"there is no index in .* \(no index\.json\); make one with `dcdctl index RUN --images DIR --out"),
-        ({}, r"there is no index in .* \(no index\.json\); make one with .* with `dcdctl photos FOLDER --out LIBRARY`"),
-        ({"index/index.json": "{}"}, "index is no index, its index is .*/index/index; name .*/index/index"),
-        (
-            {"plan.json": "{}"},
-            "the index in .* is not finished; run the same `dcdctl index` or `dcdctl photos` again: it resumes",
-        ),
-    ],
-)
-def test_a_missing_index_names_the_command_that_makes_one(tmp_path, written, message):
-    folder = tmp_path / "index"
-    for name, text in (written or {}).items():
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_text(text)
-    if written == {}:
-        folder.mkdir()
-    with pytest.raises(MissingError, match=message):
-        storage.read_document(folder)
 
 
 def test_a_page_calls_the_index_of_a_library_by_the_name_of_the_library(tmp_path):

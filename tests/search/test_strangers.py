@@ -315,25 +315,25 @@ VOCABULARIES = {
     "words twice": lambda raw: raw + raw,
     "words without rows": lambda raw: raw + b"more\n",
 }
-SOME_ARRAYS = {each: ARRAYS[each] for each in ("20 GB", "objects", "longer", "other numbers", "fewer", "more")}
+OF_ANOTHER_FORM = {each: ARRAYS[each] for each in ("other numbers", "fewer", "more")}
 FORGERIES = {
     ("hnsw", "removed-*.npy"): {**ARRAYS, **LISTS["removed-*.npy"]},
-    ("hnsw", "keywords/rows-*.npy"): {**SOME_ARRAYS, **LISTS["keywords/rows-*.npy"]},
-    ("hnsw", "keywords/starts-*.npy"): {**SOME_ARRAYS, **LISTS["keywords/starts-*.npy"]},
-    ("hnsw", "keywords/scores-*.npy"): {**SOME_ARRAYS, **LISTS["keywords/scores-*.npy"]},
+    ("hnsw", "keywords/rows-*.npy"): {**OF_ANOTHER_FORM, **LISTS["keywords/rows-*.npy"]},
+    ("hnsw", "keywords/starts-*.npy"): {**OF_ANOTHER_FORM, **LISTS["keywords/starts-*.npy"]},
+    ("hnsw", "keywords/scores-*.npy"): {**OF_ANOTHER_FORM, **LISTS["keywords/scores-*.npy"]},
     ("hnsw", "keywords/words-*.parquet"): WORDS,
     ("hnsw", "keywords/vocabulary-*.txt"): VOCABULARIES,
     ("hnsw", "columns-*.parquet"): COLUMNS,
     ("hnsw", "vectors/part-00000.parquet"): {**PARTS, **VECTORS},
     ("late", "vectors/part-00000.parquet"): TOKENS,
-    ("int8", "ann/int8-000000000000-*"): SOME_ARRAYS,
-    ("binary", "ann/binary-000000000000-*"): SOME_ARRAYS,
+    ("int8", "ann/int8-000000000000-*"): OF_ANOTHER_FORM,
+    ("binary", "ann/binary-000000000000-*"): OF_ANOTHER_FORM,
     ("late", "ann/centroids-000000000000-*"): {
         **{each: centroids(edit) for each, edit in CENTROIDS.items()},
         "20 GB": ARRAYS["20 GB"],
         "longer": ARRAYS["longer"],
     },
-    ("hnsw", "text/probes.npy"): {**SOME_ARRAYS, **LISTS["text/probes.npy"]},
+    ("hnsw", "text/probes.npy"): {**OF_ANOTHER_FORM, **LISTS["text/probes.npy"]},
     ("hnsw", "text/tokenizer.json"): TOKENIZERS,
     ("hnsw", "text/model.onnx"): GRAPHS,
     ("late", "text/model.onnx"): {each: GRAPHS[each] for each in ("shifted weights", "flat vectors", "more vectors")},

@@ -8,6 +8,7 @@ import queue
 import shutil
 import sys
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from heif_files import heic
 from image_files import png, put
-from made_index import build, killed_before, unit_vectors, update, write_index
+from made_index import build, copied, killed_before, unit_vectors, update, write_index
 from PIL import Image
 from PIL.ExifTags import Base
 from processes import TIMEOUT_S
 
-from dcdctl.core import distributed, models
+from dcdctl.core import distributed
 from dcdctl.core.data import FolderImageFile, RowError
-from dcdctl.core.errors import ConfigError, DcdError, InputError
+from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.search import (
     FolderIndex,
     IndexConfig,
@@ -37,26 +39,42 @@ from dcdctl.core.search import (
 from dcdctl.core.search.image_files import FileFacts, facts_table
 from dcdctl.core.search.watch import sync_index, watch_index
 
-pytestmark = pytest.mark.usefixtures("small_parts")
+pytestmark = pytest.mark.usefixtures("_duals_read_once", "small_parts")
 
 FLAT = IndexConfig(kind="flat")
 
 
-@pytest.fixture
-def photos(tmp_path):
-    """A folder of six photos, each with the year that it was taken in."""
-    return put(tmp_path / "photos", {f"{'sub/' if seed % 2 else ''}{seed}.jpg": photo(seed) for seed in range(6)})
+@pytest.fixture(scope="module")
+def made(small_parts, dual, tmp_path_factory):
+    """A folder of six photos, each with the year that it was taken in, and its index."""
+    files = {f"{'sub/' if seed % 2 else ''}{seed}.jpg": photo(seed) for seed in range(6)}
+    photos = put(tmp_path_factory.mktemp("made") / "photos", files)
+    return photos, build(dual, photos, photos.parent / "index", FLAT)
 
 
 @pytest.fixture
-def index(small_parts, dual, photos, tmp_path):
-    return build(dual, photos, tmp_path / "index", FLAT)
+def photos(made, tmp_path):
+    return Path(shutil.copytree(made[0], tmp_path / "photos"))
 
 
 @pytest.fixture
-def no_model(index, monkeypatch):
-    """Once the index is there, no model can be loaded."""
-    monkeypatch.setattr(models, "load_searchable", None)
+def index(made, photos, tmp_path):
+    return copied(made[1], tmp_path / "index", photos)
+
+
+@pytest.fixture
+def no_model(index):
+    """Once the index is there, its model cannot be read."""
+    with hidden(index.folder / "model" / "model.safetensors"):
+        yield
+
+
+@contextmanager
+def hidden(file: Path):
+    """Within the block a file is not there."""
+    file.rename(file.with_suffix(".hidden"))
+    yield
+    file.with_suffix(".hidden").rename(file)
 
 
 def photo(seed: int) -> bytes:
@@ -280,9 +298,7 @@ def test_an_index_whose_only_file_was_not_read_for_its_columns_is_not_up_to_date
     assert sync(folder).index.values("year").to_pylist() == [2000]
 
 
-def test_a_folder_in_an_image_folder_is_refused_and_one_above_takes_the_others(dual, photos, index, tmp_path):
-    with pytest.raises(InputError, match=r"sub lies in .*photos, an image folder of .*, to which its images belong; "):
-        update(index.folder, add=photos / "sub")
+def test_a_folder_above_an_image_folder_takes_the_other_images(dual, photos, index, tmp_path):
     inner = build(dual, photos / "sub", tmp_path / "inner", FLAT)
     outer = update(inner.folder, add=photos)
     paths = [outer.images.path(*outer.source_image(row)) for row in range(outer.num_rows)]
@@ -329,12 +345,12 @@ def test_a_disk_that_is_not_mounted_removes_nothing(photos, index, problem):
     assert change.notes == (f"{photos} {problem}, and nothing was removed: is its disk mounted?",)
 
 
-def test_what_was_left_out_stays_known_while_a_disk_is_not_mounted(photos, index, tmp_path, monkeypatch):
+def test_what_was_left_out_stays_known_while_a_disk_is_not_mounted(photos, index, tmp_path):
     put(photos, {"bad.jpg": photo(7)[:300]})
     other = put(tmp_path / "other", {"0.jpg": photo(0)})
     update(index.folder, add=other)
     sync(index.folder)
-    monkeypatch.setattr(models, "load_searchable", None)
+    (index.folder / "model" / "model.safetensors").unlink()
     photos.rename(tmp_path / "elsewhere")
     put(other, {"1.jpg": photo(1)})
     assert [file["path"] for file in sync(index.folder).skipped] == ["bad.jpg"]
@@ -382,8 +398,8 @@ def test_a_file_that_may_be_read_by_now_is_tried_again(photos, index, monkeypatc
         patch.setattr(FolderImageFile, "read", refuse)
         assert [file["kind"] for file in sync(index.folder).skipped] == ["unreadable"]
         patch.setattr(os, "access", lambda path, mode: path.name != "new.jpg" and access(path, mode))
-        patch.setattr(models, "load_searchable", None)
-        assert sync(index.folder).is_nothing
+        with hidden(index.folder / "model" / "model.safetensors"):
+            assert sync(index.folder).is_nothing
     assert sync(index.folder).added == 1
 
 
@@ -409,35 +425,29 @@ def test_a_time_after_the_year_2262_is_a_time(photos, index):
     assert (sync(index.folder).added, sync(index.folder).is_nothing) == (1, True)
 
 
-def test_a_file_that_cannot_be_read_is_tried_again_when_it_changes(photos, index, monkeypatch):
+def test_a_file_that_cannot_be_read_is_tried_again_when_it_changes(photos, index):
     put(photos, {"bad.jpg": photo(7)[:300]})
     assert [file["path"] for file in sync(index.folder).skipped] == ["bad.jpg"]
-    loaded = models.load_searchable
-    monkeypatch.setattr(models, "load_searchable", None)
-    assert [file["path"] for file in sync(index.folder).skipped] == ["bad.jpg"]
-    assert [file["path"] for file in update_skipped(index.folder, photos)] == ["bad.jpg"]
-    monkeypatch.setattr(models, "load_searchable", loaded)
+    with hidden(index.folder / "model" / "model.safetensors"):
+        assert [file["path"] for file in sync(index.folder).skipped] == ["bad.jpg"]
+        assert [file["path"] for file in add_images(str(index.folder), photos).skipped] == ["bad.jpg"]
     rewrite(photos / "bad.jpg", photo(7))
     change = sync(index.folder)
     assert (change.skipped, change.added) == ([], 1)
 
 
-def update_skipped(folder: Path, photos: Path):
-    return add_images(str(folder), photos).skipped
-
-
 def test_a_file_that_lacked_a_package_is_tried_again_with_it(photos, index, monkeypatch):
-    put(photos, {"bad.jpg": photo(7)[:300]})
-    sync(index.folder)
-    monkeypatch.setattr(upkeep, "is_read_now", lambda kind: kind == "damaged")
-    assert upkeep.up_to_date(FolderIndex.open(index.folder)) is None
+    put(photos, {"new.heic": heic()})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pi_heif", None)
+        assert [file["path"] for file in sync(index.folder).skipped] == ["new.heic"]
+        assert upkeep.up_to_date(FolderIndex.open(index.folder)) is not None
+    assert sync(index.folder).added == 1
 
 
 def test_an_index_that_knows_no_files_gets_to_know_them(dual, photos, index, no_model):
     """As one that an earlier version made."""
     document = index.document
-    from dataclasses import replace
-
     commit.seal(index.folder, replace(document, image_files=None, columns=None, generation=document.generation + 1))
     change = sync(index.folder)
     assert (change.counts.unchanged, change.index.values("year").to_pylist()) == (
@@ -456,7 +466,7 @@ def test_a_folder_of_files_that_are_indexed_takes_their_vectors(photos, index, t
     vectors = added.stored(rows).data
     np.testing.assert_array_equal(vectors[:6], vectors[6:])
     # A name that two folders have is no name of one image.
-    with pytest.raises(InputError, match=r"2.jpg stands for 2 images of .*; nothing was removed; give its whole path"):
+    with pytest.raises(InputError, match=r"2\.jpg stands for 2 images"):
         update(index.folder, remove=("2.jpg",))
     assert update(index.folder, remove=(str(tmp_path / "backup" / "2.jpg"),)).num_images == 11
 
@@ -466,20 +476,10 @@ def test_a_moved_folder_keeps_its_rows(photos, index, tmp_path):
     before = content(index)
     (tmp_path / "disk").mkdir()
     shutil.move(photos, tmp_path / "disk" / "photos")
-    for wrong, message in (
-        ((tmp_path / "other", tmp_path / "disk"), r"other is no image folder of .*; its image folders: "),
-        ((photos, tmp_path / "disk"), "has 0 of 6 images of .* that were looked for"),
-        ((photos, tmp_path / "nowhere"), "is no folder"),
-    ):
-        with pytest.raises(InputError, match=message):
-            move_images(str(index.folder), *wrong)
     moved = move_images(str(index.folder), photos, tmp_path / "disk" / "photos").index
     assert content(moved) == before
     assert moved.image_bytes(0) == (tmp_path / "disk" / "photos" / "0.jpg").read_bytes()
     assert sync(index.folder).is_nothing
-    # The same command again moves nothing.
-    with pytest.raises(InputError, match="is no image folder of"):
-        move_images(str(index.folder), photos, tmp_path / "disk" / "photos")
     # A folder above the image folder, as the place of a disk.
     shutil.move(tmp_path / "disk", tmp_path / "usb")
     assert content(move_images(str(index.folder), tmp_path / "disk", tmp_path / "usb").index) == before
@@ -496,7 +496,7 @@ def test_a_folder_with_less_than_half_of_the_images_is_not_where_they_moved(phot
             assert move_images(str(index.folder), photos, place).index.document.sources[0].path == str(place)
             move_images(str(index.folder), place, photos)
             continue
-        with pytest.raises(InputError, match=rf"new has {6 - number} of 6 images of .* that were looked for"):
+        with pytest.raises(InputError, match=f"{6 - number} of 6 images"):
             move_images(str(index.folder), photos, place)
     assert FolderIndex.open(index.folder).document.sources == index.document.sources
 
@@ -504,15 +504,9 @@ def test_a_folder_with_less_than_half_of_the_images_is_not_where_they_moved(phot
 def test_a_folder_does_not_move_to_another_image_folder_of_the_index(photos, index, tmp_path):
     other = shutil.copytree(photos, tmp_path / "other")
     two = update(index.folder, add=other)
-    with pytest.raises(InputError, match=r"other is an image folder of .*index already; follow it: dcdctl sync"):
+    with pytest.raises(InputError, match="other"):
         move_images(str(index.folder), photos, other)
     assert FolderIndex.open(index.folder).document == two.document
-
-
-def test_a_run_is_no_index_to_change(tmp_path):
-    put(tmp_path / "run", {"run.json": b"{}"})
-    with pytest.raises(ConfigError, match=r"run is a run, not an index; make one: dcdctl index .*run --images"):
-        upkeep.open_to_change(str(tmp_path / "run"))
 
 
 def test_an_index_with_files_that_were_left_out_is_up_to_date_until_one_of_them_changes(photos, index, tmp_path):
@@ -563,7 +557,7 @@ def test_a_sync_that_is_killed_at_any_change_of_a_file_goes_on(dual, photos, ind
         vectors = {name: vector for name, (vector, _) in content(found).items()}
         assert vectors in (vectors_before, vectors_after)
         assert content(sync(victim).index) == expected, number
-        number += 4
+        number += 3
     assert number > 20
 
 
@@ -634,12 +628,6 @@ def test_folders_that_the_system_does_not_watch_are_compared_at_times(photos, in
     finally:
         stop.set()
         thread.join(TIMEOUT_S)
-
-
-def test_a_missing_package_of_watching_is_named(index, monkeypatch):
-    monkeypatch.setitem(sys.modules, "watchfiles", None)
-    with pytest.raises(DcdError, match="watchfiles"):
-        watch_index(str(index.folder), print, print)
 
 
 # Copies and look-alikes

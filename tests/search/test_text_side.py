@@ -13,7 +13,6 @@ from open_clips import save_open_clip
 from tiny import run_script
 
 from dcdctl.core import artifacts
-from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.models import TextTower, text_export
 from dcdctl.core.search import IndexSearcher
 from dcdctl.core.search.index_config import IndexConfig
@@ -78,8 +77,6 @@ def test_the_model_is_loaded_for_an_image_a_reranker_and_another_device(noise_in
     assert searcher.ask(noise_index.parent / "images" / name, 1).hits[0].name == name
     assert searcher.encoder.is_loaded
     assert isinstance(searcher_of(noise_index, rerank=str(noise_index.parent / "dual")).texts, DualVectors)
-    with pytest.raises(ConfigError, match="device nonsense is unknown"):
-        searcher_of(noise_index, device="nonsense")
 
 
 def test_an_index_holds_the_weights_of_its_text_side_once(noise_index):
@@ -87,17 +84,7 @@ def test_an_index_holds_the_weights_of_its_text_side_once(noise_index):
     assert list(listed) == ["model/model.safetensors"]
 
 
-def test_a_text_side_that_fits_its_own_checksums_but_not_the_index_is_refused(noise_index, tmp_path):
-    copy = tmp_path / "index"
-    shutil.copytree(noise_index, copy)
-    document = artifacts.read_document(copy / "text" / "text.json")
-    settings = document["settings"] | {"max_text_len": document["settings"]["max_text_len"] - 1}  # as many bytes
-    artifacts.write_document(copy / "text" / "text.json", document | {"settings": settings})
-    with pytest.raises(StaleError, match=r"text.json is damaged: its SHA-256"):
-        searcher_of(copy)
-
-
-def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch(tmp_path, noise_index, monkeypatch):
+def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch(tmp_path, noise_index):
     ref = save_open_clip("open_clip SigLIP", CAPTIONS, tmp_path)
     config = json.loads((ref / "open_clip_config.json").read_text(encoding="utf-8"))
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["strip_sep_token"] = True  # by Python code
@@ -107,8 +94,8 @@ def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch
     assert "is Python code" in index.document.text.refused
     assert not (index.folder / "text").exists()
     assert isinstance(IndexSearcher.for_index(index, device="cpu").texts, DualVectors)
-    monkeypatch.setattr(text_export, "export_text_tower", None)  # not tried again
-    assert update(index.folder, add=one_more(noise_index, tmp_path / "more")).num_images == 13
+    more = update(index.folder, add=one_more(noise_index, tmp_path / "more"))
+    assert (more.num_images, more.document.text) == (13, index.document.text)
 
 
 @pytest.mark.parametrize("package", text_export.TEXT_PACKAGES)
@@ -127,5 +114,5 @@ def test_without_a_package_an_index_is_made_without_a_text_side_and_gets_one_lat
 
 
 def test_without_onnx_runtime_texts_are_searched_with_torch(noise_index, monkeypatch):
-    monkeypatch.setattr(TextTower, "is_available", staticmethod(lambda: False))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert isinstance(searcher_of(noise_index).texts, DualVectors)

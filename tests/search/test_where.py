@@ -72,11 +72,16 @@ CONDITIONS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def database():
+    with duckdb.connect() as connected:
+        connected.register("images", TABLE.append_column("row", pa.array(range(len(TABLE)))))
+        yield connected
+
+
 @pytest.mark.parametrize("text", CONDITIONS)
-def test_the_rows_are_those_of_duckdb(text):
-    with duckdb.connect() as database:
-        database.register("images", TABLE.append_column("row", pa.array(range(len(TABLE)))))
-        expected = [row for (row,) in database.sql(f"select row from images where {text} order by row").fetchall()]
+def test_the_rows_are_those_of_duckdb(database, text):
+    expected = [row for (row,) in database.sql(f"select row from images where {text} order by row").fetchall()]
     held = matches(parse_where(text, TABLE.schema), TABLE)
     assert held.nonzero()[0].tolist() == expected
 
@@ -96,102 +101,29 @@ NESTED = st.recursive(
 
 @settings(max_examples=25, deadline=None)
 @given(NESTED)
-def test_nested_conditions_have_the_rows_of_duckdb(text):
-    test_the_rows_are_those_of_duckdb(text)
+def test_nested_conditions_have_the_rows_of_duckdb(database, text):
+    test_the_rows_are_those_of_duckdb(database, text)
+
+
+SUGGESTED = [
+    *("year = '2021'", "rating > ' 4.5'", "year = 'x'", "taken = 2021", "day = '2021-12'", "taken >= '2021-02'"),
+    *("day = 9999", "taken = 'yesterday'", "starred = 1", "owner = 3", 'owner = "x"', '"owner name" = 3', "year"),
+]
+
+
+@pytest.mark.parametrize("text", SUGGESTED)
+def test_the_forms_that_a_refusal_suggests_are_conditions(text):
+    with pytest.raises(InputError) as raised:
+        parse_where(text, TABLE.schema)
+    forms = re.sub(r"^(write|for example|.*:) ", "", raised.value.hint.partition(" or '")[0]).split(", or ")
+    for form in forms:
+        parse_where(form, TABLE.schema)
 
 
 def test_a_condition_is_read_into_plain_values():
     condition = parse_where("not (owner in ('x', 'y') or year < 2020)", TABLE.schema)
     assert condition == Joined("and", (Compare("owner", "not in", ("x", "y")), Compare("year", ">=", 2020)))
     assert columns_of(condition) == {"owner", "year"}
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("", "cannot be read"),
-        ("year >=", "cannot be read"),
-        ("year = 2020; drop table images", "cannot be read near 'drop'"),
-        ("yaer = 2020", "unknown column yaer"),
-        ("images.year = 2020", "where a column is expected"),
-        ("year = 'x'", "compares year, which is a whole number, with 'x'"),
-        ("year = 2020.5", "compares year"),
-        ("year = true", "compares year"),
-        ("year = 9223372036854775808", "compares year"),
-        ("year = -9223372036854775809", "compares year"),
-        ("year > 1e400", "compares year, which is a whole number, with 1e400"),
-        ("rating < 1e400", "compares rating, which is a number, with 1e400"),
-        ("rating in (1, -1e400)", "compares rating, which is a number, with -1e400"),
-        (f"rating < {'9' * 400}", "compares rating, which is a number, with 999"),
-        (f"year < {'9' * 5000}", "compares year, which is a whole number, with 999"),
-        ("taken > '0001-01-01T00:00:00+23:00'", "compares taken, which is a date and time, with '0001"),
-        ("taken < '9999-12-31T23:59:59-00:01'", "compares taken, which is a date and time, with '9999"),
-        ("owner = '\ud83d'", r"""the condition "owner = '\ud83d'" is not Unicode text"""),
-        ("\udce9 = 1", r"the condition '\udce9 = 1' is not Unicode text"),
-        ("owner like 'a\\'", r"has the pattern 'a\', which ends in a backslash; double it to find one"),
-        ("owner not like '\\\\\\'", r"has the pattern '\\\', which ends in a backslash"),
-        ("owner ilike 'a\\'", "ends in a backslash"),
-        ("year ilike '2%'", "takes year for a text, and it is a whole number; like and ilike compare texts"),
-        ("2020 < year", "has 2020 where a column is expected"),
-        ("owner = 3", "compares owner, which is a text, with 3"),
-        ("owner = year", "compares owner"),
-        ("owner", "takes owner for true or false"),
-        ("day = '2024-13-01'", "compares day, which is a date"),
-        ("upper(owner) = 'X'", "where a column is expected"),
-        ("year = (select 1)", "compares year"),
-        ("year in (select 1)", "not a test of a column"),
-        ("exists (select 1)", "not a test of a column"),
-        ("year + 1 = 2", "where a column is expected"),
-        ("read_csv('/etc/passwd') = 1", "where a column is expected"),
-        ("1 = 1", "where a column is expected"),
-        ("true", "not a test of a column"),
-        ("owner like year", "not a test of a column"),
-    ],
-)
-def test_what_is_no_condition_is_refused(text, problem):
-    with pytest.raises(InputError, match="the condition") as raised:
-        parse_where(text, TABLE.schema)
-    assert problem in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "right"),
-    [
-        ("year = '2021'", "a number has no quotes: year = 2021"),
-        ("year in (2020, '2021')", "a number has no quotes: year = 2021"),
-        ("rating > ' 4.5'", "a number has no quotes: rating = 4.5"),
-        ("year = 'x'", "for example year >= 2020"),
-        ("taken = 2021", "write year = 2021, or taken >= '2021-01-01' and taken < '2022-01-01'"),
-        ("taken = '2021'", "write year = 2021, or taken >= '2021-01-01' and taken < '2022-01-01'"),
-        ("day = '2021-12'", "write day >= '2021-12-01' and day < '2022-01-01'"),
-        ("taken >= '2021-02'", "write taken >= '2021-02-01' and taken < '2021-03-01'"),
-        ("day = 9999", "a date is YYYY-MM-DD in single quotes: day >= '2024-05-01'"),
-        ("taken = 'yesterday'", "a date is YYYY-MM-DD in single quotes: taken >= '2024-05-01' or '2024-05-01 12:30'"),
-        ("starred = 1", "it is a condition by itself: starred, or not starred"),
-        ("owner = 3", "a text has single quotes: owner = '3'"),
-        ('owner = "x"', "a text has single quotes: owner = 'x'"),
-        ('"owner name" = 3', "a text has single quotes: \"owner name\" = '3'"),
-        ("taken like '2021%'", "like and ilike compare texts"),
-        ("year", "for example year is not null"),
-    ],
-)
-def test_a_value_of_another_type_is_answered_by_the_right_form(text, right):
-    with pytest.raises(InputError) as raised:
-        parse_where(text, TABLE.schema)
-    hint = str(raised.value.hint)
-    assert right in hint
-    # Each form is a condition itself.
-    forms = re.sub(r"^(write|for example|.*:) ", "", hint.partition(" or '")[0]).split(", or ")
-    for form in forms if "compare texts" not in hint else []:
-        parse_where(form, TABLE.schema)
-
-
-@pytest.mark.parametrize("text", ["x" * 9000 + " = 1", f"rating > {'9' * 4000}", "year = 1 " + "\n)" * 4000])
-def test_a_long_condition_is_shortened_in_its_message(text):
-    with pytest.raises(InputError, match=r"^the condition '.{100}\.\.\.'") as raised:
-        parse_where(text, TABLE.schema)
-    assert len(str(raised.value)) < 500
-    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -279,24 +211,6 @@ def test_like_reads_a_backslash_and_the_case_of_letters(test, pattern, expected)
     table = pa.table({"owner": [*texts, None]})
     condition = parse_where(f"owner {test} '{pattern}'", table.schema)
     assert table["owner"].filter(matches(condition, table)).to_pylist() == expected
-
-
-def test_an_unknown_column_names_the_columns():
-    with pytest.raises(InputError) as raised:
-        parse_where("yaer = 2020", TABLE.schema)
-    assert raised.value.hint == "the columns are year, owner, rating, starred, day, taken, owner name, image_id, path"
-
-
-def test_without_columns_the_hint_names_those_that_every_index_has():
-    with pytest.raises(InputError) as raised:
-        parse_where("year = 2020", pa.schema([]))
-    assert raised.value.hint == "the columns are image_id, path; `dcdctl change INDEX --metadata FILE` adds others"
-
-
-@pytest.mark.parametrize("text", ["(" * 900 + "year = 1" + ")" * 900, "not " * 5000 + "starred", "year in (" * 900])
-def test_deep_nesting_is_an_error(text):
-    with pytest.raises(InputError):
-        parse_where(text, TABLE.schema)
 
 
 @given(

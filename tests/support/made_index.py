@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,15 @@ def update(
     return FolderIndex.open(folder)
 
 
+def copied(index: FolderIndex, folder: Path, images: Path) -> FolderIndex:
+    """A copy of an index of one image folder, whose images are in a copy of that folder now."""
+    shutil.copytree(index.folder, folder)
+    document = artifacts.read_document(folder / "index.json")
+    document["sources"][0]["path"] = str(images)
+    artifacts.write_document(folder / "index.json", document)
+    return FolderIndex.open(folder)
+
+
 def searcher_of(folder: Path, **options: Any) -> IndexSearcher:
     """The searcher of an index, on the CPU unless another device is named."""
     return IndexSearcher.for_index(FolderIndex.open(folder), **{"device": "cpu", **options})
@@ -185,16 +196,18 @@ def exact(
 
 
 def killed_before(monkeypatch: object, number: int, work: Callable[[], object]) -> bool:
-    """Do some work, but die before the file operation of this number, from 0. Returns whether the work got that far."""
+    """Do some work, but die before the change of a file of this number, from 0. Returns whether the work got that
+    far."""
     count = -1
 
     def counted(move: Callable[..., object]) -> Callable[..., object]:
-        def moved(*arguments: object, **options: object) -> object:
+        def moved(path: Path, *arguments: object, **options: object) -> object:
             nonlocal count
-            count += 1
+            # After each file that is written, the removal of its partial file finds none: the same state twice.
+            count += os.path.lexists(path)
             if count == number:
                 raise Killed
-            return move(*arguments, **options)
+            return move(path, *arguments, **options)
 
         return moved
 

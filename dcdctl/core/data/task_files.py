@@ -53,7 +53,8 @@ class TaskFile:
         except OSError as error:
             raise files.unreadable(self.source, error) from error
         except pa.ArrowException as error:
-            raise InputError(f"{shown(self.source)} cannot be read as a {self.noun}: {first_line(error)}") from error
+            message = f"{shown(self.source)} cannot be read as a {self.noun}: {first_line(error)}"
+            raise InputError(message, hint="copy it again, or write it again with --plan-only") from error
 
     @cached_property
     def num_rows(self) -> int:

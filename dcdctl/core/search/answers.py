@@ -23,6 +23,9 @@ MAX_SHOWN = 40
 """Characters of a value of a column that are shown beside a hit."""
 
 
+_OTHER_IMAGE = "search by another image file"
+
+
 @dataclass(frozen=True)
 class SearchAnswer:
     """The hits of a query, best first, and the time they took. Texts that are answered together share their time
@@ -92,9 +95,9 @@ def read_image(path: Path) -> Image.Image:
             raise InputError(f"{path} {problem}, it must be an image file")
         return data.decode_image(path.read_bytes())
     except data.ImageError as error:
-        raise InputError(f"{path} cannot be used: {error}") from error
+        raise InputError(f"{path} cannot be used: {error}", hint=_OTHER_IMAGE) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}", hint=_OTHER_IMAGE) from error
 
 
 def query_image(question: Path | Image.Image) -> Image.Image:
@@ -104,7 +107,7 @@ def query_image(question: Path | Image.Image) -> Image.Image:
     try:
         return data.upright_rgb(question)
     except data.ImageError as error:
-        raise InputError(f"the query image cannot be used: {error}") from error
+        raise InputError(f"the query image cannot be used: {error}", hint=_OTHER_IMAGE) from error
 
 
 def as_text(name: str) -> str:

@@ -223,7 +223,8 @@ def _open_corpus(source: ImageSource) -> Corpus:
     try:
         corpus = Corpus.open(Path(source.path), str(source.split))
     except CorpusError as error:
-        raise MissingError(f"the images of the index are not where they were: {error}") from error
+        message = f"the images of the index are not where they were: {error.args[0]}"
+        raise MissingError(message, hint="restore the corpus there, or index the images again") from error
     if corpus.fingerprint != source.fingerprint:
         message = (
             f"{source.path} holds another corpus now ({corpus.fingerprint[:8]}, not {str(source.fingerprint)[:8]})"
