@@ -1,4 +1,4 @@
-"""The workers of a Ray cluster compute what one process computes, to the bit."""
+"""The workers of a Ray cluster, which is started here, compute what one process computes, to the bit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import ray
 import torch
 from encoders import make_pair
 from made_caches import build_cache
+from paths import ROOT, SUPPORT
 from tiny import contents, make_wide_dual
 
 from dcdctl.core import models
@@ -23,22 +24,29 @@ from dcdctl.core.teacher import CandidateConfig, TextCacheJob, build, cache_text
 BATCH_SIZE = 64
 
 
+@pytest.fixture
+def cluster(monkeypatch) -> Iterator[tuple[Compute, list[str]]]:
+    """Two workers of a cluster that `--engine ray` starts for this process, as where none runs; what a user is
+    told."""
+    num_threads = torch.get_num_threads()
+    # Of the workers, which import what tests share.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(SUPPORT)]))
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr("dcdctl.core.engines.cluster.num_cores", lambda: 2 * num_threads)
+    choice = EngineChoice(engine="ray", workers=2, cpus=num_threads)
+    said: list[str] = []
+    yield Compute.chosen(choice, device="cpu", batch_size=BATCH_SIZE, say=said.append), said
+    ray.shutdown()
+
+
 # Ray leaves files of its logs open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_cluster_gives_the_bytes_of_one_process(nodes, corpus, teacher, tmp_path, monkeypatch):
+def test_a_cluster_gives_the_bytes_of_one_process(cluster, corpus, teacher, tmp_path, monkeypatch):
     # One test, because a cluster and its workers take most of its time.
-    nodes.add("a", cpus=2)
+    cluster, said = cluster
     # Many tasks, so that some are left for the worker that is killed, however late the bar moves.
     monkeypatch.setattr(build, "IMAGES_PER_SHARD", 1)
-    said: list[str] = []
     alone = Compute(batch_size=BATCH_SIZE)
-    cluster = Compute.chosen(
-        EngineChoice(engine="ray", workers=2, cpus=torch.get_num_threads()),
-        device="cpu",
-        batch_size=BATCH_SIZE,
-        say=said.append,
-    )
-
     killed: list[int] = []
 
     @contextmanager
@@ -57,6 +65,7 @@ def test_a_cluster_gives_the_bytes_of_one_process(nodes, corpus, teacher, tmp_pa
     other = build_cache(corpus, teacher, tmp_path / "cluster", config, compute=cluster, track=killing_one)
     assert contents(other.folder) == contents(one.folder)
     assert killed
+    assert said[0].startswith("no Ray cluster runs here: one was started")
     assert any("1 worker lost" in line for line in said)
 
     pair = make_pair(corpus.captions, tmp_path / "pair")
