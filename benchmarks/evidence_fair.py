@@ -58,12 +58,12 @@ PARTS = {
 }
 """Parts of a gain: the difference of two rows."""
 FUSION_LOSSES: dict[str, tuple[str, ...]] = {
-    "ground truth (BCE)": sets(loss__terms="{ground-truth=1.0}"),
-    "MSE and ground truth": sets(loss__terms="{mse=0.5,ground-truth=0.5}"),
+    "ground truth (BCE)": sets(loss="{terms={ground-truth=1.0}}"),
+    "MSE and ground truth": sets(loss="{terms={mse=0.5,ground-truth=0.5}}"),
     "DCD": sets(),
     "DCD as released": sets(loss__terms="{dcd-released=1.0}"),
-    "InfoNCE": sets(loss__terms="{infonce=1.0}", batch__size=16),
-    "KL": sets(loss__terms="{kl=1.0}", batch__size=16),
+    "InfoNCE": sets(loss="{terms={infonce=1.0}}", batch__size=16),
+    "KL": sets(loss="{terms={kl=1.0}}", batch__size=16),
 }
 """Changes to recipe photos-fusion for each label."""
 

@@ -23,12 +23,12 @@ DUAL_LOSSES: dict[str, tuple[str, ...]] = {
 }
 """Changes to recipe photos-distilled at T = 1 for each label."""
 FUSION_LOSSES: dict[str, tuple[str, ...]] = {
-    "ground truth (BCE)": sets(loss__terms="{ground-truth=1.0}"),
-    "InfoNCE": sets(loss__terms="{infonce=1.0}", batch__size=16),
-    "KL": sets(loss__terms="{kl=1.0}", batch__size=16),
-    "DCD-KL": sets(loss__terms="{dcd-kl=1.0}", batch__size=16),
-    "margin-MSE": sets(loss__terms="{margin-mse=0.1}", batch__size=16),
-    "WSL": sets(loss__terms="{wsl=1.0}"),
+    "ground truth (BCE)": sets(loss="{terms={ground-truth=1.0}}"),
+    "InfoNCE": sets(loss="{terms={infonce=1.0}}", batch__size=16),
+    "KL": sets(loss="{terms={kl=1.0}}", batch__size=16),
+    "DCD-KL": sets(loss="{terms={dcd-kl=1.0}}", batch__size=16),
+    "margin-MSE": sets(loss="{terms={margin-mse=0.1}}", batch__size=16),
+    "WSL": sets(loss="{terms={wsl=1.0}}"),
     "DCD as released": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5),
     "DCD": sets(),
 }
@@ -249,7 +249,7 @@ def _list_ablations() -> list[Step]:
         "15 negatives of 15": (sets(batch__hard_negatives=15), "random-0"),
         "7 negatives of 63": (sets(batch__random_negatives=63), "pair-0"),
         "15 negatives of 127": (sets(batch__random_negatives=127, batch__hard_negatives=15), "pair-0"),
-        "unweighted": (sets(loss__terms="{mse=0.5,ground-truth=0.5}"), "random-0"),
+        "unweighted": (sets(loss="{terms={mse=0.5,ground-truth=0.5}}"), "random-0"),
         "candidates by words (BM25)": (sets(), "lexical-0"),
         "candidates by a dual student": (sets(), "embedding-0"),
         "a teacher of 1 layer": (sets(), "shallow-random-0"),

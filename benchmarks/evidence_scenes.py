@@ -21,11 +21,11 @@ SCENES_DUAL_LOSSES: dict[str, tuple[str, ...]] = {
 }
 """Changes to recipe demo-dual for each label."""
 SCENES_FUSION_LOSSES: dict[str, tuple[str, ...]] = {
-    "ground truth (BCE)": sets(loss__terms="{ground-truth=1.0}"),
-    "InfoNCE": sets(loss__terms="{infonce=1.0}", batch__size=12),
-    "KL": sets(loss__terms="{kl=1.0}", batch__size=12),
-    "margin-MSE": sets(loss__terms="{margin-mse=0.1}", batch__size=12),
-    "WSL": sets(loss__terms="{wsl=1.0}"),
+    "ground truth (BCE)": sets(loss="{terms={ground-truth=1.0}}"),
+    "InfoNCE": sets(loss="{terms={infonce=1.0}}", batch__size=12),
+    "KL": sets(loss="{terms={kl=1.0}}", batch__size=12),
+    "margin-MSE": sets(loss="{terms={margin-mse=0.1}}", batch__size=12),
+    "WSL": sets(loss="{terms={wsl=1.0}}"),
     "DCD as released": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5),
     "DCD": sets(),
 }
