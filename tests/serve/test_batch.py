@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import replace
 from typing import Any
 
 import httpx2
-import pytest
 import served
 from made_index import update
 
@@ -74,36 +72,6 @@ def test_texts_of_a_batch_may_be_searched_by_words(tmp_path):
     answers = client.post("/search", json={"queries": queries}).json()["answers"]
     assert rows(answers[0]) == rows(client.get("/search", params=queries[0]).json()) != rows(answers[1])
     assert rows(answers[1]) == rows(client.get("/search", params=queries[1]).json())
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ("{", "the body is not JSON; for example"),
-        ("[" * 100_000, "the body is not JSON"),
-        ("[]", "a list of queries, and nothing else"),
-        ("{}", "a list of queries, and nothing else"),
-        ('{"queries": [{"text": "a"}], "k": 3}', "a list of queries, and nothing else"),
-        ('{"queries": []}', "a batch must have 1 to 5 queries, got 0"),
-        (json.dumps({"queries": 6 * [{"text": "a"}]}), "a batch must have 1 to 5 queries, got 6"),
-    ],
-)
-def test_a_body_that_is_no_batch_is_refused(searcher, body, message):
-    response = served.client_of(searcher, CONFIG).post(
-        "/search", content=body, headers={"Content-Type": "application/json; charset=utf-8"}
-    )
-    assert response.status_code == 400
-    assert message in response.json()["error"]
-
-
-def test_a_large_body_is_refused(searcher):
-    body = json.dumps({"queries": [{"text": 2**20 * "a"}]})
-    assert (
-        served.client_of(searcher, CONFIG)
-        .post("/search", content=body, headers={"Content-Type": "application/json"})
-        .status_code
-        == 413
-    )
 
 
 def test_a_batch_is_never_larger_than_the_queue(searcher):

@@ -20,7 +20,6 @@ YEARS = [2020 + place % 3 for place in range(NUM)]
 OWNERS = ["o'neil", None, *["ann"] * (NUM - 2)]
 DAYS = [date(2024, 1, 1 + place) for place in range(NUM)]
 CONFIG = ServiceConfig(default_k=NUM, max_where_chars=60)
-TOO_LONG = "the conditions have 61 characters, at most 60 are read"
 
 
 @pytest.fixture(scope="module")
@@ -82,24 +81,6 @@ def test_images_are_listed_without_a_query_page_by_page(client):
     assert len(client.get("/browse").json()["results"]) == NUM
 
 
-@pytest.mark.parametrize(
-    ("params", "status", "message"),
-    [
-        ({"order": "yaer"}, 400, "there is no column 'yaer' to order by: the columns are year, owner"),
-        ({"order": "year; drop table x"}, 400, "there is no column"),
-        ({"order": "x" * 61}, 422, "at most 60"),
-        ({"k": 0}, 422, "greater than or equal to 1"),
-        ({"k": 10**9}, 422, "less than or equal to"),
-        ({"offset": -1}, 422, "greater than or equal to 0"),
-        ({"offset": 2**63}, 422, "less than or equal to"),
-        ({"where": "yaer = 1"}, 400, "unknown column yaer"),
-    ],
-)
-def test_a_list_that_cannot_be_made_says_why(client, params, status, message):
-    response = client.get("/browse", params=params)
-    assert (response.status_code, message in response.json()["error"]) == (status, True)
-
-
 WRONG = {
     "owner = '\ud83d'": "is not Unicode text",
     "\ud83d = 1": "is not Unicode text",
@@ -144,32 +125,12 @@ def test_an_answer_without_images_is_no_error(client):
     )
 
 
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
-        ("yaer = 1", "the condition 'yaer = 1' has the unknown column yaer; the columns are "),
-        ("year = 'x'", "compares year, which is a whole number, with 'x'"),
-        ("1; drop table x", "cannot be read near 'drop'"),
-        ("x" * 61, TOO_LONG),
-        (["year >= 2020" + " " * 18, "year <= 2022" + " " * 19], TOO_LONG),
-    ],
-)
-def test_a_refused_condition_is_400_with_the_reason(client, where, message):
-    for response in (
-        client.get("/search", params={"text": "dogs", "where": where}),
-        client.get("/search", params={"row": 0, "where": where}),
-        client.post("/search", files={"image": ("a.png", png())}, params={"where": where}),
-    ):
-        assert response.status_code == 400
-        assert message in response.json()["error"]
-
-
 def test_the_conditions_of_a_query_and_of_the_url_are_limited_together(client):
     of_url, fits, too_long = ("year >= 2020".ljust(length) for length in (30, 30, 31))
     batch = {"queries": [{"text": "a", "where": fits}, {"text": "a", "where": too_long}]}
     allowed, refused = client.post("/search", json=batch, params={"where": of_url}).json()["answers"]
     assert len(allowed["results"]) == NUM
-    assert TOO_LONG in refused["error"]
+    assert "the conditions have 61 characters, at most 60 are read" in refused["error"]
 
 
 def test_columns_are_listed_with_conditions_that_are_read_back(client):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -156,7 +157,6 @@ def test_remembered_addresses_are_bounded_and_the_latest_stay(monkeypatch):
     for address in "abcadeab":
         wrong.note(address)
     assert [wrong.wait_s(address) > 0 for address in "abcde"] == [True, *4 * [False]]
-    assert len(wrong._counts) == 3
 
 
 def test_behind_a_proxy_on_this_machine_wrong_keys_are_of_the_address_that_it_forwards(searcher):
@@ -187,19 +187,9 @@ def test_a_proxy_adds_the_key_of_a_browser(client):
         assert client.get(address, headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "key 1 of DCDCTL_API_KEY has 0 characters, at least 16"),
-        ("short", "key 1 of DCDCTL_API_KEY has 5 characters"),
-        (f"{OLD},", "key 2 of DCDCTL_API_KEY has 0 characters"),
-        ("sixteen letters and more", "has spaces or characters outside ASCII"),
-        (16 * "\N{LATIN SMALL LETTER E WITH ACUTE}", "has spaces or characters outside ASCII"),
-    ],
-)
-def test_weak_keys_are_refused_and_not_shown(text, message, monkeypatch):
-    monkeypatch.setenv("DCDCTL_API_KEY", text)
-    with pytest.raises(ConfigError, match=message) as raised:
+def test_a_refused_key_and_an_accepted_one_are_not_shown(monkeypatch):
+    monkeypatch.setenv("DCDCTL_API_KEY", f"{OLD},a secret of 20 letters")
+    with pytest.raises(ConfigError) as raised:
         keys.Keys.from_environment()
-    assert not text or text not in str(raised.value)
+    assert not {OLD, "secret"} & set(re.findall(r"[\w-]+", str(raised.value)))
     assert OLD not in repr(keys.Keys(OLD))

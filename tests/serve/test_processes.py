@@ -14,18 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx2
-import pytest
 import served
 from paths import ROOT
 from processes import TIMEOUT_S
 
-from dcdctl.core.errors import DcdError
-from dcdctl.core.serve import Job, ServiceConfig, child, processes
+from dcdctl.core.search import IndexSearcher
+from dcdctl.core.serve import Job, ServiceConfig, child
 from dcdctl.core.serve import listener as sockets
-from dcdctl.core.serve.workers import LiveSearcher
 
 SCRIPT = """
 import sys
@@ -167,6 +164,14 @@ def assert_a_reload_of_a_damaged_index_changes_nothing(url: str, log: Log, index
     assert models_of(url) == before
 
 
+def assert_a_process_that_cannot_start_is_tried_again_later(url: str, log: Log) -> None:
+    os.kill(int(str(log.await_record("process 2 answers")["pid"])), signal.SIGKILL)
+    assert "starts again in 0 s" in str(log.await_record("process 2 of 2 was ended by SIGKILL")["message"])
+    # Its error, and not at once again: a start takes seconds of a core.
+    log.await_record(r"lacks its model .*; it starts again in 30 s")
+    assert get(f"{url}live").status_code == 200
+
+
 def assert_a_request_in_progress_is_answered_before_the_end(
     url: str, process: subprocess.Popen[str], photo: bytes
 ) -> None:
@@ -205,39 +210,32 @@ def point_to(link: Path, folder: Path) -> None:
     link.with_suffix(".new").replace(link)
 
 
-@pytest.mark.parametrize(("is_ready", "delay"), [(True, 0), (False, processes.RESTART_S)])
-def test_a_process_that_never_answered_starts_again_later(tmp_path, monkeypatch, is_ready, delay):
-    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: 100.0))
-    process = SimpleNamespace(join=lambda: None, exitcode=1)
-    ended = processes._Child(1, process, SimpleNamespace(close=lambda: None), is_ready=is_ready)
-    supervisor = object.__new__(processes._Supervisor)
-    supervisor._folder, supervisor._on_ready, supervisor._children = tmp_path, None, [ended]
-    supervisor._ended(ended)
-    assert (ended.starts_at, ended.is_ready) == (100 + delay, False)
-    supervisor._on_ready = print
-    with pytest.raises(DcdError, match="process 1 of 1 ended with exit code 1 while it started"):
-        supervisor._ended(ended)
+def test_neither_requests_nor_the_end_of_a_single_process_wait_for_its_reload(made, monkeypatch):
+    opened, begun, may_end = IndexSearcher.for_index, threading.Event(), threading.Event()
+    statuses, reloads, job = [], [], Job(str(made.index), ServiceConfig(), device="cpu")
 
+    def slow(*words: object, **options: object) -> IndexSearcher:
+        reloads.append(threading.current_thread())
+        begun.set()
+        may_end.wait(20)
+        return opened(*words, **options)
 
-def test_a_single_process_reloads_in_a_thread_that_its_end_does_not_wait_for(searcher, monkeypatch):
-    reloads = []
+    def reload_and_stop(url: str) -> None:
+        monkeypatch.setattr(IndexSearcher, "for_index", slow)
+        os.kill(os.getpid(), signal.SIGHUP)
+        begun.wait(TIMEOUT_S)
+        statuses.append(httpx2.get(f"{url}search?text=two+dogs", timeout=TIMEOUT_S, verify=False).status_code)
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    class Server:
-        def run(self, sockets):
-            before = set(threading.enumerate())
-            signal.getsignal(signal.SIGHUP)(signal.SIGHUP, None)
-            for thread in set(threading.enumerate()) - before:
-                thread.join()
-
-    monkeypatch.setattr(child, "_searcher_of", lambda *_, **__: searcher)
-    monkeypatch.setattr(child, "http_server", lambda *_, **__: Server())
-    monkeypatch.setattr(
-        child, "reload", lambda job, live: reloads.append((job, type(live), threading.current_thread().daemon))
-    )
-    job = Job("index", ServiceConfig(), device="cpu")
     with sockets.bound("127.0.0.1", 0) as listener:
-        child.run(job, searcher.index, listener, print)
-    assert reloads == [(job, LiveSearcher, True)]
+        asking = threading.Thread(target=reload_and_stop, args=(sockets.url_of(listener),))
+        child.run(job, job.index(), listener, lambda _: asking.start())
+    asking.join()
+    assert statuses == [200]
+    # The end of Python waits for no daemon.
+    assert [(thread.is_alive(), thread.daemon) for thread in reloads] == [(True, True)]
+    may_end.set()
+    reloads[0].join()
 
 
 def test_the_handlers_of_signals_are_those_of_before_after_a_service():
@@ -273,6 +271,7 @@ def test_two_processes_behind_one_port_from_their_start_to_their_end(tmp_path):
             assert_a_killed_process_is_replaced(url, log)
             assert_a_reload_loses_no_request(url, log, index, second.index)
             assert_a_reload_of_a_damaged_index_changes_nothing(url, log, index, bad)
+            assert_a_process_that_cannot_start_is_tried_again_later(url, log)
             assert_a_request_in_progress_is_answered_before_the_end(
                 url, process, (first.photos / "00.png").read_bytes()
             )

@@ -96,7 +96,7 @@ class ServiceConfig:
         for name in self.allowed_hosts:
             if not re.fullmatch(r"(\*\.)?[\w.-]+", name):
                 raise ConfigError(
-                    "an allowed host is a name without a port, such as search.example.org or *.example.org, got "
+                    "an allowed host must be a name without a port, such as search.example.org or *.example.org, got "
                     f"{name!r}"
                 )
         if self.default_k > self.max_k:
