@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dcdctl.core import files, models
+from dcdctl.core import distributed, files, models
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, counted_corpus
 from dcdctl.core.errors import ConfigError, StaleError
@@ -227,7 +227,7 @@ class _InRounds:
             extend=extend,
             sure_above=sure_above,
         )
-        return cache_scores(job, track=self.track)
+        return read_cache(distributed.in_main(lambda: cache_scores(job, track=self.track).folder))
 
 
 def _rehearse(
