@@ -47,7 +47,7 @@ FACT_COLUMNS = pa.schema(
 )
 """The fields of `FileFacts`, its EXIF values as columns of their own."""
 FILE_COLUMNS = FACT_COLUMNS.append(pa.field(GROUP, pa.int64(), nullable=False))
-"""The same, and the first row of the group of copies and look-alikes that a row belongs to: its own if it has none."""
+"""Also the first row of the group of copies and look-alikes that a row belongs to: its own if it has none."""
 
 
 class Stamps(NamedTuple):

@@ -70,7 +70,7 @@ def type_of(folder: Path) -> str | None:
 
 
 def dual_type(folder: Path) -> str | None:
-    """The same, of the dual encoder of a late-interaction model."""
+    """The type of a folder without late interaction; of a late-interaction model that of its dual encoder."""
     if is_cross_encoder(folder):
         return CROSS_ENCODER
     if _read(folder / SENTENCE_TRANSFORMERS_FILE).get("model_type") in MULTI_VECTOR_TYPES:
