@@ -116,7 +116,7 @@ class Kind:
         return plan, seal
 
     def open(self, folder: Path) -> tuple[Document, Document]:
-        """The same, after a look at the names and the sizes of all parts (`check_part`)."""
+        """The plan and the seal, after a look at the names and the sizes of all parts (`check_part`)."""
         plan, seal = self.read_plan_and_seal(folder)
         for name, part in listed_files(folder / self.seal_file, seal, error=self.error, hint=self.remake).items():
             self.check_part(folder, name, part["bytes"])

@@ -117,7 +117,8 @@ def test_logits_equal_those_of_each_pair_alone(model, pairs):
 def test_a_model_travels_to_another_process(model, pairs):
     arrived = pickle.loads(pickle.dumps(model))
     assert arrived.digest == model.digest
-    assert torch.equal(logits_of(arrived, pairs), logits_of(model, pairs))
+    # Not equal: where the weights of an ALIGN lie in memory decides how a product is rounded, also in a copy.
+    assert_close(logits_of(arrived, pairs), logits_of(model, pairs), rtol=1e-6, atol=1e-6)
 
 
 @of_all_families

@@ -303,6 +303,7 @@ TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
     "stream": ("dual all pairs", ["loss.terms={ infonce = 1.0, kl = 0.5 }", "stream.window=24"], []),
     "vectors": ("dual all pairs", ["loss.terms={ infonce = 1.0, embedding-cosine = 0.5 }"], []),
     "texts": ("query of texts", [], []),
+    "rounds": ("dual all pairs", ["candidates.kind=embedding", "candidates.model=start"], []),
     "images": ("query", ["loss.terms={ kl = 1.0, embedding-cosine = 1.0 }"], []),
 }
 """Trainings by two processes: what is trained, more of the recipe, more options."""
@@ -350,8 +351,9 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, student_of, corpu
         places = [*([] if name == "texts" else ["--data", *data]), "--out", folder / name, "--device", "cpu"]
         has_dual = name in ("dual teacher", "vectors", "stream", "images")
         cached = folder / "texts-cache" if name == "texts" else cache_folder
-        places += ["--teacher", folder / "dual"] if has_dual else ["--cache", cached]
-        places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
+        if name != "rounds":
+            places += ["--teacher", folder / "dual"] if has_dual else ["--cache", cached]
+        places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") or name == "rounds" else []
         own = QUERY if kind.startswith("query") else KINDS[kind]
         sets = [word for assignment in [*own, *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
@@ -361,7 +363,8 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, student_of, corpu
 def test_of_two_processes_one_speaks(together):
     _, printed, messages = together
     assert printed.count("student -> ") == len(TOGETHER)
-    assert messages.count("train: 4/4 steps, loss ") == len(TOGETHER)
+    # A student of the captions comes before the one that learns from what it proposes.
+    assert messages.count("train: 4/4 steps, loss ") == len(TOGETHER) + 1
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -451,6 +454,27 @@ def test_two_processes_draw_the_dropout_of_two_micro_batches(together, inputs, t
     assert_same_training(alone, training_runs.Run(together[0] / "dropout"))
     whole = trained(inputs, "dual all pairs", tmp_path / "whole", *MEASURED, "model.dropout=0.2")
     assert abs(whole.metrics()[-1]["loss"] - alone.metrics()[-1]["loss"]) > 1e-4
+
+
+def test_two_processes_have_the_cache_and_the_student_of_one_in_rounds(together, scenes_corpus_dir, tmp_path):
+    """The first process scores what the student of the captions proposes, and both learn from it."""
+    kind, more, _ = TOGETHER["rounds"]
+    refs = InputRefs(data=scenes_corpus_dir, teachers=[str(together[0] / "teacher")])
+    job = TrainingJob("distill", "tiny-student", [*KINDS[kind], *SHORT, *MEASURED, *more], tmp_path / "alone")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in each of the two
+    try:
+        alone = training.train_in_rounds(job, refs, options=TrainingOptions(micro_batches=2))
+    finally:
+        torch.set_num_threads(threads)
+    cache_of_two = together[0] / "rounds-rounds" / "cache-1"
+    assert pairs_of(cache_of_two) == pairs_of(tmp_path / "alone-rounds" / "cache-1")
+    assert model_contents(alone.folder / "model") == model_contents(together[0] / "rounds" / "model")
+
+
+def pairs_of(folder: Path) -> list[bytes]:
+    """The pairs of a cache, without its plan, which names a student by its folder."""
+    return [path.read_bytes() for path in sorted(folder.glob("pairs-*.parquet"))]
 
 
 def test_two_processes_are_two_micro_batches_to_the_bit(together, inputs, tmp_path):

@@ -277,7 +277,7 @@ def _load(job: EvalJob, track: Track) -> tuple[Model, artifacts.Document]:
 
 
 def _with_ndcg(measured: Measured, graded: relevance.Relevance) -> Measured:
-    """The same with the nDCG@10 of all queries that have a relevant candidate."""
+    """The measured recalls, with the nDCG@10 of all queries that have a relevant candidate."""
     changes: dict[str, Any] = {}
     ndcg = {}
     for direction in Direction:

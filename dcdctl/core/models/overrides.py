@@ -37,7 +37,7 @@ class Overrides:
     """Attention heads (METER: of the fusion layers); an official checkpoint without its configuration does not give
     their number."""
     text_num_attention_heads: Annotated[Count | None, Key("text.num_attention_heads")] = None
-    """The same of a separate text encoder, such as METER's."""
+    """Attention heads of a separate text encoder, such as METER's."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number type of the weights; float32 if None."""
     prompt: str | None = None

@@ -190,16 +190,16 @@ def find_copies(index: FolderIndex) -> list[SameImages]:
     rows_of: dict[int, list[int]] = {}
     for row, group in zip(live.tolist(), index.image_files.group_R[live].tolist(), strict=True):
         rows_of.setdefault(group, []).append(row)
-    bytes_R, _, sha256_R = index.image_files.stamps
+    stamps = index.image_files.stamps
     found = []
     for rows in rows_of.values():
         if len(rows) > 1:
-            digests = {sha256_R[row] for row in rows}
+            digests = {stamps.sha256_R[row] for row in rows}
             found.append(
                 SameImages(
                     images=tuple(index.name(row) for row in rows),
                     paths=tuple(index.images.path(*index.source_image(row)) for row in rows),
-                    num_bytes=tuple(bytes_R[row] for row in rows),
+                    num_bytes=tuple(stamps.bytes_R[row] for row in rows),
                     same_bytes=len(digests) == 1,
                 )
             )

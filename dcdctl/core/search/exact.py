@@ -228,8 +228,8 @@ def _precise(
     products_NL: NDArray[np.float64],
     largest_RL: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The same, of which the rounding does not depend on the position of a token: products that may be the largest are
-    computed again, as in `cosines`."""
+    """The largest products, with a rounding that does not depend on the position of a token: products that may be the
+    largest are computed again, as in `cosines`."""
     scale_N, scale_L = np.linalg.norm(tokens_ND, axis=1), np.linalg.norm(query_LD, axis=1)
     least_RL = largest_RL - SLACK * scale_N.max() * scale_L
     row_N = np.repeat(np.arange(len(counts_R)), counts_R)

@@ -33,8 +33,8 @@ from dcdctl.core.teacher.candidates import CandidateConfig, check_candidates, mo
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """Largest allowed difference of a recomputed score, by precision, relative to max(1, |cached score|)."""
 HALF_WEIGHTS = {"bfloat16": 0.25, "float16": 0.03}
-"""The same for a model whose weights have this type. Its head rounds too: bfloat16 logits of 16 to 32 have steps of
-0.125."""
+"""Largest allowed difference for a model whose weights have this type. Its head rounds too: bfloat16 logits of 16 to 32
+have steps of 0.125."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ Half = NDArray[np.float16]
 Row = tuple[str, str | None, Half | None]
 """A text, its language, and its vector where another program gave it."""
 GivenRow = tuple[str, str | None, Half | None, str]
-"""The same, and where it stands."""
+"""A `Row`, and where it stands."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -354,7 +354,7 @@ def cosine_note(run: Run) -> str | None:
 
 
 def note_of_query_model(ref: str) -> str | None:
-    """The same for a reference: only a run knows its held-out texts."""
+    """`cosine_note` for a named query encoder; None unless it is a run, which alone knows its held-out texts."""
     folder = Path(ref).expanduser()
     is_run = (folder / "run.json").is_file() and Run(folder).is_finished
     return cosine_note(Run(folder)) if is_run else None
