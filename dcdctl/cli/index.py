@@ -59,7 +59,7 @@ Vectors = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding(Machine):
-    """How to embed images: by this process, those of torchrun or the workers of an engine."""
+    """How to embed images: by this process or the workers of an engine."""
 
     workers: Workers = None
     engine: Engine = None

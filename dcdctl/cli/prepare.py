@@ -124,7 +124,7 @@ class Prepare:
         from dcdctl.core.engines import EngineChoice, open_engine
 
         # Images are decoded without a GPU, which the workers of a model get by default.
-        engine = open_engine(replace(EngineChoice.parse(self.engine), gpus=0), say).alone()
+        engine = open_engine(replace(EngineChoice.parse(self.engine), gpus=0), say)
         # Every core, since decoding images is the work here; nothing else computes meanwhile.
         threads = self.workers or (1 if engine.sends_tasks else machine.num_cores())
         out = optional_path(self.out)

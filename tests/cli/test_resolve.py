@@ -99,8 +99,9 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("cuda:77", r"device cuda:77 .*; try --device cpu"),
     ],
     "--engine": [
-        Mistake("spark", r"engine 'spark' is unknown; known are ray, and ray://HOST:PORT"),
-        Mistake("ray://head", r"engine 'ray://head' is unknown; known are ray, and ray://HOST:PORT"),
+        Mistake("spark", r"engine 'spark' is unknown; known are processes:N, ray, and ray://HOST:PORT"),
+        Mistake("ray://head", r"engine 'ray://head' is unknown; known are processes:N, ray, and ray://HOST:PORT"),
+        Mistake("processes", r"--engine processes lacks the number of processes; such as processes:4"),
     ],
     "--precision": [Mistake("int9", r"precision .*fp32, bf16, fp16.*int9; .+")],
     "--accumulate": [

@@ -21,7 +21,7 @@ from tiny import contents, make_corpus, make_models, make_teacher
 from dcdctl.core import models
 from dcdctl.core.data import TaskFile
 from dcdctl.core.engines import Compute
-from dcdctl.core.errors import ConfigError, InputError, StaleError
+from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.teacher import CacheJob, CandidateConfig, ScoreWorkJob, build, plan_work, score_work, take_scores
 from dcdctl.core.teacher.score_files import read_batches
 
@@ -379,14 +379,6 @@ def test_the_order_and_the_groups_of_rows_of_an_engine_change_no_score_beyond_ro
     one, many = tables[0].sort_by(keys), pa.concat_tables(tables[1:]).sort_by(keys)
     assert one.drop_columns("score").equals(many.drop_columns("score"))
     np.testing.assert_allclose(one["score"].to_numpy(), many["score"].to_numpy(), rtol=1e-5, atol=1e-5)
-
-
-def test_torchrun_is_refused(stage, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(
-        ConfigError, match="each call of this command is one process, and there are 2; start it without"
-    ):
-        score(stage / "cache" / "work", stage / "teacher", tmp_path)
 
 
 def test_the_array_of_slurm_in_the_docs_scores_each_work_file(stage, tmp_path, monkeypatch):

@@ -157,25 +157,6 @@ def test_a_build_killed_repeatedly_resumes_to_the_same_bytes(folder, tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_each_process_encodes_its_share(folder, tmp_path, monkeypatch):
-    """Two processes one after the other, each without the barriers."""
-    make(folder, tmp_path / "one", folder / "a.txt")
-    written = []
-    for rank in ("0", "1"):
-        with monkeypatch.context() as patch:
-            patch.setenv("RANK", rank)
-            patch.setenv("WORLD_SIZE", "2")
-            patch.setattr(text_cache.distributed, "barrier", lambda **_: None)
-            patch.setattr(text_cache.Parts, "seal", lambda *_: None)
-            with pytest.raises(MissingError, match="not finished"):
-                make(folder, tmp_path / "two", folder / "a.txt")
-        written.append(sorted(path.name for path in (tmp_path / "two").glob("texts-0*.parquet")))
-    assert [len(names) for names in written] == [3, 5]
-    monkeypatch.setattr(text_cache._TextWorker, "start", None)  # nothing is encoded twice
-    make(folder, tmp_path / "two", folder / "a.txt")
-    assert contents(tmp_path / "two") == contents(tmp_path / "one")
-
-
 @pytest.mark.parametrize("name", ["texts-planned-00001.parquet", "texts-00001.parquet"])
 def test_a_part_that_was_damaged_after_a_kill_is_noticed_when_the_build_resumes(folder, tmp_path, monkeypatch, name):
     whole = contents(make(folder, tmp_path / "whole", folder / "a.txt").folder)

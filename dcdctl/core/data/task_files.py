@@ -21,9 +21,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core import artifacts, distributed, files
+from dcdctl.core import artifacts, files
 from dcdctl.core.data import urls
-from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, DcdError, InputError, StaleError, first_line
+from dcdctl.core.errors import NUM_EXAMPLES, DcdError, InputError, StaleError, first_line
 from dcdctl.core.places import shown, url_of
 
 FACTS = b"dcdctl"
@@ -142,11 +142,6 @@ def find_tasks(names: Sequence[str], out: Path, *, noun: str, metavar: str) -> l
 
     InputError for a name without a file, for two files of one name, and for a folder that cannot be written to.
     """
-    if distributed.world_size() > 1:
-        raise ConfigError(
-            f"each call of this command is one process, and there are {distributed.world_size()}",
-            hint="start it without torchrun, once per file or with several files",
-        )
     urls.check_writable(out)
     by_name: dict[str, TaskFile] = {}
     for source in urls.find_named(names, (".parquet", ".pq"), what=noun, option=metavar):

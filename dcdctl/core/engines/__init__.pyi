@@ -1,7 +1,7 @@
 from .choice import EngineChoice, open_engine
 from .compute import ON_CPU, Compute
 from .engine import Engine, Task, whole_shards
-from .processes import ThisProcess, TorchProcesses
+from .this_process import ThisProcess
 
 __all__ = [
     "ON_CPU",
@@ -10,7 +10,6 @@ __all__ = [
     "EngineChoice",
     "Task",
     "ThisProcess",
-    "TorchProcesses",
     "open_engine",
     "whole_shards",
 ]

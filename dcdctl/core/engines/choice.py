@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import parse_qsl
 
+from dcdctl.core import machine
 from dcdctl.core.config import between, build, check_fields, parse_value
 from dcdctl.core.engines.engine import Engine
-from dcdctl.core.engines.processes import TorchProcesses
+from dcdctl.core.engines.processes import Processes
+from dcdctl.core.engines.this_process import ThisProcess
 from dcdctl.core.errors import ConfigError, require_extra
 from dcdctl.core.progress import Say
 
@@ -22,11 +24,11 @@ class EngineChoice:
     """An engine and its workers."""
 
     engine: str | None = None
-    """`ray`, or the address of a cluster, such as ray://HEAD:10001; None for this process or those of torchrun."""
+    """`processes`; `ray`, or the address of a cluster, such as ray://HEAD:10001; None for this process."""
     workers: Annotated[int, between(1, 100_000)] | None = None
-    """Workers of the engine; None for as many as the cluster has room for."""
+    """Workers of the engine; None for as many as a cluster has room for."""
     gpus: Annotated[float, between(0, 1024)] | None = None
-    """GPUs of each worker, which may be a fraction; None for one where the cluster has GPUs, else none."""
+    """GPUs of each worker of a cluster, which may be a fraction; None for one where the cluster has GPUs, else none."""
     cpus: Annotated[int, between(1, 1024)] = 1
     """CPU cores of each worker, which computes with as many threads."""
 
@@ -37,32 +39,78 @@ class EngineChoice:
 
     @classmethod
     def parse(cls, text: str | None) -> EngineChoice:
-        """The choice that a user types: ray, or ray://HEAD:10001?workers=4&gpus=0.5&cpus=2; None for no engine.
+        """The choice that a user types in one of the forms of `ENGINES`; None for no engine.
 
-        ConfigError for an unknown engine or setting, and beside torchrun; MissingError without the engine's package.
+        ConfigError for an unknown engine or setting; MissingError without the engine's package.
         """
         if text is None:
             return cls()
-        engine, _, query = text.partition("?")
-        if engine != "ray" and not _ADDRESS.fullmatch(engine):
-            raise ConfigError(
-                f"engine {engine!r} is unknown", hint="known are ray, and ray://HOST:PORT for a cluster elsewhere"
-            )
-        settings = {name: parse_value(value) for name, value in parse_qsl(query, keep_blank_values=True)}
-        choice = build(cls, {**settings, "engine": engine}, where="--engine")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("--engine and torchrun both start processes", hint="leave one of them out")
-        require_extra("ray", "ray", needed_by="--engine ray")
-        return choice
+        kind = ENGINES.get(_name_of(text))
+        if kind is None:
+            raise unknown_engine(text)
+        return kind.parse(text)
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """An engine that a user can name."""
+
+    forms: str
+    """How it is typed, for messages."""
+    parse: Callable[[str], EngineChoice]
+    open: Callable[[EngineChoice, Say], Engine]
 
 
 def open_engine(choice: EngineChoice, say: Say) -> Engine:
-    """The engine of a choice; a cluster is joined when the first task is given to it. SourceError if nobody listens at
-    the address of the cluster."""
-    if choice.engine is None:
-        return TorchProcesses()
+    """The engine of a choice, whose workers start when the first task is given to it. SourceError if nobody listens at
+    the address of a cluster."""
+    return ThisProcess() if choice.engine is None else ENGINES[_name_of(choice.engine)].open(choice, say)
+
+
+def _name_of(text: str) -> str:
+    """The name with which what is typed begins."""
+    return re.split("[:?]", text, maxsplit=1)[0]
+
+
+def unknown_engine(text: str) -> ConfigError:
+    """The error for a text in none of the forms."""
+    known = ", ".join(kind.forms for kind in ENGINES.values())
+    return ConfigError(f"engine {text!r} is unknown", hint=f"known are {known}")
+
+
+def _parse_processes(text: str) -> EngineChoice:
+    name, _, number = text.partition(":")
+    if not number.isdecimal():
+        raise ConfigError(f"--engine {text} lacks the number of processes", hint="such as processes:4")
+    num_processes = int(number)
+    return EngineChoice(engine=name, workers=num_processes, cpus=machine.num_threads(max(1, num_processes)))
+
+
+def _open_processes(choice: EngineChoice, say: Say) -> Engine:
+    return Processes(choice.workers or 1, choice.cpus, say)
+
+
+def _parse_ray(text: str) -> EngineChoice:
+    """ray, or ray://HEAD:10001, either with settings: ray?workers=4&gpus=0.5&cpus=2."""
+    engine, _, query = text.partition("?")
+    if engine != "ray" and not _ADDRESS.fullmatch(engine):
+        raise unknown_engine(text)
+    settings = {name: parse_value(value) for name, value in parse_qsl(query, keep_blank_values=True)}
+    choice = build(EngineChoice, {**settings, "engine": engine}, where="--engine")
+    require_extra("ray", "ray", needed_by="--engine ray")
+    return choice
+
+
+def _open_ray(choice: EngineChoice, say: Say) -> Engine:
     from dcdctl.core.engines.cluster import check_address
     from dcdctl.core.engines.ray_engine import RayEngine
 
     check_address(choice)
     return RayEngine(choice, say)
+
+
+ENGINES = {
+    "processes": EngineKind("processes:N", _parse_processes, _open_processes),
+    "ray": EngineKind("ray, and ray://HOST:PORT for a cluster elsewhere", _parse_ray, _open_ray),
+}
+"""By the name with which what is typed begins."""

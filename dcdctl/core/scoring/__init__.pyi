@@ -15,7 +15,7 @@ from .feature_build import encoders_of, open_or_build, open_source
 from .feature_files import FEATURES
 from .features import CorpusSource, Reader, Source
 from .folds import PairScorer, Workload, measure_rate
-from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, score_pairs
+from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, score_pairs, scored_apart
 from .quantize import HIGHEST, VectorKind, binary_codes, bytes_per_vector, decoded, int8_codes
 from .shards import ImageFiles, PairWorker, ShardItems, ShardPairs, ShardSource
 from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, top_k, top_k_of_rows
@@ -59,6 +59,7 @@ __all__ = [
     "open_or_build",
     "open_source",
     "score_pairs",
+    "scored_apart",
     "top_k",
     "top_k_of_rows",
 ]

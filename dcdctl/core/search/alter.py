@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dcdctl.core import artifacts, distributed, files, models
+from dcdctl.core import artifacts, files, locks, models
 from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import ImageColumns
@@ -42,7 +42,7 @@ def change_index(place: str, changes: Changes, *, track: Track = silent) -> Inde
         return IndexChange(before, [])
     files.check_output_folder(folder)
     query = load_query(before.document, changes.query_model)
-    with distributed.lock(folder):
+    with locks.lock(folder):
         before = FolderIndex.open(folder)
         index = _alter(before, changes, track)
         # All files that were indexed without a look at their EXIF data are read only when the user asks for it.
@@ -60,13 +60,11 @@ def move_images(place: str, old: Path, new: Path) -> IndexChange:
     """
     folder = upkeep.open_to_change(place).folder
     files.check_output_folder(folder)
-    with distributed.lock(folder):
+    with locks.lock(folder):
         before = FolderIndex.open(folder)
         document = before.document
-        with distributed.main_first():
-            if distributed.is_main():
-                moved = upkeep.moved_sources(before, old, new)
-                commit.seal(folder, replace(document, generation=document.generation + 1, sources=moved))
+        moved = upkeep.moved_sources(before, old, new)
+        commit.seal(folder, replace(document, generation=document.generation + 1, sources=moved))
         index = FolderIndex.open(folder)
     notes = []
     for was, now in zip(document.sources, index.document.sources, strict=True):
@@ -97,9 +95,7 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
     generation = document.generation + 1
     entries = {"format": INDEX.format, "generation": generation, "settings": configs.to_table(settings)}
-    with distributed.main_first():
-        if distributed.is_main():
-            Build(folder, {**entries, "changes": "settings"}, INDEX).begin(restart=True, kept=document.files)
+    Build(folder, {**entries, "changes": "settings"}, INDEX).begin(restart=True, kept=document.files)
     changed = replace(
         document,
         generation=generation,
@@ -181,12 +177,10 @@ def load_query(document: IndexDocument, ref: str | None) -> Any:
 def set_query_model(index: FolderIndex, query: Any, ref: str) -> FolderIndex:
     """Let a query encoder embed the texts of an index; the index as it is then."""
     document, generation = index.document, index.document.generation + 1
-    with distributed.main_first():
-        if distributed.is_main():
-            # Beside the former one, which searches until index.json names this one.
-            text = write_text_side(index.folder / f"{TEXT}-{generation}", query, index.fingerprint)
-            text = replace(text, query_model=query.digest, query_ref=ref)
-            commit.seal(index.folder, replace(document, generation=generation, text=text))
+    # Beside the former one, which searches until index.json names this one.
+    text = write_text_side(index.folder / f"{TEXT}-{generation}", query, index.fingerprint)
+    text = replace(text, query_model=query.digest, query_ref=ref)
+    commit.seal(index.folder, replace(document, generation=generation, text=text))
     return FolderIndex.open(index.folder)
 
 
@@ -202,13 +196,11 @@ def set_columns(
     if not (dropped or metadata is not None or change.has_columns_to_fill(index, first_row=first_row)):
         return index, ()
     notes: list[str] = []
-    with distributed.main_first():
-        if distributed.is_main():
-            table, facts = change.changed_table(index, dropped, metadata, first_row=first_row, notes=notes, track=track)
-            stored = index.stored_columns
-            if stored.num_covered not in (0, index.num_rows) or not table.equals(stored.table()) or facts is not None:
-                # No column would be left to remember that.
-                drops_all = change.drops_all_of_files(index, dropped, table)
-                settings = replace(index.config, exif="none") if drops_all else index.config
-                commit.seal_columns(index, table, facts, settings)
+    table, facts = change.changed_table(index, dropped, metadata, first_row=first_row, notes=notes, track=track)
+    stored = index.stored_columns
+    if stored.num_covered not in (0, index.num_rows) or not table.equals(stored.table()) or facts is not None:
+        # No column would be left to remember that.
+        drops_all = change.drops_all_of_files(index, dropped, table)
+        settings = replace(index.config, exif="none") if drops_all else index.config
+        commit.seal_columns(index, table, facts, settings)
     return FolderIndex.open(index.folder), tuple(notes)

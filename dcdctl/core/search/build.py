@@ -1,7 +1,7 @@
 """Building an index, adding images to it and following its folders: each is planned, filled and committed.
 
 A commit replaces index.json atomically, so an index can be searched at any moment of a change, and after a killed one.
-A killed run resumes with any number of processes. Its files of vectors, segments and words have the bytes of a run that
+A killed run resumes. Its files of vectors, segments and words have the bytes of a run that
 was not killed, and every search has the same answers. index.json and the names of files may have other numbers: a
 killed change that is run again counts as a change more where its first steps were committed.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from dcdctl.core import config as configs
-from dcdctl.core import distributed, files, models
+from dcdctl.core import files, locks, models
 from dcdctl.core.artifacts import Build
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError
@@ -91,7 +91,7 @@ def build_index(job: IndexJob, *, track: Track = silent) -> IndexChange:
         sources.check_has_image(source, [folder])
     empty, model = _new_index(job, folder, source, track)
     query = alter.load_query(empty.document, job.query_model)
-    with distributed.lock(folder):
+    with locks.lock(folder):
         build, planned = plan.plan_images(empty, source, model, are_given=bool(job.vectors), track=track)
         if planned is None:  # the same build has ended before
             index = FolderIndex.open(folder)
@@ -139,7 +139,7 @@ def add_images(
     # Vectors that are given may be of formats that are not read here.
     if source not in before.document.sources and not vectors:
         sources.check_has_image(source, [folder])
-    with distributed.lock(folder):
+    with locks.lock(folder):
         # Read again, because another run may have changed the index before this one had the lock.
         before = FolderIndex.open(folder)
         build, planned = plan.plan_images(before, source, are_given=bool(vectors))
@@ -161,7 +161,7 @@ def follow_folders(place: str, *, compute: Compute = IN_SMALL_BATCHES, track: Tr
     folder = upkeep.open_to_change(place).folder
     files.check_output_folder(folder)
     notes: list[str] = []
-    with distributed.lock(folder):
+    with locks.lock(folder):
         before = index = FolderIndex.open(folder)
         skipped_before = storage.skipped_of(folder, before.document)
         for source in before.document.sources:
@@ -270,18 +270,14 @@ def _fill(
     parts, skipped_now = part_files.describe_parts(build, planned, document.vector_type)
     if not (parts or document.parts):
         # An index without images would be in the way of the one of another folder, with its copy of the model.
-        distributed.barrier()
-        if distributed.is_main():
-            shutil.rmtree(folder)
+        shutil.rmtree(folder)
         raise sources.no_image_error(ImageSource(**build.plan["sources"][source]), skipped_now)
     before = storage.skipped_of(folder, document)
     skipped = [file for file in before if file["source"] != source]
     skipped += [{**asdict(file), "source": source} for file in skipped_now]
     removed, touched = image_files.read_changed_rows(build.written(image_files.CHANGED_ROWS))
     if not (parts or len(removed) or len(touched) or skipped != before or lacks_text_side):
-        with distributed.main_first():
-            if distributed.is_main():
-                build.clean(document.files)
+        build.clean(document.files)
         return index
     text = document.text
     # A large model's text side is not exported if a query encoder's is about to follow.
@@ -309,14 +305,9 @@ def _fill(
     )
 
 
-def _text_side(folder: Path, document: IndexDocument, model: models.Searchable, track: Track) -> TextSide | None:
-    """The entry of the text side of the model, which the main process writes if the index has none.
-
-    None without the packages that export it. The entry holds the reason why a model has no text side, so that it is not
-    tried again.
-    """
-    if document.text is not None or not models.exports_text_towers() or not distributed.is_main():
-        return document.text
+def _text_side(folder: Path, document: IndexDocument, model: models.Searchable, track: Track) -> TextSide:
+    """The entry of the text side of the model, which is written. It holds the reason why a model has none, so that it
+    is not tried again."""
     try:
         with track("write the text side", total=None, unit=""):
             return alter.write_text_side(folder / TEXT, model, fingerprint=document.model.fingerprint)

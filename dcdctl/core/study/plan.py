@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dcdctl.core import artifacts, distributed, files, models, training
+from dcdctl.core import artifacts, files, models, training
 from dcdctl.core.artifacts import Document
 from dcdctl.core.bench import QUICK, BenchConfig
 from dcdctl.core.config import to_table
@@ -168,8 +168,6 @@ class StudyPlan:
 def resolve(job: StudyJob) -> StudyPlan:
     """The plan of a study. Reads the recipe, the corpus's index, and the checksums of local models; loads no
     weights."""
-    if distributed.world_size() > 1:
-        raise ConfigError("a study runs in one process", hint="start it without torchrun")
     recipe, sets = _recipe(job)
     overrides = models.parse_overrides(job.model_set)
     if len(set(job.seeds)) < len(job.seeds) or min(job.seeds) < 0:

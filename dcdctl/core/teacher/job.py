@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core import artifacts, distributed, files, models
+from dcdctl.core import artifacts, files, locks, models
 from dcdctl.core.artifacts import Build
 from dcdctl.core.config import naming_fields
 from dcdctl.core.data import Corpus, counted_corpus
@@ -98,9 +98,9 @@ class CacheCost:
     """Whether the pairs are only counted, by the sizes of the corpus; there may be fewer."""
     pairs_per_s: float | None = None
     """Rate of a short trial by this process on this device; None without a trial: if the pairs are only counted, or
-    scored by the workers of a cluster."""
+    scored by the workers of an engine."""
     seconds: float | None = None
-    """Remaining time, with all processes at work."""
+    """Remaining time."""
     disk_bytes: int
     """Upper bound."""
 
@@ -131,7 +131,7 @@ def _planned(job: CacheJob, track: Track) -> Iterator[PlannedCache]:
         read_cache(job.extend)
     teacher = models.load_scorer(job.teacher, overrides, track)
     # Over planning and scoring: another plan must not replace this one in between.
-    with distributed.lock(job.out), naming_fields({"candidates": job.candidates}):
+    with locks.lock(job.out), naming_fields({"candidates": job.candidates}):
         yield build.plan_cache(job, corpus, teacher, track)
 
 
@@ -178,10 +178,10 @@ def estimate_cost(job: PlannedCache) -> CacheCost:
     dropped_file = job.build.folder / DROPPED_FILE
     dropped = artifacts.read_document(dropped_file, hint=CACHE.remake) if dropped_file.exists() else {}
     rate = seconds = None
-    # The workers of a cluster may be faster than this process, or slower.
+    # The workers of an engine may be faster than this process, or slower.
     if job.compute.of_worker is None:
         rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None), num_to_score)
-        seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
+        seconds = num_to_score / rate if num_to_score else 0.0
     return CacheCost(
         num_pairs=num_pairs,
         num_to_score=num_to_score,

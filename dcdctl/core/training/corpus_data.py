@@ -125,7 +125,8 @@ class CorpusData:
         compute = self.plan.options.compute
 
         def embed(corpus: Corpus) -> EmbeddedScores:
-            scores = embed_corpus(teachers.duals, corpus, compute, track)
+            # By one process, because others could round differently, and would then keep other negatives of a list.
+            scores = distributed.in_main(partial(embed_corpus, teachers.duals, corpus, compute, track))
             if self.recipe.model.learns_teacher_space:
                 assert not isinstance(scores, EmbeddedTeachers)
                 model.known_images = {**model.known_images, corpus.fingerprint: scores.image_states}

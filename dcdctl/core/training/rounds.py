@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import files, models
+from dcdctl.core import distributed, files, models
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, counted_corpus
 from dcdctl.core.errors import ConfigError, StaleError
@@ -168,7 +168,7 @@ def _score(
         max_pairs=max_pairs,
         **more,
     )
-    return cache_scores(cache_job, track=track)
+    return read_cache(distributed.in_main(lambda: cache_scores(cache_job, track=track).folder))
 
 
 def _pairs_of_round(max_pairs: int | None, count: int, number: int) -> int | None:

@@ -111,9 +111,7 @@ def train_model(
             unit, per_step = prepared.preview.work_per_step
             watch = functools.partial(watch or step_bar(track), unit=unit, per_step=per_step)
             loop.train(started, learner, prepared.make_batches(options.micro_batch_plan, started), validation, watch)
-            with distributed.main_first():
-                if distributed.is_main():
-                    finish(started, data, teachers, model, validation, say)
+            distributed.in_main(lambda: finish(started, data, teachers, model, validation, say))
     return started
 
 
@@ -225,14 +223,16 @@ def start(plan: TrainingPlan, facts: dict[str, Any], options: TrainingOptions, p
             **({"rounds": list(job.rounds)} if job.rounds else {}),
             **runs.equivalent_command(job, plan.inputs.options()),
         }
-    with distributed.main_first():
-        if distributed.is_main():
-            # Mining comes before the folder is made, so that a failure leaves no folder.
-            save_files = prepared.collect() if prepared is not None and prepared.collect is not None else None
-            started = runs.start_run(job.out, plan.recipe, job.kind, facts, resume=job.resume, measured=measured)
-            if save_files is not None:
-                save_files(started)
-    return Run(job.out)
+
+    def write() -> Run:
+        # Mining comes before the folder is made, so that a failure leaves no folder.
+        save_files = prepared.collect() if prepared is not None and prepared.collect is not None else None
+        started = runs.start_run(job.out, plan.recipe, job.kind, facts, resume=job.resume, measured=measured)
+        if save_files is not None:
+            save_files(started)
+        return started
+
+    return distributed.in_main(write)
 
 
 def finish(
