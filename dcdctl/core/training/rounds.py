@@ -168,7 +168,7 @@ def _score(
         max_pairs=max_pairs,
         **more,
     )
-    return read_cache(distributed.in_main(lambda: cache_scores(cache_job, track=track).folder))
+    return distributed.in_main(lambda: cache_scores(cache_job, track=track))
 
 
 def _pairs_of_round(max_pairs: int | None, count: int, number: int) -> int | None:
