@@ -152,7 +152,10 @@ class IndexSearcher:
     @cached_property
     def background(self) -> Background | None:
         """What is a weak match in the index, measured once; None for an index without images."""
-        return measure_background(self)
+        probes_PD = self.texts.probes
+        if probes_PD is None:
+            probes_PD = self.texts.vectors(self.texts.tokenize(probe_texts())[0])
+        return measure_background(self.index, probes_PD)
 
     @property
     def model(self) -> models.Searchable:
