@@ -274,8 +274,7 @@ Engine = Annotated[
     str | None,
     computes(
         "--engine",
-        "Compute by several processes of this machine, processes:4, or on a cluster: ray, "
-        "'ray?workers=4&gpus=0.5&cpus=2' or ray://HOST:PORT of its head (extra ray).",
+        "Compute by processes:4, or a cluster: ray, 'ray?workers=4&gpus=0.5&cpus=2' or ray://HOST:PORT (extra ray).",
         "NAME",
         is_eager=True,
     ),

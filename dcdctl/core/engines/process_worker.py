@@ -76,7 +76,7 @@ class ProcessWorker:
         return lambda advance: (RESULT, finish(advance))
 
     def _make(self, make_worker: Callable[[], Any], _: Advance) -> tuple[str, Any]:
-        # The earlier one goes first: two models may be more than fit into memory.
+        # The earlier one goes first: two models may be more than fit into the memory of a GPU.
         self._worker = None
         self._worker = make_worker()
         return READY, None
