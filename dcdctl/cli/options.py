@@ -274,7 +274,7 @@ Engine = Annotated[
     str | None,
     computes(
         "--engine",
-        "Compute by processes:4, or a cluster: ray, 'ray?workers=4&gpus=0.5&cpus=2' or ray://HOST:PORT (extra ray).",
+        "Compute by processes:4, ray, ray://HOST:PORT or 'ray?workers=4&gpus=0.5&cpus=2' (extra ray).",
         "NAME",
         is_eager=True,
     ),
