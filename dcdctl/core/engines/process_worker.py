@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
 
 from dcdctl.core.errors import DcdError
 from dcdctl.core.progress import Advance
@@ -44,7 +44,7 @@ class ProcessWorker:
     def run(self) -> None:
         """Answer the parent until it ends."""
         threading.Thread(target=self._receive, daemon=True).start()
-        self._connection.send_bytes(pickle.dumps((UP, None)))
+        self._send(pickle.dumps((UP, None)))
         while True:
             step = self._steps.get()
             try:
@@ -54,15 +54,14 @@ class ProcessWorker:
                 answer = pickle.dumps((ERROR, portable(error)))
             # What a task has read is not kept while the next one is waited for.
             del step
-            self._connection.send_bytes(answer)
+            self._send(answer)
 
     def _receive(self) -> None:
         try:
             while True:
                 self._steps.put(self._started(self._connection.recv_bytes()))
         except (EOFError, OSError):
-            # The parent has ended, perhaps by a signal that let it say nothing.
-            os._exit(1)
+            _end()
 
     def _started(self, message: bytes) -> Step:
         try:
@@ -82,7 +81,18 @@ class ProcessWorker:
         return READY, None
 
     def _advance(self, count: int) -> None:
-        self._connection.send_bytes(pickle.dumps((UNITS, count)))
+        self._send(pickle.dumps((UNITS, count)))
+
+    def _send(self, message: bytes) -> None:
+        try:
+            self._connection.send_bytes(message)
+        except OSError:
+            _end()
+
+
+def _end() -> NoReturn:
+    """End, whatever the other thread does: the parent has ended, perhaps by a signal that let it say nothing."""
+    os._exit(1)
 
 
 def portable(error: BaseException) -> BaseException:
