@@ -7,10 +7,11 @@ import time
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dcdctl.cli import options
-from dcdctl.cli.declare import Ref, Refs, assignments, many, path
-from dcdctl.cli.option_groups import Passes
+from dcdctl.cli.options import Json
 from dcdctl.cli.views.terminal import bar, note, show, show_json
+from dcdctl.core.arguments import Ref, Refs, argument, many, path, reads
+from dcdctl.core.engines import Passes
+from dcdctl.core.options import ModelSet, OutFiles
 from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
@@ -25,17 +26,17 @@ class Work(Passes):
 
     files: Annotated[
         Refs,
-        options.argument(
+        argument(
             "Files of `cache-teacher --plan-only --with captions,bytes` or of `index --plan-only`, or Parquet files of "
             "a corpus; folders or patterns.",
             "FILE",
+            "place",
         ),
-        list[str],
     ]
-    model: Annotated[Ref, options.reads_model("--model", "Teacher of pairs, or dual encoder of images.", "REF"), str]
-    out: options.OutFiles
+    model: Annotated[Ref, reads("--model", "Teacher of pairs, or dual encoder of images.", "REF", "model")]
+    out: OutFiles
     _: KW_ONLY
-    model_overrides: options.ModelSet = None
+    model_overrides: ModelSet = None
 
     def run(self, say: Say, track: Track) -> ScoredWork | EmbeddedWork:
         """Do it, by what the first file holds."""
@@ -48,7 +49,7 @@ class Work(Passes):
                     work=files,
                     teacher=model,
                     out=out,
-                    model_set=assignments(self.model_overrides),
+                    model_set=self.model_overrides,
                     compute=self.compute(say),
                 ),
                 track=track,
@@ -64,7 +65,7 @@ class Work(Passes):
         )
 
 
-def work(arguments: Work, json: options.Json = False) -> None:
+def work(arguments: Work, json: Json = False) -> None:
     """Score pairs or embed images that --plan-only listed, on any machine. `cache-teacher --scores` and
     `index --vectors` take the results."""
     from dcdctl.core.data import left_out_lines

@@ -108,7 +108,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("0", r"--accumulate: expected auto or a number of at least 1, got '0'", code=2),
         Mistake("many", r"--accumulate: expected auto or a number of at least 1, got 'many'", code=2),
     ],
-    "--set": [SETTING, Mistake("nonsense", r"--set \w+ key=value, got 'nonsense'; for example --set")],
+    "--set": [SETTING, Mistake("nonsense", r"a setting must be KEY=VALUE, got 'nonsense'; write its name")],
     "--model-set": [
         Mistake(
             "image_sise=9",
@@ -369,7 +369,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("8,16", r"--dims.* valid integer", code=2),
     ],
     ("eval", "--codes"): [
-        Mistake("int4", r"'int4'", code=2),
+        Mistake("int4", r"vectors\.kind must be one of float32, int8, binary, got 'int4'"),
         Mistake("float32", r"--rescore 5 .* --codes is float32; add --codes int8", "--rescore=5"),
         Mistake("int8", r"--vector-table measures all kinds.*; leave all options", "--vector-table="),
     ],

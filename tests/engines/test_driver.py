@@ -16,13 +16,13 @@ import ray
 from ray import exceptions as failures
 from ray._private import worker
 
-from dcdctl.cli.prepare import Prepare
+from dcdctl.core.data import PrepareJob, make_corpus
 from dcdctl.core.engines import EngineChoice, cluster, ray_engine
 from dcdctl.core.engines.engine import Task
 from dcdctl.core.engines.open_tasks import TRIES, Begun, OpenTasks
 from dcdctl.core.engines.ray_worker import RayWorker, versions
 from dcdctl.core.errors import DcdError, SourceError
-from dcdctl.core.progress import Advance, silent, unsaid
+from dcdctl.core.progress import Advance, unsaid
 
 
 @pytest.fixture
@@ -437,6 +437,6 @@ def test_decoding_takes_no_gpu_of_a_cluster(monkeypatch):
     def opened(choice: EngineChoice, say: object) -> None:
         raise OpenedError(choice.gpus, choice.workers)
 
-    monkeypatch.setattr("dcdctl.core.engines.open_engine", opened)
+    monkeypatch.setattr("dcdctl.core.data.prepare.open_engine", opened)
     with pytest.raises(OpenedError, match=r"\(0, 3\)"):
-        Prepare(manifest="scenes", engine="ray?workers=3").run(silent, unsaid)
+        make_corpus(PrepareJob(manifest="scenes", engine="ray?workers=3"))

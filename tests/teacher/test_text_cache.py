@@ -17,7 +17,7 @@ from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual
 
 from dcdctl.core import models
 from dcdctl.core.artifacts import Build
-from dcdctl.core.data import DataChoice, choose_manifest, prepare_corpus, text_encoding
+from dcdctl.core.data import PrepareJob, choose_manifest, prepare_corpus, text_encoding
 from dcdctl.core.devices import CPU
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, StaleError
@@ -122,7 +122,7 @@ def test_the_captions_of_a_corpus_and_the_texts_of_a_pool(folder, tmp_path):
     assert texts_of(cache) == ["a dog", "a cat", "two birds"]
     rows = [{"query": "a dog", "language": "en"}, {"query": "ein Hund", "language": "de"}, {"query": "x"}]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    manifest = choose_manifest(DataChoice(queries=[tmp_path / "log.jsonl"], folder=tmp_path / "log"))
+    manifest = choose_manifest(PrepareJob(queries=[tmp_path / "log.jsonl"], out=tmp_path / "log"))
     prepare_corpus(manifest, tmp_path / "log")
     spoken = columns_of(make(folder, tmp_path / "spoken", tmp_path / "log"))
     assert spoken[:2] == [["a dog", "ein Hund", "x"], ["en", "de", None]]

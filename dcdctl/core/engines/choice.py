@@ -9,12 +9,13 @@ from typing import Annotated
 from urllib.parse import parse_qsl
 
 from dcdctl.core import machine
-from dcdctl.core.config import between, build, check_fields, parse_value
+from dcdctl.core.config import between, build, check_fields
 from dcdctl.core.engines.engine import Engine
 from dcdctl.core.engines.processes import Processes
 from dcdctl.core.engines.this_process import ThisProcess
 from dcdctl.core.errors import ConfigError, require_extra
 from dcdctl.core.progress import Say
+from dcdctl.core.toml import parse_value
 
 _ADDRESS = re.compile(r"ray://.+:\d+")
 

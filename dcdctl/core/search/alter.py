@@ -15,18 +15,21 @@ import pyarrow as pa
 
 from dcdctl.core import artifacts, files, locks, models
 from dcdctl.core import config as configs
+from dcdctl.core.arguments import optional_ref
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import ImageColumns
 from dcdctl.core.errors import ConfigError, require_extra
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, commit, keywords, segments, upkeep
 from dcdctl.core.search.background import probe_texts
-from dcdctl.core.search.changes import Changes, IndexChange
+from dcdctl.core.search.changes import IndexChange
 from dcdctl.core.search.columns import change
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.index_config import IndexConfig
+from dcdctl.core.search.job import Changes, table_or_path
 from dcdctl.core.search.storage import INDEX, TEXT, IndexDocument, SealedFile, TextSide
 from dcdctl.core.search.stored import StoredTokens, StoredType
+from dcdctl.core.toml import apply_sets
 
 
 def change_index(place: str, changes: Changes, *, track: Track = silent) -> IndexChange:
@@ -35,21 +38,23 @@ def change_index(place: str, changes: Changes, *, track: Track = silent) -> Inde
 
     StaleError for a query encoder of another model, InputError if a name to remove matches none.
     """
-    metadata = read_inputs(changes.metadata, changes.query_model)
+    query_model = optional_ref(changes.query_model)
+    metadata = read_inputs(table_or_path(changes.metadata), query_model)
     before = upkeep.open_to_change(place)
     folder = before.folder
     if not upkeep.has_changes(before, changes):
         return IndexChange(before, [])
     files.check_output_folder(folder)
-    query = load_query(before.document, changes.query_model)
+    query = load_query(before.document, query_model)
     with locks.lock(folder):
         before = FolderIndex.open(folder)
         index = _alter(before, changes, track)
         # All files that were indexed without a look at their EXIF data are read only when the user asks for it.
         first_row = 0 if index.config.exif != before.config.exif else before.num_rows
-        index, notes = set_columns(index, track, metadata=metadata, dropped=changes.drop_columns, first_row=first_row)
+        dropped = changes.drop_columns or ()
+        index, notes = set_columns(index, track, metadata=metadata, dropped=dropped, first_row=first_row)
         if query is not None:
-            index = set_query_model(index, query, str(changes.query_model))
+            index = set_query_model(index, query, str(query_model))
     return rows_changed(before, index, [], notes)
 
 
@@ -78,7 +83,7 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
     folder, document = index.folder, index.document
     if not (changes.sets or changes.remove):
         return index
-    settings = configs.build(IndexConfig, configs.apply_sets(configs.to_table(document.settings), changes.sets))
+    settings = configs.build(IndexConfig, apply_sets(configs.to_table(document.settings), changes.sets or ()))
     if settings.dims != document.settings.dims:
         raise ConfigError(
             f"the vectors of {folder} have {document.model.dim} numbers, and dims is fixed when an index is made",
@@ -91,7 +96,7 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
         )
     check_kind(settings, document.stored_type)
     check_packages(settings, document.num_rows)
-    removed = upkeep.rows_to_remove(index, changes.remove)
+    removed = upkeep.rows_to_remove(index, changes.remove or ())
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
     generation = document.generation + 1
     entries = {"format": INDEX.format, "generation": generation, "settings": configs.to_table(settings)}

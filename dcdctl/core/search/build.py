@@ -9,9 +9,10 @@ killed change that is run again counts as a change more where its first steps we
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ import pyarrow as pa
 
 from dcdctl.core import config as configs
 from dcdctl.core import files, locks, models
+from dcdctl.core.arguments import optional_ref, path
 from dcdctl.core.artifacts import Build
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Say, Track, silent, unsaid
 from dcdctl.core.search import (
     alter,
     commit,
@@ -40,6 +42,7 @@ from dcdctl.core.search.changes import IndexChange, followed
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.index_config import IndexConfig
+from dcdctl.core.search.job import IndexJob, table_or_path
 from dcdctl.core.search.part_files import PlannedParts, SourceImage
 from dcdctl.core.search.storage import (
     INDEX,
@@ -51,48 +54,32 @@ from dcdctl.core.search.storage import (
     TextSide,
 )
 from dcdctl.core.search.stored import STORED, StoredTokens
+from dcdctl.core.toml import apply_sets, assignments
 
 
-@dataclass(frozen=True, kw_only=True)
-class IndexJob:
-    """A new index: its model, its images, and how to embed them."""
-
-    model: str
-    images: Path
-    """A folder of images, or a corpus."""
-    out: Path
-    split: str | None = None
-    """The split of a corpus, or several joined; None for all."""
-    sets: tuple[str, ...] = ()
-    """Settings such as "kind=flat"."""
-    vectors: tuple[str, ...] = ()
-    """Files, folders or patterns of the vectors of the images; empty: the model embeds them."""
-    metadata: Path | pa.Table | None = None
-    """A CSV or Parquet file, or a table, that names an image in each row."""
-    query_model: str | None = None
-    """A query encoder that embeds texts in the model's place (`models.QueryEncoder`)."""
-    compute: Compute = IN_SMALL_BATCHES
-
-
-def build_index(job: IndexJob, *, track: Track = silent) -> IndexChange:
+def build_index(
+    job: IndexJob, *, compute: Compute | None = None, track: Track = silent, say: Say = unsaid
+) -> IndexChange:
     """Build an index in a folder; without a split all images of a corpus are read. A killed run resumes.
+    `compute` takes the place of what the job says about it.
 
     StaleError if the folder holds another index, and for a query encoder of another model; InputError if there is no
     image.
     """
-    folder = job.out.expanduser()
+    folder, vectors, query_model = path(job.out), job.vectors or (), optional_ref(job.query_model)
+    compute = compute or job.compute(say, job.precision)
     # A typing error would come out hours later, after everything is embedded.
-    if job.vectors:
-        vector_files.find(job.vectors)
-    metadata = alter.read_inputs(job.metadata, job.query_model)
-    source = _source(folder, job.images, job.split)
+    if vectors:
+        vector_files.find(vectors)
+    metadata = alter.read_inputs(table_or_path(job.metadata), query_model)
+    source = _source(folder, path(job.images), job.split)
     # Vectors that are given may be of formats that are not read here, and a finished index needs no images.
-    if not job.vectors and not (folder / INDEX_FILE).exists():
+    if not vectors and not (folder / INDEX_FILE).exists():
         sources.check_has_image(source, [folder])
-    empty, model = _new_index(job, folder, source, track)
-    query = alter.load_query(empty.document, job.query_model)
+    empty, model = _new_index(job, folder, source, compute.precision, track)
+    query = alter.load_query(empty.document, query_model)
     with locks.lock(folder):
-        build, planned = plan.plan_images(empty, source, model, are_given=bool(job.vectors), track=track)
+        build, planned = plan.plan_images(empty, source, model, are_given=bool(vectors), track=track)
         if planned is None:  # the same build has ended before
             index = FolderIndex.open(folder)
         else:
@@ -100,16 +87,16 @@ def build_index(job: IndexJob, *, track: Track = silent) -> IndexChange:
                 empty,
                 build,
                 planned,
-                job.compute,
+                compute,
                 track,
-                vectors=job.vectors,
+                vectors=vectors,
                 model=model,
                 has_query_model=query is not None,
             )
         # Last, because added images get values too.
         index, notes = alter.set_columns(index, track, metadata=metadata)
         if query is not None:
-            index = alter.set_query_model(index, query, str(job.query_model))
+            index = alter.set_query_model(index, query, str(query_model))
     return IndexChange(index, storage.skipped_of(folder, index.document), notes=notes)
 
 
@@ -190,15 +177,18 @@ def _loaded(ref: str, track: Track) -> models.Searchable:
         return models.load_searchable(ref)
 
 
-def _new_index(job: IndexJob, folder: Path, source: ImageSource, track: Track) -> tuple[FolderIndex, models.Searchable]:
+def _new_index(
+    job: IndexJob, folder: Path, source: ImageSource, precision: str, track: Track
+) -> tuple[FolderIndex, models.Searchable]:
     """An index without images, whose generation of 0 is never written, and its model."""
-    ref = job.model
+    ref = os.fspath(job.model)
     model_kind, model = models.check_ref(ref, kind="searchable"), None
     if model_kind is None:  # what a Hub id names is known when it is loaded
         model = _loaded(ref, track)
         model_kind = model.kind
     stored_type = STORED[model_kind]
-    settings = configs.build(IndexConfig, configs.apply_sets({}, (*stored_type.defaults, *job.sets)))
+    asked = job.sets if job.settings is None else assignments(configs.flatten(configs.to_table(job.settings)))
+    settings = configs.build(IndexConfig, apply_sets({}, (*stored_type.defaults, *(asked or ()))))
     alter.check_kind(settings, stored_type)
     if stored_type is StoredTokens and job.vectors:
         raise ConfigError(f"--vectors has a vector per image, and {ref} one per token", hint="leave --vectors out")
@@ -224,7 +214,7 @@ def _new_index(job: IndexJob, folder: Path, source: ImageSource, track: Track) -
     document = IndexDocument(
         generation=0,
         model=IndexedModel(kind=model.kind, dim=settings.dims or dim, fingerprint=model.digest),
-        precision=job.compute.precision,
+        precision=precision,
         settings=settings,
         sources=(),
     )

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dcdctl.core import models
+from dcdctl.core.arguments import Settings
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.answers import SearchAnswer, checked_text, query_image
@@ -116,7 +117,7 @@ class IndexSearcher:
         device: str | torch.device,
         rerank: str | None = None,
         depth: int | None = None,
-        rerank_set: Sequence[str] = (),
+        rerank_set: Settings | None = None,
     ) -> IndexSearcher:
         """A searcher with the model of an index.
 

@@ -20,11 +20,12 @@ from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.places import check_utf8, refuse_url
 from dcdctl.core.search import sources, storage
-from dcdctl.core.search.changes import ChangeCounts, Changes, IndexChange
+from dcdctl.core.search.changes import ChangeCounts, IndexChange
 from dcdctl.core.search.columns import change
 from dcdctl.core.search.exact import Rows, spread_over
 from dcdctl.core.search.image_files import FileFacts
 from dcdctl.core.search.index import FolderIndex
+from dcdctl.core.search.job import Changes
 from dcdctl.core.search.part_files import UNREADABLE, SkippedFile, SourceImage
 from dcdctl.core.search.storage import ImageSource
 

@@ -4,7 +4,7 @@ loaded last. Also the cost of a planned cache, and a check of scores against the
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from dcdctl.core import artifacts, files, locks, models
+from dcdctl.core.arguments import Settings
 from dcdctl.core.artifacts import Build
-from dcdctl.core.config import naming_fields
 from dcdctl.core.data import Corpus, counted_corpus
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import StaleError
@@ -45,7 +45,7 @@ class TeacherJob:
     teacher: str = ""
     """Empty where another program computes (`external_scores`)."""
     split: str = "train"
-    model_set: Sequence[str] = ()
+    model_set: Settings | None = None
     """Settings that the teacher's files lack: image_size=384."""
     extend: Path | None = None
     """Finished cache of the same teacher whose scores or vectors are reused."""
@@ -131,7 +131,7 @@ def _planned(job: CacheJob, track: Track) -> Iterator[PlannedCache]:
         read_cache(job.extend)
     teacher = models.load_scorer(job.teacher, overrides, track)
     # Over planning and scoring: another plan must not replace this one in between.
-    with locks.lock(job.out), naming_fields({"candidates": job.candidates}):
+    with locks.lock(job.out), models.naming_fields({"candidates": job.candidates}):
         yield build.plan_cache(job, corpus, teacher, track)
 
 

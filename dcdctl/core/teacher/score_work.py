@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from dcdctl.core import models, scoring
+from dcdctl.core.arguments import Settings
 from dcdctl.core.data import CORPUS_FACT, Indices, TaskFile, check_rows, complete_tasks, corpus_of, find_tasks
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import InputError, StaleError
@@ -47,7 +48,7 @@ class ScoreWorkJob:
     teacher: str
     out: Path
     """The folder of the scores."""
-    model_set: Sequence[str] = ()
+    model_set: Settings | None = None
     compute: Compute = ON_CPU
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dcdctl.core import devices
-from dcdctl.core.config import naming_fields
-from dcdctl.core.models import Model
+from dcdctl.core.models import Model, naming_fields
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.training import corpus_data, grad_cache
 from dcdctl.core.training.batches.batch import UNSPLIT

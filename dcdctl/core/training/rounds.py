@@ -36,13 +36,14 @@ from dcdctl.core.teacher import (
     most_pairs,
     read_cache,
 )
+from dcdctl.core.toml import toml_value
 from dcdctl.core.training import runs, train
 from dcdctl.core.training.coverage import Preview, check_candidates_suffice
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.picking import Picked, count_picks
-from dcdctl.core.training.recipe import PoolConfig, Recipe, load_recipe, toml_value
+from dcdctl.core.training.recipe import PoolConfig, Recipe, load_recipe
 from dcdctl.core.training.rehearsal import rehearse, resolve_for_scores
 from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.train import resolve, train_model

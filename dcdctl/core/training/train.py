@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import distributed, files
-from dcdctl.core.config import naming_fields, to_table
+from dcdctl.core.config import to_table
 from dcdctl.core.data import counted_corpus, prepare_command
 from dcdctl.core.errors import ConfigError, resumed_by
-from dcdctl.core.models import Model
+from dcdctl.core.models import Model, naming_fields
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
 from dcdctl.core.teacher import false_negative_filter
 from dcdctl.core.training import (
