@@ -19,13 +19,12 @@ from dcdctl.cli.study import StudyArguments
 from dcdctl.cli.training_options import TrainingKind, TrainingRun
 from dcdctl.cli.work import Work
 from dcdctl.core import devices, models, training
-from dcdctl.core.data import CorpusSummary
+from dcdctl.core.data import CorpusSummary, WorkDone
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Model
 from dcdctl.core.report import Study
-from dcdctl.core.search import EmbeddedWork
 from dcdctl.core.study import StudyView, run_study
-from dcdctl.core.teacher import ScoredWork, TeacherCache, cache_scores
+from dcdctl.core.teacher import TeacherCache, cache_scores
 from dcdctl.core.training import Recipe, Run
 
 
@@ -74,16 +73,17 @@ def load_recipe(ref: Ref | Recipe, overrides: Overrides | None = None) -> Recipe
 @takes(CacheTeacher)
 def cache_teacher(arguments: CacheTeacher) -> TeacherCache:
     """Score each query's candidates with the teacher, once. `recipe` is the student's, whose `candidates` say what is
-    scored."""
+    scored. With `engine="files:DIR"`, TasksWrittenError says that `work` is next."""
     return cache_scores(arguments.job(say), track=api.track(arguments.progress))
 
 
 @takes(Work)
-def work(arguments: Work) -> ScoredWork | EmbeddedWork:
-    """Score or embed files of a work list, as a task of any engine: the pairs of `dcdctl cache-teacher --plan-only`, or
-    the images of `dcdctl index --plan-only` or of a corpus.
+def work(arguments: Work) -> WorkDone:
+    """Do tasks that `engine="files:DIR"` wrote: score pairs, or embed images. The call that wrote them, made again,
+    takes the results.
 
-    `files` is a file, a folder or a pattern, or several. Each gets a file of results in `out`, unless it is there.
+    `files` is a file, a folder or a pattern, or several. Each task gets a file of results beside it, unless that is
+    there. `model` is the place of the model on this machine, if it is another one.
     """
     return arguments.run(say, api.track(arguments.progress))
 

@@ -38,10 +38,7 @@ reads, configures, computes = (partial(_declare, panel) for panel in ("Input", "
 
 READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
 """Parameters that also take a URL, in every command that has them."""
-ALSO_READ_FROM_URLS = (
-    ("prepare", "images"),
-    ("work", "out"),
-)
+ALSO_READ_FROM_URLS = (("prepare", "images"),)
 MOST = 10**9
 """As `core.config.MOST`, which is not imported for --help."""
 MOST_WORKERS = 256
@@ -135,13 +132,6 @@ def check_output_folder(path: Path) -> Path:
 
     files.check_output_folder(path)
     return path
-
-
-def check_output_place(path: Path) -> Path:
-    """Callback of an `--out` that may be a URL, which the core tries to write to before any work."""
-    from dcdctl.core.places import url_of
-
-    return path if url_of(path) else check_output_folder(path)
 
 
 def check_device(context: typer.Context, name: str) -> str:
@@ -274,7 +264,8 @@ Engine = Annotated[
     str | None,
     computes(
         "--engine",
-        "Compute on a cluster: ray, 'ray?workers=4&gpus=0.5&cpus=2' or ray://HOST:PORT of its head (extra ray).",
+        "Compute elsewhere: files:DIR, whose tasks `dcdctl work` does on any machine; or on a cluster: ray, "
+        "'ray?workers=4&gpus=0.5&cpus=2' or ray://HOST:PORT of its head (extra ray).",
         "NAME",
         is_eager=True,
     ),
@@ -282,16 +273,6 @@ Engine = Annotated[
 
 # Where it goes
 Out = Annotated[Ref, configures("--out -o", "Folder to write.", "DIR", callback=check_output_folder), Path]
-OutFiles = Annotated[
-    Ref,
-    configures(
-        "--out -o",
-        "Folder, or its URL, that gets a file for each of these files; those that are there are kept.",
-        "DIR",
-        callback=check_output_place,
-    ),
-    Path,
-]
 NewOut = Annotated[Ref, configures("--out -o", "New folder to write.", "DIR"), Path]
 Page = Annotated[
     Ref | None, configures("--html", "Also write a page with the images.", "FILE", callback=check_output_file), Path

@@ -122,9 +122,13 @@ class Prepare:
         from dcdctl.core import data, machine
         from dcdctl.core.config import build
         from dcdctl.core.engines import EngineChoice, open_engine
+        from dcdctl.core.errors import ConfigError
 
+        workers = EngineChoice.parse(self.engine)
+        if workers.is_files:
+            raise ConfigError("prepare writes no tasks", hint="--engine files:DIR is for cache-teacher, index and sync")
         # Images are decoded without a GPU, which the workers of a model get by default.
-        engine = open_engine(replace(EngineChoice.parse(self.engine), gpus=0), say).alone()
+        engine = open_engine(replace(workers, gpus=0), say).alone()
         # Every core, since decoding images is the work here; nothing else computes meanwhile.
         threads = self.workers or (1 if engine.sends_tasks else machine.num_cores())
         out = optional_path(self.out)

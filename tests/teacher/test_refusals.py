@@ -13,7 +13,7 @@ import refusals
 from refusals import Refusal
 
 from dcdctl.core.errors import ConfigError, InputError
-from dcdctl.core.teacher import CacheJob, CandidateConfig, TextCacheJob, cache_texts, plan_work, take_scores
+from dcdctl.core.teacher import CacheJob, CandidateConfig, TextCacheJob, cache_texts, take_scores
 
 CANDIDATES = [
     ({"kind": "embedding"}, r"needs candidates\.model"),
@@ -130,9 +130,11 @@ ROWS = [
     Refusal("a split of vectors", of_vectors([[1, 2]] * 2, split="test"), InputError, "has no split 'test'"),
     *(Refusal(f"vectors {vectors}", of_vectors(vectors), InputError, says) for vectors, says in VECTORS),
     Refusal("an integer beyond float64", of_vectors(None), InputError, r"v\.jsonl line 1: 1 of the 2 values"),
-    *(
-        Refusal(f"{do.__name__} in two", of_processes(do), ConfigError, "one process.*start it without torchrun")
-        for do in (plan_work, lambda job: take_scores(job, ["absent.csv"], "a reranker"))
+    Refusal(
+        "scores in two",
+        of_processes(lambda job: take_scores(job, ["absent.csv"], "a reranker")),
+        ConfigError,
+        "one process.*start it without torchrun",
     ),
 ]
 

@@ -2,15 +2,41 @@ from .choice import EngineChoice, open_engine
 from .compute import ON_CPU, Compute
 from .engine import Engine, Task, whole_shards
 from .processes import ThisProcess, TorchProcesses
+from .task_files import (
+    IMAGE_BYTES,
+    RESULTS,
+    FilesEngine,
+    TaskRows,
+    TasksWrittenError,
+    check_rows,
+    facts_in,
+    read_results,
+    read_task,
+    read_task_facts,
+    result_path,
+    write_table,
+)
 
 __all__ = [
+    "IMAGE_BYTES",
     "ON_CPU",
+    "RESULTS",
     "Compute",
     "Engine",
     "EngineChoice",
+    "FilesEngine",
     "Task",
+    "TaskRows",
+    "TasksWrittenError",
     "ThisProcess",
     "TorchProcesses",
+    "check_rows",
+    "facts_in",
     "open_engine",
+    "read_results",
+    "read_task",
+    "read_task_facts",
+    "result_path",
     "whole_shards",
+    "write_table",
 ]

@@ -31,8 +31,9 @@ from .columns.where import (
 )
 from .combined import CombinedQuery, question_of
 from .copies import SameImages, find_copies
-from .embed_work import EmbeddedWork, EmbedWorkJob, embed_work
+from .embed import VECTORS
 from .exact import Floats, Rows, best_first, spread_over
+from .image_tasks import EmbedTasks
 from .index import FolderIndex
 from .index_config import IndexConfig
 from .library import STUDENT, Library, name_of_index
@@ -53,7 +54,6 @@ from .storage import (
 from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
 from .upkeep import check_removable, open_to_change
-from .vector_files import write_image_list
 from .watch import sync_index, watch_index
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "INDEX_FILE",
     "NUM_SHOWN",
     "STUDENT",
+    "VECTORS",
     "WEAK",
     "Browse",
     "Changes",
@@ -70,8 +71,7 @@ __all__ = [
     "CombinedQuery",
     "Compare",
     "Condition",
-    "EmbedWorkJob",
-    "EmbeddedWork",
+    "EmbedTasks",
     "Floats",
     "FolderIndex",
     "Hit",
@@ -110,7 +110,6 @@ __all__ = [
     "check_vectors",
     "columns_text",
     "default_order",
-    "embed_work",
     "find_copies",
     "follow_folders",
     "image_of",
@@ -136,5 +135,4 @@ __all__ = [
     "title_of",
     "value_for_json",
     "watch_index",
-    "write_image_list",
 ]

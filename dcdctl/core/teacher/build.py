@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,16 @@ from dcdctl.core.distributed import Parts
 from dcdctl.core.engines import Compute, Task, TorchProcesses
 from dcdctl.core.models import Scorer
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring import PairWorker, ShardPairs, Source, open_source
+from dcdctl.core.scoring import (
+    CorpusSource,
+    PairWorker,
+    ShardPairs,
+    Source,
+    job_of_scores,
+    named_model,
+    open_source,
+    pair_rows,
+)
 from dcdctl.core.teacher import cache, candidates
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import (
@@ -169,6 +178,8 @@ class PlannedCache:
     source: Source
     """What the teacher reads: images and captions, or stored features of its encoders."""
     compute: Compute
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """The teacher as tasks in files name it."""
 
     @property
     def shards(self) -> Parts:
@@ -187,11 +198,14 @@ class PlannedCache:
             unscored = pairs.at(np.isnan(pairs.score))
             return unscored.image, unscored.text
 
+        job = job_of_scores(self.corpus, files.digest_of(self.build.plan), self.model, self.compute)
         return Task(
             shard,
             pairs_name(shard),
             inputs=lambda: ShardPairs(self.source, *todo(), None if self.teacher.keeps_states else self.asked(shard)),
             packed=lambda: ShardPairs.packed(self.source, *todo()),
+            # Stored features are no columns of a task.
+            in_file=(lambda: pair_rows(job, self.corpus, *todo())) if type(self.source) is CorpusSource else None,
         )
 
 
@@ -221,7 +235,8 @@ def plan_cache(job: CacheJob, corpus: Corpus, teacher: Scorer, track: Track) -> 
             begin(build, job, corpus, track)
     # The released code keeps the teacher's dropout on, so its scores of equal pairs differ.
     teacher.to(compute.device).eval()
-    return PlannedCache(build, corpus, teacher, source, compute)
+    model = named_model(job.teacher, teacher.digest, models.parse_overrides(job.model_set))
+    return PlannedCache(build, corpus, teacher, source, compute, model)
 
 
 def _named_as_before(job: CacheJob) -> CandidateConfig:
