@@ -119,7 +119,7 @@ def test_a_dual_teacher_is_encoded_by_this_process_which_says_so(corpus, stage, 
     job.compute.engine.say = said.append
     own = build_cache(corpus, models.load_scorer(stage / "dual"), tmp_path / "own", CONFIG)
     assert same(collect(job), own)
-    assert all("cannot be files: this process computes it" in line for line in said)
+    assert all("cannot be tasks in files: this process computes it" in line for line in said)
     assert said
 
 
@@ -359,6 +359,18 @@ def test_a_task_that_another_process_does_is_left_to_it(job):
         done = do(tasks)
     assert (done.num_tasks, done.num_there, done.num_busy) == (7, 0, 1)
     assert len(names(tasks, "results")) == 6
+
+
+def test_tasks_that_are_taken_while_a_call_works_are_no_failure(job, monkeypatch):
+    tasks, start = tasks_of(job), build.PairWorker.start
+
+    def taken(worker, pairs):
+        (tasks / "tasks-00005.parquet").unlink(missing_ok=True)
+        return start(worker, pairs)
+
+    monkeypatch.setattr(build.PairWorker, "start", taken)
+    do(tasks)
+    assert names(tasks, "results") == [shard for shard in SHARDS if shard != "00005"]
 
 
 WORK = [sys.executable, "-m", "dcdctl", "work", "--device", "cpu"]

@@ -7,7 +7,6 @@ does what is missing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -104,29 +103,31 @@ class _Worker:
     """A worker for the job of each task, whose errors are results: one task keeps no other from being done."""
 
     make: Callable[[Mapping[str, Any]], TaskWorker]
-    made: tuple[str, TaskWorker] | None = None
+    job: Mapping[str, Any] | None = None
+    worker: TaskWorker | None = None
 
     def start(self, task: _TaskFile) -> Callable[[Advance], pa.Table | DcdError]:
-        job = json.dumps(task.facts["job"])
-        if self.made is None or self.made[0] != job:
-            self.made = None  # one model in memory at a time
-            self.made = job, self.make(task.facts["job"])
-        return partial(_done, _caught(lambda worker: worker.start(_rows(task), shown(task.path)), self.made[1]))
+        """The rest of a task. An error of a model is raised: it would be that of all tasks."""
+        if self.worker is None or self.job != task.facts["job"]:
+            self.worker = None  # one model in memory at a time
+            self.job, self.worker = task.facts["job"], self.make(task.facts["job"])
+        name = shown(task.path)
+        try:
+            finish = self.worker.start(read_task(urls.readable(task.path), name), name)
+        except DcdError as error:
+            return partial(_failed, error)
+        return partial(_finished, finish)
 
 
-def _rows(task: _TaskFile) -> pa.Table:
-    return read_task(urls.readable(task.path), shown(task.path))
+def _failed(error: DcdError, advance: Advance) -> DcdError:
+    return error
 
 
-def _caught(step: Callable[[Any], Any], value: Any) -> Any:
+def _finished(finish: Finish, advance: Advance) -> pa.Table | DcdError:
     try:
-        return step(value)
+        return finish(advance)
     except DcdError as error:
         return error
-
-
-def _done(started: Finish | DcdError, advance: Advance) -> pa.Table | DcdError:
-    return started if isinstance(started, DcdError) else _caught(started, advance)
 
 
 def do_tasks(
@@ -147,7 +148,7 @@ def do_tasks(
         for number, task in enumerate(missing):
             if not task.lock():
                 num_busy += 1
-            elif task.is_done(say):  # by another process meanwhile
+            elif not urls.exists(task.path) or task.is_done(say):  # by another process, or taken, meanwhile
                 task.held.close()
             else:
                 yield Task(number, task.path.name, inputs=partial(_same, task), packed=partial(_same, task))

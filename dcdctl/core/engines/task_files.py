@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from dcdctl.core import artifacts, files, locks
 from dcdctl.core.artifacts import CHECKSUM
-from dcdctl.core.engines.engine import Output, TaskOf, Worker
+from dcdctl.core.engines.engine import Output, Task, TaskOf, Worker
 from dcdctl.core.engines.processes import ThisProcess
 from dcdctl.core.errors import NUM_EXAMPLES, DcdError, InputError, MissingError, StaleError, first_line
 from dcdctl.core.places import shown
@@ -72,16 +72,6 @@ class TaskRows(Generic[Output]):
     """What a worker in this process would have returned, from the table of results."""
 
 
-@dataclass(frozen=True)
-class _Written:
-    """A task that is in its file."""
-
-    path: Path
-    file: TaskRows[Any]
-    facts: Facts
-    is_new: bool
-
-
 class FilesEngine:
     """Programs that do tasks of a folder, now or later."""
 
@@ -105,7 +95,7 @@ class FilesEngine:
             return
         all_tasks = chain([first], remaining)
         if first.in_file is None:
-            self.say(f"{first.name} and what follows cannot be files: this process computes it")
+            self.say(f"this step ({first.name}, ...) cannot be tasks in files: this process computes it")
             yield from ThisProcess().map(all_tasks, make_worker, advance)
             return
         with self._held():
@@ -115,11 +105,11 @@ class FilesEngine:
         """The same: who writes the tasks is one process."""
         return self
 
-    def write(self, tasks: Iterable[tuple[int, Callable[[], TaskRows[Any]]]]) -> int:
-        """Write tasks by the numbers of their shards, for another program to do them, and return their number.
-        StaleError if the folder has tasks of another job."""
+    def write(self, tasks: Iterable[Task[Any]]) -> int:
+        """Write tasks for another program to do them, and return their number. StaleError if the folder has tasks of
+        another job."""
         with self._held():
-            return sum(1 for _ in self._written((_name(shard), make) for shard, make in tasks))
+            return sum(1 for _ in self._written(tasks))
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -130,69 +120,51 @@ class FilesEngine:
             yield
 
     def _collect(self, tasks: Iterable[TaskOf], advance: Advance) -> Iterator[tuple[TaskOf, Any]]:
-        named: dict[str, TaskOf] = {}
-
-        def of_files() -> Iterator[tuple[str, Callable[[], TaskRows[Any]]]]:
-            for task in tasks:
-                assert task.in_file is not None, "all tasks of a call can be files, or none"
-                name = _name(task.shard, task.part if task.num_parts > 1 else None)
-                named[name] = task
-                yield name, task.in_file
-
-        num_written, wrong = 0, dict[str, DcdError | None]()
-        for written in self._written(of_files()):
-            num_written += written.is_new
-            path, file = written.path, written.file
+        taken: list[Path] = []
+        num_written, open_ = 0, dict[str, DcdError]()
+        for task, path, file, facts, is_new in self._written(tasks):
+            num_written += is_new
             try:
-                table = read_results(path, written.facts, len(file.rows))
-                with _damage(result_path(path)):
+                table = read_results(path, facts, len(file.rows))
+                with reading(result_path(path), StaleError, DO_AGAIN):
                     output = file.result(table)
-            except MissingError:
-                wrong[path.name] = None
             except DcdError as error:
-                wrong[path.name] = error
+                open_[path.name] = error
             else:
-                yield named[path.name], output
+                yield task, output
+                taken.append(path)
                 advance(len(file.rows))
-        if wrong:
-            raise self._unfinished(num_written, len(named), wrong)
+        if open_:
+            raise self._unfinished(num_written, len(taken) + len(open_), list(open_.values()))
         # The caller has written all results, since it asked for another one.
-        for name in named:
-            _remove(self.folder / name)
+        for path in taken:
+            _remove(path)
         files.remove_partials(self.folder)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def _written(self, tasks: Iterable[tuple[str, Callable[[], TaskRows[Any]]]]) -> Iterator[_Written]:
-        """Each task when it is there. At the end, the others of the same job are removed: an earlier call has taken
-        their results."""
-        there: dict[str, Facts] | None = None
-        given: set[str] = set()
-        for name, make in tasks:
-            file = make()
-            if there is None:
-                there = self._tasks_of(file.job)
-            path = self.folder / name
-            given.add(name)
-            has_bytes = file.images is not None and self.with_bytes
-            # As JSON has it, where a tuple is a list.
-            facts = json.loads(
-                json.dumps(
-                    {"format": FORMAT, "job": dict(file.job), "rows": digest_of(file.rows), "has_bytes": has_bytes}
-                )
-            )
-            if is_new := there.get(name) != facts:
-                table = file.rows
-                if has_bytes:
-                    assert file.images is not None
-                    table = table.append_column(IMAGE_BYTES, file.images())
+    def _written(self, tasks: Iterable[TaskOf]) -> Iterator[tuple[TaskOf, Path, TaskRows[Any], Facts, bool]]:
+        """Each task when its file is there, with its facts and whether the file is new. At the end, the other tasks of
+        the job are removed: an earlier call has taken their results."""
+        there: dict[Path, Facts] | None = None
+        given: set[Path] = set()
+        for task in tasks:
+            assert task.in_file is not None, "all tasks of a call can be files, or none"
+            file, path = task.in_file(), self.folder / _name(task)
+            there = self._tasks_of(file.job) if there is None else there
+            given.add(path)
+            rows, facts = file.rows, {"format": FORMAT, "job": dict(file.job), "rows": digest_of(file.rows)}
+            facts["has_bytes"] = file.images is not None and self.with_bytes
+            if is_new := there.get(path) != facts:
+                if file.images is not None and self.with_bytes:
+                    rows = rows.append_column(IMAGE_BYTES, file.images())
                 with files.atomic_path(path) as partial:
-                    write_table(partial, table, facts)
-            yield _Written(path, file, facts, is_new)
-        for name in {*(there or {})} - given:
-            _remove(self.folder / name)
+                    write_table(partial, rows, facts)
+            yield task, path, file, facts, is_new
+        for path in {*(there or {})} - given:
+            _remove(path)
 
-    def _tasks_of(self, job: Mapping[str, Any]) -> dict[str, Facts]:
+    def _tasks_of(self, job: Mapping[str, Any]) -> dict[Path, Facts]:
         """The facts of each readable task of the folder; StaleError for one of another job."""
         found = {}
         for path in sorted(self.folder.glob(f"{TASKS}*.parquet")):
@@ -202,20 +174,21 @@ class FilesEngine:
                 continue
             hint = f"name another folder: --engine files:DIR, or remove {self.folder}"
             artifacts.expect(path, facts["job"], job, hint=hint)
-            found[path.name] = facts
+            found[path] = facts
         return found
 
-    def _unfinished(self, num_written: int, num_tasks: int, wrong: Mapping[str, DcdError | None]) -> DcdError:
+    def _unfinished(self, num_written: int, num_tasks: int, errors: Sequence[DcdError]) -> DcdError:
         do_them = f"do them with `dcdctl work {self.folder}/{TASKS}*` on any machines, then run this command again"
-        reasons = [str(error.args[0]) for error in wrong.values() if error is not None]
+        reasons = [str(error.args[0]) for error in errors if not isinstance(error, MissingError)]
         if num_written and not reasons:
-            return TasksWrittenError(self.folder, len(wrong), do_them)
-        missing = f"{len(wrong):,} of {num_tasks:,} tasks in {self.folder} have no result yet"
+            return TasksWrittenError(self.folder, len(errors), do_them)
+        missing = f"{len(errors):,} of {num_tasks:,} tasks in {self.folder} have no result yet"
         return MissingError(missing, details=reasons[:NUM_EXAMPLES], hint=f"results that are there are kept; {do_them}")
 
 
-def _name(shard: int, part: int | None = None) -> str:
-    return f"{TASKS}{shard:05d}{'' if part is None else f'-{part:04d}'}.parquet"
+def _name(task: Task[Any]) -> str:
+    part = f"-{task.part:04d}" if task.num_parts > 1 else ""
+    return f"{TASKS}{task.shard:05d}{part}.parquet"
 
 
 def _remove(task: Path) -> None:
@@ -269,59 +242,44 @@ def facts_in(schema: pa.Schema) -> Facts:
 
 def read_task_facts(source: Any, name: str) -> tuple[Facts, int]:
     """What is known of a task, a path or an open file, and its rows; InputError for another or a damaged file."""
-    with _opened(source, name) as file:
+    with reading(name, InputError, WRITE_AGAIN), pq.ParquetFile(source) as file:
         facts, num_rows = facts_in(file.schema_arrow), file.metadata.num_rows
     if not facts or "is_result" in facts:
         raise InputError(f"{name} is no task", hint="name the files tasks-*.parquet that --engine files:DIR writes")
     if facts.get("format") != FORMAT:
-        raise StaleError(
-            f"{name} is of format {facts.get('format')}, this dcdctl reads format {FORMAT}",
-            hint="use the dcdctl that wrote it",
-        )
+        found = f"{name} is of format {facts.get('format')}, this dcdctl reads format {FORMAT}"
+        raise StaleError(found, hint="use the dcdctl that wrote it")
     return facts, num_rows
 
 
 def read_task(source: Any, name: str) -> pa.Table:
     """The rows of a task; InputError for a file that is damaged or was changed after it was written."""
-    with _opened(source, name) as file:
-        table, facts = _whole_table(file, name), facts_in(file.schema_arrow)
-        if digest_of(table) != facts.get("rows"):
-            raise InputError(f"{name} was changed after it was written", hint=_WRITE_AGAIN)
+    with reading(name, InputError, WRITE_AGAIN), pq.ParquetFile(source, page_checksum_verification=True) as file:
+        table, facts = file.read(), facts_in(file.schema_arrow)
+        check_rows(len(table), file, name)
+    if digest_of(table) != facts.get("rows"):
+        raise InputError(f"{name} was changed after it was written", hint=WRITE_AGAIN)
     return table
 
 
-def read_results(task: Path, facts: Facts, num_rows: int, open_result: Callable[[Path], Any] = Path) -> pa.Table:
+def read_results(task: Path, facts: Facts, num_rows: int, open_file: Callable[[Path], Any] = Path) -> pa.Table:
     """The results of a task with these facts.
 
     MissingError if there are none. StaleError for damaged ones and for those of another task, which `dcdctl work`
     replaces. InputError for a file of another program.
     """
     path = result_path(task)
-    try:
-        source = open_result(path)
-        with _damage(path), pq.ParquetFile(source, page_checksum_verification=True) as file:
-            found = facts_in(file.schema_arrow)
-            if not found:
-                raise InputError(
-                    f"{shown(path)} is no result of `dcdctl work`",
-                    hint="remove it; --scores and --vectors take results of other programs",
-                )
-            artifacts.expect(shown(path), found, {**facts, "is_result": True}, hint=_DO_AGAIN)
-            table = _whole_table(file, shown(path))
-    except FileNotFoundError as error:
-        raise MissingError(f"{shown(task)} has no results") from error
+    name = shown(path)
+    with reading(name, StaleError, DO_AGAIN), pq.ParquetFile(open_file(path), page_checksum_verification=True) as file:
+        found = facts_in(file.schema_arrow)
+        if not found:
+            hint = "remove it; --scores and --vectors take results of other programs"
+            raise InputError(f"{name} is no result of `dcdctl work`", hint=hint)
+        artifacts.expect(name, found, {**facts, "is_result": True}, hint=DO_AGAIN)
+        table: pa.Table = file.read()
+        check_rows(len(table), file, name)
     if len(table) != num_rows:
-        raise StaleError(f"{shown(path)} has {len(table):,} rows, and its task has {num_rows:,}", hint=_DO_AGAIN)
-    return table
-
-
-_WRITE_AGAIN = "remove it, and run the command that wrote it again"
-_DO_AGAIN = "do the task again with `dcdctl work`"
-
-
-def _whole_table(file: pq.ParquetFile, name: str) -> pa.Table:
-    table = file.read()
-    check_rows(len(table), file, name)
+        raise StaleError(f"{name} has {len(table):,} rows, and its task has {num_rows:,}", hint=DO_AGAIN)
     return table
 
 
@@ -333,24 +291,19 @@ def check_rows(num_read: int, file: pq.ParquetFile, name: str) -> None:
         raise StaleError(f"{name} is damaged: {found}", hint="make it again")
 
 
-@contextmanager
-def _opened(source: Any, name: str) -> Iterator[pq.ParquetFile]:
-    """A file of tasks; InputError if it is not Parquet or is damaged, also for errors in the block."""
-    try:
-        with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            yield file
-    except OSError as error:
-        raise files.unreadable(Path(name), error) from error
-    except (pa.ArrowException, ValueError, KeyError) as error:
-        raise InputError(f"{name} cannot be read as a task: {first_line(error)}", hint=_WRITE_AGAIN) from error
+WRITE_AGAIN = "remove it, and run the command that wrote it again"
+DO_AGAIN = "do the task again with `dcdctl work`"
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """StaleError for results that cannot be read."""
+def reading(name: Path | str, error: type[DcdError], hint: str) -> Iterator[None]:
+    """A block that reads a file: MissingError if it is not there, `error` with `hint` if it is damaged."""
     try:
         yield
-    except FileNotFoundError:
-        raise
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise StaleError(f"{shown(path)} is damaged: {first_line(error)}", hint=_DO_AGAIN) from error
+    except FileNotFoundError as absent:
+        raise MissingError(f"{name} is not there", hint=hint) from absent
+    except (OSError, pa.ArrowException, KeyError, ValueError) as damage:
+        # Arrow's own errors have no number.
+        if isinstance(damage, OSError) and damage.errno:
+            raise files.unreadable(Path(name), damage, error=error, hint=hint) from damage
+        raise error(f"{name} is damaged: {first_line(damage)}", hint=hint) from damage

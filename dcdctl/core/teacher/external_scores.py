@@ -10,7 +10,7 @@ Memory: 12 bytes per planned pair, and one batch of rows. Shape letters: P plann
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 
 from dcdctl.core import data, distributed, files
 from dcdctl.core.artifacts import Build
-from dcdctl.core.data import Corpus, Flags, Indices, Scores, offsets_of
-from dcdctl.core.engines import FilesEngine, TaskRows
+from dcdctl.core.data import Corpus, Flags, Indices, offsets_of
+from dcdctl.core.engines import FilesEngine, Task
 from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, MissingError, StaleError
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
@@ -64,7 +64,7 @@ def plan_scores(job: CacheJob, engine: FilesEngine, *, track: Track = silent) ->
         job_of_files = job_of_scores(corpus, files.digest_of(planned.plan))
         num_pairs = 0
 
-        def tasks() -> Iterator[tuple[int, Callable[[], TaskRows[Scores]]]]:
+        def tasks() -> Iterator[Task[Any]]:
             nonlocal num_pairs
             shards = range(len(shards_of(planned.plan)))
             with track("write tasks", total=len(shards), unit="shards") as advance:
@@ -73,7 +73,9 @@ def plan_scores(job: CacheJob, engine: FilesEngine, *, track: Track = silent) ->
                     todo = pairs.at(np.isnan(pairs.score))
                     if len(todo):
                         num_pairs += len(todo)
-                        yield shard, partial(pair_rows, job_of_files, corpus, todo.image, todo.text)
+                        rows = partial(pair_rows, job_of_files, corpus, todo.image, todo.text)
+                        # No worker of dcdctl does it.
+                        yield Task(shard, pairs_name(shard), inputs=tuple, packed=tuple, in_file=rows)
                     advance(1)
 
         num_tasks = engine.write(tasks())
