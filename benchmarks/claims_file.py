@@ -14,6 +14,7 @@ from typing import Any
 from dcdctl.core import config
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import digits
+from dcdctl.core.toml import parse_toml
 
 CLAIMS = Path(__file__).resolve().parent / "claims.toml"
 GIVEN = ("vision", "text", "karpathy", "images", "outside", "wordnet", "lite2", "resnet50")
@@ -136,5 +137,5 @@ class Claims:
 
 def load(path: Path = CLAIMS) -> tuple[Mapping[str, Run], Mapping[str, Claim]]:
     """Runs and claims by name; ConfigError for a field that does not exist or has another type."""
-    document = config.parse_toml(path, lambda table: config.build(Claims, table))
+    document = parse_toml(path, lambda table: config.build(Claims, table))
     return document.runs, document.claims

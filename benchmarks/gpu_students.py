@@ -21,12 +21,12 @@ from gpu_machine import NAMES, Machine, Row, Work, compared, relative, scoring, 
 from safetensors.torch import load_file
 
 import dcdctl
-from dcdctl.cli.declare import assignments
 from dcdctl.core import devices, models
 from dcdctl.core.data import Corpus
 from dcdctl.core.engines import Compute
 from dcdctl.core.teacher import CacheJob, TextCacheJob, cache_scores, cache_texts, read_cache, read_text_cache
 from dcdctl.core.teacher.job import TOLERANCES
+from dcdctl.core.toml import assignments
 from dcdctl.core.training import Run, checkpoints
 
 LOSS_LIMITS = {"float32": 0.01, "bfloat16": 0.5}

@@ -55,6 +55,7 @@ from dcdctl.core.search.index_config import IndexConfig
 from dcdctl.core.search.part_files import ROWS_PER_PART, SourceImage
 from dcdctl.core.search.storage import IndexDocument, IndexedModel, Part
 from dcdctl.core.stores import open_index, open_store, upload_index
+from dcdctl.core.toml import apply_sets
 
 K = 10
 NUM_CENTERS = 2000
@@ -229,7 +230,7 @@ def run(root: Path, num_images: int, args: argparse.Namespace) -> list[dict[str,
     add("flat", {"build_seconds": 0.0, "build_processor_seconds": 0.0, "bytes": bytes_of_vectors}, (exact, *true))
     for kind in args.kinds:
         folder = linked(root / f"{num_images}-{kind}", flat / "vectors")
-        config = config_module.build(IndexConfig, config_module.apply_sets({"kind": kind}, args.sets))
+        config = config_module.build(IndexConfig, apply_sets({"kind": kind}, args.sets))
         wall, processor = time.perf_counter(), time.process_time()
         seal(folder, parts, args.dim, config)
         built = {

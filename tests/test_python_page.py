@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,9 @@ from captioned_photos import CAPTIONS, DATA, NAMES, SPLITS
 from paths import DOCS
 
 import dcdctl
-from dcdctl.core import study
 from dcdctl.core.bench import QUICK, footprint
 from dcdctl.core.evaluation import cascade
+from dcdctl.core.study import study
 
 PAGE = DOCS / "python.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -40,7 +39,7 @@ def write_photos() -> None:
 
 def test_the_blocks_of_the_page_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "StudyJob", partial(study.StudyJob, bench=STUDY_BENCH))
+    monkeypatch.setattr(study, "QUICK", STUDY_BENCH)
     monkeypatch.setattr(cascade, "MAX_ROUNDS", 3)
     monkeypatch.setattr(footprint, "NUM_COUNTED", 1)
     write_photos()

@@ -107,21 +107,24 @@ def test_core_neither_prints_nor_exits(path, facts):
     assert not {"print", "exit", "sys.exit"} & facts[path].calls
 
 
+LIGHT = {"arguments", "errors", "options", "places", "progress"}
+"""The ground files that --help reads."""
+
+
+def test_the_commands_import_what_jobs_declare_and_nothing_else_of_core():
+    code = "import sys, dcdctl.cli.app; print(*sys.modules)"
+    done = processes.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = done.stdout.split()
+    heavy = {"torch", "transformers", "numpy", "pandas", "pyarrow", "PIL", "rich", "tomllib"}
+    assert not {name.split(".")[0] for name in names} & heavy
+    of_core = [name.split(".")[2:] for name in names if name.startswith("dcdctl.core.")]
+    assert {name for name, *files in of_core if not files} <= {*LIGHT, *MAY_IMPORT}
+    assert {file for _, *files in of_core for file in files} == {"job", "options", "requests"}
+
+
 @pytest.mark.parametrize("path", sorted(CLI.rglob("*.py")), ids=lambda path: str(path.relative_to(CLI)))
-def test_commands_import_core_in_their_bodies(path, facts):
-    names = (
-        "errors.DcdError",
-        "errors.as_user_error",
-        "errors.first_line",
-        "progress.Advance",
-        "progress.byte_size",
-        "progress.counted",
-        "progress.digits",
-    )
-    light = {f"dcdctl.core.{name}" for name in names}
-    at_top = facts[path].top_imports
-    assert {name for name in at_top if name.startswith("dcdctl.core")} <= light
+def test_commands_import_heavy_packages_in_their_bodies(path, facts):
     heavy = {"torch", "transformers", "numpy", "pandas", "pyarrow", "PIL", "click"} | (
         {"rich"} if "views" not in path.parts else set()
     )
-    assert not {name.split(".")[0] for name in at_top} & heavy
+    assert not {name.split(".")[0] for name in facts[path].top_imports} & heavy

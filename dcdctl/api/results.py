@@ -6,21 +6,15 @@ Results show a line as their repr and a table in a notebook.
 from __future__ import annotations
 
 from dcdctl.api import arguments as api
-from dcdctl.api.arguments import say
-from dcdctl.cli.bench import TimedModels
-from dcdctl.cli.compare import Compare
-from dcdctl.cli.declare import takes
-from dcdctl.cli.evaluate import Evaluate
-from dcdctl.cli.export import Export
-from dcdctl.core import bench as bench_room
-from dcdctl.core import devices, evaluation
-from dcdctl.core.bench import Bench, BenchConfig
-from dcdctl.core.evaluation import Comparison, Evaluation, PoolEvaluation
-from dcdctl.core.export import Exported
+from dcdctl.api.arguments import say, takes
+from dcdctl.core import evaluation, report
+from dcdctl.core.bench import Bench, BenchJob, run_bench
+from dcdctl.core.evaluation import CompareJob, Comparison, EvalJob, Evaluation, PoolEvaluation
+from dcdctl.core.export import Exported, ExportJob, export_model
 
 
-@takes(Evaluate)
-def evaluate(arguments: Evaluate) -> Evaluation | PoolEvaluation:
+@takes(EvalJob)
+def evaluate(job: EvalJob) -> Evaluation | PoolEvaluation:
     """Measure the retrieval of a model, or of a cascade with `rerank`; written into `out`, or into the run folder if
     `model` is a run.
 
@@ -30,36 +24,31 @@ def evaluate(arguments: Evaluate) -> Evaluation | PoolEvaluation:
     measured too. `dims`, `vectors` and `rescore` compare the vectors of a dual encoder by their first numbers or by
     codes, as an index does. `against` is a teacher whose order is compared without labels; a pool has that alone.
     """
-    return evaluation.run_evaluation(arguments.job(say), track=api.track(arguments.progress), say=say)
+    return evaluation.run_evaluation(job, track=api.track(job.progress), say=say)
 
 
-@takes(Compare)
-def compare(arguments: Compare) -> Comparison:
+@takes(CompareJob)
+def compare(job: CompareJob) -> Comparison:
     """Test whether models differ, query by query. A system is a run or another folder with an evaluation; a list of
     them is its seeds.
 
     The others are compared with the first. `html` is a file for a page with the
     queries that differ most; `data` is the corpus of its images, if it was moved.
     """
-    comparison = arguments.run()
-    if arguments.html is not None:
-        arguments.write_page(comparison)
+    comparison = evaluation.compare_systems(job.names, draw_seeds=job.draw_seeds)
+    if job.html is not None:
+        report.write_page_of(job, comparison)
     return comparison
 
 
-@takes(TimedModels)
-def bench(arguments: TimedModels) -> Bench:
+@takes(BenchJob)
+def bench(job: BenchJob) -> Bench:
     """Time a student and its teacher on the same pairs; `config` sets the sizes, the precision and the seconds per
     measurement."""
-    return bench_room.compare_saved(
-        arguments.pair(),
-        arguments.config or BenchConfig(),
-        device=devices.choose(arguments.device),
-        track=api.track(arguments.progress),
-    )
+    return run_bench(job, track=api.track(job.progress), say=say)
 
 
-@takes(Export)
-def export(arguments: Export) -> Exported:
+@takes(ExportJob)
+def export(job: ExportJob) -> Exported:
     """Write a model for another library, with a model card; its outputs are compared with the original's."""
-    return arguments.run(api.track(arguments.progress))
+    return export_model(job, api.track(job.progress))

@@ -15,19 +15,20 @@ from PIL import Image
 
 from dcdctl.api import arguments as api
 from dcdctl.api import views
-from dcdctl.api.arguments import say
+from dcdctl.api.arguments import say, takes
 from dcdctl.api.views import Query
-from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, optional_ref, path, takes
-from dcdctl.cli.index import Embedding, NewIndex, say_of_query_model, table_or_path
-from dcdctl.core import config, search, stores
+from dcdctl.core import search, stores, training
+from dcdctl.core.arguments import Overrides, Ref, optional_path, optional_ref, path
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.search import (
     Browse,
     Changes,
     CombinedQuery,
     Condition,
+    Embedding,
     Hit,
     IndexChange,
+    IndexJob,
     SearchAnswer,
     parse_order,
     question_of,
@@ -46,16 +47,16 @@ class Index(search.FolderIndex):
         return super().open(path(folder))
 
     @staticmethod
-    @takes(NewIndex)
-    def build(arguments: NewIndex) -> Index:
+    @takes(IndexJob)
+    def build(job: IndexJob) -> Index:
         """Embed the images of a folder, or of a corpus or its `split`, with a dual encoder, and make them searchable in
         `out`.
 
         Columns are set as by `set_columns`.
         """
-        settings = {} if arguments.settings is None else config.flatten(config.to_table(arguments.settings))
-        search.build_index(arguments.job(say, assignments(settings)), track=api.track(arguments.progress))
-        return Index.open(arguments.out)
+        training.say_of_query_model(job.query_model, say)
+        search.build_index(job, track=api.track(job.progress), say=say)
+        return Index.open(job.out)
 
     def upload(self, url: str, *, replace: bool = False, progress: bool = False) -> stores.Upload:
         """Make a store hold these images (docs/indexing.md); `replace` fills it again, in place of the images of
@@ -87,7 +88,7 @@ class Index(search.FolderIndex):
 
     def remove(self, *names: str) -> IndexChange:
         """Remove images by name or pattern ("2019/*")."""
-        return self._change(Changes(remove=names))
+        return self._change(Changes(remove=list(names) or None))
 
     def sync(
         self,
@@ -132,8 +133,8 @@ class Index(search.FolderIndex):
 
         StaleError for a query encoder of another model.
         """
-        say_of_query_model(os.fspath(ref), say)
-        return self._change(Changes(query_model=os.fspath(ref)))
+        training.say_of_query_model(ref, say)
+        return self._change(Changes(query_model=ref))
 
     def set_columns(
         self,
@@ -150,8 +151,8 @@ class Index(search.FolderIndex):
         date and the camera are read from the image files as long as `exif` is not "none", with "place" also the place.
         `drop` removes columns.
         """
-        sets = () if exif is None else (f"exif={exif}",)
-        changes = Changes(sets=sets, drop_columns=tuple(drop), metadata=table_or_path(metadata))
+        sets = None if exif is None else [f"exif={exif}"]
+        changes = Changes(sets=sets, drop_columns=list(drop) or None, metadata=metadata)
         return self._change(changes, progress=progress)
 
     def _change(self, changes: Changes, *, progress: bool = False) -> IndexChange:
@@ -220,7 +221,7 @@ class Searcher:
             device=device,
             rerank=optional_ref(rerank),
             depth=depth,
-            rerank_set=assignments(rerank_overrides),
+            rerank_set=rerank_overrides,
         )
 
     @overload

@@ -4,32 +4,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from dcdctl.api import arguments as api
-from dcdctl.api.arguments import say
+from dcdctl.api.arguments import say, takes
 from dcdctl.api.search import Index
-from dcdctl.cli.cache_teacher import CacheTeacher
-from dcdctl.cli.declare import Overrides, Ref, assignments, named, takes
-from dcdctl.cli.distill import Distill
-from dcdctl.cli.finetune_teacher import FinetuneTeacher
-from dcdctl.cli.photos import Photos
-from dcdctl.cli.prepare import Prepare
-from dcdctl.cli.study import StudyArguments
-from dcdctl.cli.training_options import TrainingKind, TrainingRun
 from dcdctl.cli.work import Work
-from dcdctl.core import devices, models, training
-from dcdctl.core.data import CorpusSummary, WorkDone
+from dcdctl.core import data, devices, models, training
+from dcdctl.core.arguments import Overrides, Ref, named
+from dcdctl.core.data import CorpusSummary, PrepareJob, WorkDone
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Model
+from dcdctl.core.photos import PhotosJob, make_library
 from dcdctl.core.report import Study
-from dcdctl.core.study import StudyView, run_study
+from dcdctl.core.study import StudyJob, StudyView, run_study
 from dcdctl.core.teacher import TeacherCache, cache_scores
-from dcdctl.core.training import Recipe, Run
+from dcdctl.core.toml import assignments
+from dcdctl.core.training import CacheTeacher, Distill, FinetuneTeacher, Recipe, Run, TrainingRun
 
 
-@takes(Prepare)
-def prepare(arguments: Prepare) -> CorpusSummary:
+@takes(PrepareJob)
+def prepare(job: PrepareJob) -> CorpusSummary:
     """Turn captioned images into a corpus in `out`, by default data/NAME: downloaded, checked, sharded and
     fingerprinted.
 
@@ -37,7 +31,7 @@ def prepare(arguments: Prepare) -> CorpusSummary:
     names the captions and `images` the folders or archives. Does nothing if the corpus is finished, and resumes an
     interrupted one.
     """
-    return arguments.run(api.track(arguments.progress), say)
+    return data.make_corpus(job, track=api.track(job.progress), say=say)
 
 
 def load(
@@ -71,10 +65,10 @@ def load_recipe(ref: Ref | Recipe, overrides: Overrides | None = None) -> Recipe
 
 
 @takes(CacheTeacher)
-def cache_teacher(arguments: CacheTeacher) -> TeacherCache:
+def cache_teacher(request: CacheTeacher) -> TeacherCache:
     """Score each query's candidates with the teacher, once. `recipe` is the student's, whose `candidates` say what is
     scored. With `engine="files:DIR"`, TasksWrittenError says that `work` is next."""
-    return cache_scores(arguments.job(say), track=api.track(arguments.progress))
+    return cache_scores(request.settle(say), track=api.track(request.progress))
 
 
 @takes(Work)
@@ -89,50 +83,41 @@ def work(arguments: Work) -> WorkDone:
 
 
 @takes(Distill)
-def distill(arguments: Distill) -> Run:
+def distill(request: Distill) -> Run:
     """Train a student on a teacher's scores: those of a cache, or of a dual encoder named by `teacher`, which needs
     none.
 
     `data` is a corpus, or tars and Parquet files to stream. `out` is the run folder; `resume` resumes the run in it.
     """
-    return _train("distill", arguments)
+    return _train(request)
 
 
 @takes(FinetuneTeacher)
-def finetune_teacher(arguments: FinetuneTeacher) -> Run:
+def finetune_teacher(request: FinetuneTeacher) -> Run:
     """Train a cross-encoder to rank captions and images; it starts from `teacher`, or from the recipe's
     `model.start`."""
-    return _train("finetune-teacher", arguments)
+    return _train(request)
 
 
-@takes(StudyArguments)
-def study(arguments: StudyArguments) -> Study:
+@takes(StudyJob)
+def study(job: StudyJob) -> Study:
     """Find out whether a teacher pays on this data: zero-shot, fine-tuned, distilled and a cascade, with one report in
     `out`."""
-    progress = arguments.progress
-    view = StudyView(say=say, track=api.track(progress), watch=api.watch(progress))
-    return run_study(arguments.request(), view)
+    view = StudyView(say=say, track=api.track(job.progress), watch=api.watch(job.progress))
+    return run_study(job, view)
 
 
-@takes(Photos)
-def photos(arguments: Photos) -> Index:
+@takes(PhotosJob)
+def photos(job: PhotosJob) -> Index:
     """Make a folder of photos searchable: the index in the folder `index` of `out`.
 
     A pretrained `model` indexes them. `captions`, or `queries` and a `teacher`, train a model first. The same call
     again follows the folder: it adds what is new and removes what is gone.
     """
-    arguments.check()
-    track = api.track(arguments.progress)
-    if (lesson := arguments.lesson) is not None:
-        lesson.corpus.run(track, say)
-        _train("distill", lesson.student, lesson.sets)
-    arguments.index(say, track)
-    return Index.open(arguments.library.index)
+    make_library(job, track=api.track(job.progress), watch=api.watch(job.progress), say=say)
+    return Index.open(job.library.index)
 
 
-def _train(kind: TrainingKind, arguments: TrainingRun, sets: Sequence[str] = ()) -> Run:
-    progress = arguments.progress
-    job, refs, options = arguments.request(kind, sets)
-    return training.train_in_rounds(
-        job, refs, options=options, track=api.track(progress), watch=api.watch(progress), say=say
-    )
+def _train(request: TrainingRun) -> Run:
+    progress = request.progress
+    return training.run_training(request, track=api.track(progress), watch=api.watch(progress), say=say).run

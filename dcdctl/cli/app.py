@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from typing import Annotated
 
@@ -54,14 +55,28 @@ def _show_version(is_requested: bool) -> None:
         raise typer.Exit
 
 
+TRAININGS = ("distill", "finetune-teacher")
+"""The commands of which torchrun starts several processes."""
+
+
 @app.callback()
 def dcdctl(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
     ] = False,
 ) -> None:
     """dcdctl makes your images searchable by text, with a small model that answers in milliseconds, and turns slow
     image-text models into such small ones."""
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun and accelerate set it
+    if num_processes > 1 and context.invoked_subcommand not in TRAININGS:
+        from dcdctl.core.errors import ConfigError
+
+        raise ConfigError(
+            f"{context.invoked_subcommand} is one process, and WORLD_SIZE is {num_processes}: torchrun is for "
+            f"{' and '.join(TRAININGS)}",
+            hint="start it without torchrun; --engine processes:N takes several processes and GPUs of this machine",
+        )
 
 
 # Each function imports the core when it is called, so that --help loads no torch.

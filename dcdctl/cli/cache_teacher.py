@@ -5,93 +5,28 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from dcdctl.cli import options
-from dcdctl.cli.completion import complete_recipe
-from dcdctl.cli.declare import Ref, assignments, named, optional_path, path
-from dcdctl.cli.option_groups import Inference
-from dcdctl.cli.options import reads, refuse
+from dcdctl.cli.options import DryRun, Json, check_overrides, refuse
 from dcdctl.cli.views.scoring import show_estimate
 from dcdctl.cli.views.terminal import bar, note, show, show_json, tasks_shown
+from dcdctl.core.arguments import Ref, named, reads
 from dcdctl.core.progress import counted
+from dcdctl.core.training import CacheTeacher
 
 if TYPE_CHECKING:
-    from dcdctl.core.progress import Say
     from dcdctl.core.teacher import CacheJob
 
 Outcome = tuple[str, dict[str, Any]]
 """What a command prints, and its JSON document."""
 
 
-@dataclass(frozen=True)
-class CacheTeacher(Inference):
-    """A teacher, a corpus, and the pairs to score. On the command line, the teacher and the recipe may be None."""
-
-    teacher: Annotated[
-        Ref,
-        options.reads_model("--teacher", f"{options.TEACHER_HELP} With --scores, the name of what gave them.", "REF"),
-        str | None,
-    ]
-    data: options.Data
-    out: options.Out
-    _: KW_ONLY
-    recipe: Annotated[
-        options.RecipeRef,
-        reads(
-            "--recipe",
-            "Recipe of the student, a name or a .toml file: its [candidates] say what to score. Required.",
-            "RECIPE",
-            callback=options.check_recipe,
-            autocompletion=complete_recipe,
-        ),
-        str | None,
-    ]
-    split: options.Split = "train"
-    max_images: options.MaxImages = None
-    model_overrides: options.ModelSet = None
-    extend: Annotated[Ref | None, reads("--extend", "Finished cache whose scores are reused.", "CACHE"), Path] = None
-
-    max_pairs: Annotated[
-        int | None,
-        options.configures(
-            "--max-pairs",
-            "Score at most N pairs, beside those of --extend: first where student and teacher may disagree.",
-            "N",
-            min=1,
-        ),
-    ] = None
-
-    def job(self, say: Say, sets: Sequence[str] | None = None) -> CacheJob:
-        """What to score, and where."""
-        from dcdctl.core.teacher import CacheJob
-        from dcdctl.core.training import load_recipe
-
-        return CacheJob(
-            data=path(self.data),
-            candidates=load_recipe(named(self.recipe), sets or ()).candidates,
-            max_images=self.max_images,
-            max_pairs=self.max_pairs,
-            out=path(self.out),
-            teacher=os.fspath(self.teacher or ""),
-            split=self.split,
-            model_set=assignments(self.model_overrides),
-            extend=optional_path(self.extend),
-            compute=self.compute(say),
-        )
-
-
 Scores = Annotated[
     list[str] | None,
-    reads(
-        "--scores",
-        "Take scores by ids: Parquet, CSV or JSON lines, a folder or a pattern; repeatable.",
-        "FILE",
-    ),
+    reads("--scores", "Take scores by ids: Parquet, CSV or JSON lines, a folder or a pattern; repeatable.", "FILE"),
 ]
 
 
@@ -117,31 +52,30 @@ def check_scores(arguments: CacheTeacher, scores: list[str] | None, *, dry_run: 
 def cache_teacher(
     arguments: CacheTeacher,
     scores: Scores = None,
-    sets: options.Sets = None,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     """Score candidates with a teacher. Training reads the scores and never runs the teacher."""
     check_scores(arguments, scores, dry_run=dry_run)
     with tasks_shown(json=json):
-        text, document = _pairs(arguments, scores, sets, dry_run=dry_run)
+        text, document = _pairs(arguments, scores, dry_run=dry_run)
         if json:
             show_json(document)
         elif text:
             show(text)
 
 
-def _pairs(arguments: CacheTeacher, scores: list[str] | None, sets: list[str] | None, *, dry_run: bool) -> Outcome:
+def _pairs(arguments: CacheTeacher, scores: list[str] | None, *, dry_run: bool) -> Outcome:
     """The cache of scores, its plan, or its cost."""
     from dcdctl.core.training import check_cache_job, command_after_cache, load_recipe, require_recipe_of_cache
 
     # After the options, whose mistakes need no recipe to be told.
     if arguments.recipe is None:
         require_recipe_of_cache()
-    options.check_overrides(arguments.recipe, sets)
-    job = arguments.job(note, sets)
+    check_overrides(arguments.recipe, arguments.sets)
+    job = arguments.settle(note)
     # With other candidates than the recipe's, the training may have other batches, too.
-    if not sets:
+    if not arguments.sets:
         check_cache_job(job, load_recipe(named(arguments.recipe)))
     # What changes nothing has no next command.
     if dry_run:
@@ -151,7 +85,7 @@ def _pairs(arguments: CacheTeacher, scores: list[str] | None, sets: list[str] | 
     if scores:  # dcdctl runs no teacher
         job = replace(job, teacher="")
     text, document = _score(job, scores, os.fspath(arguments.teacher))
-    document["next"] = command_after_cache(job, os.fspath(cast("Ref", arguments.recipe)), sets or ())
+    document["next"] = command_after_cache(job, os.fspath(cast("Ref", arguments.recipe)), arguments.sets or ())
     return f"{text}; next: {document['next']}", document
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcdctl.cli import options
-from dcdctl.cli.declare import Ref, assignments, optional_path, path
-from dcdctl.cli.option_groups import Embeddings
-from dcdctl.cli.options import reads, refuse
+from dcdctl.cli.options import Json, refuse
 from dcdctl.cli.views.terminal import bar, note, show, show_json
+from dcdctl.core.arguments import Ref, optional_path, path, reads
+from dcdctl.core.engines import Embeddings
+from dcdctl.core.options import TEACHER_HELP, ModelSet, Out, Split
 from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ class CacheTexts(Embeddings):
 
     teacher: Annotated[
         Ref | None,
-        options.reads_model(
+        reads(
             "--teacher",
-            f"Dual or late-interaction model, or with --vectors the name of what gave them. {options.TEACHER_HELP}",
+            f"Dual or late-interaction model, or with --vectors the name of what gave them. {TEACHER_HELP}",
             "REF",
+            "model",
         ),
-        str,
     ] = None
     texts: Annotated[
         list[str] | None,
@@ -50,10 +50,10 @@ class CacheTexts(Embeddings):
             "FILE",
         ),
     ] = None
-    out: options.Out
-    split: options.Split = "train"
-    model_overrides: options.ModelSet = None
-    extend: Annotated[Ref | None, reads("--extend", "Finished cache whose vectors are reused.", "CACHE"), str] = None
+    out: Out
+    split: Split = "train"
+    model_overrides: ModelSet = None
+    extend: Annotated[Ref | None, reads("--extend", "Finished cache whose vectors are reused.", "CACHE")] = None
 
     def check(self) -> None:
         """A usage error for options that do not go together."""
@@ -83,13 +83,13 @@ class CacheTexts(Embeddings):
             texts=self.texts or (),
             vectors=self.vectors or (),
             split=self.split,
-            model_set=assignments(self.model_overrides),
+            model_set=self.model_overrides,
             extend=optional_path(self.extend),
             compute=self.compute(say),
         )
 
 
-def cache_texts(arguments: CacheTexts, json: options.Json = False) -> None:
+def cache_texts(arguments: CacheTexts, json: Json = False) -> None:
     """Encode texts with a teacher. Training a query student reads the vectors and never runs the teacher."""
     from dcdctl.core import teacher
 

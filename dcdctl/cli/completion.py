@@ -29,6 +29,11 @@ def complete_teacher(incomplete: str) -> list[str]:
     return _or_paths(_names_in("data_manifests/teachers"), ".ckpt", incomplete)
 
 
+def complete_path(incomplete: str) -> list[str]:
+    """Files and folders, for an argument that may also be a URL."""
+    return _or_paths([], "", incomplete)
+
+
 def _names_in(folder: str) -> list[str]:
     from dcdctl.core import files
 
@@ -47,8 +52,8 @@ def complete_split(ctx: typer.Context) -> list[str]:
 
 
 def _or_paths(names: list[str], suffix: str, incomplete: str) -> list[str]:
-    """What may replace `incomplete`: a name, a folder, or a file with a suffix."""
+    """What may replace `incomplete`: a name, a folder, or a file with a suffix, which may be empty."""
     # Not Path.glob, which would drop the ./ and .. that were typed, and with them the match.
     paths = sorted(glob.glob(f"{glob.escape(incomplete)}*"))  # noqa: PTH207
     folders = [f"{path}/" for path in paths if Path(path).is_dir()]
-    return [*names, *folders, *(path for path in paths if path.endswith(suffix))]
+    return [*names, *folders, *(path for path in paths if path.endswith(suffix) and not Path(path).is_dir())]

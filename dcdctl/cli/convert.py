@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from dcdctl.cli.declare import assignments, path
-from dcdctl.cli.options import Json, ModelSet, NewOut, argument
+from dcdctl.cli.options import Json
+from dcdctl.core.arguments import argument, path
+from dcdctl.core.options import ModelSet, NewOut
 
 Checkpoint = Annotated[str, argument("Official ViLT, METER or DCD .ckpt, or another model reference.", "CKPT")]
 
@@ -16,7 +17,7 @@ def convert(checkpoint: Checkpoint, out: NewOut, model_set: ModelSet = None, jso
     from dcdctl.cli.views.terminal import bar, note, show, show_json
     from dcdctl.core import models
 
-    model = models.convert(checkpoint, path(out), assignments(model_set), bar)
+    model = models.convert(checkpoint, path(out), model_set, bar)
     unused = model.unused_keys
     if unused:
         more = [] if len(unused) <= 4 else ["..."]

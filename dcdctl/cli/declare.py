@@ -1,57 +1,56 @@
-"""One declaration of the arguments of a command, for the command line and for Python.
+"""The options of a command, made of the arguments that a job of the core declares (`core/arguments.py`).
 
-A command declares its arguments once, as a frozen dataclass beside its function. `as_typer` turns the fields into
-options for Typer. `takes` turns the same fields into the keywords of the function of `dcdctl.api`.
+The function of a command takes the job, and further parameters with an `Argument`, which are for the command line
+only. How the words of an option become a value follows from its type:
 
-    out: Annotated[Ref, typer.Option("--out", help="Folder to write."), Path]
-
-The first type is for Python. A type behind the option is the narrower one that Typer parses; if it admits None, the
-option may be left out, even where Python requires the value. A field without an option is for Python only. Further
-parameters of a command's function are for the command line only.
+    Ref, Refs                 a path of this machine, or a text where `kind` says that it names something else
+    Settings                  NAME=VALUE, repeatable
+    list                      repeatable
+    Sequence[int] or [str]    one word with commas: 1,8,32
+    int | Literal["auto"]     a number of at least 1, or auto
+    Literal                   any word; the core checks it, and its error names the choices
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, ForwardRef, Literal, Union, get_args, get_origin
 
-P = ParamSpec("P")
-A = TypeVar("A")
-R = TypeVar("R")
+import typer
 
-Ref = str | os.PathLike[str]
-"""A path, a URL, or the name of a model; runs, caches, corpora and indexes name their folder."""
-Refs = Ref | Sequence[Ref]
-Overrides = Mapping[str, Any]
-"""Settings by dotted name: {"optimizer.steps": 20}."""
+from dcdctl.cli.options import KINDS
+from dcdctl.core.arguments import Argument, declared, parts_of
+
+LISTS: dict[type, Any] = {str: list[str], Path: list[Path]}
 
 
 def as_typer(function: Callable[..., None]) -> Callable[..., None]:
     """A command's function as Typer reads it: each parameter that is a dataclass gives way to its options."""
-    declared: dict[str, tuple[Any, list[str]]] = {}
+    jobs: dict[str, tuple[Any, list[str]]] = {}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         if dataclasses.is_dataclass(parameter.annotation):
-            defaults = {field.name: field.default for field in dataclasses.fields(parameter.annotation)}
+            job: Any = parameter.annotation
+            defaults = {field.name: field.default for field in dataclasses.fields(job)}
             options = []
-            for name, annotation in _annotations(parameter.annotation).items():
-                if get_origin(annotation) is Annotated:
-                    options.append(_option(name, annotation, defaults[name]))
-            declared[parameter.name] = parameter.annotation, [option.name for option in options]
+            for name, (hint, argument) in declared(job).items():
+                if argument is not None:
+                    options.append(_option(name, hint, argument, defaults[name]))
+            jobs[parameter.name] = job, [option.name for option in options]
             parameters += options
         else:
-            parameters.append(_option(parameter.name, parameter.annotation, parameter.default))
+            hint, argument = parts_of(parameter.annotation)
+            assert argument is not None, f"{parameter.name} of {function.__name__} has no Argument"
+            parameters.append(_option(parameter.name, hint, argument, parameter.default))
 
     def command(**values: Any) -> None:
-        for name, (arguments, options) in declared.items():
-            values[name] = arguments(**{option: values.pop(option) for option in options})
+        for name, (job, options) in jobs.items():
+            values[name] = job(**{option: values.pop(option) for option in options})
         function(**values)
 
     command.__module__, command.__doc__ = function.__module__, function.__doc__
@@ -59,107 +58,88 @@ def as_typer(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def takes(declared: Callable[P, A]) -> Callable[[Callable[[A], R]], Callable[P, R]]:
-    """A decorator for a function of one dataclass: it takes the fields of the dataclass instead, also for type
-    checkers and `help`."""
-
-    def decorate(function: Callable[[A], R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if unknown := [name for name in kwargs if name not in signature.parameters]:
-                near = difflib.get_close_matches(unknown[0], signature.parameters, n=1)
-                question = f"did you mean {near[0]}?" if near else f"it takes {', '.join(signature.parameters)}"
-                raise TypeError(f"{function.__name__}() has no argument {unknown[0]}; {question}")
-            return function(declared(*args, **kwargs))
-
-        types = _annotations(declared)
-        signature = inspect.signature(declared)
-        parameters = []
-        for name, parameter in signature.parameters.items():
-            type_ = _parts(types[name])[0]
-            # "Ref | Recipe", not ForwardRef("Ref | Recipe").
-            parameters.append(parameter.replace(annotation=getattr(type_, "__forward_arg__", type_)))
-        returned = inspect.signature(function).return_annotation
-        call.__signature__ = inspect.Signature(parameters, return_annotation=returned)  # type: ignore[attr-defined]
-        return call
-
-    return decorate
-
-
-def _annotations(declared: Any) -> dict[str, Any]:
-    """The annotation of each field; the fields of the class come before those that it inherits."""
-    annotations: dict[str, Any] = {}
-    for base in declared.__mro__:
-        # Not `get_type_hints`, which also evaluates names in quotes, such as Recipe, which only type checkers import.
-        for name, annotation in inspect.get_annotations(base, eval_str=True).items():
-            annotations.setdefault(name, annotation)
-    return annotations
-
-
-def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    python_type, info, *narrower = _parts(annotation)
-    parsed = narrower[0] if narrower else python_type
+def _option(name: str, hint: Any, argument: Argument, default: Any) -> inspect.Parameter:
+    """The parameter that Typer makes an option or an argument of."""
+    parsed, calls = _reading(hint, argument)
     if default in (dataclasses.MISSING, inspect.Parameter.empty):
-        default = None if NoneType in get_args(parsed) else inspect.Parameter.empty
+        default = None if NoneType in _types(hint) else inspect.Parameter.empty
     elif isinstance(default, tuple):
         default = ",".join(map(str, default))  # as it is typed, and shown in the help
+    declare: Callable[..., Any] = typer.Option if argument.names else typer.Argument
+    info = declare(
+        *argument.names,
+        help=argument.help,
+        metavar=argument.metavar,
+        rich_help_panel=argument.group,
+        min=argument.min,
+        max=argument.max,
+        show_default=argument.show_default,
+        **calls,
+    )
     # Parameters by position could not follow those that have a default.
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=Annotated[parsed, info])
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[parsed, info])
 
 
-def _parts(annotation: Any) -> tuple[Any, ...]:
-    """The type for Python; and of a field with an option, the option, and the type that Typer parses if it differs."""
-    return get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+def _reading(hint: Any, argument: Argument) -> tuple[Any, dict[str, Any]]:
+    """The type that Typer parses, and what it calls to check, complete and convert the words."""
+    types = _types(hint)
+    is_ref, is_path = _has(hint, os.PathLike[str]), _has(hint, Path)
+    if argument.kind is not None or is_ref or is_path:
+        named = KINDS[argument.kind or "path"]
+        calls = {"callback": named.check, "autocompletion": named.complete, "is_eager": named.is_first}
+        # A type in quotes, such as "Ref | Recipe", is not evaluated here.
+        if is_ref or isinstance(hint, ForwardRef):
+            is_repeated = any(get_origin(each) is Sequence for each in types)
+            return (LISTS[named.word] if is_repeated else named.word), calls
+        return hint, calls
+    if any(get_origin(each) is Mapping for each in types):
+        return list[str], {}
+    if any(get_origin(each) is Literal for each in types):
+        return str, {"callback": _number_or_word} if int in types else {}
+    if Sequence[int] in types:
+        # Any, because Typer takes a list in one word by `parser`, not by its type.
+        return Any, {"parser": _numbers}
+    if Sequence[str] in types:
+        return str, {"callback": _names}
+    return hint, {}
 
 
-def path(ref: Ref) -> Path:
-    """The path that a reference names; ~ is the user's folder. InputError for an empty one, which would be the current
-    folder."""
-    if not os.fspath(ref):
-        from dcdctl.core.errors import InputError
-
-        raise InputError("a path is empty", hint="name a file or a folder; . is the current folder")
-    return Path(ref).expanduser()
+def _types(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def optional_path(ref: Ref | None) -> Path | None:
-    """The same where there may be none."""
-    return None if ref is None else path(ref)
+def _has(hint: Any, type_: Any) -> bool:
+    """Whether a type is in another one, at any depth."""
+    return hint == type_ or any(_has(each, type_) for each in get_args(hint))
 
 
-def optional_ref(ref: Ref | None) -> str | None:
-    """A reference as the core takes it, where there may be none."""
-    return None if ref is None else os.fspath(ref)
+def _numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas.
 
-
-def many(refs: Refs | None) -> list[str]:
-    """The names of one reference, of several, or of none."""
-    if refs is None:
-        return []
-    return [os.fspath(refs)] if isinstance(refs, str | os.PathLike) else [os.fspath(ref) for ref in refs]
-
-
-def assignments(overrides: Overrides | Sequence[str] | None) -> tuple[str, ...]:
-    """Overrides as the options of a command, which come as they are.
-
-    >>> assignments({"loss.terms": {"kl": 1.0}, "model.start": "new", "batch.size": 8, "loss.weight_group": None})
-    ('loss.terms={ kl = 1.0 }', 'model.start="new"', 'batch.size=8', 'loss.weight_group="none"')
+    >>> _numbers("1, 8,32")
+    (1, 8, 32)
     """
-    if isinstance(overrides, Mapping):
-        from dcdctl.core.config import to_table
-        from dcdctl.core.training import toml_value
-
-        return tuple(f"{name}={toml_value(to_table(value))}" for name, value in overrides.items())
-    return tuple(overrides or ())
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers, such as 1,8,32") from error
 
 
-def named(ref: Ref | A) -> str | A:
-    """A reference by its name, or what is in memory."""
-    return os.fspath(ref) if isinstance(ref, os.PathLike) else ref
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """Names between commas.
+
+    >>> _names("year, owner,"), _names(None)
+    (('year', 'owner'), None)
+    """
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def names_in(text: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """The names in a list such as "year,owner", or in a sequence of Python; None for no list."""
-    names = text.split(",") if isinstance(text, str) else text
-    return None if names is None else tuple(name.strip() for name in names if name.strip())
+def _number_or_word(param: typer.CallbackParam, text: str) -> int | str:
+    """A number, or the word auto."""
+    if text.isdecimal() and len(text) < 10 and int(text) > 0:
+        return int(text)
+    if text != "auto":
+        problem = f"expected auto or a number of at least 1, got {text!r}"
+        raise typer.BadParameter(problem, param_hint=param.opts[0])
+    return text

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dcdctl.cli.options import Device, Json, configures
+from dcdctl.cli.options import Json
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
+from dcdctl.core.arguments import configures
+from dcdctl.core.options import Device
 
 if TYPE_CHECKING:
     from dcdctl.core.study import DemoResult

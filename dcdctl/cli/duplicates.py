@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from dcdctl.cli.options import IndexFolder, Json, configures, refuse
+from dcdctl.cli.options import IndexFolder, Json, refuse
 from dcdctl.cli.views.index import show_copies
+from dcdctl.core.arguments import configures
 
 
 def duplicates(

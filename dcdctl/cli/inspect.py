@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from dcdctl.cli.options import Json, MaxImages, argument, reads, reads_split, refuse
+from dcdctl.cli.options import Json, refuse
 from dcdctl.cli.views.terminal import show, show_facts, show_json, show_table
+from dcdctl.core.arguments import argument, reads
+from dcdctl.core.options import MaxImages, reads_split
 
 NUM_HARDEST = 10
 """Hardest negatives of a cache that are shown."""
@@ -22,7 +24,7 @@ class Inspect:
         str, argument("Folder written by `dcdctl prepare`, `cache-teacher` or `index`.", "DIR|CACHE|INDEX")
     ]
     data: Annotated[
-        Path | None, reads("--data", "With a cache: its corpus, to show captions and image names.", "DIR")
+        Path | None, reads("--data", "With a cache: its corpus, to show captions and image names.", "DIR", "place")
     ] = None
     split: Annotated[str | None, reads_split(show_default="all of a corpus, train of a cache")] = None
     max_images: MaxImages = None

@@ -1,48 +1,29 @@
-"""Options that several commands share: one name, one help text, one check.
-
-`cli/option_groups.py` has the groups of those that travel together, and `cli/declare.py` describes the annotations.
+"""What the command line adds to the arguments of the core: what a value that names something is checked by and
+completed to, and the options that only commands have.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcdctl.cli.completion import complete_recipe, complete_split, complete_teacher
-from dcdctl.cli.declare import Overrides, Ref, many, named
+from dcdctl.cli.completion import (
+    complete_manifest,
+    complete_path,
+    complete_recipe,
+    complete_split,
+    complete_teacher,
+)
+from dcdctl.core.arguments import Kind, argument, configures, many, named
 
 if TYPE_CHECKING:
-    from dcdctl.core.training import Recipe
+    from dcdctl.core.training import RecipeRef
 
-
-def _declare(panel: str, names: str, help: str, metavar: str | None = None, **more: Any) -> Any:
-    """An option in a panel of the help: its names ("--out -o"), its sentence, and what stands for its value. A number
-    has a maximum, because arrays are made of its size, and Python's integers have none."""
-    if "min" in more:
-        more.setdefault("max", MOST)
-    return typer.Option(*names.split(), help=help, metavar=metavar, rich_help_panel=panel, **more)
-
-
-def argument(help: str, metavar: str, **more: Any) -> Any:
-    """An argument of a command: its sentence, and what stands for it."""
-    return typer.Argument(help=help, metavar=metavar, **more)
-
-
-# An option is declared by what it is for, which is its panel in the help.
-reads, configures, computes = (partial(_declare, panel) for panel in ("Input", "Settings", "Compute"))
-
-READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
-"""Parameters that also take a URL, in every command that has them."""
-ALSO_READ_FROM_URLS = (("prepare", "images"),)
-MOST = 10**9
-"""As `core.config.MOST`, which is not imported for --help."""
-MOST_WORKERS = 256
-"""More processes than a machine takes end in its errors, or end others."""
 CODE = re.compile(r"(?!.*\.py:)[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """A reference to Python code, module:function; one that names a file is refused."""
 
@@ -56,21 +37,15 @@ def check_output_file(path: Path | None) -> Path | None:
     return path
 
 
-def refuse_urls(context: typer.Context) -> None:
-    """InputError for a URL as the value of a parameter that takes a path of this machine."""
-    for parameter in context.command.params:
-        if parameter.name in READ_FROM_URLS or (context.info_name, parameter.name) in ALSO_READ_FROM_URLS:
-            continue
-        value = context.params.get(parameter.name)
-        values = value if isinstance(value, list | tuple) else [value]
-        for given in values:
-            if isinstance(given, Path):
-                from dcdctl.core.places import refuse_url
+def check_path(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+    """Callback of an option that takes a path of this machine: InputError for a URL."""
+    from dcdctl.core.places import refuse_url
 
-                name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
-                refuse_url(
-                    given, f"and {name} takes a path of this machine", "copy it to this machine, and name the copy"
-                )
+    name = param.opts[0] if param.param_type_name == "option" else param.metavar
+    for given in value if isinstance(value, list | tuple) else [value]:
+        if given is not None and not context.resilient_parsing:
+            refuse_url(given, f"and {name} takes a path of this machine", "copy it to this machine, and name the copy")
+    return value
 
 
 # Typer has no options that exclude each other.
@@ -118,7 +93,7 @@ def check_recipe(context: typer.Context, ref: str | None) -> str | None:
     return ref
 
 
-def check_overrides(recipe: Ref | Recipe, sets: list[str] | None) -> None:
+def check_overrides(recipe: RecipeRef, sets: list[str] | None) -> None:
     """An error for an override that the recipe does not take. Call it first in a command: the imports of a training
     take seconds."""
     from dcdctl.core.training import load_recipe
@@ -176,118 +151,37 @@ def check_query_model(ref: str | None) -> str | None:
     return ref
 
 
-# Texts of options whose type differs between commands
-DEPTH_HELP = "Candidates to re-rank per query."
-TEACHER_HELP = (
-    "Name (dcdctl models), Hub id, transformers folder, official .ckpt, run folder, or module:function "
-    "(code that runs)."
-)
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """How the command line takes a value that names something."""
 
-# What a command reads
-Data = Annotated[Ref, reads("--data", "Folder written by `dcdctl prepare`.", "DIR"), Path]
-reads_split = partial(reads, "--split", "Split; train+val reads both.", "NAME", autocompletion=complete_split)
-Split = Annotated[str, reads_split()]
-MaxImages = Annotated[int | None, reads("--max-images", "Use only the first N images of a split.", "N", min=1)]
-RecipeRef: TypeAlias = "Ref | Recipe"
-recipe_argument = partial(argument, metavar="RECIPE", callback=check_recipe, autocompletion=complete_recipe)
-RecipeArgument = Annotated[RecipeRef, recipe_argument("Recipe: a name or a .toml file."), str]
-reads_model = partial(reads, callback=announce_code, autocompletion=complete_teacher)
-model_argument = argument("Run folder, or another model reference.", "RUN", callback=announce_code)
-ModelRef = Annotated[Ref, model_argument, str]
+    word: type = str
+    check: Callable[..., Any] | None = None
+    """An error before any work."""
+    complete: Callable[..., list[str]] | None = None
+    is_first: bool = False
+    """Whether it is checked before all others, whose checks ask for it."""
+
+
+KINDS: dict[Kind, Named] = {
+    "path": Named(word=Path, check=check_path),
+    "place": Named(complete=complete_path),
+    "model": Named(check=announce_code, complete=complete_teacher),
+    "query model": Named(check=check_query_model, complete=complete_teacher),
+    "recipe": Named(check=check_recipe, complete=complete_recipe),
+    "manifest": Named(complete=complete_manifest),
+    "split": Named(complete=complete_split),
+    "output folder": Named(word=Path, check=check_output_folder),
+    "output file": Named(word=Path, check=check_output_file),
+    "device": Named(check=check_device),
+    "precision": Named(check=check_precision),
+    "engine": Named(is_first=True),
+}
+"""By what an argument says of its value."""
+
+IndexFolder = Annotated[str, argument("Folder written by `dcdctl index`.", "INDEX")]
 AnyIndex = Annotated[
     str, argument("Folder written by `dcdctl index`, or the URL of a store (docs/indexing.md).", "INDEX")
 ]
-IndexFolder = Annotated[str, argument("Folder written by `dcdctl index`.", "INDEX")]
-Teacher = Annotated[Ref, reads_model("--teacher", TEACHER_HELP, "REF"), str]
-Rerank = Annotated[
-    Ref | None,
-    reads_model(
-        "--rerank",
-        "Model that re-ranks the first candidates: any run, or module:function (code that runs).",
-        "REF",
-    ),
-    str,
-]
-QueryRef = Annotated[
-    Ref | None,
-    reads_model(
-        "--query-model", "Query encoder that embeds texts in the model's place.", "REF", callback=check_query_model
-    ),
-    str,
-]
-RerankSet = Annotated[
-    Overrides | None,
-    configures("--rerank-set", "With --rerank: what its files lack: dtype=bfloat16; repeatable.", "NAME=VALUE"),
-    list[str],
-]
-Features = Annotated[
-    Ref | None,
-    computes("--features", "Folder that keeps the outputs of frozen encoders.", "DIR"),
-    Path,
-]
-
-# Settings
-Dims = Annotated[int | None, configures("--dims", "Use only the first N numbers of each vector.", "N", min=1)]
-Sets = Annotated[
-    list[str] | None,
-    configures(
-        "--set", "Override a recipe field (`dcdctl recipes NAME --all`): loss.alpha=0.5; repeatable.", "KEY=VALUE"
-    ),
-]
-ModelSet = Annotated[
-    Overrides | None,
-    configures("--model-set", "What model files lack: image_size=384; repeatable.", "NAME=VALUE"),
-    list[str],
-]
-
-# Where and how to compute
-Device = Annotated[
-    str,
-    computes("--device", "auto (the GPU if there is one), cpu, cuda, cuda:1 or mps.", "NAME", callback=check_device),
-]
-Precision = Annotated[str, computes("--precision", "fp32, bf16 or fp16.", "NAME", callback=check_precision)]
-BATCH_SIZE_HELP = "Images or pairs in a forward pass."
-BatchSize = Annotated[int, computes("--batch-size", BATCH_SIZE_HELP, "N", min=1)]
-PairBatchSize = Annotated[int | None, computes("--batch-size", BATCH_SIZE_HELP, "N", show_default="the model's", min=1)]
-Workers = Annotated[
-    int | None,
-    computes(
-        "--workers",
-        "Threads that read images ahead.",
-        "N",
-        show_default="one per core but one, at most 8",
-        min=0,
-        max=MOST_WORKERS,
-    ),
-]
-Engine = Annotated[
-    str | None,
-    computes(
-        "--engine",
-        "Compute elsewhere: files:DIR, whose tasks `dcdctl work` does on any machine; or on a cluster: ray, "
-        "'ray?workers=4&gpus=0.5&cpus=2' or ray://HOST:PORT of its head (extra ray).",
-        "NAME",
-        is_eager=True,
-    ),
-]
-
-# Where it goes
-Out = Annotated[Ref, configures("--out -o", "Folder to write.", "DIR", callback=check_output_folder), Path]
-NewOut = Annotated[Ref, configures("--out -o", "New folder to write.", "DIR"), Path]
-Page = Annotated[
-    Ref | None, configures("--html", "Also write a page with the images.", "FILE", callback=check_output_file), Path
-]
 DryRun = Annotated[bool, configures("--dry-run", "Show steps and cost, and stop; --data may name a manifest.")]
 Json = Annotated[bool, configures("--json", "Print the result as one JSON document.")]
-
-
-def sizes(text: str) -> tuple[int, ...]:
-    """Whole numbers between commas.
-
-    >>> sizes("1, 8,32")
-    (1, 8, 32)
-    """
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a list of whole numbers, such as 1,8,32") from error

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from dcdctl.cli.options import Json, Sets, configures, recipe_argument, refuse
+from dcdctl.cli.options import Json, refuse
 from dcdctl.cli.views.terminal import show, show_json
+from dcdctl.core.arguments import argument, configures
+from dcdctl.core.options import Sets
 
-Name = Annotated[str | None, recipe_argument("Recipe to print: a name or a .toml file.")]
+Name = Annotated[str | None, argument("Recipe to print: a name or a .toml file.", "RECIPE", "recipe")]
 
 
 def recipes(

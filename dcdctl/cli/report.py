@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from dcdctl.cli.options import Json, argument, check_output_file, configures, reads
+from dcdctl.cli.options import Json
 from dcdctl.cli.views.terminal import bar, note, show, show_json
+from dcdctl.core.arguments import argument, configures, reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,8 @@ class Report:
 
     runs: Annotated[list[Path], argument("Run folders, or folders that `dcdctl eval --out` has written.", "RUN")]
     data: Annotated[
-        Path | None, reads("--data", "Corpus of the images on the page; by default that of the evaluation.", "DIR")
+        Path | None,
+        reads("--data", "Corpus of the images on the page; by default that of the evaluation.", "DIR", "place"),
     ] = None
     teacher_eval: Annotated[
         Path | None, reads("--teacher-eval", "Run or other folder with the teacher's evaluation.", "FOLDER")
@@ -25,16 +27,14 @@ class Report:
         Path | None,
         reads("--baseline", "Folder that the others are compared with; by default the first RUN.", "FOLDER"),
     ] = None
-    out: Annotated[Path, configures("--out -o", "Page to write.", "FILE", callback=check_output_file)] = Path(
-        "report.html"
-    )
+    out: Annotated[Path, configures("--out -o", "Page to write.", "FILE", "output file")] = Path("report.html")
     markdown: Annotated[
         Path | None,
-        configures("--to-markdown", "Also write the tables as Markdown.", "FILE", callback=check_output_file),
+        configures("--to-markdown", "Also write the tables as Markdown.", "FILE", "output file"),
     ] = None
     csv: Annotated[
         Path | None,
-        configures("--csv", "Also write the numbers as CSV, a row per model.", "FILE", callback=check_output_file),
+        configures("--csv", "Also write the numbers as CSV, a row per model.", "FILE", "output file"),
     ] = None
     json: Json = False
 

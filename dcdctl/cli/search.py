@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli.declare import optional_path, path
-from dcdctl.cli.option_groups import SearchModels
-from dcdctl.cli.options import AnyIndex, Json, Page, argument, configures, reads, refuse
+from dcdctl.cli.options import AnyIndex, Json, refuse
+from dcdctl.cli.search_models import SearchModels
 from dcdctl.cli.views.terminal import bar, note
+from dcdctl.core.arguments import argument, configures, optional_path, path, reads
+from dcdctl.core.options import Page
 
 if TYPE_CHECKING:
     from dcdctl.core.search import Browse, CombinedQuery, Condition, ImageIndex, SearchAnswer

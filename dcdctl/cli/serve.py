@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-from dcdctl.cli.declare import assignments, optional_path, optional_ref
-from dcdctl.cli.option_groups import SearchModels
-from dcdctl.cli.options import AnyIndex, Json, configures
+from dcdctl.cli.options import AnyIndex, Json
+from dcdctl.cli.search_models import SearchModels
 from dcdctl.cli.views.terminal import note, show, show_json
+from dcdctl.core.arguments import configures, optional_path, optional_ref
 from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def serve(
     json: Json = False,
 ) -> None:
     """Search an index over HTTP, with a search page. The service runs until Ctrl-C."""
-    from dcdctl.core.config import apply_sets, build
+    from dcdctl.core.config import build
     from dcdctl.core.serve import Job, ServiceConfig, serve
+    from dcdctl.core.toml import apply_sets
 
     models.check_depth()
     # Options first, so that --set wins, as its help says.
@@ -70,7 +71,7 @@ def serve(
         device=models.device,
         rerank=optional_ref(models.rerank),
         depth=models.depth,
-        rerank_set=assignments(models.rerank_overrides),
+        rerank_set=models.rerank_overrides,
     )
     serve(job, on_start=partial(_show_start, json, is_logged=config.log_format == "json"), watch=watch)
 

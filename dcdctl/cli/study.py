@@ -2,90 +2,30 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dcdctl.cli import options
-from dcdctl.cli.completion import complete_split
-from dcdctl.cli.declare import Ref, assignments, named, optional_ref, path
-from dcdctl.cli.training_options import Training
+from dcdctl.cli.options import Json, check_overrides
 from dcdctl.cli.views.scoring import show_estimate, show_workload
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_tables
+from dcdctl.core.arguments import configures, path
 from dcdctl.core.progress import counted
+from dcdctl.core.study import StudyJob
 
 if TYPE_CHECKING:
     from dcdctl.core.report import Study
-    from dcdctl.core.study import StudyJob
-
-
-@dataclass(frozen=True)
-class StudyArguments(Training):
-    """A start, its teacher, and the data to study them on."""
-
-    recipe: options.RecipeArgument
-    teacher: options.Teacher
-    data: options.Data
-    out: options.Out
-    _: KW_ONLY
-    start: Annotated[
-        Ref | None,
-        options.reads(
-            "--start", "Dual encoder to train: a Hub id, folder or run; by default the recipe's model.start.", "REF"
-        ),
-        str,
-    ] = None
-    # Any for Typer, which takes a list in one word by `parser`, not by its type.
-    seeds: Annotated[
-        Sequence[int], options.configures("--seeds", "Seeds of the trainings.", "N,N,...", parser=options.sizes), Any
-    ] = (0, 1, 2)
-    train_split: Annotated[
-        str,
-        options.reads("--train-split", "Split to train on.", "NAME", autocompletion=complete_split),
-    ] = "train"
-    split: options.Split = "test"
-    depth: Annotated[int, options.configures("--depth", options.DEPTH_HELP, "N", min=1)] = 20
-    model_overrides: options.ModelSet = None
-    batch_size: options.PairBatchSize = None
-
-    def request(self, sets: Sequence[str] | None = None) -> StudyJob:
-        """What to study, and how."""
-        from dcdctl.core.study import StudyJob
-
-        training = self.options(batch_size=self.batch_size)
-        return StudyJob(
-            recipe=named(self.recipe),
-            start=optional_ref(self.start),
-            teacher=os.fspath(self.teacher),
-            data=path(self.data),
-            out=path(self.out),
-            sets=list(sets or ()),
-            model_set=assignments(self.model_overrides),
-            seeds=tuple(self.seeds),
-            train_split=self.train_split,
-            split=self.split,
-            depth=self.depth,
-            training=training,
-            # A precision that is not auto holds for the teacher's cache too; only trainings read stored features.
-            scoring=replace(training.compute, features=None),
-        )
 
 
 # Not the option of other trainings, because the data must be there.
-DryRun = Annotated[bool, options.configures("--dry-run", "Show what the study would train and measure, and stop.")]
+DryRun = Annotated[bool, configures("--dry-run", "Show what the study would train and measure, and stop.")]
 
 
-def study(
-    arguments: StudyArguments, sets: options.Sets = None, dry_run: DryRun = False, json: options.Json = False
-) -> None:
+def study(job: StudyJob, dry_run: DryRun = False, json: Json = False) -> None:
     """Find out whether a teacher pays on your data. It compares zero-shot, fine-tuned, distilled and cascade in one
     report."""
-    options.check_overrides(arguments.recipe, sets)
+    check_overrides(job.recipe, job.sets)
     from dcdctl.cli.views.training import view as watch
     from dcdctl.core.study import StudyView, preview_study, run_study
 
-    job = arguments.request(sets)
     if dry_run:
         planned = preview_study(job, bar)
         return show_json(planned) if json else _show_plan(planned)
@@ -98,7 +38,7 @@ def study(
     else:
         _show(result)
     # With --json, stdout holds one document and nothing else.
-    (note if json else show)(f"report -> {job.out / 'report.html'}")
+    (note if json else show)(f"report -> {path(job.out) / 'report.html'}")
 
 
 def _show_plan(planned: dict[str, Any]) -> None:

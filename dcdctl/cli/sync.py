@@ -9,10 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dcdctl.cli.index import Embedding, Vectors
-from dcdctl.cli.options import IndexFolder, Json, reads, reads_split, refuse
+from dcdctl.cli.options import IndexFolder, Json, refuse
 from dcdctl.cli.views.index import change_document, show_change, show_sync
 from dcdctl.cli.views.terminal import bar, note, show_error, show_json, tasks_shown
+from dcdctl.core.arguments import reads
+from dcdctl.core.options import reads_split
+from dcdctl.core.search import Embedding, Vectors
 
 if TYPE_CHECKING:
     from dcdctl.core.engines import Compute

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated
 
-from dcdctl.cli.options import IndexFolder, Json, argument, configures
+from dcdctl.cli.options import IndexFolder, Json
 from dcdctl.cli.views.index import show_upload
 from dcdctl.cli.views.terminal import bar, show_json
+from dcdctl.core.arguments import argument, configures
 
 
 def upload(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli import options
-from dcdctl.cli.declare import assignments, optional_path
-from dcdctl.cli.options import Json, argument, configures, reads, refuse
+from dcdctl.cli.options import Json, refuse
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
+from dcdctl.core.arguments import argument, configures, optional_path, reads
+from dcdctl.core.options import Device, Features, ModelSet, PairBatchSize
 from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
@@ -30,16 +31,17 @@ class Again:
         int | None,
         configures("--scores", "Compute N scores of a cache again too, or the vectors of N texts.", "N", min=1),
     ] = None
-    teacher: Annotated[
-        str | None, options.reads_model("--teacher", "With --scores: the model that gave them.", "REF")
-    ] = None
+    teacher: Annotated[str | None, reads("--teacher", "With --scores: the model that gave them.", "REF", "model")] = (
+        None
+    )
     data: Annotated[
-        Path | None, reads("--data", "With --scores: the corpus of the pairs; a cache of texts needs none.", "DIR")
+        Path | None,
+        reads("--data", "With --scores: the corpus of the pairs; a cache of texts needs none.", "DIR", "place"),
     ] = None
-    model_overrides: options.ModelSet = None
-    features: options.Features = None
-    batch_size: options.PairBatchSize = None
-    device: options.Device = "auto"
+    model_overrides: ModelSet = None
+    features: Features = None
+    batch_size: PairBatchSize = None
+    device: Device = "auto"
 
     def check(self) -> None:
         """A usage error for options that do not go together."""
@@ -73,9 +75,9 @@ class Again:
         return Recheck(
             cache=cache,
             count=self.scores,
-            teacher=self.teacher,
+            teacher=os.fspath(self.teacher),
             data=optional_path(self.data),
-            model_set=assignments(self.model_overrides),
+            model_set=self.model_overrides,
             compute=compute,
         )
 

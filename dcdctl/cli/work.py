@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dcdctl.cli import options
-from dcdctl.cli.declare import Ref, Refs, many
-from dcdctl.cli.option_groups import Machine
+from dcdctl.cli.options import CODE, Json
 from dcdctl.cli.views.terminal import bar, note, show, show_json
+from dcdctl.core.arguments import Ref, Refs, argument, many, reads
+from dcdctl.core.engines import Machine
+from dcdctl.core.options import Workers
 from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
@@ -25,16 +26,14 @@ class Work(Machine):
 
     files: Annotated[
         Refs,
-        options.argument("Tasks that --engine files:DIR wrote: DIR/tasks-*, or the folder DIR.", "FILE"),
-        list[str],
+        argument("Tasks that --engine files:DIR wrote: DIR/tasks-*, or the folder DIR.", "FILE", "place"),
     ]
     _: KW_ONLY
     model: Annotated[
         Ref | None,
-        options.reads_model("--model", "The model of the tasks, if it has another place on this machine.", "REF"),
-        str,
+        reads("--model", "The model of the tasks, if it has another place on this machine.", "REF", "model"),
     ] = None
-    workers: options.Workers = None
+    workers: Workers = None
 
     def run(self, say: Say, track: Track) -> WorkDone:
         """Do them."""
@@ -52,7 +51,7 @@ class Work(Machine):
         kinds = {scoring.SCORES: scoring.ScoreTasks, search.VECTORS: search.EmbedTasks}
         if job["work"] not in kinds:
             raise StaleError(f"the tasks are {job['work']!r}, which this dcdctl cannot do", hint="use a newer one")
-        if self.model is None and options.CODE.fullmatch(job["model"]):
+        if self.model is None and CODE.fullmatch(job["model"]):
             raise ConfigError(
                 f"the model of the tasks is code, {job['model']}, which a task does not run by itself",
                 hint=f"if you trust it: --model {job['model']}",
@@ -66,7 +65,7 @@ class Work(Machine):
         return kinds[job["work"]].make(job, os.fspath(self.model or job["model"]), compute)
 
 
-def work(arguments: Work, json: options.Json = False) -> None:
+def work(arguments: Work, json: Json = False) -> None:
     """Do tasks of --engine files:DIR, on any machine. The command that wrote them, run again, takes their results."""
     started = time.monotonic()
     done = arguments.run(note, bar)

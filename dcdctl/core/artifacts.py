@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +116,7 @@ class Kind:
         return plan, seal
 
     def open(self, folder: Path) -> tuple[Document, Document]:
-        """The same, after a look at the names and the sizes of all parts (`check_part`)."""
+        """The plan and the seal, after a look at the names and the sizes of all parts (`check_part`)."""
         plan, seal = self.read_plan_and_seal(folder)
         for name, part in listed_files(folder / self.seal_file, seal, error=self.error, hint=self.remake).items():
             self.check_part(folder, name, part["bytes"])
@@ -274,6 +274,56 @@ class Build:
         if self.is_sealed and not self.kind.keeps_plan:
             (self.folder / self.kind.plan_file).unlink(missing_ok=True)
         files.remove_partials(self.folder)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of an artifact: pairs of a teacher cache, texts with vectors, stored features, vectors of an index.
+
+    The build's plan comes first (`Build.begin`). Then the missing parts are written, so a killed job resumes with what
+    is missing; parts may be taken from a finished artifact that this one extends; and the seal, with size and SHA-256
+    of each part, is written when all are there. A reader compares them (`Kind.checked`).
+    """
+
+    build: Build
+    names: Sequence[str]
+    """The files, one per part."""
+
+    def missing(self) -> list[int]:
+        """The parts that are not written, or were damaged since a killed run wrote them; none of a sealed artifact that
+        is made once. An index, which keeps no plan, is sealed again after each change."""
+        if self.build.is_sealed and self.build.kind.keeps_plan:
+            return []
+        return [number for number, name in enumerate(self.names) if not self.build.is_written(name)]
+
+    def take(self, number: int, finished: Path) -> None:
+        """A part that is a file of a finished artifact: as a hard link, which takes no space, or as a copy."""
+        with self.build.write(self.names[number]) as partial:
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(finished, partial)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(finished, partial)
+
+    def seal(
+        self,
+        document_of: Callable[[dict[str, Document]], Mapping[str, Any]],
+        *,
+        further: Collection[str] = (),
+        facts_of: Callable[[str], Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Write the seal: what `document_of` makes of the listed files, the `further` ones and the parts, each with its
+        size, its SHA-256 and `facts_of` the part."""
+        names = [*further, *self.names]
+        if self.build.is_sealed:
+            # A run that was killed after sealing may have left files of the build.
+            self.build.clean(names)
+            return
+        listed = list_files(self.build.folder, further)
+        for name in self.names:
+            facts = {} if facts_of is None else facts_of(name)
+            listed[name] = seal_of(self.build.written(name), **facts)
+        self.build.seal(document_of(listed), names)
 
 
 def kind_of_folder(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from TOML tables, JSON documents and `--set key=value`, and back.
+"""Frozen dataclasses from tables of TOML and JSON, and back.
 
 The range of a field and its key in tables stand in its annotation:
 
@@ -16,23 +16,19 @@ ends.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import functools
 import itertools
 import sys
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from dcdctl.core import files
 from dcdctl.core.errors import ConfigError, DcdError
 
 T = TypeVar("T")
@@ -183,61 +179,6 @@ def _check_union(kinds: Sequence[Any], value: Any, where: str) -> None:
     raise ConfigError(errors[0].args[0], hint=f"or {', '.join(choices)}" if choices else "")
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; ConfigError names the file and the line that is wrong."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise files.unreadable(path, error, error=ConfigError) from error
-    # Also bytes that are not UTF-8, numbers of thousands of digits, and deep nesting.
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}", hint="correct it and try again") from error
-
-
-def parse_toml(path: Path, parse: Callable[[dict[str, Any]], T], sets: Sequence[str] = ()) -> T:
-    """What `parse` makes of the tables of a TOML file, with `a.b=value` assignments applied.
-
-    Its errors name the file, and say if there are assignments, one of which may be what is wrong.
-    """
-    table = apply_sets(read_toml(path), sets)
-    try:
-        return parse(table)
-    except DcdError as error:
-        where = f"{path.name} with --set" if sets else path
-        raise type(error)(f"{where}: {error.args[0]}", hint=error.hint) from error
-
-
-def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy of the table with `a.b=value` assignments applied; a value is read as TOML, or as plain text if it is not
-    TOML.
-
-    The text none unsets a field that has no value by default.
-    """
-    # Deep, because assignments set values in inner tables.
-    result = copy.deepcopy(dict(table))
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set requires key=value, got {assignment!r}", hint="for example --set loss.alpha=0.5")
-        *parents, leaf = key.strip().split(".")
-        inner = result
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"--set {key}: {parent} is a value, not a table", hint=f"set {parent} itself")
-        inner[leaf] = parse_value(text)
-    return result
-
-
-def parse_value(text: str) -> Any:
-    """The value of a TOML expression, or the text itself if it is not TOML."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    # RecursionError: deep nesting.
-    except (ValueError, RecursionError):
-        return text.strip()
-
-
 def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     """A frozen dataclass from a table; an unknown key, a missing key or a value of another type is a ConfigError that
     names it.
@@ -336,30 +277,6 @@ def changed_fields(config: Any) -> str:
     return f"{type(config).__name__}({', '.join(given)})"
 
 
-@contextmanager
-def naming_uses(uses: Mapping[str, str]) -> Iterator[None]:
-    """Let the error for a model that is not on this machine say how its folder is named here: a sentence for each
-    reference, in which the folder is DIR."""
-    try:
-        yield
-    except DcdError as error:
-        for ref, use in uses.items():
-            if error.hint.endswith(place := f"name DIR in place of {ref}"):
-                raise type(error)(error.args[0], hint=error.hint.replace(place, use)) from error
-        raise
-
-
-@contextmanager
-def naming_fields(config: Any) -> Iterator[None]:
-    """Let the error for a model that is not on this machine name the recipe field that has it, as an override."""
-    uses: dict[str, str] = {}
-    for field, value in flatten(to_table(config)).items():
-        if value and isinstance(value, str):
-            uses.setdefault(value, f"give `--set {field}=DIR`")
-    with naming_uses(uses):
-        yield
-
-
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of nested tables by dotted names.
 
@@ -436,15 +353,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return origin(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(items))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            # Weights by names, such as the terms of a loss.
-            way = f"for example --set '{where}={{ {value} = 1.0 }}'" if arguments[1] == Positive else ""
+            way = f"for example {{ {value} = 1.0 }}" if arguments[1] == Positive else ""
             raise ConfigError(f"{where} must be a table, got {value!r}", hint=way)
         key_kind, kind = arguments
         return {_convert(key_kind, key, where): _convert(kind, item, _join(where, key)) for key, item in value.items()}
     if hint is Path and isinstance(value, str):
         return Path(value)
-    # TOML distinguishes 1 from 1.0, and users write either for a float. A bool is an int in Python, but not a number in
-    # a recipe.
+    # TOML distinguishes 1 from 1.0, and users write either for a float. A bool is an int in Python, but no number in a
+    # table.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         if abs(value) > sys.float_info.max:
             raise ConfigError(f"{where} must be at most {sys.float_info.max}, got a number of {len(str(value))} digits")

@@ -67,7 +67,8 @@ def named(name: str) -> torch.device:
 
 
 def own_gpu() -> int:
-    """The number of this process's GPU among those that it sees: each process of a torchrun job takes its own.
+    """The number of this process's GPU among those that it sees: each process of a torchrun job, and each of `--engine
+    processes:N`, takes its own.
 
     A launcher that shows each process one GPU (CUDA_VISIBLE_DEVICES) numbers it 0 in all of them.
     """

@@ -1,29 +1,26 @@
-"""Several processes that work on one job: rank, barrier, sums over all processes, and the parts of an artifact that
-each process writes.
+"""Several processes that train one model: rank, barrier, sums over all processes, and what the main one does for all.
 
-`torchrun` and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; without them there is one process. Processes
-that score share a folder. Processes that train share a folder and sum their gradients.
+`torchrun` and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; without them there is one process. The processes
+share a folder and sum their gradients.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed
 from torch import Tensor, nn
 
-from dcdctl.core import artifacts, devices, locks
-from dcdctl.core.artifacts import Build, Document
+from dcdctl.core import devices, locks
 from dcdctl.core.errors import ConfigError, DcdError
 
+T = TypeVar("T")
 TIMEOUT = timedelta(days=7)
 """How long a process waits for the others: one of them may have hours of work left."""
 BUCKET_SIZE = 25_000_000
@@ -43,11 +40,6 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this is the process that prints, and that does what must be done only once."""
     return rank() == 0
-
-
-def local_indices(count: int) -> range:
-    """The indices below `count` that this process works on: rank, rank + world_size, ..."""
-    return range(rank(), count, world_size())
 
 
 def barrier(*, has_failed: bool = False) -> None:
@@ -77,6 +69,20 @@ def main_first() -> Iterator[None]:
         raise
     if is_main():
         barrier()
+
+
+def in_main(make: Callable[[], T]) -> T:
+    """What `make` returns in the main process, in all processes: only the main one calls it, and the others get a copy,
+    which is pickled. If it fails there, the others end with a DcdError."""
+    if world_size() == 1:
+        return make()
+    made: list[Any] = [None]
+    with main_first():
+        if is_main():
+            made = [make()]
+    torch.distributed.broadcast_object_list(made, device=devices.CPU)
+    found: T = made[0]
+    return found
 
 
 @contextmanager
@@ -177,69 +183,3 @@ def disconnect() -> None:
     """Leave the process group, if this process is in one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-DocumentOf = Callable[[dict[str, Document]], Mapping[str, Any]]
-"""The content of a seal, from the files that it lists."""
-FactsOf = Callable[[str], Mapping[str, Any]]
-"""What a seal says of a part besides its size and its SHA-256."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The parts of an artifact: pairs of a teacher cache, texts with vectors, stored features, vectors of an index.
-
-    The build's plan comes first (`Build.begin`). Each process then writes the missing parts of its share, so a killed
-    job resumes with what is missing; parts may be taken from a finished artifact that this one extends; and the seal,
-    with size and SHA-256 of each part, is written once, when the parts of all processes are there. A reader compares
-    them (`Kind.checked`).
-    """
-
-    build: Build
-    names: Sequence[str]
-    """The files, one per part."""
-
-    def missing(self) -> list[int]:
-        """The parts that are not written, or were damaged since a killed run wrote them; none of a sealed artifact that
-        is made once. An index, which keeps no plan, is sealed again after each change."""
-        if self.build.is_sealed and self.build.kind.keeps_plan:
-            return []
-        return [number for number, name in enumerate(self.names) if not self.build.is_written(name)]
-
-    def share(self) -> list[int]:
-        """The missing parts that this process writes."""
-        # A share of all parts: processes look at different times, so their lists of missing parts may differ.
-        mine = set(local_indices(len(self.names)))
-        return [number for number in self.missing() if number in mine]
-
-    def take(self, number: int, finished: Path) -> None:
-        """A part that is a file of a finished artifact: as a hard link, which takes no space, or as a copy."""
-        with self.build.write(self.names[number]) as partial:
-            partial.unlink(missing_ok=True)
-            try:
-                os.link(finished, partial)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(finished, partial)
-
-    def seal(self, document_of: DocumentOf, *, further: Collection[str] = (), facts_of: FactsOf | None = None) -> None:
-        """Write the seal once, by the main process, when the parts of all processes are there (`seal_alone`)."""
-        barrier()
-        with main_first():
-            if is_main():
-                self.seal_alone(document_of, further=further, facts_of=facts_of)
-
-    def seal_alone(
-        self, document_of: DocumentOf, *, further: Collection[str] = (), facts_of: FactsOf | None = None
-    ) -> None:
-        """Write the seal: what `document_of` makes of the listed files, the `further` ones and the parts, each with its
-        size, its SHA-256 and `facts_of` the part."""
-        names = [*further, *self.names]
-        if self.build.is_sealed:
-            # A run that was killed after sealing may have left files of the build.
-            self.build.clean(names)
-            return
-        listed = artifacts.list_files(self.build.folder, further)
-        for name in self.names:
-            facts = {} if facts_of is None else facts_of(name)
-            listed[name] = artifacts.seal_of(self.build.written(name), **facts)
-        self.build.seal(document_of(listed), names)

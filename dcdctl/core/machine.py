@@ -42,10 +42,11 @@ def address_space() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def num_threads() -> int:
-    """The number of CPU threads to compute with: what OMP_NUM_THREADS says, or one for each core. As torch does it."""
+def num_threads(num_processes: int = 1) -> int:
+    """The number of CPU threads to compute with: what OMP_NUM_THREADS says, or one for each core. As torch does it.
+    Several processes divide the cores, and each computes with as many threads."""
     named = os.environ.get("OMP_NUM_THREADS", "")
-    return int(named) if named.isdecimal() and int(named) else num_cores()
+    return int(named) if named.isdecimal() and int(named) else max(1, num_cores() // num_processes)
 
 
 def memory_bytes() -> int:

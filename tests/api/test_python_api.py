@@ -22,6 +22,7 @@ from PIL import Image
 import dcdctl
 from dcdctl.cli.app import COMMANDS
 from dcdctl.cli.declare import as_typer
+from dcdctl.core import arguments
 from dcdctl.core.config import to_table
 from dcdctl.core.data import for_browser
 from dcdctl.core.errors import ConfigError, InputError, MissingError
@@ -60,15 +61,15 @@ def test_every_public_name_is_there_and_says_what_it_is(name):
 
 
 DECLARED = {
-    "Index.build": "NewIndex",
-    "bench": "TimedModels",
+    "Index.build": "IndexJob",
+    "bench": "BenchJob",
     "cache_teacher": "CacheTeacher",
     "distill": "Distill",
-    "evaluate": "Evaluate",
-    "export": "Export",
+    "evaluate": "EvalJob",
+    "export": "ExportJob",
     "finetune_teacher": "FinetuneTeacher",
-    "prepare": "Prepare",
-    "study": "StudyArguments",
+    "prepare": "PrepareJob",
+    "study": "StudyJob",
     "work": "Work",
 }
 
@@ -83,8 +84,11 @@ def test_a_function_has_the_arguments_of_its_command(name):
         if getattr(each.annotation, "__name__", "") == DECLARED[name]
     )
     ours = inspect.signature(function).parameters
+    fields = arguments.declared(declared)
+    options_alone = {name for name, (_, argument) in fields.items() if argument and not argument.is_keyword}
+    assert options_alone <= {"sets", "vectors", "precision"}
     assert {name: each.default for name, each in ours.items()} == {
-        name: each.default for name, each in inspect.signature(declared).parameters.items()
+        name: each.default for name, each in inspect.signature(declared).parameters.items() if name not in options_alone
     }
     options = {name: each.default for name, each in inspect.signature(as_typer(command)).parameters.items()}
     assert {name for name in ours if name not in options} <= {"progress", "config", "settings"}
@@ -102,6 +106,9 @@ def test_help_of_a_function_has_types_of_python_and_its_result():
     assert "Annotated" not in shown
     with pytest.raises(TypeError, match=r"distill\(\) has no argument recipes; did you mean recipe\?"):
         dcdctl.distill("demo-dual", "data", "out", recipes=1)
+    # In Python, a recipe is loaded with its overrides.
+    with pytest.raises(TypeError, match=r"distill\(\) has no argument sets; it takes recipe, data, out, "):
+        dcdctl.distill("demo-dual", "data", "out", sets=["seed=1"])
 
 
 def test_an_evaluation_is_that_of_the_command(dual_run, scenes_corpus_dir):

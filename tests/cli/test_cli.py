@@ -234,6 +234,20 @@ def test_the_home_folder_of_nobody_is_one_line(line):
     assert "a path begins with ~, and that home folder is not known" in error_of(line)
 
 
+@pytest.mark.parametrize("command", NAMES)
+def test_torchrun_is_for_trainings(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        result = CliRunner().invoke(app, [command, "--no-such-option"])
+    is_refused = "is one process, and WORLD_SIZE is 2: torchrun is for distill and finetune-teacher" in result.stderr
+    assert is_refused == (command not in ("distill", "finetune-teacher"))
+    if is_refused:
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"error: {command} is")
+        assert "--engine processes:N takes several processes and GPUs of this machine" in result.stderr
+
+
 def test_a_missing_corpus_exits_with_1_and_names_the_command_that_makes_one(tmp_path):
     error = error_of(f"eval scenes-vilt --data {tmp_path}/absent")
     assert error.startswith("error: ")

@@ -15,7 +15,7 @@ from made_runs import write_demo
 from tiny import make_teacher
 
 from dcdctl.cli import serve as serve_command
-from dcdctl.cli.option_groups import SearchModels
+from dcdctl.cli.search_models import SearchModels
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.serve import Started

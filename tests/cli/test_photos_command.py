@@ -18,9 +18,9 @@ from open_clips import save_open_clip
 from PIL import Image
 
 import dcdctl
-from dcdctl.cli.photos import DEFAULT_MODEL
 from dcdctl.core import models
 from dcdctl.core.data.scenes import describe_scenes, draw_scene
+from dcdctl.core.photos import DEFAULT_MODEL
 
 PHOTOS = "photos photos captions.csv --out mine --set model.vision=vision --set model.text=text"
 

@@ -100,15 +100,16 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("cuda:77", r"device cuda:77 .*; try --device cpu"),
     ],
     "--engine": [
-        Mistake("spark", r"engine 'spark' is unknown; known are .*ray, and ray://HOST:PORT"),
-        Mistake("ray://head", r"engine 'ray://head' is unknown; known are .*ray, and ray://HOST:PORT"),
+        Mistake("spark", r"engine 'spark' is unknown; known are .*processes:N, ray, and ray://HOST:PORT"),
+        Mistake("ray://head", r"engine 'ray://head' is unknown; known are .*processes:N, ray, and ray://HOST:PORT"),
+        Mistake("processes", r"--engine processes lacks the number of processes; such as processes:4"),
     ],
     "--precision": [Mistake("int9", r"precision .*fp32, bf16, fp16.*int9; .+")],
     "--accumulate": [
         Mistake("0", r"--accumulate: expected auto or a number of at least 1, got '0'", code=2),
         Mistake("many", r"--accumulate: expected auto or a number of at least 1, got 'many'", code=2),
     ],
-    "--set": [SETTING, Mistake("nonsense", r"--set \w+ key=value, got 'nonsense'; for example --set")],
+    "--set": [SETTING, Mistake("nonsense", r"a setting must be KEY=VALUE, got 'nonsense'; write its name")],
     "--model-set": [
         Mistake(
             "image_sise=9",
@@ -357,7 +358,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("8,16", r"--dims.* valid integer", code=2),
     ],
     ("eval", "--codes"): [
-        Mistake("int4", r"'int4'", code=2),
+        Mistake("int4", r"vectors\.kind must be one of float32, int8, binary, got 'int4'"),
         Mistake("float32", r"--rescore 5 .* --codes is float32; add --codes int8", "--rescore=5"),
         Mistake("int8", r"--vector-table measures all kinds.*; leave all options", "--vector-table="),
     ],

@@ -15,7 +15,6 @@ from command_line import error_of, run
 
 import dcdctl
 from dcdctl.cli.app import app
-from dcdctl.cli.options import ALSO_READ_FROM_URLS, READ_FROM_URLS
 from dcdctl.core.errors import InputError
 from dcdctl.core.places import shown
 
@@ -25,7 +24,7 @@ LOCAL = [
     for command, found in TREE.commands.items()
     for parameter in found.params
     if "Path" in str(parameter.type_descriptor.annotation) and not parameter.hidden
-    if parameter.name not in READ_FROM_URLS and (command, parameter.name) not in ALSO_READ_FROM_URLS
+    if parameter.name != "data" and (command, parameter.name) != ("work", "out")
 ]
 """Each command with a parameter that is a path of this machine."""
 REST = {

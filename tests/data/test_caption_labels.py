@@ -16,7 +16,7 @@ from PIL import Image
 from dcdctl.core.artifacts import read_document
 from dcdctl.core.data import (
     Corpus,
-    DataChoice,
+    PrepareJob,
     PrepareOptions,
     choose_manifest,
     find_manifest,
@@ -74,7 +74,7 @@ def write_table(path, rows):
 
 
 def prepare_table(table, images, out, *, options=None, **settings):
-    manifest = choose_manifest(DataChoice(**{table.suffix[1:]: table}, images=[images], folder=out, **settings))
+    manifest = choose_manifest(PrepareJob(**{table.suffix[1:]: table}, images=[images], out=out, **settings))
     return prepare_corpus(manifest, out, options=PrepareOptions(workers=1, **(options or {})))
 
 
@@ -187,7 +187,7 @@ def test_a_synthetic_caption_in_a_split_that_measures_is_an_error_with_its_row(t
     ):
         prepare_table(table, images, tmp_path / "out")
     with pytest.raises(InputError, match=r"line 3 .* synthetic caption, and split test"):
-        prepare_table(write_table(tmp_path / "alone.jsonl", ROWS), images, tmp_path / "out", sets=['split="test"'])
+        prepare_table(write_table(tmp_path / "alone.jsonl", ROWS), images, tmp_path / "out", overrides=['split="test"'])
 
 
 @pytest.mark.parametrize("in_lists", [False, True])
@@ -224,7 +224,7 @@ def test_a_divided_table_holds_out_the_captions_of_people_alone(tmp_path, images
 def test_a_column_of_captions_cannot_be_kept_for_the_images(tmp_path, images):
     table = write_table(tmp_path / "rows.csv", ROWS)
     with pytest.raises(InputError, match=r"'weight' of rows\.csv is about its captions"):
-        prepare_table(table, images, tmp_path / "out", sets=['columns=["weight"]'])
+        prepare_table(table, images, tmp_path / "out", overrides=['columns=["weight"]'])
 
 
 def test_inspect_counts_the_captions_of_each_source(tmp_path, images):

@@ -9,7 +9,7 @@ import json
 import pytest
 from hostile_images import encoded
 
-from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, prepare_corpus
+from dcdctl.core.data import Corpus, PrepareJob, PrepareOptions, choose_manifest, prepare_corpus
 from dcdctl.core.data.readers.rows import divide
 from dcdctl.core.errors import InputError
 
@@ -26,7 +26,7 @@ def images(tmp_path_factory):
 
 def prepare(table, images, out, *, sets=(), options=None, **settings):
     form = {table.suffix[1:]: table}
-    manifest = choose_manifest(DataChoice(**form, images=[images], sets=sets, folder=out, **settings))
+    manifest = choose_manifest(PrepareJob(**form, images=[images], overrides=sets, out=out, **settings))
     return prepare_corpus(manifest, out, options=PrepareOptions(workers=1, **(options or {})))
 
 
@@ -139,6 +139,6 @@ def test_the_name_is_given_or_that_of_the_folder_or_the_file(tmp_path, images):
     table = write_csv(tmp_path)
     assert prepare(table, images, tmp_path / "birds").name == "birds"
     assert prepare(table, images, tmp_path / "more", sets=["name=my birds"]).name == "my birds"
-    assert choose_manifest(DataChoice(csv=table, images=[images])).name == "rows"
-    assert choose_manifest(DataChoice(csv=table, images=[images], folder=tmp_path / "a\x07\\b")).name == "a--b"
-    assert choose_manifest(DataChoice(csv=tmp_path / "..", images=[images])).name == "corpus"
+    assert choose_manifest(PrepareJob(csv=table, images=[images])).name == "rows"
+    assert choose_manifest(PrepareJob(csv=table, images=[images], out=tmp_path / "a\x07\\b")).name == "a--b"
+    assert choose_manifest(PrepareJob(csv=tmp_path / "..", images=[images])).name == "corpus"

@@ -11,7 +11,7 @@ from hostile_images import encoded
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, prepare_corpus
+from dcdctl.core.data import Corpus, PrepareJob, PrepareOptions, choose_manifest, prepare_corpus
 from dcdctl.core.errors import InputError
 
 LINES = ["image,caption", "a.jpg,a dog", "b.jpg,größer"]
@@ -30,7 +30,7 @@ def prepare(folder, form, data):
     for name in ("a.jpg", "b.jpg"):
         (folder / name).write_bytes(encoded("JPEG"))
     (folder / "rows").write_bytes(data)
-    manifest = choose_manifest(DataChoice(**{form: folder / "rows"}, images=[folder]))
+    manifest = choose_manifest(PrepareJob(**{form: folder / "rows"}, images=[folder]))
     prepare_corpus(manifest, folder / "out", options=PrepareOptions(workers=1))
     return Corpus.open(folder / "out", "train")
 

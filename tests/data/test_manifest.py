@@ -72,6 +72,6 @@ def test_a_path_is_a_text_or_a_list_or_a_table_of_either(tmp_path, fields, sourc
 
 
 def test_karpathy_flags_make_a_manifest_named_after_the_file():
-    found = manifest.choose_manifest(manifest.DataChoice(karpathy=Path("a/dataset_coco.json"), images=[Path("b.zip")]))
+    found = manifest.choose_manifest(manifest.PrepareJob(karpathy=Path("a/dataset_coco.json"), images=[Path("b.zip")]))
     source = KarpathySource(annotations=Path("a/dataset_coco.json"), images=(Path("b.zip"),))
     assert (found.name, list(found.sources.values())) == ("coco", [source])

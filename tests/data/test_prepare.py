@@ -57,7 +57,7 @@ def karpathy(tmp_path, images):
     def prepared(entries, *, folder=tmp_path, images=images, **options):
         path = folder / "dataset.json"
         path.write_text(json.dumps({"images": entries}))
-        source = manifest.choose_manifest(manifest.DataChoice(karpathy=path, images=[images]))
+        source = manifest.choose_manifest(manifest.PrepareJob(karpathy=path, images=[images]))
         return prepare_corpus(source, folder / "out", options=PrepareOptions(**({"workers": 1} | options)))
 
     return prepared
@@ -70,7 +70,7 @@ def pairs(tmp_path, images):
     def prepared(text, sets=(), **options):
         path = tmp_path / "pairs.csv"
         path.write_text(text, encoding="utf-8")
-        source = manifest.choose_manifest(manifest.DataChoice(csv=path, images=[images], sets=sets))
+        source = manifest.choose_manifest(manifest.PrepareJob(csv=path, images=[images], overrides=sets))
         return prepare_corpus(source, tmp_path / "out", options=PrepareOptions(**({"workers": 1} | options)))
 
     return prepared

@@ -16,7 +16,7 @@ from tiny import contents
 
 from dcdctl.core.data import PrepareOptions, choose_manifest, prepare, prepare_corpus
 from dcdctl.core.data.images import checks
-from dcdctl.core.data.manifest import DataChoice
+from dcdctl.core.data.manifest import PrepareJob
 from dcdctl.core.engines import ThisProcess
 from dcdctl.core.errors import DcdError, InputError
 
@@ -52,7 +52,7 @@ def prepared(images, out, engine=None, **options):
     splits = [*["train"] * 12, *["test"] * 7]
     rows = [f"{name},a photo,{split}" for name, split in zip(NAMES, splits, strict=True)]
     table.write_text("\n".join(["image,caption,split", *rows]))
-    manifest = choose_manifest(DataChoice(csv=table, images=[images], folder=out, sets=["name=photos"]))
+    manifest = choose_manifest(PrepareJob(csv=table, images=[images], out=out, overrides=["name=photos"]))
     options = {"workers": 1, "on_error": "skip", "shard_size": 5} | options
     prepare_corpus(manifest, out, options=PrepareOptions(**options), engine=engine or ThisProcess())
     return contents(out)
@@ -86,7 +86,7 @@ def test_a_worker_needs_no_path_of_this_machine(tmp_path, kind):
         place.write_bytes(parquet_of([(png(number), ["a photo"]) for number in range(len(NAMES))]))
     corpora = []
     for name, engine in (("here", ThisProcess()), ("there", SendingEngine(hidden=place))):
-        manifest = choose_manifest(DataChoice(images=[place], folder=tmp_path / name, sets=["name=photos"]))
+        manifest = choose_manifest(PrepareJob(images=[place], out=tmp_path / name, overrides=["name=photos"]))
         prepare_corpus(manifest, tmp_path / name, options=PrepareOptions(workers=1), engine=engine)
         corpora.append(contents(tmp_path / name))
     assert corpora[0] == corpora[1]
@@ -100,7 +100,9 @@ def test_the_bytes_of_an_image_that_stays_the_same_do_not_come_back(photos, tmp_
 
 
 def test_scenes_are_drawn_by_the_workers(tmp_path):
-    manifest = choose_manifest(DataChoice(manifest="scenes", sets=("counts.train=9", "counts.val=3", "counts.test=3")))
+    manifest = choose_manifest(
+        PrepareJob(manifest="scenes", overrides=("counts.train=9", "counts.val=3", "counts.test=3"))
+    )
     engine = SendingEngine()
     for out, by in (("here", ThisProcess()), ("there", engine)):
         prepare_corpus(manifest, tmp_path / out, options=PrepareOptions(workers=1, shard_size=5), engine=by)

@@ -21,7 +21,7 @@ from shards import parquet_of
 
 from dcdctl.core.data import (
     Corpus,
-    DataChoice,
+    PrepareJob,
     PrepareOptions,
     choose_manifest,
     near_duplicates,
@@ -62,7 +62,7 @@ def queries(tmp_path):
 def prepare(out, *, options=None, decontaminate=(), **choice):
     settings = {key: [value] if isinstance(value, Path) else value for key, value in choice.items()}
     settings |= {key: choice[key] for key in ("csv", "jsonl", "karpathy") if key in choice}
-    manifest = choose_manifest(DataChoice(folder=out, **settings))
+    manifest = choose_manifest(PrepareJob(out=out, **settings))
     options = PrepareOptions(workers=1, **(options or {}))
     return prepare_corpus(manifest, out, options=options, decontaminate=decontaminate)
 
@@ -235,7 +235,7 @@ def test_a_manifest_names_a_pool(tmp_path, photos, queries):
     (tmp_path / "mine.toml").write_text(
         f'format = "pool"\nimages = ["{photos}"]\nqueries = ["{queries.name}"]\nhold_out = 0.2\n'
     )
-    named = prepare_corpus(choose_manifest(DataChoice(manifest=str(tmp_path / "mine.toml"))), tmp_path / "out")
+    named = prepare_corpus(choose_manifest(PrepareJob(manifest=str(tmp_path / "mine.toml"))), tmp_path / "out")
     given = prepare(tmp_path / "given", images=photos, queries=queries, hold_out=0.2)
     assert {split: entry["fingerprint"] for split, entry in named.splits.items()} == {
         split: entry["fingerprint"] for split, entry in given.splits.items()
@@ -376,10 +376,10 @@ def test_a_place_whose_name_is_not_utf8_is_an_error(tmp_path, photos, queries, o
 
 def test_a_named_encoding_is_that_of_the_texts(tmp_path):
     (tmp_path / "a.txt").write_bytes("grün\n".encode("cp1252"))
-    prepare(tmp_path / "out", queries=tmp_path / "a.txt", sets=["encoding=windows-1252"])
+    prepare(tmp_path / "out", queries=tmp_path / "a.txt", overrides=["encoding=windows-1252"])
     assert Corpus.open(tmp_path / "out", "train").captions == ["grün"]
     with pytest.raises(InputError, match="made from other files or with other options"):
-        prepare(tmp_path / "out", queries=tmp_path / "a.txt", sets=["encoding=cp1251"])
+        prepare(tmp_path / "out", queries=tmp_path / "a.txt", overrides=["encoding=cp1251"])
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_places_that_are_not_there_and_wrong_settings(tmp_path, queries):
     with pytest.raises(ConfigError, match=r"hold_out must lie in \[0, 0\.3\], got 0\.9"):
         prepare(tmp_path / "out", queries=queries, hold_out=0.9)
     with pytest.raises(InputError, match="--queries goes with --karpathy, --csv or --jsonl"):
-        choose_manifest(DataChoice(manifest="scenes", queries=[queries]))
+        choose_manifest(PrepareJob(manifest="scenes", queries=[queries]))
 
 
 # What is measured on is left out
@@ -523,7 +523,7 @@ def test_decontaminate_needs_a_pool_and_a_corpus(tmp_path, mixed):
 def test_a_killed_preparation_of_a_pool_resumes_to_the_same_bytes(tmp_path, mixed, monkeypatch):
     other = prepare(tmp_path / "other", csv=mixed["csv"], images=mixed["images"])
     mixed |= {"decontaminate": [Path(other)], "options": {"shard_size": 2}}
-    prepare(tmp_path / "whole", sets=["name=x"], **mixed)
+    prepare(tmp_path / "whole", overrides=["name=x"], **mixed)
     whole = contents(tmp_path / "whole")
     write_shard, num_kills = split_writer._write_shard, 0
     for kill_after in range(1, 20):
@@ -538,11 +538,11 @@ def test_a_killed_preparation_of_a_pool_resumes_to_the_same_bytes(tmp_path, mixe
         monkeypatch.setattr(split_writer, "_write_shard", killed)
         out = tmp_path / f"killed-{kill_after}"
         try:
-            prepare(out, sets=["name=x"], **mixed)
+            prepare(out, overrides=["name=x"], **mixed)
         except KeyboardInterrupt:
             num_kills += 1
             monkeypatch.setattr(split_writer, "_write_shard", write_shard)
-            prepare(out, sets=["name=x"], **mixed)
+            prepare(out, overrides=["name=x"], **mixed)
         assert contents(out) == whole
     assert 3 < num_kills < 19
 

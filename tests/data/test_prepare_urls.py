@@ -11,7 +11,7 @@ import loopback
 import pytest
 from shards import parquet_of, rows_of, tar_of
 
-from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, prepare_corpus
+from dcdctl.core.data import Corpus, PrepareJob, PrepareOptions, choose_manifest, prepare_corpus
 from dcdctl.core.data.download import http
 from dcdctl.core.errors import ConfigError, SourceError
 
@@ -45,7 +45,7 @@ def prepared(tmp_path, name, base, out):
     path = tmp_path / f"{out}.toml"
     path.write_text(MANIFESTS[name].replace("BASE", base))
     summary = prepare_corpus(
-        choose_manifest(DataChoice(manifest=str(path))), tmp_path / out, options=PrepareOptions(workers=1)
+        choose_manifest(PrepareJob(manifest=str(path))), tmp_path / out, options=PrepareOptions(workers=1)
     )
     return {split: entry["fingerprint"] for split, entry in summary.splits.items()}
 
@@ -76,7 +76,7 @@ def test_a_source_at_a_url_gives_the_corpus_of_a_folder(files, name, tmp_path, m
 def test_a_table_and_its_images_are_named_on_the_command_line(files, tmp_path):
     with loopback.serve(files) as server:
         manifest = choose_manifest(
-            DataChoice(
+            PrepareJob(
                 csv=Path(f"{server.url}/pairs.csv?key=secret"),
                 images=[Path(f"{server.url}/images.zip?key=secret")],
                 hold_out=0.0,
@@ -94,6 +94,6 @@ def test_a_table_and_its_images_are_named_on_the_command_line(files, tmp_path):
             prepare_corpus(manifest, tmp_path / "third", options=PrepareOptions(workers=1))
         assert f"{server.url}/pairs.csv was refused (403" in str(refused.value)
         assert "secret" not in str(refused.value)
-    manifest = choose_manifest(DataChoice(csv=Path("https://me:secret@host/pairs.csv"), images=[tmp_path]))
+    manifest = choose_manifest(PrepareJob(csv=Path("https://me:secret@host/pairs.csv"), images=[tmp_path]))
     with pytest.raises(ConfigError, match=r"https://host/pairs.csv is given with a password"):
         prepare_corpus(manifest, tmp_path / "fourth", options=PrepareOptions(workers=1))

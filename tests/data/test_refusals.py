@@ -19,7 +19,7 @@ from refusals import Refusal
 from dcdctl.core.data import Corpus, PrepareOptions, RemoteFile, manifest, prepare_corpus
 from dcdctl.core.data.download.cache import expand
 from dcdctl.core.data.images.archives import ImageStore
-from dcdctl.core.data.manifest import DataChoice, choose_manifest, find_manifest
+from dcdctl.core.data.manifest import PrepareJob, choose_manifest, find_manifest
 from dcdctl.core.data.readers import FORMATS
 from dcdctl.core.errors import ConfigError, CorpusError, InputError
 
@@ -164,7 +164,7 @@ def of_table(text: str, *sets: str):
     def do(folder):
         (folder / "rows.csv").write_text(text)
         images = [folder / "images"]
-        prepare(choose_manifest(DataChoice(csv=folder / "rows.csv", images=images, sets=sets)), folder / "out")
+        prepare(choose_manifest(PrepareJob(csv=folder / "rows.csv", images=images, overrides=sets)), folder / "out")
 
     return do
 
@@ -174,7 +174,7 @@ def of_document(text: str):
 
     def do(folder):
         (folder / "x.json").write_text(text)
-        prepare(choose_manifest(DataChoice(karpathy=folder / "x.json", images=[folder / "images"])), folder / "out")
+        prepare(choose_manifest(PrepareJob(karpathy=folder / "x.json", images=[folder / "images"])), folder / "out")
 
     return do
 
@@ -194,7 +194,7 @@ def of_places(**places: str):
 
     def do(folder):
         chosen = {key: folder / name for key, name in places.items()}
-        prepare(choose_manifest(DataChoice(**{**chosen, "images": [chosen["images"]]})), folder / "out")
+        prepare(choose_manifest(PrepareJob(**{**chosen, "images": [chosen["images"]]})), folder / "out")
 
     return do
 
@@ -228,20 +228,20 @@ def of_source(**label: object):
 
     def do(folder):
         (folder / "rows.jsonl").write_text(json.dumps({"image": "a.jpg", "caption": "x", **label}) + "\n")
-        prepare(choose_manifest(DataChoice(jsonl=folder / "rows.jsonl", images=[folder / "images"])), folder / "out")
+        prepare(choose_manifest(PrepareJob(jsonl=folder / "rows.jsonl", images=[folder / "images"])), folder / "out")
 
     return do
 
 
 ROWS = [
     *(
-        Refusal(f"choice {flags}", lambda flags=flags: choose_manifest(DataChoice(**flags)), InputError, says)
+        Refusal(f"choice {flags}", lambda flags=flags: choose_manifest(PrepareJob(**flags)), InputError, says)
         for flags, says in CHOICES
     ),
     *(
         Refusal(
             f"encoding {name}",
-            lambda name=name: choose_manifest(DataChoice(csv=X, images=[X], sets=[f"encoding={name}"])),
+            lambda name=name: choose_manifest(PrepareJob(csv=X, images=[X], overrides=[f"encoding={name}"])),
             ConfigError,
             f"unknown encoding '{name}'; known: utf-8, utf-16, cp1252",
         )

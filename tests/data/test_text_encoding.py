@@ -7,7 +7,7 @@ import json
 import pytest
 from hostile_images import encoded
 
-from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, prepare_corpus
+from dcdctl.core.data import Corpus, PrepareJob, PrepareOptions, choose_manifest, prepare_corpus
 from dcdctl.core.data.text_encoding import describe_value, find_encoding
 from dcdctl.core.errors import InputError
 
@@ -46,7 +46,7 @@ def test_a_named_encoding_is_in_the_summary_and_in_corpus_json(tmp_path):
 
     def prepare(folder, encoding):
         manifest = choose_manifest(
-            DataChoice(csv=tmp_path / "rows.csv", images=[tmp_path], sets=[f"encoding={encoding}"])
+            PrepareJob(csv=tmp_path / "rows.csv", images=[tmp_path], overrides=[f"encoding={encoding}"])
         )
         return prepare_corpus(manifest, tmp_path / folder, options=PrepareOptions(workers=1))
 

@@ -16,6 +16,7 @@ from processes import free_port
 from ray._private import ray_constants, services
 
 from dcdctl.core.engines import EngineChoice, cluster, open_engine, ray_engine
+from dcdctl.core.engines.open_tasks import OpenTasks
 from dcdctl.core.errors import ConfigError, DcdError, StaleError
 from dcdctl.core.progress import unsaid
 
@@ -83,7 +84,7 @@ def job(monkeypatch) -> ray_engine._Job:
     monkeypatch.setattr(ray, "kill", lambda handle: None)
     engine = ray_engine.RayEngine(EngineChoice(engine="ray"), unsaid)
     monkeypatch.setattr(engine, "start_actor", partial(start_actor, engine))
-    return ray_engine._Job(engine, iter([]), None, 100, lambda count: None)
+    return ray_engine._Job(engine, OpenTasks(iter([])), None, 100, lambda count: None)
 
 
 def start_actor(engine: ray_engine.RayEngine) -> ray_engine._Actor:

@@ -65,10 +65,9 @@ def one(data, tmp_path_factory) -> Path:
 def test_one_cache_whoever_scores_it(nodes, data, one, tmp_path):
     nodes.add("a")
     nodes.add("b")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dcdctl"]
-    command = scoring(data, tmp_path / "torchrun", "--device", "cpu")
-    processes.run([*torchrun, *command[3:]], check=True, env={**os.environ, **ONE_THREAD})
-    assert contents(tmp_path / "torchrun") == contents(one)
+    command = scoring(data, tmp_path / "processes", "--engine", "processes:2", "--device", "cpu")
+    processes.run(command, check=True, env={**os.environ, **ONE_THREAD})
+    assert contents(tmp_path / "processes") == contents(one)
     for workers in (1, 2, 4):
         out = tmp_path / f"ray-{workers}"
         processes.run(scoring(data, out, "--engine", f"ray?workers={workers}"), check=True)
@@ -107,6 +106,26 @@ def test_a_command_that_ends_in_the_middle_is_repeated_and_leaves_the_cluster(no
     ray.init(nodes.address, log_to_driver=False)
     wait_until_free(2)
     again = processes.run(command, check=True, capture_output=True, text=True)
+    assert contents(out) == contents(one)
+    assert "Traceback" not in said + again.stderr
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("trial", range(NUM_KILLS))
+def test_a_command_of_two_processes_that_ends_in_the_middle_is_repeated(data, one, tmp_path, sign, trial):
+    out = tmp_path / "cache"
+    command = scoring(data, out, "--engine", "processes:2")
+    environment = {**os.environ, **ONE_THREAD}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while not pairs(out):
+            time.sleep(0.1)
+        process.send_signal(sign)
+        said = process.communicate(timeout=TIMEOUT_S)[1]
+    assert process.returncode == (130 if sign == signal.SIGINT else -sign)
+    if sign == signal.SIGINT:
+        assert said.splitlines()[-1] == "interrupted: finished work, if any, is kept"
+    assert 0 < len(pairs(out)) < 3
+    again = processes.run(command, check=True, capture_output=True, text=True, env=environment)
     assert contents(out) == contents(one)
     assert "Traceback" not in said + again.stderr
 

@@ -16,12 +16,13 @@ import ray
 from ray import exceptions as failures
 from ray._private import worker
 
-from dcdctl.cli.prepare import Prepare
+from dcdctl.core.data import PrepareJob, make_corpus
 from dcdctl.core.engines import EngineChoice, cluster, ray_engine
 from dcdctl.core.engines.engine import Task
+from dcdctl.core.engines.open_tasks import TRIES, Begun, OpenTasks
 from dcdctl.core.engines.ray_worker import RayWorker, versions
 from dcdctl.core.errors import DcdError, SourceError
-from dcdctl.core.progress import Advance, silent, unsaid
+from dcdctl.core.progress import Advance, unsaid
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def job(monkeypatch, shown) -> ray_engine._Job:
     monkeypatch.setattr(ray, "kill", lambda handle: None)
     monkeypatch.setattr(ray, "cluster_resources", dict)
     engine = ray_engine.RayEngine(EngineChoice(engine="ray"), unsaid)
-    made = ray_engine._Job(engine, (task(number) for number in range(9)), None, 3, shown.append)
+    made = ray_engine._Job(engine, OpenTasks(task(number) for number in range(9)), None, 3, shown.append)
     for _ in range(3):
         calls = SimpleNamespace(remote=lambda *_: object())
         engine.actors.append(
@@ -101,9 +102,9 @@ def test_the_tasks_of_a_lost_worker_go_to_others_first_and_the_bar_moves_back(jo
     job._lose(lost, DcdError("the node has died"))
     job._show()
     assert sum(shown) == 2
-    assert [begun.task.shard for begun in job.again] == [0, 3]
+    assert [begun.task.shard for begun in job.tasks.again] == [0, 3]
     # The task that it computed may be what ended it, and not the one that it read ahead.
-    assert [len(begun.reasons) for begun in job.again] == [1, 0]
+    assert [len(begun.reasons) for begun in job.tasks.again] == [1, 0]
     assert job.news["lost"] == 0  # told at once
     finish(job, 0, num_units=2)
     assert sum(shown) == 2
@@ -113,7 +114,7 @@ def test_the_tasks_of_a_lost_worker_go_to_others_first_and_the_bar_moves_back(jo
 
 
 def test_two_workers_with_one_task_count_as_the_one_that_did_more(job, shown):
-    job.not_begun = iter([task(0)])
+    job.tasks = OpenTasks(iter([task(0)]))
     job._give()
     assert tasks_of(job) == [[0], [0], []]
     for actor, done in zip(job.engine.actors[:2], (3, 4), strict=True):
@@ -132,11 +133,11 @@ def test_the_user_is_told_once_that_a_worker_is_ready(job):
 
 
 def test_a_task_that_fails_as_often_as_may_be_is_left_out_and_named(job):
-    job.not_begun = iter([task(0), task(1)])
+    job.tasks = OpenTasks(iter([task(0), task(1)]))
     job.num_workers = 1
     del job.engine.actors[1:]
-    for trial in range(ray_engine.TRIES):
-        assert [begun.task.shard for begun in job.failed] == []
+    for trial in range(TRIES):
+        assert [begun.task.shard for begun in job.tasks.failed] == []
         assert job._give()
         (actor,) = job.engine.actors
         (begun,) = [begun for begun in actor.tasks if begun.task.shard == 0]
@@ -157,7 +158,7 @@ def test_a_task_whose_result_is_lost_is_tried_again_and_its_worker_stays(job, mo
     first = next(iter(job.expected))
     assert job._take(first) is None
     assert tasks_of(job) == [[3], [1, 4], [2, 5]]
-    assert [(begun.task.shard, begun.reasons) for begun in job.again] == [(0, [error])]
+    assert [(begun.task.shard, begun.reasons) for begun in job.tasks.again] == [(0, [error])]
 
 
 @pytest.mark.parametrize("is_result", [True, False])
@@ -172,7 +173,7 @@ def test_another_error_of_ray_loses_the_worker(job, monkeypatch, is_result):
     reference = list(job.expected)[kinds.index("result" if is_result else "done")]
     assert job._take(reference) is None
     assert tasks_of(job) == [[1, 4], [2, 5]]
-    assert [begun.task.shard for begun in job.again] == [0, 3]
+    assert [begun.task.shard for begun in job.tasks.again] == [0, 3]
 
 
 def test_a_user_is_told_every_half_minute_what_the_job_waits_for(job, monkeypatch):
@@ -295,7 +296,7 @@ def test_rooms_are_told_in_words(monkeypatch):
 def test_workers_without_a_task_are_kept_for_the_next_call_and_the_others_end(job, monkeypatch):
     killed: list[object] = []
     monkeypatch.setattr(ray, "kill", killed.append)
-    job.not_begun = iter([task(0)])
+    job.tasks = OpenTasks(iter([task(0)]))
     job._give()
     busy, _, idle = job.engine.actors
     late = ray_engine._Actor(handle=object())
@@ -309,13 +310,13 @@ def test_workers_without_a_task_are_kept_for_the_next_call_and_the_others_end(jo
 
 def test_a_bug_of_a_task_keeps_its_traceback_and_an_error_of_the_user_its_hint(job):
     bug = failures.RayTaskError("run", "its traceback", ZeroDivisionError("by zero"))
-    failed = ray_engine._Begun(task(7), reasons=[bug])
-    job.failed = [failed]
+    failed = Begun(task(7), reasons=[bug])
+    job.tasks.failed = [failed]
     with pytest.raises(failures.RayTaskError, match="its traceback"):
         job.raise_failures()
-    job.failed = [
-        ray_engine._Begun(task(1), reasons=[DcdError("old"), DcdError("the file is damaged", hint="make it again")]),
-        ray_engine._Begun(task(2), reasons=[DcdError("another one")]),
+    job.tasks.failed = [
+        Begun(task(1), reasons=[DcdError("old"), DcdError("the file is damaged", hint="make it again")]),
+        Begun(task(2), reasons=[DcdError("another one")]),
     ]
     with pytest.raises(DcdError, match=r"2 tasks failed 4 times, and the others are kept") as error:
         job.raise_failures()
@@ -436,6 +437,6 @@ def test_decoding_takes_no_gpu_of_a_cluster(monkeypatch):
     def opened(choice: EngineChoice, say: object) -> None:
         raise OpenedError(choice.gpus, choice.workers)
 
-    monkeypatch.setattr("dcdctl.core.engines.open_engine", opened)
+    monkeypatch.setattr("dcdctl.core.data.prepare.open_engine", opened)
     with pytest.raises(OpenedError, match=r"\(0, 3\)"):
-        Prepare(manifest="scenes", engine="ray?workers=3").run(silent, unsaid)
+        make_corpus(PrepareJob(manifest="scenes", engine="ray?workers=3"))

@@ -11,8 +11,9 @@ import pytest
 from dcdctl.core.engines.choice import EngineChoice
 from dcdctl.core.engines.compute import MOST_READERS, Compute, OfWorker
 from dcdctl.core.engines.engine import Task, whole_shards
-from dcdctl.core.engines.processes import ThisProcess, TorchProcesses
+from dcdctl.core.engines.processes import Processes
 from dcdctl.core.engines.ray_engine import RayEngine
+from dcdctl.core.engines.this_process import ThisProcess
 from dcdctl.core.progress import Advance, unsaid
 
 
@@ -83,29 +84,14 @@ def test_an_error_of_a_task_comes_after_the_results_of_those_before_it():
     assert log == ["start a", "start bad", "end a"]
 
 
-def test_tasks_are_small_only_where_they_are_sent_to_other_machines():
+def test_tasks_are_small_only_where_they_are_sent_to_other_processes():
     assert not ThisProcess().sends_tasks
-    assert not TorchProcesses().sends_tasks
-    assert not TorchProcesses().alone().sends_tasks
-    assert RayEngine(EngineChoice(engine="ray"), unsaid).alone().sends_tasks
+    assert Processes(2, 1, unsaid).sends_tasks
+    assert RayEngine(EngineChoice(engine="ray"), unsaid).sends_tasks
 
 
 def test_no_worker_is_made_without_a_task():
     assert list(ThisProcess().map([], lambda: pytest.fail("it was made"), lambda _: None)) == []
-
-
-@pytest.mark.parametrize("world_size", [None, 1, 3])
-def test_each_process_of_torchrun_does_the_tasks_of_its_shards(monkeypatch, world_size):
-    tasks = [named(shard, f"{shard}{part}") for shard in (0, 1, 4, 5, 6) for part in "ab"]
-    done = []
-    for rank in range(world_size or 1):
-        if world_size is not None:
-            monkeypatch.setenv("RANK", str(rank))
-            monkeypatch.setenv("WORLD_SIZE", str(world_size))
-        mine = [task for task, _ in TorchProcesses().map(tasks, lambda: Doubling([]), lambda _: None)]
-        assert {task.shard % (world_size or 1) for task in mine} == {rank}
-        done += mine
-    assert sorted(task.name for task in done) == [task.name for task in tasks]
 
 
 @pytest.mark.parametrize(("threads", "readers"), [(1, 1), (2, 1), (3, 2), (9, 8), (64, MOST_READERS)])

@@ -20,7 +20,12 @@ from dcdctl.core.errors import ConfigError, InputError, ModelError, SourceError,
 from dcdctl.core.progress import unsaid
 
 CHOICES = [
-    ("ray://head", r"engine 'ray://head' is unknown; known are .*ray, and ray://HOST:PORT"),
+    ("spark", r"engine 'spark' is unknown; known are files:DIR, processes:N, ray, and ray://HOST:PORT"),
+    ("ray://head", r"engine 'ray://head' is unknown; known are files:DIR, processes:N, ray, and ray://HOST:PORT"),
+    ("processes", r"--engine processes lacks the number of processes; such as processes:4"),
+    ("processes:many", r"--engine processes:many lacks the number of processes; such as processes:4"),
+    ("processes:2?cpus=2", r"--engine processes:2\?cpus=2 lacks the number of processes"),
+    ("processes:0", r"--engine\.workers must lie in \[1, 100000\], got 0"),
     ("ray?workers=0", r"--engine\.workers must lie in \[1, 100000\], got 0"),
     ("ray?workers=many", r"--engine\.workers must be .*'many'"),
     ("ray?gpus=1.5", r"a share of one GPU or a whole number of them, got 1\.5"),
@@ -56,11 +61,6 @@ def of_address(address: str, use, *, by_option: bool):
     return do
 
 
-def under_torchrun(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    EngineChoice.parse("ray")
-
-
 def in_a_small_store(monkeypatch):
     def fill(value: object) -> None:
         raise failures.ObjectStoreFullError("2 GB of 1 GB")
@@ -78,7 +78,6 @@ def silent(why: str) -> str:
 
 ROWS = [
     *(Refusal(text, partial(EngineChoice.parse, text), ConfigError, says) for text, says in CHOICES),
-    Refusal("torchrun", under_torchrun, ConfigError, "--engine and torchrun both start processes; leave one of them"),
     *(
         Refusal(f"--engine {address}", of_address(address, connect, by_option=True), SourceError, silent(why))
         for address, why in ADDRESSES

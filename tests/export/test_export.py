@@ -130,7 +130,7 @@ def outcomes(place, sources, scenes_corpus_dir, onnx_student) -> dict[str, expor
     for name, (ref, to) in JOBS.items():
         if name not in found:
             found[name] = export.export_model(
-                ExportJob(ref=str(sources[ref]), out=place / name, to=to, data=scenes_corpus_dir)
+                ExportJob(model=str(sources[ref]), out=place / name, to=to, data=scenes_corpus_dir)
             )
     return found
 
@@ -228,7 +228,7 @@ def test_checks_report_what_was_compared(outcomes):
 
 
 def job_of(sources, tmp_path, **changes) -> ExportJob:
-    return replace(ExportJob(ref=str(sources["dual"]), out=tmp_path / "out", to="transformers"), **changes)
+    return replace(ExportJob(model=str(sources["dual"]), out=tmp_path / "out", to="transformers"), **changes)
 
 
 @pytest.mark.parametrize(
@@ -239,19 +239,23 @@ def job_of(sources, tmp_path, **changes) -> ExportJob:
             ConfigError,
             "--to gguf is not a format; known: transformers, sentence-transformers, open-clip, onnx",
         ),
-        ({"ref": "nowhere"}, ModelError, "nowhere does not exist"),
+        ({"model": "nowhere"}, ModelError, "nowhere does not exist"),
         ({"data": Path("nowhere")}, CorpusError, "nowhere"),
         (
-            {"ref": "vilt", "to": "onnx"},
+            {"model": "vilt", "to": "onnx"},
             ModelError,
             "is a fusion model, which does not export to ONNX: its shapes depend on the data",
         ),
-        ({"ref": "pair-scorer", "to": "sentence-transformers"}, ModelError, "is a fusion model, which has no vectors"),
+        (
+            {"model": "pair-scorer", "to": "sentence-transformers"},
+            ModelError,
+            "is a fusion model, which has no vectors",
+        ),
     ],
 )
 def test_a_refused_export_leaves_no_folder(changes, error, message, sources, tmp_path):
-    if changes.get("ref") in sources:
-        changes = {**changes, "ref": str(sources[changes["ref"]])}
+    if changes.get("model") in sources:
+        changes = {**changes, "model": str(sources[changes["model"]])}
     with pytest.raises(error, match=re.escape(message)):
         export.export_model(job_of(sources, tmp_path, **changes))
     assert list(tmp_path.iterdir()) == []

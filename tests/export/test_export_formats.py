@@ -37,7 +37,7 @@ def test_the_saved_code_gives_the_vectors_of_the_model(vision, levels, text, cor
     refs = save_vision(vision, tmp_path / "vision"), save_text(text, corpus.captions, tmp_path / "text")
     spec = models.FeatureSpec(levels=levels)
     pair = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=20, features=spec)
-    job = ExportJob(ref="pair", out=tmp_path / "out", to="transformers")
+    job = ExportJob(model="pair", out=tmp_path / "out", to="transformers")
     target = to_transformers.Transformers(job, pair, job.out)
     target.write()
     found, wanted = target.embed(samples), export_check.vectors_of(pair, samples)
@@ -71,7 +71,7 @@ def test_sentence_transformers_pads_short_captions_without_a_mask_as_siglip_does
         save_dual("SigLIP", captions, tmp_path / "siglip", tokenizer=tokenizer and tokenizer(captions))
     )
     samples = replace(samples, captions=list(map(str.upper, samples.captions)))
-    job = ExportJob(ref="siglip", out=tmp_path / "out", to="sentence-transformers")
+    job = ExportJob(model="siglip", out=tmp_path / "out", to="sentence-transformers")
     target = to_sentence_transformers.SentenceTransformers(job, siglip, job.out)
     target.write()
     wanted = export_check.vectors_of(siglip, samples).texts_TD
@@ -129,7 +129,7 @@ def test_samples_come_from_the_split_that_was_evaluated_or_from_scenes(scenes_co
 def test_open_clip_embeds_without_the_statistics_of_its_batch(corpus, samples, tmp_path):
     """Batch normalization of an image alone and of three images would differ."""
     dual = models.load_dual(save_open_clip("open_clip with timm", corpus.captions, tmp_path / "from"))
-    target = to_open_clip.OpenClip(ExportJob(ref="clip", out=tmp_path / "out", to="open-clip"), dual, tmp_path / "out")
+    target = to_open_clip.OpenClip(ExportJob("clip", tmp_path / "out", to="open-clip"), dual, tmp_path / "out")
     target.write()
     found, wanted = target.embed(samples), export_check.vectors_of(dual, samples)
     torch.testing.assert_close(found.images_ID, wanted.images_ID, atol=1e-5, rtol=0)

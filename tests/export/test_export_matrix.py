@@ -123,7 +123,7 @@ def read_back(
     for name, to in pairs:
         folder = f"{name.replace(' ', '-')}-{to}"
         export.export_model(
-            ExportJob(ref=str(sources[name]), out=place / folder, to=to, data=gallery.folder, with_int8=False)
+            ExportJob(model=str(sources[name]), out=place / folder, to=to, data=gallery.folder, int8=False)
         )
         blocks[folder] = code_of(place / folder)
     run_blocks(blocks, READ_BACK, gallery, place)
@@ -260,7 +260,7 @@ def test_a_late_model_has_its_scores_in_a_process_without_dcdctl(gallery, tmp_pa
         model = late(dual, is_pooled=False, position_norm=position_norm)
         models.save(model, ref)
         with operators_once():
-            done = export.export_model(ExportJob(ref=str(ref), out=out, to=to, data=gallery.folder, with_int8=False))
+            done = export.export_model(ExportJob(model=str(ref), out=out, to=to, data=gallery.folder, int8=False))
         if to == "onnx":
             assert [check.precision for check in done.checks] == ["fp32"]
             for tower in out.glob("*.onnx"):
@@ -319,7 +319,7 @@ REASONS = {
 def test_a_format_that_cannot_hold_a_model_is_refused_with_the_reason(name, to, sources, tmp_path):
     reason = REASONS.get((name, to), "is no model of open_clip, which cannot read it; export it with --to transformers")
     with pytest.raises(ModelError, match=re.escape(reason)):
-        export.export_model(ExportJob(ref=str(sources[name]), out=tmp_path / "out", to=to))
+        export.export_model(ExportJob(model=str(sources[name]), out=tmp_path / "out", to=to))
     assert list(tmp_path.iterdir()) == []
 
 

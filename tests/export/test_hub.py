@@ -92,4 +92,4 @@ def test_an_unreachable_hub_is_an_error(folder, monkeypatch):
 
 
 def test_a_private_export_needs_no_repository(tmp_path):
-    resolve(ExportJob(ref="scenes-vilt", out=tmp_path / "out", to="transformers", private=True))
+    resolve(ExportJob(model="scenes-vilt", out=tmp_path / "out", to="transformers", private=True))

@@ -53,7 +53,7 @@ def make_dual():
 
 
 def card_of(ref, tmp_path, license=None) -> tuple[ModelCard, str]:
-    job = ExportJob(ref=str(ref), out=tmp_path, to="onnx", license=license, push_to="me/dual")
+    job = ExportJob(model=str(ref), out=tmp_path, to="onnx", license_id=license, push_to_hub="me/dual")
     model_card.write(Onnx(job, make_dual(), tmp_path), "a scene: close", read_history(str(ref)))
     card = ModelCard.load(tmp_path / "README.md")
     return card, card.text

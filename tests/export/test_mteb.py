@@ -49,7 +49,9 @@ def test_mteb_finds_the_recalls_of_eval(scenes_corpus_dir, tmp_path):
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     export.export_model(
-        ExportJob(ref=str(clip), out=tmp_path / "student-sentences", to="sentence-transformers", data=scenes_corpus_dir)
+        ExportJob(
+            model=str(clip), out=tmp_path / "student-sentences", to="sentence-transformers", data=scenes_corpus_dir
+        )
     )
 
     (tmp_path / "data").mkdir()

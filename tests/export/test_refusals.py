@@ -55,7 +55,7 @@ ROWS = [
     ),
     Refusal(
         "--public alone",
-        lambda tmp_path: resolve(ExportJob(ref="scenes-vilt", out=tmp_path / "out", to="transformers", private=False)),
+        lambda tmp_path: resolve(ExportJob("scenes-vilt", tmp_path / "out", to="transformers", private=False)),
         ConfigError,
         "--public is for a repository of the Hub, and none is named; add --push-to-",
     ),

@@ -29,6 +29,7 @@ from tiny import contents
 from dcdctl.core import artifacts, files
 from dcdctl.core.artifacts import Build, Kind, first_difference, seal_of, sha256_of
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
+from dcdctl.core.scoring import FEATURES
 
 TOY = Kind(
     name="toy",
@@ -386,3 +387,20 @@ def test_a_full_disk_says_that_finished_parts_are_kept_only_if_there_are_any(tmp
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with build.write("part-1") as partial:
             partial.touch()
+
+
+def test_parts_resume_with_what_is_missing_and_a_seal_removes_what_a_killed_run_left(tmp_path):
+    build = Build(tmp_path / "features", {"format": FEATURES.format, "of": "this corpus"}, FEATURES)
+    parts = artifacts.Parts(build, ["images-0.npy", "images-1.npy"])
+    build.begin()
+    with build.write("images-0.npy") as path:
+        path.write_bytes(b"zero")
+    assert parts.missing() == [1]
+    with build.write("images-1.npy") as path:
+        path.write_bytes(b"one")
+    parts.seal(lambda listed: {"format": FEATURES.format, "files": listed})
+    left = build.folder / "images-2.npy"
+    left.write_bytes(b"two")
+    parts.seal(lambda listed: {"files": {}})
+    assert not left.exists()
+    assert list(FEATURES.read_seal(build.folder)["files"]) == ["images-0.npy", "images-1.npy"]

@@ -20,6 +20,7 @@ from dcdctl.core import artifacts, config, devices, files, machine
 from dcdctl.core.artifacts import Build, Kind
 from dcdctl.core.config import ASCENDING, DISTINCT, NOT_EMPTY, Count, Positive, Share, between, check_fields
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError, require_extra
+from dcdctl.core.toml import apply_sets, read_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,10 +209,14 @@ ROWS = [
         )
     ),
     *(
-        Refusal(f"--set {line}", partial(config.apply_sets, {"inner": {"rate": 0.1}}, [line]), ConfigError, "--set")
-        for line in ("rate", "=3", "inner.rate.x=1")
+        Refusal(f"setting {line}", partial(apply_sets, {"inner": {"rate": 0.1}}, [line]), ConfigError, says)
+        for line, says in (
+            ("rate", "^a setting must be KEY=VALUE, got 'rate'; write its name, an equals sign and its value$"),
+            ("=3", "got '=3'"),
+            ("inner.rate.x=1", "^inner.rate.x: rate is a value, not a table; set rate itself$"),
+        )
     ),
-    Refusal("TOML", of_path(config.read_toml, "toml"), ConfigError, "toml is not valid TOML: .*line 2"),
+    Refusal("TOML", of_path(read_toml, "toml"), ConfigError, "toml is not valid TOML: .*line 2"),
     Refusal(
         "document",
         lambda: config.build_document(Outer, {"name": 1}, "a.json", error=StaleError, hint="make it again"),

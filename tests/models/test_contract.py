@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import pickle
 from functools import cache
 
 import numpy as np
@@ -110,6 +111,14 @@ def test_logits_equal_those_of_each_pair_alone(model, pairs):
             alone = plain_score(model, *inputs, area).view(3, 2)
     assert_close(logits_RC, alone, rtol=1e-4, atol=1e-4)
     assert logits_RC.flatten().unique().numel() == 6
+
+
+@of_all_families
+def test_a_model_travels_to_another_process(model, pairs):
+    arrived = pickle.loads(pickle.dumps(model))
+    assert arrived.digest == model.digest
+    # Not equal: where the weights of an ALIGN lie in memory decides how a product is rounded, also in a copy.
+    assert_close(logits_of(arrived, pairs), logits_of(model, pairs), rtol=1e-6, atol=1e-6)
 
 
 @of_all_families

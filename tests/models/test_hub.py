@@ -21,13 +21,12 @@ from typer.testing import CliRunner
 
 import dcdctl
 from dcdctl.cli.app import app
-from dcdctl.cli.photos import DEFAULT_MODEL
 from dcdctl.core import models, scoring
-from dcdctl.core.config import naming_fields
 from dcdctl.core.errors import ModelError
 from dcdctl.core.export import ExportJob
 from dcdctl.core.export.export import export_model
 from dcdctl.core.models.references import hub
+from dcdctl.core.photos import DEFAULT_MODEL
 from dcdctl.core.progress import byte_size
 from dcdctl.core.teacher import CandidateConfig
 
@@ -84,7 +83,7 @@ def test_a_model_of_the_hub_is_read_from_its_cache_once_the_hub_is_gone(online, 
 def test_a_late_model_its_export_and_its_query_student_are_read_from_the_hub(online, tmp_path, captions):
     model = late(FAMILIES["dual"](captions, tmp_path), is_pooled=False, position_norm=0.7)
     models.save(model, tmp_path / "late")
-    export_model(ExportJob(ref=str(tmp_path / "late"), out=tmp_path / "exported", to="sentence-transformers"))
+    export_model(ExportJob(model=str(tmp_path / "late"), out=tmp_path / "exported", to="sentence-transformers"))
     space, size = models.QuerySpace.of(model), models.QuerySize(text="teacher")
     models.save(models.new_query(space, size, teacher=model), tmp_path / "query")
     folders = {f"me/{name}": tmp_path / name for name in ("late", "exported", "query")}
@@ -111,7 +110,7 @@ def test_a_model_that_cannot_be_fetched_is_one_error_that_says_what_to_fetch_whe
     fields = {"candidates": CandidateConfig(kind="embedding", model="me/vilt")}
     with (
         pytest.raises(ModelError, match=rf"{FETCH.partition('name')[0]}give `--set candidates.model=DIR`$"),
-        naming_fields(fields),
+        models.naming_fields(fields),
     ):
         models.load_dual("me/vilt")
     words = ["eval", "me/vilt", "--data", str(scenes_corpus_dir), "--out", str(tmp_path / "out")]

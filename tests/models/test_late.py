@@ -215,7 +215,7 @@ def test_an_export_that_cannot_hold_a_late_model_says_why(to, family, is_pooled,
     models.save(model if model.kind == "late" else late(model, is_pooled=is_pooled), tmp_path / "late")
     said = f"is a late-interaction model, which is not exported to {to}: .*{reason}"
     with pytest.raises(ModelError, match=said) as refused:
-        export_model(ExportJob(ref=str(tmp_path / "late"), out=tmp_path / "out", to=to))
+        export_model(ExportJob(model=str(tmp_path / "late"), out=tmp_path / "out", to=to))
     assert hint in refused.value.hint
     assert not (tmp_path / "out").exists()
 

@@ -79,7 +79,7 @@ def test_a_training_starts_from_it_and_changes_it(published, corpus, tmp_path):
 
 def test_exports_keep_it(published, corpus, tmp_path):
     name, folder = published
-    export.export_model(ExportJob(ref=str(folder), out=tmp_path / "own", to=KINDS[name], data=corpus.folder))
+    export.export_model(ExportJob(model=str(folder), out=tmp_path / "own", to=KINDS[name], data=corpus.folder))
     assert models.load(tmp_path / "own").digest == models.load(folder).digest
     (path,) = (tmp_path / "own").glob("*.safetensors")
     assert float(load_file(path)["logit_scale"].exp()) == pytest.approx(SCALE, rel=1e-5)

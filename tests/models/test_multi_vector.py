@@ -49,7 +49,7 @@ def exported(tmp_path_factory):
     """A multi-vector model over a CLIP: a prefix, an expansion or a skip list is not inside its processor."""
     root = tmp_path_factory.mktemp("clip")
     models.save(late(FAMILIES["CLIP"](CAPTIONS, root / "parts"), is_pooled=False), root / "late")
-    export_model(ExportJob(ref=str(root / "late"), out=root / "out", to="sentence-transformers"))
+    export_model(ExportJob(model=str(root / "late"), out=root / "out", to="sentence-transformers"))
     return root / "out"
 
 

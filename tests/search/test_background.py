@@ -40,7 +40,7 @@ def by_hand(searcher: IndexSearcher) -> list[float]:
 
 
 def test_the_background_is_that_of_all_probes_and_images(made):
-    found = background.measure_background(made.searcher)
+    found = replace(made.searcher).background
     assert [found.typical, found.limit] == pytest.approx(by_hand(made.searcher), abs=2e-3)
 
 
@@ -70,7 +70,7 @@ def test_removed_images_are_no_background(made, tmp_path):
     searcher = made.searcher
     name = searcher.by_text(background.probe_texts()[0], 1).hits[0].name
     update(made.index, remove=(name,))
-    after = background.measure_background(made.searcher)
+    after = replace(made.searcher).background
     assert FolderIndex.open(made.index).num_images == len(served.NAMES) - 1
     assert [after.typical, after.limit] == pytest.approx(by_hand(made.searcher), abs=2e-3)
 
@@ -85,7 +85,6 @@ def test_a_text_side_holds_the_vectors_of_the_probes(made):
     batch, _ = searcher.texts.tokenize(background.probe_texts())
     stored = searcher.texts.probes
     assert np.array_equal(stored, searcher.texts.vectors(batch))
-    assert background.measure_background(searcher) == searcher.background
     texts = DualVectors(searcher.model, torch.device("cpu"))
-    found = background.measure_background(replace(searcher, texts=texts))
+    found = replace(searcher, texts=texts).background
     assert found.limit == pytest.approx(searcher.background.limit, abs=1e-5)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,8 @@ from made_index import Killed, build, copied, killed_before, update
 from PIL import Image
 from tiny import contents, make_models
 
-from dcdctl.core import distributed, models
-from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
+from dcdctl.core import models
+from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
@@ -256,38 +256,6 @@ def test_an_existing_index_is_not_overwritten(dual, pictures, tmp_path, corpus, 
     assert contents(flat.folder) == before
     assert build(dual, pictures, flat.folder, FLAT).num_images == 7  # the same build again is allowed
     assert contents(flat.folder) == before
-
-
-def test_processes_share_the_parts_and_the_segments(dual, graphs, pictures, tmp_path, monkeypatch):
-    written, folder, waits = {}, tmp_path / "shared", 0
-
-    def wait(**ways):
-        nonlocal waits
-        waits -= 1
-        if not waits:
-            raise Killed  # when a process waits for the others, the next one runs
-
-    monkeypatch.setattr(distributed, "barrier", wait)
-    monkeypatch.setattr(distributed, "main_first", nullcontext)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for step in ("vectors", "ann"):
-        for rank in ("0", "1"):
-            monkeypatch.setenv("RANK", rank)
-            before, waits = (
-                set(folder.glob(f"{step}/*")),
-                1 if step == "vectors" else 2,
-            )  # after embedding; after building
-            with pytest.raises(Killed):
-                build(dual, pictures, folder, GRAPHS)
-            written[step, rank] = sorted(
-                path.name for path in set(folder.glob(f"{step}/*")) - before if path.suffix != DIGEST_SUFFIX
-            )
-    assert written["vectors", "0"] == ["part-00000.parquet", "part-00002.parquet"]
-    assert written["vectors", "1"] == ["part-00001.parquet"]
-    assert [len(written["ann", rank]) for rank in "01"] == [1, 1]
-    monkeypatch.undo()
-    build(dual, pictures, folder, GRAPHS)
-    assert contents(folder) == contents(graphs.folder)
 
 
 def test_a_part_without_images_does_not_let_a_later_one_overwrite_a_file(dual, tmp_path, flat):

@@ -69,7 +69,7 @@ def late_searchers(noise_index, searchers, tmp_path_factory):
     place, images = folder / "late with positions", noise_index.parent / "images"
     model = with_noise(late(FAMILIES["dual"](CAPTIONS, folder), is_pooled=False, position_norm=0.7))
     models.save(model, place)
-    export_model(ExportJob(ref=str(place), out=folder / "exported", to="sentence-transformers"))
+    export_model(ExportJob(model=str(place), out=folder / "exported", to="sentence-transformers"))
     save_colpali(folder / "ColPali", CAPTIONS)
     encoder = MultiVectorEncoder(str(folder / "exported"), device="cpu", similarity_fn_name="maxsim")
     # So that a text may have one token.

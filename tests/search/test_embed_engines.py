@@ -68,8 +68,8 @@ def compute(engine=None, batch_size=2):
 
 
 def built(ref, images, out, split=None, **how):
-    job = IndexJob(model=str(ref), images=images, out=out, split=split, compute=compute(**how))
-    change = build_index(job)
+    job = IndexJob(model=str(ref), images=images, out=out, split=split)
+    change = build_index(job, compute=compute(**how))
     return contents(out), change.skipped
 
 

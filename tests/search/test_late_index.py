@@ -225,7 +225,7 @@ def test_an_index_of_a_late_model_answers_by_the_scores_of_the_model(late_ref, p
 
 def test_a_late_model_its_export_and_its_query_student_are_searched_by_their_own_scores(late_ref, pictures, tmp_path):
     model = models.load(late_ref)
-    export_model(ExportJob(ref=str(late_ref), out=tmp_path / "exported", to="sentence-transformers"))
+    export_model(ExportJob(model=str(late_ref), out=tmp_path / "exported", to="sentence-transformers"))
     student = models.new_query(models.QuerySpace.of(model), models.QuerySize(text="teacher"), teacher=model)
     models.save(student, tmp_path / "query")
     query = tmp_path / "query"

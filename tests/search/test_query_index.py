@@ -12,7 +12,7 @@ import pytest
 import torch
 from command_line import document_of, run
 from families import FAMILIES, late, with_noise
-from made_index import BATCHES, build_of, killed_before, searcher_of, update
+from made_index import build_of, killed_before, searcher_of, update
 from made_store import URLS
 from noise_index import CAPTIONS, NAMES
 from tiny import run_script
@@ -134,7 +134,7 @@ def test_a_query_model_of_another_teacher_is_refused_before_an_image_is_read(
     ref, own, _, query = made
     other = late_ref if ref != late_ref else noise_index.parent / "dual"
     wrong = save_query(other, tmp_path / "wrong")
-    new = IndexJob(model=str(ref), images=noise_index.parent / "images", out=tmp_path / "index", compute=BATCHES)
+    new = IndexJob(model=str(ref), images=noise_index.parent / "images", out=tmp_path / "index", batch_size=2)
     for give in (
         lambda query_model: change_index(str(own.folder), Changes(query_model=query_model)),
         lambda query_model: build_index(replace(new, query_model=query_model)),

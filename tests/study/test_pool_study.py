@@ -50,6 +50,14 @@ steps = 3
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short_times():
+    """Times of few queries: they are shown, and change nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "QUICK", QUICK)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Models, a recipe, and a corpus with the captioned split `pairs` and the pools `train` and `test`."""
@@ -77,7 +85,8 @@ def job(folder: Path, out: Path, teacher: str, train_split: str = "unpaired", **
         out=out,
         seeds=(0, 1),
         train_split=train_split,
-        bench=QUICK,
+        precision="fp32",
+        accumulate=1,
         **more,
     )
 
@@ -141,7 +150,7 @@ def test_the_models_of_a_study_on_a_pool_have_the_agreement_that_eval_gives(
 
 def test_what_a_pool_has_no_captions_for_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="opened without --model-set"):
-        run_study(job(folder, tmp_path / "study", "siglip", model_set=("max_text_len=32",)))
+        run_study(job(folder, tmp_path / "study", "siglip", model_overrides=("max_text_len=32",)))
 
 
 def agreements(text_Q: list[float], image_Q: list[float]) -> Agreements:

@@ -92,7 +92,8 @@ class Stage:
             out=out,
             seeds=(0, 1),
             depth=3,
-            bench=QUICK,
+            precision="fp32",
+            accumulate=1,
         )
         return replace(job, **changes)
 
@@ -104,6 +105,7 @@ def _short_trials() -> Iterator[None]:
         patch.setattr(folds, "TRIAL_S", 0.001)
         patch.setattr(cascade, "MAX_ROUNDS", 3)
         patch.setattr(footprint, "NUM_COUNTED", 1)
+        patch.setattr(study, "QUICK", QUICK)
         yield
 
 
@@ -414,7 +416,7 @@ def test_what_a_study_cannot_use_is_refused_before_anything_is_written(
 
 def test_settings_of_the_teacher_go_with_it_and_with_no_other_model(stage: Stage, tmp_path: Path):
     teacher, sets = str(stage.folder / "siglip"), ("max_text_len=9",)
-    plan = resolve(stage.job(tmp_path / "study", teacher=teacher, model_set=sets))
+    plan = resolve(stage.job(tmp_path / "study", teacher=teacher, model_overrides=sets))
     fine_tuned, _, distilled = plan.arms
     assert plan.inputs(distilled, 1).model_set == plan.cache_job(teacher, tmp_path / "cache").model_set == sets
     own = plan.cache_job(str(stage.folder / "clip"), tmp_path / "cache")
@@ -491,11 +493,11 @@ def test_lists_of_the_baseline_have_as_many_negatives_which_no_teacher_chose(sta
 
 
 def test_all_runs_have_the_precision_that_the_first_one_chose(stage: Stage, tmp_path: Path):
-    dual, options = str(stage.folder / "siglip"), TrainingOptions(tries_precision=True)
-    job = stage.job(tmp_path / "study", teacher=dual, seeds=(0,), sets=["optimizer.steps=1"], training=options)
+    dual = str(stage.folder / "siglip")
+    job = stage.job(tmp_path / "study", teacher=dual, seeds=(0,), sets=["optimizer.steps=1"], precision="auto")
     plan = resolve(job)
-    plan.job.out.mkdir()
-    write_document(plan.job.out / SETTINGS_FILE, plan.settings)
+    plan.out.mkdir()
+    write_document(plan.out / SETTINGS_FILE, plan.settings)
     # As on a GPU where bfloat16 is faster.
     in_bf16 = TrainingOptions(compute=Compute(precision="bfloat16"))
     training.train_model(plan.training_job(plan.arms[0], 0), plan.inputs(plan.arms[0], 0), options=in_bf16)
@@ -510,7 +512,7 @@ def test_a_benchmark_that_fails_leaves_out_the_times_alone(stage: Stage, finishe
     def fails(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(study, "compare_saved", fails)
+    monkeypatch.setattr(study, "run_bench", fails)
     run_study(stage.job(out))
     assert any(line.startswith("times per query: the GPU has too little memory") for line in document(out)["left_out"])
     assert rows(out)["distilled"]["query_ms"] is None

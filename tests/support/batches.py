@@ -16,9 +16,9 @@ from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.batch import UNSPLIT, MicroBatchPlan
 from dcdctl.core.training.batches.lists import CandidateLists
 from dcdctl.core.training.batches.step_pairs import CorpusBatches
-from dcdctl.core.training.corpus_data import choose_pairs
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import BatchConfig, Recipe
+from dcdctl.core.training.settled import choose_pairs
 
 
 class Indices:

@@ -142,14 +142,13 @@ def build(
         split=split,
         sets=tuple(f"{name}={str(value).lower()}" for name, value in sets.items()),
         vectors=() if given is None else (str(given),),
-        compute=compute,
     )
-    return build_index(job, track=track).index
+    return build_index(job, compute=compute, track=track).index
 
 
 def build_of(ref: Path, images: Path, folder: Path, *sets: str) -> FolderIndex:
     """The same with these settings alone."""
-    return build_index(IndexJob(model=str(ref), images=images, out=folder, sets=sets, compute=BATCHES)).index
+    return build_index(IndexJob(model=str(ref), images=images, out=folder, sets=sets), compute=BATCHES).index
 
 
 def update(

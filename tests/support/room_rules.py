@@ -16,18 +16,22 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve": ("engines", "data", "search", "stores"),
     "report": ("engines", "data", "teacher", "evaluation", "training", "bench", "search"),
     "export": ("engines", "data", "models", "scoring", "evaluation", "training", "bench", "report"),
+    "photos": ("data", "models", "search", "training"),
     "study": ("engines", "data", "models", "scoring", "teacher", "evaluation", "training", "bench", "report"),
     "integrity": ("data", "models", "scoring", "teacher", "evaluation", "training", "bench", "search"),
 }
 """The rooms in order, and the earlier rooms that each one reads. Ground files are free to all."""
 GROUND = (
     "errors",
+    "arguments",
+    "options",
     "progress",
     "places",
     "files",
     "locks",
     "artifacts",
     "config",
+    "toml",
     "machine",
     "devices",
     "memory",

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core.engines import Engine
-
 
 def sent(value: Any) -> Any:
     """What another process gets of a value."""
@@ -63,6 +61,3 @@ class SendingEngine:
         elsewhere = self.hidden.rename(self.hidden.with_name("hidden"))
         yield
         elsewhere.rename(self.hidden)
-
-    def alone(self) -> Engine:
-        return self

@@ -22,7 +22,6 @@ from tiny import contents, make_teacher, make_wide_dual
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
 from dcdctl.core.data.download import http
-from dcdctl.core.engines import Compute
 from dcdctl.core.evaluation import EvalJob, evaluate
 from dcdctl.core.export import ExportJob, export
 from dcdctl.core.export.export import Exported
@@ -158,7 +157,7 @@ def dual_run(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     gallery = Corpus.open(scenes_corpus_dir, "test")
     run = write_run(tmp_path_factory.mktemp("runs") / "dual", "demo-dual-alone")
     models.save(make_wide_dual(gallery.captions), run / "model", run=models.run_of(run))
-    evaluate.run_evaluation(EvalJob(model=str(run), data=scenes_corpus_dir, compute=Compute(batch_size=64)))
+    evaluate.run_evaluation(EvalJob(model=str(run), data=scenes_corpus_dir, batch_size=64))
     return run
 
 
@@ -169,7 +168,7 @@ def onnx_student(dual_run: Path, scenes_corpus_dir: Path, tmp_path_factory: pyte
     def make(folder: Path) -> Exported:
         with operators_once():
             return export.export_model(
-                ExportJob(ref=str(dual_run), out=folder / "dual-onnx", to="onnx", data=scenes_corpus_dir)
+                ExportJob(model=str(dual_run), out=folder / "dual-onnx", to="onnx", data=scenes_corpus_dir)
             )
 
     return make_once(tmp_path_factory, "dual-onnx", make)

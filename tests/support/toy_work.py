@@ -57,7 +57,9 @@ class Adder:
                 os._exit(1)
             if task.fails == "lock":
                 return threading.Lock()
-            raise InputError(f"{task.number} cannot be added") if task.fails == "error" else ValueError(task.number)
+            if task.fails == "error":
+                raise InputError(f"{task.number} cannot be added", hint="name another")
+            raise ValueError(task.number)
         return np.arange(task.size) * task.number
 
 

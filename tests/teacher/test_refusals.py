@@ -111,16 +111,6 @@ def of_vectors(vectors, **more):
     return cache
 
 
-def of_processes(do):
-    """Do this in one of two processes of torchrun."""
-
-    def start(job, monkeypatch):
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        do(job)
-
-    return start
-
-
 ROWS = [
     *(Refusal(f"{wrong}", partial(CandidateConfig, **wrong), ConfigError, says) for wrong, says in CANDIDATES),
     *(Refusal(f"scores {content}", of_scores(name, content), InputError, says) for name, content, says in SCORES),
@@ -130,12 +120,6 @@ ROWS = [
     Refusal("a split of vectors", of_vectors([[1, 2]] * 2, split="test"), InputError, "has no split 'test'"),
     *(Refusal(f"vectors {vectors}", of_vectors(vectors), InputError, says) for vectors, says in VECTORS),
     Refusal("an integer beyond float64", of_vectors(None), InputError, r"v\.jsonl line 1: 1 of the 2 values"),
-    Refusal(
-        "scores in two",
-        of_processes(lambda job: take_scores(job, ["absent.csv"], "a reranker")),
-        ConfigError,
-        "one process.*start it without torchrun",
-    ),
 ]
 
 

@@ -17,7 +17,7 @@ from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual
 
 from dcdctl.core import models
 from dcdctl.core.artifacts import Build
-from dcdctl.core.data import DataChoice, choose_manifest, prepare_corpus, text_encoding
+from dcdctl.core.data import PrepareJob, choose_manifest, prepare_corpus, text_encoding
 from dcdctl.core.devices import CPU
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, StaleError
@@ -122,7 +122,7 @@ def test_the_captions_of_a_corpus_and_the_texts_of_a_pool(folder, tmp_path):
     assert texts_of(cache) == ["a dog", "a cat", "two birds"]
     rows = [{"query": "a dog", "language": "en"}, {"query": "ein Hund", "language": "de"}, {"query": "x"}]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    manifest = choose_manifest(DataChoice(queries=[tmp_path / "log.jsonl"], folder=tmp_path / "log"))
+    manifest = choose_manifest(PrepareJob(queries=[tmp_path / "log.jsonl"], out=tmp_path / "log"))
     prepare_corpus(manifest, tmp_path / "log")
     spoken = columns_of(make(folder, tmp_path / "spoken", tmp_path / "log"))
     assert spoken[:2] == [["a dog", "ein Hund", "x"], ["en", "de", None]]
@@ -155,25 +155,6 @@ def test_a_build_killed_repeatedly_resumes_to_the_same_bytes(folder, tmp_path):
         "texts.json",
     ]
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-
-
-def test_each_process_encodes_its_share(folder, tmp_path, monkeypatch):
-    """Two processes one after the other, each without the barriers."""
-    make(folder, tmp_path / "one", folder / "a.txt")
-    written = []
-    for rank in ("0", "1"):
-        with monkeypatch.context() as patch:
-            patch.setenv("RANK", rank)
-            patch.setenv("WORLD_SIZE", "2")
-            patch.setattr(text_cache.distributed, "barrier", lambda **_: None)
-            patch.setattr(text_cache.Parts, "seal", lambda *_: None)
-            with pytest.raises(MissingError, match="not finished"):
-                make(folder, tmp_path / "two", folder / "a.txt")
-        written.append(sorted(path.name for path in (tmp_path / "two").glob("texts-0*.parquet")))
-    assert [len(names) for names in written] == [3, 5]
-    monkeypatch.setattr(text_cache._TextWorker, "start", None)  # nothing is encoded twice
-    make(folder, tmp_path / "two", folder / "a.txt")
-    assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 @pytest.mark.parametrize("name", ["texts-planned-00001.parquet", "texts-00001.parquet"])

@@ -13,7 +13,7 @@ from tiny import make_corpus, model_contents
 from training_steps import KilledError, distill, killed_after
 
 from dcdctl.core import models
-from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, prepare_corpus
+from dcdctl.core.data import Corpus, PrepareJob, PrepareOptions, choose_manifest, prepare_corpus
 from dcdctl.core.evaluation import evaluate, evaluation_tables
 from dcdctl.core.teacher import false_negative_filter
 from dcdctl.core.training.batches.all_pairs import AllPairs
@@ -111,7 +111,7 @@ def folder(tmp_path_factory) -> Path:
             for number, source in enumerate(SOURCES if image < 12 else SOURCES[:2])
         ]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    manifest = choose_manifest(DataChoice(jsonl=folder / "rows.jsonl", images=[folder], folder=folder / "data"))
+    manifest = choose_manifest(PrepareJob(jsonl=folder / "rows.jsonl", images=[folder], out=folder / "data"))
     prepare_corpus(manifest, folder / "data", options=PrepareOptions(workers=1))
     return folder / "data"
 

@@ -25,7 +25,7 @@ from open_inputs import OpenInputs
 from paths import ROOT, SUPPORT
 from safetensors.torch import load_file
 from shards import rows_of, write_shards
-from tiny import contents, make_teacher, make_wide_dual, model_contents
+from tiny import make_teacher, make_wide_dual, model_contents
 from torch import nn
 from training_steps import (
     KINDS,
@@ -36,14 +36,12 @@ from training_steps import (
     make_student,
     relative_differences,
 )
-from typer.testing import CliRunner
 
-from dcdctl.cli.app import app
 from dcdctl.core import models, training
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import CandidateConfig, TextCacheJob, build, cache, cache_texts
+from dcdctl.core.teacher import CandidateConfig, TextCacheJob, cache, cache_texts
 from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, initial_model
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training import runs as training_runs
@@ -267,7 +265,6 @@ import peft, torch, torch._dynamo, typer.main
 from huggingface_hub import constants
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from dcdctl.cli.app import app
-from dcdctl.core.teacher import build
 from training_steps import save_shared_gradients
 
 def run(commands):
@@ -281,7 +278,6 @@ def run(commands):
             assert not end.code, end.code
 
 constants.HF_HUB_OFFLINE = True
-build.IMAGES_PER_SHARD = 3
 command = typer.main.get_command(app)
 with socket.create_server(("localhost", 0)) as server:
     port = server.getsockname()[1]
@@ -307,6 +303,7 @@ TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
     "stream": ("dual all pairs", ["loss.terms={ infonce = 1.0, kl = 0.5 }", "stream.window=24"], []),
     "vectors": ("dual all pairs", ["loss.terms={ infonce = 1.0, embedding-cosine = 0.5 }"], []),
     "texts": ("query of texts", [], []),
+    "rounds": ("dual all pairs", ["candidates.kind=embedding", "candidates.model=start"], []),
     "images": ("query", ["loss.terms={ kl = 1.0, embedding-cosine = 1.0 }"], []),
 }
 """Trainings by two processes: what is trained, more of the recipe, more options."""
@@ -322,26 +319,9 @@ def start(*command: str) -> subprocess.CompletedProcess[str]:
     return processes.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
 
 
-def scoring(data: Path, teacher: Path, out: Path) -> list[str]:
-    """The command that makes a cache."""
-    places = ["--data", data, "--teacher", teacher, "--out", out]
-    return [
-        "cache-teacher",
-        *map(str, places),
-        "--device",
-        "cpu",
-        "--batch-size",
-        "64",
-        "--recipe",
-        "tiny-student",
-        "--set",
-        "candidates.per_query=4",
-    ]
-
-
 @pytest.fixture(scope="module")
 def together(inputs, calm, cache_folder, student_of, scenes_corpus_dir, tmp_path_factory) -> tuple[Path, str, str]:
-    """The folder of what two processes made, a cache and runs one after the other, and what they said."""
+    """The folder of the runs that two processes made, one after the other, and what they said."""
     make = functools.partial(
         by_two_processes,
         inputs=inputs,
@@ -357,7 +337,7 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, student_of, corpu
     models.save(calm, folder / "teacher")
     trained(inputs, "dual all pairs", folder / "stopped", *MEASURED)
     shutil.rmtree(folder / "stopped" / "model")
-    commands = [scoring(corpus_dir, folder / "teacher", folder / "cache")]
+    commands = []
     students = folder / "students.pickle"
     students.write_bytes(pickle.dumps({kind: student_of(kind) for kind in [*KINDS, *STARTS]}))
     commands.append(
@@ -365,38 +345,26 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, student_of, corpu
     )
     models.save(make_wide_dual(inputs.corpus.captions), folder / "dual")
     cache_texts(TextCacheJob(out=folder / "texts-cache", texts=[str(corpus_dir)], teacher=str(folder / "dual")))
-    commands.append(scoring(corpus_dir, folder / "dual", folder / "dual-cache"))
     shards = str(Path(write_shards(folder / "shards", rows_of(SHARD_SIZES))[0]).with_name("*.tar"))
     for name, (kind, more, options) in TOGETHER.items():
         data = [shards, "--validation-data", corpus_dir] if name == "stream" else [corpus_dir]
         places = [*([] if name == "texts" else ["--data", *data]), "--out", folder / name, "--device", "cpu"]
         has_dual = name in ("dual teacher", "vectors", "stream", "images")
         cached = folder / "texts-cache" if name == "texts" else cache_folder
-        places += ["--teacher", folder / "dual"] if has_dual else ["--cache", cached]
-        places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
+        if name != "rounds":
+            places += ["--teacher", folder / "dual"] if has_dual else ["--cache", cached]
+        places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") or name == "rounds" else []
         own = QUERY if kind.startswith("query") else KINDS[kind]
         sets = [word for assignment in [*own, *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
     return folder, *run_forked(SCRIPT, json.dumps(commands))
 
 
-@pytest.mark.parametrize(("teacher", "cache"), [("teacher", "cache"), ("dual", "dual-cache")])
-def test_two_processes_write_the_cache_of_one(together, scenes_corpus_dir, teacher, cache, monkeypatch, tmp_path):
-    monkeypatch.setattr(build, "IMAGES_PER_SHARD", 3)
-    result = CliRunner().invoke(
-        app, scoring(scenes_corpus_dir, together[0] / teacher, tmp_path / "alone"), catch_exceptions=False
-    )
-    assert result.exit_code == 0, result.stderr
-    assert len(list((tmp_path / "alone").glob("pairs-*"))) == 11
-    assert contents(together[0] / cache) == contents(tmp_path / "alone")
-
-
 def test_of_two_processes_one_speaks(together):
     _, printed, messages = together
-    assert printed.count("scored pairs of 32 images and 160 captions") == 2
-    assert messages.count("pairs/s in a trial") == 2
     assert printed.count("student -> ") == len(TOGETHER)
-    assert messages.count("train: 4/4 steps, loss ") == len(TOGETHER)
+    # A student of the captions comes before the one that learns from what it proposes.
+    assert messages.count("train: 4/4 steps, loss ") == len(TOGETHER) + 1
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -486,6 +454,27 @@ def test_two_processes_draw_the_dropout_of_two_micro_batches(together, inputs, t
     assert_same_training(alone, training_runs.Run(together[0] / "dropout"))
     whole = trained(inputs, "dual all pairs", tmp_path / "whole", *MEASURED, "model.dropout=0.2")
     assert abs(whole.metrics()[-1]["loss"] - alone.metrics()[-1]["loss"]) > 1e-4
+
+
+def test_two_processes_have_the_cache_and_the_student_of_one_in_rounds(together, scenes_corpus_dir, tmp_path):
+    """The first process scores what the student of the captions proposes, and both learn from it."""
+    kind, more, _ = TOGETHER["rounds"]
+    refs = InputRefs(data=scenes_corpus_dir, teachers=[str(together[0] / "teacher")])
+    job = TrainingJob("distill", "tiny-student", [*KINDS[kind], *SHORT, *MEASURED, *more], tmp_path / "alone")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in each of the two
+    try:
+        alone = training.train_in_rounds(job, refs, options=TrainingOptions(micro_batches=2))
+    finally:
+        torch.set_num_threads(threads)
+    cache_of_two = together[0] / "rounds-rounds" / "cache-1"
+    assert pairs_of(cache_of_two) == pairs_of(tmp_path / "alone-rounds" / "cache-1")
+    assert model_contents(alone.folder / "model") == model_contents(together[0] / "rounds" / "model")
+
+
+def pairs_of(folder: Path) -> list[bytes]:
+    """The pairs of a cache, without its plan, which names a student by its folder."""
+    return [path.read_bytes() for path in sorted(folder.glob("pairs-*.parquet"))]
 
 
 def test_two_processes_are_two_micro_batches_to_the_bit(together, inputs, tmp_path):

@@ -30,7 +30,6 @@ from dcdctl.core.training import (
     preview,
     train_model,
 )
-from dcdctl.core.training.corpus_data import choose_pairs
 from dcdctl.core.training.losses import weights
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import (
@@ -44,6 +43,7 @@ from dcdctl.core.training.recipe import (
     Recipe,
     ValidationConfig,
 )
+from dcdctl.core.training.settled import choose_pairs
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
             for thing in ("car", "dog", "hat")]  # fmt: skip

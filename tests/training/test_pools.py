@@ -31,12 +31,12 @@ from dcdctl.core.training import (
 from dcdctl.core.training.batches.batch import MicroBatchPlan, MixedBatch
 from dcdctl.core.training.batches.pool import PoolLists, PoolPairs
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
-from dcdctl.core.training.corpus_data import choose_pairs
 from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES
 from dcdctl.core.training.next_step import command_after_training
 from dcdctl.core.training.objective import PairObjective
+from dcdctl.core.training.settled import choose_pairs
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ["red", "blue", "tan"]
             for thing in ["car", "dog", "hat", "bus"]]  # fmt: skip

@@ -249,7 +249,7 @@ def test_the_cosine_of_validation_is_the_mean_of_the_held_out_texts(folders, kin
 
 def test_a_finished_student_has_its_result_and_its_space(folders, tmp_path):
     run = train(folders, tmp_path / "run", "optimizer.steps=40")
-    assert training.note_of_query_model(str(run.folder)) is None
+    training.say_of_query_model(run, pytest.fail)
     document = training.run_document(run)
     teacher = models.load(folders / "dual")
     query = models.load(run, kind="query")

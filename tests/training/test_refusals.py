@@ -89,7 +89,7 @@ RECIPES = {
             for field in ("validation.max_loss_elsewhere=3", "model.average_with_start=auto")
         ),
     ],
-    "photos": [(["loss.terms=kl"], r"must be a table, got 'kl'; for example --set 'loss.terms=\{ kl = 1.0 \}'")],
+    "photos": [(["loss.terms=kl"], r"must be a table, got 'kl'; for example \{ kl = 1.0 \}$")],
     "vilt-flicker": [([], r"no recipe vilt-flicker; did you mean .*vilt-flickr30k.*\? `dcdctl")],
     "scenes-vilt": [([], "no recipe scenes-vilt, which is a model \\(`dcdctl models`\\); ")],
     "x": [([], "no recipe x; `dcdctl recipes` lists all")],
@@ -110,7 +110,7 @@ def of_file(text: str, *sets: str):
 
 FILES = [
     ("[loss]\nalpha = 7\n", [], r"own\.toml: loss\.alpha must lie in "),
-    ("[loss]\nalpha = 0.5\n", ["loss.alpha=7"], r"^own\.toml with --set: loss\.alpha must lie in .* got 7"),
+    ("[loss]\nalpha = 0.5\n", ["loss.alpha=7"], r"^own\.toml with overrides: loss\.alpha must lie in .* got 7"),
     ("[gandidates]\n", [], r"own\.toml: unknown key gandidates; did you mean candidates\?"),
 ]
 ROWS = [

@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from dcdctl.cli.options import refuse_urls, settings_like
+from dcdctl.cli.options import settings_like
 
 MAX_COLUMNS = 100
 """Widest line of the help, however wide the terminal is."""
@@ -60,7 +60,7 @@ COMMON = [
 
 
 class HelpCommand(TyperCommand):
-    """A command whose help is laid out here, and whose paths are checked before it runs."""
+    """A command whose help is laid out here."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of a command; a usage error for two kinds that Typer takes: an empty path, which would be the
@@ -86,11 +86,6 @@ class HelpCommand(TyperCommand):
                     allowed = f"from {limits.min}" + (f" to {limits.max}" if limits.max is not None else "")
                     raise typer.BadParameter(f"{word!r} is not a number {allowed}", ctx=ctx, param=parameter)
         return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command; InputError for a URL where it takes a path of this machine."""
-        refuse_urls(ctx)
-        return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """[OPTIONS], then the arguments: optional ones in brackets, repeated ones with dots."""

@@ -12,7 +12,7 @@ from dcdctl.cli.views.terminal import bar, changing_line, clock, is_main, note, 
 
 if TYPE_CHECKING:
     from dcdctl.core.progress import OnStep
-    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
+    from dcdctl.core.training import Preview, Trained, TrainingRun
 
 
 @dataclass
@@ -76,38 +76,36 @@ def view(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> It
         yield on_step
 
 
-def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *, dry_run: bool, json: bool) -> None:
+def train(request: TrainingRun, *, dry_run: bool, json: bool) -> None:
     """Train, and print the model and the next command, or one JSON document; or print what the training would do."""
     from dcdctl.core import training
-    from dcdctl.core.training import Run, command_after_training
 
     if dry_run:
-        overview = training.preview(job, refs, options, track=bar)
-        if json:
-            return show_json(overview.to_json())
-        for line in (*overview.facts(), *overview.lines()):
-            show(line)
-        if overview.seconds is not None:
-            unit, per_step = overview.work_per_step
-            speed = rate(overview.num_steps * per_step, unit, overview.seconds)
-            show(f"about {clock(overview.seconds)} for each training{speed} in a trial")
-        for line in overview.warnings():
-            note(line)
-        return
-    started, already_there = time.monotonic(), Run(job.out).is_finished
-    run = training.train_in_rounds(job, refs, options=options, track=bar, watch=view, say=note)
+        preview = training.preview_training(request, track=bar)
+        return show_json(preview.to_json()) if json else _show_preview(preview)
+    trained = training.run_training(request, track=bar, watch=view, say=note)
     if not json:
-        if is_main() and (validated := training.validation_document(run)) is not None:
-            show_tables([training.validation_table(validated)])
-        made = "student" if job.kind == "distill" else "teacher"
-        return show(f"{made} -> {run.model_folder}; next: {command_after_training(job, refs)}")
+        return show_trained(trained, request.kind)
     if is_main():
-        seconds = round(time.monotonic() - started, 3)
-        show_json(
-            {
-                **training.run_document(run),
-                "seconds": seconds,
-                "already_there": already_there,
-                "next": command_after_training(job, refs),
-            }
-        )
+        show_json(trained.to_json())
+
+
+def show_trained(trained: Trained, kind: str) -> None:
+    """Print the validation of a model, its folder, and the next command."""
+    from dcdctl.core import training
+
+    if is_main() and (validated := training.validation_document(trained.run)) is not None:
+        show_tables([training.validation_table(validated)])
+    made = "student" if kind == "distill" else "teacher"
+    show(f"{made} -> {trained.run.model_folder}; next: {trained.next}")
+
+
+def _show_preview(preview: Preview) -> None:
+    for line in (*preview.facts(), *preview.lines()):
+        show(line)
+    if preview.seconds is not None:
+        unit, per_step = preview.work_per_step
+        speed = rate(preview.num_steps * per_step, unit, preview.seconds)
+        show(f"about {clock(preview.seconds)} for each training{speed} in a trial")
+    for line in preview.warnings():
+        note(line)

@@ -1,18 +1,19 @@
-from .compare import compare_saved
-from .config import QUICK, BenchConfig, ModelPair
+from .compare import run_bench
+from .config import QUICK, BenchConfig
+from .job import BenchJob
 from .result import Bench, Duration, Latency, ModelTimes, Percentile, QueryTimes, SpeedUp, read_times
 
 __all__ = [
     "QUICK",
     "Bench",
     "BenchConfig",
+    "BenchJob",
     "Duration",
     "Latency",
-    "ModelPair",
     "ModelTimes",
     "Percentile",
     "QueryTimes",
     "SpeedUp",
-    "compare_saved",
     "read_times",
+    "run_bench",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +16,11 @@ from typing import Any
 import torch
 
 from dcdctl.core import artifacts, devices, files, models
+from dcdctl.core.arguments import optional_ref, path
 from dcdctl.core.bench import rates, result
-from dcdctl.core.bench.config import ONNX, STUDENT, TEACHER, BenchConfig, ModelPair
+from dcdctl.core.bench.config import ONNX, STUDENT, TEACHER, BenchConfig
 from dcdctl.core.bench.footprint import measure_footprint
+from dcdctl.core.bench.job import BenchJob
 from dcdctl.core.bench.result import (
     Bench,
     CurvePoint,
@@ -32,38 +35,55 @@ from dcdctl.core.bench.result import (
 )
 from dcdctl.core.bench.steps import BenchModel, device_of, prepare_model, timed_model
 from dcdctl.core.bench.timer import Timer
+from dcdctl.core.config import build
 from dcdctl.core.data import Corpus
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, DcdError
 from dcdctl.core.models import Model
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Say, Track, silent, unsaid
+from dcdctl.core.toml import apply_sets
 
 
-def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device, track: Track = silent) -> Bench:
-    """The benchmark of two saved models; saved as bench.json if the student, or its query encoder, is a run folder.
+def run_bench(job: BenchJob, *, track: Track = silent, say: Say = unsaid) -> Bench:
+    """Time two saved models; saved as bench.json if the student, or its query encoder, is a run folder. A line to `say`
+    for a precision that is slower than fp32 on this processor.
 
-    Before it opens a corpus or weights: ModelError for a reference that names nothing, ConfigError for a wrong setting
-    of the teacher and for a clock that does not measure the device, InputError if the result cannot be written.
+    Before it opens a corpus or weights: ModelError for a reference that names nothing; ConfigError without a teacher,
+    for a wrong setting, and for a clock that does not measure the device; InputError if the result cannot be written.
     """
-    models.check_ref(pair.student)
-    models.check_ref(pair.teacher, pair.overrides)
-    if (student := pair.student) and pair.query_model is not None:
-        models.check_ref(student := pair.query_model, kind="query")
+    device = devices.choose(job.device)
+    config = job.config
+    if config is None:
+        settings = {"precision": devices.precision_on(job.precision, device, say)}
+        config = build(BenchConfig, settings | apply_sets({}, job.sets or []))
+    if job.teacher is None and job.query_model is None:
+        raise ConfigError("--teacher is missing", hint="name the slow model, or --query-model")
+    overrides = models.parse_overrides(job.model_overrides)
+    fast, slow = os.fspath(job.student), os.fspath(job.teacher or job.student)
+    models.check_ref(fast)
+    models.check_ref(slow, overrides)
+    query_model = optional_ref(job.query_model)
+    if query_model is not None:
+        models.check_ref(query_model, kind="query")
+    student = query_model or fast
     result_file = Path(student, "bench.json") if Path(student, "run.json").exists() else None
     if result_file is not None:
         files.check_output_file(result_file)
         models.run_of(result_file.parent)  # an error before any work if run.json is damaged
     clock = _clock(config, device)
-    corpus = Corpus.open(pair.data, pair.split)
+    corpus = Corpus.open(path(job.data), job.split)
     if not (corpus.num_images and corpus.num_captions):
         raise CorpusError(
-            f"{pair.data} has {corpus.num_images:,} images and {corpus.num_captions:,} texts in {pair.split}",
+            f"{job.data} has {corpus.num_images:,} images and {corpus.num_captions:,} texts in {job.split}",
             hint="a search needs both: name another corpus, or a split with --split",
         )
-    saved: Any = {TEACHER: pair.load(TEACHER, track), STUDENT: pair.load(STUDENT)}
-    on_device = {name: model.to(device) for name, model in saved.items()}
+    teacher_model: Any = models.load(slow, overrides, track)
+    student_model: Any = models.load(fast)
+    if query_model is not None:
+        student_model = models.with_queries(student_model, query_model)
+    on_device = {TEACHER: teacher_model.to(device), STUDENT: student_model.to(device)}
     bench = compare(on_device, corpus, config, clock=clock, track=track)
-    bench = dataclasses.replace(bench, student_model=student, teacher_model=pair.teacher)
+    bench = dataclasses.replace(bench, student_model=student, teacher_model=slow)
     if result_file is not None:
         artifacts.write_document(result_file, {**bench.to_json(), **models.run_of(result_file.parent)})
     return bench

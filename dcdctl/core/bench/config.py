@@ -1,41 +1,16 @@
-"""The models and the settings of a benchmark; the settings are saved with its result."""
+"""The settings of a benchmark, which are saved with its result."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from dcdctl.core import models
 from dcdctl.core.config import NOT_EMPTY, Count, Positive, check_fields
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.progress import Track, silent
 
 # From a folder of photos to a catalog, a power of ten apart: the curve is drawn on a logarithmic axis.
 DEFAULT_SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 TEACHER, STUDENT, ONNX = "teacher", "student", "onnx"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelPair:
-    """Two saved models and the corpus that they are timed on."""
-
-    teacher: str
-    student: str
-    overrides: Mapping[str, Any]
-    """Settings that the teacher's files lack."""
-    data: Path
-    split: str
-    query_model: str | None = None
-    """A query encoder in front of the student's images."""
-
-    def load(self, name: str, track: Track = silent) -> Any:
-        """The teacher or the student."""
-        model: Any = models.load(getattr(self, name), self.overrides if name == TEACHER else {}, track)
-        if name == TEACHER or self.query_model is None:
-            return model
-        return models.with_queries(model, self.query_model)
 
 
 @dataclass(frozen=True, kw_only=True)

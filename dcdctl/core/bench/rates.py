@@ -18,7 +18,7 @@ BATCH_STEPS = {
     "images": BenchModel.encode_image_batch,
     "captions": BenchModel.encode_caption_batch,
 }
-"""The same in batches."""
+"""A batch of pairs, encoded and scored; a batch of images and one of captions."""
 ENCODED_STEPS = ("rank", "block")
 """A batch of encoded images ranked for a caption; a block of a test set, everything encoded."""
 

@@ -81,7 +81,7 @@ class TimedFusion:
 
 
 class TimedDual:
-    """The same steps of a dual encoder: a vector per image, a vector per caption, and a matrix product in float32, as
+    """The steps of a dual encoder: a vector per image, a vector per caption, and a matrix product in float32, as
     evaluation and search compute it."""
 
     kind = "dual"

@@ -45,9 +45,10 @@ from .images import (
     turned_back,
     upright_rgb,
 )
-from .manifest import DataChoice, Manifest, choose_manifest, counted_corpus, find_manifest, list_data_sets
+from .job import PrepareJob
+from .manifest import Manifest, choose_manifest, counted_corpus, find_manifest, list_data_sets
 from .near_duplicates import NEAR_BITS
-from .prepare import CorpusSummary, prepare_corpus
+from .prepare import CorpusSummary, make_corpus, prepare_corpus
 from .ragged_array import Flags, Indices, RaggedArray, Scores, Values, offsets_of
 from .readers.pool import LANGUAGE, TEXT_SUFFIXES, check_text, check_text_file, read_values
 from .scenes import describe_scenes, draw_scene
@@ -79,7 +80,6 @@ __all__ = [
     "Corpus",
     "CorpusDocument",
     "CorpusSummary",
-    "DataChoice",
     "Direction",
     "Flags",
     "FolderImageFile",
@@ -88,6 +88,7 @@ __all__ = [
     "Indices",
     "Manifest",
     "PackedImageFile",
+    "PrepareJob",
     "PrepareOptions",
     "RaggedArray",
     "RemoteFile",
@@ -131,6 +132,7 @@ __all__ = [
     "left_out_lines",
     "list_data_sets",
     "local_copy",
+    "make_corpus",
     "manifests_folder",
     "moment_of",
     "nearest_place",

@@ -25,6 +25,7 @@ If there is only one source, its fields may stand at the top level, without `[[s
 
 from __future__ import annotations
 
+import os
 import shlex
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -35,14 +36,17 @@ from typing import Any
 import numpy as np
 
 from dcdctl.core import config, files, machine
+from dcdctl.core.arguments import optional_path, path, paths
 from dcdctl.core.data.corpus import Corpus
 from dcdctl.core.data.corpus_json import JOIN, manifest_files, manifest_path, prepare_command
+from dcdctl.core.data.job import PrepareJob
 from dcdctl.core.data.readers import FORMATS
 from dcdctl.core.data.readers.rows import Paths, SourceConfig, SplitCounts, check_splits
 from dcdctl.core.data.text_encoding import AS_CSV, SPREADSHEET_SUFFIXES
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.places import check_utf8, url_of
 from dcdctl.core.progress import counted
+from dcdctl.core.toml import apply_sets, assignments, parse_toml
 
 BYTES_PER_IMAGE, BYTES_PER_CAPTION = 16, 64
 """Of a corpus that is only counted: where the captions of an image start, and a text."""
@@ -92,44 +96,6 @@ class Manifest:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataChoice:
-    """The data set that a user names: a manifest, a file of captions with its images, or a pool."""
-
-    manifest: str | None = None
-    """A name, or a .toml file."""
-    karpathy: Path | None = None
-    csv: Path | None = None
-    jsonl: Path | None = None
-    images: Sequence[Path] = ()
-    """Folders and archives; for a pool, also Parquet files."""
-    queries: Sequence[Path] = ()
-    """Files of texts: without a file of captions, those of a pool, else of the split `pool`."""
-    folder: Path | None = None
-    """The folder of the corpus; None for the default, which the name gives."""
-    sets: Sequence[str] = ()
-    """Overrides of a manifest's fields: counts.train=500."""
-    hold_out: float | None = None
-    """For tables: the share of images that is test, and as many are val, if there is no split column."""
-
-    def overrides(self) -> list[str]:
-        """The given settings as overrides of a manifest, `sets` last."""
-        return [*([] if self.hold_out is None else [f"hold_out={self.hold_out}"]), *self.sets]
-
-    def default_name(self, path: Path) -> str:
-        """The name of the folder, or else of a file of captions, without the characters that no folder may have.
-
-        >>> DataChoice().default_name(Path("dataset_birds.json"))
-        'birds'
-        >>> DataChoice(folder=Path("data/my birds")).default_name(Path("a.csv"))
-        'my birds'
-        """
-        # Karpathy's files are named dataset_NAME.json. The query of a URL may hold a credential.
-        stem = Path(path.name.partition("?")[0]).stem.removeprefix("dataset_")
-        folder = "" if self.folder is None else files.to_file_name(self.folder.resolve().name)
-        return folder or files.to_file_name(stem) or "corpus"
-
-
 def find_manifest(name: str, sets: Sequence[str] = ()) -> Manifest:
     """The manifest with that name, or in that .toml file, with `key=value` overrides; InputError lists the known
     names."""
@@ -139,7 +105,7 @@ def find_manifest(name: str, sets: Sequence[str] = ()) -> Manifest:
             f"no manifest {name!r}",
             hint=f"known: {known}; or a .toml file, or --karpathy FILE --images DIR, or --csv FILE --images DIR",
         )
-    return config.parse_toml(path, lambda table: _parse_manifest(table, path.stem, path.parent), sets)
+    return parse_toml(path, lambda table: _parse_manifest(table, path.stem, path.parent), sets)
 
 
 def counted_corpus(place: Path, split: str, max_images: int | None = None) -> Corpus | None:
@@ -174,14 +140,15 @@ def counted_corpus(place: Path, split: str, max_images: int | None = None) -> Co
     return corpus
 
 
-def choose_manifest(choice: DataChoice) -> Manifest:
+def choose_manifest(job: PrepareJob) -> Manifest:
     """The data set that a user names; InputError unless there is exactly one."""
-    flags = {"--karpathy": choice.karpathy, "--csv": choice.csv, "--jsonl": choice.jsonl}
-    tables = {flag: path for flag, path in flags.items() if path is not None}
-    given = list(tables) if choice.manifest is None else ["a manifest", *tables]
-    for path in (*choice.images, *choice.queries, *tables.values(), *([choice.folder] if choice.folder else [])):
-        check_utf8(path)
-    places = {"images": list(map(str, choice.images)), "queries": list(map(str, choice.queries))}
+    flags = {"--karpathy": job.karpathy, "--csv": job.csv, "--jsonl": job.jsonl}
+    tables = {flag: path(ref) for flag, ref in flags.items() if ref is not None}
+    images, queries = paths(job.images), paths(job.queries)
+    given = list(tables) if job.manifest is None else ["a manifest", *tables]
+    for place in (*images, *queries, *tables.values(), *([] if job.out is None else [path(job.out)])):
+        check_utf8(place)
+    places = {"images": list(map(str, images)), "queries": list(map(str, queries))}
     # Images, texts or both without a table that pairs them are a pool.
     if len(given) > 1 or not (given or any(places.values())):
         problem = f"{' and '.join(given)} are both given" if given else "no data set is given"
@@ -189,24 +156,43 @@ def choose_manifest(choice: DataChoice) -> Manifest:
             f"{problem}: expected one of a manifest name, --karpathy, --csv or --jsonl, or --queries for a pool",
             hint="dcdctl prepare --list shows the manifests",
         )
-    if choice.manifest is not None:
-        _check_no_table(choice.manifest, choice.images)
+    if job.manifest is not None:
+        name = os.fspath(job.manifest)
+        _check_no_table(name, images)
         if any(places.values()):
-            option = "--images" if choice.images else "--queries"
+            option = "--images" if images else "--queries"
             raise InputError(
                 f"{option} goes with --karpathy, --csv or --jsonl",
                 hint="a manifest names its own files; --from DIR says where they are",
             )
-        return find_manifest(choice.manifest, choice.overrides())
+        return find_manifest(name, _sets(job))
     if not given:
-        table, path = {"format": "pool", **places}, next(iter((*choice.images, *choice.queries)))
-    elif not choice.images:
+        table, first = {"format": "pool", **places}, next(iter((*images, *queries)))
+    elif not images:
         raise InputError(f"{given[0]} also needs images", hint="add --images FOLDER or --images FILE.zip")
     else:
-        [(flag, path)] = tables.items()
+        [(flag, first)] = tables.items()
         annotations = "annotations" if flag == "--karpathy" else "pairs"
-        table = {"format": flag.removeprefix("--"), annotations: str(path), **places}
-    return _parse_manifest(config.apply_sets(table, choice.overrides()), choice.default_name(path), Path())
+        table = {"format": flag.removeprefix("--"), annotations: str(first), **places}
+    return _parse_manifest(apply_sets(table, _sets(job)), default_name(first, optional_path(job.out)), Path())
+
+
+def _sets(job: PrepareJob) -> list[str]:
+    """What changes in the manifest, `overrides` last."""
+    return [*([] if job.hold_out is None else [f"hold_out={job.hold_out}"]), *assignments(job.overrides)]
+
+
+def default_name(file: Path, out: Path | None = None) -> str:
+    """The name of the folder of a corpus, or else of a file of captions, without the characters that no folder may
+    have.
+
+    >>> default_name(Path("dataset_birds.json")), default_name(Path("a.csv"), out=Path("data/my birds"))
+    ('birds', 'my birds')
+    """
+    # Karpathy's files are named dataset_NAME.json. The query of a URL may hold a credential.
+    stem = Path(file.name.partition("?")[0]).stem.removeprefix("dataset_")
+    folder = "" if out is None else files.to_file_name(out.resolve().name)
+    return folder or files.to_file_name(stem) or "corpus"
 
 
 _OPTION_OF = {

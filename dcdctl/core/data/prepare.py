@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dcdctl.core import config, files
+from dcdctl.core import config, files, machine
+from dcdctl.core.arguments import optional_path, paths
 from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.data import decontamination, images, near_duplicates, source_files
 from dcdctl.core.data.columns import ImageColumns
@@ -33,16 +34,17 @@ from dcdctl.core.data.corpus_json import (
     split_to_measure,
 )
 from dcdctl.core.data.decontamination import HeldOut
-from dcdctl.core.data.manifest import Manifest, check_protocol
+from dcdctl.core.data.job import PrepareJob
+from dcdctl.core.data.manifest import Manifest, check_protocol, choose_manifest
 from dcdctl.core.data.near_duplicates import Leakage, LeftOut
 from dcdctl.core.data.readers import list_source
 from dcdctl.core.data.readers.rows import Listing, RowCheck, SplitCounts, empty_split_hint
 from dcdctl.core.data.shards import RowFacts, fingerprint_of, text_digest, write_texts
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.data.split_writer import PrepareOptions, ShardNote, write_splits
-from dcdctl.core.engines import Engine, ThisProcess
-from dcdctl.core.errors import InputError
-from dcdctl.core.progress import Track, counted, silent
+from dcdctl.core.engines import Engine, EngineChoice, ThisProcess, open_engine
+from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.progress import Say, Track, counted, silent, unsaid
 
 # Of 500 images 50 are held out, and each of them is 2 points of recall.
 FEW = 500
@@ -122,6 +124,36 @@ class CorpusSummary:
             lines.append(f"  {len(self.skipped):,} rows skipped, listed in {CORPUS_FILE}; the first: {first}")
         lines.append(f"  next: {self.next_step}")
         return "\n".join(lines)
+
+
+def make_corpus(job: PrepareJob, *, track: Track = silent, say: Say = unsaid) -> CorpusSummary:
+    """Write the corpus of a job, unless it is finished; what `prepare_corpus` does, with what the user names.
+
+    InputError unless exactly one data set is named; SourceError without its files.
+    """
+    # Images are decoded without a GPU, which the workers of a model get by default.
+    engine_choice = EngineChoice.parse(job.engine)
+    if engine_choice.is_files:
+        raise ConfigError("prepare writes no tasks", hint="--engine files:DIR is for cache-teacher, index and sync")
+    engine = open_engine(replace(engine_choice, gpus=0), say)
+    manifest, out = choose_manifest(job), optional_path(job.out)
+    options = {
+        "splits": job.splits,
+        "max_images": job.max_images,
+        "image_size_px": job.image_size,
+        # Every core, since decoding images is the work here; nothing else computes meanwhile.
+        "workers": job.workers or (1 if engine.sends_tasks else machine.num_cores()),
+        "on_error": job.on_error,
+    }
+    return prepare_corpus(
+        manifest,
+        out or Path("data") / manifest.name,
+        options=config.build(PrepareOptions, options),
+        source_options=SourceOptions(source=job.source, placed=optional_path(job.placed), offline=job.offline),
+        decontaminate=paths(job.decontaminate),
+        engine=engine,
+        track=track,
+    )
 
 
 def prepare_corpus(

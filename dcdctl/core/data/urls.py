@@ -181,9 +181,8 @@ def list_files(place: str | Path, suffixes: Sequence[str] = ()) -> list[str]:
 
 
 def list_folder(url: str) -> dict[str, int]:
-    """The size of each file of a folder at a URL, however deep, by its path in it; that of "" if the URL is a file."""
-    if url.startswith(_WEB):
-        raise ConfigError(f"{shown(url)}: a web server lists no files", hint="name an s3:// or hf:// URL")
+    """The size of each file of a folder at an s3:// or hf:// URL, however deep, by its path in it; that of "" if the
+    URL is a file."""
     if not url.startswith("hf://"):
         return file_systems.list_folder(url)
     parts = hub.HubPath.parse(url)

@@ -1,4 +1,4 @@
-"""Who computes what is divided into shards, and with what: this process, the processes of torchrun, or a cluster."""
+"""Who computes what is divided into shards, and with what: this process, several processes, or a cluster."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
 from .choice import EngineChoice, open_engine
 from .compute import ON_CPU, Compute
 from .engine import Engine, Task, whole_shards
-from .processes import ThisProcess, TorchProcesses
+from .options import Embeddings, Inference, Machine
 from .task_files import (
     IMAGE_BYTES,
     RESULTS,
@@ -16,20 +16,23 @@ from .task_files import (
     result_path,
     write_table,
 )
+from .this_process import ThisProcess
 
 __all__ = [
     "IMAGE_BYTES",
     "ON_CPU",
     "RESULTS",
     "Compute",
+    "Embeddings",
     "Engine",
     "EngineChoice",
     "FilesEngine",
+    "Inference",
+    "Machine",
     "Task",
     "TaskRows",
     "TasksWrittenError",
     "ThisProcess",
-    "TorchProcesses",
     "check_rows",
     "facts_in",
     "open_engine",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
-from dcdctl.core import files
-from dcdctl.core.config import between, build, check_fields, parse_value
+from dcdctl.core import files, machine
+from dcdctl.core.config import between, build, check_fields
 from dcdctl.core.engines.engine import Engine
-from dcdctl.core.engines.processes import TorchProcesses
+from dcdctl.core.engines.processes import Processes
+from dcdctl.core.engines.this_process import ThisProcess
 from dcdctl.core.errors import ConfigError, require_extra
 from dcdctl.core.progress import Say
+from dcdctl.core.toml import parse_value
 
 FILES = "files:"
 """What comes before the folder of the tasks."""
@@ -27,12 +28,11 @@ class EngineChoice:
     """An engine and its workers."""
 
     engine: str | None = None
-    """`files:DIR`; `ray`, or the address of a cluster, such as ray://HEAD:10001; None for this process or those of
-    torchrun."""
+    """`processes`; `files:DIR`; `ray`, or the address of a cluster, such as ray://HEAD:10001; None for this process."""
     workers: Annotated[int, between(1, 100_000)] | None = None
-    """Workers of the engine; None for as many as the cluster has room for."""
+    """Workers of the engine; None for as many as a cluster has room for."""
     gpus: Annotated[float, between(0, 1024)] | None = None
-    """GPUs of each worker, which may be a fraction; None for one where the cluster has GPUs, else none."""
+    """GPUs of each worker of a cluster, which may be a fraction; None for one where the cluster has GPUs, else none."""
     cpus: Annotated[int, between(1, 1024)] = 1
     """CPU cores of each worker, which computes with as many threads."""
 
@@ -50,15 +50,13 @@ class EngineChoice:
     def parse(cls, text: str | None) -> EngineChoice:
         """The choice that a user types in one of the forms of `ENGINES`; None for no engine.
 
-        ConfigError for an unknown engine or setting, and beside torchrun; MissingError without the engine's package.
+        ConfigError for an unknown engine or setting; MissingError without the engine's package.
         """
         if text is None:
             return cls()
         kind = ENGINES.get(_name_of(text))
         if kind is None:
             raise unknown_engine(text)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("--engine and torchrun both start processes", hint="leave one of them out")
         return kind.parse(text)
 
 
@@ -75,7 +73,7 @@ class EngineKind:
 def open_engine(choice: EngineChoice, say: Say) -> Engine:
     """The engine of a choice, whose workers start when the first task is given to it. SourceError if nobody listens at
     the address of a cluster."""
-    return TorchProcesses() if choice.engine is None else ENGINES[_name_of(choice.engine)].open(choice, say)
+    return ThisProcess() if choice.engine is None else ENGINES[_name_of(choice.engine)].open(choice, say)
 
 
 def _name_of(text: str) -> str:
@@ -87,6 +85,18 @@ def unknown_engine(text: str) -> ConfigError:
     """The error for a text in none of the forms."""
     known = ", ".join(kind.forms for kind in ENGINES.values())
     return ConfigError(f"engine {text!r} is unknown", hint=f"known are {known}")
+
+
+def _parse_processes(text: str) -> EngineChoice:
+    name, _, number = text.partition(":")
+    if not number.isdecimal():
+        raise ConfigError(f"--engine {text} lacks the number of processes", hint="such as processes:4")
+    num_processes = int(number)
+    return EngineChoice(engine=name, workers=num_processes, cpus=machine.num_threads(max(1, num_processes)))
+
+
+def _open_processes(choice: EngineChoice, say: Say) -> Engine:
+    return Processes(choice.workers or 1, choice.cpus, say)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +153,7 @@ def _open_ray(choice: EngineChoice, say: Say) -> Engine:
 
 ENGINES = {
     "files": EngineKind("files:DIR", _parse_files, _open_files),
+    "processes": EngineKind("processes:N", _parse_processes, _open_processes),
     "ray": EngineKind("ray, and ray://HOST:PORT for a cluster elsewhere", _parse_ray, _open_ray),
 }
 """By the name with which what is typed begins."""

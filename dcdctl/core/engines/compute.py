@@ -12,7 +12,7 @@ from dcdctl.core import devices, machine
 from dcdctl.core.devices import CPU
 from dcdctl.core.engines.choice import EngineChoice, open_engine
 from dcdctl.core.engines.engine import Engine
-from dcdctl.core.engines.processes import ThisProcess, TorchProcesses
+from dcdctl.core.engines.this_process import ThisProcess
 from dcdctl.core.progress import Say
 
 MOST_READERS = 8
@@ -34,10 +34,10 @@ class Compute:
     when they are needed. None: as many threads as `readers` says, no processes."""
     features: Path | None = None
     """Folder that stores the outputs of frozen encoders; None computes them each time."""
-    engine: Engine = field(default=TorchProcesses(), compare=False)
+    engine: Engine = field(default=ThisProcess(), compare=False)
     """Who does what is divided into shards."""
     of_worker: OfWorker | None = None
-    """What the workers of a cluster compute with; None in this process."""
+    """What the workers of an engine compute with; None in this process."""
 
     @classmethod
     def chosen(
@@ -54,7 +54,7 @@ class Compute:
         """What options say, by the names that users type. A line to `say` for a precision that is slower than fp32 on
         this processor.
 
-        With a cluster, the device and the threads that read ahead are those of each worker, and this process uses its
+        With an engine, the device and the threads that read ahead are those of each worker, and this process uses its
         CPU.
         """
         if choice.engine is None or choice.is_files:
@@ -82,7 +82,7 @@ class Compute:
         """Threads that read and decode images ahead in a pass without gradients."""
         if self.workers is not None:
             return self.workers
-        # Processes of torchrun share the cores, and one core of each computes.
+        # Processes of a training share the cores, and one core of each computes.
         num_own = machine.num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return max(0, min(MOST_READERS, num_own - 1))
 
@@ -103,7 +103,7 @@ class Compute:
         return replace(self, engine=ThisProcess())
 
     def in_worker(self) -> Compute:
-        """The same in a worker, with its device and its threads; this one in a process that is no worker of a cluster.
+        """The same in a worker, with its device and its threads; this one in a process that is no worker.
         ConfigError if the machine lacks the device."""
         if self.of_worker is None:
             return self
@@ -115,7 +115,7 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class OfWorker:
-    """What a worker of a cluster computes with."""
+    """What a worker of an engine computes with."""
 
     device: str
     """As the user names it; `auto` is the GPU that the worker has, else the CPU."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from dcdctl.core.errors import ModelError, first_line
 from dcdctl.core.progress import Advance
 
 if TYPE_CHECKING:
@@ -26,13 +27,13 @@ class Task(Generic[Input]):
     """A shard to compute. What it reads is read when its turn comes."""
 
     shard: int
-    """The number of the shard; all tasks of a shard are done by one process of torchrun."""
+    """The number of the shard."""
     name: str
     """For messages."""
     inputs: Callable[[], Input]
     """What the worker gets in this process."""
     packed: Callable[[], Input]
-    """What a worker on another machine gets: the same, without a path of this one."""
+    """What a worker elsewhere gets, in another process or on another machine: the same, without a path of this one."""
     part: int = 0
     """Which part of the shard it is, from 0."""
     num_parts: int = 1
@@ -63,15 +64,11 @@ class Engine(Protocol):
     def map(
         self, tasks: Iterable[TaskOf], make_worker: Callable[[], Worker[Any, Output]], advance: Advance
     ) -> Iterator[tuple[TaskOf, Output]]:
-        """The result of each task that is for this process to write, in any order.
+        """The result of each task, in any order.
 
         `make_worker` travels to where workers are, and is called once in each of them. An error of a task is raised
         here, at the latest when the other tasks are done.
         """
-        ...
-
-    def alone(self) -> Engine:
-        """The engine for work that one process of torchrun does while the others wait, or that each does for itself."""
         ...
 
 
@@ -84,3 +81,8 @@ def whole_shards(results: Iterable[tuple[Task[Any], Output]]) -> Iterator[tuple[
         if len(parts) == task.num_parts:
             del begun[task.shard]
             yield task.shard, [parts[part] for part in range(task.num_parts)]
+
+
+def cannot_travel(error: Exception) -> ModelError:
+    """The error for a model that cannot be pickled."""
+    return ModelError(f"the model cannot travel to workers: {first_line(error)}", hint="leave --engine out")

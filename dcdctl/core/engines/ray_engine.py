@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -31,16 +30,13 @@ from dcdctl.core.engines.cluster import (
     room_of_cluster,
     room_of_worker,
 )
-from dcdctl.core.engines.engine import Output, Task, TaskOf, Worker
+from dcdctl.core.engines.engine import Output, TaskOf, Worker
+from dcdctl.core.engines.open_tasks import IN_FLIGHT, TRIES, Begun, OpenTasks
 from dcdctl.core.engines.ray_worker import RayWorker
 from dcdctl.core.engines.travel import STORE_FULL, cause_of, check_versions, put_maker, store_error
-from dcdctl.core.errors import DcdError, first_line
+from dcdctl.core.errors import DcdError
 from dcdctl.core.progress import Advance, Say, counted
 
-TRIES = 4
-"""How often a task may fail, or lose its worker, before it is left out."""
-IN_FLIGHT = 2
-"""Tasks that a worker has: one that it computes, and one that it reads ahead."""
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_WITHOUT_WORKER = 30.0
 """How long no worker may be there before the user is told what they wait for."""
@@ -56,17 +52,6 @@ ray.method(concurrency_group="watch")(RayWorker.done)
 
 
 @dataclass(eq=False)
-class _Begun:
-    """A task that some worker has or had."""
-
-    task: Task[Any]
-    reasons: list[BaseException] = field(default_factory=list)
-    """Why it failed, each time."""
-    num_in_flight: int = 0
-    """Workers that have it."""
-
-
-@dataclass(eq=False)
 class _Actor:
     """A worker as the driver sees it."""
 
@@ -76,7 +61,7 @@ class _Actor:
     is_ready: bool = False
     is_told: bool = False
     """Whether the user knows of it."""
-    tasks: list[_Begun] = field(default_factory=list)
+    tasks: list[Begun] = field(default_factory=list)
     """In the order in which they were sent: the first one is computed."""
     reported: int = 0
     """Units that it says it has done."""
@@ -115,16 +100,12 @@ class RayEngine:
         some += islice(remaining, num_workers(self.choice) - 1)
         with answering():
             maker = put_maker(make_worker)
-        job = _Job(self, chain(some, remaining), maker, len(some), advance)
+        job = _Job(self, OpenTasks(chain(some, remaining)), maker, len(some), advance)
         try:
             yield from job.results()
         finally:
             job.end()
         job.raise_failures()
-
-    def alone(self) -> RayEngine:
-        """The cluster: its driver is one process."""
-        return self
 
     def start_actor(self) -> _Actor:
         """A new worker, which Ray places as soon as a node has room for it."""
@@ -145,17 +126,11 @@ class _Job:
     """One call of `map`."""
 
     def __init__(
-        self, engine: RayEngine, tasks: Iterator[Task[Any]], make_worker: Any, num_workers: int, advance: Advance
+        self, engine: RayEngine, tasks: OpenTasks, make_worker: Any, num_workers: int, advance: Advance
     ) -> None:
         self.engine, self.num_workers, self.advance = engine, num_workers, advance
-        self.make_worker = make_worker
-        self.not_begun, self.all_begun = tasks, False
-        self.again: deque[_Begun] = deque()
-        """Tasks that failed, or whose worker was lost."""
-        self.open: list[_Begun] = []
-        """Tasks that were begun and have no result, oldest first."""
-        self.failed: list[_Begun] = []
-        self.expected: dict[Any, tuple[str, _Actor, _Begun | None]] = {}
+        self.tasks, self.make_worker = tasks, make_worker
+        self.expected: dict[Any, tuple[str, _Actor, Begun | None]] = {}
         """What each reference will give: a word for it, the worker, and the task of a result."""
         self.round, self.ready_round = 0, 0
         """The round of starts, and the one in which a worker became ready last."""
@@ -198,23 +173,16 @@ class _Job:
                 if actor.is_ready and len(actor.tasks) == num_tasks and (begun := self._next(actor)):
                     self._send(actor, begun)
         # Without a worker that is ready, no task is begun.
-        return bool(self.open) or not self.all_begun
+        return not self.tasks.is_done
 
-    def _next(self, actor: _Actor) -> _Begun | None:
+    def _next(self, actor: _Actor) -> Begun | None:
         """The task that a worker gets. If none is left, a worker without work gets the oldest one that another worker
         has, which may be slow, or gone without a word: the first result counts, and both are equal."""
-        if self.again:
-            return self.again.popleft()
-        task = next(self.not_begun, None)
-        if task is not None:
-            self.open.append(_Begun(task))
-            return self.open[-1]
-        self.all_begun = True
-        if actor.tasks:
-            return None
-        return next((begun for begun in self.open if begun.num_in_flight == 1), None)
+        if (begun := self.tasks.next()) is not None or actor.tasks:
+            return begun
+        return next((begun for begun in self.tasks.open if begun.num_in_flight == 1), None)
 
-    def _send(self, actor: _Actor, begun: _Begun) -> None:
+    def _send(self, actor: _Actor, begun: Begun) -> None:
         inputs = begun.task.packed()
         try:
             with answering():
@@ -225,7 +193,7 @@ class _Job:
         begun.num_in_flight += 1
         self._expect("result", actor, reference, begun)
 
-    def _expect(self, kind: str, actor: _Actor, reference: Any, begun: _Begun | None = None) -> None:
+    def _expect(self, kind: str, actor: _Actor, reference: Any, begun: Begun | None = None) -> None:
         self.expected[reference] = kind, actor, begun
 
     def _take(self, reference: Any) -> tuple[Any, Any] | None:
@@ -250,13 +218,12 @@ class _Job:
             self._hear(kind, actor, value)
         return None
 
-    def _receive(self, actor: _Actor, begun: _Begun, output: Any, num_units: int) -> tuple[Any, Any] | None:
+    def _receive(self, actor: _Actor, begun: Begun, output: Any, num_units: int) -> tuple[Any, Any] | None:
         """A result to pass on; None if another worker was faster."""
         self._leave(actor, begun)
         actor.received += num_units
-        if begun not in self.open:
+        if not self.tasks.finish(begun):
             return None
-        self.open.remove(begun)
         self.received += num_units
         self._show()
         return begun.task, output
@@ -276,26 +243,14 @@ class _Job:
         else:
             actor.reported, actor.looks = value, 0
 
-    def _leave(self, actor: _Actor, begun: _Begun) -> None:
+    def _leave(self, actor: _Actor, begun: Begun) -> None:
         actor.tasks.remove(begun)
         begun.num_in_flight -= 1
 
-    def _fail(self, actor: _Actor, begun: _Begun, reason: BaseException) -> None:
+    def _fail(self, actor: _Actor, begun: Begun, reason: BaseException) -> None:
         """Note that a task failed."""
         self._leave(actor, begun)
-        self._try_again(begun, reason)
-
-    def _try_again(self, begun: _Begun, reason: BaseException | None) -> None:
-        """Queue a task again, unless it has failed too often; None if it is not known to be the reason."""
-        if begun not in self.open:
-            return
-        if reason is not None:
-            begun.reasons.append(reason)
-        if len(begun.reasons) >= TRIES:
-            self.open.remove(begun)
-            self.failed.append(begun)
-        elif not begun.num_in_flight:
-            self.again.append(begun)
+        self.tasks.try_again(begun, reason)
 
     def _lose(self, actor: _Actor, reason: BaseException) -> None:
         """Forget a worker that is gone or does not answer; its tasks go to others."""
@@ -313,7 +268,7 @@ class _Job:
         for position, begun in enumerate(list(actor.tasks)):
             self._leave(actor, begun)
             # The one that was computed may be what ended the worker.
-            self._try_again(begun, reason if position == 0 else None)
+            self.tasks.try_again(begun, reason if position == 0 else None)
         self.news["lost"] += 1
         self._tell_news()
 
@@ -345,9 +300,9 @@ class _Job:
 
     def _show(self) -> None:
         """Move the bar: results, and what workers have done of the next ones. It moves back where a worker is lost."""
-        unfinished: dict[_Begun, int] = {}
+        unfinished: dict[Begun, int] = {}
         for actor in self.engine.actors:
-            if actor.tasks and actor.tasks[0] in self.open:
+            if actor.tasks and actor.tasks[0] in self.tasks.open:
                 # Two workers may have one task.
                 done = max(unfinished.get(actor.tasks[0], 0), actor.reported - actor.received)
                 unfinished[actor.tasks[0]] = done
@@ -374,15 +329,7 @@ class _Job:
                     ray.kill(actor.handle)
 
     def raise_failures(self) -> None:
-        """DcdError that names the tasks that were left out, if there are some."""
-        if not self.failed:
-            return
-        first = self.failed[0].reasons[-1]
-        if isinstance(first, failures.RayTaskError):  # no error that a user can put right: it keeps its traceback
-            raise first
-        reasons = [(begun.task.name, begun.reasons[-1]) for begun in self.failed]
-        raise DcdError(
-            f"{counted(len(self.failed), 'tasks')} failed {TRIES} times, and the others are kept",
-            details=[f"{name}: {first_line(reason)}" for name, reason in reasons],
-            hint=first.hint if isinstance(first, DcdError) else "",
-        ) from first
+        """Raise what `OpenTasks.raise_failures` does, or the error of Ray with the traceback of a bug."""
+        if self.tasks.failed and isinstance(bug := self.tasks.failed[0].reasons[-1], failures.RayTaskError):
+            raise bug
+        self.tasks.raise_failures()

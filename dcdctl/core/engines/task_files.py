@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from dcdctl.core import artifacts, files, locks
 from dcdctl.core.artifacts import CHECKSUM
 from dcdctl.core.engines.engine import Output, Task, TaskOf, Worker
-from dcdctl.core.engines.processes import ThisProcess
+from dcdctl.core.engines.this_process import ThisProcess
 from dcdctl.core.errors import NUM_EXAMPLES, DcdError, InputError, MissingError, StaleError, first_line
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Advance, Say, counted
@@ -100,10 +100,6 @@ class FilesEngine:
             return
         with self._held():
             yield from self._collect(all_tasks, advance)
-
-    def alone(self) -> FilesEngine:
-        """The same: who writes the tasks is one process."""
-        return self
 
     def write(self, tasks: Iterable[Task[Any]]) -> int:
         """Write tasks for another program to do them, and return their number. StaleError if the folder has tasks of

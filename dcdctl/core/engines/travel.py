@@ -13,8 +13,9 @@ from ray import cloudpickle
 from ray import exceptions as failures
 
 import dcdctl
+from dcdctl.core.engines.engine import cannot_travel
 from dcdctl.core.engines.ray_worker import versions
-from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, StaleError, first_line
+from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError, first_line
 
 _STORE_HINT = "start Ray with more: ray start --object-store-memory BYTES"
 STORE_FULL = (failures.ObjectStoreFullError, failures.OutOfDiskError)
@@ -29,10 +30,7 @@ def put_maker(make_worker: Callable[[], Any]) -> Any:
     try:
         pickled = cloudpickle.dumps(make_worker)
     except Exception as error:
-        raise ModelError(
-            f"the model cannot travel to workers: {first_line(error)}",
-            hint="leave --engine out, or use torchrun, whose processes load it themselves",
-        ) from error
+        raise cannot_travel(error) from error
     finally:
         for module in own:
             cloudpickle.unregister_pickle_by_value(module)

@@ -28,8 +28,9 @@ from .estimates import (
     RankComparison,
     outcome,
 )
-from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
+from .evaluate import evaluate_model, run_evaluation, run_vector_table
 from .files import SavedAgreement, SavedEvaluation, write_evaluation
+from .job import CompareJob, EvalJob
 from .measures import ESTIMATED, KS, MEASURES, NDCG, RECALL_NAMES, on_front
 from .protocols import Protocol
 from .rankers import EvalOptions, RankingTask
@@ -55,6 +56,7 @@ __all__ = [
     "Agreement",
     "AgreementComparison",
     "Agreements",
+    "CompareJob",
     "Comparison",
     "Estimate",
     "EvalJob",

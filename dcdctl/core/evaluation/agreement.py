@@ -44,7 +44,7 @@ class QueryAgreement:
 
     @property
     def scaled_QM(self) -> Values:
-        """The same as tables have them: in percent, correlations as they are."""
+        """The measures as tables have them: in percent, correlations as they are."""
         return self.measures_QM * [row.factor for row in AGREEMENT]
 
     @property

@@ -355,7 +355,8 @@ class Evaluation(_OnSplit):
         change."""
         # Reported recalls are those of a model alone, by its full vectors and its own texts.
         is_alone = (self.protocol.vectors, self.reranker, self.query_model) == (FULL_VECTORS, None, None)
-        return compare_with_published(self) if is_alone else None
+        measured = {direction: self.measures(direction) for direction in Direction}
+        return compare_with_published(self.model, self.protocol.name, measured) if is_alone else None
 
     @property
     def reranked(self) -> tuple[Depth, ...]:

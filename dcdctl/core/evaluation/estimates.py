@@ -49,14 +49,15 @@ class Estimates:
         return self.text_retrieval if direction == Direction.TEXT else self.image_retrieval
 
     def with_ndcg(self, direction: Direction, estimate: Estimate) -> Estimates:
-        """The same with nDCG@10 among the measures of a direction."""
+        """These estimates, with nDCG@10 among the measures of a direction."""
         changed: dict[str, Any] = {direction.key: {**self.of(direction), NDCG.name: estimate}}
         return replace(self, **changed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgreementEstimates:
-    """The same of the agreement with a teacher: the measures in AGREEMENT, correlations as they are."""
+    """The agreement with a teacher in both directions, with intervals: the measures in AGREEMENT, correlations as they
+    are."""
 
     total_title: ClassVar = NDCG.name
     total_in_words: ClassVar = f"{NDCG.name} of agreement with the teacher"

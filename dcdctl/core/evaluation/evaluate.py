@@ -6,17 +6,18 @@ Everything that needs no model is checked first, then the corpus is opened, and 
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from dcdctl.core import artifacts, files, locks, models
+from dcdctl.core.arguments import optional_path, optional_ref, path
 from dcdctl.core.data import Corpus, Direction, share_split
-from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import against as teachers
 from dcdctl.core.evaluation import eccv, rankers, ranks, relevance, vectors
@@ -33,6 +34,7 @@ from dcdctl.core.evaluation.document import (
     VectorForm,
 )
 from dcdctl.core.evaluation.files import write_evaluation
+from dcdctl.core.evaluation.job import EvalJob
 from dcdctl.core.evaluation.measures import NDCG, mean_measures
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
@@ -40,7 +42,6 @@ from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.models import Model, Scorer
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, silent, unsaid
-from dcdctl.core.scoring import VectorKind
 
 DEFAULT = EvalOptions()
 RERANK_SET = "rerank-set"
@@ -122,65 +123,27 @@ def _check_options(model: Model, rerank: Scorer | None, options: EvalOptions) ->
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalJob:
-    """What to evaluate, on which split, how, and where the results go."""
-
-    model: str
-    data: Path
-    """Folder of the corpus."""
-    split: str = "test"
-    protocol: str = "auto"
-    """A protocol of `PAPER_PROTOCOLS`, or whole; auto is the protocol that the corpus names, or whole."""
-    max_images: int | None = None
-    rerank: str | None = None
-    """Re-ranker of a cascade: a fusion scorer, or another dual encoder."""
-    rerank_sets: tuple[str, ...] = ()
-    """Settings of the re-ranker, such as "dtype=bfloat16"."""
-    depths: tuple[int, ...] = ()
-    """Depth of the cascade, or several; empty for 50."""
-    model_sets: tuple[str, ...] = ()
-    """Settings of the model, such as "image_size=384"."""
-    with_eccv: bool = False
-    """Also measure ECCV Caption and CrissCrossed Captions."""
-    dims: int | None = None
-    """Width of a dual encoder's vectors; None for the full width."""
-    codes: VectorKind = "float32"
-    rescore: int | None = None
-    """int8, binary: first candidates of each query that are scored again by their float32 vectors."""
-    against: str | None = None
-    """Teacher whose order of candidates is compared: a model, or a teacher cache of the split."""
-    relevance: Path | None = None
-    """File with graded relevance of pairs, for nDCG@10."""
-    query_model: str | None = None
-    """A query encoder, which embeds the captions in the model's place."""
-    loaded: Model | None = None
-    """The model itself, if it is in memory; `model` is then only what results call it."""
-    compute: Compute = ON_CPU
-    out: Path | None = None
-    """Folder of the results; None for the model's run if it is one, else for none."""
-
-
-def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
-    """How a job is evaluated, and the folder of its results, None if they are only returned. Opens no corpus and no
-    weights.
+def resolve(job: EvalJob, say: Say = unsaid) -> tuple[EvalOptions, Path | None]:
+    """How a job is evaluated, and the folder of its results, None if they are only returned: a model in memory and
+    forms of vectors write none of themselves. Opens no corpus and no weights.
 
     ModelError for a reference that names nothing, ConfigError for a wrong setting of the model or a wrong depth,
     MissingError if ECCV Caption is asked for and not installed, InputError if the results cannot be written.
     """
-    form = VectorForm(dims=job.dims, kind=job.codes, rescore=job.rescore)
-    options = EvalOptions(compute=job.compute, form=form, depths=tuple(sorted(set(job.depths))) or DEFAULT.depths)
-    overrides = models.parse_overrides(job.model_sets)
-    rerank_overrides = models.parse_overrides(job.rerank_sets, RERANK_SET)
-    if job.loaded is None:
-        models.check_ref(job.model, overrides)
+    compute = job.compute(say)
+    form = VectorForm(dims=job.dims, kind=job.vectors, rescore=job.rescore)
+    options = EvalOptions(compute=compute, form=form, depths=job.depths or DEFAULT.depths)
+    overrides = models.parse_overrides(job.model_overrides)
+    rerank_overrides = models.parse_overrides(job.rerank_overrides, RERANK_SET)
+    if job.ref is not None:
+        models.check_ref(job.ref, overrides)
     elif overrides:
         raise ConfigError(
             "settings are for a model that is loaded by its name, and this one is in memory",
             hint="set them when you load it",
         )
     if job.rerank is not None:
-        models.check_ref(job.rerank, rerank_overrides)
+        models.check_ref(os.fspath(job.rerank), rerank_overrides)
     elif rerank_overrides or job.depths:
         raise ConfigError("--rerank-set and --depth are for a re-ranker, and there is none", hint="add --rerank REF")
     if job.against is not None:
@@ -189,22 +152,22 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
                 "--against compares the order of a model alone, by its full vectors",
                 hint="leave --rerank, --dims, --codes and --rescore out",
             )
-        teachers.check_teacher(job.against, job.data, job.split)
-    if job.with_eccv:
+        teachers.check_teacher(os.fspath(job.against), path(job.data), job.split)
+    if job.eccv:
         eccv.load_package()
     if form != FULL_VECTORS and job.rerank is not None:
         raise _no_vectors()
-    folder, run = job.out, job.model if job.loaded is None else None
+    folder, run = optional_path(job.out), job.ref
     if job.query_model is not None:
         # Not the run of the large model, whose own results are there.
-        models.check_ref(run := job.query_model, kind="query")
+        models.check_ref(run := os.fspath(job.query_model), kind="query")
     # Results by other vectors do not describe the run, and would replace its own there.
     if folder is None and form == FULL_VECTORS and run is not None and Path(run, "run.json").exists():
         folder = Path(run)
     if folder is not None:
         models.run_of(folder)  # an error before any work if the run's own run.json is damaged
-    for path in filter(None, (folder, job.compute.features)):
-        files.check_output_folder(path)
+    for written in filter(None, (folder, compute.features)):
+        files.check_output_folder(written)
     return options, folder
 
 
@@ -217,13 +180,14 @@ def run_evaluation(
     Raises what `resolve` raises before anything is opened; StaleError while another evaluation writes into the same
     folder.
     """
-    options, folder = resolve(job)
+    options, folder = resolve(job, say)
     # Before the model is loaded: of two evaluations into one folder, the second fails at once.
     with nullcontext() if folder is None else locks.lock(folder.resolve()):
         corpus, protocol = _open_split(job, say)
         # Before the weights, because it may refuse the corpus, and it decides how many candidates are kept.
-        judge = eccv.open_judge(corpus, protocol) if job.with_eccv else None
-        graded = None if job.relevance is None else relevance.read_relevance(job.relevance, corpus)
+        judge = eccv.open_judge(corpus, protocol) if job.eccv else None
+        graded_file = optional_path(job.relevance)
+        graded = None if graded_file is None else relevance.read_relevance(graded_file, corpus)
         num_top = options.num_top
         if judge is not None:
             num_top = max(num_top, judge.num_top)
@@ -231,9 +195,12 @@ def run_evaluation(
             num_top = max(num_top, relevance.NUM_TOP)
         options = replace(options, protocol=protocol, num_top=num_top, keeps_order=job.against is not None)
         model, about = _load(job, track)
-        overrides = models.parse_overrides(job.rerank_sets, RERANK_SET)
-        reranker = None if job.rerank is None else models.load_scorer(job.rerank, overrides, track)
-        against = None if job.against is None else teachers.open_teacher(job.against, corpus, job.compute, track)
+        overrides = models.parse_overrides(job.rerank_overrides, RERANK_SET)
+        rerank, teacher_ref = optional_ref(job.rerank), optional_ref(job.against)
+        reranker = None if rerank is None else models.load_scorer(rerank, overrides, track)
+        against = None
+        if teacher_ref is not None:
+            against = teachers.open_teacher(teacher_ref, corpus, options.compute, track)
         task = RankingTask(corpus, options, track, on_workload)
         if corpus.is_pool:
             assert against is not None
@@ -242,10 +209,10 @@ def run_evaluation(
             by_query = teachers.agreement_of(model, teacher, task)
             of_pool = PoolEvaluation(
                 **PoolEvaluation.facts(corpus),
-                model=job.model,
+                model=job.name,
                 **about,
                 protocol=_how(model, None, options),
-                agreement=Agreement.of(by_query, str(job.against), fingerprint),
+                agreement=Agreement.of(by_query, str(teacher_ref), fingerprint),
                 seconds=time.perf_counter() - started,
             )
             return of_pool if folder is None else write_evaluation(folder, of_pool, agreements=by_query)
@@ -259,25 +226,30 @@ def run_evaluation(
         if against is not None and measured.order is not None:
             teacher, fingerprint = against
             agreements = teachers.compare_with(teacher, measured.order, corpus)
-            more["agreement"] = Agreement.of(agreements, str(job.against), fingerprint)
-        if job.relevance is not None:
-            more["relevance"] = artifacts.sha256_of(job.relevance)
-        evaluation = measured.evaluation(job.model, reranker=job.rerank, **more)
+            more["agreement"] = Agreement.of(agreements, str(teacher_ref), fingerprint)
+        if graded_file is not None:
+            more["relevance"] = artifacts.sha256_of(graded_file)
+        evaluation = measured.evaluation(job.name, reranker=rerank, **more)
         return evaluation if folder is None else write_evaluation(folder, evaluation, measured, agreements)
 
 
 def _load(job: EvalJob, track: Track) -> tuple[Model, artifacts.Document]:
     """The model to evaluate, and what the document says of its query encoder."""
     kind: Any = None if job.query_model is None else "searchable"
-    model = job.loaded or models.load(job.model, models.parse_overrides(job.model_sets), track, kind=kind)
-    if job.query_model is None:
+    model: Model
+    if isinstance(job.model, str | os.PathLike):
+        model = models.load(job.name, models.parse_overrides(job.model_overrides), track, kind=kind)
+    else:
+        model = job.model
+    query_model = optional_ref(job.query_model)
+    if query_model is None:
         return model, {}
-    joined = models.with_queries(cast(models.Searchable, model), job.query_model)
-    return joined, {"query_model": job.query_model, "query_fingerprint": joined.digest}
+    joined = models.with_queries(cast(models.Searchable, model), query_model)
+    return joined, {"query_model": query_model, "query_fingerprint": joined.digest}
 
 
 def _with_ndcg(measured: Measured, graded: relevance.Relevance) -> Measured:
-    """The same with the nDCG@10 of all queries that have a relevant candidate."""
+    """The measured recalls, with the nDCG@10 of all queries that have a relevant candidate."""
     changes: dict[str, Any] = {}
     ndcg = {}
     for direction in Direction:
@@ -296,8 +268,8 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
 
     Raises what `resolve` raises before anything is opened; ModelError for a fusion scorer.
     """
-    options, _ = resolve(job)
-    given = (options.form, job.rerank, job.with_eccv, job.out, job.against, job.relevance)
+    options, _ = resolve(job, say)
+    given = (options.form, job.rerank, job.eccv, job.out, job.against, job.relevance)
     if given != (FULL_VECTORS, None, False, None, None, None):
         raise ConfigError(
             "--vector-table measures all kinds of vectors of one model, and writes no file",
@@ -307,16 +279,16 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
     model, _ = _load(job, track)
     if not model.has_one_vector:
         raise _no_vectors()
-    widths = vectors.facts_of(job.model, "recipe").get("loss", {}).get("dims", ())
+    widths = vectors.facts_of(job.name, "recipe").get("loss", {}).get("dims", ())
     forms = vectors.forms_of(model.embedding_dim, widths)
     task = RankingTask(corpus, replace(options, protocol=protocol), track)
     embedded = rankers.embed(model, task, forms)
     ranked = [rankers.rank_embedded(embedded, task, form) for form in forms]
     return {
-        "model": job.model,
+        "model": job.name,
         **Evaluation.facts(corpus),
         "protocol": {"name": protocol.name, "folds": protocol.num_folds, "ties": TIES},
-        "precision": job.compute.precision,
+        "precision": options.compute.precision,
         "rows": vectors.table_rows(forms, ranked),
     }
 
@@ -330,7 +302,7 @@ def _no_vectors() -> ModelError:
 
 def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
     """The split of a job and its protocol; says so if the model was trained on the split."""
-    corpus, protocol = open_split(job.data, job.split, job.protocol, job.max_images)
+    corpus, protocol = open_split(path(job.data), job.split, job.protocol, job.max_images)
     if corpus.is_pool:
         where = f"split {corpus.split} of {shown(corpus.folder)} is a pool"
         if job.against is None:
@@ -348,9 +320,9 @@ def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
             f"--against and --relevance are for one gallery, and the protocol {protocol.name} has {protocol.num_folds}",
             hint="add --protocol whole",
         )
-    if (trained := _training_split(job.model, corpus)) is not None:
+    if (trained := _training_split(job.name, corpus)) is not None:
         say(
-            f"{job.model} was trained on split {trained}: recalls on {corpus.split} do not show how it does on other "
+            f"{job.name} was trained on split {trained}: recalls on {corpus.split} do not show how it does on other "
             "images"
         )
     return corpus, protocol

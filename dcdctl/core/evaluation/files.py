@@ -90,7 +90,7 @@ class SavedEvaluation:
 
     @staticmethod
     def find(folder: Path, names: FileNames = MODEL_FILES) -> SavedEvaluation | None:
-        """The same; None for a folder without a document."""
+        """The evaluation of a model in a folder; None for a folder without a document."""
         return SavedEvaluation.load(folder, names) if (folder / names.result).exists() else None
 
     def _checked(self, name: str) -> Path:

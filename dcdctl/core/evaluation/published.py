@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dcdctl.core import models
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation.measures import RECALL_NAMES
 from dcdctl.core.templates import Table
-
-if TYPE_CHECKING:
-    from dcdctl.core.evaluation.document import Evaluation
 
 TOLERANCE = 0.3
 """Points within which a reported recall counts as reproduced."""
@@ -29,18 +26,19 @@ class Reproduction:
     """Whether all differences are within TOLERANCE."""
 
 
-def compare_with_published(evaluation: Evaluation) -> Reproduction | None:
-    """The recalls that others report of the model by this protocol, and those of its evaluation; None if there are
-    none."""
-    for row in models.published_rows(evaluation.model):
-        if row.protocol == evaluation.protocol.name:
+def compare_with_published(
+    model: str, protocol: str, measured: Mapping[Direction, Mapping[str, float]]
+) -> Reproduction | None:
+    """The recalls that others report of a model by a protocol, and the measured ones; None if there are none."""
+    for row in models.published_rows(model):
+        if row.protocol == protocol:
             recalls = {}
             for direction in Direction:
                 reported = row.recalls[direction.key]
                 # Some report R@1 alone.
                 for name, value in zip(RECALL_NAMES[: len(reported)], reported, strict=True):
-                    recalls[f"{direction.title} {name}"] = (value, evaluation.measures(direction)[name])
-            passes = all(round(abs(measured - value), 2) <= TOLERANCE for value, measured in recalls.values())
+                    recalls[f"{direction.title} {name}"] = (value, measured[direction][name])
+            passes = all(round(abs(ours - theirs), 2) <= TOLERANCE for theirs, ours in recalls.values())
             return Reproduction(row=row, recalls=recalls, passes=passes)
     return None
 

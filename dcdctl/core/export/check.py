@@ -46,7 +46,7 @@ class Samples:
 
     @property
     def texts_in_words(self) -> str:
-        """The same of an export of texts alone."""
+        """What was compared, of an export of texts alone."""
         return f"{counted(len(self.captions), 'texts')} of {self.origin}"
 
 

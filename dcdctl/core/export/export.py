@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dcdctl.core import files, locks, models
+from dcdctl.core.arguments import optional_path, path
 from dcdctl.core.artifacts import Document
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.export import check, model_card, push
 from dcdctl.core.export.check import Check
 from dcdctl.core.export.history import read_history
-from dcdctl.core.export.target import ExportJob, Target
+from dcdctl.core.export.job import ExportJob
+from dcdctl.core.export.target import Target
 from dcdctl.core.export.to_onnx import Onnx
 from dcdctl.core.export.to_open_clip import OpenClip
 from dcdctl.core.export.to_query import QUERY_TARGETS
@@ -64,15 +66,16 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
     read back; SourceError if it cannot be pushed, and then the folder stays.
     """
     target_class, overrides = resolve(job)
-    out = job.out.resolve()
+    asked, data = path(job.out), optional_path(job.data)
+    out = asked.resolve()
     # StaleError while another export writes the folder.
     with locks.lock(out):
         # Killed exports leave partial folders behind.
         files.remove_partials(out.parent, out.name)
         # Renamed to `out` when the block succeeds, removed when it fails.
         with files.atomic_folder(out) as folder:
-            history = read_history(job.ref, job.data)
-            data = job.data or next(iter(history.data), None)
+            history = read_history(job.ref, data)
+            data = data or next(iter(history.data), None)
             samples = check.samples_of(data, None if history.result is None else history.result.split)
             model = models.load(job.ref, overrides, track, kind="any")
             target = target_class(job, model, folder)
@@ -88,10 +91,10 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
             num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     # After the folder has its name, so that it stays if the push fails.
     page = None
-    if job.push_to is not None:
-        page = push.push_folder(job.out, job.push_to, track, private=job.private)
+    if job.push_to_hub is not None:
+        page = push.push_folder(asked, job.push_to_hub, track, private=job.private)
     return Exported(
-        folder=job.out,
+        folder=asked,
         to=target.name,
         kind=model.kind,
         num_bytes=num_bytes,
@@ -111,13 +114,14 @@ def resolve(job: ExportJob) -> tuple[type[Target], Document]:
     if job.to not in TARGETS:
         raise ConfigError(f"--to {job.to} is not a format", hint=f"known: {', '.join(TARGETS)}")
     target = TARGETS[job.to]
-    if job.push_to is not None:
+    if job.push_to_hub is not None:
         # Before the model is loaded: a missing token should not cost an export.
-        push.check(job.push_to)
+        push.check(job.push_to_hub)
     elif not job.private:
         raise ConfigError("--public is for a repository of the Hub, and none is named", hint="add --push-to-hub")
     target.require()
-    overrides = models.parse_overrides(job.model_sets)
+    overrides = models.parse_overrides(job.model_overrides)
+    out = path(job.out)
     if models.check_ref(job.ref, overrides, kind="any") == "query":
         if job.to not in QUERY_TARGETS:
             raise ModelError(
@@ -125,8 +129,8 @@ def resolve(job: ExportJob) -> tuple[type[Target], Document]:
                 hint=f"export it with --to {' or '.join(QUERY_TARGETS)}",
             )
         target = QUERY_TARGETS[job.to]
-    if job.out.is_file() or not files.is_vacant(job.out):
-        found = "a file" if job.out.is_file() else "not empty"
-        raise ConfigError(f"{job.out} is {found}, a new folder is expected", hint="name another folder")
-    files.check_output_folder(job.out)
+    if out.is_file() or not files.is_vacant(out):
+        found = "a file" if out.is_file() else "not empty"
+        raise ConfigError(f"{out} is {found}, a new folder is expected", hint="name another folder")
+    files.check_output_folder(out)
     return target, overrides

@@ -57,7 +57,7 @@ def _header(target: Target, history: RunHistory) -> ModelCardData:
         library_name=target.library,
         # No pipeline of the Hub scores pairs of an image and a text.
         pipeline_tag=target.task if target.has_vectors else None,
-        license=target.job.license,
+        license=target.job.license_id,
         base_model=pretrained or None,
         tags=[*tags, "dcdctl", *target.tags],
         eval_results=_eval_results(history.result, history) or None,
@@ -100,7 +100,7 @@ def _body(target: Target, checked: str, history: RunHistory) -> str:
         # The towers for ONNX Runtime are graphs, which hold no code.
         runs_code=bool(target.spec.code) and target.name != "onnx",
         checked=checked,
-        license=target.job.license,
+        license=target.job.license_id,
         recall=_recall(history),
         start=_start(history),
         eval_command=_command(target, history, "eval"),

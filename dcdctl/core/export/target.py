@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.export.check import NOT_WRITTEN, Check, Samples, compare_vectors, vectors_of
+from dcdctl.core.export.job import ExportJob
 from dcdctl.core.models import ExportSpec, Model
 from dcdctl.core.scoring import Vectors
 
 Task = Literal["feature-extraction", "sentence-similarity"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportJob:
-    """An export as the user requested it."""
-
-    ref: str
-    out: Path
-    to: str
-    data: Path | None = None
-    """Corpus for the check of the export; None: that of the run's evaluation, or the built-in scenes."""
-    with_int8: bool = True
-    """For ONNX: also write towers with int8 weights."""
-    license: str | None = None
-    """License of the weights, by its name on the Hub: apache-2.0."""
-    push_to: str | None = None
-    """The repository to push to, OWNER/NAME."""
-    private: bool = True
-    """Whether only its owner sees the repository: a model may have been trained on private photos."""
-    model_sets: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Where others find the export: its repository on the Hub, or its folder."""
-        return self.push_to or self.out.resolve().name
 
 
 class Target(ABC):
@@ -156,7 +131,7 @@ class Target(ABC):
     @property
     def folder_code(self) -> str:
         """For `usage`: the lines that set the variable `folder` to a local folder with the export."""
-        if self.job.push_to is None:
+        if self.job.push_to_hub is None:
             return f'folder = "{self.job.name}"'
         return f'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{self.job.name}")'
 

@@ -126,7 +126,7 @@ class Onnx(Target):
 
     def write(self) -> None:
         models.export_onnx(self.model, self.folder)
-        if self.job.with_int8:
+        if self.job.int8:
             models.quantize_dynamic(self.folder, self.folder / INT8)
         self.model.preprocess.self_contained().save(self.folder)
         if self.spec.timm_config is not None:
@@ -153,7 +153,7 @@ class Onnx(Target):
     def compare(self, samples: Samples) -> tuple[Check, ...]:
         original, checks = vectors_of(self.model, samples), []
         for precision, hint in HINTS.items():
-            if precision != INT8 or self.job.with_int8:
+            if precision != INT8 or self.job.int8:
                 checks.append(compare_vectors(precision, self.embed(samples, precision), original, hint=hint))
         return tuple(checks)
 

@@ -85,7 +85,7 @@ class QueryTarget(Target):
         """Vectors of texts by the library alone, from the folder."""
 
     def compare(self, samples: Samples) -> tuple[Check, ...]:
-        """The same for texts: of the first caption alone, and of the others together."""
+        """The library's vectors beside ours: of the first caption alone, and of the others together."""
         texts = samples.captions
         rows = [*self.embed_texts(texts[:1])]
         if texts[1:]:

@@ -30,6 +30,7 @@ from .load_save import (
     text_pooling,
 )
 from .lora import require_peft
+from .naming import naming_fields, naming_uses
 from .networks.backbones import FeatureSpec
 from .networks.over_encoders import Encoders
 from .networks.projections import ProjectionSize, masked_mean
@@ -116,6 +117,8 @@ __all__ = [
     "load_searchable",
     "load_tokenizer",
     "masked_mean",
+    "naming_fields",
+    "naming_uses",
     "new_coattention",
     "new_dual",
     "new_frozen_dual",

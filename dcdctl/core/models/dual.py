@@ -129,7 +129,7 @@ class DualEncoder(RetrievalModel):
         raise self._without_tokens()
 
     def text_tokens(self, texts: TextBatch | States) -> States:
-        """The same of the text encoder, T x L x W."""
+        """What the text encoder gives for each token, T x L x W, and the unit vectors; errors as of `image_tokens`."""
         raise self._without_tokens()
 
     def _without_tokens(self) -> ModelError:

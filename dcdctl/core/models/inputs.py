@@ -205,12 +205,6 @@ class States(_Rows):
         if self.vectors is not None and part.vectors is not None:
             self.vectors[moved_rows] = part.vectors
 
-    def summed(self, all_sum: Callable[[Tensor], Tensor]) -> States:
-        """The sum over processes, of which each has put rows of its own."""
-        vectors = None if self.vectors is None else all_sum(self.vectors)
-        tokens = all_sum(self.tokens) if self.tokens.numel() else self.tokens
-        return States(tokens, all_sum(self.mask.float()).bool(), vectors)
-
     @staticmethod
     def cat(parts: Sequence[States]) -> States:
         """All states in order, padded to the longest part."""

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dcdctl.core import artifacts, files
-from dcdctl.core.config import naming_uses
+from dcdctl.core.arguments import Settings
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import run_documents, saved_folder
+from dcdctl.core.models.naming import NAMED, naming_uses
 from dcdctl.core.models.overrides import (
     OF_CROSS_ENCODERS,
     OF_METER,
@@ -188,7 +189,7 @@ def _uses(teacher: published.PublishedTeacher, name: str) -> dict[str, str]:
     """How the error for a published teacher that cannot be fetched names it: by the name that the user gave, with the
     settings that a folder lacks."""
     given = "".join(f" --model-set {key}={value}" for key, value in teacher.overrides.items())
-    return {teacher.hub: f"name DIR in place of {name}" + (f", with{given}" if given else "")}
+    return {teacher.hub: NAMED.format(ref=name) + (f", with{given}" if given else "")}
 
 
 def digest_of_files(ref: str | Path) -> str | None:
@@ -289,7 +290,7 @@ def save(
             weights.chmod((partial / SETTINGS_FILE).stat().st_mode)
 
 
-def convert(ref: str | Path, folder: Path, model_set: Sequence[str] = (), track: Track = silent) -> Model:
+def convert(ref: str | Path, folder: Path, model_set: Settings | None = None, track: Track = silent) -> Model:
     """Save the model of a reference as a folder that loads without further settings, and return it.
 
     The reference, its settings (`image_size=384`) and the folder are checked before weights are opened.

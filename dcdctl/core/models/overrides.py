@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dcdctl.core import config
+from dcdctl.core.arguments import Settings
 from dcdctl.core.artifacts import Document
 from dcdctl.core.config import MOST, Count, Key, between
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.protocols import Table
+from dcdctl.core.toml import assignments, parse_value
 
 IMAGE_FIRST: Literal["image-first"] = "image-first"
 OF_TEXTS = ("max_text_len", "tokenizer")
@@ -37,7 +39,7 @@ class Overrides:
     """Attention heads (METER: of the fusion layers); an official checkpoint without its configuration does not give
     their number."""
     text_num_attention_heads: Annotated[Count | None, Key("text.num_attention_heads")] = None
-    """The same of a separate text encoder, such as METER's."""
+    """Attention heads of a separate text encoder, such as METER's."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number type of the weights; float32 if None."""
     prompt: str | None = None
@@ -66,19 +68,19 @@ def check_taken(table: Table, takes: Collection[str], ref: object) -> None:
             raise ModelError(f"{ref} takes no {name}", hint=f"it takes {known}")
 
 
-def parse_overrides(assignments: Sequence[str], option: str = "model-set") -> Document:
-    """The table of `NAME=VALUE` assignments of a command-line option, checked.
+def parse_overrides(settings: Settings | None, option: str = "model-set") -> Document:
+    """The table of settings, checked; `option` is the one of the command line that has them.
 
     >>> parse_overrides(["image_size=384", "tokenizer=words/bert"])
     {'image_size': 384, 'tokenizer': 'words/bert'}
     """
     table = {}
-    for assignment in assignments:
+    for assignment in assignments(settings):
         name, equals, value = assignment.partition("=")
         if not equals or not name.strip():
             raise ConfigError(
                 f"--{option} expects NAME=VALUE, got {assignment!r}", hint=f"for example --{option} image_size=384"
             )
-        table[name.strip()] = config.parse_value(value)
+        table[name.strip()] = parse_value(value)
     read_overrides(table, option)
     return table

@@ -1,6 +1,6 @@
-from .compare_page import write_comparison_page
+from .compare_page import write_page_of
 from .html import embed_image
-from .report import open_corpus, read_report, teachers_of
+from .report import read_report, teachers_of
 from .search_page import write_search_page
 from .study_report import (
     CASCADE,
@@ -25,15 +25,14 @@ __all__ = [
     "csv_text",
     "embed_image",
     "headline",
-    "open_corpus",
     "read_report",
     "read_rows",
     "report_document",
     "study_tables",
     "teachers_of",
-    "write_comparison_page",
     "write_csv",
     "write_markdown",
+    "write_page_of",
     "write_report_page",
     "write_search_page",
     "write_study_page",

@@ -9,17 +9,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from dcdctl.core import evaluation
+from dcdctl.core.arguments import optional_path, path
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.evaluation import Comparison, PairwiseComparison, RankShift, SavedEvaluation
+from dcdctl.core.evaluation import CompareJob, Comparison, PairwiseComparison, RankShift, SavedEvaluation
 from dcdctl.core.report import html
 from dcdctl.core.report.gallery import ModelColumn, Query, captions_of, first_answers, query_of
 from dcdctl.core.report.html import EmbeddedImage
+from dcdctl.core.report.report import open_corpus
 
 # Enough to recognize a photo.
 QUERY_PX = 160
 ANSWER_PX = 72
 MAX_QUERIES = 80
 """Queries on a page, over all comparisons; this keeps the page under 3 MB."""
+
+
+def write_page_of(job: CompareJob, comparison: Comparison) -> bool:
+    """Write the page that a job asks for; whether it has the images of its queries."""
+    assert job.html is not None
+    needs_images = comparison.lists_queries
+    corpus = open_corpus(comparison.evaluation, optional_path(job.data)) if needs_images else None
+    write_comparison_page(path(job.html), comparison, corpus)
+    return corpus is not None or not needs_images
 
 
 def write_comparison_page(path: Path, comparison: Comparison, corpus: Corpus | None) -> None:

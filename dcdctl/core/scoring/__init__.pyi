@@ -16,7 +16,7 @@ from .feature_files import FEATURES
 from .features import CorpusSource, Reader, Source
 from .folds import PairScorer, Workload, measure_rate
 from .pair_files import SCORES, ScoreTasks, expect_digest, job_of_scores, named_model, pair_rows
-from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, score_pairs
+from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, score_pairs, scored_apart
 from .quantize import HIGHEST, VectorKind, binary_codes, bytes_per_vector, decoded, int8_codes
 from .shards import PairWorker, ShardPairs
 from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, top_k, top_k_of_rows
@@ -63,6 +63,7 @@ __all__ = [
     "open_source",
     "pair_rows",
     "score_pairs",
+    "scored_apart",
     "top_k",
     "top_k_of_rows",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dcdctl.core.data import Indices
-from dcdctl.core.engines import Compute, Engine, Task
+from dcdctl.core.engines import Compute, Task
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.models import Preprocessor
 from dcdctl.core.progress import Advance
@@ -105,10 +105,9 @@ def encoded_batches(
     side: Side,
     batches: Sequence[Batch],
     compute: Compute,
-    engine: Engine,
     advance: Advance,
 ) -> Iterator[tuple[Batch, Output]]:
-    """Each batch with what the model gives of it, in any order; of the processes of torchrun, each gets its share."""
+    """Each batch with what the model gives of it, in any order."""
     step = IMAGE_BATCHES if side == "images" else TEXT_BATCHES
     groups = [batches[start : start + step] for start in range(0, len(batches), step)]
     tasks = (
@@ -116,5 +115,5 @@ def encoded_batches(
         for number, group in enumerate(groups)
     )
     make_worker = partial(BatchWorker.make, encoder, compute.for_workers())
-    for task, outputs in engine.map(tasks, make_worker, advance):
+    for task, outputs in compute.engine.map(tasks, make_worker, advance):
         yield from zip(groups[task.shard], outputs, strict=True)

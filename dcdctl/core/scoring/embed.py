@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -157,9 +158,7 @@ def _embedded(
 ) -> Tensor:
     """The vectors of all images or captions of a source, which are read in these batches."""
     vectors_ND: Tensor | None = None
-    # Of the processes of torchrun, each embeds for itself.
-    engine = compute.engine.alone()
-    for batch, vectors in encoded_batches(encoder, source, encoder.side, batches, compute, engine, advance):
+    for batch, vectors in encoded_batches(encoder, source, encoder.side, batches, compute, advance):
         if vectors_ND is None:
             vectors_ND = vectors.new_empty(sum(map(len, batches)), vectors.shape[1])
         vectors_ND[torch.as_tensor(batch, device=vectors.device)] = vectors
@@ -244,7 +243,7 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
     return Embedder(
         preprocess=preprocess,
         network=network,
-        texts=lambda batch: _pooled(network, batch, pooling),
+        texts=partial(_pooled, network, pooling=pooling),
         images=None,
         device=device,
     )
@@ -266,7 +265,7 @@ def _is_ours(ref: str) -> bool:
     return any((models.path_of(ref) / name).exists() for name in ("run.json", models.SETTINGS_FILE))
 
 
-def _pooled(network: Any, batch: Texts, pooling: Literal["mean", "cls"]) -> Tensor:
+def _pooled(network: Any, batch: Texts, *, pooling: Literal["mean", "cls"]) -> Tensor:
     assert isinstance(batch, TextBatch)
     states_TLD: Tensor = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
     return states_TLD[:, 0] if pooling == "cls" else models.masked_mean(states_TLD, batch.attention_mask)

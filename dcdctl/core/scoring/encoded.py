@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from dcdctl.core import distributed
 from dcdctl.core.data import Corpus, Indices
-from dcdctl.core.engines import Compute, TorchProcesses
+from dcdctl.core.engines import Compute
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import Preprocessor, Scorer, States
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring.batches import Batch, BatchWorker, Side, SideBatches, encoded_batches
+from dcdctl.core.scoring.batches import Batch, Side, encoded_batches
 from dcdctl.core.scoring.features import Features, Source, in_memory
 
 IMAGE_CHUNK, TEXT_CHUNK = 64, 512
@@ -71,15 +70,12 @@ class _StatesEncoder:
 
 
 @torch.inference_mode()
-def encode_corpus(
-    scorer: Scorer, source: Source, compute: Compute, *, track: Track = silent, is_shared: bool = False
-) -> Source:
+def encode_corpus(scorer: Scorer, source: Source, compute: Compute, *, track: Track = silent) -> Source:
     """What a scorer reads to score pairs: the whole corpus encoded, if the scorer keeps its states; else the source as
     it is.
 
-    The batches are the same in every call, so a vector does not depend on the pairs that need it. If several processes
-    call this together with `is_shared`, each encodes its share of the batches, and all of them have all vectors. A
-    batch that does not fit into memory is halved.
+    The batches are the same in every call, so a vector does not depend on the pairs that need it. A batch that does not
+    fit into memory is halved.
     """
     if not scorer.keeps_states:
         return source
@@ -92,33 +88,24 @@ def encode_corpus(
     else:
         # Captions of similar length share a batch, so that little of it is padding.
         text_order = sorted(text_order, key=lambda text: len(corpus.captions[text]))
-    engine = compute.engine if is_shared else compute.engine.alone()
-    here = replace(compute, engine=TorchProcesses(), of_worker=None)
 
     def encode(side: Side, order: Sequence[int], step: int) -> States:
         encoder = _StatesEncoder(scorer, side, compute.device)
-        # Every process needs the widths, also one without a batch of its own.
-        [first] = BatchWorker.make(encoder, here).start(SideBatches(side, source, [order[:1]]))(lambda count: None)
         batches = [order[start : start + step] for start in range(0, len(order), step)]
         with track(f"encode {side}", total=len(order), unit=side) as advance:
             found: Iterable[tuple[Batch, States]]
-            found = encoded_batches(encoder, source, side, batches, compute, engine, advance)
+            found = encoded_batches(encoder, source, side, batches, compute, advance)
             longest = 1
             if scorer.keeps_tokens:  # how many tokens the longest item has is known at the end
                 found = list(found)
-                longest = _longest([first, *(states for _, states in found)], is_shared=is_shared)
-            room = first.room_for(len(order), longest)
+                longest = max(states.tokens.shape[1] for _, states in found)
+            room: States | None = None
             for batch, states in found:
+                if room is None:
+                    room = states.room_for(len(order), longest)
                 room.put(torch.tensor(batch), states)
-        # Rows of other processes are zeros here.
-        return room.summed(distributed.all_sum) if is_shared else room
+        assert room is not None
+        return room
 
     of_images = encode("images", range(corpus.num_images), IMAGE_CHUNK)
     return EncodedCorpus(corpus, of_images, encode("captions", text_order, TEXT_CHUNK))
-
-
-def _longest(encoded: Sequence[States], *, is_shared: bool) -> int:
-    """The tokens of the longest item, of all processes if they share the work."""
-    lengths = torch.zeros(distributed.world_size(), device=encoded[0].tokens.device)
-    lengths[distributed.rank()] = max(states.tokens.shape[1] for states in encoded)
-    return int((distributed.all_sum(lengths) if is_shared else lengths).max())

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dcdctl.core.artifacts import Build, other_folder_error
+from dcdctl.core.artifacts import Build, Parts, other_folder_error
 from dcdctl.core.data import Corpus, Indices
-from dcdctl.core.distributed import Parts
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.memory import Fitting
@@ -201,7 +200,7 @@ def _build(planned: Build, source: CorpusSource, model: Model, compute: Compute,
     if num_texts:
         with track(f"encode {num_texts:,} captions", total=num_texts, unit="captions") as advance:
             _build_texts(build, texts, lengths, source, model, compute, advance)
-    parts.seal_alone(lambda listed: {"format": FEATURES.format, "files": listed}, further=[LENGTHS_FILE])
+    parts.seal(lambda listed: {"format": FEATURES.format, "files": listed}, further=[LENGTHS_FILE])
 
 
 @dataclass(frozen=True)
@@ -281,8 +280,7 @@ def _encoded(
     names = list(batches_of)
     tasks = (side_task(source, side, batches_of[name], shard=number, name=name) for number, name in enumerate(names))
     make_worker = partial(BatchWorker.make, _HalfEncoder(model, side), compute.for_workers())
-    # Of the processes of torchrun, one stores features while the others wait.
-    for task, encoded in compute.engine.alone().map(tasks, make_worker, advance):
+    for task, encoded in compute.engine.map(tasks, make_worker, advance):
         yield names[task.shard], encoded
 
 

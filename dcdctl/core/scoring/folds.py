@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dcdctl.core import devices
 from dcdctl.core.data import Indices, Scores
 from dcdctl.core.devices import CPU
-from dcdctl.core.engines import Compute, Task, TorchProcesses
+from dcdctl.core.engines import Compute, Task, ThisProcess
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.models import ImageBatch, Scorer, States
 from dcdctl.core.progress import Advance
@@ -78,13 +78,12 @@ class PairScorer:
     def score_chunks(self, chunks: Iterable[Chunk], advance: Advance) -> Iterator[Scores]:
         """The logits of the pairs of each chunk, in order."""
         # Scores of vectors that are known cost less than sending the vectors.
-        engine = TorchProcesses() if self.scorer.keeps_states else self.compute.engine
+        engine = ThisProcess() if self.scorer.keeps_states else self.compute.engine
         make_worker = partial(_FoldWorker.make, _PackedFold(self))
         tasks = (self._task(number, *chunk) for number, chunk in enumerate(chunks))
         waiting: dict[int, Scores] = {}
         number = 0
-        # Of the processes of torchrun, each scores for itself.
-        for task, scores_P in engine.alone().map(tasks, make_worker, advance):
+        for task, scores_P in engine.map(tasks, make_worker, advance):
             waiting[task.shard] = scores_P
             while number in waiting:
                 yield waiting.pop(number)
@@ -180,7 +179,7 @@ class _FoldWorker:
     @classmethod
     def make(cls, packed: _PackedFold) -> _FoldWorker:
         fold = packed.fold
-        if fold.compute.of_worker is not None:  # in a worker of a cluster
+        if fold.compute.of_worker is not None:  # in a worker
             compute = fold.compute.in_worker()
             fold = replace(fold, scorer=fold.scorer.to(compute.device).eval(), compute=compute)
         return cls(fold)

@@ -170,6 +170,16 @@ def _by_image(order_P: Tensor, image_ix_P: Tensor, batch_size: int) -> list[Tens
     return batches
 
 
+def scored_apart(scorer: Scorer, image_P: Indices) -> list[Indices]:
+    """The positions of pairs in groups, of which each has the same scores whether the others are scored or not, to the
+    bit. For a model that groups pairs by image, those of each chunk of images; else all pairs are one group."""
+    if not _groups_by_image(scorer) or not len(image_P):
+        return [np.arange(len(image_P))]
+    # By rank among the images of these pairs: a cache may use few of the corpus.
+    chunk_P = np.unique(image_P, return_inverse=True)[1] // IMAGE_CHUNK
+    return [np.flatnonzero(chunk_P == chunk) for chunk in np.unique(chunk_P).tolist()]
+
+
 def score_pairs(
     scorer: Scorer,
     source: PairSource,
@@ -198,9 +208,7 @@ def score_pairs(
             ix = image_at_P, torch.from_numpy(text_at_P)
             return score_block(scorer, images, text_states, *ix, compute, advance, keep_of(pairs))
 
-        # By rank among the images of these pairs: a cache may use few of the corpus.
-        chunk_P = np.unique(image_P, return_inverse=True)[1] // IMAGE_CHUNK
-        return _score_by_images(scorer, source, image_P, chunk_P, score_chunk, compute)
+        return _score_by_images(scorer, source, image_P, score_chunk, compute)
     images, image_at_P = np.unique(image_P, return_inverse=True)
     texts, text_at_P = np.unique(text_P, return_inverse=True)
     # Captions with a similar number of characters share a chunk, so that little of it is padding.
@@ -224,23 +232,20 @@ def _score_by_images(
     scorer: Scorer,
     source: PairSource,
     image_P: Indices,
-    chunk_P: Indices,
     score_chunk: Callable[[States, Tensor, Indices], Tensor],
     compute: Compute,
 ) -> NDArray[np.float32]:
-    """The scores of all pairs, where pair p belongs to chunk `chunk_P[p]` of at most `IMAGE_CHUNK` images, which are
-    read ahead.
+    """The scores of all pairs, in chunks of at most `IMAGE_CHUNK` images, which are read ahead.
 
     `score_chunk` receives the states of a chunk's images, the position of each pair's image among them, and the pairs.
     """
-    scores_P = np.empty(len(chunk_P), dtype=np.float32)
+    scores_P = np.empty(len(image_P), dtype=np.float32)
 
     def read(pairs: Indices) -> tuple[Indices, Tensor, ImageBatch | States]:
         images, image_at_P = np.unique(image_P[pairs], return_inverse=True)
         return pairs, torch.from_numpy(image_at_P), read_images(source, images, compute)
 
-    chunks = (np.flatnonzero(chunk_P == chunk) for chunk in np.unique(chunk_P).tolist())
-    for pairs, image_at_P, images in read_in_threads(read, chunks, compute.readers):
+    for pairs, image_at_P, images in read_in_threads(read, scored_apart(scorer, image_P), compute.readers):
         states = encode_chunk(scorer, images, compute)
         scores_P[pairs] = score_chunk(states, image_at_P, pairs).numpy()
     return scores_P

@@ -13,8 +13,8 @@ from .answers import (
     title_of,
     value_for_json,
 )
-from .build import IndexJob, add_images, build_index, follow_folders
-from .changes import Changes, IndexChange
+from .build import add_images, build_index, follow_folders
+from .changes import IndexChange
 from .columns.order import Order, default_order, parse_order
 from .columns.table import NUM_SHOWN, ColumnSummary
 from .columns.where import (
@@ -36,6 +36,7 @@ from .exact import Floats, Rows, best_first, spread_over
 from .image_tasks import EmbedTasks
 from .index import FolderIndex
 from .index_config import IndexConfig
+from .job import Changes, Embedding, IndexJob, Vectors
 from .library import STUDENT, Library, name_of_index
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
@@ -72,6 +73,7 @@ __all__ = [
     "Compare",
     "Condition",
     "EmbedTasks",
+    "Embedding",
     "Floats",
     "FolderIndex",
     "Hit",
@@ -95,6 +97,7 @@ __all__ = [
     "StoredType",
     "StoredVectors",
     "Value",
+    "Vectors",
     "add_images",
     "answer_document",
     "as_text",

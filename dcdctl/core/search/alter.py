@@ -13,20 +13,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from dcdctl.core import artifacts, distributed, files, models
+from dcdctl.core import artifacts, files, locks, models
 from dcdctl.core import config as configs
+from dcdctl.core.arguments import optional_ref
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import ImageColumns
 from dcdctl.core.errors import ConfigError, require_extra
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, commit, keywords, segments, upkeep
 from dcdctl.core.search.background import probe_texts
-from dcdctl.core.search.changes import Changes, IndexChange
+from dcdctl.core.search.changes import IndexChange
 from dcdctl.core.search.columns import change
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.index_config import IndexConfig
+from dcdctl.core.search.job import Changes, table_or_path
 from dcdctl.core.search.storage import INDEX, TEXT, IndexDocument, SealedFile, TextSide
 from dcdctl.core.search.stored import StoredTokens, StoredType
+from dcdctl.core.toml import apply_sets
 
 
 def change_index(place: str, changes: Changes, *, track: Track = silent) -> IndexChange:
@@ -35,21 +38,23 @@ def change_index(place: str, changes: Changes, *, track: Track = silent) -> Inde
 
     StaleError for a query encoder of another model, InputError if a name to remove matches none.
     """
-    metadata = read_inputs(changes.metadata, changes.query_model)
+    query_model = optional_ref(changes.query_model)
+    metadata = read_inputs(table_or_path(changes.metadata), query_model)
     before = upkeep.open_to_change(place)
     folder = before.folder
     if not upkeep.has_changes(before, changes):
         return IndexChange(before, [])
     files.check_output_folder(folder)
-    query = load_query(before.document, changes.query_model)
-    with distributed.lock(folder):
+    query = load_query(before.document, query_model)
+    with locks.lock(folder):
         before = FolderIndex.open(folder)
         index = _alter(before, changes, track)
         # All files that were indexed without a look at their EXIF data are read only when the user asks for it.
         first_row = 0 if index.config.exif != before.config.exif else before.num_rows
-        index, notes = set_columns(index, track, metadata=metadata, dropped=changes.drop_columns, first_row=first_row)
+        dropped = changes.drop_columns or ()
+        index, notes = set_columns(index, track, metadata=metadata, dropped=dropped, first_row=first_row)
         if query is not None:
-            index = set_query_model(index, query, str(changes.query_model))
+            index = set_query_model(index, query, str(query_model))
     return rows_changed(before, index, [], notes)
 
 
@@ -60,13 +65,11 @@ def move_images(place: str, old: Path, new: Path) -> IndexChange:
     """
     folder = upkeep.open_to_change(place).folder
     files.check_output_folder(folder)
-    with distributed.lock(folder):
+    with locks.lock(folder):
         before = FolderIndex.open(folder)
         document = before.document
-        with distributed.main_first():
-            if distributed.is_main():
-                moved = upkeep.moved_sources(before, old, new)
-                commit.seal(folder, replace(document, generation=document.generation + 1, sources=moved))
+        moved = upkeep.moved_sources(before, old, new)
+        commit.seal(folder, replace(document, generation=document.generation + 1, sources=moved))
         index = FolderIndex.open(folder)
     notes = []
     for was, now in zip(document.sources, index.document.sources, strict=True):
@@ -80,7 +83,7 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
     folder, document = index.folder, index.document
     if not (changes.sets or changes.remove):
         return index
-    settings = configs.build(IndexConfig, configs.apply_sets(configs.to_table(document.settings), changes.sets))
+    settings = configs.build(IndexConfig, apply_sets(configs.to_table(document.settings), changes.sets or ()))
     if settings.dims != document.settings.dims:
         raise ConfigError(
             f"the vectors of {folder} have {document.model.dim} numbers, and dims is fixed when an index is made",
@@ -93,13 +96,11 @@ def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
         )
     check_kind(settings, document.stored_type)
     check_packages(settings, document.num_rows)
-    removed = upkeep.rows_to_remove(index, changes.remove)
+    removed = upkeep.rows_to_remove(index, changes.remove or ())
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
     generation = document.generation + 1
     entries = {"format": INDEX.format, "generation": generation, "settings": configs.to_table(settings)}
-    with distributed.main_first():
-        if distributed.is_main():
-            Build(folder, {**entries, "changes": "settings"}, INDEX).begin(restart=True, kept=document.files)
+    Build(folder, {**entries, "changes": "settings"}, INDEX).begin(restart=True, kept=document.files)
     changed = replace(
         document,
         generation=generation,
@@ -181,12 +182,10 @@ def load_query(document: IndexDocument, ref: str | None) -> Any:
 def set_query_model(index: FolderIndex, query: Any, ref: str) -> FolderIndex:
     """Let a query encoder embed the texts of an index; the index as it is then."""
     document, generation = index.document, index.document.generation + 1
-    with distributed.main_first():
-        if distributed.is_main():
-            # Beside the former one, which searches until index.json names this one.
-            text = write_text_side(index.folder / f"{TEXT}-{generation}", query, index.fingerprint)
-            text = replace(text, query_model=query.digest, query_ref=ref)
-            commit.seal(index.folder, replace(document, generation=generation, text=text))
+    # Beside the former one, which searches until index.json names this one.
+    text = write_text_side(index.folder / f"{TEXT}-{generation}", query, index.fingerprint)
+    text = replace(text, query_model=query.digest, query_ref=ref)
+    commit.seal(index.folder, replace(document, generation=generation, text=text))
     return FolderIndex.open(index.folder)
 
 
@@ -202,13 +201,11 @@ def set_columns(
     if not (dropped or metadata is not None or change.has_columns_to_fill(index, first_row=first_row)):
         return index, ()
     notes: list[str] = []
-    with distributed.main_first():
-        if distributed.is_main():
-            table, facts = change.changed_table(index, dropped, metadata, first_row=first_row, notes=notes, track=track)
-            stored = index.stored_columns
-            if stored.num_covered not in (0, index.num_rows) or not table.equals(stored.table()) or facts is not None:
-                # No column would be left to remember that.
-                drops_all = change.drops_all_of_files(index, dropped, table)
-                settings = replace(index.config, exif="none") if drops_all else index.config
-                commit.seal_columns(index, table, facts, settings)
+    table, facts = change.changed_table(index, dropped, metadata, first_row=first_row, notes=notes, track=track)
+    stored = index.stored_columns
+    if stored.num_covered not in (0, index.num_rows) or not table.equals(stored.table()) or facts is not None:
+        # No column would be left to remember that.
+        drops_all = change.drops_all_of_files(index, dropped, table)
+        settings = replace(index.config, exif="none") if drops_all else index.config
+        commit.seal_columns(index, table, facts, settings)
     return FolderIndex.open(index.folder), tuple(notes)

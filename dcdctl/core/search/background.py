@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from dcdctl.core.search.searcher import IndexSearcher
+from dcdctl.core.search.exact import Floats
+from dcdctl.core.search.protocol import ImageIndex
 
 # The 95th percentile is then about the fourth highest score.
 NUM_PROBES = 64
@@ -62,15 +61,12 @@ def probe_texts() -> list[str]:
     return [" ".join(draw.sample(WORDS.split(), 2 + number % 5)) for number in range(NUM_PROBES)]
 
 
-def measure_background(searcher: IndexSearcher) -> Background | None:
-    """The background of an index, by its own model; None for an index without images."""
-    index = searcher.index
+def measure_background(index: ImageIndex, probes_PD: Floats) -> Background | None:
+    """The background of an index, by the vectors that its own model gives the probes, P x D (or P x L x D); None for an
+    index without images."""
     rows = index.spread_rows(SAMPLE)
     if not rows:
         return None
-    texts, probes_PD = searcher.texts, searcher.texts.probes
-    if probes_PD is None:
-        probes_PD = texts.vectors(texts.tokenize(probe_texts())[0])
     probes_PD = probes_PD[..., : index.dim]
     # A model may have no vector for words that it does not know.
     numbers = probes_PD.reshape(len(probes_PD), -1)

@@ -1,7 +1,7 @@
 """Building an index, adding images to it and following its folders: each is planned, filled and committed.
 
 A commit replaces index.json atomically, so an index can be searched at any moment of a change, and after a killed one.
-A killed run resumes with any number of processes. Its files of vectors, segments and words have the bytes of a run that
+A killed run resumes. Its files of vectors, segments and words have the bytes of a run that
 was not killed, and every search has the same answers. index.json and the names of files may have other numbers: a
 killed change that is run again counts as a change more where its first steps were committed.
 """
@@ -9,20 +9,22 @@ killed change that is run again counts as a change more where its first steps we
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from dcdctl.core import config as configs
-from dcdctl.core import distributed, files, models
+from dcdctl.core import files, locks, models
+from dcdctl.core.arguments import optional_ref, path
 from dcdctl.core.artifacts import Build
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Say, Track, silent, unsaid
 from dcdctl.core.search import (
     alter,
     commit,
@@ -40,6 +42,7 @@ from dcdctl.core.search.changes import IndexChange, followed
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.index_config import IndexConfig
+from dcdctl.core.search.job import IndexJob, table_or_path
 from dcdctl.core.search.part_files import PlannedParts, SourceImage
 from dcdctl.core.search.storage import (
     INDEX,
@@ -51,48 +54,32 @@ from dcdctl.core.search.storage import (
     TextSide,
 )
 from dcdctl.core.search.stored import STORED, StoredTokens
+from dcdctl.core.toml import apply_sets, assignments
 
 
-@dataclass(frozen=True, kw_only=True)
-class IndexJob:
-    """A new index: its model, its images, and how to embed them."""
-
-    model: str
-    images: Path
-    """A folder of images, or a corpus."""
-    out: Path
-    split: str | None = None
-    """The split of a corpus, or several joined; None for all."""
-    sets: tuple[str, ...] = ()
-    """Settings such as "kind=flat"."""
-    vectors: tuple[str, ...] = ()
-    """Files, folders or patterns of the vectors of the images; empty: the model embeds them."""
-    metadata: Path | pa.Table | None = None
-    """A CSV or Parquet file, or a table, that names an image in each row."""
-    query_model: str | None = None
-    """A query encoder that embeds texts in the model's place (`models.QueryEncoder`)."""
-    compute: Compute = IN_SMALL_BATCHES
-
-
-def build_index(job: IndexJob, *, track: Track = silent) -> IndexChange:
+def build_index(
+    job: IndexJob, *, compute: Compute | None = None, track: Track = silent, say: Say = unsaid
+) -> IndexChange:
     """Build an index in a folder; without a split all images of a corpus are read. A killed run resumes.
+    `compute` takes the place of what the job says about it.
 
     StaleError if the folder holds another index, and for a query encoder of another model; InputError if there is no
     image.
     """
-    folder = job.out.expanduser()
+    folder, vectors, query_model = path(job.out), job.vectors or (), optional_ref(job.query_model)
+    compute = compute or job.compute(say, job.precision)
     # A typing error would come out hours later, after everything is embedded.
-    if job.vectors:
-        vector_files.find(job.vectors)
-    metadata = alter.read_inputs(job.metadata, job.query_model)
-    source = _source(folder, job.images, job.split)
+    if vectors:
+        vector_files.find(vectors)
+    metadata = alter.read_inputs(table_or_path(job.metadata), query_model)
+    source = _source(folder, path(job.images), job.split)
     # Vectors that are given may be of formats that are not read here, and a finished index needs no images.
-    if not job.vectors and not (folder / INDEX_FILE).exists():
+    if not vectors and not (folder / INDEX_FILE).exists():
         sources.check_has_image(source, [folder])
-    empty, model = _new_index(job, folder, source, track)
-    query = alter.load_query(empty.document, job.query_model)
-    with distributed.lock(folder):
-        build, planned = plan.plan_images(empty, source, model, are_given=bool(job.vectors), track=track)
+    empty, model = _new_index(job, folder, source, compute.precision, track)
+    query = alter.load_query(empty.document, query_model)
+    with locks.lock(folder):
+        build, planned = plan.plan_images(empty, source, model, are_given=bool(vectors), track=track)
         if planned is None:  # the same build has ended before
             index = FolderIndex.open(folder)
         else:
@@ -100,16 +87,16 @@ def build_index(job: IndexJob, *, track: Track = silent) -> IndexChange:
                 empty,
                 build,
                 planned,
-                job.compute,
+                compute,
                 track,
-                vectors=job.vectors,
+                vectors=vectors,
                 model=model,
                 has_query_model=query is not None,
             )
         # Last, because added images get values too.
         index, notes = alter.set_columns(index, track, metadata=metadata)
         if query is not None:
-            index = alter.set_query_model(index, query, str(job.query_model))
+            index = alter.set_query_model(index, query, str(query_model))
     return IndexChange(index, storage.skipped_of(folder, index.document), notes=notes)
 
 
@@ -139,7 +126,7 @@ def add_images(
     # Vectors that are given may be of formats that are not read here.
     if source not in before.document.sources and not vectors:
         sources.check_has_image(source, [folder])
-    with distributed.lock(folder):
+    with locks.lock(folder):
         # Read again, because another run may have changed the index before this one had the lock.
         before = FolderIndex.open(folder)
         build, planned = plan.plan_images(before, source, are_given=bool(vectors))
@@ -161,7 +148,7 @@ def follow_folders(place: str, *, compute: Compute = IN_SMALL_BATCHES, track: Tr
     folder = upkeep.open_to_change(place).folder
     files.check_output_folder(folder)
     notes: list[str] = []
-    with distributed.lock(folder):
+    with locks.lock(folder):
         before = index = FolderIndex.open(folder)
         skipped_before = storage.skipped_of(folder, before.document)
         for source in before.document.sources:
@@ -190,15 +177,18 @@ def _loaded(ref: str, track: Track) -> models.Searchable:
         return models.load_searchable(ref)
 
 
-def _new_index(job: IndexJob, folder: Path, source: ImageSource, track: Track) -> tuple[FolderIndex, models.Searchable]:
+def _new_index(
+    job: IndexJob, folder: Path, source: ImageSource, precision: str, track: Track
+) -> tuple[FolderIndex, models.Searchable]:
     """An index without images, whose generation of 0 is never written, and its model."""
-    ref = job.model
+    ref = os.fspath(job.model)
     model_kind, model = models.check_ref(ref, kind="searchable"), None
     if model_kind is None:  # what a Hub id names is known when it is loaded
         model = _loaded(ref, track)
         model_kind = model.kind
     stored_type = STORED[model_kind]
-    settings = configs.build(IndexConfig, configs.apply_sets({}, (*stored_type.defaults, *job.sets)))
+    asked = job.sets if job.settings is None else assignments(configs.flatten(configs.to_table(job.settings)))
+    settings = configs.build(IndexConfig, apply_sets({}, (*stored_type.defaults, *(asked or ()))))
     alter.check_kind(settings, stored_type)
     if stored_type is StoredTokens and job.vectors:
         raise ConfigError(f"--vectors has a vector per image, and {ref} one per token", hint="leave --vectors out")
@@ -224,7 +214,7 @@ def _new_index(job: IndexJob, folder: Path, source: ImageSource, track: Track) -
     document = IndexDocument(
         generation=0,
         model=IndexedModel(kind=model.kind, dim=settings.dims or dim, fingerprint=model.digest),
-        precision=job.compute.precision,
+        precision=precision,
         settings=settings,
         sources=(),
     )
@@ -270,18 +260,14 @@ def _fill(
     parts, skipped_now = part_files.describe_parts(build, planned, document.vector_type)
     if not (parts or document.parts):
         # An index without images would be in the way of the one of another folder, with its copy of the model.
-        distributed.barrier()
-        if distributed.is_main():
-            shutil.rmtree(folder)
+        shutil.rmtree(folder)
         raise sources.no_image_error(ImageSource(**build.plan["sources"][source]), skipped_now)
     before = storage.skipped_of(folder, document)
     skipped = [file for file in before if file["source"] != source]
     skipped += [{**asdict(file), "source": source} for file in skipped_now]
     removed, touched = image_files.read_changed_rows(build.written(image_files.CHANGED_ROWS))
     if not (parts or len(removed) or len(touched) or skipped != before or lacks_text_side):
-        with distributed.main_first():
-            if distributed.is_main():
-                build.clean(document.files)
+        build.clean(document.files)
         return index
     text = document.text
     # A large model's text side is not exported if a query encoder's is about to follow.
@@ -309,14 +295,9 @@ def _fill(
     )
 
 
-def _text_side(folder: Path, document: IndexDocument, model: models.Searchable, track: Track) -> TextSide | None:
-    """The entry of the text side of the model, which the main process writes if the index has none.
-
-    None without the packages that export it. The entry holds the reason why a model has no text side, so that it is not
-    tried again.
-    """
-    if document.text is not None or not models.exports_text_towers() or not distributed.is_main():
-        return document.text
+def _text_side(folder: Path, document: IndexDocument, model: models.Searchable, track: Track) -> TextSide:
+    """The entry of the text side of the model, which is written. It holds the reason why a model has none, so that it
+    is not tried again."""
     try:
         with track("write the text side", total=None, unit=""):
             return alter.write_text_side(folder / TEXT, model, fingerprint=document.model.fingerprint)

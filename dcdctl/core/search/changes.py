@@ -1,9 +1,8 @@
-"""What can change in an index, and what a change brought."""
+"""What a change of an index brought."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,23 +10,6 @@ import pyarrow as pa
 
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changes:
-    """Changes of an index for which nothing is embedded, made in this order."""
-
-    sets: tuple[str, ...] = ()
-    """Settings such as "kind=flat"."""
-    remove: tuple[str, ...] = ()
-    """Image ids, or patterns of them such as "2019/*"."""
-    drop_columns: tuple[str, ...] = ()
-    """Columns to remove."""
-    metadata: Path | pa.Table | None = None
-    """A CSV or Parquet file, or a table, that names an image in each row. Its values replace those of the images it
-    names."""
-    query_model: str | None = None
-    """A query encoder that embeds texts from now on, in the model's place (`models.QueryEncoder`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from dcdctl.core import config as configs
-from dcdctl.core import devices, distributed, files
+from dcdctl.core import devices, files
 from dcdctl.core.artifacts import Build, sha256_of
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, copies, image_files, keywords, segments, storage
@@ -33,30 +33,27 @@ def commit(
     """Replace index.json by this document, with the segments and the words that follow from it. Returns the new
     index.json.
 
-    All processes build segments. `removed` are all rows without an image, `skipped` all image files that could not be
+    `removed` are all rows without an image, `skipped` all image files that could not be
     read, `facts` what is known of the files of all rows; None leaves them as they are.
     """
     document = replace(document, segments=segments.fill(folder, document, track))
-    distributed.barrier()  # until all have read what is about to be replaced
-    with distributed.main_first():
-        if distributed.is_main():
-            if removed is not None:
-                path = folder / f"removed-{document.generation}.npy"
-                if len(removed):
-                    with files.atomic_path(path) as partial:
-                        storage.save_array(removed, partial)
-                document = replace(document, removed=_listed(path, len(removed)))
-            if skipped is not None:
-                path = folder / f"skipped-{document.generation}.json"
-                if skipped:
-                    files.write_json(path, skipped)
-                document = replace(document, skipped=_listed(path, len(skipped)))
-            if facts is not None:
-                group_R = copies.group_rows(folder, document, facts)
-                entry = image_files.write_files_table(folder, document.generation, facts, group_R)
-                document = replace(document, image_files=entry)
-            seal(folder, replace(document, keywords=keywords.fill(folder, document, track)))
-    # From the disk, because only the main process has made it.
+    if removed is not None:
+        path = folder / f"removed-{document.generation}.npy"
+        if len(removed):
+            with files.atomic_path(path) as partial:
+                storage.save_array(removed, partial)
+        document = replace(document, removed=_listed(path, len(removed)))
+    if skipped is not None:
+        path = folder / f"skipped-{document.generation}.json"
+        if skipped:
+            files.write_json(path, skipped)
+        document = replace(document, skipped=_listed(path, len(skipped)))
+    if facts is not None:
+        group_R = copies.group_rows(folder, document, facts)
+        entry = image_files.write_files_table(folder, document.generation, facts, group_R)
+        document = replace(document, image_files=entry)
+    seal(folder, replace(document, keywords=keywords.fill(folder, document, track)))
+    # With what sealing adds.
     return storage.read_document(folder)
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dcdctl.core import distributed
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import NEAR_BITS
 from dcdctl.core.search import image_files, part_files
@@ -45,15 +44,13 @@ _PAIR_BLOCK = 65_536
 
 def copy_known(index: FolderIndex, build: Build, planned: PlannedParts) -> None:
     """Write the parts of images whose file has the bytes of a row, with the vectors of that row."""
-    with distributed.main_first():
-        if distributed.is_main():
-            for number in planned.part_numbers[planned.num_embedded :]:
-                images = part_files.read_planned(build.written(part_files.planned_name(number)))
-                rows = np.array([image.copied_from for image in images], dtype=np.int64)
-                with build.write(image_files.facts_name(number)) as partial:
-                    image_files.write_copied_facts(partial, index.image_files.table.take(pa.array(rows)), images)
-                with build.write(part_files.vectors_name(number)) as partial:
-                    part_files.write_part(partial, images, index.stored(rows))
+    for number in planned.part_numbers[planned.num_embedded :]:
+        images = part_files.read_planned(build.written(part_files.planned_name(number)))
+        rows = np.array([image.copied_from for image in images], dtype=np.int64)
+        with build.write(image_files.facts_name(number)) as partial:
+            image_files.write_copied_facts(partial, index.image_files.table.take(pa.array(rows)), images)
+        with build.write(part_files.vectors_name(number)) as partial:
+            part_files.write_part(partial, images, index.stored(rows))
 
 
 def group_rows(folder: Path, document: IndexDocument, facts: pa.Table) -> NDArray[np.int64]:
@@ -193,16 +190,16 @@ def find_copies(index: FolderIndex) -> list[SameImages]:
     rows_of: dict[int, list[int]] = {}
     for row, group in zip(live.tolist(), index.image_files.group_R[live].tolist(), strict=True):
         rows_of.setdefault(group, []).append(row)
-    bytes_R, _, sha256_R = index.image_files.stamps
+    stamps = index.image_files.stamps
     found = []
     for rows in rows_of.values():
         if len(rows) > 1:
-            digests = {sha256_R[row] for row in rows}
+            digests = {stamps.sha256_R[row] for row in rows}
             found.append(
                 SameImages(
                     images=tuple(index.name(row) for row in rows),
                     paths=tuple(index.images.path(*index.source_image(row)) for row in rows),
-                    num_bytes=tuple(bytes_R[row] for row in rows),
+                    num_bytes=tuple(stamps.bytes_R[row] for row in rows),
                     same_bytes=len(digests) == 1,
                 )
             )

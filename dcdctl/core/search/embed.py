@@ -1,7 +1,7 @@
 """Embedding the planned images of a source by the workers of an engine, and writing them part by part.
 
-In this process and in those of torchrun, a task is a part. For workers elsewhere a part is divided into tasks of a few
-batches, whose files travel; in files (`engines.task_files`), images that are files are named by their paths.
+In this process, a task is a part. For workers elsewhere a part is divided into tasks of a few batches, whose files
+travel; in files (`engines.task_files`), images that are files are named by their paths.
 
     tasks     image_id; path (absolute), num_bytes and modified_ns of a file, or image_bytes of an image of a corpus;
         model_digest
@@ -29,10 +29,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from dcdctl.core import config as configs
-from dcdctl.core import data, distributed, files
-from dcdctl.core.artifacts import Build
+from dcdctl.core import data, files
+from dcdctl.core.artifacts import Build, Parts
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, PackedImageFile, RowError
-from dcdctl.core.distributed import Parts
 from dcdctl.core.engines import Compute, Task, TaskRows, whole_shards
 from dcdctl.core.errors import ModelError
 from dcdctl.core.machine import ReadAhead, read_in_threads
@@ -279,16 +278,15 @@ class EmbeddingTask:
 
 
 def embed(task: EmbeddingTask, track: Track) -> None:
-    """Write this process's share of the missing parts, and wait for the other processes."""
+    """Write the missing parts."""
     planned, engine = task.planned, task.compute.engine
-    missing = Parts(task.build, planned.vectors_names[: planned.num_embedded]).share()
+    missing = Parts(task.build, planned.vectors_names[: planned.num_embedded]).missing()
     worker = task.worker(task.compute.for_workers())
     total = sum(planned.rows[number] for number in missing)
     with track("embed", total=total, unit="images") as advance:
         tasks = _tasks(task, missing, worker.batch_size)
         for number, embedded in whole_shards(engine.map(tasks, worker.placed, advance)):
             _write(task, planned.part_numbers[number], embedded)
-    distributed.barrier()
 
 
 def _tasks(task: EmbeddingTask, numbers: Sequence[int], batch_size: int) -> Iterator[Task[ImagesToEmbed]]:

@@ -8,17 +8,14 @@ Shape letters: Q queries, R rows of vectors, D width, K answers per query, C can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core.errors import StaleError
 from dcdctl.core.scoring import HIGHEST, int8_codes
-
-if TYPE_CHECKING:
-    from dcdctl.core.search.stored import Stored
 
 Floats = NDArray[np.float32]
 Half = NDArray[np.float16]
@@ -128,24 +125,6 @@ def best_first(scores_C: Floats, rows_C: Rows, k: int) -> Rows:
     return np.lexsort((rows_C, -scores_C))[:k]
 
 
-def exact(
-    queries_QD: Floats, candidates: Sequence[Rows], stored: Callable[[Rows], Stored], k: int
-) -> tuple[Floats, Rows]:
-    """The scores and the rows of the k best candidates of each query, Q x K; `stored` reads what is stored of rows.
-
-    The best come first, and the smaller row among equal scores. If there are fewer than K, -inf and the row -1 follow.
-    """
-    scores_QK = np.full((len(queries_QD), k), -np.inf, dtype=np.float32)
-    rows_QK = np.full((len(queries_QD), k), NO_ROW, dtype=np.int64)
-    for query, (query_D, rows) in enumerate(zip(queries_QD, candidates, strict=True)):
-        found = stored(rows)
-        near = found.propose(query_D, k)
-        scores, rows = found.score(query_D, near), rows[near]
-        order = best_first(scores, rows, k)
-        scores_QK[query, : len(order)], rows_QK[query, : len(order)] = scores[order], rows[order]
-    return scores_QK, rows_QK
-
-
 def spread_over(num_rows: int, count: int) -> list[int]:
     """Row numbers spread evenly: the middle of each of `count` equal parts; all rows if there are no more than `count`.
 
@@ -228,8 +207,8 @@ def _precise(
     products_NL: NDArray[np.float64],
     largest_RL: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The same, of which the rounding does not depend on the position of a token: products that may be the largest are
-    computed again, as in `cosines`."""
+    """The largest products, with a rounding that does not depend on the position of a token: products that may be the
+    largest are computed again, as in `cosines`."""
     scale_N, scale_L = np.linalg.norm(tokens_ND, axis=1), np.linalg.norm(query_LD, axis=1)
     least_RL = largest_RL - SLACK * scale_N.max() * scale_L
     row_N = np.repeat(np.arange(len(counts_R)), counts_R)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +47,16 @@ FACT_COLUMNS = pa.schema(
 )
 """The fields of `FileFacts`, its EXIF values as columns of their own."""
 FILE_COLUMNS = FACT_COLUMNS.append(pa.field(GROUP, pa.int64(), nullable=False))
-"""The same, and the first row of the group of copies and look-alikes that a row belongs to: its own if it has none."""
+"""Also the first row of the group of copies and look-alikes that a row belongs to: its own if it has none."""
+
+
+class Stamps(NamedTuple):
+    """What tells whether a file is as it was, for each row; None where it is not known."""
+
+    bytes_R: list[int | None]
+    modified_R: list[int | None]
+    """Nanoseconds since 1970."""
+    sha256_R: list[bytes | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,11 +123,10 @@ class StoredFiles:
         return self._read(FACT_COLUMNS)
 
     @cached_property
-    def stamps(self) -> tuple[list[int | None], list[int | None], list[bytes | None]]:
-        """The size, the time and the SHA-256 of each row; None where they are not known."""
+    def stamps(self) -> Stamps:
+        """Those of each row."""
         # Lists: Arrow would import pandas, which takes longer than to compare a folder.
-        num_bytes, modified_ns, sha256 = (self.table.column(name) for name in ("num_bytes", "modified_ns", "sha256"))
-        return num_bytes.to_pylist(), modified_ns.to_pylist(), sha256.to_pylist()
+        return Stamps(*(self.table.column(name).to_pylist() for name in ("num_bytes", "modified_ns", "sha256")))
 
     @cached_property
     def group_R(self) -> NDArray[np.int64]:

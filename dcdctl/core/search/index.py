@@ -30,7 +30,7 @@ from dcdctl.core.search.protocol import Hit, ImageIndex, Listing
 from dcdctl.core.search.readers import OPEN_FILES, READERS
 from dcdctl.core.search.sources import SourceImages
 from dcdctl.core.search.storage import INDEX, IndexDocument, Segment
-from dcdctl.core.search.stored import Stored
+from dcdctl.core.search.stored import Stored, best_of
 
 # Scores of a block and a part of 8,192 rows take 2 MB.
 QUERY_BLOCK = 64
@@ -144,7 +144,7 @@ class FolderIndex(ImageIndex):
         return INDEX.checked(self.folder / side.folder / sealed.file, sealed.sha256).parent
 
     def nearest(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> tuple[Floats, Rows]:
-        """The scores and the rows of the k images nearest to each query, as `exact.exact` gives them, exact over the
+        """The scores and the rows of the k images nearest to each query, as `stored.best_of` gives them, exact over the
         stored vectors: cosines, or MaxSims of a late index, whose queries are Q x L x D. Safe to call from threads.
 
         With a condition, all rows that meet it are compared; graphs and codes are not used.
@@ -160,7 +160,7 @@ class FolderIndex(ImageIndex):
         for start in range(0, max(len(queries_QD), 1), QUERY_BLOCK):
             block_QD = queries_QD[start : start + QUERY_BLOCK]
             candidates = self._candidates(block_QD, k, rows)
-            scores_QK, rows_QK = exact.exact(block_QD, candidates, self.stored, k)
+            scores_QK, rows_QK = best_of(block_QD, candidates, self.stored, k)
             scores.append(scores_QK)
             found.append(rows_QK)
         return np.concatenate(scores), np.concatenate(found)

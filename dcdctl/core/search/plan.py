@@ -9,11 +9,10 @@ import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
-from dcdctl.core import artifacts, distributed, models
+from dcdctl.core import artifacts, models
 from dcdctl.core import config as configs
-from dcdctl.core.artifacts import Build
+from dcdctl.core.artifacts import Build, Parts
 from dcdctl.core.data import share_split
-from dcdctl.core.distributed import Parts
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import image_files, part_files, sources, storage, upkeep
@@ -38,7 +37,7 @@ def plan_images(
     """The build that adds a source, or with `follow` does what happened in a folder, and which of its images become
     which parts, None if the same build of a new index has ended before.
 
-    The main process writes the plan, unless a killed run has, and with it `new`, the model of a new index. `are_given`
+    The plan is written, unless a killed run has, and with it `new`, the model of a new index. `are_given`
     says that the vectors are not embedded here. StaleError and InputError for a source that cannot be added.
     """
     listed = with_source(index, source)
@@ -50,12 +49,10 @@ def plan_images(
         "changes": "followed" if follow else "added",
     }
     build = Build(index.folder, {**{key: table[key] for key in PLANNED_ENTRIES}, **origin}, INDEX)
-    with distributed.main_first():
-        if distributed.is_main():
-            _write_plan(build, index, new, track)
+    _write_plan(build, index, new, track)
     if new is not None and build.is_sealed:
         return build, None
-    # From the disk, because only the main process has made it.
+    # From the disk, because a killed run may have made it.
     notes = INDEX.read_plan(index.folder)
     return build, configs.build(PlannedParts, {item.name: notes[item.name] for item in fields(PlannedParts)})
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dcdctl.core import models
+from dcdctl.core.arguments import Settings
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.answers import SearchAnswer, checked_text, query_image
@@ -116,7 +117,7 @@ class IndexSearcher:
         device: str | torch.device,
         rerank: str | None = None,
         depth: int | None = None,
-        rerank_set: Sequence[str] = (),
+        rerank_set: Settings | None = None,
     ) -> IndexSearcher:
         """A searcher with the model of an index.
 
@@ -152,7 +153,10 @@ class IndexSearcher:
     @cached_property
     def background(self) -> Background | None:
         """What is a weak match in the index, measured once; None for an index without images."""
-        return measure_background(self)
+        probes_PD = self.texts.probes
+        if probes_PD is None:
+            probes_PD = self.texts.vectors(self.texts.tokenize(probe_texts())[0])
+        return measure_background(self.index, probes_PD)
 
     @property
     def model(self) -> models.Searchable:

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dcdctl.core import distributed, scoring
-from dcdctl.core.artifacts import Build, seal_of
-from dcdctl.core.distributed import Parts
+from dcdctl.core import scoring
+from dcdctl.core.artifacts import Build, Parts, seal_of
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search import ann
@@ -54,7 +53,7 @@ def segment_ranges(num_rows: int, existing: Sequence[Segment], config: IndexConf
 
 
 def fill(folder: Path, document: IndexDocument, track: Track) -> tuple[Segment, ...]:
-    """The segments of an index, after all processes have built those that it lacks."""
+    """The segments of an index; those that it lacks are built."""
     build, kind = Build(folder, {}, INDEX), document.settings.kind
     ranges = segment_ranges(document.num_rows, document.segments, document.settings)
     by_rows = {range(segment.first_row, segment.stop): segment for segment in document.segments}
@@ -62,11 +61,9 @@ def fill(folder: Path, document: IndexDocument, track: Track) -> tuple[Segment, 
     missing = [rows for rows in ranges if rows not in by_rows]
     names = {rows: f"ann/{kind}-{rows.start:012d}-{len(rows)}-{document.generation}" for rows in missing}
     if names:
-        share = [missing[number] for number in Parts(build, list(names.values())).share()]
-        with track(f"build {kind}", total=sum(map(len, share)), unit="vectors") as advance:
-            _build_all(build, document, {names[rows]: rows for rows in share}, advance)
-        # The next index.json names the segments of all processes.
-        distributed.barrier()
+        unwritten = [missing[number] for number in Parts(build, list(names.values())).missing()]
+        with track(f"build {kind}", total=sum(map(len, unwritten)), unit="vectors") as advance:
+            _build_all(build, document, {names[rows]: rows for rows in unwritten}, advance)
     for rows, name in names.items():
         path = build.written(name)
         by_rows[rows] = Segment(file=path.name, kind=kind, first_row=rows.start, rows=len(rows), **seal_of(path))

@@ -8,7 +8,7 @@ Shape letters: D width, R rows, N tokens of all rows one after another, L tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -227,3 +227,21 @@ Stored = StoredVectors | StoredTokens
 StoredType = type[StoredVectors] | type[StoredTokens]
 STORED: dict[str, StoredType] = {"dual": StoredVectors, "late": StoredTokens}
 """The type by the kind of model."""
+
+
+def best_of(
+    queries_QD: Floats, candidates: Sequence[Rows], stored: Callable[[Rows], Stored], k: int
+) -> tuple[Floats, Rows]:
+    """The scores and the rows of the k best candidates of each query, Q x K; `stored` reads what is stored of rows.
+
+    The best come first, and the smaller row among equal scores. If there are fewer than K, -inf and the row -1 follow.
+    """
+    scores_QK = np.full((len(queries_QD), k), -np.inf, dtype=np.float32)
+    rows_QK = np.full((len(queries_QD), k), exact.NO_ROW, dtype=np.int64)
+    for query, (query_D, rows) in enumerate(zip(queries_QD, candidates, strict=True)):
+        found = stored(rows)
+        near = found.propose(query_D, k)
+        scores, rows = found.score(query_D, near), rows[near]
+        order = exact.best_first(scores, rows, k)
+        scores_QK[query, : len(order)], rows_QK[query, : len(order)] = scores[order], rows[order]
+    return scores_QK, rows_QK

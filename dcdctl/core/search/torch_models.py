@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dcdctl.core import machine, models
+from dcdctl.core.arguments import Settings
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import PATIENCE_S
 from dcdctl.core.search.answers import SearchAnswer, image_of
@@ -100,7 +101,7 @@ class Reranker:
     device: torch.device
 
     @staticmethod
-    def open(ref: str, *, depth: int | None, device: torch.device, settings: Sequence[str] = ()) -> Reranker:
+    def open(ref: str, *, depth: int | None, device: torch.device, settings: Settings | None = None) -> Reranker:
         """The model that `models.load` knows by this name, with settings such as "dtype=bfloat16"; ConfigError for a
         depth below 1."""
         depth = DEPTH if depth is None else depth

@@ -20,11 +20,12 @@ from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.places import check_utf8, refuse_url
 from dcdctl.core.search import sources, storage
-from dcdctl.core.search.changes import ChangeCounts, Changes, IndexChange
+from dcdctl.core.search.changes import ChangeCounts, IndexChange
 from dcdctl.core.search.columns import change
 from dcdctl.core.search.exact import Rows, spread_over
 from dcdctl.core.search.image_files import FileFacts
 from dcdctl.core.search.index import FolderIndex
+from dcdctl.core.search.job import Changes
 from dcdctl.core.search.part_files import UNREADABLE, SkippedFile, SourceImage
 from dcdctl.core.search.storage import ImageSource
 
@@ -38,7 +39,17 @@ HASHING_THREADS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class SourceChanges:
-    """What became of a source since it was indexed."""
+    """What became of a source since it was indexed.
+
+    | a file | its row before | its row after |
+    |---|---|---|
+    | is new | none | in `new` |
+    | has the bytes of a row | removed if its own file is gone | in `known` |
+    | has other bytes | removed | in `new`, or in `known` |
+    | has another time alone | stays | the same, with the facts in `touched` |
+    | is gone | removed | none |
+    | cannot be indexed | none | none; in `skipped` |
+    """
 
     new: Sequence[SourceImage] = ()
     """Images to embed: new ones, and those whose file has other bytes now."""
@@ -192,14 +203,13 @@ def _skipped_before(index: FolderIndex, source: ImageSource) -> list[SkippedFile
 def _is_as_indexed(index: FolderIndex, row: int, image: SourceImage) -> bool:
     if image.corpus_row is not None:
         return True
-    _, _, sha256_R = index.image_files.stamps
-    return sha256_R[row] is not None and _has_stamp(index, row, image)
+    return index.image_files.stamps.sha256_R[row] is not None and _has_stamp(index, row, image)
 
 
 def _has_stamp(index: FolderIndex, row: int, image: SourceImage) -> bool:
     """Whether a file has the size and the time that a row has noted."""
-    bytes_R, modified_R, _ = index.image_files.stamps
-    return bytes_R[row] == image.num_bytes and modified_R[row] == image.modified_ns
+    stamps = index.image_files.stamps
+    return stamps.bytes_R[row] == image.num_bytes and stamps.modified_R[row] == image.modified_ns
 
 
 def _gone(rows: dict[str, int], skipped: Sequence[SkippedFile]) -> set[int]:
@@ -219,15 +229,15 @@ def _told_apart(
 ) -> tuple[dict[int, FileFacts], list[tuple[int, SourceImage]]]:
     """Files of another size or time, by their bytes: those that are as they were, with what is known now, and those
     that changed."""
-    bytes_R, _, sha256_R = index.image_files.stamps
+    stamps = index.image_files.stamps
     touched, changed = {}, []
     digests = _digests(source, [image for _, image in suspects])
     for (row, image), digest in zip(suspects, digests, strict=True):
         if digest is None:
             continue
         # Of given vectors, only the size and the time are known so far; of an index of an earlier dcdctl, nothing.
-        is_first_look = sha256_R[row] is None and (bytes_R[row] is None or _has_stamp(index, row, image))
-        if is_first_look or sha256_R[row] == digest:
+        is_first_look = stamps.sha256_R[row] is None and (stamps.bytes_R[row] is None or _has_stamp(index, row, image))
+        if is_first_look or stamps.sha256_R[row] == digest:
             touched[row] = replace(FileFacts.listed(image), sha256=digest)
         else:
             changed.append((row, image))
@@ -242,26 +252,33 @@ def _known_again(
     Of several rows one that is gone comes first: its image moved. Removed rows have their vectors still: an image that
     moved to another folder, or that came back.
     """
-    bytes_R, _, sha256_R = index.image_files.stamps
-    if source.is_corpus or not images or not len(bytes_R):
+    stamps = index.image_files.stamps
+    if source.is_corpus or not images or not len(stamps.bytes_R):
         return [], list(images)
     rows_of: dict[bytes, list[int]] = {}
-    for row, digest in enumerate(sha256_R):
+    for row, digest in enumerate(stamps.sha256_R):
         if digest is not None:
             rows_of.setdefault(digest, []).append(row)
     is_removed = index.is_removed.tolist()
     for rows in rows_of.values():
         rows.sort(key=lambda row: (row not in gone, is_removed[row]))
-    sizes = set(bytes_R)
+    sizes = set(stamps.bytes_R)
     candidates = [image for image in images if image.num_bytes in sizes]
     row_of: dict[str, int] = {}
     for image, found in zip(candidates, _digests(source, candidates), strict=True):
         rows = rows_of.get(found, []) if found is not None else []
         if rows:
-            # A file moves to one place; a second one with its bytes is a copy.
-            row_of[image.image_id] = rows.pop(0) if len(rows) > 1 and rows[0] in gone else rows[0]
+            row_of[image.image_id] = _take_origin(rows, gone)
     known = [replace(image, copied_from=row_of[image.image_id]) for image in images if image.image_id in row_of]
     return known, [image for image in images if image.image_id not in row_of]
+
+
+def _take_origin(rows: list[int], gone: Set[int]) -> int:
+    """The first of the rows with the bytes of a file. One that is gone is taken out: a file moves to one place, and a
+    further file with its bytes is a copy."""
+    if len(rows) > 1 and rows[0] in gone:
+        return rows.pop(0)
+    return rows[0]
 
 
 def _digests(source: ImageSource, images: Sequence[SourceImage]) -> list[bytes | None]:
@@ -300,8 +317,8 @@ def rows_to_remove(index: FolderIndex, names: Sequence[str]) -> Rows | None:
         by_name.setdefault(name, []).append(row)
     # Images that are removed already are no error: a command that was killed after its removal is run again.
     gone_ids = {image_ids[row] for row in removed}
-    unknown = []
-    for name in dict.fromkeys(names):
+
+    def rows_named(name: str) -> set[int]:
         # A file name may contain * or [, so a name that is an image id is not read as a pattern.
         matching = set(by_name.get(name, ()))
         if len(matching) > 1:
@@ -311,10 +328,14 @@ def rows_to_remove(index: FolderIndex, names: Sequence[str]) -> Rows | None:
                 "nothing was removed",
                 hint=f"give its whole path, such as {Path(places[0], name)}",
             )
-        matching = matching or _rows_at(name, roots, by_name, source_R)
-        matching = matching or {row for row, image_id in live.items() if fnmatch.fnmatchcase(image_id, name)}
-        is_known = matching or name in gone_ids or fnmatch.filter(gone_ids, name)
-        unknown += [] if is_known else [name]
+        at_path = matching or _rows_at(name, roots, by_name, source_R)
+        return at_path or {row for row, image_id in live.items() if fnmatch.fnmatchcase(image_id, name)}
+
+    unknown = []
+    for name in dict.fromkeys(names):
+        matching = rows_named(name)
+        if not matching and name not in gone_ids and not fnmatch.filter(gone_ids, name):
+            unknown.append(name)
         removed |= matching
     if unknown:
         raise InputError(

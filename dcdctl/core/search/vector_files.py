@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from dcdctl.core import data, distributed, files
+from dcdctl.core import data, files
 from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError, MissingError, StaleError, first_line
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.models import ImageBatch
@@ -70,15 +70,12 @@ def take(task: EmbeddingTask, names: Sequence[str], track: Track) -> None:
     InputError for rows that cannot be used, an image without a vector, and vectors that the model does not give;
     StaleError for vectors of another model. Nothing is then written.
     """
-    with distributed.main_first():
-        if distributed.is_main():
-            gathered = _GivenVectors(task)
-            gathered.read(find(names), track)
-            skipped = gathered.check_missing()
-            gathered.verify(track)
-            # All parts: some may have been written from other files before a kill.
-            gathered.write(skipped)
-    distributed.barrier()
+    gathered = _GivenVectors(task)
+    gathered.read(find(names), track)
+    skipped = gathered.check_missing()
+    gathered.verify(track)
+    # All parts: some may have been written from other files before a kill.
+    gathered.write(skipped)
 
 
 class _GivenVectors:

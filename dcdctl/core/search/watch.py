@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LOOK_AGAIN_S = 60
 """Seconds after which the folders are compared without a message of the system: a network drive may send none."""
 TRY_AGAIN_S = 5
-"""The same after an error: another run writes to the index, or the disk is full."""
+"""Seconds before the next try after an error: another run writes to the index, or the disk is full."""
 
 
 def sync_index(place: str, *, compute: Callable[[], Compute] | None = None, track: Track = silent) -> IndexChange:

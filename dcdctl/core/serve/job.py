@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from dcdctl.core.arguments import Settings
 from dcdctl.core.search import ImageIndex
 from dcdctl.core.serve.service_config import ServiceConfig
 from dcdctl.core.stores import open_index
@@ -26,7 +26,7 @@ class Job:
     """The model that re-ranks, besides the index's own."""
     depth: int | None = None
     """Candidates per query to re-rank."""
-    rerank_set: Sequence[str] = ()
+    rerank_set: Settings | None = None
     """Settings that the files of `rerank` lack: dtype=bfloat16."""
 
     def index(self) -> ImageIndex:

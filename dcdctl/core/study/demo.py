@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dcdctl.core import data, evaluation, files, models, report, scoring, training
-from dcdctl.core.bench import QUICK, Bench, BenchConfig, ModelPair, compare_saved
+from dcdctl.core.bench import QUICK, Bench, BenchConfig, BenchJob, run_bench
 from dcdctl.core.data import Corpus, Scores
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import InputError
@@ -181,8 +181,8 @@ def _prepare_pool(job: DemoJob, track: Track) -> None:
             captions += [corpus.captions[text] for text in corpus.captions_of(image)]
         order = np.random.default_rng(0).permutation(len(captions))
         files.write_text(texts, "".join(f"{captions[text]}\n" for text in order))
-    choice = data.DataChoice(images=[folder], queries=[texts], hold_out=0)
-    data.prepare_corpus(data.choose_manifest(choice), job.out / "pool", track=track)
+    manifest = data.choose_manifest(data.PrepareJob(images=folder, queries=texts, hold_out=0))
+    data.prepare_corpus(manifest, job.out / "pool", track=track)
 
 
 def _train(job: DemoJob, name: str, track: Track) -> None:
@@ -213,10 +213,15 @@ def _measure(job: DemoJob, track: Track) -> DemoResult:
     for name in STUDENTS:
         measured = evaluation.evaluate_model(models.load(refs[name]), gallery, options=options, track=track)
         evaluations[name] = evaluation.write_evaluation(job.out / name, measured.evaluation(refs[name]), measured)
-        pair = ModelPair(
-            teacher=BUILT_IN_TEACHER, student=refs[name], overrides={}, data=gallery.folder, split=gallery.split
+        timed = BenchJob(
+            refs[name],
+            BUILT_IN_TEACHER,
+            gallery.folder,
+            split=gallery.split,
+            device=str(job.compute.device),
+            config=job.bench,
         )
-        benches[name] = compare_saved(pair, job.bench, device=job.compute.device, track=track)
+        benches[name] = run_bench(timed, track=track)
     measured = evaluation.evaluate_model(
         scorers[PICKED], gallery, rerank=scorers[TEACHER], options=options, track=track
     )

@@ -22,19 +22,22 @@ targets, which every model can give. It is a baseline too, because it needs no t
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dcdctl.core import artifacts, distributed, files, models, training
+from dcdctl.core import artifacts, files, models, training
+from dcdctl.core.arguments import named, path
 from dcdctl.core.artifacts import Document
-from dcdctl.core.bench import QUICK, BenchConfig
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, share_split
-from dcdctl.core.engines import ON_CPU, Compute
+from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.report import DISTILLED
+from dcdctl.core.study.job import StudyJob
 from dcdctl.core.teacher import START, CacheJob
+from dcdctl.core.toml import assignments
 from dcdctl.core.training import InputRefs, Recipe, TrainingJob, TrainingOptions
 
 FORMAT = 1
@@ -46,33 +49,6 @@ AGAINST = "against"
 PARTS = ("cache", AGAINST, "evaluations", "runs")
 """The folders of results."""
 NEXT = "name another folder with --out"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyJob:
-    """What to study."""
-
-    recipe: str | Recipe
-    """A recipe of a dual or late student with a loss that has a teacher."""
-    teacher: str
-    data: Path
-    out: Path
-    start: str | None = None
-    """The model that is trained; None for the recipe's `model.start`."""
-    sets: Sequence[str] = ()
-    """Recipe fields to override."""
-    model_set: Sequence[str] = ()
-    """Settings that the teacher's files lack."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    train_split: str = "train"
-    split: str = "test"
-    depth: int = 20
-    """Candidates per query that the teacher re-ranks."""
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    scoring: Compute = ON_CPU
-    """How the teacher scores its cache. Evaluations take its device and its batch size, in float32."""
-    bench: BenchConfig = QUICK
-    """How queries are timed; the gallery is the evaluated split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +67,12 @@ class StudyPlan:
     """A study whose settings are checked, with no weights opened yet."""
 
     job: StudyJob
+    out: Path
+    data: Path
+    teacher: str
+    training: TrainingOptions
+    scoring: Compute
+    """How the teacher scores its cache. Evaluations take its batch size, in float32."""
     recipe: Recipe
     """With the start; its seed is no run's."""
     arms: tuple[Arm, ...]
@@ -118,34 +100,36 @@ class StudyPlan:
         return sorted(runs, key=lambda run: run[2] != self.proposer)
 
     def run_folder(self, name: str, seed: int) -> Path:
-        return _run_folder(self.job, name, seed)
+        return _run_folder(self.out, name, seed)
 
     def own_cache(self, seed: int) -> Path:
         """The folder of the scores of a fine-tuned model for the student that it teaches, as candidates of a fusion
         teacher have scores of a cache."""
-        return self.job.out / f"cache-itself-seed{seed}"
+        return self.out / f"cache-itself-seed{seed}"
 
     @property
     def against(self) -> str | None:
         """What the models of a pool are compared with: a dual teacher, or the cache of a fusion teacher."""
         if not self.is_by_agreement:
             return None
-        return self.job.teacher if self.reranker is None else str(self.job.out / AGAINST)
+        return self.teacher if self.reranker is None else str(self.out / AGAINST)
 
     def inputs(self, arm: Arm, seed: int) -> InputRefs:
         """What a training reads. ModelError for the control of a dual teacher before its own teacher is trained."""
-        job, model_set = self.job, self.job.model_set if arm.teachers else ()
+        model_set = assignments(self.job.model_overrides) if arm.teachers else ()
         caches, teachers = arm.caches, arm.teachers
         if arm.name == ITSELF and self.reranker is None:
             teachers = (str(self.run_folder(FINE_TUNED, seed)),)
         elif arm.name == ITSELF:
             caches = (self.own_cache(seed),)
-        return InputRefs(data=job.data, split=job.train_split, caches=caches, teachers=teachers, model_set=model_set)
+        return InputRefs(
+            data=self.data, split=self.job.train_split, caches=caches, teachers=teachers, model_set=model_set
+        )
 
     def training_job(self, arm: Arm, seed: int) -> TrainingJob:
         """A training that resumes if it was interrupted."""
         folder = self.run_folder(arm.name, seed)
-        return TrainingJob("distill", self.job.recipe, (*arm.sets, f"seed={seed}"), folder, resume=True)
+        return TrainingJob("distill", named(self.job.recipe), (*arm.sets, f"seed={seed}"), folder, resume=True)
 
     def cache_job(self, ref: str, folder: Path) -> CacheJob:
         """The scores of a teacher for the recipe's candidates."""
@@ -156,22 +140,24 @@ class StudyPlan:
             candidates = candidates.proposed_by(str(self.proposer) if has_run else self.recipe.model.start)
         return CacheJob(
             teacher=ref,
-            data=self.job.data,
+            data=self.data,
             split=self.job.split if is_against else self.job.train_split,
             out=folder,
             candidates=candidates,
-            model_set=self.job.model_set if ref == self.job.teacher else (),
-            compute=self.job.scoring,
+            model_set=assignments(self.job.model_overrides) if ref == self.teacher else (),
+            compute=self.scoring,
         )
 
 
 def resolve(job: StudyJob) -> StudyPlan:
     """The plan of a study. Reads the recipe, the corpus's index, and the checksums of local models; loads no
     weights."""
-    if distributed.world_size() > 1:
-        raise ConfigError("a study runs in one process", hint="start it without torchrun")
+    out, data, teacher = path(job.out), path(job.data), os.fspath(job.teacher)
+    options = job.options(batch_size=job.batch_size)
+    # A precision that is not auto holds for the teacher's cache too; only trainings read stored features.
+    scoring = replace(options.compute, features=None)
     recipe, sets = _recipe(job)
-    overrides = models.parse_overrides(job.model_set)
+    overrides = models.parse_overrides(job.model_overrides)
     if len(set(job.seeds)) < len(job.seeds) or min(job.seeds) < 0:
         raise ConfigError(
             f"--seeds must be different numbers of at least 0, got {','.join(map(str, job.seeds))}",
@@ -179,11 +165,11 @@ def resolve(job: StudyJob) -> StudyPlan:
         )
     if recipe.model.start != "new":
         models.check_ref(recipe.model.start, kind=recipe.model.start_kind)
-    kind = models.check_ref(job.teacher, overrides) or models.kind_of(job.teacher) or "fusion"
-    reranker = job.teacher if kind == "fusion" else None
-    corpus, evaluated = Corpus.open(job.data, job.train_split), Corpus.open(job.data, job.split)
+    kind = models.check_ref(teacher, overrides) or models.kind_of(teacher) or "fusion"
+    reranker = teacher if kind == "fusion" else None
+    corpus, evaluated = Corpus.open(data, job.train_split), Corpus.open(data, job.split)
     trains_on_pool, is_by_agreement = corpus.is_pool, evaluated.is_pool
-    if is_by_agreement and job.model_set and reranker is None:
+    if is_by_agreement and overrides and reranker is None:
         raise ConfigError(
             f"split {job.split} is a pool, on which models are compared by their agreement with the teacher, which is "
             "opened without --model-set",
@@ -197,13 +183,13 @@ def resolve(job: StudyJob) -> StudyPlan:
         )
     rounds = training.plan_rounds(asked_inputs(job), recipe)
     in_rounds = rounds is not None and trains_on_pool
-    caches = {} if reranker is None or in_rounds else {job.out / "cache": reranker}
+    caches = {} if reranker is None or in_rounds else {out / "cache": reranker}
     arms = [] if trains_on_pool else list(_baselines(recipe, sets, tuple(caches)))
     proposer = None
     if rounds is not None and caches:
         (name,) = [arm.name for arm in arms if not arm.caches and arm.name != ITSELF]
-        proposer = _run_folder(job, name, job.seeds[0])
-    teachers = () if caches else (job.teacher,)
+        proposer = _run_folder(out, name, job.seeds[0])
+    teachers = () if caches else (teacher,)
     arms.append(Arm(name=DISTILLED, sets=sets, caches=tuple(caches), teachers=teachers))
     if reranker is not None and is_by_agreement:
         if recipe.candidates.model == START and recipe.model.start == "new":
@@ -212,11 +198,16 @@ def resolve(job: StudyJob) -> StudyPlan:
                 "and model.start is new: a model with random weights proposes at random",
                 hint="name a start with --start, or another --split",
             )
-        caches[job.out / AGAINST] = reranker
+        caches[out / AGAINST] = reranker
     if caches:
         recipe.candidates.require_packages()
     plan = StudyPlan(
         job=job,
+        out=out,
+        data=data,
+        teacher=teacher,
+        training=options,
+        scoring=scoring,
         recipe=recipe,
         arms=tuple(arms),
         caches=caches,
@@ -225,32 +216,38 @@ def resolve(job: StudyJob) -> StudyPlan:
         in_rounds=in_rounds,
         corpus=evaluated,
         is_by_agreement=is_by_agreement,
-        settings=_settings(job, recipe, (corpus, evaluated), proposer),
+        settings=_settings(job, options, scoring, recipe, (corpus, evaluated), proposer),
     )
     _check_folder(plan)
     # All of them before the first step: each also looks at its own run folder.
     for arm, seed, _ in plan.runs:
         if arm.name != ITSELF:  # its teacher is trained by the study
-            training.resolve_rounds(plan.training_job(arm, seed), plan.inputs(arm, seed), job.training)
+            training.resolve_rounds(plan.training_job(arm, seed), plan.inputs(arm, seed), plan.training)
     return plan
 
 
 def asked_inputs(job: StudyJob) -> InputRefs:
     """What the distillation reads without a cache."""
-    return InputRefs(data=job.data, split=job.train_split, teachers=(job.teacher,), model_set=job.model_set)
+    return InputRefs(
+        data=path(job.data),
+        split=job.train_split,
+        teachers=(os.fspath(job.teacher),),
+        model_set=assignments(job.model_overrides),
+    )
 
 
-def _run_folder(job: StudyJob, name: str, seed: int) -> Path:
+def _run_folder(out: Path, name: str, seed: int) -> Path:
     name = name.replace(", ", "-").removesuffix(" batches").removeprefix("taught by ")
-    return job.out / "runs" / f"{name}-seed{seed}"
+    return out / "runs" / f"{name}-seed{seed}"
 
 
 def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe with the start, and the overrides that make it; ConfigError for arm that a study cannot use."""
-    for line in job.sets:
+    ref, sets = named(job.recipe), tuple(job.sets or ())
+    for line in sets:
         if line.partition("=")[0].strip() == "seed":
             raise ConfigError(f"--set {line} sets one seed, and a study trains several", hint="name them with --seeds")
-    given = training.load_recipe(job.recipe, job.sets)
+    given = training.load_recipe(ref, sets)
     if given.model.kind == "fusion":
         problem = (
             f"recipe {job.recipe} trains a fusion model, and a study needs a student that can search without its "
@@ -262,11 +259,10 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
             f"recipe {job.recipe} learns from no teacher: loss.terms has {', '.join(given.loss.terms)}",
             hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'",
         )
-    sets = tuple(job.sets)
     if job.start is not None:
         # Quoted, because a path may hold what TOML would read otherwise.
-        sets = (*sets, f"model.start={json.dumps(job.start)}")
-    return training.load_recipe(job.recipe, sets), sets
+        sets = (*sets, f"model.start={json.dumps(os.fspath(job.start))}")
+    return training.load_recipe(ref, sets), sets
 
 
 def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) -> Iterator[Arm]:
@@ -281,13 +277,20 @@ def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) 
     yield Arm(name=ITSELF, sets=sets)
 
 
-def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus], proposer: Path | None) -> Document:
+def _settings(
+    job: StudyJob,
+    options: TrainingOptions,
+    scoring: Compute,
+    recipe: Recipe,
+    corpora: Sequence[Corpus],
+    proposer: Path | None,
+) -> Document:
     """Everything that changes a number. The seeds only add results, but the first one may propose candidates."""
     if share_split(job.train_split, job.split):
         raise ConfigError(
             f"the study trains on {job.train_split} and evaluates on {job.split}", hint="name another --split"
         )
-    validation, compute = recipe.validation, job.training.compute
+    validation, compute, teacher = recipe.validation, options.compute, os.fspath(job.teacher)
     if validation.every and validation.keep == "best" and share_split(validation.split, job.split):
         problem = (
             f"validation.split is {validation.split}, on which the best weights are chosen, and the study "
@@ -298,13 +301,13 @@ def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus], proposer
         "format": FORMAT,
         "recipe": {name: value for name, value in to_table(recipe).items() if name != "seed"},
         "start": {"ref": recipe.model.start, "digest": _digest(recipe.model.start)},
-        "teachers": [{"ref": job.teacher, "digest": _digest(job.teacher)}],
-        "model_set": list(job.model_set),
+        "teachers": [{"ref": teacher, "digest": _digest(teacher)}],
+        "model_set": list(assignments(job.model_overrides)),
         "corpora": {corpus.split: corpus.fingerprint for corpus in corpora},
         "depth": job.depth,
         "precision": {
-            "training": "auto" if job.training.tries_precision else compute.precision,
-            "cache": job.scoring.precision,
+            "training": "auto" if options.tries_precision else compute.precision,
+            "cache": scoring.precision,
         },
         "features": None if compute.features is None else "float16",
         **({} if proposer is None else {"proposer": proposer.name}),
@@ -328,7 +331,7 @@ def _digest(ref: str) -> str | None:
 
 def _check_folder(plan: StudyPlan) -> None:
     """StaleError if the folder holds another study, or something else; InputError if it cannot be written to."""
-    out = plan.job.out
+    out = plan.out
     files.check_output_folder(out)
     path = out / SETTINGS_FILE
     if path.exists():

@@ -25,15 +25,14 @@ from typing import Literal
 
 from dcdctl.core import artifacts, evaluation, locks, models, report, training
 from dcdctl.core.artifacts import Document
-from dcdctl.core.bench import ModelPair, compare_saved, read_times
-from dcdctl.core.config import naming_uses
-from dcdctl.core.engines import Compute
+from dcdctl.core.bench import QUICK, BenchJob, read_times, run_bench
 from dcdctl.core.errors import as_user_error
 from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, SavedAgreement, SavedEvaluation
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
 from dcdctl.core.report import CASCADE, DISTILLED, TEACHER, ZERO_SHOT, Study
 from dcdctl.core.scoring import Workload
+from dcdctl.core.study.job import StudyJob
 from dcdctl.core.study.plan import (
     AGAINST,
     FINE_TUNED,
@@ -41,7 +40,6 @@ from dcdctl.core.study.plan import (
     RANDOM,
     SETTINGS_FILE,
     Arm,
-    StudyJob,
     StudyPlan,
     asked_inputs,
     resolve,
@@ -123,10 +121,10 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
     _check_models(plan)
     # Before the teacher scores for hours: the batch is not larger than the split, and the validation split is there.
     _preview_training(plan, view.track)
-    with locks.lock(job.out):
-        job.out.mkdir(parents=True, exist_ok=True)
+    with locks.lock(plan.out):
+        plan.out.mkdir(parents=True, exist_ok=True)
         # Before the first result, so that a study that is interrupted is known by its settings.
-        artifacts.write_document(job.out / SETTINGS_FILE, plan.settings)
+        artifacts.write_document(plan.out / SETTINGS_FILE, plan.settings)
         left_out, steps = [], make_steps(plan)
         for number, step in enumerate(steps, start=1):
             is_done = step.is_done()
@@ -135,8 +133,8 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
             if not is_done and (line := step.run(view)) is not None:
                 left_out.append(line)
         study = _read(plan, left_out)
-        artifacts.write_document(job.out / RESULT_FILE, study.to_json())
-        report.write_study_page(job.out / PAGE_FILE, study)
+        artifacts.write_document(plan.out / RESULT_FILE, study.to_json())
+        report.write_study_page(plan.out / PAGE_FILE, study)
     return study
 
 
@@ -144,9 +142,9 @@ def _check_models(plan: StudyPlan) -> None:
     """An error for a start or a teacher that cannot be fetched, which a later step would find."""
     start = plan.recipe.model.start
     if start != "new":
-        with naming_uses({start: "give `--start DIR`"}):
+        with models.naming_uses({start: "give `--start DIR`"}):
             models.check_found(start, kind=plan.recipe.model.start_kind)
-    models.check_found(plan.job.teacher, models.parse_overrides(plan.job.model_set))
+    models.check_found(plan.teacher, models.parse_overrides(plan.job.model_overrides))
 
 
 def _preview_training(plan: StudyPlan, track: Track) -> Preview | None:
@@ -155,10 +153,10 @@ def _preview_training(plan: StudyPlan, track: Track) -> Preview | None:
     seed = plan.job.seeds[0]
     if plan.in_rounds or plan.proposer is not None:
         job = plan.training_job(plan.arms[-1], seed)
-        return training.preview(job, asked_inputs(plan.job), plan.job.training, track)
+        return training.preview(job, asked_inputs(plan.job), plan.training, track)
     for arm in plan.arms:
         if not arm.caches:
-            return training.preview(plan.training_job(arm, seed), plan.inputs(arm, seed), plan.job.training, track)
+            return training.preview(plan.training_job(arm, seed), plan.inputs(arm, seed), plan.training, track)
     return None
 
 
@@ -166,7 +164,7 @@ def make_steps(plan: StudyPlan) -> list[Step]:
     """All steps in order. What they write is looked at when they are asked whether they are done."""
     steps, scores = [], {folder: _scores_step(plan, folder, ref) for folder, ref in plan.caches.items()}
     # First the scores that the start is compared with, if there are any.
-    if (against := scores.pop(plan.job.out / AGAINST, None)) is not None:
+    if (against := scores.pop(plan.out / AGAINST, None)) is not None:
         steps.append(against)
     if (start := plan.recipe.model.start) != "new":
         steps.append(_start_step(plan, start))
@@ -213,8 +211,8 @@ def _scores_step(plan: StudyPlan, folder: Path, ref: str, name: str | None = Non
 
 def _start_step(plan: StudyPlan, ref: str) -> Step:
     """The evaluation of the start."""
-    folder = plan.job.out / "evaluations" / ZERO_SHOT
-    job = EvalJob(model=ref, data=plan.job.data, split=plan.job.split, against=plan.against)
+    folder = plan.out / "evaluations" / ZERO_SHOT
+    job = EvalJob(model=ref, data=plan.data, split=plan.job.split, against=plan.against)
     return Step(
         name=ZERO_SHOT,
         makes="an evaluation",
@@ -229,11 +227,11 @@ def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
     # Depth 0 adds the time of the dual encoder alone; a list of depths is what makes an evaluation take times.
     cascade = EvalJob(
         model=str(folder),
-        data=job.data,
+        data=plan.data,
         split=job.split,
         rerank=plan.reranker,
-        rerank_sets=tuple(job.model_set),
-        depths=(0, job.depth),
+        rerank_overrides=job.model_overrides,
+        depth=(0, job.depth),
     )
     return Step(
         name=f"{CASCADE}, seed {seed}",
@@ -252,7 +250,7 @@ def _train(plan: StudyPlan, arm: Arm, seed: int, view: StudyView) -> None:
     """Train, unless that is finished, and evaluate."""
     folder = plan.run_folder(arm.name, seed)
     if not Run(folder).is_finished:
-        options = plan.job.training
+        options = plan.training
         # A trial may choose bfloat16. All runs take the choice of the first one, so that no difference comes from the
         # precision.
         first = Run(plan.runs[0][2])
@@ -261,28 +259,32 @@ def _train(plan: StudyPlan, arm: Arm, seed: int, view: StudyView) -> None:
             options = replace(options, compute=compute, tries_precision=False)
         job, inputs = plan.training_job(arm, seed), plan.inputs(arm, seed)
         training.train_in_rounds(job, inputs, options=options, track=view.track, watch=view.watch, say=view.say)
-    evaluated = EvalJob(model=str(folder), data=plan.job.data, split=plan.job.split, against=plan.against)
+    evaluated = EvalJob(model=str(folder), data=plan.data, split=plan.job.split, against=plan.against)
     _evaluate(plan, evaluated, None, view)
 
 
 def _evaluate(plan: StudyPlan, job: EvalJob, out: Path | None, view: StudyView) -> None:
     """The evaluation that `dcdctl eval` makes."""
     # In float32 whatever the cache has, as by `dcdctl eval`: recalls of all models stay comparable.
-    compute = Compute(device=plan.job.scoring.device, batch_size=plan.job.scoring.batch_size)
-    job = replace(job, compute=compute, out=out)
+    job = replace(job, device=plan.job.device, batch_size=plan.job.batch_size, out=out)
     evaluation.run_evaluation(job, track=view.track, on_workload=view.on_workload, say=view.say)
 
 
 def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
     """Time the teacher and a distilled model. A failure, such as too little memory, leaves the times out and not the
     report."""
-    scoring, job = plan.job.scoring, plan.job
-    overrides = models.parse_overrides(job.model_set)
     size = plan.corpus.num_images
-    pair = ModelPair(teacher=plan.job.teacher, student=str(folder), overrides=overrides, data=job.data, split=job.split)
     try:
-        config = replace(job.bench, gallery_sizes=(size,), reference_gallery=size)
-        compare_saved(pair, config, device=scoring.device, track=view.track)
+        timed = BenchJob(
+            str(folder),
+            plan.teacher,
+            plan.data,
+            split=plan.job.split,
+            model_overrides=plan.job.model_overrides,
+            device=plan.job.device,
+            config=replace(QUICK, gallery_sizes=(size,), reference_gallery=size),
+        )
+        run_bench(timed, track=view.track)
     except Exception as error:
         if (reason := as_user_error(error)) is None:
             raise
@@ -313,7 +315,7 @@ def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) ->
 
 def _is_timed(plan: StudyPlan, folder: Path) -> bool:
     times = read_times(folder / "bench.json", "teacher")
-    return times is not None and (times.teacher_model, times.num_images) == (plan.job.teacher, plan.corpus.num_images)
+    return times is not None and (times.teacher_model, times.num_images) == (plan.teacher, plan.corpus.num_images)
 
 
 def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
@@ -321,7 +323,7 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     job = plan.job
     folders: dict[str, Sequence[Path]] = {}
     if plan.recipe.model.start != "new":
-        folders[ZERO_SHOT] = [job.out / "evaluations" / ZERO_SHOT]
+        folders[ZERO_SHOT] = [plan.out / "evaluations" / ZERO_SHOT]
     for arm in plan.arms:
         folders[arm.name] = [plan.run_folder(arm.name, seed) for seed in job.seeds]
     timed_in = dict.fromkeys([*folders, TEACHER], folders[DISTILLED][0])
@@ -342,10 +344,10 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     ]
     corpus, texts = plan.corpus, "texts" if plan.is_by_agreement else "captions"
     facts = [
-        ("recipe", " ".join([str(job.recipe), *(f"--set {line}" for line in job.sets)])),
+        ("recipe", " ".join([str(job.recipe), *(f"--set {line}" for line in job.sets or ())])),
         ("start", plan.recipe.model.start),
-        ("teacher", job.teacher),
-        ("trained on", f"{job.train_split} of {shown(job.data)}"),
+        ("teacher", plan.teacher),
+        ("trained on", f"{job.train_split} of {shown(plan.data)}"),
         ("measured on", f"{corpus.split}: {corpus.num_images:,} images, {corpus.num_captions:,} {texts}"),
         ("seeds", ", ".join(map(str, job.seeds))),
     ]
@@ -376,7 +378,7 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
     several = len(plan.job.seeds) > 1
     if plan.against is not None:
         yield (
-            f"Agreement with {plan.job.teacher}: how near its order of candidates the model's is. It favors models "
+            f"Agreement with {plan.teacher}: how near its order of candidates the model's is. It favors models "
             "that learned from that teacher, and does not say how good the teacher is (docs/metrics.md)."
         )
     if plan.arms[0].name == DISTILLED:
@@ -384,7 +386,7 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
         if plan.in_rounds:
             yield (
                 "Each distilled model is trained in rounds of its own: what it finds, starting with what the start "
-                f"finds, {plan.job.teacher} scores, and it learns from these scores."
+                f"finds, {plan.teacher} scores, and it learns from these scores."
             )
     else:
         yield from _baseline_notes(plan)
@@ -409,7 +411,7 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
         yield "All seeds share one cache, so no interval covers the draw of the candidates."
     yield (
         f"Query: one caption against the {plan.corpus.num_images:,} encoded images of the split, on "
-        f"{plan.job.scoring.device}; "
+        f"{plan.scoring.device}; "
         "~: extrapolated. Zero-shot, fine-tuned and distilled models of equal layers take the same time."
     )
 

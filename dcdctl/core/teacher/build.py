@@ -7,7 +7,7 @@ of the old corpus are matched by digests of the image's bytes and the caption's 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core import artifacts, distributed, files, models, scoring
-from dcdctl.core.artifacts import Build
+from dcdctl.core import artifacts, files, models, scoring
+from dcdctl.core.artifacts import Build, Parts
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Indices, Scores
 from dcdctl.core.devices import versions
-from dcdctl.core.distributed import Parts
-from dcdctl.core.engines import Compute, Task, TorchProcesses
+from dcdctl.core.engines import Compute, Task, ThisProcess, whole_shards
 from dcdctl.core.models import Scorer
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import (
@@ -35,6 +34,7 @@ from dcdctl.core.scoring import (
     named_model,
     open_source,
     pair_rows,
+    scored_apart,
 )
 from dcdctl.core.teacher import cache, candidates
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
@@ -190,23 +190,28 @@ class PlannedCache:
         """The file of the scores of an unfinished shard."""
         return self.build.folder / asked_name(shard)
 
-    def task(self, shard: int) -> Task[ShardPairs]:
-        """The pairs of a shard that have no score."""
-
-        def todo() -> tuple[Indices, Indices]:
-            pairs = read_shard(self.build, shard)
-            unscored = pairs.at(np.isnan(pairs.score))
-            return unscored.image, unscored.text
-
+    def tasks(self, shard: int, *, are_sent: bool) -> Iterator[Task[ShardPairs]]:
+        """The pairs of a shard that have no score: one task, or where tasks are sent one for each group of pairs that
+        can be scored apart, so that all workers end at about the same time."""
+        pairs = read_shard(self.build, shard)
+        todo = pairs.at(np.isnan(pairs.score))
+        # In the order of images, which is that of the pairs of a shard.
+        groups = scored_apart(self.teacher, todo.image) if are_sent else [np.arange(len(todo))]
+        keep_in = None if self.teacher.keeps_states else self.asked(shard)
         job = job_of_scores(self.corpus, files.digest_of(self.build.plan), self.model, self.compute)
-        return Task(
-            shard,
-            pairs_name(shard),
-            inputs=lambda: ShardPairs(self.source, *todo(), None if self.teacher.keeps_states else self.asked(shard)),
-            packed=lambda: ShardPairs.packed(self.source, *todo()),
-            # Stored features are no columns of a task.
-            in_file=(lambda: pair_rows(job, self.corpus, *todo())) if type(self.source) is CorpusSource else None,
-        )
+        for part, group in enumerate(groups):
+            image, text = todo.image[group], todo.text[group]
+            rows = partial(pair_rows, job, self.corpus, image, text)
+            yield Task(
+                shard,
+                pairs_name(shard),
+                inputs=partial(ShardPairs, self.source, image, text, keep_in),
+                packed=partial(ShardPairs.packed, self.source, image, text),
+                part=part,
+                num_parts=len(groups),
+                # Stored features are no columns of a task.
+                in_file=rows if type(self.source) is CorpusSource else None,
+            )
 
 
 def plan_cache(job: CacheJob, corpus: Corpus, teacher: Scorer, track: Track) -> PlannedCache:
@@ -226,13 +231,8 @@ def plan_cache(job: CacheJob, corpus: Corpus, teacher: Scorer, track: Track) -> 
     }
     job = replace(job, candidates=_named_as_before(job))
     build = Build(job.out, plan_of(job, corpus, scorer), CACHE)
-    # The main process encodes missing features, and the others find them.
-    with distributed.main_first():
-        source = open_source(corpus, teacher, compute, track)
-
-    with distributed.main_first():
-        if distributed.is_main():
-            begin(build, job, corpus, track)
+    source = open_source(corpus, teacher, compute, track)
+    begin(build, job, corpus, track)
     # The released code keeps the teacher's dropout on, so its scores of equal pairs differ.
     teacher.to(compute.device).eval()
     model = named_model(job.teacher, teacher.digest, models.parse_overrides(job.model_set))
@@ -280,22 +280,24 @@ def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:
     """Score the missing shards, and seal the cache."""
     if job.shards.missing():
         # Before any shard, for a teacher whose states can be kept: a shard needs captions of nearly the whole corpus.
-        source = scoring.encode_corpus(job.teacher, job.source, job.compute, track=track, is_shared=True)
+        source = scoring.encode_corpus(job.teacher, job.source, job.compute, track=track)
         job = replace(job, source=source)
-    missing = job.shards.missing()
-    total = sum(int(np.isnan(read_shard(job.build, shard).score).sum()) for shard in missing)
+    num_unscored = {shard: int(np.isnan(read_shard(job.build, shard).score).sum()) for shard in job.shards.missing()}
     # Scores of vectors that are known cost less than sending the vectors.
-    engine = TorchProcesses() if job.teacher.keeps_states else job.compute.engine
+    engine = ThisProcess() if job.teacher.keeps_states else job.compute.engine
     make_worker = partial(PairWorker.make, job.teacher, job.compute.for_workers())
-    with track("score", total=total, unit="pairs") as advance:
-        for task, scores_P in engine.map((job.task(shard) for shard in missing), make_worker, advance):
-            pairs = read_shard(job.build, task.shard)
+    # The long ones first: the last ones decide how long some workers have nothing to do.
+    shards = sorted(num_unscored, key=lambda shard: -num_unscored[shard]) if engine.sends_tasks else list(num_unscored)
+    tasks = (task for shard in shards for task in job.tasks(shard, are_sent=engine.sends_tasks))
+    with track("score", total=sum(num_unscored.values()), unit="pairs") as advance:
+        for shard, scored in whole_shards(engine.map(tasks, make_worker, advance)):
+            pairs = read_shard(job.build, shard)
             # Arrays that come from pyarrow are read-only.
             scores = pairs.score.copy()
-            scores[np.isnan(pairs.score)] = scores_P
-            with job.build.write(pairs_name(task.shard)) as path:
+            scores[np.isnan(pairs.score)] = np.concatenate(scored)
+            with job.build.write(pairs_name(shard)) as path:
                 write_pairs(path, replace(pairs, score=scores))
-            job.asked(task.shard).unlink(missing_ok=True)
+            job.asked(shard).unlink(missing_ok=True)
     seal(job.build)
     return cache.read_cache(job.build.folder, corpus=job.corpus, teacher=job.teacher.digest)
 

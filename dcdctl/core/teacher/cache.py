@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,15 @@ from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import CACHE, TEACHER_NAME, pairs_name, read_pairs, shards_of
 from dcdctl.core.teacher.candidate_lists import POSITIVE, ROLES, Candidates
 from dcdctl.core.teacher.scores import AverageScores, TeacherScores, in_range
+
+
+class _KeyedPairs(NamedTuple):
+    """The pairs of a cache, ascending by their keys: one number instead of two, because there may be 40 million."""
+
+    key_P: Indices
+    """Image * captions + caption."""
+    score_P: Scores
+    role_P: NDArray[np.uint8]
 
 
 class TeacherCache(TeacherScores):
@@ -57,24 +66,19 @@ class TeacherCache(TeacherScores):
 
     @property
     def image_P(self) -> Indices:
-        return self._key_P // self.num_texts
+        return self._pairs.key_P // self.num_texts
 
     @property
     def text_P(self) -> Indices:
-        return self._key_P % self.num_texts
+        return self._pairs.key_P % self.num_texts
 
     @property
     def score_P(self) -> Scores:
-        return self._read[1]
+        return self._pairs.score_P
 
     @property
     def role_P(self) -> NDArray[np.uint8]:
-        return self._read[2]
-
-    @property
-    def _key_P(self) -> Indices:
-        """One number for each pair, image * captions + caption, ascending."""
-        return self._read[0]
+        return self._pairs.role_P
 
     @property
     def scored_pairs(self) -> tuple[Indices, Indices]:
@@ -88,8 +92,9 @@ class TeacherCache(TeacherScores):
             return np.full(images.shape, np.nan, dtype=np.float32)
         keys = images * self.num_texts + texts
         # A key above all others would point behind the last pair.
-        position = np.minimum(np.searchsorted(self._key_P, keys), self.num_pairs - 1)
-        return np.where(self._key_P[position] == keys, self.score_P[position], np.float32(np.nan))
+        pairs = self._pairs
+        position = np.minimum(np.searchsorted(pairs.key_P, keys), self.num_pairs - 1)
+        return np.where(pairs.key_P[position] == keys, pairs.score_P[position], np.float32(np.nan))
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -121,8 +126,8 @@ class TeacherCache(TeacherScores):
         return is_near
 
     @cached_property
-    def _read(self) -> tuple[Indices, Scores, NDArray[np.uint8]]:
-        """Key, score and role of every pair."""
+    def _pairs(self) -> _KeyedPairs:
+        """Every pair, read from the shards."""
         keys: list[Indices] = []
         scores: list[Scores] = []
         roles: list[NDArray[np.uint8]] = []
@@ -133,11 +138,10 @@ class TeacherCache(TeacherScores):
             # not scored.
             if num_bad := int(np.count_nonzero(~np.isfinite(pairs.score))):
                 raise CACHE.damaged(path, f"{num_bad:,} of its {len(pairs):,} scores are not finite")
-            # One number instead of two, because there may be 40 million pairs.
             keys.append(pairs.image * self.num_texts + pairs.text)
             scores.append(pairs.score)
             roles.append(pairs.role)
-        return np.concatenate(keys), np.concatenate(scores), np.concatenate(roles)
+        return _KeyedPairs(np.concatenate(keys), np.concatenate(scores), np.concatenate(roles))
 
 
 OF_ANOTHER = "name a cache of this corpus and split, which `dcdctl cache-teacher --split NAME` makes"

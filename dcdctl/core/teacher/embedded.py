@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcdctl.core import distributed, models, scoring
+from dcdctl.core import models, scoring
 from dcdctl.core.data import Corpus, Indices, Scores
 from dcdctl.core.devices import CPU
 from dcdctl.core.engines import Compute
@@ -188,28 +188,18 @@ def _compute_of(model: Searchable, compute: Compute) -> Compute:
 
 
 def _embed_dual(model: DualEncoder, corpus: Corpus, compute: Compute, track: Track) -> EmbeddedTeacher:
-    """The main process of several embeds the corpus, and gives the others its vectors."""
     compute = _compute_of(model, compute)
-    sides = [torch.zeros(count, model.embedding_dim) for count in (corpus.num_images, corpus.num_captions)]
-    # By one process, because others could round differently, and would then keep other negatives of a list.
-    with distributed.main_first():
-        if distributed.is_main():
-            source = scoring.open_source(corpus, model, compute, track)
-            vectors = scoring.embed_with_model(model, source, compute.device, track)
-            sides = [scoring.finite_vectors(side).cpu() for side in (vectors.images_ID, vectors.texts_TD)]
-    for side in sides:
-        distributed.broadcast(side)
+    source = scoring.open_source(corpus, model, compute, track)
+    vectors = scoring.embed_with_model(model, source, compute.device, track)
+    sides = [scoring.finite_vectors(side).cpu() for side in (vectors.images_ID, vectors.texts_TD)]
     return EmbeddedTeacher(_plan(model, corpus, compute), model, *sides)
 
 
 def _embed_late(model: LateInteraction, corpus: Corpus, compute: Compute, track: Track) -> LateTeacher:
-    """Each of several processes encodes its share of the corpus."""
     # The precision of the training is none of its teacher's.
     compute = replace(_compute_of(model, compute), precision="float32")
-    # The main one stores the features, if they are asked for.
-    with distributed.main_first():
-        source = scoring.open_source(corpus, model, compute, track)
-    encoded: Any = scoring.encode_corpus(model, source, compute, track=track, is_shared=True)
+    source = scoring.open_source(corpus, model, compute, track)
+    encoded: Any = scoring.encode_corpus(model, source, compute, track=track)
     images, texts = encoded.of_images.to(CPU), encoded.of_texts.to(CPU)
     for states in (images, texts):
         scoring.finite_vectors(states.tokens)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dcdctl.core import data, distributed, files
+from dcdctl.core import data, files
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, Flags, Indices, offsets_of
 from dcdctl.core.engines import FilesEngine, Task
@@ -128,11 +128,6 @@ def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Tra
 
 def _resolve(job: CacheJob) -> None:
     """An error for what can be checked before anything is opened."""
-    if distributed.world_size() > 1:
-        raise ConfigError(
-            f"--scores is for one process, and there are {distributed.world_size()}",
-            hint="start it without torchrun",
-        )
     job.candidates.require_packages()
     CACHE.check_folder(job.out)
 
@@ -147,7 +142,7 @@ def _planned(job: CacheJob, track: Track, *, replaces: bool) -> Iterator[tuple[C
             f"the scores of {job.extend} are those of a model that dcdctl ran", hint="extend it with --teacher"
         )
     planned = Build(job.out, build.plan_of(job, corpus, NO_SCORER), CACHE)
-    with distributed.lock(job.out):
+    with planned.lock():
         noted = build.begin(planned, job, corpus, track, replaces=replaces)
         if old is not None and TEACHER_NAME not in noted:
             noted = {name: old.plan[name] for name in (TEACHER_NAME, SCORES_FROM) if name in old.plan}

@@ -4,7 +4,7 @@ loaded last. Also the cost of a planned cache, and a check of scores against the
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dcdctl.core import artifacts, distributed, files, models
+from dcdctl.core import artifacts, files, locks, models
+from dcdctl.core.arguments import Settings
 from dcdctl.core.artifacts import Build
-from dcdctl.core.config import naming_fields
 from dcdctl.core.data import Corpus, counted_corpus
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import StaleError
@@ -33,8 +33,8 @@ from dcdctl.core.teacher.candidates import CandidateConfig, check_candidates, mo
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """Largest allowed difference of a recomputed score, by precision, relative to max(1, |cached score|)."""
 HALF_WEIGHTS = {"bfloat16": 0.25, "float16": 0.03}
-"""The same for a model whose weights have this type. Its head rounds too: bfloat16 logits of 16 to 32 have steps of
-0.125."""
+"""Largest allowed difference for a model whose weights have this type. Its head rounds too: bfloat16 logits of 16 to 32
+have steps of 0.125."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class TeacherJob:
     teacher: str = ""
     """Empty where another program computes (`external_scores`)."""
     split: str = "train"
-    model_set: Sequence[str] = ()
+    model_set: Settings | None = None
     """Settings that the teacher's files lack: image_size=384."""
     extend: Path | None = None
     """Finished cache of the same teacher whose scores or vectors are reused."""
@@ -98,9 +98,9 @@ class CacheCost:
     """Whether the pairs are only counted, by the sizes of the corpus; there may be fewer."""
     pairs_per_s: float | None = None
     """Rate of a short trial by this process on this device; None without a trial: if the pairs are only counted, or
-    scored by the workers of a cluster."""
+    scored by the workers of an engine."""
     seconds: float | None = None
-    """Remaining time, with all processes at work."""
+    """Remaining time."""
     disk_bytes: int
     """Upper bound."""
 
@@ -131,7 +131,7 @@ def _planned(job: CacheJob, track: Track) -> Iterator[PlannedCache]:
         read_cache(job.extend)
     teacher = models.load_scorer(job.teacher, overrides, track)
     # Over planning and scoring: another plan must not replace this one in between.
-    with distributed.lock(job.out), naming_fields({"candidates": job.candidates}):
+    with locks.lock(job.out), models.naming_fields({"candidates": job.candidates}):
         yield build.plan_cache(job, corpus, teacher, track)
 
 
@@ -181,7 +181,7 @@ def estimate_cost(job: PlannedCache) -> CacheCost:
     # The workers of an engine may be faster than this process, or slower.
     if not job.compute.engine.sends_tasks:
         rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None), num_to_score)
-        seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
+        seconds = num_to_score / rate if num_to_score else 0.0
     return CacheCost(
         num_pairs=num_pairs,
         num_to_score=num_to_score,

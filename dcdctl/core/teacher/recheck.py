@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dcdctl.core import models
+from dcdctl.core.arguments import Settings
 from dcdctl.core.data import Corpus
 from dcdctl.core.engines import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, StaleError
@@ -27,7 +27,7 @@ class Recheck:
     teacher: str
     data: Path | None = None
     """The corpus of the scores; texts are in their cache."""
-    model_set: Sequence[str] = ()
+    model_set: Settings | None = None
     compute: Compute = ON_CPU
 
     def check(self) -> None:

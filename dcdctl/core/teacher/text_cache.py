@@ -7,8 +7,8 @@
     CACHE/texts.json                    completion marker, written last: versions, size and SHA-256 of each part
 
 Vectors are float16: one of unit length per text, or, of a late-interaction model, one per token. Equal texts
-(`captions.text_key`) are kept once; one with two vectors that another program gave is an error. One process encodes a
-part, so its bytes do not depend on the number of processes.
+(`captions.text_key`) are kept once; one with two vectors that another program gave is an error. One worker encodes a
+batch, so the bytes do not depend on their number.
 
 Memory: a part, and a hash of 8 bytes per text; of given vectors, also 8 numbers per text. Shape letters: N texts of a
 part, D width.
@@ -32,11 +32,10 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from dcdctl.core import artifacts, config, data, distributed, files, models, scoring
-from dcdctl.core.artifacts import Build, Document
+from dcdctl.core import artifacts, config, data, files, models, scoring
+from dcdctl.core.artifacts import Build, Document, Parts
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import versions
-from dcdctl.core.distributed import Parts
 from dcdctl.core.engines import Compute, Task, whole_shards
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.memory import Fitting
@@ -47,7 +46,7 @@ from dcdctl.core.teacher.cache_format import TEXTS
 from dcdctl.core.teacher.job import TeacherJob, tolerance
 
 TEXTS_PER_PART = 8192
-"""Texts that one process encodes and writes atomically: what a killed run loses at most per process."""
+"""Texts that are written atomically."""
 BATCH_SIZE = 256
 """Texts per forward pass, unless the user sets a batch size."""
 BATCHES_PER_TASK = 4
@@ -60,7 +59,7 @@ Half = NDArray[np.float16]
 Row = tuple[str, str | None, Half | None]
 """A text, its language, and its vector where another program gave it."""
 GivenRow = tuple[str, str | None, Half | None, str]
-"""The same, and where it stands."""
+"""A `Row`, and where it stands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +136,9 @@ def cache_texts(job: TextCacheJob, *, track: Track = silent) -> TextCache:
         "sources": [{"name": source.name, "sha256": source.digest} for source in sources],
     }
     build = Build(job.out, plan, TEXTS)
-    with distributed.lock(job.out):
-        with distributed.main_first():
-            if distributed.is_main() and "part_sizes" not in build.begin():
-                _plan_parts(build, old, sources, track)
+    with build.lock():
+        if "part_sizes" not in build.begin():
+            _plan_parts(build, old, sources, track)
         sizes: list[int] = TEXTS.read_plan(job.out)["part_sizes"]
         parts = Parts(build, [_name(part) for part in range(len(sizes))])
         if model is not None:

@@ -20,8 +20,8 @@ from .recipe import (
     load_recipe,
     recipe_text,
     require_recipe_of_cache,
-    toml_value,
 )
+from .requests import CacheTeacher, Distill, FinetuneTeacher, RecipeArgument, RecipeRef, Training, TrainingRun
 from .rounds import (
     own_terms,
     plan_rounds,
@@ -31,13 +31,17 @@ from .rounds import (
     sets_of_own_loss,
     train_in_rounds,
 )
-from .runs import Run, TrainingJob, check_folder, command_of
+from .runs import Run, TrainingJob, command_of
 from .train import check_new_model, resolve, train_model
-from .validation import note_of_query_model, run_document, validation_document, validation_table
+from .trained import Trained, preview_training, run_training
+from .validation import run_document, say_of_query_model, validation_document, validation_table
 
 __all__ = [
     "BatchConfig",
+    "CacheTeacher",
+    "Distill",
     "DualConfig",
+    "FinetuneTeacher",
     "FusionConfig",
     "InputRefs",
     "LateConfig",
@@ -46,14 +50,18 @@ __all__ = [
     "Preview",
     "QueryConfig",
     "Recipe",
+    "RecipeArgument",
     "RecipeEntry",
+    "RecipeRef",
     "Run",
+    "Trained",
+    "Training",
     "TrainingJob",
     "TrainingOptions",
+    "TrainingRun",
     "ValidationConfig",
     "check_best",
     "check_cache_job",
-    "check_folder",
     "check_new_model",
     "check_recipe_name",
     "command_after_cache",
@@ -61,20 +69,21 @@ __all__ = [
     "command_of",
     "list_recipes",
     "load_recipe",
-    "note_of_query_model",
     "own_terms",
     "plan_rounds",
     "preview",
+    "preview_training",
     "read_mined",
     "recipe_text",
     "require_recipe_of_cache",
     "resolve",
     "resolve_rounds",
     "run_document",
+    "run_training",
+    "say_of_query_model",
     "seals_of",
     "sets_of_captions",
     "sets_of_own_loss",
-    "toml_value",
     "train_in_rounds",
     "train_model",
     "validation_document",

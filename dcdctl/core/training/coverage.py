@@ -204,7 +204,7 @@ class Preview:
         return {name: value for name, value in more.items() if value}
 
     def to_json(self) -> dict[str, Any]:
-        """The same facts by the names of run.json, and the warnings."""
+        """All facts by the names of run.json, and the warnings."""
         batches, config = self.batches_per_epoch, self.recipe.batch
         unit, per_step = self.work_per_step
         return {

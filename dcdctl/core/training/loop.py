@@ -65,7 +65,7 @@ class TrainingOptions:
         return not (self.tries_micro_batches or self.tries_precision)
 
     def settled(self) -> TrainingOptions:
-        """The same options with nothing to try."""
+        """These options with nothing left to try."""
         return replace(self, tries_micro_batches=False, tries_precision=False)
 
     @property

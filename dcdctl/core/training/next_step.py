@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 from dcdctl.core.teacher import CacheJob
+from dcdctl.core.toml import assignments
 from dcdctl.core.training.inputs import Flag, InputRefs, corpus_flags, flags
 from dcdctl.core.training.recipe import load_recipe
 from dcdctl.core.training.runs import TrainingJob
@@ -37,7 +38,7 @@ def command_after_cache(job: CacheJob, recipe: str, sets: Sequence[str]) -> str:
     named.append(("--cache", job.out))
     if loaded.model.starts_from_teacher or loaded.loss.vector_terms:
         named.append(("--teacher", job.teacher or "REF"))
-        named += [("--model-set", text) for text in job.model_set]
+        named += [("--model-set", text) for text in assignments(job.model_set)]
     named += [("--set", text) for text in sets]
     named.append(("--out", "RUN"))
     return shlex.join(["dcdctl", "distill", recipe, *flags(*named)])

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dcdctl.core import devices, models
-from dcdctl.core.config import naming_fields
-from dcdctl.core.models import Model
+from dcdctl.core import devices
+from dcdctl.core.models import Model, naming_fields
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.training import corpus_data, grad_cache, initial_model, validation
+from dcdctl.core.training import corpus_data, grad_cache
 from dcdctl.core.training.batches.batch import UNSPLIT
 from dcdctl.core.training.batches.pool import PickedPairs
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, StepPairs
@@ -20,10 +19,10 @@ from dcdctl.core.training.corpus_data import CorpusData
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.grad_cache import Step
 from dcdctl.core.training.inputs import InputRefs, TeacherUse
-from dcdctl.core.training.loop import Learner, TrainingOptions
-from dcdctl.core.training.objective import PairObjective
+from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.runs import TrainingJob
-from dcdctl.core.training.train import resolve
+from dcdctl.core.training.settled import choose_pairs
+from dcdctl.core.training.train import load_models, make_learner, resolve
 from dcdctl.core.training.training_data import TrainingPlan
 
 TO_COME = Path("cache")
@@ -41,43 +40,27 @@ def rehearse(
     many texts have a pick. Opens the corpora, and makes the initial model and its optimizer.
     """
     plan = resolve_for_scores(job, inputs, options)
-    # As with a teacher that scores every pair, which is not read here.
-    opened = replace(plan, inputs=inputs, use=TeacherUse(scores_batches=True, embeds=True))
-    if plan.recipe.loss.temperature == "auto":
-        recipe = replace(plan.recipe, loss=replace(plan.recipe.loss, temperature=1.0))
-        opened = replace(opened, recipe=recipe)
+    recipe = plan.recipe
+    if recipe.loss.temperature == "auto":
+        recipe = replace(recipe, loss=replace(recipe.loss, temperature=1.0))
+    # As with a teacher that scores every pair, and is not read.
+    unread = TeacherUse(scores_batches=True, embeds=False)
     notes: list[str] = []
     with naming_fields(plan.recipe):
-        data = corpus_data.open_data(opened, track)
-        # A cache of the validation split is no part of the pool's.
-        validation.check_judged(data.judged, data.judged_caches)
-        start = None
-        if plan.recipe.model.starts_from_teacher:
-            (ref,) = inputs.teachers
-            start = models.load_scorer(ref, inputs.overrides, track)
-        model = initial_model.load_start(data.recipe, data.captions, start, None, notes.append, track)
+        data = corpus_data.open_data(replace(plan, inputs=inputs, recipe=recipe, use=unread), track)
+        _, model = load_models(data, notes.append, track)
         corpus_data.check_features(model, options.compute)
         if options.checkpoint_activations:
             model.checkpoint_activations()
-        objective = corpus_data.make_objective(data.recipe, [part.corpus for part in data.parts], has_scores=True)
-        Learner(
-            model,
-            objective,
-            data.recipe.optimizer,
-            num_steps=data.preview.num_steps,
-            seed=data.recipe.seed,
-            options=plan.options,
-        )
+        make_learner(model, data.settled, plan.options)
         seconds = None
         # Stored features are not there yet.
         if is_timed and options.compute.features is None:
-            seconds = data.preview.num_steps * _seconds_of_step(data, model, objective, options, track)
+            seconds = data.preview.num_steps * _seconds_of_step(data, model, options, track)
     return replace(data.preview, dual_teachers="none", temperature=None, notes=notes, seconds=seconds)
 
 
-def _seconds_of_step(
-    data: CorpusData, model: Model, objective: PairObjective, options: TrainingOptions, track: Track
-) -> float:
+def _seconds_of_step(data: CorpusData, model: Model, options: TrainingOptions, track: Track) -> float:
     """About how long a step takes: the gradient of a few images, in proportion to those of a step."""
     recipe, parts, num_images = data.recipe, [], 0
     few = replace(
@@ -93,7 +76,7 @@ def _seconds_of_step(
             image_T = np.arange(corpus.num_captions) % corpus.num_images
             pairs = PickedPairs(corpus, few, None, part.false_negatives.with_owners(image_T), image_T=image_T)
         else:
-            pairs = corpus_data.choose_pairs(corpus, few, None, part.false_negatives)
+            pairs = choose_pairs(corpus, few, None, part.false_negatives)
         parts.append(CorpusBatches(corpus_data.make_source(model, corpus, options.compute, track), pairs))
         num_images += pairs.size_of_step[0]
     batch = corpus_data.make_batches(parts, recipe, UNSPLIT, None)[0]
@@ -101,7 +84,9 @@ def _seconds_of_step(
     model.to(options.compute.device).train()
     # The first pass of a process takes longer.
     for _ in range(2):
-        seconds, _ = devices.timed(lambda: grad_cache.backward(model, objective, batch, step), options.compute.device)
+        seconds, _ = devices.timed(
+            lambda: grad_cache.backward(model, data.settled.objective, batch, step), options.compute.device
+        )
     return seconds * data.preview.work_per_step[1] / num_images
 
 

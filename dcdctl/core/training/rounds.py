@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from dcdctl.core import files, models
+from dcdctl.core import distributed, files, models
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, counted_corpus
 from dcdctl.core.errors import ConfigError, StaleError
@@ -36,13 +36,14 @@ from dcdctl.core.teacher import (
     most_pairs,
     read_cache,
 )
+from dcdctl.core.toml import toml_value
 from dcdctl.core.training import runs, train
 from dcdctl.core.training.coverage import Preview, check_candidates_suffice
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.picking import Picked, count_picks
-from dcdctl.core.training.recipe import PoolConfig, Recipe, load_recipe, toml_value
+from dcdctl.core.training.recipe import PoolConfig, Recipe, load_recipe
 from dcdctl.core.training.rehearsal import rehearse, resolve_for_scores
 from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.train import resolve, train_model
@@ -79,13 +80,6 @@ class Rounds:
     max_pairs_of_captions: int = 0
     """Those of `max_pairs` that are theirs."""
 
-    def max_pairs_of(self, number: int) -> int | None:
-        """The pairs of a round. The first rounds score those that are left over."""
-        if self.max_pairs is None:
-            return None
-        each, left = divmod(self.max_pairs, self.count)
-        return each + 1 if number <= left else each
-
 
 def train_in_rounds(
     job: TrainingJob,
@@ -102,132 +96,88 @@ def train_in_rounds(
     ConfigError if there is not one teacher, or no pool; besides, what `cache_scores` and `train_model` raise. What a
     training refuses without its scores is refused before the teacher scores.
     """
+    train = functools.partial(train_model, options=options, track=track, watch=watch, say=say)
     recipe = load_recipe(job.recipe, job.sets)
     rounds = plan_rounds(inputs, recipe)
     if rounds is None:
-        return train_model(job, inputs, options=options, track=track, watch=watch, say=say)
+        return train(job, inputs)
     learned = _without_scorer(inputs, recipe)
     for line in _rehearse(job, learned, rounds, recipe, options, track).notes:
         say(line)
-    return _InRounds(
-        job=job,
-        scored=inputs,
-        learned=learned,
-        recipe=recipe,
-        rounds=rounds,
-        options=options,
-        train=functools.partial(train_model, options=options, track=track, watch=watch, say=say),
-        track=track,
-        say=say,
-    ).run()
+
+    score = functools.partial(_score, job, inputs, options, track)
+    candidates = recipe.candidates
+    if rounds.starts_with_captions:
+        say("a student of the captioned images proposes the first pairs")
+        student = train(_job_of_captions(job, recipe), replace(learned, pool=None, caches=()))
+        candidates = candidates.proposed_by(str(student.folder))
+    elif candidates.model == START:
+        candidates = candidates.proposed_by(recipe.model.start)
+    max_pairs = rounds.max_pairs
+    if rounds.captions is not None:
+        # By these scores the picks of the pool are measured.
+        of_captions = score("cache-captions", rounds.captions, candidates, rounds.max_pairs_of_captions or None)
+        say(f"captioned images: {of_captions.num_pairs:,} pairs have a score")
+        learned = replace(learned, caches=[of_captions.folder, *learned.caches])
+        max_pairs = None if max_pairs is None else max_pairs - of_captions.num_pairs
+    pool = rounds.place.open()
+    picks = Picked(num_texts=pool.num_captions)
+    more: dict[str, Any] = {}
+    done: list[dict[str, Any]] = []
+    num_pairs, number = 0, 1
+    while True:
+        candidates, asked = picks.spread(candidates, pool.num_images), picks.num_unsure
+        share = _pairs_of_round(max_pairs, rounds.count, number)
+        cache = score(f"cache-{number}", rounds.place, candidates, share, **more)
+        say(f"round {number} of {rounds.count}: {cache.num_pairs:,} pairs have a score")
+        of_round = job if number == rounds.count else _job_of_proposer(job, recipe, number)
+        scored = replace(learned, caches=[cache.folder, *learned.caches])
+        if recipe.pool.pseudo_positive_above is not None:
+            picks = count_picks(load_recipe(of_round.recipe, of_round.sets), scored)
+        proposals, new = most_pairs(pool, candidates, num_texts=asked), cache.num_pairs - num_pairs
+        done.append({"texts": asked, "proposals": proposals, "scored": new, **picks.to_json()})
+        # A further round has nothing to ask if every pick is sure.
+        if number == rounds.count or not picks.num_unsure:
+            return train(replace(job, rounds=tuple(done)), scored)
+        student = train(replace(of_round, rounds=tuple(done)), scored)
+        more = {"extend": cache.folder, "sure_above": picks.threshold}
+        num_pairs, number = cache.num_pairs, number + 1
+        candidates = _mined(recipe.candidates, student, number)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _InRounds:
-    """A training in rounds that nothing refuses."""
+def _score(
+    job: TrainingJob,
+    inputs: InputRefs,
+    options: TrainingOptions,
+    track: Track,
+    name: str,
+    place: Place,
+    candidates: CandidateConfig,
+    max_pairs: int | None,
+    **more: Any,
+) -> TeacherCache:
+    """The teacher's scores of what a student proposes, in the folder of the rounds; `more` are fields of its job."""
+    cache_job = CacheJob(
+        data=place.folder,
+        split=place.split,
+        max_images=place.max_images,
+        out=_folder_of(job) / name,
+        candidates=candidates,
+        teacher=inputs.teachers[0],
+        model_set=inputs.model_set,
+        compute=replace(options.compute, precision="float32", features=None),
+        max_pairs=max_pairs,
+        **more,
+    )
+    return distributed.in_main(lambda: cache_scores(cache_job, track=track))
 
-    job: TrainingJob
-    scored: InputRefs
-    """With the teacher."""
-    learned: InputRefs
-    """What a student learns from beside the scores of the rounds."""
-    recipe: Recipe
-    rounds: Rounds
-    options: TrainingOptions
-    train: Callable[[TrainingJob, InputRefs], Run]
-    track: Track
-    say: Say
 
-    @property
-    def folder(self) -> Path:
-        """Everything but the last run."""
-        return _folder_of(self.job)
-
-    def run(self) -> Run:
-        first = self._first_candidates()
-        of_captions, max_pairs = self._score_captions(first)
-        rounds = replace(self.rounds, max_pairs=max_pairs)
-        pool = rounds.place.open()
-        run, cache, done = Run(self.job.out), None, []
-        picks = Picked(num_texts=pool.num_captions)
-        for number in range(1, rounds.count + 1):
-            candidates = first if number == 1 else _mined(self.recipe.candidates, run, number)
-            candidates = picks.spread(candidates, pool.num_images)
-            before = 0 if cache is None else cache.num_pairs
-            asked = picks.num_unsure
-            cache = self._score(
-                rounds.place,
-                f"cache-{number}",
-                candidates,
-                extend=None if cache is None else cache.folder,
-                max_pairs=rounds.max_pairs_of(number),
-                sure_above=picks.threshold,
-            )
-            self.say(f"round {number} of {rounds.count}: {cache.num_pairs:,} pairs have a score")
-            inputs = replace(self.learned, caches=[cache.folder, *of_captions, *self.learned.caches])
-            job = self.job if number == rounds.count else _job_of_proposer(self.job, self.recipe, number)
-            if self.recipe.pool.pseudo_positive_above is not None:
-                picks = count_picks(load_recipe(job.recipe, job.sets), inputs)
-            counts = {
-                "texts": asked,
-                "proposals": most_pairs(pool, candidates, num_texts=asked),
-                "scored": cache.num_pairs - before,
-            }
-            done.append({**counts, **picks.to_json()})
-            # A further round has nothing to ask if every pick is sure.
-            is_last = number == rounds.count or not picks.num_unsure
-            run = self.train(replace(self.job if is_last else job, rounds=tuple(done)), inputs)
-            if is_last:
-                break
-        return run
-
-    def _first_candidates(self) -> CandidateConfig:
-        """The candidates of the first round: those of the recipe, or what the start proposes, or a student of the
-        captioned images."""
-        candidates = self.recipe.candidates
-        if candidates.model != START:
-            return candidates
-        if not self.rounds.starts_with_captions:
-            return candidates.proposed_by(self.recipe.model.start)
-        self.say("a student of the captioned images proposes the first pairs")
-        student = self.train(_job_of_captions(self.job, self.recipe), replace(self.learned, pool=None, caches=()))
-        return candidates.proposed_by(str(student.folder))
-
-    def _score_captions(self, candidates: CandidateConfig) -> tuple[list[Path], int | None]:
-        """The cache of the captioned images beside a pool, by which the picks are measured, and the pairs that are left
-        for the pool."""
-        max_pairs, place = self.rounds.max_pairs, self.rounds.captions
-        if place is None:
-            return [], max_pairs
-        cache = self._score(place, "cache-captions", candidates, max_pairs=self.rounds.max_pairs_of_captions or None)
-        self.say(f"captioned images: {cache.num_pairs:,} pairs have a score")
-        return [cache.folder], None if max_pairs is None else max_pairs - cache.num_pairs
-
-    def _score(
-        self,
-        place: Place,
-        name: str,
-        candidates: CandidateConfig,
-        *,
-        max_pairs: int | None,
-        extend: Path | None = None,
-        sure_above: float | None = None,
-    ) -> TeacherCache:
-        """The teacher's scores of what a student proposes."""
-        job = CacheJob(
-            data=place.folder,
-            split=place.split,
-            max_images=place.max_images,
-            out=self.folder / name,
-            candidates=candidates,
-            teacher=self.scored.teachers[0],
-            model_set=self.scored.model_set,
-            compute=replace(self.options.compute, precision="float32", features=None),
-            max_pairs=max_pairs,
-            extend=extend,
-            sure_above=sure_above,
-        )
-        return cache_scores(job, track=self.track)
+def _pairs_of_round(max_pairs: int | None, count: int, number: int) -> int | None:
+    """The share of the pairs that a round scores. The first rounds score those that are left over."""
+    if max_pairs is None:
+        return None
+    each, left = divmod(max_pairs, count)
+    return each + 1 if number <= left else each
 
 
 def _rehearse(
@@ -244,7 +194,7 @@ def _rehearse(
     _check_folder(job, rounds, recipe)
     found = rehearse(job, inputs, options, track, is_timed=is_timed)
     of_pool = None if rounds.max_pairs is None else rounds.max_pairs - rounds.max_pairs_of_captions
-    first = replace(rounds, max_pairs=of_pool).max_pairs_of(1)
+    first = _pairs_of_round(of_pool, rounds.count, 1)
     check_candidates_suffice(recipe, rounds.place.open(), first, "pool.max_pairs")
     return found
 

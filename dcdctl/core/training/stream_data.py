@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
-from dcdctl.core import files
+from dcdctl.core import distributed, files
 from dcdctl.core.config import build
 from dcdctl.core.data import Corpus, ShardCount, ShardStream, open_shards
 from dcdctl.core.errors import ConfigError, MissingError
@@ -135,7 +136,7 @@ class StreamData:
         compute = self.plan.options.compute
         judged: dict[str, EmbeddedScores] = {}
         for name, corpus in self.judged.items():
-            judged[name] = embed_corpus(teachers.duals, corpus, compute, track=track)
+            judged[name] = distributed.in_main(partial(embed_corpus, teachers.duals, corpus, compute, track))
         teacher = None
         for _, dual in teachers.duals:
             loaded = dual.to(compute.device).eval().as_dual

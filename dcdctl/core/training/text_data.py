@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from dcdctl.core import distributed
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Model
@@ -96,7 +98,7 @@ class TextData:
         compute = self.plan.options.compute
         judged = {}
         for name, corpus in self.judged.items():
-            scores = embed_corpus(teachers.duals, corpus, compute, track=track)
+            scores = distributed.in_main(partial(embed_corpus, teachers.duals, corpus, compute, track))
             assert not isinstance(scores, EmbeddedTeachers)
             model.known_images = {**model.known_images, corpus.fingerprint: scores.image_states}
             judged[name] = scores

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import distributed, files
-from dcdctl.core.config import naming_fields, to_table
+from dcdctl.core.config import to_table
 from dcdctl.core.data import counted_corpus, prepare_command
 from dcdctl.core.errors import ConfigError, resumed_by
-from dcdctl.core.models import Model
+from dcdctl.core.models import Model, naming_fields
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
 from dcdctl.core.teacher import false_negative_filter
 from dcdctl.core.training import (
@@ -40,12 +40,13 @@ from dcdctl.core.training import (
     wise_ft,
 )
 from dcdctl.core.training.batches.step_pairs import check_size
-from dcdctl.core.training.corpus_data import CorpusData, choose_pairs
+from dcdctl.core.training.corpus_data import CorpusData
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import InputRefs, TeacherUse, check_teachers
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.recipe import load_recipe
 from dcdctl.core.training.runs import Run, TrainingJob
+from dcdctl.core.training.settled import Settled, choose_pairs
 from dcdctl.core.training.stream_data import StreamData
 from dcdctl.core.training.text_data import TextData
 from dcdctl.core.training.training_data import Prepared, Teachers, TrainingPlan
@@ -88,11 +89,9 @@ def train_model(
         if is_finished and inputs.form == "stream":
             return Run(job.out)
         data = OPENERS[inputs.form](plan, track)
-        teachers = data.load_teachers(track)
-        recipe = data.recipe
         for line in data.preview.adaptations():
             say(line)
-        model = initial_model.load_start(recipe, data.captions, teachers.start, teachers.vector_width, say, track)
+        teachers, model = load_models(data, say, track)
         facts = {**data.facts(teachers), "start": model.digest}
         if is_finished:
             # What it was made from is compared; its scores, images and batches are not needed.
@@ -108,21 +107,31 @@ def train_model(
             if prepared.validation:
                 judged = prepared.validation_teachers
                 validation = Validation(started, prepared.validation, prepared.recipe, options.compute, judged)
-            learner = loop.Learner(
-                model,
-                prepared.objective,
-                recipe.optimizer,
-                num_steps=prepared.preview.num_steps,
-                seed=recipe.seed,
-                options=options,
-            )
+            learner = make_learner(model, prepared, options)
             unit, per_step = prepared.preview.work_per_step
             watch = functools.partial(watch or step_bar(track), unit=unit, per_step=per_step)
             loop.train(started, learner, prepared.make_batches(options.micro_batch_plan, started), validation, watch)
-            with distributed.main_first():
-                if distributed.is_main():
-                    finish(started, data, teachers, model, validation, say)
+            distributed.in_main(lambda: finish(started, data, teachers, model, validation, say))
     return started
+
+
+def load_models(data: TrainingData, say: Say, track: Track) -> tuple[Teachers, Model]:
+    """The teachers of a training and its initial model; `say` gets what the captions lack."""
+    teachers = data.load_teachers(track)
+    model = initial_model.load_start(data.recipe, data.captions, teachers.start, teachers.vector_width, say, track)
+    return teachers, model
+
+
+def make_learner(model: Model, data: Prepared | Settled, options: TrainingOptions) -> loop.Learner:
+    """A model with the optimizer of its recipe."""
+    return loop.Learner(
+        model,
+        data.objective,
+        data.recipe.optimizer,
+        num_steps=data.preview.num_steps,
+        seed=data.recipe.seed,
+        options=options,
+    )
 
 
 def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track: Track = silent) -> Preview:
@@ -214,14 +223,16 @@ def start(plan: TrainingPlan, facts: dict[str, Any], options: TrainingOptions, p
             **({"rounds": list(job.rounds)} if job.rounds else {}),
             **runs.equivalent_command(job, plan.inputs.options()),
         }
-    with distributed.main_first():
-        if distributed.is_main():
-            # Mining comes before the folder is made, so that a failure leaves no folder.
-            save_files = prepared.collect() if prepared is not None and prepared.collect is not None else None
-            started = runs.start_run(job.out, plan.recipe, job.kind, facts, resume=job.resume, measured=measured)
-            if save_files is not None:
-                save_files(started)
-    return Run(job.out)
+
+    def write() -> Run:
+        # Mining comes before the folder is made, so that a failure leaves no folder.
+        save_files = prepared.collect() if prepared is not None and prepared.collect is not None else None
+        started = runs.start_run(job.out, plan.recipe, job.kind, facts, resume=job.resume, measured=measured)
+        if save_files is not None:
+            save_files(started)
+        return started
+
+    return distributed.in_main(write)
 
 
 def finish(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from dcdctl.core import distributed, evaluation, models
+from dcdctl.core.arguments import Ref, path
 from dcdctl.core.data import Corpus, Direction, share_split
 from dcdctl.core.engines import Compute
 from dcdctl.core.errors import ConfigError, InputError
@@ -353,11 +354,15 @@ def cosine_note(run: Run) -> str | None:
     )
 
 
-def note_of_query_model(ref: str) -> str | None:
-    """The same for a reference: only a run knows its held-out texts."""
-    folder = Path(ref).expanduser()
+def say_of_query_model(ref: Ref | None, say: Say) -> None:
+    """A line to `say` if a query encoder is far from its teacher, before it answers every search. Only a run knows its
+    held-out texts."""
+    if ref is None:
+        return
+    folder = path(ref)
     is_run = (folder / "run.json").is_file() and Run(folder).is_finished
-    return cosine_note(Run(folder)) if is_run else None
+    if is_run and (note := cosine_note(Run(folder))):
+        say(note)
 
 
 def validation_table(document: Mapping[str, Any]) -> Table:

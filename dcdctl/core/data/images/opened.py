@@ -41,7 +41,8 @@ MAX_PIXELS = 2**27
 """134 megapixels. A larger image counts as a decompression bomb, unless it is a JPEG of one scan: in other formats,
 phones write at most 108 megapixels."""
 MAX_JPEG_PIXELS = 2**30
-"""The same for a JPEG of one scan (not a progressive one), which is decoded at a fraction of its size, row by row."""
+"""1,074 megapixels, for a JPEG of one scan (not a progressive one), which is decoded at a fraction of its size, row by
+row."""
 LARGE_PIXELS = 2**25
 """34 megapixels. Larger images are halved until they have fewer: no model looks at more, and the memory of one is at
 most 134 MB."""

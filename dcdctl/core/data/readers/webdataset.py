@@ -94,7 +94,7 @@ def image_suffix(suffixes: Collection[str]) -> str | None:
 
 
 def require_image(suffixes: Collection[str]) -> str:
-    """The same; RowError if there is none."""
+    """The suffix of the image among a sample's suffixes; RowError if there is none."""
     suffix = image_suffix(suffixes)
     if suffix is None:
         raise RowError(f"there is no image with that key, only {', '.join(sorted(suffixes))}")

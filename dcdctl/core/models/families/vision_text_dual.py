@@ -148,7 +148,7 @@ class VisionTextDual(TowerDual):
         return self.network.get_image_features(pixel_values=pixels, **options)
 
     def text_output(self, texts: TextBatch) -> BaseModelOutputWithPooling:
-        """The same for captions."""
+        """The network's output for captions, in the form of `image_output`."""
         # A model that attends to the padding gets no mask, and all its captions have one length.
         mask = None if self.preprocess.pads_texts else backbones.attention_mask(self.network.text_model, texts)
         return self.network.get_text_features(input_ids=texts.input_ids, attention_mask=mask)

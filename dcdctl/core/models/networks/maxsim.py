@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 PRODUCTS_AT_A_TIME = 1 << 21
 """Products of tokens in memory on a CPU: 8 MB, which stay in its cache."""
 PRODUCTS_ON_GPU = 1 << 27
-"""The same on a GPU: 512 MB in float32."""
+"""Products of tokens in memory on a GPU: 512 MB in float32."""
 FILLED = -1e4
 """The product with a token that is padding: below any product of unit vectors."""
 

@@ -70,7 +70,7 @@ def type_of(folder: Path) -> str | None:
 
 
 def dual_type(folder: Path) -> str | None:
-    """The same, of the dual encoder of a late-interaction model."""
+    """The type of a folder without late interaction; of a late-interaction model that of its dual encoder."""
     if is_cross_encoder(folder):
         return CROSS_ENCODER
     if _read(folder / SENTENCE_TRANSFORMERS_FILE).get("model_type") in MULTI_VECTOR_TYPES:
@@ -157,21 +157,24 @@ def _embeds_images(folder: Path, network: Path) -> bool:
 
 def _is_network_alone(folder: Path, model_type: object) -> bool:
     """Whether the vectors of a SentenceTransformer are those of its network, except for their lengths."""
+    # The families of these types are cross-encoders.
+    if model_type in ("blip", "blip-2"):
+        return False
     first, *others = (name.rpartition(".")[2] for name in module_types(folder))
     settings, prompts = _read(network_folder(folder) / MODULE_CONFIG_FILE), _read(folder / SENTENCE_TRANSFORMERS_FILE)
     modalities = settings.get("modality_config") or {}
     methods = {name: each.get("method") for name, each in modalities.items() if isinstance(each, dict)}
-    return (
-        (first == "CLIPModel" or methods == {name: f"get_{name}_features" for name in ("text", "image")})
-        and set(others) <= {"Normalize"}
-        # The families of these types are cross-encoders.
-        and model_type not in ("blip", "blip-2")
-        # Such settings cut or change captions, and may cut vectors.
-        and not any((settings.get("max_seq_length"), prompts.get("default_prompt_name"), prompts.get("truncate_dim")))
-        and not any((prompts.get("prompts") or {}).values())
-        # dcdctl's own are those of the network, and its file lists the settings with their checksum.
-        and (not settings.get("processing_kwargs") or (folder / SETTINGS_FILE).is_file())
-    )
+    if first != "CLIPModel" and methods != {"text": "get_text_features", "image": "get_image_features"}:
+        return False
+    if set(others) - {"Normalize"}:
+        return False
+    # Such settings cut or change captions, and may cut vectors.
+    if settings.get("max_seq_length") or prompts.get("default_prompt_name") or prompts.get("truncate_dim"):
+        return False
+    if any((prompts.get("prompts") or {}).values()):
+        return False
+    # dcdctl's own are those of the network, and its file lists the settings with their checksum.
+    return not settings.get("processing_kwargs") or (folder / SETTINGS_FILE).is_file()
 
 
 def is_cross_encoder(folder: Path) -> bool:

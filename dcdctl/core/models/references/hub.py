@@ -23,6 +23,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from dcdctl.core import data
 from dcdctl.core.errors import ModelError, first_line
+from dcdctl.core.models.naming import NAMED
 from dcdctl.core.models.references import folders
 from dcdctl.core.progress import byte_size
 
@@ -198,5 +199,5 @@ def _unreachable(ref: str, problem: str, use: str) -> ModelError:
     message = (
         f"{ref} is no file or folder here and not complete in the cache of the Hub, and {page} was not read ({problem})"
     )
-    use = use or f"name DIR in place of {ref}"
+    use = use or NAMED.format(ref=ref)
     return ModelError(message, hint=f"on a machine with a network run `{download} --local-dir DIR`, and {use}")

@@ -15,6 +15,7 @@ from dcdctl.core.data import RemoteFile
 from dcdctl.core.errors import SourceError
 from dcdctl.core.models.protocols import Table
 from dcdctl.core.progress import Track, silent
+from dcdctl.core.toml import parse_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +86,13 @@ def published_rows(ref: str) -> list[PublishedRow]:
             rows += [config.build(PublishedRow, {**shared, **row}) for row in family["rows"] if name in row["models"]]
         return rows
 
-    return config.parse_toml(data.manifests_folder() / "published.toml", rows_of)
+    return parse_toml(data.manifests_folder() / "published.toml", rows_of)
 
 
 def list_teachers() -> dict[str, PublishedTeacher]:
     """All teachers that have a name: built in, or published by others."""
     paths = sorted((data.manifests_folder() / "teachers").glob("*.toml"))
-    return {path.stem: config.parse_toml(path, partial(config.build, PublishedTeacher)) for path in paths}
+    return {path.stem: parse_toml(path, partial(config.build, PublishedTeacher)) for path in paths}
 
 
 def locate(teacher: PublishedTeacher, overrides: Table, track: Track = silent) -> tuple[str, Document]:

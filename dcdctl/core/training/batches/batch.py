@@ -72,7 +72,8 @@ class Batch(PairBatch):
     """For losses of vectors: the dual teacher's unit vectors of the images, each once, in the order of the indices of
     the pairs. None for a query encoder, whose images have these vectors."""
     teacher_texts_TE: Tensor | None = None
-    """The same of the captions; of a late-interaction teacher those of their tokens, T x L x E, zeros for padding."""
+    """The teacher's vectors of the captions; of a late-interaction teacher those of their tokens, T x L x E, zeros for
+    padding."""
 
     @property
     def scored_share(self) -> float:
@@ -101,5 +102,5 @@ class MixedBatch:
     pool: Batch
 
     def pin_memory(self) -> MixedBatch:
-        """The same in pinned memory, which a GPU reads directly."""
+        """Both batches in pinned memory, which a GPU reads directly."""
         return MixedBatch(self.pairs.pin_memory(), self.pool.pin_memory())

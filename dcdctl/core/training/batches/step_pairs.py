@@ -86,7 +86,7 @@ class Coverage:
             )
 
     def warnings(self) -> Iterator[str]:
-        """The same as a line, for a cache that nothing is wrong with but its size."""
+        """A line if most queries learn nothing from the teacher, for a cache that is small and nothing else."""
         if not self.is_enough:
             yield f"warning: the teacher teaches nothing about {1 - self.queries:.0%} of the queries: let it score more"
 

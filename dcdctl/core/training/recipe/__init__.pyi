@@ -18,7 +18,7 @@ from .recipe import (
     load_recipe,
     require_recipe_of_cache,
 )
-from .toml import recipe_text, toml_value
+from .toml import recipe_text
 
 __all__ = [
     "LORA",
@@ -40,5 +40,4 @@ __all__ = [
     "load_recipe",
     "recipe_text",
     "require_recipe_of_cache",
-    "toml_value",
 ]

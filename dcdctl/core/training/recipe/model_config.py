@@ -17,7 +17,6 @@ from dcdctl.core.config import (
     Repeated,
     Share,
     Width,
-    apply_sets,
     between,
     check_fields,
     defaults_under,
@@ -25,6 +24,7 @@ from dcdctl.core.config import (
 )
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import TrainedParts
+from dcdctl.core.toml import apply_sets
 
 if TYPE_CHECKING:  # a recipe has a model
     from dcdctl.core.training.recipe.recipe import Recipe

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcdctl.core import files, models
-from dcdctl.core.config import read_toml
 from dcdctl.core.errors import ConfigError
+from dcdctl.core.toml import read_toml
 
 RECIPES = files.packaged("recipes")
 FACTS = ("needs", "minutes", "expected")

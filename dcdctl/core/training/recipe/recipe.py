@@ -26,18 +26,16 @@ from dcdctl.core.config import (
     Repeated,
     Seed,
     Share,
-    apply_sets,
     between,
     build,
     changed_fields,
     check_fields,
-    parse_toml,
-    read_toml,
     to_table,
 )
 from dcdctl.core.data import Direction, StreamConfig
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import CandidateConfig
+from dcdctl.core.toml import apply_sets, parse_toml, read_toml
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe.model_config import FusionConfig, ModelConfig, settings_of_new
 from dcdctl.core.training.recipe.packaged import check_recipe_name, names

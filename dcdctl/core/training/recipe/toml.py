@@ -7,19 +7,17 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import json
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dcdctl.core.config import to_table
+from dcdctl.core.toml import toml_value
 from dcdctl.core.training.recipe.packaged import check_recipe_name, head_of
 from dcdctl.core.training.recipe.recipe import load_recipe
 
 WIDTH = 100
 """Columns of the comments."""
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def recipe_text(ref: str, sets: Sequence[str] = (), *, with_defaults: bool = True) -> str:
@@ -86,26 +84,3 @@ def _lines(text: str) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def toml_value(value: Any) -> str:
-    """A value as TOML. None is the text "none", which unsets a field.
-
-    >>> toml_value({"dcd-kl": 1.0, "a b": [True, None, "x"]})
-    '{ dcd-kl = 1.0, "a b" = [true, "none", "x"] }'
-    """
-    if value is None:
-        return '"none"'
-    if isinstance(value, Mapping):
-        pairs = []
-        for key, item in value.items():
-            name = key if _BARE_KEY.fullmatch(key) else json.dumps(key)
-            pairs.append(f"{name} = {toml_value(item)}")
-        return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(toml_value, value))}]"
-    if isinstance(value, str | bool):
-        # ensure_ascii would write characters above 16 bits as pairs of surrogates, which TOML refuses. DEL must be
-        # escaped in TOML, and JSON does not escape it.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)  # numbers, inf and nan are written alike in both languages
