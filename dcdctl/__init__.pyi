@@ -17,6 +17,7 @@ if typing.TYPE_CHECKING:
     )
     from .core.bench import BenchConfig
     from .core.data import Corpus, StreamConfig
+    from .core.engines import TasksWrittenError
     from .core.errors import DcdError
     from .core.evaluation import Comparison, Evaluation
     from .core.search import IndexConfig
@@ -55,6 +56,7 @@ __all__ = [
     "Recipe",
     "Searcher",
     "StreamConfig",
+    "TasksWrittenError",
     "ValidationConfig",
     "bench",
     "cache_teacher",

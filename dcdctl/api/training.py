@@ -11,14 +11,13 @@ from dcdctl.api.search import Index
 from dcdctl.cli.work import Work
 from dcdctl.core import data, devices, models, training
 from dcdctl.core.arguments import Overrides, Ref, named
-from dcdctl.core.data import CorpusSummary, PrepareJob
+from dcdctl.core.data import CorpusSummary, PrepareJob, WorkDone
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Model
 from dcdctl.core.photos import PhotosJob, make_library
 from dcdctl.core.report import Study
-from dcdctl.core.search import EmbeddedWork
 from dcdctl.core.study import StudyJob, StudyView, run_study
-from dcdctl.core.teacher import ScoredWork, TeacherCache, cache_scores
+from dcdctl.core.teacher import TeacherCache, cache_scores
 from dcdctl.core.toml import assignments
 from dcdctl.core.training import CacheTeacher, Distill, FinetuneTeacher, Recipe, Run, TrainingRun
 
@@ -68,16 +67,17 @@ def load_recipe(ref: Ref | Recipe, overrides: Overrides | None = None) -> Recipe
 @takes(CacheTeacher)
 def cache_teacher(request: CacheTeacher) -> TeacherCache:
     """Score each query's candidates with the teacher, once. `recipe` is the student's, whose `candidates` say what is
-    scored."""
+    scored. With `engine="files:DIR"`, TasksWrittenError says that `work` is next."""
     return cache_scores(request.settle(say), track=api.track(request.progress))
 
 
 @takes(Work)
-def work(arguments: Work) -> ScoredWork | EmbeddedWork:
-    """Score or embed files of a work list, as a task of any engine: the pairs of `dcdctl cache-teacher --plan-only`, or
-    the images of `dcdctl index --plan-only` or of a corpus.
+def work(arguments: Work) -> WorkDone:
+    """Do tasks that `engine="files:DIR"` wrote: score pairs, or embed images. The call that wrote them, made again,
+    takes the results.
 
-    `files` is a file, a folder or a pattern, or several. Each gets a file of results in `out`, unless it is there.
+    `files` is a file, a folder or a pattern, or several. Each task gets a file of results beside it, unless that is
+    there. `model` is the place of the model on this machine, if it is another one.
     """
     return arguments.run(say, api.track(arguments.progress))
 

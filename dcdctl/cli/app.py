@@ -106,7 +106,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
         cache_texts,
         "cache-texts --teacher runs/clip --texts data/flickr30k --out cache/texts",
     ),
-    ("work", "Teacher", work, "work cache/teacher/work --model runs/teacher --out scores"),
+    ("work", "Teacher", work, "work 'tasks/tasks-*'"),
     ("inspect", "Teacher", inspect, "inspect data/flickr30k"),
     ("distill", "Student", distill, "distill photos --data data/photos --features features --out runs/photos"),
     (

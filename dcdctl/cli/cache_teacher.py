@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from dcdctl.cli.options import DryRun, Json, check_overrides, refuse
 from dcdctl.cli.views.scoring import show_estimate
-from dcdctl.cli.views.terminal import bar, note, show, show_json
-from dcdctl.core.arguments import Ref, configures, named, reads
+from dcdctl.cli.views.terminal import bar, note, show, show_json, tasks_shown
+from dcdctl.core.arguments import Ref, named, reads
 from dcdctl.core.progress import counted
 from dcdctl.core.training import CacheTeacher
 
@@ -24,65 +24,48 @@ Outcome = tuple[str, dict[str, Any]]
 """What a command prints, and its JSON document."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class External:
-    """Scores that another program gives."""
+Scores = Annotated[
+    list[str] | None,
+    reads("--scores", "Take scores by ids: Parquet, CSV or JSON lines, a folder or a pattern; repeatable.", "FILE"),
+]
 
-    plan_only: Annotated[
-        bool, configures("--plan-only", "Write the pairs without a score to OUT/work, for another program to score.")
-    ] = False
-    with_columns: Annotated[
-        str | None,
-        configures(
-            "--with", "With --plan-only: also write captions, paths, bytes (of the images); comma-separated.", "NAMES"
-        ),
-    ] = None
-    scores: Annotated[
-        list[str] | None,
-        reads("--scores", "Take scores by ids: Parquet, CSV or JSON lines, a folder or a pattern; repeatable.", "FILE"),
-    ] = None
 
-    def check(self, teacher: Ref | None, of_teacher: Mapping[str, object]) -> None:
-        """A usage error for options that do not go together; `of_teacher` are for a model that dcdctl runs."""
-        if not self.plan_only:
-            refuse({"--with": self.with_columns}, "is for a work list: add --plan-only")
-        if self.plan_only or self.scores:
-            refuse(of_teacher, "is for a model that dcdctl runs, and --plan-only and --scores run none")
-        if self.plan_only:
-            refuse({"--teacher": teacher}, "scores, and --plan-only lists the pairs for another program")
-            refuse({"--scores": self.scores}, "and --plan-only are two steps: plan first, then give the scores")
-        elif teacher is None and not of_teacher["--dry-run"]:
+def check_scores(arguments: CacheTeacher, scores: list[str] | None, *, dry_run: bool) -> None:
+    """A usage error for options that do not go together."""
+    # `refuse` lets None pass; a flag and an option with a default are None here unless they were given.
+    of_teacher: dict[str, object] = {
+        "--model-set": arguments.model_overrides,
+        "--features": arguments.features,
+        "--precision": None if arguments.precision == "fp32" else arguments.precision,
+        "--batch-size": arguments.batch_size,
+        "--workers": arguments.workers,
+    }
+    if scores:
+        of_teacher |= {"--dry-run": dry_run or None, "--engine": arguments.engine}
+        refuse(of_teacher, "is for a model that dcdctl runs, and --scores runs none")
+    if arguments.teacher is None and not dry_run:
+        if scores or not (arguments.engine or "").startswith("files:"):
             raise typer.BadParameter("name the model that scores, or that gave --scores", param_hint="--teacher")
+        refuse(of_teacher, "is for a model that dcdctl runs: name it with --teacher")
 
 
 def cache_teacher(
     arguments: CacheTeacher,
-    external: External,
+    scores: Scores = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Score candidates with a teacher. Training reads the scores and never runs the teacher."""
-    # `refuse` lets None pass; a flag and an option with a default are None here unless they were given.
-    external.check(
-        arguments.teacher,
-        {
-            "--model-set": arguments.model_overrides,
-            "--features": arguments.features,
-            "--dry-run": dry_run or None,
-            "--precision": None if arguments.precision == "fp32" else arguments.precision,
-            "--batch-size": arguments.batch_size,
-            "--workers": arguments.workers,
-            "--engine": arguments.engine,
-        },
-    )
-    text, document = _pairs(arguments, external, dry_run=dry_run)
-    if json:
-        show_json(document)
-    elif text:
-        show(text)
+    check_scores(arguments, scores, dry_run=dry_run)
+    with tasks_shown(json=json):
+        text, document = _pairs(arguments, scores, dry_run=dry_run)
+        if json:
+            show_json(document)
+        elif text:
+            show(text)
 
 
-def _pairs(arguments: CacheTeacher, external: External, *, dry_run: bool) -> Outcome:
+def _pairs(arguments: CacheTeacher, scores: list[str] | None, *, dry_run: bool) -> Outcome:
     """The cache of scores, its plan, or its cost."""
     from dcdctl.core.training import check_cache_job, command_after_cache, load_recipe, require_recipe_of_cache
 
@@ -95,27 +78,30 @@ def _pairs(arguments: CacheTeacher, external: External, *, dry_run: bool) -> Out
     if not arguments.sets:
         check_cache_job(job, load_recipe(named(arguments.recipe)))
     # What changes nothing has no next command.
-    if external.plan_only:
-        return _plan(job, external.with_columns)
     if dry_run:
         return "", _estimate(job)
-    if external.scores:  # dcdctl runs no teacher
+    if arguments.teacher is None:
+        return _plan(job)
+    if scores:  # dcdctl runs no teacher
         job = replace(job, teacher="")
-    text, document = _score(job, external.scores, os.fspath(arguments.teacher or ""))
+    text, document = _score(job, scores, os.fspath(arguments.teacher))
     document["next"] = command_after_cache(job, os.fspath(cast("Ref", arguments.recipe)), arguments.sets or ())
     return f"{text}; next: {document['next']}", document
 
 
-def _plan(job: CacheJob, with_columns: str | None) -> Outcome:
-    from dcdctl.core.teacher import WORK_FOLDER, parse_extras, plan_work
+def _plan(job: CacheJob) -> Outcome:
+    """The pairs as tasks for another program."""
+    from dcdctl.core.engines import FilesEngine
+    from dcdctl.core.teacher import plan_scores
 
-    num_pairs, num_files = plan_work(job, parse_extras(with_columns), track=bar)
-    folder = job.out / WORK_FOLDER
+    engine = job.compute.engine
+    assert isinstance(engine, FilesEngine), "check_scores has refused others"
+    num_pairs, num_tasks = plan_scores(job, engine, track=bar)
     text = (
-        f"{counted(num_pairs, 'pairs')} without a score in {counted(num_files, 'files')} -> {folder}; next: the same "
-        "command with --scores FILES --teacher NAME in place of --plan-only"
+        f"{counted(num_pairs, 'pairs')} without a score in {counted(num_tasks, 'tasks')} -> {engine.folder}; next: the "
+        "same command with --scores FILES --teacher NAME in place of --engine"
     )
-    return text, {"work": str(folder), "pairs": num_pairs, "files": num_files}
+    return text, {"folder": str(engine.folder), "pairs": num_pairs, "tasks": num_tasks}
 
 
 def _estimate(job: CacheJob) -> dict[str, Any]:

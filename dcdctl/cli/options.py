@@ -109,13 +109,6 @@ def check_output_folder(path: Path) -> Path:
     return path
 
 
-def check_output_place(path: Path) -> Path:
-    """Callback of an `--out` that may be a URL, which the core tries to write to before any work."""
-    from dcdctl.core.places import url_of
-
-    return path if url_of(path) else check_output_folder(path)
-
-
 def check_device(context: typer.Context, name: str) -> str:
     """Callback of `--device`: an error if this machine lacks the device, or if no machine of an engine can have it. The
     names that every machine has need no import of torch."""
@@ -179,7 +172,6 @@ KINDS: dict[Kind, Named] = {
     "manifest": Named(complete=complete_manifest),
     "split": Named(complete=complete_split),
     "output folder": Named(word=Path, check=check_output_folder),
-    "output place": Named(word=Path, check=check_output_place),
     "output file": Named(word=Path, check=check_output_file),
     "device": Named(check=check_device),
     "precision": Named(check=check_precision),

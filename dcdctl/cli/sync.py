@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from dcdctl.cli.options import IndexFolder, Json, refuse
 from dcdctl.cli.views.index import change_document, show_change, show_sync
-from dcdctl.cli.views.terminal import bar, note, show_error, show_json
+from dcdctl.cli.views.terminal import bar, note, show_error, show_json, tasks_shown
 from dcdctl.core.arguments import reads
 from dcdctl.core.options import reads_split
 from dcdctl.core.search import Embedding, Vectors
@@ -58,16 +58,17 @@ def sync(
         else:
             in_words(change)
 
-    done = []
-    if moved is not None:
-        done.append(search.move_images(index, *moved))
-    if add is not None:
-        done.append(search.add_images(index, add, split=split, vectors=vectors or (), compute=compute(), track=bar))
-    if done:
-        notes = [text for change in done for text in change.notes]
-        show_it(replace(done[-1], notes=tuple(notes)), show_change)
-    if watch:
-        with suppress(KeyboardInterrupt):
-            search.watch_index(index, show_it, show_error, compute=compute, track=bar)
-    elif not done:
-        show_it(search.sync_index(index, compute=compute, track=bar))
+    with tasks_shown(json=json):
+        done = []
+        if moved is not None:
+            done.append(search.move_images(index, *moved))
+        if add is not None:
+            done.append(search.add_images(index, add, split=split, vectors=vectors or (), compute=compute(), track=bar))
+        if done:
+            notes = [text for change in done for text in change.notes]
+            show_it(replace(done[-1], notes=tuple(notes)), show_change)
+        if watch:
+            with suppress(KeyboardInterrupt):
+                search.watch_index(index, show_it, show_error, compute=compute, track=bar)
+        elif not done:
+            show_it(search.sync_index(index, compute=compute, track=bar))

@@ -1,103 +1,78 @@
-"""`dcdctl work`: score or embed files of a work list, as a task of any engine."""
+"""`dcdctl work`: do tasks that `--engine files:DIR` wrote, on any machine."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dcdctl.cli.options import Json
+from dcdctl.cli.options import CODE, Json
 from dcdctl.cli.views.terminal import bar, note, show, show_json
-from dcdctl.core.arguments import Ref, Refs, argument, many, path, reads
-from dcdctl.core.engines import Passes
-from dcdctl.core.options import ModelSet, OutFiles
+from dcdctl.core.arguments import Ref, Refs, argument, many, reads
+from dcdctl.core.engines import Machine
+from dcdctl.core.options import Workers
 from dcdctl.core.progress import counted
 
 if TYPE_CHECKING:
+    from dcdctl.core.data import TaskWorker, WorkDone
     from dcdctl.core.progress import Say, Track
-    from dcdctl.core.search import EmbeddedWork
-    from dcdctl.core.teacher import ScoredWork
 
 
 @dataclass(frozen=True)
-class Work(Passes):
-    """Files of a work list, and the model that scores their pairs or embeds their images."""
+class Work(Machine):
+    """Files of tasks, and where this machine has their model."""
 
     files: Annotated[
         Refs,
-        argument(
-            "Files of `cache-teacher --plan-only --with captions,bytes` or of `index --plan-only`, or Parquet files of "
-            "a corpus; folders or patterns.",
-            "FILE",
-            "place",
-        ),
+        argument("Tasks that --engine files:DIR wrote: DIR/tasks-*, or the folder DIR.", "FILE", "place"),
     ]
-    model: Annotated[Ref, reads("--model", "Teacher of pairs, or dual encoder of images.", "REF", "model")]
-    out: OutFiles
     _: KW_ONLY
-    model_overrides: ModelSet = None
+    model: Annotated[
+        Ref | None,
+        reads("--model", "The model of the tasks, if it has another place on this machine.", "REF", "model"),
+    ] = None
+    workers: Workers = None
 
-    def run(self, say: Say, track: Track) -> ScoredWork | EmbeddedWork:
-        """Do it, by what the first file holds."""
-        from dcdctl.core import search, teacher
+    def run(self, say: Say, track: Track) -> WorkDone:
+        """Do them."""
+        from dcdctl.core import data
 
-        files, model, out = many(self.files), os.fspath(self.model), path(self.out)
-        if teacher.holds_pairs(files, out):
-            return teacher.score_work(
-                teacher.ScoreWorkJob(
-                    work=files,
-                    teacher=model,
-                    out=out,
-                    model_set=self.model_overrides,
-                    compute=self.compute(say),
-                ),
-                track=track,
-            )
-        if self.model_overrides:
-            from dcdctl.core.errors import ConfigError
+        return data.do_tasks(many(self.files), self.worker_of, say=say, track=track)
 
+    def worker_of(self, job: Mapping[str, Any]) -> TaskWorker:
+        """The worker of a job, with its model on the device of this machine."""
+        from dcdctl.core import devices, scoring, search
+        from dcdctl.core.engines import Compute
+        from dcdctl.core.errors import ConfigError, StaleError
+
+        kinds: dict[str, type[scoring.ScoreTasks | search.EmbedTasks]]
+        kinds = {scoring.SCORES: scoring.ScoreTasks, search.VECTORS: search.EmbedTasks}
+        if job["work"] not in kinds:
+            raise StaleError(f"the tasks are {job['work']!r}, which this dcdctl cannot do", hint="use a newer one")
+        if self.model is None and CODE.fullmatch(job["model"]):
             raise ConfigError(
-                "model settings are for the teacher of pairs, and these files list images", hint="leave --model-set out"
+                f"the model of the tasks is code, {job['model']}, which a task does not run by itself",
+                hint=f"if you trust it: --model {job['model']}",
             )
-        return search.embed_work(
-            search.EmbedWorkJob(lists=files, model=model, out=out, compute=self.compute(say)), track=track
+        compute = Compute(
+            device=devices.choose(self.device),
+            precision=job["precision"],
+            batch_size=job["batch_size"],
+            workers=self.workers,
         )
+        return kinds[job["work"]].make(job, os.fspath(self.model or job["model"]), compute)
 
 
 def work(arguments: Work, json: Json = False) -> None:
-    """Score pairs or embed images that --plan-only listed, on any machine. `cache-teacher --scores` and
-    `index --vectors` take the results."""
-    from dcdctl.core.data import left_out_lines
-    from dcdctl.core.places import shown
-    from dcdctl.core.search import EmbeddedWork
-
+    """Do tasks of --engine files:DIR, on any machine. The command that wrote them, run again, takes their results."""
     started = time.monotonic()
     done = arguments.run(note, bar)
+    num_done = done.num_tasks - done.num_there - done.num_busy
     if json:
-        return show_json(_document(done) | {"seconds": round(time.monotonic() - started, 3)})
-    there = f" ({done.num_there:,} already there)" if done.num_there else ""
-    if isinstance(done, EmbeddedWork):
-        for line in left_out_lines(done.left_out):
-            note(line)
-        what, count = "vectors", counted(done.num_images, "images")
-    else:
-        what, count = "scores", counted(done.num_pairs, "pairs")
-    show(f"{what} of {count} in {counted(done.num_files, 'files')}{there} -> {shown(done.folder)}")
-
-
-def _document(done: ScoredWork | EmbeddedWork) -> dict[str, Any]:
-    from dcdctl.core.places import shown
-    from dcdctl.core.search import EmbeddedWork
-
-    counts = {"files": done.num_files, "already_there": done.num_there}
-    if isinstance(done, EmbeddedWork):
-        return {
-            "vectors": shown(done.folder),
-            "images": done.num_images,
-            "left_out": sum(done.left_out.values()),
-            "left_out_by_kind": done.left_out,
-            **counts,
-            "model": done.model,
-        }
-    return {"scores": shown(done.folder), "pairs": done.num_pairs, **counts, "model": done.teacher}
+        counts = {"tasks": done.num_tasks, "done": num_done, "already_there": done.num_there, "busy": done.num_busy}
+        return show_json(counts | {"seconds": round(time.monotonic() - started, 3)})
+    there = f", {done.num_there:,} done before" if done.num_there else ""
+    busy = f", {done.num_busy:,} left to other processes" if done.num_busy else ""
+    show(f"{counted(num_done, 'tasks')} done{there}{busy}; next: the command that wrote them, again")

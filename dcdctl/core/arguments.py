@@ -40,7 +40,6 @@ Kind = Literal[
     "manifest",
     "split",
     "output folder",
-    "output place",
     "output file",
     "device",
     "precision",

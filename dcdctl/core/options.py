@@ -84,7 +84,7 @@ Engine = Annotated[
     str | None,
     computes(
         "--engine",
-        "Compute by processes:4, ray, ray://HOST:PORT or 'ray?workers=4&gpus=0.5&cpus=2' (extra ray).",
+        "Compute by processes:4, files:DIR, ray, ray://HOST:PORT or 'ray?workers=4&gpus=0.5&cpus=2' (extra ray).",
         "NAME",
         "engine",
     ),
@@ -92,14 +92,5 @@ Engine = Annotated[
 
 # Where it goes
 Out = Annotated[Ref, configures("--out -o", "Folder to write.", "DIR", "output folder")]
-OutFiles = Annotated[
-    Ref,
-    configures(
-        "--out -o",
-        "Folder, or its URL, that gets a file for each of these files; those that are there are kept.",
-        "DIR",
-        "output place",
-    ),
-]
 NewOut = Annotated[Ref, configures("--out -o", "New folder to write.", "DIR")]
 Page = Annotated[Ref | None, configures("--html", "Also write a page with the images.", "FILE", "output file")]

@@ -209,13 +209,13 @@ def test_a_cache_is_extended_and_verified_from_the_command_line(scored, cache, t
 def test_a_cache_is_planned_scored_elsewhere_and_sealed(scenes_corpus_dir, cache, tmp_path):
     out = tmp_path / "cache"
     line = f"cache-teacher --data {scenes_corpus_dir} --out {out} {FOUR}"
-    planned = run(f"{line} --plan-only --with captions,paths").stdout
+    planned = run(f"{line} --engine files:{tmp_path}/tasks").stdout
     own = teacher_cache.read_cache(cache)
-    work = f"{own.num_pairs} pairs without a score in 1 file -> {out / 'work'}"
-    take = "the same command with --scores FILES --teacher NAME in place of --plan-only"
+    work = f"{own.num_pairs} pairs without a score in 1 task -> {tmp_path}/tasks"
+    take = "the same command with --scores FILES --teacher NAME in place of --engine"
     assert planned == f"{work}; next: {take}\n"
-    rows = pq.read_table(out / "work" / "work-00000.parquet")
-    assert rows.schema.names == ["image_id", "caption_id", "image_index", "caption_index", "caption", "image_path"]
+    rows = pq.read_table(tmp_path / "tasks" / "tasks-00000.parquet")
+    assert rows.schema.names == ["image_id", "caption_id", "image_index", "caption_index", "caption", "image_bytes"]
     scores = own.lookup(rows["image_index"].to_numpy(), rows["caption_index"].to_numpy())
     scored = rows.append_column("score", pa.array(scores))
     pq.write_table(scored[:-1], tmp_path / "scores.parquet")
@@ -253,8 +253,8 @@ def test_texts_are_encoded_verified_and_inspected(tmp_path):
 
 def test_scores_without_an_order_get_a_note(scenes_corpus_dir, tmp_path):
     line = f"cache-teacher --data {scenes_corpus_dir} --out {tmp_path}/cache {FOUR}"
-    run(f"{line} --plan-only")
-    rows = pq.read_table(tmp_path / "cache" / "work")
+    run(f"{line} --engine files:{tmp_path}/tasks")
+    rows = pq.read_table(tmp_path / "tasks")
     is_own = np.random.default_rng(0).random(len(rows)) < 0.5
     pq.write_table(rows.append_column("score", pa.array(is_own.astype(float))), tmp_path / "scores.parquet")
     taken = run(f"{line} --scores {tmp_path}/scores.parquet --teacher judge")

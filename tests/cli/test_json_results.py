@@ -134,10 +134,10 @@ def test_the_training_after_a_cache_names_the_teacher_where_it_reads_more_than_s
     assert command_after_cache(job, "tiny-student", ["model.layers=[0, 2]"]).endswith(named)
 
 
-def test_a_work_list_names_its_folder(scenes_corpus_dir, tmp_path):
-    planned = "--recipe tiny-student --set candidates.per_query=4 --device cpu --plan-only"
+def test_tasks_for_another_program_name_their_folder(scenes_corpus_dir, tmp_path):
+    planned = f"--recipe tiny-student --set candidates.per_query=4 --device cpu --engine files:{tmp_path}/tasks"
     found = document_of(f"cache-teacher --data {scenes_corpus_dir} --out {tmp_path}/cache {planned}")
-    assert (found["work"], found["files"]) == (str(tmp_path / "cache" / "work"), 1)
+    assert (found["folder"], found["tasks"]) == (str(tmp_path / "tasks"), 1)
 
 
 def test_a_report_prints_its_files_and_models(scenes_corpus_dir, tmp_path):

@@ -89,7 +89,7 @@ def test_encoders_that_are_not_there_are_refused_before_anything_is_prepared(her
         "photos other captions.csv --out new",
         "photos other --queries queries.txt --teacher some/teacher --out new",
         "index some/model --images other --out new",
-        "index some/model --images other --out new --plan-only",
+        "index some/model --images other --out new --engine files:tasks",
     ],
 )
 def test_a_folder_without_photos_is_refused_before_a_model_is_looked_for(here, monkeypatch, command, files, message):

@@ -25,6 +25,7 @@ from PIL import Image
 
 from dcdctl.cli.app import app
 from dcdctl.core.data import Corpus
+from dcdctl.core.engines import write_table
 from dcdctl.core.errors import install_command
 
 TREE = typer.main.get_command(app)
@@ -42,7 +43,7 @@ VALID = {
     "finetune-teacher": "recipe=tiny-teacher --data=CORPUS --out=NEW",
     "cache-teacher": "--data=CORPUS --teacher=FUSION --recipe=tiny-student --out=NEW",
     "cache-texts": "--teacher=DUAL --texts=PAIRS.csv --out=NEW",
-    "work": "files=WORK.parquet --model=FUSION --out=NEW",
+    "work": "files=TASKS.parquet --model=FUSION",
     "inspect": "place=CORPUS",
     "distill": "recipe=demo-dual-alone --data=CORPUS --out=NEW",
     "study": "recipe=demo-dual --start=DUAL --teacher=FUSION --data=CORPUS --out=NEW --set=batch.size=8",
@@ -99,8 +100,8 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("cuda:77", r"device cuda:77 .*; try --device cpu"),
     ],
     "--engine": [
-        Mistake("spark", r"engine 'spark' is unknown; known are processes:N, ray, and ray://HOST:PORT"),
-        Mistake("ray://head", r"engine 'ray://head' is unknown; known are processes:N, ray, and ray://HOST:PORT"),
+        Mistake("spark", r"engine 'spark' is unknown; known are .*processes:N, ray, and ray://HOST:PORT"),
+        Mistake("ray://head", r"engine 'ray://head' is unknown; known are .*processes:N, ray, and ray://HOST:PORT"),
         Mistake("processes", r"--engine processes lacks the number of processes; such as processes:4"),
     ],
     "--precision": [Mistake("int9", r"precision .*fp32, bf16, fp16.*int9; .+")],
@@ -202,13 +203,19 @@ MEASURED = "--set=validation.every=5"
 TAUGHT = "'--set=loss.terms={ kl = 1.0 }'"
 KL = "recipe=photos-self"
 """A loss that needs scores, by an override and by a recipe."""
-PLAN, TAKE = "--teacher=UNSET --plan-only=", "--teacher=a --scores=PAIRS.csv"
-"""Two ways to make a cache without a model."""
+TAKE = "--teacher=a --scores=PAIRS.csv"
+"""A cache without a model."""
 GIVEN = "--teacher=a --texts=UNSET"
 """Options of a cache of vectors from elsewhere."""
 OWN: dict[tuple[str, str], list[Mistake]] = {
     ("index", "model"): [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer.*dual encoder")],
+    ("prepare", "--engine"): [
+        Mistake("files:tasks", r"prepare writes no tasks; --engine files:DIR is for cache-teacher")
+    ],
     ("cache-teacher", "--engine"): [
+        Mistake("files:", r"--engine files: lacks the folder of the tasks; such as files:tasks"),
+        Mistake("files:tasks?workers=2", r"unknown key --engine\.workers; known keys here: bytes"),
+        Mistake("files:tasks?bytes=2", r"--engine\.bytes"),
         Mistake("ray", r"device gpu is unknown", "--device=gpu"),
         # The workers may have a device that this machine lacks.
         Mistake("ray?workers=0", r"--engine\.workers must lie in \[1, 100000\], got 0", "--device=cuda:77"),
@@ -218,20 +225,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("cache-teacher", "--teacher"): [
         MODEL,
         Mistake("UNSET", r"--teacher: name the model that scores, or that gave --scores", code=2),
-        Mistake(
-            "FUSION",
-            r"--teacher: scores, and --plan-only lists the pairs for another program",
-            "--plan-only=",
-            code=2,
-        ),
-    ],
-    ("cache-teacher", "--with"): [
-        Mistake(
-            "captions,images",
-            r"--with takes captions, paths, bytes, got 'images'; for example --with captions,paths",
-            PLAN,
-        ),
-        Mistake("captions", r"--with: is for a work list: add --plan-only", code=2),
+        Mistake("UNSET", r"--teacher: name the model that scores", "--engine=ray", code=2),
     ],
     ("cache-teacher", "--scores"): [
         Mistake(
@@ -239,7 +233,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         ),
         Mistake("FILE", r"FILE is no file of scores by its name; a file of scores ends with \.parquet, ", TAKE),
         Mistake("TAKEN", r"TAKEN holds no file of scores; ", TAKE),
-        Mistake("PAIRS.csv", r"--scores: and --plan-only are two steps", PLAN, code=2),
+        Mistake("PAIRS.csv", r"--engine: is for a model that dcdctl runs", f"{TAKE} --engine=files:TASKS", code=2),
         Mistake(
             "PAIRS.csv", r"--teacher: name the model that scores, or that gave --scores", "--teacher=UNSET", code=2
         ),
@@ -280,16 +274,11 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ],
     ("work", "files"): [
         Mistake("ABSENT.parquet", r"ABSENT\.parquet does not exist; FILE takes a file, a folder or a pattern"),
-        Mistake("FILE", r"FILE is no work file by its name; a work file ends with \.parquet"),
-        Mistake("TAKEN", r"TAKEN holds no work file; "),
-        Mistake("LIST.parquet", r"FUSION is a fusion scorer.*dual encoder"),
+        Mistake("FILE", r"FILE is no task by its name; a task ends with \.parquet"),
+        Mistake("TAKEN", r"TAKEN holds no task; "),
+        Mistake("LIST.parquet", r"LIST\.parquet is no task; name the files tasks-\*\.parquet"),
     ],
-    ("work", "--model"): [MODEL, replace(MODEL, needs="files=LIST.parquet")],
-    ("work", "--model-set"): [
-        *MISTAKES["--model-set"],
-        Mistake("image_size=384", r"model settings are for the teacher of pairs", "files=LIST.parquet"),
-    ],
-    ("work", "--out"): FOLDER,
+    ("work", "--model"): [MODEL],
     ("photos", "images"): [Mistake("ABSENT", r"ABSENT .*; .*")],
     ("photos", "captions"): [Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; check the path")],
     ("photos", "--model"): [replace(MODEL, needs="captions=UNSET")],
@@ -420,9 +409,10 @@ def stage(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (folder / "TAKEN").mkdir()
     (folder / "TAKEN" / "letter.txt").write_text("dear")
     (folder / "FILE").write_text("dear")
-    work = "image_id caption_id image_index caption_index caption image_bytes"
-    for name, columns in (("WORK", work), ("LIST", "image_id path model_digest")):
-        pq.write_table(pa.table({column: ["1"] for column in columns.split()}), folder / f"{name}.parquet")
+    rows = pa.table({name: ["1"] for name in ("image_id", "path", "model_digest")})
+    pq.write_table(rows, folder / "LIST.parquet")
+    job = {"work": "scores", "model": "FUSION", "overrides": {}, "digest": "1", "precision": "float32"}
+    write_table(folder / "TASKS.parquet", rows, {"format": 1, "job": {**job, "batch_size": None}})
     (folder / "CACHE").mkdir()
     (folder / "CACHE" / "cache.json").write_text("{}")
     return folder

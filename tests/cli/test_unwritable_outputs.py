@@ -23,8 +23,6 @@ WRITERS = [
     "prepare",
     "photos",
     "cache-teacher",
-    "work",
-    "work images",
     "cache-texts",
     "distill",
     "finetune-teacher",
@@ -154,8 +152,8 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount a small disk")
-# Once there is room for its corpus, photos lacks its encoders. What work writes here fits anywhere.
-@pytest.mark.parametrize("command", sorted({*WRITERS} - {"photos", "work", "work images"}))
+# Once there is room for its corpus, photos lacks its encoders.
+@pytest.mark.parametrize("command", sorted({*WRITERS} - {"photos"}))
 def test_a_full_disk_is_one_line_that_says_to_make_room(command, stage, tmp_path):
     counts = Counter()
     for kilobytes in (4, 12, 40, 120):

@@ -72,16 +72,19 @@ def test_one_cache_whoever_scores_it(nodes, data, one, tmp_path):
         out = tmp_path / f"ray-{workers}"
         processes.run(scoring(data, out, "--engine", f"ray?workers={workers}"), check=True)
         assert contents(out) == contents(one)
-    listed = scoring(data, tmp_path / "listed", "--plan-only", "--with", "captions,bytes")
-    at = listed.index("--teacher")
-    planned = [*listed[:at], *listed[at + 2 :]]
-    processes.run(planned, check=True)
-    for work in sorted((tmp_path / "listed" / "work").iterdir()):
-        one_file = ["work", work, "--model", "scenes-vilt", "--out", tmp_path / "scores"]
-        processes.run([*DCDCTL, *one_file], check=True, env={**os.environ, **ONE_THREAD})
-    given = [word for word in planned if word not in ("--plan-only", "--with", "captions,bytes")]
-    processes.run([*given, "--scores", tmp_path / "scores", "--teacher", "scenes-vilt"], check=True)
-    assert pairs(tmp_path / "listed") == pairs(one)
+    work, one_thread = [*DCDCTL, "work", "--device", "cpu"], {**os.environ, **ONE_THREAD}
+    for calls in ("in a loop", "two at once"):
+        out, tasks = tmp_path / calls, tmp_path / f"tasks {calls}"
+        command = scoring(data, out, "--device", "cpu", "--engine", f"files:{tasks}")
+        processes.run(command, check=True)
+        if calls == "in a loop":
+            for task in sorted(tasks.glob("tasks-*")):
+                processes.run([*work, task], check=True, env=one_thread)
+        else:
+            running = [subprocess.Popen([*work, tasks], env=one_thread) for _ in range(2)]
+            assert [process.wait(TIMEOUT_S) for process in running] == [0, 0]
+        processes.run(command, check=True)
+        assert contents(out) == contents(one)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])

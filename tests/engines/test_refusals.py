@@ -20,8 +20,8 @@ from dcdctl.core.errors import ConfigError, InputError, ModelError, SourceError,
 from dcdctl.core.progress import unsaid
 
 CHOICES = [
-    ("spark", r"engine 'spark' is unknown; known are processes:N, ray, and ray://HOST:PORT"),
-    ("ray://head", r"engine 'ray://head' is unknown; known are processes:N, ray, and ray://HOST:PORT"),
+    ("spark", r"engine 'spark' is unknown; known are files:DIR, processes:N, ray, and ray://HOST:PORT"),
+    ("ray://head", r"engine 'ray://head' is unknown; known are files:DIR, processes:N, ray, and ray://HOST:PORT"),
     ("processes", r"--engine processes lacks the number of processes; such as processes:4"),
     ("processes:many", r"--engine processes:many lacks the number of processes; such as processes:4"),
     ("processes:2?cpus=2", r"--engine processes:2\?cpus=2 lacks the number of processes"),
@@ -30,6 +30,8 @@ CHOICES = [
     ("ray?workers=many", r"--engine\.workers must be .*'many'"),
     ("ray?gpus=1.5", r"a share of one GPU or a whole number of them, got 1\.5"),
     ("ray://head:10001?cpus=0", r"--engine\.cpus must lie in \[1, 1024\], got 0"),
+    ("files:", r"--engine files: lacks the folder of the tasks; such as files:tasks"),
+    ("files:tasks?workers=2", r"unknown key --engine\.workers; known keys here: bytes"),
     ("ray?threads=2", r"unknown key --engine\.threads; known keys here: engine, workers, gpus, cpus"),
 ]
 ADDRESSES = [

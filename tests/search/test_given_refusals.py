@@ -1,9 +1,6 @@
-"""What is refused of other engines: vectors that do not fit the images, and lists of images to embed."""
+"""What is refused of other programs: vectors that do not fit the images."""
 
 from __future__ import annotations
-
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +9,13 @@ import pytest
 import refusals
 import torch
 from image_files import png, put
-from made_index import BATCHES, build
+from made_index import build
 from phone_library import encoded, exif_of, scene
 from refusals import Refusal
 
 from dcdctl.core import models
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.search import EmbedWorkJob, IndexConfig, embed_work, read_image, write_image_list
+from dcdctl.core.search import IndexConfig, read_image
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
@@ -105,58 +102,6 @@ def turned(orientation: int):
     return do
 
 
-def of_list(change):
-    """Embed the images of a list that is changed."""
-
-    def do(dual, photos, tmp_path):
-        folder = tmp_path / "list"
-        write_image_list(str(dual), photos, folder)
-        path = folder / "images-00000.parquet"
-        table = change(pq.read_table(path))
-        if table is None:
-            path.write_bytes(path.read_bytes()[:-100])
-        else:
-            pq.write_table(table, path)
-        work_on(folder, dual, tmp_path)
-
-    return do
-
-
-def work_on(lists: Path, dual: Path, tmp_path: Path) -> None:
-    embed_work(EmbedWorkJob(lists=[str(lists)], model=str(dual), out=tmp_path / "vectors", compute=BATCHES))
-
-
-def column_of(name: str, values) -> object:
-    return lambda table: table.set_column(table.schema.get_field_index(name), name, pa.array(values * len(table)))
-
-
-def list_twice(dual, photos, tmp_path):
-    write_image_list(str(dual), photos, tmp_path / "list")
-    shutil.copytree(tmp_path / "list", tmp_path / "list" / "more")
-    work_on(tmp_path / "list", dual, tmp_path)
-
-
-LISTS = [
-    (lambda table: table.drop_columns(["path"]), InputError, r"has no column path \(it has image_id, model_digest\);"),
-    (
-        column_of("model_digest", ["f" * 64]),
-        StaleError,
-        r"images-00000\.parquet is a list for the model f{8}, and this",
-    ),
-    (
-        lambda table: table.set_column(2, "model_digest", pa.nulls(len(table), "string")),
-        InputError,
-        "5 rows of .* have no model_digest; give files of",
-    ),
-    (column_of("path", [3]), InputError, r"the column path of .* is int64, string is expected; give"),
-    (
-        lambda table: table.append_column("image", pa.array([{"path": "a.png"}] * len(table))),
-        InputError,
-        "the column image of .* is struct<path: string>, a struct with bytes is expected",
-    ),
-    (lambda table: None, InputError, r"images-00000\.parquet cannot be read as a list file"),
-    (column_of("path", ["/absent/3.png"]), InputError, "no image of .* is on this machine, such as .*; make their fol"),
-]
 ROWS = [
     *(
         Refusal(f"vectors {number}", of_vectors(change), InputError, says)
@@ -175,28 +120,6 @@ ROWS = [
             f"orientation {orientation}", turned(orientation), InputError, "as stored, not rotated .*exif_transpose"
         )
         for orientation in range(2, 9)
-    ),
-    *(Refusal(f"list {number}", of_list(change), *says) for number, (change, *says) in enumerate(LISTS)),
-    Refusal(
-        "a list twice", list_twice, InputError, r"images-00000\.parquet have the same name, and so would their res"
-    ),
-    Refusal(
-        "no list",
-        lambda dual, tmp_path: work_on(tmp_path / "list", dual, tmp_path),
-        InputError,
-        "list does not exist; FILE takes a file, a folder or a pattern",
-    ),
-    Refusal(
-        "a list of a corpus",
-        lambda dual, scenes_corpus_dir, tmp_path: write_image_list(str(dual), scenes_corpus_dir, tmp_path / "list"),
-        InputError,
-        "is a corpus, whose Parquet files already list the images.*; let the engine read",
-    ),
-    Refusal(
-        "a list over others",
-        lambda dual, photos: write_image_list(str(dual), photos, photos.parent),
-        InputError,
-        "is not empty, a new folder is expected",
     ),
 ]
 

@@ -15,12 +15,14 @@ from image_files import png, put
 from made_index import Killed, build, update
 from phone_library import encoded, exif_of, scene
 from PIL import Image
+from task_work import engine
 from tiny import contents
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, decode_image
+from dcdctl.core.engines import Compute, TasksWrittenError
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.search import part_files, vector_files, write_image_list
+from dcdctl.core.search import part_files, vector_files
 from dcdctl.core.search.index_config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -187,13 +189,13 @@ def test_a_killed_run_takes_all_vectors_again_and_is_not_resumed_by_embedding(
     assert comparable(work().folder) == comparable(own.folder)
 
 
-def test_the_list_of_images_goes_to_an_engine_and_its_vectors_come_back(dual, model, photos, tmp_path):
-    listed = write_image_list(str(dual), photos, tmp_path / "list")
-    assert listed == {"list": str(tmp_path / "list"), "images": 8, "files": 3, "model": model.digest}
-    table = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "list").glob("*.parquet")))
-    assert table.column_names == ["image_id", "path", "model_digest"]
+def test_the_rows_of_tasks_go_to_another_program_and_its_vectors_come_back(dual, model, photos, tmp_path):
+    with pytest.raises(TasksWrittenError):
+        build(dual, photos, tmp_path / "index", FLAT, compute=Compute(engine=engine(tmp_path / "tasks")))
+    table = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "tasks").glob("*.parquet")))
+    assert set(table["model_digest"].to_pylist()) == {model.digest}
     vectors = dict(zip(NAMES, outputs(model, photos), strict=True))
-    # An engine that keeps the columns of a row, and gives null for a file that it cannot read.
+    # A program that keeps the columns of a row, and gives null for a file that it cannot read.
     table = table.append_column(
         "vector", pa.array([vectors.get(name) for name in table.column("image_id").to_pylist()])
     )

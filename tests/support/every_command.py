@@ -44,8 +44,8 @@ COMMANDS = {
     "inspect index": "inspect index",
     "cache-teacher": SCORED,
     "cache-teacher --extend": f"{SCORED} --extend cache",
-    "work": "work planned/work --model teacher --out NEW --device cpu",
-    "work images": "work list --model dual --out NEW --workers 0 --device cpu",
+    "work": "work tasks --device cpu",
+    "work images": "work images --workers 0 --device cpu",
     "cache-texts": "cache-texts --teacher dual --texts pairs.csv --out NEW --device cpu",
     "finetune-teacher": f"finetune-teacher recipe.toml {DATA} --out NEW {SETS}",
     "distill": f"distill {STUDENT} --out NEW",
@@ -94,9 +94,8 @@ def make_stage(folder: Path) -> Path:
     with inside(folder):
         for name, made in (("cache-teacher", "cache"), ("distill", "run"), ("index", "index")):
             run(COMMANDS[name].replace(NEW, made))
-        plan = SCORED.replace(" --device cpu --teacher teacher", "").replace(NEW, "planned")
-        run(f"{plan} --plan-only --with captions,bytes")
-        run("index dual --images photos --out list --plan-only")
+        run(f"{SCORED.replace(NEW, 'begun')} --engine files:tasks")
+        run("index dual --images photos --out begun.index --device cpu --engine files:images")
     return folder
 
 

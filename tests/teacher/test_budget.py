@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import run
+from task_work import plan
 from tiny import make_corpus, make_pool, make_teacher, make_wide_dual
 
 from dcdctl.core import models
@@ -24,7 +25,6 @@ from dcdctl.core.teacher import (
     budget,
     cache_scores,
     candidates,
-    plan_work,
 )
 
 TEXTS = [[f"a {word} of thing {image}" for word in ("view", "photo")[: 1 + image % 2]] for image in range(12)]
@@ -248,7 +248,7 @@ def test_rounds_spend_the_budget_where_the_student_of_the_last_one_disagrees(
 def test_a_budget_is_part_of_the_plan(pool, reranker, tmp_path, other):
     config = CandidateConfig(per_query=3)
     job = CacheJob(data=pool.folder, out=tmp_path / "cache", candidates=config, teacher=reranker, max_pairs=30)
-    assert plan_work(replace(job, out=tmp_path / "plan"))[0] == 30
+    assert plan(replace(job, out=tmp_path / "plan"))[0] == 30
     assert cache_scores(job).num_pairs == cache_scores(job).num_pairs == 30
     with pytest.raises(StaleError, match="max_pairs"):
         cache_scores(replace(job, max_pairs=other))
@@ -267,5 +267,5 @@ def test_the_command_takes_a_budget_and_its_dry_run_shows_it(pool, reranker, tmp
     document = json.loads(result.stdout)
     assert (document["pairs"], document["to_score"]) == (20, 20)
     assert f"20 to score ({document['left_out']:,} more exceed --max-pairs)" in result.stderr
-    result = run(f"{command} --out {tmp_path / 'plan'} --plan-only")
-    assert result.stdout.startswith("20 pairs without a score in 1 file")
+    result = run(f"{command} --out {tmp_path / 'plan'} --engine files:{tmp_path / 'tasks'}")
+    assert result.stdout.startswith("20 pairs without a score in 1 task -> ")

@@ -1,5 +1,4 @@
-"""Scores from elsewhere: a work list that any program reads, files of scores by ids, and a cache that equals one of a
-model."""
+"""Scores from elsewhere: tasks that any program reads, files of scores by ids, a cache that equals one of a model."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_caches import build_cache
 from open_inputs import OpenInputs
+from task_work import do, plan, rows_of, tasks_of
 from tiny import contents
 
 from dcdctl.core import scoring, training
@@ -24,11 +24,9 @@ from dcdctl.core.teacher import (
     CandidateConfig,
     TeacherCache,
     build,
-    plan_work,
     read_cache,
     read_caches,
     take_scores,
-    work_list,
 )
 from dcdctl.core.training import TrainingJob, TrainingOptions
 
@@ -60,18 +58,14 @@ def job(tmp_path, scenes_corpus_dir) -> CacheJob:
     return job_in(tmp_path, scenes_corpus_dir)
 
 
-def work_files(job: CacheJob) -> list[Path]:
-    return sorted((job.out / "work").iterdir())
-
-
 @pytest.fixture(scope="module")
 def scored(corpus, teacher, scenes_corpus_dir, tmp_path_factory) -> pa.Table:
-    """The columns image_id, caption_id and score of every planned pair, by a loop over the work list with the
+    """The columns image_id, caption_id and score of every planned pair, by a loop over the tasks with the
     teacher."""
     job = job_in(tmp_path_factory.mktemp("plan"), scenes_corpus_dir)
-    plan_work(job)
+    plan(job)
     source, tables = CorpusSource(corpus, teacher.preprocess), []
-    for path in work_files(job):
+    for path in sorted(tasks_of(job).iterdir()):
         rows = pq.read_table(path)
         image = np.array([corpus.image_ids.index(name) for name in rows["image_id"].to_pylist()])
         text = np.array([corpus.caption_ids.tolist().index(number) for number in rows["caption_id"].to_pylist()])
@@ -96,38 +90,18 @@ def write(path: Path, table: pa.Table, encoding: str = "utf-8") -> str:
     return str(path)
 
 
-def test_the_work_list_has_each_planned_pair_once_with_what_was_asked_for(corpus, own, job, monkeypatch):
-    plan_work(job, ("captions", "paths"))
-    size_without = sum(path.stat().st_size for path in work_files(job))
-    assert plan_work(job, ("captions", "paths", "bytes")) == (own.num_pairs, 7)
-    rows = pa.concat_tables(pq.read_table(path) for path in work_files(job)).to_pylist()
-    assert [(row["image_index"], row["caption_index"]) for row in rows] == list(
-        zip(own.image_P.tolist(), own.text_P.tolist(), strict=True)
-    )
-    for row in rows[::50]:
-        image, text = row["image_index"], row["caption_index"]
-        assert (row["image_id"], row["caption_id"]) == (corpus.image_ids[image], corpus.caption_ids[text])
-        assert (row["caption"], row["image_bytes"]) == (corpus.captions[text], corpus.image_bytes(image))
-        assert row["image_path"] == corpus.image_paths[image] != ""
-    # The bytes of an image are in a file once, not once per pair.
-    sizes = sum(len(corpus.image_bytes(image)) for image in range(32))
-    size = sum(path.stat().st_size for path in work_files(job))
-    assert size - size_without < 2 * sizes < own.num_pairs * sizes / 32
-    before = contents(job.out)
-    plan_work(job, ("captions", "paths", "bytes"))
-    assert contents(job.out) == before
-    plan_work(job)
-    assert pq.read_schema(job.out / "work" / "work-00003.parquet").names == [
-        "image_id",
-        "caption_id",
-        "image_index",
-        "caption_index",
-    ]
-    monkeypatch.setattr(work_list, "IMAGES_PER_GROUP", 2)
-    plan_work(job)
-    of_groups = pa.concat_tables(pq.read_table(path) for path in work_files(job))
-    assert of_groups["image_index"].to_pylist() == own.image_P.tolist()
-    assert pq.ParquetFile(job.out / "work" / "work-00003.parquet").num_row_groups > 1
+def test_the_tasks_have_each_planned_pair_once_and_the_bytes_unless_they_are_refused(own, job):
+    assert plan(job) == (own.num_pairs, 7)
+    rows, before = rows_of(job), contents(tasks_of(job))
+    assert rows["image_index"].to_pylist() == own.image_P.tolist()
+    assert rows["caption_index"].to_pylist() == own.text_P.tolist()
+    assert rows.column_names[4:] == ["caption", "image_bytes"]
+    assert plan(job) == (own.num_pairs, 7)
+    assert contents(tasks_of(job)) == before
+    plan(job, with_bytes=False)
+    assert rows_of(job).column_names == rows.column_names[:5]
+    with pytest.raises(InputError, match=r"tasks-00000.parquet names no model; write the tasks with --teacher REF, or"):
+        do(tasks_of(job))
 
 
 @pytest.mark.parametrize(
@@ -213,9 +187,9 @@ def test_scores_of_some_shards_may_come_first_and_what_is_missing_is_counted(own
         "pairs-00000.parquet",
         "pairs-00001.parquet",
     ]
-    # The work list now holds the missing pairs alone.
-    assert plan_work(job) == (missing, 5)
-    rows = pa.concat_tables(pq.read_table(path) for path in work_files(job))
+    # The tasks are now those of the missing pairs alone.
+    assert plan(job) == (missing, 5)
+    rows = rows_of(job)
     assert rows["image_index"].to_pylist() == image_P[~early].tolist()
     # A call with nothing new changes nothing; another teacher or another plan is refused.
     before = contents(job.out)
@@ -224,16 +198,16 @@ def test_scores_of_some_shards_may_come_first_and_what_is_missing_is_counted(own
     with pytest.raises(StaleError, match=rf"cache has scores of '{NAME}', not of 'another'; name another folder"):
         take_scores(job, [str(tmp_path / "early.csv")], "another")
     with pytest.raises(StaleError, match=r"another candidates\.per_query \(4, not 3\)"):
-        plan_work(CacheJob(data=job.data, out=job.out, candidates=CandidateConfig(per_query=3)))
+        plan(CacheJob(data=job.data, out=job.out, candidates=CandidateConfig(per_query=3)))
     assert contents(job.out) == before
     cache = take_scores(job, [write(tmp_path / "late.parquet", scored.filter(~early))], NAME)
     assert cache.score_P.tobytes() == own.score_P.tobytes()
     with pytest.raises(StaleError, match="cache is finished: no pair is left to score"):
-        plan_work(job)
+        plan(job)
 
 
-def test_scores_given_without_the_settings_of_the_plan_leave_it_and_its_work_list(scored, job, tmp_path):
-    plan_work(job)
+def test_scores_given_without_the_settings_of_the_plan_leave_it(scored, job, tmp_path):
+    plan(job)
     before = contents(job.out)
     other = CacheJob(data=job.data, out=job.out, candidates=CandidateConfig(per_query=3))
     with pytest.raises(StaleError, match=r"another candidates\.per_query \(4, not 3\)"):
@@ -300,7 +274,7 @@ def more_row(table: pa.Table, **values: object) -> pa.Table:
     ],
 )
 def test_rows_that_do_not_fit_are_named_by_kind_and_nothing_is_stored(scored, job, tmp_path, change, message):
-    plan_work(job)
+    plan(job)
     before = contents(job.out)
     with pytest.raises(InputError, match=message):
         take_scores(job, [write(tmp_path / "scores.csv", change(scored))], NAME)
@@ -330,8 +304,8 @@ def test_a_finished_cache_compares_further_scores_with_its_own(scored, job, tmp_
 def test_ids_that_repeat_in_joined_splits_need_the_columns_of_indices(job, tmp_path):
     """Each split of scenes numbers its captions from 0."""
     joined = CacheJob(data=job.data, out=job.out, candidates=CandidateConfig(per_query=1), split="train+val")
-    plan_work(joined)
-    rows = pa.concat_tables(pq.read_table(path) for path in work_files(joined))
+    plan(joined)
+    rows = rows_of(joined)
     rows = rows.append_column("score", pa.array(np.arange(len(rows)) / 7, pa.float32()))
     without = write(tmp_path / "without.csv", rows.drop_columns("caption_index"))
     with pytest.raises(
@@ -347,15 +321,15 @@ def test_an_external_cache_is_extended_by_scores_of_the_same_teacher(corpus, tea
     take_scores(job, [write(tmp_path / "first.csv", scored)], NAME)
     more = CacheJob(data=job.data, out=tmp_path / "more", candidates=CandidateConfig(per_query=6), extend=job.out)
     expected = build_cache(corpus, teacher, tmp_path / "own", more.candidates, compute=COMPUTE, extend=own.folder)
-    assert plan_work(more)[0] == expected.num_pairs - own.num_pairs
-    rows = pa.concat_tables(pq.read_table(path) for path in work_files(more))
+    assert plan(more)[0] == expected.num_pairs - own.num_pairs
+    rows = rows_of(more)
     score = expected.lookup(rows["image_index"].to_numpy(), rows["caption_index"].to_numpy())
     new = write(tmp_path / "new.csv", rows.append_column("score", pa.array(score)))
     with pytest.raises(StaleError, match=rf"more, which extends .*cache, has scores of '{NAME}', not of 'another'"):
         take_scores(more, [new], "another")
     assert take_scores(more, [new], NAME).score_P.tobytes() == expected.score_P.tobytes()
     with pytest.raises(StaleError, match="are those of a model that dcdctl ran; extend it with --teacher"):
-        plan_work(CacheJob(data=job.data, out=tmp_path / "third", candidates=CONFIG, extend=own.folder))
+        plan(CacheJob(data=job.data, out=tmp_path / "third", candidates=CONFIG, extend=own.folder))
     with pytest.raises(StaleError, match=r"was made with another image_size_px \(null, not 64\)"):
         build_cache(corpus, teacher, tmp_path / "fourth", CONFIG, compute=COMPUTE, extend=job.out)
 
@@ -363,7 +337,7 @@ def test_an_external_cache_is_extended_by_scores_of_the_same_teacher(corpus, tea
 def test_an_extended_cache_without_a_new_pair_is_finished_by_a_score_that_it_has(own, scored, job, tmp_path):
     take_scores(job, [write(tmp_path / "first.csv", scored)], NAME)
     same = CacheJob(data=job.data, out=tmp_path / "same", candidates=CONFIG, extend=job.out)
-    assert plan_work(same)[0] == 0
+    assert plan(same)[0] == 0
     cache = take_scores(same, [write(tmp_path / "again.csv", scored[:1])], NAME)
     assert cache.score_P.tobytes() == own.score_P.tobytes()
 
@@ -381,7 +355,7 @@ def test_an_external_cache_is_averaged_like_any_and_cannot_be_verified(corpus, t
 
 
 def test_a_corpus_of_other_captions_is_refused(job, scored, tmp_path):
-    plan_work(job)
+    plan(job)
     few = CacheJob(data=job.data, out=job.out, candidates=CONFIG, max_images=9)
     take_scores(job, [write(tmp_path / "all.csv", scored)], NAME)
     with pytest.raises(StaleError, match="was made with another corpus"):

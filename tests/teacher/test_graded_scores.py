@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
+from task_work import plan, rows_of, tasks_of
 from tiny import contents, make_corpus, make_pool
 
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.integrity import verify
-from dcdctl.core.teacher import CacheJob, CandidateConfig, TeacherCache, build, plan_work, take_scores
+from dcdctl.core.teacher import CacheJob, CandidateConfig, TeacherCache, build, take_scores
 
 TEXTS = [[f"a {word} of thing {image}" for word in ("view", "photo")[: 1 + image % 2]] for image in range(8)]
 CONFIG = CandidateConfig(per_query=3)
@@ -41,9 +41,9 @@ def job(corpus, tmp_path) -> CacheJob:
 
 
 def work_of(job: CacheJob) -> pd.DataFrame:
-    """The work list with texts, as a program reads it."""
-    plan_work(job, ("captions",))
-    return pd.read_parquet(job.out / "work")
+    """The rows of the tasks without images, as a program reads them."""
+    plan(job, with_bytes=False)
+    return pd.read_parquet(tasks_of(job))
 
 
 def graded(job: CacheJob, **columns: object) -> pd.DataFrame:
@@ -84,7 +84,7 @@ def test_relevance_is_a_score_as_it_is(job, tmp_path):
     assert "scores_from" not in plain.plan
 
 
-def test_a_log_of_clicks_joined_with_the_work_list_is_a_cache(corpus, job):
+def test_a_log_of_clicks_joined_with_the_tasks_is_a_cache(corpus, job):
     """As docs/scaling.md shows it: by texts, and pairs without a click have 0."""
     work = work_of(job)
     clicks = work[["image_id", "caption"]].iloc[::3].assign(clicks=5)
@@ -172,4 +172,4 @@ def test_texts_without_ids_and_images_without_names_are_told_apart(job):
     with pytest.raises(InputError, match=r"0\.csv has no column caption_id"):
         take(job, graded(job, clicks=1).drop(columns="caption_id"))
     assert not list(Path(job.out).glob("pairs-*"))
-    assert pq.read_schema(job.out / "work" / "work-00000.parquet").names[:2] == ["image_id", "caption_id"]
+    assert rows_of(job).column_names[:2] == ["image_id", "caption_id"]

@@ -14,6 +14,7 @@ import torch
 from encoders import save_text
 from forks import run_forked
 from made_caches import build_cache
+from task_work import plan, rows_of
 from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual, write_pool
 from typer.testing import CliRunner
 
@@ -35,7 +36,6 @@ from dcdctl.core.teacher import (
     candidates,
     measure_spread,
     miners,
-    plan_work,
     read_cache,
     read_caches,
     recheck,
@@ -200,12 +200,12 @@ def test_equal_texts_of_a_pool_are_candidates_like_any(reranker, tmp_path):
     assert cache.seal["dropped"] == {"same image": 0, "equal text": 0}
 
 
-def test_a_work_list_of_a_pool_gives_a_cache_of_other_scores(pool, folder, tmp_path):
+def test_the_tasks_of_a_pool_give_a_cache_of_other_scores(pool, folder, tmp_path):
     own = read_cache(folder)
     job = CacheJob(data=pool.folder, out=tmp_path / "cache", candidates=CONFIG)
-    num_pairs, _ = plan_work(job, ("captions", "paths"))
+    num_pairs, _ = plan(job)
     assert num_pairs == own.num_pairs
-    rows = pa.concat_tables(pq.read_table(path) for path in sorted((job.out / "work").iterdir())).to_pylist()
+    rows = rows_of(job).to_pylist()
     number_of = {number: index for index, number in enumerate(pool.caption_ids.tolist())}
     lines = []
     for row in rows:
@@ -381,7 +381,7 @@ def test_blocks_of_a_model_have_the_texts_near_their_images(pool, dual):
 def test_a_margin_which_needs_positives_is_refused_before_the_teacher_is_loaded(pool, tmp_path):
     config = replace(CONFIG, relative_margin=0.0)
     job = CacheJob(data=pool.folder, out=tmp_path / "cache", candidates=config, teacher="vilt-flickr30k")
-    for make in (cache_scores, plan_work):
+    for make in (cache_scores, plan):
         with pytest.raises(
             ConfigError, match=r"candidates\.relative_margin is 0 and needs positives, which the pool .*pool"
         ):

@@ -170,6 +170,20 @@ def show(text: str) -> None:
         typer.echo(printable_lines(text))
 
 
+@contextmanager
+def tasks_shown(*, json: bool) -> Iterator[None]:
+    """A block that may end when its tasks are written, which is its result."""
+    from dcdctl.core.engines import TasksWrittenError
+
+    try:
+        yield
+    except TasksWrittenError as written:
+        if json:
+            show_json({"folder": str(written.folder), "tasks": written.num_tasks, "next": written.hint})
+        else:
+            show(str(written))
+
+
 def show_exactly(text: str, *, on_terminal: str) -> None:
     """Print a text that other programs read, byte by byte as file names are; a terminal gets another, with characters
     that do not print escaped."""

@@ -56,21 +56,19 @@ from .shard_reader import StreamSample
 from .source_files import SourceOptions
 from .split_writer import PrepareOptions
 from .stream import ShardCount, ShardStream, StreamConfig, is_stream, open_shards
-from .task_files import CORPUS_FACT, FACTS, TaskFile, check_rows, complete_tasks, corpus_of, facts_in, find_tasks
 from .urls import (
     find_named,
     local_copy,
     open_stream,
     readable,
 )
+from .work import TaskWorker, WorkDone, do_tasks
 
 __all__ = [
     "CAMERA_COLUMNS",
     "CORPUS",
-    "CORPUS_FACT",
     "CORPUS_FILE",
     "DAMAGED",
-    "FACTS",
     "LANGUAGE",
     "MAX_PIXELS",
     "MOMENT",
@@ -101,18 +99,16 @@ __all__ = [
     "SourceOptions",
     "StreamConfig",
     "StreamSample",
-    "TaskFile",
+    "TaskWorker",
     "Values",
+    "WorkDone",
     "all_splits",
     "artifact_kind",
-    "check_rows",
     "check_text",
     "check_text_file",
     "choose_manifest",
     "columns_of_table",
-    "complete_tasks",
     "corpus_facts",
-    "corpus_of",
     "corpus_table",
     "count_kinds",
     "counted_corpus",
@@ -120,12 +116,11 @@ __all__ = [
     "decode_image_of",
     "describe_scenes",
     "difference_hash",
+    "do_tasks",
     "draw_scene",
-    "facts_in",
     "fetch_file",
     "find_manifest",
     "find_named",
-    "find_tasks",
     "for_browser",
     "group_captions",
     "hub_connection",

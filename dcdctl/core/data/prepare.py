@@ -43,7 +43,7 @@ from dcdctl.core.data.shards import RowFacts, fingerprint_of, text_digest, write
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.data.split_writer import PrepareOptions, ShardNote, write_splits
 from dcdctl.core.engines import Engine, EngineChoice, ThisProcess, open_engine
-from dcdctl.core.errors import InputError
+from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.progress import Say, Track, counted, silent, unsaid
 
 # Of 500 images 50 are held out, and each of them is 2 points of recall.
@@ -132,7 +132,10 @@ def make_corpus(job: PrepareJob, *, track: Track = silent, say: Say = unsaid) ->
     InputError unless exactly one data set is named; SourceError without its files.
     """
     # Images are decoded without a GPU, which the workers of a model get by default.
-    engine = open_engine(replace(EngineChoice.parse(job.engine), gpus=0), say)
+    engine_choice = EngineChoice.parse(job.engine)
+    if engine_choice.is_files:
+        raise ConfigError("prepare writes no tasks", hint="--engine files:DIR is for cache-teacher, index and sync")
+    engine = open_engine(replace(engine_choice, gpus=0), say)
     manifest, out = choose_manifest(job), optional_path(job.out)
     options = {
         "splits": job.splits,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
-from dcdctl.core import machine
+from dcdctl.core import files, machine
 from dcdctl.core.config import between, build, check_fields
 from dcdctl.core.engines.engine import Engine
 from dcdctl.core.engines.processes import Processes
@@ -17,6 +18,8 @@ from dcdctl.core.errors import ConfigError, require_extra
 from dcdctl.core.progress import Say
 from dcdctl.core.toml import parse_value
 
+FILES = "files:"
+"""What comes before the folder of the tasks."""
 _ADDRESS = re.compile(r"ray://.+:\d+")
 
 
@@ -25,7 +28,7 @@ class EngineChoice:
     """An engine and its workers."""
 
     engine: str | None = None
-    """`processes`; `ray`, or the address of a cluster, such as ray://HEAD:10001; None for this process."""
+    """`processes`; `files:DIR`; `ray`, or the address of a cluster, such as ray://HEAD:10001; None for this process."""
     workers: Annotated[int, between(1, 100_000)] | None = None
     """Workers of the engine; None for as many as a cluster has room for."""
     gpus: Annotated[float, between(0, 1024)] | None = None
@@ -37,6 +40,11 @@ class EngineChoice:
         check_fields(self, "--engine")
         if self.gpus is not None and self.gpus > 1 and self.gpus % 1:
             raise ConfigError(f"--engine.gpus must be a share of one GPU or a whole number of them, got {self.gpus:g}")
+
+    @property
+    def is_files(self) -> bool:
+        """Whether tasks are written to files: then this process computes with its own device what cannot be a task."""
+        return self.engine is not None and self.engine.startswith(FILES)
 
     @classmethod
     def parse(cls, text: str | None) -> EngineChoice:
@@ -91,13 +99,46 @@ def _open_processes(choice: EngineChoice, say: Say) -> Engine:
     return Processes(choice.workers or 1, choice.cpus, say)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileSettings:
+    """The settings of tasks in files."""
+
+    bytes: bool = True
+    """Whether tasks have the bytes of images that have no files of their own."""
+
+
+def _folder_of(text: str) -> tuple[Path, FileSettings]:
+    """The folder and the settings of files:DIR, or of files:DIR?bytes=false."""
+    folder, _, query = text.removeprefix(FILES).partition("?")
+    if not text.startswith(FILES) or not folder.strip():
+        raise ConfigError(f"--engine {text} lacks the folder of the tasks", hint="such as files:tasks")
+    return Path(folder).expanduser(), build(FileSettings, _settings(query), where="--engine")
+
+
+def _parse_files(text: str) -> EngineChoice:
+    folder, _ = _folder_of(text)
+    files.check_output_folder(folder)
+    return EngineChoice(engine=text)
+
+
+def _open_files(choice: EngineChoice, say: Say) -> Engine:
+    from dcdctl.core.engines.task_files import FilesEngine
+
+    folder, settings = _folder_of(str(choice.engine))
+    return FilesEngine(folder, say, with_bytes=settings.bytes)
+
+
+def _settings(query: str) -> dict[str, Any]:
+    """The settings after the question mark."""
+    return {name: parse_value(value) for name, value in parse_qsl(query, keep_blank_values=True)}
+
+
 def _parse_ray(text: str) -> EngineChoice:
     """ray, or ray://HEAD:10001, either with settings: ray?workers=4&gpus=0.5&cpus=2."""
     engine, _, query = text.partition("?")
     if engine != "ray" and not _ADDRESS.fullmatch(engine):
         raise unknown_engine(text)
-    settings = {name: parse_value(value) for name, value in parse_qsl(query, keep_blank_values=True)}
-    choice = build(EngineChoice, {**settings, "engine": engine}, where="--engine")
+    choice = build(EngineChoice, {**_settings(query), "engine": engine}, where="--engine")
     require_extra("ray", "ray", needed_by="--engine ray")
     return choice
 
@@ -111,6 +152,7 @@ def _open_ray(choice: EngineChoice, say: Say) -> Engine:
 
 
 ENGINES = {
+    "files": EngineKind("files:DIR", _parse_files, _open_files),
     "processes": EngineKind("processes:N", _parse_processes, _open_processes),
     "ray": EngineKind("ray, and ray://HOST:PORT for a cluster elsewhere", _parse_ray, _open_ray),
 }

@@ -57,7 +57,7 @@ class Compute:
         With an engine, the device and the threads that read ahead are those of each worker, and this process uses its
         CPU.
         """
-        if choice.engine is None:
+        if choice.engine is None or choice.is_files:
             chosen = devices.choose(device)
             return cls(
                 device=chosen,
@@ -65,6 +65,7 @@ class Compute:
                 batch_size=batch_size,
                 workers=workers,
                 features=features,
+                engine=open_engine(choice, say),
             )
         return cls(
             device=devices.choose("cpu"),

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from dcdctl.core.errors import ModelError, first_line
 from dcdctl.core.progress import Advance
+
+if TYPE_CHECKING:
+    from dcdctl.core.engines.task_files import TaskRows
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -34,6 +37,8 @@ class Task(Generic[Input]):
     part: int = 0
     """Which part of the shard it is, from 0."""
     num_parts: int = 1
+    in_file: Callable[[], TaskRows[Any]] | None = None
+    """The task as a file; None if it cannot be one."""
 
 
 TaskOf = TypeVar("TaskOf", bound=Task[Any])

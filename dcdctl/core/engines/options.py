@@ -23,25 +23,26 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passes(Machine):
-    """Passes without gradients over images and captions, by this process."""
+class Embeddings(Machine):
+    """Passes without gradients over images and captions, by this process or by an engine."""
 
     workers: Workers = None
     batch_size: PairBatchSize = None
     precision: Precision = "fp32"
+    engine: Engine = None
 
     def compute(self, say: Say = unsaid) -> Compute:
         """Where and how to run the model; a line to `say` for a precision that is slower than fp32 on this
         processor."""
         return self._compute(say)
 
-    def _compute(self, say: Say, engine: str | None = None, features: Ref | None = None) -> Compute:
+    def _compute(self, say: Say, features: Ref | None = None) -> Compute:
         # Here, because torch takes a second to import.
         from dcdctl.core.engines.choice import EngineChoice
         from dcdctl.core.engines.compute import Compute
 
         return Compute.chosen(
-            EngineChoice.parse(engine),
+            EngineChoice.parse(self.engine),
             device=self.device,
             precision=self.precision,
             batch_size=self.batch_size,
@@ -52,17 +53,6 @@ class Passes(Machine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embeddings(Passes):
-    """Passes without gradients, by this process or by an engine."""
-
-    engine: Engine = None
-
-    def compute(self, say: Say = unsaid) -> Compute:
-        """The same, with the engine."""
-        return self._compute(say, self.engine)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Inference(Embeddings):
     """Passes without gradients over the images and captions of a corpus, by this process or by an engine."""
 
@@ -70,4 +60,4 @@ class Inference(Embeddings):
 
     def compute(self, say: Say = unsaid) -> Compute:
         """The same, with the folder of features."""
-        return self._compute(say, self.engine, self.features)
+        return self._compute(say, self.features)

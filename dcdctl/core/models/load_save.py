@@ -98,7 +98,7 @@ ACCEPTED = (
 )
 ALWAYS_OPEN = (
     f"these families load: {_NAMES}, and other dual encoders of transformers; any other model is a teacher by a "
-    "Python function (`--teacher module:function`), or by its scores (`dcdctl cache-teacher --plan-only`, then "
+    "Python function (`--teacher module:function`), or by its scores (`dcdctl cache-teacher --engine files:DIR`, then "
     "`--scores`)"
 )
 """The hint for a model whose family does not load."""

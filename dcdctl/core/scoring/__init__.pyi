@@ -15,9 +15,10 @@ from .feature_build import encoders_of, open_or_build, open_source
 from .feature_files import FEATURES
 from .features import CorpusSource, Reader, Source
 from .folds import PairScorer, Workload, measure_rate
+from .pair_files import SCORES, ScoreTasks, expect_digest, job_of_scores, named_model, pair_rows
 from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, score_pairs, scored_apart
 from .quantize import HIGHEST, VectorKind, binary_codes, bytes_per_vector, decoded, int8_codes
-from .shards import ImageFiles, PairWorker, ShardItems, ShardPairs, ShardSource
+from .shards import PairWorker, ShardPairs
 from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, top_k, top_k_of_rows
 
 __all__ = [
@@ -27,14 +28,13 @@ __all__ = [
     "HIGHEST",
     "IMAGE_CHUNK",
     "LOGIT_ROUNDING",
+    "SCORES",
     "CorpusSource",
-    "ImageFiles",
     "PairScorer",
     "PairWorker",
     "Reader",
-    "ShardItems",
+    "ScoreTasks",
     "ShardPairs",
-    "ShardSource",
     "Source",
     "VectorKind",
     "Vectors",
@@ -51,13 +51,17 @@ __all__ = [
     "embed_with_model",
     "encode_corpus",
     "encoders_of",
+    "expect_digest",
     "finite_vectors",
     "int8_codes",
     "is_late",
+    "job_of_scores",
     "load_embedder",
     "measure_rate",
+    "named_model",
     "open_or_build",
     "open_source",
+    "pair_rows",
     "score_pairs",
     "scored_apart",
     "top_k",

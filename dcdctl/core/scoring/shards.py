@@ -1,5 +1,5 @@
-"""The pairs of one shard, apart from their corpus: what a worker on another machine, or a file of the work list, has to
-score; and the worker that scores them.
+"""The pairs of one shard, apart from their corpus: what a worker on another machine has to score; and the worker that
+scores them.
 
 Shape letters: P pairs.
 """

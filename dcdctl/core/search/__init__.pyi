@@ -31,8 +31,9 @@ from .columns.where import (
 )
 from .combined import CombinedQuery, question_of
 from .copies import SameImages, find_copies
-from .embed_work import EmbeddedWork, EmbedWorkJob, embed_work
+from .embed import VECTORS
 from .exact import Floats, Rows, best_first, spread_over
+from .image_tasks import EmbedTasks
 from .index import FolderIndex
 from .index_config import IndexConfig
 from .job import Changes, Embedding, IndexJob, Vectors
@@ -54,7 +55,6 @@ from .storage import (
 from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
 from .upkeep import check_removable, open_to_change
-from .vector_files import write_image_list
 from .watch import sync_index, watch_index
 
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "INDEX_FILE",
     "NUM_SHOWN",
     "STUDENT",
+    "VECTORS",
     "WEAK",
     "Browse",
     "Changes",
@@ -71,8 +72,7 @@ __all__ = [
     "CombinedQuery",
     "Compare",
     "Condition",
-    "EmbedWorkJob",
-    "EmbeddedWork",
+    "EmbedTasks",
     "Embedding",
     "Floats",
     "FolderIndex",
@@ -113,7 +113,6 @@ __all__ = [
     "check_vectors",
     "columns_text",
     "default_order",
-    "embed_work",
     "find_copies",
     "follow_folders",
     "image_of",
@@ -139,5 +138,4 @@ __all__ = [
     "title_of",
     "value_for_json",
     "watch_index",
-    "write_image_list",
 ]

@@ -1,7 +1,12 @@
 """Embedding the planned images of a source by the workers of an engine, and writing them part by part.
 
 In this process, a task is a part. For workers elsewhere a part is divided into tasks of a few batches, whose files
-travel.
+travel; in files (`engines.task_files`), images that are files are named by their paths.
+
+    tasks     image_id; path (absolute), num_bytes and modified_ns of a file, or image_bytes of an image of a corpus;
+        model_digest
+    results   image_id; vector, or num_tokens and tokens, as an index stores them; the facts of the file; reason and
+        kind of one that is no image, whose other columns are null
 
 Shape letters: I images.
 """
@@ -12,25 +17,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from dcdctl.core import data
+from dcdctl.core import config as configs
+from dcdctl.core import data, files
 from dcdctl.core.artifacts import Build, Parts
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, PackedImageFile, RowError
-from dcdctl.core.engines import Compute, Task, whole_shards
+from dcdctl.core.engines import Compute, Task, TaskRows, whole_shards
 from dcdctl.core.errors import ModelError
 from dcdctl.core.machine import ReadAhead, read_in_threads
 from dcdctl.core.memory import Fitting
 from dcdctl.core.models import ImageBatch, Preprocessor, Searchable, pool_tokens, prefix_vectors
 from dcdctl.core.progress import Advance, Track
-from dcdctl.core.scoring import embed_batch
+from dcdctl.core.scoring import embed_batch, named_model
 from dcdctl.core.search import exact, image_files, part_files, sources
 from dcdctl.core.search.exact import Half
 from dcdctl.core.search.image_files import FileFacts, read_facts
@@ -48,6 +56,12 @@ IN_SMALL_BATCHES = Compute(batch_size=DEFAULT_BATCH_SIZE)
 MOST_SENT_IMAGES, MOST_SENT_BYTES = 128, 64 << 20
 """A task that is sent to a worker has no more, unless a single batch has: few, so that workers end at about the same
 time, and small, because each worker has two tasks in memory."""
+
+VECTORS = "vectors"
+"""The kind of work of tasks in files."""
+NAME, PATH, MODEL, STAMP = "image_id", "path", "model_digest", ("num_bytes", "modified_ns")
+REASON, KIND = "left_out_reason", "left_out_kind"
+"""Columns of tasks and results in files."""
 
 ReadFile = Callable[[SourceImage], tuple[bytes, Image.Image]]
 """Reads and decodes the file of an image; RowError or ImageError for one that is left out, CorpusError for damage in a
@@ -282,6 +296,7 @@ def _tasks(task: EmbeddingTask, numbers: Sequence[int], batch_size: int) -> Iter
     source = task.source
     read_file = file_reader(source)
     corpus = Corpus.open(Path(source.path), str(source.split)) if source.is_corpus else None
+    job = _job_in_files(task)
     for number in numbers:
         images = task.images(task.planned.part_numbers[number])
         groups = [images]
@@ -295,9 +310,57 @@ def _tasks(task: EmbeddingTask, numbers: Sequence[int], batch_size: int) -> Iter
                 part_files.vectors_name(task.planned.part_numbers[number]),
                 inputs=partial(ImagesToEmbed, group, read_file),
                 packed=partial(_packed, group, source, corpus),
+                in_file=partial(_in_file, task, job, group, corpus),
                 part=part,
                 num_parts=len(groups),
             )
+
+
+def _job_in_files(task: EmbeddingTask) -> dict[str, Any]:
+    """What is done in all tasks of a source."""
+    return {
+        "work": VECTORS,
+        **named_model(str(task.build.folder / "model"), task.model.digest, {}),
+        "precision": task.compute.precision,
+        "batch_size": task.compute.batch_size,
+        "source": configs.to_table(task.source),
+        "dim": task.document.model.dim,
+        "settings": configs.to_table(task.document.settings),
+        "plan": files.digest_of(task.build.plan),
+    }
+
+
+def _in_file(
+    task: EmbeddingTask, job: Mapping[str, Any], images: Sequence[SourceImage], corpus: Corpus | None
+) -> TaskRows[EmbeddedImages]:
+    """Images as the rows of a task."""
+    rows = {NAME: pa.array([image.image_id for image in images], pa.string())}
+    if corpus is None:
+        root = PurePosixPath(task.source.path)
+        rows[PATH] = pa.array([str(root / str(image.path)) for image in images], pa.string())
+        for name in STAMP:
+            rows[name] = pa.array([getattr(image, name) for image in images], pa.int64())
+    rows[MODEL] = pa.array([task.model.digest] * len(images), pa.string())
+
+    def contents() -> pa.Array:
+        assert corpus is not None
+        return pa.array([corpus.image_bytes(int(image.corpus_row or 0)) for image in images], pa.binary())
+
+    def result(table: pa.Table) -> EmbeddedImages:
+        read = table.filter(table.column(KIND).is_null())
+        stored = task.document.stored_type.of_file_columns(read, task.document.vector_type)
+        kept, skipped = [], []
+        for image, row in zip(images, table.select([REASON, KIND]).to_pylist(), strict=True):
+            if row[KIND] is None:
+                kept.append(image)
+            else:
+                stamp = {name: getattr(image, name) for name in STAMP}
+                skipped.append(
+                    SkippedFile(path=image.path or image.image_id, reason=row[REASON], kind=row[KIND], **stamp)
+                )
+        return EmbeddedImages([stored], kept, image_files.facts_of_table(read), skipped)
+
+    return TaskRows(job, pa.table(rows), None if corpus is None else contents, result)
 
 
 def _to_send(batches: Sequence[Sequence[SourceImage]], unknown_bytes: int) -> list[list[SourceImage]]:

@@ -101,6 +101,15 @@ def facts_table(facts: Sequence[FileFacts]) -> pa.Table:
     return pa.table(columns, schema=FACT_COLUMNS)
 
 
+def facts_of_table(table: pa.Table) -> list[FileFacts]:
+    """The facts in rows of `FACT_COLUMNS`."""
+    facts = []
+    for row in table.select(FACT_COLUMNS.names).to_pylist():
+        exif = {name: value for name in EXIF_TYPES if (value := row.pop(name)) is not None}
+        facts.append(FileFacts(**row, exif=exif))
+    return facts
+
+
 class StoredFiles:
     """The table of image files of an index, read when it is first asked for; safe to use from several threads."""
 

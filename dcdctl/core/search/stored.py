@@ -94,6 +94,11 @@ class StoredVectors:
         """The columns of images in a file of vectors of this type."""
         return pa.schema([pa.field("vector", cls.store_type(element.shape[0]), nullable=False)])
 
+    @classmethod
+    def of_file_columns(cls, columns: pa.Table, element: Element) -> Self:
+        """The images of columns such as `file_columns` gives; `element` is their type."""
+        return cls(cls.of_column(columns.column("vector")).data.astype(element.base, copy=False))
+
     # In a store
 
     @staticmethod
@@ -187,6 +192,12 @@ class StoredTokens:
         return pa.schema(
             [pa.field(COUNTS, pa.int32(), nullable=False), pa.field("tokens", pa.list_(token), nullable=False)]
         )
+
+    @classmethod
+    def of_file_columns(cls, columns: pa.Table, element: Element) -> Self:
+        tokens = pc.list_flatten(columns.column("tokens")).combine_chunks()
+        data = np.frombuffer(tokens.buffers()[1], element, len(tokens), element.itemsize * tokens.offset)
+        return cls(data, columns.column(COUNTS).to_numpy().astype(np.int64))
 
     def _lists(self, tokens: pa.Array, type_: pa.DataType) -> pa.Array:
         """The tokens of each image as a list."""

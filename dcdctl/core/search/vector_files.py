@@ -1,10 +1,7 @@
-"""Vectors that another engine computed, in place of embedding here: which images it must embed, and files of vectors
-that become an index.
+"""Vectors that another program computed, in place of embedding here: files of vectors that become an index.
 
-    LIST/images-00000.parquet ...          of `--plan-only`: `image_id`, `path` (absolute) and `model_digest` of
-        each file of a folder
-    VECTORS/*.parquet                      of another engine: `image_id`, `vector`, and `model_digest` where it was
-        kept
+    VECTORS/*.parquet    `image_id`, `vector`, and `model_digest` where it was kept; the images may be those of
+        `--engine files:DIR`, whose tasks have these columns and paths, or the bytes of images
 
 A vector is stored with the bits that embedding here would give for the same numbers. The images must be there: they
 decide the order of rows, files that are no images are skipped as always, and some are embedded again to compare. Shape
@@ -17,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,15 +24,15 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from dcdctl.core import data, files, models
+from dcdctl.core import data, files
 from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError, MissingError, StaleError, first_line
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.models import ImageBatch
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track
-from dcdctl.core.search import embed, image_files, part_files, sources
+from dcdctl.core.search import embed, image_files, part_files
 from dcdctl.core.search.columns.change import position_in
-from dcdctl.core.search.embed import EmbeddingTask
+from dcdctl.core.search.embed import MODEL, NAME, EmbeddingTask
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.image_files import FileFacts
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
@@ -43,7 +40,7 @@ from dcdctl.core.search.sources import SourceImages
 from dcdctl.core.search.storage import PLANNED
 from dcdctl.core.search.stored import StoredVectors
 
-NAME, VECTOR, MODEL = "image_id", "vector", "model_digest"
+VECTOR = "vector"
 # About 16 MB of float32 at 512 numbers per vector.
 ROWS_PER_BATCH = 8192
 NUM_VERIFIED = 32
@@ -65,38 +62,6 @@ def find(names: Sequence[str]) -> list[Path]:
     for path in paths:
         _check_columns(path)
     return paths
-
-
-def write_image_list(ref: str, images: Path, folder: Path) -> dict[str, Any]:
-    """List the files of an image folder for another engine, with the digest of the dual encoder that is to embed them.
-    Returns what was written, as a JSON-able document.
-
-    InputError for a corpus, which is such a list itself, and for a folder that holds something else.
-    """
-    source = sources.find_source(images)
-    if source.is_corpus:
-        raise InputError(
-            f"{images} is a corpus, whose Parquet files already list the images with their bytes",
-            hint=f"let the engine read {source.path}/*.parquet: columns image_id and image",
-        )
-    models.check_ref(ref, kind="dual")
-    files.check_output_folder(folder)
-    if not files.is_vacant(folder):
-        raise InputError(f"{folder} is not empty, a new folder is expected", hint="name another folder")
-    sources.check_has_image(source, [folder])
-    digest, found_files = models.load_dual(ref).digest, sources.list_images(source, [folder])
-    listed = (item for item in found_files if not isinstance(item, SkippedFile))
-    num_images = num_files = 0
-    with files.atomic_folder(folder) as partial:
-        for num_files, part in enumerate(sources.in_parts(listed, part_files.ROWS_PER_PART), 1):
-            paths = [str(PurePosixPath(source.path) / image.image_id) for image in part]
-            table = pa.table(
-                {"image_id": [image.image_id for image in part], "path": paths, MODEL: [digest] * len(part)}
-            )
-            name = f"images-{num_files - 1:05d}.parquet"
-            pq.write_table(table, partial / name, compression="zstd", write_page_checksum=True)
-            num_images += len(part)
-    return {"list": str(folder), "images": num_images, "files": num_files, "model": digest}
 
 
 def take(task: EmbeddingTask, names: Sequence[str], track: Track) -> None:
@@ -177,7 +142,7 @@ class _GivenVectors:
                 f"the vectors of {shown(path)} are of the model {str(other.pop())[:8]}, and this is the model "
                 f"{self.task.model.digest[:8]}"
             )
-            raise StaleError(message, hint="name the model that made them, or let the engine run this one")
+            raise StaleError(message, hint="name the model that made them, or run this one")
 
     def _take(self, column: pa.Array, row_B: Rows, path: Path) -> None:
         """Take a batch of vectors; a null is an image without one."""
@@ -215,7 +180,7 @@ class _GivenVectors:
                     f"{len(missing):,} of {len(self.ids):,} files have no vector, and {self.ids[row].as_py()!r} "
                     "is an image"
                 )
-                raise InputError(message, hint="give the files of all vectors; `--plan-only` lists the images")
+                raise InputError(message, hint="give the files of all vectors; `--engine files:DIR` lists the images")
             skipped[row] = read.skipped[0]
         return skipped
 

@@ -1,5 +1,5 @@
 from .cache import OF_ANOTHER, TeacherCache, TeacherEnsemble, read_cache, read_caches
-from .cache_format import CACHE, TEXTS, WORK_FOLDER
+from .cache_format import CACHE, TEXTS
 from .candidate_lists import Candidates
 from .candidates import (
     START,
@@ -20,18 +20,16 @@ from .embedded import (
     embedding_plan,
     products_of,
 )
-from .external_scores import RowNames, plan_work, take_scores
+from .external_scores import RowNames, plan_scores, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter
 from .job import CacheCost, CacheJob, cache_scores, command_to_compare, preview_cost
 from .picks import NO_PICK, CaptionPicks, NoPicks, Threshold, find_picks, find_threshold
 from .recheck import Recheck, recheck
 from .score_files import READERS, read_batches
-from .score_work import ScoredWork, ScoreWorkJob, holds_pairs, score_work
 from .scores import TeacherScores
 from .spread import lack_of_order, measure_spread
 from .summary import cache_document, cache_facts, summarize_cache
 from .text_cache import TextCache, TextCacheJob, cache_texts, read_text_cache, text_cache_facts, verify_texts
-from .work_list import parse_extras
 
 __all__ = [
     "CACHE",
@@ -40,7 +38,6 @@ __all__ = [
     "READERS",
     "START",
     "TEXTS",
-    "WORK_FOLDER",
     "CacheCost",
     "CacheJob",
     "CandidateConfig",
@@ -54,8 +51,6 @@ __all__ = [
     "NoPicks",
     "Recheck",
     "RowNames",
-    "ScoreWorkJob",
-    "ScoredWork",
     "TeacherCache",
     "TeacherEnsemble",
     "TeacherScores",
@@ -75,14 +70,12 @@ __all__ = [
     "fewest_pairs",
     "find_picks",
     "find_threshold",
-    "holds_pairs",
     "lack_of_order",
     "measure_spread",
     "mine_candidates",
     "most_pairs",
     "most_per_query",
-    "parse_extras",
-    "plan_work",
+    "plan_scores",
     "preview_cost",
     "products_of",
     "read_batches",
@@ -90,7 +83,6 @@ __all__ = [
     "read_caches",
     "read_text_cache",
     "recheck",
-    "score_work",
     "summarize_cache",
     "take_scores",
     "text_cache_facts",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,17 @@ from dcdctl.core.devices import versions
 from dcdctl.core.engines import Compute, Task, ThisProcess, whole_shards
 from dcdctl.core.models import Scorer
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring import PairWorker, ShardPairs, Source, open_source, scored_apart
+from dcdctl.core.scoring import (
+    CorpusSource,
+    PairWorker,
+    ShardPairs,
+    Source,
+    job_of_scores,
+    named_model,
+    open_source,
+    pair_rows,
+    scored_apart,
+)
 from dcdctl.core.teacher import cache, candidates
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import (
@@ -168,6 +178,8 @@ class PlannedCache:
     source: Source
     """What the teacher reads: images and captions, or stored features of its encoders."""
     compute: Compute
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """The teacher as tasks in files name it."""
 
     @property
     def shards(self) -> Parts:
@@ -186,8 +198,10 @@ class PlannedCache:
         # In the order of images, which is that of the pairs of a shard.
         groups = scored_apart(self.teacher, todo.image) if are_sent else [np.arange(len(todo))]
         keep_in = None if self.teacher.keeps_states else self.asked(shard)
+        job = job_of_scores(self.corpus, files.digest_of(self.build.plan), self.model, self.compute)
         for part, group in enumerate(groups):
             image, text = todo.image[group], todo.text[group]
+            rows = partial(pair_rows, job, self.corpus, image, text)
             yield Task(
                 shard,
                 pairs_name(shard),
@@ -195,6 +209,8 @@ class PlannedCache:
                 packed=partial(ShardPairs.packed, self.source, image, text),
                 part=part,
                 num_parts=len(groups),
+                # Stored features are no columns of a task.
+                in_file=rows if type(self.source) is CorpusSource else None,
             )
 
 
@@ -219,7 +235,8 @@ def plan_cache(job: CacheJob, corpus: Corpus, teacher: Scorer, track: Track) -> 
     begin(build, job, corpus, track)
     # The released code keeps the teacher's dropout on, so its scores of equal pairs differ.
     teacher.to(compute.device).eval()
-    return PlannedCache(build, corpus, teacher, source, compute)
+    model = named_model(job.teacher, teacher.digest, models.parse_overrides(job.model_set))
+    return PlannedCache(build, corpus, teacher, source, compute, model)
 
 
 def _named_as_before(job: CacheJob) -> CandidateConfig:

@@ -6,8 +6,6 @@
     CACHE/dropped.json            number of rejected candidates, by reason; removed when the cache is finished
     CACHE/asked-00000.bin         scores of its first batches (`kept_scores`); removed when the shard is finished
     CACHE/pairs-00000.parquet     the same pairs, scored
-    CACHE/work/                   the planned pairs without a score, by id, for other engines (`work_list`); removed
-        likewise
     CACHE/cache.json              completion marker, written last: counts, versions, size and SHA-256 of each file
 
 A pair has image and text (int32, positions in the corpus; a shard is sorted by them), score (float32, the teacher's raw
@@ -31,7 +29,7 @@ from numpy.typing import NDArray
 from dcdctl.core.artifacts import Build, Kind
 from dcdctl.core.data import Flags, Indices, Scores
 
-ITEMS_FILE, DROPPED_FILE, WORK_FOLDER = "items.parquet", "dropped.json", "work"
+ITEMS_FILE, DROPPED_FILE = "items.parquet", "dropped.json"
 TEACHER_NAME, SCORES_FROM, SCORES_DIGEST, NUM_GIVEN = "teacher_name", "scores_from", "scores_sha256", "given_scores"
 """Notes in the plan of a cache whose scores come from elsewhere: its teacher, what the scores are if no model's, a
 digest of all scores, and, before that, their number."""
@@ -41,7 +39,7 @@ CACHE = Kind(
     name="teacher cache",
     format=3,
     seal_file="cache.json",
-    files=("pairs-*.parquet", "planned-*.parquet", "asked-*.bin", ITEMS_FILE, DROPPED_FILE, WORK_FOLDER),
+    files=("pairs-*.parquet", "planned-*.parquet", "asked-*.bin", ITEMS_FILE, DROPPED_FILE),
     make="make one with `dcdctl cache-teacher`",
     make_again="run `dcdctl cache-teacher` again with the same options",
 )

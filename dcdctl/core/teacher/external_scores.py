@@ -13,18 +13,21 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dcdctl.core import data
+from dcdctl.core import data, files
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, Flags, Indices, offsets_of
+from dcdctl.core.engines import FilesEngine, Task
 from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, MissingError, StaleError
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
+from dcdctl.core.scoring import job_of_scores, pair_rows
 from dcdctl.core.teacher import build, score_files
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import (
@@ -40,15 +43,14 @@ from dcdctl.core.teacher.cache_format import (
     write_pairs,
 )
 from dcdctl.core.teacher.job import CacheJob
-from dcdctl.core.teacher.work_list import Extra, write_work_list
 
 NO_SCORER = dict.fromkeys(("image_size_px", "max_text_len", "precision", "features"))
 """What a plan says of a teacher that dcdctl runs."""
 
 
-def plan_work(job: CacheJob, extras: Sequence[Extra] = (), *, track: Track = silent) -> tuple[int, int]:
-    """Plan the cache, or find it planned, and write the pairs that have no score yet to its work list; the numbers of
-    these pairs and of files.
+def plan_scores(job: CacheJob, engine: FilesEngine, *, track: Track = silent) -> tuple[int, int]:
+    """Plan the cache, or find it planned, and write the pairs that have no score yet as tasks for another program; the
+    numbers of these pairs and of tasks.
 
     StaleError if the folder holds a cache of another corpus or plan, or a finished one.
     """
@@ -59,7 +61,25 @@ def plan_work(job: CacheJob, extras: Sequence[Extra] = (), *, track: Track = sil
                 f"the teacher cache in {job.out} is finished: no pair is left to score",
                 hint="name another folder with --out",
             )
-        return write_work_list(planned, corpus, extras, track)
+        job_of_files = job_of_scores(corpus, files.digest_of(planned.plan))
+        num_pairs = 0
+
+        def tasks() -> Iterator[Task[Any]]:
+            nonlocal num_pairs
+            shards = range(len(shards_of(planned.plan)))
+            with track("write tasks", total=len(shards), unit="shards") as advance:
+                for shard in shards:
+                    pairs = read_shard(planned, shard)
+                    todo = pairs.at(np.isnan(pairs.score))
+                    if len(todo):
+                        num_pairs += len(todo)
+                        rows = partial(pair_rows, job_of_files, corpus, todo.image, todo.text)
+                        # No worker of dcdctl does it.
+                        yield Task(shard, pairs_name(shard), inputs=tuple, packed=tuple, in_file=rows)
+                    advance(1)
+
+        num_tasks = engine.write(tasks())
+    return num_pairs, num_tasks
 
 
 def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Track = silent) -> TeacherCache:
@@ -76,7 +96,7 @@ def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Tra
             f"--teacher must be a line of text, got {teacher!r}", hint="name the model, its version and its prompt"
         )
     paths = data.find_named(names, tuple(score_files.READERS), what="file of scores", option="--scores")
-    # The scores are those of the plan that is there, whose work list other machines may still read.
+    # The scores are those of the plan that is there, whose tasks other machines may still read.
     with _planned(job, track, replaces=False) as (corpus, planned, noted):
         where = job.out if job.extend is None else f"{job.out}, which extends {job.extend},"
         if noted.get(TEACHER_NAME, teacher) != teacher:
@@ -160,8 +180,7 @@ class RowNames:
                 raise InputError(
                     f"{shown(self.corpus.folder)} has several {what}s with the {label} "
                     f"{repeated!r:.80} in split {self.corpus.split}",
-                    hint=f"keep the columns image_index and caption_index of the work list, which tell the {what}s "
-                    "apart",
+                    hint=f"keep the columns image_index and caption_index of the tasks, which tell the {what}s apart",
                 )
             return _numbers(pc.index_in(ids, value_set=known))
         index_B = _numbers(batch.column(f"{what}_index"))
@@ -271,8 +290,8 @@ class _GivenScores:
         if missing := len(self._key_P) - self._count(slice(None)):
             raise MissingError(
                 f"{missing:,} of {len(self._key_P):,} pairs in {self.build.folder} have no score yet",
-                hint="the given scores are stored; give the others with --scores, `--plan-only` writes a work list of "
-                "what is missing",
+                hint="the given scores are stored; give the others with --scores. --engine files:DIR writes the pairs "
+                "that are missing as tasks",
             )
 
 

@@ -179,7 +179,7 @@ def estimate_cost(job: PlannedCache) -> CacheCost:
     dropped = artifacts.read_document(dropped_file, hint=CACHE.remake) if dropped_file.exists() else {}
     rate = seconds = None
     # The workers of an engine may be faster than this process, or slower.
-    if job.compute.of_worker is None:
+    if not job.compute.engine.sends_tasks:
         rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None), num_to_score)
         seconds = num_to_score / rate if num_to_score else 0.0
     return CacheCost(

@@ -1,7 +1,7 @@
 """Files of scores from elsewhere, read in batches: Parquet, CSV or JSON lines, one pair a row.
 
-Columns: image_id, caption_id and score; image_index, caption_index and caption of the work list are read where a file
-still has them. A caption may stand in for caption_id, and relevance or clicks for score.
+Columns: image_id, caption_id and score; image_index, caption_index and caption of a task are read where a file still
+has them. A caption may stand in for caption_id, and relevance or clicks for score.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from dcdctl.core import data, files
+from dcdctl.core.engines import check_rows, facts_in
 from dcdctl.core.errors import InputError, StaleError, first_line
 from dcdctl.core.places import shown
 
@@ -69,7 +70,7 @@ def read_batches(path: Path) -> RecordBatches:
 
 
 def expect_corpus(path: Path, fingerprint: str) -> None:
-    """StaleError for scores that `dcdctl work` made from the work list of another corpus.
+    """StaleError for scores that `dcdctl work` made of another corpus.
 
     Its ids may be the same: two corpora of scenes count their images alike. Files of other programs do not say what
     they are of.
@@ -77,15 +78,16 @@ def expect_corpus(path: Path, fingerprint: str) -> None:
     if READERS[path.suffix.lower()] is not _read_parquet:
         return
     try:
-        corpus = data.corpus_of(pq.read_schema(data.readable(path)))
+        facts = facts_in(pq.read_schema(data.readable(path)))
     except OSError as error:
         raise files.unreadable(path, error) from error
     except (pa.ArrowException, ValueError) as error:
         raise _no_scores(path, error) from error
-    if corpus not in (None, fingerprint):
+    corpus = facts.get("job", {}).get("corpus", fingerprint)
+    if corpus != fingerprint:
         raise StaleError(
             f"{shown(path)} has scores of another corpus ({corpus[:8]}, not {fingerprint[:8]})",
-            hint="score the work list that `--plan-only` writes for this one",
+            hint="score the tasks that --engine files:DIR writes for this one",
         )
 
 
@@ -112,7 +114,7 @@ def _read_parquet(path: Path) -> RecordBatches:
         for batch in file.iter_batches(ROWS_PER_BATCH, columns=[name for name in names if name in COLUMNS]):
             num_read += len(batch)
             yield batch
-        data.check_rows(num_read, file, path)
+        check_rows(num_read, file, shown(path))
 
 
 def _read_csv(path: Path) -> RecordBatches:
