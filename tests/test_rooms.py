@@ -99,6 +99,11 @@ def test_opening_a_room_imports_none_of_its_files():
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize("path", sorted(API.rglob("*.py")), ids=lambda path: path.stem)
+def test_python_functions_know_no_command_line(path, facts):
+    assert not any(name.startswith("dcdctl.cli") for name in facts[path].imports)
+
+
 @pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda path: str(path.relative_to(CORE)))
 def test_core_neither_prints_nor_exits(path, facts):
     roots = {name.split(".")[0] for name in facts[path].imports}

@@ -8,7 +8,6 @@ import os
 from dcdctl.api import arguments as api
 from dcdctl.api.arguments import say, takes
 from dcdctl.api.search import Index
-from dcdctl.cli.work import Work
 from dcdctl.core import data, devices, models, training
 from dcdctl.core.arguments import Overrides, Ref, named
 from dcdctl.core.data import CorpusSummary, PrepareJob, WorkDone
@@ -16,6 +15,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Model
 from dcdctl.core.photos import PhotosJob, make_library
 from dcdctl.core.report import Study
+from dcdctl.core.search import WorkJob, do_work
 from dcdctl.core.study import StudyJob, StudyView, run_study
 from dcdctl.core.teacher import TeacherCache, cache_scores
 from dcdctl.core.toml import assignments
@@ -71,15 +71,15 @@ def cache_teacher(request: CacheTeacher) -> TeacherCache:
     return cache_scores(request.settle(say), track=api.track(request.progress))
 
 
-@takes(Work)
-def work(arguments: Work) -> WorkDone:
+@takes(WorkJob)
+def work(job: WorkJob) -> WorkDone:
     """Do tasks that `engine="files:DIR"` wrote: score pairs, or embed images. The call that wrote them, made again,
     takes the results.
 
     `files` is a file, a folder or a pattern, or several. Each task gets a file of results beside it, unless that is
     there. `model` is the place of the model on this machine, if it is another one.
     """
-    return arguments.run(say, api.track(arguments.progress))
+    return do_work(job, track=api.track(job.progress), say=say)
 
 
 @takes(Distill)

@@ -4,7 +4,6 @@ completed to, and the options that only commands have.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,10 @@ from dcdctl.cli.completion import (
     complete_split,
     complete_teacher,
 )
-from dcdctl.core.arguments import Kind, argument, configures, many, named
+from dcdctl.core.arguments import CODE, Kind, argument, configures, many, named
 
 if TYPE_CHECKING:
     from dcdctl.core.training import RecipeRef
-
-CODE = re.compile(r"(?!.*\.py:)[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-"""A reference to Python code, module:function; one that names a file is refused."""
 
 
 def check_output_file(path: Path | None) -> Path | None:

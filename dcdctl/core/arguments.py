@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,8 @@ Kind = Literal[
     "precision",
     "engine",
 ]
+CODE = re.compile(r"(?!.*\.py:)[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+"""A reference to Python code, module:function; one that names a file is refused."""
 MOST = 10**9
 """As `core.config.MOST`, which is not imported for --help."""
 MOST_WORKERS = 256

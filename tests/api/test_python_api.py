@@ -70,7 +70,7 @@ DECLARED = {
     "finetune_teacher": "FinetuneTeacher",
     "prepare": "PrepareJob",
     "study": "StudyJob",
-    "work": "Work",
+    "work": "WorkJob",
 }
 
 

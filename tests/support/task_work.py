@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.cli.work import Work
 from dcdctl.core.data import WorkDone
 from dcdctl.core.engines import FilesEngine
-from dcdctl.core.progress import silent, unsaid
+from dcdctl.core.progress import unsaid
+from dcdctl.core.search import WorkJob, do_work
 from dcdctl.core.teacher import CacheJob, plan_scores
 
 
@@ -20,8 +20,7 @@ def engine(folder: Path) -> FilesEngine:
 
 def do(*places: object, **options: object) -> WorkDone:
     """What `dcdctl work` does with files or folders."""
-    arguments = Work([str(place) for place in places], device="cpu", **{"workers": 0, **options})
-    return arguments.run(unsaid, silent)
+    return do_work(WorkJob([str(place) for place in places], device="cpu", **{"workers": 0, **options}))
 
 
 def tasks_of(job: CacheJob) -> Path:

@@ -31,12 +31,10 @@ from .columns.where import (
 )
 from .combined import CombinedQuery, question_of
 from .copies import SameImages, find_copies
-from .embed import VECTORS
 from .exact import Floats, Rows, best_first, spread_over
-from .image_tasks import EmbedTasks
 from .index import FolderIndex
 from .index_config import IndexConfig
-from .job import Changes, Embedding, IndexJob, Vectors
+from .job import Changes, Embedding, IndexJob, Vectors, WorkJob
 from .library import STUDENT, Library, name_of_index
 from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
@@ -56,6 +54,7 @@ from .stored import Stored, StoredTokens, StoredType, StoredVectors
 from .summary import index_document, index_facts
 from .upkeep import check_removable, open_to_change
 from .watch import sync_index, watch_index
+from .work import do_work
 
 __all__ = [
     "COLUMN_TYPES",
@@ -64,7 +63,6 @@ __all__ = [
     "INDEX_FILE",
     "NUM_SHOWN",
     "STUDENT",
-    "VECTORS",
     "WEAK",
     "Browse",
     "Changes",
@@ -72,7 +70,6 @@ __all__ = [
     "CombinedQuery",
     "Compare",
     "Condition",
-    "EmbedTasks",
     "Embedding",
     "Floats",
     "FolderIndex",
@@ -98,6 +95,7 @@ __all__ = [
     "StoredVectors",
     "Value",
     "Vectors",
+    "WorkJob",
     "add_images",
     "answer_document",
     "as_text",
@@ -113,6 +111,7 @@ __all__ = [
     "check_vectors",
     "columns_text",
     "default_order",
+    "do_work",
     "find_copies",
     "follow_folders",
     "image_of",

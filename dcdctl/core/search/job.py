@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-from dcdctl.core.arguments import Ref, argument, configures, path, reads
+from dcdctl.core.arguments import Ref, Refs, argument, configures, path, reads
 from dcdctl.core.engines import Machine
 from dcdctl.core.options import BatchSize, Engine, Precision, QueryRef, Workers, reads_split
 from dcdctl.core.progress import Say, unsaid
@@ -112,6 +112,22 @@ class Changes:
     """The values of the images that it names replace those that they have."""
     sets: SearchSets = None
     query_model: QueryRef = None
+
+
+@dataclass(frozen=True)
+class WorkJob(Machine):
+    """Files of tasks, and where this machine has their model."""
+
+    files: Annotated[
+        Refs,
+        argument("Tasks that --engine files:DIR wrote: DIR/tasks-*, or the folder DIR.", "FILE", "place"),
+    ]
+    _: KW_ONLY
+    model: Annotated[
+        Ref | None,
+        reads("--model", "The model of the tasks, if it has another place on this machine.", "REF", "model"),
+    ] = None
+    workers: Workers = None
 
 
 def table_or_path(metadata: Metadata) -> Path | pa.Table | None:
