@@ -15,7 +15,9 @@ class Declared(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         modules = pkg["api"].modules.values()
-        owners = [*modules, *(owner for module in modules for owner in module.classes.values())]
+        # Without the classes that a module imports from another one.
+        classes = (owner for module in modules for owner in module.classes.values() if not owner.is_alias)
+        owners = [*modules, *classes]
         for function in (function for owner in owners for function in owner.functions.values()):
             for decorator in function.decorators:
                 if decorator.callable_path == "dcdctl.api.arguments.takes":

@@ -113,8 +113,8 @@ def test_an_index_of_vectors_or_tokens(ways, corpus, tmp_path, kind):
     photos = put(tmp_path / "photos", {f"{seed:02}.png": png(seed) for seed in range(17)} | {"no.png": b"no image"})
     found = []
     for number, how in enumerate(ways):
-        job = IndexJob(model=str(tmp_path / "model"), images=photos, out=tmp_path / str(number), compute=how)
-        found.append((build_index(job).skipped, contents(job.out)))
+        job = IndexJob(model=str(tmp_path / "model"), images=photos, out=tmp_path / str(number))
+        found.append((build_index(job, compute=how).skipped, contents(tmp_path / str(number))))
     assert found[0] == found[1]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dcdctl.cli.views.terminal import note, printable, show, show_exactly, show_json
@@ -25,7 +24,10 @@ def change_document(change: IndexChange) -> dict[str, Any]:
         "images": index.num_images,
         "added": change.added,
         "removed": change.removed,
-        **asdict(change.counts),
+        "changed": change.changed,
+        "moved": change.moved,
+        "copied": change.copied,
+        "unchanged": change.unchanged,
         "left_out": len(change.skipped),
         "left_out_by_kind": _by_kind(change.skipped),
         "dims": index.dim,
@@ -63,15 +65,13 @@ def _listed(title: str, names: Sequence[str]) -> str:
 def show_sync(change: IndexChange) -> None:
     """Show on one line what following the folders did, and of the files that are left out, which ones are new."""
     _show_notes(change, change.newly_skipped)
-    counts = change.counts
-    new = change.added - counts.copied
     done = _counts(
-        added=new,
-        changed=counts.changed,
-        moved=counts.moved,
-        copied=counts.copied,
+        added=change.added - change.copied,
+        changed=change.changed,
+        moved=change.moved,
+        copied=change.copied,
         removed=change.removed,
-        unchanged=counts.unchanged,
+        unchanged=change.unchanged,
     )
     show(f"{counted(change.index.num_images, 'images')}{done} -> {change.index.folder}")
 

@@ -12,22 +12,9 @@ from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChangeCounts:
-    """What following the folders found, in images."""
-
-    changed: int = 0
-    """Files with other bytes under the same name."""
-    moved: int = 0
-    """New files with the bytes of one that is gone."""
-    copied: int = 0
-    """Other new files with the bytes of an image that the index has or had."""
-    unchanged: int = 0
-
-
 @dataclass(frozen=True)
 class IndexChange:
-    """An index after a command, and what the command changed."""
+    """An index after a command, and what the command changed, in images."""
 
     index: FolderIndex
     skipped: list[dict[str, Any]]
@@ -36,8 +23,14 @@ class IndexChange:
     """Those of them that following the folders found this time."""
     added: int = 0
     removed: int = 0
-    counts: ChangeCounts = field(default_factory=ChangeCounts)
-    """What following the folders found."""
+    changed: int = 0
+    """Followed files with other bytes under the same name."""
+    moved: int = 0
+    """Followed new files with the bytes of one that is gone."""
+    copied: int = 0
+    """Other followed new files with the bytes of an image that the index has or had."""
+    unchanged: int = 0
+    """Followed files that are as they were."""
     notes: tuple[str, ...] = ()
     """What the user should know: images of the metadata that the index lacks and the other way round, a folder that is
     gone, images whose vectors were there already."""
@@ -45,8 +38,7 @@ class IndexChange:
     @property
     def is_nothing(self) -> bool:
         """Whether following the folders changed no image."""
-        counts = self.counts
-        return not (self.added or self.removed or counts.changed or counts.moved)
+        return not (self.added or self.removed or self.changed or self.moved)
 
 
 def followed(
@@ -73,12 +65,10 @@ def followed(
         newly_skipped=[file for file in skipped if frozenset(file.items()) not in known_skipped],
         added=len(new) - len(changed) - num_moved,
         removed=len(gone) - len(changed) - num_moved,
-        counts=ChangeCounts(
-            changed=len(changed),
-            moved=num_moved,
-            copied=len(known) - num_moved,
-            unchanged=before.num_images - len(gone_rows),
-        ),
+        changed=len(changed),
+        moved=num_moved,
+        copied=len(known) - num_moved,
+        unchanged=before.num_images - len(gone_rows),
         notes=notes,
     )
 

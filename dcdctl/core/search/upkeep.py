@@ -20,7 +20,7 @@ from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.places import check_utf8, refuse_url
 from dcdctl.core.search import sources, storage
-from dcdctl.core.search.changes import ChangeCounts, IndexChange
+from dcdctl.core.search.changes import IndexChange
 from dcdctl.core.search.columns import change
 from dcdctl.core.search.exact import Rows, spread_over
 from dcdctl.core.search.image_files import FileFacts
@@ -118,7 +118,7 @@ def up_to_date(index: FolderIndex) -> IndexChange | None:
         notes += seen.notes
     if change.has_columns_to_fill(index, first_row=0):
         return None
-    return IndexChange(index, skipped, counts=ChangeCounts(unchanged=index.num_images), notes=tuple(notes))
+    return IndexChange(index, skipped, unchanged=index.num_images, notes=tuple(notes))
 
 
 @dataclass(frozen=True, kw_only=True)
