@@ -109,7 +109,7 @@ def test_a_misspelled_engine_is_an_error_also_where_nothing_is_to_be_embedded(du
     before = contents(tmp_path / "index")
     result = run("sync", tmp_path / "index", "--engine", "spark")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "engine 'spark' is unknown; known are processes:N, ray, and ray://HOST:PORT" in result.stderr
+    assert "engine 'spark' is unknown; known are files:DIR, processes:N, ray, and ray://HOST:PORT" in result.stderr
     assert contents(tmp_path / "index") == before
 
 

@@ -69,13 +69,12 @@ def test_the_tokens_of_a_late_interaction_model_come_back_with_their_bytes(codes
     model = tmp_path / "late"
     models.save(with_noise(late(FAMILIES["dual"](texts, tmp_path), is_pooled=False)), model)
     settings = ("kind=flat", f"tokens.codes={codes}")
-    own = build_index(IndexJob(model=str(model), images=photos, out=tmp_path / "own", sets=settings), compute=OWN)
-    job = IndexJob(model=str(model), images=photos, out=tmp_path / "index", sets=settings)
-    compute = by_files(tmp_path / "tasks")
+    jobs = [IndexJob(model=model, images=photos, out=tmp_path / name, sets=list(settings)) for name in ("own", "index")]
+    own, compute = build_index(jobs[0], compute=OWN), by_files(tmp_path / "tasks")
     with pytest.raises(TasksWrittenError):
-        build_index(job, compute=compute)
+        build_index(jobs[1], compute=compute)
     do(tmp_path / "tasks")
-    assert contents(build_index(job, compute=compute).index.folder) == contents(own.index.folder)
+    assert contents(build_index(jobs[1], compute=compute).index.folder) == contents(own.index.folder)
 
 
 def test_a_corpus_travels_as_bytes(dual, scenes_corpus_dir, tmp_path, small_parts):

@@ -373,6 +373,19 @@ def test_tasks_that_are_taken_while_a_call_works_are_no_failure(job, monkeypatch
     assert names(tasks, "results") == [shard for shard in SHARDS if shard != "00005"]
 
 
+def test_a_task_that_another_one_replaces_while_a_call_works_gets_no_results(job, monkeypatch):
+    tasks, start = tasks_of(job), build.PairWorker.start
+
+    def replaced(worker, pairs):
+        shutil.copy(tasks / "tasks-00001.parquet", tasks / "tasks-00005.parquet")
+        return start(worker, pairs)
+
+    monkeypatch.setattr(build.PairWorker, "start", replaced)
+    with pytest.raises(InputError, match=r"tasks-00005\.parquet was changed after it was written"):
+        do(tasks)
+    assert names(tasks, "results") == [shard for shard in SHARDS if shard != "00005"]
+
+
 WORK = [sys.executable, "-m", "dcdctl", "work", "--device", "cpu"]
 
 

@@ -266,12 +266,6 @@ def exists(place: str | Path) -> bool:
     return True
 
 
-def sha256_of(place: str | Path) -> str:
-    """The SHA-256 of a file in hex."""
-    with open_stream(place) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _refuse_to_write(url: str) -> None:
     if url.startswith((*_WEB, "hf://")):
         raise ConfigError(

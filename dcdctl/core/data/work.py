@@ -113,7 +113,7 @@ class _Worker:
             self.job, self.worker = task.facts["job"], self.make(task.facts["job"])
         name = shown(task.path)
         try:
-            finish = self.worker.start(read_task(urls.readable(task.path), name), name)
+            finish = self.worker.start(read_task(urls.readable(task.path), name, task.facts), name)
         except DcdError as error:
             return partial(_failed, error)
         return partial(_finished, finish)

@@ -248,12 +248,13 @@ def read_task_facts(source: Any, name: str) -> tuple[Facts, int]:
     return facts, num_rows
 
 
-def read_task(source: Any, name: str) -> pa.Table:
-    """The rows of a task; InputError for a file that is damaged or was changed after it was written."""
+def read_task(source: Any, name: str, facts: Facts) -> pa.Table:
+    """The rows of a task with these facts; InputError for a file that is damaged or was changed after it was
+    written."""
     with reading(name, InputError, WRITE_AGAIN), pq.ParquetFile(source, page_checksum_verification=True) as file:
-        table, facts = file.read(), facts_in(file.schema_arrow)
+        table, found = file.read(), facts_in(file.schema_arrow)
         check_rows(len(table), file, name)
-    if digest_of(table) != facts.get("rows"):
+    if found != facts or digest_of(table) != facts.get("rows"):
         raise InputError(f"{name} was changed after it was written", hint=WRITE_AGAIN)
     return table
 
